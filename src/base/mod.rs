@@ -1,0 +1,4 @@
+//! What every layer may use: time as a value, bounded containers, publication. No sockets here.
+
+pub mod publish;
+pub mod time;

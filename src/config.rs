@@ -1,0 +1,154 @@
+//! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
+//! command line nor files' syntax (`config::file` reads TOML into this).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole configuration of `lb serve`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Config {
+    /// Worker threads; `None` takes one less than the cores of the machine, at least one.
+    pub workers: Option<usize>,
+    pub listen: Listen,
+    pub balance: Balance,
+    pub health: Health,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    pub control: Control,
+    pub log: Log,
+}
+
+/// The doors; `None` is `off`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listen {
+    pub tcp: Option<SocketAddr>,
+    pub udp: Option<SocketAddr>,
+    pub api: Option<SocketAddr>,
+    pub control: Option<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+}
+
+impl Default for Listen {
+    fn default() -> Listen {
+        let anyone = |port| Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
+        let loopback = |port| Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+        Listen {
+            tcp: anyone(8081),
+            udp: anyone(8082),
+            api: anyone(8083),
+            control: loopback(8080),
+            admin: loopback(8084),
+        }
+    }
+}
+
+/// How a backend is chosen for a new session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// In turn over all workers together, by weight.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest running sessions for its weight.
+    LeastSessions,
+    /// By the user's address, so that a user finds the same backend again while it is registered.
+    SourceHash,
+}
+
+/// What becomes of running TCP sessions when their backend's control connection is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnBackendLoss {
+    /// They go on: their own connections know best whether the service lives.
+    #[default]
+    Keep,
+    /// They are ended.
+    Close,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Balance {
+    pub policy: Policy,
+    pub on_backend_loss: OnBackendLoss,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// How often a backend is asked `hello`.
+    pub interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Unanswered hellos in a row after which a backend has left.
+    pub misses: u32,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health { interval: Duration::from_secs(5), timeout: Duration::from_secs(2), misses: 3 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// A connection to a backend, before another one is tried.
+    pub connect: Duration,
+    /// A TCP session on which neither side sends anything.
+    pub tcp_idle: Duration,
+    /// A TCP session of which one side has finished sending and the other sends nothing.
+    pub half_close: Duration,
+    /// What running sessions get after SIGTERM.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            connect: Duration::from_secs(3),
+            tcp_idle: Duration::from_secs(3600),
+            half_close: Duration::from_secs(60),
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions at once, all workers together; a user beyond it is refused and counted.
+    pub sessions: usize,
+    /// Control connections at once.
+    pub control_connections: usize,
+    /// Bytes of relay buffers, all workers together.
+    pub buffer_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { sessions: 100_000, control_connections: 1024, buffer_bytes: 32 << 20 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Control {
+    /// Networks whose hosts may register; empty allows loopback only.
+    pub allow: Vec<ipnet::IpNet>,
+    /// Shared secrets, one a line; any of them proves a backend.
+    pub secret_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub level: tracing::Level,
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: tracing::Level::INFO, format: LogFormat::Text }
+    }
+}

@@ -1,0 +1,204 @@
+//! What is counted. Owns the one table of counters: a row here is a field that a worker increments, a
+//! line in `/metrics` and its help text. Every value has a single writer (its worker) and any number
+//! of readers, so counting costs a load and a store on a line that no other core writes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Backends that are counted at once; also the limit of registrations.
+pub const BACKENDS_MAX: usize = 1024;
+
+/// A number with one writer. Readers may see it a moment late, never torn.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, by: u64) {
+        self.0.store(self.get().wrapping_add(by), Ordering::Relaxed);
+    }
+
+    pub fn one(&self) {
+        self.add(1);
+    }
+
+    /// For gauges: one less. The writer keeps it from passing below zero.
+    pub fn less_one(&self) {
+        self.0.store(self.get().wrapping_sub(1), Ordering::Relaxed);
+    }
+
+    pub fn set(&self, to: u64) {
+        self.0.store(to, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a row only grows, or goes up and down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// One row of a table: the name (without the `lb_` prefix), its kind and its help text.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub help: &'static str,
+}
+
+macro_rules! table {
+    ($(#[$about:meta])* $table:ident { $($kind:ident $field:ident: $help:literal,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Default)]
+        pub struct $table { $(#[doc = $help] pub $field: Counter,)* }
+
+        impl $table {
+            /// The rows of the table in the order in which they are shown.
+            pub const ROWS: &'static [Row] = &[
+                $(Row { name: stringify!($field), kind: Kind::$kind, help: $help },)*
+            ];
+
+            /// The values, in the order of [`Self::ROWS`].
+            pub fn values(&self) -> [u64; Self::ROWS.len()] {
+                [$(self.$field.get(),)*]
+            }
+        }
+    };
+}
+
+table! {
+    /// What a worker counts about itself.
+    WorkerCounters {
+        Gauge sessions_active: "Sessions running now.",
+        Counter sessions_started: "Users that were given a backend.",
+        Counter sessions_ended: "Sessions that have ended, for whatever reason.",
+        Counter users_refused_no_backend: "Users turned away because no backend was registered.",
+        Counter users_refused_full: "Users turned away because the session limit was reached.",
+        Counter users_refused_unreachable: "Users turned away because every backend that was tried refused.",
+        Counter connects_failed: "Connections to a backend that were refused or timed out.",
+        Counter retries: "Users passed on to another backend after a connection had failed.",
+        Counter bytes_up: "Bytes from users to backends.",
+        Counter bytes_down: "Bytes from backends to users.",
+        Counter resets: "Sessions that ended with a reset.",
+        Counter idle_ended: "Sessions ended because nothing had moved for too long.",
+        Counter accept_failed: "Accepts that failed, above all for lack of descriptors.",
+        Counter buffers_exhausted: "Receives that found the buffer pool empty and had to wait.",
+        Gauge buffers_free: "Relay buffers not in use.",
+        Counter turns: "Turns of the worker's loop; stands still only when the worker hangs.",
+        Counter reports_dropped: "Log lines lost because the control core was behind.",
+    }
+}
+
+table! {
+    /// What a worker counts about one backend.
+    BackendCounters {
+        Gauge active: "Sessions running on this backend now.",
+        Counter total: "Sessions that this backend was given.",
+        Counter connect_failed: "Connections to this backend that were refused or timed out.",
+        Counter up: "Bytes from users to this backend.",
+        Counter down: "Bytes from this backend to users.",
+    }
+}
+
+/// Upper bounds of the histogram buckets, in microseconds: 50 us to one hour, roughly 1-2-5.
+pub const BOUNDS_US: [u64; 24] = [
+    50,
+    100,
+    200,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+    200_000,
+    500_000,
+    1_000_000,
+    2_000_000,
+    5_000_000,
+    10_000_000,
+    20_000_000,
+    60_000_000,
+    120_000_000,
+    300_000_000,
+    600_000_000,
+    1_800_000_000,
+    3_600_000_000,
+];
+
+/// Durations counted into [`BOUNDS_US`], with one bucket more for what is longer.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Counter; BOUNDS_US.len() + 1],
+    sum_us: Counter,
+}
+
+impl Histogram {
+    pub fn record(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.buckets[BOUNDS_US.partition_point(|bound| *bound < us)].one();
+        self.sum_us.add(us);
+    }
+
+    /// Counts per bucket, not cumulative; the last is what exceeded every bound.
+    pub fn counts(&self) -> [u64; BOUNDS_US.len() + 1] {
+        std::array::from_fn(|place| self.buckets[place].get())
+    }
+
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us.get()
+    }
+}
+
+/// Everything one worker counts. The worker writes, anyone reads.
+#[derive(Debug)]
+pub struct WorkerMetrics {
+    pub counters: WorkerCounters,
+    /// By `Backend::slot`.
+    pub backends: Box<[BackendCounters]>,
+    pub connect_time: Histogram,
+    pub first_byte_time: Histogram,
+    pub session_length: Histogram,
+}
+
+impl Default for WorkerMetrics {
+    fn default() -> WorkerMetrics {
+        WorkerMetrics {
+            counters: WorkerCounters::default(),
+            backends: (0..BACKENDS_MAX).map(|_| BackendCounters::default()).collect(),
+            connect_time: Histogram::default(),
+            first_byte_time: Histogram::default(),
+            session_length: Histogram::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_falls_into_the_first_bucket_that_holds_it() {
+        let histogram = Histogram::default();
+        for us in [0, 50, 51, 3_600_000_000, 3_600_000_001] {
+            histogram.record(Duration::from_micros(us));
+        }
+        let counts = histogram.counts();
+        assert_eq!((counts[0], counts[1], counts[23], counts[24]), (2, 1, 1, 1));
+        assert_eq!(histogram.sum_us(), 50 + 51 + 3_600_000_000 + 3_600_000_001);
+    }
+
+    #[test]
+    fn rows_and_values_stand_in_the_same_order() {
+        let counters = WorkerCounters::default();
+        counters.turns.add(7);
+        let place = WorkerCounters::ROWS.iter().position(|row| row.name == "turns").unwrap();
+        assert_eq!(counters.values()[place], 7);
+    }
+}

@@ -1,0 +1,97 @@
+//! Sessions as others see them: identities, why one ended, and the sharded table that anyone may read
+//! while workers relay. What a session does is `proxy`'s.
+
+pub mod shards;
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+/// A session of this process: the worker that runs it, its place in that worker's shard, and which
+/// use of the place it is. Written `worker-place-generation`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SessionId {
+    pub worker: u8,
+    pub place: u32,
+    pub generation: u32,
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}-{}-{}", self.worker, self.place, self.generation)
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<SessionId, ()> {
+        let mut parts = text.split('-');
+        let mut next = || parts.next().ok_or(());
+        let id = SessionId {
+            worker: next()?.parse().map_err(|_| ())?,
+            place: next()?.parse().map_err(|_| ())?,
+            generation: next()?.parse().map_err(|_| ())?,
+        };
+        if parts.next().is_some() { Err(()) } else { Ok(id) }
+    }
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(self)
+    }
+}
+
+/// Why a session ended; the words stand in the log and in the README.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// Both sides finished sending.
+    Finished,
+    ClientReset,
+    BackendReset,
+    /// Nothing moved for `tcp_idle_ms`, or the peer stopped answering.
+    Idle,
+    /// One side had finished, and the other sent nothing for `half_close_ms`.
+    HalfCloseIdle,
+    /// Every backend that was tried refused the connection.
+    Unreachable,
+    /// `on_backend_loss = "close"`, or the end of a backend's drain.
+    BackendLeft,
+    /// The balancer is stopping.
+    Stopping,
+    /// Ended by the operator.
+    Operator,
+}
+
+impl EndReason {
+    pub const fn name(self) -> &'static str {
+        match self {
+            EndReason::Finished => "finished",
+            EndReason::ClientReset => "client_reset",
+            EndReason::BackendReset => "backend_reset",
+            EndReason::Idle => "idle",
+            EndReason::HalfCloseIdle => "half_close_idle",
+            EndReason::Unreachable => "unreachable",
+            EndReason::BackendLeft => "backend_left",
+            EndReason::Stopping => "stopping",
+            EndReason::Operator => "operator",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_reads_back_as_it_is_written() {
+        let id = SessionId { worker: 3, place: 70_000, generation: 12 };
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in ["", "1-2", "1-2-3-4", "a-2-3", "300-1-1"] {
+            assert_eq!(wrong.parse::<SessionId>(), Err(()), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The sharded session table. Each worker writes its own shard, anyone reads it; a reader takes no
+//! lock and so never stalls a worker. A record is a sequence lock over atomics (H. Boehm, "Can
+//! seqlocks get along with programming language memory models?", MSPC 2012): the writer makes the
+//! sequence odd while it changes who a record is about, and a reader that saw it move looks again.
+//! Byte counts move without it: each is one number that can only be a moment old.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+
+use super::SessionId;
+use crate::base::time::Now;
+use crate::cluster::{BackendId, Protocol};
+
+/// Records are allocated this many at a time, so that an idle balancer holds no table.
+const CHUNK: usize = 1024;
+/// A reader looks this often at a record that keeps changing before it passes it over.
+const LOOKS_MAX: usize = 16;
+/// Stands for "no backend yet".
+const NO_BACKEND: u32 = u32::MAX;
+
+/// What one session's record says, read at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionView {
+    pub id: SessionId,
+    pub protocol: Protocol,
+    pub client: SocketAddr,
+    /// `None` until the first connection to a backend has been chosen.
+    pub backend: Option<BackendId>,
+    pub started: Now,
+    /// When the last bytes moved.
+    pub active: Now,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+}
+
+/// Two cache lines: the first changes with every message, the second only when a session starts.
+#[derive(Default)]
+#[repr(align(128))]
+struct Record {
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+    active: AtomicU64,
+    sequence: AtomicU32,
+    generation: AtomicU32,
+    backend: AtomicU32,
+    /// Client port, protocol and whether the record is in use: port | protocol << 16 | live << 31.
+    port_and_protocol: AtomicU32,
+    address_high: AtomicU64,
+    address_low: AtomicU64,
+    started: AtomicU64,
+}
+
+const LIVE: u32 = 1 << 31;
+
+/// One worker's part of the table, as readers hold it.
+pub struct Shard {
+    worker: u8,
+    chunks: Box<[OnceLock<Box<[Record]>>]>,
+}
+
+/// The worker's end of its shard; there is one for each shard.
+pub struct ShardWriter {
+    shard: Arc<Shard>,
+    free: Vec<u32>,
+    used: u32,
+    capacity: u32,
+    live: u32,
+}
+
+/// A record that a worker holds. Given back to [`ShardWriter::close`].
+#[derive(PartialEq, Eq, Debug)]
+pub struct Place(u32);
+
+impl Shard {
+    /// A shard of up to `capacity` sessions and its only writer.
+    pub fn new(worker: u8, capacity: usize) -> (ShardWriter, Arc<Shard>) {
+        let chunks = (0..capacity.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
+        let shard = Arc::new(Shard { worker, chunks });
+        let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+        let writer =
+            ShardWriter { shard: Arc::clone(&shard), free: Vec::new(), used: 0, capacity, live: 0 };
+        (writer, shard)
+    }
+
+    pub fn worker(&self) -> u8 {
+        self.worker
+    }
+
+    /// Places that have ever been used; [`Shard::read`] finds nothing beyond them.
+    pub fn places(&self) -> u32 {
+        let chunks = self.chunks.iter().take_while(|chunk| chunk.get().is_some()).count();
+        u32::try_from(chunks * CHUNK).unwrap_or(u32::MAX)
+    }
+
+    /// The live session at `place`, if there is one.
+    pub fn read(&self, place: u32) -> Option<SessionView> {
+        let record = self.chunks.get(place as usize / CHUNK)?.get()?.get(place as usize % CHUNK)?;
+        (0..LOOKS_MAX).find_map(|_| record.look(self.worker, place)).flatten()
+    }
+
+    /// Every live session, each as it stood at the moment it was passed.
+    pub fn iter(&self) -> impl Iterator<Item = SessionView> + '_ {
+        (0..self.places()).filter_map(|place| self.read(place))
+    }
+
+    fn record(&self, place: u32) -> &Record {
+        let chunk = self.chunks[place as usize / CHUNK]
+            .get_or_init(|| (0..CHUNK).map(|_| Record::default()).collect());
+        &chunk[place as usize % CHUNK]
+    }
+}
+
+impl Record {
+    /// `None`: it changed underneath, look again. `Some(None)`: nobody is there.
+    fn look(&self, worker: u8, place: u32) -> Option<Option<SessionView>> {
+        let before = self.sequence.load(Ordering::Acquire);
+        if before % 2 == 1 {
+            return None;
+        }
+        let port_and_protocol = self.port_and_protocol.load(Ordering::Relaxed);
+        let backend = self.backend.load(Ordering::Relaxed);
+        let view = SessionView {
+            id: SessionId { worker, place, generation: self.generation.load(Ordering::Relaxed) },
+            protocol: Protocol::ALL[(port_and_protocol >> 16 & 3) as usize % 3],
+            client: address_from(
+                self.address_high.load(Ordering::Relaxed),
+                self.address_low.load(Ordering::Relaxed),
+                (port_and_protocol & 0xffff) as u16,
+            ),
+            backend: (backend != NO_BACKEND).then_some(BackendId(backend)),
+            started: Now::from_nanos(self.started.load(Ordering::Relaxed)),
+            active: Now::from_nanos(self.active.load(Ordering::Relaxed)),
+            bytes_up: self.bytes_up.load(Ordering::Relaxed),
+            bytes_down: self.bytes_down.load(Ordering::Relaxed),
+        };
+        fence(Ordering::Acquire);
+        if self.sequence.load(Ordering::Relaxed) != before {
+            return None;
+        }
+        Some((port_and_protocol & LIVE != 0).then_some(view))
+    }
+
+    fn change(&self, change: impl FnOnce(&Record)) {
+        let before = self.sequence.load(Ordering::Relaxed);
+        self.sequence.store(before.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        change(self);
+        self.sequence.store(before.wrapping_add(2), Ordering::Release);
+    }
+}
+
+impl ShardWriter {
+    /// Enters a session; `None` when the shard is full.
+    pub fn open(&mut self, protocol: Protocol, client: SocketAddr, now: Now) -> Option<Place> {
+        let place = self.free.pop().or_else(|| {
+            (self.used < self.capacity).then(|| {
+                self.used += 1;
+                self.used - 1
+            })
+        })?;
+        self.live += 1;
+        let (high, low) = address_to(client.ip());
+        self.shard.record(place).change(|record| {
+            record.generation.store(
+                record.generation.load(Ordering::Relaxed).wrapping_add(1),
+                Ordering::Relaxed,
+            );
+            let kind = (protocol.index() as u32) << 16;
+            record
+                .port_and_protocol
+                .store(LIVE | kind | u32::from(client.port()), Ordering::Relaxed);
+            record.backend.store(NO_BACKEND, Ordering::Relaxed);
+            record.address_high.store(high, Ordering::Relaxed);
+            record.address_low.store(low, Ordering::Relaxed);
+            record.started.store(now.nanos(), Ordering::Relaxed);
+            record.active.store(now.nanos(), Ordering::Relaxed);
+            record.bytes_up.store(0, Ordering::Relaxed);
+            record.bytes_down.store(0, Ordering::Relaxed);
+        });
+        Some(Place(place))
+    }
+
+    /// Says which backend the session is on.
+    pub fn set_backend(&mut self, place: &Place, backend: BackendId) {
+        self.shard
+            .record(place.0)
+            .change(|record| record.backend.store(backend.0, Ordering::Relaxed));
+    }
+
+    /// Says how many bytes have moved in all. Three plain stores on one cache line.
+    pub fn moved(&mut self, place: &Place, bytes_up: u64, bytes_down: u64, now: Now) {
+        let record = self.shard.record(place.0);
+        record.bytes_up.store(bytes_up, Ordering::Relaxed);
+        record.bytes_down.store(bytes_down, Ordering::Relaxed);
+        record.active.store(now.nanos(), Ordering::Relaxed);
+    }
+
+    /// The session's name.
+    pub fn id(&self, place: &Place) -> SessionId {
+        let generation = self.shard.record(place.0).generation.load(Ordering::Relaxed);
+        SessionId { worker: self.shard.worker, place: place.0, generation }
+    }
+
+    /// Takes a session out.
+    pub fn close(&mut self, place: Place) {
+        self.shard
+            .record(place.0)
+            .change(|record| record.port_and_protocol.store(0, Ordering::Relaxed));
+        self.live -= 1;
+        self.free.push(place.0);
+    }
+
+    /// Sessions in the shard.
+    pub fn live(&self) -> u32 {
+        self.live
+    }
+}
+
+fn address_to(address: IpAddr) -> (u64, u64) {
+    let bits = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    ((bits >> 64) as u64, bits as u64)
+}
+
+fn address_from(high: u64, low: u64, port: u16) -> SocketAddr {
+    let v6 = Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low));
+    SocketAddr::new(v6.to_canonical(), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: &str = "192.0.2.7:4711";
+
+    #[test]
+    fn a_session_is_seen_from_its_start_to_its_end() {
+        let (mut writer, shard) = Shard::new(2, 10);
+        let place =
+            writer.open(Protocol::Udp, CLIENT.parse().unwrap(), Now::from_nanos(5)).unwrap();
+        writer.set_backend(&place, BackendId(9));
+        writer.moved(&place, 100, 7, Now::from_nanos(8));
+        let seen: Vec<_> = shard.iter().collect();
+        assert_eq!(
+            seen,
+            [SessionView {
+                id: writer.id(&place),
+                protocol: Protocol::Udp,
+                client: CLIENT.parse().unwrap(),
+                backend: Some(BackendId(9)),
+                started: Now::from_nanos(5),
+                active: Now::from_nanos(8),
+                bytes_up: 100,
+                bytes_down: 7,
+            }]
+        );
+        writer.close(place);
+        assert_eq!(shard.iter().count(), 0);
+        assert_eq!(writer.live(), 0);
+    }
+
+    #[test]
+    fn a_place_used_again_is_another_session() {
+        let (mut writer, _shard) = Shard::new(0, 1);
+        let client = "[2001:db8::1]:1".parse().unwrap();
+        let first = writer.open(Protocol::Tcp, client, Now::default()).unwrap();
+        let first_id = writer.id(&first);
+        assert!(writer.open(Protocol::Tcp, client, Now::default()).is_none(), "the shard is full");
+        writer.close(first);
+        let second = writer.open(Protocol::Tcp, client, Now::default()).unwrap();
+        assert_ne!(writer.id(&second), first_id);
+    }
+
+    #[test]
+    fn a_reader_never_sees_halves_of_two_sessions() {
+        let (mut writer, shard) = Shard::new(0, 1);
+        let reader = std::thread::spawn(move || {
+            let mut seen = 0;
+            while seen < 20_000 {
+                let Some(view) = shard.read(0) else { continue };
+                let low = view.started.nanos();
+                assert_eq!(u64::from(view.client.port()), low & 0xffff);
+                if let IpAddr::V4(ip) = view.client.ip() {
+                    assert_eq!(u64::from(ip.to_bits()), low);
+                }
+                seen += 1;
+            }
+        });
+        let mut turn = 0u32;
+        while !reader.is_finished() {
+            turn = turn.wrapping_add(0x0101_0101);
+            let client = SocketAddr::new(IpAddr::V4(turn.into()), (turn & 0xffff) as u16);
+            let place =
+                writer.open(Protocol::Tcp, client, Now::from_nanos(u64::from(turn))).unwrap();
+            std::thread::yield_now();
+            writer.close(place);
+        }
+        reader.join().unwrap();
+    }
+}

@@ -1,0 +1,137 @@
+//! What crosses between a worker and the control core, and nothing else: a published snapshot, orders
+//! one way, reports the other way, counters and the session shard to read. Owns the bounds of both
+//! queues. Neither side ever waits for the other.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::base::publish::Subscriber;
+use crate::base::time::Now;
+use crate::cluster::{BackendId, Protocol, Snapshot};
+use crate::metrics::WorkerMetrics;
+use crate::session::shards::{Shard, ShardWriter};
+use crate::session::{EndReason, SessionId};
+
+/// Orders that may wait for a worker. A worker takes them every turn.
+pub const ORDERS_MAX: usize = 1024;
+/// Reports that may wait for the control core: what a worker can say in about a tenth of a second of
+/// short sessions. Beyond it they are dropped and counted.
+pub const REPORTS_MAX: usize = 16 * 1024;
+
+/// What the control core tells one worker to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// End every session on this backend.
+    EndBackend { backend: BackendId, reason: EndReason },
+    /// End one session.
+    EndSession { id: SessionId, reason: EndReason },
+    /// Accept no more users; let sessions end by themselves.
+    Drain,
+    /// End every session and stop.
+    Stop,
+}
+
+/// What a worker has to say that a counter cannot.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Report {
+    /// A user was given a backend and the backend's connection stands.
+    Started {
+        id: SessionId,
+        protocol: Protocol,
+        client: SocketAddr,
+        backend: BackendId,
+    },
+    Ended(Ended),
+    /// A user was turned away.
+    Refused {
+        protocol: Protocol,
+        client: SocketAddr,
+        why: Refusal,
+    },
+    /// A backend's data port refused, reset or did not answer in time; the one urgent report.
+    ConnectFailed {
+        backend: BackendId,
+        errno: i32,
+    },
+}
+
+/// The line about a session that is over.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Ended {
+    pub id: SessionId,
+    pub protocol: Protocol,
+    pub client: SocketAddr,
+    pub backend: Option<BackendId>,
+    pub started: Now,
+    pub ended: Now,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub reason: EndReason,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    NoBackend,
+    Full,
+    Unreachable,
+}
+
+/// The control core's end.
+pub struct ControlEnd {
+    pub worker: u8,
+    pub orders: rtrb::Producer<Order>,
+    pub reports: rtrb::Consumer<Report>,
+    pub metrics: Arc<WorkerMetrics>,
+    pub shard: Arc<Shard>,
+    /// Written after an order or a snapshot, so that a sleeping worker looks.
+    pub wake: Arc<nix::sys::eventfd::EventFd>,
+}
+
+/// The worker's end.
+pub struct WorkerEnd {
+    pub worker: u8,
+    pub snapshots: Subscriber<Snapshot>,
+    pub orders: rtrb::Consumer<Order>,
+    pub reports: rtrb::Producer<Report>,
+    pub metrics: Arc<WorkerMetrics>,
+    pub shard: ShardWriter,
+    pub wake: Arc<nix::sys::eventfd::EventFd>,
+    /// Rung after [`Report::ConnectFailed`] only; other reports wait for the control core's tick.
+    pub urgent: Arc<tokio::sync::Notify>,
+}
+
+/// Joins a worker to the control core. Fails only when the process is out of descriptors.
+pub fn link(
+    worker: u8,
+    sessions_max: usize,
+    snapshots: Subscriber<Snapshot>,
+    urgent: Arc<tokio::sync::Notify>,
+) -> nix::Result<(ControlEnd, WorkerEnd)> {
+    let (orders_in, orders_out) = rtrb::RingBuffer::new(ORDERS_MAX);
+    let (reports_in, reports_out) = rtrb::RingBuffer::new(REPORTS_MAX);
+    let metrics = Arc::new(WorkerMetrics::default());
+    let (writer, shard) = Shard::new(worker, sessions_max);
+    let wake = Arc::new(nix::sys::eventfd::EventFd::from_value_and_flags(
+        0,
+        nix::sys::eventfd::EfdFlags::EFD_CLOEXEC,
+    )?);
+    let control = ControlEnd {
+        worker,
+        orders: orders_in,
+        reports: reports_out,
+        metrics: Arc::clone(&metrics),
+        shard,
+        wake: Arc::clone(&wake),
+    };
+    let worker = WorkerEnd {
+        worker,
+        snapshots,
+        orders: orders_out,
+        reports: reports_in,
+        metrics,
+        shard: writer,
+        wake,
+        urgent,
+    };
+    Ok((control, worker))
+}

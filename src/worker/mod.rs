@@ -1,0 +1,4 @@
+//! A worker: one thread, one ring, its share of the users. `core` decides, `shell` does, `link` is
+//! what crosses to the control core.
+
+pub mod link;
