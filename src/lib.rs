@@ -36,6 +36,7 @@
 pub mod base;
 pub mod cluster;
 pub mod config;
+pub mod control;
 pub mod metrics;
 pub mod session;
 pub mod worker;

@@ -1,0 +1,3 @@
+//! The control core: who is registered, who is well, and what the operator sees.
+
+pub mod status;

@@ -1,0 +1,237 @@
+//! What the admin door says, as plain values: the stable schema of `/status` and `/sessions`. Owns the
+//! names and units of every field; `control::admin` fills it in, `lb status` reads it back with the
+//! same types. A field may be added at any time, so readers ignore what they do not know; a field
+//! that goes or changes its meaning raises [`SCHEMA`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Protocol;
+
+/// The version of this schema, sent with every answer.
+pub const SCHEMA: u32 = 1;
+
+/// `GET /status`: the whole balancer at one moment, without its single sessions.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub schema: u32,
+    /// The version of the program.
+    pub version: String,
+    pub pid: u32,
+    pub state: RunState,
+    /// When the control core started, in milliseconds since 1970.
+    pub started_unix_ms: u64,
+    pub uptime_ms: u64,
+    /// While stopping: how long the sessions that are left still have.
+    pub stops_in_ms: Option<u64>,
+    pub doors: Doors,
+    /// `round_robin`, `least_sessions` or `source_hash`.
+    pub policy: String,
+    /// The version of the snapshot that the workers were last given.
+    pub snapshot: u64,
+    pub sessions: SessionTotals,
+    /// In the order of registration; those that have left but still have sessions come last.
+    pub backends: Vec<BackendStatus>,
+    pub workers: Vec<WorkerStatus>,
+    /// Over all workers since they started.
+    pub timings: Timings,
+    /// What the control core counts about itself, by the names of `/metrics` without prefix.
+    pub control: BTreeMap<String, u64>,
+}
+
+/// What the process is doing with new users.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    Serving,
+    /// Accepts no more users and waits for the sessions that run.
+    Draining,
+    Stopping,
+}
+
+/// The addresses of the doors as they are bound; `null` is `off`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Doors {
+    pub tcp: Option<SocketAddr>,
+    pub udp: Option<SocketAddr>,
+    pub api: Option<SocketAddr>,
+    pub control: Option<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+}
+
+/// Users, all workers together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SessionTotals {
+    /// Sessions running now.
+    pub active: u64,
+    /// `[limits] sessions`.
+    pub limit: u64,
+    pub started: u64,
+    pub ended: u64,
+    /// Users turned away, for whatever reason.
+    pub refused: u64,
+    /// Bytes from users to backends, ended sessions included.
+    pub bytes_up: u64,
+    /// Bytes from backends to users, ended sessions included.
+    pub bytes_down: u64,
+}
+
+/// One backend.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// As in the log and in `/sessions`: `b` and a number that is never used again.
+    pub id: String,
+    pub protocol: Protocol,
+    pub address: SocketAddr,
+    pub name: Option<String>,
+    pub weight: u16,
+    pub state: BackendState,
+    /// How often it comes in one round of the rotation, and how long the round is; `turns / round` is
+    /// its share of new sessions.
+    pub turns: u32,
+    pub round: u32,
+    pub registered_unix_ms: u64,
+    pub hello: HelloStatus,
+    /// While draining: how long the sessions that are left still have.
+    pub drains_in_ms: Option<u64>,
+    /// Sessions running on it now.
+    pub sessions_active: u64,
+    pub sessions_total: u64,
+    /// Connections to it that were refused or timed out.
+    pub connects_failed: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+}
+
+/// Whether a backend gets new sessions.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    Serving,
+    /// Its data port refused; back as soon as a connection succeeds.
+    Aside,
+    /// Keeps its sessions and gets no new ones.
+    Draining,
+    /// No longer registered, and some of its sessions still run.
+    Left,
+}
+
+impl BackendState {
+    /// The word in JSON and in metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            BackendState::Serving => "serving",
+            BackendState::Aside => "aside",
+            BackendState::Draining => "draining",
+            BackendState::Left => "left",
+        }
+    }
+}
+
+/// How the hellos on a backend's control connection fare.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HelloStatus {
+    /// When it last answered, in milliseconds since 1970; `null` before the first answer.
+    pub answered_unix_ms: Option<u64>,
+    /// How long the last answer took.
+    pub took_us: Option<u64>,
+    /// Hellos in a row without an answer, as of now.
+    pub misses: u32,
+}
+
+/// One worker.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    pub worker: u8,
+    /// By the names of `/metrics`, without the `lb_` prefix and `_total`.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// How long things took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Timings {
+    /// From a user's arrival until the connection to a backend stood.
+    pub connect: Percentiles,
+    /// Until the first byte came back.
+    pub first_byte: Percentiles,
+    /// From a session's start to its end.
+    pub session_length: Percentiles,
+}
+
+/// A histogram in brief. Each percentile is the upper bound of the bucket that it falls into, in
+/// microseconds, and `null` when nothing was counted or when it exceeds every bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Percentiles {
+    pub count: u64,
+    pub sum_us: u64,
+    pub p50_us: Option<u64>,
+    pub p90_us: Option<u64>,
+    pub p99_us: Option<u64>,
+}
+
+/// `GET /sessions`: a page of the session table.
+///
+/// The query narrows it: `protocol` (`tcp`, `udp`, `api`), `backend` (an id, or an address with
+/// port), `client` (an address, or a network such as `10.1.0.0/16`), `worker`, `age_ms` (at least
+/// that old), `limit` (1 to [`PAGE_MAX`], normally [`PAGE_DEFAULT`]) and `after` (the `next` of the
+/// page before).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SessionsPage {
+    pub schema: u32,
+    pub sessions: Vec<SessionStatus>,
+    /// Where the next page begins; `null` when this one reached the end of the table.
+    pub next: Option<String>,
+}
+
+/// Sessions on a page when the query does not say.
+pub const PAGE_DEFAULT: usize = 1000;
+/// Sessions on a page at most.
+pub const PAGE_MAX: usize = 100_000;
+
+/// One session.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// As in the log: `worker-place-generation`.
+    pub id: String,
+    pub protocol: Protocol,
+    pub client: SocketAddr,
+    /// The backend's id; `null` until one has been chosen.
+    pub backend: Option<String>,
+    pub backend_address: Option<SocketAddr>,
+    pub worker: u8,
+    pub started_unix_ms: u64,
+    pub age_ms: u64,
+    /// How long ago bytes last moved.
+    pub idle_ms: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+}
+
+/// What the admin door answers to a request that it cannot serve.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// One sentence: what was wrong with the request.
+    pub error: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_ignores_fields_that_it_does_not_know() {
+        let text = r#"{"answered_unix_ms":7,"took_us":null,"misses":1,"mood":"fine"}"#;
+        let read: HelloStatus = serde_json::from_str(text).unwrap();
+        assert_eq!(read, HelloStatus { answered_unix_ms: Some(7), took_us: None, misses: 1 });
+    }
+
+    #[test]
+    fn states_and_protocols_are_lower_case_words() {
+        for state in [BackendState::Serving, BackendState::Aside, BackendState::Draining] {
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.name()));
+        }
+        assert_eq!(serde_json::to_string(&RunState::Draining).unwrap(), r#""draining""#);
+    }
+}
