@@ -1,0 +1,267 @@
+//! TOML to [`Config`]. Owns the file's syntax and what is said about a line that is wrong; which keys
+//! there are and what each takes is `keys`'. Reads text that it is given; opening the file is the
+//! caller's.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Config;
+use super::keys::{Given, KEYS, find};
+
+/// A name further away than this share of its letters is not offered as what was meant.
+const LIKENESS_MIN: f64 = 0.5;
+
+/// Reads a whole file over the defaults. `name` is how messages call the file.
+///
+/// # Errors
+/// One sentence that names the file, the line and the cure.
+pub fn read(name: &str, text: &str) -> Result<Config, String> {
+    let at = |span: Range<usize>| format!("{name} line {}", line(text, span.start));
+    let table = DeTable::parse(text).map_err(|error| {
+        let place = error.span().map_or(name.to_owned(), at);
+        format!("{place}: {}", error.message().lines().collect::<Vec<_>>().join(", "))
+    })?;
+    let mut config = Config::default();
+    for (key, value) in table.get_ref() {
+        let read = match value.get_ref() {
+            DeValue::Table(section) if is_section(key.get_ref()) => {
+                set_section(&mut config, key.get_ref(), section)
+            }
+            _ => set_one(&mut config, "", key, value),
+        };
+        read.map_err(|(span, said)| format!("{}: {said}", at(span)))?;
+    }
+    Ok(config)
+}
+
+type Wrong = (Range<usize>, String);
+
+fn is_section(name: &str) -> bool {
+    !name.is_empty() && KEYS.iter().any(|key| key.section == name)
+}
+
+fn set_section(config: &mut Config, section: &str, table: &DeTable) -> Result<(), Wrong> {
+    table.iter().try_for_each(|(key, value)| set_one(config, section, key, value))
+}
+
+fn set_one(
+    config: &mut Config,
+    section: &str,
+    key: &Spanned<std::borrow::Cow<str>>,
+    value: &Spanned<DeValue>,
+) -> Result<(), Wrong> {
+    let name = key.get_ref();
+    if section.is_empty() && is_section(name) {
+        return Err((
+            key.span(),
+            format!("`{name}` is a table: write [{name}] and its keys below it"),
+        ));
+    }
+    let Some(row) = find(section, name) else {
+        return Err((key.span(), unknown(section, name)));
+    };
+    let given = given(value.get_ref());
+    row.set(config, &given).map_err(|said| (value.span(), format!("{} {said}", row.path())))
+}
+
+fn given(value: &DeValue) -> Given {
+    match value {
+        DeValue::String(text) => Given::Text(text.clone().into_owned()),
+        DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix())
+            .map_or(Given::Other("number beyond 64 bits"), Given::Number),
+        DeValue::Array(items) => items
+            .iter()
+            .map(|item| item.get_ref().as_str().map(str::to_owned))
+            .collect::<Option<Vec<String>>>()
+            .map_or(Given::Other("list of anything but text"), Given::List),
+        other => Given::Other(other.type_str()),
+    }
+}
+
+fn unknown(section: &str, name: &str) -> String {
+    let place = if section.is_empty() { String::new() } else { format!(" in [{section}]") };
+    let elsewhere = KEYS.iter().find(|key| key.name == name);
+    let cure = match (elsewhere, nearest(section, name)) {
+        (Some(key), _) if key.section.is_empty() => "; it stands above all tables".to_owned(),
+        (Some(key), _) => format!("; it belongs to [{}]", key.section),
+        (None, Some(known)) => format!("; did you mean `{known}`?"),
+        (None, None) => format!("; known here are {}", known_in(section).join(", ")),
+    };
+    format!("unknown key `{}`{place}{cure}", name.escape_debug())
+}
+
+fn nearest(section: &str, name: &str) -> Option<String> {
+    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(known, name);
+    let mut known = known_in(section);
+    known.sort_by(|one, other| likeness(bare(other)).total_cmp(&likeness(bare(one))));
+    known.into_iter().next().filter(|best| likeness(bare(best)) >= LIKENESS_MIN)
+}
+
+fn bare(known: &str) -> &str {
+    known.trim_matches(['[', ']'])
+}
+
+/// The names that may stand in a section; above all tables these are the tables too.
+fn known_in(section: &str) -> Vec<String> {
+    let mut names: Vec<String> =
+        KEYS.iter().filter(|key| key.section == section).map(|key| key.name.to_owned()).collect();
+    if section.is_empty() {
+        let mut tables: Vec<String> = KEYS
+            .iter()
+            .filter(|key| !key.section.is_empty())
+            .map(|key| format!("[{}]", key.section))
+            .collect();
+        tables.dedup();
+        names.extend(tables);
+    }
+    names
+}
+
+fn line(text: &str, place: usize) -> usize {
+    text.bytes().take(place).filter(|byte| *byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{LogFormat, OnBackendLoss, Policy};
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(read("lb.toml", ""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_key_reads_back_as_it_is_shown() {
+        let text: String = KEYS
+            .iter()
+            .map(|key| {
+                let value = key.show(&Config::default());
+                match key.section {
+                    "" => format!("{} = {value}\n", key.name),
+                    section => format!("{section}.{} = {value}\n", key.name),
+                }
+            })
+            .collect();
+        assert_eq!(read("lb.toml", &text), Ok(Config::default()), "{text}");
+    }
+
+    #[test]
+    fn a_full_file_sets_every_field() {
+        let text = r#"
+            workers = 3
+            [listen]
+            tcp = "10.0.0.1:1"
+            udp = 2
+            api = ":3"
+            control = "[::1]:4"
+            admin = "off"
+            [balance]
+            policy = "source_hash"
+            on_backend_loss = "close"
+            [health]
+            interval_ms = 900
+            timeout_ms = 800
+            misses = 2
+            [timeouts]
+            connect_ms = 11
+            tcp_idle_ms = 12
+            half_close_ms = 13
+            drain_ms = 14
+            [limits]
+            sessions = 15
+            control_connections = 16
+            buffer_bytes = 1_048_576
+            [control]
+            allow = ["10.0.0.0/8"]
+            secret_file = "secrets"
+            [log]
+            level = "debug"
+            format = "json"
+        "#;
+        let config = read("lb.toml", text).unwrap();
+        let defaults = Config::default();
+        for key in KEYS {
+            assert_ne!(key.show(&config), key.show(&defaults), "{} was not set", key.path());
+        }
+        assert_eq!(config.workers, Some(3));
+        assert_eq!(config.listen.udp, Some("[::]:2".parse().unwrap()));
+        assert_eq!(config.listen.admin, None);
+        assert_eq!(config.balance.policy, Policy::SourceHash);
+        assert_eq!(config.balance.on_backend_loss, OnBackendLoss::Close);
+        assert_eq!(config.timeouts.half_close, Duration::from_millis(13));
+        assert_eq!(config.limits.buffer_bytes, 1 << 20);
+        assert_eq!(config.log.format, LogFormat::Json);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line_and_the_cure() {
+        for (text, said) in [
+            (
+                "\n[balance]\npolcy = 1",
+                "f line 3: unknown key `polcy` in [balance]; did you mean `policy`?",
+            ),
+            (
+                "[listen]\ninterval_ms = 1",
+                "f line 2: unknown key `interval_ms` in [listen]; it belongs to [health]",
+            ),
+            ("[limit]\nsessions = 1", "f line 1: unknown key `limit`; did you mean `[limits]`?"),
+            ("worker = 1", "f line 1: unknown key `worker`; did you mean `workers`?"),
+            (
+                "[log]\nworkers = 1",
+                "f line 2: unknown key `workers` in [log]; it stands above all tables",
+            ),
+            ("health = 5", "f line 1: `health` is a table: write [health] and its keys below it"),
+            (
+                "[log]\nzzz = 1",
+                "f line 2: unknown key `zzz` in [log]; known here are level, format",
+            ),
+            (
+                "[health]\ninterval_ms = \"5s\"",
+                "f line 2: health.interval_ms takes a whole number of milliseconds from 10 to \
+                 3600000, not \"5s\"",
+            ),
+            (
+                "[health]\nmisses = 2.5",
+                "f line 2: health.misses takes a whole number from 1 to 100, not a value of the \
+                 type float",
+            ),
+            (
+                "[balance]\npolicy = \"random\"",
+                "f line 2: balance.policy takes one of \"round_robin\", \"least_sessions\", \
+                 \"source_hash\", not \"random\"",
+            ),
+            (
+                "[control]\nallow = [\"10.0.0.0/33\"]",
+                "f line 2: control.allow takes a list of networks such as [\"10.0.0.0/8\", \
+                 \"192.0.2.7\"], not \"10.0.0.0/33\"",
+            ),
+            (
+                "[control]\nallow = [1]",
+                "f line 2: control.allow takes a list of networks such as [\"10.0.0.0/8\", \
+                 \"192.0.2.7\"], not a value of the type list of anything but text",
+            ),
+            (
+                "workers = 99999999999999999999",
+                "f line 1: workers takes a number from 1 to 255 or \"auto\", not a value of the \
+                 type number beyond 64 bits",
+            ),
+        ] {
+            assert_eq!(read("f", text), Err(said.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn broken_syntax_is_one_line_that_names_the_line() {
+        for text in ["\n\n[listen\n", "a = ", "a = 1\na = 2", "[log]\nlevel = \"x", "\u{0}"] {
+            let said = read("f", text).unwrap_err();
+            assert!(said.starts_with("f line "), "{said}");
+            assert!(!said.contains('\n'), "{said}");
+        }
+        assert!(read("f", "\n\n[listen\n").unwrap_err().starts_with("f line 3: "));
+    }
+}
