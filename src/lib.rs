@@ -38,5 +38,6 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod metrics;
+pub mod ring;
 pub mod session;
 pub mod worker;

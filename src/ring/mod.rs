@@ -1,0 +1,399 @@
+//! The fence around io_uring: one ring, its operations, and the memory that the kernel may touch.
+//! All `unsafe` of the project is in this folder, and no safe function here can break memory by being
+//! called wrongly:
+//!
+//! * what the kernel reads or writes after a submission is pool memory, which the ring owns and never
+//!   frees; a block that the kernel may write to has no `Buf` (see [`pool`]);
+//! * addresses and gather lists are copied by the kernel when it takes a submission
+//!   (`IORING_FEAT_SUBMIT_STABLE`, `io_uring_setup(2)`), so they live in a desk that is wiped only
+//!   after that.
+//!
+//! Wrong order is the caller's affair: close a socket only when nothing is in flight on it.
+
+pub mod pool;
+mod provided;
+pub mod sys;
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use nix::errno::Errno;
+use socket2::SockAddr;
+
+use pool::{Buf, Class, GATHER_MAX, Outgoing, Pool};
+use provided::Provided;
+
+/// Submissions that may wait for the next [`Ring::enter`].
+const SUBMISSIONS: u32 = 1024;
+/// Completions that may wait to be reaped; beyond it the kernel keeps them aside and ends multishots.
+const COMPLETIONS: u32 = 16 * 1024;
+/// Completions handed out by one [`Ring::reap`].
+pub const REAP_MAX: usize = 256;
+/// Gathered sends and connects that one submission round may hold.
+const DESK_MAX: usize = 128;
+/// `IORING_RECVSEND_POLL_FIRST`: wait for data before trying to read it.
+const POLL_FIRST: u16 = 1;
+/// `IORING_RECV_MULTISHOT`.
+const MULTISHOT: u16 = 2;
+/// Where `optlen` lies in a submission entry: the total after which a multishot receive ends.
+const OPTLEN_OFFSET: usize = 44;
+
+/// The bits of a generation that pass through the kernel.
+const GENERATION: u32 = 0x7f_ffff;
+/// Marks an accept in its user data, so that its result is known to be a descriptor.
+const ACCEPT: u64 = 1 << 55;
+
+/// What a completion belongs to: the caller's own words, carried through the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tag {
+    /// Which kind of operation; the caller's numbering, not zero.
+    pub kind: u8,
+    /// Which use of the slot; 23 bits are kept.
+    pub generation: u32,
+    pub slot: u32,
+}
+
+impl Tag {
+    fn pack(self) -> u64 {
+        debug_assert!(self.kind != 0, "zero marks operations that nobody waits for");
+        u64::from(self.kind) << 56
+            | u64::from(self.generation & GENERATION) << 32
+            | u64::from(self.slot)
+    }
+
+    fn unpack(data: u64) -> Tag {
+        Tag {
+            kind: (data >> 56) as u8,
+            generation: (data >> 32) as u32 & GENERATION,
+            slot: data as u32,
+        }
+    }
+}
+
+/// One completion.
+#[derive(Debug)]
+pub struct Done {
+    pub tag: Tag,
+    /// Bytes, or what the kernel said instead.
+    pub result: Result<u32, Errno>,
+    /// The new connection, when the operation accepted one; closed if nobody takes it.
+    pub accepted: Option<OwnedFd>,
+    /// What was received, when the operation took a block.
+    pub buf: Option<Buf>,
+    /// The operation goes on; when false it is over.
+    pub more: bool,
+    /// The socket held more than was read.
+    pub nonempty: bool,
+}
+
+/// How much memory a ring's relay buffers take, and which kernel features to use.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub small_blocks: usize,
+    pub large_blocks: usize,
+}
+
+impl Settings {
+    /// Splits `bytes` evenly between the two classes, with at least a few blocks of each.
+    pub fn with_bytes(bytes: usize) -> Settings {
+        Settings {
+            small_blocks: (bytes / 2 / Class::Small.bytes()).clamp(64, pool::BLOCKS_MAX),
+            large_blocks: (bytes / 2 / Class::Large.bytes()).clamp(4, 16 * 1024),
+        }
+    }
+}
+
+/// One io_uring instance with its buffers. Stays on the thread that made it.
+pub struct Ring {
+    io: IoUring,
+    provided: [Provided; 2],
+    /// Never dropped: an operation may be in flight on its memory.
+    pool: ManuallyDrop<Pool>,
+    desk: Desk,
+}
+
+/// What the kernel reads while it takes a submission: kept still until then.
+struct Desk {
+    addresses: Vec<SockAddr>,
+    pieces: Vec<libc::iovec>,
+    messages: Vec<libc::msghdr>,
+}
+
+impl Ring {
+    /// Sets up a ring for this thread and registers its buffer rings.
+    pub fn new(settings: Settings) -> io::Result<Ring> {
+        let io = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_clamp()
+            .setup_cqsize(COMPLETIONS)
+            .dontfork()
+            .build(SUBMISSIONS)?;
+        assert!(io.params().is_feature_submit_stable(), "every kernel since 5.5 has it");
+        let provided = [
+            Provided::register(&io, Class::Small, settings.small_blocks)?,
+            Provided::register(&io, Class::Large, settings.large_blocks)?,
+        ];
+        let pool = ManuallyDrop::new(Pool::new(settings.small_blocks, settings.large_blocks));
+        let mut ring = Ring { io, provided, pool, desk: Desk::new() };
+        ring.replenish();
+        Ok(ring)
+    }
+
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub fn pool_mut(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    /// Accepts connections until it fails or is cancelled.
+    pub fn accept_many(&mut self, tag: Tag, listener: BorrowedFd<'_>) {
+        let entry = opcode::AcceptMulti::new(types::Fd(listener.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC)
+            .build();
+        self.push(tag.pack() | ACCEPT, entry);
+    }
+
+    /// Connects a socket.
+    pub fn connect(&mut self, tag: Tag, socket: BorrowedFd<'_>, to: SocketAddr) {
+        self.make_room_on_desk();
+        let address = self.desk.address(to);
+        let entry = opcode::Connect::new(
+            types::Fd(socket.as_raw_fd()),
+            address.as_ptr().cast(),
+            address.len(),
+        )
+        .build();
+        self.push(tag.pack(), entry);
+    }
+
+    /// Receives once into a block of `class`. With `wait_first`, does not try before data is there.
+    pub fn receive(&mut self, tag: Tag, socket: BorrowedFd<'_>, class: Class, wait_first: bool) {
+        let ioprio = if wait_first { POLL_FIRST } else { 0 };
+        let entry = opcode::Recv::new(
+            types::Fd(socket.as_raw_fd()),
+            std::ptr::null_mut(),
+            class.bytes() as u32,
+        )
+        .buf_group(class as u16)
+        .ioprio(ioprio)
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT);
+        self.push(tag.pack(), entry);
+    }
+
+    /// Receives into small blocks again and again, until `bytes_max` have come in all (kernels since
+    /// 6.17; see `probe`), an error, the end of the stream or a cancel.
+    pub fn receive_many(&mut self, tag: Tag, socket: BorrowedFd<'_>, bytes_max: u32) {
+        let entry = opcode::Recv::new(types::Fd(socket.as_raw_fd()), std::ptr::null_mut(), 0)
+            .buf_group(Class::Small as u16)
+            .ioprio(MULTISHOT | POLL_FIRST)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        self.push(tag.pack(), with_total(entry, bytes_max));
+    }
+
+    /// Sends a chain, gathered if it has several blocks; completes when all of it is with the kernel,
+    /// or with what was before an error. The owner keeps the chain until then.
+    pub fn send(&mut self, tag: Tag, socket: BorrowedFd<'_>, what: Outgoing) {
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let fd = types::Fd(socket.as_raw_fd());
+        let entry = if what.blocks() == 1 {
+            let piece = self.pool.pieces(what).next().unwrap_or(&[]);
+            opcode::Send::new(fd, piece.as_ptr(), piece.len() as u32).flags(flags).build()
+        } else {
+            assert!(what.blocks() <= GATHER_MAX, "a gathered send has a bounded list");
+            self.make_room_on_desk();
+            let message = self.desk.message(self.pool.pieces(what));
+            opcode::SendMsg::new(fd, message).flags(flags as u32).build()
+        };
+        self.push(tag.pack(), entry);
+    }
+
+    /// Completes every time the descriptor becomes readable.
+    pub fn watch(&mut self, tag: Tag, descriptor: BorrowedFd<'_>) {
+        let fd = types::Fd(descriptor.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
+        self.push(tag.pack(), entry);
+    }
+
+    /// Asks for the end of the operation with this tag, whose own completion says how it ended.
+    pub fn cancel(&mut self, target: Tag) {
+        self.push(0, opcode::AsyncCancel::new(target.pack()).build());
+    }
+
+    /// The same for an accept.
+    pub fn cancel_accept(&mut self, target: Tag) {
+        self.push(0, opcode::AsyncCancel::new(target.pack() | ACCEPT).build());
+    }
+
+    /// Closes a descriptor on which nothing is in flight.
+    pub fn close(&mut self, descriptor: OwnedFd) {
+        let entry = opcode::Close::new(types::Fd(descriptor.into_raw_fd())).build();
+        self.push(0, entry.flags(squeue::Flags::SKIP_SUCCESS));
+    }
+
+    /// Submits what is waiting, and waits for a completion for at most `patience` (`None`: for ever).
+    pub fn enter(&mut self, patience: Option<Duration>) -> io::Result<()> {
+        self.replenish();
+        let entered = match patience {
+            Some(Duration::ZERO) => self.io.submit(),
+            Some(patience) => {
+                let limit = types::Timespec::from(patience);
+                let arguments = types::SubmitArgs::new().timespec(&limit);
+                self.io.submitter().submit_with_args(1, &arguments)
+            }
+            None => self.io.submit_and_wait(1),
+        };
+        if self.io.submission().is_empty() {
+            self.desk.wipe();
+        }
+        match entered.map_err(|error| error.raw_os_error()) {
+            // Time is up; a signal came; completions must be reaped first.
+            Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(code) => {
+                Err(code.map_or(io::ErrorKind::Other.into(), io::Error::from_raw_os_error))
+            }
+        }
+    }
+
+    /// Moves up to [`REAP_MAX`] completions into `into`. True when more may be waiting.
+    pub fn reap(&mut self, into: &mut Vec<Done>) -> bool {
+        let mut completions = self.io.completion();
+        for _ in 0..REAP_MAX {
+            let Some(entry) = completions.next() else { return false };
+            if let Some(done) = done(&entry, &mut self.pool, &mut self.provided) {
+                into.push(done);
+            }
+        }
+        true
+    }
+
+    fn replenish(&mut self) {
+        for provided in &mut self.provided {
+            provided.replenish(&mut self.pool);
+        }
+    }
+
+    fn push(&mut self, data: u64, entry: squeue::Entry) {
+        let entry = entry.user_data(data);
+        // SAFETY: what the entry points at is pool memory or on the desk (module text); descriptors
+        // are numbers, and a wrong one is answered with an error.
+        while unsafe { self.io.submission().push(&entry) }.is_err() {
+            self.flush();
+        }
+    }
+
+    /// Hands the kernel what waits, without waiting for anything.
+    fn flush(&mut self) {
+        // An error here (EBUSY, EINTR) leaves entries waiting; they are tried again, by the caller's
+        // loop or at the next enter.
+        let _ = self.io.submit();
+        if self.io.submission().is_empty() {
+            self.desk.wipe();
+        }
+    }
+
+    fn make_room_on_desk(&mut self) {
+        while self.desk.is_full() {
+            self.flush();
+        }
+    }
+}
+
+impl Desk {
+    fn new() -> Desk {
+        Desk {
+            addresses: Vec::with_capacity(DESK_MAX),
+            pieces: Vec::with_capacity(DESK_MAX * GATHER_MAX),
+            messages: Vec::with_capacity(DESK_MAX),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.addresses.len() == DESK_MAX || self.messages.len() == DESK_MAX
+    }
+
+    fn wipe(&mut self) {
+        self.addresses.clear();
+        self.pieces.clear();
+        self.messages.clear();
+    }
+
+    /// Keeps an address still. The vectors never grow, so what they hold never moves.
+    fn address(&mut self, address: SocketAddr) -> &SockAddr {
+        let place = self.addresses.len();
+        assert!(place < DESK_MAX);
+        self.addresses.push(address.into());
+        &self.addresses[place]
+    }
+
+    fn message<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) -> *const libc::msghdr {
+        let first = self.pieces.len();
+        for piece in pieces.take(GATHER_MAX) {
+            assert!(self.pieces.len() < self.pieces.capacity());
+            self.pieces.push(libc::iovec {
+                iov_base: piece.as_ptr().cast_mut().cast(),
+                iov_len: piece.len(),
+            });
+        }
+        assert!(self.messages.len() < DESK_MAX);
+        // SAFETY: all zeroes is a valid msghdr: no address, no pieces, no control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.pieces[first..].as_mut_ptr();
+        message.msg_iovlen = self.pieces.len() - first;
+        self.messages.push(message);
+        &raw const self.messages[self.messages.len() - 1]
+    }
+}
+
+/// Order matters: the block is taken over first, whatever the result says.
+fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 2]) -> Option<Done> {
+    let result = entry.result();
+    let flags = entry.flags();
+    let buf = cqueue::buffer_select(flags).map(|block| {
+        let buf = pool.filled(block, usize::try_from(result).unwrap_or(0));
+        provided[pool.class(&buf) as usize].took_one();
+        buf
+    });
+    if entry.user_data() == 0 {
+        debug_assert!(buf.is_none(), "only receives take blocks");
+        return None;
+    }
+    if result == -libc::ENOBUFS {
+        provided.iter_mut().for_each(Provided::ran_dry);
+    }
+    let accepted = (entry.user_data() & ACCEPT != 0 && result >= 0).then(|| {
+        // SAFETY: the result of an accept is a descriptor that the kernel has just made for us.
+        unsafe { OwnedFd::from_raw_fd(result) }
+    });
+    Some(Done {
+        tag: Tag::unpack(entry.user_data()),
+        result: u32::try_from(result).map_err(|_| Errno::from_raw(-result)),
+        accepted,
+        buf,
+        more: cqueue::more(flags),
+        nonempty: cqueue::sock_nonempty(flags),
+    })
+}
+
+/// Sets the total of a multishot receive, for which the `io-uring` crate has no field.
+fn with_total(entry: squeue::Entry, bytes_max: u32) -> squeue::Entry {
+    const { assert!(size_of::<squeue::Entry>() == 64) };
+    let mut entry = entry;
+    // SAFETY: the entry is the kernel's `io_uring_sqe`, 64 bytes of plain numbers laid out as in C;
+    // four bytes at 44 are inside it and aligned.
+    unsafe { (&raw mut entry).cast::<u8>().add(OPTLEN_OFFSET).cast::<u32>().write(bytes_max) };
+    entry
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,471 @@
+//! Blocks of bytes between two sockets: the kernel fills them, the kernel empties them, and in between
+//! they change hands without being copied. Owns the memory of one worker's relay buffers and who holds
+//! each block; knows no socket and no ring.
+//!
+//! A block is in exactly one place:
+//!
+//! ```text
+//!   free --post--> posted (the kernel may write) --filled--> a Buf or a link of a Chain
+//!     ^                                                               |
+//!     +--------------------------- give_back -------------------------+
+//! ```
+//!
+//! A [`Buf`] is move-only and only this module makes one, so as long as someone holds it the kernel has
+//! no leave to write to its block. The free list is last in, first out: however large the pool, light
+//! traffic stays in a few blocks that are still in the cache.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+
+/// The two sizes of block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// For messages: [`SMALL_BYTES`].
+    Small,
+    /// For streams: [`LARGE_BYTES`].
+    Large,
+}
+
+impl Class {
+    pub const ALL: [Class; 2] = [Class::Small, Class::Large];
+
+    pub const fn bytes(self) -> usize {
+        match self {
+            Class::Small => SMALL_BYTES,
+            Class::Large => LARGE_BYTES,
+        }
+    }
+}
+
+pub const SMALL_BYTES: usize = 4 * 1024;
+pub const LARGE_BYTES: usize = 64 * 1024;
+/// Blocks of one class; the kernel's limit for a buffer ring (`io_uring_register_buf_ring(3)`).
+pub const BLOCKS_MAX: usize = 32 * 1024;
+/// Blocks that one gathered send may carry.
+pub const GATHER_MAX: usize = 64;
+
+const PAGE: usize = 4096;
+const NONE: u16 = u16::MAX;
+
+/// Bytes that one holder owns: a part of one block.
+#[derive(PartialEq, Eq, Debug)]
+#[must_use = "a Buf that is dropped is a block lost; give it back to its pool"]
+pub struct Buf {
+    block: u16,
+    start: u32,
+    len: u32,
+}
+
+impl Buf {
+    /// Bytes in it.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A queue of [`Buf`]s, linked through the pool: pushing and popping allocate nothing.
+#[derive(PartialEq, Eq, Debug)]
+#[must_use = "a Chain that is dropped loses its blocks; give it back to its pool"]
+pub struct Chain {
+    head: u16,
+    tail: u16,
+    blocks: u16,
+    bytes: u32,
+}
+
+impl Chain {
+    pub const EMPTY: Chain = Chain { head: NONE, tail: NONE, blocks: 0, bytes: 0 };
+
+    pub fn is_empty(&self) -> bool {
+        self.blocks == 0
+    }
+
+    /// Bytes in it.
+    pub fn bytes(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// Blocks that it holds.
+    pub fn blocks(&self) -> usize {
+        usize::from(self.blocks)
+    }
+
+    /// What the ring needs to know to send it. The chain itself stays with its owner, who keeps it
+    /// until the send is over.
+    pub fn outgoing(&self) -> Outgoing {
+        Outgoing { head: self.head, blocks: self.blocks }
+    }
+
+    /// Takes the whole chain, leaving an empty one.
+    pub fn take(&mut self) -> Chain {
+        std::mem::replace(self, Chain::EMPTY)
+    }
+}
+
+/// A look at a chain that is being sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outgoing {
+    head: u16,
+    blocks: u16,
+}
+
+impl Outgoing {
+    pub fn blocks(self) -> usize {
+        usize::from(self.blocks)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holder {
+    Free,
+    Kernel,
+    User,
+}
+
+#[derive(Clone, Copy)]
+struct Block {
+    holder: Holder,
+    next: u16,
+    start: u32,
+    len: u32,
+}
+
+/// The blocks of one worker.
+pub struct Pool {
+    memory: NonNull<u8>,
+    layout: Layout,
+    blocks: Box<[Block]>,
+    small: u16,
+    /// By [`Class`]: the head of the free list and how many are on it.
+    free: [u16; 2],
+    free_count: [usize; 2],
+}
+
+impl Pool {
+    /// A pool of so many blocks of each class. Memory is taken from the kernel untouched, so a block
+    /// costs nothing until it is first used. At most [`BLOCKS_MAX`] of a class, 65,535 in all.
+    pub fn new(small: usize, large: usize) -> Pool {
+        assert!(small <= BLOCKS_MAX && large <= BLOCKS_MAX && small + large < usize::from(NONE));
+        let bytes = (small * SMALL_BYTES + large * LARGE_BYTES).max(PAGE);
+        let layout = Layout::from_size_align(bytes, PAGE).expect("a pool fits the address space");
+        // SAFETY: the layout has a size that is not zero.
+        let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+            handle_alloc_error(layout)
+        };
+        let unused = Block { holder: Holder::User, next: NONE, start: 0, len: 0 };
+        let mut pool = Pool {
+            memory,
+            layout,
+            blocks: vec![unused; small + large].into_boxed_slice(),
+            small: small as u16,
+            free: [NONE; 2],
+            free_count: [0; 2],
+        };
+        for block in (0..(small + large) as u16).rev() {
+            pool.release(block);
+        }
+        pool
+    }
+
+    /// Blocks of a class that nobody holds.
+    pub fn free(&self, class: Class) -> usize {
+        self.free_count[class as usize]
+    }
+
+    /// Blocks of a class in all.
+    pub fn blocks(&self, class: Class) -> usize {
+        match class {
+            Class::Small => usize::from(self.small),
+            Class::Large => self.blocks.len() - usize::from(self.small),
+        }
+    }
+
+    /// A block to write into by hand, of length zero; `None` when the class is used up.
+    pub fn take(&mut self, class: Class) -> Option<Buf> {
+        let block = self.pop_free(class, Holder::User)?;
+        Some(Buf { block, start: 0, len: 0 })
+    }
+
+    /// Appends to a buffer what fits behind its bytes; says how much that was.
+    pub fn append(&mut self, buf: &mut Buf, bytes: &[u8]) -> usize {
+        let capacity = self.class_of(buf.block).bytes();
+        let end = buf.start as usize + buf.len();
+        let count = bytes.len().min(capacity - end);
+        // SAFETY: the block is the holder's alone (module text), `end + count` is inside it, and
+        // `bytes` cannot overlap it because a `&mut Pool` excludes every borrow from `Pool::bytes`.
+        unsafe {
+            let to = self.address(buf.block).add(end);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), count);
+        }
+        buf.len += count as u32;
+        count
+    }
+
+    /// The bytes of a buffer.
+    pub fn bytes(&self, buf: &Buf) -> &[u8] {
+        self.slice(buf.block, buf.start, buf.len)
+    }
+
+    /// Cuts `count` bytes off the front.
+    pub fn skip(&self, buf: &mut Buf, count: usize) {
+        assert!(count <= buf.len(), "cannot skip past the end of a buffer");
+        buf.start += count as u32;
+        buf.len -= count as u32;
+    }
+
+    /// Keeps the first `count` bytes of a buffer and drops the rest.
+    pub fn truncate(&self, buf: &mut Buf, count: usize) {
+        buf.len = buf.len.min(count as u32);
+    }
+
+    /// The size of the block that a buffer is in.
+    pub fn class(&self, buf: &Buf) -> Class {
+        self.class_of(buf.block)
+    }
+
+    /// Lets go of a buffer.
+    pub fn give_back(&mut self, buf: Buf) {
+        self.release(buf.block);
+    }
+
+    /// Puts a buffer at the end of a chain.
+    pub fn push(&mut self, chain: &mut Chain, buf: Buf) {
+        let link = &mut self.blocks[usize::from(buf.block)];
+        (link.next, link.start, link.len) = (NONE, buf.start, buf.len);
+        match chain.blocks {
+            0 => chain.head = buf.block,
+            _ => self.blocks[usize::from(chain.tail)].next = buf.block,
+        }
+        chain.tail = buf.block;
+        chain.blocks += 1;
+        chain.bytes += buf.len;
+    }
+
+    /// Takes the first buffer out of a chain.
+    pub fn pop(&mut self, chain: &mut Chain) -> Option<Buf> {
+        if chain.blocks == 0 {
+            return None;
+        }
+        let block = chain.head;
+        let Block { next, start, len, .. } = self.blocks[usize::from(block)];
+        chain.head = next;
+        chain.blocks -= 1;
+        chain.bytes -= len;
+        if chain.blocks == 0 {
+            *chain = Chain::EMPTY;
+        }
+        Some(Buf { block, start, len })
+    }
+
+    /// Moves up to `blocks_max` buffers from the front of one chain to a new one.
+    pub fn split(&mut self, chain: &mut Chain, blocks_max: usize) -> Chain {
+        if chain.blocks() <= blocks_max {
+            return chain.take();
+        }
+        let mut front = Chain::EMPTY;
+        for _ in 0..blocks_max {
+            if let Some(buf) = self.pop(chain) {
+                self.push(&mut front, buf);
+            }
+        }
+        front
+    }
+
+    /// Drops the first `count` bytes of a chain and lets go of the blocks that they emptied.
+    pub fn advance(&mut self, chain: &mut Chain, mut count: usize) {
+        assert!(count <= chain.bytes(), "cannot advance past the end of a chain");
+        while chain.blocks > 0 {
+            let link = &mut self.blocks[usize::from(chain.head)];
+            if (link.len as usize) > count {
+                link.start += count as u32;
+                link.len -= count as u32;
+                chain.bytes -= count as u32;
+                return;
+            }
+            count -= link.len as usize;
+            if let Some(buf) = self.pop(chain) {
+                self.give_back(buf);
+            }
+        }
+    }
+
+    /// Lets go of a whole chain.
+    pub fn give_back_chain(&mut self, mut chain: Chain) {
+        while let Some(buf) = self.pop(&mut chain) {
+            self.give_back(buf);
+        }
+    }
+
+    /// The pieces of a chain that is being sent, in order.
+    pub fn pieces(&self, outgoing: Outgoing) -> impl Iterator<Item = &[u8]> {
+        let mut next = outgoing.head;
+        (0..outgoing.blocks).map(move |_| {
+            let block = next;
+            let link = self.blocks[usize::from(block)];
+            next = link.next;
+            self.slice(block, link.start, link.len)
+        })
+    }
+
+    /// Hands a free block to the kernel: its number within the pool, its address and its size.
+    pub(super) fn post(&mut self, class: Class) -> Option<(u16, NonNull<u8>, usize)> {
+        let block = self.pop_free(class, Holder::Kernel)?;
+        Some((block, self.address(block), class.bytes()))
+    }
+
+    /// Takes a block back from the kernel, which has written `len` bytes into it.
+    pub(super) fn filled(&mut self, block: u16, len: usize) -> Buf {
+        let capacity = self.class_of(block).bytes();
+        let entry = &mut self.blocks[usize::from(block)];
+        assert_eq!(entry.holder, Holder::Kernel, "the kernel returned a block it did not hold");
+        assert!(len <= capacity, "the kernel reported more than a block holds");
+        entry.holder = Holder::User;
+        Buf { block, start: 0, len: len as u32 }
+    }
+
+    fn class_of(&self, block: u16) -> Class {
+        if block < self.small { Class::Small } else { Class::Large }
+    }
+
+    fn address(&self, block: u16) -> NonNull<u8> {
+        assert!(usize::from(block) < self.blocks.len(), "block {block} is not of this pool");
+        let small = usize::from(self.small.min(block)) * SMALL_BYTES;
+        let large = usize::from(block.saturating_sub(self.small)) * LARGE_BYTES;
+        // SAFETY: the block exists (asserted), so the offset is inside the pool's one allocation.
+        unsafe { self.memory.add(small + large) }
+    }
+
+    fn slice(&self, block: u16, start: u32, len: u32) -> &[u8] {
+        let address = self.address(block);
+        assert!(start as usize + len as usize <= self.class_of(block).bytes());
+        // SAFETY: in bounds (asserted) of memory that is initialised (zeroed at start, then written
+        // by the kernel or by `append`). Whoever asks holds the block's Buf or Chain, so the kernel
+        // has no leave to write to it, and writing by hand takes a `&mut Pool`.
+        unsafe { std::slice::from_raw_parts(address.as_ptr().add(start as usize), len as usize) }
+    }
+
+    fn pop_free(&mut self, class: Class, to: Holder) -> Option<u16> {
+        let block = self.free[class as usize];
+        if block == NONE {
+            return None;
+        }
+        let entry = &mut self.blocks[usize::from(block)];
+        self.free[class as usize] = entry.next;
+        self.free_count[class as usize] -= 1;
+        *entry = Block { holder: to, next: NONE, start: 0, len: 0 };
+        Some(block)
+    }
+
+    fn release(&mut self, block: u16) {
+        let class = self.class_of(block) as usize;
+        let entry = &mut self.blocks[usize::from(block)];
+        assert_eq!(entry.holder, Holder::User, "a block was given back twice");
+        *entry = Block { holder: Holder::Free, next: self.free[class], start: 0, len: 0 };
+        self.free[class] = block;
+        self.free_count[class] += 1;
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if self.blocks.iter().any(|block| block.holder == Holder::Kernel) {
+            // The kernel may still write to a posted block; leaking its memory is the safe end.
+            return;
+        }
+        // SAFETY: allocated in `new` with this layout, and nobody holds a block of it.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(pool: &mut Pool, text: &[u8]) -> Buf {
+        let mut buf = pool.take(Class::Small).unwrap();
+        assert_eq!(pool.append(&mut buf, text), text.len());
+        buf
+    }
+
+    fn text(pool: &Pool, chain: &Chain) -> Vec<u8> {
+        pool.pieces(chain.outgoing()).flatten().copied().collect()
+    }
+
+    #[test]
+    fn a_chain_keeps_the_order_of_its_bytes() {
+        let mut pool = Pool::new(4, 0);
+        let mut chain = Chain::EMPTY;
+        for part in [&b"one "[..], b"two ", b"three"] {
+            let buf = filled(&mut pool, part);
+            pool.push(&mut chain, buf);
+        }
+        assert_eq!(text(&pool, &chain), b"one two three");
+        pool.advance(&mut chain, 6);
+        assert_eq!((text(&pool, &chain), chain.bytes()), (b"o three".to_vec(), 7));
+        let front = pool.split(&mut chain, 1);
+        assert_eq!(text(&pool, &front), b"o ");
+        assert_eq!(text(&pool, &chain), b"three");
+        pool.give_back_chain(front);
+        pool.give_back_chain(chain);
+        assert_eq!(pool.free(Class::Small), 4);
+    }
+
+    #[test]
+    fn a_class_runs_out_and_recovers() {
+        let mut pool = Pool::new(1, 1);
+        let small = pool.take(Class::Small).unwrap();
+        assert!(pool.take(Class::Small).is_none());
+        let large = pool.take(Class::Large).unwrap();
+        assert_eq!((pool.free(Class::Small), pool.free(Class::Large)), (0, 0));
+        pool.give_back(small);
+        pool.give_back(large);
+        assert_eq!((pool.free(Class::Small), pool.free(Class::Large)), (1, 1));
+    }
+
+    #[test]
+    fn a_buffer_takes_no_more_than_its_block() {
+        let mut pool = Pool::new(1, 0);
+        let mut buf = pool.take(Class::Small).unwrap();
+        assert_eq!(pool.append(&mut buf, &[7; SMALL_BYTES + 1]), SMALL_BYTES);
+        assert_eq!(pool.append(&mut buf, b"x"), 0);
+        pool.skip(&mut buf, SMALL_BYTES - 1);
+        assert_eq!(pool.bytes(&buf), [7]);
+        pool.give_back(buf);
+    }
+
+    #[test]
+    fn the_block_used_last_is_used_next() {
+        let mut pool = Pool::new(8, 0);
+        let first = pool.take(Class::Small).unwrap();
+        let second = pool.take(Class::Small).unwrap();
+        let hot = second.block;
+        pool.give_back(first);
+        pool.give_back(second);
+        let third = pool.take(Class::Small).unwrap();
+        assert_eq!(third.block, hot);
+        pool.give_back(third);
+    }
+
+    #[test]
+    #[should_panic(expected = "a block it did not hold")]
+    fn a_block_that_was_not_posted_cannot_be_filled() {
+        let mut pool = Pool::new(1, 0);
+        let _ = pool.filled(0, 1);
+    }
+
+    #[test]
+    fn a_posted_block_comes_back_with_its_length() {
+        let mut pool = Pool::new(0, 1);
+        let (block, _, bytes) = pool.post(Class::Large).unwrap();
+        assert_eq!(bytes, LARGE_BYTES);
+        assert!(pool.post(Class::Large).is_none());
+        let buf = pool.filled(block, 9);
+        assert_eq!(buf.len(), 9);
+        pool.give_back(buf);
+        assert_eq!(pool.free(Class::Large), 1);
+    }
+}

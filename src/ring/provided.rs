@@ -1,0 +1,100 @@
+//! The buffer ring that is shared with the kernel: free blocks wait in it, and a receive takes the one
+//! at its head (`io_uring_register_buf_ring(3)`). Owns the shared entries and their tail; blocks come
+//! from and go back to the pool.
+//!
+//! The shared ring is first in, first out, so every posted block passes through the cache in turn.
+//! Only a few are posted at a time, therefore, and topped up from the pool's last-in-first-out list
+//! once a turn; a receive that finds the ring empty doubles how many.
+
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::io;
+use std::ptr::{NonNull, addr_of_mut};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::IoUring;
+use io_uring::types::BufRingEntry;
+
+use super::pool::{Class, Pool};
+
+/// Blocks posted at first; light traffic never touches more.
+const POSTED_FIRST: u16 = 64;
+const PAGE: usize = 4096;
+
+/// The posted blocks of one class.
+pub(super) struct Provided {
+    class: Class,
+    entries: NonNull<BufRingEntry>,
+    size: u16,
+    /// Entries written so far; what the kernel may take ends here.
+    tail: u16,
+    posted: u16,
+    target: u16,
+}
+
+impl Provided {
+    /// Registers an empty ring for the blocks of `class`, as buffer group `class as u16`.
+    pub(super) fn register(ring: &IoUring, class: Class, blocks: usize) -> io::Result<Provided> {
+        let size = blocks.next_power_of_two().clamp(1, super::pool::BLOCKS_MAX) as u16;
+        let bytes = usize::from(size) * size_of::<BufRingEntry>();
+        let layout =
+            Layout::from_size_align(bytes, PAGE).expect("a buffer ring is at most 512 KiB");
+        // SAFETY: the layout has a size that is not zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(entries) = NonNull::new(memory.cast::<BufRingEntry>()) else {
+            handle_alloc_error(layout)
+        };
+        // SAFETY: `entries` is zeroed memory of `size` entries, aligned to a page, and never freed:
+        // the kernel keeps it for as long as the ring lives.
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(memory as u64, size, class as u16, 0)?
+        };
+        Ok(Provided { class, entries, size, tail: 0, posted: 0, target: POSTED_FIRST.min(size) })
+    }
+
+    /// Posts blocks from the pool until as many are posted as light traffic needs.
+    pub(super) fn replenish(&mut self, pool: &mut Pool) {
+        if self.posted >= self.target {
+            return;
+        }
+        while self.posted < self.target {
+            let Some((block, address, bytes)) = pool.post(self.class) else { break };
+            self.write(block, address, bytes);
+        }
+        self.publish();
+    }
+
+    /// A posted block came back.
+    pub(super) fn took_one(&mut self) {
+        assert!(self.posted > 0, "the kernel took a block that was not posted");
+        self.posted -= 1;
+    }
+
+    /// A receive found the ring empty: post more from now on.
+    pub(super) fn ran_dry(&mut self) {
+        self.target = self.target.saturating_mul(2).min(self.size);
+    }
+
+    fn write(&mut self, block: u16, address: NonNull<u8>, bytes: usize) {
+        let place = usize::from(self.tail & (self.size - 1));
+        // SAFETY: `place` is below `size`, so the entry is inside the shared memory; the kernel reads
+        // it only once the tail has passed it. The fields are written one by one because the tail
+        // lives in the reserved field of the first entry.
+        unsafe {
+            let entry = &mut *self.entries.as_ptr().add(place);
+            entry.set_addr(address.as_ptr() as u64);
+            entry.set_len(bytes as u32);
+            entry.set_bid(block);
+        }
+        self.tail = self.tail.wrapping_add(1);
+        self.posted += 1;
+    }
+
+    fn publish(&mut self) {
+        // SAFETY: the first entry is valid and initialised; its reserved field is the tail, two bytes
+        // aligned to two, which only this thread writes.
+        let tail = unsafe {
+            AtomicU16::from_ptr(BufRingEntry::tail(addr_of_mut!(*self.entries.as_ptr())).cast_mut())
+        };
+        tail.store(self.tail, Ordering::Release);
+    }
+}
