@@ -37,6 +37,7 @@ pub mod base;
 pub mod cluster;
 pub mod config;
 pub mod control;
+pub mod http;
 pub mod metrics;
 pub mod ring;
 pub mod session;

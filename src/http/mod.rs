@@ -1,0 +1,67 @@
+//! HTTP/1.1 messages as bytes: reading heads, telling where a body ends, writing heads again. Pure: no
+//! sockets, no clock, no state of a connection; that is `proxy::http`'s. RFC 9110 and RFC 9112, read
+//! strictly: what two readers could understand differently is refused, and nothing that arrived is
+//! ever passed on as it stood; every message is written again from its parts.
+
+pub mod field;
+pub mod head;
+
+use std::fmt;
+
+/// What a message may take up before it is refused. A head is held in memory until it is complete, so
+/// these bound what a connection can hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Bytes of a request line or a status line, without its line end.
+    pub line_bytes: usize,
+    /// Bytes of one field line, without its line end.
+    pub field_bytes: usize,
+    /// Bytes of a whole head, with the empty line that ends it.
+    pub head_bytes: usize,
+    /// Field lines in a head; at most [`head::FIELDS_MAX`].
+    pub fields: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            line_bytes: 8 << 10,
+            field_bytes: 8 << 10,
+            head_bytes: 32 << 10,
+            fields: head::FIELDS_MAX,
+        }
+    }
+}
+
+/// The two versions that are spoken. What is written is always HTTP/1.1 (RFC 9112 2.3).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Version {
+    Http10,
+    Http11,
+}
+
+/// Why a message is refused. The peer is at fault, so this is a value to answer and to count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// The status that a user is answered with; 502 for every fault of a backend.
+    pub status: u16,
+    /// What was wrong, for the answer's body and the log; contains no bytes of the message.
+    pub reason: &'static str,
+}
+
+impl Fault {
+    pub const fn new(status: u16, reason: &'static str) -> Fault {
+        Fault { status, reason }
+    }
+
+    /// The same fault, found in what a backend sent.
+    pub const fn of_backend(self) -> Fault {
+        Fault { status: 502, reason: self.reason }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}", self.status, self.reason)
+    }
+}
