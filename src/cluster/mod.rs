@@ -1,6 +1,8 @@
 //! The backends as everyone sees them: identities, addresses and the frozen [`Snapshot`] that workers
 //! balance over. Owns no decision; who is in is `registry`'s, who is next is `balance`'s.
 
+pub mod registry;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,582 @@
+//! Who is registered: the one mutable truth about backends, pure. Owns ownership (which control
+//! connection a backend belongs to), the places that workers count in, standing and the rotations.
+//! It opens no socket, reads no clock and knows no message; callers bring changes, and get a frozen
+//! [`Snapshot`] back whenever workers would see a difference.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{Backend, BackendId, Protocol, Snapshot, Standing, WEIGHT_MAX};
+use crate::base::time::Now;
+
+/// A control connection. Never used again in the life of a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Owner(pub u64);
+
+/// What a backend asks for when it joins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registration {
+    pub owner: Owner,
+    pub protocol: Protocol,
+    /// Canonical: an IPv4 address is never written as a mapped IPv6 one.
+    pub address: SocketAddr,
+    /// 1 to [`WEIGHT_MAX`].
+    pub weight: u16,
+    pub name: Option<Arc<str>>,
+}
+
+/// Something that happened to the set of backends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Joins; from the same owner again it changes weight and name, ends a drain, and brings back a
+    /// backend that was set aside, because the caller has just connected to it.
+    Register(Registration),
+    /// Leaves at its owner's wish.
+    Unregister { owner: Owner, protocol: Protocol, address: SocketAddr },
+    /// Stays, without new sessions, at its owner's wish.
+    Drain { owner: Owner, protocol: Protocol, address: SocketAddr },
+    /// Leaves because its drain is over.
+    Leave { backend: BackendId },
+    /// The control connection is gone, and all of its backends with it.
+    OwnerLost { owner: Owner },
+    /// Its data port refused.
+    SetAside { backend: BackendId },
+    /// Its data port can be connected to again.
+    Restore { backend: BackendId },
+}
+
+/// What a change came to.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// The backend that was registered, found or changed.
+    pub backend: Option<BackendId>,
+    /// Backends that are registered no longer. Their places stay taken until
+    /// [`Registry::sessions_ended`].
+    pub left: Vec<Backend>,
+    /// The new state of things, if workers would see a difference.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// Why a change was refused. The sentence is for whoever asked for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    OwnedByAnother { protocol: Protocol, address: SocketAddr },
+    NotRegistered { protocol: Protocol, address: SocketAddr },
+    WeightOutOfRange,
+    Full { places: usize },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::OwnedByAnother { protocol, address } => {
+                write!(out, "{protocol} {address} is registered over another connection")
+            }
+            Fault::NotRegistered { protocol, address } => {
+                write!(out, "{protocol} {address} is not registered over this connection")
+            }
+            Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
+            Fault::Full { places } => {
+                write!(out, "all {places} places for backends are taken, try again later")
+            }
+        }
+    }
+}
+
+/// A registered backend with what workers need not know.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub backend: Backend,
+    pub owner: Owner,
+    pub since: Now,
+}
+
+/// The set of backends.
+pub struct Registry {
+    /// In the order of registration, which is the order of their ids.
+    entries: BTreeMap<BackendId, Entry>,
+    /// Left, but with a place that may still be counted in.
+    departed: BTreeMap<BackendId, u16>,
+    /// Places to give out, the one that has been free for longest first.
+    free: VecDeque<u16>,
+    places: usize,
+    next: u32,
+    version: u64,
+}
+
+impl Registry {
+    /// An empty registry of at most `places` backends, those included that left with sessions
+    /// running. At most 65,535.
+    pub fn new(places: usize) -> Registry {
+        let last = u16::try_from(places).expect("places are numbered with 16 bits");
+        Registry {
+            entries: BTreeMap::new(),
+            departed: BTreeMap::new(),
+            free: (0..last).collect(),
+            places,
+            next: 1,
+            version: 0,
+        }
+    }
+
+    /// Applies one change. Nothing has changed when it is refused.
+    pub fn apply(&mut self, change: Change, now: Now) -> Result<Applied, Fault> {
+        match change {
+            Change::Register(registration) => self.register(registration, now),
+            Change::Unregister { owner, protocol, address } => {
+                let id = self.owned(owner, protocol, address)?;
+                Ok(self.remove(&[id]))
+            }
+            Change::Drain { owner, protocol, address } => {
+                let id = self.owned(owner, protocol, address)?;
+                Ok(self.set_standing(id, Standing::Draining))
+            }
+            Change::Leave { backend } => Ok(self.remove(&[backend])),
+            Change::OwnerLost { owner } => {
+                let ids: Vec<_> = self.of_owner(owner).map(|entry| entry.backend.id).collect();
+                Ok(self.remove(&ids))
+            }
+            Change::SetAside { backend } => {
+                Ok(self.change_standing(backend, Standing::Serving, Standing::Aside))
+            }
+            Change::Restore { backend } => {
+                Ok(self.change_standing(backend, Standing::Aside, Standing::Serving))
+            }
+        }
+    }
+
+    /// Whether a registration would be accepted as things stand.
+    pub fn check(&self, wanted: &Registration) -> Result<(), Fault> {
+        if wanted.weight == 0 || wanted.weight > WEIGHT_MAX {
+            return Err(Fault::WeightOutOfRange);
+        }
+        let (protocol, address) = (wanted.protocol, wanted.address);
+        match self.find(protocol, address) {
+            Some(entry) if entry.owner != wanted.owner => {
+                Err(Fault::OwnedByAnother { protocol, address })
+            }
+            None if self.free.is_empty() || self.next == u32::MAX => {
+                Err(Fault::Full { places: self.places })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The last session of a backend that had left is over: its place may be given out again.
+    pub fn sessions_ended(&mut self, backend: BackendId) {
+        if let Some(slot) = self.departed.remove(&backend) {
+            self.free.push_back(slot);
+        }
+    }
+
+    /// Every registered backend, in the order of registration.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    pub fn get(&self, backend: BackendId) -> Option<&Entry> {
+        self.entries.get(&backend)
+    }
+
+    /// The backends of one control connection.
+    pub fn of_owner(&self, owner: Owner) -> impl Iterator<Item = &Entry> {
+        self.entries.values().filter(move |entry| entry.owner == owner)
+    }
+
+    fn find(&self, protocol: Protocol, address: SocketAddr) -> Option<&Entry> {
+        self.entries
+            .values()
+            .find(|entry| entry.backend.protocol == protocol && entry.backend.address == address)
+    }
+
+    fn owned(
+        &self,
+        owner: Owner,
+        protocol: Protocol,
+        address: SocketAddr,
+    ) -> Result<BackendId, Fault> {
+        self.find(protocol, address)
+            .filter(|entry| entry.owner == owner)
+            .map(|entry| entry.backend.id)
+            .ok_or(Fault::NotRegistered { protocol, address })
+    }
+
+    fn register(&mut self, wanted: Registration, now: Now) -> Result<Applied, Fault> {
+        self.check(&wanted)?;
+        let known = self.find(wanted.protocol, wanted.address).map(|entry| entry.backend.id);
+        match known {
+            Some(id) => Ok(self.register_again(id, wanted)),
+            None => Ok(self.register_new(wanted, now)),
+        }
+    }
+
+    fn register_again(&mut self, id: BackendId, wanted: Registration) -> Applied {
+        let backend = &mut self.entries.get_mut(&id).expect("it has just been found").backend;
+        let same = backend.weight == wanted.weight
+            && backend.name == wanted.name
+            && backend.standing == Standing::Serving;
+        backend.weight = wanted.weight;
+        backend.name = wanted.name;
+        backend.standing = Standing::Serving;
+        let snapshot = (!same).then(|| self.freeze());
+        Applied { backend: Some(id), left: Vec::new(), snapshot }
+    }
+
+    fn register_new(&mut self, wanted: Registration, now: Now) -> Applied {
+        let id = BackendId(self.next);
+        self.next += 1;
+        let backend = Backend {
+            id,
+            slot: self.free.pop_front().expect("a full registry was refused before"),
+            protocol: wanted.protocol,
+            address: wanted.address,
+            weight: wanted.weight,
+            name: wanted.name,
+            standing: Standing::Serving,
+        };
+        self.entries.insert(id, Entry { backend, owner: wanted.owner, since: now });
+        let snapshot = Some(self.freeze());
+        Applied { backend: Some(id), left: Vec::new(), snapshot }
+    }
+
+    fn remove(&mut self, ids: &[BackendId]) -> Applied {
+        let left: Vec<Backend> = ids
+            .iter()
+            .filter_map(|id| self.entries.remove(id))
+            .map(|entry| entry.backend)
+            .collect();
+        for backend in &left {
+            self.departed.insert(backend.id, backend.slot);
+        }
+        let snapshot = (!left.is_empty()).then(|| self.freeze());
+        Applied { backend: left.first().map(|backend| backend.id), left, snapshot }
+    }
+
+    fn change_standing(&mut self, id: BackendId, from: Standing, to: Standing) -> Applied {
+        match self.entries.get(&id) {
+            Some(entry) if entry.backend.standing == from => self.set_standing(id, to),
+            _ => Applied::default(),
+        }
+    }
+
+    fn set_standing(&mut self, id: BackendId, to: Standing) -> Applied {
+        let Some(entry) = self.entries.get_mut(&id) else { return Applied::default() };
+        let same = std::mem::replace(&mut entry.backend.standing, to) == to;
+        let snapshot = (!same).then(|| self.freeze());
+        Applied { backend: Some(id), left: Vec::new(), snapshot }
+    }
+
+    /// A snapshot of how things stand now.
+    fn freeze(&mut self) -> Snapshot {
+        self.version += 1;
+        let backends: Vec<Backend> =
+            self.entries.values().map(|entry| entry.backend.clone()).collect();
+        let rotations = Protocol::ALL.map(|protocol| rotation(&backends, protocol));
+        Snapshot { version: self.version, backends, rotations }
+    }
+}
+
+/// The order in which the backends of a protocol are served. When all of them were set aside they are
+/// tried all the same: a user who is refused in the end has lost nothing, and one may be back.
+fn rotation(backends: &[Backend], protocol: Protocol) -> Vec<u16> {
+    let shares_of = |standing| -> Vec<(u16, u16)> {
+        (0u16..)
+            .zip(backends)
+            .filter(|(_, it)| it.protocol == protocol && it.standing == standing)
+            .map(|(place, it)| (place, it.weight))
+            .collect()
+    };
+    let serving = shares_of(Standing::Serving);
+    smooth(&if serving.is_empty() { shares_of(Standing::Aside) } else { serving })
+}
+
+/// Smooth weighted round robin: every turn each one's claim grows by its weight, the largest claim is
+/// served and pays the sum of all weights. Over one round each is served exactly as often as its
+/// weight says, and a heavy one never several times in a row when that can be helped.
+///
+/// Those of equal weight differ only in how often they have been served, so they stand in a queue,
+/// and a turn compares the heads of the queues: at most [`WEIGHT_MAX`] of them however many backends
+/// there are.
+fn smooth(shares: &[(u16, u16)]) -> Vec<u16> {
+    let divisor = shares.iter().fold(0, |so_far, share| gcd(so_far, share.1)).max(1);
+    let mut by_weight: BTreeMap<i64, VecDeque<(u16, i64)>> = BTreeMap::new();
+    for (place, weight) in shares {
+        by_weight.entry(i64::from(weight / divisor)).or_default().push_back((*place, 0));
+    }
+    let mut queues: Vec<_> = by_weight.into_iter().collect();
+    let total: i64 = queues.iter().map(|(weight, queue)| weight * queue.len() as i64).sum();
+    (1..=total)
+        .map(|turn| {
+            let claim = |weight: i64, served: i64| weight * turn - total * served;
+            let (_, queue) = queues
+                .iter_mut()
+                .max_by_key(|(weight, queue)| {
+                    (claim(*weight, queue[0].1), std::cmp::Reverse(queue[0].0))
+                })
+                .expect("there are turns only if there are shares");
+            let (place, served) = queue.pop_front().expect("a queue is made with its first entry");
+            queue.push_back((place, served + 1));
+            place
+        })
+        .collect()
+}
+
+fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Now = Now::from_nanos(7);
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    fn join(owner: u64, protocol: Protocol, port: u16, weight: u16) -> Change {
+        Change::Register(Registration {
+            owner: Owner(owner),
+            protocol,
+            address: address(port),
+            weight,
+            name: None,
+        })
+    }
+
+    fn unregister(owner: u64, protocol: Protocol, port: u16) -> Change {
+        Change::Unregister { owner: Owner(owner), protocol, address: address(port) }
+    }
+
+    fn ports(snapshot: &Snapshot, protocol: Protocol) -> Vec<u16> {
+        let rotation = &snapshot.rotations[protocol.index()];
+        rotation.iter().map(|place| snapshot.backends[usize::from(*place)].address.port()).collect()
+    }
+
+    #[test]
+    fn a_second_registration_on_the_same_connection_changes_nothing() {
+        let mut registry = Registry::new(4);
+        let first = registry.apply(join(1, Protocol::Tcp, 80, 2), NOW).unwrap();
+        assert_eq!(first.snapshot.unwrap().version, 1);
+        let again = registry.apply(join(1, Protocol::Tcp, 80, 2), NOW).unwrap();
+        assert_eq!(again.backend, first.backend);
+        assert!(again.snapshot.is_none());
+        let heavier = registry.apply(join(1, Protocol::Tcp, 80, 3), NOW).unwrap();
+        assert_eq!(heavier.backend, first.backend);
+        assert_eq!(heavier.snapshot.unwrap().backends[0].weight, 3);
+    }
+
+    #[test]
+    fn a_second_owner_is_refused_as_long_as_the_first_is_there() {
+        let mut registry = Registry::new(4);
+        registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap();
+        let refused = registry.apply(join(2, Protocol::Tcp, 80, 1), NOW).unwrap_err();
+        let fault = Fault::OwnedByAnother { protocol: Protocol::Tcp, address: address(80) };
+        assert_eq!(refused, fault);
+        assert!(registry.apply(join(2, Protocol::Udp, 80, 1), NOW).is_ok(), "another protocol");
+        assert!(registry.apply(unregister(2, Protocol::Tcp, 80), NOW).is_err());
+        registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
+        assert!(registry.apply(join(2, Protocol::Tcp, 80, 1), NOW).is_ok());
+    }
+
+    #[test]
+    fn the_loss_of_a_connection_takes_all_of_its_backends_and_no_others() {
+        let mut registry = Registry::new(4);
+        for (owner, port) in [(1, 80), (2, 81), (1, 82)] {
+            registry.apply(join(owner, Protocol::Tcp, port, 1), NOW).unwrap();
+        }
+        let lost = registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
+        assert_eq!(lost.left.iter().map(|it| it.address.port()).collect::<Vec<_>>(), [80, 82]);
+        assert_eq!(ports(&lost.snapshot.unwrap(), Protocol::Tcp), [81]);
+        let nothing = registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
+        assert!(nothing.snapshot.is_none());
+    }
+
+    #[test]
+    fn a_place_is_given_out_again_only_after_its_sessions_ended() {
+        let mut registry = Registry::new(2);
+        let first = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
+        registry.apply(join(1, Protocol::Tcp, 81, 1), NOW).unwrap();
+        registry.apply(unregister(1, Protocol::Tcp, 80), NOW).unwrap();
+        let full = registry.apply(join(1, Protocol::Tcp, 82, 1), NOW).unwrap_err();
+        assert_eq!(full, Fault::Full { places: 2 });
+        registry.sessions_ended(first);
+        registry.sessions_ended(first);
+        let joined = registry.apply(join(1, Protocol::Tcp, 82, 1), NOW).unwrap();
+        let id = joined.backend.unwrap();
+        assert_ne!(id, first, "the place is the same, the backend is not");
+        assert_eq!(joined.snapshot.unwrap().get(id).unwrap().slot, 0);
+        assert!(registry.apply(join(1, Protocol::Tcp, 83, 1), NOW).is_err());
+    }
+
+    #[test]
+    fn a_backend_set_aside_is_served_only_when_nobody_else_is_left() {
+        let mut registry = Registry::new(4);
+        let first = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
+        let second = registry.apply(join(1, Protocol::Tcp, 81, 1), NOW).unwrap().backend.unwrap();
+        let one = registry.apply(Change::SetAside { backend: first }, NOW).unwrap();
+        assert_eq!(ports(&one.snapshot.unwrap(), Protocol::Tcp), [81]);
+        let again = registry.apply(Change::SetAside { backend: first }, NOW).unwrap();
+        assert!(again.snapshot.is_none(), "it is aside already");
+        let both = registry.apply(Change::SetAside { backend: second }, NOW).unwrap();
+        assert_eq!(ports(&both.snapshot.unwrap(), Protocol::Tcp), [80, 81]);
+        let back = registry.apply(Change::Restore { backend: first }, NOW).unwrap();
+        assert_eq!(ports(&back.snapshot.unwrap(), Protocol::Tcp), [80]);
+    }
+
+    #[test]
+    fn a_draining_backend_is_never_served_and_comes_back_by_registering() {
+        let mut registry = Registry::new(4);
+        let id = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
+        let drain =
+            Change::Drain { owner: Owner(1), protocol: Protocol::Tcp, address: address(80) };
+        let draining = registry.apply(drain, NOW).unwrap().snapshot.unwrap();
+        assert!(ports(&draining, Protocol::Tcp).is_empty());
+        assert_eq!(draining.get(id).unwrap().standing, Standing::Draining);
+        let aside = registry.apply(Change::SetAside { backend: id }, NOW).unwrap();
+        assert!(aside.snapshot.is_none(), "a drain is not undone by a failed connection");
+        assert!(registry.apply(Change::Restore { backend: id }, NOW).unwrap().snapshot.is_none());
+        let back = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap();
+        assert_eq!(ports(&back.snapshot.unwrap(), Protocol::Tcp), [80]);
+    }
+
+    #[test]
+    fn weights_are_served_smoothly() {
+        let served = |weights: &[u16]| -> Vec<u16> {
+            let shares: Vec<_> = (0u16..).zip(weights.iter().copied()).collect();
+            smooth(&shares)
+        };
+        assert!(served(&[]).is_empty());
+        assert_eq!(served(&[256]), [0]);
+        assert_eq!(served(&[1, 1, 1]), [0, 1, 2]);
+        assert_eq!(served(&[4, 2]), [0, 1, 0], "by the smallest numbers of the same ratio");
+        assert_eq!(served(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
+    }
+
+    #[test]
+    fn the_queues_serve_as_the_plain_rule_does() {
+        let mut random = Random(11);
+        for _ in 0..200 {
+            let weights: Vec<u16> =
+                (0..random.below(12)).map(|_| 1 + random.below(9) as u16).collect();
+            let shares: Vec<_> = (0u16..).zip(weights.iter().copied()).collect();
+            assert_eq!(smooth(&shares), smooth_plainly(&weights), "{weights:?}");
+        }
+    }
+
+    #[test]
+    fn every_weight_at_once_is_served_in_full() {
+        let shares: Vec<(u16, u16)> = (0..WEIGHT_MAX).map(|place| (place, 1 + place)).collect();
+        let served = smooth(&shares);
+        assert_eq!(served.len(), shares.iter().map(|share| usize::from(share.1)).sum::<usize>());
+    }
+
+    #[test]
+    fn whatever_happens_the_snapshot_is_consistent() {
+        for seed in 0..60 {
+            let mut random = Random(seed);
+            let mut registry = Registry::new(6);
+            let mut last = 0;
+            for _ in 0..300 {
+                let change = random_change(&mut random);
+                let applied = registry.apply(change.clone(), NOW);
+                let Ok(applied) = applied else { continue };
+                if let Some(snapshot) = &applied.snapshot {
+                    assert_eq!(snapshot.version, last + 1, "seed {seed}: {change:?}");
+                    last = snapshot.version;
+                    assert_consistent(&registry, snapshot);
+                }
+                for left in &applied.left {
+                    if random.below(2) == 0 {
+                        registry.sessions_ended(left.id);
+                    }
+                }
+                if random.below(40) == 0 {
+                    let ids: Vec<_> = registry.departed.keys().copied().collect();
+                    ids.into_iter().for_each(|id| registry.sessions_ended(id));
+                }
+            }
+        }
+    }
+
+    fn random_change(random: &mut Random) -> Change {
+        let owner = Owner(random.below(3));
+        let protocol = Protocol::ALL[random.below(3) as usize];
+        let port = 80 + random.below(4) as u16;
+        let backend = BackendId(random.below(60) as u32);
+        match random.below(9) {
+            0..=3 => join(owner.0, protocol, port, random.below(5) as u16),
+            4 => unregister(owner.0, protocol, port),
+            5 => Change::Drain { owner, protocol, address: address(port) },
+            6 if random.below(4) == 0 => Change::OwnerLost { owner },
+            6 => Change::Leave { backend },
+            7 => Change::SetAside { backend },
+            _ => Change::Restore { backend },
+        }
+    }
+
+    fn assert_consistent(registry: &Registry, snapshot: &Snapshot) {
+        let mut slots: Vec<u16> = snapshot.backends.iter().map(|it| it.slot).collect();
+        slots.extend(registry.departed.values());
+        slots.extend(&registry.free);
+        slots.sort_unstable();
+        assert_eq!(slots, (0..registry.places as u16).collect::<Vec<_>>(), "each place once");
+        assert!(snapshot.backends.is_sorted_by(|a, b| a.id < b.id));
+        let mut keys: Vec<_> =
+            snapshot.backends.iter().map(|it| (it.protocol, it.address)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), snapshot.backends.len(), "one owner for each address");
+        for protocol in Protocol::ALL {
+            let serving = |it: &&Backend| it.standing == Standing::Serving;
+            let wanted = match snapshot.of(protocol).filter(serving).count() {
+                0 => Standing::Aside,
+                _ => Standing::Serving,
+            };
+            let rotation = &snapshot.rotations[protocol.index()];
+            let divisor = snapshot
+                .of(protocol)
+                .filter(|it| it.standing == wanted)
+                .fold(0, |so_far, it| gcd(so_far, it.weight));
+            for (place, backend) in (0u16..).zip(&snapshot.backends) {
+                let turns = rotation.iter().filter(|it| **it == place).count();
+                let due = backend.protocol == protocol && backend.standing == wanted;
+                let expected = if due { backend.weight / divisor } else { 0 };
+                assert_eq!(turns, usize::from(expected), "{backend:?} in {rotation:?}");
+            }
+        }
+    }
+
+    /// The rule word for word: everyone's claim is looked at every turn.
+    fn smooth_plainly(weights: &[u16]) -> Vec<u16> {
+        let divisor = weights.iter().fold(0, |so_far, weight| gcd(so_far, *weight)).max(1);
+        let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight / divisor)).collect();
+        let total: i64 = weights.iter().sum();
+        let mut claims = vec![0; weights.len()];
+        let mut served = Vec::new();
+        for _ in 0..total {
+            claims.iter_mut().zip(&weights).for_each(|(claim, weight)| *claim += weight);
+            let largest = *claims.iter().max().unwrap();
+            let first = claims.iter().position(|claim| *claim == largest).unwrap();
+            claims[first] -= total;
+            served.push(first as u16);
+        }
+        served
+    }
+
+    /// A seeded sequence (S. Vigna's splitmix64).
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = self.0;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (mixed ^ (mixed >> 31)) % limit
+        }
+    }
+}
