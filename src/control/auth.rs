@@ -1,0 +1,323 @@
+//! Who may register: the rule for starting at all, the list of networks, and the proof of a shared
+//! secret. Owns the wire form of the proof, for both sides; the pure part of it knows neither sockets
+//! nor time.
+//!
+//! # The proof on the wire
+//!
+//! Only when a secret is configured. Every message is one JSON object, the balancer's end with `\n`.
+//!
+//! | from | message |
+//! |---|---|
+//! | balancer, at once after accepting | `{"cmd":"auth","nonce":"<64 hex digits>","v":1}` |
+//! | backend, within 5 seconds | `{"cmd":"auth","id":"<name>","mac":"<64 hex digits>"}` |
+//! | balancer | `{"ack":"successful","cmd":"auth"}` |
+//! | or | `{"ack":"failed","msg":"...","cmd":"auth"}`, and it closes |
+//!
+//! `mac` is HMAC-SHA256 (RFC 2104, FIPS 180-4) of the bytes `lb1|` nonce `|` id, where the nonce
+//! stands as the hex digits that were sent and the key is the secret without its line end. The id is
+//! 1 to 64 of `A-Z a-z 0-9 . _ : -`. A nonce is good for one answer, right or wrong. Anything but
+//! this answer before the proof ends the connection.
+//!
+//! The proof says who opened the connection. It does not encrypt it: on a network where others can
+//! inject packets, put the control port behind a tunnel.
+
+use std::fmt;
+use std::fs;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::config::Config;
+
+/// What a backend gets for its answer.
+pub const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at once that have not proved themselves.
+pub const UNPROVEN_MAX: usize = 64;
+/// The version of the wire form.
+pub const VERSION: u32 = 1;
+/// A secret shorter than this can be found by trying.
+pub const SECRET_BYTES_MIN: usize = 16;
+/// A file of secrets is no longer than this.
+const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Secrets, any of which proves a backend, so that one can be replaced without a gap.
+#[derive(Clone)]
+pub struct Secrets(Vec<Vec<u8>>);
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} secrets", self.0.len())
+    }
+}
+
+impl Secrets {
+    /// One secret a line; empty lines do not count.
+    ///
+    /// # Errors
+    /// A sentence for the operator: no secret, or one that is too short.
+    pub fn parse(text: &[u8]) -> Result<Secrets, String> {
+        let lines = text.split(|byte| *byte == b'\n').map(|line| line.trim_ascii().to_vec());
+        let secrets: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+        if secrets.is_empty() {
+            return Err("holds no secret: write one a line, for example from \
+                 `openssl rand -hex 32`"
+                .into());
+        }
+        if let Some(short) = secrets.iter().position(|it| it.len() < SECRET_BYTES_MIN) {
+            return Err(format!(
+                "secret {} is shorter than {SECRET_BYTES_MIN} bytes: make a longer one, for example \
+                 with `openssl rand -hex 32`",
+                short + 1
+            ));
+        }
+        Ok(Secrets(secrets))
+    }
+
+    /// Reads a file of secrets, which only its owner may write and no stranger may read.
+    ///
+    /// # Errors
+    /// A sentence for the operator with the cure in it.
+    pub fn load(path: &Path) -> Result<Secrets, String> {
+        let shown = path.display();
+        let file = fs::File::open(path).map_err(|error| {
+            format!("cannot read the secret file {shown}: {error}; check [control] secret_file")
+        })?;
+        let about = file.metadata().map_err(|error| format!("cannot look at {shown}: {error}"))?;
+        if about.permissions().mode() & 0o027 != 0 {
+            return Err(format!(
+                "others may read or change the secret file {shown}: run `chmod 600 {shown}`"
+            ));
+        }
+        let mut text = Vec::new();
+        file.take(SECRET_FILE_BYTES_MAX)
+            .read_to_end(&mut text)
+            .map_err(|error| format!("cannot read the secret file {shown}: {error}"))?;
+        Secrets::parse(&text).map_err(|fault| format!("the secret file {shown} {fault}"))
+    }
+
+    /// The secret to prove oneself with.
+    pub fn first(&self) -> &[u8] {
+        &self.0[0]
+    }
+}
+
+/// The answer to a challenge: what `mac` must be, in hex digits.
+pub fn mac(secret: &[u8], nonce: &str, id: &str) -> String {
+    hex(&keyed(secret, nonce, id).finalize().into_bytes())
+}
+
+fn keyed(secret: &[u8], nonce: &str, id: &str) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    for part in ["lb1|", nonce, "|", id] {
+        mac.update(part.as_bytes());
+    }
+    mac
+}
+
+/// A question that can be answered once.
+#[derive(Debug)]
+pub struct Challenge {
+    nonce: String,
+}
+
+impl Challenge {
+    /// A challenge with a nonce that nobody can have foreseen.
+    pub fn new(nonce: [u8; 32]) -> Challenge {
+        Challenge { nonce: hex(&nonce) }
+    }
+
+    /// The hex digits to send.
+    pub fn nonce(&self) -> &str {
+        &self.nonce
+    }
+
+    /// Whether `answer` proves knowledge of one of the secrets. Takes the same time whichever it is,
+    /// and uses the challenge up.
+    pub fn is_met(self, secrets: &Secrets, id: &str, answer: &str) -> bool {
+        let answer = bytes(answer).unwrap_or_default();
+        secrets.0.iter().fold(false, |met, secret| {
+            met | keyed(secret, &self.nonce, id).verify_slice(&answer).is_ok()
+        })
+    }
+}
+
+/// Which peers the control door talks to, and whether they must prove themselves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Admission {
+    allow: Vec<ipnet::IpNet>,
+    /// Whether a secret is asked for.
+    pub proof: bool,
+    /// Whether every host is on the list and no secret is asked for, which deserves a warning.
+    pub everyone: bool,
+}
+
+impl Admission {
+    /// Whether a peer at `address` is talked to at all.
+    pub fn admits(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        match self.allow.is_empty() {
+            true => self.proof || address.is_loopback(),
+            false => self.allow.iter().any(|network| network.contains(&address)),
+        }
+    }
+}
+
+/// Who may register, by the configuration: on loopback everyone there, elsewhere only hosts on the
+/// list or with the secret.
+///
+/// # Errors
+/// A sentence for the operator when the door would be open to strangers.
+pub fn who_may_register(config: &Config) -> Result<Admission, String> {
+    let allow = config.control.allow.clone();
+    let proof = config.control.secret_file.is_some();
+    if let Some(address) = config.listen.control
+        && !is_loopback(address)
+        && allow.is_empty()
+        && !proof
+    {
+        return Err(format!(
+            "the control port would be open to strangers on {address}: set [control] allow to the \
+             networks of your backends, or [control] secret_file, or listen on 127.0.0.1"
+        ));
+    }
+    let everyone = !proof && allow.iter().any(|network| network.prefix_len() == 0);
+    Ok(Admission { allow, proof, everyone })
+}
+
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes(hex: &str) -> Option<Vec<u8>> {
+    if !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) || !hex.len().is_multiple_of(2) {
+        return None;
+    }
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &[u8] = b"correct horse battery staple";
+
+    fn config(control: &str, allow: &[&str], secret: bool) -> Config {
+        let mut config = Config::default();
+        config.listen.control = Some(control.parse().unwrap());
+        config.control.allow = allow.iter().map(|network| network.parse().unwrap()).collect();
+        config.control.secret_file = secret.then(|| "secret".into());
+        config
+    }
+
+    #[test]
+    fn the_mac_is_hmac_sha256_over_version_nonce_and_id() {
+        // Python: hmac.new(secret, b"lb1|" + 64 * b"0" + b"|web-1", hashlib.sha256).hexdigest()
+        assert_eq!(
+            mac(SECRET, &"0".repeat(64), "web-1"),
+            "bf71bd9a06632a2875d029b74d939c7715c31b333fa734dd6fc56a5a566b35d7"
+        );
+    }
+
+    #[test]
+    fn any_of_the_secrets_proves_a_backend_and_nothing_else_does() {
+        let secrets =
+            Secrets::parse(b"the one before it\n\ncorrect horse battery staple\r\n").unwrap();
+        let challenge = || Challenge::new([7; 32]);
+        let nonce = challenge().nonce().to_owned();
+        assert_eq!(nonce, "07".repeat(32));
+        let right = mac(SECRET, &nonce, "web-1");
+        assert!(challenge().is_met(&secrets, "web-1", &right));
+        assert!(challenge().is_met(&secrets, "web-1", &right.to_uppercase()));
+        let before = mac(b"the one before it", &nonce, "web-1");
+        assert!(challenge().is_met(&secrets, "web-1", &before));
+        let another_nonce = Challenge::new([8; 32]).nonce().to_owned();
+        let wrong = [
+            mac(b"another secret entirely", &nonce, "web-1"),
+            mac(SECRET, &another_nonce, "web-1"),
+            mac(SECRET, &nonce, "web-2"),
+            right[..62].to_owned(),
+            format!("{right}00"),
+            format!("+{}", &right[1..]),
+            "ä".repeat(32),
+            String::new(),
+        ];
+        for answer in wrong {
+            assert!(!challenge().is_met(&secrets, "web-1", &answer), "{answer}");
+        }
+    }
+
+    #[test]
+    fn secrets_that_are_missing_or_short_are_refused_with_the_cure() {
+        for (text, words) in [("", "no secret"), (" \n\n", "no secret"), ("short\n", "secret 1")] {
+            let fault = Secrets::parse(text.as_bytes()).unwrap_err();
+            assert!(fault.contains(words) && fault.contains("openssl"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_secret_file_that_others_can_read_is_refused() {
+        let path = std::env::temp_dir().join(format!("lb-secret-{}", std::process::id()));
+        fs::write(&path, b"correct horse battery staple\n").unwrap();
+        let with_mode = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            Secrets::load(&path)
+        };
+        for mode in [0o600, 0o400, 0o440] {
+            assert_eq!(with_mode(mode).unwrap().first(), SECRET, "{mode:o}");
+        }
+        for mode in [0o644, 0o604, 0o660, 0o602] {
+            let fault = with_mode(mode).unwrap_err();
+            assert!(fault.contains("chmod 600"), "{fault}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(Secrets::load(&path).unwrap_err().contains("secret_file"));
+    }
+
+    #[test]
+    fn only_loopback_may_be_open_without_a_list_or_a_secret() {
+        for open in ["127.0.0.1:8080", "127.9.9.9:1", "[::1]:8080", "[::ffff:127.0.0.1]:80"] {
+            let admission = who_may_register(&config(open, &[], false)).unwrap();
+            assert!(admission.admits("127.0.0.1".parse().unwrap()), "{open}");
+            assert!(!admission.admits("10.0.0.1".parse().unwrap()), "{open}");
+        }
+        for refused in ["0.0.0.0:8080", "[::]:8080", "10.0.0.1:8080", "[2001:db8::1]:80"] {
+            let fault = who_may_register(&config(refused, &[], false)).unwrap_err();
+            assert!(fault.contains("allow") && fault.contains("secret_file"), "{fault}");
+            assert!(who_may_register(&config(refused, &["10.0.0.0/8"], false)).is_ok());
+            assert!(who_may_register(&config(refused, &[], true)).is_ok());
+        }
+        let mut off = config("0.0.0.0:1", &[], false);
+        off.listen.control = None;
+        assert!(who_may_register(&off).is_ok());
+    }
+
+    #[test]
+    fn a_list_admits_its_networks_only_also_when_written_as_mapped_addresses() {
+        let listed = config("0.0.0.0:80", &["10.1.0.0/16", "2001:db8::/32"], true);
+        let admission = who_may_register(&listed).unwrap();
+        for (address, admitted) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("2001:db8::7", true),
+            ("10.2.0.1", false),
+            ("127.0.0.1", false),
+            ("2001:db9::7", false),
+        ] {
+            assert_eq!(admission.admits(address.parse().unwrap()), admitted, "{address}");
+        }
+        assert!(!admission.everyone);
+        let anyone = who_may_register(&config("0.0.0.0:80", &["0.0.0.0/0"], false)).unwrap();
+        assert!(anyone.everyone);
+        let proven = who_may_register(&config("0.0.0.0:80", &[], true)).unwrap();
+        assert!(proven.admits("203.0.113.9".parse().unwrap()) && !proven.everyone);
+    }
+}
