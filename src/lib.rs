@@ -33,12 +33,14 @@
 //! `worker::core` < `ring` < `worker`, `control`, `load` < `boot` < `cli`.
 //! A module names only what is below it; `tests/tidy.rs` keeps it so.
 
+pub mod balance;
 pub mod base;
 pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod http;
 pub mod metrics;
+pub mod proxy;
 pub mod ring;
 pub mod session;
 pub mod worker;

@@ -1,0 +1,170 @@
+//! Who gets the next user. Owns the policies and the one shared counter behind exact round robin;
+//! knows no socket and no clock. Health and membership are in the snapshot that it is handed.
+
+mod least_sessions;
+mod source_hash;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::cluster::{Backend, BackendId, Protocol, Snapshot};
+use crate::config::Policy;
+
+/// The turn counters, one for each protocol, shared by all workers.
+///
+/// The only value that workers write together: taking turns exactly over all of them needs one order,
+/// and one atomic addition a session is what that costs. Turns go on across snapshots, so a backend at
+/// the front of the rotation gains nothing when others come and go.
+#[derive(Debug, Default)]
+pub struct Turns([Turn; 3]);
+
+/// On a cache line pair of its own, so that TCP users do not slow UDP users down.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Turn(AtomicU64);
+
+impl Turns {
+    fn take(&self, protocol: Protocol) -> u64 {
+        self.0[protocol.index()].0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What a pick may depend on besides the snapshot.
+pub struct Question<'a> {
+    pub protocol: Protocol,
+    pub user: IpAddr,
+    /// Running sessions of a backend, all workers together.
+    pub load: &'a dyn Fn(&Backend) -> u64,
+    /// Backends that this user was refused by, or that have just failed.
+    pub excluded: &'a dyn Fn(BackendId) -> bool,
+}
+
+/// One worker's view of the policy.
+#[derive(Clone)]
+pub struct Balancer {
+    pub policy: Policy,
+    turns: Arc<Turns>,
+}
+
+impl Balancer {
+    pub fn new(policy: Policy, turns: Arc<Turns>) -> Balancer {
+        Balancer { policy, turns }
+    }
+
+    /// The backend for a new session; `None` when the rotation holds none that is not excluded.
+    pub fn pick<'s>(&self, snapshot: &'s Snapshot, question: &Question) -> Option<&'s Backend> {
+        let places = &snapshot.rotations[question.protocol.index()];
+        if places.is_empty() {
+            return None;
+        }
+        let turn = match self.policy {
+            Policy::RoundRobin | Policy::LeastSessions => self.turns.take(question.protocol),
+            Policy::SourceHash => 0,
+        };
+        let (served, coming) = places.split_at((turn % places.len() as u64) as usize);
+        let mut round = (coming.iter().chain(served))
+            .filter_map(|place| snapshot.backends.get(usize::from(*place)))
+            .filter(|backend| !(question.excluded)(backend.id));
+        match self.policy {
+            Policy::RoundRobin => round.next(),
+            Policy::LeastSessions => least_sessions::pick(round, question.load),
+            Policy::SourceHash => source_hash::pick(round, question.user),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::cluster::Standing;
+
+    /// A snapshot of TCP backends, each with a weight, in the rotation that is given.
+    pub(crate) fn snapshot(weights: &[u16], rotation: &[u16]) -> Snapshot {
+        let backends = weights.iter().enumerate().map(|(place, weight)| Backend {
+            id: BackendId(place as u32 + 1),
+            slot: place as u16,
+            protocol: Protocol::Tcp,
+            address: format!("10.0.0.{}:80", place + 1).parse().unwrap(),
+            weight: *weight,
+            name: None,
+            standing: Standing::Serving,
+        });
+        Snapshot {
+            version: 1,
+            backends: backends.collect(),
+            rotations: [rotation.to_vec(), vec![], vec![]],
+        }
+    }
+
+    /// Backend 1 runs 10 sessions, backend 2 20, and so on.
+    fn picks(policy: Policy, snapshot: &Snapshot, not: &[u32], count: usize) -> Vec<u32> {
+        let balancer = Balancer::new(policy, Arc::default());
+        let question = Question {
+            protocol: Protocol::Tcp,
+            user: "192.0.2.1".parse().unwrap(),
+            load: &|backend| u64::from(backend.id.0) * 10,
+            excluded: &|id| not.contains(&id.0),
+        };
+        (0..count).filter_map(|_| balancer.pick(snapshot, &question)).map(|b| b.id.0).collect()
+    }
+
+    #[test]
+    fn round_robin_takes_turns() {
+        let three = snapshot(&[1, 1, 1], &[0, 1, 2]);
+        assert_eq!(picks(Policy::RoundRobin, &three, &[], 7), [1, 2, 3, 1, 2, 3, 1]);
+    }
+
+    #[test]
+    fn an_excluded_backend_is_passed_over() {
+        let three = snapshot(&[1, 1, 1], &[0, 1, 2]);
+        assert_eq!(picks(Policy::RoundRobin, &three, &[2], 4), [1, 3, 3, 1]);
+        assert_eq!(picks(Policy::RoundRobin, &three, &[1, 2, 3], 4), [0; 0]);
+    }
+
+    #[test]
+    fn nobody_registered_is_nobody_picked() {
+        for policy in [Policy::RoundRobin, Policy::LeastSessions, Policy::SourceHash] {
+            assert_eq!(picks(policy, &snapshot(&[], &[]), &[], 2), [0; 0]);
+        }
+    }
+
+    #[test]
+    fn two_workers_take_turns_together() {
+        let turns = Arc::<Turns>::default();
+        let three = snapshot(&[1, 1, 1], &[0, 1, 2]);
+        let mut counts = [0; 3];
+        let workers = [0, 1].map(|_| Balancer::new(Policy::RoundRobin, Arc::clone(&turns)));
+        for turn in 0..300 {
+            let question = Question {
+                protocol: Protocol::Tcp,
+                user: "192.0.2.1".parse().unwrap(),
+                load: &|_| 0,
+                excluded: &|_| false,
+            };
+            // Unevenly: every third user comes to the second worker.
+            let backend = workers[usize::from(turn % 3 == 0)].pick(&three, &question).unwrap();
+            counts[usize::from(backend.slot)] += 1;
+        }
+        assert_eq!(counts, [100; 3]);
+    }
+
+    #[test]
+    fn least_sessions_prefers_the_idle_one_for_its_weight() {
+        let three = snapshot(&[1, 1, 1], &[0, 1, 2]);
+        assert_eq!(picks(Policy::LeastSessions, &three, &[], 3), [1, 1, 1]);
+        assert_eq!(picks(Policy::LeastSessions, &three, &[1], 2), [2, 2]);
+        let heavy = snapshot(&[1, 4, 1], &[1, 0, 1, 2, 1, 1]);
+        assert_eq!(picks(Policy::LeastSessions, &heavy, &[], 1), [2], "20 over 4 is less than 10");
+    }
+
+    #[test]
+    fn a_user_keeps_the_backend_while_others_come_and_go() {
+        let four = snapshot(&[1; 4], &[0, 1, 2, 3]);
+        let home = picks(Policy::SourceHash, &four, &[], 1)[0];
+        for gone in (1..=4).filter(|id| *id != home) {
+            assert_eq!(picks(Policy::SourceHash, &four, &[gone], 1), [home]);
+        }
+        assert_ne!(picks(Policy::SourceHash, &four, &[home], 1), [home]);
+    }
+}

@@ -1,0 +1,376 @@
+//! One TCP relay: two flows of bytes in opposite directions, each from one side's socket to the
+//! other's. Owns when to read, when to write, and when it is over; picks no backend, knows no timer.
+//!
+//! A flow's blocks are `waiting` (received) or `sending` (with the kernel). Not asking for more while
+//! too many are held is the backpressure: the sender's window closes and nothing is lost.
+//!
+//! ```text
+//!   source: Open --End--> Ended          receive: Idle <-> Armed -> Cancelling -> Idle
+//!             \--error--> Failed                     \---> Starved (until blocks return)
+//!   sink:   Open --all sent after Ended--> Finished (FIN passed on)
+//!             \--error--> Gone
+//! ```
+//!
+//! A reset is passed on as a reset, after what was received before it. A sink that is gone does not
+//! end the opposite flow: what its peer said before it went is still delivered.
+
+use super::{Cmd, Event, Intake, Received, Side};
+use crate::ring::pool::{Buf, Chain, Class, GATHER_MAX, Pool, SMALL_BYTES};
+use crate::session::EndReason;
+
+/// Total of one multishot receive: bounds what comes in unasked after a flow should pause, and is
+/// large enough that re-arming is noise (once in 1,024 messages of 64 bytes).
+const MANY_BYTES_MAX: u32 = 64 * 1024;
+/// Blocks that one flow may hold while the pool is plentiful.
+const SMALL_HELD_MAX: usize = 16;
+const LARGE_HELD_MAX: usize = 4;
+/// A flow may hold at most this part of the blocks that are still free, so that no number of stalled
+/// readers can take the last ones (A. Choudhury, E. Hahne, "Dynamic queue length thresholds for
+/// shared-memory packet switches", IEEE/ACM ToN 1998).
+const FREE_SHARE: usize = 8;
+/// Full small blocks in a row that make a flow a stream.
+const FULL_ROW: u8 = 2;
+/// Receives in a row that would have fitted a small block and make it a flow of messages again.
+const THIN_ROW: u8 = 4;
+
+/// Which of the kernel's newer features may be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    /// A multishot receive can be given a total.
+    pub receive_cap: bool,
+}
+
+/// How far a relay has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    Running,
+    /// One side has finished and was told so; the other may still send.
+    HalfClosed,
+    Over(EndReason),
+}
+
+/// Both directions of one session.
+#[derive(Debug)]
+pub struct Relay {
+    /// By the side that the bytes come from.
+    flows: [Flow; 2],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Open,
+    Ended,
+    Failed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sink {
+    Open,
+    Finished,
+    Gone,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Receive {
+    Idle,
+    Armed,
+    Cancelling,
+    Starved,
+}
+
+#[derive(Debug)]
+struct Flow {
+    waiting: Chain,
+    sending: Chain,
+    delivered: u64,
+    source: Source,
+    sink: Sink,
+    receive: Receive,
+    pace: Pace,
+}
+
+/// What the last receives say about the next one.
+#[derive(Debug)]
+struct Pace {
+    class: Class,
+    row: u8,
+    nonempty: bool,
+}
+
+impl Relay {
+    /// A relay between two connections that stand. Begin with [`Relay::advance`].
+    pub fn new() -> Relay {
+        Relay { flows: [Flow::new(), Flow::new()] }
+    }
+
+    /// Takes an event and says what to do about it.
+    pub fn handle(
+        &mut self,
+        event: Event,
+        pool: &mut Pool,
+        features: Features,
+        out: &mut impl FnMut(Cmd),
+    ) {
+        match event {
+            Event::Received { side, what, more, nonempty } => {
+                let flow = &mut self.flows[side as usize];
+                if !more {
+                    flow.receive = Receive::Idle;
+                }
+                flow.pace.nonempty = nonempty;
+                match what {
+                    Received::Data(buf) => flow.take_in(buf, pool),
+                    Received::End => self.source_ended(side),
+                    Received::Failed(_) => self.side_failed(side, pool),
+                    Received::NoBuffers => flow.receive = Receive::Starved,
+                    Received::Stopped => {}
+                }
+            }
+            Event::Sent { side, result } => match result {
+                Ok(bytes) => self.flows[side.other() as usize].sent(bytes as usize, pool),
+                Err(_) => self.sink_gone(side, pool),
+            },
+        }
+        self.advance(pool, features, out);
+    }
+
+    /// The one place that decides what to do next, from what is so now.
+    pub fn advance(&mut self, pool: &mut Pool, features: Features, out: &mut impl FnMut(Cmd)) {
+        for side in Side::BOTH {
+            let flow = &mut self.flows[side as usize];
+            if flow.sink == Sink::Gone {
+                flow.cancel_receive(side, out);
+                continue;
+            }
+            if flow.sending.is_empty() && !flow.waiting.is_empty() {
+                flow.sending = pool.split(&mut flow.waiting, GATHER_MAX);
+                out(Cmd::Send { side: side.other(), what: flow.sending.outgoing() });
+            }
+            if flow.source == Source::Ended && flow.sink == Sink::Open && flow.is_drained() {
+                flow.sink = Sink::Finished;
+                out(Cmd::FinishWriting { side: side.other() });
+            }
+            if flow.source == Source::Open {
+                flow.pace_receive(side, pool, features, out);
+            }
+        }
+    }
+
+    /// Blocks have come back to the pool: a starved flow may try again.
+    pub fn feed(
+        &mut self,
+        side: Side,
+        pool: &mut Pool,
+        features: Features,
+        out: &mut impl FnMut(Cmd),
+    ) {
+        let flow = &mut self.flows[side as usize];
+        if flow.receive == Receive::Starved {
+            flow.receive = Receive::Idle;
+            self.advance(pool, features, out);
+        }
+    }
+
+    /// Asks for the end of everything in flight; the completions still come, to [`Relay::settle`].
+    pub fn stop(&mut self, out: &mut impl FnMut(Cmd)) {
+        for side in Side::BOTH {
+            let flow = &mut self.flows[side as usize];
+            flow.cancel_receive(side, out);
+            if !flow.sending.is_empty() {
+                out(Cmd::CancelSend { side: side.other() });
+            }
+        }
+    }
+
+    /// Takes note of a completion after [`Relay::stop`], and wants nothing more.
+    pub fn settle(&mut self, event: Event, pool: &mut Pool) {
+        match event {
+            Event::Received { side, what, more, .. } => {
+                if let Received::Data(buf) = what {
+                    pool.give_back(buf);
+                }
+                if !more {
+                    self.flows[side as usize].receive = Receive::Idle;
+                }
+            }
+            Event::Sent { side, .. } => {
+                pool.give_back_chain(self.flows[side.other() as usize].sending.take());
+            }
+        }
+    }
+
+    /// Whether the kernel still works for this relay.
+    pub fn in_flight(&self) -> bool {
+        self.flows.iter().any(|flow| {
+            !flow.sending.is_empty() || matches!(flow.receive, Receive::Armed | Receive::Cancelling)
+        })
+    }
+
+    /// Gives back what was never sent. Nothing may be in flight.
+    pub fn release(&mut self, pool: &mut Pool) {
+        assert!(!self.in_flight(), "blocks are released only when the kernel has done with them");
+        self.flows.iter_mut().for_each(|flow| pool.give_back_chain(flow.waiting.take()));
+    }
+
+    /// Whether bytes were received that have not been delivered.
+    pub fn undelivered(&self) -> bool {
+        self.flows.iter().any(|flow| !flow.is_drained())
+    }
+
+    /// Whether a flow waits for blocks.
+    pub fn is_starved(&self, side: Side) -> bool {
+        self.flows[side as usize].receive == Receive::Starved
+    }
+
+    /// Bytes from one side that the other side's kernel has taken.
+    pub fn delivered(&self, from: Side) -> u64 {
+        self.flows[from as usize].delivered
+    }
+
+    pub fn progress(&self) -> Progress {
+        let [up, down] = &self.flows;
+        if up.source == Source::Failed && up.is_drained() {
+            return Progress::Over(EndReason::ClientReset);
+        }
+        if down.source == Source::Failed && down.is_drained() {
+            return Progress::Over(EndReason::BackendReset);
+        }
+        match (up.sink == Sink::Finished, down.sink == Sink::Finished) {
+            (true, true) => Progress::Over(EndReason::Finished),
+            (false, false) => Progress::Running,
+            _ => Progress::HalfClosed,
+        }
+    }
+
+    fn source_ended(&mut self, side: Side) {
+        // After a reset was seen while sending to this side, its stream reads as merely ended.
+        let reset = self.flows[side.other() as usize].sink == Sink::Gone;
+        self.flows[side as usize].source = if reset { Source::Failed } else { Source::Ended };
+    }
+
+    /// A side was reset: nothing more can be delivered to it, and what it sent before is all there is.
+    fn side_failed(&mut self, side: Side, pool: &mut Pool) {
+        self.flows[side as usize].source = Source::Failed;
+        let towards = &mut self.flows[side.other() as usize];
+        if towards.sink == Sink::Open {
+            towards.sink = Sink::Gone;
+            pool.give_back_chain(towards.waiting.take());
+        }
+    }
+
+    /// Sending to a side failed. What it sent before may still be unread, so its flow goes on.
+    fn sink_gone(&mut self, side: Side, pool: &mut Pool) {
+        let towards = &mut self.flows[side.other() as usize];
+        towards.sink = Sink::Gone;
+        pool.give_back_chain(towards.sending.take());
+        pool.give_back_chain(towards.waiting.take());
+        let from = &mut self.flows[side as usize];
+        if from.source == Source::Ended {
+            from.source = Source::Failed;
+        }
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Relay {
+        Relay::new()
+    }
+}
+
+impl Flow {
+    fn new() -> Flow {
+        Flow {
+            waiting: Chain::EMPTY,
+            sending: Chain::EMPTY,
+            delivered: 0,
+            source: Source::Open,
+            sink: Sink::Open,
+            receive: Receive::Idle,
+            pace: Pace { class: Class::Small, row: 0, nonempty: false },
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.waiting.is_empty() && self.sending.is_empty()
+    }
+
+    fn take_in(&mut self, buf: Buf, pool: &mut Pool) {
+        self.pace.note(buf.len());
+        match self.sink {
+            Sink::Open if !buf.is_empty() => pool.push(&mut self.waiting, buf),
+            _ => pool.give_back(buf),
+        }
+    }
+
+    fn sent(&mut self, bytes: usize, pool: &mut Pool) {
+        self.delivered += bytes as u64;
+        pool.advance(&mut self.sending, bytes);
+        if self.sending.is_empty() {
+            return;
+        }
+        // A short send: the rest goes out first, before what came in meanwhile.
+        let mut rest = self.sending.take();
+        while let Some(buf) = pool.pop(&mut self.waiting) {
+            pool.push(&mut rest, buf);
+        }
+        self.waiting = rest;
+    }
+
+    /// Asks for more, or for less, according to what is held and what is free.
+    fn pace_receive(
+        &mut self,
+        side: Side,
+        pool: &Pool,
+        features: Features,
+        out: &mut impl FnMut(Cmd),
+    ) {
+        let held = self.waiting.blocks() + self.sending.blocks();
+        let room = held < self.pace.held_max(pool);
+        match self.receive {
+            Receive::Idle if room => {
+                self.receive = Receive::Armed;
+                out(Cmd::Receive { side, how: self.pace.intake(pool, features) });
+            }
+            Receive::Armed if !room => self.cancel_receive(side, out),
+            _ => {}
+        }
+    }
+
+    fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+        if self.receive == Receive::Armed {
+            self.receive = Receive::Cancelling;
+            out(Cmd::CancelReceive { side });
+        }
+    }
+}
+
+impl Pace {
+    /// Learns from the length of a receive whether this is a flow of messages or a stream.
+    fn note(&mut self, len: usize) {
+        let (towards_other, row_max, other) = match self.class {
+            Class::Small => (len == SMALL_BYTES, FULL_ROW, Class::Large),
+            Class::Large => (len <= SMALL_BYTES, THIN_ROW, Class::Small),
+        };
+        self.row = if towards_other { self.row + 1 } else { 0 };
+        if self.row == row_max {
+            (self.class, self.row) = (other, 0);
+        }
+    }
+
+    fn held_max(&self, pool: &Pool) -> usize {
+        let most = match self.class {
+            Class::Small => SMALL_HELD_MAX,
+            Class::Large => LARGE_HELD_MAX,
+        };
+        (pool.free(self.class) / FREE_SHARE).clamp(1, most)
+    }
+
+    fn intake(&self, pool: &Pool, features: Features) -> Intake {
+        if self.class == Class::Small && features.receive_cap {
+            return Intake::Many { bytes_max: MANY_BYTES_MAX };
+        }
+        // A stream that finds no large block goes on in small ones.
+        let class = if pool.free(self.class) == 0 { Class::Small } else { self.class };
+        Intake::Once { class, wait_first: !self.nonempty }
+    }
+}
