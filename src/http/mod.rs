@@ -3,6 +3,8 @@
 //! strictly: what two readers could understand differently is refused, and nothing that arrived is
 //! ever passed on as it stood; every message is written again from its parts.
 
+pub mod body;
+pub mod chunked;
 pub mod field;
 pub mod head;
 

@@ -1,0 +1,344 @@
+//! Chunked bodies (RFC 9112 7.1) as they pass: read, checked and written again in the same bytes.
+//!
+//! Each byte that is written stands where a byte was read, or before it: digits, line ends and content
+//! come out one for one, extensions do not come out at all. So a block is rewritten in place whatever
+//! way the body is cut into blocks, and nothing is buffered but the trailer section, which is bounded.
+
+use super::Fault;
+use super::body::Passed;
+use super::field;
+use super::head::{FIELDS_MAX, Field};
+
+/// Bytes of extensions behind one chunk size. They mean nothing to anyone, and are dropped.
+pub const EXTENSION_BYTES_MAX: u16 = 256;
+/// Bytes of a trailer section.
+pub const TRAILER_BYTES_MAX: usize = 4 << 10;
+/// Digits of a chunk size: what fits 64 bits.
+const DIGITS_MAX: u8 = 16;
+
+const BAD_SIZE: Fault = Fault::new(400, "malformed chunk size");
+const BAD_END: Fault = Fault::new(400, "malformed line end in a chunked body");
+const BAD_TRAILERS: Fault = Fault::new(400, "malformed trailer section");
+
+/// ```text
+///   Size -> (Extension) -> SizeEnd -> Content -> ContentReturn -> ContentEnd -> Size
+///                             |
+///                             +-- the last chunk -> Trailers -> (TrailersEnd) -> Finished
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// In the digits; so many came.
+    Size(u8),
+    /// Behind the size; so many bytes came.
+    Extension(u16),
+    /// A line feed must follow the size line's carriage return.
+    SizeEnd,
+    Content,
+    ContentReturn,
+    ContentEnd,
+    /// At the first byte of the trailer section, or collecting it.
+    Trailers,
+    /// There are no trailers; a line feed must follow.
+    TrailersEnd,
+    Finished,
+}
+
+/// A chunked body on its way through.
+#[derive(Debug)]
+pub struct Chunked {
+    state: State,
+    keep_framing: bool,
+    /// Of the chunk: the size as far as it is read, then the content that is still to come.
+    left: u64,
+    /// Content that may still come before the body is too large.
+    allowed: u64,
+    /// The trailer section as it comes; when it is complete, what of it may be passed on.
+    trailers: Vec<u8>,
+}
+
+/// A block being rewritten: what was read, and where the next byte goes.
+struct Cursor<'a> {
+    bytes: &'a mut [u8],
+    read: usize,
+    output: Option<(usize, usize)>,
+}
+
+impl Cursor<'_> {
+    /// Takes the next `count` bytes along.
+    fn keep(&mut self, count: usize) {
+        let (_, end) = self.output.get_or_insert((self.read, self.read));
+        if *end != self.read {
+            self.bytes.copy_within(self.read..self.read + count, *end);
+        }
+        *end += count;
+        self.read += count;
+    }
+
+    fn take(&mut self, keep: bool) {
+        if keep { self.keep(1) } else { self.read += 1 }
+    }
+}
+
+impl Chunked {
+    /// With `keep_framing` the output is chunked again, else the content alone. More content than
+    /// `bytes_max` is refused with 413.
+    pub const fn new(keep_framing: bool, bytes_max: u64) -> Chunked {
+        Chunked {
+            state: State::Size(0),
+            keep_framing,
+            left: 0,
+            allowed: bytes_max,
+            trailers: Vec::new(),
+        }
+    }
+
+    /// Takes the next bytes that arrived. Behind an output that is finished follows
+    /// [`Chunked::trailer_section`].
+    pub fn pass(&mut self, bytes: &mut [u8]) -> Result<Passed, Fault> {
+        let mut cursor = Cursor { bytes, read: 0, output: None };
+        while cursor.read < cursor.bytes.len() && self.state != State::Finished {
+            match self.state {
+                State::Content => self.content(&mut cursor),
+                State::Trailers => self.trailers(&mut cursor)?,
+                _ => self.framing(&mut cursor)?,
+            }
+        }
+        let (start, end) = cursor.output.unwrap_or_default();
+        let finished = self.state == State::Finished;
+        Ok(Passed { consumed: cursor.read, output: start..end, finished })
+    }
+
+    /// What follows the output of a body once it is finished: the trailers that may be passed on and
+    /// the empty line, if these have not been written in place; else nothing.
+    pub fn trailer_section(&self) -> &[u8] {
+        if self.keep_framing { &self.trailers } else { &[] }
+    }
+
+    fn content(&mut self, cursor: &mut Cursor<'_>) {
+        let here = cursor.bytes.len() - cursor.read;
+        let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(here);
+        cursor.keep(count);
+        self.left -= count as u64;
+        if self.left == 0 {
+            self.state = State::ContentReturn;
+        }
+    }
+
+    /// One byte of a size line or a line end.
+    fn framing(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        let byte = cursor.bytes[cursor.read];
+        let mut keep = self.keep_framing;
+        self.state = match (self.state, byte) {
+            (State::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                if digits == DIGITS_MAX {
+                    return Err(BAD_SIZE);
+                }
+                let digit = char::from(byte).to_digit(16).unwrap_or_default();
+                self.left = self.left << 4 | u64::from(digit);
+                State::Size(digits + 1)
+            }
+            (State::Size(1..), b'\r') => State::SizeEnd,
+            (State::Size(1..), b';') => {
+                keep = false;
+                State::Extension(1)
+            }
+            (State::Size(_), _) => return Err(BAD_SIZE),
+            (State::Extension(_), b'\r') => State::SizeEnd,
+            (State::Extension(count), b'\t' | b' '..=b'~' | 0x80..) => {
+                if count == EXTENSION_BYTES_MAX {
+                    return Err(Fault::new(400, "chunk extensions too long"));
+                }
+                keep = false;
+                State::Extension(count + 1)
+            }
+            (State::Extension(_), _) => return Err(BAD_END),
+            (State::SizeEnd, b'\n') => self.start_chunk()?,
+            (State::ContentReturn, b'\r') => State::ContentEnd,
+            (State::ContentEnd, b'\n') => State::Size(0),
+            (State::TrailersEnd, b'\n') => State::Finished,
+            _ => return Err(BAD_END),
+        };
+        cursor.take(keep);
+        Ok(())
+    }
+
+    fn start_chunk(&mut self) -> Result<State, Fault> {
+        if self.left == 0 {
+            return Ok(State::Trailers);
+        }
+        match self.allowed.checked_sub(self.left) {
+            Some(allowed) => self.allowed = allowed,
+            None => return Err(Fault::new(413, "body too large")),
+        }
+        Ok(State::Content)
+    }
+
+    fn trailers(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        if self.trailers.is_empty() && cursor.bytes[cursor.read] == b'\r' {
+            cursor.take(self.keep_framing);
+            self.state = State::TrailersEnd;
+            return Ok(());
+        }
+        // Byte by byte up to the empty line: trailers are rare, short, and must not be read beyond.
+        while let Some(byte) = cursor.bytes.get(cursor.read) {
+            if *byte == b'\n' && self.trailers.last() != Some(&b'\r') {
+                return Err(BAD_TRAILERS);
+            }
+            self.trailers.push(*byte);
+            cursor.read += 1;
+            if self.trailers.len() > TRAILER_BYTES_MAX {
+                return Err(Fault::new(400, "trailer section too large"));
+            }
+            if self.trailers.ends_with(b"\n\r\n") {
+                self.trailers = allowed_trailers(&self.trailers)?;
+                self.state = State::Finished;
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The trailer fields that may be passed on, written again, and the empty line that ends them.
+fn allowed_trailers(section: &[u8]) -> Result<Vec<u8>, Fault> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let lines: &[Field<'_>] = match httparse::parse_headers(section, &mut fields) {
+        Ok(httparse::Status::Complete((_, lines))) => lines,
+        _ => return Err(BAD_TRAILERS),
+    };
+    let mut written = Vec::with_capacity(section.len());
+    for line in lines.iter().filter(|line| field::may_be_trailer(line.name)) {
+        for part in [line.name.as_bytes(), b": ", line.value, b"\r\n"] {
+            written.extend_from_slice(part);
+        }
+    }
+    written.extend_from_slice(b"\r\n");
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Passes a body cut at the given length, and gives what came out, how much was taken, and
+    /// whether it was complete; or the status of the refusal.
+    fn pass(text: &[u8], step: usize, keep_framing: bool) -> Result<(Vec<u8>, usize, bool), u16> {
+        let mut chunked = Chunked::new(keep_framing, 1 << 20);
+        let mut out = Vec::new();
+        let mut consumed = 0;
+        for block in text.chunks(step) {
+            let mut block = block.to_vec();
+            let passed = chunked.pass(&mut block).map_err(|fault| fault.status)?;
+            out.extend_from_slice(&block[passed.output]);
+            consumed += passed.consumed;
+            if passed.finished {
+                out.extend_from_slice(chunked.trailer_section());
+                return Ok((out, consumed, true));
+            }
+        }
+        Ok((out, consumed, false))
+    }
+
+    #[test]
+    fn a_body_comes_out_the_same_however_it_is_cut() {
+        let text = b"5\r\nhello\r\n0b;a=b;c=\"d\"\r\n wide world\r\n00;x\r\nA: 1\r\nHost: y\r\nB:2 \r\n\r\nGET";
+        let chunks = b"5\r\nhello\r\n0b\r\n wide world\r\n00\r\nA: 1\r\nB: 2\r\n\r\n".to_vec();
+        let content = b"hello wide world".to_vec();
+        for step in 1..=text.len() {
+            assert_eq!(
+                pass(text, step, true),
+                Ok((chunks.clone(), text.len() - 3, true)),
+                "{step}"
+            );
+            assert_eq!(
+                pass(text, step, false),
+                Ok((content.clone(), text.len() - 3, true)),
+                "{step}"
+            );
+        }
+    }
+
+    #[test]
+    fn framing_that_is_plain_already_is_not_moved() {
+        let mut text = b"5\r\nhello\r\n0\r\n\r\nnext".to_vec();
+        let before = text.clone();
+        let passed = Chunked::new(true, 100).pass(&mut text).unwrap();
+        assert_eq!(passed, Passed { consumed: 15, output: 0..15, finished: true });
+        assert_eq!(text, before);
+        let passed = Chunked::new(false, 100).pass(&mut text).unwrap();
+        assert_eq!(passed, Passed { consumed: 15, output: 3..8, finished: true });
+        assert_eq!(text, before);
+    }
+
+    #[test]
+    fn what_is_not_a_chunked_body_is_refused() {
+        for text in [
+            &b"\r\n"[..],
+            b"g\r\n",
+            b"-1\r\n",
+            b"+1\r\n",
+            b" 1\r\n",
+            b"1 \r\n",
+            b"1\t;a\r\n",
+            b"0x1\r\n",
+            b"1\n",
+            b"1\r\r\n",
+            b"1\ra",
+            b";a\r\n",
+            b"1;a\n",
+            b"1;a\0\r\n",
+            b"1;a\r\r\n",
+            b"00000000000000001\r\n",
+            b"1\r\nab",
+            b"1\r\na\n",
+            b"1\r\na\rb",
+            b"1\r\na\r\n\r\n",
+            b"0\r\n\n",
+            b"0\r\n\ra",
+            b"0\r\nA: b\n\n",
+            b"0\r\nA: b\n\r\n",
+            b"0\r\nA : b\r\n\r\n",
+            b"0\r\n A: b\r\n\r\n",
+            b"0\r\nA: b\r\n c\r\n\r\n",
+            b"0\r\nA\r\n\r\n",
+            b"0\r\nA: \0\r\n\r\n",
+        ] {
+            for step in 1..=text.len() {
+                let got = pass(text, step, true);
+                assert_eq!(got, Err(400), "{} in {step}", text.escape_ascii());
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_size_fits_64_bits_and_the_limit() {
+        assert_eq!(pass(b"100001\r\n", 99, true), Err(413));
+        assert_eq!(pass(b"ffffffffffffffff\r\n", 99, true), Err(413));
+        assert!(pass(b"100000\r\n", 99, true).is_ok());
+        let two = [b"80000\r\n".as_slice(), &[b'x'; 0x80000], b"\r\n80001\r\n"].concat();
+        assert_eq!(pass(&two, usize::MAX, true), Err(413));
+        let mut all = Chunked::new(true, u64::MAX);
+        assert!(all.pass(&mut b"FFFFFFFFFFFFFFFF\r\nx".to_vec()).is_ok());
+    }
+
+    #[test]
+    fn extensions_and_trailers_are_bounded() {
+        let extension = |count: usize| format!("1;{}\r\n", "e".repeat(count - 1)).into_bytes();
+        assert!(pass(&extension(256), 7, true).is_ok());
+        assert_eq!(pass(&extension(257), 7, true), Err(400));
+        let trailer =
+            |count: usize| format!("0\r\nA: {}\r\n\r\n", "t".repeat(count - 7)).into_bytes();
+        assert!(matches!(pass(&trailer(TRAILER_BYTES_MAX), 999, true), Ok((_, _, true))));
+        assert_eq!(pass(&trailer(TRAILER_BYTES_MAX + 1), 999, true), Err(400));
+        let many = format!("0\r\n{}\r\n", "A:b\r\n".repeat(FIELDS_MAX + 1));
+        assert_eq!(pass(many.as_bytes(), 999, true), Err(400));
+    }
+
+    #[test]
+    fn a_body_that_stops_early_is_not_complete() {
+        let text = b"5\r\nhello\r\n0\r\n\r\n";
+        for end in 0..text.len() {
+            assert!(!pass(&text[..end], 99, true).unwrap().2, "{end}");
+        }
+    }
+}
