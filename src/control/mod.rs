@@ -1,4 +1,6 @@
 //! The control core: who is registered, who is well, and what the operator sees.
 
+pub mod api;
 pub mod auth;
+pub mod frame;
 pub mod status;
