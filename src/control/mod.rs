@@ -2,5 +2,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod drain;
 pub mod frame;
+pub mod health;
 pub mod status;

@@ -1,0 +1,227 @@
+//! When a backend is asked whether it lives, and when it no longer does. Owns two small machines: the
+//! hellos of one control connection, and the way back of a backend whose data port refused. Pure:
+//! callers bring the time and do what comes out.
+
+use std::time::Duration;
+
+use crate::base::time::Now;
+use crate::config::Health;
+
+/// What a connection's hellos call for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Due {
+    Nothing,
+    /// Send a hello.
+    Ask,
+    /// A hello was not answered in time; that many in a row were not.
+    Missed(u32),
+    /// As many as allowed were not answered: the peer is gone.
+    Lost,
+}
+
+/// The hellos of one connection. At most one is unanswered at a time; one that is due meanwhile waits
+/// until the answer came or did not come.
+#[derive(Clone, Debug)]
+pub struct Hellos {
+    rule: Health,
+    next: Now,
+    asked: Option<Now>,
+    misses: u32,
+    answered: Option<(Now, Duration)>,
+}
+
+impl Hellos {
+    /// The first hello is due one interval from `now`.
+    pub fn new(rule: Health, now: Now) -> Hellos {
+        Hellos { rule, next: now.plus(rule.interval), asked: None, misses: 0, answered: None }
+    }
+
+    /// When [`Hellos::step`] has something to do.
+    pub fn deadline(&self) -> Now {
+        self.asked.map_or(self.next, |asked| asked.plus(self.rule.timeout))
+    }
+
+    /// What is due at `now`. To be called again until it is nothing.
+    pub fn step(&mut self, now: Now) -> Due {
+        if now < self.deadline() {
+            return Due::Nothing;
+        }
+        if self.asked.take().is_some() {
+            self.misses += 1;
+            self.next = self.next.max(now);
+            return if self.misses >= self.rule.misses {
+                Due::Lost
+            } else {
+                Due::Missed(self.misses)
+            };
+        }
+        self.asked = Some(now);
+        self.next = now.plus(self.rule.interval);
+        Due::Ask
+    }
+
+    /// The peer answered, and with it everything missed before is forgotten. How long it took, if it
+    /// was asked; a late answer or one to no question is a sign of life all the same.
+    pub fn answered(&mut self, now: Now) -> Option<Duration> {
+        self.misses = 0;
+        let took = now.since(self.asked.take()?);
+        self.answered = Some((now, took));
+        Some(took)
+    }
+
+    /// The balancer itself was not listening, so a missing answer says nothing.
+    pub fn excuse(&mut self) {
+        self.asked = None;
+    }
+
+    /// Hellos in a row that were not answered.
+    pub fn misses(&self) -> u32 {
+        self.misses
+    }
+
+    /// When the last answer came, and how long it took.
+    pub fn last(&self) -> Option<(Now, Duration)> {
+        self.answered
+    }
+}
+
+/// The shortest wait before a backend that was set aside is tried.
+pub const RETRY_MIN: Duration = Duration::from_millis(200);
+/// The longest.
+pub const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// The way back of a backend that was set aside: tried again and again, twice as long apart each
+/// time. One that came back and fails again soon goes on where it was, so a flapping backend is
+/// tried ever more rarely instead of costing every user a retry.
+#[derive(Clone, Debug)]
+pub struct Revival {
+    wait: Duration,
+    restored: Option<Now>,
+}
+
+impl Default for Revival {
+    fn default() -> Revival {
+        Revival { wait: RETRY_MIN, restored: None }
+    }
+}
+
+impl Revival {
+    /// Its data port refused a user.
+    pub fn set_aside(&mut self, now: Now) {
+        if self.restored.is_some_and(|restored| now.since(restored) > RETRY_MAX) {
+            self.wait = RETRY_MIN;
+        }
+        self.restored = None;
+    }
+
+    /// How long to wait before the next try.
+    pub fn wait(&mut self) -> Duration {
+        let wait = self.wait;
+        self.wait = (wait * 2).min(RETRY_MAX);
+        wait
+    }
+
+    /// A try succeeded, and it gets users again.
+    pub fn restored(&mut self, now: Now) {
+        self.restored = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: Health =
+        Health { interval: Duration::from_secs(5), timeout: Duration::from_secs(2), misses: 3 };
+
+    fn at(ms: u64) -> Now {
+        Now::from_nanos(ms * 1_000_000)
+    }
+
+    /// Steps through to `until_ms`, jumping from deadline to deadline, and says what was due when.
+    fn run(hellos: &mut Hellos, until_ms: u64) -> Vec<(u64, Due)> {
+        let mut all = Vec::new();
+        loop {
+            let now = hellos.deadline();
+            let ms = now.nanos() / 1_000_000;
+            if ms > until_ms {
+                return all;
+            }
+            let due = hellos.step(now);
+            assert_ne!(due, Due::Nothing, "a deadline is when something is due");
+            all.push((ms, due));
+            if due == Due::Lost {
+                return all;
+            }
+        }
+    }
+
+    #[test]
+    fn a_silent_peer_is_lost_after_the_allowed_misses() {
+        let mut hellos = Hellos::new(RULE, at(0));
+        assert_eq!(hellos.step(at(4999)), Due::Nothing);
+        let expected = [
+            (5000, Due::Ask),
+            (7000, Due::Missed(1)),
+            (10_000, Due::Ask),
+            (12_000, Due::Missed(2)),
+            (15_000, Due::Ask),
+            (17_000, Due::Lost),
+        ];
+        assert_eq!(run(&mut hellos, 60_000), expected);
+    }
+
+    #[test]
+    fn an_answer_late_or_in_time_forgets_the_misses() {
+        let mut hellos = Hellos::new(RULE, at(0));
+        run(&mut hellos, 12_000);
+        assert_eq!(hellos.misses(), 2);
+        assert_eq!(hellos.answered(at(12_500)), None, "the question was given up on");
+        assert_eq!((hellos.misses(), hellos.last()), (0, None));
+        run(&mut hellos, 15_000);
+        let took = Duration::from_millis(3);
+        assert_eq!(hellos.answered(at(15_003)), Some(took));
+        assert_eq!(hellos.last(), Some((at(15_003), took)));
+        assert_eq!(run(&mut hellos, 20_000), [(20_000, Due::Ask)]);
+    }
+
+    #[test]
+    fn a_timeout_longer_than_the_interval_delays_the_next_hello() {
+        let rule = Health { timeout: Duration::from_secs(8), misses: 2, ..RULE };
+        let mut hellos = Hellos::new(rule, at(0));
+        let expected =
+            [(5000, Due::Ask), (13_000, Due::Missed(1)), (13_000, Due::Ask), (21_000, Due::Lost)];
+        assert_eq!(run(&mut hellos, 60_000), expected);
+    }
+
+    #[test]
+    fn a_question_that_was_not_listened_for_is_not_a_miss() {
+        let mut hellos = Hellos::new(RULE, at(0));
+        assert_eq!(hellos.step(at(5000)), Due::Ask);
+        hellos.excuse();
+        assert_eq!(hellos.step(at(7000)), Due::Nothing);
+        assert_eq!(hellos.misses(), 0);
+        assert_eq!(hellos.step(at(10_000)), Due::Ask);
+    }
+
+    #[test]
+    fn the_tries_to_bring_a_backend_back_grow_apart_up_to_a_bound() {
+        let mut revival = Revival::default();
+        revival.set_aside(at(0));
+        let waits: Vec<u128> = (0..8).map(|_| revival.wait().as_millis()).collect();
+        assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn a_backend_that_fails_again_soon_goes_on_where_it_was() {
+        let mut revival = Revival::default();
+        revival.set_aside(at(0));
+        revival.wait();
+        revival.restored(at(1000));
+        revival.set_aside(at(2000));
+        assert_eq!(revival.wait().as_millis(), 400);
+        revival.restored(at(3000));
+        revival.set_aside(at(3000 + 10_001));
+        assert_eq!(revival.wait(), RETRY_MIN);
+    }
+}
