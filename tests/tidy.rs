@@ -262,8 +262,13 @@ fn is_tests(path: &str) -> bool {
 
 /// The part of a file before its unit tests, which stand at its end.
 fn before_tests(text: &str) -> &str {
-    let place = text.find("\n#[cfg(test)]\nmod ").map_or(text.len(), |place| place + 1);
-    &text[..place]
+    let mark = "\n#[cfg(test)]\n";
+    let opens_module = |place: &usize| {
+        let next = text[place + mark.len()..].lines().next().unwrap_or_default();
+        next.starts_with("mod ") || next.starts_with("pub") && next.contains(" mod ")
+    };
+    let place = text.match_indices(mark).map(|(place, _)| place).find(opens_module);
+    &text[..place.map_or(text.len(), |place| place + 1)]
 }
 
 /// The text with comments, strings and character literals blanked out, lines kept.
@@ -402,6 +407,7 @@ mod the_checker {
         for (path, code, said) in [
             ("src/worker/shell.rs", "unsafe { f() }", "`unsafe` outside src/ring"),
             ("src/worker/shell.rs", "x.unwrap();", "`.unwrap()` outside tests"),
+            ("src/worker/shell.rs", "x.unwrap();\n#[cfg(test)]\nfn f() {}", "`.unwrap()`"),
             ("src/worker/shell.rs", "fn f<'a>(x: &'a str) { x.unwrap(); }", "`.unwrap()`"),
             ("src/worker/shell.rs", "f(b'\"', '\\\\'); x.unwrap(); g('\"');", "`.unwrap()`"),
             ("src/proxy/tcp.rs", "let now = Now::read();", "`Now::read` in a pure module"),
@@ -428,6 +434,7 @@ mod the_checker {
             ("src/worker/shell.rs", "/* unsafe\n unsafe */ let now = Now::read();"),
             ("src/base/time.rs", "let now = Instant::now();"),
             ("src/proxy/tcp.rs", "\n#[cfg(test)]\nmod tests { fn f() { x.unwrap(); } }"),
+            ("src/proxy/tcp.rs", "\n#[cfg(test)]\npub(crate) mod tests { x.unwrap(); }"),
             ("tests/relay.rs", "x.unwrap();"),
             ("src/ring/tests.rs", "x.unwrap();"),
             ("README.md", "before nowhere"),
