@@ -1,5 +1,6 @@
 //! What every layer may use: time as a value, bounded containers, publication. No sockets here.
 
 pub mod publish;
+pub mod thread;
 pub mod time;
 pub mod wheel;
