@@ -30,11 +30,12 @@
 //! # Layers, low to high
 //!
 //! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `balance`, `session` < `proxy` <
-//! `worker::core` < `ring` < `worker`, `control`, `load` < `boot` < `cli`.
+//! `worker::core` < `ring` < `worker`, `control`, `client`, `load` < `boot` < `cli`.
 //! A module names only what is below it; `tests/tidy.rs` keeps it so.
 
 pub mod balance;
 pub mod base;
+pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod control;

@@ -1,0 +1,226 @@
+//! Keeps a service registered: does what `backend` decides, over a TCP connection. Owns the
+//! connection, the clock and the randomness; decides nothing itself.
+
+use std::future::pending;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::backend::{Act, Backend, Event, Notice, Wish};
+use super::wire::{Incoming, Service};
+use crate::base::time::Now;
+
+/// Where to register what.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    /// The balancer's control port, `host:port`. The name is looked up for every connection.
+    pub balancer: String,
+    pub service: Service,
+    /// Proves this backend where the balancer asks for it.
+    pub secret: Option<Vec<u8>>,
+}
+
+/// What happens on the connection next: it stands, it says something, it ends.
+enum Link {
+    None,
+    Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>),
+    Up(TcpStream, Incoming),
+}
+
+/// Keeps the service registered until [`Wish::Gone`], or until nobody is left to wish it. `tell` is
+/// given every notice.
+pub async fn stay(
+    membership: Membership,
+    mut wishes: mpsc::Receiver<Wish>,
+    mut tell: impl FnMut(Notice),
+) {
+    let mut backend = Backend::new(membership.service, membership.secret);
+    let mut link = Link::None;
+    let mut events = vec![Event::Time];
+    let mut acts = Vec::new();
+    loop {
+        for event in events.drain(..) {
+            backend.handle(Now::read(), random(), event, &mut acts);
+        }
+        for act in acts.drain(..) {
+            match act {
+                Act::Connect => {
+                    let address = membership.balancer.clone();
+                    link = Link::Connecting(Box::pin(TcpStream::connect(address)));
+                }
+                Act::Disconnect => link = Link::None,
+                Act::Send(line) => events.extend(link.send(&line)),
+                Act::Tell(notice) => tell(notice),
+                Act::Stop => return,
+            }
+        }
+        if events.is_empty() {
+            let due = backend.deadline();
+            tokio::select! {
+                heard = link.next() => events = heard,
+                wish = wishes.recv() => events.push(Event::Wished(wish.unwrap_or(Wish::Gone))),
+                () = until(due) => events.push(Event::Time),
+            }
+        }
+    }
+}
+
+impl Link {
+    /// Waits for what happens next; cancelling it loses nothing.
+    async fn next(&mut self) -> Vec<Event> {
+        match self {
+            Link::None => pending().await,
+            Link::Connecting(attempt) => match attempt.await {
+                Ok(stream) => {
+                    *self = Link::Up(stream, Incoming::default());
+                    vec![Event::Connected]
+                }
+                Err(error) => self.lost(format!("the balancer cannot be reached: {error}")),
+            },
+            Link::Up(stream, incoming) => {
+                let mut bytes = [0; 4096];
+                let said = match stream.read(&mut bytes).await {
+                    Ok(0) => Err("the balancer closed the connection".to_owned()),
+                    Ok(length) => incoming.push(&bytes[..length]),
+                    Err(error) => Err(format!("the connection to the balancer broke: {error}")),
+                };
+                match said {
+                    Ok(messages) => messages.into_iter().map(Event::Said).collect(),
+                    Err(why) => self.lost(why),
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self, why: String) -> Vec<Event> {
+        *self = Link::None;
+        vec![Event::Lost(why)]
+    }
+
+    /// Messages are short, so a socket that has no room for one belongs to a balancer that has
+    /// stopped reading.
+    fn send(&mut self, line: &str) -> Vec<Event> {
+        let Link::Up(stream, _) = self else { return Vec::new() };
+        let line = format!("{line}\n");
+        match stream.try_write(line.as_bytes()) {
+            Ok(length) if length == line.len() => Vec::new(),
+            _ => self.lost("the balancer does not take messages any more".to_owned()),
+        }
+    }
+}
+
+async fn until(due: Option<Now>) {
+    match due {
+        // Rounded up to the timer's own step, so that a deadline is never looked at too early.
+        Some(due) => sleep(due.since(Now::read()) + Duration::from_millis(1)).await,
+        None => pending().await,
+    }
+}
+
+/// Unpredictable enough to keep backends apart.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(Now::read().nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::cluster::Protocol;
+
+    fn membership(balancer: SocketAddr) -> Membership {
+        Membership {
+            balancer: balancer.to_string(),
+            service: Service { protocol: Protocol::Udp, port: 7, weight: 1, name: None },
+            secret: None,
+        }
+    }
+
+    struct Balancer {
+        stream: BufReader<TcpStream>,
+    }
+
+    impl Balancer {
+        async fn accept(listener: &TcpListener) -> Balancer {
+            Balancer { stream: BufReader::new(listener.accept().await.unwrap().0) }
+        }
+
+        async fn hears(&mut self) -> String {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).await.unwrap();
+            line.trim_end().to_owned()
+        }
+
+        async fn says(&mut self, line: &str) {
+            self.stream.write_all(line.as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_registers_answers_comes_back_and_says_goodbye() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (wish, wishes) = mpsc::channel(1);
+        let (told, mut notices) = mpsc::unbounded_channel();
+        let membership = membership(listener.local_addr().unwrap());
+        let register = membership.service.register();
+        let staying = tokio::spawn(stay(membership, wishes, move |notice| {
+            told.send(notice).unwrap();
+        }));
+
+        let scene = async {
+            let mut first = Balancer::accept(&listener).await;
+            assert_eq!(first.hears().await, register);
+            first.says("{\"ack\":\"successful\",").await;
+            first.says("\"cmd\":\"register\"}\n{\"cmd\":\"hello\"}\n").await;
+            assert_eq!(first.hears().await, r#"{"ack":"hello"}"#);
+            assert_eq!(notices.recv().await, Some(Notice::Registered));
+            assert_eq!(notices.recv().await, Some(Notice::Hello));
+            drop(first);
+
+            let mut second = Balancer::accept(&listener).await;
+            let Some(Notice::Failed { why, .. }) = notices.recv().await else { panic!() };
+            assert!(why.contains("closed the connection"), "{why}");
+            assert_eq!(second.hears().await, register);
+            second.says("{\"ack\":\"successful\",\"cmd\":\"register\"}\n").await;
+            assert_eq!(notices.recv().await, Some(Notice::Registered));
+            wish.send(Wish::Gone).await.unwrap();
+            assert!(second.hears().await.contains("unregister"));
+            second.says("{\"ack\":\"successful\",\"cmd\":\"unregister\"}\n").await;
+            assert_eq!(second.hears().await, "", "the connection ends");
+            staying.await.unwrap();
+        };
+        timeout(Duration::from_secs(10), scene).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_balancer_that_is_not_there_is_told_and_does_not_hold_up_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let nobody = listener.local_addr().unwrap();
+        drop(listener);
+        let (wish, wishes) = mpsc::channel(1);
+        let (told, mut notices) = mpsc::unbounded_channel();
+        let staying = tokio::spawn(stay(membership(nobody), wishes, move |notice| {
+            told.send(notice).unwrap();
+        }));
+        let scene = async {
+            for _ in 0..2 {
+                let Some(Notice::Failed { why, .. }) = notices.recv().await else { panic!() };
+                assert!(why.contains("cannot be reached"), "{why}");
+            }
+            drop(wish);
+            staying.await.unwrap();
+        };
+        timeout(Duration::from_secs(10), scene).await.unwrap();
+    }
+}

@@ -1,0 +1,156 @@
+//! The control protocol as a backend speaks it. Owns the messages' JSON and the cutting of the
+//! balancer's stream into lines; knows no socket.
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::cluster::Protocol;
+
+/// What waits for its line end at most. A balancer's message is far shorter.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// What a service is, as it registers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    pub protocol: Protocol,
+    /// The port that the balancer connects to, on the host that registers.
+    pub port: u16,
+    /// Share of new sessions relative to other backends.
+    pub weight: u16,
+    /// How status and logs call it.
+    pub name: Option<String>,
+}
+
+/// A message of the balancer. Fields that it does not know are ignored.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Said {
+    pub cmd: Option<String>,
+    pub ack: Option<String>,
+    pub event: Option<String>,
+    /// Why something failed.
+    pub msg: Option<String>,
+    /// The challenge of `{"cmd":"auth"}`.
+    pub nonce: Option<String>,
+    /// How often the balancer will say hello, in its answer to `register`.
+    pub interval_ms: Option<u64>,
+}
+
+impl Service {
+    /// The message that joins.
+    pub fn register(&self) -> String {
+        let mut message = json!({
+            "cmd": "register",
+            "protocol": self.protocol,
+            "port": self.port,
+            "weight": self.weight,
+        });
+        if let Some(name) = &self.name {
+            message["name"] = json!(name);
+        }
+        message.to_string()
+    }
+
+    /// The message that leaves.
+    pub fn unregister(&self) -> String {
+        json!({ "cmd": "unregister", "protocol": self.protocol, "port": self.port }).to_string()
+    }
+
+    /// The name under which the secret is proven.
+    pub fn id(&self) -> String {
+        let fallback = || format!("{}-{}", self.protocol, self.port);
+        self.name.clone().unwrap_or_else(fallback)
+    }
+}
+
+/// The answer to `{"cmd":"hello"}`.
+pub const HELLO_ANSWER: &str = r#"{"ack":"hello"}"#;
+
+/// The answer to a challenge.
+pub fn proof(id: &str, mac: &str) -> String {
+    json!({ "cmd": "auth", "id": id, "mac": mac }).to_string()
+}
+
+/// The balancer's stream, cut into messages.
+#[derive(Default)]
+pub struct Incoming {
+    waiting: Vec<u8>,
+}
+
+impl Incoming {
+    /// Takes what was received and gives every message that it completes.
+    ///
+    /// # Errors
+    /// Half a sentence when the stream is not that of a balancer.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Said>, String> {
+        self.waiting.extend_from_slice(bytes);
+        let mut messages = Vec::new();
+        let mut start = 0;
+        while let Some(length) = self.waiting[start..].iter().position(|byte| *byte == b'\n') {
+            let line = self.waiting[start..start + length].trim_ascii();
+            start += length + 1;
+            if !line.is_empty() {
+                let said = serde_json::from_slice(line).map_err(|_| not_a_balancer(line))?;
+                messages.push(said);
+            }
+        }
+        self.waiting.drain(..start);
+        if self.waiting.len() > LINE_BYTES_MAX {
+            return Err(not_a_balancer(&self.waiting));
+        }
+        Ok(messages)
+    }
+}
+
+fn not_a_balancer(line: &[u8]) -> String {
+    let start = String::from_utf8_lossy(&line[..line.len().min(60)]).escape_debug().to_string();
+    format!("it does not speak as a balancer does but says \"{start}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_out_however_the_stream_is_cut() {
+        let stream =
+            "{\"cmd\":\"hello\"}\n\r\n{\"ack\":\"failed\",\"msg\":\"no\",\"new\":[1]}\n{\"cmd\"";
+        let hello = Said { cmd: Some("hello".into()), ..Said::default() };
+        let failed = Said { ack: Some("failed".into()), msg: Some("no".into()), ..Said::default() };
+        for cut in 0..stream.len() {
+            let mut incoming = Incoming::default();
+            let mut all = incoming.push(&stream.as_bytes()[..cut]).unwrap();
+            all.extend(incoming.push(&stream.as_bytes()[cut..]).unwrap());
+            assert_eq!(all, [hello.clone(), failed.clone()], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_stranger_is_noticed() {
+        let said = Incoming::default().push(b"HTTP/1.1 400 Bad Request\r\n").unwrap_err();
+        assert_eq!(
+            said,
+            "it does not speak as a balancer does but says \"HTTP/1.1 400 Bad Request\""
+        );
+        let mut incoming = Incoming::default();
+        let flood = vec![b'x'; 10_000];
+        assert!((0..7).any(|_| incoming.push(&flood).is_err()), "a line without end is cut off");
+    }
+
+    #[test]
+    fn a_service_registers_with_what_it_is() {
+        let mut service = Service { protocol: Protocol::Tcp, port: 9991, weight: 2, name: None };
+        let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        assert_eq!(
+            read(service.register()),
+            json!({"cmd": "register", "protocol": "tcp", "port": 9991, "weight": 2})
+        );
+        assert_eq!(service.id(), "tcp-9991");
+        service.name = Some("a \"b\"".into());
+        assert_eq!(read(service.register())["name"], "a \"b\"");
+        assert_eq!(
+            read(service.unregister()),
+            json!({"cmd": "unregister", "protocol": "tcp", "port": 9991})
+        );
+    }
+}
