@@ -3,5 +3,8 @@
 //! of the admin door. Owns no part of the balancer; everything goes over its real ports.
 
 pub mod backend;
+pub mod demo;
+pub mod echo;
+mod echo_api;
 pub mod stay;
 pub mod wire;
