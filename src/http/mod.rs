@@ -3,10 +3,13 @@
 //! strictly: what two readers could understand differently is refused, and nothing that arrived is
 //! ever passed on as it stood; every message is written again from its parts.
 
+pub mod answer;
 pub mod body;
 pub mod chunked;
+pub mod date;
 pub mod field;
 pub mod head;
+pub mod write;
 
 use std::fmt;
 

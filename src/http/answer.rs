@@ -1,0 +1,227 @@
+//! The balancer's own answers: errors that no backend gave. Owns their reason phrases and bodies.
+
+use super::body::Framing;
+use super::date::Date;
+use super::field::{self, Name};
+use super::head::Fields;
+use super::write;
+
+/// What kind of body a user wants to read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Taste {
+    #[default]
+    Text,
+    Json,
+}
+
+impl Taste {
+    /// JSON for whoever names it in `Accept` (RFC 9110 12.5.1), text for everyone else.
+    pub fn of(fields: &Fields<'_, '_>) -> Taste {
+        let named = |element: &[u8]| {
+            let mut parts = element.split(|byte| *byte == b';').map(field::trim);
+            let range = parts.next().unwrap_or_default();
+            let json = [&b"application/json"[..], b"application/problem+json", b"application/*"];
+            json.iter().any(|wanted| range.eq_ignore_ascii_case(wanted)) && !parts.any(refuses)
+        };
+        if fields.has(Name::Accept) && fields.values(Name::Accept).flat_map(field::list).any(named)
+        {
+            Taste::Json
+        } else {
+            Taste::Text
+        }
+    }
+}
+
+/// A weight of zero: "not this".
+fn refuses(parameter: &[u8]) -> bool {
+    match parameter {
+        [b'q' | b'Q', b'=', b'0', rest @ ..] => rest.iter().all(|byte| matches!(byte, b'.' | b'0')),
+        _ => false,
+    }
+}
+
+/// An answer to one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    pub status: u16,
+    /// What happened, for a person; plain ASCII without quotes.
+    pub detail: &'a str,
+    /// Finds the request in the log.
+    pub id: &'a str,
+    pub taste: Taste,
+    /// The connection ends after it.
+    pub close: bool,
+    /// The request was `HEAD`: no body, though its length is told.
+    pub to_head_request: bool,
+    /// Seconds after which asking again may help.
+    pub retry_after: Option<u32>,
+    pub date: &'a Date,
+}
+
+/// Writes a whole answer, head and body.
+pub fn put(out: &mut Vec<u8>, answer: &Answer<'_>) {
+    let digits = [100, 10, 1].map(|unit| b'0' + (answer.status / unit % 10) as u8);
+    let (status, phrase) = (&digits[..], phrase(answer.status).as_bytes());
+    let (detail, id) = (answer.detail.as_bytes(), answer.id.as_bytes());
+    let (kind, body): (&[u8], _) = match answer.taste {
+        Taste::Text => (
+            b"text/plain; charset=utf-8",
+            [&b""[..], status, b" ", phrase, b": ", detail, b" (request ", id, b")\n"],
+        ),
+        Taste::Json => (
+            b"application/json",
+            [
+                &b"{\"status\":"[..],
+                status,
+                b",\"error\":\"",
+                phrase,
+                b"\",\"detail\":\"",
+                detail,
+                b"\",\"request\":\"",
+                id,
+                b"\"}\n",
+            ],
+        ),
+    };
+    put_head(out, answer, kind, body.iter().map(|part| part.len() as u64).sum());
+    if !answer.to_head_request {
+        body.iter().for_each(|part| out.extend_from_slice(part));
+    }
+}
+
+fn put_head(out: &mut Vec<u8>, answer: &Answer<'_>, kind: &[u8], length: u64) {
+    write::put_status(out, answer.status, phrase(answer.status));
+    for part in [&b"Date: "[..], answer.date.text(), b"\r\nContent-Type: ", kind, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+    write::put_framing(out, Framing::Length(length));
+    if let Some(seconds) = answer.retry_after {
+        out.extend_from_slice(b"Retry-After: ");
+        write::put_number(out, u64::from(seconds));
+        out.extend_from_slice(b"\r\n");
+    }
+    if answer.close {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The reason phrase of a status that the balancer gives by itself (RFC 9110 15, RFC 6585, RFC 5842).
+pub const fn phrase(status: u16) -> &'static str {
+    match status {
+        100 => "Continue",
+        200 => "OK",
+        400 => "Bad Request",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        417 => "Expectation Failed",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        508 => "Loop Detected",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::head::{self, Space};
+    use crate::http::{Limits, body};
+
+    fn taste(accept: &str) -> Taste {
+        let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{accept}\r\n");
+        let mut space = Space::new();
+        let head = head::request(text.as_bytes(), 0, &Limits::default(), &mut space);
+        Taste::of(&head.unwrap().unwrap().fields)
+    }
+
+    #[test]
+    fn json_is_for_whoever_names_it() {
+        for (accept, wanted) in [
+            ("", Taste::Text),
+            ("Accept: */*\r\n", Taste::Text),
+            ("Accept: text/html, */*;q=0.8\r\n", Taste::Text),
+            ("Accept: application/json\r\n", Taste::Json),
+            ("Accept: text/plain\r\nAccept: APPLICATION/JSON ; q=0.5\r\n", Taste::Json),
+            ("Accept: application/*\r\n", Taste::Json),
+            ("Accept: application/json;q=0\r\n", Taste::Text),
+            ("Accept: application/json; Q=0.000\r\n", Taste::Text),
+            ("Accept: application/json; q=0.001\r\n", Taste::Json),
+            ("Accept: application/jsonp\r\n", Taste::Text),
+        ] {
+            assert_eq!(taste(accept), wanted, "{accept}");
+        }
+    }
+
+    fn written(change: impl FnOnce(&mut Answer<'_>)) -> String {
+        let date = Date::at(0);
+        let mut answer = Answer {
+            status: 503,
+            detail: "no backend is registered",
+            id: "0-1-2-3",
+            taste: Taste::Text,
+            close: false,
+            to_head_request: false,
+            retry_after: None,
+            date: &date,
+        };
+        change(&mut answer);
+        let mut out = Vec::new();
+        put(&mut out, &answer);
+        String::from_utf8(out).unwrap()
+    }
+
+    const HEAD: &str =
+        "HTTP/1.1 503 Service Unavailable\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
+
+    #[test]
+    fn an_answer_is_a_whole_message() {
+        let body = "503 Service Unavailable: no backend is registered (request 0-1-2-3)\n";
+        let kind = "Content-Type: text/plain; charset=utf-8\r\nContent-Length: 68\r\n";
+        assert_eq!(written(|_| ()), format!("{HEAD}{kind}\r\n{body}"));
+        assert_eq!(
+            written(|answer| {
+                answer.close = true;
+                answer.retry_after = Some(5);
+                answer.to_head_request = true;
+            }),
+            format!("{HEAD}{kind}Retry-After: 5\r\nConnection: close\r\n\r\n")
+        );
+    }
+
+    #[test]
+    fn a_json_answer_is_json() {
+        let text = written(|answer| answer.taste = Taste::Json);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&format!("Content-Length: {}", body.len())));
+        let value: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(
+            value,
+            serde_json::json!({
+                "status": 503,
+                "error": "Service Unavailable",
+                "detail": "no backend is registered",
+                "request": "0-1-2-3",
+            })
+        );
+    }
+
+    #[test]
+    fn every_status_that_is_given_has_a_phrase() {
+        let mut space = Space::new();
+        for status in [400, 408, 413, 414, 417, 431, 501, 502, 503, 504, 505, 508] {
+            let text = written(|answer| answer.status = status);
+            let head = head::response(text.as_bytes(), 0, &Limits::default(), &mut space);
+            let head = head.unwrap().unwrap();
+            assert_eq!((head.status, head.reason.is_empty()), (status, false));
+            let length = (text.len() - head.length) as u64;
+            assert_eq!(body::of_response(&head, false), Ok(Framing::Length(length)));
+            space = Space::new();
+        }
+    }
+}
