@@ -29,12 +29,14 @@
 //!
 //! # Layers, low to high
 //!
-//! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `balance`, `session` < `proxy` <
-//! `worker::core` < `ring` < `worker`, `control`, `client`, `load` < `boot` < `cli`.
+//! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `balance`, `session` < `proxy`,
+//! `worker::link`, `worker::dispatcher` < `worker::core` < `ring` < `worker`, `control`, `client`,
+//! `load` < `boot` < `cli`.
 //! A module names only what is below it; `tests/tidy.rs` keeps it so.
 
 pub mod balance;
 pub mod base;
+pub mod boot;
 pub mod client;
 pub mod cluster;
 pub mod config;

@@ -82,7 +82,7 @@ pub struct Done {
     pub result: Result<u32, Errno>,
     /// The new connection, when the operation accepted one; closed if nobody takes it.
     pub accepted: Option<OwnedFd>,
-    /// What was received, when the operation took a block.
+    /// What was received, when the operation took a block and put something in it.
     pub buf: Option<Buf>,
     /// The operation goes on; when false it is over.
     pub more: bool,
@@ -359,10 +359,14 @@ impl Desk {
 fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 2]) -> Option<Done> {
     let result = entry.result();
     let flags = entry.flags();
-    let buf = cqueue::buffer_select(flags).map(|block| {
+    let buf = cqueue::buffer_select(flags).and_then(|block| {
         let buf = pool.filled(block, usize::try_from(result).unwrap_or(0));
         provided[pool.class(&buf) as usize].took_one();
-        buf
+        if buf.is_empty() {
+            pool.give_back(buf);
+            return None;
+        }
+        Some(buf)
     });
     if entry.user_data() == 0 {
         debug_assert!(buf.is_none(), "only receives take blocks");

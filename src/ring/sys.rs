@@ -37,6 +37,20 @@ pub fn listen(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// A connection that waits in a listener's queue, if there is one; never waits itself.
+pub fn accept_waiting(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    let listener = SockRef::from(&listener);
+    listener.set_nonblocking(true)?;
+    match listener.accept() {
+        Ok((socket, _)) => {
+            // The accepted socket does not inherit O_NONBLOCK (accept(2)).
+            Ok(Some(socket.into()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// A socket for a connection to a backend. Blocking: only the ring reads and writes it.
 pub fn stream(to: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;

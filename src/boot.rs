@@ -1,0 +1,224 @@
+//! From a configuration to a running balancer. Owns the order in which things start and stop: limits,
+//! doors, workers, control core; the only place where both planes meet.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use crate::balance::{Balancer, Turns};
+use crate::base::publish::Publisher;
+use crate::base::time::Now;
+use crate::cluster::Snapshot;
+use crate::config::Config;
+use crate::metrics::WorkerMetrics;
+use crate::proxy::tcp::Features;
+use crate::ring::{Ring, Settings, sys};
+use crate::session::seats::Seats;
+use crate::worker::core::{self, Core};
+use crate::worker::dispatcher::{Dispatcher, Parts};
+use crate::worker::link::{ControlEnd, WorkerEnd, link};
+use crate::worker::shell::{Shell, WorkerLoop};
+
+/// Workers at most; a session's name has eight bits for them.
+pub const WORKERS_MAX: usize = 128;
+
+/// Why the balancer did not start: one sentence for the operator, with the cure.
+#[derive(Debug)]
+pub struct Trouble(pub String);
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Trouble {}
+
+/// The running workers, and what the control core needs of them.
+pub struct DataPlane {
+    pub ends: Vec<ControlEnd>,
+    pub snapshots: Publisher<Snapshot>,
+    pub urgent: Arc<tokio::sync::Notify>,
+    pub seats: Arc<Seats>,
+    /// Where the TCP door is; its port was chosen by the kernel if the configuration said 0.
+    pub tcp: Option<SocketAddr>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DataPlane {
+    /// Opens the users' doors and starts the workers; returns when every worker accepts users.
+    pub fn start(
+        config: &Config,
+        sessions_max: usize,
+        features: Features,
+    ) -> Result<DataPlane, Trouble> {
+        let cores = sys::cores();
+        let workers = config.workers.unwrap_or(cores.len().saturating_sub(1)).clamp(1, WORKERS_MAX);
+        let mut doors = open_door(config.listen.tcp, workers, "tcp")?;
+        let tcp = doors.first().and_then(|door| sys::local(door_fd(door)).ok());
+        let snapshots = Publisher::new(Snapshot::default());
+        let urgent = Arc::new(tokio::sync::Notify::new());
+        let seats = Arc::new(Seats::new(sessions_max));
+        let (ends, worker_ends) = links(workers, sessions_max, &snapshots, &urgent)?;
+        let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
+        let turns = Arc::<Turns>::default();
+        let (ready, started) = mpsc::channel();
+        let mut threads = Vec::new();
+        for (number, end) in worker_ends.into_iter().enumerate() {
+            let plan = Plan {
+                end,
+                listener: doors.pop(),
+                core: core_for(number, workers, &cores),
+                ring: Settings::with_bytes(config.limits.buffer_bytes / workers),
+                settings: core::Settings { features, timeouts: config.timeouts },
+                balancer: Balancer::new(config.balance.policy, Arc::clone(&turns)),
+                all_metrics: Arc::clone(&all_metrics),
+                seats: Arc::clone(&seats),
+                report_sessions: config.log.level >= tracing::Level::INFO,
+            };
+            let ready = ready.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("lb-worker-{number}"))
+                .spawn(move || plan.run(ready))
+                .map_err(|error| Trouble(format!("cannot start a worker thread: {error}")))?;
+            threads.push(thread);
+        }
+        for _ in 0..workers {
+            started.recv().map_err(|_| Trouble("a worker ended while starting".into()))??;
+        }
+        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, threads })
+    }
+
+    /// Waits for the workers, which have been told to stop.
+    pub fn join(self) {
+        drop(self.ends);
+        for thread in self.threads {
+            // A worker's panic has ended the process already (`panic = "abort"`).
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What one worker thread is made from.
+struct Plan {
+    end: WorkerEnd,
+    listener: Option<OwnedFd>,
+    core: Option<usize>,
+    ring: Settings,
+    settings: core::Settings,
+    balancer: Balancer,
+    all_metrics: Arc<[Arc<WorkerMetrics>]>,
+    seats: Arc<Seats>,
+    report_sessions: bool,
+}
+
+impl Plan {
+    fn run(self, ready: mpsc::Sender<Result<(), Trouble>>) {
+        if let Some(core) = self.core {
+            sys::pin(core);
+        }
+        // The ring belongs to the thread that made it, and its memory to that thread's node.
+        let ring = match Ring::new(self.ring) {
+            Ok(ring) => ring,
+            Err(error) => {
+                let _ = ready.send(Err(Trouble(format!(
+                    "cannot set up io_uring: {error}; `lb check` says what is missing"
+                ))));
+                return;
+            }
+        };
+        let worker = self.end.worker;
+        let dispatcher = Dispatcher::new(Parts {
+            balancer: self.balancer,
+            shard: self.end.shard,
+            metrics: self.end.metrics,
+            all_metrics: self.all_metrics,
+            reports: self.end.reports,
+            urgent: self.end.urgent,
+            seats: self.seats,
+            report_sessions: self.report_sessions,
+        });
+        let core = Core::new(self.settings, dispatcher, Now::read());
+        let rest = WorkerLoop {
+            snapshots: self.end.snapshots,
+            orders: self.end.orders,
+            wake: self.end.wake,
+        };
+        let shell = Shell::new(ring, core, self.listener, rest);
+        let _ = ready.send(Ok(()));
+        if let Err(error) = shell.run() {
+            panic!("worker {worker}: the kernel refused to go on with its ring: {error}");
+        }
+    }
+}
+
+fn links(
+    workers: usize,
+    sessions_max: usize,
+    snapshots: &Publisher<Snapshot>,
+    urgent: &Arc<tokio::sync::Notify>,
+) -> Result<(Vec<ControlEnd>, Vec<WorkerEnd>), Trouble> {
+    let joined: nix::Result<Vec<_>> = (0..workers)
+        .map(|worker| link(worker as u8, sessions_max, snapshots.subscribe(), Arc::clone(urgent)))
+        .collect();
+    let joined = joined.map_err(|errno| {
+        Trouble(format!("cannot make an eventfd ({errno}); raise `ulimit -n` or LimitNOFILE"))
+    })?;
+    Ok(joined.into_iter().unzip())
+}
+
+/// One listener for each worker on the same port; none when the door is off.
+fn open_door(
+    address: Option<SocketAddr>,
+    workers: usize,
+    name: &str,
+) -> Result<Vec<OwnedFd>, Trouble> {
+    let Some(wanted) = address else { return Ok(Vec::new()) };
+    let trouble = |error: std::io::Error| taken(name, wanted, &error);
+    // The kernel would let a second balancer of the same user share the port and half of the users:
+    // a listener that shares with nobody finds out.
+    let alone = sys::listen(wanted, false).map_err(trouble)?;
+    let port = sys::local(door_fd(&alone)).map_err(trouble)?.port();
+    let address = SocketAddr::new(wanted.ip(), port);
+    drop(alone);
+    (0..workers).map(|_| sys::listen(address, true).map_err(trouble)).collect()
+}
+
+fn taken(name: &str, address: SocketAddr, error: &std::io::Error) -> Trouble {
+    Trouble(match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
+            "the {name} port {address} is taken by another program; stop it or choose another with --{name}"
+        ),
+        std::io::ErrorKind::PermissionDenied => format!(
+            "may not open the {name} port {address}; choose one from 1024 up or grant CAP_NET_BIND_SERVICE"
+        ),
+        _ => format!(
+            "cannot open the {name} port {address}: {error}; choose another address with --{name}"
+        ),
+    })
+}
+
+fn door_fd(door: &OwnedFd) -> std::os::fd::BorrowedFd<'_> {
+    std::os::fd::AsFd::as_fd(door)
+}
+
+/// Workers take the cores behind the first, which is left to the control core when there are enough.
+fn core_for(worker: usize, workers: usize, cores: &[usize]) -> Option<usize> {
+    let first = usize::from(cores.len() > workers);
+    cores.get((first + worker) % cores.len().max(1)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_leave_the_first_core_to_control_when_they_can() {
+        assert_eq!(core_for(0, 1, &[4, 5]), Some(5));
+        assert_eq!([0, 1].map(|worker| core_for(worker, 2, &[4, 5])), [Some(4), Some(5)]);
+        assert_eq!(core_for(0, 1, &[7]), Some(7));
+        assert_eq!(core_for(2, 3, &[0, 1]), Some(0));
+    }
+}

@@ -1,0 +1,483 @@
+//! The life of a TCP session: accept, pick, connect, relay, end. Owns the sessions of one worker and
+//! their deadlines; decides from events and a time that it is handed, and does nothing itself.
+//!
+//! ```text
+//!   accepted --> Connecting --connected--> Relaying --over, idle, ordered--> Ending --> closed
+//!                 |     ^ \                                                    ^
+//!                 +retry+  +--every backend refused, ordered ------------------+
+//! ```
+//!
+//! A session leaves its place only when the kernel works for neither of its sockets, so a completion
+//! can never meet a stranger.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::dispatcher::{Dispatcher, Entry};
+use super::link::{Order, Refusal};
+use crate::base::time::Now;
+use crate::base::wheel::Wheel;
+use crate::cluster::{BackendId, Protocol, Snapshot};
+use crate::config::Timeouts;
+use crate::proxy::tcp::{Features, Progress, Relay};
+use crate::proxy::{self, Event, Received, Side};
+use crate::ring::pool::{Class, Pool};
+use crate::session::EndReason;
+
+/// Backends that one user is offered before being turned away.
+const ATTEMPTS_MAX: usize = 3;
+/// Starved flows that one turn feeds at most.
+const FED_MAX: usize = 64;
+
+/// A session's place among its worker's, and which use of the place it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    pub place: u32,
+    pub generation: u32,
+}
+
+/// What the shell is to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cmd {
+    /// Open a new socket for the session's backend side and connect it; an older one is closed.
+    Connect {
+        key: Key,
+        to: SocketAddr,
+    },
+    CancelConnect {
+        key: Key,
+    },
+    Relay {
+        key: Key,
+        what: proxy::Cmd,
+    },
+    /// Close both sockets, with a reset if so. Nothing is in flight on them.
+    Close {
+        key: Key,
+        reset: bool,
+    },
+}
+
+/// What the core is told once.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub features: Features,
+    pub timeouts: Timeouts,
+}
+
+pub struct Core {
+    settings: Settings,
+    pub dispatcher: Dispatcher,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    deadlines: Wheel,
+    starved: VecDeque<(Key, Side)>,
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    session: Option<Session>,
+}
+
+struct Session {
+    phase: Phase,
+    relay: Relay,
+    entry: Entry,
+    tried: Tried,
+    /// When the last connection was begun, or when the last byte moved.
+    active: Now,
+    half_closed: bool,
+    answered: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Connecting,
+    Relaying,
+    /// Waits for what is still in flight; `connect`: a connection attempt is.
+    Ending {
+        reason: EndReason,
+        reset: bool,
+        connect: bool,
+    },
+}
+
+/// The backends that this user was offered.
+#[derive(Default)]
+struct Tried {
+    backends: [Option<BackendId>; ATTEMPTS_MAX],
+    count: usize,
+}
+
+impl Core {
+    pub fn new(settings: Settings, dispatcher: Dispatcher, now: Now) -> Core {
+        Core {
+            settings,
+            dispatcher,
+            slots: Vec::new(),
+            free: Vec::new(),
+            deadlines: Wheel::new(now),
+            starved: VecDeque::new(),
+        }
+    }
+
+    /// Sessions in any phase.
+    pub fn live(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.settings.timeouts = timeouts;
+    }
+
+    /// Balances over a newer snapshot from now on. Running sessions stay where they are.
+    pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
+        self.dispatcher.adopt(snapshot);
+    }
+
+    /// A user has connected. `None`: turned away, close the connection.
+    pub fn accepted(&mut self, now: Now, client: SocketAddr, out: &mut Vec<Cmd>) -> Option<Key> {
+        let mut entry = match self.dispatcher.admit(Protocol::Tcp, client, now) {
+            Ok(entry) => entry,
+            Err(why) => {
+                self.dispatcher.refused(Protocol::Tcp, client, why);
+                return None;
+            }
+        };
+        let Some(choice) = self.dispatcher.assign(&mut entry, &[]) else {
+            self.dispatcher.refused(Protocol::Tcp, client, Refusal::NoBackend);
+            self.dispatcher.close(entry, EndReason::Unreachable, now);
+            return None;
+        };
+        let mut tried = Tried::default();
+        tried.add(choice.backend);
+        let key = self.place(Session {
+            phase: Phase::Connecting,
+            relay: Relay::new(),
+            entry,
+            tried,
+            active: now,
+            half_closed: false,
+            answered: false,
+        });
+        self.deadlines.schedule(key.place, now.plus(self.settings.timeouts.connect));
+        out.push(Cmd::Connect { key, to: choice.address });
+        Some(key)
+    }
+
+    /// A connection to a backend stands, or has failed.
+    pub fn connected(
+        &mut self,
+        now: Now,
+        key: Key,
+        result: Result<(), Errno>,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(session) = session(&mut self.slots, key) else { return };
+        match (session.phase, result) {
+            (Phase::Ending { reason, reset, .. }, _) => {
+                session.phase = Phase::Ending { reason, reset, connect: false };
+                self.close_if_settled(now, key, pool, out);
+            }
+            (_, Ok(())) => self.start(now, key, pool, out),
+            (_, Err(errno)) => self.retry(now, key, errno, pool, out),
+        }
+    }
+
+    /// Something happened on one of a session's connections.
+    pub fn relayed(
+        &mut self,
+        now: Now,
+        key: Key,
+        event: Event,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(session) = session(&mut self.slots, key) else {
+            debug_assert!(false, "a completion came for a session that is gone");
+            give_back(event, pool);
+            return;
+        };
+        if let Phase::Ending { .. } = session.phase {
+            session.relay.settle(event, pool);
+            return self.close_if_settled(now, key, pool, out);
+        }
+        let sent = matches!(event, Event::Sent { .. });
+        let starved = match event {
+            Event::Received { side, what: Received::NoBuffers, .. } => Some(side),
+            _ => None,
+        };
+        if let Event::Received { side: Side::Backend, what: Received::Data(_), .. } = event
+            && !session.answered
+        {
+            session.answered = true;
+            let waited = now.since(session.entry.started);
+            self.dispatcher.metrics().first_byte_time.record(waited);
+        }
+        let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
+        session.relay.handle(event, pool, self.settings.features, relay_out);
+        if sent {
+            session.active = now;
+            let up = session.relay.delivered(Side::Client);
+            let down = session.relay.delivered(Side::Backend);
+            self.dispatcher.moved(&mut session.entry, up, down, now);
+        }
+        if let Some(side) = starved {
+            self.dispatcher.metrics().counters.buffers_exhausted.one();
+            self.starve(key, side);
+        }
+        self.follow(now, key, pool, out);
+    }
+
+    /// Ends what has been still for too long.
+    pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        while let Some(place) = self.deadlines.pop(now) {
+            let slot = &mut self.slots[place as usize];
+            let key = Key { place, generation: slot.generation };
+            let Some(session) = &mut slot.session else { continue };
+            let due = session.due(&self.settings.timeouts);
+            if due > now {
+                self.deadlines.schedule(place, due);
+                continue;
+            }
+            match session.phase {
+                // Its completion says ECANCELED, and `retry` goes on from there.
+                Phase::Connecting => out.push(Cmd::CancelConnect { key }),
+                Phase::Relaying if session.half_closed => {
+                    self.end(now, key, EndReason::HalfCloseIdle, pool, out);
+                }
+                Phase::Relaying => self.end(now, key, EndReason::Idle, pool, out),
+                Phase::Ending { .. } => {}
+            }
+        }
+    }
+
+    /// When [`Core::expire`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Now> {
+        self.deadlines.next_deadline()
+    }
+
+    /// Lets flows that waited for blocks try again, the longest waiting first.
+    pub fn relieve(&mut self, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        for _ in 0..FED_MAX.min(self.starved.len()) {
+            if pool.free(Class::Small) == 0 {
+                return;
+            }
+            let Some((key, side)) = self.starved.pop_front() else { return };
+            let Some(session) = session(&mut self.slots, key) else { continue };
+            if session.phase == Phase::Relaying {
+                let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
+                session.relay.feed(side, pool, self.settings.features, relay_out);
+            }
+        }
+    }
+
+    /// Whether flows wait for blocks.
+    pub fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// Carries out an order that concerns sessions.
+    pub fn order(&mut self, now: Now, order: Order, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        match order {
+            Order::EndBackend { backend, reason } => {
+                let on_it = |session: &Session| {
+                    session.entry.choice().is_some_and(|choice| choice.backend == backend)
+                };
+                self.end_all(now, on_it, reason, pool, out);
+            }
+            Order::EndSession { id, reason } => {
+                let dispatcher = &self.dispatcher;
+                let found = self.slots.iter().position(|slot| {
+                    slot.session.as_ref().is_some_and(|session| dispatcher.id(&session.entry) == id)
+                });
+                if let Some(place) = found {
+                    let generation = self.slots[place].generation;
+                    self.end(now, Key { place: place as u32, generation }, reason, pool, out);
+                }
+            }
+            Order::Stop => self.end_all(now, |_| true, EndReason::Stopping, pool, out),
+            Order::Drain => {}
+        }
+    }
+
+    fn start(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let Some(session) = session(&mut self.slots, key) else { return };
+        self.dispatcher.metrics().connect_time.record(now.since(session.active));
+        self.dispatcher.started(&session.entry);
+        session.phase = Phase::Relaying;
+        session.active = now;
+        self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+        let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
+        session.relay.advance(pool, self.settings.features, relay_out);
+    }
+
+    fn retry(&mut self, now: Now, key: Key, errno: Errno, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let Some(session) = session(&mut self.slots, key) else { return };
+        if !is_ours(errno) {
+            self.dispatcher.backend_failed(&session.entry, errno);
+            let again = session.tried.count < ATTEMPTS_MAX;
+            let tried = session.tried.list();
+            let next = again.then(|| self.dispatcher.assign(&mut session.entry, &tried)).flatten();
+            if let Some(choice) = next {
+                self.dispatcher.metrics().counters.retries.one();
+                session.tried.add(choice.backend);
+                session.active = now;
+                self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+                return out.push(Cmd::Connect { key, to: choice.address });
+            }
+        }
+        let client = session.entry.client;
+        self.dispatcher.refused(Protocol::Tcp, client, Refusal::Unreachable);
+        let reason = EndReason::Unreachable;
+        session.phase = Phase::Ending { reason, reset: false, connect: false };
+        self.close_if_settled(now, key, pool, out);
+    }
+
+    fn starve(&mut self, key: Key, side: Side) {
+        if self.starved.len() >= Side::BOTH.len() * self.slots.len() {
+            // Sessions that ended while they waited make room.
+            let slots = &mut self.slots;
+            self.starved.retain(|(key, _)| session(slots, *key).is_some());
+        }
+        self.starved.push_back((key, side));
+    }
+
+    /// Draws the consequences of how far the relay has come.
+    fn follow(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let Some(session) = session(&mut self.slots, key) else { return };
+        match session.relay.progress() {
+            Progress::Running => {}
+            Progress::HalfClosed if session.half_closed => {}
+            Progress::HalfClosed => {
+                session.half_closed = true;
+                self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+            }
+            Progress::Over(reason) => self.end(now, key, reason, pool, out),
+        }
+    }
+
+    fn end_all(
+        &mut self,
+        now: Now,
+        which: impl Fn(&Session) -> bool,
+        reason: EndReason,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        for place in 0..self.slots.len() {
+            let slot = &self.slots[place];
+            if slot.session.as_ref().is_some_and(&which) {
+                let key = Key { place: place as u32, generation: slot.generation };
+                self.end(now, key, reason, pool, out);
+            }
+        }
+    }
+
+    fn end(&mut self, now: Now, key: Key, reason: EndReason, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let Some(session) = session(&mut self.slots, key) else { return };
+        let connect = match session.phase {
+            Phase::Ending { .. } => return,
+            Phase::Connecting => {
+                out.push(Cmd::CancelConnect { key });
+                true
+            }
+            Phase::Relaying => false,
+        };
+        let reset = is_reset(reason, session.relay.undelivered());
+        session.phase = Phase::Ending { reason, reset, connect };
+        session.relay.stop(&mut |what| out.push(Cmd::Relay { key, what }));
+        self.close_if_settled(now, key, pool, out);
+    }
+
+    fn close_if_settled(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let slot = &mut self.slots[key.place as usize];
+        let settled = |session: &mut Session| match session.phase {
+            Phase::Ending { connect: false, .. } => !session.relay.in_flight(),
+            _ => false,
+        };
+        let Some(mut session) = slot.session.take_if(settled) else { return };
+        let Phase::Ending { reason, reset, .. } = session.phase else { return };
+        session.relay.release(pool);
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(key.place);
+        self.deadlines.cancel(key.place);
+        self.dispatcher.close(session.entry, reason, now);
+        out.push(Cmd::Close { key, reset });
+    }
+
+    fn place(&mut self, session: Session) -> Key {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        let slot = &mut self.slots[place as usize];
+        slot.session = Some(session);
+        Key { place, generation: slot.generation }
+    }
+}
+
+impl Session {
+    fn due(&self, timeouts: &Timeouts) -> Now {
+        self.active.plus(match self.phase {
+            Phase::Connecting => timeouts.connect,
+            _ if self.half_closed => timeouts.half_close,
+            _ => timeouts.tcp_idle,
+        })
+    }
+}
+
+impl Tried {
+    fn add(&mut self, backend: BackendId) {
+        self.backends[self.count] = Some(backend);
+        self.count += 1;
+    }
+
+    fn list(&self) -> [BackendId; ATTEMPTS_MAX] {
+        // What was not tried is filled up with what was.
+        let first = self.backends[0].unwrap_or(BackendId(u32::MAX));
+        self.backends.map(|backend| backend.unwrap_or(first))
+    }
+}
+
+fn session(slots: &mut [Slot], key: Key) -> Option<&mut Session> {
+    let slot = slots.get_mut(key.place as usize)?;
+    if slot.generation == key.generation { slot.session.as_mut() } else { None }
+}
+
+/// Want of descriptors, ports or memory is not the backend's fault, and another one would not help.
+fn is_ours(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EMFILE
+            | Errno::ENFILE
+            | Errno::ENOMEM
+            | Errno::ENOBUFS
+            | Errno::EADDRNOTAVAIL
+            | Errno::EAGAIN
+    )
+}
+
+/// Whether the users of a session must learn that it did not end by itself.
+fn is_reset(reason: EndReason, undelivered: bool) -> bool {
+    match reason {
+        EndReason::Finished | EndReason::Unreachable => false,
+        EndReason::Idle | EndReason::HalfCloseIdle => undelivered,
+        EndReason::ClientReset
+        | EndReason::BackendReset
+        | EndReason::BackendLeft
+        | EndReason::Stopping
+        | EndReason::Operator => true,
+    }
+}
+
+fn give_back(event: Event, pool: &mut Pool) {
+    if let Event::Received { what: Received::Data(buf), .. } = event {
+        pool.give_back(buf);
+    }
+}

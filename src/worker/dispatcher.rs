@@ -1,0 +1,249 @@
+//! What every protocol of one worker shares: who is next, and the books about sessions. Owns the
+//! worker's view of the backends, its shard of the session table, its counters and its reports; holds
+//! no socket and no session state.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::link::{Ended, Refusal, Report};
+use crate::balance::{Balancer, Question};
+use crate::base::time::Now;
+use crate::cluster::{Backend, BackendId, Protocol, Snapshot};
+use crate::metrics::WorkerMetrics;
+use crate::session::seats::Seats;
+use crate::session::shards::{Place, ShardWriter};
+use crate::session::{EndReason, SessionId};
+
+/// Backends that a worker avoids by itself between two snapshots.
+const ASIDE_MAX: usize = 16;
+
+/// A backend that was picked for a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Choice {
+    pub backend: BackendId,
+    /// Where it is counted.
+    pub slot: u16,
+    pub address: SocketAddr,
+}
+
+/// A session in the books: its place in the table and where it is counted.
+#[derive(Debug)]
+pub struct Entry {
+    pub protocol: Protocol,
+    pub client: SocketAddr,
+    pub started: Now,
+    place: Place,
+    choice: Option<Choice>,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+impl Entry {
+    /// The backend that the session is on, or is being connected to.
+    pub fn choice(&self) -> Option<Choice> {
+        self.choice
+    }
+}
+
+/// The parts that [`Dispatcher::new`] is made from.
+pub struct Parts {
+    pub balancer: Balancer,
+    pub shard: ShardWriter,
+    pub metrics: Arc<WorkerMetrics>,
+    /// Of every worker, this one included: what the load of a backend is summed over.
+    pub all_metrics: Arc<[Arc<WorkerMetrics>]>,
+    pub reports: rtrb::Producer<Report>,
+    pub urgent: Arc<tokio::sync::Notify>,
+    pub seats: Arc<Seats>,
+    /// Whether to report each session's start and end, or only what the control core must know.
+    pub report_sessions: bool,
+}
+
+pub struct Dispatcher {
+    parts: Parts,
+    snapshot: Arc<Snapshot>,
+    /// Backends whose data port failed since the snapshot was made.
+    aside: Vec<BackendId>,
+}
+
+impl Dispatcher {
+    pub fn new(parts: Parts) -> Dispatcher {
+        Dispatcher { parts, snapshot: Arc::default(), aside: Vec::with_capacity(ASIDE_MAX) }
+    }
+
+    pub fn metrics(&self) -> &WorkerMetrics {
+        &self.parts.metrics
+    }
+
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    pub fn balancer_mut(&mut self) -> &mut Balancer {
+        &mut self.parts.balancer
+    }
+
+    pub fn set_report_sessions(&mut self, report_sessions: bool) {
+        self.parts.report_sessions = report_sessions;
+    }
+
+    /// Balances over a newer snapshot from now on; it knows better which backends are aside.
+    pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
+        self.aside.clear();
+    }
+
+    /// Takes a user into the books, or says why not.
+    pub fn admit(
+        &mut self,
+        protocol: Protocol,
+        client: SocketAddr,
+        now: Now,
+    ) -> Result<Entry, Refusal> {
+        if !self.parts.seats.take() {
+            return Err(Refusal::Full);
+        }
+        let Some(place) = self.parts.shard.open(protocol, client, now) else {
+            self.parts.seats.give_back();
+            return Err(Refusal::Full);
+        };
+        self.parts.metrics.counters.sessions_active.one();
+        Ok(Entry {
+            protocol,
+            client,
+            started: now,
+            place,
+            choice: None,
+            bytes_up: 0,
+            bytes_down: 0,
+        })
+    }
+
+    /// Picks a backend for a session and moves the session there in the books. A backend that has just
+    /// failed is picked only when there is no other.
+    pub fn assign(&mut self, entry: &mut Entry, tried: &[BackendId]) -> Option<Choice> {
+        self.unassign(entry);
+        let fresh = self.pick(entry, &|id| tried.contains(&id) || self.aside.contains(&id));
+        let choice = fresh.or_else(|| self.pick(entry, &|id| tried.contains(&id)))?;
+        self.parts.shard.set_backend(&entry.place, choice.backend);
+        self.parts.metrics.backends[usize::from(choice.slot)].active.one();
+        entry.choice = Some(choice);
+        Some(choice)
+    }
+
+    fn pick(&self, entry: &Entry, excluded: &dyn Fn(BackendId) -> bool) -> Option<Choice> {
+        let load = |backend: &Backend| {
+            let slot = usize::from(backend.slot);
+            self.parts.all_metrics.iter().map(|metrics| metrics.backends[slot].active.get()).sum()
+        };
+        let question =
+            Question { protocol: entry.protocol, user: entry.client.ip(), load: &load, excluded };
+        let backend = self.parts.balancer.pick(&self.snapshot, &question)?;
+        Some(Choice { backend: backend.id, slot: backend.slot, address: backend.address })
+    }
+
+    fn unassign(&mut self, entry: &mut Entry) {
+        if let Some(before) = entry.choice.take() {
+            self.parts.metrics.backends[usize::from(before.slot)].active.less_one();
+        }
+    }
+
+    /// The session's backend answered: the user has been served.
+    pub fn started(&mut self, entry: &Entry) {
+        let Some(choice) = entry.choice else { return };
+        self.parts.metrics.counters.sessions_started.one();
+        self.parts.metrics.backends[usize::from(choice.slot)].total.one();
+        if self.parts.report_sessions {
+            self.report(Report::Started {
+                id: self.id(entry),
+                protocol: entry.protocol,
+                client: entry.client,
+                backend: choice.backend,
+            });
+        }
+    }
+
+    /// The session's backend refused, or did not answer in time: avoided until the control core knows.
+    pub fn backend_failed(&mut self, entry: &Entry, errno: Errno) {
+        let Some(choice) = entry.choice else { return };
+        self.parts.metrics.counters.connects_failed.one();
+        self.parts.metrics.backends[usize::from(choice.slot)].connect_failed.one();
+        if self.aside.len() < ASIDE_MAX && !self.aside.contains(&choice.backend) {
+            self.aside.push(choice.backend);
+        }
+        self.report(Report::ConnectFailed { backend: choice.backend, errno: errno as i32 });
+        self.parts.urgent.notify_one();
+    }
+
+    /// The name that a session goes by outside its worker.
+    pub fn id(&self, entry: &Entry) -> SessionId {
+        self.parts.shard.id(&entry.place)
+    }
+
+    /// Books bytes that have moved; totals, not differences.
+    pub fn moved(&mut self, entry: &mut Entry, bytes_up: u64, bytes_down: u64, now: Now) {
+        let (up, down) = (bytes_up - entry.bytes_up, bytes_down - entry.bytes_down);
+        (entry.bytes_up, entry.bytes_down) = (bytes_up, bytes_down);
+        self.parts.shard.moved(&entry.place, bytes_up, bytes_down, now);
+        let metrics = &self.parts.metrics;
+        metrics.counters.bytes_up.add(up);
+        metrics.counters.bytes_down.add(down);
+        if let Some(choice) = entry.choice {
+            let backend = &metrics.backends[usize::from(choice.slot)];
+            backend.up.add(up);
+            backend.down.add(down);
+        }
+    }
+
+    /// Takes a session out of the books.
+    pub fn close(&mut self, mut entry: Entry, reason: EndReason, now: Now) {
+        let counters = &self.parts.metrics.counters;
+        counters.sessions_active.less_one();
+        counters.sessions_ended.one();
+        match reason {
+            EndReason::ClientReset | EndReason::BackendReset => counters.resets.one(),
+            EndReason::Idle | EndReason::HalfCloseIdle => counters.idle_ended.one(),
+            _ => {}
+        }
+        if reason != EndReason::Unreachable {
+            self.parts.metrics.session_length.record(now.since(entry.started));
+        }
+        if self.parts.report_sessions {
+            self.report(Report::Ended(Ended {
+                id: self.id(&entry),
+                protocol: entry.protocol,
+                client: entry.client,
+                backend: entry.choice.map(|choice| choice.backend),
+                started: entry.started,
+                ended: now,
+                bytes_up: entry.bytes_up,
+                bytes_down: entry.bytes_down,
+                reason,
+            }));
+        }
+        self.unassign(&mut entry);
+        self.parts.shard.close(entry.place);
+        self.parts.seats.give_back();
+    }
+
+    /// Counts a user who was turned away.
+    pub fn refused(&mut self, protocol: Protocol, client: SocketAddr, why: Refusal) {
+        let counters = &self.parts.metrics.counters;
+        match why {
+            Refusal::NoBackend => counters.users_refused_no_backend.one(),
+            Refusal::Full => counters.users_refused_full.one(),
+            Refusal::Unreachable => counters.users_refused_unreachable.one(),
+        }
+        if self.parts.report_sessions {
+            self.report(Report::Refused { protocol, client, why });
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        if self.parts.reports.push(report).is_err() {
+            self.parts.metrics.counters.reports_dropped.one();
+        }
+    }
+}

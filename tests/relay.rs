@@ -1,0 +1,447 @@
+//! The relay against the real kernel: workers and sockets of this process, the control core played by
+//! the test.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lb::boot::DataPlane;
+use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::config::Config;
+use lb::proxy::tcp::Features;
+use lb::session::EndReason;
+use lb::worker::link::{Order, Report};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Balancer {
+    plane: DataPlane,
+    version: u64,
+}
+
+impl Balancer {
+    fn start(change: impl FnOnce(&mut Config)) -> Balancer {
+        Balancer::start_with(1000, Features { receive_cap: true }, change)
+    }
+
+    fn start_with(
+        sessions: usize,
+        features: Features,
+        change: impl FnOnce(&mut Config),
+    ) -> Balancer {
+        let mut config = Config { workers: Some(2), ..Config::default() };
+        config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
+        change(&mut config);
+        Balancer { plane: DataPlane::start(&config, sessions, features).unwrap(), version: 0 }
+    }
+
+    /// Shows the workers these backends, numbered from 1.
+    fn register(&mut self, addresses: &[SocketAddr]) {
+        self.version += 1;
+        let backends = addresses.iter().enumerate().map(|(place, address)| Backend {
+            id: BackendId(place as u32 + 1),
+            slot: place as u16,
+            protocol: Protocol::Tcp,
+            address: *address,
+            weight: 1,
+            name: None,
+            standing: Standing::Serving,
+        });
+        self.plane.snapshots.publish(Snapshot {
+            version: self.version,
+            backends: backends.collect(),
+            rotations: [(0..addresses.len() as u16).collect(), vec![], vec![]],
+        });
+        self.wake();
+    }
+
+    fn order(&mut self, order: Order) {
+        for end in &mut self.plane.ends {
+            end.orders.push(order).unwrap();
+        }
+        self.wake();
+    }
+
+    fn wake(&self) {
+        for end in &self.plane.ends {
+            end.wake.write(1).unwrap();
+        }
+    }
+
+    fn user(&self) -> TcpStream {
+        let user = TcpStream::connect(self.plane.tcp.unwrap()).unwrap();
+        user.set_read_timeout(Some(PATIENCE)).unwrap();
+        user.set_write_timeout(Some(PATIENCE)).unwrap();
+        user
+    }
+
+    /// A user who has been given a backend that is registered: retried while the news travels.
+    fn served_user(&self) -> TcpStream {
+        eventually(|| {
+            let mut user = self.user();
+            user.write_all(b"?").ok()?;
+            let mut answer = [0];
+            (user.read(&mut answer).ok()? == 1).then_some(user)
+        })
+    }
+
+    fn sum(&self, value: impl Fn(&lb::metrics::WorkerMetrics) -> u64) -> u64 {
+        self.plane.ends.iter().map(|end| value(&end.metrics)).sum()
+    }
+
+    fn active(&self) -> u64 {
+        self.sum(|metrics| metrics.counters.sessions_active.get())
+    }
+
+    fn reports(&mut self) -> Vec<Report> {
+        let mut all = Vec::new();
+        for end in &mut self.plane.ends {
+            while let Ok(report) = end.reports.pop() {
+                all.push(report);
+            }
+        }
+        all
+    }
+
+    fn stop(mut self) {
+        self.order(Order::Stop);
+        self.plane.join();
+    }
+}
+
+fn eventually<T>(mut check: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < end, "it never became so");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Serves every connection with `serve` in a thread of its own.
+fn backend(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let serve = serve.clone();
+            thread::spawn(move || serve(connection));
+        }
+    });
+    address
+}
+
+fn echo(mut connection: TcpStream) {
+    let mut bytes = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = connection.read(&mut bytes) {
+        if connection.write_all(&bytes[..count]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Answers every byte with the letter of the backend.
+fn named(letter: u8) -> SocketAddr {
+    backend(move |mut connection| {
+        let mut byte = [0];
+        while let Ok(1) = connection.read(&mut byte) {
+            if connection.write_all(&[letter]).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn ask(user: &mut TcpStream) -> u8 {
+    user.write_all(b"?").unwrap();
+    let mut answer = [0];
+    user.read_exact(&mut answer).unwrap();
+    answer[0]
+}
+
+/// A stream of bytes in which every place differs from its neighbours.
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn users_are_dealt_out_in_turn_and_stay_where_they_are() {
+    let mut balancer = Balancer::start(|_| {});
+    let backends = [named(b'a'), named(b'b'), named(b'c')];
+    balancer.register(&backends[..2]);
+    drop(balancer.served_user());
+    let mut users: Vec<_> = (0..10).map(|_| balancer.user()).collect();
+    let first: Vec<_> = users.iter_mut().map(ask).collect();
+    assert_eq!(first.iter().filter(|letter| **letter == b'a').count(), 5, "{first:?}");
+    balancer.register(&backends);
+    eventually(|| (ask(&mut balancer.user()) == b'c').then_some(()));
+    let again: Vec<_> = users.iter_mut().map(ask).collect();
+    assert_eq!(first, again);
+    balancer.stop();
+}
+
+#[test]
+fn both_directions_at_once_arrive_whole_with_half_close() {
+    for receive_cap in [true, false] {
+        let mut balancer = Balancer::start_with(1000, Features { receive_cap }, |_| {});
+        let len = 24 << 20;
+        let address = backend(move |mut connection| {
+            let mut writer = connection.try_clone().unwrap();
+            let down = thread::spawn(move || {
+                writer.write_all(&pattern(9, len)).unwrap();
+                writer.shutdown(Shutdown::Write).unwrap();
+            });
+            let mut got = Vec::new();
+            connection.read_to_end(&mut got).unwrap();
+            down.join().unwrap();
+            assert!(got == pattern(5, len), "upload differs");
+        });
+        balancer.register(&[address]);
+        let users: Vec<_> = (0..2)
+            .map(|_| {
+                let mut user = eventually(|| {
+                    let user = balancer.user();
+                    // No backend: closed at once.
+                    user.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+                    let open = !matches!(user.peek(&mut [0]), Ok(0));
+                    user.set_read_timeout(Some(PATIENCE)).unwrap();
+                    open.then_some(user)
+                });
+                thread::spawn(move || {
+                    let mut writer = user.try_clone().unwrap();
+                    let up = thread::spawn(move || {
+                        writer.write_all(&pattern(5, len)).unwrap();
+                        writer.shutdown(Shutdown::Write).unwrap();
+                    });
+                    let mut got = Vec::new();
+                    user.read_to_end(&mut got).unwrap();
+                    up.join().unwrap();
+                    assert!(got == pattern(9, len), "download differs");
+                })
+            })
+            .collect();
+        for user in users {
+            user.join().unwrap();
+        }
+        eventually(|| (balancer.active() == 0).then_some(()));
+        let finished = |report: &Report| match report {
+            Report::Ended(ended) => {
+                ended.reason == EndReason::Finished && ended.bytes_up == len as u64
+            }
+            _ => false,
+        };
+        assert_eq!(balancer.reports().iter().filter(|report| finished(report)).count(), 2);
+        balancer.stop();
+    }
+}
+
+#[test]
+fn a_backend_may_speak_first() {
+    let mut balancer = Balancer::start(|_| {});
+    balancer.register(&[backend(|mut connection| connection.write_all(b"220 hello\r\n").unwrap())]);
+    let greeting = eventually(|| {
+        let mut text = String::new();
+        balancer.user().read_to_string(&mut text).ok().filter(|_| !text.is_empty())?;
+        Some(text)
+    });
+    assert_eq!(greeting, "220 hello\r\n");
+    balancer.stop();
+}
+
+#[test]
+fn without_a_backend_a_user_is_turned_away_at_once() {
+    let balancer = Balancer::start(|_| {});
+    let mut user = balancer.user();
+    assert!(matches!(user.read(&mut [0]), Ok(0) | Err(_)));
+    eventually(|| (balancer.sum(|m| m.counters.users_refused_no_backend.get()) == 1).then_some(()));
+    assert_eq!(balancer.active(), 0);
+    balancer.stop();
+}
+
+#[test]
+fn a_dead_backend_is_passed_over_before_the_user_notices() {
+    let mut balancer = Balancer::start(|_| {});
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    balancer.register(&[dead, named(b'b'), dead]);
+    drop(balancer.served_user());
+    let answers: Vec<_> = (0..12).map(|_| ask(&mut balancer.user())).collect();
+    assert_eq!(answers, [b'b'; 12]);
+    assert!(balancer.sum(|metrics| metrics.counters.retries.get()) > 0);
+    assert!(balancer.reports().iter().any(|report| matches!(
+        report,
+        Report::ConnectFailed { backend, .. } if backend.0 != 2
+    )));
+    balancer.stop();
+}
+
+#[test]
+fn when_every_backend_refuses_the_user_is_turned_away() {
+    let mut balancer = Balancer::start(|_| {});
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    balancer.register(&[dead, dead]);
+    eventually(|| {
+        assert!(matches!(balancer.user().read(&mut [0]), Ok(0) | Err(_)));
+        (balancer.sum(|m| m.counters.users_refused_unreachable.get()) > 0).then_some(())
+    });
+    eventually(|| (balancer.active() == 0).then_some(()));
+    balancer.stop();
+}
+
+#[test]
+fn a_reset_is_passed_on_as_a_reset() {
+    let mut balancer = Balancer::start(|_| {});
+    balancer.register(&[backend(|mut connection| {
+        let mut bytes = [0; 5];
+        let _ = connection.read_exact(&mut bytes[..1]);
+        connection.write_all(b"!").unwrap();
+        if connection.read_exact(&mut bytes).is_ok() {
+            socket2::SockRef::from(&connection).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    })]);
+    let mut user = balancer.served_user();
+    user.write_all(b"crash").unwrap();
+    let error = user.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    eventually(|| (balancer.active() == 0).then_some(()));
+    balancer.stop();
+}
+
+#[test]
+fn what_a_backend_said_before_its_reset_is_delivered() {
+    let mut balancer = Balancer::start(|_| {});
+    balancer.register(&[backend(|mut connection| {
+        let mut bytes = [0];
+        if connection.read_exact(&mut bytes).is_ok() {
+            connection.write_all(b"last words").unwrap();
+            socket2::SockRef::from(&connection).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    })]);
+    let mut user = balancer.served_user();
+    let mut rest = Vec::new();
+    assert!(user.read_to_end(&mut rest).is_err(), "the end must not look like a clean one");
+    assert_eq!(rest, b"ast words");
+    balancer.stop();
+}
+
+#[test]
+fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
+    let mut balancer = Balancer::start(|config| config.limits.buffer_bytes = 4 << 20);
+    let len = 16 << 20;
+    balancer.register(&[backend(move |mut connection| {
+        let mut byte = [0];
+        connection.read_exact(&mut byte).unwrap();
+        connection.write_all(b"!").unwrap();
+        connection.write_all(&pattern(3, len)).unwrap();
+    })]);
+    let mut slow: Vec<_> = (0..4).map(|_| balancer.served_user()).collect();
+    // The stalled readers leave room for one who reads.
+    let mut quick = balancer.served_user();
+    let mut got = Vec::new();
+    quick.read_to_end(&mut got).unwrap();
+    assert!(got == pattern(3, len));
+    for user in &mut slow {
+        got.clear();
+        user.read_to_end(&mut got).unwrap();
+        assert!(got == pattern(3, len));
+    }
+    balancer.stop();
+}
+
+#[test]
+fn a_full_table_sheds_and_recovers() {
+    let mut balancer = Balancer::start_with(3, Features { receive_cap: true }, |_| {});
+    balancer.register(&[named(b'a')]);
+    let mut users: Vec<_> = (0..3).map(|_| balancer.served_user()).collect();
+    assert!(matches!(balancer.user().read(&mut [0]), Ok(0) | Err(_)));
+    eventually(|| (balancer.sum(|m| m.counters.users_refused_full.get()) > 0).then_some(()));
+    users.pop();
+    users.push(balancer.served_user());
+    assert!(users.iter_mut().all(|user| ask(user) == b'a'));
+    balancer.stop();
+}
+
+#[test]
+fn a_still_session_ends_and_a_half_closed_one_sooner() {
+    let mut balancer = Balancer::start(|config| {
+        config.timeouts.tcp_idle = Duration::from_millis(400);
+        config.timeouts.half_close = Duration::from_millis(100);
+    });
+    balancer.register(&[backend(|mut connection| {
+        let mut byte = [0];
+        while let Ok(1) = connection.read(&mut byte) {
+            connection.write_all(b"!").unwrap();
+        }
+        // Keeps its side open after the user has finished.
+        thread::sleep(PATIENCE);
+    })]);
+    let mut still = balancer.served_user();
+    let half = balancer.served_user();
+    half.shutdown(Shutdown::Write).unwrap();
+    assert!(matches!(still.read(&mut [0]), Ok(0) | Err(_)));
+    eventually(|| (balancer.active() == 0).then_some(()));
+    let reasons: Vec<_> = (balancer.reports().into_iter())
+        .filter_map(|report| match report {
+            Report::Ended(ended) => Some(ended.reason),
+            _ => None,
+        })
+        .collect();
+    assert!(reasons.contains(&EndReason::Idle), "{reasons:?}");
+    assert!(reasons.contains(&EndReason::HalfCloseIdle), "{reasons:?}");
+    balancer.stop();
+}
+
+#[test]
+fn orders_end_sessions_with_a_reset() {
+    let mut balancer = Balancer::start(|_| {});
+    balancer.register(&[named(b'a'), named(b'b')]);
+    let (mut first, mut second) = (balancer.served_user(), balancer.served_user());
+    let (one, two) = (ask(&mut first), ask(&mut second));
+    assert_ne!(one, two);
+    let backend = BackendId(u32::from(one - b'a') + 1);
+    balancer.order(Order::EndBackend { backend, reason: EndReason::BackendLeft });
+    assert_eq!(first.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(ask(&mut second), two);
+    let left: Vec<_> = balancer.plane.ends.iter().flat_map(|end| end.shard.iter()).collect();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].client, second.local_addr().unwrap());
+    balancer.order(Order::EndSession { id: left[0].id, reason: EndReason::Operator });
+    assert_eq!(second.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    balancer.stop();
+}
+
+#[test]
+fn draining_turns_users_away_and_lets_sessions_end() {
+    let mut balancer = Balancer::start(|_| {});
+    balancer.register(&[backend(echo)]);
+    let mut user = balancer.served_user();
+    balancer.order(Order::Drain);
+    eventually(|| TcpStream::connect(balancer.plane.tcp.unwrap()).is_err().then_some(()));
+    user.write_all(b"still here").unwrap();
+    let mut answer = [0; 10];
+    user.read_exact(&mut answer).unwrap();
+    drop(user);
+    eventually(|| (balancer.active() == 0).then_some(()));
+    balancer.stop();
+}
+
+#[test]
+fn a_port_that_another_balancer_has_is_refused_with_the_cure() {
+    let balancer = Balancer::start(|_| {});
+    let mut config = Config { workers: Some(1), ..Config::default() };
+    config.listen.tcp = balancer.plane.tcp;
+    let trouble = DataPlane::start(&config, 10, Features { receive_cap: true }).err().unwrap();
+    assert!(trouble.to_string().contains("--tcp"), "{trouble}");
+    balancer.stop();
+}
