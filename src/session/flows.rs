@@ -1,0 +1,366 @@
+//! The UDP sessions of one worker: which datagram belongs to which session, and when a session has been
+//! idle for too long. Owns the table and its timers; what a session holds is its user's, and what is
+//! done with a datagram is `proxy::udp`'s. Knows no clock.
+
+use std::hash::Hasher;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::time::Duration;
+
+use hashbrown::HashTable;
+use siphasher::sip::SipHasher13;
+
+use crate::base::time::Now;
+use crate::base::wheel::{self, Wheel};
+
+/// Flows for which there is room from the start, so that the table seldom has to be moved, which stops
+/// the worker for milliseconds. The memory is reserved only; the kernel gives it page by page.
+const ROOM_AT_START: usize = 128 * 1024;
+
+/// What makes a datagram part of a session: who sent it, and which of our addresses it was sent to.
+/// IPv4 addresses and their mapped IPv6 forms are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowKey {
+    client: u128,
+    local: u128,
+    client_port: u16,
+    local_port: u16,
+    /// The interface of a link-local client, without which its address means nothing.
+    scope: u32,
+}
+
+impl FlowKey {
+    pub fn new(client: SocketAddr, local: SocketAddr) -> FlowKey {
+        let scope = match client {
+            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => v6.scope_id(),
+            _ => 0,
+        };
+        FlowKey {
+            client: bits(client.ip()),
+            local: bits(local.ip()),
+            client_port: client.port(),
+            local_port: local.port(),
+            scope,
+        }
+    }
+
+    pub fn client(&self) -> SocketAddr {
+        address(self.client, self.client_port, self.scope)
+    }
+
+    pub fn local(&self) -> SocketAddr {
+        address(self.local, self.local_port, self.scope)
+    }
+}
+
+fn bits(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+fn address(bits: u128, port: u16, scope: u32) -> SocketAddr {
+    match Ipv6Addr::from_bits(bits).to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::from((v4, port)),
+        IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope)),
+    }
+}
+
+/// Hashes addresses under a secret key. The same for all workers, so that they can name a flow to each
+/// other by its hash.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowHasher {
+    key: (u64, u64),
+}
+
+impl FlowHasher {
+    /// `key` comes from the system's randomness once a process.
+    pub fn new(key: (u64, u64)) -> FlowHasher {
+        FlowHasher { key }
+    }
+
+    pub fn flow(&self, key: &FlowKey) -> u64 {
+        let ports = u64::from(key.client_port) << 16 | u64::from(key.local_port);
+        self.words([
+            (key.client >> 64) as u64,
+            key.client as u64,
+            (key.local >> 64) as u64,
+            key.local as u64,
+            ports | u64::from(key.scope) << 32,
+        ])
+    }
+
+    pub fn address(&self, address: SocketAddr) -> u64 {
+        let ip = bits(address.ip());
+        self.words([(ip >> 64) as u64, ip as u64, u64::from(address.port())])
+    }
+
+    pub fn words<const COUNT: usize>(&self, words: [u64; COUNT]) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
+        words.into_iter().for_each(|word| hasher.write_u64(word));
+        hasher.finish()
+    }
+}
+
+/// One session in the table.
+#[derive(Clone, Debug)]
+pub struct Flow<S> {
+    pub key: FlowKey,
+    /// When a datagram last passed, in either direction. Setting it is all that keeps a flow.
+    pub last_seen: Now,
+    pub state: S,
+}
+
+/// Up to `capacity` flows, each found by its key or by its place, each ended after `idle`.
+pub struct Flows<S> {
+    hasher: FlowHasher,
+    idle: Duration,
+    capacity: usize,
+    index: HashTable<u32>,
+    places: Vec<Option<Flow<S>>>,
+    free: Vec<u32>,
+    timers: Wheel,
+}
+
+impl<S> Flows<S> {
+    pub fn new(capacity: usize, idle: Duration, hasher: FlowHasher, now: Now) -> Flows<S> {
+        let capacity = capacity.min(wheel::PLACES_MAX as usize);
+        Flows {
+            hasher,
+            idle,
+            capacity,
+            index: HashTable::with_capacity(capacity.min(ROOM_AT_START)),
+            places: Vec::with_capacity(capacity.min(ROOM_AT_START)),
+            free: Vec::new(),
+            timers: Wheel::new(now),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.index.len() >= self.capacity
+    }
+
+    /// Places that have ever been used; every flow is at one below this.
+    pub fn places(&self) -> u32 {
+        self.places.len() as u32
+    }
+
+    /// The place of the flow with this key, whose hash is given because callers need it as well.
+    pub fn find(&self, hash: u64, key: &FlowKey) -> Option<u32> {
+        self.index
+            .find(hash, |place| self.get(*place).is_some_and(|flow| flow.key == *key))
+            .copied()
+    }
+
+    pub fn get(&self, place: u32) -> Option<&Flow<S>> {
+        self.places.get(place as usize)?.as_ref()
+    }
+
+    pub fn get_mut(&mut self, place: u32) -> Option<&mut Flow<S>> {
+        self.places.get_mut(place as usize)?.as_mut()
+    }
+
+    /// Enters a flow that is not in the table yet, and says where.
+    ///
+    /// # Errors
+    /// Gives the state back when the table is full.
+    pub fn open(&mut self, hash: u64, key: FlowKey, state: S, now: Now) -> Result<u32, S> {
+        if self.is_full() {
+            return Err(state);
+        }
+        debug_assert!(self.find(hash, &key).is_none(), "a flow is entered once");
+        let flow = Flow { key, last_seen: now, state };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.places[place as usize] = Some(flow);
+                place
+            }
+            None => {
+                self.places.push(Some(flow));
+                self.places.len() as u32 - 1
+            }
+        };
+        let Flows { index, places, hasher, .. } = self;
+        index.insert_unique(hash, place, |place| {
+            let flow = places[*place as usize].as_ref();
+            hasher.flow(&flow.expect("the index names places that are in use").key)
+        });
+        self.timers.schedule(place, now.plus(self.idle));
+        Ok(place)
+    }
+
+    /// Takes out the flow at a place, if there is one.
+    pub fn close(&mut self, place: u32) -> Option<Flow<S>> {
+        let flow = self.places.get_mut(place as usize)?.take()?;
+        let hash = self.hasher.flow(&flow.key);
+        let entry = self.index.find_entry(hash, |found| *found == place);
+        entry.expect("a flow in use is in the index").remove();
+        self.timers.cancel(place);
+        self.free.push(place);
+        Some(flow)
+    }
+
+    /// The place of a flow through which nothing has passed for the idle time, for the caller to close.
+    /// Looks at no more than `looks` flows whose timers have fired, and says in it how many are left;
+    /// when it is zero, more may be idle.
+    pub fn next_idle(&mut self, now: Now, looks: &mut u32) -> Option<u32> {
+        while *looks > 0 {
+            let place = self.timers.pop(now)?;
+            *looks -= 1;
+            let flow = self.places[place as usize].as_ref().expect("a timer ends with its flow");
+            let ends = flow.last_seen.plus(self.idle);
+            // Set again in either case: a flow that the caller does not close stays in the table.
+            self.timers.schedule(place, ends);
+            if ends <= now {
+                return Some(place);
+            }
+        }
+        None
+    }
+
+    /// When to look for idle flows next.
+    pub fn next_deadline(&self) -> Option<Now> {
+        self.timers.next_deadline()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(60);
+    const LOCAL: &str = "192.0.2.1:53";
+
+    fn at(ms: u64) -> Now {
+        Now::from_nanos(ms * 1_000_000)
+    }
+
+    fn key(client: &str) -> FlowKey {
+        FlowKey::new(client.parse().unwrap(), LOCAL.parse().unwrap())
+    }
+
+    fn table(capacity: usize) -> Flows<u32> {
+        Flows::new(capacity, IDLE, FlowHasher::new((1, 2)), at(0))
+    }
+
+    fn open(flows: &mut Flows<u32>, key: FlowKey, state: u32, now: Now) -> Result<u32, u32> {
+        let hash = flows.hasher.flow(&key);
+        flows.open(hash, key, state, now)
+    }
+
+    fn find(flows: &Flows<u32>, key: FlowKey) -> Option<u32> {
+        flows.find(flows.hasher.flow(&key), &key)
+    }
+
+    fn idle(flows: &mut Flows<u32>, now: Now) -> Vec<u32> {
+        let mut looks = u32::MAX;
+        std::iter::from_fn(|| {
+            let place = flows.next_idle(now, &mut looks)?;
+            flows.close(place).map(|flow| flow.state)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn a_key_gives_back_the_addresses_that_it_was_made_of() {
+        for (client, local) in [
+            ("198.51.100.7:1", "192.0.2.1:53"),
+            ("[2001:db8::7]:65535", "[2001:db8::1]:53"),
+            ("[fe80::7%3]:9", "[fe80::1%3]:53"),
+        ] {
+            let (client, local) = (client.parse().unwrap(), local.parse().unwrap());
+            let key = FlowKey::new(client, local);
+            assert_eq!((key.client(), key.local()), (client, local));
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_key_tells_flows_apart_and_a_mapped_address_does_not() {
+        let base = key("198.51.100.7:1000");
+        assert_eq!(key("[::ffff:198.51.100.7]:1000"), base);
+        let client = "198.51.100.7:1000".parse().unwrap();
+        let others = [
+            key("198.51.100.8:1000"),
+            key("198.51.100.7:1001"),
+            FlowKey::new(client, "192.0.2.2:53".parse().unwrap()),
+            FlowKey::new(client, "192.0.2.1:54".parse().unwrap()),
+        ];
+        let hasher = FlowHasher::new((1, 2));
+        for other in others {
+            assert_ne!(other, base);
+            assert_ne!(hasher.flow(&other), hasher.flow(&base));
+        }
+        assert_ne!(key("[fe80::1%2]:1"), key("[fe80::1%3]:1"));
+    }
+
+    #[test]
+    fn the_hash_depends_on_its_key() {
+        let flow = key("198.51.100.7:1000");
+        let hashes = [(1, 2), (1, 3), (2, 2)].map(|key| FlowHasher::new(key).flow(&flow));
+        assert!(hashes[0] != hashes[1] && hashes[0] != hashes[2]);
+    }
+
+    #[test]
+    fn a_full_table_gives_the_state_back_and_takes_another_after_a_close() {
+        let mut flows = table(2);
+        let first = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
+        assert_eq!(open(&mut flows, key("198.51.100.1:3"), 3, at(0)), Err(3));
+        assert_eq!(flows.close(first).unwrap().state, 1);
+        assert!(flows.close(first).is_none());
+        assert_eq!(find(&flows, key("198.51.100.1:1")), None);
+        assert_eq!(open(&mut flows, key("198.51.100.1:3"), 3, at(0)), Ok(first));
+        assert_eq!(flows.len(), 2);
+    }
+
+    #[test]
+    fn a_flow_ends_when_idle_and_every_datagram_puts_it_off() {
+        let mut flows = table(10);
+        let kept = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
+        flows.get_mut(kept).unwrap().last_seen = at(50_000);
+        assert_eq!(idle(&mut flows, at(59_999)), [0u32; 0]);
+        assert_eq!(idle(&mut flows, at(60_020)), [2]);
+        assert_eq!(idle(&mut flows, at(109_999)), [0u32; 0]);
+        assert_eq!(idle(&mut flows, at(110_020)), [1]);
+        assert!(flows.is_empty() && flows.next_deadline().is_none());
+    }
+
+    #[test]
+    fn looking_for_idle_flows_stops_where_the_budget_ends() {
+        let mut flows = table(10);
+        for port in 1..=5 {
+            let client = SocketAddr::from(([198, 51, 100, 1], port));
+            let key = FlowKey::new(client, LOCAL.parse().unwrap());
+            open(&mut flows, key, u32::from(port), at(0)).unwrap();
+        }
+        let now = at(61_000);
+        let mut looks = 2;
+        let mut ended = 0;
+        while let Some(place) = flows.next_idle(now, &mut looks) {
+            flows.close(place);
+            ended += 1;
+        }
+        assert_eq!((ended, looks, flows.len()), (2, 0, 3));
+        assert!(flows.next_deadline().unwrap() <= now, "the rest is due at once");
+        assert_eq!(idle(&mut flows, now).len(), 3);
+    }
+
+    #[test]
+    fn a_flow_that_is_idle_and_not_closed_is_named_again() {
+        let mut flows = table(1);
+        open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        let mut looks = 10;
+        assert!(flows.next_idle(at(61_000), &mut looks).is_some());
+        assert!(flows.next_idle(at(61_000), &mut looks).is_none());
+        assert!(flows.next_idle(at(62_000), &mut looks).is_some());
+    }
+}
