@@ -4,6 +4,7 @@
 pub mod flows;
 pub mod seats;
 pub mod shards;
+pub mod sources;
 
 use std::fmt;
 use std::str::FromStr;
