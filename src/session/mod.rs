@@ -1,6 +1,7 @@
 //! Sessions as others see them: identities, why one ended, and the sharded table that anyone may read
 //! while workers relay. What a session does is `proxy`'s.
 
+pub mod affinity;
 pub mod flows;
 pub mod seats;
 pub mod shards;

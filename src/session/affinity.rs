@@ -1,0 +1,162 @@
+//! Which backend a UDP flow has, as far as any worker knows. The kernel may hand a flow's datagrams to
+//! another worker than before (its group of sockets changed); that worker asks here before it picks a
+//! backend, so the session stays where it is. Owns the map and its locks.
+//!
+//! Workers come here when a session starts, moves or ends, never with a datagram of a session that they
+//! hold. The map is cut into shards with a lock each, held for one look-up; two workers rarely meet.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hashbrown::HashTable;
+
+use crate::cluster::BackendId;
+
+/// Locks. Sixteen times the workers of a large machine, so that two seldom want the same one.
+const SHARDS: usize = 1024;
+
+/// A flow by its hash under the process's secret key (`FlowHasher`). Two flows with one hash share a
+/// backend when they change workers, which harms neither; a million flows meet so in one table of 37 million.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Entry {
+    flow: u64,
+    backend: BackendId,
+    /// Who may take the entry out: the worker that took the flow last.
+    worker: u8,
+}
+
+/// On a cache line of its own, so that a lock does not slow its neighbour.
+#[derive(Default)]
+#[repr(align(64))]
+struct Shard(Mutex<HashTable<Entry>>);
+
+/// The map, shared by all workers.
+pub struct Affinity {
+    shards: Box<[Shard]>,
+    shard_max: usize,
+}
+
+impl Affinity {
+    /// A map that holds about `flows_max` flows. A shard takes twice its even share, and eight; what
+    /// does not fit is not remembered.
+    pub fn new(flows_max: usize) -> Affinity {
+        Affinity {
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            shard_max: flows_max.div_ceil(SHARDS) * 2 + 8,
+        }
+    }
+
+    /// Says that `worker` holds a session of this flow on `backend`. False when there was no room,
+    /// and the flow will not be found by others.
+    pub fn note(&self, flow: u64, backend: BackendId, worker: u8) -> bool {
+        let mut shard = self.shard(flow);
+        if let Some(entry) = shard.find_mut(flow, |entry| entry.flow == flow) {
+            *entry = Entry { flow, backend, worker };
+            return true;
+        }
+        if shard.len() >= self.shard_max {
+            return false;
+        }
+        shard.insert_unique(flow, Entry { flow, backend, worker }, |entry| entry.flow);
+        true
+    }
+
+    /// The backend that some worker has for this flow.
+    pub fn find(&self, flow: u64) -> Option<BackendId> {
+        self.shard(flow).find(flow, |entry| entry.flow == flow).map(|entry| entry.backend)
+    }
+
+    /// The session of `worker` is over. Nothing happens when another worker has the flow meanwhile.
+    pub fn forget(&self, flow: u64, worker: u8) {
+        let mut shard = self.shard(flow);
+        let entry = shard.find_entry(flow, |entry| entry.flow == flow && entry.worker == worker);
+        if let Ok(entry) = entry {
+            entry.remove();
+        }
+    }
+
+    /// Flows that are remembered. Takes every lock in turn; for tests and for the status.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The table takes its buckets from the low bits of a hash and its tags from the highest seven;
+    /// the shard is chosen by bits between them.
+    fn shard(&self, flow: u64) -> MutexGuard<'_, HashTable<Entry>> {
+        lock(&self.shards[(flow >> 40) as usize % SHARDS])
+    }
+}
+
+fn lock(shard: &Shard) -> MutexGuard<'_, HashTable<Entry>> {
+    shard.0.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::flows::FlowHasher;
+
+    fn flow(number: u64) -> u64 {
+        FlowHasher::new((5, 6)).words([number])
+    }
+
+    #[test]
+    fn a_flow_is_found_by_any_worker_until_its_last_holder_lets_go() {
+        let map = Affinity::new(100);
+        assert_eq!(map.find(flow(1)), None);
+        assert!(map.note(flow(1), BackendId(7), 0));
+        assert_eq!(map.find(flow(1)), Some(BackendId(7)));
+        assert!(map.note(flow(1), BackendId(7), 3), "worker 3 was handed the flow");
+        map.forget(flow(1), 0);
+        assert_eq!(map.find(flow(1)), Some(BackendId(7)));
+        map.forget(flow(1), 3);
+        assert_eq!((map.find(flow(1)), map.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_flow_that_moved_is_found_where_it_is() {
+        let map = Affinity::new(100);
+        map.note(flow(1), BackendId(7), 0);
+        map.note(flow(1), BackendId(8), 0);
+        assert_eq!((map.find(flow(1)), map.len()), (Some(BackendId(8)), 1));
+    }
+
+    #[test]
+    fn what_was_asked_for_fits_and_much_more_does_not() {
+        let map = Affinity::new(50_000);
+        let noted = |range: std::ops::Range<u64>| {
+            range.filter(|number| map.note(flow(*number), BackendId(1), 0)).count()
+        };
+        assert_eq!(noted(0..50_000), 50_000);
+        noted(50_000..1_000_000);
+        assert!(map.len() <= 120_000, "{}", map.len());
+        assert!(map.note(flow(3), BackendId(2), 0), "a full map still follows what it knows");
+        assert_eq!(map.find(flow(3)), Some(BackendId(2)));
+    }
+
+    #[test]
+    fn workers_that_meet_lose_nothing() {
+        let map = Affinity::new(40_000);
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let map = &map;
+                scope.spawn(move || {
+                    for number in (0..40_000).filter(|number| number % 4 == worker) {
+                        assert!(map.note(flow(number), BackendId(number as u32), worker as u8));
+                        if number % 8 == worker {
+                            map.forget(flow(number), worker as u8);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(map.len(), 20_000);
+        for number in 0..40_000 {
+            let kept = (number % 8 >= 4).then_some(BackendId(number as u32));
+            assert_eq!(map.find(flow(number)), kept);
+        }
+    }
+}
