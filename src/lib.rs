@@ -29,19 +29,21 @@
 //!
 //! # Layers, low to high
 //!
-//! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `balance`, `session` < `proxy`,
-//! `worker::link`, `worker::dispatcher` < `worker::core` < `ring` < `worker`, `control`, `client`,
-//! `load` < `boot` < `cli`.
+//! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
+//! `proxy`, `worker::link`, `worker::dispatcher` < `worker::core` < `ring` < `worker`, `control`,
+//! `client`, `load` < `boot` < `cli`.
 //! A module names only what is below it; `tests/tidy.rs` keeps it so.
 
 pub mod balance;
 pub mod base;
 pub mod boot;
+pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod http;
+pub mod logs;
 pub mod metrics;
 pub mod proxy;
 pub mod ring;

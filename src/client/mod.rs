@@ -2,9 +2,11 @@
 //! registered (`backend` decides, `stay` does), small echo services, the user program and the reader
 //! of the admin door. Owns no part of the balancer; everything goes over its real ports.
 
+pub mod admin;
 pub mod backend;
 pub mod demo;
 pub mod echo;
 mod echo_api;
 pub mod stay;
+pub mod user;
 pub mod wire;

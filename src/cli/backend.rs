@@ -1,0 +1,134 @@
+//! `lb backend`: keeps a service registered from beside it, with the menu of the original system for
+//! whoever sits at a terminal.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::{Fault, peer, print, protocol, secret, wait_for};
+use crate::base::thread;
+use crate::client::backend::{Notice, Wish};
+use crate::client::echo::Echo;
+use crate::client::stay::{Membership, stay};
+use crate::client::wire::Service;
+use crate::cluster::{Protocol, WEIGHT_MAX};
+use crate::config::Log;
+use crate::logs;
+
+const MENU: &str = "1: register, 2: unregister, q: quit\n";
+
+/// Keep a service registered: answers hello, registers again after the balancer was away, and
+/// unregisters at the end.
+///
+/// It runs beside the service, on the same host: the balancer takes the address of this connection
+/// and connects to the port that is named here.
+#[derive(Args)]
+pub struct Arguments {
+    /// The users that the service is for
+    #[arg(long, value_parser = protocol())]
+    protocol: Protocol,
+    /// The service's port on this host; with --echo, 0 takes any free one
+    #[arg(long, value_name = "N")]
+    port: u16,
+    /// The balancer's control port
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = peer)]
+    lb: String,
+    /// The service's share of new users relative to the others
+    #[arg(long, value_name = "W", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(WEIGHT_MAX)))]
+    weight: u16,
+    /// What status and logs call the service
+    #[arg(long, value_name = "S")]
+    name: Option<String>,
+    /// File with the secret that the balancer asks for
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Also be the service: send back whatever arrives
+    #[arg(long)]
+    echo: bool,
+}
+
+pub fn run(arguments: Arguments) -> Result<(), Fault> {
+    if arguments.port == 0 && !arguments.echo {
+        return Err(Fault("--port 0 works with --echo only: name the service's port".to_owned()));
+    }
+    let secret = secret(arguments.secret_file.as_deref())?;
+    let _logs = logs::start(&Log::default());
+    wait_for(serve(arguments, secret))?
+}
+
+async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fault> {
+    let mut service = Service {
+        protocol: arguments.protocol,
+        port: arguments.port,
+        weight: arguments.weight,
+        name: arguments.name,
+    };
+    if arguments.echo {
+        service.port = echo(&service).await?;
+    }
+    let (wish, wishes) = mpsc::channel(8);
+    watch_signals(&wish)?;
+    if io::stdin().is_terminal() {
+        print(MENU)?;
+        thread::spawn("menu", move || menu(&wish))?;
+    }
+    let what = format!("{} port {} at {}", service.protocol, service.port, arguments.lb);
+    stay(Membership { balancer: arguments.lb, service, secret }, wishes, |notice| match notice {
+        Notice::Failed { .. } | Notice::NoSecret => tracing::warn!("{what}: {notice}"),
+        _ => tracing::info!("{what}: {notice}"),
+    })
+    .await;
+    Ok(())
+}
+
+/// Starts the echo service and tells its port.
+async fn echo(service: &Service) -> Result<u16, Fault> {
+    let echo = Echo::bind_everywhere(service.protocol, service.port).await.map_err(|error| {
+        format!(
+            "port {} cannot be opened for the echo service: {error}; choose another --port, or 0 for \
+             any free one",
+            service.port
+        )
+    })?;
+    let port = echo.address().port();
+    let name: Arc<str> = Service { port, ..service.clone() }.id().into();
+    tokio::spawn(echo.run(name));
+    Ok(port)
+}
+
+/// SIGTERM and SIGINT unregister; a second one ends the program at once.
+fn watch_signals(wish: &mpsc::Sender<Wish>) -> io::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind)?;
+        let wish = wish.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            let _ = wish.send(Wish::Gone).await;
+            signals.recv().await;
+            std::process::exit(1);
+        });
+    }
+    Ok(())
+}
+
+fn menu(wish: &mpsc::Sender<Wish>) {
+    for line in io::stdin().lock().lines().map_while(Result::ok) {
+        let chosen = match line.trim() {
+            "1" => Wish::Registered,
+            "2" => Wish::Unregistered,
+            "q" => Wish::Gone,
+            _ => {
+                let _ = print(MENU);
+                continue;
+            }
+        };
+        if wish.blocking_send(chosen).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What a person types: the subcommands, one file each, and how their trouble is told. The only place
+//! that knows clap. Decides nothing about the balancer.
+
+mod backend;
+mod status;
+mod table;
+mod user;
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Parser, Subcommand};
+
+use crate::cluster::Protocol;
+use crate::control::auth::Secrets;
+
+/// The exit code for everything that the operator can mend.
+const OPERATOR: u8 = 2;
+
+/// A load balancer on io_uring that backends join by themselves.
+#[derive(Parser)]
+#[command(name = "lb", version, propagate_version = true)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Backend(backend::Arguments),
+    User(user::Arguments),
+    Status(status::Arguments),
+}
+
+/// What keeps a command from doing its work: one sentence with the cure.
+#[derive(Debug)]
+struct Fault(String);
+
+impl<T: Display> From<T> for Fault {
+    fn from(said: T) -> Fault {
+        Fault(said.to_string())
+    }
+}
+
+/// Runs the program with its command line, name included.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line = match Line::try_parse_from(arguments) {
+        Ok(line) => line,
+        Err(said) => {
+            // Help and version are no faults, and a closed pipe is nobody's.
+            let _ = said.print();
+            return ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(OPERATOR));
+        }
+    };
+    let outcome = match line.command {
+        Command::Backend(arguments) => backend::run(arguments),
+        Command::User(arguments) => user::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Fault(said)) => {
+            let _ = writeln!(io::stderr(), "lb: {said}");
+            ExitCode::from(OPERATOR)
+        }
+    }
+}
+
+/// Writes to standard output. A reader that has gone (`lb status | head`) has read enough.
+fn print(text: &str) -> Result<(), Fault> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Fault(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs a future to its end on this thread.
+fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| {
+        format!("cannot start: {error}; raise the limit of open files (ulimit -n)")
+    })?;
+    let outcome = runtime.block_on(work);
+    // A thread may still be reading the terminal; it ends with the process.
+    runtime.shutdown_background();
+    Ok(outcome)
+}
+
+/// `tcp`, `udp` or `api`.
+fn protocol() -> impl TypedValueParser<Value = Protocol> {
+    PossibleValuesParser::new(Protocol::ALL.map(Protocol::name)).map(|word| {
+        let found = Protocol::ALL.into_iter().find(|protocol| protocol.name() == word);
+        found.expect("clap lets only these names through")
+    })
+}
+
+/// Where to connect to: `host:port`, or a port of this host.
+fn peer(text: &str) -> Result<String, String> {
+    let text = text.strip_prefix(':').unwrap_or(text);
+    if text.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Ok(format!("127.0.0.1:{text}"));
+    }
+    let port = text.rsplit_once(':').map(|(host, port)| (host.is_empty(), port.parse::<u16>()));
+    match port {
+        Some((false, Ok(1..))) => Ok(text.to_owned()),
+        _ => Err("write HOST:PORT such as 127.0.0.1:8080, or a port of this host".to_owned()),
+    }
+}
+
+/// The first secret of a file, which is the one to prove oneself with.
+fn secret(file: Option<&Path>) -> Result<Option<Vec<u8>>, Fault> {
+    let Some(file) = file else { return Ok(None) };
+    Ok(Some(Secrets::load(file)?.first().to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_flag_explains_itself() {
+        for command in Line::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for flag in command.get_arguments() {
+                assert!(flag.get_help().is_some(), "{} {}", command.get_name(), flag.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_is_a_host_with_a_port_or_a_port_of_this_host() {
+        for (text, expected) in [
+            ("8080", "127.0.0.1:8080"),
+            (":8080", "127.0.0.1:8080"),
+            ("lb.example:80", "lb.example:80"),
+            ("[::1]:80", "[::1]:80"),
+        ] {
+            assert_eq!(peer(text).as_deref(), Ok(expected));
+        }
+        for text in ["", "lb.example", "0", "lb:0", "lb:70000", "70000", "http://lb"] {
+            assert!(peer(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Reads the admin door of a running balancer. Owns the requests; what the answers say is
+//! `control::status`.
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::client::conn::http1::handshake;
+use hyper::header::HOST;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::control::status::{Problem, SessionStatus, SessionsPage, Status};
+
+/// How long one answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Nothing that the admin door says is longer.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// Sessions asked for at a time.
+const PAGE: usize = 10_000;
+
+/// The balancer as a whole.
+///
+/// # Errors
+/// One sentence with the cure.
+pub async fn status(admin: &str) -> Result<Status, String> {
+    read(admin, "/status", &get(admin, "/status").await?)
+}
+
+/// The same as the text that the balancer sent.
+///
+/// # Errors
+/// One sentence with the cure.
+pub async fn status_text(admin: &str) -> Result<Bytes, String> {
+    get(admin, "/status").await
+}
+
+/// Up to `most` sessions, page by page, and whether there are more.
+///
+/// # Errors
+/// One sentence with the cure.
+pub async fn sessions(admin: &str, most: usize) -> Result<(Vec<SessionStatus>, bool), String> {
+    let mut sessions = Vec::new();
+    let mut after = String::new();
+    loop {
+        let limit = PAGE.min(most - sessions.len());
+        let path = format!("/sessions?limit={limit}{after}");
+        let page: SessionsPage = read(admin, "/sessions", &get(admin, &path).await?)?;
+        sessions.extend(page.sessions);
+        match page.next {
+            Some(next) if sessions.len() < most => after = format!("&after={next}"),
+            next => return Ok((sessions, next.is_some())),
+        }
+    }
+}
+
+async fn get(admin: &str, path: &str) -> Result<Bytes, String> {
+    match timeout(ANSWER_WITHIN, answer(admin, path)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!(
+            "the admin door at {admin} does not answer within {} s; is it another program's port?",
+            ANSWER_WITHIN.as_secs()
+        )),
+    }
+}
+
+async fn answer(admin: &str, path: &str) -> Result<Bytes, String> {
+    let stream = TcpStream::connect(admin).await.map_err(|error| {
+        format!(
+            "the admin door at {admin} cannot be reached: {error}; start `lb serve` or name its \
+             door with --admin"
+        )
+    })?;
+    let strange = |what: &dyn std::fmt::Display| {
+        format!("what listens at {admin} does not answer as a balancer's admin door: {what}")
+    };
+    let (mut sender, connection) =
+        handshake(TokioIo::new(stream)).await.map_err(|error| strange(&error))?;
+    tokio::spawn(connection);
+    let request = Request::get(path)
+        .header(HOST, admin)
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| strange(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| strange(&error))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+    let body = body.collect().await.map_err(|error| strange(&error))?.to_bytes();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let problem = serde_json::from_slice(&body).map(|problem: Problem| problem.error);
+    Err(format!("the admin door at {admin} refused: {}", problem.unwrap_or(status.to_string())))
+}
+
+fn read<T: DeserializeOwned>(admin: &str, path: &str, body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| {
+        format!(
+            "{path} of {admin} is not what this program expects ({error}); use the `lb` of the same \
+             version as the balancer"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::cluster::Protocol;
+    use crate::control::status::SCHEMA;
+
+    /// A door that gives these answers, one to a connection, and tells what it was asked.
+    async fn door(answers: Vec<String>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            for answer in answers {
+                let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+                let mut line = String::new();
+                stream.read_line(&mut line).await.unwrap();
+                asked.push(line.trim_end().to_owned());
+                while line.trim_end() != "" {
+                    line.clear();
+                    stream.read_line(&mut line).await.unwrap();
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            asked
+        });
+        (address, asked)
+    }
+
+    fn http(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn page(ids: &[&str], next: Option<&str>) -> String {
+        let session = |id: &&str| SessionStatus {
+            id: (*id).to_owned(),
+            protocol: Protocol::Tcp,
+            client: "192.0.2.1:7".parse().unwrap(),
+            backend: None,
+            backend_address: None,
+            worker: 0,
+            started_unix_ms: 0,
+            age_ms: 0,
+            idle_ms: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        let sessions = ids.iter().map(session).collect();
+        let page = SessionsPage { schema: SCHEMA, sessions, next: next.map(str::to_owned) };
+        http("200 OK", &serde_json::to_string(&page).unwrap())
+    }
+
+    #[tokio::test]
+    async fn sessions_are_read_page_by_page() {
+        let (door, asked) = door(vec![page(&["a", "b"], Some("0-1-1")), page(&["c"], None)]).await;
+        let (read, more) = sessions(&door, 5).await.unwrap();
+        let ids: Vec<&str> = read.iter().map(|session| session.id.as_str()).collect();
+        assert_eq!((ids, more), (vec!["a", "b", "c"], false));
+        assert_eq!(
+            asked.await.unwrap(),
+            ["GET /sessions?limit=5 HTTP/1.1", "GET /sessions?limit=3&after=0-1-1 HTTP/1.1"]
+        );
+    }
+
+    #[tokio::test]
+    async fn no_more_sessions_are_read_than_asked_for() {
+        let (door, _) = door(vec![page(&["a", "b"], Some("0-1-1"))]).await;
+        let (read, more) = sessions(&door, 2).await.unwrap();
+        assert_eq!((read.len(), more), (2, true));
+    }
+
+    #[tokio::test]
+    async fn every_way_in_which_it_can_fail_is_one_sentence() {
+        for (answer, said) in [
+            (http("404 Not Found", r#"{"error":"there is no /status"}"#), "there is no /status"),
+            (http("500 Internal Server Error", "oh"), "500 Internal Server Error"),
+            (http("200 OK", "{}"), "use the `lb` of the same version"),
+            ("SSH-2.0-OpenSSH\r\n".to_owned(), "does not answer as a balancer's admin door"),
+        ] {
+            let (door, _) = door(vec![answer]).await;
+            let told = status(&door).await.unwrap_err();
+            assert!(told.contains(said) && !told.contains('\n'), "{told}");
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let nobody = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let told = status(&nobody).await.unwrap_err();
+        assert!(told.contains("start `lb serve` or name its door with --admin"), "{told}");
+    }
+}

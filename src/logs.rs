@@ -1,0 +1,152 @@
+//! The log: lines of text for people, JSON objects for machines, on standard output. Owns the one
+//! thread that writes. Whoever logs only puts a line into a bounded queue: when standard output is
+//! slower than the lines come, lines are dropped and counted, and nobody waits.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+
+use tracing::{Level, Subscriber};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+use crate::base::thread;
+use crate::config::{Log, LogFormat};
+
+/// Lines that may wait for standard output.
+const LINES_MAX: usize = 8192;
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// The running log. Dropping it writes what waits, for a second at most.
+pub struct Logs {
+    _writer: WorkerGuard,
+}
+
+/// Starts the log of this process; the first call counts.
+pub fn start(log: &Log) -> Logs {
+    let (lines, writer) = queue(io::stdout());
+    let _ = DROPPED.set(lines.error_counter());
+    let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let _ = subscriber(log, lines, colour).try_init();
+    Logs { _writer: writer }
+}
+
+/// Lines lost since the start because standard output was slower than they came.
+pub fn dropped() -> u64 {
+    DROPPED.get().map_or(0, |lines| lines.dropped_lines() as u64)
+}
+
+fn queue(out: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    thread::without_signals(|| {
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).finish(out)
+    })
+}
+
+/// This program's lines at the level asked for; those of its libraries only when something is wrong.
+fn subscriber(log: &Log, lines: NonBlocking, colour: bool) -> impl Subscriber + Send + Sync {
+    let levels =
+        Targets::new().with_target("lb", log.level).with_default(log.level.min(Level::WARN));
+    let format = match log.format {
+        LogFormat::Text => {
+            fmt::layer().with_writer(lines).with_target(false).with_ansi(colour).boxed()
+        }
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_writer(lines)
+            .boxed(),
+    };
+    tracing_subscriber::registry().with(format.with_filter(levels))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(log: &Log) -> String {
+        let page = Page::default();
+        let (lines, writer) = queue(page.clone());
+        tracing::subscriber::with_default(subscriber(log, lines, false), || {
+            tracing::info!(target: "lb::control", port = 9991, "server connected");
+            tracing::debug!(target: "lb::control", "too small a thing");
+            tracing::info!(target: "hyper", "a library's own affair");
+            tracing::warn!(target: "hyper", "a library's trouble");
+        });
+        drop(writer);
+        let bytes = page.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn text_is_one_plain_line_with_its_time() {
+        let text = written(&Log::default());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].starts_with("20") && lines[0].contains("Z  INFO "), "{text}");
+        assert!(lines[0].ends_with("server connected port=9991"), "{text}");
+        assert!(lines[1].contains("a library's trouble"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let text = written(&Log { level: Level::INFO, format: LogFormat::Json });
+        let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(first["message"], "server connected");
+        assert_eq!(first["port"], 9991);
+        assert_eq!(first["level"], "INFO");
+        assert!(first["timestamp"].as_str().unwrap().starts_with("20"));
+    }
+
+    /// Standard output with a pager that nobody scrolls.
+    struct Stuck(mpsc::Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stuck_reader_costs_lines_and_never_holds_anyone_up() {
+        let (release, stuck) = mpsc::channel();
+        let (lines, writer) = queue(Stuck(stuck));
+        let dropped = lines.error_counter();
+        tracing::subscriber::with_default(subscriber(&Log::default(), lines, false), || {
+            for _ in 0..LINES_MAX + 1000 {
+                tracing::info!(target: "lb", "another line");
+            }
+        });
+        let lost = dropped.dropped_lines();
+        assert!((900..=1000).contains(&lost), "{lost} lines were dropped");
+        drop(release);
+        drop(writer);
+    }
+}
