@@ -104,6 +104,31 @@ table! {
     }
 }
 
+table! {
+    /// What the control core counts about itself.
+    ControlCounters {
+        Gauge connections_active: "Control connections open now.",
+        Counter connections_accepted: "Control connections taken on.",
+        Counter connections_refused_stranger: "Control connections from hosts that may not register.",
+        Counter connections_refused_full: "Control connections beyond the limit.",
+        Counter proofs_failed: "Control connections that did not prove the secret.",
+        Counter messages: "Messages from backends, hello answers included.",
+        Counter messages_failed: "Messages from backends that were refused.",
+        Counter backends_registered: "Backends that joined.",
+        Counter backends_left: "Backends that left at their own wish.",
+        Counter backends_lost: "Backends that left because their control connection was lost.",
+        Counter backends_unreachable: "Registrations refused because the data port did not answer.",
+        Counter backends_set_aside: "Backends taken out of the rotation because a connection failed.",
+        Counter backends_restored: "Backends brought back because a connection succeeded again.",
+        Counter hellos_sent: "Hellos to backends.",
+        Counter hellos_missed: "Hellos that were not answered in time.",
+        Counter snapshots_published: "Changes that the workers were told of.",
+        Counter orders_lost: "Orders dropped because a worker did not take them.",
+        Counter lines_held_back: "Log lines on users and hellos held back because there were too many.",
+        Counter admin_requests: "Requests to the admin door.",
+    }
+}
+
 /// Upper bounds of the histogram buckets, in microseconds: 50 us to one hour, roughly 1-2-5.
 pub const BOUNDS_US: [u64; 24] = [
     50,

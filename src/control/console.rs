@@ -1,0 +1,172 @@
+//! What the console shows of servers and users, a line each. Owns the words and how many lines a
+//! second there may be: a balancer that is busy must not become slow by telling of it. Lines beyond
+//! that go to the debug level and are counted.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use crate::base::time::Now;
+use crate::cluster::{Backend, BackendId, Protocol};
+use crate::worker::link::{Ended, Refusal};
+
+/// Lines about users in a second.
+const USER_LINES_MAX: u32 = 100;
+/// Lines about hellos in a second.
+const HELLO_LINES_MAX: u32 = 20;
+
+/// So many in every second, and no more.
+#[derive(Debug)]
+struct Budget {
+    each_second: u32,
+    second: Now,
+    used: u32,
+}
+
+impl Budget {
+    fn new(each_second: u32) -> Budget {
+        Budget { each_second, second: Now::default(), used: 0 }
+    }
+
+    fn allows(&mut self, now: Now) -> bool {
+        if now.since(self.second) >= Duration::from_secs(1) {
+            self.second = now;
+            self.used = 0;
+        }
+        self.used = self.used.saturating_add(1);
+        self.used <= self.each_second
+    }
+}
+
+/// The console.
+pub struct Console {
+    users: Budget,
+    hellos: Budget,
+    held_back: u64,
+}
+
+impl Default for Console {
+    fn default() -> Console {
+        Console {
+            users: Budget::new(USER_LINES_MAX),
+            hellos: Budget::new(HELLO_LINES_MAX),
+            held_back: 0,
+        }
+    }
+}
+
+/// The same line, readable by default or only for those who look for everything.
+macro_rules! line {
+    ($shown:expr, $($words:tt)*) => {
+        if $shown { info!($($words)*) } else { debug!($($words)*) }
+    };
+}
+
+impl Console {
+    /// Lines that were not shown, since the beginning.
+    pub fn held_back(&self) -> u64 {
+        self.held_back
+    }
+
+    fn shows_user(&mut self, now: Now) -> bool {
+        let shown = self.users.allows(now);
+        self.held_back += u64::from(!shown);
+        shown
+    }
+
+    pub fn user_connected(
+        &mut self,
+        now: Now,
+        protocol: Protocol,
+        client: SocketAddr,
+        server: (BackendId, Option<SocketAddr>),
+        sessions: u64,
+    ) {
+        let address = Shown(server.1);
+        line!(
+            self.shows_user(now),
+            %protocol, %client, server = %server.0, %address, sessions, "user connected"
+        );
+    }
+
+    pub fn user_left(&mut self, now: Now, ended: &Ended, sessions: u64) {
+        let (protocol, client) = (ended.protocol, ended.client);
+        let server = Shown(ended.backend);
+        let seconds = ended.ended.since(ended.started).as_secs_f64();
+        line!(
+            self.shows_user(now),
+            %protocol, %client, %server, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
+            seconds, reason = ended.reason.name(), sessions, "user left"
+        );
+    }
+
+    pub fn user_refused(&mut self, now: Now, protocol: Protocol, client: SocketAddr, why: Refusal) {
+        let why = match why {
+            Refusal::NoBackend => "no server is registered",
+            Refusal::Full => "the session limit is reached",
+            Refusal::Unreachable => "no server could be connected to",
+        };
+        if self.shows_user(now) {
+            warn!(%protocol, %client, why, "user turned away");
+        } else {
+            debug!(%protocol, %client, why, "user turned away");
+        }
+    }
+
+    pub fn hello(&mut self, now: Now, peer: SocketAddr, servers: usize, took: Option<Duration>) {
+        let shown = self.hellos.allows(now);
+        self.held_back += u64::from(!shown);
+        let took_ms = took.map(|took| took.as_secs_f64() * 1000.0);
+        line!(shown, %peer, servers, took_ms, "hello");
+    }
+
+    pub fn server_registered(&self, backend: &Backend, servers: usize) {
+        let Backend { id, protocol, address, weight, .. } = backend;
+        let name = Shown(backend.name.as_deref());
+        info!(server = %id, %protocol, %address, weight, %name, servers, "server registered");
+    }
+
+    pub fn server_left(&self, backend: &Backend, why: &str, sessions: u64, servers: usize) {
+        let Backend { id, protocol, address, .. } = backend;
+        info!(server = %id, %protocol, %address, why, sessions, servers, "server left");
+    }
+}
+
+/// A value that may be missing, shown as a dash then.
+struct Shown<T>(Option<T>);
+
+impl<T: std::fmt::Display> std::fmt::Display for Shown<T> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(out),
+            None => out.write_str("-"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_allows_so_many_in_each_second() {
+        let mut budget = Budget::new(3);
+        let mut allowed = |ms: u64| budget.allows(Now::from_nanos(ms * 1_000_000));
+        assert_eq!(
+            [5000, 5000, 5500, 5999, 5999].map(&mut allowed),
+            [true, true, true, false, false]
+        );
+        assert_eq!([6000, 6000, 6000, 6100].map(&mut allowed), [true, true, true, false]);
+    }
+
+    #[test]
+    fn lines_beyond_the_budget_are_counted() {
+        let mut console = Console::default();
+        let client = "192.0.2.1:5".parse().unwrap();
+        for _ in 0..USER_LINES_MAX + 7 {
+            console.user_refused(Now::default(), Protocol::Tcp, client, Refusal::NoBackend);
+        }
+        assert_eq!(console.held_back(), 7);
+    }
+}

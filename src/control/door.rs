@@ -1,0 +1,216 @@
+//! The control door: accepts, reads and writes on the ring of tokio-uring. Owns the sockets of the
+//! control connections and the limits before anything is said.
+//!
+//! An operation of tokio-uring that is dropped goes on in the kernel and leaks what it completes with.
+//! So nothing here is raced against time: an accept is awaited for ever by its own task, and a read or
+//! write that must end is ended by shutting its socket down, and then awaited.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::socket::{SockaddrStorage, getsockname};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_uring::net::{TcpListener, TcpStream};
+use tracing::{error, warn};
+
+use super::api::{Outbox, Reply};
+use super::auth::{Admission, Challenge, Secrets, UNPROVEN_MAX};
+use super::conversation::{Conversation, Peer, ToProve};
+use super::hub::Hub;
+use super::mailbox::Mailbox;
+use crate::base::time::Now;
+use crate::config::Health;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 4096;
+/// What a peer may still send after its connection was given up, so that it can read the reason.
+const DISCARDED_BYTES_MAX: usize = 1 << 20;
+/// How long the last words may take to be written, and then to be read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long to wait after an accept failed for lack of something.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the door needs to know.
+pub struct Door {
+    pub hub: Rc<RefCell<Hub>>,
+    pub admission: Admission,
+    pub secrets: Option<Rc<Secrets>>,
+    /// Connections that have not proved themselves yet.
+    pub unproven: Rc<Cell<usize>>,
+}
+
+/// Sets what every accepted connection inherits: a host that fell silent is noticed within about the
+/// time that the hellos take to give it up.
+///
+/// # Errors
+/// When the kernel refuses an option.
+pub fn prepare(listener: &std::net::TcpListener, health: Health) -> io::Result<()> {
+    let socket = socket2::SockRef::from(listener);
+    let patience = (health.interval * health.misses).max(Duration::from_secs(1));
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(health.interval.max(Duration::from_secs(1)))
+        .with_interval(health.interval.max(Duration::from_secs(1)))
+        .with_retries(health.misses.max(1));
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(patience))?;
+    socket.set_tcp_nodelay(true)?;
+    // An accept on the ring reports "would block" on a non-blocking listener instead of waiting.
+    listener.set_nonblocking(false)
+}
+
+impl Door {
+    /// Accepts for ever.
+    pub async fn accept(self, listener: std::net::TcpListener) {
+        let listener = TcpListener::from_std(listener);
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => self.enter(stream, canonical(peer)).await,
+                Err(reason) => {
+                    warn!(%reason, "cannot accept a control connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Turns a connection away or begins to talk on it.
+    async fn enter(&self, stream: TcpStream, peer: SocketAddr) {
+        if !self.admission.admits(peer.ip()) {
+            self.hub.borrow().counters.connections_refused_stranger.one();
+            warn!(%peer, "a host that may not register knocked");
+            return;
+        }
+        if self.is_full() {
+            self.hub.borrow().counters.connections_refused_full.one();
+            turn_away(stream).await;
+            return;
+        }
+        let to_prove = match self.to_prove() {
+            Ok(to_prove) => to_prove,
+            Err(reason) => {
+                error!(%reason, "no random numbers from the kernel; a server was turned away");
+                return;
+            }
+        };
+        let peer = Peer { address: peer, local: local_address(&stream) };
+        tokio_uring::spawn(attend(Rc::clone(&self.hub), stream, peer, to_prove));
+    }
+
+    fn is_full(&self) -> bool {
+        let hub = self.hub.borrow();
+        hub.members.len() >= hub.config.limits.control_connections
+            || self.unproven.get() >= UNPROVEN_MAX
+    }
+
+    fn to_prove(&self) -> Result<Option<ToProve>, getrandom::Error> {
+        let Some(secrets) = &self.secrets else { return Ok(None) };
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce)?;
+        Ok(Some(ToProve::new(Rc::clone(secrets), Challenge::new(nonce), &self.unproven)))
+    }
+}
+
+/// Looks after one connection from its first byte to its last.
+async fn attend(hub: Rc<RefCell<Hub>>, stream: TcpStream, peer: Peer, to_prove: Option<ToProve>) {
+    let stream = Rc::new(stream);
+    let mailbox = Rc::new(Mailbox::default());
+    let (segments_in, segments_out) = mpsc::channel(1);
+    let reader = tokio_uring::spawn(read(Rc::clone(&stream), segments_in));
+    let writer = tokio_uring::spawn(write(Rc::clone(&stream), Rc::clone(&mailbox)));
+    let owner = hub.borrow_mut().welcome(peer.address, Rc::clone(&mailbox));
+    let conversation =
+        Conversation::new(Rc::clone(&hub), owner, peer, Rc::clone(&mailbox), to_prove);
+    let why = conversation.run(segments_out).await;
+    hub.borrow_mut().farewell(owner, why, Now::read());
+    mailbox.finish();
+    close(&stream, reader, writer).await;
+}
+
+/// Reads until the peer is done or the connection breaks. When nobody listens any more it goes on for
+/// a while: closing a socket with unread bytes would reset it, and the peer would lose our last words.
+async fn read(stream: Rc<TcpStream>, segments: mpsc::Sender<Vec<u8>>) {
+    let mut buffer = Vec::with_capacity(READ_BYTES);
+    let mut discarded = 0;
+    while discarded < DISCARDED_BYTES_MAX {
+        let (result, filled) = stream.read(buffer).await;
+        let count = match result {
+            Ok(0) | Err(_) => return,
+            Ok(count) => count,
+        };
+        if segments.send(filled[..count].to_vec()).await.is_err() {
+            discarded += count;
+        }
+        buffer = filled;
+    }
+}
+
+/// Writes what waits, until nothing more will or the connection breaks.
+async fn write(stream: Rc<TcpStream>, mailbox: Rc<Mailbox>) {
+    while let Some(bytes) = mailbox.next().await {
+        if stream.write_all(bytes).await.0.is_err() {
+            mailbox.give_up();
+        }
+    }
+}
+
+/// Lets the last words reach the peer, for so long, and then ends both operations on the socket.
+async fn close(stream: &TcpStream, reader: JoinHandle<()>, writer: JoinHandle<()>) {
+    let mut tasks = [writer, reader];
+    for task in &mut tasks {
+        if tokio::time::timeout(LAST_WORDS, &mut *task).await.is_err() {
+            // Fails only when the connection is gone already, and then the operations end as well.
+            let _ = stream.shutdown(Shutdown::Both);
+            let _ = task.await;
+        }
+        let _ = stream.shutdown(Shutdown::Write);
+    }
+}
+
+/// Says why and hangs up. A new connection has room for one line, so this does not wait.
+async fn turn_away(stream: TcpStream) {
+    let msg = "too many control connections, try again later".to_owned();
+    let mut outbox = Outbox::default();
+    if outbox.push(&Reply::Failed { msg, cmd: None, about: None }).is_ok() {
+        let _ = stream.write_all(outbox.take()).await;
+    }
+}
+
+/// The address as everyone writes it: never a mapped one, and without a flow label.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    match (peer.ip().to_canonical(), peer) {
+        (IpAddr::V6(_), SocketAddr::V6(mut v6)) => {
+            v6.set_flowinfo(0);
+            SocketAddr::V6(v6)
+        }
+        (ip, _) => SocketAddr::new(ip, peer.port()),
+    }
+}
+
+fn local_address(stream: &TcpStream) -> Option<IpAddr> {
+    let name = getsockname::<SockaddrStorage>(stream.as_raw_fd()).ok()?;
+    let v4 = name.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+    let v6 = name.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip()).to_canonical());
+    v4.or(v6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_one_way_to_be_written() {
+        for (peer, written) in [
+            ("127.0.0.1:5", "127.0.0.1:5"),
+            ("[::ffff:10.0.0.1]:5", "10.0.0.1:5"),
+            ("[2001:db8::1]:5", "[2001:db8::1]:5"),
+            ("[fe80::1%3]:5", "[fe80::1%3]:5"),
+        ] {
+            assert_eq!(canonical(peer.parse().unwrap()).to_string(), written);
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! The control core's state: who is connected, who is registered, what the workers were told. Owns
+//! every decision that needs more than one of them. Lives on one thread, is borrowed only between
+//! awaits, and opens no socket: what must be awaited is handed back to `mod`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::api::{About, LISTED_MAX, Listed, Reply};
+use super::console::Console;
+use super::drain::{Drain, DrainStep, Stop, StopStep};
+use super::health::Revival;
+use super::mailbox::Mailbox;
+use super::workers::{Mark, Workers};
+use crate::base::publish::Publisher;
+use crate::base::time::Now;
+use crate::cluster::registry::{Applied, Change, Fault, Owner, Registration, Registry};
+use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use crate::config::{Config, OnBackendLoss};
+use crate::metrics::{BACKENDS_MAX, ControlCounters};
+use crate::session::EndReason;
+use crate::worker::link::{Order, Report};
+
+/// How often an order to end a backend's sessions is repeated while some are left.
+const REPEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// One control connection.
+pub struct Member {
+    pub peer: SocketAddr,
+    /// As proved; `None` where no proof is asked for.
+    pub identity: Option<Arc<str>>,
+    pub mailbox: Rc<Mailbox>,
+    /// The last answered hello: when, and how long it took.
+    pub answered: Option<(Now, Option<Duration>)>,
+    pub misses: u32,
+}
+
+/// A backend that is draining.
+pub struct Draining {
+    pub drain: Drain,
+    owner: Owner,
+    about: About,
+    mark: Mark,
+}
+
+/// A backend that has left while some of its sessions may still run.
+pub struct Departed {
+    pub backend: Backend,
+    pub since: Now,
+    mark: Mark,
+    /// When to order again that its sessions be ended, if they are to be ended.
+    repeat: Option<Now>,
+}
+
+/// What a tick leaves to be done by whoever can await.
+#[derive(Default)]
+pub struct Outcome {
+    /// Backends that were set aside and that nobody tries to bring back yet.
+    pub revive: Vec<BackendId>,
+    /// The control core may return.
+    pub done: bool,
+}
+
+/// The control core's state.
+pub struct Hub {
+    pub config: Arc<Config>,
+    pub registry: Registry,
+    pub workers: Workers,
+    pub counters: ControlCounters,
+    pub stop: Stop,
+    pub stop_until: Option<Now>,
+    pub members: BTreeMap<Owner, Member>,
+    pub draining: BTreeMap<BackendId, Draining>,
+    pub departed: BTreeMap<BackendId, Departed>,
+    pub started: Now,
+    pub snapshot: Arc<Snapshot>,
+    snapshots: Publisher<Snapshot>,
+    console: Console,
+    revivals: BTreeMap<BackendId, Revival>,
+    reviving: BTreeSet<BackendId>,
+    published: Mark,
+    next_owner: u64,
+}
+
+impl Hub {
+    pub fn new(
+        config: Arc<Config>,
+        workers: Workers,
+        snapshots: Publisher<Snapshot>,
+        now: Now,
+    ) -> Hub {
+        let published = workers.mark();
+        Hub {
+            config,
+            registry: Registry::new(BACKENDS_MAX),
+            workers,
+            counters: ControlCounters::default(),
+            stop: Stop::Serving,
+            stop_until: None,
+            members: BTreeMap::new(),
+            draining: BTreeMap::new(),
+            departed: BTreeMap::new(),
+            started: now,
+            snapshot: snapshots.current(),
+            snapshots,
+            console: Console::default(),
+            revivals: BTreeMap::new(),
+            reviving: BTreeSet::new(),
+            published,
+            next_owner: 1,
+        }
+    }
+
+    /// A control connection was taken on.
+    pub fn welcome(&mut self, peer: SocketAddr, mailbox: Rc<Mailbox>) -> Owner {
+        let owner = Owner(self.next_owner);
+        self.next_owner += 1;
+        let member = Member { peer, identity: None, mailbox, answered: None, misses: 0 };
+        self.members.insert(owner, member);
+        self.counters.connections_accepted.one();
+        self.counters.connections_active.set(self.members.len() as u64);
+        info!(%peer, connections = self.members.len(), "server connected");
+        owner
+    }
+
+    /// A control connection is over, and its backends leave at once.
+    pub fn farewell(&mut self, owner: Owner, why: &str, now: Now) {
+        let Some(member) = self.members.remove(&owner) else { return };
+        self.counters.connections_active.set(self.members.len() as u64);
+        let applied = self.registry.apply(Change::OwnerLost { owner }, now).unwrap_or_default();
+        self.counters.backends_lost.add(applied.left.len() as u64);
+        let close = self.config.balance.on_backend_loss == OnBackendLoss::Close;
+        self.take_in(applied, why, close, now);
+        let connections = self.members.len();
+        info!(peer = %member.peer, why, connections, "server disconnected");
+    }
+
+    /// A backend proved who it is.
+    pub fn proved(&mut self, owner: Owner, id: Arc<str>) {
+        if let Some(member) = self.members.get_mut(&owner) {
+            info!(peer = %member.peer, %id, "server proved the secret");
+            member.identity = Some(id);
+        }
+    }
+
+    pub fn identity(&self, owner: Owner) -> Option<Arc<str>> {
+        self.members.get(&owner)?.identity.clone()
+    }
+
+    /// A hello was answered.
+    pub fn answered(&mut self, owner: Owner, took: Option<Duration>, now: Now) {
+        let servers = self.registry.of_owner(owner).count();
+        let Some(member) = self.members.get_mut(&owner) else { return };
+        member.answered = Some((now, took));
+        member.misses = 0;
+        self.console.hello(now, member.peer, servers, took);
+    }
+
+    /// A hello was not answered; that many in a row were not.
+    pub fn missed(&mut self, owner: Owner, misses: u32) {
+        self.counters.hellos_missed.one();
+        let Some(member) = self.members.get_mut(&owner) else { return };
+        member.misses = misses;
+        warn!(peer = %member.peer, misses, of = self.config.health.misses, "hello not answered");
+    }
+
+    /// Takes a backend in whose data port has answered.
+    pub fn register(&mut self, wanted: Registration, now: Now) -> Result<Reply, Fault> {
+        let about = About { protocol: wanted.protocol, port: wanted.address.port() };
+        let applied = self.registry.apply(Change::Register(wanted), now)?;
+        let id = applied.backend.expect("a registration that succeeded has a backend");
+        let changed = applied.snapshot.is_some();
+        let backend = self.registry.get(id).expect("it was just registered").backend.clone();
+        let new = !self.snapshot.backends.iter().any(|known| known.id == id);
+        if new {
+            self.workers.begin(backend.slot);
+            self.counters.backends_registered.one();
+        }
+        self.draining.remove(&id);
+        self.take_in(applied, "", false, now);
+        if changed {
+            self.console.server_registered(&backend, self.snapshot.backends.len());
+        }
+        let (address, weight) = (backend.address, backend.weight);
+        Ok(Reply::Registered { about, id: id.to_string(), address, weight })
+    }
+
+    /// Takes a backend out at its own wish; its sessions go on.
+    pub fn unregister(
+        &mut self,
+        owner: Owner,
+        protocol: Protocol,
+        address: SocketAddr,
+        now: Now,
+    ) -> Result<Reply, Fault> {
+        let change = Change::Unregister { owner, protocol, address };
+        let applied = self.registry.apply(change, now)?;
+        let left = applied.left.iter().map(|backend| self.workers.active(backend.slot)).sum();
+        self.counters.backends_left.one();
+        self.take_in(applied, "unregistered", false, now);
+        let about = About { protocol, port: address.port() };
+        Ok(Reply::Unregistered { about, left })
+    }
+
+    /// Gives a backend no new sessions, and those that it has so long.
+    pub fn drain(
+        &mut self,
+        owner: Owner,
+        protocol: Protocol,
+        address: SocketAddr,
+        lasts: Option<Duration>,
+        now: Now,
+    ) -> Result<Reply, Fault> {
+        let applied = self.registry.apply(Change::Drain { owner, protocol, address }, now)?;
+        let id = applied.backend.expect("a drain that succeeded has a backend");
+        self.take_in(applied, "", false, now);
+        let entry = self.registry.get(id).expect("a draining backend is registered");
+        let left = self.workers.active(entry.backend.slot);
+        let lasts = lasts.unwrap_or(self.config.timeouts.drain);
+        let about = About { protocol, port: address.port() };
+        let drain = Drain::new(now, lasts);
+        let mark = self.workers.mark();
+        self.draining.insert(id, Draining { drain, owner, about, mark });
+        info!(server = %id, %address, left, seconds = lasts.as_secs_f64(), "server draining");
+        Ok(Reply::DrainStarted { about, left })
+    }
+
+    /// The backends after `after` that a connection may see, as many as fit a message, and where to
+    /// go on if there are more. Where a secret is asked for, those of the same identity.
+    pub fn list(&self, owner: Owner, after: BackendId) -> (Reply, Option<BackendId>) {
+        let identity = |owner| self.members.get(&owner).and_then(|it| it.identity.as_ref());
+        let mine = identity(owner);
+        let mut visible = self
+            .registry
+            .entries()
+            .filter(|entry| entry.backend.id > after && identity(entry.owner) == mine)
+            .peekable();
+        let mut last = after;
+        let mut backends = Vec::new();
+        while backends.len() < LISTED_MAX
+            && let Some(entry) = visible.next()
+        {
+            let backend = &entry.backend;
+            last = backend.id;
+            backends.push(Listed {
+                id: backend.id.to_string(),
+                protocol: backend.protocol,
+                address: backend.address,
+                weight: backend.weight,
+                name: backend.name.as_deref().map(str::to_owned),
+                state: backend.standing,
+                own: entry.owner == owner,
+                sessions: self.workers.active(backend.slot),
+            });
+        }
+        let more = visible.peek().is_some();
+        (Reply::Listed { backends, more }, more.then_some(last))
+    }
+
+    /// What time and the workers bring about. Called on every tick and when something is urgent.
+    pub fn tick(&mut self, now: Now) -> Outcome {
+        self.workers.flush();
+        self.hear_reports(now);
+        self.advance_drains(now);
+        self.release_departed(now);
+        self.counters.lines_held_back.set(self.console.held_back());
+        let done = self.advance_stop(now);
+        Outcome { revive: self.unattended(), done }
+    }
+
+    /// Somebody wants the balancer to stop; for the second time they mean at once.
+    pub fn ask_to_stop(&mut self, now: Now) {
+        let lasts = self.config.timeouts.drain;
+        let step = self.stop.ask(now, lasts);
+        if step == StopStep::Drain {
+            self.published = self.workers.mark();
+            self.stop_until = Some(now.plus(lasts));
+        }
+        self.do_stop(step);
+    }
+
+    /// How long a backend that was set aside is left alone before it is tried, and where; `None` when
+    /// it is not aside any more.
+    pub fn next_try(&mut self, id: BackendId) -> Option<(Protocol, SocketAddr, Duration)> {
+        let entry = self.registry.get(id).filter(|it| it.backend.standing == Standing::Aside);
+        let Some(entry) = entry else {
+            self.reviving.remove(&id);
+            return None;
+        };
+        let wait = self.revivals.entry(id).or_default().wait();
+        Some((entry.backend.protocol, entry.backend.address, wait))
+    }
+
+    /// A backend that was set aside can be connected to again.
+    pub fn restore(&mut self, id: BackendId, now: Now) {
+        self.reviving.remove(&id);
+        let applied = self.registry.apply(Change::Restore { backend: id }, now).unwrap_or_default();
+        if applied.snapshot.is_some() {
+            self.revivals.entry(id).or_default().restored(now);
+            self.counters.backends_restored.one();
+            info!(server = %id, "server is back: a connection succeeded");
+        }
+        self.take_in(applied, "", false, now);
+    }
+
+    /// What a session or a log line needs to know of a backend that may have left already.
+    pub fn address_of(&self, id: BackendId) -> Option<SocketAddr> {
+        let registered = self.registry.get(id).map(|entry| entry.backend.address);
+        registered.or_else(|| self.departed.get(&id).map(|it| it.backend.address))
+    }
+
+    /// Follows up on a change: tells the workers, and remembers who left until their sessions ended.
+    fn take_in(&mut self, applied: Applied, why: &str, close: bool, now: Now) {
+        if let Some(snapshot) = applied.snapshot {
+            self.snapshots.publish(snapshot);
+            self.snapshot = self.snapshots.current();
+            self.workers.wake();
+            self.counters.snapshots_published.one();
+        }
+        for backend in applied.left {
+            self.depart(backend, why, close, now);
+        }
+    }
+
+    fn depart(&mut self, backend: Backend, why: &str, close: bool, now: Now) {
+        let id = backend.id;
+        let sessions = self.workers.active(backend.slot);
+        self.console.server_left(&backend, why, sessions, self.snapshot.backends.len());
+        self.revivals.remove(&id);
+        let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
+        if close {
+            self.end_sessions_of(id);
+        }
+        let repeat = if close { Some(now.plus(REPEAT_EVERY)) } else { repeat };
+        let mark = self.workers.mark();
+        self.departed.insert(id, Departed { backend, since: now, mark, repeat });
+    }
+
+    fn end_sessions_of(&mut self, backend: BackendId) {
+        let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
+        let lost = self.workers.order(order);
+        self.counters.orders_lost.add(lost);
+    }
+
+    fn hear_reports(&mut self, now: Now) {
+        let mut heard = Vec::new();
+        self.workers.reports(|report| heard.push(report));
+        let sessions = self.workers.sessions();
+        for report in heard {
+            match report {
+                Report::Started { protocol, client, backend, .. } => {
+                    let server = (backend, self.address_of(backend));
+                    self.console.user_connected(now, protocol, client, server, sessions);
+                }
+                Report::Ended(ended) => self.console.user_left(now, &ended, sessions),
+                Report::Refused { protocol, client, why } => {
+                    self.console.user_refused(now, protocol, client, why);
+                }
+                Report::ConnectFailed { backend, errno } => self.set_aside(backend, errno, now),
+            }
+        }
+    }
+
+    fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
+        let reason = std::io::Error::from_raw_os_error(errno);
+        if is_our_own_lack(errno) {
+            warn!(server = %id, %reason, "cannot connect to a server for lack of our own resources");
+            return;
+        }
+        let applied =
+            self.registry.apply(Change::SetAside { backend: id }, now).unwrap_or_default();
+        if applied.snapshot.is_some() {
+            self.revivals.entry(id).or_default().set_aside(now);
+            self.counters.backends_set_aside.one();
+            warn!(server = %id, %reason, "server set aside: its data port failed");
+        }
+        self.take_in(applied, "", false, now);
+    }
+
+    /// Backends that are aside and that nobody tries yet; from now on the caller does.
+    fn unattended(&mut self) -> Vec<BackendId> {
+        let aside = self.registry.entries().filter(|it| it.backend.standing == Standing::Aside);
+        let ids: Vec<_> = aside.map(|entry| entry.backend.id).collect();
+        ids.into_iter().filter(|id| self.reviving.insert(*id)).collect()
+    }
+
+    fn advance_drains(&mut self, now: Now) {
+        let ids: Vec<_> = self.draining.keys().copied().collect();
+        for id in ids {
+            let Some(slot) = self.registry.get(id).map(|entry| entry.backend.slot) else {
+                continue;
+            };
+            let left = self.workers.active(slot);
+            let Some(draining) = self.draining.get_mut(&id) else { continue };
+            let settled = self.workers.have_passed(&draining.mark);
+            let (owner, about) = (draining.owner, draining.about);
+            match draining.drain.step(now, left, settled) {
+                DrainStep::Nothing if settled => {}
+                DrainStep::Nothing => self.workers.wake(),
+                DrainStep::Tell => self.tell(owner, &Reply::Draining { about, left }),
+                DrainStep::Close => self.end_sessions_of(id),
+                DrainStep::Done => self.end_drain(id, owner, about, now),
+            }
+        }
+    }
+
+    fn end_drain(&mut self, id: BackendId, owner: Owner, about: About, now: Now) {
+        self.draining.remove(&id);
+        let applied = self.registry.apply(Change::Leave { backend: id }, now).unwrap_or_default();
+        self.counters.backends_left.one();
+        self.take_in(applied, "drained", false, now);
+        self.tell(owner, &Reply::Drained { about });
+    }
+
+    fn tell(&self, owner: Owner, reply: &Reply) {
+        if let Some(member) = self.members.get(&owner) {
+            member.mailbox.send(reply);
+        }
+    }
+
+    /// Gives places back whose backends have left without leaving sessions behind.
+    fn release_departed(&mut self, now: Now) {
+        let ids: Vec<_> = self.departed.keys().copied().collect();
+        for id in ids {
+            let departed = &self.departed[&id];
+            let settled = self.workers.have_passed(&departed.mark);
+            let left = self.workers.active(departed.backend.slot);
+            if left == 0 && settled {
+                self.departed.remove(&id);
+                self.registry.sessions_ended(id);
+            } else if departed.repeat.is_some_and(|at| now >= at) {
+                self.end_sessions_of(id);
+                let again = Some(now.plus(REPEAT_EVERY));
+                self.departed.entry(id).and_modify(|departed| departed.repeat = again);
+            } else if !settled {
+                self.workers.wake();
+            }
+        }
+    }
+
+    fn advance_stop(&mut self, now: Now) -> bool {
+        let left = self.workers.sessions();
+        let stopping = matches!(self.stop, Stop::Stopping { .. });
+        let settled =
+            if stopping { self.workers.flush() } else { self.workers.have_passed(&self.published) };
+        let step = self.stop.step(now, left, settled);
+        self.do_stop(step);
+        if matches!(self.stop, Stop::Draining { .. }) && !settled {
+            self.workers.wake();
+        }
+        step == StopStep::Done
+    }
+
+    fn do_stop(&mut self, step: StopStep) {
+        let sessions = self.workers.sessions();
+        match step {
+            StopStep::Nothing | StopStep::Done => {}
+            StopStep::Drain => {
+                info!(sessions, "stopping: no more users are accepted, running sessions may end");
+                self.order_all(Order::Drain);
+            }
+            StopStep::Tell { remaining } => {
+                info!(
+                    sessions,
+                    seconds = remaining.as_secs_f64().ceil(),
+                    "stopping: sessions left"
+                );
+            }
+            StopStep::Stop => {
+                info!(sessions, "stopping: ending what is left");
+                self.order_all(Order::Stop);
+            }
+        }
+    }
+
+    fn order_all(&mut self, order: Order) {
+        let lost = self.workers.order(order);
+        self.counters.orders_lost.add(lost);
+        if lost > 0 {
+            error!(?order, workers = lost, "workers do not take orders any more");
+        }
+    }
+}
+
+/// Whether a connection failed for a reason that says nothing about the backend.
+fn is_our_own_lack(errno: i32) -> bool {
+    use nix::errno::Errno;
+    matches!(
+        Errno::from_raw(errno),
+        Errno::EMFILE
+            | Errno::ENFILE
+            | Errno::ENOMEM
+            | Errno::ENOBUFS
+            | Errno::EAGAIN
+            | Errno::EADDRNOTAVAIL
+    )
+}

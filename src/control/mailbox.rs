@@ -1,0 +1,94 @@
+//! What waits to be written on one control connection, shared by those who speak (the conversation,
+//! the hub) and the one who writes. Owns the hand-over; lives on the control core's thread only.
+
+use std::cell::{Cell, RefCell};
+
+use tokio::sync::Notify;
+
+use super::api::{Outbox, Reply};
+use super::frame::MESSAGE_BYTES_MAX;
+
+/// From here on a peer's further requests wait until it has read what was answered.
+const CROWDED_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
+
+/// One connection's outgoing messages.
+#[derive(Default)]
+pub struct Mailbox {
+    outbox: RefCell<Outbox>,
+    broken: Cell<bool>,
+    finished: Cell<bool>,
+    filled: Notify,
+    drained: Notify,
+}
+
+impl Mailbox {
+    /// Queues a message. A peer that lets too many wait is given up.
+    pub fn send(&self, reply: &Reply) {
+        if self.outbox.borrow_mut().push(reply).is_err() {
+            self.give_up();
+        }
+        self.filled.notify_one();
+    }
+
+    /// The connection is of no use any more.
+    pub fn give_up(&self) {
+        self.broken.set(true);
+        self.drained.notify_one();
+        self.filled.notify_one();
+    }
+
+    /// Whether the peer was given up.
+    pub fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
+    /// Whether so much waits that nothing more should be answered yet.
+    pub fn is_crowded(&self) -> bool {
+        self.outbox.borrow().len() > CROWDED_BYTES
+    }
+
+    /// Nothing more will be said: the writer ends when it has written what waits.
+    pub fn finish(&self) {
+        self.finished.set(true);
+        self.filled.notify_one();
+    }
+
+    /// For the writer: what is to be written next, as soon as there is something; `None` at the end.
+    pub async fn next(&self) -> Option<Vec<u8>> {
+        loop {
+            if self.is_broken() {
+                return None;
+            }
+            let waiting = self.outbox.borrow_mut().take();
+            if !waiting.is_empty() {
+                self.drained.notify_one();
+                return Some(waiting);
+            }
+            if self.finished.get() {
+                return None;
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// For the conversation: returns when there is room again, or the peer was given up.
+    pub async fn drained(&self) {
+        self.drained.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_never_reads_is_given_up() {
+        let mailbox = Mailbox::default();
+        let sent = (0..100_000).take_while(|_| {
+            mailbox.send(&Reply::AskHello);
+            !mailbox.is_broken()
+        });
+        assert!(sent.count() > 1000);
+        assert!(mailbox.is_crowded());
+    }
+}

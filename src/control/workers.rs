@@ -1,0 +1,250 @@
+//! The workers as the control core sees them: orders to them, reports and counters from them. Owns
+//! what waits for a worker whose queue is full, and the knowledge of what a worker can have seen.
+//! Nothing here waits for a worker.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::metrics::{
+    BACKENDS_MAX, BackendCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
+};
+use crate::session::shards::Shard;
+use crate::worker::link::{ControlEnd, Order, REPORTS_MAX, Report};
+
+/// Orders that wait here when a worker's own queue is full.
+const WAITING_MAX: usize = 4096;
+
+const BACKEND_ROWS: usize = BackendCounters::ROWS.len();
+
+/// What was counted about one backend, by [`BackendCounters::ROWS`].
+pub type BackendValues = [u64; BACKEND_ROWS];
+
+struct End {
+    link: ControlEnd,
+    waiting: VecDeque<Order>,
+    /// By slot: what had been counted when the slot was given to its present backend.
+    before: Box<[BackendValues]>,
+}
+
+/// How far every worker had come at some moment.
+#[derive(Clone, Debug)]
+pub struct Mark(Vec<u64>);
+
+/// All workers.
+pub struct Workers {
+    ends: Vec<End>,
+}
+
+impl Workers {
+    pub fn new(links: Vec<ControlEnd>) -> Workers {
+        let ends = links.into_iter().map(|link| End {
+            link,
+            waiting: VecDeque::new(),
+            before: vec![[0; BACKEND_ROWS]; BACKENDS_MAX].into(),
+        });
+        Workers { ends: ends.collect() }
+    }
+
+    /// Makes sleeping workers look at their orders and at the snapshot.
+    pub fn wake(&self) {
+        for end in &self.ends {
+            // Fails only when the counter would overflow, which takes 2^64 wake-ups unread.
+            let _ = end.link.wake.write(1);
+        }
+    }
+
+    /// Gives every worker an order. Says how many orders had to be dropped.
+    pub fn order(&mut self, order: Order) -> u64 {
+        let lost = self.ends.iter_mut().map(|end| u64::from(!end.take(order))).sum();
+        self.wake();
+        lost
+    }
+
+    /// Passes on orders that had to wait. Says whether none waits any more.
+    pub fn flush(&mut self) -> bool {
+        for end in &mut self.ends {
+            if end.waiting.is_empty() {
+                continue;
+            }
+            while let Some(order) = end.waiting.pop_front() {
+                if end.link.orders.push(order).is_err() {
+                    end.waiting.push_front(order);
+                    break;
+                }
+            }
+            let _ = end.link.wake.write(1);
+        }
+        self.ends.iter().all(|end| end.waiting.is_empty())
+    }
+
+    /// Hands over what the workers reported, at most a queue of each.
+    pub fn reports(&mut self, mut hear: impl FnMut(Report)) {
+        for end in &mut self.ends {
+            for _ in 0..REPORTS_MAX {
+                let Ok(report) = end.link.reports.pop() else { break };
+                hear(report);
+            }
+        }
+    }
+
+    /// Where the workers are now.
+    pub fn mark(&self) -> Mark {
+        Mark(self.ends.iter().map(|end| end.link.metrics.counters.turns.get()).collect())
+    }
+
+    /// Whether every worker has begun and ended a turn since the mark was made, and so has seen what
+    /// was published before it. A turn under way at the mark may have looked before.
+    pub fn have_passed(&self, mark: &Mark) -> bool {
+        self.ends
+            .iter()
+            .zip(&mark.0)
+            .all(|(end, then)| end.link.metrics.counters.turns.get().wrapping_sub(*then) >= 2)
+    }
+
+    /// A backend begins to be counted in `slot`: what its predecessor left there is not its own.
+    pub fn begin(&mut self, slot: u16) {
+        for end in &mut self.ends {
+            end.before[usize::from(slot)] = end.values(slot);
+        }
+    }
+
+    /// What was counted about the backend in `slot`, all workers together.
+    pub fn backend(&self, slot: u16) -> BackendValues {
+        let mut sum = [0u64; BACKEND_ROWS];
+        for end in &self.ends {
+            let before = &end.before[usize::from(slot)];
+            for (row, value) in end.values(slot).into_iter().enumerate() {
+                let own = match BackendCounters::ROWS[row].kind {
+                    Kind::Counter => value.wrapping_sub(before[row]),
+                    Kind::Gauge => value,
+                };
+                sum[row] = sum[row].wrapping_add(own);
+            }
+        }
+        sum
+    }
+
+    /// Sessions running on the backend in `slot`.
+    pub fn active(&self, slot: u16) -> u64 {
+        let of = |end: &End| end.link.metrics.backends[usize::from(slot)].active.get();
+        self.ends.iter().map(of).sum()
+    }
+
+    /// Sessions running on anything.
+    pub fn sessions(&self) -> u64 {
+        self.sum(|counters| counters.sessions_active.get())
+    }
+
+    /// One of the workers' own counters, all workers together.
+    pub fn sum(&self, counter: impl Fn(&WorkerCounters) -> u64) -> u64 {
+        self.ends.iter().map(|end| counter(&end.link.metrics.counters)).sum()
+    }
+
+    /// One of the workers' histograms, all workers together: counts by bucket and the sum.
+    pub fn histogram(&self, of: impl Fn(&WorkerMetrics) -> &Histogram) -> (Vec<u64>, u64) {
+        let mut counts = Vec::new();
+        let mut sum_us = 0u64;
+        for histogram in self.ends.iter().map(|end| of(&end.link.metrics)) {
+            let next = histogram.counts();
+            counts.resize(next.len(), 0);
+            counts.iter_mut().zip(next).for_each(|(count, more)| *count += more);
+            sum_us = sum_us.wrapping_add(histogram.sum_us());
+        }
+        (counts, sum_us)
+    }
+
+    /// Each worker's number and what it counts.
+    pub fn metrics(&self) -> impl Iterator<Item = (u8, &WorkerMetrics)> {
+        self.ends.iter().map(|end| (end.link.worker, &*end.link.metrics))
+    }
+
+    /// Every worker's part of the session table.
+    pub fn shards(&self) -> Vec<Arc<Shard>> {
+        self.ends.iter().map(|end| Arc::clone(&end.link.shard)).collect()
+    }
+}
+
+impl End {
+    /// Whether the order was taken, by the worker's queue or to wait for room in it.
+    fn take(&mut self, order: Order) -> bool {
+        if self.waiting.is_empty() && self.link.orders.push(order).is_ok() {
+            return true;
+        }
+        let room = self.waiting.len() < WAITING_MAX && !self.waiting.contains(&order);
+        if room {
+            self.waiting.push_back(order);
+        }
+        room || self.waiting.contains(&order)
+    }
+
+    fn values(&self, slot: u16) -> BackendValues {
+        self.link.metrics.backends[usize::from(slot)].values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::publish::Publisher;
+    use crate::cluster::{BackendId, Snapshot};
+    use crate::session::EndReason;
+    use crate::worker::link::{ORDERS_MAX, WorkerEnd, link};
+
+    fn one_worker() -> (Workers, WorkerEnd) {
+        let publisher = Publisher::new(Snapshot::default());
+        let urgent = Arc::new(tokio::sync::Notify::new());
+        let (control, worker) = link(0, 16, publisher.subscribe(), urgent).unwrap();
+        (Workers::new(vec![control]), worker)
+    }
+
+    fn end(backend: usize) -> Order {
+        let backend = BackendId(backend as u32);
+        Order::EndBackend { backend, reason: EndReason::BackendLeft }
+    }
+
+    #[test]
+    fn orders_to_a_busy_worker_wait_in_order_and_are_bounded() {
+        let (mut workers, mut worker) = one_worker();
+        let all = ORDERS_MAX + WAITING_MAX;
+        for backend in 0..all {
+            assert_eq!(workers.order(end(backend)), 0);
+        }
+        assert_eq!(workers.order(end(all)), 1, "there is no more room");
+        assert_eq!(workers.order(end(all - 1)), 0, "it waits already");
+        assert!(!workers.flush());
+        let mut taken = Vec::new();
+        while taken.len() < all {
+            while let Ok(order) = worker.orders.pop() {
+                taken.push(order);
+            }
+            workers.flush();
+        }
+        assert!(taken.into_iter().eq((0..all).map(end)));
+        assert!(workers.flush());
+    }
+
+    #[test]
+    fn a_worker_has_seen_what_was_published_before_its_last_whole_turn() {
+        let (workers, worker) = one_worker();
+        let mark = workers.mark();
+        worker.metrics.counters.turns.one();
+        assert!(!workers.have_passed(&mark), "this turn may have looked before");
+        worker.metrics.counters.turns.one();
+        assert!(workers.have_passed(&mark));
+    }
+
+    #[test]
+    fn a_backend_is_not_counted_what_its_predecessor_did() {
+        let (mut workers, worker) = one_worker();
+        let counters = &worker.metrics.backends[3];
+        counters.total.add(7);
+        counters.up.add(100);
+        workers.begin(3);
+        counters.total.one();
+        counters.active.one();
+        let row = |name| BackendCounters::ROWS.iter().position(|row| row.name == name).unwrap();
+        let values = workers.backend(3);
+        assert_eq!((values[row("total")], values[row("up")], values[row("active")]), (1, 0, 1));
+        assert_eq!(workers.active(3), 1);
+    }
+}

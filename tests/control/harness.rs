@@ -1,0 +1,238 @@
+//! A control core on doors of its own, with a worker that only counts turns, and backends that speak
+//! the wire protocol over plain sockets. Owns the waiting: every wait is for a condition and fails
+//! with what was waited for.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lb::base::publish::Publisher;
+use lb::cluster::{Protocol, Snapshot};
+use lb::config::Config;
+use lb::control::{Control, Doors};
+use lb::metrics::WorkerMetrics;
+use lb::worker::link::{Order, Report, WorkerEnd, link};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
+
+/// Longer than anything here may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Asks until the answer is something.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(since.elapsed() < PATIENCE, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A worker's side of the link, played: it turns, and remembers what it is told.
+pub struct Worker {
+    pub metrics: Arc<WorkerMetrics>,
+    pub urgent: Arc<Notify>,
+    seen: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Seen {
+    snapshot: Arc<Snapshot>,
+    orders: Vec<Order>,
+    reports: Vec<Report>,
+}
+
+impl Worker {
+    fn play(mut end: WorkerEnd) -> Worker {
+        let seen = Arc::new(Mutex::new(Seen {
+            snapshot: Arc::default(),
+            orders: Vec::new(),
+            reports: Vec::new(),
+        }));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (metrics, urgent) = (Arc::clone(&end.metrics), Arc::clone(&end.urgent));
+        let thread = std::thread::spawn({
+            let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut seen = seen.lock().unwrap();
+                    if let Some(snapshot) = end.snapshots.changed() {
+                        seen.snapshot = snapshot;
+                    }
+                    while let Ok(order) = end.orders.pop() {
+                        seen.orders.push(order);
+                    }
+                    for report in seen.reports.drain(..) {
+                        end.reports.push(report).unwrap();
+                    }
+                    drop(seen);
+                    end.metrics.counters.turns.one();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        Worker { metrics, urgent, seen, stop, thread: Some(thread) }
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.seen.lock().unwrap().snapshot)
+    }
+
+    pub fn orders(&self) -> Vec<Order> {
+        self.seen.lock().unwrap().orders.clone()
+    }
+
+    pub fn report(&self, report: Report) {
+        self.seen.lock().unwrap().reports.push(report);
+    }
+
+    /// Ports in the rotation of a protocol.
+    pub fn rotation(&self, protocol: Protocol) -> Vec<u16> {
+        let snapshot = self.snapshot();
+        let rotation = &snapshot.rotations[protocol.index()];
+        let port = |place: &u16| snapshot.backends[usize::from(*place)].address.port();
+        rotation.iter().map(port).collect()
+    }
+
+    pub fn wait_for_rotation(&self, protocol: Protocol, ports: &[u16]) {
+        wait_for(&format!("a {protocol} rotation of {ports:?}"), || {
+            (self.rotation(protocol) == ports).then_some(())
+        });
+    }
+
+    pub fn wait_for_order(&self, order: Order) {
+        wait_for(&format!("{order:?}"), || self.orders().contains(&order).then_some(()));
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A running control core.
+pub struct Core {
+    pub control: SocketAddr,
+    pub worker: Worker,
+    ask: mpsc::Sender<()>,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Core {
+    /// One on loopback, configured by `change`.
+    pub fn start(change: impl FnOnce(&mut Config)) -> Core {
+        let mut config = Config::default();
+        change(&mut config);
+        let control = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = control.local_addr().unwrap();
+        config.listen.control = Some(address);
+        let snapshots = Publisher::new(Snapshot::default());
+        let urgent = Arc::new(Notify::new());
+        let (end, worker) =
+            link(0, 200_000, snapshots.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
+        let (ask, asked) = mpsc::channel(4);
+        let doors = Doors { control: Some(control), admin: None };
+        let thread = std::thread::spawn(move || {
+            let config = Arc::new(config);
+            Control { config, doors, ends: vec![end], snapshots, urgent }.run_until(asked)
+        });
+        Core { control: address, worker: Worker::play(worker), ask, thread: Some(thread) }
+    }
+
+    pub fn connect(&self) -> Backend {
+        Backend::new(TcpStream::connect(self.control).unwrap())
+    }
+
+    /// Connects from another of the loopback addresses.
+    pub fn connect_from(&self, source: IpAddr) -> Backend {
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+        socket.connect(&self.control.into()).unwrap();
+        Backend::new(socket.into())
+    }
+
+    pub fn ask_to_stop(&self) {
+        self.ask.blocking_send(()).unwrap();
+    }
+
+    pub fn wait_until_stopped(&mut self) {
+        wait_for("the control core to return", || {
+            self.thread.as_ref().unwrap().is_finished().then_some(())
+        });
+        self.thread.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.ask.blocking_send(());
+            let _ = self.ask.blocking_send(());
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The backend's end of a control connection.
+pub struct Backend {
+    pub stream: TcpStream,
+    lines: BufReader<TcpStream>,
+}
+
+impl Backend {
+    fn new(stream: TcpStream) -> Backend {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap());
+        Backend { stream, lines }
+    }
+
+    pub fn say(&mut self, words: &str) {
+        self.stream.write_all(words.as_bytes()).unwrap();
+    }
+
+    /// The next message; `None` at the end of the connection, orderly or not.
+    pub fn hear(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.lines.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_str(&line).expect(&line)),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    pub fn ask(&mut self, message: &Value) -> Value {
+        self.say(&message.to_string());
+        self.hear().expect("an answer")
+    }
+
+    pub fn register(&mut self, protocol: Protocol, port: u16) -> Value {
+        self.ask(&json!({"cmd": "register", "protocol": protocol, "port": port}))
+    }
+}
+
+/// A service's data port.
+pub fn service() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+#[track_caller]
+pub fn assert_failed(answer: &Value, words: &str) {
+    assert_eq!(answer["ack"], "failed", "{answer}");
+    assert!(answer["msg"].as_str().unwrap().contains(words), "{answer} does not say {words:?}");
+}

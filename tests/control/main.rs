@@ -1,0 +1,485 @@
+//! The control core as backends meet it: over sockets, with a played worker behind it. Owns the laws
+//! of joining, leaving, proving, being asked hello and being refused.
+
+mod harness;
+
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use harness::{Backend, Core, assert_failed, service, wait_for};
+use lb::cluster::{Protocol, Standing};
+use lb::config::OnBackendLoss;
+use lb::session::EndReason;
+use lb::worker::link::{Order, Report};
+use serde_json::json;
+
+#[test]
+fn a_backend_joins_only_once_its_port_listens() {
+    let core = Core::start(|_| {});
+    let mut backend = core.connect();
+    let (listener, port) = service();
+    drop(listener);
+    assert_failed(&backend.register(Protocol::Tcp, port), "cannot connect");
+    assert!(core.worker.snapshot().backends.is_empty());
+
+    let _listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let answer = backend.register(Protocol::Tcp, port);
+    assert_eq!(answer["ack"], "successful", "{answer}");
+    assert_eq!(answer["cmd"], "register");
+    assert_eq!(answer["address"], format!("127.0.0.1:{port}"));
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    let again = backend.register(Protocol::Tcp, port);
+    assert_eq!(again, answer, "registering again changes nothing");
+}
+
+#[test]
+fn one_connection_registers_several_and_any_segmentation_will_do() {
+    let core = Core::start(|_| {});
+    let (_first, first) = service();
+    let (_second, second) = service();
+    let mut backend = core.connect();
+    let words = format!(
+        "{{\"cmd\":\"register\",\"protocol\":\"tcp\",\"port\":{first},\"weight\":2}}\
+         {{\"cmd\":\"register\",\n \"protocol\":\"api\",\"port\":{second},\"name\":\"web-1\"}}\n\
+         {{\"cmd\":\"register\",\"protocol\":\"udp\",\"port\":9}}{{\"cmd\":\"list\"}}"
+    );
+    for byte in words.as_bytes() {
+        backend.stream.write_all(&[*byte]).unwrap();
+    }
+    for cmd in ["register", "register", "register", "list"] {
+        let answer = backend.hear().unwrap();
+        assert_eq!((&answer["ack"], &answer["cmd"]), (&json!("successful"), &json!(cmd)));
+        if cmd == "list" {
+            let names: Vec<_> = answer["backends"].as_array().unwrap().iter().collect();
+            assert_eq!(names.len(), 3);
+            assert_eq!(names[1]["name"], "web-1");
+            assert_eq!((&names[1]["own"], &names[1]["state"]), (&json!(true), &json!("serving")));
+        }
+    }
+    core.worker.wait_for_rotation(Protocol::Udp, &[9]);
+}
+
+#[test]
+fn a_second_owner_is_refused_until_the_first_has_gone() {
+    let core = Core::start(|_| {});
+    let (_listener, port) = service();
+    let mut first = core.connect();
+    let mut second = core.connect();
+    first.register(Protocol::Tcp, port);
+    assert_failed(&second.register(Protocol::Tcp, port), "over another connection");
+    for cmd in ["unregister", "drain"] {
+        let answer = second.ask(&json!({"cmd": cmd, "protocol": "tcp", "port": port}));
+        assert_failed(&answer, "not registered over this connection");
+    }
+    drop(first);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[]);
+    assert_eq!(second.register(Protocol::Tcp, port)["ack"], "successful");
+}
+
+#[test]
+fn a_backend_that_unregisters_gets_no_new_sessions_and_keeps_the_old() {
+    let core = Core::start(|config| config.balance.on_backend_loss = OnBackendLoss::Close);
+    let (_listener, port) = service();
+    let mut backend = core.connect();
+    backend.register(Protocol::Tcp, port);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    let slot = core.worker.snapshot().backends[0].slot;
+    core.worker.metrics.backends[usize::from(slot)].active.set(2);
+    let answer = backend.ask(&json!({"cmd": "unregister", "protocol": "tcp", "port": port}));
+    assert_eq!((&answer["ack"], &answer["left"]), (&json!("successful"), &json!(2)));
+    core.worker.wait_for_rotation(Protocol::Tcp, &[]);
+    assert_eq!(core.worker.orders(), [], "its sessions are left alone");
+}
+
+#[test]
+fn a_drain_tells_what_is_left_and_when_it_is_over() {
+    let core = Core::start(|_| {});
+    let (_listener, port) = service();
+    let mut backend = core.connect();
+    backend.register(Protocol::Tcp, port);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    let active = usize::from(core.worker.snapshot().backends[0].slot);
+    core.worker.metrics.backends[active].active.set(2);
+
+    let drain = json!({"cmd": "drain", "protocol": "tcp", "port": port, "deadline_ms": 60_000});
+    let answer = backend.ask(&drain);
+    assert_eq!((&answer["ack"], &answer["left"]), (&json!("successful"), &json!(2)), "{answer}");
+    core.worker.wait_for_rotation(Protocol::Tcp, &[]);
+    assert_eq!(core.worker.snapshot().backends[0].standing, Standing::Draining);
+    let event = backend.hear().unwrap();
+    assert_eq!((&event["event"], &event["left"]), (&json!("draining"), &json!(2)));
+    core.worker.metrics.backends[active].active.set(0);
+    wait_for("drained", || (backend.hear()?["event"] == "drained").then_some(()));
+    wait_for("it to leave", || core.worker.snapshot().backends.is_empty().then_some(()));
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline_what_is_left() {
+    let core = Core::start(|_| {});
+    let (_listener, port) = service();
+    let mut backend = core.connect();
+    backend.register(Protocol::Tcp, port);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    let registered = core.worker.snapshot().backends[0].clone();
+    let active = &core.worker.metrics.backends[usize::from(registered.slot)].active;
+    active.set(1);
+    backend.ask(&json!({"cmd": "drain", "protocol": "tcp", "port": port, "deadline_ms": 100}));
+    let reason = EndReason::BackendLeft;
+    core.worker.wait_for_order(Order::EndBackend { backend: registered.id, reason });
+    active.set(0);
+    assert_eq!(backend.hear().unwrap()["event"], "drained");
+}
+
+#[test]
+fn registering_again_ends_a_drain() {
+    let core = Core::start(|_| {});
+    let (_listener, port) = service();
+    let mut backend = core.connect();
+    backend.register(Protocol::Tcp, port);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    core.worker.metrics.backends[0].active.set(1);
+    backend.ask(&json!({"cmd": "drain", "protocol": "tcp", "port": port}));
+    core.worker.wait_for_rotation(Protocol::Tcp, &[]);
+    assert_eq!(backend.register(Protocol::Tcp, port)["ack"], "successful");
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+}
+
+#[test]
+fn a_lost_connection_takes_its_backends_at_once_and_their_sessions_if_so_configured() {
+    for on_loss in [OnBackendLoss::Keep, OnBackendLoss::Close] {
+        let core = Core::start(|config| config.balance.on_backend_loss = on_loss);
+        let (_listener, port) = service();
+        let mut backend = core.connect();
+        backend.register(Protocol::Tcp, port);
+        core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+        let id = core.worker.snapshot().backends[0].id;
+        core.worker.metrics.backends[0].active.set(1);
+        drop(backend);
+        core.worker.wait_for_rotation(Protocol::Tcp, &[]);
+        if on_loss == OnBackendLoss::Close {
+            let reason = EndReason::BackendLeft;
+            core.worker.wait_for_order(Order::EndBackend { backend: id, reason });
+        } else {
+            assert_eq!(core.worker.orders(), []);
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_answers_hello_stays_and_one_that_does_not_leaves() {
+    let core = Core::start(|config| {
+        config.health.interval = Duration::from_millis(40);
+        config.health.timeout = Duration::from_millis(400);
+        config.health.misses = 2;
+    });
+    let (_listener, port) = service();
+    let mut backend = core.connect();
+    backend.say(&json!({"cmd": "register", "protocol": "tcp", "port": port}).to_string());
+    for turn in 0..12 {
+        let heard = backend.hear().expect("it stays as long as it answers");
+        if heard["cmd"] == "hello" {
+            backend.say(["{\"ack\":\"hello\"}", "{\"cmd\":\"hello\"}\n"][turn % 2]);
+        }
+    }
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    let silent_since = Instant::now();
+    let last = std::iter::from_fn(|| backend.hear()).last().unwrap();
+    assert_failed(&last, "hello was not answered");
+    assert!(silent_since.elapsed() > Duration::from_millis(400), "one miss is not enough");
+    core.worker.wait_for_rotation(Protocol::Tcp, &[]);
+}
+
+#[test]
+fn every_fault_gets_a_sentence_and_the_connection_goes_on() {
+    let core = Core::start(|_| {});
+    let mut backend = core.connect();
+    let deep = format!("{}1{}\n", "{\"a\":[".repeat(40), "]}".repeat(40));
+    let cases = [
+        (r#"{"cmd":"register","protocol":"tcp","port":0}"#, "from 1 to 65535"),
+        (r#"{"cmd":"register","protocol":"tcp","port":70000}"#, "from 1 to 65535"),
+        (r#"{"cmd":"register","protocol":"icmp","port":7}"#, "unknown protocol"),
+        (r#"{"cmd":"dance"}"#, "unknown cmd"),
+        (r#"{"cmd":"list","cmd":"list"}"#, "twice"),
+        ("GET / HTTP/1.1\r\n", "JSON object"),
+        ("\u{0}\u{1}\u{2}\n", "JSON object"),
+        (deep.as_str(), "deeper"),
+        (r#"{"cmd":"auth","id":"x","mac":"00"}"#, "no proof is asked for"),
+    ];
+    for (words, expected) in cases {
+        backend.say(words);
+        assert_failed(&backend.hear().expect(words), expected);
+    }
+    assert_eq!(backend.ask(&json!({"cmd": "list"}))["ack"], "successful");
+}
+
+#[test]
+fn a_backend_cannot_point_users_back_at_the_balancer() {
+    let core = Core::start(|_| {});
+    let mut backend = core.connect();
+    let answer = backend.register(Protocol::Tcp, core.control.port());
+    assert_failed(&answer, "a door of the balancer itself");
+}
+
+#[test]
+fn megabytes_without_a_newline_end_that_connection_only() {
+    let core = Core::start(|_| {});
+    let mut other = core.connect();
+    for byte in [b'x', b'{', b' ', b'"'] {
+        let mut flood = core.connect();
+        let mut written = Ok(());
+        for _ in 0..160 {
+            written = written.and_then(|()| flood.stream.write_all(&[byte; 64 * 1024]));
+        }
+        if byte != b' ' {
+            let told = flood.hear();
+            let last = std::iter::from_fn(|| flood.hear()).last().or(told);
+            if let Some(last) = last {
+                assert_eq!(last["ack"], "failed");
+            }
+        }
+        assert_eq!(other.ask(&json!({"cmd": "list"}))["ack"], "successful");
+    }
+}
+
+#[test]
+fn a_peer_that_never_reads_does_not_grow_and_disturbs_nobody() {
+    let core = Core::start(|config| {
+        config.health.interval = Duration::from_millis(300);
+        config.health.timeout = Duration::from_millis(300);
+        config.health.misses = 2;
+    });
+    let mut deaf = core.connect();
+    deaf.stream.set_nonblocking(true).unwrap();
+    let words = b"{\"cmd\":\"list\"}".repeat(1000);
+    let mut sent = 0;
+    while let Ok(count) = deaf.stream.write(&words) {
+        sent += count;
+        assert!(sent < 64 << 20, "the balancer goes on reading what it cannot answer");
+        let mut other = core.connect();
+        other.say("{\"cmd\":\"list\"}");
+        assert_eq!(other.hear().unwrap()["ack"], "successful");
+    }
+    wait_for("the deaf one to be given up", || match deaf.stream.write(b"{\"cmd\":\"list\"}") {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+        Err(_) => Some(()),
+        Ok(_) => None,
+    });
+}
+
+#[test]
+fn connections_beyond_the_limit_are_told_so_and_places_come_free_again() {
+    let core = Core::start(|config| config.limits.control_connections = 50);
+    let mut idle: Vec<Backend> = (0..50).map(|_| core.connect()).collect();
+    assert_eq!(idle[49].ask(&json!({"cmd": "list"}))["ack"], "successful");
+    for _ in 0..100 {
+        let mut beyond = core.connect();
+        assert_failed(&beyond.hear().unwrap(), "too many control connections");
+        assert_eq!(beyond.hear(), None);
+    }
+    idle.truncate(49);
+    wait_for("the place to come free", || {
+        let mut next = core.connect();
+        let _ = next.stream.write_all(b"{\"cmd\":\"list\"}");
+        (next.hear()?["ack"] == "successful").then_some(())
+    });
+}
+
+#[test]
+fn a_stranger_is_turned_away_without_a_word() {
+    let core = Core::start(|config| config.control.allow = vec!["127.0.0.2/32".parse().unwrap()]);
+    let mut stranger = core.connect();
+    let _ = stranger.stream.write_all(b"{\"cmd\":\"list\"}");
+    assert_eq!(stranger.hear(), None);
+    let mut known = core.connect_from("127.0.0.2".parse().unwrap());
+    assert_eq!(known.ask(&json!({"cmd": "list"}))["ack"], "successful");
+}
+
+#[test]
+fn a_backend_is_reached_at_the_address_that_it_comes_from() {
+    let core = Core::start(|_| {});
+    let listener = std::net::TcpListener::bind("127.0.0.3:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut backend = core.connect_from("127.0.0.3".parse().unwrap());
+    let answer = backend.register(Protocol::Tcp, port);
+    assert_eq!(answer["address"], format!("127.0.0.3:{port}"), "{answer}");
+}
+
+mod proof {
+    use super::*;
+    use lb::control::auth::mac;
+    use std::os::unix::fs::PermissionsExt;
+
+    const SECRET: &str = "a secret for this test";
+
+    /// A core that asks for the secret, and the file that holds it, which goes with it.
+    fn guarded(name: &str) -> (Core, SecretFile) {
+        let path = std::env::temp_dir().join(format!("lb-{name}-{}", std::process::id()));
+        std::fs::write(&path, format!("an older secret, still valid\n{SECRET}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let core = Core::start(|config| config.control.secret_file = Some(path.clone()));
+        (core, SecretFile(path))
+    }
+
+    struct SecretFile(std::path::PathBuf);
+
+    impl Drop for SecretFile {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    fn nonce(backend: &mut Backend) -> String {
+        let challenge = backend.hear().unwrap();
+        assert_eq!((&challenge["cmd"], &challenge["v"]), (&json!("auth"), &json!(1)));
+        let nonce = challenge["nonce"].as_str().unwrap().to_owned();
+        assert_eq!(nonce.len(), 64);
+        nonce
+    }
+
+    fn prove(backend: &mut Backend, id: &str) {
+        let nonce = nonce(backend);
+        let mac = mac(SECRET.as_bytes(), &nonce, id);
+        let answer = backend.ask(&json!({"cmd": "auth", "id": id, "mac": mac}));
+        assert_eq!(answer, json!({"ack": "successful", "cmd": "auth"}));
+    }
+
+    #[test]
+    fn who_knows_the_secret_registers() {
+        let (core, _file) = guarded("right");
+        let (_listener, port) = service();
+        let mut backend = core.connect();
+        prove(&mut backend, "web-1");
+        assert_eq!(backend.register(Protocol::Tcp, port)["ack"], "successful");
+        core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+        assert_eq!(core.worker.snapshot().backends[0].name.as_deref(), Some("web-1"));
+    }
+
+    #[test]
+    fn a_wrong_or_repeated_answer_and_anything_else_end_the_connection() {
+        let (core, _file) = guarded("wrong");
+        let mut right = core.connect();
+        let nonce_of_right = nonce(&mut right);
+        let right_mac = mac(SECRET.as_bytes(), &nonce_of_right, "web-1");
+        let replayed = json!({"cmd": "auth", "id": "web-1", "mac": right_mac}).to_string();
+        right.say(&replayed);
+        assert_eq!(right.hear().unwrap()["ack"], "successful");
+        let cases = [
+            (replayed.as_str(), "mac is wrong"),
+            (r#"{"cmd":"auth","id":"web-1","mac":"00"}"#, "mac is wrong"),
+            (r#"{"cmd":"auth","id":"web-1"}"#, "mac is missing"),
+            (r#"{"cmd":"list"}"#, "prove the secret first"),
+            ("hello\n", "JSON object"),
+        ];
+        for (words, expected) in cases {
+            let mut backend = core.connect();
+            nonce(&mut backend);
+            backend.say(words);
+            assert_failed(&backend.hear().expect(words), expected);
+            assert_eq!(backend.hear(), None, "{words}");
+        }
+        right.say(&replayed);
+        assert_failed(&right.hear().unwrap(), "no proof is asked for");
+    }
+
+    #[test]
+    fn a_backend_sees_only_what_its_own_identity_registered() {
+        let (core, _file) = guarded("list");
+        let mut all: Vec<Backend> = (0..3).map(|_| core.connect()).collect();
+        for (backend, id) in all.iter_mut().zip(["web", "web", "db"]) {
+            prove(backend, id);
+        }
+        for (port, backend) in all.iter_mut().enumerate() {
+            backend.register(Protocol::Udp, 9000 + port as u16);
+        }
+        for (backend, seen) in all.iter_mut().zip([2, 2, 1]) {
+            let list = backend.ask(&json!({"cmd": "list"}));
+            assert_eq!(list["backends"].as_array().unwrap().len(), seen, "{list}");
+        }
+    }
+
+    #[test]
+    fn only_so_many_may_be_unproven_at_once() {
+        let (core, _file) = guarded("many");
+        let mut unproven: Vec<Backend> = (0..64).map(|_| core.connect()).collect();
+        unproven.iter_mut().for_each(|backend| drop(nonce(backend)));
+        let mut beyond = core.connect();
+        assert_failed(&beyond.hear().unwrap(), "too many control connections");
+        drop(unproven);
+        wait_for("a place", || (core.connect().hear()?["cmd"] == "auth").then_some(()));
+    }
+}
+
+#[test]
+fn a_backend_whose_port_fails_is_set_aside_at_once_and_comes_back() {
+    let core = Core::start(|_| {});
+    let (broken, port) = service();
+    let (_other, other_port) = service();
+    let mut backend = core.connect();
+    backend.register(Protocol::Tcp, port);
+    backend.register(Protocol::Tcp, other_port);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port, other_port]);
+    let id = core.worker.snapshot().backends[0].id;
+    drop(broken);
+    core.worker.report(Report::ConnectFailed { backend: id, errno: nix::libc::ECONNREFUSED });
+    core.worker.urgent.notify_one();
+    core.worker.wait_for_rotation(Protocol::Tcp, &[other_port]);
+    let _mended = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port, other_port]);
+}
+
+#[test]
+fn lack_of_descriptors_here_is_not_held_against_a_backend() {
+    let core = Core::start(|_| {});
+    let (_listener, port) = service();
+    let mut backend = core.connect();
+    backend.register(Protocol::Tcp, port);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    let id = core.worker.snapshot().backends[0].id;
+    core.worker.report(Report::ConnectFailed { backend: id, errno: nix::libc::EMFILE });
+    core.worker.urgent.notify_one();
+    backend.ask(&json!({"cmd": "list"}));
+    backend.register(Protocol::Udp, 9);
+    core.worker.wait_for_rotation(Protocol::Udp, &[9]);
+    assert_eq!(core.worker.rotation(Protocol::Tcp), [port]);
+}
+
+#[test]
+fn asked_to_stop_it_waits_for_the_sessions() {
+    let mut core = Core::start(|_| {});
+    core.worker.metrics.counters.sessions_active.set(1);
+    core.ask_to_stop();
+    core.worker.wait_for_order(Order::Drain);
+    assert_eq!(core.worker.orders(), [Order::Drain]);
+    core.worker.metrics.counters.sessions_active.set(0);
+    core.worker.wait_for_order(Order::Stop);
+    core.wait_until_stopped();
+}
+
+#[test]
+fn asked_to_stop_it_waits_no_longer_than_the_deadline_and_twice_not_at_all() {
+    for (drain, asks) in [(Duration::from_millis(150), 1), (Duration::from_secs(3600), 2)] {
+        let mut core = Core::start(|config| config.timeouts.drain = drain);
+        core.worker.metrics.counters.sessions_active.set(1);
+        (0..asks).for_each(|_| core.ask_to_stop());
+        core.worker.wait_for_order(Order::Stop);
+        core.wait_until_stopped();
+    }
+}
+
+#[test]
+fn a_connection_that_ends_in_the_middle_leaves_nothing_behind() {
+    let core = Core::start(|_| {});
+    for round in 0..200 {
+        let mut backend = core.connect();
+        let words = r#"{"cmd":"register","protocol":"udp","port":9}"#;
+        backend.say(&words[..round % (words.len() + 1)]);
+        if round % 2 == 0 {
+            backend.stream.set_nonblocking(true).unwrap();
+            let _ = backend.stream.read(&mut [0; 16]);
+        }
+    }
+    let mut backend = core.connect();
+    wait_for("the port to be free", || {
+        (backend.register(Protocol::Udp, 9)["ack"] == "successful").then_some(())
+    });
+}
