@@ -247,7 +247,7 @@ mod tests {
             ),
             (
                 "workers = 99999999999999999999",
-                "f line 1: workers takes a number from 1 to 255 or \"auto\", not a value of the \
+                "f line 1: workers takes a number from 1 to 128 or \"auto\", not a value of the \
                  type number beyond 64 bits",
             ),
         ] {

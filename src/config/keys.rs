@@ -11,8 +11,8 @@ use ipnet::IpNet;
 
 use super::{Config, LogFormat, OnBackendLoss, Policy};
 
-/// Workers at most: a session's id has eight bits for its worker.
-pub const WORKERS_MAX: usize = u8::MAX as usize;
+/// Workers at most; a session names its worker in eight bits.
+pub const WORKERS_MAX: usize = 128;
 /// Sessions at most, all workers together.
 pub const SESSIONS_MAX: usize = 16 << 20;
 const HOUR_MS: u64 = 3_600_000;
@@ -443,8 +443,8 @@ mod tests {
     #[test]
     fn workers_are_counted_or_left_to_the_machine() {
         assert_eq!(workers(&text("auto")), Ok(None));
-        assert_eq!(workers(&Given::Number(255)), Ok(Some(255)));
-        assert!(workers(&Given::Number(0)).is_err() && workers(&Given::Number(256)).is_err());
+        assert_eq!(workers(&Given::Number(128)), Ok(Some(128)));
+        assert!(workers(&Given::Number(0)).is_err() && workers(&Given::Number(129)).is_err());
         assert!(workers(&text("3")).is_err());
     }
 
