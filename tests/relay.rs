@@ -106,7 +106,7 @@ impl Balancer {
 
     fn stop(mut self) {
         self.order(Order::Stop);
-        self.plane.join();
+        self.plane.threads.join();
     }
 }
 

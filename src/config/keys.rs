@@ -190,9 +190,10 @@ pub const KEYS: &[Key] = &[
     Key {
         section: "limits",
         name: "sessions",
-        help: "Sessions at once, all workers together; a user beyond it is refused and counted.",
+        help: "Sessions at once, all workers together; a user beyond it is refused and counted. 0: as \
+               many as the descriptors are enough for, at most 100,000.",
         set: |config, given| {
-            number(given, 1..=SESSIONS_MAX as u64, "")
+            number(given, 0..=SESSIONS_MAX as u64, "")
                 .map(|value| config.limits.sessions = value as usize)
         },
         show: |config| config.limits.sessions.to_string(),

@@ -117,7 +117,8 @@ impl Default for Timeouts {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Sessions at once, all workers together; a user beyond it is refused and counted.
+    /// Sessions at once, all workers together; a user beyond it is refused and counted. Zero: as many
+    /// as the descriptors are enough for, at most 100,000.
     pub sessions: usize,
     /// Control connections at once.
     pub control_connections: usize,
@@ -127,7 +128,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { sessions: 100_000, control_connections: 1024, buffer_bytes: 32 << 20 }
+        Limits { sessions: 0, control_connections: 1024, buffer_bytes: 32 << 20 }
     }
 }
 

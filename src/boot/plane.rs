@@ -1,14 +1,16 @@
-//! From a configuration to a running balancer. Owns the order in which things start and stop: limits,
-//! doors, workers, control core; the only place where both planes meet.
+//! The workers as one thing: their doors, threads, links and what they share. Owns their start and
+//! their end; knows nothing of the control core beyond its end of the links.
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
+use super::Trouble;
+use super::doors::open_shared;
 use crate::balance::{Balancer, Turns};
 use crate::base::publish::Publisher;
+use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::config::Config;
@@ -24,18 +26,6 @@ use crate::worker::shell::{Shell, WorkerLoop};
 /// Workers at most; a session's name has eight bits for them.
 pub const WORKERS_MAX: usize = 128;
 
-/// Why the balancer did not start: one sentence for the operator, with the cure.
-#[derive(Debug)]
-pub struct Trouble(pub String);
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Trouble {}
-
 /// The running workers, and what the control core needs of them.
 pub struct DataPlane {
     pub ends: Vec<ControlEnd>,
@@ -44,7 +34,20 @@ pub struct DataPlane {
     pub seats: Arc<Seats>,
     /// Where the TCP door is; its port was chosen by the kernel if the configuration said 0.
     pub tcp: Option<SocketAddr>,
-    threads: Vec<JoinHandle<()>>,
+    pub threads: Threads,
+}
+
+/// The workers' threads.
+pub struct Threads(Vec<JoinHandle<()>>);
+
+impl Threads {
+    /// Waits for the workers, which have been told to stop.
+    pub fn join(self) {
+        for thread in self.0 {
+            // A worker's panic has ended the process already (`panic = "abort"`).
+            let _ = thread.join();
+        }
+    }
 }
 
 impl DataPlane {
@@ -56,8 +59,8 @@ impl DataPlane {
     ) -> Result<DataPlane, Trouble> {
         let cores = sys::cores();
         let workers = config.workers.unwrap_or(cores.len().saturating_sub(1)).clamp(1, WORKERS_MAX);
-        let mut doors = open_door(config.listen.tcp, workers, "tcp")?;
-        let tcp = doors.first().and_then(|door| sys::local(door_fd(door)).ok());
+        let mut doors = open_shared(config.listen.tcp, workers, "tcp")?;
+        let tcp = doors.first().and_then(|door| sys::local(door.as_fd()).ok());
         let snapshots = Publisher::new(Snapshot::default());
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
@@ -79,25 +82,14 @@ impl DataPlane {
                 report_sessions: config.log.level >= tracing::Level::INFO,
             };
             let ready = ready.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("lb-worker-{number}"))
-                .spawn(move || plan.run(ready))
+            let thread = thread::spawn(&format!("lb-worker-{number}"), move || plan.run(ready))
                 .map_err(|error| Trouble(format!("cannot start a worker thread: {error}")))?;
             threads.push(thread);
         }
         for _ in 0..workers {
             started.recv().map_err(|_| Trouble("a worker ended while starting".into()))??;
         }
-        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, threads })
-    }
-
-    /// Waits for the workers, which have been told to stop.
-    pub fn join(self) {
-        drop(self.ends);
-        for thread in self.threads {
-            // A worker's panic has ended the process already (`panic = "abort"`).
-            let _ = thread.join();
-        }
+        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, threads: Threads(threads) })
     }
 }
 
@@ -167,41 +159,6 @@ fn links(
         Trouble(format!("cannot make an eventfd ({errno}); raise `ulimit -n` or LimitNOFILE"))
     })?;
     Ok(joined.into_iter().unzip())
-}
-
-/// One listener for each worker on the same port; none when the door is off.
-fn open_door(
-    address: Option<SocketAddr>,
-    workers: usize,
-    name: &str,
-) -> Result<Vec<OwnedFd>, Trouble> {
-    let Some(wanted) = address else { return Ok(Vec::new()) };
-    let trouble = |error: std::io::Error| taken(name, wanted, &error);
-    // The kernel would let a second balancer of the same user share the port and half of the users:
-    // a listener that shares with nobody finds out.
-    let alone = sys::listen(wanted, false).map_err(trouble)?;
-    let port = sys::local(door_fd(&alone)).map_err(trouble)?.port();
-    let address = SocketAddr::new(wanted.ip(), port);
-    drop(alone);
-    (0..workers).map(|_| sys::listen(address, true).map_err(trouble)).collect()
-}
-
-fn taken(name: &str, address: SocketAddr, error: &std::io::Error) -> Trouble {
-    Trouble(match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!(
-            "the {name} port {address} is taken by another program; stop it or choose another with --{name}"
-        ),
-        std::io::ErrorKind::PermissionDenied => format!(
-            "may not open the {name} port {address}; choose one from 1024 up or grant CAP_NET_BIND_SERVICE"
-        ),
-        _ => format!(
-            "cannot open the {name} port {address}: {error}; choose another address with --{name}"
-        ),
-    })
-}
-
-fn door_fd(door: &OwnedFd) -> std::os::fd::BorrowedFd<'_> {
-    std::os::fd::AsFd::as_fd(door)
 }
 
 /// Workers take the cores behind the first, which is left to the control core when there are enough.

@@ -1,0 +1,78 @@
+//! From a configuration to a running balancer. Owns the order in which things start and stop: limits,
+//! doors, workers, control core; the only place where both planes meet.
+
+pub mod capacity;
+mod doors;
+mod plane;
+
+use std::fmt;
+use std::sync::Arc;
+
+use tracing::info;
+
+use crate::client::demo;
+use crate::cluster::Protocol;
+use crate::config::Config;
+use crate::control::auth::{Secrets, who_may_register};
+use crate::control::{Control, Doors};
+use crate::proxy::tcp::Features;
+use crate::ring::probe;
+pub use plane::{DataPlane, WORKERS_MAX};
+
+/// Why the balancer did not start: one sentence for the operator, with the cure.
+#[derive(Debug)]
+pub struct Trouble(pub String);
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Trouble {}
+
+/// Runs a balancer until it is told to stop, with `demo` echo backends for each open door.
+pub fn serve(mut config: Config, demo: usize) -> Result<(), Trouble> {
+    who_may_register(&config).map_err(Trouble)?;
+    let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
+    let sessions = capacity::sessions(&config)?;
+    config.limits.sessions = sessions;
+    let doors = Doors {
+        control: doors::open(config.listen.control, "control")?,
+        admin: doors::open(config.listen.admin, "admin")?,
+    };
+    let features = Features { receive_cap: kernel.receive_cap };
+    let plane = DataPlane::start(&config, sessions, features)?;
+    info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
+    let demo = start_demo(&config, demo)?;
+    let control = Control {
+        config: Arc::new(config),
+        doors,
+        ends: plane.ends,
+        snapshots: plane.snapshots,
+        urgent: plane.urgent,
+    };
+    let outcome = control.run().map_err(|error| Trouble(error.to_string()));
+    plane.threads.join();
+    if let Some(demo) = demo {
+        demo.stop();
+    }
+    outcome
+}
+
+fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Trouble> {
+    let Some(control) = config.listen.control.filter(|_| each > 0) else { return Ok(None) };
+    let open = |protocol: &Protocol| match protocol {
+        Protocol::Tcp => config.listen.tcp.is_some(),
+        Protocol::Udp => config.listen.udp.is_some(),
+        Protocol::Api => config.listen.api.is_some(),
+    };
+    let protocols: Vec<_> = Protocol::ALL.into_iter().filter(open).collect();
+    let secret = match &config.control.secret_file {
+        Some(file) => Some(Secrets::load(file).map_err(Trouble)?),
+        None => None,
+    };
+    demo::start(each, control, secret.as_ref().map(Secrets::first), &protocols)
+        .map(Some)
+        .map_err(|error| Trouble(format!("cannot start the demo backends: {error}")))
+}
