@@ -43,6 +43,7 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod http;
+pub mod load;
 pub mod logs;
 pub mod metrics;
 pub mod proxy;

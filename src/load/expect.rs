@@ -1,0 +1,329 @@
+//! What a run is expected to show, as a person writes it: `p99<2ms`, `errors=0`, `sticky=100%`,
+//! `spread<=1`. Owns the little language and its judgement; pure.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::tally::{Fault, Tally};
+
+/// One expectation.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Expectation {
+    measure: Measure,
+    relation: Relation,
+    /// In the measure's own unit: nanoseconds, percent, or a plain number.
+    value: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Measure {
+    /// A latency at a share of all requests, 0 to 1.
+    Percentile(f64),
+    Least,
+    Mean,
+    /// Faults of all kinds, or of one.
+    Errors,
+    Fault(Fault),
+    /// Percent of sessions that stayed on one backend.
+    Sticky,
+    /// Sessions of the busiest backend minus those of the idlest.
+    Spread,
+    /// Requests a second, and in all.
+    Rate,
+    Requests,
+    /// Payload bytes a second, both ways.
+    Throughput,
+    /// The generator's own lateness, at 99 %.
+    Lag,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Relation {
+    Less,
+    AtMost,
+    More,
+    AtLeast,
+    Equal,
+    Different,
+}
+
+/// How an expectation turned out.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Verdict {
+    pub expectation: Expectation,
+    /// What the run showed; `None` when it could not show it, which is a failure too.
+    pub found: Option<f64>,
+    pub met: bool,
+}
+
+impl Expectation {
+    /// Holds a run against it. `seconds` is the length of the measured window.
+    pub fn judge(self, tally: &Tally, seconds: f64) -> Verdict {
+        let found = self.measure.of(tally, seconds);
+        let met = found.is_some_and(|found| self.relation.holds(found, self.value));
+        Verdict { expectation: self, found, met }
+    }
+}
+
+impl Measure {
+    fn of(self, tally: &Tally, seconds: f64) -> Option<f64> {
+        let latency = &tally.latency;
+        let measured = !latency.is_empty();
+        match self {
+            Measure::Percentile(share) => measured.then(|| latency.value_at_quantile(share) as f64),
+            Measure::Least => measured.then(|| latency.min() as f64),
+            Measure::Mean => measured.then(|| latency.mean()),
+            Measure::Errors => Some(tally.errors() as f64),
+            Measure::Fault(fault) => Some(tally.faults[fault as usize] as f64),
+            Measure::Sticky => tally.sticky_percent(),
+            Measure::Spread => tally.spread().map(|spread| spread as f64),
+            Measure::Rate => Some(tally.requests as f64 / seconds),
+            Measure::Requests => Some(tally.requests as f64),
+            Measure::Throughput => Some((tally.bytes_sent + tally.bytes_received) as f64 / seconds),
+            Measure::Lag => {
+                (!tally.lag.is_empty()).then(|| tally.lag.value_at_quantile(0.99) as f64)
+            }
+        }
+    }
+
+    fn named(name: &str) -> Option<Measure> {
+        if let Some(digits) = name.strip_prefix('p')
+            && let Ok(percent) = digits.parse::<f64>()
+        {
+            return (0.0..=100.0)
+                .contains(&percent)
+                .then_some(Measure::Percentile(percent / 100.0));
+        }
+        let fault =
+            || Fault::ALL.into_iter().find(|fault| fault.name() == name).map(Measure::Fault);
+        Some(match name {
+            "min" => Measure::Least,
+            "mean" => Measure::Mean,
+            "max" => Measure::Percentile(1.0),
+            "errors" => Measure::Errors,
+            "sticky" => Measure::Sticky,
+            "spread" => Measure::Spread,
+            "rate" => Measure::Rate,
+            "requests" => Measure::Requests,
+            "throughput" => Measure::Throughput,
+            "lag" => Measure::Lag,
+            _ => return fault(),
+        })
+    }
+
+    /// What a unit multiplies a number by, when it fits this measure.
+    fn unit(self, unit: &str) -> Option<f64> {
+        let time =
+            matches!(self, Measure::Percentile(_) | Measure::Least | Measure::Mean | Measure::Lag);
+        match (self, unit) {
+            (_, "ns") if time => Some(1.0),
+            (_, "us" | "µs") if time => Some(1e3),
+            (_, "ms") if time => Some(1e6),
+            (_, "s") if time => Some(1e9),
+            (Measure::Sticky, "%" | "") => Some(1.0),
+            (Measure::Throughput, "B/s" | "") => Some(1.0),
+            (Measure::Throughput, "MB/s") => Some(1e6),
+            (Measure::Throughput, "GB/s") => Some(1e9),
+            (Measure::Rate, "/s") => Some(1.0),
+            (_, "") if !time => Some(1.0),
+            _ => None,
+        }
+    }
+
+    fn show(self, value: f64) -> String {
+        match self {
+            Measure::Percentile(_) | Measure::Least | Measure::Mean | Measure::Lag => {
+                format!("{:.1?}", std::time::Duration::from_nanos(value as u64))
+            }
+            Measure::Sticky => format!("{value:.4}%"),
+            Measure::Throughput => format!("{:.3} GB/s", value / 1e9),
+            Measure::Rate => format!("{value:.0}/s"),
+            _ => format!("{value}"),
+        }
+    }
+}
+
+impl Relation {
+    /// Longest first, so that `<=` is not read as `<`.
+    const ALL: [(&'static str, Relation); 7] = [
+        ("<=", Relation::AtMost),
+        (">=", Relation::AtLeast),
+        ("!=", Relation::Different),
+        ("==", Relation::Equal),
+        ("<", Relation::Less),
+        (">", Relation::More),
+        ("=", Relation::Equal),
+    ];
+
+    fn holds(self, found: f64, value: f64) -> bool {
+        match self {
+            Relation::Less => found < value,
+            Relation::AtMost => found <= value,
+            Relation::More => found > value,
+            Relation::AtLeast => found >= value,
+            Relation::Equal => found == value,
+            Relation::Different => found != value,
+        }
+    }
+
+    fn sign(self) -> &'static str {
+        match self {
+            Relation::Less => "<",
+            Relation::AtMost => "<=",
+            Relation::More => ">",
+            Relation::AtLeast => ">=",
+            Relation::Equal => "=",
+            Relation::Different => "!=",
+        }
+    }
+}
+
+const MEASURES: &str = "p50, p99, p99.9 and the like, min, mean, max, errors, sticky, spread, rate, \
+                        requests, throughput, lag, or a kind of error by its name";
+
+impl FromStr for Expectation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Expectation, String> {
+        let text = text.trim();
+        let (at, sign, relation) = text
+            .char_indices()
+            .find_map(|(at, _)| {
+                let rest = &text[at..];
+                let (sign, relation) =
+                    Relation::ALL.into_iter().find(|(sign, _)| rest.starts_with(sign))?;
+                Some((at, sign, relation))
+            })
+            .ok_or_else(|| format!("`{text}` compares nothing; write for example p99<2ms"))?;
+        let name = text[..at].trim();
+        let measure = Measure::named(name)
+            .ok_or_else(|| format!("`{name}` is not measured; there is {MEASURES}"))?;
+        let amount = text[at + sign.len()..].trim();
+        let digits = amount.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(amount.len());
+        let number: f64 = amount[..digits]
+            .parse()
+            .map_err(|_| format!("`{amount}` in `{text}` does not begin with a number"))?;
+        let unit = amount[digits..].trim();
+        let factor = measure.unit(unit).ok_or_else(|| {
+            format!("`{amount}` is no amount of `{name}`; times need ns, us, ms or s")
+        })?;
+        Ok(Expectation { measure, relation, value: number * factor })
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Measure::Percentile(share) if *share == 1.0 => out.write_str("max"),
+            // Rounded, because 99.9 is no binary fraction.
+            Measure::Percentile(share) => {
+                write!(out, "p{}", (share * 100.0 * 1e6).round() / 1e6)
+            }
+            Measure::Least => out.write_str("min"),
+            Measure::Mean => out.write_str("mean"),
+            Measure::Errors => out.write_str("errors"),
+            Measure::Fault(fault) => out.write_str(fault.name()),
+            Measure::Sticky => out.write_str("sticky"),
+            Measure::Spread => out.write_str("spread"),
+            Measure::Rate => out.write_str("rate"),
+            Measure::Requests => out.write_str("requests"),
+            Measure::Throughput => out.write_str("throughput"),
+            Measure::Lag => out.write_str("lag"),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Expectation { measure, relation, value } = self.expectation;
+        let found = self.found.map_or_else(|| "unknown".to_owned(), |found| measure.show(found));
+        let word = if self.met { "met" } else { "NOT MET" };
+        write!(out, "{word}: {measure}{}{}, found {found}", relation.sign(), measure.show(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::load::tally::Home;
+
+    fn tally() -> Tally {
+        let mut tally = Tally::new();
+        for millis in 1..=100 {
+            tally.answered(Duration::from_millis(millis));
+        }
+        tally.fault(Fault::Lost);
+        for backend in [1, 1, 2] {
+            Home::default().answered_by(backend, &mut tally);
+        }
+        tally
+    }
+
+    fn judge(text: &str) -> bool {
+        text.parse::<Expectation>().unwrap().judge(&tally(), 10.0).met
+    }
+
+    #[test]
+    fn expectations_are_judged() {
+        for (text, met) in [
+            ("p50<51ms", true),
+            ("p50 < 50ms", false),
+            ("p99<=100ms", true),
+            ("p99.9>0.09s", true),
+            ("max<99000us", false),
+            ("min>=0.99ms", true),
+            ("mean=50.5ms", false),
+            ("errors=0", false),
+            ("errors==1", true),
+            ("lost=1", true),
+            ("moved=0", true),
+            ("wrong_client!=0", false),
+            ("sticky=100%", true),
+            ("spread<=1", true),
+            ("spread<1", false),
+            ("rate>=10/s", true),
+            ("rate>10", false),
+            ("requests=100", true),
+            ("throughput<1GB/s", true),
+        ] {
+            assert_eq!(judge(text), met, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_run_cannot_show_is_not_met() {
+        let empty = Tally::new();
+        for text in
+            ["p99<1h".replace('h', "s"), "sticky<=100%".into(), "spread>=0".into(), "lag<1s".into()]
+        {
+            let verdict = text.parse::<Expectation>().unwrap().judge(&empty, 1.0);
+            assert_eq!((verdict.found, verdict.met), (None, false), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_in_words() {
+        for (text, word) in [
+            ("p99", "compares nothing"),
+            ("p101<1ms", "not measured"),
+            ("speed>3", "not measured"),
+            ("p99<fast", "number"),
+            ("p99<2", "times need"),
+            ("errors<2ms", "no amount"),
+            ("rate>1.2.3", "number"),
+        ] {
+            let error = text.parse::<Expectation>().unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_reads_as_it_was_written() {
+        let verdict = "p99.9<2ms".parse::<Expectation>().unwrap().judge(&tally(), 1.0);
+        assert_eq!(verdict.to_string(), "NOT MET: p99.9<2.0ms, found 100.0ms");
+        let verdict = "sticky=100%".parse::<Expectation>().unwrap().judge(&tally(), 1.0);
+        assert_eq!(verdict.to_string(), "met: sticky=100.0000%, found 100.0000%");
+    }
+}

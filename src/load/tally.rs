@@ -1,0 +1,312 @@
+//! What a run counted: requests, bytes, faults by kind, latencies, and which backend answered. One
+//! for each thread, merged at the end. Pure.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// What can go wrong with a request or its connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The connection was refused.
+    Refused,
+    /// The connection could not be made for another reason.
+    Unreachable,
+    /// The connection was reset.
+    Reset,
+    /// The connection ended before the reply did.
+    Closed,
+    /// No reply in time.
+    TimedOut,
+    /// Bytes that were never sent, or a reply of the wrong length.
+    Corrupt,
+    /// A reply that belongs to another connection.
+    WrongClient,
+    /// A reply that an earlier request was still waiting behind.
+    Reordered,
+    /// A datagram, or the rest of a stream, that never came back.
+    Lost,
+    /// A reply that had been given already.
+    Duplicated,
+    /// A reply that came after it had been given up.
+    Late,
+    /// A session answered by another backend than before.
+    Moved,
+    /// An HTTP status of 400 and above.
+    Status,
+    /// A response that is not HTTP/1.1.
+    Malformed,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 14] = [
+        Fault::Refused,
+        Fault::Unreachable,
+        Fault::Reset,
+        Fault::Closed,
+        Fault::TimedOut,
+        Fault::Corrupt,
+        Fault::WrongClient,
+        Fault::Reordered,
+        Fault::Lost,
+        Fault::Duplicated,
+        Fault::Late,
+        Fault::Moved,
+        Fault::Status,
+        Fault::Malformed,
+    ];
+
+    /// The name in reports and in `--expect`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Fault::Refused => "refused",
+            Fault::Unreachable => "unreachable",
+            Fault::Reset => "reset",
+            Fault::Closed => "closed",
+            Fault::TimedOut => "timed_out",
+            Fault::Corrupt => "corrupt",
+            Fault::WrongClient => "wrong_client",
+            Fault::Reordered => "reordered",
+            Fault::Lost => "lost",
+            Fault::Duplicated => "duplicated",
+            Fault::Late => "late",
+            Fault::Moved => "moved",
+            Fault::Status => "status",
+            Fault::Malformed => "malformed",
+        }
+    }
+}
+
+/// What one backend did, as far as replies said so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Share {
+    /// Connections or flows whose first reply came from it.
+    pub sessions: u64,
+    pub requests: u64,
+}
+
+/// The count of one thread, or of all.
+pub struct Tally {
+    /// Complete, checked replies within the measured window.
+    pub requests: u64,
+    /// Payload bytes within the measured window.
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// By `Fault as usize`, over the whole run: a fault during warm-up is a fault.
+    pub faults: [u64; Fault::ALL.len()],
+    /// Nanoseconds from when a request was sent (closed loop) or due (open loop) to its whole reply.
+    pub latency: Histogram<u64>,
+    /// Nanoseconds by which the generator was late against its own schedule.
+    pub lag: Histogram<u64>,
+    /// Requests of the schedule for which there was no free connection to the end.
+    pub unsent: u64,
+    /// By the backend's own number.
+    pub backends: BTreeMap<u32, Share>,
+    /// Sessions whose backend is known, and those of them that had more than one.
+    pub sessions_known: u64,
+    pub sessions_moved: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally::new()
+    }
+}
+
+/// Latencies from a nanosecond to this; longer ones count as this long.
+const LATENCY_MAX_NS: u64 = 3_600_000_000_000;
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3).expect("three digits up to an hour are valid")
+}
+
+impl Tally {
+    pub fn new() -> Tally {
+        Tally {
+            requests: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            faults: [0; Fault::ALL.len()],
+            latency: histogram(),
+            lag: histogram(),
+            unsent: 0,
+            backends: BTreeMap::new(),
+            sessions_known: 0,
+            sessions_moved: 0,
+        }
+    }
+
+    /// Counts one complete reply.
+    pub fn answered(&mut self, after: Duration) {
+        self.requests += 1;
+        self.latency.saturating_record(nanos(after));
+    }
+
+    pub fn fault(&mut self, fault: Fault) {
+        self.faults[fault as usize] += 1;
+    }
+
+    pub fn lagged(&mut self, by: Duration) {
+        self.lag.saturating_record(nanos(by));
+    }
+
+    /// Faults of all kinds.
+    pub fn errors(&self) -> u64 {
+        self.faults.iter().sum()
+    }
+
+    /// Adds what another thread counted.
+    pub fn merge(&mut self, other: &Tally) {
+        self.requests += other.requests;
+        self.bytes_sent += other.bytes_sent;
+        self.bytes_received += other.bytes_received;
+        for (mine, theirs) in self.faults.iter_mut().zip(other.faults) {
+            *mine += theirs;
+        }
+        self.latency.add(&other.latency).expect("histograms of one make add up");
+        self.lag.add(&other.lag).expect("histograms of one make add up");
+        self.unsent += other.unsent;
+        for (backend, share) in &other.backends {
+            let mine = self.backends.entry(*backend).or_default();
+            mine.sessions += share.sessions;
+            mine.requests += share.requests;
+        }
+        self.sessions_known += other.sessions_known;
+        self.sessions_moved += other.sessions_moved;
+    }
+
+    /// Share of the known sessions that stayed on one backend, in percent; `None` when no reply named
+    /// its backend.
+    pub fn sticky_percent(&self) -> Option<f64> {
+        if self.sessions_known == 0 {
+            return None;
+        }
+        let stayed = self.sessions_known - self.sessions_moved;
+        Some(stayed as f64 * 100.0 / self.sessions_known as f64)
+    }
+
+    /// Difference in sessions between the backend with the most and the one with the fewest; `None`
+    /// when no reply named its backend. A backend that got none at all cannot be seen from here.
+    pub fn spread(&self) -> Option<u64> {
+        let sessions = || self.backends.values().map(|share| share.sessions);
+        Some(sessions().max()? - sessions().min()?)
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What a client remembers of a session's backend between two replies, so that counting costs no
+/// look-up for each.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Home {
+    backend: u32,
+    requests: u64,
+    moved: bool,
+}
+
+impl Home {
+    /// Notes who answered; true when a session that should stay has moved. Zero says nothing.
+    pub fn answered_by(&mut self, backend: u32, tally: &mut Tally) -> bool {
+        if backend == self.backend {
+            self.requests += 1;
+            return false;
+        }
+        if backend == 0 {
+            return false;
+        }
+        let known = self.backend != 0;
+        self.settle(tally);
+        let share = tally.backends.entry(backend).or_default();
+        if !known {
+            share.sessions += 1;
+            tally.sessions_known += 1;
+        } else if !self.moved {
+            self.moved = true;
+            tally.sessions_moved += 1;
+        }
+        self.backend = backend;
+        self.requests = 1;
+        known
+    }
+
+    /// Writes what is remembered into the tally.
+    pub fn settle(&mut self, tally: &mut Tally) {
+        if self.backend != 0 && self.requests > 0 {
+            tally.backends.entry(self.backend).or_default().requests += self.requests;
+        }
+        self.requests = 0;
+    }
+
+    /// The session is over; the next one starts anew.
+    pub fn end(&mut self, tally: &mut Tally) {
+        self.settle(tally);
+        *self = Home::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_a_place_and_a_name_of_its_own() {
+        for (place, fault) in Fault::ALL.into_iter().enumerate() {
+            assert_eq!(fault as usize, place);
+        }
+        let names: std::collections::BTreeSet<_> = Fault::ALL.map(Fault::name).into();
+        assert_eq!(names.len(), Fault::ALL.len());
+    }
+
+    #[test]
+    fn threads_add_up() {
+        let mut all = Tally::new();
+        for thread in 1..=2u64 {
+            let mut tally = Tally::new();
+            tally.answered(Duration::from_micros(100 * thread));
+            tally.fault(Fault::Lost);
+            tally.bytes_sent = 64 * thread;
+            Home::default().answered_by(thread as u32, &mut tally);
+            all.merge(&tally);
+        }
+        assert_eq!((all.requests, all.bytes_sent, all.errors()), (2, 192, 2));
+        assert_eq!(all.latency.len(), 2);
+        assert_eq!((all.sessions_known, all.spread()), (2, Some(0)));
+    }
+
+    #[test]
+    fn a_session_that_moves_is_seen_once() {
+        let mut tally = Tally::new();
+        let mut stays = Home::default();
+        let mut moves = Home::default();
+        for backend in [7, 7, 7] {
+            assert!(!stays.answered_by(backend, &mut tally));
+        }
+        let moved: Vec<bool> =
+            [7, 8, 7].map(|backend| moves.answered_by(backend, &mut tally)).into();
+        assert_eq!(moved, [false, true, true]);
+        stays.end(&mut tally);
+        moves.end(&mut tally);
+        assert_eq!(tally.sticky_percent(), Some(50.0));
+        assert_eq!(tally.backends[&7], Share { sessions: 2, requests: 5 });
+        assert_eq!(tally.backends[&8], Share { sessions: 0, requests: 1 });
+    }
+
+    #[test]
+    fn backends_that_do_not_say_who_they_are_leave_it_unknown() {
+        let mut tally = Tally::new();
+        let mut home = Home::default();
+        assert!(!home.answered_by(0, &mut tally));
+        home.end(&mut tally);
+        assert_eq!((tally.sticky_percent(), tally.spread()), (None, None));
+    }
+
+    #[test]
+    fn a_latency_beyond_the_histogram_counts_as_its_longest() {
+        let mut tally = Tally::new();
+        tally.answered(Duration::from_secs(10 * 3600));
+        assert!(tally.latency.max() >= LATENCY_MAX_NS);
+    }
+}
