@@ -1,14 +1,193 @@
 //! The load generator: asks a balancer, or a service directly, as fast as it answers or on a schedule,
-//! and checks every reply.
+//! and checks every reply. Owns what a run is and its threads; each thread drives a ring of its own.
 //!
 //! | question | place |
 //! |---|---|
 //! | when is a request due? | [`plan`] |
 //! | what is sent, and is this its reply? | [`message`], [`client`] |
-//! | what came out, and is it good enough? | [`tally`], [`expect`] |
+//! | who connects, sends, receives? | [`driver`], over [`line`] |
+//! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`] |
+//! | who answers when nobody else is there? | [`echo`] |
 
+pub mod blocks;
 pub mod client;
+pub mod driver;
+pub mod echo;
 pub mod expect;
+mod line;
 pub mod message;
 pub mod plan;
+pub mod process;
+pub mod report;
 pub mod tally;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, OnceLock};
+use std::time::Duration;
+
+use crate::base::thread;
+use crate::base::time::Now;
+use crate::cluster::Protocol;
+use message::{HEAD_BYTES, Kind};
+use tally::Tally;
+
+/// Bytes of requests under way at once, at most.
+pub const LOAD_BYTES_MAX: usize = 512 << 20;
+
+/// What is done on each connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// A request, its reply, the next request.
+    PingPong,
+    /// A connection for every request.
+    Churn,
+    /// Content without end.
+    Bulk(Kind),
+}
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Load {
+    pub protocol: Protocol,
+    pub to: SocketAddr,
+    pub shape: Shape,
+    /// Connections or flows, all threads together.
+    pub connections: usize,
+    /// Bytes of a message.
+    pub size: usize,
+    /// Datagrams under way on a flow.
+    pub window: usize,
+    /// Requests a second on a schedule; `None` asks again as soon as the reply is there.
+    pub rate: Option<u64>,
+    pub warmup: Duration,
+    pub duration: Duration,
+    pub threads: usize,
+    /// How long a reply may take.
+    pub patience: Duration,
+    /// A process whose CPU time is read at both ends of the measured window.
+    pub watch: Option<u32>,
+}
+
+/// What came out of a run.
+pub struct Outcome {
+    pub tally: Tally,
+    /// CPU time of the watched process within the measured window.
+    pub watched_cpu: Option<Duration>,
+    /// CPU time of the generator's threads within the measured window.
+    pub own_cpu: Option<Duration>,
+    /// Why the figures must not be believed; `None` when they may.
+    pub invalid: Option<String>,
+}
+
+/// What a run shows of itself while it lasts.
+#[derive(Default)]
+pub struct Progress {
+    pub requests: AtomicU64,
+    pub bytes: AtomicU64,
+    pub errors: AtomicU64,
+}
+
+impl Progress {
+    fn add(counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+}
+
+/// What the threads of a run share.
+struct Shared {
+    load: Load,
+    progress: Arc<Progress>,
+    /// Everyone is connected.
+    connected: Barrier,
+    start: OnceLock<Now>,
+}
+
+impl Load {
+    /// What is wrong with it, in words for the person who asked for it.
+    pub fn check(&self) -> Result<(), String> {
+        if self.connections == 0 || self.threads == 0 || self.window == 0 {
+            return Err("connections, threads and window must be at least 1".to_owned());
+        }
+        if self.threads > self.connections {
+            return Err("more threads than connections; give fewer threads".to_owned());
+        }
+        if self.size < HEAD_BYTES {
+            return Err(format!("a message needs at least {HEAD_BYTES} bytes to say whose it is"));
+        }
+        if self.protocol == Protocol::Udp && self.size > driver::DATAGRAM_BYTES_MAX {
+            let most = driver::DATAGRAM_BYTES_MAX;
+            return Err(format!("a datagram has at most {most} bytes here"));
+        }
+        if self.connections.saturating_mul(self.window).saturating_mul(self.size) > LOAD_BYTES_MAX {
+            return Err(format!(
+                "connections x window x size is more than {} MiB under way; lower one of them",
+                LOAD_BYTES_MAX >> 20
+            ));
+        }
+        if self.rate == Some(0) {
+            return Err("a rate of 0 asks nothing".to_owned());
+        }
+        if self.rate.is_some() && matches!(self.shape, Shape::Bulk(_)) {
+            return Err("bulk has no schedule; leave out the rate".to_owned());
+        }
+        if self.shape != Shape::PingPong && self.protocol != Protocol::Tcp {
+            return Err("churn and bulk are for TCP".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Runs a load that [`Load::check`] has passed. Fails when there is no ring, or nobody to talk to.
+pub fn run(load: &Load, progress: &Arc<Progress>) -> io::Result<Outcome> {
+    let shared = Arc::new(Shared {
+        load: load.clone(),
+        progress: Arc::clone(progress),
+        connected: Barrier::new(load.threads),
+        start: OnceLock::new(),
+    });
+    let threads = (0..load.threads)
+        .map(|place| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(&format!("load-{place}"), move || driver::drive(&shared, place))
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    let mut parts = Vec::new();
+    for thread in threads {
+        parts.push(thread.join().map_err(|_| io::Error::other("a load thread ended early"))??);
+    }
+    Ok(gather(load, parts))
+}
+
+fn gather(load: &Load, parts: Vec<driver::Part>) -> Outcome {
+    let mut tally = Tally::new();
+    let mut own_cpu = Some(Duration::ZERO);
+    let mut watched_cpu = None;
+    for part in parts {
+        tally.merge(&part.tally);
+        own_cpu = own_cpu.zip(part.own_cpu).map(|(sum, one)| sum + one);
+        watched_cpu = watched_cpu.or(part.watched_cpu);
+    }
+    let invalid = distrust(load, &tally);
+    Outcome { tally, watched_cpu, own_cpu, invalid }
+}
+
+/// Why a run's figures must not be believed.
+fn distrust(load: &Load, tally: &Tally) -> Option<String> {
+    if tally.requests == 0 && !matches!(load.shape, Shape::Bulk(_)) {
+        return Some("not one reply came in the measured time".to_owned());
+    }
+    let rate = load.rate?;
+    let planned = (u128::from(rate) * load.duration.as_millis()).div_ceil(1000);
+    if u128::from(tally.unsent) * 100 > planned {
+        return Some(format!(
+            "{} of {planned} planned requests found no free connection; more connections or a lower rate",
+            tally.unsent
+        ));
+    }
+    let lag = Duration::from_nanos(tally.lag.value_at_quantile(0.99));
+    (lag > plan::LAG_MAX).then(|| {
+        format!("the generator itself was late by {lag:.1?} (p99); more threads or a lower rate")
+    })
+}

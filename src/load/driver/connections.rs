@@ -1,0 +1,161 @@
+//! Connections of one thread: made, answered, ended. Owns when a line may be closed: not before what
+//! is in flight on it has come back.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+
+use super::super::Shape;
+use super::super::line::{self, Phase, Talk, socket_of};
+use super::super::tally::Fault;
+use super::{BURST_BYTES, CONNECT, CONNECTING_MAX, Driver, RECEIVE, REST, first_class, tag, talk};
+use crate::base::time::Now;
+use crate::cluster::Protocol;
+use crate::ring::pool::Class;
+use crate::ring::sys;
+
+impl Driver<'_> {
+    pub(super) fn connect_some(&mut self) {
+        let most = if self.load.shape == Shape::Churn { usize::MAX } else { CONNECTING_MAX };
+        for _ in 0..self.to_connect.len() {
+            if self.connecting >= most {
+                return;
+            }
+            let Some(slot) = self.to_connect.pop_front() else { return };
+            if self.lines[slot as usize].rest_until > self.now {
+                self.to_connect.push_back(slot);
+                continue;
+            }
+            if let Err(error) = self.connect(slot) {
+                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                self.failed_to_connect(slot, errno);
+            }
+        }
+    }
+
+    pub(super) fn connect(&mut self, slot: u32) -> io::Result<()> {
+        let line = &mut self.lines[slot as usize];
+        line.talk = match std::mem::replace(&mut line.talk, talk(self.load, 0)) {
+            Talk::Stream(stream) => Talk::Stream(stream.anew()),
+            Talk::Exchange(exchange) => Talk::Exchange(exchange.anew()),
+            Talk::Flow(flow) => Talk::Flow(flow),
+        };
+        (line.since, line.sent) = (self.now, self.now);
+        if self.load.protocol == Protocol::Udp {
+            line.socket = Some(line::datagram_socket(self.load.to)?);
+            self.connected(slot);
+            return Ok(());
+        }
+        let socket = sys::stream(self.load.to)?;
+        self.ring.connect(tag(CONNECT, slot, line), socket.as_fd(), self.load.to);
+        line.socket = Some(socket);
+        line.phase = Phase::Connecting;
+        line.linking = true;
+        self.connecting += 1;
+        Ok(())
+    }
+
+    pub(super) fn failed_to_connect(&mut self, slot: u32, errno: Errno) {
+        self.unreachable = self.unreachable.or(Some(errno));
+        self.fault(slot, line::fault_of(errno));
+    }
+
+    pub(super) fn connected(&mut self, slot: u32) {
+        let line = &mut self.lines[slot as usize];
+        line.phase = Phase::Up;
+        line.next_class = first_class(self.load);
+        self.receive(slot);
+        if let Talk::Stream(stream) = &self.lines[slot as usize].talk {
+            let head = stream.opening();
+            self.send_head(slot, head);
+        } else {
+            self.next(slot);
+        }
+    }
+
+    pub(super) fn receive(&mut self, slot: u32) {
+        let line = &mut self.lines[slot as usize];
+        let Some(socket) = socket_of(&line.socket) else { return };
+        if line.receiving || line.phase != Phase::Up {
+            return;
+        }
+        line.receiving = true;
+        let tag = tag(RECEIVE, slot, line);
+        match line.next_class {
+            Class::Large => self.ring.receive(tag, socket, Class::Large, true),
+            Class::Small if self.load.shape == Shape::Churn => {
+                self.ring.receive(tag, socket, Class::Small, true);
+            }
+            Class::Small => self.ring.receive_many(tag, socket, BURST_BYTES),
+        }
+    }
+
+    pub(super) fn connect_done(&mut self, slot: u32, result: Result<u32, Errno>) {
+        self.connecting -= 1;
+        let line = &mut self.lines[slot as usize];
+        line.linking = false;
+        match result {
+            _ if line.phase == Phase::Closing => {}
+            Ok(_) => self.connected(slot),
+            Err(errno) => {
+                line.phase = Phase::Up;
+                self.failed_to_connect(slot, errno);
+            }
+        }
+    }
+
+    /// Counts a fault and ends the connection.
+    pub(super) fn fault(&mut self, slot: u32, fault: Fault) {
+        let line = &mut self.lines[slot as usize];
+        if line.phase != Phase::Closing {
+            self.tally.fault(fault);
+            line.rest_until = self.now.plus(REST);
+        }
+        self.end(slot);
+    }
+
+    /// Ends a connection; it is made again once nothing is in flight on it.
+    pub(super) fn end(&mut self, slot: u32) {
+        let line = &mut self.lines[slot as usize];
+        if line.phase == Phase::Closing {
+            return;
+        }
+        line.phase = Phase::Closing;
+        if line.busy() {
+            line.interrupt();
+        }
+        self.close_if_quiet(slot);
+    }
+
+    pub(super) fn close_if_quiet(&mut self, slot: u32) {
+        let line = &mut self.lines[slot as usize];
+        if line.phase != Phase::Closing || line.busy() {
+            return;
+        }
+        if let Some(socket) = line.socket.take() {
+            self.ring.close(socket);
+        }
+        self.ring.pool_mut().give_back_chain(line.sending.take());
+        line.generation = (line.generation + 1) & 0x7f_ffff;
+        line.phase = Phase::Down;
+        line.home.end(&mut self.tally);
+        if self.asking || self.start == Now::default() {
+            self.to_connect.push_back(slot);
+        }
+    }
+
+    /// What can be undone of a line when the run ends: a stream is finished, a short connection left.
+    pub(super) fn wind_down(&mut self, slot: u32) {
+        let line = &mut self.lines[slot as usize];
+        let Talk::Stream(stream) = &mut line.talk else { return };
+        if !stream.sends() {
+            self.end(slot);
+        } else if line.sends == 0 && line.phase == Phase::Up {
+            stream.finish();
+            if let Some(socket) = socket_of(&line.socket) {
+                sys::finish_writing(socket);
+            }
+        }
+    }
+}

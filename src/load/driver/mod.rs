@@ -1,0 +1,358 @@
+//! One thread of the load: connects its lines, keeps them asking, and counts, on a ring of its own.
+//! Reads the clock once a turn. What is said and checked is `client`'s; when it is due is `plan`'s.
+
+mod connections;
+mod requests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::client::{Exchange, Flow, Stream};
+use super::line::{Line, Phase, Talk};
+use super::message::{Content, PERIOD};
+use super::plan::Plan;
+use super::tally::{Fault, Tally};
+use super::{Load, Progress, Shape, Shared, blocks, process};
+use crate::base::time::Now;
+use crate::cluster::Protocol;
+use crate::ring::pool::{BLOCKS_MAX, Chain, Class, SMALL_BYTES};
+use crate::ring::{Done, REAP_MAX, Ring, Settings, Tag};
+
+const CONNECT: u8 = 1;
+const SEND: u8 = 2;
+const RECEIVE: u8 = 3;
+const DATAGRAM: u8 = 4;
+
+/// Connections being made at once by a thread, outside churn: less than any listener's backlog.
+const CONNECTING_MAX: usize = 64;
+/// A line that failed rests this long, so that a dead balancer is not hammered.
+const REST: Duration = Duration::from_millis(10);
+/// How often patience is checked.
+const TICK: Duration = Duration::from_millis(100);
+/// How long replies are awaited after the end of the measured window.
+const ENDING_MAX: Duration = Duration::from_secs(5);
+/// Bytes after which a multishot receive ends.
+const BURST_BYTES: u32 = 1 << 20;
+/// A datagram is sent from one large block and received into one.
+pub const DATAGRAM_BYTES_MAX: usize = 65_507;
+
+/// What one thread brings back.
+pub struct Part {
+    pub tally: Tally,
+    pub watched_cpu: Option<Duration>,
+    pub own_cpu: Option<Duration>,
+}
+
+/// Runs one thread's share of a load.
+pub(super) fn drive(shared: &Shared, place: usize) -> io::Result<Part> {
+    let ready = Driver::new(shared, place).and_then(|mut driver| {
+        if driver.load.shape != Shape::Churn {
+            driver.connect_all()?;
+        }
+        Ok(driver)
+    });
+    // Everyone comes here, with or without success: nobody is left waiting.
+    shared.connected.wait();
+    let mut driver = ready?;
+    driver.begin(*shared.start.get_or_init(Now::read));
+    driver.run()?;
+    Ok(driver.finish())
+}
+
+/// CPU time at one edge of the measured window.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    watched: Option<Duration>,
+    own: Option<Duration>,
+}
+
+struct Driver<'a> {
+    load: &'a Load,
+    progress: &'a Progress,
+    place: usize,
+    ring: Ring,
+    done: Vec<Done>,
+    lines: Vec<Line>,
+    /// Lines to be connected, and how many are at it.
+    to_connect: VecDeque<u32>,
+    connecting: usize,
+    /// Lines without a request, when requests come from a plan.
+    free: VecDeque<u32>,
+    /// Lines whose request found no block, or whose receive did.
+    starved: Vec<u32>,
+    /// Datagrams being sent: whose, and its block.
+    flights: Vec<(u32, Chain)>,
+    flights_free: Vec<u32>,
+    content: Content,
+    flood: Chain,
+    plan: Option<Plan>,
+    tally: Tally,
+    now: Now,
+    start: Now,
+    end: Now,
+    next_tick: Now,
+    /// Requests are made; between the measured window's edges they count.
+    asking: bool,
+    measuring: bool,
+    spent: [Spent; 2],
+    /// The first connect that failed while nothing had been connected yet.
+    unreachable: Option<Errno>,
+    reported: (u64, u64, u64),
+}
+
+impl<'a> Driver<'a> {
+    fn new(shared: &'a Shared, place: usize) -> io::Result<Driver<'a>> {
+        let load = &shared.load;
+        let mut ring = Ring::new(settings(load))?;
+        let content = Content::new();
+        let mut flood = Chain::EMPTY;
+        if matches!(load.shape, Shape::Bulk(_)) {
+            flood = blocks::content_chain(ring.pool_mut(), &content, PERIOD)
+                .expect("a new pool holds a period of content");
+        }
+        let lines: Vec<Line> = (place..load.connections)
+            .step_by(load.threads)
+            .map(|number| Line::new(talk(load, number as u32)))
+            .collect();
+        let to_connect = (0..lines.len() as u32).collect();
+        Ok(Driver {
+            load,
+            progress: &shared.progress,
+            place,
+            ring,
+            done: Vec::with_capacity(REAP_MAX),
+            lines,
+            to_connect,
+            connecting: 0,
+            free: VecDeque::new(),
+            starved: Vec::new(),
+            flights: Vec::new(),
+            flights_free: Vec::new(),
+            content,
+            flood,
+            plan: None,
+            tally: Tally::new(),
+            now: Now::read(),
+            start: Now::default(),
+            end: Now::default(),
+            next_tick: Now::default(),
+            asking: false,
+            measuring: false,
+            spent: [Spent::default(); 2],
+            unreachable: None,
+            reported: (0, 0, 0),
+        })
+    }
+
+    /// Brings every line up. Fails when the first of them cannot be.
+    fn connect_all(&mut self) -> io::Result<()> {
+        let until = Now::read().plus(self.load.patience);
+        let mut up = 0;
+        while up < self.lines.len() && self.now < until {
+            self.turn(Some(Duration::from_millis(10)))?;
+            up = self.lines.iter().filter(|line| line.phase == Phase::Up).count();
+            if up == 0
+                && let Some(errno) = self.unreachable
+            {
+                return Err(errno.into());
+            }
+        }
+        if up == 0 { Err(Errno::ETIMEDOUT.into()) } else { Ok(()) }
+    }
+
+    /// Everyone is connected: the schedule starts, and whoever can asks.
+    fn begin(&mut self, now: Now) {
+        self.now = now;
+        self.start = now.plus(self.load.warmup);
+        self.end = self.start.plus(self.load.duration);
+        self.next_tick = now.plus(TICK);
+        self.asking = true;
+        self.plan = self.load.rate.map(|rate| Plan::new(now, rate, self.place, self.load.threads));
+        for slot in 0..self.lines.len() as u32 {
+            if self.lines[slot as usize].phase == Phase::Up {
+                self.next(slot);
+            }
+        }
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        while self.asking || self.outstanding() {
+            let patience = self.patience();
+            self.turn(Some(patience))?;
+        }
+        Ok(())
+    }
+
+    /// Submits, waits, and handles what came.
+    fn turn(&mut self, patience: Option<Duration>) -> io::Result<()> {
+        self.connect_some();
+        self.ring.enter(patience)?;
+        self.now = Now::read();
+        self.cross_edges();
+        let mut done = std::mem::take(&mut self.done);
+        loop {
+            let more = self.ring.reap(&mut done);
+            for done in done.drain(..) {
+                self.completed(done);
+            }
+            if !more {
+                break;
+            }
+        }
+        self.done = done;
+        for slot in std::mem::take(&mut self.starved) {
+            self.resume(slot);
+        }
+        self.keep_to_plan();
+        if self.now >= self.next_tick {
+            self.next_tick = self.now.plus(TICK);
+            self.tick();
+        }
+        Ok(())
+    }
+
+    /// How long the next turn may wait.
+    fn patience(&self) -> Duration {
+        let mut until = self.next_tick;
+        if self.asking {
+            until = until.min(if self.measuring { self.end } else { self.start });
+            if let Some(plan) = self.plan
+                && !self.free.is_empty()
+            {
+                until = until.min(plan.due());
+            }
+            if !self.to_connect.is_empty() {
+                until = until.min(self.now.plus(REST));
+            }
+        }
+        if self.starved.is_empty() { until.since(self.now) } else { Duration::ZERO }
+    }
+
+    fn cross_edges(&mut self) {
+        if !self.asking {
+            return;
+        }
+        if !self.measuring && self.now >= self.start && self.now < self.end {
+            self.measuring = true;
+            self.spent[0] = self.spent_now();
+        } else if self.now >= self.end {
+            self.spent[1] = self.spent_now();
+            self.measuring = false;
+            self.asking = false;
+            self.tally.unsent = self.plan.map_or(0, |plan| plan.overdue(self.end));
+            self.next_tick = self.now;
+            for slot in 0..self.lines.len() as u32 {
+                self.wind_down(slot);
+            }
+        }
+    }
+
+    fn spent_now(&self) -> Spent {
+        let watch = self.load.watch.filter(|_| self.place == 0);
+        Spent { watched: watch.and_then(process::cpu_of), own: process::cpu_of_this_thread() }
+    }
+
+    /// Whether a reply may still come that is worth waiting for.
+    fn outstanding(&self) -> bool {
+        self.now < self.end.plus(ENDING_MAX) && self.lines.iter().any(Line::waiting)
+    }
+
+    fn finish(mut self) -> Part {
+        for line in &mut self.lines {
+            if line.waiting() {
+                self.tally.fault(Fault::TimedOut);
+            }
+            line.home.end(&mut self.tally);
+        }
+        self.report();
+        let [before, after] = self.spent;
+        let between = |a: Option<Duration>, b: Option<Duration>| Some(b?.saturating_sub(a?));
+        Part {
+            tally: self.tally,
+            watched_cpu: between(before.watched, after.watched),
+            own_cpu: between(before.own, after.own),
+        }
+    }
+
+    fn completed(&mut self, done: Done) {
+        if done.tag.kind == DATAGRAM {
+            return self.datagram_sent(done);
+        }
+        let slot = done.tag.slot;
+        let current = self.lines[slot as usize].generation;
+        assert_eq!(done.tag.generation, current, "a line is reused when nothing is in flight");
+        match done.tag.kind {
+            CONNECT => self.connect_done(slot, done.result),
+            SEND => self.sent(slot, done.result),
+            _ => self.received(slot, done),
+        }
+        self.close_if_quiet(slot);
+    }
+
+    fn tick(&mut self) {
+        let patience = self.load.patience;
+        for slot in 0..self.lines.len() as u32 {
+            let line = &mut self.lines[slot as usize];
+            let overdue = self.now.since(line.sent) > patience;
+            match (&mut line.talk, line.phase) {
+                (Talk::Flow(flow), Phase::Up) => {
+                    let lost = flow.expire(self.now, patience);
+                    self.tally.faults[Fault::Lost as usize] += lost;
+                    if lost > 0 {
+                        self.next(slot);
+                    }
+                }
+                (_, Phase::Connecting) if overdue => self.fault(slot, Fault::Unreachable),
+                (Talk::Exchange(exchange), Phase::Up) if exchange.waiting() && overdue => {
+                    self.fault(slot, Fault::TimedOut);
+                }
+                _ => {}
+            }
+        }
+        self.report();
+    }
+
+    /// Tells the live line what is new.
+    fn report(&mut self) {
+        let bytes = self.tally.bytes_sent + self.tally.bytes_received;
+        let new = (self.tally.requests, bytes, self.tally.errors());
+        Progress::add(&self.progress.requests, new.0 - self.reported.0);
+        Progress::add(&self.progress.bytes, new.1 - self.reported.1);
+        Progress::add(&self.progress.errors, new.2 - self.reported.2);
+        self.reported = new;
+    }
+}
+
+fn tag(kind: u8, slot: u32, line: &Line) -> Tag {
+    Tag { kind, generation: line.generation, slot }
+}
+
+fn talk(load: &Load, connection: u32) -> Talk {
+    match (load.protocol, load.shape) {
+        (Protocol::Udp, _) => Talk::Flow(Flow::new(connection, load.size, load.window)),
+        (_, Shape::Bulk(kind)) => Talk::Stream(Stream::new(connection, kind)),
+        _ => Talk::Exchange(Exchange::new(connection, load.size)),
+    }
+}
+
+/// What the first reply is received into.
+fn first_class(load: &Load) -> Class {
+    let stream = matches!(load.shape, Shape::Bulk(kind) if kind != super::message::Kind::Sink);
+    if stream || load.size > SMALL_BYTES { Class::Large } else { Class::Small }
+}
+
+/// Blocks for every request of one thread under way and some to receive into.
+fn settings(load: &Load) -> Settings {
+    let lines = load.connections.div_ceil(load.threads) * load.window;
+    let (small, large) = match blocks::class_for(load.size) {
+        Class::Small => (lines, 0),
+        Class::Large => (0, lines * (blocks::blocks_for(load.size) + 1)),
+    };
+    Settings {
+        small_blocks: (small * 2 + 1024).min(BLOCKS_MAX),
+        large_blocks: (large + 192).min(BLOCKS_MAX / 2),
+    }
+}

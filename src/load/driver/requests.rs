@@ -1,0 +1,279 @@
+//! Requests and replies of one thread: what a free line sends, and what becomes of what comes back.
+
+use nix::errno::Errno;
+
+use super::super::line::{self, Phase, Talk, socket_of};
+use super::super::message::{HEAD_BYTES, Head, content_position};
+use super::super::plan;
+use super::super::tally::Fault;
+use super::super::{Shape, blocks};
+use super::{DATAGRAM, Driver, SEND, tag};
+use crate::base::time::Now;
+use crate::cluster::Protocol;
+use crate::ring::pool::{Buf, Chain};
+use crate::ring::{Done, Tag};
+
+impl Driver<'_> {
+    /// A line is free: it asks at once, or waits for the plan.
+    pub(super) fn next(&mut self, slot: u32) {
+        let line = &mut self.lines[slot as usize];
+        // Until the last request's send is reported its chain is needed; then this is called again.
+        let unsent = matches!(line.talk, Talk::Exchange(_)) && line.sends > 0;
+        if !self.asking || unsent {
+            return;
+        }
+        if self.plan.is_none() {
+            return self.ask(slot, self.now);
+        }
+        if !line.queued {
+            line.queued = true;
+            line.free_since = self.now;
+            self.free.push_back(slot);
+        }
+    }
+
+    /// Sends what is due, as far as there are free lines.
+    pub(super) fn keep_to_plan(&mut self) {
+        let Some(mut plan) = self.plan else { return };
+        while self.asking && plan.due() <= self.now {
+            let Some(slot) = self.free.pop_front() else { break };
+            let line = &mut self.lines[slot as usize];
+            line.queued = false;
+            if line.phase != Phase::Up {
+                // It broke while it was waiting; the next one takes the request.
+                continue;
+            }
+            let Some(due) = plan.take(self.now) else { break };
+            let lag = plan::lag(due, line.free_since, self.now);
+            if self.measuring {
+                self.tally.lagged(lag);
+            }
+            self.ask(slot, due);
+        }
+        self.plan = Some(plan);
+    }
+
+    /// Makes requests on a line that is up: one on a connection, as many as have room on a flow.
+    pub(super) fn ask(&mut self, slot: u32, since: Now) {
+        let planned = self.plan.is_some();
+        let line = &mut self.lines[slot as usize];
+        match &mut line.talk {
+            Talk::Exchange(exchange) => {
+                if self.load.shape != Shape::Churn {
+                    line.since = since;
+                }
+                line.sent = self.now;
+                let head = exchange.request();
+                self.send_head(slot, head);
+            }
+            Talk::Flow(_) => {
+                while self.ask_datagram(slot, since) && !planned {}
+                let line = &self.lines[slot as usize];
+                if planned && matches!(&line.talk, Talk::Flow(flow) if flow.has_room()) {
+                    self.next(slot);
+                }
+            }
+            Talk::Stream(_) => {}
+        }
+    }
+
+    /// Sends a head with the content that belongs to it.
+    pub(super) fn send_head(&mut self, slot: u32, head: Head) {
+        let line = &mut self.lines[slot as usize];
+        let Some(socket) = socket_of(&line.socket) else { return };
+        let count =
+            if matches!(line.talk, Talk::Stream(_)) { 0 } else { self.load.size - HEAD_BYTES };
+        let position = content_position(head.connection, head.sequence) + HEAD_BYTES as u64;
+        let (pool, chain) = (self.ring.pool_mut(), &mut line.sending);
+        let bytes = head.encode();
+        if blocks::write_with_content(pool, chain, &bytes, &self.content, position, count).is_err()
+        {
+            // The pool holds every request; blocks posted for receiving have taken its place.
+            return self.fault(slot, Fault::Closed);
+        }
+        line.sends += 1;
+        let outgoing = line.sending.outgoing();
+        let tag = tag(SEND, slot, line);
+        self.ring.send(tag, socket, outgoing);
+    }
+
+    /// Sends one datagram; false when there is no room for it.
+    pub(super) fn ask_datagram(&mut self, slot: u32, since: Now) -> bool {
+        let line = &mut self.lines[slot as usize];
+        let Talk::Flow(flow) = &mut line.talk else { return false };
+        let Some(socket) = socket_of(&line.socket) else { return false };
+        let Some(head) = flow.request(since, self.now) else { return false };
+        let mut chain = Chain::EMPTY;
+        let position = content_position(head.connection, head.sequence) + HEAD_BYTES as u64;
+        let (pool, count) = (self.ring.pool_mut(), self.load.size - HEAD_BYTES);
+        let bytes = head.encode();
+        if blocks::write_with_content(pool, &mut chain, &bytes, &self.content, position, count)
+            .is_err()
+        {
+            return false;
+        }
+        let outgoing = chain.outgoing();
+        let flight = self.flights_free.pop().unwrap_or_else(|| {
+            self.flights.push((slot, Chain::EMPTY));
+            (self.flights.len() - 1) as u32
+        });
+        self.flights[flight as usize] = (slot, chain);
+        line.sends += 1;
+        self.ring.send(Tag { kind: DATAGRAM, generation: 0, slot: flight }, socket, outgoing);
+        true
+    }
+
+    pub(super) fn datagram_sent(&mut self, done: Done) {
+        let (slot, chain) = &mut self.flights[done.tag.slot as usize];
+        let slot = *slot;
+        self.ring.pool_mut().give_back_chain(chain.take());
+        self.flights_free.push(done.tag.slot);
+        self.lines[slot as usize].sends -= 1;
+        // A refused port is reported to the next send; the datagram itself shows up as lost.
+        if done.result == Err(Errno::ECONNREFUSED) {
+            self.tally.fault(Fault::Refused);
+        }
+        self.close_if_quiet(slot);
+    }
+
+    pub(super) fn sent(&mut self, slot: u32, result: Result<u32, Errno>) {
+        let line = &mut self.lines[slot as usize];
+        line.sends -= 1;
+        self.ring.pool_mut().give_back_chain(line.sending.take());
+        match result {
+            // The receive side says why, unless there is none to say it.
+            Err(errno) => self.fault(slot, line::fault_of(errno)),
+            Ok(_) if matches!(line.talk, Talk::Exchange(_)) => {
+                if line.phase == Phase::Up && !line.waiting() {
+                    self.next(slot);
+                }
+            }
+            Ok(count) => self.stream_on(slot, count),
+        }
+    }
+
+    /// The next stretch of a stream, or its end.
+    pub(super) fn stream_on(&mut self, slot: u32, sent: u32) {
+        let line = &mut self.lines[slot as usize];
+        let Talk::Stream(stream) = &mut line.talk else { return };
+        if line.phase != Phase::Up || !stream.sends() {
+            return;
+        }
+        if sent as usize > HEAD_BYTES {
+            stream.sent(u64::from(sent));
+            if self.measuring {
+                self.tally.bytes_sent += u64::from(sent);
+            }
+        }
+        if !self.asking && self.start != Now::default() {
+            return self.wind_down(slot);
+        }
+        if let Some(socket) = socket_of(&line.socket) {
+            line.sends += 1;
+            let tag = tag(SEND, slot, line);
+            self.ring.send(tag, socket, self.flood.outgoing());
+        }
+    }
+
+    pub(super) fn received(&mut self, slot: u32, done: Done) {
+        let line = &mut self.lines[slot as usize];
+        line.receiving = done.more;
+        if let Some(buf) = done.buf {
+            let got = buf.len();
+            if line.phase == Phase::Up && done.result.is_ok() && got > 0 {
+                if self.load.protocol == Protocol::Tcp {
+                    line.next_class = blocks::class_after(got);
+                }
+                self.take(slot, &buf);
+            }
+            self.ring.pool_mut().give_back(buf);
+        }
+        match done.result {
+            Ok(0) if self.load.protocol != Protocol::Udp => self.ended(slot),
+            Ok(_) => self.receive(slot),
+            Err(Errno::ENOBUFS) => self.starved.push(slot),
+            Err(Errno::ECONNREFUSED) if self.load.protocol == Protocol::Udp => {
+                self.tally.fault(Fault::Refused);
+                self.receive(slot);
+            }
+            Err(errno) => self.fault(slot, line::fault_of(errno)),
+        }
+    }
+
+    /// What starvation interrupted goes on.
+    pub(super) fn resume(&mut self, slot: u32) {
+        self.receive(slot);
+        if self.plan.is_none() && self.lines[slot as usize].phase == Phase::Up {
+            let waiting = self.lines[slot as usize].waiting();
+            if !waiting {
+                self.next(slot);
+            }
+        }
+    }
+
+    /// Looks at what came in on a line.
+    pub(super) fn take(&mut self, slot: u32, buf: &Buf) {
+        let bytes = self.ring.pool().bytes(buf);
+        let line = &mut self.lines[slot as usize];
+        match &mut line.talk {
+            Talk::Exchange(exchange) => match exchange.received(&self.content, bytes) {
+                Ok(None) => {}
+                Ok(Some(backend)) => self.answered(slot, backend),
+                Err(fault) => self.fault(slot, fault),
+            },
+            Talk::Flow(flow) => {
+                let (reply, fault) = flow.received(&self.content, bytes);
+                if let Some(fault) = fault {
+                    self.tally.fault(fault);
+                }
+                if let Some(reply) = reply {
+                    self.lines[slot as usize].since = reply.since;
+                    self.answered(slot, reply.backend);
+                }
+            }
+            Talk::Stream(stream) => match stream.received(&self.content, bytes) {
+                Ok(count) => {
+                    line.home.answered_by(stream.backend(), &mut self.tally);
+                    if self.measuring {
+                        self.tally.bytes_received += count as u64;
+                    }
+                }
+                Err(fault) => self.fault(slot, fault),
+            },
+        }
+    }
+
+    /// A whole, right reply.
+    pub(super) fn answered(&mut self, slot: u32, backend: u32) {
+        let line = &mut self.lines[slot as usize];
+        if self.measuring {
+            self.tally.answered(self.now.since(line.since));
+            self.tally.bytes_sent += self.load.size as u64;
+            self.tally.bytes_received += self.load.size as u64;
+        }
+        if line.home.answered_by(backend, &mut self.tally) {
+            self.tally.fault(Fault::Moved);
+        }
+        if self.load.shape == Shape::Churn {
+            self.end(slot);
+        } else {
+            self.next(slot);
+        }
+    }
+
+    /// The other side has finished.
+    pub(super) fn ended(&mut self, slot: u32) {
+        let line = &mut self.lines[slot as usize];
+        if line.phase == Phase::Closing {
+            return;
+        }
+        let verdict = match &line.talk {
+            Talk::Stream(stream) => stream.ended(),
+            _ => Err(Fault::Closed),
+        };
+        match verdict {
+            Ok(()) => self.end(slot),
+            Err(fault) => self.fault(slot, fault),
+        }
+    }
+}

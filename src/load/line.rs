@@ -1,0 +1,145 @@
+//! One connection of the load with its socket: what is in flight on it and where it stands. Owns the
+//! socket and the chain being sent; the driver decides what happens next.
+//!
+//! ```text
+//!   Down --connect--> Connecting --connected--> Up --fault, end of a short session--> Closing
+//!    ^                     |                                                            |
+//!    +------ refused ------+------------------ nothing in flight, closed ---------------+
+//! ```
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::client::{Exchange, Flow, Stream};
+use super::tally::{Fault, Home};
+use crate::base::time::Now;
+use crate::ring::pool::{Chain, Class};
+
+/// Where a line stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    Down,
+    Connecting,
+    Up,
+    Closing,
+}
+
+/// What is spoken on a line.
+pub enum Talk {
+    Exchange(Exchange),
+    Flow(Flow),
+    Stream(Stream),
+}
+
+pub struct Line {
+    pub socket: Option<OwnedFd>,
+    /// Grows with every connection, so that completions of an old one are known.
+    pub generation: u32,
+    pub phase: Phase,
+    pub talk: Talk,
+    pub home: Home,
+    /// The request being sent, on streams.
+    pub sending: Chain,
+    /// Sends in flight; and whether a receive and a connect are.
+    pub sends: u32,
+    pub receiving: bool,
+    pub linking: bool,
+    pub next_class: Class,
+    /// In the list of lines that are free for a planned request.
+    pub queued: bool,
+    /// When the request that is waited for was sent or due, and when it was really sent.
+    pub since: Now,
+    pub sent: Now,
+    pub free_since: Now,
+    /// A line that failed is not connected again before this.
+    pub rest_until: Now,
+}
+
+impl Line {
+    pub fn new(talk: Talk) -> Line {
+        Line {
+            socket: None,
+            generation: 0,
+            phase: Phase::Down,
+            talk,
+            home: Home::default(),
+            sending: Chain::EMPTY,
+            sends: 0,
+            receiving: false,
+            linking: false,
+            next_class: Class::Small,
+            queued: false,
+            since: Now::default(),
+            sent: Now::default(),
+            free_since: Now::default(),
+            rest_until: Now::default(),
+        }
+    }
+
+    /// Whether any operation is in flight on the socket.
+    pub fn busy(&self) -> bool {
+        self.receiving || self.sends > 0 || self.linking
+    }
+
+    /// Whether a reply is being waited for.
+    pub fn waiting(&self) -> bool {
+        self.phase == Phase::Up
+            && match &self.talk {
+                Talk::Exchange(exchange) => exchange.waiting(),
+                Talk::Flow(flow) => flow.unanswered() > 0,
+                Talk::Stream(_) => true,
+            }
+    }
+
+    /// Makes what is in flight come back.
+    pub fn interrupt(&self) {
+        if let Some(socket) = &self.socket {
+            let _ = SockRef::from(socket).shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// A datagram socket that talks to one address only.
+pub fn datagram_socket(to: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
+    widen(&socket);
+    socket.connect(&to.into())?;
+    Ok(socket.into())
+}
+
+/// What a datagram socket holds before it drops: a burst for every flow of a test.
+const DATAGRAM_BUFFER_BYTES: usize = 4 << 20;
+
+/// Asks for long queues; without the right to exceed the host's limit, for as long as it allows.
+pub fn widen<S: std::os::fd::AsFd>(socket: &S) {
+    let bytes = DATAGRAM_BUFFER_BYTES;
+    if setsockopt(socket, sockopt::RcvBufForce, &bytes).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &bytes);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &bytes).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &bytes);
+    }
+}
+
+/// What an error on a connected socket means.
+pub fn fault_of(errno: Errno) -> Fault {
+    match errno {
+        Errno::ECONNREFUSED => Fault::Refused,
+        Errno::ECONNRESET | Errno::EPIPE => Fault::Reset,
+        Errno::ETIMEDOUT | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EADDRNOTAVAIL => {
+            Fault::Unreachable
+        }
+        _ => Fault::Closed,
+    }
+}
+
+/// Borrows the socket of a line that has one.
+pub fn socket_of(socket: &Option<OwnedFd>) -> Option<BorrowedFd<'_>> {
+    use std::os::fd::AsFd;
+    socket.as_ref().map(AsFd::as_fd)
+}
