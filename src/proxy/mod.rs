@@ -2,6 +2,7 @@
 //! protocols and the worker's shell share.
 
 pub mod tcp;
+pub mod udp;
 
 use nix::errno::Errno;
 

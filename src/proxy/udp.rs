@@ -1,0 +1,734 @@
+//! The upstream side of UDP: which socket a session sends from, and whose a reply is. Owns the sockets'
+//! numbers and the pairs of (backend address, socket); opens nothing itself and knows no clock.
+//!
+//! A socket is not connected and is shared by sessions on different backends: the pair of a backend's
+//! address and the socket names the session. So the sockets, and with them descriptors and local
+//! ports, follow the backend with the most sessions and not the sum.
+//!
+//! ```text
+//!   free --take--> held by a session --give_back--> resting --rest is over--> free
+//! ```
+//!
+//! A pair that was given back rests, because a late reply to its last session would otherwise reach the
+//! next one. Pairs belong to addresses, not to registrations, so the rest outlives a backend that
+//! leaves and registers again.
+//!
+//! Sockets are numbered from zero. New sessions use those below the ceiling, which are all open. The
+//! ceiling rises when some backend has no free pair, and sinks when none needs half of what is open;
+//! a socket above it is closed as soon as its last pair has rested.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hashbrown::HashTable;
+
+use crate::base::time::Now;
+use crate::session::flows::FlowHasher;
+
+/// Backend addresses that may be known at once: those that are registered, and those that have left
+/// while pairs of theirs are held or rest.
+pub const PEERS_MAX: usize = 4096;
+/// Sockets of one family at most: a local port each.
+pub const SOCKETS_MAX: usize = 65_535;
+/// Sockets that are kept open even when nobody needs them.
+const SOCKETS_KEPT: usize = 32;
+/// Sockets that a new session may be given at random, if so many are open and free.
+const CHOICES: usize = 16;
+/// How long to do without a new socket after one could not be opened.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
+/// How often to look whether sockets are left over.
+const SHRINK_EVERY: Duration = Duration::from_secs(10);
+/// Pairs whose rest may end in one call of [`Upstream::settle`], so that a call stays short.
+const SETTLED_MAX: usize = 1024;
+
+/// Owners that are no session.
+const FREE: u32 = u32::MAX;
+const RESTING: u32 = u32::MAX - 1;
+
+/// The address family of a backend, and of the sockets that reach it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    pub fn of(address: SocketAddr) -> Family {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// An upstream socket by its number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Socket {
+    pub family: Family,
+    pub number: u16,
+}
+
+/// A backend's address in the table; good while it is registered or pairs of it are held.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PeerId(u16);
+
+impl PeerId {
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Whom a reply is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// The session at this place.
+    Session(u32),
+    /// A session that is over.
+    Resting,
+    Nobody,
+}
+
+/// What the table is told once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Sockets of both families together.
+    pub sockets: usize,
+    /// How long a pair rests.
+    pub rest: Duration,
+    /// Pairs that may rest at once; while so many do, no pair is given out.
+    pub resting: usize,
+}
+
+struct Peer {
+    address: SocketAddr,
+    registered: bool,
+    /// Pairs that are held or rest.
+    busy: u32,
+    /// Sockets below this have been offered to this peer: their free pairs are in `free`.
+    seen: u16,
+    free: Vec<u16>,
+    /// By socket: the session, or `FREE` or `RESTING`.
+    owners: Vec<u32>,
+}
+
+#[derive(Default)]
+struct Sockets {
+    all: Vec<SocketState>,
+    ceiling: u16,
+}
+
+#[derive(Clone, Copy, Default)]
+struct SocketState {
+    open: bool,
+    /// Pairs of any peer that are held or rest.
+    busy: u32,
+}
+
+struct Rest {
+    until: Now,
+    peer: PeerId,
+    socket: Socket,
+}
+
+/// The upstream sockets of one worker and the pairs on them.
+pub struct Upstream {
+    limits: Limits,
+    hasher: FlowHasher,
+    random: u64,
+    by_address: HashTable<PeerId>,
+    peers: Vec<Option<Peer>>,
+    free_peers: Vec<u16>,
+    /// By [`Family`].
+    sockets: [Sockets; 2],
+    open: usize,
+    /// In the order in which they end.
+    resting: VecDeque<Rest>,
+    surplus: Vec<Socket>,
+    /// By [`Family`]: no socket is wanted before.
+    open_again: [Now; 2],
+    shrink_at: Now,
+}
+
+impl Upstream {
+    /// A table without sockets or peers. `seed` makes the choice of sockets unpredictable.
+    pub fn new(limits: Limits, seed: u64, hasher: FlowHasher, now: Now) -> Upstream {
+        Upstream {
+            limits,
+            hasher,
+            random: seed,
+            by_address: HashTable::new(),
+            peers: Vec::new(),
+            free_peers: Vec::new(),
+            sockets: Default::default(),
+            open: 0,
+            resting: VecDeque::new(),
+            surplus: Vec::new(),
+            open_again: [now; 2],
+            shrink_at: now.plus(SHRINK_EVERY),
+        }
+    }
+
+    /// Sockets that are open.
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Pairs that rest.
+    pub fn resting(&self) -> usize {
+        self.resting.len()
+    }
+
+    /// Enters the address of a registered backend; `None` when too many addresses are known.
+    pub fn register(&mut self, address: SocketAddr) -> Option<PeerId> {
+        if let Some(id) = self.find(address) {
+            self.peer_mut(id).registered = true;
+            return Some(id);
+        }
+        let index = match self.free_peers.pop() {
+            Some(index) => index,
+            None if self.peers.len() < PEERS_MAX => {
+                self.peers.push(None);
+                self.peers.len() as u16 - 1
+            }
+            None => return None,
+        };
+        let (free, owners) = (Vec::new(), Vec::new());
+        let peer = Peer { address, registered: true, busy: 0, seen: 0, free, owners };
+        self.peers[usize::from(index)] = Some(peer);
+        let Upstream { by_address, peers, hasher, .. } = self;
+        by_address.insert_unique(hasher.address(address), PeerId(index), |id| {
+            let peer = peers[id.index()].as_ref();
+            hasher.address(peer.expect("the index names peers that are known").address)
+        });
+        Some(PeerId(index))
+    }
+
+    /// The backend at this address has left. The address is known until its last pair has rested.
+    pub fn unregister(&mut self, id: PeerId) {
+        self.peer_mut(id).registered = false;
+        self.forget_if_unused(id);
+    }
+
+    /// The peer with exactly this address.
+    pub fn find(&self, address: SocketAddr) -> Option<PeerId> {
+        let same = |id: &PeerId| {
+            self.peers[id.index()].as_ref().is_some_and(|peer| peer.address == address)
+        };
+        self.by_address.find(self.hasher.address(address), same).copied()
+    }
+
+    pub fn address(&self, id: PeerId) -> SocketAddr {
+        self.peer(id).address
+    }
+
+    /// Whom a datagram from `id` to `socket` is for.
+    pub fn owner(&self, id: PeerId, socket: Socket) -> Owner {
+        let peer = self.peer(id);
+        if Family::of(peer.address) != socket.family {
+            return Owner::Nobody;
+        }
+        match peer.owners.get(usize::from(socket.number)) {
+            None | Some(&FREE) => Owner::Nobody,
+            Some(&RESTING) => Owner::Resting,
+            Some(&place) => Owner::Session(place),
+        }
+    }
+
+    /// A socket to be opened before a new session can be sure of a pair, whichever backend it is
+    /// given. To be answered with [`Upstream::opened`] or [`Upstream::failed`].
+    pub fn wanted(&mut self, now: Now) -> Option<Socket> {
+        for family in Family::BOTH {
+            while now >= self.open_again[family as usize] && self.is_short(family) {
+                let sockets = &mut self.sockets[family as usize];
+                let next = usize::from(sockets.ceiling);
+                if sockets.all.get(next).is_some_and(|socket| socket.open) {
+                    sockets.ceiling += 1;
+                } else if self.open < self.limits.sockets && next < SOCKETS_MAX {
+                    return Some(Socket { family, number: sockets.ceiling });
+                } else {
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    /// The socket that was wanted is open.
+    pub fn opened(&mut self, socket: Socket) {
+        let sockets = &mut self.sockets[socket.family as usize];
+        assert_eq!(socket.number, sockets.ceiling, "the wanted socket is the next one");
+        if sockets.all.len() == usize::from(socket.number) {
+            sockets.all.push(SocketState::default());
+        }
+        sockets.all[usize::from(socket.number)].open = true;
+        sockets.ceiling += 1;
+        self.open += 1;
+    }
+
+    /// The socket that was wanted could not be opened: none of its family is wanted for a moment.
+    pub fn failed(&mut self, socket: Socket, now: Now) {
+        self.open_again[socket.family as usize] = now.plus(OPEN_PAUSE);
+    }
+
+    /// A free pair with this peer, chosen at random, for the session at `place`; `None` when all are
+    /// held or rest and no further socket is open.
+    pub fn take(&mut self, id: PeerId, place: u32) -> Option<Socket> {
+        assert!(place < RESTING, "a place is not one of the two marks");
+        if self.resting.len() >= self.limits.resting {
+            return None;
+        }
+        let random = self.next_random();
+        let peer = self.peers[id.index()].as_mut().expect("a peer in use is known");
+        let family = Family::of(peer.address);
+        let sockets = &mut self.sockets[family as usize];
+        peer.offer(sockets.ceiling);
+        if peer.free.is_empty() {
+            return None;
+        }
+        let choice = ((u128::from(random) * peer.free.len() as u128) >> 64) as usize;
+        let number = peer.free.swap_remove(choice);
+        peer.owners[usize::from(number)] = place;
+        peer.busy += 1;
+        sockets.all[usize::from(number)].busy += 1;
+        Some(Socket { family, number })
+    }
+
+    /// The session of this pair is over, or has moved: the pair rests.
+    pub fn give_back(&mut self, id: PeerId, socket: Socket, now: Now) {
+        let owner = &mut self.peer_mut(id).owners[usize::from(socket.number)];
+        assert!(*owner < RESTING, "a pair is given back once");
+        *owner = RESTING;
+        let until = now.plus(self.limits.rest);
+        self.resting.push_back(Rest { until, peer: id, socket });
+    }
+
+    /// Ends the rests that are over and looks for sockets that are left over. True when more is to be
+    /// done at once.
+    pub fn settle(&mut self, now: Now) -> bool {
+        for _ in 0..SETTLED_MAX {
+            match self.resting.front() {
+                Some(rest) if rest.until <= now => {}
+                _ => {
+                    if now >= self.shrink_at {
+                        self.shrink_at = now.plus(SHRINK_EVERY);
+                        Family::BOTH.into_iter().for_each(|family| self.shrink(family));
+                    }
+                    return false;
+                }
+            }
+            if let Some(rest) = self.resting.pop_front() {
+                self.end_rest(rest);
+            }
+        }
+        true
+    }
+
+    /// When [`Upstream::settle`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Now> {
+        let shrink = (self.open > SOCKETS_KEPT).then_some(self.shrink_at);
+        self.resting.front().map(|rest| rest.until).into_iter().chain(shrink).min()
+    }
+
+    /// A socket to close, which nobody uses; it counts as closed from here on.
+    pub fn next_surplus(&mut self) -> Option<Socket> {
+        while let Some(socket) = self.surplus.pop() {
+            let sockets = &mut self.sockets[socket.family as usize];
+            let state = &mut sockets.all[usize::from(socket.number)];
+            if state.open && state.busy == 0 && socket.number >= sockets.ceiling {
+                state.open = false;
+                self.open -= 1;
+                return Some(socket);
+            }
+        }
+        None
+    }
+
+    fn peer(&self, id: PeerId) -> &Peer {
+        self.peers[id.index()].as_ref().expect("a peer in use is known")
+    }
+
+    fn peer_mut(&mut self, id: PeerId) -> &mut Peer {
+        self.peers[id.index()].as_mut().expect("a peer in use is known")
+    }
+
+    /// Whether a registered backend of this family has no free pair.
+    fn is_short(&mut self, family: Family) -> bool {
+        let ceiling = self.sockets[family as usize].ceiling;
+        self.peers.iter_mut().flatten().any(|peer| {
+            peer.registered && Family::of(peer.address) == family && {
+                peer.offer(ceiling);
+                peer.free.is_empty()
+            }
+        })
+    }
+
+    fn end_rest(&mut self, rest: Rest) {
+        let Rest { peer: id, socket, .. } = rest;
+        self.peer_mut(id).release(socket.number);
+        let sockets = &mut self.sockets[socket.family as usize];
+        let state = &mut sockets.all[usize::from(socket.number)];
+        state.busy -= 1;
+        if state.busy == 0 && socket.number >= sockets.ceiling {
+            self.surplus.push(socket);
+        }
+        self.forget_if_unused(id);
+    }
+
+    fn forget_if_unused(&mut self, id: PeerId) {
+        let peer = self.peer(id);
+        if peer.registered || peer.busy > 0 {
+            return;
+        }
+        let hash = self.hasher.address(peer.address);
+        let entry = self.by_address.find_entry(hash, |found| *found == id);
+        entry.expect("a known peer is in the index").remove();
+        self.peers[id.index()] = None;
+        self.free_peers.push(id.0);
+    }
+
+    /// Lowers the ceiling when the busiest peer needs less than half of it.
+    fn shrink(&mut self, family: Family) {
+        let of_family = |peer: &&mut Peer| Family::of(peer.address) == family;
+        let needed = (self.peers.iter_mut().flatten().filter(of_family))
+            .map(|peer| peer.busy as usize)
+            .max()
+            .unwrap_or(0);
+        let sockets = &mut self.sockets[family as usize];
+        let target = (needed + needed / 2).max(SOCKETS_KEPT);
+        if target >= usize::from(sockets.ceiling) || needed * 2 >= usize::from(sockets.ceiling) {
+            return;
+        }
+        // Below the ceiling, which is a u16.
+        sockets.ceiling = target as u16;
+        for peer in self.peers.iter_mut().flatten().filter(of_family) {
+            peer.withdraw(target as u16);
+        }
+        for (number, state) in sockets.all.iter().enumerate().skip(target) {
+            if state.open && state.busy == 0 {
+                self.surplus.push(Socket { family, number: number as u16 });
+            }
+        }
+    }
+
+    /// SplitMix64 (G. Steele, D. Lea, C. Flood, OOPSLA 2014).
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let value = (self.random ^ self.random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        value ^ value >> 31
+    }
+}
+
+impl Peer {
+    /// Adds free pairs of the sockets below `ceiling` that this peer has not seen until it has some
+    /// choice: what one peer holds then grows with its own sessions and not with another's.
+    fn offer(&mut self, ceiling: u16) {
+        while self.free.len() < CHOICES && self.seen < ceiling {
+            let number = self.seen;
+            self.seen += 1;
+            if self.owners.len() <= usize::from(number) {
+                self.owners.resize(usize::from(number) + 1, FREE);
+            }
+            if self.owners[usize::from(number)] == FREE {
+                self.free.push(number);
+            }
+        }
+    }
+
+    fn release(&mut self, number: u16) {
+        self.owners[usize::from(number)] = FREE;
+        self.busy -= 1;
+        if number < self.seen {
+            self.free.push(number);
+        }
+    }
+
+    /// Takes the sockets from `ceiling` on out of the offer, and forgets them where they are free.
+    fn withdraw(&mut self, ceiling: u16) {
+        if self.seen <= ceiling {
+            return;
+        }
+        self.seen = ceiling;
+        self.free.retain(|number| *number < ceiling);
+        while self.owners.len() > usize::from(ceiling) && self.owners.last() == Some(&FREE) {
+            self.owners.pop();
+        }
+        self.free.shrink_to_fit();
+        self.owners.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    const REST: Duration = Duration::from_secs(120);
+
+    fn at(seconds: u64) -> Now {
+        Now::from_nanos(seconds * 1_000_000_000)
+    }
+
+    fn table(sockets: usize) -> Upstream {
+        let limits = Limits { sockets, rest: REST, resting: 1000 };
+        Upstream::new(limits, 1, FlowHasher::new((1, 2)), at(0))
+    }
+
+    fn peer(upstream: &mut Upstream, address: &str) -> PeerId {
+        upstream.register(address.parse().unwrap()).unwrap()
+    }
+
+    /// Opens what is wanted, then takes a pair.
+    fn take(upstream: &mut Upstream, id: PeerId, place: u32) -> Option<Socket> {
+        while let Some(socket) = upstream.wanted(at(0)) {
+            upstream.opened(socket);
+        }
+        upstream.take(id, place)
+    }
+
+    fn settle(upstream: &mut Upstream, now: Now) -> Vec<Socket> {
+        while upstream.settle(now) {}
+        std::iter::from_fn(|| upstream.next_surplus()).collect()
+    }
+
+    #[test]
+    fn a_pair_names_its_session_and_no_other_pair_does() {
+        let mut upstream = table(10);
+        let (one, other) = (peer(&mut upstream, "10.0.0.1:53"), peer(&mut upstream, "10.0.0.1:54"));
+        let socket = take(&mut upstream, one, 7).unwrap();
+        assert_eq!(upstream.owner(one, socket), Owner::Session(7));
+        assert_eq!(upstream.owner(other, socket), Owner::Nobody);
+        let of_v6 = Socket { family: Family::V6, number: socket.number };
+        assert_eq!(upstream.owner(one, of_v6), Owner::Nobody);
+        assert_eq!(upstream.find("10.0.0.1:53".parse().unwrap()), Some(one));
+        assert_eq!(upstream.find("10.0.0.2:53".parse().unwrap()), None);
+        assert_eq!(upstream.find("[::ffff:10.0.0.1]:53".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn sockets_follow_the_busiest_backend_and_not_the_sum() {
+        let mut upstream = table(1000);
+        let peers: Vec<PeerId> =
+            (1..=4).map(|n| peer(&mut upstream, &format!("10.0.0.{n}:53"))).collect();
+        let mut seen = HashSet::new();
+        for place in 0..400 {
+            let id = peers[place as usize % 4];
+            assert!(seen.insert((id, take(&mut upstream, id, place).unwrap())));
+        }
+        assert!((100..=101).contains(&upstream.open()), "{}", upstream.open());
+        let six = peer(&mut upstream, "[2001:db8::1]:53");
+        assert_eq!(take(&mut upstream, six, 400).unwrap().family, Family::V6);
+        assert!(upstream.open() <= 103);
+    }
+
+    #[test]
+    fn a_pair_rests_before_it_is_used_again() {
+        let mut upstream = table(1);
+        let id = peer(&mut upstream, "10.0.0.1:53");
+        let socket = take(&mut upstream, id, 7).unwrap();
+        upstream.give_back(id, socket, at(10));
+        assert_eq!(upstream.owner(id, socket), Owner::Resting);
+        settle(&mut upstream, at(129));
+        assert_eq!(take(&mut upstream, id, 8), None);
+        assert_eq!(upstream.next_deadline(), Some(at(130)));
+        settle(&mut upstream, at(130));
+        assert_eq!(upstream.owner(id, socket), Owner::Nobody);
+        assert_eq!(take(&mut upstream, id, 8), Some(socket));
+    }
+
+    #[test]
+    fn the_rest_outlives_the_registration() {
+        let mut upstream = table(1);
+        let id = peer(&mut upstream, "10.0.0.1:53");
+        let socket = take(&mut upstream, id, 7).unwrap();
+        upstream.unregister(id);
+        assert_eq!(upstream.owner(id, socket), Owner::Session(7));
+        upstream.give_back(id, socket, at(0));
+        assert_eq!(peer(&mut upstream, "10.0.0.1:53"), id);
+        assert_eq!(take(&mut upstream, id, 8), None, "still resting");
+        upstream.unregister(id);
+        settle(&mut upstream, at(120));
+        assert_eq!(upstream.find("10.0.0.1:53".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn addresses_are_bounded_and_places_used_again() {
+        let mut upstream = table(1);
+        let address = |n: usize| SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 53));
+        let ids: Vec<PeerId> =
+            (0..PEERS_MAX).map(|n| upstream.register(address(n)).unwrap()).collect();
+        assert_eq!(upstream.register(address(PEERS_MAX)), None);
+        upstream.unregister(ids[5]);
+        assert_eq!(upstream.register(address(PEERS_MAX)), Some(ids[5]));
+    }
+
+    #[test]
+    fn a_socket_that_cannot_be_opened_is_not_asked_for_at_once_again() {
+        let mut upstream = table(10);
+        let id = peer(&mut upstream, "10.0.0.1:53");
+        let wanted = upstream.wanted(at(5)).unwrap();
+        assert_eq!(upstream.wanted(at(5)), Some(wanted), "until it is answered");
+        upstream.failed(wanted, at(5));
+        assert_eq!(upstream.wanted(at(5)), None);
+        assert_eq!(upstream.take(id, 1), None);
+        peer(&mut upstream, "[::1]:53");
+        assert_eq!(upstream.wanted(at(5)).map(|socket| socket.family), Some(Family::V6));
+        assert_eq!(upstream.wanted(at(6)), Some(wanted));
+    }
+
+    #[test]
+    fn so_many_pairs_may_rest_and_no_more_are_given_out() {
+        let limits = Limits { sockets: 100, rest: REST, resting: 2 };
+        let mut upstream = Upstream::new(limits, 1, FlowHasher::new((1, 2)), at(0));
+        let id = peer(&mut upstream, "10.0.0.1:53");
+        for place in 0..2 {
+            let socket = take(&mut upstream, id, place).unwrap();
+            upstream.give_back(id, socket, at(0));
+        }
+        assert_eq!(take(&mut upstream, id, 9), None);
+        settle(&mut upstream, at(120));
+        assert!(take(&mut upstream, id, 9).is_some());
+    }
+
+    #[test]
+    fn sockets_that_nobody_needs_are_closed_and_opened_again() {
+        let mut upstream = table(1000);
+        let id = peer(&mut upstream, "10.0.0.1:53");
+        let other = peer(&mut upstream, "10.0.0.2:53");
+        let held: Vec<Socket> =
+            (0..200).map(|place| take(&mut upstream, id, place).unwrap()).collect();
+        let on_other: Vec<Socket> =
+            (0..40).map(|place| take(&mut upstream, other, 200 + place).unwrap()).collect();
+        let open = upstream.open();
+        held.iter().skip(10).for_each(|socket| upstream.give_back(id, *socket, at(0)));
+        assert_eq!(settle(&mut upstream, at(11)), [], "nothing is closed while pairs rest");
+        let closed = settle(&mut upstream, at(120));
+        assert!(closed.len() >= open - 60 - 10, "{} of {open}", closed.len());
+        assert_eq!(upstream.open(), open - closed.len());
+        for socket in held.iter().take(10) {
+            assert!(!closed.contains(socket), "a socket with a session stays open");
+        }
+        assert!(on_other.iter().all(|socket| !closed.contains(socket)));
+        let mut again = HashSet::new();
+        for place in 300..500 {
+            let socket = take(&mut upstream, id, place).unwrap();
+            assert!(again.insert(socket) && !held[..10].contains(&socket));
+        }
+        assert!(upstream.open() <= 212);
+    }
+
+    #[test]
+    fn a_socket_that_came_into_use_again_before_it_was_closed_stays_open() {
+        let mut upstream = table(1000);
+        let id = peer(&mut upstream, "10.0.0.1:53");
+        let rise = |upstream: &mut Upstream| -> Vec<Socket> {
+            (0..100).map(|place| take(upstream, id, place).unwrap()).collect()
+        };
+        rise(&mut upstream).into_iter().for_each(|socket| upstream.give_back(id, socket, at(0)));
+        assert!(!upstream.settle(at(120)), "left over, and not yet closed");
+        let held = rise(&mut upstream);
+        let (high, low): (Vec<Socket>, Vec<Socket>) =
+            held.into_iter().partition(|socket| socket.number >= 90);
+        low.into_iter().for_each(|socket| upstream.give_back(id, socket, at(120)));
+        let closed = settle(&mut upstream, at(240));
+        assert!(!closed.is_empty() && closed.iter().all(|socket| !high.contains(socket)));
+    }
+
+    #[test]
+    fn the_choice_depends_on_the_seed() {
+        let chosen = |seed| {
+            let limits = Limits { sockets: 100, rest: REST, resting: 1000 };
+            let mut upstream = Upstream::new(limits, seed, FlowHasher::new((1, 2)), at(0));
+            let (busy, id) =
+                (peer(&mut upstream, "10.0.0.1:53"), peer(&mut upstream, "10.0.0.2:53"));
+            (0..50).for_each(|place| assert!(take(&mut upstream, busy, place).is_some()));
+            (50..80).filter_map(|place| take(&mut upstream, id, place)).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(1), chosen(1));
+        assert_ne!(chosen(1), chosen(2));
+    }
+
+    /// What must be so, kept in the plainest way.
+    #[derive(Default)]
+    struct Model {
+        open: HashSet<Socket>,
+        held: Vec<(PeerId, Socket)>,
+        resting: Vec<(PeerId, Socket, Now)>,
+    }
+
+    impl Model {
+        fn open_wanted(&mut self, upstream: &mut Upstream, now: Now) {
+            while let Some(socket) = upstream.wanted(now) {
+                assert!(self.open.insert(socket), "{socket:?} is opened twice");
+                upstream.opened(socket);
+            }
+        }
+
+        fn take(&mut self, upstream: &mut Upstream, id: PeerId, place: u32) {
+            let Some(socket) = upstream.take(id, place) else { return };
+            assert!(self.open.contains(&socket), "{socket:?} is not open");
+            assert!(!self.held.contains(&(id, socket)), "{socket:?} is given out twice");
+            let rests = self.resting.iter().any(|rest| (rest.0, rest.1) == (id, socket));
+            assert!(!rests, "{socket:?} still rests");
+            self.held.push((id, socket));
+        }
+
+        fn give_back(&mut self, upstream: &mut Upstream, which: usize, now: Now) {
+            let (id, socket) = self.held.swap_remove(which);
+            upstream.give_back(id, socket, now);
+            self.resting.push((id, socket, now.plus(REST)));
+        }
+
+        /// Sockets that are left over may have to wait until they are closed.
+        fn settle(&mut self, upstream: &mut Upstream, now: Now, closed_max: usize) {
+            self.resting.retain(|rest| rest.2 > now);
+            while upstream.settle(now) {}
+            for _ in 0..closed_max {
+                let Some(socket) = upstream.next_surplus() else { break };
+                assert!(self.open.remove(&socket), "{socket:?} is closed twice");
+                let used = self.held.iter().map(|(_, socket)| socket);
+                let mut used = used.chain(self.resting.iter().map(|(_, socket, _)| socket));
+                assert!(used.all(|used| *used != socket), "{socket:?} is closed while in use");
+            }
+            assert_eq!(upstream.resting(), self.resting.len());
+            assert_eq!(upstream.open(), self.open.len());
+        }
+    }
+
+    #[test]
+    fn pairs_and_sockets_agree_with_a_plain_model_over_many_random_steps() {
+        let mut seed = 0x2545_f491_4f6c_dd1du64;
+        let mut random = move |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % below as u64) as usize
+        };
+        let mut upstream = table(300);
+        let ids = ["10.0.0.1:53", "10.0.0.2:53", "[::1]:53"].map(|a| peer(&mut upstream, a));
+        let mut model = Model::default();
+        let mut now = at(0);
+        for step in 0..60_000 {
+            // Tides: sessions come in great numbers, then go.
+            let coming = if step / 2_000 % 2 == 0 { 8 } else { 2 };
+            now =
+                now.plus(Duration::from_millis(random(if coming == 8 { 50 } else { 500 }) as u64));
+            if random(10) < coming {
+                model.open_wanted(&mut upstream, now);
+                model.take(&mut upstream, ids[random(3)], step);
+            } else if !model.held.is_empty() {
+                model.give_back(&mut upstream, random(model.held.len()), now);
+            }
+            let closed_max = usize::from(random(20) == 0);
+            model.settle(&mut upstream, now, closed_max);
+        }
+        while !model.held.is_empty() {
+            model.give_back(&mut upstream, 0, now);
+        }
+        for seconds in [119, 121, 132, 143] {
+            model.settle(&mut upstream, now.plus(Duration::from_secs(seconds)), usize::MAX);
+        }
+        assert!(upstream.open() <= 2 * SOCKETS_KEPT, "{} stay open", upstream.open());
+    }
+}
