@@ -66,7 +66,7 @@ impl Control {
 fn help_and_version_are_no_faults() {
     let help = ran(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
-    for command in ["backend", "user", "status"] {
+    for command in ["check", "backend", "user", "status"] {
         assert!(text(&help.stdout).contains(command), "{}", text(&help.stdout));
         assert_eq!(ran(&[command, "--help"]).status.code(), Some(0));
     }
@@ -102,6 +102,90 @@ fn the_operators_faults_are_one_sentence_and_exit_code_2() {
     for arguments in [vec![], vec!["fly"], vec!["backend", "--protocol", "sctp", "--port", "1"]] {
         assert_eq!(ran(&arguments).status.code(), Some(2), "{arguments:?}");
     }
+}
+
+const FREE: [&str; 10] = [
+    "--tcp",
+    "127.0.0.1:0",
+    "--udp",
+    "127.0.0.1:0",
+    "--api",
+    "127.0.0.1:0",
+    "--control",
+    "127.0.0.1:0",
+    "--admin",
+    "127.0.0.1:0",
+];
+
+#[test]
+fn check_says_ok_line_by_line_and_how_many_sessions_fit() {
+    let output = ran(&[&["check"], &FREE[..]].concat());
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}{}", text(&output.stderr));
+    for what in ["settings", "io_uring", "rings", "memory", "descriptors", "tcp door", "admin door"]
+    {
+        assert!(said.lines().any(|line| line.starts_with(&format!("ok   {what} "))), "{said}");
+    }
+    assert!(said.contains("This host can hold ") && !said.contains('\u{1b}'), "{said}");
+}
+
+#[test]
+fn check_says_what_is_bad_and_how_to_mend_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = ran(&[&["check"], &FREE[..8], &["--admin", &address]].concat());
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let bad: Vec<&str> = said.lines().filter(|line| line.starts_with("bad")).collect();
+    assert_eq!(bad.len(), 1, "{said}");
+    assert!(bad[0].contains(&address) && bad[0].contains("--admin"), "{said}");
+    assert!(text(&output.stderr).contains("serve would not start here"));
+
+    let file = std::env::temp_dir().join(format!("lb-check-{}.toml", std::process::id()));
+    std::fs::write(&file, "[balance]\npolicie = \"round_robin\"\n").unwrap();
+    let output = ran(&["check", "--config", file.to_str().unwrap()]);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stdout);
+    assert!(said.contains("line 2: unknown key `policie` in [balance]; did you mean `policy`?"));
+}
+
+/// Runs as nobody in particular, without the capabilities that make limits look wide.
+fn unprivileged(limits: &str) -> Option<Output> {
+    let root = nix::unistd::geteuid().is_root();
+    // Somewhere that an unprivileged user can reach.
+    let program = std::env::temp_dir().join(format!("lb-{}-{}", std::process::id(), limits.len()));
+    std::fs::copy(env!("CARGO_BIN_EXE_lb"), &program).unwrap();
+    let line = format!("ulimit {limits} && exec {} check {}", program.display(), FREE.join(" "));
+    let mut command = match root {
+        true => {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &line]);
+            command
+        }
+        false => {
+            let mut command = Command::new("sh");
+            command.args(["-c", &line]);
+            command
+        }
+    };
+    let output = command.current_dir("/").output();
+    std::fs::remove_file(&program).unwrap();
+    output.ok()
+}
+
+#[test]
+fn check_explains_limits_that_are_too_low() {
+    let Some(output) = unprivileged("-n 64") else { return };
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{said}{}", text(&output.stderr));
+    assert!(said.lines().any(|line| line.starts_with("bad  descriptors")), "{said}");
+    assert!(said.contains("raise `ulimit -Hn` (systemd: LimitNOFILE)"), "{said}");
+
+    let Some(output) = unprivileged("-l 16") else { return };
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{said}{}", text(&output.stderr));
+    assert!(said.contains("the rings do not fit into the 16384 bytes"), "{said}");
 }
 
 #[test]

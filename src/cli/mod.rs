@@ -2,6 +2,8 @@
 //! that knows clap. Decides nothing about the balancer.
 
 mod backend;
+mod check;
+mod settings;
 mod status;
 mod table;
 mod user;
@@ -31,6 +33,7 @@ struct Line {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(check::Arguments),
     Backend(backend::Arguments),
     User(user::Arguments),
     Status(status::Arguments),
@@ -57,6 +60,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let outcome = match line.command {
+        Command::Check(arguments) => check::run(arguments),
         Command::Backend(arguments) => backend::run(arguments),
         Command::User(arguments) => user::run(arguments),
         Command::Status(arguments) => status::run(arguments),

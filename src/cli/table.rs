@@ -124,7 +124,8 @@ fn grouped(value: u64) -> String {
     out
 }
 
-fn sized(value: u64) -> String {
+/// A number of bytes in the largest unit that it fills.
+pub fn sized(value: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let step = (u64::BITS - value.max(1).leading_zeros() - 1) as usize / 10;
     if step == 0 {
