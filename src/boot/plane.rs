@@ -1,8 +1,10 @@
 //! The workers as one thing: their doors, threads, links and what they share. Owns their start and
 //! their end; knows nothing of the control core beyond its end of the links.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
@@ -22,6 +24,7 @@ use crate::worker::core::{self, Core};
 use crate::worker::dispatcher::{Dispatcher, Parts};
 use crate::worker::link::{ControlEnd, WorkerEnd, link};
 use crate::worker::shell::{Shell, WorkerLoop};
+use crate::worker::tcp::TcpDriver;
 
 /// Workers at most; a session's name has eight bits for them.
 pub const WORKERS_MAX: usize = 128;
@@ -132,13 +135,15 @@ impl Plan {
             seats: self.seats,
             report_sessions: self.report_sessions,
         });
-        let core = Core::new(self.settings, dispatcher, Now::read());
+        let books = Rc::new(RefCell::new(dispatcher));
+        let core = Core::new(self.settings, Rc::clone(&books), Now::read());
         let rest = WorkerLoop {
+            books,
             snapshots: self.end.snapshots,
             orders: self.end.orders,
             wake: self.end.wake,
         };
-        let shell = Shell::new(ring, core, self.listener, rest);
+        let shell = Shell::new(ring, TcpDriver::new(core, self.listener), rest);
         let _ = ready.send(Ok(()));
         if let Err(error) = shell.run() {
             panic!("worker {worker}: the kernel refused to go on with its ring: {error}");

@@ -44,7 +44,7 @@ const MULTISHOT: u16 = 2;
 const OPTLEN_OFFSET: usize = 44;
 
 /// The bits of a generation that pass through the kernel.
-const GENERATION: u32 = 0x7f_ffff;
+pub const GENERATION: u32 = 0x7f_ffff;
 /// Marks an accept in its user data, so that its result is known to be a descriptor.
 const ACCEPT: u64 = 1 << 55;
 

@@ -10,17 +10,17 @@
 //! A session leaves its place only when the kernel works for neither of its sockets, so a completion
 //! can never meet a stranger.
 
+use std::cell::Ref;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::dispatcher::{Dispatcher, Entry};
+use super::dispatcher::{Books, Dispatcher, Entry};
 use super::link::{Order, Refusal};
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::{BackendId, Protocol, Snapshot};
+use crate::cluster::{BackendId, Protocol};
 use crate::config::Timeouts;
 use crate::proxy::tcp::{Features, Progress, Relay};
 use crate::proxy::{self, Event, Received, Side};
@@ -38,6 +38,9 @@ pub struct Key {
     pub place: u32,
     pub generation: u32,
 }
+
+/// The bits of a generation that a completion carries back.
+pub const GENERATION_MASK: u32 = 0x7f_ffff;
 
 /// What the shell is to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,7 +73,7 @@ pub struct Settings {
 
 pub struct Core {
     settings: Settings,
-    pub dispatcher: Dispatcher,
+    books: Books,
     slots: Vec<Slot>,
     free: Vec<u32>,
     deadlines: Wheel,
@@ -114,10 +117,10 @@ struct Tried {
 }
 
 impl Core {
-    pub fn new(settings: Settings, dispatcher: Dispatcher, now: Now) -> Core {
+    pub fn new(settings: Settings, books: Books, now: Now) -> Core {
         Core {
             settings,
-            dispatcher,
+            books,
             slots: Vec::new(),
             free: Vec::new(),
             deadlines: Wheel::new(now),
@@ -134,23 +137,25 @@ impl Core {
         self.settings.timeouts = timeouts;
     }
 
-    /// Balances over a newer snapshot from now on. Running sessions stay where they are.
-    pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
-        self.dispatcher.adopt(snapshot);
+    /// The worker's books.
+    pub fn books(&self) -> Ref<'_, Dispatcher> {
+        self.books.borrow()
     }
 
     /// A user has connected. `None`: turned away, close the connection.
     pub fn accepted(&mut self, now: Now, client: SocketAddr, out: &mut Vec<Cmd>) -> Option<Key> {
-        let mut entry = match self.dispatcher.admit(Protocol::Tcp, client, now) {
+        // The books are borrowed for one call at a time.
+        let admitted = self.books.borrow_mut().admit(Protocol::Tcp, client, now);
+        let mut entry = match admitted {
             Ok(entry) => entry,
             Err(why) => {
-                self.dispatcher.refused(Protocol::Tcp, client, why);
+                self.books.borrow_mut().refused(Protocol::Tcp, client, why);
                 return None;
             }
         };
-        let Some(choice) = self.dispatcher.assign(&mut entry, &[]) else {
-            self.dispatcher.refused(Protocol::Tcp, client, Refusal::NoBackend);
-            self.dispatcher.close(entry, EndReason::Unreachable, now);
+        let Some(choice) = self.books.borrow_mut().assign(&mut entry, &[]) else {
+            self.books.borrow_mut().refused(Protocol::Tcp, client, Refusal::NoBackend);
+            self.books.borrow_mut().close(entry, EndReason::Unreachable, now);
             return None;
         };
         let mut tried = Tried::default();
@@ -217,7 +222,7 @@ impl Core {
         {
             session.answered = true;
             let waited = now.since(session.entry.started);
-            self.dispatcher.metrics().first_byte_time.record(waited);
+            self.books.borrow().metrics().first_byte_time.record(waited);
         }
         let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
         session.relay.handle(event, pool, self.settings.features, relay_out);
@@ -225,10 +230,10 @@ impl Core {
             session.active = now;
             let up = session.relay.delivered(Side::Client);
             let down = session.relay.delivered(Side::Backend);
-            self.dispatcher.moved(&mut session.entry, up, down, now);
+            self.books.borrow_mut().moved(&mut session.entry, up, down, now);
         }
         if let Some(side) = starved {
-            self.dispatcher.metrics().counters.buffers_exhausted.one();
+            self.books.borrow().metrics().counters.buffers_exhausted.one();
             self.starve(key, side);
         }
         self.follow(now, key, pool, out);
@@ -292,10 +297,11 @@ impl Core {
                 self.end_all(now, on_it, reason, pool, out);
             }
             Order::EndSession { id, reason } => {
-                let dispatcher = &self.dispatcher;
+                let books = self.books.borrow();
                 let found = self.slots.iter().position(|slot| {
-                    slot.session.as_ref().is_some_and(|session| dispatcher.id(&session.entry) == id)
+                    slot.session.as_ref().is_some_and(|session| books.id(&session.entry) == id)
                 });
+                drop(books);
                 if let Some(place) = found {
                     let generation = self.slots[place].generation;
                     self.end(now, Key { place: place as u32, generation }, reason, pool, out);
@@ -308,8 +314,8 @@ impl Core {
 
     fn start(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let Some(session) = session(&mut self.slots, key) else { return };
-        self.dispatcher.metrics().connect_time.record(now.since(session.active));
-        self.dispatcher.started(&session.entry);
+        self.books.borrow().metrics().connect_time.record(now.since(session.active));
+        self.books.borrow_mut().started(&session.entry);
         session.phase = Phase::Relaying;
         session.active = now;
         self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
@@ -320,12 +326,13 @@ impl Core {
     fn retry(&mut self, now: Now, key: Key, errno: Errno, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let Some(session) = session(&mut self.slots, key) else { return };
         if !is_ours(errno) {
-            self.dispatcher.backend_failed(&session.entry, errno);
+            self.books.borrow_mut().backend_failed(&session.entry, errno);
             let again = session.tried.count < ATTEMPTS_MAX;
             let tried = session.tried.list();
-            let next = again.then(|| self.dispatcher.assign(&mut session.entry, &tried)).flatten();
+            let next =
+                again.then(|| self.books.borrow_mut().assign(&mut session.entry, &tried)).flatten();
             if let Some(choice) = next {
-                self.dispatcher.metrics().counters.retries.one();
+                self.books.borrow().metrics().counters.retries.one();
                 session.tried.add(choice.backend);
                 session.active = now;
                 self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
@@ -333,7 +340,7 @@ impl Core {
             }
         }
         let client = session.entry.client;
-        self.dispatcher.refused(Protocol::Tcp, client, Refusal::Unreachable);
+        self.books.borrow_mut().refused(Protocol::Tcp, client, Refusal::Unreachable);
         let reason = EndReason::Unreachable;
         session.phase = Phase::Ending { reason, reset: false, connect: false };
         self.close_if_settled(now, key, pool, out);
@@ -404,10 +411,10 @@ impl Core {
         let Some(mut session) = slot.session.take_if(settled) else { return };
         let Phase::Ending { reason, reset, .. } = session.phase else { return };
         session.relay.release(pool);
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = (slot.generation + 1) & GENERATION_MASK;
         self.free.push(key.place);
         self.deadlines.cancel(key.place);
-        self.dispatcher.close(session.entry, reason, now);
+        self.books.borrow_mut().close(session.entry, reason, now);
         out.push(Cmd::Close { key, reset });
     }
 

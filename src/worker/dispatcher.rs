@@ -2,7 +2,9 @@
 //! worker's view of the backends, its shard of the session table, its counters and its reports; holds
 //! no socket and no session state.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -60,6 +62,9 @@ pub struct Parts {
     /// Whether to report each session's start and end, or only what the control core must know.
     pub report_sessions: bool,
 }
+
+/// The one dispatcher of a worker, as its protocols share it. Borrowed for one call at a time.
+pub type Books = Rc<RefCell<Dispatcher>>;
 
 pub struct Dispatcher {
     parts: Parts,

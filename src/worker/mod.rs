@@ -1,7 +1,10 @@
-//! A worker: one thread, one ring, its share of the users. `core` decides, `shell` does, `link` is
-//! what crosses to the control core.
+//! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
+//! driver beside it (`tcp`) that stands between the ring and a pure core (`core`); `dispatcher` is
+//! what the protocols share, `link` what crosses to the control core.
 
 pub mod core;
 pub mod dispatcher;
+mod door;
 pub mod link;
 pub mod shell;
+pub mod tcp;

@@ -1,0 +1,105 @@
+//! A door that accepts connections. Owns its listener and what to do when accepting fails, above all
+//! for want of descriptors: then one held in reserve is let go, so that the next user can be accepted
+//! and turned away instead of hanging in the queue.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::base::time::Now;
+use crate::ring::{Done, Ring, Tag, sys};
+
+/// How long to let users wait when not even the spare descriptor helped.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections taken out of a closing listener's queue at most.
+const BACKLOG_MAX: usize = 4096;
+
+/// Who came through the door.
+pub enum Arrival {
+    User(OwnedFd),
+    /// Accepted only to be turned away: the process is out of descriptors.
+    Shed(OwnedFd),
+    /// Accepting failed.
+    Failed,
+    /// Nobody; the door was closed.
+    Nobody,
+}
+
+pub struct Door {
+    tag: Tag,
+    listener: Option<OwnedFd>,
+    spare: Option<File>,
+    /// When to accept again after accepting has failed.
+    accept_at: Option<Now>,
+}
+
+impl Door {
+    /// A door over a listener, or none when it is off; its completions carry `tag`.
+    pub fn new(listener: Option<OwnedFd>, tag: Tag) -> Door {
+        Door { tag, listener, spare: spare(), accept_at: None }
+    }
+
+    /// Begins to accept.
+    pub fn open(&mut self, ring: &mut Ring) {
+        self.accept_at = None;
+        if let Some(listener) = &self.listener {
+            ring.accept_many(self.tag, listener.as_fd());
+        }
+    }
+
+    /// Takes a completion of the accept.
+    pub fn complete(&mut self, now: Now, mut done: Done, ring: &mut Ring) -> Arrival {
+        let arrival = match done.accepted.take() {
+            Some(socket) if self.spare.is_none() => Arrival::Shed(socket),
+            Some(socket) => Arrival::User(socket),
+            None if done.result == Err(Errno::ECANCELED) => Arrival::Nobody,
+            None => Arrival::Failed,
+        };
+        let helpless = matches!(arrival, Arrival::Failed) && self.spare.take().is_none();
+        match (done.more, helpless) {
+            (true, _) => {}
+            (false, true) => self.accept_at = Some(now.plus(ACCEPT_PAUSE)),
+            (false, false) => self.open(ring),
+        }
+        arrival
+    }
+
+    /// Accepts again when it is time, and gets a spare descriptor when there is one.
+    pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
+        if self.accept_at.is_some_and(|at| now >= at) {
+            self.open(ring);
+        }
+    }
+
+    /// Descriptors have come back.
+    pub fn refill(&mut self) {
+        if self.spare.is_none() {
+            self.spare = spare();
+        }
+    }
+
+    pub fn next_deadline(&self) -> Option<Now> {
+        self.accept_at
+    }
+
+    /// Accepts no more. Who is in the listener's queue already is handed out: the kernel has told
+    /// these users that they are connected.
+    pub fn close(&mut self, ring: &mut Ring) -> impl Iterator<Item = OwnedFd> + use<> {
+        let listener = self.listener.take();
+        self.accept_at = None;
+        if listener.is_some() {
+            ring.cancel_accept(self.tag);
+        }
+        let next = move || -> io::Result<Option<OwnedFd>> {
+            listener.as_ref().map_or(Ok(None), |listener| sys::accept_waiting(listener.as_fd()))
+        };
+        std::iter::from_fn(move || next().ok().flatten()).take(BACKLOG_MAX)
+    }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}

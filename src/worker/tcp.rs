@@ -1,0 +1,214 @@
+//! TCP users between the ring and the core: completions become events, commands become operations.
+//! Owns the TCP door and the sockets of the sessions; decides nothing about them (that is `core`'s).
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::core::{Cmd, Core, GENERATION_MASK, Key};
+use super::door::{Arrival, Door};
+use super::link::Order;
+use super::shell::family;
+use crate::base::time::Now;
+use crate::proxy::{self, Event, Intake, Received, Side};
+use crate::ring::{self, Done, Ring, Tag, sys};
+
+const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
+
+const ACCEPT: u8 = family::TCP | 1;
+const CONNECT: u8 = family::TCP | 2;
+const RECEIVE: u8 = family::TCP | 3;
+const SEND: u8 = family::TCP | 4;
+
+/// Commands that may wait while one event is handled, before the list has to grow.
+const COMMANDS: usize = 64;
+
+pub struct TcpDriver {
+    core: Core,
+    door: Door,
+    /// By a session's place.
+    sockets: Vec<Sockets>,
+    commands: Vec<Cmd>,
+}
+
+/// The sockets of one session.
+#[derive(Default)]
+struct Sockets {
+    sides: [Option<OwnedFd>; 2],
+}
+
+impl TcpDriver {
+    /// `listener`: the TCP door, if there is one.
+    pub fn new(core: Core, listener: Option<OwnedFd>) -> TcpDriver {
+        let door = Door::new(listener, Tag { kind: ACCEPT, generation: 0, slot: 0 });
+        TcpDriver { core, door, sockets: Vec::new(), commands: Vec::with_capacity(COMMANDS) }
+    }
+
+    pub fn start(&mut self, ring: &mut Ring) {
+        self.door.open(ring);
+    }
+
+    /// Sessions in any phase.
+    pub fn live(&self) -> usize {
+        self.core.live()
+    }
+
+    pub fn next_deadline(&self) -> Option<Now> {
+        [self.core.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
+    }
+
+    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
+        match done.tag.kind {
+            RECEIVE | SEND => {
+                let (key, event) = relay_event(done);
+                self.core.relayed(now, key, event, ring.pool_mut(), &mut self.commands);
+            }
+            CONNECT => {
+                let (key, result) = (key_of(done.tag), done.result.map(|_| ()));
+                self.core.connected(now, key, result, ring.pool_mut(), &mut self.commands);
+            }
+            _ => self.arrived(now, done, ring),
+        }
+        self.execute(now, ring);
+    }
+
+    /// What is due whatever completed: deadlines and flows that waited for blocks.
+    pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
+        self.door.housekeep(now, ring);
+        self.core.expire(now, ring.pool_mut(), &mut self.commands);
+        if self.core.is_starved() {
+            self.core.relieve(ring.pool_mut(), &mut self.commands);
+        }
+        self.execute(now, ring);
+    }
+
+    pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
+        if matches!(order, Order::Drain | Order::Stop) {
+            for socket in self.door.close(ring) {
+                self.welcome(now, socket);
+                self.execute(now, ring);
+            }
+        }
+        self.core.order(now, order, ring.pool_mut(), &mut self.commands);
+        self.execute(now, ring);
+    }
+
+    fn arrived(&mut self, now: Now, done: Done, ring: &mut Ring) {
+        match self.door.complete(now, done, ring) {
+            Arrival::User(socket) => self.welcome(now, socket),
+            Arrival::Shed(socket) => {
+                drop(socket);
+                self.door.refill();
+                self.core.books().metrics().counters.users_refused_full.one();
+            }
+            Arrival::Failed => self.core.books().metrics().counters.accept_failed.one(),
+            Arrival::Nobody => {}
+        }
+    }
+
+    fn welcome(&mut self, now: Now, socket: OwnedFd) {
+        // A user who is gone already has no address any more.
+        let Ok(client) = sys::peer(socket.as_fd()) else { return };
+        let Some(key) = self.core.accepted(now, client, &mut self.commands) else { return };
+        let place = key.place as usize;
+        if self.sockets.len() <= place {
+            self.sockets.resize_with(place + 1, Sockets::default);
+        }
+        self.sockets[place].sides[Side::Client as usize] = Some(socket);
+    }
+
+    /// Turns commands into operations, in their order. A command may cause further ones at once.
+    fn execute(&mut self, now: Now, ring: &mut Ring) {
+        let mut next = 0;
+        while let Some(command) = self.commands.get(next).copied() {
+            next += 1;
+            match command {
+                Cmd::Relay { key, what } => self.relay(key, what, ring),
+                Cmd::Connect { key, to } => {
+                    if let Err(errno) = self.connect(key, to, ring) {
+                        let commands = &mut self.commands;
+                        self.core.connected(now, key, Err(errno), ring.pool_mut(), commands);
+                    }
+                }
+                Cmd::CancelConnect { key } => ring.cancel(tag_of(CONNECT, key, Side::Backend)),
+                Cmd::Close { key, reset } => self.close(key, reset, ring),
+            }
+        }
+        self.commands.clear();
+    }
+
+    fn relay(&mut self, key: Key, what: proxy::Cmd, ring: &mut Ring) {
+        let socket = |side: Side| {
+            let socket = self.sockets[key.place as usize].sides[side as usize].as_ref();
+            socket.expect("a relay runs between two open sockets").as_fd()
+        };
+        match what {
+            proxy::Cmd::Receive { side, how } => {
+                let tag = tag_of(RECEIVE, key, side);
+                match how {
+                    Intake::Many { bytes_max } => ring.receive_many(tag, socket(side), bytes_max),
+                    Intake::Once { class, wait_first } => {
+                        ring.receive(tag, socket(side), class, wait_first);
+                    }
+                }
+            }
+            proxy::Cmd::Send { side, what } => {
+                ring.send(tag_of(SEND, key, side), socket(side), what);
+            }
+            proxy::Cmd::FinishWriting { side } => sys::finish_writing(socket(side)),
+            proxy::Cmd::CancelReceive { side } => ring.cancel(tag_of(RECEIVE, key, side)),
+            proxy::Cmd::CancelSend { side } => ring.cancel(tag_of(SEND, key, side)),
+        }
+    }
+
+    fn connect(&mut self, key: Key, to: SocketAddr, ring: &mut Ring) -> Result<(), Errno> {
+        let socket = sys::stream(to)
+            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
+        ring.connect(tag_of(CONNECT, key, Side::Backend), socket.as_fd(), to);
+        // An older one has failed; nothing is in flight on it, and dropping it closes it.
+        self.sockets[key.place as usize].sides[Side::Backend as usize] = Some(socket);
+        Ok(())
+    }
+
+    fn close(&mut self, key: Key, reset: bool, ring: &mut Ring) {
+        for side in Side::BOTH {
+            let Some(socket) = self.sockets[key.place as usize].sides[side as usize].take() else {
+                continue;
+            };
+            if reset {
+                sys::reset_on_close(socket.as_fd());
+            }
+            ring.close(socket);
+        }
+        self.door.refill();
+    }
+}
+
+fn tag_of(kind: u8, key: Key, side: Side) -> Tag {
+    Tag { kind, generation: key.generation, slot: key.place << 1 | side as u32 }
+}
+
+fn key_of(tag: Tag) -> Key {
+    Key { place: tag.slot >> 1, generation: tag.generation }
+}
+
+fn side_of(tag: Tag) -> Side {
+    if tag.slot & 1 == 0 { Side::Client } else { Side::Backend }
+}
+
+/// The completion of a receive or a send, in the relay's words.
+fn relay_event(done: Done) -> (Key, Event) {
+    let (key, side) = (key_of(done.tag), side_of(done.tag));
+    if done.tag.kind == SEND {
+        return (key, Event::Sent { side, result: done.result });
+    }
+    let what = match (done.result, done.buf) {
+        (Ok(_), Some(buf)) => Received::Data(buf),
+        (Ok(_), None) => Received::End,
+        (Err(Errno::ENOBUFS), _) => Received::NoBuffers,
+        (Err(Errno::ECANCELED | Errno::EINTR | Errno::EAGAIN), _) => Received::Stopped,
+        (Err(errno), _) => Received::Failed(errno),
+    };
+    (key, Event::Received { side, what, more: done.more, nonempty: done.nonempty })
+}
