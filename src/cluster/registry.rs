@@ -54,7 +54,7 @@ pub struct Applied {
     pub backend: Option<BackendId>,
     /// Backends that are registered no longer. Their places stay taken until
     /// [`Registry::sessions_ended`].
-    pub left: Vec<Backend>,
+    pub left: Vec<Entry>,
     /// The new state of things, if workers would see a difference.
     pub snapshot: Option<Snapshot>,
 }
@@ -242,16 +242,12 @@ impl Registry {
     }
 
     fn remove(&mut self, ids: &[BackendId]) -> Applied {
-        let left: Vec<Backend> = ids
-            .iter()
-            .filter_map(|id| self.entries.remove(id))
-            .map(|entry| entry.backend)
-            .collect();
-        for backend in &left {
-            self.departed.insert(backend.id, backend.slot);
+        let left: Vec<Entry> = ids.iter().filter_map(|id| self.entries.remove(id)).collect();
+        for entry in &left {
+            self.departed.insert(entry.backend.id, entry.backend.slot);
         }
         let snapshot = (!left.is_empty()).then(|| self.freeze());
-        Applied { backend: left.first().map(|backend| backend.id), left, snapshot }
+        Applied { backend: left.first().map(|entry| entry.backend.id), left, snapshot }
     }
 
     fn change_standing(&mut self, id: BackendId, from: Standing, to: Standing) -> Applied {
@@ -389,7 +385,10 @@ mod tests {
             registry.apply(join(owner, Protocol::Tcp, port, 1), NOW).unwrap();
         }
         let lost = registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
-        assert_eq!(lost.left.iter().map(|it| it.address.port()).collect::<Vec<_>>(), [80, 82]);
+        assert_eq!(
+            lost.left.iter().map(|it| it.backend.address.port()).collect::<Vec<_>>(),
+            [80, 82]
+        );
         assert_eq!(ports(&lost.snapshot.unwrap(), Protocol::Tcp), [81]);
         let nothing = registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
         assert!(nothing.snapshot.is_none());
@@ -491,7 +490,7 @@ mod tests {
                 }
                 for left in &applied.left {
                     if random.below(2) == 0 {
-                        registry.sessions_ended(left.id);
+                        registry.sessions_ended(left.backend.id);
                     }
                 }
                 if random.below(40) == 0 {

@@ -15,10 +15,10 @@ use super::console::Console;
 use super::drain::{Drain, DrainStep, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
-use super::workers::{Mark, Workers};
+use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
-use crate::cluster::registry::{Applied, Change, Fault, Owner, Registration, Registry};
+use crate::cluster::registry::{Applied, Change, Entry, Fault, Owner, Registration, Registry};
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use crate::config::{Config, OnBackendLoss};
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
@@ -50,7 +50,7 @@ pub struct Draining {
 /// A backend that has left while some of its sessions may still run.
 pub struct Departed {
     pub backend: Backend,
-    pub since: Now,
+    pub registered: Now,
     mark: Mark,
     /// When to order again that its sessions be ended, if they are to be ended.
     repeat: Option<Now>,
@@ -83,6 +83,7 @@ pub struct Hub {
     revivals: BTreeMap<BackendId, Revival>,
     reviving: BTreeSet<BackendId>,
     published: Mark,
+    pulse: Pulse,
     next_owner: u64,
 }
 
@@ -94,6 +95,7 @@ impl Hub {
         now: Now,
     ) -> Hub {
         let published = workers.mark();
+        let pulse = Pulse::new(&workers, now);
         Hub {
             config,
             registry: Registry::new(BACKENDS_MAX),
@@ -111,6 +113,7 @@ impl Hub {
             revivals: BTreeMap::new(),
             reviving: BTreeSet::new(),
             published,
+            pulse,
             next_owner: 1,
         }
     }
@@ -199,7 +202,7 @@ impl Hub {
     ) -> Result<Reply, Fault> {
         let change = Change::Unregister { owner, protocol, address };
         let applied = self.registry.apply(change, now)?;
-        let left = applied.left.iter().map(|backend| self.workers.active(backend.slot)).sum();
+        let left = applied.left.iter().map(|it| self.workers.active(it.backend.slot)).sum();
         self.counters.backends_left.one();
         self.take_in(applied, "unregistered", false, now);
         let about = About { protocol, port: address.port() };
@@ -267,6 +270,7 @@ impl Hub {
         self.hear_reports(now);
         self.advance_drains(now);
         self.release_departed(now);
+        self.pulse.feel(&self.workers, now);
         self.counters.lines_held_back.set(self.console.held_back());
         let done = self.advance_stop(now);
         Outcome { revive: self.unattended(), done }
@@ -321,12 +325,13 @@ impl Hub {
             self.workers.wake();
             self.counters.snapshots_published.one();
         }
-        for backend in applied.left {
-            self.depart(backend, why, close, now);
+        for entry in applied.left {
+            self.depart(entry, why, close, now);
         }
     }
 
-    fn depart(&mut self, backend: Backend, why: &str, close: bool, now: Now) {
+    fn depart(&mut self, entry: Entry, why: &str, close: bool, now: Now) {
+        let (backend, registered) = (entry.backend, entry.since);
         let id = backend.id;
         let sessions = self.workers.active(backend.slot);
         self.console.server_left(&backend, why, sessions, self.snapshot.backends.len());
@@ -337,7 +342,7 @@ impl Hub {
         }
         let repeat = if close { Some(now.plus(REPEAT_EVERY)) } else { repeat };
         let mark = self.workers.mark();
-        self.departed.insert(id, Departed { backend, since: now, mark, repeat });
+        self.departed.insert(id, Departed { backend, registered, mark, repeat });
     }
 
     fn end_sessions_of(&mut self, backend: BackendId) {
@@ -440,6 +445,11 @@ impl Hub {
                 self.workers.wake();
             }
         }
+    }
+
+    /// Whether a worker's loop has stopped turning.
+    pub fn is_stalled(&self) -> bool {
+        self.pulse.is_lost()
     }
 
     fn advance_stop(&mut self, now: Now) -> bool {

@@ -20,20 +20,25 @@
 //! | pure: hellos and revivals, drains and the stop | [`health`], [`drain`] |
 //! | who may register | [`auth`] |
 //! | what workers are told and say | [`workers`] |
-//! | what people read | [`console`], [`status`] |
+//! | what people read in the log | [`console`] |
+//! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`admin`] |
 
+pub mod admin;
 pub mod api;
 pub mod auth;
 pub mod console;
 pub mod conversation;
 pub mod door;
 pub mod drain;
+pub mod exposition;
 pub mod frame;
 pub mod health;
 pub mod hub;
+pub mod listing;
 pub mod mailbox;
 pub mod probe;
 pub mod status;
+pub mod view;
 pub mod workers;
 
 use std::cell::{Cell, RefCell};
@@ -51,7 +56,7 @@ use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Snapshot};
 use crate::config::Config;
-use crate::worker::link::ControlEnd;
+use crate::worker::link::{ControlEnd, Order};
 use door::Door;
 use hub::Hub;
 use workers::Workers;
@@ -85,7 +90,7 @@ impl Control {
     ///
     /// # Errors
     /// When there is no ring to be had, a secret cannot be read, or a door is open to strangers. The
-    /// text is one sentence for the operator.
+    /// text is one sentence for the operator. The workers have been told to stop then, too.
     pub fn run(self) -> io::Result<()> {
         let (ask, asked) = mpsc::channel(2);
         self.run_with(asked, async move {
@@ -119,52 +124,81 @@ impl Control {
         asked: mpsc::Receiver<()>,
         begin: impl Future<Output = io::Result<()>>,
     ) -> io::Result<()> {
-        let mut ring = tokio_uring::uring_builder();
-        ring.setup_cqsize(4 * RING_ENTRIES);
-        let mut builder = tokio_uring::builder();
-        builder.entries(RING_ENTRIES).uring_builder(&ring);
-        let runtime = tokio_uring::Runtime::new(&builder)?;
-        runtime.block_on(async move {
-            begin.await?;
-            self.serve(asked).await
-        })
-    }
-
-    async fn serve(self, mut asked: mpsc::Receiver<()>) -> io::Result<()> {
-        let admission = auth::who_may_register(&self.config).map_err(io::Error::other)?;
-        let secret_file = self.config.control.secret_file.as_deref();
-        let secrets = secret_file.map(auth::Secrets::load).transpose().map_err(io::Error::other)?;
-        if admission.everyone {
-            warn!("[control] allow lets every host register, and so receive users' traffic");
-        }
-        let workers = Workers::new(self.ends);
-        let hub = Hub::new(Arc::clone(&self.config), workers, self.snapshots, Now::read());
+        let Control { config, doors, ends, snapshots, urgent } = self;
+        let hub = Hub::new(Arc::clone(&config), Workers::new(ends), snapshots, Now::read());
         let hub = Rc::new(RefCell::new(hub));
-        if let Some(listener) = self.doors.control {
-            door::prepare(&listener, self.config.health)?;
-            let door = Door {
-                hub: Rc::clone(&hub),
-                admission,
-                secrets: secrets.map(Rc::new),
-                unproven: Rc::new(Cell::new(0)),
-            };
-            tokio_uring::spawn(door.accept(listener));
+        let outcome = runtime().and_then(|runtime| {
+            runtime.block_on(async {
+                begin.await?;
+                open(&hub, &config, doors)?;
+                turn(&hub, &urgent, asked).await;
+                Ok(())
+            })
+        });
+        if outcome.is_err() {
+            // Nobody else can tell the workers that there will be no balancer.
+            hub.borrow_mut().workers.order(Order::Stop);
         }
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {}
-                () = self.urgent.notified() => {}
-                Some(()) = asked.recv() => hub.borrow_mut().ask_to_stop(Now::read()),
-            }
-            let outcome = hub.borrow_mut().tick(Now::read());
-            if outcome.done {
-                return Ok(());
-            }
-            for backend in outcome.revive {
-                tokio_uring::spawn(revive(Rc::clone(&hub), backend));
-            }
+        outcome
+    }
+}
+
+fn runtime() -> io::Result<tokio_uring::Runtime> {
+    let mut ring = tokio_uring::uring_builder();
+    ring.setup_cqsize(4 * RING_ENTRIES);
+    let mut builder = tokio_uring::builder();
+    builder.entries(RING_ENTRIES).uring_builder(&ring);
+    tokio_uring::Runtime::new(&builder)
+}
+
+/// Lets backends and operators in.
+fn open(hub: &Rc<RefCell<Hub>>, config: &Config, doors: Doors) -> io::Result<()> {
+    let admission = auth::who_may_register(config).map_err(io::Error::other)?;
+    let secret_file = config.control.secret_file.as_deref();
+    let secrets = secret_file.map(auth::Secrets::load).transpose().map_err(io::Error::other)?;
+    if admission.everyone {
+        warn!("[control] allow lets every host register, and so receive users' traffic");
+    }
+    let at = |listener: &Option<std::net::TcpListener>| {
+        listener.as_ref().map(std::net::TcpListener::local_addr).transpose()
+    };
+    let bound = status::Doors {
+        tcp: config.listen.tcp,
+        udp: config.listen.udp,
+        api: config.listen.api,
+        control: at(&doors.control)?,
+        admin: at(&doors.admin)?,
+    };
+    if let Some(listener) = doors.control {
+        door::prepare(&listener, config.health)?;
+        let unproven = Rc::new(Cell::new(0));
+        let secrets = secrets.map(Rc::new);
+        let door = Door { hub: Rc::clone(hub), admission, secrets, unproven };
+        tokio_uring::spawn(door.accept(listener));
+    }
+    if let Some(listener) = doors.admin {
+        let listener = admin::listener(listener)?;
+        tokio_uring::spawn(admin::serve(Rc::clone(hub), listener, bound));
+    }
+    Ok(())
+}
+
+/// Goes on until the balancer was asked to stop and has.
+async fn turn(hub: &Rc<RefCell<Hub>>, urgent: &Notify, mut asked: mpsc::Receiver<()>) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = urgent.notified() => {}
+            Some(()) = asked.recv() => hub.borrow_mut().ask_to_stop(Now::read()),
+        }
+        let outcome = hub.borrow_mut().tick(Now::read());
+        if outcome.done {
+            return;
+        }
+        for backend in outcome.revive {
+            tokio_uring::spawn(revive(Rc::clone(hub), backend));
         }
     }
 }

@@ -4,7 +4,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tracing::error;
+
+use crate::base::time::Now;
 use crate::metrics::{
     BACKENDS_MAX, BackendCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
 };
@@ -29,6 +33,44 @@ struct End {
 /// How far every worker had come at some moment.
 #[derive(Clone, Debug)]
 pub struct Mark(Vec<u64>);
+
+/// How often workers that sleep are made to turn once.
+const PULSE_EVERY: Duration = Duration::from_secs(1);
+/// A worker that has not turned for so long hangs.
+const LOST_AFTER: Duration = Duration::from_secs(5);
+
+/// Whether every worker's loop turns, found out by waking those that sleep.
+pub struct Pulse {
+    mark: Mark,
+    since: Now,
+    lost: bool,
+}
+
+impl Pulse {
+    pub fn new(workers: &Workers, now: Now) -> Pulse {
+        Pulse { mark: workers.mark(), since: now, lost: false }
+    }
+
+    /// Looks whether the workers have turned since the last look, and makes them.
+    pub fn feel(&mut self, workers: &Workers, now: Now) {
+        let quiet = now.since(self.since);
+        if quiet < PULSE_EVERY {
+            return;
+        }
+        if workers.have_turned(&self.mark) {
+            *self = Pulse::new(workers, now);
+        } else if quiet >= LOST_AFTER && !self.lost {
+            self.lost = true;
+            error!(seconds = quiet.as_secs(), "a worker does not turn any more");
+        }
+        workers.wake();
+    }
+
+    /// Whether some worker has not turned for too long.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+}
 
 /// All workers.
 pub struct Workers {
@@ -95,10 +137,17 @@ impl Workers {
     /// Whether every worker has begun and ended a turn since the mark was made, and so has seen what
     /// was published before it. A turn under way at the mark may have looked before.
     pub fn have_passed(&self, mark: &Mark) -> bool {
-        self.ends
-            .iter()
-            .zip(&mark.0)
-            .all(|(end, then)| end.link.metrics.counters.turns.get().wrapping_sub(*then) >= 2)
+        self.turned_by(mark, 2)
+    }
+
+    /// Whether every worker's loop has turned at all since the mark was made.
+    pub fn have_turned(&self, mark: &Mark) -> bool {
+        self.turned_by(mark, 1)
+    }
+
+    fn turned_by(&self, mark: &Mark, turns: u64) -> bool {
+        let now = self.ends.iter().map(|end| end.link.metrics.counters.turns.get());
+        now.zip(&mark.0).all(|(now, then)| now.wrapping_sub(*then) >= turns)
     }
 
     /// A backend begins to be counted in `slot`: what its predecessor left there is not its own.
@@ -231,6 +280,26 @@ mod tests {
         assert!(!workers.have_passed(&mark), "this turn may have looked before");
         worker.metrics.counters.turns.one();
         assert!(workers.have_passed(&mark));
+    }
+
+    #[test]
+    fn a_worker_that_turns_when_woken_is_well_and_one_that_does_not_is_lost() {
+        let at = |ms: u64| Now::from_nanos(ms * 1_000_000);
+        let (workers, worker) = one_worker();
+        let mut pulse = Pulse::new(&workers, at(0));
+        for second in 1..20 {
+            pulse.feel(&workers, at(second * 1000));
+            worker.metrics.counters.turns.one();
+            pulse.feel(&workers, at(second * 1000 + 100));
+        }
+        assert!(!pulse.is_lost());
+        pulse.feel(&workers, at(24_000));
+        assert!(!pulse.is_lost());
+        pulse.feel(&workers, at(24_200));
+        assert!(pulse.is_lost());
+        worker.metrics.counters.turns.one();
+        pulse.feel(&workers, at(24_300));
+        assert!(!pulse.is_lost());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! the wire protocol over plain sockets. Owns the waiting: every wait is for a condition and fails
 //! with what was waited for.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,6 +14,7 @@ use lb::cluster::{Protocol, Snapshot};
 use lb::config::Config;
 use lb::control::{Control, Doors};
 use lb::metrics::WorkerMetrics;
+use lb::session::shards::ShardWriter;
 use lb::worker::link::{Order, Report, WorkerEnd, link};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
@@ -46,6 +47,7 @@ struct Seen {
     snapshot: Arc<Snapshot>,
     orders: Vec<Order>,
     reports: Vec<Report>,
+    shard: ShardWriter,
 }
 
 impl Worker {
@@ -54,6 +56,7 @@ impl Worker {
             snapshot: Arc::default(),
             orders: Vec::new(),
             reports: Vec::new(),
+            shard: end.shard,
         }));
         let stop = Arc::new(AtomicBool::new(false));
         let (metrics, urgent) = (Arc::clone(&end.metrics), Arc::clone(&end.urgent));
@@ -92,6 +95,16 @@ impl Worker {
         self.seen.lock().unwrap().reports.push(report);
     }
 
+    /// Enters sessions into the worker's part of the table.
+    pub fn with_shard<T>(&self, change: impl FnOnce(&mut ShardWriter) -> T) -> T {
+        change(&mut self.seen.lock().unwrap().shard)
+    }
+
+    /// From now on the worker hangs.
+    pub fn hang(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Ports in the rotation of a protocol.
     pub fn rotation(&self, protocol: Protocol) -> Vec<u16> {
         let snapshot = self.snapshot();
@@ -123,6 +136,7 @@ impl Drop for Worker {
 /// A running control core.
 pub struct Core {
     pub control: SocketAddr,
+    pub admin: SocketAddr,
     pub worker: Worker,
     ask: mpsc::Sender<()>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
@@ -136,17 +150,25 @@ impl Core {
         let control = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = control.local_addr().unwrap();
         config.listen.control = Some(address);
+        let admin = TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin_address = admin.local_addr().unwrap();
         let snapshots = Publisher::new(Snapshot::default());
         let urgent = Arc::new(Notify::new());
         let (end, worker) =
             link(0, 200_000, snapshots.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
         let (ask, asked) = mpsc::channel(4);
-        let doors = Doors { control: Some(control), admin: None };
+        let doors = Doors { control: Some(control), admin: Some(admin) };
         let thread = std::thread::spawn(move || {
             let config = Arc::new(config);
             Control { config, doors, ends: vec![end], snapshots, urgent }.run_until(asked)
         });
-        Core { control: address, worker: Worker::play(worker), ask, thread: Some(thread) }
+        Core {
+            control: address,
+            admin: admin_address,
+            worker: Worker::play(worker),
+            ask,
+            thread: Some(thread),
+        }
     }
 
     pub fn connect(&self) -> Backend {
@@ -162,15 +184,35 @@ impl Core {
         Backend::new(socket.into())
     }
 
+    /// Asks the admin door, and says the status code and the body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        self.request(&format!("GET {path} HTTP/1.0\r\n\r\n"))
+    }
+
+    pub fn request(&self, head: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.admin).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let code = head.split(' ').nth(1).expect("a status line").parse().unwrap();
+        (code, body.to_owned())
+    }
+
     pub fn ask_to_stop(&self) {
         self.ask.blocking_send(()).unwrap();
     }
 
     pub fn wait_until_stopped(&mut self) {
+        self.wait_for_outcome().unwrap();
+    }
+
+    pub fn wait_for_outcome(&mut self) -> std::io::Result<()> {
         wait_for("the control core to return", || {
             self.thread.as_ref().unwrap().is_finished().then_some(())
         });
-        self.thread.take().unwrap().join().unwrap().unwrap();
+        self.thread.take().unwrap().join().unwrap()
     }
 }
 
@@ -214,9 +256,16 @@ impl Backend {
         }
     }
 
+    /// Says something and hears the answer; answers a hello that comes first.
     pub fn ask(&mut self, message: &Value) -> Value {
         self.say(&message.to_string());
-        self.hear().expect("an answer")
+        loop {
+            let heard = self.hear().expect("an answer");
+            if heard["cmd"] != "hello" || heard.get("ack").is_some() {
+                return heard;
+            }
+            self.say("{\"ack\":\"hello\"}");
+        }
     }
 
     pub fn register(&mut self, protocol: Protocol, port: u16) -> Value {

@@ -1,6 +1,7 @@
 //! The control core as backends meet it: over sockets, with a played worker behind it. Owns the laws
 //! of joining, leaving, proving, being asked hello and being refused.
 
+mod admin;
 mod harness;
 
 use std::io::{ErrorKind, Read, Write};
@@ -464,6 +465,15 @@ fn asked_to_stop_it_waits_no_longer_than_the_deadline_and_twice_not_at_all() {
         core.worker.wait_for_order(Order::Stop);
         core.wait_until_stopped();
     }
+}
+
+#[test]
+fn a_control_core_that_cannot_start_says_why_and_stops_the_workers() {
+    let missing = std::env::temp_dir().join("lb-no-such-secret");
+    let mut core = Core::start(|config| config.control.secret_file = Some(missing));
+    let error = core.wait_for_outcome().unwrap_err();
+    assert!(error.to_string().contains("secret_file"), "{error}");
+    core.worker.wait_for_order(Order::Stop);
 }
 
 #[test]

@@ -1,0 +1,214 @@
+//! `/metrics`: the counters as Prometheus reads them (text format 0.0.4). Owns the names, which follow
+//! its rules: `lb_`, base units, `_total` for what only grows. The values are what the workers and
+//! the control core count; nothing is kept here.
+
+use std::fmt::{Display, Write};
+
+use super::hub::Hub;
+use super::view;
+use crate::cluster::{Backend, Protocol};
+use crate::metrics::{
+    BOUNDS_US, BackendCounters, ControlCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
+};
+
+/// The media type of the text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+type Labels<'a> = &'a [(&'a str, &'a dyn Display)];
+
+/// A worker's histogram: its name, its help text and where it is.
+type Timing = (&'static str, &'static str, fn(&WorkerMetrics) -> &Histogram);
+
+const TIMINGS: [Timing; 3] = [
+    ("connect_seconds", "From a user's arrival until the connection to a backend stood.", |it| {
+        &it.connect_time
+    }),
+    ("first_byte_seconds", "From a user's arrival until the first byte came back.", |it| {
+        &it.first_byte_time
+    }),
+    ("session_seconds", "From a session's start to its end.", |it| &it.session_length),
+];
+
+/// Everything that is counted, as text.
+pub fn text(hub: &Hub) -> String {
+    let mut text = Text::default();
+    about(hub, &mut text);
+    for (row, about) in WorkerCounters::ROWS.iter().enumerate() {
+        let name = text.family("", about.name, about.kind, about.help);
+        for (worker, metrics) in hub.workers.metrics() {
+            text.sample(&name, &[("worker", &worker)], metrics.counters.values()[row]);
+        }
+    }
+    for (name, help, of) in TIMINGS {
+        text.head(&format!("lb_{name}"), "histogram", help);
+        for (worker, metrics) in hub.workers.metrics() {
+            text.histogram(&format!("lb_{name}"), worker, of(metrics));
+        }
+    }
+    backends(hub, &mut text);
+    for (about, value) in ControlCounters::ROWS.iter().zip(hub.counters.values()) {
+        let name = text.family("control_", about.name, about.kind, about.help);
+        text.sample(&name, &[], value);
+    }
+    text.0
+}
+
+fn about(hub: &Hub, text: &mut Text) {
+    let version = env!("CARGO_PKG_VERSION");
+    let name = text.family("", "build_info", Kind::Gauge, "Always 1; the version is a label.");
+    text.sample(&name, &[("version", &version)], 1);
+    let help = "When the control core started, in seconds since 1970.";
+    let name = text.family("", "start_time_seconds", Kind::Gauge, help);
+    text.sample(&name, &[], hub.started.unix_ms() as f64 / 1e3);
+    let help = "1 while new users are served, 0 while the balancer stops.";
+    let name = text.family("", "serving", Kind::Gauge, help);
+    let serving = view::run_state(hub) == super::status::RunState::Serving;
+    text.sample(&name, &[], u8::from(serving));
+    let name = text.family("", "sessions_limit", Kind::Gauge, "Sessions at once, at most.");
+    text.sample(&name, &[], hub.config.limits.sessions);
+    let name = text.family("", "backends", Kind::Gauge, "Backends that are registered.");
+    for protocol in Protocol::ALL {
+        let count = hub.snapshot.of(protocol).count();
+        text.sample(&name, &[("protocol", &protocol)], count);
+    }
+}
+
+/// How a row of the backends' table is named here.
+fn backend_row(name: &'static str) -> &'static str {
+    match name {
+        "active" => "sessions_active",
+        "total" => "sessions",
+        "connect_failed" => "connects_failed",
+        "up" => "bytes_up",
+        "down" => "bytes_down",
+        other => other,
+    }
+}
+
+fn backends(hub: &Hub, text: &mut Text) {
+    let counted: Vec<_> = hub
+        .registry
+        .entries()
+        .map(|it| (&it.backend, hub.workers.backend(it.backend.slot)))
+        .collect();
+    for (row, about) in BackendCounters::ROWS.iter().enumerate() {
+        let name = text.family("backend_", backend_row(about.name), about.kind, about.help);
+        for (backend, values) in &counted {
+            text.of_backend(&name, backend, None, values[row]);
+        }
+    }
+    let help = "Share of new sessions relative to the others of its protocol.";
+    let name = text.family("backend_", "weight", Kind::Gauge, help);
+    for (backend, _) in &counted {
+        text.of_backend(&name, backend, None, backend.weight.into());
+    }
+    let help = "1 for the state that the backend is in: serving, aside or draining.";
+    let name = text.family("backend_", "state", Kind::Gauge, help);
+    for (backend, _) in &counted {
+        let state = view::state(backend.standing).name();
+        text.of_backend(&name, backend, Some(state), 1);
+    }
+}
+
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    /// Begins a family and says its full name.
+    fn family(&mut self, prefix: &str, name: &str, kind: Kind, help: &str) -> String {
+        let (kind, end) = match kind {
+            Kind::Counter => ("counter", "_total"),
+            Kind::Gauge => ("gauge", ""),
+        };
+        let name = format!("lb_{prefix}{name}{end}");
+        self.head(&name, kind, help);
+        name
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        self.0.write_fmt(line).expect("memory takes every write");
+        self.0.push('\n');
+    }
+
+    fn sample(&mut self, name: &str, labels: Labels<'_>, value: impl Display) {
+        self.0.push_str(name);
+        for (place, (label, content)) in labels.iter().enumerate() {
+            let open = if place == 0 { '{' } else { ',' };
+            let content = escaped(&content.to_string());
+            write!(self.0, "{open}{label}=\"{content}\"").expect("memory takes every write");
+        }
+        if !labels.is_empty() {
+            self.0.push('}');
+        }
+        self.line(format_args!(" {value}"));
+    }
+
+    fn of_backend(&mut self, name: &str, backend: &Backend, state: Option<&str>, value: u64) {
+        let given = backend.name.as_deref().unwrap_or("");
+        let (id, protocol, address) = (&backend.id, &backend.protocol, &backend.address);
+        let labels: Labels<'_> =
+            &[("backend", id), ("protocol", protocol), ("address", address), ("name", &given)];
+        match state {
+            None => self.sample(name, labels, value),
+            Some(state) => {
+                let state: &dyn Display = &state;
+                self.sample(name, &[labels, &[("state", state)]].concat(), value);
+            }
+        }
+    }
+
+    /// Buckets are cumulative here and end with all of them; counted ones are not.
+    fn histogram(&mut self, name: &str, worker: u8, histogram: &Histogram) {
+        let bucket = format!("{name}_bucket");
+        let mut so_far = 0u64;
+        for (place, count) in histogram.counts().into_iter().enumerate() {
+            so_far += count;
+            let bound = BOUNDS_US.get(place).map(|us| (*us as f64 / 1e6).to_string());
+            let bound = bound.unwrap_or("+Inf".to_owned());
+            self.sample(&bucket, &[("worker", &worker), ("le", &bound)], so_far);
+        }
+        let sum = histogram.sum_us() as f64 / 1e6;
+        self.sample(&format!("{name}_sum"), &[("worker", &worker)], sum);
+        self.sample(&format!("{name}_count"), &[("worker", &worker)], so_far);
+    }
+}
+
+fn escaped(content: &str) -> String {
+    content.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_histogram_is_cumulative_and_ends_with_everything() {
+        let histogram = Histogram::default();
+        for us in [10, 60, 70, 4_000_000_000] {
+            histogram.record(Duration::from_micros(us));
+        }
+        let mut text = Text::default();
+        text.histogram("lb_x_seconds", 3, &histogram);
+        let lines: Vec<_> = text.0.lines().collect();
+        assert_eq!(lines[0], r#"lb_x_seconds_bucket{worker="3",le="0.00005"} 1"#);
+        assert_eq!(lines[1], r#"lb_x_seconds_bucket{worker="3",le="0.0001"} 3"#);
+        assert_eq!(lines[23], r#"lb_x_seconds_bucket{worker="3",le="3600"} 3"#);
+        assert_eq!(lines[24], r#"lb_x_seconds_bucket{worker="3",le="+Inf"} 4"#);
+        assert_eq!(lines[25], r#"lb_x_seconds_sum{worker="3"} 4000.00014"#);
+        assert_eq!(lines[26], r#"lb_x_seconds_count{worker="3"} 4"#);
+    }
+
+    #[test]
+    fn what_stands_in_a_label_cannot_end_it() {
+        let mut text = Text::default();
+        text.sample("lb_x", &[("name", &"a\"b\\c\nd")], 1);
+        assert_eq!(text.0, "lb_x{name=\"a\\\"b\\\\c\\nd\"} 1\n");
+    }
+}

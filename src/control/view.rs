@@ -1,0 +1,211 @@
+//! The state of the balancer as the admin door shows it. Owns the way from the hub's state to the
+//! schema of `status`; changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::drain::Stop;
+use super::hub::{Hub, Member};
+use super::status::{
+    BackendState, BackendStatus, Doors, HelloStatus, Percentiles, RunState, SCHEMA, SessionTotals,
+    Status, Timings, WorkerStatus,
+};
+use super::workers::BackendValues;
+use crate::base::time::Now;
+use crate::cluster::registry::Entry;
+use crate::cluster::{Backend, Standing};
+use crate::config::Policy;
+use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
+
+/// The whole balancer at one moment.
+pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
+    Status {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        state: run_state(hub),
+        started_unix_ms: hub.started.unix_ms(),
+        uptime_ms: ms(now.since(hub.started)),
+        stops_in_ms: hub.stop_until.map(|until| ms(until.since(now))),
+        doors,
+        policy: policy(hub.config.balance.policy).to_owned(),
+        snapshot: hub.snapshot.version,
+        sessions: sessions(hub),
+        backends: backends(hub, now),
+        workers: workers(hub),
+        timings: timings(hub),
+        control: named(ControlCounters::ROWS, &hub.counters.values()),
+    }
+}
+
+/// Whether new users are served.
+pub fn run_state(hub: &Hub) -> RunState {
+    match hub.stop {
+        Stop::Serving => RunState::Serving,
+        Stop::Draining { .. } => RunState::Draining,
+        Stop::Stopping { .. } => RunState::Stopping,
+    }
+}
+
+/// The name of a policy, as in the configuration.
+pub fn policy(policy: Policy) -> &'static str {
+    match policy {
+        Policy::RoundRobin => "round_robin",
+        Policy::LeastSessions => "least_sessions",
+        Policy::SourceHash => "source_hash",
+    }
+}
+
+/// One of the values counted about a backend, by the name of its row.
+pub fn value(values: &BackendValues, name: &str) -> u64 {
+    let row = BackendCounters::ROWS.iter().position(|row| row.name == name);
+    values[row.expect("the caller names a row of the table")]
+}
+
+/// What the log and the metrics call a backend's state.
+pub fn state(standing: Standing) -> BackendState {
+    match standing {
+        Standing::Serving => BackendState::Serving,
+        Standing::Aside => BackendState::Aside,
+        Standing::Draining => BackendState::Draining,
+    }
+}
+
+fn sessions(hub: &Hub) -> SessionTotals {
+    let refused = |counters: &WorkerCounters| {
+        counters.users_refused_no_backend.get()
+            + counters.users_refused_full.get()
+            + counters.users_refused_unreachable.get()
+    };
+    SessionTotals {
+        active: hub.workers.sessions(),
+        limit: hub.config.limits.sessions as u64,
+        started: hub.workers.sum(|it| it.sessions_started.get()),
+        ended: hub.workers.sum(|it| it.sessions_ended.get()),
+        refused: hub.workers.sum(refused),
+        bytes_up: hub.workers.sum(|it| it.bytes_up.get()),
+        bytes_down: hub.workers.sum(|it| it.bytes_down.get()),
+    }
+}
+
+fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
+    let mut turns = vec![0u32; hub.snapshot.backends.len()];
+    for place in hub.snapshot.rotations.iter().flatten() {
+        turns[usize::from(*place)] += 1;
+    }
+    let mut all: Vec<BackendStatus> = hub
+        .registry
+        .entries()
+        .zip(turns)
+        .map(|(entry, turns)| registered(hub, entry, turns, now))
+        .collect();
+    let departed = hub.departed.values().map(|departed| {
+        let shown = backend(hub, &departed.backend, BackendState::Left);
+        BackendStatus { registered_unix_ms: departed.registered.unix_ms(), ..shown }
+    });
+    all.extend(departed.filter(|backend| backend.sessions_active > 0));
+    all
+}
+
+fn registered(hub: &Hub, entry: &Entry, turns: u32, now: Now) -> BackendStatus {
+    let id = entry.backend.id;
+    let round = hub.snapshot.rotations[entry.backend.protocol.index()].len();
+    let draining = hub.draining.get(&id);
+    BackendStatus {
+        turns,
+        round: u32::try_from(round).unwrap_or(u32::MAX),
+        registered_unix_ms: entry.since.unix_ms(),
+        hello: hub.members.get(&entry.owner).map(hello).unwrap_or_default(),
+        drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
+        ..backend(hub, &entry.backend, state(entry.backend.standing))
+    }
+}
+
+fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
+    let values = hub.workers.backend(backend.slot);
+    BackendStatus {
+        id: backend.id.to_string(),
+        protocol: backend.protocol,
+        address: backend.address,
+        name: backend.name.as_deref().map(str::to_owned),
+        weight: backend.weight,
+        state,
+        turns: 0,
+        round: 0,
+        registered_unix_ms: 0,
+        hello: HelloStatus::default(),
+        drains_in_ms: None,
+        sessions_active: value(&values, "active"),
+        sessions_total: value(&values, "total"),
+        connects_failed: value(&values, "connect_failed"),
+        bytes_up: value(&values, "up"),
+        bytes_down: value(&values, "down"),
+    }
+}
+
+fn hello(member: &Member) -> HelloStatus {
+    let took = member.answered.and_then(|(_, took)| took);
+    HelloStatus {
+        answered_unix_ms: member.answered.map(|(at, _)| at.unix_ms()),
+        took_us: took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+        misses: member.misses,
+    }
+}
+
+fn workers(hub: &Hub) -> Vec<WorkerStatus> {
+    let shown = |(worker, metrics): (u8, &crate::metrics::WorkerMetrics)| WorkerStatus {
+        worker,
+        counters: named(WorkerCounters::ROWS, &metrics.counters.values()),
+    };
+    hub.workers.metrics().map(shown).collect()
+}
+
+fn named(rows: &[Row], values: &[u64]) -> BTreeMap<String, u64> {
+    rows.iter().map(|row| row.name.to_owned()).zip(values.iter().copied()).collect()
+}
+
+fn timings(hub: &Hub) -> Timings {
+    let brief = |(counts, sum_us): (Vec<u64>, u64)| percentiles(&counts, sum_us);
+    Timings {
+        connect: brief(hub.workers.histogram(|it| &it.connect_time)),
+        first_byte: brief(hub.workers.histogram(|it| &it.first_byte_time)),
+        session_length: brief(hub.workers.histogram(|it| &it.session_length)),
+    }
+}
+
+fn percentiles(counts: &[u64], sum_us: u64) -> Percentiles {
+    let count: u64 = counts.iter().sum();
+    let at = |percent: u64| {
+        let rank = (count * percent).div_ceil(100);
+        let mut so_far = 0;
+        let bucket = counts.iter().position(|bucket| {
+            so_far += bucket;
+            count > 0 && so_far >= rank
+        });
+        BOUNDS_US.get(bucket?).copied()
+    };
+    Percentiles { count, sum_us, p50_us: at(50), p90_us: at(90), p99_us: at(99) }
+}
+
+fn ms(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_the_bound_of_the_bucket_that_it_falls_into() {
+        let mut counts = vec![0; BOUNDS_US.len() + 1];
+        assert_eq!(percentiles(&counts, 0), Percentiles::default());
+        counts[0] = 50;
+        counts[3] = 49;
+        counts[BOUNDS_US.len()] = 1;
+        let brief = percentiles(&counts, 9);
+        assert_eq!((brief.count, brief.sum_us), (100, 9));
+        assert_eq!((brief.p50_us, brief.p90_us, brief.p99_us), (Some(50), Some(500), Some(500)));
+        counts[3] = 0;
+        counts[BOUNDS_US.len()] = 51;
+        assert_eq!(percentiles(&counts, 9).p99_us, None, "longer than every bound");
+    }
+}
