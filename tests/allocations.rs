@@ -1,0 +1,142 @@
+//! A worker takes memory when sessions start, never for a message.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lb::boot::DataPlane;
+use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::config::Config;
+use lb::proxy::tcp::Features;
+use lb::worker::link::Order;
+
+/// Counts what the watched thread allocates.
+struct Counting;
+
+static WATCHED: AtomicI32 = AtomicI32::new(0);
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+fn note() {
+    let watched = WATCHED.load(Ordering::Relaxed);
+    if watched != 0 && nix::unistd::gettid().as_raw() == watched {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: passes everything on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note();
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn worker_thread() -> i32 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let is_worker = |task: &fs::DirEntry| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("lb-worker"))
+    };
+    let worker = tasks.flatten().find(is_worker).expect("the worker has its name");
+    worker.file_name().to_str().unwrap().parse().unwrap()
+}
+
+fn echo_backend() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut bytes = vec![0; 256 * 1024];
+                while let Ok(count @ 1..) = connection.read(&mut bytes) {
+                    connection.write_all(&bytes[..count]).unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Sends `bytes` over every connection and waits for the echo.
+fn round(users: &mut [TcpStream], bytes: &[u8], answer: &mut [u8]) {
+    for user in users.iter_mut() {
+        user.write_all(bytes).unwrap();
+    }
+    for user in users.iter_mut() {
+        user.read_exact(answer).unwrap();
+    }
+}
+
+#[test]
+fn relaying_a_message_allocates_nothing() {
+    for receive_cap in [true, false] {
+        let mut config = Config { workers: Some(1), ..Config::default() };
+        config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
+        let mut plane = DataPlane::start(&config, 100, Features { receive_cap }).unwrap();
+        let backend = Backend {
+            id: BackendId(1),
+            slot: 0,
+            protocol: Protocol::Tcp,
+            address: echo_backend(),
+            weight: 1,
+            name: None,
+            standing: Standing::Serving,
+        };
+        plane.snapshots.publish(Snapshot {
+            version: 1,
+            backends: vec![backend],
+            rotations: [vec![0], vec![], vec![]],
+        });
+        plane.ends[0].wake.write(1).unwrap();
+        let door = plane.tcp.unwrap();
+        let mut users: Vec<_> = (0..16).map(|_| served(door)).collect();
+        let (small, large) = (vec![1; 64], vec![2; 100_000]);
+        let mut answer = vec![0; large.len()];
+        let mut exchange = |rounds: usize| {
+            for _ in 0..rounds {
+                round(&mut users, &small, &mut answer[..small.len()]);
+            }
+            for _ in 0..rounds / 20 {
+                round(&mut users[..4], &large, &mut answer);
+            }
+        };
+        exchange(100);
+        WATCHED.store(worker_thread(), Ordering::Relaxed);
+        exchange(1000);
+        WATCHED.store(0, Ordering::Relaxed);
+        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), 0, "in more than 16,000 messages");
+        plane.ends[0].orders.push(Order::Stop).unwrap();
+        plane.ends[0].wake.write(1).unwrap();
+        plane.threads.join();
+    }
+}
+
+fn served(door: std::net::SocketAddr) -> TcpStream {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut user = TcpStream::connect(door).unwrap();
+        user.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        if user.write_all(b"?").is_ok() && matches!(user.read(&mut [0]), Ok(1)) {
+            return user;
+        }
+        assert!(Instant::now() < end, "no backend served the user");
+    }
+}
