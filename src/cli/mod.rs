@@ -2,6 +2,7 @@
 //! that knows clap. Decides nothing about the balancer.
 
 mod backend;
+mod bench;
 mod check;
 mod settings;
 mod status;
@@ -35,6 +36,7 @@ struct Line {
 enum Command {
     Check(check::Arguments),
     Backend(backend::Arguments),
+    Bench(Box<bench::Arguments>),
     User(user::Arguments),
     Status(status::Arguments),
 }
@@ -62,6 +64,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match line.command {
         Command::Check(arguments) => check::run(arguments),
         Command::Backend(arguments) => backend::run(arguments),
+        Command::Bench(arguments) => match bench::run(*arguments) {
+            Ok(code) => return code,
+            Err(fault) => Err(fault),
+        },
         Command::User(arguments) => user::run(arguments),
         Command::Status(arguments) => status::run(arguments),
     };

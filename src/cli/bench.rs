@@ -1,0 +1,280 @@
+//! `lb bench`: the load generator from the command line. Owns its flags, the live line and the exit
+//! code: 0 when everything expected was met, 1 when not, 2 when it could not be run.
+
+use std::io::{IsTerminal, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{Fault, print, protocol};
+use crate::base::thread;
+use crate::cluster::Protocol;
+use crate::load::expect::Expectation;
+use crate::load::message::Kind;
+use crate::load::report::{self, Report};
+use crate::load::{self, Load, Outcome, Progress, Shape, echo};
+
+/// How often the live line is written anew.
+const LIVE: Duration = Duration::from_millis(500);
+
+/// Measure a balancer or a service, and check every reply on the way.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Subcommand, Debug)]
+enum Action {
+    /// Serve echo backends, to be measured from elsewhere.
+    Serve(Serve),
+}
+
+#[derive(Args, Debug)]
+struct Serve {
+    /// What to serve.
+    #[arg(long, default_value = "tcp", value_parser = protocol())]
+    protocol: Protocol,
+    /// Where, once for each backend.
+    #[arg(long, value_name = "ADDR", required = true)]
+    listen: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Direction {
+    /// From the backend to the user.
+    Down,
+    /// From the user to the backend.
+    Up,
+    /// Both at once.
+    Both,
+}
+
+#[derive(Args, Debug)]
+struct Run {
+    /// Which kind of user to be.
+    #[arg(long, default_value = "tcp", value_parser = protocol())]
+    protocol: Protocol,
+    /// Whom to ask.
+    #[arg(long, value_name = "ADDR")]
+    to: Option<String>,
+    /// Connections, or flows of datagrams.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    connections: usize,
+    /// Requests a second on a schedule; latency then counts from when a request was due. Without it
+    /// every connection asks again as soon as it has its reply.
+    #[arg(long, value_name = "R")]
+    rate: Option<u64>,
+    /// How long to measure: 10s, 500ms, 2m.
+    #[arg(long, value_name = "T", default_value = "10s", value_parser = duration)]
+    duration: Duration,
+    /// How long to run before that.
+    #[arg(long, value_name = "T", default_value = "1s", value_parser = duration)]
+    warmup: Duration,
+    /// Bytes of a message.
+    #[arg(long, value_name = "B", default_value_t = 64)]
+    size: usize,
+    /// Threads of the generator.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threads: usize,
+    /// Datagrams under way on a flow.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    window: usize,
+    /// How long a reply may take before it counts as lost.
+    #[arg(long, value_name = "T", default_value = "2s", value_parser = duration)]
+    timeout: Duration,
+    /// A connection for every request (TCP).
+    #[arg(long, conflicts_with = "bulk")]
+    churn: bool,
+    /// Content without end, checked by its position; needs `lb bench serve` or `--echo` backends,
+    /// except `both`, for which any echo will do (TCP).
+    #[arg(long, value_enum, value_name = "DIRECTION", num_args = 0..=1, default_missing_value = "down")]
+    bulk: Option<Direction>,
+    /// Process whose CPU time is measured: the balancer's, if it is not found by its port.
+    #[arg(long, value_name = "PID")]
+    watch: Option<u32>,
+    /// Write the run, with its whole histogram, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the latency distribution for HdrHistogram's plotters.
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+    /// What the run must show, such as 'p99<2ms', 'errors=0', 'sticky=100%' or 'spread<=1'.
+    #[arg(long, value_name = "EXPR")]
+    expect: Vec<Expectation>,
+    /// Print nothing but what went wrong.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> Result<ExitCode, Fault> {
+    match arguments.action {
+        Some(Action::Serve(serve)) => serve_echo(&serve),
+        None => measure(&arguments.run),
+    }
+}
+
+fn serve_echo(serve: &Serve) -> Result<ExitCode, Fault> {
+    let backends = echo::start(serve.protocol, &serve.listen)
+        .map_err(|error| format!("cannot serve on {:?}: {error}", serve.listen))?;
+    for address in backends.addresses() {
+        print(&format!("{} echo on {address}\n", serve.protocol))?;
+    }
+    backends.wait();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(run: &Run) -> Result<ExitCode, Fault> {
+    let to = run.to.as_deref().ok_or("whom to ask? Give --to ADDR")?;
+    let load = run.load(resolve(to)?)?;
+    let outcome = watched(&load, run.quiet, to)?;
+    let report = Report::new(to, &load, &outcome);
+    run.write_files(&report, &outcome)?;
+    if !run.quiet {
+        print(&report::table(std::slice::from_ref(&report)))?;
+        print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
+    }
+    run.verdict(&outcome)
+}
+
+impl Run {
+    fn load(&self, to: SocketAddr) -> Result<Load, String> {
+        let load = Load {
+            protocol: self.protocol,
+            to,
+            shape: match (self.churn, self.bulk) {
+                (true, _) => Shape::Churn,
+                (_, None) => Shape::PingPong,
+                (_, Some(Direction::Down)) => Shape::Bulk(Kind::Source),
+                (_, Some(Direction::Up)) => Shape::Bulk(Kind::Sink),
+                (_, Some(Direction::Both)) => Shape::Bulk(Kind::Echo),
+            },
+            connections: self.connections,
+            size: self.size,
+            window: self.window,
+            rate: self.rate,
+            warmup: self.warmup,
+            duration: self.duration,
+            threads: self.threads,
+            patience: self.timeout,
+            watch: self.watch,
+        };
+        load.check().map(|()| load)
+    }
+
+    fn write_files(&self, report: &Report, outcome: &Outcome) -> Result<(), String> {
+        if let Some(path) = &self.json {
+            let text = serde_json::to_string_pretty(report).map_err(|error| error.to_string())?;
+            write(path, &text)?;
+        }
+        if let Some(path) = &self.hgrm {
+            write(path, &report::hgrm(&outcome.tally.latency))?;
+        }
+        Ok(())
+    }
+
+    fn verdict(&self, outcome: &Outcome) -> Result<ExitCode, Fault> {
+        let mut met = true;
+        if let Some(reason) = &outcome.invalid {
+            eprintln!("INVALID: {reason}");
+            met = self.expect.is_empty();
+        }
+        for expectation in &self.expect {
+            let verdict = expectation.judge(&outcome.tally, self.duration.as_secs_f64());
+            met &= verdict.met;
+            if !verdict.met || !self.quiet {
+                print(&format!("{verdict}\n"))?;
+            }
+        }
+        Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// Runs a load and shows how it goes.
+fn watched(load: &Load, quiet: bool, label: &str) -> Result<Outcome, String> {
+    let progress = Arc::new(Progress::default());
+    let (done, finished) = sync_channel(1);
+    let (work, shown) = (load.clone(), Arc::clone(&progress));
+    let thread = thread::spawn("load", move || {
+        let _ = done.send(load::run(&work, &shown));
+    })
+    .map_err(|error| format!("cannot start a thread: {error}"))?;
+    let live = !quiet && std::io::stderr().is_terminal();
+    let mut seen = 0;
+    let outcome = loop {
+        match finished.recv_timeout(LIVE) {
+            Ok(outcome) => break outcome,
+            Err(RecvTimeoutError::Timeout) if live => seen = show(&progress, seen, label),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err("the load ended early".to_owned()),
+        }
+    };
+    if live {
+        eprint!("\r\x1b[K");
+    }
+    let _ = thread.join();
+    outcome
+        .map_err(|error| format!("cannot load {}: {error}; does something listen there?", load.to))
+}
+
+fn show(progress: &Progress, seen: u64, label: &str) -> u64 {
+    let requests = progress.requests.load(Ordering::Relaxed);
+    let rate = (requests - seen) as f64 / LIVE.as_secs_f64();
+    let gigabytes = progress.bytes.load(Ordering::Relaxed) as f64 / 1e9;
+    let errors = progress.errors.load(Ordering::Relaxed);
+    eprint!("\r\x1b[K{label}: {rate:.0} requests/s, {gigabytes:.2} GB, {errors} errors");
+    let _ = std::io::stderr().flush();
+    requests
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+fn resolve(address: &str) -> Result<SocketAddr, String> {
+    address
+        .to_socket_addrs()
+        .map_err(|error| format!("`{address}` is no address with a port: {error}"))?
+        .next()
+        .ok_or_else(|| format!("`{address}` has no address"))
+}
+
+/// A length of time as a person writes it; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let factor = match &text[digits..] {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        unit => return Err(format!("`{unit}` is no unit of time; us, ms, s, m and h are")),
+    };
+    let number: f64 = text[..digits].parse().map_err(|_| format!("`{text}` is no time"))?;
+    Duration::try_from_secs_f64(number * factor).map_err(|_| format!("`{text}` is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        for (text, millis) in [("1.5s", 1_500), ("300ms", 300), ("2", 2_000), ("2m", 120_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)));
+        }
+        for text in ["", "s", "1d", "1.2.3s", "99999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}
