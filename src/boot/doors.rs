@@ -31,10 +31,15 @@ pub fn open_shared(
     (0..workers).map(|_| sys::listen(address, true).map_err(trouble)).collect()
 }
 
-fn taken(name: &str, address: SocketAddr, error: &std::io::Error) -> Trouble {
+/// Why a door could not be opened.
+pub fn taken(name: &str, address: SocketAddr, error: &std::io::Error) -> Trouble {
     Trouble(match error.kind() {
         std::io::ErrorKind::AddrInUse => format!(
             "the {name} port {address} is taken by another program; stop it or choose another with --{name}"
+        ),
+        std::io::ErrorKind::AddrNotAvailable => format!(
+            "the {name} door cannot open at {address}, which is no address of this host; choose one \
+             that `ip address` shows with --{name}"
         ),
         std::io::ErrorKind::PermissionDenied => format!(
             "may not open the {name} port {address}; choose one from 1024 up or grant CAP_NET_BIND_SERVICE"

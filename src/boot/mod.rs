@@ -2,7 +2,7 @@
 //! doors, workers, control core; the only place where both planes meet.
 
 pub mod capacity;
-mod doors;
+pub mod doors;
 mod plane;
 
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::control::auth::{Secrets, who_may_register};
 use crate::control::{Control, Doors};
 use crate::proxy::tcp::Features;
 use crate::ring::probe;
-pub use plane::{DataPlane, WORKERS_MAX};
+pub use plane::{DataPlane, WORKERS_MAX, workers};
 
 /// Why the balancer did not start: one sentence for the operator, with the cure.
 #[derive(Debug)]

@@ -61,7 +61,7 @@ impl DataPlane {
         features: Features,
     ) -> Result<DataPlane, Trouble> {
         let cores = sys::cores();
-        let workers = config.workers.unwrap_or(cores.len().saturating_sub(1)).clamp(1, WORKERS_MAX);
+        let workers = workers(config);
         let mut doors = open_shared(config.listen.tcp, workers, "tcp")?;
         let tcp = doors.first().and_then(|door| sys::local(door.as_fd()).ok());
         let snapshots = Publisher::new(Snapshot::default());
@@ -94,6 +94,12 @@ impl DataPlane {
         }
         Ok(DataPlane { ends, snapshots, urgent, seats, tcp, threads: Threads(threads) })
     }
+}
+
+/// Worker threads on this machine: one core is left to the control core.
+pub fn workers(config: &Config) -> usize {
+    let behind_control = sys::cores().len().saturating_sub(1);
+    config.workers.unwrap_or(behind_control).clamp(1, WORKERS_MAX)
 }
 
 /// What one worker thread is made from.

@@ -13,9 +13,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::settings::Settings;
 use super::table::{Look, colour, painted, sized};
 use super::{Fault, print};
-use crate::config::{Config, sizing};
+use crate::boot::{self, capacity, doors};
+use crate::config::Config;
 use crate::control::auth::Secrets;
-use crate::ring::{self, Ring, probe, sys};
+use crate::ring::{self, Ring, probe};
 
 /// Say whether `lb serve` would start here with these settings, and how many sessions fit.
 ///
@@ -41,8 +42,7 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
             return conclude(&[finding], None);
         }
     };
-    let host = Host::read();
-    conclude(&findings(&config, &host), Some(&capacity(&config, &host)))
+    conclude(&findings(&config), Some(&capacity(&config)))
 }
 
 fn conclude(findings: &[Finding], capacity: Option<&str>) -> Result<(), Fault> {
@@ -73,51 +73,13 @@ fn shown(findings: &[Finding], colour: bool) -> String {
     out
 }
 
-/// What the host says about itself.
-struct Host {
-    workers_cores: usize,
-    /// The hard limit, to which serve raises its own.
-    descriptors: u64,
-    /// Memory that can be had without swapping; `None` where the kernel does not say.
-    memory: Option<u64>,
-    /// Ports for connections to backends.
-    local_ports: Option<(u64, u64)>,
-}
-
-impl Host {
-    fn read() -> Host {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        Host {
-            workers_cores: sys::cores().len(),
-            descriptors: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard),
-            memory: available(&read("/proc/meminfo")),
-            local_ports: port_range(&read("/proc/sys/net/ipv4/ip_local_port_range")),
-        }
-    }
-
-    fn workers(&self, config: &Config) -> usize {
-        sizing::workers(config, self.workers_cores)
-    }
-}
-
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-fn port_range(text: &str) -> Option<(u64, u64)> {
-    let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
-    Some((numbers.next()??, numbers.next()??))
-}
-
-fn findings(config: &Config, host: &Host) -> Vec<Finding> {
-    let workers = host.workers(config);
+fn findings(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         Finding { what: "settings", outcome: Ok("the file and the flags fit together".into()) },
         Finding { what: "io_uring", outcome: io_uring() },
-        Finding { what: "rings", outcome: rings(config, workers) },
-        Finding { what: "memory", outcome: memory(config, host) },
-        Finding { what: "descriptors", outcome: descriptors(config, host, workers) },
+        Finding { what: "rings", outcome: rings(config, boot::workers(config)) },
+        Finding { what: "memory", outcome: memory(config, available(&read("/proc/meminfo"))) },
+        Finding { what: "descriptors", outcome: descriptors(config) },
     ];
     if let Some(path) = &config.control.secret_file {
         let outcome = Secrets::load(path).map(|_| format!("{} holds secrets", path.display()));
@@ -133,6 +95,10 @@ fn findings(config: &Config, host: &Host) -> Vec<Finding> {
     ];
     findings.extend(doors.map(|(name, what, at)| Finding { what, outcome: door(name, at) }));
     findings
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 fn io_uring() -> Result<String, String> {
@@ -151,9 +117,15 @@ fn rings(config: &Config, workers: usize) -> Result<String, String> {
         .map_err(|error| probe::explain(&error).to_string())
 }
 
-fn memory(config: &Config, host: &Host) -> Result<String, String> {
+/// Bytes of memory that can be had without swapping; `None` where the kernel does not say.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+fn memory(config: &Config, available: Option<u64>) -> Result<String, String> {
     let wanted = config.limits.buffer_bytes as u64;
-    match host.memory {
+    match available {
         Some(there) if there < wanted => Err(format!(
             "limits.buffer_bytes = {wanted}, and {there} bytes can be had: lower it, or free memory"
         )),
@@ -162,56 +134,44 @@ fn memory(config: &Config, host: &Host) -> Result<String, String> {
     }
 }
 
-fn descriptors(config: &Config, host: &Host, workers: usize) -> Result<String, String> {
-    let there = host.descriptors;
-    let allowed = sizing::sessions(config, workers, there)?;
-    if allowed < config.limits.sessions {
-        return Ok(format!(
-            "{there} may be open, so serve will start with {allowed} sessions instead of the default \
-             {}; raise `ulimit -Hn` to {} for all of them",
-            config.limits.sessions,
-            sizing::descriptors_needed(config, workers)
-        ));
-    }
-    Ok(format!("{there} may be open, {} are enough", sizing::descriptors_needed(config, workers)))
+fn descriptors(config: &Config) -> Result<String, String> {
+    let sessions = capacity::sessions(config).map_err(|trouble| trouble.to_string())?;
+    Ok(format!("{} may be open, enough for {sessions} sessions", descriptors_allowed()))
+}
+
+/// The hard limit, to which serve raises its own.
+fn descriptors_allowed() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard)
 }
 
 /// Opens a door as serve would, and closes it again.
 fn door(name: &str, address: Option<SocketAddr>) -> Result<String, String> {
     let Some(address) = address else { return Ok("off".to_owned()) };
     let opened = if name == "udp" {
-        UdpSocket::bind(address).map(drop)
+        UdpSocket::bind(address).map(drop).map_err(|error| doors::taken(name, address, &error))
     } else {
-        sys::listen(address, false).map(drop)
+        doors::open(Some(address), name).map(drop)
     };
-    opened.map(|()| format!("{address} is free")).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => format!(
-            "{address} is taken by another program, perhaps a balancer that runs already: stop it, \
-             or choose another port with --{name}"
-        ),
-        io::ErrorKind::PermissionDenied => format!(
-            "{address} may not be opened by this user: choose a port from 1024 up with --{name}, or \
-             grant CAP_NET_BIND_SERVICE"
-        ),
-        io::ErrorKind::AddrNotAvailable => format!(
-            "{address} is not an address of this host: choose one from `ip address` with --{name}"
-        ),
-        _ => format!("{address} cannot be opened: {error}; choose another with --{name}"),
-    })
+    opened.map(|()| format!("{address} is free")).map_err(|trouble| trouble.to_string())
 }
 
 /// How many sessions the host can hold, and what sets the bound.
-fn capacity(config: &Config, host: &Host) -> String {
-    let workers = host.workers(config);
-    let fit = sizing::sessions_within(host.descriptors, config, workers);
-    let held = fit.min(config.limits.sessions as u64);
-    let bound = if fit < config.limits.sessions as u64 {
-        format!("bounded by {} descriptors", host.descriptors)
-    } else {
-        format!("bounded by limits.sessions; its descriptors would be enough for {fit}")
+fn capacity(config: &Config) -> String {
+    let fit = capacity::sessions_for(descriptors_allowed(), config);
+    let ports = port_range(&read("/proc/sys/net/ipv4/ip_local_port_range"));
+    told_capacity(config.limits.sessions, fit, ports)
+}
+
+/// `limit` is zero when it is left to the host.
+fn told_capacity(limit: usize, fit: usize, local_ports: Option<(u64, u64)>) -> String {
+    let most = if limit == 0 { capacity::SESSIONS_DEFAULT } else { limit };
+    let bound = match (fit < most, limit) {
+        (true, _) => "bounded by the descriptors that may be open".to_owned(),
+        (false, 0) => format!("the default limit; its descriptors would be enough for {fit}"),
+        (false, _) => format!("bounded by limits.sessions; its descriptors would do for {fit}"),
     };
-    let mut out = format!("This host can hold {held} TCP sessions at once, {bound}.\n");
-    if let Some((first, last)) = host.local_ports {
+    let mut out = format!("This host can hold {} TCP sessions at once, {bound}.\n", fit.min(most));
+    if let Some((first, last)) = local_ports {
         let ports = (last + 1).saturating_sub(first);
         // Writing to a string cannot fail.
         let _ = writeln!(
@@ -223,20 +183,16 @@ fn capacity(config: &Config, host: &Host) -> String {
     out
 }
 
+fn port_range(text: &str) -> Option<(u64, u64)> {
+    let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
 
     use super::*;
-
-    fn host() -> Host {
-        Host {
-            workers_cores: 2,
-            descriptors: 20_000,
-            memory: Some(1 << 30),
-            local_ports: Some((32_768, 60_999)),
-        }
-    }
 
     #[test]
     fn every_finding_is_one_aligned_line() {
@@ -256,8 +212,7 @@ mod tests {
         assert_eq!(available("MemTotal:  9 kB\n"), None);
         assert_eq!(port_range("32768\t60999\n"), Some((32_768, 60_999)));
         assert_eq!(port_range(""), None);
-        let host = Host::read();
-        assert!(host.workers_cores > 0 && host.descriptors > 0 && host.memory > Some(0));
+        assert!(available(&read("/proc/meminfo")) > Some(0));
     }
 
     #[test]
@@ -276,27 +231,24 @@ mod tests {
     }
 
     #[test]
-    fn too_few_descriptors_or_bytes_are_told_with_what_would_fit() {
+    fn buffers_that_do_not_fit_are_told() {
         let mut config = Config::default();
-        assert!(descriptors(&config, &host(), 1).unwrap().contains("instead of the default"));
-        config.limits.sessions = 9_000;
-        let said = descriptors(&config, &host(), 1).unwrap_err();
-        assert!(said.contains("or lower limits.sessions to 8907"), "{said}");
-        config.limits.sessions = 8_907;
-        assert!(descriptors(&config, &host(), 1).is_ok());
+        assert_eq!(memory(&config, Some(1 << 30)).unwrap(), "1.0 GiB can be had");
         config.limits.buffer_bytes = 2 << 30;
-        let said = memory(&config, &host()).unwrap_err();
+        let said = memory(&config, Some(1 << 30)).unwrap_err();
         assert!(said.contains("limits.buffer_bytes = 2147483648"), "{said}");
     }
 
     #[test]
     fn the_capacity_names_what_bounds_it() {
-        let mut config = Config::default();
-        let said = capacity(&config, &host());
-        assert!(said.contains("8907 TCP sessions at once, bounded by 20000 descriptors"), "{said}");
-        assert!(said.contains("28232 local ports"), "{said}");
-        config.limits.sessions = 100;
-        let said = capacity(&config, &host());
-        assert!(said.contains("100 TCP sessions at once, bounded by limits.sessions"), "{said}");
+        for (limit, fit, said) in [
+            (0, 8907, "8907 TCP sessions at once, bounded by the descriptors"),
+            (0, 500_000, "100000 TCP sessions at once, the default limit"),
+            (100, 8907, "100 TCP sessions at once, bounded by limits.sessions"),
+            (9000, 8907, "8907 TCP sessions at once, bounded by the descriptors"),
+        ] {
+            let told = told_capacity(limit, fit, Some((32_768, 60_999)));
+            assert!(told.contains(said) && told.contains("28232 local ports"), "{told}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 mod backend;
 mod bench;
 mod check;
+mod serve;
 mod settings;
 mod status;
 mod table;
@@ -34,6 +35,7 @@ struct Line {
 
 #[derive(Subcommand)]
 enum Command {
+    Serve(serve::Arguments),
     Check(check::Arguments),
     Backend(backend::Arguments),
     Bench(Box<bench::Arguments>),
@@ -62,6 +64,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let outcome = match line.command {
+        Command::Serve(arguments) => serve::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Backend(arguments) => backend::run(arguments),
         Command::Bench(arguments) => match bench::run(*arguments) {

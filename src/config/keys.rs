@@ -190,13 +190,12 @@ pub const KEYS: &[Key] = &[
     Key {
         section: "limits",
         name: "sessions",
-        help: "Sessions at once, all workers together; a user beyond it is refused and counted. 0: as \
-               many as the descriptors are enough for, at most 100,000.",
-        set: |config, given| {
-            number(given, 0..=SESSIONS_MAX as u64, "")
-                .map(|value| config.limits.sessions = value as usize)
+        help: "Sessions at once, all workers together; a user beyond it is refused and counted. `\"auto\"` takes what the descriptors are enough for, 100000 at most.",
+        set: |config, given| sessions(given).map(|value| config.limits.sessions = value),
+        show: |config| match config.limits.sessions {
+            0 => "\"auto\"".to_owned(),
+            sessions => sessions.to_string(),
         },
-        show: |config| config.limits.sessions.to_string(),
     },
     Key {
         section: "limits",
@@ -323,6 +322,18 @@ fn workers(given: &Given) -> Result<Option<usize>, String> {
     }
 }
 
+/// Zero stands for what the host can hold.
+fn sessions(given: &Given) -> Result<usize, String> {
+    match given {
+        Given::Text(text) if text == "auto" => Ok(0),
+        Given::Number(count @ 1..) if *count <= SESSIONS_MAX as i64 => Ok(*count as usize),
+        _ => Err(format!(
+            "takes a number from 1 to {SESSIONS_MAX} or \"auto\", not {}",
+            given.described()
+        )),
+    }
+}
+
 fn number(given: &Given, range: RangeInclusive<u64>, unit: &str) -> Result<u64, String> {
     let found = match given {
         Given::Number(number) => u64::try_from(*number).ok(),
@@ -438,7 +449,7 @@ mod tests {
             assert_eq!(outcome.is_ok(), fits, "{given}");
         }
         let said = sessions.set(&mut config, &Given::Number(-5)).unwrap_err();
-        assert_eq!(said, "takes a whole number from 1 to 16777216, not -5");
+        assert_eq!(said, "takes a number from 1 to 16777216 or \"auto\", not -5");
     }
 
     #[test]

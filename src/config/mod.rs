@@ -1,11 +1,10 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
 //! command line nor files' syntax (`config::file` reads TOML into this). `keys` is the table of
-//! settings, `rules` what they must be to each other, `sizing` what they need of the host.
+//! settings, `rules` what they must be to each other.
 
 pub mod file;
 pub mod keys;
 pub mod rules;
-pub mod sizing;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;

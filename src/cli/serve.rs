@@ -1,0 +1,38 @@
+//! `lb serve`: runs the balancer until it is told to stop.
+
+use clap::Args;
+
+use super::Fault;
+use super::settings::Settings;
+use crate::{boot, logs};
+
+/// Echo services for each protocol at most.
+const DEMO_MAX: i64 = 64;
+
+/// Run the balancer: users in front, backends that register themselves behind.
+///
+/// Every setting has a default; flags beat the file. SIGTERM lets running sessions end, a second one
+/// ends them. `lb check` says beforehand whether it would start.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    /// Also start N echo backends for each protocol, which register like any other
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u16).range(0..=DEMO_MAX))]
+    demo: u16,
+}
+
+pub fn run(arguments: Arguments) -> Result<(), Fault> {
+    let config = arguments.settings.load()?;
+    if arguments.demo > 0 && config.listen.control.is_none() {
+        return Err(Fault(
+            "--demo registers its backends over the control port, which is \"off\": give it an \
+             address with --control"
+                .to_owned(),
+        ));
+    }
+    let _logs = logs::start(&config.log);
+    boot::serve(config, usize::from(arguments.demo))?;
+    Ok(())
+}
