@@ -18,6 +18,8 @@ use super::pool::{Class, Pool};
 
 /// Blocks posted at first; light traffic never touches more.
 const POSTED_FIRST: u16 = 64;
+/// One block in so many is never posted.
+const WRITTEN_SHARE: usize = 4;
 const PAGE: usize = 4096;
 
 /// The posted blocks of one class.
@@ -29,6 +31,8 @@ pub(super) struct Provided {
     tail: u16,
     posted: u16,
     target: u16,
+    /// What the target may grow to.
+    posted_max: u16,
 }
 
 impl Provided {
@@ -48,7 +52,11 @@ impl Provided {
         unsafe {
             ring.submitter().register_buf_ring_with_flags(memory as u64, size, class as u16, 0)?
         };
-        Ok(Provided { class, entries, size, tail: 0, posted: 0, target: POSTED_FIRST.min(size) })
+        // The rest is for what is written by hand: if every block were posted, whoever must send
+        // before anything is received would wait for ever.
+        let posted_max = (blocks - blocks / WRITTEN_SHARE).clamp(1, usize::from(size)) as u16;
+        let target = POSTED_FIRST.min(posted_max);
+        Ok(Provided { class, entries, size, tail: 0, posted: 0, target, posted_max })
     }
 
     /// Posts blocks from the pool until as many are posted as light traffic needs.
@@ -71,7 +79,7 @@ impl Provided {
 
     /// A receive found the ring empty: post more from now on.
     pub(super) fn ran_dry(&mut self) {
-        self.target = self.target.saturating_mul(2).min(self.size);
+        self.target = self.target.saturating_mul(2).min(self.posted_max);
     }
 
     fn write(&mut self, block: u16, address: NonNull<u8>, bytes: usize) {

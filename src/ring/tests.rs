@@ -121,6 +121,16 @@ fn an_empty_pool_is_reported_and_recovers() {
 }
 
 #[test]
+fn receives_never_take_every_block() {
+    let mut ring = ring(256, 4);
+    for _ in 0..20 {
+        ring.provided.iter_mut().for_each(Provided::ran_dry);
+        ring.enter(Some(Duration::ZERO)).unwrap();
+    }
+    assert_eq!((ring.pool().free(Class::Small), ring.pool().free(Class::Large)), (64, 1));
+}
+
+#[test]
 fn the_end_of_a_stream_is_a_receive_of_nothing() {
     let mut ring = ring(64, 4);
     let (user, near) = pair();
