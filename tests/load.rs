@@ -96,7 +96,7 @@ fn streams_are_whole_in_every_direction() {
 
 #[test]
 fn datagrams_come_back_in_order_and_once() {
-    for (size, connections, window) in [(24, 4, 1), (1_200, 4, 8), (60_000, 2, 1)] {
+    for (size, connections, window) in [(24, 4, 1), (1_200, 4, 8), (60_000, 2, 1), (24, 16, 32)] {
         let outcome = honest(Protocol::Udp, |load| {
             (load.size, load.connections, load.window) = (size, connections, window);
         });

@@ -242,7 +242,7 @@ impl<'a> Driver<'a> {
             self.spent[1] = self.spent_now();
             self.measuring = false;
             self.asking = false;
-            self.tally.unsent = self.plan.map_or(0, |plan| plan.overdue(self.end));
+            self.tally.unsent += self.plan.map_or(0, |plan| plan.overdue(self.end));
             self.next_tick = self.now;
             for slot in 0..self.lines.len() as u32 {
                 self.wind_down(slot);
@@ -344,15 +344,16 @@ fn first_class(load: &Load) -> Class {
     if stream || load.size > SMALL_BYTES { Class::Large } else { Class::Small }
 }
 
-/// Blocks for every request of one thread under way and some to receive into.
+/// Blocks for every request of one thread under way, which must fit into the quarter that the ring
+/// never posts, and so some to receive into.
 fn settings(load: &Load) -> Settings {
-    let lines = load.connections.div_ceil(load.threads) * load.window;
+    let requests = load.connections.div_ceil(load.threads) * load.window;
     let (small, large) = match blocks::class_for(load.size) {
-        Class::Small => (lines, 0),
-        Class::Large => (0, lines * (blocks::blocks_for(load.size) + 1)),
+        Class::Small => (requests, 0),
+        Class::Large => (0, requests * (blocks::blocks_for(load.size) + 1)),
     };
     Settings {
-        small_blocks: (small * 2 + 1024).min(BLOCKS_MAX),
-        large_blocks: (large + 192).min(BLOCKS_MAX / 2),
+        small_blocks: (small * 4 + 1024).min(BLOCKS_MAX),
+        large_blocks: (large * 4 + 192).min(BLOCKS_MAX / 2),
     }
 }

@@ -56,6 +56,9 @@ impl Driver<'_> {
     /// Makes requests on a line that is up: one on a connection, as many as have room on a flow.
     pub(super) fn ask(&mut self, slot: u32, since: Now) {
         let planned = self.plan.is_some();
+        if !self.has_blocks() {
+            return self.put_off(slot);
+        }
         let line = &mut self.lines[slot as usize];
         match &mut line.talk {
             Talk::Exchange(exchange) => {
@@ -77,6 +80,22 @@ impl Driver<'_> {
         }
     }
 
+    /// Whether the pool holds a request more.
+    fn has_blocks(&self) -> bool {
+        let size = self.load.size;
+        self.ring.pool().free(blocks::class_for(size)) > blocks::blocks_for(size)
+    }
+
+    /// A request for which there is no block: tried again next turn, or missing from the plan.
+    fn put_off(&mut self, slot: u32) {
+        if self.plan.is_some() {
+            self.tally.unsent += 1;
+            self.next(slot);
+        } else {
+            self.starved.push(slot);
+        }
+    }
+
     /// Sends a head with the content that belongs to it.
     pub(super) fn send_head(&mut self, slot: u32, head: Head) {
         let line = &mut self.lines[slot as usize];
@@ -88,7 +107,7 @@ impl Driver<'_> {
         let bytes = head.encode();
         if blocks::write_with_content(pool, chain, &bytes, &self.content, position, count).is_err()
         {
-            // The pool holds every request; blocks posted for receiving have taken its place.
+            // Only a stream's opening comes here without having asked for blocks.
             return self.fault(slot, Fault::Closed);
         }
         line.sends += 1;
@@ -99,6 +118,10 @@ impl Driver<'_> {
 
     /// Sends one datagram; false when there is no room for it.
     pub(super) fn ask_datagram(&mut self, slot: u32, since: Now) -> bool {
+        if !self.has_blocks() {
+            self.starved.push(slot);
+            return false;
+        }
         let line = &mut self.lines[slot as usize];
         let Talk::Flow(flow) = &mut line.talk else { return false };
         let Some(socket) = socket_of(&line.socket) else { return false };
@@ -203,11 +226,14 @@ impl Driver<'_> {
     /// What starvation interrupted goes on.
     pub(super) fn resume(&mut self, slot: u32) {
         self.receive(slot);
-        if self.plan.is_none() && self.lines[slot as usize].phase == Phase::Up {
-            let waiting = self.lines[slot as usize].waiting();
-            if !waiting {
-                self.next(slot);
-            }
+        let line = &self.lines[slot as usize];
+        let free = match &line.talk {
+            Talk::Exchange(exchange) => !exchange.waiting(),
+            Talk::Flow(flow) => flow.has_room(),
+            Talk::Stream(_) => false,
+        };
+        if free && self.plan.is_none() && line.phase == Phase::Up {
+            self.next(slot);
         }
     }
 
