@@ -1,0 +1,133 @@
+"""The results as a page (Markdown) and as pictures (SVG). Formats what summary.py computed."""
+
+import html
+import os
+import time
+
+from . import summary
+from .rounds import cost_unit
+
+
+def markdown(results, facts, pictures):
+    """bench/RESULTS.md: every workload with its table, and what was thrown out."""
+    lines = ["# Measured beside others", ""]
+    lines += [
+        "Written by `bench/compare`; run it again rather than edit it. All relays on one core, load and",
+        "backends on another, in turn within each round; CPU is that of all of a relay's threads over the",
+        "measured window. A ratio is formed within a round, ours over theirs: below 1 we are cheaper.",
+        "Numbers in a cell are median (least to most) of the kept runs.",
+        "",
+    ]
+    lines += [f"- {name}: {value}" for name, value in facts]
+    lines.append("")
+    lines += [f"![{title}]({path})" for title, path in pictures]
+    for workload, relays, runs in results:
+        lines += ["", f"## {workload.title}", "", f"`--workloads {workload.name}`", ""]
+        lines += table(workload, relays, runs)
+        lines += ["", *thrown_out(runs)]
+    return "\n".join(lines) + "\n"
+
+
+def table(workload, relays, runs):
+    """One workload as a Markdown table."""
+    unit, divisor = cost_unit(workload)
+    rate_name, rate_format = ("GB/s", "{:.2f}") if workload.unit == "GB" else ("requests/s", "{:.0f}")
+    rows = [["relay", f"CPU {unit}", "ours / this", rate_name, "p50 us", "p99 us", "p99.9 us", "kept"]]
+    ours = relays[0]
+    for relay in relays:
+        cost = summary.of(runs, relay, summary.cost)
+        ratio = summary.ratios(runs, ours, relay, summary.cost) if relay != ours else None
+        total = sum(1 for run in runs if run.relay == relay)
+        rows.append([
+            relay,
+            cell(cost, "{:.2f}", divisor),
+            cell(ratio, "{:.2f}"),
+            cell(summary.of(runs, relay, summary.rate), rate_format),
+            *(short(summary.of(runs, relay, summary.latency(name))) for name in ("p50", "p99", "p99_9")),
+            f"{len(summary.kept(runs, relay))} of {total}",
+        ])
+    return [
+        "| " + " | ".join(rows[0]) + " |",
+        "|---" * len(rows[0]) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows[1:]),
+    ]
+
+
+def cell(spread, form, divisor=1.0):
+    if spread is None:
+        return "-"
+    least, median, most = (form.format(v / divisor) for v in (spread.least, spread.median, spread.most))
+    return f"**{median}** ({least} to {most})"
+
+
+def short(spread):
+    return "-" if spread is None else f"{spread.median:.0f}"
+
+
+def thrown_out(runs):
+    lost = [run for run in runs if run.thrown_out]
+    if not lost:
+        return ["No run was thrown out."]
+    reasons = [f"round {run.round} {run.relay}: {run.thrown_out}" for run in lost]
+    return [f"Thrown out, {len(lost)} of {len(runs)} runs:", "", *(f"- {reason}" for reason in reasons)]
+
+
+def ratio_picture(results, unit):
+    """Bars of ours / theirs per workload and peer, with the least and the most as whiskers."""
+    bars = []
+    for workload, relays, runs in results:
+        if workload.unit != unit:
+            continue
+        for relay in relays[1:]:
+            ratio = summary.ratios(runs, relays[0], relay, summary.cost)
+            if ratio:
+                bars.append((f"{workload.name} / {relay}", ratio))
+    if not bars:
+        return None
+    return _bars(bars, "CPU of ours / theirs, same core, same round (below 1 is cheaper)")
+
+
+def _bars(bars, title):
+    left, width, step = 210, 420, 22
+    most = max(1.2, max(ratio.most for _, ratio in bars) * 1.05)
+    x = lambda value: left + width * value / most
+    height = 50 + step * len(bars)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 80}" height="{height}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="10" y="20" font-size="14">{html.escape(title)}</text>',
+    ]
+    for place, (name, ratio) in enumerate(bars):
+        y = 34 + step * place
+        colour = "#3a7d44" if ratio.median <= 1 else "#b5473c"
+        out += [
+            f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{html.escape(name)}</text>',
+            f'<rect x="{left}" y="{y}" width="{x(ratio.median) - left:.1f}" height="{step - 8}" fill="{colour}"/>',
+            f'<line x1="{x(ratio.least):.1f}" x2="{x(ratio.most):.1f}" y1="{y + 7}" y2="{y + 7}" stroke="black"/>',
+            f'<text x="{x(ratio.most) + 6:.1f}" y="{y + 12}">{ratio.median:.2f}</text>',
+        ]
+    one = x(1.0)
+    out += [
+        f'<line x1="{one:.1f}" x2="{one:.1f}" y1="28" y2="{height - 10}" stroke="gray" stroke-dasharray="4 3"/>',
+        "</svg>",
+    ]
+    return "\n".join(out) + "\n"
+
+
+def facts(versions, settings):
+    """What the reader needs to judge or repeat the run."""
+    model = "?"
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return [
+        ("measured", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
+        ("machine", f"{model}, {os.cpu_count()} cores, Linux {os.uname().release}, loopback"),
+        *versions.items(),
+        ("each run", f"{settings.warmup} s warm-up, {settings.duration} s measured; {settings.rounds} rounds"),
+        ("thrown out", f"runs with an error, or in which others took more than {settings.others_max:.0%} "
+                       f"or the host more than {settings.steal_max:.0%} of either core"),
+    ]

@@ -1,0 +1,92 @@
+"""The workloads, as a table: what the load generator is asked to do and what one unit of work is.
+Starts nothing."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    title: str
+    # tcp, udp or api: which door, which backend.
+    protocol: str
+    # The load generator's flags beyond address, duration and output.
+    flags: tuple
+    # What CPU is counted by: "request" (microseconds each) or "GB" (milliseconds each).
+    unit: str = "request"
+    # A relay measured here that is not the peer as it stands for other workloads.
+    bulk: bool = False
+    # Planned rate as a share of what the slowest relay can do; None is the closed loop.
+    load: float | None = None
+    # The flags of a second generator that runs beside it.
+    beside: tuple = ()
+
+
+def _tcp(connections):
+    return Workload(
+        f"tcp{connections}",
+        f"TCP ping-pong 64 B, {connections} connection{'s' if connections > 1 else ''}",
+        "tcp",
+        ("--connections", connections, "--size", 64),
+    )
+
+
+def _bulk(streams, direction):
+    says = {"down": "to the user", "up": "to the backend", "both": "both ways"}[direction]
+    return Workload(
+        f"bulk{streams}{direction}",
+        f"TCP bulk {says}, {streams} stream{'s' if streams > 1 else ''}",
+        "tcp",
+        ("--bulk", direction, "--connections", streams),
+        unit="GB",
+        bulk=True,
+    )
+
+
+def _udp(flows, size=64):
+    name = f"udp{flows}" if size == 64 else f"udp{flows}x{size}"
+    return Workload(
+        name,
+        f"UDP round trips {size} B, {flows} flow{'s' if flows > 1 else ''}",
+        "udp",
+        ("--connections", flows, "--size", size),
+    )
+
+
+def _http(name, title, connections, *flags):
+    return Workload(
+        f"{name}{connections}", f"HTTP {title}, {connections} connections", "api",
+        ("--connections", connections, *flags),
+    )
+
+
+ALL = [
+    _tcp(1),
+    _tcp(64),
+    _tcp(512),
+    Workload("churn", "TCP connection churn, 32 at once", "tcp",
+             ("--churn", "--connections", 32, "--size", 64)),
+    *(_bulk(streams, direction) for direction in ("down", "up", "both") for streams in (1, 4)),
+    _udp(1),
+    _udp(64),
+    _udp(512),
+    _udp(64, 1200),
+    Workload("udpburst", "UDP bursts of 32 x 1200 B, 16 flows", "udp",
+             ("--connections", 16, "--size", 1200, "--window", 32)),
+    *(_http("get", "small GET", connections, "--path", "/bytes/64") for connections in (64, 512)),
+    *(_http("get64k-", "64 KiB GET", connections, "--path", "/bytes/65536") for connections in (64, 512)),
+    *(_http("post", "POST of 64 KiB", connections, "--method", "POST", "--path", "/count",
+            "--body-bytes", 65536) for connections in (64, 512)),
+    Workload("half64", "TCP requests 64 B on a schedule at half load, 64 connections", "tcp",
+             ("--connections", 64, "--size", 64), load=0.5),
+    Workload("mixed", "TCP requests on a schedule beside four bulk streams", "tcp",
+             ("--connections", 16, "--size", 64), load=0.1,
+             beside=("--bulk", "down", "--connections", 4)),
+]
+
+BY_NAME = {workload.name: workload for workload in ALL}
+# Measured in ways of their own.
+SPECIAL = {
+    "idle": "memory of 10,000 idle TCP sessions",
+    "react": "registered to first user, killed to out of the rotation",
+}
