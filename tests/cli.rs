@@ -117,6 +117,111 @@ const FREE: [&str; 10] = [
     "127.0.0.1:0",
 ];
 
+/// A balancer on free ports that logs JSON lines, and where its doors are.
+struct Serving {
+    running: Running,
+    log: BufReader<std::process::ChildStdout>,
+    doors: serde_json::Value,
+}
+
+impl Serving {
+    fn start(name: &str, arguments: &[&str]) -> Serving {
+        let file = std::env::temp_dir().join(format!("lb-{name}-{}.toml", std::process::id()));
+        std::fs::write(&file, "workers = 1\n[listen]\ntcp = \"off\"\n[log]\nformat = \"json\"\n")
+            .unwrap();
+        let flags = [&["serve", "--config", file.to_str().unwrap()], &FREE[..], arguments].concat();
+        let mut running = Running::start(&flags);
+        let log = BufReader::new(running.0.stdout.take().unwrap());
+        let mut serving = Serving { running, log, doors: serde_json::Value::Null };
+        serving.doors = serving.says("doors open");
+        std::fs::remove_file(&file).unwrap();
+        serving
+    }
+
+    /// The next line with this message. Blocks until it comes, or fails at the end of the log.
+    fn says(&mut self, message: &str) -> serde_json::Value {
+        loop {
+            let mut line = String::new();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "the log ended before {message:?}");
+            let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if said["message"] == message {
+                return said;
+            }
+        }
+    }
+
+    fn door(&self, name: &str) -> &str {
+        self.doors[name].as_str().unwrap()
+    }
+}
+
+#[test]
+fn serve_shows_the_whole_main_job_with_its_demo() {
+    let mut serving = Serving::start("demo", &["--demo", "2"]);
+    for _ in 0..6 {
+        serving.says("server registered");
+    }
+    let tcp = serving.door("tcp").to_owned();
+    let mut user = TcpStream::connect(&tcp).unwrap();
+    user.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    user.write_all(b"over the hills").unwrap();
+    let mut back = [0; 14];
+    user.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"over the hills");
+    assert_eq!(serving.says("user connected")["protocol"], "tcp");
+
+    let admin = serving.door("admin").to_owned();
+    let page = text(&ran(&["status", "--admin", &admin]).stdout);
+    assert!(page.contains("serving") && page.contains("demo-tcp-1"), "{page}");
+    assert!(page.contains(&tcp), "the port that the kernel chose: {page}");
+    let output = ran(&["status", "--json", "--admin", &admin]);
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["sessions"]["active"], 1);
+    let page = text(&ran(&["status", "--sessions", "--admin", &admin]).stdout);
+    let client = user.local_addr().unwrap().to_string();
+    assert!(page.contains(&client) && page.contains("1 sessions"), "{page}");
+    let output = ran(&["status", "--sessions", "--json", "--admin", &admin]);
+    let session: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(session["client"], client);
+
+    drop(user);
+    assert_eq!(serving.says("user left")["bytes_up"], 14);
+    serving.running.terminate();
+    assert_eq!(serving.running.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_second_serve_on_the_same_ports_is_one_sentence() {
+    let serving = Serving::start("twice", &[]);
+    for name in ["tcp", "control", "admin"] {
+        let flag = format!("--{name}");
+        let mut flags = FREE.to_vec();
+        let place = flags.iter().position(|found| *found == flag).unwrap();
+        flags[place + 1] = serving.door(name);
+        let output = ran(&[&["serve", "--workers", "1"], &flags[..]].concat());
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("is taken") && said.contains(&flag), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
+fn serve_refuses_what_does_not_fit_before_it_opens_anything() {
+    for (arguments, said) in [
+        (vec!["--demo", "1", "--control", "off"], "give it an address with --control"),
+        (vec!["--control", "8080"], "set control.allow or control.secret_file"),
+        (vec!["--tcp", "off", "--udp", "off", "--api", "off"], "give one of them an address"),
+        (vec!["--workers", "0"], "--workers takes a number from 1 to 128"),
+        (vec!["--config", "no/such.toml"], "check the path that follows --config"),
+    ] {
+        let output = ran(&[&["serve"], &arguments[..]].concat());
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains(said), "{told}");
+    }
+}
+
 #[test]
 fn check_says_ok_line_by_line_and_how_many_sessions_fit() {
     let output = ran(&[&["check"], &FREE[..]].concat());

@@ -6,13 +6,14 @@ pub mod doors;
 mod plane;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tracing::info;
 
 use crate::client::demo;
 use crate::cluster::Protocol;
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::control::auth::{Secrets, who_may_register};
 use crate::control::{Control, Doors};
 use crate::proxy::tcp::Features;
@@ -41,8 +42,13 @@ pub fn serve(mut config: Config, demo: usize) -> Result<(), Trouble> {
         control: doors::open(config.listen.control, "control")?,
         admin: doors::open(config.listen.admin, "admin")?,
     };
+    // From here on the configuration says where the doors are, also where the kernel chose the port.
+    config.listen.control = doors.control.as_ref().and_then(|door| door.local_addr().ok());
+    config.listen.admin = doors.admin.as_ref().and_then(|door| door.local_addr().ok());
     let features = Features { receive_cap: kernel.receive_cap };
     let plane = DataPlane::start(&config, sessions, features)?;
+    config.listen.tcp = plane.tcp;
+    tell_doors(&config.listen);
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
     let demo = start_demo(&config, demo)?;
     let control = Control {
@@ -58,6 +64,19 @@ pub fn serve(mut config: Config, demo: usize) -> Result<(), Trouble> {
         demo.stop();
     }
     outcome
+}
+
+fn tell_doors(listen: &Listen) {
+    let at =
+        |door: Option<SocketAddr>| door.map_or("off".to_owned(), |address| address.to_string());
+    info!(
+        tcp = at(listen.tcp),
+        udp = at(listen.udp),
+        api = at(listen.api),
+        control = at(listen.control),
+        admin = at(listen.admin),
+        "doors open"
+    );
 }
 
 fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Trouble> {
