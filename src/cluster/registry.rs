@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::{Backend, BackendId, Protocol, Snapshot, Standing, WEIGHT_MAX};
@@ -174,6 +175,12 @@ impl Registry {
     /// Every registered backend, in the order of registration.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
+    }
+
+    /// Those that were registered after `backend`, in that order.
+    pub fn entries_after(&self, backend: BackendId) -> impl Iterator<Item = &Entry> {
+        let rest = (Bound::Excluded(backend), Bound::Unbounded);
+        self.entries.range(rest).map(|(_, entry)| entry)
     }
 
     pub fn get(&self, backend: BackendId) -> Option<&Entry> {

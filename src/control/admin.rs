@@ -53,7 +53,7 @@ struct Admin {
     doors: Doors,
 }
 
-/// Answers for ever.
+/// The listener as the runtime watches it.
 ///
 /// # Errors
 /// When the runtime cannot watch the listener.

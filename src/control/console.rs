@@ -13,6 +13,8 @@ use crate::worker::link::{Ended, Refusal};
 
 /// Lines about users in a second.
 const USER_LINES_MAX: u32 = 100;
+/// Lines about servers coming and going in a second.
+const SERVER_LINES_MAX: u32 = 100;
 /// Lines about hellos in a second.
 const HELLO_LINES_MAX: u32 = 20;
 
@@ -42,6 +44,7 @@ impl Budget {
 /// The console.
 pub struct Console {
     users: Budget,
+    servers: Budget,
     hellos: Budget,
     held_back: u64,
 }
@@ -50,6 +53,7 @@ impl Default for Console {
     fn default() -> Console {
         Console {
             users: Budget::new(USER_LINES_MAX),
+            servers: Budget::new(SERVER_LINES_MAX),
             hellos: Budget::new(HELLO_LINES_MAX),
             held_back: 0,
         }
@@ -71,6 +75,12 @@ impl Console {
 
     fn shows_user(&mut self, now: Now) -> bool {
         let shown = self.users.allows(now);
+        self.held_back += u64::from(!shown);
+        shown
+    }
+
+    fn shows_server(&mut self, now: Now) -> bool {
+        let shown = self.servers.allows(now);
         self.held_back += u64::from(!shown);
         shown
     }
@@ -121,15 +131,46 @@ impl Console {
         line!(shown, %peer, servers, took_ms, "hello");
     }
 
-    pub fn server_registered(&self, backend: &Backend, servers: usize) {
-        let Backend { id, protocol, address, weight, .. } = backend;
-        let name = Shown(backend.name.as_deref());
-        info!(server = %id, %protocol, %address, weight, %name, servers, "server registered");
+    pub fn server_connected(&mut self, now: Now, peer: SocketAddr, connections: usize) {
+        line!(self.shows_server(now), %peer, connections, "server connected");
     }
 
-    pub fn server_left(&self, backend: &Backend, why: &str, sessions: u64, servers: usize) {
+    pub fn server_disconnected(
+        &mut self,
+        now: Now,
+        peer: SocketAddr,
+        why: &str,
+        connections: usize,
+    ) {
+        line!(self.shows_server(now), %peer, why, connections, "server disconnected");
+    }
+
+    pub fn stranger(&mut self, now: Now, peer: SocketAddr) {
+        line!(self.shows_server(now), %peer, "a host that may not register was turned away");
+    }
+
+    pub fn server_registered(&mut self, now: Now, backend: &Backend, servers: usize) {
+        let Backend { id, protocol, address, weight, .. } = backend;
+        let name = Shown(backend.name.as_deref());
+        line!(
+            self.shows_server(now),
+            server = %id, %protocol, %address, weight, %name, servers, "server registered"
+        );
+    }
+
+    pub fn server_left(
+        &mut self,
+        now: Now,
+        backend: &Backend,
+        why: &str,
+        sessions: u64,
+        servers: usize,
+    ) {
         let Backend { id, protocol, address, .. } = backend;
-        info!(server = %id, %protocol, %address, why, sessions, servers, "server left");
+        line!(
+            self.shows_server(now),
+            server = %id, %protocol, %address, why, sessions, servers, "server left"
+        );
     }
 }
 

@@ -18,6 +18,7 @@ use super::auth::{AUTH_TIMEOUT, Challenge, Secrets};
 use super::health::{Due, Hellos};
 use super::hub::Hub;
 use super::mailbox::Mailbox;
+use super::pace::Pace;
 use super::probe;
 use crate::base::time::Now;
 use crate::cluster::registry::{Owner, Registration};
@@ -26,8 +27,16 @@ use crate::cluster::{BackendId, Protocol};
 /// Requests that may wait while an earlier one is being dealt with.
 const PENDING_MAX: usize = 64;
 
-/// A registration whose data port is being tried.
-type Trial = Pin<Box<dyn Future<Output = (Registration, Result<(), String>)>>>;
+/// What a conversation waits for before it deals with the next request.
+type Waiting = Pin<Box<dyn Future<Output = Over>>>;
+
+/// How the waiting ended.
+enum Over {
+    /// A data port was tried.
+    Tried(Registration, Result<(), String>),
+    /// Changes came too fast, and now the next may be made.
+    Rested,
+}
 
 /// Who is at the other end.
 pub struct Peer {
@@ -46,6 +55,7 @@ pub struct Conversation {
     inbox: Inbox,
     pending: VecDeque<Incoming>,
     hellos: Hellos,
+    pace: Pace,
     proof: Option<ToProve>,
     /// The last backend of the list that was sent, while there is more of it.
     listing: Option<BackendId>,
@@ -66,18 +76,24 @@ impl ToProve {
         challenge: Challenge,
         outstanding: &Rc<Cell<usize>>,
     ) -> ToProve {
-        outstanding.set(outstanding.get() + 1);
         ToProve {
             secrets,
             challenge,
             deadline: Now::read().plus(AUTH_TIMEOUT),
-            _counted: Counted(Rc::clone(outstanding)),
+            _counted: Counted::new(outstanding),
         }
     }
 }
 
-/// Takes itself off a count when it goes.
-struct Counted(Rc<Cell<usize>>);
+/// One of a count, until it goes.
+pub struct Counted(Rc<Cell<usize>>);
+
+impl Counted {
+    pub fn new(count: &Rc<Cell<usize>>) -> Counted {
+        count.set(count.get() + 1);
+        Counted(Rc::clone(count))
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -100,7 +116,8 @@ impl Conversation {
         if let Some(proof) = &proof {
             mailbox.send(&Reply::AskAuth { nonce: proof.challenge.nonce().to_owned() });
         }
-        let hellos = Hellos::new(hub.borrow().config.health, Now::read());
+        let now = Now::read();
+        let hellos = Hellos::new(hub.borrow().config.health, now);
         Conversation {
             hub,
             owner,
@@ -109,6 +126,7 @@ impl Conversation {
             inbox: Inbox::default(),
             pending: VecDeque::new(),
             hellos,
+            pace: Pace::new(now),
             proof,
             listing: None,
         }
@@ -116,13 +134,13 @@ impl Conversation {
 
     /// Talks until one side is done, and says why that was.
     pub async fn run(mut self, mut segments: mpsc::Receiver<Vec<u8>>) -> Why {
-        let mut trial: Option<Trial> = None;
+        let mut waiting: Option<Waiting> = None;
         let mut ended = false;
         loop {
-            if let Some(why) = self.advance(&mut trial) {
+            if let Some(why) = self.advance(&mut waiting) {
                 return why;
             }
-            if ended && trial.is_none() && !self.has_work() {
+            if ended && waiting.is_none() && !self.has_work() {
                 return "it closed the connection";
             }
             let listening = !ended && self.has_room();
@@ -132,12 +150,14 @@ impl Conversation {
                     Some(bytes) => self.hear(&bytes),
                     None => ended = true,
                 },
-                (wanted, result) = of(&mut trial), if trial.is_some() => {
-                    trial = None;
-                    self.tried(wanted, result);
+                over = end_of(&mut waiting), if waiting.is_some() => {
+                    waiting = None;
+                    if let Over::Tried(wanted, result) = over {
+                        self.tried(wanted, result);
+                    }
                 }
                 () = tokio::time::sleep(deadline) => {
-                    if let Some(why) = self.on_time(trial.is_some()) {
+                    if let Some(why) = self.on_time(waiting.is_some()) {
                         return why;
                     }
                 }
@@ -159,12 +179,12 @@ impl Conversation {
     }
 
     /// Deals with what waits, as far as the peer reads the answers.
-    fn advance(&mut self, trial: &mut Option<Trial>) -> Option<Why> {
+    fn advance(&mut self, waiting: &mut Option<Waiting>) -> Option<Why> {
         loop {
             if self.mailbox.is_broken() {
                 return Some("it does not read");
             }
-            if trial.is_some() || self.mailbox.is_crowded() {
+            if waiting.is_some() || self.mailbox.is_crowded() {
                 return None;
             }
             if let Some(after) = self.listing.take() {
@@ -176,7 +196,9 @@ impl Conversation {
                     Ok(()) => {}
                     Err(why) => return Some(why),
                 },
-                Ok(request) => *trial = self.answer(request),
+                Ok(request) => {
+                    *waiting = self.rest_before(&request).or_else(|| self.answer(request))
+                }
                 Err(fault) => {
                     self.hub.borrow().counters.messages_failed.one();
                     let (msg, cmd) = (fault.msg, fault.cmd);
@@ -207,7 +229,7 @@ impl Conversation {
         }
     }
 
-    fn on_time(&mut self, trying: bool) -> Option<Why> {
+    fn on_time(&mut self, waiting: bool) -> Option<Why> {
         let now = Now::read();
         if let Some(proof) = &self.proof {
             if now < proof.deadline {
@@ -217,8 +239,8 @@ impl Conversation {
             self.fail("no proof of the secret within 5 seconds", Some("auth"), None);
             return Some("it did not prove the secret in time");
         }
-        // While a port is tried and the queue is full nobody reads, so nobody can have answered.
-        if trying && self.pending.len() >= PENDING_MAX {
+        // While we wait and the queue is full nobody reads, so an answer may be on its way.
+        if waiting && self.pending.len() >= PENDING_MAX {
             self.hellos.excuse();
         }
         match self.hellos.step(now) {
@@ -259,8 +281,22 @@ impl Conversation {
         Ok(())
     }
 
-    /// Answers a request; a registration comes back as the trial of its data port.
-    fn answer(&mut self, request: Request) -> Option<Trial> {
+    /// Puts a change back that comes too soon after so many others.
+    fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
+        let changes = matches!(
+            request,
+            Request::Register { .. } | Request::Unregister { .. } | Request::Drain { .. }
+        );
+        let wait = if changes { self.pace.ask(Now::read()).err()? } else { return None };
+        self.pending.push_front(Ok(request.clone()));
+        Some(Box::pin(async move {
+            tokio::time::sleep(wait).await;
+            Over::Rested
+        }))
+    }
+
+    /// Answers a request; a registration first has its data port tried.
+    fn answer(&mut self, request: Request) -> Option<Waiting> {
         let now = Now::read();
         match request {
             Request::Hello => {}
@@ -296,7 +332,7 @@ impl Conversation {
         address
     }
 
-    fn register(&mut self, wanted: Registration) -> Option<Trial> {
+    fn register(&mut self, wanted: Registration) -> Option<Waiting> {
         let about = About { protocol: wanted.protocol, port: wanted.address.port() };
         let fault = match self.hub.borrow().registry.check(&wanted) {
             Err(fault) => Some(fault.to_string()),
@@ -313,7 +349,7 @@ impl Conversation {
         let timeout = self.hub.borrow().config.timeouts.connect;
         Some(Box::pin(async move {
             let result = probe::connects(wanted.address, timeout).await;
-            (wanted, result)
+            Over::Tried(wanted, result)
         }))
     }
 
@@ -361,10 +397,10 @@ impl Conversation {
     }
 }
 
-/// The trial's outcome; never, while there is none.
-async fn of(trial: &mut Option<Trial>) -> (Registration, Result<(), String>) {
-    match trial {
-        Some(trial) => trial.await,
+/// The end of the waiting; never, while nothing is waited for.
+async fn end_of(waiting: &mut Option<Waiting>) -> Over {
+    match waiting {
+        Some(waiting) => waiting.await,
         None => std::future::pending().await,
     }
 }

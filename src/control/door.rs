@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 use super::api::{Outbox, Reply};
 use super::auth::{Admission, Challenge, Secrets, UNPROVEN_MAX};
-use super::conversation::{Conversation, Peer, ToProve};
+use super::conversation::{Conversation, Counted, Peer, ToProve};
 use super::hub::Hub;
 use super::mailbox::Mailbox;
 use crate::base::time::Now;
@@ -40,6 +40,8 @@ pub struct Door {
     pub hub: Rc<RefCell<Hub>>,
     pub admission: Admission,
     pub secrets: Option<Rc<Secrets>>,
+    /// Connections whose sockets are open, those included that are only being closed.
+    pub open: Rc<Cell<usize>>,
     /// Connections that have not proved themselves yet.
     pub unproven: Rc<Cell<usize>>,
 }
@@ -81,8 +83,7 @@ impl Door {
     /// Turns a connection away or begins to talk on it.
     async fn enter(&self, stream: TcpStream, peer: SocketAddr) {
         if !self.admission.admits(peer.ip()) {
-            self.hub.borrow().counters.connections_refused_stranger.one();
-            warn!(%peer, "a host that may not register knocked");
+            self.hub.borrow_mut().stranger(peer, Now::read());
             return;
         }
         if self.is_full() {
@@ -98,12 +99,13 @@ impl Door {
             }
         };
         let peer = Peer { address: peer, local: local_address(&stream) };
-        tokio_uring::spawn(attend(Rc::clone(&self.hub), stream, peer, to_prove));
+        let hub = Rc::clone(&self.hub);
+        let counted = Counted::new(&self.open);
+        tokio_uring::spawn(attend(hub, stream, peer, to_prove, counted));
     }
 
     fn is_full(&self) -> bool {
-        let hub = self.hub.borrow();
-        hub.members.len() >= hub.config.limits.control_connections
+        self.open.get() >= self.hub.borrow().config.limits.control_connections
             || self.unproven.get() >= UNPROVEN_MAX
     }
 
@@ -116,19 +118,26 @@ impl Door {
 }
 
 /// Looks after one connection from its first byte to its last.
-async fn attend(hub: Rc<RefCell<Hub>>, stream: TcpStream, peer: Peer, to_prove: Option<ToProve>) {
+async fn attend(
+    hub: Rc<RefCell<Hub>>,
+    stream: TcpStream,
+    peer: Peer,
+    to_prove: Option<ToProve>,
+    counted: Counted,
+) {
     let stream = Rc::new(stream);
     let mailbox = Rc::new(Mailbox::default());
     let (segments_in, segments_out) = mpsc::channel(1);
     let reader = tokio_uring::spawn(read(Rc::clone(&stream), segments_in));
     let writer = tokio_uring::spawn(write(Rc::clone(&stream), Rc::clone(&mailbox)));
-    let owner = hub.borrow_mut().welcome(peer.address, Rc::clone(&mailbox));
+    let owner = hub.borrow_mut().welcome(peer.address, Rc::clone(&mailbox), Now::read());
     let conversation =
         Conversation::new(Rc::clone(&hub), owner, peer, Rc::clone(&mailbox), to_prove);
     let why = conversation.run(segments_out).await;
     hub.borrow_mut().farewell(owner, why, Now::read());
     mailbox.finish();
     close(&stream, reader, writer).await;
+    drop(counted);
 }
 
 /// Reads until the peer is done or the connection breaks. When nobody listens any more it goes on for
@@ -201,6 +210,18 @@ fn local_address(stream: &TcpStream) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_accepted_connection_notices_a_host_that_fell_silent() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        prepare(&listener, Health::default()).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(15)));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(5));
+    }
 
     #[test]
     fn a_peer_has_one_way_to_be_written() {

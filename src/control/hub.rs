@@ -119,14 +119,14 @@ impl Hub {
     }
 
     /// A control connection was taken on.
-    pub fn welcome(&mut self, peer: SocketAddr, mailbox: Rc<Mailbox>) -> Owner {
+    pub fn welcome(&mut self, peer: SocketAddr, mailbox: Rc<Mailbox>, now: Now) -> Owner {
         let owner = Owner(self.next_owner);
         self.next_owner += 1;
         let member = Member { peer, identity: None, mailbox, answered: None, misses: 0 };
         self.members.insert(owner, member);
         self.counters.connections_accepted.one();
         self.counters.connections_active.set(self.members.len() as u64);
-        info!(%peer, connections = self.members.len(), "server connected");
+        self.console.server_connected(now, peer, self.members.len());
         owner
     }
 
@@ -138,8 +138,13 @@ impl Hub {
         self.counters.backends_lost.add(applied.left.len() as u64);
         let close = self.config.balance.on_backend_loss == OnBackendLoss::Close;
         self.take_in(applied, why, close, now);
-        let connections = self.members.len();
-        info!(peer = %member.peer, why, connections, "server disconnected");
+        self.console.server_disconnected(now, member.peer, why, self.members.len());
+    }
+
+    /// A host that may not register knocked.
+    pub fn stranger(&mut self, peer: SocketAddr, now: Now) {
+        self.counters.connections_refused_stranger.one();
+        self.console.stranger(now, peer);
     }
 
     /// A backend proved who it is.
@@ -186,7 +191,7 @@ impl Hub {
         self.draining.remove(&id);
         self.take_in(applied, "", false, now);
         if changed {
-            self.console.server_registered(&backend, self.snapshot.backends.len());
+            self.console.server_registered(now, &backend, self.snapshot.backends.len());
         }
         let (address, weight) = (backend.address, backend.weight);
         Ok(Reply::Registered { about, id: id.to_string(), address, weight })
@@ -239,8 +244,8 @@ impl Hub {
         let mine = identity(owner);
         let mut visible = self
             .registry
-            .entries()
-            .filter(|entry| entry.backend.id > after && identity(entry.owner) == mine)
+            .entries_after(after)
+            .filter(|entry| identity(entry.owner) == mine)
             .peekable();
         let mut last = after;
         let mut backends = Vec::new();
@@ -273,6 +278,10 @@ impl Hub {
         self.pulse.feel(&self.workers, now);
         self.counters.lines_held_back.set(self.console.held_back());
         let done = self.advance_stop(now);
+        if done {
+            // The last sessions may have ended since their reports were read.
+            self.hear_reports(now);
+        }
         Outcome { revive: self.unattended(), done }
     }
 
@@ -334,7 +343,7 @@ impl Hub {
         let (backend, registered) = (entry.backend, entry.since);
         let id = backend.id;
         let sessions = self.workers.active(backend.slot);
-        self.console.server_left(&backend, why, sessions, self.snapshot.backends.len());
+        self.console.server_left(now, &backend, why, sessions, self.snapshot.backends.len());
         self.revivals.remove(&id);
         let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
         if close {

@@ -18,6 +18,7 @@
 //! | one connection's words, sockets, queue | [`conversation`], [`door`], [`mailbox`] |
 //! | pure: bytes to objects, objects to requests | [`frame`], [`api`] |
 //! | pure: hellos and revivals, drains and the stop | [`health`], [`drain`] |
+//! | pure: how fast a connection may change things | [`pace`] |
 //! | who may register | [`auth`] |
 //! | what workers are told and say | [`workers`] |
 //! | what people read in the log | [`console`] |
@@ -36,6 +37,7 @@ pub mod health;
 pub mod hub;
 pub mod listing;
 pub mod mailbox;
+pub mod pace;
 pub mod probe;
 pub mod status;
 pub mod view;
@@ -171,9 +173,13 @@ fn open(hub: &Rc<RefCell<Hub>>, config: &Config, doors: Doors) -> io::Result<()>
     };
     if let Some(listener) = doors.control {
         door::prepare(&listener, config.health)?;
-        let unproven = Rc::new(Cell::new(0));
-        let secrets = secrets.map(Rc::new);
-        let door = Door { hub: Rc::clone(hub), admission, secrets, unproven };
+        let door = Door {
+            hub: Rc::clone(hub),
+            admission,
+            secrets: secrets.map(Rc::new),
+            open: Rc::new(Cell::new(0)),
+            unproven: Rc::new(Cell::new(0)),
+        };
         tokio_uring::spawn(door.accept(listener));
     }
     if let Some(listener) = doors.admin {

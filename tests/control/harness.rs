@@ -147,7 +147,8 @@ impl Core {
     pub fn start(change: impl FnOnce(&mut Config)) -> Core {
         let mut config = Config::default();
         change(&mut config);
-        let control = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ip = config.listen.control.expect("a control door").ip();
+        let control = TcpListener::bind((ip, 0)).unwrap();
         let address = control.local_addr().unwrap();
         config.listen.control = Some(address);
         let admin = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -172,7 +173,8 @@ impl Core {
     }
 
     pub fn connect(&self) -> Backend {
-        Backend::new(TcpStream::connect(self.control).unwrap())
+        let here = (std::net::Ipv4Addr::LOCALHOST, self.control.port());
+        Backend::new(TcpStream::connect(here).unwrap())
     }
 
     /// Connects from another of the loopback addresses.

@@ -4,7 +4,7 @@
 mod admin;
 mod harness;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use harness::{Backend, Core, assert_failed, service, wait_for};
@@ -260,11 +260,18 @@ fn a_peer_that_never_reads_does_not_grow_and_disturbs_nobody() {
         other.say("{\"cmd\":\"list\"}");
         assert_eq!(other.hear().unwrap()["ack"], "successful");
     }
-    wait_for("the deaf one to be given up", || match deaf.stream.write(b"{\"cmd\":\"list\"}") {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-        Err(_) => Some(()),
-        Ok(_) => None,
-    });
+    wait_for("the deaf one to be given up", || (open_sockets(&core) == 0).then_some(()));
+}
+
+#[test]
+fn a_peer_that_stays_after_its_connection_was_given_up_holds_nothing() {
+    let core = Core::start(|_| {});
+    let mut staying = core.connect();
+    staying.say(&"x".repeat(10_000));
+    assert_failed(&staying.hear().unwrap(), "JSON object");
+    assert_failed(&staying.hear().unwrap(), "at most 4096 bytes");
+    assert_eq!(staying.hear(), None);
+    wait_for("its socket to be closed", || (open_sockets(&core) == 0).then_some(()));
 }
 
 #[test]
@@ -303,6 +310,40 @@ fn a_backend_is_reached_at_the_address_that_it_comes_from() {
     let mut backend = core.connect_from("127.0.0.3".parse().unwrap());
     let answer = backend.register(Protocol::Tcp, port);
     assert_eq!(answer["address"], format!("127.0.0.3:{port}"), "{answer}");
+}
+
+#[test]
+fn over_a_door_for_both_families_a_backend_still_has_its_plain_address() {
+    let core = Core::start(|config| {
+        config.listen.control = Some("[::]:0".parse().unwrap());
+        config.control.allow = vec!["127.0.0.0/8".parse().unwrap()];
+    });
+    let answer = core.connect().register(Protocol::Udp, 9);
+    assert_eq!(answer["address"], "127.0.0.1:9", "{answer}");
+}
+
+#[test]
+fn a_backend_that_joins_and_leaves_in_a_loop_is_slowed_down_and_keeps_its_place() {
+    let core = Core::start(|config| {
+        config.health.interval = Duration::from_millis(100);
+        config.health.timeout = Duration::from_millis(100);
+        config.health.misses = 2;
+    });
+    let mut backend = core.connect();
+    let pair = r#"{"cmd":"register","protocol":"udp","port":9}{"cmd":"unregister","protocol":"udp","port":9}"#;
+    let mut writer = backend.stream.try_clone().unwrap();
+    let flood = std::thread::spawn(move || writer.write_all(pair.repeat(600).as_bytes()));
+    let since = Instant::now();
+    let mut answers = 0;
+    while answers < 1200 {
+        let heard = backend.hear().expect("it is slowed down, not thrown out");
+        match heard["cmd"].as_str() {
+            Some("hello") => backend.say("{\"ack\":\"hello\"}"),
+            _ => answers += 1,
+        }
+    }
+    flood.join().unwrap().unwrap();
+    assert!(since.elapsed() > Duration::from_millis(1500), "took {:?}", since.elapsed());
 }
 
 mod proof {
@@ -489,7 +530,21 @@ fn a_connection_that_ends_in_the_middle_leaves_nothing_behind() {
         }
     }
     let mut backend = core.connect();
+    wait_for("every other socket to be closed", || (open_sockets(&core) == 1).then_some(()));
     wait_for("the port to be free", || {
         (backend.register(Protocol::Udp, 9)["ack"] == "successful").then_some(())
     });
+}
+
+/// Sockets on the balancer's side of its control port that it still holds, the listener aside. One
+/// that the kernel alone brings to its end belongs to no file any more.
+fn open_sockets(core: &Core) -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let port = format!(":{:04X}", core.control.port());
+    let is_held = |row: &[&str]| row[3] != "0A" && row[9] != "0";
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|row| row[1].ends_with(&port) && is_held(row))
+        .count()
 }
