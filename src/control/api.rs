@@ -254,6 +254,8 @@ pub enum Reply {
         id: String,
         address: SocketAddr,
         weight: u16,
+        /// How often hellos will come, so that the backend notices when they stop.
+        interval: Duration,
     },
     /// Gets no new sessions; `left` still run.
     Unregistered {
@@ -324,6 +326,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    interval_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     backends: Option<&'a [Listed]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     more: Option<bool>,
@@ -342,11 +346,12 @@ impl Reply {
                 ..none()
             },
             Reply::Authenticated => done("auth"),
-            Reply::Registered { about, id, address, weight } => Line {
+            Reply::Registered { about, id, address, weight, interval } => Line {
                 about: Some(*about),
                 id: Some(id),
                 address: Some(*address),
                 weight: Some(*weight),
+                interval_ms: Some(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX)),
                 ..done("register")
             },
             Reply::Unregistered { about, left } => {
@@ -530,10 +535,11 @@ mod tests {
                     id: "b3".into(),
                     address: "10.0.0.5:9991".parse().unwrap(),
                     weight: 2,
+                    interval: Duration::from_secs(5),
                 },
                 concat!(
                     r#"{"ack":"successful","cmd":"register","protocol":"tcp","port":9991,"#,
-                    r#""id":"b3","address":"10.0.0.5:9991","weight":2}"#
+                    r#""id":"b3","address":"10.0.0.5:9991","weight":2,"interval_ms":5000}"#
                 ),
             ),
             (

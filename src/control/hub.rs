@@ -194,7 +194,8 @@ impl Hub {
             self.console.server_registered(now, &backend, self.snapshot.backends.len());
         }
         let (address, weight) = (backend.address, backend.weight);
-        Ok(Reply::Registered { about, id: id.to_string(), address, weight })
+        let interval = self.config.health.interval;
+        Ok(Reply::Registered { about, id: id.to_string(), address, weight, interval })
     }
 
     /// Takes a backend out at its own wish; its sessions go on.
