@@ -99,7 +99,14 @@ fn the_operators_faults_are_one_sentence_and_exit_code_2() {
         assert!(told.starts_with("lb: ") && told.contains(said), "{arguments:?} {told}");
         assert_eq!(told.lines().count(), 1, "{told}");
     }
-    for arguments in [vec![], vec!["fly"], vec!["backend", "--protocol", "sctp", "--port", "1"]] {
+    for arguments in [
+        vec!["backend", "--protocol", "tcp", "--port", "1", "--name", "a b"],
+        vec!["backend", "--protocol", "tcp", "--port", "1", "--weight", "257"],
+        vec!["backend", "--protocol", "tcp", "--port", "1", "--lb", "nowhere"],
+        vec![],
+        vec!["fly"],
+        vec!["backend", "--protocol", "sctp", "--port", "1"],
+    ] {
         assert_eq!(ran(&arguments).status.code(), Some(2), "{arguments:?}");
     }
 }

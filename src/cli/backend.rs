@@ -17,6 +17,7 @@ use crate::client::stay::{Membership, stay};
 use crate::client::wire::Service;
 use crate::cluster::{Protocol, WEIGHT_MAX};
 use crate::config::Log;
+use crate::control::api::NAME_BYTES_MAX;
 use crate::logs;
 
 const MENU: &str = "1: register, 2: unregister, q: quit\n";
@@ -41,8 +42,8 @@ pub struct Arguments {
     #[arg(long, value_name = "W", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(WEIGHT_MAX)))]
     weight: u16,
-    /// What status and logs call the service
-    #[arg(long, value_name = "S")]
+    /// What status and logs call the service: letters, digits and . _ : -
+    #[arg(long, value_name = "S", value_parser = name)]
     name: Option<String>,
     /// File with the secret that the balancer asks for
     #[arg(long, value_name = "FILE")]
@@ -50,6 +51,15 @@ pub struct Arguments {
     /// Also be the service: send back whatever arrives
     #[arg(long)]
     echo: bool,
+}
+
+/// What the balancer takes as a name; said here before it says so.
+fn name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
+    if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("write 1 to {NAME_BYTES_MAX} letters, digits and . _ : -"))
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Fault> {
