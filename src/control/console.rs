@@ -103,7 +103,7 @@ impl Console {
     pub fn user_left(&mut self, now: Now, ended: &Ended, sessions: u64) {
         let (protocol, client) = (ended.protocol, ended.client);
         let server = Shown(ended.backend);
-        let seconds = ended.ended.since(ended.started).as_secs_f64();
+        let seconds = thousandths(ended.ended.since(ended.started).as_secs_f64());
         line!(
             self.shows_user(now),
             %protocol, %client, %server, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
@@ -127,7 +127,7 @@ impl Console {
     pub fn hello(&mut self, now: Now, peer: SocketAddr, servers: usize, took: Option<Duration>) {
         let shown = self.hellos.allows(now);
         self.held_back += u64::from(!shown);
-        let took_ms = took.map(|took| took.as_secs_f64() * 1000.0);
+        let took_ms = took.map(|took| thousandths(took.as_secs_f64() * 1000.0));
         line!(shown, %peer, servers, took_ms, "hello");
     }
 
@@ -172,6 +172,11 @@ impl Console {
             server = %id, %protocol, %address, why, sessions, servers, "server left"
         );
     }
+}
+
+/// With three digits behind the point, which is what people read.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
 }
 
 /// A value that may be missing, shown as a dash then.

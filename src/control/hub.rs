@@ -346,6 +346,8 @@ impl Hub {
         let sessions = self.workers.active(backend.slot);
         self.console.server_left(now, &backend, why, sessions, self.snapshot.backends.len());
         self.revivals.remove(&id);
+        // What becomes of a UDP session when its backend is gone is decided where its datagrams are.
+        let close = close && backend.protocol != Protocol::Udp;
         let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
         if close {
             self.end_sessions_of(id);
@@ -479,6 +481,7 @@ impl Hub {
         let sessions = self.workers.sessions();
         match step {
             StopStep::Nothing | StopStep::Done => {}
+            StopStep::Tell { .. } if sessions == 0 => {}
             StopStep::Drain => {
                 info!(sessions, "stopping: no more users are accepted, running sessions may end");
                 self.order_all(Order::Drain);

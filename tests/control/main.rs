@@ -132,6 +132,20 @@ fn a_drain_ends_at_its_deadline_what_is_left() {
 }
 
 #[test]
+fn a_drain_keeps_its_deadline_when_the_backend_hangs_up() {
+    let core = Core::start(|_| {});
+    let (_listener, port) = service();
+    let mut backend = core.connect();
+    backend.register(Protocol::Tcp, port);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    let id = core.worker.snapshot().backends[0].id;
+    core.worker.metrics.backends[0].active.set(1);
+    backend.ask(&json!({"cmd": "drain", "protocol": "tcp", "port": port, "deadline_ms": 300}));
+    drop(backend);
+    core.worker.wait_for_order(Order::EndBackend { backend: id, reason: EndReason::BackendLeft });
+}
+
+#[test]
 fn registering_again_ends_a_drain() {
     let core = Core::start(|_| {});
     let (_listener, port) = service();
@@ -153,13 +167,21 @@ fn a_lost_connection_takes_its_backends_at_once_and_their_sessions_if_so_configu
         let mut backend = core.connect();
         backend.register(Protocol::Tcp, port);
         core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+        backend.register(Protocol::Udp, 9);
+        core.worker.wait_for_rotation(Protocol::Udp, &[9]);
         let id = core.worker.snapshot().backends[0].id;
         core.worker.metrics.backends[0].active.set(1);
+        core.worker.metrics.backends[1].active.set(1);
         drop(backend);
         core.worker.wait_for_rotation(Protocol::Tcp, &[]);
         if on_loss == OnBackendLoss::Close {
             let reason = EndReason::BackendLeft;
             core.worker.wait_for_order(Order::EndBackend { backend: id, reason });
+            let all = core.worker.orders();
+            assert!(
+                all.iter().all(|order| *order == all[0]),
+                "UDP sessions are not for us: {all:?}"
+            );
         } else {
             assert_eq!(core.worker.orders(), []);
         }
