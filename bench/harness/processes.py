@@ -27,7 +27,7 @@ def descriptors():
 
 def sessions():
     """Sessions of two connections that fit into them, with some left for everything else."""
-    return (descriptors() - 500) // 2
+    return (descriptors() - 1400) // 2
 
 
 class Trouble(Exception):
