@@ -9,6 +9,7 @@ use std::time::Duration;
 use lb::cluster::Protocol;
 use lb::load::message::Kind;
 use lb::load::tally::Fault;
+use lb::load::web::{Payload, Request};
 use lb::load::{Load, Outcome, Progress, Shape, echo, run};
 
 fn anywhere() -> SocketAddr {
@@ -28,6 +29,7 @@ fn load(protocol: Protocol, to: SocketAddr) -> Load {
         duration: Duration::from_millis(200),
         threads: 1,
         patience: Duration::from_secs(5),
+        request: None,
         watch: Some(std::process::id()),
     }
 }
@@ -102,6 +104,80 @@ fn datagrams_come_back_in_order_and_once() {
         });
         all_right(&outcome);
         assert!(outcome.tally.requests > 0, "size {size}");
+    }
+}
+
+fn request(method: &str, path: &str, payload: Payload) -> Option<Arc<Request>> {
+    Some(Arc::new(Request::new(method, path, "localhost", &[], payload).unwrap()))
+}
+
+#[test]
+fn every_response_of_an_echo_is_right() {
+    for (method, path, payload) in [
+        ("GET", "/", Payload::None),
+        ("HEAD", "/bytes/70000", Payload::None),
+        ("GET", "/bytes/0", Payload::None),
+        ("GET", "/bytes/70000", Payload::None),
+        ("POST", "/count", Payload::Content(70_000)),
+        ("POST", "/echo", Payload::Content(70_000)),
+        ("PUT", "/echo", Payload::Bytes(b"a body".to_vec())),
+    ] {
+        let request = request(method, path, payload);
+        let outcome = honest(Protocol::Api, |load| load.request = request);
+        let tally = outcome.tally;
+        assert_eq!(tally.errors(), 0, "{method} {path}: {:?}", tally.faults);
+        assert!(tally.requests > 0, "{method} {path}");
+        let answered: u64 = tally.backends.values().map(|share| share.requests).sum();
+        assert!(answered >= tally.requests, "every response said who answered");
+        if path.ends_with("/70000") && method == "GET" {
+            assert!(tally.bytes_received > tally.requests * 70_000);
+        }
+    }
+}
+
+/// Answers every request on a connection with the same bytes.
+fn web_liar(response: &'static str, last: bool) -> SocketAddr {
+    liar(move |mut user| {
+        let mut bytes = [0; 4_096];
+        while let Ok(1..) = user.read(&mut bytes) {
+            if user.write_all(response.as_bytes()).is_err() || last {
+                return;
+            }
+        }
+    })
+}
+
+#[test]
+fn responses_that_cannot_be_ours_are_found_out() {
+    const OTHER: &str = "HTTP/1.1 200 OK\r\nx-lb-bench: 00000063-0000000000000001\r\n\
+                         content-length: 0\r\n\r\n";
+    for (response, fault) in [
+        (OTHER, Fault::WrongClient),
+        ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", Fault::Status),
+        ("what?\r\n\r\n", Fault::Malformed),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nxx", Fault::Corrupt),
+    ] {
+        let mut load = load(Protocol::Api, web_liar(response, false));
+        load.request = request("GET", "/", Payload::None);
+        assert_eq!(faults(load), [fault], "{response}");
+    }
+    let mut load =
+        load(Protocol::Api, web_liar("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx", true));
+    load.request = request("GET", "/", Payload::None);
+    assert_eq!(faults(load), [Fault::Closed]);
+}
+
+#[test]
+fn a_server_that_ends_its_connections_properly_is_asked_again() {
+    for response in [
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx",
+        "HTTP/1.1 200 OK\r\n\r\nuntil the end",
+    ] {
+        let mut load = load(Protocol::Api, web_liar(response, true));
+        load.request = request("GET", "/", Payload::None);
+        let tally = outcome(&load).tally;
+        assert_eq!(tally.errors(), 0, "{:?}", tally.faults);
+        assert!(tally.requests > 4, "more than one on each connection: {}", tally.requests);
     }
 }
 
@@ -275,7 +351,8 @@ fn what_cannot_be_run_is_refused_in_words() {
     let fine = load(Protocol::Tcp, anywhere());
     assert_eq!(fine.check(), Ok(()));
     type Spoil = fn(&mut Load);
-    let cases: [(Spoil, &str); 7] = [
+    let cases: [(Spoil, &str); 8] = [
+        (|load| load.protocol = Protocol::Api, "needs a request"),
         (|load| load.connections = 0, "at least 1"),
         (|load| load.threads = 5, "fewer threads"),
         (|load| load.size = 23, "24 bytes"),

@@ -18,6 +18,7 @@ use crate::cluster::Protocol;
 use crate::load::expect::Expectation;
 use crate::load::message::Kind;
 use crate::load::report::{self, Report};
+use crate::load::web::{Payload, Request};
 use crate::load::{self, Load, Outcome, Progress, Shape, echo};
 
 /// How often the live line is written anew.
@@ -99,6 +100,21 @@ struct Run {
     /// except `both`, for which any echo will do (TCP).
     #[arg(long, value_enum, value_name = "DIRECTION", num_args = 0..=1, default_missing_value = "down")]
     bulk: Option<Direction>,
+    /// What API users ask for.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    path: String,
+    /// How they ask.
+    #[arg(long, value_name = "METHOD", default_value = "GET")]
+    method: String,
+    /// A header line of theirs, such as 'accept: text/plain'.
+    #[arg(long, value_name = "LINE")]
+    header: Vec<String>,
+    /// A file to send with every request.
+    #[arg(long, value_name = "FILE")]
+    body: Option<PathBuf>,
+    /// Bytes to send with every request, which echo backends of `lb bench serve` check.
+    #[arg(long, value_name = "B", conflicts_with = "body")]
+    body_bytes: Option<usize>,
     /// Process whose CPU time is measured: the balancer's, if it is not found by its port.
     #[arg(long, value_name = "PID")]
     watch: Option<u32>,
@@ -167,9 +183,28 @@ impl Run {
             duration: self.duration,
             threads: self.threads,
             patience: self.timeout,
+            request: self.request()?,
             watch: self.watch,
         };
         load.check().map(|()| load)
+    }
+
+    /// What is asked for over HTTP.
+    fn request(&self) -> Result<Option<Arc<Request>>, String> {
+        if self.protocol != Protocol::Api {
+            return Ok(None);
+        }
+        let payload = match (&self.body, self.body_bytes) {
+            (Some(path), _) => Payload::Bytes(
+                std::fs::read(path)
+                    .map_err(|error| format!("cannot read {}: {error}", path.display()))?,
+            ),
+            (None, Some(count)) if count > 0 => Payload::Content(count),
+            _ => Payload::None,
+        };
+        let host = self.to.as_deref().unwrap_or("localhost");
+        let request = Request::new(&self.method, &self.path, host, &self.header, payload)?;
+        Ok(Some(Arc::new(request)))
     }
 
     fn write_files(&self, report: &Report, outcome: &Outcome) -> Result<(), String> {

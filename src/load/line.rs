@@ -17,8 +17,9 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::client::{Exchange, Flow, Stream};
 use super::tally::{Fault, Home};
+use super::web::Web;
 use crate::base::time::Now;
-use crate::ring::pool::{Chain, Class};
+use crate::ring::pool::Chain;
 
 /// Where a line stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +35,7 @@ pub enum Talk {
     Exchange(Exchange),
     Flow(Flow),
     Stream(Stream),
+    Web(Web),
 }
 
 pub struct Line {
@@ -49,7 +51,6 @@ pub struct Line {
     pub sends: u32,
     pub receiving: bool,
     pub linking: bool,
-    pub next_class: Class,
     /// In the list of lines that are free for a planned request.
     pub queued: bool,
     /// When the request that is waited for was sent or due, and when it was really sent.
@@ -72,7 +73,6 @@ impl Line {
             sends: 0,
             receiving: false,
             linking: false,
-            next_class: Class::Small,
             queued: false,
             since: Now::default(),
             sent: Now::default(),
@@ -93,7 +93,13 @@ impl Line {
                 Talk::Exchange(exchange) => exchange.waiting(),
                 Talk::Flow(flow) => flow.unanswered() > 0,
                 Talk::Stream(_) => true,
+                Talk::Web(web) => web.waiting(),
             }
+    }
+
+    /// Whether it makes one request at a time, whose reply is all that it waits for.
+    pub fn asks_singly(&self) -> bool {
+        matches!(self.talk, Talk::Exchange(_) | Talk::Web(_))
     }
 
     /// Makes what is in flight come back.

@@ -4,7 +4,7 @@
 //! | question | place |
 //! |---|---|
 //! | when is a request due? | [`plan`] |
-//! | what is sent, and is this its reply? | [`message`], [`client`] |
+//! | what is sent, and is this its reply? | [`message`], [`client`], [`web`] |
 //! | who connects, sends, receives? | [`driver`], over [`line`] |
 //! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`] |
 //! | who answers when nobody else is there? | [`echo`] |
@@ -20,6 +20,7 @@ pub mod plan;
 pub mod process;
 pub mod report;
 pub mod tally;
+pub mod web;
 
 use std::io;
 use std::net::SocketAddr;
@@ -66,6 +67,8 @@ pub struct Load {
     pub threads: usize,
     /// How long a reply may take.
     pub patience: Duration,
+    /// What API users ask for.
+    pub request: Option<Arc<web::Request>>,
     /// A process whose CPU time is read at both ends of the measured window.
     pub watch: Option<u32>,
 }
@@ -105,6 +108,11 @@ struct Shared {
 }
 
 impl Load {
+    /// Bytes of one request.
+    fn request_bytes(&self) -> usize {
+        self.request.as_ref().map_or(self.size, |request| request.len())
+    }
+
     /// What is wrong with it, in words for the person who asked for it.
     pub fn check(&self) -> Result<(), String> {
         if self.connections == 0 || self.threads == 0 || self.window == 0 {
@@ -113,6 +121,9 @@ impl Load {
         if self.threads > self.connections {
             return Err("more threads than connections; give fewer threads".to_owned());
         }
+        if (self.protocol == Protocol::Api) != self.request.is_some() {
+            return Err("an API user needs a request, and nobody else".to_owned());
+        }
         if self.size < HEAD_BYTES {
             return Err(format!("a message needs at least {HEAD_BYTES} bytes to say whose it is"));
         }
@@ -120,7 +131,9 @@ impl Load {
             let most = driver::DATAGRAM_BYTES_MAX;
             return Err(format!("a datagram has at most {most} bytes here"));
         }
-        if self.connections.saturating_mul(self.window).saturating_mul(self.size) > LOAD_BYTES_MAX {
+        if self.connections.saturating_mul(self.window).saturating_mul(self.request_bytes())
+            > LOAD_BYTES_MAX
+        {
             return Err(format!(
                 "connections x window x size is more than {} MiB under way; lower one of them",
                 LOAD_BYTES_MAX >> 20

@@ -134,7 +134,7 @@ impl Report {
             shape: shape(load.shape).to_owned(),
             to: load.to.to_string(),
             connections: load.connections,
-            size_bytes: load.size,
+            size_bytes: load.request_bytes(),
             window: load.window,
             threads: load.threads,
             rate_planned: load.rate,
@@ -368,6 +368,7 @@ pub(super) mod tests {
             duration: Duration::from_secs(2),
             threads: 1,
             patience: Duration::from_secs(1),
+            request: None,
             watch: None,
         }
     }

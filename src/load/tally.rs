@@ -147,6 +147,15 @@ impl Tally {
         self.faults[fault as usize] += 1;
     }
 
+    /// Counts a reply that is a session of its own: every request is balanced by itself.
+    pub fn answered_by(&mut self, backend: u32) {
+        if backend != 0 {
+            let share = self.backends.entry(backend).or_default();
+            share.sessions += 1;
+            share.requests += 1;
+        }
+    }
+
     pub fn lagged(&mut self, by: Duration) {
         self.lag.saturating_record(nanos(by));
     }

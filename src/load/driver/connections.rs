@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::super::Shape;
 use super::super::line::{self, Phase, Talk, socket_of};
 use super::super::tally::Fault;
-use super::{BURST_BYTES, CONNECT, CONNECTING_MAX, Driver, RECEIVE, REST, first_class, tag, talk};
+use super::{BURST_BYTES, CONNECT, CONNECTING_MAX, Driver, RECEIVE, REST, tag, talk};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
 use crate::ring::pool::Class;
@@ -40,6 +40,7 @@ impl Driver<'_> {
             Talk::Stream(stream) => Talk::Stream(stream.anew()),
             Talk::Exchange(exchange) => Talk::Exchange(exchange.anew()),
             Talk::Flow(flow) => Talk::Flow(flow),
+            Talk::Web(web) => Talk::Web(web.anew()),
         };
         (line.since, line.sent) = (self.now, self.now);
         if self.load.protocol == Protocol::Udp {
@@ -64,7 +65,6 @@ impl Driver<'_> {
     pub(super) fn connected(&mut self, slot: u32) {
         let line = &mut self.lines[slot as usize];
         line.phase = Phase::Up;
-        line.next_class = first_class(self.load);
         self.receive(slot);
         if let Talk::Stream(stream) = &self.lines[slot as usize].talk {
             let head = stream.opening();
@@ -82,7 +82,8 @@ impl Driver<'_> {
         }
         line.receiving = true;
         let tag = tag(RECEIVE, slot, line);
-        match line.next_class {
+        let class = if self.large_replies { Class::Large } else { Class::Small };
+        match class {
             Class::Large => self.ring.receive(tag, socket, Class::Large, true),
             Class::Small if self.load.shape == Shape::Churn => {
                 self.ring.receive(tag, socket, Class::Small, true);

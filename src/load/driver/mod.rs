@@ -15,6 +15,7 @@ use super::line::{Line, Phase, Talk};
 use super::message::{Content, PERIOD};
 use super::plan::Plan;
 use super::tally::{Fault, Tally};
+use super::web::Web;
 use super::{Load, Progress, Shape, Shared, blocks, process};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
@@ -88,6 +89,10 @@ struct Driver<'a> {
     flights_free: Vec<u32>,
     content: Content,
     flood: Chain,
+    /// The head of the request being written.
+    head: Vec<u8>,
+    /// Replies do not fit small blocks.
+    large_replies: bool,
     plan: Option<Plan>,
     tally: Tally,
     now: Now,
@@ -133,6 +138,8 @@ impl<'a> Driver<'a> {
             flights_free: Vec::new(),
             content,
             flood,
+            head: Vec::new(),
+            large_replies: first_class(load) == Class::Large,
             plan: None,
             tally: Tally::new(),
             now: Now::read(),
@@ -297,6 +304,7 @@ impl<'a> Driver<'a> {
         for slot in 0..self.lines.len() as u32 {
             let line = &mut self.lines[slot as usize];
             let overdue = self.now.since(line.sent) > patience;
+            let waiting = line.waiting();
             match (&mut line.talk, line.phase) {
                 (Talk::Flow(flow), Phase::Up) => {
                     let lost = flow.expire(self.now, patience);
@@ -306,9 +314,8 @@ impl<'a> Driver<'a> {
                     }
                 }
                 (_, Phase::Connecting) if overdue => self.fault(slot, Fault::Unreachable),
-                (Talk::Exchange(exchange), Phase::Up) if exchange.waiting() && overdue => {
-                    self.fault(slot, Fault::TimedOut);
-                }
+                (Talk::Stream(_), _) => {}
+                (_, Phase::Up) if overdue && waiting => self.fault(slot, Fault::TimedOut),
                 _ => {}
             }
         }
@@ -334,6 +341,7 @@ fn talk(load: &Load, connection: u32) -> Talk {
     match (load.protocol, load.shape) {
         (Protocol::Udp, _) => Talk::Flow(Flow::new(connection, load.size, load.window)),
         (_, Shape::Bulk(kind)) => Talk::Stream(Stream::new(connection, kind)),
+        (Protocol::Api, _) => Talk::Web(Web::new(connection)),
         _ => Talk::Exchange(Exchange::new(connection, load.size)),
     }
 }
@@ -348,9 +356,9 @@ fn first_class(load: &Load) -> Class {
 /// never posts, and so some to receive into.
 fn settings(load: &Load) -> Settings {
     let requests = load.connections.div_ceil(load.threads) * load.window;
-    let (small, large) = match blocks::class_for(load.size) {
+    let (small, large) = match blocks::class_for(load.request_bytes()) {
         Class::Small => (requests, 0),
-        Class::Large => (0, requests * (blocks::blocks_for(load.size) + 1)),
+        Class::Large => (0, requests * (blocks::blocks_for(load.request_bytes()) + 1)),
     };
     Settings {
         small_blocks: (small * 4 + 1024).min(BLOCKS_MAX),

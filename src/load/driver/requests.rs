@@ -6,11 +6,12 @@ use super::super::line::{self, Phase, Talk, socket_of};
 use super::super::message::{HEAD_BYTES, Head, content_position};
 use super::super::plan;
 use super::super::tally::Fault;
+use super::super::web::{Payload, Response};
 use super::super::{Shape, blocks};
 use super::{DATAGRAM, Driver, SEND, tag};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
-use crate::ring::pool::{Buf, Chain};
+use crate::ring::pool::{Buf, Chain, SMALL_BYTES};
 use crate::ring::{Done, Tag};
 
 impl Driver<'_> {
@@ -18,7 +19,7 @@ impl Driver<'_> {
     pub(super) fn next(&mut self, slot: u32) {
         let line = &mut self.lines[slot as usize];
         // Until the last request's send is reported its chain is needed; then this is called again.
-        let unsent = matches!(line.talk, Talk::Exchange(_)) && line.sends > 0;
+        let unsent = line.asks_singly() && line.sends > 0;
         if !self.asking || unsent {
             return;
         }
@@ -69,6 +70,13 @@ impl Driver<'_> {
                 let head = exchange.request();
                 self.send_head(slot, head);
             }
+            Talk::Web(web) => {
+                (line.since, line.sent) = (since, self.now);
+                let Some(request) = &self.load.request else { return };
+                self.head.clear();
+                web.request(request, &mut self.head);
+                self.send_web(slot);
+            }
             Talk::Flow(_) => {
                 while self.ask_datagram(slot, since) && !planned {}
                 let line = &self.lines[slot as usize];
@@ -82,7 +90,7 @@ impl Driver<'_> {
 
     /// Whether the pool holds a request more.
     fn has_blocks(&self) -> bool {
-        let size = self.load.size;
+        let size = self.load.request_bytes();
         self.ring.pool().free(blocks::class_for(size)) > blocks::blocks_for(size)
     }
 
@@ -108,6 +116,32 @@ impl Driver<'_> {
         if blocks::write_with_content(pool, chain, &bytes, &self.content, position, count).is_err()
         {
             // Only a stream's opening comes here without having asked for blocks.
+            return self.fault(slot, Fault::Closed);
+        }
+        line.sends += 1;
+        let outgoing = line.sending.outgoing();
+        let tag = tag(SEND, slot, line);
+        self.ring.send(tag, socket, outgoing);
+    }
+
+    /// Sends the head that has been written and the request's body.
+    fn send_web(&mut self, slot: u32) {
+        let Some(request) = &self.load.request else { return };
+        let line = &mut self.lines[slot as usize];
+        let Some(socket) = socket_of(&line.socket) else { return };
+        let mut count = 0;
+        match &request.payload {
+            Payload::None => {}
+            Payload::Content(bytes) => count = *bytes,
+            Payload::Bytes(bytes) => self.head.extend_from_slice(bytes),
+        }
+        let (pool, chain) = (self.ring.pool_mut(), &mut line.sending);
+        let written = if count == 0 {
+            blocks::write(pool, chain, &self.head)
+        } else {
+            blocks::write_with_content(pool, chain, &self.head, &self.content, 0, count)
+        };
+        if written.is_err() {
             return self.fault(slot, Fault::Closed);
         }
         line.sends += 1;
@@ -166,7 +200,7 @@ impl Driver<'_> {
         match result {
             // The receive side says why, unless there is none to say it.
             Err(errno) => self.fault(slot, line::fault_of(errno)),
-            Ok(_) if matches!(line.talk, Talk::Exchange(_)) => {
+            Ok(_) if line.asks_singly() => {
                 if line.phase == Phase::Up && !line.waiting() {
                     self.next(slot);
                 }
@@ -202,11 +236,7 @@ impl Driver<'_> {
         let line = &mut self.lines[slot as usize];
         line.receiving = done.more;
         if let Some(buf) = done.buf {
-            let got = buf.len();
-            if line.phase == Phase::Up && done.result.is_ok() && got > 0 {
-                if self.load.protocol == Protocol::Tcp {
-                    line.next_class = blocks::class_after(got);
-                }
+            if line.phase == Phase::Up && done.result.is_ok() && !buf.is_empty() {
                 self.take(slot, &buf);
             }
             self.ring.pool_mut().give_back(buf);
@@ -228,9 +258,9 @@ impl Driver<'_> {
         self.receive(slot);
         let line = &self.lines[slot as usize];
         let free = match &line.talk {
-            Talk::Exchange(exchange) => !exchange.waiting(),
             Talk::Flow(flow) => flow.has_room(),
             Talk::Stream(_) => false,
+            Talk::Exchange(_) | Talk::Web(_) => !line.waiting(),
         };
         if free && self.plan.is_none() && line.phase == Phase::Up {
             self.next(slot);
@@ -244,9 +274,17 @@ impl Driver<'_> {
         match &mut line.talk {
             Talk::Exchange(exchange) => match exchange.received(&self.content, bytes) {
                 Ok(None) => {}
-                Ok(Some(backend)) => self.answered(slot, backend),
+                Ok(Some(backend)) => self.answered(slot, backend, self.load.size as u64),
                 Err(fault) => self.fault(slot, fault),
             },
+            Talk::Web(web) => {
+                let Some(request) = &self.load.request else { return };
+                match web.received(request, &self.content, bytes) {
+                    Ok(None) => {}
+                    Ok(Some(response)) => self.responded(slot, response),
+                    Err(fault) => self.fault(slot, fault),
+                }
+            }
             Talk::Flow(flow) => {
                 let (reply, fault) = flow.received(&self.content, bytes);
                 if let Some(fault) = fault {
@@ -254,7 +292,7 @@ impl Driver<'_> {
                 }
                 if let Some(reply) = reply {
                     self.lines[slot as usize].since = reply.since;
-                    self.answered(slot, reply.backend);
+                    self.answered(slot, reply.backend, self.load.size as u64);
                 }
             }
             Talk::Stream(stream) => match stream.received(&self.content, bytes) {
@@ -269,15 +307,17 @@ impl Driver<'_> {
         }
     }
 
-    /// A whole, right reply.
-    pub(super) fn answered(&mut self, slot: u32, backend: u32) {
+    /// A whole, right reply of so many bytes.
+    fn answered(&mut self, slot: u32, backend: u32, received: u64) {
         let line = &mut self.lines[slot as usize];
         if self.measuring {
             self.tally.answered(self.now.since(line.since));
-            self.tally.bytes_sent += self.load.size as u64;
-            self.tally.bytes_received += self.load.size as u64;
+            self.tally.bytes_sent += self.load.request_bytes() as u64;
+            self.tally.bytes_received += received;
         }
-        if line.home.answered_by(backend, &mut self.tally) {
+        if self.load.protocol == Protocol::Api {
+            self.tally.answered_by(backend);
+        } else if line.home.answered_by(backend, &mut self.tally) {
             self.tally.fault(Fault::Moved);
         }
         if self.load.shape == Shape::Churn {
@@ -287,14 +327,36 @@ impl Driver<'_> {
         }
     }
 
+    /// A whole response, which may be the connection's last.
+    fn responded(&mut self, slot: u32, response: Response) {
+        if response.status >= 400 {
+            self.tally.fault(Fault::Status);
+        }
+        self.large_replies |= response.bytes > 2 * SMALL_BYTES as u64;
+        if response.last {
+            // Ended first, so that the next request goes on a new connection.
+            let line = &mut self.lines[slot as usize];
+            let since = line.since;
+            self.end(slot);
+            self.lines[slot as usize].since = since;
+        }
+        self.answered(slot, response.backend, response.bytes);
+    }
+
     /// The other side has finished.
     pub(super) fn ended(&mut self, slot: u32) {
         let line = &mut self.lines[slot as usize];
         if line.phase == Phase::Closing {
             return;
         }
-        let verdict = match &line.talk {
-            Talk::Stream(stream) => stream.ended(),
+        let verdict = match (&mut line.talk, &self.load.request) {
+            (Talk::Stream(stream), _) => stream.ended(),
+            (Talk::Web(web), Some(request)) if web.waiting() => match web.ended(request) {
+                Ok(response) => return self.responded(slot, response),
+                Err(fault) => Err(fault),
+            },
+            // A server may end a connection on which nothing is asked.
+            (Talk::Web(_), _) => Ok(()),
             _ => Err(Fault::Closed),
         };
         match verdict {

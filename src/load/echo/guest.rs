@@ -1,6 +1,7 @@
 //! One connection to an echo backend, without its socket: what becomes of the bytes that come in.
 //! Names the pool, knows no ring.
 
+use super::web::WebGuest;
 use crate::load::blocks;
 use crate::load::message::{Content, HEAD_BYTES, Head, Kind};
 use crate::ring::pool::{Buf, Chain, Pool};
@@ -14,6 +15,8 @@ const SHORT_BYTES: usize = 512;
 pub enum Gone {
     /// The content was not what the generator sends.
     Corrupt,
+    /// Not a request that can be answered.
+    Malformed,
     /// Too few blocks for the answer.
     Exhausted,
 }
@@ -34,10 +37,13 @@ pub enum Guest {
     Source,
     /// Content comes in and is checked; the count goes back at the end.
     Sink { head: Head, received: u64 },
+    /// HTTP/1.1.
+    Web(Box<WebGuest>),
 }
 
 impl Guest {
-    /// Takes what came in; what is to be sent is put behind `out`.
+    /// Takes what came in; what is to be sent is put behind `out`. True when the connection ends once
+    /// that is sent.
     pub fn received(
         &mut self,
         buf: Buf,
@@ -45,24 +51,25 @@ impl Guest {
         content: &Content,
         pool: &mut Pool,
         out: &mut Chain,
-    ) -> Result<(), Gone> {
+    ) -> Result<bool, Gone> {
         match self {
             Guest::New => self.first(buf, backend, content, pool, out),
             Guest::Echo => {
                 blocks::push_or_return(pool, out, buf);
-                Ok(())
+                Ok(false)
             }
             Guest::Source => {
                 pool.give_back(buf);
-                Ok(())
+                Ok(false)
             }
             Guest::Sink { received, .. } => {
                 let bytes = pool.bytes(&buf);
                 let same = content.matches(*received, bytes);
                 *received += bytes.len() as u64;
                 pool.give_back(buf);
-                if same { Ok(()) } else { Err(Gone::Corrupt) }
+                if same { Ok(false) } else { Err(Gone::Corrupt) }
             }
+            Guest::Web(web) => web.received(buf, backend, content, pool, out),
         }
     }
 
@@ -84,7 +91,7 @@ impl Guest {
         content: &Content,
         pool: &mut Pool,
         out: &mut Chain,
-    ) -> Result<(), Gone> {
+    ) -> Result<bool, Gone> {
         let Some(head) = Head::decode(pool.bytes(&buf)) else {
             *self = Guest::Echo;
             return self.received(buf, backend, content, pool, out);
@@ -101,7 +108,8 @@ impl Guest {
             message.copy_from_slice(pool.bytes(&buf));
             message[..HEAD_BYTES].copy_from_slice(&head.encode());
             pool.give_back(buf);
-            return Ok(blocks::write(pool, out, message)?);
+            blocks::write(pool, out, message)?;
+            return Ok(false);
         }
         if head.kind != Kind::Sink {
             blocks::write(pool, out, &head.encode())?;
@@ -109,7 +117,7 @@ impl Guest {
         pool.skip(&mut buf, HEAD_BYTES);
         if buf.is_empty() {
             pool.give_back(buf);
-            return Ok(());
+            return Ok(false);
         }
         self.received(buf, backend, content, pool, out)
     }
@@ -132,14 +140,12 @@ mod tests {
         let mut pool = Pool::new(64, 0);
         let mut guest = Guest::New;
         let mut out = Chain::EMPTY;
-        let mut verdict = Ok(());
+        let mut verdict = Ok(false);
         for piece in pieces {
             let buf = take(&mut pool, piece);
             verdict = verdict.and(guest.received(buf, 77, &content, &mut pool, &mut out));
         }
-        if verdict.is_ok() {
-            verdict = guest.finish(&mut pool, &mut out);
-        }
+        let verdict = verdict.and_then(|_| guest.finish(&mut pool, &mut out));
         let bytes = pool.pieces(out.outgoing()).flatten().copied().collect();
         pool.give_back_chain(out);
         assert_eq!(pool.free(Class::Small), 64, "every block came back");

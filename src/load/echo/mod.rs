@@ -7,6 +7,7 @@
 mod datagrams;
 mod guest;
 mod server;
+mod web;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -75,7 +76,7 @@ pub fn start(protocol: Protocol, at: &[SocketAddr]) -> io::Result<Backends> {
             at.iter().map(|at| sys::listen(*at, false)).collect::<io::Result<Vec<_>>>()?;
         let addresses =
             sockets.iter().map(|socket| sys::local(socket.as_fd())).collect::<io::Result<_>>()?;
-        let thread = thread::spawn(&name, move || server::serve(sockets, &told, &ready))?;
+        let thread = thread::spawn(&name, move || server::serve(protocol, sockets, &told, &ready))?;
         (addresses, thread)
     };
     started.recv().unwrap_or_else(|_| Err(io::Error::other("the echo thread ended at once")))?;

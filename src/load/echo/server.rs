@@ -10,6 +10,7 @@ use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
 use super::guest::Guest;
+use crate::cluster::Protocol;
 use crate::load::blocks;
 use crate::load::message::{Content, PERIOD};
 use crate::ring::pool::{Chain, Class, GATHER_MAX, LARGE_BYTES};
@@ -21,7 +22,7 @@ const RECEIVE: u8 = 3;
 const SEND: u8 = 4;
 
 /// Blocks for all connections together. Whoever finds none waits for the next turn.
-const SETTINGS: Settings = Settings { small_blocks: 16 * 1024, large_blocks: 256 };
+const SETTINGS: Settings = Settings { small_blocks: 16 * 1024, large_blocks: 4 * 1024 };
 /// Bytes to be sent from which a connection is not received from.
 const UNSENT_MAX: usize = 4 * LARGE_BYTES;
 /// Bytes after which a multishot receive ends, so that what it overshoots is bounded.
@@ -44,6 +45,7 @@ struct Connection {
 
 struct Server {
     ring: Ring,
+    protocol: Protocol,
     listeners: Vec<(OwnedFd, u32)>,
     connections: Vec<Connection>,
     unused: Vec<u32>,
@@ -56,8 +58,13 @@ struct Server {
 }
 
 /// Serves until `stop` is written. Says through `ready` whether it could begin.
-pub fn serve(listeners: Vec<OwnedFd>, stop: &EventFd, ready: &SyncSender<io::Result<()>>) {
-    let mut server = match Server::new(listeners) {
+pub fn serve(
+    protocol: Protocol,
+    listeners: Vec<OwnedFd>,
+    stop: &EventFd,
+    ready: &SyncSender<io::Result<()>>,
+) {
+    let mut server = match Server::new(protocol, listeners) {
         Ok(server) => {
             let _ = ready.send(Ok(()));
             server
@@ -72,7 +79,7 @@ pub fn serve(listeners: Vec<OwnedFd>, stop: &EventFd, ready: &SyncSender<io::Res
 }
 
 impl Server {
-    fn new(listeners: Vec<OwnedFd>) -> io::Result<Server> {
+    fn new(protocol: Protocol, listeners: Vec<OwnedFd>) -> io::Result<Server> {
         let mut ring = Ring::new(SETTINGS)?;
         let content = Content::new();
         let flood = blocks::content_chain(ring.pool_mut(), &content, PERIOD)
@@ -87,6 +94,7 @@ impl Server {
         }
         Ok(Server {
             ring,
+            protocol,
             listeners: numbered,
             connections: Vec::new(),
             unused: Vec::new(),
@@ -154,6 +162,10 @@ impl Server {
         *connection = Connection {
             socket: Some(socket),
             backend: self.listeners[place].1,
+            guest: match self.protocol {
+                Protocol::Api => Guest::Web(Box::default()),
+                _ => Guest::New,
+            },
             generation: connection.generation,
             ..Connection::unused()
         };
@@ -170,8 +182,9 @@ impl Server {
                 pool.give_back(buf);
             } else {
                 let (guest, unsent) = (&mut connection.guest, &mut connection.unsent);
-                if guest.received(buf, connection.backend, &self.content, pool, unsent).is_err() {
-                    connection.doom();
+                match guest.received(buf, connection.backend, &self.content, pool, unsent) {
+                    Ok(last) => connection.finished |= last,
+                    Err(_) => connection.doom(),
                 }
             }
         }
@@ -212,7 +225,9 @@ impl Server {
                 self.ring.send(tag(SEND), socket.as_fd(), self.flood.outgoing());
                 connection.send_busy = true;
             } else if connection.finished {
+                // What is still being received ends with the shutdown.
                 connection.doomed = true;
+                let _ = SockRef::from(socket).shutdown(net::Shutdown::Both);
             }
         }
         let room = connection.unsent.bytes() + connection.sending.bytes() < UNSENT_MAX;
