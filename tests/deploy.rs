@@ -1,0 +1,246 @@
+//! What is installed beside the program, held against the program: every key and port of the shipped
+//! files is one that the program has, and systemd and ufw read their files as they are meant. Tests
+//! that need those tools are ignored unless asked for: `cargo test --test deploy -- --ignored`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use lb::boot::capacity;
+use lb::config::keys::KEYS;
+use lb::config::{Config, file};
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(shipped(name)).unwrap()
+}
+
+/// A directory of its own for one test, gone when it is over.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("lb-deploy-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn put(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[track_caller]
+fn succeeded(output: Output) -> String {
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{complained}");
+    said
+}
+
+/// The value of a setting of the unit; of the last one where it stands more than once.
+fn setting(unit: &str, name: &str) -> String {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
+    unit.lines().rev().find_map(value).unwrap_or_else(|| panic!("the unit has no {name}"))
+}
+
+/// The shipped file with its comments about single values turned into settings.
+fn uncommented(file: &str) -> String {
+    let bare = |line: &str| {
+        let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
+        setting.to_owned() + "\n"
+    };
+    file.lines().map(bare).collect()
+}
+
+/// The shipped configuration as the table of keys would write it.
+fn written_from_the_keys() -> String {
+    let mut out = String::from(
+        "# Settings of `lb serve`. Each key stands here with its default; take the # away to change it.\n\
+         # `lb check --config /etc/lb/lb.toml` says whether the file and this host are well, and\n\
+         # `systemctl reload lb` takes it into use.\n",
+    );
+    let mut section = "";
+    for key in KEYS {
+        if key.section != section {
+            section = key.section;
+            out.push_str(&format!("\n[{section}]\n"));
+        }
+        let help = key.help.replace('`', "");
+        out.push_str(&format!("# {help}\n#{} = {}\n", key.name, key.show(&Config::default())));
+    }
+    out
+}
+
+#[test]
+fn the_shipped_configuration_shows_every_key_with_its_help_and_default() {
+    let expected = written_from_the_keys();
+    if std::env::var_os("LB_WRITE_DEPLOY").is_some() {
+        fs::write(shipped("lb.toml"), &expected).unwrap();
+    }
+    assert!(
+        text("lb.toml") == expected,
+        "deploy/lb.toml is behind the keys: LB_WRITE_DEPLOY=1 cargo test --test deploy"
+    );
+}
+
+#[test]
+fn the_shipped_configuration_reads_as_the_defaults_with_and_without_its_comments() {
+    let shipped = text("lb.toml");
+    assert_eq!(file::read("lb.toml", &shipped), Ok(Config::default()));
+    let all = uncommented(&shipped);
+    assert_eq!(file::read("lb.toml", &all), Ok(Config::default()), "{all}");
+    let set = all.lines().filter(|line| !line.starts_with('#') && line.contains(" = ")).count();
+    assert_eq!(set, KEYS.len());
+}
+
+/// `8081,8083/tcp|8082/udp` as port and protocol.
+fn ports(profile: &str) -> BTreeSet<(u16, String)> {
+    let mut found = BTreeSet::new();
+    for part in profile.split('|') {
+        let (numbers, protocol) = part.trim().split_once('/').expect("a protocol");
+        for number in numbers.split(',') {
+            found.insert((number.parse().expect("a port"), protocol.to_owned()));
+        }
+    }
+    found
+}
+
+/// What the profiles must open, from the defaults: for users, and for backends.
+fn default_ports() -> [(&'static str, BTreeSet<(u16, String)>); 2] {
+    let listen = Config::default().listen;
+    let port = |door: Option<std::net::SocketAddr>, protocol: &str| {
+        (door.expect("on by default").port(), protocol.to_owned())
+    };
+    let users = [port(listen.tcp, "tcp"), port(listen.udp, "udp"), port(listen.api, "tcp")];
+    [("lb", users.into()), ("lb-control", [port(listen.control, "tcp")].into())]
+}
+
+#[test]
+fn the_firewall_profiles_open_the_default_ports_and_no_others() {
+    let file = text("ufw/lb");
+    for (name, expected) in default_ports() {
+        let section = file.split('[').find(|part| part.starts_with(&format!("{name}]"))).unwrap();
+        let line = section.lines().find_map(|line| line.strip_prefix("ports=")).unwrap();
+        assert_eq!(ports(line), expected, "[{name}]");
+    }
+}
+
+#[test]
+#[ignore = "needs ufw, and root because ufw does"]
+fn the_firewall_program_reads_both_profiles() {
+    let folder = Folder::new("ufw");
+    folder.put("etc/ufw/applications.d/lb", &text("ufw/lb"));
+    folder.put("lib/ufw/ufw.lock", "");
+    // It refuses to say anything without the rest of its configuration, whatever that says.
+    folder.put("etc/default/ufw", &fs::read_to_string("/etc/default/ufw").unwrap());
+    for entry in fs::read_dir("/etc/ufw").unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            let name = format!("etc/ufw/{}", path.file_name().unwrap().to_str().unwrap());
+            folder.put(&name, &fs::read_to_string(&path).unwrap());
+        }
+    }
+    let data = format!("--datadir={}", folder.0.display());
+    for (name, expected) in default_ports() {
+        let info = Command::new("ufw").args([&data, "app", "info", name]).output();
+        let said = succeeded(info.expect("ufw is installed"));
+        let (_, listed) = said.split_once("Ports:").or(said.split_once("Port:")).expect(&said);
+        let listed: Vec<&str> = listed.split_whitespace().collect();
+        assert_eq!(ports(&listed.join("|")), expected, "{said}");
+    }
+}
+
+#[test]
+fn the_unit_leaves_room_for_the_default_sessions_and_their_drain() {
+    let unit = text("lb.service");
+    let descriptors: u64 = setting(&unit, "LimitNOFILE").parse().unwrap();
+    let sessions = capacity::sessions_for(descriptors, &Config::default());
+    assert!(sessions >= capacity::SESSIONS_DEFAULT, "LimitNOFILE is enough for {sessions}");
+    let stop: u64 = setting(&unit, "TimeoutStopSec").parse().unwrap();
+    let drain = Config::default().timeouts.drain.as_secs();
+    assert!(stop >= drain + 10, "a drain of {drain} s is cut short after {stop} s");
+    let locked = setting(&unit, "LimitMEMLOCK");
+    let mebibytes: usize = locked.strip_suffix('M').unwrap().parse().unwrap();
+    assert!(mebibytes << 20 >= 2 * Config::default().limits.buffer_bytes, "{locked}");
+}
+
+#[test]
+fn every_line_of_the_kernel_settings_has_its_reason_above() {
+    let file = text("sysctl.d/60-lb.conf");
+    let blocks = file.split("\n\n").skip(1);
+    for block in blocks {
+        let first = block.lines().next().unwrap();
+        assert!(first.starts_with("# "), "{block}");
+        for line in block.lines().filter(|line| !line.starts_with('#')) {
+            let (name, _) = line.split_once(" = ").expect(line);
+            let path = format!("/proc/sys/{}", name.replace('.', "/"));
+            assert!(Path::new(&path).exists(), "this kernel knows no {name}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs systemd-analyze"]
+fn systemd_takes_the_unit_and_finds_it_shut_in() {
+    let folder = Folder::new("unit");
+    let here = text("lb.service").replace("/usr/bin/lb", env!("CARGO_BIN_EXE_lb"));
+    let unit = folder.put("lb.service", &here);
+    let analyze = |arguments: &[&str]| {
+        let run = Command::new("systemd-analyze").args(arguments).arg(&unit).output();
+        run.expect("systemd-analyze is installed")
+    };
+    let verified = analyze(&["verify", "--man=no"]);
+    let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
+    succeeded(verified);
+    assert!(!complaints.contains("lb.service"), "{complaints}");
+    // The threshold is ten times the exposure: 20 is 2.0.
+    succeeded(analyze(&["security", "--offline=yes", "--threshold=20"]));
+}
+
+#[test]
+#[ignore = "needs systemd-analyze"]
+fn the_unit_lets_the_rings_through_its_filter() {
+    let unit = text("lb.service");
+    let filters = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    let mut allowed = BTreeSet::new();
+    for filter in filters {
+        let calls: BTreeSet<String> =
+            filter.trim_start_matches('~').split(' ').flat_map(system_calls).collect();
+        if filter.starts_with('~') {
+            allowed.retain(|call| !calls.contains(call));
+        } else {
+            allowed.extend(calls);
+        }
+    }
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register", "sched_setaffinity"] {
+        assert!(allowed.contains(call), "{call} is not allowed");
+    }
+    for call in ["mount", "ptrace", "setuid", "init_module", "bpf", "chroot"] {
+        assert!(!allowed.contains(call), "{call} is allowed");
+    }
+}
+
+/// The system calls behind a name in a filter, groups within groups taken apart.
+fn system_calls(name: &str) -> Vec<String> {
+    if !name.starts_with('@') {
+        return vec![name.to_owned()];
+    }
+    let run = Command::new("systemd-analyze").args(["syscall-filter", name]).output();
+    let said = succeeded(run.expect("systemd-analyze is installed"));
+    let within = said.lines().skip(1).map(str::trim).filter(|line| !line.starts_with('#'));
+    within.filter(|line| !line.is_empty()).flat_map(system_calls).collect()
+}
