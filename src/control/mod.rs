@@ -21,6 +21,7 @@
 //! | pure: how fast a connection may change things | [`pace`] |
 //! | who may register | [`auth`] |
 //! | what workers are told and say | [`workers`] |
+//! | what the service manager is told | [`manager`] |
 //! | what people read in the log | [`console`] |
 //! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`admin`] |
 
@@ -37,6 +38,7 @@ pub mod health;
 pub mod hub;
 pub mod listing;
 pub mod mailbox;
+pub mod manager;
 pub mod pace;
 pub mod probe;
 pub mod status;
@@ -61,6 +63,7 @@ use crate::config::Config;
 use crate::worker::link::{ControlEnd, Order};
 use door::Door;
 use hub::Hub;
+use manager::Manager;
 use workers::Workers;
 
 /// How often reports are read and deadlines looked at.
@@ -191,6 +194,8 @@ fn open(hub: &Rc<RefCell<Hub>>, config: &Config, doors: Doors) -> io::Result<()>
 
 /// Goes on until the balancer was asked to stop and has.
 async fn turn(hub: &Rc<RefCell<Hub>>, urgent: &Notify, mut asked: mpsc::Receiver<()>) {
+    let mut manager = Manager::new(&hub.borrow().workers, Now::read());
+    manager.ready();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -200,6 +205,7 @@ async fn turn(hub: &Rc<RefCell<Hub>>, urgent: &Notify, mut asked: mpsc::Receiver
             Some(()) = asked.recv() => hub.borrow_mut().ask_to_stop(Now::read()),
         }
         let outcome = hub.borrow_mut().tick(Now::read());
+        manager.tick(&hub.borrow(), Now::read());
         if outcome.done {
             return;
         }

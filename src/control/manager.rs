@@ -1,0 +1,137 @@
+//! The service manager that started the balancer, if one did: systemd's protocol of sd_notify(3), with
+//! the watchdog of systemd.service(5). Owns what it is told and when. A manager that does not
+//! read for some hundred messages holds the control core up, and never a worker.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+use super::drain::Stop;
+use super::hub::Hub;
+use super::workers::{Mark, Workers};
+use crate::base::time::Now;
+
+/// How often the manager's line about the sessions is brought up to date.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// The watchdog is fed this often within its time, so that one late tick does no harm.
+const MEALS: u32 = 4;
+
+/// When the watchdog is fed: a share of its time after the last meal, and only once every worker has
+/// turned since then. One worker that hangs starves it, and the manager starts the balancer anew.
+#[derive(Clone, Copy, Debug)]
+pub struct Watchdog {
+    every: Duration,
+    fed: Now,
+}
+
+impl Watchdog {
+    /// A watchdog that bites after `time` without a meal.
+    pub fn new(time: Duration, now: Now) -> Watchdog {
+        Watchdog { every: time / MEALS, fed: now }
+    }
+
+    /// Whether to feed it now. `turned`: every worker has turned since it was fed.
+    pub fn is_due(&mut self, now: Now, turned: bool) -> bool {
+        let due = turned && now.since(self.fed) >= self.every;
+        if due {
+            self.fed = now;
+        }
+        due
+    }
+}
+
+/// The service manager. Every call does nothing where there is none.
+pub struct Manager {
+    watchdog: Option<Watchdog>,
+    mark: Mark,
+    line: String,
+    next_line: Now,
+    stopping: bool,
+}
+
+impl Manager {
+    pub fn new(workers: &Workers, now: Now) -> Manager {
+        Manager {
+            watchdog: sd_notify::watchdog_enabled().map(|time| Watchdog::new(time, now)),
+            mark: workers.mark(),
+            line: String::new(),
+            next_line: now,
+            stopping: false,
+        }
+    }
+
+    /// Every door is open.
+    pub fn ready(&self) {
+        tell(&[NotifyState::Ready]);
+    }
+
+    /// What is due: a meal for the watchdog, the state and the line about it.
+    pub fn tick(&mut self, hub: &Hub, now: Now) {
+        let turned = hub.workers.have_turned(&self.mark);
+        if self.watchdog.as_mut().is_some_and(|watchdog| watchdog.is_due(now, turned)) {
+            self.mark = hub.workers.mark();
+            tell(&[NotifyState::Watchdog]);
+        }
+        if hub.stop != Stop::Serving && !self.stopping {
+            self.stopping = true;
+            self.next_line = now;
+            tell(&[NotifyState::Stopping]);
+        }
+        if now >= self.next_line {
+            self.next_line = now.plus(STATUS_EVERY);
+            self.show(line(hub, now));
+        }
+    }
+
+    fn show(&mut self, line: String) {
+        if line != self.line {
+            tell(&[NotifyState::Status(&line)]);
+            self.line = line;
+        }
+    }
+}
+
+fn line(hub: &Hub, now: Now) -> String {
+    let (sessions, backends) = (hub.workers.sessions(), hub.snapshot.backends.len());
+    match hub.stop {
+        Stop::Serving => format!("{sessions} sessions on {backends} backends"),
+        Stop::Draining { until, .. } => {
+            let left = until.since(now).as_secs();
+            format!("draining: {sessions} sessions left, {left} s for them to end")
+        }
+        Stop::Stopping { .. } => format!("stopping: ending {sessions} sessions"),
+    }
+}
+
+fn tell(states: &[NotifyState]) {
+    // Without a manager there is no socket and nothing to do. One that cannot be reached will not
+    // hear that either, and its own timeouts tell the operator.
+    let _ = sd_notify::notify(states);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Now {
+        Now::from_nanos(ms * 1_000_000)
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_four_times_in_its_time_while_all_turn() {
+        let mut watchdog = Watchdog::new(Duration::from_secs(10), at(0));
+        let meals = (0..=100).filter(|tick| watchdog.is_due(at(tick * 100), true)).count();
+        assert_eq!(meals, 4);
+    }
+
+    #[test]
+    fn a_worker_that_hangs_starves_the_watchdog_and_one_that_was_late_does_not() {
+        let mut watchdog = Watchdog::new(Duration::from_secs(4), at(0));
+        assert!(watchdog.is_due(at(1000), true));
+        for tick in 11..=30 {
+            assert!(!watchdog.is_due(at(tick * 100), false), "a worker has not turned");
+        }
+        assert!(watchdog.is_due(at(3100), true), "it turns again, and the meal is overdue");
+        assert!(!watchdog.is_due(at(3200), true));
+    }
+}
