@@ -10,7 +10,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::base::thread;
 use crate::config::{Log, LogFormat};
@@ -19,6 +19,7 @@ use crate::config::{Log, LogFormat};
 const LINES_MAX: usize = 8192;
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// The running log. Dropping it writes what waits, for a second at most.
 pub struct Logs {
@@ -30,13 +31,23 @@ pub fn start(log: &Log) -> Logs {
     let (lines, writer) = queue(io::stdout());
     let _ = DROPPED.set(lines.error_counter());
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let _ = subscriber(log, lines, colour).try_init();
+    let (levels, handle) = reload::Layer::new(levels(log.level));
+    let _ = LEVELS.set(handle);
+    let _ = subscriber(log.format, levels, lines, colour).try_init();
     Logs { _writer: writer }
 }
 
 /// Lines lost since the start because standard output was slower than they came.
 pub fn dropped() -> u64 {
     DROPPED.get().map_or(0, |lines| lines.dropped_lines() as u64)
+}
+
+/// Writes lines of this level and the more important ones from now on.
+pub fn set_level(level: Level) {
+    if let Some(handle) = LEVELS.get() {
+        // Fails only when there is no log any more.
+        let _ = handle.reload(levels(level));
+    }
 }
 
 fn queue(out: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
@@ -46,10 +57,17 @@ fn queue(out: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
 }
 
 /// This program's lines at the level asked for; those of its libraries only when something is wrong.
-fn subscriber(log: &Log, lines: NonBlocking, colour: bool) -> impl Subscriber + Send + Sync {
-    let levels =
-        Targets::new().with_target("lb", log.level).with_default(log.level.min(Level::WARN));
-    let format = match log.format {
+fn levels(level: Level) -> Targets {
+    Targets::new().with_target("lb", level).with_default(level.min(Level::WARN))
+}
+
+fn subscriber(
+    format: LogFormat,
+    levels: reload::Layer<Targets, Registry>,
+    lines: NonBlocking,
+    colour: bool,
+) -> impl Subscriber + Send + Sync {
+    let format = match format {
         LogFormat::Text => {
             fmt::layer().with_writer(lines).with_target(false).with_ansi(colour).boxed()
         }
@@ -88,7 +106,9 @@ mod tests {
     fn written(log: &Log) -> String {
         let page = Page::default();
         let (lines, writer) = queue(page.clone());
-        tracing::subscriber::with_default(subscriber(log, lines, false), || {
+        let (levels, _) = reload::Layer::new(levels(log.level));
+        let subscriber = subscriber(log.format, levels, lines, false);
+        tracing::subscriber::with_default(subscriber, || {
             tracing::info!(target: "lb::control", port = 9991, "server connected");
             tracing::debug!(target: "lb::control", "too small a thing");
             tracing::info!(target: "hyper", "a library's own affair");
@@ -120,6 +140,23 @@ mod tests {
         assert!(first["timestamp"].as_str().unwrap().starts_with("20"));
     }
 
+    #[test]
+    fn a_changed_level_holds_for_the_next_line() {
+        let page = Page::default();
+        let (lines, writer) = queue(page.clone());
+        let (filter, handle) = reload::Layer::new(levels(Level::WARN));
+        let subscriber = subscriber(LogFormat::Text, filter, lines, false);
+        tracing::subscriber::with_default(subscriber, || {
+            let say = |word: &str| tracing::info!(target: "lb::control", "{word}");
+            say("before");
+            handle.reload(levels(Level::INFO)).unwrap();
+            say("after");
+        });
+        drop(writer);
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("after") && !text.contains("before"), "{text}");
+    }
+
     /// Standard output with a pager that nobody scrolls.
     struct Stuck(mpsc::Receiver<()>);
 
@@ -139,7 +176,9 @@ mod tests {
         let (release, stuck) = mpsc::channel();
         let (lines, writer) = queue(Stuck(stuck));
         let dropped = lines.error_counter();
-        tracing::subscriber::with_default(subscriber(&Log::default(), lines, false), || {
+        let (levels, _) = reload::Layer::new(levels(Level::INFO));
+        let subscriber = subscriber(LogFormat::Text, levels, lines, false);
+        tracing::subscriber::with_default(subscriber, || {
             for _ in 0..LINES_MAX + 1000 {
                 tracing::info!(target: "lb", "another line");
             }

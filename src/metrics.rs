@@ -125,6 +125,8 @@ table! {
         Counter snapshots_published: "Changes that the workers were told of.",
         Counter orders_lost: "Orders dropped because a worker did not take them.",
         Counter lines_held_back: "Log lines on users and hellos held back because there were too many.",
+        Counter reloads: "Times that changed settings were taken into use.",
+        Counter reloads_refused: "Times that settings with a fault in them were not taken into use.",
         Counter admin_requests: "Requests to the admin door.",
     }
 }

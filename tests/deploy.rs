@@ -71,7 +71,7 @@ fn written_from_the_keys() -> String {
     let mut out = String::from(
         "# Settings of `lb serve`. Each key stands here with its default; take the # away to change it.\n\
          # `lb check --config /etc/lb/lb.toml` says whether the file and this host are well, and\n\
-         # `systemctl reload lb` takes it into use.\n",
+         # `systemctl reload lb` takes it into use.\n\n",
     );
     let mut section = "";
     for key in KEYS {

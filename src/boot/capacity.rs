@@ -5,6 +5,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{Trouble, WORKERS_MAX};
 use crate::config::Config;
+use crate::config::keys::SESSIONS_MAX;
 
 /// Sessions when the configuration leaves it to the host, at most.
 pub const SESSIONS_DEFAULT: usize = 100_000;
@@ -23,6 +24,11 @@ pub fn sessions_for(descriptors: u64, config: &Config) -> usize {
         + config.limits.control_connections as u64;
     usize::try_from(descriptors.saturating_sub(beside) / DESCRIPTORS_PER_SESSION)
         .unwrap_or(usize::MAX)
+}
+
+/// How many sessions this process' limit of descriptors is enough for, at most.
+pub fn most_sessions(config: &Config) -> usize {
+    sessions_for(raise_descriptors(), config).min(SESSIONS_MAX)
 }
 
 /// The session limit to hold to. Raises this process' own limit of descriptors as far as the system

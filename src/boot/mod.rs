@@ -15,6 +15,7 @@ use crate::client::demo;
 use crate::cluster::Protocol;
 use crate::config::{Config, Listen};
 use crate::control::auth::{Secrets, who_may_register};
+use crate::control::reload::{Reload, Reread};
 use crate::control::{Control, Doors};
 use crate::proxy::tcp::Features;
 use crate::ring::probe;
@@ -32,12 +33,14 @@ impl fmt::Display for Trouble {
 
 impl std::error::Error for Trouble {}
 
-/// Runs a balancer until it is told to stop, with `demo` echo backends for each open door.
-pub fn serve(mut config: Config, demo: usize) -> Result<(), Trouble> {
+/// Runs a balancer until it is told to stop, with `demo` echo backends for each open door. `reread`
+/// is asked for the settings again on SIGHUP.
+pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
     who_may_register(&config).map_err(Trouble)?;
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
     let sessions = capacity::sessions(&config)?;
     config.limits.sessions = sessions;
+    let asked = config.listen.clone();
     let doors = Doors {
         control: doors::open(config.listen.control, "control")?,
         admin: doors::open(config.listen.admin, "admin")?,
@@ -51,6 +54,8 @@ pub fn serve(mut config: Config, demo: usize) -> Result<(), Trouble> {
     tell_doors(&config.listen);
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
     let demo = start_demo(&config, demo)?;
+    let reread = fitting(reread, asked, config.listen.clone());
+    let reload = Reload { reread, seats: plane.seats };
     let control = Control {
         config: Arc::new(config),
         doors,
@@ -58,7 +63,7 @@ pub fn serve(mut config: Config, demo: usize) -> Result<(), Trouble> {
         snapshots: plane.snapshots,
         urgent: plane.urgent,
     };
-    let outcome = control.run().map_err(|error| Trouble(error.to_string()));
+    let outcome = control.run(reload).map_err(|error| Trouble(error.to_string()));
     plane.threads.join();
     if let Some(demo) = demo {
         demo.stop();
@@ -77,6 +82,20 @@ fn tell_doors(listen: &Listen) {
         admin = at(listen.admin),
         "doors open"
     );
+}
+
+/// Settings that are read again must fit the host, as the first ones had to. Doors that were `asked`
+/// for again are those that are `open`, also where the kernel chose the port.
+fn fitting(mut reread: Reread, asked: Listen, open: Listen) -> Reread {
+    Box::new(move || {
+        let mut config = reread()?;
+        if config.listen == asked {
+            config.listen = open.clone();
+        }
+        config.limits.sessions =
+            capacity::sessions(&config).map_err(|Trouble(sentence)| sentence)?;
+        Ok(config)
+    })
 }
 
 fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Trouble> {

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use super::Trouble;
 use super::doors::open_shared;
+use super::{Trouble, capacity};
 use crate::balance::{Balancer, Turns};
 use crate::base::publish::Publisher;
 use crate::base::thread;
@@ -67,7 +67,9 @@ impl DataPlane {
         let snapshots = Publisher::new(Snapshot::default());
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
-        let (ends, worker_ends) = links(workers, sessions_max, &snapshots, &urgent)?;
+        // A reload may raise the limit as far as the descriptors reach.
+        let room = capacity::most_sessions(config).max(sessions_max);
+        let (ends, worker_ends) = links(workers, room, &snapshots, &urgent)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
         let turns = Arc::<Turns>::default();
         let (ready, started) = mpsc::channel();

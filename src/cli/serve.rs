@@ -12,7 +12,7 @@ const DEMO_MAX: i64 = 64;
 /// Run the balancer: users in front, backends that register themselves behind.
 ///
 /// Every setting has a default; flags beat the file. SIGTERM lets running sessions end, a second one
-/// ends them. `lb check` says beforehand whether it would start.
+/// ends them; SIGHUP reads the file again. `lb check` says beforehand whether it would start.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -33,6 +33,8 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
         ));
     }
     let _logs = logs::start(&config.log);
-    boot::serve(config, usize::from(arguments.demo))?;
+    let settings = arguments.settings;
+    let reread = Box::new(move || settings.load().map_err(|Fault(said)| said));
+    boot::serve(config, usize::from(arguments.demo), reread)?;
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
 //! command line nor files' syntax (`config::file` reads TOML into this). `keys` is the table of
-//! settings, `rules` what they must be to each other.
+//! settings, `rules` what they must be to each other, `reload` what may change while the balancer
+//! runs.
 
 pub mod file;
 pub mod keys;
+pub mod reload;
 pub mod rules;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

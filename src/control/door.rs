@@ -19,10 +19,11 @@ use tokio_uring::net::{TcpListener, TcpStream};
 use tracing::{error, warn};
 
 use super::api::{Outbox, Reply};
-use super::auth::{Admission, Challenge, Secrets, UNPROVEN_MAX};
+use super::auth::{Challenge, UNPROVEN_MAX};
 use super::conversation::{Conversation, Counted, Peer, ToProve};
 use super::hub::Hub;
 use super::mailbox::Mailbox;
+use super::reload::Entrance;
 use crate::base::time::Now;
 use crate::config::Health;
 
@@ -38,8 +39,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the door needs to know.
 pub struct Door {
     pub hub: Rc<RefCell<Hub>>,
-    pub admission: Admission,
-    pub secrets: Option<Rc<Secrets>>,
+    /// Changed by a reload, for the connections that come after it.
+    pub entrance: Rc<RefCell<Entrance>>,
     /// Connections whose sockets are open, those included that are only being closed.
     pub open: Rc<Cell<usize>>,
     /// Connections that have not proved themselves yet.
@@ -82,7 +83,7 @@ impl Door {
 
     /// Turns a connection away or begins to talk on it.
     async fn enter(&self, stream: TcpStream, peer: SocketAddr) {
-        if !self.admission.admits(peer.ip()) {
+        if !self.entrance.borrow().admission.admits(peer.ip()) {
             self.hub.borrow_mut().stranger(peer, Now::read());
             return;
         }
@@ -110,10 +111,10 @@ impl Door {
     }
 
     fn to_prove(&self) -> Result<Option<ToProve>, getrandom::Error> {
-        let Some(secrets) = &self.secrets else { return Ok(None) };
+        let Some(secrets) = self.entrance.borrow().secrets.clone() else { return Ok(None) };
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce)?;
-        Ok(Some(ToProve::new(Rc::clone(secrets), Challenge::new(nonce), &self.unproven)))
+        Ok(Some(ToProve::new(secrets, Challenge::new(nonce), &self.unproven)))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use crate::config::{Config, OnBackendLoss};
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
-use crate::worker::link::{Order, Report};
+use crate::worker::link::{Order, Report, Terms};
 
 /// How often an order to end a backend's sessions is repeated while some are left.
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
@@ -295,6 +295,18 @@ impl Hub {
             self.stop_until = Some(now.plus(lasts));
         }
         self.do_stop(step);
+    }
+
+    /// Goes on by other settings, the workers with it.
+    pub fn reloaded(&mut self, config: Config) {
+        let terms = Terms {
+            policy: config.balance.policy,
+            timeouts: config.timeouts,
+            report_sessions: config.log.level >= tracing::Level::INFO,
+        };
+        self.config = Arc::new(config);
+        self.order_all(Order::Adopt(terms));
+        self.counters.reloads.one();
     }
 
     /// How long a backend that was set aside is left alone before it is tried, and where; `None` when

@@ -65,6 +65,13 @@ impl Manager {
         tell(&[NotifyState::Ready]);
     }
 
+    /// The settings are being read again; [`Manager::ready`] ends it.
+    pub fn reloading(&self) {
+        if let Ok(time) = NotifyState::monotonic_usec_now() {
+            tell(&[NotifyState::Reloading, time]);
+        }
+    }
+
     /// What is due: a meal for the watchdog, the state and the line about it.
     pub fn tick(&mut self, hub: &Hub, now: Now) {
         let turned = hub.workers.have_turned(&self.mark);

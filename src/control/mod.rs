@@ -22,6 +22,7 @@
 //! | who may register | [`auth`] |
 //! | what workers are told and say | [`workers`] |
 //! | what the service manager is told | [`manager`] |
+//! | changing settings while it runs | [`reload`] |
 //! | what people read in the log | [`console`] |
 //! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`admin`] |
 
@@ -41,6 +42,7 @@ pub mod mailbox;
 pub mod manager;
 pub mod pace;
 pub mod probe;
+pub mod reload;
 pub mod status;
 pub mod view;
 pub mod workers;
@@ -54,7 +56,6 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::MissedTickBehavior;
-use tracing::warn;
 
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
@@ -64,6 +65,7 @@ use crate::worker::link::{ControlEnd, Order};
 use door::Door;
 use hub::Hub;
 use manager::Manager;
+use reload::{Entrance, Reload};
 use workers::Workers;
 
 /// How often reports are read and deadlines looked at.
@@ -91,14 +93,22 @@ pub struct Control {
 
 impl Control {
     /// Runs until SIGTERM or SIGINT came and the sessions have ended, and has told the workers to
-    /// stop by then. Blocks the calling thread.
+    /// stop by then; SIGHUP reloads the settings. Blocks the calling thread.
     ///
     /// # Errors
     /// When there is no ring to be had, a secret cannot be read, or a door is open to strangers. The
     /// text is one sentence for the operator. The workers have been told to stop then, too.
-    pub fn run(self) -> io::Result<()> {
+    pub fn run(self, reload: Reload) -> io::Result<()> {
         let (ask, asked) = mpsc::channel(2);
-        self.run_with(asked, async move {
+        let (ask_to_reload, reloads) = mpsc::channel(1);
+        self.run_with(asked, Some((reload, reloads)), async move {
+            let mut hangup = signal(SignalKind::hangup())?;
+            tokio_uring::spawn(async move {
+                while hangup.recv().await.is_some() {
+                    // One that waits already will read what this one was sent for.
+                    let _ = ask_to_reload.try_send(());
+                }
+            });
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
             tokio_uring::spawn(async move {
@@ -121,12 +131,13 @@ impl Control {
     /// # Errors
     /// As [`Control::run`].
     pub fn run_until(self, asked: mpsc::Receiver<()>) -> io::Result<()> {
-        self.run_with(asked, async { Ok(()) })
+        self.run_with(asked, None, async { Ok(()) })
     }
 
     fn run_with(
         self,
         asked: mpsc::Receiver<()>,
+        reload: Option<(Reload, mpsc::Receiver<()>)>,
         begin: impl Future<Output = io::Result<()>>,
     ) -> io::Result<()> {
         let Control { config, doors, ends, snapshots, urgent } = self;
@@ -135,8 +146,10 @@ impl Control {
         let outcome = runtime().and_then(|runtime| {
             runtime.block_on(async {
                 begin.await?;
-                open(&hub, &config, doors)?;
-                turn(&hub, &urgent, asked).await;
+                let entrance = Entrance::new(&config).map_err(io::Error::other)?;
+                let entrance = Rc::new(RefCell::new(entrance));
+                open(&hub, &entrance, &config, doors)?;
+                turn(&hub, &entrance, &urgent, asked, reload).await;
                 Ok(())
             })
         });
@@ -157,13 +170,12 @@ fn runtime() -> io::Result<tokio_uring::Runtime> {
 }
 
 /// Lets backends and operators in.
-fn open(hub: &Rc<RefCell<Hub>>, config: &Config, doors: Doors) -> io::Result<()> {
-    let admission = auth::who_may_register(config).map_err(io::Error::other)?;
-    let secret_file = config.control.secret_file.as_deref();
-    let secrets = secret_file.map(auth::Secrets::load).transpose().map_err(io::Error::other)?;
-    if admission.everyone {
-        warn!("[control] allow lets every host register, and so receive users' traffic");
-    }
+fn open(
+    hub: &Rc<RefCell<Hub>>,
+    entrance: &Rc<RefCell<Entrance>>,
+    config: &Config,
+    doors: Doors,
+) -> io::Result<()> {
     let at = |listener: &Option<std::net::TcpListener>| {
         listener.as_ref().map(std::net::TcpListener::local_addr).transpose()
     };
@@ -178,8 +190,7 @@ fn open(hub: &Rc<RefCell<Hub>>, config: &Config, doors: Doors) -> io::Result<()>
         door::prepare(&listener, config.health)?;
         let door = Door {
             hub: Rc::clone(hub),
-            admission,
-            secrets: secrets.map(Rc::new),
+            entrance: Rc::clone(entrance),
             open: Rc::new(Cell::new(0)),
             unproven: Rc::new(Cell::new(0)),
         };
@@ -193,7 +204,13 @@ fn open(hub: &Rc<RefCell<Hub>>, config: &Config, doors: Doors) -> io::Result<()>
 }
 
 /// Goes on until the balancer was asked to stop and has.
-async fn turn(hub: &Rc<RefCell<Hub>>, urgent: &Notify, mut asked: mpsc::Receiver<()>) {
+async fn turn(
+    hub: &Rc<RefCell<Hub>>,
+    entrance: &RefCell<Entrance>,
+    urgent: &Notify,
+    mut asked: mpsc::Receiver<()>,
+    mut reload: Option<(Reload, mpsc::Receiver<()>)>,
+) {
     let mut manager = Manager::new(&hub.borrow().workers, Now::read());
     manager.ready();
     let mut tick = tokio::time::interval(TICK);
@@ -203,6 +220,11 @@ async fn turn(hub: &Rc<RefCell<Hub>>, urgent: &Notify, mut asked: mpsc::Receiver
             _ = tick.tick() => {}
             () = urgent.notified() => {}
             Some(()) = asked.recv() => hub.borrow_mut().ask_to_stop(Now::read()),
+            Some(reload) = reload_asked(&mut reload) => {
+                manager.reloading();
+                reload.run(hub, entrance);
+                manager.ready();
+            }
         }
         let outcome = hub.borrow_mut().tick(Now::read());
         manager.tick(&hub.borrow(), Now::read());
@@ -213,6 +235,12 @@ async fn turn(hub: &Rc<RefCell<Hub>>, urgent: &Notify, mut asked: mpsc::Receiver
             tokio_uring::spawn(revive(Rc::clone(hub), backend));
         }
     }
+}
+
+/// Waits until a reload is asked for; nothing where none ever can be.
+async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Option<&mut Reload> {
+    let (reload, asked) = reload.as_mut()?;
+    asked.recv().await.map(|()| reload)
 }
 
 /// Tries a backend that was set aside until it can be connected to or is aside no more. Whether a UDP

@@ -308,6 +308,7 @@ impl Core {
                 }
             }
             Order::Stop => self.end_all(now, |_| true, EndReason::Stopping, pool, out),
+            Order::Adopt(terms) => self.set_timeouts(terms.timeouts),
             Order::Drain => {}
         }
     }

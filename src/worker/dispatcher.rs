@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::link::{Ended, Refusal, Report};
+use super::link::{Ended, Refusal, Report, Terms};
 use crate::balance::{Balancer, Question};
 use crate::base::time::Now;
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot};
@@ -86,12 +86,10 @@ impl Dispatcher {
         &self.snapshot
     }
 
-    pub fn balancer_mut(&mut self) -> &mut Balancer {
-        &mut self.parts.balancer
-    }
-
-    pub fn set_report_sessions(&mut self, report_sessions: bool) {
-        self.parts.report_sessions = report_sessions;
+    /// Deals users out by these terms from now on.
+    pub fn adopt_terms(&mut self, terms: Terms) {
+        self.parts.balancer.policy = terms.policy;
+        self.parts.report_sessions = terms.report_sessions;
     }
 
     /// Balances over a newer snapshot from now on; it knows better which backends are aside.

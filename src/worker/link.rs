@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Snapshot};
+use crate::config::{Policy, Timeouts};
 use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Shard, ShardWriter};
 use crate::session::{EndReason, SessionId};
@@ -25,10 +26,22 @@ pub enum Order {
     EndBackend { backend: BackendId, reason: EndReason },
     /// End one session.
     EndSession { id: SessionId, reason: EndReason },
+    /// Go on by these terms.
+    Adopt(Terms),
     /// Accept no more users; let sessions end by themselves.
     Drain,
     /// End every session and stop.
     Stop,
+}
+
+/// What the operator may change while a worker runs. Sessions keep the backend they have; a deadline
+/// that is set already stands until the session next moves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Terms {
+    pub policy: Policy,
+    pub timeouts: Timeouts,
+    /// Whether to report each session's start and end.
+    pub report_sessions: bool,
 }
 
 /// What a worker has to say that a counter cannot.

@@ -96,8 +96,10 @@ impl Shell {
             self.parts.books.borrow_mut().adopt(snapshot);
         }
         while let Ok(order) = self.parts.orders.pop() {
-            if order == Order::Stop {
-                self.stop_at = Some(now.plus(STOP_PATIENCE));
+            match order {
+                Order::Stop => self.stop_at = Some(now.plus(STOP_PATIENCE)),
+                Order::Adopt(terms) => self.parts.books.borrow_mut().adopt_terms(terms),
+                _ => {}
             }
             self.tcp.order(now, order, &mut self.ring);
         }

@@ -1,0 +1,109 @@
+//! From the settings that are in use to those that are wanted, while the balancer runs. Owns which
+//! keys take effect at once and which need a restart; pure, so that a reload can be told before it
+//! is done.
+
+use super::Config;
+use super::keys::KEYS;
+
+/// What a reload comes to.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Change {
+    /// In use from now on: the wanted values where they take effect at once, else the running ones.
+    pub config: Config,
+    /// What takes effect, as `key = value`.
+    pub now: Vec<String>,
+    /// What was asked for and waits for a restart, as `key = value`.
+    pub after_restart: Vec<String>,
+}
+
+/// Takes over what can change while sessions run. The rest is bound to sockets, threads and memory
+/// that were made at the start.
+pub fn between(running: &Config, wanted: &Config) -> Change {
+    let config = merged(running, wanted);
+    let (mut now, mut after_restart) = (Vec::new(), Vec::new());
+    for key in KEYS {
+        let value = key.show(wanted);
+        if value == key.show(running) {
+            continue;
+        }
+        let taken = value == key.show(&config);
+        let list = if taken { &mut now } else { &mut after_restart };
+        list.push(format!("{} = {value}", key.path()));
+    }
+    Change { config, now, after_restart }
+}
+
+fn merged(running: &Config, wanted: &Config) -> Config {
+    let mut config = running.clone();
+    config.balance = wanted.balance;
+    config.health = wanted.health;
+    config.timeouts = wanted.timeouts;
+    config.limits.sessions = wanted.limits.sessions;
+    config.limits.control_connections = wanted.limits.control_connections;
+    config.control = wanted.control.clone();
+    config.log.level = wanted.log.level;
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::file;
+    use super::*;
+
+    #[test]
+    fn the_same_settings_again_change_nothing() {
+        let change = between(&Config::default(), &Config::default());
+        assert_eq!(change.config, Config::default());
+        assert!(change.now.is_empty() && change.after_restart.is_empty());
+    }
+
+    #[test]
+    fn what_runs_keeps_its_sockets_threads_and_memory_and_takes_the_rest() {
+        let text = r#"
+            workers = 3
+            listen.tcp = "10.0.0.1:1"
+            listen.udp = 2
+            listen.api = ":3"
+            listen.control = "[::1]:4"
+            listen.admin = "off"
+            balance.policy = "source_hash"
+            balance.on_backend_loss = "close"
+            health.interval_ms = 900
+            health.timeout_ms = 800
+            health.misses = 2
+            timeouts.connect_ms = 11
+            timeouts.tcp_idle_ms = 12
+            timeouts.half_close_ms = 13
+            timeouts.drain_ms = 14
+            limits.sessions = 15
+            limits.control_connections = 16
+            limits.buffer_bytes = 1_048_576
+            control.allow = ["10.0.0.0/8"]
+            control.secret_file = "secrets"
+            log.level = "debug"
+            log.format = "json"
+        "#;
+        let wanted = file::read("lb.toml", text).unwrap();
+        let change = between(&Config::default(), &wanted);
+        let names = |said: &[String]| -> Vec<String> {
+            said.iter().map(|line| line.split(" = ").next().unwrap().to_owned()).collect()
+        };
+        let restart = [
+            "workers",
+            "listen.tcp",
+            "listen.udp",
+            "listen.api",
+            "listen.control",
+            "listen.admin",
+            "limits.buffer_bytes",
+            "log.format",
+        ];
+        assert_eq!(names(&change.after_restart), restart);
+        let now: Vec<String> =
+            KEYS.iter().map(|key| key.path()).filter(|key| !restart.contains(&&**key)).collect();
+        assert_eq!(names(&change.now), now);
+        assert!(change.now.contains(&"balance.policy = \"source_hash\"".to_owned()));
+        assert_eq!(change.config.listen, Config::default().listen);
+        assert_eq!(change.config.timeouts, wanted.timeouts);
+    }
+}

@@ -1,0 +1,79 @@
+//! Taking changed settings into use while everything runs. Owns the order: everything that can be
+//! wrong is found first, and a file with a fault changes nothing. Which keys take effect is
+//! `config::reload`'s; running sessions and control connections stay as they are.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tracing::{error, info, warn};
+
+use super::auth::{Admission, Secrets, who_may_register};
+use super::hub::Hub;
+use crate::config::Config;
+use crate::config::reload::{Change, between};
+use crate::logs;
+use crate::session::seats::Seats;
+
+/// Where settings come from again: they are complete, checked, and fit the host.
+pub type Reread = Box<dyn FnMut() -> Result<Config, String>>;
+
+/// What a reload needs from whoever started the balancer.
+pub struct Reload {
+    pub reread: Reread,
+    pub seats: Arc<Seats>,
+}
+
+/// Who is let in at the control door, and with which proof.
+pub struct Entrance {
+    pub admission: Admission,
+    pub secrets: Option<Rc<Secrets>>,
+}
+
+impl Entrance {
+    /// # Errors
+    /// A sentence for the operator: a door open to strangers, or a secret that cannot be read.
+    pub fn new(config: &Config) -> Result<Entrance, String> {
+        let admission = who_may_register(config)?;
+        let secrets = config.control.secret_file.as_deref().map(Secrets::load).transpose()?;
+        if admission.everyone {
+            warn!("[control] allow lets every host register, and so receive users' traffic");
+        }
+        Ok(Entrance { admission, secrets: secrets.map(Rc::new) })
+    }
+}
+
+impl Reload {
+    /// Reads the settings again and takes them into use, or says why not.
+    pub fn run(&mut self, hub: &RefCell<Hub>, entrance: &RefCell<Entrance>) {
+        let planned = (self.reread)().and_then(|wanted| {
+            // What needs a restart does not come, so the door is judged as it stands.
+            let change = between(&hub.borrow().config, &wanted);
+            Entrance::new(&change.config).map(|next| (change, next))
+        });
+        match planned {
+            Ok((change, next)) => {
+                *entrance.borrow_mut() = next;
+                self.seats.set_max(change.config.limits.sessions);
+                logs::set_level(change.config.log.level);
+                say(&change);
+                hub.borrow_mut().reloaded(change.config);
+            }
+            Err(reason) => {
+                hub.borrow().counters.reloads_refused.one();
+                error!(%reason, "reload refused, nothing was changed");
+            }
+        }
+    }
+}
+
+fn say(change: &Change) {
+    for setting in &change.now {
+        info!(%setting, "reload: in use from now on");
+    }
+    for setting in &change.after_restart {
+        warn!(%setting, "reload: this setting needs a restart");
+    }
+    let (now, after_restart) = (change.now.len(), change.after_restart.len());
+    info!(now, after_restart, "reloaded");
+}
