@@ -4,6 +4,10 @@
 mod backend;
 mod bench;
 mod check;
+mod drain;
+mod papers;
+mod reload;
+mod running;
 mod serve;
 mod settings;
 mod status;
@@ -17,7 +21,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::cluster::Protocol;
 use crate::control::auth::Secrets;
@@ -41,6 +45,12 @@ enum Command {
     Bench(Box<bench::Arguments>),
     User(user::Arguments),
     Status(status::Arguments),
+    Reload(reload::Arguments),
+    Drain(drain::Arguments),
+    #[command(hide = true)]
+    Man(papers::Pages),
+    #[command(hide = true)]
+    Completions(papers::Completions),
 }
 
 /// What keeps a command from doing its work: one sentence with the cure.
@@ -73,6 +83,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         },
         Command::User(arguments) => user::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Reload(arguments) => reload::run(arguments),
+        Command::Drain(arguments) => drain::run(arguments),
+        Command::Man(arguments) => papers::pages(Line::command(), arguments),
+        Command::Completions(arguments) => papers::completions(Line::command(), arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -135,8 +149,6 @@ fn secret(file: Option<&Path>) -> Result<Option<Vec<u8>>, Fault> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

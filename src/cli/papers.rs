@@ -1,0 +1,38 @@
+//! `lb man` and `lb completions`: what a package installs beside the program, written from the same
+//! description of the command line that it is parsed with. Hidden: packagers use them, operators need
+//! not know them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Fault;
+
+/// Write the manual pages into a directory
+#[derive(Args)]
+pub struct Pages {
+    /// An existing directory
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+}
+
+/// Print the completion script of a shell
+#[derive(Args)]
+pub struct Completions {
+    /// Which shell
+    #[arg(value_name = "SHELL")]
+    shell: clap_complete::Shell,
+}
+
+pub fn pages(line: clap::Command, arguments: Pages) -> Result<(), Fault> {
+    let folder = arguments.folder.display();
+    // What is hidden from the help is hidden from the manual as well.
+    clap_mangen::generate_to(line.disable_help_subcommand(true), &arguments.folder)
+        .map_err(|error| format!("cannot write the manual pages to {folder}: {error}").into())
+}
+
+pub fn completions(mut line: clap::Command, arguments: Completions) -> Result<(), Fault> {
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut line, "lb", &mut script);
+    super::print(&String::from_utf8_lossy(&script))
+}

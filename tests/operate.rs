@@ -1,0 +1,257 @@
+//! The running program as an operator and a service manager meet it: readiness, health, reload and
+//! drain of a real `lb serve` with a user's session through it. Every wait is for a condition.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Longer than anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(since.elapsed() < PATIENCE, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A balancer with one demo backend on ports of its own, its settings file and its manager's socket.
+struct Balancer {
+    process: Child,
+    folder: PathBuf,
+    manager: UnixDatagram,
+    log: Arc<Mutex<String>>,
+}
+
+impl Balancer {
+    fn start(settings: &str) -> Balancer {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("lb-operate-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("lb.toml"), settings).unwrap();
+        let manager = UnixDatagram::bind(folder.join("notify")).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_lb"))
+            .args(["serve", "--demo", "1", "--workers", "1", "--udp", "off", "--api", "off"])
+            .args(["--tcp", "127.0.0.1:0", "--control", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .arg("--config")
+            .arg(folder.join("lb.toml"))
+            .env("NOTIFY_SOCKET", folder.join("notify"))
+            .env("WATCHDOG_USEC", "4000000")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let written = Arc::clone(&log);
+        std::thread::spawn(move || {
+            while let Some(Ok(line)) = lines.next() {
+                written.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        Balancer { process, folder, manager, log }
+    }
+
+    fn ready(settings: &str) -> Balancer {
+        let balancer = Balancer::start(settings);
+        balancer.wait_until_told("READY=1");
+        balancer
+    }
+
+    /// Reads what the manager is told up to a message that holds a line that begins like this.
+    fn wait_until_told(&self, start: &str) -> String {
+        let since = Instant::now();
+        let mut bytes = [0; 4096];
+        while since.elapsed() < PATIENCE {
+            let count = self.manager.recv(&mut bytes).expect(start);
+            let message = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            if message.lines().any(|line| line.starts_with(start)) {
+                return message;
+            }
+        }
+        panic!("the manager was never told {start}");
+    }
+
+    fn wait_for_log(&self, words: &str) -> String {
+        wait_for(&format!("{words:?} in the log"), || {
+            let log = self.log.lock().unwrap();
+            log.lines().find(|line| line.contains(words)).map(str::to_owned)
+        })
+    }
+
+    /// Where a door was opened, by its name in the log.
+    fn door(&self, name: &str) -> SocketAddr {
+        let line = self.wait_for_log("doors open");
+        let start = format!("{name}=");
+        let word = line.split_whitespace().find_map(|word| word.strip_prefix(&start));
+        word.expect(&line).trim_matches('"').parse().expect(&line)
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+        command.args([name, "--admin", &self.door("admin").to_string()]);
+        command
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let output = self.command("status").arg("--json").output().unwrap();
+        serde_json::from_slice(&output.stdout).expect("the balancer answers")
+    }
+
+    fn change(&self, settings: &str) -> Output {
+        fs::write(self.folder.join("lb.toml"), settings).unwrap();
+        self.command("reload").output().unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
+    }
+
+    /// A user with a session that has carried a line both ways.
+    fn user(&self) -> TcpStream {
+        let door = self.door("tcp");
+        wait_for("a user to be served", || {
+            let mut user = TcpStream::connect(door).unwrap();
+            user.set_read_timeout(Some(PATIENCE)).unwrap();
+            echoes(&mut user).then_some(user)
+        })
+    }
+
+    fn wait_for_exit(&mut self) -> Option<i32> {
+        let process = &mut self.process;
+        wait_for("the balancer to exit", || process.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn echoes(user: &mut TcpStream) -> bool {
+    let mut answer = [0; 6];
+    user.write_all(b"hello\n").is_ok() && user.read_exact(&mut answer).is_ok()
+}
+
+#[test]
+fn the_manager_is_told_of_readiness_health_reload_and_the_end() {
+    let mut balancer = Balancer::ready("");
+    TcpStream::connect(balancer.door("tcp")).expect("ready means that the users' door is open");
+    TcpStream::connect(balancer.door("control")).expect("and that of the backends");
+    TcpStream::connect(balancer.door("admin")).expect("and that of the operators");
+    balancer.wait_until_told("WATCHDOG=1");
+    balancer.wait_until_told("WATCHDOG=1");
+    let user = balancer.user();
+    balancer.wait_until_told("STATUS=1 sessions on 1 backends");
+    balancer.signal(Signal::SIGHUP);
+    let message = balancer.wait_until_told("RELOADING=1");
+    assert!(message.contains("MONOTONIC_USEC="), "{message}");
+    balancer.wait_until_told("READY=1");
+    balancer.signal(Signal::SIGTERM);
+    balancer.wait_until_told("STOPPING=1");
+    balancer.wait_until_told("STATUS=draining: 1 sessions left");
+    drop(user);
+    assert_eq!(balancer.wait_for_exit(), Some(0));
+}
+
+#[test]
+fn a_reload_changes_settings_and_leaves_a_running_session_alone() {
+    let balancer = Balancer::ready("limits.sessions = 5");
+    let mut user = balancer.user();
+    let done = balancer.change(
+        "balance.policy = \"source_hash\"\nlimits.sessions = 1\nlog.level = \"debug\"\n\
+         limits.buffer_bytes = 1048576",
+    );
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let status = balancer.status();
+    assert_eq!(status["policy"], "source_hash");
+    assert_eq!(status["sessions"]["limit"], 1);
+    balancer.wait_for_log("in use from now on setting=balance.policy = \"source_hash\"");
+    balancer.wait_for_log("needs a restart setting=limits.buffer_bytes = 1048576");
+    balancer.wait_for_log("reloaded now=3 after_restart=1");
+    assert!(echoes(&mut user), "the session that ran goes on");
+    let mut other = TcpStream::connect(balancer.door("tcp")).unwrap();
+    other.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(!echoes(&mut other), "the lower limit holds for the next user");
+    let more = balancer.change("limits.sessions = 50");
+    assert!(more.status.success(), "{}", String::from_utf8_lossy(&more.stderr));
+    let mut users: Vec<TcpStream> = (0..20).map(|_| balancer.user()).collect();
+    assert!(users.iter_mut().all(echoes), "the limit may be raised beyond the first one");
+}
+
+#[test]
+fn a_reload_with_a_fault_changes_nothing_and_says_why() {
+    let balancer = Balancer::ready("balance.policy = \"least_sessions\"");
+    for (settings, reason) in [
+        ("balance.policy = \"random\"", "balance.policy takes one of"),
+        ("health.interval_ms = 1000", "health.timeout_ms (2000) must be less"),
+        ("control.secret_file = \"no/such/file\"", "cannot read the secret file"),
+        ("limits.sessions = 16777216", "raise LimitNOFILE"),
+    ] {
+        let refused = balancer.change(settings);
+        assert_eq!(refused.status.code(), Some(2), "{settings}");
+        let line = balancer.wait_for_log(reason);
+        assert!(line.contains("reload refused, nothing was changed"), "{line}");
+        assert_eq!(balancer.status()["policy"], "least_sessions");
+    }
+}
+
+#[test]
+fn lb_drain_turns_new_users_away_and_lets_the_running_session_end() {
+    let mut balancer = Balancer::ready("");
+    let mut user = balancer.user();
+    let mut drain = balancer.command("drain").stdout(Stdio::piped()).spawn().unwrap();
+    balancer.wait_for_log("stopping: no more users are accepted");
+    let door = balancer.door("tcp");
+    wait_for("the door to be shut", || TcpStream::connect(door).err());
+    assert!(echoes(&mut user), "the session that ran goes on");
+    let mut said = BufReader::new(drain.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("1 sessions left, ") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it never counted down");
+    }
+    drop(user);
+    assert_eq!(balancer.wait_for_exit(), Some(0));
+    let code = wait_for("lb drain to return", || drain.try_wait().unwrap());
+    assert!(code.success());
+    assert_eq!(said.lines().last().unwrap().unwrap(), "stopped");
+}
+
+#[test]
+fn manual_pages_and_completions_name_every_command_that_is_shown() {
+    let folder = std::env::temp_dir().join(format!("lb-papers-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let lb = || Command::new(env!("CARGO_BIN_EXE_lb"));
+    assert!(lb().arg("man").arg(&folder).status().unwrap().success());
+    let overview = fs::read_to_string(folder.join("lb.1")).unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = lb().args(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(script.stdout).unwrap();
+        for command in ["serve", "check", "backend", "user", "status", "reload", "drain"] {
+            let page = fs::read_to_string(folder.join(format!("lb-{command}.1"))).unwrap();
+            assert!(page.contains(".TH lb-"), "{page}");
+            assert!(overview.contains(&format!("lb\\-{command}(1)")), "{overview}");
+            assert!(script.contains(command), "{shell} knows no {command}");
+        }
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}
