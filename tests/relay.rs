@@ -38,6 +38,12 @@ impl Balancer {
 
     /// Shows the workers these backends, numbered from 1.
     fn register(&mut self, addresses: &[SocketAddr]) {
+        self.publish(addresses);
+        self.wake();
+    }
+
+    /// The same for workers that are left asleep.
+    fn publish(&mut self, addresses: &[SocketAddr]) {
         self.version += 1;
         let backends = addresses.iter().enumerate().map(|(place, address)| Backend {
             id: BackendId(place as u32 + 1),
@@ -53,7 +59,6 @@ impl Balancer {
             backends: backends.collect(),
             rotations: [(0..addresses.len() as u16).collect(), vec![], vec![]],
         });
-        self.wake();
     }
 
     fn order(&mut self, order: Order) {
@@ -174,6 +179,20 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+#[test]
+fn a_user_who_comes_after_a_registration_is_served() {
+    let mut balancer = Balancer::start(|_| {});
+    let address = backend(echo);
+    // A worker that is asleep is woken by the user, and must see the backend before the user.
+    balancer.publish(&[address]);
+    for _ in 0..20 {
+        let mut user = balancer.user();
+        user.write_all(b"?").unwrap();
+        user.read_exact(&mut [0]).unwrap();
+    }
+    balancer.stop();
 }
 
 #[test]

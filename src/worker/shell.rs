@@ -1,7 +1,7 @@
 //! The loop of one worker. Owns the ring, and what is the same for every protocol: waiting, time,
 //! orders, the snapshot. A completion goes to the driver of its protocol; decides nothing itself.
 //!
-//! One turn: submit and wait, reap, handle, then look at time, orders and the snapshot. System calls
+//! One turn: submit and wait, reap, look at the snapshot, handle, look at time and orders. System calls
 //! outside the ring are made only when a session starts or ends, never for a message.
 
 use std::io;
@@ -66,6 +66,8 @@ impl Shell {
             self.ring.enter(if more_wait { Some(Duration::ZERO) } else { self.patience() })?;
             more_wait = self.ring.reap(&mut completions);
             let now = Now::read();
+            // Before the completions: a user who came after a backend had been acknowledged finds it.
+            self.adopt();
             for done in completions.drain(..) {
                 self.complete(now, done);
             }
@@ -90,11 +92,14 @@ impl Shell {
         }
     }
 
-    /// What is due whatever completed.
-    fn housekeep(&mut self, now: Now) {
+    fn adopt(&mut self) {
         if let Some(snapshot) = self.parts.snapshots.changed() {
             self.parts.books.borrow_mut().adopt(snapshot);
         }
+    }
+
+    /// What is due whatever completed.
+    fn housekeep(&mut self, now: Now) {
         while let Ok(order) = self.parts.orders.pop() {
             match order {
                 Order::Stop => self.stop_at = Some(now.plus(STOP_PATIENCE)),
