@@ -235,6 +235,10 @@ impl Relay {
         if down.source == Source::Failed && down.is_drained() {
             return Progress::Over(EndReason::BackendReset);
         }
+        if up.sink == Sink::Gone && down.sink == Sink::Gone {
+            // Neither can be written to, so neither is read from: no event would ever come.
+            return Progress::Over(EndReason::ClientReset);
+        }
         match (up.sink == Sink::Finished, down.sink == Sink::Finished) {
             (true, true) => Progress::Over(EndReason::Finished),
             (false, false) => Progress::Running,
@@ -372,5 +376,103 @@ impl Pace {
         // A stream that finds no large block goes on in small ones.
         let class = if pool.free(self.class) == 0 { Class::Small } else { self.class };
         Intake::Once { class, wait_first: !self.nonempty }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::Side::{Backend, Client};
+
+    /// A relay whose commands are noted, between sockets that are played by hand.
+    struct Stage {
+        relay: Relay,
+        pool: Pool,
+        said: Vec<Cmd>,
+    }
+
+    impl Stage {
+        /// Both sides are being read.
+        fn new() -> Stage {
+            let mut stage =
+                Stage { relay: Relay::new(), pool: Pool::new(256, 16), said: Vec::new() };
+            stage.relay.advance(&mut stage.pool, FEATURES, &mut |cmd| stage.said.push(cmd));
+            assert_eq!(stage.said(), [receives(Client), receives(Backend)]);
+            stage
+        }
+
+        /// What was commanded since the last look.
+        fn said(&mut self) -> Vec<Cmd> {
+            std::mem::take(&mut self.said)
+        }
+
+        fn handle(&mut self, event: Event) -> Vec<Cmd> {
+            let said = &mut self.said;
+            self.relay.handle(event, &mut self.pool, FEATURES, &mut |cmd| said.push(cmd));
+            self.said()
+        }
+
+        fn data(&mut self, side: Side, bytes: usize) -> Vec<Cmd> {
+            let event = self.data_event(side, bytes);
+            self.handle(event)
+        }
+
+        fn data_event(&mut self, side: Side, bytes: usize) -> Event {
+            let mut buf = self.pool.take(Class::Small).unwrap();
+            self.pool.append(&mut buf, &vec![7; bytes]);
+            Event::Received { side, what: Received::Data(buf), more: true, nonempty: false }
+        }
+
+        fn over(&mut self, side: Side, what: Received) -> Vec<Cmd> {
+            self.handle(Event::Received { side, what, more: false, nonempty: false })
+        }
+
+        fn sent(&mut self, side: Side, result: Result<u32, Errno>) -> Vec<Cmd> {
+            self.handle(Event::Sent { side, result })
+        }
+    }
+
+    use nix::errno::Errno;
+
+    const FEATURES: Features = Features { receive_cap: true };
+
+    fn receives(side: Side) -> Cmd {
+        Cmd::Receive { side, how: Intake::Many { bytes_max: MANY_BYTES_MAX } }
+    }
+
+    fn sends(said: &[Cmd]) -> Vec<(Side, usize)> {
+        let sends = said.iter().filter_map(|cmd| match cmd {
+            Cmd::Send { side, what } => Some((*side, what.blocks())),
+            _ => None,
+        });
+        sends.collect()
+    }
+
+    #[test]
+    fn bytes_go_from_one_side_to_the_other_and_then_the_end() {
+        let mut stage = Stage::new();
+        for (from, to) in [(Client, Backend), (Backend, Client)] {
+            let said = stage.data(from, 10);
+            assert_eq!(sends(&said), [(to, 1)]);
+            // What comes meanwhile is gathered and goes out together.
+            assert_eq!([stage.data(from, 3), stage.data(from, 4)], [[], []]);
+            assert_eq!(sends(&stage.sent(to, Ok(10))), [(to, 2)]);
+            assert_eq!(stage.over(from, Received::End), []);
+            assert_eq!(stage.sent(to, Ok(7)), [Cmd::FinishWriting { side: to }]);
+            assert_eq!(stage.relay.delivered(from), 17);
+        }
+        assert_eq!(stage.relay.progress(), Progress::Over(EndReason::Finished));
+        assert_eq!(stage.pool.free(Class::Small), 256);
+    }
+
+    #[test]
+    fn a_session_is_over_when_neither_side_can_be_written_to() {
+        let mut stage = Stage::new();
+        stage.data(Client, 10);
+        stage.data(Backend, 10);
+        assert_eq!(stage.sent(Backend, Err(Errno::EPIPE)), [Cmd::CancelReceive { side: Client }]);
+        assert_eq!(stage.relay.progress(), Progress::Running, "the backend may have said more");
+        stage.sent(Client, Err(Errno::EPIPE));
+        assert_eq!(stage.relay.progress(), Progress::Over(EndReason::ClientReset));
     }
 }
