@@ -13,6 +13,10 @@
 //!
 //! A reset is passed on as a reset, after what was received before it. A sink that is gone does not
 //! end the opposite flow: what its peer said before it went is still delivered.
+//!
+//! A send that is under way when its peer resets the connection stops short without an error, and the
+//! receive beside it then finds a plain end: the kernel tells the error once, and a send with progress
+//! keeps it to itself. So after a short send an end is believed only when the rest has gone out.
 
 use super::{Cmd, Event, Intake, Received, Side};
 use crate::ring::pool::{Buf, Chain, Class, GATHER_MAX, Pool, SMALL_BYTES};
@@ -83,6 +87,8 @@ struct Flow {
     waiting: Chain,
     sending: Chain,
     delivered: u64,
+    /// The last send stopped short, and its rest has not gone out yet.
+    short: bool,
     source: Source,
     sink: Sink,
     receive: Receive,
@@ -137,6 +143,7 @@ impl Relay {
     /// The one place that decides what to do next, from what is so now.
     pub fn advance(&mut self, pool: &mut Pool, features: Features, out: &mut impl FnMut(Cmd)) {
         for side in Side::BOTH {
+            let doubtful = self.flows[side.other() as usize].short;
             let flow = &mut self.flows[side as usize];
             if flow.sink == Sink::Gone {
                 flow.cancel_receive(side, out);
@@ -146,7 +153,8 @@ impl Relay {
                 flow.sending = pool.split(&mut flow.waiting, GATHER_MAX);
                 out(Cmd::Send { side: side.other(), what: flow.sending.outgoing() });
             }
-            if flow.source == Source::Ended && flow.sink == Sink::Open && flow.is_drained() {
+            let whole = flow.source == Source::Ended && flow.is_drained();
+            if whole && flow.sink == Sink::Open && !doubtful {
                 flow.sink = Sink::Finished;
                 out(Cmd::FinishWriting { side: side.other() });
             }
@@ -287,6 +295,7 @@ impl Flow {
             waiting: Chain::EMPTY,
             sending: Chain::EMPTY,
             delivered: 0,
+            short: false,
             source: Source::Open,
             sink: Sink::Open,
             receive: Receive::Idle,
@@ -309,10 +318,11 @@ impl Flow {
     fn sent(&mut self, bytes: usize, pool: &mut Pool) {
         self.delivered += bytes as u64;
         pool.advance(&mut self.sending, bytes);
-        if self.sending.is_empty() {
+        self.short = !self.sending.is_empty();
+        if !self.short {
             return;
         }
-        // A short send: the rest goes out first, before what came in meanwhile.
+        // The rest goes out first, before what came in meanwhile.
         let mut rest = self.sending.take();
         while let Some(buf) = pool.pop(&mut self.waiting) {
             pool.push(&mut rest, buf);
@@ -463,6 +473,33 @@ mod tests {
         }
         assert_eq!(stage.relay.progress(), Progress::Over(EndReason::Finished));
         assert_eq!(stage.pool.free(Class::Small), 256);
+    }
+
+    #[test]
+    fn the_rest_of_a_short_send_goes_out_first() {
+        let mut stage = Stage::new();
+        stage.data(Client, 10);
+        stage.data(Client, 20);
+        let said = stage.sent(Backend, Ok(4));
+        let [Cmd::Send { side: Backend, what }] = said[..] else { panic!("{said:?}") };
+        let lengths: Vec<_> = stage.pool.pieces(what).map(<[u8]>::len).collect();
+        assert_eq!(lengths, [6, 20]);
+    }
+
+    #[test]
+    fn an_end_after_a_short_send_is_believed_when_the_rest_has_gone_out() {
+        for (rest, then) in [
+            (Ok(6), vec![Cmd::FinishWriting { side: Client }]),
+            (Err(Errno::EPIPE), vec![Cmd::CancelReceive { side: Client }]),
+        ] {
+            let mut stage = Stage::new();
+            stage.data(Client, 10);
+            assert_eq!(sends(&stage.sent(Backend, Ok(4))), [(Backend, 1)]);
+            assert_eq!(stage.over(Backend, Received::End), [], "it may be a reset");
+            assert_eq!(stage.sent(Backend, rest), then);
+            let reset = Progress::Over(EndReason::BackendReset);
+            assert_eq!(stage.relay.progress() == reset, rest.is_err());
+        }
     }
 
     #[test]
