@@ -87,6 +87,8 @@ struct Flow {
     waiting: Chain,
     sending: Chain,
     delivered: u64,
+    /// Bytes were received and thrown away.
+    lost: bool,
     /// The last send stopped short, and its rest has not gone out yet.
     short: bool,
     source: Source,
@@ -194,15 +196,21 @@ impl Relay {
     pub fn settle(&mut self, event: Event, pool: &mut Pool) {
         match event {
             Event::Received { side, what, more, .. } => {
+                let flow = &mut self.flows[side as usize];
                 if let Received::Data(buf) = what {
-                    pool.give_back(buf);
+                    flow.lose(buf, pool);
                 }
                 if !more {
-                    self.flows[side as usize].receive = Receive::Idle;
+                    flow.receive = Receive::Idle;
                 }
             }
-            Event::Sent { side, .. } => {
-                pool.give_back_chain(self.flows[side.other() as usize].sending.take());
+            Event::Sent { side, result } => {
+                let flow = &mut self.flows[side.other() as usize];
+                if let Ok(bytes) = result {
+                    flow.delivered += u64::from(bytes);
+                    pool.advance(&mut flow.sending, bytes as usize);
+                }
+                flow.lose_all(pool);
             }
         }
     }
@@ -220,9 +228,16 @@ impl Relay {
         self.flows.iter_mut().for_each(|flow| pool.give_back_chain(flow.waiting.take()));
     }
 
-    /// Whether bytes were received that have not been delivered.
-    pub fn undelivered(&self) -> bool {
-        self.flows.iter().any(|flow| !flow.is_drained())
+    /// Whether a stream cannot be ended as if it were whole: bytes of it were received and not
+    /// delivered, may wait where no block was free to receive them, or were lost with a reset.
+    pub fn is_truncated(&self) -> bool {
+        self.flows.iter().any(|flow| {
+            flow.lost
+                || !flow.is_drained()
+                || flow.receive == Receive::Starved
+                || flow.source == Source::Failed
+                || flow.sink == Sink::Gone
+        })
     }
 
     /// Whether a flow waits for blocks.
@@ -274,8 +289,7 @@ impl Relay {
     fn sink_gone(&mut self, side: Side, pool: &mut Pool) {
         let towards = &mut self.flows[side.other() as usize];
         towards.sink = Sink::Gone;
-        pool.give_back_chain(towards.sending.take());
-        pool.give_back_chain(towards.waiting.take());
+        towards.lose_all(pool);
         let from = &mut self.flows[side as usize];
         if from.source == Source::Ended {
             from.source = Source::Failed;
@@ -295,6 +309,7 @@ impl Flow {
             waiting: Chain::EMPTY,
             sending: Chain::EMPTY,
             delivered: 0,
+            lost: false,
             short: false,
             source: Source::Open,
             sink: Sink::Open,
@@ -311,8 +326,20 @@ impl Flow {
         self.pace.note(buf.len());
         match self.sink {
             Sink::Open if !buf.is_empty() => pool.push(&mut self.waiting, buf),
-            _ => pool.give_back(buf),
+            _ => self.lose(buf, pool),
         }
+    }
+
+    fn lose(&mut self, buf: Buf, pool: &mut Pool) {
+        self.lost |= !buf.is_empty();
+        pool.give_back(buf);
+    }
+
+    /// Lets go of what can no longer be delivered.
+    fn lose_all(&mut self, pool: &mut Pool) {
+        self.lost |= !self.is_drained();
+        pool.give_back_chain(self.sending.take());
+        pool.give_back_chain(self.waiting.take());
     }
 
     fn sent(&mut self, bytes: usize, pool: &mut Pool) {
@@ -321,6 +348,9 @@ impl Flow {
         self.short = !self.sending.is_empty();
         if !self.short {
             return;
+        }
+        if self.sink == Sink::Gone {
+            return self.lose_all(pool);
         }
         // The rest goes out first, before what came in meanwhile.
         let mut rest = self.sending.take();
@@ -391,6 +421,8 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
+
     use super::*;
     use crate::proxy::Side::{Backend, Client};
 
@@ -441,8 +473,6 @@ mod tests {
             self.handle(Event::Sent { side, result })
         }
     }
-
-    use nix::errno::Errno;
 
     const FEATURES: Features = Features { receive_cap: true };
 
@@ -500,6 +530,49 @@ mod tests {
             let reset = Progress::Over(EndReason::BackendReset);
             assert_eq!(stage.relay.progress() == reset, rest.is_err());
         }
+    }
+
+    #[test]
+    fn the_rest_of_a_short_send_to_a_dead_side_is_let_go() {
+        let mut stage = Stage::new();
+        stage.data(Backend, 10);
+        stage.data(Client, 10);
+        stage.over(Backend, Received::Failed(Errno::ECONNRESET));
+        stage.sent(Backend, Ok(4));
+        assert_eq!(stage.pool.free(Class::Small), 255, "one is on its way to the client");
+        stage.sent(Client, Ok(10));
+        assert_eq!(stage.relay.progress(), Progress::Over(EndReason::BackendReset));
+    }
+
+    #[test]
+    fn what_is_lost_while_a_session_ends_is_not_forgotten() {
+        let mut stage = Stage::new();
+        stage.data(Client, 10);
+        stage.sent(Backend, Ok(10));
+        stage.relay.stop(&mut |_| {});
+        assert!(!stage.relay.is_truncated());
+        let late = stage.data_event(Backend, 3);
+        stage.relay.settle(late, &mut stage.pool);
+        assert!(stage.relay.is_truncated());
+        assert_eq!(stage.pool.free(Class::Small), 256);
+    }
+
+    #[test]
+    fn what_is_delivered_while_a_session_ends_is_counted() {
+        let mut stage = Stage::new();
+        stage.data(Client, 10);
+        stage.relay.stop(&mut |_| {});
+        stage.relay.settle(Event::Sent { side: Backend, result: Ok(4) }, &mut stage.pool);
+        assert_eq!(stage.relay.delivered(Client), 4);
+        assert!(stage.relay.is_truncated());
+        assert_eq!(stage.pool.free(Class::Small), 256);
+    }
+
+    #[test]
+    fn a_flow_that_found_no_block_may_have_more_to_say() {
+        let mut stage = Stage::new();
+        stage.over(Client, Received::NoBuffers);
+        assert!(stage.relay.is_truncated());
     }
 
     #[test]

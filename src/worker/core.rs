@@ -104,7 +104,6 @@ enum Phase {
     /// Waits for what is still in flight; `connect`: a connection attempt is.
     Ending {
         reason: EndReason,
-        reset: bool,
         connect: bool,
     },
 }
@@ -185,8 +184,8 @@ impl Core {
     ) {
         let Some(session) = session(&mut self.slots, key) else { return };
         match (session.phase, result) {
-            (Phase::Ending { reason, reset, .. }, _) => {
-                session.phase = Phase::Ending { reason, reset, connect: false };
+            (Phase::Ending { reason, .. }, _) => {
+                session.phase = Phase::Ending { reason, connect: false };
                 self.close_if_settled(now, key, pool, out);
             }
             (_, Ok(())) => self.start(now, key, pool, out),
@@ -210,6 +209,9 @@ impl Core {
         };
         if let Phase::Ending { .. } = session.phase {
             session.relay.settle(event, pool);
+            let up = session.relay.delivered(Side::Client);
+            let down = session.relay.delivered(Side::Backend);
+            self.books.borrow_mut().moved(&mut session.entry, up, down, now);
             return self.close_if_settled(now, key, pool, out);
         }
         let sent = matches!(event, Event::Sent { .. });
@@ -343,7 +345,7 @@ impl Core {
         let client = session.entry.client;
         self.books.borrow_mut().refused(Protocol::Tcp, client, Refusal::Unreachable);
         let reason = EndReason::Unreachable;
-        session.phase = Phase::Ending { reason, reset: false, connect: false };
+        session.phase = Phase::Ending { reason, connect: false };
         self.close_if_settled(now, key, pool, out);
     }
 
@@ -397,8 +399,7 @@ impl Core {
             }
             Phase::Relaying => false,
         };
-        let reset = is_reset(reason, session.relay.undelivered());
-        session.phase = Phase::Ending { reason, reset, connect };
+        session.phase = Phase::Ending { reason, connect };
         session.relay.stop(&mut |what| out.push(Cmd::Relay { key, what }));
         self.close_if_settled(now, key, pool, out);
     }
@@ -410,7 +411,9 @@ impl Core {
             _ => false,
         };
         let Some(mut session) = slot.session.take_if(settled) else { return };
-        let Phase::Ending { reason, reset, .. } = session.phase else { return };
+        let Phase::Ending { reason, .. } = session.phase else { return };
+        // Known only now: what was in flight may have brought bytes that found no taker.
+        let reset = is_reset(reason, session.relay.is_truncated());
         session.relay.release(pool);
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
         self.free.push(key.place);
@@ -472,10 +475,10 @@ fn is_ours(errno: Errno) -> bool {
 }
 
 /// Whether the users of a session must learn that it did not end by itself.
-fn is_reset(reason: EndReason, undelivered: bool) -> bool {
+fn is_reset(reason: EndReason, truncated: bool) -> bool {
     match reason {
         EndReason::Finished | EndReason::Unreachable => false,
-        EndReason::Idle | EndReason::HalfCloseIdle => undelivered,
+        EndReason::Idle | EndReason::HalfCloseIdle => truncated,
         EndReason::ClientReset
         | EndReason::BackendReset
         | EndReason::BackendLeft
@@ -487,5 +490,142 @@ fn is_reset(reason: EndReason, undelivered: bool) -> bool {
 fn give_back(event: Event, pool: &mut Pool) {
     if let Event::Received { what: Received::Data(buf), .. } = event {
         pool.give_back(buf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::balance::tests::snapshot;
+    use crate::balance::{Balancer, Turns};
+    use crate::base::publish::Publisher;
+    use crate::cluster::Snapshot;
+    use crate::config::Policy;
+    use crate::proxy::Side::{Backend, Client};
+    use crate::session::seats::Seats;
+    use crate::worker::dispatcher::Parts;
+    use crate::worker::link::{ControlEnd, Ended, Report, link};
+
+    const START: Now = Now::from_nanos(1_000_000_000);
+
+    /// A worker with one backend, whose sockets are played by hand.
+    struct Stage {
+        core: Core,
+        control: ControlEnd,
+        pool: Pool,
+        now: Now,
+        said: Vec<Cmd>,
+    }
+
+    impl Stage {
+        fn new() -> Stage {
+            let urgent = Arc::new(tokio::sync::Notify::new());
+            let publisher = Publisher::new(Snapshot::default());
+            let (control, end) = link(0, 1000, publisher.subscribe(), Arc::clone(&urgent)).unwrap();
+            let mut dispatcher = Dispatcher::new(Parts {
+                balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
+                shard: end.shard,
+                metrics: Arc::clone(&end.metrics),
+                all_metrics: Arc::from([end.metrics]),
+                reports: end.reports,
+                urgent,
+                seats: Arc::new(Seats::new(1000)),
+                report_sessions: true,
+            });
+            dispatcher.adopt(Arc::new(snapshot(&[1], &[0])));
+            let features = Features { receive_cap: true };
+            let settings = Settings { features, timeouts: Timeouts::default() };
+            Stage {
+                core: Core::new(settings, Rc::new(RefCell::new(dispatcher)), START),
+                control,
+                pool: Pool::new(256, 16),
+                now: START,
+                said: Vec::new(),
+            }
+        }
+
+        /// What was commanded since the last look.
+        fn said(&mut self) -> Vec<Cmd> {
+            std::mem::take(&mut self.said)
+        }
+
+        /// A session that relays.
+        fn session(&mut self) -> Key {
+            let client = "192.0.2.1:1000".parse().unwrap();
+            let key = self.core.accepted(self.now, client, &mut self.said).unwrap();
+            self.core.connected(self.now, key, Ok(()), &mut self.pool, &mut self.said);
+            self.said();
+            key
+        }
+
+        fn relayed(&mut self, key: Key, event: Event) -> Vec<Cmd> {
+            self.core.relayed(self.now, key, event, &mut self.pool, &mut self.said);
+            self.said()
+        }
+
+        fn data(&mut self, key: Key, side: Side, bytes: usize) -> Vec<Cmd> {
+            let mut buf = self.pool.take(Class::Small).unwrap();
+            self.pool.append(&mut buf, &vec![7; bytes]);
+            let what = Received::Data(buf);
+            self.relayed(key, Event::Received { side, what, more: true, nonempty: false })
+        }
+
+        fn over(&mut self, key: Key, side: Side, what: Received) -> Vec<Cmd> {
+            self.relayed(key, Event::Received { side, what, more: false, nonempty: false })
+        }
+
+        fn wait(&mut self, time: Duration) -> Vec<Cmd> {
+            self.now = self.now.plus(time);
+            self.core.expire(self.now, &mut self.pool, &mut self.said);
+            self.said()
+        }
+
+        fn ended(&mut self) -> Option<Ended> {
+            std::iter::from_fn(|| self.control.reports.pop().ok()).find_map(|report| match report {
+                Report::Ended(ended) => Some(ended),
+                _ => None,
+            })
+        }
+    }
+
+    const IDLE: Duration = Duration::from_secs(3601);
+
+    #[test]
+    fn a_session_that_was_still_ends_without_a_reset() {
+        let mut stage = Stage::new();
+        let key = stage.session();
+        assert_eq!(stage.wait(IDLE).len(), 2, "both receives are cancelled");
+        assert_eq!(stage.over(key, Client, Received::Stopped), []);
+        assert_eq!(stage.over(key, Backend, Received::Stopped), [Cmd::Close { key, reset: false }]);
+        assert_eq!(stage.ended().unwrap().reason, EndReason::Idle);
+    }
+
+    #[test]
+    fn bytes_that_come_while_a_session_ends_make_a_reset_of_it() {
+        let mut stage = Stage::new();
+        let key = stage.session();
+        stage.wait(IDLE);
+        assert_eq!(stage.data(key, Client, 10), []);
+        stage.over(key, Client, Received::Stopped);
+        assert_eq!(stage.over(key, Backend, Received::Stopped), [Cmd::Close { key, reset: true }]);
+        assert_eq!(stage.pool.free(Class::Small), 256);
+    }
+
+    #[test]
+    fn bytes_that_are_delivered_while_a_session_ends_are_counted() {
+        let mut stage = Stage::new();
+        let key = stage.session();
+        stage.data(key, Client, 10);
+        let stop = Order::Stop;
+        stage.core.order(stage.now, stop, &mut stage.pool, &mut stage.said);
+        stage.over(key, Client, Received::Stopped);
+        stage.over(key, Backend, Received::Stopped);
+        stage.relayed(key, Event::Sent { side: Backend, result: Ok(4) });
+        assert_eq!(stage.ended().unwrap().bytes_up, 4);
     }
 }
