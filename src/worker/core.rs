@@ -366,6 +366,8 @@ impl Core {
             Progress::HalfClosed if session.half_closed => {}
             Progress::HalfClosed => {
                 session.half_closed = true;
+                // The other side has its time from the end on, however still it was before.
+                session.active = now;
                 self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
             }
             Progress::Over(reason) => self.end(now, key, reason, pool, out),
@@ -603,6 +605,18 @@ mod tests {
         assert_eq!(stage.over(key, Client, Received::Stopped), []);
         assert_eq!(stage.over(key, Backend, Received::Stopped), [Cmd::Close { key, reset: false }]);
         assert_eq!(stage.ended().unwrap().reason, EndReason::Idle);
+    }
+
+    #[test]
+    fn a_half_closed_session_has_its_time_from_the_end_on() {
+        let mut stage = Stage::new();
+        let key = stage.session();
+        assert_eq!(stage.wait(Duration::from_secs(3000)), [], "still, but not for too long");
+        stage.over(key, Client, Received::End);
+        assert_eq!(stage.wait(Duration::from_secs(59)), []);
+        assert_eq!(stage.wait(Duration::from_secs(2)).len(), 1);
+        stage.over(key, Backend, Received::Stopped);
+        assert_eq!(stage.ended().unwrap().reason, EndReason::HalfCloseIdle);
     }
 
     #[test]
