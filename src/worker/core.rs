@@ -13,6 +13,7 @@
 use std::cell::Ref;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -31,6 +32,8 @@ use crate::session::EndReason;
 const ATTEMPTS_MAX: usize = 3;
 /// Starved flows that one turn feeds at most.
 const FED_MAX: usize = 64;
+/// How long a flow waits for blocks without trying again.
+const STARVED_MAX: Duration = Duration::from_millis(100);
 
 /// A session's place among its worker's, and which use of the place it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -78,6 +81,8 @@ pub struct Core {
     free: Vec<u32>,
     deadlines: Wheel,
     starved: VecDeque<(Key, Side)>,
+    /// When the first of them began to wait, or when they last tried again for having waited long.
+    starved_at: Now,
 }
 
 #[derive(Default)]
@@ -124,6 +129,7 @@ impl Core {
             free: Vec::new(),
             deadlines: Wheel::new(now),
             starved: VecDeque::new(),
+            starved_at: now,
         }
     }
 
@@ -236,13 +242,14 @@ impl Core {
         }
         if let Some(side) = starved {
             self.books.borrow().metrics().counters.buffers_exhausted.one();
-            self.starve(key, side);
+            self.starve(now, key, side);
         }
         self.follow(now, key, pool, out);
     }
 
-    /// Ends what has been still for too long.
+    /// Ends what has been still for too long, and lets those try again who have waited for blocks.
     pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        self.feed_overdue(now, pool, out);
         while let Some(place) = self.deadlines.pop(now) {
             let slot = &mut self.slots[place as usize];
             let key = Key { place, generation: slot.generation };
@@ -266,22 +273,41 @@ impl Core {
 
     /// When [`Core::expire`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
-        self.deadlines.next_deadline()
+        let again = self.is_starved().then(|| self.starved_at.plus(STARVED_MAX));
+        [self.deadlines.next_deadline(), again].into_iter().flatten().min()
     }
 
     /// Lets flows that waited for blocks try again, the longest waiting first.
     pub fn relieve(&mut self, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        for _ in 0..FED_MAX.min(self.starved.len()) {
-            if pool.free(Class::Small) == 0 {
-                return;
-            }
+        let mut fed = 0;
+        while fed < FED_MAX && pool.free(Class::Small) > 0 {
             let Some((key, side)) = self.starved.pop_front() else { return };
-            let Some(session) = session(&mut self.slots, key) else { continue };
-            if session.phase == Phase::Relaying {
-                let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
-                session.relay.feed(side, pool, self.settings.features, relay_out);
-            }
+            fed += usize::from(self.feed(key, side, pool, out));
         }
+    }
+
+    /// Lets flows that have waited for long try again although no block seems free: those that came
+    /// back may all have been posted before it was known that someone waits.
+    fn feed_overdue(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        if self.starved.is_empty() || now < self.starved_at.plus(STARVED_MAX) {
+            return;
+        }
+        self.starved_at = now;
+        for _ in 0..FED_MAX {
+            let Some((key, side)) = self.starved.pop_front() else { return };
+            self.feed(key, side, pool, out);
+        }
+    }
+
+    /// False when the flow has ended while it waited.
+    fn feed(&mut self, key: Key, side: Side, pool: &mut Pool, out: &mut Vec<Cmd>) -> bool {
+        let Some(session) = session(&mut self.slots, key) else { return false };
+        if session.phase != Phase::Relaying {
+            return false;
+        }
+        let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
+        session.relay.feed(side, pool, self.settings.features, relay_out);
+        true
     }
 
     /// Whether flows wait for blocks.
@@ -349,7 +375,10 @@ impl Core {
         self.close_if_settled(now, key, pool, out);
     }
 
-    fn starve(&mut self, key: Key, side: Side) {
+    fn starve(&mut self, now: Now, key: Key, side: Side) {
+        if self.starved.is_empty() {
+            self.starved_at = now;
+        }
         if self.starved.len() >= Side::BOTH.len() * self.slots.len() {
             // Sessions that ended while they waited make room.
             let slots = &mut self.slots;
@@ -500,7 +529,6 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::balance::tests::snapshot;
@@ -617,6 +645,37 @@ mod tests {
         assert_eq!(stage.wait(Duration::from_secs(2)).len(), 1);
         stage.over(key, Backend, Received::Stopped);
         assert_eq!(stage.ended().unwrap().reason, EndReason::HalfCloseIdle);
+    }
+
+    #[test]
+    fn sessions_that_ended_while_they_waited_keep_no_block_from_the_living() {
+        let mut stage = Stage::new();
+        let dead: Vec<_> = (0..=FED_MAX).map(|_| stage.session()).collect();
+        let living = stage.session();
+        for key in dead {
+            stage.over(key, Client, Received::NoBuffers);
+            stage.over(key, Backend, Received::Failed(Errno::ECONNRESET));
+        }
+        assert_eq!(stage.core.live(), 1);
+        stage.over(living, Client, Received::NoBuffers);
+        stage.core.relieve(&mut stage.pool, &mut stage.said);
+        let said = stage.said();
+        assert!(matches!(said[..], [Cmd::Relay { key, .. }] if key == living), "{said:?}");
+        assert!(!stage.core.is_starved());
+    }
+
+    #[test]
+    fn who_waits_for_blocks_tries_again_though_none_seems_free() {
+        let mut stage = Stage::new();
+        let key = stage.session();
+        let posted: Vec<_> = std::iter::from_fn(|| stage.pool.take(Class::Small)).collect();
+        stage.over(key, Client, Received::NoBuffers);
+        stage.core.relieve(&mut stage.pool, &mut stage.said);
+        assert_eq!(stage.said(), [], "no block has come back");
+        assert_eq!(stage.core.next_deadline(), Some(stage.now.plus(STARVED_MAX)));
+        assert_eq!(stage.wait(STARVED_MAX).len(), 1);
+        assert_eq!(stage.wait(STARVED_MAX), [], "once");
+        posted.into_iter().for_each(|buf| stage.pool.give_back(buf));
     }
 
     #[test]
