@@ -1,0 +1,298 @@
+//! The whole program beside real peers and at full size: `lb serve` as a process of its own. Needs
+//! Debian's `redis-server` and `redis-tools`, several GiB through loopback and many descriptors, so
+//! these run only when asked for: `cargo test --release --test peers -- --ignored`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const MIB: usize = 1 << 20;
+
+/// A process that ends with its owner.
+struct Process(Child);
+
+impl Process {
+    fn start(program: &str, arguments: &[&str]) -> Process {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Process(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
+    }
+
+    /// Resident memory in bytes.
+    fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    }
+
+    /// Asks for an orderly end and waits for it; says with which code it came.
+    fn terminate(mut self) -> Option<i32> {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < end, "never so: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A running `lb serve` with its TCP and control doors, and the backends' control connection.
+struct Balancer {
+    process: Process,
+    door: SocketAddr,
+    control: BufReader<TcpStream>,
+}
+
+impl Balancer {
+    fn start(backend_ports: &[u16]) -> Balancer {
+        let (door, control) = (free_port(), free_port());
+        let (door, control) = (format!("127.0.0.1:{door}"), format!("127.0.0.1:{control}"));
+        let flags = ["serve", "--tcp", &door, "--control", &control];
+        let off = ["--udp", "off", "--api", "off", "--admin", "off", "--workers", "1"];
+        let process = Process::start(env!("CARGO_BIN_EXE_lb"), &[&flags[..], &off[..]].concat());
+        let connection = eventually("the control door opens", || TcpStream::connect(&control).ok());
+        let mut control = BufReader::new(connection);
+        for port in backend_ports {
+            register(&mut control, *port);
+        }
+        Balancer { process, door: door.parse().unwrap(), control }
+    }
+
+    fn user(&self) -> TcpStream {
+        let user = TcpStream::connect(self.door).unwrap();
+        user.set_read_timeout(Some(PATIENCE)).unwrap();
+        user.set_write_timeout(Some(PATIENCE)).unwrap();
+        user.set_nodelay(true).unwrap();
+        user
+    }
+}
+
+fn register(control: &mut BufReader<TcpStream>, port: u16) {
+    let message = format!("{{\"cmd\":\"register\",\"protocol\":\"tcp\",\"port\":{port}}}\n");
+    control.get_mut().write_all(message.as_bytes()).unwrap();
+    let mut answer = String::new();
+    control.read_line(&mut answer).unwrap();
+    assert!(answer.contains("\"successful\""), "{answer}");
+}
+
+fn redis() -> (Process, u16) {
+    let port = free_port();
+    let text = port.to_string();
+    let server =
+        Process::start("redis-server", &["--port", &text, "--save", "", "--appendonly", "no"]);
+    eventually("redis answers", || TcpStream::connect(("127.0.0.1", port)).ok());
+    (server, port)
+}
+
+/// One command in RESP, the protocol of Redis.
+fn redis_command(parts: &[&[u8]]) -> Vec<u8> {
+    let mut command = format!("*{}\r\n", parts.len()).into_bytes();
+    for part in parts {
+        command.extend(format!("${}\r\n", part.len()).bytes());
+        command.extend(*part);
+        command.extend(b"\r\n");
+    }
+    command
+}
+
+fn redis_value(connection: &mut BufReader<TcpStream>) -> Vec<u8> {
+    let mut line = String::new();
+    connection.read_line(&mut line).unwrap();
+    let len: usize = line.trim().strip_prefix('$').unwrap_or("0").parse().unwrap();
+    let mut value = vec![0; len + 2];
+    connection.read_exact(&mut value).unwrap();
+    value.truncate(len);
+    value
+}
+
+fn value_of(number: usize) -> Vec<u8> {
+    let len = (number * 7919) % (128 * 1024);
+    (0..len).map(|place| (place * 31 + number * 17 + place / 251) as u8).collect()
+}
+
+#[test]
+#[ignore = "needs redis-server and redis-tools"]
+fn redis_through_the_door_keeps_every_value() {
+    let (_server, port) = redis();
+    let balancer = Balancer::start(&[port]);
+    let user = balancer.user();
+    let mut writer = user.try_clone().unwrap();
+    let mut reader = BufReader::new(user);
+    for number in 0..2000 {
+        let command = redis_command(&[b"SET", format!("k{number}").as_bytes(), &value_of(number)]);
+        writer.write_all(&command).unwrap();
+        let mut answer = String::new();
+        reader.read_line(&mut answer).unwrap();
+        assert_eq!(answer, "+OK\r\n");
+    }
+    let direct = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut direct_writer = direct.try_clone().unwrap();
+    let mut direct = BufReader::new(direct);
+    for number in 0..2000 {
+        let command = redis_command(&[b"GET", format!("k{number}").as_bytes()]);
+        writer.write_all(&command).unwrap();
+        direct_writer.write_all(&command).unwrap();
+        assert!(redis_value(&mut reader) == value_of(number), "value {number} through the door");
+        assert!(redis_value(&mut direct) == value_of(number), "value {number} at the server");
+    }
+    let door = balancer.door.port().to_string();
+    let load = ["-c", "50", "-n", "50000", "-P", "4", "-d", "512", "-r", "10000", "-t", "set,get"];
+    let ran =
+        Command::new("redis-benchmark").args(["-p", &door, "-q"]).args(load).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(balancer.process.terminate(), Some(0));
+}
+
+/// The byte at a place of a stream; `turn` makes the two directions differ.
+fn block(number: usize, turn: u8) -> Vec<u8> {
+    let mut state = (number as u64) << 8 | u64::from(turn) | 1 << 63;
+    let mut bytes = Vec::with_capacity(MIB / 4);
+    while bytes.len() < MIB / 4 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes
+}
+
+const BLOCKS: usize = 4096;
+
+fn send_stream(to: &mut TcpStream, turn: u8) {
+    for number in 0..BLOCKS {
+        to.write_all(&block(number, turn)).unwrap();
+    }
+    to.shutdown(Shutdown::Write).unwrap();
+}
+
+fn check_stream(from: &mut TcpStream, turn: u8) {
+    let mut got = vec![0; MIB / 4];
+    for number in 0..BLOCKS {
+        from.read_exact(&mut got).unwrap();
+        assert!(got == block(number, turn), "block {number} of stream {turn} differs");
+    }
+    assert_eq!(from.read(&mut got).unwrap(), 0, "the end comes with the last byte");
+}
+
+#[test]
+#[ignore = "moves two gibibytes"]
+fn a_gibibyte_each_way_at_once_arrives_whole() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let balancer = Balancer::start(&[listener.local_addr().unwrap().port()]);
+    let backend = thread::spawn(move || {
+        // The first connection was the balancer's own look at the port.
+        let (mut probe, _) = listener.accept().unwrap();
+        assert_eq!(probe.read(&mut [0]).unwrap_or(0), 0);
+        let (mut connection, _) = listener.accept().unwrap();
+        let mut writer = connection.try_clone().unwrap();
+        let down = thread::spawn(move || send_stream(&mut writer, 2));
+        check_stream(&mut connection, 1);
+        down.join().unwrap();
+    });
+    let mut user = balancer.user();
+    let mut writer = user.try_clone().unwrap();
+    let up = thread::spawn(move || send_stream(&mut writer, 1));
+    check_stream(&mut user, 2);
+    up.join().unwrap();
+    backend.join().unwrap();
+    assert_eq!(balancer.process.terminate(), Some(0));
+}
+
+const IDLE: usize = 10_000;
+
+#[test]
+#[ignore = "needs 50,000 descriptors"]
+fn ten_thousand_idle_sessions_take_little_memory() {
+    setrlimit(Resource::RLIMIT_NOFILE, 60_000, 60_000).expect("run as root, or raise ulimit -Hn");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let balancer = Balancer::start(&[listener.local_addr().unwrap().port()]);
+    // Every session is answered once, so that it is known to stand from end to end.
+    let backend = thread::spawn(move || {
+        let mut connections = Vec::with_capacity(IDLE);
+        while connections.len() <= IDLE {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut byte = [0];
+            if connection.read(&mut byte).is_ok_and(|count| count == 1) {
+                connection.write_all(&byte).unwrap();
+                connections.push(connection);
+            }
+        }
+        connections
+    });
+    let mut users = Vec::with_capacity(IDLE);
+    let join = |users: &mut Vec<TcpStream>| {
+        let mut user = balancer.user();
+        let mark = [users.len() as u8];
+        user.write_all(&mark).unwrap();
+        let mut answer = [0];
+        user.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, mark);
+        users.push(user);
+    };
+    join(&mut users);
+    let before = balancer.process.memory();
+    while users.len() <= IDLE {
+        join(&mut users);
+    }
+    let grown = balancer.process.memory().saturating_sub(before);
+    println!("{IDLE} idle sessions took {} KiB", grown / 1024);
+    assert!(grown <= 40 * MIB, "{IDLE} idle sessions took {grown} bytes");
+    let mut connections = backend.join().unwrap();
+    // They all still work, both ways.
+    for (user, connection) in users.iter_mut().zip(&mut connections) {
+        connection.write_all(b"!").unwrap();
+        let mut answer = [0];
+        user.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"!");
+    }
+    drop((users, connections));
+    assert_eq!(balancer.process.terminate(), Some(0));
+}
+
+#[test]
+#[ignore = "runs with the other peers"]
+fn a_killed_backend_gets_no_user_after_its_control_connection_is_gone() {
+    let (_first, first) = redis();
+    let (second, second_port) = redis();
+    let mut balancer = Balancer::start(&[first]);
+    let mut other = BufReader::new(
+        balancer.control.get_ref().peer_addr().map(TcpStream::connect).unwrap().unwrap(),
+    );
+    register(&mut other, second_port);
+    drop((other, second));
+    // From here on no user may be turned away or kept waiting.
+    for _ in 0..200 {
+        let mut user = balancer.user();
+        user.write_all(b"PING\r\n").unwrap();
+        let mut answer = [0; 7];
+        user.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+PONG\r\n");
+    }
+    register(&mut balancer.control, first);
+    assert_eq!(balancer.process.terminate(), Some(0));
+}
