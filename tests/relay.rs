@@ -13,7 +13,7 @@ use lb::proxy::tcp::Features;
 use lb::session::EndReason;
 use lb::worker::link::{Order, Report};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Balancer {
     plane: DataPlane,
@@ -22,7 +22,7 @@ struct Balancer {
 
 impl Balancer {
     fn start(change: impl FnOnce(&mut Config)) -> Balancer {
-        Balancer::start_with(1000, Features { receive_cap: true }, change)
+        Balancer::start_with(1000, Features { receive_cap: true, splice: true }, change)
     }
 
     fn start_with(
@@ -214,8 +214,9 @@ fn users_are_dealt_out_in_turn_and_stay_where_they_are() {
 #[test]
 fn both_directions_at_once_arrive_whole_with_half_close() {
     for receive_cap in [true, false] {
-        let mut balancer = Balancer::start_with(1000, Features { receive_cap }, |_| {});
-        let len = 24 << 20;
+        let mut balancer =
+            Balancer::start_with(1000, Features { receive_cap, splice: receive_cap }, |_| {});
+        let len = 8 << 20;
         let address = backend(move |mut connection| {
             let mut writer = connection.try_clone().unwrap();
             let down = thread::spawn(move || {
@@ -357,7 +358,7 @@ fn what_a_backend_said_before_its_reset_is_delivered() {
 #[test]
 fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
     let mut balancer = Balancer::start(|config| config.limits.buffer_bytes = 4 << 20);
-    let len = 16 << 20;
+    let len = 8 << 20;
     balancer.register(&[backend(move |mut connection| {
         let mut byte = [0];
         connection.read_exact(&mut byte).unwrap();
@@ -380,7 +381,8 @@ fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
 
 #[test]
 fn a_full_table_sheds_and_recovers() {
-    let mut balancer = Balancer::start_with(3, Features { receive_cap: true }, |_| {});
+    let mut balancer =
+        Balancer::start_with(3, Features { receive_cap: true, splice: true }, |_| {});
     balancer.register(&[named(b'a')]);
     let mut users: Vec<_> = (0..3).map(|_| balancer.served_user()).collect();
     assert!(matches!(balancer.user().read(&mut [0]), Ok(0) | Err(_)));
@@ -460,7 +462,8 @@ fn a_port_that_another_balancer_has_is_refused_with_the_cure() {
     let balancer = Balancer::start(|_| {});
     let mut config = Config { workers: Some(1), ..Config::default() };
     config.listen.tcp = balancer.plane.tcp;
-    let trouble = DataPlane::start(&config, 10, Features { receive_cap: true }).err().unwrap();
+    let trouble =
+        DataPlane::start(&config, 10, Features { receive_cap: true, splice: true }).err().unwrap();
     assert!(trouble.to_string().contains("--tcp"), "{trouble}");
     balancer.stop();
 }

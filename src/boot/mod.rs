@@ -48,7 +48,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     // From here on the configuration says where the doors are, also where the kernel chose the port.
     config.listen.control = doors.control.as_ref().and_then(|door| door.local_addr().ok());
     config.listen.admin = doors.admin.as_ref().and_then(|door| door.local_addr().ok());
-    let features = Features { receive_cap: kernel.receive_cap };
+    let features = Features { receive_cap: kernel.receive_cap, splice: kernel.receive_cap };
     let plane = DataPlane::start(&config, sessions, features)?;
     config.listen.tcp = plane.tcp;
     tell_doors(&config.listen);

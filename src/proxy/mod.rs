@@ -33,6 +33,34 @@ pub enum Event {
     Received { side: Side, what: Received, more: bool, nonempty: bool },
     /// A send is over: how many bytes the kernel took, or why none.
     Sent { side: Side, result: Result<u32, Errno> },
+    /// A splice step from this side to the other is over; `held` bytes are still between them.
+    Spliced { side: Side, moved: u64, held: usize, how: Spliced },
+}
+
+/// Why a splice step moved no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Splice {
+    /// As much as one step may; there is likely more.
+    Moved,
+    /// The source has no more at the moment, and all that came is with the sink.
+    Empty,
+    /// The sink takes no more at the moment.
+    Full,
+    /// The source has ended, and all that came is with the sink.
+    Ended,
+    /// Reading failed; all that came before is with the sink.
+    SourceFailed(Errno),
+    SinkFailed(Errno),
+}
+
+/// How a splice step ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spliced {
+    Step(Splice),
+    /// It was cancelled before it began.
+    Stopped,
+    /// There is no pipe to be had.
+    Unavailable,
 }
 
 #[derive(Debug)]
@@ -68,6 +96,33 @@ pub enum Cmd {
     FinishWriting {
         side: Side,
     },
+    /// Move bytes from this side to the other within the kernel, at the time that is said. One
+    /// `Event::Spliced` follows, whatever happens.
+    Splice {
+        side: Side,
+        when: When,
+    },
+    /// Have the splice step of this side answer at once.
+    CancelSplice {
+        side: Side,
+    },
+    /// The pipe of this side is needed no more.
+    EndSplice {
+        side: Side,
+    },
+}
+
+/// When to take a splice step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum When {
+    /// In the worker's next turn, after everyone else.
+    NextTurn,
+    /// In a moment, together with others that wait so.
+    Soon,
+    /// When the side that is read from has something.
+    Readable,
+    /// When the other side takes more.
+    Writable,
 }
 
 /// How to receive.

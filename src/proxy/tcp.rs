@@ -11,6 +11,9 @@
 //!             \--error--> Gone
 //! ```
 //!
+//! A long stream changes from blocks to splicing, where the kernel moves it from socket to socket; the
+//! step in hand then stands where the armed receive stood, and bytes in the pipe count as not drained.
+//!
 //! A reset is passed on as a reset, after what was received before it. A sink that is gone does not
 //! end the opposite flow: what its peer said before it went is still delivered.
 //!
@@ -18,8 +21,8 @@
 //! receive beside it then finds a plain end: the kernel tells the error once, and a send with progress
 //! keeps it to itself. So after a short send an end is believed only when the rest has gone out.
 
-use super::{Cmd, Event, Intake, Received, Side};
-use crate::ring::pool::{Buf, Chain, Class, GATHER_MAX, Pool, SMALL_BYTES};
+use super::{Cmd, Event, Intake, Received, Side, Splice, Spliced, When};
+use crate::ring::pool::{Buf, Chain, Class, GATHER_MAX, LARGE_BYTES, Pool, SMALL_BYTES};
 use crate::session::EndReason;
 
 /// Total of one multishot receive: bounds what comes in unasked after a flow should pause, and is
@@ -37,11 +40,20 @@ const FULL_ROW: u8 = 2;
 /// Receives in a row that would have fitted a small block and make it a flow of messages again.
 const THIN_ROW: u8 = 4;
 
+/// Receives of at least half a large block in a row that make a stream worth a pipe.
+const STREAM_ROW: u8 = 4;
+/// Splice steps in a row that moved less than a small block, after which the pipe goes back.
+const TRICKLE_ROW: u8 = 4;
+/// Receives that a stream without a pipe takes before it asks for one again.
+const UNAVAILABLE_PAUSE: u8 = u8::MAX;
+
 /// Which of the kernel's newer features may be used.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
     /// A multishot receive can be given a total.
     pub receive_cap: bool,
+    /// Receives through the ring wait even on a non-blocking socket, which splicing makes of both.
+    pub splice: bool,
 }
 
 /// How far a relay has come.
@@ -78,6 +90,7 @@ enum Sink {
 enum Receive {
     Idle,
     Armed,
+    Splicing,
     Cancelling,
     Starved,
 }
@@ -86,6 +99,8 @@ enum Receive {
 struct Flow {
     waiting: Chain,
     sending: Chain,
+    /// Bytes in the pipe between the two sockets.
+    piped: usize,
     delivered: u64,
     /// Bytes were received and thrown away.
     lost: bool,
@@ -101,7 +116,12 @@ struct Flow {
 #[derive(Debug)]
 struct Pace {
     class: Class,
+    /// Receives in a row that speak for the other class.
     row: u8,
+    /// Receives in a row that speak for a pipe, or splice steps in a row that speak against it.
+    stream: u8,
+    /// Splice next, and when; or receive into blocks.
+    splice: Option<When>,
     nonempty: bool,
 }
 
@@ -138,6 +158,18 @@ impl Relay {
                 Ok(bytes) => self.flows[side.other() as usize].sent(bytes as usize, pool),
                 Err(_) => self.sink_gone(side, pool),
             },
+            Event::Spliced { side, moved, held, how } => {
+                self.flows[side as usize].spliced(moved, held, how);
+                match how {
+                    Spliced::Step(Splice::Ended) => self.source_ended(side),
+                    Spliced::Step(Splice::SourceFailed(_)) => self.side_failed(side, pool),
+                    Spliced::Step(Splice::SinkFailed(_)) => self.sink_gone(side.other(), pool),
+                    _ => {}
+                }
+                if self.flows[side as usize].pace.splice.is_none() {
+                    out(Cmd::EndSplice { side });
+                }
+            }
         }
         self.advance(pool, features, out);
     }
@@ -212,13 +244,20 @@ impl Relay {
                 }
                 flow.lose_all(pool);
             }
+            Event::Spliced { side, moved, held, .. } => {
+                let flow = &mut self.flows[side as usize];
+                flow.receive = Receive::Idle;
+                flow.delivered += moved;
+                flow.lost |= held > 0;
+            }
         }
     }
 
     /// Whether the kernel still works for this relay.
     pub fn in_flight(&self) -> bool {
         self.flows.iter().any(|flow| {
-            !flow.sending.is_empty() || matches!(flow.receive, Receive::Armed | Receive::Cancelling)
+            !flow.sending.is_empty()
+                || matches!(flow.receive, Receive::Armed | Receive::Splicing | Receive::Cancelling)
         })
     }
 
@@ -281,6 +320,7 @@ impl Relay {
         let towards = &mut self.flows[side.other() as usize];
         if towards.sink == Sink::Open {
             towards.sink = Sink::Gone;
+            towards.lose_piped();
             pool.give_back_chain(towards.waiting.take());
         }
     }
@@ -308,18 +348,19 @@ impl Flow {
         Flow {
             waiting: Chain::EMPTY,
             sending: Chain::EMPTY,
+            piped: 0,
             delivered: 0,
             lost: false,
             short: false,
             source: Source::Open,
             sink: Sink::Open,
             receive: Receive::Idle,
-            pace: Pace { class: Class::Small, row: 0, nonempty: false },
+            pace: Pace::new(),
         }
     }
 
     fn is_drained(&self) -> bool {
-        self.waiting.is_empty() && self.sending.is_empty()
+        self.waiting.is_empty() && self.sending.is_empty() && self.piped == 0
     }
 
     fn take_in(&mut self, buf: Buf, pool: &mut Pool) {
@@ -340,6 +381,12 @@ impl Flow {
         self.lost |= !self.is_drained();
         pool.give_back_chain(self.sending.take());
         pool.give_back_chain(self.waiting.take());
+        self.lose_piped();
+    }
+
+    fn lose_piped(&mut self) {
+        self.lost |= self.piped > 0;
+        self.piped = 0;
     }
 
     fn sent(&mut self, bytes: usize, pool: &mut Pool) {
@@ -360,6 +407,17 @@ impl Flow {
         self.waiting = rest;
     }
 
+    fn spliced(&mut self, moved: u64, held: usize, how: Spliced) {
+        self.receive = Receive::Idle;
+        self.delivered += moved;
+        // Bytes left in the pipe are a send that stopped short.
+        (self.piped, self.short) = (held, held > 0);
+        if self.sink == Sink::Gone {
+            self.lose_piped();
+        }
+        self.pace.note_splice(moved, how);
+    }
+
     /// Asks for more, or for less, according to what is held and what is free.
     fn pace_receive(
         &mut self,
@@ -370,6 +428,14 @@ impl Flow {
     ) {
         let held = self.waiting.blocks() + self.sending.blocks();
         let room = held < self.pace.held_max(pool);
+        if let Some(when) = self.pace.splice.filter(|_| features.splice) {
+            // The blocks that came before go out before.
+            if self.receive == Receive::Idle && held == 0 {
+                self.receive = Receive::Splicing;
+                out(Cmd::Splice { side, when });
+            }
+            return;
+        }
         match self.receive {
             Receive::Idle if room => {
                 self.receive = Receive::Armed;
@@ -381,16 +447,43 @@ impl Flow {
     }
 
     fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
-        if self.receive == Receive::Armed {
-            self.receive = Receive::Cancelling;
-            out(Cmd::CancelReceive { side });
+        match self.receive {
+            Receive::Armed => out(Cmd::CancelReceive { side }),
+            Receive::Splicing => out(Cmd::CancelSplice { side }),
+            Receive::Idle | Receive::Cancelling | Receive::Starved => return,
         }
+        self.receive = Receive::Cancelling;
     }
 }
 
 impl Pace {
+    fn new() -> Pace {
+        Pace { class: Class::Small, row: 0, stream: 0, splice: None, nonempty: false }
+    }
+
+    /// Learns from a splice step when to take the next one, or that this is no stream any more.
+    fn note_splice(&mut self, moved: u64, how: Spliced) {
+        let trickle = how == Spliced::Step(Splice::Empty) && moved < SMALL_BYTES as u64;
+        self.stream = if trickle { self.stream + 1 } else { 0 };
+        self.splice = match how {
+            Spliced::Step(Splice::Moved) => Some(When::NextTurn),
+            Spliced::Step(Splice::Full) => Some(When::Writable),
+            Spliced::Step(Splice::Empty) if self.stream == TRICKLE_ROW => None,
+            Spliced::Step(Splice::Empty) if moved > 0 => Some(When::Soon),
+            Spliced::Step(Splice::Empty) => Some(When::Readable),
+            Spliced::Step(_) | Spliced::Stopped | Spliced::Unavailable => None,
+        };
+        if self.splice.is_none() {
+            *self = Pace::new();
+        }
+        if how == Spliced::Unavailable {
+            (self.class, self.stream) = (Class::Large, UNAVAILABLE_PAUSE);
+        }
+    }
+
     /// Learns from the length of a receive whether this is a flow of messages or a stream.
     fn note(&mut self, len: usize) {
+        self.note_stream(len);
         let (towards_other, row_max, other) = match self.class {
             Class::Small => (len == SMALL_BYTES, FULL_ROW, Class::Large),
             Class::Large => (len <= SMALL_BYTES, THIN_ROW, Class::Small),
@@ -398,6 +491,19 @@ impl Pace {
         self.row = if towards_other { self.row + 1 } else { 0 };
         if self.row == row_max {
             (self.class, self.row) = (other, 0);
+        }
+    }
+
+    fn note_stream(&mut self, len: usize) {
+        let fast = self.class == Class::Large && len >= LARGE_BYTES / 2;
+        self.stream = match self.stream {
+            // Counts down after a pipe was not to be had.
+            pause if pause > STREAM_ROW => pause - 1,
+            _ if !fast => 0,
+            row => row + 1,
+        };
+        if fast && self.stream == STREAM_ROW {
+            self.splice = Some(When::NextTurn);
         }
     }
 
@@ -474,7 +580,7 @@ mod tests {
         }
     }
 
-    const FEATURES: Features = Features { receive_cap: true };
+    const FEATURES: Features = Features { receive_cap: true, splice: false };
 
     fn receives(side: Side) -> Cmd {
         Cmd::Receive { side, how: Intake::Many { bytes_max: MANY_BYTES_MAX } }

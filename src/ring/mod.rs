@@ -10,6 +10,7 @@
 //!
 //! Wrong order is the caller's affair: close a socket only when nothing is in flight on it.
 
+pub mod pipe;
 pub mod pool;
 pub mod probe;
 mod provided;
@@ -73,6 +74,13 @@ impl Tag {
             slot: data as u32,
         }
     }
+}
+
+/// What [`Ring::wait`] waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Until {
+    Readable,
+    Writable,
 }
 
 /// One completion.
@@ -224,6 +232,16 @@ impl Ring {
         let fd = types::Fd(descriptor.as_raw_fd());
         let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
         self.push(tag.pack(), entry);
+    }
+
+    /// Completes once when a socket can be read, or written.
+    pub fn wait(&mut self, tag: Tag, socket: BorrowedFd<'_>, until: Until) {
+        let events = match until {
+            Until::Readable => libc::POLLIN | libc::POLLRDHUP,
+            Until::Writable => libc::POLLOUT,
+        };
+        let fd = types::Fd(socket.as_raw_fd());
+        self.push(tag.pack(), opcode::PollAdd::new(fd, events as u32).build());
     }
 
     /// Asks for the end of the operation with this tag, whose own completion says how it ended.

@@ -89,6 +89,11 @@ pub fn finish_writing(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
 }
 
+/// Makes calls on a socket outside the ring return instead of waiting.
+pub fn never_block(socket: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&socket).set_nonblocking(true)
+}
+
 /// Makes the coming close a reset (`SO_LINGER` with zero, socket(7)).
 pub fn reset_on_close(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));

@@ -220,7 +220,7 @@ impl Core {
             self.books.borrow_mut().moved(&mut session.entry, up, down, now);
             return self.close_if_settled(now, key, pool, out);
         }
-        let sent = matches!(event, Event::Sent { .. });
+        let sent = matches!(event, Event::Sent { .. } | Event::Spliced { .. });
         let starved = match event {
             Event::Received { side, what: Received::NoBuffers, .. } => Some(side),
             _ => None,
@@ -568,7 +568,7 @@ mod tests {
                 report_sessions: true,
             });
             dispatcher.adopt(Arc::new(snapshot(&[1], &[0])));
-            let features = Features { receive_cap: true };
+            let features = Features { receive_cap: true, splice: false };
             let settings = Settings { features, timeouts: Timeouts::default() };
             Stage {
                 core: Core::new(settings, Rc::new(RefCell::new(dispatcher)), START),

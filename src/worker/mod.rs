@@ -7,4 +7,5 @@ pub mod dispatcher;
 mod door;
 pub mod link;
 pub mod shell;
+mod splices;
 pub mod tcp;

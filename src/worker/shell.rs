@@ -22,6 +22,8 @@ use crate::ring::{Done, REAP_MAX, Ring, Tag, sys};
 
 /// A worker turns at least this often, so that its turn counter stands still only when it hangs.
 const PATIENCE_MAX: Duration = Duration::from_millis(500);
+/// A worker that waits waits at least this long.
+const PATIENCE_MIN: Duration = Duration::from_micros(50);
 /// How long a worker that was told to stop waits for the kernel to let go of the sessions.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -63,7 +65,8 @@ impl Shell {
         let mut completions = Vec::with_capacity(REAP_MAX);
         let mut more_wait = false;
         loop {
-            self.ring.enter(if more_wait { Some(Duration::ZERO) } else { self.patience() })?;
+            let at_once = more_wait || self.tcp.is_eager();
+            self.ring.enter(if at_once { Some(Duration::ZERO) } else { self.patience() })?;
             more_wait = self.ring.reap(&mut completions);
             let now = Now::read();
             // Before the completions: a user who came after a backend had been acknowledged finds it.
@@ -81,8 +84,8 @@ impl Shell {
     fn patience(&self) -> Option<Duration> {
         let now = Now::read();
         let next = self.tcp.next_deadline().map_or(PATIENCE_MAX, |at| at.since(now));
-        // Zero would not wait at all and is spent only on completions that are there already.
-        Some(next.clamp(Duration::from_millis(1), PATIENCE_MAX))
+        // Never zero, so that a deadline that stays due cannot make the loop spin.
+        Some(next.clamp(PATIENCE_MIN, PATIENCE_MAX))
     }
 
     fn complete(&mut self, now: Now, done: Done) {

@@ -10,9 +10,10 @@ use super::core::{Cmd, Core, GENERATION_MASK, Key};
 use super::door::{Arrival, Door};
 use super::link::Order;
 use super::shell::family;
+use super::splices::{Splices, Step};
 use crate::base::time::Now;
-use crate::proxy::{self, Event, Intake, Received, Side};
-use crate::ring::{self, Done, Ring, Tag, sys};
+use crate::proxy::{self, Event, Intake, Received, Side, Spliced, When};
+use crate::ring::{self, Done, Ring, Tag, Until, sys};
 
 const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
 
@@ -20,6 +21,7 @@ const ACCEPT: u8 = family::TCP | 1;
 const CONNECT: u8 = family::TCP | 2;
 const RECEIVE: u8 = family::TCP | 3;
 const SEND: u8 = family::TCP | 4;
+const SPLICE: u8 = family::TCP | 5;
 
 /// Commands that may wait while one event is handled, before the list has to grow.
 const COMMANDS: usize = 64;
@@ -29,6 +31,7 @@ pub struct TcpDriver {
     door: Door,
     /// By a session's place.
     sockets: Vec<Sockets>,
+    splices: Splices,
     commands: Vec<Cmd>,
 }
 
@@ -42,7 +45,13 @@ impl TcpDriver {
     /// `listener`: the TCP door, if there is one.
     pub fn new(core: Core, listener: Option<OwnedFd>) -> TcpDriver {
         let door = Door::new(listener, Tag { kind: ACCEPT, generation: 0, slot: 0 });
-        TcpDriver { core, door, sockets: Vec::new(), commands: Vec::with_capacity(COMMANDS) }
+        TcpDriver {
+            core,
+            door,
+            sockets: Vec::new(),
+            splices: Splices::new(),
+            commands: Vec::with_capacity(COMMANDS),
+        }
     }
 
     pub fn start(&mut self, ring: &mut Ring) {
@@ -55,7 +64,14 @@ impl TcpDriver {
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
-        [self.core.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
+        let all =
+            [self.core.next_deadline(), self.door.next_deadline(), self.splices.next_deadline()];
+        all.into_iter().flatten().min()
+    }
+
+    /// Whether there is something to do in the next turn whatever completes.
+    pub fn is_eager(&self) -> bool {
+        self.splices.is_eager()
     }
 
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
@@ -68,12 +84,21 @@ impl TcpDriver {
                 let (key, result) = (key_of(done.tag), done.result.map(|_| ()));
                 self.core.connected(now, key, result, ring.pool_mut(), &mut self.commands);
             }
+            SPLICE => {
+                let step = (key_of(done.tag), side_of(done.tag));
+                match done.result {
+                    Err(Errno::ECANCELED) => {
+                        self.spliced(now, step, (0, 0, Spliced::Stopped), ring)
+                    }
+                    _ => self.splice(now, step, ring),
+                }
+            }
             _ => self.arrived(now, done, ring),
         }
         self.execute(now, ring);
     }
 
-    /// What is due whatever completed: deadlines and flows that waited for blocks.
+    /// What is due whatever completed: deadlines, flows that waited for blocks, splice steps.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         self.door.housekeep(now, ring);
         self.core.expire(now, ring.pool_mut(), &mut self.commands);
@@ -81,6 +106,11 @@ impl TcpDriver {
             self.core.relieve(ring.pool_mut(), &mut self.commands);
         }
         self.execute(now, ring);
+        self.splices.turn(now);
+        while let Some(step) = self.splices.pop_due() {
+            self.splice(now, step, ring);
+            self.execute(now, ring);
+        }
     }
 
     pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
@@ -124,7 +154,7 @@ impl TcpDriver {
         while let Some(command) = self.commands.get(next).copied() {
             next += 1;
             match command {
-                Cmd::Relay { key, what } => self.relay(key, what, ring),
+                Cmd::Relay { key, what } => self.relay(now, key, what, ring),
                 Cmd::Connect { key, to } => {
                     if let Err(errno) = self.connect(key, to, ring) {
                         let commands = &mut self.commands;
@@ -138,7 +168,7 @@ impl TcpDriver {
         self.commands.clear();
     }
 
-    fn relay(&mut self, key: Key, what: proxy::Cmd, ring: &mut Ring) {
+    fn relay(&mut self, now: Now, key: Key, what: proxy::Cmd, ring: &mut Ring) {
         let socket = |side: Side| {
             let socket = self.sockets[key.place as usize].sides[side as usize].as_ref();
             socket.expect("a relay runs between two open sockets").as_fd()
@@ -159,7 +189,56 @@ impl TcpDriver {
             proxy::Cmd::FinishWriting { side } => sys::finish_writing(socket(side)),
             proxy::Cmd::CancelReceive { side } => ring.cancel(tag_of(RECEIVE, key, side)),
             proxy::Cmd::CancelSend { side } => ring.cancel(tag_of(SEND, key, side)),
+            proxy::Cmd::Splice { side, when } => self.plan_splice(now, (key, side), when, ring),
+            proxy::Cmd::CancelSplice { side } => match self.splices.forget((key, side)) {
+                true => self.spliced(now, (key, side), (0, 0, Spliced::Stopped), ring),
+                false => ring.cancel(tag_of(SPLICE, key, side)),
+            },
+            proxy::Cmd::EndSplice { side } => self.splices.end((key, side)),
         }
+    }
+
+    fn plan_splice(&mut self, now: Now, step: Step, when: When, ring: &mut Ring) {
+        let (key, side) = step;
+        let [client, backend] = &self.sockets[key.place as usize].sides;
+        let (Some(client), Some(backend)) = (client, backend) else { return };
+        let fresh = || {
+            sys::never_block(client.as_fd()).is_ok() && sys::never_block(backend.as_fd()).is_ok()
+        };
+        if !self.splices.lend(step, fresh) {
+            return self.spliced(now, step, (0, 0, Spliced::Unavailable), ring);
+        }
+        let (source, sink) = match side {
+            Side::Client => (client, backend),
+            Side::Backend => (backend, client),
+        };
+        let tag = tag_of(SPLICE, key, side);
+        match when {
+            When::NextTurn => self.splices.in_next_turn(step),
+            When::Soon => self.splices.soon(step, now),
+            When::Readable => ring.wait(tag, source.as_fd(), Until::Readable),
+            When::Writable => ring.wait(tag, sink.as_fd(), Until::Writable),
+        }
+    }
+
+    fn splice(&mut self, now: Now, step: Step, ring: &mut Ring) {
+        let (key, side) = step;
+        let sides = &self.sockets[key.place as usize].sides;
+        let socket = |side: Side| sides[side as usize].as_ref().map(OwnedFd::as_fd);
+        let (Some(source), Some(sink)) = (socket(side), socket(side.other())) else { return };
+        let outcome = self.splices.step(step, source, sink);
+        self.spliced(now, step, outcome, ring);
+    }
+
+    fn spliced(
+        &mut self,
+        now: Now,
+        (key, side): Step,
+        (moved, held, how): (u64, usize, Spliced),
+        ring: &mut Ring,
+    ) {
+        let event = Event::Spliced { side, moved, held, how };
+        self.core.relayed(now, key, event, ring.pool_mut(), &mut self.commands);
     }
 
     fn connect(&mut self, key: Key, to: SocketAddr, ring: &mut Ring) -> Result<(), Errno> {
@@ -173,6 +252,7 @@ impl TcpDriver {
 
     fn close(&mut self, key: Key, reset: bool, ring: &mut Ring) {
         for side in Side::BOTH {
+            self.splices.end((key, side));
             let Some(socket) = self.sockets[key.place as usize].sides[side as usize].take() else {
                 continue;
             };

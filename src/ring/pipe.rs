@@ -1,0 +1,212 @@
+//! Pipes through which bytes move between two sockets without entering this process (splice(2)). Owns
+//! the pipes of one worker and their number; decides nothing about when to use one.
+//!
+//! The operation that the ring has for this is handed to a kernel thread each time, so the call is made
+//! directly; both sockets are non-blocking for it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+
+use crate::proxy::Splice;
+
+/// A pipe's capacity. Large enough that a fast sender fills it no more than once in some hundred
+/// microseconds.
+const PIPE_BYTES: usize = 1 << 20;
+/// Pipes of one worker. The kernel lets an unprivileged user have 64 MiB in large pipes
+/// (`pipe-user-pages-soft`, pipe(7)); flows beyond it stay with blocks.
+pub const PIPES_MAX: usize = 16;
+/// Bytes that one step moves at most, so that streams leave room for messages.
+const STEP_BYTES: usize = 512 * 1024;
+
+/// One pipe, on loan to one flow.
+pub struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    held: usize,
+}
+
+impl Pipe {
+    /// Bytes that have left the source and not reached the sink.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Moves what can be moved; says how much reached the sink, and why it was not more.
+    pub fn step(&mut self, source: BorrowedFd<'_>, sink: BorrowedFd<'_>) -> (usize, Splice) {
+        let mut moved = 0;
+        while moved < STEP_BYTES {
+            // The source is not read ahead of the sink: what waits in the pipe goes first.
+            let arrived = if self.held > 0 { Ok(self.held) } else { self.fill(source) };
+            let outcome = match arrived {
+                Ok(0) => Splice::Ended,
+                Ok(_) => match self.empty(sink) {
+                    Ok(sent) => {
+                        moved += sent;
+                        continue;
+                    }
+                    Err(Errno::EAGAIN) => Splice::Full,
+                    Err(errno) => Splice::SinkFailed(errno),
+                },
+                Err(Errno::EAGAIN) => Splice::Empty,
+                Err(errno) => Splice::SourceFailed(errno),
+            };
+            return (moved, outcome);
+        }
+        (moved, Splice::Moved)
+    }
+
+    fn fill(&mut self, source: BorrowedFd<'_>) -> Result<usize, Errno> {
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+        self.held = splice(source, None, &self.write, None, STEP_BYTES, flags)?;
+        Ok(self.held)
+    }
+
+    fn empty(&mut self, sink: BorrowedFd<'_>) -> Result<usize, Errno> {
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+        let sent = splice(&self.read, None, sink, None, self.held, flags)?;
+        self.held -= sent;
+        Ok(sent)
+    }
+}
+
+/// The pipes of one worker that are not on loan.
+pub struct Pipes {
+    idle: Vec<Pipe>,
+    made: usize,
+}
+
+impl Pipes {
+    /// Makes none yet.
+    #[expect(clippy::new_without_default, reason = "nothing is made of defaults here")]
+    pub fn new() -> Pipes {
+        Pipes { idle: Vec::with_capacity(PIPES_MAX), made: 0 }
+    }
+
+    /// Lends a pipe; `None` when all are lent or the kernel gives no more.
+    pub fn lend(&mut self) -> Option<Pipe> {
+        if let Some(pipe) = self.idle.pop() {
+            return Some(pipe);
+        }
+        if self.made == PIPES_MAX {
+            return None;
+        }
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
+        fcntl(write.as_fd(), FcntlArg::F_SETPIPE_SZ(PIPE_BYTES as i32)).ok()?;
+        self.made += 1;
+        Some(Pipe { read, write, held: 0 })
+    }
+
+    /// Takes a pipe back. One with bytes in it must never meet another flow and is closed.
+    pub fn give_back(&mut self, pipe: Pipe) {
+        if pipe.held > 0 {
+            self.made -= 1;
+        } else {
+            self.idle.push(pipe);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        near.set_nonblocking(true).unwrap();
+        (near, far)
+    }
+
+    /// Steps until the answer is another one, as a poll would.
+    fn settle(
+        pipe: &mut Pipe,
+        source: &TcpStream,
+        sink: &TcpStream,
+        not: Splice,
+    ) -> (usize, Splice) {
+        let mut all = 0;
+        for _ in 0..100_000 {
+            let (moved, how) = pipe.step(source.as_fd(), sink.as_fd());
+            all += moved;
+            if how != not {
+                return (all, how);
+            }
+        }
+        panic!("nothing but {not:?}");
+    }
+
+    #[test]
+    fn bytes_pass_and_the_end_follows_them() {
+        let mut pipe = Pipes::new().lend().unwrap();
+        let (source, mut user) = pair();
+        let (sink, mut backend) = pair();
+        assert_eq!(pipe.step(source.as_fd(), sink.as_fd()), (0, Splice::Empty));
+        user.write_all(b"stream").unwrap();
+        user.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(settle(&mut pipe, &source, &sink, Splice::Empty), (6, Splice::Ended));
+        let mut got = [0; 6];
+        backend.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"stream");
+    }
+
+    #[test]
+    fn a_full_sink_keeps_its_bytes_in_the_pipe() {
+        let mut pipes = Pipes::new();
+        let mut pipe = pipes.lend().unwrap();
+        let (source, mut user) = pair();
+        let (sink, mut backend) = pair();
+        user.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        let moved = loop {
+            sent += user.write(&[7; 65536]).unwrap_or(0);
+            let (_, how) = pipe.step(source.as_fd(), sink.as_fd());
+            if how == Splice::Full
+                && user.write(&[7; 1]).map_or(true, |count| {
+                    sent += count;
+                    false
+                })
+            {
+                break sent;
+            }
+        };
+        assert!(pipe.held() > 0);
+        drop(user);
+        let reader = std::thread::spawn(move || {
+            let mut all = 0;
+            let mut bytes = vec![0; 65536];
+            while let Ok(count @ 1..) = backend.read(&mut bytes) {
+                all += count;
+            }
+            all
+        });
+        loop {
+            match pipe.step(source.as_fd(), sink.as_fd()).1 {
+                Splice::Ended => break,
+                Splice::SourceFailed(errno) | Splice::SinkFailed(errno) => panic!("{errno}"),
+                _ => std::thread::yield_now(),
+            }
+        }
+        assert_eq!(pipe.held(), 0);
+        drop(sink);
+        assert_eq!(reader.join().unwrap(), moved);
+    }
+
+    #[test]
+    fn a_pipe_that_holds_bytes_is_not_lent_again() {
+        let mut pipes = Pipes::new();
+        let mut lent: Vec<_> = std::iter::from_fn(|| pipes.lend()).collect();
+        assert!(!lent.is_empty() && lent.len() <= PIPES_MAX);
+        let mut dirty = lent.pop().unwrap();
+        dirty.held = 1;
+        pipes.give_back(dirty);
+        assert!(pipes.idle.is_empty());
+        pipes.give_back(lent.pop().unwrap());
+        assert_eq!(pipes.idle.len(), 1);
+    }
+}

@@ -1,0 +1,117 @@
+//! Splice steps that wait for their time. Owns the worker's pipes and who has one; what a step did is
+//! told to the core like the completion of an operation.
+//!
+//! A stream whose sender is not quite as fast as the step is not polled for at once: it waits a moment
+//! together with the others, so that the next step finds more to move than a segment or two.
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use super::core::Key;
+use crate::base::time::Now;
+use crate::proxy::{Side, Spliced};
+use crate::ring::pipe::{PIPES_MAX, Pipe, Pipes};
+
+/// The moment of `When::Soon`.
+const MOMENT: Duration = Duration::from_micros(200);
+
+/// A step: the session and the side that is read from.
+pub type Step = (Key, Side);
+
+pub struct Splices {
+    pipes: Pipes,
+    /// Pipes on loan; a few, so a list.
+    lent: Vec<(Step, Pipe)>,
+    next_turn: Vec<Step>,
+    soon: Vec<Step>,
+    soon_at: Option<Now>,
+    due: Vec<Step>,
+}
+
+impl Splices {
+    /// No pipe is made before it is needed; the lists never grow, since no step is without a pipe.
+    pub fn new() -> Splices {
+        Splices {
+            pipes: Pipes::new(),
+            lent: Vec::with_capacity(PIPES_MAX),
+            next_turn: Vec::with_capacity(PIPES_MAX),
+            soon: Vec::with_capacity(PIPES_MAX),
+            soon_at: None,
+            due: Vec::with_capacity(PIPES_MAX),
+        }
+    }
+
+    /// Sees to it that the flow has a pipe. False: there is none to be had. `fresh` is called once for
+    /// each loan, to make the sockets ready.
+    pub fn lend(&mut self, step: Step, fresh: impl FnOnce() -> bool) -> bool {
+        if self.lent.iter().any(|(to, _)| *to == step) {
+            return true;
+        }
+        let pipe = if fresh() { self.pipes.lend() } else { None };
+        self.lent.extend(pipe.map(|pipe| (step, pipe)));
+        self.lent.iter().any(|(to, _)| *to == step)
+    }
+
+    /// The flow needs its pipe no more.
+    pub fn end(&mut self, step: Step) {
+        if let Some(at) = self.lent.iter().position(|(to, _)| *to == step) {
+            self.pipes.give_back(self.lent.swap_remove(at).1);
+        }
+    }
+
+    pub fn in_next_turn(&mut self, step: Step) {
+        self.next_turn.push(step);
+    }
+
+    pub fn soon(&mut self, step: Step, now: Now) {
+        self.soon_at.get_or_insert(now.plus(MOMENT));
+        self.soon.push(step);
+    }
+
+    /// Forgets a step that has not begun; false when it does not wait here.
+    pub fn forget(&mut self, step: Step) -> bool {
+        for list in [&mut self.next_turn, &mut self.soon, &mut self.due] {
+            if let Some(at) = list.iter().position(|waiting| *waiting == step) {
+                list.swap_remove(at);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether a step waits for the next turn.
+    pub fn is_eager(&self) -> bool {
+        !self.next_turn.is_empty()
+    }
+
+    pub fn next_deadline(&self) -> Option<Now> {
+        self.soon_at
+    }
+
+    /// Makes the steps due whose time has come; [`Splices::pop_due`] hands them out.
+    pub fn turn(&mut self, now: Now) {
+        self.due.append(&mut self.next_turn);
+        if self.soon_at.is_some_and(|at| now >= at) {
+            self.due.append(&mut self.soon);
+            self.soon_at = None;
+        }
+    }
+
+    pub fn pop_due(&mut self) -> Option<Step> {
+        self.due.pop()
+    }
+
+    /// Takes a step: how many bytes reached the sink, how many are still in the pipe, and why.
+    pub fn step(
+        &mut self,
+        step: Step,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+    ) -> (u64, usize, Spliced) {
+        let Some((_, pipe)) = self.lent.iter_mut().find(|(to, _)| *to == step) else {
+            return (0, 0, Spliced::Unavailable);
+        };
+        let (moved, how) = pipe.step(source, sink);
+        (moved as u64, pipe.held(), Spliced::Step(how))
+    }
+}
