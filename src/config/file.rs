@@ -76,6 +76,7 @@ fn given(value: &DeValue) -> Given {
             .map(|item| item.get_ref().as_str().map(str::to_owned))
             .collect::<Option<Vec<String>>>()
             .map_or(Given::Other("list of anything but text"), Given::List),
+        DeValue::Boolean(on) => Given::Switch(*on),
         other => Given::Other(other.type_str()),
     }
 }
@@ -171,11 +172,21 @@ mod tests {
             connect_ms = 11
             tcp_idle_ms = 12
             half_close_ms = 13
+            udp_idle_ms = 17
             drain_ms = 14
             [limits]
             sessions = 15
             control_connections = 16
             buffer_bytes = 1_048_576
+            udp_sessions = 18
+            udp_sockets = 19
+            [udp]
+            on_backend_loss = "drop"
+            responses = 20
+            quarantine_ms = 21
+            source_sessions = 22
+            source_new_per_second = 23
+            gro = false
             [control]
             allow = ["10.0.0.0/8"]
             secret_file = "secrets"

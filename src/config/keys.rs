@@ -3,18 +3,21 @@
 //! have; knows no file, no flag, and nothing about how keys relate (`rules` does).
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Config, LogFormat, OnBackendLoss, Policy};
+use super::{Config, LogFormat, OnBackendLoss, OnUdpLoss, Policy};
 
 /// Workers at most; a session names its worker in eight bits.
 pub const WORKERS_MAX: usize = 128;
 /// Sessions at most, all workers together.
 pub const SESSIONS_MAX: usize = 16 << 20;
+/// Local ports of one address, in each family.
+const UDP_SOCKETS_MAX: u64 = 2 * 65_535;
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 
@@ -24,6 +27,7 @@ pub enum Given {
     Text(String),
     Number(i64),
     List(Vec<String>),
+    Switch(bool),
     /// Anything that no setting takes, by the name of its type.
     Other(&'static str),
 }
@@ -182,6 +186,15 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "timeouts",
+        name: "udp_idle_ms",
+        help: "A UDP session in which no datagram passes either way.",
+        set: |config, given| {
+            millis(given, 10..=DAY_MS).map(|value| config.timeouts.udp_idle = value)
+        },
+        show: |config| show_millis(config.timeouts.udp_idle),
+    },
+    Key {
+        section: "timeouts",
         name: "drain_ms",
         help: "What running sessions get to end by themselves after SIGTERM.",
         set: |config, given| millis(given, 0..=DAY_MS).map(|value| config.timeouts.drain = value),
@@ -216,6 +229,70 @@ pub const KEYS: &[Key] = &[
                 .map(|value| config.limits.buffer_bytes = value as usize)
         },
         show: |config| config.limits.buffer_bytes.to_string(),
+    },
+    Key {
+        section: "limits",
+        name: "udp_sessions",
+        help: "UDP sessions at once, all workers together, apart from `sessions`.",
+        set: |config, given| {
+            number(given, 1..=SESSIONS_MAX as u64, "")
+                .map(|value| config.limits.udp_sessions = value as usize)
+        },
+        show: |config| config.limits.udp_sessions.to_string(),
+    },
+    Key {
+        section: "limits",
+        name: "udp_sockets",
+        help: "Sockets towards UDP backends, all workers together: what one backend can have of sessions and of ports that rest. 0: as descriptors and local ports allow.",
+        set: |config, given| {
+            number(given, 0..=UDP_SOCKETS_MAX, "")
+                .map(|value| config.limits.udp_sockets = value as usize)
+        },
+        show: |config| config.limits.udp_sockets.to_string(),
+    },
+    Key {
+        section: "udp",
+        name: "on_backend_loss",
+        help: "Running UDP sessions of a backend that is lost: `\"move\"`, `\"drop\"` or `\"keep\"`.",
+        set: |config, given| {
+            one_of(given, UDP_LOSSES).map(|value| config.udp.on_backend_loss = value)
+        },
+        show: |config| show_one(UDP_LOSSES, config.udp.on_backend_loss),
+    },
+    Key {
+        section: "udp",
+        name: "responses",
+        help: "Ends a session once each datagram of the user was answered this often; 0 leaves that to `udp_idle_ms`.",
+        set: |config, given| count(given).map(|value| config.udp.responses = value),
+        show: |config| show_count(config.udp.responses),
+    },
+    Key {
+        section: "udp",
+        name: "quarantine_ms",
+        help: "How long a backend and a local port rest after a session, so that a late reply reaches nobody else; `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.",
+        set: |config, given| quarantine(given).map(|value| config.udp.quarantine = value),
+        show: |config| config.udp.quarantine.map_or("\"auto\"".to_owned(), show_millis),
+    },
+    Key {
+        section: "udp",
+        name: "source_sessions",
+        help: "Sessions that one source (an IPv4 address or an IPv6 /64) may hold; 0 sets no limit.",
+        set: |config, given| count(given).map(|value| config.udp.source_sessions = value),
+        show: |config| show_count(config.udp.source_sessions),
+    },
+    Key {
+        section: "udp",
+        name: "source_new_per_second",
+        help: "Sessions that one source may begin in a second; 0 sets no limit.",
+        set: |config, given| count(given).map(|value| config.udp.source_new_per_second = value),
+        show: |config| show_count(config.udp.source_new_per_second),
+    },
+    Key {
+        section: "udp",
+        name: "gro",
+        help: "Take and send several datagrams of one size at once where the kernel can (GRO and GSO).",
+        set: |config, given| switch(given).map(|value| config.udp.gro = value),
+        show: |config| config.udp.gro.to_string(),
     },
     Key {
         section: "control",
@@ -263,6 +340,9 @@ const POLICIES: &[(&str, Policy)] = &[
 const LOSSES: &[(&str, OnBackendLoss)] =
     &[("keep", OnBackendLoss::Keep), ("close", OnBackendLoss::Close)];
 
+const UDP_LOSSES: &[(&str, OnUdpLoss)] =
+    &[("move", OnUdpLoss::Move), ("drop", OnUdpLoss::Drop), ("keep", OnUdpLoss::Keep)];
+
 const LEVELS: &[(&str, tracing::Level)] = &[
     ("error", tracing::Level::ERROR),
     ("warn", tracing::Level::WARN),
@@ -279,6 +359,7 @@ impl Given {
             Given::Text(text) => format!("\"{}\"", text.escape_debug()),
             Given::Number(number) => number.to_string(),
             Given::List(_) => "a list".to_owned(),
+            Given::Switch(on) => on.to_string(),
             Given::Other(kind) => format!("a value of the type {kind}"),
         }
     }
@@ -349,6 +430,29 @@ fn millis(given: &Given, range: RangeInclusive<u64>) -> Result<Duration, String>
     number(given, range, " of milliseconds").map(Duration::from_millis)
 }
 
+/// A number of which zero stands for none.
+fn count(given: &Given) -> Result<Option<NonZeroU32>, String> {
+    number(given, 0..=u64::from(u32::MAX), "").map(|count| NonZeroU32::new(count as u32))
+}
+
+fn quarantine(given: &Given) -> Result<Option<Duration>, String> {
+    match given {
+        Given::Text(text) if text == "auto" => Ok(None),
+        Given::Number(_) => millis(given, 0..=DAY_MS).map(Some),
+        _ => Err(format!(
+            "takes a whole number of milliseconds or \"auto\", not {}",
+            given.described()
+        )),
+    }
+}
+
+fn switch(given: &Given) -> Result<bool, String> {
+    match given {
+        Given::Switch(on) => Ok(*on),
+        _ => Err(format!("takes true or false, not {}", given.described())),
+    }
+}
+
 fn one_of<T: Copy>(given: &Given, words: &[(&str, T)]) -> Result<T, String> {
     let found = match given {
         Given::Text(text) => words.iter().find(|(word, _)| word == text),
@@ -397,6 +501,10 @@ fn show_door(door: Option<SocketAddr>) -> String {
 fn show_one<T: Copy + PartialEq>(words: &[(&str, T)], value: T) -> String {
     let word = words.iter().find(|(_, known)| *known == value);
     format!("\"{}\"", word.expect("the table holds every value of its type").0)
+}
+
+fn show_count(count: Option<NonZeroU32>) -> String {
+    count.map_or(0, NonZeroU32::get).to_string()
 }
 
 fn show_millis(time: Duration) -> String {
@@ -461,6 +569,36 @@ mod tests {
     }
 
     #[test]
+    fn udp_settings_say_what_they_take() {
+        let mut config = Config::default();
+        for (name, given, shown) in [
+            ("responses", Given::Number(1), "1"),
+            ("responses", Given::Number(0), "0"),
+            ("quarantine_ms", Given::Number(500), "500"),
+            ("quarantine_ms", text("auto"), "\"auto\""),
+            ("gro", Given::Switch(false), "false"),
+            ("on_backend_loss", text("keep"), "\"keep\""),
+        ] {
+            let key = find("udp", name).unwrap();
+            key.set(&mut config, &given).unwrap();
+            assert_eq!(key.show(&config), shown, "{name}");
+        }
+        for (name, given, said) in [
+            ("gro", Given::Number(1), "takes true or false, not 1"),
+            ("responses", Given::Number(-1), "takes a whole number from 0 to 4294967295, not -1"),
+            (
+                "on_backend_loss",
+                text("close"),
+                "takes one of \"move\", \"drop\", \"keep\", not \"close\"",
+            ),
+        ] {
+            assert_eq!(find("udp", name).unwrap().set(&mut config, &given).unwrap_err(), said);
+        }
+        let wrong = find("udp", "quarantine_ms").unwrap().set(&mut config, &Given::Switch(true));
+        assert!(wrong.unwrap_err().ends_with("or \"auto\", not true"));
+    }
+
+    #[test]
     fn a_lone_address_is_a_network_of_one() {
         let given = Given::List(vec!["10.1.2.3/8".into(), "192.0.2.7".into(), "::1".into()]);
         let networks = networks(&given).unwrap();
@@ -477,7 +615,8 @@ mod tests {
         assert_eq!(sorted.len(), paths.len());
         let mut sections: Vec<&str> = KEYS.iter().map(|key| key.section).collect();
         sections.dedup();
-        let all = ["", "listen", "balance", "health", "timeouts", "limits", "control", "log"];
+        let all =
+            ["", "listen", "balance", "health", "timeouts", "limits", "udp", "control", "log"];
         assert_eq!(sections, all);
     }
 }

@@ -9,6 +9,7 @@ pub mod reload;
 pub mod rules;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ pub struct Config {
     pub health: Health,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    pub udp: Udp,
     pub control: Control,
     pub log: Log,
 }
@@ -102,6 +104,8 @@ pub struct Timeouts {
     pub tcp_idle: Duration,
     /// A TCP session of which one side has finished sending and the other sends nothing.
     pub half_close: Duration,
+    /// A UDP session in which no datagram passes either way.
+    pub udp_idle: Duration,
     /// What running sessions get after SIGTERM.
     pub drain: Duration,
 }
@@ -112,6 +116,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(3),
             tcp_idle: Duration::from_secs(3600),
             half_close: Duration::from_secs(60),
+            udp_idle: Duration::from_secs(60),
             drain: Duration::from_secs(30),
         }
     }
@@ -126,11 +131,77 @@ pub struct Limits {
     pub control_connections: usize,
     /// Bytes of relay buffers, all workers together.
     pub buffer_bytes: usize,
+    /// UDP sessions at once, all workers together and apart from the other sessions, so that a flood
+    /// of datagrams takes nobody's place.
+    pub udp_sessions: usize,
+    /// Sockets towards UDP backends, all workers together: the sessions that one backend can have,
+    /// those that rest included. Zero: as the descriptors and local ports allow.
+    pub udp_sockets: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { sessions: 0, control_connections: 1024, buffer_bytes: 32 << 20 }
+        Limits {
+            sessions: 0,
+            control_connections: 1024,
+            buffer_bytes: 32 << 20,
+            udp_sessions: 100_000,
+            udp_sockets: 0,
+        }
+    }
+}
+
+/// What becomes of a UDP session when its backend has left, or is said not to be there by ICMP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnUdpLoss {
+    /// The next datagram goes to another backend, and the session with it.
+    #[default]
+    Move,
+    /// It ends; the next datagram begins a new one.
+    Drop,
+    /// It goes on sending to where its backend was.
+    Keep,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Udp {
+    pub on_backend_loss: OnUdpLoss,
+    /// A session ends once each of the user's datagrams has been answered this often.
+    pub responses: Option<NonZeroU32>,
+    /// How long a backend and a socket towards it rest after a session; see [`Udp::quarantine`].
+    pub quarantine: Option<Duration>,
+    /// Sessions that one source may hold: an IPv4 address or an IPv6 /64. Every worker keeps an even
+    /// share of the limit.
+    pub source_sessions: Option<NonZeroU32>,
+    /// Sessions that one source may begin in a second.
+    pub source_new_per_second: Option<NonZeroU32>,
+    /// Take and send several datagrams of one size at once where the kernel can (GRO and GSO).
+    pub gro: bool,
+}
+
+impl Default for Udp {
+    fn default() -> Udp {
+        Udp {
+            on_backend_loss: OnUdpLoss::Move,
+            responses: None,
+            quarantine: None,
+            source_sessions: None,
+            source_new_per_second: None,
+            gro: true,
+        }
+    }
+}
+
+impl Udp {
+    /// How long a reply may still come after its session is over: unless configured, twice the idle
+    /// time; with `responses`, sessions end when they are answered, and a late duplicate is all that
+    /// can come, within the time in which resolvers ask again.
+    pub fn quarantine(&self, idle: Duration) -> Duration {
+        const AFTER_RESPONSES: Duration = Duration::from_secs(10);
+        self.quarantine.unwrap_or(match self.responses {
+            Some(_) => AFTER_RESPONSES.min(idle * 2),
+            None => idle * 2,
+        })
     }
 }
 

@@ -75,9 +75,18 @@ mod tests {
             timeouts.tcp_idle_ms = 12
             timeouts.half_close_ms = 13
             timeouts.drain_ms = 14
+            timeouts.udp_idle_ms = 17
             limits.sessions = 15
             limits.control_connections = 16
             limits.buffer_bytes = 1_048_576
+            limits.udp_sessions = 18
+            limits.udp_sockets = 19
+            udp.on_backend_loss = "drop"
+            udp.responses = 20
+            udp.quarantine_ms = 21
+            udp.source_sessions = 22
+            udp.source_new_per_second = 23
+            udp.gro = false
             control.allow = ["10.0.0.0/8"]
             control.secret_file = "secrets"
             log.level = "debug"
@@ -96,6 +105,14 @@ mod tests {
             "listen.control",
             "listen.admin",
             "limits.buffer_bytes",
+            "limits.udp_sessions",
+            "limits.udp_sockets",
+            "udp.on_backend_loss",
+            "udp.responses",
+            "udp.quarantine_ms",
+            "udp.source_sessions",
+            "udp.source_new_per_second",
+            "udp.gro",
             "log.format",
         ];
         assert_eq!(names(&change.after_restart), restart);
