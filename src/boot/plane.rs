@@ -67,9 +67,11 @@ impl DataPlane {
         let snapshots = Publisher::new(Snapshot::default());
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
+        let udp_seats = Arc::new(Seats::new(config.limits.udp_sessions));
         // A reload may raise the limit as far as the descriptors reach.
         let room = capacity::most_sessions(config).max(sessions_max);
-        let (ends, worker_ends) = links(workers, room, &snapshots, &urgent)?;
+        let places = room + config.limits.udp_sessions;
+        let (ends, worker_ends) = links(workers, places, &snapshots, &urgent)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
         let turns = Arc::<Turns>::default();
         let (ready, started) = mpsc::channel();
@@ -84,6 +86,7 @@ impl DataPlane {
                 balancer: Balancer::new(config.balance.policy, Arc::clone(&turns)),
                 all_metrics: Arc::clone(&all_metrics),
                 seats: Arc::clone(&seats),
+                udp_seats: Arc::clone(&udp_seats),
                 report_sessions: config.log.level >= tracing::Level::INFO,
             };
             let ready = ready.clone();
@@ -114,6 +117,7 @@ struct Plan {
     balancer: Balancer,
     all_metrics: Arc<[Arc<WorkerMetrics>]>,
     seats: Arc<Seats>,
+    udp_seats: Arc<Seats>,
     report_sessions: bool,
 }
 
@@ -141,6 +145,7 @@ impl Plan {
             reports: self.end.reports,
             urgent: self.end.urgent,
             seats: self.seats,
+            udp_seats: self.udp_seats,
             report_sessions: self.report_sessions,
         });
         let books = Rc::new(RefCell::new(dispatcher));

@@ -144,13 +144,23 @@ impl<S> Flows<S> {
         self.index.is_empty()
     }
 
-    pub fn is_full(&self) -> bool {
-        self.index.len() >= self.capacity
+    /// The place that the next flow will have; `None` when the table is full.
+    pub fn vacant(&self) -> Option<u32> {
+        if self.index.len() >= self.capacity {
+            return None;
+        }
+        Some(self.free.last().copied().unwrap_or(self.places.len() as u32))
     }
 
     /// Places that have ever been used; every flow is at one below this.
     pub fn places(&self) -> u32 {
         self.places.len() as u32
+    }
+
+    /// Ends flows after another time from now on; one whose timer is set already is looked at no
+    /// earlier than it would have been.
+    pub fn set_idle(&mut self, idle: Duration) {
+        self.idle = idle;
     }
 
     /// The place of the flow with this key, whose hash is given because callers need it as well.
@@ -173,21 +183,13 @@ impl<S> Flows<S> {
     /// # Errors
     /// Gives the state back when the table is full.
     pub fn open(&mut self, hash: u64, key: FlowKey, state: S, now: Now) -> Result<u32, S> {
-        if self.is_full() {
-            return Err(state);
-        }
+        let Some(place) = self.vacant() else { return Err(state) };
         debug_assert!(self.find(hash, &key).is_none(), "a flow is entered once");
-        let flow = Flow { key, last_seen: now, state };
-        let place = match self.free.pop() {
-            Some(place) => {
-                self.places[place as usize] = Some(flow);
-                place
-            }
-            None => {
-                self.places.push(Some(flow));
-                self.places.len() as u32 - 1
-            }
-        };
+        let flow = Some(Flow { key, last_seen: now, state });
+        match self.free.pop() {
+            Some(_) => self.places[place as usize] = flow,
+            None => self.places.push(flow),
+        }
         let Flows { index, places, hasher, .. } = self;
         index.insert_unique(hash, place, |place| {
             let flow = places[*place as usize].as_ref();
@@ -313,10 +315,12 @@ mod tests {
         let mut flows = table(2);
         let first = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
         open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
+        assert_eq!(flows.vacant(), None);
         assert_eq!(open(&mut flows, key("198.51.100.1:3"), 3, at(0)), Err(3));
         assert_eq!(flows.close(first).unwrap().state, 1);
         assert!(flows.close(first).is_none());
         assert_eq!(find(&flows, key("198.51.100.1:1")), None);
+        assert_eq!(flows.vacant(), Some(first));
         assert_eq!(open(&mut flows, key("198.51.100.1:3"), 3, at(0)), Ok(first));
         assert_eq!(flows.len(), 2);
     }
@@ -332,6 +336,15 @@ mod tests {
         assert_eq!(idle(&mut flows, at(109_999)), [0u32; 0]);
         assert_eq!(idle(&mut flows, at(110_020)), [1]);
         assert!(flows.is_empty() && flows.next_deadline().is_none());
+    }
+
+    #[test]
+    fn another_idle_time_counts_from_the_next_look() {
+        let mut flows = table(10);
+        open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        flows.set_idle(Duration::from_secs(90));
+        assert_eq!(idle(&mut flows, at(61_000)), [0u32; 0]);
+        assert_eq!(idle(&mut flows, at(90_020)), [1]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub enum EndReason {
     Finished,
     ClientReset,
     BackendReset,
-    /// Nothing moved for `tcp_idle_ms`, or the peer stopped answering.
+    /// Nothing moved for `tcp_idle_ms` or `udp_idle_ms`, or the peer stopped answering.
     Idle,
     /// One side had finished, and the other sent nothing for `half_close_ms`.
     HalfCloseIdle,

@@ -10,6 +10,8 @@
 //! A session leaves its place only when the kernel works for neither of its sockets, so a completion
 //! can never meet a stranger.
 
+pub mod udp;
+
 use std::cell::Ref;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -565,6 +567,7 @@ mod tests {
                 reports: end.reports,
                 urgent,
                 seats: Arc::new(Seats::new(1000)),
+                udp_seats: Arc::new(Seats::new(1000)),
                 report_sessions: true,
             });
             dispatcher.adopt(Arc::new(snapshot(&[1], &[0])));

@@ -3,7 +3,7 @@
 //! no socket and no session state.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -59,6 +59,8 @@ pub struct Parts {
     pub reports: rtrb::Producer<Report>,
     pub urgent: Arc<tokio::sync::Notify>,
     pub seats: Arc<Seats>,
+    /// The seats of UDP sessions, which cost no descriptors and must not take the others' places.
+    pub udp_seats: Arc<Seats>,
     /// Whether to report each session's start and end, or only what the control core must know.
     pub report_sessions: bool,
 }
@@ -105,11 +107,11 @@ impl Dispatcher {
         client: SocketAddr,
         now: Now,
     ) -> Result<Entry, Refusal> {
-        if !self.parts.seats.take() {
+        if !self.seats(protocol).take() {
             return Err(Refusal::Full);
         }
         let Some(place) = self.parts.shard.open(protocol, client, now) else {
-            self.parts.seats.give_back();
+            self.seats(protocol).give_back();
             return Err(Refusal::Full);
         };
         self.parts.metrics.counters.sessions_active.one();
@@ -128,23 +130,71 @@ impl Dispatcher {
     /// failed is picked only when there is no other.
     pub fn assign(&mut self, entry: &mut Entry, tried: &[BackendId]) -> Option<Choice> {
         self.unassign(entry);
-        let fresh = self.pick(entry, &|id| tried.contains(&id) || self.aside.contains(&id));
-        let choice = fresh.or_else(|| self.pick(entry, &|id| tried.contains(&id)))?;
-        self.parts.shard.set_backend(&entry.place, choice.backend);
-        self.parts.metrics.backends[usize::from(choice.slot)].active.one();
-        entry.choice = Some(choice);
+        let choice = self.choose(entry.protocol, entry.client.ip(), &|id| tried.contains(&id))?;
+        self.book(entry, choice);
         Some(choice)
     }
 
-    fn pick(&self, entry: &Entry, excluded: &dyn Fn(BackendId) -> bool) -> Option<Choice> {
+    /// Picks a backend and books nothing. One that has just failed is picked only when there is no
+    /// other.
+    pub fn choose(
+        &self,
+        protocol: Protocol,
+        user: IpAddr,
+        excluded: &dyn Fn(BackendId) -> bool,
+    ) -> Option<Choice> {
+        let fresh = self.pick(protocol, user, &|id| excluded(id) || self.aside.contains(&id));
+        fresh.or_else(|| self.pick(protocol, user, excluded))
+    }
+
+    /// Moves a session to a backend in the books.
+    pub fn book(&mut self, entry: &mut Entry, choice: Choice) {
+        self.unassign(entry);
+        self.parts.shard.set_backend(&entry.place, choice.backend);
+        self.parts.metrics.backends[usize::from(choice.slot)].active.one();
+        entry.choice = Some(choice);
+    }
+
+    /// A backend of the snapshot by its name.
+    pub fn find(&self, protocol: Protocol, id: BackendId) -> Option<Choice> {
+        let backend = self.snapshot.get(id).filter(|backend| backend.protocol == protocol)?;
+        Some(Choice { backend: id, slot: backend.slot, address: backend.address })
+    }
+
+    /// The backend of a session has registered anew: books the session under its new name.
+    pub fn relabel(&mut self, entry: &mut Entry, id: BackendId) {
+        if let Some(choice) = self.find(entry.protocol, id) {
+            self.book(entry, choice);
+        }
+    }
+
+    /// A running session goes on with another backend.
+    pub fn moved_to(&mut self, entry: &mut Entry, choice: Choice) {
+        self.book(entry, choice);
+        self.parts.metrics.backends[usize::from(choice.slot)].total.one();
+        self.parts.metrics.counters.udp_sessions_moved.one();
+    }
+
+    fn pick(
+        &self,
+        protocol: Protocol,
+        user: IpAddr,
+        excluded: &dyn Fn(BackendId) -> bool,
+    ) -> Option<Choice> {
         let load = |backend: &Backend| {
             let slot = usize::from(backend.slot);
             self.parts.all_metrics.iter().map(|metrics| metrics.backends[slot].active.get()).sum()
         };
-        let question =
-            Question { protocol: entry.protocol, user: entry.client.ip(), load: &load, excluded };
+        let question = Question { protocol, user, load: &load, excluded };
         let backend = self.parts.balancer.pick(&self.snapshot, &question)?;
         Some(Choice { backend: backend.id, slot: backend.slot, address: backend.address })
+    }
+
+    fn seats(&self, protocol: Protocol) -> &Seats {
+        match protocol {
+            Protocol::Udp => &self.parts.udp_seats,
+            Protocol::Tcp | Protocol::Api => &self.parts.seats,
+        }
     }
 
     fn unassign(&mut self, entry: &mut Entry) {
@@ -188,8 +238,14 @@ impl Dispatcher {
     /// Books bytes that have moved; totals, not differences.
     pub fn moved(&mut self, entry: &mut Entry, bytes_up: u64, bytes_down: u64, now: Now) {
         let (up, down) = (bytes_up - entry.bytes_up, bytes_down - entry.bytes_down);
-        (entry.bytes_up, entry.bytes_down) = (bytes_up, bytes_down);
-        self.parts.shard.moved(&entry.place, bytes_up, bytes_down, now);
+        self.carried(entry, up, down, now);
+    }
+
+    /// Books bytes that have moved since the last time.
+    pub fn carried(&mut self, entry: &mut Entry, up: u64, down: u64, now: Now) {
+        entry.bytes_up += up;
+        entry.bytes_down += down;
+        self.parts.shard.moved(&entry.place, entry.bytes_up, entry.bytes_down, now);
         let metrics = &self.parts.metrics;
         metrics.counters.bytes_up.add(up);
         metrics.counters.bytes_down.add(down);
@@ -198,6 +254,14 @@ impl Dispatcher {
             backend.up.add(up);
             backend.down.add(down);
         }
+    }
+
+    /// Takes a session that never began out of the books, without a word about it.
+    pub fn withdraw(&mut self, mut entry: Entry) {
+        self.parts.metrics.counters.sessions_active.less_one();
+        self.unassign(&mut entry);
+        self.parts.shard.close(entry.place);
+        self.seats(entry.protocol).give_back();
     }
 
     /// Takes a session out of the books.
@@ -228,7 +292,7 @@ impl Dispatcher {
         }
         self.unassign(&mut entry);
         self.parts.shard.close(entry.place);
-        self.parts.seats.give_back();
+        self.seats(entry.protocol).give_back();
     }
 
     /// Counts a user who was turned away.

@@ -1,0 +1,90 @@
+//! Who is registered at which backend address, and which of them sessions avoid. Owns that knowledge
+//! for one worker's UDP sessions; knows neither sessions nor sockets.
+
+use std::time::Duration;
+
+use crate::base::time::Now;
+use crate::cluster::{Backend, BackendId, Standing};
+use crate::proxy::udp::PeerId;
+
+/// How long sessions and new users avoid a backend that ICMP says is not there, unless the control
+/// core has set it aside meanwhile.
+const AVOIDED: Duration = Duration::from_secs(1);
+/// For a backend that is set aside until the control core says otherwise.
+const FOR_EVER: Now = Now::from_nanos(u64::MAX);
+
+/// Who is registered at one address.
+#[derive(Clone, Copy, Default)]
+pub struct Tenant {
+    pub backend: Option<BackendId>,
+    /// Sessions avoid it until then.
+    unfit_until: Now,
+    /// Of the last snapshot that it was in.
+    version: u64,
+}
+
+impl Tenant {
+    /// The backend, if it may be sent to.
+    pub fn fit(&self, now: Now) -> Option<BackendId> {
+        self.backend.filter(|_| now >= self.unfit_until)
+    }
+}
+
+#[derive(Default)]
+pub struct Tenants {
+    /// By [`PeerId::index`].
+    all: Vec<Tenant>,
+    /// The avoided ones again, by name: seldom any, so that picking looks at a short list.
+    unfit: Vec<(BackendId, Now)>,
+}
+
+impl Tenants {
+    /// Who is at this address; nobody if it was never registered.
+    pub fn at(&self, peer: PeerId) -> Tenant {
+        self.all.get(peer.index()).copied().unwrap_or_default()
+    }
+
+    pub fn is_unfit(&self, id: BackendId, now: Now) -> bool {
+        self.unfit.iter().any(|(other, until)| *other == id && now < *until)
+    }
+
+    /// A newer snapshot follows, backend by backend.
+    pub fn renew(&mut self) {
+        self.unfit.clear();
+    }
+
+    /// A backend of the snapshot. What ICMP said about it stays; what the control core said does not.
+    pub fn settle_in(&mut self, peer: PeerId, backend: &Backend, version: u64) {
+        if self.all.len() <= peer.index() {
+            self.all.resize(peer.index() + 1, Tenant::default());
+        }
+        let tenant = &mut self.all[peer.index()];
+        let unfit_until = match backend.standing {
+            Standing::Aside => FOR_EVER,
+            _ if tenant.backend == Some(backend.id) && tenant.unfit_until != FOR_EVER => {
+                tenant.unfit_until
+            }
+            _ => Now::default(),
+        };
+        *tenant = Tenant { backend: Some(backend.id), unfit_until, version };
+        if unfit_until > Now::default() {
+            self.unfit.push((backend.id, unfit_until));
+        }
+    }
+
+    /// Takes out who was not in the snapshot of this version; `None` when it was.
+    pub fn leave(&mut self, peer: PeerId, version: u64) -> Option<Tenant> {
+        let tenant = self.all.get_mut(peer.index()).filter(|tenant| tenant.version != version)?;
+        Some(std::mem::take(tenant))
+    }
+
+    /// ICMP says that nobody is there. True when that is news.
+    pub fn avoid(&mut self, peer: PeerId, now: Now) -> bool {
+        let Some(tenant) = self.all.get_mut(peer.index()) else { return false };
+        let Some(backend) = tenant.fit(now) else { return false };
+        tenant.unfit_until = now.plus(AVOIDED);
+        self.unfit.retain(|(_, until)| *until > now);
+        self.unfit.push((backend, tenant.unfit_until));
+        true
+    }
+}
