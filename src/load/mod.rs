@@ -6,7 +6,7 @@
 //! | when is a request due? | [`plan`] |
 //! | what is sent, and is this its reply? | [`message`], [`client`], [`web`] |
 //! | who connects, sends, receives? | [`driver`], over [`line`] |
-//! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`] |
+//! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`] |
 //! | who answers when nobody else is there? | [`echo`] |
 
 pub mod blocks;
@@ -17,6 +17,7 @@ pub mod expect;
 mod line;
 pub mod message;
 pub mod plan;
+pub mod plot;
 pub mod process;
 pub mod report;
 pub mod tally;

@@ -2,7 +2,10 @@
 //! the generator's own.
 
 use std::fs;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
+
+use crate::cluster::Protocol;
 
 /// CPU time of all living threads of a process; `None` when it is gone or hidden.
 pub fn cpu_of(pid: u32) -> Option<Duration> {
@@ -18,6 +21,43 @@ pub fn cpu_of_this_thread() -> Option<Duration> {
     on_cpu("/proc/thread-self/schedstat").map(Duration::from_nanos)
 }
 
+/// The process on this host that listens where a load goes; `None` when it is elsewhere or hidden.
+pub fn listener(protocol: Protocol, at: SocketAddr) -> Option<u32> {
+    // An address that nobody here has is another host's.
+    UdpSocket::bind((at.ip(), 0)).ok()?;
+    let tables: [&str; 2] = match protocol {
+        Protocol::Udp => ["/proc/net/udp", "/proc/net/udp6"],
+        Protocol::Tcp | Protocol::Api => ["/proc/net/tcp", "/proc/net/tcp6"],
+    };
+    let inodes: Vec<String> = tables
+        .iter()
+        .filter_map(|table| fs::read_to_string(table).ok())
+        .flat_map(|table| inodes(&table, at.port()))
+        .collect();
+    fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+        let holds = fs::read_dir(process.path().join("fd")).ok()?.flatten().any(|descriptor| {
+            fs::read_link(descriptor.path())
+                .is_ok_and(|to| inodes.iter().any(|inode| to.as_os_str() == inode.as_str()))
+        });
+        holds.then_some(pid)
+    })
+}
+
+/// What the sockets that wait for anyone on a port are called among a process's descriptors, out of
+/// a table of `/proc/net`.
+fn inodes(table: &str, port: u16) -> Vec<String> {
+    let waiting = |line: &str| {
+        let mut cells = line.split_whitespace().skip(1);
+        let (local, peer) = (cells.next()?, cells.next()?);
+        let here = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
+        let anyone = peer.bytes().all(|byte| matches!(byte, b'0' | b':'));
+        let inode = cells.nth(6)?;
+        (here == port && anyone).then(|| format!("socket:[{inode}]"))
+    };
+    table.lines().filter_map(waiting).collect()
+}
+
 /// The first number of a `schedstat` file: nanoseconds on a CPU.
 fn on_cpu(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
@@ -25,6 +65,8 @@ fn on_cpu(path: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -36,6 +78,27 @@ mod tests {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         assert!(cpu_of(std::process::id()).unwrap() > process);
+    }
+
+    #[test]
+    fn a_listener_is_found_by_its_port() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("[::1]:0").unwrap();
+        let (tcp_at, udp_at) = (tcp.local_addr().unwrap(), udp.local_addr().unwrap());
+        assert_eq!(listener(Protocol::Tcp, tcp_at), Some(std::process::id()));
+        assert_eq!(listener(Protocol::Udp, udp_at), Some(std::process::id()));
+        drop(tcp);
+        assert_eq!(listener(Protocol::Tcp, tcp_at), None);
+        assert_eq!(listener(Protocol::Tcp, ([192, 0, 2, 1], 80).into()), None);
+    }
+
+    #[test]
+    fn a_connection_is_no_listener() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            0: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1\n\
+            1: 0100007F:1F91 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 4712 1\n\
+            2: 0100007F:1F92 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4713 1";
+        assert_eq!(inodes(table, 8081), ["socket:[4711]"]);
     }
 
     #[test]

@@ -230,6 +230,28 @@ pub fn table(reports: &[Report]) -> String {
     align(&rows)
 }
 
+/// In one sentence, what lies between two runs of the same load.
+pub fn difference(direct: &Report, balanced: &Report) -> String {
+    let mut text = match (direct.latency_us, balanced.latency_us) {
+        (Some(direct), Some(balanced)) => format!(
+            "The balancer adds {} at p50, {} at p99 and {} at p99.9",
+            micros(balanced.p50 - direct.p50),
+            micros(balanced.p99 - direct.p99),
+            micros(balanced.p99_9 - direct.p99_9)
+        ),
+        _ => format!(
+            "Through the balancer go {:.2} GB/s, directly {:.2} GB/s",
+            balanced.gigabytes_per_second(),
+            direct.gigabytes_per_second()
+        ),
+    };
+    if balanced.balancer_cpu_ns.is_some() {
+        let _ = write!(text, "; it takes {} of a core", cpu(balanced, balanced.balancer_cpu_ns));
+    }
+    text.push('.');
+    text
+}
+
 fn errors(report: &Report) -> String {
     if report.errors_total == 0 {
         return "0".to_owned();
@@ -430,6 +452,13 @@ pub(super) mod tests {
         assert!(row("balancer CPU").contains("10.00 us/request, 0 %"), "{text}");
         let width = lines[0].chars().count();
         assert!(lines.iter().all(|line| line.chars().count() == width), "{text}");
+    }
+
+    #[test]
+    fn the_difference_is_one_sentence() {
+        let text = difference(&report("direct", 1), &report("balanced", 3));
+        assert!(text.starts_with("The balancer adds 100"), "{text}");
+        assert!(text.ends_with("; it takes 10.00 us/request, 0 % of a core."), "{text}");
     }
 
     #[test]
