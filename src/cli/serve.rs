@@ -1,6 +1,8 @@
 //! `lb serve`: runs the balancer until it is told to stop.
 
 use clap::Args;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 
 use super::Fault;
 use super::settings::Settings;
@@ -21,9 +23,15 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u16).range(0..=DEMO_MAX))]
     demo: u16,
+    /// End when the process that started this one ends
+    #[arg(long, hide = true)]
+    with_parent: bool,
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Fault> {
+    if arguments.with_parent {
+        prctl::set_pdeathsig(Signal::SIGTERM)?;
+    }
     let config = arguments.settings.load()?;
     if arguments.demo > 0 && config.listen.control.is_none() {
         return Err(Fault(

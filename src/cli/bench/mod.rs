@@ -1,6 +1,8 @@
 //! `lb bench`: the load generator from the command line. Owns its flags, the live line and the exit
 //! code: 0 when everything expected was met, 1 when not, 2 when it could not be run.
 
+mod own;
+
 use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -12,14 +14,17 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use own::Own;
+
 use super::{Fault, print, protocol};
 use crate::base::thread;
 use crate::cluster::Protocol;
 use crate::load::expect::Expectation;
 use crate::load::message::Kind;
+use crate::load::plot::{self, Curve};
 use crate::load::report::{self, Report};
 use crate::load::web::{Payload, Request};
-use crate::load::{self, Load, Outcome, Progress, Shape, echo};
+use crate::load::{self, Load, Outcome, Progress, Shape, echo, process};
 
 /// How often the live line is written anew.
 const LIVE: Duration = Duration::from_millis(500);
@@ -38,6 +43,8 @@ pub struct Arguments {
 enum Action {
     /// Serve echo backends, to be measured from elsewhere.
     Serve(Serve),
+    /// Draw the latencies of runs written with --json into one picture.
+    Plot(Plot),
 }
 
 #[derive(Args, Debug)]
@@ -48,6 +55,16 @@ struct Serve {
     /// Where, once for each backend.
     #[arg(long, value_name = "ADDR", required = true)]
     listen: Vec<SocketAddr>,
+}
+
+#[derive(Args, Debug)]
+struct Plot {
+    /// Runs, each a curve.
+    #[arg(value_name = "FILE.json", required = true)]
+    runs: Vec<PathBuf>,
+    /// The picture.
+    #[arg(long, short, value_name = "FILE.svg")]
+    output: PathBuf,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -65,9 +82,14 @@ struct Run {
     /// Which kind of user to be.
     #[arg(long, default_value = "tcp", value_parser = protocol())]
     protocol: Protocol,
-    /// Whom to ask.
+    /// Whom to ask. Without it a balancer and echo backends are started for the test, and the way
+    /// through the balancer is compared with the direct one.
     #[arg(long, value_name = "ADDR")]
     to: Option<String>,
+    /// Echo backends behind the balancer that is started.
+    #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "to",
+          value_parser = clap::value_parser!(u8).range(1..=64))]
+    backends: u8,
     /// Connections, or flows of datagrams.
     #[arg(long, value_name = "N", default_value_t = 64)]
     connections: usize,
@@ -124,6 +146,9 @@ struct Run {
     /// Write the latency distribution for HdrHistogram's plotters.
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
+    /// Draw the latency percentiles as SVG.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// What the run must show, such as 'p99<2ms', 'errors=0', 'sticky=100%' or 'spread<=1'.
     #[arg(long, value_name = "EXPR")]
     expect: Vec<Expectation>,
@@ -136,6 +161,7 @@ struct Run {
 pub fn run(arguments: Arguments) -> Result<ExitCode, Fault> {
     match arguments.action {
         Some(Action::Serve(serve)) => serve_echo(&serve),
+        Some(Action::Plot(plot)) => draw(&plot),
         None => measure(&arguments.run),
     }
 }
@@ -150,15 +176,58 @@ fn serve_echo(serve: &Serve) -> Result<ExitCode, Fault> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Draws what earlier runs have written.
+fn draw(plot: &Plot) -> Result<ExitCode, Fault> {
+    let mut curves = Vec::new();
+    for path in &plot.runs {
+        let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|error| said(&error))?;
+        let report: Report = serde_json::from_str(&text)
+            .map_err(|error| said(&format!("not written by `lb bench --json`: {error}")))?;
+        let latency = report.histogram.histogram().map_err(|error| said(&error))?;
+        let name = path.file_stem().map_or_else(String::new, |stem| stem.display().to_string());
+        curves.push(Curve { label: format!("{name} ({})", report.label), latency });
+    }
+    write(&plot.output, &plot::svg(&curves)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn measure(run: &Run) -> Result<ExitCode, Fault> {
-    let to = run.to.as_deref().ok_or("whom to ask? Give --to ADDR")?;
-    let load = run.load(resolve(to)?)?;
+    match &run.to {
+        Some(to) => measure_one(run, to),
+        None => measure_own(run),
+    }
+}
+
+/// Measures what is there already.
+fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Fault> {
+    let mut load = run.load(resolve(to)?)?;
+    load.watch = run.watch.or_else(|| process::listener(load.protocol, load.to));
     let outcome = watched(&load, run.quiet, to)?;
     let report = Report::new(to, &load, &outcome);
-    run.write_files(&report, &outcome)?;
+    run.write_files(&[(&report, &outcome)])?;
     if !run.quiet {
         print(&report::table(std::slice::from_ref(&report)))?;
         print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
+    }
+    run.verdict(&outcome)
+}
+
+/// Measures a balancer started for it, and the way without it.
+fn measure_own(run: &Run) -> Result<ExitCode, Fault> {
+    let own = Own::start(run.protocol, usize::from(run.backends))?;
+    let direct = run.load(own.backend())?;
+    let balanced = Load { to: own.door(), watch: Some(own.pid()), ..direct.clone() };
+    let direct_outcome = watched(&direct, run.quiet, "direct")?;
+    let direct_report = Report::new("direct", &direct, &direct_outcome);
+    let outcome = watched(&balanced, run.quiet, "balanced")?;
+    let report = Report::new("balanced", &balanced, &outcome);
+    drop(own);
+    run.write_files(&[(&report, &outcome), (&direct_report, &direct_outcome)])?;
+    if !run.quiet {
+        print(&report::table(&[direct_report.clone(), report.clone()]))?;
+        print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
+        print(&format!("\n{}\n", report::difference(&direct_report, &report)))?;
     }
     run.verdict(&outcome)
 }
@@ -207,13 +276,21 @@ impl Run {
         Ok(Some(Arc::new(request)))
     }
 
-    fn write_files(&self, report: &Report, outcome: &Outcome) -> Result<(), String> {
+    /// Writes what was asked for. The first run is the one that counts; a picture shows all.
+    fn write_files(&self, runs: &[(&Report, &Outcome)]) -> Result<(), Fault> {
+        let Some((report, outcome)) = runs.first() else { return Ok(()) };
         if let Some(path) = &self.json {
-            let text = serde_json::to_string_pretty(report).map_err(|error| error.to_string())?;
-            write(path, &text)?;
+            write(path, &serde_json::to_string_pretty(report)?)?;
         }
         if let Some(path) = &self.hgrm {
             write(path, &report::hgrm(&outcome.tally.latency))?;
+        }
+        if let Some(path) = &self.plot {
+            let curve = |(report, outcome): &(&Report, &Outcome)| Curve {
+                label: report.label.clone(),
+                latency: outcome.tally.latency.clone(),
+            };
+            write(path, &plot::svg(&runs.iter().map(curve).collect::<Vec<_>>())?)?;
         }
         Ok(())
     }

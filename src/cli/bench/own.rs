@@ -1,0 +1,177 @@
+//! A balancer of the test's own: echo backends in this process, `lb serve` as a child, joined over the
+//! real control port. Owns their start and end.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::mpsc;
+
+use crate::base::thread;
+use crate::client::backend::{Notice, Wish};
+use crate::client::stay::{Membership, stay};
+use crate::client::wire::Service;
+use crate::cluster::Protocol;
+use crate::load::echo::{self, Backends};
+
+/// How long the balancer may take to start, and the backends to join.
+const START_MAX: Duration = Duration::from_secs(15);
+/// How long it may take to end before it is killed.
+const END_MAX: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What the child is told beyond its doors. A line for every session would be measured, too.
+const SETTINGS: &str = "[log]\nlevel = \"warn\"\n[timeouts]\ndrain_ms = 500\n";
+
+/// A running balancer with its backends; all of it ends when this is dropped.
+pub struct Own {
+    door: SocketAddr,
+    backends: Backends,
+    /// Dropped to leave the balancer.
+    wishes: Vec<mpsc::Sender<Wish>>,
+    members: Option<JoinHandle<()>>,
+    child: Child,
+}
+
+impl Own {
+    /// Starts `count` backends and a balancer before them. The error is for the person who asked.
+    pub fn start(protocol: Protocol, count: usize) -> Result<Own, String> {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let backends = echo::start(protocol, &vec![anywhere; count])
+            .map_err(|error| format!("cannot start echo backends: {error}"))?;
+        let (door, control) = free_ports(protocol).map_err(|error| format!("no port: {error}"))?;
+        let child = serve(protocol, door, control)
+            .map_err(|error| format!("cannot start a balancer: {error}"))?;
+        let mut own = Own { door, backends, wishes: Vec::new(), members: None, child };
+        let told = own.join(protocol, control)?;
+        own.wait_for(&told, count)?;
+        Ok(own)
+    }
+
+    /// Where users connect.
+    pub fn door(&self) -> SocketAddr {
+        self.door
+    }
+
+    /// A backend, to be asked without the balancer.
+    pub fn backend(&self) -> SocketAddr {
+        self.backends.addresses()[0]
+    }
+
+    /// The balancer's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Registers every backend, and keeps them registered on a thread.
+    fn join(
+        &mut self,
+        protocol: Protocol,
+        control: SocketAddr,
+    ) -> Result<Receiver<Notice>, String> {
+        let (tell, told) = channel();
+        let mut stays = Vec::new();
+        for address in self.backends.addresses() {
+            let (wish, wished) = mpsc::channel(1);
+            self.wishes.push(wish);
+            let membership = Membership {
+                balancer: control.to_string(),
+                service: Service { protocol, port: address.port(), weight: 1, name: None },
+                secret: None,
+            };
+            stays.push((membership, wished, Sender::clone(&tell)));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| format!("cannot register: {error}"))?;
+        let members = thread::spawn("members", move || {
+            runtime.block_on(async {
+                let mut members = tokio::task::JoinSet::new();
+                for (membership, wished, tell) in stays {
+                    members.spawn(stay(membership, wished, move |notice| {
+                        // Nobody listens any more once everyone has joined.
+                        let _ = tell.send(notice);
+                    }));
+                }
+                while members.join_next().await.is_some() {}
+            });
+        });
+        self.members = Some(members.map_err(|error| format!("cannot register: {error}"))?);
+        Ok(told)
+    }
+
+    /// Waits until every backend has joined.
+    fn wait_for(&mut self, told: &Receiver<Notice>, count: usize) -> Result<(), String> {
+        let until = Instant::now() + START_MAX;
+        let mut joined = 0;
+        let mut last = None;
+        while joined < count {
+            match told.recv_timeout(LOOK_AGAIN) {
+                Ok(Notice::Registered) => joined += 1,
+                Ok(notice) => last = Some(notice),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(format!("the balancer did not start ({status}); it said why above"));
+            }
+            if Instant::now() > until {
+                break;
+            }
+        }
+        if joined == count {
+            return Ok(());
+        }
+        let last = last.map_or_else(|| "nothing was heard".to_owned(), |notice| notice.to_string());
+        Err(format!("{joined} of {count} backends could join the balancer: {last}"))
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.wishes.clear();
+        if let Some(members) = self.members.take() {
+            // A panic there has been printed.
+            let _ = members.join();
+        }
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let until = Instant::now() + END_MAX;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port for users of a protocol and one for backends that nobody has at this moment.
+fn free_ports(protocol: Protocol) -> std::io::Result<(SocketAddr, SocketAddr)> {
+    let control = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let door = match protocol {
+        Protocol::Udp => UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?,
+        _ => TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?,
+    };
+    Ok((door, control.local_addr()?))
+}
+
+/// This program again, as a balancer with one door. It ends with this process.
+fn serve(protocol: Protocol, door: SocketAddr, control: SocketAddr) -> std::io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["serve", "--with-parent", "--config", "/dev/stdin", "--admin", "off"]);
+    for other in Protocol::ALL {
+        let address = if other == protocol { door.to_string() } else { "off".to_owned() };
+        command.arg(format!("--{other}")).arg(address);
+    }
+    command.arg("--control").arg(control.to_string());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    if let Some(mut settings) = child.stdin.take() {
+        settings.write_all(SETTINGS.as_bytes())?;
+    }
+    Ok(child)
+}
