@@ -1,0 +1,145 @@
+//! The README against the program: its tables of settings and metrics are those of the code, and every
+//! command, flag, key and reason is named. With `LB_WRITE_README=1` the tables are written anew,
+//! in one thread.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use lb::config::Config;
+use lb::config::keys::KEYS;
+
+fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")
+}
+
+fn readme() -> String {
+    fs::read_to_string(path()).unwrap()
+}
+
+/// The README with `rows` between the marks of that name.
+fn with_block(text: &str, name: &str, rows: &str) -> String {
+    let start = format!("<!-- {name} -->\n");
+    let end = "<!-- end -->";
+    let (before, rest) = text.split_once(&start).expect("the block's first mark");
+    let (_, after) = rest.split_once(end).expect("the block's last mark");
+    format!("{before}{start}{rows}{end}{after}")
+}
+
+fn holds_block(name: &str, rows: &str) {
+    let text = readme();
+    let wanted = with_block(&text, name, rows);
+    if std::env::var_os("LB_WRITE_README").is_some() && text != wanted {
+        fs::write(path(), &wanted).unwrap();
+        return;
+    }
+    assert!(
+        text == wanted,
+        "the table of {name} in README.md is not that of the program; run `LB_WRITE_README=1 cargo \
+         test --test readme -- --test-threads 1`"
+    );
+}
+
+#[test]
+fn the_settings_are_those_of_the_program() {
+    let defaults = Config::default();
+    let mut rows = "| key | default | |\n|---|---|---|\n".to_owned();
+    for key in KEYS {
+        let default = key.show(&defaults);
+        rows += &format!("| `{}` | `{default}` | {} |\n", key.path(), key.help);
+    }
+    holds_block("settings", &rows);
+}
+
+/// A balancer that is ended with its test.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a running balancer says at `/metrics`.
+fn metrics() -> String {
+    let off = ["--tcp", "127.0.0.1:0", "--udp", "off", "--api", "off"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+    command.args(["serve", "--control", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).args(off);
+    let mut serving = Serving(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut log = BufReader::new(serving.0.stdout.take().unwrap()).lines();
+    let opened =
+        log.find_map(|line| line.unwrap().split_once("admin=\"").map(|it| it.1.to_owned()));
+    let admin = opened.unwrap().split('"').next().unwrap().to_owned();
+    let mut door = TcpStream::connect(&admin).unwrap();
+    door.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    door.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    door.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
+}
+
+#[test]
+fn the_metrics_are_those_of_the_program() {
+    let answer = metrics();
+    let mut rows = "| metric | |\n|---|---|\n".to_owned();
+    for line in answer.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = line.split_once(' ').unwrap();
+        rows += &format!("| `{name}` | {} |\n", help.trim_end());
+    }
+    assert!(rows.lines().count() > 40, "{answer}");
+    holds_block("metrics", &rows);
+}
+
+#[test]
+fn every_reason_for_the_end_of_a_session_is_named() {
+    let source = include_str!("../src/session/mod.rs");
+    let readme = readme();
+    let names: Vec<&str> = source
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("EndReason::")?.split('"').nth(1))
+        .collect();
+    assert!(names.len() >= 9, "{names:?}");
+    for name in names {
+        assert!(readme.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+fn help(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_lb")).args(arguments).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn every_command_and_flag_is_named() {
+    let readme = readme();
+    let commands = help(&["help"]);
+    let commands: Vec<&str> = commands
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|name| !name.is_empty() && *name != "help")
+        .collect();
+    assert!(commands.contains(&"serve"), "{commands:?}");
+    for command in commands {
+        assert!(readme.contains(&format!("`lb {command}")), "lb {command}");
+        // The load generator has more flags than a table in a README is good for.
+        if command == "bench" {
+            continue;
+        }
+        let help = help(&["help", command]);
+        let flags = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
+        for flag in flags.filter_map(|line| line.split(' ').find(|word| word.starts_with("--"))) {
+            if !matches!(flag, "--help" | "--version") {
+                assert!(readme.contains(&format!("`{flag}")), "lb {command} {flag}");
+            }
+        }
+    }
+}
