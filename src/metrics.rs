@@ -148,6 +148,8 @@ table! {
         Counter reloads: "Times that changed settings were taken into use.",
         Counter reloads_refused: "Times that settings with a fault in them were not taken into use.",
         Counter admin_requests: "Requests to the admin door.",
+        Counter admin_changes: "Changes made over the admin door.",
+        Counter admin_refused: "Changes asked for over the admin door and refused.",
     }
 }
 

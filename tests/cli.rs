@@ -90,7 +90,7 @@ fn the_operators_faults_are_one_sentence_and_exit_code_2() {
         ),
         (
             vec!["backend", "--protocol", "tcp", "--port", "1", "--secret-file", "no/such"],
-            "check [control] secret_file",
+            "check the path in the configuration",
         ),
     ] {
         let output = ran(&arguments);

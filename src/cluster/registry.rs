@@ -46,6 +46,8 @@ pub enum Change {
     SetAside { backend: BackendId },
     /// Its data port can be connected to again.
     Restore { backend: BackendId },
+    /// Gets another share of the new sessions, at the operator's wish.
+    Weigh { backend: BackendId, weight: u16 },
 }
 
 /// What a change came to.
@@ -145,6 +147,7 @@ impl Registry {
             Change::Restore { backend } => {
                 Ok(self.change_standing(backend, Standing::Aside, Standing::Serving))
             }
+            Change::Weigh { backend, weight } => self.weigh(backend, weight),
         }
     }
 
@@ -255,6 +258,16 @@ impl Registry {
         }
         let snapshot = (!left.is_empty()).then(|| self.freeze());
         Applied { backend: left.first().map(|entry| entry.backend.id), left, snapshot }
+    }
+
+    fn weigh(&mut self, id: BackendId, weight: u16) -> Result<Applied, Fault> {
+        if !(1..=WEIGHT_MAX).contains(&weight) {
+            return Err(Fault::WeightOutOfRange);
+        }
+        let Some(entry) = self.entries.get_mut(&id) else { return Ok(Applied::default()) };
+        let same = std::mem::replace(&mut entry.backend.weight, weight) == weight;
+        let snapshot = (!same).then(|| self.freeze());
+        Ok(Applied { backend: Some(id), left: Vec::new(), snapshot })
     }
 
     fn change_standing(&mut self, id: BackendId, from: Standing, to: Standing) -> Applied {
@@ -447,6 +460,21 @@ mod tests {
         assert!(registry.apply(Change::Restore { backend: id }, NOW).unwrap().snapshot.is_none());
         let back = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap();
         assert_eq!(ports(&back.snapshot.unwrap(), Protocol::Tcp), [80]);
+    }
+
+    #[test]
+    fn an_operator_changes_a_weight_within_its_bounds_and_nothing_else() {
+        let mut registry = Registry::new(4);
+        let first = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
+        registry.apply(join(1, Protocol::Tcp, 81, 1), NOW).unwrap();
+        let mut weigh = |backend, weight| registry.apply(Change::Weigh { backend, weight }, NOW);
+        let heavier = weigh(first, 2).unwrap().snapshot.unwrap();
+        assert_eq!(ports(&heavier, Protocol::Tcp), [80, 81, 80]);
+        assert!(weigh(first, 2).unwrap().snapshot.is_none(), "it has that weight already");
+        assert!(weigh(BackendId(99), 2).unwrap().snapshot.is_none());
+        for weight in [0, WEIGHT_MAX + 1] {
+            assert_eq!(weigh(first, weight).unwrap_err(), Fault::WeightOutOfRange);
+        }
     }
 
     #[test]

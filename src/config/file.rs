@@ -190,6 +190,9 @@ mod tests {
             [control]
             allow = ["10.0.0.0/8"]
             secret_file = "secrets"
+            [admin]
+            token_file = "tokens"
+            socket = "admin.sock"
             [log]
             level = "debug"
             format = "json"

@@ -310,10 +310,21 @@ pub const KEYS: &[Key] = &[
         name: "secret_file",
         help: "File of shared secrets, one a line, any of which proves a backend; `\"\"` asks for none.",
         set: |config, given| path(given).map(|value| config.control.secret_file = value),
-        show: |config| {
-            let path = config.control.secret_file.as_deref();
-            format!("\"{}\"", path.map_or("".into(), |path| path.to_string_lossy()))
-        },
+        show: |config| show_path(config.control.secret_file.as_deref()),
+    },
+    Key {
+        section: "admin",
+        name: "token_file",
+        help: "File of tokens, one a line, any of which allows changes over the admin door from this host; `\"\"` allows none.",
+        set: |config, given| path(given).map(|value| config.admin.token_file = value),
+        show: |config| show_path(config.admin.token_file.as_deref()),
+    },
+    Key {
+        section: "admin",
+        name: "socket",
+        help: "Unix socket over which the balancer's own user and root may make changes without a token; `\"\"` opens none.",
+        set: |config, given| path(given).map(|value| config.admin.socket = value),
+        show: |config| show_path(config.admin.socket.as_deref()),
     },
     Key {
         section: "log",
@@ -488,6 +499,10 @@ fn path(given: &Given) -> Result<Option<PathBuf>, String> {
     }
 }
 
+fn show_path(path: Option<&std::path::Path>) -> String {
+    format!("\"{}\"", path.map_or("".into(), |path| path.to_string_lossy()))
+}
+
 fn show_door(door: Option<SocketAddr>) -> String {
     match door {
         None => "\"off\"".to_owned(),
@@ -615,8 +630,10 @@ mod tests {
         assert_eq!(sorted.len(), paths.len());
         let mut sections: Vec<&str> = KEYS.iter().map(|key| key.section).collect();
         sections.dedup();
-        let all =
-            ["", "listen", "balance", "health", "timeouts", "limits", "udp", "control", "log"];
+        let all = [
+            "", "listen", "balance", "health", "timeouts", "limits", "udp", "control", "admin",
+            "log",
+        ];
         assert_eq!(sections, all);
     }
 }

@@ -25,6 +25,7 @@ pub struct Config {
     pub limits: Limits,
     pub udp: Udp,
     pub control: Control,
+    pub admin: Admin,
     pub log: Log,
 }
 
@@ -211,6 +212,15 @@ pub struct Control {
     pub allow: Vec<ipnet::IpNet>,
     /// Shared secrets, one a line; any of them proves a backend.
     pub secret_file: Option<PathBuf>,
+}
+
+/// Who may change things over the admin door. Reading it needs no leave.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Admin {
+    /// Tokens, one a line; any of them allows changes over TCP from loopback.
+    pub token_file: Option<PathBuf>,
+    /// A unix socket over which the user that runs the balancer and root may make changes.
+    pub socket: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -1,10 +1,14 @@
 //! The admin door: what operators and their tools read over HTTP. Owns the paths and how an answer is
-//! sent; what it says is `view`'s, `exposition`'s and `listing`'s. Its sockets are the runtime's own,
+//! sent; what it says is `view`'s, `exposition`'s and `listing`'s, and what it may change is `verbs`'.
+//! Its sockets are the runtime's own,
 //! because an HTTP server wants timeouts, and an operation on the ring must not be raced against one.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +16,24 @@ use std::time::Duration;
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+use super::auth::Secrets;
 use super::exposition;
 use super::hub::Hub;
 use super::listing::{Query, next_portion};
 use super::status::{Doors, Problem, RunState, SCHEMA, SessionStatus};
+use super::verbs::{self, Peer, Refusal, Verb};
 use super::view;
 use crate::base::time::Now;
 use crate::cluster::Standing;
@@ -48,33 +57,90 @@ type Body = Either<Full<Bytes>, Channel<Bytes, Infallible>>;
 
 /// What every request needs.
 #[derive(Clone)]
-struct Admin {
-    hub: Rc<RefCell<Hub>>,
-    doors: Doors,
+pub struct Admin {
+    pub hub: Rc<RefCell<Hub>>,
+    pub doors: Doors,
+    /// What allows changes over TCP.
+    pub tokens: Option<Rc<Secrets>>,
 }
 
-/// The listener as the runtime watches it.
-///
-/// # Errors
-/// When the runtime cannot watch the listener.
-pub fn listener(listener: std::net::TcpListener) -> io::Result<TcpListener> {
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+/// Where operators connect.
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection, whatever it came over.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+impl Listener {
+    /// The door itself.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch the listener.
+    pub fn door(listener: std::net::TcpListener) -> io::Result<Listener> {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener).map(Listener::Tcp)
+    }
+
+    /// The unix socket at `path`. One that a balancer left behind is replaced.
+    ///
+    /// # Errors
+    /// A sentence for the operator with the cure in it.
+    pub fn socket(path: &Path) -> Result<Listener, String> {
+        let shown = path.display();
+        let left_over = path.symlink_metadata().is_ok_and(|about| about.file_type().is_socket());
+        if left_over {
+            if StdUnixStream::connect(path).is_ok() {
+                return Err(format!(
+                    "another balancer answers on {shown}: stop it or name another [admin] socket"
+                ));
+            }
+            // If it cannot be removed, binding says why.
+            let _ = std::fs::remove_file(path);
+        }
+        UnixListener::bind(path).map(Listener::Unix).map_err(|error| {
+            format!(
+                "cannot open the unix socket {shown}: {error}; name another [admin] socket, in a \
+                 directory that the balancer's user may write"
+            )
+        })
+    }
+
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok((Box::new(stream), Peer::Tcp(address)))
+            }
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let uid = stream.peer_cred()?.uid();
+                Ok((Box::new(stream), Peer::Unix { uid }))
+            }
+        }
+    }
 }
 
 /// Accepts for ever and answers on each connection in a task of its own.
-pub async fn serve(hub: Rc<RefCell<Hub>>, listener: TcpListener, doors: Doors) {
+pub async fn serve(admin: Admin, listener: Listener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let admin = Admin { hub, doors };
+    let own = nix::unistd::geteuid().as_raw();
     loop {
         let place = Arc::clone(&places).acquire_owned().await;
         match listener.accept().await {
-            Ok((stream, _)) => {
+            // A stranger on the unix socket is hung up on.
+            Ok((_, Peer::Unix { uid })) if uid != own && uid != 0 => {
+                warn!(uid, "a user who may not was turned away from the admin socket");
+            }
+            Ok((stream, peer)) => {
                 let admin = admin.clone();
                 tokio_uring::spawn(async move {
                     let _place = place;
+                    let talk = converse(admin, stream, peer);
                     // A connection that broke or took too long concerns nobody but its peer.
-                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, converse(admin, stream)).await;
+                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, talk).await;
                 });
             }
             Err(reason) => {
@@ -85,9 +151,9 @@ pub async fn serve(hub: Rc<RefCell<Hub>>, listener: TcpListener, doors: Doors) {
     }
 }
 
-async fn converse(admin: Admin, stream: TcpStream) -> hyper::Result<()> {
+async fn converse(admin: Admin, stream: Box<dyn Stream>, peer: Peer) -> hyper::Result<()> {
     let service = service_fn(move |request| {
-        let response = admin.answer(&request);
+        let response = admin.answer(&request, peer);
         async move { Ok::<_, Infallible>(response) }
     });
     http1::Builder::new()
@@ -98,14 +164,60 @@ async fn converse(admin: Admin, stream: TcpStream) -> hyper::Result<()> {
 }
 
 impl Admin {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    fn answer(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
         self.hub.borrow().counters.admin_requests.one();
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut response =
-                problem(StatusCode::METHOD_NOT_ALLOWED, "the admin door answers GET and HEAD only");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+        if self.is_led_here_by_a_name(request) {
+            return problem(
+                StatusCode::MISDIRECTED_REQUEST,
+                "a door on loopback answers to its address or localhost, not to other names",
+            );
         }
+        match *request.method() {
+            Method::GET | Method::HEAD => self.show(request),
+            Method::POST => self.change(request, peer),
+            _ => {
+                let mut response =
+                    problem(StatusCode::METHOD_NOT_ALLOWED, "use GET to read and POST to change");
+                let allowed = HeaderValue::from_static("GET, HEAD, POST");
+                response.headers_mut().insert(ALLOW, allowed);
+                response
+            }
+        }
+    }
+
+    /// Whether a browser may have been sent to a door on loopback under a stranger's name, which
+    /// would let the stranger's page read the answers.
+    fn is_led_here_by_a_name(&self, request: &Request<Incoming>) -> bool {
+        let private = self.doors.admin.is_some_and(|door| door.ip().to_canonical().is_loopback());
+        let host = request.headers().get(HOST);
+        private && host.is_some_and(|host| !host.to_str().is_ok_and(verbs::is_no_name))
+    }
+
+    fn change(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
+        let mut hub = self.hub.borrow_mut();
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or(""));
+        let outcome = verbs::admit(peer, request.headers(), self.tokens.as_deref())
+            .and_then(|()| Verb::parse(path, query))
+            .and_then(|verb| verbs::carry_out(&mut hub, verb, peer, Now::read()));
+        match outcome {
+            Ok(changed) => {
+                hub.counters.admin_changes.one();
+                json(StatusCode::ACCEPTED, &changed)
+            }
+            Err(Refusal { code, sentence }) => {
+                hub.counters.admin_refused.one();
+                warn!(by = %peer, path, why = sentence, "a change was refused");
+                let mut response = problem(code, &sentence);
+                if code == StatusCode::UNAUTHORIZED {
+                    let bearer = HeaderValue::from_static("Bearer");
+                    response.headers_mut().insert(WWW_AUTHENTICATE, bearer);
+                }
+                response
+            }
+        }
+    }
+
+    fn show(&self, request: &Request<Incoming>) -> Response<Body> {
         match request.uri().path() {
             "/healthz" => self.health(),
             "/readyz" => self.readiness(),
@@ -244,5 +356,6 @@ fn response(code: StatusCode, media: &'static str, body: Body) -> Response<Body>
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -85,7 +85,9 @@ impl Secrets {
     pub fn load(path: &Path) -> Result<Secrets, String> {
         let shown = path.display();
         let file = fs::File::open(path).map_err(|error| {
-            format!("cannot read the secret file {shown}: {error}; check [control] secret_file")
+            format!(
+                "cannot read the secret file {shown}: {error}; check the path in the configuration"
+            )
         })?;
         let about = file.metadata().map_err(|error| format!("cannot look at {shown}: {error}"))?;
         if about.permissions().mode() & 0o027 != 0 {
@@ -98,6 +100,15 @@ impl Secrets {
             .read_to_end(&mut text)
             .map_err(|error| format!("cannot read the secret file {shown}: {error}"))?;
         Secrets::parse(&text).map_err(|fault| format!("the secret file {shown} {fault}"))
+    }
+
+    /// Whether `candidate` is one of them. Takes the same time whichever it is.
+    pub fn hold(&self, candidate: &[u8]) -> bool {
+        let (nonce, id) = ("", "");
+        let shown = keyed(candidate, nonce, id).finalize().into_bytes();
+        self.0.iter().fold(false, |held, secret| {
+            held | keyed(secret, nonce, id).verify_slice(&shown).is_ok()
+        })
     }
 
     /// The secret to prove oneself with.
@@ -279,7 +290,7 @@ mod tests {
             assert!(fault.contains("chmod 600"), "{fault}");
         }
         fs::remove_file(&path).unwrap();
-        assert!(Secrets::load(&path).unwrap_err().contains("secret_file"));
+        assert!(Secrets::load(&path).unwrap_err().contains("check the path"));
     }
 
     #[test]

@@ -238,6 +238,13 @@ impl Hub {
         Ok(Reply::DrainStarted { about, left })
     }
 
+    /// Gives a backend another share of the new sessions.
+    pub fn weigh(&mut self, id: BackendId, weight: u16, now: Now) -> Result<(), Fault> {
+        let applied = self.registry.apply(Change::Weigh { backend: id, weight }, now)?;
+        self.take_in(applied, "", false, now);
+        Ok(())
+    }
+
     /// The backends after `after` that a connection may see, as many as fit a message, and where to
     /// go on if there are more. Where a secret is asked for, those of the same identity.
     pub fn list(&self, owner: Owner, after: BackendId) -> (Reply, Option<BackendId>) {

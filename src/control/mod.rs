@@ -25,6 +25,7 @@
 //! | changing settings while it runs | [`reload`] |
 //! | what people read in the log | [`console`] |
 //! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`admin`] |
+//! | what operators may change, and who | [`verbs`] |
 
 pub mod admin;
 pub mod api;
@@ -44,6 +45,7 @@ pub mod pace;
 pub mod probe;
 pub mod reload;
 pub mod status;
+pub mod verbs;
 pub mod view;
 pub mod workers;
 
@@ -62,6 +64,7 @@ use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Snapshot};
 use crate::config::Config;
 use crate::worker::link::{ControlEnd, Order};
+use admin::{Admin, Listener};
 use door::Door;
 use hub::Hub;
 use manager::Manager;
@@ -196,9 +199,15 @@ fn open(
         };
         tokio_uring::spawn(door.accept(listener));
     }
+    let token_file = config.admin.token_file.as_deref();
+    let tokens = token_file.map(auth::Secrets::load).transpose().map_err(io::Error::other)?;
+    let admin = Admin { hub: Rc::clone(hub), doors: bound, tokens: tokens.map(Rc::new) };
+    if let Some(path) = &config.admin.socket {
+        let socket = Listener::socket(path).map_err(io::Error::other)?;
+        tokio_uring::spawn(admin::serve(admin.clone(), socket));
+    }
     if let Some(listener) = doors.admin {
-        let listener = admin::listener(listener)?;
-        tokio_uring::spawn(admin::serve(Rc::clone(hub), listener, bound));
+        tokio_uring::spawn(admin::serve(admin, Listener::door(listener)?));
     }
     Ok(())
 }

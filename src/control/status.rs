@@ -209,6 +209,14 @@ pub struct SessionStatus {
     pub bytes_down: u64,
 }
 
+/// What the admin door answers to a change that it made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Changed {
+    pub schema: u32,
+    /// Sessions running on the backend that was changed; 1 for a session that is being ended.
+    pub sessions: u64,
+}
+
 /// What the admin door answers to a request that it cannot serve.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Problem {

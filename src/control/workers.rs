@@ -102,6 +102,14 @@ impl Workers {
         lost
     }
 
+    /// Gives one worker an order. Says whether it was taken.
+    pub fn order_one(&mut self, worker: u8, order: Order) -> bool {
+        let end = self.ends.iter_mut().find(|end| end.link.worker == worker);
+        let taken = end.is_some_and(|end| end.take(order));
+        self.wake();
+        taken
+    }
+
     /// Passes on orders that had to wait. Says whether none waits any more.
     pub fn flush(&mut self) -> bool {
         for end in &mut self.ends {

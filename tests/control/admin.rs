@@ -150,7 +150,8 @@ fn what_the_admin_door_does_not_know_it_says() {
     for (head, code, words) in [
         ("GET / HTTP/1.0\r\n\r\n", 404, "the paths are"),
         ("GET /sessions?limit=0 HTTP/1.0\r\n\r\n", 400, "limit must be"),
-        ("POST /status HTTP/1.0\r\n\r\n", 405, "GET and HEAD only"),
+        ("PUT /status HTTP/1.0\r\n\r\n", 405, "GET to read"),
+        ("GET /status HTTP/1.1\r\nHost: a.example\r\n\r\n", 421, "not to other names"),
     ] {
         let (got, body) = core.request(head);
         assert_eq!(got, code, "{head}");

@@ -3,6 +3,7 @@
 
 mod admin;
 mod harness;
+mod verbs;
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};

@@ -1,0 +1,364 @@
+//! What operators may change over the admin door: drain a backend, set its weight, end a session. Owns
+//! the paths, who may ask, and what is done; every change goes through the registry or the orders to
+//! the workers like any other, is counted, and leaves a line in the log.
+//!
+//! # The requests
+//!
+//! | request | does |
+//! |---|---|
+//! | `POST /backends/b3/drain?deadline_ms=30000` | no new sessions; what is left at the deadline is ended (normally after `timeouts.drain_ms`) |
+//! | `POST /backends/b3/weight?to=5` | share of new sessions relative to the others, until the backend registers again |
+//! | `POST /sessions/0-17-4/end` | ends one session |
+//!
+//! # Who may ask
+//!
+//! Over `[admin] socket`, a unix socket, the user that runs the balancer and root: the kernel says who
+//! is there (`SO_PEERCRED`, unix(7)). Over TCP, whoever comes from loopback and knows a line of
+//! `[admin] token_file`: `Authorization: Bearer <token>` (RFC 6750).
+//!
+//! A browser on the same host could be made to ask by a page from elsewhere. Such a page cannot set
+//! that header without a preflight, which is never granted; beyond that the `Origin` must be the door
+//! itself, and `Host` must be an address or `localhost`, because a name can be pointed here by a
+//! stranger (DNS rebinding).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN};
+use tracing::info;
+
+use super::auth::Secrets;
+use super::hub::Hub;
+use super::status::{Changed, SCHEMA};
+use crate::base::time::Now;
+use crate::cluster::{BackendId, WEIGHT_MAX};
+use crate::session::{EndReason, SessionId};
+use crate::worker::link::Order;
+
+/// The longest that a drain may be asked to take.
+const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+/// By what a browser says where a request comes from (Fetch Metadata).
+static FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Who is at the other end of a connection to the admin door.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Peer {
+    Tcp(SocketAddr),
+    /// Over the unix socket, as the kernel says.
+    Unix {
+        uid: u32,
+    },
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Peer::Tcp(address) => write!(out, "{address}"),
+            Peer::Unix { uid } => write!(out, "uid {uid}"),
+        }
+    }
+}
+
+/// A change that an operator asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verb {
+    Drain { backend: BackendId, lasts: Option<Duration> },
+    Weigh { backend: BackendId, weight: u16 },
+    End { session: SessionId },
+}
+
+/// Why something was not done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    pub code: StatusCode,
+    /// One sentence with the cure.
+    pub sentence: String,
+}
+
+fn refuse<T>(code: StatusCode, sentence: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { code, sentence: sentence.into() })
+}
+
+impl Verb {
+    /// Reads a request's path and query.
+    ///
+    /// # Errors
+    /// When there is no such verb, or its parameters are not what it takes.
+    pub fn parse(path: &str, query: &str) -> Result<Verb, Refusal> {
+        let mut parts = path.trim_start_matches('/').split('/');
+        let parts = [parts.next(), parts.next(), parts.next(), parts.next()];
+        let [Some(kind), Some(id), Some(verb), None] = parts else { return unknown() };
+        let parameter = parameter(query)?;
+        let given = parameter.as_ref().map(|(key, value)| (key.as_str(), value.as_str()));
+        match (kind, verb, given) {
+            ("backends", "drain", None) => Ok(Verb::Drain { backend: backend(id)?, lasts: None }),
+            ("backends", "drain", Some(("deadline_ms", ms))) => {
+                Ok(Verb::Drain { backend: backend(id)?, lasts: Some(lasts(ms)?) })
+            }
+            ("backends", "weight", Some(("to", to))) => {
+                Ok(Verb::Weigh { backend: backend(id)?, weight: weight(to)? })
+            }
+            ("sessions", "end", None) => match id.parse() {
+                Ok(session) => Ok(Verb::End { session }),
+                Err(()) => refuse(StatusCode::BAD_REQUEST, "a session's id is like 0-17-4"),
+            },
+            ("backends", "drain" | "weight", _) | ("sessions", "end", _) => refuse(
+                StatusCode::BAD_REQUEST,
+                "drain takes deadline_ms or nothing, weight takes to, end takes nothing",
+            ),
+            _ => unknown(),
+        }
+    }
+}
+
+fn unknown<T>() -> Result<T, Refusal> {
+    refuse(
+        StatusCode::NOT_FOUND,
+        "POST to /backends/ID/drain, /backends/ID/weight?to=N or /sessions/ID/end",
+    )
+}
+
+/// The only parameter of a query, if there is one.
+fn parameter(query: &str) -> Result<Option<(String, String)>, Refusal> {
+    let mut pairs = form_urlencoded::parse(query.as_bytes());
+    let first = pairs.next().map(|(key, value)| (key.into_owned(), value.into_owned()));
+    match pairs.next() {
+        None => Ok(first),
+        Some(_) => refuse(StatusCode::BAD_REQUEST, "a verb takes one parameter at most"),
+    }
+}
+
+fn backend(id: &str) -> Result<BackendId, Refusal> {
+    match id.strip_prefix('b').and_then(|number| number.parse().ok()) {
+        Some(number) => Ok(BackendId(number)),
+        None => refuse(StatusCode::BAD_REQUEST, "a backend's id is like b3"),
+    }
+}
+
+fn lasts(ms: &str) -> Result<Duration, Refusal> {
+    match ms.parse().map(Duration::from_millis) {
+        Ok(lasts) if lasts <= DRAIN_MAX => Ok(lasts),
+        _ => refuse(
+            StatusCode::BAD_REQUEST,
+            format!("deadline_ms must be from 0 to {}", DRAIN_MAX.as_millis()),
+        ),
+    }
+}
+
+fn weight(to: &str) -> Result<u16, Refusal> {
+    match to.parse() {
+        Ok(weight @ 1..=WEIGHT_MAX) => Ok(weight),
+        _ => refuse(StatusCode::BAD_REQUEST, format!("to must be from 1 to {WEIGHT_MAX}")),
+    }
+}
+
+/// Whether a request may change something.
+///
+/// # Errors
+/// Why it may not.
+pub fn admit(peer: Peer, headers: &HeaderMap, tokens: Option<&Secrets>) -> Result<(), Refusal> {
+    let Peer::Tcp(address) = peer else { return Ok(()) };
+    if !address.ip().to_canonical().is_loopback() {
+        return refuse(StatusCode::FORBIDDEN, "changes are taken from this host only");
+    }
+    from_the_door_itself(headers)?;
+    let Some(tokens) = tokens else {
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "changes over TCP are off: set [admin] token_file, or use the socket of [admin] socket",
+        );
+    };
+    let bearer = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
+    match bearer.and_then(|value| value.strip_prefix(b"Bearer ")) {
+        Some(token) if tokens.hold(token.trim_ascii()) => Ok(()),
+        _ => refuse(
+            StatusCode::UNAUTHORIZED,
+            "send `Authorization: Bearer` with a line of the [admin] token_file",
+        ),
+    }
+}
+
+fn from_the_door_itself(headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = text(HOST).unwrap_or("");
+    if !is_no_name(host) {
+        return refuse(
+            StatusCode::MISDIRECTED_REQUEST,
+            "the Host header must be this door's address or localhost",
+        );
+    }
+    let same_origin = match headers.contains_key(ORIGIN) {
+        true => text(ORIGIN).and_then(|origin| origin.strip_prefix("http://")) == Some(host),
+        false => true,
+    };
+    let same_site = match headers.contains_key(&FETCH_SITE) {
+        true => matches!(text(FETCH_SITE.clone()), Some("same-origin" | "none")),
+        false => true,
+    };
+    if same_origin && same_site {
+        return Ok(());
+    }
+    refuse(StatusCode::FORBIDDEN, "pages from elsewhere may not change anything here")
+}
+
+/// Whether a `Host` is an address or `localhost`, with or without a port. Any other name may have been
+/// pointed at this host by a stranger.
+pub fn is_no_name(host: &str) -> bool {
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if port.parse::<u16>().is_ok() => bare,
+        _ => host,
+    };
+    let inner = bare.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    bare == "localhost" || inner.unwrap_or(bare).parse::<IpAddr>().is_ok()
+}
+
+/// Does it.
+///
+/// # Errors
+/// When what is to be changed is not there (any more).
+pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Changed, Refusal> {
+    let sessions = match verb {
+        Verb::Drain { backend, lasts } => drain(hub, backend, lasts, now)?,
+        Verb::Weigh { backend, weight } => weigh(hub, backend, weight, now)?,
+        Verb::End { session } => end(hub, session)?,
+    };
+    info!(%by, change = ?verb, sessions, "changed by an operator");
+    Ok(Changed { schema: SCHEMA, sessions })
+}
+
+fn drain(hub: &mut Hub, id: BackendId, lasts: Option<Duration>, now: Now) -> Result<u64, Refusal> {
+    let Some(entry) = hub.registry.get(id) else { return no_backend(id) };
+    let (slot, owner) = (entry.backend.slot, entry.owner);
+    let (protocol, address) = (entry.backend.protocol, entry.backend.address);
+    match hub.drain(owner, protocol, address, lasts, now) {
+        Ok(_) => Ok(hub.workers.active(slot)),
+        Err(fault) => refuse(StatusCode::CONFLICT, fault.to_string()),
+    }
+}
+
+fn weigh(hub: &mut Hub, id: BackendId, weight: u16, now: Now) -> Result<u64, Refusal> {
+    let Some(slot) = hub.registry.get(id).map(|entry| entry.backend.slot) else {
+        return no_backend(id);
+    };
+    match hub.weigh(id, weight, now) {
+        Ok(()) => Ok(hub.workers.active(slot)),
+        Err(fault) => refuse(StatusCode::CONFLICT, fault.to_string()),
+    }
+}
+
+fn no_backend<T>(id: BackendId) -> Result<T, Refusal> {
+    refuse(StatusCode::NOT_FOUND, format!("no backend {id} is registered; /status lists them"))
+}
+
+fn end(hub: &mut Hub, id: SessionId) -> Result<u64, Refusal> {
+    let shards = hub.workers.shards();
+    let shard = shards.iter().find(|shard| shard.worker() == id.worker);
+    let running = shard.and_then(|shard| shard.read(id.place)).is_some_and(|it| it.id == id);
+    if !running {
+        return refuse(StatusCode::NOT_FOUND, format!("no session {id} is running"));
+    }
+    let order = Order::EndSession { id, reason: EndReason::Operator };
+    if hub.workers.order_one(id.worker, order) {
+        return Ok(1);
+    }
+    hub.counters.orders_lost.one();
+    refuse(StatusCode::SERVICE_UNAVAILABLE, "the worker takes no more orders; try again")
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_path_and_a_query_are_a_verb() {
+        let backend = BackendId(3);
+        let session = SessionId { worker: 0, place: 17, generation: 4 };
+        let lasts = Some(Duration::from_millis(50));
+        for (path, query, verb) in [
+            ("/backends/b3/drain", "", Verb::Drain { backend, lasts: None }),
+            ("/backends/b3/drain", "deadline_ms=50", Verb::Drain { backend, lasts }),
+            ("/backends/b3/weight", "to=256", Verb::Weigh { backend, weight: 256 }),
+            ("/sessions/0-17-4/end", "", Verb::End { session }),
+        ] {
+            assert_eq!(Verb::parse(path, query), Ok(verb), "{path}?{query}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_verb_is_told_how_they_are_written() {
+        for (path, query, code, words) in [
+            ("/", "", 404, "POST to"),
+            ("/backends/b3/paint", "", 404, "POST to"),
+            ("/backends/b3/drain/now", "", 404, "POST to"),
+            ("/backends/3/drain", "", 400, "like b3"),
+            ("/backends/b3/drain", "deadline_ms=-1", 400, "from 0 to 86400000"),
+            ("/backends/b3/drain", "deadline_ms=86400001", 400, "from 0 to 86400000"),
+            ("/backends/b3/drain", "after=1", 400, "deadline_ms or nothing"),
+            ("/backends/b3/weight", "", 400, "weight takes to"),
+            ("/backends/b3/weight", "to=0", 400, "from 1 to 256"),
+            ("/backends/b3/weight", "to=257", 400, "from 1 to 256"),
+            ("/backends/b3/weight", "to=1&to=2", 400, "one parameter"),
+            ("/sessions/17/end", "", 400, "like 0-17-4"),
+        ] {
+            let refusal = Verb::parse(path, query).unwrap_err();
+            assert_eq!(refusal.code.as_u16(), code, "{path}?{query}");
+            assert!(refusal.sentence.contains(words), "{}", refusal.sentence);
+        }
+    }
+
+    const TOKEN: &str = "0123456789abcdef0123";
+
+    fn asked(peer: &str, headers: &[(&'static str, &str)], tokens: Option<&Secrets>) -> u16 {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        let peer = Peer::Tcp(peer.parse().unwrap());
+        admit(peer, &map, tokens).map_or_else(|refusal| refusal.code.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn only_who_holds_a_token_on_this_host_and_is_led_by_no_page_may_change_things() {
+        let tokens = Secrets::parse(TOKEN.as_bytes()).unwrap();
+        let bearer = format!("Bearer {TOKEN}");
+        let good = ("authorization", bearer.as_str());
+        let host = ("host", "127.0.0.1:8084");
+        let here = "127.0.0.1:50000";
+        for (peer, headers, code) in [
+            (here, vec![host, good], 200),
+            ("[::ffff:127.0.0.1]:5", vec![("host", "[::1]:8084"), good], 200),
+            (here, vec![host, good, ("origin", "http://127.0.0.1:8084")], 200),
+            (here, vec![host, good, ("sec-fetch-site", "same-origin")], 200),
+            ("192.0.2.7:50000", vec![host, good], 403),
+            (here, vec![host], 401),
+            (here, vec![host, ("authorization", "Bearer 0123456789abcdef0124")], 401),
+            (here, vec![host, ("authorization", "Bearer ")], 401),
+            (here, vec![host, ("authorization", TOKEN)], 401),
+            (here, vec![good], 421),
+            (here, vec![("host", "evil.example:8084"), good], 421),
+            (here, vec![host, good, ("origin", "http://evil.example")], 403),
+            (here, vec![host, good, ("origin", "null")], 403),
+            (here, vec![host, good, ("origin", "http://127.0.0.1:9000")], 403),
+            (here, vec![host, good, ("sec-fetch-site", "cross-site")], 403),
+            (here, vec![host, good, ("sec-fetch-site", "same-site")], 403),
+        ] {
+            assert_eq!(asked(peer, &headers, Some(&tokens)), code, "{peer} {headers:?}");
+        }
+        assert_eq!(asked(here, &[host, good], None), 403, "no token is configured");
+        assert_eq!(admit(Peer::Unix { uid: 7 }, &HeaderMap::new(), None), Ok(()));
+    }
+
+    #[test]
+    fn a_host_is_no_name_if_nobody_can_point_it_elsewhere() {
+        for yes in ["127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:80", "localhost", "localhost:1"] {
+            assert!(is_no_name(yes), "{yes}");
+        }
+        for no in ["", "evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.nip"]
+        {
+            assert!(!is_no_name(no), "{no}");
+        }
+    }
+}
