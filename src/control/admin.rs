@@ -17,7 +17,8 @@ use http_body_util::channel::{Channel, Sender};
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
+    REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -32,6 +33,7 @@ use super::auth::Secrets;
 use super::exposition;
 use super::hub::Hub;
 use super::listing::{Query, next_portion};
+use super::page;
 use super::status::{Doors, Problem, RunState, SCHEMA, SessionStatus};
 use super::verbs::{self, Peer, Refusal, Verb};
 use super::view;
@@ -219,6 +221,7 @@ impl Admin {
 
     fn show(&self, request: &Request<Incoming>) -> Response<Body> {
         match request.uri().path() {
+            "/" => page(),
             "/healthz" => self.health(),
             "/readyz" => self.readiness(),
             "/status" => self.status(),
@@ -229,7 +232,7 @@ impl Admin {
             }
             _ => problem(
                 StatusCode::NOT_FOUND,
-                "the paths are /healthz, /readyz, /status, /sessions and /metrics",
+                "the paths are /, /healthz, /readyz, /status, /sessions and /metrics",
             ),
         }
     }
@@ -340,6 +343,16 @@ fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
         serde_json::to_vec(value).expect("plain fields with string keys have a JSON form");
     text.push(b'\n');
     whole(code, JSON, text)
+}
+
+/// The page for people, which a browser holds to its policy.
+fn page() -> Response<Body> {
+    let mut response = whole(StatusCode::OK, "text/html; charset=utf-8", page::HTML);
+    let headers = response.headers_mut();
+    let policy = HeaderValue::from_static(page::POLICY.as_str());
+    headers.insert(CONTENT_SECURITY_POLICY, policy);
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
 }
 
 fn words(code: StatusCode, text: &'static str) -> Response<Body> {

@@ -24,7 +24,7 @@
 //! | what the service manager is told | [`manager`] |
 //! | changing settings while it runs | [`reload`] |
 //! | what people read in the log | [`console`] |
-//! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`admin`] |
+//! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`page`], [`admin`] |
 //! | what operators may change, and who | [`verbs`] |
 
 pub mod admin;
@@ -42,6 +42,7 @@ pub mod listing;
 pub mod mailbox;
 pub mod manager;
 pub mod pace;
+pub mod page;
 pub mod probe;
 pub mod reload;
 pub mod status;

@@ -148,7 +148,7 @@ fn every_row_of_the_tables_is_in_the_metrics_with_its_help() {
 fn what_the_admin_door_does_not_know_it_says() {
     let core = Core::start(|_| {});
     for (head, code, words) in [
-        ("GET / HTTP/1.0\r\n\r\n", 404, "the paths are"),
+        ("GET /nothing HTTP/1.0\r\n\r\n", 404, "the paths are"),
         ("GET /sessions?limit=0 HTTP/1.0\r\n\r\n", 400, "limit must be"),
         ("PUT /status HTTP/1.0\r\n\r\n", 405, "GET to read"),
         ("GET /status HTTP/1.1\r\nHost: a.example\r\n\r\n", 421, "not to other names"),
@@ -184,4 +184,21 @@ fn a_worker_that_hangs_is_seen() {
     assert_eq!(core.get("/healthz").0, 200);
     core.worker.hang();
     wait_for("the alarm", || (core.get("/healthz").0 == 503).then_some(()));
+}
+
+#[test]
+fn the_page_is_sent_with_a_policy_that_keeps_a_browser_to_it() {
+    let core = Core::start(|_| {});
+    let (code, body) = core.get("/");
+    assert_eq!(code, 200);
+    assert!(body.starts_with("<!doctype html>") && body.trim_end().ends_with("</html>"));
+    let head = core.head("GET / HTTP/1.0\r\n\r\n").to_lowercase();
+    for line in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; script-src 'sha256-",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+    ] {
+        assert!(head.contains(line), "{line} is not in\n{head}");
+    }
 }

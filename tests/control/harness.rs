@@ -192,14 +192,24 @@ impl Core {
     }
 
     pub fn request(&self, head: &str) -> (u16, String) {
+        let answer = self.answer(head);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let code = head.split(' ').nth(1).expect("a status line").parse().unwrap();
+        (code, body.to_owned())
+    }
+
+    /// The head of the answer to a request.
+    pub fn head(&self, head: &str) -> String {
+        self.answer(head).split("\r\n\r\n").next().unwrap_or_default().to_owned()
+    }
+
+    fn answer(&self, head: &str) -> String {
         let mut stream = TcpStream::connect(self.admin).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(head.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let code = head.split(' ').nth(1).expect("a status line").parse().unwrap();
-        (code, body.to_owned())
+        answer
     }
 
     pub fn ask_to_stop(&self) {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod harness;
+mod page;
 mod verbs;
 
 use std::io::{Read, Write};

@@ -1,0 +1,68 @@
+//! The page in a real browser. Owns what must be seen there: that the script runs under the policy, and
+//! that numbers arrive. Screenshots go to a directory outside the repository.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use lb::base::time::Now;
+use lb::cluster::{BackendId, Protocol};
+use serde_json::json;
+
+use crate::harness::Core;
+
+const BACKENDS: u16 = 200;
+const SESSIONS: u32 = 100_000;
+
+fn crowded() -> (Core, crate::harness::Backend) {
+    let core = Core::start(|_| {});
+    let mut backend = core.connect();
+    for port in 1..=BACKENDS {
+        let wanted = json!({"cmd": "register", "protocol": "udp", "port": port, "name": format!("dns-{port}")});
+        assert_eq!(backend.ask(&wanted)["ack"], "successful");
+    }
+    core.worker.with_shard(|shard| {
+        for number in 0..SESSIONS {
+            let ip = std::net::Ipv4Addr::from(0x0a00_0000 + number);
+            let client = std::net::SocketAddr::from((ip, 7));
+            let place = shard.open(Protocol::Udp, client, Now::read()).unwrap();
+            shard.set_backend(&place, BackendId(1 + number % u32::from(BACKENDS)));
+        }
+    });
+    core.worker.metrics.counters.sessions_active.set(u64::from(SESSIONS));
+    (core, backend)
+}
+
+/// What the browser has made of the page after some seconds of its own time.
+fn seen(core: &Core, into: &Path, dark: bool) -> String {
+    let look = if dark { "dark" } else { "light" };
+    let profile = format!("--user-data-dir={}", into.join(look).display());
+    let shot = format!("--screenshot={}", into.join(format!("{look}.png")).display());
+    let scheme = if dark { "--blink-settings=preferredColorScheme=0" } else { "--hide-scrollbars" };
+    let outcome = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=9000"])
+        .args(["--window-size=1280,1500", "--enable-logging=stderr", "--dump-dom"])
+        .args([profile, shot, scheme.to_owned(), format!("http://{}/", core.admin)])
+        .stdin(Stdio::null())
+        .output()
+        .expect("chromium; install the package of that name");
+    let said = String::from_utf8_lossy(&outcome.stderr);
+    let complaint = said.lines().find(|line| line.contains("CONSOLE"));
+    assert_eq!(complaint, None, "the page complains");
+    String::from_utf8_lossy(&outcome.stdout).into_owned()
+}
+
+#[test]
+#[ignore = "needs the Debian package chromium"]
+fn a_browser_shows_two_hundred_backends_and_a_page_of_a_hundred_thousand_sessions() {
+    let (core, _backend) = crowded();
+    let into = std::env::temp_dir().join(format!("lb-page-{}", std::process::id()));
+    std::fs::create_dir_all(&into).unwrap();
+    for dark in [false, true] {
+        let dom = seen(&core, &into, dark);
+        assert!(dom.contains("200 of 200 serving"), "{dom}");
+        assert!(dom.contains("100,000") && dom.contains("50 shown, and maybe more"), "{dom}");
+        assert!(dom.contains("dns-7<") && dom.contains("dns-200<"), "{dom}");
+        assert!(dom.matches("<tr>").count() < 400, "only one page of sessions is drawn");
+    }
+    println!("screenshots are in {}", into.display());
+}
