@@ -4,6 +4,7 @@
 mod admin;
 mod harness;
 mod page;
+mod shown;
 mod verbs;
 
 use std::io::{Read, Write};

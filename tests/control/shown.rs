@@ -1,0 +1,118 @@
+//! What tools of others rely on: the documented schema, the metrics' format and the dashboard. Owns the
+//! comparison of what is written down with what a balancer really says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use lb::base::time::Now;
+use lb::cluster::{BackendId, Protocol};
+use serde_json::{Value, json};
+
+use crate::harness::Core;
+
+/// A balancer with one of everything that has a field or a label.
+fn core() -> (Core, crate::harness::Backend) {
+    let core = Core::start(|_| {});
+    let mut backend = core.connect();
+    let wanted = json!({"cmd": "register", "protocol": "udp", "port": 9, "name": "dns-1"});
+    assert_eq!(backend.ask(&wanted)["ack"], "successful");
+    core.worker.with_shard(|shard| {
+        let client = "192.0.2.1:7".parse().unwrap();
+        let place = shard.open(Protocol::Tcp, client, Now::read()).unwrap();
+        shard.set_backend(&place, BackendId(1));
+    });
+    (core, backend)
+}
+
+/// Every field of a value by its path, with its type; what counts by name is `*`.
+fn fields(value: &Value, path: String, found: &mut BTreeMap<String, &'static str>) {
+    match value {
+        Value::Object(object) => {
+            for (name, inner) in object {
+                let named = matches!(path.as_str(), "control" | "timings" | "workers[].counters");
+                let name = if named { "*" } else { name.as_str() };
+                let dot = if path.is_empty() { "" } else { "." };
+                fields(inner, format!("{path}{dot}{name}"), found);
+            }
+        }
+        Value::Array(items) => {
+            for inner in items {
+                fields(inner, format!("{path}[]"), found);
+            }
+        }
+        Value::String(_) => drop(found.insert(path, "text")),
+        Value::Number(_) => drop(found.insert(path, "number")),
+        Value::Null => drop(found.insert(path, "null")),
+        Value::Bool(_) => drop(found.insert(path, "yes or no")),
+    }
+}
+
+/// The rows of the table under a heading of the schema: path and type.
+fn documented(heading: &str) -> BTreeMap<String, String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control/schema.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (_, part) = text.split_once(&format!("## `{heading}`")).expect("the heading");
+    let part = part.split("\n## ").next().unwrap();
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| `")?.split(" | ");
+        Some((cells.next()?.trim_end_matches('`').to_owned(), cells.next()?.to_owned()))
+    };
+    part.lines().filter_map(row).collect()
+}
+
+#[test]
+fn every_field_is_documented_with_its_type_and_no_other() {
+    let (core, _backend) = core();
+    for (path, heading) in [("/status", "GET /status"), ("/sessions", "GET /sessions")] {
+        let (code, body) = core.get(path);
+        assert_eq!(code, 200);
+        let mut found = BTreeMap::new();
+        fields(&serde_json::from_str(&body).unwrap(), String::new(), &mut found);
+        let documented = documented(heading);
+        let names = |all: Vec<&String>| all.into_iter().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(names(found.keys().collect()), names(documented.keys().collect()), "{path}");
+        for (field, kind) in found {
+            let said = &documented[&field];
+            assert!(said.split(" or ").any(|one| one == kind), "{field} is {kind}, not {said}");
+        }
+    }
+}
+
+#[test]
+fn every_metric_of_the_dashboard_exists() {
+    let (core, _backend) = core();
+    let (_, metrics) = core.get("/metrics");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana-lb.json");
+    let text = std::fs::read_to_string(file).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let named: BTreeSet<&str> =
+        text.split(|c| !is_name(c)).filter(|word| word.starts_with("lb_")).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        let sample =
+            |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        assert!(metrics.lines().any(sample), "{name} is not in /metrics");
+    }
+}
+
+#[test]
+#[ignore = "needs promtool, of the Debian package prometheus"]
+fn promtool_finds_nothing_wrong_with_the_metrics() {
+    let (core, _backend) = core();
+    let (_, metrics) = core.get("/metrics");
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool; install the package prometheus");
+    promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let outcome = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&outcome.stderr);
+    assert!(outcome.status.success() && said.is_empty(), "{said}");
+}
