@@ -12,6 +12,7 @@ mod serve;
 mod settings;
 mod status;
 mod table;
+mod top;
 mod user;
 
 use std::ffi::OsString;
@@ -51,6 +52,7 @@ enum Command {
     Man(papers::Pages),
     #[command(hide = true)]
     Completions(papers::Completions),
+    Top(top::Arguments),
 }
 
 /// What keeps a command from doing its work: one sentence with the cure.
@@ -87,6 +89,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Drain(arguments) => drain::run(arguments),
         Command::Man(arguments) => papers::pages(Line::command(), arguments),
         Command::Completions(arguments) => papers::completions(Line::command(), arguments),
+        Command::Top(arguments) => top::run(arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

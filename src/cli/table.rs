@@ -112,7 +112,8 @@ fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-fn grouped(value: u64) -> String {
+/// A number with its digits in groups of three.
+pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::new();
     for (place, digit) in digits.chars().enumerate() {
@@ -136,7 +137,8 @@ pub fn sized(value: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, units[step])
 }
 
-fn lasting(ms: u64) -> String {
+/// A time in milliseconds, as a person would say it.
+pub fn lasting(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),
         1_000..60_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),

@@ -1,18 +1,19 @@
-//! Reads the admin door of a running balancer. Owns the requests; what the answers say is
+//! Reads the admin door of a running balancer, and asks it for changes. Owns the requests; what the answers say is
 //! `control::status`.
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::handshake;
-use hyper::header::HOST;
+use hyper::header::{AUTHORIZATION, HOST};
+use hyper::http::request::Builder;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::control::status::{Problem, SessionStatus, SessionsPage, Status};
+use crate::control::status::{Changed, Problem, SessionStatus, SessionsPage, Status};
 
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -56,8 +57,39 @@ pub async fn sessions(admin: &str, most: usize) -> Result<(Vec<SessionStatus>, b
     }
 }
 
+/// The first sessions of one backend, at most `most`, and whether there are more.
+///
+/// # Errors
+/// One sentence with the cure.
+pub async fn sessions_of(
+    admin: &str,
+    backend: &str,
+    most: usize,
+) -> Result<(Vec<SessionStatus>, bool), String> {
+    let path = format!("/sessions?backend={backend}&limit={most}");
+    let page: SessionsPage = read(admin, "/sessions", &get(admin, &path).await?)?;
+    Ok((page.sessions, page.next.is_some()))
+}
+
+/// Asks for a change (see `control::verbs`) with a token of the balancer's, if there is one.
+///
+/// # Errors
+/// One sentence with the cure.
+pub async fn change(admin: &str, path: &str, token: Option<&str>) -> Result<Changed, String> {
+    let request = Request::post(path);
+    let request = match token {
+        Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+        None => request,
+    };
+    read(admin, path, &ask(admin, request).await?)
+}
+
 async fn get(admin: &str, path: &str) -> Result<Bytes, String> {
-    match timeout(ANSWER_WITHIN, answer(admin, path)).await {
+    ask(admin, Request::get(path)).await
+}
+
+async fn ask(admin: &str, request: Builder) -> Result<Bytes, String> {
+    match timeout(ANSWER_WITHIN, answer(admin, request)).await {
         Ok(answer) => answer,
         Err(_) => Err(format!(
             "the admin door at {admin} does not answer within {} s; is it another program's port?",
@@ -66,7 +98,7 @@ async fn get(admin: &str, path: &str) -> Result<Bytes, String> {
     }
 }
 
-async fn answer(admin: &str, path: &str) -> Result<Bytes, String> {
+async fn answer(admin: &str, request: Builder) -> Result<Bytes, String> {
     let stream = TcpStream::connect(admin).await.map_err(|error| {
         format!(
             "the admin door at {admin} cannot be reached: {error}; start `lb serve` or name its \
@@ -79,10 +111,8 @@ async fn answer(admin: &str, path: &str) -> Result<Bytes, String> {
     let (mut sender, connection) =
         handshake(TokioIo::new(stream)).await.map_err(|error| strange(&error))?;
     tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(HOST, admin)
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| strange(&error))?;
+    let request =
+        request.header(HOST, admin).body(Empty::<Bytes>::new()).map_err(|error| strange(&error))?;
     let response = sender.send_request(request).await.map_err(|error| strange(&error))?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);

@@ -1,0 +1,184 @@
+//! `lb top`: the balancer live in a terminal. Owns the terminal and the asking; what keys do is
+//! `screen`'s, how it looks is `draw`'s. The terminal is given back whatever ends the program.
+
+mod draw;
+mod screen;
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::DefaultTerminal;
+use tokio::sync::mpsc;
+
+use super::{Fault, peer, secret, wait_for};
+use crate::base::thread;
+use crate::client::admin;
+use crate::control::status::{SessionStatus, Status};
+use screen::{Key, Screen, Wish};
+
+/// Between two looks at the balancer.
+const EVERY: Duration = Duration::from_secs(1);
+/// Sessions of a backend that are read at most.
+const SESSIONS_MAX: usize = 500;
+/// News that may wait to be shown.
+const NEWS_MAX: usize = 64;
+
+/// Watch a running balancer in the terminal, and drain backends
+#[derive(Args)]
+pub struct Arguments {
+    /// The balancer's admin door
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = peer)]
+    admin: String,
+    /// The balancer's [admin] token_file, which a drain needs
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// What can happen.
+enum News {
+    Key(Key),
+    Resized,
+    Status(Result<Box<Status>, String>),
+    Sessions(String, Result<(Vec<SessionStatus>, bool), String>),
+    Drained(String, Result<u64, String>),
+}
+
+pub fn run(arguments: Arguments) -> Result<(), Fault> {
+    if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
+        return Err(Fault("top needs a terminal; `lb status` prints the same once".to_owned()));
+    }
+    let token = token(arguments.token_file.as_deref())?;
+    // From here on a panic restores the terminal before it is told.
+    let mut terminal = ratatui::try_init().map_err(|error| {
+        format!("the terminal cannot be drawn on: {error}; `lb status` prints the same once")
+    })?;
+    let outcome = wait_for(watch(&mut terminal, arguments.admin, token));
+    ratatui::restore();
+    outcome?.map_err(|error| Fault(format!("the terminal is gone: {error}")))
+}
+
+fn token(file: Option<&Path>) -> Result<Option<String>, Fault> {
+    let Some(secret) = secret(file)? else { return Ok(None) };
+    match String::from_utf8(secret) {
+        Ok(token) => Ok(Some(token)),
+        Err(_) => Err(Fault("a token is text: make one with `openssl rand -hex 32`".to_owned())),
+    }
+}
+
+async fn watch(
+    terminal: &mut DefaultTerminal,
+    door: String,
+    token: Option<String>,
+) -> io::Result<()> {
+    let (tell, mut news) = mpsc::channel(NEWS_MAX);
+    thread::spawn("lb-keys", {
+        let tell = tell.clone();
+        move || hear_keys(&tell)
+    })?;
+    tokio::spawn(look(door.clone(), tell.clone()));
+    let mut screen = Screen::default();
+    loop {
+        terminal.draw(|frame| draw::screen(&screen, frame))?;
+        let Some(heard) = news.recv().await else { return Ok(()) };
+        let wish = match heard {
+            News::Key(key) => screen.press(key),
+            News::Resized => Wish::Nothing,
+            News::Status(answer) => screen.looked(answer.map(|status| *status)),
+            News::Sessions(of, answer) => {
+                screen.read(&of, answer);
+                Wish::Nothing
+            }
+            News::Drained(backend, answer) => {
+                screen.drained(&backend, answer);
+                Wish::Nothing
+            }
+        };
+        match wish {
+            Wish::Nothing => {}
+            Wish::Quit => return Ok(()),
+            other => {
+                tokio::spawn(grant(other, door.clone(), token.clone(), tell.clone()));
+            }
+        }
+    }
+}
+
+/// Does what needs the balancer, and tells what came of it. Nobody listens once the program ends.
+async fn grant(wish: Wish, door: String, token: Option<String>, tell: mpsc::Sender<News>) {
+    let news = match wish {
+        Wish::Sessions(backend) => {
+            let answer = admin::sessions_of(&door, &backend, SESSIONS_MAX).await;
+            News::Sessions(backend, answer)
+        }
+        Wish::Drain(backend) => {
+            let path = format!("/backends/{backend}/drain");
+            let answer = admin::change(&door, &path, token.as_deref()).await;
+            News::Drained(backend, answer.map(|changed| changed.sessions))
+        }
+        Wish::Nothing | Wish::Quit => return,
+    };
+    let _ = tell.send(news).await;
+}
+
+async fn look(door: String, tell: mpsc::Sender<News>) {
+    loop {
+        let answer = admin::status(&door).await.map(Box::new);
+        if tell.send(News::Status(answer)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Reads the keyboard until nobody listens or it is gone.
+fn hear_keys(tell: &mpsc::Sender<News>) {
+    while let Ok(event) = event::read() {
+        let news = match event {
+            Event::Key(pressed) => key(pressed).map(News::Key),
+            Event::Resize(..) => Some(News::Resized),
+            _ => None,
+        };
+        if news.is_some_and(|news| tell.blocking_send(news).is_err()) {
+            return;
+        }
+    }
+    // Without a keyboard nobody could quit.
+    let _ = tell.blocking_send(News::Key(Key::Leave));
+}
+
+fn key(pressed: KeyEvent) -> Option<Key> {
+    if pressed.kind == KeyEventKind::Release {
+        return None;
+    }
+    Some(match pressed.code {
+        KeyCode::Char('c') if pressed.modifiers.contains(KeyModifiers::CONTROL) => Key::Leave,
+        KeyCode::Char(letter) => Key::Char(letter),
+        KeyCode::Up => Key::Up,
+        KeyCode::Down => Key::Down,
+        KeyCode::PageUp => Key::PageUp,
+        KeyCode::PageDown => Key::PageDown,
+        KeyCode::Home => Key::Home,
+        KeyCode::End => Key::End,
+        KeyCode::Enter => Key::Enter,
+        KeyCode::Esc => Key::Back,
+        KeyCode::Backspace => Key::Erase,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_c_leaves_and_a_released_key_is_none() {
+        let c = KeyCode::Char('c');
+        assert_eq!(key(KeyEvent::new(c, KeyModifiers::CONTROL)), Some(Key::Leave));
+        assert_eq!(key(KeyEvent::new(c, KeyModifiers::NONE)), Some(Key::Char('c')));
+        let released = KeyEvent::new_with_kind(c, KeyModifiers::NONE, KeyEventKind::Release);
+        assert_eq!(key(released), None);
+    }
+}

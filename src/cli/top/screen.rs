@@ -1,0 +1,565 @@
+//! What `lb top` knows and what a key does to it, pure: a key or an answer comes in, a wish comes out.
+//! Owns order, filter, the chosen row and the question before a drain; knows no terminal, no clock and
+//! no balancer.
+
+use crate::control::status::{BackendStatus, SessionStatus, Status};
+
+/// Letters that a filter holds at most.
+const FILTER_MAX: usize = 64;
+/// Rows that a page key goes.
+const PAGE: usize = 10;
+
+/// A key as the screen understands it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Key {
+    Up,
+    Down,
+    PageUp,
+    PageDown,
+    Home,
+    End,
+    Enter,
+    /// Escape.
+    Back,
+    Erase,
+    Char(char),
+    /// Control and C.
+    Leave,
+}
+
+/// What the shell is to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Wish {
+    Nothing,
+    Quit,
+    /// Read the sessions of this backend.
+    Sessions(String),
+    /// Drain this backend.
+    Drain(String),
+}
+
+/// What is shown and asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Mode {
+    Backends,
+    /// Letters go to the filter.
+    Filter,
+    Sessions {
+        backend: String,
+    },
+    /// Only `y` drains it; every other key does not.
+    Confirm {
+        backend: String,
+    },
+}
+
+/// By what backends are sorted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    Id,
+    Address,
+    State,
+    Sessions,
+    New,
+    Bytes,
+    Hello,
+}
+
+impl Order {
+    const ALL: [Order; 7] = [
+        Order::Id,
+        Order::Address,
+        Order::State,
+        Order::Sessions,
+        Order::New,
+        Order::Bytes,
+        Order::Hello,
+    ];
+
+    /// As the screen calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Order::Id => "id",
+            Order::Address => "address",
+            Order::State => "state",
+            Order::Sessions => "sessions",
+            Order::New => "new/s",
+            Order::Bytes => "bytes/s",
+            Order::Hello => "hello",
+        }
+    }
+
+    fn next(self) -> Order {
+        let place = Order::ALL.iter().position(|order| *order == self);
+        let place = place.expect("the list holds every order");
+        Order::ALL[(place + 1) % Order::ALL.len()]
+    }
+}
+
+/// What grew since the look before, for each second; `None` before there were two.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rates {
+    pub new: Option<u64>,
+    pub up: Option<u64>,
+    pub down: Option<u64>,
+}
+
+/// A backend with its rates.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Row {
+    pub backend: BackendStatus,
+    pub rates: Rates,
+}
+
+/// The whole state.
+#[derive(Debug)]
+pub struct Screen {
+    pub mode: Mode,
+    pub now: Option<Status>,
+    pub order: Order,
+    pub reversed: bool,
+    pub filter: String,
+    /// The row with the cursor, of what is shown.
+    pub chosen: usize,
+    pub sessions: Vec<SessionStatus>,
+    /// There are more sessions than were read.
+    pub more: bool,
+    /// What went wrong or was done last.
+    pub message: String,
+    /// What is shown is not of now: the last look failed.
+    pub stale: bool,
+    before: Option<Status>,
+}
+
+impl Default for Screen {
+    fn default() -> Screen {
+        Screen {
+            mode: Mode::Backends,
+            now: None,
+            order: Order::Id,
+            reversed: false,
+            filter: String::new(),
+            chosen: 0,
+            sessions: Vec::new(),
+            more: false,
+            message: String::new(),
+            stale: false,
+            before: None,
+        }
+    }
+}
+
+impl Screen {
+    /// A look at the balancer succeeded or failed. Says what else to read.
+    pub fn looked(&mut self, answer: Result<Status, String>) -> Wish {
+        match answer {
+            Ok(status) => {
+                let same = |old: &Status| {
+                    (old.pid, old.started_unix_ms) == (status.pid, status.started_unix_ms)
+                };
+                self.before = self.now.take().filter(same);
+                self.now = Some(status);
+                if std::mem::take(&mut self.stale) {
+                    self.message.clear();
+                }
+            }
+            Err(said) => {
+                self.stale = true;
+                self.message = said;
+            }
+        }
+        self.keep_choice();
+        match &self.mode {
+            Mode::Sessions { backend } => Wish::Sessions(backend.clone()),
+            _ => Wish::Nothing,
+        }
+    }
+
+    /// The sessions of a backend were read.
+    pub fn read(&mut self, of: &str, answer: Result<(Vec<SessionStatus>, bool), String>) {
+        if self.mode != (Mode::Sessions { backend: of.to_owned() }) {
+            return;
+        }
+        match answer {
+            Ok((sessions, more)) => (self.sessions, self.more) = (sessions, more),
+            Err(said) => self.message = said,
+        }
+        self.keep_choice();
+    }
+
+    /// A drain was asked for.
+    pub fn drained(&mut self, backend: &str, answer: Result<u64, String>) {
+        self.message = match answer {
+            Ok(left) => format!("{backend} drains, {left} sessions left"),
+            Err(said) => said,
+        };
+    }
+
+    /// What a key does.
+    pub fn press(&mut self, key: Key) -> Wish {
+        if key == Key::Leave {
+            return Wish::Quit;
+        }
+        match self.mode.clone() {
+            Mode::Backends => self.press_on_backends(key),
+            Mode::Filter => self.press_on_filter(key),
+            Mode::Sessions { backend } => self.press_on_sessions(key, backend),
+            Mode::Confirm { backend } => {
+                self.mode = Mode::Backends;
+                match key {
+                    Key::Char('y' | 'Y') => Wish::Drain(backend),
+                    _ => {
+                        self.message = format!("{backend} was not drained");
+                        Wish::Nothing
+                    }
+                }
+            }
+        }
+    }
+
+    fn press_on_backends(&mut self, key: Key) -> Wish {
+        match key {
+            Key::Char('q') => return Wish::Quit,
+            Key::Char('/') => self.mode = Mode::Filter,
+            Key::Char('s') => self.order = self.order.next(),
+            Key::Char('r') => self.reversed = !self.reversed,
+            Key::Char('d') => {
+                if let Some(backend) = self.chosen_backend() {
+                    self.mode = Mode::Confirm { backend };
+                }
+            }
+            Key::Enter => {
+                if let Some(backend) = self.chosen_backend() {
+                    self.open(backend.clone());
+                    return Wish::Sessions(backend);
+                }
+            }
+            Key::Back => self.filter.clear(),
+            other => self.go(other),
+        }
+        self.keep_choice();
+        Wish::Nothing
+    }
+
+    fn press_on_filter(&mut self, key: Key) -> Wish {
+        match key {
+            Key::Char(letter) if self.filter.chars().count() < FILTER_MAX => {
+                self.filter.push(letter);
+            }
+            Key::Erase => {
+                self.filter.pop();
+            }
+            Key::Back => {
+                self.filter.clear();
+                self.mode = Mode::Backends;
+            }
+            Key::Enter => self.mode = Mode::Backends,
+            other => self.go(other),
+        }
+        self.keep_choice();
+        Wish::Nothing
+    }
+
+    fn press_on_sessions(&mut self, key: Key, backend: String) -> Wish {
+        match key {
+            Key::Char('q') => return Wish::Quit,
+            Key::Char('d') => {
+                self.close(&backend);
+                self.mode = Mode::Confirm { backend };
+            }
+            Key::Back | Key::Enter | Key::Erase => self.close(&backend),
+            other => self.go(other),
+        }
+        self.keep_choice();
+        Wish::Nothing
+    }
+
+    fn open(&mut self, backend: String) {
+        self.mode = Mode::Sessions { backend };
+        self.sessions.clear();
+        self.more = false;
+        self.chosen = 0;
+    }
+
+    /// Back to the table, on the row that it was left from.
+    fn close(&mut self, backend: &str) {
+        self.mode = Mode::Backends;
+        self.chosen = self.rows().iter().position(|row| row.backend.id == backend).unwrap_or(0);
+    }
+
+    fn go(&mut self, key: Key) {
+        self.chosen = match key {
+            Key::Up | Key::Char('k') => self.chosen.saturating_sub(1),
+            Key::Down | Key::Char('j') => self.chosen + 1,
+            Key::PageUp => self.chosen.saturating_sub(PAGE),
+            Key::PageDown => self.chosen + PAGE,
+            Key::Home => 0,
+            Key::End => usize::MAX,
+            _ => self.chosen,
+        };
+    }
+
+    fn keep_choice(&mut self) {
+        let count = match self.mode {
+            Mode::Sessions { .. } => self.sessions.len(),
+            _ => self.rows().len(),
+        };
+        self.chosen = self.chosen.min(count.saturating_sub(1));
+    }
+
+    fn chosen_backend(&self) -> Option<String> {
+        self.rows().get(self.chosen).map(|row| row.backend.id.clone())
+    }
+
+    /// The backends that the filter lets through, in order.
+    pub fn rows(&self) -> Vec<Row> {
+        let Some(now) = &self.now else { return Vec::new() };
+        let wanted = self.filter.to_lowercase();
+        let mut rows: Vec<Row> = now
+            .backends
+            .iter()
+            .filter(|backend| described(backend).contains(&wanted))
+            .map(|backend| Row { rates: self.rates(backend), backend: backend.clone() })
+            .collect();
+        rows.sort_by_key(|row| self.rank(row));
+        if self.reversed {
+            rows.reverse();
+        }
+        rows
+    }
+
+    /// Numbers come greatest first, names in their own order.
+    fn rank(&self, row: &Row) -> (u64, String, u64) {
+        let backend = &row.backend;
+        let id = backend.id.trim_start_matches('b').parse().unwrap_or(u64::MAX);
+        let greatest = |value: u64| (u64::MAX - value, String::new(), id);
+        match self.order {
+            Order::Id => (0, String::new(), id),
+            Order::Address => (0, backend.address.to_string(), id),
+            Order::State => (u64::MAX - backend.state as u64, String::new(), id),
+            Order::Sessions => greatest(backend.sessions_active),
+            Order::New => greatest(row.rates.new.unwrap_or(0)),
+            Order::Bytes => {
+                greatest(row.rates.up.unwrap_or(0).saturating_add(row.rates.down.unwrap_or(0)))
+            }
+            Order::Hello => {
+                let misses = u64::from(backend.hello.misses) << 40;
+                greatest(misses.saturating_add(backend.hello.took_us.unwrap_or(0)))
+            }
+        }
+    }
+
+    fn rates(&self, backend: &BackendStatus) -> Rates {
+        let old = self.before.as_ref().and_then(|before| {
+            let old = before.backends.iter().find(|old| old.id == backend.id)?;
+            Some((old, self.elapsed_ms()?))
+        });
+        let Some((old, ms)) = old else { return Rates::default() };
+        let rate = |new: u64, old: u64| Some(new.saturating_sub(old).saturating_mul(1000) / ms);
+        Rates {
+            new: rate(backend.sessions_total, old.sessions_total),
+            up: rate(backend.bytes_up, old.bytes_up),
+            down: rate(backend.bytes_down, old.bytes_down),
+        }
+    }
+
+    /// What all users together do.
+    pub fn totals(&self) -> Rates {
+        let looks = self.before.as_ref().zip(self.now.as_ref()).zip(self.elapsed_ms());
+        let Some(((old, new), ms)) = looks else { return Rates::default() };
+        let (old, new) = (&old.sessions, &new.sessions);
+        let rate = |new: u64, old: u64| Some(new.saturating_sub(old).saturating_mul(1000) / ms);
+        Rates {
+            new: rate(new.started, old.started),
+            up: rate(new.bytes_up, old.bytes_up),
+            down: rate(new.bytes_down, old.bytes_down),
+        }
+    }
+
+    /// Between the two looks, by the balancer's own clock.
+    fn elapsed_ms(&self) -> Option<u64> {
+        let (before, now) = (self.before.as_ref()?, self.now.as_ref()?);
+        now.uptime_ms.checked_sub(before.uptime_ms).filter(|ms| *ms > 0)
+    }
+}
+
+/// What the filter looks through.
+fn described(backend: &BackendStatus) -> String {
+    let name = backend.name.as_deref().unwrap_or("");
+    let (protocol, state) = (backend.protocol, backend.state.name());
+    format!("{} {protocol} {} {name} {state}", backend.id, backend.address).to_lowercase()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::cluster::Protocol;
+    use crate::control::status::{
+        BackendState, Doors, HelloStatus, RunState, SCHEMA, SessionTotals, Timings,
+    };
+
+    pub fn backend(number: u32, sessions: u64) -> BackendStatus {
+        BackendStatus {
+            id: format!("b{number}"),
+            protocol: Protocol::Tcp,
+            address: format!("10.0.0.{number}:80").parse().unwrap(),
+            name: Some(format!("web-{number}")),
+            weight: 1,
+            state: BackendState::Serving,
+            turns: 1,
+            round: 4,
+            registered_unix_ms: 0,
+            hello: HelloStatus { answered_unix_ms: None, took_us: Some(150), misses: 0 },
+            drains_in_ms: None,
+            sessions_active: sessions,
+            sessions_total: 100 * sessions,
+            connects_failed: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+
+    pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
+        Status {
+            schema: SCHEMA,
+            version: "0.1.0".into(),
+            pid: 7,
+            state: RunState::Serving,
+            started_unix_ms: 1,
+            uptime_ms,
+            stops_in_ms: None,
+            doors: Doors::default(),
+            policy: "round_robin".into(),
+            snapshot: 1,
+            sessions: SessionTotals { active: 6, limit: 100, ..SessionTotals::default() },
+            backends,
+            workers: Vec::new(),
+            timings: Timings::default(),
+            control: BTreeMap::new(),
+        }
+    }
+
+    pub fn screen() -> Screen {
+        let mut screen = Screen::default();
+        screen.looked(Ok(status(1000, vec![backend(1, 2), backend(2, 3), backend(10, 1)])));
+        screen
+    }
+
+    fn ids(screen: &Screen) -> Vec<String> {
+        screen.rows().into_iter().map(|row| row.backend.id).collect()
+    }
+
+    fn type_in(screen: &mut Screen, text: &str) {
+        for letter in text.chars() {
+            screen.press(Key::Char(letter));
+        }
+    }
+
+    #[test]
+    fn rates_are_what_grew_between_two_looks_of_the_same_process() {
+        let mut screen = screen();
+        assert_eq!(screen.rows()[0].rates, Rates::default(), "one look tells no rate");
+        let mut grown = backend(1, 2);
+        grown.sessions_total += 50;
+        grown.bytes_up = 4000;
+        screen.looked(Ok(status(3000, vec![grown.clone(), backend(3, 9)])));
+        let rates = Rates { new: Some(25), up: Some(2000), down: Some(0) };
+        assert_eq!(screen.rows()[0].rates, rates);
+        assert_eq!(screen.rows()[1].rates, Rates::default(), "it was not there before");
+        screen.looked(Ok(Status { pid: 8, ..status(5000, vec![grown]) }));
+        assert_eq!(screen.rows()[0].rates, Rates::default(), "another process counts anew");
+    }
+
+    #[test]
+    fn backends_are_sorted_by_number_by_load_and_backwards() {
+        let mut screen = screen();
+        assert_eq!(ids(&screen), ["b1", "b2", "b10"]);
+        type_in(&mut screen, "sss");
+        assert_eq!(screen.order, Order::Sessions);
+        assert_eq!(ids(&screen), ["b2", "b1", "b10"]);
+        type_in(&mut screen, "r");
+        assert_eq!(ids(&screen), ["b10", "b1", "b2"]);
+        type_in(&mut screen, "ssss");
+        assert_eq!(screen.order, Order::Id, "after the last comes the first");
+    }
+
+    #[test]
+    fn a_filter_takes_every_letter_and_narrows_at_once() {
+        let mut screen = screen();
+        type_in(&mut screen, "/WEB-1");
+        assert_eq!(ids(&screen), ["b1", "b10"]);
+        screen.press(Key::Erase);
+        assert_eq!(ids(&screen).len(), 3);
+        type_in(&mut screen, "qd");
+        assert_eq!((screen.filter.as_str(), ids(&screen).len()), ("WEB-qd", 0));
+        screen.press(Key::Enter);
+        assert_eq!(screen.press(Key::Char('d')), Wish::Nothing, "there is nothing to drain");
+        assert_eq!(screen.mode, Mode::Backends);
+        screen.press(Key::Back);
+        assert_eq!(ids(&screen).len(), 3);
+    }
+
+    #[test]
+    fn the_cursor_stays_on_the_rows() {
+        let mut screen = screen();
+        for (key, chosen) in [
+            (Key::Up, 0),
+            (Key::Down, 1),
+            (Key::Char('j'), 2),
+            (Key::Down, 2),
+            (Key::PageUp, 0),
+            (Key::PageDown, 2),
+            (Key::Home, 0),
+            (Key::End, 2),
+        ] {
+            screen.press(key);
+            assert_eq!(screen.chosen, chosen, "{key:?}");
+        }
+        screen.looked(Ok(status(2000, vec![backend(1, 1)])));
+        assert_eq!(screen.chosen, 0);
+    }
+
+    #[test]
+    fn enter_shows_a_backends_sessions_and_escape_goes_back_to_its_row() {
+        let mut screen = screen();
+        screen.press(Key::Down);
+        assert_eq!(screen.press(Key::Enter), Wish::Sessions("b2".into()));
+        let again = screen.looked(Ok(status(2000, vec![backend(1, 2), backend(2, 3)])));
+        assert_eq!(again, Wish::Sessions("b2".into()), "they are kept fresh");
+        screen.read("b1", Err("an answer of before".into()));
+        assert_eq!(screen.message, "");
+        screen.read("b2", Ok((Vec::new(), true)));
+        assert!(screen.more);
+        screen.press(Key::Back);
+        assert_eq!((screen.mode.clone(), screen.chosen), (Mode::Backends, 1));
+    }
+
+    #[test]
+    fn a_backend_is_drained_after_a_yes_and_by_nothing_else() {
+        let mut screen = screen();
+        for key in [Key::Enter, Key::Char('n'), Key::Back, Key::Char('d')] {
+            screen.press(Key::Char('d'));
+            assert_eq!(screen.mode, Mode::Confirm { backend: "b1".into() });
+            assert_eq!(screen.press(key), Wish::Nothing, "{key:?}");
+            assert_eq!(screen.message, "b1 was not drained");
+        }
+        screen.press(Key::Char('d'));
+        assert_eq!(screen.press(Key::Char('y')), Wish::Drain("b1".into()));
+        screen.drained("b1", Ok(2));
+        assert_eq!(screen.message, "b1 drains, 2 sessions left");
+        screen.press(Key::Char('d'));
+        assert_eq!(screen.press(Key::Leave), Wish::Quit);
+    }
+
+    #[test]
+    fn a_balancer_that_is_away_is_told_until_it_is_back() {
+        let mut screen = screen();
+        screen.looked(Err("cannot be reached".into()));
+        assert!(screen.stale && screen.message == "cannot be reached");
+        assert_eq!(ids(&screen).len(), 3, "the last look is still shown");
+        screen.looked(Ok(status(2000, Vec::new())));
+        assert!(!screen.stale && screen.message.is_empty());
+    }
+}
