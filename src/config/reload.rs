@@ -89,6 +89,8 @@ mod tests {
             udp.gro = false
             control.allow = ["10.0.0.0/8"]
             control.secret_file = "secrets"
+            admin.token_file = "token"
+            admin.socket = "/run/lb/admin.sock"
             log.level = "debug"
             log.format = "json"
         "#;
@@ -113,6 +115,8 @@ mod tests {
             "udp.source_sessions",
             "udp.source_new_per_second",
             "udp.gro",
+            "admin.token_file",
+            "admin.socket",
             "log.format",
         ];
         assert_eq!(names(&change.after_restart), restart);

@@ -538,7 +538,7 @@ fn a_control_core_that_cannot_start_says_why_and_stops_the_workers() {
     let missing = std::env::temp_dir().join("lb-no-such-secret");
     let mut core = Core::start(|config| config.control.secret_file = Some(missing));
     let error = core.wait_for_outcome().unwrap_err();
-    assert!(error.to_string().contains("secret_file"), "{error}");
+    assert!(error.to_string().contains("lb-no-such-secret"), "{error}");
     core.worker.wait_for_order(Order::Stop);
 }
 
