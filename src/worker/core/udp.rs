@@ -324,16 +324,18 @@ impl Core {
         books: &mut Dispatcher,
     ) -> Result<u32, Up> {
         let flow = self.flows.get_mut(place).expect("the session was found");
+        let key = flow.key;
         let entry = &mut flow.state.entry;
         let tenant = self.tenants.at(flow.state.peer);
-        if let Some(backend) = tenant.fit(now) {
-            if entry.choice().is_none_or(|choice| choice.backend != backend) {
-                // Registered anew at the same address: the session goes on, under the new name.
-                books.relabel(entry, backend);
-            }
+        let on = entry.choice().map(|choice| choice.backend);
+        if let Some(backend) = tenant.backend.filter(|backend| on != Some(*backend)) {
+            // Registered anew at the same address: the session goes on, under the new name.
+            books.relabel(entry, backend);
+            self.note(hash, backend);
+        }
+        if tenant.is_fit(now) {
             return Ok(place);
         }
-        let key = flow.key;
         match self.settings.udp.on_backend_loss {
             OnUdpLoss::Keep => Ok(place),
             OnUdpLoss::Move => self.relocate(now, place, hash, books),
@@ -360,16 +362,16 @@ impl Core {
         }
         let flow = self.flows.get_mut(place).expect("the session was found");
         let session = &mut flow.state;
+        let registered = self.tenants.at(session.peer).backend.is_some();
         // One that is registered and avoided still gets what nobody else can take.
-        let stay = |why| {
-            let registered = self.tenants.at(session.peer).backend.is_some();
-            if registered { Ok(place) } else { Err(Up::Drop(why)) }
-        };
+        let stay = |why| if registered { Ok(place) } else { Err(Up::Drop(why)) };
         let user = flow.key.client().ip();
         let unfit = |id| self.tenants.is_unfit(id, now);
-        let Some(choice) = books.choose(Protocol::Udp, user, &unfit) else {
-            return stay(Why::NoBackend);
-        };
+        let choice = books.choose(Protocol::Udp, user, &unfit).or_else(|| {
+            let anyone = || books.choose(Protocol::Udp, user, &|_| false);
+            if registered { None } else { anyone() }
+        });
+        let Some(choice) = choice else { return stay(Why::NoBackend) };
         let peer = self.upstream.find(plain(choice.address));
         let pair = peer.and_then(|peer| Some((peer, self.upstream.take(peer, place)?)));
         let Some((peer, socket)) = pair else { return stay(Why::UpstreamExhausted) };

@@ -24,9 +24,9 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    /// The backend, if it may be sent to.
-    pub fn fit(&self, now: Now) -> Option<BackendId> {
-        self.backend.filter(|_| now >= self.unfit_until)
+    /// Whether a backend is here that may be sent to.
+    pub fn is_fit(&self, now: Now) -> bool {
+        self.backend.is_some() && now >= self.unfit_until
     }
 }
 
@@ -81,7 +81,7 @@ impl Tenants {
     /// ICMP says that nobody is there. True when that is news.
     pub fn avoid(&mut self, peer: PeerId, now: Now) -> bool {
         let Some(tenant) = self.all.get_mut(peer.index()) else { return false };
-        let Some(backend) = tenant.fit(now) else { return false };
+        let Some(backend) = tenant.backend.filter(|_| tenant.is_fit(now)) else { return false };
         tenant.unfit_until = now.plus(AVOIDED);
         self.unfit.retain(|(_, until)| *until > now);
         self.unfit.push((backend, tenant.unfit_until));
