@@ -1,0 +1,734 @@
+//! UDP users under a seeded simulation: two workers' cores with their books, users and backends that
+//! come and go, a network that delays, loses, invents and floods, and a shadow model that says what may
+//! not happen. A run is a function of its seed; a violation names the seed and the step. Every kind of
+//! violation is shown to be found by planting a fault that causes it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb::balance::{Balancer, Turns};
+use lb::base::time::Now;
+use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::config::{OnUdpLoss, Policy, Udp};
+use lb::metrics::WorkerMetrics;
+use lb::proxy::udp::{Limits, Socket};
+use lb::session::EndReason;
+use lb::session::affinity::Affinity;
+use lb::session::flows::FlowHasher;
+use lb::session::seats::Seats;
+use lb::session::shards::Shard;
+use lb::session::sources::SourceLimits;
+use lb::worker::core::udp::{Core, Down, Holder, Load, Settings, Up, Why};
+use lb::worker::dispatcher::{Dispatcher, Parts};
+use lb::worker::link::{Order, Report};
+use nix::errno::Errno;
+
+const WORKERS: usize = 2;
+const IDLE: Duration = Duration::from_secs(2);
+const REST: Duration = Duration::from_secs(4);
+/// A session may be noticed to be idle this much late: a stall and a tick of the wheel.
+const LATE: Duration = Duration::from_millis(1100);
+/// How long a worker avoids a backend after ICMP.
+const AVOIDED: Duration = Duration::from_secs(1);
+const SESSIONS: usize = 60;
+const SEATS: usize = 100;
+const SOCKETS: usize = 40;
+const PER_SOURCE: u32 = 6;
+const USERS: u64 = 50;
+const STEPS: u64 = 6_000;
+
+/// What is broken on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    None,
+    NoRest,
+    DeafToSnapshots,
+    TrustsAnySender,
+    NoAffinity,
+    NeverExpires,
+    NoSourceLimit,
+    ForgetsTheLocalAddress,
+    MixesUpSockets,
+}
+
+#[derive(Debug)]
+struct Violation(String);
+
+type Outcome = Result<(), Violation>;
+
+fn violated<T>(what: String) -> Result<T, Violation> {
+    Err(Violation(what))
+}
+
+/// xorshift64* (S. Vigna, ACM TOMS 2016).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
+    }
+
+    fn one_in(&mut self, bound: u64) -> bool {
+        self.below(bound) == 0
+    }
+}
+
+/// Who speaks to which of our addresses.
+type Flow = (SocketAddr, SocketAddr);
+
+/// A socket as the kernel knows it: its worker, and which opening it is.
+type Descriptor = (usize, u64);
+
+struct Worker {
+    core: Core,
+    books: Dispatcher,
+    reports: rtrb::Consumer<Report>,
+    metrics: Arc<WorkerMetrics>,
+    shard: Arc<Shard>,
+    open: HashMap<Socket, u64>,
+    /// Datagrams from users that it was handed, and what came of them.
+    offered: u64,
+    refused: HashMap<SocketAddr, Now>,
+}
+
+struct Registered {
+    address: SocketAddr,
+    standing: Standing,
+    /// Whether somebody listens there.
+    alive: bool,
+}
+
+/// What is under way to a worker.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Arrival {
+    Reply { descriptor: Descriptor, from: SocketAddr },
+    Icmp { descriptor: Descriptor, to: SocketAddr },
+}
+
+/// A session as the model saw it last.
+#[derive(Clone, Copy)]
+struct Held {
+    backend: u32,
+    address: SocketAddr,
+    descriptor: Descriptor,
+    last: Now,
+    /// An order may have ended it.
+    doubtful: bool,
+}
+
+#[derive(Default)]
+struct Model {
+    held: HashMap<(usize, Flow), Held>,
+    /// Who last used a backend's address with a descriptor, and when.
+    pairs: HashMap<(Descriptor, SocketAddr), (Flow, Now)>,
+    /// Where the affinity map should find a flow: the holder and the backend.
+    noted: HashMap<Flow, (usize, u32)>,
+    delivered: u64,
+    moved: u64,
+    found: u64,
+}
+
+struct World {
+    random: Random,
+    fault: Fault,
+    now: Now,
+    workers: Vec<Worker>,
+    map: Arc<Affinity>,
+    backends: BTreeMap<u32, Registered>,
+    next_backend: u32,
+    next_descriptor: u64,
+    version: u64,
+    network: BinaryHeap<Reverse<(Now, u64, Arrival)>>,
+    arrivals: u64,
+    /// Which worker the kernel hands a flow to.
+    grouping: u64,
+    sockets_fail_until: Now,
+    model: Model,
+}
+
+fn host(number: u64) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, number as u8], 53))
+}
+
+fn user(number: u64) -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, (number / 5) as u8], 1000 + number as u16))
+}
+
+fn local(number: u64) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1 + number as u8], 8082))
+}
+
+fn settings(fault: Fault, worker: usize, seed: u64, map: &Arc<Affinity>) -> Settings {
+    let holder = Holder { map: Arc::clone(map), worker: worker as u8 };
+    let sessions = if fault == Fault::NoSourceLimit { None } else { NonZeroU32::new(PER_SOURCE) };
+    Settings {
+        udp: Udp { on_backend_loss: OnUdpLoss::Move, ..Udp::default() },
+        idle: IDLE,
+        sessions: SESSIONS,
+        upstream: Limits {
+            sockets: SOCKETS,
+            rest: if fault == Fault::NoRest { Duration::ZERO } else { REST },
+            resting: 10_000,
+        },
+        sources: SourceLimits { sessions, new_per_second: None },
+        hasher: FlowHasher::new((seed, 7)),
+        seed,
+        affinity: (fault != Fault::NoAffinity).then_some(holder),
+    }
+}
+
+impl World {
+    fn new(seed: u64, fault: Fault) -> World {
+        let now = Now::from_nanos(5_000_000_000);
+        let map = Arc::new(Affinity::new(WORKERS * SESSIONS));
+        let turns = Arc::<Turns>::default();
+        let seats = Arc::new(Seats::new(SEATS));
+        let metrics: Vec<Arc<WorkerMetrics>> = (0..WORKERS).map(|_| Arc::default()).collect();
+        let all_metrics: Arc<[_]> = metrics.clone().into();
+        let workers = (metrics.into_iter().enumerate())
+            .map(|(number, metrics)| {
+                let (writer, shard) = Shard::new(number as u8, SESSIONS);
+                let (producer, reports) = rtrb::RingBuffer::new(64);
+                let books = Dispatcher::new(Parts {
+                    balancer: Balancer::new(Policy::RoundRobin, Arc::clone(&turns)),
+                    shard: writer,
+                    metrics: Arc::clone(&metrics),
+                    all_metrics: Arc::clone(&all_metrics),
+                    reports: producer,
+                    urgent: Arc::default(),
+                    seats: Arc::new(Seats::new(0)),
+                    udp_seats: Arc::clone(&seats),
+                    report_sessions: true,
+                });
+                let core = Core::new(settings(fault, number, seed, &map), now);
+                let (open, refused) = (HashMap::new(), HashMap::new());
+                Worker { core, books, reports, metrics, shard, open, offered: 0, refused }
+            })
+            .collect();
+        World {
+            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            fault,
+            now,
+            workers,
+            map,
+            backends: BTreeMap::new(),
+            next_backend: 1,
+            next_descriptor: 0,
+            version: 0,
+            network: BinaryHeap::new(),
+            arrivals: 0,
+            grouping: 0,
+            sockets_fail_until: now,
+            model: Model::default(),
+        }
+    }
+
+    fn step(&mut self) -> Outcome {
+        let ms =
+            if self.random.one_in(40) { self.random.below(900) } else { self.random.below(12) };
+        self.now = self.now.plus(Duration::from_millis(ms));
+        match self.random.below(1000) {
+            0..=5 => self.join(),
+            6..=8 => self.leave(),
+            9..=13 => self.change_standing(),
+            14..=17 => self.kill_or_revive(),
+            18..=22 => self.grouping = self.random.below(u64::MAX),
+            23..=26 => self.flood()?,
+            27..=29 => self.end_something(),
+            30 => self.sockets_fail_until = self.now.plus(Duration::from_millis(300)),
+            31..=80 => self.spoof()?,
+            _ => self.talk()?,
+        }
+        while self.network.peek().is_some_and(|Reverse((at, ..))| *at <= self.now) {
+            if let Some(Reverse((_, _, arrival))) = self.network.pop() {
+                self.arrive(arrival)?;
+            }
+        }
+        self.expire();
+        self.check()
+    }
+
+    fn publish(&mut self) {
+        self.version += 1;
+        let backends: Vec<Backend> = (self.backends.iter())
+            .map(|(id, backend)| Backend {
+                id: BackendId(*id),
+                slot: (*id % 512) as u16,
+                protocol: Protocol::Udp,
+                address: backend.address,
+                weight: 1,
+                name: None,
+                standing: backend.standing,
+            })
+            .collect();
+        let places = |standing| -> Vec<u16> {
+            (0..backends.len() as u16)
+                .filter(|place| backends[usize::from(*place)].standing == standing)
+                .collect()
+        };
+        let serving = places(Standing::Serving);
+        let rotation = if serving.is_empty() { places(Standing::Aside) } else { serving };
+        let rotations = [vec![], rotation, vec![]];
+        let snapshot = Arc::new(Snapshot { version: self.version, backends, rotations });
+        for worker in &mut self.workers {
+            worker.books.adopt(Arc::clone(&snapshot));
+            if self.fault != Fault::DeafToSnapshots || !self.random.one_in(2) {
+                worker.core.adopt(&snapshot);
+            }
+        }
+    }
+
+    fn any_backend(&mut self) -> Option<u32> {
+        let which = self.random.below(self.backends.len().max(1) as u64) as usize;
+        self.backends.keys().nth(which).copied()
+    }
+
+    /// A backend registers, often at an address that was known before.
+    fn join(&mut self) {
+        let address = host(1 + self.random.below(6));
+        if self.backends.values().any(|backend| backend.address == address) {
+            return;
+        }
+        let registered = Registered { address, standing: Standing::Serving, alive: true };
+        self.backends.insert(self.next_backend, registered);
+        self.next_backend += 1;
+        self.publish();
+    }
+
+    fn leave(&mut self) {
+        if let Some(id) = self.any_backend() {
+            self.backends.remove(&id);
+            self.publish();
+        }
+    }
+
+    fn change_standing(&mut self) {
+        let standing =
+            [Standing::Serving, Standing::Aside, Standing::Draining][self.random.below(3) as usize];
+        if let Some(id) = self.any_backend() {
+            self.backends.entry(id).and_modify(|backend| backend.standing = standing);
+            self.publish();
+        }
+    }
+
+    fn kill_or_revive(&mut self) {
+        if let Some(id) = self.any_backend() {
+            self.backends.entry(id).and_modify(|backend| backend.alive = !backend.alive);
+        }
+    }
+
+    /// Users of many sources that were never seen and never come again.
+    fn flood(&mut self) -> Outcome {
+        for _ in 0..20 + self.random.below(100) {
+            let [a, b] = [self.random.below(250) as u8, self.random.below(250) as u8];
+            let from = SocketAddr::from(([203, a, b, 1], 1 + self.random.below(60_000) as u16));
+            self.up((from, local(0)), Load::one(10))?;
+        }
+        Ok(())
+    }
+
+    fn end_something(&mut self) {
+        let which = self.random.below(WORKERS as u64) as usize;
+        let reason = EndReason::Operator;
+        let order = if self.random.one_in(3) {
+            let Some(id) = self.any_backend() else { return };
+            self.doubt(which, |_, held| held.backend == id);
+            Order::EndBackend { backend: BackendId(id), reason }
+        } else {
+            let sessions: Vec<_> = self.workers[which].shard.iter().collect();
+            let chosen = self.random.below(sessions.len().max(1) as u64) as usize;
+            let Some(view) = sessions.get(chosen) else { return };
+            self.doubt(which, |flow, _| flow.0 == view.client);
+            Order::EndSession { id: view.id, reason }
+        };
+        self.model.noted.retain(|_, (worker, _)| *worker != which);
+        let Worker { core, books, .. } = &mut self.workers[which];
+        core.order(self.now, order, books);
+    }
+
+    fn doubt(&mut self, which: usize, meant: impl Fn(&Flow, &Held) -> bool) {
+        for ((worker, flow), held) in &mut self.model.held {
+            held.doubtful |= *worker == which && meant(flow, held);
+        }
+    }
+
+    fn talk(&mut self) -> Outcome {
+        let flow = (user(self.random.below(USERS)), local(self.random.below(2)));
+        let load = match self.random.below(20) {
+            0 => Load::one(0),
+            1 => Load::one(65_507),
+            2 => Load { bytes: 5_000, segment: 1_200 },
+            _ => Load::one(1 + self.random.below(1_400) as usize),
+        };
+        self.up(flow, load)
+    }
+
+    /// Someone pretends to answer.
+    fn spoof(&mut self) -> Outcome {
+        let which = self.random.below(WORKERS as u64) as usize;
+        let nth = self.random.below(SOCKETS as u64) as usize;
+        let Some((socket, opening)) = self.workers[which]
+            .open
+            .iter()
+            .min_by_key(|(socket, _)| usize::from(socket.number).abs_diff(nth))
+        else {
+            return Ok(());
+        };
+        let (socket, descriptor) = (*socket, (which, *opening));
+        let mut from = host(1 + self.random.below(8));
+        if self.random.one_in(2) {
+            from.set_port(54 + self.random.below(3) as u16);
+        }
+        self.down(descriptor, socket, from)
+    }
+
+    fn worker_of(&self, flow: Flow) -> usize {
+        let number = u64::from(flow.0.port()).wrapping_mul(0x9e37_79b9) ^ self.grouping;
+        (number.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as usize % WORKERS
+    }
+
+    fn up(&mut self, flow: Flow, load: Load) -> Outcome {
+        let which = self.worker_of(flow);
+        let told = match self.fault {
+            Fault::ForgetsTheLocalAddress => local(0),
+            _ => flow.1,
+        };
+        self.workers[which].offered += load.datagrams();
+        loop {
+            let Worker { core, books, open, .. } = &mut self.workers[which];
+            match core.up(self.now, flow.0, told, load, books) {
+                Up::Open(socket) => {
+                    let opens = self.now >= self.sockets_fail_until;
+                    core.opened(self.now, socket, opens);
+                    if opens && open.insert(socket, self.next_descriptor).is_some() {
+                        return violated(format!("{socket:?} was opened twice"));
+                    }
+                    self.next_descriptor += 1;
+                }
+                Up::Send { from, to } => {
+                    let Some(opening) = open.get(&from).copied() else {
+                        return violated(format!("{from:?} is not open"));
+                    };
+                    return self.sent(which, flow, (which, opening), to);
+                }
+                Up::Drop(why) => return self.shed(which, flow, why),
+            }
+        }
+    }
+
+    /// What the model has to say about a datagram that goes out.
+    fn sent(&mut self, which: usize, flow: Flow, by: Descriptor, to: SocketAddr) -> Outcome {
+        let Some((id, backend)) = self.backends.iter().find(|(_, b)| b.address == to) else {
+            return violated(format!("{flow:?} was sent to {to}, where nobody is registered"));
+        };
+        let (id, alive) = (*id, backend.alive);
+        let before = self.running(which, flow);
+        let maybe_running = self.may_run(which, flow);
+        match before {
+            Some(held)
+                if self.is_fit(which, held) && (held.address, held.descriptor) != (to, by) =>
+            {
+                return violated(format!("{flow:?} left {} for {to} without need", held.address));
+            }
+            Some(held) if held.address != to => self.model.moved += 1,
+            Some(_) => {}
+            None if maybe_running => {}
+            None => self.expect_followed(which, flow, to)?,
+        }
+        if let Some((other, last)) = self.model.pairs.get(&(by, to))
+            && *other != flow
+            && self.now < last.plus(REST)
+        {
+            return violated(format!("{flow:?} was given the pair of {other:?} too early"));
+        }
+        self.model.pairs.insert((by, to), (flow, self.now));
+        let last = self.now;
+        let held = Held { backend: id, address: to, descriptor: by, last, doubtful: false };
+        self.model.held.insert((which, flow), held);
+        if maybe_running && before.is_none() {
+            // Whether the worker told the others depends on whether the session was over.
+            self.model.noted.remove(&flow);
+        } else if before.is_none_or(|held| held.backend != id) {
+            self.model.noted.insert(flow, (which, id));
+        }
+        self.answer(by, to, alive);
+        Ok(())
+    }
+
+    /// A flow that is new here and runs at another worker is sent where that worker sends it.
+    fn expect_followed(&mut self, which: usize, flow: Flow, to: SocketAddr) -> Outcome {
+        let Some((holder, id)) = self.model.noted.get(&flow).copied() else { return Ok(()) };
+        let Some(held) = self.running(holder, flow) else { return Ok(()) };
+        if holder == which || held.backend != id || !self.is_fit(which, held) {
+            return Ok(());
+        }
+        if held.address != to {
+            return violated(format!("{flow:?} has {} elsewhere and got {to}", held.address));
+        }
+        self.model.found += 1;
+        Ok(())
+    }
+
+    /// The session of a flow, if it cannot have ended.
+    fn running(&self, which: usize, flow: Flow) -> Option<Held> {
+        let held = self.model.held.get(&(which, flow)).copied()?;
+        (self.now < held.last.plus(IDLE) && !held.doubtful).then_some(held)
+    }
+
+    /// Whether a flow may have a session here.
+    fn may_run(&self, which: usize, flow: Flow) -> bool {
+        let held = self.model.held.get(&(which, flow));
+        held.is_some_and(|held| self.now < held.last.plus(IDLE + LATE))
+    }
+
+    /// Whether a worker has no reason to leave a backend.
+    fn is_fit(&self, which: usize, held: Held) -> bool {
+        let refused = self.workers[which].refused.get(&held.address).copied().unwrap_or_default();
+        self.backends
+            .get(&held.backend)
+            .is_some_and(|backend| backend.standing != Standing::Aside && self.now >= refused)
+    }
+
+    fn answer(&mut self, by: Descriptor, to: SocketAddr, alive: bool) {
+        if self.random.one_in(10) {
+            return;
+        }
+        // Mostly at once, sometimes as late as a pair rests.
+        let late = if self.random.one_in(10) { REST.as_millis() as u64 - 1 } else { 30 };
+        let arrival = match alive {
+            true => Arrival::Reply { descriptor: by, from: to },
+            false => Arrival::Icmp { descriptor: by, to },
+        };
+        for _ in 0..1 + u64::from(self.random.one_in(20)) {
+            let at = self.now.plus(Duration::from_millis(self.random.below(late)));
+            self.arrivals += 1;
+            let arrival = match &arrival {
+                Arrival::Reply { descriptor, from } => {
+                    Arrival::Reply { descriptor: *descriptor, from: *from }
+                }
+                Arrival::Icmp { descriptor, to } => {
+                    Arrival::Icmp { descriptor: *descriptor, to: *to }
+                }
+            };
+            self.network.push(Reverse((at, self.arrivals, arrival)));
+        }
+    }
+
+    fn shed(&mut self, which: usize, flow: Flow, why: Why) -> Outcome {
+        let running = self.running(which, flow).filter(|held| self.is_fit(which, *held));
+        if running.is_some() {
+            return violated(format!("{flow:?} has a session and was dropped: {why:?}"));
+        }
+        let serving = self.backends.values().any(|b| b.standing == Standing::Serving);
+        if why == Why::NoBackend && serving {
+            return violated(format!("{flow:?} was told that there is no backend"));
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, arrival: Arrival) -> Outcome {
+        let (Arrival::Reply { descriptor, .. } | Arrival::Icmp { descriptor, .. }) = arrival;
+        let worker = &mut self.workers[descriptor.0];
+        let found = worker.open.iter().find(|(_, opening)| **opening == descriptor.1);
+        // A socket that was closed meanwhile gets nothing any more.
+        let Some((socket, _)) = found else { return Ok(()) };
+        let socket = *socket;
+        match arrival {
+            Arrival::Reply { from, .. } => self.down(descriptor, socket, from),
+            Arrival::Icmp { to, .. } => {
+                let errno = Errno::ECONNREFUSED;
+                worker.core.refused(self.now, socket, to, errno, &mut worker.books);
+                let until = worker.refused.entry(to).or_default();
+                *until = (*until).max(self.now.plus(AVOIDED));
+                Ok(())
+            }
+        }
+    }
+
+    fn down(&mut self, descriptor: Descriptor, socket: Socket, from: SocketAddr) -> Outcome {
+        let holder = self.model.pairs.get(&(descriptor, from)).copied();
+        let (told_socket, told_from) = match self.fault {
+            Fault::TrustsAnySender => {
+                let of_pair = self.model.pairs.keys().find(|(by, _)| *by == descriptor);
+                (socket, of_pair.map_or(from, |(_, address)| *address))
+            }
+            Fault::MixesUpSockets if self.random.one_in(20) => {
+                (Socket { number: socket.number ^ 1, ..socket }, from)
+            }
+            _ => (socket, from),
+        };
+        let Worker { core, books, .. } = &mut self.workers[descriptor.0];
+        match core.down(self.now, told_socket, told_from, Load::one(100), books) {
+            Down::Send { from: local, to } => {
+                let Some((flow, _)) = holder else {
+                    return violated(format!("{from} answered {to} without being asked"));
+                };
+                if flow != (to, local) {
+                    return violated(format!("a reply to {flow:?} went to {:?}", (to, local)));
+                }
+                self.model.delivered += 1;
+                self.model.pairs.insert((descriptor, from), (flow, self.now));
+                if let Some(held) = self.model.held.get_mut(&(descriptor.0, flow)) {
+                    held.last = self.now;
+                }
+                Ok(())
+            }
+            Down::Drop(why) => {
+                let due = holder.and_then(|(flow, _)| self.running(descriptor.0, flow));
+                let due = due.filter(|held| (held.descriptor, held.address) == (descriptor, from));
+                match due {
+                    Some(_) => violated(format!("a reply from {from} was dropped: {why:?}")),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        for worker in &mut self.workers {
+            while worker.reports.pop().is_ok() {}
+            if self.fault == Fault::NeverExpires {
+                continue;
+            }
+            while worker.core.next_deadline().is_some_and(|at| at <= self.now) {
+                worker.core.expire(self.now, &mut worker.books);
+            }
+            while let Some(socket) = worker.core.next_surplus() {
+                worker.open.remove(&socket);
+            }
+        }
+    }
+
+    fn check(&self) -> Outcome {
+        for worker in &self.workers {
+            if worker.core.sockets() != worker.open.len() || worker.open.len() > SOCKETS {
+                return violated(format!("{} sockets are open", worker.open.len()));
+            }
+            let counters = &worker.metrics.counters;
+            let dropped: u64 = [
+                Why::NoBackend,
+                Why::TableFull,
+                Why::SourceLimit,
+                Why::SourceRate,
+                Why::UpstreamExhausted,
+                Why::Draining,
+                Why::TooBig,
+            ]
+            .map(|why| why.counter(counters).get())
+            .iter()
+            .sum();
+            if counters.udp_datagrams_up.get() + dropped != worker.offered {
+                return violated("a datagram was neither passed on nor counted".to_owned());
+            }
+        }
+        if self.arrivals.is_multiple_of(16) { self.check_sessions() } else { Ok(()) }
+    }
+
+    fn check_sessions(&self) -> Outcome {
+        for worker in &self.workers {
+            let mut of_source: HashMap<_, u32> = HashMap::new();
+            let mut count = 0;
+            for session in worker.shard.iter() {
+                count += 1;
+                let held = of_source.entry(session.client.ip()).or_default();
+                *held += 1;
+                if *held > PER_SOURCE {
+                    return violated(format!("{} holds too many sessions", session.client.ip()));
+                }
+                if self.now > session.active.plus(IDLE + LATE) {
+                    return violated(format!("{} is idle and does not end", session.client));
+                }
+            }
+            if count != worker.core.live() || count > SESSIONS {
+                return violated(format!("{count} sessions in the books, {}", worker.core.live()));
+            }
+        }
+        if self.workers.iter().map(|worker| worker.core.live()).sum::<usize>() > SEATS {
+            return violated("more sessions than seats".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Everyone is silent for long enough: nothing may be left.
+    fn wind_down(&mut self) -> Outcome {
+        self.network.clear();
+        for _ in 0..300 {
+            self.now = self.now.plus(Duration::from_millis(100));
+            self.expire();
+        }
+        for worker in &self.workers {
+            let active: u64 = worker.metrics.backends.iter().map(|b| b.active.get()).sum();
+            let counters = &worker.metrics.counters;
+            let left = [
+                worker.core.live() as u64,
+                worker.shard.iter().count() as u64,
+                active,
+                counters.sessions_active.get(),
+                counters.udp_pairs_resting.get(),
+            ];
+            if left != [0; 5] || worker.open.len() > 32 {
+                return violated(format!("{left:?} and {} sockets are left", worker.open.len()));
+            }
+        }
+        if !self.map.is_empty() {
+            return violated("the affinity map is not empty".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// One run. What came of it: replies delivered, sessions moved, flows that were found elsewhere.
+fn run(seed: u64, fault: Fault) -> Result<[u64; 3], Violation> {
+    let mut world = World::new(seed, fault);
+    for step in 0..STEPS {
+        let stepped = world.step();
+        stepped
+            .map_err(|Violation(what)| Violation(format!("seed {seed}, step {step}: {what}")))?;
+    }
+    let ended = world.wind_down();
+    ended.map_err(|Violation(what)| Violation(format!("seed {seed}, at the end: {what}")))?;
+    Ok([world.model.delivered, world.model.moved, world.model.found])
+}
+
+#[test]
+fn no_seed_finds_a_violation() {
+    let seeds =
+        std::env::var("UDP_SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let mut sums = [0; 3];
+    for seed in 0..seeds {
+        match run(seed, Fault::None) {
+            Ok(counts) => (0..3).for_each(|place| sums[place] += counts[place]),
+            Err(Violation(what)) => panic!("{what}"),
+        }
+    }
+    eprintln!("{sums:?}");
+    // A simulation in which nothing happens finds nothing.
+    let [delivered, moved, found] = sums;
+    assert!(delivered > 1000 * seeds && moved > 10 * seeds && found > seeds, "{sums:?}");
+}
+
+#[test]
+fn every_planted_fault_is_found() {
+    for (fault, said) in [
+        (Fault::NoRest, "too early"),
+        (Fault::DeafToSnapshots, "where nobody is registered"),
+        (Fault::TrustsAnySender, "without being asked"),
+        (Fault::NoAffinity, "has"),
+        (Fault::NeverExpires, "does not end"),
+        (Fault::NoSourceLimit, "too many sessions"),
+        (Fault::ForgetsTheLocalAddress, ""),
+        (Fault::MixesUpSockets, ""),
+    ] {
+        let found = (0..10).find_map(|seed| run(seed, fault).err());
+        let Some(Violation(what)) = found else { panic!("{fault:?} was not found") };
+        eprintln!("{fault:?}: {what}");
+        assert!(what.contains(said), "{fault:?}: {what}");
+    }
+}
