@@ -38,6 +38,11 @@ struct Balancer {
 
 impl Balancer {
     fn start(settings: &str) -> Balancer {
+        Balancer::start_at(settings, ["127.0.0.1:0".parse().unwrap(); 3])
+    }
+
+    /// With the doors of users, backends and operators at these places.
+    fn start_at(settings: &str, [tcp, control, admin]: [SocketAddr; 3]) -> Balancer {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("lb-operate-{}-{number}", std::process::id());
@@ -48,8 +53,8 @@ impl Balancer {
         manager.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_lb"))
             .args(["serve", "--demo", "1", "--workers", "1", "--udp", "off", "--api", "off"])
-            .args(["--tcp", "127.0.0.1:0", "--control", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-            .arg("--config")
+            .args(["--tcp", &tcp.to_string(), "--control", &control.to_string()])
+            .args(["--admin", &admin.to_string(), "--config"])
             .arg(folder.join("lb.toml"))
             .env("NOTIFY_SOCKET", folder.join("notify"))
             .env("WATCHDOG_USEC", "4000000")
@@ -170,6 +175,19 @@ fn the_manager_is_told_of_readiness_health_reload_and_the_end() {
     balancer.wait_until_told("STATUS=draining: 1 sessions left");
     drop(user);
     assert_eq!(balancer.wait_for_exit(), Some(0));
+}
+
+#[test]
+fn a_balancer_that_was_killed_starts_again_at_once_on_the_same_ports() {
+    for _ in 0..3 {
+        let killed = Balancer::ready("");
+        let users: Vec<TcpStream> = (0..200).map(|_| killed.user()).collect();
+        let doors = ["tcp", "control", "admin"].map(|name| killed.door(name));
+        killed.signal(Signal::SIGKILL);
+        let again = Balancer::start_at("", doors);
+        again.wait_until_told("READY=1");
+        drop(users);
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -21,10 +22,32 @@ const KEEPALIVE_PROBES: u32 = 3;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// A taken port is asked for again for so long: the kernel takes a ring apart after its process has
+/// gone, and a listener that the ring accepted on stays bound until then.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+/// The pause between two such attempts.
+const PORT_PAUSE: Duration = Duration::from_millis(20);
 
 /// A listening socket. Accepted connections inherit its options, so they cost no call each. With
 /// `shared`, other sockets of this process may listen on the same port (`SO_REUSEPORT`).
+///
+/// A port that is taken is waited for, for a second: a balancer that was killed a moment ago lets go
+/// of its doors a little after its end.
 pub fn listen(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
+    let began = Instant::now();
+    loop {
+        match listen_once(address, shared) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE =>
+            {
+                thread::sleep(PORT_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn listen_once(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
