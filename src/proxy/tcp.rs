@@ -229,11 +229,14 @@ impl Relay {
         match event {
             Event::Received { side, what, more, .. } => {
                 let flow = &mut self.flows[side as usize];
-                if let Received::Data(buf) = what {
-                    flow.lose(buf, pool);
-                }
                 if !more {
                     flow.receive = Receive::Idle;
+                }
+                match what {
+                    Received::Data(buf) => flow.lose(buf, pool),
+                    Received::NoBuffers => flow.receive = Receive::Starved,
+                    Received::Failed(_) => flow.source = Source::Failed,
+                    Received::End | Received::Stopped => {}
                 }
             }
             Event::Sent { side, result } => {
@@ -661,6 +664,18 @@ mod tests {
         stage.relay.settle(late, &mut stage.pool);
         assert!(stage.relay.is_truncated());
         assert_eq!(stage.pool.free(Class::Small), 256);
+    }
+
+    #[test]
+    fn what_is_found_out_while_a_session_ends_is_not_forgotten() {
+        for what in [Received::NoBuffers, Received::Failed(Errno::ECONNRESET)] {
+            let mut stage = Stage::new();
+            stage.relay.stop(&mut |_| {});
+            assert!(!stage.relay.is_truncated());
+            let event = Event::Received { side: Client, what, more: false, nonempty: false };
+            stage.relay.settle(event, &mut stage.pool);
+            assert!(stage.relay.is_truncated());
+        }
     }
 
     #[test]
