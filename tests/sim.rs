@@ -1,0 +1,99 @@
+//! Sessions without a kernel: the core of a worker between simulated users, backends, network and ring,
+//! under a seeded schedule of everything that may go wrong. The laws that every run must keep are
+//! listed in `sim/law.rs`.
+//!
+//! A failing run names its weather and seed. `LB_SIM=hostile:17 cargo test --test sim replay --
+//! --nocapture` tells its story line by line; `LB_SIM_SEEDS=20000` runs so many seeds of each weather.
+
+mod sim {
+    pub mod content;
+    pub mod control;
+    pub mod kernel;
+    pub mod law;
+    pub mod laws;
+    pub mod net;
+    pub mod peer;
+    pub mod plan;
+    pub mod random;
+    pub mod shadow;
+    pub mod world;
+}
+
+use std::thread;
+
+use lb::session::EndReason;
+use sim::plan::Weather;
+use sim::world::{Story, run};
+
+/// Seeds of each weather in a normal run.
+const SEEDS: u64 = 200;
+
+fn seeds() -> u64 {
+    let wanted = std::env::var("LB_SIM_SEEDS");
+    wanted.map_or(SEEDS, |text| text.parse().expect("LB_SIM_SEEDS is a number"))
+}
+
+/// Says which run it was, when one fails.
+struct Banner(Weather, u64);
+
+impl Drop for Banner {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let (weather, seed) = (self.0.name(), self.1);
+            eprintln!(
+                "to see it again: LB_SIM={weather}:{seed} cargo test --test sim replay -- --nocapture"
+            );
+        }
+    }
+}
+
+fn told(weather: Weather, seed: u64) -> Story {
+    let _banner = Banner(weather, seed);
+    run(weather, seed, false)
+}
+
+#[test]
+fn in_fair_weather_everyone_is_served_to_the_end() {
+    for seed in 0..seeds() {
+        let story = told(Weather::Fair, seed);
+        for fate in &story.fates {
+            assert_eq!(fate.reason, Some(EndReason::Finished), "seed {seed}: {fate:?}");
+        }
+    }
+}
+
+#[test]
+fn sessions_keep_the_laws_in_a_hostile_network() {
+    (0..seeds()).for_each(|seed| drop(told(Weather::Hostile, seed)));
+}
+
+#[test]
+fn sessions_keep_the_laws_without_enough_blocks() {
+    let starved: u64 = (0..seeds()).map(|seed| told(Weather::Starved, seed).starved).sum();
+    assert!(starved > 0, "this weather is there to starve flows");
+}
+
+#[test]
+fn sessions_keep_the_laws_while_backends_come_and_go() {
+    (0..seeds()).for_each(|seed| drop(told(Weather::Churn, seed)));
+}
+
+#[test]
+fn a_seed_tells_the_same_story_twice() {
+    for weather in Weather::ALL {
+        let [once, again] = [0; 2].map(|_| told(weather, 7));
+        assert_eq!((once.mark, once.turns), (again.mark, again.turns), "{}", weather.name());
+    }
+}
+
+#[test]
+fn replay() {
+    let Ok(which) = std::env::var("LB_SIM") else { return };
+    let (weather, seed) = which.split_once(':').expect("LB_SIM is a weather and a seed: fair:1");
+    let weather = Weather::ALL.into_iter().find(|known| known.name() == weather);
+    let weather = weather.expect("a weather is fair, hostile, starved or churn");
+    let seed = seed.parse().expect("a seed is a number");
+    let _banner = Banner(weather, seed);
+    let story = run(weather, seed, true);
+    eprintln!("{story:#?}");
+}

@@ -1,0 +1,436 @@
+//! The ring without a kernel: operations that the shell would have submitted, the blocks posted for
+//! receives, and completions in an order that is legal for each operation and arbitrary between them.
+//! What it may do follows the manual pages and what was seen of the real one: cancels come too late or
+//! find nothing, sends stop short, receives end early, blocks run out before a socket is looked at.
+
+use std::collections::VecDeque;
+
+use nix::errno::Errno;
+
+use lb::base::time::Now;
+use lb::proxy::{Intake, Received, Side};
+use lb::ring::pool::{Buf, Class, Outgoing, Pool};
+use lb::worker::core::Key;
+
+use super::law::{self, check};
+use super::net::{Conn, Read};
+use super::random::Random;
+
+/// One block in so many is never posted (`ring::provided`).
+const WRITTEN_SHARE: usize = 4;
+
+/// Which operation a completion belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tag {
+    pub kind: Kind,
+    pub key: Key,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Connect,
+    Receive(Side),
+    Send(Side),
+}
+
+#[derive(Debug)]
+pub struct Op {
+    pub tag: Tag,
+    pub conn: usize,
+    pub work: Work,
+    /// A cancel came and could not stop it at once.
+    cancelled: bool,
+}
+
+#[derive(Debug)]
+pub enum Work {
+    Receive { how: Intake, left: u32 },
+    Send { what: Outgoing, bytes: u64, taken: u64 },
+    Connect { answer: Result<(), Errno>, at: Now },
+}
+
+#[derive(Debug)]
+pub struct Done {
+    pub tag: Tag,
+    pub outcome: Outcome,
+}
+
+#[derive(Debug)]
+pub enum Outcome {
+    Connected(Result<(), Errno>),
+    Received { what: Received, more: bool, nonempty: bool },
+    Sent(Result<u32, Errno>),
+}
+
+/// How often, in a thousand, the kernel does what is legal but unkind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Temper {
+    pub short_sends: u64,
+    pub failed_sends: u64,
+    /// Receives that end though nothing is wrong.
+    pub early_ends: u64,
+    pub late_cancels: u64,
+    /// Operations that could go on and wait all the same.
+    pub sluggish: u64,
+}
+
+/// The world that an operation works in.
+pub struct Around<'a> {
+    pub now: Now,
+    pub pool: &'a mut Pool,
+    pub conns: &'a mut Vec<Conn>,
+}
+
+/// The posted blocks of one class; the rules of `ring::provided`.
+struct Provided {
+    class: Class,
+    posted: VecDeque<Buf>,
+    target: usize,
+    posted_max: usize,
+}
+
+enum Entry {
+    Start(Op),
+    Cancel(Tag),
+}
+
+pub struct Kernel {
+    temper: Temper,
+    random: Random,
+    provided: [Provided; 2],
+    submitted: VecDeque<Entry>,
+    ops: Vec<Op>,
+    completed: VecDeque<Done>,
+    /// Connections that have come about.
+    pub established: Vec<usize>,
+}
+
+impl Op {
+    pub fn new(tag: Tag, conn: usize, work: Work) -> Op {
+        Op { tag, conn, work, cancelled: false }
+    }
+}
+
+impl Kernel {
+    pub fn new(temper: Temper, random: Random, pool: &Pool, posted_first: usize) -> Kernel {
+        Kernel {
+            temper,
+            random,
+            provided: Class::ALL.map(|class| Provided::new(class, pool, posted_first)),
+            submitted: VecDeque::new(),
+            ops: Vec::new(),
+            completed: VecDeque::new(),
+            established: Vec::new(),
+        }
+    }
+
+    pub fn submit(&mut self, op: Op) {
+        self.submitted.push_back(Entry::Start(op));
+    }
+
+    pub fn cancel(&mut self, tag: Tag) {
+        self.submitted.push_back(Entry::Cancel(tag));
+    }
+
+    /// Takes what was submitted, in order.
+    pub fn enter(&mut self, around: &mut Around) {
+        self.provided.iter_mut().for_each(|provided| provided.replenish(around.pool));
+        while let Some(entry) = self.submitted.pop_front() {
+            match entry {
+                Entry::Start(op) => self.start(op, around),
+                Entry::Cancel(tag) => self.stop(tag, around),
+            }
+        }
+    }
+
+    /// Lets operations go on as far as they can. False when none can.
+    pub fn run(&mut self, around: &mut Around) -> bool {
+        let mut able = false;
+        let count = self.ops.len();
+        let first = if count > 0 { self.random.below(count as u64) as usize } else { 0 };
+        for number in 0..count {
+            let place = (first + number) % count;
+            let Some(op) = self.ops.get(place).filter(|op| op.is_able(around)) else { continue };
+            able = true;
+            if op.cancelled && self.random.half() {
+                let op = self.ops.swap_remove(place);
+                self.give_up(op);
+            } else if !self.random.in_thousand(self.temper.sluggish) {
+                let op = self.ops.swap_remove(place);
+                self.step(op, around);
+            }
+        }
+        able
+    }
+
+    /// Hands out completions, oldest first.
+    pub fn reap(&mut self, most: usize) -> impl Iterator<Item = Done> + '_ {
+        let count = self.completed.len().min(most);
+        self.completed.drain(..count)
+    }
+
+    pub fn completions(&self) -> usize {
+        self.completed.len()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.submitted.is_empty() && self.completed.is_empty()
+    }
+
+    /// When a connection attempt is answered next.
+    pub fn next_answer(&self) -> Option<Now> {
+        let answers = self.ops.iter().filter_map(|op| match op.work {
+            Work::Connect { at, .. } => Some(at),
+            _ => None,
+        });
+        answers.min()
+    }
+
+    /// Whether anything of this session is with the kernel, or on its way to or from it.
+    pub fn works_for(&self, key: Key) -> bool {
+        self.ops.iter().any(|op| op.tag.key == key)
+            || self.completed.iter().any(|done| done.tag.key == key)
+            || self.submitted.iter().any(|entry| match entry {
+                Entry::Start(op) => op.tag.key == key,
+                Entry::Cancel(_) => false,
+            })
+    }
+
+    pub fn posted(&self, class: Class) -> usize {
+        self.provided[class as usize].posted.len()
+    }
+
+    /// Blocks that are filled and not handed out yet.
+    pub fn undelivered(&self) -> usize {
+        let holds = |done: &&Done| {
+            matches!(done.outcome, Outcome::Received { what: Received::Data(_), .. })
+        };
+        self.completed.iter().filter(holds).count()
+    }
+
+    /// Gives the posted blocks back, at the end of a run.
+    pub fn withdraw(&mut self, pool: &mut Pool) {
+        for provided in &mut self.provided {
+            provided.posted.drain(..).for_each(|buf| pool.give_back(buf));
+        }
+    }
+
+    fn start(&mut self, op: Op, around: &mut Around) {
+        let tries_first = match &op.work {
+            // A block is picked before the socket is looked at, be it empty.
+            Work::Receive { how: Intake::Once { class, wait_first: false }, .. } => {
+                if self.provided[*class as usize].posted.is_empty() {
+                    return self.receive_without_block(op.tag);
+                }
+                true
+            }
+            Work::Receive { .. } | Work::Connect { .. } => false,
+            Work::Send { .. } => self.random.half(),
+        };
+        if tries_first && op.is_able(around) { self.step(op, around) } else { self.ops.push(op) }
+    }
+
+    fn stop(&mut self, tag: Tag, around: &mut Around) {
+        let Some(place) = self.ops.iter().position(|op| op.tag == tag) else { return };
+        let late = self.random.in_thousand(self.temper.late_cancels);
+        if late && matches!(self.ops[place].work, Work::Connect { .. }) {
+            let op = &mut self.ops[place];
+            op.cancelled = true;
+            // The answer was on its way, and overtook the cancel.
+            if let Work::Connect { at, .. } = &mut op.work {
+                *at = around.now;
+            }
+        } else if late && self.ops[place].is_able(around) {
+            self.ops[place].cancelled = true;
+            let op = self.ops.swap_remove(place);
+            self.step(op, around);
+        } else if late {
+            self.ops[place].cancelled = true;
+        } else {
+            let op = self.ops.swap_remove(place);
+            self.give_up(op);
+        }
+    }
+
+    /// The end that a cancel brings about.
+    fn give_up(&mut self, op: Op) {
+        let outcome = match op.work {
+            Work::Receive { .. } => received(Received::Stopped, false, false),
+            Work::Send { taken: 0, .. } => Outcome::Sent(Err(Errno::ECANCELED)),
+            Work::Send { taken, .. } => Outcome::Sent(Ok(taken as u32)),
+            Work::Connect { .. } => Outcome::Connected(Err(Errno::ECANCELED)),
+        };
+        self.complete(op.tag, outcome);
+    }
+
+    fn step(&mut self, op: Op, around: &mut Around) {
+        match op.work {
+            Work::Receive { .. } => self.receive(op, around),
+            Work::Send { .. } => self.send(op, around),
+            Work::Connect { answer, .. } => {
+                if answer.is_ok() {
+                    self.established.push(op.conn);
+                }
+                self.complete(op.tag, Outcome::Connected(answer));
+            }
+        }
+    }
+
+    fn receive_without_block(&mut self, tag: Tag) {
+        self.provided.iter_mut().for_each(Provided::ran_dry);
+        self.complete(tag, received(Received::NoBuffers, false, false));
+    }
+
+    fn receive(&mut self, mut op: Op, around: &mut Around) {
+        let Work::Receive { how, left } = &mut op.work else { return };
+        let (class, many) = match how {
+            Intake::Many { .. } => (Class::Small, true),
+            Intake::Once { class, .. } => (*class, false),
+        };
+        let posted = &mut self.provided[class as usize].posted;
+        if posted.is_empty() {
+            return self.receive_without_block(op.tag);
+        }
+        if self.random.in_thousand(self.temper.early_ends) {
+            return self.complete(op.tag, received(Received::Stopped, false, true));
+        }
+        let conn = &mut around.conns[op.conn];
+        let (stream, offset) = (conn.inward_stream(), conn.inward.read);
+        let most = (class.bytes() as u64).min(if many { u64::from(*left) } else { u64::MAX });
+        let what = match conn.read(most) {
+            Read::Later => return self.ops.push(op),
+            Read::Bytes(count) => {
+                *left = left.saturating_sub(count as u32);
+                let mut buf = posted.pop_front().expect("there is a posted block");
+                let text = stream.text(offset, count as usize);
+                assert_eq!(around.pool.append(&mut buf, text), count as usize);
+                Received::Data(buf)
+            }
+            Read::End => {
+                // The block that was picked is used up, or goes back to where it was.
+                if self.random.half() {
+                    let buf = posted.pop_front().expect("there is a posted block");
+                    around.pool.give_back(buf);
+                }
+                Received::End
+            }
+            Read::Failed(errno) => Received::Failed(errno),
+        };
+        let goes_on = many && *left > 0 && matches!(what, Received::Data(_));
+        let more = goes_on && !self.random.in_thousand(self.temper.early_ends);
+        // The flag is a hint: bytes come and go between the read and the look.
+        let nonempty = conn.is_readable() ^ self.random.in_thousand(50);
+        self.complete(op.tag, received(what, more, nonempty));
+        if more {
+            self.ops.push(op);
+        }
+    }
+
+    fn send(&mut self, mut op: Op, around: &mut Around) {
+        let Work::Send { what, bytes, taken } = &mut op.work else { return };
+        let conn = &mut around.conns[op.conn];
+        let (stream, offset) = (conn.outward_stream(), conn.outward.written);
+        if *taken == 0 && self.random.in_thousand(self.temper.failed_sends) {
+            return self.complete(op.tag, Outcome::Sent(Err(Errno::ENOMEM)));
+        }
+        let left = *bytes - *taken;
+        let most = if self.random.half() { left } else { self.random.between(1, left) };
+        match conn.write(most) {
+            Ok(count) => {
+                let pieces = around.pool.pieces(*what);
+                compare(pieces, *taken, count, |at| stream.text(offset + at.0, at.1));
+                *taken += count;
+            }
+            Err(errno) if *taken == 0 => {
+                return self.complete(op.tag, Outcome::Sent(Err(errno)));
+            }
+            Err(_) => {
+                if self.random.half() {
+                    conn.forget_error();
+                }
+                let sent = *taken as u32;
+                return self.complete(op.tag, Outcome::Sent(Ok(sent)));
+            }
+        }
+        let short = *taken > 0 && self.random.in_thousand(self.temper.short_sends);
+        if *taken == *bytes || short {
+            let sent = *taken as u32;
+            self.complete(op.tag, Outcome::Sent(Ok(sent)));
+        } else {
+            self.ops.push(op);
+        }
+    }
+
+    /// Behind the completions of the same operation, anywhere among the others. When a socket has
+    /// failed, what its operations say hangs together: one of them is told the error, or keeps it to
+    /// itself, and those that come after find an end. So these keep their order.
+    fn complete(&mut self, tag: Tag, outcome: Outcome) {
+        let over = |outcome: &Outcome| match outcome {
+            Outcome::Sent(_) => true,
+            Outcome::Received { more, .. } => !more,
+            Outcome::Connected(_) => false,
+        };
+        let before = |done: &Done| {
+            let together = over(&done.outcome) && over(&outcome) && done.tag.key == tag.key;
+            done.tag == tag || together
+        };
+        let own = self.completed.iter().rposition(before);
+        let first = own.map_or(0, |place| place + 1);
+        let place = self.random.between(first as u64, self.completed.len() as u64) as usize;
+        self.completed.insert(place, Done { tag, outcome });
+    }
+}
+
+impl Op {
+    fn is_able(&self, around: &Around) -> bool {
+        let conn = &around.conns[self.conn];
+        self.cancelled
+            || match self.work {
+                Work::Receive { .. } => conn.is_readable(),
+                Work::Send { .. } => conn.is_writable(),
+                Work::Connect { at, .. } => around.now >= at,
+            }
+    }
+}
+
+impl Provided {
+    fn new(class: Class, pool: &Pool, first: usize) -> Provided {
+        let blocks = pool.blocks(class);
+        let posted_max = (blocks - blocks / WRITTEN_SHARE).max(1);
+        Provided { class, posted: VecDeque::new(), target: first.min(posted_max), posted_max }
+    }
+
+    fn replenish(&mut self, pool: &mut Pool) {
+        while self.posted.len() < self.target {
+            let Some(buf) = pool.take(self.class) else { return };
+            self.posted.push_back(buf);
+        }
+    }
+
+    fn ran_dry(&mut self) {
+        self.target = (self.target * 2).min(self.posted_max);
+    }
+}
+
+fn received(what: Received, more: bool, nonempty: bool) -> Outcome {
+    Outcome::Received { what, more, nonempty }
+}
+
+/// Compares `count` bytes from `skip` on with what they should be: `text` gives it by place and length.
+fn compare<'a>(
+    pieces: impl Iterator<Item = &'a [u8]>,
+    skip: u64,
+    count: u64,
+    text: impl Fn((u64, usize)) -> &'static [u8],
+) {
+    let (mut skip, mut at) = (skip as usize, 0);
+    for piece in pieces {
+        let cut = skip.min(piece.len());
+        skip -= cut;
+        let piece = &piece[cut..piece.len().min(cut + count as usize - at)];
+        let right = piece == text((at as u64, piece.len()));
+        check(right, law::BYTES, || format!("{count} bytes are sent, wrong from {at} on"));
+        at += piece.len();
+    }
+    check(at == count as usize, law::BYTES, || format!("{count} bytes are sent of {at}"));
+}

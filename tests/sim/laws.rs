@@ -1,0 +1,336 @@
+//! The shadow of every session: what the core was told and what it asked for, kept without asking it.
+//! Owns the judgement; a broken law ends the run.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use lb::base::time::Now;
+use lb::cluster::{BackendId, Protocol, Snapshot};
+use lb::config::Timeouts;
+use lb::proxy::{Cmd, Received, Side};
+use lb::ring::pool::{Class, Pool};
+use lb::session::EndReason;
+use lb::worker::core::Key;
+use lb::worker::link::{Order, Refusal, Report};
+
+use super::kernel::Kernel;
+use super::law::{self, check};
+use super::net::Conn;
+use super::shadow::{Attempt, STARVED_MAX, Session};
+
+/// Backends that one user is offered, by `worker::core`.
+const ATTEMPTS_MAX: usize = 3;
+/// Who ended for want of blocks did so at most this long after there were none.
+const DROUGHT: Duration = Duration::from_secs(1);
+
+/// What became of a user.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Fate {
+    pub arrived: bool,
+    pub started: u32,
+    pub refused: u32,
+    pub ended: u32,
+    pub reason: Option<EndReason>,
+    pub diligent: bool,
+}
+
+pub struct Laws {
+    timeouts: Timeouts,
+    pub sessions: BTreeMap<u32, Session>,
+    pub fates: Vec<Fate>,
+    pub adopted: Arc<Snapshot>,
+    aside: Vec<BackendId>,
+    /// Receives in a row that found no block, and since when.
+    dry: u64,
+    dry_since: Now,
+    /// When a turn last ended with no small block to be had.
+    dry_at: Now,
+}
+
+impl Laws {
+    pub fn new(timeouts: Timeouts, users: usize) -> Laws {
+        Laws {
+            timeouts,
+            sessions: BTreeMap::new(),
+            fates: vec![Fate::default(); users],
+            adopted: Arc::default(),
+            aside: Vec::new(),
+            dry: 0,
+            dry_since: Now::default(),
+            dry_at: Now::default(),
+        }
+    }
+
+    pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
+        self.adopted = snapshot;
+        self.aside.clear();
+    }
+
+    fn rotation(&self) -> impl Iterator<Item = BackendId> + '_ {
+        let places = &self.adopted.rotations[Protocol::Tcp.index()];
+        places.iter().map(|place| self.adopted.backends[usize::from(*place)].id)
+    }
+
+    #[track_caller]
+    fn session(&mut self, key: Key) -> &mut Session {
+        let session = self.sessions.get_mut(&key.place).filter(|session| session.key == key);
+        session.unwrap_or_else(|| panic!("broken law: {}: {key:?} is no session", law::BOOKS))
+    }
+
+    pub fn accepted(&mut self, now: Now, key: Key, user: usize, conn: usize) {
+        let mut session = Session {
+            key,
+            user,
+            diligent: false,
+            attempt: None,
+            tried: Vec::new(),
+            relaying: false,
+            sides: Default::default(),
+            flows: Default::default(),
+            delivered_at: now,
+            touched_at: now,
+            half_closed_at: None,
+            ordered: Vec::new(),
+            ended: None,
+            out_of_memory: false,
+            hungry: false,
+        };
+        session.sides[Side::Client as usize].conn = Some(conn);
+        let before = self.sessions.insert(key.place, session);
+        check(before.is_none(), law::BOOKS, || format!("{key:?} is two sessions"));
+    }
+
+    pub fn turned_away(&self, user: usize, full: bool) {
+        let why = full || self.rotation().next().is_none();
+        check(why, law::TURNED_AWAY, || format!("user {user}"));
+    }
+
+    pub fn connects(&mut self, now: Now, key: Key, backend: Option<BackendId>, conn: usize) {
+        let Some(backend) = backend.filter(|id| self.rotation().any(|other| other == *id)) else {
+            panic!("broken law: {}: {backend:?} is offered", law::STAYS);
+        };
+        let rotation: Vec<BackendId> = self.rotation().collect();
+        let aside = self.aside.clone();
+        let session = self.session(key);
+        check(session.attempt.is_none() && !session.relaying, law::STAYS, || format!("{key:?}"));
+        let tried = session.tried.contains(&backend) || session.tried.len() >= ATTEMPTS_MAX;
+        check(!tried, law::RETRY, || format!("{backend} after {:?}", session.tried));
+        let better = |id: &BackendId| !session.tried.contains(id) && !aside.contains(id);
+        let wrong = aside.contains(&backend) && rotation.iter().any(better);
+        check(!wrong, law::RETRY, || format!("{backend} has just failed, {rotation:?}"));
+        session.tried.push(backend);
+        session.attempt = Some(Attempt { since: now, cancelled: false });
+        session.sides[Side::Backend as usize].conn = Some(conn);
+    }
+
+    pub fn cancels_connect(&mut self, key: Key) {
+        let session = self.session(key);
+        let Some(attempt) = &mut session.attempt else {
+            panic!("broken law: {}: no attempt of {key:?}", law::CANCEL);
+        };
+        attempt.cancelled = true;
+    }
+
+    pub fn connected(&mut self, now: Now, key: Key, result: Result<(), Errno>, ours: bool) {
+        let session = self.session(key);
+        session.attempt = None;
+        let ordered = !session.ordered.is_empty();
+        let backend = session.tried.last().copied();
+        if result.is_ok() && !ordered {
+            session.relaying = true;
+            (session.delivered_at, session.touched_at) = (now, now);
+        } else if result.is_err() && !ordered && !ours {
+            self.aside.extend(backend);
+        }
+    }
+
+    pub fn received(&mut self, now: Now, key: Key, side: Side, what: &Received, more: bool) {
+        if self.dry == 0 {
+            self.dry_since = now;
+        }
+        self.dry = if matches!(what, Received::NoBuffers) { self.dry + 1 } else { 0 };
+        let flows = 2 * self.sessions.len() as u64;
+        let rounds = now.since(self.dry_since).as_millis() as u64 / STARVED_MAX.as_millis() as u64;
+        let most = flows * (rounds + 2);
+        check(self.dry <= most, law::SPIN, || format!("{} receives found no block", self.dry));
+        let session = self.session(key);
+        let gone = session.sides[side.other() as usize].gone;
+        let ways = &mut session.sides[side as usize];
+        if !more {
+            ways.receive = None;
+        }
+        match what {
+            Received::Data(buf) => {
+                let flow = &mut session.flows[side as usize];
+                flow.received += buf.len() as u64;
+                if !gone {
+                    flow.waiting.push_back(buf.len() as u64);
+                }
+            }
+            Received::End => ways.ended = true,
+            Received::NoBuffers => {
+                ways.starved = true;
+                session.hungry = true;
+            }
+            Received::Stopped => {}
+            Received::Failed(_) => {
+                ways.failed = true;
+                ways.gone = true;
+                session.flows[side.other() as usize].waiting.clear();
+            }
+        }
+    }
+
+    pub fn sent(&mut self, now: Now, key: Key, side: Side, result: Result<u32, Errno>) {
+        self.dry = 0;
+        let session = self.session(key);
+        let ways = &mut session.sides[side as usize];
+        // What comes about after the session was ended does not make it less still.
+        let asked = ways.send.take().is_some_and(|send| !send.cancelled);
+        if asked {
+            session.touched_at = now;
+        }
+        let flow = &mut session.flows[side.other() as usize];
+        match result {
+            Ok(bytes) => {
+                if asked {
+                    session.delivered_at = now;
+                    session.hungry = false;
+                }
+                flow.delivered += u64::from(bytes);
+                let mut left = u64::from(bytes);
+                while let Some(len) = flow.sending.pop_front() {
+                    if len > left {
+                        flow.sending.push_front(len - left);
+                        break;
+                    }
+                    left -= len;
+                }
+                ways.short = !flow.sending.is_empty();
+                if ways.gone {
+                    flow.sending.clear();
+                }
+                while let Some(len) = flow.sending.pop_back() {
+                    flow.waiting.push_front(len);
+                }
+            }
+            Err(errno) => {
+                session.out_of_memory |= errno == Errno::ENOMEM;
+                ways.gone = true;
+                flow.sending.clear();
+                flow.waiting.clear();
+            }
+        }
+    }
+
+    /// A command of the relay, before it is carried out.
+    pub fn asks(&mut self, now: Now, key: Key, what: &Cmd, pool: &Pool, conns: &[Conn]) {
+        let session = self.session(key);
+        let told = || format!("user {}: {what:?}", session.user);
+        check(session.relaying, law::AFTER_END, told);
+        match *what {
+            Cmd::Receive { side, .. } => session.asks_to_receive(side, pool),
+            Cmd::Send { side, what } => session.asks_to_send(side, what.blocks()),
+            Cmd::CancelReceive { side } => {
+                session.asks_to_cancel(|ways| &mut ways.receive, side, what)
+            }
+            Cmd::CancelSend { side } => session.asks_to_cancel(|ways| &mut ways.send, side, what),
+            Cmd::FinishWriting { side } => session.asks_to_finish(now, side, conns),
+            Cmd::Splice { .. } | Cmd::CancelSplice { .. } | Cmd::EndSplice { .. } => {
+                unreachable!("the simulated kernel does not splice, and the core was told so")
+            }
+        }
+    }
+
+    pub fn orders(&mut self, order: Order, whose: Option<usize>) {
+        for session in self.sessions.values_mut() {
+            let reason = match order {
+                Order::EndBackend { backend, reason } => {
+                    Some(reason).filter(|_| session.tried.last() == Some(&backend))
+                }
+                Order::EndSession { reason, .. } => {
+                    Some(reason).filter(|_| whose == Some(session.user))
+                }
+                Order::Stop => Some(EndReason::Stopping),
+                Order::Drain | Order::Adopt(_) => None,
+            };
+            session.ordered.extend(reason);
+        }
+    }
+
+    pub fn reports(&mut self, report: Report, user_of: impl Fn(std::net::SocketAddr) -> usize) {
+        match report {
+            Report::Started { client, backend, .. } => {
+                let user = user_of(client);
+                self.fates[user].started += 1;
+                let live = self.sessions.values().find(|session| session.user == user);
+                let right = live.is_some_and(|live| live.tried.last() == Some(&backend));
+                check(right, law::BOOKS, || format!("user {user} is started on {backend}"));
+            }
+            Report::Ended(ended) => {
+                let user = user_of(ended.client);
+                self.fates[user].ended += 1;
+                self.fates[user].reason = Some(ended.reason);
+                let live = self.sessions.values_mut().find(|session| session.user == user);
+                if let Some(live) = live {
+                    live.ended = Some(ended);
+                }
+            }
+            Report::Refused { client, why, .. } => {
+                let fate = &mut self.fates[user_of(client)];
+                fate.refused += 1;
+                let alone = fate.ended == 0 || why != Refusal::Full;
+                check(alone, law::BOOKS, || format!("{client} is refused and served"));
+            }
+            Report::ConnectFailed { .. } => {}
+        }
+    }
+
+    pub fn closed(&mut self, now: Now, key: Key, reset: bool, conns: &[Conn], kernel: &Kernel) {
+        self.session(key);
+        let session = self.sessions.remove(&key.place).expect("it was just looked at");
+        check(!kernel.works_for(key), law::SETTLED, || format!("user {}", session.user));
+        let Some(ended) = session.ended else {
+            panic!("broken law: {}: user {} ends unreported", law::BOOKS, session.user);
+        };
+        session.judge_end(reset, conns);
+        session.judge_reason(now, ended, &self.timeouts);
+        let starved = session.hungry && now < self.dry_at.plus(DROUGHT);
+        session.judge_progress(ended.reason, starved);
+        self.fates[session.user].diligent = session.diligent;
+    }
+
+    pub fn turn_ends(&mut self, now: Now, pool: &Pool, kernel: &Kernel) {
+        let held: usize = self.sessions.values().map(Session::blocks).sum();
+        let out: usize = Class::ALL
+            .map(|class| pool.blocks(class) - pool.free(class) - kernel.posted(class))
+            .iter()
+            .sum();
+        let with_core = out - kernel.undelivered();
+        check(with_core <= held, law::BLOCKS, || format!("{with_core} are held for {held}"));
+        if pool.free(Class::Small) + kernel.posted(Class::Small) == 0 {
+            self.dry_at = now;
+        }
+        for session in self.sessions.values() {
+            session.judge_deadline(now, &self.timeouts);
+            session.judge_held();
+        }
+    }
+
+    /// Nothing moves any more until some time passes.
+    pub fn at_rest(&mut self, now: Now, pool: &Pool, kernel: &Kernel, conns: &[Conn]) {
+        let blocks = pool.free(Class::Small) + kernel.posted(Class::Small);
+        for session in self.sessions.values_mut() {
+            check(session.ordered.is_empty(), law::ORDERS, || format!("user {}", session.user));
+            if session.relaying {
+                for side in Side::BOTH {
+                    session.judge_starved(now, side, blocks);
+                    session.judge_rest(side, conns);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! What kind of day it is: everything that a seed decides before a run begins, drawn within the bounds
+//! of a weather. Faults are switched on and off by seed, so that each is also seen without the others.
+
+use std::time::Duration;
+
+use lb::config::{Policy, Timeouts};
+
+use super::kernel::Temper;
+use super::peer::{End, Habits, How, Pace, Script, When};
+use super::random::Random;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Weather {
+    /// Nothing goes wrong; everyone must be served to the end.
+    Fair,
+    /// Peers, network and kernel do what they may.
+    Hostile,
+    /// Far too few blocks, and readers who stall.
+    Starved,
+    /// Backends come and go, refuse and hang; orders end sessions.
+    Churn,
+}
+
+impl Weather {
+    pub const ALL: [Weather; 4] =
+        [Weather::Fair, Weather::Hostile, Weather::Starved, Weather::Churn];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Weather::Fair => "fair",
+            Weather::Hostile => "hostile",
+            Weather::Starved => "starved",
+            Weather::Churn => "churn",
+        }
+    }
+}
+
+/// Chances are in a thousand.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub users: usize,
+    pub arrive_within: Duration,
+    pub seats: usize,
+    pub small_blocks: usize,
+    pub large_blocks: usize,
+    pub posted_first: usize,
+    pub receive_cap: bool,
+    pub policy: Policy,
+    pub timeouts: Timeouts,
+    pub backends: usize,
+    pub bytes_max: u64,
+    pub window_max: u64,
+    /// Peers that leave early.
+    pub rude: u64,
+    /// Peers that stop reading or never finish.
+    pub lazy: u64,
+    pub refused: u64,
+    pub hanging: u64,
+    pub no_descriptor: u64,
+    pub temper: Temper,
+    /// How many orders come, and how many changes of the backends.
+    pub orders: u64,
+    pub changes: u64,
+    pub stops: bool,
+}
+
+impl Plan {
+    pub fn draw(weather: Weather, random: &mut Random) -> Plan {
+        let users = random.any_size(24) as usize;
+        let arrive_within = random.any_time(Duration::from_secs(5));
+        let calm = Plan {
+            users,
+            arrive_within,
+            seats: users,
+            small_blocks: 512,
+            large_blocks: 64,
+            posted_first: 64,
+            receive_cap: random.half(),
+            policy: random.pick(&[Policy::RoundRobin, Policy::LeastSessions, Policy::SourceHash]),
+            timeouts: Timeouts {
+                connect: Duration::from_secs(3),
+                tcp_idle: Duration::from_secs(120),
+                half_close: Duration::from_secs(60),
+                udp_idle: Duration::from_secs(60),
+                drain: Duration::from_secs(30),
+            },
+            backends: random.between(1, 5) as usize,
+            bytes_max: if random.in_thousand(100) { 1024 * 1024 } else { 96 * 1024 },
+            window_max: 256 * 1024,
+            rude: 0,
+            lazy: 0,
+            refused: 0,
+            hanging: 0,
+            no_descriptor: 0,
+            temper: Temper { sluggish: 300, ..Temper::default() },
+            orders: 0,
+            changes: 0,
+            stops: false,
+        };
+        match weather {
+            Weather::Fair => calm,
+            Weather::Hostile => hostile(calm, random),
+            Weather::Starved => starved(calm, random),
+            Weather::Churn => churn(calm, random),
+        }
+    }
+
+    pub fn script(&self, random: &mut Random) -> Script {
+        if random.half() {
+            let mut total =
+                || if random.in_thousand(100) { 0 } else { random.any_size(self.bytes_max) };
+            return Script::AtOnce { up: total(), down: total() };
+        }
+        let rounds = random.any_size(30);
+        let mut message = || random.any_size(self.bytes_max / rounds / 4);
+        Script::InTurns { rounds, up: message(), down: message() }
+    }
+
+    pub fn habits(&self, random: &mut Random, total: u64) -> Habits {
+        // Nobody needs thousands of turns for a session.
+        let pace = |random: &mut Random| Pace {
+            bytes: random.pick(&[600, 4096, 16 * 1024, 128 * 1024]).max(total / 4),
+            every: random.any_time(Duration::from_millis(30)),
+        };
+        let mut habits = Habits {
+            write: pace(random),
+            read: pace(random),
+            stall: None,
+            end: if random.half() { End::First } else { End::Last },
+            leave: None,
+        };
+        if random.in_thousand(200) {
+            let short = random.any_time(Duration::from_secs(5));
+            habits.stall = Some((random.any_size(self.bytes_max) - 1, Some(short)));
+        }
+        if random.in_thousand(self.lazy) {
+            match random.below(3) {
+                0 => habits.end = End::Never,
+                _ => habits.stall = Some((random.any_size(self.bytes_max) - 1, None)),
+            }
+        }
+        if random.in_thousand(self.rude) {
+            let when = match random.half() {
+                true => When::Written(random.any_size(self.bytes_max)),
+                false => When::After(random.any_time(Duration::from_secs(2))),
+            };
+            habits.leave =
+                Some((when, random.pick(&[How::Reset, How::Reset, How::Close, How::Silent])));
+        }
+        habits
+    }
+
+    pub fn window(&self, random: &mut Random) -> u64 {
+        random.any_size(self.window_max).max(16)
+    }
+}
+
+/// On in two seeds of three, and then as often as this at most.
+fn some(random: &mut Random, most: u64) -> u64 {
+    if random.in_thousand(667) { random.any_size(most) } else { 0 }
+}
+
+fn hostile(calm: Plan, random: &mut Random) -> Plan {
+    Plan {
+        small_blocks: random.between(64, 256) as usize,
+        large_blocks: random.between(4, 32) as usize,
+        rude: some(random, 500),
+        lazy: some(random, 300),
+        refused: some(random, 200),
+        hanging: some(random, 100),
+        no_descriptor: some(random, 100),
+        temper: temper(random),
+        orders: some(random, 4),
+        changes: some(random, 4),
+        stops: random.in_thousand(100),
+        ..calm
+    }
+}
+
+fn starved(calm: Plan, random: &mut Random) -> Plan {
+    let small_blocks = random.any_size(32) as usize;
+    Plan {
+        users: random.between(2, 24) as usize,
+        seats: 24,
+        small_blocks,
+        large_blocks: random.below(6) as usize,
+        posted_first: random.between(1, small_blocks as u64 + 1) as usize,
+        rude: some(random, 100),
+        lazy: some(random, 300),
+        temper: temper(random),
+        bytes_max: 96 * 1024,
+        window_max: 64 * 1024,
+        ..calm
+    }
+}
+
+fn churn(calm: Plan, random: &mut Random) -> Plan {
+    Plan {
+        users: random.between(1, 60) as usize,
+        seats: random.between(1, 60) as usize,
+        small_blocks: random.between(64, 256) as usize,
+        large_blocks: 4,
+        backends: random.below(6) as usize,
+        bytes_max: 32 * 1024,
+        rude: some(random, 300),
+        lazy: some(random, 100),
+        refused: some(random, 600),
+        hanging: some(random, 400),
+        no_descriptor: some(random, 200),
+        temper: temper(random),
+        orders: random.below(20),
+        changes: random.below(20),
+        stops: random.in_thousand(300),
+        ..calm
+    }
+}
+
+fn temper(random: &mut Random) -> Temper {
+    Temper {
+        short_sends: some(random, 300),
+        failed_sends: some(random, 20),
+        early_ends: some(random, 100),
+        late_cancels: some(random, 1000),
+        sluggish: random.below(800),
+    }
+}

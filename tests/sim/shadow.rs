@@ -1,0 +1,307 @@
+//! The shadow of one session: what the core was told about it and what it asked for. Owns the judgement
+//! of a single session; what concerns all of them is `laws`'.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use lb::base::time::Now;
+use lb::base::wheel::TICK;
+use lb::cluster::BackendId;
+use lb::config::Timeouts;
+use lb::proxy::{Cmd, Side};
+use lb::ring::pool::{Class, GATHER_MAX, Pool};
+use lb::session::EndReason;
+use lb::worker::core::Key;
+use lb::worker::link::Ended;
+
+use super::law::{self, check};
+use super::net::Conn;
+
+/// The bounds of `proxy::tcp` on the blocks that a flow may hold.
+const SMALL_HELD_MAX: usize = 16;
+const LARGE_HELD_MAX: usize = 4;
+const FREE_SHARE: usize = 8;
+/// How long a flow waits for blocks without trying again, by `worker::core`.
+pub const STARVED_MAX: Duration = Duration::from_millis(100);
+/// A worker turns a moment after a deadline.
+const LATE: Duration = Duration::from_millis(50);
+
+/// A session as seen from outside the core.
+pub struct Session {
+    pub key: Key,
+    pub user: usize,
+    /// Both peers would get to the end by themselves.
+    pub diligent: bool,
+    pub attempt: Option<Attempt>,
+    pub tried: Vec<BackendId>,
+    pub relaying: bool,
+    pub sides: [Ways; 2],
+    /// By the side that the bytes come from.
+    pub flows: [Flow; 2],
+    /// When bytes were last delivered for sure, and when the core may last have thought so.
+    pub delivered_at: Now,
+    pub touched_at: Now,
+    pub half_closed_at: Option<Now>,
+    pub ordered: Vec<EndReason>,
+    pub ended: Option<Ended>,
+    /// A send failed for want of memory, which is nobody's doing.
+    pub out_of_memory: bool,
+    /// Has found no block since the last delivery.
+    pub hungry: bool,
+}
+
+pub struct Attempt {
+    pub since: Now,
+    pub cancelled: bool,
+}
+
+/// What goes on on one side's socket.
+#[derive(Default)]
+pub struct Ways {
+    pub conn: Option<usize>,
+    pub receive: Option<InFlight>,
+    pub send: Option<InFlight>,
+    /// The end of its stream was told.
+    pub ended: bool,
+    /// Its reset was told.
+    pub failed: bool,
+    /// Nothing can be sent there any more.
+    pub gone: bool,
+    /// It was told that no more comes.
+    pub finished: bool,
+    pub starved: bool,
+    /// Since when it lies starved though there are blocks.
+    pub passed_over: Option<Now>,
+    /// The last send to it stopped short, and the rest has not gone out.
+    pub short: bool,
+}
+
+#[derive(Default)]
+pub struct InFlight {
+    pub cancelled: bool,
+}
+
+#[derive(Default)]
+pub struct Flow {
+    pub received: u64,
+    pub delivered: u64,
+    /// Lengths of the blocks held.
+    pub waiting: VecDeque<u64>,
+    pub sending: VecDeque<u64>,
+}
+
+impl Flow {
+    pub fn blocks(&self) -> usize {
+        self.waiting.len() + self.sending.len()
+    }
+}
+
+impl Session {
+    pub fn blocks(&self) -> usize {
+        self.flows.iter().map(Flow::blocks).sum()
+    }
+
+    pub fn asks_to_receive(&mut self, side: Side, pool: &Pool) {
+        let ways = &mut self.sides[side as usize];
+        check(ways.receive.is_none(), law::ONE_EACH, || format!("user {}: {side:?}", self.user));
+        let over = ways.ended || ways.failed;
+        check(!over, law::AFTER_END, || format!("user {}: {side:?} is read", self.user));
+        let held = self.flows[side as usize].blocks();
+        let small = (pool.free(Class::Small) / FREE_SHARE).min(SMALL_HELD_MAX);
+        let large = (pool.free(Class::Large) / FREE_SHARE).min(LARGE_HELD_MAX);
+        let most = small.max(large).max(1);
+        check(held < most, law::BOUNDED, || format!("{held} of {most} blocks are held already"));
+        (ways.starved, ways.passed_over) = (false, None);
+        ways.receive = Some(InFlight::default());
+    }
+
+    pub fn asks_to_send(&mut self, side: Side, blocks: usize) {
+        let ways = &mut self.sides[side as usize];
+        check(ways.send.is_none(), law::ONE_EACH, || format!("user {}: {side:?}", self.user));
+        let over = ways.gone || ways.finished;
+        check(!over, law::AFTER_END, || format!("user {}: {side:?} is written to", self.user));
+        let flow = &mut self.flows[side.other() as usize];
+        let right = (1..=flow.waiting.len().min(GATHER_MAX)).contains(&blocks);
+        check(right, law::BYTES, || format!("{blocks} blocks of {}", flow.waiting.len()));
+        flow.sending = flow.waiting.drain(..blocks).collect();
+        ways.send = Some(InFlight::default());
+    }
+
+    pub fn asks_to_cancel(
+        &mut self,
+        which: impl Fn(&mut Ways) -> &mut Option<InFlight>,
+        side: Side,
+        what: &Cmd,
+    ) {
+        let user = self.user;
+        let in_flight = which(&mut self.sides[side as usize]);
+        let Some(in_flight) = in_flight.as_mut().filter(|in_flight| !in_flight.cancelled) else {
+            panic!("broken law: {}: user {user}: {what:?}", law::CANCEL);
+        };
+        in_flight.cancelled = true;
+    }
+
+    pub fn asks_to_finish(&mut self, now: Now, side: Side, conns: &[Conn]) {
+        let from = &self.sides[side.other() as usize];
+        let flow = &self.flows[side.other() as usize];
+        let source = &conns[from.conn.expect("a session that relays has two connections")].inward;
+        let whole = source.end_arrived && flow.delivered == source.written;
+        let told = format!(
+            "user {}: {side:?} after {} of {} bytes received of {}",
+            self.user, flow.delivered, flow.received, source.written
+        );
+        check(from.ended && !from.failed && whole, law::FIN, || told.clone());
+        let ways = &mut self.sides[side as usize];
+        check(!ways.finished && ways.send.is_none(), law::FIN, || told);
+        ways.finished = true;
+        self.half_closed_at.get_or_insert(now);
+    }
+
+    pub fn judge_end(&self, reset: bool, conns: &[Conn]) {
+        let told = || {
+            let flows = &self.flows;
+            format!(
+                "user {}: up {} of {}, down {} of {}, {:?}",
+                self.user,
+                flows[0].delivered,
+                flows[0].received,
+                flows[1].delivered,
+                flows[1].received,
+                self.ended.map(|ended| ended.reason)
+            )
+        };
+        if reset {
+            let clean = self.relaying && self.sides.iter().all(|ways| ways.finished);
+            check(!clean, law::CLEAN, told);
+            return;
+        }
+        for side in Side::BOTH {
+            let (ways, flow) = (&self.sides[side as usize], &self.flows[side as usize]);
+            let whole = flow.delivered == flow.received && !ways.failed && !ways.gone;
+            check(whole, law::TRUNCATED, told);
+            let unread = ways.conn.is_some_and(|conn| conns[conn].inward.unread() > 0);
+            check(!(unread && ways.starved), law::TRUNCATED, told);
+        }
+    }
+
+    pub fn judge_reason(&self, now: Now, ended: Ended, timeouts: &Timeouts) {
+        let side = |side: Side| &self.sides[side as usize];
+        let reset = |side: &Ways| side.failed || side.gone;
+        let finished = self.sides.iter().filter(|ways| ways.finished).count();
+        let still = now.since(self.delivered_at);
+        let half = self.half_closed_at.map_or(still, |at| still.min(now.since(at)));
+        let evident = match ended.reason {
+            EndReason::Finished => finished == 2,
+            EndReason::ClientReset => reset(side(Side::Client)),
+            EndReason::BackendReset => reset(side(Side::Backend)),
+            EndReason::Idle => self.relaying && finished == 0,
+            EndReason::HalfCloseIdle => self.relaying && finished == 1,
+            EndReason::Unreachable => !self.relaying,
+            reason => self.ordered.contains(&reason),
+        };
+        let told = || format!("user {}: {ended:?}, still for {still:?}/{half:?}", self.user);
+        check(evident, law::REASON, told);
+        let early = match ended.reason {
+            EndReason::Idle => still < timeouts.tcp_idle,
+            EndReason::HalfCloseIdle => half < timeouts.half_close,
+            _ => false,
+        };
+        check(!early, law::DEADLINE, told);
+        let [up, down] = [&self.flows[0], &self.flows[1]].map(|flow| flow.delivered);
+        check((ended.bytes_up, ended.bytes_down) == (up, down), law::COUNTED, || {
+            format!("user {}: {ended:?} for {up} up and {down} down", self.user)
+        });
+        let right = ended.backend.is_none() || ended.backend == self.tried.last().copied();
+        check(right, law::STAYS, told);
+    }
+
+    pub fn judge_progress(&self, reason: EndReason, starved: bool) {
+        let excused = !self.diligent
+            || !self.relaying
+            || self.out_of_memory
+            || !self.ordered.is_empty()
+            || starved && matches!(reason, EndReason::Idle | EndReason::HalfCloseIdle);
+        let finished = reason == EndReason::Finished;
+        check(excused || finished, law::PROGRESS, || format!("user {}: {reason:?}", self.user));
+    }
+
+    pub fn judge_deadline(&self, now: Now, timeouts: &Timeouts) {
+        if let Some(attempt) = &self.attempt {
+            let late = now >= attempt.since.plus(timeouts.connect).plus(TICK);
+            let told = || format!("user {} is still connecting", self.user);
+            check(!late || attempt.cancelled, law::DEADLINE, told);
+        }
+        if !self.relaying {
+            return;
+        }
+        let finished = self.sides.iter().filter(|ways| ways.finished).count();
+        let due = match self.half_closed_at {
+            Some(at) if finished == 1 => self.touched_at.max(at).plus(timeouts.half_close),
+            _ => self.touched_at.plus(timeouts.tcp_idle),
+        };
+        let mut in_flight =
+            self.sides.iter().flat_map(|ways| ways.receive.iter().chain(&ways.send));
+        let ending = in_flight.all(|operation| operation.cancelled) && self.in_flight();
+        check(now < due.plus(TICK) || ending, law::DEADLINE, || {
+            format!("user {} was due at {due:?}, it is {now:?}", self.user)
+        });
+    }
+
+    fn in_flight(&self) -> bool {
+        self.sides.iter().any(|ways| ways.receive.is_some() || ways.send.is_some())
+    }
+
+    pub fn judge_held(&self) {
+        for side in Side::BOTH {
+            let held = self.flows[side as usize].blocks();
+            let receive = &self.sides[side as usize].receive;
+            let reading = receive.as_ref().is_some_and(|receive| !receive.cancelled);
+            check(!reading || held < SMALL_HELD_MAX, law::BOUNDED, || {
+                format!("user {}: {side:?} is read though {held} blocks are held", self.user)
+            });
+        }
+    }
+
+    pub fn judge_starved(&mut self, now: Now, side: Side, blocks: usize) {
+        // While its own send is under way, that holds the flow back and not the want of blocks.
+        let to = &self.sides[side.other() as usize];
+        let held_back = to.gone || to.send.is_some();
+        let ways = &mut self.sides[side as usize];
+        if !ways.starved || held_back || blocks == 0 {
+            return ways.passed_over = None;
+        }
+        let since = *ways.passed_over.get_or_insert(now);
+        check(now < since.plus(STARVED_MAX + LATE), law::WAKE, || {
+            format!("user {}: {side:?} waits for blocks, and {blocks} are free", self.user)
+        });
+    }
+
+    /// What keeps the flow from `side` from going on, when all is still?
+    pub fn judge_rest(&self, side: Side, conns: &[Conn]) {
+        let (from, to) = (&self.sides[side as usize], &self.sides[side.other() as usize]);
+        let flow = &self.flows[side as usize];
+        let told = || {
+            format!(
+                "user {}: from {side:?}: {} blocks held, starved {}, ended {}, failed {}, gone {}",
+                self.user,
+                flow.blocks(),
+                from.starved,
+                from.ended,
+                from.failed,
+                to.gone
+            )
+        };
+        let unsent = !flow.waiting.is_empty() && to.send.is_none() && !to.gone;
+        check(!unsent, law::WAKE, told);
+        let drained = flow.blocks() == 0;
+        let unfinished =
+            from.ended && !from.failed && !from.short && drained && !to.finished && !to.gone;
+        check(!unfinished, law::WAKE, told);
+        check(!(from.failed && drained), law::WAKE, told);
+        check(!(from.gone && to.gone), law::WAKE, told);
+        let conn = &conns[from.conn.expect("a session that relays has two connections")];
+        let readable = conn.is_readable() && !from.ended && !from.failed;
+        let excused = to.send.is_some() || to.gone || from.starved;
+        check(!readable || from.receive.is_some() || excused, law::WAKE, told);
+    }
+}

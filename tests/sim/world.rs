@@ -1,0 +1,555 @@
+//! One run: the core between peers, network and ring, all of them simulated. Owns the time and the order
+//! of things, and plays the shell: completions become events, commands become operations, as in
+//! `worker::shell`.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use lb::balance::{Balancer, Turns};
+use lb::base::publish::Publisher;
+use lb::base::time::Now;
+use lb::cluster::Snapshot;
+use lb::proxy::tcp::Features;
+use lb::proxy::{self, Event, Intake, Side};
+use lb::ring::pool::{Class, Pool};
+use lb::session::EndReason;
+use lb::session::seats::Seats;
+use lb::worker::core::{Cmd, Core, Key, Settings};
+use lb::worker::dispatcher::{Books, Dispatcher, Parts};
+use lb::worker::link::{Order, WorkerEnd, link};
+
+use super::control::Control;
+use super::kernel::{Around, Done, Kernel, Kind, Op, Outcome, Tag, Work};
+use super::law::{self, check};
+use super::laws::{Fate, Laws};
+use super::net::{Conn, Read};
+use super::peer::{End, Habits, Peer, Script};
+use super::plan::{Plan, Weather};
+use super::random::Random;
+
+/// By then every run must be over: all timeouts in a row, several times.
+const LAST_MOMENT: Now = Now::from_nanos(3_600_000_000_000);
+/// Turns without a moment of rest; what is under way is bounded, so a run that needs more spins.
+const BUSY_TURNS_MAX: u32 = 50_000;
+
+/// A user and what the session is to be about.
+struct User {
+    arrives_at: Now,
+    script: Script,
+    habits: Habits,
+}
+
+/// What a run has come to.
+#[derive(Debug)]
+pub struct Story {
+    pub fates: Vec<Fate>,
+    pub turns: u32,
+    /// Made of all completions and their times: two runs of one seed have the same.
+    pub mark: u64,
+    pub starved: u64,
+}
+
+pub struct World {
+    plan: Plan,
+    random: Random,
+    now: Now,
+    core: Core,
+    books: Books,
+    control: Control,
+    worker: WorkerRest,
+    seats: Arc<Seats>,
+    pool: Pool,
+    kernel: Kernel,
+    conns: Vec<Conn>,
+    /// Connections that are not over.
+    moving: Vec<usize>,
+    peers: Vec<Peer>,
+    /// Peers that have not gone.
+    present: Vec<usize>,
+    users: Vec<User>,
+    /// By the session's place and side, as the shell keeps its sockets.
+    sockets: Vec<[Option<usize>; 2]>,
+    laws: Laws,
+    commands: Vec<Cmd>,
+    arrived: usize,
+    turns: u32,
+    mark: u64,
+    starved: u64,
+    traced: bool,
+}
+
+/// What the shell keeps of the worker's end of the link.
+struct WorkerRest {
+    snapshots: lb::base::publish::Subscriber<Snapshot>,
+    orders: rtrb::Consumer<Order>,
+}
+
+/// Runs one seed to its end, or to the first broken law.
+pub fn run(weather: Weather, seed: u64, traced: bool) -> Story {
+    let mut random = Random::new(seed ^ (weather as u64) << 56);
+    let plan = Plan::draw(weather, &mut random);
+    run_plan(plan, random, traced)
+}
+
+/// The same for a day that was planned by hand.
+pub fn run_plan(plan: Plan, random: Random, traced: bool) -> Story {
+    let mut world = World::new(plan, random, traced);
+    world.live();
+    world.end()
+}
+
+impl World {
+    fn new(plan: Plan, mut random: Random, traced: bool) -> World {
+        let publisher = Publisher::new(Snapshot::default());
+        let urgent = Arc::new(tokio::sync::Notify::new());
+        let (control, worker) = link(0, plan.seats, publisher.subscribe(), Arc::clone(&urgent))
+            .expect("a process has descriptors to spare");
+        let seats = Arc::new(Seats::new(plan.seats));
+        let pool = Pool::new(plan.small_blocks, plan.large_blocks);
+        let temper = plan.temper;
+        let kernel_random = Random::new(random.next());
+        let kernel = Kernel::new(temper, kernel_random, &pool, plan.posted_first);
+        let WorkerEnd { snapshots, orders, reports, metrics, shard, .. } = worker;
+        let books = Rc::new(RefCell::new(Dispatcher::new(Parts {
+            balancer: Balancer::new(plan.policy, Arc::<Turns>::default()),
+            shard,
+            metrics: Arc::clone(&metrics),
+            all_metrics: Arc::from([metrics]),
+            reports,
+            urgent,
+            seats: Arc::clone(&seats),
+            udp_seats: Arc::new(Seats::new(0)),
+            report_sessions: true,
+        })));
+        let features = Features { receive_cap: plan.receive_cap, splice: false };
+        let settings = Settings { features, timeouts: plan.timeouts };
+        let now = Now::from_nanos(1_000_000_000);
+        let users = (0..plan.users).map(|_| User::draw(&plan, now, &mut random)).collect();
+        let world = World {
+            core: Core::new(settings, Rc::clone(&books), now),
+            books,
+            control: Control::new(&plan, control, publisher, now, &mut random),
+            worker: WorkerRest { snapshots, orders },
+            seats,
+            pool,
+            kernel,
+            conns: Vec::new(),
+            moving: Vec::new(),
+            peers: Vec::new(),
+            present: Vec::new(),
+            users,
+            sockets: Vec::new(),
+            laws: Laws::new(plan.timeouts, plan.users),
+            commands: Vec::new(),
+            arrived: 0,
+            turns: 0,
+            mark: 0,
+            starved: 0,
+            traced,
+            plan,
+            random,
+            now,
+        };
+        world.trace(|world| format!("{:?}", world.plan));
+        world
+    }
+
+    fn live(&mut self) {
+        let mut busy_turns = 0;
+        loop {
+            if self.turn() {
+                busy_turns += 1;
+                check(busy_turns < BUSY_TURNS_MAX, law::SPIN, || format!("at {:?}", self.now));
+                self.now = self.now.plus(self.random.any_time(Duration::from_millis(1)));
+                continue;
+            }
+            busy_turns = 0;
+            self.laws.at_rest(self.now, &self.pool, &self.kernel, &self.conns);
+            let Some(next) = self.next_moment() else { break };
+            check(next < LAST_MOMENT, law::PROGRESS, || {
+                format!("{} sessions are still there", self.core.live())
+            });
+            let late = self.random.any_time(Duration::from_millis(3));
+            self.now = self.now.max(next).plus(late);
+        }
+        check(self.core.live() == 0, law::WAKE, || {
+            format!("{} sessions wait for nothing", self.core.live())
+        });
+    }
+
+    /// One turn of everything. False when all is still until some time passes.
+    fn turn(&mut self) -> bool {
+        self.turns += 1;
+        let mut moved = self.control.act(self.now, &mut self.random);
+        moved |= self.arrive();
+        moved |= self.move_people();
+        moved |= !self.kernel.is_idle();
+        moved |= self.run_kernel();
+        let most = 1 + self.random.below(1 + self.kernel.completions() as u64) as usize;
+        let done: Vec<Done> = self.kernel.reap(most).collect();
+        moved |= !done.is_empty();
+        for done in done {
+            self.complete(done);
+        }
+        self.housekeep();
+        self.laws.turn_ends(self.now, &self.pool, &self.kernel);
+        self.check_books();
+        moved || !self.kernel.is_idle()
+    }
+
+    fn move_people(&mut self) -> bool {
+        let mut moved = false;
+        for conn in &self.moving {
+            moved |= self.conns[*conn].travel(self.now, &mut self.random);
+        }
+        for peer in &self.present {
+            let peer = &mut self.peers[*peer];
+            moved |= peer.act(self.now, &mut self.conns[peer.conn], &mut self.random);
+        }
+        if self.turns.is_multiple_of(16) {
+            self.moving.retain(|conn| !self.conns[*conn].is_over());
+            self.present.retain(|peer| !self.peers[*peer].gone);
+        }
+        moved
+    }
+
+    fn run_kernel(&mut self) -> bool {
+        let mut around = Around { now: self.now, pool: &mut self.pool, conns: &mut self.conns };
+        self.kernel.enter(&mut around);
+        let able = self.kernel.run(&mut around);
+        for conn in std::mem::take(&mut self.kernel.established) {
+            self.answer_backend(conn);
+        }
+        able
+    }
+
+    fn next_moment(&mut self) -> Option<Now> {
+        let conns = &self.conns;
+        let present = self.present.iter().map(|peer| &self.peers[*peer]);
+        let peers = present.filter_map(|peer| peer.next_at(&conns[peer.conn])).min();
+        let moving = self.moving.iter().map(|conn| &conns[*conn]);
+        let given_up = moving.filter(|conn| !conn.broken).filter_map(|conn| conn.given_up_at);
+        let arrival = self.users.get(self.arrived).map(|user| user.arrives_at);
+        let act = self.control.next_at();
+        let core = self.core.next_deadline();
+        let answer = self.kernel.next_answer();
+        let all = [peers, given_up.min(), arrival, act, core, answer];
+        all.into_iter().flatten().min()
+    }
+
+    /// Users whose time has come.
+    fn arrive(&mut self) -> bool {
+        let mut moved = false;
+        while !self.control.stopping
+            && self.users.get(self.arrived).is_some_and(|user| self.now >= user.arrives_at)
+        {
+            let number = self.arrived;
+            self.arrived += 1;
+            moved = true;
+            self.welcome(number);
+        }
+        if self.control.stopping {
+            self.arrived = self.users.len();
+        }
+        moved
+    }
+
+    fn welcome(&mut self, number: usize) {
+        self.laws.fates[number].arrived = true;
+        let conn = self.connection(number, Side::Client);
+        let user = &self.users[number];
+        let peer = Peer::new(conn, Side::Client, user.script, user.habits, self.now);
+        self.enters(peer);
+        let full = self.seats.taken() >= self.seats.max();
+        let accepted = self.core.accepted(self.now, address_of(number), &mut self.commands);
+        self.trace(|_| format!("user {number} arrives: {accepted:?}"));
+        let Some(key) = accepted else {
+            self.laws.turned_away(number, full);
+            self.take_reports();
+            return self.conns[conn].close(false);
+        };
+        self.laws.accepted(self.now, key, number, conn);
+        let place = key.place as usize;
+        if self.sockets.len() <= place {
+            self.sockets.resize(place + 1, [None; 2]);
+        }
+        self.sockets[place][Side::Client as usize] = Some(conn);
+        self.take_reports();
+        self.execute();
+    }
+
+    fn connection(&mut self, user: usize, side: Side) -> usize {
+        // Nobody needs thousands of turns for a session.
+        let script = self.users[user].script;
+        let [window_in, window_out] = [side, side.other()]
+            .map(|from| self.plan.window(&mut self.random).max(script.total(from) / 24));
+        self.conns.push(Conn::new(user, side, window_in, window_out));
+        self.moving.push(self.conns.len() - 1);
+        self.conns.len() - 1
+    }
+
+    fn enters(&mut self, peer: Peer) {
+        self.present.push(self.peers.len());
+        self.peers.push(peer);
+    }
+
+    /// A backend has accepted: it may speak at once.
+    fn answer_backend(&mut self, conn: usize) {
+        let user = &self.users[self.conns[conn].user];
+        let most = user.script.total(Side::Client).max(user.script.total(Side::Backend));
+        let mut habits = self.plan.habits(&mut self.random, most);
+        if user.habits.end == End::Last {
+            // Two who wait for each other to finish would wait for ever.
+            habits.end = if habits.end == End::Never { End::Never } else { End::First };
+        }
+        let diligent = habits.are_diligent() && user.habits.are_diligent();
+        let number = self.conns[conn].user;
+        if let Some(session) = self.laws.sessions.values_mut().find(|live| live.user == number) {
+            session.diligent = diligent;
+        }
+        let peer = Peer::new(conn, Side::Backend, user.script, habits, self.now);
+        self.enters(peer);
+    }
+
+    fn complete(&mut self, done: Done) {
+        let Done { tag, outcome } = done;
+        let key = tag.key;
+        self.mark = Random::new(self.mark ^ self.now.nanos() ^ u64::from(key.place)).next();
+        self.trace(|_| format!("done {tag:?} {outcome:?}"));
+        let (now, pool) = (self.now, &mut self.pool);
+        match (tag.kind, outcome) {
+            (Kind::Receive(side), Outcome::Received { what, more, nonempty }) => {
+                self.starved += u64::from(matches!(what, proxy::Received::NoBuffers));
+                self.laws.received(now, key, side, &what, more);
+                let event = Event::Received { side, what, more, nonempty };
+                self.core.relayed(now, key, event, pool, &mut self.commands);
+            }
+            (Kind::Send(side), Outcome::Sent(result)) => {
+                self.laws.sent(now, key, side, result);
+                let event = Event::Sent { side, result };
+                self.core.relayed(now, key, event, pool, &mut self.commands);
+            }
+            (Kind::Connect, Outcome::Connected(result)) => {
+                self.laws.connected(now, key, result, false);
+                self.core.connected(now, key, result, pool, &mut self.commands);
+            }
+            other => unreachable!("{other:?}"),
+        }
+        self.take_reports();
+        self.execute();
+    }
+
+    fn housekeep(&mut self) {
+        if let Some(snapshot) = self.worker.snapshots.changed() {
+            self.laws.adopt(Arc::clone(&snapshot));
+            self.books.borrow_mut().adopt(snapshot);
+        }
+        while let Ok(order) = self.worker.orders.pop() {
+            self.trace(|_| format!("{order:?}"));
+            self.laws.orders(order, self.user_of(order));
+            self.core.order(self.now, order, &mut self.pool, &mut self.commands);
+            self.take_reports();
+            self.execute();
+        }
+        self.core.expire(self.now, &mut self.pool, &mut self.commands);
+        if self.core.is_starved() {
+            self.core.relieve(&mut self.pool, &mut self.commands);
+        }
+        self.take_reports();
+        self.execute();
+    }
+
+    fn user_of(&self, order: Order) -> Option<usize> {
+        let Order::EndSession { id, .. } = order else { return None };
+        let view = self.control.end.shard.read(id.place).filter(|view| view.id == id)?;
+        Some(user_at(view.client))
+    }
+
+    fn execute(&mut self) {
+        let mut next = 0;
+        while let Some(command) = self.commands.get(next).copied() {
+            next += 1;
+            self.trace(|_| format!("  {command:?}"));
+            match command {
+                Cmd::Relay { key, what } => self.relay(key, what),
+                Cmd::Connect { key, to } => self.connect(key, to),
+                Cmd::CancelConnect { key } => {
+                    self.laws.cancels_connect(key);
+                    self.kernel.cancel(Tag { kind: Kind::Connect, key });
+                }
+                Cmd::Close { key, reset } => {
+                    self.laws.closed(self.now, key, reset, &self.conns, &self.kernel);
+                    for conn in self.sockets[key.place as usize].iter_mut().filter_map(Option::take)
+                    {
+                        self.conns[conn].close(reset);
+                    }
+                }
+            }
+        }
+        self.commands.clear();
+    }
+
+    fn relay(&mut self, key: Key, what: proxy::Cmd) {
+        self.laws.asks(self.now, key, &what, &self.pool, &self.conns);
+        let socket = |side: Side| {
+            self.sockets[key.place as usize][side as usize].expect("a relay has two sockets")
+        };
+        let receive = |side| Tag { kind: Kind::Receive(side), key };
+        let send = |side| Tag { kind: Kind::Send(side), key };
+        match what {
+            proxy::Cmd::Receive { side, how } => {
+                let left = match how {
+                    Intake::Many { bytes_max } => bytes_max,
+                    Intake::Once { .. } => u32::MAX,
+                };
+                self.kernel.submit(Op::new(
+                    receive(side),
+                    socket(side),
+                    Work::Receive { how, left },
+                ));
+            }
+            proxy::Cmd::Send { side, what } => {
+                let bytes = self.pool.pieces(what).map(|piece| piece.len() as u64).sum();
+                let work = Work::Send { what, bytes, taken: 0 };
+                self.kernel.submit(Op::new(send(side), socket(side), work));
+            }
+            proxy::Cmd::FinishWriting { side } => self.conns[socket(side)].finish_writing(),
+            proxy::Cmd::CancelReceive { side } => self.kernel.cancel(receive(side)),
+            proxy::Cmd::CancelSend { side } => self.kernel.cancel(send(side)),
+            proxy::Cmd::Splice { .. }
+            | proxy::Cmd::CancelSplice { .. }
+            | proxy::Cmd::EndSplice { .. } => unreachable!("the laws have refused it"),
+        }
+    }
+
+    fn connect(&mut self, key: Key, to: SocketAddr) {
+        let user = self.laws.sessions[&key.place].user;
+        let conn = self.connection(user, Side::Backend);
+        let known = self.laws.adopted.backends.iter().find(|backend| backend.address == to);
+        let backend = known.map(|backend| backend.id);
+        self.laws.connects(self.now, key, backend, conn);
+        if self.random.in_thousand(self.plan.no_descriptor) {
+            let errno = Errno::EMFILE;
+            self.laws.connected(self.now, key, Err(errno), true);
+            self.core.connected(self.now, key, Err(errno), &mut self.pool, &mut self.commands);
+            return self.take_reports();
+        }
+        self.sockets[key.place as usize][Side::Backend as usize] = Some(conn);
+        let soon = self.now.plus(self.random.any_time(Duration::from_millis(50)));
+        let (answer, at) = if self.random.in_thousand(self.plan.hanging) {
+            // Comes about when its cancel has been asked for already, or never.
+            let time = self.plan.timeouts.connect * 2;
+            let answer = if self.random.half() { Ok(()) } else { Err(Errno::ETIMEDOUT) };
+            (answer, self.now.plus(self.random.any_time(time)))
+        } else if self.random.in_thousand(self.plan.refused) {
+            (Err(self.random.pick(&[Errno::ECONNREFUSED, Errno::EHOSTUNREACH])), soon)
+        } else {
+            (Ok(()), soon)
+        };
+        let tag = Tag { kind: Kind::Connect, key };
+        self.kernel.submit(Op::new(tag, conn, Work::Connect { answer, at }));
+    }
+
+    fn take_reports(&mut self) {
+        while let Ok(report) = self.control.end.reports.pop() {
+            self.laws.reports(report, user_at);
+        }
+    }
+
+    fn check_books(&self) {
+        let live = self.core.live();
+        let counters = &self.control.end.metrics.counters;
+        let active = counters.sessions_active.get() as usize;
+        let books = [self.laws.sessions.len(), active, self.seats.taken()];
+        check(books == [live; 3], law::BOOKS, || format!("{live} sessions, {books:?}"));
+        if !self.turns.is_multiple_of(16) {
+            return;
+        }
+        let on_backends: u64 = self
+            .control
+            .end
+            .metrics
+            .backends
+            .iter()
+            .take(64)
+            .map(|backend| backend.active.get())
+            .sum();
+        check(on_backends as usize <= live, law::BOOKS, || format!("{on_backends} on backends"));
+        if self.turns.is_multiple_of(64) {
+            let listed = self.control.end.shard.iter().count();
+            check(listed == live, law::BOOKS, || format!("{listed} of {live} are in the table"));
+        }
+    }
+
+    /// Everyone has gone: the books are closed.
+    fn end(mut self) -> Story {
+        self.check_books();
+        self.kernel.withdraw(&mut self.pool);
+        for class in Class::ALL {
+            let (free, all) = (self.pool.free(class), self.pool.blocks(class));
+            check(free == all, law::BLOCKS, || format!("{free} of {all} {class:?} at the end"));
+        }
+        let metrics = &self.control.end.metrics;
+        let active = metrics.backends.iter().map(|backend| backend.active.get()).max();
+        check(active == Some(0), law::BOOKS, || "a backend still has sessions".into());
+        let fates = &self.laws.fates;
+        let ended: u32 = fates.iter().map(|fate| fate.ended).sum();
+        let started: u32 = fates.iter().map(|fate| fate.started).sum();
+        let counted = [&metrics.counters.sessions_ended, &metrics.counters.sessions_started];
+        let counted = counted.map(|counter| counter.get() as u32);
+        check(counted == [ended, started], law::BOOKS, || format!("{counted:?} for {ended}"));
+        for (user, fate) in fates.iter().enumerate() {
+            let once = fate.ended <= 1 && fate.started <= fate.ended;
+            let told = !fate.arrived || fate.ended + fate.refused > 0;
+            check(once && told, law::BOOKS, || format!("user {user}: {fate:?}"));
+        }
+        self.check_deliveries();
+        Story { fates: self.laws.fates, turns: self.turns, mark: self.mark, starved: self.starved }
+    }
+
+    /// Who was diligent, and served to the end, has heard everything and its end.
+    fn check_deliveries(&self) {
+        for peer in &self.peers {
+            let conn = &self.conns[peer.conn];
+            let fate = &self.laws.fates[conn.user];
+            if !fate.diligent || fate.reason != Some(EndReason::Finished) {
+                continue;
+            }
+            let said = self.users[conn.user].script.total(conn.side.other());
+            let right = conn.outward.read == said && peer.heard_end == Some(Read::End);
+            check(right, law::BYTES, || {
+                let heard = conn.outward.read;
+                format!("{heard} of {said} bytes came to {:?} {}", conn.side, conn.user)
+            });
+        }
+    }
+
+    fn trace(&self, line: impl FnOnce(&World) -> String) {
+        if self.traced {
+            eprintln!("{:>12.6} {}", self.now.nanos() as f64 / 1e9, line(self));
+        }
+    }
+}
+
+impl User {
+    fn draw(plan: &Plan, start: Now, random: &mut Random) -> User {
+        let arrives_at = start.plus(random.any_time(plan.arrive_within));
+        let script = plan.script(random);
+        let most = script.total(Side::Client).max(script.total(Side::Backend));
+        User { arrives_at, script, habits: plan.habits(random, most) }
+    }
+}
+
+fn address_of(user: usize) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::new(192, 0, 2, user as u8 % 7).into(), 10_000 + user as u16)
+}
+
+fn user_at(address: SocketAddr) -> usize {
+    debug_assert!(matches!(address.ip(), IpAddr::V4(_)));
+    usize::from(address.port() - 10_000)
+}
