@@ -21,6 +21,7 @@
 //! receive beside it then finds a plain end: the kernel tells the error once, and a send with progress
 //! keeps it to itself. So after a short send an end is believed only when the rest has gone out.
 
+use super::line::Line;
 use super::{Cmd, Event, Intake, Received, Side, Splice, Spliced, When};
 use crate::ring::pool::{Buf, Chain, Class, GATHER_MAX, LARGE_BYTES, Pool, SMALL_BYTES};
 use crate::session::EndReason;
@@ -73,21 +74,21 @@ pub struct Relay {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Source {
+pub(super) enum Source {
     Open,
     Ended,
     Failed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Sink {
+pub(super) enum Sink {
     Open,
     Finished,
     Gone,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Receive {
+pub(super) enum Receive {
     Idle,
     Armed,
     Splicing,
@@ -113,8 +114,8 @@ struct Flow {
 }
 
 /// What the last receives say about the next one.
-#[derive(Debug)]
-struct Pace {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
     class: Class,
     /// Receives in a row that speak for the other class.
     row: u8,
@@ -122,13 +123,51 @@ struct Pace {
     stream: u8,
     /// Splice next, and when; or receive into blocks.
     splice: Option<When>,
-    nonempty: bool,
+    pub(super) nonempty: bool,
 }
 
 impl Relay {
     /// A relay between two connections that stand. Begin with [`Relay::advance`].
     pub fn new() -> Relay {
         Relay { flows: [Flow::new(), Flow::new()] }
+    }
+
+    /// A relay between connections that have been used already, with what is still to be sent to each.
+    /// Begin with [`Relay::advance`].
+    pub fn resume(client: (Line, Chain), backend: (Line, Chain)) -> Relay {
+        let flow = |from: &Line, to: &mut Line, waiting: Chain| Flow {
+            waiting,
+            sending: to.sending.take(),
+            piped: 0,
+            delivered: 0,
+            lost: false,
+            short: to.short,
+            source: from.source,
+            sink: to.sink,
+            receive: from.receive,
+            pace: from.pace,
+        };
+        let ((mut client, to_client), (mut backend, to_backend)) = (client, backend);
+        let up = flow(&client, &mut backend, to_backend);
+        let down = flow(&backend, &mut client, to_client);
+        Relay { flows: [up, down] }
+    }
+
+    /// Takes the relay apart again, giving back what was never sent. What is in flight goes on.
+    pub fn split(mut self, pool: &mut Pool) -> (Line, Line) {
+        self.flows.iter_mut().for_each(|flow| pool.give_back_chain(flow.waiting.take()));
+        let [mut up, mut down] = self.flows;
+        let line = |from: &Flow, to: &mut Flow| Line {
+            source: from.source,
+            receive: from.receive,
+            pace: from.pace,
+            sending: to.sending.take(),
+            short: to.short,
+            sink: to.sink,
+        };
+        let client = line(&up, &mut down);
+        let backend = line(&down, &mut up);
+        (client, backend)
     }
 
     /// Takes an event and says what to do about it.
@@ -460,7 +499,7 @@ impl Flow {
 }
 
 impl Pace {
-    fn new() -> Pace {
+    pub(super) const fn new() -> Pace {
         Pace { class: Class::Small, row: 0, stream: 0, splice: None, nonempty: false }
     }
 
@@ -485,7 +524,7 @@ impl Pace {
     }
 
     /// Learns from the length of a receive whether this is a flow of messages or a stream.
-    fn note(&mut self, len: usize) {
+    pub(super) fn note(&mut self, len: usize) {
         self.note_stream(len);
         let (towards_other, row_max, other) = match self.class {
             Class::Small => (len == SMALL_BYTES, FULL_ROW, Class::Large),
@@ -510,7 +549,7 @@ impl Pace {
         }
     }
 
-    fn held_max(&self, pool: &Pool) -> usize {
+    pub(super) fn held_max(&self, pool: &Pool) -> usize {
         let most = match self.class {
             Class::Small => SMALL_HELD_MAX,
             Class::Large => LARGE_HELD_MAX,
@@ -518,7 +557,7 @@ impl Pace {
         (pool.free(self.class) / FREE_SHARE).clamp(1, most)
     }
 
-    fn intake(&self, pool: &Pool, features: Features) -> Intake {
+    pub(super) fn intake(&self, pool: &Pool, features: Features) -> Intake {
         if self.class == Class::Small && features.receive_cap {
             return Intake::Many { bytes_max: MANY_BYTES_MAX };
         }

@@ -210,6 +210,18 @@ impl Pool {
         self.slice(buf.block, buf.start, buf.len)
     }
 
+    /// The bytes of a buffer, to be changed in place.
+    pub fn bytes_mut(&mut self, buf: &mut Buf) -> &mut [u8] {
+        let holder = self.blocks[usize::from(buf.block)].holder;
+        assert_eq!(holder, Holder::User, "the block of a Buf is its holder's");
+        let address = self.address(buf.block);
+        let (start, len) = (buf.start as usize, buf.len());
+        assert!(start + len <= self.class_of(buf.block).bytes());
+        // SAFETY: in bounds and initialised, as in `slice`; the kernel has no leave to write to the
+        // block, and no other borrow of the pool's memory can live beside a `&mut Pool`.
+        unsafe { std::slice::from_raw_parts_mut(address.as_ptr().add(start), len) }
+    }
+
     /// Cuts `count` bytes off the front.
     pub fn skip(&self, buf: &mut Buf, count: usize) {
         assert!(count <= buf.len(), "cannot skip past the end of a buffer");
@@ -412,6 +424,18 @@ mod tests {
         pool.give_back_chain(front);
         pool.give_back_chain(chain);
         assert_eq!(pool.free(Class::Small), 4);
+    }
+
+    #[test]
+    fn a_buffer_is_changed_in_place_and_nowhere_else() {
+        let mut pool = Pool::new(2, 0);
+        let other = filled(&mut pool, b"other");
+        let mut buf = filled(&mut pool, b"one two");
+        pool.skip(&mut buf, 4);
+        pool.bytes_mut(&mut buf).make_ascii_uppercase();
+        assert_eq!((pool.bytes(&buf), pool.bytes(&other)), (&b"TWO"[..], &b"other"[..]));
+        pool.give_back(buf);
+        pool.give_back(other);
     }
 
     #[test]

@@ -1,0 +1,249 @@
+//! One connection as the kernel works for it: the receive that is armed on it and the send that is in
+//! flight. Owns when to arm, pause and cancel; for protocols whose two connections are not the two
+//! ends of one relay for life. Reads no byte.
+
+use super::tcp::{Features, Pace, Receive, Sink, Source};
+use super::{Cmd, Event, Received, Side};
+use crate::ring::pool::{Chain, GATHER_MAX, Pool};
+
+#[derive(Debug)]
+pub struct Line {
+    pub(super) source: Source,
+    pub(super) receive: Receive,
+    pub(super) pace: Pace,
+    pub(super) sending: Chain,
+    /// The last send stopped short, and its rest has not gone out yet; see `tcp` on why that makes an
+    /// end doubtful.
+    pub(super) short: bool,
+    pub(super) sink: Sink,
+}
+
+impl Line {
+    /// A connection on which nothing is in flight.
+    pub const fn new() -> Line {
+        Line {
+            source: Source::Open,
+            receive: Receive::Idle,
+            pace: Pace::new(),
+            sending: Chain::EMPTY,
+            short: false,
+            sink: Sink::Open,
+        }
+    }
+
+    /// Takes note of what a receive gave. Its bytes are the caller's.
+    pub fn received(&mut self, what: &Received, more: bool, nonempty: bool) {
+        if !more {
+            self.receive = Receive::Idle;
+        }
+        self.pace.nonempty = nonempty;
+        match what {
+            Received::Data(buf) => self.pace.note(buf.len()),
+            // After a reset was seen while sending, the stream reads as merely ended.
+            Received::End if self.short || self.sink == Sink::Gone => self.source = Source::Failed,
+            Received::End => self.source = Source::Ended,
+            Received::Failed(_) => (self.source, self.sink) = (Source::Failed, Sink::Gone),
+            Received::NoBuffers => self.receive = Receive::Starved,
+            Received::Stopped => {}
+        }
+    }
+
+    /// Asks for more when there is room, or for less when there is none.
+    pub fn ask(
+        &mut self,
+        side: Side,
+        room: bool,
+        pool: &Pool,
+        features: Features,
+        out: &mut impl FnMut(Cmd),
+    ) {
+        match self.receive {
+            Receive::Idle if room && self.source == Source::Open => {
+                self.receive = Receive::Armed;
+                out(Cmd::Receive { side, how: self.pace.intake(pool, features) });
+            }
+            Receive::Armed if !room => self.cancel_receive(side, out),
+            _ => {}
+        }
+    }
+
+    /// Whether a flow from here that holds so many blocks may hold another.
+    pub fn has_room(&self, held: usize, pool: &Pool) -> bool {
+        held < self.pace.held_max(pool)
+    }
+
+    /// Starts to send what waits, unless a send is in flight.
+    pub fn send(
+        &mut self,
+        side: Side,
+        waiting: &mut Chain,
+        pool: &mut Pool,
+        out: &mut impl FnMut(Cmd),
+    ) {
+        if self.sink == Sink::Open && self.sending.is_empty() && !waiting.is_empty() {
+            self.sending = pool.split(waiting, GATHER_MAX);
+            out(Cmd::Send { side, what: self.sending.outgoing() });
+        }
+    }
+
+    /// A send is over: so many bytes went out. What is left of it goes before what waits.
+    pub fn sent(&mut self, bytes: usize, waiting: &mut Chain, pool: &mut Pool) {
+        pool.advance(&mut self.sending, bytes);
+        self.short = !self.sending.is_empty();
+        if self.short {
+            let mut rest = self.sending.take();
+            while let Some(buf) = pool.pop(waiting) {
+                pool.push(&mut rest, buf);
+            }
+            *waiting = rest;
+        }
+    }
+
+    /// A send failed: nothing more can be. Gives what was not sent.
+    pub fn send_failed(&mut self) -> Chain {
+        self.sink = Sink::Gone;
+        self.sending.take()
+    }
+
+    /// Takes a chain back whose send is over.
+    pub fn take_sent(&mut self) -> Chain {
+        self.sending.take()
+    }
+
+    /// Whether the peer finished sending by itself.
+    pub fn ended_properly(&self) -> bool {
+        self.source == Source::Ended
+    }
+
+    /// Whether the peer may still send.
+    pub fn is_open(&self) -> bool {
+        self.source == Source::Open
+    }
+
+    /// Whether the peer may still be sent to.
+    pub fn takes(&self) -> bool {
+        self.sink == Sink::Open
+    }
+
+    /// Blocks that are with the kernel for sending.
+    pub fn sending(&self) -> &Chain {
+        &self.sending
+    }
+
+    /// Whether a receive is armed, so that the end of the connection will be noticed.
+    pub fn is_watched(&self) -> bool {
+        self.receive == Receive::Armed
+    }
+
+    pub fn is_starved(&self) -> bool {
+        self.receive == Receive::Starved
+    }
+
+    /// Blocks have come back: may try again.
+    pub fn feed(&mut self) {
+        if self.is_starved() {
+            self.receive = Receive::Idle;
+        }
+    }
+
+    /// Asks for the end of everything in flight; the completions still come, to [`Line::settle`].
+    pub fn stop(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+        self.cancel_receive(side, out);
+        if !self.sending.is_empty() {
+            out(Cmd::CancelSend { side });
+        }
+    }
+
+    /// Takes note of a completion after [`Line::stop`], and wants nothing more.
+    pub fn settle(&mut self, event: Event, pool: &mut Pool) {
+        match event {
+            Event::Received { what, more, nonempty, .. } => {
+                self.received(&what, more, nonempty);
+                if let Received::Data(buf) = what {
+                    pool.give_back(buf);
+                }
+            }
+            Event::Sent { .. } => pool.give_back_chain(self.sending.take()),
+            Event::Spliced { .. } => debug_assert!(false, "a line is never spliced"),
+        }
+    }
+
+    /// Whether the kernel still works for this connection.
+    pub fn in_flight(&self) -> bool {
+        !self.sending.is_empty() || matches!(self.receive, Receive::Armed | Receive::Cancelling)
+    }
+
+    fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+        if self.receive == Receive::Armed {
+            self.receive = Receive::Cancelling;
+            out(Cmd::CancelReceive { side });
+        }
+    }
+}
+
+impl Default for Line {
+    fn default() -> Line {
+        Line::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::pool::{Buf, Class};
+
+    fn block(pool: &mut Pool, text: &[u8]) -> Buf {
+        let mut buf = pool.take(Class::Small).unwrap();
+        assert_eq!(pool.append(&mut buf, text), text.len());
+        buf
+    }
+
+    /// A line with six bytes on their way.
+    fn sending(pool: &mut Pool) -> (Line, Chain) {
+        let (mut line, mut waiting) = (Line::new(), Chain::EMPTY);
+        let buf = block(pool, b"abcdef");
+        pool.push(&mut waiting, buf);
+        line.send(Side::Backend, &mut waiting, pool, &mut |_| {});
+        assert!(waiting.is_empty() && line.in_flight());
+        (line, waiting)
+    }
+
+    #[test]
+    fn what_a_send_left_goes_out_before_what_came_later() {
+        let mut pool = Pool::new(4, 0);
+        let (mut line, mut waiting) = sending(&mut pool);
+        let later = block(&mut pool, b"ghi");
+        pool.push(&mut waiting, later);
+        line.sent(4, &mut waiting, &mut pool);
+        let text: Vec<u8> = pool.pieces(waiting.outgoing()).flatten().copied().collect();
+        assert_eq!(text, b"efghi");
+        pool.give_back_chain(waiting);
+    }
+
+    #[test]
+    fn an_end_behind_a_send_that_stopped_short_is_a_reset() {
+        for (taken, proper) in [(6, true), (4, false)] {
+            let mut pool = Pool::new(4, 0);
+            let (mut line, mut waiting) = sending(&mut pool);
+            line.sent(taken, &mut waiting, &mut pool);
+            line.received(&Received::End, false, false);
+            assert_eq!(line.ended_properly(), proper, "{taken} of six bytes");
+            pool.give_back_chain(waiting);
+        }
+    }
+
+    #[test]
+    fn a_connection_is_asked_once_and_no_more_when_there_is_no_room() {
+        let features = Features { receive_cap: true, splice: false };
+        let pool = Pool::new(64, 0);
+        let mut line = Line::new();
+        let mut wanted = Vec::new();
+        for room in [true, true, false, false, true] {
+            line.ask(Side::Client, room, &pool, features, &mut |what| wanted.push(what));
+        }
+        assert_eq!(wanted.len(), 2, "{wanted:?}");
+        assert!(matches!(wanted[1], Cmd::CancelReceive { side: Side::Client }));
+        line.received(&Received::Stopped, false, false);
+        assert!(!line.in_flight() && !line.is_watched());
+    }
+}
