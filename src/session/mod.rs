@@ -62,6 +62,8 @@ pub enum EndReason {
     HalfCloseIdle,
     /// Every backend that was tried refused the connection.
     Unreachable,
+    /// The worker's relay buffers were used up to the last.
+    NoBuffers,
     /// `on_backend_loss = "close"`, or the end of a backend's drain.
     BackendLeft,
     /// The balancer is stopping.
@@ -79,6 +81,7 @@ impl EndReason {
             EndReason::Idle => "idle",
             EndReason::HalfCloseIdle => "half_close_idle",
             EndReason::Unreachable => "unreachable",
+            EndReason::NoBuffers => "no_buffers",
             EndReason::BackendLeft => "backend_left",
             EndReason::Stopping => "stopping",
             EndReason::Operator => "operator",

@@ -495,7 +495,7 @@ fn session(slots: &mut [Slot], key: Key) -> Option<&mut Session> {
 }
 
 /// Want of descriptors, ports or memory is not the backend's fault, and another one would not help.
-fn is_ours(errno: Errno) -> bool {
+pub(super) fn is_ours(errno: Errno) -> bool {
     matches!(
         errno,
         Errno::EMFILE
@@ -514,6 +514,7 @@ fn is_reset(reason: EndReason, truncated: bool) -> bool {
         EndReason::Idle | EndReason::HalfCloseIdle => truncated,
         EndReason::ClientReset
         | EndReason::BackendReset
+        | EndReason::NoBuffers
         | EndReason::BackendLeft
         | EndReason::Stopping
         | EndReason::Operator => true,

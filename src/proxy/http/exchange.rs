@@ -1,0 +1,235 @@
+//! One request and its response: what was asked, how far both have come, and what is to be written to
+//! the log in the end. Owns no bytes but the part of a response head that is not complete yet.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::stash::Stash;
+use super::{Record, Reuse, Times, Wish};
+use crate::base::time::Now;
+use crate::cluster::BackendId;
+use crate::http::Version;
+use crate::http::answer::Taste;
+use crate::http::body::{Body, Framing};
+use crate::http::head::RequestHead;
+use crate::http::{field, write};
+use crate::ring::pool::Chain;
+use crate::session::SessionId;
+
+/// Bytes of method and target that are kept for the log.
+const LINE_KEPT_MAX: usize = 1024;
+
+/// The request's body on its way to the backend.
+#[derive(Debug)]
+pub enum Upload {
+    Flowing(Body),
+    /// All of it has come from the user.
+    Done,
+    /// Nobody takes the rest; the user's connection cannot be used again.
+    Abandoned,
+}
+
+/// The response on its way to the user.
+#[derive(Debug)]
+pub enum Answer {
+    /// There is no backend yet.
+    Obtaining,
+    /// Nothing final has come from the backend yet.
+    Head,
+    Flowing(Download),
+    /// All of it stands in the user's queue.
+    Done,
+}
+
+#[derive(Debug)]
+pub struct Download {
+    pub body: Body,
+    pub wrap: Wrap,
+    /// How the user is told where the body ends.
+    pub framing: Framing,
+}
+
+/// The chunked framing that we put around a body which the backend ends by closing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wrap {
+    No,
+    /// Before the first chunk.
+    First,
+    /// Behind another chunk, whose line end is still to be written.
+    Next,
+}
+
+#[derive(Debug)]
+pub struct Exchange {
+    pub number: u32,
+    /// Method and target, for the log.
+    pub line: Vec<u8>,
+    pub version: Version,
+    pub to_head_request: bool,
+    pub idempotent: bool,
+    pub taste: Taste,
+    /// The protocols that the backend was offered to change to; empty for none.
+    pub offers: Vec<u8>,
+    /// The user may be waiting for 100, and nobody has said it yet.
+    pub expects_continue: bool,
+    /// Somebody has.
+    pub continued: bool,
+    /// An interim response has come from this backend.
+    pub interim: bool,
+
+    pub upload: Upload,
+    pub answer: Answer,
+    /// A response head that is not complete yet.
+    pub stash: Stash,
+    /// The user's connection ends with this exchange.
+    pub close: bool,
+    /// The response could not be completed. `reset`: only a reset tells that from its end.
+    pub cut: Option<Cut>,
+
+    pub backend: Option<BackendId>,
+    pub attempt: u8,
+    pub reused: bool,
+    /// How long the backend's connection may be kept after a whole response; `None` for not at all.
+    pub keep: Option<Duration>,
+    /// Something has been sent to the backend.
+    pub sent: bool,
+    /// The backend's connection is gone, and what it was sent is still with the kernel.
+    pub lost: bool,
+    /// What the backend was sent, or would have been, as long as another may be sent it again.
+    pub kept: Chain,
+
+    pub status: u16,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub times: Times,
+    pub fault: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cut {
+    pub reset: bool,
+}
+
+impl Exchange {
+    pub const fn new() -> Exchange {
+        Exchange {
+            number: 0,
+            line: Vec::new(),
+            version: Version::Http11,
+            to_head_request: false,
+            idempotent: false,
+            taste: Taste::Text,
+            offers: Vec::new(),
+            expects_continue: false,
+            continued: false,
+            interim: false,
+            upload: Upload::Done,
+            answer: Answer::Done,
+            stash: Stash::EMPTY,
+            close: false,
+            cut: None,
+            backend: None,
+            attempt: 0,
+            reused: false,
+            keep: None,
+            sent: false,
+            lost: false,
+            kept: Chain::EMPTY,
+            status: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            times: Times {
+                began: Now::from_nanos(0),
+                read: Now::from_nanos(0),
+                connected: None,
+                answered: None,
+                ended: Now::from_nanos(0),
+            },
+            fault: None,
+        }
+    }
+
+    /// Makes ready for the next request of the connection, keeping the memory of the last.
+    pub fn begin(&mut self, began: Now) {
+        let (mut line, mut offers) =
+            (std::mem::take(&mut self.line), std::mem::take(&mut self.offers));
+        debug_assert!(self.kept.is_empty(), "the last request has let go of its blocks");
+        line.clear();
+        offers.clear();
+        let number = self.number.wrapping_add(1);
+        *self = Exchange { number, line, offers, ..Exchange::new() };
+        self.times.began = began;
+    }
+
+    /// Takes over what a request head says about itself.
+    pub fn note(&mut self, head: &RequestHead<'_, '_>, target: &str) {
+        self.version = head.version;
+        self.to_head_request = head.method == "HEAD";
+        self.idempotent = matches!(head.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE");
+        self.taste = Taste::of(&head.fields);
+        self.close = head.version == Version::Http10 || head.connection.close;
+        for part in [head.method, " ", target] {
+            let room = LINE_KEPT_MAX - self.line.len();
+            self.line.extend_from_slice(&part.as_bytes()[..part.len().min(room)]);
+        }
+    }
+
+    /// Remembers which protocols are offered to the backend.
+    pub fn offer(&mut self, head: &RequestHead<'_, '_>) {
+        for protocol in write::offers(head) {
+            self.offers.extend_from_slice(protocol);
+            self.offers.push(b',');
+        }
+    }
+
+    /// Whether the backend may change to what its `Upgrade` names.
+    pub fn was_offered<'v>(&self, mut protocols: impl Iterator<Item = &'v [u8]>) -> bool {
+        let mut any = false;
+        let all = protocols.all(|protocol| {
+            any = true;
+            field::list(&self.offers).any(|offer| offer.eq_ignore_ascii_case(protocol))
+        });
+        any && all
+    }
+
+    /// The connection that this request wants.
+    pub fn wish(&self) -> Wish {
+        let reuse = match (self.attempt, self.idempotent) {
+            (0, true) => Reuse::Any,
+            (0, false) => Reuse::Recent,
+            _ => Reuse::No,
+        };
+        Wish { attempt: self.attempt, reuse }
+    }
+
+    pub fn upload_is_done(&self) -> bool {
+        matches!(self.upload, Upload::Done)
+    }
+
+    /// Whether what was sent may be sent again to another backend, were this one to close now: the
+    /// request changes nothing when it is carried out twice, or none of it was sent (RFC 9110 9.2.2).
+    pub fn may_keep(&self) -> bool {
+        self.reused
+            && self.idempotent
+            && !self.sent
+            && self.upload_is_done()
+            && self.status == 0
+            && matches!(self.answer, Answer::Head)
+    }
+
+    pub fn record(&self, session: SessionId, client: SocketAddr) -> Record<'_> {
+        Record {
+            session,
+            client,
+            number: self.number,
+            line: &self.line,
+            status: self.status,
+            backend: self.backend,
+            retries: self.attempt,
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            times: self.times,
+            fault: self.fault,
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! The life of one user's connection. Owns its phases and both queues, and decides in one place,
+//! `advance`, what happens next; `request` and `response` move the bytes.
+//!
+//! ```text
+//!             +------------------------- kept alive ------------------------+
+//!             v                                                             |
+//!   new --> Head --head read--> Exchange --response with the user's kernel--+
+//!             |                   |      \--101--> Tunnel ---+              |
+//!             |                   |                          |         last response
+//!             +--idle, closed     +--reset, ordered          |              v
+//!             v                   v                          v          Lingering
+//!            Over <-----------------------------------------------------------+
+//! ```
+//!
+//! One request at a time: what the user sends ahead stays in the stash, and nothing more is read until
+//! it is wanted, so the user's own kernel holds the rest.
+
+use std::net::SocketAddr;
+
+use super::exchange::{Answer, Exchange, Upload};
+use super::stash::Stash;
+use super::{CONTINUE_PATIENCE, Cmd, Context, Ending, LINGER, LINGER_BYTES_MAX, Refused, Released};
+use crate::base::time::Now;
+use crate::cluster::BackendId;
+use crate::http::Fault;
+use crate::http::write::User;
+use crate::proxy::line::Line;
+use crate::proxy::tcp::Relay;
+use crate::proxy::{self, Event, Received, Side};
+use crate::ring::pool::{Buf, Chain, LARGE_BYTES, Pool};
+use crate::session::{EndReason, SessionId};
+
+pub struct Gateway {
+    pub(super) session: SessionId,
+    address: SocketAddr,
+    pub(super) user: User,
+    pub(super) client: Line,
+    pub(super) backend: Option<Line>,
+    released: Option<Released>,
+    pub(super) phase: Phase,
+    pub(super) exchange: Exchange,
+    /// Bytes from the user that nobody wants yet, and how many of them were looked at in vain.
+    pub(super) stash: Stash,
+    pub(super) stash_seen: usize,
+    /// What is to be sent to the backend, and to the user.
+    pub(super) upward: Chain,
+    pub(super) downward: Chain,
+    /// When something last moved, or the phase began.
+    pub(super) active: Now,
+    /// No further request is taken.
+    draining: bool,
+    pub(super) moved: [u64; 2],
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    Head,
+    Exchange,
+    Tunnel(Relay),
+    /// The last response is out; so many bytes more are read and thrown away.
+    Lingering {
+        left: usize,
+    },
+    Over(Ending),
+}
+
+impl Gateway {
+    /// A user has connected. `trusted`: it is a proxy whose word on its users counts. Begin with
+    /// [`Gateway::start`].
+    pub fn new(session: SessionId, client: SocketAddr, trusted: bool, now: Now) -> Gateway {
+        Gateway {
+            session,
+            address: client,
+            user: User::new(client.ip(), trusted),
+            client: Line::new(),
+            backend: None,
+            released: None,
+            phase: Phase::Head,
+            exchange: Exchange::new(),
+            stash: Stash::EMPTY,
+            stash_seen: 0,
+            upward: Chain::EMPTY,
+            downward: Chain::EMPTY,
+            active: now,
+            draining: false,
+            moved: [0; 2],
+        }
+    }
+
+    pub fn start(&mut self, cx: &mut Context<'_>) {
+        self.advance(cx);
+    }
+
+    /// Something happened on one of the two connections.
+    pub fn handle(&mut self, event: Event, cx: &mut Context<'_>) {
+        if let Phase::Tunnel(relay) = &mut self.phase {
+            if !matches!(event, Event::Received { what: Received::NoBuffers, .. }) {
+                self.active = cx.now;
+            }
+            let out = &mut |what| cx.out.push(Cmd::Wire(what));
+            relay.handle(event, cx.pool, cx.features, out);
+            return self.follow_tunnel(cx);
+        }
+        if matches!(self.phase, Phase::Over(_)) {
+            return self.settle(event, cx.pool);
+        }
+        match event {
+            Event::Received { side, what, more, nonempty } => {
+                self.received(side, what, more, nonempty, cx);
+            }
+            Event::Sent { side: Side::Client, result } => match result {
+                Ok(bytes) => self.sent_to_user(bytes as usize, cx),
+                Err(_) => {
+                    cx.pool.give_back_chain(self.client.send_failed());
+                    self.end(EndReason::ClientReset, true, cx);
+                }
+            },
+            Event::Sent { side: Side::Backend, result } => match result {
+                Ok(bytes) => self.sent_to_backend(bytes as usize, cx),
+                Err(_) => self.send_to_backend_failed(cx),
+            },
+            Event::Spliced { .. } => debug_assert!(false, "nothing is spliced here"),
+        }
+        self.advance(cx);
+    }
+
+    /// A connection to a backend, fresh or `reused`, for the request that asked.
+    pub fn assigned(&mut self, backend: BackendId, reused: bool, line: Line, cx: &mut Context<'_>) {
+        debug_assert!(self.wants_backend(), "a backend is assigned to whoever asked");
+        self.active = cx.now;
+        self.backend = Some(line);
+        let exchange = &mut self.exchange;
+        exchange.backend = Some(backend);
+        exchange.reused = reused;
+        exchange.answer = Answer::Head;
+        exchange.times.connected = Some(cx.now);
+        self.advance(cx);
+    }
+
+    /// There is no connection for the request that asked. `backend`: the last one that was tried.
+    pub fn refused(&mut self, why: Refused, backend: Option<BackendId>, cx: &mut Context<'_>) {
+        debug_assert!(self.wants_backend(), "only who asked can be refused");
+        self.exchange.backend = backend.or(self.exchange.backend);
+        let (status, detail) = match why {
+            Refused::NoBackend => (503, "no backend is registered"),
+            Refused::Unreachable => (502, "no backend could be reached"),
+            Refused::TimedOut => (504, "no backend could be reached in time"),
+            Refused::Exhausted => (503, "no further connection can be opened"),
+        };
+        self.answer_ourselves(status, detail, cx);
+        self.advance(cx);
+    }
+
+    /// Whether [`Cmd::Obtain`] has not been answered yet.
+    pub fn wants_backend(&self) -> bool {
+        matches!(self.phase, Phase::Exchange) && matches!(self.exchange.answer, Answer::Obtaining)
+    }
+
+    /// Blocks have come back to the pool: what waited for one may try again.
+    pub fn feed(&mut self, side: Side, cx: &mut Context<'_>) {
+        if let Phase::Tunnel(relay) = &mut self.phase {
+            let out = &mut |what| cx.out.push(Cmd::Wire(what));
+            return relay.feed(side, cx.pool, cx.features, out);
+        }
+        match side {
+            Side::Client => self.client.feed(),
+            Side::Backend => self.backend.iter_mut().for_each(Line::feed),
+        }
+        self.advance(cx);
+    }
+
+    /// No further request is taken; the one that is being served is finished.
+    pub fn drain(&mut self, cx: &mut Context<'_>) {
+        self.draining = true;
+        if matches!(self.phase, Phase::Head) && self.stash.is_empty() {
+            self.end(EndReason::Finished, false, cx);
+        }
+    }
+
+    /// When [`Gateway::expire`] has something to do, unless something moves before.
+    pub fn deadline(&self, settings: &super::Settings) -> Option<Now> {
+        let patience = match &self.phase {
+            Phase::Head if self.exchange.number == 0 || !self.stash.is_empty() => {
+                settings.head_timeout
+            }
+            Phase::Head => settings.idle_timeout,
+            Phase::Exchange => match &self.exchange.answer {
+                // The worker sees to it that a connection attempt ends.
+                Answer::Obtaining => return None,
+                Answer::Head if self.exchange.expects_continue => CONTINUE_PATIENCE,
+                Answer::Head if self.request_is_out() => settings.answer_timeout,
+                // A send is over only when all of it is; so much time is for each large block of it.
+                _ => {
+                    let blocks = self.client.sending().bytes().div_ceil(LARGE_BYTES).max(1);
+                    settings.body_timeout * blocks as u32
+                }
+            },
+            Phase::Tunnel(_) => settings.tunnel_timeout,
+            Phase::Lingering { .. } => LINGER,
+            Phase::Over(_) => return None,
+        };
+        Some(self.active.plus(patience))
+    }
+
+    /// The deadline has passed.
+    pub fn expire(&mut self, cx: &mut Context<'_>) {
+        match self.phase {
+            Phase::Head if self.stash.is_empty() => self.end(EndReason::Idle, false, cx),
+            Phase::Head => {
+                self.begin_exchange(cx.now);
+                self.exchange.close = true;
+                self.answer_ourselves(408, "the request was not complete in time", cx);
+            }
+            Phase::Exchange => self.expire_exchange(cx),
+            Phase::Tunnel(_) => self.end(EndReason::Idle, false, cx),
+            Phase::Lingering { .. } => self.end(EndReason::Finished, false, cx),
+            Phase::Over(_) => {}
+        }
+        self.advance(cx);
+    }
+
+    /// Ends the connection, whatever it is doing.
+    pub fn end(&mut self, reason: EndReason, reset: bool, cx: &mut Context<'_>) {
+        let moved = self.moved();
+        match std::mem::replace(&mut self.phase, Phase::Over(Ending { reason, reset })) {
+            Phase::Over(before) => return self.phase = Phase::Over(before),
+            Phase::Tunnel(relay) => {
+                let (client, backend) = relay.split(cx.pool);
+                self.client = client;
+                self.backend = Some(backend);
+                let before = std::mem::replace(&mut self.moved, moved);
+                self.exchange.bytes_up = moved[0] - before[0];
+                self.exchange.bytes_down = moved[1] - before[1];
+                self.log(cx);
+            }
+            Phase::Exchange => {
+                self.exchange.fault.get_or_insert(reason.name());
+                self.log(cx);
+            }
+            Phase::Head | Phase::Lingering { .. } => {}
+        }
+        self.exchange.answer = Answer::Done;
+        self.exchange.keep = None;
+        self.release(cx);
+        self.clear(cx.pool);
+        self.client.stop(Side::Client, &mut |what| cx.out.push(Cmd::Wire(what)));
+    }
+
+    /// Lets go of everything that is held for later.
+    fn clear(&mut self, pool: &mut Pool) {
+        self.stash = Stash::EMPTY;
+        for chain in [&mut self.upward, &mut self.downward, &mut self.exchange.kept] {
+            pool.give_back_chain(chain.take());
+        }
+    }
+
+    /// How the connection ended, once it has. The user's socket is closed when nothing is
+    /// [`Gateway::in_flight`].
+    pub fn ending(&self) -> Option<Ending> {
+        match self.phase {
+            Phase::Over(ending) => Some(ending),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernel still works for the user's connection.
+    pub fn in_flight(&self) -> bool {
+        self.client.in_flight()
+    }
+
+    /// The backend's connection that [`Cmd::Release`] spoke of.
+    pub fn take_released(&mut self) -> Option<Released> {
+        self.released.take()
+    }
+
+    /// Bytes that have gone to the backends, and to the user.
+    pub fn moved(&self) -> [u64; 2] {
+        let [up, down] = self.moved;
+        match &self.phase {
+            Phase::Tunnel(relay) => {
+                [up + relay.delivered(Side::Client), down + relay.delivered(Side::Backend)]
+            }
+            _ => [up, down],
+        }
+    }
+
+    /// Whether a receive waits for blocks.
+    pub fn is_starved(&self, side: Side) -> bool {
+        match (&self.phase, side) {
+            (Phase::Tunnel(relay), side) => relay.is_starved(side),
+            (_, Side::Client) => self.client.is_starved(),
+            (_, Side::Backend) => self.backend.as_ref().is_some_and(Line::is_starved),
+        }
+    }
+
+    fn settle(&mut self, event: Event, pool: &mut Pool) {
+        match event {
+            Event::Received { side: Side::Client, .. } | Event::Sent { side: Side::Client, .. } => {
+                self.client.settle(event, pool);
+            }
+            Event::Received { what: Received::Data(buf), .. } => {
+                debug_assert!(false, "a released connection is the worker's");
+                pool.give_back(buf);
+            }
+            _ => debug_assert!(false, "a released connection is the worker's"),
+        }
+    }
+
+    fn received(
+        &mut self,
+        side: Side,
+        what: Received,
+        more: bool,
+        nonempty: bool,
+        cx: &mut Context<'_>,
+    ) {
+        match (side, &mut self.backend) {
+            (Side::Client, _) => self.client.received(&what, more, nonempty),
+            (Side::Backend, Some(line)) => line.received(&what, more, nonempty),
+            (Side::Backend, None) => debug_assert!(false, "a released connection is the worker's"),
+        }
+        match (side, what) {
+            (Side::Client, Received::Data(buf)) => self.take_from_user(buf, cx),
+            (Side::Client, Received::End) => self.user_finished(cx),
+            (Side::Client, Received::Failed(_)) => self.end(EndReason::ClientReset, true, cx),
+            (Side::Backend, Received::Data(buf)) => {
+                self.active = cx.now;
+                self.take_from_backend(buf, cx);
+            }
+            (Side::Backend, Received::End | Received::Failed(_)) => self.backend_finished(cx),
+            (_, Received::NoBuffers | Received::Stopped) => {}
+        }
+    }
+
+    fn take_from_user(&mut self, buf: Buf, cx: &mut Context<'_>) {
+        if buf.is_empty() {
+            return cx.pool.give_back(buf);
+        }
+        match &mut self.phase {
+            Phase::Head => {
+                // The head has so much time in all, however its bytes come.
+                if self.stash.is_empty() {
+                    self.active = cx.now;
+                }
+                self.read_block(buf, cx);
+            }
+            Phase::Exchange => {
+                self.active = cx.now;
+                match self.exchange.upload {
+                    Upload::Flowing(_) => self.take_body(buf, cx),
+                    Upload::Done => self.keep_for_later(buf, cx.pool),
+                    Upload::Abandoned => cx.pool.give_back(buf),
+                }
+            }
+            Phase::Lingering { left } => {
+                *left = left.saturating_sub(buf.len());
+                let enough = *left == 0;
+                cx.pool.give_back(buf);
+                if enough {
+                    self.end(EndReason::Finished, true, cx);
+                }
+            }
+            Phase::Tunnel(_) | Phase::Over(_) => cx.pool.give_back(buf),
+        }
+    }
+
+    /// The user will send no more. What it asked for completely is still answered.
+    fn user_finished(&mut self, cx: &mut Context<'_>) {
+        match self.phase {
+            Phase::Head | Phase::Lingering { .. } => self.end(EndReason::Finished, false, cx),
+            Phase::Exchange if matches!(self.exchange.upload, Upload::Flowing(_)) => {
+                self.malformed(Fault::new(400, "the request's body ended early"), cx);
+            }
+            _ => {}
+        }
+    }
+
+    /// What the user sends cannot be understood any further.
+    pub(super) fn malformed(&mut self, fault: Fault, cx: &mut Context<'_>) {
+        self.begin_exchange(cx.now);
+        self.exchange.close = true;
+        self.stash = Stash::EMPTY;
+        self.stash_seen = 0;
+        if self.exchange.status == 0 {
+            self.answer_ourselves(fault.status, fault.reason, cx);
+        } else {
+            self.abandon_upload(cx);
+            self.cut_short(fault.reason);
+        }
+    }
+
+    /// A request that asks nothing of a backend: `OPTIONS` that has come as far as it may.
+    pub(super) fn answer_for_us(&mut self, cx: &mut Context<'_>) {
+        self.begin_exchange(cx.now);
+        self.stash_seen = 0;
+        self.answer_ourselves(200, "this is a balancer", cx);
+    }
+
+    /// The pool is used up to the last block kept back: who needs one now has to go.
+    pub(super) fn exhausted(&mut self, cx: &mut Context<'_>) {
+        self.end(EndReason::NoBuffers, true, cx);
+    }
+
+    pub(super) fn begin_exchange(&mut self, now: Now) {
+        if matches!(self.phase, Phase::Head) {
+            self.phase = Phase::Exchange;
+            self.active = now;
+            self.exchange.times.read = now;
+        }
+    }
+
+    pub(super) fn must_close(&self) -> bool {
+        self.draining || self.exchange.close || !self.exchange.upload_is_done()
+    }
+
+    pub(super) fn abandon_upload(&mut self, cx: &mut Context<'_>) {
+        if matches!(self.exchange.upload, Upload::Flowing(_)) {
+            self.exchange.upload = Upload::Abandoned;
+            self.exchange.close = true;
+        }
+        self.exchange.expects_continue = false;
+        cx.pool.give_back_chain(self.upward.take());
+    }
+
+    fn sent_to_user(&mut self, bytes: usize, cx: &mut Context<'_>) {
+        self.client.sent(bytes, &mut self.downward, cx.pool);
+        self.moved[1] += bytes as u64;
+        if !matches!(self.phase, Phase::Lingering { .. }) {
+            self.active = cx.now;
+        }
+    }
+
+    fn request_is_out(&self) -> bool {
+        let sending = self.backend.as_ref().is_some_and(|line| !line.sending().is_empty());
+        self.exchange.upload_is_done() && self.upward.is_empty() && !sending
+    }
+
+    fn expire_exchange(&mut self, cx: &mut Context<'_>) {
+        let starving_backend = self.upward.is_empty()
+            && self.backend.as_ref().is_none_or(|line| line.sending().is_empty());
+        match self.exchange.answer {
+            Answer::Head if self.exchange.expects_continue => {
+                self.active = cx.now;
+                self.say_continue(cx);
+            }
+            Answer::Head if self.request_is_out() => {
+                self.answer_ourselves(504, "the backend did not answer in time", cx);
+            }
+            Answer::Head if matches!(self.exchange.upload, Upload::Abandoned) => {
+                self.answer_ourselves(502, "the backend did not take the request", cx);
+            }
+            Answer::Head if starving_backend => {
+                self.answer_ourselves(408, "the request's body did not come in time", cx);
+            }
+            Answer::Head => self.answer_ourselves(504, "the backend did not read in time", cx),
+            Answer::Flowing(_) if self.downward.is_empty() && self.client.sending().is_empty() => {
+                self.active = cx.now;
+                self.cut_short("the backend stopped sending");
+            }
+            Answer::Flowing(_) | Answer::Done => self.end(EndReason::Idle, true, cx),
+            Answer::Obtaining => {}
+        }
+    }
+
+    /// The one place that decides what happens next, from what is so now.
+    fn advance(&mut self, cx: &mut Context<'_>) {
+        loop {
+            if matches!(self.phase, Phase::Head) && self.stash.len() > self.stash_seen {
+                self.read_stash(cx);
+            }
+            self.flush(cx);
+            self.let_go(cx);
+            if !self.conclude(cx) {
+                break;
+            }
+        }
+        match self.phase {
+            // What was asked for before is answered, and what is left will never be a request.
+            Phase::Head if !self.client.is_open() => self.end(EndReason::Finished, false, cx),
+            Phase::Over(_) => self.clear(cx.pool),
+            _ => {}
+        }
+        self.ask(cx);
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) {
+        let out = &mut |what| cx.out.push(Cmd::Wire(what));
+        if let Some(line) = &mut self.backend {
+            line.send(Side::Backend, &mut self.upward, cx.pool, out);
+        }
+        if !matches!(self.phase, Phase::Over(_) | Phase::Tunnel(_)) {
+            self.client.send(Side::Client, &mut self.downward, cx.pool, out);
+        }
+    }
+
+    /// Lets the backend's connection go when the response is complete: for the next request of anyone
+    /// if both messages ended where they should, else to be closed.
+    fn let_go(&mut self, cx: &mut Context<'_>) {
+        if !matches!(self.phase, Phase::Exchange) || !matches!(self.exchange.answer, Answer::Done) {
+            return;
+        }
+        let Some(line) = &self.backend else { return };
+        let usable = self.exchange.keep.is_some() && line.is_open() && line.takes();
+        if usable && self.exchange.upload_is_done() {
+            if !self.request_is_out() {
+                return;
+            }
+        } else {
+            self.exchange.keep = None;
+            self.abandon_upload(cx);
+        }
+        self.release(cx);
+    }
+
+    pub(super) fn release(&mut self, cx: &mut Context<'_>) {
+        let Some(line) = self.backend.take() else { return };
+        debug_assert!(self.released.is_none(), "the worker takes what is released at once");
+        self.released = Some(Released { line, keep: self.exchange.keep.take() });
+        cx.out.push(Cmd::Release);
+    }
+
+    /// Ends the exchange when all of it is done; true when the next may begin.
+    fn conclude(&mut self, cx: &mut Context<'_>) -> bool {
+        let done = matches!(self.phase, Phase::Exchange)
+            && matches!(self.exchange.answer, Answer::Done)
+            && self.backend.is_none()
+            && self.downward.is_empty()
+            && self.client.sending().is_empty();
+        if !done {
+            return false;
+        }
+        self.active = cx.now;
+        if self.exchange.cut.is_some_and(|cut| cut.reset) {
+            self.end(EndReason::BackendReset, true, cx);
+            return false;
+        }
+        self.log(cx);
+        if !self.exchange.close && !self.draining {
+            self.phase = Phase::Head;
+            return !self.stash.is_empty();
+        }
+        self.stash = Stash::EMPTY;
+        self.phase = Phase::Lingering { left: LINGER_BYTES_MAX };
+        if self.client.is_open() {
+            cx.out.push(Cmd::Wire(proxy::Cmd::FinishWriting { side: Side::Client }));
+        } else {
+            self.end(EndReason::Finished, false, cx);
+        }
+        false
+    }
+
+    /// Asks for as much as there is room for.
+    fn ask(&mut self, cx: &mut Context<'_>) {
+        let out = &mut |what| cx.out.push(Cmd::Wire(what));
+        let to_backend = self.backend.as_ref().map_or(0, |line| line.sending().blocks());
+        let up = self.upward.blocks() + to_backend;
+        let down = self.downward.blocks() + self.client.sending().blocks();
+        let wanted = match (&self.phase, &self.exchange.upload) {
+            (Phase::Head | Phase::Lingering { .. }, _) => true,
+            (Phase::Exchange, Upload::Flowing(_)) => self.client.has_room(up, cx.pool),
+            (Phase::Exchange, Upload::Done) => self.stash.is_empty(),
+            _ => false,
+        };
+        if !matches!(self.phase, Phase::Over(_) | Phase::Tunnel(_)) {
+            self.client.ask(Side::Client, wanted, cx.pool, cx.features, out);
+        }
+        if let Some(line) = &mut self.backend {
+            let room = match self.exchange.answer {
+                Answer::Done => line.is_watched(),
+                _ => line.has_room(down, cx.pool),
+            };
+            line.ask(Side::Backend, room, cx.pool, cx.features, out);
+        }
+    }
+
+    fn log(&mut self, cx: &mut Context<'_>) {
+        self.exchange.times.ended = cx.now;
+        cx.journal.record(&self.exchange.record(self.session, self.address));
+    }
+}

@@ -1,0 +1,100 @@
+//! What a request goes through on its backend's connection: sent, closed in its face, offered to
+//! another backend. Owns the rule for repeating a request: only when none of it was sent, or when it
+//! changes nothing to carry it out twice, it is all there, and a connection that had been used before
+//! was closed without a byte of an answer (RFC 9110 9.2.2, RFC 9112 9.3.1).
+
+use super::exchange::Answer;
+use super::gateway::Gateway;
+use super::{Cmd, Context};
+use crate::proxy::Side;
+use crate::proxy::line::Line;
+
+impl Gateway {
+    pub(super) fn sent_to_backend(&mut self, bytes: usize, cx: &mut Context<'_>) {
+        self.active = cx.now;
+        self.moved[0] += bytes as u64;
+        let Some(line) = &mut self.backend else { return };
+        if bytes == line.sending().bytes() && self.upward.is_empty() && self.exchange.may_keep() {
+            self.exchange.kept = line.take_sent();
+        } else {
+            line.sent(bytes, &mut self.upward, cx.pool);
+        }
+        self.exchange.sent = true;
+        if self.exchange.lost {
+            self.backend_lost(cx);
+        }
+    }
+
+    /// The backend takes no more. What it has to say to that may still be on its way.
+    pub(super) fn send_to_backend_failed(&mut self, cx: &mut Context<'_>) {
+        let Some(line) = &mut self.backend else { return };
+        let unsent = line.send_failed();
+        let ended = !line.is_open();
+        let untouched = !self.exchange.sent
+            && matches!(self.exchange.answer, Answer::Head)
+            && self.exchange.stash.is_empty()
+            && self.exchange.status == 0;
+        self.exchange.keep = None;
+        if untouched {
+            // It was closed before it was used, and has seen nothing of this request.
+            self.exchange.kept = unsent;
+            return self.try_another(cx);
+        }
+        cx.pool.give_back_chain(unsent);
+        self.abandon_upload(cx);
+        if ended || self.exchange.lost {
+            self.backend_lost(cx);
+        }
+    }
+
+    pub(super) fn backend_finished(&mut self, cx: &mut Context<'_>) {
+        let properly = self.backend.as_ref().is_some_and(Line::ended_properly);
+        self.exchange.keep = None;
+        match self.exchange.answer {
+            Answer::Head => self.give_up_backend(cx),
+            Answer::Flowing(_) => self.answer_ended(properly, cx),
+            Answer::Obtaining | Answer::Done => {}
+        }
+    }
+
+    /// Nothing more is expected of this connection. What became of the request that was being sent
+    /// decides whether another backend may get it.
+    pub(super) fn give_up_backend(&mut self, cx: &mut Context<'_>) {
+        let Some(line) = &mut self.backend else { return };
+        self.exchange.keep = None;
+        if line.sending().is_empty() {
+            return self.backend_lost(cx);
+        }
+        self.exchange.lost = true;
+        line.stop(Side::Backend, &mut |what| cx.out.push(Cmd::Wire(what)));
+    }
+
+    /// The backend's connection ended before a final response.
+    fn backend_lost(&mut self, cx: &mut Context<'_>) {
+        let silent = self.exchange.stash.is_empty() && !self.exchange.interim;
+        self.exchange.lost = true;
+        if silent && !self.exchange.kept.is_empty() {
+            self.try_another(cx);
+        } else {
+            self.answer_ourselves(502, "the backend closed the connection before it answered", cx);
+        }
+    }
+
+    /// Offers the request to another backend, if it may be.
+    pub(super) fn try_another(&mut self, cx: &mut Context<'_>) {
+        if self.exchange.attempt >= cx.settings.retries_max {
+            return self.answer_ourselves(502, "the backends closed the connection", cx);
+        }
+        self.release(cx);
+        let mut again = self.exchange.kept.take();
+        while let Some(buf) = cx.pool.pop(&mut self.upward) {
+            cx.pool.push(&mut again, buf);
+        }
+        self.upward = again;
+        let exchange = &mut self.exchange;
+        exchange.attempt += 1;
+        exchange.answer = Answer::Obtaining;
+        (exchange.sent, exchange.lost) = (false, false);
+        cx.out.push(Cmd::Obtain(exchange.wish()));
+    }
+}

@@ -1,0 +1,264 @@
+//! The HTTP gateway as decisions: one user's connection, its requests one after the other, each to a
+//! backend of its own choice. Owns the words that its parts and the worker share. Events in, commands
+//! out; no socket, no clock, and bodies pass through in the blocks that they came in.
+//!
+//! ```text
+//!   gateway    the life of a user's connection, and the only place that decides what happens next
+//!   request    heads and bodies from the user on their way to a backend
+//!   response   heads and bodies from a backend on their way to the user
+//!   handover   one request on one backend's connection, and on to another if it may be
+//!   exchange   what is known about the request that is being served
+//!   tunnel     what follows an upgrade
+//!   spares     connections to backends that wait for the next request
+//!   stash      bytes that arrived before they were wanted
+//! ```
+
+mod exchange;
+mod gateway;
+mod handover;
+mod request;
+mod response;
+pub mod spares;
+mod stash;
+mod tunnel;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::line::Line;
+use super::tcp::Features;
+use crate::base::time::Now;
+use crate::cluster::BackendId;
+use crate::http::Limits;
+use crate::http::date::Date;
+use crate::ring::pool::{Buf, Chain, Class, Pool};
+use crate::session::{EndReason, SessionId};
+
+pub use gateway::Gateway;
+
+/// Everything about the gateway that can be set.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Settings {
+    pub limits: Limits,
+    /// Content bytes of one request.
+    pub body_bytes_max: u64,
+    /// A whole request head, from its first byte (or the connection's beginning) to its last.
+    pub head_timeout: Duration,
+    /// A body, in either direction, of which nothing moves.
+    pub body_timeout: Duration,
+    /// The head of a response, once the request has been sent.
+    pub answer_timeout: Duration,
+    /// A connection to a backend.
+    pub connect_timeout: Duration,
+    /// A user's connection between two requests.
+    pub idle_timeout: Duration,
+    /// A tunnel through which nothing moves.
+    pub tunnel_timeout: Duration,
+    /// A connection to a backend between two requests; shorter than what backends do themselves, so
+    /// that we are the ones who end it.
+    pub spare_timeout: Duration,
+    /// Connections to one backend that one worker keeps for later.
+    pub spares_max: usize,
+    /// Further backends that a request is offered.
+    pub retries_max: u8,
+    /// This balancer's name in `Via`; unlike any other's, or a loop cannot be told from a chain.
+    pub via: String,
+    /// Peers whose word on who the user is counts.
+    pub trusted: Vec<IpNet>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let seconds = Duration::from_secs;
+        Settings {
+            limits: Limits::default(),
+            body_bytes_max: u64::MAX,
+            head_timeout: seconds(10),
+            body_timeout: seconds(30),
+            answer_timeout: seconds(30),
+            connect_timeout: seconds(3),
+            idle_timeout: seconds(60),
+            tunnel_timeout: seconds(3600),
+            spare_timeout: seconds(4),
+            spares_max: 1024,
+            retries_max: 2,
+            via: "lb".to_string(),
+            trusted: Vec::new(),
+        }
+    }
+}
+
+/// How long a backend may leave `Expect: 100-continue` unanswered before we answer it ourselves.
+const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+/// After the last response: how long to wait for a user to close as well, and how much of what it
+/// still sends is read, so that the response is not lost to a reset (RFC 9112 9.6).
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES_MAX: usize = 1 << 20;
+/// Seconds after which it is worth asking again when there was no backend.
+const RETRY_AFTER: u32 = 5;
+
+/// What the worker is to do for a gateway.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cmd {
+    /// On one of the two connections; the backend's is the one that was assigned last.
+    Wire(super::Cmd),
+    /// Find a connection to a backend: [`Gateway::assigned`] or [`Gateway::refused`] is the answer.
+    Obtain(Wish),
+    /// The backend's connection is not needed any more; [`Gateway::take_released`] hands it out.
+    Release,
+}
+
+/// Which connection is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// How often this request was on a backend before. Zero forgets the backends of the last one.
+    pub attempt: u8,
+    pub reuse: Reuse,
+}
+
+/// Whether a connection that has served other requests will do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reuse {
+    Any,
+    /// One that was in use a moment ago: this request cannot be repeated if the backend happens to
+    /// close the connection just now.
+    Recent,
+    /// A new one: another had gone stale.
+    No,
+}
+
+/// A backend's connection that a gateway has done with.
+#[derive(Debug)]
+pub struct Released {
+    pub line: Line,
+    /// For how long another request may still use it; `None`: it must be closed.
+    pub keep: Option<Duration>,
+}
+
+/// Why there is no connection to a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    NoBackend,
+    /// Every backend that was tried refused.
+    Unreachable,
+    /// The last one that was tried did not answer.
+    TimedOut,
+    /// We have no descriptor or no port left.
+    Exhausted,
+}
+
+/// How a user's connection ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ending {
+    pub reason: EndReason,
+    /// The user must learn that it did not end by itself.
+    pub reset: bool,
+}
+
+/// One request, as it is logged.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    pub session: SessionId,
+    pub client: SocketAddr,
+    /// Which request of its connection it was, from one.
+    pub number: u32,
+    /// Method and target as they came, cut short if they are long; empty if they were never read.
+    pub line: &'a [u8],
+    /// Zero when the user was not answered.
+    pub status: u16,
+    /// The last backend that was tried.
+    pub backend: Option<BackendId>,
+    pub retries: u8,
+    /// Content from the user, and to the user, with chunked framing where there was any.
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub times: Times,
+    /// What went wrong; `None` when nothing did.
+    pub fault: Option<&'static str>,
+}
+
+/// When a request came how far.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Times {
+    /// The first byte of its head was there.
+    pub began: Now,
+    /// Its head was complete.
+    pub read: Now,
+    /// It had a connection to a backend.
+    pub connected: Option<Now>,
+    /// The head of the response was there.
+    pub answered: Option<Now>,
+    /// The user's kernel had the last byte, or it was over otherwise.
+    pub ended: Now,
+}
+
+/// Takes the records of requests.
+pub trait Journal {
+    fn record(&mut self, record: &Record<'_>);
+}
+
+/// What a worker keeps for all its gateways.
+pub struct Kit {
+    /// Where heads are written before they go into blocks.
+    scratch: Vec<u8>,
+    name: String,
+    /// Blocks kept back, so that a head can be written when the pool is used up.
+    stock: Vec<Buf>,
+}
+
+/// Blocks kept back.
+const STOCK_MAX: usize = 32;
+
+impl Kit {
+    #[expect(clippy::new_without_default, reason = "there is one for each worker, made on purpose")]
+    pub fn new() -> Kit {
+        Kit {
+            scratch: Vec::with_capacity(64 << 10),
+            name: String::with_capacity(64),
+            stock: Vec::with_capacity(STOCK_MAX),
+        }
+    }
+
+    /// Fills the stock up from the pool.
+    pub fn refill(&mut self, pool: &mut Pool) {
+        while self.stock.len() < STOCK_MAX {
+            let Some(buf) = pool.take(Class::Small) else { return };
+            self.stock.push(buf);
+        }
+    }
+
+    /// Gives the stock back.
+    pub fn release(&mut self, pool: &mut Pool) {
+        self.stock.drain(..).for_each(|buf| pool.give_back(buf));
+    }
+
+    /// Appends bytes to a chain; an error when there is no block for all of them, and then some may
+    /// have been appended.
+    fn append(&mut self, chain: &mut Chain, mut bytes: &[u8], pool: &mut Pool) -> Result<(), Full> {
+        while !bytes.is_empty() {
+            let mut buf = pool.take(Class::Small).or_else(|| self.stock.pop()).ok_or(Full)?;
+            let count = pool.append(&mut buf, bytes);
+            pool.push(chain, buf);
+            bytes = &bytes[count..];
+        }
+        Ok(())
+    }
+}
+
+/// There is no block left, not even in the stock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Full;
+
+/// What a gateway is lent while it handles an event.
+pub struct Context<'a> {
+    pub now: Now,
+    pub pool: &'a mut Pool,
+    pub kit: &'a mut Kit,
+    pub settings: &'a Settings,
+    pub features: Features,
+    pub date: &'a Date,
+    pub out: &'a mut Vec<Cmd>,
+    pub journal: &'a mut dyn Journal,
+}

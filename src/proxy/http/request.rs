@@ -1,0 +1,249 @@
+//! From the user to the backend: reading a request's head, deciding what becomes of it, writing it
+//! again, and passing its body on. Decides nothing about connections.
+
+use super::exchange::{Answer, Exchange, Upload};
+use super::gateway::Gateway;
+use super::stash::Stash;
+use super::{Cmd, Context, Settings};
+use crate::http::body::{self, Body, Framing, Passed};
+use crate::http::head::{self, RequestHead, Space, Target};
+use crate::http::write::{self, Route, User};
+use crate::http::{Fault, Version};
+use crate::ring::pool::{Buf, Pool};
+
+/// `Host` towards a backend of a request that came without one.
+const NO_HOST: &str = "localhost";
+
+/// What the bytes at the beginning of a request are.
+enum Read {
+    /// Not a whole head yet.
+    More,
+    /// A head of so many bytes, written again in the scratch.
+    Whole(usize),
+    Refused(Fault),
+    /// A head of so many bytes that asks nothing of a backend.
+    ForUs(usize),
+}
+
+impl Gateway {
+    /// A block came from the user where a request head is to be, or goes on.
+    pub(super) fn read_block(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
+        let before = self.stash.len();
+        if before == 0 {
+            self.exchange.begin(cx.now);
+        } else {
+            self.stash.push(cx.pool.bytes(&buf));
+        }
+        let bytes = if before == 0 { cx.pool.bytes(&buf) } else { self.stash.bytes() };
+        let scratch = &mut cx.kit.scratch;
+        match read(&mut self.exchange, bytes, before, &self.user, cx.settings, scratch) {
+            Read::More => {
+                if before == 0 {
+                    self.stash.push(cx.pool.bytes(&buf));
+                }
+                self.stash_seen = self.stash.len();
+                cx.pool.give_back(buf);
+            }
+            Read::Refused(fault) => {
+                cx.pool.give_back(buf);
+                self.malformed(fault, cx);
+            }
+            Read::ForUs(length) => {
+                self.head_ends_at(length - before, &mut buf, cx.pool);
+                self.keep_for_later(buf, cx.pool);
+                self.answer_for_us(cx);
+            }
+            Read::Whole(length) => {
+                self.head_ends_at(length - before, &mut buf, cx.pool);
+                let rest = if buf.is_empty() {
+                    cx.pool.give_back(buf);
+                    None
+                } else {
+                    Some(buf)
+                };
+                self.forward_head(cx);
+                if let Some(rest) = rest {
+                    self.take_body(rest, cx);
+                }
+                self.obtain_first(cx);
+            }
+        }
+    }
+
+    /// What follows a head is all in the last block: before it, the head was not complete.
+    fn head_ends_at(&mut self, place: usize, buf: &mut Buf, pool: &Pool) {
+        pool.skip(buf, place);
+        self.stash = Stash::EMPTY;
+        self.stash_seen = 0;
+    }
+
+    /// The bytes of the next request were here before it was wanted.
+    pub(super) fn read_stash(&mut self, cx: &mut Context<'_>) {
+        if self.stash_seen == 0 {
+            self.exchange.begin(cx.now);
+        }
+        let (bytes, seen) = (self.stash.bytes(), self.stash_seen);
+        let scratch = &mut cx.kit.scratch;
+        match read(&mut self.exchange, bytes, seen, &self.user, cx.settings, scratch) {
+            Read::More => self.stash_seen = self.stash.len(),
+            Read::Refused(fault) => self.malformed(fault, cx),
+            Read::ForUs(length) => {
+                self.stash.skip(length);
+                self.stash_seen = 0;
+                self.answer_for_us(cx);
+            }
+            Read::Whole(length) => {
+                self.stash.skip(length);
+                self.stash_seen = 0;
+                self.forward_head(cx);
+                self.take_stashed_body(cx);
+                self.obtain_first(cx);
+            }
+        }
+    }
+
+    /// Puts the head that was written into the queue towards the backend.
+    fn forward_head(&mut self, cx: &mut Context<'_>) {
+        self.begin_exchange(cx.now);
+        self.exchange.answer = Answer::Obtaining;
+        let scratch = std::mem::take(&mut cx.kit.scratch);
+        let written = cx.kit.append(&mut self.upward, &scratch, cx.pool);
+        cx.kit.scratch = scratch;
+        if written.is_err() {
+            self.exhausted(cx);
+        }
+    }
+
+    /// Asks for a backend, unless the request has been refused meanwhile.
+    fn obtain_first(&mut self, cx: &mut Context<'_>) {
+        if matches!(self.exchange.answer, Answer::Obtaining) {
+            cx.out.push(Cmd::Obtain(self.exchange.wish()));
+        }
+    }
+
+    /// Takes a block of a body on its way; what follows the body is kept for later.
+    pub(super) fn take_body(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
+        let Upload::Flowing(body) = &mut self.exchange.upload else {
+            return self.keep_for_later(buf, cx.pool);
+        };
+        let bytes = cx.pool.bytes_mut(&mut buf);
+        match body.pass(bytes) {
+            Ok(passed) => {
+                self.stash.push(&bytes[passed.consumed..]);
+                cx.pool.truncate(&mut buf, passed.output.end);
+                cx.pool.skip(&mut buf, passed.output.start);
+                if buf.is_empty() {
+                    cx.pool.give_back(buf);
+                } else {
+                    cx.pool.push(&mut self.upward, buf);
+                }
+                self.body_passed(&passed, cx);
+            }
+            Err(fault) => {
+                cx.pool.give_back(buf);
+                self.malformed(fault, cx);
+            }
+        }
+    }
+
+    fn take_stashed_body(&mut self, cx: &mut Context<'_>) {
+        let Upload::Flowing(body) = &mut self.exchange.upload else { return };
+        match body.pass(self.stash.bytes_mut()) {
+            Ok(passed) => {
+                let output = &self.stash.bytes()[passed.output.clone()];
+                let written = cx.kit.append(&mut self.upward, output, cx.pool);
+                self.stash.skip(passed.consumed);
+                if written.is_err() {
+                    return self.exhausted(cx);
+                }
+                self.body_passed(&passed, cx);
+            }
+            Err(fault) => self.malformed(fault, cx),
+        }
+    }
+
+    fn body_passed(&mut self, passed: &Passed, cx: &mut Context<'_>) {
+        // Whoever sends the body does not wait for leave to.
+        self.exchange.expects_continue &= passed.consumed == 0;
+        self.exchange.bytes_up += passed.output.len() as u64;
+        if !passed.finished {
+            return;
+        }
+        let Upload::Flowing(body) = std::mem::replace(&mut self.exchange.upload, Upload::Done)
+        else {
+            return;
+        };
+        if let Body::Chunked(chunked) = &body {
+            let trailers = chunked.trailer_section();
+            if cx.kit.append(&mut self.upward, trailers, cx.pool).is_err() {
+                self.exhausted(cx);
+            }
+        }
+    }
+
+    /// Keeps bytes of a request that is not served yet.
+    pub(super) fn keep_for_later(&mut self, buf: Buf, pool: &mut Pool) {
+        self.stash.push(pool.bytes(&buf));
+        pool.give_back(buf);
+    }
+}
+
+/// Reads a request's head and writes it again, or says what is wrong with it.
+fn read(
+    exchange: &mut Exchange,
+    bytes: &[u8],
+    seen: usize,
+    user: &User,
+    settings: &Settings,
+    scratch: &mut Vec<u8>,
+) -> Read {
+    let mut space = Space::new();
+    let head = match head::request(bytes, seen, &settings.limits, &mut space) {
+        Ok(Some(head)) => head,
+        Ok(None) => return Read::More,
+        Err(fault) => return Read::Refused(fault),
+    };
+    let target = match head.target {
+        Target::Origin(path) | Target::Absolute { path, .. } => path,
+        Target::Asterisk => "*",
+    };
+    exchange.note(&head, target);
+    let framing = match decide(exchange, &head, settings) {
+        Ok(framing) => framing,
+        Err(fault) => return Read::Refused(fault),
+    };
+    if write::ends_here(&head) && exchange.upload_is_done() {
+        return Read::ForUs(head.length);
+    }
+    let route = Route { user, via: &settings.via, host: NO_HOST };
+    scratch.clear();
+    write::request(scratch, &head, framing, !exchange.offers.is_empty(), &route);
+    Read::Whole(head.length)
+}
+
+/// What a request may do, and how its body comes.
+fn decide(
+    exchange: &mut Exchange,
+    head: &RequestHead<'_, '_>,
+    settings: &Settings,
+) -> Result<Framing, Fault> {
+    if write::has_passed(head, &settings.via) {
+        return Err(Fault::new(508, "the request has been here before"));
+    }
+    let framing = body::of_request(head)?;
+    let has_body = match framing {
+        Framing::None | Framing::Length(0) => false,
+        Framing::Length(length) if length > settings.body_bytes_max => {
+            return Err(Fault::new(413, "body too large"));
+        }
+        _ => true,
+    };
+    if has_body {
+        let body = Body::new(framing, true, settings.body_bytes_max);
+        exchange.upload = Upload::Flowing(body);
+        exchange.expects_continue = head.expects_continue;
+    } else if head.connection.upgrade && head.method == "GET" && head.version == Version::Http11 {
+        exchange.offer(head);
+    }
+    Ok(framing)
+}

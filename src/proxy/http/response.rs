@@ -1,0 +1,411 @@
+//! From the backend to the user: reading a response's head, deciding what becomes of it, writing it
+//! again, and passing its body on; and the answers that the balancer gives itself.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::exchange::{Answer, Cut, Download, Exchange, Wrap};
+use super::gateway::Gateway;
+use super::stash::Stash;
+use super::{Context, Full, RETRY_AFTER, Settings};
+use crate::http::answer;
+use crate::http::body::{self, Body, Framing, Passed};
+use crate::http::field::Name;
+use crate::http::head::{self, ResponseHead, Space};
+use crate::http::write::{self, Reply};
+use crate::http::{Fault, Version, field};
+use crate::ring::pool::Buf;
+
+/// What the bytes at the beginning of a response are. Whatever is to be passed on of the head is
+/// written in the scratch.
+enum Read {
+    More,
+    Bad(Fault),
+    /// An interim response of so many bytes, to be passed on or not.
+    Interim {
+        length: usize,
+        pass: bool,
+    },
+    /// The backend changes the protocol.
+    Switch {
+        length: usize,
+    },
+    Final {
+        length: usize,
+        answer: Answer,
+    },
+}
+
+/// What does not depend on the response.
+struct Circumstances<'a> {
+    settings: &'a Settings,
+    date: &'a crate::http::date::Date,
+    /// The user's connection ends in any case.
+    close: bool,
+}
+
+impl Gateway {
+    /// A block came from the backend.
+    pub(super) fn take_from_backend(&mut self, buf: Buf, cx: &mut Context<'_>) {
+        match self.exchange.answer {
+            // What comes before the request can have been read is no answer to it.
+            Answer::Head if self.exchange.reused && !self.exchange.sent => {
+                cx.pool.give_back(buf);
+                self.give_up_backend(cx);
+            }
+            Answer::Head => self.read_answer(buf, cx),
+            Answer::Flowing(_) => self.take_answer_body(buf, cx),
+            Answer::Obtaining | Answer::Done => {
+                // More than the response: whatever it is, it must not be taken for the next one.
+                self.exchange.keep = None;
+                cx.pool.give_back(buf);
+            }
+        }
+    }
+
+    fn read_answer(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
+        let mut stash = std::mem::replace(&mut self.exchange.stash, Stash::EMPTY);
+        loop {
+            let before = stash.len();
+            if before > 0 {
+                stash.push(cx.pool.bytes(&buf));
+            }
+            let bytes = if before > 0 { stash.bytes() } else { cx.pool.bytes(&buf) };
+            let about =
+                Circumstances { settings: cx.settings, date: cx.date, close: self.must_close() };
+            let scratch = &mut cx.kit.scratch;
+            let length = match read(&mut self.exchange, bytes, before, &about, scratch) {
+                Read::More => {
+                    if before == 0 {
+                        stash.push(cx.pool.bytes(&buf));
+                    }
+                    self.exchange.stash = stash;
+                    return cx.pool.give_back(buf);
+                }
+                Read::Bad(fault) => {
+                    cx.pool.give_back(buf);
+                    return self.answer_ourselves(502, fault.reason, cx);
+                }
+                Read::Interim { length, pass } => {
+                    cx.pool.give_back_chain(self.exchange.kept.take());
+                    if !pass {
+                        cx.kit.scratch.clear();
+                    }
+                    length
+                }
+                // Said to nobody: the backend was tired of waiting before it got the request, and
+                // another connection will do (RFC 9110 15.5.9).
+                Read::Final { .. }
+                    if self.exchange.status == 408 && !self.exchange.kept.is_empty() =>
+                {
+                    cx.pool.give_back(buf);
+                    self.exchange.status = 0;
+                    self.exchange.keep = None;
+                    return self.try_another(cx);
+                }
+                Read::Switch { length } => {
+                    cx.pool.skip(&mut buf, length - before);
+                    return self.change_protocol(buf, cx);
+                }
+                Read::Final { length, answer } => {
+                    cx.pool.skip(&mut buf, length - before);
+                    return self.start_answer(buf, answer, cx);
+                }
+            };
+            // What follows a head is all in this block: before it, the head was not complete.
+            stash = Stash::EMPTY;
+            cx.pool.skip(&mut buf, length - before);
+            if buf.is_empty() {
+                cx.pool.give_back(buf);
+                return self.write_scratch(cx);
+            }
+            self.write_scratch(cx);
+        }
+    }
+
+    /// The final head stands in the scratch; `buf` holds what followed it.
+    fn start_answer(&mut self, buf: Buf, answer: Answer, cx: &mut Context<'_>) {
+        cx.pool.give_back_chain(self.exchange.kept.take());
+        self.exchange.times.answered = Some(cx.now);
+        self.exchange.answer = answer;
+        self.exchange.expects_continue = false;
+        if buf.is_empty() {
+            cx.pool.give_back(buf);
+            return self.write_scratch(cx);
+        }
+        self.write_scratch(cx);
+        self.take_from_backend(buf, cx);
+    }
+
+    fn take_answer_body(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
+        let Answer::Flowing(download) = &mut self.exchange.answer else {
+            return cx.pool.give_back(buf);
+        };
+        let bytes = cx.pool.bytes_mut(&mut buf);
+        let length = bytes.len();
+        let passed = match download.body.pass(bytes) {
+            Ok(passed) => passed,
+            Err(fault) => {
+                cx.pool.give_back(buf);
+                return self.cut_short(fault.reason);
+            }
+        };
+        cx.pool.truncate(&mut buf, passed.output.end);
+        cx.pool.skip(&mut buf, passed.output.start);
+        if self.queue_for_user(buf, cx).is_err() {
+            return self.exhausted(cx);
+        }
+        self.exchange.bytes_down += passed.output.len() as u64;
+        if passed.consumed < length {
+            self.exchange.keep = None;
+        }
+        if passed.finished {
+            self.answer_complete(&passed, cx);
+        }
+    }
+
+    /// Puts content into the queue towards the user, framed if it has to be.
+    fn queue_for_user(&mut self, buf: Buf, cx: &mut Context<'_>) -> Result<(), Full> {
+        if buf.is_empty() {
+            cx.pool.give_back(buf);
+            return Ok(());
+        }
+        let framed = match &mut self.exchange.answer {
+            Answer::Flowing(download) if download.wrap != Wrap::No => {
+                let mut line = [0; 20];
+                let start = size_line(&mut line, download.wrap, buf.len());
+                download.wrap = Wrap::Next;
+                cx.kit.append(&mut self.downward, &line[start..], cx.pool)
+            }
+            _ => Ok(()),
+        };
+        match framed {
+            Ok(()) => cx.pool.push(&mut self.downward, buf),
+            Err(Full) => cx.pool.give_back(buf),
+        }
+        framed
+    }
+
+    fn answer_complete(&mut self, _passed: &Passed, cx: &mut Context<'_>) {
+        let Answer::Flowing(download) = std::mem::replace(&mut self.exchange.answer, Answer::Done)
+        else {
+            return;
+        };
+        let ending: &[u8] = match (&download.body, download.wrap) {
+            (Body::Chunked(chunked), _) => chunked.trailer_section(),
+            (_, Wrap::No) => b"",
+            (_, Wrap::First) => b"0\r\n\r\n",
+            (_, Wrap::Next) => b"\r\n0\r\n\r\n",
+        };
+        if cx.kit.append(&mut self.downward, ending, cx.pool).is_err() {
+            self.exhausted(cx);
+        }
+    }
+
+    /// The backend has finished sending, or failed, while its response was on its way.
+    pub(super) fn answer_ended(&mut self, properly: bool, cx: &mut Context<'_>) {
+        let Answer::Flowing(download) = &self.exchange.answer else { return };
+        if properly && download.body.may_end_with_connection() {
+            let end = Passed { consumed: 0, output: 0..0, finished: true };
+            self.answer_complete(&end, cx);
+        } else {
+            self.cut_short("the backend did not finish its response");
+        }
+    }
+
+    /// The response cannot be completed, and part of it is with the user: what is queued still goes
+    /// out, but never what would make it look whole.
+    pub(super) fn cut_short(&mut self, why: &'static str) {
+        let exchange = &mut self.exchange;
+        let framing = match &exchange.answer {
+            Answer::Flowing(download) => download.framing,
+            _ => Framing::None,
+        };
+        exchange.fault.get_or_insert(why);
+        exchange.cut = Some(Cut { reset: framing == Framing::UntilClose });
+        exchange.close = true;
+        exchange.keep = None;
+        exchange.answer = Answer::Done;
+    }
+
+    /// Puts the head in the scratch into the queue towards the user.
+    pub(super) fn write_scratch(&mut self, cx: &mut Context<'_>) {
+        let scratch = std::mem::take(&mut cx.kit.scratch);
+        let written = cx.kit.append(&mut self.downward, &scratch, cx.pool);
+        cx.kit.scratch = scratch;
+        if written.is_err() {
+            self.exhausted(cx);
+        }
+    }
+
+    /// Says 100 to a user who waits for it in place of a backend that is silent.
+    pub(super) fn say_continue(&mut self, cx: &mut Context<'_>) {
+        self.exchange.expects_continue = false;
+        cx.kit.scratch.clear();
+        write::put_status(&mut cx.kit.scratch, 100, answer::phrase(100));
+        cx.kit.scratch.extend_from_slice(b"\r\n");
+        self.write_scratch(cx);
+    }
+
+    /// Answers in place of a backend. Nothing of a final response has been sent.
+    pub(super) fn answer_ourselves(
+        &mut self,
+        status: u16,
+        detail: &'static str,
+        cx: &mut Context<'_>,
+    ) {
+        debug_assert_eq!(self.exchange.status, 0, "a request is answered once");
+        self.abandon_upload(cx);
+        cx.pool.give_back_chain(self.exchange.kept.take());
+        let close = self.must_close();
+        let exchange = &mut self.exchange;
+        exchange.close = close;
+        exchange.status = status;
+        exchange.fault = (status != 200).then_some(detail);
+        exchange.answer = Answer::Done;
+        exchange.keep = None;
+        exchange.times.answered = Some(cx.now);
+        let name = &mut cx.kit.name;
+        name.clear();
+        let named = write!(name, "{}-{}", self.session, exchange.number);
+        debug_assert!(named.is_ok(), "a string takes everything");
+        cx.kit.scratch.clear();
+        answer::put(
+            &mut cx.kit.scratch,
+            &answer::Answer {
+                status,
+                detail,
+                id: name,
+                taste: exchange.taste,
+                close,
+                to_head_request: exchange.to_head_request,
+                retry_after: (status == 503).then_some(RETRY_AFTER),
+                date: cx.date,
+            },
+        );
+        self.write_scratch(cx);
+    }
+}
+
+/// Reads a response's head and writes it again, or says what is wrong with it.
+fn read(
+    exchange: &mut Exchange,
+    bytes: &[u8],
+    seen: usize,
+    about: &Circumstances<'_>,
+    scratch: &mut Vec<u8>,
+) -> Read {
+    let mut space = Space::new();
+    let head = match head::response(bytes, seen, &about.settings.limits, &mut space) {
+        Ok(Some(head)) => head,
+        Ok(None) => return Read::More,
+        Err(fault) => return Read::Bad(fault),
+    };
+    let framing = match body::of_response(&head, exchange.to_head_request) {
+        Ok(framing) => framing,
+        Err(fault) => return Read::Bad(fault),
+    };
+    scratch.clear();
+    let length = head.length;
+    let plain = Reply { framing: Framing::None, close: false, upgrade: false, date: None };
+    match head.status {
+        101 if !exchange.was_offered(head.fields.values(Name::Upgrade).flat_map(field::list)) => {
+            Read::Bad(Fault::new(502, "the backend changed the protocol unasked"))
+        }
+        101 => {
+            write::response(scratch, &head, &Reply { upgrade: true, ..plain });
+            Read::Switch { length }
+        }
+        100..=199 => {
+            let again = head.status == 100 && exchange.continued;
+            let pass = exchange.version == Version::Http11 && !again;
+            exchange.interim = true;
+            if head.status == 100 {
+                (exchange.continued, exchange.expects_continue) = (true, false);
+            }
+            if pass {
+                write::response(scratch, &head, &plain);
+            }
+            Read::Interim { length, pass }
+        }
+        _ => {
+            let answer = finally(exchange, &head, framing, about, scratch);
+            Read::Final { length, answer }
+        }
+    }
+}
+
+/// Decides how a final response goes on to the user, and writes its head.
+fn finally(
+    exchange: &mut Exchange,
+    head: &ResponseHead<'_, '_>,
+    framing: Framing,
+    about: &Circumstances<'_>,
+    scratch: &mut Vec<u8>,
+) -> Answer {
+    let newer = exchange.version == Version::Http11;
+    let (sent_as, keep_chunks, wrap) = match framing {
+        // Tells of no content, so none is passed on (RFC 9110 15.3.6).
+        _ if head.status == 205 => (Framing::Length(0), false, Wrap::No),
+        Framing::None if exchange.to_head_request || head.status == 304 => {
+            let told = body::content_length(&head.fields).ok().flatten();
+            (told.map_or(Framing::None, Framing::Length), false, Wrap::No)
+        }
+        Framing::None | Framing::Length(_) => (framing, false, Wrap::No),
+        Framing::Chunked if newer => (Framing::Chunked, true, Wrap::No),
+        Framing::UntilClose if newer => (Framing::Chunked, false, Wrap::First),
+        Framing::Chunked | Framing::UntilClose => (Framing::UntilClose, false, Wrap::No),
+    };
+    let empty = matches!(framing, Framing::None | Framing::Length(0)) || head.status == 205;
+    let unread = head.status == 205 && !matches!(framing, Framing::Length(0));
+    let reusable = head.version == Version::Http11 && !head.connection.close && !unread;
+    exchange.status = head.status;
+    exchange.close |= about.close || sent_as == Framing::UntilClose;
+    exchange.keep = (reusable && framing != Framing::UntilClose)
+        .then(|| keep_for(head, about.settings.spare_timeout))
+        .flatten();
+    let reply = Reply {
+        framing: sent_as,
+        close: exchange.close,
+        upgrade: head.status == 426,
+        date: Some(about.date),
+    };
+    write::response(scratch, head, &reply);
+    if empty {
+        return Answer::Done;
+    }
+    let body = Body::new(framing, keep_chunks, u64::MAX);
+    Answer::Flowing(Download { body, wrap, framing: sent_as })
+}
+
+/// For how long a backend's connection may wait for the next request: a second less than the backend
+/// says that it will, so that we are the ones who end it.
+fn keep_for(head: &ResponseHead<'_, '_>, most: Duration) -> Option<Duration> {
+    let seconds = |option: &[u8]| {
+        let text = std::str::from_utf8(option).ok()?.strip_prefix("timeout=")?;
+        text.parse::<u64>().ok()
+    };
+    let said = head.fields.values(Name::KeepAlive).flat_map(field::list).find_map(seconds);
+    match said {
+        Some(0 | 1) => None,
+        Some(seconds) => Some(most.min(Duration::from_secs(seconds - 1))),
+        None => Some(most),
+    }
+}
+
+/// Writes a chunk's size line into the end of `line`; says where it starts.
+fn size_line(line: &mut [u8; 20], wrap: Wrap, size: usize) -> usize {
+    let mut start = line.len() - 2;
+    line[start..].copy_from_slice(b"\r\n");
+    let mut left = size;
+    while left > 0 {
+        start -= 1;
+        line[start] = b"0123456789abcdef"[left % 16];
+        left /= 16;
+    }
+    if wrap == Wrap::Next {
+        start -= 2;
+        line[start..start + 2].copy_from_slice(b"\r\n");
+    }
+    start
+}

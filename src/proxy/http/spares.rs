@@ -1,0 +1,158 @@
+//! Connections to backends that wait for the next request. Owns which one is used next, how many are
+//! kept and for how long; the connections themselves are the worker's, who names them by a key.
+//!
+//! Last in, first out: the connection that was used last is the least likely to be closed by its
+//! backend just now, and what a burst left over grows old at the bottom and is dropped.
+
+use std::collections::HashMap;
+
+use crate::base::time::Now;
+use crate::cluster::BackendId;
+
+/// One connection that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Spare<K> {
+    key: K,
+    /// When it was last used.
+    since: Now,
+    /// When it is too old.
+    until: Now,
+}
+
+/// The spare connections of one worker, by backend.
+#[derive(Debug)]
+pub struct Spares<K> {
+    of: HashMap<BackendId, Vec<Spare<K>>>,
+    /// Per backend.
+    max: usize,
+    count: usize,
+}
+
+impl<K: Copy + Eq> Spares<K> {
+    /// Keeps at most `max` connections to one backend.
+    pub fn new(max: usize) -> Spares<K> {
+        Spares { of: HashMap::new(), max, count: 0 }
+    }
+
+    /// Connections that wait.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Keeps a connection. Gives back one that has to be closed for it: the oldest, or itself when
+    /// none is kept.
+    pub fn keep(&mut self, backend: BackendId, key: K, now: Now, until: Now) -> Option<K> {
+        if self.max == 0 {
+            return Some(key);
+        }
+        let stack = self.of.entry(backend).or_default();
+        let oldest = (stack.len() >= self.max).then(|| stack.remove(0).key);
+        stack.push(Spare { key, since: now, until });
+        self.count = self.count + 1 - usize::from(oldest.is_some());
+        oldest
+    }
+
+    /// The connection to that backend that was used last, if that was not before `since`.
+    pub fn take(&mut self, backend: BackendId, now: Now, since: Now) -> Option<K> {
+        let stack = self.of.get_mut(&backend)?;
+        let good = |spare: &mut Spare<K>| spare.until > now && spare.since >= since;
+        let spare = stack.pop_if(good)?;
+        self.count -= 1;
+        Some(spare.key)
+    }
+
+    /// Forgets a connection that ended by itself.
+    pub fn forget(&mut self, backend: BackendId, key: K) -> bool {
+        let Some(stack) = self.of.get_mut(&backend) else { return false };
+        let Some(place) = stack.iter().rposition(|spare| spare.key == key) else { return false };
+        stack.remove(place);
+        self.count -= 1;
+        true
+    }
+
+    /// Takes out every connection that is too old, or whose backend `stays` says has left.
+    pub fn sweep(&mut self, now: Now, stays: impl Fn(BackendId) -> bool, mut drop: impl FnMut(K)) {
+        self.of.retain(|backend, stack| {
+            let stays = stays(*backend);
+            stack.retain(|spare| {
+                let good = stays && spare.until > now;
+                if !good {
+                    drop(spare.key);
+                    self.count -= 1;
+                }
+                good
+            });
+            // A backend that stays keeps its stack's memory for the next request.
+            stays
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: BackendId = BackendId(1);
+    const TWO: BackendId = BackendId(2);
+
+    fn at(second: u64) -> Now {
+        Now::from_nanos(second * 1_000_000_000)
+    }
+
+    fn swept(spares: &mut Spares<u32>, now: Now, stays: impl Fn(BackendId) -> bool) -> Vec<u32> {
+        let mut dropped = Vec::new();
+        spares.sweep(now, stays, |key| dropped.push(key));
+        dropped
+    }
+
+    #[test]
+    fn the_connection_used_last_is_used_next() {
+        let mut spares = Spares::new(9);
+        for key in [1, 2, 3] {
+            assert_eq!(spares.keep(ONE, key, at(0), at(10)), None);
+        }
+        assert_eq!(spares.keep(TWO, 4, at(0), at(10)), None);
+        assert_eq!((spares.take(ONE, at(1), at(0)), spares.len()), (Some(3), 3));
+        assert!(spares.forget(ONE, 1));
+        assert!(!spares.forget(ONE, 1));
+        assert_eq!(spares.take(ONE, at(1), at(0)), Some(2));
+        assert_eq!(spares.take(ONE, at(1), at(0)), None);
+        assert_eq!((spares.take(TWO, at(1), at(0)), spares.len()), (Some(4), 0));
+    }
+
+    #[test]
+    fn a_connection_that_is_too_old_is_not_used() {
+        let mut spares = Spares::new(9);
+        let _ = spares.keep(ONE, 1, at(0), at(4));
+        assert_eq!(spares.take(ONE, at(4), at(0)), None);
+        assert_eq!(spares.take(ONE, at(3), at(1)), None);
+        assert!(swept(&mut spares, at(3), |_| true).is_empty());
+        assert_eq!(swept(&mut spares, at(4), |_| true), [1]);
+        assert!(spares.is_empty());
+    }
+
+    #[test]
+    fn no_more_are_kept_than_allowed() {
+        let mut spares = Spares::new(2);
+        assert_eq!(spares.keep(ONE, 1, at(0), at(4)), None);
+        assert_eq!(spares.keep(ONE, 2, at(0), at(4)), None);
+        assert_eq!((spares.keep(ONE, 3, at(0), at(4)), spares.len()), (Some(1), 2));
+        assert_eq!(Spares::new(0).keep(ONE, 1, at(0), at(4)), Some(1));
+    }
+
+    #[test]
+    fn what_a_backend_leaves_behind_is_dropped() {
+        let mut spares = Spares::new(2);
+        let _ = spares.keep(ONE, 1, at(0), at(4));
+        let _ = spares.keep(TWO, 2, at(0), at(4));
+        assert_eq!(swept(&mut spares, at(1), |backend| backend == TWO), [1]);
+        assert_eq!(
+            (spares.take(ONE, at(1), at(0)), spares.take(TWO, at(1), at(0))),
+            (None, Some(2))
+        );
+    }
+}

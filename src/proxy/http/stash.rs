@@ -1,0 +1,59 @@
+//! Bytes that arrived before they were wanted: a head that is not complete yet, or the next request
+//! while one is being served. On the heap and not in blocks, so that no number of users who send half a
+//! head can take blocks from the others. Bounded by whoever fills it; empty, it holds no memory.
+
+#[derive(Debug)]
+pub struct Stash {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Stash {
+    pub const EMPTY: Stash = Stash { bytes: Vec::new(), start: 0 };
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..]
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Drops bytes from the front.
+    pub fn skip(&mut self, count: usize) {
+        self.start += count;
+        debug_assert!(self.start <= self.bytes.len(), "only what is there can be skipped");
+        if self.start >= self.bytes.len() {
+            *self = Stash::EMPTY;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pushed_comes_out_in_order_and_leaves_nothing() {
+        let mut stash = Stash::EMPTY;
+        stash.push(b"one ");
+        stash.push(b"two");
+        stash.skip(2);
+        assert_eq!((stash.bytes(), stash.len()), (&b"e two"[..], 5));
+        stash.skip(5);
+        assert!(stash.is_empty());
+        assert_eq!(stash.bytes.capacity(), 0);
+    }
+}
