@@ -197,7 +197,8 @@ impl Dispatcher {
         }
     }
 
-    fn unassign(&mut self, entry: &mut Entry) {
+    /// The session is on no backend until the next [`Dispatcher::assign`].
+    pub fn unassign(&mut self, entry: &mut Entry) {
         if let Some(before) = entry.choice.take() {
             self.parts.metrics.backends[usize::from(before.slot)].active.less_one();
         }

@@ -5,6 +5,7 @@
 pub mod core;
 pub mod dispatcher;
 mod door;
+pub mod gateways;
 pub mod link;
 pub mod shell;
 mod splices;

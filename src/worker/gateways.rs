@@ -1,0 +1,523 @@
+//! API users of one worker: their connections, and the connections to backends that they share. Owns
+//! who is on which connection and their deadlines; what a connection is used for is `proxy::http`'s.
+//! Decides from events and a time that it is handed, and does nothing itself.
+//!
+//! ```text
+//!   user:  accepted --> gateway --over, nothing in flight--> closed
+//!
+//!   link:  Connecting --> Serving <--taken, released--> Spare
+//!              |             |                            |  ended, too old, backend left
+//!              +-------------+---------> Closing <--------+
+//! ```
+//!
+//! Users and links stay in their places until the kernel has done with their sockets, so a completion
+//! can never meet a stranger.
+
+mod links;
+mod slots;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::core::Key;
+use super::dispatcher::{Books, Entry};
+use super::link::Order;
+use crate::base::time::Now;
+use crate::base::wheel::Wheel;
+use crate::cluster::{BackendId, Protocol};
+use crate::http::date::Date;
+use crate::proxy::http::spares::Spares;
+use crate::proxy::http::{self, Context, Gateway, Journal, Kit, Settings};
+use crate::proxy::line::Line;
+use crate::proxy::tcp::Features;
+use crate::proxy::{self, Event, Received, Side};
+use crate::ring::pool::{Class, Pool};
+use crate::session::EndReason;
+use slots::Slots;
+
+/// How often spare connections are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Starved connections that one turn feeds at most.
+const FED_MAX: usize = 64;
+/// How long a connection waits for blocks without trying again.
+const STARVED_MAX: Duration = Duration::from_millis(100);
+/// Never: a deadline that has not been scheduled.
+const NEVER: Now = Now::from_nanos(u64::MAX);
+
+/// One connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Conn {
+    User(Key),
+    Link(Key),
+}
+
+/// What the driver is to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cmd {
+    /// Open a socket for the link and connect it.
+    Connect {
+        link: Key,
+        to: SocketAddr,
+    },
+    CancelConnect {
+        link: Key,
+    },
+    /// On that connection, whatever side the command names.
+    Wire {
+        conn: Conn,
+        what: proxy::Cmd,
+    },
+    /// Close the socket, with a reset if so. Nothing is in flight on it.
+    Close {
+        conn: Conn,
+        reset: bool,
+    },
+}
+
+/// The gateways of one worker.
+pub struct Gateways {
+    settings: Settings,
+    features: Features,
+    books: Books,
+    journal: Box<dyn Journal>,
+    kit: Kit,
+    date: Date,
+    users: Slots<User>,
+    links: Slots<Link>,
+    spares: Spares<Key>,
+    /// By a user's place, and by a link's while it is being connected.
+    deadlines: Wheel,
+    connects: Wheel,
+    sweep_at: Now,
+    /// Of the snapshot that the spares were last held against.
+    version: u64,
+    draining: bool,
+    starved: VecDeque<Conn>,
+    /// When the first of them began to wait, or when they last tried again for having waited long.
+    starved_at: Now,
+    /// What the gateway at hand wants.
+    wanted: Vec<http::Cmd>,
+}
+
+struct User {
+    gateway: Gateway,
+    entry: Entry,
+    link: Option<Key>,
+    /// The backends that the request at hand was offered.
+    tried: Vec<BackendId>,
+    /// A backend was found for the session before.
+    started: bool,
+    /// Bytes that stand in the books.
+    moved: [u64; 2],
+    scheduled: Now,
+}
+
+struct Link {
+    backend: BackendId,
+    state: State,
+}
+
+enum State {
+    Connecting {
+        user: Key,
+        begun: Now,
+        timed_out: bool,
+    },
+    /// The user's gateway has the line.
+    Serving {
+        user: Key,
+    },
+    Spare {
+        line: Line,
+    },
+    /// Waits for what is still in flight; `connect`: a connection attempt is.
+    Closing {
+        line: Line,
+        connect: bool,
+    },
+}
+
+impl Gateways {
+    pub fn new(
+        settings: Settings,
+        features: Features,
+        books: Books,
+        journal: Box<dyn Journal>,
+        now: Now,
+    ) -> Gateways {
+        Gateways {
+            spares: Spares::new(settings.spares_max),
+            settings,
+            // A pipe would stand between two connections that change partners.
+            features: Features { splice: false, ..features },
+            books,
+            journal,
+            kit: Kit::new(),
+            date: Date::at(now.unix_ms()),
+            users: Slots::new(),
+            links: Slots::new(),
+            deadlines: Wheel::new(now),
+            connects: Wheel::new(now),
+            sweep_at: NEVER,
+            version: 0,
+            draining: false,
+            starved: VecDeque::new(),
+            starved_at: now,
+            wanted: Vec::with_capacity(16),
+        }
+    }
+
+    /// Connections of any kind, until the kernel has done with them.
+    pub fn live(&self) -> usize {
+        self.users.len() + self.links.len()
+    }
+
+    /// Connections to backends that wait for a request.
+    pub fn spares(&self) -> usize {
+        self.spares.len()
+    }
+
+    /// Takes blocks for heads that have to be written when the pool is used up.
+    pub fn start(&mut self, pool: &mut Pool) {
+        self.kit.refill(pool);
+    }
+
+    /// A user has connected. `None`: turned away, close the connection.
+    pub fn accepted(
+        &mut self,
+        now: Now,
+        client: SocketAddr,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) -> Option<Key> {
+        let mut books = self.books.borrow_mut();
+        let entry = match books.admit(Protocol::Api, client, now) {
+            Ok(entry) => entry,
+            Err(why) => {
+                books.refused(Protocol::Api, client, why);
+                return None;
+            }
+        };
+        let address = client.ip().to_canonical();
+        let trusted = self.settings.trusted.iter().any(|net| net.contains(&address));
+        let gateway = Gateway::new(books.id(&entry), client, trusted, now);
+        drop(books);
+        let key = self.users.put(User {
+            gateway,
+            entry,
+            link: None,
+            tried: Vec::new(),
+            started: false,
+            moved: [0; 2],
+            scheduled: NEVER,
+        });
+        self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
+        Some(key)
+    }
+
+    /// A connection to a backend stands, or has failed.
+    pub fn connected(
+        &mut self,
+        now: Now,
+        link: Key,
+        result: Result<(), Errno>,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        self.connects.cancel(link.place);
+        let Some(Link { backend, state }) = self.links.get(link) else { return };
+        let backend = *backend;
+        match state {
+            State::Connecting { user, begun, timed_out } => {
+                let (user, begun, timed_out) = (*user, *begun, *timed_out);
+                match result {
+                    Ok(()) => {
+                        *state = State::Serving { user };
+                        let books = self.books.borrow();
+                        books.metrics().connect_time.record(now.since(begun));
+                        drop(books);
+                        self.serve(now, user, backend, None, pool, out);
+                    }
+                    Err(errno) => {
+                        self.links.remove(link);
+                        out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
+                        self.connect_failed(now, user, errno, timed_out, pool, out);
+                    }
+                }
+            }
+            State::Closing { connect, .. } => {
+                *connect = false;
+                self.close_link_if_settled(link, out);
+            }
+            State::Serving { .. } | State::Spare { .. } => {
+                debug_assert!(false, "a link is connected once");
+            }
+        }
+    }
+
+    /// Something happened on a connection.
+    pub fn happened(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        event: Event,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let starved = matches!(event, Event::Received { what: Received::NoBuffers, .. });
+        match conn {
+            Conn::User(key) => self.act(now, key, pool, out, |gateway, cx| {
+                gateway.handle(event, cx);
+            }),
+            Conn::Link(key) => self.happened_on_link(now, key, event, pool, out),
+        }
+        if starved {
+            self.books.borrow().metrics().counters.buffers_exhausted.one();
+            self.starve(now, conn);
+        }
+    }
+
+    /// Ends what has been still for too long, and drops spare connections that are of no more use.
+    pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        self.date.set(now.unix_ms());
+        self.kit.refill(pool);
+        while let Some(place) = self.deadlines.pop(now) {
+            let Some(key) = self.users.at(place) else { continue };
+            let Some(user) = self.users.get(key) else { continue };
+            user.scheduled = NEVER;
+            match user.gateway.deadline(&self.settings) {
+                Some(due) if due <= now => {
+                    self.act(now, key, pool, out, |gateway, cx| gateway.expire(cx));
+                }
+                _ => self.schedule(key),
+            }
+        }
+        while let Some(place) = self.connects.pop(now) {
+            let Some(link) = self.links.at(place) else { continue };
+            if let Some(Link { state: State::Connecting { timed_out, .. }, .. }) =
+                self.links.get(link)
+            {
+                // Its completion says ECANCELED, and `connected` goes on from there.
+                *timed_out = true;
+                out.push(Cmd::CancelConnect { link });
+            }
+        }
+        self.sweep(now, out);
+    }
+
+    /// When [`Gateways::expire`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Now> {
+        let sweep = (self.sweep_at != NEVER).then_some(self.sweep_at);
+        let again = self.is_starved().then(|| self.starved_at.plus(STARVED_MAX));
+        let wheels = [self.deadlines.next_deadline(), self.connects.next_deadline()];
+        wheels.into_iter().chain([sweep, again]).flatten().min()
+    }
+
+    /// Whether connections wait for blocks.
+    pub fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// Lets connections that waited for blocks try again, the longest waiting first.
+    pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        // Blocks that came back may all have been posted before it was known that someone waits.
+        let overdue = now >= self.starved_at.plus(STARVED_MAX);
+        if overdue {
+            self.starved_at = now;
+        }
+        for _ in 0..FED_MAX.min(self.starved.len()) {
+            if !overdue && pool.free(Class::Small) == 0 {
+                return;
+            }
+            match self.starved.pop_front() {
+                Some(Conn::User(key)) if self.users.get(key).is_some() => {
+                    self.act(now, key, pool, out, |gateway, cx| gateway.feed(Side::Client, cx));
+                }
+                Some(Conn::Link(key)) => {
+                    let Some(Link { state, .. }) = self.links.get(key) else { continue };
+                    match state {
+                        State::Serving { user } => {
+                            let user = *user;
+                            self.act(now, user, pool, out, |gateway, cx| {
+                                gateway.feed(Side::Backend, cx);
+                            });
+                        }
+                        State::Spare { .. } => self.drop_spare(key, out),
+                        State::Connecting { .. } | State::Closing { .. } => {}
+                    }
+                }
+                Some(Conn::User(_)) => {}
+                None => return,
+            }
+        }
+    }
+
+    /// Carries out an order that concerns API users.
+    pub fn order(&mut self, now: Now, order: Order, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        match order {
+            Order::EndBackend { backend, reason } => {
+                let on_it = |user: &User| {
+                    user.link.is_some()
+                        && user.entry.choice().is_some_and(|choice| choice.backend == backend)
+                };
+                self.end_all(now, on_it, reason, pool, out);
+            }
+            Order::EndSession { id, reason } => {
+                let books = self.books.clone();
+                let named = move |user: &User| books.borrow().id(&user.entry) == id;
+                self.end_all(now, named, reason, pool, out);
+            }
+            Order::Adopt(terms) => self.settings.connect_timeout = terms.timeouts.connect,
+            Order::Stop => {
+                self.draining = true;
+                self.end_all(now, |_| true, EndReason::Stopping, pool, out);
+                self.drop_all_spares(now, out);
+            }
+            Order::Drain => {
+                self.draining = true;
+                for key in self.users.keys(|_| true) {
+                    self.act(now, key, pool, out, |gateway, cx| gateway.drain(cx));
+                }
+                self.drop_all_spares(now, out);
+            }
+        }
+    }
+
+    fn end_all(
+        &mut self,
+        now: Now,
+        which: impl Fn(&User) -> bool,
+        reason: EndReason,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        for key in self.users.keys(which) {
+            self.act(now, key, pool, out, |gateway, cx| gateway.end(reason, true, cx));
+        }
+    }
+
+    /// Lends a gateway everything it needs, and does what it wants.
+    fn act(
+        &mut self,
+        now: Now,
+        key: Key,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+        act: impl FnOnce(&mut Gateway, &mut Context<'_>),
+    ) {
+        if self.lend(now, key, pool, act) {
+            self.follow(now, key, pool, out);
+        }
+    }
+
+    fn lend(
+        &mut self,
+        now: Now,
+        key: Key,
+        pool: &mut Pool,
+        act: impl FnOnce(&mut Gateway, &mut Context<'_>),
+    ) -> bool {
+        let Some(user) = self.users.get(key) else {
+            debug_assert!(false, "an event came for a user who is gone");
+            return false;
+        };
+        let mut cx = Context {
+            now,
+            pool,
+            kit: &mut self.kit,
+            settings: &self.settings,
+            features: self.features,
+            date: &self.date,
+            out: &mut self.wanted,
+            journal: &mut *self.journal,
+        };
+        act(&mut user.gateway, &mut cx);
+        true
+    }
+
+    /// Carries out what a gateway asked for, which may lead to more of it.
+    fn follow(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let mut next = 0;
+        while let Some(wanted) = self.wanted.get(next).copied() {
+            next += 1;
+            match wanted {
+                http::Cmd::Wire(what) => self.wire(key, what, out),
+                http::Cmd::Obtain(wish) => self.obtain(now, key, wish, pool, out),
+                http::Cmd::Release => self.release(now, key, pool, out),
+            }
+        }
+        self.wanted.clear();
+        let Some(user) = self.users.get(key) else { return };
+        let moved = user.gateway.moved();
+        if moved != user.moved {
+            user.moved = moved;
+            self.books.borrow_mut().moved(&mut user.entry, moved[0], moved[1], now);
+        }
+        if !user.gateway.wants_backend() {
+            self.forgo(key, out);
+        }
+        self.schedule(key);
+        self.close_user_if_settled(now, key, out);
+    }
+
+    fn wire(&mut self, key: Key, what: proxy::Cmd, out: &mut Vec<Cmd>) {
+        let side = match what {
+            proxy::Cmd::Receive { side, .. }
+            | proxy::Cmd::CancelReceive { side }
+            | proxy::Cmd::Send { side, .. }
+            | proxy::Cmd::CancelSend { side }
+            | proxy::Cmd::FinishWriting { side }
+            | proxy::Cmd::Splice { side, .. }
+            | proxy::Cmd::CancelSplice { side }
+            | proxy::Cmd::EndSplice { side } => side,
+        };
+        let link = self.users.get(key).and_then(|user| user.link);
+        match (side, link) {
+            (Side::Client, _) => out.push(Cmd::Wire { conn: Conn::User(key), what }),
+            (Side::Backend, Some(link)) => out.push(Cmd::Wire { conn: Conn::Link(link), what }),
+            (Side::Backend, None) => debug_assert!(false, "a gateway uses the link that it has"),
+        }
+    }
+
+    /// Schedules the user's deadline, unless it will be looked at before anyway.
+    fn schedule(&mut self, key: Key) {
+        let Some(user) = self.users.get(key) else { return };
+        if let Some(due) = user.gateway.deadline(&self.settings)
+            && due < user.scheduled
+        {
+            user.scheduled = due;
+            self.deadlines.schedule(key.place, due);
+        }
+    }
+
+    /// Takes the user out of the books when the kernel has done with it.
+    fn close_user_if_settled(&mut self, now: Now, key: Key, out: &mut Vec<Cmd>) {
+        let Some(user) = self.users.get(key) else { return };
+        let Some(ending) = user.gateway.ending() else { return };
+        if user.gateway.in_flight() {
+            return;
+        }
+        let Some(user) = self.users.remove(key) else { return };
+        self.deadlines.cancel(key.place);
+        self.books.borrow_mut().close(user.entry, ending.reason, now);
+        out.push(Cmd::Close { conn: Conn::User(key), reset: ending.reset });
+    }
+
+    fn starve(&mut self, now: Now, conn: Conn) {
+        if self.starved.is_empty() {
+            self.starved_at = now;
+        }
+        if self.starved.len() >= self.users.places() + self.links.places() {
+            // Connections that ended while they waited make room.
+            let (users, links) = (&mut self.users, &mut self.links);
+            self.starved.retain(|conn| match conn {
+                Conn::User(key) => users.get(*key).is_some(),
+                Conn::Link(key) => links.get(*key).is_some(),
+            });
+        }
+        self.starved.push_back(conn);
+    }
+}

@@ -1,0 +1,332 @@
+//! The connections to backends of a worker's gateways: obtaining one for a request, taking it back,
+//! keeping it for the next, closing it. Owns which connection serves whom; what the deadlines and the
+//! users' own connections do is the parent's.
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::{Cmd, Conn, Gateways, Link, NEVER, SWEEP_EVERY, State};
+use crate::base::time::Now;
+use crate::cluster::{BackendId, Protocol, Standing};
+use crate::proxy::http::{Refused, Released, Reuse, Wish};
+use crate::proxy::line::Line;
+use crate::proxy::{Event, Received, Side};
+use crate::ring::pool::Pool;
+use crate::worker::core::{Key, is_ours};
+use crate::worker::dispatcher::Choice;
+use crate::worker::link::Refusal;
+
+/// A connection that was in use so lately is taken to be still wanted by its backend.
+const RECENT: Duration = Duration::from_millis(500);
+
+impl Gateways {
+    /// A connection that is still being made is not wanted any more.
+    pub(super) fn forgo(&mut self, key: Key, out: &mut Vec<Cmd>) {
+        let Some(user) = self.users.get(key) else { return };
+        let Some(link) = user.link else { return };
+        let Some(Link { state, .. }) = self.links.get(link) else { return };
+        if let State::Connecting { .. } = state {
+            *state = State::Closing { line: Line::new(), connect: true };
+            user.link = None;
+            self.books.borrow_mut().unassign(&mut user.entry);
+            out.push(Cmd::CancelConnect { link });
+        }
+    }
+
+    /// Finds a connection to a backend for a request.
+    pub(super) fn obtain(
+        &mut self,
+        now: Now,
+        key: Key,
+        wish: Wish,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(user) = self.users.get(key) else { return };
+        if wish.attempt == 0 {
+            user.tried.clear();
+        }
+        let mut books = self.books.borrow_mut();
+        let mut choice = books.assign(&mut user.entry, &user.tried);
+        if choice.is_none() && wish.attempt > 0 {
+            // Only its old connection was bad; a new one to the same backend is as good.
+            choice = books.assign(&mut user.entry, &[]);
+        }
+        if wish.attempt > 0 {
+            books.metrics().counters.retries.one();
+        }
+        drop(books);
+        let Some(choice) = choice else {
+            return self.refuse(now, key, Refused::NoBackend, pool);
+        };
+        user.tried.push(choice.backend);
+        let since = match wish.reuse {
+            Reuse::Any => Some(Now::from_nanos(0)),
+            Reuse::Recent => {
+                Some(Now::from_nanos(now.nanos().saturating_sub(RECENT.as_nanos() as u64)))
+            }
+            Reuse::No => None,
+        };
+        let spare = since.and_then(|since| self.spares.take(choice.backend, now, since));
+        match spare {
+            Some(link) => self.reuse(now, key, link, pool, out),
+            None => self.connect(now, key, choice, out),
+        }
+    }
+
+    fn reuse(&mut self, now: Now, key: Key, link: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let Some(Link { backend, state }) = self.links.get(link) else { return };
+        let backend = *backend;
+        let State::Spare { line } = std::mem::replace(state, State::Serving { user: key }) else {
+            debug_assert!(false, "a spare connection is free");
+            return;
+        };
+        if let Some(user) = self.users.get(key) {
+            user.link = Some(link);
+        }
+        self.serve(now, key, backend, Some(line), pool, out);
+    }
+
+    fn connect(&mut self, now: Now, key: Key, choice: Choice, out: &mut Vec<Cmd>) {
+        let state = State::Connecting { user: key, begun: now, timed_out: false };
+        let link = self.links.put(Link { backend: choice.backend, state });
+        if let Some(user) = self.users.get(key) {
+            user.link = Some(link);
+        }
+        self.connects.schedule(link.place, now.plus(self.settings.connect_timeout));
+        out.push(Cmd::Connect { link, to: choice.address });
+    }
+
+    /// Hands the user's gateway the link that it was given. `line`: it has been used before.
+    pub(super) fn serve(
+        &mut self,
+        now: Now,
+        key: Key,
+        backend: BackendId,
+        line: Option<Line>,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let reused = line.is_some();
+        let line = line.unwrap_or_default();
+        self.lend(now, key, pool, |gateway, cx| gateway.assigned(backend, reused, line, cx));
+        if let Some(user) = self.users.get(key)
+            && !user.started
+        {
+            user.started = true;
+            self.books.borrow_mut().started(&user.entry);
+        }
+        if !reused {
+            self.follow(now, key, pool, out);
+        }
+    }
+
+    /// A connection attempt for that user has failed: on to the next backend, if there is one.
+    pub(super) fn connect_failed(
+        &mut self,
+        now: Now,
+        key: Key,
+        errno: Errno,
+        timed_out: bool,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(user) = self.users.get(key) else { return };
+        user.link = None;
+        if is_ours(errno) {
+            // Spare connections hold descriptors and ports that the next request can use.
+            self.drop_all_spares(now, out);
+            self.refuse(now, key, Refused::Exhausted, pool);
+            return self.follow(now, key, pool, out);
+        }
+        let why = if timed_out { Refused::TimedOut } else { Refused::Unreachable };
+        let errno = if timed_out { Errno::ETIMEDOUT } else { errno };
+        let mut books = self.books.borrow_mut();
+        books.backend_failed(&user.entry, errno);
+        let more = user.tried.len() <= usize::from(self.settings.retries_max);
+        let next = more.then(|| books.assign(&mut user.entry, &user.tried)).flatten();
+        match next {
+            Some(choice) => {
+                books.metrics().counters.retries.one();
+                drop(books);
+                user.tried.push(choice.backend);
+                self.connect(now, key, choice, out);
+            }
+            None => {
+                books.refused(Protocol::Api, user.entry.client, Refusal::Unreachable);
+                drop(books);
+                self.refuse(now, key, why, pool);
+                self.follow(now, key, pool, out);
+            }
+        }
+    }
+
+    /// Tells a gateway that there is no backend for its request; whoever calls follows.
+    fn refuse(&mut self, now: Now, key: Key, why: Refused, pool: &mut Pool) {
+        let Some(user) = self.users.get(key) else { return };
+        let last = user.tried.last().copied();
+        self.books.borrow_mut().unassign(&mut user.entry);
+        if why == Refused::NoBackend {
+            let client = user.entry.client;
+            self.books.borrow_mut().refused(Protocol::Api, client, Refusal::NoBackend);
+        }
+        self.lend(now, key, pool, |gateway, cx| gateway.refused(why, last, cx));
+    }
+
+    /// A gateway has done with its link.
+    pub(super) fn release(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let Some(user) = self.users.get(key) else { return };
+        let (Some(Released { line, keep }), Some(link)) =
+            (user.gateway.take_released(), user.link.take())
+        else {
+            debug_assert!(false, "what is released was assigned");
+            return;
+        };
+        self.books.borrow_mut().unassign(&mut user.entry);
+        let Some(Link { backend, .. }) = self.links.get(link) else { return };
+        let backend = *backend;
+        match keep.filter(|_| !self.draining && self.is_serving(backend)) {
+            Some(keep) => self.spare(now, link, backend, line, keep, pool, out),
+            None => self.close_link(link, line, out),
+        }
+    }
+
+    fn is_serving(&self, backend: BackendId) -> bool {
+        let books = self.books.borrow();
+        books.snapshot().get(backend).is_some_and(|one| one.standing == Standing::Serving)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, and each of them is needed")]
+    fn spare(
+        &mut self,
+        now: Now,
+        link: Key,
+        backend: BackendId,
+        line: Line,
+        keep: Duration,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        if let Some(Link { state, .. }) = self.links.get(link) {
+            *state = State::Spare { line };
+        }
+        self.watch(link, pool, out);
+        let oldest = self.spares.keep(backend, link, now, now.plus(keep));
+        self.sweep_at = self.sweep_at.min(now.plus(SWEEP_EVERY));
+        if let Some(oldest) = oldest {
+            self.close_spare(oldest, out);
+        }
+    }
+
+    /// A spare connection is always listened to, so that its end is noticed before it is used.
+    fn watch(&mut self, link: Key, pool: &Pool, out: &mut Vec<Cmd>) {
+        let features = self.features;
+        if let Some(Link { state: State::Spare { line }, .. }) = self.links.get(link) {
+            let out = &mut |what| out.push(Cmd::Wire { conn: Conn::Link(link), what });
+            line.ask(Side::Backend, true, pool, features, out);
+        }
+    }
+
+    pub(super) fn happened_on_link(
+        &mut self,
+        now: Now,
+        key: Key,
+        event: Event,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(Link { state, .. }) = self.links.get(key) else {
+            debug_assert!(false, "an event came for a link that is gone");
+            return;
+        };
+        match state {
+            State::Serving { user } => {
+                let user = *user;
+                self.act(now, user, pool, out, |gateway, cx| gateway.handle(event, cx));
+            }
+            State::Spare { line } => {
+                let still_good = matches!(event, Event::Received { what: Received::Stopped, .. });
+                line.settle(event, pool);
+                if still_good {
+                    self.watch(key, pool, out);
+                } else {
+                    self.drop_spare(key, out);
+                }
+            }
+            State::Closing { line, .. } => {
+                line.settle(event, pool);
+                self.close_link_if_settled(key, out);
+            }
+            State::Connecting { .. } => {
+                debug_assert!(false, "nothing is in flight on a link that is being connected");
+            }
+        }
+    }
+
+    pub(super) fn drop_spare(&mut self, link: Key, out: &mut Vec<Cmd>) {
+        if let Some(Link { backend, .. }) = self.links.get(link) {
+            let backend = *backend;
+            self.spares.forget(backend, link);
+            self.close_spare(link, out);
+        }
+    }
+
+    /// Closes a link that is a spare connection no more.
+    fn close_spare(&mut self, link: Key, out: &mut Vec<Cmd>) {
+        let Some(Link { state, .. }) = self.links.get(link) else { return };
+        if let State::Spare { line } = state {
+            let line = std::mem::take(line);
+            self.close_link(link, line, out);
+        }
+    }
+
+    fn close_link(&mut self, link: Key, mut line: Line, out: &mut Vec<Cmd>) {
+        line.stop(Side::Backend, &mut |what| {
+            out.push(Cmd::Wire { conn: Conn::Link(link), what });
+        });
+        if let Some(Link { state, .. }) = self.links.get(link) {
+            *state = State::Closing { line, connect: false };
+        }
+        self.close_link_if_settled(link, out);
+    }
+
+    pub(super) fn close_link_if_settled(&mut self, link: Key, out: &mut Vec<Cmd>) {
+        let Some(Link { state, .. }) = self.links.get(link) else { return };
+        if let State::Closing { line, connect: false } = state
+            && !line.in_flight()
+        {
+            self.links.remove(link);
+            out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
+        }
+    }
+
+    /// Drops the spare connections that are too old, or whose backend takes no more requests.
+    pub(super) fn sweep(&mut self, now: Now, out: &mut Vec<Cmd>) {
+        let version = self.books.borrow().snapshot().version;
+        if now < self.sweep_at && version == self.version {
+            return;
+        }
+        self.version = version;
+        self.drop_spares(now, false, out);
+        self.sweep_at = if self.spares.is_empty() { NEVER } else { now.plus(SWEEP_EVERY) };
+    }
+
+    pub(super) fn drop_all_spares(&mut self, now: Now, out: &mut Vec<Cmd>) {
+        self.drop_spares(now, true, out);
+    }
+
+    fn drop_spares(&mut self, now: Now, all: bool, out: &mut Vec<Cmd>) {
+        let mut dropped = Vec::new();
+        let books = self.books.clone();
+        let books = books.borrow();
+        let serving = |id| {
+            let backend = books.snapshot().get(id);
+            backend.is_some_and(|backend| backend.standing == Standing::Serving)
+        };
+        self.spares.sweep(now, |id| !all && serving(id), |link| dropped.push(link));
+        for link in dropped {
+            self.close_spare(link, out);
+        }
+    }
+}

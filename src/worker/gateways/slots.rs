@@ -1,0 +1,65 @@
+//! Places that keep their number until they are empty, and count how often they were used. Owns no
+//! meaning of what is in them.
+
+use crate::worker::core::{GENERATION_MASK, Key};
+
+/// Places that keep their number until they are empty.
+pub struct Slots<T> {
+    slots: Vec<(u32, Option<T>)>,
+    free: Vec<u32>,
+}
+
+impl<T> Slots<T> {
+    pub const fn new() -> Slots<T> {
+        Slots { slots: Vec::new(), free: Vec::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Places that were ever used.
+    pub fn places(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn put(&mut self, value: T) -> Key {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            (self.slots.len() - 1) as u32
+        });
+        let (generation, slot) = &mut self.slots[place as usize];
+        *slot = Some(value);
+        Key { place, generation: *generation }
+    }
+
+    pub fn get(&mut self, key: Key) -> Option<&mut T> {
+        let (generation, slot) = self.slots.get_mut(key.place as usize)?;
+        if *generation == key.generation { slot.as_mut() } else { None }
+    }
+
+    pub fn remove(&mut self, key: Key) -> Option<T> {
+        let (generation, slot) = self.slots.get_mut(key.place as usize)?;
+        if *generation != key.generation {
+            return None;
+        }
+        let value = slot.take()?;
+        *generation = (*generation + 1) & GENERATION_MASK;
+        self.free.push(key.place);
+        Some(value)
+    }
+
+    pub fn at(&self, place: u32) -> Option<Key> {
+        let (generation, slot) = self.slots.get(place as usize)?;
+        slot.as_ref().map(|_| Key { place, generation: *generation })
+    }
+
+    pub fn keys(&self, which: impl Fn(&T) -> bool) -> Vec<Key> {
+        let chosen = |(place, (generation, slot)): (usize, &(u32, Option<T>))| {
+            slot.as_ref()
+                .filter(|value| which(value))
+                .map(|_| Key { place: place as u32, generation: *generation })
+        };
+        self.slots.iter().enumerate().filter_map(chosen).collect()
+    }
+}
