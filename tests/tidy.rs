@@ -17,6 +17,7 @@ const PURE: &[&str] = &[
     "src/session/",
     "src/proxy/",
     "src/worker/core",
+    "src/worker/gateways",
 ];
 
 /// The one file of the pure modules that reads the clock for everyone.

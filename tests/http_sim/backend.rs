@@ -1,0 +1,340 @@
+//! Backends: they answer what they are asked, or do one of the many things that backends do. Each
+//! request that arrives is held against what its user meant to say.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use crate::dice::{Dice, content};
+use crate::message::{Framing, Head, dechunk, framed};
+use crate::wire::{End, Wire};
+
+/// What goes wrong with one request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Trouble {
+    None,
+    /// Closes or resets without an answer.
+    Silent,
+    /// Stops in the middle of the answer.
+    HalfAnswer,
+    /// Says what no response is.
+    Nonsense,
+    /// Never answers.
+    Stalls,
+    /// Closes or resets before it has read the request.
+    Impatient,
+    /// Answers before it has read the request, and reads the rest for nothing.
+    Hasty,
+    /// Says more than the answer.
+    Talkative,
+    /// Closes the connection after the answer, and does not say so.
+    ClosesAfter,
+}
+
+const TROUBLES: &[Trouble] = &[
+    Trouble::Silent,
+    Trouble::HalfAnswer,
+    Trouble::Nonsense,
+    Trouble::Stalls,
+    Trouble::Impatient,
+    Trouble::Hasty,
+    Trouble::Talkative,
+    Trouble::ClosesAfter,
+];
+
+/// What all backends of a run have seen.
+#[derive(Default)]
+pub struct Seen {
+    /// How often the head of a request arrived anywhere.
+    pub heads: HashMap<u64, u32>,
+    /// Requests of whose answer the balancer has read a part.
+    pub heard: HashSet<u64>,
+}
+
+/// One connection, as its backend sees it.
+pub struct Peer {
+    inbox: Vec<u8>,
+    outbox: VecDeque<u8>,
+    asked: Option<Asked>,
+    after: After,
+    tunnel: bool,
+    served: u32,
+    /// Bytes said in all.
+    said: usize,
+    /// The request that is being answered, and where its answer begins.
+    answering: Option<(u64, usize)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum After {
+    Nothing,
+    Leave,
+    Reset,
+    /// Neither reads nor writes any more.
+    Stall,
+}
+
+/// A request whose head has arrived.
+struct Asked {
+    id: u64,
+    method: String,
+    length: usize,
+    answer: Framing,
+    answer_length: usize,
+    framing: (Framing, usize),
+    upgrade: bool,
+    expects: bool,
+    trouble: Trouble,
+}
+
+impl Peer {
+    pub fn new() -> Peer {
+        Peer {
+            inbox: Vec::new(),
+            outbox: VecDeque::new(),
+            asked: None,
+            after: After::Nothing,
+            tunnel: false,
+            served: 0,
+            said: 0,
+            answering: None,
+        }
+    }
+
+    /// Does some of what it may do now; whether it did anything.
+    pub fn step(&mut self, wire: &mut Wire, seen: &mut Seen, calm: bool, dice: &mut Dice) -> bool {
+        if wire.left || self.after == After::Stall {
+            return false;
+        }
+        let mut any = self.write(wire, dice);
+        let here = wire.outward.len();
+        let count = if dice.one_in(2) { here } else { dice.below(here + 1) };
+        self.inbox.extend(wire.outward.drain(..count));
+        any |= count > 0;
+        if self.tunnel {
+            any |= !self.inbox.is_empty();
+            self.outbox.extend(self.inbox.drain(..));
+        } else {
+            any |= self.think(wire, seen, calm, dice);
+        }
+        if wire.outward.is_empty() && wire.outward_end != End::Open && !wire.left {
+            // The balancer has closed: the rest of what was to be said does not matter.
+            if !self.tunnel || self.outbox.is_empty() || wire.outward_end == End::Reset {
+                wire.finish();
+                wire.left = true;
+                return true;
+            }
+        }
+        any
+    }
+
+    /// Takes note of what the balancer has read so far.
+    pub fn was_heard(&self, wire: &Wire, seen: &mut Seen) {
+        if let Some((id, from)) = self.answering
+            && wire.consumed > from
+        {
+            seen.heard.insert(id);
+        }
+    }
+
+    fn say(&mut self, bytes: &[u8]) {
+        self.said += bytes.len();
+        self.outbox.extend(bytes);
+    }
+
+    fn write(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        if self.outbox.is_empty() {
+            match self.after {
+                After::Nothing | After::Stall => return false,
+                After::Leave => wire.leave(dice),
+                After::Reset => wire.reset(dice),
+            }
+            return true;
+        }
+        let most = self.outbox.len().min(wire.room());
+        let count = if most == 0 { 0 } else { dice.some(most) };
+        let bytes: Vec<u8> = self.outbox.drain(..count).collect();
+        wire.write(&bytes);
+        count > 0
+    }
+
+    fn think(&mut self, wire: &mut Wire, seen: &mut Seen, calm: bool, dice: &mut Dice) -> bool {
+        if self.after != After::Nothing {
+            return false;
+        }
+        if self.asked.is_none() {
+            if !calm && self.served > 0 && self.outbox.is_empty() && dice.one_in(400) {
+                return self.idle_whim(wire, dice);
+            }
+            let Some(head) = Head::read(&self.inbox) else { return false };
+            self.inbox.drain(..head.bytes);
+            let trouble = if calm || !dice.one_in(4) { Trouble::None } else { dice.pick(TROUBLES) };
+            let asked = understood(&head, trouble);
+            assert!(
+                !seen.heard.contains(&asked.id),
+                "a request is repeated after its answer began"
+            );
+            *seen.heads.entry(asked.id).or_default() += 1;
+            self.answering = Some((asked.id, self.said));
+            self.begin(asked, dice);
+            return true;
+        }
+        self.answer_when_complete(wire, dice)
+    }
+
+    /// The head of a request is here.
+    fn begin(&mut self, asked: Asked, dice: &mut Dice) {
+        if asked.expects && (dice.one_in(2) || asked.trouble == Trouble::None) {
+            self.say(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        if asked.upgrade && dice.one_in(2) {
+            self.say(
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n",
+            );
+            self.tunnel = true;
+            return;
+        }
+        match asked.trouble {
+            Trouble::Impatient => self.after = dice.pick(&[After::Leave, After::Reset]),
+            Trouble::Hasty => {
+                self.answer(&asked, dice);
+                if asked.answer == Framing::UntilClose {
+                    self.after = After::Leave;
+                }
+                self.asked = Some(asked);
+            }
+            _ => self.asked = Some(asked),
+        }
+    }
+
+    /// Something that happens to an idle connection.
+    fn idle_whim(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        match dice.below(3) {
+            0 => wire.reset(dice),
+            1 => wire.leave(dice),
+            _ => {
+                wire.unasked_at = Some(self.said);
+                self.answering = None;
+                self.say(b"HTTP/1.1 408 Too Late\r\nContent-Length: 0\r\n\r\n");
+                self.after = After::Leave;
+            }
+        }
+        true
+    }
+
+    fn answer_when_complete(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        let asked = self.asked.as_ref().expect("a request is being read");
+        if asked.trouble == Trouble::Stalls {
+            return false;
+        }
+        let (content, bytes) = match asked.framing {
+            (Framing::Length, length) if self.inbox.len() >= length => {
+                (self.inbox[..length].to_vec(), length)
+            }
+            (Framing::Chunked, _) => match dechunk(&self.inbox) {
+                Some(whole) => whole,
+                None => return false,
+            },
+            (Framing::None, _) => (Vec::new(), 0),
+            _ => return false,
+        };
+        let wanted = crate::dice::content(asked.id * 2, asked.length);
+        assert!(content == wanted, "request {} arrived with another body", asked.id);
+        self.inbox.drain(..bytes);
+        let asked = self.asked.take().expect("a request is being read");
+        self.served += 1;
+        match asked.trouble {
+            // It has been answered.
+            Trouble::Hasty => {}
+            Trouble::Silent => self.after = dice.pick(&[After::Leave, After::Reset]),
+            Trouble::Nonsense => {
+                let nonsense: &[&[u8]] = &[
+                    b"HTTP/1.1 OK\r\n\r\n",
+                    b"220 mail\r\n\r\n",
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                    b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+                    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n",
+                ];
+                self.say(dice.pick(nonsense));
+            }
+            Trouble::HalfAnswer => {
+                self.answer(&asked, dice);
+                let whole = self.outbox.len();
+                let kept = if dice.one_in(2) { dice.below(whole) } else { whole - 1 };
+                self.outbox.truncate(kept);
+                self.said -= whole - kept;
+                // To finish properly would be the end of a body that the connection ends.
+                let until_close = asked.answer == Framing::UntilClose && asked.method != "HEAD";
+                self.after =
+                    if until_close || dice.one_in(2) { After::Reset } else { After::Leave };
+            }
+            _ => {
+                self.answer(&asked, dice);
+                match asked.trouble {
+                    // Behind a body without an end of its own, it would be part of it.
+                    Trouble::Talkative if asked.answer != Framing::UntilClose => {
+                        wire.unasked_at = Some(self.said);
+                        self.say(b"HTTP/1.1 200 Stray\r\n\r\n");
+                    }
+                    Trouble::ClosesAfter => self.after = After::Leave,
+                    _ => {}
+                }
+                if asked.answer == Framing::UntilClose {
+                    self.after = After::Leave;
+                }
+            }
+        }
+        true
+    }
+
+    /// Says the whole answer.
+    fn answer(&mut self, asked: &Asked, dice: &mut Dice) {
+        if dice.one_in(6) {
+            self.say(b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n");
+        }
+        let content = content(asked.id * 2 + 1, asked.answer_length);
+        let status = if asked.answer == Framing::None { "204 No Content" } else { "200 OK" };
+        let mut head = format!("HTTP/1.1 {status}\r\nX-Id: {}\r\nX-Hop: 1\r\n", asked.id);
+        match asked.answer {
+            Framing::Length => head += &format!("Content-Length: {}\r\n", content.len()),
+            Framing::Chunked => head += "Transfer-Encoding: chunked\r\n",
+            Framing::UntilClose => head += "Connection: close\r\n",
+            Framing::None => head += "Connection: x-hop\r\n",
+        }
+        self.say(head.as_bytes());
+        self.say(b"\r\n");
+        if asked.method != "HEAD" && asked.answer != Framing::None {
+            self.say(&framed(&content, asked.answer, dice));
+        }
+    }
+}
+
+/// What must be so of every request that a backend gets.
+fn understood(head: &Head, trouble: Trouble) -> Asked {
+    let parts: Vec<&str> = head.start.split(' ').collect();
+    assert!(parts.len() == 3 && parts[2] == "HTTP/1.1", "{head:?}");
+    let path: Vec<&str> = parts[1].split('/').collect();
+    assert_eq!(path.len(), 6, "{head:?}");
+    assert_eq!(path[2], parts[0], "the method of another request: {head:?}");
+    assert_eq!(head.one("host"), Some("sim"));
+    assert_eq!(head.one("x-forwarded-for"), Some("192.0.2.1"));
+    assert!(head.all("via").any(|via| via == "1.1 sim"));
+    for gone in ["keep-alive", "x-hop", "proxy-connection"] {
+        assert!(head.one(gone).is_none(), "{head:?}");
+    }
+    let answer = match path[4] {
+        "None" => Framing::None,
+        "Length" => Framing::Length,
+        "Chunked" => Framing::Chunked,
+        _ => Framing::UntilClose,
+    };
+    Asked {
+        id: path[1].parse().expect("an id"),
+        method: parts[0].to_string(),
+        length: path[3].parse().expect("a length"),
+        answer,
+        answer_length: path[5].parse().expect("a length"),
+        framing: head.framing(),
+        upgrade: head.one("upgrade").is_some(),
+        expects: head.one("expect").is_some(),
+        trouble,
+    }
+}

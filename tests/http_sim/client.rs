@@ -1,0 +1,328 @@
+//! Users: some patient, some hostile. Each knows what it asked for, and takes nothing else.
+
+use std::collections::VecDeque;
+
+use crate::dice::Dice;
+use crate::message::{Framing, Head, Request, dechunk};
+use crate::wire::{End, Wire};
+
+/// What a user is up to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Manner {
+    Good,
+    /// Sends everything at once and says that it will send no more.
+    HalfClosing,
+    /// Resets the connection at some time.
+    Resetting,
+    /// Stops in the middle of a request.
+    Truncating,
+    /// Sends what no request is.
+    Malformed,
+    /// Reads nothing for a long while.
+    NotReading,
+}
+
+const MALFORMED: &[&str] = &[
+    "GET / HTTP/1.1\r\n\r\n",
+    "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /0/POST/9/Length/9 HTTP/1.1\r\nHost: sim\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "GET / HTTP/1.1\nHost: x\n\n",
+    "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "GET / HTTP/3.0\r\nHost: x\r\n\r\n",
+];
+
+pub struct Client {
+    pub manner: Manner,
+    pub requests: Vec<Request>,
+    /// Requests of which writing has begun, and responses that have come whole.
+    begun: usize,
+    pub answered: usize,
+    /// Answers that a backend gave.
+    pub served: usize,
+    /// Requests that no backend may serve.
+    pub refused: usize,
+    head: VecDeque<u8>,
+    body: VecDeque<u8>,
+    waits_for_continue: bool,
+    depth: usize,
+    inbox: Vec<u8>,
+    last: bool,
+    tunnel: Option<(Vec<u8>, usize)>,
+    patience: usize,
+    pub ended: Option<End>,
+}
+
+impl Client {
+    pub fn new(manner: Manner, requests: Vec<Request>, dice: &mut Dice) -> Client {
+        Client {
+            manner,
+            requests,
+            begun: 0,
+            answered: 0,
+            served: 0,
+            refused: 0,
+            head: VecDeque::new(),
+            body: VecDeque::new(),
+            waits_for_continue: false,
+            depth: if dice.one_in(2) { 1 } else { 1 + dice.below(4) },
+            inbox: Vec::new(),
+            last: false,
+            tunnel: None,
+            patience: match manner {
+                Manner::Resetting => dice.below(300),
+                _ => 200 + dice.below(2000),
+            },
+            ended: None,
+        }
+    }
+
+    /// Does some of what it may do now; whether it did anything.
+    pub fn step(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        if self.ended.is_some() {
+            return false;
+        }
+        self.patience = self.patience.saturating_sub(1);
+        let read = self.read(wire, dice);
+        if self.ended.is_some() {
+            return true;
+        }
+        match self.manner {
+            Manner::Resetting if self.patience == 0 => {
+                wire.reset(dice);
+                self.ended = Some(End::Reset);
+                true
+            }
+            _ => self.write(wire, dice) || read,
+        }
+    }
+
+    fn write(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        if self.begin_next(wire, dice) {
+            return true;
+        }
+        let queue = match (&mut self.head, &mut self.body) {
+            (head, _) if !head.is_empty() => head,
+            (_, body) if !body.is_empty() && !self.waits_for_continue => body,
+            _ => return false,
+        };
+        let count = dice.some(queue.len()).min(queue.len()).min(wire.room());
+        let bytes: Vec<u8> = queue.drain(..count).collect();
+        wire.write(&bytes);
+        if self.manner == Manner::Truncating && self.begun == self.requests.len() && dice.one_in(4)
+        {
+            self.head.clear();
+            self.body.clear();
+            wire.finish();
+        }
+        count > 0
+    }
+
+    fn begin_next(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        let idle = self.head.is_empty() && self.body.is_empty() && self.tunnel.is_none();
+        let ahead = self.begun - self.answered;
+        if !idle || self.last || ahead >= self.depth && self.manner != Manner::HalfClosing {
+            return false;
+        }
+        // Nobody knows what a request is after one that may change the protocol, or be the last.
+        if ahead > 0 && self.requests[self.begun - 1].upgrade {
+            return false;
+        }
+        let Some(request) = self.requests.get(self.begun) else {
+            return self.finish_asking(wire);
+        };
+        self.begun += 1;
+        if self.manner == Manner::Malformed && self.begun == self.requests.len() {
+            self.head = dice.pick(MALFORMED).bytes().collect();
+            let meant = &mut self.requests[self.begun - 1];
+            (meant.method, meant.newer, meant.upgrade) = ("GET", true, false);
+            self.refused = 1;
+            return true;
+        }
+        self.head = request.head(dice).into();
+        self.body = request.body(dice).into();
+        self.waits_for_continue = request.expect && dice.one_in(2);
+        if request.close || !request.newer {
+            // It says itself that nothing will follow.
+            self.requests.truncate(self.begun);
+        }
+        true
+    }
+
+    fn finish_asking(&mut self, wire: &mut Wire) -> bool {
+        if self.manner == Manner::HalfClosing && wire.inward_is_open() {
+            wire.finish();
+            return true;
+        }
+        if self.answered == self.requests.len() && self.ended.is_none() && wire.inward_is_open() {
+            wire.finish();
+            return true;
+        }
+        false
+    }
+
+    fn read(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        if self.manner == Manner::NotReading && self.patience > 0 {
+            return false;
+        }
+        let here = wire.outward.len();
+        let count = if dice.one_in(2) { here } else { dice.below(here + 1) };
+        self.inbox.extend(wire.outward.drain(..count));
+        let mut any = count > 0;
+        while self.take_one() {
+            any = true;
+        }
+        if wire.outward.is_empty() && wire.outward_end != End::Open {
+            self.connection_ended(wire.outward_end);
+            wire.finish();
+            any = true;
+        }
+        any
+    }
+
+    /// Takes a whole message out of the inbox.
+    fn take_one(&mut self) -> bool {
+        if let Some((echoed, sent)) = &mut self.tunnel {
+            echoed.append(&mut self.inbox);
+            assert!(echoed.len() <= *sent, "a tunnel gave more than was sent");
+            return false;
+        }
+        let Some(head) = Head::read(&self.inbox) else { return false };
+        let request = self.current(&head);
+        let status: u16 = head.start[9..12].parse().expect("a status");
+        assert!(head.start.starts_with("HTTP/1.1 "), "{head:?}");
+        if status < 200 {
+            self.interim(&request, status, &head);
+            return true;
+        }
+        let bare = request.method == "HEAD" || matches!(status, 204 | 304);
+        let Some((content, bytes)) = self.whole_body(&head, bare) else { return false };
+        self.judge(&request, status, &head, &content, bare);
+        self.inbox.drain(..bytes);
+        self.waits_for_continue = false;
+        self.answered += 1;
+        let closes = head.all("connection").any(|value| value == "close");
+        let all_said = self.head.is_empty() && self.body.is_empty();
+        assert!(closes || all_said || self.begun > self.answered, "an answer to half a request");
+        if closes {
+            assert!(self.inbox.is_empty(), "something follows the last response");
+            self.last = true;
+            self.head.clear();
+            self.body.clear();
+        }
+        true
+    }
+
+    fn current(&self, head: &Head) -> Request {
+        assert!(self.answered < self.begun, "an answer to nothing: {head:?}");
+        assert!(!self.last, "an answer after the last: {head:?}");
+        self.requests[self.answered]
+    }
+
+    fn interim(&mut self, request: &Request, status: u16, head: &Head) {
+        assert!(request.newer, "an interim response to HTTP/1.0");
+        assert_eq!(head.framing().0, Framing::None, "{head:?}");
+        self.inbox.drain(..head.bytes);
+        if status == 100 {
+            self.waits_for_continue = false;
+        }
+        if status == 101 {
+            assert!(request.upgrade, "a change of protocol unasked");
+            assert_eq!(head.one("upgrade"), Some("echo"));
+            self.served += 1;
+            self.answered += 1;
+            let words: Vec<u8> = request.answer_content();
+            self.body = words.iter().copied().collect();
+            self.tunnel = Some((std::mem::take(&mut self.inbox), words.len()));
+            self.requests.truncate(self.begun);
+        }
+    }
+
+    /// The content of the response at the front, and its length on the wire.
+    fn whole_body(&self, head: &Head, bare: bool) -> Option<(Vec<u8>, usize)> {
+        let rest = &self.inbox[head.bytes..];
+        if bare {
+            return Some((Vec::new(), head.bytes));
+        }
+        match head.framing() {
+            (Framing::Length, length) => Some((rest.get(..length)?.to_vec(), head.bytes + length)),
+            (Framing::Chunked, _) => {
+                let (content, bytes) = dechunk(rest)?;
+                Some((content, head.bytes + bytes))
+            }
+            // Complete when the connection is, which `connection_ended` looks at.
+            _ => None,
+        }
+    }
+
+    /// An answer is the backend's to this very request, or the balancer's own.
+    fn judge(&mut self, request: &Request, status: u16, head: &Head, content: &[u8], bare: bool) {
+        let Some(id) = head.one("x-id") else {
+            // What a backend says too much reaches whoever it is connected to next, unless it came
+            // before that one's request went out; the wire sees to that.
+            if head.start.ends_with("Stray") {
+                return;
+            }
+            assert!(matches!(status, 400..=599), "{head:?}");
+            // A backend that was tired of waiting says so to whoever comes next, and a request that
+            // may not be repeated, or is not all there, has to take it.
+            let repeatable = request.idempotent() && request.framing == Framing::None;
+            if head.start.ends_with("Too Late") && !repeatable {
+                return;
+            }
+            let own = String::from_utf8_lossy(content);
+            assert!(bare || own.contains("(request "), "whose answer is this? {head:?}");
+            return;
+        };
+        assert_eq!(id, request.id.to_string(), "an answer to another request");
+        self.served += 1;
+        let wanted = if request.answer == Framing::None { 204 } else { 200 };
+        assert_eq!(status, wanted);
+        assert!(head.one("date").is_some());
+        if !request.newer {
+            assert_eq!(head.one("connection"), Some("close"));
+            assert_eq!(head.one("transfer-encoding"), None);
+        }
+        if !bare {
+            assert!(content == request.answer_content(), "wrong content for {request:?}");
+        }
+    }
+
+    fn connection_ended(&mut self, end: End) {
+        self.ended = Some(end);
+        if let Some((echoed, _)) = &self.tunnel {
+            let wanted = self.requests[self.answered - 1].answer_content();
+            assert!(wanted.starts_with(echoed), "a tunnel changed what was sent");
+            return;
+        }
+        let Some(head) = Head::read(&self.inbox) else { return };
+        if self.answered >= self.begun {
+            panic!("an answer to nothing: {head:?}");
+        }
+        let request = self.requests[self.answered];
+        let until_close = head.framing().0 == Framing::None;
+        if until_close && end == End::Fin {
+            // The end of the connection is the end of the body, so it must be all of it.
+            let status: u16 = head.start[9..12].parse().expect("a status");
+            let content = self.inbox[head.bytes..].to_vec();
+            self.judge(&request, status, &head, &content, false);
+            self.answered += 1;
+        }
+    }
+
+    /// Whether everything in the tunnel came back.
+    pub fn tunnel_is_whole(&self) -> bool {
+        self.tunnel.as_ref().is_none_or(|(echoed, sent)| echoed.len() == *sent)
+    }
+
+    /// Leaves a tunnel when it has heard everything.
+    pub fn leave_tunnel(&mut self, wire: &mut Wire) -> bool {
+        let done = self.tunnel.is_some() && self.tunnel_is_whole() && self.body.is_empty();
+        if done && wire.inward_is_open() {
+            wire.finish();
+            return true;
+        }
+        false
+    }
+}

@@ -1,0 +1,251 @@
+//! One connection of the balancer, with a simulated kernel between it and its peer: what was armed,
+//! what is in flight, what has arrived. Every operation that a kernel would not forgive is a failure.
+
+use std::collections::VecDeque;
+
+use lb::proxy::{Event, Intake, Received, Side};
+use lb::ring::pool::{Class, Outgoing, Pool};
+use nix::errno::Errno;
+
+use crate::dice::Dice;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    Open,
+    /// Finished sending.
+    Fin,
+    Reset,
+}
+
+/// What a socket's buffers hold each way.
+const WINDOW: usize = 32 << 10;
+
+pub struct Wire {
+    pub side: Side,
+    /// From the peer to the balancer.
+    inward: VecDeque<u8>,
+    inward_end: End,
+    /// From the balancer to the peer.
+    pub outward: VecDeque<u8>,
+    pub outward_end: End,
+    armed: Option<Intake>,
+    cancelled: bool,
+    sending: Option<Outgoing>,
+    send_cancelled: bool,
+    /// The balancer has closed its socket.
+    pub closed: bool,
+    /// The peer has closed its own altogether.
+    pub left: bool,
+    /// A reset is told once; after that the stream reads as merely ended.
+    told: bool,
+    /// Bytes that the balancer has read.
+    pub consumed: usize,
+    /// Where in the stream from the peer what nobody asked for begins.
+    pub unasked_at: Option<usize>,
+    /// Some of that had been read when the send in flight was begun.
+    spoiled: bool,
+}
+
+impl Wire {
+    pub fn new(side: Side) -> Wire {
+        Wire {
+            side,
+            inward: VecDeque::new(),
+            inward_end: End::Open,
+            outward: VecDeque::new(),
+            outward_end: End::Open,
+            armed: None,
+            cancelled: false,
+            sending: None,
+            send_cancelled: false,
+            closed: false,
+            left: false,
+            told: false,
+            consumed: 0,
+            unasked_at: None,
+            spoiled: false,
+        }
+    }
+
+    // What the peer does.
+
+    /// How much the peer may write now.
+    pub fn room(&self) -> usize {
+        WINDOW.saturating_sub(self.inward.len())
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) {
+        assert_eq!(self.inward_end, End::Open, "the simulated peer speaks after its end");
+        if !self.closed {
+            self.inward.extend(bytes);
+        } else if !bytes.is_empty() {
+            self.reset_peer();
+        }
+    }
+
+    pub fn finish(&mut self) {
+        if self.inward_end == End::Open {
+            self.inward_end = End::Fin;
+        }
+    }
+
+    /// The peer resets the connection; what it sent last may be lost.
+    pub fn reset(&mut self, dice: &mut Dice) {
+        self.inward_end = End::Reset;
+        self.left = true;
+        self.outward.clear();
+        if dice.one_in(2) {
+            let kept = dice.below(self.inward.len() + 1);
+            self.inward.truncate(kept);
+        }
+    }
+
+    /// The peer closes: a reset follows if it had not read everything, or is sent more.
+    pub fn leave(&mut self, dice: &mut Dice) {
+        if self.outward.is_empty() {
+            self.finish();
+            self.left = true;
+        } else {
+            self.reset(dice);
+        }
+    }
+
+    // What the balancer asks for.
+
+    pub fn arm(&mut self, how: Intake) {
+        assert!(!self.closed, "a receive on a closed socket");
+        assert!(self.armed.is_none(), "two receives on one socket");
+        self.armed = Some(how);
+        self.cancelled = false;
+    }
+
+    pub fn cancel_receive(&mut self) {
+        self.cancelled = self.armed.is_some();
+    }
+
+    pub fn send(&mut self, what: Outgoing) {
+        assert!(!self.closed, "a send on a closed socket");
+        assert!(self.sending.is_none(), "two sends on one socket");
+        assert_eq!(self.outward_end, End::Open, "a send after the end of sending");
+        self.spoiled = self.unasked_at.is_some_and(|at| self.consumed > at);
+        self.sending = Some(what);
+        self.send_cancelled = false;
+    }
+
+    pub fn cancel_send(&mut self) {
+        self.send_cancelled = self.sending.is_some();
+    }
+
+    pub fn finish_writing(&mut self) {
+        assert!(!self.closed && self.sending.is_none(), "an end with a send in flight");
+        self.outward_end = End::Fin;
+    }
+
+    pub fn close(&mut self, reset: bool) {
+        assert!(!self.closed, "a socket closed twice");
+        assert!(self.armed.is_none(), "closed while a receive is armed");
+        assert!(self.sending.is_none(), "closed while a send is in flight");
+        self.closed = true;
+        if reset || !self.inward.is_empty() {
+            self.reset_peer();
+        } else if self.outward_end == End::Open {
+            self.outward_end = End::Fin;
+        }
+    }
+
+    /// A kernel resets a connection that is closed with bytes unread, or is sent more after it; the
+    /// peer loses what it has not read yet.
+    fn reset_peer(&mut self) {
+        self.outward_end = End::Reset;
+        self.outward.clear();
+    }
+
+    pub fn idle(&self) -> bool {
+        self.armed.is_none() && self.sending.is_none()
+    }
+
+    // What the kernel does.
+
+    /// Completes the armed receive, if anything has come for it.
+    pub fn receive(&mut self, pool: &mut Pool, dice: &mut Dice) -> Option<Event> {
+        let how = self.armed?;
+        if self.cancelled && dice.one_in(2) {
+            return Some(self.received(Received::Stopped, false));
+        }
+        if self.inward.is_empty() {
+            let what = match self.inward_end {
+                End::Open if self.cancelled => Received::Stopped,
+                End::Open => return None,
+                End::Fin => Received::End,
+                End::Reset if self.told => Received::End,
+                End::Reset => Received::Failed(Errno::ECONNRESET),
+            };
+            return Some(self.received(what, false));
+        }
+        let class = match how {
+            Intake::Many { .. } => Class::Small,
+            Intake::Once { class, .. } => class,
+        };
+        let Some(mut buf) = pool.take(class) else {
+            return Some(self.received(Received::NoBuffers, false));
+        };
+        let here = self.inward.len().min(class.bytes());
+        let count = if dice.one_in(3) { dice.some(here) } else { here };
+        let bytes: Vec<u8> = self.inward.drain(..count).collect();
+        self.consumed += count;
+        assert_eq!(pool.append(&mut buf, &bytes), count);
+        let more = match how {
+            Intake::Many { bytes_max } => {
+                let left = bytes_max.saturating_sub(count as u32);
+                self.armed = Some(Intake::Many { bytes_max: left });
+                left > 0
+            }
+            Intake::Once { .. } => false,
+        };
+        Some(self.received(Received::Data(buf), more))
+    }
+
+    fn received(&mut self, what: Received, more: bool) -> Event {
+        if !more {
+            self.armed = None;
+            self.cancelled = false;
+        }
+        Event::Received { side: self.side, what, more, nonempty: !self.inward.is_empty() }
+    }
+
+    /// Completes the send in flight, if the peer has room for all of it, or never will.
+    pub fn complete_send(&mut self, pool: &Pool, dice: &mut Dice) -> Option<Event> {
+        let what = self.sending?;
+        let gone = self.left || self.inward_end == End::Reset;
+        let bytes: Vec<u8> = pool.pieces(what).flatten().copied().collect();
+        let begins = bytes.split(|byte| *byte == b'\n').nth(1) == Some(b"Host: sim\r");
+        assert!(!(begins && self.spoiled), "a connection that said too much is used again");
+        if gone || self.send_cancelled {
+            self.sending = None;
+            self.told |= gone;
+            let errno = if gone { Errno::EPIPE } else { Errno::ECANCELED };
+            let part = if dice.one_in(2) { 0 } else { dice.below(bytes.len()) };
+            if part == 0 {
+                return Some(Event::Sent { side: self.side, result: Err(errno) });
+            }
+            if !gone {
+                self.outward.extend(&bytes[..part]);
+            }
+            return Some(Event::Sent { side: self.side, result: Ok(part as u32) });
+        }
+        if self.outward.len() > WINDOW {
+            return None;
+        }
+        self.sending = None;
+        let part = if dice.one_in(20) { dice.some(bytes.len()) } else { bytes.len() };
+        self.outward.extend(&bytes[..part]);
+        Some(Event::Sent { side: self.side, result: Ok(part as u32) })
+    }
+}
+
+impl Wire {
+    /// Whether the peer has not finished sending.
+    pub fn inward_is_open(&self) -> bool {
+        self.inward_end == End::Open && !self.left
+    }
+}
