@@ -63,8 +63,11 @@ def react(names, found, settings):
     if "lb" not in names:
         return ["Only this balancer has a control port; it was left out."]
     joined, left = [], []
-    relay = peers.Relay(peers.Variant("lb", "lb"), "tcp", 0, found, settings.directory)
+    # Those that the relay starts with; they leave before anything is measured.
+    first = peers.start_backends(found["generator"], "tcp", settings.directory)
+    relay = None
     try:
+        relay = peers.Relay(peers.Variant("lb", "lb"), "tcp", 0, found, settings.directory)
         relay.registration.close()
         _until(lambda: _ask(relay.port) is None)
         for _ in range(REACTION_TIMES):
@@ -72,7 +75,9 @@ def react(names, found, settings):
             joined.append(came)
             left.append(gone)
     finally:
-        relay.stop()
+        if relay:
+            relay.stop()
+        first.stop()
     row = lambda what, seconds: (
         f"| {what} | {min(seconds) * 1e3:.2f} | {statistics.median(seconds) * 1e3:.2f} | {max(seconds) * 1e3:.2f} |"
     )
