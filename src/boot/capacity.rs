@@ -18,12 +18,14 @@ const DESCRIPTORS_BESIDE: u64 = 256;
 
 /// How many sessions `descriptors` are enough for.
 pub fn sessions_for(descriptors: u64, config: &Config) -> usize {
-    let workers = config.workers.unwrap_or(WORKERS_MAX.min(64)) as u64;
-    let beside = DESCRIPTORS_BESIDE
-        + workers * DESCRIPTORS_PER_WORKER
-        + config.limits.control_connections as u64;
-    usize::try_from(descriptors.saturating_sub(beside) / DESCRIPTORS_PER_SESSION)
+    usize::try_from(descriptors.saturating_sub(beside_sessions(config)) / DESCRIPTORS_PER_SESSION)
         .unwrap_or(usize::MAX)
+}
+
+/// Descriptors that are needed before the first session.
+fn beside_sessions(config: &Config) -> u64 {
+    let workers = config.workers.unwrap_or(WORKERS_MAX.min(64)) as u64;
+    DESCRIPTORS_BESIDE + workers * DESCRIPTORS_PER_WORKER + config.limits.control_connections as u64
 }
 
 /// How many sessions this process' limit of descriptors is enough for, at most.
@@ -34,17 +36,20 @@ pub fn most_sessions(config: &Config) -> usize {
 /// The session limit to hold to. Raises this process' own limit of descriptors as far as the system
 /// lets it; refuses a configured limit that still does not fit.
 pub fn sessions(config: &Config) -> Result<usize, Trouble> {
-    let descriptors = raise_descriptors();
+    sessions_within(raise_descriptors(), config)
+}
+
+fn sessions_within(descriptors: u64, config: &Config) -> Result<usize, Trouble> {
     let most = sessions_for(descriptors, config);
     let sessions = match config.limits.sessions {
         0 => SESSIONS_DEFAULT.min(most),
         configured => configured,
     };
     if sessions > most || most == 0 {
-        let wanted = sessions.max(1) as u64 * DESCRIPTORS_PER_SESSION;
-        let need = wanted + descriptors - most as u64 * DESCRIPTORS_PER_SESSION;
+        let wanted = sessions.max(1);
+        let need = beside_sessions(config) + wanted as u64 * DESCRIPTORS_PER_SESSION;
         return Err(Trouble(format!(
-            "{descriptors} descriptors are enough for {most} sessions, not for {sessions}; raise \
+            "{descriptors} descriptors are enough for {most} sessions, not for {wanted}; raise \
              LimitNOFILE (or `ulimit -Hn`) to {need}, or lower [limits] sessions or \
              control_connections"
         )));
@@ -77,9 +82,20 @@ mod tests {
     #[test]
     fn a_limit_that_does_not_fit_is_refused_with_the_cure() {
         let mut config = Config::default();
-        config.limits.sessions = usize::MAX >> 8;
-        let said = sessions(&config).unwrap_err().to_string();
-        assert!(said.contains("LimitNOFILE") && said.contains("[limits] sessions"), "{said}");
+        for (descriptors, limit, said) in
+            [(300, 0, "for 0 sessions, not for 1;"), (20_000, 50_000, "not for 50000;")]
+        {
+            config.limits.sessions = limit;
+            let sentence = sessions_within(descriptors, &config).unwrap_err().to_string();
+            assert!(
+                sentence.contains(said) && sentence.contains("[limits] sessions"),
+                "{sentence}"
+            );
+            let cure = sentence.split(" to ").nth(1).and_then(|rest| rest.split(',').next());
+            let enough = cure.and_then(|number| number.parse().ok()).expect(&sentence);
+            assert!(sessions_within(enough, &config).is_ok(), "what is asked for is enough");
+            assert!(sessions_within(enough - 1, &config).is_err(), "and no more than needed");
+        }
         config.limits.sessions = 1;
         assert_eq!(sessions(&config).unwrap(), 1);
     }
