@@ -126,7 +126,8 @@ pub fn link(
     let (writer, shard) = Shard::new(worker, sessions_max);
     let wake = Arc::new(nix::sys::eventfd::EventFd::from_value_and_flags(
         0,
-        nix::sys::eventfd::EfdFlags::EFD_CLOEXEC,
+        // Two wake-ups may be told apart and read as one: the second look must not wait for a third.
+        nix::sys::eventfd::EfdFlags::EFD_CLOEXEC | nix::sys::eventfd::EfdFlags::EFD_NONBLOCK,
     )?);
     let control = ControlEnd {
         worker,
@@ -147,4 +148,22 @@ pub fn link(
         urgent,
     };
     Ok((control, worker))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::base::publish::Publisher;
+
+    #[test]
+    fn a_wake_up_that_was_read_already_is_not_waited_for() {
+        let snapshots = Publisher::new(Snapshot::default());
+        let (control, worker) = link(0, 1, snapshots.subscribe(), Arc::default()).unwrap();
+        control.wake.write(1).unwrap();
+        control.wake.write(1).unwrap();
+        assert_eq!(worker.wake.read(), Ok(2));
+        assert_eq!(worker.wake.read(), Err(Errno::EAGAIN));
+    }
 }
