@@ -81,7 +81,7 @@ impl DataPlane {
                 end,
                 listener: doors.pop(),
                 core: core_for(number, workers, &cores),
-                ring: Settings::with_bytes(config.limits.buffer_bytes / workers),
+                ring: Settings::with_bytes(config.limits.buffer_bytes / workers, false),
                 settings: core::Settings { features, timeouts: config.timeouts },
                 balancer: Balancer::new(config.balance.policy, Arc::clone(&turns)),
                 all_metrics: Arc::clone(&all_metrics),

@@ -108,7 +108,7 @@ fn io_uring() -> Result<String, String> {
 /// Sets up as many rings as there will be workers, all at once, as serve does.
 fn rings(config: &Config, workers: usize) -> Result<String, String> {
     let bytes = config.limits.buffer_bytes / workers;
-    let each = ring::Settings::with_bytes(bytes);
+    let each = ring::Settings::with_bytes(bytes, false);
     let rings: io::Result<Vec<Ring>> = (0..workers).map(|_| Ring::new(each)).collect();
     let bytes = sized(config.limits.buffer_bytes as u64);
     let are = if workers == 1 { "worker" } else { "workers" };

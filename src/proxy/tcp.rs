@@ -528,7 +528,7 @@ impl Pace {
         self.note_stream(len);
         let (towards_other, row_max, other) = match self.class {
             Class::Small => (len == SMALL_BYTES, FULL_ROW, Class::Large),
-            Class::Large => (len <= SMALL_BYTES, THIN_ROW, Class::Small),
+            Class::Large | Class::Datagram => (len <= SMALL_BYTES, THIN_ROW, Class::Small),
         };
         self.row = if towards_other { self.row + 1 } else { 0 };
         if self.row == row_max {
@@ -552,7 +552,7 @@ impl Pace {
     pub(super) fn held_max(&self, pool: &Pool) -> usize {
         let most = match self.class {
             Class::Small => SMALL_HELD_MAX,
-            Class::Large => LARGE_HELD_MAX,
+            Class::Large | Class::Datagram => LARGE_HELD_MAX,
         };
         (pool.free(self.class) / FREE_SHARE).clamp(1, most)
     }

@@ -10,6 +10,7 @@
 //!
 //! Wrong order is the caller's affair: close a socket only when nothing is in flight on it.
 
+pub mod datagram;
 pub mod pipe;
 pub mod pool;
 pub mod probe;
@@ -26,6 +27,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 use socket2::SockAddr;
 
+use datagram::Post;
 use pool::{Buf, Class, GATHER_MAX, Outgoing, Pool};
 use provided::Provided;
 
@@ -62,6 +64,7 @@ pub struct Tag {
 impl Tag {
     fn pack(self) -> u64 {
         debug_assert!(self.kind != 0, "zero marks operations that nobody waits for");
+        debug_assert!(self.kind != 0xff, "that marks letters");
         u64::from(self.kind) << 56
             | u64::from(self.generation & GENERATION) << 32
             | u64::from(self.slot)
@@ -104,14 +107,19 @@ pub struct Done {
 pub struct Settings {
     pub small_blocks: usize,
     pub large_blocks: usize,
+    pub datagram_blocks: usize,
 }
 
 impl Settings {
-    /// Splits `bytes` evenly between the two classes, with at least a few blocks of each.
-    pub fn with_bytes(bytes: usize) -> Settings {
+    /// Splits `bytes` evenly between the classes, with at least a few blocks of each. Without
+    /// `datagrams` there are none for them.
+    pub fn with_bytes(bytes: usize, datagrams: bool) -> Settings {
+        let share = if datagrams { bytes / 3 } else { bytes / 2 };
+        let for_datagrams = (share / Class::Datagram.bytes()).clamp(16, 8 * 1024);
         Settings {
-            small_blocks: (bytes / 2 / Class::Small.bytes()).clamp(64, pool::BLOCKS_MAX),
-            large_blocks: (bytes / 2 / Class::Large.bytes()).clamp(4, 16 * 1024),
+            small_blocks: (share / Class::Small.bytes()).clamp(64, pool::BLOCKS_MAX),
+            large_blocks: (share / Class::Large.bytes()).clamp(4, 16 * 1024),
+            datagram_blocks: if datagrams { for_datagrams } else { 0 },
         }
     }
 }
@@ -119,10 +127,11 @@ impl Settings {
 /// One io_uring instance with its buffers. Stays on the thread that made it.
 pub struct Ring {
     io: IoUring,
-    provided: [Provided; 2],
+    provided: [Provided; 3],
     /// Never dropped: an operation may be in flight on its memory.
     pool: ManuallyDrop<Pool>,
     desk: Desk,
+    post: Post,
 }
 
 /// What the kernel reads while it takes a submission: kept still until then.
@@ -148,9 +157,12 @@ impl Ring {
         let provided = [
             Provided::register(&io, Class::Small, settings.small_blocks)?,
             Provided::register(&io, Class::Large, settings.large_blocks)?,
+            Provided::register(&io, Class::Datagram, settings.datagram_blocks)?,
         ];
-        let pool = ManuallyDrop::new(Pool::new(settings.small_blocks, settings.large_blocks));
-        let mut ring = Ring { io, provided, pool, desk: Desk::new() };
+        let Settings { small_blocks, large_blocks, datagram_blocks } = settings;
+        let pool = Pool::with_datagrams(small_blocks, large_blocks, datagram_blocks);
+        let pool = ManuallyDrop::new(pool);
+        let mut ring = Ring { io, provided, pool, desk: Desk::new(), post: Post::new() };
         ring.replenish();
         Ok(ring)
     }
@@ -173,7 +185,7 @@ impl Ring {
 
     /// Connects a socket.
     pub fn connect(&mut self, tag: Tag, socket: BorrowedFd<'_>, to: SocketAddr) {
-        self.make_room_on_desk();
+        self.make_room();
         let address = self.desk.address(to);
         let entry = opcode::Connect::new(
             types::Fd(socket.as_raw_fd()),
@@ -220,7 +232,7 @@ impl Ring {
             opcode::Send::new(fd, piece.as_ptr(), piece.len() as u32).flags(flags).build()
         } else {
             assert!(what.blocks() <= GATHER_MAX, "a gathered send has a bounded list");
-            self.make_room_on_desk();
+            self.make_room();
             let message = self.desk.message(self.pool.pieces(what));
             opcode::SendMsg::new(fd, message).flags(flags as u32).build()
         };
@@ -272,9 +284,7 @@ impl Ring {
             }
             None => self.io.submit_and_wait(1),
         };
-        if self.io.submission().is_empty() {
-            self.desk.wipe();
-        }
+        self.wipe();
         match entered.map_err(|error| error.raw_os_error()) {
             // Time is up; a signal came; completions must be reaped first.
             Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
@@ -288,12 +298,26 @@ impl Ring {
     pub fn reap(&mut self, into: &mut Vec<Done>) -> bool {
         let mut completions = self.io.completion();
         for _ in 0..REAP_MAX {
-            let Some(entry) = completions.next() else { return false };
+            let Some(entry) = completions.next() else {
+                self.post.release(&mut self.pool);
+                return false;
+            };
+            if self.post.complete(entry.user_data(), entry.result()) {
+                continue;
+            }
             if let Some(done) = done(&entry, &mut self.pool, &mut self.provided) {
                 into.push(done);
             }
         }
         true
+    }
+
+    /// Clears what the kernel had to read, if it has taken every submission.
+    fn wipe(&mut self) {
+        if self.io.submission().is_empty() {
+            self.desk.wipe();
+            self.post.wipe();
+        }
     }
 
     fn replenish(&mut self) {
@@ -316,13 +340,12 @@ impl Ring {
         // An error here (EBUSY, EINTR) leaves entries waiting; they are tried again, by the caller's
         // loop or at the next enter.
         let _ = self.io.submit();
-        if self.io.submission().is_empty() {
-            self.desk.wipe();
-        }
+        self.wipe();
     }
 
-    fn make_room_on_desk(&mut self) {
-        while self.desk.is_full() {
+    /// Sees to it that the next push need not flush, which would wipe what it points at.
+    fn make_room(&mut self) {
+        while self.io.submission().is_full() || self.desk.is_full() {
             self.flush();
         }
     }
@@ -375,7 +398,7 @@ impl Desk {
 }
 
 /// Order matters: the block is taken over first, whatever the result says.
-fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 2]) -> Option<Done> {
+fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 3]) -> Option<Done> {
     let result = entry.result();
     let flags = entry.flags();
     let buf = cqueue::buffer_select(flags).and_then(|block| {
@@ -392,7 +415,8 @@ fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 2]) ->
         return None;
     }
     if result == -libc::ENOBUFS {
-        provided.iter_mut().for_each(Provided::ran_dry);
+        // The completion does not say which ring it found empty.
+        provided.iter_mut().filter(|provided| provided.is_dry()).for_each(Provided::ran_dry);
     }
     let accepted = (entry.user_data() & ACCEPT != 0 && result >= 0).then(|| {
         // SAFETY: the result of an accept is a descriptor that the kernel has just made for us.

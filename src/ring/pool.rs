@@ -17,28 +17,33 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-/// The two sizes of block.
+/// The sizes of block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
     /// For messages: [`SMALL_BYTES`].
     Small,
     /// For streams: [`LARGE_BYTES`].
     Large,
+    /// For datagrams, any of which fits with what is said about it: [`DATAGRAM_BYTES`].
+    Datagram,
 }
 
 impl Class {
-    pub const ALL: [Class; 2] = [Class::Small, Class::Large];
+    pub const ALL: [Class; 3] = [Class::Small, Class::Large, Class::Datagram];
 
     pub const fn bytes(self) -> usize {
         match self {
             Class::Small => SMALL_BYTES,
             Class::Large => LARGE_BYTES,
+            Class::Datagram => DATAGRAM_BYTES,
         }
     }
 }
 
 pub const SMALL_BYTES: usize = 4 * 1024;
 pub const LARGE_BYTES: usize = 64 * 1024;
+/// 65,535 bytes and a page for the addresses that come with them. A short datagram touches one page.
+pub const DATAGRAM_BYTES: usize = 68 * 1024;
 /// Blocks of one class; the kernel's limit for a buffer ring (`io_uring_register_buf_ring(3)`).
 pub const BLOCKS_MAX: usize = 32 * 1024;
 /// Blocks that one gathered send may carry.
@@ -139,19 +144,30 @@ pub struct Pool {
     memory: NonNull<u8>,
     layout: Layout,
     blocks: Box<[Block]>,
-    small: u16,
+    /// By [`Class`]: blocks of this class and of those before it.
+    ends: [u16; 3],
     /// By [`Class`]: the head of the free list and how many are on it.
-    free: [u16; 2],
-    free_count: [usize; 2],
+    free: [u16; 3],
+    free_count: [usize; 3],
 }
 
 impl Pool {
-    /// A pool of so many blocks of each class. Memory is taken from the kernel untouched, so a block
-    /// costs nothing until it is first used. At most [`BLOCKS_MAX`] of a class, 65,535 in all.
+    /// A pool for streams: so many blocks of the first two classes. Memory is taken from the kernel
+    /// untouched, so a block costs nothing until it is first used. At most [`BLOCKS_MAX`] of a class,
+    /// 65,535 in all.
     pub fn new(small: usize, large: usize) -> Pool {
-        assert!(small <= BLOCKS_MAX && large <= BLOCKS_MAX && small + large < usize::from(NONE));
-        let bytes = (small * SMALL_BYTES + large * LARGE_BYTES).max(PAGE);
-        let layout = Layout::from_size_align(bytes, PAGE).expect("a pool fits the address space");
+        Pool::with_datagrams(small, large, 0)
+    }
+
+    /// A pool of so many blocks of each class.
+    pub fn with_datagrams(small: usize, large: usize, datagrams: usize) -> Pool {
+        let counts = [small, large, datagrams];
+        let count: usize = counts.iter().sum();
+        assert!(counts.iter().all(|blocks| *blocks <= BLOCKS_MAX) && count < usize::from(NONE));
+        let bytes: usize =
+            Class::ALL.iter().zip(counts).map(|(class, blocks)| class.bytes() * blocks).sum();
+        let layout = Layout::from_size_align(bytes.max(PAGE), PAGE);
+        let layout = layout.expect("a pool fits the address space");
         // SAFETY: the layout has a size that is not zero.
         let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
@@ -160,12 +176,12 @@ impl Pool {
         let mut pool = Pool {
             memory,
             layout,
-            blocks: vec![unused; small + large].into_boxed_slice(),
-            small: small as u16,
-            free: [NONE; 2],
-            free_count: [0; 2],
+            blocks: vec![unused; count].into_boxed_slice(),
+            ends: [small as u16, (small + large) as u16, count as u16],
+            free: [NONE; 3],
+            free_count: [0; 3],
         };
-        for block in (0..(small + large) as u16).rev() {
+        for block in (0..count as u16).rev() {
             pool.release(block);
         }
         pool
@@ -178,10 +194,7 @@ impl Pool {
 
     /// Blocks of a class in all.
     pub fn blocks(&self, class: Class) -> usize {
-        match class {
-            Class::Small => usize::from(self.small),
-            Class::Large => self.blocks.len() - usize::from(self.small),
-        }
+        usize::from(self.ends[class as usize] - self.first(class))
     }
 
     /// A block to write into by hand, of length zero; `None` when the class is used up.
@@ -340,15 +353,30 @@ impl Pool {
     }
 
     fn class_of(&self, block: u16) -> Class {
-        if block < self.small { Class::Small } else { Class::Large }
+        match block {
+            block if block < self.ends[0] => Class::Small,
+            block if block < self.ends[1] => Class::Large,
+            _ => Class::Datagram,
+        }
+    }
+
+    /// The number of a class's first block.
+    fn first(&self, class: Class) -> u16 {
+        match class {
+            Class::Small => 0,
+            Class::Large => self.ends[0],
+            Class::Datagram => self.ends[1],
+        }
     }
 
     fn address(&self, block: u16) -> NonNull<u8> {
         assert!(usize::from(block) < self.blocks.len(), "block {block} is not of this pool");
-        let small = usize::from(self.small.min(block)) * SMALL_BYTES;
-        let large = usize::from(block.saturating_sub(self.small)) * LARGE_BYTES;
+        let [small, large, _] = self.ends;
+        let small_bytes = usize::from(small.min(block)) * SMALL_BYTES;
+        let large_bytes = usize::from(large.min(block).saturating_sub(small)) * LARGE_BYTES;
+        let datagram_bytes = usize::from(block.saturating_sub(large)) * DATAGRAM_BYTES;
         // SAFETY: the block exists (asserted), so the offset is inside the pool's one allocation.
-        unsafe { self.memory.add(small + large) }
+        unsafe { self.memory.add(small_bytes + large_bytes + datagram_bytes) }
     }
 
     fn slice(&self, block: u16, start: u32, len: u32) -> &[u8] {
@@ -472,6 +500,26 @@ mod tests {
         let third = pool.take(Class::Small).unwrap();
         assert_eq!(third.block, hot);
         pool.give_back(third);
+    }
+
+    #[test]
+    fn every_class_has_blocks_of_its_own() {
+        let mut pool = Pool::with_datagrams(2, 2, 2);
+        let mut held = Vec::new();
+        for class in Class::ALL {
+            assert_eq!((pool.blocks(class), pool.free(class)), (2, 2), "{class:?}");
+            while let Some(mut buf) = pool.take(class) {
+                let whole = vec![held.len() as u8; class.bytes() + 1];
+                assert_eq!(pool.append(&mut buf, &whole), class.bytes(), "{class:?}");
+                assert_eq!(pool.class(&buf), class);
+                held.push(buf);
+            }
+        }
+        assert_eq!(held.len(), 6);
+        for (number, buf) in held.into_iter().enumerate() {
+            assert!(pool.bytes(&buf).iter().all(|byte| usize::from(*byte) == number));
+            pool.give_back(buf);
+        }
     }
 
     #[test]

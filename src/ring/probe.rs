@@ -19,7 +19,7 @@ use super::{Done, Ring, Settings, Tag};
 /// The first kernel with everything that the workers cannot do without (`DEFER_TASKRUN`).
 const KERNEL_MIN: (u32, u32) = (6, 1);
 /// A ring for trying takes a few blocks only.
-const SETTINGS: Settings = Settings { small_blocks: 64, large_blocks: 4 };
+const SETTINGS: Settings = Settings { small_blocks: 64, large_blocks: 4, datagram_blocks: 0 };
 /// Everything tried here completes at once or never.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// `IORING_RECVSEND_BUNDLE`.

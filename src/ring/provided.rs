@@ -77,6 +77,11 @@ impl Provided {
         self.posted -= 1;
     }
 
+    /// Whether the kernel has taken all that was posted.
+    pub(super) fn is_dry(&self) -> bool {
+        self.posted == 0
+    }
+
     /// A receive found the ring empty: post more from now on.
     pub(super) fn ran_dry(&mut self) {
         self.target = self.target.saturating_mul(2).min(self.posted_max);

@@ -2,13 +2,18 @@
 //! ring. Owns which options a user's and a backend's connection get. No `unsafe`: socket2 and nix
 //! have done that.
 
-use std::io;
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
+    sockopt,
+};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
@@ -27,6 +32,11 @@ const BACKLOG: i32 = 4096;
 const PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// The pause between two such attempts.
 const PORT_PAUSE: Duration = Duration::from_millis(20);
+/// Datagrams that may wait at the users' door, and to leave by it: some ten thousand short ones. The
+/// kernel caps it at `net.core.rmem_max` and `wmem_max` for those who may not pass them.
+const DOOR_QUEUE_BYTES: usize = 8 << 20;
+/// The same for a socket towards backends, which a few sessions share.
+const UPSTREAM_QUEUE_BYTES: usize = 1 << 20;
 
 /// A listening socket. Accepted connections inherit its options, so they cost no call each. With
 /// `shared`, other sockets of this process may listen on the same port (`SO_REUSEPORT`).
@@ -34,9 +44,14 @@ const PORT_PAUSE: Duration = Duration::from_millis(20);
 /// A port that is taken is waited for, for a second: a balancer that was killed a moment ago lets go
 /// of its doors a little after its end.
 pub fn listen(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
+    patiently(|| listen_once(address, shared))
+}
+
+/// Tries to open a door for as long as its port may be one of a balancer that was killed.
+fn patiently(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     let began = Instant::now();
     loop {
-        match listen_once(address, shared) {
+        match open() {
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE =>
             {
@@ -81,6 +96,135 @@ pub fn stream(to: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// A socket for datagrams from users. With `shared`, other sockets of this process may share the port
+/// (`SO_REUSEPORT`); with `gro`, datagrams of one sender may come several as one (udp(7)). When it is
+/// bound to all addresses, it tells which one each datagram came to. A port that is taken is waited for
+/// as by [`listen`].
+pub fn datagram_door(address: SocketAddr, shared: bool, gro: bool) -> io::Result<OwnedFd> {
+    patiently(|| datagram_door_once(address, shared, gro))
+}
+
+fn datagram_door_once(address: SocketAddr, shared: bool, gro: bool) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_port(shared)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if address.ip().is_unspecified() {
+        match address {
+            SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+            SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+        }
+    }
+    set_datagram_options(&socket, DOOR_QUEUE_BYTES, gro);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// A socket for datagrams to backends of one family, at a port that the kernel chooses. It keeps what
+/// ICMP says about them, for [`next_unreachable`].
+pub fn datagram_upstream(v4: bool, gro: bool) -> io::Result<OwnedFd> {
+    let any: IpAddr = match v4 {
+        true => Ipv4Addr::UNSPECIFIED.into(),
+        false => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let address = SocketAddr::new(any, 0);
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if v4 {
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+    } else {
+        socket.set_only_v6(true)?;
+        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+    }
+    set_datagram_options(&socket, UPSTREAM_QUEUE_BYTES, gro);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Best effort: smaller queues and single datagrams do as well.
+fn set_datagram_options(socket: &Socket, queue_bytes: usize, gro: bool) {
+    if setsockopt(socket, sockopt::RcvBufForce, &queue_bytes).is_err() {
+        let _ = socket.set_recv_buffer_size(queue_bytes);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &queue_bytes).is_err() {
+        let _ = socket.set_send_buffer_size(queue_bytes);
+    }
+    if gro {
+        let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
+    }
+}
+
+/// What ICMP said about a datagram that was sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unreachable {
+    /// Where the datagram was to go.
+    pub to: SocketAddr,
+    pub errno: Errno,
+}
+
+/// The next thing that ICMP said about what a socket sent (`IP_RECVERR`, ip(7)); `None` when there is
+/// no more. What the kernel said by itself is passed over.
+pub fn next_unreachable(socket: BorrowedFd<'_>) -> Option<Unreachable> {
+    loop {
+        // The datagram itself comes along, and nobody wants it.
+        let mut nothing = [0; 1];
+        let mut pieces = [IoSliceMut::new(&mut nothing)];
+        let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        let message =
+            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut pieces, Some(&mut control), flags)
+                .ok()?;
+        let to = message.address.as_ref().and_then(socket_address);
+        let said = message.cmsgs().ok()?.find_map(|control| match control {
+            ControlMessageOwned::Ipv4RecvErr(error, _) => Some(error),
+            ControlMessageOwned::Ipv6RecvErr(error, _) => Some(error),
+            _ => None,
+        });
+        if let (Some(to), Some(error)) = (to, said)
+            && matches!(error.ee_origin, libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6)
+        {
+            return Some(Unreachable { to, errno: Errno::from_raw(error.ee_errno as i32) });
+        }
+    }
+}
+
+fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
+        (Some(v4), _) => Some(SocketAddr::from((v4.ip(), v4.port()))),
+        (_, Some(v6)) => Some(SocketAddr::V6((*v6).into())),
+        (None, None) => None,
+    }
+}
+
+/// Sends one datagram at once, from one of our addresses if that is given; never waits.
+pub fn send_datagram(
+    socket: BorrowedFd<'_>,
+    payload: &[u8],
+    to: SocketAddr,
+    from: Option<IpAddr>,
+) -> Result<(), Errno> {
+    let pieces = [IoSlice::new(payload)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let to = SockaddrStorage::from(to);
+    let send = |control: &[ControlMessage]| {
+        sendmsg(socket.as_raw_fd(), &pieces, control, flags, Some(&to)).map(|_| ())
+    };
+    match from {
+        None => send(&[]),
+        Some(IpAddr::V4(v4)) => {
+            let from = libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) };
+            let any = libc::in_addr { s_addr: 0 };
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: from, ipi_addr: any };
+            send(&[ControlMessage::Ipv4PacketInfo(&info)])
+        }
+        Some(IpAddr::V6(v6)) => {
+            let from = libc::in6_addr { s6_addr: v6.octets() };
+            let info = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: 0 };
+            send(&[ControlMessage::Ipv6PacketInfo(&info)])
+        }
+    }
+}
+
 fn set_relay_options(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -99,6 +243,11 @@ pub fn peer(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
 /// Where a socket is bound.
 pub fn local(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     address_of(SockRef::from(&socket).local_addr()?)
+}
+
+/// Whether a socket is one of IPv6, which may take IPv4 as well.
+pub fn is_v6(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(SockRef::from(&socket).local_addr()?.is_ipv6())
 }
 
 fn address_of(address: socket2::SockAddr) -> io::Result<SocketAddr> {

@@ -97,7 +97,7 @@ enum Entry {
 pub struct Kernel {
     temper: Temper,
     random: Random,
-    provided: [Provided; 2],
+    provided: [Provided; 3],
     submitted: VecDeque<Entry>,
     ops: Vec<Op>,
     completed: VecDeque<Done>,

@@ -84,7 +84,7 @@ impl Driver<'_> {
         let tag = tag(RECEIVE, slot, line);
         let class = if self.large_replies { Class::Large } else { Class::Small };
         match class {
-            Class::Large => self.ring.receive(tag, socket, Class::Large, true),
+            Class::Large | Class::Datagram => self.ring.receive(tag, socket, Class::Large, true),
             Class::Small if self.load.shape == Shape::Churn => {
                 self.ring.receive(tag, socket, Class::Small, true);
             }

@@ -22,7 +22,8 @@ const RECEIVE: u8 = 3;
 const SEND: u8 = 4;
 
 /// Blocks for all connections together. Whoever finds none waits for the next turn.
-const SETTINGS: Settings = Settings { small_blocks: 16 * 1024, large_blocks: 4 * 1024 };
+const SETTINGS: Settings =
+    Settings { small_blocks: 16 * 1024, large_blocks: 4 * 1024, datagram_blocks: 0 };
 /// Bytes to be sent from which a connection is not received from.
 const UNSENT_MAX: usize = 4 * LARGE_BYTES;
 /// Bytes after which a multishot receive ends, so that what it overshoots is bounded.
@@ -234,7 +235,7 @@ impl Server {
         if !connection.doomed && !connection.receiving && !connection.finished && room {
             match connection.next_class {
                 Class::Small => self.ring.receive_many(tag(RECEIVE), socket.as_fd(), BURST_BYTES),
-                Class::Large => {
+                Class::Large | Class::Datagram => {
                     self.ring.receive(tag(RECEIVE), socket.as_fd(), Class::Large, true);
                 }
             }

@@ -1,0 +1,244 @@
+//! Datagrams through the real kernel, on loopback sockets of this process.
+
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::*;
+use crate::ring::{Done, Settings, sys};
+
+const RECEIVE: Tag = Tag { kind: 1, generation: 5, slot: 9 };
+const SEND: Tag = Tag { kind: 2, generation: 6, slot: 8 };
+
+struct Stage {
+    ring: Ring,
+    door: OwnedFd,
+    at: SocketAddr,
+}
+
+fn stage(address: &str, blocks: usize) -> Stage {
+    let settings = Settings { small_blocks: 64, large_blocks: 4, datagram_blocks: blocks };
+    let mut ring = Ring::new(settings).unwrap();
+    let door = sys::datagram_door(address.parse().unwrap(), false, true).unwrap();
+    let at = sys::local(door.as_fd()).unwrap();
+    ring.receive_datagrams(RECEIVE, door.as_fd());
+    Stage { ring, door, at }
+}
+
+fn user(address: &str) -> UdpSocket {
+    let socket = UdpSocket::bind(address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+/// Turns the ring until something completes or a letter comes back.
+fn turn(ring: &mut Ring) -> Vec<Done> {
+    let mut done = Vec::new();
+    for _ in 0..100 {
+        ring.enter(Some(Duration::from_millis(50))).unwrap();
+        ring.reap(&mut done);
+        if !done.is_empty() || !ring.post.returned.is_empty() {
+            return done;
+        }
+    }
+    panic!("nothing completed");
+}
+
+impl Stage {
+    /// The next datagrams that come, each with what was said about it.
+    fn receive(&mut self) -> Vec<(Envelope, Buf)> {
+        let mut came = Vec::new();
+        for done in turn(&mut self.ring) {
+            assert_eq!(done.tag, RECEIVE);
+            if !done.more {
+                self.ring.receive_datagrams(RECEIVE, self.door.as_fd());
+            }
+            let Some(mut buf) = done.buf else { continue };
+            came.push((self.ring.open_datagram(&mut buf).unwrap(), buf));
+        }
+        came
+    }
+
+    fn send(
+        &mut self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        segment: Option<u16>,
+        parts: &[&[u8]],
+    ) {
+        let mut payload = Chain::EMPTY;
+        for part in parts {
+            let mut buf = self.ring.pool_mut().take(Class::Datagram).unwrap();
+            assert_eq!(self.ring.pool_mut().append(&mut buf, part), part.len());
+            self.ring.pool_mut().push(&mut payload, buf);
+        }
+        let letter = Letter { to, from, segment, payload };
+        self.ring.send_datagrams(SEND, self.door.as_fd(), letter);
+    }
+
+    fn settle(&mut self) {
+        self.ring.enter(Some(Duration::ZERO)).unwrap();
+        assert!(!self.ring.reap(&mut Vec::new()));
+    }
+}
+
+fn received(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buf = vec![0; 70_000];
+    let (len, from) = socket.recv_from(&mut buf).unwrap();
+    buf.truncate(len);
+    (buf, from)
+}
+
+#[test]
+fn datagrams_of_every_size_come_whole_and_leave_whole() {
+    let mut stage = stage("127.0.0.1:0", 16);
+    let user = user("127.0.0.1:0");
+    for len in [0, 1, 64, 1472, 1473, 4096, 65_000, 65_507] {
+        let sent: Vec<u8> = (0..len).map(|number| (number % 251) as u8).collect();
+        user.send_to(&sent, stage.at).unwrap();
+        let (envelope, buf) = stage.receive().pop().unwrap();
+        assert_eq!((envelope.from, envelope.whole), (user.local_addr().unwrap(), true), "{len}");
+        assert_eq!(stage.ring.pool().bytes(&buf), sent, "{len}");
+        let mut payload = Chain::EMPTY;
+        stage.ring.pool_mut().push(&mut payload, buf);
+        let letter = Letter { to: envelope.from, from: None, segment: None, payload };
+        stage.ring.send_datagrams(SEND, stage.door.as_fd(), letter);
+        stage.settle();
+        assert_eq!(received(&user), (sent, stage.at), "{len}");
+    }
+    let pool = stage.ring.pool();
+    let posted = pool.blocks(Class::Datagram) - pool.free(Class::Datagram);
+    assert!(posted <= 12, "{posted} blocks are out, and no more are posted");
+}
+
+#[test]
+fn a_reply_leaves_from_the_address_that_was_spoken_to() {
+    for (bound, user_at, spoken_to) in [
+        ("0.0.0.0:0", "127.0.0.1:0", ["127.0.0.1", "127.9.8.7"]),
+        ("[::]:0", "127.0.0.1:0", ["127.0.0.1", "127.9.8.7"]),
+        ("[::]:0", "[::1]:0", ["::1", "::1"]),
+    ] {
+        let mut stage = stage(bound, 16);
+        let user = user(user_at);
+        for ip in spoken_to.map(|ip| ip.parse::<IpAddr>().unwrap()) {
+            let at = SocketAddr::new(ip, stage.at.port());
+            user.send_to(b"who are you", at).unwrap();
+            let (envelope, buf) = stage.receive().pop().unwrap();
+            stage.ring.pool_mut().give_back(buf);
+            assert_eq!(envelope.to.unwrap().to_canonical(), ip, "{bound}");
+            for segment in [None, Some(2)] {
+                stage.send(envelope.from, envelope.to, segment, &[b"me"]);
+                stage.settle();
+                assert_eq!(received(&user), (b"me".to_vec(), at), "{bound}");
+            }
+            let reply = sys::send_datagram(stage.door.as_fd(), b"me", envelope.from, envelope.to);
+            assert_eq!(reply, Ok(()));
+            assert_eq!(received(&user), (b"me".to_vec(), at), "{bound}");
+        }
+    }
+}
+
+#[test]
+fn several_datagrams_leave_as_one_and_keep_their_boundaries() {
+    let mut stage = stage("127.0.0.1:0", 16);
+    let user = user("127.0.0.1:0");
+    stage.send(user.local_addr().unwrap(), None, Some(4), &[b"aaaabbbb", b"cccc", b"dd"]);
+    stage.settle();
+    let came: Vec<_> = (0..4).map(|_| received(&user).0).collect();
+    assert_eq!(came, [&b"aaaa"[..], b"bbbb", b"cccc", b"dd"]);
+}
+
+#[test]
+fn several_datagrams_that_come_as_one_say_their_length() {
+    let mut from = stage("127.0.0.1:0", 16);
+    let mut to = stage("127.0.0.1:0", 16);
+    from.send(to.at, None, Some(100), &[&[7; 250]]);
+    from.settle();
+    let (envelope, buf) = to.receive().pop().unwrap();
+    assert_eq!((envelope.segment, buf.len()), (Some(100), 250));
+    to.ring.pool_mut().give_back(buf);
+}
+
+#[test]
+fn a_letter_that_cannot_go_comes_back_with_its_payload() {
+    let mut stage = stage("127.0.0.1:0", 16);
+    let user = user("127.0.0.1:0");
+    let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    stage.send(user.local_addr().unwrap(), None, None, &[b"before"]);
+    stage.send(nowhere, None, None, &[b"lost"]);
+    stage.send(user.local_addr().unwrap(), None, None, &[b"after"]);
+    turn(&mut stage.ring);
+    let Returned { tag, letter, errno } = stage.ring.next_returned().unwrap();
+    assert_eq!((tag, letter.to, errno), (SEND, nowhere, Errno::EINVAL));
+    let text: Vec<u8> =
+        stage.ring.pool().pieces(letter.payload.outgoing()).flatten().copied().collect();
+    assert_eq!(text, b"lost");
+    stage.ring.pool_mut().give_back_chain(letter.payload);
+    assert!(stage.ring.next_returned().is_none());
+    assert_eq!([received(&user).0, received(&user).0], [b"before".to_vec(), b"after".to_vec()]);
+}
+
+#[test]
+fn more_letters_than_fit_one_submission_all_leave() {
+    let mut stage = stage("127.0.0.1:0", 4096);
+    let users: Vec<UdpSocket> = (0..40).map(|_| user("127.0.0.1:0")).collect();
+    for round in 0..40 {
+        for socket in &users {
+            stage.send(socket.local_addr().unwrap(), None, None, &[&[round]]);
+        }
+    }
+    stage.settle();
+    for socket in &users {
+        assert!((0..40).all(|round| received(socket).0 == [round]));
+    }
+}
+
+#[test]
+fn receiving_goes_on_after_the_blocks_ran_out() {
+    let mut stage = stage("127.0.0.1:0", 16);
+    let user = user("127.0.0.1:0");
+    for number in 0..100u8 {
+        user.send_to(&[number], stage.at).unwrap();
+    }
+    let mut came = Vec::new();
+    while came.len() < 100 {
+        for (_, buf) in stage.receive() {
+            came.extend_from_slice(stage.ring.pool().bytes(&buf));
+            stage.ring.pool_mut().give_back(buf);
+        }
+    }
+    assert!(came.iter().copied().eq(0..100));
+}
+
+#[test]
+fn icmp_says_where_nobody_is() {
+    for (v4, gone) in [(true, "127.0.0.1:0"), (false, "[::1]:0")] {
+        let mut stage = stage("127.0.0.1:0", 16);
+        let upstream = sys::datagram_upstream(v4, true).unwrap();
+        stage.ring.receive_datagrams(RECEIVE, upstream.as_fd());
+        let to = user(gone).local_addr().unwrap();
+        assert_eq!(sys::send_datagram(upstream.as_fd(), b"hello?", to, None), Ok(()));
+        let done = turn(&mut stage.ring).pop().unwrap();
+        assert_eq!((done.result, done.more), (Err(Errno::ECONNREFUSED), false));
+        let said = sys::next_unreachable(upstream.as_fd());
+        assert_eq!(said, Some(sys::Unreachable { to, errno: Errno::ECONNREFUSED }));
+        assert_eq!(sys::next_unreachable(upstream.as_fd()), None);
+    }
+}
+
+#[test]
+fn words_that_are_cut_short_are_not_believed() {
+    assert_eq!(read_head(&[0; HEAD - 1]), None);
+    let mut head = [0; HEAD];
+    assert_eq!(read_head(&head), None, "no address family");
+    let (name, len) = write_name("[fe80::1%7]:99".parse().unwrap());
+    head[LENGTHS..LENGTHS + NAME].copy_from_slice(&name);
+    head[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+    let read = read_head(&head).unwrap();
+    assert_eq!((read.from, read.to), ("[fe80::1%7]:99".parse().unwrap(), None));
+    head[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+    head[LENGTHS + NAME..].fill(0xff);
+    assert_eq!(read_head(&head).map(|read| (read.to, read.segment)), Some((None, None)));
+    head[12..16].copy_from_slice(&(libc::MSG_TRUNC as u32).to_ne_bytes());
+    assert!(!read_head(&head).unwrap().whole);
+}
