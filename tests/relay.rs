@@ -32,6 +32,7 @@ impl Balancer {
     ) -> Balancer {
         let mut config = Config { workers: Some(2), ..Config::default() };
         config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
+        config.listen.udp = None;
         change(&mut config);
         Balancer { plane: DataPlane::start(&config, sessions, features).unwrap(), version: 0 }
     }

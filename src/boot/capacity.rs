@@ -1,5 +1,5 @@
-//! What the host can hold: descriptors against sessions. Owns that arithmetic and its sentence; `lb
-//! check` shows it, and `lb serve` holds to it.
+//! What the host can hold: descriptors and local ports against sessions. Owns that arithmetic and its
+//! sentence; `lb check` shows it, and `lb serve` holds to it.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -11,21 +11,79 @@ use crate::config::keys::SESSIONS_MAX;
 pub const SESSIONS_DEFAULT: usize = 100_000;
 /// A TCP session: the user's connection and the backend's.
 pub const DESCRIPTORS_PER_SESSION: u64 = 2;
+/// Of the descriptors, this part may go to sockets towards UDP backends unless that is configured.
+const UDP_SHARE: u64 = 4;
+/// `net.ipv4.ip_local_port_range` where nobody has set it.
+const PORTS_USUAL: (usize, usize) = (32_768, 60_999);
 /// A worker: its ring, its wake-up, its spare descriptor and a listener for each user door.
 const DESCRIPTORS_PER_WORKER: u64 = 8;
 /// Standard streams, logs, operators' connections, probes, and room to move.
 const DESCRIPTORS_BESIDE: u64 = 256;
 
-/// How many sessions `descriptors` are enough for.
+/// How many TCP sessions `descriptors` are enough for.
 pub fn sessions_for(descriptors: u64, config: &Config) -> usize {
-    usize::try_from(descriptors.saturating_sub(beside_sessions(config)) / DESCRIPTORS_PER_SESSION)
-        .unwrap_or(usize::MAX)
+    let for_udp = udp_sockets_for(descriptors, config) as u64;
+    let for_tcp = descriptors.saturating_sub(beside_sessions(config)).saturating_sub(for_udp);
+    usize::try_from(for_tcp / DESCRIPTORS_PER_SESSION).unwrap_or(usize::MAX)
+}
+
+/// How many sockets towards UDP backends there may be, all workers together: as configured, or else
+/// what the UDP sessions can need, as far as the local ports and a part of the descriptors reach.
+pub fn udp_sockets_for(descriptors: u64, config: &Config) -> usize {
+    let most = udp_sockets_most(config);
+    if config.limits.udp_sockets > 0 {
+        return most;
+    }
+    let share = descriptors.saturating_sub(beside_sessions(config)) / UDP_SHARE;
+    most.min(usize::try_from(share).unwrap_or(usize::MAX))
+}
+
+/// The same if descriptors were no matter.
+fn udp_sockets_most(config: &Config) -> usize {
+    match (config.listen.udp, config.limits.udp_sockets) {
+        (None, _) => 0,
+        (Some(_), 0) => local_ports().min(config.limits.udp_sessions),
+        (Some(_), configured) => configured,
+    }
+}
+
+/// How many sockets towards UDP backends this process may open.
+pub fn udp_sockets(config: &Config) -> usize {
+    udp_sockets_for(raise_descriptors(), config)
+}
+
+/// Local ports that the balancer takes for itself: all that the kernel chooses from, but for one in
+/// sixteen, which are left to the rest of the host.
+fn local_ports() -> usize {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let (first, last) = text.ok().and_then(|text| port_range(&text)).unwrap_or(PORTS_USUAL);
+    let ports = (last + 1).saturating_sub(first);
+    ports - ports / 16
+}
+
+/// The first and last of the local ports, as `net.ipv4.ip_local_port_range` has them.
+pub fn port_range(text: &str) -> Option<(usize, usize)> {
+    let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 /// Descriptors that are needed before the first session.
 fn beside_sessions(config: &Config) -> u64 {
     let workers = config.workers.unwrap_or(WORKERS_MAX.min(64)) as u64;
     DESCRIPTORS_BESIDE + workers * DESCRIPTORS_PER_WORKER + config.limits.control_connections as u64
+}
+
+/// How many descriptors are enough for so many TCP sessions.
+fn descriptors_for(sessions: usize, config: &Config) -> u64 {
+    let for_tcp = sessions as u64 * DESCRIPTORS_PER_SESSION;
+    let with_all_of_udp = for_tcp + udp_sockets_most(config) as u64;
+    // The least of which the others' part, rounded up, is `for_tcp`.
+    let with_its_share = for_tcp.saturating_sub(1) * UDP_SHARE / (UDP_SHARE - 1) + 1;
+    let enough = match config.limits.udp_sockets {
+        0 => with_all_of_udp.min(with_its_share),
+        _ => with_all_of_udp,
+    };
+    beside_sessions(config) + enough
 }
 
 /// How many sessions this process' limit of descriptors is enough for, at most.
@@ -47,7 +105,7 @@ fn sessions_within(descriptors: u64, config: &Config) -> Result<usize, Trouble> 
     };
     if sessions > most || most == 0 {
         let wanted = sessions.max(1);
-        let need = beside_sessions(config) + wanted as u64 * DESCRIPTORS_PER_SESSION;
+        let need = descriptors_for(wanted, config);
         return Err(Trouble(format!(
             "{descriptors} descriptors are enough for {most} sessions, not for {wanted}; raise \
              LimitNOFILE (or `ulimit -Hn`) to {need}, or lower [limits] sessions or \
@@ -74,9 +132,46 @@ mod tests {
     fn descriptors_beside_the_sessions_are_left_over() {
         let mut config = Config { workers: Some(2), ..Config::default() };
         config.limits.control_connections = 100;
+        config.listen.udp = None;
         let beside = DESCRIPTORS_BESIDE + 2 * DESCRIPTORS_PER_WORKER + 100;
         assert_eq!(sessions_for(beside + 20_001, &config), 10_000);
         assert_eq!(sessions_for(10, &config), 0);
+    }
+
+    #[test]
+    fn sockets_towards_udp_backends_come_out_of_the_descriptors() {
+        let mut config = Config { workers: Some(2), ..Config::default() };
+        config.limits.control_connections = 100;
+        let beside = DESCRIPTORS_BESIDE + 2 * DESCRIPTORS_PER_WORKER + 100;
+        assert_eq!(udp_sockets_for(beside + 4_000, &config), 1_000);
+        assert_eq!(sessions_for(beside + 4_000, &config), 1_500);
+        assert_eq!(udp_sockets_for(u64::MAX, &config), local_ports());
+        config.limits.udp_sessions = 50;
+        assert_eq!(udp_sockets_for(u64::MAX, &config), 50);
+        config.limits.udp_sockets = 2_000;
+        assert_eq!(sessions_for(beside + 4_000, &config), 1_000);
+        config.listen.udp = None;
+        assert_eq!(udp_sockets_for(u64::MAX, &config), 0);
+        assert_eq!(sessions_for(beside + 4_000, &config), 2_000);
+    }
+
+    #[test]
+    fn what_is_said_to_be_enough_is_enough_and_no_more() {
+        for (udp_sessions, udp_sockets) in [(0, 0), (100, 0), (100_000, 0), (100_000, 700)] {
+            let mut config = Config::default();
+            (config.limits.udp_sessions, config.limits.udp_sockets) = (udp_sessions, udp_sockets);
+            for sessions in [1, 2, 3, 100, 1001, 500_000] {
+                let need = descriptors_for(sessions, &config);
+                assert!(sessions_for(need, &config) >= sessions, "{sessions} {udp_sessions}");
+                assert!(sessions_for(need - 1, &config) < sessions, "{sessions} {udp_sessions}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_port_range_is_two_numbers() {
+        assert_eq!(port_range("32768\t60999\n"), Some((32_768, 60_999)));
+        assert_eq!([port_range("32768"), port_range("a b"), port_range("")], [None; 3]);
     }
 
     #[test]

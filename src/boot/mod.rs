@@ -2,6 +2,7 @@
 //! doors, workers, control core; the only place where both planes meet.
 
 pub mod capacity;
+mod datagrams;
 pub mod doors;
 mod plane;
 
@@ -51,6 +52,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     let features = Features { receive_cap: kernel.receive_cap, splice: kernel.receive_cap };
     let plane = DataPlane::start(&config, sessions, features)?;
     config.listen.tcp = plane.tcp;
+    config.listen.udp = plane.udp;
     tell_doors(&config.listen);
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
     let demo = start_demo(&config, demo)?;

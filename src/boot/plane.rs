@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use super::doors::open_shared;
+use super::datagrams::{DatagramPlan, Datagrams};
+use super::doors::{open_datagrams, open_shared};
 use super::{Trouble, capacity};
 use crate::balance::{Balancer, Turns};
 use crate::base::publish::Publisher;
@@ -37,6 +38,8 @@ pub struct DataPlane {
     pub seats: Arc<Seats>,
     /// Where the TCP door is; its port was chosen by the kernel if the configuration said 0.
     pub tcp: Option<SocketAddr>,
+    /// The same for the UDP door.
+    pub udp: Option<SocketAddr>,
     pub threads: Threads,
 }
 
@@ -63,7 +66,10 @@ impl DataPlane {
         let cores = sys::cores();
         let workers = workers(config);
         let mut doors = open_shared(config.listen.tcp, workers, "tcp")?;
-        let tcp = doors.first().and_then(|door| sys::local(door.as_fd()).ok());
+        let mut udp_doors = open_datagrams(config.listen.udp, workers, config.udp.gro)?;
+        let at = |doors: &[OwnedFd]| doors.first().and_then(|door| sys::local(door.as_fd()).ok());
+        let (tcp, udp) = (at(&doors), at(&udp_doors));
+        let datagrams = Datagrams::new(config, workers)?;
         let snapshots = Publisher::new(Snapshot::default());
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
@@ -80,8 +86,12 @@ impl DataPlane {
             let plan = Plan {
                 end,
                 listener: doors.pop(),
+                datagrams: datagrams.driver(number as u8, udp_doors.pop())?,
                 core: core_for(number, workers, &cores),
-                ring: Settings::with_bytes(config.limits.buffer_bytes / workers, false),
+                ring: Settings::with_bytes(
+                    config.limits.buffer_bytes / workers,
+                    config.listen.udp.is_some(),
+                ),
                 settings: core::Settings { features, timeouts: config.timeouts },
                 balancer: Balancer::new(config.balance.policy, Arc::clone(&turns)),
                 all_metrics: Arc::clone(&all_metrics),
@@ -97,7 +107,7 @@ impl DataPlane {
         for _ in 0..workers {
             started.recv().map_err(|_| Trouble("a worker ended while starting".into()))??;
         }
-        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, threads: Threads(threads) })
+        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, udp, threads: Threads(threads) })
     }
 }
 
@@ -111,6 +121,7 @@ pub fn workers(config: &Config) -> usize {
 struct Plan {
     end: WorkerEnd,
     listener: Option<OwnedFd>,
+    datagrams: DatagramPlan,
     core: Option<usize>,
     ring: Settings,
     settings: core::Settings,
@@ -150,13 +161,14 @@ impl Plan {
         });
         let books = Rc::new(RefCell::new(dispatcher));
         let core = Core::new(self.settings, Rc::clone(&books), Now::read());
+        let udp = self.datagrams.build(Rc::clone(&books), Now::read());
         let rest = WorkerLoop {
             books,
             snapshots: self.end.snapshots,
             orders: self.end.orders,
             wake: self.end.wake,
         };
-        let shell = Shell::new(ring, TcpDriver::new(core, self.listener), rest);
+        let shell = Shell::new(ring, TcpDriver::new(core, self.listener), udp, rest);
         let _ = ready.send(Ok(()));
         if let Err(error) = shell.run() {
             panic!("worker {worker}: the kernel refused to go on with its ring: {error}");

@@ -108,7 +108,7 @@ fn io_uring() -> Result<String, String> {
 /// Sets up as many rings as there will be workers, all at once, as serve does.
 fn rings(config: &Config, workers: usize) -> Result<String, String> {
     let bytes = config.limits.buffer_bytes / workers;
-    let each = ring::Settings::with_bytes(bytes, false);
+    let each = ring::Settings::with_bytes(bytes, config.listen.udp.is_some());
     let rings: io::Result<Vec<Ring>> = (0..workers).map(|_| Ring::new(each)).collect();
     let bytes = sized(config.limits.buffer_bytes as u64);
     let are = if workers == 1 { "worker" } else { "workers" };
@@ -157,13 +157,19 @@ fn door(name: &str, address: Option<SocketAddr>) -> Result<String, String> {
 
 /// How many sessions the host can hold, and what sets the bound.
 fn capacity(config: &Config) -> String {
-    let fit = capacity::sessions_for(descriptors_allowed(), config);
-    let ports = port_range(&read("/proc/sys/net/ipv4/ip_local_port_range"));
-    told_capacity(config.limits.sessions, fit, ports)
+    let descriptors = descriptors_allowed();
+    let fit = capacity::sessions_for(descriptors, config);
+    let ports = capacity::port_range(&read("/proc/sys/net/ipv4/ip_local_port_range"));
+    let tcp = told_capacity(config.limits.sessions, fit, ports);
+    let sockets = capacity::udp_sockets_for(descriptors, config);
+    match config.listen.udp {
+        Some(_) => tcp + &told_udp_capacity(sockets, config),
+        None => tcp,
+    }
 }
 
 /// `limit` is zero when it is left to the host.
-fn told_capacity(limit: usize, fit: usize, local_ports: Option<(u64, u64)>) -> String {
+fn told_capacity(limit: usize, fit: usize, local_ports: Option<(usize, usize)>) -> String {
     let most = if limit == 0 { capacity::SESSIONS_DEFAULT } else { limit };
     let bound = match (fit < most, limit) {
         (true, _) => "bounded by the descriptors that may be open".to_owned(),
@@ -183,9 +189,23 @@ fn told_capacity(limit: usize, fit: usize, local_ports: Option<(u64, u64)>) -> S
     out
 }
 
-fn port_range(text: &str) -> Option<(u64, u64)> {
-    let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
-    Some((numbers.next()??, numbers.next()??))
+/// A socket serves one session on each backend, and rests towards that backend afterwards.
+fn told_udp_capacity(sockets: usize, config: &Config) -> String {
+    let all = config.limits.udp_sessions;
+    let each = sockets.min(all);
+    let idle = config.timeouts.udp_idle;
+    let busy = idle + config.udp.quarantine(idle);
+    let rate = each as f64 / busy.as_secs_f64();
+    format!(
+        "It can hold {each} UDP sessions on one backend, bounded by {}, and {all} on all of them \
+         (limits.udp_sessions).\nOne backend can be given {rate:.0} new UDP sessions a second for \
+         long: each lasts timeouts.udp_idle_ms and then rests for udp.quarantine_ms.\n",
+        match (each < sockets || all == sockets, config.limits.udp_sockets) {
+            (true, _) => "limits.udp_sessions",
+            (false, 0) => "the local ports and descriptors",
+            (false, _) => "limits.udp_sockets",
+        }
+    )
 }
 
 #[cfg(test)]
@@ -210,8 +230,6 @@ mod tests {
     fn the_host_is_read_from_what_the_kernel_says() {
         assert_eq!(available("MemTotal:  9 kB\nMemAvailable:    7936 kB\n"), Some(7936 * 1024));
         assert_eq!(available("MemTotal:  9 kB\n"), None);
-        assert_eq!(port_range("32768\t60999\n"), Some((32_768, 60_999)));
-        assert_eq!(port_range(""), None);
         assert!(available(&read("/proc/meminfo")) > Some(0));
     }
 
@@ -250,5 +268,23 @@ mod tests {
             let told = told_capacity(limit, fit, Some((32_768, 60_999)));
             assert!(told.contains(said) && told.contains("28232 local ports"), "{told}");
         }
+    }
+
+    #[test]
+    fn the_udp_capacity_is_that_of_the_sockets_for_one_backend() {
+        let mut config = Config::default();
+        let told = told_udp_capacity(18_000, &config);
+        let said = "18000 UDP sessions on one backend, bounded by the local ports and descriptors, \
+                    and 100000 on all of them";
+        assert!(told.contains(said) && told.contains("given 100 new"), "{told}");
+        config.limits.udp_sockets = 18_000;
+        let told = told_udp_capacity(18_000, &config);
+        assert!(told.contains("bounded by limits.udp_sockets"), "{told}");
+        config.limits.udp_sessions = 500;
+        let told = told_udp_capacity(18_000, &config);
+        assert!(
+            told.contains("500 UDP sessions on one backend, bounded by limits.udp_sess"),
+            "{told}"
+        );
     }
 }

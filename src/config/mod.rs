@@ -145,7 +145,7 @@ impl Default for Limits {
         Limits {
             sessions: 0,
             control_connections: 1024,
-            buffer_bytes: 32 << 20,
+            buffer_bytes: 48 << 20,
             udp_sessions: 100_000,
             udp_sockets: 0,
         }

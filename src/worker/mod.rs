@@ -1,5 +1,5 @@
 //! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
-//! driver beside it (`tcp`) that stands between the ring and a pure core (`core`); `dispatcher` is
+//! driver beside it (`tcp`, `udp`) that stands between the ring and a pure core (`core`); `dispatcher` is
 //! what the protocols share, `link` what crosses to the control core.
 
 pub mod core;
@@ -10,3 +10,4 @@ pub mod link;
 pub mod shell;
 mod splices;
 pub mod tcp;
+pub mod udp;

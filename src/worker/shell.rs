@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 use super::dispatcher::Books;
 use super::link::Order;
 use super::tcp::TcpDriver;
+use super::udp::UdpDriver;
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
@@ -32,6 +33,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 pub mod family {
     pub const SHELL: u8 = 0x00;
     pub const TCP: u8 = 0x10;
+    pub const UDP: u8 = 0x20;
 }
 
 const WAKE: Tag = Tag { kind: family::SHELL | 1, generation: 0, slot: 0 };
@@ -48,19 +50,21 @@ pub struct WorkerLoop {
 pub struct Shell {
     ring: Ring,
     tcp: TcpDriver,
+    udp: UdpDriver,
     parts: WorkerLoop,
     stop_at: Option<Now>,
 }
 
 impl Shell {
     /// A worker over a ring of this thread.
-    pub fn new(ring: Ring, tcp: TcpDriver, parts: WorkerLoop) -> Shell {
-        Shell { ring, tcp, parts, stop_at: None }
+    pub fn new(ring: Ring, tcp: TcpDriver, udp: UdpDriver, parts: WorkerLoop) -> Shell {
+        Shell { ring, tcp, udp, parts, stop_at: None }
     }
 
     /// Runs until told to stop. An error is the kernel refusing to go on with the ring.
     pub fn run(mut self) -> io::Result<()> {
         self.tcp.start(&mut self.ring);
+        self.udp.start(&mut self.ring);
         self.ring.watch(WAKE, self.parts.wake.as_fd());
         let mut completions = Vec::with_capacity(REAP_MAX);
         let mut more_wait = false;
@@ -75,15 +79,21 @@ impl Shell {
                 self.complete(now, done);
             }
             self.housekeep(now);
-            if self.stop_at.is_some_and(|at| self.tcp.live() == 0 || now >= at) {
+            if self.stop_at.is_some_and(|at| self.live() == 0 || now >= at) {
                 return Ok(());
             }
         }
     }
 
+    /// Sessions in any phase, of every protocol.
+    fn live(&self) -> usize {
+        self.tcp.live() + self.udp.live()
+    }
+
     fn patience(&self) -> Option<Duration> {
         let now = Now::read();
-        let next = self.tcp.next_deadline().map_or(PATIENCE_MAX, |at| at.since(now));
+        let deadlines = [self.tcp.next_deadline(), self.udp.next_deadline()];
+        let next = deadlines.into_iter().flatten().min().map_or(PATIENCE_MAX, |at| at.since(now));
         // Never zero, so that a deadline that stays due cannot make the loop spin.
         Some(next.clamp(PATIENCE_MIN, PATIENCE_MAX))
     }
@@ -91,12 +101,14 @@ impl Shell {
     fn complete(&mut self, now: Now, done: Done) {
         match done.tag.kind & 0xf0 {
             family::TCP => self.tcp.complete(now, done, &mut self.ring),
+            family::UDP => self.udp.complete(now, done, &mut self.ring),
             _ => self.woken(done),
         }
     }
 
     fn adopt(&mut self) {
         if let Some(snapshot) = self.parts.snapshots.changed() {
+            self.udp.adopt(&snapshot);
             self.parts.books.borrow_mut().adopt(snapshot);
         }
     }
@@ -110,8 +122,10 @@ impl Shell {
                 _ => {}
             }
             self.tcp.order(now, order, &mut self.ring);
+            self.udp.order(now, order);
         }
         self.tcp.housekeep(now, &mut self.ring);
+        self.udp.housekeep(now, &mut self.ring);
         let books = self.parts.books.borrow();
         books.metrics().counters.buffers_free.set(self.ring.pool().free(Class::Small) as u64);
         books.metrics().counters.turns.one();

@@ -1,0 +1,90 @@
+//! What the workers' UDP drivers are made from. Owns how the limits of the whole balancer are shared out
+//! among the workers, and what all of them use together.
+
+use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::{Trouble, capacity};
+use crate::base::time::Now;
+use crate::config::Config;
+use crate::proxy::udp::Limits;
+use crate::session::affinity::Affinity;
+use crate::session::flows::FlowHasher;
+use crate::session::seats::Seats;
+use crate::session::sources::SourceLimits;
+use crate::worker::core::udp::{Core, Holder, Settings};
+use crate::worker::dispatcher::Books;
+use crate::worker::udp::{Habits, UdpDoor, UdpDriver};
+
+/// Pairs of backend and socket that may rest at a worker: 16 MiB of notes. A session that finds no
+/// room waits for one of them.
+const RESTING_MAX: usize = 1 << 20;
+
+/// What the workers' UDP drivers have in common.
+pub struct Datagrams {
+    settings: Settings,
+    map: Arc<Affinity>,
+    habits: Habits,
+}
+
+/// What one worker's driver is made from, on that worker's thread.
+pub struct DatagramPlan {
+    door: Option<UdpDoor>,
+    settings: Settings,
+    habits: Habits,
+}
+
+impl Datagrams {
+    pub fn new(config: &Config, workers: usize) -> Result<Datagrams, Trouble> {
+        let mut keys = [[0; 8]; 3];
+        getrandom::fill(keys.as_flattened_mut()).map_err(|error| {
+            Trouble(format!("the kernel gives no random numbers ({error}); see `man 2 getrandom`"))
+        })?;
+        let [first, second, seed] = keys.map(u64::from_ne_bytes);
+        let open = config.listen.udp.is_some();
+        let sessions = if open { config.limits.udp_sessions } else { 0 };
+        let share = |limit: Option<NonZeroU32>| {
+            limit.and_then(|limit| NonZeroU32::new(limit.get().div_ceil(workers as u32)))
+        };
+        let sockets = capacity::udp_sockets(config);
+        let settings = Settings {
+            udp: config.udp,
+            idle: config.timeouts.udp_idle,
+            // The kernel does not deal users out evenly, so each worker might have them all; together
+            // sessions and sockets are bounded by their seats.
+            sessions,
+            upstream: Limits {
+                sockets,
+                rest: config.udp.quarantine(config.timeouts.udp_idle),
+                resting: RESTING_MAX,
+            },
+            sources: SourceLimits {
+                sessions: share(config.udp.source_sessions),
+                new_per_second: share(config.udp.source_new_per_second),
+            },
+            hasher: FlowHasher::new((first, second)),
+            seed,
+            affinity: None,
+        };
+        let habits = Habits { together: config.udp.gro, seats: Arc::new(Seats::new(sockets)) };
+        Ok(Datagrams { settings, map: Arc::new(Affinity::new(sessions)), habits })
+    }
+
+    /// The plan for one worker with its socket at the door, if that is open.
+    pub fn driver(&self, worker: u8, door: Option<OwnedFd>) -> Result<DatagramPlan, Trouble> {
+        let door = door.map(UdpDoor::new).transpose();
+        let door = door.map_err(|error| Trouble(format!("cannot ask the udp door: {error}")))?;
+        let mut settings = self.settings.clone();
+        // Each worker chooses its sockets by a row of its own.
+        settings.seed ^= u64::from(worker) << 56;
+        settings.affinity = Some(Holder { map: Arc::clone(&self.map), worker });
+        Ok(DatagramPlan { door, settings, habits: self.habits.clone() })
+    }
+}
+
+impl DatagramPlan {
+    pub fn build(self, books: Books, now: Now) -> UdpDriver {
+        UdpDriver::new(Core::new(self.settings, now), books, self.door, self.habits)
+    }
+}

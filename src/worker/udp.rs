@@ -1,0 +1,479 @@
+//! UDP users between the ring and the core: datagrams become questions, answers become letters. Owns
+//! this worker's socket at the UDP door and the sockets towards backends; decides nothing about
+//! sessions (that is `core::udp`'s) and copies no payload.
+//!
+//! Datagrams that follow each other and go the same way leave as one letter, for the kernel to cut up
+//! again (GSO); the letter that is still open is posted when something goes another way, and before the
+//! worker waits.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::core::udp::{Core, Down, Load, Up, Why};
+use super::dispatcher::Books;
+use super::link::Order;
+use super::shell::family;
+use crate::base::time::Now;
+use crate::cluster::Snapshot;
+use crate::proxy::udp::{Family, Socket};
+use crate::ring::datagram::{Envelope, Letter, Returned, SEGMENTS_MAX};
+use crate::ring::pool::{Buf, Chain, GATHER_MAX};
+use crate::ring::{Done, Ring, Tag, sys};
+use crate::session::seats::Seats;
+
+const RECEIVE_AT_DOOR: u8 = family::UDP | 1;
+const RECEIVE_UPSTREAM: u8 = family::UDP | 2;
+const SEND: u8 = family::UDP | 3;
+const REPLY: u8 = family::UDP | 4;
+
+const DOOR: Tag = Tag { kind: RECEIVE_AT_DOOR, generation: 0, slot: 0 };
+/// Bytes of one letter at most: what one datagram of IPv4 may have, which bounds them together.
+const LETTER_BYTES_MAX: usize = 65_507;
+/// How long not to receive at a socket where receiving failed for no known reason.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Words of ICMP that are read in a row; a socket with more is looked at again.
+const WORDS_MAX: usize = 64;
+/// How often a datagram is offered again whose send reported an error of an earlier one.
+const TRIES_MAX: usize = 4;
+
+/// This worker's share of the UDP door.
+pub struct UdpDoor {
+    socket: OwnedFd,
+    /// Where it is bound.
+    at: SocketAddr,
+    /// Replies have to say which address they come from.
+    everywhere: bool,
+    /// Bound to an IPv6 address, which users of IPv4 reach as well.
+    v6: bool,
+}
+
+impl UdpDoor {
+    /// A door over a socket that is bound.
+    pub fn new(socket: OwnedFd) -> std::io::Result<UdpDoor> {
+        let at = sys::local(socket.as_fd())?;
+        let v6 = sys::is_v6(socket.as_fd())?;
+        Ok(UdpDoor { socket, at, everywhere: at.ip().is_unspecified(), v6 })
+    }
+
+    /// An address as this socket takes it.
+    fn spelled(&self, address: SocketAddr) -> SocketAddr {
+        match address {
+            SocketAddr::V4(v4) if self.v6 => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+            other => other,
+        }
+    }
+}
+
+/// A socket towards backends.
+struct Upstream {
+    socket: OwnedFd,
+    generation: u32,
+}
+
+/// A receive that has ended and is to begin again.
+struct Deaf {
+    tag: Tag,
+    at: Now,
+}
+
+/// The letter that the next datagram may still join.
+struct Open {
+    tag: Tag,
+    letter: Letter,
+    /// The length of each of its datagrams so far.
+    segment: usize,
+    datagrams: usize,
+}
+
+pub struct UdpDriver {
+    core: Core,
+    books: Books,
+    door: Option<UdpDoor>,
+    /// By [`Family`] and number.
+    upstream: [Vec<Option<Upstream>>; 2],
+    generation: u32,
+    /// Not used any more, until their receive has ended.
+    closing: Vec<(Tag, OwnedFd)>,
+    deaf: Vec<Deaf>,
+    open: Option<Open>,
+    habits: Habits,
+}
+
+/// How a driver uses sockets.
+#[derive(Clone)]
+pub struct Habits {
+    /// Several datagrams may come and leave as one (GRO and GSO).
+    pub together: bool,
+    /// For the sockets towards backends, of all workers together.
+    pub seats: Arc<Seats>,
+}
+
+impl UdpDriver {
+    /// `door`: this worker's socket at the UDP door, if there is one.
+    pub fn new(core: Core, books: Books, door: Option<UdpDoor>, habits: Habits) -> UdpDriver {
+        UdpDriver {
+            core,
+            books,
+            door,
+            upstream: Default::default(),
+            generation: 0,
+            closing: Vec::new(),
+            deaf: Vec::new(),
+            open: None,
+            habits,
+        }
+    }
+
+    pub fn start(&mut self, ring: &mut Ring) {
+        if let Some(door) = &self.door {
+            ring.receive_datagrams(DOOR, door.socket.as_fd());
+        }
+    }
+
+    /// Running sessions.
+    pub fn live(&self) -> usize {
+        self.core.live()
+    }
+
+    pub fn next_deadline(&self) -> Option<Now> {
+        let deaf = self.deaf.iter().map(|deaf| deaf.at).min();
+        [self.core.next_deadline(), deaf].into_iter().flatten().min()
+    }
+
+    /// Takes note of who is registered now.
+    pub fn adopt(&mut self, snapshot: &Snapshot) {
+        self.core.adopt(snapshot);
+    }
+
+    pub fn order(&mut self, now: Now, order: Order) {
+        self.core.order(now, order, &mut self.books.borrow_mut());
+    }
+
+    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
+        let Done { tag, result, buf, more, .. } = done;
+        if let Some(mut buf) = buf {
+            match (ring.open_datagram(&mut buf), tag.kind) {
+                (Some(envelope), RECEIVE_AT_DOOR) => self.came(now, envelope, buf, ring),
+                (Some(envelope), _) => self.came_back(now, tag, envelope, buf, ring),
+                (None, _) => ring.pool_mut().give_back(buf),
+            }
+        }
+        if !more {
+            self.receive_again(now, tag, result.err());
+        }
+    }
+
+    /// What is due whatever completed, and before the worker waits.
+    pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
+        self.post(ring);
+        while let Some(returned) = ring.next_returned() {
+            self.send_again(now, returned, ring);
+        }
+        self.core.expire(now, &mut self.books.borrow_mut());
+        while let Some(socket) = self.core.next_surplus() {
+            self.close(socket, ring);
+        }
+        self.listen_again(now, ring);
+    }
+
+    /// A datagram came from a user.
+    fn came(&mut self, now: Now, envelope: Envelope, buf: Buf, ring: &mut Ring) {
+        let Some(door) = &self.door else { return ring.pool_mut().give_back(buf) };
+        let load = load_of(&envelope, &buf);
+        if !envelope.whole {
+            return self.drop_one(Why::Truncated, load, buf, ring);
+        }
+        let local = SocketAddr::new(envelope.to.unwrap_or(door.at.ip()), door.at.port());
+        // A socket that has to be opened first is asked for at most once for each family and failure.
+        loop {
+            let up = self.core.up(now, envelope.from, local, load, &mut self.books.borrow_mut());
+            match up {
+                Up::Send { from, to } => {
+                    let tag = Tag { kind: SEND, generation: 0, slot: slot_of(from) };
+                    return self.write(tag, to, None, load, buf, ring);
+                }
+                Up::Open(socket) => {
+                    let opened = self.open_upstream(socket, ring);
+                    self.core.opened(now, socket, opened);
+                }
+                Up::Drop(_) => return ring.pool_mut().give_back(buf),
+            }
+        }
+    }
+
+    /// A datagram came to a socket towards backends.
+    fn came_back(&mut self, now: Now, tag: Tag, envelope: Envelope, buf: Buf, ring: &mut Ring) {
+        let load = load_of(&envelope, &buf);
+        let socket = socket_of(tag.slot);
+        let (Some(door), Some(_)) = (&self.door, self.at(tag)) else {
+            // To a socket that is being closed: its pairs have rested, so nobody waits for it.
+            return self.drop_one(Why::UnknownReply, load, buf, ring);
+        };
+        if !envelope.whole {
+            return self.drop_one(Why::Truncated, load, buf, ring);
+        }
+        let down = self.core.down(now, socket, envelope.from, load, &mut self.books.borrow_mut());
+        match down {
+            Down::Send { from, to } => {
+                let from = door.everywhere.then(|| door.spelled(from).ip());
+                let to = door.spelled(to);
+                let tag = Tag { kind: REPLY, generation: 0, slot: 0 };
+                self.write(tag, to, from, load, buf, ring);
+            }
+            Down::Drop(_) => ring.pool_mut().give_back(buf),
+        }
+    }
+
+    fn drop_one(&self, why: Why, load: Load, buf: Buf, ring: &mut Ring) {
+        self.core.dropped(why, load, &self.books.borrow());
+        ring.pool_mut().give_back(buf);
+    }
+
+    /// Adds datagrams to the open letter if they go the same way and fit, or else opens another.
+    fn write(
+        &mut self,
+        tag: Tag,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        load: Load,
+        buf: Buf,
+        ring: &mut Ring,
+    ) {
+        if let Some(open) = &mut self.open
+            && open.takes(tag, to, from, load)
+        {
+            open.datagrams += load.datagrams() as usize;
+            ring.pool_mut().push(&mut open.letter.payload, buf);
+            if !load.bytes.is_multiple_of(open.segment) {
+                // Only the last one may be shorter.
+                self.post(ring);
+            }
+            return;
+        }
+        self.post(ring);
+        let mut payload = Chain::EMPTY;
+        ring.pool_mut().push(&mut payload, buf);
+        let letter = Letter { to, from, segment: None, payload };
+        let (segment, datagrams) = (load.longest(), load.datagrams() as usize);
+        self.open = Some(Open { tag, letter, segment, datagrams });
+        let ends_short = segment == 0 || !load.bytes.is_multiple_of(segment);
+        if ends_short || !self.habits.together {
+            self.post(ring);
+        }
+    }
+
+    /// Posts the open letter.
+    fn post(&mut self, ring: &mut Ring) {
+        let Some(open) = self.open.take() else { return };
+        let Open { tag, mut letter, segment, datagrams } = open;
+        letter.segment = (datagrams > 1).then_some(segment as u16);
+        match self.sender(tag) {
+            Some(socket) => ring.send_datagrams(tag, socket, letter),
+            None => ring.pool_mut().give_back_chain(letter.payload),
+        }
+    }
+
+    fn sender(&self, tag: Tag) -> Option<BorrowedFd<'_>> {
+        if tag.kind == REPLY {
+            return self.door.as_ref().map(|door| door.socket.as_fd());
+        }
+        self.upstream(socket_of(tag.slot)).map(|upstream| upstream.socket.as_fd())
+    }
+
+    fn upstream(&self, socket: Socket) -> Option<&Upstream> {
+        self.upstream[socket.family as usize].get(usize::from(socket.number))?.as_ref()
+    }
+
+    /// The socket that a completion belongs to, unless it is being closed.
+    fn at(&self, tag: Tag) -> Option<&Upstream> {
+        self.upstream(socket_of(tag.slot)).filter(|socket| socket.generation == tag.generation)
+    }
+
+    /// Opens a socket towards backends. False when there is none to be had.
+    fn open_upstream(&mut self, socket: Socket, ring: &mut Ring) -> bool {
+        if !self.habits.seats.take() {
+            return false;
+        }
+        let v4 = socket.family == Family::V4;
+        let Ok(descriptor) = sys::datagram_upstream(v4, self.habits.together) else {
+            self.habits.seats.give_back();
+            return false;
+        };
+        self.generation = self.generation.wrapping_add(1) & crate::ring::GENERATION;
+        let upstream = Upstream { socket: descriptor, generation: self.generation };
+        ring.receive_datagrams(receive_tag(socket, &upstream), upstream.socket.as_fd());
+        let all = &mut self.upstream[socket.family as usize];
+        let place = usize::from(socket.number);
+        if all.len() <= place {
+            all.resize_with(place + 1, || None);
+        }
+        all[place] = Some(upstream);
+        true
+    }
+
+    fn close(&mut self, socket: Socket, ring: &mut Ring) {
+        let place = usize::from(socket.number);
+        let all = &mut self.upstream[socket.family as usize];
+        let Some(upstream) = all.get_mut(place).and_then(Option::take) else { return };
+        self.habits.seats.give_back();
+        let tag = receive_tag(socket, &upstream);
+        match self.deaf.iter().position(|deaf| deaf.tag == tag) {
+            // Nothing is in flight on it.
+            Some(place) => {
+                self.deaf.swap_remove(place);
+                ring.close(upstream.socket);
+            }
+            None => {
+                ring.cancel(tag);
+                self.closing.push((tag, upstream.socket));
+            }
+        }
+    }
+
+    /// A receive has ended.
+    fn receive_again(&mut self, now: Now, tag: Tag, errno: Option<Errno>) {
+        if let Some(place) = self.closing.iter().position(|(closing, _)| *closing == tag) {
+            drop(self.closing.swap_remove(place));
+            return;
+        }
+        let at = match errno {
+            // After an empty datagram; when blocks ran out, some are posted before the next turn.
+            None | Some(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN) => now,
+            Some(_) if tag.kind == RECEIVE_UPSTREAM && self.read_icmp(now, socket_of(tag.slot)) => {
+                now
+            }
+            Some(_) => now.plus(PAUSE),
+        };
+        self.deaf.push(Deaf { tag, at });
+    }
+
+    fn listen_again(&mut self, now: Now, ring: &mut Ring) {
+        let mut next = 0;
+        while let Some(deaf) = self.deaf.get(next) {
+            if deaf.at > now {
+                next += 1;
+                continue;
+            }
+            let tag = self.deaf.swap_remove(next).tag;
+            let socket = match tag.kind {
+                RECEIVE_AT_DOOR => self.door.as_ref().map(|door| door.socket.as_fd()),
+                _ => self.at(tag).map(|upstream| upstream.socket.as_fd()),
+            };
+            if let Some(socket) = socket {
+                ring.receive_datagrams(tag, socket);
+            }
+        }
+    }
+
+    /// Tells the core what ICMP said about a socket's datagrams. True when it said something.
+    fn read_icmp(&mut self, now: Now, socket: Socket) -> bool {
+        let mut said = false;
+        for _ in 0..WORDS_MAX {
+            let upstream = self.upstream(socket);
+            let word = upstream.and_then(|upstream| sys::next_unreachable(upstream.socket.as_fd()));
+            let Some(word) = word else { break };
+            said = true;
+            if matches!(word.errno, Errno::ECONNREFUSED | Errno::EHOSTUNREACH) {
+                let books = &mut self.books.borrow_mut();
+                self.core.refused(now, socket, word.to, word.errno, books);
+            }
+        }
+        said
+    }
+
+    /// A letter came back: sends its datagrams one by one where that can help, and counts the others.
+    fn send_again(&mut self, now: Now, returned: Returned, ring: &mut Ring) {
+        let Returned { tag, letter, errno } = returned;
+        let segment = letter.segment.map_or(usize::MAX, usize::from);
+        let errno = match errno {
+            // The socket is full, and would be for each of them.
+            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => errno,
+            // It may be only the cutting up that is not to be had here.
+            _ if letter.segment.is_some() => Errno::EINTR,
+            _ => errno,
+        };
+        for piece in ring.pool().pieces(letter.payload.outgoing()) {
+            for number in 0..piece.len().div_ceil(segment).max(1) {
+                let start = number * segment.min(piece.len());
+                let datagram = &piece[start..piece.len().min(start.saturating_add(segment))];
+                if let Err(errno) = self.send_one(now, tag, &letter, datagram, errno) {
+                    let load = Load::one(datagram.len());
+                    self.core.dropped(reason(errno), load, &self.books.borrow());
+                }
+            }
+        }
+        ring.pool_mut().give_back_chain(letter.payload);
+    }
+
+    /// Sends one datagram after `errno`, if that may have been the word of ICMP about an earlier one:
+    /// it makes the next send from its socket fail, wherever that one goes.
+    fn send_one(
+        &mut self,
+        now: Now,
+        tag: Tag,
+        letter: &Letter,
+        datagram: &[u8],
+        mut errno: Errno,
+    ) -> Result<(), Errno> {
+        for _ in 0..TRIES_MAX {
+            match errno {
+                Errno::EINTR => {}
+                Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH
+                    if tag.kind == SEND =>
+                {
+                    self.read_icmp(now, socket_of(tag.slot));
+                }
+                _ => return Err(errno),
+            }
+            let Some(socket) = self.sender(tag) else { return Err(Errno::EBADF) };
+            match sys::send_datagram(socket, datagram, letter.to, letter.from) {
+                Ok(()) => return Ok(()),
+                Err(again) => errno = again,
+            }
+        }
+        Err(errno)
+    }
+}
+
+impl Open {
+    fn takes(&self, tag: Tag, to: SocketAddr, from: Option<IpAddr>, load: Load) -> bool {
+        let Open { letter, segment, datagrams, .. } = self;
+        self.tag == tag
+            && letter.to == to
+            && letter.from == from
+            && load.bytes > 0
+            && (load.longest() == *segment || (load.bytes < *segment && load.datagrams() == 1))
+            && datagrams + load.datagrams() as usize <= SEGMENTS_MAX
+            && letter.payload.bytes() + load.bytes <= LETTER_BYTES_MAX
+            && letter.payload.blocks() < GATHER_MAX
+    }
+}
+
+fn load_of(envelope: &Envelope, buf: &Buf) -> Load {
+    Load { bytes: buf.len(), segment: envelope.segment.unwrap_or(buf.len()) }
+}
+
+fn reason(errno: Errno) -> Why {
+    match errno {
+        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => Why::QueueFull,
+        Errno::EMSGSIZE => Why::TooBig,
+        _ => Why::SendFailed,
+    }
+}
+
+fn receive_tag(socket: Socket, upstream: &Upstream) -> Tag {
+    Tag { kind: RECEIVE_UPSTREAM, generation: upstream.generation, slot: slot_of(socket) }
+}
+
+fn slot_of(socket: Socket) -> u32 {
+    u32::from(socket.number) << 1 | socket.family as u32
+}
+
+fn socket_of(slot: u32) -> Socket {
+    let family = if slot & 1 == Family::V4 as u32 { Family::V4 } else { Family::V6 };
+    Socket { family, number: (slot >> 1) as u16 }
+}
