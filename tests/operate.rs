@@ -233,6 +233,27 @@ fn a_reload_with_a_fault_changes_nothing_and_says_why() {
 }
 
 #[test]
+fn a_refused_registration_is_in_the_log_with_its_reason() {
+    let balancer = Balancer::ready("");
+    let mut backend = TcpStream::connect(balancer.door("control")).unwrap();
+    // The door that users connect to: a backend there would send them round in a circle.
+    let port = balancer.door("tcp").port();
+    write!(backend, r#"{{"cmd":"register","protocol":"tcp","port":{port}}}"#).unwrap();
+    let line = balancer.wait_for_log("server refused");
+    assert!(line.contains("WARN") && line.contains("cmd=register"), "{line}");
+    assert!(line.contains("is a door of the balancer itself"), "{line}");
+}
+
+#[test]
+fn a_file_of_secrets_that_is_no_good_is_told_before_anything_is_open() {
+    for setting in ["control.secret_file", "admin.token_file"] {
+        let mut balancer = Balancer::start(&format!("{setting} = \"no/such/file\""));
+        assert_eq!(balancer.wait_for_exit(), Some(2), "{setting}");
+        assert_eq!(*balancer.log.lock().unwrap(), "", "{setting}");
+    }
+}
+
+#[test]
 fn lb_drain_turns_new_users_away_and_lets_the_running_session_end() {
     let mut balancer = Balancer::ready("");
     let mut user = balancer.user();

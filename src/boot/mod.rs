@@ -38,6 +38,10 @@ impl std::error::Error for Trouble {}
 /// is asked for the settings again on SIGHUP.
 pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
     who_may_register(&config).map_err(Trouble)?;
+    // A file that is no good is told before the doors are said to be open.
+    for file in [&config.control.secret_file, &config.admin.token_file].into_iter().flatten() {
+        Secrets::load(file).map_err(Trouble)?;
+    }
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
     let sessions = capacity::sessions(&config)?;
     config.limits.sessions = sessions;

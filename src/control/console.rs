@@ -15,6 +15,8 @@ use crate::worker::link::{Ended, Refusal};
 const USER_LINES_MAX: u32 = 100;
 /// Lines about servers coming and going in a second.
 const SERVER_LINES_MAX: u32 = 100;
+/// Lines about refused messages in a second; a peer that sends nonsense hides nobody's coming and going.
+const REFUSED_LINES_MAX: u32 = 20;
 /// Lines about hellos in a second.
 const HELLO_LINES_MAX: u32 = 20;
 
@@ -45,6 +47,7 @@ impl Budget {
 pub struct Console {
     users: Budget,
     servers: Budget,
+    refused: Budget,
     hellos: Budget,
     held_back: u64,
 }
@@ -54,6 +57,7 @@ impl Default for Console {
         Console {
             users: Budget::new(USER_LINES_MAX),
             servers: Budget::new(SERVER_LINES_MAX),
+            refused: Budget::new(REFUSED_LINES_MAX),
             hellos: Budget::new(HELLO_LINES_MAX),
             held_back: 0,
         }
@@ -149,6 +153,18 @@ impl Console {
         line!(self.shows_server(now), %peer, "a host that may not register was turned away");
     }
 
+    /// A server asked for something that it did not get; `why` is what it was told.
+    pub fn server_refused(&mut self, now: Now, peer: SocketAddr, cmd: Option<&str>, why: &str) {
+        let shown = self.refused.allows(now);
+        self.held_back += u64::from(!shown);
+        let cmd = Shown(cmd);
+        if shown {
+            warn!(%peer, %cmd, why, "server refused");
+        } else {
+            debug!(%peer, %cmd, why, "server refused");
+        }
+    }
+
     pub fn server_registered(&mut self, now: Now, backend: &Backend, servers: usize) {
         let Backend { id, protocol, address, weight, .. } = backend;
         let name = Shown(backend.name.as_deref());
@@ -214,5 +230,9 @@ mod tests {
             console.user_refused(Now::default(), Protocol::Tcp, client, Refusal::NoBackend);
         }
         assert_eq!(console.held_back(), 7);
+        for _ in 0..REFUSED_LINES_MAX + 1 {
+            console.server_refused(Now::default(), client, Some("register"), "no such port");
+        }
+        assert_eq!(console.held_back(), 8);
     }
 }

@@ -200,9 +200,7 @@ impl Conversation {
                     *waiting = self.rest_before(&request).or_else(|| self.answer(request))
                 }
                 Err(fault) => {
-                    self.hub.borrow().counters.messages_failed.one();
-                    let (msg, cmd) = (fault.msg, fault.cmd);
-                    self.mailbox.send(&Reply::Failed { msg, cmd, about: None });
+                    self.fail(&fault.msg, fault.cmd, None);
                     if fault.fatal || self.proof.is_some() {
                         return Some("it sent what is no message");
                     }
@@ -392,7 +390,7 @@ impl Conversation {
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {
-        self.hub.borrow().counters.messages_failed.one();
+        self.hub.borrow_mut().refused(self.peer.address, cmd, msg);
         self.mailbox.send(&Reply::Failed { msg: msg.to_owned(), cmd, about });
     }
 }

@@ -147,6 +147,12 @@ impl Hub {
         self.console.stranger(now, peer);
     }
 
+    /// A peer was told no.
+    pub fn refused(&mut self, peer: SocketAddr, cmd: Option<&str>, why: &str) {
+        self.counters.messages_failed.one();
+        self.console.server_refused(Now::read(), peer, cmd, why);
+    }
+
     /// A backend proved who it is.
     pub fn proved(&mut self, owner: Owner, id: Arc<str>) {
         if let Some(member) = self.members.get_mut(&owner) {

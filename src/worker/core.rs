@@ -458,9 +458,6 @@ impl Core {
     fn place(&mut self, session: Session) -> Key {
         let place = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
-            // Room for both flows of every session, taken here and never when one has to wait.
-            self.starved
-                .reserve((Side::BOTH.len() * self.slots.len()).saturating_sub(self.starved.len()));
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[place as usize];
