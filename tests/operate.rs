@@ -216,6 +216,23 @@ fn a_reload_changes_settings_and_leaves_a_running_session_alone() {
 }
 
 #[test]
+fn a_reload_changes_the_rule_of_health_for_backends_that_are_there() {
+    let patient = "health.interval_ms = 200\nhealth.timeout_ms = 100\nhealth.misses = ";
+    let balancer = Balancer::ready(&format!("{patient} 100"));
+    let mut silent = TcpStream::connect(balancer.door("control")).unwrap();
+    write!(silent, r#"{{"cmd":"register","protocol":"udp","port":9}}"#).unwrap();
+    balancer.wait_for_log("misses=1 of=100");
+    let done = balancer.change(&format!("{patient} 20"));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    balancer.wait_for_log("it did not answer hello");
+    balancer.wait_for_log("misses=20 of=20");
+    assert!(
+        !balancer.log.lock().unwrap().contains("misses=21 "),
+        "the new limit is the one that held"
+    );
+}
+
+#[test]
 fn a_reload_with_a_fault_changes_nothing_and_says_why() {
     let balancer = Balancer::ready("balance.policy = \"least_sessions\"");
     for (settings, reason) in [

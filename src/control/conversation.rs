@@ -241,6 +241,8 @@ impl Conversation {
         if waiting && self.pending.len() >= PENDING_MAX {
             self.hellos.excuse();
         }
+        // A reload may have changed it.
+        self.hellos.follow(self.hub.borrow().config.health);
         match self.hellos.step(now) {
             Due::Nothing => None,
             Due::Ask => {

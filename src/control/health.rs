@@ -36,6 +36,11 @@ impl Hellos {
         Hellos { rule, next: now.plus(rule.interval), asked: None, misses: 0, answered: None }
     }
 
+    /// Goes by another rule from the next hello on.
+    pub fn follow(&mut self, rule: Health) {
+        self.rule = rule;
+    }
+
     /// When [`Hellos::step`] has something to do.
     pub fn deadline(&self) -> Now {
         self.asked.map_or(self.next, |asked| asked.plus(self.rule.timeout))
@@ -191,6 +196,16 @@ mod tests {
         let mut hellos = Hellos::new(rule, at(0));
         let expected =
             [(5000, Due::Ask), (13_000, Due::Missed(1)), (13_000, Due::Ask), (21_000, Due::Lost)];
+        assert_eq!(run(&mut hellos, 60_000), expected);
+    }
+
+    #[test]
+    fn a_changed_rule_holds_from_the_next_hello_on() {
+        let mut hellos = Hellos::new(RULE, at(0));
+        let faster = Duration::from_secs(1);
+        hellos.follow(Health { interval: faster, timeout: faster / 2, misses: 2 });
+        let expected =
+            [(5000, Due::Ask), (5500, Due::Missed(1)), (6000, Due::Ask), (6500, Due::Lost)];
         assert_eq!(run(&mut hellos, 60_000), expected);
     }
 
