@@ -1,5 +1,5 @@
-//! The README against the program: its tables of settings and metrics are those of the code, and every
-//! command, flag, key and reason is named. With `LB_WRITE_README=1` the tables are written anew,
+//! The README against the program: its tables of settings and metrics are those of the code, every
+//! command, flag, key, reason and log line is named, and what a symptom is said to look like is said. With `LB_WRITE_README=1` the tables are written anew,
 //! in one thread.
 
 use std::fs;
@@ -108,6 +108,91 @@ fn every_reason_for_the_end_of_a_session_is_named() {
     for name in names {
         assert!(readme.contains(&format!("`{name}`")), "{name}");
     }
+}
+
+/// The source files in these folders, with strings that go on over several lines as one.
+fn source(folders: &[&str]) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
+    let mut texts = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| it == "rs") {
+                texts.push(joined(&fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    texts
+}
+
+/// A backslash at a line's end takes the next line's indentation with it.
+fn joined(text: &str) -> String {
+    let mut parts = text.split("\\\n");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| all + part.trim_start())
+}
+
+/// What the balancer writes into its log: the last string of each call, tests left out.
+fn log_lines(text: &str) -> Vec<&str> {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let calls = ["info!(", "warn!(", "error!(", "line!("];
+    let starts = calls.iter().flat_map(|call| code.match_indices(call));
+    starts.filter_map(|(at, call)| last_string(&code[at + call.len()..])).collect()
+}
+
+/// The last string before the parenthesis that ends a call.
+fn last_string(arguments: &str) -> Option<&str> {
+    let (mut depth, mut began, mut last) = (1, None, None);
+    for (at, character) in arguments.char_indices() {
+        match (character, began) {
+            ('"', None) => began = Some(at + 1),
+            ('"', Some(start)) => {
+                last = Some(&arguments[start..at]);
+                began = None;
+            }
+            ('(', None) => depth += 1,
+            (')', None) => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    last
+}
+
+#[test]
+fn every_line_of_the_log_is_named() {
+    let readme = readme();
+    let mut count = 0;
+    // What the balancer says; `lb backend` tells of itself.
+    for text in source(&["src/boot", "src/control"]) {
+        for line in log_lines(&text) {
+            count += 1;
+            assert!(readme.contains(&format!("`{line}`")), "the log line {line:?}");
+        }
+    }
+    assert!(count >= 35, "{count} lines were found");
+}
+
+#[test]
+fn every_symptom_is_what_the_program_says() {
+    let readme = readme();
+    let (_, rest) = readme.split_once("<!-- symptoms -->\n").expect("the table of symptoms");
+    let rows = rest.split("<!-- end -->").next().unwrap().lines().skip(2);
+    let source = source(&["src"]);
+    let mut said = 0;
+    for row in rows {
+        let cell = row.split(" | ").nth(1).expect(row);
+        for phrase in cell.split('`').skip(1).step_by(2) {
+            said += 1;
+            assert!(source.iter().any(|text| text.contains(phrase)), "nothing says {phrase:?}");
+        }
+    }
+    assert!(said >= 20, "{said} phrases were found");
 }
 
 fn help(arguments: &[&str]) -> String {
