@@ -19,7 +19,9 @@
 //!
 //! A send that is under way when its peer resets the connection stops short without an error, and the
 //! receive beside it then finds a plain end: the kernel tells the error once, and a send with progress
-//! keeps it to itself. So after a short send an end is believed only when the rest has gone out.
+//! keeps it to itself. So after a short send an end is believed only when the rest has gone out. A splice
+//! step looks at the socket at once and may overtake the word of such a send; an end that it finds is
+//! believed only when the send is over.
 
 use super::line::Line;
 use super::{Cmd, Event, Intake, Received, Side, Splice, Spliced, When};
@@ -105,7 +107,7 @@ struct Flow {
     delivered: u64,
     /// Bytes were received and thrown away.
     lost: bool,
-    /// The last send stopped short, and its rest has not gone out yet.
+    /// The last send stopped short, or may have, and its rest has not gone out yet.
     short: bool,
     source: Source,
     sink: Sink,
@@ -200,7 +202,11 @@ impl Relay {
             Event::Spliced { side, moved, held, how } => {
                 self.flows[side as usize].spliced(moved, held, how);
                 match how {
-                    Spliced::Step(Splice::Ended) => self.source_ended(side),
+                    Spliced::Step(Splice::Ended) => {
+                        let towards = &mut self.flows[side.other() as usize];
+                        towards.short |= !towards.sending.is_empty();
+                        self.source_ended(side);
+                    }
                     Spliced::Step(Splice::SourceFailed(_)) => self.side_failed(side, pool),
                     Spliced::Step(Splice::SinkFailed(_)) => self.sink_gone(side.other(), pool),
                     _ => {}
@@ -286,11 +292,14 @@ impl Relay {
                 }
                 flow.lose_all(pool);
             }
-            Event::Spliced { side, moved, held, .. } => {
+            Event::Spliced { side, moved, held, how } => {
                 let flow = &mut self.flows[side as usize];
                 flow.receive = Receive::Idle;
                 flow.delivered += moved;
                 flow.lost |= held > 0;
+                if let Spliced::Step(Splice::SourceFailed(_)) = how {
+                    flow.source = Source::Failed;
+                }
             }
         }
     }
@@ -452,8 +461,10 @@ impl Flow {
     fn spliced(&mut self, moved: u64, held: usize, how: Spliced) {
         self.receive = Receive::Idle;
         self.delivered += moved;
-        // Bytes left in the pipe are a send that stopped short.
-        (self.piped, self.short) = (held, held > 0);
+        self.piped = held;
+        // A step that was over before the pipe was empty may have kept an error to itself. One that
+        // found the sink full has asked it last, and was told of none.
+        self.short = held > 0 && how == Spliced::Step(Splice::Moved);
         if self.sink == Sink::Gone {
             self.lose_piped();
         }
@@ -578,17 +589,36 @@ mod tests {
     struct Stage {
         relay: Relay,
         pool: Pool,
+        features: Features,
         said: Vec<Cmd>,
     }
 
     impl Stage {
         /// Both sides are being read.
         fn new() -> Stage {
-            let mut stage =
-                Stage { relay: Relay::new(), pool: Pool::new(256, 16), said: Vec::new() };
-            stage.relay.advance(&mut stage.pool, FEATURES, &mut |cmd| stage.said.push(cmd));
+            let mut stage = Stage {
+                relay: Relay::new(),
+                pool: Pool::new(256, 16),
+                features: Features { receive_cap: true, splice: false },
+                said: Vec::new(),
+            };
+            stage.relay.advance(&mut stage.pool, stage.features, &mut |cmd| stage.said.push(cmd));
             assert_eq!(stage.said(), [receives(Client), receives(Backend)]);
             stage
+        }
+
+        /// One side is read through a pipe, the other into blocks.
+        fn splicing(side: Side) -> Stage {
+            let mut stage = Stage::new();
+            stage.features.splice = true;
+            stage.relay.flows[side as usize].pace.splice = Some(When::NextTurn);
+            let said = stage.over(side, Received::Stopped);
+            assert_eq!(said, [Cmd::Splice { side, when: When::NextTurn }]);
+            stage
+        }
+
+        fn spliced(&mut self, side: Side, moved: u64, held: usize, how: Splice) -> Vec<Cmd> {
+            self.handle(Event::Spliced { side, moved, held, how: Spliced::Step(how) })
         }
 
         /// What was commanded since the last look.
@@ -598,7 +628,7 @@ mod tests {
 
         fn handle(&mut self, event: Event) -> Vec<Cmd> {
             let said = &mut self.said;
-            self.relay.handle(event, &mut self.pool, FEATURES, &mut |cmd| said.push(cmd));
+            self.relay.handle(event, &mut self.pool, self.features, &mut |cmd| said.push(cmd));
             self.said()
         }
 
@@ -621,8 +651,6 @@ mod tests {
             self.handle(Event::Sent { side, result })
         }
     }
-
-    const FEATURES: Features = Features { receive_cap: true, splice: false };
 
     fn receives(side: Side) -> Cmd {
         Cmd::Receive { side, how: Intake::Many { bytes_max: MANY_BYTES_MAX } }
@@ -681,6 +709,35 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_a_step_finds_is_believed_when_the_send_beside_it_is_over() {
+        for (result, then) in [
+            (Ok(10), vec![Cmd::FinishWriting { side: Backend }]),
+            (Err(Errno::EPIPE), vec![Cmd::CancelReceive { side: Backend }]),
+        ] {
+            let mut stage = Stage::splicing(Client);
+            assert_eq!(sends(&stage.data(Backend, 10)), [(Client, 1)]);
+            let said = stage.spliced(Client, 0, 0, Splice::Ended);
+            assert_eq!(said, [Cmd::EndSplice { side: Client }], "it may be a reset");
+            assert_eq!(stage.sent(Client, result), then);
+        }
+        let mut stage = Stage::splicing(Client);
+        stage.data(Backend, 10);
+        stage.spliced(Client, 0, 0, Splice::Ended);
+        assert_eq!(sends(&stage.sent(Client, Ok(4))), [(Client, 1)]);
+        stage.sent(Client, Err(Errno::EPIPE));
+        assert_eq!(stage.relay.progress(), Progress::Over(EndReason::ClientReset));
+    }
+
+    #[test]
+    fn an_end_is_passed_on_though_a_pipe_the_other_way_is_full() {
+        let mut stage = Stage::splicing(Client);
+        let full = stage.spliced(Client, 5, 100, Splice::Full);
+        assert_eq!(full, [Cmd::Splice { side: Client, when: When::Writable }]);
+        let said = stage.over(Backend, Received::End);
+        assert_eq!(said, [Cmd::FinishWriting { side: Client }]);
+    }
+
+    #[test]
     fn the_rest_of_a_short_send_to_a_dead_side_is_let_go() {
         let mut stage = Stage::new();
         stage.data(Backend, 10);
@@ -712,6 +769,15 @@ mod tests {
             stage.relay.stop(&mut |_| {});
             assert!(!stage.relay.is_truncated());
             let event = Event::Received { side: Client, what, more: false, nonempty: false };
+            stage.relay.settle(event, &mut stage.pool);
+            assert!(stage.relay.is_truncated());
+        }
+        for (held, how) in [(1, Splice::Full), (0, Splice::SourceFailed(Errno::ECONNRESET))] {
+            let mut stage = Stage::splicing(Client);
+            stage.relay.stop(&mut |_| {});
+            assert!(!stage.relay.is_truncated());
+            let how = Spliced::Step(how);
+            let event = Event::Spliced { side: Client, moved: 0, held, how };
             stage.relay.settle(event, &mut stage.pool);
             assert!(stage.relay.is_truncated());
         }
