@@ -13,6 +13,7 @@ mod sim {
     pub mod laws;
     pub mod net;
     pub mod peer;
+    pub mod pipes;
     pub mod plan;
     pub mod random;
     pub mod shadow;
@@ -26,7 +27,7 @@ use sim::plan::Weather;
 use sim::world::{Story, run};
 
 /// Seeds of each weather in a normal run.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 150;
 
 fn seeds() -> u64 {
     let wanted = std::env::var("LB_SIM_SEEDS");
@@ -79,6 +80,18 @@ fn sessions_keep_the_laws_while_backends_come_and_go() {
 }
 
 #[test]
+fn streams_keep_the_laws_in_pipes_and_out_of_them() {
+    let spliced: u64 = (0..seeds()).map(|seed| told(Weather::Streams, seed).spliced).sum();
+    assert!(spliced > 0, "this weather is there to splice");
+}
+
+/// A step found the end that a reset had left, and the send beside it had kept that reset to itself.
+#[test]
+fn an_end_behind_the_word_of_a_send_is_no_true_end() {
+    told(Weather::Streams, 5655);
+}
+
+#[test]
 fn a_seed_tells_the_same_story_twice() {
     for weather in Weather::ALL {
         let [once, again] = [0; 2].map(|_| told(weather, 7));
@@ -91,7 +104,7 @@ fn replay() {
     let Ok(which) = std::env::var("LB_SIM") else { return };
     let (weather, seed) = which.split_once(':').expect("LB_SIM is a weather and a seed: fair:1");
     let weather = Weather::ALL.into_iter().find(|known| known.name() == weather);
-    let weather = weather.expect("a weather is fair, hostile, starved or churn");
+    let weather = weather.expect("a weather is fair, hostile, starved, churn or streams");
     let seed = seed.parse().expect("a seed is a number");
     let _banner = Banner(weather, seed);
     let story = run(weather, seed, true);

@@ -31,6 +31,8 @@ pub enum Kind {
     Connect,
     Receive(Side),
     Send(Side),
+    /// The wait for a socket before a splice step from this side.
+    Splice(Side),
 }
 
 #[derive(Debug)]
@@ -47,6 +49,7 @@ pub enum Work {
     Receive { how: Intake, left: u32 },
     Send { what: Outgoing, bytes: u64, taken: u64 },
     Connect { answer: Result<(), Errno>, at: Now },
+    Wait { until: Until },
 }
 
 #[derive(Debug)]
@@ -60,6 +63,13 @@ pub enum Outcome {
     Connected(Result<(), Errno>),
     Received { what: Received, more: bool, nonempty: bool },
     Sent(Result<u32, Errno>),
+    Ready(Result<(), Errno>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Until {
+    Readable,
+    Writable,
 }
 
 /// How often, in a thousand, the kernel does what is legal but unkind.
@@ -225,6 +235,7 @@ impl Kernel {
                 true
             }
             Work::Receive { .. } | Work::Connect { .. } => false,
+            Work::Wait { .. } => self.random.half(),
             Work::Send { .. } => self.random.half(),
         };
         if tries_first && op.is_able(around) { self.step(op, around) } else { self.ops.push(op) }
@@ -259,6 +270,7 @@ impl Kernel {
             Work::Send { taken: 0, .. } => Outcome::Sent(Err(Errno::ECANCELED)),
             Work::Send { taken, .. } => Outcome::Sent(Ok(taken as u32)),
             Work::Connect { .. } => Outcome::Connected(Err(Errno::ECANCELED)),
+            Work::Wait { .. } => Outcome::Ready(Err(Errno::ECANCELED)),
         };
         self.complete(op.tag, outcome);
     }
@@ -267,6 +279,7 @@ impl Kernel {
         match op.work {
             Work::Receive { .. } => self.receive(op, around),
             Work::Send { .. } => self.send(op, around),
+            Work::Wait { .. } => self.complete(op.tag, Outcome::Ready(Ok(()))),
             Work::Connect { answer, .. } => {
                 if answer.is_ok() {
                     self.established.push(op.conn);
@@ -368,7 +381,7 @@ impl Kernel {
         let over = |outcome: &Outcome| match outcome {
             Outcome::Sent(_) => true,
             Outcome::Received { more, .. } => !more,
-            Outcome::Connected(_) => false,
+            Outcome::Connected(_) | Outcome::Ready(_) => false,
         };
         let before = |done: &Done| {
             let together = over(&done.outcome) && over(&outcome) && done.tag.key == tag.key;
@@ -389,6 +402,8 @@ impl Op {
                 Work::Receive { .. } => conn.is_readable(),
                 Work::Send { .. } => conn.is_writable(),
                 Work::Connect { at, .. } => around.now >= at,
+                Work::Wait { until: Until::Readable } => conn.is_readable(),
+                Work::Wait { until: Until::Writable } => conn.is_writable(),
             }
     }
 }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use lb::base::time::Now;
 use lb::cluster::{BackendId, Protocol, Snapshot};
 use lb::config::Timeouts;
-use lb::proxy::{Cmd, Received, Side};
+use lb::proxy::{Cmd, Received, Side, Splice, Spliced};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::worker::core::Key;
@@ -19,6 +19,7 @@ use lb::worker::link::{Order, Refusal, Report};
 use super::kernel::Kernel;
 use super::law::{self, check};
 use super::net::Conn;
+use super::pipes::Pipes;
 use super::shadow::{Attempt, STARVED_MAX, Session};
 
 /// Backends that one user is offered, by `worker::core`.
@@ -176,11 +177,7 @@ impl Laws {
                 session.hungry = true;
             }
             Received::Stopped => {}
-            Received::Failed(_) => {
-                ways.failed = true;
-                ways.gone = true;
-                session.flows[side.other() as usize].waiting.clear();
-            }
+            Received::Failed(_) => session.fails(side),
         }
     }
 
@@ -226,6 +223,39 @@ impl Laws {
         }
     }
 
+    /// Bytes have left a side's socket for a pipe.
+    pub fn drawn(&mut self, key: Key, side: Side, bytes: u64) {
+        self.session(key).flows[side as usize].received += bytes;
+    }
+
+    pub fn spliced(&mut self, now: Now, key: Key, side: Side, moved: u64, how: Spliced) {
+        if moved > 0 {
+            self.dry = 0;
+        }
+        let session = self.session(key);
+        let step = session.sides[side as usize].receive.take();
+        if step.is_some_and(|step| !step.cancelled) {
+            session.touched_at = now;
+            if moved > 0 {
+                (session.delivered_at, session.hungry) = (now, false);
+            }
+        }
+        session.flows[side as usize].delivered += moved;
+        match how {
+            Spliced::Step(Splice::Ended) => {
+                let ways = &mut session.sides[side as usize];
+                ways.ended = true;
+                // A step may overtake the word of a send that kept a reset to itself.
+                ways.short |= ways.send.is_some();
+            }
+            Spliced::Step(Splice::SourceFailed(_)) => session.fails(side),
+            Spliced::Step(Splice::SinkFailed(_)) => {
+                session.sides[side.other() as usize].gone = true
+            }
+            _ => {}
+        }
+    }
+
     /// A command of the relay, before it is carried out.
     pub fn asks(&mut self, now: Now, key: Key, what: &Cmd, pool: &Pool, conns: &[Conn]) {
         let session = self.session(key);
@@ -239,9 +269,11 @@ impl Laws {
             }
             Cmd::CancelSend { side } => session.asks_to_cancel(|ways| &mut ways.send, side, what),
             Cmd::FinishWriting { side } => session.asks_to_finish(now, side, conns),
-            Cmd::Splice { .. } | Cmd::CancelSplice { .. } | Cmd::EndSplice { .. } => {
-                unreachable!("the simulated kernel does not splice, and the core was told so")
+            Cmd::Splice { side, .. } => session.asks_to_splice(side),
+            Cmd::CancelSplice { side } => {
+                session.asks_to_cancel(|ways| &mut ways.receive, side, what)
             }
+            Cmd::EndSplice { side } => session.asks_to_end_splice(side),
         }
     }
 
@@ -289,10 +321,10 @@ impl Laws {
         }
     }
 
-    pub fn closed(&mut self, now: Now, key: Key, reset: bool, conns: &[Conn], kernel: &Kernel) {
+    pub fn closed(&mut self, now: Now, key: Key, reset: bool, conns: &[Conn], busy: bool) {
         self.session(key);
         let session = self.sessions.remove(&key.place).expect("it was just looked at");
-        check(!kernel.works_for(key), law::SETTLED, || format!("user {}", session.user));
+        check(!busy, law::SETTLED, || format!("user {}", session.user));
         let Some(ended) = session.ended else {
             panic!("broken law: {}: user {} ends unreported", law::BOOKS, session.user);
         };
@@ -303,7 +335,7 @@ impl Laws {
         self.fates[session.user].diligent = session.diligent;
     }
 
-    pub fn turn_ends(&mut self, now: Now, pool: &Pool, kernel: &Kernel) {
+    pub fn turn_ends(&mut self, now: Now, pool: &Pool, kernel: &Kernel, pipes: &Pipes) {
         let held: usize = self.sessions.values().map(Session::blocks).sum();
         let out: usize = Class::ALL
             .map(|class| pool.blocks(class) - pool.free(class) - kernel.posted(class))
@@ -318,10 +350,24 @@ impl Laws {
             session.judge_deadline(now, &self.timeouts);
             session.judge_held();
         }
+        for (key, side) in pipes.lent() {
+            let session = self.session(key);
+            let used = session.sides[side as usize].receive.is_some();
+            check(used || session.is_ending(), law::PIPES, || {
+                format!("{key:?} {side:?} keeps one and does not use it")
+            });
+        }
     }
 
     /// Nothing moves any more until some time passes.
-    pub fn at_rest(&mut self, now: Now, pool: &Pool, kernel: &Kernel, conns: &[Conn]) {
+    pub fn at_rest(
+        &mut self,
+        now: Now,
+        pool: &Pool,
+        kernel: &Kernel,
+        pipes: &Pipes,
+        conns: &[Conn],
+    ) {
         let blocks = pool.free(Class::Small) + kernel.posted(Class::Small);
         for session in self.sessions.values_mut() {
             check(session.ordered.is_empty(), law::ORDERS, || format!("user {}", session.user));
@@ -329,6 +375,7 @@ impl Laws {
                 for side in Side::BOTH {
                     session.judge_starved(now, side, blocks);
                     session.judge_rest(side, conns);
+                    session.judge_pipe(side, pipes, conns);
                 }
             }
         }

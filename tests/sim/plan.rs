@@ -7,6 +7,7 @@ use lb::config::{Policy, Timeouts};
 
 use super::kernel::Temper;
 use super::peer::{End, Habits, How, Pace, Script, When};
+use super::pipes::Bounds;
 use super::random::Random;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,11 +20,13 @@ pub enum Weather {
     Starved,
     /// Backends come and go, refuse and hang; orders end sessions.
     Churn,
+    /// Long streams, and a few pipes for them.
+    Streams,
 }
 
 impl Weather {
-    pub const ALL: [Weather; 4] =
-        [Weather::Fair, Weather::Hostile, Weather::Starved, Weather::Churn];
+    pub const ALL: [Weather; 5] =
+        [Weather::Fair, Weather::Hostile, Weather::Starved, Weather::Churn, Weather::Streams];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -31,6 +34,7 @@ impl Weather {
             Weather::Hostile => "hostile",
             Weather::Starved => "starved",
             Weather::Churn => "churn",
+            Weather::Streams => "streams",
         }
     }
 }
@@ -45,11 +49,18 @@ pub struct Plan {
     pub large_blocks: usize,
     pub posted_first: usize,
     pub receive_cap: bool,
+    pub splice: bool,
+    pub pipes: Bounds,
     pub policy: Policy,
     pub timeouts: Timeouts,
     pub backends: usize,
+    /// What each end has to say, unless it has nothing to say.
+    pub bytes_min: u64,
     pub bytes_max: u64,
+    pub window_min: u64,
     pub window_max: u64,
+    /// Peers that read nothing for a while.
+    pub slow: u64,
     /// Peers that leave early.
     pub rude: u64,
     /// Peers that stop reading or never finish.
@@ -76,6 +87,8 @@ impl Plan {
             large_blocks: 64,
             posted_first: 64,
             receive_cap: random.half(),
+            splice: random.half(),
+            pipes: Bounds { pipes: 16, pipe_bytes: 1 << 20, step_bytes: 512 << 10 },
             policy: random.pick(&[Policy::RoundRobin, Policy::LeastSessions, Policy::SourceHash]),
             timeouts: Timeouts {
                 connect: Duration::from_secs(3),
@@ -85,8 +98,11 @@ impl Plan {
                 drain: Duration::from_secs(30),
             },
             backends: random.between(1, 5) as usize,
+            bytes_min: 1,
             bytes_max: if random.in_thousand(100) { 1024 * 1024 } else { 96 * 1024 },
+            window_min: 16,
             window_max: 256 * 1024,
+            slow: 200,
             rude: 0,
             lazy: 0,
             refused: 0,
@@ -102,13 +118,16 @@ impl Plan {
             Weather::Hostile => hostile(calm, random),
             Weather::Starved => starved(calm, random),
             Weather::Churn => churn(calm, random),
+            Weather::Streams => streams(calm, random),
         }
     }
 
     pub fn script(&self, random: &mut Random) -> Script {
         if random.half() {
-            let mut total =
-                || if random.in_thousand(100) { 0 } else { random.any_size(self.bytes_max) };
+            let mut total = || match random.in_thousand(100) {
+                true => 0,
+                false => random.any_size(self.bytes_max).max(self.bytes_min),
+            };
             return Script::AtOnce { up: total(), down: total() };
         }
         let rounds = random.any_size(30);
@@ -129,7 +148,7 @@ impl Plan {
             end: if random.half() { End::First } else { End::Last },
             leave: None,
         };
-        if random.in_thousand(200) {
+        if random.in_thousand(self.slow) {
             let short = random.any_time(Duration::from_secs(5));
             habits.stall = Some((random.any_size(self.bytes_max) - 1, Some(short)));
         }
@@ -151,7 +170,7 @@ impl Plan {
     }
 
     pub fn window(&self, random: &mut Random) -> u64 {
-        random.any_size(self.window_max).max(16)
+        random.any_size(self.window_max).max(self.window_min)
     }
 }
 
@@ -211,6 +230,30 @@ fn churn(calm: Plan, random: &mut Random) -> Plan {
         orders: random.below(20),
         changes: random.below(20),
         stops: random.in_thousand(300),
+        ..calm
+    }
+}
+
+fn streams(calm: Plan, random: &mut Random) -> Plan {
+    Plan {
+        users: random.between(1, 6) as usize,
+        seats: 6,
+        splice: true,
+        pipes: Bounds {
+            pipes: random.below(5) as usize,
+            pipe_bytes: random.between(4 << 10, 1 << 20),
+            step_bytes: random.between(16 << 10, 512 << 10),
+        },
+        bytes_min: random.pick(&[1, 512 << 10]),
+        bytes_max: 4 << 20,
+        window_min: random.pick(&[8 << 10, 128 << 10]),
+        window_max: 1 << 20,
+        slow: random.pick(&[100, 800]),
+        rude: random.below(600),
+        lazy: some(random, 300),
+        temper: temper(random),
+        orders: some(random, 4),
+        stops: random.in_thousand(100),
         ..calm
     }
 }

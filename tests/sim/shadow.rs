@@ -16,6 +16,7 @@ use lb::worker::link::Ended;
 
 use super::law::{self, check};
 use super::net::Conn;
+use super::pipes::Pipes;
 
 /// The bounds of `proxy::tcp` on the blocks that a flow may hold.
 const SMALL_HELD_MAX: usize = 16;
@@ -113,6 +114,32 @@ impl Session {
         check(held < most, law::BOUNDED, || format!("{held} of {most} blocks are held already"));
         (ways.starved, ways.passed_over) = (false, None);
         ways.receive = Some(InFlight::default());
+    }
+
+    /// A side was reset: it says no more, and nothing can be sent there.
+    pub fn fails(&mut self, side: Side) {
+        let ways = &mut self.sides[side as usize];
+        (ways.failed, ways.gone) = (true, true);
+        self.flows[side.other() as usize].waiting.clear();
+    }
+
+    pub fn asks_to_splice(&mut self, side: Side) {
+        let told = || format!("user {}: {side:?} is spliced", self.user);
+        let (from, to) = (&self.sides[side as usize], &self.sides[side.other() as usize]);
+        check(from.receive.is_none(), law::ONE_EACH, told);
+        check(!from.ended && !from.failed && !to.gone, law::AFTER_END, told);
+        let clear = self.flows[side as usize].blocks() == 0 && to.send.is_none();
+        check(clear, law::BYTES, told);
+        let ways = &mut self.sides[side as usize];
+        (ways.starved, ways.passed_over) = (false, None);
+        ways.receive = Some(InFlight::default());
+    }
+
+    pub fn asks_to_end_splice(&self, side: Side) {
+        let ways = &self.sides[side as usize];
+        check(ways.receive.is_none(), law::PIPES, || {
+            format!("user {}: {side:?} has a step under way", self.user)
+        });
     }
 
     pub fn asks_to_send(&mut self, side: Side, blocks: usize) {
@@ -239,16 +266,16 @@ impl Session {
             Some(at) if finished == 1 => self.touched_at.max(at).plus(timeouts.half_close),
             _ => self.touched_at.plus(timeouts.tcp_idle),
         };
-        let mut in_flight =
-            self.sides.iter().flat_map(|ways| ways.receive.iter().chain(&ways.send));
-        let ending = in_flight.all(|operation| operation.cancelled) && self.in_flight();
-        check(now < due.plus(TICK) || ending, law::DEADLINE, || {
+        check(now < due.plus(TICK) || self.is_ending(), law::DEADLINE, || {
             format!("user {} was due at {due:?}, it is {now:?}", self.user)
         });
     }
 
-    fn in_flight(&self) -> bool {
-        self.sides.iter().any(|ways| ways.receive.is_some() || ways.send.is_some())
+    /// Whether the core waits for nothing but what it has cancelled.
+    pub fn is_ending(&self) -> bool {
+        let mut in_flight =
+            self.sides.iter().flat_map(|ways| ways.receive.iter().chain(&ways.send)).peekable();
+        in_flight.peek().is_some() && in_flight.all(|operation| operation.cancelled)
     }
 
     pub fn judge_held(&self) {
@@ -274,6 +301,15 @@ impl Session {
         check(now < since.plus(STARVED_MAX + LATE), law::WAKE, || {
             format!("user {}: {side:?} waits for blocks, and {blocks} are free", self.user)
         });
+    }
+
+    /// What is in a pipe goes out as soon as it can.
+    pub fn judge_pipe(&self, side: Side, pipes: &Pipes, conns: &[Conn]) {
+        let held = pipes.held((self.key, side));
+        let to = &self.sides[side.other() as usize];
+        let conn = &conns[to.conn.expect("a session that relays has two connections")];
+        let stuck = held > 0 && !to.gone && conn.is_writable();
+        check(!stuck, law::WAKE, || format!("user {}: {side:?}: {held} in a pipe", self.user));
     }
 
     /// What keeps the flow from `side` from going on, when all is still?

@@ -15,7 +15,7 @@ use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::Snapshot;
 use lb::proxy::tcp::Features;
-use lb::proxy::{self, Event, Intake, Side};
+use lb::proxy::{self, Event, Intake, Side, Spliced, When};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::session::seats::Seats;
@@ -24,11 +24,12 @@ use lb::worker::dispatcher::{Books, Dispatcher, Parts};
 use lb::worker::link::{Order, WorkerEnd, link};
 
 use super::control::Control;
-use super::kernel::{Around, Done, Kernel, Kind, Op, Outcome, Tag, Work};
+use super::kernel::{Around, Done, Kernel, Kind, Op, Outcome, Tag, Until, Work};
 use super::law::{self, check};
 use super::laws::{Fate, Laws};
 use super::net::{Conn, Read};
 use super::peer::{End, Habits, Peer, Script};
+use super::pipes::{Pipes, Step};
 use super::plan::{Plan, Weather};
 use super::random::Random;
 
@@ -52,6 +53,8 @@ pub struct Story {
     /// Made of all completions and their times: two runs of one seed have the same.
     pub mark: u64,
     pub starved: u64,
+    /// Bytes that went through pipes.
+    pub spliced: u64,
 }
 
 pub struct World {
@@ -65,6 +68,7 @@ pub struct World {
     seats: Arc<Seats>,
     pool: Pool,
     kernel: Kernel,
+    pipes: Pipes,
     conns: Vec<Conn>,
     /// Connections that are not over.
     moving: Vec<usize>,
@@ -80,6 +84,7 @@ pub struct World {
     turns: u32,
     mark: u64,
     starved: u64,
+    spliced: u64,
     traced: bool,
 }
 
@@ -126,7 +131,7 @@ impl World {
             udp_seats: Arc::new(Seats::new(0)),
             report_sessions: true,
         })));
-        let features = Features { receive_cap: plan.receive_cap, splice: false };
+        let features = Features { receive_cap: plan.receive_cap, splice: plan.splice };
         let settings = Settings { features, timeouts: plan.timeouts };
         let now = Now::from_nanos(1_000_000_000);
         let users = (0..plan.users).map(|_| User::draw(&plan, now, &mut random)).collect();
@@ -138,6 +143,7 @@ impl World {
             seats,
             pool,
             kernel,
+            pipes: Pipes::new(plan.pipes),
             conns: Vec::new(),
             moving: Vec::new(),
             peers: Vec::new(),
@@ -150,6 +156,7 @@ impl World {
             turns: 0,
             mark: 0,
             starved: 0,
+            spliced: 0,
             traced,
             plan,
             random,
@@ -169,7 +176,7 @@ impl World {
                 continue;
             }
             busy_turns = 0;
-            self.laws.at_rest(self.now, &self.pool, &self.kernel, &self.conns);
+            self.laws.at_rest(self.now, &self.pool, &self.kernel, &self.pipes, &self.conns);
             let Some(next) = self.next_moment() else { break };
             check(next < LAST_MOMENT, law::PROGRESS, || {
                 format!("{} sessions are still there", self.core.live())
@@ -196,8 +203,8 @@ impl World {
         for done in done {
             self.complete(done);
         }
-        self.housekeep();
-        self.laws.turn_ends(self.now, &self.pool, &self.kernel);
+        moved |= self.housekeep();
+        self.laws.turn_ends(self.now, &self.pool, &self.kernel, &self.pipes);
         self.check_books();
         moved || !self.kernel.is_idle()
     }
@@ -238,7 +245,8 @@ impl World {
         let act = self.control.next_at();
         let core = self.core.next_deadline();
         let answer = self.kernel.next_answer();
-        let all = [peers, given_up.min(), arrival, act, core, answer];
+        let step = self.pipes.next_at();
+        let all = [peers, given_up.min(), arrival, act, core, answer, step];
         all.into_iter().flatten().min()
     }
 
@@ -338,13 +346,18 @@ impl World {
                 self.laws.connected(now, key, result, false);
                 self.core.connected(now, key, result, pool, &mut self.commands);
             }
+            (Kind::Splice(side), Outcome::Ready(Ok(()))) => self.splice((key, side)),
+            (Kind::Splice(side), Outcome::Ready(Err(_))) => {
+                self.spliced((key, side), (0, 0, Spliced::Stopped));
+            }
             other => unreachable!("{other:?}"),
         }
         self.take_reports();
         self.execute();
     }
 
-    fn housekeep(&mut self) {
+    /// False when no splice step was due.
+    fn housekeep(&mut self) -> bool {
         if let Some(snapshot) = self.worker.snapshots.changed() {
             self.laws.adopt(Arc::clone(&snapshot));
             self.books.borrow_mut().adopt(snapshot);
@@ -362,6 +375,13 @@ impl World {
         }
         self.take_reports();
         self.execute();
+        let mut stepped = false;
+        while let Some(step) = self.pipes.pop_due(self.now) {
+            stepped = true;
+            self.splice(step);
+            self.execute();
+        }
+        stepped
     }
 
     fn user_of(&self, order: Order) -> Option<usize> {
@@ -383,7 +403,11 @@ impl World {
                     self.kernel.cancel(Tag { kind: Kind::Connect, key });
                 }
                 Cmd::Close { key, reset } => {
-                    self.laws.closed(self.now, key, reset, &self.conns, &self.kernel);
+                    let busy = self.kernel.works_for(key) || self.pipes.works_for(key);
+                    self.laws.closed(self.now, key, reset, &self.conns, busy);
+                    for side in Side::BOTH {
+                        self.pipes.end((key, side));
+                    }
                     for conn in self.sockets[key.place as usize].iter_mut().filter_map(Option::take)
                     {
                         self.conns[conn].close(reset);
@@ -421,10 +445,51 @@ impl World {
             proxy::Cmd::FinishWriting { side } => self.conns[socket(side)].finish_writing(),
             proxy::Cmd::CancelReceive { side } => self.kernel.cancel(receive(side)),
             proxy::Cmd::CancelSend { side } => self.kernel.cancel(send(side)),
-            proxy::Cmd::Splice { .. }
-            | proxy::Cmd::CancelSplice { .. }
-            | proxy::Cmd::EndSplice { .. } => unreachable!("the laws have refused it"),
+            proxy::Cmd::Splice { side, when } => self.plan_splice((key, side), when),
+            proxy::Cmd::CancelSplice { side } => match self.pipes.forget((key, side)) {
+                true => self.spliced((key, side), (0, 0, Spliced::Stopped)),
+                false => self.kernel.cancel(Tag { kind: Kind::Splice(side), key }),
+            },
+            proxy::Cmd::EndSplice { side } => drop(self.pipes.end((key, side))),
         }
+    }
+
+    fn plan_splice(&mut self, step: Step, when: When) {
+        let (key, side) = step;
+        if !self.pipes.lend(step) {
+            return self.spliced(step, (0, 0, Spliced::Unavailable));
+        }
+        let (until, on) = match when {
+            When::NextTurn => return self.pipes.in_next_turn(step, self.now),
+            When::Soon => return self.pipes.soon(step, self.now),
+            When::Readable => (Until::Readable, side),
+            When::Writable => (Until::Writable, side.other()),
+        };
+        let conn = self.sockets[key.place as usize][on as usize];
+        let conn = conn.expect("a relay has two sockets");
+        let tag = Tag { kind: Kind::Splice(side), key };
+        self.kernel.submit(Op::new(tag, conn, Work::Wait { until }));
+    }
+
+    fn splice(&mut self, step: Step) {
+        let (key, side) = step;
+        let [source, sink] = [side, side.other()].map(|side| {
+            let conn = self.sockets[key.place as usize][side as usize];
+            conn.expect("a step is taken between two sockets")
+        });
+        let outcome = self.pipes.step(step, source, sink, &mut self.conns, &mut self.random);
+        self.laws.drawn(key, side, outcome.taken);
+        self.spliced += outcome.moved;
+        let how = Spliced::Step(outcome.how);
+        self.spliced(step, (outcome.moved, outcome.held as usize, how));
+    }
+
+    fn spliced(&mut self, (key, side): Step, (moved, held, how): (u64, usize, Spliced)) {
+        self.trace(|_| format!("spliced {key:?} {side:?} {moved} moved, {held} held, {how:?}"));
+        self.laws.spliced(self.now, key, side, moved, how);
+        let event = Event::Spliced { side, moved, held, how };
+        self.core.relayed(self.now, key, event, &mut self.pool, &mut self.commands);
+        self.take_reports();
     }
 
     fn connect(&mut self, key: Key, to: SocketAddr) {
@@ -509,7 +574,15 @@ impl World {
             check(once && told, law::BOOKS, || format!("user {user}: {fate:?}"));
         }
         self.check_deliveries();
-        Story { fates: self.laws.fates, turns: self.turns, mark: self.mark, starved: self.starved }
+        let kept = self.pipes.lent().next();
+        check(kept.is_none(), law::PIPES, || format!("{kept:?} at the end"));
+        Story {
+            fates: self.laws.fates,
+            turns: self.turns,
+            mark: self.mark,
+            starved: self.starved,
+            spliced: self.spliced,
+        }
     }
 
     /// Who was diligent, and served to the end, has heard everything and its end.
@@ -524,7 +597,7 @@ impl World {
             let right = conn.outward.read == said && peer.heard_end == Some(Read::End);
             check(right, law::BYTES, || {
                 let heard = conn.outward.read;
-                format!("{heard} of {said} bytes came to {:?} {}", conn.side, conn.user)
+                format!("{heard} of {said} bytes came to {peer:?} over {conn:?}")
             });
         }
     }

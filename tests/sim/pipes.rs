@@ -1,0 +1,170 @@
+//! Splicing without a kernel: pipes on loan, steps that wait for their time, and what a step moves from
+//! one socket to the other. Plays `worker::splices` and `ring::pipe`; a pipe holds numbers of bytes, of
+//! which the places say what they look like.
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use lb::base::time::Now;
+use lb::proxy::{Side, Splice};
+use lb::worker::core::Key;
+
+use super::law::{self, check};
+use super::net::{Conn, Read};
+use super::random::Random;
+
+/// The moment of `When::Soon`, by `worker::splices`.
+const MOMENT: Duration = Duration::from_micros(200);
+
+/// A step: the session and the side that is read from.
+pub type Step = (Key, Side);
+
+/// A pipe between two sockets.
+struct Pipe {
+    step: Step,
+    /// The place in the source's stream of the first byte held.
+    from: u64,
+    held: u64,
+}
+
+/// What the pipes of a run are like.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Pipes that there are.
+    pub pipes: usize,
+    /// What each can hold.
+    pub pipe_bytes: u64,
+    /// What one step moves.
+    pub step_bytes: u64,
+}
+
+pub struct Pipes {
+    bounds: Bounds,
+    lent: Vec<Pipe>,
+    /// Steps that wait for the next turn, or for a moment to pass.
+    waiting: Vec<(Step, Now)>,
+}
+
+/// What a step has done.
+pub struct Outcome {
+    /// Bytes that have left the source.
+    pub taken: u64,
+    pub moved: u64,
+    pub held: u64,
+    pub how: Splice,
+}
+
+impl Pipes {
+    pub fn new(bounds: Bounds) -> Pipes {
+        Pipes { bounds, lent: Vec::new(), waiting: Vec::new() }
+    }
+
+    /// Sees to it that the flow has a pipe. False: there is none to be had.
+    pub fn lend(&mut self, step: Step) -> bool {
+        let has = self.lent.iter().any(|pipe| pipe.step == step);
+        let may = self.lent.len() < self.bounds.pipes;
+        if !has && may {
+            self.lent.push(Pipe { step, from: 0, held: 0 });
+        }
+        has || may
+    }
+
+    /// The flow needs its pipe no more; how many bytes went with it.
+    pub fn end(&mut self, step: Step) -> u64 {
+        let place = self.lent.iter().position(|pipe| pipe.step == step);
+        place.map_or(0, |place| self.lent.swap_remove(place).held)
+    }
+
+    pub fn in_next_turn(&mut self, step: Step, now: Now) {
+        self.waiting.push((step, now));
+    }
+
+    pub fn soon(&mut self, step: Step, now: Now) {
+        self.waiting.push((step, now.plus(MOMENT)));
+    }
+
+    /// Forgets a step that has not begun; false when it does not wait here.
+    pub fn forget(&mut self, step: Step) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain(|(waiting, _)| *waiting != step);
+        self.waiting.len() < before
+    }
+
+    pub fn next_at(&self) -> Option<Now> {
+        self.waiting.iter().map(|(_, at)| *at).min()
+    }
+
+    /// A step whose time has come.
+    pub fn pop_due(&mut self, now: Now) -> Option<Step> {
+        let place = self.waiting.iter().position(|(_, at)| now >= *at)?;
+        Some(self.waiting.swap_remove(place).0)
+    }
+
+    /// Bytes that are between the two sockets.
+    pub fn held(&self, step: Step) -> u64 {
+        self.lent.iter().find(|pipe| pipe.step == step).map_or(0, |pipe| pipe.held)
+    }
+
+    /// Whether anything is left of this session.
+    pub fn works_for(&self, key: Key) -> bool {
+        self.waiting.iter().any(|((waiting, _), _)| *waiting == key)
+    }
+
+    /// The flows that have one.
+    pub fn lent(&self) -> impl Iterator<Item = Step> + '_ {
+        self.lent.iter().map(|pipe| pipe.step)
+    }
+
+    /// Takes a step between the two sockets, which moves less than it could now and then.
+    pub fn step(
+        &mut self,
+        step: Step,
+        source: usize,
+        sink: usize,
+        conns: &mut [Conn],
+        random: &mut Random,
+    ) -> Outcome {
+        let bounds = self.bounds;
+        let pipe = self.lent.iter_mut().find(|pipe| pipe.step == step);
+        let Some(pipe) = pipe else {
+            panic!("broken law: {}: {step:?} has no pipe", law::PIPES);
+        };
+        let (mut taken, mut moved) = (0, 0);
+        let how = loop {
+            if moved >= bounds.step_bytes {
+                break Splice::Moved;
+            }
+            if pipe.held == 0 {
+                pipe.from = conns[source].inward.read;
+                match conns[source].read(bounds.pipe_bytes.min(random.any_size(1 << 20))) {
+                    Read::Bytes(count) => (pipe.held, taken) = (count, taken + count),
+                    Read::Later => break Splice::Empty,
+                    Read::End => break Splice::Ended,
+                    Read::Failed(errno) => break Splice::SourceFailed(errno),
+                }
+            }
+            match pipe.empty(&mut conns[sink], random) {
+                Ok(count) => moved += count,
+                Err(Errno::EAGAIN) => break Splice::Full,
+                Err(errno) => break Splice::SinkFailed(errno),
+            }
+        };
+        Outcome { taken, moved, held: pipe.held, how }
+    }
+}
+
+impl Pipe {
+    fn empty(&mut self, sink: &mut Conn, random: &mut Random) -> Result<u64, Errno> {
+        let place = sink.outward.written;
+        let count =
+            sink.write(if random.half() { self.held } else { random.any_size(self.held) })?;
+        if count == 0 {
+            return Err(Errno::EAGAIN);
+        }
+        let right = sink.outward_stream().from == self.step.1 && place == self.from;
+        check(right, law::BYTES, || format!("{:?}: {} is put at {place}", self.step, self.from));
+        (self.from, self.held) = (self.from + count, self.held - count);
+        Ok(count)
+    }
+}
