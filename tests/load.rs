@@ -24,6 +24,7 @@ fn load(protocol: Protocol, to: SocketAddr) -> Load {
         connections: 4,
         size: 64,
         window: 1,
+        gso: false,
         rate: None,
         warmup: Duration::ZERO,
         duration: Duration::from_millis(200),
@@ -93,6 +94,17 @@ fn streams_are_whole_in_every_direction() {
         assert_eq!(tally.errors(), 0, "{kind:?}: {:?}", tally.faults);
         assert_eq!((tally.bytes_sent > 0, tally.bytes_received > 0), (up, down), "{kind:?}");
         assert!(outcome.invalid.is_none());
+    }
+}
+
+#[test]
+fn datagrams_that_are_sent_together_come_back_in_order_and_once() {
+    for (size, window) in [(64, 32), (1_200, 32), (1_200, 7), (4_096, 40)] {
+        let outcome = honest(Protocol::Udp, |load| {
+            (load.size, load.connections, load.window, load.gso) = (size, 4, window, true);
+        });
+        all_right(&outcome);
+        assert!(outcome.tally.requests > 0, "size {size}");
     }
 }
 

@@ -110,10 +110,15 @@ impl Line {
     }
 }
 
-/// A datagram socket that talks to one address only.
-pub fn datagram_socket(to: SocketAddr) -> io::Result<OwnedFd> {
+/// A datagram socket that talks to one address only. With `segment`, long sends are cut into datagrams
+/// of so many bytes and what comes in may be several of them (udp(7), UDP_SEGMENT and UDP_GRO).
+pub fn datagram_socket(to: SocketAddr, segment: Option<usize>) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
     widen(&socket);
+    if let Some(bytes) = segment {
+        setsockopt(&socket, sockopt::UdpGsoSegment, &(bytes as i32))?;
+        setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
+    }
     socket.connect(&to.into())?;
     Ok(socket.into())
 }

@@ -61,6 +61,8 @@ pub struct Load {
     pub size: usize,
     /// Datagrams under way on a flow.
     pub window: usize,
+    /// A flow's datagrams are sent together as one segmented send (UDP_SEGMENT) and taken together.
+    pub gso: bool,
     /// Requests a second on a schedule; `None` asks again as soon as the reply is there.
     pub rate: Option<u64>,
     pub warmup: Duration,
@@ -131,6 +133,10 @@ impl Load {
         if self.protocol == Protocol::Udp && self.size > driver::DATAGRAM_BYTES_MAX {
             let most = driver::DATAGRAM_BYTES_MAX;
             return Err(format!("a datagram has at most {most} bytes here"));
+        }
+        if self.gso && (self.protocol != Protocol::Udp || self.size > driver::SEGMENT_BYTES_MAX) {
+            let most = driver::SEGMENT_BYTES_MAX;
+            return Err(format!("segmented sends are for datagrams of at most {most} bytes"));
         }
         if self.connections.saturating_mul(self.window).saturating_mul(self.request_bytes())
             > LOAD_BYTES_MAX

@@ -28,6 +28,8 @@ pub struct Report {
     pub connections: usize,
     pub size_bytes: usize,
     pub window: usize,
+    /// Datagrams were sent and taken together.
+    pub gso: bool,
     pub threads: usize,
     /// Requests a second that were planned; `null` in a closed loop.
     pub rate_planned: Option<u64>,
@@ -136,6 +138,7 @@ impl Report {
             connections: load.connections,
             size_bytes: load.request_bytes(),
             window: load.window,
+            gso: load.gso,
             threads: load.threads,
             rate_planned: load.rate,
             seconds,
@@ -385,6 +388,7 @@ pub(super) mod tests {
             connections: 64,
             size: 64,
             window: 1,
+            gso: false,
             rate: None,
             warmup: Duration::ZERO,
             duration: Duration::from_secs(2),

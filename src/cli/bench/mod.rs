@@ -112,6 +112,10 @@ struct Run {
     /// Datagrams under way on a flow.
     #[arg(long, value_name = "N", default_value_t = 1)]
     window: usize,
+    /// Send a flow's datagrams together, for the kernel to cut (UDP_SEGMENT), and take replies
+    /// together (UDP_GRO). Use with a window.
+    #[arg(long)]
+    gso: bool,
     /// How long a reply may take before it counts as lost.
     #[arg(long, value_name = "T", default_value = "2s", value_parser = duration)]
     timeout: Duration,
@@ -247,6 +251,7 @@ impl Run {
             connections: self.connections,
             size: self.size,
             window: self.window,
+            gso: self.gso,
             rate: self.rate,
             warmup: self.warmup,
             duration: self.duration,

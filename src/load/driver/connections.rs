@@ -44,7 +44,8 @@ impl Driver<'_> {
         };
         (line.since, line.sent) = (self.now, self.now);
         if self.load.protocol == Protocol::Udp {
-            line.socket = Some(line::datagram_socket(self.load.to)?);
+            line.socket =
+                Some(line::datagram_socket(self.load.to, self.load.gso.then_some(self.load.size))?);
             self.connected(slot);
             return Ok(());
         }

@@ -39,6 +39,10 @@ const ENDING_MAX: Duration = Duration::from_secs(5);
 const BURST_BYTES: u32 = 1 << 20;
 /// A datagram is sent from one large block and received into one.
 pub const DATAGRAM_BYTES_MAX: usize = 65_507;
+/// A datagram of a segmented send is written into one small block.
+pub const SEGMENT_BYTES_MAX: usize = SMALL_BYTES;
+/// Datagrams of one segmented send at most; the kernel's own limit was 64 for long.
+const SEGMENTS_MAX: usize = 32;
 
 /// What one thread brings back.
 pub struct Part {
@@ -139,7 +143,7 @@ impl<'a> Driver<'a> {
             content,
             flood,
             head: Vec::new(),
-            large_replies: first_class(load) == Class::Large,
+            large_replies: load.gso || first_class(load) == Class::Large,
             plan: None,
             tally: Tally::new(),
             now: Now::read(),

@@ -8,7 +8,7 @@ use super::super::plan;
 use super::super::tally::Fault;
 use super::super::web::{Payload, Response};
 use super::super::{Shape, blocks};
-use super::{DATAGRAM, Driver, SEND, tag};
+use super::{DATAGRAM, DATAGRAM_BYTES_MAX, Driver, SEGMENTS_MAX, SEND, tag};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
 use crate::ring::pool::{Buf, Chain, SMALL_BYTES};
@@ -77,6 +77,7 @@ impl Driver<'_> {
                 web.request(request, &mut self.head);
                 self.send_web(slot);
             }
+            Talk::Flow(_) if self.load.gso && !planned => while self.ask_train(slot, since) {},
             Talk::Flow(_) => {
                 while self.ask_datagram(slot, since) && !planned {}
                 let line = &self.lines[slot as usize];
@@ -151,24 +152,40 @@ impl Driver<'_> {
     }
 
     /// Sends one datagram; false when there is no room for it.
-    pub(super) fn ask_datagram(&mut self, slot: u32, since: Now) -> bool {
+    fn ask_datagram(&mut self, slot: u32, since: Now) -> bool {
+        let mut chain = Chain::EMPTY;
+        self.write_datagram(slot, since, &mut chain) && self.send_flight(slot, chain)
+    }
+
+    /// Sends as many datagrams as have room, in one segmented send; false when none has.
+    fn ask_train(&mut self, slot: u32, since: Now) -> bool {
+        let most = SEGMENTS_MAX.min(DATAGRAM_BYTES_MAX / self.load.size);
+        let mut chain = Chain::EMPTY;
+        let count = (0..most).take_while(|_| self.write_datagram(slot, since, &mut chain)).count();
+        count > 0 && self.send_flight(slot, chain)
+    }
+
+    /// Writes a flow's next datagram behind a chain; false when there is no room for it.
+    fn write_datagram(&mut self, slot: u32, since: Now, chain: &mut Chain) -> bool {
         if !self.has_blocks() {
             self.starved.push(slot);
             return false;
         }
-        let line = &mut self.lines[slot as usize];
-        let Talk::Flow(flow) = &mut line.talk else { return false };
-        let Some(socket) = socket_of(&line.socket) else { return false };
+        let Talk::Flow(flow) = &mut self.lines[slot as usize].talk else { return false };
         let Some(head) = flow.request(since, self.now) else { return false };
-        let mut chain = Chain::EMPTY;
         let position = content_position(head.connection, head.sequence) + HEAD_BYTES as u64;
         let (pool, count) = (self.ring.pool_mut(), self.load.size - HEAD_BYTES);
         let bytes = head.encode();
-        if blocks::write_with_content(pool, &mut chain, &bytes, &self.content, position, count)
-            .is_err()
-        {
+        blocks::write_with_content(pool, chain, &bytes, &self.content, position, count).is_ok()
+    }
+
+    /// Sends what was written; false when the flow has no socket.
+    fn send_flight(&mut self, slot: u32, mut chain: Chain) -> bool {
+        let line = &mut self.lines[slot as usize];
+        let Some(socket) = socket_of(&line.socket) else {
+            self.ring.pool_mut().give_back_chain(chain.take());
             return false;
-        }
+        };
         let outgoing = chain.outgoing();
         let flight = self.flights_free.pop().unwrap_or_else(|| {
             self.flights.push((slot, Chain::EMPTY));
@@ -285,16 +302,7 @@ impl Driver<'_> {
                     Err(fault) => self.fault(slot, fault),
                 }
             }
-            Talk::Flow(flow) => {
-                let (reply, fault) = flow.received(&self.content, bytes);
-                if let Some(fault) = fault {
-                    self.tally.fault(fault);
-                }
-                if let Some(reply) = reply {
-                    self.lines[slot as usize].since = reply.since;
-                    self.answered(slot, reply.backend, self.load.size as u64);
-                }
-            }
+            Talk::Flow(_) => self.take_datagrams(slot, buf),
             Talk::Stream(stream) => match stream.received(&self.content, bytes) {
                 Ok(count) => {
                     line.home.answered_by(stream.backend(), &mut self.tally);
@@ -307,8 +315,39 @@ impl Driver<'_> {
         }
     }
 
-    /// A whole, right reply of so many bytes.
+    /// Looks at what came in on a flow: a datagram, or several that the kernel put together.
+    fn take_datagrams(&mut self, slot: u32, buf: &Buf) {
+        let each = if self.load.gso { self.load.size } else { buf.len() };
+        let mut answered = false;
+        for start in (0..buf.len()).step_by(each) {
+            let bytes = &self.ring.pool().bytes(buf)[start..buf.len().min(start + each)];
+            let Talk::Flow(flow) = &mut self.lines[slot as usize].talk else { return };
+            let (reply, fault) = flow.received(&self.content, bytes);
+            if let Some(fault) = fault {
+                self.tally.fault(fault);
+            }
+            if let Some(reply) = reply {
+                self.lines[slot as usize].since = reply.since;
+                self.count_answer(slot, reply.backend, self.load.size as u64);
+                answered = true;
+            }
+        }
+        if answered {
+            self.next(slot);
+        }
+    }
+
+    /// A whole, right reply of so many bytes: the next request, or the end of a short connection.
     fn answered(&mut self, slot: u32, backend: u32, received: u64) {
+        self.count_answer(slot, backend, received);
+        if self.load.shape == Shape::Churn {
+            self.end(slot);
+        } else {
+            self.next(slot);
+        }
+    }
+
+    fn count_answer(&mut self, slot: u32, backend: u32, received: u64) {
         let line = &mut self.lines[slot as usize];
         if self.measuring {
             self.tally.answered(self.now.since(line.since));
@@ -319,11 +358,6 @@ impl Driver<'_> {
             self.tally.answered_by(backend);
         } else if line.home.answered_by(backend, &mut self.tally) {
             self.tally.fault(Fault::Moved);
-        }
-        if self.load.shape == Shape::Churn {
-            self.end(slot);
-        } else {
-            self.next(slot);
         }
     }
 

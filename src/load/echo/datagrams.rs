@@ -1,4 +1,5 @@
-//! Echo backends for datagrams: as many as wait are taken with one call and sent back with another.
+//! Echo backends for datagrams: as many as wait are taken with one call and sent back with another,
+//! and those that the kernel handed over as one (UDP_GRO) go back as one (UDP_SEGMENT).
 //! Blocking calls, because a batch of datagrams costs less this way than as single operations.
 
 use std::io::{IoSlice, IoSliceMut};
@@ -8,7 +9,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{
-    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg,
+    sendmmsg, sendmsg, setsockopt, sockopt,
 };
 
 use crate::load::message::{BACKEND_AT, HEAD_BYTES, Head};
@@ -21,6 +23,10 @@ const DATAGRAM_BYTES: usize = 65_507;
 /// Serves until `stop` is written.
 pub fn serve(sockets: &[UdpSocket], stop: &EventFd) {
     let mut batch = Batch::new();
+    for socket in sockets {
+        // Without it they come one by one, which is right as well.
+        let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
+    }
     loop {
         let mut ready: Vec<PollFd> =
             sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
@@ -42,14 +48,25 @@ struct Batch {
     memory: Vec<u8>,
     headers: MultiHeaders<SockaddrStorage>,
     answers: MultiHeaders<SockaddrStorage>,
+    taken: Vec<Taken>,
+}
+
+/// What one place of the memory holds.
+#[derive(Clone, Copy)]
+struct Taken {
+    bytes: usize,
+    from: Option<SockaddrStorage>,
+    /// The length of each datagram but the last, when there are several.
+    segment: Option<u16>,
 }
 
 impl Batch {
     fn new() -> Batch {
         Batch {
             memory: vec![0; BATCH * DATAGRAM_BYTES],
-            headers: MultiHeaders::preallocate(BATCH, None),
+            headers: MultiHeaders::preallocate(BATCH, Some(nix::cmsg_space!(i32))),
             answers: MultiHeaders::preallocate(BATCH, None),
+            taken: Vec::with_capacity(BATCH),
         }
     }
 
@@ -57,42 +74,60 @@ impl Batch {
     /// datagrams may be.
     fn echo(&mut self, socket: &UdpSocket) {
         let number = socket.local_addr().map_or(0, |address| u32::from(address.port()));
-        let mut sizes = [0; BATCH];
-        let mut from = [None; BATCH];
-        let count = {
-            let mut places: Vec<[IoSliceMut; 1]> = self
-                .memory
-                .chunks_mut(DATAGRAM_BYTES)
-                .map(|place| [IoSliceMut::new(place)])
-                .collect();
-            let flags = MsgFlags::MSG_DONTWAIT;
-            let Ok(taken) =
-                recvmmsg(socket.as_raw_fd(), &mut self.headers, places.iter_mut(), flags, None)
-            else {
-                return;
-            };
-            let mut count = 0;
-            for message in taken {
-                sizes[count] = message.bytes;
-                from[count] = message.address;
-                count += 1;
-            }
-            count
-        };
-        for (place, size) in self.memory.chunks_mut(DATAGRAM_BYTES).zip(sizes).take(count) {
-            stamp(&mut place[..size], number);
+        self.take(socket);
+        for (place, taken) in self.memory.chunks_mut(DATAGRAM_BYTES).zip(&self.taken) {
+            let each = taken.segment.map_or(DATAGRAM_BYTES, usize::from);
+            place[..taken.bytes].chunks_mut(each).for_each(|datagram| stamp(datagram, number));
         }
-        let answers: Vec<[IoSlice; 1]> = self
-            .memory
-            .chunks(DATAGRAM_BYTES)
-            .zip(sizes)
-            .take(count)
-            .map(|(place, size)| [IoSlice::new(&place[..size])])
-            .collect();
-        let none: [ControlMessage; 0] = [];
+        let mut next = 0;
+        while next < self.taken.len() {
+            next += self.answer(socket, next);
+        }
+    }
+
+    fn take(&mut self, socket: &UdpSocket) {
+        self.taken.clear();
+        let mut places: Vec<[IoSliceMut; 1]> =
+            self.memory.chunks_mut(DATAGRAM_BYTES).map(|place| [IoSliceMut::new(place)]).collect();
         let flags = MsgFlags::MSG_DONTWAIT;
-        let _ =
-            sendmmsg(socket.as_raw_fd(), &mut self.answers, &answers, &from[..count], none, flags);
+        let Ok(messages) =
+            recvmmsg(socket.as_raw_fd(), &mut self.headers, places.iter_mut(), flags, None)
+        else {
+            return;
+        };
+        for message in messages {
+            let segment = message.cmsgs().ok().and_then(|mut notes| {
+                notes.find_map(|note| match note {
+                    ControlMessageOwned::UdpGroSegments(bytes) => u16::try_from(bytes).ok(),
+                    _ => None,
+                })
+            });
+            let segment = segment.filter(|segment| (1..message.bytes).contains(&(*segment).into()));
+            self.taken.push(Taken { bytes: message.bytes, from: message.address, segment });
+        }
+    }
+
+    /// Sends back what stands at `first`, and what follows if one call can do that; says how many.
+    fn answer(&mut self, socket: &UdpSocket, first: usize) -> usize {
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let place = |at: usize, taken: &Taken| {
+            let start = at * DATAGRAM_BYTES;
+            IoSlice::new(&self.memory[start..start + taken.bytes])
+        };
+        if let Taken { segment: Some(segment), from: Some(from), .. } = &self.taken[first] {
+            let note = [ControlMessage::UdpGsoSegments(segment)];
+            let train = [place(first, &self.taken[first])];
+            let _ = sendmsg(socket.as_raw_fd(), &train, &note, flags, Some(from));
+            return 1;
+        }
+        let singles = self.taken[first..].iter().take_while(|taken| taken.segment.is_none());
+        let (answers, to): (Vec<[IoSlice; 1]>, Vec<_>) = singles
+            .enumerate()
+            .map(|(behind, taken)| ([place(first + behind, taken)], taken.from))
+            .unzip();
+        let none: [ControlMessage; 0] = [];
+        let _ = sendmmsg(socket.as_raw_fd(), &mut self.answers, &answers, &to, none, flags);
+        answers.len().max(1)
     }
 }
 
