@@ -1,0 +1,124 @@
+//! A worker's core on a kernel that grants everything at once. Owns the sessions that the benchmarks and
+//! the fixed scripts play; what they measure is the core's own work and that of its books.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use lb::balance::{Balancer, Turns};
+use lb::base::publish::Publisher;
+use lb::base::time::Now;
+use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::config::{Policy, Timeouts};
+use lb::proxy::tcp::Features;
+use lb::proxy::{self, Event, Received, Side};
+use lb::ring::pool::{Class, Pool};
+use lb::session::seats::Seats;
+use lb::worker::core::{Cmd, Core, Key, Settings};
+use lb::worker::dispatcher::{Dispatcher, Parts};
+use lb::worker::link::{ControlEnd, link};
+
+const SESSIONS: usize = 1_000;
+const NOW: Now = Now::from_nanos(1_000_000_000);
+
+pub struct Stage {
+    core: Core,
+    pool: Pool,
+    out: Vec<Cmd>,
+    /// Kept, so that reports have somewhere to go.
+    _control: ControlEnd,
+}
+
+impl Stage {
+    pub fn new() -> Stage {
+        let urgent = Arc::new(tokio::sync::Notify::new());
+        let publisher = Publisher::new(Snapshot::default());
+        let (control, end) =
+            link(0, SESSIONS, publisher.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
+        let mut dispatcher = Dispatcher::new(Parts {
+            balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
+            shard: end.shard,
+            metrics: Arc::clone(&end.metrics),
+            all_metrics: Arc::from([end.metrics]),
+            reports: end.reports,
+            urgent,
+            seats: Arc::new(Seats::new(SESSIONS)),
+            udp_seats: Arc::new(Seats::new(0)),
+            report_sessions: false,
+        });
+        dispatcher.adopt(Arc::new(snapshot(3)));
+        let features = Features { receive_cap: true, splice: false };
+        let settings = Settings { features, timeouts: Timeouts::default() };
+        let core = Core::new(settings, Rc::new(RefCell::new(dispatcher)), NOW);
+        Stage { core, pool: Pool::new(256, 16), out: Vec::with_capacity(64), _control: control }
+    }
+
+    /// A user who is connected to a backend.
+    pub fn session(&mut self) -> Key {
+        let user: SocketAddr = ([192, 0, 2, 1], 1_000).into();
+        let key = self.core.accepted(NOW, user, &mut self.out).expect("a backend for the user");
+        self.obey();
+        key
+    }
+
+    /// Bytes from one side, which the other takes.
+    pub fn bytes(&mut self, key: Key, side: Side, class: Class, bytes: &[u8]) {
+        let mut buf = self.pool.take(class).expect("a free block");
+        self.pool.append(&mut buf, bytes);
+        let more = class == Class::Small;
+        self.received(key, side, Received::Data(buf), more);
+    }
+
+    /// Both sides finish, and the session is over.
+    pub fn finish(&mut self, key: Key) {
+        for side in Side::BOTH {
+            self.received(key, side, Received::End, false);
+        }
+        assert_eq!(self.core.live(), 0, "the session has ended");
+    }
+
+    fn received(&mut self, key: Key, side: Side, what: Received, more: bool) {
+        let event = Event::Received { side, what, more, nonempty: false };
+        self.relayed(key, event);
+        self.obey();
+    }
+
+    fn relayed(&mut self, key: Key, event: Event) {
+        self.core.relayed(NOW, key, event, &mut self.pool, &mut self.out);
+    }
+
+    /// Does what was commanded, and what comes of it.
+    fn obey(&mut self) {
+        let mut next = 0;
+        while let Some(command) = self.out.get(next).copied() {
+            next += 1;
+            match command {
+                Cmd::Connect { key, .. } => {
+                    self.core.connected(NOW, key, Ok(()), &mut self.pool, &mut self.out);
+                }
+                Cmd::Relay { key, what: proxy::Cmd::Send { side, what } } => {
+                    let bytes: usize = self.pool.pieces(what).map(<[u8]>::len).sum();
+                    self.relayed(key, Event::Sent { side, result: Ok(bytes as u32) });
+                }
+                _ => {}
+            }
+        }
+        self.out.clear();
+    }
+}
+
+/// Backends of one weight, in rotation.
+pub fn snapshot(count: u16) -> Snapshot {
+    let backends = (0..count).map(|place| Backend {
+        id: BackendId(u32::from(place) + 1),
+        slot: place,
+        protocol: Protocol::Tcp,
+        address: ([10, 0, (place >> 8) as u8, place as u8], 80).into(),
+        weight: 1,
+        name: None,
+        standing: Standing::Serving,
+    });
+    let rotations = [(0..count).collect(), vec![], vec![]];
+    Snapshot { version: 1, backends: backends.collect(), rotations }
+}
