@@ -1,0 +1,78 @@
+//! Fixed scripts for the pieces on the path of every byte: the work is the same in every run, so that
+//! `bench/instructions` can count it.
+//!
+//! `script NAME UNITS` plays one of them; without arguments each is played once, to see that it works.
+
+#[path = "../micro/stage.rs"]
+mod stage;
+
+use std::hint::black_box;
+
+use lb::http::Limits;
+use lb::http::head::{self, Space};
+use lb::proxy::Side;
+use lb::ring::pool::Class;
+use stage::Stage;
+
+const MESSAGE: [u8; 64] = [7; 64];
+const HEAD: &[u8] = b"GET /item/42?full=yes HTTP/1.1\r\nhost: example\r\nuser-agent: curl/8\r\n\
+accept: */*\r\naccept-encoding: gzip\r\ncookie: session=0123456789abcdef\r\n\r\n";
+
+/// By name: what is done so many times.
+type Script = fn(usize);
+const SCRIPTS: [(&str, Script); 4] =
+    [("request", requests), ("session", sessions), ("stream", stream), ("head", heads)];
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let Some(name) = arguments.next() else {
+        SCRIPTS.into_iter().for_each(|(_, script)| script(1));
+        return;
+    };
+    let units = arguments.next().and_then(|units| units.parse().ok()).unwrap_or(1);
+    let script = SCRIPTS.into_iter().find(|(known, _)| *known == name);
+    let (_, script) = script.expect("the name of a script");
+    script(units);
+}
+
+/// A small message and its answer, in a session that stands.
+fn requests(units: usize) {
+    let mut stage = Stage::new();
+    let key = stage.session();
+    for _ in 0..units {
+        stage.bytes(key, Side::Client, Class::Small, &MESSAGE);
+        stage.bytes(key, Side::Backend, Class::Small, &MESSAGE);
+    }
+    stage.finish(key);
+}
+
+/// A user who comes, asks once and goes.
+fn sessions(units: usize) {
+    let mut stage = Stage::new();
+    for _ in 0..units {
+        let key = stage.session();
+        stage.bytes(key, Side::Client, Class::Small, &MESSAGE);
+        stage.bytes(key, Side::Backend, Class::Small, &MESSAGE);
+        stage.finish(key);
+    }
+}
+
+/// A large block of a stream. Its bytes are the kernel's business, so there are few.
+fn stream(units: usize) {
+    let mut stage = Stage::new();
+    let key = stage.session();
+    for _ in 0..units {
+        stage.bytes(key, Side::Backend, Class::Large, &MESSAGE);
+    }
+    stage.finish(key);
+}
+
+/// The head of a request is read.
+fn heads(units: usize) {
+    let limits = Limits::default();
+    for _ in 0..units {
+        let mut space = Space::new();
+        let head = head::request(black_box(HEAD), 0, &limits, &mut space);
+        black_box(head.expect("a valid head").expect("a whole head").length);
+    }
+}
