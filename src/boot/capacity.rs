@@ -11,8 +11,10 @@ use crate::config::keys::SESSIONS_MAX;
 pub const SESSIONS_DEFAULT: usize = 100_000;
 /// A TCP session: the user's connection and the backend's.
 pub const DESCRIPTORS_PER_SESSION: u64 = 2;
-/// Of the descriptors, this part may go to sockets towards UDP backends unless that is configured.
+/// Of the descriptors, this part may go to sockets towards UDP backends unless that is configured,
 const UDP_SHARE: u64 = 4;
+/// or less where TCP sessions are configured that need them, but these are kept back.
+const UDP_SOCKETS_LEAST: u64 = 64;
 /// `net.ipv4.ip_local_port_range` where nobody has set it.
 const PORTS_USUAL: (usize, usize) = (32_768, 60_999);
 /// A worker: its ring, its wake-up, its spare descriptor and a listener for each user door.
@@ -22,20 +24,31 @@ const DESCRIPTORS_BESIDE: u64 = 256;
 
 /// How many TCP sessions `descriptors` are enough for.
 pub fn sessions_for(descriptors: u64, config: &Config) -> usize {
-    let for_udp = udp_sockets_for(descriptors, config) as u64;
-    let for_tcp = descriptors.saturating_sub(beside_sessions(config)).saturating_sub(for_udp);
-    usize::try_from(for_tcp / DESCRIPTORS_PER_SESSION).unwrap_or(usize::MAX)
+    let left = descriptors.saturating_sub(beside_sessions(config));
+    let for_udp = match (config.limits.udp_sockets, config.limits.sessions) {
+        (0, 1..) => udp_sockets_least(config),
+        _ => udp_sockets_for(descriptors, config) as u64,
+    };
+    usize::try_from(left.saturating_sub(for_udp) / DESCRIPTORS_PER_SESSION).unwrap_or(usize::MAX)
 }
 
 /// How many sockets towards UDP backends there may be, all workers together: as configured, or else
-/// what the UDP sessions can need, as far as the local ports and a part of the descriptors reach.
+/// what the UDP sessions can need, as far as the local ports and the descriptors reach that TCP
+/// sessions leave.
 pub fn udp_sockets_for(descriptors: u64, config: &Config) -> usize {
     let most = udp_sockets_most(config);
     if config.limits.udp_sockets > 0 {
         return most;
     }
-    let share = descriptors.saturating_sub(beside_sessions(config)) / UDP_SHARE;
-    most.min(usize::try_from(share).unwrap_or(usize::MAX))
+    let left = descriptors.saturating_sub(beside_sessions(config));
+    let for_tcp = config.limits.sessions as u64 * DESCRIPTORS_PER_SESSION;
+    let share = (left / UDP_SHARE).min(left.saturating_sub(for_tcp));
+    most.min(usize::try_from(share.max(udp_sockets_least(config))).unwrap_or(usize::MAX))
+}
+
+/// How many sockets are kept back for UDP backends whatever TCP sessions need.
+fn udp_sockets_least(config: &Config) -> u64 {
+    UDP_SOCKETS_LEAST.min(udp_sockets_most(config) as u64)
 }
 
 /// The same if descriptors were no matter.
@@ -76,12 +89,14 @@ fn beside_sessions(config: &Config) -> u64 {
 /// How many descriptors are enough for so many TCP sessions.
 fn descriptors_for(sessions: usize, config: &Config) -> u64 {
     let for_tcp = sessions as u64 * DESCRIPTORS_PER_SESSION;
+    let least = udp_sockets_least(config);
     let with_all_of_udp = for_tcp + udp_sockets_most(config) as u64;
     // The least of which the others' part, rounded up, is `for_tcp`.
     let with_its_share = for_tcp.saturating_sub(1) * UDP_SHARE / (UDP_SHARE - 1) + 1;
-    let enough = match config.limits.udp_sockets {
-        0 => with_all_of_udp.min(with_its_share),
-        _ => with_all_of_udp,
+    let enough = match (config.limits.udp_sockets, config.limits.sessions) {
+        (1.., _) => with_all_of_udp,
+        (0, 1..) => for_tcp + least,
+        (0, 0) => with_all_of_udp.min(with_its_share.max(for_tcp + least)),
     };
     beside_sessions(config) + enough
 }
@@ -146,6 +161,12 @@ mod tests {
         assert_eq!(udp_sockets_for(beside + 4_000, &config), 1_000);
         assert_eq!(sessions_for(beside + 4_000, &config), 1_500);
         assert_eq!(udp_sockets_for(u64::MAX, &config), local_ports());
+        config.limits.sessions = 1_800;
+        assert_eq!(udp_sockets_for(beside + 4_000, &config), 400);
+        assert_eq!(sessions_for(beside + 4_000, &config), 1_968);
+        config.limits.sessions = 1_999;
+        assert_eq!(udp_sockets_for(beside + 4_000, &config), 64);
+        config.limits.sessions = 0;
         config.limits.udp_sessions = 50;
         assert_eq!(udp_sockets_for(u64::MAX, &config), 50);
         config.limits.udp_sockets = 2_000;
@@ -160,7 +181,10 @@ mod tests {
         for (udp_sessions, udp_sockets) in [(0, 0), (100, 0), (100_000, 0), (100_000, 700)] {
             let mut config = Config::default();
             (config.limits.udp_sessions, config.limits.udp_sockets) = (udp_sessions, udp_sockets);
-            for sessions in [1, 2, 3, 100, 1001, 500_000] {
+            for (sessions, configured) in
+                [1, 2, 3, 20, 100, 1001, 500_000].into_iter().flat_map(|it| [(it, 0), (it, it)])
+            {
+                config.limits.sessions = configured;
                 let need = descriptors_for(sessions, &config);
                 assert!(sessions_for(need, &config) >= sessions, "{sessions} {udp_sessions}");
                 assert!(sessions_for(need - 1, &config) < sessions, "{sessions} {udp_sessions}");
