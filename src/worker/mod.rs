@@ -7,6 +7,7 @@ pub mod dispatcher;
 mod door;
 pub mod gateways;
 pub mod link;
+mod outbox;
 pub mod shell;
 mod splices;
 pub mod tcp;

@@ -2,11 +2,9 @@
 //! this worker's socket at the UDP door and the sockets towards backends; decides nothing about
 //! sessions (that is `core::udp`'s) and copies no payload.
 //!
-//! Datagrams that follow each other and go the same way leave as one letter, for the kernel to cut up
-//! again (GSO); the letter that is still open is posted when something goes another way, and before the
-//! worker waits.
+//! Datagrams that go the same way in one turn leave as one letter (see `outbox`), at the end of the turn.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +14,13 @@ use nix::errno::Errno;
 use super::core::udp::{Core, Down, Load, Up, Why};
 use super::dispatcher::Books;
 use super::link::Order;
+use super::outbox::{Outbox, Way};
 use super::shell::family;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::proxy::udp::{Family, Socket};
-use crate::ring::datagram::{Envelope, Letter, Returned, SEGMENTS_MAX};
-use crate::ring::pool::{Buf, Chain, GATHER_MAX};
+use crate::ring::datagram::{Envelope, Letter, Returned};
+use crate::ring::pool::Buf;
 use crate::ring::{Done, Ring, Tag, sys};
 use crate::session::seats::Seats;
 
@@ -31,8 +30,6 @@ const SEND: u8 = family::UDP | 3;
 const REPLY: u8 = family::UDP | 4;
 
 const DOOR: Tag = Tag { kind: RECEIVE_AT_DOOR, generation: 0, slot: 0 };
-/// Bytes of one letter at most: what one datagram of IPv4 may have, which bounds them together.
-const LETTER_BYTES_MAX: usize = 65_507;
 /// How long not to receive at a socket where receiving failed for no known reason.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Words of ICMP that are read in a row; a socket with more is looked at again.
@@ -80,15 +77,6 @@ struct Deaf {
     at: Now,
 }
 
-/// The letter that the next datagram may still join.
-struct Open {
-    tag: Tag,
-    letter: Letter,
-    /// The length of each of its datagrams so far.
-    segment: usize,
-    datagrams: usize,
-}
-
 pub struct UdpDriver {
     core: Core,
     books: Books,
@@ -99,7 +87,7 @@ pub struct UdpDriver {
     /// Not used any more, until their receive has ended.
     closing: Vec<(Tag, OwnedFd)>,
     deaf: Vec<Deaf>,
-    open: Option<Open>,
+    outbox: Outbox,
     habits: Habits,
 }
 
@@ -123,7 +111,7 @@ impl UdpDriver {
             generation: 0,
             closing: Vec::new(),
             deaf: Vec::new(),
-            open: None,
+            outbox: Outbox::new(habits.together),
             habits,
         }
     }
@@ -169,7 +157,9 @@ impl UdpDriver {
 
     /// What is due whatever completed, and before the worker waits.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
-        self.post(ring);
+        while let Some(letter) = self.outbox.next() {
+            self.send(letter, ring);
+        }
         while let Some(returned) = ring.next_returned() {
             self.send_again(now, returned, ring);
         }
@@ -194,7 +184,7 @@ impl UdpDriver {
             match up {
                 Up::Send { from, to } => {
                     let tag = Tag { kind: SEND, generation: 0, slot: slot_of(from) };
-                    return self.write(tag, to, None, load, buf, ring);
+                    return self.write(Way { tag, to, from: None }, load, buf, ring);
                 }
                 Up::Open(socket) => {
                     let opened = self.open_upstream(socket, ring);
@@ -222,7 +212,7 @@ impl UdpDriver {
                 let from = door.everywhere.then(|| door.spelled(from).ip());
                 let to = door.spelled(to);
                 let tag = Tag { kind: REPLY, generation: 0, slot: 0 };
-                self.write(tag, to, from, load, buf, ring);
+                self.write(Way { tag, to, from }, load, buf, ring);
             }
             Down::Drop(_) => ring.pool_mut().give_back(buf),
         }
@@ -233,44 +223,13 @@ impl UdpDriver {
         ring.pool_mut().give_back(buf);
     }
 
-    /// Adds datagrams to the open letter if they go the same way and fit, or else opens another.
-    fn write(
-        &mut self,
-        tag: Tag,
-        to: SocketAddr,
-        from: Option<IpAddr>,
-        load: Load,
-        buf: Buf,
-        ring: &mut Ring,
-    ) {
-        if let Some(open) = &mut self.open
-            && open.takes(tag, to, from, load)
-        {
-            open.datagrams += load.datagrams() as usize;
-            ring.pool_mut().push(&mut open.letter.payload, buf);
-            if !load.bytes.is_multiple_of(open.segment) {
-                // Only the last one may be shorter.
-                self.post(ring);
-            }
-            return;
-        }
-        self.post(ring);
-        let mut payload = Chain::EMPTY;
-        ring.pool_mut().push(&mut payload, buf);
-        let letter = Letter { to, from, segment: None, payload };
-        let (segment, datagrams) = (load.longest(), load.datagrams() as usize);
-        self.open = Some(Open { tag, letter, segment, datagrams });
-        let ends_short = segment == 0 || !load.bytes.is_multiple_of(segment);
-        if ends_short || !self.habits.together {
-            self.post(ring);
+    fn write(&mut self, way: Way, load: Load, buf: Buf, ring: &mut Ring) {
+        if let Some(full) = self.outbox.add(way, load, buf, ring.pool_mut()) {
+            self.send(full, ring);
         }
     }
 
-    /// Posts the open letter.
-    fn post(&mut self, ring: &mut Ring) {
-        let Some(open) = self.open.take() else { return };
-        let Open { tag, mut letter, segment, datagrams } = open;
-        letter.segment = (datagrams > 1).then_some(segment as u16);
+    fn send(&self, (tag, letter): (Tag, Letter), ring: &mut Ring) {
         match self.sender(tag) {
             Some(socket) => ring.send_datagrams(tag, socket, letter),
             None => ring.pool_mut().give_back_chain(letter.payload),
@@ -436,20 +395,6 @@ impl UdpDriver {
             }
         }
         Err(errno)
-    }
-}
-
-impl Open {
-    fn takes(&self, tag: Tag, to: SocketAddr, from: Option<IpAddr>, load: Load) -> bool {
-        let Open { letter, segment, datagrams, .. } = self;
-        self.tag == tag
-            && letter.to == to
-            && letter.from == from
-            && load.bytes > 0
-            && (load.longest() == *segment || (load.bytes < *segment && load.datagrams() == 1))
-            && datagrams + load.datagrams() as usize <= SEGMENTS_MAX
-            && letter.payload.bytes() + load.bytes <= LETTER_BYTES_MAX
-            && letter.payload.blocks() < GATHER_MAX
     }
 }
 

@@ -1,0 +1,234 @@
+//! Letters that are still open: datagrams of one turn that go the same way leave together, for the
+//! kernel to cut up again (GSO). Owns which datagrams may share a letter; sends nothing itself.
+//!
+//! A way has one place, found by a hash of its ends, and a place holds one letter. So the datagrams of
+//! one way keep their order, and nothing has to be searched for.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::core::udp::Load;
+use crate::ring::Tag;
+use crate::ring::datagram::{Letter, SEGMENTS_MAX};
+use crate::ring::pool::{Buf, Chain, GATHER_MAX, Pool};
+
+/// Ways that datagrams of one turn may go without being parted.
+const PLACES: usize = 256;
+/// Bytes of one letter at most: what one datagram of IPv4 may have, which bounds them together.
+const LETTER_BYTES_MAX: usize = 65_507;
+
+/// From one socket to one receiver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    pub tag: Tag,
+    pub to: SocketAddr,
+    /// Our address that the datagrams are to come from, where that has to be said.
+    pub from: Option<IpAddr>,
+}
+
+impl Way {
+    /// The ports and the socket tell most ways apart; two that meet only part each other's letters.
+    fn place(&self) -> usize {
+        let mixed = u32::from(self.to.port()) ^ self.tag.slot.wrapping_mul(0x9e37_79b9) >> 7;
+        (mixed.wrapping_mul(0x9e37_79b9) >> 24) as usize % PLACES
+    }
+}
+
+struct Open {
+    way: Way,
+    payload: Chain,
+    /// The length of each of its datagrams but the last.
+    segment: usize,
+    datagrams: usize,
+    /// The last datagram is shorter, or there is no length to be cut up by.
+    closed: bool,
+}
+
+/// The open letters of one turn.
+pub struct Outbox {
+    places: Vec<Option<Open>>,
+    /// The places that hold one, in the order in which they came to it.
+    held: Vec<u8>,
+    /// How many of these have been given out.
+    given: usize,
+    together: bool,
+}
+
+impl Outbox {
+    /// With `together` false every letter is one datagram, or what came as one.
+    pub fn new(together: bool) -> Outbox {
+        let places = (0..PLACES).map(|_| None).collect();
+        Outbox { places, held: Vec::with_capacity(PLACES), given: 0, together }
+    }
+
+    /// Takes datagrams to be sent. What can go no further together is given out, to be sent now.
+    pub fn add(
+        &mut self,
+        way: Way,
+        load: Load,
+        buf: Buf,
+        pool: &mut Pool,
+    ) -> Option<(Tag, Letter)> {
+        let number = way.place();
+        let place = &mut self.places[number];
+        if let Some(open) = place
+            && open.takes(&way, load)
+        {
+            open.datagrams += load.datagrams() as usize;
+            open.closed = !load.bytes.is_multiple_of(open.segment);
+            pool.push(&mut open.payload, buf);
+            return None;
+        }
+        let mut payload = Chain::EMPTY;
+        pool.push(&mut payload, buf);
+        let (segment, datagrams) = (load.longest(), load.datagrams() as usize);
+        let closed = !self.together || segment == 0 || !load.bytes.is_multiple_of(segment);
+        let before = place.replace(Open { way, payload, segment, datagrams, closed });
+        if before.is_none() {
+            self.held.push(number as u8);
+        }
+        before.map(Open::letter)
+    }
+
+    /// Gives out the letters that are left, one by one, until there is none.
+    pub fn next(&mut self) -> Option<(Tag, Letter)> {
+        let Some(number) = self.held.get(self.given) else {
+            self.held.clear();
+            self.given = 0;
+            return None;
+        };
+        self.given += 1;
+        self.places[usize::from(*number)].take().map(Open::letter)
+    }
+}
+
+impl Open {
+    fn takes(&self, way: &Way, load: Load) -> bool {
+        let same_length = load.longest() == self.segment;
+        let last = load.bytes < self.segment && load.datagrams() == 1;
+        !self.closed
+            && self.way == *way
+            && load.bytes > 0
+            && (same_length || last)
+            && self.datagrams + load.datagrams() as usize <= SEGMENTS_MAX
+            && self.payload.bytes() + load.bytes <= LETTER_BYTES_MAX
+            && self.payload.blocks() < GATHER_MAX
+    }
+
+    fn letter(self) -> (Tag, Letter) {
+        let Way { tag, to, from } = self.way;
+        // A datagram is at most 65,527 bytes long.
+        let segment = (self.datagrams > 1).then_some(self.segment as u16);
+        (tag, Letter { to, from, segment, payload: self.payload })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::pool::Class;
+
+    struct Desk {
+        outbox: Outbox,
+        pool: Pool,
+        sent: Vec<(u16, Option<u16>, usize)>,
+    }
+
+    fn desk(together: bool) -> Desk {
+        Desk { outbox: Outbox::new(together), pool: Pool::with_datagrams(4, 4, 400), sent: vec![] }
+    }
+
+    impl Desk {
+        fn add(&mut self, port: u16, load: Load) {
+            let mut buf = self.pool.take(Class::Datagram).unwrap();
+            assert_eq!(self.pool.append(&mut buf, &vec![1; load.bytes]), load.bytes);
+            let to = SocketAddr::from(([127, 0, 0, 1], port));
+            let way = Way { tag: Tag { kind: 1, generation: 0, slot: 0 }, to, from: None };
+            let sent = self.outbox.add(way, load, buf, &mut self.pool);
+            self.note(sent);
+        }
+
+        fn note(&mut self, sent: Option<(Tag, Letter)>) {
+            let Some((_, letter)) = sent else { return };
+            self.sent.push((letter.to.port(), letter.segment, letter.payload.bytes()));
+            self.pool.give_back_chain(letter.payload);
+        }
+
+        /// What was sent: receiver, length of each, bytes in all; in the order of receivers.
+        fn all(mut self) -> Vec<(u16, Option<u16>, usize)> {
+            while let Some(sent) = self.outbox.next() {
+                self.note(Some(sent));
+            }
+            assert_eq!(self.pool.free(Class::Datagram), 400);
+            self.sent.sort_by_key(|(port, ..)| *port);
+            self.sent
+        }
+    }
+
+    /// The letters that datagrams of these lengths to one receiver leave in.
+    fn letters(lengths: &[usize]) -> Vec<(Option<u16>, usize)> {
+        let mut desk = desk(true);
+        lengths.iter().for_each(|len| desk.add(1, Load::one(*len)));
+        desk.all().into_iter().map(|(_, segment, bytes)| (segment, bytes)).collect()
+    }
+
+    #[test]
+    fn only_the_last_of_a_letter_is_shorter() {
+        for (lengths, sent) in [
+            (vec![100, 100, 100], vec![(Some(100), 300)]),
+            (vec![100, 100, 60, 100], vec![(Some(100), 260), (None, 100)]),
+            (vec![100, 101], vec![(None, 100), (None, 101)]),
+            (vec![100, 60, 60], vec![(Some(100), 160), (None, 60)]),
+            (vec![0, 0, 7, 0], vec![(None, 0), (None, 0), (None, 7), (None, 0)]),
+        ] {
+            assert_eq!(letters(&lengths), sent, "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn a_letter_has_no_more_datagrams_and_bytes_than_the_kernel_takes() {
+        assert_eq!(letters(&[10; 130]), [(Some(10), 640), (Some(10), 640), (Some(10), 20)]);
+        let long = letters(&[30_000; 5]);
+        assert_eq!(long, [(Some(30_000), 60_000), (Some(30_000), 60_000), (None, 30_000)]);
+    }
+
+    #[test]
+    fn what_came_as_one_joins_what_has_its_length() {
+        let several = |bytes, segment| Load { bytes, segment };
+        for (loads, sent) in [
+            (vec![several(300, 100), several(200, 100)], vec![(1, Some(100), 500)]),
+            (vec![several(250, 100), several(100, 100)], vec![(1, Some(100), 250), (1, None, 100)]),
+            // Two short ones are not one short one.
+            (
+                vec![several(300, 100), several(60, 30)],
+                vec![(1, Some(100), 300), (1, Some(30), 60)],
+            ),
+            (vec![Load::one(100), several(150, 100)], vec![(1, Some(100), 250)]),
+        ] {
+            let mut desk = desk(true);
+            loads.iter().for_each(|load| desk.add(1, *load));
+            assert_eq!(desk.all(), sent, "{loads:?}");
+        }
+    }
+
+    #[test]
+    fn receivers_have_letters_of_their_own_in_whatever_order_they_come() {
+        let mut desk = desk(true);
+        for _ in 0..5 {
+            (1..=40).for_each(|port| desk.add(port, Load::one(100)));
+        }
+        let sent = desk.all();
+        let bytes = |wanted| -> usize {
+            sent.iter().filter(|(port, ..)| *port == wanted).map(|(.., bytes)| bytes).sum()
+        };
+        assert!((1..=40).all(|port| bytes(port) == 500), "{sent:?}");
+        assert!(sent.len() <= 120, "{} letters for 40 receivers", sent.len());
+    }
+
+    #[test]
+    fn nothing_is_put_together_when_that_is_not_wanted() {
+        let mut desk = desk(false);
+        (0..4).for_each(|_| desk.add(1, Load::one(100)));
+        desk.add(1, Load { bytes: 300, segment: 100 });
+        assert_eq!(desk.all(), [[(1, None, 100); 4].as_slice(), &[(1, Some(100), 300)]].concat());
+    }
+}
