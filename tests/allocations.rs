@@ -1,9 +1,10 @@
-//! A worker takes memory when sessions start, never for a message.
+//! A worker takes memory when sessions start, never for a message or a datagram.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ struct Counting;
 
 static WATCHED: AtomicI32 = AtomicI32::new(0);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+/// One worker is watched at a time.
+static TURN: Mutex<()> = Mutex::new(());
 
 fn note() {
     let watched = WATCHED.load(Ordering::Relaxed);
@@ -87,6 +90,7 @@ fn round(users: &mut [TcpStream], bytes: &[u8], answer: &mut [u8]) {
 
 #[test]
 fn relaying_a_message_allocates_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(|error| error.into_inner());
     for receive_cap in [true, false] {
         let mut config = Config { workers: Some(1), ..Config::default() };
         config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
@@ -137,6 +141,76 @@ fn served(door: std::net::SocketAddr) -> TcpStream {
         let mut user = TcpStream::connect(door).unwrap();
         user.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         if user.write_all(b"?").is_ok() && matches!(user.read(&mut [0]), Ok(1)) {
+            return user;
+        }
+        assert!(Instant::now() < end, "no backend served the user");
+    }
+}
+
+#[test]
+fn relaying_a_datagram_allocates_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(|error| error.into_inner());
+    let mut config = Config { workers: Some(1), ..Config::default() };
+    config.listen.tcp = None;
+    config.listen.udp = Some("0.0.0.0:0".parse().unwrap());
+    let mut plane =
+        DataPlane::start(&config, 100, Features { receive_cap: true, splice: true }).unwrap();
+    let service = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let backend = Backend {
+        id: BackendId(1),
+        slot: 0,
+        protocol: Protocol::Udp,
+        address: service.local_addr().unwrap(),
+        weight: 1,
+        name: None,
+        standing: Standing::Serving,
+    };
+    thread::spawn(move || {
+        let mut bytes = vec![0; 70_000];
+        while let Ok((count, from)) = service.recv_from(&mut bytes) {
+            service.send_to(&bytes[..count], from).unwrap();
+        }
+    });
+    plane.snapshots.publish(Snapshot {
+        version: 1,
+        backends: vec![backend],
+        rotations: [vec![], vec![0], vec![]],
+    });
+    plane.ends[0].wake.write(1).unwrap();
+    let door = plane.udp.unwrap();
+    let users: Vec<UdpSocket> = (0..16).map(|_| answered(door)).collect();
+    let mut answer = vec![0; 70_000];
+    let mut exchange = |rounds: usize| {
+        for round in 0..rounds {
+            // Some alone, some long, some as a burst that leaves together.
+            let (bytes, burst) = [(64, 1), (1200, 3), (4000, 1), (0, 2)][round % 4];
+            for user in &users {
+                (0..burst).for_each(|_| assert_eq!(user.send(&answer[..bytes]).unwrap(), bytes));
+            }
+            for user in &users {
+                (0..burst).for_each(|_| assert_eq!(user.recv(&mut answer).unwrap(), bytes));
+            }
+        }
+    };
+    exchange(40);
+    WATCHED.store(worker_thread(), Ordering::Relaxed);
+    exchange(400);
+    WATCHED.store(0, Ordering::Relaxed);
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), 0, "in more than 11,000 datagrams");
+    plane.ends[0].orders.push(Order::Stop).unwrap();
+    plane.ends[0].wake.write(1).unwrap();
+    plane.threads.join();
+}
+
+fn answered(door: std::net::SocketAddr) -> UdpSocket {
+    let user = UdpSocket::bind("127.0.0.1:0").unwrap();
+    user.connect(("127.0.0.1", door.port())).unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        user.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        user.send(b"?").unwrap();
+        if user.recv(&mut [0]).is_ok() {
+            user.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             return user;
         }
         assert!(Instant::now() < end, "no backend served the user");
