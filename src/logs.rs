@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn json_is_one_object_a_line() {
-        let text = written(&Log { level: Level::INFO, format: LogFormat::Json });
+        let text = written(&Log { level: Level::INFO, format: LogFormat::Json, ..Log::default() });
         let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(first["message"], "server connected");
         assert_eq!(first["port"], 9991);

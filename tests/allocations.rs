@@ -95,6 +95,7 @@ fn relaying_a_message_allocates_nothing() {
         let mut config = Config { workers: Some(1), ..Config::default() };
         config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
         config.listen.udp = None;
+        config.listen.api = None;
         let mut plane =
             DataPlane::start(&config, 100, Features { receive_cap, splice: receive_cap }).unwrap();
         let backend = Backend {

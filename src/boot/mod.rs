@@ -57,6 +57,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     let plane = DataPlane::start(&config, sessions, features)?;
     config.listen.tcp = plane.tcp;
     config.listen.udp = plane.udp;
+    config.listen.api = plane.api;
     tell_doors(&config.listen);
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
     let demo = start_demo(&config, demo)?;

@@ -18,12 +18,16 @@ use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::config::Config;
 use crate::metrics::WorkerMetrics;
+use crate::proxy::http;
 use crate::proxy::tcp::Features;
 use crate::ring::{Ring, Settings, sys};
 use crate::session::seats::Seats;
+use crate::worker::api::ApiDriver;
 use crate::worker::core::{self, Core};
 use crate::worker::dispatcher::{Dispatcher, Parts};
+use crate::worker::gateways::Gateways;
 use crate::worker::link::{ControlEnd, WorkerEnd, link};
+use crate::worker::requests::Requests;
 use crate::worker::shell::{Shell, WorkerLoop};
 use crate::worker::tcp::TcpDriver;
 
@@ -40,6 +44,8 @@ pub struct DataPlane {
     pub tcp: Option<SocketAddr>,
     /// The same for the UDP door.
     pub udp: Option<SocketAddr>,
+    /// Likewise the API door.
+    pub api: Option<SocketAddr>,
     pub threads: Threads,
 }
 
@@ -68,7 +74,9 @@ impl DataPlane {
         let mut doors = open_shared(config.listen.tcp, workers, "tcp")?;
         let mut udp_doors = open_datagrams(config.listen.udp, workers, config.udp.gro)?;
         let at = |doors: &[OwnedFd]| doors.first().and_then(|door| sys::local(door.as_fd()).ok());
-        let (tcp, udp) = (at(&doors), at(&udp_doors));
+        let mut api_doors = open_shared(config.listen.api, workers, "api")?;
+        let (tcp, udp, api) = (at(&doors), at(&udp_doors), at(&api_doors));
+        let via = config.api.via.clone().unwrap_or_else(made_up_name);
         let datagrams = Datagrams::new(config, workers)?;
         let snapshots = Publisher::new(Snapshot::default());
         let urgent = Arc::new(tokio::sync::Notify::new());
@@ -87,6 +95,12 @@ impl DataPlane {
                 end,
                 listener: doors.pop(),
                 datagrams: datagrams.driver(number as u8, udp_doors.pop())?,
+                api_listener: api_doors.pop(),
+                api: http::Settings::of(config, &via),
+                request_lines: match config.log.level >= tracing::Level::INFO {
+                    true => config.log.requests_per_second,
+                    false => 0,
+                },
                 core: core_for(number, workers, &cores),
                 ring: Settings::with_bytes(
                     config.limits.buffer_bytes / workers,
@@ -107,8 +121,17 @@ impl DataPlane {
         for _ in 0..workers {
             started.recv().map_err(|_| Trouble("a worker ended while starting".into()))??;
         }
-        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, udp, threads: Threads(threads) })
+        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, udp, api, threads: Threads(threads) })
     }
+}
+
+/// A name for `Via` that no other balancer goes by.
+fn made_up_name() -> String {
+    let mut bytes = [0; 6];
+    // Without it, two balancers in a row could take each other for themselves.
+    getrandom::fill(&mut bytes).expect("the kernel has random bytes once it has booted");
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("lb-{hex}")
 }
 
 /// Worker threads on this machine: one core is left to the control core.
@@ -122,6 +145,9 @@ struct Plan {
     end: WorkerEnd,
     listener: Option<OwnedFd>,
     datagrams: DatagramPlan,
+    api_listener: Option<OwnedFd>,
+    api: http::Settings,
+    request_lines: u32,
     core: Option<usize>,
     ring: Settings,
     settings: core::Settings,
@@ -148,6 +174,8 @@ impl Plan {
             }
         };
         let worker = self.end.worker;
+        let journal =
+            Requests::new(Arc::clone(&self.end.metrics), self.end.requests, self.request_lines);
         let dispatcher = Dispatcher::new(Parts {
             balancer: self.balancer,
             shard: self.end.shard,
@@ -160,15 +188,20 @@ impl Plan {
             report_sessions: self.report_sessions,
         });
         let books = Rc::new(RefCell::new(dispatcher));
-        let core = Core::new(self.settings, Rc::clone(&books), Now::read());
-        let udp = self.datagrams.build(Rc::clone(&books), Now::read());
+        let now = Now::read();
+        let features = self.settings.features;
+        let journal = Box::new(journal);
+        let gateways = Gateways::new(self.api, features, Rc::clone(&books), journal, now);
+        let api = ApiDriver::new(gateways, Rc::clone(&books), self.api_listener);
+        let core = Core::new(self.settings, Rc::clone(&books), now);
+        let udp = self.datagrams.build(Rc::clone(&books), now);
         let rest = WorkerLoop {
             books,
             snapshots: self.end.snapshots,
             orders: self.end.orders,
             wake: self.end.wake,
         };
-        let shell = Shell::new(ring, TcpDriver::new(core, self.listener), udp, rest);
+        let shell = Shell::new(ring, TcpDriver::new(core, self.listener), udp, api, rest);
         let _ = ready.send(Ok(()));
         if let Err(error) = shell.run() {
             panic!("worker {worker}: the kernel refused to go on with its ring: {error}");

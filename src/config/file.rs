@@ -187,6 +187,22 @@ mod tests {
             source_sessions = 22
             source_new_per_second = 23
             gro = false
+            [api]
+            line_bytes = 1024
+            field_bytes = 1025
+            head_bytes = 4096
+            fields = 50
+            body_bytes = 24
+            head_ms = 25
+            body_ms = 26
+            answer_ms = 27
+            idle_ms = 28
+            tunnel_idle_ms = 29
+            upstream_idle_ms = 30
+            upstream_idle_max = 31
+            retries = 1
+            via = "edge"
+            trusted = ["10.0.0.0/8"]
             [control]
             allow = ["10.0.0.0/8"]
             secret_file = "secrets"
@@ -196,6 +212,7 @@ mod tests {
             [log]
             level = "debug"
             format = "json"
+            requests_per_second = 32
         "#;
         let config = read("lb.toml", text).unwrap();
         let defaults = Config::default();
@@ -232,7 +249,8 @@ mod tests {
             ("health = 5", "f line 1: `health` is a table: write [health] and its keys below it"),
             (
                 "[log]\nzzz = 1",
-                "f line 2: unknown key `zzz` in [log]; known here are level, format",
+                "f line 2: unknown key `zzz` in [log]; known here are level, format, \
+                 requests_per_second",
             ),
             (
                 "[health]\ninterval_ms = \"5s\"",

@@ -1,36 +1,31 @@
 //! The one table of settings: a row here is a key of the file, its default in the README and in
-//! `deploy/lb.toml`, and where its value goes. Owns how a single value is read and what range it may
-//! have; knows no file, no flag, and nothing about how keys relate (`rules` does).
+//! `deploy/lb.toml`, and where its value goes. Owns the ranges; how a value is read is `values`'. Knows
+//! no file, no flag, and nothing about how keys relate (`rules` does).
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU32;
-use std::ops::RangeInclusive;
-use std::path::PathBuf;
-use std::time::Duration;
+mod values;
 
-use ipnet::IpNet;
+use std::num::NonZeroU64;
 
 use super::{Config, LogFormat, OnBackendLoss, OnUdpLoss, Policy};
+use crate::http::head;
+pub use values::{Given, door};
+use values::{
+    count, millis, networks, number, one_of, path, quarantine, sessions, show_count, show_door,
+    show_millis, show_networks, show_one, show_path, switch, via, workers,
+};
 
 /// Workers at most; a session names its worker in eight bits.
 pub const WORKERS_MAX: usize = 128;
 /// Sessions at most, all workers together.
 pub const SESSIONS_MAX: usize = 16 << 20;
+/// Field lines that a head can be read with.
+const FIELDS_MAX: u64 = head::FIELDS_MAX as u64;
+/// Bytes of a name in `Via`.
+const VIA_BYTES_MAX: usize = 64;
 /// Local ports of one address, in each family.
 const UDP_SOCKETS_MAX: u64 = 2 * 65_535;
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
-
-/// A value as the operator gave it, before it is known what it is for.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Given {
-    Text(String),
-    Number(i64),
-    List(Vec<String>),
-    Switch(bool),
-    /// Anything that no setting takes, by the name of its type.
-    Other(&'static str),
-}
 
 /// One setting.
 pub struct Key {
@@ -295,15 +290,146 @@ pub const KEYS: &[Key] = &[
         show: |config| config.udp.gro.to_string(),
     },
     Key {
+        section: "api",
+        name: "line_bytes",
+        help: "A request line at most, without its end; 414 beyond it, and 501 for its method.",
+        set: |config, given| {
+            number(given, 256..=1 << 16, " of bytes")
+                .map(|value| config.api.line_bytes = value as usize)
+        },
+        show: |config| config.api.line_bytes.to_string(),
+    },
+    Key {
+        section: "api",
+        name: "field_bytes",
+        help: "A field line of a head at most; 431 beyond it.",
+        set: |config, given| {
+            number(given, 256..=1 << 16, " of bytes")
+                .map(|value| config.api.field_bytes = value as usize)
+        },
+        show: |config| config.api.field_bytes.to_string(),
+    },
+    Key {
+        section: "api",
+        name: "head_bytes",
+        help: "A whole head at most; 431 beyond it.",
+        set: |config, given| {
+            number(given, 1024..=1 << 18, " of bytes")
+                .map(|value| config.api.head_bytes = value as usize)
+        },
+        show: |config| config.api.head_bytes.to_string(),
+    },
+    Key {
+        section: "api",
+        name: "fields",
+        help: "Field lines in a head at most; 431 beyond it.",
+        set: |config, given| {
+            number(given, 1..=FIELDS_MAX, "").map(|value| config.api.fields = value as usize)
+        },
+        show: |config| config.api.fields.to_string(),
+    },
+    Key {
+        section: "api",
+        name: "body_bytes",
+        help: "Content of one request at most, 413 beyond it; 0 sets no limit.",
+        set: |config, given| {
+            number(given, 0..=i64::MAX as u64, " of bytes")
+                .map(|value| config.api.body_bytes = NonZeroU64::new(value))
+        },
+        show: |config| config.api.body_bytes.map_or(0, NonZeroU64::get).to_string(),
+    },
+    Key {
+        section: "api",
+        name: "head_ms",
+        help: "A whole request head, from its first byte or the connection's beginning; 408 after it.",
+        set: |config, given| {
+            millis(given, 10..=HOUR_MS).map(|value| config.api.head_timeout = value)
+        },
+        show: |config| show_millis(config.api.head_timeout),
+    },
+    Key {
+        section: "api",
+        name: "body_ms",
+        help: "A body of which nothing moves, either way.",
+        set: |config, given| {
+            millis(given, 10..=HOUR_MS).map(|value| config.api.body_timeout = value)
+        },
+        show: |config| show_millis(config.api.body_timeout),
+    },
+    Key {
+        section: "api",
+        name: "answer_ms",
+        help: "A response's head, once the request has been sent; 504 after it.",
+        set: |config, given| {
+            millis(given, 10..=DAY_MS).map(|value| config.api.answer_timeout = value)
+        },
+        show: |config| show_millis(config.api.answer_timeout),
+    },
+    Key {
+        section: "api",
+        name: "idle_ms",
+        help: "A user's connection between two requests.",
+        set: |config, given| {
+            millis(given, 10..=DAY_MS).map(|value| config.api.idle_timeout = value)
+        },
+        show: |config| show_millis(config.api.idle_timeout),
+    },
+    Key {
+        section: "api",
+        name: "tunnel_idle_ms",
+        help: "A tunnel (WebSocket) through which nothing moves.",
+        set: |config, given| {
+            millis(given, 10..=30 * DAY_MS).map(|value| config.api.tunnel_idle = value)
+        },
+        show: |config| show_millis(config.api.tunnel_idle),
+    },
+    Key {
+        section: "api",
+        name: "upstream_idle_ms",
+        help: "A connection to a backend between two requests; shorter than what the backends wait themselves.",
+        set: |config, given| {
+            millis(given, 1..=HOUR_MS).map(|value| config.api.upstream_idle = value)
+        },
+        show: |config| show_millis(config.api.upstream_idle),
+    },
+    Key {
+        section: "api",
+        name: "upstream_idle_max",
+        help: "Connections to one backend that each worker keeps for later requests.",
+        set: |config, given| {
+            number(given, 0..=65536, "").map(|value| config.api.upstream_idle_max = value as usize)
+        },
+        show: |config| config.api.upstream_idle_max.to_string(),
+    },
+    Key {
+        section: "api",
+        name: "retries",
+        help: "Further backends that a request is offered when it may be repeated.",
+        set: |config, given| {
+            number(given, 0..=10, "").map(|value| config.api.retries = value as u8)
+        },
+        show: |config| config.api.retries.to_string(),
+    },
+    Key {
+        section: "api",
+        name: "via",
+        help: "This balancer's name in `Via`, unlike any other's, so that a loop is told from a chain; `\"auto\"` makes one up at each start.",
+        set: |config, given| via(given).map(|value| config.api.via = value),
+        show: |config| format!("\"{}\"", config.api.via.as_deref().unwrap_or("auto")),
+    },
+    Key {
+        section: "api",
+        name: "trusted",
+        help: "Proxies in front of this one, in CIDR notation: what they say in `X-Forwarded-*` and `Forwarded` is added to instead of dropped.",
+        set: |config, given| networks(given).map(|value| config.api.trusted = value),
+        show: |config| show_networks(&config.api.trusted),
+    },
+    Key {
         section: "control",
         name: "allow",
         help: "Networks whose hosts may register, in CIDR notation; empty allows this host only.",
         set: |config, given| networks(given).map(|value| config.control.allow = value),
-        show: |config| {
-            let quoted: Vec<String> =
-                config.control.allow.iter().map(|network| format!("\"{network}\"")).collect();
-            format!("[{}]", quoted.join(", "))
-        },
+        show: |config| show_networks(&config.control.allow),
     },
     Key {
         section: "control",
@@ -340,6 +466,16 @@ pub const KEYS: &[Key] = &[
         set: |config, given| one_of(given, FORMATS).map(|value| config.log.format = value),
         show: |config| show_one(FORMATS, config.log.format),
     },
+    Key {
+        section: "log",
+        name: "requests_per_second",
+        help: "Lines about API requests in a second, each worker; the rest is counted only. 0 writes none.",
+        set: |config, given| {
+            number(given, 0..=10_000_000, "")
+                .map(|value| config.log.requests_per_second = value as u32)
+        },
+        show: |config| config.log.requests_per_second.to_string(),
+    },
 ];
 
 const POLICIES: &[(&str, Policy)] = &[
@@ -364,170 +500,10 @@ const LEVELS: &[(&str, tracing::Level)] = &[
 
 const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
-impl Given {
-    fn described(&self) -> String {
-        match self {
-            Given::Text(text) => format!("\"{}\"", text.escape_debug()),
-            Given::Number(number) => number.to_string(),
-            Given::List(_) => "a list".to_owned(),
-            Given::Switch(on) => on.to_string(),
-            Given::Other(kind) => format!("a value of the type {kind}"),
-        }
-    }
-}
-
-/// Reads where a door stands: an address with its port, a bare port (`8081` or `:8081`) for every
-/// address of both families, or `off`. Port 0 lets the kernel choose.
-///
-/// # Errors
-/// Half a sentence that says what it takes.
-pub fn door(given: &Given) -> Result<Option<SocketAddr>, String> {
-    let text = match given {
-        Given::Text(text) => text.clone(),
-        Given::Number(number) => number.to_string(),
-        _ => String::new(),
-    };
-    if text == "off" {
-        return Ok(None);
-    }
-    let port = text.strip_prefix(':').unwrap_or(&text);
-    if let Ok(port) = port.parse::<u16>() {
-        return Ok(Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)));
-    }
-    text.parse().map(Some).map_err(|_| {
-        format!(
-            "takes an address with its port such as \"127.0.0.1:8081\" or \"[::1]:8081\", a port \
-             from 0 to 65535 for all addresses, or \"off\", not {}",
-            given.described()
-        )
-    })
-}
-
-fn workers(given: &Given) -> Result<Option<usize>, String> {
-    match given {
-        Given::Text(text) if text == "auto" => Ok(None),
-        Given::Number(count @ 1..) if *count <= WORKERS_MAX as i64 => Ok(Some(*count as usize)),
-        _ => Err(format!(
-            "takes a number from 1 to {WORKERS_MAX} or \"auto\", not {}",
-            given.described()
-        )),
-    }
-}
-
-/// Zero stands for what the host can hold.
-fn sessions(given: &Given) -> Result<usize, String> {
-    match given {
-        Given::Text(text) if text == "auto" => Ok(0),
-        Given::Number(count @ 1..) if *count <= SESSIONS_MAX as i64 => Ok(*count as usize),
-        _ => Err(format!(
-            "takes a number from 1 to {SESSIONS_MAX} or \"auto\", not {}",
-            given.described()
-        )),
-    }
-}
-
-fn number(given: &Given, range: RangeInclusive<u64>, unit: &str) -> Result<u64, String> {
-    let found = match given {
-        Given::Number(number) => u64::try_from(*number).ok(),
-        _ => None,
-    };
-    found.filter(|number| range.contains(number)).ok_or_else(|| {
-        let (least, most) = (range.start(), range.end());
-        format!("takes a whole number{unit} from {least} to {most}, not {}", given.described())
-    })
-}
-
-fn millis(given: &Given, range: RangeInclusive<u64>) -> Result<Duration, String> {
-    number(given, range, " of milliseconds").map(Duration::from_millis)
-}
-
-/// A number of which zero stands for none.
-fn count(given: &Given) -> Result<Option<NonZeroU32>, String> {
-    number(given, 0..=u64::from(u32::MAX), "").map(|count| NonZeroU32::new(count as u32))
-}
-
-fn quarantine(given: &Given) -> Result<Option<Duration>, String> {
-    match given {
-        Given::Text(text) if text == "auto" => Ok(None),
-        Given::Number(_) => millis(given, 0..=DAY_MS).map(Some),
-        _ => Err(format!(
-            "takes a whole number of milliseconds or \"auto\", not {}",
-            given.described()
-        )),
-    }
-}
-
-fn switch(given: &Given) -> Result<bool, String> {
-    match given {
-        Given::Switch(on) => Ok(*on),
-        _ => Err(format!("takes true or false, not {}", given.described())),
-    }
-}
-
-fn one_of<T: Copy>(given: &Given, words: &[(&str, T)]) -> Result<T, String> {
-    let found = match given {
-        Given::Text(text) => words.iter().find(|(word, _)| word == text),
-        _ => None,
-    };
-    found.map(|(_, value)| *value).ok_or_else(|| {
-        let known: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        format!("takes one of {}, not {}", known.join(", "), given.described())
-    })
-}
-
-fn networks(given: &Given) -> Result<Vec<IpNet>, String> {
-    let wrong = |what: String| {
-        format!("takes a list of networks such as [\"10.0.0.0/8\", \"192.0.2.7\"], not {what}")
-    };
-    let Given::List(items) = given else { return Err(wrong(given.described())) };
-    items
-        .iter()
-        .map(|item| network(item).ok_or_else(|| wrong(format!("\"{}\"", item.escape_debug()))))
-        .collect()
-}
-
-/// A network in CIDR notation, or one address. Bits beyond the prefix are cleared.
-fn network(text: &str) -> Option<IpNet> {
-    let network = text.parse::<IpNet>().map(|network| network.trunc());
-    network.or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()
-}
-
-fn path(given: &Given) -> Result<Option<PathBuf>, String> {
-    match given {
-        Given::Text(text) => Ok((!text.is_empty()).then(|| PathBuf::from(text))),
-        _ => Err(format!("takes the path of a file in quotes, not {}", given.described())),
-    }
-}
-
-fn show_path(path: Option<&std::path::Path>) -> String {
-    format!("\"{}\"", path.map_or("".into(), |path| path.to_string_lossy()))
-}
-
-fn show_door(door: Option<SocketAddr>) -> String {
-    match door {
-        None => "\"off\"".to_owned(),
-        Some(address) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
-            format!("\":{}\"", address.port())
-        }
-        Some(address) => format!("\"{address}\""),
-    }
-}
-
-fn show_one<T: Copy + PartialEq>(words: &[(&str, T)], value: T) -> String {
-    let word = words.iter().find(|(_, known)| *known == value);
-    format!("\"{}\"", word.expect("the table holds every value of its type").0)
-}
-
-fn show_count(count: Option<NonZeroU32>) -> String {
-    count.map_or(0, NonZeroU32::get).to_string()
-}
-
-fn show_millis(time: Duration) -> String {
-    time.as_millis().to_string()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
     use super::*;
 
     fn text(text: &str) -> Given {
@@ -631,8 +607,8 @@ mod tests {
         let mut sections: Vec<&str> = KEYS.iter().map(|key| key.section).collect();
         sections.dedup();
         let all = [
-            "", "listen", "balance", "health", "timeouts", "limits", "udp", "control", "admin",
-            "log",
+            "", "listen", "balance", "health", "timeouts", "limits", "udp", "api", "control",
+            "admin", "log",
         ];
         assert_eq!(sections, all);
     }

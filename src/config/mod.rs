@@ -9,7 +9,7 @@ pub mod reload;
 pub mod rules;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub udp: Udp,
+    pub api: Api,
     pub control: Control,
     pub admin: Admin,
     pub log: Log,
@@ -206,6 +207,63 @@ impl Udp {
     }
 }
 
+/// API users: what a request may take up, in bytes and in time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Api {
+    /// A request line, or a status line.
+    pub line_bytes: usize,
+    /// One field line.
+    pub field_bytes: usize,
+    /// A whole head.
+    pub head_bytes: usize,
+    /// Field lines in a head.
+    pub fields: usize,
+    /// Content of one request; `None` sets no limit.
+    pub body_bytes: Option<NonZeroU64>,
+    /// A whole request head, from its first byte or the connection's beginning to its last.
+    pub head_timeout: Duration,
+    /// A body of which nothing moves, in either direction.
+    pub body_timeout: Duration,
+    /// The head of a response, once the request has been sent.
+    pub answer_timeout: Duration,
+    /// A user's connection between two requests.
+    pub idle_timeout: Duration,
+    /// A tunnel (WebSocket) through which nothing moves.
+    pub tunnel_idle: Duration,
+    /// A connection to a backend between two requests.
+    pub upstream_idle: Duration,
+    /// Connections to one backend that each worker keeps for later requests.
+    pub upstream_idle_max: usize,
+    /// Further backends that a request is offered.
+    pub retries: u8,
+    /// This balancer's name in `Via`; `None` makes one up at the start.
+    pub via: Option<String>,
+    /// Proxies whose word on who the user is counts.
+    pub trusted: Vec<ipnet::IpNet>,
+}
+
+impl Default for Api {
+    fn default() -> Api {
+        Api {
+            line_bytes: 8 << 10,
+            field_bytes: 8 << 10,
+            head_bytes: 32 << 10,
+            fields: 100,
+            body_bytes: None,
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
+            tunnel_idle: Duration::from_secs(3600),
+            upstream_idle: Duration::from_secs(4),
+            upstream_idle_max: 1024,
+            retries: 2,
+            via: None,
+            trusted: Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Control {
     /// Networks whose hosts may register; empty allows loopback only.
@@ -234,10 +292,12 @@ pub enum LogFormat {
 pub struct Log {
     pub level: tracing::Level,
     pub format: LogFormat,
+    /// Lines about API requests in a second, each worker; the rest is counted only.
+    pub requests_per_second: u32,
 }
 
 impl Default for Log {
     fn default() -> Log {
-        Log { level: tracing::Level::INFO, format: LogFormat::Text }
+        Log { level: tracing::Level::INFO, format: LogFormat::Text, requests_per_second: 100 }
     }
 }

@@ -87,12 +87,28 @@ mod tests {
             udp.source_sessions = 22
             udp.source_new_per_second = 23
             udp.gro = false
+            api.line_bytes = 1024
+            api.field_bytes = 1025
+            api.head_bytes = 4096
+            api.fields = 50
+            api.body_bytes = 24
+            api.head_ms = 25
+            api.body_ms = 26
+            api.answer_ms = 27
+            api.idle_ms = 28
+            api.tunnel_idle_ms = 29
+            api.upstream_idle_ms = 30
+            api.upstream_idle_max = 31
+            api.retries = 1
+            api.via = "edge"
+            api.trusted = ["10.0.0.0/8"]
             control.allow = ["10.0.0.0/8"]
             control.secret_file = "secrets"
             admin.token_file = "token"
             admin.socket = "/run/lb/admin.sock"
             log.level = "debug"
             log.format = "json"
+            log.requests_per_second = 32
         "#;
         let wanted = file::read("lb.toml", text).unwrap();
         let change = between(&Config::default(), &wanted);
@@ -115,9 +131,25 @@ mod tests {
             "udp.source_sessions",
             "udp.source_new_per_second",
             "udp.gro",
+            "api.line_bytes",
+            "api.field_bytes",
+            "api.head_bytes",
+            "api.fields",
+            "api.body_bytes",
+            "api.head_ms",
+            "api.body_ms",
+            "api.answer_ms",
+            "api.idle_ms",
+            "api.tunnel_idle_ms",
+            "api.upstream_idle_ms",
+            "api.upstream_idle_max",
+            "api.retries",
+            "api.via",
+            "api.trusted",
             "admin.token_file",
             "admin.socket",
             "log.format",
+            "log.requests_per_second",
         ];
         assert_eq!(names(&change.after_restart), restart);
         let now: Vec<String> =

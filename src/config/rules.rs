@@ -34,6 +34,17 @@ pub fn check(config: &Config) -> Result<(), String> {
              set control.allow or control.secret_file, or keep it on 127.0.0.1"
         ));
     }
+    let api = &config.api;
+    for (name, bytes) in [("api.line_bytes", api.line_bytes), ("api.field_bytes", api.field_bytes)]
+    {
+        if bytes > api.head_bytes {
+            return Err(format!(
+                "{name} ({bytes}) must not be more than api.head_bytes ({}): lower the first or \
+                 raise the second",
+                api.head_bytes
+            ));
+        }
+    }
     doors_apart(config)
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::api::{About, LISTED_MAX, Listed, Reply};
-use super::console::Console;
+use super::console::{self, Console};
 use super::drain::{Drain, DrainStep, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
@@ -287,6 +287,7 @@ impl Hub {
     pub fn tick(&mut self, now: Now) -> Outcome {
         self.workers.flush();
         self.hear_reports(now);
+        self.hear_requests();
         self.advance_drains(now);
         self.release_departed(now);
         self.pulse.feel(&self.workers, now);
@@ -295,6 +296,7 @@ impl Hub {
         if done {
             // The last sessions may have ended since their reports were read.
             self.hear_reports(now);
+            self.hear_requests();
         }
         Outcome { revive: self.unattended(), done }
     }
@@ -404,6 +406,15 @@ impl Hub {
                 }
                 Report::ConnectFailed { backend, errno } => self.set_aside(backend, errno, now),
             }
+        }
+    }
+
+    fn hear_requests(&mut self) {
+        let mut heard = Vec::new();
+        self.workers.requests(|line| heard.push(*line));
+        for line in heard {
+            let address = line.backend.and_then(|id| self.address_of(id));
+            console::request(&line, address);
         }
     }
 

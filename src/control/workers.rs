@@ -13,7 +13,7 @@ use crate::metrics::{
     BACKENDS_MAX, BackendCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
 };
 use crate::session::shards::Shard;
-use crate::worker::link::{ControlEnd, Order, REPORTS_MAX, Report};
+use crate::worker::link::{ControlEnd, Order, REPORTS_MAX, REQUESTS_MAX, Report, RequestLine};
 
 /// Orders that wait here when a worker's own queue is full.
 const WAITING_MAX: usize = 4096;
@@ -133,6 +133,16 @@ impl Workers {
             for _ in 0..REPORTS_MAX {
                 let Ok(report) = end.link.reports.pop() else { break };
                 hear(report);
+            }
+        }
+    }
+
+    /// Hands over the lines about API requests, at most a queue of each worker.
+    pub fn requests(&mut self, mut hear: impl FnMut(&RequestLine)) {
+        for end in &mut self.ends {
+            for _ in 0..REQUESTS_MAX {
+                let Ok(line) = end.link.requests.pop() else { break };
+                hear(&line);
             }
         }
     }

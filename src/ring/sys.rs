@@ -271,7 +271,7 @@ pub fn reset_on_close(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Empties an eventfd after it woke its reader.
+/// Empties an eventfd after it woke its reader; the eventfd must not block, for it may be empty already.
 pub fn drain(wake: &nix::sys::eventfd::EventFd) {
     let mut count = [0; 8];
     let _ = nix::unistd::read(wake.as_fd(), &mut count);

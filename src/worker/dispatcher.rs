@@ -219,6 +219,13 @@ impl Dispatcher {
         }
     }
 
+    /// The session was given a backend again, for another request.
+    pub fn served_again(&mut self, entry: &Entry) {
+        if let Some(choice) = entry.choice {
+            self.parts.metrics.backends[usize::from(choice.slot)].total.one();
+        }
+    }
+
     /// The session's backend refused, or did not answer in time: avoided until the control core knows.
     pub fn backend_failed(&mut self, entry: &Entry, errno: Errno) {
         let Some(choice) = entry.choice else { return };

@@ -42,6 +42,11 @@ impl Door {
         Door { tag, listener, spare: spare(), accept_at: None }
     }
 
+    /// Whether there is a listener behind it.
+    pub fn is_open(&self) -> bool {
+        self.listener.is_some()
+    }
+
     /// Begins to accept.
     pub fn open(&mut self, ring: &mut Ring) {
         self.accept_at = None;

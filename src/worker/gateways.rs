@@ -283,7 +283,9 @@ impl Gateways {
     /// Ends what has been still for too long, and drops spare connections that are of no more use.
     pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
         self.date.set(now.unix_ms());
-        self.kit.refill(pool);
+        if self.live() > 0 {
+            self.kit.refill(pool);
+        }
         while let Some(place) = self.deadlines.pop(now) {
             let Some(key) = self.users.at(place) else { continue };
             let Some(user) = self.users.get(key) else { continue };

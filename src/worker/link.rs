@@ -5,11 +5,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Snapshot};
 use crate::config::{Policy, Timeouts};
 use crate::metrics::WorkerMetrics;
+use crate::proxy::http::Times;
 use crate::session::shards::{Shard, ShardWriter};
 use crate::session::{EndReason, SessionId};
 
@@ -18,6 +21,10 @@ pub const ORDERS_MAX: usize = 1024;
 /// Reports that may wait for the control core: what a worker can say in about a tenth of a second of
 /// short sessions. Beyond it they are dropped and counted.
 pub const REPORTS_MAX: usize = 16 * 1024;
+/// Lines about API requests that may wait for the control core. Beyond it they are dropped and counted.
+pub const REQUESTS_MAX: usize = 4096;
+/// Bytes of method and target that such a line keeps.
+pub const LINE_BYTES_MAX: usize = 256;
 
 /// What the control core tells one worker to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +89,36 @@ pub struct Ended {
     pub reason: EndReason,
 }
 
+/// The line about an API request.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct RequestLine {
+    pub session: SessionId,
+    /// Which request of its connection it was, from one.
+    pub number: u32,
+    pub client: SocketAddr,
+    pub backend: Option<BackendId>,
+    /// Method and target, of which so many bytes are kept; empty if they were never read.
+    pub text: [u8; LINE_BYTES_MAX],
+    pub kept: u16,
+    /// Zero when the user was not answered.
+    pub status: u16,
+    pub retries: u8,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub times: Times,
+    pub fault: Option<&'static str>,
+}
+
+impl RequestLine {
+    /// Method and target.
+    pub fn request(&self) -> (&str, &str) {
+        let bytes = &self.text[..usize::from(self.kept)];
+        // Both are ASCII; what was cut off in the middle of something else shows as nothing.
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        text.split_once(' ').unwrap_or((text, ""))
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
     NoBackend,
@@ -94,10 +131,11 @@ pub struct ControlEnd {
     pub worker: u8,
     pub orders: rtrb::Producer<Order>,
     pub reports: rtrb::Consumer<Report>,
+    pub requests: rtrb::Consumer<RequestLine>,
     pub metrics: Arc<WorkerMetrics>,
     pub shard: Arc<Shard>,
     /// Written after an order or a snapshot, so that a sleeping worker looks.
-    pub wake: Arc<nix::sys::eventfd::EventFd>,
+    pub wake: Arc<EventFd>,
 }
 
 /// The worker's end.
@@ -106,9 +144,10 @@ pub struct WorkerEnd {
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
     pub reports: rtrb::Producer<Report>,
+    pub requests: rtrb::Producer<RequestLine>,
     pub metrics: Arc<WorkerMetrics>,
     pub shard: ShardWriter,
-    pub wake: Arc<nix::sys::eventfd::EventFd>,
+    pub wake: Arc<EventFd>,
     /// Rung after [`Report::ConnectFailed`] only; other reports wait for the control core's tick.
     pub urgent: Arc<tokio::sync::Notify>,
 }
@@ -122,17 +161,19 @@ pub fn link(
 ) -> nix::Result<(ControlEnd, WorkerEnd)> {
     let (orders_in, orders_out) = rtrb::RingBuffer::new(ORDERS_MAX);
     let (reports_in, reports_out) = rtrb::RingBuffer::new(REPORTS_MAX);
+    let (requests_in, requests_out) = rtrb::RingBuffer::new(REQUESTS_MAX);
     let metrics = Arc::new(WorkerMetrics::default());
     let (writer, shard) = Shard::new(worker, sessions_max);
-    let wake = Arc::new(nix::sys::eventfd::EventFd::from_value_and_flags(
+    let wake = Arc::new(EventFd::from_value_and_flags(
         0,
         // Two wake-ups may be told apart and read as one: the second look must not wait for a third.
-        nix::sys::eventfd::EfdFlags::EFD_CLOEXEC | nix::sys::eventfd::EfdFlags::EFD_NONBLOCK,
+        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
     )?);
     let control = ControlEnd {
         worker,
         orders: orders_in,
         reports: reports_out,
+        requests: requests_out,
         metrics: Arc::clone(&metrics),
         shard,
         wake: Arc::clone(&wake),
@@ -142,6 +183,7 @@ pub fn link(
         snapshots,
         orders: orders_out,
         reports: reports_in,
+        requests: requests_in,
         metrics,
         shard: writer,
         wake,

@@ -2,12 +2,14 @@
 //! driver beside it (`tcp`, `udp`) that stands between the ring and a pure core (`core`); `dispatcher` is
 //! what the protocols share, `link` what crosses to the control core.
 
+pub mod api;
 pub mod core;
 pub mod dispatcher;
 mod door;
 pub mod gateways;
 pub mod link;
 mod outbox;
+pub mod requests;
 pub mod shell;
 mod splices;
 pub mod tcp;

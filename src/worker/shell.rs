@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 
+use super::api::ApiDriver;
 use super::dispatcher::Books;
 use super::link::Order;
 use super::tcp::TcpDriver;
@@ -34,6 +35,7 @@ pub mod family {
     pub const SHELL: u8 = 0x00;
     pub const TCP: u8 = 0x10;
     pub const UDP: u8 = 0x20;
+    pub const API: u8 = 0x30;
 }
 
 const WAKE: Tag = Tag { kind: family::SHELL | 1, generation: 0, slot: 0 };
@@ -51,20 +53,28 @@ pub struct Shell {
     ring: Ring,
     tcp: TcpDriver,
     udp: UdpDriver,
+    api: ApiDriver,
     parts: WorkerLoop,
     stop_at: Option<Now>,
 }
 
 impl Shell {
     /// A worker over a ring of this thread.
-    pub fn new(ring: Ring, tcp: TcpDriver, udp: UdpDriver, parts: WorkerLoop) -> Shell {
-        Shell { ring, tcp, udp, parts, stop_at: None }
+    pub fn new(
+        ring: Ring,
+        tcp: TcpDriver,
+        udp: UdpDriver,
+        api: ApiDriver,
+        parts: WorkerLoop,
+    ) -> Shell {
+        Shell { ring, tcp, udp, api, parts, stop_at: None }
     }
 
     /// Runs until told to stop. An error is the kernel refusing to go on with the ring.
     pub fn run(mut self) -> io::Result<()> {
         self.tcp.start(&mut self.ring);
         self.udp.start(&mut self.ring);
+        self.api.start(&mut self.ring);
         self.ring.watch(WAKE, self.parts.wake.as_fd());
         let mut completions = Vec::with_capacity(REAP_MAX);
         let mut more_wait = false;
@@ -87,12 +97,13 @@ impl Shell {
 
     /// Sessions in any phase, of every protocol.
     fn live(&self) -> usize {
-        self.tcp.live() + self.udp.live()
+        self.tcp.live() + self.udp.live() + self.api.live()
     }
 
     fn patience(&self) -> Option<Duration> {
         let now = Now::read();
-        let deadlines = [self.tcp.next_deadline(), self.udp.next_deadline()];
+        let deadlines =
+            [self.tcp.next_deadline(), self.udp.next_deadline(), self.api.next_deadline()];
         let next = deadlines.into_iter().flatten().min().map_or(PATIENCE_MAX, |at| at.since(now));
         // Never zero, so that a deadline that stays due cannot make the loop spin.
         Some(next.clamp(PATIENCE_MIN, PATIENCE_MAX))
@@ -102,6 +113,7 @@ impl Shell {
         match done.tag.kind & 0xf0 {
             family::TCP => self.tcp.complete(now, done, &mut self.ring),
             family::UDP => self.udp.complete(now, done, &mut self.ring),
+            family::API => self.api.complete(now, done, &mut self.ring),
             _ => self.woken(done),
         }
     }
@@ -123,9 +135,11 @@ impl Shell {
             }
             self.tcp.order(now, order, &mut self.ring);
             self.udp.order(now, order);
+            self.api.order(now, order, &mut self.ring);
         }
         self.tcp.housekeep(now, &mut self.ring);
         self.udp.housekeep(now, &mut self.ring);
+        self.api.housekeep(now, &mut self.ring);
         let books = self.parts.books.borrow();
         books.metrics().counters.buffers_free.set(self.ring.pool().free(Class::Small) as u64);
         books.metrics().counters.turns.one();

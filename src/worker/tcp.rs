@@ -283,6 +283,11 @@ fn relay_event(done: Done) -> (Key, Event) {
     if done.tag.kind == SEND {
         return (key, Event::Sent { side, result: done.result });
     }
+    (key, received(side, done))
+}
+
+/// What a receive gave.
+pub(super) fn received(side: Side, done: Done) -> Event {
     let what = match (done.result, done.buf) {
         (Ok(_), Some(buf)) => Received::Data(buf),
         (Ok(_), None) => Received::End,
@@ -290,5 +295,5 @@ fn relay_event(done: Done) -> (Key, Event) {
         (Err(Errno::ECANCELED | Errno::EINTR | Errno::EAGAIN), _) => Received::Stopped,
         (Err(errno), _) => Received::Failed(errno),
     };
-    (key, Event::Received { side, what, more: done.more, nonempty: done.nonempty })
+    Event::Received { side, what, more: done.more, nonempty: done.nonempty }
 }

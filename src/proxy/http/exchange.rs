@@ -91,6 +91,8 @@ pub struct Exchange {
     pub reused: bool,
     /// How long the backend's connection may be kept after a whole response; `None` for not at all.
     pub keep: Option<Duration>,
+    /// The request was being sent when it was answered, and the answer is no reason to stop.
+    pub wants_rest: bool,
     /// Something has been sent to the backend.
     pub sent: bool,
     /// The backend's connection is gone, and what it was sent is still with the kernel.
@@ -99,6 +101,8 @@ pub struct Exchange {
     pub kept: Chain,
 
     pub status: u16,
+    /// The balancer answered, not a backend.
+    pub own: bool,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub times: Times,
@@ -132,10 +136,12 @@ impl Exchange {
             attempt: 0,
             reused: false,
             keep: None,
+            wants_rest: false,
             sent: false,
             lost: false,
             kept: Chain::EMPTY,
             status: 0,
+            own: false,
             bytes_up: 0,
             bytes_down: 0,
             times: Times {
@@ -224,6 +230,8 @@ impl Exchange {
             number: self.number,
             line: &self.line,
             status: self.status,
+            own: self.own,
+            reused: self.reused,
             backend: self.backend,
             retries: self.attempt,
             bytes_up: self.bytes_up,

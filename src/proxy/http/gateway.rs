@@ -172,7 +172,9 @@ impl Gateway {
     /// No further request is taken; the one that is being served is finished.
     pub fn drain(&mut self, cx: &mut Context<'_>) {
         self.draining = true;
-        if matches!(self.phase, Phase::Head) && self.stash.is_empty() {
+        // Who has just connected was told that there is somebody here, and is served once.
+        let served = self.exchange.number > 0;
+        if matches!(self.phase, Phase::Head) && self.stash.is_empty() && served {
             self.end(EndReason::Finished, false, cx);
         }
     }
@@ -457,6 +459,11 @@ impl Gateway {
                 self.active = cx.now;
                 self.cut_short("the backend stopped sending");
             }
+            // The rest of the request does not come, or is not taken; its answer has gone out.
+            Answer::Done if self.downward.is_empty() && self.client.sending().is_empty() => {
+                self.active = cx.now;
+                self.exchange.keep = None;
+            }
             Answer::Flowing(_) | Answer::Done => self.end(EndReason::Idle, true, cx),
             Answer::Obtaining => {}
         }
@@ -501,7 +508,8 @@ impl Gateway {
         }
         let Some(line) = &self.backend else { return };
         let usable = self.exchange.keep.is_some() && line.is_open() && line.takes();
-        if usable && self.exchange.upload_is_done() {
+        if usable && (self.exchange.upload_is_done() || self.exchange.wants_rest) {
+            // The backend said all it had to say, and still listens.
             if !self.request_is_out() {
                 return;
             }

@@ -23,6 +23,7 @@ mod stash;
 mod tunnel;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -31,6 +32,7 @@ use super::line::Line;
 use super::tcp::Features;
 use crate::base::time::Now;
 use crate::cluster::BackendId;
+use crate::config::Config;
 use crate::http::Limits;
 use crate::http::date::Date;
 use crate::ring::pool::{Buf, Chain, Class, Pool};
@@ -69,24 +71,36 @@ pub struct Settings {
     pub trusted: Vec<IpNet>,
 }
 
+impl Settings {
+    /// The settings of a configuration, under the name that the balancer goes by in `Via`.
+    pub fn of(config: &Config, via: &str) -> Settings {
+        let api = &config.api;
+        Settings {
+            limits: Limits {
+                line_bytes: api.line_bytes,
+                field_bytes: api.field_bytes,
+                head_bytes: api.head_bytes,
+                fields: api.fields,
+            },
+            body_bytes_max: api.body_bytes.map_or(u64::MAX, NonZeroU64::get),
+            head_timeout: api.head_timeout,
+            body_timeout: api.body_timeout,
+            answer_timeout: api.answer_timeout,
+            connect_timeout: config.timeouts.connect,
+            idle_timeout: api.idle_timeout,
+            tunnel_timeout: api.tunnel_idle,
+            spare_timeout: api.upstream_idle,
+            spares_max: api.upstream_idle_max,
+            retries_max: api.retries,
+            via: via.to_string(),
+            trusted: api.trusted.clone(),
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Settings {
-        let seconds = Duration::from_secs;
-        Settings {
-            limits: Limits::default(),
-            body_bytes_max: u64::MAX,
-            head_timeout: seconds(10),
-            body_timeout: seconds(30),
-            answer_timeout: seconds(30),
-            connect_timeout: seconds(3),
-            idle_timeout: seconds(60),
-            tunnel_timeout: seconds(3600),
-            spare_timeout: seconds(4),
-            spares_max: 1024,
-            retries_max: 2,
-            via: "lb".to_string(),
-            trusted: Vec::new(),
-        }
+        Settings::of(&Config::default(), "lb")
     }
 }
 
@@ -168,6 +182,10 @@ pub struct Record<'a> {
     pub line: &'a [u8],
     /// Zero when the user was not answered.
     pub status: u16,
+    /// The balancer answered, not a backend.
+    pub own: bool,
+    /// Its connection to the backend had served other requests.
+    pub reused: bool,
     /// The last backend that was tried.
     pub backend: Option<BackendId>,
     pub retries: u8,

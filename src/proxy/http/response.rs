@@ -128,6 +128,9 @@ impl Gateway {
         cx.pool.give_back_chain(self.exchange.kept.take());
         self.exchange.times.answered = Some(cx.now);
         self.exchange.answer = answer;
+        // Who was not asked for the body does not send it, and who is told of an error should stop
+        // (RFC 9110 10.1.1, RFC 9112 9.5).
+        self.exchange.wants_rest = !self.exchange.expects_continue && self.exchange.status < 400;
         self.exchange.expects_continue = false;
         if buf.is_empty() {
             cx.pool.give_back(buf);
@@ -240,7 +243,8 @@ impl Gateway {
 
     /// Says 100 to a user who waits for it in place of a backend that is silent.
     pub(super) fn say_continue(&mut self, cx: &mut Context<'_>) {
-        self.exchange.expects_continue = false;
+        // Should the backend still say so, it has been said.
+        (self.exchange.expects_continue, self.exchange.continued) = (false, true);
         cx.kit.scratch.clear();
         write::put_status(&mut cx.kit.scratch, 100, answer::phrase(100));
         cx.kit.scratch.extend_from_slice(b"\r\n");
@@ -260,7 +264,7 @@ impl Gateway {
         let close = self.must_close();
         let exchange = &mut self.exchange;
         exchange.close = close;
-        exchange.status = status;
+        (exchange.status, exchange.own) = (status, true);
         exchange.fault = (status != 200).then_some(detail);
         exchange.answer = Answer::Done;
         exchange.keep = None;

@@ -111,11 +111,13 @@ impl Gateways {
         let reused = line.is_some();
         let line = line.unwrap_or_default();
         self.lend(now, key, pool, |gateway, cx| gateway.assigned(backend, reused, line, cx));
-        if let Some(user) = self.users.get(key)
-            && !user.started
-        {
-            user.started = true;
-            self.books.borrow_mut().started(&user.entry);
+        if let Some(user) = self.users.get(key) {
+            let before = std::mem::replace(&mut user.started, true);
+            let mut books = self.books.borrow_mut();
+            match before {
+                false => books.started(&user.entry),
+                true => books.served_again(&user.entry),
+            }
         }
         if !reused {
             self.follow(now, key, pool, out);

@@ -1,0 +1,224 @@
+//! API users between the ring and their gateways: completions become events, commands become
+//! operations. Owns the API door and the sockets on both sides; decides nothing about them (that is
+//! `gateways`').
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::core::{GENERATION_MASK, Key};
+use super::dispatcher::Books;
+use super::door::{Arrival, Door};
+use super::gateways::{Cmd, Conn, Gateways};
+use super::link::Order;
+use super::shell::family;
+use super::tcp::received;
+use crate::base::time::Now;
+use crate::proxy::{self, Event, Intake, Side};
+use crate::ring::{self, Done, Ring, Tag, sys};
+
+const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
+
+const ACCEPT: u8 = family::API | 1;
+const CONNECT: u8 = family::API | 2;
+const USER_RECEIVE: u8 = family::API | 3;
+const USER_SEND: u8 = family::API | 4;
+const LINK_RECEIVE: u8 = family::API | 5;
+const LINK_SEND: u8 = family::API | 6;
+
+/// Commands that may wait while one event is handled, before the list has to grow.
+const COMMANDS: usize = 64;
+
+pub struct ApiDriver {
+    gateways: Gateways,
+    books: Books,
+    door: Door,
+    /// By the place of a user, and of a connection to a backend.
+    users: Vec<Option<OwnedFd>>,
+    links: Vec<Option<OwnedFd>>,
+    commands: Vec<Cmd>,
+}
+
+impl ApiDriver {
+    /// `listener`: the API door, if there is one.
+    pub fn new(gateways: Gateways, books: Books, listener: Option<OwnedFd>) -> ApiDriver {
+        ApiDriver {
+            gateways,
+            books,
+            door: Door::new(listener, Tag { kind: ACCEPT, generation: 0, slot: 0 }),
+            users: Vec::new(),
+            links: Vec::new(),
+            commands: Vec::with_capacity(COMMANDS),
+        }
+    }
+
+    pub fn start(&mut self, ring: &mut Ring) {
+        // Without a door there are no heads to write, and no blocks have to be kept back for them.
+        if self.door.is_open() {
+            self.gateways.start(ring.pool_mut());
+        }
+        self.door.open(ring);
+    }
+
+    /// Connections of any kind, until the kernel has done with them.
+    pub fn live(&self) -> usize {
+        self.gateways.live()
+    }
+
+    pub fn next_deadline(&self) -> Option<Now> {
+        [self.gateways.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
+    }
+
+    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
+        let key = Key { place: done.tag.slot, generation: done.tag.generation };
+        let (conn, event) = match done.tag.kind {
+            USER_RECEIVE => (Conn::User(key), received(Side::Client, done)),
+            USER_SEND => (Conn::User(key), Event::Sent { side: Side::Client, result: done.result }),
+            LINK_RECEIVE => (Conn::Link(key), received(Side::Backend, done)),
+            LINK_SEND => {
+                (Conn::Link(key), Event::Sent { side: Side::Backend, result: done.result })
+            }
+            CONNECT => {
+                let result = done.result.map(|_| ());
+                self.gateways.connected(now, key, result, ring.pool_mut(), &mut self.commands);
+                return self.execute(now, ring);
+            }
+            _ => {
+                self.arrived(now, done, ring);
+                return self.execute(now, ring);
+            }
+        };
+        self.gateways.happened(now, conn, event, ring.pool_mut(), &mut self.commands);
+        self.execute(now, ring);
+    }
+
+    /// What is due whatever completed: deadlines, and connections that waited for blocks.
+    pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
+        self.door.housekeep(now, ring);
+        self.gateways.expire(now, ring.pool_mut(), &mut self.commands);
+        if self.gateways.is_starved() {
+            self.gateways.relieve(now, ring.pool_mut(), &mut self.commands);
+        }
+        self.execute(now, ring);
+        let books = self.books.borrow();
+        books.metrics().counters.api_upstream_idle.set(self.gateways.spares() as u64);
+    }
+
+    pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
+        if matches!(order, Order::Drain | Order::Stop) {
+            for socket in self.door.close(ring) {
+                self.welcome(now, socket, ring);
+                self.execute(now, ring);
+            }
+        }
+        self.gateways.order(now, order, ring.pool_mut(), &mut self.commands);
+        self.execute(now, ring);
+    }
+
+    fn arrived(&mut self, now: Now, done: Done, ring: &mut Ring) {
+        match self.door.complete(now, done, ring) {
+            Arrival::User(socket) => self.welcome(now, socket, ring),
+            Arrival::Shed(socket) => {
+                drop(socket);
+                self.door.refill();
+                self.books.borrow().metrics().counters.users_refused_full.one();
+            }
+            Arrival::Failed => self.books.borrow().metrics().counters.accept_failed.one(),
+            Arrival::Nobody => {}
+        }
+    }
+
+    fn welcome(&mut self, now: Now, socket: OwnedFd, ring: &mut Ring) {
+        // A user who is gone already has no address any more.
+        let Ok(client) = sys::peer(socket.as_fd()) else { return };
+        let commands = &mut self.commands;
+        let Some(key) = self.gateways.accepted(now, client, ring.pool_mut(), commands) else {
+            return;
+        };
+        *place(&mut self.users, key) = Some(socket);
+    }
+
+    /// Turns commands into operations, in their order. A command may cause further ones at once.
+    fn execute(&mut self, now: Now, ring: &mut Ring) {
+        let mut next = 0;
+        while let Some(command) = self.commands.get(next).copied() {
+            next += 1;
+            match command {
+                Cmd::Wire { conn, what } => self.operate(conn, what, ring),
+                Cmd::Connect { link, to } => {
+                    if let Err(errno) = self.connect(link, to, ring) {
+                        let commands = &mut self.commands;
+                        self.gateways.connected(now, link, Err(errno), ring.pool_mut(), commands);
+                    }
+                }
+                Cmd::CancelConnect { link } => ring.cancel(tag_of(CONNECT, link)),
+                Cmd::Close { conn, reset } => self.close(conn, reset, ring),
+            }
+        }
+        self.commands.clear();
+    }
+
+    fn operate(&mut self, conn: Conn, what: proxy::Cmd, ring: &mut Ring) {
+        let (sockets, key, receive, send) = match conn {
+            Conn::User(key) => (&self.users, key, USER_RECEIVE, USER_SEND),
+            Conn::Link(key) => (&self.links, key, LINK_RECEIVE, LINK_SEND),
+        };
+        let socket = sockets[key.place as usize].as_ref();
+        let socket = socket.expect("a gateway uses connections that are open").as_fd();
+        let (receive, send) = (tag_of(receive, key), tag_of(send, key));
+        match what {
+            proxy::Cmd::Receive { how: Intake::Many { bytes_max }, .. } => {
+                ring.receive_many(receive, socket, bytes_max);
+            }
+            proxy::Cmd::Receive { how: Intake::Once { class, wait_first }, .. } => {
+                ring.receive(receive, socket, class, wait_first);
+            }
+            proxy::Cmd::Send { what, .. } => ring.send(send, socket, what),
+            proxy::Cmd::FinishWriting { .. } => sys::finish_writing(socket),
+            proxy::Cmd::CancelReceive { .. } => ring.cancel(receive),
+            proxy::Cmd::CancelSend { .. } => ring.cancel(send),
+            proxy::Cmd::Splice { .. }
+            | proxy::Cmd::CancelSplice { .. }
+            | proxy::Cmd::EndSplice { .. } => {
+                debug_assert!(false, "gateways are not offered splicing");
+            }
+        }
+    }
+
+    fn connect(&mut self, link: Key, to: SocketAddr, ring: &mut Ring) -> Result<(), Errno> {
+        let socket = sys::stream(to)
+            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
+        ring.connect(tag_of(CONNECT, link), socket.as_fd(), to);
+        *place(&mut self.links, link) = Some(socket);
+        Ok(())
+    }
+
+    /// A connection whose socket could not be opened has none to close.
+    fn close(&mut self, conn: Conn, reset: bool, ring: &mut Ring) {
+        let socket = match conn {
+            Conn::User(key) => place(&mut self.users, key).take(),
+            Conn::Link(key) => place(&mut self.links, key).take(),
+        };
+        if let Some(socket) = socket {
+            if reset {
+                sys::reset_on_close(socket.as_fd());
+            }
+            ring.close(socket);
+            self.door.refill();
+        }
+    }
+}
+
+/// A key's socket; the list grows to hold it.
+fn place(sockets: &mut Vec<Option<OwnedFd>>, key: Key) -> &mut Option<OwnedFd> {
+    let place = key.place as usize;
+    if sockets.len() <= place {
+        sockets.resize_with(place + 1, || None);
+    }
+    &mut sockets[place]
+}
+
+fn tag_of(kind: u8, key: Key) -> Tag {
+    Tag { kind, generation: key.generation, slot: key.place }
+}
