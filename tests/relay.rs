@@ -33,6 +33,7 @@ impl Balancer {
         let mut config = Config { workers: Some(2), ..Config::default() };
         config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
         config.listen.udp = None;
+        config.listen.api = None;
         change(&mut config);
         Balancer { plane: DataPlane::start(&config, sessions, features).unwrap(), version: 0 }
     }
@@ -455,6 +456,21 @@ fn draining_turns_users_away_and_lets_sessions_end() {
     user.read_exact(&mut answer).unwrap();
     drop(user);
     eventually(|| (balancer.active() == 0).then_some(()));
+    balancer.stop();
+}
+
+#[test]
+fn a_worker_that_is_woken_again_and_again_goes_on() {
+    let balancer = Balancer::start(|_| {});
+    for _ in 0..2000 {
+        balancer.wake();
+        balancer.wake();
+        thread::yield_now();
+    }
+    // Every worker turns a few times a second whatever happens.
+    let each = |place: usize| balancer.plane.ends[place].metrics.counters.turns.get();
+    let before = [each(0), each(1)];
+    eventually(|| (0..2).all(|place| each(place) > before[place] + 1).then_some(()));
     balancer.stop();
 }
 

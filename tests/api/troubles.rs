@@ -1,0 +1,308 @@
+//! Backends that fail and users who dawdle: what the user is told, what is tried again, and that a
+//! response which was cut never looks whole.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use lb::worker::link::Order;
+
+use crate::harness::{Backend, Balancer, Wire, eventually, ok};
+
+const SHORT: Duration = Duration::from_millis(150);
+
+#[test]
+fn without_a_backend_a_user_is_told_so_and_may_ask_again() {
+    let mut balancer = Balancer::start(|_| {});
+    let mut user = balancer.user();
+    let answer = user.get("/");
+    assert_eq!((answer.status(), answer.one("retry-after")), (503, Some("5")));
+    let backend = Backend::named("one");
+    balancer.register(&[backend.address]);
+    assert_eq!(user.get("/").text(), "one");
+    balancer.stop();
+}
+
+#[test]
+fn a_backend_that_refuses_is_passed_over_and_only_when_all_do_the_user_hears_of_it() {
+    let closed = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::named("one");
+    let (gone, also_gone) = (closed(), closed());
+    let mut balancer = Balancer::over(&[gone, backend.address, also_gone], |_| {});
+    let mut user = balancer.user();
+    for method in ["GET", "POST", "GET", "POST"] {
+        user.send(format!("{method} / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"));
+        assert_eq!(user.answer().text(), "one");
+    }
+    balancer.register(&[gone, also_gone]);
+    let answer = balancer.user().get("/");
+    assert_eq!(answer.status(), 502);
+    assert!(balancer.count(|it| it.connects_failed.get()) >= 3);
+    balancer.stop();
+}
+
+/// Answers one request on each connection, and closes it when the next one comes.
+fn stale() -> Backend {
+    Backend::run(|own, mut wire| {
+        if own.request(&mut wire).is_some() {
+            wire.write(ok("fresh"));
+            own.request(&mut wire);
+        }
+    })
+}
+
+#[test]
+fn a_request_that_may_be_repeated_survives_a_connection_gone_stale() {
+    let backend = stale();
+    let mut balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    for _ in 0..5 {
+        assert_eq!(user.get("/").text(), "fresh");
+    }
+    let retried: Vec<u8> = (0..5).map(|_| balancer.line().retries).collect();
+    assert_eq!(retried, [0, 1, 1, 1, 1]);
+    balancer.stop();
+}
+
+#[test]
+fn a_request_that_must_not_be_repeated_is_not() {
+    let backend = stale();
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    assert_eq!(user.get("/").text(), "fresh");
+    user.send("POST /once HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(user.answer().status(), 502);
+    let times = backend.requests().iter().filter(|request| request.path() == "/once").count();
+    assert_eq!(times, 1);
+    balancer.stop();
+}
+
+#[test]
+fn a_connection_that_its_backend_closed_is_not_used_again() {
+    let backend = Backend::run(|own, mut wire| {
+        own.request(&mut wire);
+        wire.write(ok("bye"));
+    });
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    for _ in 0..5 {
+        assert_eq!(user.get("/").text(), "bye");
+        balancer.expect("idle connections", 0, |it| it.api_upstream_idle.get());
+    }
+    assert_eq!(balancer.count(|it| it.retries.get()), 0);
+    balancer.stop();
+}
+
+#[test]
+fn a_connection_on_which_too_much_was_said_is_not_used_again() {
+    let backend = Backend::answering(|_| [ok("yes"), ok("smuggled")].concat());
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    for _ in 0..5 {
+        assert_eq!(balancer.user().get("/").text(), "yes");
+    }
+    assert_eq!(backend.connections(), 5);
+    balancer.stop();
+}
+
+#[test]
+fn a_connection_is_kept_no_longer_than_it_should_be() {
+    let backend = Backend::answering(|request| match request.path() {
+        "/close" => b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec(),
+        "/old" => b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        _ => ok("kept"),
+    });
+    let balancer = Balancer::over(&[backend.address], |config| config.api.upstream_idle = SHORT);
+    for (path, idle) in [("/close", 0), ("/old", 0), ("/", 1)] {
+        balancer.user().get(path);
+        balancer.expect(path, idle, |it| it.api_upstream_idle.get());
+    }
+    balancer.expect("idle connections, later", 0, |it| it.api_upstream_idle.get());
+    balancer.stop();
+}
+
+#[test]
+fn a_response_that_was_cut_never_looks_whole() {
+    for (name, begun) in [
+        ("length", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"),
+        ("chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
+        ("chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf"),
+    ] {
+        let backend = Backend::run(move |own, mut wire| {
+            own.request(&mut wire);
+            wire.write(begun);
+        });
+        let mut balancer = Balancer::over(&[backend.address], |_| {});
+        let mut user = balancer.user();
+        user.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(user.try_answer(false).is_none(), "{name}");
+        let line = balancer.line();
+        assert_eq!((line.status, line.fault.is_some()), (200, true), "{name}");
+        balancer.expect(name, 1, |it| it.api_cut_short.get());
+        balancer.stop();
+    }
+}
+
+#[test]
+fn a_response_that_is_none_is_answered_for() {
+    for begun in [
+        "HTTP/1.1 OK\r\n\r\n",
+        "220 mail.example\r\n",
+        "HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+        "",
+        "HTTP/1.1 200",
+    ] {
+        let backend = Backend::run(move |own, mut wire| {
+            own.request(&mut wire);
+            wire.write(begun);
+        });
+        let balancer = Balancer::over(&[backend.address], |_| {});
+        let mut user = balancer.user();
+        assert_eq!(user.get("/").status(), 502, "{begun:?}");
+        // The user's own connection is none the worse for it.
+        assert_eq!(user.get("/").status(), 502, "{begun:?}");
+        balancer.stop();
+    }
+}
+
+#[test]
+fn a_backend_that_does_not_answer_is_given_up() {
+    let backend = Backend::run(|_, mut wire| {
+        wire.rest();
+    });
+    let balancer = Balancer::over(&[backend.address], |config| config.api.answer_timeout = SHORT);
+    let mut user = balancer.user();
+    assert_eq!(user.get("/").status(), 504);
+    balancer.expect("failures", 1, |it| it.api_failed.get());
+    balancer.stop();
+}
+
+#[test]
+fn a_response_that_stops_on_its_way_is_cut() {
+    let backend = Backend::run(|own, mut wire| {
+        own.request(&mut wire);
+        wire.write("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf");
+        wire.rest();
+    });
+    let balancer = Balancer::over(&[backend.address], |config| config.api.body_timeout = SHORT);
+    let mut user = balancer.user();
+    user.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(user.try_answer(false).is_none());
+    balancer.stop();
+}
+
+#[test]
+fn a_user_who_dawdles_loses_the_connection() {
+    let backend = Backend::named("one");
+    let balancer = Balancer::over(&[backend.address], |config| {
+        config.api.head_timeout = SHORT;
+        config.api.idle_timeout = SHORT;
+        config.api.body_timeout = SHORT;
+    });
+    let mut silent = balancer.user();
+    silent.ends();
+    let mut dripping = balancer.user();
+    dripping.send("GET / HTTP/1.1\r\nHo");
+    let begun = Instant::now();
+    assert_eq!(dripping.answer().status(), 408);
+    assert!(begun.elapsed() < 20 * SHORT);
+    dripping.ends();
+    let mut stalling = balancer.user();
+    stalling.send("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf");
+    assert_eq!(stalling.answer().status(), 408);
+    stalling.ends();
+    let mut idle = balancer.user();
+    assert_eq!(idle.get("/").text(), "one");
+    idle.ends();
+    assert!(backend.requests().iter().all(|request| request.start.starts_with("GET")));
+    balancer.expect("sessions", 0, |it| it.sessions_active.get());
+    balancer.stop();
+}
+
+#[test]
+fn many_slow_heads_keep_nobody_from_being_served() {
+    let backend = Backend::named("one");
+    let balancer = Balancer::over(&[backend.address], |config| {
+        config.limits.buffer_bytes = 1 << 20;
+    });
+    let mut slow: Vec<_> = (0..300).map(|_| balancer.user()).collect();
+    for user in &mut slow {
+        user.send(format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "y".repeat(3000)));
+    }
+    let mut user = balancer.user();
+    for _ in 0..20 {
+        assert_eq!(user.get("/").text(), "one");
+    }
+    for user in &mut slow {
+        user.send("\r\n\r\n");
+        assert_eq!(user.answer().text(), "one");
+    }
+    balancer.stop();
+}
+
+#[test]
+fn beyond_the_session_limit_users_are_turned_away() {
+    let backend = Backend::named("one");
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let mut users: Vec<_> = (0..1000).map(|_| balancer.user()).collect();
+    balancer.expect("sessions", 1000, |it| it.sessions_active.get());
+    balancer.user().ends();
+    balancer.expect("turned away", 1, |it| it.users_refused_full.get());
+    assert_eq!(users[999].get("/").text(), "one");
+    balancer.stop();
+}
+
+#[test]
+fn a_balancer_that_drains_finishes_what_it_was_asked_and_takes_no_more() {
+    let backend = Backend::run(|own, mut wire: Wire| {
+        while let Some(request) = own.request(&mut wire) {
+            if request.path() == "/slow" {
+                eventually(|| (own.requests().len() >= 3).then_some(()));
+            }
+            let _ = wire.stream.write_all(&ok("done"));
+        }
+    });
+    let mut balancer = Balancer::over(&[backend.address], |_| {});
+    let (mut idle, mut busy) = (balancer.user(), balancer.user());
+    idle.get("/");
+    busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
+    eventually(|| (backend.requests().len() == 2).then_some(()));
+    let mut late = balancer.user();
+    balancer.expect("sessions", 3, |it| it.sessions_active.get());
+    balancer.order(Order::Drain);
+    idle.ends();
+    late.send("GET /late HTTP/1.1\r\nHost: x\r\n\r\n");
+    for user in [&mut late, &mut busy] {
+        let answer = user.answer();
+        assert_eq!((answer.text(), answer.one("connection")), ("done", Some("close")));
+    }
+    balancer.expect("idle connections", 0, |it| it.api_upstream_idle.get());
+    balancer.stop();
+}
+
+#[test]
+fn a_request_leaves_a_line_in_the_log() {
+    let backend = Backend::answering(|_| ok("12345"));
+    let mut balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    user.send("PUT /thing?x=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc");
+    user.answer();
+    let line = balancer.line();
+    assert_eq!(line.request(), ("PUT", "/thing?x=1"));
+    assert_eq!((line.status, line.bytes_up, line.bytes_down, line.retries), (200, 3, 5, 0));
+    assert_eq!(line.client, user.wire.stream.local_addr().unwrap());
+    assert_eq!((line.backend.map(|id| id.0), line.fault, line.number), (Some(1), None, 1));
+    let times = line.times;
+    let steps =
+        [Some(times.began), Some(times.read), times.connected, times.answered, Some(times.ended)];
+    assert!(steps.is_sorted() && steps.iter().all(Option::is_some), "{times:?}");
+    user.send("nonsense\r\n\r\n");
+    user.answer();
+    let line = balancer.line();
+    assert_eq!((line.status, line.backend, line.number), (400, None, 2));
+    assert!(line.fault.is_some());
+    balancer.stop();
+}
