@@ -69,15 +69,64 @@ fn per_second(rate: Option<u64>, how: fn(u64) -> String) -> String {
     rate.map_or("-".to_owned(), |rate| how(rate) + "/s")
 }
 
+/// A column of the backends. In a terminal that is too narrow those with the lowest rank go first.
+struct Column {
+    title: &'static str,
+    rank: u8,
+    number: bool,
+}
+
+const fn column(title: &'static str, rank: u8, number: bool) -> Column {
+    Column { title, rank, number }
+}
+
+const BACKENDS: [Column; 12] = [
+    column("id", 11, false),
+    column("users", 6, false),
+    column("address", 10, false),
+    column("name", 3, false),
+    column("state", 8, false),
+    column("share", 2, true),
+    column("sessions", 9, true),
+    column("new/s", 5, true),
+    column("up/s", 4, true),
+    column("down/s", 4, true),
+    column("hello", 1, true),
+    column("failed", 7, true),
+];
+
+/// The places of the columns that fit into `room` with a space between two, and how wide they are.
+fn fitting(widths: [u16; BACKENDS.len()], room: u16) -> Vec<(usize, u16)> {
+    let mut shown: Vec<(usize, u16)> = widths.into_iter().enumerate().collect();
+    let taken = |shown: &[(usize, u16)]| -> u16 { shown.iter().map(|(_, width)| width + 1).sum() };
+    while shown.len() > 1 && taken(&shown) > room + 1 {
+        let least = shown.iter().map(|(place, _)| BACKENDS[*place].rank).min();
+        shown.retain(|(place, _)| Some(BACKENDS[*place].rank) != least);
+    }
+    shown
+}
+
 fn backends(screen: &Screen, frame: &mut Frame, area: Rect) {
     let rows = screen.rows();
-    let titles = [
-        "id", "users", "address", "name", "state", "share", "sessions", "new/s", "up/s", "down/s",
-        "hello", "failed",
-    ];
-    let widths = [6, 5, 21, 16, 9, 7, 9, 9, 11, 11, 9, 7].map(Constraint::Length);
-    let table = Table::new(rows.iter().map(backend), widths)
-        .header(header(&titles, 5))
+    let cells: Vec<_> = rows.iter().map(backend).collect();
+    let widths = std::array::from_fn(|place| {
+        let title = Line::from(BACKENDS[place].title).width();
+        let widest = cells.iter().map(|row: &[Line; 12]| row[place].width()).max();
+        // A name may be as long as 64 letters; rates change, and columns that jump are hard to read.
+        let (least, most) = if BACKENDS[place].number { (9, 16) } else { (title, 46) };
+        u16::try_from(widest.unwrap_or(0).max(title).clamp(least, most)).unwrap_or(u16::MAX)
+    });
+    let shown = fitting(widths, area.width);
+    let pick = |row: [Line<'static>; BACKENDS.len()]| {
+        Cells::new(shown.iter().map(|(place, _)| row[*place].clone()).collect::<Vec<_>>())
+    };
+    let titles = BACKENDS.map(|column| {
+        let side = if column.number { Alignment::Right } else { Alignment::Left };
+        Line::from(column.title).alignment(side)
+    });
+    let widths = shown.iter().map(|(_, width)| Constraint::Length(*width));
+    let table = Table::new(cells.into_iter().map(pick), widths)
+        .header(pick(titles).style(FAINT))
         .row_highlight_style(CHOSEN);
     let mut state = TableState::new().with_selected((!rows.is_empty()).then_some(screen.chosen));
     frame.render_stateful_widget(table, area, &mut state);
@@ -100,7 +149,8 @@ fn header(titles: &[&'static str], numbers: usize) -> Cells<'static> {
     Cells::new(titles.iter().enumerate().map(cell).collect::<Vec<_>>()).style(FAINT)
 }
 
-fn backend(row: &Row) -> Cells<'static> {
+/// What stands in the columns of [`BACKENDS`].
+fn backend(row: &Row) -> [Line<'static>; BACKENDS.len()] {
     let backend = &row.backend;
     let colour = match backend.state {
         BackendState::Serving => Color::Green,
@@ -119,7 +169,7 @@ fn backend(row: &Row) -> Cells<'static> {
     };
     let failed = if backend.connects_failed > 0 { Color::Red } else { Color::Reset };
     let number = |text: String| Line::from(text).right_aligned();
-    Cells::new(vec![
+    [
         Line::from(backend.id.clone()),
         Line::from(backend.protocol.name()),
         Line::from(backend.address.to_string()),
@@ -132,7 +182,7 @@ fn backend(row: &Row) -> Cells<'static> {
         number(row.rates.down.map_or("-".to_owned(), sized)),
         hello.right_aligned(),
         Line::styled(grouped(backend.connects_failed), failed).right_aligned(),
-    ])
+    ]
 }
 
 fn sessions(screen: &Screen, backend: &str, frame: &mut Frame, area: Rect) {
@@ -265,6 +315,24 @@ mod tests {
             ]
         );
         assert!(text.starts_with("lb 0.1.0 serving, up 3.0 s, round robin"), "{text}");
+    }
+
+    #[test]
+    fn a_narrow_terminal_leaves_columns_out_and_cuts_none() {
+        let mut state = known();
+        let mut far = backend(1, 2);
+        far.address = "[2001:db8:1:2:3:4:5:6]:65535".parse().unwrap();
+        state.looked(Ok(status(2000, vec![far, backend(2, 1)])));
+        for width in [60, 80, 110, 200] {
+            let text = drawn(&state, width, 8);
+            assert!(
+                text.contains("b1 ") && text.contains("[2001:db8:1:2:3:4:5:6]:65535"),
+                "{text}"
+            );
+            assert!(text.contains("serving"), "{text}");
+            assert_eq!(text.contains("web-1"), width >= 110, "{text}");
+            assert_eq!(text.contains(" hello"), width >= 200, "{text}");
+        }
     }
 
     #[test]
