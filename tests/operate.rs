@@ -199,6 +199,9 @@ fn a_reload_changes_settings_and_leaves_a_running_session_alone() {
          limits.buffer_bytes = 1048576",
     );
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(said.contains("in use from now on: balance.policy = \"source_hash\"\n"), "{said}");
+    assert!(said.contains("needs a restart: limits.buffer_bytes = 1048576\n"), "{said}");
     let status = balancer.status();
     assert_eq!(status["policy"], "source_hash");
     assert_eq!(status["sessions"]["limit"], 1);
@@ -243,6 +246,8 @@ fn a_reload_with_a_fault_changes_nothing_and_says_why() {
     ] {
         let refused = balancer.change(settings);
         assert_eq!(refused.status.code(), Some(2), "{settings}");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(said.contains("nothing was changed: ") && said.contains(reason), "{said}");
         let line = balancer.wait_for_log(reason);
         assert!(line.contains("reload refused, nothing was changed"), "{line}");
         assert_eq!(balancer.status()["policy"], "least_sessions");

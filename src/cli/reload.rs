@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{Fault, peer, print, running, wait_for};
-use crate::control::status::Status;
+use crate::control::status::{ReloadStatus, Status};
 
 /// A balancer that has not answered by then is too busy or hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,8 +16,8 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// Take changed settings into use without touching a session.
 ///
-/// The running balancer reads its file again. Its log names each setting that is in use from then on,
-/// and each that needs a restart; a file with a fault changes nothing, and the exit code is 2.
+/// The running balancer reads its file again. Said are the settings that are in use from then on, and
+/// those that need a restart; a file with a fault changes nothing, and the exit code is 2.
 #[derive(Args)]
 pub struct Arguments {
     /// The balancer's admin door, on this host
@@ -26,25 +26,35 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Fault> {
-    wait_for(reload(&arguments.admin))??;
-    print("reloaded\n")
+    let outcome = wait_for(reload(&arguments.admin))??;
+    print(&told(&outcome))
 }
 
-async fn reload(door: &str) -> Result<(), Fault> {
+/// What an operator wants to know: what is in use now, and what is not yet.
+fn told(outcome: &ReloadStatus) -> String {
+    let mut out = String::new();
+    for setting in &outcome.now {
+        out += &format!("in use from now on: {setting}\n");
+    }
+    for setting in &outcome.after_restart {
+        out += &format!("needs a restart: {setting}\n");
+    }
+    let nothing = outcome.now.is_empty() && outcome.after_restart.is_empty();
+    out + if nothing { "reloaded, nothing had changed\n" } else { "reloaded\n" }
+}
+
+async fn reload(door: &str) -> Result<ReloadStatus, Fault> {
     let before = running::status(door).await?;
     running::tell(&before, Signal::SIGHUP)?;
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         let after = running::status(door).await?;
         if count(&after, "reloads_refused") > count(&before, "reloads_refused") {
-            return Err(Fault(
-                "the settings have a fault and nothing was changed; the balancer's log names it, and \
-                 so does `lb check` with the same file"
-                    .to_owned(),
-            ));
+            let reason = after.reload.refused.unwrap_or_default();
+            return Err(Fault(format!("nothing was changed: {reason}")));
         }
         if count(&after, "reloads") > count(&before, "reloads") {
-            return Ok(());
+            return Ok(after.reload);
         }
         sleep(ASK_EVERY).await;
     }

@@ -226,7 +226,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::Protocol;
-    use crate::control::status::{HelloStatus, SCHEMA, SessionTotals, Timings};
+    use crate::control::status::{HelloStatus, ReloadStatus, SCHEMA, SessionTotals, Timings};
 
     fn backend() -> BackendStatus {
         BackendStatus {
@@ -286,6 +286,7 @@ mod tests {
                 connect: Percentiles { count: 9, p50_us: Some(200), ..Percentiles::default() },
                 ..Timings::default()
             },
+            reload: ReloadStatus::default(),
             control: BTreeMap::new(),
         }
     }

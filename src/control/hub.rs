@@ -15,6 +15,7 @@ use super::console::{self, Console};
 use super::drain::{Drain, DrainStep, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
+use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
@@ -78,6 +79,8 @@ pub struct Hub {
     pub departed: BTreeMap<BackendId, Departed>,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
+    /// What came of the last reload, for those who ask.
+    pub reload: ReloadStatus,
     snapshots: Publisher<Snapshot>,
     console: Console,
     revivals: BTreeMap<BackendId, Revival>,
@@ -108,6 +111,7 @@ impl Hub {
             departed: BTreeMap::new(),
             started: now,
             snapshot: snapshots.current(),
+            reload: ReloadStatus::default(),
             snapshots,
             console: Console::default(),
             revivals: BTreeMap::new(),

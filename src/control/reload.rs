@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::auth::{Admission, Secrets, who_may_register};
 use super::hub::Hub;
+use super::status::ReloadStatus;
 use crate::config::Config;
 use crate::config::reload::{Change, between};
 use crate::logs;
@@ -57,11 +58,16 @@ impl Reload {
                 self.seats.set_max(change.config.limits.sessions);
                 logs::set_level(change.config.log.level);
                 say(&change);
-                hub.borrow_mut().reloaded(change.config);
+                let mut hub = hub.borrow_mut();
+                let Change { config, now, after_restart } = change;
+                hub.reloaded(config);
+                hub.reload = ReloadStatus { refused: None, now, after_restart };
             }
             Err(reason) => {
-                hub.borrow().counters.reloads_refused.one();
                 error!(%reason, "reload refused, nothing was changed");
+                let mut hub = hub.borrow_mut();
+                hub.counters.reloads_refused.one();
+                hub.reload = ReloadStatus { refused: Some(reason), ..ReloadStatus::default() };
             }
         }
     }

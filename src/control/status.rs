@@ -37,8 +37,22 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Over all workers since they started.
     pub timings: Timings,
+    /// What came of the last reload; empty before the first.
+    #[serde(default)]
+    pub reload: ReloadStatus,
     /// What the control core counts about itself, by the names of `/metrics` without prefix.
     pub control: BTreeMap<String, u64>,
+}
+
+/// A reload: settings as `key = value`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// Why nothing was changed; `null` when it was taken into use.
+    pub refused: Option<String>,
+    /// Changed, and in use.
+    pub now: Vec<String>,
+    /// Changed, and not in use before a restart.
+    pub after_restart: Vec<String>,
 }
 
 /// What the process is doing with new users.

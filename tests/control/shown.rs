@@ -37,6 +37,8 @@ fn fields(value: &Value, path: String, found: &mut BTreeMap<String, &'static str
                 fields(inner, format!("{path}{dot}{name}"), found);
             }
         }
+        // What would stand there is text, wherever a list can be empty here.
+        Value::Array(items) if items.is_empty() => drop(found.insert(path + "[]", "text")),
         Value::Array(items) => {
             for inner in items {
                 fields(inner, format!("{path}[]"), found);

@@ -397,7 +397,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cluster::Protocol;
     use crate::control::status::{
-        BackendState, Doors, HelloStatus, RunState, SCHEMA, SessionTotals, Timings,
+        BackendState, Doors, HelloStatus, ReloadStatus, RunState, SCHEMA, SessionTotals, Timings,
     };
 
     pub fn backend(number: u32, sessions: u64) -> BackendStatus {
@@ -437,6 +437,7 @@ pub(super) mod tests {
             backends,
             workers: Vec::new(),
             timings: Timings::default(),
+            reload: ReloadStatus::default(),
             control: BTreeMap::new(),
         }
     }
