@@ -198,6 +198,37 @@ fn serve_shows_the_whole_main_job_with_its_demo() {
 }
 
 #[test]
+fn a_udp_user_is_served_and_shown() {
+    let mut serving = Serving::start("demo-udp", &["--demo", "2"]);
+    for _ in 0..6 {
+        serving.says("server registered");
+    }
+    let user = UdpSocket::bind("127.0.0.1:0").unwrap();
+    user.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    user.connect(serving.door("udp")).unwrap();
+    user.send(b"over the hills").unwrap();
+    let mut back = [0; 64];
+    let len = user.recv(&mut back).unwrap();
+    assert_eq!(&back[..len], b"over the hills");
+    assert_eq!(serving.says("user connected")["protocol"], "udp");
+
+    let admin = serving.door("admin").to_owned();
+    let page = text(&ran(&["status", "--admin", &admin]).stdout);
+    assert!(page.contains("demo-udp-1") && page.contains(serving.door("udp")), "{page}");
+    let output = ran(&["status", "--sessions", "--json", "--admin", &admin]);
+    let session: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(session["client"], user.local_addr().unwrap().to_string());
+    assert_eq!((&session["protocol"], &session["bytes_up"]), (&"udp".into(), &14.into()));
+
+    // The session would run on for a while; the second word ends it.
+    serving.running.terminate();
+    serving.says("stopping: sessions left");
+    serving.running.terminate();
+    assert_eq!(serving.says("user left")["reason"], "stopping");
+    assert_eq!(serving.running.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_second_serve_on_the_same_ports_is_one_sentence() {
     let serving = Serving::start("twice", &[]);
     for name in ["tcp", "control", "admin"] {
@@ -239,6 +270,9 @@ fn check_says_ok_line_by_line_and_how_many_sessions_fit() {
         assert!(said.lines().any(|line| line.starts_with(&format!("ok   {what} "))), "{said}");
     }
     assert!(said.contains("This host can hold ") && !said.contains('\u{1b}'), "{said}");
+    assert!(said.contains(" UDP sessions on one backend, bounded by "), "{said}");
+    let flags = [&["check", "--udp", "off"], &FREE[..2], &FREE[4..]].concat();
+    assert!(!text(&ran(&flags).stdout).contains("UDP sessions"), "there are none without a door");
 }
 
 #[test]
