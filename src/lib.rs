@@ -21,6 +21,7 @@
 //! | question | place |
 //! |---|---|
 //! | what happens to a byte? (the hot path) | [`worker::shell`], then [`proxy::tcp`] |
+//! | what happens to a datagram? | [`worker::udp`], then [`worker::core::udp`] |
 //! | who gets the next user? | [`balance`] |
 //! | how does a backend join and leave? | [`control`], then [`cluster::registry`] |
 //! | what does the kernel see, and all `unsafe` | [`ring`] |

@@ -34,6 +34,8 @@ const DOOR: Tag = Tag { kind: RECEIVE_AT_DOOR, generation: 0, slot: 0 };
 const PAUSE: Duration = Duration::from_millis(10);
 /// Words of ICMP that are read in a row; a socket with more is looked at again.
 const WORDS_MAX: usize = 64;
+/// Sockets that are closed in one turn at most, so that a turn stays short.
+const CLOSED_MAX: usize = 64;
 /// How often a datagram is offered again whose send reported an error of an earlier one.
 const TRIES_MAX: usize = 4;
 
@@ -164,7 +166,8 @@ impl UdpDriver {
             self.send_again(now, returned, ring);
         }
         self.core.expire(now, &mut self.books.borrow_mut());
-        while let Some(socket) = self.core.next_surplus() {
+        for _ in 0..CLOSED_MAX {
+            let Some(socket) = self.core.next_surplus() else { break };
             self.close(socket, ring);
         }
         self.listen_again(now, ring);
