@@ -153,6 +153,7 @@ fn relaying_a_datagram_allocates_nothing() {
     let _turn = TURN.lock().unwrap_or_else(|error| error.into_inner());
     let mut config = Config { workers: Some(1), ..Config::default() };
     config.listen.tcp = None;
+    config.listen.api = None;
     config.listen.udp = Some("0.0.0.0:0".parse().unwrap());
     let mut plane =
         DataPlane::start(&config, 100, Features { receive_cap: true, splice: true }).unwrap();
@@ -198,6 +199,95 @@ fn relaying_a_datagram_allocates_nothing() {
     exchange(400);
     WATCHED.store(0, Ordering::Relaxed);
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), 0, "in more than 11,000 datagrams");
+    plane.ends[0].orders.push(Order::Stop).unwrap();
+    plane.ends[0].wake.write(1).unwrap();
+    plane.threads.join();
+}
+
+/// Answers every request head with the same few bytes.
+fn answering_backend() -> std::net::SocketAddr {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 2\r\n\r\nok";
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut bytes = vec![0; 4096];
+                let mut held = 0;
+                while let Ok(count @ 1..) = connection.read(&mut bytes[held..]) {
+                    held += count;
+                    if bytes[..held].ends_with(b"\r\n\r\n") {
+                        held = 0;
+                        connection.write_all(ANSWER).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Asks once, and reads the answer to its last byte; false when no backend gave it.
+fn request(user: &mut TcpStream, answer: &mut [u8]) -> bool {
+    user.write_all(b"GET /some/path?x=1 HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n").unwrap();
+    let mut held = 0;
+    while !answer[..held].ends_with(b"\r\n\r\nok") {
+        let count = user.read(&mut answer[held..]).unwrap();
+        if count == 0 || answer.starts_with(b"HTTP/1.1 503") {
+            return false;
+        }
+        held += count;
+    }
+    true
+}
+
+#[test]
+fn an_api_request_allocates_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(|error| error.into_inner());
+    let mut config = Config { workers: Some(1), ..Config::default() };
+    (config.listen.tcp, config.listen.udp) = (None, None);
+    config.listen.api = Some("127.0.0.1:0".parse().unwrap());
+    config.log.requests_per_second = 1_000_000;
+    let mut plane =
+        DataPlane::start(&config, 100, Features { receive_cap: true, splice: true }).unwrap();
+    let backend = Backend {
+        id: BackendId(1),
+        slot: 0,
+        protocol: Protocol::Api,
+        address: answering_backend(),
+        weight: 1,
+        name: None,
+        standing: Standing::Serving,
+    };
+    plane.snapshots.publish(Snapshot {
+        version: 1,
+        backends: vec![backend],
+        rotations: [vec![], vec![], vec![0]],
+    });
+    plane.ends[0].wake.write(1).unwrap();
+    let mut answer = vec![0; 4096];
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut users: Vec<TcpStream> = Vec::new();
+    while users.len() < 16 {
+        let mut user = TcpStream::connect(plane.api.unwrap()).unwrap();
+        user.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        if request(&mut user, &mut answer) {
+            users.push(user);
+        }
+        assert!(Instant::now() < end, "no backend served the user");
+    }
+    let mut rounds = |count: usize| {
+        for _ in 0..count {
+            for user in &mut users {
+                assert!(request(user, &mut answer));
+            }
+        }
+    };
+    rounds(20);
+    WATCHED.store(worker_thread(), Ordering::Relaxed);
+    rounds(400);
+    WATCHED.store(0, Ordering::Relaxed);
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), 0, "in 6,400 requests");
     plane.ends[0].orders.push(Order::Stop).unwrap();
     plane.ends[0].wake.write(1).unwrap();
     plane.threads.join();

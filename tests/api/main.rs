@@ -5,3 +5,4 @@ mod forwarding;
 mod harness;
 mod refusals;
 mod troubles;
+mod upgrade;

@@ -1,0 +1,130 @@
+//! Connections that change their protocol: a tunnel only after the backend agreed to what was offered,
+//! and not a byte lost on the way into it.
+
+use std::net::Shutdown;
+use std::time::Duration;
+
+use tungstenite::{Message, WebSocket};
+
+use crate::harness::{Backend, Balancer, Wire, ok, pattern};
+
+const ASK: &str = "GET /chat HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+const AGREE: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+
+/// Agrees, says a word at once, and gives back what it hears.
+fn echo() -> Backend {
+    Backend::run(|_, mut wire: Wire| {
+        let head = wire.head().unwrap();
+        assert_eq!((head.one("upgrade"), head.one("connection")), (Some("echo"), Some("upgrade")));
+        wire.write([AGREE, "hello"].concat());
+        while let Some(byte) = wire.exactly(1) {
+            wire.write(byte);
+        }
+    })
+}
+
+#[test]
+fn bytes_sent_too_early_on_both_sides_go_first_into_the_tunnel() {
+    let balancer = Balancer::over(&[echo().address], |_| {});
+    let mut user = balancer.user();
+    user.send([ASK, "early"].concat());
+    assert_eq!(user.wire.head().unwrap().status(), 101);
+    assert_eq!(user.wire.exactly(10).unwrap(), b"helloearly");
+    user.send("late");
+    assert_eq!(user.wire.exactly(4).unwrap(), b"late");
+    user.wire.stream.shutdown(Shutdown::Write).unwrap();
+    user.ends();
+    balancer.expect("sessions", 0, |it| it.sessions_active.get());
+    balancer.stop();
+}
+
+#[test]
+fn a_tunnel_in_which_nothing_moves_ends() {
+    let balancer = Balancer::over(&[echo().address], |config| {
+        config.api.tunnel_idle = Duration::from_millis(150);
+    });
+    let mut user = balancer.user();
+    user.send(ASK);
+    assert_eq!(user.wire.head().unwrap().status(), 101);
+    assert_eq!(user.wire.rest(), b"hello");
+    balancer.stop();
+}
+
+#[test]
+fn a_backend_that_does_not_agree_answers_as_ever() {
+    let backend = Backend::named("plain");
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    for _ in 0..3 {
+        user.send(ASK);
+        assert_eq!(user.answer().text(), "plain");
+        assert_eq!(user.get("/").text(), "plain");
+    }
+    assert_eq!(backend.connections(), 1);
+    balancer.stop();
+}
+
+#[test]
+fn only_what_can_be_a_tunnel_is_offered_to_a_backend() {
+    let backend = Backend::answering(|_| ok("plain"));
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    for request in [
+        "GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+         HTTP2-Settings: AAMAAABk\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\
+         Content-Length: 2\r\n\r\nhi",
+        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: echo\r\n\r\n",
+    ] {
+        let mut user = balancer.user();
+        user.send(request);
+        assert_eq!(user.answer().text(), "plain", "{request}");
+    }
+    for seen in backend.requests() {
+        assert!(seen.all("upgrade").is_empty(), "{seen:?}");
+        assert!(seen.all("http2-settings").is_empty(), "{seen:?}");
+    }
+    balancer.stop();
+}
+
+#[test]
+fn a_protocol_that_was_not_offered_is_no_tunnel() {
+    let backend = Backend::run(|own, mut wire| {
+        own.request(&mut wire);
+        wire.write(AGREE.replace("echo", "other"));
+        wire.rest();
+    });
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    user.send(ASK);
+    assert_eq!(user.answer().status(), 502);
+    balancer.stop();
+}
+
+#[test]
+fn websocket_messages_pass_both_ways() {
+    let backend = Backend::run(|_, wire| {
+        let mut socket: WebSocket<_> = tungstenite::accept(wire.stream).unwrap();
+        while let Ok(message) = socket.read() {
+            if message.is_close() || socket.send(message).is_err() {
+                return;
+            }
+        }
+    });
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let door = balancer.door();
+    let stream = balancer.user().wire.stream;
+    let (mut socket, answer) = tungstenite::client(format!("ws://{door}/chat"), stream).unwrap();
+    assert_eq!(answer.status(), 101);
+    for size in [0, 1, 125, 126, 65_536, 1_000_000] {
+        let message = Message::binary(pattern(size as u64 + 1, size));
+        socket.send(message.clone()).unwrap();
+        assert!(socket.read().unwrap() == message, "{size} bytes");
+    }
+    socket.send(Message::text("word")).unwrap();
+    assert_eq!(socket.read().unwrap(), Message::text("word"));
+    balancer.expect("sessions", 1, |it| it.sessions_active.get());
+    drop(socket);
+    balancer.expect("sessions", 0, |it| it.sessions_active.get());
+    balancer.stop();
+}
