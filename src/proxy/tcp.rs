@@ -197,7 +197,7 @@ impl Relay {
             }
             Event::Sent { side, result } => match result {
                 Ok(bytes) => self.flows[side.other() as usize].sent(bytes as usize, pool),
-                Err(_) => self.sink_gone(side, pool),
+                Err(_) => self.send_failed(side, pool, out),
             },
             Event::Spliced { side, moved, held, how } => {
                 self.flows[side as usize].spliced(moved, held, how);
@@ -208,7 +208,9 @@ impl Relay {
                         self.source_ended(side);
                     }
                     Spliced::Step(Splice::SourceFailed(_)) => self.side_failed(side, pool),
-                    Spliced::Step(Splice::SinkFailed(_)) => self.sink_gone(side.other(), pool),
+                    Spliced::Step(Splice::SinkFailed(_)) => {
+                        self.send_failed(side.other(), pool, out);
+                    }
                     _ => {}
                 }
                 if self.flows[side as usize].pace.splice.is_none() {
@@ -373,6 +375,16 @@ impl Relay {
             towards.sink = Sink::Gone;
             towards.lose_piped();
             pool.give_back_chain(towards.waiting.take());
+        }
+    }
+
+    /// Sending to a side failed, and receiving from it may not have noticed: a multishot receive that
+    /// finds data and a reset at once takes the data and waits for ever (Linux 6.18). So it begins anew.
+    fn send_failed(&mut self, side: Side, pool: &mut Pool, out: &mut impl FnMut(Cmd)) {
+        self.sink_gone(side, pool);
+        let from = &mut self.flows[side as usize];
+        if from.receive == Receive::Armed {
+            from.cancel_receive(side, out);
         }
     }
 
@@ -806,8 +818,10 @@ mod tests {
         let mut stage = Stage::new();
         stage.data(Client, 10);
         stage.data(Backend, 10);
-        assert_eq!(stage.sent(Backend, Err(Errno::EPIPE)), [Cmd::CancelReceive { side: Client }]);
+        let both = [Backend, Client].map(|side| Cmd::CancelReceive { side });
+        assert_eq!(stage.sent(Backend, Err(Errno::EPIPE)), both);
         assert_eq!(stage.relay.progress(), Progress::Running, "the backend may have said more");
+        assert_eq!(stage.over(Backend, Received::Stopped), [receives(Backend)], "looks again");
         stage.sent(Client, Err(Errno::EPIPE));
         assert_eq!(stage.relay.progress(), Progress::Over(EndReason::ClientReset));
     }
