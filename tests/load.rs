@@ -11,6 +11,7 @@ use lb::load::message::Kind;
 use lb::load::tally::Fault;
 use lb::load::web::{Payload, Request};
 use lb::load::{Load, Outcome, Progress, Shape, echo, run};
+use nix::sys::socket::{setsockopt, sockopt};
 
 fn anywhere() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
@@ -42,7 +43,7 @@ fn outcome(load: &Load) -> Outcome {
 
 /// Runs against one echo backend of our own.
 fn honest(protocol: Protocol, shape: impl FnOnce(&mut Load)) -> Outcome {
-    let backends = echo::start(protocol, &[anywhere()]).unwrap();
+    let backends = echo::start(protocol, &[anywhere()], true).unwrap();
     let mut load = load(protocol, backends.addresses()[0]);
     shape(&mut load);
     outcome(&load)
@@ -99,12 +100,29 @@ fn streams_are_whole_in_every_direction() {
 
 #[test]
 fn datagrams_that_are_sent_together_come_back_in_order_and_once() {
-    for (size, window) in [(64, 32), (1_200, 32), (1_200, 7), (4_096, 40)] {
+    // 33: more than one send takes, so that one datagram comes alone.
+    for (size, window) in [(64, 33), (1_200, 32), (1_200, 7), (4_096, 40)] {
         let outcome = honest(Protocol::Udp, |load| {
             (load.size, load.connections, load.window, load.gso) = (size, 4, window, true);
         });
         all_right(&outcome);
         assert!(outcome.tally.requests > 0, "size {size}");
+    }
+}
+
+#[test]
+fn an_echo_of_datagrams_that_came_as_one_keeps_them_apart() {
+    let backends = echo::start(Protocol::Udp, &[anywhere()], true).unwrap();
+    let user = UdpSocket::bind(anywhere()).unwrap();
+    user.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    user.connect(backends.addresses()[0]).unwrap();
+    setsockopt(&user, sockopt::UdpGsoSegment, &100).unwrap();
+    // One by one between those that come together, so that each way meets what the other left.
+    for lengths in [vec![100, 100, 70], vec![40], vec![100, 100]] {
+        user.send(&vec![7; lengths.iter().sum()]).unwrap();
+        for length in lengths {
+            assert_eq!(user.recv(&mut [0; 1000]).unwrap(), length);
+        }
     }
 }
 

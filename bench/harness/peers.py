@@ -130,10 +130,10 @@ class Relay:
             self.process.stop()
 
 
-def start_backends(generator, protocol, directory):
+def start_backends(generator, protocol, directory, flags=()):
     """One process that serves both backend ports of a protocol, on the core of the load."""
     log = open(os.path.join(directory, f"backends-{protocol}"), "w+")
-    command = [generator, "bench", "serve", "--protocol", protocol]
+    command = [generator, "bench", "serve", "--protocol", protocol, *flags]
     for port in BACKENDS[protocol]:
         command += ["--listen", f"127.0.0.1:{port}"]
     process = Process(command, OTHER_CORE, log)

@@ -20,6 +20,8 @@ class Workload:
     load: float | None = None
     # The flags of a second generator that runs beside it.
     beside: tuple = ()
+    # The backends' flags.
+    backends: tuple = ()
 
 
 def _tcp(connections):
@@ -74,7 +76,7 @@ ALL = [
     Workload("udpburst", "UDP bursts of 32 x 1200 B, 16 flows", "udp",
              ("--connections", 16, "--size", 1200, "--window", 32)),
     Workload("udpgso", "UDP bursts of 32 x 1200 B sent as one (GSO), 16 flows", "udp",
-             ("--connections", 16, "--size", 1200, "--window", 32, "--gso")),
+             ("--connections", 16, "--size", 1200, "--window", 32, "--gso"), backends=("--gso",)),
     *(_http("get", "small GET", connections, "--path", "/bytes/64") for connections in (64, 512)),
     *(_http("get64k-", "64 KiB GET", connections, "--path", "/bytes/65536") for connections in (64, 512)),
     *(_http("post", "POST of 64 KiB", connections, "--method", "POST", "--path", "/count",

@@ -55,6 +55,9 @@ struct Serve {
     /// Where, once for each backend.
     #[arg(long, value_name = "ADDR", required = true)]
     listen: Vec<SocketAddr>,
+    /// Take and answer datagrams together where the kernel hands them over as one.
+    #[arg(long)]
+    gso: bool,
 }
 
 #[derive(Args, Debug)]
@@ -171,7 +174,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Fault> {
 }
 
 fn serve_echo(serve: &Serve) -> Result<ExitCode, Fault> {
-    let backends = echo::start(serve.protocol, &serve.listen)
+    let backends = echo::start(serve.protocol, &serve.listen, serve.gso)
         .map_err(|error| format!("cannot serve on {:?}: {error}", serve.listen))?;
     for address in backends.addresses() {
         print(&format!("{} echo on {address}\n", serve.protocol))?;
@@ -219,7 +222,7 @@ fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Fault> {
 
 /// Measures a balancer started for it, and the way without it.
 fn measure_own(run: &Run) -> Result<ExitCode, Fault> {
-    let own = Own::start(run.protocol, usize::from(run.backends))?;
+    let own = Own::start(run.protocol, usize::from(run.backends), run.gso)?;
     let direct = run.load(own.backend())?;
     let balanced = Load { to: own.door(), watch: Some(own.pid()), ..direct.clone() };
     let direct_outcome = watched(&direct, run.quiet, "direct")?;

@@ -40,9 +40,9 @@ pub struct Own {
 
 impl Own {
     /// Starts `count` backends and a balancer before them. The error is for the person who asked.
-    pub fn start(protocol: Protocol, count: usize) -> Result<Own, String> {
+    pub fn start(protocol: Protocol, count: usize, gso: bool) -> Result<Own, String> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let backends = echo::start(protocol, &vec![anywhere; count])
+        let backends = echo::start(protocol, &vec![anywhere; count], gso)
             .map_err(|error| format!("cannot start echo backends: {error}"))?;
         let (door, control) = free_ports(protocol).map_err(|error| format!("no port: {error}"))?;
         let child = serve(protocol, door, control)

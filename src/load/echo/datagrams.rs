@@ -20,10 +20,10 @@ const BATCH: usize = 64;
 /// The longest datagram of IPv4 (RFC 768 within RFC 791).
 const DATAGRAM_BYTES: usize = 65_507;
 
-/// Serves until `stop` is written.
-pub fn serve(sockets: &[UdpSocket], stop: &EventFd) {
-    let mut batch = Batch::new();
-    for socket in sockets {
+/// Serves until `stop` is written. With `gso`, datagrams that come as one are taken and answered as one.
+pub fn serve(sockets: &[UdpSocket], gso: bool, stop: &EventFd) {
+    let mut batch = Batch::new(gso);
+    for socket in sockets.iter().filter(|_| gso) {
         // Without it they come one by one, which is right as well.
         let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
     }
@@ -45,6 +45,7 @@ pub fn serve(sockets: &[UdpSocket], stop: &EventFd) {
 }
 
 struct Batch {
+    gso: bool,
     memory: Vec<u8>,
     headers: MultiHeaders<SockaddrStorage>,
     answers: MultiHeaders<SockaddrStorage>,
@@ -61,10 +62,11 @@ struct Taken {
 }
 
 impl Batch {
-    fn new() -> Batch {
+    fn new(gso: bool) -> Batch {
         Batch {
+            gso,
             memory: vec![0; BATCH * DATAGRAM_BYTES],
-            headers: MultiHeaders::preallocate(BATCH, Some(nix::cmsg_space!(i32))),
+            headers: MultiHeaders::preallocate(BATCH, None),
             answers: MultiHeaders::preallocate(BATCH, None),
             taken: Vec::with_capacity(BATCH),
         }
@@ -87,6 +89,10 @@ impl Batch {
 
     fn take(&mut self, socket: &UdpSocket) {
         self.taken.clear();
+        if self.gso {
+            // The kernel writes over how much room each header has for the segment's length.
+            self.headers = MultiHeaders::preallocate(BATCH, Some(nix::cmsg_space!(i32)));
+        }
         let mut places: Vec<[IoSliceMut; 1]> =
             self.memory.chunks_mut(DATAGRAM_BYTES).map(|place| [IoSliceMut::new(place)]).collect();
         let flags = MsgFlags::MSG_DONTWAIT;

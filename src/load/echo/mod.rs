@@ -56,8 +56,8 @@ impl Drop for Backends {
 }
 
 /// Starts a backend on each address. Fails when an address cannot be bound or the kernel gives no
-/// ring.
-pub fn start(protocol: Protocol, at: &[SocketAddr]) -> io::Result<Backends> {
+/// ring. `gso` is for datagrams: they may come and be answered several as one.
+pub fn start(protocol: Protocol, at: &[SocketAddr], gso: bool) -> io::Result<Backends> {
     let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let told = Arc::clone(&stop);
     let (ready, started) = std::sync::mpsc::sync_channel(1);
@@ -68,7 +68,7 @@ pub fn start(protocol: Protocol, at: &[SocketAddr]) -> io::Result<Backends> {
         let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<_>>()?;
         let thread = thread::spawn(&name, move || {
             let _ = ready.send(Ok(()));
-            datagrams::serve(&sockets, &told);
+            datagrams::serve(&sockets, gso, &told);
         })?;
         (addresses, thread)
     } else {
