@@ -2,7 +2,8 @@
 //! flight. Owns when to arm, pause and cancel; for protocols whose two connections are not the two
 //! ends of one relay for life. Reads no byte.
 
-use super::tcp::{Features, Pace, Receive, Sink, Source};
+use super::pace::Pace;
+use super::tcp::{Features, Receive, Sink, Source};
 use super::{Cmd, Event, Received, Side};
 use crate::ring::pool::{Chain, GATHER_MAX, Pool};
 

@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod line;
+mod pace;
 pub mod tcp;
 pub mod udp;
 

@@ -1,0 +1,110 @@
+//! How a flow is received: into blocks of which size, how many of them, or through a pipe. Learns it
+//! from the lengths of the last receives and splice steps; does nothing itself.
+
+use super::tcp::Features;
+use super::{Intake, Splice, Spliced, When};
+use crate::ring::pool::{Class, LARGE_BYTES, Pool, SMALL_BYTES};
+
+/// Total of one multishot receive: bounds what comes in unasked after a flow should pause, and is
+/// large enough that re-arming is noise (once in 1,024 messages of 64 bytes).
+pub(super) const MANY_BYTES_MAX: u32 = 64 * 1024;
+/// Blocks that one flow may hold while the pool is plentiful.
+const SMALL_HELD_MAX: usize = 16;
+const LARGE_HELD_MAX: usize = 4;
+/// A flow may hold at most this part of the blocks that are still free, so that no number of stalled
+/// readers can take the last ones (A. Choudhury, E. Hahne, "Dynamic queue length thresholds for
+/// shared-memory packet switches", IEEE/ACM ToN 1998).
+const FREE_SHARE: usize = 8;
+/// Full small blocks in a row that make a flow a stream.
+const FULL_ROW: u8 = 2;
+/// Receives in a row that would have fitted a small block and make it a flow of messages again.
+const THIN_ROW: u8 = 4;
+
+/// Receives of at least half a large block in a row that make a stream worth a pipe.
+const STREAM_ROW: u8 = 4;
+/// Splice steps in a row that moved less than a small block, after which the pipe goes back.
+const TRICKLE_ROW: u8 = 4;
+/// Receives that a stream without a pipe takes before it asks for one again.
+const UNAVAILABLE_PAUSE: u8 = u8::MAX;
+
+/// What the last receives say about the next one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    class: Class,
+    /// Receives in a row that speak for the other class.
+    row: u8,
+    /// Receives in a row that speak for a pipe, or splice steps in a row that speak against it.
+    stream: u8,
+    /// Splice next, and when; or receive into blocks.
+    pub(super) splice: Option<When>,
+    pub(super) nonempty: bool,
+}
+
+impl Pace {
+    pub(super) const fn new() -> Pace {
+        Pace { class: Class::Small, row: 0, stream: 0, splice: None, nonempty: false }
+    }
+
+    /// Learns from a splice step when to take the next one, or that this is no stream any more.
+    pub(super) fn note_splice(&mut self, moved: u64, how: Spliced) {
+        let trickle = how == Spliced::Step(Splice::Empty) && moved < SMALL_BYTES as u64;
+        self.stream = if trickle { self.stream + 1 } else { 0 };
+        self.splice = match how {
+            Spliced::Step(Splice::Moved) => Some(When::NextTurn),
+            Spliced::Step(Splice::Full) => Some(When::Writable),
+            Spliced::Step(Splice::Empty) if self.stream == TRICKLE_ROW => None,
+            Spliced::Step(Splice::Empty) if moved > 0 => Some(When::Soon),
+            Spliced::Step(Splice::Empty) => Some(When::Readable),
+            Spliced::Step(_) | Spliced::Stopped | Spliced::Unavailable => None,
+        };
+        if self.splice.is_none() {
+            *self = Pace::new();
+        }
+        if how == Spliced::Unavailable {
+            (self.class, self.stream) = (Class::Large, UNAVAILABLE_PAUSE);
+        }
+    }
+
+    /// Learns from the length of a receive whether this is a flow of messages or a stream.
+    pub(super) fn note(&mut self, len: usize) {
+        self.note_stream(len);
+        let (towards_other, row_max, other) = match self.class {
+            Class::Small => (len == SMALL_BYTES, FULL_ROW, Class::Large),
+            Class::Large | Class::Datagram => (len <= SMALL_BYTES, THIN_ROW, Class::Small),
+        };
+        self.row = if towards_other { self.row + 1 } else { 0 };
+        if self.row == row_max {
+            (self.class, self.row) = (other, 0);
+        }
+    }
+
+    fn note_stream(&mut self, len: usize) {
+        let fast = self.class == Class::Large && len >= LARGE_BYTES / 2;
+        self.stream = match self.stream {
+            // Counts down after a pipe was not to be had.
+            pause if pause > STREAM_ROW => pause - 1,
+            _ if !fast => 0,
+            row => row + 1,
+        };
+        if fast && self.stream == STREAM_ROW {
+            self.splice = Some(When::NextTurn);
+        }
+    }
+
+    pub(super) fn held_max(&self, pool: &Pool) -> usize {
+        let most = match self.class {
+            Class::Small => SMALL_HELD_MAX,
+            Class::Large | Class::Datagram => LARGE_HELD_MAX,
+        };
+        (pool.free(self.class) / FREE_SHARE).clamp(1, most)
+    }
+
+    pub(super) fn intake(&self, pool: &Pool, features: Features) -> Intake {
+        if self.class == Class::Small && features.receive_cap {
+            return Intake::Many { bytes_max: MANY_BYTES_MAX };
+        }
+        // A stream that finds no large block goes on in small ones.
+        let class = if pool.free(self.class) == 0 { Class::Small } else { self.class };
+        Intake::Once { class, wait_first: !self.nonempty }
+    }
+}
