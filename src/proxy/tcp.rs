@@ -88,6 +88,8 @@ struct Flow {
     lost: bool,
     /// The last send stopped short, or may have, and its rest has not gone out yet.
     short: bool,
+    /// The armed receive has taken data, and may sleep through an end that came with it.
+    unsure: bool,
     source: Source,
     sink: Sink,
     receive: Receive,
@@ -110,6 +112,7 @@ impl Relay {
             delivered: 0,
             lost: false,
             short: to.short,
+            unsure: from.receive == Receive::Armed,
             source: from.source,
             sink: to.sink,
             receive: from.receive,
@@ -152,6 +155,7 @@ impl Relay {
                 if !more {
                     flow.receive = Receive::Idle;
                 }
+                flow.unsure = more && matches!(what, Received::Data(_));
                 flow.pace.nonempty = nonempty;
                 match what {
                     Received::Data(buf) => flow.take_in(buf, pool),
@@ -223,6 +227,23 @@ impl Relay {
         if flow.receive == Receive::Starved {
             flow.receive = Receive::Idle;
             self.advance(pool, features, out);
+        }
+    }
+
+    /// Whether a side may have ended without its receive noticing: a multishot receive that finds data
+    /// takes it, and when the end comes at that moment the kernel loses the second of the two wake-ups
+    /// and the receive waits for ever (Linux 6.18).
+    pub fn is_unsure(&self) -> bool {
+        self.flows.iter().any(|flow| flow.unsure)
+    }
+
+    /// Begins such receives anew, which then find the end.
+    pub fn look_again(&mut self, out: &mut impl FnMut(Cmd)) {
+        for side in Side::BOTH {
+            let flow = &mut self.flows[side as usize];
+            if std::mem::take(&mut flow.unsure) && flow.receive == Receive::Armed {
+                flow.cancel_receive(side, out);
+            }
         }
     }
 
@@ -344,8 +365,8 @@ impl Relay {
         }
     }
 
-    /// Sending to a side failed, and receiving from it may not have noticed: a multishot receive that
-    /// finds data and a reset at once takes the data and waits for ever (Linux 6.18). So it begins anew.
+    /// Sending to a side failed, and receiving from it may not have noticed (see [`Relay::is_unsure`]).
+    /// So it begins anew.
     fn send_failed(&mut self, side: Side, pool: &mut Pool, out: &mut impl FnMut(Cmd)) {
         self.sink_gone(side, pool);
         let from = &mut self.flows[side as usize];
@@ -381,6 +402,7 @@ impl Flow {
             delivered: 0,
             lost: false,
             short: false,
+            unsure: false,
             source: Source::Open,
             sink: Sink::Open,
             receive: Receive::Idle,

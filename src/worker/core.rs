@@ -34,6 +34,8 @@ use crate::session::EndReason;
 const ATTEMPTS_MAX: usize = 3;
 /// Starved flows that one turn feeds at most.
 const FED_MAX: usize = 64;
+/// How long a session is still before its receives are begun anew, once (see `Relay::is_unsure`).
+const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// How long a flow waits for blocks without trying again.
 const STARVED_MAX: Duration = Duration::from_millis(100);
 
@@ -235,7 +237,11 @@ impl Core {
             self.books.borrow().metrics().first_byte_time.record(waited);
         }
         let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
+        let was_unsure = session.relay.is_unsure();
         session.relay.handle(event, pool, self.settings.features, relay_out);
+        if !was_unsure && session.relay.is_unsure() {
+            self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+        }
         if sent {
             session.active = now;
             let up = session.relay.delivered(Side::Client);
@@ -264,6 +270,10 @@ impl Core {
             match session.phase {
                 // Its completion says ECANCELED, and `retry` goes on from there.
                 Phase::Connecting => out.push(Cmd::CancelConnect { key }),
+                Phase::Relaying if session.ends_at(&self.settings.timeouts) > now => {
+                    session.relay.look_again(&mut |what| out.push(Cmd::Relay { key, what }));
+                    self.deadlines.schedule(place, session.due(&self.settings.timeouts));
+                }
                 Phase::Relaying if session.half_closed => {
                     self.end(now, key, EndReason::HalfCloseIdle, pool, out);
                 }
@@ -467,7 +477,15 @@ impl Core {
 }
 
 impl Session {
+    /// When something is to be done about it if it stays still.
     fn due(&self, timeouts: &Timeouts) -> Now {
+        let end = self.ends_at(timeouts);
+        let look = self.phase == Phase::Relaying && self.relay.is_unsure();
+        if look { end.min(self.active.plus(SECOND_LOOK)) } else { end }
+    }
+
+    /// When it is over if it stays still.
+    fn ends_at(&self, timeouts: &Timeouts) -> Now {
         self.active.plus(match self.phase {
             Phase::Connecting => timeouts.connect,
             _ if self.half_closed => timeouts.half_close,

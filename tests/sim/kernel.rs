@@ -42,6 +42,8 @@ pub struct Op {
     pub work: Work,
     /// A cancel came and could not stop it at once.
     cancelled: bool,
+    /// Took data when the end was there already, and lost the wake-up for that (as Linux 6.18 may).
+    asleep: bool,
 }
 
 #[derive(Debug)]
@@ -82,6 +84,8 @@ pub struct Temper {
     pub late_cancels: u64,
     /// Operations that could go on and wait all the same.
     pub sluggish: u64,
+    /// Multishot receives that sleep through an end that came with the data before it.
+    pub lost_wakeups: u64,
 }
 
 /// The world that an operation works in.
@@ -117,7 +121,7 @@ pub struct Kernel {
 
 impl Op {
     pub fn new(tag: Tag, conn: usize, work: Work) -> Op {
-        Op { tag, conn, work, cancelled: false }
+        Op { tag, conn, work, cancelled: false, asleep: false }
     }
 }
 
@@ -335,6 +339,7 @@ impl Kernel {
         let nonempty = conn.is_readable() ^ self.random.in_thousand(50);
         self.complete(op.tag, received(what, more, nonempty));
         if more {
+            op.asleep = conn.has_ended() && self.random.in_thousand(self.temper.lost_wakeups);
             self.ops.push(op);
         }
     }
@@ -399,7 +404,7 @@ impl Op {
         let conn = &around.conns[self.conn];
         self.cancelled
             || match self.work {
-                Work::Receive { .. } => conn.is_readable(),
+                Work::Receive { .. } => conn.is_readable() && !self.asleep,
                 Work::Send { .. } => conn.is_writable(),
                 Work::Connect { at, .. } => around.now >= at,
                 Work::Wait { until: Until::Readable } => conn.is_readable(),

@@ -166,6 +166,11 @@ impl Conn {
         self.inward.unread() > 0 || self.inward.end_arrived || self.broken
     }
 
+    /// Whether all that is left to read is the end.
+    pub fn has_ended(&self) -> bool {
+        self.inward.unread() == 0 && self.is_readable()
+    }
+
     pub fn read(&mut self, max: u64) -> Read {
         if self.inward.unread() > 0 {
             let count = self.inward.unread().min(max);

@@ -265,5 +265,6 @@ fn temper(random: &mut Random) -> Temper {
         early_ends: some(random, 100),
         late_cancels: some(random, 1000),
         sluggish: random.below(800),
+        lost_wakeups: some(random, 1000),
     }
 }
