@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use crate::base::time::Now;
 use crate::ring::{Done, Ring, Tag, sys};
 
-/// How long to let users wait when not even the spare descriptor helped.
+/// How long to let users wait when accepting at once again would not help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections taken out of a closing listener's queue at most.
 const BACKLOG_MAX: usize = 4096;
@@ -63,7 +63,13 @@ impl Door {
             None if done.result == Err(Errno::ECANCELED) => Arrival::Nobody,
             None => Arrival::Failed,
         };
-        let helpless = matches!(arrival, Arrival::Failed) && self.spare.take().is_none();
+        let helpless = match done.result {
+            _ if !matches!(arrival, Arrival::Failed) => false,
+            Err(Errno::EMFILE | Errno::ENFILE) => self.spare.take().is_none(),
+            // One user left before being accepted; the next may be well.
+            Err(Errno::ECONNABORTED | Errno::EPROTO | Errno::EINTR) => false,
+            _ => true,
+        };
         match (done.more, helpless) {
             (true, _) => {}
             (false, true) => self.accept_at = Some(now.plus(ACCEPT_PAUSE)),
@@ -107,4 +113,38 @@ impl Door {
 
 fn spare() -> Option<File> {
     File::open("/dev/null").ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::Settings;
+
+    #[test]
+    fn the_spare_descriptor_is_let_go_only_for_want_of_descriptors() {
+        let mut ring = Ring::new(Settings::with_bytes(1 << 20, false)).unwrap();
+        let tag = Tag { kind: 1, generation: 0, slot: 0 };
+        for (errno, shed, waits) in [
+            (Errno::ECONNABORTED, false, false),
+            (Errno::EMFILE, true, false),
+            (Errno::ENFILE, true, false),
+            (Errno::ENOMEM, false, true),
+        ] {
+            let mut door = Door::new(None, tag);
+            let done = |result, accepted| Done {
+                tag,
+                result,
+                accepted,
+                buf: None,
+                more: false,
+                nonempty: false,
+            };
+            let failed = door.complete(Now::default(), done(Err(errno), None), &mut ring);
+            assert!(matches!(failed, Arrival::Failed), "{errno}");
+            assert_eq!(door.next_deadline().is_some(), waits, "{errno}");
+            let user = OwnedFd::from(File::open("/dev/null").unwrap());
+            let next = door.complete(Now::default(), done(Ok(3), Some(user)), &mut ring);
+            assert_eq!(matches!(next, Arrival::Shed(_)), shed, "{errno}");
+        }
+    }
 }
