@@ -38,6 +38,8 @@ pub struct Entry {
     pub started: Now,
     place: Place,
     choice: Option<Choice>,
+    /// The backend before: what it said may still be on its way to the user when it is let go.
+    last: Option<Choice>,
     bytes_up: u64,
     bytes_down: u64,
 }
@@ -121,6 +123,7 @@ impl Dispatcher {
             started: now,
             place,
             choice: None,
+            last: None,
             bytes_up: 0,
             bytes_down: 0,
         })
@@ -200,6 +203,7 @@ impl Dispatcher {
     /// The session is on no backend until the next [`Dispatcher::assign`].
     pub fn unassign(&mut self, entry: &mut Entry) {
         if let Some(before) = entry.choice.take() {
+            entry.last = Some(before);
             self.parts.metrics.backends[usize::from(before.slot)].active.less_one();
         }
     }
@@ -257,7 +261,7 @@ impl Dispatcher {
         let metrics = &self.parts.metrics;
         metrics.counters.bytes_up.add(up);
         metrics.counters.bytes_down.add(down);
-        if let Some(choice) = entry.choice {
+        if let Some(choice) = entry.choice.or(entry.last) {
             let backend = &metrics.backends[usize::from(choice.slot)];
             backend.up.add(up);
             backend.down.add(down);

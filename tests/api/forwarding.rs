@@ -54,6 +54,10 @@ fn every_request_on_a_kept_alive_connection_is_balanced_over_pooled_connections(
     assert_eq!(backends.each_ref().map(Backend::connections), [1, 1]);
     balancer.expect("requests", 40, |it| it.api_requests.get());
     balancer.expect("requests on a used connection", 38, |it| it.api_upstream_reused.get());
+    drop(user);
+    balancer.expect("sessions that ended", 1, |it| it.sessions_ended.get());
+    let all = [balancer.count(|it| it.bytes_up.get()), balancer.count(|it| it.bytes_down.get())];
+    assert_eq!(balancer.carried_by(0..2), all, "every byte is one of a backend's");
     balancer.stop();
 }
 

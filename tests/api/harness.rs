@@ -87,6 +87,13 @@ impl Balancer {
         self.plane.ends.iter().map(|end| value(&end.metrics.counters)).sum()
     }
 
+    /// Bytes up and down of the backends at these places, all workers together.
+    pub fn carried_by(&self, places: std::ops::Range<usize>) -> [u64; 2] {
+        let metrics =
+            || self.plane.ends.iter().flat_map(|end| &end.metrics.backends[places.clone()]);
+        [metrics().map(|one| one.up.get()).sum(), metrics().map(|one| one.down.get()).sum()]
+    }
+
     /// Waits until a counter is what it should be.
     pub fn expect(&self, what: &str, wanted: u64, value: impl Fn(&WorkerCounters) -> u64) {
         let end = Instant::now() + PATIENCE;
