@@ -22,6 +22,7 @@
 //! |---|---|
 //! | what happens to a byte? (the hot path) | [`worker::shell`], then [`proxy::tcp`] |
 //! | what happens to a datagram? | [`worker::udp`], then [`worker::core::udp`] |
+//! | what happens to a request? | [`worker::api`], then [`worker::gateways`] and [`proxy::http`] |
 //! | who gets the next user? | [`balance`] |
 //! | how does a backend join and leave? | [`control`], then [`cluster::registry`] |
 //! | what does the kernel see, and all `unsafe` | [`ring`] |

@@ -1,6 +1,7 @@
 //! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
-//! driver beside it (`tcp`, `udp`) that stands between the ring and a pure core (`core`); `dispatcher` is
-//! what the protocols share, `link` what crosses to the control core.
+//! driver beside it (`tcp`, `udp`, `api`) that stands between the ring and a pure core (`core`, for
+//! API users `gateways`); `dispatcher` is what the protocols share, `link` what crosses to the control
+//! core.
 
 pub mod api;
 pub mod core;
