@@ -10,6 +10,7 @@
 //! A session leaves its place only when the kernel works for neither of its sockets, so a completion
 //! can never meet a stranger.
 
+pub(super) mod slots;
 pub mod udp;
 
 use std::cell::Ref;
@@ -29,6 +30,7 @@ use crate::proxy::tcp::{Features, Progress, Relay};
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::{Class, Pool};
 use crate::session::EndReason;
+use slots::Slots;
 
 /// Backends that one user is offered before being turned away.
 const ATTEMPTS_MAX: usize = 3;
@@ -81,18 +83,11 @@ pub struct Settings {
 pub struct Core {
     settings: Settings,
     books: Books,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    sessions: Slots<Session>,
     deadlines: Wheel,
     starved: VecDeque<(Key, Side)>,
     /// When the first of them began to wait, or when they last tried again for having waited long.
     starved_at: Now,
-}
-
-#[derive(Default)]
-struct Slot {
-    generation: u32,
-    session: Option<Session>,
 }
 
 struct Session {
@@ -129,8 +124,7 @@ impl Core {
         Core {
             settings,
             books,
-            slots: Vec::new(),
-            free: Vec::new(),
+            sessions: Slots::new(),
             deadlines: Wheel::new(now),
             starved: VecDeque::new(),
             starved_at: now,
@@ -139,7 +133,7 @@ impl Core {
 
     /// Sessions in any phase.
     pub fn live(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.sessions.len()
     }
 
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
@@ -169,7 +163,7 @@ impl Core {
         };
         let mut tried = Tried::default();
         tried.add(choice.backend);
-        let key = self.place(Session {
+        let key = self.sessions.put(Session {
             phase: Phase::Connecting,
             relay: Relay::new(),
             entry,
@@ -192,7 +186,7 @@ impl Core {
         pool: &mut Pool,
         out: &mut Vec<Cmd>,
     ) {
-        let Some(session) = session(&mut self.slots, key) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
         match (session.phase, result) {
             (Phase::Ending { reason, .. }, _) => {
                 session.phase = Phase::Ending { reason, connect: false };
@@ -212,7 +206,7 @@ impl Core {
         pool: &mut Pool,
         out: &mut Vec<Cmd>,
     ) {
-        let Some(session) = session(&mut self.slots, key) else {
+        let Some(session) = self.sessions.get(key) else {
             debug_assert!(false, "a completion came for a session that is gone");
             give_back(event, pool);
             return;
@@ -259,9 +253,8 @@ impl Core {
     pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
         self.feed_overdue(now, pool, out);
         while let Some(place) = self.deadlines.pop(now) {
-            let slot = &mut self.slots[place as usize];
-            let key = Key { place, generation: slot.generation };
-            let Some(session) = &mut slot.session else { continue };
+            let Some(key) = self.sessions.at(place) else { continue };
+            let Some(session) = self.sessions.get(key) else { continue };
             let due = session.due(&self.settings.timeouts);
             if due > now {
                 self.deadlines.schedule(place, due);
@@ -313,7 +306,7 @@ impl Core {
 
     /// False when the flow has ended while it waited.
     fn feed(&mut self, key: Key, side: Side, pool: &mut Pool, out: &mut Vec<Cmd>) -> bool {
-        let Some(session) = session(&mut self.slots, key) else { return false };
+        let Some(session) = self.sessions.get(key) else { return false };
         if session.phase != Phase::Relaying {
             return false;
         }
@@ -338,13 +331,10 @@ impl Core {
             }
             Order::EndSession { id, reason } => {
                 let books = self.books.borrow();
-                let found = self.slots.iter().position(|slot| {
-                    slot.session.as_ref().is_some_and(|session| books.id(&session.entry) == id)
-                });
+                let found = self.sessions.find(|session| books.id(&session.entry) == id);
                 drop(books);
-                if let Some(place) = found {
-                    let generation = self.slots[place].generation;
-                    self.end(now, Key { place: place as u32, generation }, reason, pool, out);
+                if let Some(key) = found {
+                    self.end(now, key, reason, pool, out);
                 }
             }
             Order::Stop => self.end_all(now, |_| true, EndReason::Stopping, pool, out),
@@ -354,7 +344,7 @@ impl Core {
     }
 
     fn start(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let Some(session) = session(&mut self.slots, key) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
         self.books.borrow().metrics().connect_time.record(now.since(session.active));
         self.books.borrow_mut().started(&session.entry);
         session.phase = Phase::Relaying;
@@ -365,7 +355,7 @@ impl Core {
     }
 
     fn retry(&mut self, now: Now, key: Key, errno: Errno, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let Some(session) = session(&mut self.slots, key) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
         if !is_ours(errno) {
             self.books.borrow_mut().backend_failed(&session.entry, errno);
             let again = session.tried.count < ATTEMPTS_MAX;
@@ -391,17 +381,17 @@ impl Core {
         if self.starved.is_empty() {
             self.starved_at = now;
         }
-        if self.starved.len() >= Side::BOTH.len() * self.slots.len() {
+        if self.starved.len() >= self.starved_max() {
             // Sessions that ended while they waited make room.
-            let slots = &mut self.slots;
-            self.starved.retain(|(key, _)| session(slots, *key).is_some());
+            let sessions = &mut self.sessions;
+            self.starved.retain(|(key, _)| sessions.get(*key).is_some());
         }
         self.starved.push_back((key, side));
     }
 
     /// Draws the consequences of how far the relay has come.
     fn follow(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let Some(session) = session(&mut self.slots, key) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
         match session.relay.progress() {
             Progress::Running => {}
             Progress::HalfClosed if session.half_closed => {}
@@ -423,17 +413,13 @@ impl Core {
         pool: &mut Pool,
         out: &mut Vec<Cmd>,
     ) {
-        for place in 0..self.slots.len() {
-            let slot = &self.slots[place];
-            if slot.session.as_ref().is_some_and(&which) {
-                let key = Key { place: place as u32, generation: slot.generation };
-                self.end(now, key, reason, pool, out);
-            }
+        for key in self.sessions.keys(which) {
+            self.end(now, key, reason, pool, out);
         }
     }
 
     fn end(&mut self, now: Now, key: Key, reason: EndReason, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let Some(session) = session(&mut self.slots, key) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
         let connect = match session.phase {
             Phase::Ending { .. } => return,
             Phase::Connecting => {
@@ -448,31 +434,23 @@ impl Core {
     }
 
     fn close_if_settled(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let slot = &mut self.slots[key.place as usize];
         let settled = |session: &mut Session| match session.phase {
-            Phase::Ending { connect: false, .. } => !session.relay.in_flight(),
-            _ => false,
+            Phase::Ending { reason, connect: false } if !session.relay.in_flight() => Some(reason),
+            _ => None,
         };
-        let Some(mut session) = slot.session.take_if(settled) else { return };
-        let Phase::Ending { reason, .. } = session.phase else { return };
+        let Some(reason) = self.sessions.get(key).and_then(settled) else { return };
+        let Some(mut session) = self.sessions.remove(key) else { return };
         // Known only now: what was in flight may have brought bytes that found no taker.
         let reset = is_reset(reason, session.relay.is_truncated());
         session.relay.release(pool);
-        slot.generation = (slot.generation + 1) & GENERATION_MASK;
-        self.free.push(key.place);
         self.deadlines.cancel(key.place);
         self.books.borrow_mut().close(session.entry, reason, now);
         out.push(Cmd::Close { key, reset });
     }
 
-    fn place(&mut self, session: Session) -> Key {
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            (self.slots.len() - 1) as u32
-        });
-        let slot = &mut self.slots[place as usize];
-        slot.session = Some(session);
-        Key { place, generation: slot.generation }
+    /// Flows that can wait for blocks at once.
+    fn starved_max(&self) -> usize {
+        Side::BOTH.len() * self.sessions.places()
     }
 }
 
@@ -505,11 +483,6 @@ impl Tried {
         let first = self.backends[0].unwrap_or(BackendId(u32::MAX));
         self.backends.map(|backend| backend.unwrap_or(first))
     }
-}
-
-fn session(slots: &mut [Slot], key: Key) -> Option<&mut Session> {
-    let slot = slots.get_mut(key.place as usize)?;
-    if slot.generation == key.generation { slot.session.as_mut() } else { None }
 }
 
 /// Want of descriptors, ports or memory is not the backend's fault, and another one would not help.

@@ -14,7 +14,6 @@
 //! can never meet a stranger.
 
 mod links;
-mod slots;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -23,6 +22,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::core::Key;
+use super::core::slots::Slots;
 use super::dispatcher::{Books, Entry};
 use super::link::Order;
 use crate::base::time::Now;
@@ -36,7 +36,6 @@ use crate::proxy::tcp::Features;
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::{Class, Pool};
 use crate::session::EndReason;
-use slots::Slots;
 
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! Places that keep their number until they are empty, and count how often they were used. Owns no
 //! meaning of what is in them.
 
-use crate::worker::core::{GENERATION_MASK, Key};
+use super::{GENERATION_MASK, Key};
 
 /// Places that keep their number until they are empty.
 pub struct Slots<T> {
@@ -54,12 +54,19 @@ impl<T> Slots<T> {
         slot.as_ref().map(|_| Key { place, generation: *generation })
     }
 
+    /// The first whose value is so.
+    pub fn find(&self, is_it: impl Fn(&T) -> bool) -> Option<Key> {
+        self.iter().find(|(_, value)| is_it(value)).map(|(key, _)| key)
+    }
+
     pub fn keys(&self, which: impl Fn(&T) -> bool) -> Vec<Key> {
-        let chosen = |(place, (generation, slot)): (usize, &(u32, Option<T>))| {
-            slot.as_ref()
-                .filter(|value| which(value))
-                .map(|_| Key { place: place as u32, generation: *generation })
-        };
-        self.slots.iter().enumerate().filter_map(chosen).collect()
+        self.iter().filter(|(_, value)| which(value)).map(|(key, _)| key).collect()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
+        self.slots.iter().enumerate().filter_map(|(place, (generation, slot))| {
+            let key = Key { place: place as u32, generation: *generation };
+            slot.as_ref().map(|value| (key, value))
+        })
     }
 }
