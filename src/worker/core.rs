@@ -11,10 +11,10 @@
 //! can never meet a stranger.
 
 pub(super) mod slots;
+pub(super) mod starved;
 pub mod udp;
 
 use std::cell::Ref;
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -31,15 +31,12 @@ use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::{Class, Pool};
 use crate::session::EndReason;
 use slots::Slots;
+use starved::{FED_MAX, Starved};
 
 /// Backends that one user is offered before being turned away.
 const ATTEMPTS_MAX: usize = 3;
-/// Starved flows that one turn feeds at most.
-const FED_MAX: usize = 64;
 /// How long a session is still before its receives are begun anew, once (see `Relay::is_unsure`).
 const SECOND_LOOK: Duration = Duration::from_secs(2);
-/// How long a flow waits for blocks without trying again.
-const STARVED_MAX: Duration = Duration::from_millis(100);
 
 /// A session's place among its worker's, and which use of the place it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -85,9 +82,7 @@ pub struct Core {
     books: Books,
     sessions: Slots<Session>,
     deadlines: Wheel,
-    starved: VecDeque<(Key, Side)>,
-    /// When the first of them began to wait, or when they last tried again for having waited long.
-    starved_at: Now,
+    starved: Starved<(Key, Side)>,
 }
 
 struct Session {
@@ -126,8 +121,7 @@ impl Core {
             books,
             sessions: Slots::new(),
             deadlines: Wheel::new(now),
-            starved: VecDeque::new(),
-            starved_at: now,
+            starved: Starved::new(now),
         }
     }
 
@@ -163,7 +157,7 @@ impl Core {
         };
         let mut tried = Tried::default();
         tried.add(choice.backend);
-        let key = self.sessions.put(Session {
+        let key = self.place(Session {
             phase: Phase::Connecting,
             relay: Relay::new(),
             entry,
@@ -249,9 +243,8 @@ impl Core {
         self.follow(now, key, pool, out);
     }
 
-    /// Ends what has been still for too long, and lets those try again who have waited for blocks.
+    /// Ends what has been still for too long.
     pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        self.feed_overdue(now, pool, out);
         while let Some(place) = self.deadlines.pop(now) {
             let Some(key) = self.sessions.at(place) else { continue };
             let Some(session) = self.sessions.get(key) else { continue };
@@ -276,31 +269,18 @@ impl Core {
         }
     }
 
-    /// When [`Core::expire`] has something to do next.
+    /// When [`Core::expire`] or [`Core::relieve`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
-        let again = self.is_starved().then(|| self.starved_at.plus(STARVED_MAX));
-        [self.deadlines.next_deadline(), again].into_iter().flatten().min()
+        [self.deadlines.next_deadline(), self.starved.next_try()].into_iter().flatten().min()
     }
 
     /// Lets flows that waited for blocks try again, the longest waiting first.
-    pub fn relieve(&mut self, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let overdue = self.starved.overdue(now);
         let mut fed = 0;
-        while fed < FED_MAX && pool.free(Class::Small) > 0 {
-            let Some((key, side)) = self.starved.pop_front() else { return };
+        while fed < FED_MAX && (fed < overdue || pool.free(Class::Small) > 0) {
+            let Some((key, side)) = self.starved.pop() else { return };
             fed += usize::from(self.feed(key, side, pool, out));
-        }
-    }
-
-    /// Lets flows that have waited for long try again although no block seems free: those that came
-    /// back may all have been posted before it was known that someone waits.
-    fn feed_overdue(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        if self.starved.is_empty() || now < self.starved_at.plus(STARVED_MAX) {
-            return;
-        }
-        self.starved_at = now;
-        for _ in 0..FED_MAX {
-            let Some((key, side)) = self.starved.pop_front() else { return };
-            self.feed(key, side, pool, out);
         }
     }
 
@@ -378,15 +358,14 @@ impl Core {
     }
 
     fn starve(&mut self, now: Now, key: Key, side: Side) {
-        if self.starved.is_empty() {
-            self.starved_at = now;
-        }
-        if self.starved.len() >= self.starved_max() {
-            // Sessions that ended while they waited make room.
-            let sessions = &mut self.sessions;
-            self.starved.retain(|(key, _)| sessions.get(*key).is_some());
-        }
-        self.starved.push_back((key, side));
+        let sessions = &mut self.sessions;
+        self.starved.push(now, (key, side), |(key, _)| sessions.get(*key).is_some());
+    }
+
+    fn place(&mut self, session: Session) -> Key {
+        let key = self.sessions.put(session);
+        self.starved.make_room(Side::BOTH.len() * self.sessions.places());
+        key
     }
 
     /// Draws the consequences of how far the relay has come.
@@ -446,11 +425,6 @@ impl Core {
         self.deadlines.cancel(key.place);
         self.books.borrow_mut().close(session.entry, reason, now);
         out.push(Cmd::Close { key, reset });
-    }
-
-    /// Flows that can wait for blocks at once.
-    fn starved_max(&self) -> usize {
-        Side::BOTH.len() * self.sessions.places()
     }
 }
 
@@ -532,6 +506,7 @@ mod tests {
     use crate::config::Policy;
     use crate::proxy::Side::{Backend, Client};
     use crate::session::seats::Seats;
+    use crate::worker::core::starved::WAIT_MAX;
     use crate::worker::dispatcher::Parts;
     use crate::worker::link::{ControlEnd, Ended, Report, link};
 
@@ -607,6 +582,11 @@ mod tests {
         fn wait(&mut self, time: Duration) -> Vec<Cmd> {
             self.now = self.now.plus(time);
             self.core.expire(self.now, &mut self.pool, &mut self.said);
+            self.relieve()
+        }
+
+        fn relieve(&mut self) -> Vec<Cmd> {
+            self.core.relieve(self.now, &mut self.pool, &mut self.said);
             self.said()
         }
 
@@ -653,8 +633,7 @@ mod tests {
         }
         assert_eq!(stage.core.live(), 1);
         stage.over(living, Client, Received::NoBuffers);
-        stage.core.relieve(&mut stage.pool, &mut stage.said);
-        let said = stage.said();
+        let said = stage.relieve();
         assert!(matches!(said[..], [Cmd::Relay { key, .. }] if key == living), "{said:?}");
         assert!(!stage.core.is_starved());
     }
@@ -665,11 +644,10 @@ mod tests {
         let key = stage.session();
         let posted: Vec<_> = std::iter::from_fn(|| stage.pool.take(Class::Small)).collect();
         stage.over(key, Client, Received::NoBuffers);
-        stage.core.relieve(&mut stage.pool, &mut stage.said);
-        assert_eq!(stage.said(), [], "no block has come back");
-        assert_eq!(stage.core.next_deadline(), Some(stage.now.plus(STARVED_MAX)));
-        assert_eq!(stage.wait(STARVED_MAX).len(), 1);
-        assert_eq!(stage.wait(STARVED_MAX), [], "once");
+        assert_eq!(stage.relieve(), [], "no block has come back");
+        assert_eq!(stage.core.next_deadline(), Some(stage.now.plus(WAIT_MAX)));
+        assert_eq!(stage.wait(WAIT_MAX).len(), 1);
+        assert_eq!(stage.wait(WAIT_MAX), [], "once");
         posted.into_iter().for_each(|buf| stage.pool.give_back(buf));
     }
 

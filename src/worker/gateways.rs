@@ -15,7 +15,6 @@
 
 mod links;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use nix::errno::Errno;
 
 use super::core::Key;
 use super::core::slots::Slots;
+use super::core::starved::{FED_MAX, Starved};
 use super::dispatcher::{Books, Entry};
 use super::link::Order;
 use crate::base::time::Now;
@@ -39,10 +39,6 @@ use crate::session::EndReason;
 
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Starved connections that one turn feeds at most.
-const FED_MAX: usize = 64;
-/// How long a connection waits for blocks without trying again.
-const STARVED_MAX: Duration = Duration::from_millis(100);
 /// Never: a deadline that has not been scheduled.
 const NEVER: Now = Now::from_nanos(u64::MAX);
 
@@ -94,9 +90,7 @@ pub struct Gateways {
     /// Of the snapshot that the spares were last held against.
     version: u64,
     draining: bool,
-    starved: VecDeque<Conn>,
-    /// When the first of them began to wait, or when they last tried again for having waited long.
-    starved_at: Now,
+    starved: Starved<Conn>,
     /// What the gateway at hand wants.
     wanted: Vec<http::Cmd>,
 }
@@ -163,8 +157,7 @@ impl Gateways {
             sweep_at: NEVER,
             version: 0,
             draining: false,
-            starved: VecDeque::new(),
-            starved_at: now,
+            starved: Starved::new(now),
             wanted: Vec::with_capacity(16),
         }
     }
@@ -213,6 +206,7 @@ impl Gateways {
             moved: [0; 2],
             scheduled: NEVER,
         });
+        self.make_room();
         self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
         Some(key)
     }
@@ -309,10 +303,10 @@ impl Gateways {
         self.sweep(now, out);
     }
 
-    /// When [`Gateways::expire`] has something to do next.
+    /// When [`Gateways::expire`] or [`Gateways::relieve`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
         let sweep = (self.sweep_at != NEVER).then_some(self.sweep_at);
-        let again = self.is_starved().then(|| self.starved_at.plus(STARVED_MAX));
+        let again = self.starved.next_try();
         let wheels = [self.deadlines.next_deadline(), self.connects.next_deadline()];
         wheels.into_iter().chain([sweep, again]).flatten().min()
     }
@@ -324,36 +318,32 @@ impl Gateways {
 
     /// Lets connections that waited for blocks try again, the longest waiting first.
     pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        // Blocks that came back may all have been posted before it was known that someone waits.
-        let overdue = now >= self.starved_at.plus(STARVED_MAX);
-        if overdue {
-            self.starved_at = now;
+        let overdue = self.starved.overdue(now);
+        let mut fed = 0;
+        while fed < FED_MAX && (fed < overdue || pool.free(Class::Small) > 0) {
+            let Some(conn) = self.starved.pop() else { return };
+            fed += usize::from(self.feed(now, conn, pool, out));
         }
-        for _ in 0..FED_MAX.min(self.starved.len()) {
-            if !overdue && pool.free(Class::Small) == 0 {
-                return;
-            }
-            match self.starved.pop_front() {
-                Some(Conn::User(key)) if self.users.get(key).is_some() => {
-                    self.act(now, key, pool, out, |gateway, cx| gateway.feed(Side::Client, cx));
+    }
+
+    /// False when the connection has ended, or has no more use for bytes, since it began to wait.
+    fn feed(&mut self, now: Now, conn: Conn, pool: &mut Pool, out: &mut Vec<Cmd>) -> bool {
+        let (user, side) = match conn {
+            Conn::User(user) => (user, Side::Client),
+            Conn::Link(link) => match self.links.get(link) {
+                Some(Link { state: State::Serving { user }, .. }) => (*user, Side::Backend),
+                Some(Link { state: State::Spare { .. }, .. }) => {
+                    self.drop_spare(link, out);
+                    return false;
                 }
-                Some(Conn::Link(key)) => {
-                    let Some(Link { state, .. }) = self.links.get(key) else { continue };
-                    match state {
-                        State::Serving { user } => {
-                            let user = *user;
-                            self.act(now, user, pool, out, |gateway, cx| {
-                                gateway.feed(Side::Backend, cx);
-                            });
-                        }
-                        State::Spare { .. } => self.drop_spare(key, out),
-                        State::Connecting { .. } | State::Closing { .. } => {}
-                    }
-                }
-                Some(Conn::User(_)) => {}
-                None => return,
-            }
+                _ => return false,
+            },
+        };
+        if self.users.get(user).is_none() {
+            return false;
         }
+        self.act(now, user, pool, out, |gateway, cx| gateway.feed(side, cx));
+        true
     }
 
     /// Carries out an order that concerns API users.
@@ -508,17 +498,15 @@ impl Gateways {
     }
 
     fn starve(&mut self, now: Now, conn: Conn) {
-        if self.starved.is_empty() {
-            self.starved_at = now;
-        }
-        if self.starved.len() >= self.users.places() + self.links.places() {
-            // Connections that ended while they waited make room.
-            let (users, links) = (&mut self.users, &mut self.links);
-            self.starved.retain(|conn| match conn {
-                Conn::User(key) => users.get(*key).is_some(),
-                Conn::Link(key) => links.get(*key).is_some(),
-            });
-        }
-        self.starved.push_back(conn);
+        let (users, links) = (&mut self.users, &mut self.links);
+        self.starved.push(now, conn, |conn| match conn {
+            Conn::User(key) => users.get(*key).is_some(),
+            Conn::Link(key) => links.get(*key).is_some(),
+        });
+    }
+
+    /// For when a connection came: all may have to wait for blocks.
+    fn make_room(&mut self) {
+        self.starved.make_room(self.users.places() + self.links.places());
     }
 }

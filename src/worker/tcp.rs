@@ -103,7 +103,7 @@ impl TcpDriver {
         self.door.housekeep(now, ring);
         self.core.expire(now, ring.pool_mut(), &mut self.commands);
         if self.core.is_starved() {
-            self.core.relieve(ring.pool_mut(), &mut self.commands);
+            self.core.relieve(now, ring.pool_mut(), &mut self.commands);
         }
         self.execute(now, ring);
         self.splices.turn(now);

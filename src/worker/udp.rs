@@ -274,6 +274,9 @@ impl UdpDriver {
             all.resize_with(place + 1, || None);
         }
         all[place] = Some(upstream);
+        // Every receive may end in the same turn: taken here, and not in the middle of relaying.
+        let sockets = 1 + self.upstream.iter().map(Vec::len).sum::<usize>();
+        self.deaf.reserve(sockets.saturating_sub(self.deaf.len()));
         true
     }
 

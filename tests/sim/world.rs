@@ -371,7 +371,7 @@ impl World {
         }
         self.core.expire(self.now, &mut self.pool, &mut self.commands);
         if self.core.is_starved() {
-            self.core.relieve(&mut self.pool, &mut self.commands);
+            self.core.relieve(self.now, &mut self.pool, &mut self.commands);
         }
         self.take_reports();
         self.execute();

@@ -91,6 +91,7 @@ impl Gateways {
     fn connect(&mut self, now: Now, key: Key, choice: Choice, out: &mut Vec<Cmd>) {
         let state = State::Connecting { user: key, begun: now, timed_out: false };
         let link = self.links.put(Link { backend: choice.backend, state });
+        self.make_room();
         if let Some(user) = self.users.get(key) {
             user.link = Some(link);
         }

@@ -1,0 +1,111 @@
+//! Who waits for blocks, the longest waiting first. Owns their order and when they try again though
+//! no block came back; what trying means is their owner's.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::base::time::Now;
+
+/// Waiting flows that one turn feeds at most.
+pub const FED_MAX: usize = 64;
+/// How long a flow waits without trying again: the blocks that came back may all have been posted
+/// before it was known that someone waits.
+pub const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// Flows that wait for blocks.
+pub struct Starved<T> {
+    queue: VecDeque<T>,
+    /// When the first of them began to wait, or when they last tried again for having waited long.
+    since: Now,
+}
+
+impl<T> Starved<T> {
+    pub const fn new(now: Now) -> Starved<T> {
+        Starved { queue: VecDeque::new(), since: now }
+    }
+
+    /// Takes memory for `count` to wait at once. Done when connections come, so that
+    /// [`Starved::push`], in the middle of relaying, takes none.
+    pub fn make_room(&mut self, count: usize) {
+        self.queue.reserve(count.saturating_sub(self.queue.len()));
+    }
+
+    /// `who` waits from now on. When there is no room left, those of whom `is_alive` is false, who
+    /// ended while they waited, make some.
+    pub fn push(&mut self, now: Now, who: T, is_alive: impl FnMut(&T) -> bool) {
+        if self.queue.is_empty() {
+            self.since = now;
+        }
+        if self.queue.len() == self.queue.capacity() {
+            self.queue.retain(is_alive);
+        }
+        debug_assert!(self.queue.len() < self.queue.capacity(), "room was made for all who live");
+        self.queue.push_back(who);
+    }
+
+    /// The one that has waited longest.
+    pub fn pop(&mut self) -> Option<T> {
+        self.queue.pop_front()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// When they are to try again though no block came back.
+    pub fn next_try(&self) -> Option<Now> {
+        (!self.is_empty()).then(|| self.since.plus(WAIT_MAX))
+    }
+
+    /// How many are to try now though no block came back. They count as having tried.
+    pub fn overdue(&mut self, now: Now) -> usize {
+        if self.next_try().is_none_or(|due| now < due) {
+            return 0;
+        }
+        self.since = now;
+        self.queue.len().min(FED_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Now = Now::from_nanos(1_000_000_000);
+
+    #[test]
+    fn who_has_to_wait_takes_no_memory() {
+        let mut starved = Starved::new(START);
+        starved.make_room(8);
+        let room = starved.queue.capacity();
+        (0..room).for_each(|who| starved.push(START, who, |_| true));
+        assert_eq!(starved.queue.capacity(), room);
+    }
+
+    #[test]
+    fn those_who_ended_make_room_for_those_who_live() {
+        let mut starved = Starved::new(START);
+        starved.make_room(8);
+        let room = starved.queue.capacity();
+        (0..room).for_each(|who| starved.push(START, who, |_| true));
+        starved.push(START, room, |who| who % 2 == 0);
+        assert_eq!(starved.queue.capacity(), room);
+        assert_eq!(starved.pop(), Some(0));
+        assert_eq!(starved.pop(), Some(2));
+    }
+
+    #[test]
+    fn they_try_again_when_the_first_has_waited_long_and_then_once_in_that_time() {
+        let mut starved = Starved::new(START);
+        starved.make_room(2);
+        assert_eq!(starved.next_try(), None);
+        let half = WAIT_MAX / 2;
+        starved.push(START, 'a', |_| true);
+        starved.push(START.plus(half), 'b', |_| true);
+        assert_eq!(starved.next_try(), Some(START.plus(WAIT_MAX)));
+        assert_eq!(starved.overdue(START.plus(half)), 0);
+        assert_eq!(starved.overdue(START.plus(WAIT_MAX)), 2);
+        assert_eq!(starved.overdue(START.plus(WAIT_MAX)), 0);
+        assert_eq!(starved.next_try(), Some(START.plus(WAIT_MAX).plus(WAIT_MAX)));
+    }
+}
