@@ -1,0 +1,408 @@
+//! UDP users at full size and real UDP protocols through the door: `lb serve` as a process of its own.
+//! Needs Debian's `knot`, `dnsperf`, `ngtcp2-client`, `ngtcp2-server`, `openssl` and `sip-tester`, and
+//! many descriptors, so these run only when asked for:
+//! `cargo test --release --test peers_udp -- --ignored`.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that ends with its owner.
+struct Process(Child);
+
+impl Process {
+    fn start(program: &str, arguments: &[&str]) -> Process {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Process(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
+    }
+
+    /// Resident memory in bytes.
+    fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    }
+
+    /// Asks for an orderly end and waits for it; says with which code it came.
+    fn terminate(mut self) -> Option<i32> {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < end, "never so: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn register(control: &mut BufReader<TcpStream>, port: u16) {
+    let message = format!("{{\"cmd\":\"register\",\"protocol\":\"udp\",\"port\":{port}}}\n");
+    control.get_mut().write_all(message.as_bytes()).unwrap();
+    let mut answer = String::new();
+    control.read_line(&mut answer).unwrap();
+    assert!(answer.contains("\"successful\""), "{answer}");
+}
+
+/// A directory that goes away with its owner.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let folder = std::env::temp_dir().join(format!("lb-peers-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Folder(folder)
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A balancer for UDP users on all addresses, with these backends.
+struct UdpBalancer {
+    process: Process,
+    port: u16,
+    _control: BufReader<TcpStream>,
+    _folder: Folder,
+}
+
+impl UdpBalancer {
+    fn start(name: &str, settings: &str, backends: &[u16]) -> UdpBalancer {
+        let folder = Folder::new(name);
+        // Nobody here answers hello.
+        let file = folder.file("lb.toml", &format!("health.interval_ms = 600000\n{settings}"));
+        let (port, control) = (free_udp_port(), format!("127.0.0.1:{}", free_port()));
+        let door = format!("0.0.0.0:{port}");
+        let flags = ["serve", "--config", text(&file), "--udp", &door, "--control", &control];
+        let off = ["--tcp", "off", "--api", "off", "--admin", "off"];
+        let process = Process::start(env!("CARGO_BIN_EXE_lb"), &[&flags[..], &off[..]].concat());
+        let connection = eventually("the control door opens", || TcpStream::connect(&control).ok());
+        let mut control = BufReader::new(connection);
+        for port in backends {
+            register(&mut control, *port);
+        }
+        UdpBalancer { process, port, _control: control, _folder: folder }
+    }
+
+    fn descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).unwrap();
+        open.count()
+    }
+}
+
+fn free_udp_port() -> u16 {
+    UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Answers every datagram with itself, for as long as the process lives.
+fn udp_echo() -> u16 {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut buf = [0; 2048];
+        loop {
+            let (len, from) = socket.recv_from(&mut buf).unwrap();
+            socket.send_to(&buf[..len], from).unwrap();
+        }
+    });
+    port
+}
+
+/// Sessions that are open at once.
+const UDP_SESSIONS: usize = 100_000;
+/// Backends that they are spread over, or so many that the descriptors of one process are enough for a
+/// socket for each session of one of them.
+const UDP_BACKENDS: usize = 4;
+const UDP_BACKENDS_MAX: usize = 64;
+/// Addresses of the balancer that each user speaks to, which makes a session of each.
+const UDP_ADDRESSES: usize = 1000;
+/// Descriptors that the balancer needs beside its sockets towards backends, and for those that one
+/// worker happens to need more than another.
+const BESIDE_SOCKETS: u64 = 2_500;
+/// Datagrams that are answered at least, over all sessions.
+const ANSWERS: usize = 1_000_000;
+
+/// Speaks through every session of one user, and checks that each answer is that session's own.
+fn speak(user: &UdpSocket, number: usize, round: usize, port: u16) {
+    const WINDOW: usize = 50;
+    let identity = |address: usize| format!("user {number}, address {address}, round {round}");
+    let at = |address: usize| (Ipv4Addr::from(0x7f01_0000 + address as u32), port);
+    for first in (0..UDP_ADDRESSES).step_by(WINDOW) {
+        for address in first..first + WINDOW {
+            user.send_to(identity(address).as_bytes(), at(address)).unwrap();
+        }
+        let mut answered = [false; WINDOW];
+        for _ in 0..WINDOW {
+            let mut buf = [0; 2048];
+            let (len, from) = user.recv_from(&mut buf).expect("every datagram is answered");
+            let answer = std::str::from_utf8(&buf[..len]).unwrap();
+            let address =
+                (first..first + WINDOW).find(|address| from == SocketAddr::from(at(*address)));
+            let address = address.unwrap_or_else(|| panic!("{answer:?} came from {from}"));
+            assert_eq!(answer, identity(address), "an answer reached somebody else");
+            assert!(
+                !std::mem::replace(&mut answered[address - first], true),
+                "{answer} came twice"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "a million datagrams; with less than 27,500 descriptors it takes more than four backends"]
+fn a_hundred_thousand_udp_sessions_over_a_few_backends_keep_their_answers_apart() {
+    let (_, descriptors) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).unwrap();
+    let sockets = descriptors.saturating_sub(BESIDE_SOCKETS) as usize;
+    let backends = UDP_SESSIONS.div_ceil(sockets.max(1)).max(UDP_BACKENDS);
+    assert!(backends <= UDP_BACKENDS_MAX, "{descriptors} descriptors are too few");
+    let sessions = UDP_SESSIONS;
+    let users = sessions / UDP_ADDRESSES;
+    let backends: Vec<u16> = (0..backends).map(|_| udp_echo()).collect();
+    let settings = "workers = 1\n[limits]\nudp_sockets = 27000\nudp_sessions = 100000\n\
+                    sessions = 100\ncontrol_connections = 16\n[timeouts]\nudp_idle_ms = 3600000\n";
+    let settings = settings.replace("27000", &sockets.min(27_000).to_string());
+    let balancer = UdpBalancer::start("sessions", &settings, &backends);
+    let port = balancer.port;
+    let before = balancer.process.memory();
+    let sockets: Vec<UdpSocket> = (0..users)
+        .map(|_| {
+            let user = UdpSocket::bind("127.0.0.1:0").unwrap();
+            user.set_read_timeout(Some(PATIENCE)).unwrap();
+            user
+        })
+        .collect();
+    for round in 0..ANSWERS.div_ceil(sessions) {
+        thread::scope(|scope| {
+            for (part, users) in sockets.chunks(users.div_ceil(4)).enumerate() {
+                let first = part * sockets.len().div_ceil(4);
+                scope.spawn(move || {
+                    for (place, user) in users.iter().enumerate() {
+                        speak(user, first + place, round, port);
+                    }
+                });
+            }
+        });
+    }
+    let grown = balancer.process.memory().saturating_sub(before);
+    let descriptors = balancer.descriptors();
+    let shown =
+        format!("{sessions} sessions on {} backends: {descriptors} descriptors", backends.len());
+    println!("{shown}, {} KiB", grown / 1024);
+    assert!(descriptors <= sessions / backends.len() + 200, "{shown}");
+    assert_eq!(balancer.process.terminate(), Some(0));
+}
+
+/// An authoritative server with a small zone.
+fn knot(folder: &Folder) -> (Process, u16) {
+    let port = free_udp_port();
+    let mut zone =
+        "$ORIGIN example.\n$TTL 60\n@ SOA ns admin 1 60 60 60 60\n@ NS ns\nns A 192.0.2.1\n"
+            .to_owned();
+    for number in 0..500 {
+        zone += &format!("host{number} A 198.51.100.{}\n", number % 250 + 1);
+    }
+    folder.file("example.zone", &zone);
+    let at = text(&folder.0);
+    let settings = format!(
+        "server:\n    rundir: {at}\n    listen: 127.0.0.1@{port}\n\
+         database:\n    storage: {at}\n\
+         zone:\n  - domain: example\n    storage: {at}\n    file: example.zone\n"
+    );
+    let file = folder.file("knot.conf", &settings);
+    (Process::start("knotd", &["-c", text(&file)]), port)
+}
+
+/// What dnsperf counted against a server at this port: queries sent, lost, and answered well.
+fn dnsperf(folder: &Folder, port: u16) -> (u64, u64, u64) {
+    let queries: String = (0..500).map(|number| format!("host{number}.example A\n")).collect();
+    let file = folder.file("queries", &queries);
+    let output = Command::new("dnsperf")
+        .args(["-s", "127.0.0.1", "-p", &port.to_string(), "-d", text(&file)])
+        .args(["-c", "50", "-T", "1", "-q", "100", "-l", "5", "-t", "2"])
+        .output()
+        .expect("dnsperf runs");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let count = |label: &str| {
+        let line = said.lines().find_map(|line| line.split_once(label)).map(|(_, rest)| rest);
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        number.and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    (count("Queries sent:"), count("Queries lost:"), count("NOERROR"))
+}
+
+#[test]
+#[ignore = "needs knot and dnsperf"]
+fn no_answer_of_dns_is_lost_on_the_way_through_the_door() {
+    let folder = Folder::new("dns");
+    let (_server, server) = knot(&folder);
+    eventually("knot answers", || (dnsperf(&folder, server).2 > 0).then_some(()));
+    let direct = dnsperf(&folder, server);
+    let balancer = UdpBalancer::start("dns-door", "", &[server]);
+    let through = dnsperf(&folder, balancer.port);
+    println!("direct {direct:?}, through the door {through:?} (sent, lost, answered)");
+    let (sent, lost, answered) = through;
+    assert!(sent > 1_000 && lost <= direct.1, "{direct:?} {through:?}");
+    // Sent and answered differ only by what was under way at the end.
+    assert!(answered + lost + 100 >= sent, "{through:?}");
+    assert_eq!(balancer.process.terminate(), Some(0));
+}
+
+/// Waits until a program has taken this UDP port.
+fn taken(port: u16) {
+    let free = || UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    eventually("the port is taken", || (!free()).then_some(()));
+}
+
+/// Users of QUIC at once.
+const QUIC_USERS: usize = 12;
+/// Bytes of the file that each of them fetches.
+const QUIC_FILE: usize = 3 << 20;
+
+/// A QUIC server with a file that all of them have, and one that says which of them it is.
+fn quic_server(folder: &Folder, number: usize, file: &[u8]) -> (Process, u16) {
+    let port = free_udp_port();
+    let documents = folder.0.join(format!("documents{number}"));
+    std::fs::create_dir_all(&documents).unwrap();
+    std::fs::write(documents.join("file"), file).unwrap();
+    std::fs::write(documents.join("name"), number.to_string()).unwrap();
+    let (key, certificate) = (folder.0.join("key"), folder.0.join("certificate"));
+    let arguments = ["--quiet", "--htdocs", text(&documents), "127.0.0.1", &port.to_string()];
+    let identity = [text(&key), text(&certificate)];
+    // Debian has it where only administrators look.
+    let server = Process::start("/usr/sbin/gtlsserver", &[&arguments[..], &identity].concat());
+    taken(port);
+    (server, port)
+}
+
+/// Fetches the file and the server's name in one connection.
+fn quic_user(folder: &Folder, number: usize, port: u16) -> (Vec<u8>, String) {
+    let got = folder.0.join(format!("got{number}"));
+    std::fs::create_dir_all(&got).unwrap();
+    let download = format!("--download={}", text(&got));
+    let output = Command::new("gtlsclient")
+        .args(["--quiet", "--exit-on-all-streams-close", &download, "127.0.0.1"])
+        .arg(port.to_string())
+        .args(["https://localhost/file", "https://localhost/name"])
+        .output()
+        .expect("gtlsclient runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let name = std::fs::read_to_string(got.join("name")).expect("the server's name was fetched");
+    (std::fs::read(got.join("file")).expect("the file was fetched"), name)
+}
+
+#[test]
+#[ignore = "needs ngtcp2-client, ngtcp2-server and openssl"]
+fn users_of_quic_fetch_files_whole_each_from_one_of_four_servers() {
+    let folder = Folder::new("quic");
+    let (key, certificate) = (folder.0.join("key"), folder.0.join("certificate"));
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-subj", "/CN=localhost", "-keyout", text(&key)])
+        .args(["-out", text(&certificate)])
+        .args(curve)
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let file: Vec<u8> =
+        (0..QUIC_FILE as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let servers: Vec<_> = (0..4).map(|number| quic_server(&folder, number, &file)).collect();
+    let ports: Vec<u16> = servers.iter().map(|(_, port)| *port).collect();
+    let balancer = UdpBalancer::start("quic-door", "workers = 2\n", &ports);
+    let mut served = [0; 4];
+    thread::scope(|scope| {
+        let fetch = |number| quic_user(&folder, number, balancer.port);
+        let users: Vec<_> =
+            (0..QUIC_USERS).map(|number| scope.spawn(move || fetch(number))).collect();
+        for user in users {
+            let (got, name) = user.join().unwrap();
+            assert!(got == file, "{} of {QUIC_FILE} bytes, or others", got.len());
+            served[name.parse::<usize>().unwrap()] += 1;
+        }
+    });
+    assert_eq!(served, [QUIC_USERS / 4; 4], "users were dealt out in turn");
+    assert_eq!(balancer.process.terminate(), Some(0));
+}
+
+/// What became of the calls that `sipp` made to this port: answered and ended well, and failed. It
+/// sends nothing twice, so a datagram that is lost is a call that fails.
+fn sip_calls(folder: &Folder, port: u16) -> (u64, u64) {
+    let output = Command::new("sipp")
+        .current_dir(&folder.0)
+        .args(["-sn", "uac", "-i", "127.0.0.1", &format!("127.0.0.1:{port}")])
+        // Each call from a socket of its own; 200 of them run at once.
+        .args(["-t", "un", "-max_socket", "1000", "-m", "1200", "-r", "400", "-d", "500"])
+        .args(["-nr", "-recv_timeout", "5000", "-timeout", "60", "-nostdin"])
+        .output()
+        .expect("sipp runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let count = |label: &str| -> Option<u64> {
+        let line = said.lines().rev().find(|line| line.trim_start().starts_with(label))?;
+        line.rsplit('|').next()?.trim().parse().ok()
+    };
+    let counted = count("Successful call").zip(count("Failed call"));
+    counted.unwrap_or_else(|| panic!("{said} {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+#[ignore = "needs sip-tester"]
+fn no_sip_call_is_lost_on_the_way_through_the_door() {
+    let folder = Folder::new("sip");
+    let servers: Vec<_> = (0..4)
+        .map(|_| {
+            let port = free_udp_port();
+            let at = ["-i", "127.0.0.1", "-p", &port.to_string()];
+            let flags = ["-sn", "uas", "-max_socket", "1000", "-nostdin"];
+            let server = Process::start("sipp", &[&flags[..], &at].concat());
+            taken(port);
+            (server, port)
+        })
+        .collect();
+    let direct = sip_calls(&folder, servers[0].1);
+    let ports: Vec<u16> = servers.iter().map(|(_, port)| *port).collect();
+    let balancer = UdpBalancer::start("sip-door", "workers = 2\n", &ports);
+    let through = sip_calls(&folder, balancer.port);
+    println!("direct {direct:?}, through the door {through:?} (answered, failed)");
+    assert_eq!(through.0 + through.1, 1200);
+    assert!(through.1 <= direct.1, "{direct:?} {through:?}");
+    assert_eq!(balancer.process.terminate(), Some(0));
+}
