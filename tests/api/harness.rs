@@ -62,12 +62,19 @@ impl Balancer {
             backends: backends.collect(),
             rotations,
         });
-        let turns = |balancer: &Balancer| balancer.count(|it| it.turns.get());
-        let before = turns(self);
-        eventually(|| {
+        self.turn();
+    }
+
+    /// Waits until the worker has looked at everything that is there.
+    pub fn turn(&self) {
+        let turns = || self.count(|it| it.turns.get());
+        let (before, end) = (turns(), Instant::now() + PATIENCE);
+        self.wake();
+        while turns() < before + 2 {
+            assert!(Instant::now() < end, "the worker stands still");
+            thread::yield_now();
             self.wake();
-            (turns(self) >= before + 2).then_some(())
-        });
+        }
     }
 
     pub fn order(&mut self, order: Order) {

@@ -3,6 +3,9 @@
 
 mod forwarding;
 mod harness;
+mod reading;
 mod refusals;
+mod smuggling;
+mod techniques;
 mod troubles;
 mod upgrade;
