@@ -26,6 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::cluster::Protocol;
 use crate::control::auth::Secrets;
+use crate::logs;
 
 /// The exit code for everything that the operator can mend.
 const OPERATOR: u8 = 2;
@@ -94,7 +95,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Fault(said)) => {
-            let _ = writeln!(io::stderr(), "lb: {said}");
+            let _ = io::stderr().write_all(logs::last_words(&said).as_bytes());
             ExitCode::from(OPERATOR)
         }
     }
