@@ -165,14 +165,14 @@ fn the_manager_is_told_of_readiness_health_reload_and_the_end() {
     balancer.wait_until_told("WATCHDOG=1");
     balancer.wait_until_told("WATCHDOG=1");
     let user = balancer.user();
-    balancer.wait_until_told("STATUS=1 sessions on 1 backends");
+    balancer.wait_until_told("STATUS=1 session on 1 backend");
     balancer.signal(Signal::SIGHUP);
     let message = balancer.wait_until_told("RELOADING=1");
     assert!(message.contains("MONOTONIC_USEC="), "{message}");
     balancer.wait_until_told("READY=1");
     balancer.signal(Signal::SIGTERM);
     balancer.wait_until_told("STOPPING=1");
-    balancer.wait_until_told("STATUS=draining: 1 sessions left");
+    balancer.wait_until_told("STATUS=draining: 1 session left");
     drop(user);
     assert_eq!(balancer.wait_for_exit(), Some(0));
 }

@@ -99,14 +99,22 @@ impl Manager {
 }
 
 fn line(hub: &Hub, now: Now) -> String {
-    let (sessions, backends) = (hub.workers.sessions(), hub.snapshot.backends.len());
+    let (sessions, backends) = (hub.workers.sessions(), hub.snapshot.backends.len() as u64);
     match hub.stop {
-        Stop::Serving => format!("{sessions} sessions on {backends} backends"),
+        Stop::Serving => format!("{} on {}", many(sessions, "session"), many(backends, "backend")),
         Stop::Draining { until, .. } => {
             let left = until.since(now).as_secs();
-            format!("draining: {sessions} sessions left, {left} s for them to end")
+            format!("draining: {} left, {left} s to end by themselves", many(sessions, "session"))
         }
-        Stop::Stopping { .. } => format!("stopping: ending {sessions} sessions"),
+        Stop::Stopping { .. } => format!("stopping: ending {}", many(sessions, "session")),
+    }
+}
+
+/// A number of things in words: `1 session`, `2 sessions`.
+fn many(number: u64, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        number => format!("{number} {thing}s"),
     }
 }
 
