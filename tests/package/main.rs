@@ -2,6 +2,9 @@
 //! purged. Owns a root directory for each test: this machine's files under an overlay, with a network
 //! of its own, so that nothing here outlives the test and the default ports are free.
 
+mod machine;
+mod systemd;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,0 +1,137 @@
+//! The unit under a real systemd: what the package's operator sees of `systemctl`, `journalctl` and the
+//! balancer between boot and purge.
+
+use std::fs;
+use std::process::Stdio;
+
+use crate::machine::{Machine, skipped};
+use crate::{Running, package, run, wait_for};
+
+/// What the shipped unit leaves to the host: a watchdog that a test can wait for, the secret in use, and
+/// the socket for changes.
+const OVERRIDE: &str = "[Service]\nWatchdogSec=2\n";
+
+fn installed(name: &str) -> Option<Machine> {
+    let machine = match Machine::boot(name) {
+        Ok(machine) => machine,
+        Err(reason) => {
+            skipped(&reason);
+            return None;
+        }
+    };
+    fs::create_dir_all(machine.path("/etc/systemd/system/lb.service.d")).unwrap();
+    fs::write(machine.path("/etc/systemd/system/lb.service.d/test.conf"), OVERRIDE).unwrap();
+    fs::copy(package(), machine.path("/lb.deb")).unwrap();
+    run(machine.command("dpkg").args(["-i", "/lb.deb"]));
+    Some(machine)
+}
+
+/// Changes the settings, which keep everything else at its default.
+fn set(machine: &Machine, key: &str, value: &str) {
+    let path = machine.path("/etc/lb/lb.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let is_set = |line: &&str| line.trim_start_matches('#').starts_with(&format!("{key} = "));
+    let line = text.lines().find(is_set).expect(key);
+    fs::write(&path, text.replacen(line, &format!("{key} = {value}"), 1)).unwrap();
+}
+
+fn backend(machine: &Machine) -> Running {
+    let mut command = machine.command("lb");
+    command.args(["backend", "--protocol", "tcp", "--port", "0", "--echo"]);
+    command.args(["--secret-file", "/etc/lb/control.secret"]);
+    Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+}
+
+#[track_caller]
+fn relays(machine: &Machine) {
+    wait_for("a backend", || {
+        // Just started anew it does not answer yet.
+        let said = machine.command("lb").args(["status", "--json"]).output().unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&said.stdout).ok()?;
+        (status["backends"][0]["state"] == "serving").then_some(())
+    });
+    let heard = machine.shell("echo hello | lb user --protocol tcp");
+    assert_eq!(heard, "hello\n");
+}
+
+fn wait_for_unit(machine: &Machine, property: &str, wanted: &str) {
+    wait_for(&format!("{property} to begin with {wanted}"), || {
+        machine.unit(property).starts_with(wanted).then_some(())
+    });
+}
+
+/// Lines of the unit in the journal at this priority and the more important ones.
+fn journal(machine: &Machine, priority: &str) -> String {
+    run(machine.command("journalctl").args(["--sync"]));
+    run(machine.command("journalctl").args(["-u", "lb", "-o", "cat", "-p", priority]))
+}
+
+#[test]
+#[ignore = "needs root, systemd, cgroup2, cargo-deb, dpkg-dev and iproute2"]
+fn under_systemd_it_is_ready_reloads_and_ends_its_sessions_before_it_stops() {
+    let Some(machine) = installed("stop") else { return };
+    // It was started by the package, and is ready when that has been installed.
+    assert_eq!(machine.unit("ActiveState"), "active");
+    let exposure = machine.shell("systemd-analyze security --no-pager lb | tail -n 1");
+    let exposure = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok());
+    assert!(exposure.is_some_and(|exposure| exposure <= 2.0), "{exposure:?}");
+
+    set(&machine, "secret_file", r#""/run/credentials/lb.service/control.secret""#);
+    set(&machine, "socket", r#""/run/lb/admin.sock""#);
+    machine.shell("systemctl restart lb");
+    let _backend = backend(&machine);
+    relays(&machine);
+    let changed = machine.shell(
+        "curl -s --unix-socket /run/lb/admin.sock -X POST 'http://localhost/backends/b1/weight?to=3'",
+    );
+    assert!(!changed.contains("error"), "{changed}");
+
+    set(&machine, "level", r#""debug""#);
+    machine.shell("systemctl reload lb");
+    wait_for("the reload", || journal(&machine, "info").contains("reloaded now=1").then_some(()));
+    set(&machine, "level", r#""loud""#);
+    machine.shell("systemctl reload lb");
+    wait_for("its refusal", || {
+        let errors = journal(&machine, "err");
+        errors.contains("ERROR reload refused, nothing was changed").then_some(())
+    });
+
+    let mut user = machine.command("lb");
+    user.args(["user", "--protocol", "tcp"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let user = Running(user.spawn().unwrap());
+    wait_for_unit(&machine, "StatusText", "1 session");
+    machine.shell("systemctl stop --no-block lb");
+    wait_for_unit(&machine, "StatusText", "draining: 1 session");
+    assert_eq!(machine.unit("ActiveState"), "deactivating");
+    drop(user);
+    wait_for_unit(&machine, "ActiveState", "inactive");
+    assert_eq!(machine.unit("Result"), "success");
+}
+
+#[test]
+#[ignore = "needs root, systemd, cgroup2, cargo-deb, dpkg-dev and iproute2"]
+fn under_systemd_it_comes_back_from_a_crash_and_a_hang_and_not_from_wrong_settings() {
+    let Some(machine) = installed("return") else { return };
+    set(&machine, "secret_file", r#""/run/credentials/lb.service/control.secret""#);
+    // An operator who tries one thing after the other is not refused for having tried too often.
+    for _ in 0..7 {
+        machine.shell("systemctl restart lb");
+    }
+    let _backend = backend(&machine);
+    relays(&machine);
+    machine.shell("kill -KILL $(systemctl show lb --value -p MainPID)");
+    wait_for_unit(&machine, "NRestarts", "1");
+    relays(&machine);
+    machine.shell("kill -STOP $(systemctl show lb --value -p MainPID)");
+    wait_for_unit(&machine, "NRestarts", "2");
+    relays(&machine);
+
+    set(&machine, "level", r#""loud""#);
+    machine.shell("! systemctl restart lb");
+    assert_eq!(machine.unit("ExecMainStatus"), "2");
+    assert_eq!(machine.unit("ActiveState"), "failed", "it is not tried again");
+    assert!(journal(&machine, "err").contains("log.level takes one of"));
+
+    run(machine.command("dpkg").args(["--purge", "lb"]));
+    assert_eq!(machine.unit("LoadState"), "not-found");
+}
