@@ -73,6 +73,21 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// Whether both sides must learn that the session did not end by itself. `truncated`: bytes that
+    /// had come were not delivered.
+    pub const fn is_reset(self, truncated: bool) -> bool {
+        match self {
+            EndReason::Finished | EndReason::Unreachable => false,
+            EndReason::Idle | EndReason::HalfCloseIdle => truncated,
+            EndReason::ClientReset
+            | EndReason::BackendReset
+            | EndReason::NoBuffers
+            | EndReason::BackendLeft
+            | EndReason::Stopping
+            | EndReason::Operator => true,
+        }
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             EndReason::Finished => "finished",

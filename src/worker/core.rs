@@ -420,7 +420,7 @@ impl Core {
         let Some(reason) = self.sessions.get(key).and_then(settled) else { return };
         let Some(mut session) = self.sessions.remove(key) else { return };
         // Known only now: what was in flight may have brought bytes that found no taker.
-        let reset = is_reset(reason, session.relay.is_truncated());
+        let reset = reason.is_reset(session.relay.is_truncated());
         session.relay.release(pool);
         self.deadlines.cancel(key.place);
         self.books.borrow_mut().close(session.entry, reason, now);
@@ -470,20 +470,6 @@ pub(super) fn is_ours(errno: Errno) -> bool {
             | Errno::EADDRNOTAVAIL
             | Errno::EAGAIN
     )
-}
-
-/// Whether the users of a session must learn that it did not end by itself.
-fn is_reset(reason: EndReason, truncated: bool) -> bool {
-    match reason {
-        EndReason::Finished | EndReason::Unreachable => false,
-        EndReason::Idle | EndReason::HalfCloseIdle => truncated,
-        EndReason::ClientReset
-        | EndReason::BackendReset
-        | EndReason::NoBuffers
-        | EndReason::BackendLeft
-        | EndReason::Stopping
-        | EndReason::Operator => true,
-    }
 }
 
 fn give_back(event: Event, pool: &mut Pool) {

@@ -126,10 +126,12 @@ enum State {
     Spare {
         line: Line,
     },
-    /// Waits for what is still in flight; `connect`: a connection attempt is.
+    /// Waits for what is still in flight; `connect`: a connection attempt is. Then it is closed, with
+    /// a `reset` if so.
     Closing {
         line: Line,
         connect: bool,
+        reset: bool,
     },
 }
 

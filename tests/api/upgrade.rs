@@ -1,12 +1,18 @@
 //! Connections that change their protocol: a tunnel only after the backend agreed to what was offered,
 //! and not a byte lost on the way into it.
 
-use std::net::Shutdown;
+use std::io::{ErrorKind, Read};
+use std::net::{Shutdown, TcpStream};
+use std::sync::mpsc;
 use std::time::Duration;
+
+use lb::cluster::BackendId;
+use lb::session::EndReason;
+use lb::worker::link::Order;
 
 use tungstenite::{Message, WebSocket};
 
-use crate::harness::{Backend, Balancer, Wire, ok, pattern};
+use crate::harness::{Backend, Balancer, PATIENCE, Wire, ok, pattern};
 
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 const AGREE: &str =
@@ -37,6 +43,69 @@ fn bytes_sent_too_early_on_both_sides_go_first_into_the_tunnel() {
     user.ends();
     balancer.expect("sessions", 0, |it| it.sessions_active.get());
     balancer.stop();
+}
+
+/// How the reading of a connection ended: `None` when the peer finished.
+fn end_of(stream: &mut TcpStream) -> Option<ErrorKind> {
+    let mut bytes = [0; 4096];
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(error) => return Some(error.kind()),
+        }
+    }
+}
+
+/// Closes with a reset.
+fn reset(stream: &TcpStream) {
+    socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Whose connection goes away in the middle of a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Leaver {
+    User,
+    Backend,
+    Balancer,
+}
+
+#[test]
+fn a_tunnel_that_was_torn_is_torn_on_both_sides() {
+    for leaver in [Leaver::User, Leaver::Backend, Leaver::Balancer] {
+        let (tell, told) = mpsc::channel();
+        let backend = Backend::run(move |_, mut wire: Wire| {
+            wire.head().unwrap();
+            wire.write(AGREE);
+            assert_eq!(wire.exactly(5).unwrap(), b"hello");
+            tell.send(None).unwrap();
+            match leaver {
+                Leaver::Backend => reset(&wire.stream),
+                _ => tell.send(end_of(&mut wire.stream)).unwrap(),
+            }
+        });
+        let mut balancer = Balancer::over(&[backend.address], |_| {});
+        let mut user = balancer.user();
+        user.send([ASK, "hello"].concat());
+        assert_eq!(user.wire.head().unwrap().status(), 101);
+        told.recv_timeout(PATIENCE).unwrap();
+        let backend = BackendId(1);
+        let end = match leaver {
+            Leaver::Backend => end_of(&mut user.wire.stream),
+            Leaver::User => {
+                reset(&user.wire.stream);
+                drop(user);
+                told.recv_timeout(PATIENCE).unwrap()
+            }
+            Leaver::Balancer => {
+                balancer.order(Order::EndBackend { backend, reason: EndReason::BackendLeft });
+                told.recv_timeout(PATIENCE).unwrap()
+            }
+        };
+        assert_eq!(end, Some(ErrorKind::ConnectionReset), "{leaver:?}");
+        balancer.expect("sessions", 0, |it| it.sessions_active.get());
+        balancer.stop();
+    }
 }
 
 #[test]

@@ -221,12 +221,16 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// Ends the connection, whatever it is doing.
+    /// Ends the connection, whatever it is doing. Of a tunnel the reason alone says whether by a reset,
+    /// to both sides: nothing in the bytes tells where it ends.
     pub fn end(&mut self, reason: EndReason, reset: bool, cx: &mut Context<'_>) {
         let moved = self.moved();
+        let mut torn = false;
         match std::mem::replace(&mut self.phase, Phase::Over(Ending { reason, reset })) {
             Phase::Over(before) => return self.phase = Phase::Over(before),
             Phase::Tunnel(relay) => {
+                torn = reason.is_reset(relay.is_truncated());
+                self.phase = Phase::Over(Ending { reason, reset: torn });
                 let (client, backend) = relay.split(cx.pool);
                 self.client = client;
                 self.backend = Some(backend);
@@ -244,6 +248,9 @@ impl Gateway {
         self.exchange.answer = Answer::Done;
         self.exchange.keep = None;
         self.release(cx);
+        if let Some(released) = &mut self.released {
+            released.reset = torn;
+        }
         self.clear(cx.pool);
         self.client.stop(Side::Client, &mut |what| cx.out.push(Cmd::Wire(what)));
     }
@@ -523,7 +530,7 @@ impl Gateway {
     pub(super) fn release(&mut self, cx: &mut Context<'_>) {
         let Some(line) = self.backend.take() else { return };
         debug_assert!(self.released.is_none(), "the worker takes what is released at once");
-        self.released = Some(Released { line, keep: self.exchange.keep.take() });
+        self.released = Some(Released { line, keep: self.exchange.keep.take(), reset: false });
         cx.out.push(Cmd::Release);
     }
 

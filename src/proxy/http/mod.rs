@@ -149,6 +149,8 @@ pub struct Released {
     pub line: Line,
     /// For how long another request may still use it; `None`: it must be closed.
     pub keep: Option<Duration>,
+    /// It must be closed with a reset.
+    pub reset: bool,
 }
 
 /// Why there is no connection to a backend.

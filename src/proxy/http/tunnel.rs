@@ -6,7 +6,6 @@ use super::stash::Stash;
 use super::{Cmd, Context};
 use crate::proxy::tcp::{Progress, Relay};
 use crate::ring::pool::Buf;
-use crate::session::EndReason;
 
 impl Gateway {
     /// The backend has agreed to another protocol: from here on bytes pass unread, those that are
@@ -39,8 +38,7 @@ impl Gateway {
         if let Phase::Tunnel(relay) = &self.phase
             && let Progress::Over(reason) = relay.progress()
         {
-            let reset = matches!(reason, EndReason::ClientReset | EndReason::BackendReset);
-            self.end(reason, reset, cx);
+            self.end(reason, false, cx);
         }
     }
 }

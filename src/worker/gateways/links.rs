@@ -27,7 +27,7 @@ impl Gateways {
         let Some(link) = user.link else { return };
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Connecting { .. } = state {
-            *state = State::Closing { line: Line::new(), connect: true };
+            *state = State::Closing { line: Line::new(), connect: true, reset: false };
             user.link = None;
             self.books.borrow_mut().unassign(&mut user.entry);
             out.push(Cmd::CancelConnect { link });
@@ -180,7 +180,7 @@ impl Gateways {
     /// A gateway has done with its link.
     pub(super) fn release(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let Some(user) = self.users.get(key) else { return };
-        let (Some(Released { line, keep }), Some(link)) =
+        let (Some(Released { line, keep, reset }), Some(link)) =
             (user.gateway.take_released(), user.link.take())
         else {
             debug_assert!(false, "what is released was assigned");
@@ -191,7 +191,7 @@ impl Gateways {
         let backend = *backend;
         match keep.filter(|_| !self.draining && self.is_serving(backend)) {
             Some(keep) => self.spare(now, link, backend, line, keep, pool, out),
-            None => self.close_link(link, line, out),
+            None => self.close_link(link, line, reset, out),
         }
     }
 
@@ -280,27 +280,28 @@ impl Gateways {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Spare { line } = state {
             let line = std::mem::take(line);
-            self.close_link(link, line, out);
+            self.close_link(link, line, false, out);
         }
     }
 
-    fn close_link(&mut self, link: Key, mut line: Line, out: &mut Vec<Cmd>) {
+    fn close_link(&mut self, link: Key, mut line: Line, reset: bool, out: &mut Vec<Cmd>) {
         line.stop(Side::Backend, &mut |what| {
             out.push(Cmd::Wire { conn: Conn::Link(link), what });
         });
         if let Some(Link { state, .. }) = self.links.get(link) {
-            *state = State::Closing { line, connect: false };
+            *state = State::Closing { line, connect: false, reset };
         }
         self.close_link_if_settled(link, out);
     }
 
     pub(super) fn close_link_if_settled(&mut self, link: Key, out: &mut Vec<Cmd>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
-        if let State::Closing { line, connect: false } = state
+        if let State::Closing { line, connect: false, reset } = state
             && !line.in_flight()
         {
+            let reset = *reset;
             self.links.remove(link);
-            out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
+            out.push(Cmd::Close { conn: Conn::Link(link), reset });
         }
     }
 
