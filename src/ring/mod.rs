@@ -171,6 +171,11 @@ impl Ring {
         &self.pool
     }
 
+    /// Blocks of a class that hold nobody's bytes, those included that are posted for the next receives.
+    pub fn unused(&self, class: Class) -> usize {
+        self.pool.free(class) + self.provided[class as usize].posted()
+    }
+
     pub fn pool_mut(&mut self) -> &mut Pool {
         &mut self.pool
     }

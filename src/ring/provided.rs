@@ -71,6 +71,11 @@ impl Provided {
         self.publish();
     }
 
+    /// Blocks that the kernel may take.
+    pub(super) fn posted(&self) -> usize {
+        usize::from(self.posted)
+    }
+
     /// A posted block came back.
     pub(super) fn took_one(&mut self) {
         assert!(self.posted > 0, "the kernel took a block that was not posted");

@@ -141,7 +141,7 @@ impl Shell {
         self.udp.housekeep(now, &mut self.ring);
         self.api.housekeep(now, &mut self.ring);
         let books = self.parts.books.borrow();
-        books.metrics().counters.buffers_free.set(self.ring.pool().free(Class::Small) as u64);
+        books.metrics().counters.buffers_free.set(self.ring.unused(Class::Small) as u64);
         books.metrics().counters.turns.one();
     }
 
