@@ -45,6 +45,25 @@ fn bytes_sent_too_early_on_both_sides_go_first_into_the_tunnel() {
     balancer.stop();
 }
 
+#[test]
+fn a_tunnel_over_a_connection_that_was_used_before_holds_no_buffers() {
+    let backend = Backend::run(|own, mut wire| {
+        own.request(&mut wire);
+        wire.write(ok("plain"));
+        wire.head().unwrap();
+        wire.write(AGREE);
+        wire.rest();
+    });
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    let unused = balancer.count(|it| it.buffers_free.get());
+    assert_eq!(user.get("/").text(), "plain");
+    user.send(ASK);
+    assert_eq!(user.wire.head().unwrap().status(), 101);
+    balancer.expect("unused buffers", unused, |it| it.buffers_free.get());
+    balancer.stop();
+}
+
 /// How the reading of a connection ended: `None` when the peer finished.
 fn end_of(stream: &mut TcpStream) -> Option<ErrorKind> {
     let mut bytes = [0; 4096];

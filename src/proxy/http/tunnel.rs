@@ -14,6 +14,8 @@ impl Gateway {
         self.exchange.status = 101;
         self.exchange.times.answered = Some(cx.now);
         self.write_scratch(cx);
+        // It has been answered, and will not be sent again.
+        cx.pool.give_back_chain(self.exchange.kept.take());
         let Some(backend) = self.backend.take() else { return cx.pool.give_back(rest) };
         if rest.is_empty() {
             cx.pool.give_back(rest);
