@@ -12,6 +12,10 @@ pub const FIELDS_MAX: usize = 100;
 /// A method longer than this is not one that anybody implements (RFC 9112 3: 501).
 const METHOD_BYTES_MAX: usize = 32;
 
+/// Fields that `Connection` may name, at most. Each line of a head is compared with each of them, and a
+/// head has room for thousands; nobody names more than two or three.
+const NAMED_MAX: usize = 32;
+
 /// A field line: a token and a value without the space around it.
 pub type Field<'a> = httparse::Header<'a>;
 
@@ -86,18 +90,23 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn of(fields: &Fields<'_, '_>) -> Connection {
+    fn of(fields: &Fields<'_, '_>) -> Result<Connection, Fault> {
         let mut said = Connection::default();
+        let mut named = 0;
         for option in fields.values(Name::Connection).flat_map(field::list) {
             match option {
                 b"" => {}
                 _ if option.eq_ignore_ascii_case(b"close") => said.close = true,
                 _ if option.eq_ignore_ascii_case(b"keep-alive") => said.keep_alive = true,
                 _ if option.eq_ignore_ascii_case(b"upgrade") => said.upgrade = true,
-                _ => said.names_fields = true,
+                _ => named += 1,
             }
         }
-        said
+        if named > NAMED_MAX {
+            return Err(Fault::new(400, "too many names in Connection"));
+        }
+        said.names_fields = named > 0;
+        Ok(said)
     }
 }
 
@@ -173,7 +182,7 @@ pub fn request<'s, 'a>(
     let version = version(minor);
     let target = target(method, path)?;
     let host = host(&fields, version, target)?;
-    let connection = Connection::of(&fields);
+    let connection = Connection::of(&fields)?;
     let expects_continue = expectation(&fields, version)?;
     Ok(Some(RequestHead {
         method,
@@ -224,7 +233,7 @@ pub fn response<'s, 'a>(
         return Err(LINE_TOO_LONG);
     }
     let fields = survey(parsed.headers, &mut space.names);
-    let connection = Connection::of(&fields);
+    let connection = Connection::of(&fields).map_err(Fault::of_backend)?;
     Ok(Some(ResponseHead { status, reason, version: version(minor), fields, connection, length }))
 }
 
@@ -635,6 +644,23 @@ mod tests {
         let mut space = Space::new();
         let head = request(text, 0, &Limits::default(), &mut space).unwrap().unwrap();
         assert_eq!(head.host, Some("right"));
+    }
+
+    #[test]
+    fn the_connection_field_names_no_more_fields_than_are_worth_looking_for() {
+        let of = |names: usize| {
+            let names = "a, ".repeat(names / 2) + "close" + &", b".repeat(names - names / 2);
+            format!("HTTP/1.1\r\nHost: x\r\nConnection: {names}\r\n\r\n")
+        };
+        let request_of = |names| status(format!("GET / {}", of(names)).as_bytes());
+        assert_eq!((request_of(NAMED_MAX), request_of(NAMED_MAX + 1)), (200, 400));
+        let response_of = |names| {
+            let text = of(names).replacen("\r\n", " 200 OK\r\n", 1);
+            let mut space = Space::new();
+            let read = response(text.as_bytes(), 0, &Limits::default(), &mut space);
+            read.map_or_else(|fault| fault.status, |head| head.unwrap().status)
+        };
+        assert_eq!((response_of(NAMED_MAX), response_of(NAMED_MAX + 1)), (200, 502));
     }
 
     #[test]
