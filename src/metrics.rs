@@ -99,6 +99,7 @@ table! {
         Gauge api_upstream_idle: "Connections to backends that wait for the next API request.",
         Counter udp_datagrams_up: "Datagrams from users passed on to backends.",
         Counter udp_datagrams_down: "Datagrams from backends passed on to users.",
+        Counter udp_datagrams_passed: "Datagrams from users handed to the worker that runs their session.",
         Counter udp_sessions_moved: "UDP sessions that went on with another backend because theirs was lost.",
         Counter udp_sessions_found: "UDP sessions that turned up at this worker and kept the backend they had at another.",
         Counter udp_refused: "ICMP messages saying that a backend's UDP port, or its host, is not there.",

@@ -16,6 +16,7 @@ use lb::metrics::WorkerCounters;
 use lb::proxy::tcp::Features;
 use lb::worker::link::Order;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use socket2::{Domain, Socket, Type};
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 
@@ -123,6 +124,14 @@ struct Service {
 impl Service {
     /// `answer` says what to send back for a datagram.
     fn start(bind: &str, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Service {
+        Service::start_seeing(bind, move |datagram, _| answer(datagram))
+    }
+
+    /// The same, and `answer` is told who asks.
+    fn start_seeing(
+        bind: &str,
+        answer: impl Fn(&[u8], SocketAddr) -> Vec<Vec<u8>> + Send + 'static,
+    ) -> Service {
         let socket = UdpSocket::bind(bind).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let at = socket.local_addr().unwrap();
@@ -136,7 +145,7 @@ impl Service {
                 let Ok((len, from)) = socket.recv_from(&mut buf) else { continue };
                 seen.fetch_add(1, Ordering::Relaxed);
                 *last.lock().unwrap() = Some(from);
-                for reply in answer(&buf[..len]) {
+                for reply in answer(&buf[..len], from) {
                     socket.send_to(&reply, from).unwrap();
                 }
             }
@@ -549,5 +558,100 @@ fn a_balancer_that_drains_serves_those_who_are_there() {
     assert_eq!(try_ask(&after, balancer.at(), b"may I?"), None);
     assert_eq!(ask(&before, balancer.at(), b"still"), b"still");
     assert_eq!(balancer.sum(|counters| counters.udp_dropped_draining.get()), 1);
+    balancer.stop();
+}
+
+/// Sockets that stand in a line with the workers' at the door, so that the kernel deals out anew which
+/// flow goes to which of them.
+fn strangers_at(door: SocketAddr, count: usize) -> Vec<UdpSocket> {
+    let stranger = || {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.set_reuse_port(true).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.bind(&door.into()).unwrap();
+        socket.into()
+    };
+    (0..count).map(|_| stranger()).collect()
+}
+
+#[test]
+fn flows_keep_their_session_when_the_kernel_hands_them_to_other_workers() {
+    const USERS: usize = 300;
+    // Says who was asked, and by which socket of the balancer: what a service knows a user by.
+    let service = || {
+        Service::start_seeing("127.0.0.1:0", |datagram, from| {
+            vec![[datagram, format!(" from {}", from.port()).as_bytes()].concat()]
+        })
+    };
+    let services: Vec<Service> = (0..4).map(|_| service()).collect();
+    // Three is no power of two.
+    let mut balancer = Balancer::start(|config| config.workers = Some(3));
+    balancer.register_udp(&services.iter().map(|service| service.at).collect::<Vec<_>>());
+    let users: Vec<UdpSocket> = (0..USERS).map(|_| user()).collect();
+    let ask_as = |number: usize| ask(&users[number], balancer.at(), &number.to_le_bytes());
+    let known: Vec<Vec<u8>> = (0..USERS).map(ask_as).collect();
+    let passed = || balancer.sum(|counters| counters.udp_datagrams_passed.get());
+    let busy =
+        balancer.plane.ends.iter().filter(|end| end.metrics.counters.sessions_active.get() > 0);
+    assert_eq!(busy.count(), 3, "every worker has users");
+    for _ in 0..3 {
+        assert!((0..USERS).all(|number| ask_as(number) == known[number]));
+    }
+    assert_eq!(passed(), 0, "in a group that stays, each worker is handed its own");
+    for count in [1, 2, 4] {
+        let (before, mut astray) = (passed(), 0);
+        let strangers = strangers_at(balancer.at(), count);
+        for (number, user) in users.iter().enumerate() {
+            user.send_to(&number.to_le_bytes(), balancer.at()).unwrap();
+            // On loopback it is in some socket's queue by now.
+            if strangers.iter().any(|stranger| stranger.recv(&mut [0; 8]).is_ok()) {
+                astray += 1;
+            } else {
+                assert_eq!(receive(user).unwrap(), (known[number].clone(), balancer.at()));
+            }
+        }
+        assert!(astray > 0 && astray < USERS, "{astray} flows went to {count} strangers");
+        assert!(passed() > before, "with {count} strangers no flow changed workers");
+        drop(strangers);
+        assert!((0..USERS).all(|number| ask_as(number) == known[number]));
+    }
+    let started = balancer.sum(|counters| counters.sessions_started.get());
+    let active = balancer.sum(|counters| counters.sessions_active.get());
+    assert_eq!((started, active), (USERS as u64, USERS as u64), "nobody began a second session");
+    balancer.stop();
+}
+
+#[test]
+fn datagrams_of_every_size_pass_unchanged_from_one_worker_to_another() {
+    let service = Service::echo();
+    let mut balancer = Balancer::start(|config| config.workers = Some(3));
+    balancer.register_udp(&[service.at]);
+    let users: Vec<UdpSocket> = (0..40).map(|_| user()).collect();
+    for user in &users {
+        ask(user, balancer.at(), b"?");
+    }
+    let strangers = strangers_at(balancer.at(), 1);
+    let passed = || balancer.sum(|counters| counters.udp_datagrams_passed.get());
+    // One of the flows that have changed workers.
+    let moved = users.iter().find(|user| {
+        let before = passed();
+        user.send_to(b"?", balancer.at()).unwrap();
+        strangers[0].recv(&mut [0; 8]).is_err() && receive(user).is_ok() && passed() > before
+    });
+    let moved = moved.expect("among forty flows some have changed workers");
+    for len in [0, 1, 1472, 1473, 4096, 9000, 32_768, 65_507, 0, 7] {
+        let sent: Vec<u8> = (0..len).map(|number| (number % 253) as u8).collect();
+        assert!(ask(moved, balancer.at(), &sent) == sent, "{len} bytes");
+    }
+    let several: Vec<u8> = (0..50 * 1000 + 10).map(|number: u32| (number / 1000) as u8).collect();
+    let to = SockaddrStorage::from(balancer.at());
+    let segment = [ControlMessage::UdpGsoSegments(&1000)];
+    let pieces = [io::IoSlice::new(&several)];
+    sendmsg(moved.as_raw_fd(), &pieces, &segment, MsgFlags::empty(), Some(&to)).unwrap();
+    for place in 0..50 {
+        assert_eq!(receive(moved).unwrap().0, [place; 1000]);
+    }
+    assert_eq!(receive(moved).unwrap().0, [50; 10]);
+    assert_eq!(balancer.sum(|counters| counters.sessions_active.get()), 40);
     balancer.stop();
 }

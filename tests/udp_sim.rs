@@ -395,15 +395,16 @@ impl World {
     }
 
     fn up(&mut self, flow: Flow, load: Load) -> Outcome {
-        let which = self.worker_of(flow);
+        let mut which = self.worker_of(flow);
         let told = match self.fault {
             Fault::ForgetsTheLocalAddress => local(0),
             _ => flow.1,
         };
-        self.workers[which].offered += load.datagrams();
+        let mut ask: fn(&mut Core, Now, SocketAddr, SocketAddr, Load, &mut Dispatcher) -> Up =
+            Core::up;
         loop {
-            let Worker { core, books, open, .. } = &mut self.workers[which];
-            match core.up(self.now, flow.0, told, load, books) {
+            let Worker { core, books, open, offered, .. } = &mut self.workers[which];
+            match ask(core, self.now, flow.0, told, load, books) {
                 Up::Open(socket) => {
                     let opens = self.now >= self.sockets_fail_until;
                     core.opened(self.now, socket, opens);
@@ -412,13 +413,27 @@ impl World {
                     }
                     self.next_descriptor += 1;
                 }
+                Up::Pass(worker) => {
+                    if usize::from(worker) == which {
+                        return violated(format!("{flow:?} was handed round and round"));
+                    }
+                    which = usize::from(worker);
+                    if self.running(which, flow).is_some() {
+                        self.model.found += 1;
+                    }
+                    ask = Core::passed;
+                }
                 Up::Send { from, to } => {
+                    *offered += load.datagrams();
                     let Some(opening) = open.get(&from).copied() else {
                         return violated(format!("{from:?} is not open"));
                     };
                     return self.sent(which, flow, (which, opening), to);
                 }
-                Up::Drop(why) => return self.shed(which, flow, why),
+                Up::Drop(why) => {
+                    *offered += load.datagrams();
+                    return self.shed(which, flow, why);
+                }
             }
         }
     }
@@ -440,7 +455,7 @@ impl World {
             Some(held) if held.address != to => self.model.moved += 1,
             Some(_) => {}
             None if maybe_running => {}
-            None => self.expect_followed(which, flow, to)?,
+            None => self.expect_alone(which, flow, to)?,
         }
         if let Some((other, last)) = self.model.pairs.get(&(by, to))
             && *other != flow
@@ -462,18 +477,14 @@ impl World {
         Ok(())
     }
 
-    /// A flow that is new here and runs at another worker is sent where that worker sends it.
-    fn expect_followed(&mut self, which: usize, flow: Flow, to: SocketAddr) -> Outcome {
+    /// A flow that is new here does not run at another worker that told of it.
+    fn expect_alone(&mut self, which: usize, flow: Flow, to: SocketAddr) -> Outcome {
         let Some((holder, id)) = self.model.noted.get(&flow).copied() else { return Ok(()) };
         let Some(held) = self.running(holder, flow) else { return Ok(()) };
-        if holder == which || held.backend != id || !self.is_fit(which, held) {
+        if holder == which || held.backend != id {
             return Ok(());
         }
-        if held.address != to {
-            return violated(format!("{flow:?} has {} elsewhere and got {to}", held.address));
-        }
-        self.model.found += 1;
-        Ok(())
+        violated(format!("{flow:?} has {} elsewhere and got {to}", held.address))
     }
 
     /// The session of a flow, if it cannot have ended.

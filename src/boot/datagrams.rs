@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nix::sys::eventfd::EventFd;
+
 use super::{Trouble, capacity};
 use crate::base::time::Now;
 use crate::config::Config;
@@ -15,7 +17,8 @@ use crate::session::seats::Seats;
 use crate::session::sources::SourceLimits;
 use crate::worker::core::udp::{Core, Holder, Settings};
 use crate::worker::dispatcher::Books;
-use crate::worker::udp::{Habits, UdpDoor, UdpDriver};
+use crate::worker::passage::Passages;
+use crate::worker::udp::{Habits, Neighbours, UdpDoor, UdpDriver};
 
 /// Pairs of backend and socket that may rest at a worker: 16 MiB of notes. A session that finds no
 /// room waits for one of them.
@@ -26,6 +29,7 @@ pub struct Datagrams {
     settings: Settings,
     map: Arc<Affinity>,
     habits: Habits,
+    passages: Arc<Passages>,
 }
 
 /// What one worker's driver is made from, on that worker's thread.
@@ -33,10 +37,13 @@ pub struct DatagramPlan {
     door: Option<UdpDoor>,
     settings: Settings,
     habits: Habits,
+    neighbours: Neighbours,
 }
 
 impl Datagrams {
-    pub fn new(config: &Config, workers: usize) -> Result<Datagrams, Trouble> {
+    /// For workers that are woken by writing to these, by worker.
+    pub fn new(config: &Config, wakes: Vec<Arc<EventFd>>) -> Result<Datagrams, Trouble> {
+        let workers = wakes.len();
         let mut keys = [[0; 8]; 3];
         getrandom::fill(keys.as_flattened_mut()).map_err(|error| {
             Trouble(format!("the kernel gives no random numbers ({error}); see `man 2 getrandom`"))
@@ -68,7 +75,10 @@ impl Datagrams {
             affinity: None,
         };
         let habits = Habits { together: config.udp.gro, seats: Arc::new(Seats::new(sockets)) };
-        Ok(Datagrams { settings, map: Arc::new(Affinity::new(sessions)), habits })
+        let map = Arc::new(Affinity::new(sessions));
+        // Without the door nothing is ever handed over, and no memory taken for it.
+        let wakes = wakes.into_iter().filter(|_| open);
+        Ok(Datagrams { settings, map, habits, passages: Arc::new(Passages::new(wakes)) })
     }
 
     /// The plan for one worker with its socket at the door, if that is open.
@@ -79,12 +89,14 @@ impl Datagrams {
         // Each worker chooses its sockets by a row of its own.
         settings.seed ^= u64::from(worker) << 56;
         settings.affinity = Some(Holder { map: Arc::clone(&self.map), worker });
-        Ok(DatagramPlan { door, settings, habits: self.habits.clone() })
+        let neighbours = Neighbours { passages: Arc::clone(&self.passages), worker };
+        Ok(DatagramPlan { door, settings, habits: self.habits.clone(), neighbours })
     }
 }
 
 impl DatagramPlan {
     pub fn build(self, books: Books, now: Now) -> UdpDriver {
-        UdpDriver::new(Core::new(self.settings, now), books, self.door, self.habits)
+        let core = Core::new(self.settings, now);
+        UdpDriver::new(core, books, self.door, self.habits, self.neighbours)
     }
 }

@@ -77,7 +77,6 @@ impl DataPlane {
         let mut api_doors = open_shared(config.listen.api, workers, "api")?;
         let (tcp, udp, api) = (at(&doors), at(&udp_doors), at(&api_doors));
         let via = config.api.via.clone().unwrap_or_else(made_up_name);
-        let datagrams = Datagrams::new(config, workers)?;
         let snapshots = Publisher::new(Snapshot::default());
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
@@ -86,6 +85,8 @@ impl DataPlane {
         let room = capacity::most_sessions(config).max(sessions_max);
         let places = room + config.limits.udp_sessions;
         let (ends, worker_ends) = links(workers, places, &snapshots, &urgent)?;
+        let wakes = ends.iter().map(|end| Arc::clone(&end.wake)).collect();
+        let datagrams = Datagrams::new(config, wakes)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
         let turns = Arc::<Turns>::default();
         let (ready, started) = mpsc::channel();

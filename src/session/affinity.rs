@@ -1,6 +1,6 @@
-//! Which backend a UDP flow has, as far as any worker knows. The kernel may hand a flow's datagrams to
-//! another worker than before (its group of sockets changed); that worker asks here before it picks a
-//! backend, so the session stays where it is. Owns the map and its locks.
+//! Which worker has a UDP flow, and on which backend, as far as any worker knows. The kernel may hand a
+//! flow's datagrams to another worker than before (its group of sockets changed); that worker asks here
+//! before it begins a session, so the flow keeps the one it has. Owns the map and its locks.
 //!
 //! Workers come here when a session starts, moves or ends, never with a datagram of a session that they
 //! hold. The map is cut into shards with a lock each, held for one look-up; two workers rarely meet.
@@ -65,6 +65,11 @@ impl Affinity {
         self.shard(flow).find(flow, |entry| entry.flow == flow).map(|entry| entry.backend)
     }
 
+    /// The worker that took this flow last.
+    pub fn holder(&self, flow: u64) -> Option<u8> {
+        self.shard(flow).find(flow, |entry| entry.flow == flow).map(|entry| entry.worker)
+    }
+
     /// The session of `worker` is over. Nothing happens when another worker has the flow meanwhile.
     pub fn forget(&self, flow: u64, worker: u8) {
         let mut shard = self.shard(flow);
@@ -109,7 +114,9 @@ mod tests {
         assert_eq!(map.find(flow(1)), None);
         assert!(map.note(flow(1), BackendId(7), 0));
         assert_eq!(map.find(flow(1)), Some(BackendId(7)));
+        assert_eq!(map.holder(flow(1)), Some(0));
         assert!(map.note(flow(1), BackendId(7), 3), "worker 3 was handed the flow");
+        assert_eq!((map.holder(flow(1)), map.holder(flow(2))), (Some(3), None));
         map.forget(flow(1), 0);
         assert_eq!(map.find(flow(1)), Some(BackendId(7)));
         map.forget(flow(1), 3);

@@ -10,6 +10,7 @@ mod door;
 pub mod gateways;
 pub mod link;
 mod outbox;
+pub mod passage;
 pub mod requests;
 pub mod shell;
 mod splices;

@@ -12,15 +12,16 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::core::udp::{Core, Down, Load, Up, Why};
-use super::dispatcher::Books;
+use super::dispatcher::{Books, Dispatcher};
 use super::link::Order;
 use super::outbox::{Outbox, Way};
+use super::passage::{Label, Passages};
 use super::shell::family;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::proxy::udp::{Family, Socket};
 use crate::ring::datagram::{Envelope, Letter, Returned};
-use crate::ring::pool::Buf;
+use crate::ring::pool::{Buf, Class};
 use crate::ring::{Done, Ring, Tag, sys};
 use crate::session::seats::Seats;
 
@@ -91,6 +92,7 @@ pub struct UdpDriver {
     deaf: Vec<Deaf>,
     outbox: Outbox,
     habits: Habits,
+    neighbours: Neighbours,
 }
 
 /// How a driver uses sockets.
@@ -102,9 +104,23 @@ pub struct Habits {
     pub seats: Arc<Seats>,
 }
 
+/// How a worker gives datagrams to others and gets them.
+#[derive(Clone)]
+pub struct Neighbours {
+    pub passages: Arc<Passages>,
+    /// This worker's own number.
+    pub worker: u8,
+}
+
 impl UdpDriver {
     /// `door`: this worker's socket at the UDP door, if there is one.
-    pub fn new(core: Core, books: Books, door: Option<UdpDoor>, habits: Habits) -> UdpDriver {
+    pub fn new(
+        core: Core,
+        books: Books,
+        door: Option<UdpDoor>,
+        habits: Habits,
+        neighbours: Neighbours,
+    ) -> UdpDriver {
         UdpDriver {
             core,
             books,
@@ -115,6 +131,7 @@ impl UdpDriver {
             deaf: Vec::new(),
             outbox: Outbox::new(habits.together),
             habits,
+            neighbours,
         }
     }
 
@@ -159,6 +176,7 @@ impl UdpDriver {
 
     /// What is due whatever completed, and before the worker waits.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
+        self.take_passed(now, ring);
         while let Some(letter) = self.outbox.next() {
             self.send(letter, ring);
         }
@@ -181,9 +199,24 @@ impl UdpDriver {
             return self.drop_one(Why::Truncated, load, buf, ring);
         }
         let local = SocketAddr::new(envelope.to.unwrap_or(door.at.ip()), door.at.port());
+        let label = Label { client: envelope.from, local, segment: load.segment };
+        self.send_up(now, label, buf, Core::up, ring);
+    }
+
+    /// Does with a user's datagram what the core says; `ask` is how the core is asked.
+    fn send_up(
+        &mut self,
+        now: Now,
+        label: Label,
+        buf: Buf,
+        ask: impl Fn(&mut Core, Now, SocketAddr, SocketAddr, Load, &mut Dispatcher) -> Up,
+        ring: &mut Ring,
+    ) {
+        let load = Load { bytes: buf.len(), segment: label.segment };
         // A socket that has to be opened first is asked for at most once for each family and failure.
         loop {
-            let up = self.core.up(now, envelope.from, local, load, &mut self.books.borrow_mut());
+            let Label { client, local, .. } = label;
+            let up = ask(&mut self.core, now, client, local, load, &mut self.books.borrow_mut());
             match up {
                 Up::Send { from, to } => {
                     let tag = Tag { kind: SEND, generation: 0, slot: slot_of(from) };
@@ -193,7 +226,32 @@ impl UdpDriver {
                     let opened = self.open_upstream(socket, ring);
                     self.core.opened(now, socket, opened);
                 }
+                Up::Pass(worker) => return self.pass(worker, label, buf, ring),
                 Up::Drop(_) => return ring.pool_mut().give_back(buf),
+            }
+        }
+    }
+
+    /// Hands a datagram to the worker that runs its session.
+    fn pass(&self, worker: u8, label: Label, buf: Buf, ring: &mut Ring) {
+        let load = Load { bytes: buf.len(), segment: label.segment };
+        if !self.neighbours.passages.send(worker, label, ring.pool().bytes(&buf)) {
+            return self.drop_one(Why::QueueFull, load, buf, ring);
+        }
+        let books = self.books.borrow();
+        books.metrics().counters.udp_datagrams_passed.add(load.datagrams());
+        ring.pool_mut().give_back(buf);
+    }
+
+    /// Takes what other workers handed to this one: what waits now, so that a turn stays short.
+    fn take_passed(&mut self, now: Now, ring: &mut Ring) {
+        for _ in 0..self.neighbours.passages.waiting(self.neighbours.worker) {
+            // Without a free block they wait; sends that are under way free some.
+            let Some(mut buf) = ring.pool_mut().take(Class::Datagram) else { return };
+            let Neighbours { passages, worker } = &self.neighbours;
+            match passages.take(*worker, &mut buf, ring.pool_mut()) {
+                Some(label) => self.send_up(now, label, buf, Core::passed, ring),
+                None => return ring.pool_mut().give_back(buf),
             }
         }
     }

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The one thing here that other workers touch is the affinity map, when a session starts, moves and
-//! ends.
+//! ends. A datagram whose session another worker runs is not ours to send: it goes there.
 
 mod tenants;
 mod verdict;
@@ -159,8 +159,40 @@ impl Core {
         let hash = self.settings.hasher.flow(&key);
         let housed = match self.flows.find(hash, &key) {
             Some(place) => self.house(now, place, hash, load, books),
+            None => match self.holder_elsewhere(hash) {
+                Some(worker) => return Up::Pass(worker),
+                None => self.begin(now, hash, key, load, books),
+            },
+        };
+        self.sent_or_dropped(now, housed, load, books)
+    }
+
+    /// The same for a datagram that another worker handed to this one. It goes no further, also if its
+    /// session has ended meanwhile: one begins here.
+    pub fn passed(
+        &mut self,
+        now: Now,
+        client: SocketAddr,
+        local: SocketAddr,
+        load: Load,
+        books: &mut Dispatcher,
+    ) -> Up {
+        let key = FlowKey::new(client, local);
+        let hash = self.settings.hasher.flow(&key);
+        let housed = match self.flows.find(hash, &key) {
+            Some(place) => self.house(now, place, hash, load, books),
             None => self.begin(now, hash, key, load, books),
         };
+        self.sent_or_dropped(now, housed, load, books)
+    }
+
+    fn sent_or_dropped(
+        &mut self,
+        now: Now,
+        housed: Result<u32, Up>,
+        load: Load,
+        books: &mut Dispatcher,
+    ) -> Up {
         let up = match housed.and_then(|place| self.forward(now, place, load, books)) {
             Ok(up) | Err(up) => up,
         };
@@ -433,6 +465,12 @@ impl Core {
             Err(Exceeded::Sessions) => Err(Why::SourceLimit),
             Err(Exceeded::Rate) => Err(Why::SourceRate),
         }
+    }
+
+    /// The worker that has this flow, if it is another one.
+    fn holder_elsewhere(&self, hash: u64) -> Option<u8> {
+        let Holder { map, worker } = self.settings.affinity.as_ref()?;
+        map.holder(hash).filter(|holder| holder != worker)
     }
 
     /// The backend that another worker has for this flow, or else the one whose turn it is.

@@ -132,10 +132,17 @@ impl World {
 
     /// Sends a byte; says from which socket and to which host it went.
     fn up(&mut self, number: u16) -> Result<(Socket, u8), Why> {
-        match self.up_load(number, Load::one(1)) {
-            Up::Send { from, to: SocketAddr::V4(to) } => Ok((from, to.ip().octets()[3])),
-            Up::Drop(why) => Err(why),
-            other => panic!("{other:?}"),
+        went(self.up_load(number, Load::one(1)))
+    }
+
+    /// The same for a byte that another worker handed over.
+    fn passed(&mut self, number: u16) -> Result<(Socket, u8), Why> {
+        loop {
+            let (local, load) = (LOCAL.parse().unwrap(), Load::one(1));
+            match self.core.passed(self.now, client(number), local, load, &mut self.books) {
+                Up::Open(socket) => self.core.opened(self.now, socket, true),
+                other => return went(other),
+            }
         }
     }
 
@@ -171,6 +178,19 @@ impl World {
     fn sessions(&self) -> Vec<SessionView> {
         self.shard.iter().collect()
     }
+}
+
+fn went(up: Up) -> Result<(Socket, u8), Why> {
+    match up {
+        Up::Send { from, to: SocketAddr::V4(to) } => Ok((from, to.ip().octets()[3])),
+        Up::Drop(why) => Err(why),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A flow as the affinity map knows it.
+fn hash(number: u16) -> u64 {
+    FlowHasher::new((1, 2)).flow(&FlowKey::new(client(number), LOCAL.parse().unwrap()))
 }
 
 #[test]
@@ -507,7 +527,7 @@ fn many_orders_at_once_are_all_carried_out() {
 }
 
 #[test]
-fn a_flow_that_changes_workers_keeps_its_backend() {
+fn a_flow_that_changes_workers_keeps_its_session() {
     let map = Arc::new(Affinity::new(1000));
     let with = |worker| {
         let map = Arc::clone(&map);
@@ -515,16 +535,42 @@ fn a_flow_that_changes_workers_keeps_its_backend() {
     };
     let mut one = with_backends(3, with(0));
     let mut other = with_backends(3, with(1));
-    let homes: Vec<u8> = (1..=9).map(|number| one.up(number).unwrap().1).collect();
+    let homes: Vec<_> = (1..=9).map(|number| one.up(number).unwrap()).collect();
     other.up(100).unwrap();
     for number in 1..=9 {
-        assert_eq!(other.up(number).unwrap().1, homes[usize::from(number) - 1]);
+        assert_eq!(other.up_load(number, Load::one(1)), Up::Pass(0));
+        assert_eq!(one.passed(number), Ok(homes[usize::from(number) - 1]));
     }
-    assert_eq!(other.metrics.counters.udp_sessions_found.get(), 9);
+    assert_eq!((one.core.live(), other.core.live()), (9, 1));
     one.pass(Duration::from_secs(61));
-    assert_eq!(map.len(), 10, "the other worker's hold goes on");
-    other.pass(Duration::from_secs(61));
-    assert!(map.is_empty());
+    assert_eq!(map.len(), 1);
+    assert!(other.up(1).is_ok(), "who is there first has the flow from now on");
+    assert_eq!(one.up_load(1, Load::one(1)), Up::Pass(1));
+}
+
+#[test]
+fn a_flow_that_is_held_elsewhere_is_handed_over_also_while_draining() {
+    let map = Arc::new(Affinity::new(1000));
+    let holder = Holder { map: Arc::clone(&map), worker: 1 };
+    let mut world = with_backends(2, |settings| settings.affinity = Some(holder));
+    map.note(hash(1), BackendId(1), 0);
+    world.order(Order::Drain);
+    assert_eq!(world.up_load(1, Load::one(1)), Up::Pass(0));
+    assert_eq!(world.up(2), Err(Why::Draining));
+}
+
+#[test]
+fn what_is_handed_to_a_worker_stays_there_and_keeps_its_backend() {
+    let map = Arc::new(Affinity::new(1000));
+    let holder = Holder { map: Arc::clone(&map), worker: 1 };
+    let mut world = with_backends(3, |settings| settings.affinity = Some(holder));
+    for number in 1..=9 {
+        // Its session here has ended; a third worker took the flow meanwhile.
+        map.note(hash(number), BackendId(2), 2);
+        assert_eq!(world.passed(number).unwrap().1, 2);
+        assert_eq!(world.passed(number), world.up(number));
+    }
+    assert_eq!(world.metrics.counters.udp_sessions_found.get(), 9);
 }
 
 #[test]
@@ -532,14 +578,11 @@ fn a_backend_known_elsewhere_that_has_left_or_is_avoided_is_not_followed() {
     let map = Arc::new(Affinity::new(1000));
     let holder = Holder { map: Arc::clone(&map), worker: 1 };
     let mut world = with_backends(2, |settings| settings.affinity = Some(holder));
-    let hash = |number| {
-        FlowHasher::new((1, 2)).flow(&FlowKey::new(client(number), LOCAL.parse().unwrap()))
-    };
     map.note(hash(1), BackendId(99), 0);
-    assert!(world.up(1).is_ok());
+    assert!(world.passed(1).is_ok());
     world.register(&[(1, 1, Standing::Aside), (2, 2, Standing::Serving)]);
     map.note(hash(2), BackendId(1), 0);
-    assert_eq!(world.up(2).unwrap().1, 2);
+    assert_eq!(world.passed(2).unwrap().1, 2);
     assert_eq!(world.metrics.counters.udp_sessions_found.get(), 0);
 }
 
@@ -551,8 +594,7 @@ fn a_moved_session_is_found_where_it_went() {
     world.up(1).unwrap();
     world.register(&[(2, 2, Standing::Serving)]);
     world.up(1).unwrap();
-    let hash = FlowHasher::new((1, 2)).flow(&FlowKey::new(client(1), LOCAL.parse().unwrap()));
-    assert_eq!(map.find(hash), Some(BackendId(2)));
+    assert_eq!(map.find(hash(1)), Some(BackendId(2)));
 }
 
 #[test]

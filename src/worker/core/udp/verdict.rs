@@ -40,6 +40,8 @@ pub enum Up {
     },
     /// Open this socket first, tell with `Core::opened` how it went, and ask again.
     Open(Socket),
+    /// Hand it to this worker, which runs its session, and ask there with `Core::passed`.
+    Pass(u8),
     Drop(Why),
 }
 
