@@ -561,6 +561,28 @@ fn a_balancer_that_drains_serves_those_who_are_there() {
     balancer.stop();
 }
 
+#[test]
+fn a_balancer_that_drains_waits_for_those_who_speak_and_not_for_those_who_are_silent() {
+    let service = Service::echo();
+    let mut balancer = Balancer::start(|_| {});
+    balancer.register_udp(&[service.at]);
+    let (speaking, silent): (UdpSocket, Vec<UdpSocket>) =
+        (user(), (0..50).map(|_| user()).collect());
+    for user in silent.iter().chain([&speaking]) {
+        ask(user, balancer.at(), b"?");
+    }
+    let drained = Instant::now();
+    balancer.order(Order::Drain);
+    let active = || balancer.sum(|counters| counters.sessions_active.get());
+    eventually(|| {
+        assert_eq!(ask(&speaking, balancer.at(), b"still"), b"still");
+        (active() == 1).then_some(())
+    });
+    assert!(drained.elapsed() < Duration::from_secs(10), "much less than udp_idle_ms");
+    eventually(|| (active() == 0).then_some(()));
+    balancer.stop();
+}
+
 /// Sockets that stand in a line with the workers' at the door, so that the kernel deals out anew which
 /// flow goes to which of them.
 fn strangers_at(door: SocketAddr, count: usize) -> Vec<UdpSocket> {

@@ -163,6 +163,15 @@ impl<S> Flows<S> {
         self.idle = idle;
     }
 
+    /// Looks at the flow at `place` when it may end by the time that is set now, also if that is
+    /// earlier than before.
+    pub fn look_anew(&mut self, place: u32) {
+        if let Some(flow) = self.get(place) {
+            let ends = flow.last_seen.plus(self.idle);
+            self.timers.schedule(place, ends);
+        }
+    }
+
     /// The place of the flow with this key, whose hash is given because callers need it as well.
     pub fn find(&self, hash: u64, key: &FlowKey) -> Option<u32> {
         self.index
@@ -345,6 +354,19 @@ mod tests {
         flows.set_idle(Duration::from_secs(90));
         assert_eq!(idle(&mut flows, at(61_000)), [0u32; 0]);
         assert_eq!(idle(&mut flows, at(90_020)), [1]);
+    }
+
+    #[test]
+    fn a_shorter_idle_time_counts_at_once_for_a_flow_that_is_looked_at_anew() {
+        let mut flows = table(10);
+        let seen = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
+        flows.set_idle(Duration::from_secs(2));
+        flows.look_anew(seen);
+        flows.look_anew(9);
+        assert_eq!(idle(&mut flows, at(1_999)), [0u32; 0]);
+        assert_eq!(idle(&mut flows, at(2_020)), [1]);
+        assert_eq!(idle(&mut flows, at(60_020)), [2]);
     }
 
     #[test]

@@ -38,6 +38,9 @@ use crate::worker::link::Order;
 
 /// Sessions that one turn looks at, for idleness and for orders that concern many.
 const LOOKS_MAX: u32 = 512;
+/// How long nothing has passed in a session that is over when the balancer drains. Nobody says when a
+/// UDP session ends: what still speaks is left alone, and what is silent holds nobody up.
+const DRAIN_IDLE: Duration = Duration::from_secs(2);
 /// Orders about many sessions that are carried out bit by bit; with more, the first is hurried.
 const SWEEPS_MAX: usize = 64;
 
@@ -83,10 +86,17 @@ struct Session {
 
 /// An order about many sessions, carried out a few places each turn.
 struct Sweep {
-    /// `None`: all.
-    backend: Option<BackendId>,
-    reason: EndReason,
+    task: Task,
     next: u32,
+}
+
+/// What is done to each of them.
+#[derive(Clone, Copy)]
+enum Task {
+    /// Ends those on this backend, or all.
+    End { backend: Option<BackendId>, reason: EndReason },
+    /// Looks at them by an idle time that has become shorter.
+    LookAnew,
 }
 
 /// The UDP sessions of one worker.
@@ -280,8 +290,15 @@ impl Core {
                     self.end(now, place, reason, books);
                 }
             }
-            Order::Adopt(terms) => self.flows.set_idle(terms.timeouts.udp_idle),
-            Order::Drain => self.draining = true,
+            Order::Adopt(terms) => {
+                self.settings.idle = terms.timeouts.udp_idle;
+                self.flows.set_idle(self.idle());
+            }
+            Order::Drain => {
+                self.draining = true;
+                self.flows.set_idle(self.idle());
+                self.sweeps.push_back(Sweep { task: Task::LookAnew, next: 0 });
+            }
             Order::Stop => {
                 self.draining = true;
                 self.sweep(None, EndReason::Stopping);
@@ -520,15 +537,20 @@ impl Core {
         })
     }
 
+    /// How long nothing passes in a session before it is over.
+    fn idle(&self) -> Duration {
+        if self.draining { self.settings.idle.min(DRAIN_IDLE) } else { self.settings.idle }
+    }
+
     fn sweep(&mut self, backend: Option<BackendId>, reason: EndReason) {
-        self.sweeps.push_back(Sweep { backend, reason, next: 0 });
+        self.sweeps.push_back(Sweep { task: Task::End { backend, reason }, next: 0 });
     }
 
     /// Carries the orders about many sessions on; the first at once to its end if too many wait.
     fn go_on_sweeping(&mut self, now: Now, books: &mut Dispatcher) {
         let mut looks = if self.sweeps.len() > SWEEPS_MAX { u32::MAX } else { LOOKS_MAX };
         while let Some(sweep) = self.sweeps.front_mut() {
-            let Sweep { backend, reason, next } = *sweep;
+            let Sweep { task, next } = *sweep;
             if next >= self.flows.places() {
                 self.sweeps.pop_front();
                 continue;
@@ -538,14 +560,22 @@ impl Core {
             }
             looks -= 1;
             sweep.next += 1;
-            let meant = |session: &Session| {
-                let on = session.entry.choice().map(|choice| choice.backend);
-                backend.is_none() || backend == on
-            };
-            if self.flows.get(next).is_some_and(|flow| meant(&flow.state)) {
-                self.end(now, next, reason, books);
+            match task {
+                Task::LookAnew => self.flows.look_anew(next),
+                Task::End { backend, reason } if self.is_on(next, backend) => {
+                    self.end(now, next, reason, books);
+                }
+                Task::End { .. } => {}
             }
         }
+    }
+
+    /// Whether a session runs at `place`, on this backend if one is named.
+    fn is_on(&self, place: u32, backend: Option<BackendId>) -> bool {
+        self.flows.get(place).is_some_and(|flow| {
+            let on = flow.state.entry.choice().map(|choice| choice.backend);
+            backend.is_none() || backend == on
+        })
     }
 }
 

@@ -10,13 +10,13 @@ use nix::errno::Errno;
 use super::*;
 use crate::balance::{Balancer, Turns};
 use crate::cluster::{Backend, Standing};
-use crate::config::Policy;
+use crate::config::{Config, Policy};
 use crate::metrics::WorkerMetrics;
 use crate::session::SessionId;
 use crate::session::seats::Seats;
 use crate::session::shards::{SessionView, Shard};
 use crate::worker::dispatcher::Parts;
-use crate::worker::link::Report;
+use crate::worker::link::{Report, Terms};
 
 const LOCAL: &str = "192.0.2.1:53";
 const REST: Duration = Duration::from_secs(120);
@@ -511,6 +511,45 @@ fn orders_end_what_they_name() {
     let mut world = with_backends(1, |_| {});
     world.order(Order::Stop);
     assert_eq!(world.up(1), Err(Why::Draining));
+}
+
+#[test]
+fn what_is_silent_while_draining_ends_soon_and_what_speaks_goes_on() {
+    for (idle_ms, ends_ms) in [(60_000, 2_000), (500, 500)] {
+        let idle = Duration::from_millis(idle_ms);
+        let mut world = with_backends(2, |settings| settings.idle = idle);
+        let (socket, host) = world.up(1).unwrap();
+        (2..=5).for_each(|number| assert!(world.up(number).is_ok()));
+        world.reports();
+        world.order(Order::Drain);
+        let tenth = Duration::from_millis(ends_ms / 10);
+        for _ in 0..7 {
+            world.pass(tenth);
+            world.up(2).unwrap();
+            world.down(socket, host).unwrap();
+        }
+        assert_eq!(world.ends(), [], "not before {ends_ms} ms");
+        world.pass(5 * tenth);
+        assert_eq!(world.ends(), [EndReason::Idle; 3]);
+        assert!(world.up(1).is_ok() && world.up(2).is_ok());
+        assert_eq!(world.up(3), Err(Why::Draining), "it is over");
+        world.pass(12 * tenth);
+        assert_eq!(world.core.live(), 0);
+    }
+}
+
+#[test]
+fn settings_that_are_read_again_while_draining_hold_nobody_up() {
+    let mut world = with_backends(1, |_| {});
+    world.up(1).unwrap();
+    world.order(Order::Drain);
+    let mut timeouts = Config::default().timeouts;
+    timeouts.udp_idle = Duration::from_secs(3600);
+    let policy = Config::default().balance.policy;
+    world.order(Order::Adopt(Terms { policy, timeouts, report_sessions: true }));
+    world.up(1).unwrap();
+    world.pass(Duration::from_millis(2_100));
+    assert_eq!(world.core.live(), 0);
 }
 
 #[test]
