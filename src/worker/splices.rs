@@ -4,6 +4,7 @@
 //! A stream whose sender is not quite as fast as the step is not polled for at once: it waits a moment
 //! together with the others, so that the next step finds more to move than a segment or two.
 
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ pub struct Splices {
     next_turn: Vec<Step>,
     soon: Vec<Step>,
     soon_at: Option<Now>,
-    due: Vec<Step>,
+    /// The longest waiting first.
+    due: VecDeque<Step>,
 }
 
 impl Splices {
@@ -37,7 +39,7 @@ impl Splices {
             next_turn: Vec::with_capacity(PIPES_MAX),
             soon: Vec::with_capacity(PIPES_MAX),
             soon_at: None,
-            due: Vec::with_capacity(PIPES_MAX),
+            due: VecDeque::with_capacity(PIPES_MAX),
         }
     }
 
@@ -70,18 +72,19 @@ impl Splices {
 
     /// Forgets a step that has not begun; false when it does not wait here.
     pub fn forget(&mut self, step: Step) -> bool {
-        for list in [&mut self.next_turn, &mut self.soon, &mut self.due] {
+        for list in [&mut self.next_turn, &mut self.soon] {
             if let Some(at) = list.iter().position(|waiting| *waiting == step) {
                 list.swap_remove(at);
                 return true;
             }
         }
-        false
+        let at = self.due.iter().position(|waiting| *waiting == step);
+        at.and_then(|at| self.due.remove(at)).is_some()
     }
 
-    /// Whether a step waits for the next turn.
+    /// Whether a step waits for nothing but a turn.
     pub fn is_eager(&self) -> bool {
-        !self.next_turn.is_empty()
+        !self.next_turn.is_empty() || !self.due.is_empty()
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
@@ -90,15 +93,15 @@ impl Splices {
 
     /// Makes the steps due whose time has come; [`Splices::pop_due`] hands them out.
     pub fn turn(&mut self, now: Now) {
-        self.due.append(&mut self.next_turn);
+        self.due.extend(self.next_turn.drain(..));
         if self.soon_at.is_some_and(|at| now >= at) {
-            self.due.append(&mut self.soon);
+            self.due.extend(self.soon.drain(..));
             self.soon_at = None;
         }
     }
 
     pub fn pop_due(&mut self) -> Option<Step> {
-        self.due.pop()
+        self.due.pop_front()
     }
 
     /// Takes a step: how many bytes reached the sink, how many are still in the pipe, and why.
@@ -113,5 +116,54 @@ impl Splices {
         };
         let (moved, how) = pipe.step(source, sink);
         (moved as u64, pipe.held(), Spliced::Step(how))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Now = Now::from_nanos(1_000_000_000);
+
+    fn step(place: u32) -> Step {
+        (Key { place, generation: 0 }, Side::Client)
+    }
+
+    #[test]
+    fn steps_come_in_turn_and_keep_the_worker_turning_until_the_last() {
+        let mut splices = Splices::new();
+        (0..3).for_each(|place| splices.in_next_turn(step(place)));
+        splices.turn(START);
+        assert_eq!(splices.pop_due(), Some(step(0)));
+        splices.in_next_turn(step(0));
+        splices.turn(START);
+        for place in [1, 2, 0] {
+            assert!(splices.is_eager());
+            assert_eq!(splices.pop_due(), Some(step(place)));
+        }
+        assert!(!splices.is_eager());
+    }
+
+    #[test]
+    fn a_step_waits_a_moment_together_with_the_others() {
+        let mut splices = Splices::new();
+        splices.soon(step(0), START);
+        splices.soon(step(1), START.plus(MOMENT / 2));
+        splices.turn(START.plus(MOMENT / 2));
+        assert_eq!(splices.pop_due(), None);
+        splices.turn(START.plus(MOMENT));
+        assert_eq!([splices.pop_due(), splices.pop_due()], [Some(step(0)), Some(step(1))]);
+    }
+
+    #[test]
+    fn a_step_that_is_forgotten_does_not_come() {
+        let mut splices = Splices::new();
+        (0..3).for_each(|place| splices.in_next_turn(step(place)));
+        assert!(splices.forget(step(2)));
+        splices.turn(START);
+        assert!(splices.forget(step(0)));
+        assert!(!splices.forget(step(0)), "once");
+        assert_eq!(splices.pop_due(), Some(step(1)));
+        assert_eq!(splices.pop_due(), None);
     }
 }

@@ -98,7 +98,7 @@ impl TcpDriver {
         self.execute(now, ring);
     }
 
-    /// What is due whatever completed: deadlines, flows that waited for blocks, splice steps.
+    /// What is due whatever completed: deadlines, flows that waited for blocks, one splice step.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         self.door.housekeep(now, ring);
         self.core.expire(now, ring.pool_mut(), &mut self.commands);
@@ -107,7 +107,8 @@ impl TcpDriver {
         }
         self.execute(now, ring);
         self.splices.turn(now);
-        while let Some(step) = self.splices.pop_due() {
+        // One in a turn: a message that comes meanwhile waits for one stream's step, not for all.
+        if let Some(step) = self.splices.pop_due() {
             self.splice(now, step, ring);
             self.execute(now, ring);
         }
