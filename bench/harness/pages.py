@@ -33,6 +33,8 @@ def table(workload, relays, runs):
     unit, divisor = cost_unit(workload)
     rate_name, rate_format = ("GB/s", "{:.2f}") if workload.unit == "GB" else ("requests/s", "{:.0f}")
     rows = [["relay", f"CPU {unit}", "ours / this", rate_name, "p50 us", "p99 us", "p99.9 us", "kept"]]
+    if workload.beside:
+        rows[0] += ["p99 alone us", "p99 / alone"]
     ours = relays[0]
     for relay in relays:
         cost = summary.of(runs, relay, summary.cost)
@@ -46,6 +48,11 @@ def table(workload, relays, runs):
             *(short(summary.of(runs, relay, summary.latency(name))) for name in ("p50", "p99", "p99_9")),
             f"{len(summary.kept(runs, relay))} of {total}",
         ])
+        if workload.beside:
+            rows[-1] += [
+                short(summary.of(runs, relay, summary.calm_p99)),
+                cell(summary.of(runs, relay, summary.over_calm), "{:.2f}"),
+            ]
     return [
         "| " + " | ".join(rows[0]) + " |",
         "|---" * len(rows[0]) + "|",

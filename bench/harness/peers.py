@@ -130,13 +130,13 @@ class Relay:
             self.process.stop()
 
 
-def start_backends(generator, protocol, directory, flags=()):
+def start_backends(generator, protocol, directory, flags=(), realtime=0):
     """One process that serves both backend ports of a protocol, on the core of the load."""
     log = open(os.path.join(directory, f"backends-{protocol}"), "w+")
     command = [generator, "bench", "serve", "--protocol", protocol, *flags]
     for port in BACKENDS[protocol]:
         command += ["--listen", f"127.0.0.1:{port}"]
-    process = Process(command, OTHER_CORE, log)
+    process = Process(command, OTHER_CORE, log, realtime=realtime)
     for port in BACKENDS[protocol]:
         if protocol == "udp":
             wait_for_datagram_port(port, process)

@@ -37,7 +37,7 @@ class Trouble(Exception):
 class Process:
     """A child on one core. Ended by the one that started it, never by its name."""
 
-    def __init__(self, command, core, log, priority=-20):
+    def __init__(self, command, core, log, priority=-20, realtime=0):
         self.command = [str(part) for part in command]
         self.core = core
         self.log = log
@@ -47,7 +47,7 @@ class Process:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=lambda: _settle(core, priority),
+            preexec_fn=lambda: _settle(core, priority, realtime),
         )
 
     @property
@@ -92,8 +92,9 @@ class Process:
         self.child.wait()
 
 
-def _settle(core, priority):
-    """Runs in the child: its core, descriptors, and a weight that keeps others' work out of the way."""
+def _settle(core, priority, realtime):
+    """Runs in the child: its core, descriptors, and a weight that keeps others' work out of the way.
+    `realtime`, unless 0, puts it before every process that has less (SCHED_FIFO)."""
     os.sched_setaffinity(0, {core})
     try:
         limit = descriptors()
@@ -102,6 +103,8 @@ def _settle(core, priority):
         # Where the scheduler groups by session, a nice value counts inside the group only.
         with open("/proc/self/autogroup", "w") as group:
             group.write(str(priority))
+        if realtime:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(realtime))
     except (OSError, ValueError):
         pass
 

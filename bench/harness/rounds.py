@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from .peers import OTHER_CORE, RELAY_CORE
 from .processes import Cores, Process, Trouble
 
+# Of a generator that shares its core with one that would take all of it, and of their backends: what
+# is late must be the relay.
+BEFORE_ALL, BEFORE_OTHERS = 2, 1
+
 
 @dataclass
 class Run:
@@ -22,6 +26,8 @@ class Run:
     units: float
     thrown_out: str | None = None
     beside: dict = field(default_factory=dict)
+    # p99 in microseconds on the same schedule just before, with nothing beside it.
+    calm_p99: float | None = None
 
 
 class Settings:
@@ -46,7 +52,7 @@ def measure(workload, relays, backends, settings, tell):
     for number in range(1, settings.rounds + 1):
         for relay in relays:
             for _ in range(settings.retries + 1):
-                run = _once(workload, relay, backends, settings, number, rate)
+                run = _both(workload, relay, backends, settings, number, rate)
                 runs.append(run)
                 tell(f"  round {number} {relay.name:18} {describe(run, workload)}")
                 if run.thrown_out is None:
@@ -59,6 +65,8 @@ def describe(run, workload):
     cost = "      -" if run.cost_ns is None else f"{run.cost_ns / divisor:7.2f} {unit}"
     latency = run.report.get("latency_us") or {}
     tail = f" p50 {latency['p50']:.0f} p99 {latency['p99']:.0f} us" if latency else ""
+    if run.calm_p99:
+        tail += f" (p99 alone {run.calm_p99:.0f} us)"
     fate = f"  THROWN OUT: {run.thrown_out}" if run.thrown_out else ""
     return f"{cost} {throughput(run, workload)}{tail}{fate}"
 
@@ -86,13 +94,26 @@ def _planned_rate(workload, relays, backends, settings):
     return slowest * workload.load
 
 
+def _both(workload, relay, backends, settings, number, rate):
+    """A run; of a workload with something beside it, after one without that."""
+    if not workload.beside:
+        return _once(workload, relay, backends, settings, number, rate)
+    calm = _once(workload, relay, backends, settings, number, rate, alone=True)
+    run = _once(workload, relay, backends, settings, number, rate)
+    run.calm_p99 = (calm.report.get("latency_us") or {}).get("p99")
+    if calm.thrown_out:
+        run.thrown_out = f"alone: {calm.thrown_out}"
+    return run
+
+
 def _once(workload, relay, backends, settings, number, rate, alone=False):
     processes = [process for process in (relay.process, backends) if process]
     cores = Cores((RELAY_CORE, OTHER_CORE), processes)
     beside = None
     if workload.beside and not alone:
         beside = _generator(workload, relay, settings, workload.beside, None)
-    main = _generator(workload, relay, settings, workload.flags, rate)
+    realtime = BEFORE_ALL if workload.beside else 0
+    main = _generator(workload, relay, settings, workload.flags, rate, realtime)
     finished = [_finish(main, relay)]
     if beside:
         finished.append(_finish(beside, relay))
@@ -131,7 +152,7 @@ def _fault(run, others, stolen, cores, settings):
     return None
 
 
-def _generator(workload, relay, settings, flags, rate):
+def _generator(workload, relay, settings, flags, rate, realtime=0):
     """Starts the load generator on its core."""
     handle, path = tempfile.mkstemp(suffix=".json", dir=settings.directory)
     os.close(handle)
@@ -143,7 +164,7 @@ def _generator(workload, relay, settings, flags, rate):
     if rate:
         command += ["--rate", f"{rate:.0f}"]
     log = tempfile.TemporaryFile("w+", dir=settings.directory)
-    process = Process(command, OTHER_CORE, log)
+    process = Process(command, OTHER_CORE, log, realtime=realtime)
     process.report = path
     return process
 

@@ -47,5 +47,14 @@ def latency(name):
     return lambda run: (run.report.get("latency_us") or {}).get(name)
 
 
+def calm_p99(run):
+    return run.calm_p99
+
+
+def over_calm(run):
+    """How many times the p99 of the same schedule alone."""
+    return latency("p99")(run) / run.calm_p99 if run.calm_p99 else None
+
+
 def of(runs, relay, value):
     return spread(found for run in kept(runs, relay) if (found := value(run)) is not None)
