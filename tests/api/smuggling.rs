@@ -11,47 +11,56 @@ use crate::harness::{Balancer, PATIENCE, eventually};
 use crate::reading::{Said, Stop, request, stray_field, strictly};
 use crate::techniques::{BODIES, CHUNKS, CODINGS, HEADS, LENGTHS};
 
-/// What one connection of the backend heard.
-#[derive(Default)]
+/// What one connection of the backend heard since it was last looked at.
 struct Heard {
+    peer: SocketAddr,
     bytes: Vec<u8>,
     over: bool,
 }
 
+type All = Mutex<Vec<Arc<Mutex<Heard>>>>;
+
 /// A backend that answers every request with 200 and keeps what it heard, a connection each.
 struct Recorder {
     address: SocketAddr,
-    heard: Arc<Mutex<Vec<Heard>>>,
+    all: Arc<All>,
 }
 
 impl Recorder {
     fn start() -> Recorder {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let heard = Arc::<Mutex<Vec<Heard>>>::default();
-        let all = Arc::clone(&heard);
+        let recorder = Recorder { address: listener.local_addr().unwrap(), all: Arc::default() };
+        let all = Arc::clone(&recorder.all);
         thread::spawn(move || {
-            for connection in listener.incoming().flatten() {
-                let mut heard = all.lock().unwrap();
-                let (all, place) = (Arc::clone(&all), heard.len());
-                heard.push(Heard::default());
-                thread::spawn(move || listen(connection, &all, place));
+            while let Ok((connection, peer)) = listener.accept() {
+                let heard = Heard { peer, bytes: Vec::new(), over: false };
+                let heard = Arc::new(Mutex::new(heard));
+                all.lock().unwrap().push(Arc::clone(&heard));
+                thread::spawn(move || listen(connection, &heard));
             }
         });
-        Recorder { address, heard }
+        recorder
     }
 
-    fn open(&self) -> usize {
-        self.heard.lock().unwrap().iter().filter(|one| !one.over).count()
+    fn count(&self, which: impl Fn(&Heard) -> bool) -> u64 {
+        let all = self.all.lock().unwrap();
+        all.iter().filter(|one| which(&one.lock().unwrap())).count() as u64
+    }
+
+    /// Waits until every connection that stands has been accepted: they are in their order.
+    fn accept_all(&self) {
+        let last = TcpStream::connect(self.address).unwrap();
+        let own = last.local_addr().unwrap();
+        eventually(|| (self.count(|one| one.peer == own) > 0).then_some(()));
     }
 }
 
-fn listen(mut connection: TcpStream, all: &Mutex<Vec<Heard>>, place: usize) {
+fn listen(mut connection: TcpStream, heard: &Mutex<Heard>) {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
     let mut ahead = Vec::new();
     let mut block = [0; 16 * 1024];
     'connection: while let Ok(count @ 1..) = connection.read(&mut block) {
-        all.lock().unwrap()[place].bytes.extend_from_slice(&block[..count]);
+        heard.lock().unwrap().bytes.extend_from_slice(&block[..count]);
         ahead.extend_from_slice(&block[..count]);
         while let Ok(Some((_, length, _))) = request(&ahead) {
             ahead.drain(..length);
@@ -60,7 +69,7 @@ fn listen(mut connection: TcpStream, all: &Mutex<Vec<Heard>>, place: usize) {
             }
         }
     }
-    all.lock().unwrap()[place].over = true;
+    heard.lock().unwrap().over = true;
 }
 
 /// What became of one payload.
@@ -76,23 +85,43 @@ struct Outcome {
     fault: Option<String>,
 }
 
+impl Outcome {
+    fn take_in(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match request(bytes) {
+                Ok(Some((said, length, _))) => {
+                    self.fault = self.fault.take().or_else(|| stray_field(bytes));
+                    self.served.push(said);
+                    bytes = &bytes[length..];
+                }
+                Ok(None) => {
+                    self.half += bytes.len();
+                    break;
+                }
+                Err(why) => {
+                    self.fault = Some(why.to_string());
+                    break;
+                }
+            }
+        }
+    }
+}
+
 struct Stage {
     balancer: Balancer,
     recorder: Recorder,
-    /// How far each connection of the backend has been looked at.
-    looked: Vec<usize>,
 }
 
 impl Stage {
     fn new() -> Stage {
         let recorder = Recorder::start();
         let balancer = Balancer::over(&[recorder.address], |_| {});
-        Stage { balancer, recorder, looked: Vec::new() }
+        Stage { balancer, recorder }
     }
 
     /// Sends all of it in these parts, says that nothing will follow, and waits until nobody works on
     /// it any more.
-    fn replay(&mut self, parts: &[&[u8]]) -> Outcome {
+    fn replay(&self, parts: &[&[u8]]) -> Outcome {
         let mut user = TcpStream::connect(self.balancer.door()).unwrap();
         user.set_nodelay(true).unwrap();
         user.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -114,41 +143,25 @@ impl Stage {
 
     /// Waits until every connection to the backend is closed or waits for another request.
     fn settle(&self) {
+        self.balancer.turn();
+        self.recorder.accept_all();
         eventually(|| {
             self.balancer.turn();
             let waiting = self.balancer.count(|it| it.api_upstream_idle.get());
-            (waiting == self.recorder.open() as u64).then_some(())
+            (waiting == self.recorder.count(|one| !one.over)).then_some(())
         });
     }
 
-    fn look(&mut self, outcome: &mut Outcome) {
-        let heard = self.recorder.heard.lock().unwrap();
-        self.looked.resize(heard.len(), 0);
-        for (heard, looked) in heard.iter().zip(&mut self.looked) {
-            let mut fresh = &heard.bytes[*looked..];
-            *looked = heard.bytes.len();
-            while !fresh.is_empty() {
-                match request(fresh) {
-                    Ok(Some((said, length, _))) => {
-                        outcome.fault = outcome.fault.take().or_else(|| stray_field(fresh));
-                        outcome.served.push(said);
-                        fresh = &fresh[length..];
-                    }
-                    Ok(None) => {
-                        outcome.half += fresh.len();
-                        break;
-                    }
-                    Err(why) => {
-                        outcome.fault = Some(why.to_string());
-                        break;
-                    }
-                }
-            }
+    fn look(&self, outcome: &mut Outcome) {
+        let mut all = self.recorder.all.lock().unwrap();
+        for heard in all.iter() {
+            outcome.take_in(&std::mem::take(&mut heard.lock().unwrap().bytes));
         }
+        all.retain(|heard| !heard.lock().unwrap().over);
     }
 
     /// Holds what became of a payload against its strict reading; says what is wrong.
-    fn judge(&mut self, parts: &[&[u8]], leave: Leave) -> Result<Verdict, String> {
+    fn judge(&self, parts: &[&[u8]], leave: Leave) -> Result<Verdict, String> {
         let payload = parts.concat();
         let (asked, stop) = strictly(&payload);
         let outcome = self.replay(parts);
@@ -229,7 +242,7 @@ fn beside_length(line: &[u8]) -> Vec<Vec<u8>> {
     all
 }
 
-fn all_hold(stage: &mut Stage, leave: Leave, payloads: impl IntoIterator<Item = Vec<u8>>) {
+fn all_hold(stage: &Stage, leave: Leave, payloads: impl IntoIterator<Item = Vec<u8>>) {
     let mut wrong = Vec::new();
     for payload in payloads {
         wrong.extend(stage.judge(&[&payload], leave).err());
@@ -244,10 +257,13 @@ fn all_hold(stage: &mut Stage, leave: Leave, payloads: impl IntoIterator<Item = 
 
 #[test]
 fn no_spelling_of_a_coding_hides_a_request() {
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     for (law, line) in CODINGS {
         let alone = bodies().map(|(_, body)| post(line.as_bytes(), &body));
-        for payload in beside_length(line.as_bytes()).into_iter().chain(alone) {
+        // A sender of the older version knows no codings (RFC 9112 6.1).
+        let older = |it: &Vec<u8>| String::from_utf8_lossy(it).replacen("/1.1", "/1.0", 1);
+        let older = alone.each_ref().map(|payload| older(payload).into_bytes());
+        for payload in beside_length(line.as_bytes()).into_iter().chain(alone).chain(older) {
             let outcome = stage.judge(&[&payload], Leave::Nothing);
             assert!(outcome.is_ok(), "RFC 9112 {law}: {}", outcome.unwrap_err());
         }
@@ -288,14 +304,14 @@ fn misplaced(name: &str, value: &str, byte: u8) -> Vec<Vec<u8>> {
 
 #[test]
 fn no_byte_anywhere_in_a_coding_hides_a_request() {
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     for byte in odd_bytes() {
         for line in misplaced("Transfer-Encoding", "chunked", byte) {
             let [(all, behind_chunks), (four, behind_length)] = bodies();
             let beside =
                 |length| [&line[..], format!("\r\nContent-Length: {length}").as_bytes()].concat();
             let both = [post(&beside(all), &behind_chunks), post(&beside(four), &behind_length)];
-            all_hold(&mut stage, Leave::Nothing, both);
+            all_hold(&stage, Leave::Nothing, both);
         }
     }
     stage.balancer.stop();
@@ -303,12 +319,12 @@ fn no_byte_anywhere_in_a_coding_hides_a_request() {
 
 #[test]
 fn no_byte_anywhere_in_a_length_hides_a_request() {
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     let body = format!("12345{SMUGGLED}");
     for byte in odd_bytes() {
         for line in misplaced("Content-Length", "5", byte) {
             let beside = [&line[..], b"\r\nContent-Length: 40"].concat();
-            all_hold(&mut stage, Leave::Nothing, [post(&line, &body), post(&beside, &body)]);
+            all_hold(&stage, Leave::Nothing, [post(&line, &body), post(&beside, &body)]);
         }
     }
     stage.balancer.stop();
@@ -316,7 +332,7 @@ fn no_byte_anywhere_in_a_length_hides_a_request() {
 
 #[test]
 fn a_length_is_one_number_or_refused_whatever_the_method() {
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     for length in LENGTHS {
         // Methods whose body some servers do not read, or read where there is none: CL.0 and 0.CL.
         for method in ["POST", "GET", "HEAD", "OPTIONS", "DELETE", "get", "QUERY"] {
@@ -328,7 +344,7 @@ fn a_length_is_one_number_or_refused_whatever_the_method() {
                 let head =
                     format!("{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}");
                 let payload = format!("{head}\r\n\r\n12345{SMUGGLED}").into_bytes();
-                all_hold(&mut stage, leave, [payload]);
+                all_hold(&stage, leave, [payload]);
             }
         }
     }
@@ -337,7 +353,7 @@ fn a_length_is_one_number_or_refused_whatever_the_method() {
 
 #[test]
 fn the_head_has_one_end_and_the_request_line_one_shape() {
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     let parts = [
         "GET", " ", "/first", " ", "HTTP/1.1", "\r", "\n", "Host: x", "\r", "\n", "A: b", "\r",
         "\n", "\r", "\n",
@@ -361,14 +377,14 @@ fn the_head_has_one_end_and_the_request_line_one_shape() {
             }
         }
         // A method and a name of a host may be anything to the grammar, and not to us.
-        all_hold(&mut stage, Leave::Stricter, payloads);
+        all_hold(&stage, Leave::Stricter, payloads);
     }
     stage.balancer.stop();
 }
 
 #[test]
 fn a_head_that_says_two_things_is_refused() {
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     for (law, head) in HEADS {
         let payload = format!("{head}\r\n\r\n{SMUGGLED}").into_bytes();
         let verdict = stage.judge(&[&payload], Leave::Nothing);
@@ -381,7 +397,7 @@ fn a_head_that_says_two_things_is_refused() {
 
 #[test]
 fn no_byte_anywhere_in_a_chunked_body_hides_a_request() {
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     for byte in odd_bytes() {
         let mut payloads = Vec::new();
         for place in 0..CHUNKS.len() {
@@ -399,14 +415,14 @@ fn no_byte_anywhere_in_a_chunked_body_hides_a_request() {
                 payloads.push([post(b"Transfer-Encoding: chunked", "").as_slice(), &body].concat());
             }
         }
-        all_hold(&mut stage, Leave::Stricter, payloads);
+        all_hold(&stage, Leave::Stricter, payloads);
     }
     stage.balancer.stop();
 }
 
 #[test]
 fn a_chunk_has_one_end_wherever_the_bytes_are_cut() {
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     for body in BODIES {
         let head = post(b"Transfer-Encoding: chunked", "");
         let payload = [head.as_slice(), body.as_bytes(), SMUGGLED.as_bytes()].concat();
@@ -430,7 +446,7 @@ fn every_payload_of_a_folder_is_refused_or_has_one_meaning() {
     let mut files: Vec<_> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let mut stage = Stage::new();
+    let stage = Stage::new();
     let (mut served, mut refused, mut wrong) = (0, 0, Vec::new());
     for file in &files {
         match stage.judge(&[&std::fs::read(file).unwrap()], Leave::Stricter) {
