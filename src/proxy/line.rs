@@ -16,6 +16,9 @@ pub struct Line {
     /// The last send stopped short, and its rest has not gone out yet; see `tcp` on why that makes an
     /// end doubtful.
     pub(super) short: bool,
+    /// The armed receive has taken data, and may sleep through an end that came with it; see
+    /// `Relay::is_unsure`.
+    pub(super) unsure: bool,
     pub(super) sink: Sink,
 }
 
@@ -28,6 +31,7 @@ impl Line {
             pace: Pace::new(),
             sending: Chain::EMPTY,
             short: false,
+            unsure: false,
             sink: Sink::Open,
         }
     }
@@ -37,6 +41,7 @@ impl Line {
         if !more {
             self.receive = Receive::Idle;
         }
+        self.unsure = more && matches!(what, Received::Data(_));
         self.pace.nonempty = nonempty;
         match what {
             Received::Data(buf) => self.pace.note(buf.len()),
@@ -134,6 +139,19 @@ impl Line {
     /// Whether a receive is armed, so that the end of the connection will be noticed.
     pub fn is_watched(&self) -> bool {
         self.receive == Receive::Armed
+    }
+
+    /// Whether the peer may have ended without the armed receive noticing.
+    pub fn is_unsure(&self) -> bool {
+        self.unsure && self.is_watched()
+    }
+
+    /// Begins such a receive anew, which then finds the end; [`Line::ask`] must follow its completion.
+    pub fn look_again(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+        if self.is_unsure() {
+            self.unsure = false;
+            self.cancel_receive(side, out);
+        }
     }
 
     pub fn is_starved(&self) -> bool {
@@ -246,5 +264,28 @@ mod tests {
         assert!(matches!(wanted[1], Cmd::CancelReceive { side: Side::Client }));
         line.received(&Received::Stopped, false, false);
         assert!(!line.in_flight() && !line.is_watched());
+    }
+
+    #[test]
+    fn a_receive_that_took_data_is_begun_anew_once() {
+        let features = Features { receive_cap: true, splice: false };
+        let mut pool = Pool::new(64, 0);
+        let mut line = Line::new();
+        line.ask(Side::Backend, true, &pool, features, &mut |_| {});
+        assert!(!line.is_unsure(), "it has taken nothing");
+        let buf = block(&mut pool, b"abc");
+        let what = Received::Data(buf);
+        line.received(&what, true, false);
+        let mut wanted = Vec::new();
+        for _ in 0..2 {
+            line.look_again(Side::Backend, &mut |what| wanted.push(what));
+        }
+        assert_eq!(wanted, [Cmd::CancelReceive { side: Side::Backend }]);
+        line.received(&Received::Stopped, false, false);
+        line.ask(Side::Backend, true, &pool, features, &mut |_| {});
+        assert!(line.is_watched() && !line.is_unsure());
+        if let Received::Data(buf) = what {
+            pool.give_back(buf);
+        }
     }
 }

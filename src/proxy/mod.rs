@@ -7,9 +7,15 @@ mod pace;
 pub mod tcp;
 pub mod udp;
 
+use std::time::Duration;
+
 use nix::errno::Errno;
 
 use crate::ring::pool::{Buf, Class, Outgoing};
+
+/// How long a connection is still before a receive on it that has taken data is begun anew, once (see
+/// [`tcp::Relay::is_unsure`]).
+pub const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 /// The two ends of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

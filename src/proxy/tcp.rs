@@ -112,7 +112,7 @@ impl Relay {
             delivered: 0,
             lost: false,
             short: to.short,
-            unsure: from.receive == Receive::Armed,
+            unsure: from.unsure,
             source: from.source,
             sink: to.sink,
             receive: from.receive,
@@ -134,6 +134,7 @@ impl Relay {
             pace: from.pace,
             sending: to.sending.take(),
             short: to.short,
+            unsure: from.unsure,
             sink: to.sink,
         };
         let client = line(&up, &mut down);

@@ -16,7 +16,6 @@ pub mod udp;
 
 use std::cell::Ref;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -27,7 +26,7 @@ use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, Protocol};
 use crate::config::Timeouts;
 use crate::proxy::tcp::{Features, Progress, Relay};
-use crate::proxy::{self, Event, Received, Side};
+use crate::proxy::{self, Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::{Class, Pool};
 use crate::session::EndReason;
 use slots::Slots;
@@ -35,8 +34,6 @@ use starved::{FED_MAX, Starved};
 
 /// Backends that one user is offered before being turned away.
 const ATTEMPTS_MAX: usize = 3;
-/// How long a session is still before its receives are begun anew, once (see `Relay::is_unsure`).
-const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 /// A session's place among its worker's, and which use of the place it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -483,6 +480,7 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::balance::tests::snapshot;

@@ -44,6 +44,9 @@ const LARGE: usize = 64;
 /// Blocks that the gateways keep back for heads.
 const STOCK: usize = 32;
 const STEPS_MAX: usize = 400_000;
+/// In calm weather nothing waits longer for something to happen than for a look at whoever fell still,
+/// or for a user to close as well.
+const STILL_MAX: Duration = Duration::from_secs(7);
 
 /// What a run is like.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +83,8 @@ struct World {
     dice: Dice,
     weather: Weather,
     now: Now,
+    /// When something last happened that was not waited for.
+    moved: Now,
     pool: Pool,
     gateways: Gateways,
     out: Vec<Cmd>,
@@ -141,6 +146,7 @@ impl World {
             dice: Dice::new(seed),
             weather,
             now,
+            moved: now,
             pool,
             gateways,
             out: Vec::new(),
@@ -166,7 +172,7 @@ impl World {
                 return self.finish();
             }
             if self.step() {
-                quiet = 0;
+                (quiet, self.moved) = (0, self.now);
             } else {
                 quiet += 1;
             }
@@ -287,6 +293,10 @@ impl World {
         let due = self.gateways.next_deadline();
         let later = due.unwrap_or(self.now).max(self.now).plus(Duration::from_millis(20));
         self.now = later;
+        let waiting = self.clients.values().any(|client| client.ended.is_none());
+        if self.weather.calm && waiting {
+            assert!(later.since(self.moved) < STILL_MAX, "all is still: {:?}", self.stuck());
+        }
         self.expire();
     }
 

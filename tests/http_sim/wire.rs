@@ -30,6 +30,9 @@ pub struct Wire {
     pub outward_end: End,
     armed: Option<Intake>,
     cancelled: bool,
+    /// The armed receive took data when the end was there already, and lost the wake-up for that (as
+    /// Linux 6.18 may).
+    asleep: bool,
     sending: Option<Outgoing>,
     send_cancelled: bool,
     /// The balancer has closed its socket.
@@ -56,6 +59,7 @@ impl Wire {
             outward_end: End::Open,
             armed: None,
             cancelled: false,
+            asleep: false,
             sending: None,
             send_cancelled: false,
             closed: false,
@@ -116,7 +120,7 @@ impl Wire {
         assert!(!self.closed, "a receive on a closed socket");
         assert!(self.armed.is_none(), "two receives on one socket");
         self.armed = Some(how);
-        self.cancelled = false;
+        (self.cancelled, self.asleep) = (false, false);
     }
 
     pub fn cancel_receive(&mut self) {
@@ -172,6 +176,9 @@ impl Wire {
         if self.cancelled && dice.one_in(2) {
             return Some(self.received(Received::Stopped, false));
         }
+        if self.asleep && !self.cancelled {
+            return None;
+        }
         if self.inward.is_empty() {
             let what = match self.inward_end {
                 End::Open if self.cancelled => Received::Stopped,
@@ -198,6 +205,8 @@ impl Wire {
             Intake::Many { bytes_max } => {
                 let left = bytes_max.saturating_sub(count as u32);
                 self.armed = Some(Intake::Many { bytes_max: left });
+                let ended = self.inward.is_empty() && self.inward_end != End::Open;
+                self.asleep = ended && dice.one_in(3);
                 left > 0
             }
             Intake::Once { .. } => false,

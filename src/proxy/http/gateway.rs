@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 
 use super::exchange::{Answer, Exchange, Upload};
 use super::stash::Stash;
-use super::{CONTINUE_PATIENCE, Cmd, Context, Ending, LINGER, LINGER_BYTES_MAX, Refused, Released};
+use super::{Cmd, Context, Ending, LINGER_BYTES_MAX, Refused, Released};
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::http::Fault;
@@ -27,7 +27,7 @@ use crate::http::write::User;
 use crate::proxy::line::Line;
 use crate::proxy::tcp::Relay;
 use crate::proxy::{self, Event, Received, Side};
-use crate::ring::pool::{Buf, Chain, LARGE_BYTES, Pool};
+use crate::ring::pool::{Buf, Chain, Pool};
 use crate::session::{EndReason, SessionId};
 
 pub struct Gateway {
@@ -47,6 +47,8 @@ pub struct Gateway {
     pub(super) downward: Chain,
     /// When something last moved, or the phase began.
     pub(super) active: Now,
+    /// When data last came, from either side.
+    pub(super) heard: Now,
     /// No further request is taken.
     draining: bool,
     pub(super) moved: [u64; 2],
@@ -82,6 +84,7 @@ impl Gateway {
             upward: Chain::EMPTY,
             downward: Chain::EMPTY,
             active: now,
+            heard: now,
             draining: false,
             moved: [0; 2],
         }
@@ -93,8 +96,15 @@ impl Gateway {
 
     /// Something happened on one of the two connections.
     pub fn handle(&mut self, event: Event, cx: &mut Context<'_>) {
+        if let Event::Received { what: Received::Data(_), .. } = event {
+            self.heard = cx.now;
+        }
         if let Phase::Tunnel(relay) = &mut self.phase {
-            if !matches!(event, Event::Received { what: Received::NoBuffers, .. }) {
+            let still = matches!(
+                event,
+                Event::Received { what: Received::NoBuffers | Received::Stopped, .. }
+            );
+            if !still {
                 self.active = cx.now;
             }
             let out = &mut |what| cx.out.push(Cmd::Wire(what));
@@ -127,7 +137,7 @@ impl Gateway {
     /// A connection to a backend, fresh or `reused`, for the request that asked.
     pub fn assigned(&mut self, backend: BackendId, reused: bool, line: Line, cx: &mut Context<'_>) {
         debug_assert!(self.wants_backend(), "a backend is assigned to whoever asked");
-        self.active = cx.now;
+        (self.active, self.heard) = (cx.now, cx.now);
         self.backend = Some(line);
         let exchange = &mut self.exchange;
         exchange.backend = Some(backend);
@@ -177,48 +187,6 @@ impl Gateway {
         if matches!(self.phase, Phase::Head) && self.stash.is_empty() && served {
             self.end(EndReason::Finished, false, cx);
         }
-    }
-
-    /// When [`Gateway::expire`] has something to do, unless something moves before.
-    pub fn deadline(&self, settings: &super::Settings) -> Option<Now> {
-        let patience = match &self.phase {
-            Phase::Head if self.exchange.number == 0 || !self.stash.is_empty() => {
-                settings.head_timeout
-            }
-            Phase::Head => settings.idle_timeout,
-            Phase::Exchange => match &self.exchange.answer {
-                // The worker sees to it that a connection attempt ends.
-                Answer::Obtaining => return None,
-                Answer::Head if self.exchange.expects_continue => CONTINUE_PATIENCE,
-                Answer::Head if self.request_is_out() => settings.answer_timeout,
-                // A send is over only when all of it is; so much time is for each large block of it.
-                _ => {
-                    let blocks = self.client.sending().bytes().div_ceil(LARGE_BYTES).max(1);
-                    settings.body_timeout * blocks as u32
-                }
-            },
-            Phase::Tunnel(_) => settings.tunnel_timeout,
-            Phase::Lingering { .. } => LINGER,
-            Phase::Over(_) => return None,
-        };
-        Some(self.active.plus(patience))
-    }
-
-    /// The deadline has passed.
-    pub fn expire(&mut self, cx: &mut Context<'_>) {
-        match self.phase {
-            Phase::Head if self.stash.is_empty() => self.end(EndReason::Idle, false, cx),
-            Phase::Head => {
-                self.begin_exchange(cx.now);
-                self.exchange.close = true;
-                self.answer_ourselves(408, "the request was not complete in time", cx);
-            }
-            Phase::Exchange => self.expire_exchange(cx),
-            Phase::Tunnel(_) => self.end(EndReason::Idle, false, cx),
-            Phase::Lingering { .. } => self.end(EndReason::Finished, false, cx),
-            Phase::Over(_) => {}
-        }
-        self.advance(cx);
     }
 
     /// Ends the connection, whatever it is doing. Of a tunnel the reason alone says whether by a reset,
@@ -439,45 +407,13 @@ impl Gateway {
         }
     }
 
-    fn request_is_out(&self) -> bool {
+    pub(super) fn request_is_out(&self) -> bool {
         let sending = self.backend.as_ref().is_some_and(|line| !line.sending().is_empty());
         self.exchange.upload_is_done() && self.upward.is_empty() && !sending
     }
 
-    fn expire_exchange(&mut self, cx: &mut Context<'_>) {
-        let starving_backend = self.upward.is_empty()
-            && self.backend.as_ref().is_none_or(|line| line.sending().is_empty());
-        match self.exchange.answer {
-            Answer::Head if self.exchange.expects_continue => {
-                self.active = cx.now;
-                self.say_continue(cx);
-            }
-            Answer::Head if self.request_is_out() => {
-                self.answer_ourselves(504, "the backend did not answer in time", cx);
-            }
-            Answer::Head if matches!(self.exchange.upload, Upload::Abandoned) => {
-                self.answer_ourselves(502, "the backend did not take the request", cx);
-            }
-            Answer::Head if starving_backend => {
-                self.answer_ourselves(408, "the request's body did not come in time", cx);
-            }
-            Answer::Head => self.answer_ourselves(504, "the backend did not read in time", cx),
-            Answer::Flowing(_) if self.downward.is_empty() && self.client.sending().is_empty() => {
-                self.active = cx.now;
-                self.cut_short("the backend stopped sending");
-            }
-            // The rest of the request does not come, or is not taken; its answer has gone out.
-            Answer::Done if self.downward.is_empty() && self.client.sending().is_empty() => {
-                self.active = cx.now;
-                self.exchange.keep = None;
-            }
-            Answer::Flowing(_) | Answer::Done => self.end(EndReason::Idle, true, cx),
-            Answer::Obtaining => {}
-        }
-    }
-
     /// The one place that decides what happens next, from what is so now.
-    fn advance(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn advance(&mut self, cx: &mut Context<'_>) {
         loop {
             if matches!(self.phase, Phase::Head) && self.stash.len() > self.stash_seen {
                 self.read_stash(cx);

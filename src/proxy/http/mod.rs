@@ -9,6 +9,7 @@
 //!   handover   one request on one backend's connection, and on to another if it may be
 //!   exchange   what is known about the request that is being served
 //!   tunnel     what follows an upgrade
+//!   patience   how long it waits for what, and what then
 //!   spares     connections to backends that wait for the next request
 //!   stash      bytes that arrived before they were wanted
 //! ```
@@ -16,6 +17,7 @@
 mod exchange;
 mod gateway;
 mod handover;
+mod patience;
 mod request;
 mod response;
 pub mod spares;

@@ -74,6 +74,12 @@ impl<K: Copy + Eq> Spares<K> {
         true
     }
 
+    /// Connections that have waited since then or longer.
+    pub fn waiting_since(&self, since: Now) -> impl Iterator<Item = K> {
+        let still = move |spare: &&Spare<K>| spare.since <= since;
+        self.of.values().flatten().filter(still).map(|spare| spare.key)
+    }
+
     /// Takes out every connection that is too old, or whose backend `stays` says has left.
     pub fn sweep(&mut self, now: Now, stays: impl Fn(BackendId) -> bool, mut drop: impl FnMut(K)) {
         self.of.retain(|backend, stack| {

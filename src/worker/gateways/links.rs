@@ -11,7 +11,7 @@ use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Standing};
 use crate::proxy::http::{Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
-use crate::proxy::{Event, Received, Side};
+use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
 use crate::worker::core::{Key, is_ours};
 use crate::worker::dispatcher::Choice;
@@ -313,7 +313,20 @@ impl Gateways {
         }
         self.version = version;
         self.drop_spares(now, false, out);
+        self.look_at_spares(now, out);
         self.sweep_at = if self.spares.is_empty() { NEVER } else { now.plus(SWEEP_EVERY) };
+    }
+
+    /// Begins the receives anew that may have slept through the end of their connection.
+    fn look_at_spares(&mut self, now: Now, out: &mut Vec<Cmd>) {
+        let still = now.nanos().saturating_sub(SECOND_LOOK.as_nanos() as u64);
+        for link in self.spares.waiting_since(Now::from_nanos(still)) {
+            if let Some(Link { state: State::Spare { line }, .. }) = self.links.get(link) {
+                line.look_again(Side::Backend, &mut |what| {
+                    out.push(Cmd::Wire { conn: Conn::Link(link), what });
+                });
+            }
+        }
     }
 
     pub(super) fn drop_all_spares(&mut self, now: Now, out: &mut Vec<Cmd>) {

@@ -1,0 +1,119 @@
+//! How long a gateway waits for what, and what becomes of whoever is too slow. Owns its deadlines, and the
+//! second look at connections that have fallen still.
+
+use super::exchange::{Answer, Upload};
+use super::gateway::{Gateway, Phase};
+use super::{CONTINUE_PATIENCE, Cmd, Context, LINGER, Settings};
+use crate::base::time::Now;
+use crate::proxy::line::Line;
+use crate::proxy::{SECOND_LOOK, Side};
+use crate::ring::pool::LARGE_BYTES;
+use crate::session::EndReason;
+
+impl Gateway {
+    /// When [`Gateway::expire`] has something to do, unless something moves before.
+    pub fn deadline(&self, settings: &Settings) -> Option<Now> {
+        [self.ends_at(settings), self.looks_at()].into_iter().flatten().min()
+    }
+
+    /// When a side that has fallen still is looked at again, because it may have ended unnoticed.
+    fn looks_at(&self) -> Option<Now> {
+        let unsure = match &self.phase {
+            Phase::Tunnel(relay) => relay.is_unsure(),
+            Phase::Over(_) => false,
+            _ => self.client.is_unsure() || self.backend.as_ref().is_some_and(Line::is_unsure),
+        };
+        unsure.then(|| self.heard.plus(SECOND_LOOK))
+    }
+
+    fn look_again(&mut self, cx: &mut Context<'_>) {
+        let out = &mut |what| cx.out.push(Cmd::Wire(what));
+        if let Phase::Tunnel(relay) = &mut self.phase {
+            return relay.look_again(out);
+        }
+        self.client.look_again(Side::Client, out);
+        if let Some(line) = &mut self.backend {
+            line.look_again(Side::Backend, out);
+        }
+    }
+
+    /// When what it does at the moment has taken too long.
+    fn ends_at(&self, settings: &Settings) -> Option<Now> {
+        let patience = match &self.phase {
+            Phase::Head if self.exchange.number == 0 || !self.stash.is_empty() => {
+                settings.head_timeout
+            }
+            Phase::Head => settings.idle_timeout,
+            Phase::Exchange => match &self.exchange.answer {
+                // The worker sees to it that a connection attempt ends.
+                Answer::Obtaining => return None,
+                Answer::Head if self.exchange.expects_continue => CONTINUE_PATIENCE,
+                Answer::Head if self.request_is_out() => settings.answer_timeout,
+                // A send is over only when all of it is; so much time is for each large block of it.
+                _ => {
+                    let blocks = self.client.sending().bytes().div_ceil(LARGE_BYTES).max(1);
+                    settings.body_timeout * blocks as u32
+                }
+            },
+            Phase::Tunnel(_) => settings.tunnel_timeout,
+            Phase::Lingering { .. } => LINGER,
+            Phase::Over(_) => return None,
+        };
+        Some(self.active.plus(patience))
+    }
+
+    /// The deadline has passed.
+    pub fn expire(&mut self, cx: &mut Context<'_>) {
+        if self.looks_at().is_some_and(|at| at <= cx.now) {
+            self.look_again(cx);
+        }
+        if self.ends_at(cx.settings).is_none_or(|end| end > cx.now) {
+            return;
+        }
+        match self.phase {
+            Phase::Head if self.stash.is_empty() => self.end(EndReason::Idle, false, cx),
+            Phase::Head => {
+                self.begin_exchange(cx.now);
+                self.exchange.close = true;
+                self.answer_ourselves(408, "the request was not complete in time", cx);
+            }
+            Phase::Exchange => self.expire_exchange(cx),
+            Phase::Tunnel(_) => self.end(EndReason::Idle, false, cx),
+            Phase::Lingering { .. } => self.end(EndReason::Finished, false, cx),
+            Phase::Over(_) => {}
+        }
+        self.advance(cx);
+    }
+
+    fn expire_exchange(&mut self, cx: &mut Context<'_>) {
+        let starving_backend = self.upward.is_empty()
+            && self.backend.as_ref().is_none_or(|line| line.sending().is_empty());
+        match self.exchange.answer {
+            Answer::Head if self.exchange.expects_continue => {
+                self.active = cx.now;
+                self.say_continue(cx);
+            }
+            Answer::Head if self.request_is_out() => {
+                self.answer_ourselves(504, "the backend did not answer in time", cx);
+            }
+            Answer::Head if matches!(self.exchange.upload, Upload::Abandoned) => {
+                self.answer_ourselves(502, "the backend did not take the request", cx);
+            }
+            Answer::Head if starving_backend => {
+                self.answer_ourselves(408, "the request's body did not come in time", cx);
+            }
+            Answer::Head => self.answer_ourselves(504, "the backend did not read in time", cx),
+            Answer::Flowing(_) if self.downward.is_empty() && self.client.sending().is_empty() => {
+                self.active = cx.now;
+                self.cut_short("the backend stopped sending");
+            }
+            // The rest of the request does not come, or is not taken; its answer has gone out.
+            Answer::Done if self.downward.is_empty() && self.client.sending().is_empty() => {
+                self.active = cx.now;
+                self.exchange.keep = None;
+            }
+            Answer::Flowing(_) | Answer::Done => self.end(EndReason::Idle, true, cx),
+            Answer::Obtaining => {}
+        }
+    }
+}
