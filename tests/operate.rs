@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -175,6 +175,27 @@ fn the_manager_is_told_of_readiness_health_reload_and_the_end() {
     balancer.wait_until_told("STATUS=draining: 1 session left");
     drop(user);
     assert_eq!(balancer.wait_for_exit(), Some(0));
+}
+
+#[test]
+fn the_control_core_keeps_off_the_cores_of_workers() {
+    let balancer = Balancer::ready("workers = 1");
+    let cores = |thread: &Path| {
+        let about = fs::read_to_string(thread.join("status")).unwrap();
+        let name = about.lines().next().unwrap().trim_start_matches("Name:\t").to_owned();
+        let list = about.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"));
+        (name, list.unwrap().to_owned())
+    };
+    let all = cores(Path::new("/proc/self")).1;
+    let folder = format!("/proc/{}/task", balancer.process.id());
+    wait_for("each to be on its cores", || {
+        let threads = fs::read_dir(&folder).unwrap().map(|entry| cores(&entry.unwrap().path()));
+        let threads: Vec<_> = threads.collect();
+        let of = |name: &str| Some(&threads.iter().find(|thread| thread.0 == name)?.1);
+        let (worker, control) = (of("lb-worker-0")?, of("lb")?);
+        // A machine of one core has nothing to choose from.
+        (worker == &all || (control != &all && control != worker)).then_some(())
+    });
 }
 
 #[test]

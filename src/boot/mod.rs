@@ -70,6 +70,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
         snapshots: plane.snapshots,
         urgent: plane.urgent,
     };
+    plane::keep_off_workers(control.ends.len());
     let outcome = control.run(reload).map_err(|error| Trouble(error.to_string()));
     plane.threads.join();
     if let Some(demo) = demo {

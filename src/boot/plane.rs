@@ -141,6 +141,12 @@ pub fn workers(config: &Config) -> usize {
     config.workers.unwrap_or(behind_control).clamp(1, WORKERS_MAX)
 }
 
+/// Keeps the calling thread, the control core, off the cores of this many workers: a long answer to an
+/// operator would hold up the users of a worker that it shared a core with.
+pub fn keep_off_workers(workers: usize) {
+    sys::pin(&left_over(workers, &sys::cores()));
+}
+
 /// What one worker thread is made from.
 struct Plan {
     end: WorkerEnd,
@@ -161,9 +167,7 @@ struct Plan {
 
 impl Plan {
     fn run(self, ready: mpsc::Sender<Result<(), Trouble>>) {
-        if let Some(core) = self.core {
-            sys::pin(core);
-        }
+        sys::pin(self.core.as_slice());
         // The ring belongs to the thread that made it, and its memory to that thread's node.
         let ring = match Ring::new(self.ring) {
             Ok(ring) => ring,
@@ -231,6 +235,13 @@ fn core_for(worker: usize, workers: usize, cores: &[usize]) -> Option<usize> {
     cores.get((first + worker) % cores.len().max(1)).copied()
 }
 
+/// The cores of the control core: those without a worker; all of them if each has one.
+fn left_over(workers: usize, cores: &[usize]) -> Vec<usize> {
+    let taken: Vec<_> = (0..workers).filter_map(|it| core_for(it, workers, cores)).collect();
+    let free: Vec<_> = cores.iter().copied().filter(|core| !taken.contains(core)).collect();
+    if free.is_empty() { cores.to_vec() } else { free }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,5 +252,14 @@ mod tests {
         assert_eq!([0, 1].map(|worker| core_for(worker, 2, &[4, 5])), [Some(4), Some(5)]);
         assert_eq!(core_for(0, 1, &[7]), Some(7));
         assert_eq!(core_for(2, 3, &[0, 1]), Some(0));
+    }
+
+    #[test]
+    fn control_keeps_off_the_cores_of_workers_when_it_can() {
+        assert_eq!(left_over(1, &[4, 5]), [4]);
+        assert_eq!(left_over(1, &[4, 5, 6, 7]), [4, 6, 7]);
+        assert_eq!(left_over(2, &[4, 5]), [4, 5]);
+        assert_eq!(left_over(3, &[4, 5]), [4, 5]);
+        assert!(left_over(1, &[]).is_empty());
     }
 }

@@ -283,10 +283,11 @@ pub fn cores() -> Vec<usize> {
     (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect()
 }
 
-/// Keeps the calling thread on one core. Best effort: a core that went away is not an error.
-pub fn pin(core: usize) {
+/// Keeps the calling thread, and those that it starts from now on, on these cores. Best effort: one
+/// that went away is not an error, and none at all changes nothing.
+pub fn pin(cores: &[usize]) {
     let mut set = CpuSet::new();
-    if set.set(core).is_ok() {
+    if !cores.is_empty() && cores.iter().all(|core| set.set(*core).is_ok()) {
         let _ = sched_setaffinity(Pid::from_raw(0), &set);
     }
 }
