@@ -306,3 +306,27 @@ fn a_request_leaves_a_line_in_the_log() {
     assert!(line.fault.is_some());
     balancer.stop();
 }
+
+#[test]
+fn a_backend_that_says_no_more_than_wait_takes_no_buffers_from_others() {
+    let backend = Backend::run(|own, mut wire| {
+        own.request(&mut wire);
+        wire.write(b"HTTP/1.1 102 Wait\r\n\r\n".repeat(5000));
+        wire.rest();
+    });
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    let unused = balancer.count(|it| it.buffers_free.get());
+    user.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    let answer = loop {
+        match user.wire.head().unwrap() {
+            head if head.status() == 102 => {
+                let now = balancer.count(|it| it.buffers_free.get());
+                assert!(unused - now < 100, "{} blocks are taken", unused - now);
+            }
+            head => break head,
+        }
+    };
+    assert_eq!(answer.status(), 502);
+    balancer.stop();
+}

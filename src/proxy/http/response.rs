@@ -16,6 +16,10 @@ use crate::http::write::{self, Reply};
 use crate::http::{Fault, Version, field};
 use crate::ring::pool::Buf;
 
+/// Blocks that may wait for a user when another interim response comes. Each takes one of its own, and
+/// a block from the backend has room for thousands of them.
+const INTERIM_QUEUED_MAX: usize = 16;
+
 /// What the bytes at the beginning of a response are. Whatever is to be passed on of the head is
 /// written in the scratch.
 enum Read {
@@ -85,6 +89,12 @@ impl Gateway {
                 Read::Bad(fault) => {
                     cx.pool.give_back(buf);
                     return self.answer_ourselves(502, fault.reason, cx);
+                }
+                Read::Interim { pass: true, .. }
+                    if self.downward.blocks() >= INTERIM_QUEUED_MAX =>
+                {
+                    cx.pool.give_back(buf);
+                    return self.answer_ourselves(502, "too many interim responses", cx);
                 }
                 Read::Interim { length, pass } => {
                     cx.pool.give_back_chain(self.exchange.kept.take());
