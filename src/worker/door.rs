@@ -78,7 +78,7 @@ impl Door {
         arrival
     }
 
-    /// Accepts again when it is time, and gets a spare descriptor when there is one.
+    /// Accepts again when it is time.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         if self.accept_at.is_some_and(|at| now >= at) {
             self.open(ring);
