@@ -75,10 +75,11 @@ table! {
     WorkerCounters {
         Gauge sessions_active: "Sessions running now.",
         Counter sessions_started: "Users that were given a backend.",
-        Counter sessions_ended: "Sessions that have ended, for whatever reason.",
+        Counter sessions_ended: "Sessions that have ended, for whatever reason; also those that never got a backend.",
         Counter users_refused_no_backend: "Users turned away because no backend was registered.",
         Counter users_refused_full: "Users turned away because the session limit was reached.",
         Counter users_refused_unreachable: "Users turned away because every backend that was tried refused.",
+        Counter users_refused_exhausted: "Users turned away because descriptors, local ports or memory had run out.",
         Counter connects_failed: "Connections to a backend that were refused or timed out.",
         Counter retries: "Users passed on to another backend after a connection had failed.",
         Counter bytes_up: "Bytes from users to backends.",

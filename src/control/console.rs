@@ -120,6 +120,7 @@ impl Console {
             Refusal::NoBackend => "no server is registered",
             Refusal::Full => "the session limit is reached",
             Refusal::Unreachable => "no server could be connected to",
+            Refusal::Exhausted => "descriptors, local ports or memory have run out",
         };
         if self.shows_user(now) {
             warn!(%protocol, %client, why, "user turned away");

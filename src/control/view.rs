@@ -76,6 +76,7 @@ fn sessions(hub: &Hub) -> SessionTotals {
         counters.users_refused_no_backend.get()
             + counters.users_refused_full.get()
             + counters.users_refused_unreachable.get()
+            + counters.users_refused_exhausted.get()
     };
     SessionTotals {
         active: hub.workers.sessions(),

@@ -122,7 +122,7 @@ impl ApiDriver {
             Arrival::Shed(socket) => {
                 drop(socket);
                 self.door.refill();
-                self.books.borrow().metrics().counters.users_refused_full.one();
+                self.books.borrow().metrics().counters.users_refused_exhausted.one();
             }
             Arrival::Failed => self.books.borrow().metrics().counters.accept_failed.one(),
             Arrival::Nobody => {}

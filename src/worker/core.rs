@@ -333,7 +333,10 @@ impl Core {
 
     fn retry(&mut self, now: Now, key: Key, errno: Errno, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let Some(session) = self.sessions.get(key) else { return };
-        if !is_ours(errno) {
+        // Only its deadline cancels an attempt that is still wanted.
+        let errno = if errno == Errno::ECANCELED { Errno::ETIMEDOUT } else { errno };
+        let ours = is_ours(errno);
+        if !ours {
             self.books.borrow_mut().backend_failed(&session.entry, errno);
             let again = session.tried.count < ATTEMPTS_MAX;
             let tried = session.tried.list();
@@ -348,7 +351,8 @@ impl Core {
             }
         }
         let client = session.entry.client;
-        self.books.borrow_mut().refused(Protocol::Tcp, client, Refusal::Unreachable);
+        let why = if ours { Refusal::Exhausted } else { Refusal::Unreachable };
+        self.books.borrow_mut().refused(Protocol::Tcp, client, why);
         let reason = EndReason::Unreachable;
         session.phase = Phase::Ending { reason, connect: false };
         self.close_if_settled(now, key, pool, out);
@@ -583,6 +587,38 @@ mod tests {
     }
 
     const IDLE: Duration = Duration::from_secs(3601);
+
+    #[test]
+    fn a_connection_that_did_not_come_about_in_time_is_reported_as_such() {
+        let mut stage = Stage::new();
+        let client = "192.0.2.1:1000".parse().unwrap();
+        let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+        stage.now = stage.now.plus(2 * Timeouts::default().connect);
+        stage.core.expire(stage.now, &mut stage.pool, &mut stage.said);
+        assert_eq!(stage.said().last(), Some(&Cmd::CancelConnect { key }));
+        let cancelled = Err(Errno::ECANCELED);
+        stage.core.connected(stage.now, key, cancelled, &mut stage.pool, &mut stage.said);
+        let report = stage.control.reports.pop().unwrap();
+        assert!(
+            matches!(report, Report::ConnectFailed { errno, .. } if errno == Errno::ETIMEDOUT as i32),
+            "{report:?}"
+        );
+    }
+
+    #[test]
+    fn want_of_our_own_is_not_blamed_on_a_backend() {
+        let mut stage = Stage::new();
+        let client = "192.0.2.1:1000".parse().unwrap();
+        let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+        let full = Err(Errno::EMFILE);
+        stage.core.connected(stage.now, key, full, &mut stage.pool, &mut stage.said);
+        let refused = Report::Refused { protocol: Protocol::Tcp, client, why: Refusal::Exhausted };
+        assert_eq!(stage.control.reports.pop(), Ok(refused));
+        let counters = &stage.control.metrics.counters;
+        let counted = [&counters.users_refused_exhausted, &counters.users_refused_unreachable];
+        assert_eq!(counted.map(|counter| counter.get()), [1, 0]);
+        assert_eq!(counters.connects_failed.get(), 0);
+    }
 
     #[test]
     fn a_session_that_was_still_ends_without_a_reset() {

@@ -314,6 +314,7 @@ impl Dispatcher {
             Refusal::NoBackend => counters.users_refused_no_backend.one(),
             Refusal::Full => counters.users_refused_full.one(),
             Refusal::Unreachable => counters.users_refused_unreachable.one(),
+            Refusal::Exhausted => counters.users_refused_exhausted.one(),
         }
         if self.parts.report_sessions {
             self.report(Report::Refused { protocol, client, why });

@@ -124,6 +124,8 @@ pub enum Refusal {
     NoBackend,
     Full,
     Unreachable,
+    /// We have no descriptor, no local port or no memory left.
+    Exhausted,
 }
 
 /// The control core's end.

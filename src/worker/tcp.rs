@@ -131,7 +131,7 @@ impl TcpDriver {
             Arrival::Shed(socket) => {
                 drop(socket);
                 self.door.refill();
-                self.core.books().metrics().counters.users_refused_full.one();
+                self.core.books().metrics().counters.users_refused_exhausted.one();
             }
             Arrival::Failed => self.core.books().metrics().counters.accept_failed.one(),
             Arrival::Nobody => {}

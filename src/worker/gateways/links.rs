@@ -139,6 +139,8 @@ impl Gateways {
         user.link = None;
         if is_ours(errno) {
             // Spare connections hold descriptors and ports that the next request can use.
+            let client = user.entry.client;
+            self.books.borrow_mut().refused(Protocol::Api, client, Refusal::Exhausted);
             self.drop_all_spares(now, out);
             self.refuse(now, key, Refused::Exhausted, pool);
             return self.follow(now, key, pool, out);
