@@ -471,6 +471,65 @@ fn many_sessions_share_the_sockets_of_the_largest_backend() {
 }
 
 #[test]
+fn a_socket_serves_a_session_on_a_backend_for_each_address_that_it_sends_from() {
+    const ADDRESSES: u32 = 3;
+    const USERS: u16 = 300;
+    let service = Service::start_seeing("127.0.0.1:0", |datagram, from| {
+        vec![[datagram, from.to_string().as_bytes()].concat()]
+    });
+    let mut balancer = Balancer::start(|config| {
+        let ip = |number: u32| IpAddr::V4((0x7f00_0011 + number).into());
+        config.udp_local_addresses = (0..ADDRESSES).map(ip).collect();
+    });
+    balancer.register_udp(&[service.at]);
+    let users: Vec<UdpSocket> = (0..USERS).map(|_| user()).collect();
+    let mut senders = HashMap::new();
+    for round in 0..3 {
+        for (number, user) in (0..USERS).zip(&users) {
+            let answer = ask(user, balancer.at(), &number.to_le_bytes());
+            assert_eq!(answer[..2], number.to_le_bytes());
+            let sender: SocketAddr = String::from_utf8_lossy(&answer[2..]).parse().unwrap();
+            match round {
+                0 => assert_eq!(senders.insert(sender, number), None, "{sender} is another's"),
+                _ => assert_eq!(senders[&sender], number),
+            }
+        }
+    }
+    let mut of_address = HashMap::new();
+    senders.keys().for_each(|sender| *of_address.entry(sender.ip()).or_insert(0) += 1);
+    assert_eq!(of_address.len(), ADDRESSES as usize, "{of_address:?}");
+    let sockets = balancer.sum(|counters| counters.udp_sockets.get());
+    assert!((100..=100 + 2 * 8).contains(&sockets), "{sockets} sockets for {USERS} sessions");
+    // What comes to another address of the host by the right port is nobody's.
+    let port = senders.keys().next().unwrap().port();
+    user().send_to(b"believe me", ("127.0.0.1", port)).unwrap();
+    eventually(|| {
+        let dropped = balancer.sum(|counters| counters.udp_dropped_unknown_reply.get());
+        (dropped == 1).then_some(())
+    });
+    balancer.stop();
+}
+
+#[test]
+fn a_backend_that_dies_is_noticed_at_once_by_sockets_with_several_addresses() {
+    let mut services = vec![Service::named("one"), Service::named("two")];
+    let mut balancer = Balancer::start(|config| {
+        config.udp_local_addresses =
+            ["127.0.0.17", "127.0.0.18"].map(|it| it.parse().unwrap()).into();
+    });
+    balancer.register_udp(&[services[0].at, services[1].at]);
+    let users: Vec<UdpSocket> = (0..20).map(|_| user()).collect();
+    users.iter().for_each(|user| drop(ask(user, balancer.at(), b"?")));
+    drop(services.remove(1));
+    for user in &users {
+        let answers: Vec<_> = (0..3).map(|_| try_ask(user, balancer.at(), b"there?")).collect();
+        assert!(answers.iter().filter(|answer| answer.is_none()).count() <= 1, "{answers:?}");
+        assert_eq!(answers[2], Some(b"one".to_vec()));
+    }
+    balancer.stop();
+}
+
+#[test]
 fn bursts_keep_their_boundaries_and_their_order() {
     for gro in [true, false] {
         let service = Service::echo();

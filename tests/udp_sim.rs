@@ -555,7 +555,8 @@ impl World {
             Arrival::Reply { from, .. } => self.down(descriptor, socket, from),
             Arrival::Icmp { to, .. } => {
                 let errno = Errno::ECONNREFUSED;
-                worker.core.refused(self.now, socket, to, errno, &mut worker.books);
+                let sockets = [socket].into_iter();
+                worker.core.refused(self.now, sockets, to, errno, &mut worker.books);
                 let until = worker.refused.entry(to).or_default();
                 *until = (*until).max(self.now.plus(AVOIDED));
                 Ok(())

@@ -65,6 +65,13 @@ pub fn udp_sockets(config: &Config) -> usize {
     udp_sockets_for(raise_descriptors(), config)
 }
 
+/// How many UDP sessions on one backend so many sockets are enough for: one for each address to send
+/// from, of the family that has the more.
+pub fn udp_sessions_on(sockets: usize, config: &Config) -> usize {
+    let v4 = config.udp_local_addresses.iter().filter(|address| address.is_ipv4()).count();
+    sockets * v4.max(config.udp_local_addresses.len() - v4).max(1)
+}
+
 /// Local ports that the balancer takes for itself: all that the kernel chooses from, but for one in
 /// sixteen, which are left to the rest of the host.
 fn local_ports() -> usize {
@@ -174,6 +181,18 @@ mod tests {
         config.listen.udp = None;
         assert_eq!(udp_sockets_for(u64::MAX, &config), 0);
         assert_eq!(sessions_for(beside + 4_000, &config), 2_000);
+    }
+
+    #[test]
+    fn a_socket_serves_a_session_for_each_address_of_its_family() {
+        let mut config = Config::default();
+        assert_eq!(udp_sessions_on(100, &config), 100);
+        for (addresses, sessions) in
+            [(&["::1"][..], 100), (&["10.0.0.1", "10.0.0.2", "::1"], 200), (&["::1", "::2"], 200)]
+        {
+            config.udp_local_addresses = addresses.iter().map(|it| it.parse().unwrap()).collect();
+            assert_eq!(udp_sessions_on(100, &config), sessions, "{addresses:?}");
+        }
     }
 
     #[test]

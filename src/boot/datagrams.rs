@@ -1,6 +1,7 @@
 //! What the workers' UDP drivers are made from. Owns how the limits of the whole balancer are shared out
 //! among the workers, and what all of them use together.
 
+use std::net::{IpAddr, UdpSocket};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::session::seats::Seats;
 use crate::session::sources::SourceLimits;
 use crate::worker::core::udp::{Core, Holder, Settings};
 use crate::worker::dispatcher::Books;
+use crate::worker::origins::Origins;
 use crate::worker::passage::Passages;
 use crate::worker::udp::{Habits, Neighbours, UdpDoor, UdpDriver};
 
@@ -55,6 +57,7 @@ impl Datagrams {
             limit.and_then(|limit| NonZeroU32::new(limit.get().div_ceil(workers as u32)))
         };
         let sockets = capacity::udp_sockets(config);
+        local_addresses(&config.udp_local_addresses)?;
         let settings = Settings {
             udp: config.udp,
             idle: config.timeouts.udp_idle,
@@ -62,7 +65,7 @@ impl Datagrams {
             // sessions and sockets are bounded by their seats.
             sessions,
             upstream: Limits {
-                sockets,
+                sockets: capacity::udp_sessions_on(sockets, config),
                 rest: config.udp.quarantine(config.timeouts.udp_idle),
                 resting: RESTING_MAX,
             },
@@ -74,7 +77,11 @@ impl Datagrams {
             seed,
             affinity: None,
         };
-        let habits = Habits { together: config.udp.gro, seats: Arc::new(Seats::new(sockets)) };
+        let habits = Habits {
+            together: config.udp.gro,
+            seats: Arc::new(Seats::new(sockets)),
+            origins: Arc::new(Origins::new(&config.udp_local_addresses)),
+        };
         let map = Arc::new(Affinity::new(sessions));
         // Without the door nothing is ever handed over, and no memory taken for it.
         let wakes = wakes.into_iter().filter(|_| open);
@@ -94,9 +101,36 @@ impl Datagrams {
     }
 }
 
+/// Refuses addresses that nothing can be sent from.
+pub fn local_addresses(addresses: &[IpAddr]) -> Result<(), Trouble> {
+    addresses.iter().try_for_each(|address| {
+        let socket = UdpSocket::bind((*address, 0));
+        socket.map(drop).map_err(|error| {
+            Trouble(format!(
+                "udp.local_addresses names {address}, which datagrams cannot be sent from ({error}); \
+                 choose addresses that `ip address` shows"
+            ))
+        })
+    })
+}
+
 impl DatagramPlan {
     pub fn build(self, books: Books, now: Now) -> UdpDriver {
         let core = Core::new(self.settings, now);
         UdpDriver::new(core, books, self.door, self.habits, self.neighbours)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_another_host_are_refused_with_the_cure() {
+        let at = |text: &str| -> IpAddr { text.parse().unwrap() };
+        assert!(local_addresses(&[at("127.0.0.1"), at("127.0.0.2")]).is_ok());
+        let said = local_addresses(&[at("127.0.0.1"), at("192.0.2.7")]).unwrap_err().to_string();
+        assert!(said.starts_with("udp.local_addresses names 192.0.2.7,"), "{said}");
+        assert!(said.ends_with("choose addresses that `ip address` shows"), "{said}");
     }
 }

@@ -2,7 +2,7 @@
 //! doors, workers, control core; the only place where both planes meet.
 
 pub mod capacity;
-mod datagrams;
+pub mod datagrams;
 pub mod doors;
 mod plane;
 

@@ -13,9 +13,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::settings::Settings;
 use super::table::{Look, colour, painted, sized};
 use super::{Fault, print};
-use crate::boot::{self, capacity, doors};
+use crate::boot::{self, capacity, datagrams, doors};
 use crate::config::Config;
 use crate::control::auth::Secrets;
+use crate::proxy::udp::SOCKETS_MAX;
 use crate::ring::{self, Ring, probe};
 
 /// Say whether `lb serve` would start here with these settings, and how many sessions fit.
@@ -84,6 +85,11 @@ fn findings(config: &Config) -> Vec<Finding> {
     if let Some(path) = &config.control.secret_file {
         let outcome = Secrets::load(path).map(|_| format!("{} holds secrets", path.display()));
         findings.push(Finding { what: "secret", outcome });
+    }
+    if !config.udp_local_addresses.is_empty() {
+        let usable = datagrams::local_addresses(&config.udp_local_addresses);
+        let outcome = usable.map(|()| "can be sent from".to_owned()).map_err(|it| it.to_string());
+        findings.push(Finding { what: "addresses", outcome });
     }
     let listen = &config.listen;
     let doors = [
@@ -192,7 +198,8 @@ fn told_capacity(limit: usize, fit: usize, local_ports: Option<(usize, usize)>) 
 /// A socket serves one session on each backend, and rests towards that backend afterwards.
 fn told_udp_capacity(sockets: usize, config: &Config) -> String {
     let all = config.limits.udp_sessions;
-    let each = sockets.min(all);
+    let most = capacity::udp_sessions_on(sockets, config).min(boot::workers(config) * SOCKETS_MAX);
+    let each = most.min(all);
     let idle = config.timeouts.udp_idle;
     let busy = idle + config.udp.quarantine(idle);
     let rate = each as f64 / busy.as_secs_f64();
@@ -200,7 +207,7 @@ fn told_udp_capacity(sockets: usize, config: &Config) -> String {
         "It can hold {each} UDP sessions on one backend, bounded by {}, and {all} on all of them \
          (limits.udp_sessions).\nOne backend can be given {rate:.0} new UDP sessions a second for \
          long: each lasts timeouts.udp_idle_ms and then rests for udp.quarantine_ms.\n",
-        match (each < sockets || all == sockets, config.limits.udp_sockets) {
+        match (each < most || all == most, config.limits.udp_sockets) {
             (true, _) => "limits.udp_sessions",
             (false, 0) => "the local ports and descriptors",
             (false, _) => "limits.udp_sockets",
@@ -286,5 +293,12 @@ mod tests {
             told.contains("500 UDP sessions on one backend, bounded by limits.udp_sess"),
             "{told}"
         );
+        config = Config { workers: Some(1), ..Config::default() };
+        for (addresses, each) in [(2, 36_000), (4, 65_535)] {
+            let ip = |number: u32| std::net::Ipv4Addr::from(0x7f00_0001 + number).into();
+            config.udp_local_addresses = (0..addresses).map(ip).collect();
+            let told = told_udp_capacity(18_000, &config);
+            assert!(told.contains(&format!("{each} UDP sessions on one backend")), "{told}");
+        }
     }
 }

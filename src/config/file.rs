@@ -186,6 +186,7 @@ mod tests {
             quarantine_ms = 21
             source_sessions = 22
             source_new_per_second = 23
+            local_addresses = ["10.0.0.5", "::1"]
             gro = false
             [api]
             line_bytes = 1024
@@ -271,6 +272,16 @@ mod tests {
                 "[control]\nallow = [\"10.0.0.0/33\"]",
                 "f line 2: control.allow takes a list of networks such as [\"10.0.0.0/8\", \
                  \"192.0.2.7\"], not \"10.0.0.0/33\"",
+            ),
+            (
+                "[udp]\nlocal_addresses = [\"10.0.0.5\", \"10.0.0.5\"]",
+                "f line 2: udp.local_addresses takes a list of up to 16 addresses such as \
+                 [\"10.0.0.5\"], not \"10.0.0.5\"",
+            ),
+            (
+                "[udp]\nlocal_addresses = [\"0.0.0.0\"]",
+                "f line 2: udp.local_addresses takes a list of up to 16 addresses such as \
+                 [\"10.0.0.5\"], not \"0.0.0.0\"",
             ),
             (
                 "[control]\nallow = [1]",

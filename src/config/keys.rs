@@ -10,8 +10,8 @@ use super::{Config, LogFormat, OnBackendLoss, OnUdpLoss, Policy};
 use crate::http::head;
 pub use values::{Given, door};
 use values::{
-    count, millis, networks, number, one_of, path, quarantine, sessions, show_count, show_door,
-    show_millis, show_networks, show_one, show_path, switch, via, workers,
+    addresses, count, millis, networks, number, one_of, path, quarantine, sessions, show_addresses,
+    show_count, show_door, show_millis, show_networks, show_one, show_path, switch, via, workers,
 };
 
 /// Workers at most; a session names its worker in eight bits.
@@ -24,6 +24,8 @@ const FIELDS_MAX: u64 = head::FIELDS_MAX as u64;
 const VIA_BYTES_MAX: usize = 64;
 /// Local ports of one address, in each family.
 const UDP_SOCKETS_MAX: u64 = 2 * 65_535;
+/// Addresses that datagrams are sent from.
+const ADDRESSES_MAX: usize = 16;
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 
@@ -281,6 +283,13 @@ pub const KEYS: &[Key] = &[
         help: "Sessions that one source may begin in a second; 0 sets no limit.",
         set: |config, given| count(given).map(|value| config.udp.source_new_per_second = value),
         show: |config| show_count(config.udp.source_new_per_second),
+    },
+    Key {
+        section: "udp",
+        name: "local_addresses",
+        help: "Addresses of this host from which datagrams go to backends. Each of them lets the same sockets and ports hold as many sessions again; empty leaves the address to the kernel.",
+        set: |config, given| addresses(given).map(|value| config.udp_local_addresses = value),
+        show: |config| show_addresses(&config.udp_local_addresses),
     },
     Key {
         section: "udp",

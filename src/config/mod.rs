@@ -24,6 +24,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub udp: Udp,
+    /// Addresses of this host that datagrams go to backends from; none leaves the choice to the kernel.
+    pub udp_local_addresses: Vec<IpAddr>,
     pub api: Api,
     pub control: Control,
     pub admin: Admin,

@@ -86,6 +86,7 @@ mod tests {
             udp.quarantine_ms = 21
             udp.source_sessions = 22
             udp.source_new_per_second = 23
+            udp.local_addresses = ["10.0.0.5", "::1"]
             udp.gro = false
             api.line_bytes = 1024
             api.field_bytes = 1025
@@ -130,6 +131,7 @@ mod tests {
             "udp.quarantine_ms",
             "udp.source_sessions",
             "udp.source_new_per_second",
+            "udp.local_addresses",
             "udp.gro",
             "api.line_bytes",
             "api.field_bytes",

@@ -3,7 +3,8 @@
 //!
 //! A socket is not connected and is shared by sessions on different backends: the pair of a backend's
 //! address and the socket names the session. So the sockets, and with them descriptors and local
-//! ports, follow the backend with the most sessions and not the sum.
+//! ports, follow the backend with the most sessions and not the sum. What is a socket here may be one
+//! of several addresses that the driver sends from by the same descriptor.
 //!
 //! ```text
 //!   free --take--> held by a session --give_back--> resting --rest is over--> free
@@ -29,7 +30,7 @@ use crate::session::flows::FlowHasher;
 /// Backend addresses that may be known at once: those that are registered, and those that have left
 /// while pairs of theirs are held or rest.
 pub const PEERS_MAX: usize = 4096;
-/// Sockets of one family at most: a local port each.
+/// Sockets of one family and one worker at most, each address of a socket counted.
 pub const SOCKETS_MAX: usize = 65_535;
 /// Sockets that are kept open even when nobody needs them.
 const SOCKETS_KEPT: usize = 32;

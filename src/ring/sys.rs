@@ -122,8 +122,9 @@ fn datagram_door_once(address: SocketAddr, shared: bool, gro: bool) -> io::Resul
 }
 
 /// A socket for datagrams to backends of one family, at a port that the kernel chooses. It keeps what
-/// ICMP says about them, for [`next_unreachable`].
-pub fn datagram_upstream(v4: bool, gro: bool) -> io::Result<OwnedFd> {
+/// ICMP says about them, for [`next_unreachable`]; with `tell`, it tells which of our addresses each
+/// datagram came to.
+pub fn datagram_upstream(v4: bool, gro: bool, tell: bool) -> io::Result<OwnedFd> {
     let any: IpAddr = match v4 {
         true => Ipv4Addr::UNSPECIFIED.into(),
         false => Ipv6Addr::UNSPECIFIED.into(),
@@ -132,9 +133,11 @@ pub fn datagram_upstream(v4: bool, gro: bool) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if v4 {
         setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &tell)?;
     } else {
         socket.set_only_v6(true)?;
         setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &tell)?;
     }
     set_datagram_options(&socket, UPSTREAM_QUEUE_BYTES, gro);
     socket.bind(&address.into())?;
@@ -169,7 +172,9 @@ pub fn next_unreachable(socket: BorrowedFd<'_>) -> Option<Unreachable> {
         // The datagram itself comes along, and nobody wants it.
         let mut nothing = [0; 1];
         let mut pieces = [IoSliceMut::new(&mut nothing)];
-        let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+        // What a socket tells about a datagram's addresses comes before what ICMP said.
+        let mut control =
+            nix::cmsg_space!(libc::in6_pktinfo, libc::sock_extended_err, libc::sockaddr_in6);
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
         let message =
             recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut pieces, Some(&mut control), flags)

@@ -9,6 +9,7 @@ pub mod dispatcher;
 mod door;
 pub mod gateways;
 pub mod link;
+pub mod origins;
 mod outbox;
 pub mod passage;
 pub mod requests;

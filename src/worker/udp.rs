@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use super::core::udp::{Core, Down, Load, Up, Why};
 use super::dispatcher::{Books, Dispatcher};
 use super::link::Order;
+use super::origins::Origins;
 use super::outbox::{Outbox, Way};
 use super::passage::{Label, Passages};
 use super::shell::family;
@@ -72,6 +73,8 @@ impl UdpDoor {
 struct Upstream {
     socket: OwnedFd,
     generation: u32,
+    /// The core's numbers that are open on it.
+    numbers: u16,
 }
 
 /// A receive that has ended and is to begin again.
@@ -84,8 +87,10 @@ pub struct UdpDriver {
     core: Core,
     books: Books,
     door: Option<UdpDoor>,
-    /// By [`Family`] and number.
+    /// By [`Family`] and place.
     upstream: [Vec<Option<Upstream>>; 2],
+    /// Of these, such as are open.
+    open: usize,
     generation: u32,
     /// Not used any more, until their receive has ended.
     closing: Vec<(Tag, OwnedFd)>,
@@ -102,6 +107,8 @@ pub struct Habits {
     pub together: bool,
     /// For the sockets towards backends, of all workers together.
     pub seats: Arc<Seats>,
+    /// Which addresses they send from.
+    pub origins: Arc<Origins>,
 }
 
 /// How a worker gives datagrams to others and gets them.
@@ -126,6 +133,7 @@ impl UdpDriver {
             books,
             door,
             upstream: Default::default(),
+            open: 0,
             generation: 0,
             closing: Vec::new(),
             deaf: Vec::new(),
@@ -188,6 +196,7 @@ impl UdpDriver {
             let Some(socket) = self.core.next_surplus() else { break };
             self.close(socket, ring);
         }
+        self.books.borrow().metrics().counters.udp_sockets.set(self.open as u64);
         self.listen_again(now, ring);
     }
 
@@ -218,9 +227,11 @@ impl UdpDriver {
             let Label { client, local, .. } = label;
             let up = ask(&mut self.core, now, client, local, load, &mut self.books.borrow_mut());
             match up {
-                Up::Send { from, to } => {
-                    let tag = Tag { kind: SEND, generation: 0, slot: slot_of(from) };
-                    return self.write(Way { tag, to, from: None }, load, buf, ring);
+                Up::Send { from: socket, to } => {
+                    let (place, from) = self.habits.origins.split(socket);
+                    let slot = slot_of(socket.family, place);
+                    let tag = Tag { kind: SEND, generation: 0, slot };
+                    return self.write(Way { tag, to, from }, load, buf, ring);
                 }
                 Up::Open(socket) => {
                     let opened = self.open_upstream(socket, ring);
@@ -259,9 +270,11 @@ impl UdpDriver {
     /// A datagram came to a socket towards backends.
     fn came_back(&mut self, now: Now, tag: Tag, envelope: Envelope, buf: Buf, ring: &mut Ring) {
         let load = load_of(&envelope, &buf);
-        let socket = socket_of(tag.slot);
-        let (Some(door), Some(_)) = (&self.door, self.at(tag)) else {
-            // To a socket that is being closed: its pairs have rested, so nobody waits for it.
+        let (family, place) = place_of(tag.slot);
+        let socket = self.habits.origins.join(family, place, envelope.to);
+        let (Some(door), Some(_), Some(socket)) = (&self.door, self.at(tag), socket) else {
+            // To a socket that is being closed: its pairs have rested, so nobody waits for it. Or to
+            // an address that nothing was sent from.
             return self.drop_one(Why::UnknownReply, load, buf, ring);
         };
         if !envelope.whole {
@@ -301,49 +314,71 @@ impl UdpDriver {
         if tag.kind == REPLY {
             return self.door.as_ref().map(|door| door.socket.as_fd());
         }
-        self.upstream(socket_of(tag.slot)).map(|upstream| upstream.socket.as_fd())
+        self.upstream(tag.slot).map(|upstream| upstream.socket.as_fd())
     }
 
-    fn upstream(&self, socket: Socket) -> Option<&Upstream> {
-        self.upstream[socket.family as usize].get(usize::from(socket.number))?.as_ref()
+    fn upstream(&self, slot: u32) -> Option<&Upstream> {
+        let (family, place) = place_of(slot);
+        self.upstream[family as usize].get(usize::from(place))?.as_ref()
     }
 
     /// The socket that a completion belongs to, unless it is being closed.
     fn at(&self, tag: Tag) -> Option<&Upstream> {
-        self.upstream(socket_of(tag.slot)).filter(|socket| socket.generation == tag.generation)
+        self.upstream(tag.slot).filter(|socket| socket.generation == tag.generation)
     }
 
-    /// Opens a socket towards backends. False when there is none to be had.
+    /// Opens what the core wants, on a socket that is open for another number if there is one. False
+    /// when there is none to be had.
     fn open_upstream(&mut self, socket: Socket, ring: &mut Ring) -> bool {
+        let (place, _) = self.habits.origins.split(socket);
+        let there = self.upstream[socket.family as usize].get_mut(usize::from(place));
+        if let Some(upstream) = there.and_then(Option::as_mut) {
+            upstream.numbers += 1;
+            return true;
+        }
         if !self.habits.seats.take() {
             return false;
         }
+        let tell = self.habits.origins.are_named(socket.family);
         let v4 = socket.family == Family::V4;
-        let Ok(descriptor) = sys::datagram_upstream(v4, self.habits.together) else {
+        let Ok(descriptor) = sys::datagram_upstream(v4, self.habits.together, tell) else {
             self.habits.seats.give_back();
             return false;
         };
+        self.keep(socket.family, place, descriptor, ring);
+        true
+    }
+
+    /// Receives from now on at a new socket towards backends.
+    fn keep(&mut self, family: Family, place: u16, socket: OwnedFd, ring: &mut Ring) {
         self.generation = self.generation.wrapping_add(1) & crate::ring::GENERATION;
-        let upstream = Upstream { socket: descriptor, generation: self.generation };
-        ring.receive_datagrams(receive_tag(socket, &upstream), upstream.socket.as_fd());
-        let all = &mut self.upstream[socket.family as usize];
-        let place = usize::from(socket.number);
+        let upstream = Upstream { socket, generation: self.generation, numbers: 1 };
+        let tag = receive_tag(family, place, &upstream);
+        ring.receive_datagrams(tag, upstream.socket.as_fd());
+        let (all, place) = (&mut self.upstream[family as usize], usize::from(place));
         if all.len() <= place {
             all.resize_with(place + 1, || None);
         }
         all[place] = Some(upstream);
+        self.open += 1;
         // Every receive may end in the same turn: taken here, and not in the middle of relaying.
         let sockets = 1 + self.upstream.iter().map(Vec::len).sum::<usize>();
         self.deaf.reserve(sockets.saturating_sub(self.deaf.len()));
-        true
     }
 
+    /// The core needs this number no more; its socket is closed with the last.
     fn close(&mut self, socket: Socket, ring: &mut Ring) {
-        let place = usize::from(socket.number);
-        let all = &mut self.upstream[socket.family as usize];
-        let Some(upstream) = all.get_mut(place).and_then(Option::take) else { return };
+        let (place, _) = self.habits.origins.split(socket);
+        let there = self.upstream[socket.family as usize].get_mut(usize::from(place));
+        let Some(there) = there else { return };
+        if let Some(upstream) = there.as_mut().filter(|upstream| upstream.numbers > 1) {
+            upstream.numbers -= 1;
+            return;
+        }
+        let Some(upstream) = there.take() else { return };
+        self.open -= 1;
         self.habits.seats.give_back();
-        let tag = receive_tag(socket, &upstream);
+        let tag = receive_tag(socket.family, place, &upstream);
         match self.deaf.iter().position(|deaf| deaf.tag == tag) {
             // Nothing is in flight on it.
             Some(place) => {
@@ -366,9 +401,7 @@ impl UdpDriver {
         let at = match errno {
             // After an empty datagram; when blocks ran out, some are posted before the next turn.
             None | Some(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN) => now,
-            Some(_) if tag.kind == RECEIVE_UPSTREAM && self.read_icmp(now, socket_of(tag.slot)) => {
-                now
-            }
+            Some(_) if tag.kind == RECEIVE_UPSTREAM && self.read_icmp(now, tag.slot) => now,
             Some(_) => now.plus(PAUSE),
         };
         self.deaf.push(Deaf { tag, at });
@@ -393,16 +426,18 @@ impl UdpDriver {
     }
 
     /// Tells the core what ICMP said about a socket's datagrams. True when it said something.
-    fn read_icmp(&mut self, now: Now, socket: Socket) -> bool {
+    fn read_icmp(&mut self, now: Now, slot: u32) -> bool {
         let mut said = false;
         for _ in 0..WORDS_MAX {
-            let upstream = self.upstream(socket);
+            let upstream = self.upstream(slot);
             let word = upstream.and_then(|upstream| sys::next_unreachable(upstream.socket.as_fd()));
             let Some(word) = word else { break };
             said = true;
             if matches!(word.errno, Errno::ECONNREFUSED | Errno::EHOSTUNREACH) {
                 let books = &mut self.books.borrow_mut();
-                self.core.refused(now, socket, word.to, word.errno, books);
+                let (family, place) = place_of(slot);
+                let sockets = self.habits.origins.on(family, place);
+                self.core.refused(now, sockets, word.to, word.errno, books);
             }
         }
         said
@@ -448,7 +483,7 @@ impl UdpDriver {
                 Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH
                     if tag.kind == SEND =>
                 {
-                    self.read_icmp(now, socket_of(tag.slot));
+                    self.read_icmp(now, tag.slot);
                 }
                 _ => return Err(errno),
             }
@@ -474,15 +509,16 @@ fn reason(errno: Errno) -> Why {
     }
 }
 
-fn receive_tag(socket: Socket, upstream: &Upstream) -> Tag {
-    Tag { kind: RECEIVE_UPSTREAM, generation: upstream.generation, slot: slot_of(socket) }
+fn receive_tag(family: Family, place: u16, upstream: &Upstream) -> Tag {
+    let slot = slot_of(family, place);
+    Tag { kind: RECEIVE_UPSTREAM, generation: upstream.generation, slot }
 }
 
-fn slot_of(socket: Socket) -> u32 {
-    u32::from(socket.number) << 1 | socket.family as u32
+fn slot_of(family: Family, place: u16) -> u32 {
+    u32::from(place) << 1 | family as u32
 }
 
-fn socket_of(slot: u32) -> Socket {
+fn place_of(slot: u32) -> (Family, u16) {
     let family = if slot & 1 == Family::V4 as u32 { Family::V4 } else { Family::V6 };
-    Socket { family, number: (slot >> 1) as u16 }
+    (family, (slot >> 1) as u16)
 }

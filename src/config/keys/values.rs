@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{DAY_MS, SESSIONS_MAX, VIA_BYTES_MAX, WORKERS_MAX};
+use super::{ADDRESSES_MAX, DAY_MS, SESSIONS_MAX, VIA_BYTES_MAX, WORKERS_MAX};
 
 /// A value as the operator gave it, before it is known what it is for.
 #[derive(Clone, PartialEq, Debug)]
@@ -152,6 +152,34 @@ pub(super) fn network(text: &str) -> Option<IpNet> {
 
 pub(super) fn show_networks(networks: &[IpNet]) -> String {
     let quoted: Vec<String> = networks.iter().map(|network| format!("\"{network}\"")).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// Addresses of this host; each once.
+pub(super) fn addresses(given: &Given) -> Result<Vec<IpAddr>, String> {
+    let wrong = |what: String| {
+        format!(
+            "takes a list of up to {ADDRESSES_MAX} addresses such as [\"10.0.0.5\"], not {what}"
+        )
+    };
+    let Given::List(items) = given else { return Err(wrong(given.described())) };
+    let mut addresses = Vec::new();
+    for item in items {
+        let address = item.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+        let fits = |address: &IpAddr| {
+            !address.is_unspecified() && !address.is_multicast() && !addresses.contains(address)
+        };
+        let address = address.filter(fits);
+        addresses.push(address.ok_or_else(|| wrong(format!("\"{}\"", item.escape_debug())))?);
+    }
+    if addresses.len() > ADDRESSES_MAX {
+        return Err(wrong(format!("{}", addresses.len())));
+    }
+    Ok(addresses)
+}
+
+pub(super) fn show_addresses(addresses: &[IpAddr]) -> String {
+    let quoted: Vec<String> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
     format!("[{}]", quoted.join(", "))
 }
 

@@ -212,9 +212,10 @@ fn receiving_goes_on_after_the_blocks_ran_out() {
 
 #[test]
 fn icmp_says_where_nobody_is() {
-    for (v4, gone) in [(true, "127.0.0.1:0"), (false, "[::1]:0")] {
+    let families = [(true, "127.0.0.1:0"), (false, "[::1]:0")];
+    for ((v4, gone), tell) in families.into_iter().flat_map(|it| [(it, false), (it, true)]) {
         let mut stage = stage("127.0.0.1:0", 16);
-        let upstream = sys::datagram_upstream(v4, true).unwrap();
+        let upstream = sys::datagram_upstream(v4, true, tell).unwrap();
         stage.ring.receive_datagrams(RECEIVE, upstream.as_fd());
         let to = user(gone).local_addr().unwrap();
         assert_eq!(sys::send_datagram(upstream.as_fd(), b"hello?", to, None), Ok(()));

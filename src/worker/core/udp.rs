@@ -252,11 +252,11 @@ impl Core {
         down
     }
 
-    /// ICMP says that nobody is at `to`, after something was sent there from `socket`.
+    /// ICMP says that nobody is at `to`, after something was sent there from one of `sockets`.
     pub fn refused(
         &mut self,
         now: Now,
-        socket: Socket,
+        mut sockets: impl Iterator<Item = Socket>,
         to: SocketAddr,
         errno: Errno,
         books: &mut Dispatcher,
@@ -266,9 +266,11 @@ impl Core {
         if !self.tenants.avoid(peer, now) {
             return;
         }
-        if let Owner::Session(place) = self.upstream.owner(peer, socket)
-            && let Some(flow) = self.flows.get(place)
-        {
+        let flow = sockets.find_map(|socket| match self.upstream.owner(peer, socket) {
+            Owner::Session(place) => self.flows.get(place),
+            _ => None,
+        });
+        if let Some(flow) = flow {
             books.backend_failed(&flow.state.entry, errno);
         }
     }
@@ -315,7 +317,6 @@ impl Core {
         self.go_on_sweeping(now, books);
         self.upstream.settle(now);
         let counters = &books.metrics().counters;
-        counters.udp_sockets.set(self.upstream.open() as u64);
         counters.udp_pairs_resting.set(self.upstream.resting() as u64);
     }
 
