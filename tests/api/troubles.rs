@@ -256,6 +256,23 @@ fn beyond_the_session_limit_users_are_turned_away() {
 }
 
 #[test]
+fn a_user_who_asks_again_while_the_balancer_drains_is_not_reset() {
+    let backend = Backend::named("one");
+    let mut balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    assert_eq!(user.get("/").text(), "one");
+    balancer.order(Order::Drain);
+    user.ends();
+    for _ in 0..2 {
+        user.send("GET /again HTTP/1.1\r\nHost: x\r\n\r\n");
+        balancer.turn();
+    }
+    assert!(user.wire.stream.take_error().unwrap().is_none());
+    assert_eq!(backend.requests().len(), 1, "no further request is taken");
+    balancer.stop();
+}
+
+#[test]
 fn a_balancer_that_drains_finishes_what_it_was_asked_and_takes_no_more() {
     let backend = Backend::run(|own, mut wire: Wire| {
         while let Some(request) = own.request(&mut wire) {

@@ -185,7 +185,7 @@ impl Gateway {
         // Who has just connected was told that there is somebody here, and is served once.
         let served = self.exchange.number > 0;
         if matches!(self.phase, Phase::Head) && self.stash.is_empty() && served {
-            self.end(EndReason::Finished, false, cx);
+            self.linger(cx);
         }
     }
 
@@ -490,14 +490,21 @@ impl Gateway {
             self.phase = Phase::Head;
             return !self.stash.is_empty();
         }
+        self.linger(cx);
+        false
+    }
+
+    /// Says that no more will come, and goes on reading for a while: closing with bytes unread would be
+    /// a reset, which takes the last response from a user who has not read it yet (RFC 9112 9.6).
+    fn linger(&mut self, cx: &mut Context<'_>) {
         self.stash = Stash::EMPTY;
         self.phase = Phase::Lingering { left: LINGER_BYTES_MAX };
+        self.active = cx.now;
         if self.client.is_open() {
             cx.out.push(Cmd::Wire(proxy::Cmd::FinishWriting { side: Side::Client }));
         } else {
             self.end(EndReason::Finished, false, cx);
         }
-        false
     }
 
     /// Asks for as much as there is room for.
