@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::dice::{Dice, content};
-use crate::message::{Framing, Head, dechunk, framed};
+use crate::message::{Framing, Head, damaged, dechunk, framed};
 use crate::wire::{End, Wire};
 
 /// What goes wrong with one request.
@@ -40,6 +40,23 @@ const TROUBLES: &[Trouble] = &[
     Trouble::ClosesAfter,
 ];
 
+/// What a noisy backend means to say.
+const ANSWERS: &[&[u8]] = &[
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a\r\nhello\r\n0\r\nT: u\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\n\r\nhello",
+    b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 205 Reset Content\r\nContent-Length: 5\r\n\r\nhello",
+    b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    b"HTTP/1.1 426 Upgrade Required\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello",
+];
+const INTERIM: &[&[u8]] = &[
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 102 Processing\r\nA: b\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n",
+];
+
 /// What all backends of a run have seen.
 #[derive(Default)]
 pub struct Seen {
@@ -51,6 +68,8 @@ pub struct Seen {
 
 /// One connection, as its backend sees it.
 pub struct Peer {
+    /// Answers anything to anything, in bytes of which some are wrong.
+    noisy: bool,
     inbox: Vec<u8>,
     outbox: VecDeque<u8>,
     asked: Option<Asked>,
@@ -86,8 +105,9 @@ struct Asked {
 }
 
 impl Peer {
-    pub fn new() -> Peer {
+    pub fn new(noisy: bool) -> Peer {
         Peer {
+            noisy,
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             asked: None,
@@ -109,9 +129,15 @@ impl Peer {
         let count = if dice.one_in(2) { here } else { dice.below(here + 1) };
         self.inbox.extend(wire.outward.drain(..count));
         any |= count > 0;
+        if self.tunnel && !calm && dice.one_in(300) {
+            // It has had enough of it.
+            self.after = dice.pick(&[After::Leave, After::Reset]);
+        }
         if self.tunnel {
             any |= !self.inbox.is_empty();
             self.outbox.extend(self.inbox.drain(..));
+        } else if self.noisy {
+            any |= self.make_noise(dice);
         } else {
             any |= self.think(wire, seen, calm, dice);
         }
@@ -216,6 +242,36 @@ impl Peer {
                 self.say(b"HTTP/1.1 408 Too Late\r\nContent-Length: 0\r\n\r\n");
                 self.after = After::Leave;
             }
+        }
+        true
+    }
+
+    /// Takes what must be one plain request, and answers what may be none.
+    fn make_noise(&mut self, dice: &mut Dice) -> bool {
+        if self.after != After::Nothing {
+            return false;
+        }
+        let Some(head) = Head::read(&self.inbox) else { return false };
+        let rest = &self.inbox[head.bytes..];
+        let length = match head.framing() {
+            (Framing::Chunked, _) => dechunk(rest).map(|(_, bytes)| bytes),
+            (_, length) => (rest.len() >= length).then_some(length),
+        };
+        let hasty = length.is_none() && dice.one_in(8);
+        if length.is_none() && !hasty {
+            return false;
+        }
+        self.inbox.drain(..head.bytes + length.unwrap_or(0));
+        let mut answer = dice.pick(ANSWERS).to_vec();
+        if dice.one_in(3) {
+            answer.splice(..0, dice.pick(INTERIM).iter().copied());
+        }
+        if dice.one_in(2) {
+            answer = damaged(answer, dice);
+        }
+        self.say(&answer);
+        if hasty || dice.one_in(3) {
+            self.after = dice.pick(&[After::Leave, After::Reset]);
         }
         true
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::dice::Dice;
-use crate::message::{Framing, Head, Request, dechunk};
+use crate::message::{Framing, Head, Request, damaged, dechunk};
 use crate::wire::{End, Wire};
 
 /// What a user is up to.
@@ -20,6 +20,8 @@ pub enum Manner {
     Malformed,
     /// Reads nothing for a long while.
     NotReading,
+    /// Sends requests in which bytes are wrong, and takes whatever comes.
+    Noisy,
 }
 
 const MALFORMED: &[&str] = &[
@@ -50,6 +52,8 @@ pub struct Client {
     inbox: Vec<u8>,
     last: bool,
     tunnel: Option<(Vec<u8>, usize)>,
+    /// In a tunnel it says that it has finished with its last word, and does not wait for the echo.
+    hasty: bool,
     patience: usize,
     pub ended: Option<End>,
 }
@@ -70,6 +74,7 @@ impl Client {
             inbox: Vec::new(),
             last: false,
             tunnel: None,
+            hasty: dice.one_in(2),
             patience: match manner {
                 Manner::Resetting => dice.below(300),
                 _ => 200 + dice.below(2000),
@@ -84,6 +89,9 @@ impl Client {
             return false;
         }
         self.patience = self.patience.saturating_sub(1);
+        if self.manner == Manner::Noisy {
+            return self.make_noise(wire, dice);
+        }
         let read = self.read(wire, dice);
         if self.ended.is_some() {
             return true;
@@ -96,6 +104,39 @@ impl Client {
             }
             _ => self.write(wire, dice) || read,
         }
+    }
+
+    /// What it says may mean something else than it was meant to, so nothing is known of the answers but
+    /// that they are some.
+    fn make_noise(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        self.inbox.extend(wire.outward.drain(..));
+        let shown = self.inbox.len().min(b"HTTP/1.1 ".len());
+        assert!(b"HTTP/1.1 ".starts_with(&self.inbox[..shown]), "an answer without a status line");
+        if wire.outward_end != End::Open || dice.one_in(2_000) {
+            wire.finish();
+            self.ended = Some(wire.outward_end);
+            return true;
+        }
+        if let Some(request) = self.requests.get(self.begun) {
+            let whole = [request.head(dice), request.body(dice)].concat();
+            self.head.extend(damaged(whole, dice));
+            self.begun += 1;
+        }
+        if self.head.is_empty() {
+            return dice.one_in(20) && self.finish_noise(wire);
+        }
+        let count = dice.some(self.head.len()).min(self.head.len()).min(wire.room());
+        let bytes: Vec<u8> = self.head.drain(..count).collect();
+        if wire.inward_is_open() {
+            wire.write(&bytes);
+        }
+        count > 0
+    }
+
+    fn finish_noise(&mut self, wire: &mut Wire) -> bool {
+        let open = wire.inward_is_open();
+        wire.finish();
+        open
     }
 
     fn write(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
@@ -308,7 +349,13 @@ impl Client {
             let content = self.inbox[head.bytes..].to_vec();
             self.judge(&request, status, &head, &content, false);
             self.answered += 1;
+            self.inbox.clear();
         }
+    }
+
+    /// Whether no part of a response is left that was never completed.
+    pub fn has_no_half_answer(&self) -> bool {
+        self.tunnel.is_some() || self.inbox.is_empty()
     }
 
     /// Whether everything in the tunnel came back.
@@ -318,7 +365,8 @@ impl Client {
 
     /// Leaves a tunnel when it has heard everything.
     pub fn leave_tunnel(&mut self, wire: &mut Wire) -> bool {
-        let done = self.tunnel.is_some() && self.tunnel_is_whole() && self.body.is_empty();
+        let heard = self.hasty || self.tunnel_is_whole();
+        let done = self.tunnel.is_some() && heard && self.body.is_empty();
         if done && wire.inward_is_open() {
             wire.finish();
             return true;

@@ -31,10 +31,11 @@ use lb::proxy::http::{Journal, Record, Settings};
 use lb::proxy::tcp::Features;
 use lb::proxy::{self, Side};
 use lb::ring::pool::{Class, Pool};
+use lb::session::EndReason;
 use lb::session::seats::Seats;
 use lb::worker::dispatcher::{Dispatcher, Parts};
 use lb::worker::gateways::{Cmd, Conn, Gateways};
-use lb::worker::link::link;
+use lb::worker::link::{Order, link};
 use message::Request;
 use nix::errno::Errno;
 use wire::{End, Wire};
@@ -53,6 +54,11 @@ const STILL_MAX: Duration = Duration::from_secs(7);
 struct Weather {
     /// Nothing goes wrong: every request must be served.
     calm: bool,
+    /// Both sides send bytes that are wrong. What they mean is anyone's guess, so only the laws about
+    /// what is plain, held and left over are kept.
+    noisy: bool,
+    /// The operator drains, ends what runs on a backend or takes one away, some time.
+    upheaval: bool,
     clients: usize,
     backends: usize,
     /// Content bytes of a message, at most.
@@ -95,6 +101,11 @@ struct World {
     peers: HashMap<Conn, Peer>,
     seen: Seen,
     log: Log,
+    books: Rc<RefCell<Dispatcher>>,
+    publisher: Publisher<Snapshot>,
+    /// When the operator acts, in steps from the beginning.
+    upheaval_in: Option<usize>,
+    drained: bool,
     _rest: Box<dyn std::any::Any>,
 }
 
@@ -139,11 +150,18 @@ impl World {
         let features = Features { receive_cap: weather.receive_cap, splice: true };
         let now = Now::from_nanos(1_000_000_000);
         let books = Rc::new(RefCell::new(dispatcher));
-        let mut gateways = Gateways::new(settings, features, books, Box::new(log.clone()), now);
+        let journal = Box::new(log.clone());
+        let mut gateways = Gateways::new(settings, features, Rc::clone(&books), journal, now);
         let mut pool = Pool::new(weather.small_blocks, LARGE);
         gateways.start(&mut pool);
+        let mut dice = Dice::new(seed);
+        let upheaval_in = weather.upheaval.then(|| 20 + dice.some(20_000));
         World {
-            dice: Dice::new(seed),
+            dice,
+            books,
+            publisher,
+            upheaval_in,
+            drained: false,
             weather,
             now,
             moved: now,
@@ -157,7 +175,7 @@ impl World {
             peers: HashMap::new(),
             seen: Seen::default(),
             log,
-            _rest: Box::new((publisher, control, end.orders)),
+            _rest: Box::new((control, end.orders)),
         }
     }
 
@@ -193,6 +211,7 @@ impl World {
 
     fn arrive(&mut self, next_id: &mut u64) {
         let manner = match (self.weather.calm, self.dice.below(12)) {
+            _ if self.weather.noisy => Manner::Noisy,
             (true, 0..2) | (false, 0) => Manner::HalfClosing,
             (true, 2) => Manner::Malformed,
             (true, _) => Manner::Good,
@@ -222,8 +241,44 @@ impl World {
         self.execute();
     }
 
+    /// The operator does something.
+    fn upheave(&mut self) {
+        let backend = BackendId(self.dice.below(self.weather.backends) as u32);
+        let kind = if self.weather.calm { 0 } else { self.dice.below(4) };
+        let order = match kind {
+            0 => Order::Drain,
+            1 => Order::EndBackend { backend, reason: EndReason::BackendLeft },
+            2 => Order::Stop,
+            _ => return self.publish_leaving(backend),
+        };
+        self.drained |= order == Order::Drain;
+        self.gateways.order(self.now, order, &mut self.pool, &mut self.out);
+        self.execute();
+    }
+
+    /// A backend takes no new requests.
+    fn publish_leaving(&mut self, leaving: BackendId) {
+        let mut next = snapshot(self.weather.backends);
+        next.version = 2;
+        next.backends[leaving.0 as usize].standing = Standing::Draining;
+        next.rotations[Protocol::Api.index()].retain(|slot| u32::from(*slot) != leaving.0);
+        self.publisher.publish(next);
+        self.books.borrow_mut().adopt(self.publisher.current());
+    }
+
     /// One thing happens somewhere; whether anything did.
     fn step(&mut self) -> bool {
+        match &mut self.upheaval_in {
+            Some(0) => {
+                self.upheaval_in = None;
+                self.upheave();
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        if self.order.is_empty() {
+            return false;
+        }
         if self.gateways.is_starved() && self.dice.one_in(4) {
             self.gateways.relieve(self.now, &mut self.pool, &mut self.out);
             self.execute();
@@ -334,7 +389,7 @@ impl World {
             _ => Fate::Stands,
         };
         self.wires.insert(conn, Wire::new(Side::Backend));
-        self.peers.insert(conn, Peer::new());
+        self.peers.insert(conn, Peer::new(self.weather.noisy));
         self.connecting.insert(conn, (fate, false));
         self.order.push(conn);
     }
@@ -385,12 +440,15 @@ impl World {
     /// Holds a user who is gone against what it was owed.
     fn settle_account(&mut self, conn: Conn) {
         let client = self.clients.remove(&conn).expect("a user's socket has a user");
-        for request in &client.requests {
+        for request in client.requests.iter().filter(|_| !self.weather.noisy) {
             let heads = self.seen.heads.get(&request.id).copied().unwrap_or(0);
             let most = if request.idempotent() { 3 } else { 1 };
             assert!(heads <= most, "{request:?} was sent {heads} times");
         }
-        if self.weather.calm {
+        if self.weather.calm && self.drained {
+            assert_eq!(client.ended, Some(End::Fin), "{:?}", client.manner);
+            assert!(client.has_no_half_answer(), "a response was cut by a drain");
+        } else if self.weather.calm {
             let count = client.requests.len();
             let got = (client.served, client.answered);
             assert_eq!(got, (count - client.refused, count), "{:?}", client.manner);
@@ -403,6 +461,7 @@ impl World {
 
     /// Everyone has gone: nothing may be left.
     fn finish(&mut self) {
+        let all_gone = self.now;
         for _ in 0..STEPS_MAX {
             if self.gateways.live() == 0 {
                 break;
@@ -411,6 +470,11 @@ impl World {
             if !moved {
                 self.wait();
             }
+            // What is left waits for a request that will never come.
+            let spares = self.gateways.spares() == self.gateways.live();
+            let still = spares && self.now.since(all_gone) > STILL_MAX;
+            let noticed = !still || self.wires.values().all(Wire::inward_is_open);
+            assert!(noticed, "a connection is kept that has ended");
         }
         assert_eq!((self.gateways.live(), self.gateways.spares()), (0, 0));
         assert!(self.wires.values().all(Wire::idle));
@@ -426,6 +490,8 @@ fn weather(seed: u64) -> Weather {
     let mut dice = Dice::new(seed ^ 0xabcdef);
     Weather {
         calm: seed.is_multiple_of(3),
+        noisy: seed % 6 == 1,
+        upheaval: seed % 4 == 2,
         clients: 1 + dice.below(8),
         backends: 1 + dice.below(3),
         longest: dice.pick(&[50, 3_000, 300_000]),

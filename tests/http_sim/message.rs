@@ -133,11 +133,16 @@ impl Head {
     /// `None` when it is not complete.
     pub fn read(bytes: &[u8]) -> Option<Head> {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
-        let text = String::from_utf8(bytes[..end].to_vec()).expect("the simulation speaks ASCII");
+        let text = String::from_utf8_lossy(&bytes[..end]);
         let mut lines = text.split("\r\n");
         let start = lines.next().expect("a split has a first part").to_string();
         let fields = lines.map(|line| {
-            let (name, value) = line.split_once(": ").expect("a field has a name and a value");
+            let (name, value) = line.split_once(": ").unwrap_or_else(|| {
+                panic!(
+                    "a field has a name and a value: {text:?} in {:?}",
+                    String::from_utf8_lossy(bytes)
+                )
+            });
             (name.to_ascii_lowercase(), value.to_string())
         });
         Some(Head { start, fields: fields.collect(), bytes: end + 4 })
@@ -166,6 +171,26 @@ impl Head {
             (None, None) => (Framing::None, 0),
         }
     }
+}
+
+/// Bytes that somebody means to be a message, with a few of them changed, removed, doubled or cut off.
+pub fn damaged(mut bytes: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
+    const TELLING: &[u8] = b"\r\n\0 \t:;,0af-_/\x80";
+    for _ in 0..dice.below(4) {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = dice.below(bytes.len());
+        match dice.below(6) {
+            0 => bytes[at] = dice.roll() as u8,
+            1 => bytes[at] = dice.pick(TELLING),
+            2 => bytes.insert(at, dice.pick(TELLING)),
+            3 => drop(bytes.remove(at)),
+            4 => bytes.insert(at, bytes[at]),
+            _ => bytes.truncate(at + 1),
+        }
+    }
+    bytes
 }
 
 /// The content of a chunked body and its length on the wire; `None` when it is not complete. What it
