@@ -111,12 +111,12 @@ def _once(workload, relay, backends, settings, number, rate, alone=False):
     cores = Cores((RELAY_CORE, OTHER_CORE), processes)
     beside = None
     if workload.beside and not alone:
-        beside = _generator(workload, relay, settings, workload.beside, None)
+        beside = start_generator(workload, relay, settings, workload.beside, None)
     realtime = BEFORE_ALL if workload.beside else 0
-    main = _generator(workload, relay, settings, workload.flags, rate, realtime)
-    finished = [_finish(main, relay)]
+    main = start_generator(workload, relay, settings, workload.flags, rate, realtime)
+    finished = [finish_generator(main, relay)]
     if beside:
-        finished.append(_finish(beside, relay))
+        finished.append(finish_generator(beside, relay))
     others, stolen = cores.others([(OTHER_CORE, cpu) for cpu, _ in finished])
     relay.check_cores()
     report = finished[0][1]
@@ -152,7 +152,7 @@ def _fault(run, others, stolen, cores, settings):
     return None
 
 
-def _generator(workload, relay, settings, flags, rate, realtime=0):
+def start_generator(workload, relay, settings, flags, rate, realtime=0):
     """Starts the load generator on its core."""
     handle, path = tempfile.mkstemp(suffix=".json", dir=settings.directory)
     os.close(handle)
@@ -169,7 +169,7 @@ def _generator(workload, relay, settings, flags, rate, realtime=0):
     return process
 
 
-def _finish(process, relay):
+def finish_generator(process, relay):
     """Waits for a generator: its CPU time in nanoseconds and its report."""
     try:
         _, status, usage = os.wait4(process.pid, 0)

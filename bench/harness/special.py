@@ -1,4 +1,5 @@
-"""What is not a rate: memory of idle sessions, and how soon a change of membership reaches users."""
+"""What is not a comparison of relays at a rate: memory of idle sessions, how soon a change of membership
+reaches users, and (in generator.py) what the load generator costs."""
 
 import os
 import socket
@@ -6,7 +7,7 @@ import statistics
 import threading
 import time
 
-from . import peers, registration
+from . import generator, peers, registration
 from .processes import Process, Trouble, sessions
 
 IDLE_SESSIONS = min(10_000, sessions())
@@ -16,7 +17,7 @@ REACTION_TIMES = 9
 def measure(name, names, found, settings):
     """The lines of one special workload for the page."""
     print(f"\n{name}", flush=True)
-    lines = {"idle": idle, "react": react}[name](names, found, settings)
+    lines = {"idle": idle, "react": react, "generator": generator.measure}[name](names, found, settings)
     print("\n".join(lines), flush=True)
     return lines
 

@@ -93,4 +93,5 @@ BY_NAME = {workload.name: workload for workload in ALL}
 SPECIAL = {
     "idle": "memory of 10,000 idle TCP sessions",
     "react": "registered to first user, killed to out of the rotation",
+    "generator": "what the load generator itself costs",
 }
