@@ -8,23 +8,37 @@ from . import summary
 from .rounds import cost_unit
 
 
-def markdown(results, facts, pictures):
-    """bench/RESULTS.md: every workload with its table, and what was thrown out."""
+def section(workload, relays, runs, facts):
+    """One workload as it is kept from run to run: its lines, and the ratios that pictures show."""
+    ratios = {relay: summary.ratios(runs, relays[0], relay, summary.cost) for relay in relays[1:]}
+    return {
+        "title": workload.title,
+        "facts": facts,
+        "lines": [*table(workload, relays, runs), "", *thrown_out(runs)],
+        "unit": workload.unit,
+        "ratios": {relay: [r.least, r.median, r.most] for relay, r in ratios.items() if r},
+    }
+
+
+def special_section(title, lines, facts):
+    """The same of a workload that is measured in a way of its own."""
+    return {"title": title, "facts": facts, "lines": lines, "unit": None, "ratios": {}}
+
+
+def markdown(sections, pictures):
+    """bench/RESULTS.md: every workload with its table, when and where it was measured, and what was
+    thrown out. `sections` by workload name, in the order in which they are to stand."""
     lines = ["# Measured beside others", ""]
     lines += [
-        "Written by `bench/compare`; run it again rather than edit it. All relays on one core, load and",
-        "backends on another, in turn within each round; CPU is that of all of a relay's threads over the",
-        "measured window. A ratio is formed within a round, ours over theirs: below 1 we are cheaper.",
-        "Numbers in a cell are median (least to most) of the kept runs.",
+        "Written by `bench/compare`, which renews the sections that it measures; run it again rather than",
+        "edit it. All relays on one core, load and backends on another, in turn within each round; CPU is",
+        "that of all of a relay's threads over the measured window. A ratio is formed within a round, ours",
+        "over theirs: below 1 we are cheaper. Numbers in a cell are median (least to most) of the kept runs.",
         "",
     ]
-    lines += [f"- {name}: {value}" for name, value in facts]
-    lines.append("")
     lines += [f"![{title}]({path})" for title, path in pictures]
-    for workload, relays, runs in results:
-        lines += ["", f"## {workload.title}", "", f"`--workloads {workload.name}`", ""]
-        lines += table(workload, relays, runs)
-        lines += ["", *thrown_out(runs)]
+    for name, part in sections.items():
+        lines += ["", f"## {part['title']}", "", f"`--workloads {name}`, {part['facts']}", "", *part["lines"]]
     return "\n".join(lines) + "\n"
 
 
@@ -79,16 +93,14 @@ def thrown_out(runs):
     return [f"Thrown out, {len(lost)} of {len(runs)} runs:", "", *(f"- {reason}" for reason in reasons)]
 
 
-def ratio_picture(results, unit):
+def ratio_picture(sections, unit):
     """Bars of ours / theirs per workload and peer, with the least and the most as whiskers."""
-    bars = []
-    for workload, relays, runs in results:
-        if workload.unit != unit:
-            continue
-        for relay in relays[1:]:
-            ratio = summary.ratios(runs, relays[0], relay, summary.cost)
-            if ratio:
-                bars.append((f"{workload.name} / {relay}", ratio))
+    bars = [
+        (f"{name} / {relay}", ratio)
+        for name, part in sections.items()
+        if part["unit"] == unit
+        for relay, ratio in part["ratios"].items()
+    ]
     if not bars:
         return None
     return _bars(bars, "CPU of ours / theirs, same core, same round (below 1 is cheaper)")
@@ -96,8 +108,8 @@ def ratio_picture(results, unit):
 
 def _bars(bars, title):
     left, width, step = 210, 420, 22
-    most = max(1.2, max(ratio.most for _, ratio in bars) * 1.05)
-    x = lambda value: left + width * value / most
+    longest = max(1.2, max(most for _, (_, _, most) in bars) * 1.05)
+    x = lambda value: left + width * value / longest
     height = 50 + step * len(bars)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 80}" height="{height}" '
@@ -105,14 +117,14 @@ def _bars(bars, title):
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="10" y="20" font-size="14">{html.escape(title)}</text>',
     ]
-    for place, (name, ratio) in enumerate(bars):
+    for place, (name, (least, median, most)) in enumerate(bars):
         y = 34 + step * place
-        colour = "#3a7d44" if ratio.median <= 1 else "#b5473c"
+        colour = "#3a7d44" if median <= 1 else "#b5473c"
         out += [
             f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{html.escape(name)}</text>',
-            f'<rect x="{left}" y="{y}" width="{x(ratio.median) - left:.1f}" height="{step - 8}" fill="{colour}"/>',
-            f'<line x1="{x(ratio.least):.1f}" x2="{x(ratio.most):.1f}" y1="{y + 7}" y2="{y + 7}" stroke="black"/>',
-            f'<text x="{x(ratio.most) + 6:.1f}" y="{y + 12}">{ratio.median:.2f}</text>',
+            f'<rect x="{left}" y="{y}" width="{x(median) - left:.1f}" height="{step - 8}" fill="{colour}"/>',
+            f'<line x1="{x(least):.1f}" x2="{x(most):.1f}" y1="{y + 7}" y2="{y + 7}" stroke="black"/>',
+            f'<text x="{x(most) + 6:.1f}" y="{y + 12}">{median:.2f}</text>',
         ]
     one = x(1.0)
     out += [
@@ -123,18 +135,19 @@ def _bars(bars, title):
 
 
 def facts(versions, settings):
-    """What the reader needs to judge or repeat the run."""
+    """What the reader needs to judge or repeat the run, as one sentence."""
     model = "?"
     with open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return [
-        ("measured", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
-        ("machine", f"{model}, {os.cpu_count()} cores, Linux {os.uname().release}, loopback"),
-        *versions.items(),
-        ("each run", f"{settings.warmup} s warm-up, {settings.duration} s measured; {settings.rounds} rounds"),
-        ("thrown out", f"runs with an error, or in which others took more than {settings.others_max:.0%} "
-                       f"or the host more than {settings.steal_max:.0%} of either core"),
+    told = [
+        f"measured {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())} on loopback",
+        f"{model}, {os.cpu_count()} cores, Linux {os.uname().release}",
+        *versions.values(),
+        f"{settings.rounds} rounds, each run {settings.warmup} s of warm-up and {settings.duration} s measured",
+        f"thrown out when others took more than {settings.others_max:.0%} or the host more than "
+        f"{settings.steal_max:.0%} of either core",
     ]
+    return "; ".join(told) + "."
