@@ -229,6 +229,10 @@ impl Ring {
 
     /// Sends a chain, gathered if it has several blocks; completes when all of it is with the kernel,
     /// or with what was before an error. The owner keeps the chain until then.
+    ///
+    /// Sockets are named by their descriptors. Registered ones (`io_uring_register_files(3)`) save the
+    /// look-up of the file, 1.5 % of a worker's time in a profile of 512 connections, but measured in
+    /// turns over 21 rounds they cost 1.01 times as much there and 1.00 times with 64.
     pub fn send(&mut self, tag: Tag, socket: BorrowedFd<'_>, what: Outgoing) {
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let fd = types::Fd(socket.as_raw_fd());
