@@ -240,7 +240,7 @@ pub const KEYS: &[Key] = &[
     Key {
         section: "limits",
         name: "udp_sockets",
-        help: "Sockets towards UDP backends, all workers together: what one backend can have of sessions and of ports that rest. 0: as descriptors and local ports allow.",
+        help: "Sockets towards UDP backends, all workers together: what one backend can have of sessions and of ports that rest, for each of `udp.local_addresses`. 0: as descriptors and local ports allow.",
         set: |config, given| {
             number(given, 0..=UDP_SOCKETS_MAX, "")
                 .map(|value| config.limits.udp_sockets = value as usize)
@@ -273,14 +273,14 @@ pub const KEYS: &[Key] = &[
     Key {
         section: "udp",
         name: "source_sessions",
-        help: "Sessions that one source (an IPv4 address or an IPv6 /64) may hold; 0 sets no limit.",
+        help: "Sessions that one source (an IPv4 address or an IPv6 /64) may hold; each worker allows an even share of them, rounded up. 0 sets no limit.",
         set: |config, given| count(given).map(|value| config.udp.source_sessions = value),
         show: |config| show_count(config.udp.source_sessions),
     },
     Key {
         section: "udp",
         name: "source_new_per_second",
-        help: "Sessions that one source may begin in a second; 0 sets no limit.",
+        help: "Sessions that one source may begin in a second, shared out among the workers likewise; 0 sets no limit.",
         set: |config, given| count(given).map(|value| config.udp.source_new_per_second = value),
         show: |config| show_count(config.udp.source_new_per_second),
     },

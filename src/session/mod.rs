@@ -56,7 +56,8 @@ pub enum EndReason {
     Finished,
     ClientReset,
     BackendReset,
-    /// Nothing moved for `tcp_idle_ms` or `udp_idle_ms`, or the peer stopped answering.
+    /// Nothing moved for `tcp_idle_ms` or `udp_idle_ms`, or the peer stopped answering; in a UDP
+    /// session nothing passed for two seconds while the balancer drained.
     Idle,
     /// One side had finished, and the other sent nothing for `half_close_ms`.
     HalfCloseIdle,
