@@ -14,7 +14,7 @@ use crate::cluster::{BackendId, Protocol};
 use crate::session::shards::{SessionView, Shard};
 
 /// Places of the table that are looked at in one go: about a millisecond's work.
-pub const PORTION: u32 = 2048;
+pub const PORTION: u32 = 1024;
 
 /// A place in the table: the next to be looked at. Written `worker-place`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
