@@ -302,7 +302,7 @@ impl World {
         let Some(wire) = self.wires.get_mut(&conn) else { return false };
         let dice = &mut self.dice;
         match (self.clients.get_mut(&conn), self.peers.get_mut(&conn)) {
-            (Some(client), _) => client.step(wire, dice) || client.leave_tunnel(wire),
+            (Some(client), _) => client.step(wire, dice) | client.leave_tunnel(wire),
             (_, Some(peer)) => peer.step(wire, &mut self.seen, self.weather.calm, dice),
             _ => false,
         }

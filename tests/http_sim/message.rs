@@ -35,7 +35,7 @@ impl Request {
             _ if newer && dice.one_in(2) => Framing::Chunked,
             _ => Framing::Length,
         };
-        let upgrade = newer && method == "GET" && framing == Framing::None && dice.one_in(10);
+        let upgrade = newer && method == "GET" && framing == Framing::None && dice.one_in(4);
         let length = if dice.one_in(8) { 0 } else { dice.some(longest) };
         Request {
             id,
