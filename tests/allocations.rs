@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread;
@@ -62,7 +62,38 @@ fn worker_thread() -> i32 {
     worker.file_name().to_str().unwrap().parse().unwrap()
 }
 
-fn echo_backend() -> std::net::SocketAddr {
+/// What the worker allocates while this runs.
+fn allocated(run: impl FnOnce()) -> u64 {
+    WATCHED.store(worker_thread(), Ordering::Relaxed);
+    run();
+    WATCHED.store(0, Ordering::Relaxed);
+    ALLOCATIONS.swap(0, Ordering::Relaxed)
+}
+
+/// Makes one backend known to the worker.
+fn publish(plane: &mut DataPlane, protocol: Protocol, address: SocketAddr) {
+    let backend = Backend {
+        id: BackendId(1),
+        slot: 0,
+        protocol,
+        address,
+        weight: 1,
+        name: None,
+        standing: Standing::Serving,
+    };
+    let mut rotations = [vec![], vec![], vec![]];
+    rotations[protocol as usize].push(0);
+    plane.snapshots.publish(Snapshot { version: 1, backends: vec![backend], rotations });
+    plane.ends[0].wake.write(1).unwrap();
+}
+
+fn stop(mut plane: DataPlane) {
+    plane.ends[0].orders.push(Order::Stop).unwrap();
+    plane.ends[0].wake.write(1).unwrap();
+    plane.threads.join();
+}
+
+fn echo_backend() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -98,21 +129,7 @@ fn relaying_a_message_allocates_nothing() {
         config.listen.api = None;
         let mut plane =
             DataPlane::start(&config, 100, Features { receive_cap, splice: receive_cap }).unwrap();
-        let backend = Backend {
-            id: BackendId(1),
-            slot: 0,
-            protocol: Protocol::Tcp,
-            address: echo_backend(),
-            weight: 1,
-            name: None,
-            standing: Standing::Serving,
-        };
-        plane.snapshots.publish(Snapshot {
-            version: 1,
-            backends: vec![backend],
-            rotations: [vec![0], vec![], vec![]],
-        });
-        plane.ends[0].wake.write(1).unwrap();
+        publish(&mut plane, Protocol::Tcp, echo_backend());
         let door = plane.tcp.unwrap();
         let mut users: Vec<_> = (0..16).map(|_| served(door)).collect();
         let (small, large) = (vec![1; 64], vec![2; 100_000]);
@@ -126,17 +143,12 @@ fn relaying_a_message_allocates_nothing() {
             }
         };
         exchange(100);
-        WATCHED.store(worker_thread(), Ordering::Relaxed);
-        exchange(1000);
-        WATCHED.store(0, Ordering::Relaxed);
-        assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "in more than 16,000 messages");
-        plane.ends[0].orders.push(Order::Stop).unwrap();
-        plane.ends[0].wake.write(1).unwrap();
-        plane.threads.join();
+        assert_eq!(allocated(|| exchange(1000)), 0, "in more than 16,000 messages");
+        stop(plane);
     }
 }
 
-fn served(door: std::net::SocketAddr) -> TcpStream {
+fn served(door: SocketAddr) -> TcpStream {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let mut user = TcpStream::connect(door).unwrap();
@@ -158,27 +170,14 @@ fn relaying_a_datagram_allocates_nothing() {
     let mut plane =
         DataPlane::start(&config, 100, Features { receive_cap: true, splice: true }).unwrap();
     let service = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let backend = Backend {
-        id: BackendId(1),
-        slot: 0,
-        protocol: Protocol::Udp,
-        address: service.local_addr().unwrap(),
-        weight: 1,
-        name: None,
-        standing: Standing::Serving,
-    };
+    let address = service.local_addr().unwrap();
     thread::spawn(move || {
         let mut bytes = vec![0; 70_000];
         while let Ok((count, from)) = service.recv_from(&mut bytes) {
             service.send_to(&bytes[..count], from).unwrap();
         }
     });
-    plane.snapshots.publish(Snapshot {
-        version: 1,
-        backends: vec![backend],
-        rotations: [vec![], vec![0], vec![]],
-    });
-    plane.ends[0].wake.write(1).unwrap();
+    publish(&mut plane, Protocol::Udp, address);
     let door = plane.udp.unwrap();
     let users: Vec<UdpSocket> = (0..16).map(|_| answered(door)).collect();
     let mut answer = vec![0; 70_000];
@@ -195,17 +194,12 @@ fn relaying_a_datagram_allocates_nothing() {
         }
     };
     exchange(40);
-    WATCHED.store(worker_thread(), Ordering::Relaxed);
-    exchange(400);
-    WATCHED.store(0, Ordering::Relaxed);
-    assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "in more than 11,000 datagrams");
-    plane.ends[0].orders.push(Order::Stop).unwrap();
-    plane.ends[0].wake.write(1).unwrap();
-    plane.threads.join();
+    assert_eq!(allocated(|| exchange(400)), 0, "in more than 11,000 datagrams");
+    stop(plane);
 }
 
 /// Answers every request head with the same few bytes.
-fn answering_backend() -> std::net::SocketAddr {
+fn answering_backend() -> SocketAddr {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 2\r\n\r\nok";
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -250,21 +244,7 @@ fn an_api_request_allocates_nothing() {
     config.log.requests_per_second = 1_000_000;
     let mut plane =
         DataPlane::start(&config, 100, Features { receive_cap: true, splice: true }).unwrap();
-    let backend = Backend {
-        id: BackendId(1),
-        slot: 0,
-        protocol: Protocol::Api,
-        address: answering_backend(),
-        weight: 1,
-        name: None,
-        standing: Standing::Serving,
-    };
-    plane.snapshots.publish(Snapshot {
-        version: 1,
-        backends: vec![backend],
-        rotations: [vec![], vec![], vec![0]],
-    });
-    plane.ends[0].wake.write(1).unwrap();
+    publish(&mut plane, Protocol::Api, answering_backend());
     let mut answer = vec![0; 4096];
     let end = Instant::now() + Duration::from_secs(10);
     let mut users: Vec<TcpStream> = Vec::new();
@@ -284,16 +264,11 @@ fn an_api_request_allocates_nothing() {
         }
     };
     rounds(20);
-    WATCHED.store(worker_thread(), Ordering::Relaxed);
-    rounds(400);
-    WATCHED.store(0, Ordering::Relaxed);
-    assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "in 6,400 requests");
-    plane.ends[0].orders.push(Order::Stop).unwrap();
-    plane.ends[0].wake.write(1).unwrap();
-    plane.threads.join();
+    assert_eq!(allocated(|| rounds(400)), 0, "in 6,400 requests");
+    stop(plane);
 }
 
-fn answered(door: std::net::SocketAddr) -> UdpSocket {
+fn answered(door: SocketAddr) -> UdpSocket {
     let user = UdpSocket::bind("127.0.0.1:0").unwrap();
     user.connect(("127.0.0.1", door.port())).unwrap();
     let end = Instant::now() + Duration::from_secs(10);
