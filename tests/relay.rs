@@ -426,6 +426,25 @@ fn a_still_session_ends_and_a_half_closed_one_sooner() {
 }
 
 #[test]
+fn a_reader_who_stops_in_the_middle_of_a_stream_is_given_up_and_costs_nothing_until_then() {
+    let mut balancer = Balancer::start(|config| {
+        config.timeouts.half_close = Duration::from_secs(2);
+    });
+    balancer.register(&[backend(|mut connection| {
+        connection.read_to_end(&mut Vec::new()).unwrap();
+        let _ = connection.write_all(&vec![7; 20 << 20]);
+    })]);
+    let mut user = balancer.user();
+    user.shutdown(Shutdown::Write).unwrap();
+    user.read_exact(&mut [0; 200_000]).unwrap();
+    let turns = || balancer.sum(|m| m.counters.turns.get());
+    let before = turns();
+    eventually(|| (balancer.active() == 0).then_some(()));
+    assert!(turns() - before < 3000, "{} turns for a stream that stands", turns() - before);
+    balancer.stop();
+}
+
+#[test]
 fn orders_end_sessions_with_a_reset() {
     let mut balancer = Balancer::start(|_| {});
     balancer.register(&[named(b'a'), named(b'b')]);

@@ -132,6 +132,8 @@ pub enum When {
     Readable,
     /// When the other side takes more.
     Writable,
+    /// After a while: the other side was said to take more, and then took nothing.
+    Later,
 }
 
 /// How to receive.

@@ -47,10 +47,14 @@ impl Pace {
 
     /// Learns from a splice step when to take the next one, or that this is no stream any more.
     pub(super) fn note_splice(&mut self, moved: u64, how: Spliced) {
+        let waited = matches!(self.splice, Some(When::Writable | When::Later));
         let trickle = how == Spliced::Step(Splice::Empty) && moved < SMALL_BYTES as u64;
         self.stream = if trickle { self.stream + 1 } else { 0 };
         self.splice = match how {
             Spliced::Step(Splice::Moved) => Some(When::NextTurn),
+            // A socket may call itself writable and refuse what is in a pipe all the same (Linux
+            // 6.18, with some megabytes unread); asked at once again it would say so for ever.
+            Spliced::Step(Splice::Full) if moved == 0 && waited => Some(When::Later),
             Spliced::Step(Splice::Full) => Some(When::Writable),
             Spliced::Step(Splice::Empty) if self.stream == TRICKLE_ROW => None,
             Spliced::Step(Splice::Empty) if moved > 0 => Some(When::Soon),

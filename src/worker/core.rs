@@ -209,7 +209,7 @@ impl Core {
             self.books.borrow_mut().moved(&mut session.entry, up, down, now);
             return self.close_if_settled(now, key, pool, out);
         }
-        let sent = matches!(event, Event::Sent { .. } | Event::Spliced { .. });
+        let sent = matches!(event, Event::Sent { .. } | Event::Spliced { moved: 1.., .. });
         let starved = match event {
             Event::Received { side, what: Received::NoBuffers, .. } => Some(side),
             _ => None,

@@ -15,17 +15,25 @@ use crate::ring::pipe::{PIPES_MAX, Pipe, Pipes};
 
 /// The moment of `When::Soon`.
 const MOMENT: Duration = Duration::from_micros(200);
+/// The while of `When::Later`: rare enough to cost nothing, and short for who reads so slowly.
+const WHILE: Duration = Duration::from_millis(20);
 
 /// A step: the session and the side that is read from.
 pub type Step = (Key, Side);
+
+/// Steps that wait for the same time, which the first of them set.
+struct Batch {
+    steps: Vec<Step>,
+    at: Option<Now>,
+}
 
 pub struct Splices {
     pipes: Pipes,
     /// Pipes on loan; a few, so a list.
     lent: Vec<(Step, Pipe)>,
     next_turn: Vec<Step>,
-    soon: Vec<Step>,
-    soon_at: Option<Now>,
+    soon: Batch,
+    later: Batch,
     /// The longest waiting first.
     due: VecDeque<Step>,
 }
@@ -37,8 +45,8 @@ impl Splices {
             pipes: Pipes::new(),
             lent: Vec::with_capacity(PIPES_MAX),
             next_turn: Vec::with_capacity(PIPES_MAX),
-            soon: Vec::with_capacity(PIPES_MAX),
-            soon_at: None,
+            soon: Batch::new(),
+            later: Batch::new(),
             due: VecDeque::with_capacity(PIPES_MAX),
         }
     }
@@ -66,13 +74,16 @@ impl Splices {
     }
 
     pub fn soon(&mut self, step: Step, now: Now) {
-        self.soon_at.get_or_insert(now.plus(MOMENT));
-        self.soon.push(step);
+        self.soon.push(step, now.plus(MOMENT));
+    }
+
+    pub fn later(&mut self, step: Step, now: Now) {
+        self.later.push(step, now.plus(WHILE));
     }
 
     /// Forgets a step that has not begun; false when it does not wait here.
     pub fn forget(&mut self, step: Step) -> bool {
-        for list in [&mut self.next_turn, &mut self.soon] {
+        for list in [&mut self.next_turn, &mut self.soon.steps, &mut self.later.steps] {
             if let Some(at) = list.iter().position(|waiting| *waiting == step) {
                 list.swap_remove(at);
                 return true;
@@ -88,15 +99,17 @@ impl Splices {
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
-        self.soon_at
+        [self.soon.at, self.later.at].into_iter().flatten().min()
     }
 
     /// Makes the steps due whose time has come; [`Splices::pop_due`] hands them out.
     pub fn turn(&mut self, now: Now) {
         self.due.extend(self.next_turn.drain(..));
-        if self.soon_at.is_some_and(|at| now >= at) {
-            self.due.extend(self.soon.drain(..));
-            self.soon_at = None;
+        for batch in [&mut self.soon, &mut self.later] {
+            if batch.at.is_some_and(|at| now >= at) {
+                self.due.extend(batch.steps.drain(..));
+                batch.at = None;
+            }
         }
     }
 
@@ -116,6 +129,17 @@ impl Splices {
         };
         let (moved, how) = pipe.step(source, sink);
         (moved as u64, pipe.held(), Spliced::Step(how))
+    }
+}
+
+impl Batch {
+    fn new() -> Batch {
+        Batch { steps: Vec::with_capacity(PIPES_MAX), at: None }
+    }
+
+    fn push(&mut self, step: Step, at: Now) {
+        self.at.get_or_insert(at);
+        self.steps.push(step);
     }
 }
 

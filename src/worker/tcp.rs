@@ -217,6 +217,7 @@ impl TcpDriver {
         match when {
             When::NextTurn => self.splices.in_next_turn(step),
             When::Soon => self.splices.soon(step, now),
+            When::Later => self.splices.later(step, now),
             When::Readable => ring.wait(tag, source.as_fd(), Until::Readable),
             When::Writable => ring.wait(tag, sink.as_fd(), Until::Writable),
         }

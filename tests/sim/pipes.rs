@@ -16,6 +16,8 @@ use super::random::Random;
 
 /// The moment of `When::Soon`, by `worker::splices`.
 const MOMENT: Duration = Duration::from_micros(200);
+/// The while of `When::Later`.
+const WHILE: Duration = Duration::from_millis(20);
 
 /// A step: the session and the side that is read from.
 pub type Step = (Key, Side);
@@ -74,6 +76,10 @@ impl Pipes {
     pub fn end(&mut self, step: Step) -> u64 {
         let place = self.lent.iter().position(|pipe| pipe.step == step);
         place.map_or(0, |place| self.lent.swap_remove(place).held)
+    }
+
+    pub fn later(&mut self, step: Step, now: Now) {
+        self.waiting.push((step, now.plus(WHILE)));
     }
 
     pub fn in_next_turn(&mut self, step: Step, now: Now) {

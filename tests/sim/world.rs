@@ -462,6 +462,7 @@ impl World {
         let (until, on) = match when {
             When::NextTurn => return self.pipes.in_next_turn(step, self.now),
             When::Soon => return self.pipes.soon(step, self.now),
+            When::Later => return self.pipes.later(step, self.now),
             When::Readable => (Until::Readable, side),
             When::Writable => (Until::Writable, side.other()),
         };
