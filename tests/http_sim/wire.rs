@@ -253,6 +253,11 @@ impl Wire {
 }
 
 impl Wire {
+    /// Whether the balancer does not know of the end, and never will by itself.
+    pub fn is_asleep(&self) -> bool {
+        self.asleep && self.armed.is_some()
+    }
+
     /// Whether the peer has not finished sending.
     pub fn inward_is_open(&self) -> bool {
         self.inward_end == End::Open && !self.left
