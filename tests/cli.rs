@@ -90,7 +90,7 @@ fn the_operators_faults_are_one_sentence_and_exit_code_2() {
         ),
         (
             vec!["backend", "--protocol", "tcp", "--port", "1", "--secret-file", "no/such"],
-            "check the path in the configuration",
+            "check that it is there and that this user may read it",
         ),
     ] {
         let output = ran(&arguments);

@@ -86,7 +86,8 @@ impl Secrets {
         let shown = path.display();
         let file = fs::File::open(path).map_err(|error| {
             format!(
-                "cannot read the secret file {shown}: {error}; check the path in the configuration"
+                "cannot read the secret file {shown}: {error}; check that it is there and that this \
+                 user may read it"
             )
         })?;
         let about = file.metadata().map_err(|error| format!("cannot look at {shown}: {error}"))?;
