@@ -83,6 +83,8 @@ ALL = [
             "--body-bytes", 65536) for connections in (64, 512)),
     Workload("half64", "TCP requests 64 B on a schedule at half load, 64 connections", "tcp",
              ("--connections", 64, "--size", 64), load=0.5),
+    Workload("halfget64", "HTTP small GET on a schedule at half load, 64 connections", "api",
+             ("--connections", 64, "--path", "/bytes/64"), load=0.5),
     Workload("mixed", "TCP requests on a schedule beside four bulk streams", "tcp",
              ("--connections", 16, "--size", 64), load=0.1,
              beside=("--bulk", "down", "--connections", 4)),
