@@ -372,7 +372,9 @@ fn finally(
     };
     let empty = matches!(framing, Framing::None | Framing::Length(0)) || head.status == 205;
     let unread = head.status == 205 && !matches!(framing, Framing::Length(0));
-    let reusable = head.version == Version::Http11 && !head.connection.close && !unread;
+    // Who answers before being asked may yet answer what was asked, to whoever would be next.
+    let asked = exchange.sent;
+    let reusable = asked && head.version == Version::Http11 && !head.connection.close && !unread;
     exchange.status = head.status;
     exchange.close |= about.close || sent_as == Framing::UntilClose;
     exchange.keep = (reusable && framing != Framing::UntilClose)
@@ -422,4 +424,40 @@ fn size_line(line: &mut [u8; 20], wrap: Wrap, size: usize) -> usize {
         line[start..start + 2].copy_from_slice(b"\r\n");
     }
     start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::time::Now;
+    use crate::http::date::Date;
+
+    /// Reads a whole response to a request; says for how long its connection may be kept.
+    fn kept(text: &str, sent: bool) -> Option<Duration> {
+        let (settings, date) = (Settings::default(), Date::at(0));
+        let about = Circumstances { settings: &settings, date: &date, close: false };
+        let mut exchange = Exchange::new();
+        exchange.begin(Now::from_nanos(0));
+        exchange.sent = sent;
+        let read = read(&mut exchange, text.as_bytes(), 0, &about, &mut Vec::new());
+        assert!(matches!(read, Read::Final { .. }), "{text}");
+        exchange.keep
+    }
+
+    #[test]
+    fn a_connection_is_kept_when_its_answer_came_after_the_request_and_nothing_speaks_against_it() {
+        let most = Settings::default().spare_timeout;
+        let second = Duration::from_secs(1);
+        for (text, sent, time) in [
+            ("1.1 200 OK\r\nContent-Length: 0", true, Some(most)),
+            ("1.1 200 OK\r\nContent-Length: 0", false, None),
+            ("1.1 200 OK\r\nContent-Length: 0\r\nConnection: close", true, None),
+            ("1.1 200 OK\r\nContent-Length: 0\r\nKeep-Alive: timeout=2", true, Some(second)),
+            ("1.1 200 OK\r\nContent-Length: 0\r\nKeep-Alive: timeout=1", true, None),
+            ("1.0 200 OK\r\nContent-Length: 0", true, None),
+            ("1.1 200 OK", true, None),
+        ] {
+            assert_eq!(kept(&format!("HTTP/{text}\r\n\r\n"), sent), time, "{text} {sent}");
+        }
+    }
 }
