@@ -2,9 +2,7 @@
 //! counting of body bytes as they pass; buffers nothing. Whatever leaves room for two opinions about
 //! the length is refused, because a second opinion is how a request is smuggled (RFC 9112 11.2).
 
-use std::ops::Range;
-
-use super::chunked::Chunked;
+use super::chunked::{Chunked, Passed};
 use super::field::{self, Name};
 use super::head::{Fields, RequestHead, ResponseHead};
 use super::{Fault, Version};
@@ -93,17 +91,6 @@ fn only_chunked(fields: &Fields<'_, '_>) -> Result<(), Fault> {
         (Some(b"") | None, _) => Err(Fault::new(400, "malformed Transfer-Encoding")),
         _ => Err(Fault::new(501, "unknown transfer coding")),
     }
-}
-
-/// What became of a block of body bytes.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Passed {
-    /// How many bytes belonged to the body; what follows is the next message's.
-    pub consumed: usize,
-    /// Where in the same block the bytes to pass on now are.
-    pub output: Range<usize>,
-    /// The body is complete.
-    pub finished: bool,
 }
 
 /// A body on its way through.

@@ -4,8 +4,9 @@
 //! come out one for one, extensions do not come out at all. So a block is rewritten in place whatever
 //! way the body is cut into blocks, and nothing is buffered but the trailer section, which is bounded.
 
+use std::ops::Range;
+
 use super::Fault;
-use super::body::Passed;
 use super::field;
 use super::head::{FIELDS_MAX, Field};
 
@@ -41,6 +42,17 @@ enum State {
     /// There are no trailers; a line feed must follow.
     TrailersEnd,
     Finished,
+}
+
+/// What became of a block of body bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Passed {
+    /// How many bytes belonged to the body; what follows is the next message's.
+    pub consumed: usize,
+    /// Where in the same block the bytes to pass on now are.
+    pub output: Range<usize>,
+    /// The body is complete.
+    pub finished: bool,
 }
 
 /// A chunked body on its way through.

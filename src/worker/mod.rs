@@ -17,3 +17,12 @@ pub mod shell;
 mod splices;
 pub mod tcp;
 pub mod udp;
+
+/// Which driver a completion is for: the upper four bits of `Tag::kind`. The lower four are the
+/// driver's own and not zero.
+pub mod family {
+    pub const SHELL: u8 = 0x00;
+    pub const TCP: u8 = 0x10;
+    pub const UDP: u8 = 0x20;
+    pub const API: u8 = 0x30;
+}

@@ -13,6 +13,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::api::ApiDriver;
 use super::dispatcher::Books;
+use super::family;
 use super::link::Order;
 use super::tcp::TcpDriver;
 use super::udp::UdpDriver;
@@ -28,15 +29,6 @@ const PATIENCE_MAX: Duration = Duration::from_millis(500);
 const PATIENCE_MIN: Duration = Duration::from_micros(50);
 /// How long a worker that was told to stop waits for the kernel to let go of the sessions.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Which driver a completion is for: the upper four bits of `Tag::kind`. The lower four are the
-/// driver's own and not zero.
-pub mod family {
-    pub const SHELL: u8 = 0x00;
-    pub const TCP: u8 = 0x10;
-    pub const UDP: u8 = 0x20;
-    pub const API: u8 = 0x30;
-}
 
 const WAKE: Tag = Tag { kind: family::SHELL | 1, generation: 0, slot: 0 };
 

@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use super::core::{Cmd, Core, GENERATION_MASK, Key};
 use super::door::{Arrival, Door};
+use super::family;
 use super::link::Order;
-use super::shell::family;
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
 use crate::proxy::{self, Event, Intake, Received, Side, Spliced, When};

@@ -13,11 +13,11 @@ use nix::errno::Errno;
 
 use super::core::udp::{Core, Down, Load, Up, Why};
 use super::dispatcher::{Books, Dispatcher};
+use super::family;
 use super::link::Order;
 use super::origins::Origins;
 use super::outbox::{Outbox, Way};
 use super::passage::{Label, Passages};
-use super::shell::family;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::proxy::udp::{Family, Socket};

@@ -1,6 +1,7 @@
 //! One connection to an echo backend, without its socket: what becomes of the bytes that come in.
 //! Names the pool, knows no ring.
 
+use super::Gone;
 use super::web::WebGuest;
 use crate::load::blocks;
 use crate::load::message::{Content, HEAD_BYTES, Head, Kind};
@@ -9,23 +10,6 @@ use crate::ring::pool::{Buf, Chain, Pool};
 /// A first message up to this long is copied with its new head, so that the answer is one block and
 /// not a gathered send.
 const SHORT_BYTES: usize = 512;
-
-/// Why a connection is ended from this side.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Gone {
-    /// The content was not what the generator sends.
-    Corrupt,
-    /// Not a request that can be answered.
-    Malformed,
-    /// Too few blocks for the answer.
-    Exhausted,
-}
-
-impl From<blocks::Exhausted> for Gone {
-    fn from(_: blocks::Exhausted) -> Gone {
-        Gone::Exhausted
-    }
-}
 
 /// What a connection has become.
 pub enum Guest {

@@ -19,8 +19,25 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::thread;
 use crate::cluster::Protocol;
-use crate::load::line;
+use crate::load::{blocks, line};
 use crate::ring::sys;
+
+/// Why a connection is ended from this side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gone {
+    /// The content was not what the generator sends.
+    Corrupt,
+    /// Not a request that can be answered.
+    Malformed,
+    /// Too few blocks for the answer.
+    Exhausted,
+}
+
+impl From<blocks::Exhausted> for Gone {
+    fn from(_: blocks::Exhausted) -> Gone {
+        Gone::Exhausted
+    }
+}
 
 /// Running backends of one protocol, all on one thread; they end when this is dropped.
 pub struct Backends {

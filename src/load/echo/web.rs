@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use super::guest::Gone;
+use super::Gone;
 use crate::http::Limits;
 use crate::http::body::{self, Body, Framing};
 use crate::http::head::{self, RequestHead, Space, Target};
