@@ -291,7 +291,7 @@ mod tests {
             assert!(fault.contains("chmod 600"), "{fault}");
         }
         fs::remove_file(&path).unwrap();
-        assert!(Secrets::load(&path).unwrap_err().contains("check the path"));
+        assert!(Secrets::load(&path).unwrap_err().contains("check that it is there"));
     }
 
     #[test]
