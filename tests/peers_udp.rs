@@ -236,9 +236,8 @@ fn a_hundred_thousand_udp_sessions_over_four_backends_keep_their_answers_apart()
     assert_eq!(balancer.process.terminate(), Some(0));
 }
 
-/// An authoritative server with a small zone.
+/// An authoritative server with a small zone, which answers.
 fn knot(folder: &Folder) -> (Process, u16) {
-    let port = free_udp_port();
     let mut zone =
         "$ORIGIN example.\n$TTL 60\n@ SOA ns admin 1 60 60 60 60\n@ NS ns\nns A 192.0.2.1\n"
             .to_owned();
@@ -247,13 +246,21 @@ fn knot(folder: &Folder) -> (Process, u16) {
     }
     folder.file("example.zone", &zone);
     let at = text(&folder.0);
-    let settings = format!(
-        "server:\n    rundir: {at}\n    listen: 127.0.0.1@{port}\n\
-         database:\n    storage: {at}\n\
-         zone:\n  - domain: example\n    storage: {at}\n    file: example.zone\n"
-    );
-    let file = folder.file("knot.conf", &settings);
-    (Process::start("knotd", &["-c", text(&file)]), port)
+    // It wants its port for TCP as well, and another program may take either before it does.
+    for _ in 0..5 {
+        let port = free_port();
+        let settings = format!(
+            "server:\n    rundir: {at}\n    listen: 127.0.0.1@{port}\n\
+             database:\n    storage: {at}\n\
+             zone:\n  - domain: example\n    storage: {at}\n    file: example.zone\n"
+        );
+        let file = folder.file("knot.conf", &settings);
+        let server = Process::start("knotd", &["-c", text(&file)]);
+        if (0..3).any(|_| dnsperf(folder, port).2 > 0) {
+            return (server, port);
+        }
+    }
+    panic!("knotd answers on none of five ports");
 }
 
 /// What dnsperf counted against a server at this port: queries sent, lost, and answered well.
@@ -279,7 +286,6 @@ fn dnsperf(folder: &Folder, port: u16) -> (u64, u64, u64) {
 fn no_answer_of_dns_is_lost_on_the_way_through_the_door() {
     let folder = Folder::new("dns");
     let (_server, server) = knot(&folder);
-    eventually("knot answers", || (dnsperf(&folder, server).2 > 0).then_some(()));
     let direct = dnsperf(&folder, server);
     let balancer = UdpBalancer::start("dns-door", "", &[server]);
     let through = dnsperf(&folder, balancer.port);
