@@ -167,14 +167,11 @@ impl Core {
     ) -> Up {
         let key = FlowKey::new(client, local);
         let hash = self.settings.hasher.flow(&key);
-        let housed = match self.flows.find(hash, &key) {
-            Some(place) => self.house(now, place, hash, load, books),
-            None => match self.holder_elsewhere(hash) {
-                Some(worker) => return Up::Pass(worker),
-                None => self.begin(now, hash, key, load, books),
-            },
-        };
-        self.sent_or_dropped(now, housed, load, books)
+        let place = self.flows.find(hash, &key);
+        match place.is_none().then(|| self.holder_elsewhere(hash)).flatten() {
+            Some(worker) => Up::Pass(worker),
+            None => self.carry(now, (hash, key, place), load, books),
+        }
     }
 
     /// The same for a datagram that another worker handed to this one. It goes no further, also if its
@@ -189,20 +186,22 @@ impl Core {
     ) -> Up {
         let key = FlowKey::new(client, local);
         let hash = self.settings.hasher.flow(&key);
-        let housed = match self.flows.find(hash, &key) {
-            Some(place) => self.house(now, place, hash, load, books),
-            None => self.begin(now, hash, key, load, books),
-        };
-        self.sent_or_dropped(now, housed, load, books)
+        let place = self.flows.find(hash, &key);
+        self.carry(now, (hash, key, place), load, books)
     }
 
-    fn sent_or_dropped(
+    /// Sends a datagram on in the session at `place`, or in one that begins with it.
+    fn carry(
         &mut self,
         now: Now,
-        housed: Result<u32, Up>,
+        (hash, key, place): (u64, FlowKey, Option<u32>),
         load: Load,
         books: &mut Dispatcher,
     ) -> Up {
+        let housed = match place {
+            Some(place) => self.house(now, place, hash, load, books),
+            None => self.begin(now, hash, key, load, books),
+        };
         let up = match housed.and_then(|place| self.forward(now, place, load, books)) {
             Ok(up) | Err(up) => up,
         };
