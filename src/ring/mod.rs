@@ -303,6 +303,16 @@ impl Ring {
         }
     }
 
+    /// Hands the kernel what waits, without waiting for anything.
+    pub fn flush(&mut self) {
+        // An error here (EBUSY, EINTR) leaves entries waiting; they are tried again, by the caller's
+        // loop or at the next enter.
+        if !self.io.submission().is_empty() {
+            let _ = self.io.submit();
+        }
+        self.wipe();
+    }
+
     /// Moves up to [`REAP_MAX`] completions into `into`. True when more may be waiting.
     pub fn reap(&mut self, into: &mut Vec<Done>) -> bool {
         let mut completions = self.io.completion();
@@ -342,14 +352,6 @@ impl Ring {
         while unsafe { self.io.submission().push(&entry) }.is_err() {
             self.flush();
         }
-    }
-
-    /// Hands the kernel what waits, without waiting for anything.
-    fn flush(&mut self) {
-        // An error here (EBUSY, EINTR) leaves entries waiting; they are tried again, by the caller's
-        // loop or at the next enter.
-        let _ = self.io.submit();
-        self.wipe();
     }
 
     /// Sees to it that the next push need not flush, which would wipe what it points at.

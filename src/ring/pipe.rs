@@ -17,8 +17,6 @@ const PIPE_BYTES: usize = 1 << 20;
 /// Pipes of one worker. The kernel lets an unprivileged user have 64 MiB in large pipes
 /// (`pipe-user-pages-soft`, pipe(7)); flows beyond it stay with blocks.
 pub const PIPES_MAX: usize = 16;
-/// Bytes that one step moves at most, so that streams leave room for messages.
-const STEP_BYTES: usize = 512 * 1024;
 
 /// One pipe, on loan to one flow.
 pub struct Pipe {
@@ -33,12 +31,18 @@ impl Pipe {
         self.held
     }
 
-    /// Moves what can be moved; says how much reached the sink, and why it was not more.
-    pub fn step(&mut self, source: BorrowedFd<'_>, sink: BorrowedFd<'_>) -> (usize, Splice) {
+    /// Moves what can be moved, but `bytes_max` at most; says how much reached the sink, and why it was
+    /// not more.
+    pub fn step(
+        &mut self,
+        source: BorrowedFd<'_>,
+        sink: BorrowedFd<'_>,
+        bytes_max: usize,
+    ) -> (usize, Splice) {
         let mut moved = 0;
-        while moved < STEP_BYTES {
+        while moved < bytes_max {
             // The source is not read ahead of the sink: what waits in the pipe goes first.
-            let arrived = if self.held > 0 { Ok(self.held) } else { self.fill(source) };
+            let arrived = if self.held > 0 { Ok(self.held) } else { self.fill(source, bytes_max) };
             let outcome = match arrived {
                 Ok(0) => Splice::Ended,
                 Ok(_) => match self.empty(sink) {
@@ -57,9 +61,9 @@ impl Pipe {
         (moved, Splice::Moved)
     }
 
-    fn fill(&mut self, source: BorrowedFd<'_>) -> Result<usize, Errno> {
+    fn fill(&mut self, source: BorrowedFd<'_>, bytes_max: usize) -> Result<usize, Errno> {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        self.held = splice(source, None, &self.write, None, STEP_BYTES, flags)?;
+        self.held = splice(source, None, &self.write, None, bytes_max, flags)?;
         Ok(self.held)
     }
 
@@ -115,6 +119,8 @@ mod tests {
 
     use super::*;
 
+    const STEP: usize = 512 * 1024;
+
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -132,7 +138,7 @@ mod tests {
     ) -> (usize, Splice) {
         let mut all = 0;
         for _ in 0..100_000 {
-            let (moved, how) = pipe.step(source.as_fd(), sink.as_fd());
+            let (moved, how) = pipe.step(source.as_fd(), sink.as_fd(), STEP);
             all += moved;
             if how != not {
                 return (all, how);
@@ -146,7 +152,7 @@ mod tests {
         let mut pipe = Pipes::new().lend().unwrap();
         let (source, mut user) = pair();
         let (sink, mut backend) = pair();
-        assert_eq!(pipe.step(source.as_fd(), sink.as_fd()), (0, Splice::Empty));
+        assert_eq!(pipe.step(source.as_fd(), sink.as_fd(), STEP), (0, Splice::Empty));
         user.write_all(b"stream").unwrap();
         user.shutdown(Shutdown::Write).unwrap();
         assert_eq!(settle(&mut pipe, &source, &sink, Splice::Empty), (6, Splice::Ended));
@@ -165,7 +171,7 @@ mod tests {
         let mut sent = 0;
         let moved = loop {
             sent += user.write(&[7; 65536]).unwrap_or(0);
-            let (_, how) = pipe.step(source.as_fd(), sink.as_fd());
+            let (_, how) = pipe.step(source.as_fd(), sink.as_fd(), STEP);
             if how == Splice::Full
                 && user.write(&[7; 1]).map_or(true, |count| {
                     sent += count;
@@ -186,7 +192,7 @@ mod tests {
             all
         });
         loop {
-            match pipe.step(source.as_fd(), sink.as_fd()).1 {
+            match pipe.step(source.as_fd(), sink.as_fd(), STEP).1 {
                 Splice::Ended => break,
                 Splice::SourceFailed(errno) | Splice::SinkFailed(errno) => panic!("{errno}"),
                 _ => std::thread::yield_now(),

@@ -1,8 +1,9 @@
 //! The loop of one worker. Owns the ring, and what is the same for every protocol: waiting, time,
 //! orders, the snapshot. A completion goes to the driver of its protocol; decides nothing itself.
 //!
-//! One turn: submit and wait, reap, look at the snapshot, handle, look at time and orders. System calls
-//! outside the ring are made only when a session starts or ends, never for a message.
+//! One turn: submit and wait, reap, look at the snapshot, handle, look at time and orders, and take one
+//! step of one long stream. System calls outside the ring are made for such steps, and when a session
+//! starts or ends; never for a message.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -81,6 +82,7 @@ impl Shell {
                 self.complete(now, done);
             }
             self.housekeep(now);
+            self.tcp.step(now, &mut self.ring);
             if self.stop_at.is_some_and(|at| self.live() == 0 || now >= at) {
                 return Ok(());
             }
@@ -103,11 +105,12 @@ impl Shell {
 
     fn complete(&mut self, now: Now, done: Done) {
         match done.tag.kind & 0xf0 {
-            family::TCP => self.tcp.complete(now, done, &mut self.ring),
+            family::TCP => return self.tcp.complete(now, done, &mut self.ring),
             family::UDP => self.udp.complete(now, done, &mut self.ring),
             family::API => self.api.complete(now, done, &mut self.ring),
-            _ => self.woken(done),
+            _ => return self.woken(done),
         }
+        self.tcp.note_message(now);
     }
 
     fn adopt(&mut self) {

@@ -77,6 +77,7 @@ impl TcpDriver {
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
         match done.tag.kind {
             RECEIVE | SEND => {
+                self.splices.note_message(now);
                 let (key, event) = relay_event(done);
                 self.core.relayed(now, key, event, ring.pool_mut(), &mut self.commands);
             }
@@ -90,7 +91,7 @@ impl TcpDriver {
                     Err(Errno::ECANCELED) => {
                         self.spliced(now, step, (0, 0, Spliced::Stopped), ring)
                     }
-                    _ => self.splice(now, step, ring),
+                    _ => self.splices.in_next_turn(step),
                 }
             }
             _ => self.arrived(now, done, ring),
@@ -98,7 +99,7 @@ impl TcpDriver {
         self.execute(now, ring);
     }
 
-    /// What is due whatever completed: deadlines, flows that waited for blocks, one splice step.
+    /// What is due whatever completed: deadlines, flows that waited for blocks.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         self.door.housekeep(now, ring);
         self.core.expire(now, ring.pool_mut(), &mut self.commands);
@@ -106,12 +107,21 @@ impl TcpDriver {
             self.core.relieve(now, ring.pool_mut(), &mut self.commands);
         }
         self.execute(now, ring);
+    }
+
+    /// A message passed through the worker by another door: streams are to leave room for the next.
+    pub fn note_message(&mut self, now: Now) {
+        self.splices.note_message(now);
+    }
+
+    /// Takes one splice step, if one is due, at the end of a turn. A message that comes meanwhile waits
+    /// for one stream's step, not for all; and one that came before it has left.
+    pub fn step(&mut self, now: Now, ring: &mut Ring) {
         self.splices.turn(now);
-        // One in a turn: a message that comes meanwhile waits for one stream's step, not for all.
-        if let Some(step) = self.splices.pop_due() {
-            self.splice(now, step, ring);
-            self.execute(now, ring);
-        }
+        let Some(step) = self.splices.pop_due() else { return };
+        ring.flush();
+        self.splice(now, step, ring);
+        self.execute(now, ring);
     }
 
     pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
@@ -228,7 +238,7 @@ impl TcpDriver {
         let sides = &self.sockets[key.place as usize].sides;
         let socket = |side: Side| sides[side as usize].as_ref().map(OwnedFd::as_fd);
         let (Some(source), Some(sink)) = (socket(side), socket(side.other())) else { return };
-        let outcome = self.splices.step(step, source, sink);
+        let outcome = self.splices.step(now, step, source, sink);
         self.spliced(now, step, outcome, ring);
     }
 
