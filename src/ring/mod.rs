@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 use socket2::SockAddr;
 
@@ -127,12 +127,27 @@ impl Settings {
 /// One io_uring instance with its buffers. Stays on the thread that made it.
 pub struct Ring {
     io: IoUring,
+    /// How it waits, beyond waiting.
+    wait_flags: EnterFlags,
     provided: [Provided; 3],
     /// Never dropped: an operation may be in flight on its memory.
     pool: ManuallyDrop<Pool>,
     desk: Desk,
     post: Post,
 }
+
+/// `struct io_uring_getevents_arg` (io_uring_enter2(2)): which signals end the wait (none), for how long
+/// to gather more than was asked for (not at all), and when it is over. The crate's own fits only the
+/// calls that know nothing of `IORING_ENTER_NO_IOWAIT`.
+#[repr(C)]
+struct WaitArgument {
+    signals: u64,
+    signals_bytes: u32,
+    batch_us: u32,
+    limit: *const libc::timespec,
+}
+// `struct __kernel_timespec` has 64 bits for each, everywhere.
+const _: () = assert!(size_of::<libc::timespec>() == 16);
 
 /// What the kernel reads while it takes a submission: kept still until then.
 struct Desk {
@@ -162,7 +177,12 @@ impl Ring {
         let Settings { small_blocks, large_blocks, datagram_blocks } = settings;
         let pool = Pool::with_datagrams(small_blocks, large_blocks, datagram_blocks);
         let pool = ManuallyDrop::new(pool);
-        let mut ring = Ring { io, provided, pool, desk: Desk::new(), post: Post::new() };
+        // The kernel counts who waits in a ring as waiting for a disk, and an idle balancer as a host
+        // that does nothing but that; since 6.15 one may ask it not to.
+        let calm = io.params().is_feature_no_iowait();
+        let wait_flags = if calm { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
+        let (desk, post) = (Desk::new(), Post::new());
+        let mut ring = Ring { io, wait_flags, provided, pool, desk, post };
         ring.replenish();
         Ok(ring)
     }
@@ -286,12 +306,7 @@ impl Ring {
         self.replenish();
         let entered = match patience {
             Some(Duration::ZERO) => self.io.submit(),
-            Some(patience) => {
-                let limit = types::Timespec::from(patience);
-                let arguments = types::SubmitArgs::new().timespec(&limit);
-                self.io.submitter().submit_with_args(1, &arguments)
-            }
-            None => self.io.submit_and_wait(1),
+            _ => self.submit_and_wait(patience),
         };
         self.wipe();
         match entered.map_err(|error| error.raw_os_error()) {
@@ -329,6 +344,20 @@ impl Ring {
             }
         }
         true
+    }
+
+    fn submit_and_wait(&mut self, patience: Option<Duration>) -> io::Result<usize> {
+        let limit = patience.map(|patience| libc::timespec {
+            tv_sec: patience.as_secs() as libc::time_t,
+            tv_nsec: patience.subsec_nanos().into(),
+        });
+        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let argument = WaitArgument { signals: 0, signals_bytes: 0, batch_us: 0, limit };
+        let flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS | self.wait_flags;
+        let waiting = self.io.submission().len() as u32;
+        // SAFETY: the argument and the time that it points at live until the call returns, and what the
+        // submissions point at does until they are taken (module text).
+        unsafe { self.io.submitter().enter(waiting, 1, flags.bits(), Some(&argument)) }
     }
 
     /// Clears what the kernel had to read, if it has taken every submission.
