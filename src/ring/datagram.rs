@@ -143,6 +143,11 @@ impl Ring {
         self.push(LETTER | number, entry.flags(squeue::Flags::SKIP_SUCCESS));
     }
 
+    /// Whether the kernel has given letters back.
+    pub fn has_returned(&self) -> bool {
+        !self.post.returned.is_empty()
+    }
+
     /// A letter that the kernel has given back.
     pub fn next_returned(&mut self) -> Option<Returned> {
         self.post.returned.pop()

@@ -70,6 +70,11 @@ impl ApiDriver {
         [self.gateways.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
     }
 
+    /// Whether connections wait for blocks, which any driver may let go of.
+    pub fn is_starved(&self) -> bool {
+        self.gateways.is_starved()
+    }
+
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
         let key = Key { place: done.tag.slot, generation: done.tag.generation };
         let (conn, event) = match done.tag.kind {

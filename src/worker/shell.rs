@@ -47,9 +47,33 @@ pub struct Shell {
     tcp: TcpDriver,
     udp: UdpDriver,
     api: ApiDriver,
+    due: Due,
     parts: WorkerLoop,
     stop_at: Option<Now>,
 }
+
+/// When each driver is to be looked after though nothing completes for it: a message makes a short turn,
+/// of which the timers of two idle drivers would be a good part.
+#[derive(Default)]
+struct Due {
+    tcp: Now,
+    udp: Now,
+    api: Now,
+}
+
+impl Due {
+    /// All of them, in this turn.
+    fn all_at_once(&mut self) {
+        *self = Due::default();
+    }
+
+    fn first(&self) -> Now {
+        self.tcp.min(self.udp).min(self.api)
+    }
+}
+
+/// When a driver that waits for nothing but completions is to be looked after.
+const NEVER: Now = Now::from_nanos(u64::MAX);
 
 impl Shell {
     /// A worker over a ring of this thread.
@@ -60,7 +84,7 @@ impl Shell {
         api: ApiDriver,
         parts: WorkerLoop,
     ) -> Shell {
-        Shell { ring, tcp, udp, api, parts, stop_at: None }
+        Shell { ring, tcp, udp, api, due: Due::default(), parts, stop_at: None }
     }
 
     /// Runs until told to stop. An error is the kernel refusing to go on with the ring.
@@ -81,8 +105,8 @@ impl Shell {
             for done in completions.drain(..) {
                 self.complete(now, done);
             }
+            self.take_orders(now);
             self.housekeep(now);
-            self.tcp.step(now, &mut self.ring);
             if self.stop_at.is_some_and(|at| self.live() == 0 || now >= at) {
                 return Ok(());
             }
@@ -95,19 +119,24 @@ impl Shell {
     }
 
     fn patience(&self) -> Option<Duration> {
-        let now = Now::read();
-        let deadlines =
-            [self.tcp.next_deadline(), self.udp.next_deadline(), self.api.next_deadline()];
-        let next = deadlines.into_iter().flatten().min().map_or(PATIENCE_MAX, |at| at.since(now));
         // Never zero, so that a deadline that stays due cannot make the loop spin.
-        Some(next.clamp(PATIENCE_MIN, PATIENCE_MAX))
+        Some(self.due.first().since(Now::read()).clamp(PATIENCE_MIN, PATIENCE_MAX))
     }
 
     fn complete(&mut self, now: Now, done: Done) {
         match done.tag.kind & 0xf0 {
-            family::TCP => return self.tcp.complete(now, done, &mut self.ring),
-            family::UDP => self.udp.complete(now, done, &mut self.ring),
-            family::API => self.api.complete(now, done, &mut self.ring),
+            family::TCP => {
+                self.due.tcp = now;
+                return self.tcp.complete(now, done, &mut self.ring);
+            }
+            family::UDP => {
+                self.due.udp = now;
+                self.udp.complete(now, done, &mut self.ring);
+            }
+            family::API => {
+                self.due.api = now;
+                self.api.complete(now, done, &mut self.ring);
+            }
             _ => return self.woken(done),
         }
         self.tcp.note_message(now);
@@ -117,11 +146,11 @@ impl Shell {
         if let Some(snapshot) = self.parts.snapshots.changed() {
             self.udp.adopt(&snapshot);
             self.parts.books.borrow_mut().adopt(snapshot);
+            self.due.all_at_once();
         }
     }
 
-    /// What is due whatever completed.
-    fn housekeep(&mut self, now: Now) {
+    fn take_orders(&mut self, now: Now) {
         while let Ok(order) = self.parts.orders.pop() {
             match order {
                 Order::Stop => self.stop_at = Some(now.plus(STOP_PATIENCE)),
@@ -131,10 +160,29 @@ impl Shell {
             self.tcp.order(now, order, &mut self.ring);
             self.udp.order(now, order);
             self.api.order(now, order, &mut self.ring);
+            self.due.all_at_once();
         }
-        self.tcp.housekeep(now, &mut self.ring);
-        self.udp.housekeep(now, &mut self.ring);
-        self.api.housekeep(now, &mut self.ring);
+    }
+
+    /// Looks after the drivers that something completed for, whose time has come, or who wait for what
+    /// another may have let go of.
+    fn housekeep(&mut self, now: Now) {
+        let tcp = self.due.tcp <= now || self.tcp.is_starved() || self.tcp.is_eager();
+        if tcp {
+            self.tcp.housekeep(now, &mut self.ring);
+        }
+        if self.due.udp <= now || self.ring.has_returned() {
+            self.udp.housekeep(now, &mut self.ring);
+            self.due.udp = self.udp.next_deadline().unwrap_or(NEVER);
+        }
+        if self.due.api <= now || self.api.is_starved() {
+            self.api.housekeep(now, &mut self.ring);
+            self.due.api = self.api.next_deadline().unwrap_or(NEVER);
+        }
+        if tcp {
+            self.tcp.step(now, &mut self.ring);
+            self.due.tcp = self.tcp.next_deadline().unwrap_or(NEVER);
+        }
         let books = self.parts.books.borrow();
         books.metrics().counters.buffers_free.set(self.ring.unused(Class::Small) as u64);
         books.metrics().counters.turns.one();
@@ -143,6 +191,8 @@ impl Shell {
     fn woken(&mut self, done: Done) {
         debug_assert_eq!(done.tag, WAKE, "the shell itself waits for nothing else");
         sys::drain(&self.parts.wake);
+        // There is an order, or a datagram from another worker.
+        self.due.all_at_once();
         if !done.more {
             self.ring.watch(WAKE, self.parts.wake.as_fd());
         }

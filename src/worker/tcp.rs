@@ -74,6 +74,11 @@ impl TcpDriver {
         self.splices.is_eager()
     }
 
+    /// Whether flows wait for blocks, which any driver may let go of.
+    pub fn is_starved(&self) -> bool {
+        self.core.is_starved()
+    }
+
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
         match done.tag.kind {
             RECEIVE | SEND => {

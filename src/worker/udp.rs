@@ -155,6 +155,9 @@ impl UdpDriver {
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
+        if self.neighbours.passages.waiting(self.neighbours.worker) > 0 {
+            return Some(Now::default());
+        }
         let deaf = self.deaf.iter().map(|deaf| deaf.at).min();
         [self.core.next_deadline(), deaf].into_iter().flatten().min()
     }
