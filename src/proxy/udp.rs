@@ -123,6 +123,8 @@ struct SocketState {
     open: bool,
     /// Pairs of any peer that are held or rest.
     busy: u32,
+    /// The peer that a datagram came from last: most likely the next one's too.
+    last: Option<PeerId>,
 }
 
 struct Rest {
@@ -216,6 +218,21 @@ impl Upstream {
             self.peers[id.index()].as_ref().is_some_and(|peer| peer.address == address)
         };
         self.by_address.find(self.hasher.address(address), same).copied()
+    }
+
+    /// The peer with this address, from which a datagram came to `socket`.
+    pub fn speaker(&mut self, socket: Socket, address: SocketAddr) -> Option<PeerId> {
+        let number = usize::from(socket.number);
+        let last = self.sockets[socket.family as usize].all.get(number)?.last;
+        let is_he = |id: &PeerId| {
+            self.peers[id.index()].as_ref().is_some_and(|peer| peer.address == address)
+        };
+        if let Some(id) = last.filter(is_he) {
+            return Some(id);
+        }
+        let found = self.find(address)?;
+        self.sockets[socket.family as usize].all[number].last = Some(found);
+        Some(found)
     }
 
     pub fn address(&self, id: PeerId) -> SocketAddr {
@@ -536,6 +553,31 @@ mod tests {
         settle(&mut upstream, at(130));
         assert_eq!(upstream.owner(id, socket), Owner::Nobody);
         assert_eq!(take(&mut upstream, id, 8), Some(socket));
+    }
+
+    #[test]
+    fn whoever_speaks_is_known_by_the_address_and_not_by_who_spoke_before() {
+        let mut upstream = table(1);
+        let [one, two] = ["10.0.0.1:53", "10.0.0.2:53"].map(|address| peer(&mut upstream, address));
+        let socket = take(&mut upstream, one, 7).unwrap();
+        let speaker = |upstream: &mut Upstream, address: &str| {
+            upstream.speaker(socket, address.parse().unwrap())
+        };
+        for (address, who) in [
+            ("10.0.0.1:53", Some(one)),
+            ("10.0.0.1:53", Some(one)),
+            ("10.0.0.2:53", Some(two)),
+            ("10.0.0.2:54", None),
+            ("10.0.0.1:53", Some(one)),
+        ] {
+            assert_eq!(speaker(&mut upstream, address), who, "{address}");
+        }
+        // The place of one who is gone is another's now.
+        upstream.unregister(two);
+        assert_eq!(speaker(&mut upstream, "10.0.0.2:53"), None);
+        assert_eq!(peer(&mut upstream, "10.0.0.3:53"), two);
+        assert_eq!(speaker(&mut upstream, "10.0.0.2:53"), None);
+        assert_eq!(speaker(&mut upstream, "10.0.0.3:53"), Some(two));
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub(super) struct Post {
     /// The same for every receive: how much room sender and control data get.
     intake: Box<libc::msghdr>,
     covers: Vec<Cover>,
+    /// Of the sends that need no more than the receiver's name.
+    names: Vec<[u8; NAME]>,
     pieces: Vec<libc::iovec>,
     /// Sent, oldest first; numbered from `first`.
     sent: VecDeque<Option<(Tag, Letter)>>,
@@ -127,15 +129,16 @@ impl Ring {
         let fd = types::Fd(socket.as_raw_fd());
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let plain = letter.payload.blocks() == 1 && letter.from.is_none();
-        let cover = self.post.cover(&letter, &self.pool);
         let entry = if plain && letter.segment.is_none() {
             let piece = self.pool.pieces(letter.payload.outgoing()).next().unwrap_or(&[]);
+            let (name, name_len) = self.post.name(letter.to);
             opcode::Send::new(fd, piece.as_ptr(), piece.len() as u32)
                 .flags(flags)
-                .dest_addr(cover.name.as_ptr().cast())
-                .dest_addr_len(cover.message.msg_namelen)
+                .dest_addr(name.as_ptr().cast())
+                .dest_addr_len(name_len)
                 .build()
         } else {
+            let cover = self.post.cover(&letter, &self.pool);
             opcode::SendMsg::new(fd, &raw const cover.message).flags(flags as u32).build()
         };
         let number = self.post.first + self.post.sent.len() as u64;
@@ -163,6 +166,7 @@ impl Post {
         Post {
             intake,
             covers: Vec::with_capacity(LETTERS_MAX),
+            names: Vec::with_capacity(LETTERS_MAX),
             pieces: Vec::with_capacity(PIECES_MAX),
             sent: VecDeque::with_capacity(2 * LETTERS_MAX),
             first: 0,
@@ -174,6 +178,7 @@ impl Post {
     /// The kernel has taken all submissions.
     pub(super) fn wipe(&mut self) {
         self.covers.clear();
+        self.names.clear();
         self.pieces.clear();
         self.taken = self.first + self.sent.len() as u64;
     }
@@ -203,7 +208,18 @@ impl Post {
     }
 
     fn is_full(&self, blocks: usize) -> bool {
-        self.covers.len() == LETTERS_MAX || self.pieces.len() + blocks > PIECES_MAX
+        let letters = self.covers.len() + self.names.len();
+        letters == LETTERS_MAX || self.pieces.len() + blocks > PIECES_MAX
+    }
+
+    /// Keeps an address still, which is all that a send of one piece needs, and says how long it is. The
+    /// vector never grows, so what it holds never moves.
+    fn name(&mut self, to: SocketAddr) -> (&[u8; NAME], libc::socklen_t) {
+        assert!(self.names.len() < LETTERS_MAX);
+        let (name, len) = write_name(to);
+        let place = self.names.len();
+        self.names.push(name);
+        (&self.names[place], len as libc::socklen_t)
     }
 
     /// Keeps a message still. The vectors never grow, so what they hold never moves.

@@ -2,7 +2,6 @@
 //! idle for too long. Owns the table and its timers; what a session holds is its user's, and what is
 //! done with a datagram is `proxy::udp`'s. Knows no clock.
 
-use std::hash::Hasher;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
@@ -96,9 +95,9 @@ impl FlowHasher {
     }
 
     pub fn words<const COUNT: usize>(&self, words: [u64; COUNT]) -> u64 {
-        let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
-        words.into_iter().for_each(|word| hasher.write_u64(word));
-        hasher.finish()
+        // In one go: word by word the hasher keeps a tail between them, at twice the cost.
+        let bytes = words.map(u64::to_ne_bytes);
+        SipHasher13::new_with_keys(self.key.0, self.key.1).hash(bytes.as_flattened())
     }
 }
 

@@ -2,7 +2,8 @@
 //! kernel to cut up again (GSO). Owns which datagrams may share a letter; sends nothing itself.
 //!
 //! A way has one place, found by a hash of its ends, and a place holds one letter. So the datagrams of
-//! one way keep their order, and nothing has to be searched for.
+//! one way keep their order, and nothing has to be searched for. The letters themselves lie side by side,
+//! those of a turn in the memory that those of the turn before have left warm.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -43,11 +44,15 @@ struct Open {
     closed: bool,
 }
 
+/// A place that holds no letter.
+const EMPTY: u16 = u16::MAX;
+
 /// The open letters of one turn.
 pub struct Outbox {
-    places: Vec<Option<Open>>,
-    /// The places that hold one, in the order in which they came to it.
-    held: Vec<u8>,
+    /// By way: which of `open` it is. Only these few bytes are looked up at random.
+    places: [u16; PLACES],
+    /// In the order in which they came.
+    open: Vec<Option<Open>>,
     /// How many of these have been given out.
     given: usize,
     together: bool,
@@ -56,8 +61,7 @@ pub struct Outbox {
 impl Outbox {
     /// With `together` false every letter is one datagram, or what came as one.
     pub fn new(together: bool) -> Outbox {
-        let places = (0..PLACES).map(|_| None).collect();
-        Outbox { places, held: Vec::with_capacity(PLACES), given: 0, together }
+        Outbox { places: [EMPTY; PLACES], open: Vec::with_capacity(PLACES), given: 0, together }
     }
 
     /// Takes datagrams to be sent. What can go no further together is given out, to be sent now.
@@ -68,9 +72,9 @@ impl Outbox {
         buf: Buf,
         pool: &mut Pool,
     ) -> Option<(Tag, Letter)> {
-        let number = way.place();
-        let place = &mut self.places[number];
-        if let Some(open) = place
+        let place = &mut self.places[way.place()];
+        let held = self.open.get_mut(usize::from(*place)).and_then(Option::as_mut);
+        if let Some(open) = held
             && open.takes(&way, load)
         {
             open.datagrams += load.datagrams() as usize;
@@ -82,22 +86,26 @@ impl Outbox {
         pool.push(&mut payload, buf);
         let (segment, datagrams) = (load.longest(), load.datagrams() as usize);
         let closed = !self.together || segment == 0 || !load.bytes.is_multiple_of(segment);
-        let before = place.replace(Open { way, payload, segment, datagrams, closed });
-        if before.is_none() {
-            self.held.push(number as u8);
+        let new = Open { way, payload, segment, datagrams, closed };
+        if let Some(held) = self.open.get_mut(usize::from(*place)) {
+            return held.replace(new).map(Open::letter);
         }
-        before.map(Open::letter)
+        *place = self.open.len() as u16;
+        self.open.push(Some(new));
+        None
     }
 
     /// Gives out the letters that are left, one by one, until there is none.
     pub fn next(&mut self) -> Option<(Tag, Letter)> {
-        let Some(number) = self.held.get(self.given) else {
-            self.held.clear();
+        let Some(held) = self.open.get_mut(self.given) else {
+            self.open.clear();
             self.given = 0;
             return None;
         };
         self.given += 1;
-        self.places[usize::from(*number)].take().map(Open::letter)
+        let open = held.take()?;
+        self.places[open.way.place()] = EMPTY;
+        Some(open.letter())
     }
 }
 

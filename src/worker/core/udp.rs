@@ -332,8 +332,8 @@ impl Core {
         self.upstream.next_surplus()
     }
 
-    fn owner(&self, socket: Socket, from: SocketAddr) -> Result<u32, Why> {
-        let peer = self.upstream.find(plain(from)).ok_or(Why::SpoofedReply)?;
+    fn owner(&mut self, socket: Socket, from: SocketAddr) -> Result<u32, Why> {
+        let peer = self.upstream.speaker(socket, plain(from)).ok_or(Why::SpoofedReply)?;
         match self.upstream.owner(peer, socket) {
             Owner::Session(place) => Ok(place),
             Owner::Resting => Err(Why::LateReply),
