@@ -4,7 +4,7 @@ use divan::Bencher;
 use lb::proxy::Side;
 use lb::ring::pool::Class;
 
-use crate::stage::Stage;
+use crate::stage::{Datagrams, Stage};
 
 /// A message received and sent: two events, one command. Budget: 105 ns.
 #[divan::bench]
@@ -24,5 +24,18 @@ fn session(bencher: Bencher) {
         stage.bytes(key, Side::Client, Class::Small, &[7; 64]);
         stage.bytes(key, Side::Backend, Class::Small, &[7; 64]);
         stage.finish(key);
+    });
+}
+
+/// A datagram and its answer, in sessions that take turns. Budget: 230 ns.
+#[divan::bench(args = [1, 100])]
+fn datagram(bencher: Bencher, sessions: u16) {
+    let mut datagrams = Datagrams::new();
+    let user = |number: u16| ([192, 0, 2, 1], 1_000 + number).into();
+    (0..sessions).for_each(|number| datagrams.round_trip(user(number), 64));
+    let mut turn = 0;
+    bencher.bench_local(|| {
+        turn = (turn + 1) % sessions;
+        datagrams.round_trip(user(turn), 64);
     });
 }

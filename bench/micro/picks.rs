@@ -10,7 +10,7 @@ use lb::config::Policy;
 use crate::stage::snapshot;
 
 fn pick(bencher: Bencher, policy: Policy, backends: u16) {
-    let snapshot = snapshot(backends);
+    let snapshot = snapshot(Protocol::Tcp, backends);
     let balancer = Balancer::new(policy, Arc::<Turns>::default());
     let question = Question {
         protocol: Protocol::Tcp,

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
@@ -12,10 +13,13 @@ use lb::base::time::Now;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::{Policy, Timeouts};
 use lb::proxy::tcp::Features;
+use lb::proxy::udp::Limits;
 use lb::proxy::{self, Event, Received, Side};
 use lb::ring::pool::{Class, Pool};
+use lb::session::flows::FlowHasher;
 use lb::session::seats::Seats;
-use lb::worker::core::{Cmd, Core, Key, Settings};
+use lb::session::sources::SourceLimits;
+use lb::worker::core::{Cmd, Core, Key, Settings, udp};
 use lb::worker::dispatcher::{Dispatcher, Parts};
 use lb::worker::link::{ControlEnd, link};
 
@@ -30,27 +34,35 @@ pub struct Stage {
     _control: ControlEnd,
 }
 
+/// The books of a worker with three backends of a protocol. With them the end where reports go, which
+/// has to be kept.
+fn books(protocol: Protocol) -> (Dispatcher, Arc<Snapshot>, ControlEnd) {
+    let urgent = Arc::new(tokio::sync::Notify::new());
+    let publisher = Publisher::new(Snapshot::default());
+    let (control, end) =
+        link(0, SESSIONS, publisher.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
+    let mut books = Dispatcher::new(Parts {
+        balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
+        shard: end.shard,
+        metrics: Arc::clone(&end.metrics),
+        all_metrics: Arc::from([end.metrics]),
+        reports: end.reports,
+        urgent,
+        seats: Arc::new(Seats::new(SESSIONS)),
+        udp_seats: Arc::new(Seats::new(SESSIONS)),
+        report_sessions: false,
+    });
+    let snapshot = Arc::new(snapshot(protocol, 3));
+    books.adopt(Arc::clone(&snapshot));
+    (books, snapshot, control)
+}
+
 impl Stage {
     pub fn new() -> Stage {
-        let urgent = Arc::new(tokio::sync::Notify::new());
-        let publisher = Publisher::new(Snapshot::default());
-        let (control, end) =
-            link(0, SESSIONS, publisher.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
-        let mut dispatcher = Dispatcher::new(Parts {
-            balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
-            shard: end.shard,
-            metrics: Arc::clone(&end.metrics),
-            all_metrics: Arc::from([end.metrics]),
-            reports: end.reports,
-            urgent,
-            seats: Arc::new(Seats::new(SESSIONS)),
-            udp_seats: Arc::new(Seats::new(0)),
-            report_sessions: false,
-        });
-        dispatcher.adopt(Arc::new(snapshot(3)));
+        let (books, _, control) = books(Protocol::Tcp);
         let features = Features { receive_cap: true, splice: false };
         let settings = Settings { features, timeouts: Timeouts::default() };
-        let core = Core::new(settings, Rc::new(RefCell::new(dispatcher)), NOW);
+        let core = Core::new(settings, Rc::new(RefCell::new(books)), NOW);
         Stage { core, pool: Pool::new(256, 16), out: Vec::with_capacity(64), _control: control }
     }
 
@@ -108,17 +120,65 @@ impl Stage {
     }
 }
 
+/// The same for datagrams.
+pub struct Datagrams {
+    core: udp::Core,
+    books: Dispatcher,
+    _control: ControlEnd,
+}
+
+impl Datagrams {
+    pub fn new() -> Datagrams {
+        let (books, snapshot, control) = books(Protocol::Udp);
+        let settings = udp::Settings {
+            udp: lb::config::Udp::default(),
+            idle: Duration::from_secs(60),
+            sessions: SESSIONS,
+            upstream: Limits {
+                sockets: SESSIONS,
+                rest: Duration::from_secs(120),
+                resting: SESSIONS,
+            },
+            sources: SourceLimits::default(),
+            hasher: FlowHasher::new((1, 2)),
+            seed: 3,
+            affinity: None,
+        };
+        let mut core = udp::Core::new(settings, NOW);
+        core.adopt(&snapshot);
+        Datagrams { core, books, _control: control }
+    }
+
+    /// A datagram from a user and the answer to it.
+    pub fn round_trip(&mut self, user: SocketAddr, bytes: usize) {
+        let door: SocketAddr = ([192, 0, 2, 9], 53).into();
+        let load = udp::Load::one(bytes);
+        loop {
+            match self.core.up(NOW, user, door, load, &mut self.books) {
+                udp::Up::Open(socket) => self.core.opened(NOW, socket, true),
+                udp::Up::Send { from, to } => {
+                    let down = self.core.down(NOW, from, to, load, &mut self.books);
+                    assert_eq!(down, udp::Down::Send { from: door, to: user });
+                    return;
+                }
+                other => panic!("a datagram within all limits is sent on, not {other:?}"),
+            }
+        }
+    }
+}
+
 /// Backends of one weight, in rotation.
-pub fn snapshot(count: u16) -> Snapshot {
+pub fn snapshot(protocol: Protocol, count: u16) -> Snapshot {
     let backends = (0..count).map(|place| Backend {
         id: BackendId(u32::from(place) + 1),
         slot: place,
-        protocol: Protocol::Tcp,
+        protocol,
         address: ([10, 0, (place >> 8) as u8, place as u8], 80).into(),
         weight: 1,
         name: None,
         standing: Standing::Serving,
     });
-    let rotations = [(0..count).collect(), vec![], vec![]];
+    let mut rotations = [vec![], vec![], vec![]];
+    rotations[protocol.index()] = (0..count).collect();
     Snapshot { version: 1, backends: backends.collect(), rotations }
 }

@@ -12,7 +12,7 @@ use lb::http::Limits;
 use lb::http::head::{self, Space};
 use lb::proxy::Side;
 use lb::ring::pool::Class;
-use stage::Stage;
+use stage::{Datagrams, Stage};
 
 const MESSAGE: [u8; 64] = [7; 64];
 const HEAD: &[u8] = b"GET /item/42?full=yes HTTP/1.1\r\nhost: example\r\nuser-agent: curl/8\r\n\
@@ -20,8 +20,13 @@ accept: */*\r\naccept-encoding: gzip\r\ncookie: session=0123456789abcdef\r\n\r\n
 
 /// By name: what is done so many times.
 type Script = fn(usize);
-const SCRIPTS: [(&str, Script); 4] =
-    [("request", requests), ("session", sessions), ("stream", stream), ("head", heads)];
+const SCRIPTS: [(&str, Script); 5] = [
+    ("request", requests),
+    ("session", sessions),
+    ("stream", stream),
+    ("datagram", datagrams),
+    ("head", heads),
+];
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
@@ -65,6 +70,14 @@ fn stream(units: usize) {
         stage.bytes(key, Side::Backend, Class::Large, &MESSAGE);
     }
     stage.finish(key);
+}
+
+/// A small datagram and its answer, in one of a hundred sessions that stand.
+fn datagrams(units: usize) {
+    let mut datagrams = Datagrams::new();
+    for unit in 0..units {
+        datagrams.round_trip(([192, 0, 2, 1], 1_000 + (unit % 100) as u16).into(), MESSAGE.len());
+    }
 }
 
 /// The head of a request is read.
