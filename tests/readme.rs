@@ -1,6 +1,6 @@
 //! The README against the program: its tables of settings and metrics are those of the code, every
-//! command, flag, key, reason and log line is named, and what a symptom is said to look like is said. With `LB_WRITE_README=1` the tables are written anew,
-//! in one thread.
+//! command, flag, key, reason and log line is named, and what a symptom is said to look like is said.
+//! With `LB_WRITE_README=1` the tables are written anew, in one thread.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
