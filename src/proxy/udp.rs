@@ -223,7 +223,7 @@ impl Upstream {
     /// The peer with this address, from which a datagram came to `socket`.
     pub fn speaker(&mut self, socket: Socket, address: SocketAddr) -> Option<PeerId> {
         let number = usize::from(socket.number);
-        let last = self.sockets[socket.family as usize].all.get(number)?.last;
+        let last = self.sockets[socket.family as usize].all.get(number).and_then(|at| at.last);
         let is_he = |id: &PeerId| {
             self.peers[id.index()].as_ref().is_some_and(|peer| peer.address == address)
         };
@@ -231,7 +231,9 @@ impl Upstream {
             return Some(id);
         }
         let found = self.find(address)?;
-        self.sockets[socket.family as usize].all[number].last = Some(found);
+        if let Some(at) = self.sockets[socket.family as usize].all.get_mut(number) {
+            at.last = Some(found);
+        }
         Some(found)
     }
 
@@ -575,6 +577,9 @@ mod tests {
         ] {
             assert_eq!(speaker(&mut upstream, address), who, "{address}");
         }
+        // A number that has not been opened yet has heard nobody, and knows the peers all the same.
+        let unopened = Socket { number: 9, ..socket };
+        assert_eq!(upstream.speaker(unopened, "10.0.0.1:53".parse().unwrap()), Some(one));
         // The place of one who is gone is another's now.
         upstream.unregister(two);
         assert_eq!(speaker(&mut upstream, "10.0.0.2:53"), None);

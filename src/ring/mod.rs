@@ -320,9 +320,11 @@ impl Ring {
 
     /// Hands the kernel what waits, without waiting for anything.
     pub fn flush(&mut self) {
-        // An error here (EBUSY, EINTR) leaves entries waiting; they are tried again, by the caller's
-        // loop or at the next enter.
         if !self.io.submission().is_empty() {
+            // A receive among them may look for a block at once.
+            self.replenish();
+            // An error here (EBUSY, EINTR) leaves entries waiting; they are tried again, by the caller's
+            // loop or at the next enter.
             let _ = self.io.submit();
         }
         self.wipe();
