@@ -70,9 +70,9 @@ impl ApiDriver {
         [self.gateways.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Whether connections wait for blocks, which any driver may let go of.
-    pub fn is_starved(&self) -> bool {
-        self.gateways.is_starved()
+    /// Whether blocks are waited for, which any driver may let go of.
+    pub fn wants_blocks(&self) -> bool {
+        self.gateways.wants_blocks()
     }
 
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {

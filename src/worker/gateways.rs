@@ -176,7 +176,7 @@ impl Gateways {
 
     /// Takes blocks for heads that have to be written when the pool is used up.
     pub fn start(&mut self, pool: &mut Pool) {
-        self.kit.refill(pool);
+        self.kit.refill(0, pool);
     }
 
     /// A user has connected. `None`: turned away, close the connection.
@@ -277,9 +277,8 @@ impl Gateways {
 
     /// Ends what has been still for too long, and drops spare connections that are of no more use.
     pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        self.date.set(now.unix_ms());
         if self.live() > 0 {
-            self.kit.refill(pool);
+            self.kit.refill(self.live(), pool);
         }
         while let Some(place) = self.deadlines.pop(now) {
             let Some(key) = self.users.at(place) else { continue };
@@ -316,6 +315,11 @@ impl Gateways {
     /// Whether connections wait for blocks.
     pub fn is_starved(&self) -> bool {
         !self.starved.is_empty()
+    }
+
+    /// Whether the next free block is wanted here, whoever lets go of it.
+    pub fn wants_blocks(&self) -> bool {
+        self.is_starved() || self.live() > 0 && !self.kit.is_full()
     }
 
     /// Lets connections that waited for blocks try again, the longest waiting first.
@@ -417,6 +421,7 @@ impl Gateways {
             debug_assert!(false, "an event came for a user who is gone");
             return false;
         };
+        self.date.set(now.unix_ms());
         let mut cx = Context {
             now,
             pool,

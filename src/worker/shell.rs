@@ -167,7 +167,7 @@ impl Shell {
     /// Looks after the drivers that something completed for, whose time has come, or who wait for what
     /// another may have let go of.
     fn housekeep(&mut self, now: Now) {
-        let tcp = self.due.tcp <= now || self.tcp.is_starved() || self.tcp.is_eager();
+        let tcp = self.due.tcp <= now || self.tcp.wants_blocks() || self.tcp.is_eager();
         if tcp {
             self.tcp.housekeep(now, &mut self.ring);
         }
@@ -175,7 +175,7 @@ impl Shell {
             self.udp.housekeep(now, &mut self.ring);
             self.due.udp = self.udp.next_deadline().unwrap_or(NEVER);
         }
-        if self.due.api <= now || self.api.is_starved() {
+        if self.due.api <= now || self.api.wants_blocks() {
             self.api.housekeep(now, &mut self.ring);
             self.due.api = self.api.next_deadline().unwrap_or(NEVER);
         }

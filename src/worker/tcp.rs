@@ -74,8 +74,8 @@ impl TcpDriver {
         self.splices.is_eager()
     }
 
-    /// Whether flows wait for blocks, which any driver may let go of.
-    pub fn is_starved(&self) -> bool {
+    /// Whether blocks are waited for, which any driver may let go of.
+    pub fn wants_blocks(&self) -> bool {
         self.core.is_starved()
     }
 

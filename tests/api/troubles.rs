@@ -3,11 +3,15 @@
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use lb::base::time::Now;
+use lb::ring::pool::SMALL_BYTES;
 use lb::worker::link::Order;
 
-use crate::harness::{Backend, Balancer, Wire, eventually, ok};
+use crate::harness::{Backend, Balancer, User, Wire, eventually, ok};
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -20,6 +24,48 @@ fn without_a_backend_a_user_is_told_so_and_may_ask_again() {
     let backend = Backend::named("one");
     balancer.register(&[backend.address]);
     assert_eq!(user.get("/").text(), "one");
+    balancer.stop();
+}
+
+#[test]
+fn an_answer_after_a_quiet_time_bears_the_date_of_its_own_second() {
+    let balancer = Balancer::start(|_| {});
+    let mut user = balancer.user();
+    let second = || Now::read().unix_ms() / 1000;
+    let first = user.get("/").one("date").unwrap().to_owned();
+    let quiet = second();
+    eventually(|| (second() > quiet).then_some(()));
+    assert_ne!(user.get("/").one("date"), Some(&*first));
+    balancer.stop();
+}
+
+#[test]
+fn users_who_all_send_at_once_wait_for_blocks_and_none_is_turned_away() {
+    const USERS: usize = 60;
+    let backend = Backend::answering(|request| ok(request.body.len().to_string()));
+    // Room for 512 small blocks, of which one user's body alone takes sixteen.
+    let balancer = Balancer::over(&[backend.address], |config| {
+        config.limits.buffer_bytes = 2 * 512 * SMALL_BYTES;
+    });
+    let body = vec![b'x'; 16 * SMALL_BYTES];
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    let request = [head.as_bytes(), &body].concat();
+    let users: Vec<User> = (0..USERS).map(|_| balancer.user()).collect();
+    let ready = Barrier::new(USERS);
+    thread::scope(|scope| {
+        for mut user in users {
+            let (ready, request, body) = (&ready, &request, &body);
+            scope.spawn(move || {
+                for _ in 0..3 {
+                    ready.wait();
+                    user.send(request);
+                    assert_eq!(user.answer().text(), body.len().to_string());
+                }
+            });
+        }
+    });
+    assert!(balancer.count(|it| it.buffers_exhausted.get()) > 0, "the blocks were enough for all");
+    balancer.expect("users cut off", 0, |it| it.api_cut_short.get());
     balancer.stop();
 }
 

@@ -228,10 +228,15 @@ pub struct Kit {
     name: String,
     /// Blocks kept back, so that a head can be written when the pool is used up.
     stock: Vec<Buf>,
+    /// As many as there should be.
+    stock_wanted: usize,
 }
 
-/// Blocks kept back.
-const STOCK_MAX: usize = 32;
+/// Blocks kept back at least, and one for each connection: all of them may have a head to write before
+/// the first of them has let go of a block.
+const STOCK_MIN: usize = 32;
+/// This part of the pool is kept back at most.
+const STOCK_SHARE: usize = 8;
 
 impl Kit {
     #[expect(clippy::new_without_default, reason = "there is one for each worker, made on purpose")]
@@ -239,16 +244,25 @@ impl Kit {
         Kit {
             scratch: Vec::with_capacity(64 << 10),
             name: String::with_capacity(64),
-            stock: Vec::with_capacity(STOCK_MAX),
+            stock: Vec::with_capacity(STOCK_MIN),
+            stock_wanted: 0,
         }
     }
 
-    /// Fills the stock up from the pool.
-    pub fn refill(&mut self, pool: &mut Pool) {
-        while self.stock.len() < STOCK_MAX {
+    /// Fills the stock up from the pool for so many connections, or gives back what is left over.
+    pub fn refill(&mut self, connections: usize, pool: &mut Pool) {
+        let most = pool.blocks(Class::Small) / STOCK_SHARE;
+        self.stock_wanted = connections.max(STOCK_MIN).min(most);
+        while self.stock.len() < self.stock_wanted {
             let Some(buf) = pool.take(Class::Small) else { return };
             self.stock.push(buf);
         }
+        self.stock.drain(self.stock_wanted..).for_each(|buf| pool.give_back(buf));
+    }
+
+    /// Whether nothing of the stock has been used.
+    pub fn is_full(&self) -> bool {
+        self.stock.len() >= self.stock_wanted
     }
 
     /// Gives the stock back.
@@ -283,4 +297,29 @@ pub struct Context<'a> {
     pub date: &'a Date,
     pub out: &'a mut Vec<Cmd>,
     pub journal: &'a mut dyn Journal,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_connection_can_write_a_head_when_the_pool_is_used_up() {
+        let mut pool = Pool::new(800, 0);
+        let mut kit = Kit::new();
+        kit.refill(90, &mut pool);
+        let used: Vec<Buf> = std::iter::from_fn(|| pool.take(Class::Small)).collect();
+        let mut heads = Chain::EMPTY;
+        for number in 0..90 {
+            assert!(kit.append(&mut heads, b"head", &mut pool).is_ok(), "head {number}");
+        }
+        assert!(kit.append(&mut heads, b"head", &mut pool).is_err());
+        used.into_iter().for_each(|buf| pool.give_back(buf));
+        pool.give_back_chain(heads);
+        for (connections, kept) in [(90, 90), (1, 32), (5_000, 100)] {
+            kit.refill(connections, &mut pool);
+            assert_eq!(800 - pool.free(Class::Small), kept, "{connections} connections");
+            assert!(kit.is_full());
+        }
+    }
 }
