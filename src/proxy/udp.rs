@@ -6,6 +6,10 @@
 //! ports, follow the backend with the most sessions and not the sum. What is a socket here may be one
 //! of several addresses that the driver sends from by the same descriptor.
 //!
+//! Connecting the sockets that serve one session would save looking for the route, 5 % of a worker's time
+//! in a profile of 64 flows; measured in turns over 9 rounds it cost 0.99 times as much, and strangers'
+//! replies would be dropped where nobody counts them.
+//!
 //! ```text
 //!   free --take--> held by a session --give_back--> resting --rest is over--> free
 //! ```

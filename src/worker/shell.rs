@@ -4,6 +4,10 @@
 //! One turn: submit and wait, reap, look at the snapshot, handle, look at time and orders, and take one
 //! step of one long stream. System calls outside the ring are made for such steps, and when a session
 //! starts or ends; never for a message.
+//!
+//! A worker that has nothing to do sleeps at once. To stay awake for 10 us where messages come that close
+//! together cost as much CPU as the wake-ups that it saved (64 connections, 21 rounds in turns: 1.00), and
+//! would show an operator a core that looks full.
 
 use std::io;
 use std::os::fd::AsFd;
