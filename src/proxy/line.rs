@@ -54,11 +54,13 @@ impl Line {
         }
     }
 
-    /// Asks for more when there is room, or for less when there is none.
+    /// Asks for more when there is room, `bytes_max` in many small blocks at most, or for less when
+    /// there is none.
     pub fn ask(
         &mut self,
         side: Side,
         room: bool,
+        bytes_max: u32,
         pool: &Pool,
         features: Features,
         out: &mut impl FnMut(Cmd),
@@ -66,7 +68,7 @@ impl Line {
         match self.receive {
             Receive::Idle if room && self.source == Source::Open => {
                 self.receive = Receive::Armed;
-                out(Cmd::Receive { side, how: self.pace.intake(pool, features) });
+                out(Cmd::Receive { side, how: self.pace.intake(pool, features, bytes_max) });
             }
             Receive::Armed if !room => self.cancel_receive(side, out),
             _ => {}
@@ -208,6 +210,7 @@ impl Default for Line {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pace::MANY_BYTES_MAX;
     use super::*;
     use crate::ring::pool::{Buf, Class};
 
@@ -258,7 +261,9 @@ mod tests {
         let mut line = Line::new();
         let mut wanted = Vec::new();
         for room in [true, true, false, false, true] {
-            line.ask(Side::Client, room, &pool, features, &mut |what| wanted.push(what));
+            line.ask(Side::Client, room, MANY_BYTES_MAX, &pool, features, &mut |what| {
+                wanted.push(what)
+            });
         }
         assert_eq!(wanted.len(), 2, "{wanted:?}");
         assert!(matches!(wanted[1], Cmd::CancelReceive { side: Side::Client }));
@@ -271,7 +276,7 @@ mod tests {
         let features = Features { receive_cap: true, splice: false };
         let mut pool = Pool::new(64, 0);
         let mut line = Line::new();
-        line.ask(Side::Backend, true, &pool, features, &mut |_| {});
+        line.ask(Side::Backend, true, MANY_BYTES_MAX, &pool, features, &mut |_| {});
         assert!(!line.is_unsure(), "it has taken nothing");
         let buf = block(&mut pool, b"abc");
         let what = Received::Data(buf);
@@ -282,7 +287,7 @@ mod tests {
         }
         assert_eq!(wanted, [Cmd::CancelReceive { side: Side::Backend }]);
         line.received(&Received::Stopped, false, false);
-        line.ask(Side::Backend, true, &pool, features, &mut |_| {});
+        line.ask(Side::Backend, true, MANY_BYTES_MAX, &pool, features, &mut |_| {});
         assert!(line.is_watched() && !line.is_unsure());
         if let Received::Data(buf) = what {
             pool.give_back(buf);

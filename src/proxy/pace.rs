@@ -103,9 +103,10 @@ impl Pace {
         (pool.free(self.class) / FREE_SHARE).clamp(1, most)
     }
 
-    pub(super) fn intake(&self, pool: &Pool, features: Features) -> Intake {
+    /// The next receive; one of many small blocks brings in `bytes_max` at most.
+    pub(super) fn intake(&self, pool: &Pool, features: Features, bytes_max: u32) -> Intake {
         if self.class == Class::Small && features.receive_cap {
-            return Intake::Many { bytes_max: MANY_BYTES_MAX };
+            return Intake::Many { bytes_max };
         }
         // A stream that finds no large block goes on in small ones.
         let class = if pool.free(self.class) == 0 { Class::Small } else { self.class };

@@ -24,7 +24,7 @@
 //! believed only when the send is over.
 
 use super::line::Line;
-use super::pace::Pace;
+use super::pace::{MANY_BYTES_MAX, Pace};
 use super::{Cmd, Event, Received, Side, Splice, Spliced};
 use crate::ring::pool::{Buf, Chain, GATHER_MAX, Pool};
 use crate::session::EndReason;
@@ -493,7 +493,7 @@ impl Flow {
         match self.receive {
             Receive::Idle if room => {
                 self.receive = Receive::Armed;
-                out(Cmd::Receive { side, how: self.pace.intake(pool, features) });
+                out(Cmd::Receive { side, how: self.pace.intake(pool, features, MANY_BYTES_MAX) });
             }
             Receive::Armed if !room => self.cancel_receive(side, out),
             _ => {}
@@ -514,7 +514,6 @@ impl Flow {
 mod tests {
     use nix::errno::Errno;
 
-    use super::super::pace::MANY_BYTES_MAX;
     use super::super::{Intake, When};
     use super::*;
     use crate::proxy::Side::{Backend, Client};

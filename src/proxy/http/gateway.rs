@@ -520,14 +520,14 @@ impl Gateway {
             _ => false,
         };
         if !matches!(self.phase, Phase::Over(_) | Phase::Tunnel(_)) {
-            self.client.ask(Side::Client, wanted, cx.pool, cx.features, out);
+            self.client.ask(Side::Client, wanted, cx.kit.share(), cx.pool, cx.features, out);
         }
         if let Some(line) = &mut self.backend {
             let room = match self.exchange.answer {
                 Answer::Done => line.is_watched(),
                 _ => line.has_room(down, cx.pool),
             };
-            line.ask(Side::Backend, room, cx.pool, cx.features, out);
+            line.ask(Side::Backend, room, cx.kit.share(), cx.pool, cx.features, out);
         }
     }
 

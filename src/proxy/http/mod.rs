@@ -31,13 +31,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::line::Line;
+use super::pace::MANY_BYTES_MAX;
 use super::tcp::Features;
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::config::Config;
 use crate::http::Limits;
 use crate::http::date::Date;
-use crate::ring::pool::{Buf, Chain, Class, Pool};
+use crate::ring::pool::{Buf, Chain, Class, Pool, SMALL_BYTES};
 use crate::session::{EndReason, SessionId};
 
 pub use gateway::Gateway;
@@ -230,6 +231,8 @@ pub struct Kit {
     stock: Vec<Buf>,
     /// As many as there should be.
     stock_wanted: usize,
+    /// What one receive may bring in, in bytes.
+    share: u32,
 }
 
 /// Blocks kept back at least, and one for each connection: all of them may have a head to write before
@@ -237,6 +240,10 @@ pub struct Kit {
 const STOCK_MIN: usize = 32;
 /// This part of the pool is kept back at most.
 const STOCK_SHARE: usize = 8;
+/// What the armed receives of all connections may bring in together is this part of the pool, if none was
+/// armed when there were fewer. Of a pool of 6,144 blocks the first 96 get the most, and of 1,024 who
+/// come one after another all together get 1 + ln(1024 / 96) times that: 84 % of the pool.
+const ARMED_SHARE: usize = 4;
 
 impl Kit {
     #[expect(clippy::new_without_default, reason = "there is one for each worker, made on purpose")]
@@ -246,11 +253,15 @@ impl Kit {
             name: String::with_capacity(64),
             stock: Vec::with_capacity(STOCK_MIN),
             stock_wanted: 0,
+            share: MANY_BYTES_MAX,
         }
     }
 
-    /// Fills the stock up from the pool for so many connections, or gives back what is left over.
+    /// Shares the pool out to so many connections: fills the stock up, or gives back what is left over.
     pub fn refill(&mut self, connections: usize, pool: &mut Pool) {
+        let blocks_each = pool.blocks(Class::Small) / ARMED_SHARE / connections.max(1);
+        let bytes_each = blocks_each.saturating_mul(SMALL_BYTES).min(MANY_BYTES_MAX as usize);
+        self.share = bytes_each.max(SMALL_BYTES) as u32;
         let most = pool.blocks(Class::Small) / STOCK_SHARE;
         self.stock_wanted = connections.max(STOCK_MIN).min(most);
         while self.stock.len() < self.stock_wanted {
@@ -258,6 +269,11 @@ impl Kit {
             self.stock.push(buf);
         }
         self.stock.drain(self.stock_wanted..).for_each(|buf| pool.give_back(buf));
+    }
+
+    /// What one receive in small blocks may bring in, in bytes.
+    pub fn share(&self) -> u32 {
+        self.share
     }
 
     /// Whether nothing of the stock has been used.
@@ -320,6 +336,16 @@ mod tests {
             kit.refill(connections, &mut pool);
             assert_eq!(800 - pool.free(Class::Small), kept, "{connections} connections");
             assert!(kit.is_full());
+        }
+    }
+
+    #[test]
+    fn the_more_connections_the_less_one_receive_brings_in() {
+        let mut pool = Pool::new(6_144, 0);
+        let mut kit = Kit::new();
+        for (connections, blocks) in [(0, 16), (96, 16), (97, 15), (512, 3), (10_000, 1)] {
+            kit.refill(connections, &mut pool);
+            assert_eq!(kit.share() as usize, blocks * SMALL_BYTES, "{connections} connections");
         }
     }
 }

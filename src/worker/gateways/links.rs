@@ -226,10 +226,10 @@ impl Gateways {
 
     /// A spare connection is always listened to, so that its end is noticed before it is used.
     fn watch(&mut self, link: Key, pool: &Pool, out: &mut Vec<Cmd>) {
-        let features = self.features;
+        let (features, share) = (self.features, self.kit.share());
         if let Some(Link { state: State::Spare { line }, .. }) = self.links.get(link) {
             let out = &mut |what| out.push(Cmd::Wire { conn: Conn::Link(link), what });
-            line.ask(Side::Backend, true, pool, features, out);
+            line.ask(Side::Backend, true, share, pool, features, out);
         }
     }
 
