@@ -15,7 +15,7 @@ pub fn write(pool: &mut Pool, chain: &mut Chain, bytes: &[u8]) -> Result<(), Exh
         return Err(Exhausted);
     }
     while !rest.is_empty() {
-        let mut buf = pool.take(class_for(rest.len())).ok_or(Exhausted)?;
+        let mut buf = take(pool, rest.len(), bytes.len()).ok_or(Exhausted)?;
         let written = pool.append(&mut buf, rest);
         pool.push(chain, buf);
         rest = &rest[written..];
@@ -36,7 +36,7 @@ pub fn write_with_content(
     if pool.free(class_for(total)) < blocks_for(total) + 1 {
         return Err(Exhausted);
     }
-    let mut buf = pool.take(class_for(total)).ok_or(Exhausted)?;
+    let mut buf = take(pool, total, total).ok_or(Exhausted)?;
     let written = pool.append(&mut buf, head);
     assert_eq!(written, head.len(), "a head fits a block");
     let mut at = 0;
@@ -46,11 +46,17 @@ pub fn write_with_content(
         at += written;
         if written == 0 {
             pool.push(chain, buf);
-            buf = pool.take(class_for(count - at)).ok_or(Exhausted)?;
+            buf = take(pool, count - at, total).ok_or(Exhausted)?;
         }
     }
     pool.push(chain, buf);
     Ok(())
+}
+
+/// A block for what is `left` of `total` bytes. The short end of a long write takes a large one when there
+/// is no small one, so what was asked for beforehand is enough.
+fn take(pool: &mut Pool, left: usize, total: usize) -> Option<Buf> {
+    pool.take(class_for(left)).or_else(|| pool.take(class_for(total)))
 }
 
 /// A chain of `count` bytes of content from its start, to be sent again and again.
@@ -125,5 +131,19 @@ mod tests {
         assert!(chain.is_empty());
         assert_eq!((pool.free(Class::Small), pool.free(Class::Large)), (1, 1));
         pool.give_back_chain(chain);
+    }
+    #[test]
+    fn the_short_end_of_a_long_write_finds_a_block_when_the_small_ones_are_used_up() {
+        let content = Content::new();
+        let mut pool = Pool::new(1, 6);
+        let small = pool.take(Class::Small).unwrap();
+        let mut chain = Chain::EMPTY;
+        let long = LARGE_BYTES + 5;
+        assert_eq!(write(&mut pool, &mut chain, &vec![7; long]), Ok(()));
+        assert_eq!(write_with_content(&mut pool, &mut chain, b"head", &content, 0, long), Ok(()));
+        assert_eq!(chain.bytes(), 2 * long + 4);
+        pool.give_back_chain(chain);
+        pool.give_back(small);
+        assert_eq!((pool.free(Class::Small), pool.free(Class::Large)), (1, 6));
     }
 }

@@ -360,14 +360,13 @@ fn first_class(load: &Load) -> Class {
 /// never posts, and so some to receive into.
 fn settings(load: &Load) -> Settings {
     let requests = load.connections.div_ceil(load.threads) * load.window;
-    let (small, large) = match blocks::class_for(load.request_bytes()) {
-        Class::Small => (requests, 0),
-        Class::Large | Class::Datagram => {
-            (0, requests * (blocks::blocks_for(load.request_bytes()) + 1))
-        }
+    // A long request has a short end.
+    let large = match blocks::class_for(load.request_bytes()) {
+        Class::Small => 0,
+        Class::Large | Class::Datagram => requests * (blocks::blocks_for(load.request_bytes()) + 1),
     };
     Settings {
-        small_blocks: (small * 4 + 1024).min(BLOCKS_MAX),
+        small_blocks: (requests * 4 + 1024).min(BLOCKS_MAX),
         large_blocks: (large * 4 + 192).min(BLOCKS_MAX / 2),
         datagram_blocks: 0,
     }
