@@ -155,7 +155,8 @@ impl UdpDriver {
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
-        if self.neighbours.passages.waiting(self.neighbours.worker) > 0 {
+        let passed = self.neighbours.passages.waiting(self.neighbours.worker) > 0;
+        if passed || self.core.has_surplus() {
             return Some(Now::default());
         }
         let deaf = self.deaf.iter().map(|deaf| deaf.at).min();
