@@ -94,6 +94,8 @@ pub struct UdpDriver {
     generation: u32,
     /// Not used any more, until their receive has ended.
     closing: Vec<(Tag, OwnedFd)>,
+    /// More than one turn closes are to be.
+    more_to_close: bool,
     deaf: Vec<Deaf>,
     outbox: Outbox,
     habits: Habits,
@@ -136,6 +138,7 @@ impl UdpDriver {
             open: 0,
             generation: 0,
             closing: Vec::new(),
+            more_to_close: false,
             deaf: Vec::new(),
             outbox: Outbox::new(habits.together),
             habits,
@@ -156,7 +159,7 @@ impl UdpDriver {
 
     pub fn next_deadline(&self) -> Option<Now> {
         let passed = self.neighbours.passages.waiting(self.neighbours.worker) > 0;
-        if passed || self.core.has_surplus() {
+        if passed || self.more_to_close {
             return Some(Now::default());
         }
         let deaf = self.deaf.iter().map(|deaf| deaf.at).min();
@@ -196,10 +199,13 @@ impl UdpDriver {
             self.send_again(now, returned, ring);
         }
         self.core.expire(now, &mut self.books.borrow_mut());
-        for _ in 0..CLOSED_MAX {
-            let Some(socket) = self.core.next_surplus() else { break };
-            self.close(socket, ring);
-        }
+        self.more_to_close = (0..CLOSED_MAX).all(|_| match self.core.next_surplus() {
+            Some(socket) => {
+                self.close(socket, ring);
+                true
+            }
+            None => false,
+        });
         self.books.borrow().metrics().counters.udp_sockets.set(self.open as u64);
         self.listen_again(now, ring);
     }

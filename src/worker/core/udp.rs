@@ -327,11 +327,6 @@ impl Core {
         [self.flows.next_deadline(), self.upstream.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Whether there may be sockets to close.
-    pub fn has_surplus(&self) -> bool {
-        self.upstream.has_surplus()
-    }
-
     /// A socket to close that nobody uses any more.
     pub fn next_surplus(&mut self) -> Option<Socket> {
         self.upstream.next_surplus()
