@@ -36,7 +36,7 @@ pub fn write_with_content(
     if pool.free(class_for(total)) < blocks_for(total) + 1 {
         return Err(Exhausted);
     }
-    let mut buf = take(pool, total, total).ok_or(Exhausted)?;
+    let mut buf = pool.take(class_for(total)).ok_or(Exhausted)?;
     let written = pool.append(&mut buf, head);
     assert_eq!(written, head.len(), "a head fits a block");
     let mut at = 0;
@@ -132,6 +132,7 @@ mod tests {
         assert_eq!((pool.free(Class::Small), pool.free(Class::Large)), (1, 1));
         pool.give_back_chain(chain);
     }
+
     #[test]
     fn the_short_end_of_a_long_write_finds_a_block_when_the_small_ones_are_used_up() {
         let content = Content::new();

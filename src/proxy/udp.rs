@@ -218,9 +218,7 @@ impl Upstream {
 
     /// The peer with exactly this address.
     pub fn find(&self, address: SocketAddr) -> Option<PeerId> {
-        let same = |id: &PeerId| {
-            self.peers[id.index()].as_ref().is_some_and(|peer| peer.address == address)
-        };
+        let same = |id: &PeerId| self.is_at(*id, address);
         self.by_address.find(self.hasher.address(address), same).copied()
     }
 
@@ -228,11 +226,8 @@ impl Upstream {
     pub fn speaker(&mut self, socket: Socket, address: SocketAddr) -> Option<PeerId> {
         let number = usize::from(socket.number);
         let last = self.sockets[socket.family as usize].all.get(number).and_then(|at| at.last);
-        let is_he = |id: &PeerId| {
-            self.peers[id.index()].as_ref().is_some_and(|peer| peer.address == address)
-        };
-        if let Some(id) = last.filter(is_he) {
-            return Some(id);
+        if last.is_some_and(|id| self.is_at(id, address)) {
+            return last;
         }
         let found = self.find(address)?;
         if let Some(at) = self.sockets[socket.family as usize].all.get_mut(number) {
@@ -365,6 +360,11 @@ impl Upstream {
             }
         }
         None
+    }
+
+    /// Whether the peer with this address is known by `id` now.
+    fn is_at(&self, id: PeerId, address: SocketAddr) -> bool {
+        self.peers[id.index()].as_ref().is_some_and(|peer| peer.address == address)
     }
 
     fn peer(&self, id: PeerId) -> &Peer {

@@ -99,7 +99,7 @@ impl FlowHasher {
     }
 
     pub fn words<const COUNT: usize>(&self, words: [u64; COUNT]) -> u64 {
-        // In one go: word by word the hasher keeps a tail between them, at twice the cost.
+        // In one go: word by word the hasher would have to keep a tail between them.
         let bytes = words.map(u64::to_ne_bytes);
         SipHasher13::new_with_keys(self.key.0, self.key.1).hash(bytes.as_flattened())
     }

@@ -94,7 +94,7 @@ pub struct UdpDriver {
     generation: u32,
     /// Not used any more, until their receive has ended.
     closing: Vec<(Tag, OwnedFd)>,
-    /// More than one turn closes are to be.
+    /// The last turn closed as many as it may, and there may be more.
     more_to_close: bool,
     deaf: Vec<Deaf>,
     outbox: Outbox,
@@ -199,13 +199,14 @@ impl UdpDriver {
             self.send_again(now, returned, ring);
         }
         self.core.expire(now, &mut self.books.borrow_mut());
-        self.more_to_close = (0..CLOSED_MAX).all(|_| match self.core.next_surplus() {
-            Some(socket) => {
-                self.close(socket, ring);
-                true
-            }
-            None => false,
-        });
+        let mut closed = 0;
+        while closed < CLOSED_MAX
+            && let Some(socket) = self.core.next_surplus()
+        {
+            self.close(socket, ring);
+            closed += 1;
+        }
+        self.more_to_close = closed == CLOSED_MAX;
         self.books.borrow().metrics().counters.udp_sockets.set(self.open as u64);
         self.listen_again(now, ring);
     }
