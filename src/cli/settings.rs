@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Fault;
-use crate::config::keys::{self, Given};
+use crate::config::keys::{self, KEYS};
+use crate::config::kinds::Given;
 use crate::config::{Config, file, rules};
 
 /// Flags of the commands that start or check a balancer.
@@ -49,7 +50,7 @@ impl Settings {
         ];
         for (section, name, flag) in flags {
             if let Some(text) = flag {
-                let key = keys::find(section, name).expect("every flag stands for a key");
+                let key = keys::find(KEYS, section, name).expect("every flag stands for a key");
                 key.set(&mut config, &given(text)).map_err(|said| format!("--{name} {said}"))?;
             }
         }

@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
-use super::keys::{Given, KEYS, find};
+use super::keys::{KEYS, find};
+use super::kinds::Given;
 
 /// A name further away than this share of its letters is not offered as what was meant.
 const LIKENESS_MIN: f64 = 0.5;
@@ -59,7 +60,7 @@ fn set_one(
             format!("`{name}` is a table: write [{name}] and its keys below it"),
         ));
     }
-    let Some(row) = find(section, name) else {
+    let Some(row) = find(KEYS, section, name) else {
         return Err((key.span(), unknown(section, name)));
     };
     let given = given(value.get_ref());

@@ -1,18 +1,14 @@
-//! The one table of settings: a row here is a key of the file, its default in the README and in
-//! `deploy/lb.toml`, and where its value goes. Owns the ranges; how a value is read is `values`'. Knows
-//! no file, no flag, and nothing about how keys relate (`rules` does).
+//! The one table of settings. A row is a key of the file: its name, what kind of value it takes, where
+//! the value goes, and when a change takes effect. The reference, `deploy/lb.toml`, what a reload takes
+//! over and the errors derive from it. How a value is read is its kind's ([`super::kinds`]); how keys
+//! relate is `rules`'.
 
-mod values;
-
-use std::num::NonZeroU64;
-
+use super::kinds::{
+    Addresses, Bytes, Door, File, Given, Kind, Millis, MillisOrAuto, Networks, Number,
+    NumberOrAuto, Switch, Via, Word,
+};
 use super::{Config, LogFormat, OnBackendLoss, OnUdpLoss, Policy};
 use crate::http::head;
-pub use values::{Given, door};
-use values::{
-    addresses, count, millis, networks, number, one_of, path, quarantine, sessions, show_addresses,
-    show_count, show_door, show_millis, show_networks, show_one, show_path, switch, via, workers,
-};
 
 /// Workers at most; a session names its worker in eight bits.
 pub const WORKERS_MAX: usize = 128;
@@ -20,27 +16,36 @@ pub const WORKERS_MAX: usize = 128;
 pub const SESSIONS_MAX: usize = 16 << 20;
 /// Field lines that a head can be read with.
 const FIELDS_MAX: u64 = head::FIELDS_MAX as u64;
-/// Bytes of a name in `Via`.
-const VIA_BYTES_MAX: usize = 64;
 /// Local ports of one address, in each family.
 const UDP_SOCKETS_MAX: u64 = 2 * 65_535;
-/// Addresses that datagrams are sent from.
-const ADDRESSES_MAX: usize = 16;
+const U32_MAX: u64 = u32::MAX as u64;
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 
-/// One setting.
-pub struct Key {
+/// When a changed setting takes effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// With a reload.
+    Now,
+    /// When the balancer starts anew: it is bound to sockets, threads or memory made at the start.
+    Restart,
+}
+
+/// One setting of a `T`, which is a whole configuration or one table of it.
+pub struct Key<T> {
     /// The table in the file, empty for the keys above all tables.
     pub section: &'static str,
     pub name: &'static str,
-    /// What it does, for the README and the shipped file.
+    pub effect: Effect,
+    /// What it does, for the reference and the shipped file.
     pub help: &'static str,
-    set: fn(&mut Config, &Given) -> Result<(), String>,
-    show: fn(&Config) -> String,
+    takes: fn() -> String,
+    set: fn(&mut T, &Given) -> Result<(), String>,
+    show: fn(&T) -> String,
+    adopt: fn(&mut T, &T),
 }
 
-impl Key {
+impl<T> Key<T> {
     /// `section.name`, or the bare name above all tables.
     pub fn path(&self) -> String {
         if self.section.is_empty() {
@@ -50,442 +55,159 @@ impl Key {
         }
     }
 
+    /// What it takes, as it continues "takes ...".
+    pub fn takes(&self) -> String {
+        (self.takes)()
+    }
+
     /// Puts a value where it belongs.
     ///
     /// # Errors
     /// Half a sentence that follows the name of the key and says what it takes.
-    pub fn set(&self, config: &mut Config, given: &Given) -> Result<(), String> {
-        (self.set)(config, given)
+    pub fn set(&self, config: &mut T, given: &Given) -> Result<(), String> {
+        (self.set)(config, given).map_err(|found| format!("takes {}, not {found}", self.takes()))
     }
 
     /// The value that `config` has, as one would write it in the file.
-    pub fn show(&self, config: &Config) -> String {
+    pub fn show(&self, config: &T) -> String {
         (self.show)(config)
+    }
+
+    /// Copies this setting alone from `wanted`.
+    pub fn adopt(&self, config: &mut T, wanted: &T) {
+        (self.adopt)(config, wanted);
     }
 }
 
-/// The key at `section.name`, if there is one.
-pub fn find(section: &str, name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.section == section && key.name == name)
+/// The key at `section.name` of a table of keys, if there is one.
+pub fn find<'a, T>(keys: &'a [Key<T>], section: &str, name: &str) -> Option<&'a Key<T>> {
+    keys.iter().find(|key| key.section == section && key.name == name)
 }
 
-/// Every setting, in the order in which it is shown.
-pub const KEYS: &[Key] = &[
-    Key {
-        section: "",
-        name: "workers",
-        help: "Worker threads; `\"auto\"` takes one less than the machine has cores, at least one.",
-        set: |config, given| workers(given).map(|value| config.workers = value),
-        show: |config| config.workers.map_or("\"auto\"".to_owned(), |count| count.to_string()),
-    },
-    Key {
-        section: "listen",
-        name: "tcp",
-        help: "TCP users. An address with its port, a bare port for all addresses (IPv4 and IPv6), or `\"off\"`.",
-        set: |config, given| door(given).map(|value| config.listen.tcp = value),
-        show: |config| show_door(config.listen.tcp),
-    },
-    Key {
-        section: "listen",
-        name: "udp",
-        help: "UDP users; written like `tcp`.",
-        set: |config, given| door(given).map(|value| config.listen.udp = value),
-        show: |config| show_door(config.listen.udp),
-    },
-    Key {
-        section: "listen",
-        name: "api",
-        help: "API users (HTTP/1.1); written like `tcp`.",
-        set: |config, given| door(given).map(|value| config.listen.api = value),
-        show: |config| show_door(config.listen.api),
-    },
-    Key {
-        section: "listen",
-        name: "control",
-        help: "Where backends register. Beyond loopback it needs `control.allow` or `control.secret_file`.",
-        set: |config, given| door(given).map(|value| config.listen.control = value),
-        show: |config| show_door(config.listen.control),
-    },
-    Key {
-        section: "listen",
-        name: "admin",
-        help: "Status, sessions and metrics for operators; written like `tcp`.",
-        set: |config, given| door(given).map(|value| config.listen.admin = value),
-        show: |config| show_door(config.listen.admin),
-    },
-    Key {
-        section: "balance",
-        name: "policy",
-        help: "Who gets the next user: `\"round_robin\"`, `\"least_sessions\"` or `\"source_hash\"`.",
-        set: |config, given| one_of(given, POLICIES).map(|value| config.balance.policy = value),
-        show: |config| show_one(POLICIES, config.balance.policy),
-    },
-    Key {
-        section: "balance",
-        name: "on_backend_loss",
-        help: "Running sessions of a backend whose control connection is lost: `\"keep\"` or `\"close\"`.",
-        set: |config, given| {
-            one_of(given, LOSSES).map(|value| config.balance.on_backend_loss = value)
-        },
-        show: |config| show_one(LOSSES, config.balance.on_backend_loss),
-    },
-    Key {
-        section: "health",
-        name: "interval_ms",
-        help: "How often a backend is asked `hello`.",
-        set: |config, given| {
-            millis(given, 10..=HOUR_MS).map(|value| config.health.interval = value)
-        },
-        show: |config| show_millis(config.health.interval),
-    },
-    Key {
-        section: "health",
-        name: "timeout_ms",
-        help: "How long the answer to a `hello` may take; less than `interval_ms`.",
-        set: |config, given| millis(given, 1..=HOUR_MS).map(|value| config.health.timeout = value),
-        show: |config| show_millis(config.health.timeout),
-    },
-    Key {
-        section: "health",
-        name: "misses",
-        help: "Unanswered hellos in a row after which a backend has left.",
-        set: |config, given| {
-            number(given, 1..=100, "").map(|value| config.health.misses = value as u32)
-        },
-        show: |config| config.health.misses.to_string(),
-    },
-    Key {
-        section: "timeouts",
-        name: "connect_ms",
-        help: "A connection to a backend, before another backend is tried.",
-        set: |config, given| {
-            millis(given, 1..=HOUR_MS).map(|value| config.timeouts.connect = value)
-        },
-        show: |config| show_millis(config.timeouts.connect),
-    },
-    Key {
-        section: "timeouts",
-        name: "tcp_idle_ms",
-        help: "A TCP session on which nothing moves either way.",
-        set: |config, given| {
-            millis(given, 10..=30 * DAY_MS).map(|value| config.timeouts.tcp_idle = value)
-        },
-        show: |config| show_millis(config.timeouts.tcp_idle),
-    },
-    Key {
-        section: "timeouts",
-        name: "half_close_ms",
-        help: "A TCP session of which one side has finished and the other sends nothing.",
-        set: |config, given| {
-            millis(given, 10..=30 * DAY_MS).map(|value| config.timeouts.half_close = value)
-        },
-        show: |config| show_millis(config.timeouts.half_close),
-    },
-    Key {
-        section: "timeouts",
-        name: "udp_idle_ms",
-        help: "A UDP session in which no datagram passes either way.",
-        set: |config, given| {
-            millis(given, 10..=DAY_MS).map(|value| config.timeouts.udp_idle = value)
-        },
-        show: |config| show_millis(config.timeouts.udp_idle),
-    },
-    Key {
-        section: "timeouts",
-        name: "drain_ms",
-        help: "What running sessions get to end by themselves after SIGTERM.",
-        set: |config, given| millis(given, 0..=DAY_MS).map(|value| config.timeouts.drain = value),
-        show: |config| show_millis(config.timeouts.drain),
-    },
-    Key {
-        section: "limits",
-        name: "sessions",
-        help: "Sessions at once, all workers together; a user beyond it is refused and counted. `\"auto\"` takes what the descriptors are enough for, 100000 at most.",
-        set: |config, given| sessions(given).map(|value| config.limits.sessions = value),
-        show: |config| match config.limits.sessions {
-            0 => "\"auto\"".to_owned(),
-            sessions => sessions.to_string(),
-        },
-    },
-    Key {
-        section: "limits",
-        name: "control_connections",
-        help: "Control connections at once.",
-        set: |config, given| {
-            number(given, 1..=65_536, "")
-                .map(|value| config.limits.control_connections = value as usize)
-        },
-        show: |config| config.limits.control_connections.to_string(),
-    },
-    Key {
-        section: "limits",
-        name: "buffer_bytes",
-        help: "Bytes of relay buffers, all workers together.",
-        set: |config, given| {
-            number(given, 1 << 20..=64 << 30, " of bytes")
-                .map(|value| config.limits.buffer_bytes = value as usize)
-        },
-        show: |config| config.limits.buffer_bytes.to_string(),
-    },
-    Key {
-        section: "limits",
-        name: "udp_sessions",
-        help: "UDP sessions at once, all workers together, apart from `sessions`.",
-        set: |config, given| {
-            number(given, 1..=SESSIONS_MAX as u64, "")
-                .map(|value| config.limits.udp_sessions = value as usize)
-        },
-        show: |config| config.limits.udp_sessions.to_string(),
-    },
-    Key {
-        section: "limits",
-        name: "udp_sockets",
-        help: "Sockets towards UDP backends, all workers together: what one backend can have of sessions and of ports that rest, for each of `udp.local_addresses`. 0: as descriptors and local ports allow.",
-        set: |config, given| {
-            number(given, 0..=UDP_SOCKETS_MAX, "")
-                .map(|value| config.limits.udp_sockets = value as usize)
-        },
-        show: |config| config.limits.udp_sockets.to_string(),
-    },
-    Key {
-        section: "udp",
-        name: "on_backend_loss",
-        help: "Running UDP sessions of a backend that is lost: `\"move\"`, `\"drop\"` or `\"keep\"`.",
-        set: |config, given| {
-            one_of(given, UDP_LOSSES).map(|value| config.udp.on_backend_loss = value)
-        },
-        show: |config| show_one(UDP_LOSSES, config.udp.on_backend_loss),
-    },
-    Key {
-        section: "udp",
-        name: "responses",
-        help: "Ends a session once each datagram of the user was answered this often; 0 leaves that to `udp_idle_ms`.",
-        set: |config, given| count(given).map(|value| config.udp.responses = value),
-        show: |config| show_count(config.udp.responses),
-    },
-    Key {
-        section: "udp",
-        name: "quarantine_ms",
-        help: "How long a backend and a local port rest after a session, so that a late reply reaches nobody else; `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.",
-        set: |config, given| quarantine(given).map(|value| config.udp.quarantine = value),
-        show: |config| config.udp.quarantine.map_or("\"auto\"".to_owned(), show_millis),
-    },
-    Key {
-        section: "udp",
-        name: "source_sessions",
-        help: "Sessions that one source (an IPv4 address or an IPv6 /64) may hold; each worker allows an even share of them, rounded up. 0 sets no limit.",
-        set: |config, given| count(given).map(|value| config.udp.source_sessions = value),
-        show: |config| show_count(config.udp.source_sessions),
-    },
-    Key {
-        section: "udp",
-        name: "source_new_per_second",
-        help: "Sessions that one source may begin in a second, shared out among the workers likewise; 0 sets no limit.",
-        set: |config, given| count(given).map(|value| config.udp.source_new_per_second = value),
-        show: |config| show_count(config.udp.source_new_per_second),
-    },
-    Key {
-        section: "udp",
-        name: "local_addresses",
-        help: "Addresses of this host from which datagrams go to backends. Each of them lets the same sockets and ports hold as many sessions again; empty leaves the address to the kernel.",
-        set: |config, given| addresses(given).map(|value| config.udp_local_addresses = value),
-        show: |config| show_addresses(&config.udp_local_addresses),
-    },
-    Key {
-        section: "udp",
-        name: "gro",
-        help: "Take and send several datagrams of one size at once where the kernel can (GRO and GSO).",
-        set: |config, given| switch(given).map(|value| config.udp.gro = value),
-        show: |config| config.udp.gro.to_string(),
-    },
-    Key {
-        section: "api",
-        name: "line_bytes",
-        help: "A request line at most, without its end; 414 beyond it, and 501 for its method.",
-        set: |config, given| {
-            number(given, 256..=1 << 16, " of bytes")
-                .map(|value| config.api.line_bytes = value as usize)
-        },
-        show: |config| config.api.line_bytes.to_string(),
-    },
-    Key {
-        section: "api",
-        name: "field_bytes",
-        help: "A field line of a head at most; 431 beyond it.",
-        set: |config, given| {
-            number(given, 256..=1 << 16, " of bytes")
-                .map(|value| config.api.field_bytes = value as usize)
-        },
-        show: |config| config.api.field_bytes.to_string(),
-    },
-    Key {
-        section: "api",
-        name: "head_bytes",
-        help: "A whole head at most; 431 beyond it.",
-        set: |config, given| {
-            number(given, 1024..=1 << 18, " of bytes")
-                .map(|value| config.api.head_bytes = value as usize)
-        },
-        show: |config| config.api.head_bytes.to_string(),
-    },
-    Key {
-        section: "api",
-        name: "fields",
-        help: "Field lines in a head at most; 431 beyond it.",
-        set: |config, given| {
-            number(given, 1..=FIELDS_MAX, "").map(|value| config.api.fields = value as usize)
-        },
-        show: |config| config.api.fields.to_string(),
-    },
-    Key {
-        section: "api",
-        name: "body_bytes",
-        help: "Content of one request at most, 413 beyond it; 0 sets no limit.",
-        set: |config, given| {
-            number(given, 0..=i64::MAX as u64, " of bytes")
-                .map(|value| config.api.body_bytes = NonZeroU64::new(value))
-        },
-        show: |config| config.api.body_bytes.map_or(0, NonZeroU64::get).to_string(),
-    },
-    Key {
-        section: "api",
-        name: "head_ms",
-        help: "A whole request head, from its first byte or the connection's beginning; 408 after it.",
-        set: |config, given| {
-            millis(given, 10..=HOUR_MS).map(|value| config.api.head_timeout = value)
-        },
-        show: |config| show_millis(config.api.head_timeout),
-    },
-    Key {
-        section: "api",
-        name: "body_ms",
-        help: "A body of which nothing moves, either way.",
-        set: |config, given| {
-            millis(given, 10..=HOUR_MS).map(|value| config.api.body_timeout = value)
-        },
-        show: |config| show_millis(config.api.body_timeout),
-    },
-    Key {
-        section: "api",
-        name: "answer_ms",
-        help: "A response's head, once the request has been sent; 504 after it.",
-        set: |config, given| {
-            millis(given, 10..=DAY_MS).map(|value| config.api.answer_timeout = value)
-        },
-        show: |config| show_millis(config.api.answer_timeout),
-    },
-    Key {
-        section: "api",
-        name: "idle_ms",
-        help: "A user's connection between two requests.",
-        set: |config, given| {
-            millis(given, 10..=DAY_MS).map(|value| config.api.idle_timeout = value)
-        },
-        show: |config| show_millis(config.api.idle_timeout),
-    },
-    Key {
-        section: "api",
-        name: "tunnel_idle_ms",
-        help: "A tunnel (WebSocket) through which nothing moves.",
-        set: |config, given| {
-            millis(given, 10..=30 * DAY_MS).map(|value| config.api.tunnel_idle = value)
-        },
-        show: |config| show_millis(config.api.tunnel_idle),
-    },
-    Key {
-        section: "api",
-        name: "upstream_idle_ms",
-        help: "A connection to a backend between two requests; shorter than what the backends wait themselves.",
-        set: |config, given| {
-            millis(given, 1..=HOUR_MS).map(|value| config.api.upstream_idle = value)
-        },
-        show: |config| show_millis(config.api.upstream_idle),
-    },
-    Key {
-        section: "api",
-        name: "upstream_idle_max",
-        help: "Connections to one backend that each worker keeps for later requests.",
-        set: |config, given| {
-            number(given, 0..=65536, "").map(|value| config.api.upstream_idle_max = value as usize)
-        },
-        show: |config| config.api.upstream_idle_max.to_string(),
-    },
-    Key {
-        section: "api",
-        name: "retries",
-        help: "Further backends that a request is offered when it may be repeated.",
-        set: |config, given| {
-            number(given, 0..=10, "").map(|value| config.api.retries = value as u8)
-        },
-        show: |config| config.api.retries.to_string(),
-    },
-    Key {
-        section: "api",
-        name: "via",
-        help: "This balancer's name in `Via`, unlike any other's, so that a loop is told from a chain; `\"auto\"` makes one up at each start.",
-        set: |config, given| via(given).map(|value| config.api.via = value),
-        show: |config| format!("\"{}\"", config.api.via.as_deref().unwrap_or("auto")),
-    },
-    Key {
-        section: "api",
-        name: "trusted",
-        help: "Proxies in front of this one, in CIDR notation: what they say in `X-Forwarded-*` and `Forwarded` is added to instead of dropped.",
-        set: |config, given| networks(given).map(|value| config.api.trusted = value),
-        show: |config| show_networks(&config.api.trusted),
-    },
-    Key {
-        section: "control",
-        name: "allow",
-        help: "Networks whose hosts may register, in CIDR notation; empty allows this host only.",
-        set: |config, given| networks(given).map(|value| config.control.allow = value),
-        show: |config| show_networks(&config.control.allow),
-    },
-    Key {
-        section: "control",
-        name: "secret_file",
-        help: "File of shared secrets, one a line, any of which proves a backend; `\"\"` asks for none.",
-        set: |config, given| path(given).map(|value| config.control.secret_file = value),
-        show: |config| show_path(config.control.secret_file.as_deref()),
-    },
-    Key {
-        section: "admin",
-        name: "token_file",
-        help: "File of tokens, one a line, any of which allows changes over the admin door from this host; `\"\"` allows none.",
-        set: |config, given| path(given).map(|value| config.admin.token_file = value),
-        show: |config| show_path(config.admin.token_file.as_deref()),
-    },
-    Key {
-        section: "admin",
-        name: "socket",
-        help: "Unix socket over which the balancer's own user and root may make changes without a token; `\"\"` opens none.",
-        set: |config, given| path(given).map(|value| config.admin.socket = value),
-        show: |config| show_path(config.admin.socket.as_deref()),
-    },
-    Key {
-        section: "log",
-        name: "level",
-        help: "The least important line that is written: `\"error\"`, `\"warn\"`, `\"info\"`, `\"debug\"` or `\"trace\"`.",
-        set: |config, given| one_of(given, LEVELS).map(|value| config.log.level = value),
-        show: |config| show_one(LEVELS, config.log.level),
-    },
-    Key {
-        section: "log",
-        name: "format",
-        help: "`\"text\"` for people, `\"json\"` for machines, one object a line.",
-        set: |config, given| one_of(given, FORMATS).map(|value| config.log.format = value),
-        show: |config| show_one(FORMATS, config.log.format),
-    },
-    Key {
-        section: "log",
-        name: "requests_per_second",
-        help: "Lines about API requests in a second, each worker; the rest is counted only. 0 writes none.",
-        set: |config, given| {
-            number(given, 0..=10_000_000, "")
-                .map(|value| config.log.requests_per_second = value as u32)
-        },
-        show: |config| config.log.requests_per_second.to_string(),
-    },
-];
+/// Rows of a table of keys: `"section" "name", field: kind, effect, "help";`.
+macro_rules! keys {
+    ($target:ty; $($section:literal $name:literal, $($field:ident).+: $kind:expr, $effect:ident, $help:literal;)+) => {
+        &[$(Key {
+            section: $section,
+            name: $name,
+            effect: Effect::$effect,
+            help: $help,
+            takes: || takes_of(&$kind, |target: &$target| &target.$($field).+),
+            set: |target, given| $kind.read(given).map(|value| target.$($field).+ = value),
+            show: |target| $kind.show(&target.$($field).+),
+            adopt: |target, wanted| target.$($field).+.clone_from(&wanted.$($field).+),
+        }),+]
+    };
+}
+
+/// What a kind says of itself; the field tells which of its types is meant.
+fn takes_of<T, V>(kind: &impl Kind<V>, _field: fn(&T) -> &V) -> String {
+    kind.takes()
+}
+
+/// Every setting of the balancer, in the order in which it is shown.
+pub const KEYS: &[Key<Config>] = keys! { Config;
+    "" "workers", workers: NumberOrAuto(1..=WORKERS_MAX as u64), Restart,
+        "Worker threads; `\"auto\"` takes one less than the machine has cores, at least one.";
+    "listen" "tcp", listen.tcp: Door, Restart,
+        "TCP users. An address with its port, a bare port for all addresses (IPv4 and IPv6), or `\"off\"`.";
+    "listen" "udp", listen.udp: Door, Restart,
+        "UDP users; written like `tcp`.";
+    "listen" "api", listen.api: Door, Restart,
+        "API users (HTTP/1.1); written like `tcp`.";
+    "listen" "control", listen.control: Door, Restart,
+        "Where backends register. Beyond loopback it needs `control.allow` or `control.secret_file`.";
+    "listen" "admin", listen.admin: Door, Restart,
+        "Status, sessions and metrics for operators; written like `tcp`.";
+    "balance" "policy", balance.policy: Word(POLICIES), Now,
+        "Who gets the next user: `\"round_robin\"`, `\"least_sessions\"` or `\"source_hash\"`.";
+    "balance" "on_backend_loss", balance.on_backend_loss: Word(LOSSES), Now,
+        "Running sessions of a backend whose control connection is lost: `\"keep\"` or `\"close\"`.";
+    "health" "interval_ms", health.interval: Millis(10..=HOUR_MS), Now,
+        "How often a backend is asked `hello`.";
+    "health" "timeout_ms", health.timeout: Millis(1..=HOUR_MS), Now,
+        "How long the answer to a `hello` may take; less than `interval_ms`.";
+    "health" "misses", health.misses: Number(1..=100), Now,
+        "Unanswered hellos in a row after which a backend has left.";
+    "timeouts" "connect_ms", timeouts.connect: Millis(1..=HOUR_MS), Now,
+        "A connection to a backend, before another backend is tried.";
+    "timeouts" "tcp_idle_ms", timeouts.tcp_idle: Millis(10..=30 * DAY_MS), Now,
+        "A TCP session on which nothing moves either way.";
+    "timeouts" "half_close_ms", timeouts.half_close: Millis(10..=30 * DAY_MS), Now,
+        "A TCP session of which one side has finished and the other sends nothing.";
+    "timeouts" "udp_idle_ms", timeouts.udp_idle: Millis(10..=DAY_MS), Now,
+        "A UDP session in which no datagram passes either way.";
+    "timeouts" "drain_ms", timeouts.drain: Millis(0..=DAY_MS), Now,
+        "What running sessions get to end by themselves after SIGTERM.";
+    "limits" "sessions", limits.sessions: NumberOrAuto(1..=SESSIONS_MAX as u64), Now,
+        "Sessions at once, all workers together; a user beyond it is refused and counted. `\"auto\"` takes what the descriptors are enough for, 100000 at most.";
+    "limits" "control_connections", limits.control_connections: Number(1..=65_536), Now,
+        "Control connections at once.";
+    "limits" "buffer_bytes", limits.buffer_bytes: Bytes(1 << 20..=64 << 30), Restart,
+        "Bytes of relay buffers, all workers together.";
+    "limits" "udp_sessions", limits.udp_sessions: Number(1..=SESSIONS_MAX as u64), Restart,
+        "UDP sessions at once, all workers together, apart from `sessions`.";
+    "limits" "udp_sockets", limits.udp_sockets: Number(0..=UDP_SOCKETS_MAX), Restart,
+        "Sockets towards UDP backends, all workers together: what one backend can have of sessions and of ports that rest, for each of `udp.local_addresses`. 0: as descriptors and local ports allow.";
+    "udp" "on_backend_loss", udp.on_backend_loss: Word(UDP_LOSSES), Restart,
+        "Running UDP sessions of a backend that is lost: `\"move\"`, `\"drop\"` or `\"keep\"`.";
+    "udp" "responses", udp.responses: Number(0..=U32_MAX), Restart,
+        "Ends a session once each datagram of the user was answered this often; 0 leaves that to `udp_idle_ms`.";
+    "udp" "quarantine_ms", udp.quarantine: MillisOrAuto(0..=DAY_MS), Restart,
+        "How long a backend and a local port rest after a session, so that a late reply reaches nobody else; `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.";
+    "udp" "source_sessions", udp.source_sessions: Number(0..=U32_MAX), Restart,
+        "Sessions that one source (an IPv4 address or an IPv6 /64) may hold; each worker allows an even share of them, rounded up. 0 sets no limit.";
+    "udp" "source_new_per_second", udp.source_new_per_second: Number(0..=U32_MAX), Restart,
+        "Sessions that one source may begin in a second, shared out among the workers likewise; 0 sets no limit.";
+    "udp" "local_addresses", udp_local_addresses: Addresses, Restart,
+        "Addresses of this host from which datagrams go to backends. Each of them lets the same sockets and ports hold as many sessions again; empty leaves the address to the kernel.";
+    "udp" "gro", udp.gro: Switch, Restart,
+        "Take and send several datagrams of one size at once where the kernel can (GRO and GSO).";
+    "api" "line_bytes", api.line_bytes: Bytes(256..=1 << 16), Restart,
+        "A request line at most, without its end; 414 beyond it, and 501 for its method.";
+    "api" "field_bytes", api.field_bytes: Bytes(256..=1 << 16), Restart,
+        "A field line of a head at most; 431 beyond it.";
+    "api" "head_bytes", api.head_bytes: Bytes(1024..=1 << 18), Restart,
+        "A whole head at most; 431 beyond it.";
+    "api" "fields", api.fields: Number(1..=FIELDS_MAX), Restart,
+        "Field lines in a head at most; 431 beyond it.";
+    "api" "body_bytes", api.body_bytes: Bytes(0..=i64::MAX as u64), Restart,
+        "Content of one request at most, 413 beyond it; 0 sets no limit.";
+    "api" "head_ms", api.head_timeout: Millis(10..=HOUR_MS), Restart,
+        "A whole request head, from its first byte or the connection's beginning; 408 after it.";
+    "api" "body_ms", api.body_timeout: Millis(10..=HOUR_MS), Restart,
+        "A body of which nothing moves, either way.";
+    "api" "answer_ms", api.answer_timeout: Millis(10..=DAY_MS), Restart,
+        "A response's head, once the request has been sent; 504 after it.";
+    "api" "idle_ms", api.idle_timeout: Millis(10..=DAY_MS), Restart,
+        "A user's connection between two requests.";
+    "api" "tunnel_idle_ms", api.tunnel_idle: Millis(10..=30 * DAY_MS), Restart,
+        "A tunnel (WebSocket) through which nothing moves.";
+    "api" "upstream_idle_ms", api.upstream_idle: Millis(1..=HOUR_MS), Restart,
+        "A connection to a backend between two requests; shorter than what the backends wait themselves.";
+    "api" "upstream_idle_max", api.upstream_idle_max: Number(0..=65536), Restart,
+        "Connections to one backend that each worker keeps for later requests.";
+    "api" "retries", api.retries: Number(0..=10), Restart,
+        "Further backends that a request is offered when it may be repeated.";
+    "api" "via", api.via: Via, Restart,
+        "This balancer's name in `Via`, unlike any other's, so that a loop is told from a chain; `\"auto\"` makes one up at each start.";
+    "api" "trusted", api.trusted: Networks, Restart,
+        "Proxies in front of this one, in CIDR notation: what they say in `X-Forwarded-*` and `Forwarded` is added to instead of dropped.";
+    "control" "allow", control.allow: Networks, Now,
+        "Networks whose hosts may register, in CIDR notation; empty allows this host only.";
+    "control" "secret_file", control.secret_file: File, Now,
+        "File of shared secrets, one a line, any of which proves a backend; `\"\"` asks for none.";
+    "admin" "token_file", admin.token_file: File, Restart,
+        "File of tokens, one a line, any of which allows changes over the admin door from this host; `\"\"` allows none.";
+    "admin" "socket", admin.socket: File, Restart,
+        "Unix socket over which the balancer's own user and root may make changes without a token; `\"\"` opens none.";
+    "log" "level", log.level: Word(LEVELS), Now,
+        "The least important line that is written: `\"error\"`, `\"warn\"`, `\"info\"`, `\"debug\"` or `\"trace\"`.";
+    "log" "format", log.format: Word(FORMATS), Restart,
+        "`\"text\"` for people, `\"json\"` for machines, one object a line.";
+    "log" "requests_per_second", log.requests_per_second: Number(0..=10_000_000), Restart,
+        "Lines about API requests in a second, each worker; the rest is counted only. 0 writes none.";
+};
 
 const POLICIES: &[(&str, Policy)] = &[
     ("round_robin", Policy::RoundRobin),
@@ -511,47 +233,16 @@ const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogF
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-
     use super::*;
 
-    fn text(text: &str) -> Given {
-        Given::Text(text.to_owned())
-    }
-
-    #[test]
-    fn a_door_is_an_address_a_port_or_off() {
-        let all = |port| Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
-        for (given, expected) in [
-            (text("8081"), all(8081)),
-            (text(":8081"), all(8081)),
-            (Given::Number(8081), all(8081)),
-            (text(":0"), all(0)),
-            (text("[::]:8081"), all(8081)),
-            (text("127.0.0.1:8081"), Some("127.0.0.1:8081".parse().unwrap())),
-            (text("[::1]:8081"), Some("[::1]:8081".parse().unwrap())),
-            (text("off"), None),
-        ] {
-            assert_eq!(door(&given), Ok(expected), "{given:?}");
-        }
-        for given in [
-            text("65536"),
-            Given::Number(-1),
-            text(""),
-            text("localhost:80"),
-            text("10.0.0.1"),
-            Given::Other("boolean"),
-        ] {
-            let said = door(&given).unwrap_err();
-            assert!(said.contains(&given.described()), "{said}");
-            assert!(said.contains("\"off\""), "{said}");
-        }
+    fn key(section: &str, name: &str) -> &'static Key<Config> {
+        find(KEYS, section, name).unwrap()
     }
 
     #[test]
     fn a_number_beyond_its_range_is_told_the_range() {
         let mut config = Config::default();
-        let sessions = find("limits", "sessions").unwrap();
+        let sessions = key("limits", "sessions");
         for (given, fits) in [(0, false), (1, true), (16 << 20, true), ((16 << 20) + 1, false)] {
             let outcome = sessions.set(&mut config, &Given::Number(given));
             assert_eq!(outcome.is_ok(), fits, "{given}");
@@ -561,15 +252,8 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_counted_or_left_to_the_machine() {
-        assert_eq!(workers(&text("auto")), Ok(None));
-        assert_eq!(workers(&Given::Number(128)), Ok(Some(128)));
-        assert!(workers(&Given::Number(0)).is_err() && workers(&Given::Number(129)).is_err());
-        assert!(workers(&text("3")).is_err());
-    }
-
-    #[test]
     fn udp_settings_say_what_they_take() {
+        let text = |text: &str| Given::Text(text.to_owned());
         let mut config = Config::default();
         for (name, given, shown) in [
             ("responses", Given::Number(1), "1"),
@@ -579,9 +263,8 @@ mod tests {
             ("gro", Given::Switch(false), "false"),
             ("on_backend_loss", text("keep"), "\"keep\""),
         ] {
-            let key = find("udp", name).unwrap();
-            key.set(&mut config, &given).unwrap();
-            assert_eq!(key.show(&config), shown, "{name}");
+            key("udp", name).set(&mut config, &given).unwrap();
+            assert_eq!(key("udp", name).show(&config), shown, "{name}");
         }
         for (name, given, said) in [
             ("gro", Given::Number(1), "takes true or false, not 1"),
@@ -592,18 +275,10 @@ mod tests {
                 "takes one of \"move\", \"drop\", \"keep\", not \"close\"",
             ),
         ] {
-            assert_eq!(find("udp", name).unwrap().set(&mut config, &given).unwrap_err(), said);
+            assert_eq!(key("udp", name).set(&mut config, &given).unwrap_err(), said);
         }
-        let wrong = find("udp", "quarantine_ms").unwrap().set(&mut config, &Given::Switch(true));
+        let wrong = key("udp", "quarantine_ms").set(&mut config, &Given::Switch(true));
         assert!(wrong.unwrap_err().ends_with("or \"auto\", not true"));
-    }
-
-    #[test]
-    fn a_lone_address_is_a_network_of_one() {
-        let given = Given::List(vec!["10.1.2.3/8".into(), "192.0.2.7".into(), "::1".into()]);
-        let networks = networks(&given).unwrap();
-        let shown: Vec<String> = networks.iter().map(|network| network.to_string()).collect();
-        assert_eq!(shown, ["10.0.0.0/8", "192.0.2.7/32", "::1/128"]);
     }
 
     #[test]

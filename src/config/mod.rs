@@ -1,10 +1,11 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
 //! command line nor files' syntax (`config::file` reads TOML into this). `keys` is the table of
-//! settings, `rules` what they must be to each other, `reload` what may change while the balancer
-//! runs.
+//! settings, `kinds` how their values are written, `rules` what they must be to each other, `reload`
+//! what a reload takes over.
 
 pub mod file;
 pub mod keys;
+pub mod kinds;
 pub mod reload;
 pub mod rules;
 

@@ -1,9 +1,8 @@
-//! From the settings that are in use to those that are wanted, while the balancer runs. Owns which
-//! keys take effect at once and which need a restart; pure, so that a reload can be told before it
-//! is done.
+//! From the settings in use to those that are wanted, while the balancer runs. Which keys take effect at
+//! once stands in their rows. Pure, so that a reload can be told before it is done.
 
 use super::Config;
-use super::keys::KEYS;
+use super::keys::{Effect, KEYS};
 
 /// What a reload comes to.
 #[derive(Clone, PartialEq, Debug)]
@@ -16,33 +15,24 @@ pub struct Change {
     pub after_restart: Vec<String>,
 }
 
-/// Takes over what can change while sessions run. The rest is bound to sockets, threads and memory
-/// that were made at the start.
+/// Takes over what can change while sessions run.
 pub fn between(running: &Config, wanted: &Config) -> Change {
-    let config = merged(running, wanted);
-    let (mut now, mut after_restart) = (Vec::new(), Vec::new());
+    let mut change = Change { config: running.clone(), now: Vec::new(), after_restart: Vec::new() };
     for key in KEYS {
         let value = key.show(wanted);
         if value == key.show(running) {
             continue;
         }
-        let taken = value == key.show(&config);
-        let list = if taken { &mut now } else { &mut after_restart };
-        list.push(format!("{} = {value}", key.path()));
+        let line = format!("{} = {value}", key.path());
+        match key.effect {
+            Effect::Now => {
+                key.adopt(&mut change.config, wanted);
+                change.now.push(line);
+            }
+            Effect::Restart => change.after_restart.push(line),
+        }
     }
-    Change { config, now, after_restart }
-}
-
-fn merged(running: &Config, wanted: &Config) -> Config {
-    let mut config = running.clone();
-    config.balance = wanted.balance;
-    config.health = wanted.health;
-    config.timeouts = wanted.timeouts;
-    config.limits.sessions = wanted.limits.sessions;
-    config.limits.control_connections = wanted.limits.control_connections;
-    config.control = wanted.control.clone();
-    config.log.level = wanted.log.level;
-    config
+    change
 }
 
 #[cfg(test)]
@@ -113,50 +103,20 @@ mod tests {
         "#;
         let wanted = file::read("lb.toml", text).unwrap();
         let change = between(&Config::default(), &wanted);
-        let names = |said: &[String]| -> Vec<String> {
-            said.iter().map(|line| line.split(" = ").next().unwrap().to_owned()).collect()
-        };
-        let restart = [
-            "workers",
-            "listen.tcp",
-            "listen.udp",
-            "listen.api",
-            "listen.control",
-            "listen.admin",
-            "limits.buffer_bytes",
-            "limits.udp_sessions",
-            "limits.udp_sockets",
-            "udp.on_backend_loss",
-            "udp.responses",
-            "udp.quarantine_ms",
-            "udp.source_sessions",
-            "udp.source_new_per_second",
-            "udp.local_addresses",
-            "udp.gro",
-            "api.line_bytes",
-            "api.field_bytes",
-            "api.head_bytes",
-            "api.fields",
-            "api.body_bytes",
-            "api.head_ms",
-            "api.body_ms",
-            "api.answer_ms",
-            "api.idle_ms",
-            "api.tunnel_idle_ms",
-            "api.upstream_idle_ms",
-            "api.upstream_idle_max",
-            "api.retries",
-            "api.via",
-            "api.trusted",
-            "admin.token_file",
-            "admin.socket",
-            "log.format",
-            "log.requests_per_second",
-        ];
-        assert_eq!(names(&change.after_restart), restart);
-        let now: Vec<String> =
-            KEYS.iter().map(|key| key.path()).filter(|key| !restart.contains(&&**key)).collect();
-        assert_eq!(names(&change.now), now);
+        for key in KEYS {
+            let line = format!("{} = {}", key.path(), key.show(&wanted));
+            let taken = key.effect == Effect::Now;
+            assert_eq!(change.now.contains(&line), taken, "{line}");
+            assert_eq!(change.after_restart.contains(&line), !taken, "{line}");
+            let source = if taken { &wanted } else { &Config::default() };
+            assert_eq!(key.show(&change.config), key.show(source), "{line}");
+        }
+        let restart =
+            |section| !KEYS.iter().any(|key| key.section == section && key.effect == Effect::Now);
+        assert!(
+            restart("listen") && restart("udp") && restart("api"),
+            "bound to sockets and memory"
+        );
         assert!(change.now.contains(&"balance.policy = \"source_hash\"".to_owned()));
         assert_eq!(change.config.listen, Config::default().listen);
         assert_eq!(change.config.timeouts, wanted.timeouts);

@@ -1,0 +1,459 @@
+//! Kinds of values: what a setting of each kind takes, how it is read and how it is shown. One kind
+//! serves many settings; no kind knows which.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::{NonZeroU32, NonZeroU64};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// Bytes of a name in `Via`.
+const VIA_BYTES_MAX: usize = 64;
+/// Addresses that datagrams are sent from.
+const ADDRESSES_MAX: usize = 16;
+
+/// A value as the operator gave it, before it is known what it is for.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Given {
+    Text(String),
+    Number(i64),
+    List(Vec<String>),
+    Switch(bool),
+    /// Anything that no setting takes, by the name of its type.
+    Other(&'static str),
+}
+
+impl Given {
+    /// The value as an error quotes it.
+    pub fn described(&self) -> String {
+        match self {
+            Given::Text(text) => quoted(text),
+            Given::Number(number) => number.to_string(),
+            Given::List(_) => "a list".to_owned(),
+            Given::Switch(on) => on.to_string(),
+            Given::Other(kind) => format!("a value of the type {kind}"),
+        }
+    }
+}
+
+/// How values of type `V` are written in the file.
+pub trait Kind<V> {
+    /// What a setting of this kind takes, as it continues "takes ...".
+    fn takes(&self) -> String;
+
+    /// # Errors
+    /// What was given instead, as it continues "takes ..., not ...".
+    fn read(&self, given: &Given) -> Result<V, String>;
+
+    /// The value as one would write it in the file.
+    fn show(&self, value: &V) -> String;
+}
+
+/// Where a door stands: an address with its port, a bare port (`8081` or `:8081`) for every address of
+/// both families, or `off`. Port 0 lets the kernel choose.
+pub struct Door;
+
+impl Kind<Option<SocketAddr>> for Door {
+    fn takes(&self) -> String {
+        "an address with its port such as \"127.0.0.1:8081\" or \"[::1]:8081\", a port from 0 to 65535 \
+         for all addresses, or \"off\""
+            .to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<SocketAddr>, String> {
+        let text = match given {
+            Given::Text(text) => text.clone(),
+            Given::Number(number) => number.to_string(),
+            _ => String::new(),
+        };
+        if text == "off" {
+            return Ok(None);
+        }
+        let port = text.strip_prefix(':').unwrap_or(&text);
+        if let Ok(port) = port.parse::<u16>() {
+            return Ok(Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)));
+        }
+        text.parse().map(Some).map_err(|_| given.described())
+    }
+
+    fn show(&self, door: &Option<SocketAddr>) -> String {
+        match door {
+            None => "\"off\"".to_owned(),
+            Some(address) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+                format!("\":{}\"", address.port())
+            }
+            Some(address) => format!("\"{address}\""),
+        }
+    }
+}
+
+/// Types that a whole number becomes. Where zero stands for "none", the type is an `Option`.
+pub trait Whole: Sized {
+    fn from_whole(number: u64) -> Option<Self>;
+    fn to_whole(&self) -> u64;
+}
+
+macro_rules! whole {
+    ($($type:ty),+) => {
+        $(impl Whole for $type {
+            fn from_whole(number: u64) -> Option<$type> {
+                <$type>::try_from(number).ok()
+            }
+
+            fn to_whole(&self) -> u64 {
+                *self as u64
+            }
+        })+
+    };
+}
+
+whole!(u8, u32, usize);
+
+impl Whole for Option<NonZeroU32> {
+    fn from_whole(number: u64) -> Option<Option<NonZeroU32>> {
+        u32::try_from(number).ok().map(NonZeroU32::new)
+    }
+
+    fn to_whole(&self) -> u64 {
+        self.map_or(0, |number| u64::from(number.get()))
+    }
+}
+
+impl Whole for Option<NonZeroU64> {
+    fn from_whole(number: u64) -> Option<Option<NonZeroU64>> {
+        Some(NonZeroU64::new(number))
+    }
+
+    fn to_whole(&self) -> u64 {
+        self.map_or(0, NonZeroU64::get)
+    }
+}
+
+/// A whole number in a range.
+pub struct Number(pub RangeInclusive<u64>);
+
+impl<V: Whole> Kind<V> for Number {
+    fn takes(&self) -> String {
+        range_of("", &self.0)
+    }
+
+    fn read(&self, given: &Given) -> Result<V, String> {
+        within(given, &self.0).and_then(V::from_whole).ok_or_else(|| given.described())
+    }
+
+    fn show(&self, value: &V) -> String {
+        value.to_whole().to_string()
+    }
+}
+
+/// A whole number of bytes in a range.
+pub struct Bytes(pub RangeInclusive<u64>);
+
+impl<V: Whole> Kind<V> for Bytes {
+    fn takes(&self) -> String {
+        range_of(" of bytes", &self.0)
+    }
+
+    fn read(&self, given: &Given) -> Result<V, String> {
+        Number(self.0.clone()).read(given)
+    }
+
+    fn show(&self, value: &V) -> String {
+        value.to_whole().to_string()
+    }
+}
+
+/// A number of things, or `auto` to have it worked out.
+pub struct NumberOrAuto(pub RangeInclusive<u64>);
+
+impl<V: Whole> Kind<Option<V>> for NumberOrAuto {
+    fn takes(&self) -> String {
+        format!("a number from {} to {} or \"auto\"", self.0.start(), self.0.end())
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<V>, String> {
+        match given {
+            Given::Text(text) if text == "auto" => Ok(None),
+            _ => Number(self.0.clone()).read(given).map(Some),
+        }
+    }
+
+    fn show(&self, value: &Option<V>) -> String {
+        value.as_ref().map_or("\"auto\"".to_owned(), |value| value.to_whole().to_string())
+    }
+}
+
+/// The same where zero stands for `auto`.
+impl Kind<usize> for NumberOrAuto {
+    fn takes(&self) -> String {
+        Kind::<Option<usize>>::takes(self)
+    }
+
+    fn read(&self, given: &Given) -> Result<usize, String> {
+        Kind::<Option<usize>>::read(self, given).map(Option::unwrap_or_default)
+    }
+
+    fn show(&self, value: &usize) -> String {
+        self.show(&(*value != 0).then_some(*value))
+    }
+}
+
+/// A time in milliseconds.
+pub struct Millis(pub RangeInclusive<u64>);
+
+impl Kind<Duration> for Millis {
+    fn takes(&self) -> String {
+        range_of(" of milliseconds", &self.0)
+    }
+
+    fn read(&self, given: &Given) -> Result<Duration, String> {
+        within(given, &self.0).map(Duration::from_millis).ok_or_else(|| given.described())
+    }
+
+    fn show(&self, time: &Duration) -> String {
+        time.as_millis().to_string()
+    }
+}
+
+/// A time in milliseconds, or `auto` to have it follow from other settings.
+pub struct MillisOrAuto(pub RangeInclusive<u64>);
+
+impl Kind<Option<Duration>> for MillisOrAuto {
+    fn takes(&self) -> String {
+        format!("{} or \"auto\"", range_of(" of milliseconds", &self.0))
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<Duration>, String> {
+        match given {
+            Given::Text(text) if text == "auto" => Ok(None),
+            _ => Millis(self.0.clone()).read(given).map(Some),
+        }
+    }
+
+    fn show(&self, time: &Option<Duration>) -> String {
+        time.map_or("\"auto\"".to_owned(), |time| time.as_millis().to_string())
+    }
+}
+
+pub struct Switch;
+
+impl Kind<bool> for Switch {
+    fn takes(&self) -> String {
+        "true or false".to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<bool, String> {
+        match given {
+            Given::Switch(on) => Ok(*on),
+            _ => Err(given.described()),
+        }
+    }
+
+    fn show(&self, on: &bool) -> String {
+        on.to_string()
+    }
+}
+
+/// One of a few words. The table holds every value of its type.
+pub struct Word<T: 'static>(pub &'static [(&'static str, T)]);
+
+impl<T: Copy + PartialEq> Kind<T> for Word<T> {
+    fn takes(&self) -> String {
+        let known: Vec<String> = self.0.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        format!("one of {}", known.join(", "))
+    }
+
+    fn read(&self, given: &Given) -> Result<T, String> {
+        let found = match given {
+            Given::Text(text) => self.0.iter().find(|(word, _)| word == text),
+            _ => None,
+        };
+        found.map(|(_, value)| *value).ok_or_else(|| given.described())
+    }
+
+    fn show(&self, value: &T) -> String {
+        let word = self.0.iter().find(|(_, known)| known == value);
+        format!("\"{}\"", word.expect("the table holds every value of its type").0)
+    }
+}
+
+/// Networks in CIDR notation, or single addresses. Bits beyond the prefix are cleared.
+pub struct Networks;
+
+impl Kind<Vec<IpNet>> for Networks {
+    fn takes(&self) -> String {
+        "a list of networks such as [\"10.0.0.0/8\", \"192.0.2.7\"]".to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<IpNet>, String> {
+        let Given::List(items) = given else { return Err(given.described()) };
+        items.iter().map(|item| network(item).ok_or_else(|| quoted(item))).collect()
+    }
+
+    fn show(&self, networks: &Vec<IpNet>) -> String {
+        list(networks.iter())
+    }
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    let network = text.parse::<IpNet>().map(|network| network.trunc());
+    network.or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()
+}
+
+/// Addresses of this host, each once.
+pub struct Addresses;
+
+impl Kind<Vec<IpAddr>> for Addresses {
+    fn takes(&self) -> String {
+        format!("a list of up to {ADDRESSES_MAX} addresses such as [\"10.0.0.5\"]")
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<IpAddr>, String> {
+        let Given::List(items) = given else { return Err(given.described()) };
+        let mut addresses = Vec::new();
+        for item in items {
+            let address = item.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+            let fits = |address: &IpAddr| {
+                !address.is_unspecified() && !address.is_multicast() && !addresses.contains(address)
+            };
+            addresses.push(address.filter(fits).ok_or_else(|| quoted(item))?);
+        }
+        if addresses.len() > ADDRESSES_MAX {
+            return Err(addresses.len().to_string());
+        }
+        Ok(addresses)
+    }
+
+    fn show(&self, addresses: &Vec<IpAddr>) -> String {
+        list(addresses.iter())
+    }
+}
+
+/// A name in `Via`, which is a token (RFC 9110 7.6.3), here without the rarer characters.
+pub struct Via;
+
+impl Kind<Option<String>> for Via {
+    fn takes(&self) -> String {
+        format!("\"auto\" or up to {VIA_BYTES_MAX} letters, digits, `-`, `.` and `_`")
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<String>, String> {
+        let fits = |text: &str| {
+            (1..=VIA_BYTES_MAX).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        };
+        match given {
+            Given::Text(text) if text == "auto" => Ok(None),
+            Given::Text(text) if fits(text) => Ok(Some(text.clone())),
+            _ => Err(given.described()),
+        }
+    }
+
+    fn show(&self, name: &Option<String>) -> String {
+        format!("\"{}\"", name.as_deref().unwrap_or("auto"))
+    }
+}
+
+/// The path of a file, or nothing.
+pub struct File;
+
+impl Kind<Option<PathBuf>> for File {
+    fn takes(&self) -> String {
+        "the path of a file in quotes".to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<PathBuf>, String> {
+        match given {
+            Given::Text(text) => Ok((!text.is_empty()).then(|| PathBuf::from(text))),
+            _ => Err(given.described()),
+        }
+    }
+
+    fn show(&self, path: &Option<PathBuf>) -> String {
+        format!("\"{}\"", path.as_deref().map_or("".into(), |path| path.to_string_lossy()))
+    }
+}
+
+fn within(given: &Given, range: &RangeInclusive<u64>) -> Option<u64> {
+    match given {
+        Given::Number(number) => u64::try_from(*number).ok().filter(|it| range.contains(it)),
+        _ => None,
+    }
+}
+
+fn range_of(unit: &str, range: &RangeInclusive<u64>) -> String {
+    format!("a whole number{unit} from {} to {}", range.start(), range.end())
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.escape_debug())
+}
+
+fn list(items: impl Iterator<Item = impl std::fmt::Display>) -> String {
+    let items: Vec<String> = items.map(|item| format!("\"{item}\"")).collect();
+    format!("[{}]", items.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Given {
+        Given::Text(text.to_owned())
+    }
+
+    #[test]
+    fn a_door_is_an_address_a_port_or_off() {
+        let all = |port| Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
+        for (given, expected) in [
+            (text("8081"), all(8081)),
+            (text(":8081"), all(8081)),
+            (Given::Number(8081), all(8081)),
+            (text(":0"), all(0)),
+            (text("[::]:8081"), all(8081)),
+            (text("127.0.0.1:8081"), Some("127.0.0.1:8081".parse().unwrap())),
+            (text("[::1]:8081"), Some("[::1]:8081".parse().unwrap())),
+            (text("off"), None),
+        ] {
+            assert_eq!(Door.read(&given), Ok(expected), "{given:?}");
+        }
+        for given in [
+            text("65536"),
+            Given::Number(-1),
+            text(""),
+            text("localhost:80"),
+            text("10.0.0.1"),
+            Given::Other("boolean"),
+        ] {
+            assert_eq!(Door.read(&given), Err(given.described()));
+        }
+    }
+
+    #[test]
+    fn what_may_be_auto_is_counted_or_left_to_the_machine() {
+        let workers = NumberOrAuto(1..=128);
+        let read = |given: &Given| -> Result<Option<usize>, String> { workers.read(given) };
+        assert_eq!(read(&text("auto")), Ok(None));
+        assert_eq!(read(&Given::Number(128)), Ok(Some(128)));
+        for wrong in [Given::Number(0), Given::Number(129), Given::Number(-1), text("3")] {
+            assert_eq!(read(&wrong), Err(wrong.described()));
+        }
+    }
+
+    #[test]
+    fn a_number_that_does_not_fit_its_type_is_refused() {
+        let small = Number(0..=10_000);
+        assert_eq!(small.read(&Given::Number(255)), Ok(255_u8));
+        assert_eq!(Kind::<u8>::read(&small, &Given::Number(256)), Err("256".to_owned()));
+        assert_eq!(small.read(&Given::Number(0)), Ok(None::<NonZeroU32>));
+    }
+
+    #[test]
+    fn a_lone_address_is_a_network_of_one() {
+        let given = Given::List(vec!["10.1.2.3/8".into(), "192.0.2.7".into(), "::1".into()]);
+        let networks = Networks.read(&given).unwrap();
+        assert_eq!(Networks.show(&networks), "[\"10.0.0.0/8\", \"192.0.2.7/32\", \"::1/128\"]");
+    }
+}
