@@ -11,36 +11,17 @@ use lb::boot::capacity;
 use lb::config::keys::KEYS;
 use lb::config::{Config, file};
 
+#[path = "common/process.rs"]
+mod process;
+
+use process::Folder;
+
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
 }
 
 fn text(name: &str) -> String {
     fs::read_to_string(shipped(name)).unwrap()
-}
-
-/// A directory of its own for one test, gone when it is over.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("lb-deploy-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn put(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.0.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 #[track_caller]
@@ -143,18 +124,18 @@ fn the_firewall_profiles_open_the_default_ports_and_no_others() {
 #[ignore = "needs ufw, and root because ufw does"]
 fn the_firewall_program_reads_both_profiles() {
     let folder = Folder::new("ufw");
-    folder.put("etc/ufw/applications.d/lb", &text("ufw/lb"));
-    folder.put("lib/ufw/ufw.lock", "");
+    folder.write("etc/ufw/applications.d/lb", text("ufw/lb"));
+    folder.write("lib/ufw/ufw.lock", "");
     // It refuses to say anything without the rest of its configuration, whatever that says.
-    folder.put("etc/default/ufw", &fs::read_to_string("/etc/default/ufw").unwrap());
+    folder.write("etc/default/ufw", fs::read_to_string("/etc/default/ufw").unwrap());
     for entry in fs::read_dir("/etc/ufw").unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() {
             let name = format!("etc/ufw/{}", path.file_name().unwrap().to_str().unwrap());
-            folder.put(&name, &fs::read_to_string(&path).unwrap());
+            folder.write(&name, fs::read_to_string(&path).unwrap());
         }
     }
-    let data = format!("--datadir={}", folder.0.display());
+    let data = format!("--datadir={}", folder.path().display());
     for (name, expected) in default_ports() {
         let info = Command::new("ufw").args([&data, "app", "info", name]).output();
         let said = succeeded(info.expect("ufw is installed"));
@@ -198,7 +179,7 @@ fn every_line_of_the_kernel_settings_has_its_reason_above() {
 fn systemd_takes_the_unit_and_finds_it_shut_in() {
     let folder = Folder::new("unit");
     let here = text("lb.service").replace("/usr/bin/lb", env!("CARGO_BIN_EXE_lb"));
-    let unit = folder.put("lb.service", &here);
+    let unit = folder.write("lb.service", here);
     let analyze = |arguments: &[&str]| {
         let run = Command::new("systemd-analyze").args(arguments).arg(&unit).output();
         run.expect("systemd-analyze is installed")

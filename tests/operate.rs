@@ -9,24 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Longer than anything here may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+#[path = "common/wait.rs"]
+mod wait;
 
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let since = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(since.elapsed() < PATIENCE, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use wait::{PATIENCE, wait_for};
 
 /// A balancer with one demo backend on ports of its own, its settings file and its manager's socket.
 struct Balancer {

@@ -11,8 +11,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/wait.rs"]
+mod wait;
 
-use process::{PATIENCE, Process, eventually, free_port};
+use process::{Process, free_port};
+use wait::{PATIENCE, wait_for};
 
 const MIB: usize = 1 << 20;
 
@@ -30,7 +33,7 @@ impl Balancer {
         let flags = ["serve", "--tcp", &door, "--control", &control];
         let off = ["--udp", "off", "--api", "off", "--admin", "off", "--workers", "1"];
         let process = Process::start(env!("CARGO_BIN_EXE_lb"), &[&flags[..], &off[..]].concat());
-        let connection = eventually("the control door opens", || TcpStream::connect(&control).ok());
+        let connection = wait_for("the control door opens", || TcpStream::connect(&control).ok());
         let mut control = BufReader::new(connection);
         for port in backend_ports {
             register(&mut control, *port);
@@ -60,7 +63,7 @@ fn redis() -> (Process, u16) {
     let text = port.to_string();
     let server =
         Process::start("redis-server", &["--port", &text, "--save", "", "--appendonly", "no"]);
-    eventually("redis answers", || TcpStream::connect(("127.0.0.1", port)).ok());
+    wait_for("redis answers", || TcpStream::connect(("127.0.0.1", port)).ok());
     (server, port)
 }
 
@@ -205,7 +208,7 @@ fn ten_thousand_idle_sessions_take_little_memory() {
         std::io::Result::Ok(())
     };
     let mut users = Vec::with_capacity(idle);
-    users.push(eventually("the backend joins", || {
+    users.push(wait_for("the backend joins", || {
         let mut user = balancer.user();
         answers(&mut user, 0).ok().map(|()| user)
     }));

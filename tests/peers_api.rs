@@ -5,65 +5,19 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::net::TcpStream;
+use std::process::Command;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+#[path = "common/process.rs"]
+mod process;
+#[path = "common/wait.rs"]
+mod wait;
 
-/// A process that ends with its owner.
-struct Process(Child);
-
-impl Process {
-    fn start(program: &str, arguments: &[&str]) -> Process {
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Process(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A folder that goes with its owner.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("lb-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, bytes).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+use process::{Folder, Process, free_port};
+use wait::{PATIENCE, wait_for};
 
 fn listening(port: u16) {
-    let end = Instant::now() + PATIENCE;
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < end, "nobody listens on {port}");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_for("somebody to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
 }
 
 /// A balancer with these backends, which stay registered as long as it lives.
@@ -110,7 +64,7 @@ fn output(program: &str, arguments: &[&str]) -> String {
 /// An nginx that answers `/small` with a few bytes and serves the files of its folder.
 fn nginx(folder: &Folder) -> (Process, u16) {
     let port = free_port();
-    let root = folder.0.display();
+    let root = folder.path().display();
     let file = folder.write(
         &format!("nginx-{port}.conf"),
         format!(
@@ -161,7 +115,7 @@ fn curl_reads_every_server_through_the_door_as_it_is() {
     let file = folder.write("file", &bytes);
     let script = folder.write("server.js", NODE);
     let (python_port, node_port) = (free_port(), free_port());
-    let root = folder.0.to_str().unwrap();
+    let root = folder.path().to_str().unwrap();
     let python = ["-m", "http.server", &python_port.to_string(), "--bind", "127.0.0.1", "-d", root];
     let _python = Process::start("python3", &python);
     let _node = Process::start("node", &[&script, &node_port.to_string()]);
@@ -170,7 +124,7 @@ fn curl_reads_every_server_through_the_door_as_it_is() {
     for port in [nginx_port, python_port] {
         let balancer = Balancer::over(&[port]);
         let url = balancer.url("/file");
-        let copy = folder.0.join("copy");
+        let copy = folder.path().join("copy");
         let to = copy.to_str().unwrap();
         for shape in [&[][..], &["-0"], &["--raw"], &["-H", "Connection: close"]] {
             output("curl", &[&["-sSf", "-o", to, &url], shape].concat());
@@ -260,7 +214,7 @@ ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
 /// An nginx that passes on what it has read, as it read it.
 fn passing_nginx(folder: &Folder, to: u16) -> (Process, u16) {
     let port = free_port();
-    let root = folder.0.display();
+    let root = folder.path().display();
     let file = folder.write(
         "passing.conf",
         format!(

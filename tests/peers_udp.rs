@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -13,8 +13,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/wait.rs"]
+mod wait;
 
-use process::{PATIENCE, Process, eventually, free_port};
+use process::{Folder, Process, free_port};
+use wait::{PATIENCE, wait_for};
 
 fn register(control: &mut BufReader<TcpStream>, port: u16) {
     let message = format!("{{\"cmd\":\"register\",\"protocol\":\"udp\",\"port\":{port}}}\n");
@@ -22,29 +25,6 @@ fn register(control: &mut BufReader<TcpStream>, port: u16) {
     let mut answer = String::new();
     control.read_line(&mut answer).unwrap();
     assert!(answer.contains("\"successful\""), "{answer}");
-}
-
-/// A directory that goes away with its owner.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let folder = std::env::temp_dir().join(format!("lb-peers-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        Folder(folder)
-    }
-
-    fn file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.0.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 fn text(path: &Path) -> &str {
@@ -63,13 +43,13 @@ impl UdpBalancer {
     fn start(name: &str, settings: &str, backends: &[u16]) -> UdpBalancer {
         let folder = Folder::new(name);
         // Nobody here answers hello.
-        let file = folder.file("lb.toml", &format!("health.interval_ms = 600000\n{settings}"));
+        let file = folder.write("lb.toml", format!("health.interval_ms = 600000\n{settings}"));
         let (port, control) = (free_udp_port(), format!("127.0.0.1:{}", free_port()));
         let door = format!("0.0.0.0:{port}");
-        let flags = ["serve", "--config", text(&file), "--udp", &door, "--control", &control];
+        let flags = ["serve", "--config", &file, "--udp", &door, "--control", &control];
         let off = ["--tcp", "off", "--api", "off", "--admin", "off"];
         let process = Process::start(env!("CARGO_BIN_EXE_lb"), &[&flags[..], &off[..]].concat());
-        let connection = eventually("the control door opens", || TcpStream::connect(&control).ok());
+        let connection = wait_for("the control door opens", || TcpStream::connect(&control).ok());
         let mut control = BufReader::new(connection);
         for port in backends {
             register(&mut control, *port);
@@ -198,8 +178,8 @@ fn knot(folder: &Folder) -> (Process, u16) {
     for number in 0..500 {
         zone += &format!("host{number} A 198.51.100.{}\n", number % 250 + 1);
     }
-    folder.file("example.zone", &zone);
-    let at = text(&folder.0);
+    folder.write("example.zone", &zone);
+    let at = text(folder.path());
     // It wants its port for TCP as well, and another program may take either before it does.
     for _ in 0..5 {
         let port = free_port();
@@ -208,8 +188,8 @@ fn knot(folder: &Folder) -> (Process, u16) {
              database:\n    storage: {at}\n\
              zone:\n  - domain: example\n    storage: {at}\n    file: example.zone\n"
         );
-        let file = folder.file("knot.conf", &settings);
-        let server = Process::start("knotd", &["-c", text(&file)]);
+        let file = folder.write("knot.conf", &settings);
+        let server = Process::start("knotd", &["-c", &file]);
         if (0..3).any(|_| dnsperf(folder, port).2 > 0) {
             return (server, port);
         }
@@ -220,9 +200,9 @@ fn knot(folder: &Folder) -> (Process, u16) {
 /// What dnsperf counted against a server at this port: queries sent, lost, and answered well.
 fn dnsperf(folder: &Folder, port: u16) -> (u64, u64, u64) {
     let queries: String = (0..500).map(|number| format!("host{number}.example A\n")).collect();
-    let file = folder.file("queries", &queries);
+    let file = folder.write("queries", &queries);
     let output = Command::new("dnsperf")
-        .args(["-s", "127.0.0.1", "-p", &port.to_string(), "-d", text(&file)])
+        .args(["-s", "127.0.0.1", "-p", &port.to_string(), "-d", &file])
         .args(["-c", "50", "-T", "1", "-q", "100", "-l", "5", "-t", "2"])
         .output()
         .expect("dnsperf runs");
@@ -254,7 +234,7 @@ fn no_answer_of_dns_is_lost_on_the_way_through_the_door() {
 /// Waits until a program has taken this UDP port.
 fn taken(port: u16) {
     let free = || UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    eventually("the port is taken", || (!free()).then_some(()));
+    wait_for("the port is taken", || (!free()).then_some(()));
 }
 
 /// Users of QUIC at once.
@@ -265,11 +245,11 @@ const QUIC_FILE: usize = 3 << 20;
 /// A QUIC server with a file that all of them have, and one that says which of them it is.
 fn quic_server(folder: &Folder, number: usize, file: &[u8]) -> (Process, u16) {
     let port = free_udp_port();
-    let documents = folder.0.join(format!("documents{number}"));
+    let documents = folder.path().join(format!("documents{number}"));
     std::fs::create_dir_all(&documents).unwrap();
     std::fs::write(documents.join("file"), file).unwrap();
     std::fs::write(documents.join("name"), number.to_string()).unwrap();
-    let (key, certificate) = (folder.0.join("key"), folder.0.join("certificate"));
+    let (key, certificate) = (folder.path().join("key"), folder.path().join("certificate"));
     let arguments = ["--quiet", "--htdocs", text(&documents), "127.0.0.1", &port.to_string()];
     let identity = [text(&key), text(&certificate)];
     // Debian has it where only administrators look.
@@ -280,7 +260,7 @@ fn quic_server(folder: &Folder, number: usize, file: &[u8]) -> (Process, u16) {
 
 /// Fetches the file and the server's name in one connection.
 fn quic_user(folder: &Folder, number: usize, port: u16) -> (Vec<u8>, String) {
-    let got = folder.0.join(format!("got{number}"));
+    let got = folder.path().join(format!("got{number}"));
     std::fs::create_dir_all(&got).unwrap();
     let download = format!("--download={}", text(&got));
     let output = Command::new("gtlsclient")
@@ -298,7 +278,7 @@ fn quic_user(folder: &Folder, number: usize, port: u16) -> (Vec<u8>, String) {
 #[ignore = "needs ngtcp2-client, ngtcp2-server and openssl"]
 fn users_of_quic_fetch_files_whole_each_from_one_of_four_servers() {
     let folder = Folder::new("quic");
-    let (key, certificate) = (folder.0.join("key"), folder.0.join("certificate"));
+    let (key, certificate) = (folder.path().join("key"), folder.path().join("certificate"));
     let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     let made = Command::new("openssl")
         .args(["req", "-x509", "-subj", "/CN=localhost", "-keyout", text(&key)])
@@ -331,7 +311,7 @@ fn users_of_quic_fetch_files_whole_each_from_one_of_four_servers() {
 /// sends nothing twice, so a datagram that is lost is a call that fails.
 fn sip_calls(folder: &Folder, port: u16) -> (u64, u64) {
     let output = Command::new("sipp")
-        .current_dir(&folder.0)
+        .current_dir(folder.path())
         .args(["-sn", "uac", "-i", "127.0.0.1", &format!("127.0.0.1:{port}")])
         // Each call from a socket of its own; 200 of them run at once.
         .args(["-t", "un", "-max_socket", "1000", "-m", "1200", "-r", "400", "-d", "500"])

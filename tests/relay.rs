@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lb::boot::DataPlane;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
@@ -13,7 +13,13 @@ use lb::proxy::tcp::Features;
 use lb::session::EndReason;
 use lb::worker::link::{Order, Report};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+#[path = "common/random.rs"]
+mod random;
+#[path = "common/wait.rs"]
+mod wait;
+
+use random::pattern;
+use wait::{PATIENCE, wait_for};
 
 struct Balancer {
     plane: DataPlane,
@@ -85,7 +91,7 @@ impl Balancer {
 
     /// A user who has been given a backend that is registered: retried while the news travels.
     fn served_user(&self) -> TcpStream {
-        eventually(|| {
+        wait_for("a user to be served", || {
             let mut user = self.user();
             user.write_all(b"?").ok()?;
             let mut answer = [0];
@@ -114,17 +120,6 @@ impl Balancer {
     fn stop(mut self) {
         self.order(Order::Stop);
         self.plane.threads.join();
-    }
-}
-
-fn eventually<T>(mut check: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = check() {
-            return value;
-        }
-        assert!(Instant::now() < end, "it never became so");
-        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -169,20 +164,6 @@ fn ask(user: &mut TcpStream) -> u8 {
     answer[0]
 }
 
-/// A stream of bytes in which every place differs from its neighbours.
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
 #[test]
 fn a_user_who_comes_after_a_registration_is_served() {
     let mut balancer = Balancer::start(|_| {});
@@ -207,7 +188,7 @@ fn users_are_dealt_out_in_turn_and_stay_where_they_are() {
     let first: Vec<_> = users.iter_mut().map(ask).collect();
     assert_eq!(first.iter().filter(|letter| **letter == b'a').count(), 5, "{first:?}");
     balancer.register(&backends);
-    eventually(|| (ask(&mut balancer.user()) == b'c').then_some(()));
+    wait_for("the newcomer to be served", || (ask(&mut balancer.user()) == b'c').then_some(()));
     let again: Vec<_> = users.iter_mut().map(ask).collect();
     assert_eq!(first, again);
     balancer.stop();
@@ -233,7 +214,7 @@ fn both_directions_at_once_arrive_whole_with_half_close() {
         balancer.register(&[address]);
         let users: Vec<_> = (0..2)
             .map(|_| {
-                let mut user = eventually(|| {
+                let mut user = wait_for("a user to be given a backend", || {
                     let user = balancer.user();
                     // No backend: closed at once.
                     user.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -257,7 +238,7 @@ fn both_directions_at_once_arrive_whole_with_half_close() {
         for user in users {
             user.join().unwrap();
         }
-        eventually(|| (balancer.active() == 0).then_some(()));
+        wait_for("no session to run", || (balancer.active() == 0).then_some(()));
         let finished = |report: &Report| match report {
             Report::Ended(ended) => {
                 ended.reason == EndReason::Finished && ended.bytes_up == len as u64
@@ -273,7 +254,7 @@ fn both_directions_at_once_arrive_whole_with_half_close() {
 fn a_backend_may_speak_first() {
     let mut balancer = Balancer::start(|_| {});
     balancer.register(&[backend(|mut connection| connection.write_all(b"220 hello\r\n").unwrap())]);
-    let greeting = eventually(|| {
+    let greeting = wait_for("the greeting", || {
         let mut text = String::new();
         balancer.user().read_to_string(&mut text).ok().filter(|_| !text.is_empty())?;
         Some(text)
@@ -287,7 +268,9 @@ fn without_a_backend_a_user_is_turned_away_at_once() {
     let balancer = Balancer::start(|_| {});
     let mut user = balancer.user();
     assert!(matches!(user.read(&mut [0]), Ok(0) | Err(_)));
-    eventually(|| (balancer.sum(|m| m.counters.users_refused_no_backend.get()) == 1).then_some(()));
+    wait_for("the refusal to be counted", || {
+        (balancer.sum(|m| m.counters.users_refused_no_backend.get()) == 1).then_some(())
+    });
     assert_eq!(balancer.active(), 0);
     balancer.stop();
 }
@@ -313,11 +296,11 @@ fn when_every_backend_refuses_the_user_is_turned_away() {
     let mut balancer = Balancer::start(|_| {});
     let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     balancer.register(&[dead, dead]);
-    eventually(|| {
+    wait_for("the refusal to be counted", || {
         assert!(matches!(balancer.user().read(&mut [0]), Ok(0) | Err(_)));
         (balancer.sum(|m| m.counters.users_refused_unreachable.get()) > 0).then_some(())
     });
-    eventually(|| (balancer.active() == 0).then_some(()));
+    wait_for("no session to run", || (balancer.active() == 0).then_some(()));
     balancer.stop();
 }
 
@@ -336,7 +319,7 @@ fn a_reset_is_passed_on_as_a_reset() {
     user.write_all(b"crash").unwrap();
     let error = user.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-    eventually(|| (balancer.active() == 0).then_some(()));
+    wait_for("no session to run", || (balancer.active() == 0).then_some(()));
     balancer.stop();
 }
 
@@ -388,7 +371,9 @@ fn a_full_table_sheds_and_recovers() {
     balancer.register(&[named(b'a')]);
     let mut users: Vec<_> = (0..3).map(|_| balancer.served_user()).collect();
     assert!(matches!(balancer.user().read(&mut [0]), Ok(0) | Err(_)));
-    eventually(|| (balancer.sum(|m| m.counters.users_refused_full.get()) > 0).then_some(()));
+    wait_for("the refusal to be counted", || {
+        (balancer.sum(|m| m.counters.users_refused_full.get()) > 0).then_some(())
+    });
     users.pop();
     users.push(balancer.served_user());
     assert!(users.iter_mut().all(|user| ask(user) == b'a'));
@@ -413,7 +398,7 @@ fn a_still_session_ends_and_a_half_closed_one_sooner() {
     let half = balancer.served_user();
     half.shutdown(Shutdown::Write).unwrap();
     assert!(matches!(still.read(&mut [0]), Ok(0) | Err(_)));
-    eventually(|| (balancer.active() == 0).then_some(()));
+    wait_for("no session to run", || (balancer.active() == 0).then_some(()));
     let reasons: Vec<_> = (balancer.reports().into_iter())
         .filter_map(|report| match report {
             Report::Ended(ended) => Some(ended.reason),
@@ -439,7 +424,7 @@ fn a_reader_who_stops_in_the_middle_of_a_stream_is_given_up_and_costs_nothing_un
     user.read_exact(&mut [0; 200_000]).unwrap();
     let turns = || balancer.sum(|m| m.counters.turns.get());
     let before = turns();
-    eventually(|| (balancer.active() == 0).then_some(()));
+    wait_for("no session to run", || (balancer.active() == 0).then_some(()));
     assert!(turns() - before < 3000, "{} turns for a stream that stands", turns() - before);
     balancer.stop();
 }
@@ -469,12 +454,14 @@ fn draining_turns_users_away_and_lets_sessions_end() {
     balancer.register(&[backend(echo)]);
     let mut user = balancer.served_user();
     balancer.order(Order::Drain);
-    eventually(|| TcpStream::connect(balancer.plane.tcp.unwrap()).is_err().then_some(()));
+    wait_for("the door to close", || {
+        TcpStream::connect(balancer.plane.tcp.unwrap()).is_err().then_some(())
+    });
     user.write_all(b"still here").unwrap();
     let mut answer = [0; 10];
     user.read_exact(&mut answer).unwrap();
     drop(user);
-    eventually(|| (balancer.active() == 0).then_some(()));
+    wait_for("no session to run", || (balancer.active() == 0).then_some(()));
     balancer.stop();
 }
 
@@ -489,7 +476,9 @@ fn a_worker_that_is_woken_again_and_again_goes_on() {
     // Every worker turns a few times a second whatever happens.
     let each = |place: usize| balancer.plane.ends[place].metrics.counters.turns.get();
     let before = [each(0), each(1)];
-    eventually(|| (0..2).all(|place| each(place) > before[place] + 1).then_some(()));
+    wait_for("both workers to turn", || {
+        (0..2).all(|place| each(place) > before[place] + 1).then_some(())
+    });
     balancer.stop();
 }
 

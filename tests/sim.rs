@@ -15,6 +15,7 @@ mod sim {
     pub mod peer;
     pub mod pipes;
     pub mod plan;
+    #[path = "../common/random.rs"]
     pub mod random;
     pub mod shadow;
     pub mod world;

@@ -17,13 +17,14 @@ use lb::proxy::tcp::Features;
 use lb::worker::link::Order;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-#[path = "sim/random.rs"]
-#[expect(dead_code, reason = "the simulation draws times as well")]
+#[path = "common/random.rs"]
 mod random;
+#[path = "common/wait.rs"]
+mod wait;
 
 use random::Random;
+use wait::PATIENCE;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const USERS: usize = 400;
 /// Users at once.
 const CROWD: usize = 16;

@@ -20,7 +20,11 @@ use socket2::{Domain, Socket, Type};
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+#[path = "common/wait.rs"]
+mod wait;
+
+use wait::{PATIENCE, wait_for};
+
 /// How long a reply that must not come is waited for.
 const SILENCE: Duration = Duration::from_millis(100);
 
@@ -71,7 +75,7 @@ impl Balancer {
     fn let_them_look(&self) {
         for end in &self.plane.ends {
             let before = end.metrics.counters.turns.get();
-            eventually(|| {
+            wait_for("the worker to turn", || {
                 end.wake.write(1).unwrap();
                 (end.metrics.counters.turns.get() >= before + 2).then_some(())
             });
@@ -97,17 +101,6 @@ impl Balancer {
             end.wake.write(1).unwrap();
         }
         self.plane.threads.join();
-    }
-}
-
-fn eventually<T>(mut check: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = check() {
-            return value;
-        }
-        assert!(Instant::now() < end, "it never became so");
-        thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -375,7 +368,7 @@ fn what_others_send_to_an_upstream_socket_reaches_nobody() {
     for _ in 0..10 {
         foreign.send_to(b"believe me", upstream).unwrap();
     }
-    eventually(|| {
+    wait_for("the strangers to be counted", || {
         let dropped = balancer.sum(|counters| counters.udp_dropped_spoofed_reply.get());
         (dropped == 10).then_some(())
     });
@@ -503,7 +496,7 @@ fn a_socket_serves_a_session_on_a_backend_for_each_address_that_it_sends_from() 
     // What comes to another address of the host by the right port is nobody's.
     let port = senders.keys().next().unwrap().port();
     user().send_to(b"believe me", ("127.0.0.1", port)).unwrap();
-    eventually(|| {
+    wait_for("the reply to be counted", || {
         let dropped = balancer.sum(|counters| counters.udp_dropped_unknown_reply.get());
         (dropped == 1).then_some(())
     });
@@ -596,7 +589,7 @@ fn idle_sessions_end_and_answered_ones_when_that_is_wanted() {
         let user = user();
         assert_eq!(ask(&user, balancer.at(), b"?"), b"a");
         assert_eq!(receive(&user).unwrap().0, b"b");
-        eventually(|| {
+        wait_for("the session to end and its socket to rest", || {
             let over = balancer.sum(|counters| counters.sessions_ended.get()) == 1;
             let resting = balancer.sum(|counters| counters.udp_pairs_resting.get()) == 1;
             (over && resting).then_some(())
@@ -633,12 +626,12 @@ fn a_balancer_that_drains_waits_for_those_who_speak_and_not_for_those_who_are_si
     let drained = Instant::now();
     balancer.order(Order::Drain);
     let active = || balancer.sum(|counters| counters.sessions_active.get());
-    eventually(|| {
+    wait_for("one session to be left", || {
         assert_eq!(ask(&speaking, balancer.at(), b"still"), b"still");
         (active() == 1).then_some(())
     });
     assert!(drained.elapsed() < Duration::from_secs(10), "much less than udp_idle_ms");
-    eventually(|| (active() == 0).then_some(()));
+    wait_for("no session to run", || (active() == 0).then_some(()));
     balancer.stop();
 }
 
@@ -661,7 +654,7 @@ fn answer_unless_astray(
     strangers: &[UdpSocket],
 ) -> Option<(Vec<u8>, SocketAddr)> {
     user.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-    let answer = eventually(|| {
+    let answer = wait_for("the reply, or nobody", || {
         let astray = strangers.iter().any(|stranger| stranger.recv(&mut [0; 8]).is_ok());
         if astray { Some(None) } else { receive(user).ok().map(Some) }
     });

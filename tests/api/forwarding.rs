@@ -5,7 +5,9 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::{Backend, Balancer, Message, PATIENCE, User, ok, pattern};
+use crate::harness::{Backend, Balancer, Message, User, ok};
+use crate::random::pattern;
+use crate::wait::PATIENCE;
 
 /// Answers with the request's own body, framed as the path says.
 fn echo() -> Backend {

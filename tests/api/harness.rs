@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
 use lb::cluster::{Backend as Registered, BackendId, Protocol, Snapshot, Standing};
@@ -14,7 +13,8 @@ use lb::metrics::WorkerCounters;
 use lb::proxy::tcp::Features;
 use lb::worker::link::{Order, RequestLine};
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use crate::wait::{PATIENCE, wait_for};
+
 /// Bytes that a backend remembers.
 const RECORD_MAX: usize = 1 << 20;
 
@@ -68,13 +68,11 @@ impl Balancer {
     /// Waits until the worker has looked at everything that is there.
     pub fn turn(&self) {
         let turns = || self.count(|it| it.turns.get());
-        let (before, end) = (turns(), Instant::now() + PATIENCE);
-        self.wake();
-        while turns() < before + 2 {
-            assert!(Instant::now() < end, "the worker stands still");
-            thread::yield_now();
+        let before = turns();
+        wait_for("the worker to turn twice", || {
             self.wake();
-        }
+            (turns() >= before + 2).then_some(())
+        });
     }
 
     pub fn order(&mut self, order: Order) {
@@ -103,16 +101,15 @@ impl Balancer {
 
     /// Waits until a counter is what it should be.
     pub fn expect(&self, what: &str, wanted: u64, value: impl Fn(&WorkerCounters) -> u64) {
-        let end = Instant::now() + PATIENCE;
-        while self.count(&value) != wanted {
-            assert!(Instant::now() < end, "{what}: {} and not {wanted}", self.count(&value));
-            thread::sleep(Duration::from_millis(2));
-        }
+        let what = format!("{what} to be {wanted}");
+        wait_for(&what, || (self.count(&value) == wanted).then_some(()));
     }
 
     /// The next line of the request log.
     pub fn line(&mut self) -> RequestLine {
-        eventually(|| self.plane.ends.iter_mut().find_map(|end| end.requests.pop().ok()))
+        wait_for("a line of the request log", || {
+            self.plane.ends.iter_mut().find_map(|end| end.requests.pop().ok())
+        })
     }
 
     pub fn door(&self) -> SocketAddr {
@@ -127,31 +124,6 @@ impl Balancer {
         self.order(Order::Stop);
         self.plane.threads.join();
     }
-}
-
-pub fn eventually<T>(mut check: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = check() {
-            return value;
-        }
-        assert!(Instant::now() < end, "it never became so");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// A stream of bytes in which every place differs from its neighbours.
-pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 /// One message as it was read.

@@ -3,9 +3,13 @@
 
 mod forwarding;
 mod harness;
+#[path = "../common/random.rs"]
+mod random;
 mod reading;
 mod refusals;
 mod smuggling;
 mod techniques;
 mod troubles;
 mod upgrade;
+#[path = "../common/wait.rs"]
+mod wait;

@@ -7,9 +7,10 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::harness::{Balancer, PATIENCE, eventually};
+use crate::harness::Balancer;
 use crate::reading::{Said, Stop, request, stray_field, strictly};
 use crate::techniques::{BODIES, CHUNKS, CODINGS, HEADS, LENGTHS};
+use crate::wait::{PATIENCE, wait_for};
 
 /// What one connection of the backend heard since it was last looked at.
 struct Heard {
@@ -51,7 +52,9 @@ impl Recorder {
     fn accept_all(&self) {
         let last = TcpStream::connect(self.address).unwrap();
         let own = last.local_addr().unwrap();
-        eventually(|| (self.count(|one| one.peer == own) > 0).then_some(()));
+        wait_for("the request to reach its backend", || {
+            (self.count(|one| one.peer == own) > 0).then_some(())
+        });
     }
 }
 
@@ -145,7 +148,7 @@ impl Stage {
     fn settle(&self) {
         self.balancer.turn();
         self.recorder.accept_all();
-        eventually(|| {
+        wait_for("every connection that is not over to wait", || {
             self.balancer.turn();
             let waiting = self.balancer.count(|it| it.api_upstream_idle.get());
             (waiting == self.recorder.count(|one| !one.over)).then_some(())

@@ -11,7 +11,8 @@ use lb::base::time::Now;
 use lb::ring::pool::SMALL_BYTES;
 use lb::worker::link::Order;
 
-use crate::harness::{Backend, Balancer, User, Wire, eventually, ok};
+use crate::harness::{Backend, Balancer, User, Wire, ok};
+use crate::wait::wait_for;
 
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -34,7 +35,7 @@ fn an_answer_after_a_quiet_time_bears_the_date_of_its_own_second() {
     let second = || Now::read().unix_ms() / 1000;
     let first = user.get("/").one("date").unwrap().to_owned();
     let quiet = second();
-    eventually(|| (second() > quiet).then_some(()));
+    wait_for("the next second", || (second() > quiet).then_some(()));
     assert_ne!(user.get("/").one("date"), Some(&*first));
     balancer.stop();
 }
@@ -323,7 +324,9 @@ fn a_balancer_that_drains_finishes_what_it_was_asked_and_takes_no_more() {
     let backend = Backend::run(|own, mut wire: Wire| {
         while let Some(request) = own.request(&mut wire) {
             if request.path() == "/slow" {
-                eventually(|| (own.requests().len() >= 3).then_some(()));
+                wait_for("the backend to have had three requests", || {
+                    (own.requests().len() >= 3).then_some(())
+                });
             }
             let _ = wire.stream.write_all(&ok("done"));
         }
@@ -332,7 +335,9 @@ fn a_balancer_that_drains_finishes_what_it_was_asked_and_takes_no_more() {
     let (mut idle, mut busy) = (balancer.user(), balancer.user());
     idle.get("/");
     busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
-    eventually(|| (backend.requests().len() == 2).then_some(()));
+    wait_for("the backend to have had two requests", || {
+        (backend.requests().len() == 2).then_some(())
+    });
     let mut late = balancer.user();
     balancer.expect("sessions", 3, |it| it.sessions_active.get());
     balancer.order(Order::Drain);

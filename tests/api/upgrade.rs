@@ -12,7 +12,9 @@ use lb::worker::link::Order;
 
 use tungstenite::{Message, WebSocket};
 
-use crate::harness::{Backend, Balancer, PATIENCE, Wire, ok, pattern};
+use crate::harness::{Backend, Balancer, Wire, ok};
+use crate::random::pattern;
+use crate::wait::PATIENCE;
 
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 const AGREE: &str =

@@ -1,16 +1,14 @@
-//! Programs beside the balancer in tests, and waiting for what they do. Owns their end: none outlives its
-//! test.
+//! Programs beside the balancer in tests. Owns their end: none outlives its test.
+#![allow(dead_code, reason = "each test needs a part of it")]
 
+use std::fs;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-/// Longer than anything here may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process that ends with its owner.
 pub struct Process(pub Child);
@@ -47,13 +45,35 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = check() {
-            return value;
-        }
-        assert!(Instant::now() < end, "never so: {what}");
-        thread::sleep(Duration::from_millis(10));
+/// A folder that goes with its owner.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// With a name of its own, whatever else runs.
+    pub fn new(name: &str) -> Folder {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("lb-{name}-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file, with the folders above it, and says where it is.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path.into_os_string().into_string().expect("the name is text")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -10,7 +10,8 @@ use lb::control::status::{BackendState, RunState, SessionsPage, Status};
 use lb::metrics::{BackendCounters, ControlCounters, WorkerCounters};
 use serde_json::json;
 
-use crate::harness::{Core, service, wait_for};
+use crate::harness::{Core, service};
+use crate::wait::wait_for;
 
 fn status(core: &Core) -> Status {
     let (code, body) = core.get("/status");

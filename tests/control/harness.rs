@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lb::base::publish::Publisher;
 use lb::cluster::{Protocol, Snapshot};
@@ -19,20 +19,7 @@ use lb::worker::link::{Order, Report, WorkerEnd, link};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 
-/// Longer than anything here may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Asks until the answer is something.
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let since = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(since.elapsed() < PATIENCE, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
+use crate::wait::{PATIENCE, wait_for};
 
 /// A worker's side of the link, played: it turns, and remembers what it is told.
 pub struct Worker {

@@ -6,16 +6,19 @@ mod harness;
 mod page;
 mod shown;
 mod verbs;
+#[path = "../common/wait.rs"]
+mod wait;
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use harness::{Backend, Core, assert_failed, service, wait_for};
+use harness::{Backend, Core, assert_failed, service};
 use lb::cluster::{Protocol, Standing};
 use lb::config::OnBackendLoss;
 use lb::session::EndReason;
 use lb::worker::link::{Order, Report};
 use serde_json::json;
+use wait::wait_for;
 
 #[test]
 fn a_backend_joins_only_once_its_port_listens() {

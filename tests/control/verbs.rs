@@ -11,7 +11,8 @@ use lb::control::status::Changed;
 use lb::session::EndReason;
 use lb::worker::link::Order;
 
-use crate::harness::{Core, PATIENCE, wait_for};
+use crate::harness::Core;
+use crate::wait::{PATIENCE, wait_for};
 
 const TOKEN: &str = "a-token-of-twenty-letters";
 

@@ -9,7 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{Running, run, succeeded, wait_for};
+use crate::wait::wait_for;
+use crate::{Running, run, succeeded};
 
 /// Makes the root directory, leaves everything else behind, and becomes systemd. What this machine
 /// starts by itself is not started: only what `basic.target` needs, and what a test installs.

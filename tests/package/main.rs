@@ -4,6 +4,8 @@
 
 mod machine;
 mod systemd;
+#[path = "../common/wait.rs"]
+mod wait;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,14 +13,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Longer than anything here may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use wait::wait_for;
 
 fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -223,17 +223,6 @@ impl User {
         assert_eq!(String::from_utf8_lossy(&heard).trim_end(), line);
         let mut end = [0];
         self.0.0.stdout.as_mut().unwrap().read_exact(&mut end).unwrap();
-    }
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let since = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(since.elapsed() < PATIENCE, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

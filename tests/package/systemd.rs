@@ -5,7 +5,8 @@ use std::fs;
 use std::process::Stdio;
 
 use crate::machine::{Machine, skipped};
-use crate::{Running, package, run, wait_for};
+use crate::wait::wait_for;
+use crate::{Running, package, run};
 
 /// What the shipped unit leaves to the host: a watchdog that a test can wait for, the secret in use, and
 /// the socket for changes.

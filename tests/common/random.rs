@@ -1,5 +1,6 @@
-//! Chance, repeatable. Owns the one generator that everything in a run draws from: the same seed tells
-//! the same story, and nothing here looks at a clock or at the system.
+//! Chance, repeatable: the one generator that tests draw from. The same seed tells the same story, and
+//! nothing here looks at a clock or at the system.
+#![allow(dead_code, reason = "each test draws what it needs")]
 
 use std::time::Duration;
 
@@ -23,6 +24,11 @@ impl Random {
         self.next() % end
     }
 
+    /// A place in something of `len`, which is not zero.
+    pub fn place(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
+    }
+
     /// Both ends included.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
@@ -30,6 +36,10 @@ impl Random {
 
     pub fn in_thousand(&mut self, times: u64) -> bool {
         self.below(1000) < times
+    }
+
+    pub fn one_in(&mut self, odds: u64) -> bool {
+        self.below(odds) == 0
     }
 
     pub fn half(&mut self) -> bool {
@@ -48,6 +58,17 @@ impl Random {
     }
 
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
+        from[self.place(from.len())]
     }
+}
+
+/// `len` bytes that a seed stands for: no stretch of them occurs twice, or under another seed.
+pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = Random::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend(random.next().to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
 }
