@@ -41,6 +41,7 @@ fn merged(running: &Config, wanted: &Config) -> Config {
     config.limits.sessions = wanted.limits.sessions;
     config.limits.control_connections = wanted.limits.control_connections;
     config.control = wanted.control.clone();
+    config.admin.token_file = wanted.admin.token_file.clone();
     config.log.level = wanted.log.level;
     config
 }
@@ -148,7 +149,6 @@ mod tests {
             "api.retries",
             "api.via",
             "api.trusted",
-            "admin.token_file",
             "admin.socket",
             "log.format",
             "log.requests_per_second",

@@ -29,11 +29,11 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
-use super::auth::Secrets;
 use super::exposition;
 use super::hub::Hub;
 use super::listing::{Query, next_portion};
 use super::page;
+use super::reload::Entrance;
 use super::status::{Doors, Problem, RunState, SCHEMA, SessionStatus};
 use super::verbs::{self, Peer, Refusal, Verb};
 use super::view;
@@ -62,8 +62,8 @@ type Body = Either<Full<Bytes>, Channel<Bytes, Infallible>>;
 pub struct Admin {
     pub hub: Rc<RefCell<Hub>>,
     pub doors: Doors,
-    /// What allows changes over TCP.
-    pub tokens: Option<Rc<Secrets>>,
+    /// Changed by a reload, for the requests that come after it.
+    pub entrance: Rc<RefCell<Entrance>>,
 }
 
 /// Where operators connect.
@@ -198,7 +198,8 @@ impl Admin {
     fn change(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
         let mut hub = self.hub.borrow_mut();
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or(""));
-        let outcome = verbs::admit(peer, request.headers(), self.tokens.as_deref())
+        let tokens = self.entrance.borrow().tokens.clone();
+        let outcome = verbs::admit(peer, request.headers(), tokens.as_deref())
             .and_then(|()| Verb::parse(path, query))
             .and_then(|verb| verbs::carry_out(&mut hub, verb, peer, Now::read()));
         match outcome {

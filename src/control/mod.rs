@@ -200,9 +200,7 @@ fn open(
         };
         tokio_uring::spawn(door.accept(listener));
     }
-    let token_file = config.admin.token_file.as_deref();
-    let tokens = token_file.map(auth::Secrets::load).transpose().map_err(io::Error::other)?;
-    let admin = Admin { hub: Rc::clone(hub), doors: bound, tokens: tokens.map(Rc::new) };
+    let admin = Admin { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(entrance) };
     if let Some(path) = &config.admin.socket {
         let socket = Listener::socket(path).map_err(io::Error::other)?;
         tokio_uring::spawn(admin::serve(admin.clone(), socket));
