@@ -191,27 +191,28 @@ impl Console {
     }
 }
 
-/// With three digits behind the point, which is what people read.
 /// One API request. How many of them there are in a second is the workers' to bound.
 pub fn request(line: &RequestLine, address: Option<SocketAddr>) {
     let (method, path) = line.request();
     let times = &line.times;
     let ms = |from: Option<Now>, to: Option<Now>| {
-        Shown(from.zip(to).map(|(from, to)| thousandths(to.since(from).as_secs_f64() * 1000.0)))
+        from.zip(to).map(|(from, to)| thousandths(to.since(from).as_secs_f64() * 1000.0))
     };
     let (server, address, fault) = (Shown(line.backend), Shown(address), Shown(line.fault));
+    // A time that there is not is left out: whoever computes with the lines finds numbers only.
     info!(
         request = %format_args!("{}-{}", line.session, line.number),
         client = %line.client, %server, %address, method, path, status = line.status,
         bytes_up = line.bytes_up, bytes_down = line.bytes_down,
-        wait_ms = %ms(Some(times.began), Some(times.read)),
-        connect_ms = %ms(Some(times.read), times.connected),
-        first_byte_ms = %ms(times.connected.or(Some(times.read)), times.answered),
-        total_ms = %ms(Some(times.began), Some(times.ended)),
+        wait_ms = ms(Some(times.began), Some(times.read)),
+        connect_ms = ms(Some(times.read), times.connected),
+        first_byte_ms = ms(times.connected.or(Some(times.read)), times.answered),
+        total_ms = ms(Some(times.began), Some(times.ended)),
         retries = line.retries, %fault, "request"
     );
 }
 
+/// With three digits behind the point, which is what people read.
 fn thousandths(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
