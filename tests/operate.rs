@@ -457,6 +457,76 @@ fn the_line_about_a_refused_request_names_it() {
     }
 }
 
+/// A library that steps the wall clock of the process it is loaded into by two days, once a file is
+/// there. The linker that this test was built with builds it.
+fn stepping_clock(folder: &Path) -> PathBuf {
+    let source = r#"
+        #define _GNU_SOURCE
+        #include <stdlib.h>
+        #include <sys/syscall.h>
+        #include <time.h>
+        #include <unistd.h>
+        int clock_gettime(clockid_t which, struct timespec *now) {
+            const char *stepped = getenv("STEPPED");
+            int result = syscall(SYS_clock_gettime, which, now);
+            if (result == 0 && which == CLOCK_REALTIME && stepped && access(stepped, F_OK) == 0)
+                now->tv_sec += 172800;
+            return result;
+        }
+    "#;
+    let (text, library) = (folder.join("clock.c"), folder.join("clock.so"));
+    fs::write(&text, source).unwrap();
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&text).status();
+    assert!(built.unwrap().success());
+    library
+}
+
+#[test]
+fn the_times_that_are_shown_follow_a_step_of_the_clock() {
+    const TWO_DAYS: u64 = 172_800_000;
+    let folder = std::env::temp_dir().join(format!("lb-clock-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let stepped = folder.join("stepped");
+    let library = stepping_clock(&folder);
+    let balancer = Balancer::start_on_loopback("health.interval_ms = 3000000", |lb| {
+        lb.env("LD_PRELOAD", library).env("STEPPED", &stepped);
+    });
+    balancer.wait_until_told("READY=1");
+    let _user = balancer.user();
+    let admin = balancer.door("admin");
+    let ask = |path: &str| {
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n");
+        let answer = asked(admin, request.as_bytes());
+        answer.split_once("\r\n\r\n").expect(&answer).1.to_owned()
+    };
+    let times = || {
+        let status: serde_json::Value = serde_json::from_str(&ask("/status")).unwrap();
+        let sessions: serde_json::Value = serde_json::from_str(&ask("/sessions")).unwrap();
+        let metrics = ask("/metrics");
+        let seconds = metrics.lines().find_map(|line| line.strip_prefix("lb_start_time_seconds "));
+        let shown = [
+            status["started_unix_ms"].as_u64(),
+            status["backends"][0]["registered_unix_ms"].as_u64(),
+            sessions["sessions"][0]["started_unix_ms"].as_u64(),
+            seconds.map(|seconds| (seconds.parse::<f64>().unwrap() * 1e3).round() as u64),
+        ];
+        (shown.map(Option::unwrap), status["uptime_ms"].as_u64().unwrap())
+    };
+    let (before, up) = times();
+    assert_eq!(times().0, before, "without a step nothing moves");
+    fs::write(&stepped, "").unwrap();
+    let (after, still_up) = times();
+    for (before, after) in before.into_iter().zip(after) {
+        assert!((after - before).abs_diff(TWO_DAYS) < 1000, "{before} became {after}");
+    }
+    assert!(still_up - up < PATIENCE.as_millis() as u64, "a length of time knows no wall clock");
+    balancer.signal(Signal::SIGHUP);
+    let (first, last) = (balancer.wait_for_log("ready kernel"), balancer.wait_for_log("reloaded"));
+    assert_ne!(first[..10], last[..10], "{first}\n{last}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
 /// A file that only its owner may read.
 fn private(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
