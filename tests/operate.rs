@@ -527,6 +527,99 @@ fn the_times_that_are_shown_follow_a_step_of_the_clock() {
     fs::remove_dir_all(folder).unwrap();
 }
 
+impl Balancer {
+    /// How many lines of the log hold these words; none is longer than a kilobyte.
+    fn lines(&self, words: &str) -> usize {
+        let log = self.log.lock().unwrap();
+        let lines = log.lines().filter(|line| line.contains(words));
+        lines.inspect(|line| assert!(line.len() < 1024, "{} bytes", line.len())).count()
+    }
+}
+
+/// Does something for as long as a second and a half, over and over.
+fn flood(mut act: impl FnMut()) -> usize {
+    let since = Instant::now();
+    let mut times = 0;
+    while since.elapsed() < Duration::from_millis(1500) {
+        act();
+        times += 1;
+    }
+    times
+}
+
+#[test]
+fn strangers_are_told_of_by_a_bounded_number_of_bounded_lines_and_a_summary() {
+    let folder = std::env::temp_dir().join(format!("lb-flood-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let secrets = folder.join("secrets");
+    private(&secrets, "the-secret-of-the-control-door");
+    let balancer = Balancer::ready(&format!("control.secret_file = {secrets:?}"));
+    drop(balancer.user());
+    let began = Instant::now();
+    let (control, admin) = (balancer.door("control"), balancer.door("admin"));
+    let wrong = br#"{"cmd":"auth","id":"web-1-web-1-web-1-web-1-web-1-web-1","mac":"00"}"#;
+    let proofs = flood(|| {
+        asked(control, wrong);
+    });
+    let path = "A".repeat(30_000);
+    let post = format!("POST /{path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    let changes = flood(|| {
+        asked(admin, post.as_bytes());
+    });
+    assert!(proofs > 50 && changes > 50, "{proofs} proofs, {changes} changes: no flood");
+    let summary = balancer.wait_for_log("lines were held back");
+    assert!(summary.contains("WARN") && summary.contains("proofs="), "{summary}");
+    // Behind the floods this line comes last.
+    balancer.signal(Signal::SIGHUP);
+    balancer.wait_for_log("reloaded");
+    let seconds = began.elapsed().as_secs() as usize + 1;
+    for (words, burst, per_second) in [
+        ("a host does not know the secret", 5, 1),
+        ("a change was refused", 5, 1),
+        ("server refused", 10, 2),
+        ("server connected", 10, 2),
+        ("server disconnected", 10, 2),
+    ] {
+        let lines = balancer.lines(words);
+        assert!((1..=burst + per_second * seconds).contains(&lines), "{lines} of {words:?}");
+    }
+    let counted = balancer.status()["control"]["lines_held_back"].as_u64().unwrap();
+    assert!(counted as usize >= (proofs + changes) / 2, "{counted}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn strangers_who_come_and_go_hide_no_backend_that_joins_or_leaves() {
+    const CHANGES: usize = 20;
+    let balancer = Balancer::ready("");
+    drop(balancer.user());
+    let (control, users) = (balancer.door("control"), balancer.door("tcp"));
+    let mut backend = TcpStream::connect(control).unwrap();
+    let mut answers = BufReader::new(backend.try_clone().unwrap());
+    let mut ask = |cmd: &str, port: usize| {
+        writeln!(backend, r#"{{"cmd":"{cmd}","protocol":"udp","port":{port}}}"#).unwrap();
+        let mut line = String::new();
+        while !line.contains(&format!(r#""cmd":"{cmd}""#)) {
+            line.clear();
+            assert!(answers.read_line(&mut line).unwrap() > 0);
+        }
+        assert!(line.contains("successful"), "{line}");
+    };
+    for port in 1..=CHANGES {
+        for _ in 0..100 {
+            drop(TcpStream::connect(control).unwrap());
+            drop(TcpStream::connect(users).unwrap());
+        }
+        ask("register", port);
+        ask("unregister", port);
+    }
+    for port in 1..=CHANGES {
+        balancer.wait_for_log(&format!("server registered server=b{} protocol=udp", port + 1));
+        balancer.wait_for_log(&format!("server left server=b{} protocol=udp", port + 1));
+    }
+    assert!(balancer.lines("server connected") < 100);
+}
+
 /// A file that only its owner may read.
 fn private(path: &Path, text: &str) {
     fs::write(path, text).unwrap();

@@ -134,7 +134,7 @@ pub async fn serve(admin: Admin, listener: Listener) {
         match listener.accept().await {
             // A stranger on the unix socket is hung up on.
             Ok((_, Peer::Unix { uid })) if uid != own && uid != 0 => {
-                warn!(uid, "a user who may not was turned away from the admin socket");
+                admin.hub.borrow_mut().console.admin_stranger(Now::read(), uid);
             }
             Ok((stream, peer)) => {
                 let admin = admin.clone();
@@ -209,7 +209,7 @@ impl Admin {
             }
             Err(Refusal { code, sentence }) => {
                 hub.counters.admin_refused.one();
-                warn!(by = %peer, path, why = sentence, "a change was refused");
+                hub.console.change_refused(Now::read(), peer, path, &sentence);
                 let mut response = problem(code, &sentence);
                 if code == StatusCode::UNAUTHORIZED {
                     let bearer = HeaderValue::from_static("Bearer");
