@@ -158,6 +158,7 @@ table! {
         Counter reloads: "Times that changed settings were taken into use.",
         Counter reloads_refused: "Times that settings with a fault in them were not taken into use.",
         Counter admin_requests: "Requests to the admin door.",
+        Counter admin_connections_shed: "Connections to the admin door closed to make room for others.",
         Counter admin_changes: "Changes made over the admin door.",
         Counter admin_refused: "Changes asked for over the admin door and refused.",
     }

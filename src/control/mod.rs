@@ -25,6 +25,7 @@
 //! | changing settings while it runs | [`reload`] |
 //! | what people read in the log | [`console`] |
 //! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`page`], [`admin`] |
+//! | who has a connection to it | [`places`] |
 //! | what operators may change, and who | [`verbs`] |
 
 pub mod admin;
@@ -43,6 +44,7 @@ pub mod mailbox;
 pub mod manager;
 pub mod pace;
 pub mod page;
+pub mod places;
 pub mod probe;
 pub mod reload;
 pub mod status;
