@@ -37,6 +37,8 @@ pub enum Kind {
     /// What came of asking for the proof.
     Proofs,
     Hellos,
+    /// Hellos that are not answered.
+    Silences,
     /// Changes over the admin door that are refused, and users who may not use its socket.
     Admin,
     /// Connections to servers that fail for lack of our own resources.
@@ -46,13 +48,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 9] = [
+    const ALL: [Kind; 10] = [
         Kind::Users,
         Kind::TurnedAway,
         Kind::Connections,
         Kind::Refused,
         Kind::Proofs,
         Kind::Hellos,
+        Kind::Silences,
         Kind::Admin,
         Kind::Lacks,
         Kind::Servers,
@@ -64,6 +67,7 @@ impl Kind {
             Kind::Users => (Rate::new(100, 100), Rate::new(20, 10)),
             Kind::TurnedAway | Kind::Connections => (Rate::new(50, 20), Rate::new(10, 2)),
             Kind::Refused | Kind::Hellos => (Rate::new(20, 20), Rate::new(10, 2)),
+            Kind::Silences => (Rate::new(100, 50), Rate::new(20, 10)),
             Kind::Proofs | Kind::Admin => (Rate::new(20, 5), Rate::new(5, 1)),
             Kind::Lacks => (Rate::new(5, 1), Rate::new(5, 1)),
             // A host that restarts has all of its services register at once.
@@ -154,6 +158,7 @@ impl Console {
             refused = of(Kind::Refused),
             proofs = of(Kind::Proofs),
             hellos = of(Kind::Hellos),
+            silences = of(Kind::Silences),
             admin = of(Kind::Admin),
             lacks = of(Kind::Lacks),
             servers = of(Kind::Servers),
@@ -207,7 +212,7 @@ impl Console {
     }
 
     pub fn hello_missed(&mut self, now: Now, peer: SocketAddr, misses: u32, of: u32) {
-        let shown = self.shows(Kind::Hellos, peer.ip(), now);
+        let shown = self.shows(Kind::Silences, peer.ip(), now);
         line!(warn, shown, %peer, misses, of, "hello not answered");
     }
 
@@ -401,6 +406,7 @@ mod tests {
             (Kind::Refused, 30, 220),
             (Kind::Proofs, 15, 70),
             (Kind::Hellos, 30, 220),
+            (Kind::Silences, 120, 600),
             (Kind::Admin, 15, 70),
             (Kind::Lacks, 15, 15),
             (Kind::Servers, 456, 2024),
