@@ -516,7 +516,10 @@ fn the_times_that_are_shown_follow_a_step_of_the_clock() {
     let (before, up) = times();
     assert_eq!(times().0, before, "without a step nothing moves");
     fs::write(&stepped, "").unwrap();
-    let (after, still_up) = times();
+    let (after, still_up) = wait_for("the step to be shown", || {
+        Some(times())
+            .filter(|(after, _)| after.iter().zip(before).all(|(after, before)| *after != before))
+    });
     for (before, after) in before.into_iter().zip(after) {
         assert!((after - before).abs_diff(TWO_DAYS) < 1000, "{before} became {after}");
     }
