@@ -1,6 +1,7 @@
 //! The log: lines of text for people, JSON objects for machines, on standard output. Owns the one
 //! thread that writes. Whoever logs only puts a line into a bounded queue: when standard output is
-//! slower than the lines come, lines are dropped and counted, and nobody waits.
+//! slower than the lines come, lines are dropped and counted, and nobody waits. A part of the queue is
+//! kept for lines that peers cannot cause, so that a flood of the others pushes none of them out.
 //!
 //! Where standard output is systemd's journal, each line begins with its priority as sd-daemon(3) has
 //! it, which the journal takes off and `journalctl -p` goes by; and text has no time, since the journal
@@ -10,13 +11,16 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::writer::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -28,7 +32,14 @@ use crate::config::{Log, LogFormat};
 /// Lines that may wait for standard output.
 const LINES_MAX: usize = 8192;
 
-static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+/// Of these, kept for lines that peers cannot cause.
+const LINES_KEPT: u64 = 2048;
+const _: () = assert!(LINES_KEPT < LINES_MAX as u64);
+
+/// The target of lines that peers cause, as many as they like: users, requests, strangers.
+pub const TRAFFIC: &str = "lb::traffic";
+
+static LINES: OnceLock<Lines> = OnceLock::new();
 static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// The running log. Dropping it writes what waits, for a second at most.
@@ -39,7 +50,7 @@ pub struct Logs {
 /// Starts the log of this process; the first call counts.
 pub fn start(log: &Log) -> Logs {
     let (lines, writer) = queue(io::stdout());
-    let _ = DROPPED.set(lines.error_counter());
+    let _ = LINES.set(lines.clone());
     let reader = match io::stdout() {
         out if is_journal(&out) => Reader::Journal,
         out if out.is_terminal() && std::env::var_os("NO_COLOR").is_none() => Reader::Terminal,
@@ -59,7 +70,7 @@ pub fn last_words(said: &str) -> String {
 
 /// Lines lost since the start because standard output was slower than they came.
 pub fn dropped() -> u64 {
-    DROPPED.get().map_or(0, |lines| lines.dropped_lines() as u64)
+    LINES.get().map_or(0, Lines::dropped)
 }
 
 /// Writes lines of this level and the more important ones from now on.
@@ -70,10 +81,97 @@ pub fn set_level(level: Level) {
     }
 }
 
-fn queue(out: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
-    thread::without_signals(|| {
+fn queue(out: impl Write + Send + 'static) -> (Lines, WorkerGuard) {
+    let written = Arc::<AtomicU64>::default();
+    let out = Counting { out, written: Arc::clone(&written) };
+    let (queue, guard) = thread::without_signals(|| {
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).finish(out)
-    })
+    });
+    (Lines { queue, put: Arc::default(), written, turned_away: Arc::default() }, guard)
+}
+
+/// The queue's end for those who log.
+#[derive(Clone)]
+struct Lines {
+    queue: NonBlocking,
+    /// Lines that were put into the queue, or found no room there.
+    put: Arc<AtomicU64>,
+    /// Lines that have left it.
+    written: Arc<AtomicU64>,
+    /// Lines of traffic that found only the room which is kept for others.
+    turned_away: Arc<AtomicU64>,
+}
+
+impl Lines {
+    fn found_no_room(&self) -> u64 {
+        self.queue.error_counter().dropped_lines() as u64
+    }
+
+    fn dropped(&self) -> u64 {
+        self.found_no_room() + self.turned_away.load(Ordering::Relaxed)
+    }
+
+    /// Lines in the queue. Between two counts another thread may change both, so this is near the
+    /// truth, which is all that the room kept needs.
+    fn waiting(&self) -> u64 {
+        let left = self.written.load(Ordering::Relaxed) + self.found_no_room();
+        self.put.load(Ordering::Relaxed).saturating_sub(left)
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Pen<'a>;
+
+    fn make_writer(&'a self) -> Pen<'a> {
+        Pen { lines: self, writes: true }
+    }
+
+    fn make_writer_for(&'a self, about: &Metadata<'_>) -> Pen<'a> {
+        let may = about.target() != TRAFFIC || self.waiting() < LINES_MAX as u64 - LINES_KEPT;
+        Pen { lines: self, writes: may }
+    }
+}
+
+/// Writes one line into the queue, or counts it.
+struct Pen<'a> {
+    lines: &'a Lines,
+    writes: bool,
+}
+
+impl Write for Pen<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if !self.writes {
+            self.lines.turned_away.fetch_add(1, Ordering::Relaxed);
+            return Ok(line.len());
+        }
+        self.lines.put.fetch_add(1, Ordering::Relaxed);
+        self.lines.queue.clone().write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Standard output, with a count of the lines that were written, each by one call.
+struct Counting<W> {
+    out: W,
+    written: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Counting<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        self.written.fetch_add(1, Ordering::Relaxed);
+        self.out.write_all(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// This program's lines at the level asked for; those of its libraries only when something is wrong.
@@ -135,7 +233,7 @@ where
 fn subscriber(
     format: LogFormat,
     levels: reload::Layer<Targets, Registry>,
-    lines: NonBlocking,
+    lines: Lines,
     reader: Reader,
 ) -> impl Subscriber + Send + Sync {
     let layer = fmt::layer().with_writer(lines);
@@ -266,7 +364,7 @@ mod tests {
     fn a_stuck_reader_costs_lines_and_never_holds_anyone_up() {
         let (release, stuck) = mpsc::channel();
         let (lines, writer) = queue(Stuck(stuck));
-        let dropped = lines.error_counter();
+        let counts = lines.clone();
         let (levels, _) = reload::Layer::new(levels(Level::INFO));
         let subscriber = subscriber(LogFormat::Text, levels, lines, Reader::Other);
         tracing::subscriber::with_default(subscriber, || {
@@ -274,8 +372,30 @@ mod tests {
                 tracing::info!(target: "lb", "another line");
             }
         });
-        let lost = dropped.dropped_lines();
+        let lost = counts.dropped();
         assert!((900..=1000).contains(&lost), "{lost} lines were dropped");
+        drop(release);
+        drop(writer);
+    }
+
+    #[test]
+    fn a_flood_of_traffic_leaves_room_for_what_matters() {
+        let (release, stuck) = mpsc::channel();
+        let (lines, writer) = queue(Stuck(stuck));
+        let counts = lines.clone();
+        let (levels, _) = reload::Layer::new(levels(Level::INFO));
+        let subscriber = subscriber(LogFormat::Text, levels, lines, Reader::Other);
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..LINES_MAX {
+                tracing::info!(target: TRAFFIC, "user connected");
+            }
+            let lost = counts.dropped();
+            assert!((LINES_KEPT - 100..=LINES_KEPT).contains(&lost), "{lost} lines were dropped");
+            for _ in 0..LINES_KEPT {
+                tracing::info!(target: "lb::control", "server left");
+            }
+            assert_eq!(counts.dropped(), lost, "none of what matters");
+        });
         drop(release);
         drop(writer);
     }

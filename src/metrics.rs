@@ -153,10 +153,12 @@ table! {
         Counter hellos_missed: "Hellos that were not answered in time.",
         Counter snapshots_published: "Changes that the workers were told of.",
         Counter orders_lost: "Orders dropped because a worker did not take them.",
-        Counter lines_held_back: "Log lines on users and hellos held back because there were too many.",
+        Counter lines_held_back: "Log lines held back because there were too many of their kind or from their source.",
+        Counter lines_dropped: "Log lines lost because standard output was slower than they came.",
         Counter reloads: "Times that changed settings were taken into use.",
         Counter reloads_refused: "Times that settings with a fault in them were not taken into use.",
         Counter admin_requests: "Requests to the admin door.",
+        Counter admin_connections_shed: "Connections to the admin door closed to make room for others.",
         Counter admin_changes: "Changes made over the admin door.",
         Counter admin_refused: "Changes asked for over the admin door and refused.",
     }

@@ -1,6 +1,7 @@
 //! What every layer may use: time as a value, bounded containers, publication. No sockets here.
 
 pub mod publish;
+pub mod quota;
 pub mod thread;
 pub mod time;
 pub mod wheel;

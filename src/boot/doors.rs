@@ -2,8 +2,11 @@
 //! thing an operator hears. Owns the sentences about ports.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use tracing::warn;
 
 use super::Trouble;
 use crate::ring::sys;
@@ -11,7 +14,7 @@ use crate::ring::sys;
 /// A door of the control core; `None` when it is off.
 pub fn open(address: Option<SocketAddr>, name: &str) -> Result<Option<TcpListener>, Trouble> {
     let Some(address) = address else { return Ok(None) };
-    let door = sys::listen(address, false).map_err(|error| taken(name, address, &error))?;
+    let (door, _) = on_all(address, name, |address| sys::listen(address, false))?;
     Ok(Some(door.into()))
 }
 
@@ -40,19 +43,46 @@ fn shared(
     open: impl Fn(SocketAddr, bool) -> io::Result<OwnedFd>,
 ) -> Result<Vec<OwnedFd>, Trouble> {
     let Some(wanted) = address else { return Ok(Vec::new()) };
-    let trouble = |error: io::Error| taken(name, wanted, &error);
     // The kernel would let a second balancer of the same user share the port and half of the users:
     // a socket that shares with nobody finds out.
-    let alone = open(wanted, false).map_err(trouble)?;
+    let (alone, at) = on_all(wanted, name, |address| open(address, false))?;
+    let trouble = |error: io::Error| taken(name, at, &error);
     let port = sys::local(alone.as_fd()).map_err(trouble)?.port();
-    let address = SocketAddr::new(wanted.ip(), port);
+    let address = SocketAddr::new(at.ip(), port);
     drop(alone);
     (0..workers).map(|_| open(address, true).map_err(trouble)).collect()
+}
+
+/// Opens a door and says where. One for all addresses is opened for those of IPv4 where the kernel has
+/// no others (`ipv6.disable=1`).
+pub fn on_all<T>(
+    address: SocketAddr,
+    name: &str,
+    open: impl Fn(SocketAddr) -> io::Result<T>,
+) -> Result<(T, SocketAddr), Trouble> {
+    let opened = match open(address) {
+        Err(error) if lacks_family(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
+            let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
+            warn!(door = name, address = %v4, "this kernel has no IPv6: users of IPv4 are served");
+            open(v4).map(|door| (door, v4)).map_err(|error| (v4, error))
+        }
+        outcome => outcome.map(|door| (door, address)).map_err(|error| (address, error)),
+    };
+    opened.map_err(|(at, error)| taken(name, at, &error))
+}
+
+/// Whether the kernel has no sockets of an address family at all.
+fn lacks_family(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32)
 }
 
 /// Why a door could not be opened.
 pub fn taken(name: &str, address: SocketAddr, error: &io::Error) -> Trouble {
     Trouble(match error.kind() {
+        _ if lacks_family(error) => format!(
+            "the {name} door cannot open at {address}, because this kernel has no IPv6; choose an \
+             address of IPv4 with --{name}"
+        ),
         io::ErrorKind::AddrInUse => format!(
             "the {name} port {address} is taken by another program; stop it or choose another with --{name}"
         ),
@@ -67,4 +97,35 @@ pub fn taken(name: &str, address: SocketAddr, error: &io::Error) -> Trouble {
             "cannot open the {name} port {address}: {error}; choose another address with --{name}"
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel that has sockets of IPv4 only.
+    fn without_ipv6(address: SocketAddr) -> io::Result<SocketAddr> {
+        match address {
+            SocketAddr::V4(_) => Ok(address),
+            SocketAddr::V6(_) => Err(io::Error::from_raw_os_error(Errno::EAFNOSUPPORT as i32)),
+        }
+    }
+
+    #[test]
+    fn a_door_for_all_addresses_is_one_of_ipv4_where_there_are_no_others() {
+        let at = |text: &str| on_all(text.parse().unwrap(), "tcp", without_ipv6);
+        let all: SocketAddr = "0.0.0.0:8081".parse().unwrap();
+        assert_eq!(at("[::]:8081").unwrap(), (all, all));
+        let one: SocketAddr = "127.0.0.1:8081".parse().unwrap();
+        assert_eq!(at("127.0.0.1:8081").unwrap(), (one, one));
+        let said = at("[::1]:8081").unwrap_err().to_string();
+        assert!(said.contains("this kernel has no IPv6; choose an address of IPv4 with"), "{said}");
+    }
+
+    #[test]
+    fn another_fault_of_a_door_is_not_taken_for_a_lack_of_ipv6() {
+        let taken = |_| -> io::Result<()> { Err(Errno::EADDRINUSE.into()) };
+        let said = on_all("[::]:8081".parse().unwrap(), "tcp", taken).unwrap_err().to_string();
+        assert!(said.contains("[::]:8081 is taken"), "{said}");
+    }
 }

@@ -17,7 +17,7 @@ use crate::boot::{self, capacity, datagrams, doors};
 use crate::config::Config;
 use crate::control::auth::Secrets;
 use crate::proxy::udp::SOCKETS_MAX;
-use crate::ring::{self, Ring, probe};
+use crate::ring::{self, Ring, probe, sys};
 
 /// Say whether `lb serve` would start here with these settings, and how many sessions fit.
 ///
@@ -153,12 +153,11 @@ fn descriptors_allowed() -> u64 {
 /// Opens a door as serve would, and closes it again.
 fn door(name: &str, address: Option<SocketAddr>) -> Result<String, String> {
     let Some(address) = address else { return Ok("off".to_owned()) };
-    let opened = if name == "udp" {
-        UdpSocket::bind(address).map(drop).map_err(|error| doors::taken(name, address, &error))
-    } else {
-        doors::open(Some(address), name).map(drop)
+    let opened = match name {
+        "udp" => doors::on_all(address, name, |address| UdpSocket::bind(address).map(drop)),
+        _ => doors::on_all(address, name, |address| sys::listen(address, false).map(drop)),
     };
-    opened.map(|()| format!("{address} is free")).map_err(|trouble| trouble.to_string())
+    opened.map(|((), at)| format!("{at} is free")).map_err(|trouble| trouble.to_string())
 }
 
 /// How many sessions the host can hold, and what sets the bound.

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::base::thread;
 use crate::cluster::Protocol;
 use crate::control::auth::Secrets;
 use crate::logs;
@@ -68,6 +69,7 @@ impl<T: Display> From<T> for Fault {
 
 /// Runs the program with its command line, name included.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    thread::accept_signals();
     let line = match Line::try_parse_from(arguments) {
         Ok(line) => line,
         Err(said) => {

@@ -197,7 +197,7 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Networks whose hosts may register, in CIDR notation; empty allows this host only.";
     "control" "secret_file", control.secret_file: File, Now,
         "File of shared secrets, one a line, any of which proves a backend; `\"\"` asks for none.";
-    "admin" "token_file", admin.token_file: File, Restart,
+    "admin" "token_file", admin.token_file: File, Now,
         "File of tokens, one a line, any of which allows changes over the admin door from this host; `\"\"` allows none.";
     "admin" "socket", admin.socket: File, Restart,
         "Unix socket over which the balancer's own user and root may make changes without a token; `\"\"` opens none.";

@@ -3,14 +3,13 @@
 //! Its sockets are the runtime's own,
 //! because an HTTP server wants timeouts, and an operation on the ring must not be raced against one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::channel::{Channel, Sender};
@@ -26,14 +25,15 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tracing::warn;
 
-use super::auth::Secrets;
 use super::exposition;
 use super::hub::Hub;
 use super::listing::{Query, next_portion};
 use super::page;
+use super::places::{Places, Watched};
+use super::reload::Entrance;
 use super::status::{Doors, Problem, RunState, SCHEMA, SessionStatus};
 use super::verbs::{self, Peer, Refusal, Verb};
 use super::view;
@@ -41,8 +41,6 @@ use crate::base::time::Now;
 use crate::cluster::Standing;
 use crate::session::shards::SessionView;
 
-/// Connections to the admin door at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 64;
 /// How long a request's head may take, and how long a connection may idle between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may last, so that readers that stall do not keep others out.
@@ -62,8 +60,8 @@ type Body = Either<Full<Bytes>, Channel<Bytes, Infallible>>;
 pub struct Admin {
     pub hub: Rc<RefCell<Hub>>,
     pub doors: Doors,
-    /// What allows changes over TCP.
-    pub tokens: Option<Rc<Secrets>>,
+    /// Changed by a reload, for the requests that come after it.
+    pub entrance: Rc<RefCell<Entrance>>,
 }
 
 /// Where operators connect.
@@ -127,24 +125,15 @@ impl Listener {
 
 /// Accepts for ever and answers on each connection in a task of its own.
 pub async fn serve(admin: Admin, listener: Listener) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Rc::new(RefCell::new(Places::default()));
     let own = nix::unistd::geteuid().as_raw();
     loop {
-        let place = Arc::clone(&places).acquire_owned().await;
         match listener.accept().await {
             // A stranger on the unix socket is hung up on.
             Ok((_, Peer::Unix { uid })) if uid != own && uid != 0 => {
-                warn!(uid, "a user who may not was turned away from the admin socket");
+                admin.hub.borrow_mut().console.admin_stranger(Now::read(), uid);
             }
-            Ok((stream, peer)) => {
-                let admin = admin.clone();
-                tokio_uring::spawn(async move {
-                    let _place = place;
-                    let talk = converse(admin, stream, peer);
-                    // A connection that broke or took too long concerns nobody but its peer.
-                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, talk).await;
-                });
-            }
+            Ok((stream, peer)) => attend(&admin, &places, stream, peer),
             Err(reason) => {
                 warn!(%reason, "cannot accept a connection to the admin door");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -153,7 +142,30 @@ pub async fn serve(admin: Admin, listener: Listener) {
     }
 }
 
-async fn converse(admin: Admin, stream: Box<dyn Stream>, peer: Peer) -> hyper::Result<()> {
+/// Answers on a connection in a task of its own, for which another may have to make room.
+fn attend(
+    admin: &Admin,
+    places: &Rc<RefCell<Places<AbortHandle>>>,
+    stream: Box<dyn Stream>,
+    peer: Peer,
+) {
+    if let Some(other) = places.borrow_mut().make_room(peer.source()) {
+        admin.hub.borrow().counters.admin_connections_shed.one();
+        other.abort();
+    }
+    let moved = Rc::new(Cell::new(Now::read()));
+    let id = places.borrow_mut().name();
+    let talk = converse(admin.clone(), Watched { stream, moved: Rc::clone(&moved) }, peer);
+    let held = Rc::clone(places);
+    let task = tokio_uring::spawn(async move {
+        // A connection that broke or took too long concerns nobody but its peer.
+        let _ = tokio::time::timeout(CONNECTION_TIMEOUT, talk).await;
+        held.borrow_mut().leave(id);
+    });
+    places.borrow_mut().enter(id, peer.source(), moved, task.abort_handle());
+}
+
+async fn converse(admin: Admin, stream: Watched<Box<dyn Stream>>, peer: Peer) -> hyper::Result<()> {
     let service = service_fn(move |request| {
         let response = admin.answer(&request, peer);
         async move { Ok::<_, Infallible>(response) }
@@ -198,7 +210,8 @@ impl Admin {
     fn change(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
         let mut hub = self.hub.borrow_mut();
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or(""));
-        let outcome = verbs::admit(peer, request.headers(), self.tokens.as_deref())
+        let tokens = self.entrance.borrow().tokens.clone();
+        let outcome = verbs::admit(peer, request.headers(), tokens.as_deref())
             .and_then(|()| Verb::parse(path, query))
             .and_then(|verb| verbs::carry_out(&mut hub, verb, peer, Now::read()));
         match outcome {
@@ -208,7 +221,7 @@ impl Admin {
             }
             Err(Refusal { code, sentence }) => {
                 hub.counters.admin_refused.one();
-                warn!(by = %peer, path, why = sentence, "a change was refused");
+                hub.console.change_refused(Now::read(), peer, path, &sentence);
                 let mut response = problem(code, &sentence);
                 if code == StatusCode::UNAUTHORIZED {
                     let bearer = HeaderValue::from_static("Bearer");

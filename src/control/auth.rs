@@ -97,9 +97,16 @@ impl Secrets {
             ));
         }
         let mut text = Vec::new();
-        file.take(SECRET_FILE_BYTES_MAX)
+        // One byte more tells a file that is too long, whose last secret would be cut.
+        file.take(SECRET_FILE_BYTES_MAX + 1)
             .read_to_end(&mut text)
             .map_err(|error| format!("cannot read the secret file {shown}: {error}"))?;
+        if text.len() as u64 > SECRET_FILE_BYTES_MAX {
+            return Err(format!(
+                "the secret file {shown} is longer than {SECRET_FILE_BYTES_MAX} bytes: keep one \
+                 secret a line, and as many as are in use"
+            ));
+        }
         Secrets::parse(&text).map_err(|fault| format!("the secret file {shown} {fault}"))
     }
 
@@ -290,6 +297,8 @@ mod tests {
             let fault = with_mode(mode).unwrap_err();
             assert!(fault.contains("chmod 600"), "{fault}");
         }
+        fs::write(&path, vec![b'x'; SECRET_FILE_BYTES_MAX as usize + 1]).unwrap();
+        assert!(with_mode(0o600).unwrap_err().contains("is longer than 65536 bytes"));
         fs::remove_file(&path).unwrap();
         assert!(Secrets::load(&path).unwrap_err().contains("check that it is there"));
     }

@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tracing::warn;
 
 use super::api::{About, Inbox, Incoming, Reply, Request};
 use super::auth::{AUTH_TIMEOUT, Challenge, Secrets};
@@ -271,7 +270,7 @@ impl Conversation {
         };
         if !proof.challenge.is_met(&proof.secrets, &id, &mac) {
             self.hub.borrow().counters.proofs_failed.one();
-            warn!(peer = %self.peer.address, %id, "a host does not know the secret");
+            self.hub.borrow_mut().console.secret_unknown(Now::read(), self.peer.address, &id);
             self.fail("the mac is wrong: check the secret", Some("auth"), None);
             return Err("it does not know the secret");
         }

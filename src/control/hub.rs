@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::api::{About, LISTED_MAX, Listed, Reply};
-use super::console::{self, Console};
+use super::console::{self, Console, Lost};
 use super::drain::{Drain, DrainStep, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
@@ -22,6 +22,7 @@ use crate::base::time::Now;
 use crate::cluster::registry::{Applied, Change, Entry, Fault, Owner, Registration, Registry};
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use crate::config::{Config, OnBackendLoss};
+use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
 use crate::worker::link::{Order, Report, Terms};
@@ -82,7 +83,7 @@ pub struct Hub {
     /// What came of the last reload, for those who ask.
     pub reload: ReloadStatus,
     snapshots: Publisher<Snapshot>,
-    console: Console,
+    pub console: Console,
     revivals: BTreeMap<BackendId, Revival>,
     reviving: BTreeSet<BackendId>,
     published: Mark,
@@ -160,7 +161,7 @@ impl Hub {
     /// A backend proved who it is.
     pub fn proved(&mut self, owner: Owner, id: Arc<str>) {
         if let Some(member) = self.members.get_mut(&owner) {
-            info!(peer = %member.peer, %id, "server proved the secret");
+            self.console.server_proved(Now::read(), member.peer, &id);
             member.identity = Some(id);
         }
     }
@@ -183,7 +184,8 @@ impl Hub {
         self.counters.hellos_missed.one();
         let Some(member) = self.members.get_mut(&owner) else { return };
         member.misses = misses;
-        warn!(peer = %member.peer, misses, of = self.config.health.misses, "hello not answered");
+        let of = self.config.health.misses;
+        self.console.hello_missed(Now::read(), member.peer, misses, of);
     }
 
     /// Takes a backend in whose data port has answered.
@@ -295,7 +297,7 @@ impl Hub {
         self.advance_drains(now);
         self.release_departed(now);
         self.pulse.feel(&self.workers, now);
-        self.counters.lines_held_back.set(self.console.held_back());
+        self.sum_up_lines(now);
         let done = self.advance_stop(now);
         if done {
             // The last sessions may have ended since their reports were read.
@@ -413,6 +415,18 @@ impl Hub {
         }
     }
 
+    /// Counts the lines that nobody read, and tells of them.
+    fn sum_up_lines(&mut self, now: Now) {
+        let lost = Lost {
+            requests: self.workers.sum(|it| it.api_requests_unlogged.get()),
+            reports: self.workers.sum(|it| it.reports_dropped.get()),
+            dropped: logs::dropped(),
+        };
+        self.counters.lines_held_back.set(self.console.held_back());
+        self.counters.lines_dropped.set(lost.dropped);
+        self.console.sum_up(now, lost);
+    }
+
     fn hear_requests(&mut self) {
         let mut heard = Vec::new();
         self.workers.requests(|line| heard.push(*line));
@@ -425,7 +439,7 @@ impl Hub {
     fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
         let reason = std::io::Error::from_raw_os_error(errno);
         if is_our_own_lack(errno) {
-            warn!(server = %id, %reason, "cannot connect to a server for lack of our own resources");
+            self.console.lacking(now, id, &reason);
             return;
         }
         let applied =

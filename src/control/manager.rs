@@ -2,6 +2,12 @@
 //! the watchdog of systemd.service(5). Owns what it is told and when. A manager that does not
 //! read for some hundred messages holds the control core up, and never a worker.
 
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -119,9 +125,20 @@ fn many(number: u64, thing: &str) -> String {
 }
 
 fn tell(states: &[NotifyState]) {
-    // Without a manager there is no socket and nothing to do. One that cannot be reached will not
-    // hear that either, and its own timeouts tell the operator.
-    let _ = sd_notify::notify(states);
+    let Some(named) = env::var_os("NOTIFY_SOCKET") else { return };
+    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+    // One that cannot be reached will not hear that either, and its own timeouts tell the operator.
+    let _ = place(&named)
+        .and_then(|manager| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &manager));
+}
+
+/// Where the manager listens: a path, or behind `@` a name in the abstract namespace, which belongs to
+/// a network namespace and not to the file system (unix(7)).
+fn place(named: &OsStr) -> io::Result<SocketAddr> {
+    match named.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(named),
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +147,15 @@ mod tests {
 
     fn at(ms: u64) -> Now {
         Now::from_nanos(ms * 1_000_000)
+    }
+
+    #[test]
+    fn a_manager_listens_at_a_path_or_under_an_abstract_name() {
+        let at = |named: &str| place(OsStr::new(named)).unwrap();
+        let path = at("/run/systemd/notify");
+        assert_eq!(path.as_pathname().unwrap().to_str(), Some("/run/systemd/notify"));
+        assert_eq!(at("@machine/notify").as_abstract_name(), Some(&b"machine/notify"[..]));
+        assert!(place(OsStr::new(&"@".repeat(200))).is_err(), "longer than an address may be");
     }
 
     #[test]

@@ -25,6 +25,7 @@
 //! | changing settings while it runs | [`reload`] |
 //! | what people read in the log | [`console`] |
 //! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`page`], [`admin`] |
+//! | who has a connection to it | [`places`] |
 //! | what operators may change, and who | [`verbs`] |
 
 pub mod admin;
@@ -43,6 +44,7 @@ pub mod mailbox;
 pub mod manager;
 pub mod pace;
 pub mod page;
+pub mod places;
 pub mod probe;
 pub mod reload;
 pub mod status;
@@ -200,9 +202,7 @@ fn open(
         };
         tokio_uring::spawn(door.accept(listener));
     }
-    let token_file = config.admin.token_file.as_deref();
-    let tokens = token_file.map(auth::Secrets::load).transpose().map_err(io::Error::other)?;
-    let admin = Admin { hub: Rc::clone(hub), doors: bound, tokens: tokens.map(Rc::new) };
+    let admin = Admin { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(entrance) };
     if let Some(path) = &config.admin.socket {
         let socket = Listener::socket(path).map_err(io::Error::other)?;
         tokio_uring::spawn(admin::serve(admin.clone(), socket));

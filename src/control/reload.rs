@@ -3,6 +3,7 @@
 //! `config::reload`'s; running sessions and control connections stay as they are.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -25,10 +26,13 @@ pub struct Reload {
     pub seats: Arc<Seats>,
 }
 
-/// Who is let in at the control door, and with which proof.
+/// Who is let in at the control door, and with which proof; and who may change things over the admin
+/// door. Everything that settings name a file for is here, so a reload reads all of it again.
 pub struct Entrance {
     pub admission: Admission,
     pub secrets: Option<Rc<Secrets>>,
+    /// What allows changes over TCP.
+    pub tokens: Option<Rc<Secrets>>,
 }
 
 impl Entrance {
@@ -36,11 +40,15 @@ impl Entrance {
     /// A sentence for the operator: a door open to strangers, or a secret that cannot be read.
     pub fn new(config: &Config) -> Result<Entrance, String> {
         let admission = who_may_register(config)?;
-        let secrets = config.control.secret_file.as_deref().map(Secrets::load).transpose()?;
+        let read = |file: &Option<PathBuf>| {
+            file.as_deref().map(|file| Secrets::load(file).map(Rc::new)).transpose()
+        };
+        let secrets = read(&config.control.secret_file)?;
+        let tokens = read(&config.admin.token_file)?;
         if admission.everyone {
             warn!("[control] allow lets every host register, and so receive users' traffic");
         }
-        Ok(Entrance { admission, secrets: secrets.map(Rc::new) })
+        Ok(Entrance { admission, secrets, tokens })
     }
 }
 

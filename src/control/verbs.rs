@@ -21,7 +21,7 @@
 //! itself, and `Host` must be an address or `localhost`, because a name can be pointed here by a
 //! stranger (DNS rebinding).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -49,6 +49,19 @@ pub enum Peer {
     Unix {
         uid: u32,
     },
+}
+
+impl Peer {
+    /// By what one is told from another where each has a share: the address, or one that stands for
+    /// the user, in a network that nobody has (RFC 6666).
+    pub fn source(self) -> IpAddr {
+        match self {
+            Peer::Tcp(address) => address.ip(),
+            Peer::Unix { uid } => {
+                Ipv6Addr::from_bits((0x0100 << 112) | (u128::from(uid) << 64)).into()
+            }
+        }
+    }
 }
 
 impl std::fmt::Display for Peer {

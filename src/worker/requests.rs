@@ -1,22 +1,24 @@
 //! What a worker says about API requests: counters for all of them, and a line for as many a second as
-//! the operator wants to read. Owns that limit and the worker's end of the lines' queue; never waits.
+//! the operator wants to read. Owns that limit, of which a single user leaves a part to the others, and
+//! the worker's end of the lines' queue; never waits.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::link::{LINE_BYTES_MAX, RequestLine};
-use crate::base::time::Now;
+use crate::base::quota::{Quota, Rate};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{Journal, Record};
+
+/// A user's share of the lines is this part of them; beyond it, lines are for whoever has none yet.
+const SHARE: u32 = 10;
 
 /// The journal of one worker's gateways.
 pub struct Requests {
     metrics: Arc<WorkerMetrics>,
     lines: rtrb::Producer<RequestLine>,
-    /// Lines in a second, at most.
-    each_second: u32,
-    second: Now,
-    written: u32,
+    /// Of lines; `None` where nobody reads them.
+    quota: Option<Quota>,
 }
 
 impl Requests {
@@ -25,7 +27,18 @@ impl Requests {
         lines: rtrb::Producer<RequestLine>,
         each_second: u32,
     ) -> Requests {
-        Requests { metrics, lines, each_second, second: Now::default(), written: 0 }
+        Requests::with_seed(metrics, lines, each_second, RandomState::new().hash_one(0))
+    }
+
+    fn with_seed(
+        metrics: Arc<WorkerMetrics>,
+        lines: rtrb::Producer<RequestLine>,
+        each_second: u32,
+        seed: u64,
+    ) -> Requests {
+        let share = Rate::new(each_second.div_ceil(SHARE), each_second.div_ceil(SHARE));
+        let quota = || Quota::lending(Rate::new(each_second, each_second), share, seed);
+        Requests { metrics, lines, quota: (each_second > 0).then(quota) }
     }
 
     fn count(&self, record: &Record<'_>) {
@@ -47,23 +60,14 @@ impl Requests {
             self.metrics.first_byte_time.record(answered.since(record.times.began));
         }
     }
-
-    fn may_write(&mut self, now: Now) -> bool {
-        if now.since(self.second) >= Duration::from_secs(1) {
-            (self.second, self.written) = (now, 0);
-        }
-        self.written = self.written.saturating_add(1);
-        self.written <= self.each_second
-    }
 }
 
 impl Journal for Requests {
     fn record(&mut self, record: &Record<'_>) {
         self.count(record);
-        if self.each_second == 0 {
-            return;
-        }
-        let written = self.may_write(record.times.ended) && self.lines.push(line(record)).is_ok();
+        let Some(quota) = &mut self.quota else { return };
+        let may = quota.allows(record.client.ip(), record.times.ended);
+        let written = may && self.lines.push(line(record)).is_ok();
         if !written {
             self.metrics.counters.api_requests_unlogged.one();
         }
@@ -93,6 +97,7 @@ fn line(record: &Record<'_>) -> RequestLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::time::Now;
     use crate::proxy::http::Times;
     use crate::session::SessionId;
 
@@ -118,7 +123,7 @@ mod tests {
     fn every_request_is_counted_and_some_are_written() {
         let (lines, mut heard) = rtrb::RingBuffer::new(3);
         let metrics = Arc::<WorkerMetrics>::default();
-        let mut requests = Requests::new(Arc::clone(&metrics), lines, 2);
+        let mut requests = Requests::new(Arc::clone(&metrics), lines, 4);
         let second = |second: u64| Now::from_nanos(second * 1_000_000_000);
         let given =
             [(200, false, 1), (404, true, 1), (503, true, 1), (200, false, 2), (0, false, 2)];
@@ -129,9 +134,44 @@ mod tests {
         assert_eq!(counters.api_requests.get(), 5);
         assert_eq!((counters.api_refused.get(), counters.api_failed.get()), (1, 1));
         assert_eq!((counters.api_cut_short.get(), counters.api_upstream_reused.get()), (1, 3));
-        // One beyond the two of the first second, one beyond the queue.
+        // One beyond the half that one user may have at once, one beyond the queue.
         assert_eq!(counters.api_requests_unlogged.get(), 2);
         let first = heard.pop().unwrap();
         assert_eq!((first.request(), first.status), (("GET", "/a"), 200));
+    }
+
+    #[test]
+    fn a_user_alone_has_all_the_lines_and_none_that_another_needs() {
+        let (lines, mut heard) = rtrb::RingBuffer::new(1000);
+        let mut requests = Requests::with_seed(Arc::default(), lines, 100, 7);
+        let mut written = |clients: &[&str], second: u64| {
+            for tenth in 0..10 {
+                let ended = Now::from_nanos(second * 1_000_000_000 + tenth * 100_000_000);
+                for client in clients.iter().cycle().take(1000) {
+                    let client = client.parse().unwrap();
+                    requests.record(&Record { client, ..record(200, false, ended) });
+                }
+            }
+            let mut by = std::collections::BTreeMap::<String, usize>::new();
+            while let Ok(line) = heard.pop() {
+                *by.entry(line.client.to_string()).or_default() += 1;
+            }
+            by.into_values().collect::<Vec<_>>()
+        };
+        assert_eq!(written(&["192.0.2.1:5"], 1), [50 + 90]);
+        assert_eq!(written(&["192.0.2.1:5"], 2), [100], "as many a second as are read");
+        let flood = ["192.0.2.1:5"; 99];
+        let both = written(&[&flood[..], &["192.0.2.2:5"]].concat(), 3);
+        assert!(both[1] >= 18, "{both:?}: the other has its share in full");
+    }
+
+    #[test]
+    fn a_limit_of_nothing_writes_and_misses_nothing() {
+        let (lines, mut heard) = rtrb::RingBuffer::new(3);
+        let metrics = Arc::<WorkerMetrics>::default();
+        let mut requests = Requests::new(Arc::clone(&metrics), lines, 0);
+        requests.record(&record(200, false, Now::from_nanos(1)));
+        assert!(heard.pop().is_err());
+        assert_eq!(metrics.counters.api_requests_unlogged.get(), 0);
     }
 }

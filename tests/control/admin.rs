@@ -2,7 +2,9 @@
 //! showing much holds nobody up.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use lb::base::time::Now;
 use lb::cluster::{BackendId, Protocol};
@@ -11,7 +13,7 @@ use lb::metrics::{BackendCounters, ControlCounters, WorkerCounters};
 use serde_json::json;
 
 use crate::harness::{Core, service};
-use crate::wait::wait_for;
+use crate::wait::{PATIENCE, wait_for};
 
 fn status(core: &Core) -> Status {
     let (code, body) = core.get("/status");
@@ -158,6 +160,38 @@ fn what_the_admin_door_does_not_know_it_says() {
         assert_eq!(got, code, "{head}");
         assert!(body.contains(words), "{body}");
     }
+}
+
+#[test]
+fn neither_silent_strangers_nor_stalled_readers_keep_operators_out() {
+    // Less than a connection may be silent for, and much more than an answer takes.
+    const AT_ONCE: Duration = Duration::from_secs(8);
+    let core = Core::start(|_| {});
+    core.worker.with_shard(|shard| {
+        for number in 0..50_000 {
+            let client = SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + number), 7));
+            shard.open(Protocol::Tcp, client, Now::read()).unwrap();
+        }
+    });
+    let knock = |words: &str| {
+        let mut stranger = TcpStream::connect(core.admin).unwrap();
+        stranger.write_all(words.as_bytes()).unwrap();
+        stranger
+    };
+    let list = "GET /sessions?limit=100000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for words in ["", "GET /status HTTP/1.1\r\nHost: loc", list] {
+        let mut strangers: Vec<_> = (0..80).map(|_| knock(words)).collect();
+        let since = Instant::now();
+        assert_eq!(core.get("/healthz").0, 200);
+        // A list takes a busy machine its time; a stalled reader may have two minutes.
+        let patience = if words == list { PATIENCE } else { AT_ONCE };
+        assert!(since.elapsed() < patience, "{:?} behind {words:?}", since.elapsed());
+        // The first of them has made room.
+        strangers[0].set_read_timeout(Some(PATIENCE)).unwrap();
+        let gone = strangers[0].read_to_end(&mut Vec::new());
+        assert!(!gone.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{words:?}");
+    }
+    assert!(status(&core).control["admin_connections_shed"] >= 3 * (80 - 64));
 }
 
 #[test]

@@ -180,6 +180,24 @@ impl Exchange {
         }
     }
 
+    /// Remembers the request line of a head that was refused, for the log. Nothing of what is no
+    /// request line: another protocol's bytes, or a line without a target.
+    pub fn note_line(&mut self, head: &[u8]) {
+        let head = head.strip_prefix(b"\r\n").unwrap_or(head);
+        let kept = &head[..head.len().min(LINE_KEPT_MAX)];
+        let line = kept.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+        let mut parts = line.split(|byte| *byte == b' ').filter(|part| !part.is_empty());
+        let (Some(method), Some(target)) = (parts.next(), parts.next()) else { return };
+        if !method.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte)) {
+            return;
+        }
+        self.line.clear();
+        self.line.extend_from_slice(method);
+        self.line.push(b' ');
+        let shown = |byte: &u8| if byte.is_ascii_graphic() { *byte } else { b'?' };
+        self.line.extend(target.iter().map(shown));
+    }
+
     /// Remembers which protocols are offered to the backend.
     pub fn offer(&mut self, head: &RequestHead<'_, '_>) {
         for protocol in write::offers(head) {
@@ -238,6 +256,30 @@ impl Exchange {
             bytes_down: self.bytes_down,
             times: self.times,
             fault: self.fault,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_of_a_refused_head_is_kept_as_far_as_it_is_one() {
+        let long = [b"GET /".as_slice(), &[b'a'; 5000]].concat();
+        for (head, kept) in [
+            (&b"PUT /one HTTP/1.1\r\nHost: a/b\r\n\r\n"[..], &b"PUT /one"[..]),
+            (b"\r\nGET /two HTTP/1.1\nHost: x\n\n", b"GET /two"),
+            (b"GET /th\xe9\x1b[2J HTTP/1.1\r\n", b"GET /th??[2J"),
+            (b"GET  /four HTTP/1.1\r\n", b"GET /four"),
+            (b"GET\r\n", b""),
+            (b"\x16\x03\x01\x02 \x01", b""),
+            (b"", b""),
+            (&long, &long[..LINE_KEPT_MAX]),
+        ] {
+            let mut exchange = Exchange::new();
+            exchange.note_line(head);
+            assert_eq!(exchange.line, kept, "{}", String::from_utf8_lossy(head));
         }
     }
 }

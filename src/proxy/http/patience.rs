@@ -74,6 +74,7 @@ impl Gateway {
             Phase::Head if self.stash.is_empty() => self.end(EndReason::Idle, false, cx),
             Phase::Head => {
                 self.begin_exchange(cx.now);
+                self.exchange.note_line(self.stash.bytes());
                 self.exchange.close = true;
                 self.answer_ourselves(408, "the request was not complete in time", cx);
             }

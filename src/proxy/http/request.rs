@@ -202,7 +202,10 @@ fn read(
     let head = match head::request(bytes, seen, &settings.limits, &mut space) {
         Ok(Some(head)) => head,
         Ok(None) => return Read::More,
-        Err(fault) => return Read::Refused(fault),
+        Err(fault) => {
+            exchange.note_line(bytes);
+            return Read::Refused(fault);
+        }
     };
     let target = match head.target {
         Target::Origin(path) | Target::Absolute { path, .. } => path,
