@@ -294,6 +294,16 @@ fn check_says_what_is_bad_and_how_to_mend_it() {
     assert_eq!(output.status.code(), Some(2));
     let said = text(&output.stdout);
     assert!(said.contains("line 2: unknown key `policie` in [balance]; did you mean `policy`?"));
+
+    let files = "control.secret_file = \"no/such\"\nadmin.token_file = \"no/such\"\n";
+    std::fs::write(&file, files).unwrap();
+    let output = ran(&[&["check", "--config", file.to_str().unwrap()], &FREE[..]].concat());
+    std::fs::remove_file(&file).unwrap();
+    let said = text(&output.stdout);
+    for what in ["secret", "tokens"] {
+        let bad = said.lines().find(|line| line.starts_with(&format!("bad  {what} ")));
+        assert!(bad.is_some_and(|bad| bad.contains("check that it is there")), "{said}");
+    }
 }
 
 /// Runs as nobody in particular, without the capabilities that make limits look wide.

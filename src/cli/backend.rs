@@ -88,8 +88,12 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Faul
         thread::spawn("menu", move || menu(&wish))?;
     }
     let what = format!("{} port {} at {}", service.protocol, service.port, arguments.lb);
-    stay(Membership { balancer: arguments.lb, service, secret }, wishes, |notice| match notice {
-        Notice::Failed { .. } | Notice::NoSecret => tracing::warn!("{what}: {notice}"),
+    let secret_file = arguments.secret_file;
+    let membership = Membership { balancer: arguments.lb, service, secret, secret_file };
+    stay(membership, wishes, |notice| match notice {
+        Notice::Failed { .. } | Notice::NoSecret | Notice::SecretKept { .. } => {
+            tracing::warn!("{what}: {notice}")
+        }
         _ => tracing::info!("{what}: {notice}"),
     })
     .await;

@@ -82,9 +82,11 @@ fn findings(config: &Config) -> Vec<Finding> {
         Finding { what: "memory", outcome: memory(config, available(&read("/proc/meminfo"))) },
         Finding { what: "descriptors", outcome: descriptors(config) },
     ];
-    if let Some(path) = &config.control.secret_file {
+    let files = [("secret", &config.control.secret_file), ("tokens", &config.admin.token_file)];
+    for (what, path) in files {
+        let Some(path) = path else { continue };
         let outcome = Secrets::load(path).map(|_| format!("{} holds secrets", path.display()));
-        findings.push(Finding { what: "secret", outcome });
+        findings.push(Finding { what, outcome });
     }
     if !config.udp_local_addresses.is_empty() {
         let usable = datagrams::local_addresses(&config.udp_local_addresses);

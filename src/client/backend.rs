@@ -80,6 +80,10 @@ pub enum Notice {
     },
     /// The balancer asked for a proof and there is no secret.
     NoSecret,
+    /// The secret's file is no good any more, so the secret stays what it was.
+    SecretKept {
+        why: String,
+    },
 }
 
 impl fmt::Display for Notice {
@@ -94,6 +98,7 @@ impl fmt::Display for Notice {
             Notice::NoSecret => out.write_str(
                 "the balancer asks for a proof of its secret: give it with --secret-file",
             ),
+            Notice::SecretKept { why } => write!(out, "going on with the secret as it was: {why}"),
         }
     }
 }
@@ -157,6 +162,11 @@ impl Backend {
             failures: 0,
             interval: INTERVAL,
         }
+    }
+
+    /// Proves itself with this secret from the next connection on.
+    pub fn prove_with(&mut self, secret: Vec<u8>) {
+        self.secret = Some(secret);
     }
 
     /// When [`Event::Time`] is due; `None` when only others can change anything.

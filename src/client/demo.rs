@@ -53,6 +53,7 @@ pub fn start(
                     name: Some(name.to_string()),
                 },
                 secret: secret.map(<[u8]>::to_vec),
+                secret_file: None,
             };
             runtime.spawn(echo.run(Arc::clone(&name)));
             let told = move |notice| tracing::debug!("{name}: {notice}");

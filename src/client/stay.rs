@@ -3,6 +3,7 @@
 
 use std::future::pending;
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::time::sleep;
 use super::backend::{Act, Backend, Event, Notice, Wish};
 use super::wire::{Incoming, Service};
 use crate::base::time::Now;
+use crate::control::auth::Secrets;
 
 /// Where to register what.
 #[derive(Clone, Debug)]
@@ -23,6 +25,9 @@ pub struct Membership {
     pub service: Service,
     /// Proves this backend where the balancer asks for it.
     pub secret: Option<Vec<u8>>,
+    /// Where the secret came from: it is read again for every connection, since it may have been
+    /// changed on both sides meanwhile.
+    pub secret_file: Option<PathBuf>,
 }
 
 /// What happens on the connection next: it stands, it says something, it ends.
@@ -50,6 +55,12 @@ pub async fn stay(
         for act in acts.drain(..) {
             match act {
                 Act::Connect => {
+                    if let Some(file) = &membership.secret_file {
+                        match Secrets::load(file) {
+                            Ok(secrets) => backend.prove_with(secrets.first().to_vec()),
+                            Err(why) => tell(Notice::SecretKept { why }),
+                        }
+                    }
                     let address = membership.balancer.clone();
                     link = Link::Connecting(Box::pin(TcpStream::connect(address)));
                 }
@@ -131,6 +142,7 @@ fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::os::unix::fs::PermissionsExt;
 
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::TcpListener;
@@ -138,13 +150,58 @@ mod tests {
 
     use super::*;
     use crate::cluster::Protocol;
+    use crate::control::auth::mac;
 
     fn membership(balancer: SocketAddr) -> Membership {
         Membership {
             balancer: balancer.to_string(),
             service: Service { protocol: Protocol::Udp, port: 7, weight: 1, name: None },
             secret: None,
+            secret_file: None,
         }
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_was_changed_is_read_again_for_the_next_connection() {
+        const CHALLENGE: &str = "{\"cmd\":\"auth\",\"nonce\":\"00\",\"v\":1}\n";
+        let file = std::env::temp_dir().join(format!("lb-stay-{}", std::process::id()));
+        let write = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        write("the secret as it was before");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (wish, wishes) = mpsc::channel(1);
+        let (told, mut notices) = mpsc::unbounded_channel();
+        let secret = Some(b"the secret as it was before".to_vec());
+        let membership = Membership {
+            secret,
+            secret_file: Some(file.clone()),
+            ..membership(listener.local_addr().unwrap())
+        };
+        let staying = tokio::spawn(stay(membership, wishes, move |notice| {
+            let _ = told.send(notice);
+        }));
+        let proves = async |secret: &str| {
+            let mut balancer = Balancer::accept(&listener).await;
+            balancer.says(CHALLENGE).await;
+            let said = balancer.hears().await;
+            let value: serde_json::Value = serde_json::from_str(&said).unwrap();
+            let mac = mac(secret.as_bytes(), "00", value["id"].as_str().unwrap());
+            assert_eq!(value["mac"], mac, "{said}");
+        };
+        let scene = async {
+            proves("the secret as it was before").await;
+            write("the secret as it is from now on");
+            proves("the secret as it is from now on").await;
+            write("short");
+            proves("the secret as it is from now on").await;
+            while !matches!(notices.recv().await, Some(Notice::SecretKept { .. })) {}
+        };
+        timeout(Duration::from_secs(10), scene).await.unwrap();
+        drop(wish);
+        staying.abort();
+        std::fs::remove_file(file).unwrap();
     }
 
     struct Balancer {

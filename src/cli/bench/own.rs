@@ -83,6 +83,7 @@ impl Own {
                 balancer: control.to_string(),
                 service: Service { protocol, port: address.port(), weight: 1, name: None },
                 secret: None,
+                secret_file: None,
             };
             stays.push((membership, wished, Sender::clone(&tell)));
         }

@@ -50,12 +50,13 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return Err(Fault("top needs a terminal; `lb status` prints the same once".to_owned()));
     }
-    let token = token(arguments.token_file.as_deref())?;
+    // A file with a fault is told while there is a line to tell it on.
+    token(arguments.token_file.as_deref())?;
     // From here on a panic restores the terminal before it is told.
     let mut terminal = ratatui::try_init().map_err(|error| {
         format!("the terminal cannot be drawn on: {error}; `lb status` prints the same once")
     })?;
-    let outcome = wait_for(watch(&mut terminal, arguments.admin, token));
+    let outcome = wait_for(watch(&mut terminal, arguments.admin, arguments.token_file));
     ratatui::restore();
     outcome?.map_err(|error| Fault(format!("the terminal is gone: {error}")))
 }
@@ -71,7 +72,7 @@ fn token(file: Option<&Path>) -> Result<Option<String>, Fault> {
 async fn watch(
     terminal: &mut DefaultTerminal,
     door: String,
-    token: Option<String>,
+    tokens: Option<PathBuf>,
 ) -> io::Result<()> {
     let (tell, mut news) = mpsc::channel(NEWS_MAX);
     thread::spawn("lb-keys", {
@@ -100,14 +101,14 @@ async fn watch(
             Wish::Nothing => {}
             Wish::Quit => return Ok(()),
             other => {
-                tokio::spawn(grant(other, door.clone(), token.clone(), tell.clone()));
+                tokio::spawn(grant(other, door.clone(), tokens.clone(), tell.clone()));
             }
         }
     }
 }
 
 /// Does what needs the balancer, and tells what came of it. Nobody listens once the program ends.
-async fn grant(wish: Wish, door: String, token: Option<String>, tell: mpsc::Sender<News>) {
+async fn grant(wish: Wish, door: String, tokens: Option<PathBuf>, tell: mpsc::Sender<News>) {
     let news = match wish {
         Wish::Sessions(backend) => {
             let answer = admin::sessions_of(&door, &backend, SESSIONS_MAX).await;
@@ -115,7 +116,11 @@ async fn grant(wish: Wish, door: String, token: Option<String>, tell: mpsc::Send
         }
         Wish::Drain(backend) => {
             let path = format!("/backends/{backend}/drain");
-            let answer = admin::change(&door, &path, token.as_deref()).await;
+            // The balancer may have been given other tokens since the last change.
+            let answer = match token(tokens.as_deref()) {
+                Ok(token) => admin::change(&door, &path, token.as_deref()).await,
+                Err(Fault(said)) => Err(said),
+            };
             News::Drained(backend, answer.map(|changed| changed.sessions))
         }
         Wish::Nothing | Wish::Quit => return,
