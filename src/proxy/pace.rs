@@ -11,9 +11,10 @@ pub(super) const MANY_BYTES_MAX: u32 = 64 * 1024;
 /// Blocks that one flow may hold while the pool is plentiful.
 const SMALL_HELD_MAX: usize = 16;
 const LARGE_HELD_MAX: usize = 4;
-/// A flow may hold at most this part of the blocks that are still free, so that no number of stalled
-/// readers can take the last ones (A. Choudhury, E. Hahne, "Dynamic queue length thresholds for
-/// shared-memory packet switches", IEEE/ACM ToN 1998).
+/// A flow may hold at most this part of the blocks that are left: the more readers stall, the less each
+/// of them can hold on to (A. Choudhury, E. Hahne, "Dynamic queue length thresholds for shared-memory
+/// packet switches", IEEE/ACM ToN 1998). Of 4,096 small blocks 100 hold 16 each, 500 four, and 2,000 one;
+/// then blocks are scarce.
 const FREE_SHARE: usize = 8;
 /// Full small blocks in a row that make a flow a stream.
 const FULL_ROW: u8 = 2;
@@ -96,20 +97,40 @@ impl Pace {
     }
 
     pub(super) fn held_max(&self, pool: &Pool) -> usize {
-        let most = match self.class {
-            Class::Small => SMALL_HELD_MAX,
-            Class::Large | Class::Datagram => LARGE_HELD_MAX,
+        let (left, most) = match self.class_now(pool) {
+            Class::Small => (pool.surplus(), SMALL_HELD_MAX),
+            Class::Large | Class::Datagram => (pool.unused(Class::Large), LARGE_HELD_MAX),
         };
-        (pool.free(self.class) / FREE_SHARE).clamp(1, most)
+        (left / FREE_SHARE).clamp(1, most)
+    }
+
+    /// Whether the next receive takes a block so scarce that the sink must be seen to take more before.
+    pub(super) fn is_sparing(&self, pool: &Pool) -> bool {
+        pool.is_scarce() && self.class_now(pool) == Class::Small
     }
 
     /// The next receive; one of many small blocks brings in `bytes_max` at most.
     pub(super) fn intake(&self, pool: &Pool, features: Features, bytes_max: u32) -> Intake {
-        if self.class == Class::Small && features.receive_cap {
-            return Intake::Many { bytes_max };
+        let (class, wait_first) = (self.class_now(pool), !self.nonempty);
+        if class == Class::Small && pool.is_scarce() {
+            // What is posted for others cannot be taken back, and is better than nothing.
+            return match pool.has_reserve() {
+                true => Intake::Last { wait_first },
+                false => Intake::Once { class, wait_first },
+            };
         }
-        // A stream that finds no large block goes on in small ones.
-        let class = if pool.free(self.class) == 0 { Class::Small } else { self.class };
-        Intake::Once { class, wait_first: !self.nonempty }
+        if self.class == Class::Small && features.receive_cap {
+            let blocks_max = self.held_max(pool) as u32;
+            return Intake::Many { bytes_max: bytes_max.min(blocks_max * SMALL_BYTES as u32) };
+        }
+        Intake::Once { class, wait_first }
+    }
+
+    /// A stream that finds no large block goes on in small ones.
+    fn class_now(&self, pool: &Pool) -> Class {
+        match self.class {
+            Class::Large if pool.unused(Class::Large) > 0 => Class::Large,
+            _ => Class::Small,
+        }
     }
 }

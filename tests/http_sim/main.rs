@@ -295,9 +295,10 @@ impl World {
         if self.connecting.contains_key(&conn) {
             return self.step_connect(conn);
         }
-        match self.dice.below(3) {
+        match self.dice.below(4) {
             0 => self.step_peer(conn),
             1 => self.step_receive(conn),
+            2 => self.step_room(conn),
             _ => self.step_send(conn),
         }
     }
@@ -318,6 +319,14 @@ impl World {
         if let Some(peer) = self.peers.get(&conn) {
             peer.was_heard(wire, &mut self.seen);
         }
+        self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        self.execute();
+        true
+    }
+
+    fn step_room(&mut self, conn: Conn) -> bool {
+        let Some(wire) = self.wires.get_mut(&conn) else { return false };
+        let Some(event) = wire.answer_room() else { return false };
         self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
         self.execute();
         true
@@ -412,6 +421,8 @@ impl World {
                 wire.send(what);
             }
             proxy::Cmd::CancelSend { .. } => wire.cancel_send(),
+            proxy::Cmd::AwaitRoom { .. } => wire.await_room(),
+            proxy::Cmd::CancelRoom { .. } => wire.cancel_room(),
             proxy::Cmd::FinishWriting { .. } => wire.finish_writing(),
             proxy::Cmd::Splice { .. }
             | proxy::Cmd::CancelSplice { .. }

@@ -57,6 +57,11 @@ impl<T> Starved<T> {
         (!self.is_empty()).then(|| self.since.plus(WAIT_MAX))
     }
 
+    /// There are blocks, and more wait for them than one turn feeds: the next is to come at once.
+    pub fn hurry(&mut self, now: Now) {
+        self.since = Now::from_nanos(now.nanos().saturating_sub(WAIT_MAX.as_nanos() as u64));
+    }
+
     /// How many are to try now though no block came back. They count as having tried.
     pub fn overdue(&mut self, now: Now) -> usize {
         if self.next_try().is_none_or(|due| now < due) {
