@@ -3,7 +3,7 @@
 //! ends of one relay for life. Reads no byte.
 
 use super::pace::Pace;
-use super::room::Room;
+use super::room::{Question, Room};
 use super::tcp::{Features, Receive, Sink, Source};
 use super::{Cmd, Event, Received, Side};
 use crate::ring::pool::{Chain, GATHER_MAX, Pool};
@@ -35,7 +35,7 @@ impl Line {
             short: false,
             unsure: false,
             sink: Sink::Open,
-            room: Room::Unknown,
+            room: Room::UNKNOWN,
         }
     }
 
@@ -91,15 +91,16 @@ impl Line {
 
     /// Whether the connection is known to take more; if not, asks for word of it.
     pub fn sees_room(&mut self, side: Side, out: &mut impl FnMut(Cmd)) -> bool {
-        if self.sink == Sink::Open && self.room.ask() {
-            out(Cmd::AwaitRoom { side });
+        let question = if self.sink == Sink::Open { self.room.ask() } else { None };
+        if let Some(Question { first }) = question {
+            out(Cmd::AwaitRoom { side, first });
         }
-        self.room == Room::Seen
+        self.room.is_seen()
     }
 
     /// Whether word is awaited that it takes more.
     pub fn awaits_room(&self) -> bool {
-        self.room == Room::Asked
+        self.room.is_asked()
     }
 
     /// That word has come.

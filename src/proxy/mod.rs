@@ -104,9 +104,10 @@ pub enum Cmd {
     CancelSend {
         side: Side,
     },
-    /// Say when the socket on this side takes more.
+    /// Say when the socket on this side takes more. `first`: it was not asked before.
     AwaitRoom {
         side: Side,
+        first: bool,
     },
     /// Have that answered at once.
     CancelRoom {

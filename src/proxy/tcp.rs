@@ -27,7 +27,7 @@
 
 use super::line::Line;
 use super::pace::{MANY_BYTES_MAX, Pace};
-use super::room::Room;
+use super::room::{Question, Room};
 use super::{Cmd, Event, Received, Side, Splice, Spliced};
 use crate::ring::pool::{Buf, Chain, GATHER_MAX, Pool};
 use crate::session::EndReason;
@@ -423,14 +423,14 @@ impl Flow {
             source: Source::Open,
             sink: Sink::Open,
             receive: Receive::Idle,
-            room: Room::Unknown,
+            room: Room::UNKNOWN,
             pace: Pace::new(),
         }
     }
 
     /// Whether nothing is received because the sink was not seen to take more.
     fn is_held_back(&self) -> bool {
-        self.source == Source::Open && self.receive == Receive::Idle && self.room == Room::Asked
+        self.source == Source::Open && self.receive == Receive::Idle && self.room.is_asked()
     }
 
     fn is_drained(&self) -> bool {
@@ -513,9 +513,9 @@ impl Flow {
             return;
         }
         match self.receive {
-            Receive::Idle if room && self.pace.is_sparing(pool) && self.room != Room::Seen => {
-                if self.room.ask() {
-                    out(Cmd::AwaitRoom { side: side.other() });
+            Receive::Idle if room && self.pace.is_sparing(pool) && !self.room.is_seen() => {
+                if let Some(Question { first }) = self.room.ask() {
+                    out(Cmd::AwaitRoom { side: side.other(), first });
                 }
             }
             Receive::Idle if room => {

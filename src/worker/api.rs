@@ -192,7 +192,10 @@ impl ApiDriver {
             proxy::Cmd::Receive { how: Intake::Last { wait_first }, .. } => {
                 ring.receive_last(receive, socket, wait_first);
             }
-            proxy::Cmd::AwaitRoom { .. } => {
+            proxy::Cmd::AwaitRoom { first, .. } => {
+                if first {
+                    sys::bound_unsent(socket);
+                }
                 self.books.borrow().metrics().counters.flows_held_back.one();
                 ring.wait(room, socket, Until::Writable);
             }

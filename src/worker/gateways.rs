@@ -470,7 +470,7 @@ impl Gateways {
             | proxy::Cmd::CancelReceive { side }
             | proxy::Cmd::Send { side, .. }
             | proxy::Cmd::CancelSend { side }
-            | proxy::Cmd::AwaitRoom { side }
+            | proxy::Cmd::AwaitRoom { side, .. }
             | proxy::Cmd::CancelRoom { side }
             | proxy::Cmd::FinishWriting { side }
             | proxy::Cmd::Splice { side, .. }

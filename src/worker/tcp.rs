@@ -215,7 +215,10 @@ impl TcpDriver {
             proxy::Cmd::FinishWriting { side } => sys::finish_writing(socket(side)),
             proxy::Cmd::CancelReceive { side } => ring.cancel(tag_of(RECEIVE, key, side)),
             proxy::Cmd::CancelSend { side } => ring.cancel(tag_of(SEND, key, side)),
-            proxy::Cmd::AwaitRoom { side } => {
+            proxy::Cmd::AwaitRoom { side, first } => {
+                if first {
+                    sys::bound_unsent(socket(side));
+                }
                 self.core.books().metrics().counters.flows_held_back.one();
                 ring.wait(tag_of(ROOM, key, side), socket(side), Until::Writable);
             }

@@ -270,7 +270,7 @@ impl Laws {
         check(session.relaying, law::AFTER_END, told);
         match *what {
             Cmd::Receive { side, how } => session.asks_to_receive(side, how, pool, conns),
-            Cmd::AwaitRoom { side } => session.asks_for_room(side),
+            Cmd::AwaitRoom { side, .. } => session.asks_for_room(side),
             Cmd::CancelRoom { side } => {
                 session.asks_to_cancel(|ways| &mut ways.room, side, what);
             }

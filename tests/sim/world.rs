@@ -447,7 +447,7 @@ impl World {
                 let work = Work::Send { what, bytes, taken: 0 };
                 self.kernel.submit(Op::new(send(side), socket(side), work));
             }
-            proxy::Cmd::AwaitRoom { side } => {
+            proxy::Cmd::AwaitRoom { side, .. } => {
                 let work = Work::Wait { until: Until::Roomy };
                 let tag = Tag { kind: Kind::Room(side), key };
                 self.kernel.submit(Op::new(tag, socket(side), work));
