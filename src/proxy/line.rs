@@ -307,6 +307,35 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_asked_for_room_once_and_lets_go_of_the_question_when_it_stops() {
+        let mut pool = Pool::new(4, 0);
+        let mut line = Line::new();
+        let held: Vec<Buf> = (0..2).map(|_| block(&mut pool, b"x")).collect();
+        assert!(line.is_sparing(&pool));
+        let mut wanted = Vec::new();
+        for _ in 0..2 {
+            assert!(!line.sees_room(Side::Client, &mut |what| wanted.push(what)));
+        }
+        line.room_answered();
+        assert!(line.sees_room(Side::Client, &mut |what| wanted.push(what)));
+        assert_eq!(wanted, [Cmd::AwaitRoom { side: Side::Client, first: true }]);
+        let mut waiting = Chain::EMPTY;
+        let buf = block(&mut pool, b"y");
+        pool.push(&mut waiting, buf);
+        line.send(Side::Client, &mut waiting, &mut pool, &mut |_| {});
+        line.sent(1, &mut waiting, &mut pool);
+        assert!(!line.sees_room(Side::Client, &mut |_| {}), "something was sent since");
+        wanted.clear();
+        (0..2).for_each(|_| line.stop(Side::Client, &mut |what| wanted.push(what)));
+        assert_eq!(wanted, [Cmd::CancelRoom { side: Side::Client }]);
+        assert!(line.in_flight());
+        line.settle(Event::Room { side: Side::Client }, &mut pool);
+        assert!(!line.in_flight());
+        held.into_iter().for_each(|buf| pool.give_back(buf));
+        assert!(!line.is_sparing(&pool));
+    }
+
+    #[test]
     fn a_receive_that_took_data_is_begun_anew_once() {
         let features = Features { receive_cap: true, splice: false };
         let mut pool = Pool::new(64, 0);

@@ -134,3 +134,68 @@ impl Pace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::pool::Buf;
+
+    const FEATURES: Features = Features { receive_cap: true, splice: false };
+
+    fn take(pool: &mut Pool, class: Class, count: usize) -> Vec<Buf> {
+        (0..count).map(|_| pool.take(class).expect("there are as many")).collect()
+    }
+
+    #[test]
+    fn the_more_is_held_the_less_a_flow_may_hold() {
+        let mut pool = Pool::new(4_096, 256);
+        let flow = Pace::new();
+        let mut all = Vec::new();
+        for (held, most) in [(0, 16), (1_900, 16), (1_984, 8), (2_032, 2), (2_048, 1), (4_096, 1)] {
+            let more = held - all.len();
+            all.extend(take(&mut pool, Class::Small, more));
+            assert_eq!(flow.held_max(&pool), most, "{held} are held");
+        }
+        let stream = Pace { class: Class::Large, ..Pace::new() };
+        for (held, most) in [(0, 4), (232, 3), (248, 1)] {
+            let more = held + 4_096 - all.len();
+            all.extend(take(&mut pool, Class::Large, more));
+            assert_eq!(stream.held_max(&pool), most, "{held} large ones are held");
+        }
+        all.into_iter().for_each(|buf| pool.give_back(buf));
+    }
+
+    #[test]
+    fn what_comes_in_unasked_shrinks_with_what_may_be_held() {
+        let mut pool = Pool::new(4_096, 0);
+        let flow = Pace::new();
+        let many = |blocks: u32| Intake::Many { bytes_max: blocks * SMALL_BYTES as u32 };
+        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), many(16));
+        assert_eq!(flow.intake(&pool, FEATURES, 5), Intake::Many { bytes_max: 5 });
+        let held = take(&mut pool, Class::Small, 2_016);
+        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), many(4));
+        held.into_iter().for_each(|buf| pool.give_back(buf));
+    }
+
+    #[test]
+    fn scarce_blocks_come_from_the_reserve_one_at_a_time() {
+        let mut pool = Pool::new(64, 4);
+        let flow = Pace::new();
+        let stream = Pace { class: Class::Large, ..Pace::new() };
+        assert!(!flow.is_sparing(&pool));
+        let mut held = take(&mut pool, Class::Small, 32);
+        let last = Intake::Last { wait_first: true };
+        assert!(flow.is_sparing(&pool) && !stream.is_sparing(&pool));
+        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), last);
+        let large = Intake::Once { class: Class::Large, wait_first: true };
+        assert_eq!(stream.intake(&pool, FEATURES, MANY_BYTES_MAX), large);
+        held.extend(take(&mut pool, Class::Large, 4));
+        assert!(stream.is_sparing(&pool));
+        assert_eq!(stream.intake(&pool, FEATURES, MANY_BYTES_MAX), last);
+        // Nothing is left but what may be posted for others.
+        held.extend(take(&mut pool, Class::Small, 32));
+        let any = Intake::Once { class: Class::Small, wait_first: true };
+        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), any);
+        held.into_iter().for_each(|buf| pool.give_back(buf));
+    }
+}

@@ -642,6 +642,75 @@ mod tests {
         assert_eq!(stage.pool.free(Class::Small), 256);
     }
 
+    /// A session that begins when blocks are scarce, and those who have the others.
+    fn scarce() -> (Stage, Vec<Buf>) {
+        let mut stage = Stage::new();
+        stage.relay = Relay::new();
+        let held = (0..128).map(|_| stage.pool.take(Class::Small).unwrap()).collect();
+        let said = &mut stage.said;
+        stage.relay.advance(&mut stage.pool, stage.features, &mut |cmd| said.push(cmd));
+        let asked = [Backend, Client].map(|side| Cmd::AwaitRoom { side, first: true });
+        assert_eq!(stage.said(), asked, "nothing is received before there is room for it");
+        (stage, held)
+    }
+
+    #[test]
+    fn a_scarce_block_is_taken_when_its_bytes_have_room_and_not_before() {
+        let (mut stage, _held) = scarce();
+        let last = [Cmd::Receive { side: Client, how: Intake::Last { wait_first: true } }];
+        assert_eq!(stage.handle(Event::Room { side: Backend }), last);
+        let buf = stage.pool.take(Class::Small).unwrap();
+        let mut buf = buf;
+        stage.pool.append(&mut buf, b"words");
+        let said = stage.over(Client, Received::Data(buf));
+        assert_eq!(sends(&said), [(Backend, 1)]);
+        assert_eq!(said.len(), 1, "a block that is on its way is enough");
+        let again = [Cmd::AwaitRoom { side: Backend, first: false }];
+        assert_eq!(stage.sent(Backend, Ok(5)), again);
+        assert_eq!(stage.pool.free(Class::Small), 128, "who takes no more holds none");
+    }
+
+    #[test]
+    fn a_flow_that_found_no_block_waits_for_its_reader_like_all_others() {
+        let (mut stage, _held) = scarce();
+        stage.handle(Event::Room { side: Backend });
+        stage.over(Client, Received::NoBuffers);
+        assert!(stage.relay.is_starved(Client));
+        let (said, features) = (&mut stage.said, stage.features);
+        stage.relay.feed(Client, &mut stage.pool, features, &mut |cmd| said.push(cmd));
+        let last = [Cmd::Receive { side: Client, how: Intake::Last { wait_first: true } }];
+        assert_eq!(stage.said(), last, "it had seen room, and has sent nothing since");
+    }
+
+    #[test]
+    fn blocks_that_come_back_are_received_into_without_asking() {
+        let (mut stage, held) = scarce();
+        held.into_iter().for_each(|buf| stage.pool.give_back(buf));
+        let said = &mut stage.said;
+        stage.relay.advance(&mut stage.pool, stage.features, &mut |cmd| said.push(cmd));
+        assert_eq!(stage.said(), [receives(Client), receives(Backend)]);
+        // An answer to the question that was asked before a send says nothing about what is after it.
+        stage.data(Client, 5);
+        stage.sent(Backend, Ok(5));
+        stage.handle(Event::Room { side: Backend });
+        assert!(!stage.relay.flows[Client as usize].room.is_seen());
+    }
+
+    #[test]
+    fn a_session_that_was_held_back_is_not_ended_as_if_it_were_whole() {
+        let (mut stage, _held) = scarce();
+        assert!(stage.relay.is_truncated());
+        let said = &mut stage.said;
+        stage.relay.stop(&mut |cmd| said.push(cmd));
+        let taken_back = [Backend, Client].map(|side| Cmd::CancelRoom { side });
+        assert_eq!(stage.said(), taken_back);
+        for side in Side::BOTH {
+            assert!(stage.relay.in_flight());
+            stage.relay.settle(Event::Room { side }, &mut stage.pool);
+        }
+        assert!(!stage.relay.in_flight() && stage.relay.is_truncated());
+    }
+
     #[test]
     fn the_rest_of_a_short_send_goes_out_first() {
         let mut stage = Stage::new();

@@ -245,6 +245,11 @@ impl Pool {
         self.surplus() == 0
     }
 
+    /// Whether all that is unused is the reserve, or less.
+    pub fn is_used_up(&self) -> bool {
+        self.unused(Class::Small) <= self.reserve()
+    }
+
     /// Whether a receive that names the reserve can be given a block.
     pub fn has_reserve(&self) -> bool {
         self.free(Class::Small) + self.posted_reserve > 0

@@ -15,8 +15,8 @@ impl Gateway {
         self.moved[0] += bytes as u64;
         let Some(line) = &mut self.backend else { return };
         let whole = bytes == line.sending().bytes() && self.upward.is_empty();
-        // While blocks are scarce, a request that waits for its answer holds none.
-        if whole && self.exchange.may_keep() && !cx.pool.is_scarce() {
+        // Of the reserve, a request that waits for its answer keeps nothing.
+        if whole && self.exchange.may_keep() && !cx.pool.is_used_up() {
             self.exchange.kept = line.take_sent();
         } else {
             line.sent(bytes, &mut self.upward, cx.pool);

@@ -100,6 +100,17 @@ mod tests {
     }
 
     #[test]
+    fn more_than_one_turn_feeds_are_fed_without_a_pause() {
+        let mut starved = Starved::new(START);
+        starved.make_room(2);
+        starved.push(START, 'a', |_| true);
+        starved.hurry(START);
+        assert_eq!(starved.next_try(), Some(START));
+        assert_eq!(starved.overdue(START), 1);
+        assert_eq!(starved.next_try(), Some(START.plus(WAIT_MAX)));
+    }
+
+    #[test]
     fn they_try_again_when_the_first_has_waited_long_and_then_once_in_that_time() {
         let mut starved = Starved::new(START);
         starved.make_room(2);
