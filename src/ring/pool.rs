@@ -168,10 +168,13 @@ pub struct Pool {
     /// By [`Class`]: the head of the free list and how many are on it.
     free: [u16; 3],
     free_count: [usize; 3],
-    /// By [`Class`]: blocks that are posted for receives which name the common stock.
-    posted: [usize; 3],
+    /// By [`Class`]: blocks that hold nobody's bytes, posted or not.
+    unused: [usize; 3],
     /// Small blocks that are posted for receives which name the reserve.
     posted_reserve: usize,
+    /// Small blocks that are kept for those, and so few unused ones that they are scarce.
+    reserve: usize,
+    scarce: usize,
 }
 
 impl Pool {
@@ -195,6 +198,7 @@ impl Pool {
         let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
+        let reserve = (small / RESERVE_SHARE).max(1).min(small);
         let unused = Block { holder: Holder::User, next: NONE, start: 0, len: 0 };
         let mut pool = Pool {
             memory,
@@ -203,8 +207,10 @@ impl Pool {
             ends: [small as u16, (small + large) as u16, count as u16],
             free: [NONE; 3],
             free_count: [0; 3],
-            posted: [0; 3],
+            unused: [0; 3],
             posted_reserve: 0,
+            reserve,
+            scarce: (small / SCARCE_SHARE).max(reserve),
         };
         for block in (0..count as u16).rev() {
             pool.release(block);
@@ -224,20 +230,17 @@ impl Pool {
 
     /// Blocks of a class that hold nobody's bytes, those included that are posted for receives to come.
     pub fn unused(&self, class: Class) -> usize {
-        let reserve = if class == Class::Small { self.posted_reserve } else { 0 };
-        self.free(class) + self.posted[class as usize] + reserve
+        self.unused[class as usize]
     }
 
     /// Small blocks that are kept for whoever names the reserve.
     pub fn reserve(&self) -> usize {
-        let blocks = self.blocks(Class::Small);
-        (blocks / RESERVE_SHARE).max(1).min(blocks)
+        self.reserve
     }
 
     /// Unused small blocks beyond those below which they are scarce.
     pub fn surplus(&self) -> usize {
-        let scarce = (self.blocks(Class::Small) / SCARCE_SHARE).max(self.reserve());
-        self.unused(Class::Small).saturating_sub(scarce)
+        self.unused(Class::Small).saturating_sub(self.scarce)
     }
 
     /// Whether a small block is too dear for bytes that may have nowhere to go.
@@ -257,7 +260,8 @@ impl Pool {
 
     /// A block to write into by hand, of length zero; `None` when the class is used up.
     pub fn take(&mut self, class: Class) -> Option<Buf> {
-        let block = self.pop_free(class, Holder::User)?;
+        let block = self.pop_free(class)?;
+        self.unused[class as usize] -= 1;
         Some(Buf { block, start: 0, len: 0 })
     }
 
@@ -401,22 +405,15 @@ impl Pool {
         if (class, stock) == (Class::Small, Stock::Common) && self.free(class) <= kept {
             return None;
         }
-        let buf = self.take(class)?;
-        match stock {
-            Stock::Common => self.posted[class as usize] += 1,
-            Stock::Reserve => self.posted_reserve += 1,
-        }
-        Some(buf)
+        let block = self.pop_free(class)?;
+        self.posted_reserve += usize::from(stock == Stock::Reserve);
+        Some(Buf { block, start: 0, len: 0 })
     }
 
     /// A receive was given a block that was set aside.
     pub fn took(&mut self, class: Class, stock: Stock) {
-        let posted = match stock {
-            Stock::Common => &mut self.posted[class as usize],
-            Stock::Reserve => &mut self.posted_reserve,
-        };
-        assert!(*posted > 0, "only what was set aside can be taken");
-        *posted -= 1;
+        self.unused[class as usize] -= 1;
+        self.posted_reserve -= usize::from(stock == Stock::Reserve);
     }
 
     /// Hands a free block to the kernel, for receives that name this stock: its number within the pool,
@@ -477,7 +474,7 @@ impl Pool {
         unsafe { std::slice::from_raw_parts(address.as_ptr().add(start as usize), len as usize) }
     }
 
-    fn pop_free(&mut self, class: Class, to: Holder) -> Option<u16> {
+    fn pop_free(&mut self, class: Class) -> Option<u16> {
         let block = self.free[class as usize];
         if block == NONE {
             return None;
@@ -485,7 +482,7 @@ impl Pool {
         let entry = &mut self.blocks[usize::from(block)];
         self.free[class as usize] = entry.next;
         self.free_count[class as usize] -= 1;
-        *entry = Block { holder: to, next: NONE, start: 0, len: 0 };
+        *entry = Block { holder: Holder::User, next: NONE, start: 0, len: 0 };
         Some(block)
     }
 
@@ -496,6 +493,7 @@ impl Pool {
         *entry = Block { holder: Holder::Free, next: self.free[class], start: 0, len: 0 };
         self.free[class] = block;
         self.free_count[class] += 1;
+        self.unused[class] += 1;
     }
 }
 
