@@ -89,6 +89,7 @@ table! {
         Counter accept_failed: "Accepts that failed, above all for lack of descriptors.",
         Counter buffers_exhausted: "Receives that found the buffer pool empty and had to wait.",
         Gauge buffers_free: "Relay buffers not in use.",
+        Gauge flows_held_back: "Flows of which nothing is received before their reader takes more, because relay buffers are short.",
         Counter turns: "Turns of the worker's loop; stands still only when the worker hangs.",
         Counter reports_dropped: "Log lines lost because the control core was behind.",
         Counter api_requests: "Requests of API users, whatever became of them.",

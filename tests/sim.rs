@@ -76,6 +76,20 @@ fn sessions_keep_the_laws_without_enough_blocks() {
 }
 
 #[test]
+fn who_is_read_is_served_to_the_end_however_many_readers_stop() {
+    let (mut stalled, mut served) = (0, 0);
+    for seed in 0..seeds() {
+        for fate in &told(Weather::Stalled, seed).fates {
+            let finished = fate.reason == Some(EndReason::Finished);
+            assert!(finished || !fate.diligent, "seed {seed}: {fate:?}");
+            (stalled, served) =
+                (stalled + u64::from(!fate.diligent), served + u64::from(fate.diligent));
+        }
+    }
+    assert!(served > 0 && stalled > served, "this weather is there to stall: {stalled}, {served}");
+}
+
+#[test]
 fn sessions_keep_the_laws_while_backends_come_and_go() {
     (0..seeds()).for_each(|seed| drop(told(Weather::Churn, seed)));
 }
@@ -105,7 +119,7 @@ fn replay() {
     let Ok(which) = std::env::var("LB_SIM") else { return };
     let (weather, seed) = which.split_once(':').expect("LB_SIM is a weather and a seed: fair:1");
     let weather = Weather::ALL.into_iter().find(|known| known.name() == weather);
-    let weather = weather.expect("a weather is fair, hostile, starved, churn or streams");
+    let weather = weather.expect("a weather is fair, hostile, starved, churn, streams or stalled");
     let seed = seed.parse().expect("a seed is a number");
     let _banner = Banner(weather, seed);
     let story = run(weather, seed, true);

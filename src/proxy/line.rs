@@ -3,6 +3,7 @@
 //! ends of one relay for life. Reads no byte.
 
 use super::pace::Pace;
+use super::room::{Question, Room};
 use super::tcp::{Features, Receive, Sink, Source};
 use super::{Cmd, Event, Received, Side};
 use crate::ring::pool::{Chain, GATHER_MAX, Pool};
@@ -20,6 +21,7 @@ pub struct Line {
     /// `Relay::is_unsure`.
     pub(super) unsure: bool,
     pub(super) sink: Sink,
+    pub(super) room: Room,
 }
 
 impl Line {
@@ -33,6 +35,7 @@ impl Line {
             short: false,
             unsure: false,
             sink: Sink::Open,
+            room: Room::UNKNOWN,
         }
     }
 
@@ -80,6 +83,31 @@ impl Line {
         held < self.pace.held_max(pool)
     }
 
+    /// Whether the next receive takes a block so scarce that whoever gets the bytes must be seen to take
+    /// more before: [`Line::sees_room`] of the connection that they go to.
+    pub fn is_sparing(&self, pool: &Pool) -> bool {
+        self.receive == Receive::Idle && self.pace.is_sparing(pool)
+    }
+
+    /// Whether the connection is known to take more; if not, asks for word of it.
+    pub fn sees_room(&mut self, side: Side, out: &mut impl FnMut(Cmd)) -> bool {
+        let question = if self.sink == Sink::Open { self.room.ask() } else { None };
+        if let Some(Question { first }) = question {
+            out(Cmd::AwaitRoom { side, first });
+        }
+        self.room.is_seen()
+    }
+
+    /// Whether word is awaited that it takes more.
+    pub fn awaits_room(&self) -> bool {
+        self.room.is_asked()
+    }
+
+    /// That word has come.
+    pub fn room_answered(&mut self) {
+        self.room.answered();
+    }
+
     /// Starts to send what waits, unless a send is in flight.
     pub fn send(
         &mut self,
@@ -90,6 +118,7 @@ impl Line {
     ) {
         if self.sink == Sink::Open && self.sending.is_empty() && !waiting.is_empty() {
             self.sending = pool.split(waiting, GATHER_MAX);
+            self.room.used();
             out(Cmd::Send { side, what: self.sending.outgoing() });
         }
     }
@@ -170,6 +199,9 @@ impl Line {
     /// Asks for the end of everything in flight; the completions still come, to [`Line::settle`].
     pub fn stop(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
         self.cancel_receive(side, out);
+        if self.room.cancel() {
+            out(Cmd::CancelRoom { side });
+        }
         if !self.sending.is_empty() {
             out(Cmd::CancelSend { side });
         }
@@ -185,13 +217,16 @@ impl Line {
                 }
             }
             Event::Sent { .. } => pool.give_back_chain(self.sending.take()),
+            Event::Room { .. } => self.room.answered(),
             Event::Spliced { .. } => debug_assert!(false, "a line is never spliced"),
         }
     }
 
     /// Whether the kernel still works for this connection.
     pub fn in_flight(&self) -> bool {
-        !self.sending.is_empty() || matches!(self.receive, Receive::Armed | Receive::Cancelling)
+        !self.sending.is_empty()
+            || self.room.is_pending()
+            || matches!(self.receive, Receive::Armed | Receive::Cancelling)
     }
 
     fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
@@ -269,6 +304,35 @@ mod tests {
         assert!(matches!(wanted[1], Cmd::CancelReceive { side: Side::Client }));
         line.received(&Received::Stopped, false, false);
         assert!(!line.in_flight() && !line.is_watched());
+    }
+
+    #[test]
+    fn a_connection_is_asked_for_room_once_and_lets_go_of_the_question_when_it_stops() {
+        let mut pool = Pool::new(4, 0);
+        let mut line = Line::new();
+        let held: Vec<Buf> = (0..2).map(|_| block(&mut pool, b"x")).collect();
+        assert!(line.is_sparing(&pool));
+        let mut wanted = Vec::new();
+        for _ in 0..2 {
+            assert!(!line.sees_room(Side::Client, &mut |what| wanted.push(what)));
+        }
+        line.room_answered();
+        assert!(line.sees_room(Side::Client, &mut |what| wanted.push(what)));
+        assert_eq!(wanted, [Cmd::AwaitRoom { side: Side::Client, first: true }]);
+        let mut waiting = Chain::EMPTY;
+        let buf = block(&mut pool, b"y");
+        pool.push(&mut waiting, buf);
+        line.send(Side::Client, &mut waiting, &mut pool, &mut |_| {});
+        line.sent(1, &mut waiting, &mut pool);
+        assert!(!line.sees_room(Side::Client, &mut |_| {}), "something was sent since");
+        wanted.clear();
+        (0..2).for_each(|_| line.stop(Side::Client, &mut |what| wanted.push(what)));
+        assert_eq!(wanted, [Cmd::CancelRoom { side: Side::Client }]);
+        assert!(line.in_flight());
+        line.settle(Event::Room { side: Side::Client }, &mut pool);
+        assert!(!line.in_flight());
+        held.into_iter().for_each(|buf| pool.give_back(buf));
+        assert!(!line.is_sparing(&pool));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod http;
 pub mod line;
 mod pace;
+mod room;
 pub mod tcp;
 pub mod udp;
 
@@ -42,6 +43,8 @@ pub enum Event {
     Received { side: Side, what: Received, more: bool, nonempty: bool },
     /// A send is over: how many bytes the kernel took, or why none.
     Sent { side: Side, result: Result<u32, Errno> },
+    /// The socket on this side was asked whether it takes more, and the answer is there.
+    Room { side: Side },
     /// A splice step from this side to the other is over; `held` bytes are still between them.
     Spliced { side: Side, moved: u64, held: usize, how: Spliced },
 }
@@ -101,6 +104,15 @@ pub enum Cmd {
     CancelSend {
         side: Side,
     },
+    /// Say when the socket on this side takes more. `first`: it was not asked before.
+    AwaitRoom {
+        side: Side,
+        first: bool,
+    },
+    /// Have that answered at once.
+    CancelRoom {
+        side: Side,
+    },
     /// Tell the peer that no more will come.
     FinishWriting {
         side: Side,
@@ -143,4 +155,6 @@ pub enum Intake {
     Many { bytes_max: u32 },
     /// Once. `wait_first`: the socket was seen empty, do not try before something comes.
     Once { class: Class, wait_first: bool },
+    /// Once, into a small block of the reserve.
+    Last { wait_first: bool },
 }

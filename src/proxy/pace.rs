@@ -11,9 +11,10 @@ pub(super) const MANY_BYTES_MAX: u32 = 64 * 1024;
 /// Blocks that one flow may hold while the pool is plentiful.
 const SMALL_HELD_MAX: usize = 16;
 const LARGE_HELD_MAX: usize = 4;
-/// A flow may hold at most this part of the blocks that are still free, so that no number of stalled
-/// readers can take the last ones (A. Choudhury, E. Hahne, "Dynamic queue length thresholds for
-/// shared-memory packet switches", IEEE/ACM ToN 1998).
+/// A flow may hold at most this part of the blocks that are left: the more readers stall, the less each
+/// of them can hold on to (A. Choudhury, E. Hahne, "Dynamic queue length thresholds for shared-memory
+/// packet switches", IEEE/ACM ToN 1998). Of 4,096 small blocks 100 hold 16 each, 500 four, and 2,000 one;
+/// then blocks are scarce.
 const FREE_SHARE: usize = 8;
 /// Full small blocks in a row that make a flow a stream.
 const FULL_ROW: u8 = 2;
@@ -96,20 +97,105 @@ impl Pace {
     }
 
     pub(super) fn held_max(&self, pool: &Pool) -> usize {
-        let most = match self.class {
-            Class::Small => SMALL_HELD_MAX,
-            Class::Large | Class::Datagram => LARGE_HELD_MAX,
+        let (left, most) = match self.class_now(pool) {
+            Class::Small => (pool.surplus(), SMALL_HELD_MAX),
+            Class::Large | Class::Datagram => (pool.unused(Class::Large), LARGE_HELD_MAX),
         };
-        (pool.free(self.class) / FREE_SHARE).clamp(1, most)
+        (left / FREE_SHARE).clamp(1, most)
+    }
+
+    /// Whether the next receive takes a block so scarce that the sink must be seen to take more before.
+    pub(super) fn is_sparing(&self, pool: &Pool) -> bool {
+        pool.is_scarce() && self.class_now(pool) == Class::Small
     }
 
     /// The next receive; one of many small blocks brings in `bytes_max` at most.
     pub(super) fn intake(&self, pool: &Pool, features: Features, bytes_max: u32) -> Intake {
-        if self.class == Class::Small && features.receive_cap {
-            return Intake::Many { bytes_max };
+        let (class, wait_first) = (self.class_now(pool), !self.nonempty);
+        if class == Class::Small && pool.is_scarce() {
+            // What is posted for others cannot be taken back, and is better than nothing.
+            return match pool.has_reserve() {
+                true => Intake::Last { wait_first },
+                false => Intake::Once { class, wait_first },
+            };
         }
-        // A stream that finds no large block goes on in small ones.
-        let class = if pool.free(self.class) == 0 { Class::Small } else { self.class };
-        Intake::Once { class, wait_first: !self.nonempty }
+        if self.class == Class::Small && features.receive_cap {
+            let blocks_max = self.held_max(pool) as u32;
+            return Intake::Many { bytes_max: bytes_max.min(blocks_max * SMALL_BYTES as u32) };
+        }
+        Intake::Once { class, wait_first }
+    }
+
+    /// A stream that finds no large block goes on in small ones.
+    fn class_now(&self, pool: &Pool) -> Class {
+        match self.class {
+            Class::Large if pool.unused(Class::Large) > 0 => Class::Large,
+            _ => Class::Small,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::pool::Buf;
+
+    const FEATURES: Features = Features { receive_cap: true, splice: false };
+
+    fn take(pool: &mut Pool, class: Class, count: usize) -> Vec<Buf> {
+        (0..count).map(|_| pool.take(class).expect("there are as many")).collect()
+    }
+
+    #[test]
+    fn the_more_is_held_the_less_a_flow_may_hold() {
+        let mut pool = Pool::new(4_096, 256);
+        let flow = Pace::new();
+        let mut all = Vec::new();
+        for (held, most) in [(0, 16), (1_900, 16), (1_984, 8), (2_032, 2), (2_048, 1), (4_096, 1)] {
+            let more = held - all.len();
+            all.extend(take(&mut pool, Class::Small, more));
+            assert_eq!(flow.held_max(&pool), most, "{held} are held");
+        }
+        let stream = Pace { class: Class::Large, ..Pace::new() };
+        for (held, most) in [(0, 4), (232, 3), (248, 1)] {
+            let more = held + 4_096 - all.len();
+            all.extend(take(&mut pool, Class::Large, more));
+            assert_eq!(stream.held_max(&pool), most, "{held} large ones are held");
+        }
+        all.into_iter().for_each(|buf| pool.give_back(buf));
+    }
+
+    #[test]
+    fn what_comes_in_unasked_shrinks_with_what_may_be_held() {
+        let mut pool = Pool::new(4_096, 0);
+        let flow = Pace::new();
+        let many = |blocks: u32| Intake::Many { bytes_max: blocks * SMALL_BYTES as u32 };
+        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), many(16));
+        assert_eq!(flow.intake(&pool, FEATURES, 5), Intake::Many { bytes_max: 5 });
+        let held = take(&mut pool, Class::Small, 2_016);
+        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), many(4));
+        held.into_iter().for_each(|buf| pool.give_back(buf));
+    }
+
+    #[test]
+    fn scarce_blocks_come_from_the_reserve_one_at_a_time() {
+        let mut pool = Pool::new(64, 4);
+        let flow = Pace::new();
+        let stream = Pace { class: Class::Large, ..Pace::new() };
+        assert!(!flow.is_sparing(&pool));
+        let mut held = take(&mut pool, Class::Small, 32);
+        let last = Intake::Last { wait_first: true };
+        assert!(flow.is_sparing(&pool) && !stream.is_sparing(&pool));
+        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), last);
+        let large = Intake::Once { class: Class::Large, wait_first: true };
+        assert_eq!(stream.intake(&pool, FEATURES, MANY_BYTES_MAX), large);
+        held.extend(take(&mut pool, Class::Large, 4));
+        assert!(stream.is_sparing(&pool));
+        assert_eq!(stream.intake(&pool, FEATURES, MANY_BYTES_MAX), last);
+        // Nothing is left but what may be posted for others.
+        held.extend(take(&mut pool, Class::Small, 32));
+        let any = Intake::Once { class: Class::Small, wait_first: true };
+        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), any);
+        held.into_iter().for_each(|buf| pool.give_back(buf));
     }
 }

@@ -14,6 +14,8 @@
 //! A long stream changes from blocks to splicing, where the kernel moves it from socket to socket; the
 //! step in hand then stands where the armed receive stood, and bytes in the pipe count as not drained.
 //!
+//! While blocks are scarce, one is taken for a flow only when its sink was seen to have room (see `room`).
+//!
 //! A reset is passed on as a reset, after what was received before it. A sink that is gone does not
 //! end the opposite flow: what its peer said before it went is still delivered.
 //!
@@ -25,6 +27,7 @@
 
 use super::line::Line;
 use super::pace::{MANY_BYTES_MAX, Pace};
+use super::room::{Question, Room};
 use super::{Cmd, Event, Received, Side, Splice, Spliced};
 use crate::ring::pool::{Buf, Chain, GATHER_MAX, Pool};
 use crate::session::EndReason;
@@ -93,6 +96,8 @@ struct Flow {
     source: Source,
     sink: Sink,
     receive: Receive,
+    /// At the sink.
+    room: Room,
     pace: Pace,
 }
 
@@ -116,6 +121,7 @@ impl Relay {
             source: from.source,
             sink: to.sink,
             receive: from.receive,
+            room: to.room,
             pace: from.pace,
         };
         let ((mut client, to_client), (mut backend, to_backend)) = (client, backend);
@@ -136,6 +142,7 @@ impl Relay {
             short: to.short,
             unsure: from.unsure,
             sink: to.sink,
+            room: to.room,
         };
         let client = line(&up, &mut down);
         let backend = line(&down, &mut up);
@@ -170,6 +177,7 @@ impl Relay {
                 Ok(bytes) => self.flows[side.other() as usize].sent(bytes as usize, pool),
                 Err(_) => self.send_failed(side, pool, out),
             },
+            Event::Room { side } => self.flows[side.other() as usize].room.answered(),
             Event::Spliced { side, moved, held, how } => {
                 self.flows[side as usize].spliced(moved, held, how);
                 match how {
@@ -203,6 +211,7 @@ impl Relay {
             }
             if flow.sending.is_empty() && !flow.waiting.is_empty() {
                 flow.sending = pool.split(&mut flow.waiting, GATHER_MAX);
+                flow.room.used();
                 out(Cmd::Send { side: side.other(), what: flow.sending.outgoing() });
             }
             let whole = flow.source == Source::Ended && flow.is_drained();
@@ -252,7 +261,11 @@ impl Relay {
     pub fn stop(&mut self, out: &mut impl FnMut(Cmd)) {
         for side in Side::BOTH {
             let flow = &mut self.flows[side as usize];
+            flow.lost |= flow.is_held_back();
             flow.cancel_receive(side, out);
+            if flow.room.cancel() {
+                out(Cmd::CancelRoom { side: side.other() });
+            }
             if !flow.sending.is_empty() {
                 out(Cmd::CancelSend { side: side.other() });
             }
@@ -282,6 +295,7 @@ impl Relay {
                 }
                 flow.lose_all(pool);
             }
+            Event::Room { side } => self.flows[side.other() as usize].room.answered(),
             Event::Spliced { side, moved, held, how } => {
                 let flow = &mut self.flows[side as usize];
                 flow.receive = Receive::Idle;
@@ -298,6 +312,7 @@ impl Relay {
     pub fn in_flight(&self) -> bool {
         self.flows.iter().any(|flow| {
             !flow.sending.is_empty()
+                || flow.room.is_pending()
                 || matches!(flow.receive, Receive::Armed | Receive::Splicing | Receive::Cancelling)
         })
     }
@@ -309,12 +324,13 @@ impl Relay {
     }
 
     /// Whether a stream cannot be ended as if it were whole: bytes of it were received and not
-    /// delivered, may wait where no block was free to receive them, or were lost with a reset.
+    /// delivered, may wait where nothing was received for want of blocks, or were lost with a reset.
     pub fn is_truncated(&self) -> bool {
         self.flows.iter().any(|flow| {
             flow.lost
                 || !flow.is_drained()
                 || flow.receive == Receive::Starved
+                || flow.is_held_back()
                 || flow.source == Source::Failed
                 || flow.sink == Sink::Gone
         })
@@ -407,8 +423,14 @@ impl Flow {
             source: Source::Open,
             sink: Sink::Open,
             receive: Receive::Idle,
+            room: Room::UNKNOWN,
             pace: Pace::new(),
         }
+    }
+
+    /// Whether nothing is received because the sink was not seen to take more.
+    fn is_held_back(&self) -> bool {
+        self.source == Source::Open && self.receive == Receive::Idle && self.room.is_asked()
     }
 
     fn is_drained(&self) -> bool {
@@ -491,6 +513,11 @@ impl Flow {
             return;
         }
         match self.receive {
+            Receive::Idle if room && self.pace.is_sparing(pool) && !self.room.is_seen() => {
+                if let Some(Question { first }) = self.room.ask() {
+                    out(Cmd::AwaitRoom { side: side.other(), first });
+                }
+            }
             Receive::Idle if room => {
                 self.receive = Receive::Armed;
                 out(Cmd::Receive { side, how: self.pace.intake(pool, features, MANY_BYTES_MAX) });
@@ -613,6 +640,75 @@ mod tests {
         }
         assert_eq!(stage.relay.progress(), Progress::Over(EndReason::Finished));
         assert_eq!(stage.pool.free(Class::Small), 256);
+    }
+
+    /// A session that begins when blocks are scarce, and those who have the others.
+    fn scarce() -> (Stage, Vec<Buf>) {
+        let mut stage = Stage::new();
+        stage.relay = Relay::new();
+        let held = (0..128).map(|_| stage.pool.take(Class::Small).unwrap()).collect();
+        let said = &mut stage.said;
+        stage.relay.advance(&mut stage.pool, stage.features, &mut |cmd| said.push(cmd));
+        let asked = [Backend, Client].map(|side| Cmd::AwaitRoom { side, first: true });
+        assert_eq!(stage.said(), asked, "nothing is received before there is room for it");
+        (stage, held)
+    }
+
+    #[test]
+    fn a_scarce_block_is_taken_when_its_bytes_have_room_and_not_before() {
+        let (mut stage, _held) = scarce();
+        let last = [Cmd::Receive { side: Client, how: Intake::Last { wait_first: true } }];
+        assert_eq!(stage.handle(Event::Room { side: Backend }), last);
+        let buf = stage.pool.take(Class::Small).unwrap();
+        let mut buf = buf;
+        stage.pool.append(&mut buf, b"words");
+        let said = stage.over(Client, Received::Data(buf));
+        assert_eq!(sends(&said), [(Backend, 1)]);
+        assert_eq!(said.len(), 1, "a block that is on its way is enough");
+        let again = [Cmd::AwaitRoom { side: Backend, first: false }];
+        assert_eq!(stage.sent(Backend, Ok(5)), again);
+        assert_eq!(stage.pool.free(Class::Small), 128, "who takes no more holds none");
+    }
+
+    #[test]
+    fn a_flow_that_found_no_block_waits_for_its_reader_like_all_others() {
+        let (mut stage, _held) = scarce();
+        stage.handle(Event::Room { side: Backend });
+        stage.over(Client, Received::NoBuffers);
+        assert!(stage.relay.is_starved(Client));
+        let (said, features) = (&mut stage.said, stage.features);
+        stage.relay.feed(Client, &mut stage.pool, features, &mut |cmd| said.push(cmd));
+        let last = [Cmd::Receive { side: Client, how: Intake::Last { wait_first: true } }];
+        assert_eq!(stage.said(), last, "it had seen room, and has sent nothing since");
+    }
+
+    #[test]
+    fn blocks_that_come_back_are_received_into_without_asking() {
+        let (mut stage, held) = scarce();
+        held.into_iter().for_each(|buf| stage.pool.give_back(buf));
+        let said = &mut stage.said;
+        stage.relay.advance(&mut stage.pool, stage.features, &mut |cmd| said.push(cmd));
+        assert_eq!(stage.said(), [receives(Client), receives(Backend)]);
+        // An answer to the question that was asked before a send says nothing about what is after it.
+        stage.data(Client, 5);
+        stage.sent(Backend, Ok(5));
+        stage.handle(Event::Room { side: Backend });
+        assert!(!stage.relay.flows[Client as usize].room.is_seen());
+    }
+
+    #[test]
+    fn a_session_that_was_held_back_is_not_ended_as_if_it_were_whole() {
+        let (mut stage, _held) = scarce();
+        assert!(stage.relay.is_truncated());
+        let said = &mut stage.said;
+        stage.relay.stop(&mut |cmd| said.push(cmd));
+        let taken_back = [Backend, Client].map(|side| Cmd::CancelRoom { side });
+        assert_eq!(stage.said(), taken_back);
+        for side in Side::BOTH {
+            assert!(stage.relay.in_flight());
+            stage.relay.settle(Event::Room { side }, &mut stage.pool);
+        }
+        assert!(!stage.relay.in_flight() && stage.relay.is_truncated());
     }
 
     #[test]
@@ -743,7 +839,11 @@ mod tests {
         let both = [Backend, Client].map(|side| Cmd::CancelReceive { side });
         assert_eq!(stage.sent(Backend, Err(Errno::EPIPE)), both);
         assert_eq!(stage.relay.progress(), Progress::Running, "the backend may have said more");
-        assert_eq!(stage.over(Backend, Received::Stopped), [receives(Backend)], "looks again");
+        let again = stage.over(Backend, Received::Stopped);
+        assert!(
+            matches!(again[..], [Cmd::Receive { side: Backend, .. }]),
+            "looks again: {again:?}"
+        );
         stage.sent(Client, Err(Errno::EPIPE));
         assert_eq!(stage.relay.progress(), Progress::Over(EndReason::ClientReset));
     }

@@ -28,8 +28,8 @@ use nix::errno::Errno;
 use socket2::SockAddr;
 
 use datagram::Post;
-use pool::{Buf, Class, GATHER_MAX, Outgoing, Pool};
-use provided::Provided;
+use pool::{Buf, Class, GATHER_MAX, Outgoing, Pool, Stock};
+use provided::{Provided, group};
 
 /// Submissions that may wait for the next [`Ring::enter`].
 const SUBMISSIONS: u32 = 1024;
@@ -129,7 +129,8 @@ pub struct Ring {
     io: IoUring,
     /// How it waits, beyond waiting.
     wait_flags: EnterFlags,
-    provided: [Provided; 3],
+    /// By their group; the reserve comes last and is topped up first.
+    provided: [Provided; 4],
     /// Never dropped: an operation may be in flight on its memory.
     pool: ManuallyDrop<Pool>,
     desk: Desk,
@@ -169,13 +170,14 @@ impl Ring {
             .dontfork()
             .build(SUBMISSIONS)?;
         assert!(io.params().is_feature_submit_stable(), "every kernel since 5.5 has it");
-        let provided = [
-            Provided::register(&io, Class::Small, settings.small_blocks)?,
-            Provided::register(&io, Class::Large, settings.large_blocks)?,
-            Provided::register(&io, Class::Datagram, settings.datagram_blocks)?,
-        ];
         let Settings { small_blocks, large_blocks, datagram_blocks } = settings;
         let pool = Pool::with_datagrams(small_blocks, large_blocks, datagram_blocks);
+        let provided = [
+            Provided::register(&io, Class::Small, Stock::Common, small_blocks)?,
+            Provided::register(&io, Class::Large, Stock::Common, large_blocks)?,
+            Provided::register(&io, Class::Datagram, Stock::Common, datagram_blocks)?,
+            Provided::register(&io, Class::Small, Stock::Reserve, pool.reserve())?,
+        ];
         let pool = ManuallyDrop::new(pool);
         // The kernel counts who waits in a ring as waiting for a disk, and an idle balancer as a host
         // that does nothing but that; since 6.15 one may ask it not to.
@@ -189,11 +191,6 @@ impl Ring {
 
     pub fn pool(&self) -> &Pool {
         &self.pool
-    }
-
-    /// Blocks of a class that hold nobody's bytes, those included that are posted for the next receives.
-    pub fn unused(&self, class: Class) -> usize {
-        self.pool.free(class) + self.provided[class as usize].posted()
     }
 
     pub fn pool_mut(&mut self) -> &mut Pool {
@@ -223,13 +220,28 @@ impl Ring {
 
     /// Receives once into a block of `class`. With `wait_first`, does not try before data is there.
     pub fn receive(&mut self, tag: Tag, socket: BorrowedFd<'_>, class: Class, wait_first: bool) {
+        self.receive_once(tag, socket, (class, Stock::Common), wait_first);
+    }
+
+    /// Receives once into a small block of the reserve.
+    pub fn receive_last(&mut self, tag: Tag, socket: BorrowedFd<'_>, wait_first: bool) {
+        self.receive_once(tag, socket, (Class::Small, Stock::Reserve), wait_first);
+    }
+
+    fn receive_once(
+        &mut self,
+        tag: Tag,
+        socket: BorrowedFd<'_>,
+        (class, stock): (Class, Stock),
+        wait_first: bool,
+    ) {
         let ioprio = if wait_first { POLL_FIRST } else { 0 };
         let entry = opcode::Recv::new(
             types::Fd(socket.as_raw_fd()),
             std::ptr::null_mut(),
             class.bytes() as u32,
         )
-        .buf_group(class as u16)
+        .buf_group(group(class, stock))
         .ioprio(ioprio)
         .build()
         .flags(squeue::Flags::BUFFER_SELECT);
@@ -240,7 +252,7 @@ impl Ring {
     /// 6.17; see `probe`), an error, the end of the stream or a cancel.
     pub fn receive_many(&mut self, tag: Tag, socket: BorrowedFd<'_>, bytes_max: u32) {
         let entry = opcode::Recv::new(types::Fd(socket.as_raw_fd()), std::ptr::null_mut(), 0)
-            .buf_group(Class::Small as u16)
+            .buf_group(group(Class::Small, Stock::Common))
             .ioprio(MULTISHOT | POLL_FIRST)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
@@ -371,7 +383,7 @@ impl Ring {
     }
 
     fn replenish(&mut self) {
-        for provided in &mut self.provided {
+        for provided in self.provided.iter_mut().rev() {
             provided.replenish(&mut self.pool);
         }
     }
@@ -440,12 +452,12 @@ impl Desk {
 }
 
 /// Order matters: the block is taken over first, whatever the result says.
-fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 3]) -> Option<Done> {
+fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 4]) -> Option<Done> {
     let result = entry.result();
     let flags = entry.flags();
     let buf = cqueue::buffer_select(flags).and_then(|block| {
-        let buf = pool.filled(block, usize::try_from(result).unwrap_or(0));
-        provided[pool.class(&buf) as usize].took_one();
+        let (buf, stock) = pool.filled(block, usize::try_from(result).unwrap_or(0));
+        provided[usize::from(group(pool.class(&buf), stock))].took_one();
         if buf.is_empty() {
             pool.give_back(buf);
             return None;

@@ -13,6 +13,10 @@
 //! A [`Buf`] is move-only and only this module makes one, so as long as someone holds it the kernel has
 //! no leave to write to its block. The free list is last in, first out: however large the pool, light
 //! traffic stays in a few blocks that are still in the cache.
+//!
+//! A block whose bytes nobody reads does not come back, and there may be any number of such readers. So
+//! a part of the small blocks is a [`Stock::Reserve`]: only receives that name it get one of its blocks,
+//! and only whoever has seen that the bytes have somewhere to go should ask for one.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -40,6 +44,15 @@ impl Class {
     }
 }
 
+/// Which blocks a receive may be given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stock {
+    /// Those beyond the reserve.
+    Common,
+    /// The last small ones as well.
+    Reserve,
+}
+
 pub const SMALL_BYTES: usize = 4 * 1024;
 pub const LARGE_BYTES: usize = 64 * 1024;
 /// 65,535 bytes and a page for the addresses that come with them. A short datagram touches one page.
@@ -48,6 +61,12 @@ pub const DATAGRAM_BYTES: usize = 68 * 1024;
 pub const BLOCKS_MAX: usize = 32 * 1024;
 /// Blocks that one gathered send may carry.
 pub const GATHER_MAX: usize = 64;
+
+/// One small block in so many is in the reserve, and at least one.
+const RESERVE_SHARE: usize = 4;
+/// Small blocks are scarce when no more than one in so many is unused: twice the reserve, so that what
+/// armed receives still bring in unasked finds a place outside it.
+const SCARCE_SHARE: usize = 2;
 
 const PAGE: usize = 4096;
 const NONE: u16 = u16::MAX;
@@ -127,7 +146,7 @@ impl Outgoing {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Holder {
     Free,
-    Kernel,
+    Kernel(Stock),
     User,
 }
 
@@ -149,6 +168,13 @@ pub struct Pool {
     /// By [`Class`]: the head of the free list and how many are on it.
     free: [u16; 3],
     free_count: [usize; 3],
+    /// By [`Class`]: blocks that hold nobody's bytes, posted or not.
+    unused: [usize; 3],
+    /// Small blocks that are posted for receives which name the reserve.
+    posted_reserve: usize,
+    /// Small blocks that are kept for those, and so few unused ones that they are scarce.
+    reserve: usize,
+    scarce: usize,
 }
 
 impl Pool {
@@ -172,6 +198,7 @@ impl Pool {
         let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
+        let reserve = (small / RESERVE_SHARE).max(1).min(small);
         let unused = Block { holder: Holder::User, next: NONE, start: 0, len: 0 };
         let mut pool = Pool {
             memory,
@@ -180,6 +207,10 @@ impl Pool {
             ends: [small as u16, (small + large) as u16, count as u16],
             free: [NONE; 3],
             free_count: [0; 3],
+            unused: [0; 3],
+            posted_reserve: 0,
+            reserve,
+            scarce: (small / SCARCE_SHARE).max(reserve),
         };
         for block in (0..count as u16).rev() {
             pool.release(block);
@@ -197,9 +228,40 @@ impl Pool {
         usize::from(self.ends[class as usize] - self.first(class))
     }
 
+    /// Blocks of a class that hold nobody's bytes, those included that are posted for receives to come.
+    pub fn unused(&self, class: Class) -> usize {
+        self.unused[class as usize]
+    }
+
+    /// Small blocks that are kept for whoever names the reserve.
+    pub fn reserve(&self) -> usize {
+        self.reserve
+    }
+
+    /// Unused small blocks beyond those below which they are scarce.
+    pub fn surplus(&self) -> usize {
+        self.unused(Class::Small).saturating_sub(self.scarce)
+    }
+
+    /// Whether a small block is too dear for bytes that may have nowhere to go.
+    pub fn is_scarce(&self) -> bool {
+        self.surplus() == 0
+    }
+
+    /// Whether all that is unused is the reserve, or less.
+    pub fn is_used_up(&self) -> bool {
+        self.unused(Class::Small) <= self.reserve()
+    }
+
+    /// Whether a receive that names the reserve can be given a block.
+    pub fn has_reserve(&self) -> bool {
+        self.free(Class::Small) + self.posted_reserve > 0
+    }
+
     /// A block to write into by hand, of length zero; `None` when the class is used up.
     pub fn take(&mut self, class: Class) -> Option<Buf> {
-        let block = self.pop_free(class, Holder::User)?;
+        let block = self.pop_free(class)?;
+        self.unused[class as usize] -= 1;
         Some(Buf { block, start: 0, len: 0 })
     }
 
@@ -336,20 +398,44 @@ impl Pool {
         })
     }
 
-    /// Hands a free block to the kernel: its number within the pool, its address and its size.
-    pub(super) fn post(&mut self, class: Class) -> Option<(u16, NonNull<u8>, usize)> {
-        let block = self.pop_free(class, Holder::Kernel)?;
+    /// Sets a free block aside for receives that name this stock; `None` when it has none left.
+    pub fn set_aside(&mut self, class: Class, stock: Stock) -> Option<Buf> {
+        debug_assert!(class == Class::Small || stock == Stock::Common, "others have no reserve");
+        let kept = self.reserve().saturating_sub(self.posted_reserve);
+        if (class, stock) == (Class::Small, Stock::Common) && self.free(class) <= kept {
+            return None;
+        }
+        let block = self.pop_free(class)?;
+        self.posted_reserve += usize::from(stock == Stock::Reserve);
+        Some(Buf { block, start: 0, len: 0 })
+    }
+
+    /// A receive was given a block that was set aside.
+    pub fn took(&mut self, class: Class, stock: Stock) {
+        self.unused[class as usize] -= 1;
+        self.posted_reserve -= usize::from(stock == Stock::Reserve);
+    }
+
+    /// Hands a free block to the kernel, for receives that name this stock: its number within the pool,
+    /// its address and its size.
+    pub(super) fn post(&mut self, class: Class, stock: Stock) -> Option<(u16, NonNull<u8>, usize)> {
+        let Buf { block, .. } = self.set_aside(class, stock)?;
+        self.blocks[usize::from(block)].holder = Holder::Kernel(stock);
         Some((block, self.address(block), class.bytes()))
     }
 
-    /// Takes a block back from the kernel, which has written `len` bytes into it.
-    pub(super) fn filled(&mut self, block: u16, len: usize) -> Buf {
-        let capacity = self.class_of(block).bytes();
+    /// Takes a block back from the kernel, which has written `len` bytes into it; says which stock it was
+    /// posted for.
+    pub(super) fn filled(&mut self, block: u16, len: usize) -> (Buf, Stock) {
+        let class = self.class_of(block);
         let entry = &mut self.blocks[usize::from(block)];
-        assert_eq!(entry.holder, Holder::Kernel, "the kernel returned a block it did not hold");
-        assert!(len <= capacity, "the kernel reported more than a block holds");
+        let Holder::Kernel(stock) = entry.holder else {
+            panic!("the kernel returned a block it did not hold");
+        };
+        assert!(len <= class.bytes(), "the kernel reported more than a block holds");
         entry.holder = Holder::User;
-        Buf { block, start: 0, len: len as u32 }
+        self.took(class, stock);
+        (Buf { block, start: 0, len: len as u32 }, stock)
     }
 
     fn class_of(&self, block: u16) -> Class {
@@ -388,7 +474,7 @@ impl Pool {
         unsafe { std::slice::from_raw_parts(address.as_ptr().add(start as usize), len as usize) }
     }
 
-    fn pop_free(&mut self, class: Class, to: Holder) -> Option<u16> {
+    fn pop_free(&mut self, class: Class) -> Option<u16> {
         let block = self.free[class as usize];
         if block == NONE {
             return None;
@@ -396,7 +482,7 @@ impl Pool {
         let entry = &mut self.blocks[usize::from(block)];
         self.free[class as usize] = entry.next;
         self.free_count[class as usize] -= 1;
-        *entry = Block { holder: to, next: NONE, start: 0, len: 0 };
+        *entry = Block { holder: Holder::User, next: NONE, start: 0, len: 0 };
         Some(block)
     }
 
@@ -407,12 +493,13 @@ impl Pool {
         *entry = Block { holder: Holder::Free, next: self.free[class], start: 0, len: 0 };
         self.free[class] = block;
         self.free_count[class] += 1;
+        self.unused[class] += 1;
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if self.blocks.iter().any(|block| block.holder == Holder::Kernel) {
+        if self.blocks.iter().any(|block| matches!(block.holder, Holder::Kernel(_))) {
             // The kernel may still write to a posted block; leaking its memory is the safe end.
             return;
         }
@@ -523,6 +610,47 @@ mod tests {
     }
 
     #[test]
+    fn the_common_stock_leaves_the_reserve_alone() {
+        for (blocks, reserve) in [(1, 1), (2, 1), (3, 1), (8, 2), (100, 25)] {
+            let mut pool = Pool::new(blocks, 0);
+            assert_eq!(pool.reserve(), reserve, "of {blocks}");
+            let mut common = Vec::new();
+            while let Some(buf) = pool.set_aside(Class::Small, Stock::Common) {
+                common.push(buf);
+            }
+            assert_eq!(common.len(), blocks - reserve, "of {blocks}");
+            assert_eq!(pool.unused(Class::Small), blocks, "posted blocks are nobody's");
+            for _ in &common {
+                pool.took(Class::Small, Stock::Common);
+            }
+            assert_eq!((pool.unused(Class::Small), pool.is_scarce()), (reserve, true));
+            let last: Vec<Buf> = (0..reserve)
+                .map(|_| pool.set_aside(Class::Small, Stock::Reserve).unwrap())
+                .collect();
+            assert!(pool.has_reserve() && pool.free(Class::Small) == 0);
+            // What comes back fills the reserve up before it is anyone's.
+            for buf in last {
+                pool.took(Class::Small, Stock::Reserve);
+                pool.give_back(buf);
+                assert!(pool.set_aside(Class::Small, Stock::Common).is_none());
+            }
+            common.into_iter().for_each(|buf| pool.give_back(buf));
+        }
+    }
+
+    #[test]
+    fn blocks_are_scarce_before_the_reserve_is_all_there_is() {
+        let mut pool = Pool::new(100, 0);
+        let mut held = Vec::new();
+        for surplus in (0..50).rev() {
+            held.extend(pool.take(Class::Small));
+            assert_eq!((pool.surplus(), pool.is_scarce()), (surplus, surplus == 0));
+        }
+        assert!(pool.unused(Class::Small) > pool.reserve());
+        held.into_iter().for_each(|buf| pool.give_back(buf));
+    }
+
+    #[test]
     #[should_panic(expected = "a block it did not hold")]
     fn a_block_that_was_not_posted_cannot_be_filled() {
         let mut pool = Pool::new(1, 0);
@@ -532,11 +660,11 @@ mod tests {
     #[test]
     fn a_posted_block_comes_back_with_its_length() {
         let mut pool = Pool::new(0, 1);
-        let (block, _, bytes) = pool.post(Class::Large).unwrap();
+        let (block, _, bytes) = pool.post(Class::Large, Stock::Common).unwrap();
         assert_eq!(bytes, LARGE_BYTES);
-        assert!(pool.post(Class::Large).is_none());
-        let buf = pool.filled(block, 9);
-        assert_eq!(buf.len(), 9);
+        assert!(pool.post(Class::Large, Stock::Common).is_none());
+        let (buf, stock) = pool.filled(block, 9);
+        assert_eq!((buf.len(), stock), (9, Stock::Common));
         pool.give_back(buf);
         assert_eq!(pool.free(Class::Large), 1);
     }

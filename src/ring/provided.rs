@@ -14,17 +14,30 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
-use super::pool::{Class, Pool};
+use super::pool::{Class, Pool, Stock};
 
 /// Blocks posted at first; light traffic never touches more.
 const POSTED_FIRST: u16 = 64;
 /// One block in so many is never posted.
 const WRITTEN_SHARE: usize = 4;
+/// Of the reserve half, for it is all that those who write find when the rest is used up.
+const WRITTEN_SHARE_OF_RESERVE: usize = 2;
 const PAGE: usize = 4096;
+/// The group of the reserve, which is of small blocks.
+const RESERVE: u16 = Class::ALL.len() as u16;
 
-/// The posted blocks of one class.
+/// The buffer group of a class and a stock; their numbers are places in the ring's list, too.
+pub(super) const fn group(class: Class, stock: Stock) -> u16 {
+    match stock {
+        Stock::Common => class as u16,
+        Stock::Reserve => RESERVE,
+    }
+}
+
+/// The posted blocks of one class and stock.
 pub(super) struct Provided {
     class: Class,
+    stock: Stock,
     entries: NonNull<BufRingEntry>,
     size: u16,
     /// Entries written so far; what the kernel may take ends here.
@@ -36,8 +49,13 @@ pub(super) struct Provided {
 }
 
 impl Provided {
-    /// Registers an empty ring for the blocks of `class`, as buffer group `class as u16`.
-    pub(super) fn register(ring: &IoUring, class: Class, blocks: usize) -> io::Result<Provided> {
+    /// Registers an empty ring for those of so many blocks of `class` that the stock is made of.
+    pub(super) fn register(
+        ring: &IoUring,
+        class: Class,
+        stock: Stock,
+        blocks: usize,
+    ) -> io::Result<Provided> {
         let size = blocks.next_power_of_two().clamp(1, super::pool::BLOCKS_MAX) as u16;
         let bytes = usize::from(size) * size_of::<BufRingEntry>();
         let layout =
@@ -50,13 +68,22 @@ impl Provided {
         // SAFETY: `entries` is zeroed memory of `size` entries, aligned to a page, and never freed:
         // the kernel keeps it for as long as the ring lives.
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(memory as u64, size, class as u16, 0)?
+            ring.submitter().register_buf_ring_with_flags(
+                memory as u64,
+                size,
+                group(class, stock),
+                0,
+            )?
         };
         // The rest is for what is written by hand: if every block were posted, whoever must send
         // before anything is received would wait for ever.
-        let posted_max = (blocks - blocks / WRITTEN_SHARE).clamp(1, usize::from(size)) as u16;
+        let written_share = match stock {
+            Stock::Common => WRITTEN_SHARE,
+            Stock::Reserve => WRITTEN_SHARE_OF_RESERVE,
+        };
+        let posted_max = (blocks - blocks / written_share).clamp(1, usize::from(size)) as u16;
         let target = POSTED_FIRST.min(posted_max);
-        Ok(Provided { class, entries, size, tail: 0, posted: 0, target, posted_max })
+        Ok(Provided { class, stock, entries, size, tail: 0, posted: 0, target, posted_max })
     }
 
     /// Posts blocks from the pool until as many are posted as light traffic needs.
@@ -65,15 +92,10 @@ impl Provided {
             return;
         }
         while self.posted < self.target {
-            let Some((block, address, bytes)) = pool.post(self.class) else { break };
+            let Some((block, address, bytes)) = pool.post(self.class, self.stock) else { break };
             self.write(block, address, bytes);
         }
         self.publish();
-    }
-
-    /// Blocks that the kernel may take.
-    pub(super) fn posted(&self) -> usize {
-        usize::from(self.posted)
     }
 
     /// A posted block came back.

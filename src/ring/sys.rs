@@ -25,6 +25,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 /// or when what was sent to it has not been acknowledged for this long (`TCP_USER_TIMEOUT`, tcp(7)).
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+/// What a socket may keep of unsent bytes once relay buffers have run short. Half of it must have gone
+/// out before poll(2) calls the socket writable, which is room for several small blocks.
+const UNSENT_BYTES_MAX: u32 = 64 * 1024;
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// A taken port is asked for again for so long: the kernel takes a ring apart after its process has
@@ -274,6 +277,13 @@ pub fn never_block(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// Makes the coming close a reset (`SO_LINGER` with zero, socket(7)).
 pub fn reset_on_close(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// From now on a socket takes more only while little of what it has taken is still to be sent
+/// (`TCP_NOTSENT_LOWAT`, tcp(7)): a reader who stopped does not fill up the kernel's memory for TCP, and
+/// poll(2) tells it from one who reads. Best effort.
+pub fn bound_unsent(socket: BorrowedFd<'_>) {
+    let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
 /// Empties an eventfd after it woke its reader; the eventfd must not block, for it may be empty already.

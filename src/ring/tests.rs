@@ -104,7 +104,7 @@ fn a_capped_multishot_receive_ends_at_its_cap() {
 
 #[test]
 fn an_empty_pool_is_reported_and_recovers() {
-    let mut ring = ring(1, 4);
+    let mut ring = ring(2, 4);
     let (mut user, near) = pair();
     user.write_all(b"first").unwrap();
     ring.receive(tag(READ), near.as_fd(), Class::Small, false);
@@ -127,7 +127,24 @@ fn receives_never_take_every_block() {
         ring.provided.iter_mut().for_each(Provided::ran_dry);
         ring.enter(Some(Duration::ZERO)).unwrap();
     }
-    assert_eq!((ring.pool().free(Class::Small), ring.pool().free(Class::Large)), (64, 1));
+    assert_eq!((ring.pool().free(Class::Small), ring.pool().free(Class::Large)), (32, 1));
+}
+
+#[test]
+fn the_reserve_is_for_those_who_name_it() {
+    let mut ring = ring(2, 4);
+    let (mut user, near) = pair();
+    user.write_all(b"first").unwrap();
+    ring.receive(tag(READ), near.as_fd(), Class::Small, false);
+    let held = next(&mut ring).buf.unwrap();
+    user.write_all(b"second").unwrap();
+    ring.receive_many(tag(READ), near.as_fd(), 100);
+    assert_eq!(next(&mut ring).result, Err(Errno::ENOBUFS));
+    ring.receive_last(tag(READ), near.as_fd(), true);
+    let done = next(&mut ring);
+    assert_eq!((done.result, ring.pool().unused(Class::Small)), (Ok(6), 0));
+    ring.pool_mut().give_back(done.buf.unwrap());
+    ring.pool_mut().give_back(held);
 }
 
 #[test]

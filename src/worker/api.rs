@@ -16,7 +16,7 @@ use super::link::Order;
 use super::tcp::received;
 use crate::base::time::Now;
 use crate::proxy::{self, Event, Intake, Side};
-use crate::ring::{self, Done, Ring, Tag, sys};
+use crate::ring::{self, Done, Ring, Tag, Until, sys};
 
 const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
 
@@ -26,6 +26,8 @@ const USER_RECEIVE: u8 = family::API | 3;
 const USER_SEND: u8 = family::API | 4;
 const LINK_RECEIVE: u8 = family::API | 5;
 const LINK_SEND: u8 = family::API | 6;
+const USER_ROOM: u8 = family::API | 7;
+const LINK_ROOM: u8 = family::API | 8;
 
 /// Commands that may wait while one event is handled, before the list has to grow.
 const COMMANDS: usize = 64;
@@ -84,6 +86,8 @@ impl ApiDriver {
             LINK_SEND => {
                 (Conn::Link(key), Event::Sent { side: Side::Backend, result: done.result })
             }
+            USER_ROOM => (Conn::User(key), self.room(Side::Client)),
+            LINK_ROOM => (Conn::Link(key), self.room(Side::Backend)),
             CONNECT => {
                 let result = done.result.map(|_| ());
                 self.gateways.connected(now, key, result, ring.pool_mut(), &mut self.commands);
@@ -144,6 +148,12 @@ impl ApiDriver {
         *place(&mut self.users, key) = Some(socket);
     }
 
+    /// The answer to the question whether a connection takes more.
+    fn room(&self, side: Side) -> Event {
+        self.books.borrow().metrics().counters.flows_held_back.less_one();
+        Event::Room { side }
+    }
+
     /// Turns commands into operations, in their order. A command may cause further ones at once.
     fn execute(&mut self, now: Now, ring: &mut Ring) {
         let mut next = 0;
@@ -165,13 +175,13 @@ impl ApiDriver {
     }
 
     fn operate(&mut self, conn: Conn, what: proxy::Cmd, ring: &mut Ring) {
-        let (sockets, key, receive, send) = match conn {
-            Conn::User(key) => (&self.users, key, USER_RECEIVE, USER_SEND),
-            Conn::Link(key) => (&self.links, key, LINK_RECEIVE, LINK_SEND),
+        let (sockets, key, receive, send, room) = match conn {
+            Conn::User(key) => (&self.users, key, USER_RECEIVE, USER_SEND, USER_ROOM),
+            Conn::Link(key) => (&self.links, key, LINK_RECEIVE, LINK_SEND, LINK_ROOM),
         };
         let socket = sockets[key.place as usize].as_ref();
         let socket = socket.expect("a gateway uses connections that are open").as_fd();
-        let (receive, send) = (tag_of(receive, key), tag_of(send, key));
+        let [receive, send, room] = [receive, send, room].map(|kind| tag_of(kind, key));
         match what {
             proxy::Cmd::Receive { how: Intake::Many { bytes_max }, .. } => {
                 ring.receive_many(receive, socket, bytes_max);
@@ -179,6 +189,17 @@ impl ApiDriver {
             proxy::Cmd::Receive { how: Intake::Once { class, wait_first }, .. } => {
                 ring.receive(receive, socket, class, wait_first);
             }
+            proxy::Cmd::Receive { how: Intake::Last { wait_first }, .. } => {
+                ring.receive_last(receive, socket, wait_first);
+            }
+            proxy::Cmd::AwaitRoom { first, .. } => {
+                if first {
+                    sys::bound_unsent(socket);
+                }
+                self.books.borrow().metrics().counters.flows_held_back.one();
+                ring.wait(room, socket, Until::Writable);
+            }
+            proxy::Cmd::CancelRoom { .. } => ring.cancel(room),
             proxy::Cmd::Send { what, .. } => ring.send(send, socket, what),
             proxy::Cmd::FinishWriting { .. } => sys::finish_writing(socket),
             proxy::Cmd::CancelReceive { .. } => ring.cancel(receive),

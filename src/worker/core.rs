@@ -27,7 +27,7 @@ use crate::cluster::{BackendId, Protocol};
 use crate::config::Timeouts;
 use crate::proxy::tcp::{Features, Progress, Relay};
 use crate::proxy::{self, Event, Received, SECOND_LOOK, Side};
-use crate::ring::pool::{Class, Pool};
+use crate::ring::pool::Pool;
 use crate::session::EndReason;
 use slots::Slots;
 use starved::{FED_MAX, Starved};
@@ -275,9 +275,12 @@ impl Core {
     pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let overdue = self.starved.overdue(now);
         let mut fed = 0;
-        while fed < FED_MAX && (fed < overdue || pool.free(Class::Small) > 0) {
+        while fed < FED_MAX && (fed < overdue || pool.has_reserve()) {
             let Some((key, side)) = self.starved.pop() else { return };
             fed += usize::from(self.feed(key, side, pool, out));
+        }
+        if pool.has_reserve() {
+            self.starved.hurry(now);
         }
     }
 
@@ -493,6 +496,7 @@ mod tests {
     use crate::cluster::Snapshot;
     use crate::config::Policy;
     use crate::proxy::Side::{Backend, Client};
+    use crate::ring::pool::Class;
     use crate::session::seats::Seats;
     use crate::worker::core::starved::WAIT_MAX;
     use crate::worker::dispatcher::Parts;

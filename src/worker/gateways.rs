@@ -34,7 +34,7 @@ use crate::proxy::http::{self, Context, Gateway, Journal, Kit, Settings};
 use crate::proxy::line::Line;
 use crate::proxy::tcp::Features;
 use crate::proxy::{self, Event, Received, Side};
-use crate::ring::pool::{Class, Pool};
+use crate::ring::pool::Pool;
 use crate::session::EndReason;
 
 /// How often spare connections are looked through.
@@ -326,9 +326,12 @@ impl Gateways {
     pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let overdue = self.starved.overdue(now);
         let mut fed = 0;
-        while fed < FED_MAX && (fed < overdue || pool.free(Class::Small) > 0) {
+        while fed < FED_MAX && (fed < overdue || pool.has_reserve()) {
             let Some(conn) = self.starved.pop() else { return };
             fed += usize::from(self.feed(now, conn, pool, out));
+        }
+        if pool.has_reserve() {
+            self.starved.hurry(now);
         }
     }
 
@@ -467,6 +470,8 @@ impl Gateways {
             | proxy::Cmd::CancelReceive { side }
             | proxy::Cmd::Send { side, .. }
             | proxy::Cmd::CancelSend { side }
+            | proxy::Cmd::AwaitRoom { side, .. }
+            | proxy::Cmd::CancelRoom { side }
             | proxy::Cmd::FinishWriting { side }
             | proxy::Cmd::Splice { side, .. }
             | proxy::Cmd::CancelSplice { side }

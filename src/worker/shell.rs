@@ -188,7 +188,7 @@ impl Shell {
             self.due.tcp = self.tcp.next_deadline().unwrap_or(NEVER);
         }
         let books = self.parts.books.borrow();
-        books.metrics().counters.buffers_free.set(self.ring.unused(Class::Small) as u64);
+        books.metrics().counters.buffers_free.set(self.ring.pool().unused(Class::Small) as u64);
         books.metrics().counters.turns.one();
     }
 

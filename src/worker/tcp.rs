@@ -22,6 +22,7 @@ const CONNECT: u8 = family::TCP | 2;
 const RECEIVE: u8 = family::TCP | 3;
 const SEND: u8 = family::TCP | 4;
 const SPLICE: u8 = family::TCP | 5;
+const ROOM: u8 = family::TCP | 6;
 
 /// Commands that may wait while one event is handled, before the list has to grow.
 const COMMANDS: usize = 64;
@@ -89,6 +90,12 @@ impl TcpDriver {
             CONNECT => {
                 let (key, result) = (key_of(done.tag), done.result.map(|_| ()));
                 self.core.connected(now, key, result, ring.pool_mut(), &mut self.commands);
+            }
+            ROOM => {
+                self.core.books().metrics().counters.flows_held_back.less_one();
+                let event = Event::Room { side: side_of(done.tag) };
+                let commands = &mut self.commands;
+                self.core.relayed(now, key_of(done.tag), event, ring.pool_mut(), commands);
             }
             SPLICE => {
                 let step = (key_of(done.tag), side_of(done.tag));
@@ -197,6 +204,9 @@ impl TcpDriver {
                     Intake::Once { class, wait_first } => {
                         ring.receive(tag, socket(side), class, wait_first);
                     }
+                    Intake::Last { wait_first } => {
+                        ring.receive_last(tag, socket(side), wait_first);
+                    }
                 }
             }
             proxy::Cmd::Send { side, what } => {
@@ -205,6 +215,14 @@ impl TcpDriver {
             proxy::Cmd::FinishWriting { side } => sys::finish_writing(socket(side)),
             proxy::Cmd::CancelReceive { side } => ring.cancel(tag_of(RECEIVE, key, side)),
             proxy::Cmd::CancelSend { side } => ring.cancel(tag_of(SEND, key, side)),
+            proxy::Cmd::AwaitRoom { side, first } => {
+                if first {
+                    sys::bound_unsent(socket(side));
+                }
+                self.core.books().metrics().counters.flows_held_back.one();
+                ring.wait(tag_of(ROOM, key, side), socket(side), Until::Writable);
+            }
+            proxy::Cmd::CancelRoom { side } => ring.cancel(tag_of(ROOM, key, side)),
             proxy::Cmd::Splice { side, when } => self.plan_splice(now, (key, side), when, ring),
             proxy::Cmd::CancelSplice { side } => match self.splices.forget((key, side)) {
                 true => self.spliced(now, (key, side), (0, 0, Spliced::Stopped), ring),

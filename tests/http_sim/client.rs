@@ -20,6 +20,8 @@ pub enum Manner {
     Malformed,
     /// Reads nothing for a long while.
     NotReading,
+    /// Never reads anything.
+    Deaf,
     /// Sends requests in which bytes are wrong, and takes whatever comes.
     Noisy,
 }
@@ -204,7 +206,8 @@ impl Client {
     }
 
     fn read(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
-        if self.manner == Manner::NotReading && self.patience > 0 {
+        let stalls = self.manner == Manner::NotReading && self.patience > 0;
+        if stalls || self.manner == Manner::Deaf {
             return false;
         }
         let here = wire.outward.len();

@@ -3,7 +3,8 @@
 //! and in its turn, a response that was cut never looks whole, a request that must not be repeated is
 //! not, what is held stays bounded, and in the end nothing is left over.
 //!
-//! `LB_SIM_SEED` runs one seed, `LB_SIM_RUNS` so many.
+//! `LB_SIM_SEED` runs one seed, `LB_SIM_STALLED` one of those in which most users read nothing,
+//! `LB_SIM_RUNS` so many.
 
 mod backend;
 mod client;
@@ -55,6 +56,8 @@ const STILL_MAX: Duration = Duration::from_secs(7);
 struct Weather {
     /// Nothing goes wrong: every request must be served.
     calm: bool,
+    /// Most users read nothing, ever, and there are hardly any blocks: those who read are served.
+    stalled: bool,
     /// Both sides send bytes that are wrong. What they mean is anyone's guess, so only the laws about
     /// what is plain, held and left over are kept.
     noisy: bool,
@@ -110,6 +113,8 @@ struct World {
     /// When the operator acts, in steps from the beginning.
     upheaval_in: Option<usize>,
     drained: bool,
+    /// How often a connection was asked whether it takes more.
+    asked: usize,
     _rest: Box<dyn std::any::Any>,
 }
 
@@ -166,6 +171,7 @@ impl World {
             publisher,
             upheaval_in,
             drained: false,
+            asked: 0,
             weather,
             now,
             moved: now,
@@ -198,7 +204,9 @@ impl World {
             } else {
                 quiet += 1;
             }
-            if quiet > 20 + self.order.len() * 8 {
+            // Who is picked is chance. With most of them still, only many picks in vain say that all are.
+            let picks = if self.weather.stalled { 100 } else { 12 };
+            if quiet > 20 + self.order.len() * picks {
                 self.wait();
                 quiet = 0;
             }
@@ -215,6 +223,7 @@ impl World {
 
     fn arrive(&mut self, next_id: &mut u64) {
         let manner = match (self.weather.calm, self.dice.below(12)) {
+            (true, 4..) if self.weather.stalled => Manner::Deaf,
             _ if self.weather.noisy => Manner::Noisy,
             (true, 0..2) | (false, 0) => Manner::HalfClosing,
             (true, 2) => Manner::Malformed,
@@ -295,9 +304,10 @@ impl World {
         if self.connecting.contains_key(&conn) {
             return self.step_connect(conn);
         }
-        match self.dice.below(3) {
+        match self.dice.below(4) {
             0 => self.step_peer(conn),
             1 => self.step_receive(conn),
+            2 => self.step_room(conn),
             _ => self.step_send(conn),
         }
     }
@@ -318,6 +328,14 @@ impl World {
         if let Some(peer) = self.peers.get(&conn) {
             peer.was_heard(wire, &mut self.seen);
         }
+        self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        self.execute();
+        true
+    }
+
+    fn step_room(&mut self, conn: Conn) -> bool {
+        let Some(wire) = self.wires.get_mut(&conn) else { return false };
+        let Some(event) = wire.answer_room() else { return false };
         self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
         self.execute();
         true
@@ -352,7 +370,8 @@ impl World {
         let due = self.gateways.next_deadline();
         let later = due.unwrap_or(self.now).max(self.now).plus(Duration::from_millis(20));
         self.now = later;
-        let waiting = self.clients.values().any(|client| client.ended.is_none());
+        let awaited = |client: &Client| client.ended.is_none() && client.manner != Manner::Deaf;
+        let waiting = self.clients.values().any(awaited);
         if self.weather.calm && waiting {
             assert!(later.since(self.moved) < STILL_MAX, "all is still: {:?}", self.stuck());
         }
@@ -412,6 +431,11 @@ impl World {
                 wire.send(what);
             }
             proxy::Cmd::CancelSend { .. } => wire.cancel_send(),
+            proxy::Cmd::AwaitRoom { .. } => {
+                self.asked += 1;
+                wire.await_room();
+            }
+            proxy::Cmd::CancelRoom { .. } => wire.cancel_room(),
             proxy::Cmd::FinishWriting { .. } => wire.finish_writing(),
             proxy::Cmd::Splice { .. }
             | proxy::Cmd::CancelSplice { .. }
@@ -449,7 +473,9 @@ impl World {
             let most = if request.idempotent() { 3 } else { 1 };
             assert!(heads <= most, "{request:?} was sent {heads} times");
         }
-        if self.weather.calm && self.drained {
+        if client.manner == Manner::Deaf {
+            assert!(client.ended.is_some(), "a user who takes nothing has been given up");
+        } else if self.weather.calm && self.drained {
             assert_eq!(client.ended, Some(End::Fin), "{:?}", client.manner);
             assert!(client.has_no_half_answer(), "a response was cut by a drain");
         } else if self.weather.calm {
@@ -495,6 +521,7 @@ fn weather(seed: u64) -> Weather {
     let mut dice = Dice::new(seed ^ 0xabcdef);
     Weather {
         calm: seed.is_multiple_of(3),
+        stalled: false,
         noisy: seed % 6 == 1,
         upheaval: seed % 4 == 2,
         clients: 1 + dice.below(8),
@@ -506,8 +533,41 @@ fn weather(seed: u64) -> Weather {
     }
 }
 
+/// Nothing is wrong but that most users read nothing.
+fn stalled(seed: u64) -> Weather {
+    let mut dice = Dice::new(seed ^ 0xfedcba);
+    Weather {
+        calm: true,
+        stalled: true,
+        noisy: false,
+        upheaval: false,
+        clients: 40,
+        backends: 1 + dice.below(3),
+        longest: 300_000,
+        small_blocks: 64 + dice.below(64),
+        receive_cap: dice.one_in(2),
+    }
+}
+
 fn run(seed: u64) {
     World::new(seed, weather(seed)).run();
+}
+
+#[test]
+fn who_reads_is_served_however_many_do_not() {
+    let seeds = match number("LB_SIM_STALLED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("LB_SIM_RUNS").unwrap_or(15),
+    };
+    let mut asked = 0;
+    for seed in seeds {
+        let mut world = World::new(seed, stalled(seed));
+        if catch_unwind(AssertUnwindSafe(|| world.run())).is_err() {
+            panic!("seed {seed} failed: LB_SIM_STALLED={seed} runs it alone");
+        }
+        asked += world.asked;
+    }
+    assert!(asked > 0, "blocks are to run short here");
 }
 
 fn number(name: &str) -> Option<u64> {

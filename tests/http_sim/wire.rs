@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use lb::proxy::{Event, Intake, Received, Side};
-use lb::ring::pool::{Class, Outgoing, Pool};
+use lb::ring::pool::{Class, Outgoing, Pool, Stock};
 use nix::errno::Errno;
 
 use crate::dice::Dice;
@@ -35,6 +35,9 @@ pub struct Wire {
     asleep: bool,
     sending: Option<Outgoing>,
     send_cancelled: bool,
+    /// It was asked whether it takes more.
+    room_asked: bool,
+    room_cancelled: bool,
     /// The balancer has closed its socket.
     pub closed: bool,
     /// The peer has closed its own altogether.
@@ -62,6 +65,8 @@ impl Wire {
             asleep: false,
             sending: None,
             send_cancelled: false,
+            room_asked: false,
+            room_cancelled: false,
             closed: false,
             left: false,
             told: false,
@@ -140,6 +145,15 @@ impl Wire {
         self.send_cancelled = self.sending.is_some();
     }
 
+    pub fn await_room(&mut self) {
+        assert!(!self.closed && !self.room_asked, "room is asked for once");
+        (self.room_asked, self.room_cancelled) = (true, false);
+    }
+
+    pub fn cancel_room(&mut self) {
+        self.room_cancelled = self.room_asked;
+    }
+
     pub fn finish_writing(&mut self) {
         assert!(!self.closed && self.sending.is_none(), "an end with a send in flight");
         self.outward_end = End::Fin;
@@ -149,6 +163,7 @@ impl Wire {
         assert!(!self.closed, "a socket closed twice");
         assert!(self.armed.is_none(), "closed while a receive is armed");
         assert!(self.sending.is_none(), "closed while a send is in flight");
+        assert!(!self.room_asked, "closed while it waits for room");
         self.closed = true;
         if reset || !self.inward.is_empty() {
             self.reset_peer();
@@ -165,10 +180,21 @@ impl Wire {
     }
 
     pub fn idle(&self) -> bool {
-        self.armed.is_none() && self.sending.is_none()
+        self.armed.is_none() && self.sending.is_none() && !self.room_asked
     }
 
     // What the kernel does.
+
+    /// Answers the question whether it takes more, if it does or never will.
+    pub fn answer_room(&mut self) -> Option<Event> {
+        let roomy = self.outward.len() <= WINDOW * 2 / 3;
+        let gone = self.left || self.inward_end == End::Reset;
+        if !self.room_asked || !(roomy || gone || self.room_cancelled) {
+            return None;
+        }
+        self.room_asked = false;
+        Some(Event::Room { side: self.side })
+    }
 
     /// Completes the armed receive, if anything has come for it.
     pub fn receive(&mut self, pool: &mut Pool, dice: &mut Dice) -> Option<Event> {
@@ -189,11 +215,13 @@ impl Wire {
             };
             return Some(self.received(what, false));
         }
-        let class = match how {
-            Intake::Many { .. } => Class::Small,
-            Intake::Once { class, .. } => class,
+        let (class, stock) = match how {
+            Intake::Many { .. } => (Class::Small, Stock::Common),
+            Intake::Once { class, .. } => (class, Stock::Common),
+            Intake::Last { .. } => (Class::Small, Stock::Reserve),
         };
-        let Some(mut buf) = pool.take(class) else {
+        let set_aside = pool.set_aside(class, stock);
+        let Some(mut buf) = set_aside.inspect(|_| pool.took(class, stock)) else {
             return Some(self.received(Received::NoBuffers, false));
         };
         let here = self.inward.len().min(class.bytes());
@@ -209,7 +237,7 @@ impl Wire {
                 self.asleep = ended && dice.one_in(3);
                 left > 0
             }
-            Intake::Once { .. } => false,
+            Intake::Once { .. } | Intake::Last { .. } => false,
         };
         Some(self.received(Received::Data(buf), more))
     }

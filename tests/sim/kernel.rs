@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use lb::base::time::Now;
 use lb::proxy::{Intake, Received, Side};
-use lb::ring::pool::{Buf, Class, Outgoing, Pool};
+use lb::ring::pool::{Buf, Class, Outgoing, Pool, Stock};
 use lb::worker::core::Key;
 
 use super::law::{self, check};
@@ -18,6 +18,7 @@ use super::random::Random;
 
 /// One block in so many is never posted (`ring::provided`).
 const WRITTEN_SHARE: usize = 4;
+const WRITTEN_SHARE_OF_RESERVE: usize = 2;
 
 /// Which operation a completion belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +34,8 @@ pub enum Kind {
     Send(Side),
     /// The wait for a socket before a splice step from this side.
     Splice(Side),
+    /// The wait for this side's socket to take more.
+    Room(Side),
 }
 
 #[derive(Debug)]
@@ -72,6 +75,8 @@ pub enum Outcome {
 pub enum Until {
     Readable,
     Writable,
+    /// Writable by a good part, as poll(2) has it.
+    Roomy,
 }
 
 /// How often, in a thousand, the kernel does what is legal but unkind.
@@ -95,9 +100,10 @@ pub struct Around<'a> {
     pub conns: &'a mut Vec<Conn>,
 }
 
-/// The posted blocks of one class; the rules of `ring::provided`.
+/// The posted blocks of one class and stock; the rules of `ring::provided`.
 struct Provided {
     class: Class,
+    stock: Stock,
     posted: VecDeque<Buf>,
     target: usize,
     posted_max: usize,
@@ -111,7 +117,8 @@ enum Entry {
 pub struct Kernel {
     temper: Temper,
     random: Random,
-    provided: [Provided; 3],
+    /// By class, and the reserve.
+    provided: [Provided; 4],
     submitted: VecDeque<Entry>,
     ops: Vec<Op>,
     completed: VecDeque<Done>,
@@ -130,7 +137,12 @@ impl Kernel {
         Kernel {
             temper,
             random,
-            provided: Class::ALL.map(|class| Provided::new(class, pool, posted_first)),
+            provided: [
+                Provided::new(Class::Small, Stock::Common, pool, posted_first),
+                Provided::new(Class::Large, Stock::Common, pool, posted_first),
+                Provided::new(Class::Datagram, Stock::Common, pool, posted_first),
+                Provided::new(Class::Small, Stock::Reserve, pool, posted_first),
+            ],
             submitted: VecDeque::new(),
             ops: Vec::new(),
             completed: VecDeque::new(),
@@ -148,7 +160,7 @@ impl Kernel {
 
     /// Takes what was submitted, in order.
     pub fn enter(&mut self, around: &mut Around) {
-        self.provided.iter_mut().for_each(|provided| provided.replenish(around.pool));
+        self.provided.iter_mut().rev().for_each(|provided| provided.replenish(around.pool));
         while let Some(entry) = self.submitted.pop_front() {
             match entry {
                 Entry::Start(op) => self.start(op, around),
@@ -211,7 +223,8 @@ impl Kernel {
     }
 
     pub fn posted(&self, class: Class) -> usize {
-        self.provided[class as usize].posted.len()
+        let of_it = self.provided.iter().filter(|provided| provided.class == class);
+        of_it.map(|provided| provided.posted.len()).sum()
     }
 
     /// Blocks that are filled and not handed out yet.
@@ -225,15 +238,21 @@ impl Kernel {
     /// Gives the posted blocks back, at the end of a run.
     pub fn withdraw(&mut self, pool: &mut Pool) {
         for provided in &mut self.provided {
-            provided.posted.drain(..).for_each(|buf| pool.give_back(buf));
+            while let Some(buf) = provided.pop(pool) {
+                pool.give_back(buf);
+            }
         }
     }
 
     fn start(&mut self, op: Op, around: &mut Around) {
         let tries_first = match &op.work {
             // A block is picked before the socket is looked at, be it empty.
-            Work::Receive { how: Intake::Once { class, wait_first: false }, .. } => {
-                if self.provided[*class as usize].posted.is_empty() {
+            Work::Receive {
+                how:
+                    how @ (Intake::Once { wait_first: false, .. } | Intake::Last { wait_first: false }),
+                ..
+            } => {
+                if self.provided[group(*how)].posted.is_empty() {
                     return self.receive_without_block(op.tag);
                 }
                 true
@@ -300,12 +319,10 @@ impl Kernel {
 
     fn receive(&mut self, mut op: Op, around: &mut Around) {
         let Work::Receive { how, left } = &mut op.work else { return };
-        let (class, many) = match how {
-            Intake::Many { .. } => (Class::Small, true),
-            Intake::Once { class, .. } => (*class, false),
-        };
-        let posted = &mut self.provided[class as usize].posted;
-        if posted.is_empty() {
+        let many = matches!(how, Intake::Many { .. });
+        let provided = &mut self.provided[group(*how)];
+        let class = provided.class;
+        if provided.posted.is_empty() {
             return self.receive_without_block(op.tag);
         }
         if self.random.in_thousand(self.temper.early_ends) {
@@ -318,7 +335,7 @@ impl Kernel {
             Read::Later => return self.ops.push(op),
             Read::Bytes(count) => {
                 *left = left.saturating_sub(count as u32);
-                let mut buf = posted.pop_front().expect("there is a posted block");
+                let mut buf = provided.pop(around.pool).expect("there is a posted block");
                 let text = stream.text(offset, count as usize);
                 assert_eq!(around.pool.append(&mut buf, text), count as usize);
                 Received::Data(buf)
@@ -326,7 +343,7 @@ impl Kernel {
             Read::End => {
                 // The block that was picked is used up, or goes back to where it was.
                 if self.random.half() {
-                    let buf = posted.pop_front().expect("there is a posted block");
+                    let buf = provided.pop(around.pool).expect("there is a posted block");
                     around.pool.give_back(buf);
                 }
                 Received::End
@@ -409,26 +426,51 @@ impl Op {
                 Work::Connect { at, .. } => around.now >= at,
                 Work::Wait { until: Until::Readable } => conn.is_readable(),
                 Work::Wait { until: Until::Writable } => conn.is_writable(),
+                Work::Wait { until: Until::Roomy } => conn.is_roomy(),
             }
     }
 }
 
 impl Provided {
-    fn new(class: Class, pool: &Pool, first: usize) -> Provided {
-        let blocks = pool.blocks(class);
-        let posted_max = (blocks - blocks / WRITTEN_SHARE).max(1);
-        Provided { class, posted: VecDeque::new(), target: first.min(posted_max), posted_max }
+    fn new(class: Class, stock: Stock, pool: &Pool, first: usize) -> Provided {
+        let (blocks, share) = match stock {
+            Stock::Common => (pool.blocks(class), WRITTEN_SHARE),
+            Stock::Reserve => (pool.reserve(), WRITTEN_SHARE_OF_RESERVE),
+        };
+        let posted_max = (blocks - blocks / share).max(1);
+        Provided {
+            class,
+            stock,
+            posted: VecDeque::new(),
+            target: first.min(posted_max),
+            posted_max,
+        }
     }
 
     fn replenish(&mut self, pool: &mut Pool) {
         while self.posted.len() < self.target {
-            let Some(buf) = pool.take(self.class) else { return };
+            let Some(buf) = pool.set_aside(self.class, self.stock) else { return };
             self.posted.push_back(buf);
         }
     }
 
+    fn pop(&mut self, pool: &mut Pool) -> Option<Buf> {
+        let buf = self.posted.pop_front()?;
+        pool.took(self.class, self.stock);
+        Some(buf)
+    }
+
     fn ran_dry(&mut self) {
         self.target = (self.target * 2).min(self.posted_max);
+    }
+}
+
+/// Which posted blocks a receive is given.
+fn group(how: Intake) -> usize {
+    match how {
+        Intake::Many { .. } => Class::Small as usize,
+        Intake::Once { class, .. } => class as usize,
+        Intake::Last { .. } => Class::ALL.len(),
     }
 }
 

@@ -18,6 +18,7 @@ laws! {
     CANCEL = "a cancel is meant for something in flight, and asked once";
     BLOCKS = "every block comes back";
     BOUNDED = "a flow holds a bounded share of the blocks";
+    SPARING = "while blocks are scarce, none is asked for before its bytes have somewhere to go";
     PIPES = "a flow that is spliced has one pipe, and every pipe comes back";
     BOOKS = "table, seats, gauges and reports agree with the sessions";
     COUNTED = "the bytes reported are the bytes delivered";

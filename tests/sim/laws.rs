@@ -223,6 +223,13 @@ impl Laws {
         }
     }
 
+    /// A side's socket was asked whether it takes more.
+    pub fn answered(&mut self, key: Key, side: Side, takes: bool) {
+        let asked = self.session(key).sides[side as usize].room.take();
+        let cancelled = asked.is_some_and(|asked| asked.cancelled);
+        check(takes || cancelled, law::CANCEL, || format!("{key:?} {side:?}"));
+    }
+
     /// Bytes have left a side's socket for a pipe.
     pub fn drawn(&mut self, key: Key, side: Side, bytes: u64) {
         self.session(key).flows[side as usize].received += bytes;
@@ -262,7 +269,11 @@ impl Laws {
         let told = || format!("user {}: {what:?}", session.user);
         check(session.relaying, law::AFTER_END, told);
         match *what {
-            Cmd::Receive { side, .. } => session.asks_to_receive(side, pool),
+            Cmd::Receive { side, how } => session.asks_to_receive(side, how, pool, conns),
+            Cmd::AwaitRoom { side, .. } => session.asks_for_room(side),
+            Cmd::CancelRoom { side } => {
+                session.asks_to_cancel(|ways| &mut ways.room, side, what);
+            }
             Cmd::Send { side, what } => session.asks_to_send(side, what.blocks()),
             Cmd::CancelReceive { side } => {
                 session.asks_to_cancel(|ways| &mut ways.receive, side, what)

@@ -188,6 +188,11 @@ impl Conn {
         self.broken || self.outward.room() > 0
     }
 
+    /// Whether poll(2) would call it writable: a third of its buffer is empty.
+    pub fn is_roomy(&self) -> bool {
+        self.broken || self.outward.room() >= self.outward.window.div_ceil(3)
+    }
+
     /// Takes up to `max` bytes to send; how many, or why none.
     pub fn write(&mut self, max: u64) -> Result<u64, Errno> {
         if self.broken {

@@ -22,11 +22,19 @@ pub enum Weather {
     Churn,
     /// Long streams, and a few pipes for them.
     Streams,
+    /// Far too few blocks, and most readers stop for ever.
+    Stalled,
 }
 
 impl Weather {
-    pub const ALL: [Weather; 5] =
-        [Weather::Fair, Weather::Hostile, Weather::Starved, Weather::Churn, Weather::Streams];
+    pub const ALL: [Weather; 6] = [
+        Weather::Fair,
+        Weather::Hostile,
+        Weather::Starved,
+        Weather::Churn,
+        Weather::Streams,
+        Weather::Stalled,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -35,6 +43,7 @@ impl Weather {
             Weather::Starved => "starved",
             Weather::Churn => "churn",
             Weather::Streams => "streams",
+            Weather::Stalled => "stalled",
         }
     }
 }
@@ -65,6 +74,8 @@ pub struct Plan {
     pub rude: u64,
     /// Peers that stop reading or never finish.
     pub lazy: u64,
+    /// Some of those never finish, but read on.
+    pub lazy_read: bool,
     pub refused: u64,
     pub hanging: u64,
     pub no_descriptor: u64,
@@ -105,6 +116,7 @@ impl Plan {
             slow: 200,
             rude: 0,
             lazy: 0,
+            lazy_read: true,
             refused: 0,
             hanging: 0,
             no_descriptor: 0,
@@ -119,6 +131,7 @@ impl Plan {
             Weather::Starved => starved(calm, random),
             Weather::Churn => churn(calm, random),
             Weather::Streams => streams(calm, random),
+            Weather::Stalled => stalled(calm, random),
         }
     }
 
@@ -154,7 +167,7 @@ impl Plan {
         }
         if random.in_thousand(self.lazy) {
             match random.below(3) {
-                0 => habits.end = End::Never,
+                0 if self.lazy_read => habits.end = End::Never,
                 _ => habits.stall = Some((random.any_size(self.bytes_max) - 1, None)),
             }
         }
@@ -209,6 +222,26 @@ fn starved(calm: Plan, random: &mut Random) -> Plan {
         temper: temper(random),
         bytes_max: 96 * 1024,
         window_max: 64 * 1024,
+        ..calm
+    }
+}
+
+fn stalled(calm: Plan, random: &mut Random) -> Plan {
+    let small_blocks = random.between(4, 64) as usize;
+    Plan {
+        users: 40,
+        seats: 40,
+        arrive_within: Duration::from_secs(2),
+        small_blocks,
+        large_blocks: random.below(6) as usize,
+        posted_first: random.between(1, small_blocks as u64 + 1) as usize,
+        lazy: random.between(300, 700),
+        lazy_read: false,
+        temper: Temper { failed_sends: 0, ..temper(random) },
+        bytes_max: 256 * 1024,
+        // A third of it takes a block.
+        window_min: 16 * 1024,
+        window_max: 32 * 1024,
         ..calm
     }
 }

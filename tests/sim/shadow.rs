@@ -8,7 +8,7 @@ use lb::base::time::Now;
 use lb::base::wheel::TICK;
 use lb::cluster::BackendId;
 use lb::config::Timeouts;
-use lb::proxy::{Cmd, Side};
+use lb::proxy::{Cmd, Intake, Side};
 use lb::ring::pool::{Class, GATHER_MAX, Pool};
 use lb::session::EndReason;
 use lb::worker::core::Key;
@@ -62,6 +62,8 @@ pub struct Ways {
     pub conn: Option<usize>,
     pub receive: Option<InFlight>,
     pub send: Option<InFlight>,
+    /// The question whether it takes more.
+    pub room: Option<InFlight>,
     /// The end of its stream was told.
     pub ended: bool,
     /// Its reset was told.
@@ -102,14 +104,27 @@ impl Session {
         self.flows.iter().map(Flow::blocks).sum()
     }
 
-    pub fn asks_to_receive(&mut self, side: Side, pool: &Pool) {
+    pub fn asks_for_room(&mut self, side: Side) {
         let ways = &mut self.sides[side as usize];
-        check(ways.receive.is_none(), law::ONE_EACH, || format!("user {}: {side:?}", self.user));
+        let told = || format!("user {}: room at {side:?}", self.user);
+        check(ways.room.is_none(), law::ONE_EACH, told);
+        check(!ways.gone && !ways.finished, law::AFTER_END, told);
+        ways.room = Some(InFlight::default());
+    }
+
+    pub fn asks_to_receive(&mut self, side: Side, how: Intake, pool: &Pool, conns: &[Conn]) {
+        let (from, to) = (&self.sides[side as usize], &self.sides[side.other() as usize]);
+        let sink = &conns[to.conn.expect("a session that relays has two connections")];
+        let large = matches!(how, Intake::Once { class: Class::Large, .. });
+        let wasted = pool.is_scarce() && !large && !(to.send.is_none() && sink.is_roomy());
+        check(!wasted, law::SPARING, || format!("user {}: {side:?}", self.user));
+        check(from.receive.is_none(), law::ONE_EACH, || format!("user {}: {side:?}", self.user));
+        let ways = &mut self.sides[side as usize];
         let over = ways.ended || ways.failed;
         check(!over, law::AFTER_END, || format!("user {}: {side:?} is read", self.user));
         let held = self.flows[side as usize].blocks();
-        let small = (pool.free(Class::Small) / FREE_SHARE).min(SMALL_HELD_MAX);
-        let large = (pool.free(Class::Large) / FREE_SHARE).min(LARGE_HELD_MAX);
+        let small = (pool.surplus() / FREE_SHARE).min(SMALL_HELD_MAX);
+        let large = (pool.unused(Class::Large) / FREE_SHARE).min(LARGE_HELD_MAX);
         let most = small.max(large).max(1);
         check(held < most, law::BOUNDED, || format!("{held} of {most} blocks are held already"));
         (ways.starved, ways.passed_over) = (false, None);
@@ -273,8 +288,8 @@ impl Session {
 
     /// Whether the core waits for nothing but what it has cancelled.
     pub fn is_ending(&self) -> bool {
-        let mut in_flight =
-            self.sides.iter().flat_map(|ways| ways.receive.iter().chain(&ways.send)).peekable();
+        let operations = self.sides.iter().flat_map(|ways| [&ways.receive, &ways.send, &ways.room]);
+        let mut in_flight = operations.flatten().peekable();
         in_flight.peek().is_some() && in_flight.all(|operation| operation.cancelled)
     }
 
@@ -292,7 +307,7 @@ impl Session {
     pub fn judge_starved(&mut self, now: Now, side: Side, blocks: usize) {
         // While its own send is under way, that holds the flow back and not the want of blocks.
         let to = &self.sides[side.other() as usize];
-        let held_back = to.gone || to.send.is_some();
+        let held_back = to.gone || to.send.is_some() || to.room.is_some();
         let ways = &mut self.sides[side as usize];
         if !ways.starved || held_back || blocks == 0 {
             return ways.passed_over = None;
@@ -337,7 +352,8 @@ impl Session {
         check(!(from.gone && to.gone), law::WAKE, told);
         let conn = &conns[from.conn.expect("a session that relays has two connections")];
         let readable = conn.is_readable() && !from.ended && !from.failed;
-        let excused = to.send.is_some() || to.gone || from.starved;
+        let full = to.room.is_some() && !conns[to.conn.unwrap_or_default()].is_roomy();
+        let excused = to.send.is_some() || to.gone || from.starved || full;
         check(!readable || from.receive.is_some() || excused, law::WAKE, told);
     }
 }

@@ -346,6 +346,11 @@ impl World {
                 self.laws.connected(now, key, result, false);
                 self.core.connected(now, key, result, pool, &mut self.commands);
             }
+            (Kind::Room(side), Outcome::Ready(result)) => {
+                self.laws.answered(key, side, result.is_ok());
+                let event = Event::Room { side };
+                self.core.relayed(now, key, event, pool, &mut self.commands);
+            }
             (Kind::Splice(side), Outcome::Ready(Ok(()))) => self.splice((key, side)),
             (Kind::Splice(side), Outcome::Ready(Err(_))) => {
                 self.spliced((key, side), (0, 0, Spliced::Stopped));
@@ -429,7 +434,7 @@ impl World {
             proxy::Cmd::Receive { side, how } => {
                 let left = match how {
                     Intake::Many { bytes_max } => bytes_max,
-                    Intake::Once { .. } => u32::MAX,
+                    Intake::Once { .. } | Intake::Last { .. } => u32::MAX,
                 };
                 self.kernel.submit(Op::new(
                     receive(side),
@@ -441,6 +446,14 @@ impl World {
                 let bytes = self.pool.pieces(what).map(|piece| piece.len() as u64).sum();
                 let work = Work::Send { what, bytes, taken: 0 };
                 self.kernel.submit(Op::new(send(side), socket(side), work));
+            }
+            proxy::Cmd::AwaitRoom { side, .. } => {
+                let work = Work::Wait { until: Until::Roomy };
+                let tag = Tag { kind: Kind::Room(side), key };
+                self.kernel.submit(Op::new(tag, socket(side), work));
+            }
+            proxy::Cmd::CancelRoom { side } => {
+                self.kernel.cancel(Tag { kind: Kind::Room(side), key });
             }
             proxy::Cmd::FinishWriting { side } => self.conns[socket(side)].finish_writing(),
             proxy::Cmd::CancelReceive { side } => self.kernel.cancel(receive(side)),

@@ -103,6 +103,7 @@ impl Gateway {
             let still = matches!(
                 event,
                 Event::Received { what: Received::NoBuffers | Received::Stopped, .. }
+                    | Event::Room { .. }
             );
             if !still {
                 self.active = cx.now;
@@ -129,6 +130,10 @@ impl Gateway {
                 Ok(bytes) => self.sent_to_backend(bytes as usize, cx),
                 Err(_) => self.send_to_backend_failed(cx),
             },
+            Event::Room { side: Side::Client } => self.client.room_answered(),
+            Event::Room { side: Side::Backend } => {
+                self.backend.iter_mut().for_each(Line::room_answered);
+            }
             Event::Spliced { .. } => debug_assert!(false, "nothing is spliced here"),
         }
         self.advance(cx);
@@ -272,9 +277,9 @@ impl Gateway {
 
     fn settle(&mut self, event: Event, pool: &mut Pool) {
         match event {
-            Event::Received { side: Side::Client, .. } | Event::Sent { side: Side::Client, .. } => {
-                self.client.settle(event, pool);
-            }
+            Event::Received { side: Side::Client, .. }
+            | Event::Sent { side: Side::Client, .. }
+            | Event::Room { side: Side::Client } => self.client.settle(event, pool),
             Event::Received { what: Received::Data(buf), .. } => {
                 debug_assert!(false, "a released connection is the worker's");
                 pool.give_back(buf);
@@ -513,9 +518,16 @@ impl Gateway {
         let to_backend = self.backend.as_ref().map_or(0, |line| line.sending().blocks());
         let up = self.upward.blocks() + to_backend;
         let down = self.downward.blocks() + self.client.sending().blocks();
+        let sparing = self.client.is_sparing(cx.pool);
         let wanted = match (&self.phase, &self.exchange.upload) {
+            // What comes is a request, and will be answered.
+            (Phase::Head, _) if sparing => self.client.sees_room(Side::Client, out),
             (Phase::Head | Phase::Lingering { .. }, _) => true,
-            (Phase::Exchange, Upload::Flowing(_)) => self.client.has_room(up, cx.pool),
+            (Phase::Exchange, Upload::Flowing(_)) => {
+                let sees_room = |line: &mut Line| line.sees_room(Side::Backend, out);
+                self.client.has_room(up, cx.pool)
+                    && (!sparing || self.backend.as_mut().is_some_and(sees_room))
+            }
             (Phase::Exchange, Upload::Done) => self.stash.is_empty(),
             _ => false,
         };
@@ -525,7 +537,8 @@ impl Gateway {
         if let Some(line) = &mut self.backend {
             let room = match self.exchange.answer {
                 Answer::Done => line.is_watched(),
-                _ => line.has_room(down, cx.pool),
+                _ if !line.has_room(down, cx.pool) => false,
+                _ => !line.is_sparing(cx.pool) || self.client.sees_room(Side::Client, out),
             };
             line.ask(Side::Backend, room, cx.kit.share(), cx.pool, cx.features, out);
         }

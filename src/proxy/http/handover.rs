@@ -14,7 +14,9 @@ impl Gateway {
         self.active = cx.now;
         self.moved[0] += bytes as u64;
         let Some(line) = &mut self.backend else { return };
-        if bytes == line.sending().bytes() && self.upward.is_empty() && self.exchange.may_keep() {
+        let whole = bytes == line.sending().bytes() && self.upward.is_empty();
+        // Of the reserve, a request that waits for its answer keeps nothing.
+        if whole && self.exchange.may_keep() && !cx.pool.is_used_up() {
             self.exchange.kept = line.take_sent();
         } else {
             line.sent(bytes, &mut self.upward, cx.pool);

@@ -88,11 +88,17 @@ impl Gateway {
 
     fn expire_exchange(&mut self, cx: &mut Context<'_>) {
         let starving_backend = self.upward.is_empty()
+            && !self.backend.as_ref().is_some_and(Line::awaits_room)
             && self.backend.as_ref().is_none_or(|line| line.sending().is_empty());
+        // While blocks are scarce nothing is read from a backend for a user who takes nothing.
+        let unread = self.client.awaits_room();
         match self.exchange.answer {
             Answer::Head if self.exchange.expects_continue => {
                 self.active = cx.now;
                 self.say_continue(cx);
+            }
+            Answer::Head | Answer::Flowing(_) if unread && self.request_is_out() => {
+                self.end(EndReason::Idle, true, cx);
             }
             Answer::Head if self.request_is_out() => {
                 self.answer_ourselves(504, "the backend did not answer in time", cx);
@@ -104,6 +110,7 @@ impl Gateway {
                 self.answer_ourselves(408, "the request's body did not come in time", cx);
             }
             Answer::Head => self.answer_ourselves(504, "the backend did not read in time", cx),
+            Answer::Flowing(_) if unread => self.end(EndReason::Idle, true, cx),
             Answer::Flowing(_) if self.downward.is_empty() && self.client.sending().is_empty() => {
                 self.active = cx.now;
                 self.cut_short("the backend stopped sending");

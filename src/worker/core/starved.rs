@@ -57,6 +57,11 @@ impl<T> Starved<T> {
         (!self.is_empty()).then(|| self.since.plus(WAIT_MAX))
     }
 
+    /// There are blocks, and more wait for them than one turn feeds: the next is to come at once.
+    pub fn hurry(&mut self, now: Now) {
+        self.since = Now::from_nanos(now.nanos().saturating_sub(WAIT_MAX.as_nanos() as u64));
+    }
+
     /// How many are to try now though no block came back. They count as having tried.
     pub fn overdue(&mut self, now: Now) -> usize {
         if self.next_try().is_none_or(|due| now < due) {
@@ -92,6 +97,17 @@ mod tests {
         assert_eq!(starved.queue.capacity(), room);
         assert_eq!(starved.pop(), Some(0));
         assert_eq!(starved.pop(), Some(2));
+    }
+
+    #[test]
+    fn more_than_one_turn_feeds_are_fed_without_a_pause() {
+        let mut starved = Starved::new(START);
+        starved.make_room(2);
+        starved.push(START, 'a', |_| true);
+        starved.hurry(START);
+        assert_eq!(starved.next_try(), Some(START));
+        assert_eq!(starved.overdue(START), 1);
+        assert_eq!(starved.next_try(), Some(START.plus(WAIT_MAX)));
     }
 
     #[test]

@@ -251,7 +251,10 @@ impl Gateways {
                 self.act(now, user, pool, out, |gateway, cx| gateway.handle(event, cx));
             }
             State::Spare { line } => {
-                let still_good = matches!(event, Event::Received { what: Received::Stopped, .. });
+                let still_good = matches!(
+                    event,
+                    Event::Received { what: Received::Stopped, .. } | Event::Room { .. }
+                );
                 line.settle(event, pool);
                 if still_good {
                     self.watch(key, pool, out);
