@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::Fault;
+use super::body::LENGTH_MAX;
 use super::field;
 use super::head::{FIELDS_MAX, Field};
 
@@ -14,7 +15,7 @@ use super::head::{FIELDS_MAX, Field};
 pub const EXTENSION_BYTES_MAX: u16 = 256;
 /// Bytes of a trailer section.
 pub const TRAILER_BYTES_MAX: usize = 4 << 10;
-/// Digits of a chunk size: what fits 64 bits.
+/// Digits of a chunk size: what fits 64 bits, of which [`LENGTH_MAX`] leaves 63.
 const DIGITS_MAX: u8 = 16;
 
 const BAD_SIZE: Fault = Fault::new(400, "malformed chunk size");
@@ -178,6 +179,9 @@ impl Chunked {
         if self.left == 0 {
             return Ok(State::Trailers);
         }
+        if self.left > LENGTH_MAX {
+            return Err(BAD_SIZE);
+        }
         match self.allowed.checked_sub(self.left) {
             Some(allowed) => self.allowed = allowed,
             None => return Err(Fault::new(413, "body too large")),
@@ -323,14 +327,20 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_size_fits_64_bits_and_the_limit() {
+    fn a_chunk_size_fits_63_bits_and_the_limit() {
         assert_eq!(pass(b"100001\r\n", 99, true), Err(413));
-        assert_eq!(pass(b"ffffffffffffffff\r\n", 99, true), Err(413));
+        assert_eq!(pass(b"7fffffffffffffff\r\n", 99, true), Err(413));
+        assert_eq!(pass(b"8000000000000000\r\n", 99, true), Err(400));
         assert!(pass(b"100000\r\n", 99, true).is_ok());
         let two = [b"80000\r\n".as_slice(), &[b'x'; 0x80000], b"\r\n80001\r\n"].concat();
         assert_eq!(pass(&two, usize::MAX, true), Err(413));
         let mut all = Chunked::new(true, u64::MAX);
-        assert!(all.pass(&mut b"FFFFFFFFFFFFFFFF\r\nx".to_vec()).is_ok());
+        assert!(all.pass(&mut b"7FFFFFFFFFFFFFFF\r\nx".to_vec()).is_ok());
+        for size in ["8000000000000000", "FFFFFFFFFFFFFFFF"] {
+            let mut all = Chunked::new(true, u64::MAX);
+            let refused = all.pass(format!("{size}\r\nx").into_bytes().as_mut());
+            assert_eq!(refused.map_err(|fault| fault.status), Err(400), "{size}");
+        }
     }
 
     #[test]

@@ -172,6 +172,7 @@ fn a_response_that_was_cut_never_looks_whole() {
         ("length", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"),
         ("chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
         ("chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf"),
+        ("size", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8000000000000000\r\nhalf"),
     ] {
         let backend = Backend::run(move |own, mut wire| {
             own.request(&mut wire);
@@ -197,6 +198,7 @@ fn a_response_that_is_none_is_answered_for() {
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
         "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
         "",
         "HTTP/1.1 200",
