@@ -115,7 +115,7 @@ impl Connection {
 pub enum Target<'a> {
     /// `/path?query`, as it came.
     Origin(&'a str),
-    /// `http://authority/path?query`; the path may be empty.
+    /// `http://authority/path?query`, or `https`; the path may be empty.
     Absolute { authority: &'a str, path: &'a str },
     /// `*`, of `OPTIONS` only.
     Asterisk,
@@ -393,13 +393,13 @@ fn target<'a>(method: &str, path: &'a str) -> Result<Target<'a>, Fault> {
     }
 }
 
+/// Either scheme: what ends TLS in front of us passes such a target on as it came (RFC 9112 3.2.2). It says
+/// nothing about how the user reached us, which only a trusted proxy may tell.
 fn absolute(target: &str) -> Option<Target<'_>> {
-    const SCHEME: &str = "http://";
-    let scheme = target.get(..SCHEME.len())?;
-    if !scheme.eq_ignore_ascii_case(SCHEME) {
+    let (scheme, rest) = target.split_once("://")?;
+    if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
         return None;
     }
-    let rest = &target[SCHEME.len()..];
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     valid_authority(authority).then_some(Target::Absolute { authority, path })
@@ -545,7 +545,21 @@ mod tests {
             ("GET http://h?q", Ok("GET Absolute { authority: \"h\", path: \"?q\" }")),
             ("GET http:///p", Err(400)),
             ("GET http://u@h/", Err(400)),
-            ("GET https://h/", Err(400)),
+            ("GET https://h/", Ok("GET Absolute { authority: \"h\", path: \"/\" }")),
+            ("GET HttpS://h:443?q", Ok("GET Absolute { authority: \"h:443\", path: \"?q\" }")),
+            (
+                "GET https://[::1]:8/p://q",
+                Ok("GET Absolute { authority: \"[::1]:8\", path: \"/p://q\" }"),
+            ),
+            ("GET https://", Err(400)),
+            ("GET https:///p", Err(400)),
+            ("GET https://u@h/", Err(400)),
+            ("GET https:/h/", Err(400)),
+            ("GET https:h", Err(400)),
+            ("GET httpss://h/", Err(400)),
+            ("GET ftp://h/", Err(400)),
+            ("GET ws://h/", Err(400)),
+            ("GET ://h/", Err(400)),
             ("GET h:80", Err(400)),
             ("GET p", Err(400)),
             ("GET /a#b", Err(400)),
