@@ -243,7 +243,10 @@ fn decide(
         let body = Body::new(framing, true, settings.body_bytes_max);
         exchange.upload = Upload::Flowing(body);
         exchange.expects_continue = head.expects_continue;
-    } else if head.connection.upgrade && head.method == "GET" && head.version == Version::Http11 {
+    }
+    // Bound to no method and to no lack of a body (RFC 9110 7.8); a backend that agrees before it has
+    // the request is not believed.
+    if head.connection.upgrade && head.version == Version::Http11 {
         exchange.offer(head);
     }
     Ok(framing)

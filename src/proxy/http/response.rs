@@ -327,6 +327,10 @@ fn read(
         101 if !exchange.was_offered(head.fields.values(Name::Upgrade).flat_map(field::list)) => {
             Read::Bad(Fault::new(502, "the backend changed the protocol unasked"))
         }
+        // What is still to come is a body to the user and would be a tunnel's to the backend.
+        101 if !exchange.upload_is_done() => {
+            Read::Bad(Fault::new(502, "the backend changed the protocol within the request"))
+        }
         101 => {
             write::response(scratch, &head, &Reply { upgrade: true, ..plain });
             Read::Switch { length }
