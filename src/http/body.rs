@@ -119,6 +119,14 @@ impl Body {
         }
     }
 
+    /// The same body, sent by a backend.
+    pub fn of_backend(self) -> Body {
+        match self {
+            Body::Chunked(chunked) => Body::Chunked(chunked.of_backend()),
+            other => other,
+        }
+    }
+
     /// Takes the next bytes that arrived, which may go beyond the body. Rewrites them in place.
     pub fn pass(&mut self, bytes: &mut [u8]) -> Result<Passed, Fault> {
         match self {

@@ -115,6 +115,46 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
+/// Replaces the control bytes in the values of field lines by spaces, up to the empty line that ends them, as
+/// a recipient may (RFC 9110 5.5); says whether there were any. The lines that frame the message or speak
+/// about the connection are left as they are: what is in doubt there is for the reader to refuse.
+pub fn clean(lines: &mut [u8]) -> bool {
+    let (mut any, mut start, mut in_value) = (false, 0, false);
+    for at in 0..lines.len() {
+        match (lines[at], lines.get(at + 1)) {
+            // Whether it ends the line is not known yet.
+            (b'\r', None) => {}
+            (b'\r', Some(b'\n')) if at == start => break,
+            (b'\r', Some(b'\n')) => {}
+            (b'\n', _) => (start, in_value) = (at + 1, false),
+            (b':', _) if !in_value => in_value = may_be_cleaned(&lines[start..at]),
+            (b'\t', _) => {}
+            (byte, _) if in_value && byte.is_ascii_control() => {
+                lines[at] = b' ';
+                any = true;
+            }
+            _ => {}
+        }
+    }
+    any
+}
+
+fn may_be_cleaned(name: &[u8]) -> bool {
+    let known = std::str::from_utf8(name).map(|name| Name::of(name.trim_ascii_end()));
+    !matches!(
+        known,
+        Err(_)
+            | Ok(Name::Connection
+                | Name::ContentLength
+                | Name::Disguised
+                | Name::KeepAlive
+                | Name::ProxyConnection
+                | Name::Te
+                | Name::TransferEncoding
+                | Name::Upgrade)
+    )
+}
+
 /// Whether `name` may travel in a trailer section: nothing that frames, routes, authenticates,
 /// modifies the request, controls the response or describes the content (RFC 9110 6.5.1).
 pub fn may_be_trailer(name: &str) -> bool {
@@ -190,6 +230,30 @@ mod tests {
     fn list_elements_are_trimmed_and_empty_ones_are_shown() {
         let all: Vec<_> = list(b" a ,\tb\t,, c d").collect();
         assert_eq!(all, [&b"a"[..], b"b", b"", b"c d"]);
+    }
+
+    #[test]
+    fn control_bytes_in_values_become_spaces_and_nothing_else_changes() {
+        for (text, wanted) in [
+            ("A: b\x01c\0\r\nB: \x7f\x0b\r\n\r\n", "A: b c \r\nB:   \r\n\r\n"),
+            ("A: b\rc\r\r\n\r\n", "A: b c \r\n\r\n"),
+            ("A: b\tc\u{e4}\r\n\r\n", "A: b\tc\u{e4}\r\n\r\n"),
+            ("A: b\x01\r", "A: b \r"),
+            ("A\x01: b\x01\r\n\r\n", "A\x01: b \r\n\r\n"),
+            ("A: b:\x01c\nD\x01: e\r\n\r\n", "A: b: c\nD\x01: e\r\n\r\n"),
+            ("A: b\r\n\r\nC: \x01", "A: b\r\n\r\nC: \x01"),
+            ("Content-Length: 5\0\r\n\r\n", "Content-Length: 5\0\r\n\r\n"),
+            ("Content_Length: 5\0\r\n\r\n", "Content_Length: 5\0\r\n\r\n"),
+            ("Upgrade : a\x01\r\n\r\n", "Upgrade : a\x01\r\n\r\n"),
+            ("transfer-encoding: \x0bchunked\r\n", "transfer-encoding: \x0bchunked\r\n"),
+            ("\u{e4}: \x01\r\n", "\u{e4}:  \r\n"),
+            ("", ""),
+        ] {
+            let mut bytes = text.as_bytes().to_vec();
+            let any = clean(&mut bytes);
+            assert_eq!(std::str::from_utf8(&bytes), Ok(wanted), "{text:?}");
+            assert_eq!(any, text != wanted, "{text:?}");
+        }
     }
 
     #[test]

@@ -237,6 +237,13 @@ pub fn response<'s, 'a>(
     Ok(Some(ResponseHead { status, reason, version: version(minor), fields, connection, length }))
 }
 
+/// Cleans the head of a response that was refused, as far as it is here, of control bytes in field values:
+/// true when it is worth reading again.
+pub fn clean(bytes: &mut [u8]) -> bool {
+    let fields = bytes.iter().position(|byte| *byte == b'\n').map(|end| end + 1);
+    fields.is_some_and(|start| field::clean(&mut bytes[start..]))
+}
+
 /// Where the message starts: one empty line before a request is ignored (RFC 9112 2.2), for clients
 /// that end a body with one too many.
 fn after_empty_line(bytes: &[u8]) -> Result<Option<usize>, Fault> {

@@ -373,25 +373,75 @@ fn a_request_leaves_a_line_in_the_log() {
 }
 
 #[test]
-fn a_backend_that_says_no_more_than_wait_takes_no_buffers_from_others() {
+fn a_backend_that_says_wait_for_long_takes_no_buffers_from_others() {
+    const TIMES: usize = 50_000;
     let backend = Backend::run(|own, mut wire| {
         own.request(&mut wire);
-        wire.write(b"HTTP/1.1 102 Wait\r\n\r\n".repeat(5000));
+        wire.write(b"HTTP/1.1 102 Wait\r\n\r\n".repeat(TIMES));
+        wire.write(ok("done"));
         wire.rest();
     });
     let balancer = Balancer::over(&[backend.address], |_| {});
     let mut user = balancer.user();
     let unused = balancer.count(|it| it.buffers_free.get());
     user.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    let answer = loop {
-        match user.wire.head().unwrap() {
-            head if head.status() == 102 => {
-                let now = balancer.count(|it| it.buffers_free.get());
-                assert!(unused - now < 100, "{} blocks are taken", unused - now);
-            }
-            head => break head,
-        }
-    };
-    assert_eq!(answer.status(), 502);
+    for number in 0..TIMES {
+        assert_eq!(user.wire.head().unwrap().status(), 102, "{number}");
+        let now = balancer.count(|it| it.buffers_free.get());
+        assert!(unused - now < 100, "{} blocks are taken", unused - now);
+    }
+    assert_eq!(user.answer().text(), "done");
     balancer.stop();
+}
+
+#[test]
+fn what_a_backend_pads_or_spoils_is_cleaned() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\nX-A: a\x01b\0c\rd\x7f\r\nX-B: b\r\n";
+    for (name, answer) in [
+        ("length", format!("{HEAD}Content-Length: 5\r\n\r\nhello")),
+        (
+            "chunked",
+            format!(
+                "{HEAD}Transfer-Encoding: chunked\r\n\r\n5   \r\nhello\r\n0 \r\nX-T: t\x01\r\n\r\n"
+            ),
+        ),
+        (
+            "interim",
+            format!("HTTP/1.1 103 Early\r\nX-A: \x02\r\n\r\n{HEAD}Content-Length: 5\r\n\r\nhello"),
+        ),
+    ] {
+        for step in [1, 7, usize::MAX] {
+            let said = answer.clone();
+            let backend = Backend::run(move |own, mut wire| {
+                own.request(&mut wire);
+                said.as_bytes().chunks(step).for_each(|part| wire.write(part));
+                wire.rest();
+            });
+            let balancer = Balancer::over(&[backend.address], |_| {});
+            let answer = balancer.user().get("/");
+            assert_eq!((answer.status(), answer.text()), (200, "hello"), "{name}");
+            assert_eq!((answer.one("x-a"), answer.one("x-b")), (Some("a b c d"), Some("b")));
+            balancer.stop();
+        }
+    }
+}
+
+#[test]
+fn what_frames_an_answer_is_not_guessed() {
+    for begun in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\0\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: \x01\nContent-Length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nX\x01: a\r\nContent-Length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 O\x01K\r\nContent-Length: 5\r\n\r\nhello",
+    ] {
+        let backend = Backend::run(move |own, mut wire| {
+            own.request(&mut wire);
+            wire.write(begun);
+            wire.rest();
+        });
+        let balancer = Balancer::over(&[backend.address], |_| {});
+        assert_eq!(balancer.user().get("/").status(), 502, "{begun:?}");
+        balancer.stop();
+    }
 }
