@@ -98,6 +98,8 @@ table! {
         Counter api_upstream_reused: "API requests sent over a connection to a backend that had served others.",
         Counter api_requests_unlogged: "API requests without a line in the log, because there were too many.",
         Gauge api_upstream_idle: "Connections to backends that wait for the next API request.",
+        Gauge api_upstream_private: "Connections to backends that wait for the next request of the one user who logged in on them.",
+        Counter api_upstream_private_shed: "Connections that were a user's by its login, closed because too many were kept.",
         Counter udp_datagrams_up: "Datagrams from users passed on to backends.",
         Counter udp_datagrams_down: "Datagrams from backends passed on to users.",
         Counter udp_datagrams_passed: "Datagrams from users handed to the worker that runs their session.",

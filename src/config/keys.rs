@@ -412,6 +412,16 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "api",
+        name: "upstream_private_max",
+        help: "Connections to one backend that each worker keeps for users who logged in on them (NTLM, Negotiate).",
+        set: |config, given| {
+            number(given, 0..=65536, "")
+                .map(|value| config.api.upstream_private_max = value as usize)
+        },
+        show: |config| config.api.upstream_private_max.to_string(),
+    },
+    Key {
+        section: "api",
         name: "retries",
         help: "Further backends that a request is offered when it may be repeated.",
         set: |config, given| {

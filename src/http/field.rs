@@ -18,6 +18,8 @@ pub enum Name {
     Host,
     KeepAlive,
     MaxForwards,
+    ProxyAuthenticate,
+    ProxyAuthorization,
     ProxyConnection,
     Te,
     TransferEncoding,
@@ -25,6 +27,7 @@ pub enum Name {
     /// Announces an upgrade to HTTP/2, which is never forwarded.
     Http2Settings,
     Via,
+    WwwAuthenticate,
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
@@ -75,10 +78,13 @@ impl Name {
             14 if folds_to(name, b"content-length") => Name::ContentLength,
             14 if folds_to(name, b"http2-settings") => Name::Http2Settings,
             15 if folds_to(name, b"x-forwarded-for") => Name::XForwardedFor,
+            16 if folds_to(name, b"www-authenticate") => Name::WwwAuthenticate,
             16 if folds_to(name, b"proxy-connection") => Name::ProxyConnection,
             16 if folds_to(name, b"x-forwarded-host") => Name::XForwardedHost,
             17 if folds_to(name, b"transfer-encoding") => Name::TransferEncoding,
             17 if folds_to(name, b"x-forwarded-proto") => Name::XForwardedProto,
+            18 if folds_to(name, b"proxy-authenticate") => Name::ProxyAuthenticate,
+            19 if folds_to(name, b"proxy-authorization") => Name::ProxyAuthorization,
             12.. if folds_to(&name[..CLAIM_PREFIX.len()], CLAIM_PREFIX) => Name::ProxyClaim,
             _ => return Name::Other,
         };
@@ -158,7 +164,7 @@ fn may_be_cleaned(name: &[u8]) -> bool {
 /// Whether `name` may travel in a trailer section: nothing that frames, routes, authenticates,
 /// modifies the request, controls the response or describes the content (RFC 9110 6.5.1).
 pub fn may_be_trailer(name: &str) -> bool {
-    const FORBIDDEN: [&str; 29] = [
+    const FORBIDDEN: [&str; 26] = [
         "age",
         "cache-control",
         "content-disposition",
@@ -175,9 +181,7 @@ pub fn may_be_trailer(name: &str) -> bool {
         "if-unmodified-since",
         "location",
         "pragma",
-        "proxy-authenticate",
         "proxy-authentication-info",
-        "proxy-authorization",
         "range",
         "retry-after",
         "server",
@@ -187,7 +191,6 @@ pub fn may_be_trailer(name: &str) -> bool {
         "trailer",
         "vary",
         "warning",
-        "www-authenticate",
     ];
     let forbidden = |lower: &&str| folds_to(name.as_bytes(), lower.as_bytes());
     Name::of(name) == Name::Other && !FORBIDDEN.iter().any(forbidden)
@@ -209,6 +212,9 @@ mod tests {
             ("X-Forwarded-Port", Name::ProxyClaim),
             ("X-Real-IP", Name::ProxyClaim),
             ("HTTP2-Settings", Name::Http2Settings),
+            ("Www-Authenticate", Name::WwwAuthenticate),
+            ("Proxy-Authenticate", Name::ProxyAuthenticate),
+            ("proxy-authorization", Name::ProxyAuthorization),
             ("Hosts", Name::Other),
             ("X-Forwarded", Name::Other),
             ("User-Agent", Name::Other),
@@ -263,6 +269,9 @@ mod tests {
             "Transfer-Encoding",
             "Host",
             "Authorization",
+            "Proxy-Authorization",
+            "WWW-Authenticate",
+            "Proxy-Authenticate",
             "Set-Cookie",
             "Set_Cookie",
             "X-Forwarded-For",

@@ -107,7 +107,9 @@ impl ApiDriver {
         }
         self.execute(now, ring);
         let books = self.books.borrow();
-        books.metrics().counters.api_upstream_idle.set(self.gateways.spares() as u64);
+        let counters = &books.metrics().counters;
+        counters.api_upstream_idle.set(self.gateways.spares() as u64);
+        counters.api_upstream_private.set(self.gateways.private() as u64);
     }
 
     pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {

@@ -5,7 +5,7 @@
 //! ```text
 //!   user:  accepted --> gateway --over, nothing in flight--> closed
 //!
-//!   link:  Connecting --> Serving <--taken, released--> Spare
+//!   link:  Connecting --> Serving <--taken, released--> Spare, or one user's alone
 //!              |             |                            |  ended, too old, backend left
 //!              +-------------+---------> Closing <--------+
 //! ```
@@ -30,7 +30,7 @@ use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, Protocol};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
-use crate::proxy::http::{self, Context, Gateway, Journal, Kit, Settings};
+use crate::proxy::http::{self, Assigned, Context, Gateway, Journal, Kit, Settings};
 use crate::proxy::line::Line;
 use crate::proxy::tcp::Features;
 use crate::proxy::{self, Event, Received, Side};
@@ -83,6 +83,8 @@ pub struct Gateways {
     users: Slots<User>,
     links: Slots<Link>,
     spares: Spares<Key>,
+    /// Those on which a user has logged in: each waits for that user.
+    private: Spares<Key>,
     /// By a user's place, and by a link's while it is being connected.
     deadlines: Wheel,
     connects: Wheel,
@@ -99,6 +101,8 @@ struct User {
     gateway: Gateway,
     entry: Entry,
     link: Option<Key>,
+    /// The link on which it has logged in, while no request is on it.
+    private: Option<Key>,
     /// The backends that the request at hand was offered.
     tried: Vec<BackendId>,
     /// A backend was found for the session before.
@@ -123,8 +127,10 @@ enum State {
     Serving {
         user: Key,
     },
+    /// `owner`: for the next request of this user and nobody else.
     Spare {
         line: Line,
+        owner: Option<Key>,
     },
     /// Waits for what is still in flight; `connect`: a connection attempt is. Then it is closed, with
     /// a `reset` if so.
@@ -145,6 +151,7 @@ impl Gateways {
     ) -> Gateways {
         Gateways {
             spares: Spares::new(settings.spares_max),
+            private: Spares::new(settings.private_max),
             settings,
             // A pipe would stand between two connections that change partners.
             features: Features { splice: false, ..features },
@@ -172,6 +179,11 @@ impl Gateways {
     /// Connections to backends that wait for a request.
     pub fn spares(&self) -> usize {
         self.spares.len()
+    }
+
+    /// Connections to backends that wait for a request of the one user who logged in on them.
+    pub fn private(&self) -> usize {
+        self.private.len()
     }
 
     /// Takes blocks for heads that have to be written when the pool is used up.
@@ -203,6 +215,7 @@ impl Gateways {
             gateway,
             entry,
             link: None,
+            private: None,
             tried: Vec::new(),
             started: false,
             moved: [0; 2],
@@ -234,7 +247,8 @@ impl Gateways {
                         let books = self.books.borrow();
                         books.metrics().connect_time.record(now.since(begun));
                         drop(books);
-                        self.serve(now, user, backend, None, pool, out);
+                        let what = Assigned { line: Line::new(), reused: false, private: false };
+                        self.serve(now, user, backend, what, pool, out);
                     }
                     Err(errno) => {
                         self.links.remove(link);
@@ -495,7 +509,11 @@ impl Gateways {
     fn close_user_if_settled(&mut self, now: Now, key: Key, out: &mut Vec<Cmd>) {
         let Some(user) = self.users.get(key) else { return };
         let Some(ending) = user.gateway.ending() else { return };
-        if user.gateway.in_flight() {
+        let in_flight = user.gateway.in_flight();
+        if let Some(link) = user.private {
+            self.drop_spare(link, out);
+        }
+        if in_flight {
             return;
         }
         let Some(user) = self.users.remove(key) else { return };

@@ -3,6 +3,7 @@
 
 mod forwarding;
 mod harness;
+mod logins;
 mod reading;
 mod refusals;
 mod smuggling;

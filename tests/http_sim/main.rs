@@ -1,7 +1,8 @@
 //! The gateways of a worker under a simulated kernel, hostile users and hostile backends, from seeds.
 //! What it holds against every run: a byte never reaches the wrong request, a request is answered once
 //! and in its turn, a response that was cut never looks whole, a request that must not be repeated is
-//! not, what is held stays bounded, and in the end nothing is left over.
+//! not, nobody's request goes over a connection on which another user logged in, what is held stays
+//! bounded, and in the end nothing is left over.
 //!
 //! `LB_SIM_SEED` runs one seed, `LB_SIM_RUNS` so many.
 
@@ -66,6 +67,8 @@ struct Weather {
     longest: usize,
     small_blocks: usize,
     receive_cap: bool,
+    /// How users log in; backends take every scheme to hold for the connection.
+    scheme: &'static str,
 }
 
 /// A connection that waits and ended unnoticed is given up so soon; all are after four seconds.
@@ -233,6 +236,7 @@ impl World {
             if manner == Manner::HalfClosing {
                 (request.expect, request.upgrade) = (false, false);
             }
+            request.user = self.clients.len();
             requests.push(request);
             *next_id += 1;
         }
@@ -241,7 +245,8 @@ impl World {
         let conn = Conn::User(key.expect("there are seats"));
         self.wires.insert(conn, Wire::new(Side::Client));
         self.order.push(conn);
-        self.clients.insert(conn, Client::new(manner, requests, &mut self.dice));
+        self.clients
+            .insert(conn, Client::new(manner, requests, self.weather.scheme, &mut self.dice));
         self.execute();
     }
 
@@ -503,6 +508,7 @@ fn weather(seed: u64) -> Weather {
         // Hardly any blocks, or plenty. In calm weather nobody may be turned away for want of them.
         small_blocks: if seed.is_multiple_of(5) && !seed.is_multiple_of(3) { 96 } else { SMALL },
         receive_cap: dice.one_in(2),
+        scheme: "NTLM",
     }
 }
 
@@ -525,4 +531,16 @@ fn gateways_keep_their_promises_in_any_weather() {
             panic!("seed {seed} failed: LB_SIM_SEED={seed} runs it alone");
         }
     }
+}
+
+#[test]
+fn a_login_that_the_gateway_does_not_know_is_found_to_be_shared() {
+    let found = (0..60).any(|seed| {
+        let weather = Weather { scheme: "Homemade", noisy: false, ..weather(seed) };
+        let result = catch_unwind(AssertUnwindSafe(|| World::new(seed, weather).run()));
+        result.is_err_and(|why| {
+            why.downcast_ref::<String>().is_some_and(|text| text.contains("that is another user's"))
+        })
+    });
+    assert!(found, "the planted fault was not found");
 }

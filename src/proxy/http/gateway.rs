@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 
 use super::exchange::{Answer, Exchange, Upload};
 use super::stash::Stash;
-use super::{Cmd, Context, Ending, LINGER_BYTES_MAX, Refused, Released};
+use super::{Assigned, Cmd, Context, Ending, LINGER_BYTES_MAX, Refused, Released};
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::http::Fault;
@@ -134,14 +134,15 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// A connection to a backend, fresh or `reused`, for the request that asked.
-    pub fn assigned(&mut self, backend: BackendId, reused: bool, line: Line, cx: &mut Context<'_>) {
+    /// A connection to a backend, for the request that asked.
+    pub fn assigned(&mut self, backend: BackendId, what: Assigned, cx: &mut Context<'_>) {
         debug_assert!(self.wants_backend(), "a backend is assigned to whoever asked");
         (self.active, self.heard) = (cx.now, cx.now);
-        self.backend = Some(line);
+        self.backend = Some(what.line);
         let exchange = &mut self.exchange;
         exchange.backend = Some(backend);
-        exchange.reused = reused;
+        exchange.reused = what.reused;
+        exchange.private = what.private || exchange.login;
         exchange.answer = Answer::Head;
         exchange.times.connected = Some(cx.now);
         self.advance(cx);
@@ -466,7 +467,11 @@ impl Gateway {
     pub(super) fn release(&mut self, cx: &mut Context<'_>) {
         let Some(line) = self.backend.take() else { return };
         debug_assert!(self.released.is_none(), "the worker takes what is released at once");
-        self.released = Some(Released { line, keep: self.exchange.keep.take(), reset: false });
+        let private = self.exchange.private;
+        // It is closed with its user, who asks nothing more.
+        let over = private && (self.exchange.close || self.draining);
+        let keep = self.exchange.keep.take().filter(|_| !over);
+        self.released = Some(Released { line, keep, private, reset: false });
         cx.out.push(Cmd::Release);
     }
 

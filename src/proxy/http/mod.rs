@@ -66,6 +66,8 @@ pub struct Settings {
     pub spare_timeout: Duration,
     /// Connections to one backend that one worker keeps for later.
     pub spares_max: usize,
+    /// Connections to one backend that one worker keeps for the users who logged in on them.
+    pub private_max: usize,
     /// Further backends that a request is offered.
     pub retries_max: u8,
     /// This balancer's name in `Via`; unlike any other's, or a loop cannot be told from a chain.
@@ -94,6 +96,7 @@ impl Settings {
             tunnel_timeout: api.tunnel_idle,
             spare_timeout: api.upstream_idle,
             spares_max: api.upstream_idle_max,
+            private_max: api.upstream_private_max,
             retries_max: api.retries,
             via: via.to_string(),
             trusted: api.trusted.clone(),
@@ -146,12 +149,24 @@ pub enum Reuse {
     No,
 }
 
+/// A backend's connection for a gateway to use.
+#[derive(Debug)]
+pub struct Assigned {
+    pub line: Line,
+    /// It has served other requests.
+    pub reused: bool,
+    /// This user has logged in on it, or may have.
+    pub private: bool,
+}
+
 /// A backend's connection that a gateway has done with.
 #[derive(Debug)]
 pub struct Released {
     pub line: Line,
     /// For how long another request may still use it; `None`: it must be closed.
     pub keep: Option<Duration>,
+    /// Its user may have logged in on it: it may be kept for this user alone, for as long as there is one.
+    pub private: bool,
     /// It must be closed with a reset.
     pub reset: bool,
 }

@@ -14,7 +14,7 @@ use crate::http::chunked::Passed;
 use crate::http::field::Name;
 use crate::http::head::{self, ResponseHead, Space};
 use crate::http::write::{self, Reply};
-use crate::http::{Fault, Version, field};
+use crate::http::{Fault, Version, field, login};
 use crate::ring::pool::Buf;
 
 /// What the bytes at the beginning of a response are. Whatever is to be passed on of the head is
@@ -325,6 +325,7 @@ fn read(
         Ok(framing) => framing,
         Err(fault) => return Read::Bad(fault),
     };
+    exchange.private |= login::in_response(&head.fields);
     let length = head.length;
     let plain = Reply { framing: Framing::None, close: false, upgrade: false, date: None };
     match head.status {
