@@ -94,6 +94,7 @@ table! {
         Counter api_requests: "Requests of API users, whatever became of them.",
         Counter api_refused: "API requests that were refused for a fault of the user's (4xx).",
         Counter api_failed: "API requests that the balancer answered with an error because no backend did (5xx).",
+        Counter api_heads_shed: "API users let go because requests that were not complete took up too much memory.",
         Counter api_cut_short: "API requests whose response did not reach the user whole.",
         Counter api_upstream_reused: "API requests sent over a connection to a backend that had served others.",
         Counter api_requests_unlogged: "API requests without a line in the log, because there were too many.",

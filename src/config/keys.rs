@@ -220,7 +220,7 @@ pub const KEYS: &[Key] = &[
     Key {
         section: "limits",
         name: "buffer_bytes",
-        help: "Bytes of relay buffers, all workers together.",
+        help: "Bytes of relay buffers, all workers together; with an API door, an eighth of them is for heads under way.",
         set: |config, given| {
             number(given, 1 << 20..=64 << 30, " of bytes")
                 .map(|value| config.limits.buffer_bytes = value as usize)

@@ -140,9 +140,7 @@ impl ApiDriver {
         // A user who is gone already has no address any more.
         let Ok(client) = sys::peer(socket.as_fd()) else { return };
         let commands = &mut self.commands;
-        let Some(key) = self.gateways.accepted(now, client, ring.pool_mut(), commands) else {
-            return;
-        };
+        let key = self.gateways.accepted(now, client, ring.pool_mut(), commands);
         *place(&mut self.users, key) = Some(socket);
     }
 

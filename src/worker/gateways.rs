@@ -13,8 +13,11 @@
 //! Users and links stay in their places until the kernel has done with their sockets, so a completion
 //! can never meet a stranger.
 
+mod heads;
 mod links;
+mod turned_away;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -85,6 +88,10 @@ pub struct Gateways {
     spares: Spares<Key>,
     /// Those on which a user has logged in: each waits for that user.
     private: Spares<Key>,
+    /// Users for whom there was no room, in the order in which they came; some of them have left.
+    turned_away: VecDeque<Key>,
+    /// Bytes on the heap for all users.
+    held: usize,
     /// By a user's place, and by a link's while it is being connected.
     deadlines: Wheel,
     connects: Wheel,
@@ -99,7 +106,8 @@ pub struct Gateways {
 
 struct User {
     gateway: Gateway,
-    entry: Entry,
+    /// None for a user who is turned away.
+    entry: Option<Entry>,
     link: Option<Key>,
     /// The link on which it has logged in, while no request is on it.
     private: Option<Key>,
@@ -109,6 +117,8 @@ struct User {
     started: bool,
     /// Bytes that stand in the books.
     moved: [u64; 2],
+    /// Bytes that it holds on the heap.
+    held: usize,
     scheduled: Now,
 }
 
@@ -152,6 +162,8 @@ impl Gateways {
         Gateways {
             spares: Spares::new(settings.spares_max),
             private: Spares::new(settings.private_max),
+            turned_away: VecDeque::new(),
+            held: 0,
             settings,
             // A pipe would stand between two connections that change partners.
             features: Features { splice: false, ..features },
@@ -186,25 +198,31 @@ impl Gateways {
         self.private.len()
     }
 
+    /// Bytes on the heap for requests that are not complete, or not wanted yet.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Takes blocks for heads that have to be written when the pool is used up.
     pub fn start(&mut self, pool: &mut Pool) {
         self.kit.refill(0, pool);
     }
 
-    /// A user has connected. `None`: turned away, close the connection.
+    /// A user has connected.
     pub fn accepted(
         &mut self,
         now: Now,
         client: SocketAddr,
         pool: &mut Pool,
         out: &mut Vec<Cmd>,
-    ) -> Option<Key> {
+    ) -> Key {
         let mut books = self.books.borrow_mut();
         let entry = match books.admit(Protocol::Api, client, now) {
             Ok(entry) => entry,
             Err(why) => {
                 books.refused(Protocol::Api, client, why);
-                return None;
+                drop(books);
+                return self.turn_away(now, client, why, pool, out);
             }
         };
         let address = client.ip().to_canonical();
@@ -213,17 +231,18 @@ impl Gateways {
         drop(books);
         let key = self.users.put(User {
             gateway,
-            entry,
+            entry: Some(entry),
             link: None,
             private: None,
             tried: Vec::new(),
             started: false,
             moved: [0; 2],
+            held: 0,
             scheduled: NEVER,
         });
         self.make_room();
         self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
-        Some(key)
+        key
     }
 
     /// A connection to a backend stands, or has failed.
@@ -283,6 +302,7 @@ impl Gateways {
             }),
             Conn::Link(key) => self.happened_on_link(now, key, event, pool, out),
         }
+        self.lighten(now, pool, out);
         if starved {
             self.books.borrow().metrics().counters.buffers_exhausted.one();
             self.starve(now, conn);
@@ -372,13 +392,19 @@ impl Gateways {
             Order::EndBackend { backend, reason } => {
                 let on_it = |user: &User| {
                     user.link.is_some()
-                        && user.entry.choice().is_some_and(|choice| choice.backend == backend)
+                        && user
+                            .entry
+                            .as_ref()
+                            .and_then(Entry::choice)
+                            .is_some_and(|choice| choice.backend == backend)
                 };
                 self.end_all(now, on_it, reason, pool, out);
             }
             Order::EndSession { id, reason } => {
                 let books = self.books.clone();
-                let named = move |user: &User| books.borrow().id(&user.entry) == id;
+                let id_of = move |entry: &Entry| books.borrow().id(entry);
+                let named =
+                    move |user: &User| user.entry.as_ref().is_some_and(|entry| id_of(entry) == id);
                 self.end_all(now, named, reason, pool, out);
             }
             Order::Adopt(terms) => self.settings.connect_timeout = terms.timeouts.connect,
@@ -466,11 +492,14 @@ impl Gateways {
         let moved = user.gateway.moved();
         if moved != user.moved {
             user.moved = moved;
-            self.books.borrow_mut().moved(&mut user.entry, moved[0], moved[1], now);
+            if let Some(entry) = &mut user.entry {
+                self.books.borrow_mut().moved(entry, moved[0], moved[1], now);
+            }
         }
         if !user.gateway.wants_backend() {
             self.forgo(key, out);
         }
+        self.weigh(key);
         self.schedule(key);
         self.close_user_if_settled(now, key, out);
     }
@@ -518,7 +547,10 @@ impl Gateways {
         }
         let Some(user) = self.users.remove(key) else { return };
         self.deadlines.cancel(key.place);
-        self.books.borrow_mut().close(user.entry, ending.reason, now);
+        self.held -= user.held;
+        if let Some(entry) = user.entry {
+            self.books.borrow_mut().close(entry, ending.reason, now);
+        }
         out.push(Cmd::Close { conn: Conn::User(key), reset: ending.reset });
     }
 

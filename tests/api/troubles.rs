@@ -271,35 +271,89 @@ fn a_user_who_dawdles_loses_the_connection() {
 }
 
 #[test]
-fn many_slow_heads_keep_nobody_from_being_served() {
+fn many_slow_heads_keep_nobody_from_being_served_and_take_no_more_than_their_part() {
+    const SLOW: usize = 300;
     let backend = Backend::named("one");
+    // An eighth of it is for heads, of which each of these takes at least 3,000 bytes.
     let balancer = Balancer::over(&[backend.address], |config| {
         config.limits.buffer_bytes = 1 << 20;
     });
-    let mut slow: Vec<_> = (0..300).map(|_| balancer.user()).collect();
+    let mut slow: Vec<_> = (0..SLOW).map(|_| balancer.user()).collect();
     for user in &mut slow {
         user.send(format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "y".repeat(3000)));
+        balancer.turn();
     }
     let mut user = balancer.user();
     for _ in 0..20 {
         assert_eq!(user.get("/").text(), "one");
     }
-    for user in &mut slow {
-        user.send("\r\n\r\n");
-        assert_eq!(user.answer().text(), "one");
+    let let_go = balancer.count(|it| it.api_heads_shed.get()) as usize;
+    assert!(SLOW - let_go <= (1 << 20) / 8 / 3000, "{let_go} were let go");
+    // Those who waited longest, and they are told.
+    for (place, user) in slow.iter_mut().enumerate() {
+        if place >= let_go {
+            user.send("\r\n\r\n");
+        }
+        let answer = user.answer();
+        let wanted = if place < let_go { (503, Some("close")) } else { (200, None) };
+        assert_eq!((answer.status(), answer.one("connection")), wanted, "{place}");
     }
     balancer.stop();
 }
 
 #[test]
-fn beyond_the_session_limit_users_are_turned_away() {
+fn requests_sent_ahead_take_no_more_than_their_part() {
+    const AHEAD: usize = 200;
+    let backend = Backend::run(|own, mut wire| {
+        own.request(&mut wire);
+        eventually(|| (own.requests().len() > AHEAD).then_some(()));
+        let _ = wire.stream.write_all(&ok("done"));
+    });
+    let balancer = Balancer::over(&[backend.address], |config| {
+        config.limits.buffer_bytes = 1 << 20;
+    });
+    let mut users: Vec<_> = (0..AHEAD).map(|_| balancer.user()).collect();
+    let ahead = format!("GET /ahead HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(3000));
+    for user in &mut users {
+        user.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        user.send(&ahead);
+        balancer.turn();
+    }
+    assert!(balancer.count(|it| it.api_heads_shed.get()) > 0);
+    assert_eq!(balancer.user().get("/").text(), "done");
+    for user in &mut users {
+        assert_eq!(user.answer().text(), "done", "what was asked for is answered");
+    }
+    balancer.stop();
+}
+
+#[test]
+fn beyond_the_session_limit_users_are_told_so_and_many_at_once_as_well() {
+    const MORE: usize = 200;
     let backend = Backend::named("one");
     let balancer = Balancer::over(&[backend.address], |_| {});
     let mut users: Vec<_> = (0..1000).map(|_| balancer.user()).collect();
     balancer.expect("sessions", 1000, |it| it.sessions_active.get());
-    balancer.user().ends();
-    balancer.expect("turned away", 1, |it| it.users_refused_full.get());
+    // Who says nothing keeps nobody from being told.
+    let silent: Vec<_> = (0..40).map(|_| balancer.user()).collect();
+    for number in 0..MORE {
+        let mut user = balancer.user();
+        let body = "x".repeat(if number % 2 == 0 { 0 } else { 100_000 });
+        let length = body.len();
+        user.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"));
+        let answer = user.answer();
+        let fields = (answer.one("retry-after"), answer.one("connection"));
+        assert_eq!((answer.status(), fields), (503, (Some("5"), Some("close"))), "{number}");
+        user.ends();
+    }
+    let all = (MORE + silent.len()) as u64;
+    balancer.expect("turned away", all, |it| it.users_refused_full.get());
+    balancer.expect("sessions", 1000, |it| it.sessions_active.get());
     assert_eq!(users[999].get("/").text(), "one");
+    assert!(backend.requests().iter().all(|request| request.start.starts_with("GET")));
+    drop(users.pop());
+    balancer.expect("sessions", 999, |it| it.sessions_active.get());
+    assert_eq!(balancer.user().get("/").text(), "one");
     balancer.stop();
 }
 

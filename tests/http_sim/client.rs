@@ -255,7 +255,11 @@ impl Client {
         let all_said = self.head.is_empty() && self.body.is_empty();
         assert!(closes || all_said || self.begun > self.answered, "an answer to half a request");
         if closes {
-            assert!(self.inbox.is_empty(), "something follows the last response");
+            assert!(
+                self.inbox.is_empty(),
+                "something follows the last response: {head:?} {:?}",
+                String::from_utf8_lossy(&self.inbox)
+            );
             self.last = true;
             self.head.clear();
             self.body.clear();

@@ -67,6 +67,8 @@ struct Weather {
     longest: usize,
     small_blocks: usize,
     receive_cap: bool,
+    /// What heads under way may take up. In calm weather nobody may be turned away for want of it.
+    held_max: usize,
     /// How users log in; backends take every scheme to hold for the connection.
     scheme: &'static str,
 }
@@ -152,7 +154,11 @@ impl World {
             report_sessions: false,
         });
         dispatcher.adopt(publisher.current());
-        let settings = Settings { via: "sim".to_string(), ..Settings::default() };
+        let settings = Settings {
+            via: "sim".to_string(),
+            held_bytes_max: weather.held_max,
+            ..Settings::default()
+        };
         let log = Log::default();
         let features = Features { receive_cap: weather.receive_cap, splice: true };
         let now = Now::from_nanos(1_000_000_000);
@@ -201,7 +207,8 @@ impl World {
             } else {
                 quiet += 1;
             }
-            if quiet > 20 + self.order.len() * 8 {
+            // By then whoever can move has been asked, but for one time in a million.
+            if quiet > 60 + self.order.len() * 16 {
                 self.wait();
                 quiet = 0;
             }
@@ -242,7 +249,7 @@ impl World {
         }
         let from = SocketAddr::from(([192, 0, 2, 1], 40_000 + self.order.len() as u16));
         let key = self.gateways.accepted(self.now, from, &mut self.pool, &mut self.out);
-        let conn = Conn::User(key.expect("there are seats"));
+        let conn = Conn::User(key);
         self.wires.insert(conn, Wire::new(Side::Client));
         self.order.push(conn);
         self.clients
@@ -324,6 +331,7 @@ impl World {
             peer.was_heard(wire, &mut self.seen);
         }
         self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        assert!(self.gateways.held() <= self.weather.held_max, "heads take up too much");
         self.execute();
         true
     }
@@ -486,6 +494,7 @@ impl World {
             assert!(noticed, "a connection is kept that has ended");
         }
         assert_eq!((self.gateways.live(), self.gateways.spares()), (0, 0));
+        assert_eq!((self.gateways.held(), self.gateways.private()), (0, 0));
         assert!(self.wires.values().all(Wire::idle));
         let free = (self.pool.free(Class::Small), self.pool.free(Class::Large));
         let kept = STOCK.min(self.weather.small_blocks / STOCK_SHARE);
@@ -508,6 +517,7 @@ fn weather(seed: u64) -> Weather {
         // Hardly any blocks, or plenty. In calm weather nobody may be turned away for want of them.
         small_blocks: if seed.is_multiple_of(5) && !seed.is_multiple_of(3) { 96 } else { SMALL },
         receive_cap: dice.one_in(2),
+        held_max: if seed % 3 == 1 && dice.one_in(2) { 8 << 10 } else { 6 << 20 },
         scheme: "NTLM",
     }
 }

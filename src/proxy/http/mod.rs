@@ -68,6 +68,8 @@ pub struct Settings {
     pub spares_max: usize,
     /// Connections to one backend that one worker keeps for the users who logged in on them.
     pub private_max: usize,
+    /// Bytes that requests which are not complete, or not wanted yet, may take up on one worker.
+    pub held_bytes_max: usize,
     /// Further backends that a request is offered.
     pub retries_max: u8,
     /// This balancer's name in `Via`; unlike any other's, or a loop cannot be told from a chain.
@@ -97,6 +99,7 @@ impl Settings {
             spare_timeout: api.upstream_idle,
             spares_max: api.upstream_idle_max,
             private_max: api.upstream_private_max,
+            held_bytes_max: config.limits.buffer_bytes / HELD_SHARE,
             retries_max: api.retries,
             via: via.to_string(),
             trusted: api.trusted.clone(),
@@ -110,6 +113,10 @@ impl Default for Settings {
     }
 }
 
+/// This part of the memory for buffers is for heads under way, and is no block's.
+pub const HELD_SHARE: usize = 8;
+/// How long a user for whom there is no room may take to ask.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a backend may leave `Expect: 100-continue` unanswered before we answer it ourselves.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 /// After the last response: how long to wait for a user to close as well, and how much of what it

@@ -117,6 +117,12 @@ impl Gateway {
 
     /// Asks for a backend, unless the request has been refused meanwhile.
     fn obtain_first(&mut self, cx: &mut Context<'_>) {
+        if let Some(why) = self.refuses
+            && self.exchange.status == 0
+        {
+            self.exchange.close = true;
+            return self.answer_ourselves(503, why, cx);
+        }
         if matches!(self.exchange.answer, Answer::Obtaining) {
             cx.out.push(Cmd::Obtain(self.exchange.wish()));
         }

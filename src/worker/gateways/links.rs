@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::{Cmd, Conn, Gateways, Link, NEVER, SWEEP_EVERY, State};
+use super::{Cmd, Conn, Gateways, Link, NEVER, SWEEP_EVERY, State, User};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
@@ -33,7 +33,7 @@ impl Gateways {
         if let State::Connecting { .. } = state {
             *state = State::Closing { line: Line::new(), connect: true, reset: false };
             user.link = None;
-            self.books.borrow_mut().unassign(&mut user.entry);
+            user.entry.iter_mut().for_each(|entry| self.books.borrow_mut().unassign(entry));
             out.push(Cmd::CancelConnect { link });
         }
     }
@@ -54,11 +54,12 @@ impl Gateways {
         if let Some(link) = user.private {
             return self.obtain_private(now, key, link, wish, pool, out);
         }
+        let Some(entry) = &mut user.entry else { return };
         let mut books = self.books.borrow_mut();
-        let mut choice = books.assign(&mut user.entry, &user.tried);
+        let mut choice = books.assign(entry, &user.tried);
         if choice.is_none() && wish.attempt > 0 {
             // Only its old connection was bad; a new one to the same backend is as good.
-            choice = books.assign(&mut user.entry, &[]);
+            choice = books.assign(entry, &[]);
         }
         if wish.attempt > 0 {
             books.metrics().counters.retries.one();
@@ -107,7 +108,7 @@ impl Gateways {
             self.drop_spare(link, out);
             return self.obtain(now, key, wish, pool, out);
         };
-        books.book(&mut user.entry, choice);
+        user.entry.iter_mut().for_each(|entry| books.book(entry, choice));
         drop(books);
         user.tried.push(backend);
         self.private.forget(backend, link);
@@ -153,12 +154,12 @@ impl Gateways {
     ) {
         let reused = what.reused;
         self.lend(now, key, pool, |gateway, cx| gateway.assigned(backend, what, cx));
-        if let Some(user) = self.users.get(key) {
-            let before = std::mem::replace(&mut user.started, true);
+        if let Some(User { started, entry: Some(entry), .. }) = self.users.get(key) {
+            let before = std::mem::replace(started, true);
             let mut books = self.books.borrow_mut();
             match before {
-                false => books.started(&user.entry),
-                true => books.served_again(&user.entry),
+                false => books.started(entry),
+                true => books.served_again(entry),
             }
         }
         if !reused {
@@ -178,9 +179,10 @@ impl Gateways {
     ) {
         let Some(user) = self.users.get(key) else { return };
         user.link = None;
+        let Some(entry) = &mut user.entry else { return };
         if is_ours(errno) {
             // Spare connections hold descriptors and ports that the next request can use.
-            let client = user.entry.client;
+            let client = entry.client;
             self.books.borrow_mut().refused(Protocol::Api, client, Refusal::Exhausted);
             self.drop_all_spares(now, out);
             self.refuse(now, key, Refused::Exhausted, pool);
@@ -189,9 +191,9 @@ impl Gateways {
         let why = if timed_out { Refused::TimedOut } else { Refused::Unreachable };
         let errno = if timed_out { Errno::ETIMEDOUT } else { errno };
         let mut books = self.books.borrow_mut();
-        books.backend_failed(&user.entry, errno);
+        books.backend_failed(entry, errno);
         let more = user.tried.len() <= usize::from(self.settings.retries_max);
-        let next = more.then(|| books.assign(&mut user.entry, &user.tried)).flatten();
+        let next = more.then(|| books.assign(entry, &user.tried)).flatten();
         match next {
             Some(choice) => {
                 books.metrics().counters.retries.one();
@@ -200,7 +202,7 @@ impl Gateways {
                 self.connect(now, key, choice, out);
             }
             None => {
-                books.refused(Protocol::Api, user.entry.client, Refusal::Unreachable);
+                books.refused(Protocol::Api, entry.client, Refusal::Unreachable);
                 drop(books);
                 self.refuse(now, key, why, pool);
                 self.follow(now, key, pool, out);
@@ -212,11 +214,13 @@ impl Gateways {
     fn refuse(&mut self, now: Now, key: Key, why: Refused, pool: &mut Pool) {
         let Some(user) = self.users.get(key) else { return };
         let last = user.tried.last().copied();
-        self.books.borrow_mut().unassign(&mut user.entry);
+        let Some(entry) = &mut user.entry else { return };
+        let mut books = self.books.borrow_mut();
+        books.unassign(entry);
         if why == Refused::NoBackend {
-            let client = user.entry.client;
-            self.books.borrow_mut().refused(Protocol::Api, client, Refusal::NoBackend);
+            books.refused(Protocol::Api, entry.client, Refusal::NoBackend);
         }
+        drop(books);
         self.lend(now, key, pool, |gateway, cx| gateway.refused(why, last, cx));
     }
 
@@ -229,7 +233,7 @@ impl Gateways {
             debug_assert!(false, "what is released was assigned");
             return;
         };
-        self.books.borrow_mut().unassign(&mut user.entry);
+        user.entry.iter_mut().for_each(|entry| self.books.borrow_mut().unassign(entry));
         let Some(Link { backend, .. }) = self.links.get(link) else { return };
         let backend = *backend;
         let serves = match private {
