@@ -93,16 +93,6 @@ impl Gateway {
         }
     }
 
-    /// A user has connected for whom there is no room: it is told so when it asks.
-    pub fn refusing(
-        session: SessionId,
-        client: SocketAddr,
-        why: &'static str,
-        now: Now,
-    ) -> Gateway {
-        Gateway { refuses: Some(why), ..Gateway::new(session, client, false, now) }
-    }
-
     pub fn start(&mut self, cx: &mut Context<'_>) {
         self.advance(cx);
     }
@@ -201,37 +191,6 @@ impl Gateway {
         if matches!(self.phase, Phase::Head) && self.stash.is_empty() && served {
             self.linger(cx);
         }
-    }
-
-    /// Bytes that it holds on the heap.
-    pub fn held(&self) -> usize {
-        self.stash.held() + self.exchange.stash.held()
-    }
-
-    /// When the request that is read or served came.
-    pub fn began(&self) -> Now {
-        self.exchange.times.began
-    }
-
-    /// Lets go of what is held on the heap. The user's connection ends: nobody knows any more where in it
-    /// a request begins. What was asked for before is still answered.
-    pub fn lighten(&mut self, cx: &mut Context<'_>) {
-        const FULL: &str = "too many requests are not complete";
-        match self.phase {
-            Phase::Head => self.refuse_half(503, FULL, cx),
-            Phase::Exchange => {
-                self.stash = Stash::EMPTY;
-                self.stash_seen = 0;
-                self.exchange.upload = Upload::Abandoned;
-                self.exchange.close = true;
-                if self.exchange.stash.held() > 0 && self.exchange.status == 0 {
-                    self.exchange.stash = Stash::EMPTY;
-                    self.answer_ourselves(503, FULL, cx);
-                }
-            }
-            Phase::Lingering { .. } | Phase::Tunnel(_) | Phase::Over(_) => {}
-        }
-        self.advance(cx);
     }
 
     /// Ends the connection, whatever it is doing. Of a tunnel the reason alone says whether by a reset,
@@ -409,17 +368,6 @@ impl Gateway {
             self.abandon_upload(cx);
             self.cut_short(fault.reason);
         }
-    }
-
-    /// Answers a request whose head will not be waited for any longer.
-    pub(super) fn refuse_half(&mut self, status: u16, why: &'static str, cx: &mut Context<'_>) {
-        self.begin_exchange(cx.now);
-        self.exchange.close = true;
-        // So much may be known of it already: no body is expected.
-        self.exchange.to_head_request = self.stash.bytes().starts_with(b"HEAD ");
-        self.stash = Stash::EMPTY;
-        self.stash_seen = 0;
-        self.answer_ourselves(status, why, cx);
     }
 
     /// A request that asks nothing of a backend: `OPTIONS` that has come as far as it may.

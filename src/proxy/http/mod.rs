@@ -10,6 +10,7 @@
 //!   exchange   what is known about the request that is being served
 //!   tunnel     what follows an upgrade
 //!   patience   how long it waits for what, and what then
+//!   shed       who is let go, and what they are told
 //!   spares     connections to backends that wait for the next request
 //!   stash      bytes that arrived before they were wanted
 //! ```
@@ -20,6 +21,7 @@ mod handover;
 mod patience;
 mod request;
 mod response;
+mod shed;
 pub mod spares;
 mod stash;
 mod tunnel;
