@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::harness::{Backend, Balancer, User, eventually, ok};
+use crate::harness::{Backend, Balancer, PATIENCE, User, eventually, ok};
 
 /// Answers each request with the number of its connection, and asks for a login where the path says so.
 fn numbered() -> Backend {
@@ -67,13 +67,16 @@ fn whoever_logs_in_on_a_connection_has_it_alone_whoever_gives_the_sign() {
 #[test]
 fn a_login_that_each_request_brings_leaves_the_connection_to_everybody() {
     let backend = numbered();
-    let balancer = Balancer::over(&[backend.address], |_| {});
+    let balancer = Balancer::over(&[backend.address], |config| {
+        config.api.upstream_idle = PATIENCE;
+    });
     for (path, lines) in [
         ("/basic", ""),
         ("/", "Authorization: Basic TlRMTQ==\r\n"),
         ("/", "Authorization: Bearer NTLM\r\nCookie: NTLM\r\n"),
     ] {
         assert_eq!(ask(&mut balancer.user(), path, lines), 0, "{path} {lines}");
+        balancer.expect("kept for everybody", 1, |it| it.api_upstream_idle.get());
     }
     assert_eq!(backend.connections(), 1);
     balancer.stop();
