@@ -20,7 +20,7 @@ use crate::control::reload::{Reload, Reread};
 use crate::control::{Control, Doors};
 use crate::proxy::tcp::Features;
 use crate::ring::probe;
-pub use plane::{DataPlane, WORKERS_MAX, workers};
+pub use plane::{DataPlane, WORKERS_MAX, buffers, workers};
 
 /// Why the balancer did not start: one sentence for the operator, with the cure.
 #[derive(Debug)]

@@ -97,16 +97,16 @@ impl DataPlane {
                 listener: doors.pop(),
                 datagrams: datagrams.driver(number as u8, udp_doors.pop())?,
                 api_listener: api_doors.pop(),
-                api: http::Settings::of(config, &via),
+                api: http::Settings {
+                    held_bytes_max: heads(config, workers),
+                    ..http::Settings::of(config, &via)
+                },
                 request_lines: match config.log.level >= tracing::Level::INFO {
                     true => config.log.requests_per_second,
                     false => 0,
                 },
                 core: core_for(number, workers, &cores),
-                ring: Settings::with_bytes(
-                    config.limits.buffer_bytes / workers,
-                    config.listen.udp.is_some(),
-                ),
+                ring: buffers(config, workers),
                 settings: core::Settings { features, timeouts: config.timeouts },
                 balancer: Balancer::new(config.balance.policy, Arc::clone(&turns)),
                 all_metrics: Arc::clone(&all_metrics),
@@ -139,6 +139,20 @@ fn made_up_name() -> String {
 pub fn workers(config: &Config) -> usize {
     let behind_control = sys::cores().len().saturating_sub(1);
     config.workers.unwrap_or(behind_control).clamp(1, WORKERS_MAX)
+}
+
+/// The buffers of one of so many workers.
+pub fn buffers(config: &Config, workers: usize) -> Settings {
+    let bytes = config.limits.buffer_bytes / workers - heads(config, workers);
+    Settings::with_bytes(bytes, config.listen.udp.is_some())
+}
+
+/// What of its memory each worker leaves to the heads of requests under way.
+fn heads(config: &Config, workers: usize) -> usize {
+    match config.listen.api {
+        Some(_) => config.limits.buffer_bytes / workers / http::HELD_SHARE,
+        None => 0,
+    }
 }
 
 /// Keeps the calling thread, the control core, off the cores of this many workers: a long answer to an

@@ -17,7 +17,7 @@ use crate::boot::{self, capacity, datagrams, doors};
 use crate::config::Config;
 use crate::control::auth::Secrets;
 use crate::proxy::udp::SOCKETS_MAX;
-use crate::ring::{self, Ring, probe, sys};
+use crate::ring::{Ring, probe, sys};
 
 /// Say whether `lb serve` would start here with these settings, and how many sessions fit.
 ///
@@ -115,8 +115,7 @@ fn io_uring() -> Result<String, String> {
 
 /// Sets up as many rings as there will be workers, all at once, as serve does.
 fn rings(config: &Config, workers: usize) -> Result<String, String> {
-    let bytes = config.limits.buffer_bytes / workers;
-    let each = ring::Settings::with_bytes(bytes, config.listen.udp.is_some());
+    let each = boot::buffers(config, workers);
     let rings: io::Result<Vec<Ring>> = (0..workers).map(|_| Ring::new(each)).collect();
     let bytes = sized(config.limits.buffer_bytes as u64);
     let are = if workers == 1 { "worker" } else { "workers" };

@@ -202,6 +202,7 @@ mod tests {
             tunnel_idle_ms = 29
             upstream_idle_ms = 30
             upstream_idle_max = 31
+            upstream_private_max = 32
             retries = 1
             via = "edge"
             trusted = ["10.0.0.0/8"]

@@ -144,7 +144,7 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
     "limits" "control_connections", limits.control_connections: Number(1..=65_536), Now,
         "Control connections at once.";
     "limits" "buffer_bytes", limits.buffer_bytes: Bytes(1 << 20..=64 << 30), Restart,
-        "Bytes of relay buffers, all workers together.";
+        "Bytes of relay buffers, all workers together; with an API door, an eighth of them is for heads under way.";
     "limits" "udp_sessions", limits.udp_sessions: Number(1..=SESSIONS_MAX as u64), Restart,
         "UDP sessions at once, all workers together, apart from `sessions`.";
     "limits" "udp_sockets", limits.udp_sockets: Number(0..=UDP_SOCKETS_MAX), Restart,
@@ -187,6 +187,8 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "A connection to a backend between two requests; shorter than what the backends wait themselves.";
     "api" "upstream_idle_max", api.upstream_idle_max: Number(0..=65536), Restart,
         "Connections to one backend that each worker keeps for later requests.";
+    "api" "upstream_private_max", api.upstream_private_max: Number(0..=65536), Restart,
+        "Connections to one backend that each worker keeps for users who logged in on them (NTLM, Negotiate).";
     "api" "retries", api.retries: Number(0..=10), Restart,
         "Further backends that a request is offered when it may be repeated.";
     "api" "via", api.via: Via, Restart,

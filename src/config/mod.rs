@@ -237,6 +237,7 @@ pub struct Api {
     pub upstream_idle: Duration,
     /// Connections to one backend that each worker keeps for later requests.
     pub upstream_idle_max: usize,
+    pub upstream_private_max: usize,
     /// Further backends that a request is offered.
     pub retries: u8,
     /// This balancer's name in `Via`; `None` makes one up at the start.
@@ -260,6 +261,7 @@ impl Default for Api {
             tunnel_idle: Duration::from_secs(3600),
             upstream_idle: Duration::from_secs(4),
             upstream_idle_max: 1024,
+            upstream_private_max: 1024,
             retries: 2,
             via: None,
             trusted: Vec::new(),

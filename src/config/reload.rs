@@ -90,6 +90,7 @@ mod tests {
             api.tunnel_idle_ms = 29
             api.upstream_idle_ms = 30
             api.upstream_idle_max = 31
+            api.upstream_private_max = 32
             api.retries = 1
             api.via = "edge"
             api.trusted = ["10.0.0.0/8"]

@@ -57,6 +57,10 @@ pub fn of_response(head: &ResponseHead<'_, '_>, to_head_request: bool) -> Result
     Ok(if empty { Framing::None } else { said })
 }
 
+/// The longest body that may be announced. Some readers count in 64 bits with a sign, where anything beyond
+/// wraps to a negative length, and so to another opinion about where the body ends.
+pub const LENGTH_MAX: u64 = i64::MAX as u64;
+
 /// The length that `Content-Length` names: digits alone, once (RFC 9110 8.6).
 pub fn content_length(fields: &Fields<'_, '_>) -> Result<Option<u64>, Fault> {
     if !fields.has(Name::ContentLength) {
@@ -73,10 +77,11 @@ fn number(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }
-    value.iter().try_fold(0u64, |sum, byte| match byte {
+    let number = value.iter().try_fold(0u64, |sum, byte| match byte {
         b'0'..=b'9' => sum.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
         _ => None,
-    })
+    })?;
+    (number <= LENGTH_MAX).then_some(number)
 }
 
 /// `chunked` once and nothing else is the only coding that is understood (RFC 9112 6.1).
@@ -111,6 +116,14 @@ impl Body {
             Framing::Length(length) => Body::Length(length),
             Framing::Chunked => Body::Chunked(Chunked::new(keep_chunks, bytes_max)),
             Framing::UntilClose => Body::UntilClose,
+        }
+    }
+
+    /// The same body, sent by a backend.
+    pub fn of_backend(self) -> Body {
+        match self {
+            Body::Chunked(chunked) => Body::Chunked(chunked.of_backend()),
+            other => other,
         }
     }
 
@@ -162,7 +175,9 @@ mod tests {
             ("Content-Length: 0\r\n", Ok(Framing::Length(0))),
             ("Content-Length: 42\r\n", Ok(Framing::Length(42))),
             ("Content-Length: 007\r\n", Ok(Framing::Length(7))),
-            ("Content-Length: 18446744073709551615\r\n", Ok(Framing::Length(u64::MAX))),
+            ("Content-Length: 9223372036854775807\r\n", Ok(Framing::Length(LENGTH_MAX))),
+            ("Content-Length: 9223372036854775808\r\n", Err(400)),
+            ("Content-Length: 18446744073709551615\r\n", Err(400)),
             ("Content-Length: 18446744073709551616\r\n", Err(400)),
             ("Content-Length: 99999999999999999999999999\r\n", Err(400)),
             ("Content-Length:\r\n", Err(400)),

@@ -3,10 +3,15 @@
 //! Each byte that is written stands where a byte was read, or before it: digits, line ends and content
 //! come out one for one, extensions do not come out at all. So a block is rewritten in place whatever
 //! way the body is cut into blocks, and nothing is buffered but the trailer section, which is bounded.
+//!
+//! From a backend blanks around a size are taken as well, and control bytes in trailers: some services pad
+//! sizes to a width, what is meant is clear, and the user gets neither. A bare line feed is not: there is no
+//! room to write the carriage return in, and readers do not agree about it.
 
 use std::ops::Range;
 
 use super::Fault;
+use super::body::LENGTH_MAX;
 use super::field;
 use super::head::{FIELDS_MAX, Field};
 
@@ -14,7 +19,7 @@ use super::head::{FIELDS_MAX, Field};
 pub const EXTENSION_BYTES_MAX: u16 = 256;
 /// Bytes of a trailer section.
 pub const TRAILER_BYTES_MAX: usize = 4 << 10;
-/// Digits of a chunk size: what fits 64 bits.
+/// Digits of a chunk size: what fits 64 bits, of which [`LENGTH_MAX`] leaves 63.
 const DIGITS_MAX: u8 = 16;
 
 const BAD_SIZE: Fault = Fault::new(400, "malformed chunk size");
@@ -22,7 +27,7 @@ const BAD_END: Fault = Fault::new(400, "malformed line end in a chunked body");
 const BAD_TRAILERS: Fault = Fault::new(400, "malformed trailer section");
 
 /// ```text
-///   Size -> (Extension) -> SizeEnd -> Content -> ContentReturn -> ContentEnd -> Size
+///   (Indent) -> Size -> (Padding) -> (Extension) -> SizeEnd -> Content -> ContentReturn -> ContentEnd -> Size
 ///                             |
 ///                             +-- the last chunk -> Trailers -> (TrailersEnd) -> Finished
 /// ```
@@ -30,6 +35,9 @@ const BAD_TRAILERS: Fault = Fault::new(400, "malformed trailer section");
 enum State {
     /// In the digits; so many came.
     Size(u8),
+    /// In blanks before the size, or behind it; so many came.
+    Indent(u16),
+    Padding(u16),
     /// Behind the size; so many bytes came.
     Extension(u16),
     /// A line feed must follow the size line's carriage return.
@@ -60,6 +68,8 @@ pub struct Passed {
 pub struct Chunked {
     state: State,
     keep_framing: bool,
+    /// It comes from a backend.
+    lenient: bool,
     /// Of the chunk: the size as far as it is read, then the content that is still to come.
     left: u64,
     /// Content that may still come before the body is too large.
@@ -98,10 +108,16 @@ impl Chunked {
         Chunked {
             state: State::Size(0),
             keep_framing,
+            lenient: false,
             left: 0,
             allowed: bytes_max,
             trailers: Vec::new(),
         }
+    }
+
+    /// Takes what backends write and users may not.
+    pub fn of_backend(self) -> Chunked {
+        Chunked { lenient: true, ..self }
     }
 
     /// Takes the next bytes that arrived. Behind an output that is finished follows
@@ -142,19 +158,19 @@ impl Chunked {
         let mut keep = self.keep_framing;
         self.state = match (self.state, byte) {
             (State::Size(digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
-                if digits == DIGITS_MAX {
-                    return Err(BAD_SIZE);
-                }
-                let digit = char::from(byte).to_digit(16).unwrap_or_default();
-                self.left = self.left << 4 | u64::from(digit);
-                State::Size(digits + 1)
+                self.digit(digits, byte)?
             }
-            (State::Size(1..), b'\r') => State::SizeEnd,
-            (State::Size(1..), b';') => {
+            (State::Indent(_), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(0, byte)?,
+            (State::Size(1..) | State::Padding(_), b'\r') => State::SizeEnd,
+            (State::Size(1..) | State::Padding(_), b';') => {
                 keep = false;
                 State::Extension(1)
             }
-            (State::Size(_), _) => return Err(BAD_SIZE),
+            (State::Size(_) | State::Indent(_) | State::Padding(_), b' ' | b'\t') => {
+                keep = false;
+                self.blank()?
+            }
+            (State::Size(_) | State::Indent(_) | State::Padding(_), _) => return Err(BAD_SIZE),
             (State::Extension(_), b'\r') => State::SizeEnd,
             (State::Extension(count), b'\t' | b' '..=b'~' | 0x80..) => {
                 if count == EXTENSION_BYTES_MAX {
@@ -174,9 +190,33 @@ impl Chunked {
         Ok(())
     }
 
+    fn digit(&mut self, before: u8, byte: u8) -> Result<State, Fault> {
+        if before == DIGITS_MAX {
+            return Err(BAD_SIZE);
+        }
+        let digit = char::from(byte).to_digit(16).unwrap_or_default();
+        self.left = self.left << 4 | u64::from(digit);
+        Ok(State::Size(before + 1))
+    }
+
+    /// A blank before or behind a size.
+    fn blank(&self) -> Result<State, Fault> {
+        match self.state {
+            _ if !self.lenient => Err(BAD_SIZE),
+            State::Size(0) => Ok(State::Indent(1)),
+            State::Indent(count) if count < EXTENSION_BYTES_MAX => Ok(State::Indent(count + 1)),
+            State::Size(_) => Ok(State::Padding(1)),
+            State::Padding(count) if count < EXTENSION_BYTES_MAX => Ok(State::Padding(count + 1)),
+            _ => Err(BAD_SIZE),
+        }
+    }
+
     fn start_chunk(&mut self) -> Result<State, Fault> {
         if self.left == 0 {
             return Ok(State::Trailers);
+        }
+        if self.left > LENGTH_MAX {
+            return Err(BAD_SIZE);
         }
         match self.allowed.checked_sub(self.left) {
             Some(allowed) => self.allowed = allowed,
@@ -202,6 +242,9 @@ impl Chunked {
                 return Err(Fault::new(400, "trailer section too large"));
             }
             if self.trailers.ends_with(b"\n\r\n") {
+                if self.lenient {
+                    field::clean(&mut self.trailers);
+                }
                 self.trailers = allowed_trailers(&self.trailers)?;
                 self.state = State::Finished;
                 return Ok(());
@@ -235,7 +278,14 @@ mod tests {
     /// Passes a body cut at the given length, and gives what came out, how much was taken, and
     /// whether it was complete; or the status of the refusal.
     fn pass(text: &[u8], step: usize, keep_framing: bool) -> Result<(Vec<u8>, usize, bool), u16> {
-        let mut chunked = Chunked::new(keep_framing, 1 << 20);
+        pass_through(Chunked::new(keep_framing, 1 << 20), text, step)
+    }
+
+    fn pass_through(
+        mut chunked: Chunked,
+        text: &[u8],
+        step: usize,
+    ) -> Result<(Vec<u8>, usize, bool), u16> {
         let mut out = Vec::new();
         let mut consumed = 0;
         for block in text.chunks(step) {
@@ -323,14 +373,56 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_size_fits_64_bits_and_the_limit() {
+    fn a_backend_may_pad_its_sizes_and_the_user_does_not_see_it() {
+        let text =
+            b"5   \r\nhello\r\n\t 0b \t;a=b\r\n wide world\r\n   0 \r\nA: 1\x01\x002\r\n\r\nGET";
+        let chunks = b"5\r\nhello\r\n0b\r\n wide world\r\n0\r\nA: 1  2\r\n\r\n".to_vec();
+        for step in 1..=text.len() {
+            let whole = |keep, wanted: &[u8]| {
+                let got = pass_through(Chunked::new(keep, 100).of_backend(), text, step);
+                assert_eq!(got, Ok((wanted.to_vec(), text.len() - 3, true)), "{step}");
+            };
+            whole(true, &chunks);
+            whole(false, b"hello wide world");
+            assert_eq!(pass(text, step, true), Err(400), "a user may not: {step}");
+        }
+        let blanks = |count: usize| " ".repeat(count);
+        for (text, wanted) in [
+            (format!("1{}\r\n", blanks(256)), Ok(())),
+            (format!("1{}\r\n", blanks(257)), Err(400)),
+            (format!("{}1\r\n", blanks(256)), Ok(())),
+            (format!("{}1\r\n", blanks(257)), Err(400)),
+            ("1 1\r\n".to_string(), Err(400)),
+            (" \r\n".to_string(), Err(400)),
+            (" ;a\r\n".to_string(), Err(400)),
+            ("1 \n".to_string(), Err(400)),
+            ("1\x0b\r\n".to_string(), Err(400)),
+            ("0\r\nA\x01: b\r\n\r\n".to_string(), Err(400)),
+            ("0\r\nA: b\n\r\n".to_string(), Err(400)),
+        ] {
+            for step in 1..=text.len() {
+                let chunked = Chunked::new(true, 100).of_backend();
+                let got = pass_through(chunked, text.as_bytes(), step).map(drop);
+                assert_eq!(got, wanted, "{text:?} in {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_size_fits_63_bits_and_the_limit() {
         assert_eq!(pass(b"100001\r\n", 99, true), Err(413));
-        assert_eq!(pass(b"ffffffffffffffff\r\n", 99, true), Err(413));
+        assert_eq!(pass(b"7fffffffffffffff\r\n", 99, true), Err(413));
+        assert_eq!(pass(b"8000000000000000\r\n", 99, true), Err(400));
         assert!(pass(b"100000\r\n", 99, true).is_ok());
         let two = [b"80000\r\n".as_slice(), &[b'x'; 0x80000], b"\r\n80001\r\n"].concat();
         assert_eq!(pass(&two, usize::MAX, true), Err(413));
         let mut all = Chunked::new(true, u64::MAX);
-        assert!(all.pass(&mut b"FFFFFFFFFFFFFFFF\r\nx".to_vec()).is_ok());
+        assert!(all.pass(&mut b"7FFFFFFFFFFFFFFF\r\nx".to_vec()).is_ok());
+        for size in ["8000000000000000", "FFFFFFFFFFFFFFFF"] {
+            let mut all = Chunked::new(true, u64::MAX);
+            let refused = all.pass(format!("{size}\r\nx").into_bytes().as_mut());
+            assert_eq!(refused.map_err(|fault| fault.status), Err(400), "{size}");
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub enum Name {
     Host,
     KeepAlive,
     MaxForwards,
+    ProxyAuthenticate,
+    ProxyAuthorization,
     ProxyConnection,
     Te,
     TransferEncoding,
@@ -25,6 +27,7 @@ pub enum Name {
     /// Announces an upgrade to HTTP/2, which is never forwarded.
     Http2Settings,
     Via,
+    WwwAuthenticate,
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
@@ -75,10 +78,13 @@ impl Name {
             14 if folds_to(name, b"content-length") => Name::ContentLength,
             14 if folds_to(name, b"http2-settings") => Name::Http2Settings,
             15 if folds_to(name, b"x-forwarded-for") => Name::XForwardedFor,
+            16 if folds_to(name, b"www-authenticate") => Name::WwwAuthenticate,
             16 if folds_to(name, b"proxy-connection") => Name::ProxyConnection,
             16 if folds_to(name, b"x-forwarded-host") => Name::XForwardedHost,
             17 if folds_to(name, b"transfer-encoding") => Name::TransferEncoding,
             17 if folds_to(name, b"x-forwarded-proto") => Name::XForwardedProto,
+            18 if folds_to(name, b"proxy-authenticate") => Name::ProxyAuthenticate,
+            19 if folds_to(name, b"proxy-authorization") => Name::ProxyAuthorization,
             12.. if folds_to(&name[..CLAIM_PREFIX.len()], CLAIM_PREFIX) => Name::ProxyClaim,
             _ => return Name::Other,
         };
@@ -115,10 +121,50 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
+/// Replaces the control bytes in the values of field lines by spaces, up to the empty line that ends them, as
+/// a recipient may (RFC 9110 5.5); says whether there were any. The lines that frame the message or speak
+/// about the connection are left as they are: what is in doubt there is for the reader to refuse.
+pub fn clean(lines: &mut [u8]) -> bool {
+    let (mut any, mut start, mut in_value) = (false, 0, false);
+    for at in 0..lines.len() {
+        match (lines[at], lines.get(at + 1)) {
+            // Whether it ends the line is not known yet.
+            (b'\r', None) => {}
+            (b'\r', Some(b'\n')) if at == start => break,
+            (b'\r', Some(b'\n')) => {}
+            (b'\n', _) => (start, in_value) = (at + 1, false),
+            (b':', _) if !in_value => in_value = may_be_cleaned(&lines[start..at]),
+            (b'\t', _) => {}
+            (byte, _) if in_value && byte.is_ascii_control() => {
+                lines[at] = b' ';
+                any = true;
+            }
+            _ => {}
+        }
+    }
+    any
+}
+
+fn may_be_cleaned(name: &[u8]) -> bool {
+    let known = std::str::from_utf8(name).map(|name| Name::of(name.trim_ascii_end()));
+    !matches!(
+        known,
+        Err(_)
+            | Ok(Name::Connection
+                | Name::ContentLength
+                | Name::Disguised
+                | Name::KeepAlive
+                | Name::ProxyConnection
+                | Name::Te
+                | Name::TransferEncoding
+                | Name::Upgrade)
+    )
+}
+
 /// Whether `name` may travel in a trailer section: nothing that frames, routes, authenticates,
 /// modifies the request, controls the response or describes the content (RFC 9110 6.5.1).
 pub fn may_be_trailer(name: &str) -> bool {
-    const FORBIDDEN: [&str; 29] = [
+    const FORBIDDEN: [&str; 26] = [
         "age",
         "cache-control",
         "content-disposition",
@@ -135,9 +181,7 @@ pub fn may_be_trailer(name: &str) -> bool {
         "if-unmodified-since",
         "location",
         "pragma",
-        "proxy-authenticate",
         "proxy-authentication-info",
-        "proxy-authorization",
         "range",
         "retry-after",
         "server",
@@ -147,7 +191,6 @@ pub fn may_be_trailer(name: &str) -> bool {
         "trailer",
         "vary",
         "warning",
-        "www-authenticate",
     ];
     let forbidden = |lower: &&str| folds_to(name.as_bytes(), lower.as_bytes());
     Name::of(name) == Name::Other && !FORBIDDEN.iter().any(forbidden)
@@ -169,6 +212,9 @@ mod tests {
             ("X-Forwarded-Port", Name::ProxyClaim),
             ("X-Real-IP", Name::ProxyClaim),
             ("HTTP2-Settings", Name::Http2Settings),
+            ("Www-Authenticate", Name::WwwAuthenticate),
+            ("Proxy-Authenticate", Name::ProxyAuthenticate),
+            ("proxy-authorization", Name::ProxyAuthorization),
             ("Hosts", Name::Other),
             ("X-Forwarded", Name::Other),
             ("User-Agent", Name::Other),
@@ -193,12 +239,39 @@ mod tests {
     }
 
     #[test]
+    fn control_bytes_in_values_become_spaces_and_nothing_else_changes() {
+        for (text, wanted) in [
+            ("A: b\x01c\0\r\nB: \x7f\x0b\r\n\r\n", "A: b c \r\nB:   \r\n\r\n"),
+            ("A: b\rc\r\r\n\r\n", "A: b c \r\n\r\n"),
+            ("A: b\tc\u{e4}\r\n\r\n", "A: b\tc\u{e4}\r\n\r\n"),
+            ("A: b\x01\r", "A: b \r"),
+            ("A\x01: b\x01\r\n\r\n", "A\x01: b \r\n\r\n"),
+            ("A: b:\x01c\nD\x01: e\r\n\r\n", "A: b: c\nD\x01: e\r\n\r\n"),
+            ("A: b\r\n\r\nC: \x01", "A: b\r\n\r\nC: \x01"),
+            ("Content-Length: 5\0\r\n\r\n", "Content-Length: 5\0\r\n\r\n"),
+            ("Content_Length: 5\0\r\n\r\n", "Content_Length: 5\0\r\n\r\n"),
+            ("Upgrade : a\x01\r\n\r\n", "Upgrade : a\x01\r\n\r\n"),
+            ("transfer-encoding: \x0bchunked\r\n", "transfer-encoding: \x0bchunked\r\n"),
+            ("\u{e4}: \x01\r\n", "\u{e4}:  \r\n"),
+            ("", ""),
+        ] {
+            let mut bytes = text.as_bytes().to_vec();
+            let any = clean(&mut bytes);
+            assert_eq!(std::str::from_utf8(&bytes), Ok(wanted), "{text:?}");
+            assert_eq!(any, text != wanted, "{text:?}");
+        }
+    }
+
+    #[test]
     fn a_trailer_can_neither_frame_nor_authenticate() {
         for name in [
             "Content-Length",
             "Transfer-Encoding",
             "Host",
             "Authorization",
+            "Proxy-Authorization",
+            "WWW-Authenticate",
+            "Proxy-Authenticate",
             "Set-Cookie",
             "Set_Cookie",
             "X-Forwarded-For",

@@ -115,7 +115,7 @@ impl Connection {
 pub enum Target<'a> {
     /// `/path?query`, as it came.
     Origin(&'a str),
-    /// `http://authority/path?query`; the path may be empty.
+    /// `http://authority/path?query`, or `https`; the path may be empty.
     Absolute { authority: &'a str, path: &'a str },
     /// `*`, of `OPTIONS` only.
     Asterisk,
@@ -235,6 +235,13 @@ pub fn response<'s, 'a>(
     let fields = survey(parsed.headers, &mut space.names);
     let connection = Connection::of(&fields).map_err(Fault::of_backend)?;
     Ok(Some(ResponseHead { status, reason, version: version(minor), fields, connection, length }))
+}
+
+/// Cleans the head of a response that was refused, as far as it is here, of control bytes in field values:
+/// true when it is worth reading again.
+pub fn clean(bytes: &mut [u8]) -> bool {
+    let fields = bytes.iter().position(|byte| *byte == b'\n').map(|end| end + 1);
+    fields.is_some_and(|start| field::clean(&mut bytes[start..]))
 }
 
 /// Where the message starts: one empty line before a request is ignored (RFC 9112 2.2), for clients
@@ -393,13 +400,13 @@ fn target<'a>(method: &str, path: &'a str) -> Result<Target<'a>, Fault> {
     }
 }
 
+/// Either scheme: what ends TLS in front of us passes such a target on as it came (RFC 9112 3.2.2). It says
+/// nothing about how the user reached us, which only a trusted proxy may tell.
 fn absolute(target: &str) -> Option<Target<'_>> {
-    const SCHEME: &str = "http://";
-    let scheme = target.get(..SCHEME.len())?;
-    if !scheme.eq_ignore_ascii_case(SCHEME) {
+    let (scheme, rest) = target.split_once("://")?;
+    if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
         return None;
     }
-    let rest = &target[SCHEME.len()..];
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     valid_authority(authority).then_some(Target::Absolute { authority, path })
@@ -545,7 +552,21 @@ mod tests {
             ("GET http://h?q", Ok("GET Absolute { authority: \"h\", path: \"?q\" }")),
             ("GET http:///p", Err(400)),
             ("GET http://u@h/", Err(400)),
-            ("GET https://h/", Err(400)),
+            ("GET https://h/", Ok("GET Absolute { authority: \"h\", path: \"/\" }")),
+            ("GET HttpS://h:443?q", Ok("GET Absolute { authority: \"h:443\", path: \"?q\" }")),
+            (
+                "GET https://[::1]:8/p://q",
+                Ok("GET Absolute { authority: \"[::1]:8\", path: \"/p://q\" }"),
+            ),
+            ("GET https://", Err(400)),
+            ("GET https:///p", Err(400)),
+            ("GET https://u@h/", Err(400)),
+            ("GET https:/h/", Err(400)),
+            ("GET https:h", Err(400)),
+            ("GET httpss://h/", Err(400)),
+            ("GET ftp://h/", Err(400)),
+            ("GET ws://h/", Err(400)),
+            ("GET ://h/", Err(400)),
             ("GET h:80", Err(400)),
             ("GET p", Err(400)),
             ("GET /a#b", Err(400)),

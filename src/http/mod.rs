@@ -9,6 +9,7 @@ pub mod chunked;
 pub mod date;
 pub mod field;
 pub mod head;
+pub mod login;
 pub mod write;
 
 use std::fmt;

@@ -84,7 +84,10 @@ pub fn request(
             | Name::ContentType
             | Name::Cookie
             | Name::Date
-            | Name::Via => {
+            | Name::ProxyAuthenticate
+            | Name::ProxyAuthorization
+            | Name::Via
+            | Name::WwwAuthenticate => {
                 put_line(out, line);
             }
             Name::Expect if head.expects_continue => put_line(out, line),
@@ -389,8 +392,9 @@ mod tests {
 
     #[test]
     fn nobody_can_have_a_field_removed_that_others_rely_on() {
-        let protected = "Authorization: a\r\nCookie: b\r\nContent-Type: d\r\n";
-        let list = "Connection: host, authorization, cookie, content-type, content-length, via, \
+        let protected = "Authorization: a\r\nCookie: b\r\nContent-Type: d\r\n\
+                         Proxy-Authorization: e\r\nWWW-Authenticate: f\r\n";
+        let list = "Connection: host, authorization, proxy-authorization, www-authenticate, cookie, content-type, content-length, via, \
                     x-forwarded-for, forwarded\r\n";
         let kept = format!("{protected}Content-Length: 0\r\n");
         assert_eq!(middle(&format!("{list}Content-Length: 0\r\n{protected}")), kept);

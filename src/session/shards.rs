@@ -202,6 +202,11 @@ impl ShardWriter {
         SessionId { worker: self.shard.worker, place: place.0, generation }
     }
 
+    /// A name of this worker that no session goes by.
+    pub fn no_session(&self) -> SessionId {
+        SessionId { worker: self.shard.worker, place: u32::MAX, generation: 0 }
+    }
+
     /// Takes a session out.
     pub fn close(&mut self, place: Place) {
         self.shard

@@ -111,7 +111,9 @@ impl ApiDriver {
         }
         self.execute(now, ring);
         let books = self.books.borrow();
-        books.metrics().counters.api_upstream_idle.set(self.gateways.spares() as u64);
+        let counters = &books.metrics().counters;
+        counters.api_upstream_idle.set(self.gateways.spares() as u64);
+        counters.api_upstream_private.set(self.gateways.private() as u64);
     }
 
     pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
@@ -142,9 +144,7 @@ impl ApiDriver {
         // A user who is gone already has no address any more.
         let Ok(client) = sys::peer(socket.as_fd()) else { return };
         let commands = &mut self.commands;
-        let Some(key) = self.gateways.accepted(now, client, ring.pool_mut(), commands) else {
-            return;
-        };
+        let key = self.gateways.accepted(now, client, ring.pool_mut(), commands);
         *place(&mut self.users, key) = Some(socket);
     }
 

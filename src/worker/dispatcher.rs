@@ -247,6 +247,11 @@ impl Dispatcher {
         self.parts.shard.id(&entry.place)
     }
 
+    /// The name of a user in the log who has none here: no session goes by it.
+    pub fn no_session(&self) -> SessionId {
+        self.parts.shard.no_session()
+    }
+
     /// Books bytes that have moved; totals, not differences.
     pub fn moved(&mut self, entry: &mut Entry, bytes_up: u64, bytes_down: u64, now: Now) {
         let (up, down) = (bytes_up - entry.bytes_up, bytes_down - entry.bytes_down);

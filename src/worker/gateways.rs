@@ -5,7 +5,7 @@
 //! ```text
 //!   user:  accepted --> gateway --over, nothing in flight--> closed
 //!
-//!   link:  Connecting --> Serving <--taken, released--> Spare
+//!   link:  Connecting --> Serving <--taken, released--> Spare, or one user's alone
 //!              |             |                            |  ended, too old, backend left
 //!              +-------------+---------> Closing <--------+
 //! ```
@@ -13,8 +13,11 @@
 //! Users and links stay in their places until the kernel has done with their sockets, so a completion
 //! can never meet a stranger.
 
+mod heads;
 mod links;
+mod turned_away;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -30,7 +33,7 @@ use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, Protocol};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
-use crate::proxy::http::{self, Context, Gateway, Journal, Kit, Settings};
+use crate::proxy::http::{self, Assigned, Context, Gateway, Journal, Kit, Settings};
 use crate::proxy::line::Line;
 use crate::proxy::tcp::Features;
 use crate::proxy::{self, Event, Received, Side};
@@ -83,6 +86,12 @@ pub struct Gateways {
     users: Slots<User>,
     links: Slots<Link>,
     spares: Spares<Key>,
+    /// Those on which a user has logged in: each waits for that user.
+    private: Spares<Key>,
+    /// Users for whom there was no room, in the order in which they came; some of them have left.
+    turned_away: VecDeque<Key>,
+    /// Bytes on the heap for all users.
+    held: usize,
     /// By a user's place, and by a link's while it is being connected.
     deadlines: Wheel,
     connects: Wheel,
@@ -97,14 +106,19 @@ pub struct Gateways {
 
 struct User {
     gateway: Gateway,
-    entry: Entry,
+    /// None for a user who is turned away.
+    entry: Option<Entry>,
     link: Option<Key>,
+    /// The link on which it has logged in, while no request is on it.
+    private: Option<Key>,
     /// The backends that the request at hand was offered.
     tried: Vec<BackendId>,
     /// A backend was found for the session before.
     started: bool,
     /// Bytes that stand in the books.
     moved: [u64; 2],
+    /// Bytes that it holds on the heap.
+    held: usize,
     scheduled: Now,
 }
 
@@ -123,8 +137,10 @@ enum State {
     Serving {
         user: Key,
     },
+    /// `owner`: for the next request of this user and nobody else.
     Spare {
         line: Line,
+        owner: Option<Key>,
     },
     /// Waits for what is still in flight; `connect`: a connection attempt is. Then it is closed, with
     /// a `reset` if so.
@@ -145,6 +161,9 @@ impl Gateways {
     ) -> Gateways {
         Gateways {
             spares: Spares::new(settings.spares_max),
+            private: Spares::new(settings.private_max),
+            turned_away: VecDeque::new(),
+            held: 0,
             settings,
             // A pipe would stand between two connections that change partners.
             features: Features { splice: false, ..features },
@@ -174,25 +193,36 @@ impl Gateways {
         self.spares.len()
     }
 
+    /// Connections to backends that wait for a request of the one user who logged in on them.
+    pub fn private(&self) -> usize {
+        self.private.len()
+    }
+
+    /// Bytes on the heap for requests that are not complete, or not wanted yet.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Takes blocks for heads that have to be written when the pool is used up.
     pub fn start(&mut self, pool: &mut Pool) {
         self.kit.refill(0, pool);
     }
 
-    /// A user has connected. `None`: turned away, close the connection.
+    /// A user has connected.
     pub fn accepted(
         &mut self,
         now: Now,
         client: SocketAddr,
         pool: &mut Pool,
         out: &mut Vec<Cmd>,
-    ) -> Option<Key> {
+    ) -> Key {
         let mut books = self.books.borrow_mut();
         let entry = match books.admit(Protocol::Api, client, now) {
             Ok(entry) => entry,
             Err(why) => {
                 books.refused(Protocol::Api, client, why);
-                return None;
+                drop(books);
+                return self.turn_away(now, client, why, pool, out);
             }
         };
         let address = client.ip().to_canonical();
@@ -201,16 +231,18 @@ impl Gateways {
         drop(books);
         let key = self.users.put(User {
             gateway,
-            entry,
+            entry: Some(entry),
             link: None,
+            private: None,
             tried: Vec::new(),
             started: false,
             moved: [0; 2],
+            held: 0,
             scheduled: NEVER,
         });
         self.make_room();
         self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
-        Some(key)
+        key
     }
 
     /// A connection to a backend stands, or has failed.
@@ -234,7 +266,8 @@ impl Gateways {
                         let books = self.books.borrow();
                         books.metrics().connect_time.record(now.since(begun));
                         drop(books);
-                        self.serve(now, user, backend, None, pool, out);
+                        let what = Assigned { line: Line::new(), reused: false, private: false };
+                        self.serve(now, user, backend, what, pool, out);
                     }
                     Err(errno) => {
                         self.links.remove(link);
@@ -269,6 +302,7 @@ impl Gateways {
             }),
             Conn::Link(key) => self.happened_on_link(now, key, event, pool, out),
         }
+        self.lighten(now, pool, out);
         if starved {
             self.books.borrow().metrics().counters.buffers_exhausted.one();
             self.starve(now, conn);
@@ -361,13 +395,19 @@ impl Gateways {
             Order::EndBackend { backend, reason } => {
                 let on_it = |user: &User| {
                     user.link.is_some()
-                        && user.entry.choice().is_some_and(|choice| choice.backend == backend)
+                        && user
+                            .entry
+                            .as_ref()
+                            .and_then(Entry::choice)
+                            .is_some_and(|choice| choice.backend == backend)
                 };
                 self.end_all(now, on_it, reason, pool, out);
             }
             Order::EndSession { id, reason } => {
                 let books = self.books.clone();
-                let named = move |user: &User| books.borrow().id(&user.entry) == id;
+                let id_of = move |entry: &Entry| books.borrow().id(entry);
+                let named =
+                    move |user: &User| user.entry.as_ref().is_some_and(|entry| id_of(entry) == id);
                 self.end_all(now, named, reason, pool, out);
             }
             Order::Adopt(terms) => self.settings.connect_timeout = terms.timeouts.connect,
@@ -455,11 +495,14 @@ impl Gateways {
         let moved = user.gateway.moved();
         if moved != user.moved {
             user.moved = moved;
-            self.books.borrow_mut().moved(&mut user.entry, moved[0], moved[1], now);
+            if let Some(entry) = &mut user.entry {
+                self.books.borrow_mut().moved(entry, moved[0], moved[1], now);
+            }
         }
         if !user.gateway.wants_backend() {
             self.forgo(key, out);
         }
+        self.weigh(key);
         self.schedule(key);
         self.close_user_if_settled(now, key, out);
     }
@@ -500,12 +543,19 @@ impl Gateways {
     fn close_user_if_settled(&mut self, now: Now, key: Key, out: &mut Vec<Cmd>) {
         let Some(user) = self.users.get(key) else { return };
         let Some(ending) = user.gateway.ending() else { return };
-        if user.gateway.in_flight() {
+        let in_flight = user.gateway.in_flight();
+        if let Some(link) = user.private {
+            self.drop_spare(link, out);
+        }
+        if in_flight {
             return;
         }
         let Some(user) = self.users.remove(key) else { return };
         self.deadlines.cancel(key.place);
-        self.books.borrow_mut().close(user.entry, ending.reason, now);
+        self.held -= user.held;
+        if let Some(entry) = user.entry {
+            self.books.borrow_mut().close(entry, ending.reason, now);
+        }
         out.push(Cmd::Close { conn: Conn::User(key), reset: ending.reset });
     }
 

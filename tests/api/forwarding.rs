@@ -369,10 +369,17 @@ fn a_target_in_absolute_form_decides_the_host() {
     let backend = Backend::named("one");
     let balancer = Balancer::over(&[backend.address], |_| {});
     let mut user = balancer.user();
-    user.send("GET http://real.example/p?q HTTP/1.1\r\nHost: other.example\r\n\r\n");
-    user.answer();
-    let seen = &backend.requests()[0];
-    assert_eq!((seen.path(), seen.all("host")), ("/p?q", vec!["real.example"]));
+    for scheme in ["http", "https", "HTTPS"] {
+        user.send(format!(
+            "GET {scheme}://real.example/p?q HTTP/1.1\r\nHost: other.example\r\n\r\n"
+        ));
+        user.answer();
+    }
+    assert_eq!(backend.requests().len(), 3);
+    for seen in backend.requests() {
+        assert_eq!((seen.path(), seen.all("host")), ("/p?q", vec!["real.example"]));
+        assert_eq!(seen.one("x-forwarded-proto"), Some("http"), "a target is no word on the hop");
+    }
     balancer.stop();
 }
 

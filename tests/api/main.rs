@@ -3,6 +3,7 @@
 
 mod forwarding;
 mod harness;
+mod logins;
 #[path = "../common/random.rs"]
 mod random;
 mod reading;

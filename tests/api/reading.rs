@@ -124,10 +124,9 @@ fn origin_form(method: &str, target: &str) -> Result<String, &'static str> {
     if target.starts_with('/') || target == "*" && method == "OPTIONS" {
         return Ok(target.to_string());
     }
-    let (scheme, rest) = target.split_at_checked(7).ok_or("no form of a target")?;
-    if !scheme.eq_ignore_ascii_case("http://") {
-        return Err("no form of a target");
-    }
+    let lower = target.to_ascii_lowercase();
+    let length = ["http://", "https://"].iter().find(|scheme| lower.starts_with(**scheme));
+    let rest = &target[length.ok_or("no form of a target")?.len()..];
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     if !is_authority(&rest.as_bytes()[..end]) {
         return Err("no authority");
@@ -261,7 +260,8 @@ fn chunk_size(line: &[u8]) -> Result<u64, &'static str> {
     if extension.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
         return Err("a forbidden byte in an extension");
     }
-    u64::from_str_radix(&String::from_utf8_lossy(size), 16).map_err(|_| "no chunk size")
+    let size = i64::from_str_radix(&String::from_utf8_lossy(size), 16);
+    size.map(i64::unsigned_abs).map_err(|_| "no chunk size")
 }
 
 /// What is wrong with a head that the gateway wrote. Names that a backend may take for framing, as it

@@ -173,6 +173,7 @@ fn a_response_that_was_cut_never_looks_whole() {
         ("length", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"),
         ("chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
         ("chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf"),
+        ("size", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8000000000000000\r\nhalf"),
     ] {
         let backend = Backend::run(move |own, mut wire| {
             own.request(&mut wire);
@@ -198,6 +199,7 @@ fn a_response_that_is_none_is_answered_for() {
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
         "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
         "",
         "HTTP/1.1 200",
@@ -270,35 +272,89 @@ fn a_user_who_dawdles_loses_the_connection() {
 }
 
 #[test]
-fn many_slow_heads_keep_nobody_from_being_served() {
+fn many_slow_heads_keep_nobody_from_being_served_and_take_no_more_than_their_part() {
+    const SLOW: usize = 300;
     let backend = Backend::named("one");
+    // An eighth of it is for heads, of which each of these takes at least 3,000 bytes.
     let balancer = Balancer::over(&[backend.address], |config| {
         config.limits.buffer_bytes = 1 << 20;
     });
-    let mut slow: Vec<_> = (0..300).map(|_| balancer.user()).collect();
+    let mut slow: Vec<_> = (0..SLOW).map(|_| balancer.user()).collect();
     for user in &mut slow {
         user.send(format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "y".repeat(3000)));
+        balancer.turn();
     }
     let mut user = balancer.user();
     for _ in 0..20 {
         assert_eq!(user.get("/").text(), "one");
     }
-    for user in &mut slow {
-        user.send("\r\n\r\n");
-        assert_eq!(user.answer().text(), "one");
+    let let_go = balancer.count(|it| it.api_heads_shed.get()) as usize;
+    assert!(SLOW - let_go <= (1 << 20) / 8 / 3000, "{let_go} were let go");
+    // Those who waited longest, and they are told.
+    for (place, user) in slow.iter_mut().enumerate() {
+        if place >= let_go {
+            user.send("\r\n\r\n");
+        }
+        let answer = user.answer();
+        let wanted = if place < let_go { (503, Some("close")) } else { (200, None) };
+        assert_eq!((answer.status(), answer.one("connection")), wanted, "{place}");
     }
     balancer.stop();
 }
 
 #[test]
-fn beyond_the_session_limit_users_are_turned_away() {
+fn requests_sent_ahead_take_no_more_than_their_part() {
+    const AHEAD: usize = 200;
+    let backend = Backend::run(|own, mut wire| {
+        own.request(&mut wire);
+        eventually(|| (own.requests().len() > AHEAD).then_some(()));
+        let _ = wire.stream.write_all(&ok("done"));
+    });
+    let balancer = Balancer::over(&[backend.address], |config| {
+        config.limits.buffer_bytes = 1 << 20;
+    });
+    let mut users: Vec<_> = (0..AHEAD).map(|_| balancer.user()).collect();
+    let ahead = format!("GET /ahead HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(3000));
+    for user in &mut users {
+        user.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        user.send(&ahead);
+        balancer.turn();
+    }
+    assert!(balancer.count(|it| it.api_heads_shed.get()) > 0);
+    assert_eq!(balancer.user().get("/").text(), "done");
+    for user in &mut users {
+        assert_eq!(user.answer().text(), "done", "what was asked for is answered");
+    }
+    balancer.stop();
+}
+
+#[test]
+fn beyond_the_session_limit_users_are_told_so_and_many_at_once_as_well() {
+    const MORE: usize = 200;
     let backend = Backend::named("one");
     let balancer = Balancer::over(&[backend.address], |_| {});
     let mut users: Vec<_> = (0..1000).map(|_| balancer.user()).collect();
     balancer.expect("sessions", 1000, |it| it.sessions_active.get());
-    balancer.user().ends();
-    balancer.expect("turned away", 1, |it| it.users_refused_full.get());
+    // Who says nothing keeps nobody from being told.
+    let silent: Vec<_> = (0..40).map(|_| balancer.user()).collect();
+    for number in 0..MORE {
+        let mut user = balancer.user();
+        let body = "x".repeat(if number % 2 == 0 { 0 } else { 100_000 });
+        let length = body.len();
+        user.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"));
+        let answer = user.answer();
+        let fields = (answer.one("retry-after"), answer.one("connection"));
+        assert_eq!((answer.status(), fields), (503, (Some("5"), Some("close"))), "{number}");
+        user.ends();
+    }
+    let all = (MORE + silent.len()) as u64;
+    balancer.expect("turned away", all, |it| it.users_refused_full.get());
+    balancer.expect("sessions", 1000, |it| it.sessions_active.get());
     assert_eq!(users[999].get("/").text(), "one");
+    assert!(backend.requests().iter().all(|request| request.start.starts_with("GET")));
+    drop(users.pop());
+    balancer.expect("sessions", 999, |it| it.sessions_active.get());
+    assert_eq!(balancer.user().get("/").text(), "one");
     balancer.stop();
 }
 
@@ -376,25 +432,75 @@ fn a_request_leaves_a_line_in_the_log() {
 }
 
 #[test]
-fn a_backend_that_says_no_more_than_wait_takes_no_buffers_from_others() {
+fn a_backend_that_says_wait_for_long_takes_no_buffers_from_others() {
+    const TIMES: usize = 50_000;
     let backend = Backend::run(|own, mut wire| {
         own.request(&mut wire);
-        wire.write(b"HTTP/1.1 102 Wait\r\n\r\n".repeat(5000));
+        wire.write(b"HTTP/1.1 102 Wait\r\n\r\n".repeat(TIMES));
+        wire.write(ok("done"));
         wire.rest();
     });
     let balancer = Balancer::over(&[backend.address], |_| {});
     let mut user = balancer.user();
     let unused = balancer.count(|it| it.buffers_free.get());
     user.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    let answer = loop {
-        match user.wire.head().unwrap() {
-            head if head.status() == 102 => {
-                let now = balancer.count(|it| it.buffers_free.get());
-                assert!(unused - now < 100, "{} blocks are taken", unused - now);
-            }
-            head => break head,
-        }
-    };
-    assert_eq!(answer.status(), 502);
+    for number in 0..TIMES {
+        assert_eq!(user.wire.head().unwrap().status(), 102, "{number}");
+        let now = balancer.count(|it| it.buffers_free.get());
+        assert!(unused - now < 100, "{} blocks are taken", unused - now);
+    }
+    assert_eq!(user.answer().text(), "done");
     balancer.stop();
+}
+
+#[test]
+fn what_a_backend_pads_or_spoils_is_cleaned() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\nX-A: a\x01b\0c\rd\x7f\r\nX-B: b\r\n";
+    for (name, answer) in [
+        ("length", format!("{HEAD}Content-Length: 5\r\n\r\nhello")),
+        (
+            "chunked",
+            format!(
+                "{HEAD}Transfer-Encoding: chunked\r\n\r\n5   \r\nhello\r\n0 \r\nX-T: t\x01\r\n\r\n"
+            ),
+        ),
+        (
+            "interim",
+            format!("HTTP/1.1 103 Early\r\nX-A: \x02\r\n\r\n{HEAD}Content-Length: 5\r\n\r\nhello"),
+        ),
+    ] {
+        for step in [1, 7, usize::MAX] {
+            let said = answer.clone();
+            let backend = Backend::run(move |own, mut wire| {
+                own.request(&mut wire);
+                said.as_bytes().chunks(step).for_each(|part| wire.write(part));
+                wire.rest();
+            });
+            let balancer = Balancer::over(&[backend.address], |_| {});
+            let answer = balancer.user().get("/");
+            assert_eq!((answer.status(), answer.text()), (200, "hello"), "{name}");
+            assert_eq!((answer.one("x-a"), answer.one("x-b")), (Some("a b c d"), Some("b")));
+            balancer.stop();
+        }
+    }
+}
+
+#[test]
+fn what_frames_an_answer_is_not_guessed() {
+    for begun in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\0\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX: \x01\nContent-Length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nX\x01: a\r\nContent-Length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 O\x01K\r\nContent-Length: 5\r\n\r\nhello",
+    ] {
+        let backend = Backend::run(move |own, mut wire| {
+            own.request(&mut wire);
+            wire.write(begun);
+            wire.rest();
+        });
+        let balancer = Balancer::over(&[backend.address], |_| {});
+        assert_eq!(balancer.user().get("/").status(), 502, "{begun:?}");
+        balancer.stop();
+    }
 }

@@ -162,9 +162,9 @@ fn only_what_can_be_a_tunnel_is_offered_to_a_backend() {
     for request in [
         "GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
          HTTP2-Settings: AAMAAABk\r\n\r\n",
-        "POST / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\
-         Content-Length: 2\r\n\r\nhi",
         "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: echo\r\n\r\n",
+        "POST / HTTP/1.0\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\
+         Content-Length: 2\r\n\r\nhi",
     ] {
         let mut user = balancer.user();
         user.send(request);
@@ -174,6 +174,56 @@ fn only_what_can_be_a_tunnel_is_offered_to_a_backend() {
         assert!(seen.all("upgrade").is_empty(), "{seen:?}");
         assert!(seen.all("http2-settings").is_empty(), "{seen:?}");
     }
+    balancer.stop();
+}
+
+#[test]
+fn any_method_with_or_without_a_body_may_become_a_tunnel() {
+    let backend = Backend::run(|own, mut wire| {
+        let request = own.request(&mut wire).unwrap();
+        assert_eq!((request.one("upgrade"), request.text()), (Some("echo"), "{}"));
+        wire.write(AGREE);
+        while let Some(byte) = wire.exactly(1) {
+            wire.write(byte);
+        }
+    });
+    let empty = echo();
+    let lines = "Host: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n";
+    for (backend, request, said) in [
+        (&empty, format!("POST /exec HTTP/1.1\r\n{lines}\r\n"), "hello"),
+        (&empty, format!("POST /exec HTTP/1.1\r\n{lines}Content-Length: 0\r\n\r\n"), "hello"),
+        (&backend, format!("POST /exec HTTP/1.1\r\n{lines}Content-Length: 2\r\n\r\n{{}}"), ""),
+        (
+            &backend,
+            format!(
+                "PUT /x HTTP/1.1\r\n{lines}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
+            ),
+            "",
+        ),
+    ] {
+        let balancer = Balancer::over(&[backend.address], |_| {});
+        let mut user = balancer.user();
+        user.send(&request);
+        assert_eq!(user.wire.head().unwrap().status(), 101, "{request}");
+        user.send("ls");
+        let wanted = [said, "ls"].concat();
+        assert_eq!(user.wire.exactly(wanted.len()).unwrap(), wanted.as_bytes(), "{request}");
+        balancer.stop();
+    }
+}
+
+#[test]
+fn a_backend_that_agrees_before_it_has_the_request_gets_no_tunnel() {
+    let backend = Backend::run(|_, mut wire| {
+        wire.head().unwrap();
+        wire.write(AGREE);
+        wire.rest();
+    });
+    let balancer = Balancer::over(&[backend.address], |_| {});
+    let mut user = balancer.user();
+    user.send(ASK.replace("GET", "POST").replace("\r\n\r\n", "\r\nContent-Length: 9\r\n\r\nhalf"));
+    let answer = user.answer();
+    assert_eq!((answer.status(), answer.one("connection")), (502, Some("close")));
     balancer.stop();
 }
 

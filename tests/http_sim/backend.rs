@@ -80,6 +80,9 @@ pub struct Peer {
     said: usize,
     /// The request that is being answered, and where its answer begins.
     answering: Option<(u64, usize)>,
+    /// Who logged in on it.
+    owner: Option<String>,
+    user: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,6 +119,8 @@ impl Peer {
             served: 0,
             said: 0,
             answering: None,
+            owner: None,
+            user: String::new(),
         }
     }
 
@@ -200,10 +205,22 @@ impl Peer {
             );
             *seen.heads.entry(asked.id).or_default() += 1;
             self.answering = Some((asked.id, self.said));
+            self.know(&head);
             self.begin(asked, dice);
             return true;
         }
         self.answer_when_complete(wire, dice)
+    }
+
+    /// Holds the connection against who logged in on it.
+    fn know(&mut self, head: &Head) {
+        self.user = head.one("x-user").expect("every request names its user").to_string();
+        if let Some(owner) = &self.owner {
+            assert_eq!(owner, &self.user, "a request over a connection that is another user's");
+        }
+        if head.one("authorization").is_some() {
+            self.owner = Some(self.user.clone());
+        }
     }
 
     /// The head of a request is here.
@@ -349,6 +366,12 @@ impl Peer {
         let content = content(asked.id * 2 + 1, asked.answer_length);
         let status = if asked.answer == Framing::None { "204 No Content" } else { "200 OK" };
         let mut head = format!("HTTP/1.1 {status}\r\nX-Id: {}\r\nX-Hop: 1\r\n", asked.id);
+        if dice.one_in(8) {
+            // It takes the user to be known from here on.
+            self.owner = Some(self.user.clone());
+            head += dice
+                .pick(&["WWW-Authenticate: NTLM\r\n", "Proxy-Authenticate: x, negotiate y\r\n"]);
+        }
         match asked.answer {
             Framing::Length => head += &format!("Content-Length: {}\r\n", content.len()),
             Framing::Chunked => head += "Transfer-Encoding: chunked\r\n",

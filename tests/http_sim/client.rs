@@ -58,10 +58,17 @@ pub struct Client {
     hasty: bool,
     patience: usize,
     pub ended: Option<End>,
+    /// How it logs in.
+    scheme: &'static str,
 }
 
 impl Client {
-    pub fn new(manner: Manner, requests: Vec<Request>, dice: &mut Dice) -> Client {
+    pub fn new(
+        manner: Manner,
+        requests: Vec<Request>,
+        scheme: &'static str,
+        dice: &mut Dice,
+    ) -> Client {
         Client {
             manner,
             requests,
@@ -82,6 +89,7 @@ impl Client {
                 _ => 200 + dice.below(2000),
             },
             ended: None,
+            scheme,
         }
     }
 
@@ -120,7 +128,7 @@ impl Client {
             return true;
         }
         if let Some(request) = self.requests.get(self.begun) {
-            let whole = [request.head(dice), request.body(dice)].concat();
+            let whole = [request.head(self.scheme, dice), request.body(dice)].concat();
             self.head.extend(damaged(whole, dice));
             self.begun += 1;
         }
@@ -183,7 +191,7 @@ impl Client {
             self.refused = 1;
             return true;
         }
-        self.head = request.head(dice).into();
+        self.head = request.head(self.scheme, dice).into();
         self.body = request.body(dice).into();
         self.waits_for_continue = request.expect && dice.one_in(2);
         if request.close || !request.newer {
@@ -250,7 +258,11 @@ impl Client {
         let all_said = self.head.is_empty() && self.body.is_empty();
         assert!(closes || all_said || self.begun > self.answered, "an answer to half a request");
         if closes {
-            assert!(self.inbox.is_empty(), "something follows the last response");
+            assert!(
+                self.inbox.is_empty(),
+                "something follows the last response: {head:?} {:?}",
+                String::from_utf8_lossy(&self.inbox)
+            );
             self.last = true;
             self.head.clear();
             self.body.clear();

@@ -1,7 +1,8 @@
 //! The gateways of a worker under a simulated kernel, hostile users and hostile backends, from seeds.
 //! What it holds against every run: a byte never reaches the wrong request, a request is answered once
 //! and in its turn, a response that was cut never looks whole, a request that must not be repeated is
-//! not, what is held stays bounded, and in the end nothing is left over.
+//! not, nobody's request goes over a connection on which another user logged in, what is held stays
+//! bounded, and in the end nothing is left over.
 //!
 //! `LB_SIM_SEED` runs one seed, `LB_SIM_STALLED` one of those in which most users read nothing,
 //! `LB_SIM_RUNS` so many.
@@ -69,6 +70,10 @@ struct Weather {
     longest: usize,
     small_blocks: usize,
     receive_cap: bool,
+    /// What heads under way may take up. In calm weather nobody may be turned away for want of it.
+    held_max: usize,
+    /// How users log in; backends take every scheme to hold for the connection.
+    scheme: &'static str,
 }
 
 /// A connection that waits and ended unnoticed is given up so soon; all are after four seconds.
@@ -154,7 +159,11 @@ impl World {
             report_sessions: false,
         });
         dispatcher.adopt(publisher.current());
-        let settings = Settings { via: "sim".to_string(), ..Settings::default() };
+        let settings = Settings {
+            via: "sim".to_string(),
+            held_bytes_max: weather.held_max,
+            ..Settings::default()
+        };
         let log = Log::default();
         let features = Features { receive_cap: weather.receive_cap, splice: true };
         let now = Now::from_nanos(1_000_000_000);
@@ -204,9 +213,10 @@ impl World {
             } else {
                 quiet += 1;
             }
-            // Who is picked is chance. With most of them still, only many picks in vain say that all are.
-            let picks = if self.weather.stalled { 100 } else { 12 };
-            if quiet > 20 + self.order.len() * picks {
+            // Who is picked is chance. By then whoever can move has been asked; with most of them still, only
+            // many picks in vain say that all are.
+            let picks = if self.weather.stalled { 100 } else { 16 };
+            if quiet > 60 + self.order.len() * picks {
                 self.wait();
                 quiet = 0;
             }
@@ -242,15 +252,17 @@ impl World {
             if manner == Manner::HalfClosing {
                 (request.expect, request.upgrade) = (false, false);
             }
+            request.user = self.clients.len();
             requests.push(request);
             *next_id += 1;
         }
         let from = SocketAddr::from(([192, 0, 2, 1], 40_000 + self.order.len() as u16));
         let key = self.gateways.accepted(self.now, from, &mut self.pool, &mut self.out);
-        let conn = Conn::User(key.expect("there are seats"));
+        let conn = Conn::User(key);
         self.wires.insert(conn, Wire::new(Side::Client));
         self.order.push(conn);
-        self.clients.insert(conn, Client::new(manner, requests, &mut self.dice));
+        self.clients
+            .insert(conn, Client::new(manner, requests, self.weather.scheme, &mut self.dice));
         self.execute();
     }
 
@@ -329,6 +341,7 @@ impl World {
             peer.was_heard(wire, &mut self.seen);
         }
         self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        assert!(self.gateways.held() <= self.weather.held_max, "heads take up too much");
         self.execute();
         true
     }
@@ -507,6 +520,7 @@ impl World {
             assert!(noticed, "a connection is kept that has ended");
         }
         assert_eq!((self.gateways.live(), self.gateways.spares()), (0, 0));
+        assert_eq!((self.gateways.held(), self.gateways.private()), (0, 0));
         assert!(self.wires.values().all(Wire::idle));
         let free = (self.pool.free(Class::Small), self.pool.free(Class::Large));
         let kept = STOCK.min(self.weather.small_blocks / STOCK_SHARE);
@@ -530,6 +544,8 @@ fn weather(seed: u64) -> Weather {
         // Hardly any blocks, or plenty. In calm weather nobody may be turned away for want of them.
         small_blocks: if seed.is_multiple_of(5) && !seed.is_multiple_of(3) { 96 } else { SMALL },
         receive_cap: dice.one_in(2),
+        held_max: if seed % 3 == 1 && dice.one_in(2) { 8 << 10 } else { 6 << 20 },
+        scheme: "NTLM",
     }
 }
 
@@ -546,6 +562,8 @@ fn stalled(seed: u64) -> Weather {
         longest: 300_000,
         small_blocks: 64 + dice.below(64),
         receive_cap: dice.one_in(2),
+        held_max: 6 << 20,
+        scheme: "NTLM",
     }
 }
 
@@ -585,4 +603,16 @@ fn gateways_keep_their_promises_in_any_weather() {
             panic!("seed {seed} failed: LB_SIM_SEED={seed} runs it alone");
         }
     }
+}
+
+#[test]
+fn a_login_that_the_gateway_does_not_know_is_found_to_be_shared() {
+    let found = (0..60).any(|seed| {
+        let weather = Weather { scheme: "Homemade", noisy: false, ..weather(seed) };
+        let result = catch_unwind(AssertUnwindSafe(|| World::new(seed, weather).run()));
+        result.is_err_and(|why| {
+            why.downcast_ref::<String>().is_some_and(|text| text.contains("that is another user's"))
+        })
+    });
+    assert!(found, "the planted fault was not found");
 }

@@ -20,6 +20,9 @@ pub struct Request {
     pub close: bool,
     pub expect: bool,
     pub upgrade: bool,
+    /// Who asks, and whether that one proves it for the connection.
+    pub user: usize,
+    pub login: bool,
     pub framing: Framing,
     pub length: usize,
     pub answer: Framing,
@@ -44,6 +47,8 @@ impl Request {
             close: dice.one_in(12),
             expect: newer && framing != Framing::None && dice.one_in(4),
             upgrade,
+            user: 0,
+            login: dice.one_in(6),
             framing,
             length: if framing == Framing::None { 0 } else { length },
             answer: dice.pick(&[
@@ -69,7 +74,7 @@ impl Request {
         )
     }
 
-    pub fn head(&self, dice: &mut Dice) -> Vec<u8> {
+    pub fn head(&self, scheme: &str, dice: &mut Dice) -> Vec<u8> {
         let version = if self.newer { "1.1" } else { "1.0" };
         let mut head = format!("{} {} HTTP/{version}\r\nHost: sim\r\n", self.method, self.path());
         let mut line = |wanted: bool, text: &str| {
@@ -78,6 +83,8 @@ impl Request {
                 head += "\r\n";
             }
         };
+        line(true, &format!("X-User: {}", self.user));
+        line(self.login, &format!("Authorization: {scheme} proof"));
         line(self.close, "Connection: close");
         line(self.expect, "Expect: 100-continue");
         line(self.upgrade, "Connection: upgrade\r\nUpgrade: echo");

@@ -12,7 +12,7 @@ use crate::http::Version;
 use crate::http::answer::Taste;
 use crate::http::body::{Body, Framing};
 use crate::http::head::RequestHead;
-use crate::http::{field, write};
+use crate::http::{field, login, write};
 use crate::ring::pool::Chain;
 use crate::session::SessionId;
 
@@ -89,6 +89,10 @@ pub struct Exchange {
     pub backend: Option<BackendId>,
     pub attempt: u8,
     pub reused: bool,
+    /// The request is part of a login that holds for its connection, and so the connection may belong to
+    /// this user, or it did before.
+    pub login: bool,
+    pub private: bool,
     /// How long the backend's connection may be kept after a whole response; `None` for not at all.
     pub keep: Option<Duration>,
     /// The request was being sent when it was answered, and the answer is no reason to stop.
@@ -135,6 +139,8 @@ impl Exchange {
             backend: None,
             attempt: 0,
             reused: false,
+            login: false,
+            private: false,
             keep: None,
             wants_rest: false,
             sent: false,
@@ -173,6 +179,7 @@ impl Exchange {
         self.to_head_request = head.method == "HEAD";
         self.idempotent = matches!(head.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE");
         self.taste = Taste::of(&head.fields);
+        self.login = login::in_request(&head.fields);
         self.close = head.version == Version::Http10 || head.connection.close;
         for part in [head.method, " ", target] {
             let room = LINE_KEPT_MAX - self.line.len();

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 
 use super::exchange::{Answer, Exchange, Upload};
 use super::stash::Stash;
-use super::{Cmd, Context, Ending, LINGER_BYTES_MAX, Refused, Released};
+use super::{Assigned, Cmd, Context, Ending, LINGER_BYTES_MAX, Refused, Released};
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::http::Fault;
@@ -51,6 +51,8 @@ pub struct Gateway {
     pub(super) heard: Now,
     /// No further request is taken.
     draining: bool,
+    /// Why the first request is refused.
+    pub(super) refuses: Option<&'static str>,
     pub(super) moved: [u64; 2],
 }
 
@@ -86,6 +88,7 @@ impl Gateway {
             active: now,
             heard: now,
             draining: false,
+            refuses: None,
             moved: [0; 2],
         }
     }
@@ -139,14 +142,15 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// A connection to a backend, fresh or `reused`, for the request that asked.
-    pub fn assigned(&mut self, backend: BackendId, reused: bool, line: Line, cx: &mut Context<'_>) {
+    /// A connection to a backend, for the request that asked.
+    pub fn assigned(&mut self, backend: BackendId, what: Assigned, cx: &mut Context<'_>) {
         debug_assert!(self.wants_backend(), "a backend is assigned to whoever asked");
         (self.active, self.heard) = (cx.now, cx.now);
-        self.backend = Some(line);
+        self.backend = Some(what.line);
         let exchange = &mut self.exchange;
         exchange.backend = Some(backend);
-        exchange.reused = reused;
+        exchange.reused = what.reused;
+        exchange.private = what.private || exchange.login;
         exchange.answer = Answer::Head;
         exchange.times.connected = Some(cx.now);
         self.advance(cx);
@@ -471,7 +475,11 @@ impl Gateway {
     pub(super) fn release(&mut self, cx: &mut Context<'_>) {
         let Some(line) = self.backend.take() else { return };
         debug_assert!(self.released.is_none(), "the worker takes what is released at once");
-        self.released = Some(Released { line, keep: self.exchange.keep.take(), reset: false });
+        let private = self.exchange.private;
+        // It is closed with its user, who asks nothing more.
+        let over = private && (self.exchange.close || self.draining);
+        let keep = self.exchange.keep.take().filter(|_| !over);
+        self.released = Some(Released { line, keep, private, reset: false });
         cx.out.push(Cmd::Release);
     }
 

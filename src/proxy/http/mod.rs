@@ -10,6 +10,7 @@
 //!   exchange   what is known about the request that is being served
 //!   tunnel     what follows an upgrade
 //!   patience   how long it waits for what, and what then
+//!   shed       who is let go, and what they are told
 //!   spares     connections to backends that wait for the next request
 //!   stash      bytes that arrived before they were wanted
 //! ```
@@ -20,6 +21,7 @@ mod handover;
 mod patience;
 mod request;
 mod response;
+mod shed;
 pub mod spares;
 mod stash;
 mod tunnel;
@@ -66,6 +68,10 @@ pub struct Settings {
     pub spare_timeout: Duration,
     /// Connections to one backend that one worker keeps for later.
     pub spares_max: usize,
+    /// Connections to one backend that one worker keeps for the users who logged in on them.
+    pub private_max: usize,
+    /// Bytes that requests which are not complete, or not wanted yet, may take up on one worker.
+    pub held_bytes_max: usize,
     /// Further backends that a request is offered.
     pub retries_max: u8,
     /// This balancer's name in `Via`; unlike any other's, or a loop cannot be told from a chain.
@@ -94,6 +100,8 @@ impl Settings {
             tunnel_timeout: api.tunnel_idle,
             spare_timeout: api.upstream_idle,
             spares_max: api.upstream_idle_max,
+            private_max: api.upstream_private_max,
+            held_bytes_max: config.limits.buffer_bytes / HELD_SHARE,
             retries_max: api.retries,
             via: via.to_string(),
             trusted: api.trusted.clone(),
@@ -107,6 +115,10 @@ impl Default for Settings {
     }
 }
 
+/// This part of the memory for buffers is for heads under way, and is no block's.
+pub const HELD_SHARE: usize = 8;
+/// How long a user for whom there is no room may take to ask.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a backend may leave `Expect: 100-continue` unanswered before we answer it ourselves.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 /// After the last response: how long to wait for a user to close as well, and how much of what it
@@ -146,12 +158,24 @@ pub enum Reuse {
     No,
 }
 
+/// A backend's connection for a gateway to use.
+#[derive(Debug)]
+pub struct Assigned {
+    pub line: Line,
+    /// It has served other requests.
+    pub reused: bool,
+    /// This user has logged in on it, or may have.
+    pub private: bool,
+}
+
 /// A backend's connection that a gateway has done with.
 #[derive(Debug)]
 pub struct Released {
     pub line: Line,
     /// For how long another request may still use it; `None`: it must be closed.
     pub keep: Option<Duration>,
+    /// Its user may have logged in on it: it may be kept for this user alone, for as long as there is one.
+    pub private: bool,
     /// It must be closed with a reset.
     pub reset: bool,
 }

@@ -3,7 +3,7 @@
 
 use super::exchange::{Answer, Upload};
 use super::gateway::{Gateway, Phase};
-use super::{CONTINUE_PATIENCE, Cmd, Context, LINGER, Settings};
+use super::{CONTINUE_PATIENCE, Cmd, Context, LINGER, REFUSED_PATIENCE, Settings};
 use crate::base::time::Now;
 use crate::proxy::line::Line;
 use crate::proxy::{SECOND_LOOK, Side};
@@ -40,6 +40,7 @@ impl Gateway {
     /// When what it does at the moment has taken too long.
     fn ends_at(&self, settings: &Settings) -> Option<Now> {
         let patience = match &self.phase {
+            Phase::Head if self.refuses.is_some() => settings.head_timeout.min(REFUSED_PATIENCE),
             Phase::Head if self.exchange.number == 0 || !self.stash.is_empty() => {
                 settings.head_timeout
             }
@@ -73,10 +74,7 @@ impl Gateway {
         match self.phase {
             Phase::Head if self.stash.is_empty() => self.end(EndReason::Idle, false, cx),
             Phase::Head => {
-                self.begin_exchange(cx.now);
-                self.exchange.note_line(self.stash.bytes());
-                self.exchange.close = true;
-                self.answer_ourselves(408, "the request was not complete in time", cx);
+                self.refuse_half(408, "the request was not complete in time", cx);
             }
             Phase::Exchange => self.expire_exchange(cx),
             Phase::Tunnel(_) => self.end(EndReason::Idle, false, cx),

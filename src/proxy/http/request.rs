@@ -117,6 +117,12 @@ impl Gateway {
 
     /// Asks for a backend, unless the request has been refused meanwhile.
     fn obtain_first(&mut self, cx: &mut Context<'_>) {
+        if let Some(why) = self.refuses
+            && self.exchange.status == 0
+        {
+            self.exchange.close = true;
+            return self.answer_ourselves(503, why, cx);
+        }
         if matches!(self.exchange.answer, Answer::Obtaining) {
             cx.out.push(Cmd::Obtain(self.exchange.wish()));
         }
@@ -246,7 +252,10 @@ fn decide(
         let body = Body::new(framing, true, settings.body_bytes_max);
         exchange.upload = Upload::Flowing(body);
         exchange.expects_continue = head.expects_continue;
-    } else if head.connection.upgrade && head.method == "GET" && head.version == Version::Http11 {
+    }
+    // Bound to no method and to no lack of a body (RFC 9110 7.8); a backend that agrees before it has
+    // the request is not believed.
+    if head.connection.upgrade && head.version == Version::Http11 {
         exchange.offer(head);
     }
     Ok(framing)

@@ -14,22 +14,17 @@ use crate::http::chunked::Passed;
 use crate::http::field::Name;
 use crate::http::head::{self, ResponseHead, Space};
 use crate::http::write::{self, Reply};
-use crate::http::{Fault, Version, field};
+use crate::http::{Fault, Version, field, login};
 use crate::ring::pool::Buf;
 
-/// Blocks that may wait for a user when another interim response comes. Each takes one of its own, and
-/// a block from the backend has room for thousands of them.
-const INTERIM_QUEUED_MAX: usize = 16;
-
 /// What the bytes at the beginning of a response are. Whatever is to be passed on of the head is
-/// written in the scratch.
+/// written in the scratch, behind what is there.
 enum Read {
     More,
     Bad(Fault),
-    /// An interim response of so many bytes, to be passed on or not.
+    /// An interim response of so many bytes.
     Interim {
         length: usize,
-        pass: bool,
     },
     /// The backend changes the protocol.
     Switch {
@@ -68,40 +63,36 @@ impl Gateway {
         }
     }
 
+    /// Reads heads up to the final one. However many interim responses there are, they are gathered in the
+    /// scratch, so that they take hardly more blocks than they came in.
     fn read_answer(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
         let mut stash = std::mem::replace(&mut self.exchange.stash, Stash::EMPTY);
+        cx.kit.scratch.clear();
         loop {
             let before = stash.len();
             if before > 0 {
                 stash.push(cx.pool.bytes(&buf));
             }
-            let bytes = if before > 0 { stash.bytes() } else { cx.pool.bytes(&buf) };
+            let bytes = if before > 0 { stash.bytes_mut() } else { cx.pool.bytes_mut(&mut buf) };
             let about =
                 Circumstances { settings: cx.settings, date: cx.date, close: self.must_close() };
             let scratch = &mut cx.kit.scratch;
-            let length = match read(&mut self.exchange, bytes, before, &about, scratch) {
+            let length = match read_or_clean(&mut self.exchange, bytes, before, &about, scratch) {
                 Read::More => {
                     if before == 0 {
                         stash.push(cx.pool.bytes(&buf));
                     }
                     self.exchange.stash = stash;
-                    return cx.pool.give_back(buf);
+                    cx.pool.give_back(buf);
+                    return self.write_scratch(cx);
                 }
                 Read::Bad(fault) => {
                     cx.pool.give_back(buf);
+                    self.write_scratch(cx);
                     return self.answer_ourselves(502, fault.reason, cx);
                 }
-                Read::Interim { pass: true, .. }
-                    if self.downward.blocks() >= INTERIM_QUEUED_MAX =>
-                {
-                    cx.pool.give_back(buf);
-                    return self.answer_ourselves(502, "too many interim responses", cx);
-                }
-                Read::Interim { length, pass } => {
+                Read::Interim { length } => {
                     cx.pool.give_back_chain(self.exchange.kept.take());
-                    if !pass {
-                        cx.kit.scratch.clear();
-                    }
                     length
                 }
                 // Said to nobody: the backend was tired of waiting before it got the request, and
@@ -130,7 +121,6 @@ impl Gateway {
                 cx.pool.give_back(buf);
                 return self.write_scratch(cx);
             }
-            self.write_scratch(cx);
         }
     }
 
@@ -302,6 +292,21 @@ impl Gateway {
     }
 }
 
+/// Reads a response's head; where that fails, once more without the control bytes that some services write
+/// into field values.
+fn read_or_clean(
+    exchange: &mut Exchange,
+    bytes: &mut [u8],
+    seen: usize,
+    about: &Circumstances<'_>,
+    scratch: &mut Vec<u8>,
+) -> Read {
+    match read(exchange, bytes, seen, about, scratch) {
+        Read::Bad(_) if head::clean(bytes) => read(exchange, bytes, seen, about, scratch),
+        other => other,
+    }
+}
+
 /// Reads a response's head and writes it again, or says what is wrong with it.
 fn read(
     exchange: &mut Exchange,
@@ -320,12 +325,16 @@ fn read(
         Ok(framing) => framing,
         Err(fault) => return Read::Bad(fault),
     };
-    scratch.clear();
+    exchange.private |= login::in_response(&head.fields);
     let length = head.length;
     let plain = Reply { framing: Framing::None, close: false, upgrade: false, date: None };
     match head.status {
         101 if !exchange.was_offered(head.fields.values(Name::Upgrade).flat_map(field::list)) => {
             Read::Bad(Fault::new(502, "the backend changed the protocol unasked"))
+        }
+        // What is still to come is a body to the user and would be a tunnel's to the backend.
+        101 if !exchange.upload_is_done() => {
+            Read::Bad(Fault::new(502, "the backend changed the protocol within the request"))
         }
         101 => {
             write::response(scratch, &head, &Reply { upgrade: true, ..plain });
@@ -341,7 +350,7 @@ fn read(
             if pass {
                 write::response(scratch, &head, &plain);
             }
-            Read::Interim { length, pass }
+            Read::Interim { length }
         }
         _ => {
             let answer = finally(exchange, &head, framing, about, scratch);
@@ -391,7 +400,7 @@ fn finally(
     if empty {
         return Answer::Done;
     }
-    let body = Body::new(framing, keep_chunks, u64::MAX);
+    let body = Body::new(framing, keep_chunks, u64::MAX).of_backend();
     Answer::Flowing(Download { body, wrap, framing: sent_as })
 }
 

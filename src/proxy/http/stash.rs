@@ -23,6 +23,11 @@ impl Stash {
         self.bytes.len() - self.start
     }
 
+    /// Memory that it holds.
+    pub fn held(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,20 +1,24 @@
 //! The connections to backends of a worker's gateways: obtaining one for a request, taking it back,
 //! keeping it for the next, closing it. Owns which connection serves whom; what the deadlines and the
 //! users' own connections do is the parent's.
+//!
+//! A connection on which a user has logged in, or may have, is that user's as long as both last: nobody
+//! else's request goes over it, and where too many are kept, whoever has asked nothing for longest logs in
+//! again on another.
 
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::{Cmd, Conn, Gateways, Link, NEVER, SWEEP_EVERY, State};
+use super::{Cmd, Conn, Gateways, Link, NEVER, SWEEP_EVERY, State, User};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Standing};
-use crate::proxy::http::{Refused, Released, Reuse, Wish};
+use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
 use crate::worker::core::{Key, is_ours};
-use crate::worker::dispatcher::Choice;
+use crate::worker::dispatcher::{Choice, Dispatcher};
 use crate::worker::link::Refusal;
 
 /// A connection that was in use so lately is taken to be still wanted by its backend.
@@ -29,7 +33,7 @@ impl Gateways {
         if let State::Connecting { .. } = state {
             *state = State::Closing { line: Line::new(), connect: true, reset: false };
             user.link = None;
-            self.books.borrow_mut().unassign(&mut user.entry);
+            user.entry.iter_mut().for_each(|entry| self.books.borrow_mut().unassign(entry));
             out.push(Cmd::CancelConnect { link });
         }
     }
@@ -47,11 +51,15 @@ impl Gateways {
         if wish.attempt == 0 {
             user.tried.clear();
         }
+        if let Some(link) = user.private {
+            return self.obtain_private(now, key, link, wish, pool, out);
+        }
+        let Some(entry) = &mut user.entry else { return };
         let mut books = self.books.borrow_mut();
-        let mut choice = books.assign(&mut user.entry, &user.tried);
+        let mut choice = books.assign(entry, &user.tried);
         if choice.is_none() && wish.attempt > 0 {
             // Only its old connection was bad; a new one to the same backend is as good.
-            choice = books.assign(&mut user.entry, &[]);
+            choice = books.assign(entry, &[]);
         }
         if wish.attempt > 0 {
             books.metrics().counters.retries.one();
@@ -75,17 +83,52 @@ impl Gateways {
         }
     }
 
+    /// The link on which the user has logged in, if its backend still takes requests; then the login has to
+    /// be made again, wherever the request goes.
+    fn obtain_private(
+        &mut self,
+        now: Now,
+        key: Key,
+        link: Key,
+        wish: Wish,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(user) = self.users.get(key) else { return };
+        user.private = None;
+        let Some(Link { backend, .. }) = self.links.get(link) else {
+            debug_assert!(false, "a user's own connection is there");
+            return self.obtain(now, key, wish, pool, out);
+        };
+        let backend = *backend;
+        let mut books = self.books.borrow_mut();
+        let choice = books.find(Protocol::Api, backend).filter(|_| may_go_on(&books, backend));
+        let Some(choice) = choice else {
+            drop(books);
+            self.drop_spare(link, out);
+            return self.obtain(now, key, wish, pool, out);
+        };
+        user.entry.iter_mut().for_each(|entry| books.book(entry, choice));
+        drop(books);
+        user.tried.push(backend);
+        self.private.forget(backend, link);
+        self.reuse(now, key, link, pool, out);
+    }
+
     fn reuse(&mut self, now: Now, key: Key, link: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let Some(Link { backend, state }) = self.links.get(link) else { return };
         let backend = *backend;
-        let State::Spare { line } = std::mem::replace(state, State::Serving { user: key }) else {
+        let before = std::mem::replace(state, State::Serving { user: key });
+        let State::Spare { line, owner } = before else {
             debug_assert!(false, "a spare connection is free");
             return;
         };
+        debug_assert!(owner.is_none_or(|owner| owner == key), "it is somebody else's");
         if let Some(user) = self.users.get(key) {
             user.link = Some(link);
         }
-        self.serve(now, key, backend, Some(line), pool, out);
+        let what = Assigned { line, reused: true, private: owner.is_some() };
+        self.serve(now, key, backend, what, pool, out);
     }
 
     fn connect(&mut self, now: Now, key: Key, choice: Choice, out: &mut Vec<Cmd>) {
@@ -99,25 +142,24 @@ impl Gateways {
         out.push(Cmd::Connect { link, to: choice.address });
     }
 
-    /// Hands the user's gateway the link that it was given. `line`: it has been used before.
+    /// Hands the user's gateway the link that it was given.
     pub(super) fn serve(
         &mut self,
         now: Now,
         key: Key,
         backend: BackendId,
-        line: Option<Line>,
+        what: Assigned,
         pool: &mut Pool,
         out: &mut Vec<Cmd>,
     ) {
-        let reused = line.is_some();
-        let line = line.unwrap_or_default();
-        self.lend(now, key, pool, |gateway, cx| gateway.assigned(backend, reused, line, cx));
-        if let Some(user) = self.users.get(key) {
-            let before = std::mem::replace(&mut user.started, true);
+        let reused = what.reused;
+        self.lend(now, key, pool, |gateway, cx| gateway.assigned(backend, what, cx));
+        if let Some(User { started, entry: Some(entry), .. }) = self.users.get(key) {
+            let before = std::mem::replace(started, true);
             let mut books = self.books.borrow_mut();
             match before {
-                false => books.started(&user.entry),
-                true => books.served_again(&user.entry),
+                false => books.started(entry),
+                true => books.served_again(entry),
             }
         }
         if !reused {
@@ -137,9 +179,10 @@ impl Gateways {
     ) {
         let Some(user) = self.users.get(key) else { return };
         user.link = None;
+        let Some(entry) = &mut user.entry else { return };
         if is_ours(errno) {
             // Spare connections hold descriptors and ports that the next request can use.
-            let client = user.entry.client;
+            let client = entry.client;
             self.books.borrow_mut().refused(Protocol::Api, client, Refusal::Exhausted);
             self.drop_all_spares(now, out);
             self.refuse(now, key, Refused::Exhausted, pool);
@@ -148,9 +191,9 @@ impl Gateways {
         let why = if timed_out { Refused::TimedOut } else { Refused::Unreachable };
         let errno = if timed_out { Errno::ETIMEDOUT } else { errno };
         let mut books = self.books.borrow_mut();
-        books.backend_failed(&user.entry, errno);
+        books.backend_failed(entry, errno);
         let more = user.tried.len() <= usize::from(self.settings.retries_max);
-        let next = more.then(|| books.assign(&mut user.entry, &user.tried)).flatten();
+        let next = more.then(|| books.assign(entry, &user.tried)).flatten();
         match next {
             Some(choice) => {
                 books.metrics().counters.retries.one();
@@ -159,7 +202,7 @@ impl Gateways {
                 self.connect(now, key, choice, out);
             }
             None => {
-                books.refused(Protocol::Api, user.entry.client, Refusal::Unreachable);
+                books.refused(Protocol::Api, entry.client, Refusal::Unreachable);
                 drop(books);
                 self.refuse(now, key, why, pool);
                 self.follow(now, key, pool, out);
@@ -171,55 +214,65 @@ impl Gateways {
     fn refuse(&mut self, now: Now, key: Key, why: Refused, pool: &mut Pool) {
         let Some(user) = self.users.get(key) else { return };
         let last = user.tried.last().copied();
-        self.books.borrow_mut().unassign(&mut user.entry);
+        let Some(entry) = &mut user.entry else { return };
+        let mut books = self.books.borrow_mut();
+        books.unassign(entry);
         if why == Refused::NoBackend {
-            let client = user.entry.client;
-            self.books.borrow_mut().refused(Protocol::Api, client, Refusal::NoBackend);
+            books.refused(Protocol::Api, entry.client, Refusal::NoBackend);
         }
+        drop(books);
         self.lend(now, key, pool, |gateway, cx| gateway.refused(why, last, cx));
     }
 
     /// A gateway has done with its link.
     pub(super) fn release(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let Some(user) = self.users.get(key) else { return };
-        let (Some(Released { line, keep, reset }), Some(link)) =
+        let (Some(Released { line, keep, private, reset }), Some(link)) =
             (user.gateway.take_released(), user.link.take())
         else {
             debug_assert!(false, "what is released was assigned");
             return;
         };
-        self.books.borrow_mut().unassign(&mut user.entry);
+        user.entry.iter_mut().for_each(|entry| self.books.borrow_mut().unassign(entry));
         let Some(Link { backend, .. }) = self.links.get(link) else { return };
         let backend = *backend;
-        match keep.filter(|_| !self.draining && self.is_serving(backend)) {
-            Some(keep) => self.spare(now, link, backend, line, keep, pool, out),
-            None => self.close_link(link, line, reset, out),
-        }
-    }
-
-    fn is_serving(&self, backend: BackendId) -> bool {
-        let books = self.books.borrow();
-        books.snapshot().get(backend).is_some_and(|one| one.standing == Standing::Serving)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one call, and each of them is needed")]
-    fn spare(
-        &mut self,
-        now: Now,
-        link: Key,
-        backend: BackendId,
-        line: Line,
-        keep: Duration,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+        let serves = match private {
+            true => may_go_on(&self.books.borrow(), backend),
+            false => is_serving(&self.books.borrow(), backend),
+        };
+        let Some(keep) = keep.filter(|_| !self.draining && serves) else {
+            return self.close_link(link, line, reset, out);
+        };
+        let owner = private.then_some(key);
         if let Some(Link { state, .. }) = self.links.get(link) {
-            *state = State::Spare { line };
+            *state = State::Spare { line, owner };
         }
         self.watch(link, pool, out);
-        let oldest = self.spares.keep(backend, link, now, now.plus(keep));
         self.sweep_at = self.sweep_at.min(now.plus(SWEEP_EVERY));
-        if let Some(oldest) = oldest {
+        match owner {
+            Some(owner) => self.keep_private(now, owner, link, backend, out),
+            None => {
+                let oldest = self.spares.keep(backend, link, now, now.plus(keep));
+                if let Some(oldest) = oldest {
+                    self.close_spare(oldest, out);
+                }
+            }
+        }
+    }
+
+    fn keep_private(
+        &mut self,
+        now: Now,
+        owner: Key,
+        link: Key,
+        backend: BackendId,
+        out: &mut Vec<Cmd>,
+    ) {
+        if let Some(user) = self.users.get(owner) {
+            user.private = Some(link);
+        }
+        if let Some(oldest) = self.private.keep(backend, link, now, NEVER) {
+            self.books.borrow().metrics().counters.api_upstream_private_shed.one();
             self.close_spare(oldest, out);
         }
     }
@@ -227,7 +280,7 @@ impl Gateways {
     /// A spare connection is always listened to, so that its end is noticed before it is used.
     fn watch(&mut self, link: Key, pool: &Pool, out: &mut Vec<Cmd>) {
         let (features, share) = (self.features, self.kit.share());
-        if let Some(Link { state: State::Spare { line }, .. }) = self.links.get(link) {
+        if let Some(Link { state: State::Spare { line, .. }, .. }) = self.links.get(link) {
             let out = &mut |what| out.push(Cmd::Wire { conn: Conn::Link(link), what });
             line.ask(Side::Backend, true, share, pool, features, out);
         }
@@ -250,7 +303,7 @@ impl Gateways {
                 let user = *user;
                 self.act(now, user, pool, out, |gateway, cx| gateway.handle(event, cx));
             }
-            State::Spare { line } => {
+            State::Spare { line, .. } => {
                 let still_good = matches!(
                     event,
                     Event::Received { what: Received::Stopped, .. } | Event::Room { .. }
@@ -275,7 +328,7 @@ impl Gateways {
     pub(super) fn drop_spare(&mut self, link: Key, out: &mut Vec<Cmd>) {
         if let Some(Link { backend, .. }) = self.links.get(link) {
             let backend = *backend;
-            self.spares.forget(backend, link);
+            let _ = self.spares.forget(backend, link) || self.private.forget(backend, link);
             self.close_spare(link, out);
         }
     }
@@ -283,8 +336,11 @@ impl Gateways {
     /// Closes a link that is a spare connection no more.
     fn close_spare(&mut self, link: Key, out: &mut Vec<Cmd>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
-        if let State::Spare { line } = state {
-            let line = std::mem::take(line);
+        if let State::Spare { line, owner } = state {
+            let (line, owner) = (std::mem::take(line), *owner);
+            if let Some(owner) = owner.and_then(|owner| self.users.get(owner)) {
+                owner.private = None;
+            }
             self.close_link(link, line, false, out);
         }
     }
@@ -319,14 +375,17 @@ impl Gateways {
         self.version = version;
         self.drop_spares(now, false, out);
         self.look_at_spares(now, out);
-        self.sweep_at = if self.spares.is_empty() { NEVER } else { now.plus(SWEEP_EVERY) };
+        let none = self.spares.is_empty() && self.private.is_empty();
+        self.sweep_at = if none { NEVER } else { now.plus(SWEEP_EVERY) };
     }
 
     /// Begins the receives anew that may have slept through the end of their connection.
     fn look_at_spares(&mut self, now: Now, out: &mut Vec<Cmd>) {
         let still = now.nanos().saturating_sub(SECOND_LOOK.as_nanos() as u64);
-        for link in self.spares.waiting_since(Now::from_nanos(still)) {
-            if let Some(Link { state: State::Spare { line }, .. }) = self.links.get(link) {
+        let still = Now::from_nanos(still);
+        let private = self.private.waiting_since(still);
+        for link in self.spares.waiting_since(still).chain(private) {
+            if let Some(Link { state: State::Spare { line, .. }, .. }) = self.links.get(link) {
                 line.look_again(Side::Backend, &mut |what| {
                     out.push(Cmd::Wire { conn: Conn::Link(link), what });
                 });
@@ -340,15 +399,23 @@ impl Gateways {
 
     fn drop_spares(&mut self, now: Now, all: bool, out: &mut Vec<Cmd>) {
         let mut dropped = Vec::new();
-        let books = self.books.clone();
-        let books = books.borrow();
-        let serving = |id| {
-            let backend = books.snapshot().get(id);
-            backend.is_some_and(|backend| backend.standing == Standing::Serving)
-        };
-        self.spares.sweep(now, |id| !all && serving(id), |link| dropped.push(link));
+        let shared = self.books.clone();
+        let books = shared.borrow();
+        self.spares.sweep(now, |id| !all && is_serving(&books, id), |link| dropped.push(link));
+        // What is a user's ends with the user, unless the backend wants to be rid of it.
+        self.private.sweep(now, |id| may_go_on(&books, id), |link| dropped.push(link));
+        drop(books);
         for link in dropped {
             self.close_spare(link, out);
         }
     }
+}
+
+fn is_serving(books: &Dispatcher, backend: BackendId) -> bool {
+    books.snapshot().get(backend).is_some_and(|one| one.standing == Standing::Serving)
+}
+
+/// Whether what a user began at a backend may go on there.
+fn may_go_on(books: &Dispatcher, backend: BackendId) -> bool {
+    books.snapshot().get(backend).is_some_and(|one| one.standing != Standing::Draining)
 }

@@ -1,0 +1,68 @@
+//! Users who are let go: for whom there is no room, whose head is not waited for any longer, or who hold
+//! too much. Owns how they are told, and what of a connection can still be served.
+
+use std::net::SocketAddr;
+
+use super::Context;
+use super::exchange::Upload;
+use super::gateway::{Gateway, Phase};
+use super::stash::Stash;
+use crate::base::time::Now;
+use crate::session::SessionId;
+
+impl Gateway {
+    /// A user has connected for whom there is no room: it is told so when it asks.
+    pub fn refusing(
+        session: SessionId,
+        client: SocketAddr,
+        why: &'static str,
+        now: Now,
+    ) -> Gateway {
+        let mut gateway = Gateway::new(session, client, false, now);
+        gateway.refuses = Some(why);
+        gateway
+    }
+
+    /// Bytes that it holds on the heap.
+    pub fn held(&self) -> usize {
+        self.stash.held() + self.exchange.stash.held()
+    }
+
+    /// When the request that is read or served came.
+    pub fn began(&self) -> Now {
+        self.exchange.times.began
+    }
+
+    /// Lets go of what is held on the heap. The user's connection ends: nobody knows any more where in it
+    /// a request begins. What was asked for before is still answered.
+    pub fn lighten(&mut self, cx: &mut Context<'_>) {
+        const FULL: &str = "too many requests are not complete";
+        match self.phase {
+            Phase::Head => self.refuse_half(503, FULL, cx),
+            Phase::Exchange => {
+                self.stash = Stash::EMPTY;
+                self.stash_seen = 0;
+                self.exchange.upload = Upload::Abandoned;
+                self.exchange.close = true;
+                if self.exchange.stash.held() > 0 && self.exchange.status == 0 {
+                    self.exchange.stash = Stash::EMPTY;
+                    self.answer_ourselves(503, FULL, cx);
+                }
+            }
+            Phase::Lingering { .. } | Phase::Tunnel(_) | Phase::Over(_) => {}
+        }
+        self.advance(cx);
+    }
+
+    /// Answers a request whose head will not be waited for any longer.
+    pub(super) fn refuse_half(&mut self, status: u16, why: &'static str, cx: &mut Context<'_>) {
+        self.begin_exchange(cx.now);
+        self.exchange.note_line(self.stash.bytes());
+        self.exchange.close = true;
+        // So much may be known of it already: no body is expected.
+        self.exchange.to_head_request = self.stash.bytes().starts_with(b"HEAD ");
+        self.stash = Stash::EMPTY;
+        self.stash_seen = 0;
+        self.answer_ourselves(status, why, cx);
+    }
+}

@@ -1,0 +1,58 @@
+//! API users for whom there is no room. Each is still told so, with 503 to its first request, because a
+//! connection that is closed with a request unread is a reset and says nothing. Owns how many of them there
+//! are at once; they have no place in the books and are no sessions.
+
+use std::net::SocketAddr;
+
+use super::{Cmd, Gateways, NEVER, User};
+use crate::base::time::Now;
+use crate::proxy::http::Gateway;
+use crate::ring::pool::Pool;
+use crate::session::EndReason;
+use crate::worker::core::Key;
+use crate::worker::link::Refusal;
+
+/// So many at once; for another one the first of them is closed, who has most likely been answered. They
+/// take descriptors that no session has been promised: `boot::capacity` leaves 256 to move in.
+const TURNED_AWAY_MAX: usize = 32;
+
+impl Gateways {
+    pub(super) fn turn_away(
+        &mut self,
+        now: Now,
+        client: SocketAddr,
+        why: Refusal,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) -> Key {
+        let detail = match why {
+            Refusal::Full => "as many users are served as may be",
+            _ => "there is no room for another user",
+        };
+        let name = self.books.borrow().no_session();
+        let key = self.users.put(User {
+            gateway: Gateway::refusing(name, client, detail, now),
+            entry: None,
+            link: None,
+            private: None,
+            tried: Vec::new(),
+            started: false,
+            moved: [0; 2],
+            held: 0,
+            scheduled: NEVER,
+        });
+        self.make_room();
+        self.turned_away.push_back(key);
+        self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
+        // Not before: a place is given to nobody else while commands about it wait.
+        if self.turned_away.len() > TURNED_AWAY_MAX
+            && let Some(first) = self.turned_away.pop_front()
+            && self.users.get(first).is_some()
+        {
+            self.act(now, first, pool, out, |gateway, cx| {
+                gateway.end(EndReason::Finished, false, cx);
+            });
+        }
+        key
+    }
+}
