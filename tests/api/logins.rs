@@ -3,7 +3,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::harness::{Backend, Balancer, PATIENCE, User, eventually, ok};
+use crate::harness::{Backend, Balancer, User, ok};
+use crate::wait::{PATIENCE, wait_for};
 
 /// Answers each request with the number of its connection, and asks for a login where the path says so.
 fn numbered() -> Backend {
@@ -99,7 +100,9 @@ fn a_users_own_connection_is_closed_with_the_user() {
         if close.is_empty() {
             drop(user);
         }
-        eventually(|| (closed.load(Ordering::Relaxed) == number).then_some(()));
+        wait_for("the connection to be closed", || {
+            (closed.load(Ordering::Relaxed) == number).then_some(())
+        });
     }
     balancer.expect("kept for users", 0, |it| it.api_upstream_private.get());
     balancer.stop();

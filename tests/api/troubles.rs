@@ -307,7 +307,9 @@ fn requests_sent_ahead_take_no_more_than_their_part() {
     const AHEAD: usize = 200;
     let backend = Backend::run(|own, mut wire| {
         own.request(&mut wire);
-        eventually(|| (own.requests().len() > AHEAD).then_some(()));
+        wait_for("more requests than are kept ahead", || {
+            (own.requests().len() > AHEAD).then_some(())
+        });
         let _ = wire.stream.write_all(&ok("done"));
     });
     let balancer = Balancer::over(&[backend.address], |config| {
