@@ -81,6 +81,7 @@ table! {
         Counter users_refused_unreachable: "Users turned away because every backend that was tried refused.",
         Counter users_refused_exhausted: "Users turned away because descriptors, local ports or memory had run out.",
         Counter connects_failed: "Connections to a backend that were refused or timed out.",
+        Counter connects_without_port: "Connections to a backend that could not be begun because every local port towards it was in use.",
         Counter retries: "Users passed on to another backend after a connection had failed.",
         Counter bytes_up: "Bytes from users to backends.",
         Counter bytes_down: "Bytes from backends to users.",
@@ -128,6 +129,7 @@ table! {
         Gauge active: "Sessions running on this backend now.",
         Counter total: "Sessions that this backend was given.",
         Counter connect_failed: "Connections to this backend that were refused or timed out.",
+        Counter connect_without_port: "Connections to this backend that could not be begun because every local port towards it was in use.",
         Counter up: "Bytes from users to this backend.",
         Counter down: "Bytes from this backend to users.",
     }

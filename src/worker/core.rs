@@ -32,8 +32,11 @@ use crate::session::EndReason;
 use slots::Slots;
 use starved::{FED_MAX, Starved};
 
-/// Backends that one user is offered before being turned away.
+/// Backends that may fail one user before it is turned away.
 const ATTEMPTS_MAX: usize = 3;
+/// Backends that one user is offered in all: those that could not even be asked, for want of a local port
+/// towards them, have not failed it.
+const OFFERS_MAX: usize = 8;
 
 /// A session's place among its worker's, and which use of the place it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -107,8 +110,10 @@ enum Phase {
 /// The backends that this user was offered.
 #[derive(Default)]
 struct Tried {
-    backends: [Option<BackendId>; ATTEMPTS_MAX],
+    backends: [Option<BackendId>; OFFERS_MAX],
     count: usize,
+    /// Those of them towards which there was no local port.
+    portless: usize,
 }
 
 impl Core {
@@ -335,10 +340,16 @@ impl Core {
         let Some(session) = self.sessions.get(key) else { return };
         // Only its deadline cancels an attempt that is still wanted.
         let errno = if errno == Errno::ECANCELED { Errno::ETIMEDOUT } else { errno };
-        let ours = is_ours(errno);
-        if !ours {
-            self.books.borrow_mut().backend_failed(&session.entry, errno);
-            let again = session.tried.count < ATTEMPTS_MAX;
+        let lack = Lack::of(errno);
+        if lack != Lack::Everywhere {
+            let mut books = self.books.borrow_mut();
+            match lack {
+                Lack::None => books.backend_failed(&session.entry, errno),
+                _ => books.backend_out_of_ports(&session.entry),
+            }
+            drop(books);
+            session.tried.portless += usize::from(lack == Lack::Ports);
+            let again = session.tried.may_go_on();
             let tried = session.tried.list();
             let next =
                 again.then(|| self.books.borrow_mut().assign(&mut session.entry, &tried)).flatten();
@@ -351,6 +362,7 @@ impl Core {
             }
         }
         let client = session.entry.client;
+        let ours = lack != Lack::None || session.tried.portless > 0;
         let why = if ours { Refusal::Exhausted } else { Refusal::Unreachable };
         self.books.borrow_mut().refused(Protocol::Tcp, client, why);
         let reason = EndReason::Unreachable;
@@ -453,24 +465,39 @@ impl Tried {
         self.count += 1;
     }
 
-    fn list(&self) -> [BackendId; ATTEMPTS_MAX] {
+    fn may_go_on(&self) -> bool {
+        self.count < OFFERS_MAX && self.count - self.portless < ATTEMPTS_MAX
+    }
+
+    fn list(&self) -> [BackendId; OFFERS_MAX] {
         // What was not tried is filled up with what was.
         let first = self.backends[0].unwrap_or(BackendId(u32::MAX));
         self.backends.map(|backend| backend.unwrap_or(first))
     }
 }
 
-/// Want of descriptors, ports or memory is not the backend's fault, and another one would not help.
-pub(super) fn is_ours(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EMFILE
-            | Errno::ENFILE
-            | Errno::ENOMEM
-            | Errno::ENOBUFS
-            | Errno::EADDRNOTAVAIL
-            | Errno::EAGAIN
-    )
+/// What we lacked when a connection failed that says nothing about the backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lack {
+    /// Nothing: it was the backend.
+    None,
+    /// A local port towards this backend (`EADDRNOTAVAIL`, connect(2)): the same ports may be free towards
+    /// another.
+    Ports,
+    /// Descriptors or memory: another backend would not help.
+    Everywhere,
+}
+
+impl Lack {
+    pub(crate) fn of(errno: Errno) -> Lack {
+        match errno {
+            Errno::EADDRNOTAVAIL => Lack::Ports,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN => {
+                Lack::Everywhere
+            }
+            _ => Lack::None,
+        }
+    }
 }
 
 fn give_back(event: Event, pool: &mut Pool) {
@@ -511,6 +538,11 @@ mod tests {
 
     impl Stage {
         fn new() -> Stage {
+            Stage::with(&[0])
+        }
+
+        /// With these backends in the rotation.
+        fn with(rotation: &[u16]) -> Stage {
             let urgent = Arc::new(tokio::sync::Notify::new());
             let publisher = Publisher::new(Snapshot::default());
             let (control, end) = link(0, 1000, publisher.subscribe(), Arc::clone(&urgent)).unwrap();
@@ -525,7 +557,8 @@ mod tests {
                 udp_seats: Arc::new(Seats::new(1000)),
                 report_sessions: true,
             });
-            dispatcher.adopt(Arc::new(snapshot(&[1], &[0])));
+            let weights = vec![1; rotation.len()];
+            dispatcher.adopt(Arc::new(snapshot(&weights, rotation)));
             let features = Features { receive_cap: true, splice: false };
             let settings = Settings { features, timeouts: Timeouts::default() };
             Stage {
@@ -618,6 +651,55 @@ mod tests {
         let counted = [&counters.users_refused_exhausted, &counters.users_refused_unreachable];
         assert_eq!(counted.map(|counter| counter.get()), [1, 0]);
         assert_eq!(counters.connects_failed.get(), 0);
+    }
+
+    #[test]
+    fn want_of_a_port_towards_one_backend_leads_to_the_next_and_sets_none_aside() {
+        let mut stage = Stage::with(&[0, 1]);
+        let (client, portless) = ("192.0.2.1:1000".parse().unwrap(), Errno::EADDRNOTAVAIL);
+        let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+        let [Cmd::Connect { to: first, .. }] = stage.said()[..] else { panic!() };
+        stage.core.connected(stage.now, key, Err(portless), &mut stage.pool, &mut stage.said);
+        let [Cmd::Connect { to: second, .. }] = stage.said()[..] else { panic!() };
+        assert_ne!(first, second);
+        stage.core.connected(stage.now, key, Ok(()), &mut stage.pool, &mut stage.said);
+        assert_eq!(stage.said().len(), 2, "both sides are read");
+        let told = std::iter::from_fn(|| stage.control.reports.pop().ok()).collect::<Vec<_>>();
+        assert!(matches!(told[..], [Report::Started { .. }]), "{told:?}");
+        let counters = &stage.control.metrics.counters;
+        let counted = [&counters.connects_without_port, &counters.connects_failed];
+        assert_eq!(counted.map(|counter| counter.get()), [1, 0]);
+        // The next user is offered the first again: it is not aside.
+        let offered: Vec<_> = (0..2)
+            .map(|_| {
+                stage.core.accepted(stage.now, client, &mut stage.said);
+                let [Cmd::Connect { to, .. }] = stage.said()[..] else { panic!() };
+                to
+            })
+            .collect();
+        assert!(offered.contains(&first), "{offered:?}");
+    }
+
+    #[test]
+    fn backends_that_could_not_be_asked_do_not_use_up_the_attempts() {
+        let mut stage = Stage::with(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let client = "192.0.2.1:1000".parse().unwrap();
+        for (errno, offers, why) in [
+            (Errno::ECONNREFUSED, ATTEMPTS_MAX, Refusal::Unreachable),
+            (Errno::EADDRNOTAVAIL, OFFERS_MAX, Refusal::Exhausted),
+        ] {
+            let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+            let mut offered = Vec::new();
+            while let [Cmd::Connect { to, .. }] = stage.said()[..] {
+                assert!(!offered.contains(&to), "each once");
+                offered.push(to);
+                stage.core.connected(stage.now, key, Err(errno), &mut stage.pool, &mut stage.said);
+            }
+            assert_eq!(offered.len(), offers);
+            let refused = Report::Refused { protocol: Protocol::Tcp, client, why };
+            let told = std::iter::from_fn(|| stage.control.reports.pop().ok());
+            assert!(told.into_iter().any(|report| report == refused));
+        }
     }
 
     #[test]

@@ -242,6 +242,15 @@ impl Dispatcher {
         self.parts.urgent.notify_one();
     }
 
+    /// There was no local port towards the session's backend, which says nothing about the backend: it
+    /// stays in the rotation, and has its ports again when a connection to it ends.
+    pub fn backend_out_of_ports(&self, entry: &Entry) {
+        self.parts.metrics.counters.connects_without_port.one();
+        if let Some(choice) = entry.choice {
+            self.parts.metrics.backends[usize::from(choice.slot)].connect_without_port.one();
+        }
+    }
+
     /// The name that a session goes by outside its worker.
     pub fn id(&self, entry: &Entry) -> SessionId {
         self.parts.shard.id(&entry.place)

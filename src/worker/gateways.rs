@@ -101,6 +101,8 @@ struct User {
     link: Option<Key>,
     /// The backends that the request at hand was offered.
     tried: Vec<BackendId>,
+    /// How many of them could not be asked for want of a local port.
+    portless: usize,
     /// A backend was found for the session before.
     started: bool,
     /// Bytes that stand in the books.
@@ -204,6 +206,7 @@ impl Gateways {
             entry,
             link: None,
             tried: Vec::new(),
+            portless: 0,
             started: false,
             moved: [0; 2],
             scheduled: NEVER,

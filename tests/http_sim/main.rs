@@ -77,6 +77,8 @@ enum Fate {
     Stands,
     Refused,
     Silent,
+    /// There is no local port towards that backend.
+    Portless,
 }
 
 #[derive(Clone, Default)]
@@ -337,6 +339,7 @@ impl World {
             (Fate::Stands, false) => Ok(()),
             (Fate::Stands, true) if self.dice.one_in(2) => Ok(()),
             (Fate::Refused, _) => Err(Errno::ECONNREFUSED),
+            (Fate::Portless, _) => Err(Errno::EADDRNOTAVAIL),
             (_, true) => Err(Errno::ECANCELED),
             (Fate::Silent, false) => return false,
         };
@@ -390,6 +393,8 @@ impl World {
         let fate = match self.dice.below(24) {
             0 if !self.weather.calm => Fate::Refused,
             1 if !self.weather.calm => Fate::Silent,
+            // Another has one, so that nobody notices.
+            2..12 if to.port() == 9000 && self.weather.backends > 1 => Fate::Portless,
             _ => Fate::Stands,
         };
         self.wires.insert(conn, Wire::new(Side::Backend));

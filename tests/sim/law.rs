@@ -22,7 +22,8 @@ laws! {
     BOOKS = "table, seats, gauges and reports agree with the sessions";
     COUNTED = "the bytes reported are the bytes delivered";
     STAYS = "a session stays on its backend, which was in the rotation";
-    RETRY = "a retry offers a backend that was not tried, at most three in all";
+    RETRY = "a retry offers a backend that was not tried, and none after three have failed";
+    NEXT = "want of a port towards one backend leads to the next";
     REASON = "a session ends for the reason that is reported";
     DEADLINE = "deadlines are kept, not early and not late";
     PROGRESS = "who makes progress finishes";

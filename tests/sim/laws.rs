@@ -22,8 +22,6 @@ use super::net::Conn;
 use super::pipes::Pipes;
 use super::shadow::{Attempt, STARVED_MAX, Session};
 
-/// Backends that one user is offered, by `worker::core`.
-const ATTEMPTS_MAX: usize = 3;
 /// Who ended for want of blocks did so at most this long after there were none.
 const DROUGHT: Duration = Duration::from_secs(1);
 
@@ -88,6 +86,8 @@ impl Laws {
             diligent: false,
             attempt: None,
             tried: Vec::new(),
+            portless: 0,
+            wants_next: false,
             relaying: false,
             sides: Default::default(),
             flows: Default::default(),
@@ -117,11 +117,12 @@ impl Laws {
         let aside = self.aside.clone();
         let session = self.session(key);
         check(session.attempt.is_none() && !session.relaying, law::STAYS, || format!("{key:?}"));
-        let tried = session.tried.contains(&backend) || session.tried.len() >= ATTEMPTS_MAX;
+        let tried = session.tried.contains(&backend) || !session.may_be_offered_more();
         check(!tried, law::RETRY, || format!("{backend} after {:?}", session.tried));
         let better = |id: &BackendId| !session.tried.contains(id) && !aside.contains(id);
         let wrong = aside.contains(&backend) && rotation.iter().any(better);
         check(!wrong, law::RETRY, || format!("{backend} has just failed, {rotation:?}"));
+        session.wants_next = false;
         session.tried.push(backend);
         session.attempt = Some(Attempt { since: now, cancelled: false });
         session.sides[Side::Backend as usize].conn = Some(conn);
@@ -143,6 +144,9 @@ impl Laws {
         if result.is_ok() && !ordered {
             session.relaying = true;
             (session.delivered_at, session.touched_at) = (now, now);
+        } else if result == Err(Errno::EADDRNOTAVAIL) && !ordered {
+            session.portless += 1;
+            session.wants_next = session.may_be_offered_more();
         } else if result.is_err() && !ordered && !ours {
             self.aside.extend(backend);
         }
@@ -328,6 +332,10 @@ impl Laws {
         let Some(ended) = session.ended else {
             panic!("broken law: {}: user {} ends unreported", law::BOOKS, session.user);
         };
+        let untried = self.rotation().find(|id| !session.tried.contains(id));
+        check(!session.wants_next || untried.is_none(), law::NEXT, || {
+            format!("user {} was not offered {untried:?}", session.user)
+        });
         session.judge_end(reset, conns);
         session.judge_reason(now, ended, &self.timeouts);
         let starved = session.hungry && now < self.dry_at.plus(DROUGHT);

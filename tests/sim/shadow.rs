@@ -22,6 +22,9 @@ use super::pipes::Pipes;
 const SMALL_HELD_MAX: usize = 16;
 const LARGE_HELD_MAX: usize = 4;
 const FREE_SHARE: usize = 8;
+/// Backends that may fail one user, and that it is offered in all, by `worker::core`.
+const ATTEMPTS_MAX: usize = 3;
+const OFFERS_MAX: usize = 8;
 /// How long a flow waits for blocks without trying again, by `worker::core`.
 pub const STARVED_MAX: Duration = Duration::from_millis(100);
 /// A worker turns a moment after a deadline.
@@ -35,6 +38,10 @@ pub struct Session {
     pub diligent: bool,
     pub attempt: Option<Attempt>,
     pub tried: Vec<BackendId>,
+    /// How many of them could not be asked for want of a local port.
+    pub portless: usize,
+    /// The last attempt was such a one, and another backend is due.
+    pub wants_next: bool,
     pub relaying: bool,
     pub sides: [Ways; 2],
     /// By the side that the bytes come from.
@@ -98,6 +105,10 @@ impl Flow {
 }
 
 impl Session {
+    pub fn may_be_offered_more(&self) -> bool {
+        self.tried.len() < OFFERS_MAX && self.tried.len() - self.portless < ATTEMPTS_MAX
+    }
+
     pub fn blocks(&self) -> usize {
         self.flows.iter().map(Flow::blocks).sum()
     }

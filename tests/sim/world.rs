@@ -512,6 +512,8 @@ impl World {
             let time = self.plan.timeouts.connect * 2;
             let answer = if self.random.half() { Ok(()) } else { Err(Errno::ETIMEDOUT) };
             (answer, self.now.plus(self.random.any_time(time)))
+        } else if self.random.in_thousand(self.plan.no_port) {
+            (Err(Errno::EADDRNOTAVAIL), soon)
         } else if self.random.in_thousand(self.plan.refused) {
             (Err(self.random.pick(&[Errno::ECONNREFUSED, Errno::EHOSTUNREACH])), soon)
         } else {

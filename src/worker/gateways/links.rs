@@ -13,10 +13,12 @@ use crate::proxy::http::{Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
-use crate::worker::core::{Key, is_ours};
+use crate::worker::core::{Key, Lack};
 use crate::worker::dispatcher::Choice;
 use crate::worker::link::Refusal;
 
+/// Backends towards which there was no local port, beyond which a request is offered no other.
+const PORTLESS_MAX: usize = 8;
 /// A connection that was in use so lately is taken to be still wanted by its backend.
 const RECENT: Duration = Duration::from_millis(500);
 
@@ -46,6 +48,7 @@ impl Gateways {
         let Some(user) = self.users.get(key) else { return };
         if wish.attempt == 0 {
             user.tried.clear();
+            user.portless = 0;
         }
         let mut books = self.books.borrow_mut();
         let mut choice = books.assign(&mut user.entry, &user.tried);
@@ -137,7 +140,8 @@ impl Gateways {
     ) {
         let Some(user) = self.users.get(key) else { return };
         user.link = None;
-        if is_ours(errno) {
+        let lack = Lack::of(errno);
+        if lack == Lack::Everywhere {
             // Spare connections hold descriptors and ports that the next request can use.
             let client = user.entry.client;
             self.books.borrow_mut().refused(Protocol::Api, client, Refusal::Exhausted);
@@ -145,11 +149,22 @@ impl Gateways {
             self.refuse(now, key, Refused::Exhausted, pool);
             return self.follow(now, key, pool, out);
         }
-        let why = if timed_out { Refused::TimedOut } else { Refused::Unreachable };
         let errno = if timed_out { Errno::ETIMEDOUT } else { errno };
         let mut books = self.books.borrow_mut();
-        books.backend_failed(&user.entry, errno);
-        let more = user.tried.len() <= usize::from(self.settings.retries_max);
+        match lack {
+            Lack::None => books.backend_failed(&user.entry, errno),
+            _ => books.backend_out_of_ports(&user.entry),
+        }
+        user.portless += usize::from(lack == Lack::Ports);
+        let (why, refusal) = match (user.portless, timed_out) {
+            (1.., _) => (Refused::Exhausted, Refusal::Exhausted),
+            (0, true) => (Refused::TimedOut, Refusal::Unreachable),
+            (0, false) => (Refused::Unreachable, Refusal::Unreachable),
+        };
+        // A backend towards which there was no port was never asked, and has not failed the request.
+        let failed = user.tried.len() - user.portless;
+        let more =
+            user.portless <= PORTLESS_MAX && failed <= usize::from(self.settings.retries_max);
         let next = more.then(|| books.assign(&mut user.entry, &user.tried)).flatten();
         match next {
             Some(choice) => {
@@ -159,7 +174,7 @@ impl Gateways {
                 self.connect(now, key, choice, out);
             }
             None => {
-                books.refused(Protocol::Api, user.entry.client, Refusal::Unreachable);
+                books.refused(Protocol::Api, user.entry.client, refusal);
                 drop(books);
                 self.refuse(now, key, why, pool);
                 self.follow(now, key, pool, out);
