@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod line;
+pub mod outlook;
 mod pace;
 pub mod tcp;
 pub mod udp;
