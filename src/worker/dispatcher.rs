@@ -277,6 +277,13 @@ impl Dispatcher {
         }
     }
 
+    /// Bytes that were booked as moved stayed in the kernel's send queue, and will not arrive.
+    pub fn undelivered(&mut self, entry: &mut Entry, up: u64, down: u64) {
+        entry.bytes_up = entry.bytes_up.saturating_sub(up);
+        entry.bytes_down = entry.bytes_down.saturating_sub(down);
+        self.parts.metrics.counters.bytes_undelivered.add(up + down);
+    }
+
     /// Takes a session that never began out of the books, without a word about it.
     pub fn withdraw(&mut self, mut entry: Entry) {
         self.parts.metrics.counters.sessions_active.less_one();

@@ -11,6 +11,8 @@ laws! {
     BYTES = "no byte is lost, doubled, reordered or given to the wrong peer";
     FIN = "a FIN is passed on after all bytes, and only for a true end";
     TRUNCATED = "a truncated stream never ends with a clean FIN";
+    PARTS = "a session waits for what its peers have not got yet";
+    VANISHED = "a host that owes an answer for a minute is given up";
     CLEAN = "two true ends are not turned into a reset";
     ONE_EACH = "one receive and one send are in flight per side at most";
     AFTER_END = "nothing is asked of a side that has ended";
