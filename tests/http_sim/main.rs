@@ -28,6 +28,7 @@ use lb::base::time::Now;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Policy;
 use lb::proxy::http::{Journal, Record, Settings};
+use lb::proxy::outlook::Outlook;
 use lb::proxy::tcp::Features;
 use lb::proxy::{self, Side};
 use lb::ring::pool::{Class, Pool};
@@ -292,6 +293,9 @@ impl World {
         if self.dice.one_in(50) {
             self.now = self.now.plus(Duration::from_micros(self.dice.below(20_000) as u64));
             self.expire();
+            if self.order.is_empty() {
+                return true;
+            }
         }
         let conn = self.order[self.dice.below(self.order.len())];
         if self.connecting.contains_key(&conn) {
@@ -378,6 +382,12 @@ impl World {
                         *cancelled = true;
                     }
                 }
+                Cmd::Look { conn } => {
+                    // A socket that could not be opened has none to look at.
+                    let wire = self.wires.get(&conn);
+                    let outlook = wire.map_or_else(Outlook::default, Wire::outlook);
+                    self.gateways.told(self.now, conn, outlook, &mut self.pool, &mut self.out);
+                }
                 Cmd::Wire { conn, what } => self.operate(conn, what),
                 Cmd::Close { conn, reset } => self.close(conn, reset),
             }
@@ -426,6 +436,11 @@ impl World {
 
     fn close(&mut self, conn: Conn, reset: bool) {
         let mut wire = self.wires.remove(&conn).expect("an open socket is closed");
+        let reads = self.clients.get(&conn).is_none_or(|one| one.manner != Manner::NotReading);
+        let queued = wire.outlook();
+        let lost = reset && reads && !self.weather.upheaval && !queued.dead && queued.queued > 0;
+        let manner = self.clients.get(&conn).map(|one| one.manner);
+        assert!(!lost, "a reset overtakes {} bytes on {conn:?}, {manner:?}", queued.queued);
         wire.close(reset);
         assert!(!self.connecting.contains_key(&conn), "closed while being connected");
         if let Conn::User(_) = conn {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::looks::{Leaving, STOP_GRACE};
 use super::{Cmd, Conn, Gateways, Link, NEVER, SWEEP_EVERY, State};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Standing};
@@ -208,7 +209,7 @@ impl Gateways {
         let backend = *backend;
         match keep.filter(|_| !self.draining && self.is_serving(backend)) {
             Some(keep) => self.spare(now, link, backend, line, keep, pool, out),
-            None => self.close_link(link, line, reset, out),
+            None => self.close_link(now, link, line, reset, out),
         }
     }
 
@@ -235,7 +236,7 @@ impl Gateways {
         let oldest = self.spares.keep(backend, link, now, now.plus(keep));
         self.sweep_at = self.sweep_at.min(now.plus(SWEEP_EVERY));
         if let Some(oldest) = oldest {
-            self.close_spare(oldest, out);
+            self.close_spare(now, oldest, out);
         }
     }
 
@@ -271,54 +272,61 @@ impl Gateways {
                 if still_good {
                     self.watch(key, pool, out);
                 } else {
-                    self.drop_spare(key, out);
+                    self.drop_spare(now, key, out);
                 }
             }
             State::Closing { line, .. } => {
                 line.settle(event, pool);
-                self.close_link_if_settled(key, out);
+                self.close_link_if_settled(now, key, out);
             }
-            State::Connecting { .. } => {
-                debug_assert!(false, "nothing is in flight on a link that is being connected");
+            State::Connecting { .. } | State::Leaving(_) => {
+                debug_assert!(false, "nothing is in flight on such a link");
             }
         }
     }
 
-    pub(super) fn drop_spare(&mut self, link: Key, out: &mut Vec<Cmd>) {
+    pub(super) fn drop_spare(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
         if let Some(Link { backend, .. }) = self.links.get(link) {
             let backend = *backend;
             self.spares.forget(backend, link);
-            self.close_spare(link, out);
+            self.close_spare(now, link, out);
         }
     }
 
     /// Closes a link that is a spare connection no more.
-    fn close_spare(&mut self, link: Key, out: &mut Vec<Cmd>) {
+    fn close_spare(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Spare { line } = state {
             let line = std::mem::take(line);
-            self.close_link(link, line, false, out);
+            self.close_link(now, link, line, false, out);
         }
     }
 
-    fn close_link(&mut self, link: Key, mut line: Line, reset: bool, out: &mut Vec<Cmd>) {
+    fn close_link(&mut self, now: Now, link: Key, mut line: Line, reset: bool, out: &mut Vec<Cmd>) {
         line.stop(Side::Backend, &mut |what| {
             out.push(Cmd::Wire { conn: Conn::Link(link), what });
         });
         if let Some(Link { state, .. }) = self.links.get(link) {
             *state = State::Closing { line, connect: false, reset };
         }
-        self.close_link_if_settled(link, out);
+        self.close_link_if_settled(now, link, out);
     }
 
-    pub(super) fn close_link_if_settled(&mut self, link: Key, out: &mut Vec<Cmd>) {
+    pub(super) fn close_link_if_settled(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Closing { line, connect: false, reset } = state
             && !line.in_flight()
         {
-            let reset = *reset;
+            if *reset {
+                let mut leaving = Leaving::new(now, true, self.settings.body_timeout);
+                if self.stopping {
+                    leaving.hurry(now, STOP_GRACE);
+                }
+                *state = State::Leaving(leaving);
+                return out.push(Cmd::Look { conn: Conn::Link(link) });
+            }
             self.links.remove(link);
-            out.push(Cmd::Close { conn: Conn::Link(link), reset });
+            out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
         }
     }
 
@@ -360,7 +368,7 @@ impl Gateways {
         };
         self.spares.sweep(now, |id| !all && serving(id), |link| dropped.push(link));
         for link in dropped {
-            self.close_spare(link, out);
+            self.close_spare(now, link, out);
         }
     }
 }
