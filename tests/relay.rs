@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use lb::boot::DataPlane;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::proxy::tcp::Features;
+use lb::ring::outlook::outlook;
 use lb::session::EndReason;
-use lb::worker::link::{Order, Report};
+use lb::worker::link::{Ended, Order, Report};
 
 #[path = "common/random.rs"]
 mod random;
@@ -337,6 +339,114 @@ fn what_a_backend_said_before_its_reset_is_delivered() {
     let mut rest = Vec::new();
     assert!(user.read_to_end(&mut rest).is_err(), "the end must not look like a clean one");
     assert_eq!(rest, b"ast words");
+    balancer.stop();
+}
+
+/// Sends so much and, when the next kernel has acknowledged all of it, resets the connection.
+fn say_and_reset(mut connection: TcpStream, len: usize) {
+    connection.write_all(&pattern(5, len)).unwrap();
+    wait_for("the peer to have taken everything", || {
+        (outlook(connection.as_fd()).queued == 0).then_some(())
+    });
+    socket2::SockRef::from(&connection).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+fn ended(balancer: &mut Balancer) -> Ended {
+    wait_for("the end of the session", || {
+        balancer.reports().into_iter().find_map(|report| match report {
+            Report::Ended(ended) => Some(ended),
+            _ => None,
+        })
+    })
+}
+
+/// More than a kernel takes for a reader who has read nothing yet, and less than all kernels do.
+const QUEUED: usize = 512 * 1024;
+
+#[test]
+fn a_reset_does_not_overtake_what_was_sent_before_it() {
+    for up in [false, true] {
+        let mut balancer = Balancer::start(|_| {});
+        let (reset, reset_seen) = std::sync::mpsc::channel::<()>();
+        let reset_seen = std::sync::Arc::new(std::sync::Mutex::new(reset_seen));
+        let (heard, tell) = std::sync::mpsc::channel();
+        balancer.register(&[backend(move |mut connection| {
+            let mut byte = [0];
+            connection.read_exact(&mut byte).unwrap();
+            connection.write_all(b"!").unwrap();
+            if up {
+                reset_seen.lock().unwrap().recv().unwrap();
+                heard.send(read_until_reset(connection)).unwrap();
+            } else {
+                // The rest of the question stays unread, so that the close is a reset.
+                say_and_reset(connection, QUEUED);
+                heard.send(Vec::new()).unwrap();
+            }
+        })]);
+        let user = balancer.served_user();
+        let got = if up {
+            say_and_reset(user, QUEUED);
+            reset.send(()).unwrap();
+            tell.recv().unwrap()
+        } else {
+            tell.recv().unwrap();
+            read_until_reset(user)
+        };
+        assert!(got == pattern(5, QUEUED), "{} of {QUEUED} bytes, up: {up}", got.len());
+        let ended = ended(&mut balancer);
+        let side = if up { EndReason::ClientReset } else { EndReason::BackendReset };
+        assert_eq!(ended.reason, side);
+        let carried = [ended.bytes_up, ended.bytes_down].map(|bytes| bytes as usize);
+        assert_eq!(carried, if up { [QUEUED + 1, 1] } else { [1, QUEUED + 1] });
+        assert_eq!(balancer.sum(|m| m.counters.bytes_undelivered.get()), 0);
+        balancer.stop();
+    }
+}
+
+/// What came before the reset that must end it.
+fn read_until_reset(mut stream: TcpStream) -> Vec<u8> {
+    let mut got = Vec::new();
+    let error = stream.read_to_end(&mut got).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    got
+}
+
+#[test]
+fn what_a_user_never_took_is_not_counted_as_delivered() {
+    let mut balancer = Balancer::start(|_| {});
+    balancer.register(&[backend(|mut connection| {
+        let mut byte = [0];
+        connection.read_exact(&mut byte).unwrap();
+        connection.write_all(b"!").unwrap();
+        connection.write_all(&pattern(5, QUEUED)).unwrap();
+        // Finished when the user has gone.
+        let _ = connection.read(&mut byte);
+    })]);
+    let user = balancer.served_user();
+    let sent = QUEUED as u64 + 1;
+    wait_for("all bytes to be booked", || {
+        (balancer.sum(|m| m.counters.bytes_down.get()) == sent).then_some(())
+    });
+    drop(user);
+    let ended = ended(&mut balancer);
+    let undelivered = balancer.sum(|m| m.counters.bytes_undelivered.get());
+    assert!(undelivered > 0, "the user's kernel took all of it");
+    assert_eq!(ended.bytes_down + undelivered, sent);
+    balancer.stop();
+}
+
+#[test]
+fn no_timer_of_the_kernel_ends_a_session_whose_reader_pauses() {
+    let mut balancer = Balancer::start(|_| {});
+    balancer.register(&[backend(echo)]);
+    let user = balancer.served_user();
+    // What the door's connections inherit, and those to backends have the same.
+    let to_backend = lb::ring::sys::stream(user.peer_addr().unwrap()).unwrap();
+    let listener = lb::ring::sys::listen("127.0.0.1:0".parse().unwrap(), true).unwrap();
+    for socket in [socket2::SockRef::from(&to_backend), socket2::SockRef::from(&listener)] {
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+        assert!(socket.keepalive().unwrap());
+    }
     balancer.stop();
 }
 

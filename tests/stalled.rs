@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lb::boot::DataPlane;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
@@ -15,7 +15,11 @@ use lb::session::EndReason;
 use lb::worker::link::Order;
 use socket2::{Domain, Socket, Type};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+#[path = "common/wait.rs"]
+mod wait;
+
+use wait::{PATIENCE, wait_for};
+
 /// 1 MiB of it is in small blocks.
 const BUFFER_BYTES: usize = 2 << 20;
 const BLOCKS: u64 = 256;
@@ -130,14 +134,6 @@ fn answer(user: &mut TcpStream) -> String {
     String::from_utf8_lossy(&line[b"HTTP/1.1 ".len()..]).into_owned()
 }
 
-fn eventually(mut check: impl FnMut() -> Option<()>) {
-    let end = Instant::now() + PATIENCE;
-    while check().is_none() {
-        assert!(Instant::now() < end, "it never became so");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// A backend that serves each of its connections in a thread. Like its users it is given little memory.
 fn backend(
     serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Clone + 'static,
@@ -237,7 +233,7 @@ fn stall(features: Features, uploads: bool, begin: impl Fn(&Balancer) -> TcpStre
     assert_eq!(answer(&mut old_api), "200 OK");
     let mut all: Vec<TcpStream> = (0..STALLED).map(|_| begin(&balancer)).collect();
     all.iter().for_each(|user| user.set_nonblocking(true).unwrap());
-    eventually(|| {
+    wait_for("flows to be held back", || {
         if uploads {
             all.iter_mut().for_each(flood);
         }
@@ -251,7 +247,7 @@ fn stall(features: Features, uploads: bool, begin: impl Fn(&Balancer) -> TcpStre
         assert_eq!(answer(&mut balancer.api_user(GET)), "200 OK");
     }
     balancer.end_all();
-    eventually(|| {
+    wait_for("every block to come back", || {
         let held_back = balancer.count(|it| it.flows_held_back.get());
         // The gateway keeps some for as long as it has connections.
         let free = balancer.count(|it| it.buffers_free.get());

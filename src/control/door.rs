@@ -47,20 +47,18 @@ pub struct Door {
     pub unproven: Rc<Cell<usize>>,
 }
 
-/// Sets what every accepted connection inherits: a host that fell silent is noticed within about the
-/// time that the hellos take to give it up.
+/// Sets what every accepted connection inherits. A host that fell silent is given up by its hellos, whose
+/// times a reload may change; the kernel notices it within about that time on a connection without any.
 ///
 /// # Errors
 /// When the kernel refuses an option.
 pub fn prepare(listener: &std::net::TcpListener, health: Health) -> io::Result<()> {
     let socket = socket2::SockRef::from(listener);
-    let patience = (health.interval * health.misses).max(Duration::from_secs(1));
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(health.interval.max(Duration::from_secs(1)))
         .with_interval(health.interval.max(Duration::from_secs(1)))
         .with_retries(health.misses.max(1));
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(patience))?;
     socket.set_tcp_nodelay(true)?;
     // An accept on the ring reports "would block" on a non-blocking listener instead of waiting.
     listener.set_nonblocking(false)
@@ -220,7 +218,7 @@ mod tests {
         let accepted = listener.accept().unwrap().0;
         let socket = socket2::SockRef::from(&accepted);
         assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(15)));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None, "the hellos decide");
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(5));
     }
 

@@ -79,6 +79,7 @@ fn backend_row(name: &'static str) -> &'static str {
         "active" => "sessions_active",
         "total" => "sessions",
         "connect_failed" => "connects_failed",
+        "connect_without_port" => "connects_without_port",
         "up" => "bytes_up",
         "down" => "bytes_down",
         other => other,

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tracing::{error, info, warn};
 
 use super::api::{About, LISTED_MAX, Listed, Reply};
@@ -25,6 +26,7 @@ use crate::config::{Config, OnBackendLoss};
 use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
+use crate::worker::core::Lack;
 use crate::worker::link::{Order, Report, Terms};
 
 /// How often an order to end a backend's sessions is repeated while some are left.
@@ -438,7 +440,7 @@ impl Hub {
 
     fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
         let reason = std::io::Error::from_raw_os_error(errno);
-        if is_our_own_lack(errno) {
+        if Lack::of(Errno::from_raw(errno)) != Lack::None {
             self.console.lacking(now, id, &reason);
             return;
         }
@@ -561,18 +563,4 @@ impl Hub {
             error!(?order, workers = lost, "workers do not take orders any more");
         }
     }
-}
-
-/// Whether a connection failed for a reason that says nothing about the backend.
-fn is_our_own_lack(errno: i32) -> bool {
-    use nix::errno::Errno;
-    matches!(
-        Errno::from_raw(errno),
-        Errno::EMFILE
-            | Errno::ENFILE
-            | Errno::ENOMEM
-            | Errno::ENOBUFS
-            | Errno::EAGAIN
-            | Errno::EADDRNOTAVAIL
-    )
 }

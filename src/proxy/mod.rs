@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod line;
+pub mod outlook;
 mod pace;
 mod room;
 pub mod tcp;

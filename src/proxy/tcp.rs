@@ -341,9 +341,24 @@ impl Relay {
         self.flows[side as usize].receive == Receive::Starved
     }
 
-    /// Bytes from one side that the other side's kernel has taken.
+    /// Bytes from one side that were handed to our kernel for the other side.
     pub fn delivered(&self, from: Side) -> u64 {
         self.flows[from as usize].delivered
+    }
+
+    /// Whether bytes are on their way from us to a kernel.
+    pub fn is_sending(&self) -> bool {
+        self.flows.iter().any(|flow| !flow.sending.is_empty() || flow.piped > 0)
+    }
+
+    /// Whether the flow from a side has a pipe, or may have.
+    pub fn is_spliced(&self, side: Side) -> bool {
+        self.flows[side as usize].pace.splice.is_some()
+    }
+
+    /// Whether a side was told that no more will come.
+    pub fn has_finished(&self, side: Side) -> bool {
+        self.flows[side.other() as usize].sink == Sink::Finished
     }
 
     pub fn progress(&self) -> Progress {

@@ -11,6 +11,7 @@
 //! Wrong order is the caller's affair: close a socket only when nothing is in flight on it.
 
 pub mod datagram;
+pub mod outlook;
 pub mod pipe;
 pub mod pool;
 pub mod probe;

@@ -17,14 +17,20 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// A silent peer is probed after this long without traffic …
+use crate::proxy::outlook::GIVEN_UP_AFTER;
+
+/// A silent peer of which nothing is expected is probed after this long without traffic …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// … this often …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// … and given up after this many probes,
+/// … and given up after this many probes. The kernel does so only while nothing is queued for it; what
+/// is owed beyond that is looked after by `proxy::outlook`.
 const KEEPALIVE_PROBES: u32 = 3;
-/// or when what was sent to it has not been acknowledged for this long (`TCP_USER_TIMEOUT`, tcp(7)).
-const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+const _: () = assert!(
+    KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_PROBES as u64
+        == GIVEN_UP_AFTER.as_secs(),
+    "a host that has vanished is given up after the same time, whether it was sent anything or not"
+);
 /// What a socket may keep of unsent bytes once relay buffers have run short. Half of it must have gone
 /// out before poll(2) calls the socket writable, which is room for several small blocks.
 const UNSENT_BYTES_MAX: u32 = 64 * 1024;
@@ -239,8 +245,7 @@ fn set_relay_options(socket: &Socket) -> io::Result<()> {
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// Who is at the other end; a mapped IPv4 address is given as IPv4.

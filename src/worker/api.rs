@@ -15,7 +15,9 @@ use super::gateways::{Cmd, Conn, Gateways};
 use super::link::Order;
 use super::tcp::received;
 use crate::base::time::Now;
+use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Side};
+use crate::ring::outlook::outlook;
 use crate::ring::{self, Done, Ring, Tag, Until, sys};
 
 const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
@@ -167,6 +169,7 @@ impl ApiDriver {
                         self.gateways.connected(now, link, Err(errno), ring.pool_mut(), commands);
                     }
                 }
+                Cmd::Look { conn } => self.look(now, conn, ring),
                 Cmd::CancelConnect { link } => ring.cancel(tag_of(CONNECT, link)),
                 Cmd::Close { conn, reset } => self.close(conn, reset, ring),
             }
@@ -218,6 +221,15 @@ impl ApiDriver {
         ring.connect(tag_of(CONNECT, link), socket.as_fd(), to);
         *place(&mut self.links, link) = Some(socket);
         Ok(())
+    }
+
+    fn look(&mut self, now: Now, conn: Conn, ring: &mut Ring) {
+        let socket = match conn {
+            Conn::User(key) => place(&mut self.users, key),
+            Conn::Link(key) => place(&mut self.links, key),
+        };
+        let seen = socket.as_ref().map_or_else(Outlook::default, |it| outlook(it.as_fd()));
+        self.gateways.told(now, conn, seen, ring.pool_mut(), &mut self.commands);
     }
 
     /// A connection whose socket could not be opened has none to close.

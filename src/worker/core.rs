@@ -2,20 +2,22 @@
 //! their deadlines; decides from events and a time that it is handed, and does nothing itself.
 //!
 //! ```text
-//!   accepted --> Connecting --connected--> Relaying --over, idle, ordered--> Ending --> closed
-//!                 |     ^ \                                                    ^
-//!                 +retry+  +--every backend refused, ordered ------------------+
+//!   accepted --> Connecting --connected--> Relaying --over, idle, ordered--> Ending --> Parting --> closed
+//!                 |     ^ \                                                    ^ \                    ^
+//!                 +retry+  +--every backend refused, ordered ------------------+  +--never relayed-----+
 //! ```
 //!
 //! A session leaves its place only when the kernel works for neither of its sockets, so a completion
 //! can never meet a stranger.
 
+mod parting;
 pub(super) mod slots;
 pub(super) mod starved;
 pub mod udp;
 
 use std::cell::Ref;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -25,15 +27,23 @@ use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, Protocol};
 use crate::config::Timeouts;
+use crate::proxy::outlook::Watch;
 use crate::proxy::tcp::{Features, Progress, Relay};
 use crate::proxy::{self, Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
+use parting::Parting;
 use slots::Slots;
 use starved::{FED_MAX, Starved};
 
-/// Backends that one user is offered before being turned away.
+/// Backends that may fail one user before it is turned away.
 const ATTEMPTS_MAX: usize = 3;
+/// Backends that one user is offered in all: those that could not even be asked, for want of a local port
+/// towards them, have not failed it.
+const OFFERS_MAX: usize = 8;
+
+/// Never: a look that is not planned.
+const NEVER: Now = Now::from_nanos(u64::MAX);
 
 /// A session's place among its worker's, and which use of the place it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -59,6 +69,10 @@ pub enum Cmd {
     Relay {
         key: Key,
         what: proxy::Cmd,
+    },
+    /// Ask how the send queues of both sockets stand, and tell [`Core::told`] at once.
+    Look {
+        key: Key,
     },
     /// Close both sockets, with a reset if so. Nothing is in flight on them.
     Close {
@@ -91,24 +105,35 @@ struct Session {
     active: Now,
     half_closed: bool,
     answered: bool,
+    /// Both its connections have stood.
+    relayed: bool,
+    /// When its send queues are looked at next, and what was seen of each side's host.
+    look_at: Now,
+    watches: [Watch; 2],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Connecting,
     Relaying,
-    /// Waits for what is still in flight; `connect`: a connection attempt is.
+    /// Waits for what is still in flight; `connect`: a connection attempt is. `ordered`: its end was
+    /// ordered meanwhile.
     Ending {
         reason: EndReason,
         connect: bool,
+        ordered: Option<EndReason>,
     },
+    /// Waits for what the kernels have not delivered yet.
+    Parting(Parting),
 }
 
 /// The backends that this user was offered.
 #[derive(Default)]
 struct Tried {
-    backends: [Option<BackendId>; ATTEMPTS_MAX],
+    backends: [Option<BackendId>; OFFERS_MAX],
     count: usize,
+    /// Those of them towards which there was no local port.
+    portless: usize,
 }
 
 impl Core {
@@ -162,6 +187,9 @@ impl Core {
             active: now,
             half_closed: false,
             answered: false,
+            relayed: false,
+            look_at: NEVER,
+            watches: [Watch::NEW; 2],
         });
         self.deadlines.schedule(key.place, now.plus(self.settings.timeouts.connect));
         out.push(Cmd::Connect { key, to: choice.address });
@@ -179,8 +207,8 @@ impl Core {
     ) {
         let Some(session) = self.sessions.get(key) else { return };
         match (session.phase, result) {
-            (Phase::Ending { reason, .. }, _) => {
-                session.phase = Phase::Ending { reason, connect: false };
+            (Phase::Ending { reason, ordered, .. }, _) => {
+                session.phase = Phase::Ending { reason, connect: false, ordered };
                 self.close_if_settled(now, key, pool, out);
             }
             (_, Ok(())) => self.start(now, key, pool, out),
@@ -202,7 +230,7 @@ impl Core {
             give_back(event, pool);
             return;
         };
-        if let Phase::Ending { .. } = session.phase {
+        if let Phase::Ending { .. } | Phase::Parting(_) = session.phase {
             session.relay.settle(event, pool);
             let up = session.relay.delivered(Side::Client);
             let down = session.relay.delivered(Side::Backend);
@@ -227,6 +255,10 @@ impl Core {
         if !was_unsure && session.relay.is_unsure() {
             self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
         }
+        if session.look_at == NEVER && (sent || session.relay.is_sending()) {
+            session.look_at = session.next_look(now, &self.settings.timeouts);
+            self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+        }
         if sent {
             session.active = now;
             let up = session.relay.delivered(Side::Client);
@@ -240,8 +272,8 @@ impl Core {
         self.follow(now, key, pool, out);
     }
 
-    /// Ends what has been still for too long.
-    pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    /// Looks at what has been still for a while, or for too long.
+    pub fn expire(&mut self, now: Now, out: &mut Vec<Cmd>) {
         while let Some(place) = self.deadlines.pop(now) {
             let Some(key) = self.sessions.at(place) else { continue };
             let Some(session) = self.sessions.get(key) else { continue };
@@ -253,14 +285,12 @@ impl Core {
             match session.phase {
                 // Its completion says ECANCELED, and `retry` goes on from there.
                 Phase::Connecting => out.push(Cmd::CancelConnect { key }),
-                Phase::Relaying if session.ends_at(&self.settings.timeouts) > now => {
+                Phase::Relaying if session.rests_until(&self.settings.timeouts) > now => {
                     session.relay.look_again(&mut |what| out.push(Cmd::Relay { key, what }));
                     self.deadlines.schedule(place, session.due(&self.settings.timeouts));
                 }
-                Phase::Relaying if session.half_closed => {
-                    self.end(now, key, EndReason::HalfCloseIdle, pool, out);
-                }
-                Phase::Relaying => self.end(now, key, EndReason::Idle, pool, out),
+                // What the kernels have delivered meanwhile decides, in `told`.
+                Phase::Relaying | Phase::Parting(_) => out.push(Cmd::Look { key }),
                 Phase::Ending { .. } => {}
             }
         }
@@ -328,6 +358,7 @@ impl Core {
         self.books.borrow().metrics().connect_time.record(now.since(session.active));
         self.books.borrow_mut().started(&session.entry);
         session.phase = Phase::Relaying;
+        session.relayed = true;
         session.active = now;
         self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
         let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
@@ -338,10 +369,16 @@ impl Core {
         let Some(session) = self.sessions.get(key) else { return };
         // Only its deadline cancels an attempt that is still wanted.
         let errno = if errno == Errno::ECANCELED { Errno::ETIMEDOUT } else { errno };
-        let ours = is_ours(errno);
-        if !ours {
-            self.books.borrow_mut().backend_failed(&session.entry, errno);
-            let again = session.tried.count < ATTEMPTS_MAX;
+        let lack = Lack::of(errno);
+        if lack != Lack::Everywhere {
+            let mut books = self.books.borrow_mut();
+            match lack {
+                Lack::None => books.backend_failed(&session.entry, errno),
+                _ => books.backend_out_of_ports(&session.entry),
+            }
+            drop(books);
+            session.tried.portless += usize::from(lack == Lack::Ports);
+            let again = session.tried.may_go_on();
             let tried = session.tried.list();
             let next =
                 again.then(|| self.books.borrow_mut().assign(&mut session.entry, &tried)).flatten();
@@ -354,10 +391,11 @@ impl Core {
             }
         }
         let client = session.entry.client;
+        let ours = lack != Lack::None || session.tried.portless > 0;
         let why = if ours { Refusal::Exhausted } else { Refusal::Unreachable };
         self.books.borrow_mut().refused(Protocol::Tcp, client, why);
         let reason = EndReason::Unreachable;
-        session.phase = Phase::Ending { reason, connect: false };
+        session.phase = Phase::Ending { reason, connect: false, ordered: None };
         self.close_if_settled(now, key, pool, out);
     }
 
@@ -404,49 +442,60 @@ impl Core {
     fn end(&mut self, now: Now, key: Key, reason: EndReason, pool: &mut Pool, out: &mut Vec<Cmd>) {
         let Some(session) = self.sessions.get(key) else { return };
         let connect = match session.phase {
-            Phase::Ending { .. } => return,
+            Phase::Ending { .. } | Phase::Parting(_) => return self.hurry(now, key, reason),
             Phase::Connecting => {
                 out.push(Cmd::CancelConnect { key });
                 true
             }
             Phase::Relaying => false,
         };
-        session.phase = Phase::Ending { reason, connect };
+        let ordered = Some(reason).filter(|reason| parting::is_order(*reason));
+        session.phase = Phase::Ending { reason, connect, ordered };
         session.relay.stop(&mut |what| out.push(Cmd::Relay { key, what }));
         self.close_if_settled(now, key, pool, out);
     }
 
     fn close_if_settled(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let settled = |session: &mut Session| match session.phase {
-            Phase::Ending { reason, connect: false } if !session.relay.in_flight() => Some(reason),
-            _ => None,
-        };
-        let Some(reason) = self.sessions.get(key).and_then(settled) else { return };
-        let Some(mut session) = self.sessions.remove(key) else { return };
-        // Known only now: what was in flight may have brought bytes that found no taker.
-        let reset = reason.is_reset(session.relay.is_truncated());
-        session.relay.release(pool);
-        self.deadlines.cancel(key.place);
-        self.books.borrow_mut().close(session.entry, reason, now);
-        out.push(Cmd::Close { key, reset });
+        let Some(session) = self.sessions.get(key) else { return };
+        let Phase::Ending { reason, connect: false, ordered } = session.phase else { return };
+        if session.relay.in_flight() {
+            return;
+        }
+        match session.relayed {
+            true => self.begin_to_part(now, key, reason, ordered, out),
+            false => self.close(now, key, reason, [0; 2], pool, out),
+        }
     }
 }
 
 impl Session {
     /// When something is to be done about it if it stays still.
     fn due(&self, timeouts: &Timeouts) -> Now {
-        let end = self.ends_at(timeouts);
         let look = self.phase == Phase::Relaying && self.relay.is_unsure();
-        if look { end.min(self.active.plus(SECOND_LOOK)) } else { end }
+        let again = if look { self.active.plus(SECOND_LOOK) } else { NEVER };
+        self.rests_until(timeouts).min(again)
+    }
+
+    /// When its queues are looked at or it is over, if it stays still.
+    fn rests_until(&self, timeouts: &Timeouts) -> Now {
+        match self.phase {
+            Phase::Parting(_) => self.look_at,
+            _ => self.ends_at(timeouts).min(self.look_at),
+        }
     }
 
     /// When it is over if it stays still.
     fn ends_at(&self, timeouts: &Timeouts) -> Now {
-        self.active.plus(match self.phase {
+        self.active.plus(self.patience(timeouts))
+    }
+
+    /// How long it may be still.
+    fn patience(&self, timeouts: &Timeouts) -> Duration {
+        match self.phase {
             Phase::Connecting => timeouts.connect,
             _ if self.half_closed => timeouts.half_close,
             _ => timeouts.tcp_idle,
-        })
+        }
     }
 }
 
@@ -456,24 +505,39 @@ impl Tried {
         self.count += 1;
     }
 
-    fn list(&self) -> [BackendId; ATTEMPTS_MAX] {
+    fn may_go_on(&self) -> bool {
+        self.count < OFFERS_MAX && self.count - self.portless < ATTEMPTS_MAX
+    }
+
+    fn list(&self) -> [BackendId; OFFERS_MAX] {
         // What was not tried is filled up with what was.
         let first = self.backends[0].unwrap_or(BackendId(u32::MAX));
         self.backends.map(|backend| backend.unwrap_or(first))
     }
 }
 
-/// Want of descriptors, ports or memory is not the backend's fault, and another one would not help.
-pub(super) fn is_ours(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EMFILE
-            | Errno::ENFILE
-            | Errno::ENOMEM
-            | Errno::ENOBUFS
-            | Errno::EADDRNOTAVAIL
-            | Errno::EAGAIN
-    )
+/// What we lacked when a connection failed that says nothing about the backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lack {
+    /// Nothing: it was the backend.
+    None,
+    /// A local port towards this backend (`EADDRNOTAVAIL`, connect(2)): the same ports may be free towards
+    /// another.
+    Ports,
+    /// Descriptors or memory: another backend would not help.
+    Everywhere,
+}
+
+impl Lack {
+    pub(crate) fn of(errno: Errno) -> Lack {
+        match errno {
+            Errno::EADDRNOTAVAIL => Lack::Ports,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN => {
+                Lack::Everywhere
+            }
+            _ => Lack::None,
+        }
+    }
 }
 
 fn give_back(event: Event, pool: &mut Pool) {
@@ -496,6 +560,7 @@ mod tests {
     use crate::cluster::Snapshot;
     use crate::config::Policy;
     use crate::proxy::Side::{Backend, Client};
+    use crate::proxy::outlook::{GIVEN_UP_AFTER, LOOK_EVERY, Outlook};
     use crate::ring::pool::Class;
     use crate::session::seats::Seats;
     use crate::worker::core::starved::WAIT_MAX;
@@ -511,10 +576,18 @@ mod tests {
         pool: Pool,
         now: Now,
         said: Vec<Cmd>,
+        /// What the kernel says of the send queues towards the client and the backend.
+        outlooks: [Outlook; 2],
+        looks: usize,
     }
 
     impl Stage {
         fn new() -> Stage {
+            Stage::with(&[0])
+        }
+
+        /// With these backends in the rotation.
+        fn with(rotation: &[u16]) -> Stage {
             let urgent = Arc::new(tokio::sync::Notify::new());
             let publisher = Publisher::new(Snapshot::default());
             let (control, end) = link(0, 1000, publisher.subscribe(), Arc::clone(&urgent)).unwrap();
@@ -529,7 +602,8 @@ mod tests {
                 udp_seats: Arc::new(Seats::new(1000)),
                 report_sessions: true,
             });
-            dispatcher.adopt(Arc::new(snapshot(&[1], &[0])));
+            let weights = vec![1; rotation.len()];
+            dispatcher.adopt(Arc::new(snapshot(&weights, rotation)));
             let features = Features { receive_cap: true, splice: false };
             let settings = Settings { features, timeouts: Timeouts::default() };
             Stage {
@@ -538,11 +612,19 @@ mod tests {
                 pool: Pool::new(256, 16),
                 now: START,
                 said: Vec::new(),
+                outlooks: [Outlook::default(); 2],
+                looks: 0,
             }
         }
 
-        /// What was commanded since the last look.
+        /// What was commanded since the last time, apart from looks, which are answered.
         fn said(&mut self) -> Vec<Cmd> {
+            while let Some(at) = self.said.iter().position(|cmd| matches!(cmd, Cmd::Look { .. })) {
+                let Cmd::Look { key } = self.said.remove(at) else { unreachable!() };
+                self.looks += 1;
+                let outlooks = self.outlooks;
+                self.core.told(self.now, key, outlooks, &mut self.pool, &mut self.said);
+            }
             std::mem::take(&mut self.said)
         }
 
@@ -573,7 +655,9 @@ mod tests {
 
         fn wait(&mut self, time: Duration) -> Vec<Cmd> {
             self.now = self.now.plus(time);
-            self.core.expire(self.now, &mut self.pool, &mut self.said);
+            self.core.expire(self.now, &mut self.said);
+            let said = self.said();
+            self.said = said;
             self.relieve()
         }
 
@@ -598,7 +682,7 @@ mod tests {
         let client = "192.0.2.1:1000".parse().unwrap();
         let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
         stage.now = stage.now.plus(2 * Timeouts::default().connect);
-        stage.core.expire(stage.now, &mut stage.pool, &mut stage.said);
+        stage.core.expire(stage.now, &mut stage.said);
         assert_eq!(stage.said().last(), Some(&Cmd::CancelConnect { key }));
         let cancelled = Err(Errno::ECANCELED);
         stage.core.connected(stage.now, key, cancelled, &mut stage.pool, &mut stage.said);
@@ -622,6 +706,55 @@ mod tests {
         let counted = [&counters.users_refused_exhausted, &counters.users_refused_unreachable];
         assert_eq!(counted.map(|counter| counter.get()), [1, 0]);
         assert_eq!(counters.connects_failed.get(), 0);
+    }
+
+    #[test]
+    fn want_of_a_port_towards_one_backend_leads_to_the_next_and_sets_none_aside() {
+        let mut stage = Stage::with(&[0, 1]);
+        let (client, portless) = ("192.0.2.1:1000".parse().unwrap(), Errno::EADDRNOTAVAIL);
+        let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+        let [Cmd::Connect { to: first, .. }] = stage.said()[..] else { panic!() };
+        stage.core.connected(stage.now, key, Err(portless), &mut stage.pool, &mut stage.said);
+        let [Cmd::Connect { to: second, .. }] = stage.said()[..] else { panic!() };
+        assert_ne!(first, second);
+        stage.core.connected(stage.now, key, Ok(()), &mut stage.pool, &mut stage.said);
+        assert_eq!(stage.said().len(), 2, "both sides are read");
+        let told = std::iter::from_fn(|| stage.control.reports.pop().ok()).collect::<Vec<_>>();
+        assert!(matches!(told[..], [Report::Started { .. }]), "{told:?}");
+        let counters = &stage.control.metrics.counters;
+        let counted = [&counters.connects_without_port, &counters.connects_failed];
+        assert_eq!(counted.map(|counter| counter.get()), [1, 0]);
+        // The next user is offered the first again: it is not aside.
+        let offered: Vec<_> = (0..2)
+            .map(|_| {
+                stage.core.accepted(stage.now, client, &mut stage.said);
+                let [Cmd::Connect { to, .. }] = stage.said()[..] else { panic!() };
+                to
+            })
+            .collect();
+        assert!(offered.contains(&first), "{offered:?}");
+    }
+
+    #[test]
+    fn backends_that_could_not_be_asked_do_not_use_up_the_attempts() {
+        let mut stage = Stage::with(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let client = "192.0.2.1:1000".parse().unwrap();
+        for (errno, offers, why) in [
+            (Errno::ECONNREFUSED, ATTEMPTS_MAX, Refusal::Unreachable),
+            (Errno::EADDRNOTAVAIL, OFFERS_MAX, Refusal::Exhausted),
+        ] {
+            let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+            let mut offered = Vec::new();
+            while let [Cmd::Connect { to, .. }] = stage.said()[..] {
+                assert!(!offered.contains(&to), "each once");
+                offered.push(to);
+                stage.core.connected(stage.now, key, Err(errno), &mut stage.pool, &mut stage.said);
+            }
+            assert_eq!(offered.len(), offers);
+            let refused = Report::Refused { protocol: Protocol::Tcp, client, why };
+            let told = std::iter::from_fn(|| stage.control.reports.pop().ok());
+            assert!(told.into_iter().any(|report| report == refused));
+        }
     }
 
     #[test]
@@ -684,6 +817,164 @@ mod tests {
         stage.over(key, Client, Received::Stopped);
         assert_eq!(stage.over(key, Backend, Received::Stopped), [Cmd::Close { key, reset: true }]);
         assert_eq!(stage.pool.free(Class::Small), 256);
+    }
+
+    /// A reader who has closed its window, and answers every probe.
+    fn paused(queued: u32) -> Outlook {
+        Outlook { queued, acknowledged: 100, ..Outlook::default() }
+    }
+
+    /// A host of which nothing is heard any more.
+    fn silent(queued: u32, seconds: u64) -> Outlook {
+        Outlook { owed: true, heard_ago: Duration::from_secs(seconds), ..paused(queued) }
+    }
+
+    /// A session whose backend has answered with so many bytes and then reset the connection.
+    fn reset_behind(stage: &mut Stage, bytes: u32) -> Key {
+        let key = stage.session();
+        stage.data(key, Backend, bytes as usize);
+        stage.relayed(key, Event::Sent { side: Client, result: Ok(bytes) });
+        stage.over(key, Backend, Received::Failed(Errno::ECONNRESET));
+        key
+    }
+
+    #[test]
+    fn a_reset_waits_for_what_was_sent_before_it() {
+        let mut stage = Stage::new();
+        stage.outlooks[Client as usize] = paused(40);
+        let key = reset_behind(&mut stage, 100);
+        assert_eq!(stage.over(key, Client, Received::Stopped), []);
+        assert_eq!(stage.core.live(), 1);
+        assert_eq!(stage.wait(Duration::from_secs(600)), [], "it is slow, and alive");
+        stage.outlooks[Client as usize] = Outlook::default();
+        assert_eq!(stage.wait(Duration::from_secs(1)), [Cmd::Close { key, reset: true }]);
+        let ended = stage.ended().unwrap();
+        assert_eq!((ended.reason, ended.bytes_down), (EndReason::BackendReset, 100));
+        assert_eq!(stage.control.metrics.counters.bytes_undelivered.get(), 0);
+    }
+
+    #[test]
+    fn what_was_never_delivered_is_not_counted_as_delivered() {
+        for (outlook, wait) in [
+            (Outlook { dead: true, ..paused(40) }, Duration::ZERO),
+            (silent(40, 0), GIVEN_UP_AFTER + Duration::from_secs(1)),
+            (paused(40), IDLE),
+        ] {
+            let mut stage = Stage::new();
+            stage.outlooks[Client as usize] = outlook;
+            let key = reset_behind(&mut stage, 100);
+            let mut said = stage.over(key, Client, Received::Stopped);
+            for _ in 0..8 {
+                stage.outlooks[Client as usize].heard_ago += wait / 8;
+                said.extend(stage.wait(wait / 8));
+            }
+            assert_eq!(said, [Cmd::Close { key, reset: true }], "{outlook:?}");
+            assert_eq!(stage.ended().unwrap().bytes_down, 60);
+            assert_eq!(stage.control.metrics.counters.bytes_undelivered.get(), 40);
+        }
+    }
+
+    #[test]
+    fn an_orderly_end_is_over_when_all_of_it_has_arrived() {
+        for (then, reason, reset) in [
+            (Outlook::default(), EndReason::Finished, false),
+            // Only the FIN is still on its way.
+            (paused(1), EndReason::Finished, false),
+            (Outlook { dead: true, ..paused(41) }, EndReason::ClientReset, true),
+        ] {
+            let mut stage = Stage::new();
+            let key = stage.session();
+            stage.data(key, Backend, 100);
+            stage.relayed(key, Event::Sent { side: Client, result: Ok(100) });
+            stage.outlooks[Client as usize] = paused(41);
+            stage.over(key, Backend, Received::End);
+            assert_eq!(stage.over(key, Client, Received::End).len(), 1, "a FIN, and no end yet");
+            stage.outlooks[Client as usize] = then;
+            assert_eq!(stage.wait(Duration::from_secs(1)), [Cmd::Close { key, reset }]);
+            let ended = stage.ended().unwrap();
+            let down = if reset { 60 } else { 100 };
+            assert_eq!((ended.reason, ended.bytes_down), (reason, down));
+        }
+    }
+
+    #[test]
+    fn who_has_ordered_an_end_does_not_wait_for_a_slow_reader() {
+        for (reason, grace) in [(EndReason::Operator, 5), (EndReason::Stopping, 1)] {
+            for before in [false, true] {
+                let mut stage = Stage::new();
+                stage.outlooks[Client as usize] = paused(40);
+                let key = if before { stage.session() } else { reset_behind(&mut stage, 100) };
+                if before {
+                    stage.data(key, Backend, 100);
+                    stage.relayed(key, Event::Sent { side: Client, result: Ok(100) });
+                } else {
+                    stage.over(key, Client, Received::Stopped);
+                }
+                let order = Order::EndBackend { backend: BackendId(1), reason };
+                stage.core.order(stage.now, order, &mut stage.pool, &mut stage.said);
+                for side in Side::BOTH.into_iter().filter(|_| before) {
+                    stage.over(key, side, Received::Stopped);
+                }
+                assert_eq!(stage.wait(Duration::from_millis(1000 * grace - 100)), []);
+                let said = stage.wait(Duration::from_millis(200));
+                assert_eq!(said, [Cmd::Close { key, reset: true }]);
+                assert_eq!(stage.ended().unwrap().bytes_down, 60);
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_whose_reader_takes_something_now_and_then_is_not_still() {
+        let mut stage = Stage::new();
+        let key = stage.session();
+        stage.data(key, Backend, 100);
+        stage.relayed(key, Event::Sent { side: Client, result: Ok(100) });
+        stage.outlooks[Client as usize] = paused(40);
+        for _ in 0..IDLE.as_secs() / 5 {
+            stage.outlooks[Client as usize].acknowledged += 1;
+            assert_eq!(stage.wait(2 * LOOK_EVERY), []);
+        }
+        assert_eq!(stage.wait(Duration::from_secs(3500)), []);
+        assert_eq!(stage.wait(Duration::from_secs(120)).len(), 2, "then it is");
+        stage.over(key, Client, Received::Stopped);
+        // Who has been still for so long has had its time.
+        let reset = Cmd::Close { key, reset: true };
+        assert_eq!(stage.over(key, Backend, Received::Stopped), [reset]);
+        let ended = stage.ended().unwrap();
+        assert_eq!((ended.reason, ended.bytes_down), (EndReason::Idle, 60));
+    }
+
+    #[test]
+    fn a_host_that_vanished_is_noticed_though_bytes_are_still_sent_to_it() {
+        let mut stage = Stage::new();
+        let key = stage.session();
+        let mut said = Vec::new();
+        let mut waited = 0;
+        while said.is_empty() {
+            stage.data(key, Backend, 1);
+            stage.relayed(key, Event::Sent { side: Client, result: Ok(1) });
+            stage.outlooks[Client as usize] = silent(waited as u32 + 1, waited);
+            said = stage.wait(Duration::from_secs(1));
+            waited += 1;
+        }
+        assert!((60..=76).contains(&waited), "after {waited} s");
+        assert_eq!(said.len(), 2, "both receives are cancelled");
+        stage.over(key, Client, Received::Stopped);
+        let reset = Cmd::Close { key, reset: true };
+        assert_eq!(stage.over(key, Backend, Received::Stopped), [reset]);
+        assert_eq!(stage.ended().unwrap().reason, EndReason::Idle);
+    }
+
+    #[test]
+    fn who_is_sent_nothing_more_and_has_taken_all_is_looked_at_once() {
+        let mut stage = Stage::new();
+        let key = stage.session();
+        for _ in 0..1000 {
+            stage.data(key, Backend, 100);
+            stage.relayed(key, Event::Sent { side: Client, result: Ok(100) });
+        }
+        (0..600).for_each(|_| drop(stage.wait(Duration::from_secs(1))));
+        assert_eq!(stage.looks, 1);
     }
 
     #[test]

@@ -242,6 +242,15 @@ impl Dispatcher {
         self.parts.urgent.notify_one();
     }
 
+    /// There was no local port towards the session's backend, which says nothing about the backend: it
+    /// stays in the rotation, and has its ports again when a connection to it ends.
+    pub fn backend_out_of_ports(&self, entry: &Entry) {
+        self.parts.metrics.counters.connects_without_port.one();
+        if let Some(choice) = entry.choice {
+            self.parts.metrics.backends[usize::from(choice.slot)].connect_without_port.one();
+        }
+    }
+
     /// The name that a session goes by outside its worker.
     pub fn id(&self, entry: &Entry) -> SessionId {
         self.parts.shard.id(&entry.place)
@@ -271,6 +280,13 @@ impl Dispatcher {
             backend.up.add(up);
             backend.down.add(down);
         }
+    }
+
+    /// Bytes that were booked as moved stayed in the kernel's send queue, and will not arrive.
+    pub fn undelivered(&mut self, entry: &mut Entry, up: u64, down: u64) {
+        entry.bytes_up = entry.bytes_up.saturating_sub(up);
+        entry.bytes_down = entry.bytes_down.saturating_sub(down);
+        self.parts.metrics.counters.bytes_undelivered.add(up + down);
     }
 
     /// Takes a session that never began out of the books, without a word about it.

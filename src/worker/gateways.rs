@@ -3,11 +3,12 @@
 //! Decides from events and a time that it is handed, and does nothing itself.
 //!
 //! ```text
-//!   user:  accepted --> gateway --over, nothing in flight--> closed
+//!   user:  accepted --> gateway --over, nothing in flight--> leaving --> closed
 //!
 //!   link:  Connecting --> Serving <--taken, released--> Spare, or one user's alone
 //!              |             |                            |  ended, too old, backend left
 //!              +-------------+---------> Closing <--------+
+//!                                           \--with a reset--> Leaving
 //! ```
 //!
 //! Users and links stay in their places until the kernel has done with their sockets, so a completion
@@ -15,6 +16,7 @@
 
 mod heads;
 mod links;
+mod looks;
 mod turned_away;
 
 use std::collections::VecDeque;
@@ -39,6 +41,7 @@ use crate::proxy::tcp::Features;
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
+use looks::{Leaving, Looks, ORDERED_GRACE, STOP_GRACE};
 
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -67,6 +70,10 @@ pub enum Cmd {
     Wire {
         conn: Conn,
         what: proxy::Cmd,
+    },
+    /// Ask how the connection's send queue stands, and tell [`Gateways::told`] at once.
+    Look {
+        conn: Conn,
     },
     /// Close the socket, with a reset if so. Nothing is in flight on it.
     Close {
@@ -99,6 +106,8 @@ pub struct Gateways {
     /// Of the snapshot that the spares were last held against.
     version: u64,
     draining: bool,
+    /// Nobody waits for a slow reader any more.
+    stopping: bool,
     starved: Starved<Conn>,
     /// What the gateway at hand wants.
     wanted: Vec<http::Cmd>,
@@ -113,6 +122,8 @@ struct User {
     private: Option<Key>,
     /// The backends that the request at hand was offered.
     tried: Vec<BackendId>,
+    /// How many of them could not be asked for want of a local port.
+    portless: usize,
     /// A backend was found for the session before.
     started: bool,
     /// Bytes that stand in the books.
@@ -120,6 +131,9 @@ struct User {
     /// Bytes that it holds on the heap.
     held: usize,
     scheduled: Now,
+    looks: Looks,
+    /// It is over, and waits for what its connection has not delivered yet.
+    leaving: Option<Leaving>,
 }
 
 struct Link {
@@ -149,6 +163,8 @@ enum State {
         connect: bool,
         reset: bool,
     },
+    /// Waits for what it has not delivered yet.
+    Leaving(Leaving),
 }
 
 impl Gateways {
@@ -178,6 +194,7 @@ impl Gateways {
             sweep_at: NEVER,
             version: 0,
             draining: false,
+            stopping: false,
             starved: Starved::new(now),
             wanted: Vec::with_capacity(16),
         }
@@ -235,10 +252,13 @@ impl Gateways {
             link: None,
             private: None,
             tried: Vec::new(),
+            portless: 0,
             started: false,
             moved: [0; 2],
             held: 0,
             scheduled: NEVER,
+            looks: Looks::NEW,
+            leaving: None,
         });
         self.make_room();
         self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
@@ -278,9 +298,9 @@ impl Gateways {
             }
             State::Closing { connect, .. } => {
                 *connect = false;
-                self.close_link_if_settled(link, out);
+                self.close_link_if_settled(now, link, out);
             }
-            State::Serving { .. } | State::Spare { .. } => {
+            State::Serving { .. } | State::Spare { .. } | State::Leaving(_) => {
                 debug_assert!(false, "a link is connected once");
             }
         }
@@ -318,21 +338,34 @@ impl Gateways {
             let Some(key) = self.users.at(place) else { continue };
             let Some(user) = self.users.get(key) else { continue };
             user.scheduled = NEVER;
-            match user.gateway.deadline(&self.settings) {
-                Some(due) if due <= now => {
+            if user.leaving.is_some() {
+                out.push(Cmd::Look { conn: Conn::User(key) });
+                continue;
+            }
+            let due = user.gateway.deadline(&self.settings).is_some_and(|due| due <= now);
+            let at_work = user.gateway.is_sending() || user.gateway.is_tunnel();
+            match (due || user.looks.at <= now, at_work) {
+                (true, true) => self.look(key, out),
+                (true, false) if due => {
                     self.act(now, key, pool, out, |gateway, cx| gateway.expire(cx));
                 }
-                _ => self.schedule(key),
+                (true, false) => {
+                    user.looks.at = NEVER;
+                    self.schedule(key);
+                }
+                (false, _) => self.schedule(key),
             }
         }
         while let Some(place) = self.connects.pop(now) {
             let Some(link) = self.links.at(place) else { continue };
-            if let Some(Link { state: State::Connecting { timed_out, .. }, .. }) =
-                self.links.get(link)
-            {
-                // Its completion says ECANCELED, and `connected` goes on from there.
-                *timed_out = true;
-                out.push(Cmd::CancelConnect { link });
+            match self.links.get(link).map(|link| &mut link.state) {
+                Some(State::Connecting { timed_out, .. }) => {
+                    // Its completion says ECANCELED, and `connected` goes on from there.
+                    *timed_out = true;
+                    out.push(Cmd::CancelConnect { link });
+                }
+                Some(State::Leaving(_)) => out.push(Cmd::Look { conn: Conn::Link(link) }),
+                _ => {}
             }
         }
         self.sweep(now, out);
@@ -376,7 +409,7 @@ impl Gateways {
             Conn::Link(link) => match self.links.get(link) {
                 Some(Link { state: State::Serving { user }, .. }) => (*user, Side::Backend),
                 Some(Link { state: State::Spare { .. }, .. }) => {
-                    self.drop_spare(link, out);
+                    self.drop_spare(now, link, out);
                     return false;
                 }
                 _ => return false,
@@ -412,8 +445,9 @@ impl Gateways {
             }
             Order::Adopt(terms) => self.settings.connect_timeout = terms.timeouts.connect,
             Order::Stop => {
-                self.draining = true;
+                (self.draining, self.stopping) = (true, true);
                 self.end_all(now, |_| true, EndReason::Stopping, pool, out);
+                self.hurry_links(now, STOP_GRACE);
                 self.drop_all_spares(now, out);
             }
             Order::Drain => {
@@ -434,8 +468,12 @@ impl Gateways {
         pool: &mut Pool,
         out: &mut Vec<Cmd>,
     ) {
+        let grace = if reason == EndReason::Stopping { STOP_GRACE } else { ORDERED_GRACE };
         for key in self.users.keys(which) {
-            self.act(now, key, pool, out, |gateway, cx| gateway.end(reason, true, cx));
+            if !self.hurry_user(now, key, grace) {
+                self.act(now, key, pool, out, |gateway, cx| gateway.end(reason, true, cx));
+                self.hurry_user(now, key, grace);
+            }
         }
     }
 
@@ -493,7 +531,8 @@ impl Gateways {
         self.wanted.clear();
         let Some(user) = self.users.get(key) else { return };
         let moved = user.gateway.moved();
-        if moved != user.moved {
+        let sent = moved != user.moved;
+        if sent {
             user.moved = moved;
             if let Some(entry) = &mut user.entry {
                 self.books.borrow_mut().moved(entry, moved[0], moved[1], now);
@@ -502,6 +541,7 @@ impl Gateways {
         if !user.gateway.wants_backend() {
             self.forgo(key, out);
         }
+        self.plan_look(now, key, sent);
         self.weigh(key);
         self.schedule(key);
         self.close_user_if_settled(now, key, out);
@@ -531,32 +571,37 @@ impl Gateways {
     /// Schedules the user's deadline, unless it will be looked at before anyway.
     fn schedule(&mut self, key: Key) {
         let Some(user) = self.users.get(key) else { return };
-        if let Some(due) = user.gateway.deadline(&self.settings)
-            && due < user.scheduled
-        {
+        let due = user.gateway.deadline(&self.settings).unwrap_or(NEVER).min(user.looks.at);
+        if due < user.scheduled && user.leaving.is_none() {
             user.scheduled = due;
             self.deadlines.schedule(key.place, due);
         }
     }
 
-    /// Takes the user out of the books when the kernel has done with it.
+    /// Lets the user leave when the kernel works for its connection no more.
     fn close_user_if_settled(&mut self, now: Now, key: Key, out: &mut Vec<Cmd>) {
         let Some(user) = self.users.get(key) else { return };
         let Some(ending) = user.gateway.ending() else { return };
-        let in_flight = user.gateway.in_flight();
+        let over = !user.gateway.in_flight() && user.leaving.is_none();
         if let Some(link) = user.private {
-            self.drop_spare(link, out);
+            self.drop_spare(now, link, out);
         }
-        if in_flight {
-            return;
-        }
-        let Some(user) = self.users.remove(key) else { return };
+        let Some(user) = self.users.get(key).filter(|_| over) else { return };
+        // Who was too still has had its time, and what was sent last has a moment.
+        let still = match ending.reason {
+            EndReason::Idle => ORDERED_GRACE,
+            _ => self.settings.body_timeout,
+        };
+        user.leaving = Some(Leaving::new(now, ending.reset, still));
         self.deadlines.cancel(key.place);
-        self.held -= user.held;
-        if let Some(entry) = user.entry {
-            self.books.borrow_mut().close(entry, ending.reason, now);
+        match ending.reason {
+            EndReason::Stopping => drop(self.hurry_user(now, key, STOP_GRACE)),
+            EndReason::Operator | EndReason::BackendLeft => {
+                self.hurry_user(now, key, ORDERED_GRACE);
+            }
+            _ => {}
         }
-        out.push(Cmd::Close { conn: Conn::User(key), reset: ending.reset });
+        out.push(Cmd::Look { conn: Conn::User(key) });
     }
 
     fn starve(&mut self, now: Now, conn: Conn) {

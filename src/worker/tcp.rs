@@ -12,7 +12,9 @@ use super::family;
 use super::link::Order;
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
+use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Received, Side, Spliced, When};
+use crate::ring::outlook::outlook;
 use crate::ring::{self, Done, Ring, Tag, Until, sys};
 
 const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
@@ -114,7 +116,7 @@ impl TcpDriver {
     /// What is due whatever completed: deadlines, flows that waited for blocks.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         self.door.housekeep(now, ring);
-        self.core.expire(now, ring.pool_mut(), &mut self.commands);
+        self.core.expire(now, &mut self.commands);
         if self.core.is_starved() {
             self.core.relieve(now, ring.pool_mut(), &mut self.commands);
         }
@@ -184,6 +186,7 @@ impl TcpDriver {
                         self.core.connected(now, key, Err(errno), ring.pool_mut(), commands);
                     }
                 }
+                Cmd::Look { key } => self.look(now, key, ring),
                 Cmd::CancelConnect { key } => ring.cancel(tag_of(CONNECT, key, Side::Backend)),
                 Cmd::Close { key, reset } => self.close(key, reset, ring),
             }
@@ -283,6 +286,14 @@ impl TcpDriver {
         // An older one has failed; nothing is in flight on it, and dropping it closes it.
         self.sockets[key.place as usize].sides[Side::Backend as usize] = Some(socket);
         Ok(())
+    }
+
+    fn look(&mut self, now: Now, key: Key, ring: &mut Ring) {
+        let outlooks = Side::BOTH.map(|side| {
+            let socket = self.sockets[key.place as usize].sides[side as usize].as_ref();
+            socket.map_or_else(Outlook::default, |socket| outlook(socket.as_fd()))
+        });
+        self.core.told(now, key, outlooks, ring.pool_mut(), &mut self.commands);
     }
 
     fn close(&mut self, key: Key, reset: bool, ring: &mut Ring) {

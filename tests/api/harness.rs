@@ -269,6 +269,11 @@ impl Wire {
         }
     }
 
+    /// Bytes that were read and not handed out yet.
+    pub fn ahead_len(&self) -> usize {
+        self.ahead.len()
+    }
+
     /// Everything until the end of the connection.
     pub fn rest(&mut self) -> Vec<u8> {
         while self.more() {}

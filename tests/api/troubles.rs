@@ -2,7 +2,7 @@
 //! response which was cut never looks whole.
 
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +26,35 @@ fn without_a_backend_a_user_is_told_so_and_may_ask_again() {
     balancer.register(&[backend.address]);
     assert_eq!(user.get("/").text(), "one");
     balancer.stop();
+}
+
+/// Sends a request with a body of that length to its last byte before it looks at anything.
+fn upload(user: &mut User, len: usize) -> u16 {
+    user.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n"));
+    let part = vec![b'x'; 1 << 20];
+    (0..len / part.len()).for_each(|_| user.send(&part));
+    user.answer().status()
+}
+
+#[test]
+fn a_user_who_sends_everything_before_it_looks_sees_the_answer_that_came_first() {
+    /// Far more than all kernels hold.
+    const LEN: usize = 64 << 20;
+    let refusing = Backend::run(|_, mut wire: Wire| {
+        wire.head();
+        wire.write("HTTP/1.1 403 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+        wire.stream.shutdown(Shutdown::Write).unwrap();
+        wire.rest();
+    });
+    for (backends, body_bytes, status) in
+        [(vec![], 0, 503), (vec![refusing.address], 0, 403), (vec![refusing.address], 1000, 413)]
+    {
+        let balancer = Balancer::over(&backends, |config| {
+            config.api.body_bytes = std::num::NonZeroU64::new(body_bytes);
+        });
+        assert_eq!(upload(&mut balancer.user(), LEN), status);
+        balancer.stop();
+    }
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Connections that change their protocol: a tunnel only after the backend agreed to what was offered,
 //! and not a byte lost on the way into it.
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use lb::cluster::BackendId;
+use lb::ring::outlook::outlook;
 use lb::session::EndReason;
 use lb::worker::link::Order;
 
@@ -14,7 +16,7 @@ use tungstenite::{Message, WebSocket};
 
 use crate::harness::{Backend, Balancer, Wire, ok};
 use crate::random::pattern;
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, wait_for};
 
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 const AGREE: &str =
@@ -125,6 +127,58 @@ fn a_tunnel_that_was_torn_is_torn_on_both_sides() {
         };
         assert_eq!(end, Some(ErrorKind::ConnectionReset), "{leaver:?}");
         balancer.expect("sessions", 0, |it| it.sessions_active.get());
+        balancer.stop();
+    }
+}
+
+#[test]
+fn a_reset_does_not_overtake_what_a_tunnel_has_taken() {
+    /// More than a kernel takes for a reader who has read nothing yet, and less than all kernels do.
+    const QUEUED: usize = 512 * 1024;
+    for up in [false, true] {
+        let (tell, told) = mpsc::channel();
+        let (go, gone) = mpsc::channel::<()>();
+        let gone = std::sync::Mutex::new(gone);
+        let say_and_reset = |stream: &mut TcpStream| {
+            stream.write_all(&vec![7; QUEUED]).unwrap();
+            wait_for("the peer to have taken everything", || {
+                (outlook(stream.as_fd()).queued == 0).then_some(())
+            });
+            reset(stream);
+        };
+        let read_until_reset = |stream: &mut TcpStream| {
+            let mut got = Vec::new();
+            let error = stream.read_to_end(&mut got).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+            got.len()
+        };
+        let backend = Backend::run(move |_, mut wire: Wire| {
+            wire.head().unwrap();
+            wire.write(AGREE);
+            if up {
+                gone.lock().unwrap().recv().unwrap();
+                tell.send(read_until_reset(&mut wire.stream)).unwrap();
+            } else {
+                say_and_reset(&mut wire.stream);
+                drop(wire);
+                tell.send(0).unwrap();
+            }
+        });
+        let balancer = Balancer::over(&[backend.address], |_| {});
+        let mut user = balancer.user();
+        user.send(ASK);
+        let said = if up {
+            user.wire.head().unwrap();
+            say_and_reset(&mut user.wire.stream);
+            drop(user);
+            go.send(()).unwrap();
+            told.recv_timeout(PATIENCE).unwrap()
+        } else {
+            told.recv_timeout(PATIENCE).unwrap();
+            user.wire.head().unwrap();
+            user.wire.ahead_len() + read_until_reset(&mut user.wire.stream)
+        };
+        assert_eq!(said, QUEUED, "up: {up}");
         balancer.stop();
     }
 }

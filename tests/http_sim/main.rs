@@ -30,6 +30,7 @@ use lb::base::time::Now;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Policy;
 use lb::proxy::http::{Journal, Record, Settings};
+use lb::proxy::outlook::Outlook;
 use lb::proxy::tcp::Features;
 use lb::proxy::{self, Side};
 use lb::ring::pool::{Class, Pool};
@@ -85,6 +86,8 @@ enum Fate {
     Stands,
     Refused,
     Silent,
+    /// There is no local port towards that backend.
+    Portless,
 }
 
 #[derive(Clone, Default)]
@@ -311,6 +314,9 @@ impl World {
         if self.dice.one_in(50) {
             self.now = self.now.plus(Duration::from_micros(self.dice.below(20_000) as u64));
             self.expire();
+            if self.order.is_empty() {
+                return true;
+            }
         }
         let conn = self.order[self.dice.below(self.order.len())];
         if self.connecting.contains_key(&conn) {
@@ -368,6 +374,7 @@ impl World {
             (Fate::Stands, false) => Ok(()),
             (Fate::Stands, true) if self.dice.one_in(2) => Ok(()),
             (Fate::Refused, _) => Err(Errno::ECONNREFUSED),
+            (Fate::Portless, _) => Err(Errno::EADDRNOTAVAIL),
             (_, true) => Err(Errno::ECANCELED),
             (Fate::Silent, false) => return false,
         };
@@ -407,6 +414,12 @@ impl World {
                         *cancelled = true;
                     }
                 }
+                Cmd::Look { conn } => {
+                    // A socket that could not be opened has none to look at.
+                    let wire = self.wires.get(&conn);
+                    let outlook = wire.map_or_else(Outlook::default, Wire::outlook);
+                    self.gateways.told(self.now, conn, outlook, &mut self.pool, &mut self.out);
+                }
                 Cmd::Wire { conn, what } => self.operate(conn, what),
                 Cmd::Close { conn, reset } => self.close(conn, reset),
             }
@@ -422,6 +435,8 @@ impl World {
         let fate = match self.dice.below(24) {
             0 if !self.weather.calm => Fate::Refused,
             1 if !self.weather.calm => Fate::Silent,
+            // Another has one, so that nobody notices.
+            2..12 if to.port() == 9000 && self.weather.backends > 1 => Fate::Portless,
             _ => Fate::Stands,
         };
         self.wires.insert(conn, Wire::new(Side::Backend));
@@ -458,6 +473,11 @@ impl World {
 
     fn close(&mut self, conn: Conn, reset: bool) {
         let mut wire = self.wires.remove(&conn).expect("an open socket is closed");
+        let reads = self.clients.get(&conn).is_none_or(|one| one.manner != Manner::NotReading);
+        let queued = wire.outlook();
+        let lost = reset && reads && !self.weather.upheaval && !queued.dead && queued.queued > 0;
+        let manner = self.clients.get(&conn).map(|one| one.manner);
+        assert!(!lost, "a reset overtakes {} bytes on {conn:?}, {manner:?}", queued.queued);
         wire.close(reset);
         assert!(!self.connecting.contains_key(&conn), "closed while being connected");
         if let Conn::User(_) = conn {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use lb::proxy::outlook::Outlook;
 use lb::proxy::{Event, Intake, Received, Side};
 use lb::ring::pool::{Class, Outgoing, Pool, Stock};
 use nix::errno::Errno;
@@ -48,6 +49,8 @@ pub struct Wire {
     pub consumed: usize,
     /// Where in the stream from the peer what nobody asked for begins.
     pub unasked_at: Option<usize>,
+    /// Bytes that the balancer's kernel has taken.
+    sent: usize,
     /// Some of that had been read when the send in flight was begun.
     spoiled: bool,
 }
@@ -73,6 +76,7 @@ impl Wire {
             consumed: 0,
             unasked_at: None,
             spoiled: false,
+            sent: 0,
         }
     }
 
@@ -267,6 +271,7 @@ impl Wire {
             }
             if !gone {
                 self.outward.extend(&bytes[..part]);
+                self.sent += part;
             }
             return Some(Event::Sent { side: self.side, result: Ok(part as u32) });
         }
@@ -276,11 +281,22 @@ impl Wire {
         self.sending = None;
         let part = if dice.one_in(20) { dice.some(bytes.len()) } else { bytes.len() };
         self.outward.extend(&bytes[..part]);
+        self.sent += part;
         Some(Event::Sent { side: self.side, result: Ok(part as u32) })
     }
 }
 
 impl Wire {
+    /// What the kernel says of the send queue. What its peer has not read yet is all taken to be in it.
+    pub fn outlook(&self) -> Outlook {
+        Outlook {
+            queued: self.outward.len() as u32,
+            acknowledged: (self.sent - self.outward.len()) as u64,
+            dead: self.left || self.inward_end == End::Reset,
+            ..Outlook::default()
+        }
+    }
+
     /// Whether the balancer does not know of the end, and never will by itself.
     pub fn is_asleep(&self) -> bool {
         self.asleep && self.armed.is_some()

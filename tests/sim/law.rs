@@ -11,6 +11,8 @@ laws! {
     BYTES = "no byte is lost, doubled, reordered or given to the wrong peer";
     FIN = "a FIN is passed on after all bytes, and only for a true end";
     TRUNCATED = "a truncated stream never ends with a clean FIN";
+    PARTS = "a session waits for what its peers have not got yet";
+    VANISHED = "a host that owes an answer for a minute is given up";
     CLEAN = "two true ends are not turned into a reset";
     ONE_EACH = "one receive and one send are in flight per side at most";
     AFTER_END = "nothing is asked of a side that has ended";
@@ -23,7 +25,8 @@ laws! {
     BOOKS = "table, seats, gauges and reports agree with the sessions";
     COUNTED = "the bytes reported are the bytes delivered";
     STAYS = "a session stays on its backend, which was in the rotation";
-    RETRY = "a retry offers a backend that was not tried, at most three in all";
+    RETRY = "a retry offers a backend that was not tried, and none after three have failed";
+    NEXT = "want of a port towards one backend leads to the next";
     REASON = "a session ends for the reason that is reported";
     DEADLINE = "deadlines are kept, not early and not late";
     PROGRESS = "who makes progress finishes";

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use lb::base::time::Now;
 use lb::cluster::{BackendId, Protocol, Snapshot};
 use lb::config::Timeouts;
+use lb::proxy::outlook::Outlook;
 use lb::proxy::{Cmd, Received, Side, Splice, Spliced};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
@@ -20,10 +21,8 @@ use super::kernel::Kernel;
 use super::law::{self, check};
 use super::net::Conn;
 use super::pipes::Pipes;
-use super::shadow::{Attempt, STARVED_MAX, Session};
+use super::shadow::{Attempt, LATE, STARVED_MAX, Session, grace};
 
-/// Backends that one user is offered, by `worker::core`.
-const ATTEMPTS_MAX: usize = 3;
 /// Who ended for want of blocks did so at most this long after there were none.
 const DROUGHT: Duration = Duration::from_secs(1);
 
@@ -47,6 +46,7 @@ pub struct Laws {
     /// Receives in a row that found no block, and since when.
     dry: u64,
     dry_since: Now,
+    dry_flows: u64,
     /// When a turn last ended with no small block to be had.
     dry_at: Now,
 }
@@ -61,6 +61,7 @@ impl Laws {
             aside: Vec::new(),
             dry: 0,
             dry_since: Now::default(),
+            dry_flows: 0,
             dry_at: Now::default(),
         }
     }
@@ -88,6 +89,8 @@ impl Laws {
             diligent: false,
             attempt: None,
             tried: Vec::new(),
+            portless: 0,
+            wants_next: false,
             relaying: false,
             sides: Default::default(),
             flows: Default::default(),
@@ -95,6 +98,8 @@ impl Laws {
             touched_at: now,
             half_closed_at: None,
             ordered: Vec::new(),
+            seen: [None; 2],
+            parting_since: None,
             ended: None,
             out_of_memory: false,
             hungry: false,
@@ -117,11 +122,12 @@ impl Laws {
         let aside = self.aside.clone();
         let session = self.session(key);
         check(session.attempt.is_none() && !session.relaying, law::STAYS, || format!("{key:?}"));
-        let tried = session.tried.contains(&backend) || session.tried.len() >= ATTEMPTS_MAX;
+        let tried = session.tried.contains(&backend) || !session.may_be_offered_more();
         check(!tried, law::RETRY, || format!("{backend} after {:?}", session.tried));
         let better = |id: &BackendId| !session.tried.contains(id) && !aside.contains(id);
         let wrong = aside.contains(&backend) && rotation.iter().any(better);
         check(!wrong, law::RETRY, || format!("{backend} has just failed, {rotation:?}"));
+        session.wants_next = false;
         session.tried.push(backend);
         session.attempt = Some(Attempt { since: now, cancelled: false });
         session.sides[Side::Backend as usize].conn = Some(conn);
@@ -143,6 +149,9 @@ impl Laws {
         if result.is_ok() && !ordered {
             session.relaying = true;
             (session.delivered_at, session.touched_at) = (now, now);
+        } else if result == Err(Errno::EADDRNOTAVAIL) && !ordered {
+            session.portless += 1;
+            session.wants_next = session.may_be_offered_more();
         } else if result.is_err() && !ordered && !ours {
             self.aside.extend(backend);
         }
@@ -150,10 +159,12 @@ impl Laws {
 
     pub fn received(&mut self, now: Now, key: Key, side: Side, what: &Received, more: bool) {
         if self.dry == 0 {
-            self.dry_since = now;
+            (self.dry_since, self.dry_flows) = (now, 0);
         }
         self.dry = if matches!(what, Received::NoBuffers) { self.dry + 1 } else { 0 };
-        let flows = 2 * self.sessions.len() as u64;
+        // Of those who were there when it began some may have ended.
+        self.dry_flows = self.dry_flows.max(2 * self.sessions.len() as u64);
+        let flows = self.dry_flows;
         let rounds = now.since(self.dry_since).as_millis() as u64 / STARVED_MAX.as_millis() as u64;
         let most = flows * (rounds + 2);
         check(self.dry <= most, law::SPIN, || format!("{} receives found no block", self.dry));
@@ -288,7 +299,23 @@ impl Laws {
         }
     }
 
-    pub fn orders(&mut self, order: Order, whose: Option<usize>) {
+    /// The core looks at the send queues of a session.
+    pub fn looks(&mut self, now: Now, key: Key, outlooks: &[Outlook; 2]) {
+        let session = self.session(key);
+        if session.is_out_of_work() {
+            session.parting_since.get_or_insert(now);
+        }
+        for (seen, outlook) in session.seen.iter_mut().zip(outlooks) {
+            let before = seen.replace(outlook.acknowledged);
+            if outlook.queued == 0 {
+                *seen = None;
+            } else if before.is_some_and(|before| before < outlook.acknowledged) {
+                (session.touched_at, session.delivered_at) = (now, now);
+            }
+        }
+    }
+
+    pub fn orders(&mut self, now: Now, order: Order, whose: Option<usize>) {
         for session in self.sessions.values_mut() {
             let reason = match order {
                 Order::EndBackend { backend, reason } => {
@@ -300,7 +327,7 @@ impl Laws {
                 Order::Stop => Some(EndReason::Stopping),
                 Order::Drain | Order::Adopt(_) => None,
             };
-            session.ordered.extend(reason);
+            session.ordered.extend(reason.map(|reason| (reason, now)));
         }
     }
 
@@ -339,8 +366,13 @@ impl Laws {
         let Some(ended) = session.ended else {
             panic!("broken law: {}: user {} ends unreported", law::BOOKS, session.user);
         };
+        let untried = self.rotation().find(|id| !session.tried.contains(id));
+        check(!session.wants_next || untried.is_none(), law::NEXT, || {
+            format!("user {} was not offered {untried:?}", session.user)
+        });
         session.judge_end(reset, conns);
-        session.judge_reason(now, ended, &self.timeouts);
+        session.judge_parting(now, &self.timeouts, conns);
+        session.judge_reason(now, ended, &self.timeouts, conns);
         let starved = session.hungry && now < self.dry_at.plus(DROUGHT);
         session.judge_progress(ended.reason, starved);
         self.fates[session.user].diligent = session.diligent;
@@ -381,8 +413,12 @@ impl Laws {
     ) {
         let blocks = pool.free(Class::Small) + kernel.posted(Class::Small);
         for session in self.sessions.values_mut() {
-            check(session.ordered.is_empty(), law::ORDERS, || format!("user {}", session.user));
-            if session.relaying {
+            let carried_out = session.ordered.iter().all(|(reason, at)| {
+                session.parting_since.is_some() && now < at.plus(grace(*reason)).plus(LATE)
+            });
+            check(carried_out, law::ORDERS, || format!("user {}", session.user));
+            session.judge_silence(now, conns);
+            if session.relaying && session.parting_since.is_none() {
                 for side in Side::BOTH {
                     session.judge_starved(now, side, blocks);
                     session.judge_rest(side, conns);

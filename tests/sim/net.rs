@@ -1,13 +1,21 @@
 //! The network: connections with bounded buffers at both ends, on which bytes, ends and resets travel
 //! at their own pace. Owns what each end's socket would answer; decides nothing about when.
 
+use std::time::Duration;
+
 use nix::errno::Errno;
 
 use lb::base::time::Now;
 use lb::proxy::Side;
+use lb::proxy::outlook::Outlook;
 
 use super::content::Stream;
 use super::random::Random;
+
+/// A silent host is given up by the kernel after this long when nothing is queued for it …
+pub const KEEPALIVE: Duration = Duration::from_secs(60);
+/// … and when something is (`net.ipv4.tcp_retries2`).
+const RETRANSMISSIONS: Duration = Duration::from_secs(924);
 
 /// One direction: numbers of bytes, of which the places say what they look like.
 #[derive(Debug)]
@@ -43,8 +51,8 @@ pub struct Conn {
     reset_from_peer: Option<Errno>,
     peer_closed: bool,
     peer_saw_reset: bool,
-    /// The peer has fallen silent; the balancer's kernel gives it up at this time.
-    pub given_up_at: Option<Now>,
+    /// The peer has fallen silent.
+    pub silent_since: Option<Now>,
 }
 
 /// What a read at one end gives.
@@ -102,7 +110,7 @@ impl Conn {
             reset_from_peer: None,
             peer_closed: false,
             peer_saw_reset: false,
-            given_up_at: None,
+            silent_since: None,
         }
     }
 
@@ -119,7 +127,7 @@ impl Conn {
         if self.broken {
             return false;
         }
-        if let Some(at) = self.given_up_at {
+        if let Some(at) = self.gives_up_at() {
             if now >= at {
                 self.fail(Errno::ETIMEDOUT);
             }
@@ -145,6 +153,34 @@ impl Conn {
             return true;
         }
         moved
+    }
+
+    /// When the balancer's kernel gives a silent peer up by itself.
+    pub fn gives_up_at(&self) -> Option<Now> {
+        let patience = if self.outward.on_its_way() == 0 { KEEPALIVE } else { RETRANSMISSIONS };
+        self.silent_since.filter(|_| !self.broken).map(|since| since.plus(patience))
+    }
+
+    /// What the balancer's kernel says of its send queue.
+    pub fn outlook(&self, now: Now) -> Outlook {
+        let fin = self.outward.finished && !self.outward.end_arrived;
+        let queued = self.outward.on_its_way() as u32 + u32::from(fin);
+        if queued == 0 {
+            return Outlook::default();
+        }
+        Outlook {
+            queued,
+            acknowledged: self.outward.arrived,
+            dead: self.broken,
+            owed: self.silent_since.is_some(),
+            owed_for: Duration::ZERO,
+            heard_ago: self.silent_since.map_or(Duration::ZERO, |since| now.since(since)),
+        }
+    }
+
+    /// Bytes that the balancer has sent, and the peer's kernel has not got.
+    pub fn undelivered(&self) -> u64 {
+        self.outward.on_its_way()
     }
 
     /// Whether nothing will ever move here again.
@@ -266,7 +302,7 @@ impl Conn {
         self.reset_from_peer = Some(errno);
     }
 
-    pub fn peer_falls_silent(&mut self, given_up_at: Now) {
-        self.given_up_at = Some(given_up_at);
+    pub fn peer_falls_silent(&mut self, now: Now) {
+        self.silent_since = Some(now);
     }
 }

@@ -11,9 +11,6 @@ use lb::proxy::Side;
 use super::net::{Conn, Read};
 use super::random::Random;
 
-/// A silent host is noticed after this long; `ring::sys` sets it for real.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
-
 /// What the two ends of a session have to say to each other.
 #[derive(Clone, Copy, Debug)]
 pub enum Script {
@@ -240,7 +237,7 @@ impl Peer {
         self.gone = true;
         match self.habits.leave.map(|(_, how)| how) {
             Some(How::Close) => conn.peer_close(),
-            Some(How::Silent) => conn.peer_falls_silent(now.plus(GIVEN_UP_AFTER)),
+            Some(How::Silent) => conn.peer_falls_silent(now),
             _ => conn.peer_reset(Errno::ECONNRESET),
         }
     }

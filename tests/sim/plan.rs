@@ -79,6 +79,8 @@ pub struct Plan {
     pub refused: u64,
     pub hanging: u64,
     pub no_descriptor: u64,
+    /// Connections for which there is no local port.
+    pub no_port: u64,
     pub temper: Temper,
     /// How many orders come, and how many changes of the backends.
     pub orders: u64,
@@ -120,6 +122,7 @@ impl Plan {
             refused: 0,
             hanging: 0,
             no_descriptor: 0,
+            no_port: 0,
             temper: Temper { sluggish: 300, ..Temper::default() },
             orders: 0,
             changes: 0,
@@ -201,6 +204,7 @@ fn hostile(calm: Plan, random: &mut Random) -> Plan {
         refused: some(random, 200),
         hanging: some(random, 100),
         no_descriptor: some(random, 100),
+        no_port: some(random, 200),
         temper: temper(random),
         orders: some(random, 4),
         changes: some(random, 4),
@@ -259,6 +263,7 @@ fn churn(calm: Plan, random: &mut Random) -> Plan {
         refused: some(random, 600),
         hanging: some(random, 400),
         no_descriptor: some(random, 200),
+        no_port: some(random, 400),
         temper: temper(random),
         orders: random.below(20),
         changes: random.below(20),

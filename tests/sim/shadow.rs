@@ -22,10 +22,15 @@ use super::pipes::Pipes;
 const SMALL_HELD_MAX: usize = 16;
 const LARGE_HELD_MAX: usize = 4;
 const FREE_SHARE: usize = 8;
+/// Backends that may fail one user, and that it is offered in all, by `worker::core`.
+const ATTEMPTS_MAX: usize = 3;
+const OFFERS_MAX: usize = 8;
 /// How long a flow waits for blocks without trying again, by `worker::core`.
 pub const STARVED_MAX: Duration = Duration::from_millis(100);
 /// A worker turns a moment after a deadline.
-const LATE: Duration = Duration::from_millis(50);
+pub const LATE: Duration = Duration::from_millis(50);
+/// A silent host has a minute, and two looks may be needed to see that.
+const VANISHED_MAX: Duration = Duration::from_secs(91);
 
 /// A session as seen from outside the core.
 pub struct Session {
@@ -35,6 +40,10 @@ pub struct Session {
     pub diligent: bool,
     pub attempt: Option<Attempt>,
     pub tried: Vec<BackendId>,
+    /// How many of them could not be asked for want of a local port.
+    pub portless: usize,
+    /// The last attempt was such a one, and another backend is due.
+    pub wants_next: bool,
     pub relaying: bool,
     pub sides: [Ways; 2],
     /// By the side that the bytes come from.
@@ -43,7 +52,11 @@ pub struct Session {
     pub delivered_at: Now,
     pub touched_at: Now,
     pub half_closed_at: Option<Now>,
-    pub ordered: Vec<EndReason>,
+    pub ordered: Vec<(EndReason, Now)>,
+    /// What the peers' kernels had acknowledged at the last look.
+    pub seen: [Option<u64>; 2],
+    /// Since when it is over, and waits for what they have not.
+    pub parting_since: Option<Now>,
     pub ended: Option<Ended>,
     /// A send failed for want of memory, which is nobody's doing.
     pub out_of_memory: bool,
@@ -93,6 +106,11 @@ pub struct Flow {
     pub sending: VecDeque<u64>,
 }
 
+/// How long an order leaves a session for what is queued, by `worker::core`.
+pub fn grace(order: EndReason) -> Duration {
+    Duration::from_secs(if order == EndReason::Stopping { 1 } else { 5 })
+}
+
 impl Flow {
     pub fn blocks(&self) -> usize {
         self.waiting.len() + self.sending.len()
@@ -100,6 +118,10 @@ impl Flow {
 }
 
 impl Session {
+    pub fn may_be_offered_more(&self) -> bool {
+        self.tried.len() < OFFERS_MAX && self.tried.len() - self.portless < ATTEMPTS_MAX
+    }
+
     pub fn blocks(&self) -> usize {
         self.flows.iter().map(Flow::blocks).sum()
     }
@@ -213,7 +235,9 @@ impl Session {
             )
         };
         if reset {
-            let clean = self.relaying && self.sides.iter().all(|ways| ways.finished);
+            let clean = self.relaying
+                && self.sides.iter().all(|ways| ways.finished)
+                && self.undelivered(conns) == [0; 2];
             check(!clean, law::CLEAN, told);
             return;
         }
@@ -221,35 +245,89 @@ impl Session {
             let (ways, flow) = (&self.sides[side as usize], &self.flows[side as usize]);
             let whole = flow.delivered == flow.received && !ways.failed && !ways.gone;
             check(whole, law::TRUNCATED, told);
+            let lacking = ways.conn.is_some_and(|conn| conns[conn].undelivered() > 0);
+            check(!(self.relaying && lacking), law::TRUNCATED, told);
             let unread = ways.conn.is_some_and(|conn| conns[conn].inward.unread() > 0);
             check(!(unread && ways.starved), law::TRUNCATED, told);
         }
     }
 
-    pub fn judge_reason(&self, now: Now, ended: Ended, timeouts: &Timeouts) {
+    /// Bytes that are with our kernel for each side's peer, which has not got them.
+    fn undelivered(&self, conns: &[Conn]) -> [u64; 2] {
+        self.sides.each_ref().map(|ways| {
+            let conn = ways.conn.filter(|_| self.relaying);
+            conn.map_or(0, |conn| conns[conn].undelivered())
+        })
+    }
+
+    /// Is given up what a peer may still take?
+    pub fn judge_parting(&self, now: Now, timeouts: &Timeouts, conns: &[Conn]) {
+        let Some(ended) = self.ended.filter(|_| self.relaying) else { return };
+        let waited = |(reason, at): &(EndReason, Now)| now >= at.plus(grace(*reason));
+        let had_its_time = matches!(ended.reason, EndReason::Idle | EndReason::HalfCloseIdle)
+            || now.since(self.delivered_at) >= timeouts.tcp_idle
+            || self.ordered.iter().any(waited);
+        for ways in &self.sides {
+            let Some(conn) = ways.conn.map(|conn| &conns[conn]) else { continue };
+            let taken = conn.broken || conn.silent_since.is_some() || conn.undelivered() == 0;
+            check(taken || had_its_time, law::PARTS, || {
+                format!("user {}: {ended:?}, {} bytes", self.user, conn.undelivered())
+            });
+        }
+    }
+
+    /// Is a host noticed that has vanished with bytes on their way to it?
+    pub fn judge_silence(&self, now: Now, conns: &[Conn]) {
+        for ways in self.sides.iter().filter(|_| self.relaying) {
+            let Some(conn) = ways.conn.map(|conn| &conns[conn]) else { continue };
+            let silent = conn.silent_since.filter(|_| conn.undelivered() > 0);
+            let due = silent.map(|since| since.max(self.touched_at).plus(VANISHED_MAX));
+            let alone =
+                self.sides.iter().filter_map(|ways| ways.conn).all(|conn| {
+                    conns[conn].silent_since.is_some() || conns[conn].undelivered() == 0
+                });
+            check(!alone || due.is_none_or(|due| now < due), law::VANISHED, || {
+                format!("user {}: silent since {silent:?}, it is {now:?}", self.user)
+            });
+        }
+    }
+
+    pub fn judge_reason(&self, now: Now, ended: Ended, timeouts: &Timeouts, conns: &[Conn]) {
         let side = |side: Side| &self.sides[side as usize];
+        let undelivered = self.undelivered(conns);
+        let dead = |side: Side| {
+            let conn = self.sides[side as usize].conn;
+            undelivered[side as usize] > 0 && conn.is_some_and(|conn| conns[conn].broken)
+        };
         let reset = |side: &Ways| side.failed || side.gone;
+        let vanished = self
+            .sides
+            .iter()
+            .any(|ways| ways.conn.is_some_and(|conn| conns[conn].silent_since.is_some()));
         let finished = self.sides.iter().filter(|ways| ways.finished).count();
         let still = now.since(self.delivered_at);
         let half = self.half_closed_at.map_or(still, |at| still.min(now.since(at)));
         let evident = match ended.reason {
             EndReason::Finished => finished == 2,
-            EndReason::ClientReset => reset(side(Side::Client)),
-            EndReason::BackendReset => reset(side(Side::Backend)),
+            EndReason::ClientReset => reset(side(Side::Client)) || dead(Side::Client),
+            EndReason::BackendReset => reset(side(Side::Backend)) || dead(Side::Backend),
+            EndReason::Idle if vanished || finished == 2 => self.relaying,
             EndReason::Idle => self.relaying && finished == 0,
             EndReason::HalfCloseIdle => self.relaying && finished == 1,
             EndReason::Unreachable => !self.relaying,
-            reason => self.ordered.contains(&reason),
+            reason => self.ordered.iter().any(|(order, _)| *order == reason),
         };
         let told = || format!("user {}: {ended:?}, still for {still:?}/{half:?}", self.user);
         check(evident, law::REASON, told);
         let early = match ended.reason {
-            EndReason::Idle => still < timeouts.tcp_idle,
+            EndReason::Idle => !vanished && still < timeouts.tcp_idle,
             EndReason::HalfCloseIdle => half < timeouts.half_close,
             _ => false,
         };
         check(!early, law::DEADLINE, told);
-        let [up, down] = [&self.flows[0], &self.flows[1]].map(|flow| flow.delivered);
+        let [to_client, to_backend] = undelivered;
+        let up = self.flows[0].delivered - to_backend;
+        let down = self.flows[1].delivered - to_client;
         check((ended.bytes_up, ended.bytes_down) == (up, down), law::COUNTED, || {
             format!("user {}: {ended:?} for {up} up and {down} down", self.user)
         });
@@ -281,9 +359,18 @@ impl Session {
             Some(at) if finished == 1 => self.touched_at.max(at).plus(timeouts.half_close),
             _ => self.touched_at.plus(timeouts.tcp_idle),
         };
+        let due = self
+            .parting_since
+            .map_or(due, |since| self.touched_at.max(since).plus(timeouts.tcp_idle));
         check(now < due.plus(TICK) || self.is_ending(), law::DEADLINE, || {
             format!("user {} was due at {due:?}, it is {now:?}", self.user)
         });
+    }
+
+    /// Whether nothing is in flight for it, nor will be.
+    pub fn is_out_of_work(&self) -> bool {
+        let idle = |ways: &Ways| ways.receive.is_none() && ways.send.is_none() && !ways.starved;
+        self.relaying && self.sides.iter().all(idle)
     }
 
     /// Whether the core waits for nothing but what it has cancelled.

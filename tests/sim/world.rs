@@ -14,6 +14,7 @@ use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::Snapshot;
+use lb::proxy::outlook::Outlook;
 use lb::proxy::tcp::Features;
 use lb::proxy::{self, Event, Intake, Side, Spliced, When};
 use lb::ring::pool::{Class, Pool};
@@ -240,7 +241,7 @@ impl World {
         let present = self.present.iter().map(|peer| &self.peers[*peer]);
         let peers = present.filter_map(|peer| peer.next_at(&conns[peer.conn])).min();
         let moving = self.moving.iter().map(|conn| &conns[*conn]);
-        let given_up = moving.filter(|conn| !conn.broken).filter_map(|conn| conn.given_up_at);
+        let given_up = moving.filter_map(|conn| conn.gives_up_at());
         let arrival = self.users.get(self.arrived).map(|user| user.arrives_at);
         let act = self.control.next_at();
         let core = self.core.next_deadline();
@@ -369,12 +370,12 @@ impl World {
         }
         while let Ok(order) = self.worker.orders.pop() {
             self.trace(|_| format!("{order:?}"));
-            self.laws.orders(order, self.user_of(order));
+            self.laws.orders(self.now, order, self.user_of(order));
             self.core.order(self.now, order, &mut self.pool, &mut self.commands);
             self.take_reports();
             self.execute();
         }
-        self.core.expire(self.now, &mut self.pool, &mut self.commands);
+        self.core.expire(self.now, &mut self.commands);
         if self.core.is_starved() {
             self.core.relieve(self.now, &mut self.pool, &mut self.commands);
         }
@@ -403,6 +404,7 @@ impl World {
             match command {
                 Cmd::Relay { key, what } => self.relay(key, what),
                 Cmd::Connect { key, to } => self.connect(key, to),
+                Cmd::Look { key } => self.look(key),
                 Cmd::CancelConnect { key } => {
                     self.laws.cancels_connect(key);
                     self.kernel.cancel(Tag { kind: Kind::Connect, key });
@@ -421,6 +423,16 @@ impl World {
             }
         }
         self.commands.clear();
+    }
+
+    fn look(&mut self, key: Key) {
+        let sockets = &self.sockets[key.place as usize];
+        let outlooks = [0, 1].map(|side: usize| {
+            sockets[side].map_or_else(Outlook::default, |conn| self.conns[conn].outlook(self.now))
+        });
+        self.laws.looks(self.now, key, &outlooks);
+        self.core.told(self.now, key, outlooks, &mut self.pool, &mut self.commands);
+        self.take_reports();
     }
 
     fn relay(&mut self, key: Key, what: proxy::Cmd) {
@@ -525,6 +537,8 @@ impl World {
             let time = self.plan.timeouts.connect * 2;
             let answer = if self.random.half() { Ok(()) } else { Err(Errno::ETIMEDOUT) };
             (answer, self.now.plus(self.random.any_time(time)))
+        } else if self.random.in_thousand(self.plan.no_port) {
+            (Err(Errno::EADDRNOTAVAIL), soon)
         } else if self.random.in_thousand(self.plan.refused) {
             (Err(self.random.pick(&[Errno::ECONNREFUSED, Errno::EHOSTUNREACH])), soon)
         } else {

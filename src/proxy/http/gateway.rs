@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 
 use super::exchange::{Answer, Exchange, Upload};
 use super::stash::Stash;
-use super::{Assigned, Cmd, Context, Ending, LINGER_BYTES_MAX, Refused, Released};
+use super::{Assigned, Cmd, Context, Ending, LINGER_MAX, Refused, Released};
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::http::Fault;
@@ -61,9 +61,11 @@ pub(super) enum Phase {
     Head,
     Exchange,
     Tunnel(Relay),
-    /// The last response is out; so many bytes more are read and thrown away.
+    /// The last response is out; what still comes is read and thrown away.
     Lingering {
-        left: usize,
+        /// The request was not read to its end, and its user may send all of it before looking up.
+        rest: bool,
+        until: Now,
     },
     Over(Ending),
 }
@@ -270,6 +272,32 @@ impl Gateway {
         }
     }
 
+    /// Whether bytes are on their way from us to a kernel.
+    pub fn is_sending(&self) -> bool {
+        let backend = || self.backend.as_ref().is_some_and(|line| !line.sending().is_empty());
+        match &self.phase {
+            Phase::Tunnel(relay) => relay.is_sending(),
+            Phase::Over(_) => false,
+            _ => !self.client.sending().is_empty() || backend(),
+        }
+    }
+
+    pub fn is_tunnel(&self) -> bool {
+        matches!(self.phase, Phase::Tunnel(_))
+    }
+
+    /// When something last moved, or the phase began.
+    pub fn active_at(&self) -> Now {
+        self.active
+    }
+
+    /// A peer has taken something of what the kernel has for it.
+    pub fn took(&mut self, now: Now) {
+        if self.is_sending() || self.is_tunnel() {
+            self.active = now;
+        }
+    }
+
     /// Whether a receive waits for blocks.
     pub fn is_starved(&self, side: Side) -> bool {
         match (&self.phase, side) {
@@ -338,13 +366,9 @@ impl Gateway {
                     Upload::Abandoned => cx.pool.give_back(buf),
                 }
             }
-            Phase::Lingering { left } => {
-                *left = left.saturating_sub(buf.len());
-                let enough = *left == 0;
+            Phase::Lingering { .. } => {
+                self.active = cx.now;
                 cx.pool.give_back(buf);
-                if enough {
-                    self.end(EndReason::Finished, true, cx);
-                }
             }
             Phase::Tunnel(_) | Phase::Over(_) => cx.pool.give_back(buf),
         }
@@ -507,11 +531,12 @@ impl Gateway {
         false
     }
 
-    /// Says that no more will come, and goes on reading for a while: closing with bytes unread would be
+    /// Says that no more will come, and goes on reading until the user is done or silent: closing with bytes unread would be
     /// a reset, which takes the last response from a user who has not read it yet (RFC 9112 9.6).
     fn linger(&mut self, cx: &mut Context<'_>) {
         self.stash = Stash::EMPTY;
-        self.phase = Phase::Lingering { left: LINGER_BYTES_MAX };
+        let rest = matches!(self.exchange.upload, Upload::Abandoned);
+        self.phase = Phase::Lingering { rest, until: cx.now.plus(LINGER_MAX) };
         self.active = cx.now;
         if self.client.is_open() {
             cx.out.push(Cmd::Wire(proxy::Cmd::FinishWriting { side: Side::Client }));
@@ -537,6 +562,8 @@ impl Gateway {
                     && (!sparing || self.backend.as_mut().is_some_and(sees_room))
             }
             (Phase::Exchange, Upload::Done) => self.stash.is_empty(),
+            // Who writes before it reads would wait for us, and we for it.
+            (Phase::Exchange, Upload::Abandoned) => true,
             _ => false,
         };
         if !matches!(self.phase, Phase::Over(_) | Phase::Tunnel(_)) {

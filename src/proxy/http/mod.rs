@@ -121,10 +121,12 @@ pub const HELD_SHARE: usize = 8;
 const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a backend may leave `Expect: 100-continue` unanswered before we answer it ourselves.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
-/// After the last response: how long to wait for a user to close as well, and how much of what it
-/// still sends is read, so that the response is not lost to a reset (RFC 9112 9.6).
+/// After the last response: how long a user may be silent before it is closed to, when its request was
+/// read to the end; otherwise it has the time of a body. What it still sends is read, so that the response
+/// is not lost to a reset (RFC 9112 9.6) …
 const LINGER: Duration = Duration::from_secs(5);
-const LINGER_BYTES_MAX: usize = 1 << 20;
+/// … for so long in all: an upload of some gigabytes at a usual rate.
+const LINGER_MAX: Duration = Duration::from_secs(900);
 /// Seconds after which it is worth asking again when there was no backend.
 const RETRY_AFTER: u32 = 5;
 

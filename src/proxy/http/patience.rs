@@ -57,7 +57,10 @@ impl Gateway {
                 }
             },
             Phase::Tunnel(_) => settings.tunnel_timeout,
-            Phase::Lingering { .. } => LINGER,
+            Phase::Lingering { rest, until } => {
+                let silence = if *rest { settings.body_timeout } else { LINGER };
+                return Some(self.active.plus(silence).min(*until));
+            }
             Phase::Over(_) => return None,
         };
         Some(self.active.plus(patience))

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::looks::{Leaving, STOP_GRACE};
 use super::{Cmd, Conn, Gateways, Link, NEVER, SWEEP_EVERY, State, User};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Standing};
@@ -17,10 +18,12 @@ use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
-use crate::worker::core::{Key, is_ours};
+use crate::worker::core::{Key, Lack};
 use crate::worker::dispatcher::{Choice, Dispatcher};
 use crate::worker::link::Refusal;
 
+/// Backends towards which there was no local port, beyond which a request is offered no other.
+const PORTLESS_MAX: usize = 8;
 /// A connection that was in use so lately is taken to be still wanted by its backend.
 const RECENT: Duration = Duration::from_millis(500);
 
@@ -50,6 +53,7 @@ impl Gateways {
         let Some(user) = self.users.get(key) else { return };
         if wish.attempt == 0 {
             user.tried.clear();
+            user.portless = 0;
         }
         if let Some(link) = user.private {
             return self.obtain_private(now, key, link, wish, pool, out);
@@ -105,7 +109,7 @@ impl Gateways {
         let choice = books.find(Protocol::Api, backend).filter(|_| may_go_on(&books, backend));
         let Some(choice) = choice else {
             drop(books);
-            self.drop_spare(link, out);
+            self.drop_spare(now, link, out);
             return self.obtain(now, key, wish, pool, out);
         };
         user.entry.iter_mut().for_each(|entry| books.book(entry, choice));
@@ -180,7 +184,8 @@ impl Gateways {
         let Some(user) = self.users.get(key) else { return };
         user.link = None;
         let Some(entry) = &mut user.entry else { return };
-        if is_ours(errno) {
+        let lack = Lack::of(errno);
+        if lack == Lack::Everywhere {
             // Spare connections hold descriptors and ports that the next request can use.
             let client = entry.client;
             self.books.borrow_mut().refused(Protocol::Api, client, Refusal::Exhausted);
@@ -188,11 +193,22 @@ impl Gateways {
             self.refuse(now, key, Refused::Exhausted, pool);
             return self.follow(now, key, pool, out);
         }
-        let why = if timed_out { Refused::TimedOut } else { Refused::Unreachable };
         let errno = if timed_out { Errno::ETIMEDOUT } else { errno };
         let mut books = self.books.borrow_mut();
-        books.backend_failed(entry, errno);
-        let more = user.tried.len() <= usize::from(self.settings.retries_max);
+        match lack {
+            Lack::None => books.backend_failed(entry, errno),
+            _ => books.backend_out_of_ports(entry),
+        }
+        user.portless += usize::from(lack == Lack::Ports);
+        let (why, refusal) = match (user.portless, timed_out) {
+            (1.., _) => (Refused::Exhausted, Refusal::Exhausted),
+            (0, true) => (Refused::TimedOut, Refusal::Unreachable),
+            (0, false) => (Refused::Unreachable, Refusal::Unreachable),
+        };
+        // A backend towards which there was no port was never asked, and has not failed the request.
+        let failed = user.tried.len() - user.portless;
+        let more =
+            user.portless <= PORTLESS_MAX && failed <= usize::from(self.settings.retries_max);
         let next = more.then(|| books.assign(entry, &user.tried)).flatten();
         match next {
             Some(choice) => {
@@ -202,7 +218,7 @@ impl Gateways {
                 self.connect(now, key, choice, out);
             }
             None => {
-                books.refused(Protocol::Api, entry.client, Refusal::Unreachable);
+                books.refused(Protocol::Api, entry.client, refusal);
                 drop(books);
                 self.refuse(now, key, why, pool);
                 self.follow(now, key, pool, out);
@@ -241,7 +257,7 @@ impl Gateways {
             false => is_serving(&self.books.borrow(), backend),
         };
         let Some(keep) = keep.filter(|_| !self.draining && serves) else {
-            return self.close_link(link, line, reset, out);
+            return self.close_link(now, link, line, reset, out);
         };
         let owner = private.then_some(key);
         if let Some(Link { state, .. }) = self.links.get(link) {
@@ -254,7 +270,7 @@ impl Gateways {
             None => {
                 let oldest = self.spares.keep(backend, link, now, now.plus(keep));
                 if let Some(oldest) = oldest {
-                    self.close_spare(oldest, out);
+                    self.close_spare(now, oldest, out);
                 }
             }
         }
@@ -273,7 +289,7 @@ impl Gateways {
         }
         if let Some(oldest) = self.private.keep(backend, link, now, NEVER) {
             self.books.borrow().metrics().counters.api_upstream_private_shed.one();
-            self.close_spare(oldest, out);
+            self.close_spare(now, oldest, out);
         }
     }
 
@@ -312,57 +328,64 @@ impl Gateways {
                 if still_good {
                     self.watch(key, pool, out);
                 } else {
-                    self.drop_spare(key, out);
+                    self.drop_spare(now, key, out);
                 }
             }
             State::Closing { line, .. } => {
                 line.settle(event, pool);
-                self.close_link_if_settled(key, out);
+                self.close_link_if_settled(now, key, out);
             }
-            State::Connecting { .. } => {
-                debug_assert!(false, "nothing is in flight on a link that is being connected");
+            State::Connecting { .. } | State::Leaving(_) => {
+                debug_assert!(false, "nothing is in flight on such a link");
             }
         }
     }
 
-    pub(super) fn drop_spare(&mut self, link: Key, out: &mut Vec<Cmd>) {
+    pub(super) fn drop_spare(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
         if let Some(Link { backend, .. }) = self.links.get(link) {
             let backend = *backend;
             let _ = self.spares.forget(backend, link) || self.private.forget(backend, link);
-            self.close_spare(link, out);
+            self.close_spare(now, link, out);
         }
     }
 
     /// Closes a link that is a spare connection no more.
-    fn close_spare(&mut self, link: Key, out: &mut Vec<Cmd>) {
+    fn close_spare(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Spare { line, owner } = state {
             let (line, owner) = (std::mem::take(line), *owner);
             if let Some(owner) = owner.and_then(|owner| self.users.get(owner)) {
                 owner.private = None;
             }
-            self.close_link(link, line, false, out);
+            self.close_link(now, link, line, false, out);
         }
     }
 
-    fn close_link(&mut self, link: Key, mut line: Line, reset: bool, out: &mut Vec<Cmd>) {
+    fn close_link(&mut self, now: Now, link: Key, mut line: Line, reset: bool, out: &mut Vec<Cmd>) {
         line.stop(Side::Backend, &mut |what| {
             out.push(Cmd::Wire { conn: Conn::Link(link), what });
         });
         if let Some(Link { state, .. }) = self.links.get(link) {
             *state = State::Closing { line, connect: false, reset };
         }
-        self.close_link_if_settled(link, out);
+        self.close_link_if_settled(now, link, out);
     }
 
-    pub(super) fn close_link_if_settled(&mut self, link: Key, out: &mut Vec<Cmd>) {
+    pub(super) fn close_link_if_settled(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Closing { line, connect: false, reset } = state
             && !line.in_flight()
         {
-            let reset = *reset;
+            if *reset {
+                let mut leaving = Leaving::new(now, true, self.settings.body_timeout);
+                if self.stopping {
+                    leaving.hurry(now, STOP_GRACE);
+                }
+                *state = State::Leaving(leaving);
+                return out.push(Cmd::Look { conn: Conn::Link(link) });
+            }
             self.links.remove(link);
-            out.push(Cmd::Close { conn: Conn::Link(link), reset });
+            out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
         }
     }
 
@@ -406,7 +429,7 @@ impl Gateways {
         self.private.sweep(now, |id| may_go_on(&books, id), |link| dropped.push(link));
         drop(books);
         for link in dropped {
-            self.close_spare(link, out);
+            self.close_spare(now, link, out);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 
+use super::looks::Looks;
 use super::{Cmd, Gateways, NEVER, User};
 use crate::base::time::Now;
 use crate::proxy::http::Gateway;
@@ -36,10 +37,13 @@ impl Gateways {
             link: None,
             private: None,
             tried: Vec::new(),
+            portless: 0,
             started: false,
             moved: [0; 2],
             held: 0,
             scheduled: NEVER,
+            looks: Looks::NEW,
+            leaving: None,
         });
         self.make_room();
         self.turned_away.push_back(key);

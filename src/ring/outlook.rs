@@ -1,0 +1,154 @@
+//! What the kernel says of a connection's send queue: its length (`SIOCOUTQ`) and `tcp_info` (tcp(7)).
+//! Owns where the words stand in it; what they mean is `proxy::outlook`'s. Asked for when a session has
+//! been still for a while or ends, never for a message.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use crate::proxy::outlook::{Outlook, PROBES_OWED};
+
+/// Bytes of `struct tcp_info` that are asked for: up to and with `tcpi_bytes_acked`, which every kernel
+/// since 4.1 has.
+const INFO_BYTES: usize = 128;
+/// Where the fields lie in it (linux/tcp.h), which is fixed for all kernels.
+const STATE: usize = 0;
+const RETRANSMITS: usize = 2;
+const PROBES: usize = 3;
+const BACKOFF: usize = 4;
+const RTO_US: usize = 8;
+const UNACKNOWLEDGED: usize = 24;
+const LAST_ACK_RECEIVED_MS: usize = 56;
+const BYTES_ACKNOWLEDGED: usize = 120;
+/// `TCP_CLOSE`: reset, or given up by the kernel.
+const CLOSED: u8 = 7;
+
+/// What the kernel says of a connected socket's send queue. One call when it is empty, else two.
+pub fn outlook(socket: BorrowedFd<'_>) -> Outlook {
+    match queued(socket) {
+        0 => Outlook::default(),
+        queued => info(socket).map_or(Outlook { dead: true, ..Outlook::default() }, |info| {
+            Outlook { queued, ..read(&info) }
+        }),
+    }
+}
+
+fn queued(socket: BorrowedFd<'_>) -> u32 {
+    let mut queued: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (that is SIOCOUTQ) writes one int, to one that lives until the call returns.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+    if result == 0 { u32::try_from(queued).unwrap_or(0) } else { 0 }
+}
+
+fn info(socket: BorrowedFd<'_>) -> Option<[u8; INFO_BYTES]> {
+    let mut info = MaybeUninit::<[u8; INFO_BYTES]>::zeroed();
+    let mut len = INFO_BYTES as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `info`, and both live until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    // SAFETY: bytes may have any value, and all of them were zeroed.
+    (result == 0).then(|| unsafe { info.assume_init() })
+}
+
+fn read(info: &[u8; INFO_BYTES]) -> Outlook {
+    let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    let acknowledged: [u8; 8] = std::array::from_fn(|byte| info[BYTES_ACKNOWLEDGED + byte]);
+    // The timeout doubles with each retransmission, so those before took all of it but the last part.
+    let rto = word(RTO_US);
+    let in_vain = rto - rto.checked_shr(info[BACKOFF].into()).unwrap_or(0);
+    let flying = word(UNACKNOWLEDGED) > 0;
+    Outlook {
+        queued: 0,
+        acknowledged: u64::from_ne_bytes(acknowledged),
+        dead: info[STATE] == CLOSED,
+        owed: flying || info[PROBES] >= PROBES_OWED,
+        owed_for: match flying && info[RETRANSMITS] > 0 {
+            true => Duration::from_micros(in_vain.into()),
+            false => Duration::ZERO,
+        },
+        heard_ago: Duration::from_millis(word(LAST_ACK_RECEIVED_MS).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::ring::sys;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    /// More than the reader's kernel takes, of which some are queued.
+    fn stalled() -> (TcpStream, TcpStream, u64) {
+        let (mut near, far) = pair();
+        near.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match near.write(&[7; 65536]) {
+                Ok(count) => written += count as u64,
+                // Full, and nothing is on its way any more.
+                Err(_) if !outlook(near.as_fd()).owed => return (near, far, written),
+                Err(_) => assert!(Instant::now() < end, "the window never closed"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_who_pauses_owes_nothing_and_what_waits_for_it_is_known() {
+        let (near, mut far, written) = stalled();
+        let paused = outlook(near.as_fd());
+        assert!(paused.queued > 0 && !paused.dead && !paused.owed, "{paused:?}");
+        assert_eq!(paused.acknowledged + u64::from(paused.queued), written + 1, "the SYN counts");
+        let mut left = written;
+        while left > 0 {
+            left -= far.read(&mut [0; 65536]).unwrap() as u64;
+        }
+        let end = Instant::now() + PATIENCE;
+        while outlook(near.as_fd()).queued > 0 {
+            assert!(Instant::now() < end, "it was never acknowledged");
+        }
+    }
+
+    #[test]
+    fn what_a_reset_threw_away_is_known() {
+        let (near, far, _) = stalled();
+        sys::reset_on_close(far.as_fd());
+        drop(far);
+        let end = Instant::now() + PATIENCE;
+        while !outlook(near.as_fd()).dead {
+            assert!(Instant::now() < end, "the reset never came");
+        }
+        assert!(outlook(near.as_fd()).queued > 0);
+    }
+
+    #[test]
+    fn retransmissions_in_vain_tell_how_long_an_answer_has_been_owed() {
+        let mut info = [0; INFO_BYTES];
+        info[RTO_US..RTO_US + 4].copy_from_slice(&6_400_000u32.to_ne_bytes());
+        info[UNACKNOWLEDGED] = 1;
+        (info[RETRANSMITS], info[BACKOFF]) = (5, 5);
+        assert_eq!(read(&info).owed_for, Duration::from_millis(6200));
+        info[BACKOFF] = 255;
+        assert_eq!(read(&info).owed_for, Duration::from_millis(6400));
+        info[RETRANSMITS] = 0;
+        assert_eq!(read(&info).owed_for, Duration::ZERO);
+    }
+}

@@ -1,0 +1,230 @@
+//! Sessions that have fallen still, and the last of those that are over: what the kernel says of their
+//! send queues, and what follows from it. Owns how long a session stays for what its kernels have not
+//! delivered yet.
+//!
+//! Bytes are with the kernel long before they are with the peer, and a reset, by which a truncated stream
+//! must end, throws away what is still queued. So a session that is over parts from its sockets only when
+//! the queues are empty, or nobody takes from them any more; only then it is known what was delivered.
+
+use std::time::Duration;
+
+use super::{Cmd, Core, Key, NEVER, Phase, Session};
+use crate::base::time::Now;
+use crate::config::Timeouts;
+use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing};
+use crate::proxy::{self, Side};
+use crate::ring::pool::Pool;
+use crate::session::EndReason;
+
+/// The pause after the first look at a queue that is not empty; it doubles from look to look …
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+/// … up to this.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long an order to end a session leaves it for what is queued …
+const ORDERED_GRACE: Duration = Duration::from_secs(5);
+/// … and the order to stop; a worker waits two seconds for all of them (`worker::shell`).
+const STOP_GRACE: Duration = Duration::from_secs(1);
+
+/// The wait for the send queues of a session that is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Parting {
+    reason: EndReason,
+    /// Somebody has ordered the end, who does not wait for a slow reader.
+    ordered: Option<EndReason>,
+    until: Now,
+    pause: Duration,
+}
+
+impl Parting {
+    fn new(reason: EndReason, ordered: Option<EndReason>, now: Now, spent: bool) -> Parting {
+        let until = if spent { now } else { NEVER };
+        let mut parting = Parting { reason, ordered: None, until, pause: PAUSE_FIRST };
+        ordered.into_iter().for_each(|order| parting.hurry(now, order));
+        parting
+    }
+
+    fn hurry(&mut self, now: Now, order: EndReason) {
+        let grace = if order == EndReason::Stopping { STOP_GRACE } else { ORDERED_GRACE };
+        self.ordered = Some(order);
+        self.until = self.until.min(now.plus(grace));
+    }
+}
+
+/// Whether a session ends so because somebody wants it, whatever passes through it.
+pub(super) fn is_order(reason: EndReason) -> bool {
+    matches!(reason, EndReason::Operator | EndReason::BackendLeft | EndReason::Stopping)
+}
+
+impl Core {
+    /// The kernel has said how a session's send queues stand, by side: the answer to [`Cmd::Look`].
+    pub fn told(
+        &mut self,
+        now: Now,
+        key: Key,
+        outlooks: [Outlook; 2],
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let sent = session.active;
+        let standings =
+            Side::BOTH.map(|side| session.look(side, now, sent, &outlooks[side as usize]));
+        if standings.contains(&Standing::Moving) {
+            session.active = now;
+        }
+        match session.phase {
+            Phase::Relaying => self.go_on(now, key, outlooks, standings, pool, out),
+            Phase::Parting(parting) => self.part(now, key, parting, outlooks, standings, pool, out),
+            Phase::Connecting | Phase::Ending { .. } => {}
+        }
+    }
+
+    /// A session that relays has been looked at: it is over when its time is, or a host has vanished.
+    fn go_on(
+        &mut self,
+        now: Now,
+        key: Key,
+        outlooks: [Outlook; 2],
+        standings: [Standing; 2],
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let timeouts = self.settings.timeouts;
+        let Some(session) = self.sessions.get(key) else { return };
+        if standings.contains(&Standing::Vanished) {
+            return self.end(now, key, EndReason::Idle, pool, out);
+        }
+        if session.ends_at(&timeouts) <= now {
+            let half = session.half_closed;
+            let reason = if half { EndReason::HalfCloseIdle } else { EndReason::Idle };
+            return self.end(now, key, reason, pool, out);
+        }
+        // With both queues empty there is nothing to see until more is sent.
+        let queued = session.relay.is_sending() || outlooks.iter().any(|one| one.queued > 0);
+        session.look_at = if queued { session.next_look(now, &timeouts) } else { NEVER };
+        self.deadlines.schedule(key.place, session.due(&timeouts));
+    }
+
+    /// An end is ordered of a session that is ending.
+    pub(super) fn hurry(&mut self, now: Now, key: Key, order: EndReason) {
+        if !is_order(order) {
+            return;
+        }
+        let Some(session) = self.sessions.get(key) else { return };
+        match &mut session.phase {
+            Phase::Ending { ordered, .. } => *ordered = Some(order),
+            Phase::Parting(parting) => {
+                parting.hurry(now, order);
+                session.look_at = session.look_at.min(parting.until);
+                self.deadlines.schedule(key.place, session.look_at);
+            }
+            Phase::Connecting | Phase::Relaying => {}
+        }
+    }
+
+    /// Nothing is in flight any more for a session that is over, and all that it will ever send is with
+    /// the kernels.
+    pub(super) fn begin_to_part(
+        &mut self,
+        now: Now,
+        key: Key,
+        reason: EndReason,
+        ordered: Option<EndReason>,
+        out: &mut Vec<Cmd>,
+    ) {
+        let timeouts = self.settings.timeouts;
+        let Some(session) = self.sessions.get(key) else { return };
+        let timed_out = matches!(reason, EndReason::Idle | EndReason::HalfCloseIdle);
+        let spent = timed_out && session.ends_at(&timeouts) <= now;
+        if !spent {
+            session.active = now;
+        }
+        session.phase = Phase::Parting(Parting::new(reason, ordered, now, spent));
+        session.look_at = NEVER;
+        for side in Side::BOTH.into_iter().filter(|side| session.relay.is_spliced(*side)) {
+            out.push(Cmd::Relay { key, what: proxy::Cmd::EndSplice { side } });
+        }
+        self.deadlines.cancel(key.place);
+        out.push(Cmd::Look { key });
+    }
+
+    /// Closes a session whose queues are empty, or who has waited long enough for that.
+    #[expect(clippy::too_many_arguments, reason = "one call, and each of them is needed")]
+    fn part(
+        &mut self,
+        now: Now,
+        key: Key,
+        mut parting: Parting,
+        outlooks: [Outlook; 2],
+        standings: [Standing; 2],
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let lost = Side::BOTH.map(|side| session.undelivered(side, &outlooks[side as usize]));
+        let takes = |side: Side| {
+            let (outlook, standing) = (&outlooks[side as usize], standings[side as usize]);
+            lost[side as usize] > 0 && !outlook.dead && standing != Standing::Vanished
+        };
+        let until = parting.until.min(session.active.plus(self.settings.timeouts.tcp_idle));
+        if Side::BOTH.into_iter().any(takes) && now < until {
+            session.look_at = now.plus(parting.pause).min(until);
+            parting.pause = (2 * parting.pause).min(PAUSE_MAX);
+            session.phase = Phase::Parting(parting);
+            return self.deadlines.schedule(key.place, session.look_at);
+        }
+        let reset_by = Side::BOTH
+            .into_iter()
+            .find(|side| lost[*side as usize] > 0 && outlooks[*side as usize].dead);
+        let reason = match (parting.reason, reset_by) {
+            (EndReason::Finished, _) if lost == [0; 2] => EndReason::Finished,
+            (EndReason::Finished, Some(Side::Client)) => EndReason::ClientReset,
+            (EndReason::Finished, Some(Side::Backend)) => EndReason::BackendReset,
+            (EndReason::Finished, None) => parting.ordered.unwrap_or(EndReason::Idle),
+            (reason, _) => reason,
+        };
+        self.close(now, key, reason, lost, pool, out);
+    }
+
+    /// Closes a session for which nothing is in flight. `lost`: bytes that are with the kernel of each
+    /// side's socket, and will not reach its peer.
+    pub(super) fn close(
+        &mut self,
+        now: Now,
+        key: Key,
+        reason: EndReason,
+        lost: [u32; 2],
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let Some(mut session) = self.sessions.remove(key) else { return };
+        // Known only now: what was in flight may have brought bytes that found no taker.
+        let truncated = session.relay.is_truncated() || lost != [0; 2];
+        let reset = reason.is_reset(truncated);
+        session.relay.release(pool);
+        self.deadlines.cancel(key.place);
+        let mut books = self.books.borrow_mut();
+        let [down, up] = lost.map(u64::from);
+        books.undelivered(&mut session.entry, up, down);
+        books.close(session.entry, reason, now);
+        out.push(Cmd::Close { key, reset });
+    }
+}
+
+impl Session {
+    fn look(&mut self, side: Side, now: Now, sent: Now, outlook: &Outlook) -> Standing {
+        self.watches[side as usize].look(now, sent, outlook)
+    }
+
+    /// When a session that was sent to, or has something queued, is looked at next.
+    pub(super) fn next_look(&self, now: Now, timeouts: &Timeouts) -> Now {
+        let every = LOOK_EVERY.min(self.patience(timeouts) / 4);
+        let gives_up = self.watches.iter().filter_map(|watch| watch.gives_up_at());
+        gives_up.fold(now.plus(every), Now::min)
+    }
+
+    /// Bytes that the kernel still has for a side; the FIN, which counts as one, is none of them.
+    fn undelivered(&self, side: Side, outlook: &Outlook) -> u32 {
+        outlook.queued.saturating_sub(self.relay.has_finished(side).into())
+    }
+}

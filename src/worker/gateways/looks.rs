@@ -1,0 +1,274 @@
+//! Connections whose send queues are looked at: those to which something is being sent, and those that
+//! are to be closed. Owns when, and what follows: a user who takes something now and then is not still, a
+//! host that has vanished ends a tunnel, and a socket is closed when its queue is empty or its time over.
+
+use std::time::Duration;
+
+use super::{Cmd, Conn, Gateways, NEVER, State};
+use crate::base::time::Now;
+use crate::proxy::Side;
+use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing, Watch};
+use crate::ring::pool::Pool;
+use crate::session::EndReason;
+use crate::worker::core::Key;
+
+/// The pause after the first look at a queue that is not empty; it doubles from look to look …
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+/// … up to this.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long an order leaves a connection for what is queued …
+pub(super) const ORDERED_GRACE: Duration = Duration::from_secs(5);
+/// … and the order to stop; a worker waits two seconds for all of them (`worker::shell`).
+pub(super) const STOP_GRACE: Duration = Duration::from_secs(1);
+
+/// A connection that is to be closed, and waits for its send queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaving {
+    pub reset: bool,
+    watch: Watch,
+    /// When its peer last took something.
+    active: Now,
+    /// How long it may take nothing.
+    still: Duration,
+    until: Now,
+    pause: Duration,
+}
+
+impl Leaving {
+    pub fn new(now: Now, reset: bool, still: Duration) -> Leaving {
+        let (watch, pause) = (Watch::NEW, PAUSE_FIRST);
+        Leaving { reset, watch, active: now, still, until: NEVER, pause }
+    }
+
+    pub fn hurry(&mut self, now: Now, grace: Duration) {
+        self.until = self.until.min(now.plus(grace));
+    }
+
+    /// When to look next; `None`: there is nothing to wait for any more.
+    fn told(&mut self, now: Now, outlook: &Outlook) -> Option<Now> {
+        let standing = self.watch.look(now, self.active, outlook);
+        if standing == Standing::Moving {
+            self.active = now;
+        }
+        let until = self.until.min(self.active.plus(self.still));
+        let waits = outlook.queued > 0 && !outlook.dead && standing != Standing::Vanished;
+        let next = now.plus(self.pause).min(until);
+        self.pause = (2 * self.pause).min(PAUSE_MAX);
+        (waits && now < until).then_some(next)
+    }
+}
+
+/// What is remembered of a user's connection, and of the one to a backend that serves it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Looks {
+    watches: [Watch; 2],
+    /// When to look next.
+    pub at: Now,
+}
+
+impl Looks {
+    pub const NEW: Looks = Looks { watches: [Watch::NEW; 2], at: NEVER };
+}
+
+impl Gateways {
+    /// The kernel has said how a connection's send queue stands: the answer to [`Cmd::Look`].
+    pub fn told(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        outlook: Outlook,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        match conn {
+            Conn::User(key) => match self.users.get(key).map(|user| user.leaving.is_some()) {
+                Some(true) => self.user_leaves(now, key, &outlook, out),
+                Some(false) => {
+                    self.seen(now, key, Side::Client, &outlook, pool, out);
+                    self.expire_user(now, key, pool, out);
+                }
+                None => {}
+            },
+            Conn::Link(link) => match self.links.get(link).map(|link| &link.state) {
+                Some(State::Leaving(_)) => self.link_leaves(now, link, &outlook, out),
+                Some(State::Serving { user }) => {
+                    let user = *user;
+                    self.seen(now, user, Side::Backend, &outlook, pool, out);
+                }
+                _ => {}
+            },
+        }
+    }
+
+    /// Plans a look at what is being sent, or has just been, unless one is planned.
+    pub(super) fn plan_look(&mut self, now: Now, key: Key, sent: bool) {
+        let every = self.look_every();
+        if let Some(user) = self.users.get(key)
+            && user.looks.at == NEVER
+            && (user.gateway.is_sending() || sent && user.gateway.is_tunnel())
+        {
+            user.looks.at = now.plus(every);
+        }
+    }
+
+    fn look_every(&self) -> Duration {
+        let settings = &self.settings;
+        LOOK_EVERY.min(settings.body_timeout / 4).min(settings.tunnel_timeout / 4)
+    }
+
+    /// The user's deadline, or the time of a look, has come: first it is seen what the peers have taken.
+    pub(super) fn look(&mut self, key: Key, out: &mut Vec<Cmd>) {
+        let Some(user) = self.users.get(key) else { return };
+        user.looks.at = NEVER;
+        if let Some(link) = user.link
+            && let Some(State::Serving { .. }) = self.links.get(link).map(|link| &link.state)
+        {
+            out.push(Cmd::Look { conn: Conn::Link(link) });
+        }
+        // Last, for then it is decided.
+        out.push(Cmd::Look { conn: Conn::User(key) });
+    }
+
+    fn seen(
+        &mut self,
+        now: Now,
+        key: Key,
+        side: Side,
+        outlook: &Outlook,
+        pool: &mut Pool,
+        out: &mut Vec<Cmd>,
+    ) {
+        let every = self.look_every();
+        let Some(user) = self.users.get(key) else { return };
+        let watch = &mut user.looks.watches[side as usize];
+        let standing = watch.look(now, user.gateway.active_at(), outlook);
+        if outlook.queued > 0 || user.gateway.is_sending() {
+            let gives_up = watch.gives_up_at().filter(|at| *at > now).unwrap_or(NEVER);
+            user.looks.at = user.looks.at.min(now.plus(every)).min(gives_up);
+        }
+        match standing {
+            Standing::Moving => user.gateway.took(now),
+            Standing::Vanished if user.gateway.is_tunnel() || side == Side::Client => {
+                self.act(now, key, pool, out, |gateway, cx| gateway.end(EndReason::Idle, true, cx));
+            }
+            Standing::Still | Standing::Vanished => {}
+        }
+    }
+
+    fn expire_user(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let Some(user) = self.users.get(key) else { return };
+        match user.gateway.deadline(&self.settings) {
+            Some(due) if due <= now => {
+                self.act(now, key, pool, out, |gateway, cx| gateway.expire(cx));
+            }
+            _ => self.schedule(key),
+        }
+    }
+
+    fn user_leaves(&mut self, now: Now, key: Key, outlook: &Outlook, out: &mut Vec<Cmd>) {
+        let Some(leaving) = self.users.get(key).and_then(|user| user.leaving.as_mut()) else {
+            return;
+        };
+        match leaving.told(now, outlook) {
+            Some(next) => self.deadlines.schedule(key.place, next),
+            None => self.close_user(now, key, outlook, out),
+        }
+    }
+
+    /// Takes a user out of the books whose connection has nothing more to deliver.
+    fn close_user(&mut self, now: Now, key: Key, outlook: &Outlook, out: &mut Vec<Cmd>) {
+        let Some(mut user) = self.users.remove(key) else { return };
+        self.deadlines.cancel(key.place);
+        let (Some(ending), Some(leaving)) = (user.gateway.ending(), user.leaving) else { return };
+        self.held -= user.held;
+        let reset = leaving.reset;
+        out.push(Cmd::Close { conn: Conn::User(key), reset });
+        let Some(mut entry) = user.entry.take() else { return };
+        let mut books = self.books.borrow_mut();
+        // A socket that is closed without a reset still delivers what it has, as long as its host lives;
+        // and has sent a FIN, which counts as one.
+        if reset || outlook.dead {
+            let lost = outlook.queued.saturating_sub((!reset).into());
+            books.undelivered(&mut entry, 0, lost.into());
+        }
+        books.close(entry, ending.reason, now);
+    }
+
+    fn link_leaves(&mut self, now: Now, link: Key, outlook: &Outlook, out: &mut Vec<Cmd>) {
+        let Some(State::Leaving(leaving)) = self.links.get(link).map(|link| &mut link.state) else {
+            return;
+        };
+        match leaving.told(now, outlook) {
+            Some(next) => self.connects.schedule(link.place, next),
+            None => {
+                let reset = leaving.reset;
+                self.books.borrow().metrics().counters.bytes_undelivered.add(outlook.queued.into());
+                self.connects.cancel(link.place);
+                self.links.remove(link);
+                out.push(Cmd::Close { conn: Conn::Link(link), reset });
+            }
+        }
+    }
+
+    /// An order does not wait for slow readers.
+    pub(super) fn hurry_links(&mut self, now: Now, grace: Duration) {
+        for link in self.links.keys(|link| matches!(link.state, State::Leaving(_))) {
+            if let Some(State::Leaving(leaving)) = self.links.get(link).map(|link| &mut link.state)
+            {
+                leaving.hurry(now, grace);
+                self.connects.schedule(link.place, leaving.until);
+            }
+        }
+    }
+
+    /// The same for a user; false when it has not been leaving.
+    pub(super) fn hurry_user(&mut self, now: Now, key: Key, grace: Duration) -> bool {
+        let Some(leaving) = self.users.get(key).and_then(|user| user.leaving.as_mut()) else {
+            return false;
+        };
+        leaving.hurry(now, grace);
+        self.deadlines.schedule(key.place, leaving.until);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Now = Now::from_nanos(1_000_000_000);
+    const STILL: Duration = Duration::from_secs(60);
+
+    fn queued(queued: u32, acknowledged: u64) -> Outlook {
+        Outlook { queued, acknowledged, ..Outlook::default() }
+    }
+
+    #[test]
+    fn a_connection_is_closed_when_its_queue_is_empty_or_nobody_takes_from_it() {
+        let mut leaving = Leaving::new(START, true, STILL);
+        let (mut now, mut taken) = (START, 0);
+        for _ in 0..1000 {
+            taken += 1;
+            now = leaving.told(now, &queued(9, taken)).expect("its peer reads on");
+        }
+        assert!(now > START.plus(3 * STILL));
+        let mut copy = leaving;
+        assert_eq!(copy.told(now, &Outlook::default()), None);
+        assert_eq!(copy.told(now, &Outlook { dead: true, ..queued(9, taken) }), None);
+        let end = now.plus(STILL);
+        while let Some(next) = leaving.told(now, &queued(9, taken)) {
+            assert!(next > now && next <= end);
+            now = next;
+        }
+        assert!(now.since(START) >= STILL, "it had its time");
+    }
+
+    #[test]
+    fn an_order_leaves_it_a_moment() {
+        let mut leaving = Leaving::new(START, true, STILL);
+        assert!(leaving.told(START, &queued(9, 0)).is_some());
+        leaving.hurry(START, STOP_GRACE);
+        assert!(leaving.told(START.plus(STOP_GRACE / 2), &queued(9, 1)).is_some());
+        assert_eq!(leaving.told(START.plus(STOP_GRACE), &queued(9, 2)), None);
+    }
+}
