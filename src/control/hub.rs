@@ -191,7 +191,7 @@ impl Hub {
         let about = About { protocol: wanted.protocol, port: wanted.address.port() };
         let applied = self.registry.apply(Change::Register(wanted), now)?;
         let id = applied.backend.expect("a registration that succeeded has a backend");
-        let changed = applied.snapshot.is_some();
+        let changed = applied.changed;
         let backend = self.registry.get(id).expect("it was just registered").backend.clone();
         let new = !self.snapshot.backends.iter().any(|known| known.id == id);
         if new {
@@ -344,7 +344,7 @@ impl Hub {
     pub fn restore(&mut self, id: BackendId, now: Now) {
         self.reviving.remove(&id);
         let applied = self.registry.apply(Change::Restore { backend: id }, now).unwrap_or_default();
-        if applied.snapshot.is_some() {
+        if applied.changed {
             self.revivals.entry(id).or_default().restored(now);
             self.counters.backends_restored.one();
             info!(server = %id, "server is back: a connection succeeded");
@@ -360,8 +360,8 @@ impl Hub {
 
     /// Follows up on a change: tells the workers, and remembers who left until their sessions ended.
     fn take_in(&mut self, applied: Applied, why: &str, close: bool, now: Now) {
-        if let Some(snapshot) = applied.snapshot {
-            self.snapshots.publish(snapshot);
+        if applied.changed {
+            self.snapshots.publish(self.registry.freeze());
             self.snapshot = self.snapshots.current();
             self.workers.wake();
             self.counters.snapshots_published.one();
@@ -430,7 +430,7 @@ impl Hub {
         }
         let applied =
             self.registry.apply(Change::SetAside { backend: id }, now).unwrap_or_default();
-        if applied.snapshot.is_some() {
+        if applied.changed {
             self.revivals.entry(id).or_default().set_aside(now);
             self.counters.backends_set_aside.one();
             warn!(server = %id, %reason, "server set aside: its data port failed");
