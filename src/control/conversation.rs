@@ -181,8 +181,8 @@ impl Conversation {
     /// Deals with what waits, as far as the peer reads the answers.
     fn advance(&mut self, waiting: &mut Option<Waiting>) -> Option<Why> {
         loop {
-            if self.mailbox.is_broken() {
-                return Some("it does not read");
+            if let Some(why) = self.mailbox.broken() {
+                return Some(why);
             }
             if waiting.is_some() || self.mailbox.is_crowded() {
                 return None;

@@ -163,7 +163,7 @@ async fn read(stream: Rc<TcpStream>, segments: mpsc::Sender<Vec<u8>>) {
 async fn write(stream: Rc<TcpStream>, mailbox: Rc<Mailbox>) {
     while let Some(bytes) = mailbox.next().await {
         if stream.write_all(bytes).await.0.is_err() {
-            mailbox.give_up();
+            mailbox.give_up("its connection broke");
         }
     }
 }

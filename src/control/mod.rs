@@ -20,7 +20,7 @@
 //! | pure: hellos and revivals, drains and the stop | [`health`], [`drain`] |
 //! | pure: how fast a connection may change things | [`pace`] |
 //! | who may register | [`auth`] |
-//! | what workers are told and say | [`workers`] |
+//! | what workers are told and say, and when | [`workers`], [`publication`] |
 //! | what the service manager is told | [`manager`] |
 //! | changing settings while it runs | [`reload`] |
 //! | what people read in the log | [`console`] |
@@ -44,6 +44,7 @@ pub mod manager;
 pub mod pace;
 pub mod page;
 pub mod probe;
+pub mod publication;
 pub mod reload;
 pub mod status;
 pub mod verbs;
@@ -74,6 +75,8 @@ use workers::Workers;
 
 /// How often reports are read and deadlines looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// Changes that come within so long of the last publication go into the next one together.
+const GATHER: Duration = Duration::from_millis(1);
 /// Entries of the ring: an accept, and a read and a write for each of a few hundred connections.
 /// More are submitted in several goes.
 const RING_ENTRIES: u32 = 1024;
@@ -153,6 +156,7 @@ impl Control {
                 let entrance = Entrance::new(&config).map_err(io::Error::other)?;
                 let entrance = Rc::new(RefCell::new(entrance));
                 open(&hub, &entrance, &config, doors)?;
+                tokio_uring::spawn(publish(Rc::clone(&hub)));
                 turn(&hub, &entrance, &urgent, asked, reload).await;
                 Ok(())
             })
@@ -237,6 +241,10 @@ async fn turn(
             }
         }
         let outcome = hub.borrow_mut().tick(Now::read());
+        if outcome.more {
+            urgent.notify_one();
+            tokio::task::yield_now().await;
+        }
         manager.tick(&hub.borrow(), Now::read());
         if outcome.done {
             return;
@@ -244,6 +252,16 @@ async fn turn(
         for backend in outcome.revive {
             tokio_uring::spawn(revive(Rc::clone(hub), backend));
         }
+    }
+}
+
+/// Tells the workers of changes: of the first at once, of those that follow closely together.
+async fn publish(hub: Rc<RefCell<Hub>>) {
+    let wanted = hub.borrow().publication_wanted();
+    loop {
+        wanted.notified().await;
+        hub.borrow_mut().publish();
+        tokio::time::sleep(GATHER).await;
     }
 }
 
