@@ -226,8 +226,8 @@ fn every_fault_gets_a_sentence_and_the_connection_goes_on() {
         (r#"{"cmd":"register","protocol":"icmp","port":7}"#, "unknown protocol"),
         (r#"{"cmd":"dance"}"#, "unknown cmd"),
         (r#"{"cmd":"list","cmd":"list"}"#, "twice"),
-        ("GET / HTTP/1.1\r\n", "JSON object"),
-        ("\u{0}\u{1}\u{2}\n", "JSON object"),
+        ("[1, 2]\n", "JSON object"),
+        ("{\u{0}\u{1}\u{2}\n", "control byte"),
         (deep.as_str(), "deeper"),
         (r#"{"cmd":"auth","id":"x","mac":"00"}"#, "no proof is asked for"),
     ];
@@ -236,6 +236,30 @@ fn every_fault_gets_a_sentence_and_the_connection_goes_on() {
         assert_failed(&backend.hear().expect(words), expected);
     }
     assert_eq!(backend.ask(&json!({"cmd": "list"}))["ack"], "successful");
+}
+
+#[test]
+fn nothing_in_the_body_of_another_protocols_request_is_carried_out() {
+    let core = Core::start(|_| {});
+    let body = r#"{"cmd":"register","protocol":"udp","port":9}"#;
+    for opening in [
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n\r\n",
+        "\r\n\r\nPUT / HTTP/1.1\r\n\r\n\r\n",
+        "EHLO x\r\n",
+        "\u{16}\u{3}\u{1}\n",
+        "\u{0}\n",
+    ] {
+        let mut stranger = core.connect();
+        let _ = stranger.stream.write_all(format!("{opening}{body}\n").as_bytes());
+        let told: Vec<_> = std::iter::from_fn(|| stranger.hear()).collect();
+        assert_eq!(told.len(), 1, "{opening:?}: {told:?}");
+        assert_failed(&told[0], "JSON object");
+    }
+    let mut backend = core.connect();
+    backend.say("\u{feff}");
+    assert_eq!(backend.ask(&json!({"cmd": "list"}))["backends"], json!([]), "and a mark is none");
+    let answer = backend.ask(&json!({"cmd": "register", "protocol": "udp", "port": 9.0}));
+    assert_eq!(answer["ack"], "successful", "{answer}");
 }
 
 #[test]
@@ -292,8 +316,7 @@ fn a_peer_that_never_reads_does_not_grow_and_disturbs_nobody() {
 fn a_peer_that_stays_after_its_connection_was_given_up_holds_nothing() {
     let core = Core::start(|_| {});
     let mut staying = core.connect();
-    staying.say(&"x".repeat(10_000));
-    assert_failed(&staying.hear().unwrap(), "JSON object");
+    staying.say(&"[".repeat(10_000));
     assert_failed(&staying.hear().unwrap(), "at most 4096 bytes");
     assert_eq!(staying.hear(), None);
     wait_for("its socket to be closed", || (open_sockets(&core) == 0).then_some(()));
