@@ -21,8 +21,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The longest round that is laid out as a table: every backend that there can be, twice.
-const TABLE_MAX: u64 = 2 * crate::metrics::BACKENDS_MAX as u64;
+/// The longest round that is laid out as a table: as many backends as there can be, each twice. The
+/// table takes 4 KiB, and well under a millisecond to make.
+const TABLE_MAX: u64 = 2048;
 /// How many turns of a long round [`Rotation::from_turn`] looks ahead before it goes through everyone.
 const LOOKS: u64 = 64;
 
