@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
-use crate::cluster::{Protocol, Standing, WEIGHT_MAX};
+use crate::cluster::{Backend, Protocol, Standing, WEIGHT_MAX};
 
 /// Bytes that may wait for a peer that does not read; beyond it the connection is closed.
 pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
@@ -310,6 +310,22 @@ pub struct Listed {
     /// Registered over the connection that asks.
     pub own: bool,
     pub sessions: u64,
+}
+
+impl Listed {
+    /// A backend as it is shown to a connection, its `own` or another's.
+    pub fn of(backend: &Backend, own: bool, sessions: u64) -> Listed {
+        Listed {
+            id: backend.id.to_string(),
+            protocol: backend.protocol,
+            address: backend.address,
+            weight: backend.weight,
+            name: backend.name.as_deref().map(str::to_owned),
+            state: backend.standing,
+            own,
+            sessions,
+        }
+    }
 }
 
 /// Every member that a message may have, in the order in which they are written.

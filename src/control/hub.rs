@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::api::{About, LISTED_MAX, Listed, Reply};
 use super::console::{self, Console};
 use super::drain::{Drain, DrainStep, Stop, StopStep};
-use super::health::Revival;
+use super::health::{Revival, is_our_own_lack};
 use super::mailbox::Mailbox;
 use super::publication::Publication;
 use super::status::ReloadStatus;
@@ -283,18 +283,9 @@ impl Hub {
         while backends.len() < LISTED_MAX
             && let Some(entry) = visible.next()
         {
-            let backend = &entry.backend;
-            last = backend.id;
-            backends.push(Listed {
-                id: backend.id.to_string(),
-                protocol: backend.protocol,
-                address: backend.address,
-                weight: backend.weight,
-                name: backend.name.as_deref().map(str::to_owned),
-                state: backend.standing,
-                own: entry.owner == owner,
-                sessions: self.workers.active(backend.slot),
-            });
+            last = entry.backend.id;
+            let sessions = self.workers.active(entry.backend.slot);
+            backends.push(Listed::of(&entry.backend, entry.owner == owner, sessions));
         }
         let more = visible.peek().is_some();
         (Reply::Listed { backends, more }, more.then_some(last))
@@ -604,18 +595,4 @@ impl Hub {
             error!(?order, workers = lost, "workers do not take orders any more");
         }
     }
-}
-
-/// Whether a connection failed for a reason that says nothing about the backend.
-fn is_our_own_lack(errno: i32) -> bool {
-    use nix::errno::Errno;
-    matches!(
-        Errno::from_raw(errno),
-        Errno::EMFILE
-            | Errno::ENFILE
-            | Errno::ENOMEM
-            | Errno::ENOBUFS
-            | Errno::EAGAIN
-            | Errno::EADDRNOTAVAIL
-    )
 }

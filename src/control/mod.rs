@@ -19,7 +19,7 @@
 //! | pure: bytes to objects, objects to requests | [`frame`], [`api`] |
 //! | pure: hellos and revivals, drains and the stop | [`health`], [`drain`] |
 //! | pure: how fast a connection may change things | [`pace`] |
-//! | who may register | [`auth`] |
+//! | who may register, what, and who makes room | [`auth`], [`home`], [`crowd`] |
 //! | what workers are told and say, and when | [`workers`], [`publication`] |
 //! | what the service manager is told | [`manager`] |
 //! | changing settings while it runs | [`reload`] |
@@ -32,11 +32,13 @@ pub mod api;
 pub mod auth;
 pub mod console;
 pub mod conversation;
+pub mod crowd;
 pub mod door;
 pub mod drain;
 pub mod exposition;
 pub mod frame;
 pub mod health;
+pub mod home;
 pub mod hub;
 pub mod listing;
 pub mod mailbox;
@@ -51,14 +53,14 @@ pub mod verbs;
 pub mod view;
 pub mod workers;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::base::publish::Publisher;
@@ -67,6 +69,7 @@ use crate::cluster::{BackendId, Protocol, Snapshot};
 use crate::config::Config;
 use crate::worker::link::{ControlEnd, Order};
 use admin::{Admin, Listener};
+use conversation::House;
 use door::Door;
 use hub::Hub;
 use manager::Manager;
@@ -196,12 +199,8 @@ fn open(
     };
     if let Some(listener) = doors.control {
         door::prepare(&listener, config.health)?;
-        let door = Door {
-            hub: Rc::clone(hub),
-            entrance: Rc::clone(entrance),
-            open: Rc::new(Cell::new(0)),
-            unproven: Rc::new(Cell::new(0)),
-        };
+        let house = House::new(Rc::clone(hub), bound);
+        let door = Door::new(house, Rc::clone(entrance));
         tokio_uring::spawn(door.accept(listener));
     }
     let token_file = config.admin.token_file.as_deref();
@@ -227,6 +226,7 @@ async fn turn(
 ) {
     let mut manager = Manager::new(&hub.borrow().workers, Now::read());
     manager.ready();
+    let probes = Rc::new(Semaphore::new(probe::AT_ONCE));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -250,7 +250,7 @@ async fn turn(
             return;
         }
         for backend in outcome.revive {
-            tokio_uring::spawn(revive(Rc::clone(hub), backend));
+            tokio_uring::spawn(revive(Rc::clone(hub), backend, Rc::clone(&probes)));
         }
     }
 }
@@ -274,12 +274,12 @@ async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Opti
 /// Tries a backend that was set aside until it can be connected to or is aside no more. Whether a UDP
 /// service is back cannot be seen from here, so it gets users again after the wait, and if it refuses
 /// them the next wait is longer.
-async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId) {
+async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
     let timeout = hub.borrow().config.timeouts.connect;
     loop {
         let Some((protocol, address, wait)) = hub.borrow_mut().next_try(id) else { return };
         tokio::time::sleep(wait).await;
-        if protocol == Protocol::Udp || probe::connects(address, timeout).await.is_ok() {
+        if protocol == Protocol::Udp || probe::connects(address, timeout, &probes).await.is_ok() {
             hub.borrow_mut().restore(id, Now::read());
             return;
         }
