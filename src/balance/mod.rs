@@ -62,10 +62,14 @@ impl Balancer {
             let backend = snapshot.backends.get(usize::from(place))?;
             (!(question.excluded)(backend.id)).then_some(backend)
         };
-        let in_turn = || rotation.from_turn(self.turns.take(question.protocol)).filter_map(fit);
+        let turn = || self.turns.take(question.protocol);
+        let in_turn = |turn| rotation.from_turn(turn).filter_map(fit);
         match self.policy {
-            Policy::RoundRobin => in_turn().next(),
-            Policy::LeastSessions => least_sessions::pick(in_turn(), question.load),
+            Policy::RoundRobin => {
+                let turn = turn();
+                rotation.whose(turn).and_then(fit).or_else(|| in_turn(turn).next())
+            }
+            Policy::LeastSessions => least_sessions::pick(in_turn(turn()), question.load),
             Policy::SourceHash => {
                 source_hash::pick(rotation.places().filter_map(fit), question.user)
             }

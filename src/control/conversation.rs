@@ -8,6 +8,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tracing::warn;
@@ -31,6 +32,10 @@ const PENDING_MAX: usize = 64;
 /// Requests that are dealt with before others may have their turn: about a tenth of a millisecond, and
 /// far less than the core may be busy at a time even if each is about every backend.
 const SLICE: usize = 16;
+
+/// How long requests are still dealt with whose peer has closed its side: it may be waiting for the
+/// answers, or be gone while its other backends are still in the rotation.
+const AFTER_END: Duration = Duration::from_secs(1);
 
 /// What a conversation waits for before it deals with the next request.
 type Waiting = Pin<Box<dyn Future<Output = Over>>>;
@@ -130,7 +135,7 @@ impl Conversation {
     pub async fn run(mut self, mut segments: mpsc::Receiver<Vec<u8>>) -> Why {
         let house = Rc::clone(&self.house);
         let mut waiting: Option<Waiting> = None;
-        let mut ended = false;
+        let mut ended: Option<Now> = None;
         loop {
             if let Some(why) = self.peer.mailbox.broken() {
                 return why;
@@ -146,15 +151,16 @@ impl Conversation {
                 tokio::task::yield_now().await;
                 continue;
             }
-            if ended && waiting.is_none() && !self.has_work() {
+            let is_done = waiting.is_none() && !self.has_work();
+            if ended.is_some_and(|until| is_done || Now::read() >= until) {
                 return "it closed the connection";
             }
-            let listening = !ended && self.has_room();
-            let deadline = self.deadline().since(Now::read());
+            let listening = ended.is_none() && self.has_room();
+            let deadline = ended.into_iter().fold(self.deadline(), Now::min).since(Now::read());
             tokio::select! {
                 segment = segments.recv(), if listening => match segment {
                     bytes @ Some(_) => self.unheard = bytes,
-                    None => ended = true,
+                    None => ended = Some(Now::read().plus(AFTER_END)),
                 },
                 over = end_of(&mut waiting), if waiting.is_some() => {
                     waiting = None;
