@@ -110,3 +110,29 @@ fn ports_that_are_tried_one_after_the_other_do_not_cost_a_backend_its_hellos() {
     assert!(heard.iter().all(|answer| answer["ack"] == "successful"));
     assert_eq!(agent.ask(&json!({"cmd": "list"}))["ack"], "successful");
 }
+
+#[test]
+fn a_connection_that_ends_amid_its_requests_takes_its_backends_with_it() {
+    let core = Core::start(|config| config.timeouts.connect = Duration::from_secs(600));
+    // A port whose queue is full: whoever connects to it waits for an answer.
+    let stuffed = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    stuffed.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    stuffed.listen(0).unwrap();
+    let address = stuffed.local_addr().unwrap();
+    let _queued: Vec<_> = std::iter::repeat_with(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&address);
+        socket
+    })
+    .take(4)
+    .collect();
+    let mut agent = core.connect();
+    agent.register(Protocol::Udp, 9);
+    core.worker.wait_for_rotation(Protocol::Udp, &[9]);
+    let port = address.as_socket().unwrap().port();
+    agent.say(&registrations(Protocol::Tcp, std::iter::repeat_n(port, 20)));
+    drop(agent);
+    core.worker.wait_for_rotation(Protocol::Udp, &[]);
+}
