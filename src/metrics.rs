@@ -147,6 +147,7 @@ table! {
         Counter connections_accepted: "Control connections taken on.",
         Counter connections_refused_stranger: "Control connections from hosts that may not register.",
         Counter connections_refused_full: "Control connections beyond the limit.",
+        Counter connections_displaced: "Control connections that had proved or registered nothing and made room.",
         Counter proofs_failed: "Control connections that did not prove the secret.",
         Counter messages: "Messages from backends, hello answers included.",
         Counter messages_failed: "Messages from backends that were refused.",

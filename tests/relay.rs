@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use lb::boot::DataPlane;
+use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::proxy::tcp::Features;
@@ -67,7 +68,11 @@ impl Balancer {
         self.plane.snapshots.publish(Snapshot {
             version: self.version,
             backends: backends.collect(),
-            rotations: [(0..addresses.len() as u16).collect(), vec![], vec![]],
+            rotations: [
+                (0..addresses.len() as u16).collect(),
+                Rotation::default(),
+                Rotation::default(),
+            ],
         });
     }
 

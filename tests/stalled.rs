@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use lb::boot::DataPlane;
+use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::metrics::WorkerCounters;
@@ -50,9 +51,9 @@ impl Balancer {
             name: None,
             standing: Standing::Serving,
         };
-        let mut rotations: [Vec<u16>; 3] = Default::default();
-        rotations[Protocol::Tcp.index()] = vec![0];
-        rotations[Protocol::Api.index()] = vec![1];
+        let mut rotations: [Rotation; 3] = Default::default();
+        rotations[Protocol::Tcp.index()] = [0].into_iter().collect();
+        rotations[Protocol::Api.index()] = [1].into_iter().collect();
         let backends = [backend(0, Protocol::Tcp, tcp), backend(1, Protocol::Api, api)].into();
         plane.snapshots.publish(Snapshot { version: 1, backends, rotations });
         plane.ends[0].wake.write(1).unwrap();

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
+use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::proxy::tcp::Features;
@@ -245,7 +246,7 @@ fn rude_peers_get_whole_streams_or_resets() {
         name: None,
         standing: Standing::Serving,
     };
-    let rotations = [vec![0], vec![], vec![]];
+    let rotations = [vec![0], vec![], vec![]].map(Rotation::from_iter);
     plane.snapshots.publish(Snapshot { version: 1, backends: vec![backend], rotations });
     for end in &plane.ends {
         end.wake.write(1).unwrap();

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use lb::balance::{Balancer, Turns};
 use lb::base::time::Now;
+use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::{OnUdpLoss, Policy, Udp};
 use lb::metrics::WorkerMetrics;
@@ -275,7 +276,7 @@ impl World {
         };
         let serving = places(Standing::Serving);
         let rotation = if serving.is_empty() { places(Standing::Aside) } else { serving };
-        let rotations = [vec![], rotation, vec![]];
+        let rotations = [vec![], rotation, vec![]].map(Rotation::from_iter);
         let snapshot = Arc::new(Snapshot { version: self.version, backends, rotations });
         for worker in &mut self.workers {
             worker.books.adopt(Arc::clone(&snapshot));

@@ -54,22 +54,25 @@ impl Balancer {
 
     /// The backend for a new session; `None` when the rotation holds none that is not excluded.
     pub fn pick<'s>(&self, snapshot: &'s Snapshot, question: &Question) -> Option<&'s Backend> {
-        let places = &snapshot.rotations[question.protocol.index()];
-        if places.is_empty() {
+        let rotation = &snapshot.rotations[question.protocol.index()];
+        if rotation.is_empty() {
             return None;
         }
-        let turn = match self.policy {
-            Policy::RoundRobin | Policy::LeastSessions => self.turns.take(question.protocol),
-            Policy::SourceHash => 0,
+        let fit = |place: u16| {
+            let backend = snapshot.backends.get(usize::from(place))?;
+            (!(question.excluded)(backend.id)).then_some(backend)
         };
-        let (served, coming) = places.split_at((turn % places.len() as u64) as usize);
-        let mut round = (coming.iter().chain(served))
-            .filter_map(|place| snapshot.backends.get(usize::from(*place)))
-            .filter(|backend| !(question.excluded)(backend.id));
+        let turn = || self.turns.take(question.protocol);
+        let in_turn = |turn| rotation.from_turn(turn).filter_map(fit);
         match self.policy {
-            Policy::RoundRobin => round.next(),
-            Policy::LeastSessions => least_sessions::pick(round, question.load),
-            Policy::SourceHash => source_hash::pick(round, question.user),
+            Policy::RoundRobin => {
+                let turn = turn();
+                rotation.whose(turn).and_then(fit).or_else(|| in_turn(turn).next())
+            }
+            Policy::LeastSessions => least_sessions::pick(in_turn(turn()), question.load),
+            Policy::SourceHash => {
+                source_hash::pick(rotation.places().filter_map(fit), question.user)
+            }
         }
     }
 }
@@ -78,6 +81,7 @@ impl Balancer {
 pub(crate) mod tests {
     use super::*;
     use crate::cluster::Standing;
+    use crate::cluster::rotation::Rotation;
 
     /// A snapshot of TCP backends, each with a weight, in the rotation that is given.
     pub(crate) fn snapshot(weights: &[u16], rotation: &[u16]) -> Snapshot {
@@ -85,7 +89,7 @@ pub(crate) mod tests {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             protocol: Protocol::Tcp,
-            address: format!("10.0.0.{}:80", place + 1).parse().unwrap(),
+            address: format!("10.0.{}.{}:80", (place + 1) >> 8, (place + 1) & 255).parse().unwrap(),
             weight: *weight,
             name: None,
             standing: Standing::Serving,
@@ -93,7 +97,11 @@ pub(crate) mod tests {
         Snapshot {
             version: 1,
             backends: backends.collect(),
-            rotations: [rotation.to_vec(), vec![], vec![]],
+            rotations: [
+                rotation.iter().copied().collect(),
+                Rotation::default(),
+                Rotation::default(),
+            ],
         }
     }
 
@@ -147,6 +155,29 @@ pub(crate) mod tests {
             counts[usize::from(backend.slot)] += 1;
         }
         assert_eq!(counts, [100; 3]);
+    }
+
+    #[test]
+    fn two_workers_serve_a_large_weighted_pool_exactly_by_its_weights() {
+        let weights: Vec<u16> = (0..1000).map(|it| 1 + it * 7 % 256).collect();
+        let mut pool = snapshot(&weights, &[]);
+        let places: Vec<(u16, u16)> = (0u16..).zip(weights.iter().copied()).collect();
+        pool.rotations[0] = Rotation::weighted(&places);
+        let turns = Arc::<Turns>::default();
+        let workers = [0, 1].map(|_| Balancer::new(Policy::RoundRobin, Arc::clone(&turns)));
+        let question = Question {
+            protocol: Protocol::Tcp,
+            user: "192.0.2.1".parse().unwrap(),
+            load: &|_| 0,
+            excluded: &|_| false,
+        };
+        let mut served = vec![0; weights.len()];
+        let round: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+        for turn in 0..round {
+            let backend = workers[usize::from(turn % 3 == 0)].pick(&pool, &question).unwrap();
+            served[usize::from(backend.slot)] += 1;
+        }
+        assert_eq!(served, weights);
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! The backends as everyone sees them: identities, addresses and the frozen [`Snapshot`] that workers
-//! balance over. Owns no decision; who is in is `registry`'s, who is next is `balance`'s.
+//! balance over. Owns no decision; who is in is `registry`'s, in which order `rotation`'s, and who is
+//! next is `balance`'s.
 
 pub mod registry;
+pub mod rotation;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use rotation::Rotation;
 
 /// The three kinds of user, and of the backend that serves them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -81,7 +85,7 @@ pub struct Backend {
     pub standing: Standing,
 }
 
-/// The largest weight that a backend may ask for. Bounds the length of the rotation.
+/// The largest weight that a backend may ask for.
 pub const WEIGHT_MAX: u16 = 256;
 
 /// Every backend at one moment, frozen. Membership, standing and rotation come as one value and so
@@ -92,8 +96,8 @@ pub struct Snapshot {
     pub version: u64,
     /// In the order of registration.
     pub backends: Vec<Backend>,
-    /// By [`Protocol::index`]: places in `backends`, in the order in which they are served.
-    pub rotations: [Vec<u16>; 3],
+    /// By [`Protocol::index`]: the order in which places in `backends` are served.
+    pub rotations: [Rotation; 3],
 }
 
 impl Snapshot {

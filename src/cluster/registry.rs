@@ -1,14 +1,15 @@
 //! Who is registered: the one mutable truth about backends, pure. Owns ownership (which control
 //! connection a backend belongs to), the places that workers count in, standing and the rotations.
-//! It opens no socket, reads no clock and knows no message; callers bring changes, and get a frozen
-//! [`Snapshot`] back whenever workers would see a difference.
+//! It opens no socket, reads no clock and knows no message; callers bring changes, hear whether
+//! workers would see a difference, and ask for a frozen [`Snapshot`] once for as many as they like.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use super::rotation::Rotation;
 use super::{Backend, BackendId, Protocol, Snapshot, Standing, WEIGHT_MAX};
 use crate::base::time::Now;
 
@@ -58,8 +59,8 @@ pub struct Applied {
     /// Backends that are registered no longer. Their places stay taken until
     /// [`Registry::sessions_ended`].
     pub left: Vec<Entry>,
-    /// The new state of things, if workers would see a difference.
-    pub snapshot: Option<Snapshot>,
+    /// Whether workers would see a difference, and so whether a [`Registry::freeze`] is due.
+    pub changed: bool,
 }
 
 /// Why a change was refused. The sentence is for whoever asked for it.
@@ -100,6 +101,10 @@ pub struct Entry {
 pub struct Registry {
     /// In the order of registration, which is the order of their ids.
     entries: BTreeMap<BackendId, Entry>,
+    /// The same by what is registered once only.
+    by_address: BTreeMap<(Protocol, SocketAddr), BackendId>,
+    /// The same by control connection.
+    by_owner: BTreeMap<Owner, BTreeSet<BackendId>>,
     /// Left, but with a place that may still be counted in.
     departed: BTreeMap<BackendId, u16>,
     /// Places to give out, the one that has been free for longest first.
@@ -116,6 +121,8 @@ impl Registry {
         let last = u16::try_from(places).expect("places are numbered with 16 bits");
         Registry {
             entries: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            by_owner: BTreeMap::new(),
             departed: BTreeMap::new(),
             free: (0..last).collect(),
             places,
@@ -175,6 +182,15 @@ impl Registry {
         }
     }
 
+    /// Backends that are registered.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Every registered backend, in the order of registration.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
@@ -192,13 +208,12 @@ impl Registry {
 
     /// The backends of one control connection.
     pub fn of_owner(&self, owner: Owner) -> impl Iterator<Item = &Entry> {
-        self.entries.values().filter(move |entry| entry.owner == owner)
+        let ids = self.by_owner.get(&owner).into_iter().flatten();
+        ids.filter_map(|id| self.entries.get(id))
     }
 
     fn find(&self, protocol: Protocol, address: SocketAddr) -> Option<&Entry> {
-        self.entries
-            .values()
-            .find(|entry| entry.backend.protocol == protocol && entry.backend.address == address)
+        self.entries.get(self.by_address.get(&(protocol, address))?)
     }
 
     fn owned(
@@ -230,8 +245,7 @@ impl Registry {
         backend.weight = wanted.weight;
         backend.name = wanted.name;
         backend.standing = Standing::Serving;
-        let snapshot = (!same).then(|| self.freeze());
-        Applied { backend: Some(id), left: Vec::new(), snapshot }
+        Applied { backend: Some(id), left: Vec::new(), changed: !same }
     }
 
     fn register_new(&mut self, wanted: Registration, now: Now) -> Applied {
@@ -246,18 +260,26 @@ impl Registry {
             name: wanted.name,
             standing: Standing::Serving,
         };
+        self.by_address.insert((backend.protocol, backend.address), id);
+        self.by_owner.entry(wanted.owner).or_default().insert(id);
         self.entries.insert(id, Entry { backend, owner: wanted.owner, since: now });
-        let snapshot = Some(self.freeze());
-        Applied { backend: Some(id), left: Vec::new(), snapshot }
+        Applied { backend: Some(id), left: Vec::new(), changed: true }
     }
 
     fn remove(&mut self, ids: &[BackendId]) -> Applied {
         let left: Vec<Entry> = ids.iter().filter_map(|id| self.entries.remove(id)).collect();
-        for entry in &left {
-            self.departed.insert(entry.backend.id, entry.backend.slot);
+        for Entry { backend, owner, .. } in &left {
+            self.departed.insert(backend.id, backend.slot);
+            self.by_address.remove(&(backend.protocol, backend.address));
+            if let Some(others) = self.by_owner.get_mut(owner) {
+                others.remove(&backend.id);
+                if others.is_empty() {
+                    self.by_owner.remove(owner);
+                }
+            }
         }
-        let snapshot = (!left.is_empty()).then(|| self.freeze());
-        Applied { backend: left.first().map(|entry| entry.backend.id), left, snapshot }
+        let backend = left.first().map(|entry| entry.backend.id);
+        Applied { backend, changed: !left.is_empty(), left }
     }
 
     fn weigh(&mut self, id: BackendId, weight: u16) -> Result<Applied, Fault> {
@@ -266,8 +288,7 @@ impl Registry {
         }
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(Applied::default()) };
         let same = std::mem::replace(&mut entry.backend.weight, weight) == weight;
-        let snapshot = (!same).then(|| self.freeze());
-        Ok(Applied { backend: Some(id), left: Vec::new(), snapshot })
+        Ok(Applied { backend: Some(id), left: Vec::new(), changed: !same })
     }
 
     fn change_standing(&mut self, id: BackendId, from: Standing, to: Standing) -> Applied {
@@ -280,12 +301,12 @@ impl Registry {
     fn set_standing(&mut self, id: BackendId, to: Standing) -> Applied {
         let Some(entry) = self.entries.get_mut(&id) else { return Applied::default() };
         let same = std::mem::replace(&mut entry.backend.standing, to) == to;
-        let snapshot = (!same).then(|| self.freeze());
-        Applied { backend: Some(id), left: Vec::new(), snapshot }
+        Applied { backend: Some(id), left: Vec::new(), changed: !same }
     }
 
-    /// A snapshot of how things stand now.
-    fn freeze(&mut self) -> Snapshot {
+    /// A snapshot of how things stand now, for workers. Costs time in proportion to all backends, so it
+    /// is made once for all the changes that there are to tell of.
+    pub fn freeze(&mut self) -> Snapshot {
         self.version += 1;
         let backends: Vec<Backend> =
             self.entries.values().map(|entry| entry.backend.clone()).collect();
@@ -296,51 +317,16 @@ impl Registry {
 
 /// The order in which the backends of a protocol are served. When all of them were set aside they are
 /// tried all the same: a user who is refused in the end has lost nothing, and one may be back.
-fn rotation(backends: &[Backend], protocol: Protocol) -> Vec<u16> {
-    let shares_of = |standing| -> Vec<(u16, u16)> {
+fn rotation(backends: &[Backend], protocol: Protocol) -> Rotation {
+    let weights_of = |standing| -> Vec<(u16, u16)> {
         (0u16..)
             .zip(backends)
             .filter(|(_, it)| it.protocol == protocol && it.standing == standing)
             .map(|(place, it)| (place, it.weight))
             .collect()
     };
-    let serving = shares_of(Standing::Serving);
-    smooth(&if serving.is_empty() { shares_of(Standing::Aside) } else { serving })
-}
-
-/// Smooth weighted round robin: every turn each one's claim grows by its weight, the largest claim is
-/// served and pays the sum of all weights. Over one round each is served exactly as often as its
-/// weight says, and a heavy one never several times in a row when that can be helped.
-///
-/// Those of equal weight differ only in how often they have been served, so they stand in a queue,
-/// and a turn compares the heads of the queues: at most [`WEIGHT_MAX`] of them however many backends
-/// there are.
-fn smooth(shares: &[(u16, u16)]) -> Vec<u16> {
-    let divisor = shares.iter().fold(0, |so_far, share| gcd(so_far, share.1)).max(1);
-    let mut by_weight: BTreeMap<i64, VecDeque<(u16, i64)>> = BTreeMap::new();
-    for (place, weight) in shares {
-        by_weight.entry(i64::from(weight / divisor)).or_default().push_back((*place, 0));
-    }
-    let mut queues: Vec<_> = by_weight.into_iter().collect();
-    let total: i64 = queues.iter().map(|(weight, queue)| weight * queue.len() as i64).sum();
-    (1..=total)
-        .map(|turn| {
-            let claim = |weight: i64, served: i64| weight * turn - total * served;
-            let (_, queue) = queues
-                .iter_mut()
-                .max_by_key(|(weight, queue)| {
-                    (claim(*weight, queue[0].1), std::cmp::Reverse(queue[0].0))
-                })
-                .expect("there are turns only if there are shares");
-            let (place, served) = queue.pop_front().expect("a queue is made with its first entry");
-            queue.push_back((place, served + 1));
-            place
-        })
-        .collect()
-}
-
-fn gcd(a: u16, b: u16) -> u16 {
-    if b == 0 { a } else { gcd(b, a % b) }
+    let serving = weights_of(Standing::Serving);
+    Rotation::weighted(&if serving.is_empty() { weights_of(Standing::Aside) } else { serving })
 }
 
 #[cfg(test)]
@@ -369,20 +355,29 @@ mod tests {
 
     fn ports(snapshot: &Snapshot, protocol: Protocol) -> Vec<u16> {
         let rotation = &snapshot.rotations[protocol.index()];
-        rotation.iter().map(|place| snapshot.backends[usize::from(*place)].address.port()).collect()
+        rotation.turns().map(|place| snapshot.backends[usize::from(place)].address.port()).collect()
+    }
+
+    /// Applies a change that makes a difference, and what workers get to see of it.
+    fn shown(registry: &mut Registry, change: Change) -> Snapshot {
+        assert!(registry.apply(change, NOW).unwrap().changed);
+        registry.freeze()
     }
 
     #[test]
     fn a_second_registration_on_the_same_connection_changes_nothing() {
         let mut registry = Registry::new(4);
         let first = registry.apply(join(1, Protocol::Tcp, 80, 2), NOW).unwrap();
-        assert_eq!(first.snapshot.unwrap().version, 1);
+        assert!(first.changed);
+        assert_eq!(registry.freeze().version, 1);
         let again = registry.apply(join(1, Protocol::Tcp, 80, 2), NOW).unwrap();
         assert_eq!(again.backend, first.backend);
-        assert!(again.snapshot.is_none());
+        assert!(!again.changed);
         let heavier = registry.apply(join(1, Protocol::Tcp, 80, 3), NOW).unwrap();
         assert_eq!(heavier.backend, first.backend);
-        assert_eq!(heavier.snapshot.unwrap().backends[0].weight, 3);
+        assert!(heavier.changed);
+        let snapshot = registry.freeze();
+        assert_eq!((snapshot.version, snapshot.backends[0].weight), (2, 3));
     }
 
     #[test]
@@ -409,9 +404,9 @@ mod tests {
             lost.left.iter().map(|it| it.backend.address.port()).collect::<Vec<_>>(),
             [80, 82]
         );
-        assert_eq!(ports(&lost.snapshot.unwrap(), Protocol::Tcp), [81]);
+        assert_eq!(ports(&registry.freeze(), Protocol::Tcp), [81]);
         let nothing = registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
-        assert!(nothing.snapshot.is_none());
+        assert!(lost.changed && !nothing.changed);
     }
 
     #[test]
@@ -427,7 +422,7 @@ mod tests {
         let joined = registry.apply(join(1, Protocol::Tcp, 82, 1), NOW).unwrap();
         let id = joined.backend.unwrap();
         assert_ne!(id, first, "the place is the same, the backend is not");
-        assert_eq!(joined.snapshot.unwrap().get(id).unwrap().slot, 0);
+        assert_eq!(registry.freeze().get(id).unwrap().slot, 0);
         assert!(registry.apply(join(1, Protocol::Tcp, 83, 1), NOW).is_err());
     }
 
@@ -436,14 +431,14 @@ mod tests {
         let mut registry = Registry::new(4);
         let first = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
         let second = registry.apply(join(1, Protocol::Tcp, 81, 1), NOW).unwrap().backend.unwrap();
-        let one = registry.apply(Change::SetAside { backend: first }, NOW).unwrap();
-        assert_eq!(ports(&one.snapshot.unwrap(), Protocol::Tcp), [81]);
+        let one = shown(&mut registry, Change::SetAside { backend: first });
+        assert_eq!(ports(&one, Protocol::Tcp), [81]);
         let again = registry.apply(Change::SetAside { backend: first }, NOW).unwrap();
-        assert!(again.snapshot.is_none(), "it is aside already");
-        let both = registry.apply(Change::SetAside { backend: second }, NOW).unwrap();
-        assert_eq!(ports(&both.snapshot.unwrap(), Protocol::Tcp), [80, 81]);
-        let back = registry.apply(Change::Restore { backend: first }, NOW).unwrap();
-        assert_eq!(ports(&back.snapshot.unwrap(), Protocol::Tcp), [80]);
+        assert!(!again.changed, "it is aside already");
+        let both = shown(&mut registry, Change::SetAside { backend: second });
+        assert_eq!(ports(&both, Protocol::Tcp), [80, 81]);
+        let back = shown(&mut registry, Change::Restore { backend: first });
+        assert_eq!(ports(&back, Protocol::Tcp), [80]);
     }
 
     #[test]
@@ -452,14 +447,14 @@ mod tests {
         let id = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
         let drain =
             Change::Drain { owner: Owner(1), protocol: Protocol::Tcp, address: address(80) };
-        let draining = registry.apply(drain, NOW).unwrap().snapshot.unwrap();
+        let draining = shown(&mut registry, drain);
         assert!(ports(&draining, Protocol::Tcp).is_empty());
         assert_eq!(draining.get(id).unwrap().standing, Standing::Draining);
         let aside = registry.apply(Change::SetAside { backend: id }, NOW).unwrap();
-        assert!(aside.snapshot.is_none(), "a drain is not undone by a failed connection");
-        assert!(registry.apply(Change::Restore { backend: id }, NOW).unwrap().snapshot.is_none());
-        let back = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap();
-        assert_eq!(ports(&back.snapshot.unwrap(), Protocol::Tcp), [80]);
+        assert!(!aside.changed, "a drain is not undone by a failed connection");
+        assert!(!registry.apply(Change::Restore { backend: id }, NOW).unwrap().changed);
+        let back = shown(&mut registry, join(1, Protocol::Tcp, 80, 1));
+        assert_eq!(ports(&back, Protocol::Tcp), [80]);
     }
 
     #[test]
@@ -467,45 +462,14 @@ mod tests {
         let mut registry = Registry::new(4);
         let first = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
         registry.apply(join(1, Protocol::Tcp, 81, 1), NOW).unwrap();
-        let mut weigh = |backend, weight| registry.apply(Change::Weigh { backend, weight }, NOW);
-        let heavier = weigh(first, 2).unwrap().snapshot.unwrap();
+        let heavier = shown(&mut registry, Change::Weigh { backend: first, weight: 2 });
         assert_eq!(ports(&heavier, Protocol::Tcp), [80, 81, 80]);
-        assert!(weigh(first, 2).unwrap().snapshot.is_none(), "it has that weight already");
-        assert!(weigh(BackendId(99), 2).unwrap().snapshot.is_none());
+        let mut weigh = |backend, weight| registry.apply(Change::Weigh { backend, weight }, NOW);
+        assert!(!weigh(first, 2).unwrap().changed, "it has that weight already");
+        assert!(!weigh(BackendId(99), 2).unwrap().changed);
         for weight in [0, WEIGHT_MAX + 1] {
             assert_eq!(weigh(first, weight).unwrap_err(), Fault::WeightOutOfRange);
         }
-    }
-
-    #[test]
-    fn weights_are_served_smoothly() {
-        let served = |weights: &[u16]| -> Vec<u16> {
-            let shares: Vec<_> = (0u16..).zip(weights.iter().copied()).collect();
-            smooth(&shares)
-        };
-        assert!(served(&[]).is_empty());
-        assert_eq!(served(&[256]), [0]);
-        assert_eq!(served(&[1, 1, 1]), [0, 1, 2]);
-        assert_eq!(served(&[4, 2]), [0, 1, 0], "by the smallest numbers of the same ratio");
-        assert_eq!(served(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
-    }
-
-    #[test]
-    fn the_queues_serve_as_the_plain_rule_does() {
-        let mut random = Random(11);
-        for _ in 0..200 {
-            let weights: Vec<u16> =
-                (0..random.below(12)).map(|_| 1 + random.below(9) as u16).collect();
-            let shares: Vec<_> = (0u16..).zip(weights.iter().copied()).collect();
-            assert_eq!(smooth(&shares), smooth_plainly(&weights), "{weights:?}");
-        }
-    }
-
-    #[test]
-    fn every_weight_at_once_is_served_in_full() {
-        let shares: Vec<(u16, u16)> = (0..WEIGHT_MAX).map(|place| (place, 1 + place)).collect();
-        let served = smooth(&shares);
-        assert_eq!(served.len(), shares.iter().map(|share| usize::from(share.1)).sum::<usize>());
     }
 
     #[test]
@@ -518,10 +482,11 @@ mod tests {
                 let change = random_change(&mut random);
                 let applied = registry.apply(change.clone(), NOW);
                 let Ok(applied) = applied else { continue };
-                if let Some(snapshot) = &applied.snapshot {
+                if applied.changed && random.below(3) > 0 {
+                    let snapshot = registry.freeze();
                     assert_eq!(snapshot.version, last + 1, "seed {seed}: {change:?}");
                     last = snapshot.version;
-                    assert_consistent(&registry, snapshot);
+                    assert_consistent(&registry, &snapshot);
                 }
                 for left in &applied.left {
                     if random.below(2) == 0 {
@@ -571,34 +536,22 @@ mod tests {
                 _ => Standing::Serving,
             };
             let rotation = &snapshot.rotations[protocol.index()];
-            let divisor = snapshot
-                .of(protocol)
-                .filter(|it| it.standing == wanted)
-                .fold(0, |so_far, it| gcd(so_far, it.weight));
+            let weights = snapshot.of(protocol).filter(|it| it.standing == wanted);
+            let all: u64 = weights.map(|it| u64::from(it.weight)).sum();
             for (place, backend) in (0u16..).zip(&snapshot.backends) {
-                let turns = rotation.iter().filter(|it| **it == place).count();
+                let turns = rotation.turns().filter(|it| *it == place).count() as u64;
                 let due = backend.protocol == protocol && backend.standing == wanted;
-                let expected = if due { backend.weight / divisor } else { 0 };
-                assert_eq!(turns, usize::from(expected), "{backend:?} in {rotation:?}");
+                let expected = if due { u64::from(backend.weight) * rotation.round() } else { 0 };
+                assert_eq!(turns * all, expected, "{backend:?} in {rotation:?}");
             }
         }
-    }
-
-    /// The rule word for word: everyone's claim is looked at every turn.
-    fn smooth_plainly(weights: &[u16]) -> Vec<u16> {
-        let divisor = weights.iter().fold(0, |so_far, weight| gcd(so_far, *weight)).max(1);
-        let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight / divisor)).collect();
-        let total: i64 = weights.iter().sum();
-        let mut claims = vec![0; weights.len()];
-        let mut served = Vec::new();
-        for _ in 0..total {
-            claims.iter_mut().zip(&weights).for_each(|(claim, weight)| *claim += weight);
-            let largest = *claims.iter().max().unwrap();
-            let first = claims.iter().position(|claim| *claim == largest).unwrap();
-            claims[first] -= total;
-            served.push(first as u16);
+        for entry in registry.entries() {
+            let Backend { id, protocol, address, .. } = entry.backend;
+            assert_eq!(registry.find(protocol, address).map(|it| it.backend.id), Some(id));
+            assert!(registry.of_owner(entry.owner).any(|it| it.backend.id == id));
         }
-        served
+        let owned: usize = registry.by_owner.values().map(BTreeSet::len).sum();
+        assert_eq!((registry.by_address.len(), owned), (registry.len(), registry.len()));
     }
 
     /// A seeded sequence (S. Vigna's splitmix64).

@@ -12,8 +12,8 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::frame::{Framer, MESSAGE_BYTES_MAX, Piece};
-use crate::cluster::{Protocol, Standing, WEIGHT_MAX};
+use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
+use crate::cluster::{Backend, Protocol, Standing, WEIGHT_MAX};
 
 /// Bytes that may wait for a peer that does not read; beyond it the connection is closed.
 pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
@@ -80,6 +80,11 @@ impl Inbox {
         self.framer.push(input, &mut |piece| match piece {
             Piece::Object(object) => into.extend(parse(object).transpose()),
             Piece::Broken(msg) => into.push_back(Err(Fault { msg, cmd: None, fatal: false })),
+            Piece::Foreign => into.push_back(Err(Fault {
+                msg: format!("{NO_OBJECT}; this is the control port"),
+                cmd: None,
+                fatal: true,
+            })),
             Piece::TooLong => into.push_back(Err(Fault {
                 msg: format!("a message is at most {MESSAGE_BYTES_MAX} bytes long"),
                 cmd: None,
@@ -173,7 +178,7 @@ impl Fields {
             None | Some(Value::Null) => return Ok(None),
             Some(value) => value,
         };
-        match value.as_u64() {
+        match value.as_u64().or_else(|| value.as_f64().and_then(whole)) {
             Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
             _ => Err(format!(
                 "{name} must be a whole number from {least} to {most}, not {}",
@@ -219,6 +224,13 @@ impl<'de> Deserialize<'de> for Fields {
         }
         from.deserialize_map(Members)
     }
+}
+
+/// A whole number that was written with a point or an exponent, which in JSON makes no difference.
+fn whole(number: f64) -> Option<u64> {
+    // Every whole number up to 2^53 is itself as a float, and what lies beyond is out of every range.
+    let exact = number.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&number);
+    exact.then_some(number as u64)
 }
 
 /// A peer's own words for a message to it: short, and without anything that a terminal would obey.
@@ -298,6 +310,22 @@ pub struct Listed {
     /// Registered over the connection that asks.
     pub own: bool,
     pub sessions: u64,
+}
+
+impl Listed {
+    /// A backend as it is shown to a connection, its `own` or another's.
+    pub fn of(backend: &Backend, own: bool, sessions: u64) -> Listed {
+        Listed {
+            id: backend.id.to_string(),
+            protocol: backend.protocol,
+            address: backend.address,
+            weight: backend.weight,
+            name: backend.name.as_deref().map(str::to_owned),
+            state: backend.standing,
+            own,
+            sessions,
+        }
+    }
 }
 
 /// Every member that a message may have, in the order in which they are written.
@@ -481,6 +509,22 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_number_is_the_same_however_it_is_written() {
+        for port in ["9002", "9002.0", "9002.000", "9.002e3", "9002E0", "900200e-2", "0.9002e+4"] {
+            let input = format!(r#"{{"cmd":"unregister","protocol":"udp","port":{port}}}"#);
+            let expected = Request::Unregister { protocol: Protocol::Udp, port: 9002 };
+            assert_eq!(heard(&input), [Ok(expected)], "{port}");
+        }
+        for (deadline, ms) in [("0.0", 0), ("-0.0", 0), ("-0", 0), ("8.64e7", DRAIN_MS_MAX)] {
+            let input =
+                format!(r#"{{"cmd":"drain","protocol":"api","port":80,"deadline_ms":{deadline}}}"#);
+            let deadline = Some(Duration::from_millis(ms));
+            let expected = Request::Drain { protocol: Protocol::Api, port: 80, deadline };
+            assert_eq!(heard(&input), [Ok(expected)], "{input}");
+        }
+    }
+
+    #[test]
     fn every_fault_is_named() {
         let cases = [
             (r#"{"cmd":"register","protocol":"tcp","port":0}"#, "from 1 to 65535, not 0"),
@@ -504,7 +548,17 @@ mod tests {
             (r#"{"cmd":"list","x":1,"x":2}"#, "x twice"),
             ("{}", "cmd is missing"),
             ("{cmd}", "not JSON"),
-            ("hello", "JSON object"),
+            ("[]\n", "JSON object"),
+            (r#"{"cmd":"register","protocol":"tcp","port":9002.5}"#, "not 9002.5"),
+            (r#"{"cmd":"register","protocol":"tcp","port":-0.0}"#, "from 1 to 65535, not -0.0"),
+            (r#"{"cmd":"register","protocol":"tcp","port":65536.0}"#, "not 65536.0"),
+            (r#"{"cmd":"register","protocol":"tcp","port":1e300}"#, "not 1e+300"),
+            (r#"{"cmd":"register","protocol":"tcp","port":1e400}"#, "out of range"),
+            (r#"{"cmd":"register","protocol":"tcp","port":9002e-4}"#, "not 0.9002"),
+            (
+                r#"{"cmd":"drain","protocol":"tcp","port":8,"deadline_ms":18446744073709551617}"#,
+                "not",
+            ),
         ];
         for (input, words) in cases {
             let fault = fault_of(input);
@@ -512,7 +566,9 @@ mod tests {
             assert!(!fault.fatal, "{input}");
         }
         assert_eq!(fault_of(cases[0].0).cmd, Some("register"));
-        assert!(heard(&"x".repeat(10_000)).pop().unwrap().unwrap_err().fatal);
+        assert!(heard(&"[".repeat(10_000)).pop().unwrap().unwrap_err().fatal);
+        let foreign = fault_of("POST / HTTP/1.1\r\n\r\n{\"cmd\":\"list\"}");
+        assert!(foreign.fatal && foreign.msg.contains("JSON object"), "{foreign:?}");
     }
 
     #[test]

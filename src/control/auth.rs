@@ -38,6 +38,8 @@ use crate::config::Config;
 pub const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections at once that have not proved themselves.
 pub const UNPROVEN_MAX: usize = 64;
+/// Of them from one source.
+pub const UNPROVEN_EACH_MAX: usize = UNPROVEN_MAX / 2;
 /// The version of the wire form.
 pub const VERSION: u32 = 1;
 /// A secret shorter than this can be found by trying.

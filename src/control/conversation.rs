@@ -2,29 +2,39 @@
 //! proof, the hellos and the queue of requests of that connection; bytes come and go through queues,
 //! so nothing here waits on a socket except when it tries a data port.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::api::{About, Inbox, Incoming, Reply, Request};
 use super::auth::{AUTH_TIMEOUT, Challenge, Secrets};
+use super::crowd::Place;
 use super::health::{Due, Hellos};
+use super::home;
 use super::hub::Hub;
 use super::mailbox::Mailbox;
 use super::pace::Pace;
 use super::probe;
+use super::status::Doors;
 use crate::base::time::Now;
 use crate::cluster::registry::{Owner, Registration};
 use crate::cluster::{BackendId, Protocol};
 
 /// Requests that may wait while an earlier one is being dealt with.
 const PENDING_MAX: usize = 64;
+/// Requests that are dealt with before others may have their turn: about a tenth of a millisecond, and
+/// far less than the core may be busy at a time even if each is about every backend.
+const SLICE: usize = 16;
+
+/// How long requests are still dealt with whose peer has closed its side: it may be waiting for the
+/// answers, or be gone while its other backends are still in the rotation.
+const AFTER_END: Duration = Duration::from_secs(1);
 
 /// What a conversation waits for before it deals with the next request.
 type Waiting = Pin<Box<dyn Future<Output = Over>>>;
@@ -37,21 +47,41 @@ enum Over {
     Rested,
 }
 
+/// What all conversations share.
+pub struct House {
+    pub hub: Rc<RefCell<Hub>>,
+    pub doors: Doors,
+    /// Held by the one that is dealing with what its peer said. However many peers say how much, the
+    /// core does one slice of it and then whatever else there is to do.
+    floor: Semaphore,
+    probes: Semaphore,
+}
+
+impl House {
+    pub fn new(hub: Rc<RefCell<Hub>>, doors: Doors) -> House {
+        let (floor, probes) = (Semaphore::new(1), Semaphore::new(probe::AT_ONCE));
+        House { hub, doors, floor, probes }
+    }
+}
+
 /// Who is at the other end.
 pub struct Peer {
+    pub owner: Owner,
     /// Canonical.
     pub address: SocketAddr,
-    /// Our own address on this connection.
-    pub local: Option<IpAddr>,
+    pub mailbox: Rc<Mailbox>,
+    /// Among those who have shown nothing yet, until it does.
+    pub place: Option<Place<Rc<Mailbox>>>,
 }
 
 /// The state of one conversation.
 pub struct Conversation {
+    house: Rc<House>,
     hub: Rc<RefCell<Hub>>,
-    owner: Owner,
     peer: Peer,
-    mailbox: Rc<Mailbox>,
     inbox: Inbox,
+    /// Bytes that have yet to be looked at.
+    unheard: Option<Vec<u8>>,
     pending: VecDeque<Incoming>,
     hellos: Hellos,
     pace: Pace,
@@ -65,38 +95,12 @@ pub struct ToProve {
     secrets: Rc<Secrets>,
     challenge: Challenge,
     deadline: Now,
-    _counted: Counted,
 }
 
 impl ToProve {
-    /// Asks for a proof within [`AUTH_TIMEOUT`], and counts it in `outstanding` until then.
-    pub fn new(
-        secrets: Rc<Secrets>,
-        challenge: Challenge,
-        outstanding: &Rc<Cell<usize>>,
-    ) -> ToProve {
-        ToProve {
-            secrets,
-            challenge,
-            deadline: Now::read().plus(AUTH_TIMEOUT),
-            _counted: Counted::new(outstanding),
-        }
-    }
-}
-
-/// One of a count, until it goes.
-pub struct Counted(Rc<Cell<usize>>);
-
-impl Counted {
-    pub fn new(count: &Rc<Cell<usize>>) -> Counted {
-        count.set(count.get() + 1);
-        Counted(Rc::clone(count))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+    /// Asks for a proof within [`AUTH_TIMEOUT`].
+    pub fn new(secrets: Rc<Secrets>, challenge: Challenge) -> ToProve {
+        ToProve { secrets, challenge, deadline: Now::read().plus(AUTH_TIMEOUT) }
     }
 }
 
@@ -105,24 +109,19 @@ type Why = &'static str;
 
 impl Conversation {
     /// Begins a conversation, with a challenge if there are secrets.
-    pub fn new(
-        hub: Rc<RefCell<Hub>>,
-        owner: Owner,
-        peer: Peer,
-        mailbox: Rc<Mailbox>,
-        proof: Option<ToProve>,
-    ) -> Conversation {
+    pub fn new(house: Rc<House>, peer: Peer, proof: Option<ToProve>) -> Conversation {
         if let Some(proof) = &proof {
-            mailbox.send(&Reply::AskAuth { nonce: proof.challenge.nonce().to_owned() });
+            peer.mailbox.send(&Reply::AskAuth { nonce: proof.challenge.nonce().to_owned() });
         }
         let now = Now::read();
+        let hub = Rc::clone(&house.hub);
         let hellos = Hellos::new(hub.borrow().config.health, now);
         Conversation {
+            house,
             hub,
-            owner,
             peer,
-            mailbox,
             inbox: Inbox::default(),
+            unheard: None,
             pending: VecDeque::new(),
             hellos,
             pace: Pace::new(now),
@@ -133,21 +132,34 @@ impl Conversation {
 
     /// Talks until one side is done, and says why that was.
     pub async fn run(mut self, mut segments: mpsc::Receiver<Vec<u8>>) -> Why {
+        let house = Rc::clone(&self.house);
         let mut waiting: Option<Waiting> = None;
-        let mut ended = false;
+        let mut ended: Option<Now> = None;
         loop {
-            if let Some(why) = self.advance(&mut waiting) {
+            if let Some(why) = self.peer.mailbox.broken() {
                 return why;
             }
-            if ended && waiting.is_none() && !self.has_work() {
+            self.hellos.busy(Now::read(), self.is_behind(waiting.is_some()));
+            if self.is_ready(waiting.is_some()) {
+                let floor = house.floor.acquire().await;
+                let over = self.advance(&mut waiting);
+                drop(floor);
+                if let Some(why) = over {
+                    return why;
+                }
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let is_done = waiting.is_none() && !self.has_work();
+            if ended.is_some_and(|until| is_done || Now::read() >= until) {
                 return "it closed the connection";
             }
-            let listening = !ended && self.has_room();
-            let deadline = self.deadline().since(Now::read());
+            let listening = ended.is_none() && self.has_room();
+            let deadline = ended.into_iter().fold(self.deadline(), Now::min).since(Now::read());
             tokio::select! {
                 segment = segments.recv(), if listening => match segment {
-                    Some(bytes) => self.hear(&bytes),
-                    None => ended = true,
+                    bytes @ Some(_) => self.unheard = bytes,
+                    None => ended = Some(Now::read().plus(AFTER_END)),
                 },
                 over = end_of(&mut waiting), if waiting.is_some() => {
                     waiting = None;
@@ -160,30 +172,45 @@ impl Conversation {
                         return why;
                     }
                 }
-                () = self.mailbox.drained() => {}
+                () = self.peer.mailbox.drained() => {}
             }
         }
     }
 
     fn has_room(&self) -> bool {
-        self.pending.len() < PENDING_MAX && !self.mailbox.is_crowded()
+        self.pending.len() < PENDING_MAX && !self.peer.mailbox.is_crowded()
     }
 
     fn has_work(&self) -> bool {
-        self.listing.is_some() || !self.pending.is_empty()
+        self.listing.is_some() || !self.pending.is_empty() || self.unheard.is_some()
+    }
+
+    /// Whether an answer may stand behind what we have not come to yet. Who does not read has no excuse.
+    fn is_behind(&self, waiting: bool) -> bool {
+        waiting || self.has_work() && !self.peer.mailbox.is_crowded()
+    }
+
+    /// Whether there is something that can be done now.
+    fn is_ready(&self, waiting: bool) -> bool {
+        let answerable = !waiting && !self.peer.mailbox.is_crowded();
+        self.unheard.is_some() || answerable && self.has_work()
     }
 
     fn deadline(&self) -> Now {
         self.proof.as_ref().map_or_else(|| self.hellos.deadline(), |proof| proof.deadline)
     }
 
-    /// Deals with what waits, as far as the peer reads the answers.
+    /// Deals with a slice of what waits, as far as the peer reads the answers.
     fn advance(&mut self, waiting: &mut Option<Waiting>) -> Option<Why> {
-        loop {
-            if self.mailbox.is_broken() {
-                return Some("it does not read");
+        if let Some(bytes) = self.unheard.take() {
+            self.hear(&bytes);
+            return None;
+        }
+        for _ in 0..SLICE {
+            if let Some(why) = self.peer.mailbox.broken() {
+                return Some(why);
             }
-            if waiting.is_some() || self.mailbox.is_crowded() {
+            if waiting.is_some() || self.peer.mailbox.is_crowded() {
                 return None;
             }
             if let Some(after) = self.listing.take() {
@@ -206,10 +233,12 @@ impl Conversation {
                 }
             }
         }
+        None
     }
 
     /// Takes bytes in. Answers to hellos are heard at once, also while a data port is being tried.
     fn hear(&mut self, bytes: &[u8]) {
+        self.hellos.heard(bytes.len());
         let before = self.pending.len();
         self.inbox.push(bytes, &mut self.pending);
         let heard = self.pending.len() - before;
@@ -222,7 +251,7 @@ impl Conversation {
         if self.pending.iter().skip(before).any(is_hello) {
             self.pending.retain(|incoming| !is_hello(incoming));
             let took = self.hellos.answered(now);
-            self.hub.borrow_mut().answered(self.owner, took, now);
+            self.hub.borrow_mut().answered(self.peer.owner, took, now);
         }
     }
 
@@ -236,25 +265,22 @@ impl Conversation {
             self.fail("no proof of the secret within 5 seconds", Some("auth"), None);
             return Some("it did not prove the secret in time");
         }
-        // While we wait and the queue is full nobody reads, so an answer may be on its way.
-        if waiting && self.pending.len() >= PENDING_MAX {
-            self.hellos.excuse();
-        }
+        self.hellos.busy(now, self.is_behind(waiting));
         // A reload may have changed it.
         self.hellos.follow(self.hub.borrow().config.health);
         match self.hellos.step(now) {
             Due::Nothing => None,
             Due::Ask => {
                 self.hub.borrow().counters.hellos_sent.one();
-                self.mailbox.send(&Reply::AskHello);
+                self.peer.mailbox.send(&Reply::AskHello);
                 None
             }
             Due::Missed(misses) => {
-                self.hub.borrow_mut().missed(self.owner, misses);
+                self.hub.borrow_mut().missed(self.peer.owner, misses);
                 None
             }
             Due::Lost => {
-                self.hub.borrow_mut().missed(self.owner, self.hellos.misses());
+                self.hub.borrow_mut().missed(self.peer.owner, self.hellos.misses());
                 self.fail("hello was not answered", Some("hello"), None);
                 Some("it did not answer hello")
             }
@@ -274,18 +300,24 @@ impl Conversation {
             self.fail("the mac is wrong: check the secret", Some("auth"), None);
             return Err("it does not know the secret");
         }
-        self.mailbox.send(&Reply::Authenticated);
-        self.hub.borrow_mut().proved(self.owner, id);
+        self.peer.place = None;
+        self.peer.mailbox.send(&Reply::Authenticated);
+        self.hub.borrow_mut().proved(self.peer.owner, id);
         self.hellos = Hellos::new(self.hub.borrow().config.health, Now::read());
         Ok(())
     }
 
-    /// Puts a change back that comes too soon after so many others.
+    /// Puts a change back that comes too soon after so many others. What is going to be refused changes
+    /// nothing.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
-        let changes = matches!(
-            request,
-            Request::Register { .. } | Request::Unregister { .. } | Request::Drain { .. }
-        );
+        let changes = match request {
+            Request::Register { .. } => {
+                let wanted = self.wanted(request.clone());
+                wanted.is_some_and(|wanted| self.fault_of(&wanted).is_none())
+            }
+            Request::Unregister { .. } | Request::Drain { .. } => true,
+            Request::Hello | Request::Auth { .. } | Request::List => false,
+        };
         let wait = if changes { self.pace.ask(Now::read()).err()? } else { return None };
         self.pending.push_front(Ok(request.clone()));
         Some(Box::pin(async move {
@@ -303,21 +335,20 @@ impl Conversation {
                 self.fail("no proof is asked for here", Some("auth"), None);
             }
             Request::List => self.list(BackendId(0)),
-            Request::Register { protocol, port, weight, name } => {
-                let address = self.address(port);
-                let name = name.or_else(|| self.hub.borrow().identity(self.owner));
-                let wanted = Registration { owner: self.owner, protocol, address, weight, name };
+            Request::Register { .. } => {
+                let wanted = self.wanted(request)?;
                 return self.register(wanted);
             }
             Request::Unregister { protocol, port } => {
                 let address = self.address(port);
-                let done = self.hub.borrow_mut().unregister(self.owner, protocol, address, now);
+                let done =
+                    self.hub.borrow_mut().unregister(self.peer.owner, protocol, address, now);
                 self.reply(done, "unregister", About { protocol, port });
             }
             Request::Drain { protocol, port, deadline } => {
                 let address = self.address(port);
                 let done =
-                    self.hub.borrow_mut().drain(self.owner, protocol, address, deadline, now);
+                    self.hub.borrow_mut().drain(self.peer.owner, protocol, address, deadline, now);
                 self.reply(done, "drain", About { protocol, port });
             }
         }
@@ -331,13 +362,27 @@ impl Conversation {
         address
     }
 
+    /// What a request to register comes to; nothing else comes to anything.
+    fn wanted(&self, request: Request) -> Option<Registration> {
+        let Request::Register { protocol, port, weight, name } = request else { return None };
+        let (owner, address) = (self.peer.owner, self.address(port));
+        let name = name.or_else(|| self.hub.borrow().identity(owner));
+        Some(Registration { owner, protocol, address, weight, name })
+    }
+
+    /// Why a registration is refused without a try, if it is.
+    fn fault_of(&self, wanted: &Registration) -> Option<String> {
+        let Registration { protocol, address, .. } = *wanted;
+        if let Err(fault) = self.hub.borrow().registry.check(wanted) {
+            return Some(fault.to_string());
+        }
+        let own = home::is_own_door(&self.house.doors, protocol, address, home::is_of_this_host);
+        own.then(|| format!("{address} is a door of the balancer itself"))
+    }
+
     fn register(&mut self, wanted: Registration) -> Option<Waiting> {
-        let about = About { protocol: wanted.protocol, port: wanted.address.port() };
-        let fault = match self.hub.borrow().registry.check(&wanted) {
-            Err(fault) => Some(fault.to_string()),
-            Ok(()) => self.own_door(&wanted),
-        };
-        if let Some(msg) = fault {
+        if let Some(msg) = self.fault_of(&wanted) {
+            let about = About { protocol: wanted.protocol, port: wanted.address.port() };
             self.fail(&msg, Some("register"), Some(about));
             return None;
         }
@@ -346,24 +391,11 @@ impl Conversation {
             return None;
         }
         let timeout = self.hub.borrow().config.timeouts.connect;
+        let house = Rc::clone(&self.house);
         Some(Box::pin(async move {
-            let result = probe::connects(wanted.address, timeout).await;
+            let result = probe::connects(wanted.address, timeout, &house.probes).await;
             Over::Tried(wanted, result)
         }))
-    }
-
-    /// Whether the address is one of our own doors, which would send users round in a circle.
-    fn own_door(&self, wanted: &Registration) -> Option<String> {
-        let host = wanted.address.ip();
-        let config = Arc::clone(&self.hub.borrow().config);
-        let listen = &config.listen;
-        let doors = match wanted.protocol {
-            Protocol::Udp => [listen.udp, None, None, None],
-            _ => [listen.tcp, listen.api, listen.control, listen.admin],
-        };
-        let here = host.is_loopback() || self.peer.local == Some(host);
-        let own = doors.into_iter().flatten().any(|door| door.port() == wanted.address.port());
-        (here && own).then(|| format!("{} is a door of the balancer itself", wanted.address))
     }
 
     fn tried(&mut self, wanted: Registration, result: Result<(), String>) {
@@ -374,25 +406,28 @@ impl Conversation {
             return;
         }
         let done = self.hub.borrow_mut().register(wanted, Now::read());
+        if done.is_ok() && self.proof.is_none() {
+            self.peer.place = None;
+        }
         self.reply(done, "register", about);
     }
 
     fn list(&mut self, after: BackendId) {
-        let (reply, next) = self.hub.borrow().list(self.owner, after);
+        let (reply, next) = self.hub.borrow().list(self.peer.owner, after);
         self.listing = next;
-        self.mailbox.send(&reply);
+        self.peer.mailbox.send(&reply);
     }
 
     fn reply<E: std::fmt::Display>(&self, done: Result<Reply, E>, cmd: &'static str, about: About) {
         match done {
-            Ok(reply) => self.mailbox.send(&reply),
+            Ok(reply) => self.peer.mailbox.send(&reply),
             Err(fault) => self.fail(&fault.to_string(), Some(cmd), Some(about)),
         }
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {
         self.hub.borrow_mut().refused(self.peer.address, cmd, msg);
-        self.mailbox.send(&Reply::Failed { msg: msg.to_owned(), cmd, about });
+        self.peer.mailbox.send(&Reply::Failed { msg: msg.to_owned(), cmd, about });
     }
 }
 

@@ -8,20 +8,18 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::sys::socket::{SockaddrStorage, getsockname};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_uring::net::{TcpListener, TcpStream};
 use tracing::{error, warn};
 
 use super::api::{Outbox, Reply};
-use super::auth::{Challenge, UNPROVEN_MAX};
-use super::conversation::{Conversation, Counted, Peer, ToProve};
-use super::hub::Hub;
+use super::auth::{Challenge, UNPROVEN_EACH_MAX, UNPROVEN_MAX};
+use super::conversation::{Conversation, House, Peer, ToProve};
+use super::crowd::{Admit, Crowd, Place, Rule};
 use super::mailbox::Mailbox;
 use super::reload::Entrance;
 use crate::base::time::Now;
@@ -36,15 +34,34 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long to wait after an accept failed for lack of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections beyond the limit while those that made room for them are being closed.
+const LEAVING_MAX: usize = 16;
+
 /// What the door needs to know.
 pub struct Door {
-    pub hub: Rc<RefCell<Hub>>,
+    house: Rc<House>,
     /// Changed by a reload, for the connections that come after it.
-    pub entrance: Rc<RefCell<Entrance>>,
+    entrance: Rc<RefCell<Entrance>>,
     /// Connections whose sockets are open, those included that are only being closed.
-    pub open: Rc<Cell<usize>>,
-    /// Connections that have not proved themselves yet.
-    pub unproven: Rc<Cell<usize>>,
+    open: Rc<Cell<usize>>,
+    /// Connections that have proved nothing yet, or where no proof is asked for, registered nothing.
+    crowd: Rc<RefCell<Crowd<Rc<Mailbox>>>>,
+}
+
+/// One of a count, until it goes.
+struct Counted(Rc<Cell<usize>>);
+
+impl Counted {
+    fn new(count: &Rc<Cell<usize>>) -> Counted {
+        count.set(count.get() + 1);
+        Counted(Rc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// Sets what every accepted connection inherits. A host that fell silent is given up by its hellos, whose
@@ -65,6 +82,10 @@ pub fn prepare(listener: &std::net::TcpListener, health: Health) -> io::Result<(
 }
 
 impl Door {
+    pub fn new(house: House, entrance: Rc<RefCell<Entrance>>) -> Door {
+        Door { house: Rc::new(house), entrance, open: Rc::default(), crowd: Rc::default() }
+    }
+
     /// Accepts for ever.
     pub async fn accept(self, listener: std::net::TcpListener) {
         let listener = TcpListener::from_std(listener);
@@ -82,11 +103,11 @@ impl Door {
     /// Turns a connection away or begins to talk on it.
     async fn enter(&self, stream: TcpStream, peer: SocketAddr) {
         if !self.entrance.borrow().admission.admits(peer.ip()) {
-            self.hub.borrow_mut().stranger(peer, Now::read());
+            self.house.hub.borrow_mut().stranger(peer, Now::read());
             return;
         }
-        if self.is_full() {
-            self.hub.borrow().counters.connections_refused_full.one();
+        if !self.has_room_for(peer.ip()) {
+            self.house.hub.borrow().counters.connections_refused_full.one();
             turn_away(stream).await;
             return;
         }
@@ -97,44 +118,67 @@ impl Door {
                 return;
             }
         };
-        let peer = Peer { address: peer, local: local_address(&stream) };
-        let hub = Rc::clone(&self.hub);
+        let (mailbox, now) = (Rc::new(Mailbox::default()), Now::read());
+        let place = Some(Place::take(&self.crowd, peer.ip(), Rc::clone(&mailbox), now));
+        let owner = self.house.hub.borrow_mut().welcome(peer, Rc::clone(&mailbox), now);
+        let peer = Peer { owner, address: peer, mailbox, place };
         let counted = Counted::new(&self.open);
-        tokio_uring::spawn(attend(hub, stream, peer, to_prove, counted));
+        tokio_uring::spawn(attend(Rc::clone(&self.house), stream, peer, to_prove, counted));
     }
 
-    fn is_full(&self) -> bool {
-        self.open.get() >= self.hub.borrow().config.limits.control_connections
-            || self.unproven.get() >= UNPROVEN_MAX
+    /// Whether one more may come from there, if need be instead of one that has shown nothing so far.
+    fn has_room_for(&self, address: IpAddr) -> bool {
+        let hub = self.house.hub.borrow();
+        let (open, limit) = (self.open.get(), hub.config.limits.control_connections);
+        if open >= limit + LEAVING_MAX {
+            return false;
+        }
+        let proof = self.entrance.borrow().secrets.is_some();
+        let each = if proof { UNPROVEN_EACH_MAX } else { usize::MAX };
+        let mut crowd = self.crowd.borrow_mut();
+        let full = open >= limit || proof && crowd.len() >= UNPROVEN_MAX;
+        match crowd.admit(address, Rule { each, full, renews: proof }, Now::read()) {
+            Admit::Come => true,
+            Admit::No => false,
+            Admit::InsteadOf(ticket) => {
+                hub.counters.connections_displaced.one();
+                if let Some(mailbox) = crowd.leave(ticket) {
+                    mailbox.give_up("it showed nothing and others wanted its place");
+                }
+                true
+            }
+        }
     }
 
     fn to_prove(&self) -> Result<Option<ToProve>, getrandom::Error> {
         let Some(secrets) = self.entrance.borrow().secrets.clone() else { return Ok(None) };
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce)?;
-        Ok(Some(ToProve::new(secrets, Challenge::new(nonce), &self.unproven)))
+        Ok(Some(ToProve::new(secrets, Challenge::new(nonce))))
     }
 }
 
 /// Looks after one connection from its first byte to its last.
 async fn attend(
-    hub: Rc<RefCell<Hub>>,
+    house: Rc<House>,
     stream: TcpStream,
     peer: Peer,
     to_prove: Option<ToProve>,
     counted: Counted,
 ) {
     let stream = Rc::new(stream);
-    let mailbox = Rc::new(Mailbox::default());
+    let (owner, mailbox) = (peer.owner, Rc::clone(&peer.mailbox));
     let (segments_in, segments_out) = mpsc::channel(1);
     let reader = tokio_uring::spawn(read(Rc::clone(&stream), segments_in));
     let writer = tokio_uring::spawn(write(Rc::clone(&stream), Rc::clone(&mailbox)));
-    let owner = hub.borrow_mut().welcome(peer.address, Rc::clone(&mailbox), Now::read());
-    let conversation =
-        Conversation::new(Rc::clone(&hub), owner, peer, Rc::clone(&mailbox), to_prove);
+    let conversation = Conversation::new(Rc::clone(&house), peer, to_prove);
     let why = conversation.run(segments_out).await;
-    hub.borrow_mut().farewell(owner, why, Now::read());
+    house.hub.borrow_mut().farewell(owner, why, Now::read());
     mailbox.finish();
+    if mailbox.broken().is_some() {
+        // There is nothing to say any more, and others may want the place.
+        let _ = stream.shutdown(Shutdown::Both);
+    }
     close(&stream, reader, writer).await;
     drop(counted);
 }
@@ -161,7 +205,7 @@ async fn read(stream: Rc<TcpStream>, segments: mpsc::Sender<Vec<u8>>) {
 async fn write(stream: Rc<TcpStream>, mailbox: Rc<Mailbox>) {
     while let Some(bytes) = mailbox.next().await {
         if stream.write_all(bytes).await.0.is_err() {
-            mailbox.give_up();
+            mailbox.give_up("its connection broke");
         }
     }
 }
@@ -197,13 +241,6 @@ fn canonical(peer: SocketAddr) -> SocketAddr {
         }
         (ip, _) => SocketAddr::new(ip, peer.port()),
     }
-}
-
-fn local_address(stream: &TcpStream) -> Option<IpAddr> {
-    let name = getsockname::<SockaddrStorage>(stream.as_raw_fd()).ok()?;
-    let v4 = name.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
-    let v6 = name.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip()).to_canonical());
-    v4.or(v6)
 }
 
 #[cfg(test)]

@@ -4,16 +4,23 @@
 //! ```text
 //!              '{'                  matching '}'
 //!   Between ---------> Inside ---------------------> Between, with an object
-//!      |                 | broken
-//!      | anything else   v
-//!      +-----------> SkipLine --- newline ---> Between
+//!      | |               | broken
+//!      | |               +----------> SkipLine --- newline ---> Between
+//!      | | '[', '"', '-', a digit, t, f, n
+//!      | +-----------> Other --- newline, JSON ---> Between
+//!      | anything else   | newline, no JSON
+//!      +-----------------+----------> Dead
 //!   any of them, too long for a message ---> Dead
 //! ```
 //!
-//! Nothing but whitespace is needed between objects, not even that. After a fault the rest of the
-//! line is passed over, so one bad line typed by hand costs one answer. An object may span lines, so
-//! an unfinished one is only told from a spanning one by looking at every line's end whether JSON
-//! could still become of it.
+//! Nothing but whitespace is needed between objects, not even that, and a byte order mark before one is
+//! passed over. After a fault inside an object the rest of the line is passed over, so one bad line
+//! typed by hand costs one answer. An object may span lines, so an unfinished one is only told from a
+//! spanning one by looking at every line's end whether JSON could still become of it.
+//!
+//! A line that is no JSON at all was meant for somebody else. Whoever can be made to send a request of
+//! another protocol here must not get a message of ours through in its body, so nothing behind such a
+//! line is looked at.
 
 use serde::de::IgnoredAny;
 
@@ -21,6 +28,8 @@ use serde::de::IgnoredAny;
 pub const MESSAGE_BYTES_MAX: usize = 4096;
 /// Objects and lists in one another, at most.
 pub const DEPTH_MAX: usize = 8;
+/// What is told of a line that holds something else.
+pub const NO_OBJECT: &str = "a message is a JSON object and begins with {";
 /// Lines of one message, at most. Bounds how often an unfinished message is looked at.
 const LINES_MAX: usize = 64;
 
@@ -31,6 +40,8 @@ pub enum Piece<'a> {
     Object(&'a [u8]),
     /// Not a message; the rest of its line is passed over.
     Broken(String),
+    /// Another protocol, or another encoding than UTF-8: nothing more is read.
+    Foreign,
     /// Beyond the length of a message: nothing more is read.
     TooLong,
 }
@@ -39,9 +50,13 @@ pub enum Piece<'a> {
 enum State {
     Between,
     Inside,
+    Other,
     SkipLine,
     Dead,
 }
+
+/// What some programs write before the first message.
+const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 /// Cuts one connection's bytes into objects.
 pub struct Framer {
@@ -52,6 +67,8 @@ pub struct Framer {
     in_string: bool,
     escaped: bool,
     skipped: usize,
+    /// Bytes of a byte order mark that have come.
+    marked: usize,
 }
 
 impl Default for Framer {
@@ -64,6 +81,7 @@ impl Default for Framer {
             in_string: false,
             escaped: false,
             skipped: 0,
+            marked: 0,
         }
     }
 }
@@ -75,6 +93,7 @@ impl Framer {
             match self.state {
                 State::Between => self.between(*byte, tell),
                 State::Inside => self.inside(*byte, tell),
+                State::Other => self.other(*byte, tell),
                 State::SkipLine => self.skip(*byte, tell),
                 State::Dead => return,
             }
@@ -82,24 +101,55 @@ impl Framer {
     }
 
     fn between(&mut self, byte: u8, tell: &mut dyn FnMut(Piece<'_>)) {
+        let marked = std::mem::take(&mut self.marked);
         match byte {
+            _ if byte == BYTE_ORDER_MARK[marked] => {
+                self.marked = (marked + 1) % BYTE_ORDER_MARK.len();
+            }
+            _ if marked > 0 => self.foreign(tell),
             b'{' => {
-                self.state = State::Inside;
-                self.message.clear();
-                self.message.push(byte);
+                self.begin(State::Inside, byte);
                 self.depth = 1;
                 self.lines = 0;
                 self.in_string = false;
                 self.escaped = false;
             }
             b' ' | b'\t' | b'\r' | b'\n' => {}
-            _ => self.broken(byte, "a message is a JSON object and begins with {".into(), tell),
+            b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' => {
+                self.begin(State::Other, byte);
+            }
+            _ => self.foreign(tell),
         }
+    }
+
+    fn begin(&mut self, state: State, byte: u8) {
+        self.state = state;
+        self.message.clear();
+        self.message.push(byte);
+    }
+
+    /// JSON perhaps, and no message in any case; its line decides.
+    fn other(&mut self, byte: u8, tell: &mut dyn FnMut(Piece<'_>)) {
+        if self.message.len() == MESSAGE_BYTES_MAX {
+            self.dead(Piece::TooLong, tell);
+        } else if byte != b'\n' {
+            self.message.push(byte);
+        } else {
+            let mut values = serde_json::Deserializer::from_slice(&self.message).into_iter();
+            match values.all(|value: serde_json::Result<IgnoredAny>| value.is_ok()) {
+                true => self.broken(byte, NO_OBJECT.into(), tell),
+                false => self.foreign(tell),
+            }
+        }
+    }
+
+    fn foreign(&mut self, tell: &mut dyn FnMut(Piece<'_>)) {
+        self.dead(Piece::Foreign, tell);
     }
 
     fn inside(&mut self, byte: u8, tell: &mut dyn FnMut(Piece<'_>)) {
         if self.message.len() == MESSAGE_BYTES_MAX {
-            self.dead(tell);
+            self.dead(Piece::TooLong, tell);
             return;
         }
         self.message.push(byte);
@@ -115,6 +165,10 @@ impl Framer {
             b'{' | b'[' => self.depth += 1,
             b'}' | b']' => self.close(tell),
             b'\n' => self.line_end(tell),
+            b' ' | b'\t' | b'\r' => {}
+            _ if byte < b' ' => {
+                self.broken(byte, "not JSON: a control byte; messages are UTF-8".into(), tell);
+            }
             _ => {}
         }
     }
@@ -162,14 +216,14 @@ impl Framer {
         if byte == b'\n' {
             self.state = State::Between;
         } else if self.skipped > MESSAGE_BYTES_MAX {
-            self.dead(tell);
+            self.dead(Piece::TooLong, tell);
         }
     }
 
-    fn dead(&mut self, tell: &mut dyn FnMut(Piece<'_>)) {
+    fn dead(&mut self, why: Piece<'static>, tell: &mut dyn FnMut(Piece<'_>)) {
         self.state = State::Dead;
         self.message = Vec::new();
-        tell(Piece::TooLong);
+        tell(why);
     }
 }
 
@@ -186,6 +240,7 @@ mod tests {
                 told.push(match piece {
                     Piece::Object(object) => String::from_utf8_lossy(object).into_owned(),
                     Piece::Broken(why) => format!("<{why}>"),
+                    Piece::Foreign => "<foreign>".to_owned(),
                     Piece::TooLong => "<too long>".to_owned(),
                 });
             });
@@ -203,15 +258,56 @@ mod tests {
             (r#"{"a":"}{\"\\"}{}"#, &[r#"{"a":"}{\"\\"}"#, "{}"]),
             (r#"{"a":{"b":[1,{"c":2}]}}"#, &[r#"{"a":{"b":[1,{"c":2}]}}"#]),
             (r#"{"unfinished":"#, &[]),
-            ("hello\n{}", &["<a message is a JSON object and begins with {>", "{}"]),
             ("[]{}\n{}", &["<a message is a JSON object and begins with {>", "{}"]),
+            ("[1,2]\r\n{}", &["<a message is a JSON object and begins with {>", "{}"]),
+            ("-1.5e3\n{}", &["<a message is a JSON object and begins with {>", "{}"]),
+            ("null\n{}", &["<a message is a JSON object and begins with {>", "{}"]),
             ("{\"a\n{}", &["<a string is not closed on its line>", "{}"]),
+            ("\u{feff}{}", &["{}"]),
+            ("\u{feff}\r\n{}\n\u{feff}{}", &["{}", "{}"]),
         ];
         for (input, expected) in cases {
             for size in 1..=input.len().max(1) {
                 assert_eq!(&pieces(input.as_bytes(), size), expected, "{input:?} by {size}");
             }
         }
+    }
+
+    #[test]
+    fn behind_a_line_that_is_no_json_nothing_is_looked_at() {
+        let body = "{\"cmd\":\"list\"}\n";
+        let openings: &[&[u8]] = &[
+            b"hello\n",
+            b"POST / HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n",
+            b"\x16\x03\x01\x02\x00\x01\n",
+            b"SSH-2.0-OpenSSH\r\n",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"set x 0 0 16\r\n",
+            b"nick {}\n",
+            b"true story\n",
+            b"220 mail.example ESMTP\r\n",
+            b"17:{\"cmd\":\"list\"},\n",
+            b"\"half\n",
+            b"\xef\xbb{}\n",
+            b"\xef\xbb\xbfGET /\n",
+            b"\xff\xfe{\0}\0\n\0",
+            b"\xfe\xff\0{\0}\0\n",
+            b"\0{\0}\0\n",
+        ];
+        for opening in openings {
+            let input = [*opening, body.as_bytes()].concat();
+            for size in 1..=input.len() {
+                let told = pieces(&input, size);
+                assert_eq!(told, ["<foreign>"], "{} by {size}", opening.escape_ascii());
+            }
+        }
+        let wide: Vec<u8> = body.bytes().flat_map(|byte| [byte, 0]).collect();
+        let told = pieces(&[wide, body.into()].concat(), 5);
+        assert_eq!(told, ["<not JSON: a control byte; messages are UTF-8>", "<foreign>"]);
     }
 
     #[test]
@@ -236,9 +332,12 @@ mod tests {
         let longer = of_length(MESSAGE_BYTES_MAX + 1) + "\n{}";
         assert_eq!(pieces(longer.as_bytes(), 1000), ["<too long>"]);
 
-        let told = pieces(&[b'x'; 3 * MESSAGE_BYTES_MAX], 1000);
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert_eq!(told[1], "<too long>");
+        let told = pieces(&[b'['; 3 * MESSAGE_BYTES_MAX], 1000);
+        assert_eq!(told, ["<too long>"]);
+        let told = pieces(format!("{{\n\"{}", "\n".repeat(3 * MESSAGE_BYTES_MAX)).as_bytes(), 1000);
+        assert_eq!(told, ["<a string is not closed on its line>"]);
+        let told = pieces(format!("{{\0{}", "x".repeat(2 * MESSAGE_BYTES_MAX)).as_bytes(), 1000);
+        assert_eq!((told.len(), told[1].as_str()), (2, "<too long>"));
 
         let spread = format!("{{{}}}\n", "\n".repeat(LINES_MAX + 1));
         assert_eq!(pieces(spread.as_bytes(), 1000)[0], "<spread over more than 64 lines>");
@@ -262,6 +361,8 @@ mod tests {
             "\u{e4}",
             "0",
             "\0",
+            "\u{feff}",
+            "true",
         ];
         let mut state = 1u64;
         let mut below = |limit: usize| {

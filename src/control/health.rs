@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::base::time::Now;
 use crate::config::Health;
 
+/// How much more a peer may say before it answers a hello, and still be excused.
+const EXCUSED_BYTES_MAX: usize = 4 << 20;
+
 /// What a connection's hellos call for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Due {
@@ -20,12 +23,18 @@ pub enum Due {
 }
 
 /// The hellos of one connection. At most one is unanswered at a time; one that is due meanwhile waits
-/// until the answer came or did not come.
+/// until the answer came or did not come. An answer stands behind all that its peer said before, so the
+/// time for it runs only while there is nothing of that to deal with.
 #[derive(Clone, Debug)]
 pub struct Hellos {
     rule: Health,
     next: Now,
     asked: Option<Now>,
+    /// Since when there is something of the peer's to deal with; how long there was since it was asked,
+    /// and how much it has said since.
+    busy: Option<Now>,
+    pardoned: Duration,
+    heard: usize,
     misses: u32,
     answered: Option<(Now, Duration)>,
 }
@@ -33,7 +42,18 @@ pub struct Hellos {
 impl Hellos {
     /// The first hello is due one interval from `now`.
     pub fn new(rule: Health, now: Now) -> Hellos {
-        Hellos { rule, next: now.plus(rule.interval), asked: None, misses: 0, answered: None }
+        let next = now.plus(rule.interval);
+        let pardoned = Duration::ZERO;
+        Hellos {
+            rule,
+            next,
+            asked: None,
+            busy: None,
+            pardoned,
+            heard: 0,
+            misses: 0,
+            answered: None,
+        }
     }
 
     /// Goes by another rule from the next hello on.
@@ -43,7 +63,7 @@ impl Hellos {
 
     /// When [`Hellos::step`] has something to do.
     pub fn deadline(&self) -> Now {
-        self.asked.map_or(self.next, |asked| asked.plus(self.rule.timeout))
+        self.asked.map_or(self.next, |asked| asked.plus(self.rule.timeout + self.pardoned))
     }
 
     /// What is due at `now`. To be called again until it is nothing.
@@ -61,6 +81,8 @@ impl Hellos {
             };
         }
         self.asked = Some(now);
+        (self.pardoned, self.heard) = (Duration::ZERO, 0);
+        self.busy = self.busy.map(|_| now);
         self.next = now.plus(self.rule.interval);
         Due::Ask
     }
@@ -74,9 +96,20 @@ impl Hellos {
         Some(took)
     }
 
-    /// The balancer itself was not listening, so a missing answer says nothing.
-    pub fn excuse(&mut self) {
-        self.asked = None;
+    /// The peer said so much.
+    pub fn heard(&mut self, bytes: usize) {
+        self.heard = self.heard.saturating_add(bytes);
+    }
+
+    /// Whether the balancer has something of the peer's to deal with from now on, so that a missing
+    /// answer says nothing. One that never stops talking is excused only so long.
+    pub fn busy(&mut self, now: Now, busy: bool) {
+        if let Some(since) = self.busy
+            && self.heard <= EXCUSED_BYTES_MAX
+        {
+            self.pardoned += now.since(since);
+        }
+        self.busy = busy.then_some(now);
     }
 
     /// Hellos in a row that were not answered.
@@ -210,13 +243,35 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_was_not_listened_for_is_not_a_miss() {
+    fn the_time_for_an_answer_runs_only_while_there_is_nothing_else_to_deal_with() {
+        let mut hellos = Hellos::new(RULE, at(0));
+        hellos.busy(at(1000), true);
+        assert_eq!(hellos.step(at(5000)), Due::Ask);
+        hellos.busy(at(5500), false);
+        assert_eq!(hellos.deadline(), at(7500));
+        hellos.busy(at(7000), true);
+        hellos.busy(at(60_000), true);
+        assert_eq!(hellos.step(at(60_000)), Due::Nothing);
+        hellos.busy(at(90_000), false);
+        assert_eq!(hellos.step(at(90_499)), Due::Nothing);
+        assert_eq!(hellos.step(at(90_500)), Due::Missed(1));
+    }
+
+    #[test]
+    fn a_peer_that_says_a_little_all_the_time_or_endlessly_much_has_to_answer() {
         let mut hellos = Hellos::new(RULE, at(0));
         assert_eq!(hellos.step(at(5000)), Due::Ask);
-        hellos.excuse();
+        for ms in 5000..7000 {
+            hellos.busy(at(ms), ms % 100 == 0);
+        }
         assert_eq!(hellos.step(at(7000)), Due::Nothing);
-        assert_eq!(hellos.misses(), 0);
+        assert_eq!(hellos.step(at(7020)), Due::Missed(1), "it was busy for 20 ms of the time");
+
         assert_eq!(hellos.step(at(10_000)), Due::Ask);
+        hellos.heard(EXCUSED_BYTES_MAX + 1);
+        hellos.busy(at(10_001), true);
+        hellos.busy(at(12_000), true);
+        assert_eq!(hellos.step(at(12_000)), Due::Missed(2));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use super::api::{About, LISTED_MAX, Listed, Reply};
@@ -16,6 +17,7 @@ use super::console::{self, Console, Lost};
 use super::drain::{Drain, DrainStep, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
+use super::publication::Publication;
 use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
@@ -31,6 +33,9 @@ use crate::worker::link::{Order, Report, Terms};
 
 /// How often an order to end a backend's sessions is repeated while some are left.
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
+/// Reports, and lines about requests, that are dealt with in one go.
+const REPORTS_AT_ONCE: usize = 4096;
+const LINES_AT_ONCE: usize = 256;
 
 /// One control connection.
 pub struct Member {
@@ -48,14 +53,16 @@ pub struct Draining {
     pub drain: Drain,
     owner: Owner,
     about: About,
-    mark: Mark,
+    /// When the workers were told; `None` while they have yet to be.
+    mark: Option<Mark>,
 }
 
 /// A backend that has left while some of its sessions may still run.
 pub struct Departed {
     pub backend: Backend,
     pub registered: Now,
-    mark: Mark,
+    /// When the workers were told; `None` while they have yet to be.
+    mark: Option<Mark>,
     /// When to order again that its sessions be ended, if they are to be ended.
     repeat: Option<Now>,
 }
@@ -65,6 +72,8 @@ pub struct Departed {
 pub struct Outcome {
     /// Backends that were set aside and that nobody tries to bring back yet.
     pub revive: Vec<BackendId>,
+    /// There is more of what the workers said than could be heard in one go.
+    pub more: bool,
     /// The control core may return.
     pub done: bool,
 }
@@ -84,7 +93,7 @@ pub struct Hub {
     pub snapshot: Arc<Snapshot>,
     /// What came of the last reload, for those who ask.
     pub reload: ReloadStatus,
-    snapshots: Publisher<Snapshot>,
+    publication: Publication,
     pub console: Console,
     revivals: BTreeMap<BackendId, Revival>,
     reviving: BTreeSet<BackendId>,
@@ -115,7 +124,7 @@ impl Hub {
             started: now,
             snapshot: snapshots.current(),
             reload: ReloadStatus::default(),
-            snapshots,
+            publication: Publication::new(snapshots),
             console: Console::default(),
             revivals: BTreeMap::new(),
             reviving: BTreeSet::new(),
@@ -193,19 +202,20 @@ impl Hub {
     /// Takes a backend in whose data port has answered.
     pub fn register(&mut self, wanted: Registration, now: Now) -> Result<Reply, Fault> {
         let about = About { protocol: wanted.protocol, port: wanted.address.port() };
+        let (owner, before) = (wanted.owner, self.registry.len());
         let applied = self.registry.apply(Change::Register(wanted), now)?;
         let id = applied.backend.expect("a registration that succeeded has a backend");
-        let changed = applied.snapshot.is_some();
+        let changed = applied.changed;
         let backend = self.registry.get(id).expect("it was just registered").backend.clone();
-        let new = !self.snapshot.backends.iter().any(|known| known.id == id);
-        if new {
+        if self.registry.len() > before {
             self.workers.begin(backend.slot);
             self.counters.backends_registered.one();
         }
         self.draining.remove(&id);
         self.take_in(applied, "", false, now);
+        self.hold(owner);
         if changed {
-            self.console.server_registered(now, &backend, self.snapshot.backends.len());
+            self.console.server_registered(now, &backend, self.registry.len());
         }
         let (address, weight) = (backend.address, backend.weight);
         let interval = self.config.health.interval;
@@ -225,6 +235,7 @@ impl Hub {
         let left = applied.left.iter().map(|it| self.workers.active(it.backend.slot)).sum();
         self.counters.backends_left.one();
         self.take_in(applied, "unregistered", false, now);
+        self.hold(owner);
         let about = About { protocol, port: address.port() };
         Ok(Reply::Unregistered { about, left })
     }
@@ -241,12 +252,14 @@ impl Hub {
         let applied = self.registry.apply(Change::Drain { owner, protocol, address }, now)?;
         let id = applied.backend.expect("a drain that succeeded has a backend");
         self.take_in(applied, "", false, now);
+        self.hold(owner);
         let entry = self.registry.get(id).expect("a draining backend is registered");
         let left = self.workers.active(entry.backend.slot);
         let lasts = lasts.unwrap_or(self.config.timeouts.drain);
         let about = About { protocol, port: address.port() };
         let drain = Drain::new(now, lasts);
-        let mark = self.workers.mark();
+        // One that drains already was told of long ago, or will be with the rest.
+        let mark = (!self.publication.is_due()).then(|| self.workers.mark());
         self.draining.insert(id, Draining { drain, owner, about, mark });
         info!(server = %id, %address, left, seconds = lasts.as_secs_f64(), "server draining");
         Ok(Reply::DrainStarted { about, left })
@@ -274,18 +287,9 @@ impl Hub {
         while backends.len() < LISTED_MAX
             && let Some(entry) = visible.next()
         {
-            let backend = &entry.backend;
-            last = backend.id;
-            backends.push(Listed {
-                id: backend.id.to_string(),
-                protocol: backend.protocol,
-                address: backend.address,
-                weight: backend.weight,
-                name: backend.name.as_deref().map(str::to_owned),
-                state: backend.standing,
-                own: entry.owner == owner,
-                sessions: self.workers.active(backend.slot),
-            });
+            last = entry.backend.id;
+            let sessions = self.workers.active(entry.backend.slot);
+            backends.push(Listed::of(&entry.backend, entry.owner == owner, sessions));
         }
         let more = visible.peek().is_some();
         (Reply::Listed { backends, more }, more.then_some(last))
@@ -294,8 +298,7 @@ impl Hub {
     /// What time and the workers bring about. Called on every tick and when something is urgent.
     pub fn tick(&mut self, now: Now) -> Outcome {
         self.workers.flush();
-        self.hear_reports(now);
-        self.hear_requests();
+        let mut more = self.hear_reports(now) | self.hear_requests();
         self.advance_drains(now);
         self.release_departed(now);
         self.pulse.feel(&self.workers, now);
@@ -303,10 +306,10 @@ impl Hub {
         let done = self.advance_stop(now);
         if done {
             // The last sessions may have ended since their reports were read.
-            self.hear_reports(now);
-            self.hear_requests();
+            while self.hear_reports(now) | self.hear_requests() {}
+            more = false;
         }
-        Outcome { revive: self.unattended(), done }
+        Outcome { revive: self.unattended(), more, done }
     }
 
     /// Somebody wants the balancer to stop; for the second time they mean at once.
@@ -348,7 +351,7 @@ impl Hub {
     pub fn restore(&mut self, id: BackendId, now: Now) {
         self.reviving.remove(&id);
         let applied = self.registry.apply(Change::Restore { backend: id }, now).unwrap_or_default();
-        if applied.snapshot.is_some() {
+        if applied.changed {
             self.revivals.entry(id).or_default().restored(now);
             self.counters.backends_restored.one();
             info!(server = %id, "server is back: a connection succeeded");
@@ -362,16 +365,45 @@ impl Hub {
         registered.or_else(|| self.departed.get(&id).map(|it| it.backend.address))
     }
 
-    /// Follows up on a change: tells the workers, and remembers who left until their sessions ended.
-    fn take_in(&mut self, applied: Applied, why: &str, close: bool, now: Now) {
-        if let Some(snapshot) = applied.snapshot {
-            self.snapshots.publish(snapshot);
-            self.snapshot = self.snapshots.current();
-            self.workers.wake();
-            self.counters.snapshots_published.one();
+    /// Rung when there are changes to publish.
+    pub fn publication_wanted(&self) -> Rc<Notify> {
+        self.publication.wanted()
+    }
+
+    /// Tells the workers of all changes since the last time, if there are any.
+    pub fn publish(&mut self) {
+        if !self.publication.is_due() {
+            return;
         }
+        self.snapshot = self.publication.publish(self.registry.freeze());
+        self.workers.wake();
+        self.counters.snapshots_published.one();
+        let mark = self.workers.mark();
+        let draining = self.draining.values_mut().map(|it| &mut it.mark);
+        let departed = self.departed.values_mut().map(|it| &mut it.mark);
+        for unmarked in draining.chain(departed).filter(|it| it.is_none()) {
+            *unmarked = Some(mark.clone());
+        }
+    }
+
+    /// Keeps the answer to a connection's change until the workers know of it.
+    fn hold(&mut self, owner: Owner) {
+        if let Some(member) = self.members.get(&owner) {
+            self.publication.hold(&member.mailbox);
+        }
+    }
+
+    /// Follows up on a change: has the workers told, and remembers who left until their sessions ended.
+    fn take_in(&mut self, applied: Applied, why: &str, close: bool, now: Now) {
+        if applied.changed {
+            self.publication.ask();
+        }
+        let close = close && !applied.left.is_empty();
         for entry in applied.left {
             self.depart(entry, why, close, now);
+        }
+        if close {
+            self.workers.wake();
         }
     }
 
@@ -379,7 +411,7 @@ impl Hub {
         let (backend, registered) = (entry.backend, entry.since);
         let id = backend.id;
         let sessions = self.workers.active(backend.slot);
-        self.console.server_left(now, &backend, why, sessions, self.snapshot.backends.len());
+        self.console.server_left(now, &backend, why, sessions, self.registry.len());
         self.revivals.remove(&id);
         // What becomes of a UDP session when its backend is gone is decided where its datagrams are.
         let close = close && backend.protocol != Protocol::Udp;
@@ -388,19 +420,20 @@ impl Hub {
             self.end_sessions_of(id);
         }
         let repeat = if close { Some(now.plus(REPEAT_EVERY)) } else { repeat };
-        let mark = self.workers.mark();
-        self.departed.insert(id, Departed { backend, registered, mark, repeat });
+        self.departed.insert(id, Departed { backend, registered, mark: None, repeat });
     }
 
+    /// The caller wakes the workers, once for all of them.
     fn end_sessions_of(&mut self, backend: BackendId) {
         let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
-        let lost = self.workers.order(order);
+        let lost = self.workers.order_quietly(order);
         self.counters.orders_lost.add(lost);
     }
 
-    fn hear_reports(&mut self, now: Now) {
+    /// Says whether there is more.
+    fn hear_reports(&mut self, now: Now) -> bool {
         let mut heard = Vec::new();
-        self.workers.reports(|report| heard.push(report));
+        let more = self.workers.reports(REPORTS_AT_ONCE, |report| heard.push(report));
         let sessions = self.workers.sessions();
         for report in heard {
             match report {
@@ -415,6 +448,7 @@ impl Hub {
                 Report::ConnectFailed { backend, errno } => self.set_aside(backend, errno, now),
             }
         }
+        more
     }
 
     /// Counts the lines that nobody read, and tells of them.
@@ -429,13 +463,15 @@ impl Hub {
         self.console.sum_up(now, lost);
     }
 
-    fn hear_requests(&mut self) {
+    /// Says whether there is more.
+    fn hear_requests(&mut self) -> bool {
         let mut heard = Vec::new();
-        self.workers.requests(|line| heard.push(*line));
+        let more = self.workers.requests(LINES_AT_ONCE, |line| heard.push(*line));
         for line in heard {
             let address = line.backend.and_then(|id| self.address_of(id));
             console::request(&line, address);
         }
+        more
     }
 
     fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
@@ -446,7 +482,7 @@ impl Hub {
         }
         let applied =
             self.registry.apply(Change::SetAside { backend: id }, now).unwrap_or_default();
-        if applied.snapshot.is_some() {
+        if applied.changed {
             self.revivals.entry(id).or_default().set_aside(now);
             self.counters.backends_set_aside.one();
             warn!(server = %id, %reason, "server set aside: its data port failed");
@@ -463,21 +499,28 @@ impl Hub {
 
     fn advance_drains(&mut self, now: Now) {
         let ids: Vec<_> = self.draining.keys().copied().collect();
+        let mut wake = false;
         for id in ids {
             let Some(slot) = self.registry.get(id).map(|entry| entry.backend.slot) else {
                 continue;
             };
             let left = self.workers.active(slot);
             let Some(draining) = self.draining.get_mut(&id) else { continue };
-            let settled = self.workers.have_passed(&draining.mark);
+            let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
             let (owner, about) = (draining.owner, draining.about);
             match draining.drain.step(now, left, settled) {
                 DrainStep::Nothing if settled => {}
-                DrainStep::Nothing => self.workers.wake(),
+                DrainStep::Nothing => wake = true,
                 DrainStep::Tell => self.tell(owner, &Reply::Draining { about, left }),
-                DrainStep::Close => self.end_sessions_of(id),
+                DrainStep::Close => {
+                    self.end_sessions_of(id);
+                    wake = true;
+                }
                 DrainStep::Done => self.end_drain(id, owner, about, now),
             }
+        }
+        if wake {
+            self.workers.wake();
         }
     }
 
@@ -498,9 +541,10 @@ impl Hub {
     /// Gives places back whose backends have left without leaving sessions behind.
     fn release_departed(&mut self, now: Now) {
         let ids: Vec<_> = self.departed.keys().copied().collect();
+        let mut wake = false;
         for id in ids {
             let departed = &self.departed[&id];
-            let settled = self.workers.have_passed(&departed.mark);
+            let settled = departed.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
             let left = self.workers.active(departed.backend.slot);
             if left == 0 && settled {
                 self.departed.remove(&id);
@@ -509,9 +553,13 @@ impl Hub {
                 self.end_sessions_of(id);
                 let again = Some(now.plus(REPEAT_EVERY));
                 self.departed.entry(id).and_modify(|departed| departed.repeat = again);
+                wake = true;
             } else if !settled {
-                self.workers.wake();
+                wake = true;
             }
+        }
+        if wake {
+            self.workers.wake();
         }
     }
 

@@ -15,7 +15,9 @@ const CROWDED_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
 #[derive(Default)]
 pub struct Mailbox {
     outbox: RefCell<Outbox>,
-    broken: Cell<bool>,
+    /// Why the peer was given up, as the log says it.
+    broken: Cell<Option<&'static str>>,
+    held: Cell<bool>,
     finished: Cell<bool>,
     filled: Notify,
     drained: Notify,
@@ -25,21 +27,32 @@ impl Mailbox {
     /// Queues a message. A peer that lets too many wait is given up.
     pub fn send(&self, reply: &Reply) {
         if self.outbox.borrow_mut().push(reply).is_err() {
-            self.give_up();
+            self.give_up("it does not read");
         }
         self.filled.notify_one();
     }
 
     /// The connection is of no use any more.
-    pub fn give_up(&self) {
-        self.broken.set(true);
+    pub fn give_up(&self, why: &'static str) {
+        self.broken.set(self.broken.get().or(Some(why)));
         self.drained.notify_one();
         self.filled.notify_one();
     }
 
-    /// Whether the peer was given up.
-    pub fn is_broken(&self) -> bool {
+    /// Why the peer was given up, if it was.
+    pub fn broken(&self) -> Option<&'static str> {
         self.broken.get()
+    }
+
+    /// Nothing is written until [`Mailbox::release`]. Says whether that is news.
+    pub fn hold(&self) -> bool {
+        !self.held.replace(true)
+    }
+
+    /// What waits may be written.
+    pub fn release(&self) {
+        self.held.set(false);
+        self.filled.notify_one();
     }
 
     /// Whether so much waits that nothing more should be answered yet.
@@ -56,8 +69,12 @@ impl Mailbox {
     /// For the writer: what is to be written next, as soon as there is something; `None` at the end.
     pub async fn next(&self) -> Option<Vec<u8>> {
         loop {
-            if self.is_broken() {
+            if self.broken().is_some() {
                 return None;
+            }
+            if self.held.get() {
+                self.filled.notified().await;
+                continue;
             }
             let waiting = self.outbox.borrow_mut().take();
             if !waiting.is_empty() {
@@ -86,7 +103,7 @@ mod tests {
         let mailbox = Mailbox::default();
         let sent = (0..100_000).take_while(|_| {
             mailbox.send(&Reply::AskHello);
-            !mailbox.is_broken()
+            mailbox.broken().is_none()
         });
         assert!(sent.count() > 1000);
         assert!(mailbox.is_crowded());

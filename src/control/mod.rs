@@ -19,8 +19,8 @@
 //! | pure: bytes to objects, objects to requests | [`frame`], [`api`] |
 //! | pure: hellos and revivals, drains and the stop | [`health`], [`drain`] |
 //! | pure: how fast a connection may change things | [`pace`] |
-//! | who may register | [`auth`] |
-//! | what workers are told and say | [`workers`] |
+//! | who may register, what, and who makes room | [`auth`], [`home`], [`crowd`] |
+//! | what workers are told and say, and when | [`workers`], [`publication`] |
 //! | what the service manager is told | [`manager`] |
 //! | changing settings while it runs | [`reload`] |
 //! | what people read in the log | [`console`] |
@@ -33,11 +33,13 @@ pub mod api;
 pub mod auth;
 pub mod console;
 pub mod conversation;
+pub mod crowd;
 pub mod door;
 pub mod drain;
 pub mod exposition;
 pub mod frame;
 pub mod health;
+pub mod home;
 pub mod hub;
 pub mod listing;
 pub mod mailbox;
@@ -46,20 +48,21 @@ pub mod pace;
 pub mod page;
 pub mod places;
 pub mod probe;
+pub mod publication;
 pub mod reload;
 pub mod status;
 pub mod verbs;
 pub mod view;
 pub mod workers;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::base::publish::Publisher;
@@ -68,6 +71,7 @@ use crate::cluster::{BackendId, Protocol, Snapshot};
 use crate::config::Config;
 use crate::worker::link::{ControlEnd, Order};
 use admin::{Admin, Listener};
+use conversation::House;
 use door::Door;
 use hub::Hub;
 use manager::Manager;
@@ -76,6 +80,8 @@ use workers::Workers;
 
 /// How often reports are read and deadlines looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// Changes that come within so long of the last publication go into the next one together.
+const GATHER: Duration = Duration::from_millis(1);
 /// Entries of the ring: an accept, and a read and a write for each of a few hundred connections.
 /// More are submitted in several goes.
 const RING_ENTRIES: u32 = 1024;
@@ -155,6 +161,7 @@ impl Control {
                 let entrance = Entrance::new(&config).map_err(io::Error::other)?;
                 let entrance = Rc::new(RefCell::new(entrance));
                 open(&hub, &entrance, &config, doors)?;
+                tokio_uring::spawn(publish(Rc::clone(&hub)));
                 turn(&hub, &entrance, &urgent, asked, reload).await;
                 Ok(())
             })
@@ -194,12 +201,8 @@ fn open(
     };
     if let Some(listener) = doors.control {
         door::prepare(&listener, config.health)?;
-        let door = Door {
-            hub: Rc::clone(hub),
-            entrance: Rc::clone(entrance),
-            open: Rc::new(Cell::new(0)),
-            unproven: Rc::new(Cell::new(0)),
-        };
+        let house = House::new(Rc::clone(hub), bound);
+        let door = Door::new(house, Rc::clone(entrance));
         tokio_uring::spawn(door.accept(listener));
     }
     let admin = Admin { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(entrance) };
@@ -223,6 +226,7 @@ async fn turn(
 ) {
     let mut manager = Manager::new(&hub.borrow().workers, Now::read());
     manager.ready();
+    let probes = Rc::new(Semaphore::new(probe::AT_ONCE));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -237,13 +241,27 @@ async fn turn(
             }
         }
         let outcome = hub.borrow_mut().tick(Now::read());
+        if outcome.more {
+            urgent.notify_one();
+            tokio::task::yield_now().await;
+        }
         manager.tick(&hub.borrow(), Now::read());
         if outcome.done {
             return;
         }
         for backend in outcome.revive {
-            tokio_uring::spawn(revive(Rc::clone(hub), backend));
+            tokio_uring::spawn(revive(Rc::clone(hub), backend, Rc::clone(&probes)));
         }
+    }
+}
+
+/// Tells the workers of changes: of the first at once, of those that follow closely together.
+async fn publish(hub: Rc<RefCell<Hub>>) {
+    let wanted = hub.borrow().publication_wanted();
+    loop {
+        wanted.notified().await;
+        hub.borrow_mut().publish();
+        tokio::time::sleep(GATHER).await;
     }
 }
 
@@ -256,12 +274,12 @@ async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Opti
 /// Tries a backend that was set aside until it can be connected to or is aside no more. Whether a UDP
 /// service is back cannot be seen from here, so it gets users again after the wait, and if it refuses
 /// them the next wait is longer.
-async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId) {
+async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
     let timeout = hub.borrow().config.timeouts.connect;
     loop {
         let Some((protocol, address, wait)) = hub.borrow_mut().next_try(id) else { return };
         tokio::time::sleep(wait).await;
-        if protocol == Protocol::Udp || probe::connects(address, timeout).await.is_ok() {
+        if protocol == Protocol::Udp || probe::connects(address, timeout, &probes).await.is_ok() {
             hub.borrow_mut().restore(id, Now::read());
             return;
         }

@@ -2,17 +2,27 @@
 //! why not. Connects with the runtime's own sockets: one of them that is given up at a deadline gives
 //! its descriptor back, which a connect on the ring would hold until the kernel's own timeout.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
-/// Connects and hangs up.
+/// Ports that are tried at once for those who register, and as many again for those set aside.
+pub const AT_ONCE: usize = 64;
+
+/// Connects and hangs up, when it is its turn among so many.
 ///
 /// # Errors
 /// A sentence for the backend.
-pub async fn connects(address: SocketAddr, timeout: Duration) -> Result<(), String> {
-    match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
+pub async fn connects(
+    address: SocketAddr,
+    timeout: Duration,
+    turns: &Semaphore,
+) -> Result<(), String> {
+    let _turn = turns.acquire().await;
+    match tokio::time::timeout(timeout, meet(address)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => {
             Err(format!("cannot connect to {address}: {error}; does the service listen there?"))
@@ -21,5 +31,33 @@ pub async fn connects(address: SocketAddr, timeout: Duration) -> Result<(), Stri
             "cannot connect to {address}: no answer within {} ms; is a firewall in between?",
             timeout.as_millis()
         )),
+    }
+}
+
+/// Connects to somebody else. Where the port lies among those that the kernel gives out, a connection
+/// can be given it as its own and meet itself, which shows that nobody listens there.
+async fn meet(address: SocketAddr) -> io::Result<()> {
+    let stream = TcpStream::connect(address).await?;
+    match stream.local_addr()? == stream.peer_addr()? {
+        true => Err(io::ErrorKind::ConnectionRefused.into()),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_met_itself_is_nobody_who_listens() {
+        // The kernel gives connections the ports of one parity first, in turn, so that each comes up.
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let bounds: Vec<u16> = range.split_whitespace().map(|it| it.parse().unwrap()).collect();
+        let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let port = (bounds[0]..bounds[1]).step_by(2).filter(is_free).nth(100).unwrap();
+        for _ in 0..usize::from(bounds[1] - bounds[0]) {
+            let met = meet(([127, 0, 0, 1], port).into()).await;
+            assert!(met.is_err(), "nobody listens on {port}");
+        }
     }
 }

@@ -236,6 +236,8 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
         Verb::Weigh { backend, weight } => weigh(hub, backend, weight, now)?,
         Verb::End { session } => end(hub, session)?,
     };
+    // Whoever is told that it is done may count on the workers having been told.
+    hub.publish();
     info!(%by, change = ?verb, sessions, "changed by an operator");
     Ok(Changed { schema: SCHEMA, sessions })
 }

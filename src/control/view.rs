@@ -12,7 +12,8 @@ use super::status::{
 use super::workers::BackendValues;
 use crate::base::time::Now;
 use crate::cluster::registry::Entry;
-use crate::cluster::{Backend, Standing};
+use crate::cluster::rotation::Rotation;
+use crate::cluster::{Backend, BackendId, Standing};
 use crate::config::Policy;
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
@@ -90,15 +91,15 @@ fn sessions(hub: &Hub) -> SessionTotals {
 }
 
 fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
-    let mut turns = vec![0u32; hub.snapshot.backends.len()];
-    for place in hub.snapshot.rotations.iter().flatten() {
-        turns[usize::from(*place)] += 1;
+    // One that has just joined is in the registry, and in the rotation a moment later.
+    let mut turns: BTreeMap<BackendId, u32> = BTreeMap::new();
+    for share in hub.snapshot.rotations.iter().flat_map(Rotation::shares) {
+        let backend = hub.snapshot.backends[usize::from(share.place)].id;
+        turns.insert(backend, share.turns.into());
     }
-    let mut all: Vec<BackendStatus> = hub
-        .registry
-        .entries()
-        .zip(turns)
-        .map(|(entry, turns)| registered(hub, entry, turns, now))
+    let turns_of = |entry: &Entry| turns.get(&entry.backend.id).copied().unwrap_or(0);
+    let mut all: Vec<BackendStatus> = (hub.registry.entries())
+        .map(|entry| registered(hub, entry, turns_of(entry), now))
         .collect();
     let departed = hub.departed.values().map(|departed| {
         let shown = backend(hub, &departed.backend, BackendState::Left);
@@ -110,7 +111,7 @@ fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
 
 fn registered(hub: &Hub, entry: &Entry, turns: u32, now: Now) -> BackendStatus {
     let id = entry.backend.id;
-    let round = hub.snapshot.rotations[entry.backend.protocol.index()].len();
+    let round = hub.snapshot.rotations[entry.backend.protocol.index()].round();
     let draining = hub.draining.get(&id);
     BackendStatus {
         turns,

@@ -13,7 +13,7 @@ use crate::metrics::{
     BACKENDS_MAX, BackendCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
 };
 use crate::session::shards::Shard;
-use crate::worker::link::{ControlEnd, Order, REPORTS_MAX, REQUESTS_MAX, Report, RequestLine};
+use crate::worker::link::{ControlEnd, Order, Report, RequestLine};
 
 /// Orders that wait here when a worker's own queue is full.
 const WAITING_MAX: usize = 4096;
@@ -97,9 +97,14 @@ impl Workers {
 
     /// Gives every worker an order. Says how many orders had to be dropped.
     pub fn order(&mut self, order: Order) -> u64 {
-        let lost = self.ends.iter_mut().map(|end| u64::from(!end.take(order))).sum();
+        let lost = self.order_quietly(order);
         self.wake();
         lost
+    }
+
+    /// As [`Workers::order`], for many at once: the caller wakes the workers after the last.
+    pub fn order_quietly(&mut self, order: Order) -> u64 {
+        self.ends.iter_mut().map(|end| u64::from(!end.take(order))).sum()
     }
 
     /// Gives one worker an order. Says whether it was taken.
@@ -127,24 +132,29 @@ impl Workers {
         self.ends.iter().all(|end| end.waiting.is_empty())
     }
 
-    /// Hands over what the workers reported, at most a queue of each.
-    pub fn reports(&mut self, mut hear: impl FnMut(Report)) {
+    /// Hands over what the workers reported, at most so much in all and as much of each. Says whether
+    /// there is more.
+    pub fn reports(&mut self, at_once: usize, mut hear: impl FnMut(Report)) -> bool {
+        let share = at_once.div_ceil(self.ends.len().max(1));
         for end in &mut self.ends {
-            for _ in 0..REPORTS_MAX {
+            for _ in 0..share {
                 let Ok(report) = end.link.reports.pop() else { break };
                 hear(report);
             }
         }
+        self.ends.iter().any(|end| !end.link.reports.is_empty())
     }
 
-    /// Hands over the lines about API requests, at most a queue of each worker.
-    pub fn requests(&mut self, mut hear: impl FnMut(&RequestLine)) {
+    /// Hands over the lines about API requests, likewise.
+    pub fn requests(&mut self, at_once: usize, mut hear: impl FnMut(&RequestLine)) -> bool {
+        let share = at_once.div_ceil(self.ends.len().max(1));
         for end in &mut self.ends {
-            for _ in 0..REQUESTS_MAX {
+            for _ in 0..share {
                 let Ok(line) = end.link.requests.pop() else { break };
                 hear(&line);
             }
         }
+        self.ends.iter().any(|end| !end.link.requests.is_empty())
     }
 
     /// Where the workers are now.

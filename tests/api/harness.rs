@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use lb::boot::DataPlane;
+use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend as Registered, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::metrics::WorkerCounters;
@@ -55,7 +56,7 @@ impl Balancer {
             name: None,
             standing: Standing::Serving,
         });
-        let mut rotations: [Vec<u16>; 3] = Default::default();
+        let mut rotations: [Rotation; 3] = Default::default();
         rotations[Protocol::Api.index()] = (0..addresses.len() as u16).collect();
         self.plane.snapshots.publish(Snapshot {
             version: self.version,

@@ -96,8 +96,8 @@ impl Worker {
     pub fn rotation(&self, protocol: Protocol) -> Vec<u16> {
         let snapshot = self.snapshot();
         let rotation = &snapshot.rotations[protocol.index()];
-        let port = |place: &u16| snapshot.backends[usize::from(*place)].address.port();
-        rotation.iter().map(port).collect()
+        let port = |place: u16| snapshot.backends[usize::from(place)].address.port();
+        rotation.turns().map(port).collect()
     }
 
     pub fn wait_for_rotation(&self, protocol: Protocol, ports: &[u16]) {

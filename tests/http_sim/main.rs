@@ -27,6 +27,7 @@ use dice::Dice;
 use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
+use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Policy;
 use lb::proxy::http::{Journal, Record, Settings};
@@ -140,7 +141,7 @@ fn snapshot(backends: usize) -> Snapshot {
         name: None,
         standing: Standing::Serving,
     };
-    let mut rotations: [Vec<u16>; 3] = Default::default();
+    let mut rotations: [Rotation; 3] = Default::default();
     rotations[Protocol::Api.index()] = (0..backends as u16).collect();
     Snapshot { version: 1, backends: (0..backends).map(backend).collect(), rotations }
 }
@@ -289,7 +290,8 @@ impl World {
         let mut next = snapshot(self.weather.backends);
         next.version = 2;
         next.backends[leaving.0 as usize].standing = Standing::Draining;
-        next.rotations[Protocol::Api.index()].retain(|slot| u32::from(*slot) != leaving.0);
+        let staying = (0..next.backends.len() as u16).filter(|slot| u32::from(*slot) != leaving.0);
+        next.rotations[Protocol::Api.index()] = staying.collect();
         self.publisher.publish(next);
         self.books.borrow_mut().adopt(self.publisher.current());
     }

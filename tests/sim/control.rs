@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
+use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::session::{EndReason, SessionId};
 use lb::worker::link::{ControlEnd, Order};
@@ -150,7 +151,7 @@ impl Control {
         self.publisher.publish(Snapshot {
             version: u64::from(self.registered),
             backends: self.backends.clone(),
-            rotations: [rotation, Vec::new(), Vec::new()],
+            rotations: [rotation, Rotation::default(), Rotation::default()],
         });
     }
 }

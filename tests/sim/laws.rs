@@ -73,7 +73,7 @@ impl Laws {
 
     fn rotation(&self) -> impl Iterator<Item = BackendId> + '_ {
         let places = &self.adopted.rotations[Protocol::Tcp.index()];
-        places.iter().map(|place| self.adopted.backends[usize::from(*place)].id)
+        places.places().map(|place| self.adopted.backends[usize::from(place)].id)
     }
 
     #[track_caller]

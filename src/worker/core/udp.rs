@@ -531,8 +531,8 @@ impl Core {
     /// Whether a backend is in the rotation that sessions need not avoid.
     fn is_any_fit(&self, now: Now, books: &Dispatcher) -> bool {
         let snapshot = books.snapshot();
-        snapshot.rotations[Protocol::Udp.index()].iter().any(|place| {
-            let backend = snapshot.backends.get(usize::from(*place));
+        snapshot.rotations[Protocol::Udp.index()].places().any(|place| {
+            let backend = snapshot.backends.get(usize::from(place));
             backend.is_some_and(|backend| !self.tenants.is_unfit(backend.id, now))
         })
     }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 
 use super::*;
 use crate::balance::{Balancer, Turns};
+use crate::cluster::rotation::Rotation;
 use crate::cluster::{Backend, Standing};
 use crate::config::{Config, Policy};
 use crate::metrics::WorkerMetrics;
@@ -104,7 +105,7 @@ impl World {
         };
         let serving = of(Standing::Serving);
         let udp = if serving.is_empty() { of(Standing::Aside) } else { serving };
-        let rotations = [vec![], udp, vec![]];
+        let rotations = [vec![], udp, vec![]].map(Rotation::from_iter);
         let snapshot = Arc::new(Snapshot { version: self.version, backends, rotations });
         self.books.adopt(Arc::clone(&snapshot));
         self.core.adopt(&snapshot);

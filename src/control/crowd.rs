@@ -1,0 +1,210 @@
+//! Connections that have shown nothing for themselves yet: no proof where one is asked for, no backend
+//! where none is. Owns who among them makes room when there are too many, so that nobody keeps others
+//! out by saying nothing. Pure: the caller brings the time and ends whoever has to go.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::base::time::Now;
+
+/// What everyone gets to prove themselves, also when others of the same source press.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// Whether one more may come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Admit {
+    Come,
+    /// Once this one has gone.
+    InsteadOf(u64),
+    No,
+}
+
+/// How many there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// From one source.
+    pub each: usize,
+    /// Whether there is room for no more.
+    pub full: bool,
+    /// Whether one that has had its [`GRACE`] makes room for another of its own source.
+    pub renews: bool,
+}
+
+struct Guest<T> {
+    source: IpAddr,
+    since: Now,
+    what: T,
+}
+
+/// Those who have shown nothing yet, by the order in which they came.
+pub struct Crowd<T> {
+    guests: BTreeMap<u64, Guest<T>>,
+    counts: BTreeMap<IpAddr, usize>,
+    next: u64,
+}
+
+impl<T> Default for Crowd<T> {
+    fn default() -> Crowd<T> {
+        Crowd { guests: BTreeMap::new(), counts: BTreeMap::new(), next: 0 }
+    }
+}
+
+impl<T> Crowd<T> {
+    pub fn len(&self) -> usize {
+        self.guests.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.guests.is_empty()
+    }
+
+    /// Whether one from `address` may come. In a full house the oldest of the source with the most
+    /// makes room, so a newcomer of any other source finds a place.
+    pub fn admit(&self, address: IpAddr, rule: Rule, now: Now) -> Admit {
+        let source = source(address);
+        let own = self.counts.get(&source).copied().unwrap_or(0);
+        if own < rule.each && !rule.full {
+            return Admit::Come;
+        }
+        let greedy = self.guests.values().map(|it| self.counts[&it.source]).max().unwrap_or(0);
+        if own < rule.each && greedy > own {
+            let oldest = self.oldest(|guest| self.counts[&guest.source] == greedy);
+            return oldest.map_or(Admit::No, |(ticket, _)| Admit::InsteadOf(ticket));
+        }
+        match self.oldest(|guest| guest.source == source) {
+            Some((ticket, guest)) if rule.renews && now.since(guest.since) >= GRACE => {
+                Admit::InsteadOf(ticket)
+            }
+            _ => Admit::No,
+        }
+    }
+
+    fn oldest(&self, fits: impl Fn(&Guest<T>) -> bool) -> Option<(u64, &Guest<T>)> {
+        let mut fitting = self.guests.iter().filter(|(_, guest)| fits(guest));
+        fitting.next().map(|(ticket, guest)| (*ticket, guest))
+    }
+
+    fn enter(&mut self, address: IpAddr, what: T, now: Now) -> u64 {
+        let (ticket, source) = (self.next, source(address));
+        self.next += 1;
+        *self.counts.entry(source).or_default() += 1;
+        self.guests.insert(ticket, Guest { source, since: now, what });
+        ticket
+    }
+
+    /// One of them has gone, or has shown something.
+    pub fn leave(&mut self, ticket: u64) -> Option<T> {
+        let guest = self.guests.remove(&ticket)?;
+        if let Some(count) = self.counts.get_mut(&guest.source) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&guest.source);
+            }
+        }
+        Some(guest.what)
+    }
+}
+
+/// A place in the crowd, given back when it is dropped.
+pub struct Place<T> {
+    crowd: Rc<RefCell<Crowd<T>>>,
+    ticket: u64,
+}
+
+impl<T> Place<T> {
+    pub fn take(crowd: &Rc<RefCell<Crowd<T>>>, address: IpAddr, what: T, now: Now) -> Place<T> {
+        let ticket = crowd.borrow_mut().enter(address, what, now);
+        Place { crowd: Rc::clone(crowd), ticket }
+    }
+}
+
+impl<T> Drop for Place<T> {
+    fn drop(&mut self) {
+        self.crowd.borrow_mut().leave(self.ticket);
+    }
+}
+
+/// Whom an address stands for: an IPv6 network of 64 bits belongs to one host or one customer.
+fn source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: Rule = Rule { each: 3, full: false, renews: true };
+    const FULL: Rule = Rule { full: true, ..RULE };
+
+    fn at(ms: u64) -> Now {
+        Now::from_nanos(ms * 1_000_000)
+    }
+
+    fn host(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    fn crowd(hosts: &[u8]) -> Crowd<u8> {
+        let mut crowd = Crowd::default();
+        for (ms, last) in (0..).zip(hosts) {
+            crowd.enter(host(*last), *last, at(ms));
+        }
+        crowd
+    }
+
+    #[test]
+    fn a_source_has_so_many_places_and_renews_the_oldest_after_its_grace() {
+        let crowd = crowd(&[1, 1, 2, 1]);
+        assert_eq!(crowd.admit(host(2), RULE, at(4)), Admit::Come);
+        assert_eq!(crowd.admit(host(1), RULE, at(999)), Admit::No);
+        assert_eq!(crowd.admit(host(1), RULE, at(1000)), Admit::InsteadOf(0));
+        assert_eq!(crowd.admit(host(1), Rule { renews: false, ..RULE }, at(1000)), Admit::No);
+    }
+
+    #[test]
+    fn in_a_full_house_the_oldest_of_the_greediest_goes_at_once() {
+        let crowd = crowd(&[3, 1, 2, 2, 1]);
+        assert_eq!(crowd.admit(host(9), FULL, at(5)), Admit::InsteadOf(1));
+        assert_eq!(crowd.admit(host(3), FULL, at(5)), Admit::InsteadOf(1));
+        assert_eq!(crowd.admit(host(1), FULL, at(5)), Admit::No, "it is one of the greediest");
+        assert_eq!(crowd.admit(host(1), FULL, at(1001)), Admit::InsteadOf(1));
+    }
+
+    #[test]
+    fn among_many_with_one_place_each_the_oldest_of_all_goes() {
+        let mut crowd = crowd(&[1, 2, 3, 4]);
+        assert_eq!(crowd.admit(host(9), FULL, at(5)), Admit::InsteadOf(0));
+        assert_eq!(crowd.leave(0), Some(1));
+        assert_eq!(crowd.admit(host(9), FULL, at(5)), Admit::InsteadOf(1));
+        assert_eq!(Crowd::<()>::default().admit(host(9), FULL, at(5)), Admit::No);
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_source_and_a_mapped_address_the_plain_one() {
+        let mut crowd = Crowd::default();
+        for address in ["2001:db8::1", "2001:db8::2", "2001:db8::f:3"] {
+            crowd.enter(address.parse().unwrap(), (), at(0));
+        }
+        assert_eq!(crowd.admit("2001:db8::4".parse().unwrap(), RULE, at(1)), Admit::No);
+        assert_eq!(crowd.admit("2001:db8:0:1::4".parse().unwrap(), RULE, at(1)), Admit::Come);
+        for _ in 0..3 {
+            crowd.enter(host(1), (), at(0));
+        }
+        assert_eq!(crowd.admit("::ffff:192.0.2.1".parse().unwrap(), RULE, at(1)), Admit::No);
+    }
+
+    #[test]
+    fn a_place_comes_back_when_it_is_dropped() {
+        let crowd = Rc::new(RefCell::new(Crowd::default()));
+        let place = Place::take(&crowd, host(1), (), at(0));
+        assert_eq!(crowd.borrow().len(), 1);
+        drop(place);
+        assert!(crowd.borrow().is_empty() && crowd.borrow().counts.is_empty());
+    }
+}

@@ -1,0 +1,134 @@
+//! Whether an address leads back to the balancer itself, which would send users round in a circle. Owns
+//! the comparison with our doors, and the question to the kernel which addresses are this host's.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use nix::sys::socket::SockaddrStorage;
+
+use super::status::Doors;
+use crate::cluster::Protocol;
+
+/// Whether a backend at `address` would be one of the doors. A door on all addresses is reached at each
+/// that is `ours`, which is asked only if the port is a door's.
+pub fn is_own_door(
+    doors: &Doors,
+    protocol: Protocol,
+    address: SocketAddr,
+    ours: impl Fn(SocketAddr) -> bool,
+) -> bool {
+    let doors = match protocol {
+        Protocol::Udp => [doors.udp, None, None, None],
+        Protocol::Tcp | Protocol::Api => [doors.tcp, doors.api, doors.control, doors.admin],
+    };
+    let host = address.ip().to_canonical();
+    doors.into_iter().flatten().filter(|door| door.port() == address.port()).any(|door| {
+        let at = door.ip().to_canonical();
+        let same_kind = at.is_ipv4() == host.is_ipv4();
+        // 127.0.0.2 is another name of the host whose door is at 127.0.0.1.
+        let loopback = same_kind && at.is_loopback() && host.is_loopback();
+        // A door on [::] takes both kinds.
+        let everywhere = at.is_unspecified() && (same_kind || at.is_ipv6());
+        at == host || loopback || host.is_unspecified() || everywhere && ours(address)
+    })
+}
+
+/// Whether packets to `address` stay on this host: it is on an interface, or the kernel would send them
+/// over loopback, as it does for whole networks that are routed to the host itself.
+pub fn is_of_this_host(address: SocketAddr) -> bool {
+    let host = address.ip().to_canonical();
+    host.is_loopback() || host.is_unspecified() || is_on_interface(host) || is_routed_here(address)
+}
+
+fn is_on_interface(host: IpAddr) -> bool {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else { return false };
+    let plain = |address: SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+        let v6 = address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip()).to_canonical());
+        v4.or(v6)
+    };
+    all.filter_map(|it| it.address).filter_map(plain).any(|ours| ours == host)
+}
+
+/// Connecting a datagram socket sends nothing and shows the address that packets would come from: our
+/// own end of the way, which for a way that never leaves the host is its other end or loopback.
+fn is_routed_here(address: SocketAddr) -> bool {
+    let any: SocketAddr = match address {
+        SocketAddr::V4(_) => ([0; 4], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let from = || {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(address)?;
+        socket.local_addr()
+    };
+    from().is_ok_and(|from| from.ip() == address.ip() || from.ip().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Option<SocketAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    const OURS: [&str; 4] = ["10.9.9.1", "10.9.9.2", "2001:db8::1", "127.0.0.1"];
+
+    fn own(doors: &Doors, protocol: Protocol, address: &str) -> bool {
+        let ours = |it: SocketAddr| OURS.contains(&it.ip().to_canonical().to_string().as_str());
+        is_own_door(doors, protocol, address.parse().unwrap(), ours)
+    }
+
+    #[test]
+    fn a_door_on_all_addresses_is_reached_at_each_of_ours() {
+        let doors = Doors {
+            tcp: at("0.0.0.0:81"),
+            udp: at("0.0.0.0:82"),
+            api: at("[::]:83"),
+            control: at("[::]:80"),
+            admin: at("127.0.0.1:84"),
+        };
+        for (protocol, address, expected) in [
+            (Protocol::Tcp, "10.9.9.1:81", true),
+            (Protocol::Tcp, "10.9.9.2:81", true),
+            (Protocol::Api, "10.9.9.2:81", true),
+            (Protocol::Tcp, "[::ffff:10.9.9.2]:81", true),
+            (Protocol::Tcp, "10.9.9.3:81", false),
+            (Protocol::Tcp, "[2001:db8::1]:81", false),
+            (Protocol::Tcp, "[2001:db8::1]:83", true),
+            (Protocol::Tcp, "10.9.9.1:83", true),
+            (Protocol::Tcp, "10.9.9.1:80", true),
+            (Protocol::Tcp, "10.9.9.1:84", false),
+            (Protocol::Tcp, "127.0.0.2:84", true),
+            (Protocol::Tcp, "[::1]:84", false),
+            (Protocol::Tcp, "10.9.9.1:82", false),
+            (Protocol::Udp, "10.9.9.1:82", true),
+            (Protocol::Udp, "10.9.9.1:81", false),
+            (Protocol::Tcp, "10.9.9.1:85", false),
+        ] {
+            assert_eq!(own(&doors, protocol, address), expected, "{protocol} {address}");
+        }
+    }
+
+    #[test]
+    fn a_door_on_one_address_leaves_its_port_free_on_the_others() {
+        let doors =
+            Doors { tcp: at("10.9.9.1:81"), udp: at("[::ffff:10.9.9.1]:82"), ..Doors::default() };
+        assert!(own(&doors, Protocol::Tcp, "10.9.9.1:81"));
+        assert!(own(&doors, Protocol::Udp, "10.9.9.1:82"));
+        assert!(!own(&doors, Protocol::Tcp, "10.9.9.2:81"));
+        assert!(!own(&doors, Protocol::Tcp, "127.0.0.1:81"));
+    }
+
+    #[test]
+    fn the_kernel_knows_which_addresses_are_this_hosts() {
+        let of_this_host = |text: &str| is_of_this_host(text.parse().unwrap());
+        assert!(["127.0.0.1:1", "127.9.9.9:1", "0.0.0.0:1"].into_iter().all(of_this_host));
+        assert!(!of_this_host("192.0.2.77:1"), "an address for documentation");
+        for interface in nix::ifaddrs::getifaddrs().unwrap() {
+            let v4 = interface.address.and_then(|it| it.as_sockaddr_in().map(|it| it.ip()));
+            assert!(v4.is_none_or(|ip| is_of_this_host((ip, 1).into())), "{v4:?}");
+        }
+        assert!(is_routed_here("127.9.9.9:9".parse().unwrap()), "though on no interface");
+    }
+}
