@@ -544,7 +544,7 @@ fn stalled(seed: u64) -> Weather {
         clients: 40,
         backends: 1 + dice.below(3),
         longest: 300_000,
-        small_blocks: 64 + dice.below(64),
+        small_blocks: 32 + dice.below(16),
         receive_cap: dice.one_in(2),
     }
 }
