@@ -582,7 +582,7 @@ fn stalled(seed: u64) -> Weather {
         clients: 40,
         backends: 1 + dice.below(3),
         longest: 300_000,
-        small_blocks: 24 + dice.below(24),
+        small_blocks: 32 + dice.below(16),
         receive_cap: dice.one_in(2),
         held_max: 6 << 20,
         scheme: "NTLM",
