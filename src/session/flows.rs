@@ -27,14 +27,16 @@ pub struct FlowKey {
     local: u128,
     client_port: u16,
     local_port: u16,
-    /// The interface of a link-local client, without which its address means nothing.
+    /// The interface of whichever of the two is link-local, whose address means nothing without it; of
+    /// an unspecified local one, the interface that was spoken to.
     scope: u32,
 }
 
 impl FlowKey {
     pub fn new(client: SocketAddr, local: SocketAddr) -> FlowKey {
-        let scope = match client {
-            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => v6.scope_id(),
+        let scope = match (client, local) {
+            (SocketAddr::V6(v6), _) if has_scope(v6.ip()) => v6.scope_id(),
+            (_, SocketAddr::V6(v6)) if has_scope(v6.ip()) => v6.scope_id(),
             _ => 0,
         };
         FlowKey {
@@ -65,8 +67,16 @@ fn bits(ip: IpAddr) -> u128 {
 fn address(bits: u128, port: u16, scope: u32) -> SocketAddr {
     match Ipv6Addr::from_bits(bits).to_canonical() {
         IpAddr::V4(v4) => SocketAddr::from((v4, port)),
-        IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope)),
+        IpAddr::V6(v6) => {
+            let scope = if has_scope(&v6) { scope } else { 0 };
+            SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope))
+        }
     }
+}
+
+/// Whether an address is one of an interface.
+fn has_scope(ip: &Ipv6Addr) -> bool {
+    ip.is_unicast_link_local() || ip.is_unspecified()
 }
 
 /// Hashes addresses under a secret key. The same for all workers, so that they can name a flow to each
@@ -326,6 +336,10 @@ mod tests {
             ("198.51.100.7:1", "192.0.2.1:53"),
             ("[2001:db8::7]:65535", "[2001:db8::1]:53"),
             ("[fe80::7%3]:9", "[fe80::1%3]:53"),
+            ("[2001:db8::7]:9", "[fe80::1%3]:53"),
+            ("[fe80::7%3]:9", "[2001:db8::1]:53"),
+            ("[2001:db8::7]:9", "[::%3]:53"),
+            ("192.0.2.7:9", "0.0.0.0:53"),
         ] {
             let (client, local) = (client.parse().unwrap(), local.parse().unwrap());
             let key = FlowKey::new(client, local);
@@ -350,6 +364,9 @@ mod tests {
             assert_ne!(hasher.flow(&other), hasher.flow(&base));
         }
         assert_ne!(key("[fe80::1%2]:1"), key("[fe80::1%3]:1"));
+        let by =
+            |local: &str| FlowKey::new("[2001:db8::7]:9".parse().unwrap(), local.parse().unwrap());
+        assert_ne!(by("[fe80::1%2]:53"), by("[fe80::1%3]:53"));
     }
 
     #[test]

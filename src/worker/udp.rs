@@ -4,7 +4,7 @@
 //!
 //! Datagrams that go the same way in one turn leave as one letter (see `outbox`), at the end of the turn.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::passage::{Label, Passages};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::proxy::udp::{Family, Socket};
-use crate::ring::datagram::{Envelope, Letter, Returned};
+use crate::ring::datagram::{Envelope, Letter, Returned, Source};
 use crate::ring::pool::{Buf, Class};
 use crate::ring::{Done, Ring, Tag, sys};
 use crate::session::seats::Seats;
@@ -58,6 +58,26 @@ impl UdpDoor {
         let at = sys::local(socket.as_fd())?;
         let v6 = sys::is_v6(socket.as_fd())?;
         Ok(UdpDoor { socket, at, everywhere: at.ip().is_unspecified(), v6 })
+    }
+
+    /// Where a datagram came to, which is where its reply is to come from.
+    fn spoken_to(&self, envelope: &Envelope) -> SocketAddr {
+        let port = self.at.port();
+        match envelope.to.unwrap_or(self.at.ip().into()) {
+            Source { ip: IpAddr::V6(v6), interface } => {
+                SocketAddr::V6(SocketAddrV6::new(v6, port, 0, interface))
+            }
+            Source { ip, .. } => SocketAddr::new(ip, port),
+        }
+    }
+
+    /// The same again for a reply, where that has to be said.
+    fn source(&self, local: SocketAddr) -> Option<Source> {
+        let source = match self.spelled(local) {
+            SocketAddr::V6(v6) => Source { ip: IpAddr::V6(*v6.ip()), interface: v6.scope_id() },
+            other => other.ip().into(),
+        };
+        self.everywhere.then_some(source)
     }
 
     /// An address as this socket takes it.
@@ -193,11 +213,10 @@ impl UdpDriver {
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         self.take_passed(now, ring);
         while let Some(letter) = self.outbox.next() {
-            self.send(letter, ring);
+            self.send(now, letter, ring);
         }
-        while let Some(returned) = ring.next_returned() {
-            self.send_again(now, returned, ring);
-        }
+        self.send_returned(now, ring);
+        self.outbox.forget(now);
         self.core.expire(now, &mut self.books.borrow_mut());
         let mut closed = 0;
         while closed < CLOSED_MAX
@@ -218,7 +237,7 @@ impl UdpDriver {
         if !envelope.whole {
             return self.drop_one(Why::Truncated, load, buf, ring);
         }
-        let local = SocketAddr::new(envelope.to.unwrap_or(door.at.ip()), door.at.port());
+        let local = door.spoken_to(&envelope);
         let label = Label { client: envelope.from, local, segment: load.segment };
         self.send_up(now, label, buf, Core::up, ring);
     }
@@ -242,7 +261,8 @@ impl UdpDriver {
                     let (place, from) = self.habits.origins.split(socket);
                     let slot = slot_of(socket.family, place);
                     let tag = Tag { kind: SEND, generation: 0, slot };
-                    return self.write(Way { tag, to, from }, load, buf, ring);
+                    let from = from.map(Source::from);
+                    return self.write(now, Way { tag, to, from }, load, buf, ring);
                 }
                 Up::Open(socket) => {
                     let opened = self.open_upstream(socket, ring);
@@ -282,7 +302,7 @@ impl UdpDriver {
     fn came_back(&mut self, now: Now, tag: Tag, envelope: Envelope, buf: Buf, ring: &mut Ring) {
         let load = load_of(&envelope, &buf);
         let (family, place) = place_of(tag.slot);
-        let socket = self.habits.origins.join(family, place, envelope.to);
+        let socket = self.habits.origins.join(family, place, envelope.to.map(|to| to.ip));
         let (Some(door), Some(_), Some(socket)) = (&self.door, self.at(tag), socket) else {
             // To a socket that is being closed: its pairs have rested, so nobody waits for it. Or to
             // an address that nothing was sent from.
@@ -294,10 +314,9 @@ impl UdpDriver {
         let down = self.core.down(now, socket, envelope.from, load, &mut self.books.borrow_mut());
         match down {
             Down::Send { from, to } => {
-                let from = door.everywhere.then(|| door.spelled(from).ip());
-                let to = door.spelled(to);
+                let (from, to) = (door.source(from), door.spelled(to));
                 let tag = Tag { kind: REPLY, generation: 0, slot: 0 };
-                self.write(Way { tag, to, from }, load, buf, ring);
+                self.write(now, Way { tag, to, from }, load, buf, ring);
             }
             Down::Drop(_) => ring.pool_mut().give_back(buf),
         }
@@ -308,16 +327,35 @@ impl UdpDriver {
         ring.pool_mut().give_back(buf);
     }
 
-    fn write(&mut self, way: Way, load: Load, buf: Buf, ring: &mut Ring) {
+    fn write(&mut self, now: Now, way: Way, load: Load, buf: Buf, ring: &mut Ring) {
         if let Some(full) = self.outbox.add(way, load, buf, ring.pool_mut()) {
-            self.send(full, ring);
+            self.send(now, full, ring);
         }
     }
 
-    fn send(&self, (tag, letter): (Tag, Letter), ring: &mut Ring) {
-        match self.sender(tag) {
-            Some(socket) => ring.send_datagrams(tag, socket, letter),
-            None => ring.pool_mut().give_back_chain(letter.payload),
+    /// Sends a letter, after those that have come back.
+    fn send(&mut self, now: Now, (tag, letter): (Tag, Letter), ring: &mut Ring) {
+        self.send_returned(now, ring);
+        let Some(socket) = self.sender(tag) else {
+            return ring.pool_mut().give_back_chain(letter.payload);
+        };
+        let (way, segment) = (Way::of(tag, &letter), letter.segment.unwrap_or(0));
+        if !self.outbox.is_doubtful(way, &letter) {
+            return ring.send_datagrams(tag, socket, letter);
+        }
+        if self.outbox.is_refused(way, &letter) {
+            ring.flush();
+            return self.send_one_by_one(now, tag, letter, Errno::EINTR, ring);
+        }
+        match ring.send_datagrams_at_once(tag, socket, letter) {
+            None => self.outbox.was_taken(way, segment),
+            Some(returned) => self.send_again(now, returned, ring),
+        }
+    }
+
+    fn send_returned(&mut self, now: Now, ring: &mut Ring) {
+        while let Some(returned) = ring.next_returned() {
+            self.send_again(now, returned, ring);
         }
     }
 
@@ -457,14 +495,30 @@ impl UdpDriver {
     /// A letter came back: sends its datagrams one by one where that can help, and counts the others.
     fn send_again(&mut self, now: Now, returned: Returned, ring: &mut Ring) {
         let Returned { tag, letter, errno } = returned;
-        let segment = letter.segment.map_or(usize::MAX, usize::from);
-        let errno = match errno {
+        let errno = match (errno, letter.segment) {
             // The socket is full, and would be for each of them.
-            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => errno,
+            (Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM, _) | (_, None) => errno,
+            // The word of ICMP about an earlier datagram says nothing about these.
+            (Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH, _) => Errno::EINTR,
             // It may be only the cutting up that is not to be had here.
-            _ if letter.segment.is_some() => Errno::EINTR,
-            _ => errno,
+            (_, Some(segment)) => {
+                self.outbox.was_refused(Way::of(tag, &letter), segment, now);
+                Errno::EINTR
+            }
         };
+        self.send_one_by_one(now, tag, letter, errno, ring);
+    }
+
+    /// Sends each datagram of a letter by itself, after the letter came back for `errno`.
+    fn send_one_by_one(
+        &mut self,
+        now: Now,
+        tag: Tag,
+        letter: Letter,
+        errno: Errno,
+        ring: &mut Ring,
+    ) {
+        let segment = letter.segment.map_or(usize::MAX, usize::from);
         for piece in ring.pool().pieces(letter.payload.outgoing()) {
             for number in 0..piece.len().div_ceil(segment).max(1) {
                 let start = number * segment.min(piece.len());
@@ -479,7 +533,8 @@ impl UdpDriver {
     }
 
     /// Sends one datagram after `errno`, if that may have been the word of ICMP about an earlier one:
-    /// it makes the next send from its socket fail, wherever that one goes.
+    /// it makes the next send from its socket fail, wherever that one goes. A reply whose source the
+    /// kernel refuses goes from the address that the route has.
     fn send_one(
         &mut self,
         now: Now,
@@ -488,9 +543,15 @@ impl UdpDriver {
         datagram: &[u8],
         mut errno: Errno,
     ) -> Result<(), Errno> {
+        let mut from = letter.from;
         for _ in 0..TRIES_MAX {
             match errno {
                 Errno::EINTR => {}
+                Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH | Errno::ENODEV
+                    if tag.kind == REPLY =>
+                {
+                    from = Some(from.and_then(Source::relaxed).ok_or(errno)?);
+                }
                 Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH
                     if tag.kind == SEND =>
                 {
@@ -499,7 +560,7 @@ impl UdpDriver {
                 _ => return Err(errno),
             }
             let Some(socket) = self.sender(tag) else { return Err(Errno::EBADF) };
-            match sys::send_datagram(socket, datagram, letter.to, letter.from) {
+            match sys::send_datagram(socket, datagram, letter.to, from) {
                 Ok(()) => return Ok(()),
                 Err(again) => errno = again,
             }
