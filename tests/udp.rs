@@ -554,8 +554,9 @@ fn bursts_keep_their_boundaries_and_their_order() {
         balancer.register_udp(&[service.at]);
         let users: Vec<UdpSocket> = (0..4).map(|_| user()).collect();
         let mixed = [1, 1, 1, 2, 2, 1, 0, 0, 3, 3, 3, 2, 9, 9, 9, 9, 9, 9, 1, 8];
+        let every_third: Vec<usize> = (0..150).map(|place| place % 3 / 2 * place).collect();
         // The last are longer than the packets of most networks.
-        for lengths in [&[700; 20][..], &[0; 20], &mixed, &[1600; 8]] {
+        for lengths in [&[700; 20][..], &[0; 150], &every_third, &mixed, &[1600; 8]] {
             let datagram = |user: usize, number: usize| {
                 let mut datagram = vec![number as u8; lengths[number]];
                 if let Some(first) = datagram.first_mut() {

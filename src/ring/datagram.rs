@@ -143,6 +143,15 @@ impl Ring {
         self.push(tag.pack(), entry);
     }
 
+    /// The same for what waits at the socket now: it ends as well when nothing does, with `EAGAIN`.
+    pub fn take_datagrams(&mut self, tag: Tag, socket: BorrowedFd<'_>) {
+        let intake: *const libc::msghdr = &raw const *self.post.intake;
+        let (fd, group) = (types::Fd(socket.as_raw_fd()), Class::Datagram as u16);
+        let flags = libc::MSG_DONTWAIT as u32;
+        let entry = opcode::RecvMsgMulti::new(fd, intake, group).flags(flags).build();
+        self.push(tag.pack(), entry);
+    }
+
     /// Takes what was said about a datagram off its front, so that the buffer is the payload. `None`
     /// when the buffer does not begin with such words.
     pub fn open_datagram(&self, buf: &mut Buf) -> Option<Envelope> {

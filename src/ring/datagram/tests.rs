@@ -8,6 +8,7 @@ use super::*;
 use crate::ring::{Done, Settings, sys};
 
 const RECEIVE: Tag = Tag { kind: 1, generation: 5, slot: 9 };
+const TAKE: Tag = Tag { kind: 3, generation: 5, slot: 0 };
 const SEND: Tag = Tag { kind: 2, generation: 6, slot: 8 };
 
 struct Stage {
@@ -299,6 +300,51 @@ fn receiving_goes_on_after_the_blocks_ran_out() {
         }
     }
     assert!(came.iter().copied().eq(0..100));
+}
+
+#[test]
+fn receives_that_take_what_waits_leave_the_order_and_the_blocks_as_they_are() {
+    let mut stage = stage("127.0.0.1:0", 64);
+    let user = user("127.0.0.1:0");
+    let mut take = TAKE;
+    // The receive that stays ends first.
+    user.send_to(&[], stage.at).unwrap();
+    assert_eq!(
+        turn(&mut stage.ring).pop().map(|done| (done.tag, done.more)),
+        Some((RECEIVE, false))
+    );
+    let texts: [&[u8]; 9] = [b"", b"", b"a", b"b", b"", b"c", b"", b"", b"d"];
+    for text in texts {
+        user.send_to(text, stage.at).unwrap();
+    }
+    for number in 0..8 {
+        take.slot = number;
+        stage.ring.take_datagrams(take, stage.door.as_fd());
+    }
+    stage.ring.receive_datagrams(RECEIVE, stage.door.as_fd());
+    let (mut came, mut ended) = (Vec::new(), Vec::new());
+    for done in turn(&mut stage.ring) {
+        if !done.more {
+            ended.push((done.tag.slot, done.result.err()));
+        }
+        if let Some(mut buf) = done.buf {
+            assert!(stage.ring.open_datagram(&mut buf).is_some());
+            came.push(stage.ring.pool().bytes(&buf).to_vec());
+            stage.ring.pool_mut().give_back(buf);
+        }
+    }
+    assert_eq!(came, texts, "all in one turn");
+    let empty = (0..5).map(|slot| (slot, None));
+    let nothing = (5..8).map(|slot| (slot, Some(Errno::EAGAIN)));
+    assert_eq!(ended, empty.chain(nothing).collect::<Vec<_>>());
+    user.send_to(b"e", stage.at).unwrap();
+    assert_eq!(
+        turn(&mut stage.ring).pop().map(|done| (done.tag, done.more)),
+        Some((RECEIVE, true))
+    );
+    let pool = stage.ring.pool();
+    let out = pool.blocks(Class::Datagram) - stage.ring.unused(Class::Datagram);
+    assert!(out <= 2, "{out} blocks are lost");
 }
 
 #[test]
