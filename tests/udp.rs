@@ -767,6 +767,27 @@ fn datagrams_of_every_size_pass_unchanged_from_one_worker_to_another() {
     balancer.stop();
 }
 
+#[test]
+fn a_flood_of_empty_datagrams_is_not_taken_one_in_a_turn() {
+    const EMPTY: u64 = 200;
+    let service = Service::start("127.0.0.1:0", |_| vec![]);
+    let mut balancer = Balancer::start(|config| config.workers = Some(1));
+    balancer.register_udp(&[service.at]);
+    let counters = &balancer.plane.ends[0].metrics.counters;
+    let user = user();
+    // They come faster than a worker turns; until they do, it keeps up with one a turn.
+    eventually(|| {
+        let before = (counters.udp_datagrams_up.get(), counters.turns.get());
+        for _ in 0..EMPTY {
+            user.send_to(&[], balancer.at()).unwrap();
+        }
+        eventually(|| (counters.udp_datagrams_up.get() == before.0 + EMPTY).then_some(()));
+        let turns = counters.turns.get() - before.1;
+        (turns < EMPTY / 2).then_some(())
+    });
+    balancer.stop();
+}
+
 /// Runs in a network of its own, which this thread and those that it starts are in.
 fn in_a_network<T: Send>(run: impl FnOnce() -> T + Send) -> T {
     let run = || {
