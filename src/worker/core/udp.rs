@@ -570,6 +570,7 @@ impl Core {
 /// An address as the table of peers knows it.
 fn plain(address: SocketAddr) -> SocketAddr {
     match address {
+        SocketAddr::V4(_) => address,
         SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() => {
             let mut v6 = v6;
             v6.set_flowinfo(0);
