@@ -110,6 +110,7 @@ table! {
         Counter udp_sessions_moved: "UDP sessions that went on with another backend because theirs was lost.",
         Counter udp_sessions_found: "UDP sessions that turned up at this worker and kept the backend they had at another.",
         Counter udp_refused: "ICMP messages saying that a backend's UDP port, or its host, is not there.",
+        Counter udp_refused_unasked: "The same about datagrams that nobody had just sent, or that were answered: not believed.",
         Counter udp_dropped_no_backend: "Datagrams dropped because no backend was registered.",
         Counter udp_dropped_table_full: "Datagrams dropped because the session limit was reached.",
         Counter udp_dropped_source_limit: "Datagrams dropped because their source holds all the sessions that it may.",

@@ -1,9 +1,13 @@
 //! UDP users against the real kernel: workers and sockets of this process, the control core played by
-//! the test.
+//! the test. Those that need interfaces of their own need root, and run only when asked for:
+//! `cargo test --test udp -- --ignored`.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket,
+};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,7 +19,7 @@ use lb::config::{Config, OnUdpLoss};
 use lb::metrics::WorkerCounters;
 use lb::proxy::tcp::Features;
 use lb::worker::link::Order;
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
@@ -110,6 +114,7 @@ struct Service {
     seen: Arc<AtomicU64>,
     /// Who sent the last datagram: a socket of the balancer.
     last: Arc<std::sync::Mutex<Option<SocketAddr>>>,
+    socket: UdpSocket,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -130,6 +135,8 @@ impl Service {
         let at = socket.local_addr().unwrap();
         let (seen, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let last = Arc::<std::sync::Mutex<Option<SocketAddr>>>::default();
+        hold_more(&socket);
+        let copy = socket.try_clone().unwrap();
         let shared = (Arc::clone(&seen), Arc::clone(&stop), Arc::clone(&last));
         let thread = thread::spawn(move || {
             let (seen, stop, last) = shared;
@@ -143,7 +150,7 @@ impl Service {
                 }
             }
         });
-        Service { at, seen, last, stop, thread: Some(thread) }
+        Service { at, seen, last, socket: copy, stop, thread: Some(thread) }
     }
 
     fn echo() -> Service {
@@ -159,6 +166,11 @@ impl Service {
         self.seen.load(Ordering::Relaxed)
     }
 
+    /// Says something unasked, or late.
+    fn answer(&self, what: &[u8], to: SocketAddr) {
+        self.socket.send_to(what, to).unwrap();
+    }
+
     fn last_sender(&self) -> SocketAddr {
         self.last.lock().unwrap().unwrap()
     }
@@ -171,6 +183,11 @@ impl Drop for Service {
             let _ = thread.join();
         }
     }
+}
+
+/// Makes room for whole bursts, where that is allowed.
+fn hold_more(socket: &UdpSocket) {
+    let _ = setsockopt(socket, sockopt::RcvBufForce, &(8 << 20));
 }
 
 fn user() -> UdpSocket {
@@ -530,8 +547,9 @@ fn bursts_keep_their_boundaries_and_their_order() {
         balancer.register_udp(&[service.at]);
         let users: Vec<UdpSocket> = (0..4).map(|_| user()).collect();
         let mixed = [1, 1, 1, 2, 2, 1, 0, 0, 3, 3, 3, 2, 9, 9, 9, 9, 9, 9, 1, 8];
+        let every_third: Vec<usize> = (0..150).map(|place| place % 3 / 2 * place).collect();
         // The last are longer than the packets of most networks.
-        for lengths in [&[700; 20][..], &[0; 20], &mixed, &[1600; 8]] {
+        for lengths in [&[700; 20][..], &[0; 150], &every_third, &mixed, &[1600; 8]] {
             let datagram = |user: usize, number: usize| {
                 let mut datagram = vec![number as u8; lengths[number]];
                 if let Some(first) = datagram.first_mut() {
@@ -740,4 +758,221 @@ fn datagrams_of_every_size_pass_unchanged_from_one_worker_to_another() {
     assert_eq!(receive(moved).unwrap().0, [50; 10]);
     assert_eq!(balancer.sum(|counters| counters.sessions_active.get()), 100);
     balancer.stop();
+}
+
+#[test]
+fn a_flood_of_empty_datagrams_is_not_taken_one_in_a_turn() {
+    const EMPTY: u64 = 200;
+    let service = Service::start("127.0.0.1:0", |_| vec![]);
+    let mut balancer = Balancer::start(|config| config.workers = Some(1));
+    balancer.register_udp(&[service.at]);
+    let counters = &balancer.plane.ends[0].metrics.counters;
+    let user = user();
+    // They come faster than a worker turns; until they do, it keeps up with one a turn.
+    eventually(|| {
+        let before = (counters.udp_datagrams_up.get(), counters.turns.get());
+        for _ in 0..EMPTY {
+            user.send_to(&[], balancer.at()).unwrap();
+        }
+        eventually(|| (counters.udp_datagrams_up.get() == before.0 + EMPTY).then_some(()));
+        let turns = counters.turns.get() - before.1;
+        (turns < EMPTY / 2).then_some(())
+    });
+    balancer.stop();
+}
+
+/// Runs in a network of its own, which this thread and those that it starts are in.
+fn in_a_network<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("only root may");
+        ip("link set lo up");
+        run()
+    };
+    thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+/// Runs iproute2's `ip` in this thread's network.
+fn ip(what: &str) {
+    let done = Command::new("ip").args(what.split(' ')).status().unwrap();
+    assert!(done.success(), "ip {what}");
+}
+
+/// The balancer's side of a cable, and a thread at the other end.
+const HERE: &str = "10.9.0.1/24";
+const THERE: &str = "10.9.0.2/24";
+
+/// A cable from this network to another one, where users are: they get sockets from there.
+fn users_at_a_cable(binds: &[&str]) -> Vec<UdpSocket> {
+    ip("link add cable type veth peer name other");
+    let (tell, asked) = std::sync::mpsc::channel();
+    let (go, ready) = std::sync::mpsc::channel::<()>();
+    let (give, sockets) = std::sync::mpsc::channel();
+    let binds: Vec<String> = binds.iter().map(|bind| (*bind).to_owned()).collect();
+    let there = thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        tell.send(nix::unistd::gettid()).unwrap();
+        ready.recv().unwrap();
+        bring_up("other", THERE, "2001:db8::2/64", "fe80::2/64");
+        let bind = |bind: &String| {
+            let socket = eventually(|| UdpSocket::bind(bind).ok());
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_broadcast(true).unwrap();
+            socket
+        };
+        give.send(binds.iter().map(bind).collect()).unwrap();
+    });
+    ip(&format!("link set other netns {}", asked.recv().unwrap()));
+    bring_up("cable", HERE, "2001:db8::1/64", "fe80::1/64");
+    go.send(()).unwrap();
+    let sockets = sockets.recv().unwrap();
+    // The network lives as long as its sockets.
+    there.join().unwrap();
+    sockets
+}
+
+fn bring_up(device: &str, v4: &str, v6: &str, link_local: &str) {
+    ip(&format!("link set {device} addrgenmode none"));
+    ip(&format!("addr add {v4} brd + dev {device}"));
+    for address in [v6, link_local] {
+        ip(&format!("addr add {address} dev {device} nodad"));
+    }
+    ip(&format!("link set {device} up"));
+}
+
+/// Which address answers what is sent to one of them.
+fn who_answers(user: &UdpSocket, to: SocketAddr) -> IpAddr {
+    let (answer, from) = eventually(|| {
+        user.send_to(b"who serves?", to).ok()?;
+        user.set_read_timeout(Some(SILENCE)).unwrap();
+        receive(user).ok()
+    });
+    assert_eq!((answer, from.port()), (b"who serves?".to_vec(), to.port()));
+    from.ip()
+}
+
+#[test]
+#[ignore = "needs root, for a network of its own"]
+fn who_asks_many_hosts_is_answered_from_an_address_that_can_answer() {
+    for bind in ["0.0.0.0:0", "[::]:0"] {
+        in_a_network(|| {
+            // The interfaces have the number 2 or 3; a scope is one of the user's own network.
+            let users = users_at_a_cable(&["10.9.0.2:0", "[2001:db8::2]:0", "[::]:0"]);
+            let service = Service::echo();
+            let mut balancer =
+                Balancer::start(|config| config.listen.udp = Some(bind.parse().unwrap()));
+            balancer.register_udp(&[service.at]);
+            let port = balancer.at().port();
+            for to in ["10.9.0.1", "10.9.0.255", "255.255.255.255", "224.0.0.1"] {
+                let to: Ipv4Addr = to.parse().unwrap();
+                let from = who_answers(&users[0], (to, port).into());
+                assert_eq!(from, Ipv4Addr::new(10, 9, 0, 1), "{to} at {bind}");
+            }
+            if bind == "[::]:0" {
+                let scope = nix::net::if_::if_nametoindex("cable").unwrap();
+                let all = |scope| {
+                    SocketAddr::V6(SocketAddrV6::new("ff02::1".parse().unwrap(), port, 0, scope))
+                };
+                let other = (1..=scope + 2)
+                    .find(|scope| users[2].send_to(b"who serves?", all(*scope)).is_ok());
+                let from = who_answers(&users[1], all(other.unwrap()));
+                assert_eq!(from, "2001:db8::1".parse::<Ipv6Addr>().unwrap());
+            }
+            balancer.stop();
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root, for a network of its own"]
+fn a_link_local_door_answers_users_of_every_scope() {
+    in_a_network(|| {
+        let users = users_at_a_cable(&["[2001:db8::2]:0", "[::]:0"]);
+        let service = Service::echo();
+        let mut balancer =
+            Balancer::start(|config| config.listen.udp = Some("[::]:0".parse().unwrap()));
+        balancer.register_udp(&[service.at]);
+        let port = balancer.at().port();
+        let door =
+            |scope| SocketAddr::V6(SocketAddrV6::new("fe80::1".parse().unwrap(), port, 0, scope));
+        let scope = (1..9).find(|scope| users[1].send_to(b"who serves?", door(*scope)).is_ok());
+        for user in &users {
+            let from = who_answers(user, door(scope.unwrap()));
+            assert_eq!(from, door(0).ip());
+        }
+        let global: SocketAddr = format!("[2001:db8::1]:{port}").parse().unwrap();
+        assert_eq!(who_answers(&users[0], global), global.ip());
+        balancer.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs root, for a network of its own"]
+fn addresses_that_are_only_routed_here_and_those_that_went_away_are_answered() {
+    in_a_network(|| {
+        ip("route add local 192.0.2.0/24 dev lo");
+        ip("-6 route add local 2001:db8:1::/64 dev lo");
+        ip("addr add 10.9.0.1/32 dev lo");
+        ip("addr add 10.9.0.2/32 dev lo");
+        let service = Service::echo();
+        let mut balancer =
+            Balancer::start(|config| config.listen.udp = Some("[::]:0".parse().unwrap()));
+        balancer.register_udp(&[service.at]);
+        let port = balancer.at().port();
+        for (bind, to) in [("127.0.0.1:0", "192.0.2.77"), ("[::1]:0", "2001:db8:1::77")] {
+            let at = SocketAddr::new(to.parse().unwrap(), port);
+            assert_eq!(ask(&user_at(bind), at, to.as_bytes()), to.as_bytes());
+        }
+        // A reply that comes late, when the address has gone.
+        let (gone, user) = (Service::start("127.0.0.1:0", |_| vec![]), user_at("10.9.0.2:0"));
+        balancer.register_udp(&[gone.at]);
+        user.send_to(b"?", ("10.9.0.1", port)).unwrap();
+        eventually(|| (gone.seen() == 1).then_some(()));
+        let upstream = gone.last_sender();
+        ip("addr del 10.9.0.1/32 dev lo");
+        gone.answer(b"late", upstream);
+        assert_eq!(receive(&user).unwrap().0, b"late");
+        assert_eq!(balancer.sum(|counters| counters.udp_dropped_send_failed.get()), 0);
+        balancer.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs root, for a network of its own"]
+fn bursts_keep_their_order_where_the_route_is_narrower_than_their_datagrams() {
+    // What the kernel refuses to cut up: the route's own size and more.
+    let lengths = [13, 100, 1_200, 1_452, 1_472, 1_473, 3_000, 9_000];
+    for (bind, mtu) in [("127.0.0.1:0", 1500), ("[::1]:0", 1500), ("127.0.0.1:0", 600)] {
+        in_a_network(|| {
+            ip(&format!("link set lo mtu {mtu}"));
+            let service = Service::start(bind, |datagram| vec![datagram.to_vec()]);
+            let mut balancer =
+                Balancer::start(|config| config.listen.udp = Some(bind.parse().unwrap()));
+            balancer.register_udp(&[service.at]);
+            let user = user_at(bind);
+            hold_more(&user);
+            let mut random = 1_u32;
+            let mut next = |bound: usize| {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (random >> 8) as usize % bound
+            };
+            for _ in 0..150 {
+                let base = lengths[next(lengths.len())];
+                let burst: Vec<Vec<u8>> = (0..[2, 5, 12][next(3)])
+                    .map(|number| {
+                        let length = if next(5) > 0 { base } else { 1 + next(9_000) };
+                        vec![number; length]
+                    })
+                    .collect();
+                for datagram in &burst {
+                    user.send_to(datagram, balancer.at()).unwrap();
+                }
+                for (number, datagram) in burst.iter().enumerate() {
+                    let came = receive(&user).unwrap().0;
+                    let lengths: Vec<usize> = burst.iter().map(Vec::len).collect();
+                    assert!(came == *datagram, "{number} of {lengths:?} over {mtu}");
+                }
+            }
+            balancer.stop();
+        });
+    }
 }

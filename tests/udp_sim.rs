@@ -4,7 +4,7 @@
 //! violation is shown to be found by planting a fault that causes it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ const IDLE: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(4);
 /// A session may be noticed to be idle this much late: a stall and a tick of the wheel.
 const LATE: Duration = Duration::from_millis(1100);
+/// How long after a datagram ICMP is believed about it.
+const ICMP_LATE: Duration = Duration::from_secs(5);
 /// How long a worker avoids a backend after ICMP.
 const AVOIDED: Duration = Duration::from_secs(1);
 const SESSIONS: usize = 60;
@@ -97,6 +99,8 @@ struct Worker {
     /// Datagrams from users that it was handed, and what came of them.
     offered: u64,
     refused: HashMap<SocketAddr, Now>,
+    /// Addresses that ICMP has named, and from where nothing has come since.
+    accused: HashSet<SocketAddr>,
 }
 
 struct Registered {
@@ -122,6 +126,10 @@ struct Held {
     last: Now,
     /// An order may have ended it.
     doubtful: bool,
+    /// When something was sent that has no answer yet.
+    asked: Option<Now>,
+    /// ICMP said what can be believed: it may leave its backend.
+    refused: bool,
 }
 
 #[derive(Default)]
@@ -209,8 +217,17 @@ impl World {
                     report_sessions: true,
                 });
                 let core = Core::new(settings(fault, number, seed, &map), now);
-                let (open, refused) = (HashMap::new(), HashMap::new());
-                Worker { core, books, reports, metrics, shard, open, offered: 0, refused }
+                Worker {
+                    core,
+                    books,
+                    reports,
+                    metrics,
+                    shard,
+                    open: HashMap::new(),
+                    offered: 0,
+                    refused: HashMap::new(),
+                    accused: HashSet::new(),
+                }
             })
             .collect();
         World {
@@ -371,7 +388,7 @@ impl World {
         self.up(flow, load)
     }
 
-    /// Someone pretends to answer.
+    /// Someone pretends to answer, or to be a router.
     fn spoof(&mut self) -> Outcome {
         let which = self.random.below(WORKERS as u64) as usize;
         let nth = self.random.below(SOCKETS as u64) as usize;
@@ -384,6 +401,10 @@ impl World {
         };
         let (socket, descriptor) = (*socket, (which, *opening));
         let mut from = host(1 + self.random.below(8));
+        if self.random.one_in(2) {
+            self.icmp(descriptor, socket, from);
+            return Ok(());
+        }
         if self.random.one_in(2) {
             from.set_port(54 + self.random.below(3) as u16);
         }
@@ -466,7 +487,12 @@ impl World {
         }
         self.model.pairs.insert((by, to), (flow, self.now));
         let last = self.now;
-        let held = Held { backend: id, address: to, descriptor: by, last, doubtful: false };
+        // Also of a session that may have ended: it may as well run on.
+        let held = self.model.held.get(&(which, flow));
+        let refused = held.is_some_and(|held| held.refused && held.address == to);
+        let (asked, doubtful) = (Some(last), false);
+        let held =
+            Held { backend: id, address: to, descriptor: by, last, doubtful, asked, refused };
         self.model.held.insert((which, flow), held);
         if maybe_running && before.is_none() {
             // Whether the worker told the others depends on whether the session was over.
@@ -503,9 +529,10 @@ impl World {
     /// Whether a worker has no reason to leave a backend.
     fn is_fit(&self, which: usize, held: Held) -> bool {
         let refused = self.workers[which].refused.get(&held.address).copied().unwrap_or_default();
-        self.backends
-            .get(&held.backend)
-            .is_some_and(|backend| backend.standing != Standing::Aside && self.now >= refused)
+        let backend = self.backends.get(&held.backend);
+        let fit = backend
+            .is_some_and(|backend| backend.standing != Standing::Aside && self.now >= refused);
+        fit && !held.refused
     }
 
     fn answer(&mut self, by: Descriptor, to: SocketAddr, alive: bool) {
@@ -555,13 +582,28 @@ impl World {
         match arrival {
             Arrival::Reply { from, .. } => self.down(descriptor, socket, from),
             Arrival::Icmp { to, .. } => {
-                let errno = Errno::ECONNREFUSED;
-                let sockets = [socket].into_iter();
-                worker.core.refused(self.now, sockets, to, errno, &mut worker.books);
-                let until = worker.refused.entry(to).or_default();
-                *until = (*until).max(self.now.plus(AVOIDED));
+                self.icmp(descriptor, socket, to);
                 Ok(())
             }
+        }
+    }
+
+    /// ICMP says that nobody is at `to`, truly or not.
+    fn icmp(&mut self, descriptor: Descriptor, socket: Socket, to: SocketAddr) {
+        let worker = &mut self.workers[descriptor.0];
+        let sockets = [socket].into_iter();
+        worker.core.refused(self.now, sockets, to, Errno::ECONNREFUSED, &mut worker.books);
+        let holder = self.model.pairs.get(&(descriptor, to)).map(|(flow, _)| *flow);
+        let held = holder.and_then(|flow| self.model.held.get_mut(&(descriptor.0, flow)));
+        let Some(held) = held else { return };
+        let asked = held.asked.filter(|asked| self.now <= asked.plus(ICMP_LATE));
+        if asked.is_none() || (held.descriptor, held.address) != (descriptor, to) {
+            return;
+        }
+        (held.asked, held.refused) = (None, true);
+        if !worker.accused.insert(to) {
+            let until = worker.refused.entry(to).or_default();
+            *until = (*until).max(self.now.plus(AVOIDED));
         }
     }
 
@@ -589,8 +631,9 @@ impl World {
                 self.model.delivered += 1;
                 self.model.pairs.insert((descriptor, from), (flow, self.now));
                 if let Some(held) = self.model.held.get_mut(&(descriptor.0, flow)) {
-                    held.last = self.now;
+                    (held.last, held.asked, held.refused) = (self.now, None, false);
                 }
+                self.workers[descriptor.0].accused.remove(&from);
                 Ok(())
             }
             Down::Drop(why) => {
@@ -739,9 +782,9 @@ fn every_planted_fault_is_found() {
         (Fault::ForgetsTheLocalAddress, ""),
         (Fault::MixesUpSockets, ""),
     ] {
-        let found = (0..10).find_map(|seed| run(seed, fault).err());
-        let Some(Violation(what)) = found else { panic!("{fault:?} was not found") };
+        let found = (0..10).filter_map(|seed| run(seed, fault).err());
+        let mut of_its_kind = found.filter(|Violation(what)| what.contains(said));
+        let Some(Violation(what)) = of_its_kind.next() else { panic!("{fault:?} was not found") };
         eprintln!("{fault:?}: {what}");
-        assert!(what.contains(said), "{fault:?}: {what}");
     }
 }

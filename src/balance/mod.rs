@@ -190,6 +190,29 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn among_equals_least_sessions_takes_the_one_whose_turn_it_is() {
+        let balancer = Balancer::new(Policy::LeastSessions, Arc::default());
+        let three = snapshot(&[1, 2, 1], &[0, 1, 2]);
+        let pick = |loads: [u64; 3]| {
+            let question = Question {
+                protocol: Protocol::Tcp,
+                user: "192.0.2.1".parse().unwrap(),
+                load: &|backend| loads[usize::from(backend.slot)],
+                excluded: &|_| false,
+            };
+            balancer.pick(&three, &question).map(|backend| backend.id.0)
+        };
+        // The second has twice the weight.
+        let all_equal = [5, 10, 5];
+        let picked: Vec<u32> = (0..6).filter_map(|_| pick(all_equal)).collect();
+        assert_eq!(picked, [1, 2, 3, 1, 2, 3]);
+        let picked: Vec<u32> = (0..3).filter_map(|_| pick([5, 9, 4])).collect();
+        assert_eq!(picked, [3, 3, 3], "a turn is nothing against a smaller share");
+        let picked: Vec<u32> = (0..3).filter_map(|_| pick([5, 12, 5])).collect();
+        assert_eq!(picked, [1, 3, 3], "of the two equals the first in turn");
+    }
+
+    #[test]
     fn a_user_keeps_the_backend_while_others_come_and_go() {
         let four = snapshot(&[1; 4], &[0, 1, 2, 3]);
         let home = picks(Policy::SourceHash, &four, &[], 1)[0];

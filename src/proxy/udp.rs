@@ -34,6 +34,8 @@ use crate::session::flows::FlowHasher;
 /// Backend addresses that may be known at once: those that are registered, and those that have left
 /// while pairs of theirs are held or rest.
 pub const PEERS_MAX: usize = 4096;
+/// So few are looked through one by one in less time than an address takes to hash.
+const FEW_PEERS: usize = 4;
 /// Sockets of one family and one worker at most, each address of a socket counted.
 pub const SOCKETS_MAX: usize = 65_535;
 /// Sockets that are kept open even when nobody needs them.
@@ -218,6 +220,10 @@ impl Upstream {
 
     /// The peer with exactly this address.
     pub fn find(&self, address: SocketAddr) -> Option<PeerId> {
+        if self.peers.len() <= FEW_PEERS {
+            let at = |peer: &Option<Peer>| peer.as_ref().is_some_and(|it| it.address == address);
+            return self.peers.iter().position(at).map(|index| PeerId(index as u16));
+        }
         let same = |id: &PeerId| self.is_at(*id, address);
         self.by_address.find(self.hasher.address(address), same).copied()
     }

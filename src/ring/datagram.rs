@@ -23,8 +23,9 @@ use super::{Class, Ring, Tag};
 const LENGTHS: usize = 16;
 /// A `sockaddr_in6` takes 28; the control data behind it stays aligned.
 const NAME: usize = 32;
-/// `IPV6_PKTINFO` (16 + 20, padded to 40) and `UDP_GRO` (16 + 4, padded to 24).
-const CONTROL: usize = 64;
+/// `UDP_GRO` (16 + 4, padded to 24), `IPV6_PKTINFO` (16 + 20, padded to 40) and, for IPv4 on a socket of
+/// IPv6, `IP_PKTINFO` as well (16 + 12, padded to 32).
+const CONTROL: usize = 96;
 /// Before the payload.
 const HEAD: usize = LENGTHS + NAME + CONTROL;
 const _: () = assert!(HEAD + 65_535 <= DATAGRAM_BYTES);
@@ -43,12 +44,43 @@ pub const SEGMENTS_MAX: usize = 64;
 /// Marks the completion of a datagram's send; no caller's kind is this one.
 const LETTER: u64 = 0xff << 56;
 
+/// An address of ours that datagrams come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// Unspecified where the kernel is to choose it by the route.
+    pub ip: IpAddr,
+    /// The interface, without which a link-local address means nothing; zero leaves it to the routes.
+    pub interface: u32,
+}
+
+impl Source {
+    /// Less than this to ask of the kernel, which refused it; `None` when nothing is left to give up.
+    pub fn relaxed(self) -> Option<Source> {
+        let any: IpAddr = match self.ip {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+                Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into()
+            }
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let interface = if self.ip == any { 0 } else { self.interface };
+        Some(Source { ip: any, interface }).filter(|less| *less != self)
+    }
+}
+
+impl From<IpAddr> for Source {
+    fn from(ip: IpAddr) -> Source {
+        Source { ip, interface: 0 }
+    }
+}
+
 /// What was said about a datagram that came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Envelope {
     pub from: SocketAddr,
-    /// Which of our addresses it was sent to, where the socket tells.
-    pub to: Option<IpAddr>,
+    /// The address of ours that it was sent to, where the socket tells; for one that was sent to many
+    /// hosts, the one that an answer is to come from.
+    pub to: Option<Source>,
     /// The length of each datagram but the last, when several came as one.
     pub segment: Option<usize>,
     /// False when the end of it was cut off.
@@ -62,7 +94,7 @@ pub struct Letter {
     /// In the form of the socket's family.
     pub to: SocketAddr,
     /// Our address that they are to come from; `None` leaves it to the socket.
-    pub from: Option<IpAddr>,
+    pub from: Option<Source>,
     /// The length of each datagram but the last, when they are several.
     pub segment: Option<u16>,
     pub payload: Chain,
@@ -90,7 +122,7 @@ pub(super) struct Post {
     first: u64,
     /// Letters below this number are with the kernel.
     taken: u64,
-    returned: Vec<Returned>,
+    returned: VecDeque<Returned>,
 }
 
 /// One send's message with all that it points at.
@@ -108,6 +140,15 @@ impl Ring {
         let intake: *const libc::msghdr = &raw const *self.post.intake;
         let group = Class::Datagram as u16;
         let entry = opcode::RecvMsgMulti::new(types::Fd(socket.as_raw_fd()), intake, group).build();
+        self.push(tag.pack(), entry);
+    }
+
+    /// The same for what waits at the socket now: it ends as well when nothing does, with `EAGAIN`.
+    pub fn take_datagrams(&mut self, tag: Tag, socket: BorrowedFd<'_>) {
+        let intake: *const libc::msghdr = &raw const *self.post.intake;
+        let (fd, group) = (types::Fd(socket.as_raw_fd()), Class::Datagram as u16);
+        let flags = libc::MSG_DONTWAIT as u32;
+        let entry = opcode::RecvMsgMulti::new(fd, intake, group).flags(flags).build();
         self.push(tag.pack(), entry);
     }
 
@@ -151,9 +192,33 @@ impl Ring {
         !self.post.returned.is_empty()
     }
 
-    /// A letter that the kernel has given back.
+    /// The first letter that the kernel has given back.
     pub fn next_returned(&mut self) -> Option<Returned> {
-        self.post.returned.pop()
+        self.post.returned.pop_front()
+    }
+
+    /// Sends datagrams before this returns, and after all that were sent before: for those that may
+    /// have to be sent in another way, before others follow them.
+    pub fn send_datagrams_at_once(
+        &mut self,
+        tag: Tag,
+        socket: BorrowedFd<'_>,
+        letter: Letter,
+    ) -> Option<Returned> {
+        self.flush();
+        while self.post.is_full(letter.payload.blocks()) {
+            self.flush();
+        }
+        let cover = self.post.cover(&letter, &self.pool);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the message and all that it points at are on the desk and in the pool until the call
+        // returns, and the kernel only reads them.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const cover.message, flags) };
+        if sent < 0 {
+            return Some(Returned { tag, letter, errno: Errno::last() });
+        }
+        self.pool.give_back_chain(letter.payload);
+        None
     }
 }
 
@@ -171,7 +236,7 @@ impl Post {
             sent: VecDeque::with_capacity(2 * LETTERS_MAX),
             first: 0,
             taken: 0,
-            returned: Vec::new(),
+            returned: VecDeque::new(),
         }
     }
 
@@ -192,7 +257,7 @@ impl Post {
         let letter = place.and_then(|place| self.sent.get_mut(place)).and_then(Option::take);
         let errno = Errno::from_raw(-result.min(0));
         if let Some((tag, letter)) = letter {
-            self.returned.push(Returned { tag, letter, errno });
+            self.returned.push_back(Returned { tag, letter, errno });
         }
         true
     }
@@ -288,15 +353,17 @@ fn write_control(letter: &Letter) -> ([u64; CONTROL / 8], usize) {
     let mut control = Control { words: [0; CONTROL / 8], len: 0 };
     match letter.from {
         None => {}
-        Some(IpAddr::V4(v4)) => {
+        Some(Source { ip: IpAddr::V4(v4), interface }) => {
             // `in_pktinfo`: the interface, the address to send from, and one that is not read.
             let from = u32::from_ne_bytes(v4.octets());
-            control.put(libc::IPPROTO_IP, libc::IP_PKTINFO, 12, &[u64::from(from) << 32, 0]);
+            let first = u64::from(interface) | u64::from(from) << 32;
+            control.put(libc::IPPROTO_IP, libc::IP_PKTINFO, 12, &[first, 0]);
         }
-        Some(IpAddr::V6(v6)) => {
+        Some(Source { ip: IpAddr::V6(v6), interface }) => {
             // `in6_pktinfo`: the address to send from, and the interface.
             let [low, high] = halves(v6.octets());
-            control.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 20, &[low, high, 0]);
+            let info = [low, high, u64::from(interface)];
+            control.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 20, &info);
         }
     }
     if let Some(segment) = letter.segment {
@@ -338,7 +405,7 @@ fn read_head(bytes: &[u8]) -> Option<Envelope> {
     Some(Envelope { from, to, segment, whole: flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) == 0 })
 }
 
-fn read_control(mut control: &[u8]) -> (Option<IpAddr>, Option<usize>) {
+fn read_control(mut control: &[u8]) -> (Option<Source>, Option<usize>) {
     let (mut to, mut segment) = (None, None);
     while let Some(head) = field::<CONTROL_HEAD>(control, 0) {
         let [len, kind] = halves(head);
@@ -346,13 +413,13 @@ fn read_control(mut control: &[u8]) -> (Option<IpAddr>, Option<usize>) {
         let len = (len as usize).clamp(CONTROL_HEAD, control.len());
         let data = &control[CONTROL_HEAD..len];
         match (level, kind) {
-            // The second of three: the address of ours that a reply is to come from.
+            // The second of three: the address of ours that a reply is to come from, which is another
+            // than the datagram was sent to when that was a broadcast. It follows what a socket of IPv6
+            // says about the same datagram, which knows only the latter.
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                to = field::<4>(data, 4).map(|octets| Ipv4Addr::from(octets).into());
+                to = field::<4>(data, 4).map(|octets| IpAddr::from(octets).into());
             }
-            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                to = field::<16>(data, 0).map(|octets| Ipv6Addr::from(octets).into());
-            }
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => to = read_v6_info(data),
             (libc::SOL_UDP, libc::UDP_GRO) => {
                 let length = field::<4>(data, 0).map(i32::from_ne_bytes);
                 segment = length.and_then(|length| usize::try_from(length).ok());
@@ -362,6 +429,18 @@ fn read_control(mut control: &[u8]) -> (Option<IpAddr>, Option<usize>) {
         control = control.get(len.next_multiple_of(8)..).unwrap_or(&[]);
     }
     (to, segment)
+}
+
+/// Where a reply is to come from to what was sent to this address of IPv6 at this interface.
+fn read_v6_info(data: &[u8]) -> Option<Source> {
+    let ip = Ipv6Addr::from(field::<16>(data, 0)?);
+    let interface = u32::from_ne_bytes(field(data, 16)?);
+    Some(match ip {
+        // Sent to many: no reply can come from there, but from an address of the interface.
+        _ if ip.is_multicast() => Source { ip: Ipv6Addr::UNSPECIFIED.into(), interface },
+        _ if ip.is_unicast_link_local() => Source { ip: ip.into(), interface },
+        _ => IpAddr::from(ip).into(),
+    })
 }
 
 fn field<const LEN: usize>(bytes: &[u8], at: usize) -> Option<[u8; LEN]> {

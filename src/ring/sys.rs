@@ -17,6 +17,7 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
+use super::datagram::Source;
 use crate::proxy::outlook::GIVEN_UP_AFTER;
 
 /// A silent peer of which nothing is expected is probed after this long without traffic …
@@ -107,7 +108,8 @@ pub fn stream(to: SocketAddr) -> io::Result<OwnedFd> {
 
 /// A socket for datagrams from users. With `shared`, other sockets of this process may share the port
 /// (`SO_REUSEPORT`); with `gro`, datagrams of one sender may come several as one (udp(7)). When it is
-/// bound to all addresses, it tells which one each datagram came to. A port that is taken is waited for
+/// bound to all addresses, it tells which one each datagram came to, and may send from each of them: also
+/// from those that are only routed to this host. A port that is taken is waited for
 /// as by [`listen`].
 pub fn datagram_door(address: SocketAddr, shared: bool, gro: bool) -> io::Result<OwnedFd> {
     patiently(|| datagram_door_once(address, shared, gro))
@@ -122,11 +124,19 @@ fn datagram_door_once(address: SocketAddr, shared: bool, gro: bool) -> io::Resul
     if address.ip().is_unspecified() {
         match address {
             SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
-            SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+            SocketAddr::V6(_) => {
+                setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+                // For IPv4 it says more: where a reply to a broadcast is to come from.
+                setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+            }
         }
     }
     set_datagram_options(&socket, DOOR_QUEUE_BYTES, gro);
     socket.bind(&address.into())?;
+    if address.is_ipv6() {
+        // After the bind, which is to fail for an address that is not here.
+        let _ = socket.set_freebind_v6(true);
+    }
     Ok(socket.into())
 }
 
@@ -215,7 +225,7 @@ pub fn send_datagram(
     socket: BorrowedFd<'_>,
     payload: &[u8],
     to: SocketAddr,
-    from: Option<IpAddr>,
+    from: Option<Source>,
 ) -> Result<(), Errno> {
     let pieces = [IoSlice::new(payload)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -225,15 +235,16 @@ pub fn send_datagram(
     };
     match from {
         None => send(&[]),
-        Some(IpAddr::V4(v4)) => {
+        Some(Source { ip: IpAddr::V4(v4), interface }) => {
             let from = libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) };
             let any = libc::in_addr { s_addr: 0 };
-            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: from, ipi_addr: any };
+            let ipi_ifindex = interface as libc::c_int;
+            let info = libc::in_pktinfo { ipi_ifindex, ipi_spec_dst: from, ipi_addr: any };
             send(&[ControlMessage::Ipv4PacketInfo(&info)])
         }
-        Some(IpAddr::V6(v6)) => {
+        Some(Source { ip: IpAddr::V6(v6), interface }) => {
             let from = libc::in6_addr { s6_addr: v6.octets() };
-            let info = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: 0 };
+            let info = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: interface };
             send(&[ControlMessage::Ipv6PacketInfo(&info)])
         }
     }

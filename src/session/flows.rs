@@ -2,11 +2,10 @@
 //! idle for too long. Owns the table and its timers; what a session holds is its user's, and what is
 //! done with a datagram is `proxy::udp`'s. Knows no clock.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use hashbrown::HashTable;
-use siphasher::sip::SipHasher13;
 
 use crate::base::time::Now;
 use crate::base::wheel::{self, Wheel};
@@ -27,14 +26,16 @@ pub struct FlowKey {
     local: u128,
     client_port: u16,
     local_port: u16,
-    /// The interface of a link-local client, without which its address means nothing.
+    /// The interface of whichever of the two is link-local, whose address means nothing without it; of
+    /// an unspecified local one, the interface that was spoken to.
     scope: u32,
 }
 
 impl FlowKey {
     pub fn new(client: SocketAddr, local: SocketAddr) -> FlowKey {
-        let scope = match client {
-            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => v6.scope_id(),
+        let scope = match (client, local) {
+            (SocketAddr::V6(v6), _) if has_scope(v6.ip()) => v6.scope_id(),
+            (_, SocketAddr::V6(v6)) if has_scope(v6.ip()) => v6.scope_id(),
             _ => 0,
         };
         FlowKey {
@@ -57,17 +58,27 @@ impl FlowKey {
 
 fn bits(ip: IpAddr) -> u128 {
     match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V4(v4) => MAPPED << 32 | u128::from(v4.to_bits()),
         IpAddr::V6(v6) => v6.to_bits(),
     }
 }
 
 fn address(bits: u128, port: u16, scope: u32) -> SocketAddr {
-    match Ipv6Addr::from_bits(bits).to_canonical() {
-        IpAddr::V4(v4) => SocketAddr::from((v4, port)),
-        IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope)),
+    if bits >> 32 == MAPPED {
+        return SocketAddr::from((Ipv4Addr::from_bits(bits as u32), port));
     }
+    let v6 = Ipv6Addr::from_bits(bits);
+    let scope = if has_scope(&v6) { scope } else { 0 };
+    SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope))
 }
+
+/// Whether an address is one of an interface.
+fn has_scope(ip: &Ipv6Addr) -> bool {
+    ip.is_unicast_link_local() || ip.is_unspecified()
+}
+
+/// What stands before the 32 bits of an IPv4 address in its mapped form.
+const MAPPED: u128 = 0xffff;
 
 /// Hashes addresses under a secret key. The same for all workers, so that they can name a flow to each
 /// other by its hash.
@@ -84,25 +95,63 @@ impl FlowHasher {
 
     pub fn flow(&self, key: &FlowKey) -> u64 {
         let ports = u64::from(key.client_port) << 16 | u64::from(key.local_port);
-        self.words([
-            (key.client >> 64) as u64,
-            key.client as u64,
-            (key.local >> 64) as u64,
-            key.local as u64,
-            ports | u64::from(key.scope) << 32,
-        ])
+        let rest = ports | u64::from(key.scope) << 32;
+        let (client, local) = (key.client, key.local);
+        // Addresses of IPv4 are two words with their ports; how many there are is hashed as well.
+        if (client >> 32, local >> 32) == (MAPPED, MAPPED) {
+            return self.words([u64::from(client as u32) << 32 | u64::from(local as u32), rest]);
+        }
+        self.words([(client >> 64) as u64, client as u64, (local >> 64) as u64, local as u64, rest])
     }
 
     pub fn address(&self, address: SocketAddr) -> u64 {
-        let ip = bits(address.ip());
-        self.words([(ip >> 64) as u64, ip as u64, u64::from(address.port())])
+        let (ip, port) = (bits(address.ip()), u64::from(address.port()));
+        if ip >> 32 == MAPPED {
+            return self.words([u64::from(ip as u32) << 32 | port]);
+        }
+        self.words([(ip >> 64) as u64, ip as u64, port])
     }
 
+    /// SipHash-1-3 (J.-P. Aumasson, D. Bernstein, "SipHash: a fast short-input PRF", INDOCRYPT 2012) of
+    /// whole words, whose number the compiler knows.
     pub fn words<const COUNT: usize>(&self, words: [u64; COUNT]) -> u64 {
-        // In one go: word by word the hasher would have to keep a tail between them.
-        let bytes = words.map(u64::to_ne_bytes);
-        SipHasher13::new_with_keys(self.key.0, self.key.1).hash(bytes.as_flattened())
+        let (first, second) = self.key;
+        let mut state = [
+            first ^ 0x736f_6d65_7073_6575,
+            second ^ 0x646f_7261_6e64_6f6d,
+            first ^ 0x6c79_6765_6e65_7261,
+            second ^ 0x7465_6462_7974_6573,
+        ];
+        for word in words {
+            sip_word(&mut state, word);
+        }
+        // The length ends the last word, of which there is nothing else.
+        sip_word(&mut state, (8 * COUNT as u64) << 56);
+        state[2] ^= 0xff;
+        (0..3).for_each(|_| sip_round(&mut state));
+        state[0] ^ state[1] ^ state[2] ^ state[3]
     }
+}
+
+#[inline(always)]
+fn sip_word(state: &mut [u64; 4], word: u64) {
+    state[3] ^= word;
+    sip_round(state);
+    state[0] ^= word;
+}
+
+#[inline(always)]
+fn sip_round([a, b, c, d]: &mut [u64; 4]) {
+    *a = a.wrapping_add(*b);
+    *b = b.rotate_left(13) ^ *a;
+    *a = a.rotate_left(32);
+    *c = c.wrapping_add(*d);
+    *d = d.rotate_left(16) ^ *c;
+    *a = a.wrapping_add(*d);
+    *d = d.rotate_left(21) ^ *a;
+    *c = c.wrapping_add(*b);
+    *b = b.rotate_left(17) ^ *c;
+    *c = c.rotate_left(32);
 }
 
 /// One session in the table.
@@ -326,6 +375,10 @@ mod tests {
             ("198.51.100.7:1", "192.0.2.1:53"),
             ("[2001:db8::7]:65535", "[2001:db8::1]:53"),
             ("[fe80::7%3]:9", "[fe80::1%3]:53"),
+            ("[2001:db8::7]:9", "[fe80::1%3]:53"),
+            ("[fe80::7%3]:9", "[2001:db8::1]:53"),
+            ("[2001:db8::7]:9", "[::%3]:53"),
+            ("192.0.2.7:9", "0.0.0.0:53"),
         ] {
             let (client, local) = (client.parse().unwrap(), local.parse().unwrap());
             let key = FlowKey::new(client, local);
@@ -350,6 +403,33 @@ mod tests {
             assert_ne!(hasher.flow(&other), hasher.flow(&base));
         }
         assert_ne!(key("[fe80::1%2]:1"), key("[fe80::1%3]:1"));
+        let by =
+            |local: &str| FlowKey::new("[2001:db8::7]:9".parse().unwrap(), local.parse().unwrap());
+        assert_ne!(by("[fe80::1%2]:53"), by("[fe80::1%3]:53"));
+    }
+
+    #[test]
+    fn the_hash_is_siphash_1_3() {
+        use siphasher::sip::SipHasher13;
+        let mut word = 0x0123_4567_89ab_cdef_u64;
+        let mut next = || {
+            word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            word
+        };
+        for _ in 0..100 {
+            let key = (next(), next());
+            let words: [u64; 5] = std::array::from_fn(|_| next());
+            let hasher = FlowHasher::new(key);
+            let expected = |count: usize| {
+                let bytes: Vec<u8> =
+                    words[..count].iter().flat_map(|it| it.to_le_bytes()).collect();
+                SipHasher13::new_with_keys(key.0, key.1).hash(&bytes)
+            };
+            let [a, b, c, ..] = words;
+            assert_eq!(hasher.words([a]), expected(1));
+            assert_eq!(hasher.words([a, b, c]), expected(3));
+            assert_eq!(hasher.words(words), expected(5));
+        }
     }
 
     #[test]

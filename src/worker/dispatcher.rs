@@ -273,12 +273,16 @@ impl Dispatcher {
         entry.bytes_down += down;
         self.parts.shard.moved(&entry.place, entry.bytes_up, entry.bytes_down, now);
         let metrics = &self.parts.metrics;
-        metrics.counters.bytes_up.add(up);
-        metrics.counters.bytes_down.add(down);
-        if let Some(choice) = entry.choice.or(entry.last) {
-            let backend = &metrics.backends[usize::from(choice.slot)];
-            backend.up.add(up);
-            backend.down.add(down);
+        let choice = entry.choice.as_ref().or(entry.last.as_ref());
+        let backend = choice.map(|choice| &metrics.backends[usize::from(choice.slot)]);
+        // Mostly one of the two is nothing.
+        if up > 0 {
+            metrics.counters.bytes_up.add(up);
+            backend.inspect(|backend| backend.up.add(up));
+        }
+        if down > 0 {
+            metrics.counters.bytes_down.add(down);
+            backend.inspect(|backend| backend.down.add(down));
         }
     }
 

@@ -4,18 +4,34 @@
 //! A way has one place, found by a hash of its ends, and a place holds one letter. So the datagrams of
 //! one way keep their order, and nothing has to be searched for. The letters themselves lie side by side,
 //! those of a turn in the memory that those of the turn before have left warm.
+//!
+//! The kernel cuts nothing up that is longer than the route's MTU, and says so only when it has taken what
+//! follows. So letters whose datagrams every route takes leave with the others, and what is longer is sent
+//! at once, each letter before the next: if it is refused, its datagrams still go in their order. What was
+//! refused on a way is not put together there again for a while, and what was taken there may leave with
+//! the others, if it is of a length that few routes would refuse later.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::core::udp::Load;
+use crate::base::time::Now;
 use crate::ring::Tag;
-use crate::ring::datagram::{Letter, SEGMENTS_MAX};
+use crate::ring::datagram::{Letter, SEGMENTS_MAX, Source};
 use crate::ring::pool::{Buf, Chain, GATHER_MAX, Pool};
 
 /// Ways that datagrams of one turn may go without being parted.
 const PLACES: usize = 256;
 /// Bytes of one letter at most: what one datagram of IPv4 may have, which bounds them together.
 const LETTER_BYTES_MAX: usize = 65_507;
+/// Payloads that every route takes whole: what any host takes of IPv4 (576) without the headers (20 + 8).
+const SURE_BYTES: u16 = 548;
+/// Payloads that nearly every route takes, so that one that has once may be trusted: what IPv6 asks of each
+/// link (1,280) without the headers (40 + 8).
+const LIKELY_BYTES: u16 = 1_232;
+/// How long a length is not tried again where it was refused; the kernel believes as long that a route
+/// is narrow (`net.ipv4.route.mtu_expires`).
+const REFUSED_FOR: Duration = Duration::from_secs(600);
 
 /// From one socket to one receiver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,10 +39,15 @@ pub struct Way {
     pub tag: Tag,
     pub to: SocketAddr,
     /// Our address that the datagrams are to come from, where that has to be said.
-    pub from: Option<IpAddr>,
+    pub from: Option<Source>,
 }
 
 impl Way {
+    /// The way that a letter takes.
+    pub fn of(tag: Tag, letter: &Letter) -> Way {
+        Way { tag, to: letter.to, from: letter.from }
+    }
+
     /// The ports and the socket tell most ways apart; two that meet only part each other's letters.
     fn place(&self) -> usize {
         let mixed = u32::from(self.to.port()) ^ self.tag.slot.wrapping_mul(0x9e37_79b9) >> 7;
@@ -56,12 +77,62 @@ pub struct Outbox {
     /// How many of these have been given out.
     given: usize,
     together: bool,
+    /// By way: datagrams of this length or more could not be cut up.
+    refused: [u16; PLACES],
+    /// By way: datagrams of this length were cut up.
+    proven: [u16; PLACES],
+    /// When to forget what was refused, if anything was.
+    forget_at: Option<Now>,
 }
 
 impl Outbox {
     /// With `together` false every letter is one datagram, or what came as one.
     pub fn new(together: bool) -> Outbox {
-        Outbox { places: [EMPTY; PLACES], open: Vec::with_capacity(PLACES), given: 0, together }
+        Outbox {
+            places: [EMPTY; PLACES],
+            open: Vec::with_capacity(PLACES),
+            given: 0,
+            together,
+            refused: [u16::MAX; PLACES],
+            proven: [SURE_BYTES; PLACES],
+            forget_at: None,
+        }
+    }
+
+    /// Whether a letter may be refused that could go one datagram at a time, so that nothing may follow
+    /// it before that is known.
+    pub fn is_doubtful(&self, way: Way, letter: &Letter) -> bool {
+        let Some(segment) = letter.segment.filter(|segment| *segment > SURE_BYTES) else {
+            return false;
+        };
+        segment > LIKELY_BYTES || segment > self.proven[way.place()] || self.is_refused(way, letter)
+    }
+
+    /// Whether it was refused before, and is better not tried again.
+    pub fn is_refused(&self, way: Way, letter: &Letter) -> bool {
+        letter.segment.is_some_and(|segment| segment >= self.refused[way.place()])
+    }
+
+    /// The kernel would not cut up datagrams of this length on this way.
+    pub fn was_refused(&mut self, way: Way, segment: u16, now: Now) {
+        let shortest = &mut self.refused[way.place()];
+        *shortest = segment.min(*shortest);
+        self.proven[way.place()] = SURE_BYTES;
+        self.forget_at.get_or_insert(now.plus(REFUSED_FOR));
+    }
+
+    /// The kernel has cut up datagrams of this length on this way.
+    pub fn was_taken(&mut self, way: Way, segment: u16) {
+        let longest = &mut self.proven[way.place()];
+        *longest = segment.max(*longest);
+    }
+
+    /// Routes change: what was refused long ago may be tried again.
+    pub fn forget(&mut self, now: Now) {
+        if self.forget_at.is_some_and(|at| at <= now) {
+            self.refused.fill(u16::MAX);
+            self.forget_at = None;
+        }
     }
 
     /// Takes datagrams to be sent. What can go no further together is given out, to be sent now.
@@ -72,7 +143,8 @@ impl Outbox {
         buf: Buf,
         pool: &mut Pool,
     ) -> Option<(Tag, Letter)> {
-        let place = &mut self.places[way.place()];
+        let number = way.place();
+        let place = &mut self.places[number];
         let held = self.open.get_mut(usize::from(*place)).and_then(Option::as_mut);
         if let Some(open) = held
             && open.takes(&way, load)
@@ -85,7 +157,8 @@ impl Outbox {
         let mut payload = Chain::EMPTY;
         pool.push(&mut payload, buf);
         let (segment, datagrams) = (load.longest(), load.datagrams() as usize);
-        let closed = !self.together || segment == 0 || !load.bytes.is_multiple_of(segment);
+        let cut = self.together && segment > 0 && segment < usize::from(self.refused[number]);
+        let closed = !cut || !load.bytes.is_multiple_of(segment);
         let new = Open { way, payload, segment, datagrams, closed };
         if let Some(held) = self.open.get_mut(usize::from(*place)) {
             return held.replace(new).map(Open::letter);
@@ -135,6 +208,8 @@ mod tests {
     use super::*;
     use crate::ring::pool::Class;
 
+    const NOW: Now = Now::from_nanos(1_000_000_000);
+
     struct Desk {
         outbox: Outbox,
         pool: Pool,
@@ -145,14 +220,22 @@ mod tests {
         Desk { outbox: Outbox::new(together), pool: Pool::with_datagrams(4, 4, 400), sent: vec![] }
     }
 
+    fn way(port: u16) -> Way {
+        let to = SocketAddr::from(([127, 0, 0, 1], port));
+        Way { tag: Tag { kind: 1, generation: 0, slot: 0 }, to, from: None }
+    }
+
     impl Desk {
         fn add(&mut self, port: u16, load: Load) {
-            let mut buf = self.pool.take(Class::Datagram).unwrap();
-            assert_eq!(self.pool.append(&mut buf, &vec![1; load.bytes]), load.bytes);
-            let to = SocketAddr::from(([127, 0, 0, 1], port));
-            let way = Way { tag: Tag { kind: 1, generation: 0, slot: 0 }, to, from: None };
-            let sent = self.outbox.add(way, load, buf, &mut self.pool);
+            let sent = self.put(way(port), load, 1);
             self.note(sent);
+        }
+
+        /// Takes datagrams of these bytes.
+        fn put(&mut self, way: Way, load: Load, byte: u8) -> Option<(Tag, Letter)> {
+            let mut buf = self.pool.take(Class::Datagram).unwrap();
+            assert_eq!(self.pool.append(&mut buf, &vec![byte; load.bytes]), load.bytes);
+            self.outbox.add(way, load, buf, &mut self.pool)
         }
 
         fn note(&mut self, sent: Option<(Tag, Letter)>) {
@@ -230,6 +313,92 @@ mod tests {
         };
         assert!((1..=40).all(|port| bytes(port) == 500), "{sent:?}");
         assert!(sent.len() <= 120, "{} letters for 40 receivers", sent.len());
+    }
+
+    #[test]
+    fn a_letter_holds_datagrams_of_one_way_only() {
+        let from = |last: u8| Some(Source::from(std::net::IpAddr::from([127, 0, 0, last])));
+        let there = Source { ip: std::net::Ipv6Addr::LOCALHOST.into(), interface: 0 };
+        let tag = |kind, slot| Tag { kind, generation: 0, slot };
+        let base = Way { from: from(1), ..way(1) };
+        for other in [
+            Way { from: from(2), ..base },
+            Way { from: None, ..base },
+            Way { to: "127.0.0.2:1".parse().unwrap(), ..base },
+            Way { to: "127.0.0.1:2".parse().unwrap(), ..base },
+            Way { tag: tag(1, 5), ..base },
+            Way { tag: tag(2, 0), ..base },
+            Way { from: Some(there), ..base },
+            Way { from: Some(Source { interface: 3, ..there }), ..base },
+        ] {
+            let mut desk = desk(true);
+            let mut sent = Vec::new();
+            for byte in 0..12 {
+                let way = if byte % 3 == 0 { other } else { base };
+                sent.extend(desk.put(way, Load::one(100), byte));
+            }
+            sent.extend(std::iter::from_fn(|| desk.outbox.next()));
+            let mut bytes = [vec![], vec![]];
+            for (tag, letter) in sent {
+                let way = Way::of(tag, &letter);
+                assert!(way == base || way == other, "{way:?}");
+                let pieces = desk.pool.pieces(letter.payload.outgoing());
+                bytes[usize::from(way == other)].extend(pieces.map(|piece| piece[0]));
+                desk.pool.give_back_chain(letter.payload);
+            }
+            let wanted = (0..12).partition(|byte| byte % 3 != 0);
+            assert_eq!((bytes[0].clone(), bytes[1].clone()), wanted, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_refused_goes_one_by_one_there_until_that_is_long_ago() {
+        let mut desk = desk(true);
+        desk.outbox.was_refused(way(1), 1_400, NOW);
+        let later = NOW.plus(REFUSED_FOR);
+        for (now, lengths, together) in [
+            (NOW, [1_399; 3], true),
+            (NOW, [1_400; 3], false),
+            (NOW, [9_000; 3], false),
+            (later, [9_000; 3], true),
+        ] {
+            desk.outbox.forget(now);
+            lengths.iter().for_each(|len| desk.add(1, Load::one(*len)));
+            while let Some(sent) = desk.outbox.next() {
+                desk.note(Some(sent));
+            }
+            let letters = desk.sent.len();
+            assert_eq!(letters, if together { 1 } else { 3 }, "{lengths:?}");
+            desk.sent.clear();
+        }
+        desk.outbox.was_refused(way(1), 1_400, NOW);
+        (0..3).for_each(|_| desk.add(2, Load::one(9_000)));
+        assert_eq!(desk.all(), [(2, Some(9_000), 27_000)], "another way");
+    }
+
+    #[test]
+    fn what_a_route_may_refuse_to_cut_up_is_doubtful() {
+        let mut desk = desk(true);
+        let is_doubtful = |desk: &mut Desk, load: Load| {
+            desk.put(way(1), load, 1);
+            let (_, letter) = desk.outbox.next().unwrap();
+            let doubtful = desk.outbox.is_doubtful(way(1), &letter);
+            let refused = desk.outbox.is_refused(way(1), &letter);
+            desk.pool.give_back_chain(letter.payload);
+            while desk.outbox.next().is_some() {}
+            (doubtful, refused)
+        };
+        let several = |segment| Load { bytes: 3 * segment, segment };
+        assert_eq!(is_doubtful(&mut desk, several(548)), (false, false));
+        assert_eq!(is_doubtful(&mut desk, several(549)), (true, false));
+        assert_eq!(is_doubtful(&mut desk, Load::one(60_000)), (false, false));
+        desk.outbox.was_taken(way(1), 1_400);
+        assert_eq!(is_doubtful(&mut desk, several(1_232)), (false, false));
+        assert_eq!(is_doubtful(&mut desk, several(1_233)), (true, false), "that may have changed");
+        desk.outbox.was_refused(way(1), 600, NOW);
+        assert_eq!(is_doubtful(&mut desk, several(600)), (true, true));
+        assert_eq!(is_doubtful(&mut desk, several(599)), (true, false));
+        assert_eq!(is_doubtful(&mut desk, several(548)), (false, false));
     }
 
     #[test]

@@ -4,12 +4,17 @@
 //!
 //! Datagrams that go the same way in one turn leave as one letter (see `outbox`), at the end of the turn.
 
-use std::net::SocketAddr;
+mod haste;
+mod returned;
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+
+use haste::Haste;
 
 use super::core::udp::{Core, Down, Load, Up, Why};
 use super::dispatcher::{Books, Dispatcher};
@@ -21,7 +26,7 @@ use super::passage::{Label, Passages};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::proxy::udp::{Family, Socket};
-use crate::ring::datagram::{Envelope, Letter, Returned};
+use crate::ring::datagram::{Envelope, Letter, Source};
 use crate::ring::pool::{Buf, Class};
 use crate::ring::{Done, Ring, Tag, sys};
 use crate::session::seats::Seats;
@@ -30,6 +35,8 @@ const RECEIVE_AT_DOOR: u8 = family::UDP | 1;
 const RECEIVE_UPSTREAM: u8 = family::UDP | 2;
 const SEND: u8 = family::UDP | 3;
 const REPLY: u8 = family::UDP | 4;
+const TAKE_AT_DOOR: u8 = family::UDP | 5;
+const TAKE_UPSTREAM: u8 = family::UDP | 6;
 
 const DOOR: Tag = Tag { kind: RECEIVE_AT_DOOR, generation: 0, slot: 0 };
 /// How long not to receive at a socket where receiving failed for no known reason.
@@ -38,8 +45,6 @@ const PAUSE: Duration = Duration::from_millis(10);
 const WORDS_MAX: usize = 64;
 /// Sockets that are closed in one turn at most, so that a turn stays short.
 const CLOSED_MAX: usize = 64;
-/// How often a datagram is offered again whose send reported an error of an earlier one.
-const TRIES_MAX: usize = 4;
 
 /// This worker's share of the UDP door.
 pub struct UdpDoor {
@@ -50,6 +55,7 @@ pub struct UdpDoor {
     everywhere: bool,
     /// Bound to an IPv6 address, which users of IPv4 reach as well.
     v6: bool,
+    haste: Haste,
 }
 
 impl UdpDoor {
@@ -57,7 +63,28 @@ impl UdpDoor {
     pub fn new(socket: OwnedFd) -> std::io::Result<UdpDoor> {
         let at = sys::local(socket.as_fd())?;
         let v6 = sys::is_v6(socket.as_fd())?;
-        Ok(UdpDoor { socket, at, everywhere: at.ip().is_unspecified(), v6 })
+        let everywhere = at.ip().is_unspecified();
+        Ok(UdpDoor { socket, at, everywhere, v6, haste: Haste::default() })
+    }
+
+    /// Where a datagram came to, which is where its reply is to come from.
+    fn spoken_to(&self, envelope: &Envelope) -> SocketAddr {
+        let port = self.at.port();
+        match envelope.to.unwrap_or(self.at.ip().into()) {
+            Source { ip: IpAddr::V6(v6), interface } => {
+                SocketAddr::V6(SocketAddrV6::new(v6, port, 0, interface))
+            }
+            Source { ip, .. } => SocketAddr::new(ip, port),
+        }
+    }
+
+    /// The same again for a reply, where that has to be said.
+    fn source(&self, local: SocketAddr) -> Option<Source> {
+        let source = match self.spelled(local) {
+            SocketAddr::V6(v6) => Source { ip: IpAddr::V6(*v6.ip()), interface: v6.scope_id() },
+            other => other.ip().into(),
+        };
+        self.everywhere.then_some(source)
     }
 
     /// An address as this socket takes it.
@@ -75,6 +102,7 @@ struct Upstream {
     generation: u32,
     /// The core's numbers that are open on it.
     numbers: u16,
+    haste: Haste,
 }
 
 /// A receive that has ended and is to begin again.
@@ -179,7 +207,9 @@ impl UdpDriver {
         let Done { tag, result, buf, more, .. } = done;
         if let Some(mut buf) = buf {
             match (ring.open_datagram(&mut buf), tag.kind) {
-                (Some(envelope), RECEIVE_AT_DOOR) => self.came(now, envelope, buf, ring),
+                (Some(envelope), RECEIVE_AT_DOOR | TAKE_AT_DOOR) => {
+                    self.came(now, envelope, buf, ring);
+                }
                 (Some(envelope), _) => self.came_back(now, tag, envelope, buf, ring),
                 (None, _) => ring.pool_mut().give_back(buf),
             }
@@ -193,11 +223,10 @@ impl UdpDriver {
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         self.take_passed(now, ring);
         while let Some(letter) = self.outbox.next() {
-            self.send(letter, ring);
+            self.send(now, letter, ring);
         }
-        while let Some(returned) = ring.next_returned() {
-            self.send_again(now, returned, ring);
-        }
+        self.send_returned(now, ring);
+        self.outbox.forget(now);
         self.core.expire(now, &mut self.books.borrow_mut());
         let mut closed = 0;
         while closed < CLOSED_MAX
@@ -218,7 +247,7 @@ impl UdpDriver {
         if !envelope.whole {
             return self.drop_one(Why::Truncated, load, buf, ring);
         }
-        let local = SocketAddr::new(envelope.to.unwrap_or(door.at.ip()), door.at.port());
+        let local = door.spoken_to(&envelope);
         let label = Label { client: envelope.from, local, segment: load.segment };
         self.send_up(now, label, buf, Core::up, ring);
     }
@@ -242,7 +271,8 @@ impl UdpDriver {
                     let (place, from) = self.habits.origins.split(socket);
                     let slot = slot_of(socket.family, place);
                     let tag = Tag { kind: SEND, generation: 0, slot };
-                    return self.write(Way { tag, to, from }, load, buf, ring);
+                    let from = from.map(Source::from);
+                    return self.write(now, Way { tag, to, from }, load, buf, ring);
                 }
                 Up::Open(socket) => {
                     let opened = self.open_upstream(socket, ring);
@@ -282,7 +312,7 @@ impl UdpDriver {
     fn came_back(&mut self, now: Now, tag: Tag, envelope: Envelope, buf: Buf, ring: &mut Ring) {
         let load = load_of(&envelope, &buf);
         let (family, place) = place_of(tag.slot);
-        let socket = self.habits.origins.join(family, place, envelope.to);
+        let socket = self.habits.origins.join(family, place, envelope.to.map(|to| to.ip));
         let (Some(door), Some(_), Some(socket)) = (&self.door, self.at(tag), socket) else {
             // To a socket that is being closed: its pairs have rested, so nobody waits for it. Or to
             // an address that nothing was sent from.
@@ -294,10 +324,9 @@ impl UdpDriver {
         let down = self.core.down(now, socket, envelope.from, load, &mut self.books.borrow_mut());
         match down {
             Down::Send { from, to } => {
-                let from = door.everywhere.then(|| door.spelled(from).ip());
-                let to = door.spelled(to);
+                let (from, to) = (door.source(from), door.spelled(to));
                 let tag = Tag { kind: REPLY, generation: 0, slot: 0 };
-                self.write(Way { tag, to, from }, load, buf, ring);
+                self.write(now, Way { tag, to, from }, load, buf, ring);
             }
             Down::Drop(_) => ring.pool_mut().give_back(buf),
         }
@@ -308,16 +337,35 @@ impl UdpDriver {
         ring.pool_mut().give_back(buf);
     }
 
-    fn write(&mut self, way: Way, load: Load, buf: Buf, ring: &mut Ring) {
+    fn write(&mut self, now: Now, way: Way, load: Load, buf: Buf, ring: &mut Ring) {
         if let Some(full) = self.outbox.add(way, load, buf, ring.pool_mut()) {
-            self.send(full, ring);
+            self.send(now, full, ring);
         }
     }
 
-    fn send(&self, (tag, letter): (Tag, Letter), ring: &mut Ring) {
-        match self.sender(tag) {
-            Some(socket) => ring.send_datagrams(tag, socket, letter),
-            None => ring.pool_mut().give_back_chain(letter.payload),
+    /// Sends a letter, after those that have come back.
+    fn send(&mut self, now: Now, (tag, letter): (Tag, Letter), ring: &mut Ring) {
+        self.send_returned(now, ring);
+        let Some(socket) = self.sender(tag) else {
+            return ring.pool_mut().give_back_chain(letter.payload);
+        };
+        let (way, segment) = (Way::of(tag, &letter), letter.segment.unwrap_or(0));
+        if !self.outbox.is_doubtful(way, &letter) {
+            return ring.send_datagrams(tag, socket, letter);
+        }
+        if self.outbox.is_refused(way, &letter) {
+            ring.flush();
+            return self.send_one_by_one(now, tag, letter, Errno::EINTR, ring);
+        }
+        match ring.send_datagrams_at_once(tag, socket, letter) {
+            None => self.outbox.was_taken(way, segment),
+            Some(returned) => self.send_again(now, returned, ring),
+        }
+    }
+
+    fn send_returned(&mut self, now: Now, ring: &mut Ring) {
+        while let Some(returned) = ring.next_returned() {
+            self.send_again(now, returned, ring);
         }
     }
 
@@ -363,7 +411,8 @@ impl UdpDriver {
     /// Receives from now on at a new socket towards backends.
     fn keep(&mut self, family: Family, place: u16, socket: OwnedFd, ring: &mut Ring) {
         self.generation = self.generation.wrapping_add(1) & crate::ring::GENERATION;
-        let upstream = Upstream { socket, generation: self.generation, numbers: 1 };
+        let upstream =
+            Upstream { socket, generation: self.generation, numbers: 1, haste: Haste::default() };
         let tag = receive_tag(family, place, &upstream);
         ring.receive_datagrams(tag, upstream.socket.as_fd());
         let (all, place) = (&mut self.upstream[family as usize], usize::from(place));
@@ -403,11 +452,42 @@ impl UdpDriver {
         }
     }
 
+    /// A receive has ended that takes only what waits.
+    fn took(&mut self, now: Now, tag: Tag, errno: Option<Errno>) {
+        match errno {
+            // By an empty datagram.
+            None => return,
+            Some(Errno::EAGAIN) => {}
+            Some(_) if tag.kind == TAKE_UPSTREAM => drop(self.read_icmp(now, tag.slot)),
+            Some(_) => {}
+        }
+        if let Some(haste) = self.haste(tag) {
+            haste.took_all();
+        }
+    }
+
+    fn haste(&mut self, tag: Tag) -> Option<&mut Haste> {
+        if let RECEIVE_AT_DOOR | TAKE_AT_DOOR = tag.kind {
+            return self.door.as_mut().map(|door| &mut door.haste);
+        }
+        let (family, place) = place_of(tag.slot);
+        let upstream = self.upstream[family as usize].get_mut(usize::from(place))?.as_mut();
+        upstream.filter(|at| at.generation == tag.generation).map(|at| &mut at.haste)
+    }
+
     /// A receive has ended.
     fn receive_again(&mut self, now: Now, tag: Tag, errno: Option<Errno>) {
+        if let TAKE_AT_DOOR | TAKE_UPSTREAM = tag.kind {
+            return self.took(now, tag, errno);
+        }
         if let Some(place) = self.closing.iter().position(|(closing, _)| *closing == tag) {
             drop(self.closing.swap_remove(place));
             return;
+        }
+        if errno.is_none()
+            && let Some(haste) = self.haste(tag)
+        {
+            haste.ended_by_an_empty_one();
         }
         let at = match errno {
             // After an empty datagram; when blocks ran out, some are posted before the next turn.
@@ -426,13 +506,15 @@ impl UdpDriver {
                 continue;
             }
             let tag = self.deaf.swap_remove(next).tag;
-            let socket = match tag.kind {
-                RECEIVE_AT_DOOR => self.door.as_ref().map(|door| door.socket.as_fd()),
-                _ => self.at(tag).map(|upstream| upstream.socket.as_fd()),
+            let (socket, haste, kind) = match (tag.kind, &self.door, self.at(tag)) {
+                (RECEIVE_AT_DOOR, Some(door), _) => (&door.socket, door.haste, TAKE_AT_DOOR),
+                (RECEIVE_UPSTREAM, _, Some(at)) => (&at.socket, at.haste, TAKE_UPSTREAM),
+                _ => continue,
             };
-            if let Some(socket) = socket {
-                ring.receive_datagrams(tag, socket);
+            for _ in 0..haste.receives() {
+                ring.take_datagrams(Tag { kind, ..tag }, socket.as_fd());
             }
+            ring.receive_datagrams(tag, socket.as_fd());
         }
     }
 
@@ -453,71 +535,10 @@ impl UdpDriver {
         }
         said
     }
-
-    /// A letter came back: sends its datagrams one by one where that can help, and counts the others.
-    fn send_again(&mut self, now: Now, returned: Returned, ring: &mut Ring) {
-        let Returned { tag, letter, errno } = returned;
-        let segment = letter.segment.map_or(usize::MAX, usize::from);
-        let errno = match errno {
-            // The socket is full, and would be for each of them.
-            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => errno,
-            // It may be only the cutting up that is not to be had here.
-            _ if letter.segment.is_some() => Errno::EINTR,
-            _ => errno,
-        };
-        for piece in ring.pool().pieces(letter.payload.outgoing()) {
-            for number in 0..piece.len().div_ceil(segment).max(1) {
-                let start = number * segment.min(piece.len());
-                let datagram = &piece[start..piece.len().min(start.saturating_add(segment))];
-                if let Err(errno) = self.send_one(now, tag, &letter, datagram, errno) {
-                    let load = Load::one(datagram.len());
-                    self.core.dropped(reason(errno), load, &self.books.borrow());
-                }
-            }
-        }
-        ring.pool_mut().give_back_chain(letter.payload);
-    }
-
-    /// Sends one datagram after `errno`, if that may have been the word of ICMP about an earlier one:
-    /// it makes the next send from its socket fail, wherever that one goes.
-    fn send_one(
-        &mut self,
-        now: Now,
-        tag: Tag,
-        letter: &Letter,
-        datagram: &[u8],
-        mut errno: Errno,
-    ) -> Result<(), Errno> {
-        for _ in 0..TRIES_MAX {
-            match errno {
-                Errno::EINTR => {}
-                Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH
-                    if tag.kind == SEND =>
-                {
-                    self.read_icmp(now, tag.slot);
-                }
-                _ => return Err(errno),
-            }
-            let Some(socket) = self.sender(tag) else { return Err(Errno::EBADF) };
-            match sys::send_datagram(socket, datagram, letter.to, letter.from) {
-                Ok(()) => return Ok(()),
-                Err(again) => errno = again,
-            }
-        }
-        Err(errno)
-    }
 }
 
 fn load_of(envelope: &Envelope, buf: &Buf) -> Load {
     Load { bytes: buf.len(), segment: envelope.segment.unwrap_or(buf.len()) }
-}
-
-fn reason(errno: Errno) -> Why {
-    match errno {
-        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => Why::QueueFull,
-        Errno::EMSGSIZE => Why::TooBig,
-        _ => Why::SendFailed,
-    }
 }
 
 fn receive_tag(family: Family, place: u16, upstream: &Upstream) -> Tag {

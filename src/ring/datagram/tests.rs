@@ -8,6 +8,7 @@ use super::*;
 use crate::ring::{Done, Settings, sys};
 
 const RECEIVE: Tag = Tag { kind: 1, generation: 5, slot: 9 };
+const TAKE: Tag = Tag { kind: 3, generation: 5, slot: 0 };
 const SEND: Tag = Tag { kind: 2, generation: 6, slot: 8 };
 
 struct Stage {
@@ -62,7 +63,7 @@ impl Stage {
     fn send(
         &mut self,
         to: SocketAddr,
-        from: Option<IpAddr>,
+        from: Option<Source>,
         segment: Option<u16>,
         parts: &[&[u8]],
     ) {
@@ -125,7 +126,7 @@ fn a_reply_leaves_from_the_address_that_was_spoken_to() {
             user.send_to(b"who are you", at).unwrap();
             let (envelope, buf) = stage.receive().pop().unwrap();
             stage.ring.pool_mut().give_back(buf);
-            assert_eq!(envelope.to.unwrap().to_canonical(), ip, "{bound}");
+            assert_eq!(envelope.to.unwrap().ip.to_canonical(), ip, "{bound}");
             for segment in [None, Some(2)] {
                 stage.send(envelope.from, envelope.to, segment, &[b"me"]);
                 stage.settle();
@@ -179,6 +180,97 @@ fn a_letter_that_cannot_go_comes_back_with_its_payload() {
 }
 
 #[test]
+fn letters_come_back_in_the_order_in_which_they_were_sent() {
+    let mut stage = stage("127.0.0.1:0", 16);
+    let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    for text in [b"1", b"2", b"3"] {
+        stage.send(nowhere, None, None, &[text]);
+    }
+    turn(&mut stage.ring);
+    let mut texts: Vec<u8> = Vec::new();
+    while let Some(returned) = stage.ring.next_returned() {
+        texts.extend(stage.ring.pool().pieces(returned.letter.payload.outgoing()).flatten());
+        stage.ring.pool_mut().give_back_chain(returned.letter.payload);
+    }
+    assert_eq!(texts, b"123");
+}
+
+#[test]
+fn what_is_sent_at_once_comes_after_what_waits_and_before_what_follows() {
+    let mut stage = stage("127.0.0.1:0", 64);
+    let user = user("127.0.0.1:0");
+    let to = user.local_addr().unwrap();
+    for round in 0..5 {
+        stage.send(to, None, Some(1), &[b"ab"]);
+        for nowhere in [false, true] {
+            let mut payload = Chain::EMPTY;
+            for part in [b"cc", b"dd"] {
+                let mut buf = stage.ring.pool_mut().take(Class::Datagram).unwrap();
+                stage.ring.pool_mut().append(&mut buf, part);
+                stage.ring.pool_mut().push(&mut payload, buf);
+            }
+            let to = if nowhere { "127.0.0.1:0".parse().unwrap() } else { to };
+            let letter = Letter { to, from: None, segment: Some(2), payload };
+            let returned = stage.ring.send_datagrams_at_once(SEND, stage.door.as_fd(), letter);
+            assert_eq!(returned.is_some(), nowhere);
+            let Some(Returned { tag, letter, errno }) = returned else { continue };
+            assert_eq!((tag, letter.to, errno), (SEND, to, Errno::EINVAL));
+            assert_eq!(letter.payload.bytes(), 4);
+            stage.ring.pool_mut().give_back_chain(letter.payload);
+        }
+        stage.send(to, None, None, &[b"e"]);
+        stage.settle();
+        let came: Vec<_> = (0..5).map(|_| received(&user).0).collect();
+        assert_eq!(came, [&b"a"[..], b"b", b"cc", b"dd", b"e"], "round {round}");
+    }
+    let pool = stage.ring.pool();
+    assert!(pool.blocks(Class::Datagram) - pool.free(Class::Datagram) <= 60, "no block is lost");
+}
+
+#[test]
+fn a_source_that_is_refused_is_asked_for_less_and_less() {
+    let source = |ip: &str, interface| Source { ip: ip.parse().unwrap(), interface };
+    for (from, then) in [
+        (source("192.0.2.1", 0), vec![source("0.0.0.0", 0)]),
+        (source("::ffff:192.0.2.1", 0), vec![source("::ffff:0.0.0.0", 0)]),
+        (source("2001:db8::1", 0), vec![source("::", 0)]),
+        (source("fe80::1", 3), vec![source("::", 3), source("::", 0)]),
+        (source("::", 0), vec![]),
+    ] {
+        let all: Vec<Source> = std::iter::successors(from.relaxed(), |it| it.relaxed()).collect();
+        assert_eq!(all, then, "{from:?}");
+    }
+}
+
+#[test]
+fn a_reply_to_what_was_sent_to_many_comes_from_one_of_us() {
+    let info =
+        |ip: &str| [ip.parse::<Ipv6Addr>().unwrap().octets().as_slice(), &[7, 0, 0, 0]].concat();
+    for (to, ip, interface) in [
+        ("2001:db8::1", "2001:db8::1", 0),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.1", 0),
+        ("fe80::1", "fe80::1", 7),
+        ("ff02::1", "::", 7),
+        ("ff0e::101", "::", 7),
+    ] {
+        let source = Source { ip: ip.parse().unwrap(), interface };
+        assert_eq!(read_v6_info(&info(to)), Some(source), "{to}");
+    }
+    assert_eq!(read_v6_info(&[0; 19]), None);
+    // A socket of IPv6 says twice where a datagram of IPv4 came to; the second knows better.
+    let mut control = Control { words: [0; CONTROL / 8], len: 0 };
+    let [low, high] = halves("::ffff:192.0.2.255".parse::<Ipv6Addr>().unwrap().octets());
+    control.put(libc::SOL_UDP, libc::UDP_GRO, 4, &[100]);
+    control.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 20, &[low, high, 7]);
+    let ours = u64::from(u32::from_ne_bytes([192, 0, 2, 1]));
+    control.put(libc::IPPROTO_IP, libc::IP_PKTINFO, 12, &[ours << 32 | 7, 0]);
+    assert_eq!(control.len, CONTROL, "all that can come fits, and no more is asked for");
+    let bytes: Vec<u8> = control.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let source = Source { ip: "192.0.2.1".parse().unwrap(), interface: 0 };
+    assert_eq!(read_control(&bytes), (Some(source), Some(100)));
+}
+
+#[test]
 fn more_letters_than_fit_one_submission_all_leave() {
     let mut stage = stage("127.0.0.1:0", 4096);
     let users: Vec<UdpSocket> = (0..40).map(|_| user("127.0.0.1:0")).collect();
@@ -208,6 +300,51 @@ fn receiving_goes_on_after_the_blocks_ran_out() {
         }
     }
     assert!(came.iter().copied().eq(0..100));
+}
+
+#[test]
+fn receives_that_take_what_waits_leave_the_order_and_the_blocks_as_they_are() {
+    let mut stage = stage("127.0.0.1:0", 64);
+    let user = user("127.0.0.1:0");
+    let mut take = TAKE;
+    // The receive that stays ends first.
+    user.send_to(&[], stage.at).unwrap();
+    assert_eq!(
+        turn(&mut stage.ring).pop().map(|done| (done.tag, done.more)),
+        Some((RECEIVE, false))
+    );
+    let texts: [&[u8]; 9] = [b"", b"", b"a", b"b", b"", b"c", b"", b"", b"d"];
+    for text in texts {
+        user.send_to(text, stage.at).unwrap();
+    }
+    for number in 0..8 {
+        take.slot = number;
+        stage.ring.take_datagrams(take, stage.door.as_fd());
+    }
+    stage.ring.receive_datagrams(RECEIVE, stage.door.as_fd());
+    let (mut came, mut ended) = (Vec::new(), Vec::new());
+    for done in turn(&mut stage.ring) {
+        if !done.more {
+            ended.push((done.tag.slot, done.result.err()));
+        }
+        if let Some(mut buf) = done.buf {
+            assert!(stage.ring.open_datagram(&mut buf).is_some());
+            came.push(stage.ring.pool().bytes(&buf).to_vec());
+            stage.ring.pool_mut().give_back(buf);
+        }
+    }
+    assert_eq!(came, texts, "all in one turn");
+    let empty = (0..5).map(|slot| (slot, None));
+    let nothing = (5..8).map(|slot| (slot, Some(Errno::EAGAIN)));
+    assert_eq!(ended, empty.chain(nothing).collect::<Vec<_>>());
+    user.send_to(b"e", stage.at).unwrap();
+    assert_eq!(
+        turn(&mut stage.ring).pop().map(|done| (done.tag, done.more)),
+        Some((RECEIVE, true))
+    );
+    let pool = stage.ring.pool();
+    let out = pool.blocks(Class::Datagram) - stage.ring.unused(Class::Datagram);
+    assert!(out <= 2, "{out} blocks are lost");
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! The one thing here that other workers touch is the affinity map, when a session starts, moves and
 //! ends. A datagram whose session another worker runs is not ours to send: it goes there.
 
+mod refusal;
 mod tenants;
 mod verdict;
 
@@ -19,8 +20,6 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
-
-use nix::errno::Errno;
 
 use tenants::Tenants;
 pub use verdict::{Down, Load, Up, Why};
@@ -82,6 +81,10 @@ struct Session {
     source: SourceId,
     /// Replies that are still to come, if they end the session.
     owed: u32,
+    /// What was sent last has no answer, neither by its backend nor by ICMP.
+    open: bool,
+    /// ICMP says that its backend is not there: it goes on with another if it can.
+    refused: bool,
 }
 
 /// An order about many sessions, carried out a few places each turn.
@@ -240,6 +243,8 @@ impl Core {
         flow.last_seen = now;
         let down = Down::Send { from: flow.key.local(), to: flow.key.client() };
         let session = &mut flow.state;
+        (session.open, session.refused) = (false, false);
+        self.tenants.heard(session.peer);
         books.carried(&mut session.entry, 0, load.bytes as u64, now);
         books.metrics().counters.udp_datagrams_down.add(load.datagrams());
         if self.settings.udp.responses.is_some() {
@@ -249,29 +254,6 @@ impl Core {
             }
         }
         down
-    }
-
-    /// ICMP says that nobody is at `to`, after something was sent there from one of `sockets`.
-    pub fn refused(
-        &mut self,
-        now: Now,
-        mut sockets: impl Iterator<Item = Socket>,
-        to: SocketAddr,
-        errno: Errno,
-        books: &mut Dispatcher,
-    ) {
-        books.metrics().counters.udp_refused.one();
-        let Some(peer) = self.upstream.find(plain(to)) else { return };
-        if !self.tenants.avoid(peer, now) {
-            return;
-        }
-        let flow = sockets.find_map(|socket| match self.upstream.owner(peer, socket) {
-            Owner::Session(place) => self.flows.get(place),
-            _ => None,
-        });
-        if let Some(flow) = flow {
-            books.backend_failed(&flow.state.entry, errno);
-        }
     }
 
     /// Counts a datagram that went no further for a reason that only the caller sees.
@@ -355,6 +337,7 @@ impl Core {
             return Err(Up::Drop(Why::TooBig));
         }
         flow.last_seen = now;
+        session.open = true;
         if let Some(responses) = self.settings.udp.responses {
             session.owed = session.owed.saturating_add(owed(responses, load));
         }
@@ -375,20 +358,21 @@ impl Core {
         let flow = self.flows.get_mut(place).expect("the session was found");
         let key = flow.key;
         let entry = &mut flow.state.entry;
-        let tenant = self.tenants.at(flow.state.peer);
+        let (tenant, refused) = (self.tenants.at(flow.state.peer), flow.state.refused);
         let on = entry.choice().map(|choice| choice.backend);
         if let Some(backend) = tenant.backend.filter(|backend| on != Some(*backend)) {
             // Registered anew at the same address: the session goes on, under the new name.
             books.relabel(entry, backend);
             self.note(hash, backend);
         }
-        if tenant.is_fit(now) {
+        if tenant.is_fit(now) && !refused {
             return Ok(place);
         }
+        let left = tenant.backend.filter(|_| refused);
         match self.settings.udp.on_backend_loss {
             OnUdpLoss::Keep => Ok(place),
             OnUdpLoss::Move => self.relocate(now, place, hash, books),
-            OnUdpLoss::Drop if tenant.backend.is_some() && !self.is_any_fit(now, books) => {
+            OnUdpLoss::Drop if tenant.backend.is_some() && !self.is_any_fit(now, left, books) => {
                 Ok(place)
             }
             OnUdpLoss::Drop => {
@@ -415,7 +399,8 @@ impl Core {
         // One that is registered and avoided still gets what nobody else can take.
         let stay = |why| if registered { Ok(place) } else { Err(Up::Drop(why)) };
         let user = flow.key.client().ip();
-        let unfit = |id| self.tenants.is_unfit(id, now);
+        let left = session.refused.then_some(self.tenants.at(session.peer).backend).flatten();
+        let unfit = |id| left == Some(id) || self.tenants.is_unfit(id, now);
         let choice = books.choose(Protocol::Udp, user, &unfit).or_else(|| {
             let anyone = || books.choose(Protocol::Udp, user, &|_| false);
             if registered { None } else { anyone() }
@@ -426,6 +411,7 @@ impl Core {
         let Some((peer, socket)) = pair else { return stay(Why::UpstreamExhausted) };
         self.upstream.give_back(session.peer, session.socket, now);
         (session.peer, session.socket, session.owed) = (peer, socket, 0);
+        (session.open, session.refused) = (false, false);
         books.moved_to(&mut session.entry, choice);
         self.note(hash, choice.backend);
         Ok(place)
@@ -461,7 +447,7 @@ impl Core {
         books.started(&entry);
         let source = self.sources.charge(client.ip(), now);
         let source = source.expect("as many sources fit as sessions");
-        let session = Session { entry, peer, socket, source, owed: 0 };
+        let session = Session { entry, peer, socket, source, owed: 0, open: false, refused: false };
         let opened = self.flows.open(hash, key, session, now);
         assert!(opened.is_ok_and(|at| at == place), "the place was vacant");
         self.note(hash, choice.backend);
@@ -528,12 +514,14 @@ impl Core {
         }
     }
 
-    /// Whether a backend is in the rotation that sessions need not avoid.
-    fn is_any_fit(&self, now: Now, books: &Dispatcher) -> bool {
+    /// Whether a backend is in the rotation that sessions need not avoid, besides the one that is left.
+    fn is_any_fit(&self, now: Now, left: Option<BackendId>, books: &Dispatcher) -> bool {
         let snapshot = books.snapshot();
         snapshot.rotations[Protocol::Udp.index()].places().any(|place| {
             let backend = snapshot.backends.get(usize::from(place));
-            backend.is_some_and(|backend| !self.tenants.is_unfit(backend.id, now))
+            backend.is_some_and(|backend| {
+                left != Some(backend.id) && !self.tenants.is_unfit(backend.id, now)
+            })
         })
     }
 
@@ -582,6 +570,7 @@ impl Core {
 /// An address as the table of peers knows it.
 fn plain(address: SocketAddr) -> SocketAddr {
     match address {
+        SocketAddr::V4(_) => address,
         SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() => {
             let mut v6 = v6;
             v6.set_flowinfo(0);

@@ -19,6 +19,8 @@ pub struct Tenant {
     pub backend: Option<BackendId>,
     /// Sessions avoid it until then.
     unfit_until: Now,
+    /// ICMP says that it is not there, and it has said nothing since.
+    accused: bool,
     /// Of the last snapshot that it was in.
     version: u64,
 }
@@ -36,6 +38,8 @@ pub struct Tenants {
     all: Vec<Tenant>,
     /// The avoided ones again, by name: seldom any, so that picking looks at a short list.
     unfit: Vec<(BackendId, Now)>,
+    /// How many are accused: seldom any, so that a reply need not look.
+    accused: usize,
 }
 
 impl Tenants {
@@ -66,7 +70,10 @@ impl Tenants {
             }
             _ => Now::default(),
         };
-        *tenant = Tenant { backend: Some(backend.id), unfit_until, version };
+        let accused =
+            tenant.accused && tenant.backend == Some(backend.id) && unfit_until != FOR_EVER;
+        self.accused -= usize::from(tenant.accused && !accused);
+        *tenant = Tenant { backend: Some(backend.id), unfit_until, accused, version };
         if unfit_until > Now::default() {
             self.unfit.push((backend.id, unfit_until));
         }
@@ -75,13 +82,28 @@ impl Tenants {
     /// Takes out who was not in the snapshot of this version; `None` when it was.
     pub fn leave(&mut self, peer: PeerId, version: u64) -> Option<Tenant> {
         let tenant = self.all.get_mut(peer.index()).filter(|tenant| tenant.version != version)?;
+        self.accused -= usize::from(tenant.accused);
         Some(std::mem::take(tenant))
     }
 
-    /// ICMP says that nobody is there. True when that is news.
-    pub fn avoid(&mut self, peer: PeerId, now: Now) -> bool {
+    /// A datagram came from there.
+    pub fn heard(&mut self, peer: PeerId) {
+        if self.accused > 0
+            && let Some(tenant) = self.all.get_mut(peer.index())
+        {
+            self.accused -= usize::from(std::mem::take(&mut tenant.accused));
+        }
+    }
+
+    /// ICMP says that nobody is there. True when that makes sessions avoid it from now on: one message
+    /// may be forged, and what is there is heard before the next.
+    pub fn accuse(&mut self, peer: PeerId, now: Now) -> bool {
         let Some(tenant) = self.all.get_mut(peer.index()) else { return false };
         let Some(backend) = tenant.backend.filter(|_| tenant.is_fit(now)) else { return false };
+        if !std::mem::replace(&mut tenant.accused, true) {
+            self.accused += 1;
+            return false;
+        }
         tenant.unfit_until = now.plus(AVOIDED);
         self.unfit.retain(|(_, until)| *until > now);
         self.unfit.push((backend, tenant.unfit_until));

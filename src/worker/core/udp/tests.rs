@@ -284,6 +284,25 @@ fn with_responses_a_session_ends_when_every_question_is_answered() {
 }
 
 #[test]
+fn every_datagram_of_a_burst_is_a_reply() {
+    let burst = |datagrams: usize| Load { bytes: 100 * datagrams, segment: 100 };
+    for (asked, responses, answered, over) in
+        [(1, 3, 2, false), (1, 3, 3, true), (4, 1, 3, false), (4, 1, 4, true), (2, 2, 5, true)]
+    {
+        let mut world =
+            with_backends(1, |settings| settings.udp.responses = NonZeroU32::new(responses));
+        let Up::Send { from, .. } = world.up_load(1, burst(asked)) else { panic!("it is sent") };
+        let backend = backend_at(1);
+        let down = world.core.down(world.now, from, backend, burst(answered), &mut world.books);
+        assert!(matches!(down, Down::Send { .. }));
+        let case = format!("{answered} replies to {asked} that have {responses} each");
+        assert_eq!(world.core.live() == 0, over, "{case}");
+        let counted = world.metrics.counters.udp_datagrams_down.get();
+        assert_eq!(counted, answered as u64, "{case}");
+    }
+}
+
+#[test]
 fn a_lost_backend_is_left_as_configured() {
     use Standing::{Aside, Serving};
     let gone: &[(u32, u8, Standing)] = &[(2, 2, Serving)];
@@ -343,6 +362,74 @@ fn icmp_moves_the_next_datagram_and_keeps_new_users_away() {
     world.pass(Duration::from_secs(2));
     assert_eq!(world.up(1).unwrap().1, 2, "a moved session does not move back");
     assert_eq!(world.metrics.counters.udp_refused.get(), 2);
+}
+
+#[test]
+fn icmp_is_believed_only_about_a_datagram_that_waits_for_its_answer() {
+    let mut world = with_backends(2, |_| {});
+    let (one, two) = (world.up(1).unwrap(), world.up(2).unwrap());
+    // Nothing was sent there from that socket, or by nobody.
+    world.refuse(one.0, 2);
+    world.refuse(Socket { number: 99, ..one.0 }, 1);
+    // What was sent has been answered.
+    world.down(one.0, 1).unwrap();
+    world.refuse(one.0, 1);
+    // It was sent too long ago.
+    world.pass(Duration::from_secs(6));
+    world.refuse(two.0, 2);
+    let counters = Arc::clone(&world.metrics);
+    let counted = || {
+        let counters = &counters.counters;
+        (counters.udp_refused.get(), counters.udp_refused_unasked.get())
+    };
+    assert_eq!(counted(), (0, 4));
+    assert_eq!((world.up(1), world.up(2)), (Ok(one), Ok(two)));
+    // A datagram is refused once.
+    world.refuse(one.0, 1);
+    world.refuse(one.0, 1);
+    assert_eq!(counted(), (1, 5));
+    let hosts: Vec<u8> = (3..=6).map(|number| world.up(number).unwrap().1).collect();
+    assert_eq!(hosts, [1, 2, 1, 2], "the backend is not avoided");
+    assert!(!world.reports().iter().any(|r| matches!(r, Report::ConnectFailed { .. })));
+}
+
+#[test]
+fn one_message_moves_one_session_and_two_set_the_backend_aside_unless_it_is_heard() {
+    let mut world = with_backends(2, |_| {});
+    let (one, three) = (world.up(1).unwrap(), (world.up(2), world.up(3)).1.unwrap());
+    let five = (world.up(4), world.up(5)).1.unwrap();
+    assert_eq!([one.1, three.1, five.1], [1; 3]);
+    world.refuse(one.0, 1);
+    // The backend speaks to somebody, so it is there.
+    world.down(three.0, 1).unwrap();
+    world.refuse(five.0, 1);
+    assert_eq!(world.up(3), Ok(three));
+    assert_eq!([world.up(1).unwrap().1, world.up(5).unwrap().1], [2, 2]);
+    let before = world.reports();
+    assert!(!before.iter().any(|r| matches!(r, Report::ConnectFailed { .. })), "{before:?}");
+    // Silence in between: nobody is there.
+    world.refuse(three.0, 1);
+    assert!(world.reports().iter().any(|r| matches!(r, Report::ConnectFailed { .. })));
+    assert!((6..=9).all(|number| world.up(number).unwrap().1 == 2));
+}
+
+#[test]
+fn two_messages_about_two_datagrams_of_one_session_are_enough() {
+    let mut world = with_backends(1, |_| {});
+    let one = world.up(1).unwrap();
+    world.refuse(one.0, 1);
+    assert_eq!(world.up(1), Ok(one), "there is nobody else");
+    world.refuse(one.0, 1);
+    assert!(world.reports().iter().any(|r| matches!(r, Report::ConnectFailed { .. })));
+}
+
+#[test]
+fn a_session_that_hears_from_its_backend_stays_there_whatever_icmp_said() {
+    let mut world = with_backends(2, |_| {});
+    let one = world.up(1).unwrap();
+    world.refuse(one.0, 1);
+    world.down(one.0, 1).unwrap();
+    assert_eq!(world.up(1), Ok(one));
 }
 
 #[test]

@@ -1,0 +1,99 @@
+//! Letters that the kernel would not take as they were: owns what is tried again, and in which form.
+
+use nix::errno::Errno;
+
+use super::{REPLY, SEND, UdpDriver};
+use crate::base::time::Now;
+use crate::ring::datagram::{Letter, Returned, Source};
+use crate::ring::{Ring, Tag, sys};
+use crate::worker::core::udp::{Load, Why};
+use crate::worker::outbox::Way;
+
+/// How often a datagram is offered again whose send reported an error of an earlier one.
+const TRIES_MAX: usize = 4;
+
+impl UdpDriver {
+    /// A letter came back: sends its datagrams one by one where that can help, and counts the others.
+    pub(super) fn send_again(&mut self, now: Now, returned: Returned, ring: &mut Ring) {
+        let Returned { tag, letter, errno } = returned;
+        let errno = match (errno, letter.segment) {
+            // The socket is full, and would be for each of them.
+            (Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM, _) | (_, None) => errno,
+            // The word of ICMP about an earlier datagram says nothing about these.
+            (Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH, _) => Errno::EINTR,
+            // It may be only the cutting up that is not to be had here.
+            (_, Some(segment)) => {
+                self.outbox.was_refused(Way::of(tag, &letter), segment, now);
+                Errno::EINTR
+            }
+        };
+        self.send_one_by_one(now, tag, letter, errno, ring);
+    }
+
+    /// Sends each datagram of a letter by itself, after the letter came back for `errno`.
+    pub(super) fn send_one_by_one(
+        &mut self,
+        now: Now,
+        tag: Tag,
+        letter: Letter,
+        errno: Errno,
+        ring: &mut Ring,
+    ) {
+        let segment = letter.segment.map_or(usize::MAX, usize::from);
+        for piece in ring.pool().pieces(letter.payload.outgoing()) {
+            for number in 0..piece.len().div_ceil(segment).max(1) {
+                let start = number * segment.min(piece.len());
+                let datagram = &piece[start..piece.len().min(start.saturating_add(segment))];
+                if let Err(errno) = self.send_one(now, tag, &letter, datagram, errno) {
+                    let load = Load::one(datagram.len());
+                    self.core.dropped(reason(errno), load, &self.books.borrow());
+                }
+            }
+        }
+        ring.pool_mut().give_back_chain(letter.payload);
+    }
+
+    /// Sends one datagram after `errno`, if that may have been the word of ICMP about an earlier one:
+    /// it makes the next send from its socket fail, wherever that one goes. A reply whose source the
+    /// kernel refuses goes from the address that the route has.
+    fn send_one(
+        &mut self,
+        now: Now,
+        tag: Tag,
+        letter: &Letter,
+        datagram: &[u8],
+        mut errno: Errno,
+    ) -> Result<(), Errno> {
+        let mut from = letter.from;
+        for _ in 0..TRIES_MAX {
+            match errno {
+                Errno::EINTR => {}
+                Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH | Errno::ENODEV
+                    if tag.kind == REPLY =>
+                {
+                    from = Some(from.and_then(Source::relaxed).ok_or(errno)?);
+                }
+                Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH
+                    if tag.kind == SEND =>
+                {
+                    self.read_icmp(now, tag.slot);
+                }
+                _ => return Err(errno),
+            }
+            let Some(socket) = self.sender(tag) else { return Err(Errno::EBADF) };
+            match sys::send_datagram(socket, datagram, letter.to, from) {
+                Ok(()) => return Ok(()),
+                Err(again) => errno = again,
+            }
+        }
+        Err(errno)
+    }
+}
+
+fn reason(errno: Errno) -> Why {
+    match errno {
+        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => Why::QueueFull,
+        Errno::EMSGSIZE => Why::TooBig,
+        _ => Why::SendFailed,
+    }
+}
