@@ -769,12 +769,14 @@ fn a_flood_of_empty_datagrams_is_not_taken_one_in_a_turn() {
     let counters = &balancer.plane.ends[0].metrics.counters;
     let user = user();
     // They come faster than a worker turns; until they do, it keeps up with one a turn.
-    eventually(|| {
+    wait_for("a burst to be taken in few turns", || {
         let before = (counters.udp_datagrams_up.get(), counters.turns.get());
         for _ in 0..EMPTY {
             user.send_to(&[], balancer.at()).unwrap();
         }
-        eventually(|| (counters.udp_datagrams_up.get() == before.0 + EMPTY).then_some(()));
+        wait_for("the burst to be taken", || {
+            (counters.udp_datagrams_up.get() == before.0 + EMPTY).then_some(())
+        });
         let turns = counters.turns.get() - before.1;
         (turns < EMPTY / 2).then_some(())
     });
@@ -814,7 +816,7 @@ fn users_at_a_cable(binds: &[&str]) -> Vec<UdpSocket> {
         ready.recv().unwrap();
         bring_up("other", THERE, "2001:db8::2/64", "fe80::2/64");
         let bind = |bind: &String| {
-            let socket = eventually(|| UdpSocket::bind(bind).ok());
+            let socket = wait_for("the address to be there", || UdpSocket::bind(bind).ok());
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.set_broadcast(true).unwrap();
             socket
@@ -841,7 +843,7 @@ fn bring_up(device: &str, v4: &str, v6: &str, link_local: &str) {
 
 /// Which address answers what is sent to one of them.
 fn who_answers(user: &UdpSocket, to: SocketAddr) -> IpAddr {
-    let (answer, from) = eventually(|| {
+    let (answer, from) = wait_for("an answer", || {
         user.send_to(b"who serves?", to).ok()?;
         user.set_read_timeout(Some(SILENCE)).unwrap();
         receive(user).ok()
@@ -926,7 +928,7 @@ fn addresses_that_are_only_routed_here_and_those_that_went_away_are_answered() {
         let (gone, user) = (Service::start("127.0.0.1:0", |_| vec![]), user_at("10.9.0.2:0"));
         balancer.register_udp(&[gone.at]);
         user.send_to(b"?", ("10.9.0.1", port)).unwrap();
-        eventually(|| (gone.seen() == 1).then_some(()));
+        wait_for("the datagram to arrive", || (gone.seen() == 1).then_some(()));
         let upstream = gone.last_sender();
         ip("addr del 10.9.0.1/32 dev lo");
         gone.answer(b"late", upstream);
