@@ -343,7 +343,7 @@ fn receives_that_take_what_waits_leave_the_order_and_the_blocks_as_they_are() {
         Some((RECEIVE, true))
     );
     let pool = stage.ring.pool();
-    let out = pool.blocks(Class::Datagram) - stage.ring.unused(Class::Datagram);
+    let out = pool.blocks(Class::Datagram) - stage.ring.pool().unused(Class::Datagram);
     assert!(out <= 2, "{out} blocks are lost");
 }
 
