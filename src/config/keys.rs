@@ -266,7 +266,7 @@ pub const KEYS: &[Key] = &[
     Key {
         section: "udp",
         name: "quarantine_ms",
-        help: "How long a backend and a local port rest after a session, so that a late reply reaches nobody else; `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.",
+        help: "How long a backend and a local port rest after a session, so that a late reply reaches nobody else, or less where ports run short; `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.",
         set: |config, given| quarantine(given).map(|value| config.udp.quarantine = value),
         show: |config| config.udp.quarantine.map_or("\"auto\"".to_owned(), show_millis),
     },

@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use crate::base::time::Now;
 use crate::cluster::{Backend, BackendId, Protocol};
-use crate::worker::link::{Ended, Refusal, RequestLine};
+use crate::worker::link::{Ended, Lack, Refusal, RequestLine};
 
 /// Lines about users in a second.
 const USER_LINES_MAX: u32 = 100;
@@ -19,6 +19,9 @@ const SERVER_LINES_MAX: u32 = 100;
 const REFUSED_LINES_MAX: u32 = 20;
 /// Lines about hellos in a second.
 const HELLO_LINES_MAX: u32 = 20;
+
+/// How often there is a line about a lack of room.
+const ROOM_EVERY: Duration = Duration::from_secs(10);
 
 /// So many in every second, and no more.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ pub struct Console {
     refused: Budget,
     hellos: Budget,
     held_back: u64,
+    /// When a lack of room was told last, and datagrams that were dropped for it since.
+    room: (Option<Now>, u64),
 }
 
 impl Default for Console {
@@ -60,6 +65,7 @@ impl Default for Console {
             refused: Budget::new(REFUSED_LINES_MAX),
             hellos: Budget::new(HELLO_LINES_MAX),
             held_back: 0,
+            room: (None, 0),
         }
     }
 }
@@ -129,6 +135,28 @@ impl Console {
         }
     }
 
+    /// New UDP users were turned away for want of room; told with the cure, seldom, and with all that
+    /// were dropped since the last line.
+    pub fn out_of_room(
+        &mut self,
+        now: Now,
+        lack: Lack,
+        server: Option<(BackendId, Option<SocketAddr>)>,
+        datagrams: u64,
+    ) {
+        let (told, dropped) = &mut self.room;
+        *dropped += datagrams;
+        if told.is_some_and(|told| now.since(told) < ROOM_EVERY) {
+            return;
+        }
+        *told = Some(now);
+        let datagrams = std::mem::take(dropped);
+        let address = Shown(server.and_then(|(_, address)| address));
+        let (why, cure) = told_lack(lack);
+        let server = Shown(server.map(|(id, _)| id));
+        warn!(%server, %address, datagrams, why, cure, "udp users turned away for want of room");
+    }
+
     pub fn hello(&mut self, now: Now, peer: SocketAddr, servers: usize, took: Option<Duration>) {
         let shown = self.hellos.allows(now);
         self.held_back += u64::from(!shown);
@@ -188,6 +216,26 @@ impl Console {
             self.shows_server(now),
             server = %id, %protocol, %address, why, sessions, servers, "server left"
         );
+    }
+}
+
+/// A lack of room and what helps.
+fn told_lack(lack: Lack) -> (&'static str, &'static str) {
+    match lack {
+        Lack::Place => (
+            "as many udp sessions are in use as may be",
+            "raise limits.udp_sessions; set udp.responses if each datagram is answered",
+        ),
+        Lack::Pair => (
+            "every socket and local port towards the server is in use",
+            "raise LimitNOFILE, limits.udp_sockets or net.ipv4.ip_local_port_range; add \
+             udp.local_addresses or servers; set udp.responses if each datagram is answered",
+        ),
+        Lack::Share => (
+            "room is short and one source holds more than its share of it",
+            "if it is a flood, set udp.source_sessions or udp.source_new_per_second; if not, raise \
+             LimitNOFILE or limits.udp_sockets, or add udp.local_addresses",
+        ),
     }
 }
 

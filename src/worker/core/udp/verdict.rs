@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::metrics::{Counter, WorkerCounters};
 use crate::proxy::udp::Socket;
+use crate::worker::link::Lack;
 
 /// Payloads of one sender that came together: one datagram, or several of `segment` bytes of which
 /// only the last may be shorter.
@@ -63,6 +64,7 @@ pub enum Why {
     TableFull,
     SourceLimit,
     SourceRate,
+    SourceShare,
     UpstreamExhausted,
     Draining,
     TooBig,
@@ -75,12 +77,23 @@ pub enum Why {
 }
 
 impl Why {
+    /// The room that a session lacked, if it was that.
+    pub fn lack(self) -> Option<Lack> {
+        match self {
+            Why::TableFull => Some(Lack::Place),
+            Why::UpstreamExhausted => Some(Lack::Pair),
+            Why::SourceShare => Some(Lack::Share),
+            _ => None,
+        }
+    }
+
     pub fn counter(self, counters: &WorkerCounters) -> &Counter {
         match self {
             Why::NoBackend => &counters.udp_dropped_no_backend,
             Why::TableFull => &counters.udp_dropped_table_full,
             Why::SourceLimit => &counters.udp_dropped_source_limit,
             Why::SourceRate => &counters.udp_dropped_source_rate,
+            Why::SourceShare => &counters.udp_dropped_source_share,
             Why::UpstreamExhausted => &counters.udp_dropped_upstream_exhausted,
             Why::Draining => &counters.udp_dropped_draining,
             Why::TooBig => &counters.udp_dropped_too_big,
