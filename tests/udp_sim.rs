@@ -563,10 +563,9 @@ impl World {
         }
         if let Some((other, clean)) = self.model.pairs.get(&(by, to))
             && *other != flow
+            && self.now < *clean
         {
-            if self.now < *clean {
-                return violated(format!("{flow:?} was given the pair of {other:?} too early"));
-            }
+            return violated(format!("{flow:?} was given the pair of {other:?} too early"));
         }
         let last = self.now;
         let same = before.filter(|held| (held.address, held.descriptor) == (to, by));

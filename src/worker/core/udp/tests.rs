@@ -703,6 +703,10 @@ fn answered(world: &mut World, number: u16) -> Socket {
     socket
 }
 
+fn let_in(world: &mut World, number: u16) {
+    answered(world, number);
+}
+
 #[test]
 fn the_session_that_is_idle_for_longest_gives_way_and_none_in_use() {
     let mut world = with_pairs(3);
@@ -808,7 +812,7 @@ fn dns_users_from_fresh_ports_are_served_for_as_long_as_they_come() {
 #[test]
 fn a_full_table_makes_room_too() {
     let mut world = with_backends(1, |settings| settings.sessions = 3);
-    (1..=3).for_each(|source| drop(answered(&mut world, of_source(source, 1))));
+    (1..=3).for_each(|source| let_in(&mut world, of_source(source, 1)));
     assert_eq!(world.up(of_source(4, 1)), Err(Why::TableFull));
     world.pass(Duration::from_millis(2_100));
     world.reports();
@@ -822,12 +826,12 @@ fn a_full_table_makes_room_too() {
 fn one_source_takes_neither_the_last_of_the_room_nor_the_sessions_of_others() {
     for answers in [true, false] {
         let mut world = with_pairs(40);
-        (1..=5).for_each(|source| drop(answered(&mut world, of_source(source, 1))));
+        (1..=5).for_each(|source| let_in(&mut world, of_source(source, 1)));
         world.pass(Duration::from_secs(3));
         let mut taken = 0;
         for port in 0..200 {
             match world.up(of_source(9, port)) {
-                Ok((socket, host)) if answers => drop(world.down(socket, host)),
+                Ok((socket, host)) if answers => assert!(world.down(socket, host).is_ok()),
                 Ok(_) => {}
                 Err(why) => assert_eq!(why, Why::SourceShare),
             }
@@ -840,7 +844,7 @@ fn one_source_takes_neither_the_last_of_the_room_nor_the_sessions_of_others() {
         assert_eq!(world.metrics.counters.udp_sessions_displaced.get(), 0, "{answers}");
         // Its own sessions make room for its next ones, and for everybody else's.
         world.pass(Duration::from_secs(6));
-        (1..=5).for_each(|source| drop(answered(&mut world, of_source(source, 1))));
+        (1..=5).for_each(|source| let_in(&mut world, of_source(source, 1)));
         for port in 200..240 {
             let _ = world.up(of_source(9, port));
         }
@@ -859,9 +863,9 @@ fn one_source_takes_neither_the_last_of_the_room_nor_the_sessions_of_others() {
 #[test]
 fn a_large_source_is_not_limited_while_there_is_room() {
     let mut world = with_pairs(40);
-    (0..31).for_each(|port| drop(answered(&mut world, of_source(1, port))));
+    (0..31).for_each(|port| let_in(&mut world, of_source(1, port)));
     world.pass(Duration::from_millis(2_100));
-    (31..62).for_each(|port| drop(answered(&mut world, of_source(1, port))));
+    (31..62).for_each(|port| let_in(&mut world, of_source(1, port)));
     assert_eq!(world.up(of_source(1, 99)), Err(Why::SourceShare), "a quarter is left to others");
     assert!((2..=9).all(|source| world.up(of_source(source, 1)).is_ok()));
 }
