@@ -288,7 +288,7 @@ mod tests {
         let told = told_udp_capacity(18_000, &config);
         let said = "18000 UDP sessions on one backend, bounded by the local ports and descriptors, \
                     and 100000 on all of them";
-        assert!(told.contains(said) && told.contains("given 100 new"), "{told}");
+        assert!(told.contains(said) && told.contains("given up to 9000 new"), "{told}");
         config.limits.udp_sockets = 18_000;
         let told = told_udp_capacity(18_000, &config);
         assert!(told.contains("bounded by limits.udp_sockets"), "{told}");
