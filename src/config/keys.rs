@@ -154,7 +154,7 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
     "udp" "responses", udp.responses: Number(0..=U32_MAX), Restart,
         "Ends a session once each datagram of the user was answered this often; 0 leaves that to `udp_idle_ms`.";
     "udp" "quarantine_ms", udp.quarantine: MillisOrAuto(0..=DAY_MS), Restart,
-        "How long a backend and a local port rest after a session, so that a late reply reaches nobody else; `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.";
+        "How long a backend and a local port rest after a session, so that a late reply reaches nobody else, or less where ports run short; `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.";
     "udp" "source_sessions", udp.source_sessions: Number(0..=U32_MAX), Restart,
         "Sessions that one source (an IPv4 address or an IPv6 /64) may hold; each worker allows an even share of them, rounded up. 0 sets no limit.";
     "udp" "source_new_per_second", udp.source_new_per_second: Number(0..=U32_MAX), Restart,

@@ -18,6 +18,30 @@ const PLACES_AT_START: usize = 128 * 1024;
 /// about a millisecond on the way to 100,000 flows, once.
 const INDEX_AT_START: usize = 4 * 1024;
 
+/// How long a session is in use after something passed, and something may be under way to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Waits {
+    /// When every datagram was answered.
+    pub quiet: Duration,
+    /// When an answer is still to come.
+    pub answer: Duration,
+    /// When it is over with the last answer that there can be: only a copy that the network made can
+    /// follow.
+    pub copies: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Waits {
+        Waits {
+            quiet: Duration::from_secs(2),
+            // A resolver asks again after 5 s (man 5 resolv.conf, `timeout`): what comes later is of
+            // use to nobody.
+            answer: Duration::from_secs(5),
+            copies: Duration::from_millis(500),
+        }
+    }
+}
+
 /// What makes a datagram part of a session: who sent it, and which of our addresses it was sent to.
 /// IPv4 addresses and their mapped IPv6 forms are the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,7 +184,26 @@ pub struct Flow<S> {
     pub key: FlowKey,
     /// When a datagram last passed, in either direction. Setting it is all that keeps a flow.
     pub last_seen: Now,
+    /// An answer is still to come.
+    pub awaiting: bool,
+    /// Nothing has passed for so long that the flow is not in use; see [`Flows::stir`].
+    quiet: bool,
     pub state: S,
+}
+
+impl<S> Flow<S> {
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+}
+
+/// What has become of a flow through which nothing passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Due {
+    /// It is not in use any more.
+    Quiet,
+    /// The idle time is over: for the caller to close.
+    Idle,
 }
 
 /// A flow in the index.
@@ -184,6 +227,7 @@ impl Indexed {
 pub struct Flows<S> {
     hasher: FlowHasher,
     idle: Duration,
+    waits: Waits,
     capacity: usize,
     index: HashTable<Indexed>,
     places: Vec<Option<Flow<S>>>,
@@ -197,12 +241,23 @@ impl<S> Flows<S> {
         Flows {
             hasher,
             idle,
+            waits: Waits::default(),
             capacity,
             index: HashTable::with_capacity(capacity.min(INDEX_AT_START)),
             places: Vec::with_capacity(capacity.min(PLACES_AT_START)),
             free: Vec::new(),
             timers: Wheel::new(now),
         }
+    }
+
+    /// The same flows, in use for other times than usual.
+    pub fn waiting(self, waits: Waits) -> Flows<S> {
+        Flows { waits, ..self }
+    }
+
+    /// Until when a flow is in use, and something from its other end may be under way to it.
+    pub fn in_use_until(&self, flow: &Flow<S>) -> Now {
+        in_use_until(self.waits, flow)
     }
 
     pub fn len(&self) -> usize {
@@ -236,9 +291,22 @@ impl<S> Flows<S> {
     /// earlier than before.
     pub fn look_anew(&mut self, place: u32) {
         if let Some(flow) = self.get(place) {
-            let ends = flow.last_seen.plus(self.idle);
-            self.timers.schedule(place, ends);
+            let next = self.next_look(flow);
+            self.timers.schedule(place, next);
         }
+    }
+
+    /// A quiet flow is in use again.
+    pub fn stir(&mut self, place: u32) {
+        if let Some(flow) = self.get_mut(place) {
+            flow.quiet = false;
+            self.look_anew(place);
+        }
+    }
+
+    fn next_look(&self, flow: &Flow<S>) -> Now {
+        let ends = flow.last_seen.plus(self.idle);
+        if flow.quiet { ends } else { ends.min(self.in_use_until(flow)) }
     }
 
     /// The place of the flow with this key, whose hash is given because callers need it as well.
@@ -265,7 +333,9 @@ impl<S> Flows<S> {
     pub fn open(&mut self, hash: u64, key: FlowKey, state: S, now: Now) -> Result<u32, S> {
         let Some(place) = self.vacant() else { return Err(state) };
         debug_assert!(self.find(hash, &key).is_none(), "a flow is entered once");
-        let flow = Some(Flow { key, last_seen: now, state });
+        let flow = Flow { key, last_seen: now, awaiting: false, quiet: false, state };
+        let next = self.next_look(&flow);
+        let flow = Some(flow);
         match self.free.pop() {
             Some(_) => self.places[place as usize] = flow,
             None => self.places.push(flow),
@@ -273,7 +343,7 @@ impl<S> Flows<S> {
         let indexed = Indexed { place, word: hash as u32 };
         let again = |indexed: &Indexed| Indexed::spread(indexed.word);
         self.index.insert_unique(again(&indexed), indexed, again);
-        self.timers.schedule(place, now.plus(self.idle));
+        self.timers.schedule(place, next);
         Ok(place)
     }
 
@@ -288,19 +358,22 @@ impl<S> Flows<S> {
         Some(flow)
     }
 
-    /// The place of a flow through which nothing has passed for the idle time, for the caller to close.
-    /// Looks at no more than `looks` flows whose timers have fired, and says in it how many are left;
-    /// when it is zero, more may be idle.
-    pub fn next_idle(&mut self, now: Now, looks: &mut u32) -> Option<u32> {
+    /// The place of a flow that has become quiet or idle. Looks at no more than `looks` flows whose
+    /// timers have fired, and says in it how many are left; when it is zero, there may be more.
+    pub fn next_due(&mut self, now: Now, looks: &mut u32) -> Option<(u32, Due)> {
         while *looks > 0 {
             let place = self.timers.pop(now)?;
             *looks -= 1;
-            let flow = self.places[place as usize].as_ref().expect("a timer ends with its flow");
-            let ends = flow.last_seen.plus(self.idle);
-            // Set again in either case: a flow that the caller does not close stays in the table.
-            self.timers.schedule(place, ends);
-            if ends <= now {
-                return Some(place);
+            let flow = self.places[place as usize].as_mut().expect("a timer ends with its flow");
+            let idle = flow.last_seen.plus(self.idle) <= now;
+            let quiet = !flow.quiet && in_use_until(self.waits, flow) <= now;
+            flow.quiet |= quiet;
+            // Set again in any case: a flow that the caller does not close stays in the table.
+            self.look_anew(place);
+            match (idle, quiet) {
+                (true, _) => return Some((place, Due::Idle)),
+                (false, true) => return Some((place, Due::Quiet)),
+                (false, false) => {}
             }
         }
         None
@@ -310,6 +383,11 @@ impl<S> Flows<S> {
     pub fn next_deadline(&self) -> Option<Now> {
         self.timers.next_deadline()
     }
+}
+
+fn in_use_until<S>(waits: Waits, flow: &Flow<S>) -> Now {
+    let wait = if flow.awaiting { waits.answer } else { waits.quiet };
+    flow.last_seen.plus(wait)
 }
 
 #[cfg(test)]
@@ -342,11 +420,13 @@ mod tests {
 
     fn idle(flows: &mut Flows<u32>, now: Now) -> Vec<u32> {
         let mut looks = u32::MAX;
-        std::iter::from_fn(|| {
-            let place = flows.next_idle(now, &mut looks)?;
-            flows.close(place).map(|flow| flow.state)
-        })
-        .collect()
+        std::iter::from_fn(|| flows.next_due(now, &mut looks))
+            .filter(|(_, due)| *due == Due::Idle)
+            .map(|(place, _)| place)
+            .collect::<Vec<u32>>()
+            .into_iter()
+            .filter_map(|place| flows.close(place).map(|flow| flow.state))
+            .collect()
     }
 
     #[test]
@@ -481,12 +561,12 @@ mod tests {
         let mut flows = table(10);
         let seen = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
         open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
-        flows.set_idle(Duration::from_secs(2));
+        flows.set_idle(Duration::from_secs(1));
         flows.look_anew(seen);
         flows.look_anew(9);
-        assert_eq!(idle(&mut flows, at(1_999)), [0u32; 0]);
-        assert_eq!(idle(&mut flows, at(2_020)), [1]);
-        assert_eq!(idle(&mut flows, at(60_020)), [2]);
+        assert_eq!(idle(&mut flows, at(999)), [0u32; 0]);
+        assert_eq!(idle(&mut flows, at(1_020)), [1]);
+        assert_eq!(idle(&mut flows, at(2_020)), [2], "when it is looked at in any case");
     }
 
     #[test]
@@ -500,7 +580,7 @@ mod tests {
         let now = at(61_000);
         let mut looks = 2;
         let mut ended = 0;
-        while let Some(place) = flows.next_idle(now, &mut looks) {
+        while let Some((place, _)) = flows.next_due(now, &mut looks) {
             flows.close(place);
             ended += 1;
         }
@@ -514,8 +594,32 @@ mod tests {
         let mut flows = table(1);
         open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
         let mut looks = 10;
-        assert!(flows.next_idle(at(61_000), &mut looks).is_some());
-        assert!(flows.next_idle(at(61_000), &mut looks).is_none());
-        assert!(flows.next_idle(at(62_000), &mut looks).is_some());
+        let named = Some((0, Due::Idle));
+        assert_eq!(flows.next_due(at(61_000), &mut looks), named);
+        assert_eq!(flows.next_due(at(61_000), &mut looks), None);
+        assert_eq!(flows.next_due(at(62_000), &mut looks), named);
+    }
+
+    #[test]
+    fn a_flow_is_quiet_when_nothing_passes_and_later_when_it_waits_for_an_answer() {
+        let mut flows = table(10);
+        let answered = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        let waiting = open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
+        flows.get_mut(waiting).unwrap().awaiting = true;
+        let due = |flows: &mut Flows<u32>, ms: u64| -> Vec<(u32, Due)> {
+            let mut looks = u32::MAX;
+            std::iter::from_fn(|| flows.next_due(at(ms), &mut looks)).collect()
+        };
+        assert_eq!(due(&mut flows, 1_999), []);
+        assert_eq!(due(&mut flows, 2_020), [(answered, Due::Quiet)]);
+        assert!(flows.get(answered).unwrap().is_quiet() && !flows.get(waiting).unwrap().is_quiet());
+        assert_eq!(due(&mut flows, 4_999), []);
+        flows.get_mut(answered).unwrap().last_seen = at(5_000);
+        flows.stir(answered);
+        assert_eq!(due(&mut flows, 6_999), [(waiting, Due::Quiet)]);
+        assert_eq!(due(&mut flows, 7_020), [(answered, Due::Quiet)]);
+        assert_eq!(due(&mut flows, 60_020), [(waiting, Due::Idle)]);
+        flows.close(waiting);
+        assert_eq!(due(&mut flows, 65_020), [(answered, Due::Idle)]);
     }
 }
