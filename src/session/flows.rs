@@ -156,6 +156,8 @@ pub struct Flow<S> {
     pub awaiting: bool,
     /// Nothing has passed for so long that the flow is not in use; see [`Flows::stir`].
     quiet: bool,
+    /// When its timer fires; a datagram that passes leaves it alone.
+    look: Now,
     pub state: S,
 }
 
@@ -258,9 +260,21 @@ impl<S> Flows<S> {
     /// Looks at the flow at `place` when it may end by the time that is set now, also if that is
     /// earlier than before.
     pub fn look_anew(&mut self, place: u32) {
-        if let Some(flow) = self.get(place) {
-            let next = self.next_look(flow);
-            self.timers.schedule(place, next);
+        let Some(flow) = self.get(place) else { return };
+        let next = self.next_look(flow);
+        self.timers.schedule(place, next);
+        if let Some(flow) = self.get_mut(place) {
+            flow.look = next;
+        }
+    }
+
+    /// No further answer is to come: the flow is in use for a shorter time than its timer may be set for.
+    pub fn answered(&mut self, place: u32) {
+        let waits = self.waits;
+        let Some(flow) = self.get_mut(place) else { return };
+        flow.awaiting = false;
+        if in_use_until(waits, flow) < flow.look {
+            self.look_anew(place);
         }
     }
 
@@ -301,9 +315,8 @@ impl<S> Flows<S> {
     pub fn open(&mut self, hash: u64, key: FlowKey, state: S, now: Now) -> Result<u32, S> {
         let Some(place) = self.vacant() else { return Err(state) };
         debug_assert!(self.find(hash, &key).is_none(), "a flow is entered once");
-        let flow = Flow { key, last_seen: now, awaiting: false, quiet: false, state };
-        let next = self.next_look(&flow);
-        let flow = Some(flow);
+        let flow =
+            Some(Flow { key, last_seen: now, awaiting: false, quiet: false, look: now, state });
         match self.free.pop() {
             Some(_) => self.places[place as usize] = flow,
             None => self.places.push(flow),
@@ -311,7 +324,7 @@ impl<S> Flows<S> {
         let indexed = Indexed { place, word: hash as u32 };
         let again = |indexed: &Indexed| Indexed::spread(indexed.word);
         self.index.insert_unique(again(&indexed), indexed, again);
-        self.timers.schedule(place, next);
+        self.look_anew(place);
         Ok(place)
     }
 
@@ -565,5 +578,18 @@ mod tests {
         assert_eq!(due(&mut flows, 60_020), [(waiting, Due::Idle)]);
         flows.close(waiting);
         assert_eq!(due(&mut flows, 65_020), [(answered, Due::Idle)]);
+    }
+
+    #[test]
+    fn a_flow_whose_answer_came_late_is_quiet_no_later_than_any_other() {
+        let mut flows = table(10);
+        let place = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        flows.get_mut(place).unwrap().awaiting = true;
+        let due = |flows: &mut Flows<u32>, ms: u64| flows.next_due(at(ms), &mut 10);
+        assert_eq!(due(&mut flows, 2_020), None, "its answer may come for 5 s");
+        flows.get_mut(place).unwrap().last_seen = at(2_100);
+        flows.answered(place);
+        assert_eq!(due(&mut flows, 4_099), None);
+        assert_eq!(due(&mut flows, 4_120), Some((place, Due::Quiet)));
     }
 }

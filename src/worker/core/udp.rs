@@ -244,9 +244,11 @@ impl Core {
         books.carried(&mut session.entry, 0, load.bytes as u64, now);
         books.metrics().counters.udp_datagrams_down.add(load.datagrams());
         session.owed = session.owed.saturating_sub(load.datagrams() as u32);
-        flow.awaiting = session.owed > 0;
-        let is_answered = !flow.awaiting;
+        let is_answered = session.owed == 0;
         self.tenants.heard(peer);
+        if is_answered {
+            self.flows.answered(place);
+        }
         if is_answered && self.settings.udp.responses.is_some() {
             self.end(now, place, EndReason::Finished, books);
         }
