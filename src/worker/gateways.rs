@@ -594,7 +594,10 @@ impl Gateways {
         };
         user.leaving = Some(Leaving::new(now, ending.reset, still));
         self.deadlines.cancel(key.place);
+        let no_session = user.entry.is_none();
         match ending.reason {
+            // What was sent is with the kernel; a place is for whoever comes next.
+            _ if no_session => drop(self.hurry_user(now, key, Duration::ZERO)),
             EndReason::Stopping => drop(self.hurry_user(now, key, STOP_GRACE)),
             EndReason::Operator | EndReason::BackendLeft => {
                 self.hurry_user(now, key, ORDERED_GRACE);
