@@ -331,7 +331,7 @@ impl Gateways {
 
     /// Ends what has been still for too long, and drops spare connections that are of no more use.
     pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        if self.live() > 0 {
+        if self.live() > 0 || self.kit.has_left_over() {
             self.kit.refill(self.live(), pool);
         }
         while let Some(place) = self.deadlines.pop(now) {
