@@ -166,6 +166,12 @@ impl Peer {
         }
     }
 
+    /// The user whose answer is not all said.
+    pub fn answers(&self) -> Option<usize> {
+        let busy = self.asked.is_some() || !self.outbox.is_empty();
+        self.user.parse().ok().filter(|_| busy)
+    }
+
     fn say(&mut self, bytes: &[u8]) {
         self.said += bytes.len();
         self.outbox.extend(bytes);
