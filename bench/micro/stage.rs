@@ -13,7 +13,7 @@ use lb::base::time::Now;
 use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::{Policy, Timeouts};
-use lb::proxy::tcp::Features;
+use lb::proxy::line::Features;
 use lb::proxy::udp::Limits;
 use lb::proxy::{self, Event, Received, Side};
 use lb::ring::pool::{Class, Pool};

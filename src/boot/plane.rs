@@ -19,7 +19,7 @@ use crate::cluster::Snapshot;
 use crate::config::Config;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
-use crate::proxy::tcp::Features;
+use crate::proxy::line::Features;
 use crate::ring::{Ring, Settings, sys};
 use crate::session::seats::Seats;
 use crate::worker::api::ApiDriver;
