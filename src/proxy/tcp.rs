@@ -570,6 +570,23 @@ mod tests {
     }
 
     #[test]
+    fn an_end_beside_a_step_that_did_not_come_to_its_end_is_believed_when_the_pipe_is_empty() {
+        for (step, reason) in [
+            (Splice::Empty, None),
+            (Splice::SinkFailed(Errno::EPIPE), Some(EndReason::BackendReset)),
+        ] {
+            let mut stage = Stage::splicing(Client);
+            stage.spliced(Client, 5, 100, Splice::Moved);
+            assert_eq!(stage.over(Backend, Received::End), [], "it may be a reset");
+            let said = stage.spliced(Client, 100, 0, step);
+            let believed = said.contains(&Cmd::FinishWriting { side: Client });
+            assert_eq!(believed, reason.is_none(), "{said:?}");
+            let over = reason.map(Progress::Over);
+            assert_eq!(stage.relay.progress(), over.unwrap_or(Progress::HalfClosed));
+        }
+    }
+
+    #[test]
     fn an_end_is_passed_on_though_a_pipe_the_other_way_is_full() {
         let mut stage = Stage::splicing(Client);
         let full = stage.spliced(Client, 5, 100, Splice::Full);
