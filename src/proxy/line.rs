@@ -221,8 +221,9 @@ impl Line {
         self.sending.take()
     }
 
-    /// Takes a chain back whose send is over.
+    /// Takes a chain back whose send is over, and left nothing.
     pub fn take_sent(&mut self) -> Chain {
+        self.short = false;
         self.sending.take()
     }
 
@@ -440,6 +441,17 @@ mod tests {
             assert_eq!(line.ended_properly(), proper, "{taken} of six bytes");
             pool.give_back_chain(waiting);
         }
+    }
+
+    #[test]
+    fn a_rest_that_has_gone_out_leaves_no_doubt_though_its_blocks_are_kept() {
+        let mut pool = Pool::new(4, 0);
+        let (mut line, mut waiting) = sending(&mut pool);
+        line.sent(4, &mut waiting, &mut pool);
+        line.send(Side::Backend, &mut waiting, &mut pool, &mut |_| {});
+        pool.give_back_chain(line.take_sent());
+        line.received(&Received::End, false, false);
+        assert!(line.ended_properly());
     }
 
     #[test]
