@@ -32,7 +32,7 @@ use crate::session::EndReason;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, FlowKey, Flows};
 use crate::session::sources::{Exceeded, SourceId, SourceLimits, Sources};
-use crate::worker::dispatcher::{Choice, Dispatcher, Entry};
+use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::link::Order;
 
 /// Sessions that one turn looks at, for idleness and for orders that concern many.
@@ -166,7 +166,7 @@ impl Core {
         client: SocketAddr,
         local: SocketAddr,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Up {
         let key = FlowKey::new(client, local);
         let hash = self.settings.hasher.flow(&key);
@@ -185,7 +185,7 @@ impl Core {
         client: SocketAddr,
         local: SocketAddr,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Up {
         let key = FlowKey::new(client, local);
         let hash = self.settings.hasher.flow(&key);
@@ -199,7 +199,7 @@ impl Core {
         now: Now,
         (hash, key, place): (u64, FlowKey, Option<u32>),
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Up {
         let housed = match place {
             Some(place) => self.house(now, place, hash, load, books),
@@ -230,7 +230,7 @@ impl Core {
         socket: Socket,
         from: SocketAddr,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Down {
         let place = match self.owner(socket, from) {
             Ok(place) => place,
@@ -257,12 +257,12 @@ impl Core {
     }
 
     /// Counts a datagram that went no further for a reason that only the caller sees.
-    pub fn dropped(&self, why: Why, load: Load, books: &Dispatcher) {
+    pub fn dropped(&self, why: Why, load: Load, books: &Books) {
         why.counter(&books.metrics().counters).add(load.datagrams());
     }
 
     /// Carries out an order that concerns sessions.
-    pub fn order(&mut self, now: Now, order: Order, books: &mut Dispatcher) {
+    pub fn order(&mut self, now: Now, order: Order, books: &mut Books) {
         match order {
             Order::EndBackend { backend, reason } => self.sweep(Some(backend), reason),
             Order::EndSession { id, reason } => {
@@ -290,7 +290,7 @@ impl Core {
     }
 
     /// Ends what has been idle for too long, what was ordered to end, and rests that are over.
-    pub fn expire(&mut self, now: Now, books: &mut Dispatcher) {
+    pub fn expire(&mut self, now: Now, books: &mut Books) {
         let mut looks = LOOKS_MAX;
         while let Some(place) = self.flows.next_idle(now, &mut looks) {
             self.end(now, place, EndReason::Idle, books);
@@ -324,13 +324,7 @@ impl Core {
     }
 
     /// Sends a session's datagram to its backend.
-    fn forward(
-        &mut self,
-        now: Now,
-        place: u32,
-        load: Load,
-        books: &mut Dispatcher,
-    ) -> Result<Up, Up> {
+    fn forward(&mut self, now: Now, place: u32, load: Load, books: &mut Books) -> Result<Up, Up> {
         let flow = self.flows.get_mut(place).expect("the session was found");
         let session = &mut flow.state;
         if load.longest() > payload_max(session.socket.family) {
@@ -353,7 +347,7 @@ impl Core {
         place: u32,
         hash: u64,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<u32, Up> {
         let flow = self.flows.get_mut(place).expect("the session was found");
         let key = flow.key;
@@ -383,13 +377,7 @@ impl Core {
     }
 
     /// Moves a session to another backend, if there is one that is fit.
-    fn relocate(
-        &mut self,
-        now: Now,
-        place: u32,
-        hash: u64,
-        books: &mut Dispatcher,
-    ) -> Result<u32, Up> {
+    fn relocate(&mut self, now: Now, place: u32, hash: u64, books: &mut Books) -> Result<u32, Up> {
         if let Some(socket) = self.upstream.wanted(now) {
             return Err(Up::Open(socket));
         }
@@ -424,7 +412,7 @@ impl Core {
         hash: u64,
         key: FlowKey,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<u32, Up> {
         let client = key.client();
         let place = self.admissible(now, client, books).map_err(Up::Drop)?;
@@ -455,7 +443,7 @@ impl Core {
     }
 
     /// The place of a session that `client` may begin now.
-    fn admissible(&self, now: Now, client: SocketAddr, books: &Dispatcher) -> Result<u32, Why> {
+    fn admissible(&self, now: Now, client: SocketAddr, books: &Books) -> Result<u32, Why> {
         if self.draining {
             return Err(Why::Draining);
         }
@@ -477,13 +465,7 @@ impl Core {
     }
 
     /// The backend that another worker has for this flow, or else the one whose turn it is.
-    fn choose(
-        &self,
-        now: Now,
-        hash: u64,
-        client: SocketAddr,
-        books: &Dispatcher,
-    ) -> Option<Choice> {
+    fn choose(&self, now: Now, hash: u64, client: SocketAddr, books: &Books) -> Option<Choice> {
         let unfit = |id| self.tenants.is_unfit(id, now);
         let elsewhere = self.settings.affinity.as_ref().and_then(|holder| holder.map.find(hash));
         let found = elsewhere.filter(|id| !unfit(*id)).and_then(|id| books.find(Protocol::Udp, id));
@@ -496,7 +478,7 @@ impl Core {
             .or_else(|| books.choose(Protocol::Udp, client.ip(), &|_| false))
     }
 
-    fn end(&mut self, now: Now, place: u32, reason: EndReason, books: &mut Dispatcher) {
+    fn end(&mut self, now: Now, place: u32, reason: EndReason, books: &mut Books) {
         let Some(flow) = self.flows.close(place) else { return };
         let session = flow.state;
         self.upstream.give_back(session.peer, session.socket, now);
@@ -515,7 +497,7 @@ impl Core {
     }
 
     /// Whether a backend is in the rotation that sessions need not avoid, besides the one that is left.
-    fn is_any_fit(&self, now: Now, left: Option<BackendId>, books: &Dispatcher) -> bool {
+    fn is_any_fit(&self, now: Now, left: Option<BackendId>, books: &Books) -> bool {
         let snapshot = books.snapshot();
         snapshot.rotations[Protocol::Udp.index()].places().any(|place| {
             let backend = snapshot.backends.get(usize::from(place));
@@ -535,7 +517,7 @@ impl Core {
     }
 
     /// Carries the orders about many sessions on; the first at once to its end if too many wait.
-    fn go_on_sweeping(&mut self, now: Now, books: &mut Dispatcher) {
+    fn go_on_sweeping(&mut self, now: Now, books: &mut Books) {
         let mut looks = if self.sweeps.len() > SWEEPS_MAX { u32::MAX } else { LOOKS_MAX };
         while let Some(sweep) = self.sweeps.front_mut() {
             let Sweep { task, next } = *sweep;

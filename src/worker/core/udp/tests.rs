@@ -16,7 +16,7 @@ use crate::metrics::WorkerMetrics;
 use crate::session::SessionId;
 use crate::session::seats::Seats;
 use crate::session::shards::{SessionView, Shard};
-use crate::worker::dispatcher::Parts;
+use crate::worker::books::Parts;
 use crate::worker::link::{Report, Terms};
 
 const LOCAL: &str = "192.0.2.1:53";
@@ -25,7 +25,7 @@ const REST: Duration = Duration::from_secs(120);
 /// One worker's core with its books, at a moment.
 struct World {
     core: Core,
-    books: Dispatcher,
+    books: Books,
     reports: rtrb::Consumer<Report>,
     metrics: Arc<WorkerMetrics>,
     shard: Arc<Shard>,
@@ -52,7 +52,7 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
     let (writer, shard) = Shard::new(0, 1000);
     let (producer, reports) = rtrb::RingBuffer::new(1000);
     let metrics = Arc::new(WorkerMetrics::default());
-    let books = Dispatcher::new(Parts {
+    let books = Books::new(Parts {
         balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
         shard: writer,
         metrics: Arc::clone(&metrics),
