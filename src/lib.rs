@@ -32,7 +32,7 @@
 //! # Layers, low to high
 //!
 //! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
-//! `proxy`, `worker::link`, `worker::dispatcher` < `worker::core` < `ring` < `worker`, `control`,
+//! `proxy`, `worker::link`, `worker::books` < `worker::core` < `ring` < `worker`, `control`,
 //! `client`, `load` < `boot` < `cli`.
 //! A module names only what is below it; `tests/tidy.rs` keeps it so.
 

@@ -11,7 +11,7 @@ use lb::boot::DataPlane;
 use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
-use lb::proxy::tcp::Features;
+use lb::proxy::line::Features;
 use lb::ring::outlook::outlook;
 use lb::session::EndReason;
 use lb::worker::link::{Ended, Order, Report};

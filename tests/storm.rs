@@ -14,7 +14,7 @@ use lb::boot::DataPlane;
 use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
-use lb::proxy::tcp::Features;
+use lb::proxy::line::Features;
 use lb::worker::link::Order;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 

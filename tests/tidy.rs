@@ -1,7 +1,8 @@
-//! The laws of the source, as a test. Owns what must never be: an import upward, `unsafe` outside the
-//! ring, a clock in a pure module, a file without its opening line, work left open. The checker is a
+//! The laws of the source, as a test. Owns what must never be: an import upward, a circle of imports,
+//! `unsafe` outside the ring, a clock in a pure module, a file without its opening line, work left open. The checker is a
 //! function over (path, text) pairs, and its own tests plant a violation of every law.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
 
@@ -80,6 +81,7 @@ fn check(files: &[File]) -> Vec<String> {
             imports(&file.path, &code, &layers, &mut tell);
         }
     }
+    found.extend(circles(files));
     found
 }
 
@@ -185,6 +187,76 @@ fn imports(path: &str, code: &str, layers: &[String], tell: &mut Tell) {
             tell(line, format!("`{}` names `{target}`, which is above it", layers[own]));
         }
     }
+}
+
+type Module = Vec<String>;
+
+/// What each module imports, and on which line first.
+type Graph = BTreeMap<Module, BTreeMap<Module, usize>>;
+
+/// Circles of imports, each told once: with the first module in the alphabet, the shortest through it.
+fn circles(files: &[File]) -> Vec<String> {
+    let graph = graph(files);
+    let mut found = Vec::new();
+    for (module, imports) in &graph {
+        let Some(circle) = way_back(module, &graph) else { continue };
+        if circle.iter().min() == Some(module) {
+            let names: Vec<String> = circle.iter().map(|module| module.join("::")).collect();
+            let line = imports[circle.get(1).unwrap_or(module)];
+            let path =
+                &files.iter().find(|file| is_module(file, module)).expect("it was read").path;
+            found.push(format!("{path}:{line}: a circle of imports: {}", names.join(" -> ")));
+        }
+    }
+    found
+}
+
+fn is_module(file: &File, module: &Module) -> bool {
+    file.path.starts_with("src/") && file.path.ends_with(".rs") && module_of(&file.path) == *module
+}
+
+/// Who imports whom, file by file. What a module says of its own parts is no import: it is made of them.
+fn graph(files: &[File]) -> Graph {
+    let is_source = |file: &&File| {
+        file.path.starts_with("src/") && file.path.ends_with(".rs") && !is_tests(&file.path)
+    };
+    let sources: Vec<&File> = files.iter().filter(is_source).collect();
+    let mut graph: Graph =
+        sources.iter().map(|file| (module_of(&file.path), BTreeMap::new())).collect();
+    let modules: Vec<Module> = graph.keys().cloned().collect();
+    for file in sources {
+        let here = module_of(&file.path);
+        for (line, target) in references(&code_only(before_tests(&file.text)), &here) {
+            let known = (1..=target.len()).rev().map(|length| &target[..length]);
+            let Some(target) = known.into_iter().find(|name| modules.iter().any(|m| m == name))
+            else {
+                continue;
+            };
+            if !here.is_empty() && !target.starts_with(&here) {
+                let imports = graph.entry(here.clone()).or_default();
+                imports.entry(target.to_vec()).or_insert(line);
+            }
+        }
+    }
+    graph
+}
+
+/// The shortest way along imports from a module to itself, if there is one.
+fn way_back(module: &Module, graph: &Graph) -> Option<Vec<Module>> {
+    let mut ways: VecDeque<Vec<Module>> = VecDeque::from([vec![module.clone()]]);
+    let mut seen = BTreeSet::new();
+    while let Some(way) = ways.pop_front() {
+        for next in graph[way.last()?].keys() {
+            let longer = || way.iter().cloned().chain([next.clone()]).collect();
+            if next == module {
+                return Some(longer());
+            }
+            if seen.insert(next) {
+                ways.push_back(longer());
+            }
+        }
+    }
+    None
 }
 
 /// `src/worker/core.rs` is `worker::core`; lib.rs and main.rs are none.
@@ -394,6 +466,50 @@ mod the_checker {
         ] {
             assert_eq!(found(path, &format!("//! A file.\n{code}\n")), [""; 0], "{path} {code}");
         }
+    }
+
+    /// What is said of a source of these files, each a path and its code.
+    fn circles_of(files: &[(&str, &str)]) -> Vec<String> {
+        let file = |(path, code): &(&str, &str)| File {
+            path: (*path).to_owned(),
+            text: format!("//! A file.\n{code}\n"),
+        };
+        circles(&files.iter().map(file).collect::<Vec<File>>())
+    }
+
+    #[test]
+    fn sees_every_circle_of_imports() {
+        let two =
+            [("src/a/x.rs", "use super::y::Y;"), ("src/a/y.rs", "fn f(x: crate::a::x::X) {}")];
+        let told = "src/a/x.rs:2: a circle of imports: a::x -> a::y -> a::x";
+        assert_eq!(circles_of(&two), [told]);
+        let three = [
+            ("src/a/x.rs", "use super::{z, y::{self, Y}};"),
+            ("src/a/y.rs", "use super::z::{p, q};"),
+            ("src/a/z.rs", "\nuse super::x;"),
+            ("src/a/w.rs", "use super::x;"),
+        ];
+        let told = "src/a/x.rs:2: a circle of imports: a::x -> a::z -> a::x";
+        assert_eq!(circles_of(&three), [told], "who only leads into a circle is not in it");
+        let over_the_parent = [
+            ("src/a/mod.rs", "mod x;\nuse crate::b::B;"),
+            ("src/a/x.rs", "use super::A;"),
+            ("src/b.rs", "use crate::a::x;"),
+        ];
+        let told = "src/a/mod.rs:3: a circle of imports: a -> b -> a::x -> a";
+        assert_eq!(circles_of(&over_the_parent), [told]);
+    }
+
+    #[test]
+    fn lets_a_module_be_made_of_its_parts() {
+        let files = [
+            ("src/lib.rs", "mod a;"),
+            ("src/a/mod.rs", "mod x;\nuse crate::a::x::X;"),
+            ("src/a/x.rs", "use super::A;\nuse super::y::Y;"),
+            ("src/a/y.rs", "#[cfg(test)]\nmod tests {\n    use crate::a::x;\n}"),
+            ("src/a/tests.rs", "use super::x;"),
+        ];
+        assert_eq!(circles_of(&files), [""; 0]);
     }
 
     #[test]

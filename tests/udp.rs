@@ -17,7 +17,7 @@ use lb::boot::DataPlane;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::{Config, OnUdpLoss};
 use lb::metrics::WorkerCounters;
-use lb::proxy::tcp::Features;
+use lb::proxy::line::Features;
 use lb::worker::link::Order;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};

@@ -24,8 +24,8 @@ use lb::session::flows::{FlowHasher, Waits};
 use lb::session::seats::Seats;
 use lb::session::shards::Shard;
 use lb::session::sources::SourceLimits;
+use lb::worker::books::{Books, Parts};
 use lb::worker::core::udp::{Core, Down, Holder, Load, Settings, Up, Why};
-use lb::worker::dispatcher::{Dispatcher, Parts};
 use lb::worker::link::{Order, Report};
 use nix::errno::Errno;
 
@@ -142,7 +142,7 @@ type Descriptor = (usize, u64);
 
 struct Worker {
     core: Core,
-    books: Dispatcher,
+    books: Books,
     reports: rtrb::Consumer<Report>,
     metrics: Arc<WorkerMetrics>,
     shard: Arc<Shard>,
@@ -306,7 +306,7 @@ impl World {
             .map(|(number, metrics)| {
                 let (writer, shard) = Shard::new(number as u8, SESSIONS);
                 let (producer, reports) = rtrb::RingBuffer::new(64);
-                let books = Dispatcher::new(Parts {
+                let books = Books::new(Parts {
                     balancer: Balancer::new(Policy::RoundRobin, Arc::clone(&turns)),
                     shard: writer,
                     metrics: Arc::clone(&metrics),
@@ -528,8 +528,7 @@ impl World {
             Fault::ForgetsTheLocalAddress => local(0),
             _ => flow.1,
         };
-        let mut ask: fn(&mut Core, Now, SocketAddr, SocketAddr, Load, &mut Dispatcher) -> Up =
-            Core::up;
+        let mut ask: fn(&mut Core, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up = Core::up;
         loop {
             let Worker { core, books, open, offered, .. } = &mut self.workers[which];
             match ask(core, self.now, flow.0, told, load, books) {

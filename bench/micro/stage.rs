@@ -1,9 +1,7 @@
 //! A worker's core on a kernel that grants everything at once. Owns the sessions that the benchmarks and
 //! the fixed scripts play; what they measure is the core's own work and that of its books.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,15 +11,15 @@ use lb::base::time::Now;
 use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::{Policy, Timeouts};
-use lb::proxy::tcp::Features;
+use lb::proxy::line::Features;
 use lb::proxy::udp::Limits;
 use lb::proxy::{self, Event, Received, Side};
 use lb::ring::pool::{Class, Pool};
 use lb::session::flows::{FlowHasher, Waits};
 use lb::session::seats::Seats;
 use lb::session::sources::SourceLimits;
-use lb::worker::core::{Cmd, Core, Key, Settings, udp};
-use lb::worker::dispatcher::{Dispatcher, Parts};
+use lb::worker::books::{Books, Parts};
+use lb::worker::core::{Cmd, Context, Core, Key, Settings, udp};
 use lb::worker::link::{ControlEnd, link};
 
 const SESSIONS: usize = 1_000;
@@ -29,6 +27,7 @@ const NOW: Now = Now::from_nanos(1_000_000_000);
 
 pub struct Stage {
     core: Core,
+    books: Books,
     pool: Pool,
     out: Vec<Cmd>,
     /// Kept, so that reports have somewhere to go.
@@ -37,12 +36,12 @@ pub struct Stage {
 
 /// The books of a worker with three backends of a protocol. With them the end where reports go, which
 /// has to be kept.
-fn books(protocol: Protocol) -> (Dispatcher, Arc<Snapshot>, ControlEnd) {
+fn books(protocol: Protocol) -> (Books, Arc<Snapshot>, ControlEnd) {
     let urgent = Arc::new(tokio::sync::Notify::new());
     let publisher = Publisher::new(Snapshot::default());
     let (control, end) =
         link(0, SESSIONS, publisher.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
-    let mut books = Dispatcher::new(Parts {
+    let mut books = Books::new(Parts {
         balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
         shard: end.shard,
         metrics: Arc::clone(&end.metrics),
@@ -63,14 +62,20 @@ impl Stage {
         let (books, _, control) = books(Protocol::Tcp);
         let features = Features { receive_cap: true, splice: false };
         let settings = Settings { features, timeouts: Timeouts::default() };
-        let core = Core::new(settings, Rc::new(RefCell::new(books)), NOW);
-        Stage { core, pool: Pool::new(256, 16), out: Vec::with_capacity(64), _control: control }
+        let core = Core::new(settings, NOW);
+        Stage {
+            core,
+            books,
+            pool: Pool::new(256, 16),
+            out: Vec::with_capacity(64),
+            _control: control,
+        }
     }
 
     /// A user who is connected to a backend.
     pub fn session(&mut self) -> Key {
         let user: SocketAddr = ([192, 0, 2, 1], 1_000).into();
-        let key = self.core.accepted(NOW, user, &mut self.out).expect("a backend for the user");
+        let key = self.act(|core, cx| core.accepted(user, cx)).expect("a backend for the user");
         self.obey();
         key
     }
@@ -97,8 +102,13 @@ impl Stage {
         self.obey();
     }
 
+    fn act<T>(&mut self, what: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
+        let Stage { core, books, pool, out, .. } = self;
+        what(core, &mut Context { now: NOW, pool, books, out })
+    }
+
     fn relayed(&mut self, key: Key, event: Event) {
-        self.core.relayed(NOW, key, event, &mut self.pool, &mut self.out);
+        self.act(|core, cx| core.relayed(key, event, cx));
     }
 
     /// Does what was commanded, and what comes of it.
@@ -108,7 +118,7 @@ impl Stage {
             next += 1;
             match command {
                 Cmd::Connect { key, .. } => {
-                    self.core.connected(NOW, key, Ok(()), &mut self.pool, &mut self.out);
+                    self.act(|core, cx| core.connected(key, Ok(()), cx));
                 }
                 Cmd::Relay { key, what: proxy::Cmd::Send { side, what } } => {
                     let bytes: usize = self.pool.pieces(what).map(<[u8]>::len).sum();
@@ -124,7 +134,7 @@ impl Stage {
 /// The same for datagrams.
 pub struct Datagrams {
     core: udp::Core,
-    books: Dispatcher,
+    books: Books,
     _control: ControlEnd,
 }
 

@@ -16,8 +16,8 @@ use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};
 use crate::session::seats::Seats;
 use crate::session::sources::SourceLimits;
+use crate::worker::books::SharedBooks;
 use crate::worker::core::udp::{Core, Holder, Settings};
-use crate::worker::dispatcher::Books;
 use crate::worker::origins::Origins;
 use crate::worker::passage::Passages;
 use crate::worker::udp::{Habits, Neighbours, UdpDoor, UdpDriver};
@@ -117,7 +117,7 @@ pub fn local_addresses(addresses: &[IpAddr]) -> Result<(), Trouble> {
 }
 
 impl DatagramPlan {
-    pub fn build(self, books: Books, now: Now) -> UdpDriver {
+    pub fn build(self, books: SharedBooks, now: Now) -> UdpDriver {
         let core = Core::new(self.settings, now);
         UdpDriver::new(core, books, self.door, self.habits, self.neighbours)
     }

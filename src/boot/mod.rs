@@ -18,7 +18,7 @@ use crate::config::{Config, Listen};
 use crate::control::auth::{Secrets, who_may_register};
 use crate::control::reload::{Reload, Reread};
 use crate::control::{Control, Doors};
-use crate::proxy::tcp::Features;
+use crate::proxy::line::Features;
 use crate::ring::probe;
 pub use plane::{DataPlane, WORKERS_MAX, buffers, workers};
 

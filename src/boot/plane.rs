@@ -19,12 +19,12 @@ use crate::cluster::Snapshot;
 use crate::config::Config;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
-use crate::proxy::tcp::Features;
+use crate::proxy::line::Features;
 use crate::ring::{Ring, Settings, sys};
 use crate::session::seats::Seats;
 use crate::worker::api::ApiDriver;
+use crate::worker::books::{Books, Parts};
 use crate::worker::core::{self, Core};
-use crate::worker::dispatcher::{Dispatcher, Parts};
 use crate::worker::gateways::Gateways;
 use crate::worker::link::{ControlEnd, WorkerEnd, link};
 use crate::worker::requests::Requests;
@@ -195,7 +195,7 @@ impl Plan {
         let worker = self.end.worker;
         let journal =
             Requests::new(Arc::clone(&self.end.metrics), self.end.requests, self.request_lines);
-        let dispatcher = Dispatcher::new(Parts {
+        let books = Books::new(Parts {
             balancer: self.balancer,
             shard: self.end.shard,
             metrics: self.end.metrics,
@@ -206,13 +206,13 @@ impl Plan {
             udp_seats: self.udp_seats,
             report_sessions: self.report_sessions,
         });
-        let books = Rc::new(RefCell::new(dispatcher));
+        let books = Rc::new(RefCell::new(books));
         let now = Now::read();
         let features = self.settings.features;
         let journal = Box::new(journal);
         let gateways = Gateways::new(self.api, features, Rc::clone(&books), journal, now);
         let api = ApiDriver::new(gateways, Rc::clone(&books), self.api_listener);
-        let core = Core::new(self.settings, Rc::clone(&books), now);
+        let core = Core::new(self.settings, now);
         let udp = self.datagrams.build(Rc::clone(&books), now);
         let rest = WorkerLoop {
             books,

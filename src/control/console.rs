@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::verbs::Peer;
+use super::peer::Peer;
 use crate::base::quota::{Quota, Rate};
 use crate::base::time::Now;
 use crate::cluster::{Backend, BackendId, Protocol};

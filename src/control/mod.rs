@@ -46,6 +46,7 @@ pub mod mailbox;
 pub mod manager;
 pub mod pace;
 pub mod page;
+pub mod peer;
 pub mod places;
 pub mod probe;
 pub mod publication;

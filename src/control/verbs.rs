@@ -21,7 +21,7 @@
 //! itself, and `Host` must be an address or `localhost`, because a name can be pointed here by a
 //! stranger (DNS rebinding).
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -30,6 +30,7 @@ use tracing::info;
 
 use super::auth::Secrets;
 use super::hub::Hub;
+use super::peer::Peer;
 use super::status::{Changed, SCHEMA};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, WEIGHT_MAX};
@@ -40,38 +41,6 @@ use crate::worker::link::Order;
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
 /// By what a browser says where a request comes from (Fetch Metadata).
 static FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-
-/// Who is at the other end of a connection to the admin door.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Peer {
-    Tcp(SocketAddr),
-    /// Over the unix socket, as the kernel says.
-    Unix {
-        uid: u32,
-    },
-}
-
-impl Peer {
-    /// By what one is told from another where each has a share: the address, or one that stands for
-    /// the user, in a network that nobody has (RFC 6666).
-    pub fn source(self) -> IpAddr {
-        match self {
-            Peer::Tcp(address) => address.ip(),
-            Peer::Unix { uid } => {
-                Ipv6Addr::from_bits((0x0100 << 112) | (u128::from(uid) << 64)).into()
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for Peer {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Peer::Tcp(address) => write!(out, "{address}"),
-            Peer::Unix { uid } => write!(out, "uid {uid}"),
-        }
-    }
-}
 
 /// A change that an operator asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,7 +5,7 @@
 use super::chunked::{Chunked, Passed};
 use super::field::{self, Name};
 use super::head::{Fields, RequestHead, ResponseHead};
-use super::{Fault, Version};
+use super::{Fault, LENGTH_MAX, Version};
 
 /// How a message says where its body ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,10 +56,6 @@ pub fn of_response(head: &ResponseHead<'_, '_>, to_head_request: bool) -> Result
     let empty = to_head_request || matches!(head.status, 100..=199 | 204 | 304);
     Ok(if empty { Framing::None } else { said })
 }
-
-/// The longest body that may be announced. Some readers count in 64 bits with a sign, where anything beyond
-/// wraps to a negative length, and so to another opinion about where the body ends.
-pub const LENGTH_MAX: u64 = i64::MAX as u64;
 
 /// The length that `Content-Length` names: digits alone, once (RFC 9110 8.6).
 pub fn content_length(fields: &Fields<'_, '_>) -> Result<Option<u64>, Fault> {

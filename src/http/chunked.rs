@@ -10,10 +10,9 @@
 
 use std::ops::Range;
 
-use super::Fault;
-use super::body::LENGTH_MAX;
 use super::field;
 use super::head::{FIELDS_MAX, Field};
+use super::{Fault, LENGTH_MAX};
 
 /// Bytes of extensions behind one chunk size. They mean nothing to anyone, and are dropped.
 pub const EXTENSION_BYTES_MAX: u16 = 256;

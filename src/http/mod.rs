@@ -14,6 +14,10 @@ pub mod write;
 
 use std::fmt;
 
+/// The longest body that may be announced. Some readers count in 64 bits with a sign, where anything beyond
+/// wraps to a negative length, and so to another opinion about where the body ends.
+pub const LENGTH_MAX: u64 = i64::MAX as u64;
+
 /// What a message may take up before it is refused. A head is held in memory until it is complete, so
 /// these bound what a connection can hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,27 +1,71 @@
-//! One connection as the kernel works for it: the receive that is armed on it and the send that is in
-//! flight. Owns when to arm, pause and cancel; for protocols whose two connections are not the two
-//! ends of one relay for life. Reads no byte.
+//! One connection as the kernel works for it: the receive or splice step that is under way on it, and
+//! the send. Owns all that is known of a connection, whichever protocol uses it, and when to arm, pause
+//! and cancel; the bytes belong to its user, and it reads none.
+//!
+//! ```text
+//!   source: Open --End--> Ended          receive: Idle <-> Armed, Splicing -> Cancelling -> Idle
+//!             \--error--> Failed                     \---> Starved (until blocks return)
+//!   sink:   Open --finished--> Finished (FIN sent)
+//!             \--error--> Gone
+//! ```
+//!
+//! A send that is under way when its peer resets the connection stops short without an error, and the
+//! receive beside it then finds a plain end: the kernel tells the error once, and a send with progress
+//! keeps it to itself. So after a short send an end is believed only when the rest has gone out. A splice
+//! step looks at the socket at once and may overtake the word of such a send; an end that it finds is
+//! believed only when the send is over.
 
 use super::pace::Pace;
 use super::room::{Question, Room};
-use super::tcp::{Features, Receive, Sink, Source};
-use super::{Cmd, Event, Received, Side};
+use super::{Cmd, Event, Received, Side, Splice, Spliced};
 use crate::ring::pool::{Chain, GATHER_MAX, Pool};
+
+/// Which of the kernel's newer features may be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    /// A multishot receive can be given a total.
+    pub receive_cap: bool,
+    /// Receives through the ring wait even on a non-blocking socket, which splicing makes of both.
+    pub splice: bool,
+}
 
 #[derive(Debug)]
 pub struct Line {
-    pub(super) source: Source,
-    pub(super) receive: Receive,
-    pub(super) pace: Pace,
-    pub(super) sending: Chain,
-    /// The last send stopped short, and its rest has not gone out yet; see `tcp` on why that makes an
-    /// end doubtful.
-    pub(super) short: bool,
-    /// The armed receive has taken data, and may sleep through an end that came with it; see
-    /// `Relay::is_unsure`.
-    pub(super) unsure: bool,
-    pub(super) sink: Sink,
-    pub(super) room: Room,
+    source: Source,
+    receive: Receive,
+    pace: Pace,
+    sending: Chain,
+    /// The last send stopped short, or may have, and its rest has not gone out yet.
+    short: bool,
+    /// The armed receive has taken data, and may sleep through an end that came with it.
+    unsure: bool,
+    sink: Sink,
+    room: Room,
+}
+
+/// What the peer has sent, as far as it is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Open,
+    Ended,
+    Failed,
+}
+
+/// What the peer can be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sink {
+    Open,
+    Finished,
+    Gone,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Receive {
+    Idle,
+    Armed,
+    Splicing,
+    Cancelling,
+    Starved,
 }
 
 impl Line {
@@ -41,20 +85,35 @@ impl Line {
 
     /// Takes note of what a receive gave. Its bytes are the caller's.
     pub fn received(&mut self, what: &Received, more: bool, nonempty: bool) {
-        if !more {
-            self.receive = Receive::Idle;
-        }
-        self.unsure = more && matches!(what, Received::Data(_));
-        self.pace.nonempty = nonempty;
+        self.receive_over(matches!(what, Received::Data(_)), more, nonempty);
         match what {
             Received::Data(buf) => self.pace.note(buf.len()),
-            // After a reset was seen while sending, the stream reads as merely ended.
-            Received::End if self.short || self.sink == Sink::Gone => self.source = Source::Failed,
-            Received::End => self.source = Source::Ended,
-            Received::Failed(_) => (self.source, self.sink) = (Source::Failed, Sink::Gone),
+            Received::End => self.ended(),
+            Received::Failed(_) => self.failed(),
             Received::NoBuffers => self.receive = Receive::Starved,
             Received::Stopped => {}
         }
+    }
+
+    /// Takes note of a splice step from here.
+    pub fn spliced(&mut self, moved: u64, how: Spliced) {
+        self.receive = Receive::Idle;
+        self.pace.note_splice(moved, how);
+        match how {
+            Spliced::Step(Splice::Ended) => {
+                self.short |= !self.sending.is_empty();
+                self.ended();
+            }
+            Spliced::Step(Splice::SourceFailed(_)) => self.failed(),
+            _ => {}
+        }
+    }
+
+    /// Takes note of a splice step towards here that left `held` bytes in the pipe.
+    pub fn spliced_to(&mut self, held: usize, how: Spliced) {
+        // A step that was over before the pipe was empty may have kept an error to itself. One that
+        // found the sink full has asked it last, and was told of none.
+        self.short = held > 0 && how == Spliced::Step(Splice::Moved);
     }
 
     /// Asks for more when there is room, `bytes_max` in many small blocks at most, or for less when
@@ -71,10 +130,27 @@ impl Line {
         match self.receive {
             Receive::Idle if room && self.source == Source::Open => {
                 self.receive = Receive::Armed;
-                out(Cmd::Receive { side, how: self.pace.intake(pool, features, bytes_max) });
+                let capped = features.receive_cap;
+                out(Cmd::Receive { side, how: self.pace.intake(pool, capped, bytes_max) });
             }
             Receive::Armed if !room => self.cancel_receive(side, out),
             _ => {}
+        }
+    }
+
+    /// Whether the next bytes from here are to go through a pipe.
+    pub fn is_spliced(&self) -> bool {
+        self.pace.splice.is_some()
+    }
+
+    /// Takes the next splice step, unless a receive or a step is under way. What was received into
+    /// blocks must have gone out before.
+    pub fn splice(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+        if let Some(when) = self.pace.splice
+            && self.is_idle()
+        {
+            self.receive = Receive::Splicing;
+            out(Cmd::Splice { side, when });
         }
     }
 
@@ -139,17 +215,32 @@ impl Line {
     /// A send failed: nothing more can be. Gives what was not sent.
     pub fn send_failed(&mut self) -> Chain {
         self.sink = Sink::Gone;
+        if self.source == Source::Ended {
+            self.source = Source::Failed;
+        }
         self.sending.take()
     }
 
-    /// Takes a chain back whose send is over.
+    /// Takes a chain back whose send is over, and left nothing.
     pub fn take_sent(&mut self) -> Chain {
+        self.short = false;
         self.sending.take()
+    }
+
+    /// Tells the peer that no more will come. Nothing may be left to send.
+    pub fn finish(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+        self.sink = Sink::Finished;
+        out(Cmd::FinishWriting { side });
     }
 
     /// Whether the peer finished sending by itself.
     pub fn ended_properly(&self) -> bool {
-        self.source == Source::Ended
+        self.source == Source::Ended && !self.short
+    }
+
+    /// Whether the connection was reset.
+    pub fn has_failed(&self) -> bool {
+        self.source == Source::Failed
     }
 
     /// Whether the peer may still send.
@@ -162,6 +253,16 @@ impl Line {
         self.sink == Sink::Open
     }
 
+    /// Whether the peer was told that no more will come.
+    pub fn has_finished(&self) -> bool {
+        self.sink == Sink::Finished
+    }
+
+    /// Whether nothing can be sent to the peer any more, though it was not told so.
+    pub fn is_gone(&self) -> bool {
+        self.sink == Sink::Gone
+    }
+
     /// Blocks that are with the kernel for sending.
     pub fn sending(&self) -> &Chain {
         &self.sending
@@ -172,7 +273,14 @@ impl Line {
         self.receive == Receive::Armed
     }
 
-    /// Whether the peer may have ended without the armed receive noticing.
+    /// Whether the peer may send and nothing is under way that would notice.
+    pub fn is_idle(&self) -> bool {
+        self.source == Source::Open && self.receive == Receive::Idle
+    }
+
+    /// Whether the peer may have ended without the armed receive noticing: a multishot receive that finds
+    /// data takes it, and when the end comes at that moment the kernel loses the second of the two
+    /// wake-ups and the receive waits for ever (Linux 6.18).
     pub fn is_unsure(&self) -> bool {
         self.unsure && self.is_watched()
     }
@@ -180,7 +288,13 @@ impl Line {
     /// Begins such a receive anew, which then finds the end; [`Line::ask`] must follow its completion.
     pub fn look_again(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
         if self.is_unsure() {
-            self.unsure = false;
+            self.cancel_receive(side, out);
+        }
+    }
+
+    /// Begins an armed receive anew. After a send has failed it may not have noticed.
+    pub fn receive_anew(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+        if self.is_watched() {
             self.cancel_receive(side, out);
         }
     }
@@ -211,14 +325,23 @@ impl Line {
     pub fn settle(&mut self, event: Event, pool: &mut Pool) {
         match event {
             Event::Received { what, more, nonempty, .. } => {
-                self.received(&what, more, nonempty);
-                if let Received::Data(buf) = what {
-                    pool.give_back(buf);
+                self.receive_over(matches!(what, Received::Data(_)), more, nonempty);
+                match what {
+                    Received::Data(buf) => pool.give_back(buf),
+                    Received::End => self.ended(),
+                    Received::Failed(_) => self.failed(),
+                    Received::NoBuffers => self.receive = Receive::Starved,
+                    Received::Stopped => {}
                 }
             }
             Event::Sent { .. } => pool.give_back_chain(self.sending.take()),
             Event::Room { .. } => self.room.answered(),
-            Event::Spliced { .. } => debug_assert!(false, "a line is never spliced"),
+            Event::Spliced { how, .. } => {
+                self.receive = Receive::Idle;
+                if let Spliced::Step(Splice::SourceFailed(_)) = how {
+                    self.failed();
+                }
+            }
         }
     }
 
@@ -226,13 +349,36 @@ impl Line {
     pub fn in_flight(&self) -> bool {
         !self.sending.is_empty()
             || self.room.is_pending()
-            || matches!(self.receive, Receive::Armed | Receive::Cancelling)
+            || matches!(self.receive, Receive::Armed | Receive::Splicing | Receive::Cancelling)
     }
 
-    fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
-        if self.receive == Receive::Armed {
-            self.receive = Receive::Cancelling;
-            out(Cmd::CancelReceive { side });
+    /// Wants no more of what the peer sends.
+    pub fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+        match self.receive {
+            Receive::Armed => out(Cmd::CancelReceive { side }),
+            Receive::Splicing => out(Cmd::CancelSplice { side }),
+            Receive::Idle | Receive::Cancelling | Receive::Starved => return,
+        }
+        self.receive = Receive::Cancelling;
+    }
+
+    fn receive_over(&mut self, data: bool, more: bool, nonempty: bool) {
+        if !more {
+            self.receive = Receive::Idle;
+        }
+        self.unsure = more && data;
+        self.pace.nonempty = nonempty;
+    }
+
+    fn ended(&mut self) {
+        // After a reset was seen while sending, the stream reads as merely ended.
+        self.source = if self.is_gone() { Source::Failed } else { Source::Ended };
+    }
+
+    fn failed(&mut self) {
+        self.source = Source::Failed;
+        if self.sink == Sink::Open {
+            self.sink = Sink::Gone;
         }
     }
 }
@@ -247,7 +393,15 @@ impl Default for Line {
 mod tests {
     use super::super::pace::MANY_BYTES_MAX;
     use super::*;
+    use crate::proxy::When;
     use crate::ring::pool::{Buf, Class};
+
+    impl Line {
+        /// As if long receives had shown that a pipe is worth while.
+        pub(in crate::proxy) fn be_stream(&mut self) {
+            self.pace.splice = Some(When::NextTurn);
+        }
+    }
 
     fn block(pool: &mut Pool, text: &[u8]) -> Buf {
         let mut buf = pool.take(Class::Small).unwrap();
@@ -287,6 +441,17 @@ mod tests {
             assert_eq!(line.ended_properly(), proper, "{taken} of six bytes");
             pool.give_back_chain(waiting);
         }
+    }
+
+    #[test]
+    fn a_rest_that_has_gone_out_leaves_no_doubt_though_its_blocks_are_kept() {
+        let mut pool = Pool::new(4, 0);
+        let (mut line, mut waiting) = sending(&mut pool);
+        line.sent(4, &mut waiting, &mut pool);
+        line.send(Side::Backend, &mut waiting, &mut pool, &mut |_| {});
+        pool.give_back_chain(line.take_sent());
+        line.received(&Received::End, false, false);
+        assert!(line.ended_properly());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use crate::ring::pool::{Buf, Class, Outgoing};
 
 /// How long a connection is still before a receive on it that has taken data is begun anew, once (see
-/// [`tcp::Relay::is_unsure`]).
+/// [`line::Line::is_unsure`]).
 pub const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 /// The two ends of a session.

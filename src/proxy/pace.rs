@@ -1,7 +1,6 @@
 //! How a flow is received: into blocks of which size, how many of them, or through a pipe. Learns it
 //! from the lengths of the last receives and splice steps; does nothing itself.
 
-use super::tcp::Features;
 use super::{Intake, Splice, Spliced, When};
 use crate::ring::pool::{Class, LARGE_BYTES, Pool, SMALL_BYTES};
 
@@ -109,8 +108,9 @@ impl Pace {
         pool.is_scarce() && self.class_now(pool) == Class::Small
     }
 
-    /// The next receive; one of many small blocks brings in `bytes_max` at most.
-    pub(super) fn intake(&self, pool: &Pool, features: Features, bytes_max: u32) -> Intake {
+    /// The next receive; one of many small blocks brings in `bytes_max` at most, and is `capped`: the
+    /// kernel can be told so.
+    pub(super) fn intake(&self, pool: &Pool, capped: bool, bytes_max: u32) -> Intake {
         let (class, wait_first) = (self.class_now(pool), !self.nonempty);
         if class == Class::Small && pool.is_scarce() {
             // What is posted for others cannot be taken back, and is better than nothing.
@@ -119,7 +119,7 @@ impl Pace {
                 false => Intake::Once { class, wait_first },
             };
         }
-        if self.class == Class::Small && features.receive_cap {
+        if self.class == Class::Small && capped {
             let blocks_max = self.held_max(pool) as u32;
             return Intake::Many { bytes_max: bytes_max.min(blocks_max * SMALL_BYTES as u32) };
         }
@@ -139,8 +139,6 @@ impl Pace {
 mod tests {
     use super::*;
     use crate::ring::pool::Buf;
-
-    const FEATURES: Features = Features { receive_cap: true, splice: false };
 
     fn take(pool: &mut Pool, class: Class, count: usize) -> Vec<Buf> {
         (0..count).map(|_| pool.take(class).expect("there are as many")).collect()
@@ -170,10 +168,10 @@ mod tests {
         let mut pool = Pool::new(4_096, 0);
         let flow = Pace::new();
         let many = |blocks: u32| Intake::Many { bytes_max: blocks * SMALL_BYTES as u32 };
-        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), many(16));
-        assert_eq!(flow.intake(&pool, FEATURES, 5), Intake::Many { bytes_max: 5 });
+        assert_eq!(flow.intake(&pool, true, MANY_BYTES_MAX), many(16));
+        assert_eq!(flow.intake(&pool, true, 5), Intake::Many { bytes_max: 5 });
         let held = take(&mut pool, Class::Small, 2_016);
-        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), many(4));
+        assert_eq!(flow.intake(&pool, true, MANY_BYTES_MAX), many(4));
         held.into_iter().for_each(|buf| pool.give_back(buf));
     }
 
@@ -186,16 +184,16 @@ mod tests {
         let mut held = take(&mut pool, Class::Small, 32);
         let last = Intake::Last { wait_first: true };
         assert!(flow.is_sparing(&pool) && !stream.is_sparing(&pool));
-        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), last);
+        assert_eq!(flow.intake(&pool, true, MANY_BYTES_MAX), last);
         let large = Intake::Once { class: Class::Large, wait_first: true };
-        assert_eq!(stream.intake(&pool, FEATURES, MANY_BYTES_MAX), large);
+        assert_eq!(stream.intake(&pool, true, MANY_BYTES_MAX), large);
         held.extend(take(&mut pool, Class::Large, 4));
         assert!(stream.is_sparing(&pool));
-        assert_eq!(stream.intake(&pool, FEATURES, MANY_BYTES_MAX), last);
+        assert_eq!(stream.intake(&pool, true, MANY_BYTES_MAX), last);
         // Nothing is left but what may be posted for others.
         held.extend(take(&mut pool, Class::Small, 32));
         let any = Intake::Once { class: Class::Small, wait_first: true };
-        assert_eq!(flow.intake(&pool, FEATURES, MANY_BYTES_MAX), any);
+        assert_eq!(flow.intake(&pool, true, MANY_BYTES_MAX), any);
         held.into_iter().for_each(|buf| pool.give_back(buf));
     }
 }

@@ -1,45 +1,24 @@
-//! One TCP relay: two flows of bytes in opposite directions, each from one side's socket to the
-//! other's. Owns when to read, when to write, and when it is over; picks no backend, knows no timer.
+//! One TCP relay: two connections, and the bytes that go from each to the other. Owns when to read, when
+//! to write, and when it is over; picks no backend, knows no timer. What is known of each connection is
+//! its [`Line`]'s.
 //!
-//! A flow's blocks are `waiting` (received) or `sending` (with the kernel). Not asking for more while
+//! Bytes are `waiting` (received), with the kernel for sending, or in a pipe. Not asking for more while
 //! too many are held is the backpressure: the sender's window closes and nothing is lost.
-//!
-//! ```text
-//!   source: Open --End--> Ended          receive: Idle <-> Armed -> Cancelling -> Idle
-//!             \--error--> Failed                     \---> Starved (until blocks return)
-//!   sink:   Open --all sent after Ended--> Finished (FIN passed on)
-//!             \--error--> Gone
-//! ```
 //!
 //! A long stream changes from blocks to splicing, where the kernel moves it from socket to socket; the
 //! step in hand then stands where the armed receive stood, and bytes in the pipe count as not drained.
 //!
-//! While blocks are scarce, one is taken for a flow only when its sink was seen to have room (see `room`).
+//! While blocks are scarce, one is taken for a stream only when its reader was seen to have room (see
+//! `room`).
 //!
-//! A reset is passed on as a reset, after what was received before it. A sink that is gone does not
-//! end the opposite flow: what its peer said before it went is still delivered.
-//!
-//! A send that is under way when its peer resets the connection stops short without an error, and the
-//! receive beside it then finds a plain end: the kernel tells the error once, and a send with progress
-//! keeps it to itself. So after a short send an end is believed only when the rest has gone out. A splice
-//! step looks at the socket at once and may overtake the word of such a send; an end that it finds is
-//! believed only when the send is over.
+//! A reset is passed on as a reset, after what was received before it. A side that can no longer be sent
+//! to does not end what it has sent: what its peer said before it went is still delivered.
 
-use super::line::Line;
-use super::pace::{MANY_BYTES_MAX, Pace};
-use super::room::{Question, Room};
+use super::line::{Features, Line};
+use super::pace::MANY_BYTES_MAX;
 use super::{Cmd, Event, Received, Side, Splice, Spliced};
-use crate::ring::pool::{Buf, Chain, GATHER_MAX, Pool};
+use crate::ring::pool::{Buf, Chain, Pool};
 use crate::session::EndReason;
-
-/// Which of the kernel's newer features may be used.
-#[derive(Clone, Copy, Debug)]
-pub struct Features {
-    /// A multishot receive can be given a total.
-    pub receive_cap: bool,
-    /// Receives through the ring wait even on a non-blocking socket, which splicing makes of both.
-    pub splice: bool,
-}
 
 /// How far a relay has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,99 +32,39 @@ pub enum Progress {
 /// Both directions of one session.
 #[derive(Debug)]
 pub struct Relay {
-    /// By the side that the bytes come from.
-    flows: [Flow; 2],
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Source {
-    Open,
-    Ended,
-    Failed,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Sink {
-    Open,
-    Finished,
-    Gone,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Receive {
-    Idle,
-    Armed,
-    Splicing,
-    Cancelling,
-    Starved,
-}
-
-#[derive(Debug)]
-struct Flow {
-    waiting: Chain,
-    sending: Chain,
-    /// Bytes in the pipe between the two sockets.
-    piped: usize,
-    delivered: u64,
+    lines: [Line; 2],
+    /// Received and not sent on, by the side that it came from; so are the two after it.
+    waiting: [Chain; 2],
+    /// Bytes in the pipe to the other side.
+    piped: [usize; 2],
+    delivered: [u64; 2],
     /// Bytes were received and thrown away.
     lost: bool,
-    /// The last send stopped short, or may have, and its rest has not gone out yet.
-    short: bool,
-    /// The armed receive has taken data, and may sleep through an end that came with it.
-    unsure: bool,
-    source: Source,
-    sink: Sink,
-    receive: Receive,
-    /// At the sink.
-    room: Room,
-    pace: Pace,
 }
 
 impl Relay {
     /// A relay between two connections that stand. Begin with [`Relay::advance`].
     pub fn new() -> Relay {
-        Relay { flows: [Flow::new(), Flow::new()] }
+        Relay::resume((Line::new(), Chain::EMPTY), (Line::new(), Chain::EMPTY))
     }
 
     /// A relay between connections that have been used already, with what is still to be sent to each.
     /// Begin with [`Relay::advance`].
     pub fn resume(client: (Line, Chain), backend: (Line, Chain)) -> Relay {
-        let flow = |from: &Line, to: &mut Line, waiting: Chain| Flow {
-            waiting,
-            sending: to.sending.take(),
-            piped: 0,
-            delivered: 0,
+        let ((client, to_client), (backend, to_backend)) = (client, backend);
+        Relay {
+            lines: [client, backend],
+            waiting: [to_backend, to_client],
+            piped: [0; 2],
+            delivered: [0; 2],
             lost: false,
-            short: to.short,
-            unsure: from.unsure,
-            source: from.source,
-            sink: to.sink,
-            receive: from.receive,
-            room: to.room,
-            pace: from.pace,
-        };
-        let ((mut client, to_client), (mut backend, to_backend)) = (client, backend);
-        let up = flow(&client, &mut backend, to_backend);
-        let down = flow(&backend, &mut client, to_client);
-        Relay { flows: [up, down] }
+        }
     }
 
     /// Takes the relay apart again, giving back what was never sent. What is in flight goes on.
     pub fn split(mut self, pool: &mut Pool) -> (Line, Line) {
-        self.flows.iter_mut().for_each(|flow| pool.give_back_chain(flow.waiting.take()));
-        let [mut up, mut down] = self.flows;
-        let line = |from: &Flow, to: &mut Flow| Line {
-            source: from.source,
-            receive: from.receive,
-            pace: from.pace,
-            sending: to.sending.take(),
-            short: to.short,
-            unsure: from.unsure,
-            sink: to.sink,
-            room: to.room,
-        };
-        let client = line(&up, &mut down);
-        let backend = line(&down, &mut up);
+        self.waiting.iter_mut().for_each(|chain| pool.give_back_chain(chain.take()));
+        let [client, backend] = self.lines;
         (client, backend)
     }
 
@@ -159,40 +78,26 @@ impl Relay {
     ) {
         match event {
             Event::Received { side, what, more, nonempty } => {
-                let flow = &mut self.flows[side as usize];
-                if !more {
-                    flow.receive = Receive::Idle;
-                }
-                flow.unsure = more && matches!(what, Received::Data(_));
-                flow.pace.nonempty = nonempty;
+                self.lines[side as usize].received(&what, more, nonempty);
                 match what {
-                    Received::Data(buf) => flow.take_in(buf, pool),
-                    Received::End => self.source_ended(side),
-                    Received::Failed(_) => self.side_failed(side, pool),
-                    Received::NoBuffers => flow.receive = Receive::Starved,
-                    Received::Stopped => {}
+                    Received::Data(buf) => self.take_in(side, buf, pool),
+                    Received::Failed(_) => self.lose_unsent(side, pool),
+                    Received::End | Received::NoBuffers | Received::Stopped => {}
                 }
             }
-            Event::Sent { side, result } => match result {
-                Ok(bytes) => self.flows[side.other() as usize].sent(bytes as usize, pool),
-                Err(_) => self.send_failed(side, pool, out),
-            },
-            Event::Room { side } => self.flows[side.other() as usize].room.answered(),
+            Event::Sent { side, result: Ok(bytes) } => self.sent(side, bytes, pool),
+            Event::Sent { side, result: Err(_) } => self.send_failed(side, pool, out),
+            Event::Room { side } => self.lines[side as usize].room_answered(),
             Event::Spliced { side, moved, held, how } => {
-                self.flows[side as usize].spliced(moved, held, how);
+                self.spliced(side, moved, held, how);
                 match how {
-                    Spliced::Step(Splice::Ended) => {
-                        let towards = &mut self.flows[side.other() as usize];
-                        towards.short |= !towards.sending.is_empty();
-                        self.source_ended(side);
-                    }
-                    Spliced::Step(Splice::SourceFailed(_)) => self.side_failed(side, pool),
+                    Spliced::Step(Splice::SourceFailed(_)) => self.lose_unsent(side, pool),
                     Spliced::Step(Splice::SinkFailed(_)) => {
                         self.send_failed(side.other(), pool, out);
                     }
                     _ => {}
                 }
-                if self.flows[side as usize].pace.splice.is_none() {
+                if !self.is_spliced(side) {
                     out(Cmd::EndSplice { side });
                 }
             }
@@ -203,29 +108,38 @@ impl Relay {
     /// The one place that decides what to do next, from what is so now.
     pub fn advance(&mut self, pool: &mut Pool, features: Features, out: &mut impl FnMut(Cmd)) {
         for side in Side::BOTH {
-            let doubtful = self.flows[side.other() as usize].short;
-            let flow = &mut self.flows[side as usize];
-            if flow.sink == Sink::Gone {
-                flow.cancel_receive(side, out);
+            let (from, to) = ends(&mut self.lines, side);
+            if to.is_gone() {
+                from.cancel_receive(side, out);
                 continue;
             }
-            if flow.sending.is_empty() && !flow.waiting.is_empty() {
-                flow.sending = pool.split(&mut flow.waiting, GATHER_MAX);
-                flow.room.used();
-                out(Cmd::Send { side: side.other(), what: flow.sending.outgoing() });
+            to.send(side.other(), &mut self.waiting[side as usize], pool, out);
+            if from.ended_properly() && to.takes() && self.is_drained(side) {
+                self.lines[side.other() as usize].finish(side.other(), out);
             }
-            let whole = flow.source == Source::Ended && flow.is_drained();
-            if whole && flow.sink == Sink::Open && !doubtful {
-                flow.sink = Sink::Finished;
-                out(Cmd::FinishWriting { side: side.other() });
-            }
-            if flow.source == Source::Open {
-                flow.pace_receive(side, pool, features, out);
+            if self.lines[side as usize].is_open() {
+                self.ask(side, pool, features, out);
             }
         }
     }
 
-    /// Blocks have come back to the pool: a starved flow may try again.
+    /// Asks a side for more, or for less, according to what is held and what is free.
+    fn ask(&mut self, side: Side, pool: &Pool, features: Features, out: &mut impl FnMut(Cmd)) {
+        let (from, to) = ends(&mut self.lines, side);
+        let held = self.waiting[side as usize].blocks() + to.sending().blocks();
+        if from.is_spliced() && features.splice {
+            // The blocks that came before go out before.
+            if held == 0 {
+                from.splice(side, out);
+            }
+            return;
+        }
+        let sparing = from.is_sparing(pool);
+        let room = from.has_room(held, pool) && (!sparing || to.sees_room(side.other(), out));
+        from.ask(side, room, MANY_BYTES_MAX, pool, features, out);
+    }
+
+    /// Blocks have come back to the pool: a starved side may try again.
     pub fn feed(
         &mut self,
         side: Side,
@@ -233,189 +147,189 @@ impl Relay {
         features: Features,
         out: &mut impl FnMut(Cmd),
     ) {
-        let flow = &mut self.flows[side as usize];
-        if flow.receive == Receive::Starved {
-            flow.receive = Receive::Idle;
+        if self.is_starved(side) {
+            self.lines[side as usize].feed();
             self.advance(pool, features, out);
         }
     }
 
-    /// Whether a side may have ended without its receive noticing: a multishot receive that finds data
-    /// takes it, and when the end comes at that moment the kernel loses the second of the two wake-ups
-    /// and the receive waits for ever (Linux 6.18).
+    /// Whether a side may have ended without its receive noticing; see [`Line::is_unsure`].
     pub fn is_unsure(&self) -> bool {
-        self.flows.iter().any(|flow| flow.unsure)
+        self.lines.iter().any(Line::is_unsure)
     }
 
     /// Begins such receives anew, which then find the end.
     pub fn look_again(&mut self, out: &mut impl FnMut(Cmd)) {
         for side in Side::BOTH {
-            let flow = &mut self.flows[side as usize];
-            if std::mem::take(&mut flow.unsure) && flow.receive == Receive::Armed {
-                flow.cancel_receive(side, out);
-            }
+            self.lines[side as usize].look_again(side, out);
         }
     }
 
     /// Asks for the end of everything in flight; the completions still come, to [`Relay::settle`].
     pub fn stop(&mut self, out: &mut impl FnMut(Cmd)) {
         for side in Side::BOTH {
-            let flow = &mut self.flows[side as usize];
-            flow.lost |= flow.is_held_back();
-            flow.cancel_receive(side, out);
-            if flow.room.cancel() {
-                out(Cmd::CancelRoom { side: side.other() });
-            }
-            if !flow.sending.is_empty() {
-                out(Cmd::CancelSend { side: side.other() });
-            }
+            self.lost |= self.is_held_back(side);
+        }
+        for side in Side::BOTH {
+            self.lines[side as usize].stop(side, out);
         }
     }
 
     /// Takes note of a completion after [`Relay::stop`], and wants nothing more.
     pub fn settle(&mut self, event: Event, pool: &mut Pool) {
-        match event {
-            Event::Received { side, what, more, .. } => {
-                let flow = &mut self.flows[side as usize];
-                if !more {
-                    flow.receive = Receive::Idle;
-                }
-                match what {
-                    Received::Data(buf) => flow.lose(buf, pool),
-                    Received::NoBuffers => flow.receive = Receive::Starved,
-                    Received::Failed(_) => flow.source = Source::Failed,
-                    Received::End | Received::Stopped => {}
-                }
-            }
+        let side = match event {
             Event::Sent { side, result } => {
-                let flow = &mut self.flows[side.other() as usize];
                 if let Ok(bytes) = result {
-                    flow.delivered += u64::from(bytes);
-                    pool.advance(&mut flow.sending, bytes as usize);
+                    self.sent(side, bytes, pool);
                 }
-                flow.lose_all(pool);
+                let unsent = self.lines[side as usize].take_sent();
+                return self.lose_all(side, unsent, pool);
             }
-            Event::Room { side } => self.flows[side.other() as usize].room.answered(),
-            Event::Spliced { side, moved, held, how } => {
-                let flow = &mut self.flows[side as usize];
-                flow.receive = Receive::Idle;
-                flow.delivered += moved;
-                flow.lost |= held > 0;
-                if let Spliced::Step(Splice::SourceFailed(_)) = how {
-                    flow.source = Source::Failed;
-                }
+            Event::Received { side, what: Received::Data(ref buf), .. } => {
+                self.lost |= !buf.is_empty();
+                side
             }
-        }
+            Event::Spliced { side, moved, held, .. } => {
+                self.delivered[side as usize] += moved;
+                // A step that was cancelled does not know what is in the pipe, which is as it was.
+                self.lost |= held > 0;
+                side
+            }
+            Event::Received { side, .. } | Event::Room { side } => side,
+        };
+        self.lines[side as usize].settle(event, pool);
     }
 
     /// Whether the kernel still works for this relay.
     pub fn in_flight(&self) -> bool {
-        self.flows.iter().any(|flow| {
-            !flow.sending.is_empty()
-                || flow.room.is_pending()
-                || matches!(flow.receive, Receive::Armed | Receive::Splicing | Receive::Cancelling)
-        })
+        self.lines.iter().any(Line::in_flight)
     }
 
     /// Gives back what was never sent. Nothing may be in flight.
     pub fn release(&mut self, pool: &mut Pool) {
         assert!(!self.in_flight(), "blocks are released only when the kernel has done with them");
-        self.flows.iter_mut().for_each(|flow| pool.give_back_chain(flow.waiting.take()));
+        self.waiting.iter_mut().for_each(|chain| pool.give_back_chain(chain.take()));
     }
 
     /// Whether a stream cannot be ended as if it were whole: bytes of it were received and not
     /// delivered, may wait where nothing was received for want of blocks, or were lost with a reset.
     pub fn is_truncated(&self) -> bool {
-        self.flows.iter().any(|flow| {
-            flow.lost
-                || !flow.is_drained()
-                || flow.receive == Receive::Starved
-                || flow.is_held_back()
-                || flow.source == Source::Failed
-                || flow.sink == Sink::Gone
-        })
+        let unsound = |line: &Line| line.is_starved() || line.has_failed() || line.is_gone();
+        let unfinished = |side| !self.is_drained(side) || self.is_held_back(side);
+        self.lost || self.lines.iter().any(unsound) || Side::BOTH.into_iter().any(unfinished)
     }
 
-    /// Whether a flow waits for blocks.
+    /// Whether a side waits for blocks.
     pub fn is_starved(&self, side: Side) -> bool {
-        self.flows[side as usize].receive == Receive::Starved
+        self.lines[side as usize].is_starved()
     }
 
     /// Bytes from one side that were handed to our kernel for the other side.
     pub fn delivered(&self, from: Side) -> u64 {
-        self.flows[from as usize].delivered
+        self.delivered[from as usize]
     }
 
     /// Whether bytes are on their way from us to a kernel.
     pub fn is_sending(&self) -> bool {
-        self.flows.iter().any(|flow| !flow.sending.is_empty() || flow.piped > 0)
+        self.lines.iter().any(|line| !line.sending().is_empty()) || self.piped != [0; 2]
     }
 
-    /// Whether the flow from a side has a pipe, or may have.
+    /// Whether there is a pipe from a side, or may be.
     pub fn is_spliced(&self, side: Side) -> bool {
-        self.flows[side as usize].pace.splice.is_some()
+        self.lines[side as usize].is_spliced()
     }
 
     /// Whether a side was told that no more will come.
     pub fn has_finished(&self, side: Side) -> bool {
-        self.flows[side.other() as usize].sink == Sink::Finished
+        self.lines[side as usize].has_finished()
     }
 
     pub fn progress(&self) -> Progress {
-        let [up, down] = &self.flows;
-        if up.source == Source::Failed && up.is_drained() {
+        let [client, backend] = &self.lines;
+        if client.has_failed() && self.is_drained(Side::Client) {
             return Progress::Over(EndReason::ClientReset);
         }
-        if down.source == Source::Failed && down.is_drained() {
+        if backend.has_failed() && self.is_drained(Side::Backend) {
             return Progress::Over(EndReason::BackendReset);
         }
-        if up.sink == Sink::Gone && down.sink == Sink::Gone {
+        if client.is_gone() && backend.is_gone() {
             // Neither can be written to, so neither is read from: no event would ever come.
             return Progress::Over(EndReason::ClientReset);
         }
-        match (up.sink == Sink::Finished, down.sink == Sink::Finished) {
+        match (client.has_finished(), backend.has_finished()) {
             (true, true) => Progress::Over(EndReason::Finished),
             (false, false) => Progress::Running,
             _ => Progress::HalfClosed,
         }
     }
 
-    fn source_ended(&mut self, side: Side) {
-        // After a reset was seen while sending to this side, its stream reads as merely ended.
-        let reset = self.flows[side.other() as usize].sink == Sink::Gone;
-        self.flows[side as usize].source = if reset { Source::Failed } else { Source::Ended };
+    fn take_in(&mut self, side: Side, buf: Buf, pool: &mut Pool) {
+        if self.lines[side.other() as usize].takes() && !buf.is_empty() {
+            return pool.push(&mut self.waiting[side as usize], buf);
+        }
+        self.lost |= !buf.is_empty();
+        pool.give_back(buf);
     }
 
-    /// A side was reset: nothing more can be delivered to it, and what it sent before is all there is.
-    fn side_failed(&mut self, side: Side, pool: &mut Pool) {
-        self.flows[side as usize].source = Source::Failed;
-        let towards = &mut self.flows[side.other() as usize];
-        if towards.sink == Sink::Open {
-            towards.sink = Sink::Gone;
-            towards.lose_piped();
-            pool.give_back_chain(towards.waiting.take());
+    /// So many bytes were sent to a side.
+    fn sent(&mut self, side: Side, bytes: u32, pool: &mut Pool) {
+        let from = side.other() as usize;
+        self.delivered[from] += u64::from(bytes);
+        let line = &mut self.lines[side as usize];
+        line.sent(bytes as usize, &mut self.waiting[from], pool);
+        if line.is_gone() {
+            self.lose_unsent(side, pool);
         }
     }
 
-    /// Sending to a side failed, and receiving from it may not have noticed (see [`Relay::is_unsure`]).
-    /// So it begins anew.
+    /// Sending to a side failed, and receiving from it may not have noticed (see [`Line::is_unsure`]). So
+    /// it begins anew: what the side sent before may still be unread, and goes on.
     fn send_failed(&mut self, side: Side, pool: &mut Pool, out: &mut impl FnMut(Cmd)) {
-        self.sink_gone(side, pool);
-        let from = &mut self.flows[side as usize];
-        if from.receive == Receive::Armed {
-            from.cancel_receive(side, out);
+        let unsent = self.lines[side as usize].send_failed();
+        self.lose_all(side, unsent, pool);
+        self.lines[side as usize].receive_anew(side, out);
+    }
+
+    fn spliced(&mut self, side: Side, moved: u64, held: usize, how: Spliced) {
+        self.delivered[side as usize] += moved;
+        self.piped[side as usize] = held;
+        let (from, to) = ends(&mut self.lines, side);
+        to.spliced_to(held, how);
+        from.spliced(moved, how);
+        if to.is_gone() {
+            self.lose_piped(side);
         }
     }
 
-    /// Sending to a side failed. What it sent before may still be unread, so its flow goes on.
-    fn sink_gone(&mut self, side: Side, pool: &mut Pool) {
-        let towards = &mut self.flows[side.other() as usize];
-        towards.sink = Sink::Gone;
-        towards.lose_all(pool);
-        let from = &mut self.flows[side as usize];
-        if from.source == Source::Ended {
-            from.source = Source::Failed;
-        }
+    /// Lets go of what can no longer be delivered to a side, `unsent` of it taken back from the kernel.
+    fn lose_all(&mut self, side: Side, unsent: Chain, pool: &mut Pool) {
+        self.lost |= !unsent.is_empty();
+        pool.give_back_chain(unsent);
+        self.lose_unsent(side, pool);
+    }
+
+    /// The same, apart from what is with the kernel for sending.
+    fn lose_unsent(&mut self, side: Side, pool: &mut Pool) {
+        let waiting = self.waiting[side.other() as usize].take();
+        self.lost |= !waiting.is_empty();
+        pool.give_back_chain(waiting);
+        self.lose_piped(side.other());
+    }
+
+    fn lose_piped(&mut self, from: Side) {
+        self.lost |= std::mem::take(&mut self.piped[from as usize]) > 0;
+    }
+
+    /// Whether nothing is received from a side because the other was not seen to take more.
+    fn is_held_back(&self, side: Side) -> bool {
+        self.lines[side as usize].is_idle() && self.lines[side.other() as usize].awaits_room()
+    }
+
+    /// Whether all that a side has sent is with the kernel of the other.
+    fn is_drained(&self, side: Side) -> bool {
+        self.waiting[side as usize].is_empty()
+            && self.lines[side.other() as usize].sending().is_empty()
+            && self.piped[side as usize] == 0
     }
 }
 
@@ -425,130 +339,12 @@ impl Default for Relay {
     }
 }
 
-impl Flow {
-    fn new() -> Flow {
-        Flow {
-            waiting: Chain::EMPTY,
-            sending: Chain::EMPTY,
-            piped: 0,
-            delivered: 0,
-            lost: false,
-            short: false,
-            unsure: false,
-            source: Source::Open,
-            sink: Sink::Open,
-            receive: Receive::Idle,
-            room: Room::UNKNOWN,
-            pace: Pace::new(),
-        }
-    }
-
-    /// Whether nothing is received because the sink was not seen to take more.
-    fn is_held_back(&self) -> bool {
-        self.source == Source::Open && self.receive == Receive::Idle && self.room.is_asked()
-    }
-
-    fn is_drained(&self) -> bool {
-        self.waiting.is_empty() && self.sending.is_empty() && self.piped == 0
-    }
-
-    fn take_in(&mut self, buf: Buf, pool: &mut Pool) {
-        self.pace.note(buf.len());
-        match self.sink {
-            Sink::Open if !buf.is_empty() => pool.push(&mut self.waiting, buf),
-            _ => self.lose(buf, pool),
-        }
-    }
-
-    fn lose(&mut self, buf: Buf, pool: &mut Pool) {
-        self.lost |= !buf.is_empty();
-        pool.give_back(buf);
-    }
-
-    /// Lets go of what can no longer be delivered.
-    fn lose_all(&mut self, pool: &mut Pool) {
-        self.lost |= !self.is_drained();
-        pool.give_back_chain(self.sending.take());
-        pool.give_back_chain(self.waiting.take());
-        self.lose_piped();
-    }
-
-    fn lose_piped(&mut self) {
-        self.lost |= self.piped > 0;
-        self.piped = 0;
-    }
-
-    fn sent(&mut self, bytes: usize, pool: &mut Pool) {
-        self.delivered += bytes as u64;
-        pool.advance(&mut self.sending, bytes);
-        self.short = !self.sending.is_empty();
-        if !self.short {
-            return;
-        }
-        if self.sink == Sink::Gone {
-            return self.lose_all(pool);
-        }
-        // The rest goes out first, before what came in meanwhile.
-        let mut rest = self.sending.take();
-        while let Some(buf) = pool.pop(&mut self.waiting) {
-            pool.push(&mut rest, buf);
-        }
-        self.waiting = rest;
-    }
-
-    fn spliced(&mut self, moved: u64, held: usize, how: Spliced) {
-        self.receive = Receive::Idle;
-        self.delivered += moved;
-        self.piped = held;
-        // A step that was over before the pipe was empty may have kept an error to itself. One that
-        // found the sink full has asked it last, and was told of none.
-        self.short = held > 0 && how == Spliced::Step(Splice::Moved);
-        if self.sink == Sink::Gone {
-            self.lose_piped();
-        }
-        self.pace.note_splice(moved, how);
-    }
-
-    /// Asks for more, or for less, according to what is held and what is free.
-    fn pace_receive(
-        &mut self,
-        side: Side,
-        pool: &Pool,
-        features: Features,
-        out: &mut impl FnMut(Cmd),
-    ) {
-        let held = self.waiting.blocks() + self.sending.blocks();
-        let room = held < self.pace.held_max(pool);
-        if let Some(when) = self.pace.splice.filter(|_| features.splice) {
-            // The blocks that came before go out before.
-            if self.receive == Receive::Idle && held == 0 {
-                self.receive = Receive::Splicing;
-                out(Cmd::Splice { side, when });
-            }
-            return;
-        }
-        match self.receive {
-            Receive::Idle if room && self.pace.is_sparing(pool) && !self.room.is_seen() => {
-                if let Some(Question { first }) = self.room.ask() {
-                    out(Cmd::AwaitRoom { side: side.other(), first });
-                }
-            }
-            Receive::Idle if room => {
-                self.receive = Receive::Armed;
-                out(Cmd::Receive { side, how: self.pace.intake(pool, features, MANY_BYTES_MAX) });
-            }
-            Receive::Armed if !room => self.cancel_receive(side, out),
-            _ => {}
-        }
-    }
-
-    fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
-        match self.receive {
-            Receive::Armed => out(Cmd::CancelReceive { side }),
-            Receive::Splicing => out(Cmd::CancelSplice { side }),
-            Receive::Idle | Receive::Cancelling | Receive::Starved => return,
-        }
-        self.receive = Receive::Cancelling;
+/// The connection on a side, and the other.
+fn ends(lines: &mut [Line; 2], side: Side) -> (&mut Line, &mut Line) {
+    let [client, backend] = lines;
+    match side {
+        Side::Client => (client, backend),
+        Side::Backend => (backend, client),
     }
 }
 
@@ -587,7 +383,7 @@ mod tests {
         fn splicing(side: Side) -> Stage {
             let mut stage = Stage::new();
             stage.features.splice = true;
-            stage.relay.flows[side as usize].pace.splice = Some(When::NextTurn);
+            stage.relay.lines[side as usize].be_stream();
             let said = stage.over(side, Received::Stopped);
             assert_eq!(said, [Cmd::Splice { side, when: When::NextTurn }]);
             stage
@@ -708,7 +504,7 @@ mod tests {
         stage.data(Client, 5);
         stage.sent(Backend, Ok(5));
         stage.handle(Event::Room { side: Backend });
-        assert!(!stage.relay.flows[Client as usize].room.is_seen());
+        assert!(!stage.relay.lines[Backend as usize].sees_room(Backend, &mut |_| {}));
     }
 
     #[test]
@@ -717,7 +513,7 @@ mod tests {
         assert!(stage.relay.is_truncated());
         let said = &mut stage.said;
         stage.relay.stop(&mut |cmd| said.push(cmd));
-        let taken_back = [Backend, Client].map(|side| Cmd::CancelRoom { side });
+        let taken_back = Side::BOTH.map(|side| Cmd::CancelRoom { side });
         assert_eq!(stage.said(), taken_back);
         for side in Side::BOTH {
             assert!(stage.relay.in_flight());
@@ -774,6 +570,23 @@ mod tests {
     }
 
     #[test]
+    fn an_end_beside_a_step_that_did_not_come_to_its_end_is_believed_when_the_pipe_is_empty() {
+        for (step, reason) in [
+            (Splice::Empty, None),
+            (Splice::SinkFailed(Errno::EPIPE), Some(EndReason::BackendReset)),
+        ] {
+            let mut stage = Stage::splicing(Client);
+            stage.spliced(Client, 5, 100, Splice::Moved);
+            assert_eq!(stage.over(Backend, Received::End), [], "it may be a reset");
+            let said = stage.spliced(Client, 100, 0, step);
+            let believed = said.contains(&Cmd::FinishWriting { side: Client });
+            assert_eq!(believed, reason.is_none(), "{said:?}");
+            let over = reason.map(Progress::Over);
+            assert_eq!(stage.relay.progress(), over.unwrap_or(Progress::HalfClosed));
+        }
+    }
+
+    #[test]
     fn an_end_is_passed_on_though_a_pipe_the_other_way_is_full() {
         let mut stage = Stage::splicing(Client);
         let full = stage.spliced(Client, 5, 100, Splice::Full);
@@ -826,6 +639,19 @@ mod tests {
             stage.relay.settle(event, &mut stage.pool);
             assert!(stage.relay.is_truncated());
         }
+    }
+
+    #[test]
+    fn what_is_in_a_pipe_when_a_session_ends_is_not_forgotten() {
+        let mut stage = Stage::splicing(Client);
+        stage.spliced(Client, 5, 100, Splice::Full);
+        let said = &mut stage.said;
+        stage.relay.stop(&mut |cmd| said.push(cmd));
+        assert!(stage.said().contains(&Cmd::CancelSplice { side: Client }));
+        let how = Spliced::Stopped;
+        let event = Event::Spliced { side: Client, moved: 0, held: 0, how };
+        stage.relay.settle(event, &mut stage.pool);
+        assert!(stage.relay.is_truncated());
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
+use super::books::SharedBooks;
 use super::core::{GENERATION_MASK, Key};
-use super::dispatcher::Books;
 use super::door::{Arrival, Door};
 use super::family;
 use super::gateways::{Cmd, Conn, Gateways};
@@ -37,7 +37,7 @@ const COMMANDS: usize = 64;
 
 pub struct ApiDriver {
     gateways: Gateways,
-    books: Books,
+    books: SharedBooks,
     door: Door,
     /// By the place of a user, and of a connection to a backend.
     users: Vec<Option<OwnedFd>>,
@@ -47,7 +47,7 @@ pub struct ApiDriver {
 
 impl ApiDriver {
     /// `listener`: the API door, if there is one.
-    pub fn new(gateways: Gateways, books: Books, listener: Option<OwnedFd>) -> ApiDriver {
+    pub fn new(gateways: Gateways, books: SharedBooks, listener: Option<OwnedFd>) -> ApiDriver {
         ApiDriver {
             gateways,
             books,

@@ -15,20 +15,20 @@ pub(super) mod slots;
 pub(super) mod starved;
 pub mod udp;
 
-use std::cell::Ref;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::dispatcher::{Books, Dispatcher, Entry};
+use super::books::{Books, Entry};
 use super::link::{Order, Refusal};
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, Protocol};
 use crate::config::Timeouts;
+use crate::proxy::line::Features;
 use crate::proxy::outlook::Watch;
-use crate::proxy::tcp::{Features, Progress, Relay};
+use crate::proxy::tcp::{Progress, Relay};
 use crate::proxy::{self, Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
@@ -81,6 +81,14 @@ pub enum Cmd {
     },
 }
 
+/// What every decision is handed: the time, and what it draws on.
+pub struct Context<'a> {
+    pub now: Now,
+    pub pool: &'a mut Pool,
+    pub books: &'a mut Books,
+    pub out: &'a mut Vec<Cmd>,
+}
+
 /// What the core is told once.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -90,7 +98,6 @@ pub struct Settings {
 
 pub struct Core {
     settings: Settings,
-    books: Books,
     sessions: Slots<Session>,
     deadlines: Wheel,
     starved: Starved<(Key, Side)>,
@@ -137,10 +144,9 @@ struct Tried {
 }
 
 impl Core {
-    pub fn new(settings: Settings, books: Books, now: Now) -> Core {
+    pub fn new(settings: Settings, now: Now) -> Core {
         Core {
             settings,
-            books,
             sessions: Slots::new(),
             deadlines: Wheel::new(now),
             starved: Starved::new(now),
@@ -156,25 +162,19 @@ impl Core {
         self.settings.timeouts = timeouts;
     }
 
-    /// The worker's books.
-    pub fn books(&self) -> Ref<'_, Dispatcher> {
-        self.books.borrow()
-    }
-
     /// A user has connected. `None`: turned away, close the connection.
-    pub fn accepted(&mut self, now: Now, client: SocketAddr, out: &mut Vec<Cmd>) -> Option<Key> {
-        // The books are borrowed for one call at a time.
-        let admitted = self.books.borrow_mut().admit(Protocol::Tcp, client, now);
+    pub fn accepted(&mut self, client: SocketAddr, cx: &mut Context<'_>) -> Option<Key> {
+        let admitted = cx.books.admit(Protocol::Tcp, client, cx.now);
         let mut entry = match admitted {
             Ok(entry) => entry,
             Err(why) => {
-                self.books.borrow_mut().refused(Protocol::Tcp, client, why);
+                cx.books.refused(Protocol::Tcp, client, why);
                 return None;
             }
         };
-        let Some(choice) = self.books.borrow_mut().assign(&mut entry, &[]) else {
-            self.books.borrow_mut().refused(Protocol::Tcp, client, Refusal::NoBackend);
-            self.books.borrow_mut().close(entry, EndReason::Unreachable, now);
+        let Some(choice) = cx.books.assign(&mut entry, &[]) else {
+            cx.books.refused(Protocol::Tcp, client, Refusal::NoBackend);
+            cx.books.close(entry, EndReason::Unreachable, cx.now);
             return None;
         };
         let mut tried = Tried::default();
@@ -184,58 +184,44 @@ impl Core {
             relay: Relay::new(),
             entry,
             tried,
-            active: now,
+            active: cx.now,
             half_closed: false,
             answered: false,
             relayed: false,
             look_at: NEVER,
             watches: [Watch::NEW; 2],
         });
-        self.deadlines.schedule(key.place, now.plus(self.settings.timeouts.connect));
-        out.push(Cmd::Connect { key, to: choice.address });
+        self.deadlines.schedule(key.place, cx.now.plus(self.settings.timeouts.connect));
+        cx.out.push(Cmd::Connect { key, to: choice.address });
         Some(key)
     }
 
     /// A connection to a backend stands, or has failed.
-    pub fn connected(
-        &mut self,
-        now: Now,
-        key: Key,
-        result: Result<(), Errno>,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub fn connected(&mut self, key: Key, result: Result<(), Errno>, cx: &mut Context<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
         match (session.phase, result) {
             (Phase::Ending { reason, ordered, .. }, _) => {
                 session.phase = Phase::Ending { reason, connect: false, ordered };
-                self.close_if_settled(now, key, pool, out);
+                self.close_if_settled(key, cx);
             }
-            (_, Ok(())) => self.start(now, key, pool, out),
-            (_, Err(errno)) => self.retry(now, key, errno, pool, out),
+            (_, Ok(())) => self.start(key, cx),
+            (_, Err(errno)) => self.retry(key, errno, cx),
         }
     }
 
     /// Something happened on one of a session's connections.
-    pub fn relayed(
-        &mut self,
-        now: Now,
-        key: Key,
-        event: Event,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub fn relayed(&mut self, key: Key, event: Event, cx: &mut Context<'_>) {
         let Some(session) = self.sessions.get(key) else {
             debug_assert!(false, "a completion came for a session that is gone");
-            give_back(event, pool);
+            give_back(event, cx.pool);
             return;
         };
         if let Phase::Ending { .. } | Phase::Parting(_) = session.phase {
-            session.relay.settle(event, pool);
+            session.relay.settle(event, cx.pool);
             let up = session.relay.delivered(Side::Client);
             let down = session.relay.delivered(Side::Backend);
-            self.books.borrow_mut().moved(&mut session.entry, up, down, now);
-            return self.close_if_settled(now, key, pool, out);
+            cx.books.moved(&mut session.entry, up, down, cx.now);
+            return self.close_if_settled(key, cx);
         }
         let sent = matches!(event, Event::Sent { .. } | Event::Spliced { moved: 1.., .. });
         let starved = match event {
@@ -246,51 +232,51 @@ impl Core {
             && !session.answered
         {
             session.answered = true;
-            let waited = now.since(session.entry.started);
-            self.books.borrow().metrics().first_byte_time.record(waited);
+            let waited = cx.now.since(session.entry.started);
+            cx.books.metrics().first_byte_time.record(waited);
         }
-        let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
+        let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         let was_unsure = session.relay.is_unsure();
-        session.relay.handle(event, pool, self.settings.features, relay_out);
+        session.relay.handle(event, cx.pool, self.settings.features, relay_out);
         if !was_unsure && session.relay.is_unsure() {
             self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
         }
         if session.look_at == NEVER && (sent || session.relay.is_sending()) {
-            session.look_at = session.next_look(now, &self.settings.timeouts);
+            session.look_at = session.next_look(cx.now, &self.settings.timeouts);
             self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
         }
         if sent {
-            session.active = now;
+            session.active = cx.now;
             let up = session.relay.delivered(Side::Client);
             let down = session.relay.delivered(Side::Backend);
-            self.books.borrow_mut().moved(&mut session.entry, up, down, now);
+            cx.books.moved(&mut session.entry, up, down, cx.now);
         }
         if let Some(side) = starved {
-            self.books.borrow().metrics().counters.buffers_exhausted.one();
-            self.starve(now, key, side);
+            cx.books.metrics().counters.buffers_exhausted.one();
+            self.starve(cx.now, key, side);
         }
-        self.follow(now, key, pool, out);
+        self.follow(key, cx);
     }
 
     /// Looks at what has been still for a while, or for too long.
-    pub fn expire(&mut self, now: Now, out: &mut Vec<Cmd>) {
-        while let Some(place) = self.deadlines.pop(now) {
+    pub fn expire(&mut self, cx: &mut Context<'_>) {
+        while let Some(place) = self.deadlines.pop(cx.now) {
             let Some(key) = self.sessions.at(place) else { continue };
             let Some(session) = self.sessions.get(key) else { continue };
             let due = session.due(&self.settings.timeouts);
-            if due > now {
+            if due > cx.now {
                 self.deadlines.schedule(place, due);
                 continue;
             }
             match session.phase {
                 // Its completion says ECANCELED, and `retry` goes on from there.
-                Phase::Connecting => out.push(Cmd::CancelConnect { key }),
-                Phase::Relaying if session.rests_until(&self.settings.timeouts) > now => {
-                    session.relay.look_again(&mut |what| out.push(Cmd::Relay { key, what }));
+                Phase::Connecting => cx.out.push(Cmd::CancelConnect { key }),
+                Phase::Relaying if session.rests_until(&self.settings.timeouts) > cx.now => {
+                    session.relay.look_again(&mut |what| cx.out.push(Cmd::Relay { key, what }));
                     self.deadlines.schedule(place, session.due(&self.settings.timeouts));
                 }
                 // What the kernels have delivered meanwhile decides, in `told`.
-                Phase::Relaying | Phase::Parting(_) => out.push(Cmd::Look { key }),
+                Phase::Relaying | Phase::Parting(_) => cx.out.push(Cmd::Look { key }),
                 Phase::Ending { .. } => {}
             }
         }
@@ -302,26 +288,26 @@ impl Core {
     }
 
     /// Lets flows that waited for blocks try again, the longest waiting first.
-    pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let overdue = self.starved.overdue(now);
+    pub fn relieve(&mut self, cx: &mut Context<'_>) {
+        let overdue = self.starved.overdue(cx.now);
         let mut fed = 0;
-        while fed < FED_MAX && (fed < overdue || pool.has_reserve()) {
+        while fed < FED_MAX && (fed < overdue || cx.pool.has_reserve()) {
             let Some((key, side)) = self.starved.pop() else { return };
-            fed += usize::from(self.feed(key, side, pool, out));
+            fed += usize::from(self.feed(key, side, cx));
         }
-        if pool.has_reserve() {
-            self.starved.hurry(now);
+        if cx.pool.has_reserve() {
+            self.starved.hurry(cx.now);
         }
     }
 
     /// False when the flow has ended while it waited.
-    fn feed(&mut self, key: Key, side: Side, pool: &mut Pool, out: &mut Vec<Cmd>) -> bool {
+    fn feed(&mut self, key: Key, side: Side, cx: &mut Context<'_>) -> bool {
         let Some(session) = self.sessions.get(key) else { return false };
         if session.phase != Phase::Relaying {
             return false;
         }
-        let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
-        session.relay.feed(side, pool, self.settings.features, relay_out);
+        let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
+        session.relay.feed(side, cx.pool, self.settings.features, relay_out);
         true
     }
 
@@ -331,72 +317,67 @@ impl Core {
     }
 
     /// Carries out an order that concerns sessions.
-    pub fn order(&mut self, now: Now, order: Order, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    pub fn order(&mut self, order: Order, cx: &mut Context<'_>) {
         match order {
             Order::EndBackend { backend, reason } => {
                 let on_it = |session: &Session| {
                     session.entry.choice().is_some_and(|choice| choice.backend == backend)
                 };
-                self.end_all(now, on_it, reason, pool, out);
+                self.end_all(on_it, reason, cx);
             }
             Order::EndSession { id, reason } => {
-                let books = self.books.borrow();
-                let found = self.sessions.find(|session| books.id(&session.entry) == id);
-                drop(books);
+                let found = self.sessions.find(|session| cx.books.id(&session.entry) == id);
                 if let Some(key) = found {
-                    self.end(now, key, reason, pool, out);
+                    self.end(key, reason, cx);
                 }
             }
-            Order::Stop => self.end_all(now, |_| true, EndReason::Stopping, pool, out),
+            Order::Stop => self.end_all(|_| true, EndReason::Stopping, cx),
             Order::Adopt(terms) => self.set_timeouts(terms.timeouts),
             Order::Drain => {}
         }
     }
 
-    fn start(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    fn start(&mut self, key: Key, cx: &mut Context<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
-        self.books.borrow().metrics().connect_time.record(now.since(session.active));
-        self.books.borrow_mut().started(&session.entry);
+        cx.books.metrics().connect_time.record(cx.now.since(session.active));
+        cx.books.started(&session.entry);
         session.phase = Phase::Relaying;
         session.relayed = true;
-        session.active = now;
+        session.active = cx.now;
         self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
-        let relay_out = &mut |what| out.push(Cmd::Relay { key, what });
-        session.relay.advance(pool, self.settings.features, relay_out);
+        let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
+        session.relay.advance(cx.pool, self.settings.features, relay_out);
     }
 
-    fn retry(&mut self, now: Now, key: Key, errno: Errno, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    fn retry(&mut self, key: Key, errno: Errno, cx: &mut Context<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
         // Only its deadline cancels an attempt that is still wanted.
         let errno = if errno == Errno::ECANCELED { Errno::ETIMEDOUT } else { errno };
         let lack = Lack::of(errno);
         if lack != Lack::Everywhere {
-            let mut books = self.books.borrow_mut();
             match lack {
-                Lack::None => books.backend_failed(&session.entry, errno),
-                _ => books.backend_out_of_ports(&session.entry),
+                Lack::None => cx.books.backend_failed(&session.entry, errno),
+                _ => cx.books.backend_out_of_ports(&session.entry),
             }
-            drop(books);
             session.tried.portless += usize::from(lack == Lack::Ports);
             let again = session.tried.may_go_on();
             let tried = session.tried.list();
-            let next =
-                again.then(|| self.books.borrow_mut().assign(&mut session.entry, &tried)).flatten();
+            let next = again.then(|| cx.books.assign(&mut session.entry, &tried)).flatten();
             if let Some(choice) = next {
-                self.books.borrow().metrics().counters.retries.one();
+                cx.books.metrics().counters.retries.one();
                 session.tried.add(choice.backend);
-                session.active = now;
+                session.active = cx.now;
                 self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
-                return out.push(Cmd::Connect { key, to: choice.address });
+                return cx.out.push(Cmd::Connect { key, to: choice.address });
             }
         }
         let client = session.entry.client;
         let ours = lack != Lack::None || session.tried.portless > 0;
         let why = if ours { Refusal::Exhausted } else { Refusal::Unreachable };
-        self.books.borrow_mut().refused(Protocol::Tcp, client, why);
+        cx.books.refused(Protocol::Tcp, client, why);
         let reason = EndReason::Unreachable;
         session.phase = Phase::Ending { reason, connect: false, ordered: None };
-        self.close_if_settled(now, key, pool, out);
+        self.close_if_settled(key, cx);
     }
 
     fn starve(&mut self, now: Now, key: Key, side: Side) {
@@ -411,7 +392,7 @@ impl Core {
     }
 
     /// Draws the consequences of how far the relay has come.
-    fn follow(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    fn follow(&mut self, key: Key, cx: &mut Context<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
         match session.relay.progress() {
             Progress::Running => {}
@@ -419,51 +400,49 @@ impl Core {
             Progress::HalfClosed => {
                 session.half_closed = true;
                 // The other side has its time from the end on, however still it was before.
-                session.active = now;
+                session.active = cx.now;
                 self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
             }
-            Progress::Over(reason) => self.end(now, key, reason, pool, out),
+            Progress::Over(reason) => self.end(key, reason, cx),
         }
     }
 
     fn end_all(
         &mut self,
-        now: Now,
         which: impl Fn(&Session) -> bool,
         reason: EndReason,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
+        cx: &mut Context<'_>,
     ) {
         for key in self.sessions.keys(which) {
-            self.end(now, key, reason, pool, out);
+            self.end(key, reason, cx);
         }
     }
 
-    fn end(&mut self, now: Now, key: Key, reason: EndReason, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    fn end(&mut self, key: Key, reason: EndReason, cx: &mut Context<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
         let connect = match session.phase {
-            Phase::Ending { .. } | Phase::Parting(_) => return self.hurry(now, key, reason),
+            Phase::Ending { .. } | Phase::Parting(_) => return self.hurry(cx.now, key, reason),
             Phase::Connecting => {
-                out.push(Cmd::CancelConnect { key });
+                cx.out.push(Cmd::CancelConnect { key });
                 true
             }
             Phase::Relaying => false,
         };
         let ordered = Some(reason).filter(|reason| parting::is_order(*reason));
         session.phase = Phase::Ending { reason, connect, ordered };
-        session.relay.stop(&mut |what| out.push(Cmd::Relay { key, what }));
-        self.close_if_settled(now, key, pool, out);
+        session.relay.stop(&mut |what| cx.out.push(Cmd::Relay { key, what }));
+        self.close_if_settled(key, cx);
     }
 
-    fn close_if_settled(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    fn close_if_settled(&mut self, key: Key, cx: &mut Context<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
         let Phase::Ending { reason, connect: false, ordered } = session.phase else { return };
         if session.relay.in_flight() {
             return;
         }
         match session.relayed {
-            true => self.begin_to_part(now, key, reason, ordered, out),
-            false => self.close(now, key, reason, [0; 2], pool, out),
+            true => self.begin_to_part(key, reason, ordered, cx),
+            false => self.close(key, reason, [0; 2], cx),
         }
     }
 }
@@ -548,8 +527,6 @@ fn give_back(event: Event, pool: &mut Pool) {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-    use std::rc::Rc;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -563,8 +540,8 @@ mod tests {
     use crate::proxy::outlook::{GIVEN_UP_AFTER, LOOK_EVERY, Outlook};
     use crate::ring::pool::Class;
     use crate::session::seats::Seats;
+    use crate::worker::books::Parts;
     use crate::worker::core::starved::WAIT_MAX;
-    use crate::worker::dispatcher::Parts;
     use crate::worker::link::{ControlEnd, Ended, Report, link};
 
     const START: Now = Now::from_nanos(1_000_000_000);
@@ -572,6 +549,7 @@ mod tests {
     /// A worker with one backend, whose sockets are played by hand.
     struct Stage {
         core: Core,
+        books: Books,
         control: ControlEnd,
         pool: Pool,
         now: Now,
@@ -591,7 +569,7 @@ mod tests {
             let urgent = Arc::new(tokio::sync::Notify::new());
             let publisher = Publisher::new(Snapshot::default());
             let (control, end) = link(0, 1000, publisher.subscribe(), Arc::clone(&urgent)).unwrap();
-            let mut dispatcher = Dispatcher::new(Parts {
+            let mut books = Books::new(Parts {
                 balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
                 shard: end.shard,
                 metrics: Arc::clone(&end.metrics),
@@ -603,11 +581,12 @@ mod tests {
                 report_sessions: true,
             });
             let weights = vec![1; rotation.len()];
-            dispatcher.adopt(Arc::new(snapshot(&weights, rotation)));
+            books.adopt(Arc::new(snapshot(&weights, rotation)));
             let features = Features { receive_cap: true, splice: false };
             let settings = Settings { features, timeouts: Timeouts::default() };
             Stage {
-                core: Core::new(settings, Rc::new(RefCell::new(dispatcher)), START),
+                core: Core::new(settings, START),
+                books,
                 control,
                 pool: Pool::new(256, 16),
                 now: START,
@@ -617,13 +596,18 @@ mod tests {
             }
         }
 
+        fn act<T>(&mut self, what: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
+            let Stage { core, books, pool, now, said, .. } = self;
+            what(core, &mut Context { now: *now, pool, books, out: said })
+        }
+
         /// What was commanded since the last time, apart from looks, which are answered.
         fn said(&mut self) -> Vec<Cmd> {
             while let Some(at) = self.said.iter().position(|cmd| matches!(cmd, Cmd::Look { .. })) {
                 let Cmd::Look { key } = self.said.remove(at) else { unreachable!() };
                 self.looks += 1;
                 let outlooks = self.outlooks;
-                self.core.told(self.now, key, outlooks, &mut self.pool, &mut self.said);
+                self.act(|core, cx| core.told(key, outlooks, cx));
             }
             std::mem::take(&mut self.said)
         }
@@ -631,14 +615,14 @@ mod tests {
         /// A session that relays.
         fn session(&mut self) -> Key {
             let client = "192.0.2.1:1000".parse().unwrap();
-            let key = self.core.accepted(self.now, client, &mut self.said).unwrap();
-            self.core.connected(self.now, key, Ok(()), &mut self.pool, &mut self.said);
+            let key = self.act(|core, cx| core.accepted(client, cx)).unwrap();
+            self.act(|core, cx| core.connected(key, Ok(()), cx));
             self.said();
             key
         }
 
         fn relayed(&mut self, key: Key, event: Event) -> Vec<Cmd> {
-            self.core.relayed(self.now, key, event, &mut self.pool, &mut self.said);
+            self.act(|core, cx| core.relayed(key, event, cx));
             self.said()
         }
 
@@ -655,14 +639,14 @@ mod tests {
 
         fn wait(&mut self, time: Duration) -> Vec<Cmd> {
             self.now = self.now.plus(time);
-            self.core.expire(self.now, &mut self.said);
+            self.act(|core, cx| core.expire(cx));
             let said = self.said();
             self.said = said;
             self.relieve()
         }
 
         fn relieve(&mut self) -> Vec<Cmd> {
-            self.core.relieve(self.now, &mut self.pool, &mut self.said);
+            self.act(|core, cx| core.relieve(cx));
             self.said()
         }
 
@@ -680,12 +664,12 @@ mod tests {
     fn a_connection_that_did_not_come_about_in_time_is_reported_as_such() {
         let mut stage = Stage::new();
         let client = "192.0.2.1:1000".parse().unwrap();
-        let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+        let key = stage.act(|core, cx| core.accepted(client, cx)).unwrap();
         stage.now = stage.now.plus(2 * Timeouts::default().connect);
-        stage.core.expire(stage.now, &mut stage.said);
+        stage.act(|core, cx| core.expire(cx));
         assert_eq!(stage.said().last(), Some(&Cmd::CancelConnect { key }));
         let cancelled = Err(Errno::ECANCELED);
-        stage.core.connected(stage.now, key, cancelled, &mut stage.pool, &mut stage.said);
+        stage.act(|core, cx| core.connected(key, cancelled, cx));
         let report = stage.control.reports.pop().unwrap();
         assert!(
             matches!(report, Report::ConnectFailed { errno, .. } if errno == Errno::ETIMEDOUT as i32),
@@ -697,9 +681,9 @@ mod tests {
     fn want_of_our_own_is_not_blamed_on_a_backend() {
         let mut stage = Stage::new();
         let client = "192.0.2.1:1000".parse().unwrap();
-        let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+        let key = stage.act(|core, cx| core.accepted(client, cx)).unwrap();
         let full = Err(Errno::EMFILE);
-        stage.core.connected(stage.now, key, full, &mut stage.pool, &mut stage.said);
+        stage.act(|core, cx| core.connected(key, full, cx));
         let refused = Report::Refused { protocol: Protocol::Tcp, client, why: Refusal::Exhausted };
         assert_eq!(stage.control.reports.pop(), Ok(refused));
         let counters = &stage.control.metrics.counters;
@@ -712,12 +696,12 @@ mod tests {
     fn want_of_a_port_towards_one_backend_leads_to_the_next_and_sets_none_aside() {
         let mut stage = Stage::with(&[0, 1]);
         let (client, portless) = ("192.0.2.1:1000".parse().unwrap(), Errno::EADDRNOTAVAIL);
-        let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+        let key = stage.act(|core, cx| core.accepted(client, cx)).unwrap();
         let [Cmd::Connect { to: first, .. }] = stage.said()[..] else { panic!() };
-        stage.core.connected(stage.now, key, Err(portless), &mut stage.pool, &mut stage.said);
+        stage.act(|core, cx| core.connected(key, Err(portless), cx));
         let [Cmd::Connect { to: second, .. }] = stage.said()[..] else { panic!() };
         assert_ne!(first, second);
-        stage.core.connected(stage.now, key, Ok(()), &mut stage.pool, &mut stage.said);
+        stage.act(|core, cx| core.connected(key, Ok(()), cx));
         assert_eq!(stage.said().len(), 2, "both sides are read");
         let told = std::iter::from_fn(|| stage.control.reports.pop().ok()).collect::<Vec<_>>();
         assert!(matches!(told[..], [Report::Started { .. }]), "{told:?}");
@@ -727,7 +711,7 @@ mod tests {
         // The next user is offered the first again: it is not aside.
         let offered: Vec<_> = (0..2)
             .map(|_| {
-                stage.core.accepted(stage.now, client, &mut stage.said);
+                stage.act(|core, cx| core.accepted(client, cx));
                 let [Cmd::Connect { to, .. }] = stage.said()[..] else { panic!() };
                 to
             })
@@ -743,12 +727,12 @@ mod tests {
             (Errno::ECONNREFUSED, ATTEMPTS_MAX, Refusal::Unreachable),
             (Errno::EADDRNOTAVAIL, OFFERS_MAX, Refusal::Exhausted),
         ] {
-            let key = stage.core.accepted(stage.now, client, &mut stage.said).unwrap();
+            let key = stage.act(|core, cx| core.accepted(client, cx)).unwrap();
             let mut offered = Vec::new();
             while let [Cmd::Connect { to, .. }] = stage.said()[..] {
                 assert!(!offered.contains(&to), "each once");
                 offered.push(to);
-                stage.core.connected(stage.now, key, Err(errno), &mut stage.pool, &mut stage.said);
+                stage.act(|core, cx| core.connected(key, Err(errno), cx));
             }
             assert_eq!(offered.len(), offers);
             let refused = Report::Refused { protocol: Protocol::Tcp, client, why };
@@ -911,7 +895,7 @@ mod tests {
                     stage.over(key, Client, Received::Stopped);
                 }
                 let order = Order::EndBackend { backend: BackendId(1), reason };
-                stage.core.order(stage.now, order, &mut stage.pool, &mut stage.said);
+                stage.act(|core, cx| core.order(order, cx));
                 for side in Side::BOTH.into_iter().filter(|_| before) {
                     stage.over(key, side, Received::Stopped);
                 }
@@ -983,7 +967,7 @@ mod tests {
         let key = stage.session();
         stage.data(key, Client, 10);
         let stop = Order::Stop;
-        stage.core.order(stage.now, stop, &mut stage.pool, &mut stage.said);
+        stage.act(|core, cx| core.order(stop, cx));
         stage.over(key, Client, Received::Stopped);
         stage.over(key, Backend, Received::Stopped);
         stage.relayed(key, Event::Sent { side: Backend, result: Ok(4) });

@@ -25,10 +25,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::books::{Entry, SharedBooks};
 use super::core::Key;
 use super::core::slots::Slots;
 use super::core::starved::{FED_MAX, Starved};
-use super::dispatcher::{Books, Entry};
 use super::link::Order;
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
@@ -36,8 +36,8 @@ use crate::cluster::{BackendId, Protocol};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
 use crate::proxy::http::{self, Assigned, Context, Gateway, Journal, Kit, Settings};
+use crate::proxy::line::Features;
 use crate::proxy::line::Line;
-use crate::proxy::tcp::Features;
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
@@ -86,7 +86,7 @@ pub enum Cmd {
 pub struct Gateways {
     settings: Settings,
     features: Features,
-    books: Books,
+    books: SharedBooks,
     journal: Box<dyn Journal>,
     kit: Kit,
     date: Date,
@@ -171,7 +171,7 @@ impl Gateways {
     pub fn new(
         settings: Settings,
         features: Features,
-        books: Books,
+        books: SharedBooks,
         journal: Box<dyn Journal>,
         now: Now,
     ) -> Gateways {

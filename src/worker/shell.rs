@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::sys::eventfd::EventFd;
 
 use super::api::ApiDriver;
-use super::dispatcher::Books;
+use super::books::SharedBooks;
 use super::family;
 use super::link::Order;
 use super::tcp::TcpDriver;
@@ -39,7 +39,7 @@ const WAKE: Tag = Tag { kind: family::SHELL | 1, generation: 0, slot: 0 };
 
 /// What the loop needs besides its drivers.
 pub struct WorkerLoop {
-    pub books: Books,
+    pub books: SharedBooks,
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
     /// Written when there is a new snapshot or an order.
@@ -131,7 +131,8 @@ impl Shell {
         match done.tag.kind & 0xf0 {
             family::TCP => {
                 self.due.tcp = now;
-                return self.tcp.complete(now, done, &mut self.ring);
+                let books = &mut self.parts.books.borrow_mut();
+                return self.tcp.complete(now, done, &mut self.ring, books);
             }
             family::UDP => {
                 self.due.udp = now;
@@ -161,7 +162,7 @@ impl Shell {
                 Order::Adopt(terms) => self.parts.books.borrow_mut().adopt_terms(terms),
                 _ => {}
             }
-            self.tcp.order(now, order, &mut self.ring);
+            self.tcp.order(now, order, &mut self.ring, &mut self.parts.books.borrow_mut());
             self.udp.order(now, order);
             self.api.order(now, order, &mut self.ring);
             self.due.all_at_once();
@@ -173,7 +174,7 @@ impl Shell {
     fn housekeep(&mut self, now: Now) {
         let tcp = self.due.tcp <= now || self.tcp.wants_blocks() || self.tcp.is_eager();
         if tcp {
-            self.tcp.housekeep(now, &mut self.ring);
+            self.tcp.housekeep(now, &mut self.ring, &mut self.parts.books.borrow_mut());
         }
         if self.due.udp <= now || self.ring.has_returned() {
             self.udp.housekeep(now, &mut self.ring);
@@ -184,7 +185,7 @@ impl Shell {
             self.due.api = self.api.next_deadline().unwrap_or(NEVER);
         }
         if tcp {
-            self.tcp.step(now, &mut self.ring);
+            self.tcp.step(now, &mut self.ring, &mut self.parts.books.borrow_mut());
             self.due.tcp = self.tcp.next_deadline().unwrap_or(NEVER);
         }
         let books = self.parts.books.borrow();

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::core::{Cmd, Core, GENERATION_MASK, Key};
+use super::books::Books;
+use super::core::{Cmd, Context, Core, GENERATION_MASK, Key};
 use super::door::{Arrival, Door};
 use super::family;
 use super::link::Order;
@@ -82,45 +83,52 @@ impl TcpDriver {
         self.core.is_starved()
     }
 
-    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
+    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
         match done.tag.kind {
             RECEIVE | SEND => {
                 self.splices.note_message(now);
                 let (key, event) = relay_event(done);
-                self.core.relayed(now, key, event, ring.pool_mut(), &mut self.commands);
+                self.core.relayed(key, event, &mut context(now, ring, books, &mut self.commands));
             }
             CONNECT => {
                 let (key, result) = (key_of(done.tag), done.result.map(|_| ()));
-                self.core.connected(now, key, result, ring.pool_mut(), &mut self.commands);
+                self.core.connected(
+                    key,
+                    result,
+                    &mut context(now, ring, books, &mut self.commands),
+                );
             }
             ROOM => {
-                self.core.books().metrics().counters.flows_held_back.less_one();
+                books.metrics().counters.flows_held_back.less_one();
                 let event = Event::Room { side: side_of(done.tag) };
-                let commands = &mut self.commands;
-                self.core.relayed(now, key_of(done.tag), event, ring.pool_mut(), commands);
+                self.core.relayed(
+                    key_of(done.tag),
+                    event,
+                    &mut context(now, ring, books, &mut self.commands),
+                );
             }
             SPLICE => {
                 let step = (key_of(done.tag), side_of(done.tag));
                 match done.result {
                     Err(Errno::ECANCELED) => {
-                        self.spliced(now, step, (0, 0, Spliced::Stopped), ring)
+                        self.spliced(now, step, (0, 0, Spliced::Stopped), ring, books)
                     }
                     _ => self.splices.in_next_turn(step),
                 }
             }
-            _ => self.arrived(now, done, ring),
+            _ => self.arrived(now, done, ring, books),
         }
-        self.execute(now, ring);
+        self.execute(now, ring, books);
     }
 
     /// What is due whatever completed: deadlines, flows that waited for blocks.
-    pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
+    pub fn housekeep(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
         self.door.housekeep(now, ring);
-        self.core.expire(now, &mut self.commands);
+        self.core.expire(&mut context(now, ring, books, &mut self.commands));
         if self.core.is_starved() {
-            self.core.relieve(now, ring.pool_mut(), &mut self.commands);
+            self.core.relieve(&mut context(now, ring, books, &mut self.commands));
         }
-        self.execute(now, ring);
+        self.execute(now, ring, books);
     }
 
     /// A message passed through the worker by another door: streams are to leave room for the next.
@@ -130,42 +138,46 @@ impl TcpDriver {
 
     /// Takes one splice step, if one is due, at the end of a turn. A message that comes meanwhile waits
     /// for one stream's step, not for all; and one that came before it has left.
-    pub fn step(&mut self, now: Now, ring: &mut Ring) {
+    pub fn step(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
         self.splices.turn(now);
         let Some(step) = self.splices.pop_due() else { return };
         ring.flush();
-        self.splice(now, step, ring);
-        self.execute(now, ring);
+        self.splice(now, step, ring, books);
+        self.execute(now, ring, books);
     }
 
-    pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
+    pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring, books: &mut Books) {
         if matches!(order, Order::Drain | Order::Stop) {
             for socket in self.door.close(ring) {
-                self.welcome(now, socket);
-                self.execute(now, ring);
+                self.welcome(now, socket, ring, books);
+                self.execute(now, ring, books);
             }
         }
-        self.core.order(now, order, ring.pool_mut(), &mut self.commands);
-        self.execute(now, ring);
+        self.core.order(order, &mut context(now, ring, books, &mut self.commands));
+        self.execute(now, ring, books);
     }
 
-    fn arrived(&mut self, now: Now, done: Done, ring: &mut Ring) {
+    fn arrived(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
         match self.door.complete(now, done, ring) {
-            Arrival::User(socket) => self.welcome(now, socket),
+            Arrival::User(socket) => self.welcome(now, socket, ring, books),
             Arrival::Shed(socket) => {
                 drop(socket);
                 self.door.refill();
-                self.core.books().metrics().counters.users_refused_exhausted.one();
+                books.metrics().counters.users_refused_exhausted.one();
             }
-            Arrival::Failed => self.core.books().metrics().counters.accept_failed.one(),
+            Arrival::Failed => books.metrics().counters.accept_failed.one(),
             Arrival::Nobody => {}
         }
     }
 
-    fn welcome(&mut self, now: Now, socket: OwnedFd) {
+    fn welcome(&mut self, now: Now, socket: OwnedFd, ring: &mut Ring, books: &mut Books) {
         // A user who is gone already has no address any more.
         let Ok(client) = sys::peer(socket.as_fd()) else { return };
-        let Some(key) = self.core.accepted(now, client, &mut self.commands) else { return };
+        let Some(key) =
+            self.core.accepted(client, &mut context(now, ring, books, &mut self.commands))
+        else {
+            return;
+        };
         let place = key.place as usize;
         if self.sockets.len() <= place {
             self.sockets.resize_with(place + 1, Sockets::default);
@@ -174,19 +186,22 @@ impl TcpDriver {
     }
 
     /// Turns commands into operations, in their order. A command may cause further ones at once.
-    fn execute(&mut self, now: Now, ring: &mut Ring) {
+    fn execute(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
         let mut next = 0;
         while let Some(command) = self.commands.get(next).copied() {
             next += 1;
             match command {
-                Cmd::Relay { key, what } => self.relay(now, key, what, ring),
+                Cmd::Relay { key, what } => self.relay(now, key, what, ring, books),
                 Cmd::Connect { key, to } => {
                     if let Err(errno) = self.connect(key, to, ring) {
-                        let commands = &mut self.commands;
-                        self.core.connected(now, key, Err(errno), ring.pool_mut(), commands);
+                        self.core.connected(
+                            key,
+                            Err(errno),
+                            &mut context(now, ring, books, &mut self.commands),
+                        );
                     }
                 }
-                Cmd::Look { key } => self.look(now, key, ring),
+                Cmd::Look { key } => self.look(now, key, ring, books),
                 Cmd::CancelConnect { key } => ring.cancel(tag_of(CONNECT, key, Side::Backend)),
                 Cmd::Close { key, reset } => self.close(key, reset, ring),
             }
@@ -194,7 +209,7 @@ impl TcpDriver {
         self.commands.clear();
     }
 
-    fn relay(&mut self, now: Now, key: Key, what: proxy::Cmd, ring: &mut Ring) {
+    fn relay(&mut self, now: Now, key: Key, what: proxy::Cmd, ring: &mut Ring, books: &mut Books) {
         let socket = |side: Side| {
             let socket = self.sockets[key.place as usize].sides[side as usize].as_ref();
             socket.expect("a relay runs between two open sockets").as_fd()
@@ -222,20 +237,29 @@ impl TcpDriver {
                 if first {
                     sys::bound_unsent(socket(side));
                 }
-                self.core.books().metrics().counters.flows_held_back.one();
+                books.metrics().counters.flows_held_back.one();
                 ring.wait(tag_of(ROOM, key, side), socket(side), Until::Writable);
             }
             proxy::Cmd::CancelRoom { side } => ring.cancel(tag_of(ROOM, key, side)),
-            proxy::Cmd::Splice { side, when } => self.plan_splice(now, (key, side), when, ring),
+            proxy::Cmd::Splice { side, when } => {
+                self.plan_splice(now, (key, side), when, ring, books)
+            }
             proxy::Cmd::CancelSplice { side } => match self.splices.forget((key, side)) {
-                true => self.spliced(now, (key, side), (0, 0, Spliced::Stopped), ring),
+                true => self.spliced(now, (key, side), (0, 0, Spliced::Stopped), ring, books),
                 false => ring.cancel(tag_of(SPLICE, key, side)),
             },
             proxy::Cmd::EndSplice { side } => self.splices.end((key, side)),
         }
     }
 
-    fn plan_splice(&mut self, now: Now, step: Step, when: When, ring: &mut Ring) {
+    fn plan_splice(
+        &mut self,
+        now: Now,
+        step: Step,
+        when: When,
+        ring: &mut Ring,
+        books: &mut Books,
+    ) {
         let (key, side) = step;
         let [client, backend] = &self.sockets[key.place as usize].sides;
         let (Some(client), Some(backend)) = (client, backend) else { return };
@@ -243,7 +267,7 @@ impl TcpDriver {
             sys::never_block(client.as_fd()).is_ok() && sys::never_block(backend.as_fd()).is_ok()
         };
         if !self.splices.lend(step, fresh) {
-            return self.spliced(now, step, (0, 0, Spliced::Unavailable), ring);
+            return self.spliced(now, step, (0, 0, Spliced::Unavailable), ring, books);
         }
         let (source, sink) = match side {
             Side::Client => (client, backend),
@@ -259,13 +283,13 @@ impl TcpDriver {
         }
     }
 
-    fn splice(&mut self, now: Now, step: Step, ring: &mut Ring) {
+    fn splice(&mut self, now: Now, step: Step, ring: &mut Ring, books: &mut Books) {
         let (key, side) = step;
         let sides = &self.sockets[key.place as usize].sides;
         let socket = |side: Side| sides[side as usize].as_ref().map(OwnedFd::as_fd);
         let (Some(source), Some(sink)) = (socket(side), socket(side.other())) else { return };
         let outcome = self.splices.step(now, step, source, sink);
-        self.spliced(now, step, outcome, ring);
+        self.spliced(now, step, outcome, ring, books);
     }
 
     fn spliced(
@@ -274,9 +298,10 @@ impl TcpDriver {
         (key, side): Step,
         (moved, held, how): (u64, usize, Spliced),
         ring: &mut Ring,
+        books: &mut Books,
     ) {
         let event = Event::Spliced { side, moved, held, how };
-        self.core.relayed(now, key, event, ring.pool_mut(), &mut self.commands);
+        self.core.relayed(key, event, &mut context(now, ring, books, &mut self.commands));
     }
 
     fn connect(&mut self, key: Key, to: SocketAddr, ring: &mut Ring) -> Result<(), Errno> {
@@ -288,12 +313,12 @@ impl TcpDriver {
         Ok(())
     }
 
-    fn look(&mut self, now: Now, key: Key, ring: &mut Ring) {
+    fn look(&mut self, now: Now, key: Key, ring: &mut Ring, books: &mut Books) {
         let outlooks = Side::BOTH.map(|side| {
             let socket = self.sockets[key.place as usize].sides[side as usize].as_ref();
             socket.map_or_else(Outlook::default, |socket| outlook(socket.as_fd()))
         });
-        self.core.told(now, key, outlooks, ring.pool_mut(), &mut self.commands);
+        self.core.told(key, outlooks, &mut context(now, ring, books, &mut self.commands));
     }
 
     fn close(&mut self, key: Key, reset: bool, ring: &mut Ring) {
@@ -309,6 +334,15 @@ impl TcpDriver {
         }
         self.door.refill();
     }
+}
+
+fn context<'a>(
+    now: Now,
+    ring: &'a mut Ring,
+    books: &'a mut Books,
+    out: &'a mut Vec<Cmd>,
+) -> Context<'a> {
+    Context { now, pool: ring.pool_mut(), books, out }
 }
 
 fn tag_of(kind: u8, key: Key, side: Side) -> Tag {

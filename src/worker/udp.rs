@@ -16,8 +16,8 @@ use nix::errno::Errno;
 
 use haste::Haste;
 
+use super::books::{Books, SharedBooks};
 use super::core::udp::{Core, Down, Load, Up, Why};
-use super::dispatcher::{Books, Dispatcher};
 use super::family;
 use super::link::Order;
 use super::origins::Origins;
@@ -113,7 +113,7 @@ struct Deaf {
 
 pub struct UdpDriver {
     core: Core,
-    books: Books,
+    books: SharedBooks,
     door: Option<UdpDoor>,
     /// By [`Family`] and place.
     upstream: [Vec<Option<Upstream>>; 2],
@@ -153,7 +153,7 @@ impl UdpDriver {
     /// `door`: this worker's socket at the UDP door, if there is one.
     pub fn new(
         core: Core,
-        books: Books,
+        books: SharedBooks,
         door: Option<UdpDoor>,
         habits: Habits,
         neighbours: Neighbours,
@@ -258,7 +258,7 @@ impl UdpDriver {
         now: Now,
         label: Label,
         buf: Buf,
-        ask: impl Fn(&mut Core, Now, SocketAddr, SocketAddr, Load, &mut Dispatcher) -> Up,
+        ask: impl Fn(&mut Core, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up,
         ring: &mut Ring,
     ) {
         let load = Load { bytes: buf.len(), segment: label.segment };

@@ -11,7 +11,7 @@ use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend as Registered, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::metrics::WorkerCounters;
-use lb::proxy::tcp::Features;
+use lb::proxy::line::Features;
 use lb::worker::link::{Order, RequestLine};
 
 use crate::wait::{PATIENCE, wait_for};

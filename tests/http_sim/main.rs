@@ -31,13 +31,14 @@ use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Policy;
 use lb::proxy::http::{Journal, Record, Settings};
+use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
-use lb::proxy::tcp::Features;
+
 use lb::proxy::{self, Intake, Side};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::session::seats::Seats;
-use lb::worker::dispatcher::{Dispatcher, Parts};
+use lb::worker::books::{Books, Parts};
 use lb::worker::gateways::{Cmd, Conn, Gateways};
 use lb::worker::link::{Order, link};
 use message::Request;
@@ -124,7 +125,7 @@ struct World {
     peers: HashMap<Conn, Peer>,
     seen: Seen,
     log: Log,
-    books: Rc<RefCell<Dispatcher>>,
+    books: Rc<RefCell<Books>>,
     publisher: Publisher<Snapshot>,
     /// When the operator acts, in steps from the beginning.
     upheaval_in: Option<usize>,
@@ -158,7 +159,7 @@ impl World {
         let publisher = Publisher::new(snapshot(weather.backends));
         let (control, end) =
             link(0, 1000, publisher.subscribe(), Arc::default()).expect("an eventfd can be had");
-        let mut dispatcher = Dispatcher::new(Parts {
+        let mut books = Books::new(Parts {
             balancer: Balancer::new(Policy::RoundRobin, Arc::new(Turns::default())),
             shard: end.shard,
             metrics: Arc::clone(&end.metrics),
@@ -169,7 +170,7 @@ impl World {
             udp_seats: Arc::new(Seats::new(0)),
             report_sessions: false,
         });
-        dispatcher.adopt(publisher.current());
+        books.adopt(publisher.current());
         let settings = Settings {
             via: "sim".to_string(),
             held_bytes_max: weather.held_max,
@@ -178,7 +179,7 @@ impl World {
         let log = Log { calm: weather.calm, ..Log::default() };
         let features = Features { receive_cap: weather.receive_cap, splice: true };
         let now = Now::from_nanos(1_000_000_000);
-        let books = Rc::new(RefCell::new(dispatcher));
+        let books = Rc::new(RefCell::new(books));
         let journal = Box::new(log.clone());
         let mut gateways = Gateways::new(settings, features, Rc::clone(&books), journal, now);
         let mut pool = Pool::new(weather.small_blocks, LARGE);

@@ -2,9 +2,7 @@
 //! of things, and plays the shell: completions become events, commands become operations, as in
 //! `worker::shell`.
 
-use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +12,14 @@ use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::Snapshot;
+use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
-use lb::proxy::tcp::Features;
 use lb::proxy::{self, Event, Intake, Side, Spliced, When};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::session::seats::Seats;
-use lb::worker::core::{Cmd, Core, Key, Settings};
-use lb::worker::dispatcher::{Books, Dispatcher, Parts};
+use lb::worker::books::{Books, Parts};
+use lb::worker::core::{Cmd, Context, Core, Key, Settings};
 use lb::worker::link::{Order, WorkerEnd, link};
 
 use super::control::Control;
@@ -121,7 +119,7 @@ impl World {
         let kernel_random = Random::new(random.next());
         let kernel = Kernel::new(temper, kernel_random, &pool, plan.posted_first);
         let WorkerEnd { snapshots, orders, reports, metrics, shard, .. } = worker;
-        let books = Rc::new(RefCell::new(Dispatcher::new(Parts {
+        let books = Books::new(Parts {
             balancer: Balancer::new(plan.policy, Arc::<Turns>::default()),
             shard,
             metrics: Arc::clone(&metrics),
@@ -131,13 +129,13 @@ impl World {
             seats: Arc::clone(&seats),
             udp_seats: Arc::new(Seats::new(0)),
             report_sessions: true,
-        })));
+        });
         let features = Features { receive_cap: plan.receive_cap, splice: plan.splice };
         let settings = Settings { features, timeouts: plan.timeouts };
         let now = Now::from_nanos(1_000_000_000);
         let users = (0..plan.users).map(|_| User::draw(&plan, now, &mut random)).collect();
         let world = World {
-            core: Core::new(settings, Rc::clone(&books), now),
+            core: Core::new(settings, now),
             books,
             control: Control::new(&plan, control, publisher, now, &mut random),
             worker: WorkerRest { snapshots, orders },
@@ -275,7 +273,7 @@ impl World {
         let peer = Peer::new(conn, Side::Client, user.script, user.habits, self.now);
         self.enters(peer);
         let full = self.seats.taken() >= self.seats.max();
-        let accepted = self.core.accepted(self.now, address_of(number), &mut self.commands);
+        let accepted = self.act(|core, cx| core.accepted(address_of(number), cx));
         self.trace(|_| format!("user {number} arrives: {accepted:?}"));
         let Some(key) = accepted else {
             self.laws.turned_away(number, full);
@@ -325,32 +323,37 @@ impl World {
         self.enters(peer);
     }
 
+    fn act<T>(&mut self, what: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
+        let World { core, books, pool, now, commands, .. } = self;
+        what(core, &mut Context { now: *now, pool, books, out: commands })
+    }
+
     fn complete(&mut self, done: Done) {
         let Done { tag, outcome } = done;
         let key = tag.key;
         self.mark = Random::new(self.mark ^ self.now.nanos() ^ u64::from(key.place)).next();
         self.trace(|_| format!("done {tag:?} {outcome:?}"));
-        let (now, pool) = (self.now, &mut self.pool);
+        let now = self.now;
         match (tag.kind, outcome) {
             (Kind::Receive(side), Outcome::Received { what, more, nonempty }) => {
                 self.starved += u64::from(matches!(what, proxy::Received::NoBuffers));
                 self.laws.received(now, key, side, &what, more);
                 let event = Event::Received { side, what, more, nonempty };
-                self.core.relayed(now, key, event, pool, &mut self.commands);
+                self.act(|core, cx| core.relayed(key, event, cx));
             }
             (Kind::Send(side), Outcome::Sent(result)) => {
                 self.laws.sent(now, key, side, result);
                 let event = Event::Sent { side, result };
-                self.core.relayed(now, key, event, pool, &mut self.commands);
+                self.act(|core, cx| core.relayed(key, event, cx));
             }
             (Kind::Connect, Outcome::Connected(result)) => {
                 self.laws.connected(now, key, result, false);
-                self.core.connected(now, key, result, pool, &mut self.commands);
+                self.act(|core, cx| core.connected(key, result, cx));
             }
             (Kind::Room(side), Outcome::Ready(result)) => {
                 self.laws.answered(key, side, result.is_ok());
                 let event = Event::Room { side };
-                self.core.relayed(now, key, event, pool, &mut self.commands);
+                self.act(|core, cx| core.relayed(key, event, cx));
             }
             (Kind::Splice(side), Outcome::Ready(Ok(()))) => self.splice((key, side)),
             (Kind::Splice(side), Outcome::Ready(Err(_))) => {
@@ -366,18 +369,18 @@ impl World {
     fn housekeep(&mut self) -> bool {
         if let Some(snapshot) = self.worker.snapshots.changed() {
             self.laws.adopt(Arc::clone(&snapshot));
-            self.books.borrow_mut().adopt(snapshot);
+            self.books.adopt(snapshot);
         }
         while let Ok(order) = self.worker.orders.pop() {
             self.trace(|_| format!("{order:?}"));
             self.laws.orders(self.now, order, self.user_of(order));
-            self.core.order(self.now, order, &mut self.pool, &mut self.commands);
+            self.act(|core, cx| core.order(order, cx));
             self.take_reports();
             self.execute();
         }
-        self.core.expire(self.now, &mut self.commands);
+        self.act(Core::expire);
         if self.core.is_starved() {
-            self.core.relieve(self.now, &mut self.pool, &mut self.commands);
+            self.act(Core::relieve);
         }
         self.take_reports();
         self.execute();
@@ -431,7 +434,7 @@ impl World {
             sockets[side].map_or_else(Outlook::default, |conn| self.conns[conn].outlook(self.now))
         });
         self.laws.looks(self.now, key, &outlooks);
-        self.core.told(self.now, key, outlooks, &mut self.pool, &mut self.commands);
+        self.act(|core, cx| core.told(key, outlooks, cx));
         self.take_reports();
     }
 
@@ -514,7 +517,7 @@ impl World {
         self.trace(|_| format!("spliced {key:?} {side:?} {moved} moved, {held} held, {how:?}"));
         self.laws.spliced(self.now, key, side, moved, how);
         let event = Event::Spliced { side, moved, held, how };
-        self.core.relayed(self.now, key, event, &mut self.pool, &mut self.commands);
+        self.act(|core, cx| core.relayed(key, event, cx));
         self.take_reports();
     }
 
@@ -527,7 +530,7 @@ impl World {
         if self.random.in_thousand(self.plan.no_descriptor) {
             let errno = Errno::EMFILE;
             self.laws.connected(self.now, key, Err(errno), true);
-            self.core.connected(self.now, key, Err(errno), &mut self.pool, &mut self.commands);
+            self.act(|core, cx| core.connected(key, Err(errno), cx));
             return self.take_reports();
         }
         self.sockets[key.place as usize][Side::Backend as usize] = Some(conn);

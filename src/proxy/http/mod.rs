@@ -32,9 +32,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::line::Line;
+use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
-use super::tcp::Features;
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::config::Config;

@@ -8,12 +8,11 @@
 
 use std::time::Duration;
 
-use super::{Cmd, Core, Key, NEVER, Phase, Session};
+use super::{Cmd, Context, Core, Key, NEVER, Phase, Session};
 use crate::base::time::Now;
 use crate::config::Timeouts;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing};
 use crate::proxy::{self, Side};
-use crate::ring::pool::Pool;
 use crate::session::EndReason;
 
 /// The pause after the first look at a queue that is not empty; it doubles from look to look …
@@ -57,24 +56,17 @@ pub(super) fn is_order(reason: EndReason) -> bool {
 
 impl Core {
     /// The kernel has said how a session's send queues stand, by side: the answer to [`Cmd::Look`].
-    pub fn told(
-        &mut self,
-        now: Now,
-        key: Key,
-        outlooks: [Outlook; 2],
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub fn told(&mut self, key: Key, outlooks: [Outlook; 2], cx: &mut Context<'_>) {
         let Some(session) = self.sessions.get(key) else { return };
         let sent = session.active;
         let standings =
-            Side::BOTH.map(|side| session.look(side, now, sent, &outlooks[side as usize]));
+            Side::BOTH.map(|side| session.look(side, cx.now, sent, &outlooks[side as usize]));
         if standings.contains(&Standing::Moving) {
-            session.active = now;
+            session.active = cx.now;
         }
         match session.phase {
-            Phase::Relaying => self.go_on(now, key, outlooks, standings, pool, out),
-            Phase::Parting(parting) => self.part(now, key, parting, outlooks, standings, pool, out),
+            Phase::Relaying => self.go_on(key, outlooks, standings, cx),
+            Phase::Parting(parting) => self.part(key, parting, outlooks, standings, cx),
             Phase::Connecting | Phase::Ending { .. } => {}
         }
     }
@@ -82,26 +74,24 @@ impl Core {
     /// A session that relays has been looked at: it is over when its time is, or a host has vanished.
     fn go_on(
         &mut self,
-        now: Now,
         key: Key,
         outlooks: [Outlook; 2],
         standings: [Standing; 2],
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
+        cx: &mut Context<'_>,
     ) {
         let timeouts = self.settings.timeouts;
         let Some(session) = self.sessions.get(key) else { return };
         if standings.contains(&Standing::Vanished) {
-            return self.end(now, key, EndReason::Idle, pool, out);
+            return self.end(key, EndReason::Idle, cx);
         }
-        if session.ends_at(&timeouts) <= now {
+        if session.ends_at(&timeouts) <= cx.now {
             let half = session.half_closed;
             let reason = if half { EndReason::HalfCloseIdle } else { EndReason::Idle };
-            return self.end(now, key, reason, pool, out);
+            return self.end(key, reason, cx);
         }
         // With both queues empty there is nothing to see until more is sent.
         let queued = session.relay.is_sending() || outlooks.iter().any(|one| one.queued > 0);
-        session.look_at = if queued { session.next_look(now, &timeouts) } else { NEVER };
+        session.look_at = if queued { session.next_look(cx.now, &timeouts) } else { NEVER };
         self.deadlines.schedule(key.place, session.due(&timeouts));
     }
 
@@ -126,39 +116,36 @@ impl Core {
     /// the kernels.
     pub(super) fn begin_to_part(
         &mut self,
-        now: Now,
         key: Key,
         reason: EndReason,
         ordered: Option<EndReason>,
-        out: &mut Vec<Cmd>,
+        cx: &mut Context<'_>,
     ) {
         let timeouts = self.settings.timeouts;
         let Some(session) = self.sessions.get(key) else { return };
         let timed_out = matches!(reason, EndReason::Idle | EndReason::HalfCloseIdle);
-        let spent = timed_out && session.ends_at(&timeouts) <= now;
+        let spent = timed_out && session.ends_at(&timeouts) <= cx.now;
         if !spent {
-            session.active = now;
+            session.active = cx.now;
         }
-        session.phase = Phase::Parting(Parting::new(reason, ordered, now, spent));
+        session.phase = Phase::Parting(Parting::new(reason, ordered, cx.now, spent));
         session.look_at = NEVER;
         for side in Side::BOTH.into_iter().filter(|side| session.relay.is_spliced(*side)) {
-            out.push(Cmd::Relay { key, what: proxy::Cmd::EndSplice { side } });
+            cx.out.push(Cmd::Relay { key, what: proxy::Cmd::EndSplice { side } });
         }
         self.deadlines.cancel(key.place);
-        out.push(Cmd::Look { key });
+        cx.out.push(Cmd::Look { key });
     }
 
     /// Closes a session whose queues are empty, or who has waited long enough for that.
     #[expect(clippy::too_many_arguments, reason = "one call, and each of them is needed")]
     fn part(
         &mut self,
-        now: Now,
         key: Key,
         mut parting: Parting,
         outlooks: [Outlook; 2],
         standings: [Standing; 2],
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
+        cx: &mut Context<'_>,
     ) {
         let Some(session) = self.sessions.get(key) else { return };
         let lost = Side::BOTH.map(|side| session.undelivered(side, &outlooks[side as usize]));
@@ -167,8 +154,8 @@ impl Core {
             lost[side as usize] > 0 && !outlook.dead && standing != Standing::Vanished
         };
         let until = parting.until.min(session.active.plus(self.settings.timeouts.tcp_idle));
-        if Side::BOTH.into_iter().any(takes) && now < until {
-            session.look_at = now.plus(parting.pause).min(until);
+        if Side::BOTH.into_iter().any(takes) && cx.now < until {
+            session.look_at = cx.now.plus(parting.pause).min(until);
             parting.pause = (2 * parting.pause).min(PAUSE_MAX);
             session.phase = Phase::Parting(parting);
             return self.deadlines.schedule(key.place, session.look_at);
@@ -183,31 +170,28 @@ impl Core {
             (EndReason::Finished, None) => parting.ordered.unwrap_or(EndReason::Idle),
             (reason, _) => reason,
         };
-        self.close(now, key, reason, lost, pool, out);
+        self.close(key, reason, lost, cx);
     }
 
     /// Closes a session for which nothing is in flight. `lost`: bytes that are with the kernel of each
     /// side's socket, and will not reach its peer.
     pub(super) fn close(
         &mut self,
-        now: Now,
         key: Key,
         reason: EndReason,
         lost: [u32; 2],
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
+        cx: &mut Context<'_>,
     ) {
         let Some(mut session) = self.sessions.remove(key) else { return };
         // Known only now: what was in flight may have brought bytes that found no taker.
         let truncated = session.relay.is_truncated() || lost != [0; 2];
         let reset = reason.is_reset(truncated);
-        session.relay.release(pool);
+        session.relay.release(cx.pool);
         self.deadlines.cancel(key.place);
-        let mut books = self.books.borrow_mut();
         let [down, up] = lost.map(u64::from);
-        books.undelivered(&mut session.entry, up, down);
-        books.close(session.entry, reason, now);
-        out.push(Cmd::Close { key, reset });
+        cx.books.undelivered(&mut session.entry, up, down);
+        cx.books.close(session.entry, reason, cx.now);
+        cx.out.push(Cmd::Close { key, reset });
     }
 }
 

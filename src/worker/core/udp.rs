@@ -39,7 +39,7 @@ use crate::session::EndReason;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{Due, Flow, FlowHasher, FlowKey, Flows, Waits};
 use crate::session::sources::{SourceId, SourceLimits, Sources};
-use crate::worker::dispatcher::{Choice, Dispatcher, Entry};
+use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::link::Order;
 
 /// Sessions that one turn looks at, for idleness and for orders that concern many.
@@ -162,7 +162,7 @@ impl Core {
         client: SocketAddr,
         local: SocketAddr,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Up {
         let key = FlowKey::new(client, local);
         let hash = self.settings.hasher.flow(&key);
@@ -181,7 +181,7 @@ impl Core {
         client: SocketAddr,
         local: SocketAddr,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Up {
         let key = FlowKey::new(client, local);
         let hash = self.settings.hasher.flow(&key);
@@ -195,7 +195,7 @@ impl Core {
         now: Now,
         (hash, key, place): (u64, FlowKey, Option<u32>),
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Up {
         let housed = match place {
             Some(place) => self.house(now, place, hash, load, books),
@@ -227,7 +227,7 @@ impl Core {
         socket: Socket,
         from: SocketAddr,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Down {
         let place = match self.owner(socket, from) {
             Ok(place) => place,
@@ -256,12 +256,12 @@ impl Core {
     }
 
     /// Counts a datagram that went no further for a reason that only the caller sees.
-    pub fn dropped(&self, why: Why, load: Load, books: &Dispatcher) {
+    pub fn dropped(&self, why: Why, load: Load, books: &Books) {
         why.counter(&books.metrics().counters).add(load.datagrams());
     }
 
     /// Carries out an order that concerns sessions.
-    pub fn order(&mut self, now: Now, order: Order, books: &mut Dispatcher) {
+    pub fn order(&mut self, now: Now, order: Order, books: &mut Books) {
         match order {
             Order::EndBackend { backend, reason } => self.sweep(Some(backend), reason),
             Order::EndSession { id, reason } => {
@@ -289,7 +289,7 @@ impl Core {
     }
 
     /// Ends what has been idle for too long, what was ordered to end, and rests that are over.
-    pub fn expire(&mut self, now: Now, books: &mut Dispatcher) {
+    pub fn expire(&mut self, now: Now, books: &mut Books) {
         self.end_idle(now, books);
         self.go_on_sweeping(now, books);
         self.upstream.settle(now);
@@ -299,7 +299,7 @@ impl Core {
     }
 
     /// Looks at the sessions in which nothing passed: some are quiet, some over.
-    fn end_idle(&mut self, now: Now, books: &mut Dispatcher) {
+    fn end_idle(&mut self, now: Now, books: &mut Books) {
         let mut looks = LOOKS_MAX;
         while let Some((place, due)) = self.flows.next_due(now, &mut looks) {
             match (due, self.flows.get(place)) {
@@ -332,13 +332,7 @@ impl Core {
     }
 
     /// Sends a session's datagram to its backend.
-    fn forward(
-        &mut self,
-        now: Now,
-        place: u32,
-        load: Load,
-        books: &mut Dispatcher,
-    ) -> Result<Up, Up> {
+    fn forward(&mut self, now: Now, place: u32, load: Load, books: &mut Books) -> Result<Up, Up> {
         let flow = self.flows.get(place).expect("the session was found");
         if load.longest() > payload_max(flow.state.socket.family) {
             return Err(Up::Drop(Why::TooBig));
@@ -362,7 +356,7 @@ impl Core {
         place: u32,
         hash: u64,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<u32, Up> {
         let flow = self.flows.get_mut(place).expect("the session was found");
         let key = flow.key;
@@ -398,7 +392,7 @@ impl Core {
         place: u32,
         hash: u64,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<u32, Up> {
         if let Some(socket) = self.upstream.wanted(now) {
             return Err(Up::Open(socket));
@@ -439,7 +433,7 @@ impl Core {
         now: Now,
         place: u32,
         choice: Choice,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Option<(PeerId, Socket)> {
         let peer = self.upstream.find(plain(choice.address))?;
         let flow = self.flows.get_mut(place)?;
@@ -479,7 +473,7 @@ impl Core {
         self.flows.get_mut(place)
     }
 
-    fn end(&mut self, now: Now, place: u32, reason: EndReason, books: &mut Dispatcher) {
+    fn end(&mut self, now: Now, place: u32, reason: EndReason, books: &mut Books) {
         let Some(flow) = self.take_out(place) else { return };
         let last = flow.last_seen;
         let clean = match reason {
@@ -511,7 +505,7 @@ impl Core {
     }
 
     /// Whether a backend is in the rotation that sessions need not avoid, besides the one that is left.
-    fn is_any_fit(&self, now: Now, left: Option<BackendId>, books: &Dispatcher) -> bool {
+    fn is_any_fit(&self, now: Now, left: Option<BackendId>, books: &Books) -> bool {
         let snapshot = books.snapshot();
         snapshot.rotations[Protocol::Udp.index()].places().any(|place| {
             let backend = snapshot.backends.get(usize::from(place));

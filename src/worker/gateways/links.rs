@@ -18,8 +18,8 @@ use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
+use crate::worker::books::{Books, Choice};
 use crate::worker::core::{Key, Lack};
-use crate::worker::dispatcher::{Choice, Dispatcher};
 use crate::worker::link::Refusal;
 
 /// Backends towards which there was no local port, beyond which a request is offered no other.
@@ -434,11 +434,11 @@ impl Gateways {
     }
 }
 
-fn is_serving(books: &Dispatcher, backend: BackendId) -> bool {
+fn is_serving(books: &Books, backend: BackendId) -> bool {
     books.snapshot().get(backend).is_some_and(|one| one.standing == Standing::Serving)
 }
 
 /// Whether what a user began at a backend may go on there.
-fn may_go_on(books: &Dispatcher, backend: BackendId) -> bool {
+fn may_go_on(books: &Books, backend: BackendId) -> bool {
     books.snapshot().get(backend).is_some_and(|one| one.standing != Standing::Draining)
 }

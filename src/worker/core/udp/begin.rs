@@ -9,8 +9,8 @@ use crate::cluster::{BackendId, Protocol};
 use crate::proxy::udp::{Family, PeerId};
 use crate::session::flows::FlowKey;
 use crate::session::sources::Exceeded;
+use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::core::udp::Load;
-use crate::worker::dispatcher::{Choice, Dispatcher, Entry};
 
 /// Backends that a new session is tried on when there is no room at one.
 const CHOICES_MAX: usize = 4;
@@ -23,7 +23,7 @@ impl Core {
         hash: u64,
         key: FlowKey,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<u32, Up> {
         let client = key.client();
         self.room.settle(now, &mut self.sources);
@@ -49,7 +49,7 @@ impl Core {
     }
 
     /// Whether `client` may begin a session now.
-    fn check(&self, now: Now, client: SocketAddr, books: &Dispatcher) -> Result<(), Why> {
+    fn check(&self, now: Now, client: SocketAddr, books: &Books) -> Result<(), Why> {
         if self.draining {
             return Err(Why::Draining);
         }
@@ -67,7 +67,7 @@ impl Core {
         &mut self,
         now: Now,
         client: SocketAddr,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<(u32, Entry), Why> {
         if let Some(place) = self.flows.vacant()
             && let Ok(entry) = books.admit(Protocol::Udp, client, now)
@@ -88,7 +88,7 @@ impl Core {
         hash: u64,
         client: SocketAddr,
         load: Load,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<(Choice, PeerId), Up> {
         let mut tried: [Option<BackendId>; CHOICES_MAX] = [None; CHOICES_MAX];
         let mut refused: Option<(Choice, Why)> = None;
@@ -120,7 +120,7 @@ impl Core {
         hash: u64,
         client: SocketAddr,
         tried: &[Option<BackendId>],
-        books: &Dispatcher,
+        books: &Books,
     ) -> Option<Choice> {
         let is_tried = |id| tried.contains(&Some(id));
         let unfit = |id| self.tenants.is_unfit(id, now) || is_tried(id);

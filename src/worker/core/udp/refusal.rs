@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::{Core, plain};
 use crate::base::time::Now;
 use crate::proxy::udp::{Owner, PeerId, Socket};
-use crate::worker::dispatcher::Dispatcher;
+use crate::worker::books::Books;
 
 /// How long after a datagram ICMP may say that it could not be delivered: a port that is closed is told
 /// within a round trip, a host that does not answer when three tries a second apart have failed.
@@ -26,7 +26,7 @@ impl Core {
         mut sockets: impl Iterator<Item = Socket>,
         to: SocketAddr,
         errno: Errno,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) {
         let peer = self.upstream.find(plain(to));
         let about = peer.and_then(|peer| sockets.find_map(|at| self.unanswered(now, peer, at)));

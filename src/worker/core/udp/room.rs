@@ -21,7 +21,7 @@ use crate::session::EndReason;
 use crate::session::flows::Flow;
 use crate::session::queues::Queues;
 use crate::session::sources::{SourceId, Sources};
-use crate::worker::dispatcher::Dispatcher;
+use crate::worker::books::Books;
 
 /// What one source may hold when room is short: this part of all that is held,
 const SHARE: u64 = 8;
@@ -103,7 +103,7 @@ impl Core {
         now: Now,
         peer: PeerId,
         user: IpAddr,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<(), Why> {
         let free = self.upstream.has_free(peer);
         if free && !self.is_scarce_at(now, peer, free) {
@@ -134,7 +134,7 @@ impl Core {
         &mut self,
         now: Now,
         user: IpAddr,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> Result<(), Why> {
         let before = self.flows.len();
         self.end_idle(now, books);
@@ -171,7 +171,7 @@ impl Core {
         now: Now,
         peer: PeerId,
         greedy: Option<SourceId>,
-        books: &mut Dispatcher,
+        books: &mut Books,
     ) -> bool {
         let settled = now.minus(self.settings.waits.answer);
         let first = 2 * peer.index();
@@ -207,7 +207,7 @@ impl Core {
     }
 
     /// Ends a quiet session for another that is given its pair at once.
-    fn displace(&mut self, now: Now, place: u32, books: &mut Dispatcher) {
+    fn displace(&mut self, now: Now, place: u32, books: &mut Books) {
         let Some(flow) = self.take_out(place) else { return };
         debug_assert!(self.flows.in_use_until(&flow) <= now, "a session in use does not give way");
         self.upstream.hand_on(flow.state.peer, flow.state.socket);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Why;
 use crate::base::time::Now;
 use crate::cluster::BackendId;
-use crate::worker::dispatcher::{Choice, Dispatcher};
+use crate::worker::books::{Books, Choice};
 use crate::worker::link::Report;
 
 /// How often the same shortage is told.
@@ -21,14 +21,14 @@ pub(super) struct Shortages {
 
 impl Shortages {
     /// Nobody could be given a way to this backend.
-    pub(super) fn at(&mut self, choice: Choice, datagrams: u64, books: &Dispatcher) {
+    pub(super) fn at(&mut self, choice: Choice, datagrams: u64, books: &Books) {
         self.backend = Some(choice.backend);
         books.turned_away(choice, datagrams);
     }
 
     /// Datagrams that would have begun a session were dropped. Those that lacked room are users turned
     /// away, and told of.
-    pub(super) fn note(&mut self, now: Now, why: Why, datagrams: u64, books: &mut Dispatcher) {
+    pub(super) fn note(&mut self, now: Now, why: Why, datagrams: u64, books: &mut Books) {
         let counters = &books.metrics().counters;
         match why {
             Why::NoBackend => counters.users_refused_no_backend.add(datagrams),

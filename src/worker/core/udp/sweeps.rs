@@ -5,7 +5,7 @@ use super::{Core, LOOKS_MAX};
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::session::EndReason;
-use crate::worker::dispatcher::Dispatcher;
+use crate::worker::books::Books;
 
 /// Orders about many sessions that are carried out bit by bit; with more, the first is hurried.
 pub(super) const SWEEPS_MAX: usize = 64;
@@ -31,7 +31,7 @@ impl Core {
     }
 
     /// Carries the orders about many sessions on; the first at once to its end if too many wait.
-    pub(super) fn go_on_sweeping(&mut self, now: Now, books: &mut Dispatcher) {
+    pub(super) fn go_on_sweeping(&mut self, now: Now, books: &mut Books) {
         let mut looks = if self.sweeps.len() > SWEEPS_MAX { u32::MAX } else { LOOKS_MAX };
         while let Some(sweep) = self.sweeps.front_mut() {
             let Sweep { task, next } = *sweep;

@@ -17,7 +17,7 @@ use crate::metrics::WorkerMetrics;
 use crate::session::SessionId;
 use crate::session::seats::Seats;
 use crate::session::shards::{SessionView, Shard};
-use crate::worker::dispatcher::Parts;
+use crate::worker::books::Parts;
 use crate::worker::link::{Report, Shortage, Terms};
 
 const LOCAL: &str = "192.0.2.1:53";
@@ -26,7 +26,7 @@ const REST: Duration = Duration::from_secs(120);
 /// One worker's core with its books, at a moment.
 struct World {
     core: Core,
-    books: Dispatcher,
+    books: Books,
     reports: rtrb::Consumer<Report>,
     metrics: Arc<WorkerMetrics>,
     shard: Arc<Shard>,
@@ -57,7 +57,7 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
     let (producer, reports) = rtrb::RingBuffer::new(1000);
     let metrics = Arc::new(WorkerMetrics::default());
     let seats = Arc::new(Seats::new(50));
-    let books = Dispatcher::new(Parts {
+    let books = Books::new(Parts {
         balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
         shard: writer,
         metrics: Arc::clone(&metrics),

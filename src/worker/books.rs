@@ -51,7 +51,7 @@ impl Entry {
     }
 }
 
-/// The parts that [`Dispatcher::new`] is made from.
+/// The parts that [`Books::new`] is made from.
 pub struct Parts {
     pub balancer: Balancer,
     pub shard: ShardWriter,
@@ -67,19 +67,19 @@ pub struct Parts {
     pub report_sessions: bool,
 }
 
-/// The one dispatcher of a worker, as its protocols share it. Borrowed for one call at a time.
-pub type Books = Rc<RefCell<Dispatcher>>;
+/// The books as the gateways share them with their worker. Borrowed for one call at a time.
+pub type SharedBooks = Rc<RefCell<Books>>;
 
-pub struct Dispatcher {
+pub struct Books {
     parts: Parts,
     snapshot: Arc<Snapshot>,
     /// Backends whose data port failed since the snapshot was made.
     aside: Vec<BackendId>,
 }
 
-impl Dispatcher {
-    pub fn new(parts: Parts) -> Dispatcher {
-        Dispatcher { parts, snapshot: Arc::default(), aside: Vec::with_capacity(ASIDE_MAX) }
+impl Books {
+    pub fn new(parts: Parts) -> Books {
+        Books { parts, snapshot: Arc::default(), aside: Vec::with_capacity(ASIDE_MAX) }
     }
 
     pub fn metrics(&self) -> &WorkerMetrics {
@@ -200,7 +200,7 @@ impl Dispatcher {
         }
     }
 
-    /// The session is on no backend until the next [`Dispatcher::assign`].
+    /// The session is on no backend until the next [`Books::assign`].
     pub fn unassign(&mut self, entry: &mut Entry) {
         if let Some(before) = entry.choice.take() {
             entry.last = Some(before);
