@@ -48,7 +48,7 @@ impl Serialize for SessionId {
     }
 }
 
-/// Why a session ended; the words stand in the log and in the README.
+/// Why a session ended; the names appear in the log and in `deploy/doc/log.md`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
