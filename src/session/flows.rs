@@ -1,6 +1,6 @@
-//! The UDP sessions of one worker: which datagram belongs to which session, and when a session has been
-//! idle for too long. Owns the table and its timers; what a session holds is its user's, and what is
-//! done with a datagram is `proxy::udp`'s. Knows no clock.
+//! The UDP sessions of one worker: which session a datagram belongs to, and which sessions have been
+//! idle too long. Owns the table and its timers. What a session holds is up to its user, and what
+//! happens to a datagram is up to `proxy::udp`. Knows no clock.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
@@ -10,12 +10,12 @@ use hashbrown::HashTable;
 use crate::base::time::Now;
 use crate::base::wheel::{self, Wheel};
 
-/// Flows whose places are reserved at the start, so that they are seldom moved. They are used from the
-/// first on, and the kernel gives the memory page by page.
+/// Flows for which places are reserved at the start, so that they seldom have to be moved. Places are
+/// used in order, and the kernel provides the memory page by page.
 const PLACES_AT_START: usize = 128 * 1024;
-/// Flows for which the index has room at the start. It is used at random all over, so a large one that
-/// is almost empty costs a look-up two misses. Growing it moves words that lie in it, no flow is read:
-/// about a millisecond on the way to 100,000 flows, once.
+/// Flows for which the index has room at the start. Access to it is random, so a large, nearly empty
+/// index costs every look-up two cache misses. Growing it moves index entries without reading a flow:
+/// about a millisecond, once, on the way to 100,000 flows.
 const INDEX_AT_START: usize = 4 * 1024;
 
 /// What makes a datagram part of a session: who sent it, and which of our addresses it was sent to.
@@ -26,8 +26,8 @@ pub struct FlowKey {
     local: u128,
     client_port: u16,
     local_port: u16,
-    /// The interface of whichever of the two is link-local, whose address means nothing without it; of
-    /// an unspecified local one, the interface that was spoken to.
+    /// The interface, if either address is link-local and so means nothing without it. If the local
+    /// address is unspecified: the interface the datagram arrived on.
     scope: u32,
 }
 
@@ -72,23 +72,23 @@ fn address(bits: u128, port: u16, scope: u32) -> SocketAddr {
     SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope))
 }
 
-/// Whether an address is one of an interface.
+/// Whether an address is only meaningful together with an interface.
 fn has_scope(ip: &Ipv6Addr) -> bool {
     ip.is_unicast_link_local() || ip.is_unspecified()
 }
 
-/// What stands before the 32 bits of an IPv4 address in its mapped form.
+/// The prefix of an IPv4 address in its mapped form.
 const MAPPED: u128 = 0xffff;
 
-/// Hashes addresses under a secret key. The same for all workers, so that they can name a flow to each
-/// other by its hash.
+/// Hashes addresses under a secret key. All workers share the key, so that they can refer to a flow
+/// by its hash.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowHasher {
     key: (u64, u64),
 }
 
 impl FlowHasher {
-    /// `key` comes from the system's randomness once a process.
+    /// `key` comes from the system's randomness, once per process.
     pub fn new(key: (u64, u64)) -> FlowHasher {
         FlowHasher { key }
     }
@@ -97,7 +97,7 @@ impl FlowHasher {
         let ports = u64::from(key.client_port) << 16 | u64::from(key.local_port);
         let rest = ports | u64::from(key.scope) << 32;
         let (client, local) = (key.client, key.local);
-        // Addresses of IPv4 are two words with their ports; how many there are is hashed as well.
+        // IPv4 addresses and their ports fit into two words; the number of words is hashed as well.
         if (client >> 32, local >> 32) == (MAPPED, MAPPED) {
             return self.words([u64::from(client as u32) << 32 | u64::from(local as u32), rest]);
         }
@@ -112,8 +112,8 @@ impl FlowHasher {
         self.words([(ip >> 64) as u64, ip as u64, port])
     }
 
-    /// SipHash-1-3 (J.-P. Aumasson, D. Bernstein, "SipHash: a fast short-input PRF", INDOCRYPT 2012) of
-    /// whole words, whose number the compiler knows.
+    /// SipHash-1-3 (J.-P. Aumasson, D. Bernstein, "SipHash: a fast short-input PRF", INDOCRYPT 2012)
+    /// over whole words, whose number is known at compile time.
     pub fn words<const COUNT: usize>(&self, words: [u64; COUNT]) -> u64 {
         let (first, second) = self.key;
         let mut state = [
@@ -125,7 +125,7 @@ impl FlowHasher {
         for word in words {
             sip_word(&mut state, word);
         }
-        // The length ends the last word, of which there is nothing else.
+        // The last word holds only the length, since the input is whole words.
         sip_word(&mut state, (8 * COUNT as u64) << 56);
         state[2] ^= 0xff;
         (0..3).for_each(|_| sip_round(&mut state));
@@ -158,7 +158,8 @@ fn sip_round([a, b, c, d]: &mut [u64; 4]) {
 #[derive(Clone, Debug)]
 pub struct Flow<S> {
     pub key: FlowKey,
-    /// When a datagram last passed, in either direction. Setting it is all that keeps a flow.
+    /// When a datagram last passed, in either direction. Updating this is all it takes to keep a
+    /// flow.
     pub last_seen: Now,
     pub state: S,
 }
@@ -167,20 +168,20 @@ pub struct Flow<S> {
 #[derive(Clone, Copy, Debug)]
 struct Indexed {
     place: u32,
-    /// Half of the flow's hash, by which it is indexed: most strangers are told from it without a look
-    /// at their flow.
+    /// Half of the flow's hash, which serves as the index key: it rules out most other flows without
+    /// reading them.
     word: u32,
 }
 
 impl Indexed {
-    /// The hash of the index, which wants its bits spread (D. Knuth, "The Art of Computer Programming",
-    /// volume 3, section 6.4).
+    /// The hash for the index, which needs its bits spread (D. Knuth, "The Art of Computer
+    /// Programming", volume 3, section 6.4).
     fn spread(word: u32) -> u64 {
         u64::from(word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
-/// Up to `capacity` flows, each found by its key or by its place, each ended after `idle`.
+/// Up to `capacity` flows, found by key or by place, and ended after `idle`.
 pub struct Flows<S> {
     hasher: FlowHasher,
     idle: Duration,
@@ -213,7 +214,7 @@ impl<S> Flows<S> {
         self.index.is_empty()
     }
 
-    /// The place that the next flow will have; `None` when the table is full.
+    /// The place the next flow will get; `None` when the table is full.
     pub fn vacant(&self) -> Option<u32> {
         if self.index.len() >= self.capacity {
             return None;
@@ -221,19 +222,19 @@ impl<S> Flows<S> {
         Some(self.free.last().copied().unwrap_or(self.places.len() as u32))
     }
 
-    /// Places that have ever been used; every flow is at one below this.
+    /// The number of places ever used; every flow's place is below it.
     pub fn places(&self) -> u32 {
         self.places.len() as u32
     }
 
-    /// Ends flows after another time from now on; one whose timer is set already is looked at no
-    /// earlier than it would have been.
+    /// Changes the idle time from now on. A flow whose timer is already set is checked no earlier
+    /// than it would have been.
     pub fn set_idle(&mut self, idle: Duration) {
         self.idle = idle;
     }
 
-    /// Looks at the flow at `place` when it may end by the time that is set now, also if that is
-    /// earlier than before.
+    /// Reschedules the check of the flow at `place` for the current idle time, even if that is
+    /// earlier.
     pub fn look_anew(&mut self, place: u32) {
         if let Some(flow) = self.get(place) {
             let ends = flow.last_seen.plus(self.idle);
@@ -241,7 +242,7 @@ impl<S> Flows<S> {
         }
     }
 
-    /// The place of the flow with this key, whose hash is given because callers need it as well.
+    /// The place of the flow with this key. Takes the hash because callers need it too.
     pub fn find(&self, hash: u64, key: &FlowKey) -> Option<u32> {
         let word = hash as u32;
         let is_it = |indexed: &Indexed| {
@@ -258,10 +259,10 @@ impl<S> Flows<S> {
         self.places.get_mut(place as usize)?.as_mut()
     }
 
-    /// Enters a flow that is not in the table yet, and says where.
+    /// Adds a flow that is not in the table yet, and returns its place.
     ///
     /// # Errors
-    /// Gives the state back when the table is full.
+    /// Returns the state if the table is full.
     pub fn open(&mut self, hash: u64, key: FlowKey, state: S, now: Now) -> Result<u32, S> {
         let Some(place) = self.vacant() else { return Err(state) };
         debug_assert!(self.find(hash, &key).is_none(), "a flow is entered once");
@@ -277,7 +278,7 @@ impl<S> Flows<S> {
         Ok(place)
     }
 
-    /// Takes out the flow at a place, if there is one.
+    /// Removes the flow at a place, if there is one.
     pub fn close(&mut self, place: u32) -> Option<Flow<S>> {
         let flow = self.places.get_mut(place as usize)?.take()?;
         let hash = Indexed::spread(self.hasher.flow(&flow.key) as u32);
@@ -288,16 +289,16 @@ impl<S> Flows<S> {
         Some(flow)
     }
 
-    /// The place of a flow through which nothing has passed for the idle time, for the caller to close.
-    /// Looks at no more than `looks` flows whose timers have fired, and says in it how many are left;
-    /// when it is zero, more may be idle.
+    /// The place of a flow that has been idle too long, for the caller to close. Checks at most
+    /// `looks` flows whose timers have fired, and counts `looks` down; when it reaches zero, more
+    /// flows may be idle.
     pub fn next_idle(&mut self, now: Now, looks: &mut u32) -> Option<u32> {
         while *looks > 0 {
             let place = self.timers.pop(now)?;
             *looks -= 1;
             let flow = self.places[place as usize].as_ref().expect("a timer ends with its flow");
             let ends = flow.last_seen.plus(self.idle);
-            // Set again in either case: a flow that the caller does not close stays in the table.
+            // Set again either way: a flow that the caller does not close stays in the table.
             self.timers.schedule(place, ends);
             if ends <= now {
                 return Some(place);
@@ -306,7 +307,7 @@ impl<S> Flows<S> {
         None
     }
 
-    /// When to look for idle flows next.
+    /// When to check for idle flows next.
     pub fn next_deadline(&self) -> Option<Now> {
         self.timers.next_deadline()
     }
