@@ -1,4 +1,4 @@
-//! `lb`: a load balancer on io_uring that backends join themselves.
+//! `lb`: a load balancer on io_uring with self-registering backends.
 //!
 //! # The picture
 //!
