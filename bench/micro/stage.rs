@@ -17,7 +17,7 @@ use lb::proxy::tcp::Features;
 use lb::proxy::udp::Limits;
 use lb::proxy::{self, Event, Received, Side};
 use lb::ring::pool::{Class, Pool};
-use lb::session::flows::FlowHasher;
+use lb::session::flows::{FlowHasher, Waits};
 use lb::session::seats::Seats;
 use lb::session::sources::SourceLimits;
 use lb::worker::core::{Cmd, Core, Key, Settings, udp};
@@ -134,7 +134,9 @@ impl Datagrams {
         let settings = udp::Settings {
             udp: lb::config::Udp::default(),
             idle: Duration::from_secs(60),
+            waits: Waits::default(),
             sessions: SESSIONS,
+            share: SESSIONS,
             upstream: Limits {
                 sockets: SESSIONS,
                 rest: Duration::from_secs(120),

@@ -48,6 +48,11 @@ impl Now {
         }
     }
 
+    /// This moment minus `by`; saturates at zero.
+    pub fn minus(self, by: Duration) -> Now {
+        Now(self.0.saturating_sub(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
     /// The time since `earlier`; zero if that is in the future.
     pub const fn since(self, earlier: Now) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -128,6 +133,8 @@ mod tests {
         assert_eq!(last.plus(Duration::from_secs(1)), last);
         assert_eq!(Now::from_nanos(5).since(Now::from_nanos(9)), Duration::ZERO);
         assert_eq!(Now::from_nanos(5).plus(Duration::MAX), last);
+        assert_eq!(Now::from_nanos(5).minus(Duration::from_nanos(2)), Now::from_nanos(3));
+        assert_eq!(Now::from_nanos(5).minus(Duration::MAX), Now::default());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::base::time::Now;
 use crate::config::Config;
 use crate::proxy::udp::Limits;
 use crate::session::affinity::Affinity;
-use crate::session::flows::FlowHasher;
+use crate::session::flows::{FlowHasher, Waits};
 use crate::session::seats::Seats;
 use crate::session::sources::SourceLimits;
 use crate::worker::core::udp::{Core, Holder, Settings};
@@ -61,9 +61,11 @@ impl Datagrams {
         let settings = Settings {
             udp: config.udp,
             idle: config.timeouts.udp_idle,
+            waits: Waits::default(),
             // The kernel does not deal users out evenly, so each worker might have them all; together
             // sessions and sockets are bounded by their seats.
             sessions,
+            share: capacity::udp_sessions_on(sockets, config) / workers.max(1),
             upstream: Limits {
                 sockets: capacity::udp_sessions_on(sockets, config),
                 rest: config.udp.quarantine(config.timeouts.udp_idle),

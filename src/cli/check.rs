@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::control::auth::Secrets;
 use crate::proxy::udp::SOCKETS_MAX;
 use crate::ring::{Ring, probe, sys};
+use crate::session::flows::Waits;
 
 /// Report whether `lb serve` would start here with these settings, and how many sessions fit.
 ///
@@ -200,13 +201,17 @@ fn told_udp_capacity(sockets: usize, config: &Config) -> String {
     let all = config.limits.udp_sessions;
     let most = capacity::udp_sessions_on(sockets, config).min(boot::workers(config) * SOCKETS_MAX);
     let each = most.min(all);
-    let idle = config.timeouts.udp_idle;
-    let busy = idle + config.udp.quarantine(idle);
+    // As long as each is in use; those that were in use before give way.
+    let waits = Waits::default();
+    let busy = match config.udp.responses {
+        Some(_) => waits.copies,
+        None => waits.quiet.min(config.timeouts.udp_idle),
+    };
     let rate = each as f64 / busy.as_secs_f64();
     format!(
         "It can hold {each} UDP sessions on one backend, bounded by {}, and {all} on all of them \
-         (limits.udp_sessions).\nOne backend can be given {rate:.0} new UDP sessions a second for \
-         long: each lasts timeouts.udp_idle_ms and then rests for udp.quarantine_ms.\n",
+         (limits.udp_sessions).\nOne backend can be given up to {rate:.0} new UDP sessions a \
+         second for long, if each is answered: a session that nobody uses makes room for another.\n",
         match (each < most || all == most, config.limits.udp_sockets) {
             (true, _) => "limits.udp_sessions",
             (false, 0) => "the local ports and descriptors",
@@ -283,7 +288,7 @@ mod tests {
         let told = told_udp_capacity(18_000, &config);
         let said = "18000 UDP sessions on one backend, bounded by the local ports and descriptors, \
                     and 100000 on all of them";
-        assert!(told.contains(said) && told.contains("given 100 new"), "{told}");
+        assert!(told.contains(said) && told.contains("given up to 9000 new"), "{told}");
         config.limits.udp_sockets = 18_000;
         let told = told_udp_capacity(18_000, &config);
         assert!(told.contains("bounded by limits.udp_sockets"), "{told}");

@@ -89,7 +89,7 @@ fn page(status: &Status, colour: bool) -> String {
         let rows: Vec<Vec<Cell>> = status.backends.iter().map(backend_row).collect();
         let heads = [
             "id", "users", "address", "name", "state", "share", "hello", "active", "total",
-            "failed", "up", "down",
+            "failed", "no room", "up", "down",
         ];
         out.push_str(&drawn(&heads, &rows, colour));
     }
@@ -162,9 +162,16 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
         number(backend.sessions_active),
         number(backend.sessions_total),
         number(backend.connects_failed),
+        marked(backend.turned_away),
         bytes(backend.bytes_up),
         bytes(backend.bytes_down),
     ]
+}
+
+/// A number that should be nought.
+fn marked(count: u64) -> Cell {
+    let cell = number(count);
+    if count > 0 { cell.looking(Look::Bad) } else { cell }
 }
 
 fn hello(backend: &BackendStatus) -> Cell {
@@ -244,6 +251,7 @@ mod tests {
             sessions_active: 7,
             sessions_total: 12_345,
             connects_failed: 0,
+            turned_away: 0,
             bytes_up: 1024,
             bytes_down: 0,
         }
@@ -299,9 +307,9 @@ mod tests {
             "sessions 7 of 100, started 0, ended 0, refused 0",
             "tcp      [::]:8081",
             "admin    off",
-            "id   users  address        name      state     share     hello  active   total  failed       up  down",
-            "b1   tcp    10.0.0.5:9991  web?[2J  serving  66.7 %    310 us       7  12,345       0  1.0 KiB   0 B",
-            "b12  tcp    10.0.0.5:9991  -         aside         -  2 missed       7  12,345       0  1.0 KiB   0 B",
+            "id   users  address        name      state     share     hello  active   total  failed  no room       up  down",
+            "b1   tcp    10.0.0.5:9991  web?[2J  serving  66.7 %    310 us       7  12,345       0        0  1.0 KiB   0 B",
+            "b12  tcp    10.0.0.5:9991  -         aside         -  2 missed       7  12,345       0        0  1.0 KiB   0 B",
             "worker  active  started  refused  retries  resets   up  down",
             "     0       7        0        5        0       0  0 B   0 B",
             "connect         9  <= 200 us    -    -",

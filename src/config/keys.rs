@@ -148,13 +148,13 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
     "limits" "udp_sessions", limits.udp_sessions: Number(1..=SESSIONS_MAX as u64), Restart,
         "Most UDP sessions at once, across all workers; not counted towards `sessions`.";
     "limits" "udp_sockets", limits.udp_sockets: Number(0..=UDP_SOCKETS_MAX), Restart,
-        "Most sockets towards UDP backends, across all workers. Each serves one session per backend and local address (`udp.local_addresses`), and is busy until the quarantine of that session is over. 0 takes as many as descriptors and local ports allow.";
+        "Most sockets towards UDP backends, across all workers. Each serves one session per backend and local address (`udp.local_addresses`), and is taken until the quarantine of that session is over. 0 takes as many as descriptors and local ports allow.";
     "udp" "on_backend_loss", udp.on_backend_loss: Word(UDP_LOSSES), Restart,
         "What happens to running UDP sessions of a backend that is lost: `\"move\"`, `\"drop\"` or `\"keep\"`.";
     "udp" "responses", udp.responses: Number(0..=U32_MAX), Restart,
         "Ends a session once each of the user's datagrams has been answered this many times; 0 leaves that to `udp_idle_ms`.";
     "udp" "quarantine_ms", udp.quarantine: MillisOrAuto(0..=DAY_MS), Restart,
-        "How long after a session its local port is not reused for the same backend, so that a late reply reaches nobody else; `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.";
+        "How long after a session its local port is not reused for the same backend, so that a late reply reaches nobody else; less if ports run short. `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.";
     "udp" "source_sessions", udp.source_sessions: Number(0..=U32_MAX), Restart,
         "Most sessions that one source (an IPv4 address or an IPv6 /64) may hold; each worker allows an even share, rounded up. 0 sets no limit.";
     "udp" "source_new_per_second", udp.source_new_per_second: Number(0..=U32_MAX), Restart,

@@ -16,10 +16,12 @@ use crate::base::quota::{Quota, Rate};
 use crate::base::time::Now;
 use crate::cluster::{Backend, BackendId, Protocol};
 use crate::logs::TRAFFIC;
-use crate::worker::link::{Ended, Refusal, RequestLine};
+use crate::worker::link::{Ended, Refusal, RequestLine, Shortage};
 
 /// A summary of what was held back comes this often at most.
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);
+/// How often there is a line about a lack of room.
+const ROOM_EVERY: Duration = Duration::from_secs(10);
 /// Bytes of somebody else's words that a line shows.
 const WORDS_MAX: usize = 200;
 
@@ -91,6 +93,8 @@ pub struct Console {
     quotas: [Quota; Kind::ALL.len()],
     held_back: [u64; Kind::ALL.len()],
     summary: Summary,
+    /// When a lack of room was told last, and datagrams that were dropped for it since.
+    room: (Option<Now>, u64),
 }
 
 /// What was told of the lines that were held back.
@@ -132,6 +136,7 @@ impl Console {
             quotas: Kind::ALL.map(|kind| kind.quota(seed)),
             held_back: [0; Kind::ALL.len()],
             summary: Summary::default(),
+            room: (None, 0),
         }
     }
 
@@ -204,6 +209,28 @@ impl Console {
         };
         let shown = self.shows(Kind::TurnedAway, client.ip(), now);
         line!(warn, shown, %protocol, %client, why, "user turned away");
+    }
+
+    /// New UDP users were turned away for want of room; told with the cure, seldom, and with all that
+    /// were dropped since the last line.
+    pub fn out_of_room(
+        &mut self,
+        now: Now,
+        shortage: Shortage,
+        server: Option<(BackendId, Option<SocketAddr>)>,
+        datagrams: u64,
+    ) {
+        let (told, dropped) = &mut self.room;
+        *dropped += datagrams;
+        if told.is_some_and(|told| now.since(told) < ROOM_EVERY) {
+            return;
+        }
+        *told = Some(now);
+        let datagrams = std::mem::take(dropped);
+        let address = Shown(server.and_then(|(_, address)| address));
+        let (why, cure) = told_shortage(shortage);
+        let server = Shown(server.map(|(id, _)| id));
+        warn!(%server, %address, datagrams, why, cure, "udp users turned away for want of room");
     }
 
     pub fn hello(&mut self, now: Now, peer: SocketAddr, servers: usize, took: Option<Duration>) {
@@ -332,6 +359,26 @@ fn kept(words: &str) -> Cow<'_, str> {
     }
     let end = (0..=WORDS_MAX).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0);
     Cow::Owned(format!("{}... ({} bytes)", &words[..end], words.len()))
+}
+
+/// A lack of room and what helps.
+fn told_shortage(shortage: Shortage) -> (&'static str, &'static str) {
+    match shortage {
+        Shortage::Place => (
+            "as many udp sessions are in use as may be",
+            "raise limits.udp_sessions; set udp.responses if each datagram is answered",
+        ),
+        Shortage::Pair => (
+            "every socket and local port towards the server is in use",
+            "raise LimitNOFILE, limits.udp_sockets or net.ipv4.ip_local_port_range; add \
+             udp.local_addresses or servers; set udp.responses if each datagram is answered",
+        ),
+        Shortage::Share => (
+            "room is short and one source holds more than its share of it",
+            "if it is a flood, set udp.source_sessions or udp.source_new_per_second; if not, raise \
+             LimitNOFILE or limits.udp_sockets, or add udp.local_addresses",
+        ),
+    }
 }
 
 /// One API request. How many of them there are in a second is the workers' to bound.

@@ -445,6 +445,10 @@ impl Hub {
                 Report::Refused { protocol, client, why } => {
                     self.console.user_refused(now, protocol, client, why);
                 }
+                Report::OutOfRoom { shortage, backend, datagrams } => {
+                    let server = backend.map(|id| (id, self.address_of(id)));
+                    self.console.out_of_room(now, shortage, server, datagrams);
+                }
                 Report::ConnectFailed { backend, errno } => self.set_aside(backend, errno, now),
             }
         }

@@ -115,6 +115,9 @@ pub struct BackendStatus {
     pub sessions_total: u64,
     /// Connections to it that were refused or timed out.
     pub connects_failed: u64,
+    /// Datagrams of its users that were dropped because no socket or local port towards it was free.
+    #[serde(default)]
+    pub turned_away: u64,
     pub bytes_up: u64,
     pub bytes_down: u64,
 }

@@ -140,6 +140,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         sessions_active: value(&values, "active"),
         sessions_total: value(&values, "total"),
         connects_failed: value(&values, "connect_failed"),
+        turned_away: value(&values, "turned_away"),
         bytes_up: value(&values, "up"),
         bytes_down: value(&values, "down"),
     }

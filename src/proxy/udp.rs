@@ -16,17 +16,24 @@
 //!
 //! A pair that was given back rests, because a late reply to its last session would otherwise reach the
 //! next one. Pairs belong to addresses, not to registrations, so the rest outlives a backend that
-//! leaves and registers again.
+//! leaves and registers again. Where a backend has no free pair left the rest that began first may be
+//! cut short ([`Upstream::cut_short`]), but never before the moment from which on no reply can be
+//! expected any more: until then the pair is not clean, and nobody gets it.
 //!
 //! Sockets are numbered from zero. New sessions use those below the ceiling, which are all open. The
 //! ceiling rises when some backend has no free pair, and sinks when none needs half of what is open;
 //! a socket above it is closed as soon as its last pair has rested.
 
-use std::collections::VecDeque;
+mod peer;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use hashbrown::HashTable;
+
+use peer::{FREE, Peer, RESTING, Rest};
 
 use crate::base::time::Now;
 use crate::session::flows::FlowHasher;
@@ -40,18 +47,12 @@ const FEW_PEERS: usize = 4;
 pub const SOCKETS_MAX: usize = 65_535;
 /// Sockets that are kept open even when nobody needs them.
 const SOCKETS_KEPT: usize = 32;
-/// Sockets that a new session may be given at random, if so many are open and free.
-const CHOICES: usize = 16;
 /// How long to do without a new socket after one could not be opened.
 const OPEN_PAUSE: Duration = Duration::from_millis(100);
 /// How often to look whether sockets are left over.
 const SHRINK_EVERY: Duration = Duration::from_secs(10);
 /// Pairs whose rest may end in one call of [`Upstream::settle`], so that a call stays short.
 const SETTLED_MAX: usize = 1024;
-
-/// Owners that are no session.
-const FREE: u32 = u32::MAX;
-const RESTING: u32 = u32::MAX - 1;
 
 /// The address family of a backend, and of the sockets that reach it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -76,7 +77,7 @@ pub struct Socket {
 }
 
 /// A backend's address in the table; good while it is registered or pairs of it are held.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(u16);
 
 impl PeerId {
@@ -102,20 +103,18 @@ pub struct Limits {
     pub sockets: usize,
     /// How long a pair rests.
     pub rest: Duration,
-    /// Pairs that may rest at once; while so many do, no pair is given out.
+    /// Pairs that rest at once, except for those that are not clean: for each one more, another that
+    /// is clean gives up its rest.
     pub resting: usize,
 }
 
-struct Peer {
-    address: SocketAddr,
-    registered: bool,
-    /// Pairs that are held or rest.
-    busy: u32,
-    /// Sockets below this have been offered to this peer: their free pairs are in `free`.
-    seen: u16,
-    free: Vec<u16>,
-    /// By socket: the session, or `FREE` or `RESTING`.
-    owners: Vec<u32>,
+/// What is known about a pair when it is given back.
+#[derive(Clone, Copy, Debug)]
+pub struct Past {
+    /// When something last passed.
+    pub last: Now,
+    /// From when on no reply can be expected.
+    pub clean: Now,
 }
 
 #[derive(Default)]
@@ -133,10 +132,13 @@ struct SocketState {
     last: Option<PeerId>,
 }
 
-struct Rest {
-    until: Now,
-    peer: PeerId,
-    socket: Socket,
+/// How the pairs with one peer are used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Use {
+    /// Pairs that are not free.
+    pub busy: usize,
+    /// Of these, pairs that rest and are clean.
+    pub clean: usize,
 }
 
 /// The upstream sockets of one worker and the pairs on them.
@@ -150,8 +152,12 @@ pub struct Upstream {
     /// By [`Family`].
     sockets: [Sockets; 2],
     open: usize,
-    /// In the order in which they end.
-    resting: VecDeque<Rest>,
+    /// Pairs that rest, of all peers.
+    resting: usize,
+    /// When to look at a peer's rests: one entry for each peer that has any.
+    ends: BinaryHeap<Reverse<(Now, PeerId)>>,
+    /// By [`PeerId::index`]: whether it has an entry there.
+    has_end: Vec<bool>,
     surplus: Vec<Socket>,
     /// By [`Family`]: no socket is wanted before.
     open_again: [Now; 2],
@@ -170,7 +176,9 @@ impl Upstream {
             free_peers: Vec::new(),
             sockets: Default::default(),
             open: 0,
-            resting: VecDeque::new(),
+            resting: 0,
+            ends: BinaryHeap::new(),
+            has_end: Vec::new(),
             surplus: Vec::new(),
             open_again: [now; 2],
             shrink_at: now.plus(SHRINK_EVERY),
@@ -184,7 +192,7 @@ impl Upstream {
 
     /// Pairs that rest.
     pub fn resting(&self) -> usize {
-        self.resting.len()
+        self.resting
     }
 
     /// Enters the address of a registered backend; `None` when too many addresses are known.
@@ -197,13 +205,12 @@ impl Upstream {
             Some(index) => index,
             None if self.peers.len() < PEERS_MAX => {
                 self.peers.push(None);
+                self.has_end.push(false);
                 self.peers.len() as u16 - 1
             }
             None => return None,
         };
-        let (free, owners) = (Vec::new(), Vec::new());
-        let peer = Peer { address, registered: true, busy: 0, seen: 0, free, owners };
-        self.peers[usize::from(index)] = Some(peer);
+        self.peers[usize::from(index)] = Some(Peer::new(address));
         let Upstream { by_address, peers, hasher, .. } = self;
         by_address.insert_unique(hasher.address(address), PeerId(index), |id| {
             let peer = peers[id.index()].as_ref();
@@ -299,9 +306,6 @@ impl Upstream {
     /// held or rest and no further socket is open.
     pub fn take(&mut self, id: PeerId, place: u32) -> Option<Socket> {
         assert!(place < RESTING, "a place is not one of the two marks");
-        if self.resting.len() >= self.limits.resting {
-            return None;
-        }
         let random = self.next_random();
         let peer = self.peers[id.index()].as_mut().expect("a peer in use is known");
         let family = Family::of(peer.address);
@@ -318,40 +322,81 @@ impl Upstream {
         Some(Socket { family, number })
     }
 
+    /// Whether a session can be given a pair with this peer without anybody making room.
+    pub fn has_free(&mut self, id: PeerId) -> bool {
+        let peer = self.peers[id.index()].as_mut().expect("a peer in use is known");
+        peer.offer(self.sockets[Family::of(peer.address) as usize].ceiling);
+        !peer.free.is_empty()
+    }
+
     /// The session of this pair is over, or has moved: the pair rests.
-    pub fn give_back(&mut self, id: PeerId, socket: Socket, now: Now) {
-        let owner = &mut self.peer_mut(id).owners[usize::from(socket.number)];
+    pub fn give_back(&mut self, id: PeerId, socket: Socket, past: Past, now: Now) {
+        let until = now.plus(self.limits.rest);
+        let past = Past { clean: past.clean.min(until), ..past };
+        let peer = self.peer_mut(id);
+        let owner = &mut peer.owners[usize::from(socket.number)];
         assert!(*owner < RESTING, "a pair is given back once");
         *owner = RESTING;
-        let until = now.plus(self.limits.rest);
-        self.resting.push_back(Rest { until, peer: id, socket });
+        peer.resting.push_back(Rest { until, past, number: socket.number });
+        self.resting += 1;
+        self.look_at(id, until);
+        if self.resting > self.limits.resting {
+            self.cut_short(id, now, now);
+        }
+    }
+
+    /// The session of this pair gave way to another, and the pair is clean: it does not rest.
+    pub fn hand_on(&mut self, id: PeerId, socket: Socket) {
+        let owner = self.peer(id).owners[usize::from(socket.number)];
+        assert!(owner < RESTING, "a pair is handed on by its session");
+        self.set_free(id, socket.number);
+    }
+
+    /// Ends the rest with this peer that began first, if nothing has passed since `before` and the
+    /// pair is clean. False when there is none such.
+    pub fn cut_short(&mut self, id: PeerId, before: Now, now: Now) -> bool {
+        let front = self.peer(id).resting.front();
+        let may = front.is_some_and(|rest| rest.past.clean <= now && rest.past.last <= before);
+        if may {
+            self.end_rest(id);
+        }
+        may
+    }
+
+    /// How the pairs with this peer are used now.
+    pub fn usage(&mut self, id: PeerId, now: Now) -> Use {
+        let peer = self.peer_mut(id);
+        while peer.resting.get(peer.clean).is_some_and(|rest| rest.past.clean <= now) {
+            peer.clean += 1;
+        }
+        Use { busy: peer.busy as usize, clean: peer.clean }
     }
 
     /// Ends the rests that are over and looks for sockets that are left over. True when more is to be
     /// done at once.
     pub fn settle(&mut self, now: Now) -> bool {
-        for _ in 0..SETTLED_MAX {
-            match self.resting.front() {
-                Some(rest) if rest.until <= now => {}
-                _ => {
-                    if now >= self.shrink_at {
-                        self.shrink_at = now.plus(SHRINK_EVERY);
-                        Family::BOTH.into_iter().for_each(|family| self.shrink(family));
-                    }
-                    return false;
-                }
+        let mut left = SETTLED_MAX;
+        while let Some(Reverse((at, id))) = self.ends.peek().copied().filter(|_| left > 0) {
+            if at > now {
+                break;
             }
-            if let Some(rest) = self.resting.pop_front() {
-                self.end_rest(rest);
-            }
+            self.ends.pop();
+            self.has_end[id.index()] = false;
+            left -= 1;
+            self.end_rests(id, now, &mut left);
         }
-        true
+        if now >= self.shrink_at {
+            self.shrink_at = now.plus(SHRINK_EVERY);
+            Family::BOTH.into_iter().for_each(|family| self.shrink(family));
+        }
+        left == 0
     }
 
     /// When [`Upstream::settle`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
         let shrink = (self.open > SOCKETS_KEPT).then_some(self.shrink_at);
-        self.resting.front().map(|rest| rest.until).into_iter().chain(shrink).min()
+        let end = self.ends.peek().map(|Reverse((at, _))| *at);
+        end.into_iter().chain(shrink).min()
     }
 
     /// A socket to close, which nobody uses; it counts as closed from here on.
@@ -392,14 +437,45 @@ impl Upstream {
         })
     }
 
-    fn end_rest(&mut self, rest: Rest) {
-        let Rest { peer: id, socket, .. } = rest;
-        self.peer_mut(id).release(socket.number);
-        let sockets = &mut self.sockets[socket.family as usize];
-        let state = &mut sockets.all[usize::from(socket.number)];
+    /// Looks at a peer's rests at `at`, or earlier if that is planned.
+    fn look_at(&mut self, id: PeerId, at: Now) {
+        if !std::mem::replace(&mut self.has_end[id.index()], true) {
+            self.ends.push(Reverse((at, id)));
+        }
+    }
+
+    /// Ends the rests of a peer that are over, as many as may be.
+    fn end_rests(&mut self, id: PeerId, now: Now, left: &mut usize) {
+        let until = |upstream: &Upstream| -> Option<Now> {
+            Some(upstream.peers[id.index()].as_ref()?.resting.front()?.until)
+        };
+        while let Some(at) = until(self) {
+            if at > now || *left == 0 {
+                return self.look_at(id, at);
+            }
+            *left -= 1;
+            self.end_rest(id);
+        }
+    }
+
+    /// Ends the rest that began first, of which there is one.
+    fn end_rest(&mut self, id: PeerId) {
+        let peer = self.peer_mut(id);
+        peer.clean = peer.clean.saturating_sub(1);
+        let Some(Rest { number, .. }) = peer.resting.pop_front() else { return };
+        self.resting -= 1;
+        self.set_free(id, number);
+    }
+
+    fn set_free(&mut self, id: PeerId, number: u16) {
+        let peer = self.peer_mut(id);
+        peer.release(number);
+        let family = Family::of(peer.address);
+        let sockets = &mut self.sockets[family as usize];
+        let state = &mut sockets.all[usize::from(number)];
         state.busy -= 1;
-        if state.busy == 0 && socket.number >= sockets.ceiling {
-            self.surplus.push(socket);
+        if state.busy == 0 && number >= sockets.ceiling {
+            self.surplus.push(Socket { family, number });
         }
         self.forget_if_unused(id);
     }
@@ -449,45 +525,6 @@ impl Upstream {
     }
 }
 
-impl Peer {
-    /// Adds free pairs of the sockets below `ceiling` that this peer has not seen until it has some
-    /// choice: what one peer holds then grows with its own sessions and not with another's.
-    fn offer(&mut self, ceiling: u16) {
-        while self.free.len() < CHOICES && self.seen < ceiling {
-            let number = self.seen;
-            self.seen += 1;
-            if self.owners.len() <= usize::from(number) {
-                self.owners.resize(usize::from(number) + 1, FREE);
-            }
-            if self.owners[usize::from(number)] == FREE {
-                self.free.push(number);
-            }
-        }
-    }
-
-    fn release(&mut self, number: u16) {
-        self.owners[usize::from(number)] = FREE;
-        self.busy -= 1;
-        if number < self.seen {
-            self.free.push(number);
-        }
-    }
-
-    /// Takes the sockets from `ceiling` on out of the offer, and forgets them where they are free.
-    fn withdraw(&mut self, ceiling: u16) {
-        if self.seen <= ceiling {
-            return;
-        }
-        self.seen = ceiling;
-        self.free.retain(|number| *number < ceiling);
-        while self.owners.len() > usize::from(ceiling) && self.owners.last() == Some(&FREE) {
-            self.owners.pop();
-        }
-        self.free.shrink_to_fit();
-        self.owners.shrink_to_fit();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -515,6 +552,13 @@ mod tests {
             upstream.opened(socket);
         }
         upstream.take(id, place)
+    }
+
+    /// Gives a pair back through which something passed just now, and which no reply comes to
+    /// after 5 s.
+    fn give_back(upstream: &mut Upstream, id: PeerId, socket: Socket, now: Now) {
+        let past = Past { last: now, clean: now.plus(Duration::from_secs(5)) };
+        upstream.give_back(id, socket, past, now);
     }
 
     fn settle(upstream: &mut Upstream, now: Now) -> Vec<Socket> {
@@ -557,7 +601,7 @@ mod tests {
         let mut upstream = table(1);
         let id = peer(&mut upstream, "10.0.0.1:53");
         let socket = take(&mut upstream, id, 7).unwrap();
-        upstream.give_back(id, socket, at(10));
+        give_back(&mut upstream, id, socket, at(10));
         assert_eq!(upstream.owner(id, socket), Owner::Resting);
         settle(&mut upstream, at(129));
         assert_eq!(take(&mut upstream, id, 8), None);
@@ -602,7 +646,7 @@ mod tests {
         let socket = take(&mut upstream, id, 7).unwrap();
         upstream.unregister(id);
         assert_eq!(upstream.owner(id, socket), Owner::Session(7));
-        upstream.give_back(id, socket, at(0));
+        give_back(&mut upstream, id, socket, at(0));
         assert_eq!(peer(&mut upstream, "10.0.0.1:53"), id);
         assert_eq!(take(&mut upstream, id, 8), None, "still resting");
         upstream.unregister(id);
@@ -636,17 +680,42 @@ mod tests {
     }
 
     #[test]
-    fn so_many_pairs_may_rest_and_no_more_are_given_out() {
+    fn beyond_the_limit_the_oldest_rest_of_a_clean_pair_ends() {
         let limits = Limits { sockets: 100, rest: REST, resting: 2 };
         let mut upstream = Upstream::new(limits, 1, FlowHasher::new((1, 2)), at(0));
         let id = peer(&mut upstream, "10.0.0.1:53");
-        for place in 0..2 {
-            let socket = take(&mut upstream, id, place).unwrap();
-            upstream.give_back(id, socket, at(0));
+        let held: Vec<Socket> =
+            (0..5).map(|place| take(&mut upstream, id, place).unwrap()).collect();
+        for (number, seconds, resting) in [(0, 0, 1), (1, 0, 2), (2, 4, 3), (3, 5, 3), (4, 5, 3)] {
+            give_back(&mut upstream, id, held[number], at(seconds));
+            assert_eq!(upstream.resting(), resting, "the {number}th");
         }
-        assert_eq!(take(&mut upstream, id, 9), None);
-        settle(&mut upstream, at(120));
-        assert!(take(&mut upstream, id, 9).is_some());
+        assert_eq!(upstream.owner(id, held[1]), Owner::Nobody);
+        assert_eq!(upstream.owner(id, held[2]), Owner::Resting, "not clean before 9 s");
+    }
+
+    #[test]
+    fn a_rest_is_cut_short_in_the_order_of_beginning_and_not_before_the_pair_is_clean() {
+        let mut upstream = table(3);
+        let id = peer(&mut upstream, "10.0.0.1:53");
+        let held: Vec<Socket> =
+            (0..3).map(|place| take(&mut upstream, id, place).unwrap()).collect();
+        assert!(!upstream.has_free(id));
+        give_back(&mut upstream, id, held[1], at(10));
+        give_back(&mut upstream, id, held[0], at(12));
+        assert_eq!(upstream.usage(id, at(14)), Use { busy: 3, clean: 0 });
+        assert!(!upstream.cut_short(id, at(14), at(14)), "a reply may come");
+        assert_eq!(upstream.usage(id, at(16)), Use { busy: 3, clean: 1 });
+        assert!(!upstream.cut_short(id, at(9), at(16)), "not quiet for so long");
+        assert!(upstream.cut_short(id, at(10), at(16)));
+        assert_eq!(upstream.usage(id, at(16)), Use { busy: 2, clean: 0 });
+        assert_eq!(upstream.take(id, 9), Some(held[1]));
+        assert!(!upstream.cut_short(id, at(16), at(16)));
+        upstream.hand_on(id, held[2]);
+        assert_eq!(upstream.take(id, 10), Some(held[2]));
+        assert_eq!(upstream.owner(id, held[0]), Owner::Resting);
+        settle(&mut upstream, at(132));
+        assert_eq!((upstream.resting(), upstream.owner(id, held[0])), (0, Owner::Nobody));
     }
 
     #[test]
@@ -659,7 +728,7 @@ mod tests {
         let on_other: Vec<Socket> =
             (0..40).map(|place| take(&mut upstream, other, 200 + place).unwrap()).collect();
         let open = upstream.open();
-        held.iter().skip(10).for_each(|socket| upstream.give_back(id, *socket, at(0)));
+        held.iter().skip(10).for_each(|socket| give_back(&mut upstream, id, *socket, at(0)));
         assert_eq!(settle(&mut upstream, at(11)), [], "nothing is closed while pairs rest");
         let closed = settle(&mut upstream, at(120));
         assert!(closed.len() >= open - 60 - 10, "{} of {open}", closed.len());
@@ -683,12 +752,14 @@ mod tests {
         let rise = |upstream: &mut Upstream| -> Vec<Socket> {
             (0..100).map(|place| take(upstream, id, place).unwrap()).collect()
         };
-        rise(&mut upstream).into_iter().for_each(|socket| upstream.give_back(id, socket, at(0)));
+        rise(&mut upstream)
+            .into_iter()
+            .for_each(|socket| give_back(&mut upstream, id, socket, at(0)));
         assert!(!upstream.settle(at(120)), "left over, and not yet closed");
         let held = rise(&mut upstream);
         let (high, low): (Vec<Socket>, Vec<Socket>) =
             held.into_iter().partition(|socket| socket.number >= 90);
-        low.into_iter().for_each(|socket| upstream.give_back(id, socket, at(120)));
+        low.into_iter().for_each(|socket| give_back(&mut upstream, id, socket, at(120)));
         let closed = settle(&mut upstream, at(240));
         assert!(!closed.is_empty() && closed.iter().all(|socket| !high.contains(socket)));
     }
@@ -734,7 +805,7 @@ mod tests {
 
         fn give_back(&mut self, upstream: &mut Upstream, which: usize, now: Now) {
             let (id, socket) = self.held.swap_remove(which);
-            upstream.give_back(id, socket, now);
+            give_back(upstream, id, socket, now);
             self.resting.push((id, socket, now.plus(REST)));
         }
 

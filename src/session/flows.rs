@@ -2,10 +2,12 @@
 //! idle too long. Owns the table and its timers. What a session holds is up to its user, and what
 //! happens to a datagram is up to `proxy::udp`. Knows no clock.
 
+use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use hashbrown::HashTable;
+use siphasher::sip::SipHasher13;
 
 use crate::base::time::Now;
 use crate::base::wheel::{self, Wheel};
@@ -17,6 +19,29 @@ const PLACES_AT_START: usize = 128 * 1024;
 /// index costs every look-up two cache misses. Growing it moves index entries without reading a flow:
 /// about a millisecond, once, on the way to 100,000 flows.
 const INDEX_AT_START: usize = 4 * 1024;
+
+/// How long after a datagram a session still counts as in use, because more may be on its way to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Waits {
+    /// If every datagram has been answered.
+    pub quiet: Duration,
+    /// If an answer is outstanding.
+    pub answer: Duration,
+    /// If the last answer it can get has arrived: only duplicates made by the network can follow.
+    pub copies: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Waits {
+        Waits {
+            quiet: Duration::from_secs(2),
+            // A resolver retries after 5 s (man 5 resolv.conf, `timeout`); a later answer is of no
+            // use to anyone.
+            answer: Duration::from_secs(5),
+            copies: Duration::from_millis(500),
+        }
+    }
+}
 
 /// What makes a datagram part of a session: who sent it, and which of our addresses it was sent to.
 /// IPv4 addresses and their mapped IPv6 forms are the same.
@@ -115,43 +140,10 @@ impl FlowHasher {
     /// SipHash-1-3 (J.-P. Aumasson, D. Bernstein, "SipHash: a fast short-input PRF", INDOCRYPT 2012)
     /// over whole words, whose number is known at compile time.
     pub fn words<const COUNT: usize>(&self, words: [u64; COUNT]) -> u64 {
-        let (first, second) = self.key;
-        let mut state = [
-            first ^ 0x736f_6d65_7073_6575,
-            second ^ 0x646f_7261_6e64_6f6d,
-            first ^ 0x6c79_6765_6e65_7261,
-            second ^ 0x7465_6462_7974_6573,
-        ];
-        for word in words {
-            sip_word(&mut state, word);
-        }
-        // The last word holds only the length, since the input is whole words.
-        sip_word(&mut state, (8 * COUNT as u64) << 56);
-        state[2] ^= 0xff;
-        (0..3).for_each(|_| sip_round(&mut state));
-        state[0] ^ state[1] ^ state[2] ^ state[3]
+        let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
+        words.into_iter().for_each(|word| hasher.write_u64(word));
+        hasher.finish()
     }
-}
-
-#[inline(always)]
-fn sip_word(state: &mut [u64; 4], word: u64) {
-    state[3] ^= word;
-    sip_round(state);
-    state[0] ^= word;
-}
-
-#[inline(always)]
-fn sip_round([a, b, c, d]: &mut [u64; 4]) {
-    *a = a.wrapping_add(*b);
-    *b = b.rotate_left(13) ^ *a;
-    *a = a.rotate_left(32);
-    *c = c.wrapping_add(*d);
-    *d = d.rotate_left(16) ^ *c;
-    *a = a.wrapping_add(*d);
-    *d = d.rotate_left(21) ^ *a;
-    *c = c.wrapping_add(*b);
-    *b = b.rotate_left(17) ^ *c;
-    *c = c.rotate_left(32);
 }
 
 /// One session in the table.
@@ -161,7 +153,29 @@ pub struct Flow<S> {
     /// When a datagram last passed, in either direction. Updating this is all it takes to keep a
     /// flow.
     pub last_seen: Now,
+    /// An answer is outstanding.
+    pub awaiting: bool,
+    /// Nothing has passed for long enough that the flow no longer counts as in use; see
+    /// [`Flows::stir`].
+    quiet: bool,
+    /// When its timer fires; datagrams that pass do not change it.
+    look: Now,
     pub state: S,
+}
+
+impl<S> Flow<S> {
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+}
+
+/// The state of a flow through which nothing passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Due {
+    /// It no longer counts as in use.
+    Quiet,
+    /// The idle time has passed: the caller closes it.
+    Idle,
 }
 
 /// A flow in the index.
@@ -185,6 +199,7 @@ impl Indexed {
 pub struct Flows<S> {
     hasher: FlowHasher,
     idle: Duration,
+    waits: Waits,
     capacity: usize,
     index: HashTable<Indexed>,
     places: Vec<Option<Flow<S>>>,
@@ -198,12 +213,23 @@ impl<S> Flows<S> {
         Flows {
             hasher,
             idle,
+            waits: Waits::default(),
             capacity,
             index: HashTable::with_capacity(capacity.min(INDEX_AT_START)),
             places: Vec::with_capacity(capacity.min(PLACES_AT_START)),
             free: Vec::new(),
             timers: Wheel::new(now),
         }
+    }
+
+    /// The same table with other times than the default.
+    pub fn waiting(self, waits: Waits) -> Flows<S> {
+        Flows { waits, ..self }
+    }
+
+    /// Until when a flow counts as in use, because more may be on its way to it.
+    pub fn in_use_until(&self, flow: &Flow<S>) -> Now {
+        in_use_until(self.waits, flow)
     }
 
     pub fn len(&self) -> usize {
@@ -236,10 +262,35 @@ impl<S> Flows<S> {
     /// Reschedules the check of the flow at `place` for the current idle time, even if that is
     /// earlier.
     pub fn look_anew(&mut self, place: u32) {
-        if let Some(flow) = self.get(place) {
-            let ends = flow.last_seen.plus(self.idle);
-            self.timers.schedule(place, ends);
+        let Some(flow) = self.get(place) else { return };
+        let next = self.next_look(flow);
+        self.timers.schedule(place, next);
+        if let Some(flow) = self.get_mut(place) {
+            flow.look = next;
         }
+    }
+
+    /// No further answer is expected, so the flow may stop being in use before its timer fires.
+    pub fn answered(&mut self, place: u32) {
+        let waits = self.waits;
+        let Some(flow) = self.get_mut(place) else { return };
+        flow.awaiting = false;
+        if in_use_until(waits, flow) < flow.look {
+            self.look_anew(place);
+        }
+    }
+
+    /// Marks a quiet flow as in use again.
+    pub fn stir(&mut self, place: u32) {
+        if let Some(flow) = self.get_mut(place) {
+            flow.quiet = false;
+            self.look_anew(place);
+        }
+    }
+
+    fn next_look(&self, flow: &Flow<S>) -> Now {
+        let ends = flow.last_seen.plus(self.idle);
+        if flow.quiet { ends } else { ends.min(self.in_use_until(flow)) }
     }
 
     /// The place of the flow with this key. Takes the hash because callers need it too.
@@ -266,7 +317,8 @@ impl<S> Flows<S> {
     pub fn open(&mut self, hash: u64, key: FlowKey, state: S, now: Now) -> Result<u32, S> {
         let Some(place) = self.vacant() else { return Err(state) };
         debug_assert!(self.find(hash, &key).is_none(), "a flow is entered once");
-        let flow = Some(Flow { key, last_seen: now, state });
+        let flow =
+            Some(Flow { key, last_seen: now, awaiting: false, quiet: false, look: now, state });
         match self.free.pop() {
             Some(_) => self.places[place as usize] = flow,
             None => self.places.push(flow),
@@ -274,7 +326,7 @@ impl<S> Flows<S> {
         let indexed = Indexed { place, word: hash as u32 };
         let again = |indexed: &Indexed| Indexed::spread(indexed.word);
         self.index.insert_unique(again(&indexed), indexed, again);
-        self.timers.schedule(place, now.plus(self.idle));
+        self.look_anew(place);
         Ok(place)
     }
 
@@ -289,19 +341,22 @@ impl<S> Flows<S> {
         Some(flow)
     }
 
-    /// The place of a flow that has been idle too long, for the caller to close. Checks at most
-    /// `looks` flows whose timers have fired, and counts `looks` down; when it reaches zero, more
-    /// flows may be idle.
-    pub fn next_idle(&mut self, now: Now, looks: &mut u32) -> Option<u32> {
+    /// The place of a flow that has become quiet or idle. Checks at most `looks` flows whose timers
+    /// have fired, and counts `looks` down; when it reaches zero, there may be more.
+    pub fn next_due(&mut self, now: Now, looks: &mut u32) -> Option<(u32, Due)> {
         while *looks > 0 {
             let place = self.timers.pop(now)?;
             *looks -= 1;
-            let flow = self.places[place as usize].as_ref().expect("a timer ends with its flow");
-            let ends = flow.last_seen.plus(self.idle);
+            let flow = self.places[place as usize].as_mut().expect("a timer ends with its flow");
+            let idle = flow.last_seen.plus(self.idle) <= now;
+            let quiet = !flow.quiet && in_use_until(self.waits, flow) <= now;
+            flow.quiet |= quiet;
             // Set again either way: a flow that the caller does not close stays in the table.
-            self.timers.schedule(place, ends);
-            if ends <= now {
-                return Some(place);
+            self.look_anew(place);
+            match (idle, quiet) {
+                (true, _) => return Some((place, Due::Idle)),
+                (false, true) => return Some((place, Due::Quiet)),
+                (false, false) => {}
             }
         }
         None
@@ -311,6 +366,11 @@ impl<S> Flows<S> {
     pub fn next_deadline(&self) -> Option<Now> {
         self.timers.next_deadline()
     }
+}
+
+fn in_use_until<S>(waits: Waits, flow: &Flow<S>) -> Now {
+    let wait = if flow.awaiting { waits.answer } else { waits.quiet };
+    flow.last_seen.plus(wait)
 }
 
 #[cfg(test)]
@@ -343,11 +403,13 @@ mod tests {
 
     fn idle(flows: &mut Flows<u32>, now: Now) -> Vec<u32> {
         let mut looks = u32::MAX;
-        std::iter::from_fn(|| {
-            let place = flows.next_idle(now, &mut looks)?;
-            flows.close(place).map(|flow| flow.state)
-        })
-        .collect()
+        std::iter::from_fn(|| flows.next_due(now, &mut looks))
+            .filter(|(_, due)| *due == Due::Idle)
+            .map(|(place, _)| place)
+            .collect::<Vec<u32>>()
+            .into_iter()
+            .filter_map(|place| flows.close(place).map(|flow| flow.state))
+            .collect()
     }
 
     #[test]
@@ -410,30 +472,6 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_siphash_1_3() {
-        use siphasher::sip::SipHasher13;
-        let mut word = 0x0123_4567_89ab_cdef_u64;
-        let mut next = || {
-            word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            word
-        };
-        for _ in 0..100 {
-            let key = (next(), next());
-            let words: [u64; 5] = std::array::from_fn(|_| next());
-            let hasher = FlowHasher::new(key);
-            let expected = |count: usize| {
-                let bytes: Vec<u8> =
-                    words[..count].iter().flat_map(|it| it.to_le_bytes()).collect();
-                SipHasher13::new_with_keys(key.0, key.1).hash(&bytes)
-            };
-            let [a, b, c, ..] = words;
-            assert_eq!(hasher.words([a]), expected(1));
-            assert_eq!(hasher.words([a, b, c]), expected(3));
-            assert_eq!(hasher.words(words), expected(5));
-        }
-    }
-
-    #[test]
     fn the_hash_depends_on_its_key() {
         let flow = key("198.51.100.7:1000");
         let hashes = [(1, 2), (1, 3), (2, 2)].map(|key| FlowHasher::new(key).flow(&flow));
@@ -482,12 +520,12 @@ mod tests {
         let mut flows = table(10);
         let seen = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
         open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
-        flows.set_idle(Duration::from_secs(2));
+        flows.set_idle(Duration::from_secs(1));
         flows.look_anew(seen);
         flows.look_anew(9);
-        assert_eq!(idle(&mut flows, at(1_999)), [0u32; 0]);
-        assert_eq!(idle(&mut flows, at(2_020)), [1]);
-        assert_eq!(idle(&mut flows, at(60_020)), [2]);
+        assert_eq!(idle(&mut flows, at(999)), [0u32; 0]);
+        assert_eq!(idle(&mut flows, at(1_020)), [1]);
+        assert_eq!(idle(&mut flows, at(2_020)), [2], "when it is looked at in any case");
     }
 
     #[test]
@@ -501,7 +539,7 @@ mod tests {
         let now = at(61_000);
         let mut looks = 2;
         let mut ended = 0;
-        while let Some(place) = flows.next_idle(now, &mut looks) {
+        while let Some((place, _)) = flows.next_due(now, &mut looks) {
             flows.close(place);
             ended += 1;
         }
@@ -515,8 +553,45 @@ mod tests {
         let mut flows = table(1);
         open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
         let mut looks = 10;
-        assert!(flows.next_idle(at(61_000), &mut looks).is_some());
-        assert!(flows.next_idle(at(61_000), &mut looks).is_none());
-        assert!(flows.next_idle(at(62_000), &mut looks).is_some());
+        let named = Some((0, Due::Idle));
+        assert_eq!(flows.next_due(at(61_000), &mut looks), named);
+        assert_eq!(flows.next_due(at(61_000), &mut looks), None);
+        assert_eq!(flows.next_due(at(62_000), &mut looks), named);
+    }
+
+    #[test]
+    fn a_flow_is_quiet_when_nothing_passes_and_later_when_it_waits_for_an_answer() {
+        let mut flows = table(10);
+        let answered = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        let waiting = open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
+        flows.get_mut(waiting).unwrap().awaiting = true;
+        let due = |flows: &mut Flows<u32>, ms: u64| -> Vec<(u32, Due)> {
+            let mut looks = u32::MAX;
+            std::iter::from_fn(|| flows.next_due(at(ms), &mut looks)).collect()
+        };
+        assert_eq!(due(&mut flows, 1_999), []);
+        assert_eq!(due(&mut flows, 2_020), [(answered, Due::Quiet)]);
+        assert!(flows.get(answered).unwrap().is_quiet() && !flows.get(waiting).unwrap().is_quiet());
+        assert_eq!(due(&mut flows, 4_999), []);
+        flows.get_mut(answered).unwrap().last_seen = at(5_000);
+        flows.stir(answered);
+        assert_eq!(due(&mut flows, 6_999), [(waiting, Due::Quiet)]);
+        assert_eq!(due(&mut flows, 7_020), [(answered, Due::Quiet)]);
+        assert_eq!(due(&mut flows, 60_020), [(waiting, Due::Idle)]);
+        flows.close(waiting);
+        assert_eq!(due(&mut flows, 65_020), [(answered, Due::Idle)]);
+    }
+
+    #[test]
+    fn a_flow_whose_answer_came_late_is_quiet_no_later_than_any_other() {
+        let mut flows = table(10);
+        let place = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+        flows.get_mut(place).unwrap().awaiting = true;
+        let due = |flows: &mut Flows<u32>, ms: u64| flows.next_due(at(ms), &mut 10);
+        assert_eq!(due(&mut flows, 2_020), None, "its answer may come for 5 s");
+        flows.get_mut(place).unwrap().last_seen = at(2_100);
+        flows.answered(place);
+        assert_eq!(due(&mut flows, 4_099), None);
+        assert_eq!(due(&mut flows, 4_120), Some((place, Due::Quiet)));
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod affinity;
 pub mod flows;
+pub mod queues;
 pub mod seats;
 pub mod shards;
 pub mod sources;
@@ -71,6 +72,8 @@ pub enum EndReason {
     Stopping,
     /// Ended by the operator.
     Operator,
+    /// A UDP session that was not in use any more and idle for longest; a new user needed its room.
+    Displaced,
 }
 
 impl EndReason {
@@ -85,7 +88,8 @@ impl EndReason {
             | EndReason::NoBuffers
             | EndReason::BackendLeft
             | EndReason::Stopping
-            | EndReason::Operator => true,
+            | EndReason::Operator
+            | EndReason::Displaced => true,
         }
     }
 
@@ -101,6 +105,7 @@ impl EndReason {
             EndReason::BackendLeft => "backend_left",
             EndReason::Stopping => "stopping",
             EndReason::Operator => "operator",
+            EndReason::Displaced => "displaced",
         }
     }
 }

@@ -34,14 +34,22 @@ pub enum Exceeded {
     Rate,
 }
 
-/// A source that holds a session; good until that session is released.
+/// A source that holds a session; valid until that session is let go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SourceId(u32);
+
+impl SourceId {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 #[derive(Clone, Copy)]
 struct Source {
     prefix: u64,
     sessions: u32,
+    /// Sessions, including ended ones that have not been let go.
+    held: u32,
     /// Neighbours in the list of sources without a session, ordered by when they lost their last.
     before: u32,
     next: u32,
@@ -64,8 +72,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// `capacity` is the maximum number of sessions. Each has one source, so it is enough for all of
-    /// them.
+    /// `capacity` is the maximum number of sessions, including ended ones that have not been let go.
+    /// Each has one source, so it is enough for all of them.
     pub fn new(limits: SourceLimits, capacity: usize, hasher: FlowHasher) -> Sources {
         Sources {
             limits,
@@ -117,24 +125,49 @@ impl Sources {
             Some(place) => place,
             None => self.enter(prefix)?,
         };
-        if self.sources[place as usize].sessions == 0 {
+        if self.sources[place as usize].held == 0 {
             self.unlink(place);
         }
         let interval = self.interval().unwrap_or(0);
         let source = &mut self.sources[place as usize];
         source.sessions += 1;
+        source.held += 1;
         source.clear_at = source.clear_at.max(now.nanos()) + interval;
         Some(SourceId(place))
     }
 
-    /// Counts the end of one of this source's sessions.
-    pub fn release(&mut self, source: SourceId) {
+    /// What the source of `client` holds: its sessions, including ended ones that have not been let
+    /// go.
+    pub fn held(&self, client: IpAddr) -> u32 {
+        self.find(prefix_of(client)).map_or(0, |place| self.sources[place as usize].held)
+    }
+
+    /// The source of this client, if it holds anything.
+    pub fn of(&self, client: IpAddr) -> Option<SourceId> {
+        let place = self.find(prefix_of(client))?;
+        (self.sources[place as usize].held > 0).then_some(SourceId(place))
+    }
+
+    /// Counts the end of a session of this source; what it held is not available yet.
+    pub fn ended(&mut self, source: SourceId) {
+        let source = &mut self.sources[source.index()];
+        source.sessions = source.sessions.checked_sub(1).expect("a session ends once");
+    }
+
+    /// Makes available again what a session that has [`Sources::ended`] held.
+    pub fn let_go(&mut self, source: SourceId) {
         let SourceId(place) = source;
         let source = &mut self.sources[place as usize];
-        source.sessions = source.sessions.checked_sub(1).expect("a session is released once");
-        if source.sessions == 0 {
+        source.held = source.held.checked_sub(1).expect("a session is let go once");
+        if source.held == 0 {
             self.link(place);
         }
+    }
+
+    /// Counts the end of a session of this source, and makes available what it held.
+    pub fn release(&mut self, source: SourceId) {
+        self.ended(source);
+        self.let_go(source);
     }
 
     fn interval(&self) -> Option<u64> {
@@ -151,7 +184,8 @@ impl Sources {
         if self.index.len() >= self.capacity {
             self.forget(self.oldest)?;
         }
-        let source = Source { prefix, sessions: 0, before: NONE, next: NONE, clear_at: 0 };
+        let (before, next) = (NONE, NONE);
+        let source = Source { prefix, sessions: 0, held: 0, before, next, clear_at: 0 };
         let place = match self.free.pop() {
             Some(place) => {
                 self.sources[place as usize] = source;
@@ -254,6 +288,20 @@ mod tests {
         assert_eq!(sources.check(ip("198.51.100.8"), at(0)), Ok(()));
         sources.release(held[0]);
         assert_eq!(sources.check(user, at(0)), Ok(()));
+    }
+
+    #[test]
+    fn what_a_session_held_counts_until_it_is_let_go() {
+        let mut sources = sources(1, 0, 10);
+        let user = ip("198.51.100.7");
+        let session = sources.charge(user, at(0)).unwrap();
+        sources.ended(session);
+        assert_eq!((sources.check(user, at(0)), sources.held(user)), (Ok(()), 1));
+        assert_eq!(sources.charge(user, at(0)), Some(session));
+        assert_eq!((sources.check(user, at(0)), sources.held(user)), (Err(Exceeded::Sessions), 2));
+        sources.let_go(session);
+        sources.release(session);
+        assert_eq!((sources.held(user), sources.of(user)), (0, None));
     }
 
     #[test]

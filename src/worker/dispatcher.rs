@@ -251,6 +251,11 @@ impl Dispatcher {
         }
     }
 
+    /// Datagrams of users for whom there was no way to this backend from here.
+    pub fn turned_away(&self, choice: Choice, datagrams: u64) {
+        self.parts.metrics.backends[usize::from(choice.slot)].turned_away.add(datagrams);
+    }
+
     /// The name that a session goes by outside its worker.
     pub fn id(&self, entry: &Entry) -> SessionId {
         self.parts.shard.id(&entry.place)
@@ -309,6 +314,7 @@ impl Dispatcher {
         match reason {
             EndReason::ClientReset | EndReason::BackendReset => counters.resets.one(),
             EndReason::Idle | EndReason::HalfCloseIdle => counters.idle_ended.one(),
+            EndReason::Displaced => counters.udp_sessions_displaced.one(),
             _ => {}
         }
         if reason != EndReason::Unreachable {
@@ -346,7 +352,8 @@ impl Dispatcher {
         }
     }
 
-    fn report(&mut self, report: Report) {
+    /// Says something to the control core.
+    pub fn report(&mut self, report: Report) {
         if self.parts.reports.push(report).is_err() {
             self.parts.metrics.counters.reports_dropped.one();
         }

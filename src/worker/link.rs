@@ -68,11 +68,30 @@ pub enum Report {
         client: SocketAddr,
         why: Refusal,
     },
+    /// Datagrams of new UDP users were dropped because room for them had run out. Said once in a while.
+    OutOfRoom {
+        shortage: Shortage,
+        /// The backend that there was no way to, if that was it.
+        backend: Option<BackendId>,
+        /// Since the worker last said so.
+        datagrams: u64,
+    },
     /// A backend's data port refused, reset or did not answer in time; the one urgent report.
     ConnectFailed {
         backend: BackendId,
         errno: i32,
     },
+}
+
+/// What was short when a new UDP session wanted to begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shortage {
+    /// A place in the table: all sessions that it may hold are in use.
+    Place,
+    /// A socket and local port towards the backend that no session needs.
+    Pair,
+    /// One of these beyond the share of a single source.
+    Share,
 }
 
 /// The line about a session that is over.

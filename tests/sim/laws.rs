@@ -355,7 +355,7 @@ impl Laws {
                 let alone = fate.ended == 0 || why != Refusal::Full;
                 check(alone, law::BOOKS, || format!("{client} is refused and served"));
             }
-            Report::ConnectFailed { .. } => {}
+            Report::ConnectFailed { .. } | Report::OutOfRoom { .. } => {}
         }
     }
 

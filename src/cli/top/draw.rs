@@ -111,7 +111,7 @@ fn backends(screen: &Screen, frame: &mut Frame, area: Rect) {
     let cells: Vec<_> = rows.iter().map(backend).collect();
     let widths = std::array::from_fn(|place| {
         let title = Line::from(BACKENDS[place].title).width();
-        let widest = cells.iter().map(|row: &[Line; 12]| row[place].width()).max();
+        let widest = cells.iter().map(|row: &[Line; BACKENDS.len()]| row[place].width()).max();
         // A name may be as long as 64 letters; rates change, and columns that jump are hard to read.
         let (least, most) = if BACKENDS[place].number { (9, 16) } else { (title, 46) };
         u16::try_from(widest.unwrap_or(0).max(title).clamp(least, most)).unwrap_or(u16::MAX)
@@ -152,10 +152,11 @@ fn header(titles: &[&'static str], numbers: usize) -> Cells<'static> {
 /// What stands in the columns of [`BACKENDS`].
 fn backend(row: &Row) -> [Line<'static>; BACKENDS.len()] {
     let backend = &row.backend;
-    let colour = match backend.state {
-        BackendState::Serving => Color::Green,
-        BackendState::Draining => Color::Yellow,
-        BackendState::Aside | BackendState::Left => Color::Red,
+    let (state, colour) = match backend.state {
+        BackendState::Serving if row.no_room => ("no room", Color::Red),
+        BackendState::Serving => ("serving", Color::Green),
+        state @ BackendState::Draining => (state.name(), Color::Yellow),
+        state => (state.name(), Color::Red),
     };
     let share = match backend.round {
         0 => "-".to_owned(),
@@ -174,7 +175,7 @@ fn backend(row: &Row) -> [Line<'static>; BACKENDS.len()] {
         Line::from(backend.protocol.name()),
         Line::from(backend.address.to_string()),
         Line::from(backend.name.clone().unwrap_or_default()),
-        Line::styled(backend.state.name(), colour),
+        Line::styled(state, colour),
         number(share),
         number(grouped(backend.sessions_active)),
         number(row.rates.new.map_or("-".to_owned(), grouped)),
@@ -315,6 +316,20 @@ mod tests {
             ]
         );
         assert!(text.starts_with("lb 0.1.0 serving, up 3.0 s, round robin"), "{text}");
+    }
+
+    #[test]
+    fn a_backend_whose_users_are_turned_away_for_want_of_room_is_marked_while_they_are() {
+        let mut state = known();
+        let mut short = backend(1, 2);
+        for (turned_away, word) in [(5, "no room"), (5, "serving"), (6, "no room")] {
+            short.turned_away = turned_away;
+            let at = state.now.as_ref().map_or(0, |now| now.uptime_ms) + 1000;
+            state.looked(Ok(status(at, vec![short.clone()])));
+            let text = drawn(&state, 80, 8);
+            let row = text.lines().find(|line| line.starts_with("b1 ")).expect(&text);
+            assert!(row.contains(word), "{text}");
+        }
     }
 
     #[test]

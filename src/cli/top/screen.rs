@@ -109,6 +109,8 @@ pub struct Rates {
 pub struct Row {
     pub backend: BackendStatus,
     pub rates: Rates,
+    /// Users of it were turned away for want of room since the last look.
+    pub no_room: bool,
 }
 
 /// The whole state.
@@ -319,7 +321,11 @@ impl Screen {
             .backends
             .iter()
             .filter(|backend| described(backend).contains(&wanted))
-            .map(|backend| Row { rates: self.rates(backend), backend: backend.clone() })
+            .map(|backend| Row {
+                rates: self.rates(backend),
+                no_room: self.is_short(backend),
+                backend: backend.clone(),
+            })
             .collect();
         rows.sort_by_key(|row| self.rank(row));
         if self.reversed {
@@ -347,6 +353,12 @@ impl Screen {
                 greatest(misses.saturating_add(backend.hello.took_us.unwrap_or(0)))
             }
         }
+    }
+
+    fn is_short(&self, backend: &BackendStatus) -> bool {
+        let before = self.before.as_ref().filter(|_| self.elapsed_ms().is_some());
+        let old = before.and_then(|it| it.backends.iter().find(|old| old.id == backend.id));
+        old.is_some_and(|old| backend.turned_away > old.turned_away)
     }
 
     fn rates(&self, backend: &BackendStatus) -> Rates {
@@ -416,6 +428,7 @@ pub(super) mod tests {
             sessions_active: sessions,
             sessions_total: 100 * sessions,
             connects_failed: 0,
+            turned_away: 0,
             bytes_up: 0,
             bytes_down: 0,
         }

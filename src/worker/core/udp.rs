@@ -11,7 +11,11 @@
 //! The one thing here that other workers touch is the affinity map, when a session starts, moves and
 //! ends. A datagram whose session another worker runs is not ours to send: it goes there.
 
+mod begin;
 mod refusal;
+mod room;
+mod shortage;
+mod sweeps;
 mod tenants;
 mod verdict;
 
@@ -21,17 +25,20 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use room::Room;
+use shortage::Shortages;
+use sweeps::{Sweep, Task};
 use tenants::Tenants;
 pub use verdict::{Down, Load, Up, Why};
 
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Snapshot};
 use crate::config::{OnUdpLoss, Udp};
-use crate::proxy::udp::{Family, Limits, Owner, PeerId, Socket, Upstream};
+use crate::proxy::udp::{Family, Limits, Owner, Past, PeerId, Socket, Upstream};
 use crate::session::EndReason;
 use crate::session::affinity::Affinity;
-use crate::session::flows::{FlowHasher, FlowKey, Flows};
-use crate::session::sources::{Exceeded, SourceId, SourceLimits, Sources};
+use crate::session::flows::{Due, Flow, FlowHasher, FlowKey, Flows, Waits};
+use crate::session::sources::{SourceId, SourceLimits, Sources};
 use crate::worker::dispatcher::{Choice, Dispatcher, Entry};
 use crate::worker::link::Order;
 
@@ -40,9 +47,6 @@ const LOOKS_MAX: u32 = 512;
 /// How long nothing has passed in a session that is over when the balancer drains. Nobody says when a
 /// UDP session ends: what still speaks is left alone, and what is silent holds nobody up.
 const DRAIN_IDLE: Duration = Duration::from_secs(2);
-/// Orders about many sessions that are carried out bit by bit; with more, the first is hurried.
-const SWEEPS_MAX: usize = 64;
-
 /// The longest payload that fits behind the headers of IPv4 (65,535 - 20 - 8) and IPv6 (65,535 - 8),
 /// without jumbograms.
 const fn payload_max(family: Family) -> usize {
@@ -57,9 +61,12 @@ const fn payload_max(family: Family) -> usize {
 pub struct Settings {
     pub udp: Udp,
     pub idle: Duration,
+    pub waits: Waits,
     /// Sessions of this worker.
     pub sessions: usize,
     pub upstream: Limits,
+    /// This worker's even share of the pairs with one backend.
+    pub share: usize,
     /// The limits for one source at this worker.
     pub sources: SourceLimits,
     pub hasher: FlowHasher,
@@ -79,27 +86,12 @@ struct Session {
     peer: PeerId,
     socket: Socket,
     source: SourceId,
-    /// Replies that are still to come, if they end the session.
+    /// Replies that are still to come: for each datagram `responses`, or one.
     owed: u32,
     /// What was sent last has no answer, neither by its backend nor by ICMP.
     open: bool,
     /// ICMP says that its backend is not there: it goes on with another if it can.
     refused: bool,
-}
-
-/// An order about many sessions, carried out a few places each turn.
-struct Sweep {
-    task: Task,
-    next: u32,
-}
-
-/// What is done to each of them.
-#[derive(Clone, Copy)]
-enum Task {
-    /// Ends those on this backend, or all.
-    End { backend: Option<BackendId>, reason: EndReason },
-    /// Looks at them by an idle time that has become shorter.
-    LookAnew,
 }
 
 /// The UDP sessions of one worker.
@@ -109,6 +101,8 @@ pub struct Core {
     sources: Sources,
     upstream: Upstream,
     tenants: Tenants,
+    room: Room,
+    shortages: Shortages,
     registered: Vec<PeerId>,
     sweeps: VecDeque<Sweep>,
     draining: bool,
@@ -118,10 +112,12 @@ impl Core {
     pub fn new(settings: Settings, now: Now) -> Core {
         let Settings { sessions, idle, hasher, seed, upstream, sources, .. } = settings;
         Core {
-            flows: Flows::new(sessions, idle, hasher, now),
-            sources: Sources::new(sources, sessions, hasher),
+            flows: Flows::new(sessions, idle, hasher, now).waiting(settings.waits),
+            sources: Sources::new(sources, 2 * sessions, hasher),
             upstream: Upstream::new(upstream, seed, hasher, now),
             tenants: Tenants::default(),
+            room: Room::new(sessions),
+            shortages: Shortages::default(),
             registered: Vec::new(),
             sweeps: VecDeque::new(),
             draining: false,
@@ -210,6 +206,7 @@ impl Core {
         };
         if let Up::Drop(why) = up {
             self.dropped(why, load, books);
+            self.shortages.note(now, why, load.datagrams(), books);
         }
         up
     }
@@ -239,19 +236,21 @@ impl Core {
                 return Down::Drop(why);
             }
         };
-        let flow = self.flows.get_mut(place).expect("a held pair names a running session");
-        flow.last_seen = now;
+        let flow = self.seen(now, place).expect("a held pair names a running session");
         let down = Down::Send { from: flow.key.local(), to: flow.key.client() };
         let session = &mut flow.state;
         (session.open, session.refused) = (false, false);
-        self.tenants.heard(session.peer);
+        let peer = session.peer;
         books.carried(&mut session.entry, 0, load.bytes as u64, now);
         books.metrics().counters.udp_datagrams_down.add(load.datagrams());
-        if self.settings.udp.responses.is_some() {
-            session.owed = session.owed.saturating_sub(load.datagrams() as u32);
-            if session.owed == 0 {
-                self.end(now, place, EndReason::Finished, books);
-            }
+        session.owed = session.owed.saturating_sub(load.datagrams() as u32);
+        let is_answered = session.owed == 0;
+        self.tenants.heard(peer);
+        if is_answered {
+            self.flows.answered(place);
+        }
+        if is_answered && self.settings.udp.responses.is_some() {
+            self.end(now, place, EndReason::Finished, books);
         }
         down
     }
@@ -291,14 +290,23 @@ impl Core {
 
     /// Ends what has been idle for too long, what was ordered to end, and rests that are over.
     pub fn expire(&mut self, now: Now, books: &mut Dispatcher) {
-        let mut looks = LOOKS_MAX;
-        while let Some(place) = self.flows.next_idle(now, &mut looks) {
-            self.end(now, place, EndReason::Idle, books);
-        }
+        self.end_idle(now, books);
         self.go_on_sweeping(now, books);
         self.upstream.settle(now);
+        self.room.settle(now, &mut self.sources);
         let counters = &books.metrics().counters;
         counters.udp_pairs_resting.set(self.upstream.resting() as u64);
+    }
+
+    /// Looks at the sessions in which nothing passed: some are quiet, some over.
+    fn end_idle(&mut self, now: Now, books: &mut Dispatcher) {
+        let mut looks = LOOKS_MAX;
+        while let Some((place, due)) = self.flows.next_due(now, &mut looks) {
+            match (due, self.flows.get(place)) {
+                (Due::Quiet, Some(flow)) => self.room.enter(place, flow),
+                _ => self.end(now, place, EndReason::Idle, books),
+            }
+        }
     }
 
     /// When [`Core::expire`] has something to do next.
@@ -331,19 +339,20 @@ impl Core {
         load: Load,
         books: &mut Dispatcher,
     ) -> Result<Up, Up> {
-        let flow = self.flows.get_mut(place).expect("the session was found");
-        let session = &mut flow.state;
-        if load.longest() > payload_max(session.socket.family) {
+        let flow = self.flows.get(place).expect("the session was found");
+        if load.longest() > payload_max(flow.state.socket.family) {
             return Err(Up::Drop(Why::TooBig));
         }
-        flow.last_seen = now;
+        let more = owed(self.settings.udp.responses, load);
+        let flow = self.seen(now, place).expect("the session was found");
+        flow.awaiting = true;
+        let session = &mut flow.state;
         session.open = true;
-        if let Some(responses) = self.settings.udp.responses {
-            session.owed = session.owed.saturating_add(owed(responses, load));
-        }
+        session.owed = session.owed.saturating_add(more);
         books.carried(&mut session.entry, load.bytes as u64, 0, now);
         books.metrics().counters.udp_datagrams_up.add(load.datagrams());
-        Ok(Up::Send { from: session.socket, to: self.upstream.address(session.peer) })
+        let (from, peer) = (session.socket, session.peer);
+        Ok(Up::Send { from, to: self.upstream.address(peer) })
     }
 
     /// Sees to it that a running session has a backend that can be sent to.
@@ -371,7 +380,7 @@ impl Core {
         let left = tenant.backend.filter(|_| refused);
         match self.settings.udp.on_backend_loss {
             OnUdpLoss::Keep => Ok(place),
-            OnUdpLoss::Move => self.relocate(now, place, hash, books),
+            OnUdpLoss::Move => self.relocate(now, place, hash, load, books),
             OnUdpLoss::Drop if tenant.backend.is_some() && !self.is_any_fit(now, left, books) => {
                 Ok(place)
             }
@@ -388,13 +397,14 @@ impl Core {
         now: Now,
         place: u32,
         hash: u64,
+        load: Load,
         books: &mut Dispatcher,
     ) -> Result<u32, Up> {
         if let Some(socket) = self.upstream.wanted(now) {
             return Err(Up::Open(socket));
         }
-        let flow = self.flows.get_mut(place).expect("the session was found");
-        let session = &mut flow.state;
+        let flow = self.flows.get(place).expect("the session was found");
+        let session = &flow.state;
         let registered = self.tenants.at(session.peer).backend.is_some();
         // One that is registered and avoided still gets what nobody else can take.
         let stay = |why| if registered { Ok(place) } else { Err(Up::Drop(why)) };
@@ -406,10 +416,16 @@ impl Core {
             if registered { None } else { anyone() }
         });
         let Some(choice) = choice else { return stay(Why::NoBackend) };
-        let peer = self.upstream.find(plain(choice.address));
-        let pair = peer.and_then(|peer| Some((peer, self.upstream.take(peer, place)?)));
-        let Some((peer, socket)) = pair else { return stay(Why::UpstreamExhausted) };
-        self.upstream.give_back(session.peer, session.socket, now);
+        let past = Past { last: flow.last_seen, clean: self.flows.in_use_until(flow) };
+        let Some((peer, socket)) = self.pair_at(now, place, choice, books) else {
+            if !registered {
+                self.shortages.at(choice, load.datagrams(), books);
+            }
+            return stay(Why::UpstreamExhausted);
+        };
+        let flow = self.flows.get_mut(place).expect("the session was found");
+        let session = &mut flow.state;
+        self.upstream.give_back(session.peer, session.socket, past, now);
         (session.peer, session.socket, session.owed) = (peer, socket, 0);
         (session.open, session.refused) = (false, false);
         books.moved_to(&mut session.entry, choice);
@@ -417,57 +433,28 @@ impl Core {
         Ok(place)
     }
 
-    /// Begins a session, within the limits.
-    fn begin(
+    /// A pair with another backend for a running session, which does not end to make room for itself.
+    fn pair_at(
         &mut self,
         now: Now,
-        hash: u64,
-        key: FlowKey,
-        load: Load,
+        place: u32,
+        choice: Choice,
         books: &mut Dispatcher,
-    ) -> Result<u32, Up> {
-        let client = key.client();
-        let place = self.admissible(now, client, books).map_err(Up::Drop)?;
-        if let Some(socket) = self.upstream.wanted(now) {
-            return Err(Up::Open(socket));
+    ) -> Option<(PeerId, Socket)> {
+        let peer = self.upstream.find(plain(choice.address))?;
+        let flow = self.flows.get_mut(place)?;
+        let (last, user) = (std::mem::replace(&mut flow.last_seen, now), flow.key.client().ip());
+        self.room.leave(place);
+        let room = self.room_at(now, peer, user, books);
+        let socket = room.ok().and_then(|()| self.upstream.take(peer, place));
+        let flow = self.flows.get_mut(place)?;
+        flow.last_seen = last;
+        match socket {
+            Some(_) => self.flows.stir(place),
+            None if flow.is_quiet() => self.room.enter(place, flow),
+            None => self.flows.look_anew(place),
         }
-        let choice = self.choose(now, hash, client, books).ok_or(Up::Drop(Why::NoBackend))?;
-        if load.longest() > payload_max(Family::of(plain(choice.address))) {
-            return Err(Up::Drop(Why::TooBig));
-        }
-        let peer = self.upstream.find(plain(choice.address));
-        let mut entry =
-            books.admit(Protocol::Udp, client, now).map_err(|_| Up::Drop(Why::TableFull))?;
-        let pair = peer.and_then(|peer| Some((peer, self.upstream.take(peer, place)?)));
-        let Some((peer, socket)) = pair else {
-            books.withdraw(entry);
-            return Err(Up::Drop(Why::UpstreamExhausted));
-        };
-        books.book(&mut entry, choice);
-        books.started(&entry);
-        let source = self.sources.charge(client.ip(), now);
-        let source = source.expect("as many sources fit as sessions");
-        let session = Session { entry, peer, socket, source, owed: 0, open: false, refused: false };
-        let opened = self.flows.open(hash, key, session, now);
-        assert!(opened.is_ok_and(|at| at == place), "the place was vacant");
-        self.note(hash, choice.backend);
-        Ok(place)
-    }
-
-    /// The place of a session that `client` may begin now.
-    fn admissible(&self, now: Now, client: SocketAddr, books: &Dispatcher) -> Result<u32, Why> {
-        if self.draining {
-            return Err(Why::Draining);
-        }
-        if books.snapshot().rotations[Protocol::Udp.index()].is_empty() {
-            return Err(Why::NoBackend);
-        }
-        let place = self.flows.vacant().ok_or(Why::TableFull)?;
-        match self.sources.check(client.ip(), now) {
-            Ok(()) => Ok(place),
-            Err(Exceeded::Sessions) => Err(Why::SourceLimit),
-            Err(Exceeded::Rate) => Err(Why::SourceRate),
-        }
+        socket.map(|socket| (peer, socket))
     }
 
     /// The worker that has this flow, if it is another one.
@@ -476,35 +463,44 @@ impl Core {
         map.holder(hash).filter(|holder| holder != worker)
     }
 
-    /// The backend that another worker has for this flow, or else the one whose turn it is.
-    fn choose(
-        &self,
-        now: Now,
-        hash: u64,
-        client: SocketAddr,
-        books: &Dispatcher,
-    ) -> Option<Choice> {
-        let unfit = |id| self.tenants.is_unfit(id, now);
-        let elsewhere = self.settings.affinity.as_ref().and_then(|holder| holder.map.find(hash));
-        let found = elsewhere.filter(|id| !unfit(*id)).and_then(|id| books.find(Protocol::Udp, id));
-        if found.is_some() {
-            books.metrics().counters.udp_sessions_found.one();
-            return found;
+    /// Something passed in the session at `place`.
+    fn seen(&mut self, now: Now, place: u32) -> Option<&mut Flow<Session>> {
+        let lapsed = self.flows.get(place).is_some_and(|flow| self.flows.in_use_until(flow) <= now);
+        let flow = self.flows.get_mut(place)?;
+        flow.last_seen = now;
+        if lapsed {
+            // Nobody waits any more for what was not answered before.
+            flow.state.owed = 0;
         }
-        books
-            .choose(Protocol::Udp, client.ip(), &unfit)
-            .or_else(|| books.choose(Protocol::Udp, client.ip(), &|_| false))
+        if flow.is_quiet() {
+            self.room.leave(place);
+            self.flows.stir(place);
+        }
+        self.flows.get_mut(place)
     }
 
     fn end(&mut self, now: Now, place: u32, reason: EndReason, books: &mut Dispatcher) {
-        let Some(flow) = self.flows.close(place) else { return };
+        let Some(flow) = self.take_out(place) else { return };
+        let last = flow.last_seen;
+        let clean = match reason {
+            EndReason::Finished => last.plus(self.settings.waits.copies),
+            _ => self.flows.in_use_until(&flow),
+        };
         let session = flow.state;
-        self.upstream.give_back(session.peer, session.socket, now);
-        self.sources.release(session.source);
+        self.upstream.give_back(session.peer, session.socket, Past { last, clean }, now);
+        self.sources.ended(session.source);
+        self.room.cool(clean, session.source, &mut self.sources);
+        books.close(session.entry, reason, now);
+    }
+
+    /// Takes a session out of the tables that find it.
+    fn take_out(&mut self, place: u32) -> Option<Flow<Session>> {
+        let flow = self.flows.close(place)?;
+        self.room.leave(place);
         if let Some(holder) = &self.settings.affinity {
             holder.map.forget(self.settings.hasher.flow(&flow.key), holder.worker);
         }
-        books.close(session.entry, reason, now);
+        Some(flow)
     }
 
     fn note(&self, hash: u64, backend: BackendId) {
@@ -529,42 +525,6 @@ impl Core {
     fn idle(&self) -> Duration {
         if self.draining { self.settings.idle.min(DRAIN_IDLE) } else { self.settings.idle }
     }
-
-    fn sweep(&mut self, backend: Option<BackendId>, reason: EndReason) {
-        self.sweeps.push_back(Sweep { task: Task::End { backend, reason }, next: 0 });
-    }
-
-    /// Carries the orders about many sessions on; the first at once to its end if too many wait.
-    fn go_on_sweeping(&mut self, now: Now, books: &mut Dispatcher) {
-        let mut looks = if self.sweeps.len() > SWEEPS_MAX { u32::MAX } else { LOOKS_MAX };
-        while let Some(sweep) = self.sweeps.front_mut() {
-            let Sweep { task, next } = *sweep;
-            if next >= self.flows.places() {
-                self.sweeps.pop_front();
-                continue;
-            }
-            if looks == 0 {
-                return;
-            }
-            looks -= 1;
-            sweep.next += 1;
-            match task {
-                Task::LookAnew => self.flows.look_anew(next),
-                Task::End { backend, reason } if self.is_on(next, backend) => {
-                    self.end(now, next, reason, books);
-                }
-                Task::End { .. } => {}
-            }
-        }
-    }
-
-    /// Whether a session runs at `place`, on this backend if one is named.
-    fn is_on(&self, place: u32, backend: Option<BackendId>) -> bool {
-        self.flows.get(place).is_some_and(|flow| {
-            let on = flow.state.entry.choice().map(|choice| choice.backend);
-            backend.is_none() || backend == on
-        })
-    }
 }
 
 /// An address as the table of peers knows it.
@@ -580,8 +540,9 @@ fn plain(address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn owed(responses: NonZeroU32, load: Load) -> u32 {
-    u32::try_from(u64::from(responses.get()) * load.datagrams()).unwrap_or(u32::MAX)
+fn owed(responses: Option<NonZeroU32>, load: Load) -> u32 {
+    let each = responses.map_or(1, NonZeroU32::get);
+    u32::try_from(u64::from(each) * load.datagrams()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

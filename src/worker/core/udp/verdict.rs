@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::metrics::{Counter, WorkerCounters};
 use crate::proxy::udp::Socket;
+use crate::worker::link::Shortage;
 
 /// Payloads of one sender that came together: one datagram, or several of `segment` bytes of which
 /// only the last may be shorter.
@@ -63,6 +64,7 @@ pub enum Why {
     TableFull,
     SourceLimit,
     SourceRate,
+    SourceShare,
     UpstreamExhausted,
     Draining,
     TooBig,
@@ -75,12 +77,23 @@ pub enum Why {
 }
 
 impl Why {
+    /// What a session found short, if it was that.
+    pub fn shortage(self) -> Option<Shortage> {
+        match self {
+            Why::TableFull => Some(Shortage::Place),
+            Why::UpstreamExhausted => Some(Shortage::Pair),
+            Why::SourceShare => Some(Shortage::Share),
+            _ => None,
+        }
+    }
+
     pub fn counter(self, counters: &WorkerCounters) -> &Counter {
         match self {
             Why::NoBackend => &counters.udp_dropped_no_backend,
             Why::TableFull => &counters.udp_dropped_table_full,
             Why::SourceLimit => &counters.udp_dropped_source_limit,
             Why::SourceRate => &counters.udp_dropped_source_rate,
+            Why::SourceShare => &counters.udp_dropped_source_share,
             Why::UpstreamExhausted => &counters.udp_dropped_upstream_exhausted,
             Why::Draining => &counters.udp_dropped_draining,
             Why::TooBig => &counters.udp_dropped_too_big,
