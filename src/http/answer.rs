@@ -106,6 +106,11 @@ fn put_head(out: &mut Vec<u8>, answer: &Answer<'_>, kind: &[u8], length: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// An answer that is ready, for whoever cannot be listened to: the process has no descriptor left.
+pub const NO_DESCRIPTOR: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+Content-Type: text/plain; charset=utf-8\r\nContent-Length: 56\r\nRetry-After: 5\r\nConnection: close\r\n\r\n\
+503 Service Unavailable: there is no room for a request\n";
+
 /// The reason phrase of a status that the balancer gives by itself (RFC 9110 15, RFC 6585, RFC 5842).
 pub const fn phrase(status: u16) -> &'static str {
     match status {
@@ -138,6 +143,16 @@ mod tests {
         let mut space = Space::new();
         let head = head::request(text.as_bytes(), 0, &Limits::default(), &mut space);
         Taste::of(&head.unwrap().unwrap().fields)
+    }
+
+    #[test]
+    fn the_answer_that_is_ready_is_whole() {
+        let mut space = Space::new();
+        let head = head::response(NO_DESCRIPTOR, 0, &Limits::default(), &mut space);
+        let head = head.unwrap().unwrap();
+        assert_eq!((head.status, head.connection.close), (503, true));
+        let rest = NO_DESCRIPTOR.len() - head.length;
+        assert_eq!(body::content_length(&head.fields).unwrap(), Some(rest as u64));
     }
 
     #[test]

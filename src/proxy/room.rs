@@ -66,9 +66,9 @@ impl Room {
         self.answer == Answer::Seen
     }
 
-    /// Whether the kernel was asked and has not found room yet.
+    /// Whether the kernel was asked and has not found room yet, whatever was sent meanwhile.
     pub(super) fn is_asked(self) -> bool {
-        self.answer == Answer::Asked
+        matches!(self.answer, Answer::Asked | Answer::Stale)
     }
 
     /// Whether an answer will come.
@@ -96,9 +96,9 @@ mod tests {
         let mut room = Room::UNKNOWN;
         room.ask();
         room.used();
-        assert!(room.is_pending() && room.ask().is_none());
+        assert!(room.is_pending() && room.is_asked() && room.ask().is_none());
         room.answered();
-        assert!(!room.is_seen() && !room.is_pending());
+        assert!(!room.is_seen() && !room.is_pending() && !room.is_asked());
     }
 
     #[test]

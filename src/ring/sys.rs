@@ -2,8 +2,8 @@
 //! ring. Owns which options a user's and a backend's connection get. No `unsafe`: socket2 and nix
 //! have done that.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -285,6 +285,21 @@ pub fn finish_writing(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
 }
 
+/// Says something to whoever has just connected, and closes. Waits for nothing: what has come by now is read
+/// first, since closing with bytes unread would be a reset, which most hosts believe before the words.
+pub fn say_and_close(socket: OwnedFd, what: &[u8]) {
+    const READS_MAX: usize = 4;
+    let mut stream = TcpStream::from(socket);
+    if stream.set_nonblocking(true).is_err() {
+        return;
+    }
+    let mut bytes = [0; 4096];
+    let mut reads = (0..READS_MAX).map(|_| stream.read(&mut bytes));
+    let _ = reads.find(|read| !matches!(read, Ok(1..)));
+    // It fits into the send buffer of a new connection; if not, the peer is gone.
+    let _ = stream.write_all(what);
+}
+
 /// Makes calls on a socket outside the ring return instead of waiting.
 pub fn never_block(socket: BorrowedFd<'_>) -> io::Result<()> {
     SockRef::from(&socket).set_nonblocking(true)
@@ -320,5 +335,26 @@ pub fn pin(cores: &[usize]) {
     let mut set = CpuSet::new();
     if !cores.is_empty() && cores.iter().all(|core| set.set(*core).is_ok()) {
         let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn who_is_closed_to_at_once_still_reads_what_was_said() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut user = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        user.write_all(&[b'x'; 5000]).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        // All of it has come when the last byte has.
+        while socket.peek(&mut [0; 5000]).unwrap() < 5000 {}
+        say_and_close(socket.into(), b"sorry");
+        let mut said = String::new();
+        user.read_to_string(&mut said).expect("no reset follows");
+        assert_eq!(said, "sorry");
     }
 }

@@ -15,6 +15,7 @@ use super::gateways::{Cmd, Conn, Gateways};
 use super::link::Order;
 use super::tcp::received;
 use crate::base::time::Now;
+use crate::http::answer;
 use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Side};
 use crate::ring::outlook::outlook;
@@ -133,7 +134,7 @@ impl ApiDriver {
         match self.door.complete(now, done, ring) {
             Arrival::User(socket) => self.welcome(now, socket, ring),
             Arrival::Shed(socket) => {
-                drop(socket);
+                sys::say_and_close(socket, answer::NO_DESCRIPTOR);
                 self.door.refill();
                 self.books.borrow().metrics().counters.users_refused_exhausted.one();
             }

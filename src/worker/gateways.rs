@@ -331,7 +331,7 @@ impl Gateways {
 
     /// Ends what has been still for too long, and drops spare connections that are of no more use.
     pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        if self.live() > 0 {
+        if self.live() > 0 || self.kit.has_left_over() {
             self.kit.refill(self.live(), pool);
         }
         while let Some(place) = self.deadlines.pop(now) {
@@ -594,7 +594,10 @@ impl Gateways {
         };
         user.leaving = Some(Leaving::new(now, ending.reset, still));
         self.deadlines.cancel(key.place);
+        let no_session = user.entry.is_none();
         match ending.reason {
+            // What was sent is with the kernel; a place is for whoever comes next.
+            _ if no_session => drop(self.hurry_user(now, key, Duration::ZERO)),
             EndReason::Stopping => drop(self.hurry_user(now, key, STOP_GRACE)),
             EndReason::Operator | EndReason::BackendLeft => {
                 self.hurry_user(now, key, ORDERED_GRACE);

@@ -166,6 +166,12 @@ impl Peer {
         }
     }
 
+    /// The user whose answer is not all said.
+    pub fn answers(&self) -> Option<usize> {
+        let busy = self.asked.is_some() || !self.outbox.is_empty();
+        self.user.parse().ok().filter(|_| busy)
+    }
+
     fn say(&mut self, bytes: &[u8]) {
         self.said += bytes.len();
         self.outbox.extend(bytes);
@@ -214,7 +220,8 @@ impl Peer {
 
     /// Holds the connection against who logged in on it.
     fn know(&mut self, head: &Head) {
-        self.user = head.one("x-user").expect("every request names its user").to_string();
+        let user = head.one("x-user");
+        self.user = user.unwrap_or_else(|| panic!("nobody's request: {head:?}")).to_string();
         if let Some(owner) = &self.owner {
             assert_eq!(owner, &self.user, "a request over a connection that is another user's");
         }

@@ -185,8 +185,10 @@ impl Client {
         };
         self.begun += 1;
         if self.manner == Manner::Malformed && self.begun == self.requests.len() {
-            self.head = dice.pick(MALFORMED).bytes().collect();
             let meant = &mut self.requests[self.begun - 1];
+            // One of them goes wrong only behind its head, which a backend may have by then.
+            let named = format!("Host: sim\r\nX-User: {}\r\n", meant.user);
+            self.head = dice.pick(MALFORMED).replace("Host: sim\r\n", &named).bytes().collect();
             (meant.method, meant.newer, meant.upgrade) = ("GET", true, false);
             self.refused = 1;
             return true;

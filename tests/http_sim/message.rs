@@ -11,6 +11,9 @@ pub enum Framing {
     UntilClose,
 }
 
+/// Some as often again as others.
+pub const METHODS: &[&str] = &["GET", "GET", "HEAD", "POST", "POST", "PUT", "DELETE", "PATCH"];
+
 /// One request and the answer that it asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
@@ -31,7 +34,7 @@ pub struct Request {
 
 impl Request {
     pub fn random(id: u64, dice: &mut Dice, longest: usize) -> Request {
-        let method = dice.pick(&["GET", "GET", "HEAD", "POST", "POST", "PUT", "DELETE", "PATCH"]);
+        let method = dice.pick(METHODS);
         let newer = !dice.one_in(8);
         let framing = match method {
             "GET" | "HEAD" if !dice.one_in(8) => Framing::None,

@@ -9,6 +9,7 @@ use lb::ring::pool::{Class, Outgoing, Pool, Stock};
 use nix::errno::Errno;
 
 use crate::dice::Dice;
+use crate::message::METHODS;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
@@ -191,7 +192,7 @@ impl Wire {
 
     /// Answers the question whether it takes more, if it does or never will.
     pub fn answer_room(&mut self) -> Option<Event> {
-        let roomy = self.outward.len() <= WINDOW * 2 / 3;
+        let roomy = self.is_roomy();
         let gone = self.left || self.inward_end == End::Reset;
         if !self.room_asked || !(roomy || gone || self.room_cancelled) {
             return None;
@@ -259,7 +260,7 @@ impl Wire {
         let what = self.sending?;
         let gone = self.left || self.inward_end == End::Reset;
         let bytes: Vec<u8> = pool.pieces(what).flatten().copied().collect();
-        let begins = bytes.split(|byte| *byte == b'\n').nth(1) == Some(b"Host: sim\r");
+        let begins = begins_request(&bytes);
         assert!(!(begins && self.spoiled), "a connection that said too much is used again");
         if gone || self.send_cancelled {
             self.sending = None;
@@ -286,7 +287,19 @@ impl Wire {
     }
 }
 
+/// Whether these are a request's first bytes; what a send left over may begin within its first line.
+fn begins_request(bytes: &[u8]) -> bool {
+    let second = bytes.split(|byte| *byte == b'\n').nth(1);
+    let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
+    second == Some(b"Host: sim\r") && METHODS.iter().any(|known| known.as_bytes() == method)
+}
+
 impl Wire {
+    /// Whether it takes more at once.
+    pub fn is_roomy(&self) -> bool {
+        self.outward.len() <= WINDOW * 2 / 3
+    }
+
     /// What the kernel says of the send queue. What its peer has not read yet is all taken to be in it.
     pub fn outlook(&self) -> Outlook {
         Outlook {

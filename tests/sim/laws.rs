@@ -96,6 +96,7 @@ impl Laws {
             flows: Default::default(),
             delivered_at: now,
             touched_at: now,
+            given_up: false,
             half_closed_at: None,
             ordered: Vec::new(),
             seen: [None; 2],
@@ -310,7 +311,11 @@ impl Laws {
             if outlook.queued == 0 {
                 *seen = None;
             } else if before.is_some_and(|before| before < outlook.acknowledged) {
-                (session.touched_at, session.delivered_at) = (now, now);
+                session.touched_at = now;
+                // What is taken after it was given up does not make it less still.
+                if !session.given_up {
+                    session.delivered_at = now;
+                }
             }
         }
     }

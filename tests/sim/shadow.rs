@@ -51,6 +51,8 @@ pub struct Session {
     /// When bytes were last delivered for sure, and when the core may last have thought so.
     pub delivered_at: Now,
     pub touched_at: Now,
+    /// A send was taken back, as is done only when it is over.
+    pub given_up: bool,
     pub half_closed_at: Option<Now>,
     pub ordered: Vec<(EndReason, Now)>,
     /// What the peers' kernels had acknowledged at the last look.
@@ -203,6 +205,7 @@ impl Session {
             panic!("broken law: {}: user {user}: {what:?}", law::CANCEL);
         };
         in_flight.cancelled = true;
+        self.given_up |= matches!(what, Cmd::CancelSend { .. });
     }
 
     pub fn asks_to_finish(&mut self, now: Now, side: Side, conns: &[Conn]) {

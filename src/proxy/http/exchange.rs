@@ -25,6 +25,8 @@ pub enum Upload {
     Flowing(Body),
     /// All of it has come from the user.
     Done,
+    /// So it has, and what follows it is thrown away.
+    Last,
     /// Nobody takes the rest; the user's connection cannot be used again.
     Abandoned,
 }
@@ -234,7 +236,7 @@ impl Exchange {
     }
 
     pub fn upload_is_done(&self) -> bool {
-        matches!(self.upload, Upload::Done)
+        matches!(self.upload, Upload::Done | Upload::Last)
     }
 
     /// Whether what was sent may be sent again to another backend, were this one to close now: the

@@ -236,7 +236,7 @@ impl Gateway {
 
     /// Lets go of everything that is held for later.
     fn clear(&mut self, pool: &mut Pool) {
-        self.stash = Stash::EMPTY;
+        (self.stash, self.exchange.stash) = (Stash::EMPTY, Stash::EMPTY);
         for chain in [&mut self.upward, &mut self.downward, &mut self.exchange.kept] {
             pool.give_back_chain(chain.take());
         }
@@ -363,7 +363,7 @@ impl Gateway {
                 match self.exchange.upload {
                     Upload::Flowing(_) => self.take_body(buf, cx),
                     Upload::Done => self.keep_for_later(buf, cx.pool),
-                    Upload::Abandoned => cx.pool.give_back(buf),
+                    Upload::Last | Upload::Abandoned => cx.pool.give_back(buf),
                 }
             }
             Phase::Lingering { .. } => {
@@ -563,7 +563,7 @@ impl Gateway {
             }
             (Phase::Exchange, Upload::Done) => self.stash.is_empty(),
             // Who writes before it reads would wait for us, and we for it.
-            (Phase::Exchange, Upload::Abandoned) => true,
+            (Phase::Exchange, Upload::Last | Upload::Abandoned) => true,
             _ => false,
         };
         if !matches!(self.phase, Phase::Over(_) | Phase::Tunnel(_)) {

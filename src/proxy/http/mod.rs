@@ -307,6 +307,11 @@ impl Kit {
         self.stock.len() >= self.stock_wanted
     }
 
+    /// Whether more is kept back than for nobody at all.
+    pub fn has_left_over(&self) -> bool {
+        self.stock.len() > STOCK_MIN
+    }
+
     /// Gives the stock back.
     pub fn release(&mut self, pool: &mut Pool) {
         self.stock.drain(..).for_each(|buf| pool.give_back(buf));

@@ -91,8 +91,9 @@ impl Gateway {
         let starving_backend = self.upward.is_empty()
             && !self.backend.as_ref().is_some_and(Line::awaits_room)
             && self.backend.as_ref().is_none_or(|line| line.sending().is_empty());
-        // While blocks are scarce nothing is read from a backend for a user who takes nothing.
-        let unread = self.client.awaits_room();
+        // While blocks are scarce nothing is read from a backend for a user who takes nothing, be it that
+        // room is waited for or that an interim response has found none.
+        let unread = self.client.awaits_room() || !self.client.sending().is_empty();
         match self.exchange.answer {
             Answer::Head if self.exchange.expects_continue => {
                 self.active = cx.now;

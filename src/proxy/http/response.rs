@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::exchange::{Answer, Cut, Download, Exchange, Wrap};
+use super::exchange::{Answer, Cut, Download, Exchange, Upload, Wrap};
 use super::gateway::Gateway;
 use super::stash::Stash;
 use super::{Context, Full, RETRY_AFTER, Settings};
@@ -265,6 +265,7 @@ impl Gateway {
         let close = self.must_close();
         let exchange = &mut self.exchange;
         exchange.close = close;
+        exchange.stash = Stash::EMPTY;
         (exchange.status, exchange.own) = (status, true);
         exchange.fault = (status != 200).then_some(detail);
         exchange.answer = Answer::Done;
@@ -332,8 +333,9 @@ fn read(
         101 if !exchange.was_offered(head.fields.values(Name::Upgrade).flat_map(field::list)) => {
             Read::Bad(Fault::new(502, "the backend changed the protocol unasked"))
         }
-        // What is still to come is a body to the user and would be a tunnel's to the backend.
-        101 if !exchange.upload_is_done() => {
+        // What is still to come is a body to the user and would be a tunnel's to the backend; and of a
+        // tunnel's bytes none may be missing.
+        101 if !matches!(exchange.upload, Upload::Done) => {
             Read::Bad(Fault::new(502, "the backend changed the protocol within the request"))
         }
         101 => {

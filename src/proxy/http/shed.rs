@@ -42,10 +42,10 @@ impl Gateway {
             Phase::Exchange => {
                 self.stash = Stash::EMPTY;
                 self.stash_seen = 0;
-                self.exchange.upload = Upload::Abandoned;
+                let whole = self.exchange.upload_is_done();
+                self.exchange.upload = if whole { Upload::Last } else { Upload::Abandoned };
                 self.exchange.close = true;
                 if self.exchange.stash.held() > 0 && self.exchange.status == 0 {
-                    self.exchange.stash = Stash::EMPTY;
                     self.answer_ourselves(503, FULL, cx);
                 }
             }
