@@ -1,4 +1,4 @@
-//! `lb`: a load balancer that backends join by themselves, on io_uring.
+//! `lb`: a load balancer on io_uring with self-registering backends.
 //!
 //! # The picture
 //!
@@ -13,8 +13,9 @@
 //!                                       +--------------+---------------------------------------------+
 //! ```
 //!
-//! Inside a worker bytes and decisions go one way: accept, pick, session, relay. Nothing calls back,
-//! and a worker never waits for the control core: no snapshot means refuse, a stale one means go on.
+//! Inside a worker, bytes and decisions flow one way: accept, pick, session, relay. Nothing calls back.
+//! A worker never waits for the control core: without a snapshot it refuses users, with a stale one it
+//! carries on.
 //!
 //! # Where to look
 //!
@@ -25,16 +26,16 @@
 //! | what happens to a request? | [`worker::api`], then [`worker::gateways`] and [`proxy::http`] |
 //! | who gets the next user? | [`balance`] |
 //! | how does a backend join and leave? | [`control`], then [`cluster::registry`] |
-//! | what does the kernel see, and all `unsafe` | [`ring`] |
-//! | how do others look at live sessions? | [`session::shards`] |
-//! | what can be configured, every limit | [`config`] |
+//! | where are the system calls, and all the `unsafe`? | [`ring`] |
+//! | how are live sessions read from outside? | [`session::shards`] |
+//! | what can be configured, and what is limited? | [`config`] |
 //!
 //! # Layers, low to high
 //!
 //! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
 //! `proxy`, `worker::link`, `worker::books` < `worker::core` < `ring` < `worker`, `control`,
 //! `client`, `load` < `boot` < `cli`.
-//! A module names only what is below it; `tests/tidy.rs` keeps it so.
+//! A module uses only what is below it; `tests/tidy.rs` enforces this.
 
 pub mod balance;
 pub mod base;

@@ -1,14 +1,14 @@
 //! What is counted. Owns the one table of counters: a row here is a field that a worker increments, a
 //! line in `/metrics` and its help text. Every value has a single writer (its worker) and any number
-//! of readers, so counting costs a load and a store on a line that no other core writes.
+//! of readers, so counting costs a load and a store on a cache line that no other core writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Backends that are counted at once; also the limit of registrations.
+/// Most backends counted at once; also the limit on registrations.
 pub const BACKENDS_MAX: usize = 1024;
 
-/// A number with one writer. Readers may see it a moment late, never torn.
+/// A number with one writer. Readers may see a slightly old value, never a torn one.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -21,7 +21,7 @@ impl Counter {
         self.add(1);
     }
 
-    /// For gauges: one less. The writer keeps it from passing below zero.
+    /// For gauges: subtracts one. The writer never lets it pass below zero.
     pub fn less_one(&self) {
         self.0.store(self.get().wrapping_sub(1), Ordering::Relaxed);
     }
@@ -35,7 +35,7 @@ impl Counter {
     }
 }
 
-/// Whether a row only grows, or goes up and down.
+/// Whether a row only grows, or can also go down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Counter,
@@ -57,7 +57,7 @@ macro_rules! table {
         pub struct $table { $(#[doc = $help] pub $field: Counter,)* }
 
         impl $table {
-            /// The rows of the table in the order in which they are shown.
+            /// The rows of the table, in display order.
             pub const ROWS: &'static [Row] = &[
                 $(Row { name: stringify!($field), kind: Kind::$kind, help: $help },)*
             ];
@@ -74,61 +74,61 @@ table! {
     /// What a worker counts about itself.
     WorkerCounters {
         Gauge sessions_active: "Sessions running now.",
-        Counter sessions_started: "Users that were given a backend.",
-        Counter sessions_ended: "Sessions that have ended, for whatever reason; also those that never got a backend.",
+        Counter sessions_started: "Sessions that were given a backend.",
+        Counter sessions_ended: "Sessions that have ended, for any reason, including those that never got a backend.",
         Counter users_refused_no_backend: "Users turned away because no backend was registered.",
         Counter users_refused_full: "Users turned away because the session limit was reached.",
-        Counter users_refused_unreachable: "Users turned away because every backend that was tried refused.",
+        Counter users_refused_unreachable: "Users turned away because every backend that was tried refused the connection.",
         Counter users_refused_exhausted: "Users turned away because descriptors, local ports or memory had run out.",
         Counter connects_failed: "Connections to a backend that were refused or timed out.",
-        Counter connects_without_port: "Connections to a backend that could not be begun because every local port towards it was in use.",
-        Counter retries: "Users passed on to another backend after a connection had failed.",
-        Counter bytes_up: "Bytes from users that were sent on to backends.",
-        Counter bytes_down: "Bytes from backends that were sent on to users.",
-        Counter bytes_undelivered: "Bytes among those sent on that had not been acknowledged when their session ended.",
+        Counter connects_without_port: "Connections to a backend that could not be started because every local port towards it was in use.",
+        Counter retries: "Users passed on to another backend after a failed connection.",
+        Counter bytes_up: "Bytes from users sent on to backends.",
+        Counter bytes_down: "Bytes from backends sent on to users.",
+        Counter bytes_undelivered: "Bytes sent on but not acknowledged by the time their session ended.",
         Counter resets: "Sessions that ended with a reset.",
         Counter idle_ended: "Sessions ended because nothing had moved for too long.",
-        Counter accept_failed: "Accepts that failed, above all for lack of descriptors.",
+        Counter accept_failed: "Failed accepts, mostly for lack of descriptors.",
         Counter buffers_exhausted: "Receives that found the buffer pool empty and had to wait.",
         Gauge buffers_free: "Relay buffers not in use.",
-        Gauge flows_held_back: "Flows of which nothing is received before their reader takes more, because relay buffers are short.",
-        Counter turns: "Turns of the worker's loop; stands still only when the worker hangs.",
-        Counter reports_dropped: "Log lines lost because the control core was behind.",
-        Counter api_requests: "Requests of API users, whatever became of them.",
-        Counter api_refused: "API requests that were refused for a fault of the user's (4xx).",
-        Counter api_failed: "API requests that the balancer answered with an error because no backend did (5xx).",
-        Counter api_heads_shed: "API users let go because requests that were not complete took up too much memory.",
+        Gauge flows_held_back: "Flows that receive nothing until their reader takes more, because relay buffers are short.",
+        Counter turns: "Turns of the worker's loop; stands still only if the worker hangs.",
+        Counter reports_dropped: "Log lines lost because the control core fell behind.",
+        Counter api_requests: "Requests from API users, whatever their outcome.",
+        Counter api_refused: "API requests refused because of an error on the user's side (4xx).",
+        Counter api_failed: "API requests that the balancer answered with an error because no backend answered (5xx).",
+        Counter api_heads_shed: "API users turned away because incomplete requests took up too much memory.",
         Counter api_cut_short: "API requests whose response did not reach the user whole.",
-        Counter api_upstream_reused: "API requests sent over a connection to a backend that had served others.",
-        Counter api_requests_unlogged: "API requests without a line in the log, because there were too many.",
-        Gauge api_upstream_idle: "Connections to backends that wait for the next API request.",
-        Gauge api_upstream_private: "Connections to backends that wait for the next request of the one user who logged in on them.",
-        Counter api_upstream_private_shed: "Connections that were a user's by its login, closed because too many were kept.",
+        Counter api_upstream_reused: "API requests sent over a reused connection to a backend.",
+        Counter api_requests_unlogged: "API requests without a log line, because there were too many.",
+        Gauge api_upstream_idle: "Idle connections to backends, kept for later API requests.",
+        Gauge api_upstream_private: "Idle connections to backends, each reserved for the one user who logged in on it.",
+        Counter api_upstream_private_shed: "Connections reserved for a user who had logged in, closed because too many were kept.",
         Counter udp_datagrams_up: "Datagrams from users passed on to backends.",
         Counter udp_datagrams_down: "Datagrams from backends passed on to users.",
-        Counter udp_datagrams_passed: "Datagrams from users handed to the worker that runs their session.",
-        Counter udp_sessions_moved: "UDP sessions that went on with another backend because theirs was lost.",
+        Counter udp_datagrams_passed: "Datagrams from users handed to the worker that owns their session.",
+        Counter udp_sessions_moved: "UDP sessions moved to another backend because theirs was lost.",
         Counter udp_sessions_found: "UDP sessions that turned up at this worker and kept the backend they had at another.",
-        Counter udp_sessions_displaced: "UDP sessions not in use any more that ended because a new one needed their room.",
-        Counter udp_rests_cut_short: "Pairs of backend and socket that rested less than `quarantine_ms` because a session needed them.",
-        Counter udp_refused: "ICMP messages saying that a backend's UDP port, or its host, is not there.",
-        Counter udp_refused_unasked: "The same about datagrams that nobody had just sent, or that were answered: not believed.",
+        Counter udp_sessions_displaced: "Unused UDP sessions ended because a new one needed their room.",
+        Counter udp_rests_cut_short: "Quarantines that ended before `quarantine_ms` because a session needed the pair of backend and socket.",
+        Counter udp_refused: "ICMP messages saying that a backend's UDP port or host is unreachable.",
+        Counter udp_refused_unasked: "Such ICMP messages about datagrams not sent recently, or already answered: not believed.",
         Counter udp_dropped_no_backend: "Datagrams dropped because no backend was registered.",
         Counter udp_dropped_table_full: "Datagrams dropped because the session limit was reached.",
-        Counter udp_dropped_source_limit: "Datagrams dropped because their source holds all the sessions that it may.",
+        Counter udp_dropped_source_limit: "Datagrams dropped because their source already holds the most sessions allowed.",
         Counter udp_dropped_source_rate: "Datagrams dropped because their source opened sessions too fast.",
-        Counter udp_dropped_source_share: "Datagrams dropped because room was short and their source holds more than its share of it.",
+        Counter udp_dropped_source_share: "Datagrams dropped because room was short and their source holds more than its share.",
         Counter udp_dropped_upstream_exhausted: "Datagrams dropped because no socket to their backend was free.",
-        Counter udp_dropped_draining: "Datagrams dropped because they would have begun a session while the balancer is stopping.",
-        Counter udp_dropped_too_big: "Datagrams dropped because they do not fit the way on.",
-        Counter udp_dropped_truncated: "Datagrams dropped because they did not fit a buffer.",
+        Counter udp_dropped_draining: "Datagrams dropped because they would have opened a session while the balancer is stopping.",
+        Counter udp_dropped_too_big: "Datagrams dropped because they are too big for the route.",
+        Counter udp_dropped_truncated: "Datagrams dropped because they did not fit into a buffer.",
         Counter udp_dropped_queue_full: "Datagrams dropped because too many were waiting to be sent.",
         Counter udp_dropped_send_failed: "Datagrams that the kernel refused to send.",
-        Counter udp_dropped_spoofed_reply: "Datagrams to upstream sockets from an address that is no backend.",
-        Counter udp_dropped_unknown_reply: "Replies that belong to no session.",
-        Counter udp_dropped_late_reply: "Replies to a session that is over.",
+        Counter udp_dropped_spoofed_reply: "Datagrams dropped because they reached an upstream socket from an address that is no backend's.",
+        Counter udp_dropped_unknown_reply: "Replies dropped because they belong to no session.",
+        Counter udp_dropped_late_reply: "Replies dropped because their session is over.",
         Gauge udp_sockets: "Sockets open towards backends.",
-        Gauge udp_pairs_resting: "Pairs of backend and socket that rest before a session may use them again.",
+        Gauge udp_pairs_resting: "Pairs of backend and socket in quarantine after a session.",
     }
 }
 
@@ -136,10 +136,10 @@ table! {
     /// What a worker counts about one backend.
     BackendCounters {
         Gauge active: "Sessions running on this backend now.",
-        Counter total: "Sessions that this backend was given.",
+        Counter total: "Sessions given to this backend.",
         Counter connect_failed: "Connections to this backend that were refused or timed out.",
-        Counter connect_without_port: "Connections to this backend that could not be begun because every local port towards it was in use.",
-        Counter turned_away: "Users' datagrams dropped because no socket or local port towards this backend was to be had.",
+        Counter connect_without_port: "Connections to this backend that could not be started because every local port towards it was in use.",
+        Counter turned_away: "Datagrams from users dropped because no socket or local port towards this backend was available.",
         Counter up: "Bytes from users to this backend.",
         Counter down: "Bytes from this backend to users.",
     }
@@ -149,31 +149,31 @@ table! {
     /// What the control core counts about itself.
     ControlCounters {
         Gauge connections_active: "Control connections open now.",
-        Counter connections_accepted: "Control connections taken on.",
-        Counter connections_refused_stranger: "Control connections from hosts that may not register.",
-        Counter connections_refused_full: "Control connections beyond the limit.",
-        Counter connections_displaced: "Control connections that had proved or registered nothing and made room.",
-        Counter proofs_failed: "Control connections that did not prove the secret.",
-        Counter messages: "Messages from backends, hello answers included.",
+        Counter connections_accepted: "Control connections accepted.",
+        Counter connections_refused_stranger: "Control connections refused because their host may not register.",
+        Counter connections_refused_full: "Control connections refused because the limit was reached.",
+        Counter connections_displaced: "Control connections closed to make room because they had not yet proved or registered anything.",
+        Counter proofs_failed: "Control connections that failed to prove the secret.",
+        Counter messages: "Messages from backends, including answers to hello.",
         Counter messages_failed: "Messages from backends that were refused.",
         Counter backends_registered: "Backends that joined.",
-        Counter backends_left: "Backends that left at their own wish.",
+        Counter backends_left: "Backends that left of their own accord.",
         Counter backends_lost: "Backends that left because their control connection was lost.",
         Counter backends_unreachable: "Registrations refused because the data port did not answer.",
         Counter backends_set_aside: "Backends taken out of the rotation because a connection failed.",
         Counter backends_restored: "Backends brought back because a connection succeeded again.",
-        Counter hellos_sent: "Hellos to backends.",
-        Counter hellos_missed: "Hellos that were not answered in time.",
-        Counter snapshots_published: "Changes that the workers were told of.",
+        Counter hellos_sent: "Hellos sent to backends.",
+        Counter hellos_missed: "Hellos not answered in time.",
+        Counter snapshots_published: "Changes to the set of backends published to the workers.",
         Counter orders_lost: "Orders dropped because a worker did not take them.",
         Counter lines_held_back: "Log lines held back because there were too many of their kind or from their source.",
-        Counter lines_dropped: "Log lines lost because standard output was slower than they came.",
-        Counter reloads: "Times that changed settings were taken into use.",
-        Counter reloads_refused: "Times that settings with a fault in them were not taken into use.",
+        Counter lines_dropped: "Log lines lost because standard output could not keep up.",
+        Counter reloads: "Reloads that were applied.",
+        Counter reloads_refused: "Reloads refused because the settings had an error.",
         Counter admin_requests: "Requests to the admin door.",
         Counter admin_connections_shed: "Connections to the admin door closed to make room for others.",
         Counter admin_changes: "Changes made over the admin door.",
-        Counter admin_refused: "Changes asked for over the admin door and refused.",
+        Counter admin_refused: "Changes requested over the admin door and refused.",
     }
 }
 
@@ -205,7 +205,7 @@ pub const BOUNDS_US: [u64; 24] = [
     3_600_000_000,
 ];
 
-/// Durations counted into [`BOUNDS_US`], with one bucket more for what is longer.
+/// Durations counted into [`BOUNDS_US`], plus one bucket for anything longer.
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [Counter; BOUNDS_US.len() + 1],
@@ -219,7 +219,7 @@ impl Histogram {
         self.sum_us.add(us);
     }
 
-    /// Counts per bucket, not cumulative; the last is what exceeded every bound.
+    /// Counts per bucket, not cumulative; the last counts what exceeded every bound.
     pub fn counts(&self) -> [u64; BOUNDS_US.len() + 1] {
         std::array::from_fn(|place| self.buckets[place].get())
     }

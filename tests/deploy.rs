@@ -1,6 +1,6 @@
-//! What is installed beside the program, held against the program: every key and port of the shipped
-//! files is one that the program has, and systemd and ufw read their files as they are meant. Tests
-//! that need those tools are ignored unless asked for: `cargo test --test deploy -- --ignored`.
+//! Checks the files installed with the program against it: the program has every key and port they
+//! name, and systemd and ufw read their files as intended. Tests that need those tools are ignored
+//! unless asked for: `cargo test --test deploy -- --ignored`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -50,9 +50,9 @@ fn uncommented(file: &str) -> String {
 /// The shipped configuration as the table of keys would write it.
 fn written_from_the_keys() -> String {
     let mut out = String::from(
-        "# Settings of `lb serve`. Each key stands here with its default; take the # away to change it.\n\
-         # `lb check --config /etc/lb/lb.toml` says whether the file and this host are well, and\n\
-         # `systemctl reload lb` takes it into use.\n\n",
+        "# Settings of `lb serve`. Every key is here with its default; uncomment it to change it.\n\
+         # `lb check --config /etc/lb/lb.toml` checks the file against this host, and\n\
+         # `systemctl reload lb` applies it.\n\n",
     );
     let mut section = "";
     for key in KEYS {

@@ -1,6 +1,6 @@
-//! The README against the program: its tables of settings and metrics are those of the code, every
+//! The documents against the program: the tables of settings and metrics are those of the code, every
 //! command, flag, key, reason and log line is named, and what a symptom is said to look like is said.
-//! With `LB_WRITE_README=1` the tables are written anew, in one thread.
+//! With `LB_WRITE_DOCS=1` it rewrites the generated tables.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,17 +10,51 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lb::config::Config;
-use lb::config::keys::KEYS;
+use lb::config::keys::{Effect, KEYS};
 
-fn path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn readme() -> String {
-    fs::read_to_string(path()).unwrap()
+/// The README and the reference: every document that the program is held against.
+const DOCUMENTS: [&str; 8] = [
+    "README.md",
+    "deploy/doc/operating.md",
+    "deploy/doc/settings.md",
+    "deploy/doc/joining.md",
+    "deploy/doc/relaying.md",
+    "deploy/doc/http.md",
+    "deploy/doc/log.md",
+    "deploy/doc/metrics.md",
+];
+
+fn document(name: &str) -> String {
+    fs::read_to_string(root().join(name)).expect(name)
 }
 
-/// The README with `rows` between the marks of that name.
+/// Lines of the README, at most: what a person needs on the first day.
+const README_LINES_MAX: usize = 250;
+
+#[test]
+fn the_readme_is_short_and_leads_to_every_document() {
+    let readme = document("README.md");
+    let lines = readme.lines().count();
+    assert!(lines <= README_LINES_MAX, "{lines} lines");
+    for name in DOCUMENTS.into_iter().skip(1).chain(["src/control/schema.md"]) {
+        assert!(readme.contains(&format!("]({name})")), "README.md does not link {name}");
+    }
+    let links = readme.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    for link in links.filter(|link| !link.starts_with("http")) {
+        assert!(root().join(link).exists(), "README.md links {link}, which is not there");
+    }
+    let manifest = document("Cargo.toml");
+    assert!(
+        manifest.contains("\"deploy/doc/*.md\", \"usr/share/doc/lb/\""),
+        "the package lacks them"
+    );
+}
+
+/// A document with `rows` between the marks of that name.
 fn with_block(text: &str, name: &str, rows: &str) -> String {
     let start = format!("<!-- {name} -->\n");
     let end = "<!-- end -->";
@@ -29,29 +63,34 @@ fn with_block(text: &str, name: &str, rows: &str) -> String {
     format!("{before}{start}{rows}{end}{after}")
 }
 
-fn holds_block(name: &str, rows: &str) {
-    let text = readme();
+#[track_caller]
+fn holds_block(document_name: &str, name: &str, rows: &str) {
+    let text = document(document_name);
     let wanted = with_block(&text, name, rows);
-    if std::env::var_os("LB_WRITE_README").is_some() && text != wanted {
-        fs::write(path(), &wanted).unwrap();
+    if std::env::var_os("LB_WRITE_DOCS").is_some() && text != wanted {
+        fs::write(root().join(document_name), &wanted).unwrap();
         return;
     }
     assert!(
         text == wanted,
-        "the table of {name} in README.md is not that of the program; run `LB_WRITE_README=1 cargo \
-         test --test readme -- --test-threads 1`"
+        "the table of {name} in {document_name} is not that of the program; run `LB_WRITE_DOCS=1 cargo \
+         test --test readme`"
     );
 }
 
 #[test]
 fn the_settings_are_those_of_the_program() {
     let defaults = Config::default();
-    let mut rows = "| key | default | |\n|---|---|---|\n".to_owned();
+    let mut rows = "| key | default | after | |\n|---|---|---|---|\n".to_owned();
     for key in KEYS {
         let default = key.show(&defaults);
-        rows += &format!("| `{}` | `{default}` | {} |\n", key.path(), key.help);
+        let effect = match key.effect {
+            Effect::Now => "reload",
+            Effect::Restart => "restart",
+        };
+        rows += &format!("| `{}` | `{default}` | {effect} | {} |\n", key.path(), key.help);
     }
-    holds_block("settings", &rows);
+    holds_block("deploy/doc/settings.md", "settings", &rows);
 }
 
 /// A balancer that is ended with its test.
@@ -93,20 +132,20 @@ fn the_metrics_are_those_of_the_program() {
         rows += &format!("| `{name}` | {} |\n", help.trim_end());
     }
     assert!(rows.lines().count() > 40, "{answer}");
-    holds_block("metrics", &rows);
+    holds_block("deploy/doc/metrics.md", "metrics", &rows);
 }
 
 #[test]
 fn every_reason_for_the_end_of_a_session_is_named() {
     let source = include_str!("../src/session/mod.rs");
-    let readme = readme();
+    let log = document("deploy/doc/log.md");
     let names: Vec<&str> = source
         .lines()
         .filter_map(|line| line.trim().strip_prefix("EndReason::")?.split('"').nth(1))
         .collect();
     assert!(names.len() >= 9, "{names:?}");
     for name in names {
-        assert!(readme.contains(&format!("`{name}`")), "{name}");
+        assert!(log.contains(&format!("`{name}`")), "{name}");
     }
 }
 
@@ -166,13 +205,13 @@ fn last_string(arguments: &str) -> Option<&str> {
 
 #[test]
 fn every_line_of_the_log_is_named() {
-    let readme = readme();
+    let log = document("deploy/doc/log.md");
     let mut count = 0;
     // What the balancer says; `lb backend` tells of itself.
     for text in source(&["src/boot", "src/control"]) {
         for line in log_lines(&text) {
             count += 1;
-            assert!(readme.contains(&format!("`{line}`")), "the log line {line:?}");
+            assert!(log.contains(&format!("`{line}`")), "the log line {line:?}");
         }
     }
     assert!(count >= 35, "{count} lines were found");
@@ -180,8 +219,8 @@ fn every_line_of_the_log_is_named() {
 
 #[test]
 fn every_symptom_is_what_the_program_says() {
-    let readme = readme();
-    let (_, rest) = readme.split_once("<!-- symptoms -->\n").expect("the table of symptoms");
+    let operating = document("deploy/doc/operating.md");
+    let (_, rest) = operating.split_once("<!-- symptoms -->\n").expect("the table of symptoms");
     let rows = rest.split("<!-- end -->").next().unwrap().lines().skip(2);
     let source = source(&["src"]);
     let mut said = 0;
@@ -202,7 +241,7 @@ fn help(arguments: &[&str]) -> String {
 
 #[test]
 fn every_command_and_flag_is_named() {
-    let readme = readme();
+    let readme = document("README.md");
     let commands = help(&["help"]);
     let commands: Vec<&str> = commands
         .lines()

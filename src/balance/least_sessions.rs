@@ -1,4 +1,5 @@
-//! The backend with the fewest running sessions for its weight; among equals, the one whose turn it is.
+//! Picks the backend with the fewest running sessions for its weight; a tie goes to whichever is next
+//! in turn.
 
 use crate::cluster::Backend;
 
@@ -9,7 +10,8 @@ pub(super) fn pick<'s>(
     let mut best: Option<(&Backend, u64)> = None;
     for backend in in_turn {
         let running = load(backend);
-        // Compared crosswise (a/b < c/d as a*d < c*b), so that no share is rounded away.
+        // Compared by cross-multiplication (a/b < c/d as a*d < c*b), so that nothing is lost to
+        // rounding.
         let less = best.is_none_or(|(other, most)| {
             u128::from(running) * u128::from(other.weight)
                 < u128::from(most) * u128::from(backend.weight)

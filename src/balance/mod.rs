@@ -1,5 +1,6 @@
-//! Who gets the next user. Owns the policies and the one shared counter behind exact round robin;
-//! knows no socket and no clock. Health and membership are in the snapshot that it is handed.
+//! Picks the backend for the next user. Owns the policies and the one shared counter behind exact
+//! round robin; knows no socket and no clock. Health and membership come with the snapshot it is
+//! handed.
 
 mod least_sessions;
 mod source_hash;
@@ -11,15 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot};
 use crate::config::Policy;
 
-/// The turn counters, one for each protocol, shared by all workers.
+/// The turn counters, one per protocol, shared by all workers.
 ///
-/// The only value that workers write together: taking turns exactly over all of them needs one order,
-/// and one atomic addition a session is what that costs. Turns go on across snapshots, so a backend at
-/// the front of the rotation gains nothing when others come and go.
+/// The only value that workers write together. Exact round robin across workers needs a single order,
+/// and it costs one atomic addition per session. Turns continue across snapshots, so a backend at the
+/// front of the rotation gains nothing when others come and go.
 #[derive(Debug, Default)]
 pub struct Turns([Turn; 3]);
 
-/// On a cache line pair of its own, so that TCP users do not slow UDP users down.
+/// Alone on its pair of cache lines, so that TCP users do not slow down UDP users.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Turn(AtomicU64);
@@ -34,9 +35,9 @@ impl Turns {
 pub struct Question<'a> {
     pub protocol: Protocol,
     pub user: IpAddr,
-    /// Running sessions of a backend, all workers together.
+    /// Running sessions of a backend, across all workers.
     pub load: &'a dyn Fn(&Backend) -> u64,
-    /// Backends that this user was refused by, or that have just failed.
+    /// Backends that have refused this user or have just failed.
     pub excluded: &'a dyn Fn(BackendId) -> bool,
 }
 
@@ -52,7 +53,7 @@ impl Balancer {
         Balancer { policy, turns }
     }
 
-    /// The backend for a new session; `None` when the rotation holds none that is not excluded.
+    /// The backend for a new session; `None` if every backend in the rotation is excluded.
     pub fn pick<'s>(&self, snapshot: &'s Snapshot, question: &Question) -> Option<&'s Backend> {
         let rotation = &snapshot.rotations[question.protocol.index()];
         if rotation.is_empty() {

@@ -1,8 +1,8 @@
-//! The same backend for the same user address: highest random weight (D. Thaler, C. Ravishankar,
-//! "Using name-based mappings to increase hit rates", IEEE/ACM ToN 1998). A backend that leaves moves
-//! only its own users; one that joins takes its share from all alike. Hashing the backend's address,
-//! not its registration, brings users back after it has registered again, and fixed keys bring them
-//! back after the balancer has restarted.
+//! Maps a user address to the same backend every time, by highest random weight (D. Thaler, C.
+//! Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM ToN 1998). When a backend
+//! leaves, only its own users move; when one joins, it takes its share from all the others alike. The
+//! hash covers the backend's address and not its registration, so users return to it after it
+//! registers again; the keys are fixed, so they return after the balancer restarts.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ pub(super) fn pick<'s>(
     rotation.max_by(|a, b| score(a, user).total_cmp(&score(b, user)))
 }
 
-/// Weighted by -weight / ln(u): a backend of weight two wins twice as often.
+/// Weighted by -weight / ln(u): a backend of weight 2 wins twice as often.
 fn score(backend: &Backend, user: u64) -> f64 {
     let address = fold(backend.address.ip()) ^ u64::from(backend.address.port()) << 48;
     let hash = mix(mix(user).wrapping_add(address));

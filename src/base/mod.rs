@@ -1,4 +1,4 @@
-//! What every layer may use: time as a value, bounded containers, publication. No sockets here.
+//! What every layer may use: time as a value, bounded containers, publication. No sockets.
 
 pub mod publish;
 pub mod quota;

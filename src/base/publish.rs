@@ -1,6 +1,6 @@
-//! One writer, many readers, immutable values. Owns the hand-over of a snapshot to the workers: a
-//! reader pays one atomic load a turn when nothing changed, and takes a lock only to pick up a new
-//! value. The value itself is frozen, so two readers can never see halves of two versions.
+//! One writer, many readers, immutable values. Owns handing snapshots over to the workers. A reader
+//! pays one atomic load per turn while nothing has changed, and takes a lock only to pick up a new
+//! value. The value itself is frozen, so no reader ever sees a mix of two versions.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +15,14 @@ pub struct Publisher<T> {
     board: Arc<Board<T>>,
 }
 
-/// A reading end; each reader has its own, which remembers what it has seen.
+/// The reading end. Each reader has its own, which remembers what it has seen.
 pub struct Subscriber<T> {
     board: Arc<Board<T>>,
     seen: u64,
 }
 
 impl<T> Publisher<T> {
-    /// A board that shows `first`; every subscriber is told of it once.
+    /// A board that shows `first`, which every subscriber gets once.
     pub fn new(first: T) -> Publisher<T> {
         Publisher {
             board: Arc::new(Board {
@@ -32,14 +32,14 @@ impl<T> Publisher<T> {
         }
     }
 
-    /// Replaces the value. Readers see it at their next turn; wake them if they may be asleep.
+    /// Replaces the value. Readers see it on their next turn; wake them if they may be asleep.
     pub fn publish(&self, value: T) {
         let mut slot = self.board.value.lock().unwrap_or_else(PoisonError::into_inner);
         *slot = Arc::new(value);
         self.board.version.fetch_add(1, Ordering::Release);
     }
 
-    /// The value as it stands.
+    /// The current value.
     pub fn current(&self) -> Arc<T> {
         Arc::clone(&self.board.value.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -51,7 +51,7 @@ impl<T> Publisher<T> {
 }
 
 impl<T> Subscriber<T> {
-    /// The newest value if there is one that this reader has not been given; else one atomic load.
+    /// The newest value, unless this reader already has it; then this costs one atomic load.
     pub fn changed(&mut self) -> Option<Arc<T>> {
         if self.board.version.load(Ordering::Acquire) == self.seen {
             return None;

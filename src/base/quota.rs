@@ -1,26 +1,26 @@
-//! How often something may be said: so much at once and so much a second, for everybody together and
-//! for each source. Owns the arithmetic; what is said is its callers' affair. No clock and no memory
-//! that grows: time comes in, and a source's share is kept in one of a fixed number of places, which
-//! sources whose hashes meet have in common.
+//! A rate limit: a burst and a rate, both in total and per source. Owns the arithmetic; what is
+//! limited is the caller's business. No clock and no growing memory: time comes in as an argument,
+//! and the shares of all sources live in a fixed number of places, which sources with colliding
+//! hashes share.
 
 use std::net::IpAddr;
 
 use super::time::Now;
 
-/// Places for the shares of sources.
+/// Places for the sources' shares.
 const PLACES: usize = 1024;
 
-/// So many at once after a pause, and so many a second from then on.
+/// A burst after a pause, and a steady rate from then on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate {
-    /// Nanoseconds that one costs.
+    /// Nanoseconds each one costs.
     each: u64,
     /// Nanoseconds that may be owed: the burst.
     room: u64,
 }
 
 impl Rate {
-    /// `burst` at once and `per_second` in the long run; none at all when either is 0.
+    /// `burst` at once and `per_second` in the long run; nothing at all if either is 0.
     pub const fn new(burst: u32, per_second: u32) -> Rate {
         if burst == 0 || per_second == 0 {
             return Rate { each: 1, room: 0 };
@@ -30,7 +30,7 @@ impl Rate {
     }
 }
 
-/// When everything that was taken is paid for (the theoretical arrival time of the generic cell rate
+/// When everything taken so far is paid for (the theoretical arrival time of the generic cell rate
 /// algorithm, ITU-T I.371).
 #[derive(Clone, Copy, Default, Debug)]
 struct Meter(u64);
@@ -53,7 +53,7 @@ impl Meter {
 pub struct Quota {
     all: Rate,
     each: Rate,
-    /// Whether a source may go beyond its share while half of what all may have is free.
+    /// Whether a source may exceed its share while half of the total burst is free.
     lends: bool,
     seed: u64,
     taken: Meter,
@@ -61,19 +61,19 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// `all` for everybody together, `each` for one source: an IPv4 address or an IPv6 /64. With a
-    /// `seed` that nobody knows, nobody can choose whose place to share.
+    /// `all` bounds the total, `each` one source: an IPv4 address or an IPv6 /64. A secret `seed`
+    /// keeps anyone from choosing whose place to share.
     pub fn new(all: Rate, each: Rate, seed: u64) -> Quota {
         let shares = Box::new([Meter::default(); PLACES]);
         Quota { all, each, lends: false, seed, taken: Meter::default(), shares }
     }
 
-    /// The same, where a source on its own may have all of it but the half that is kept for others.
+    /// The same, but a source may also use what others leave free, up to half of the total burst.
     pub fn lending(all: Rate, each: Rate, seed: u64) -> Quota {
         Quota { lends: true, ..Quota::new(all, each, seed) }
     }
 
-    /// Whether `source` may have one more now, which then is taken.
+    /// Whether `source` may have one more now. If so, it is taken.
     pub fn allows(&mut self, source: IpAddr, now: Now) -> bool {
         if !self.taken.has_room(self.all, now) {
             return false;
@@ -91,7 +91,7 @@ impl Quota {
     }
 }
 
-/// What stands for one source: an IPv4 address, or an IPv6 /64 (the smallest network that one customer
+/// The number of a source: its IPv4 address, or its IPv6 /64 (the smallest network that one customer
 /// is given, RFC 6177).
 pub fn network(source: IpAddr) -> u64 {
     match source.to_canonical() {

@@ -1,28 +1,28 @@
-//! Threads beside the main one. Owns the rule that only the main thread is sent signals, so that a
-//! SIGTERM always reaches the code that drains.
+//! Threads other than the main one. Owns the rule that only the main thread receives signals, so that
+//! a SIGTERM always reaches the code that drains.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
-/// The signals that this program acts on.
+/// The signals this program handles.
 const OURS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
-/// Lets the calling thread, the main one, be sent the signals that this program acts on. A parent may
-/// have blocked them, and a mask outlives execve(2): a balancer that nobody could stop, or make read
-/// its settings again.
+/// Unblocks the signals this program handles on the calling thread, which must be the main one. A
+/// parent may have blocked them, and a signal mask survives execve(2); the balancer could then
+/// neither be stopped nor told to reload.
 ///
-/// A signal that the parent had ignored needs nothing here, since a handler takes the place of that.
-/// Under nohup(1) a hangup then makes the balancer read its settings, and it lives on as was wished.
-/// SIGPIPE is ignored by Rust's runtime, so that a reader who has gone is an error of the write.
+/// Signals that the parent ignored need nothing here, since installing a handler replaces that. Under
+/// nohup(1) a hangup therefore reloads the settings, and the balancer lives on as intended. Rust's
+/// runtime ignores SIGPIPE, so a reader that has gone away is a write error.
 pub fn accept_signals() {
     let ours: SigSet = OURS.into_iter().collect();
     ours.thread_unblock().expect("a set of known signals is a valid mask");
 }
 
-/// Runs `start` while this thread has every signal blocked: threads born meanwhile inherit that and
-/// keep it. For libraries that start threads of their own.
+/// Runs `start` with every signal blocked on this thread; threads created meanwhile inherit and keep
+/// that mask. For libraries that start threads of their own.
 pub fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     let before = SigSet::all()
         .thread_swap_mask(SigmaskHow::SIG_SETMASK)
@@ -32,7 +32,7 @@ pub fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
-/// Starts a named thread that is sent no signals.
+/// Starts a named thread that receives no signals.
 ///
 /// # Errors
 /// The system is out of threads.

@@ -1,33 +1,34 @@
-//! Time as a value. Owns the one place that reads the monotonic clock; pure modules get a [`Now`]
-//! handed in and never call [`Now::read`]. What the wall clock says is derived from that, and follows the
-//! wall clock when it is set.
+//! Time as a value. Owns the one place that reads the monotonic clock; pure modules are handed a
+//! [`Now`] and never call [`Now::read`]. Wall-clock time is derived from it, and follows when the
+//! wall clock is set.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How often reading the clock also looks at the wall clock, in nanoseconds: a fraction of the second that
-/// `Date` shows, and nothing beside the turns of a busy worker.
+/// How often a reading of the clock also checks the wall clock, in nanoseconds: a fraction of the
+/// second that `Date` shows, and negligible next to the turns of a busy worker.
 const LOOK_EVERY: u64 = 250_000_000;
-/// The wall clock was set when it differs from what is derived by more than this, in milliseconds. Both clocks
-/// run at one rate, so what is less is how two readings missed each other: what began at one moment must not
-/// be shown at two.
+/// The smallest difference from the derived time that counts as the wall clock having been set, in
+/// milliseconds. Both clocks run at the same rate, so a smaller difference is only the error of two
+/// readings, and following it would show one moment as two.
 const STEP_MIN_MS: u64 = 100;
-/// Two readings of one clock around that of the other, between which more time passed than this, say too
-/// little: the thread was not running.
+/// The wall clock is read between two readings of the monotonic one. If those are further apart than
+/// this, the thread was not running in between, and the result is too imprecise to use.
 const GAP_MAX: Duration = Duration::from_millis(10);
 
-/// A moment on the monotonic clock, in nanoseconds since the process first looked.
+/// A moment on the monotonic clock, in nanoseconds since the process first read it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Now(u64);
 
 impl Now {
-    /// A moment by its nanoseconds: for tests and simulations, and for values read back from a table.
+    /// A moment from its nanoseconds: for tests and simulations, and for values read back from a
+    /// table.
     pub const fn from_nanos(nanos: u64) -> Now {
         Now(nanos)
     }
 
-    /// Nanoseconds since the process first looked at the clock.
+    /// Nanoseconds since the process first read the clock.
     pub const fn nanos(self) -> u64 {
         self.0
     }
@@ -37,7 +38,7 @@ impl Now {
         clock().read()
     }
 
-    /// This moment, later by `by`; stops at the end of time instead of wrapping.
+    /// This moment plus `by`; saturates instead of wrapping.
     pub const fn plus(self, by: Duration) -> Now {
         let nanos = by.as_nanos();
         if nanos > u64::MAX as u128 {
@@ -47,18 +48,18 @@ impl Now {
         }
     }
 
-    /// This moment, earlier by `by`; stops at the beginning of time.
+    /// This moment minus `by`; saturates at zero.
     pub fn minus(self, by: Duration) -> Now {
         Now(self.0.saturating_sub(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
     }
 
-    /// How long after `earlier` this is; zero when it is not after it.
+    /// The time since `earlier`; zero if that is in the future.
     pub const fn since(self, earlier: Now) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// The wall-clock time of this moment, in milliseconds since 1970, by the wall clock as it stands: of a
-    /// moment before it was set, this is what it should have shown then.
+    /// This moment as wall-clock time, in milliseconds since 1970, according to the wall clock as it
+    /// is set now. For a moment before it was last set, this is what it should have shown then.
     pub fn unix_ms(self) -> u64 {
         let ahead = clock().ahead_ms.load(Ordering::Relaxed);
         (self.0 / 1_000_000).saturating_add_signed(ahead)
@@ -68,9 +69,10 @@ impl Now {
 /// Both clocks of the process.
 struct Clock {
     origin: Instant,
-    /// What the wall clock showed at the origin, as it stands now, in milliseconds since 1970.
+    /// What the wall clock, as it is set now, would have shown at the origin, in milliseconds since
+    /// 1970.
     ahead_ms: AtomicI64,
-    /// When to look at the wall clock again.
+    /// When to check the wall clock again.
     look_at: AtomicU64,
 }
 
@@ -98,7 +100,8 @@ impl Clock {
     }
 }
 
-/// How far the wall clock is ahead when it was set: read between two moments, and not where `known` has it.
+/// The new offset of the wall clock if it has been set: if the reading between `before` and `after`
+/// is precise enough and differs from `known`.
 fn stepped(known: i64, before: Now, unix_ms: i64, after: Now) -> Option<i64> {
     let ahead = unix_ms.saturating_sub((before.0 / 1_000_000) as i64);
     let certain = after.since(before) <= GAP_MAX;
@@ -114,7 +117,7 @@ fn clock() -> &'static Clock {
     })
 }
 
-/// The wall clock; 1970 when it is set before that.
+/// The wall clock; 1970 if it is set to an earlier time.
 fn unix_ms() -> i64 {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(unix.as_millis()).unwrap_or(i64::MAX)

@@ -1,13 +1,13 @@
-//! A timer wheel. Owns which timers are due at a moment that it is told; knows no clock.
+//! A timer wheel. Owns which timers are due at a given moment; knows no clock.
 //!
-//! A timer belongs to a place: the dense number that a table gives to what it holds, one timer each.
-//! So memory is 16 bytes for every place that was ever used, whatever comes and goes, and a timer needs
-//! no handle that could outlive it. The layout is the hierarchical wheel of Varghese and Lauck ("Hashed
-//! and hierarchical timing wheels", SOSP 1987): setting, cancelling and firing are O(1), and a timer is
-//! moved down at most once for each level.
+//! A timer belongs to a place: the dense index of an entry in the caller's table, one timer each.
+//! Memory is 16 bytes for every place ever used, whatever comes and goes, and there is no timer
+//! handle that could become stale. The layout is the hierarchical wheel of Varghese and Lauck
+//! ("Hashed and hierarchical timing wheels", SOSP 1987): setting, cancelling and firing are O(1), and
+//! a timer moves down at most once per level.
 //!
-//! A table whose entries are used with every message does not reset the timer each time: it keeps the
-//! time of the last use, and when the timer fires compares and schedules what is left.
+//! A table whose entries are touched by every message does not reset the timer each time. It records
+//! the time of last use, and when the timer fires, it compares and schedules the remainder.
 
 use std::time::Duration;
 
@@ -19,19 +19,20 @@ const TICK_BITS: u32 = 24;
 /// The length of a tick: a timer fires less than this after its moment, and never before it.
 pub const TICK: Duration = Duration::from_nanos(1 << TICK_BITS);
 
-/// 64 slots a level, so that one word says which are occupied.
+/// 64 slots per level, so that one word tells which are occupied.
 const LEVEL_BITS: u32 = 6;
 const SLOTS: usize = 1 << LEVEL_BITS;
 const LEVELS: usize = 4;
-/// 64^4 ticks are 78 hours. A timer beyond that waits in the last slot and is looked at again.
+/// 64^4 ticks are 78 hours. A timer beyond that waits in the last slot and is scheduled again from
+/// there.
 const HORIZON_TICKS: u64 = 1 << (LEVEL_BITS * LEVELS as u32);
 
 /// The end of a list, and the predecessor of a timer that is not set.
 const NONE: u32 = u32::MAX;
-/// Marks a predecessor that is no timer but the head of a slot.
+/// Marks a predecessor that is the head of a slot and not a timer.
 const HEAD: u32 = 1 << 31;
 
-/// Places run from 0 to one less than this.
+/// Places run from 0 to this minus one.
 pub const PLACES_MAX: u32 = HEAD;
 
 /// A timer: an element of the doubly linked list of its slot.
@@ -48,7 +49,8 @@ const UNSET: Timer = Timer { due_tick: 0, next: NONE, before: NONE };
 pub struct Wheel {
     /// Everything due before this tick has been handed out.
     tick: u64,
-    /// The present as `pop` was last told it; `tick` lags behind while due timers are handed out.
+    /// The current time as last passed to `pop`; `tick` lags behind it while due timers are handed
+    /// out.
     now_tick: u64,
     set: usize,
     occupied: [u64; LEVELS],
@@ -57,7 +59,7 @@ pub struct Wheel {
 }
 
 impl Wheel {
-    /// A wheel without timers that starts to turn at `now`.
+    /// An empty wheel that starts at `now`.
     pub fn new(now: Now) -> Wheel {
         Wheel {
             tick: now.nanos() >> TICK_BITS,
@@ -69,7 +71,7 @@ impl Wheel {
         }
     }
 
-    /// Timers that are set.
+    /// How many timers are set.
     pub fn len(&self) -> usize {
         self.set
     }
@@ -78,8 +80,8 @@ impl Wheel {
         self.set == 0
     }
 
-    /// Sets the timer of `place` to `at`, instead of what it was set to before. A moment that has
-    /// passed counts as the next tick, so that a loop around [`Wheel::pop`] always comes to an end.
+    /// Sets the timer of `place` to `at`, replacing its previous time. A time in the past counts as
+    /// the next tick, so that a loop around [`Wheel::pop`] always terminates.
     pub fn schedule(&mut self, place: u32, at: Now) {
         assert!(place < PLACES_MAX, "a place is below {PLACES_MAX}");
         if place as usize >= self.timers.len() {
@@ -92,7 +94,7 @@ impl Wheel {
         self.insert(place);
     }
 
-    /// Takes back the timer of `place`; nothing happens if none is set.
+    /// Cancels the timer of `place`, if one is set.
     pub fn cancel(&mut self, place: u32) {
         let Some(timer) = self.timers.get(place as usize) else { return };
         if timer.before != NONE {
@@ -102,7 +104,7 @@ impl Wheel {
     }
 
     /// A place whose timer is due at `now`. The timer is no longer set and may be set again at once.
-    /// Timers come in the order of their ticks, and in no particular order within a tick.
+    /// Timers come in tick order, and in no particular order within a tick.
     pub fn pop(&mut self, now: Now) -> Option<u32> {
         self.now_tick = self.now_tick.max(now.nanos() >> TICK_BITS);
         loop {
@@ -120,8 +122,8 @@ impl Wheel {
         }
     }
 
-    /// When to call [`Wheel::pop`] next: not after the first timer is due. It may be before it, at most
-    /// once for each level, where timers that are far off have to be moved closer.
+    /// When to call [`Wheel::pop`] next: never after the first timer is due, but possibly before it,
+    /// at most once per level, when distant timers have to be moved down.
     pub fn next_deadline(&self) -> Option<Now> {
         let tick = match self.heads[slot_of(0, self.tick)] {
             NONE => self.next_tick()?,
@@ -130,7 +132,7 @@ impl Wheel {
         Some(Now::from_nanos(tick.saturating_mul(1 << TICK_BITS)))
     }
 
-    /// The first tick after the present one at which an occupied slot of any level comes up.
+    /// The first later tick at which an occupied slot of any level comes up.
     fn next_tick(&self) -> Option<u64> {
         (0..LEVELS).filter_map(|level| self.next_tick_of(level)).min()
     }
@@ -146,7 +148,7 @@ impl Wheel {
         Some((turn + u64::from(ahead)) << shift)
     }
 
-    /// Deals the slots that begin with the present tick out to the levels below them.
+    /// Redistributes the slots that begin at the current tick to the levels below.
     fn cascade(&mut self) {
         for level in (1..LEVELS).rev() {
             let below = (1u64 << (LEVEL_BITS * level as u32)) - 1;
@@ -195,7 +197,7 @@ impl Wheel {
     }
 }
 
-/// Where a tick comes up on a level, counted over all levels.
+/// The slot in which a tick falls on a level, counted across all levels.
 fn slot_of(level: usize, tick: u64) -> usize {
     level * SLOTS + (tick >> (LEVEL_BITS * level as u32)) as usize % SLOTS
 }

@@ -1,5 +1,5 @@
-//! `lb backend`: keeps a service registered from beside it, with the menu of the original system for
-//! whoever sits at a terminal.
+//! `lb backend`: keeps a backend registered from its own host, with the menu of the original system on
+//! a terminal.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -22,38 +22,38 @@ use crate::logs;
 
 const MENU: &str = "1: register, 2: unregister, q: quit\n";
 
-/// Keep a service registered: answers hello, registers again after the balancer was away, and
+/// Keep a backend registered: answers hello, registers again after the balancer was away, and
 /// unregisters at the end.
 ///
-/// It runs beside the service, on the same host: the balancer takes the address of this connection
-/// and connects to the port that is named here.
+/// Run it on the backend's own host: the balancer takes the address this connection comes from and
+/// connects to the port given here.
 #[derive(Args)]
 pub struct Arguments {
-    /// The users that the service is for
+    /// The kind of users the backend serves
     #[arg(long, value_parser = protocol())]
     protocol: Protocol,
-    /// The service's port on this host; with --echo, 0 takes any free one
+    /// The backend's port on this host; with --echo, 0 takes any free one
     #[arg(long, value_name = "N")]
     port: u16,
     /// The balancer's control port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = peer)]
     lb: String,
-    /// The service's share of new users relative to the others
+    /// The backend's share of new users relative to the others
     #[arg(long, value_name = "W", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(WEIGHT_MAX)))]
     weight: u16,
-    /// What status and logs call the service: letters, digits and . _ : -
+    /// What status and logs call the backend: letters, digits and . _ : -
     #[arg(long, value_name = "S", value_parser = name)]
     name: Option<String>,
-    /// File with the secret that the balancer asks for
+    /// File with the secret the balancer asks for
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Also be the service: send back whatever arrives
+    /// Be the backend as well: send back whatever arrives
     #[arg(long)]
     echo: bool,
 }
 
-/// What the balancer takes as a name; said here before it says so.
+/// What the balancer accepts as a name, checked here first.
 fn name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
     if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(fits) {
@@ -100,7 +100,7 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Faul
     Ok(())
 }
 
-/// Starts the echo service and tells its port.
+/// Starts the echo backend and returns its port.
 async fn echo(service: &Service) -> Result<u16, Fault> {
     let echo = Echo::bind_everywhere(service.protocol, service.port).await.map_err(|error| {
         format!(

@@ -1,6 +1,6 @@
-//! `lb check`: whether `lb serve` would start with these settings on this host, one line for each
-//! thing that it needs, and how many sessions the host can hold. Tries what serve would do and undoes
-//! it; changes nothing.
+//! `lb check`: whether `lb serve` would start with these settings on this host, one line per
+//! requirement, and how many sessions the host can hold. Tries what serve would do and undoes it;
+//! changes nothing.
 
 use std::fmt::Write;
 use std::fs;
@@ -20,9 +20,9 @@ use crate::proxy::udp::SOCKETS_MAX;
 use crate::ring::{Ring, probe, sys};
 use crate::session::flows::Waits;
 
-/// Say whether `lb serve` would start here with these settings, and how many sessions fit.
+/// Report whether `lb serve` would start here with these settings, and how many sessions fit.
 ///
-/// Each line begins with "ok" or "bad"; a bad one ends with the cure. The exit code is 2 when serve
+/// Each line begins with "ok" or "bad"; a bad one ends with the fix. The exit code is 2 if serve
 /// would not start.
 #[derive(Args)]
 pub struct Arguments {

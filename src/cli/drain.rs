@@ -1,4 +1,4 @@
-//! `lb drain`: brings the running balancer to its end in order, as SIGTERM does, and watches it.
+//! `lb drain`: shuts the running balancer down gracefully, as SIGTERM does, and watches it.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tokio::time::sleep;
 use super::{Fault, peer, print, running, wait_for};
 use crate::control::status::Status;
 
-/// How often it is asked how many sessions are left.
+/// How often to ask how many sessions are left.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// Stop the balancer: no more users, running sessions may end within timeouts.drain_ms.
 ///
-/// Shows how many are left, and returns when the balancer has stopped. Under systemd use
+/// Shows how many are left, and returns once the balancer has stopped. Under systemd use
 /// `systemctl stop lb`, which does the same.
 #[derive(Args)]
 pub struct Arguments {

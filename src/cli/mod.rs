@@ -29,10 +29,10 @@ use crate::cluster::Protocol;
 use crate::control::auth::Secrets;
 use crate::logs;
 
-/// The exit code for everything that the operator can mend.
+/// The exit code for everything the operator can fix.
 const OPERATOR: u8 = 2;
 
-/// A load balancer on io_uring that backends join by themselves.
+/// A load balancer on io_uring with self-registering backends.
 #[derive(Parser)]
 #[command(name = "lb", version, propagate_version = true)]
 struct Line {
@@ -57,7 +57,7 @@ enum Command {
     Top(top::Arguments),
 }
 
-/// What keeps a command from doing its work: one sentence with the cure.
+/// Why a command cannot do its work: one sentence with the fix.
 #[derive(Debug)]
 struct Fault(String);
 

@@ -1,4 +1,4 @@
-//! `lb reload`: makes the running balancer read its settings again, and waits for what comes of it.
+//! `lb reload`: makes the running balancer reread its settings, and waits for the outcome.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::control::status::{ReloadStatus, Status};
 
 /// A balancer that has not answered by then is too busy or hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is asked.
+/// How often to ask.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
-/// Take changed settings into use without touching a session.
+/// Apply changed settings without touching a session.
 ///
-/// The running balancer reads its file again. Said are the settings that are in use from then on, and
-/// those that need a restart; a file with a fault changes nothing, and the exit code is 2.
+/// The running balancer rereads its file. Prints the settings that now apply and those that need a
+/// restart. A faulty file changes nothing, and the exit code is 2.
 #[derive(Args)]
 pub struct Arguments {
     /// The balancer's admin door, on this host
@@ -30,7 +30,7 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
     print(&told(&outcome))
 }
 
-/// What an operator wants to know: what is in use now, and what is not yet.
+/// What an operator wants to know: what applies now, and what does not yet.
 fn told(outcome: &ReloadStatus) -> String {
     let mut out = String::new();
     for setting in &outcome.now {

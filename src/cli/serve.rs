@@ -8,18 +8,18 @@ use super::Fault;
 use super::settings::Settings;
 use crate::{boot, logs};
 
-/// Echo services for each protocol at most.
+/// Most echo backends per protocol.
 const DEMO_MAX: i64 = 64;
 
 /// Run the balancer: users in front, backends that register themselves behind.
 ///
-/// Every setting has a default; flags beat the file. SIGTERM lets running sessions end, a second one
-/// ends them; SIGHUP reads the file again. `lb check` says beforehand whether it would start.
+/// Every setting has a default; flags override the file. SIGTERM lets running sessions end, a second
+/// one ends them; SIGHUP rereads the file. `lb check` reports whether it would start.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
     settings: Settings,
-    /// Also start N echo backends for each protocol, which register like any other
+    /// Also start N echo backends per protocol, which register like any other
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u16).range(0..=DEMO_MAX))]
     demo: u16,

@@ -1,5 +1,5 @@
-//! The flags that stand for settings, and how they meet the file: flags beat it. Owns nothing of what a
-//! setting takes, which is `config::keys`'.
+//! The flags that stand for settings, which override the file. What a setting takes is up to
+//! `config::keys`.
 
 use std::path::PathBuf;
 
@@ -31,13 +31,13 @@ pub struct Settings {
     /// Where operators read status and metrics; written like --tcp
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
-    /// Worker threads, or "auto" for one less than the machine has cores
+    /// Worker threads, or "auto" for one fewer than the machine has cores
     #[arg(long, value_name = "N")]
     workers: Option<String>,
 }
 
 impl Settings {
-    /// The defaults, with the file over them and the flags over the file, checked.
+    /// The defaults, overridden by the file, overridden by the flags, and checked.
     pub fn load(&self) -> Result<Config, Fault> {
         let mut config = self.read_file()?;
         let flags = [

@@ -1,4 +1,4 @@
-//! `lb user`: the lines that a person types go to the balancer, the replies are printed.
+//! `lb user`: sends the lines a person types to the balancer and prints the replies.
 
 use std::io::{self, BufRead};
 
@@ -10,10 +10,10 @@ use crate::base::thread;
 use crate::client::user::talk;
 use crate::cluster::Protocol;
 
-/// Be a user: send the lines typed, print the replies.
+/// Be a user: send the lines you type, print the replies.
 ///
 /// TCP sends each line as it is, and the end of the input as the end of the stream. UDP sends each
-/// line as a datagram and waits for its reply. API takes a request a line: a path, GET /path, or
+/// line as a datagram and waits for its reply. API takes one request per line: a path, GET /path, or
 /// POST /path and the body.
 #[derive(Args)]
 pub struct Arguments {

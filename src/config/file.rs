@@ -1,6 +1,6 @@
-//! TOML to [`Config`]. Owns the file's syntax and what is said about a line that is wrong; which keys
-//! there are and what each takes is `keys`'. Reads text that it is given; opening the file is the
-//! caller's.
+//! TOML to [`Config`]. Owns the file's syntax and the errors about a faulty line; which keys there
+//! are and what each takes is up to `keys`. Reads text it is given; opening the file is up to the
+//! caller.
 
 use std::ops::Range;
 
@@ -11,13 +11,13 @@ use super::Config;
 use super::keys::{KEYS, find};
 use super::kinds::Given;
 
-/// A name further away than this share of its letters is not offered as what was meant.
+/// A key whose edit distance exceeds this share of its letters is not suggested.
 const LIKENESS_MIN: f64 = 0.5;
 
-/// Reads a whole file over the defaults. `name` is how messages call the file.
+/// Reads a whole file on top of the defaults. `name` is what error messages call the file.
 ///
 /// # Errors
-/// One sentence that names the file, the line and the cure.
+/// One sentence that names the file, the line and the fix.
 pub fn read(name: &str, text: &str) -> Result<Config, String> {
     let at = |span: Range<usize>| format!("{name} line {}", line(text, span.start));
     let table = DeTable::parse(text).map_err(|error| {
@@ -105,7 +105,7 @@ fn bare(known: &str) -> &str {
     known.trim_matches(['[', ']'])
 }
 
-/// The names that may stand in a section; above all tables these are the tables too.
+/// The names allowed in a section; at the top level, these include the tables.
 fn known_in(section: &str) -> Vec<String> {
     let mut names: Vec<String> =
         KEYS.iter().filter(|key| key.section == section).map(|key| key.name.to_owned()).collect();

@@ -1,5 +1,5 @@
-//! Kinds of values: what a setting of each kind takes, how it is read and how it is shown. One kind
-//! serves many settings; no kind knows which.
+//! Kinds of values: what a setting of each kind takes, how it is parsed and how it is shown. A kind
+//! serves many settings and knows none of them.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64};
@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-/// Bytes of a name in `Via`.
+/// Longest name in `Via`, in bytes.
 const VIA_BYTES_MAX: usize = 64;
-/// Addresses that datagrams are sent from.
+/// Most addresses to send datagrams from.
 const ADDRESSES_MAX: usize = 16;
 
-/// A value as the operator gave it, before it is known what it is for.
+/// A value as the operator wrote it, before its setting is known.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Given {
     Text(String),
     Number(i64),
     List(Vec<String>),
     Switch(bool),
-    /// Anything that no setting takes, by the name of its type.
+    /// A type that no setting takes, by its name.
     Other(&'static str),
 }
 
@@ -40,19 +40,19 @@ impl Given {
 
 /// How values of type `V` are written in the file.
 pub trait Kind<V> {
-    /// What a setting of this kind takes, as it continues "takes ...".
+    /// What a setting of this kind takes, phrased to follow "takes".
     fn takes(&self) -> String;
 
     /// # Errors
     /// What was given instead, as it continues "takes ..., not ...".
     fn read(&self, given: &Given) -> Result<V, String>;
 
-    /// The value as one would write it in the file.
+    /// The value as written in the file.
     fn show(&self, value: &V) -> String;
 }
 
-/// Where a door stands: an address with its port, a bare port (`8081` or `:8081`) for every address of
-/// both families, or `off`. Port 0 lets the kernel choose.
+/// The address of a door: an address with its port, a bare port (`8081` or `:8081`) for all addresses
+/// of both families, or `off`. Port 0 lets the kernel choose.
 pub struct Door;
 
 impl Kind<Option<SocketAddr>> for Door {
@@ -89,7 +89,7 @@ impl Kind<Option<SocketAddr>> for Door {
     }
 }
 
-/// Types that a whole number becomes. Where zero stands for "none", the type is an `Option`.
+/// Types a whole number can become. Where zero means "none", the type is an `Option`.
 pub trait Whole: Sized {
     fn from_whole(number: u64) -> Option<Self>;
     fn to_whole(&self) -> u64;
@@ -185,7 +185,7 @@ impl<V: Whole> Kind<Option<V>> for NumberOrAuto {
     }
 }
 
-/// The same where zero stands for `auto`.
+/// The same, with zero standing for `auto`.
 impl Kind<usize> for NumberOrAuto {
     fn takes(&self) -> String {
         Kind::<Option<usize>>::takes(self)
@@ -200,7 +200,7 @@ impl Kind<usize> for NumberOrAuto {
     }
 }
 
-/// A time in milliseconds.
+/// A duration in milliseconds.
 pub struct Millis(pub RangeInclusive<u64>);
 
 impl Kind<Duration> for Millis {
@@ -217,7 +217,7 @@ impl Kind<Duration> for Millis {
     }
 }
 
-/// A time in milliseconds, or `auto` to have it follow from other settings.
+/// A duration in milliseconds, or `auto` to derive it from other settings.
 pub struct MillisOrAuto(pub RangeInclusive<u64>);
 
 impl Kind<Option<Duration>> for MillisOrAuto {
@@ -256,7 +256,7 @@ impl Kind<bool> for Switch {
     }
 }
 
-/// One of a few words. The table holds every value of its type.
+/// One of a few words. The table holds every value of the type.
 pub struct Word<T: 'static>(pub &'static [(&'static str, T)]);
 
 impl<T: Copy + PartialEq> Kind<T> for Word<T> {

@@ -1,7 +1,7 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
-//! command line nor files' syntax (`config::file` reads TOML into this). `keys` is the table of
-//! settings, `kinds` how their values are written, `rules` what they must be to each other, `reload`
-//! what a reload takes over.
+//! command line nor file syntax (`config::file` reads TOML into this). `keys` is the table of
+//! settings, `kinds` how their values are written, `rules` how settings constrain each other,
+//! `reload` what a reload applies.
 
 pub mod file;
 pub mod keys;
@@ -17,7 +17,7 @@ use std::time::Duration;
 /// The whole configuration of `lb serve`.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Config {
-    /// Worker threads; `None` takes one less than the cores of the machine, at least one.
+    /// Worker threads; `None` starts one fewer than the machine has cores, but at least one.
     pub workers: Option<usize>,
     pub listen: Listen,
     pub balance: Balance,
@@ -25,7 +25,7 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub udp: Udp,
-    /// Addresses of this host that datagrams go to backends from; none leaves the choice to the kernel.
+    /// Addresses of this host to send to backends from; none leaves the choice to the kernel.
     pub udp_local_addresses: Vec<IpAddr>,
     pub api: Api,
     pub control: Control,
@@ -60,19 +60,19 @@ impl Default for Listen {
 /// How a backend is chosen for a new session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Policy {
-    /// In turn over all workers together, by weight.
+    /// In turn across all workers, by weight.
     #[default]
     RoundRobin,
     /// The one with the fewest running sessions for its weight.
     LeastSessions,
-    /// By the user's address, so that a user finds the same backend again while it is registered.
+    /// By the user's address, so that a user returns to the same backend while it is registered.
     SourceHash,
 }
 
-/// What becomes of running TCP sessions when their backend's control connection is lost.
+/// What happens to running TCP sessions when their backend's control connection is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OnBackendLoss {
-    /// They go on: their own connections know best whether the service lives.
+    /// They go on: their own connections are the better evidence that the backend is alive.
     #[default]
     Keep,
     /// They are ended.
@@ -87,11 +87,11 @@ pub struct Balance {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// How often a backend is asked `hello`.
+    /// How often a backend is sent `hello`.
     pub interval: Duration,
-    /// How long an answer may take.
+    /// How long a backend may take to answer.
     pub timeout: Duration,
-    /// Unanswered hellos in a row after which a backend has left.
+    /// Unanswered hellos in a row after which a backend is considered gone.
     pub misses: u32,
 }
 
@@ -103,15 +103,15 @@ impl Default for Health {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// A connection to a backend, before another one is tried.
+    /// How long connecting to a backend may take before another one is tried.
     pub connect: Duration,
-    /// A TCP session on which neither side sends anything.
+    /// How long a TCP session may go without traffic in either direction.
     pub tcp_idle: Duration,
-    /// A TCP session of which one side has finished sending and the other sends nothing.
+    /// How long a TCP session may go without traffic after one side has finished sending.
     pub half_close: Duration,
-    /// A UDP session in which no datagram passes either way.
+    /// How long a UDP session may go without a datagram in either direction.
     pub udp_idle: Duration,
-    /// What running sessions get after SIGTERM.
+    /// How long running sessions have to end after SIGTERM.
     pub drain: Duration,
 }
 
@@ -129,18 +129,18 @@ impl Default for Timeouts {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Sessions at once, all workers together; a user beyond it is refused and counted. Zero: as many
-    /// as the descriptors are enough for, at most 100,000.
+    /// Most sessions at once, across all workers; users beyond that are refused and counted. Zero: as
+    /// many as the descriptors allow, at most 100,000.
     pub sessions: usize,
-    /// Control connections at once.
+    /// Most control connections at once.
     pub control_connections: usize,
-    /// Bytes of relay buffers, all workers together.
+    /// Bytes of relay buffers, across all workers.
     pub buffer_bytes: usize,
-    /// UDP sessions at once, all workers together and apart from the other sessions, so that a flood
-    /// of datagrams takes nobody's place.
+    /// Most UDP sessions at once, across all workers. Separate from the other sessions, so that a
+    /// flood of datagrams takes nobody's place.
     pub udp_sessions: usize,
-    /// Sockets towards UDP backends, all workers together: the sessions that one backend can have,
-    /// those that rest included. Zero: as the descriptors and local ports allow.
+    /// Most sockets towards UDP backends, across all workers: the sessions one backend can have,
+    /// including those in quarantine. Zero: as many as descriptors and local ports allow.
     pub udp_sockets: usize,
 }
 
@@ -156,31 +156,31 @@ impl Default for Limits {
     }
 }
 
-/// What becomes of a UDP session when its backend has left, or is said not to be there by ICMP.
+/// What happens to a UDP session when its backend has left, or ICMP says that it is unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OnUdpLoss {
     /// The next datagram goes to another backend, and the session with it.
     #[default]
     Move,
-    /// It ends; the next datagram begins a new one.
+    /// It ends; the next datagram starts a new one.
     Drop,
-    /// It goes on sending to where its backend was.
+    /// Datagrams are still sent to where its backend was.
     Keep,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Udp {
     pub on_backend_loss: OnUdpLoss,
-    /// A session ends once each of the user's datagrams has been answered this often.
+    /// A session ends once each of the user's datagrams has been answered this many times.
     pub responses: Option<NonZeroU32>,
-    /// How long a backend and a socket towards it rest after a session; see [`Udp::quarantine`].
+    /// How long a socket is not reused for the same backend after a session; see [`Udp::quarantine`].
     pub quarantine: Option<Duration>,
-    /// Sessions that one source may hold: an IPv4 address or an IPv6 /64. Every worker keeps an even
-    /// share of the limit.
+    /// Most sessions that one source may hold: an IPv4 address or an IPv6 /64. Each worker allows an
+    /// even share.
     pub source_sessions: Option<NonZeroU32>,
-    /// Sessions that one source may begin in a second.
+    /// Most sessions that one source may open per second.
     pub source_new_per_second: Option<NonZeroU32>,
-    /// Take and send several datagrams of one size at once where the kernel can (GRO and GSO).
+    /// Receive and send several datagrams of one size at once where the kernel can (GRO and GSO).
     pub gro: bool,
 }
 
@@ -198,9 +198,9 @@ impl Default for Udp {
 }
 
 impl Udp {
-    /// How long a reply may still come after its session is over: unless configured, twice the idle
-    /// time; with `responses`, sessions end when they are answered, and a late duplicate is all that
-    /// can come, within the time in which resolvers ask again.
+    /// How long a reply may still arrive after its session is over. Unless configured, that is twice
+    /// the idle time. With `responses`, a session ends once it has been answered, so only late
+    /// duplicates can arrive, within the time in which resolvers retry.
     pub fn quarantine(&self, idle: Duration) -> Duration {
         const AFTER_RESPONSES: Duration = Duration::from_secs(10);
         self.quarantine.unwrap_or(match self.responses {
@@ -210,7 +210,7 @@ impl Udp {
     }
 }
 
-/// API users: what a request may take up, in bytes and in time.
+/// Limits for API users: what a request may take, in bytes and in time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Api {
     /// A request line, or a status line.
@@ -221,28 +221,29 @@ pub struct Api {
     pub head_bytes: usize,
     /// Field lines in a head.
     pub fields: usize,
-    /// Content of one request; `None` sets no limit.
+    /// Largest content of a request; `None` sets no limit.
     pub body_bytes: Option<NonZeroU64>,
-    /// A whole request head, from its first byte or the connection's beginning to its last.
+    /// How long a whole request head may take, from its first byte or from the start of the
+    /// connection.
     pub head_timeout: Duration,
-    /// A body of which nothing moves, in either direction.
+    /// How long a body may go without progress, in either direction.
     pub body_timeout: Duration,
-    /// The head of a response, once the request has been sent.
+    /// How long a backend may take to send a response's head, once the request has been sent.
     pub answer_timeout: Duration,
-    /// A user's connection between two requests.
+    /// How long a user's connection is kept between two requests.
     pub idle_timeout: Duration,
-    /// A tunnel (WebSocket) through which nothing moves.
+    /// How long a tunnel (WebSocket) may go without traffic.
     pub tunnel_idle: Duration,
-    /// A connection to a backend between two requests.
+    /// How long a connection to a backend is kept between two requests.
     pub upstream_idle: Duration,
-    /// Connections to one backend that each worker keeps for later requests.
+    /// Most idle connections to one backend that each worker keeps for later requests.
     pub upstream_idle_max: usize,
     pub upstream_private_max: usize,
-    /// Further backends that a request is offered.
+    /// How many other backends are tried for a request.
     pub retries: u8,
-    /// This balancer's name in `Via`; `None` makes one up at the start.
+    /// This balancer's name in `Via`; `None` makes one up at startup.
     pub via: Option<String>,
-    /// Proxies whose word on who the user is counts.
+    /// Proxies trusted to say who the user is.
     pub trusted: Vec<ipnet::IpNet>,
 }
 
@@ -273,16 +274,16 @@ impl Default for Api {
 pub struct Control {
     /// Networks whose hosts may register; empty allows loopback only.
     pub allow: Vec<ipnet::IpNet>,
-    /// Shared secrets, one a line; any of them proves a backend.
+    /// File of shared secrets, one per line, any of which authenticates a backend.
     pub secret_file: Option<PathBuf>,
 }
 
-/// Who may change things over the admin door. Reading it needs no leave.
+/// Who may make changes over the admin door. Reading needs no permission.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Admin {
-    /// Tokens, one a line; any of them allows changes over TCP from loopback.
+    /// File of tokens, one per line, any of which allows changes over TCP from loopback.
     pub token_file: Option<PathBuf>,
-    /// A unix socket over which the user that runs the balancer and root may make changes.
+    /// Unix socket over which root and the balancer's own user may make changes.
     pub socket: Option<PathBuf>,
 }
 
@@ -297,7 +298,7 @@ pub enum LogFormat {
 pub struct Log {
     pub level: tracing::Level,
     pub format: LogFormat,
-    /// Lines about API requests in a second, each worker; the rest is counted only.
+    /// Most lines about API requests per second and worker; the rest are only counted.
     pub requests_per_second: u32,
 }
 

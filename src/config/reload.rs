@@ -1,21 +1,23 @@
-//! From the settings in use to those that are wanted, while the balancer runs. Which keys take effect at
-//! once stands in their rows. Pure, so that a reload can be told before it is done.
+//! From the settings in use to the settings wanted, while the balancer runs. The rows of the keys say
+//! which take effect at once. Pure, so that the outcome of a reload is known before it is carried
+//! out.
 
 use super::Config;
 use super::keys::{Effect, KEYS};
 
-/// What a reload comes to.
+/// The outcome of a reload.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Change {
-    /// In use from now on: the wanted values where they take effect at once, else the running ones.
+    /// The settings to use from now on: the wanted value where it takes effect at once, otherwise the
+    /// running one.
     pub config: Config,
     /// What takes effect, as `key = value`.
     pub now: Vec<String>,
-    /// What was asked for and waits for a restart, as `key = value`.
+    /// What changed but needs a restart, as `key = value`.
     pub after_restart: Vec<String>,
 }
 
-/// Takes over what can change while sessions run.
+/// Applies what can change while sessions run.
 pub fn between(running: &Config, wanted: &Config) -> Change {
     let mut change = Change { config: running.clone(), now: Vec::new(), after_restart: Vec::new() };
     for key in KEYS {

@@ -1,14 +1,14 @@
-//! What settings must be to each other. Owns every relation between two keys; each key's own range
-//! is `keys`'.
+//! How settings constrain each other. Owns every relation between two keys; each key's own range is
+//! up to `keys`.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
 
-/// Whether the settings fit together.
+/// Whether the settings are consistent.
 ///
 /// # Errors
-/// One sentence that names the keys and the cure.
+/// One sentence that names the keys and the fix.
 pub fn check(config: &Config) -> Result<(), String> {
     let health = &config.health;
     if health.timeout >= health.interval {
@@ -58,7 +58,7 @@ fn loopback(address: IpAddr) -> bool {
     }
 }
 
-/// UDP has ports of its own, so that its door cannot collide with the others.
+/// UDP has its own port space, so its door cannot collide with the others.
 fn doors_apart(config: &Config) -> Result<(), String> {
     let listen = &config.listen;
     let doors = [
@@ -83,7 +83,7 @@ fn doors_apart(config: &Config) -> Result<(), String> {
 }
 
 fn collide(one: SocketAddr, two: SocketAddr) -> bool {
-    // An IPv6 wildcard takes IPv4 too; an IPv4 wildcard leaves IPv6 addresses alone.
+    // An IPv6 wildcard covers IPv4 too; an IPv4 wildcard does not cover IPv6.
     let covers = |wide: IpAddr, narrow: IpAddr| {
         wide == narrow || wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
     };

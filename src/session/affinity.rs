@@ -1,9 +1,10 @@
-//! Which worker has a UDP flow, and on which backend, as far as any worker knows. The kernel may hand a
-//! flow's datagrams to another worker than before (its group of sockets changed); that worker asks here
-//! before it begins a session, so the flow keeps the one it has. Owns the map and its locks.
+//! Which worker has a UDP flow, and on which backend. When its socket group changes, the kernel
+//! may deliver a flow's datagrams to another worker; that worker looks here before it begins a
+//! session, so the flow keeps the one it has. Owns the map and its locks.
 //!
-//! Workers come here when a session starts, moves or ends, never with a datagram of a session that they
-//! hold. The map is cut into shards with a lock each, held for one look-up; two workers rarely meet.
+//! Workers come here when a session starts, moves or ends, never for a datagram of a session they
+//! already have. The map is divided into shards with a lock each, held for a single look-up, so two
+//! workers rarely meet.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,20 +12,22 @@ use hashbrown::HashTable;
 
 use crate::cluster::BackendId;
 
-/// Locks. Sixteen times the workers of a large machine, so that two seldom want the same one.
+/// Shards, and so locks: sixteen times the workers of a large machine, so that two seldom want the
+/// same one.
 const SHARDS: usize = 1024;
 
-/// A flow by its hash under the process's secret key (`FlowHasher`). Two flows with one hash share a
-/// backend when they change workers, which harms neither; a million flows meet so in one table of 37 million.
+/// A flow, by its hash under the process's secret key (`FlowHasher`). Two flows with the same hash
+/// share a backend when they change workers, which harms neither; with a million flows, that happens
+/// in one table in 37 million.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Entry {
     flow: u64,
     backend: BackendId,
-    /// Who may take the entry out: the worker that took the flow last.
+    /// The only worker that may remove the entry: the one that last took the flow.
     worker: u8,
 }
 
-/// On a cache line of its own, so that a lock does not slow its neighbour.
+/// Alone on its cache line, so that a lock does not slow down its neighbour.
 #[derive(Default)]
 #[repr(align(64))]
 struct Shard(Mutex<HashTable<Entry>>);
@@ -36,8 +39,8 @@ pub struct Affinity {
 }
 
 impl Affinity {
-    /// A map that holds about `flows_max` flows. A shard takes twice its even share, and eight; what
-    /// does not fit is not remembered.
+    /// A map for about `flows_max` flows. A shard takes twice its even share plus eight; flows beyond
+    /// that are not remembered.
     pub fn new(flows_max: usize) -> Affinity {
         Affinity {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
@@ -45,8 +48,8 @@ impl Affinity {
         }
     }
 
-    /// Says that `worker` holds a session of this flow on `backend`. False when there was no room,
-    /// and the flow will not be found by others.
+    /// Records that `worker` has a session of this flow on `backend`. False if there was no room, so
+    /// that other workers will not find the flow.
     pub fn note(&self, flow: u64, backend: BackendId, worker: u8) -> bool {
         let mut shard = self.shard(flow);
         if let Some(entry) = shard.find_mut(flow, |entry| entry.flow == flow) {
@@ -60,17 +63,17 @@ impl Affinity {
         true
     }
 
-    /// The backend that some worker has for this flow.
+    /// The backend this flow has at any worker.
     pub fn find(&self, flow: u64) -> Option<BackendId> {
         self.shard(flow).find(flow, |entry| entry.flow == flow).map(|entry| entry.backend)
     }
 
-    /// The worker that took this flow last.
+    /// The worker that last took this flow.
     pub fn holder(&self, flow: u64) -> Option<u8> {
         self.shard(flow).find(flow, |entry| entry.flow == flow).map(|entry| entry.worker)
     }
 
-    /// The session of `worker` is over. Nothing happens when another worker has the flow meanwhile.
+    /// Forgets the session of `worker`, unless another worker has taken the flow meanwhile.
     pub fn forget(&self, flow: u64, worker: u8) {
         let mut shard = self.shard(flow);
         let entry = shard.find_entry(flow, |entry| entry.flow == flow && entry.worker == worker);
@@ -79,7 +82,7 @@ impl Affinity {
         }
     }
 
-    /// Flows that are remembered. Takes every lock in turn; for tests and for the status.
+    /// How many flows are remembered. Takes every lock in turn; for tests and the status.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }

@@ -1,6 +1,6 @@
-//! The UDP sessions of one worker: which datagram belongs to which session, and when a session has been
-//! idle for too long. Owns the table and its timers; what a session holds is its user's, and what is
-//! done with a datagram is `proxy::udp`'s. Knows no clock.
+//! The UDP sessions of one worker: which session a datagram belongs to, and which sessions have been
+//! idle too long. Owns the table and its timers. What a session holds is up to its user, and what
+//! happens to a datagram is up to `proxy::udp`. Knows no clock.
 
 use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -12,23 +12,22 @@ use siphasher::sip::SipHasher13;
 use crate::base::time::Now;
 use crate::base::wheel::{self, Wheel};
 
-/// Flows whose places are reserved at the start, so that they are seldom moved. They are used from the
-/// first on, and the kernel gives the memory page by page.
+/// Flows for which places are reserved at the start, so that they seldom have to be moved. Places are
+/// used in order, and the kernel provides the memory page by page.
 const PLACES_AT_START: usize = 128 * 1024;
-/// Flows for which the index has room at the start. It is used at random all over, so a large one that
-/// is almost empty costs a look-up two misses. Growing it moves words that lie in it, no flow is read:
-/// about a millisecond on the way to 100,000 flows, once.
+/// Flows for which the index has room at the start. Access to it is random, so a large, nearly empty
+/// index costs every look-up two cache misses. Growing it moves index entries without reading a flow:
+/// about a millisecond, once, on the way to 100,000 flows.
 const INDEX_AT_START: usize = 4 * 1024;
 
-/// How long a session is in use after something passed, and something may be under way to it.
+/// How long after a datagram a session still counts as in use, because more may be on its way to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Waits {
-    /// When every datagram was answered.
+    /// If every datagram has been answered.
     pub quiet: Duration,
-    /// When an answer is still to come.
+    /// If an answer is outstanding.
     pub answer: Duration,
-    /// When it is over with the last answer that there can be: only a copy that the network made can
-    /// follow.
+    /// If the last answer it can get has arrived: only duplicates made by the network can follow.
     pub copies: Duration,
 }
 
@@ -36,8 +35,8 @@ impl Default for Waits {
     fn default() -> Waits {
         Waits {
             quiet: Duration::from_secs(2),
-            // A resolver asks again after 5 s (man 5 resolv.conf, `timeout`): what comes later is of
-            // use to nobody.
+            // A resolver retries after 5 s (man 5 resolv.conf, `timeout`); a later answer is of no
+            // use to anyone.
             answer: Duration::from_secs(5),
             copies: Duration::from_millis(500),
         }
@@ -52,8 +51,8 @@ pub struct FlowKey {
     local: u128,
     client_port: u16,
     local_port: u16,
-    /// The interface of whichever of the two is link-local, whose address means nothing without it; of
-    /// an unspecified local one, the interface that was spoken to.
+    /// The interface, if either address is link-local and so means nothing without it. If the local
+    /// address is unspecified: the interface the datagram arrived on.
     scope: u32,
 }
 
@@ -98,23 +97,23 @@ fn address(bits: u128, port: u16, scope: u32) -> SocketAddr {
     SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope))
 }
 
-/// Whether an address is one of an interface.
+/// Whether an address is only meaningful together with an interface.
 fn has_scope(ip: &Ipv6Addr) -> bool {
     ip.is_unicast_link_local() || ip.is_unspecified()
 }
 
-/// What stands before the 32 bits of an IPv4 address in its mapped form.
+/// The prefix of an IPv4 address in its mapped form.
 const MAPPED: u128 = 0xffff;
 
-/// Hashes addresses under a secret key. The same for all workers, so that they can name a flow to each
-/// other by its hash.
+/// Hashes addresses under a secret key. All workers share the key, so that they can refer to a flow
+/// by its hash.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowHasher {
     key: (u64, u64),
 }
 
 impl FlowHasher {
-    /// `key` comes from the system's randomness once a process.
+    /// `key` comes from the system's randomness, once per process.
     pub fn new(key: (u64, u64)) -> FlowHasher {
         FlowHasher { key }
     }
@@ -123,7 +122,7 @@ impl FlowHasher {
         let ports = u64::from(key.client_port) << 16 | u64::from(key.local_port);
         let rest = ports | u64::from(key.scope) << 32;
         let (client, local) = (key.client, key.local);
-        // Addresses of IPv4 are two words with their ports; how many there are is hashed as well.
+        // IPv4 addresses and their ports fit into two words; the number of words is hashed as well.
         if (client >> 32, local >> 32) == (MAPPED, MAPPED) {
             return self.words([u64::from(client as u32) << 32 | u64::from(local as u32), rest]);
         }
@@ -138,7 +137,8 @@ impl FlowHasher {
         self.words([(ip >> 64) as u64, ip as u64, port])
     }
 
-    /// SipHash-1-3 of whole words: the fewer, the less it costs.
+    /// SipHash-1-3 (J.-P. Aumasson, D. Bernstein, "SipHash: a fast short-input PRF", INDOCRYPT 2012)
+    /// over whole words, whose number is known at compile time.
     pub fn words<const COUNT: usize>(&self, words: [u64; COUNT]) -> u64 {
         let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
         words.into_iter().for_each(|word| hasher.write_u64(word));
@@ -150,13 +150,15 @@ impl FlowHasher {
 #[derive(Clone, Debug)]
 pub struct Flow<S> {
     pub key: FlowKey,
-    /// When a datagram last passed, in either direction. Setting it is all that keeps a flow.
+    /// When a datagram last passed, in either direction. Updating this is all it takes to keep a
+    /// flow.
     pub last_seen: Now,
-    /// An answer is still to come.
+    /// An answer is outstanding.
     pub awaiting: bool,
-    /// Nothing has passed for so long that the flow is not in use; see [`Flows::stir`].
+    /// Nothing has passed for long enough that the flow no longer counts as in use; see
+    /// [`Flows::stir`].
     quiet: bool,
-    /// When its timer fires; a datagram that passes leaves it alone.
+    /// When its timer fires; datagrams that pass do not change it.
     look: Now,
     pub state: S,
 }
@@ -167,12 +169,12 @@ impl<S> Flow<S> {
     }
 }
 
-/// What has become of a flow through which nothing passes.
+/// The state of a flow through which nothing passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Due {
-    /// It is not in use any more.
+    /// It no longer counts as in use.
     Quiet,
-    /// The idle time is over: for the caller to close.
+    /// The idle time has passed: the caller closes it.
     Idle,
 }
 
@@ -180,20 +182,20 @@ pub enum Due {
 #[derive(Clone, Copy, Debug)]
 struct Indexed {
     place: u32,
-    /// Half of the flow's hash, by which it is indexed: most strangers are told from it without a look
-    /// at their flow.
+    /// Half of the flow's hash, which serves as the index key: it rules out most other flows without
+    /// reading them.
     word: u32,
 }
 
 impl Indexed {
-    /// The hash of the index, which wants its bits spread (D. Knuth, "The Art of Computer Programming",
-    /// volume 3, section 6.4).
+    /// The hash for the index, which needs its bits spread (D. Knuth, "The Art of Computer
+    /// Programming", volume 3, section 6.4).
     fn spread(word: u32) -> u64 {
         u64::from(word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
-/// Up to `capacity` flows, each found by its key or by its place, each ended after `idle`.
+/// Up to `capacity` flows, found by key or by place, and ended after `idle`.
 pub struct Flows<S> {
     hasher: FlowHasher,
     idle: Duration,
@@ -220,12 +222,12 @@ impl<S> Flows<S> {
         }
     }
 
-    /// The same flows, in use for other times than usual.
+    /// The same table with other times than the default.
     pub fn waiting(self, waits: Waits) -> Flows<S> {
         Flows { waits, ..self }
     }
 
-    /// Until when a flow is in use, and something from its other end may be under way to it.
+    /// Until when a flow counts as in use, because more may be on its way to it.
     pub fn in_use_until(&self, flow: &Flow<S>) -> Now {
         in_use_until(self.waits, flow)
     }
@@ -238,7 +240,7 @@ impl<S> Flows<S> {
         self.index.is_empty()
     }
 
-    /// The place that the next flow will have; `None` when the table is full.
+    /// The place the next flow will get; `None` when the table is full.
     pub fn vacant(&self) -> Option<u32> {
         if self.index.len() >= self.capacity {
             return None;
@@ -246,19 +248,19 @@ impl<S> Flows<S> {
         Some(self.free.last().copied().unwrap_or(self.places.len() as u32))
     }
 
-    /// Places that have ever been used; every flow is at one below this.
+    /// The number of places ever used; every flow's place is below it.
     pub fn places(&self) -> u32 {
         self.places.len() as u32
     }
 
-    /// Ends flows after another time from now on; one whose timer is set already is looked at no
-    /// earlier than it would have been.
+    /// Changes the idle time from now on. A flow whose timer is already set is checked no earlier
+    /// than it would have been.
     pub fn set_idle(&mut self, idle: Duration) {
         self.idle = idle;
     }
 
-    /// Looks at the flow at `place` when it may end by the time that is set now, also if that is
-    /// earlier than before.
+    /// Reschedules the check of the flow at `place` for the current idle time, even if that is
+    /// earlier.
     pub fn look_anew(&mut self, place: u32) {
         let Some(flow) = self.get(place) else { return };
         let next = self.next_look(flow);
@@ -268,7 +270,7 @@ impl<S> Flows<S> {
         }
     }
 
-    /// No further answer is to come: the flow is in use for a shorter time than its timer may be set for.
+    /// No further answer is expected, so the flow may stop being in use before its timer fires.
     pub fn answered(&mut self, place: u32) {
         let waits = self.waits;
         let Some(flow) = self.get_mut(place) else { return };
@@ -278,7 +280,7 @@ impl<S> Flows<S> {
         }
     }
 
-    /// A quiet flow is in use again.
+    /// Marks a quiet flow as in use again.
     pub fn stir(&mut self, place: u32) {
         if let Some(flow) = self.get_mut(place) {
             flow.quiet = false;
@@ -291,7 +293,7 @@ impl<S> Flows<S> {
         if flow.quiet { ends } else { ends.min(self.in_use_until(flow)) }
     }
 
-    /// The place of the flow with this key, whose hash is given because callers need it as well.
+    /// The place of the flow with this key. Takes the hash because callers need it too.
     pub fn find(&self, hash: u64, key: &FlowKey) -> Option<u32> {
         let word = hash as u32;
         let is_it = |indexed: &Indexed| {
@@ -308,10 +310,10 @@ impl<S> Flows<S> {
         self.places.get_mut(place as usize)?.as_mut()
     }
 
-    /// Enters a flow that is not in the table yet, and says where.
+    /// Adds a flow that is not in the table yet, and returns its place.
     ///
     /// # Errors
-    /// Gives the state back when the table is full.
+    /// Returns the state if the table is full.
     pub fn open(&mut self, hash: u64, key: FlowKey, state: S, now: Now) -> Result<u32, S> {
         let Some(place) = self.vacant() else { return Err(state) };
         debug_assert!(self.find(hash, &key).is_none(), "a flow is entered once");
@@ -328,7 +330,7 @@ impl<S> Flows<S> {
         Ok(place)
     }
 
-    /// Takes out the flow at a place, if there is one.
+    /// Removes the flow at a place, if there is one.
     pub fn close(&mut self, place: u32) -> Option<Flow<S>> {
         let flow = self.places.get_mut(place as usize)?.take()?;
         let hash = Indexed::spread(self.hasher.flow(&flow.key) as u32);
@@ -339,8 +341,8 @@ impl<S> Flows<S> {
         Some(flow)
     }
 
-    /// The place of a flow that has become quiet or idle. Looks at no more than `looks` flows whose
-    /// timers have fired, and says in it how many are left; when it is zero, there may be more.
+    /// The place of a flow that has become quiet or idle. Checks at most `looks` flows whose timers
+    /// have fired, and counts `looks` down; when it reaches zero, there may be more.
     pub fn next_due(&mut self, now: Now, looks: &mut u32) -> Option<(u32, Due)> {
         while *looks > 0 {
             let place = self.timers.pop(now)?;
@@ -349,7 +351,7 @@ impl<S> Flows<S> {
             let idle = flow.last_seen.plus(self.idle) <= now;
             let quiet = !flow.quiet && in_use_until(self.waits, flow) <= now;
             flow.quiet |= quiet;
-            // Set again in any case: a flow that the caller does not close stays in the table.
+            // Set again either way: a flow that the caller does not close stays in the table.
             self.look_anew(place);
             match (idle, quiet) {
                 (true, _) => return Some((place, Due::Idle)),
@@ -360,7 +362,7 @@ impl<S> Flows<S> {
         None
     }
 
-    /// When to look for idle flows next.
+    /// When to check for idle flows next.
     pub fn next_deadline(&self) -> Option<Now> {
         self.timers.next_deadline()
     }

@@ -1,5 +1,5 @@
-//! Sessions as others see them: identities, why one ended, and the sharded table that anyone may read
-//! while workers relay. What a session does is `proxy`'s.
+//! Sessions as seen from outside: identities, why one ended, and the sharded table that anyone may
+//! read while workers relay. What a session does belongs to `proxy`.
 
 pub mod affinity;
 pub mod flows;
@@ -13,8 +13,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-/// A session of this process: the worker that runs it, its place in that worker's shard, and which
-/// use of the place it is. Written `worker-place-generation`.
+/// A session of this process: its worker, its place in that worker's shard, and the generation of
+/// that place. Written `worker-place-generation`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SessionId {
     pub worker: u8,
@@ -49,7 +49,7 @@ impl Serialize for SessionId {
     }
 }
 
-/// Why a session ended; the words stand in the log and in the README.
+/// Why a session ended; the names appear in the log and in `deploy/doc/log.md`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
@@ -57,14 +57,14 @@ pub enum EndReason {
     Finished,
     ClientReset,
     BackendReset,
-    /// Nothing moved for `tcp_idle_ms` or `udp_idle_ms`, or the peer stopped answering; in a UDP
-    /// session nothing passed for two seconds while the balancer drained.
+    /// Nothing moved for `tcp_idle_ms` or `udp_idle_ms`, or the peer stopped responding; or, while
+    /// the balancer drained, a UDP session saw no datagram for two seconds.
     Idle,
     /// One side had finished, and the other sent nothing for `half_close_ms`.
     HalfCloseIdle,
-    /// Every backend that was tried refused the connection.
+    /// There was no backend, or every backend that was tried refused the connection.
     Unreachable,
-    /// The worker's relay buffers were used up to the last.
+    /// The worker had no relay buffers left.
     NoBuffers,
     /// `on_backend_loss = "close"`, or the end of a backend's drain.
     BackendLeft,
@@ -77,8 +77,8 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    /// Whether both sides must learn that the session did not end by itself. `truncated`: bytes that
-    /// had come were not delivered.
+    /// Whether both sides must be told, by a reset, that the session was cut off. `truncated`:
+    /// received bytes were not delivered.
     pub const fn is_reset(self, truncated: bool) -> bool {
         match self {
             EndReason::Finished | EndReason::Unreachable => false,

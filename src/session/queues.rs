@@ -1,13 +1,14 @@
-//! Queues of places: first in, first out, and any place may leave from the middle. Owns the links, which
-//! lie in the table and not in what is queued, so that a table whose entries stand in several orders
-//! has one of these for each. Everything is O(1); memory is a word pair for every place ever queued.
+//! Queues of places: first in, first out, and any place may leave from the middle. Owns the links,
+//! which are kept apart from the queued entries, so that a table can keep its entries in several
+//! orders at once, with one of these for each. Everything is O(1); memory is one link for every place
+//! ever queued.
 
 const NONE: u32 = u32::MAX;
 
-/// A place between its neighbours.
+/// A place and its neighbours.
 #[derive(Clone, Copy)]
 struct Link {
-    /// `NONE`: this place stands in no queue.
+    /// `NONE`: this place is in no queue.
     queue: u32,
     before: u32,
     next: u32,
@@ -24,7 +25,7 @@ struct Ends {
 
 const EMPTY: Ends = Ends { first: NONE, last: NONE, len: 0 };
 
-/// Any number of queues by number, over one set of places: a place stands in one of them at most.
+/// Any number of queues, by number, over one set of places; a place is in at most one of them.
 #[derive(Default)]
 pub struct Queues {
     ends: Vec<Ends>,
@@ -32,7 +33,7 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// Puts a place, which stands in none, at the end of a queue.
+    /// Appends a place that is in no queue to one.
     pub fn push(&mut self, queue: usize, place: u32) {
         if self.ends.len() <= queue {
             self.ends.resize(queue + 1, EMPTY);
@@ -51,7 +52,7 @@ impl Queues {
         self.links[place as usize] = Link { queue: queue as u32, before, next: NONE };
     }
 
-    /// Takes a place out of the queue that it stands in, if any.
+    /// Removes a place from its queue, if it is in one.
     pub fn remove(&mut self, place: u32) {
         let Some(link) = self.links.get_mut(place as usize) else { return };
         let Link { queue, before, next } = std::mem::replace(link, UNLINKED);
@@ -71,7 +72,7 @@ impl Queues {
         self.ends.get(queue).map(|ends| ends.first).filter(|place| *place != NONE)
     }
 
-    /// From the first on.
+    /// From first to last.
     pub fn iter(&self, queue: usize) -> impl Iterator<Item = u32> {
         std::iter::successors(self.first(queue), |place| {
             Some(self.links[*place as usize].next).filter(|next| *next != NONE)

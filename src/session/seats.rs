@@ -1,5 +1,5 @@
-//! The session limit, over all workers together. Owns one number; a worker takes a seat before it
-//! allocates anything for a user, and gives it back when the session is over.
+//! The session limit, across all workers. Owns one number: a worker takes a seat before it allocates
+//! anything for a user, and returns it when the session is over.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,7 +16,7 @@ impl Seats {
 
     /// Takes a seat unless all are taken.
     pub fn take(&self) -> bool {
-        // Taken first and given back when there was none: two workers can never both get the last.
+        // Taken first, and returned if there was none left: two workers can never both get the last.
         let got = self.taken.fetch_add(1, Ordering::Relaxed) < self.max();
         if !got {
             self.give_back();
@@ -36,7 +36,7 @@ impl Seats {
         self.max.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit; sessions beyond a smaller one run to their end.
+    /// Changes the limit. If it is lowered, sessions beyond it run to their end.
     pub fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
     }

@@ -1,8 +1,9 @@
-//! The sharded session table. Each worker writes its own shard, anyone reads it; a reader takes no
-//! lock and so never stalls a worker. A record is a sequence lock over atomics (H. Boehm, "Can
+//! The sharded session table. Each worker writes its own shard and anyone reads it; readers take no
+//! lock and so never stall a worker. A record is a sequence lock over atomics (H. Boehm, "Can
 //! seqlocks get along with programming language memory models?", MSPC 2012): the writer makes the
-//! sequence odd while it changes who a record is about, and a reader that saw it move looks again.
-//! Byte counts move without it: each is one number that can only be a moment old.
+//! sequence odd while it changes which session a record describes, and a reader that saw it change
+//! tries again. Byte counts are updated without it: each is a single number that can at worst be
+//! slightly out of date.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -14,12 +15,12 @@ use crate::cluster::{BackendId, Protocol};
 
 /// Records are allocated this many at a time, so that an idle balancer holds no table.
 const CHUNK: usize = 1024;
-/// A reader looks this often at a record that keeps changing before it passes it over.
+/// How often a reader retries a record that keeps changing before it skips it.
 const LOOKS_MAX: usize = 16;
-/// Stands for "no backend yet".
+/// Means "no backend yet".
 const NO_BACKEND: u32 = u32::MAX;
 
-/// What one session's record says, read at one moment.
+/// One session's record, read at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionView {
     pub id: SessionId,
@@ -53,13 +54,13 @@ struct Record {
 
 const LIVE: u32 = 1 << 31;
 
-/// One worker's part of the table, as readers hold it.
+/// One worker's part of the table, as readers see it.
 pub struct Shard {
     worker: u8,
     chunks: Box<[OnceLock<Box<[Record]>>]>,
 }
 
-/// The worker's end of its shard; there is one for each shard.
+/// The writing end of a shard; each shard has one.
 pub struct ShardWriter {
     shard: Arc<Shard>,
     free: Vec<u32>,
@@ -68,7 +69,7 @@ pub struct ShardWriter {
     live: u32,
 }
 
-/// A record that a worker holds. Given back to [`ShardWriter::close`].
+/// A record in use by a worker. Returned to [`ShardWriter::close`].
 #[derive(PartialEq, Eq, Debug)]
 pub struct Place(u32);
 
@@ -87,7 +88,7 @@ impl Shard {
         self.worker
     }
 
-    /// Places that have ever been used; [`Shard::read`] finds nothing beyond them.
+    /// The number of places ever used; [`Shard::read`] finds nothing beyond them.
     pub fn places(&self) -> u32 {
         let chunks = self.chunks.iter().take_while(|chunk| chunk.get().is_some()).count();
         u32::try_from(chunks * CHUNK).unwrap_or(u32::MAX)
@@ -99,7 +100,7 @@ impl Shard {
         (0..LOOKS_MAX).find_map(|_| record.look(self.worker, place)).flatten()
     }
 
-    /// Every live session, each as it stood at the moment it was passed.
+    /// Every live session, each as it was when the iterator reached it.
     pub fn iter(&self) -> impl Iterator<Item = SessionView> + '_ {
         (0..self.places()).filter_map(|place| self.read(place))
     }
@@ -112,7 +113,7 @@ impl Shard {
 }
 
 impl Record {
-    /// `None`: it changed underneath, look again. `Some(None)`: nobody is there.
+    /// `None`: the record changed during the read, try again. `Some(None)`: no session.
     fn look(&self, worker: u8, place: u32) -> Option<Option<SessionView>> {
         let before = self.sequence.load(Ordering::Acquire);
         if before % 2 == 1 {
@@ -151,7 +152,7 @@ impl Record {
 }
 
 impl ShardWriter {
-    /// Enters a session; `None` when the shard is full.
+    /// Adds a session; `None` when the shard is full.
     pub fn open(&mut self, protocol: Protocol, client: SocketAddr, now: Now) -> Option<Place> {
         let place = self.free.pop().or_else(|| {
             (self.used < self.capacity).then(|| {
@@ -181,14 +182,14 @@ impl ShardWriter {
         Some(Place(place))
     }
 
-    /// Says which backend the session is on.
+    /// Records which backend the session is on.
     pub fn set_backend(&mut self, place: &Place, backend: BackendId) {
         self.shard
             .record(place.0)
             .change(|record| record.backend.store(backend.0, Ordering::Relaxed));
     }
 
-    /// Says how many bytes have moved in all. Three plain stores on one cache line.
+    /// Records how many bytes have moved in total. Three plain stores on one cache line.
     pub fn moved(&mut self, place: &Place, bytes_up: u64, bytes_down: u64, now: Now) {
         let record = self.shard.record(place.0);
         record.bytes_up.store(bytes_up, Ordering::Relaxed);
@@ -196,18 +197,18 @@ impl ShardWriter {
         record.active.store(now.nanos(), Ordering::Relaxed);
     }
 
-    /// The session's name.
+    /// The session's ID.
     pub fn id(&self, place: &Place) -> SessionId {
         let generation = self.shard.record(place.0).generation.load(Ordering::Relaxed);
         SessionId { worker: self.shard.worker, place: place.0, generation }
     }
 
-    /// A name of this worker that no session goes by.
+    /// An ID of this worker that no session has.
     pub fn no_session(&self) -> SessionId {
         SessionId { worker: self.shard.worker, place: u32::MAX, generation: 0 }
     }
 
-    /// Takes a session out.
+    /// Removes a session.
     pub fn close(&mut self, place: Place) {
         self.shard
             .record(place.0)

@@ -1,11 +1,11 @@
-//! Who opens sessions: how many each source holds, and how fast it opened them. Owns the limits for one
+//! Who opens sessions: how many each source holds, and how fast it opens them. Owns the limits per
 //! source, which is an IPv4 address or an IPv6 /64 (the smallest network that one customer is given,
 //! RFC 6177). Knows no clock.
 //!
-//! What it guarantees: the sessions of a source are counted exactly. The rate is exact for every source
-//! that holds a session, and for the others as long as no more than `capacity` sources were active
-//! within a second; beyond that the source that has been without a session for longest is forgotten
-//! first. Memory is bounded by `capacity`, however many addresses a flood pretends to have.
+//! Sessions per source are counted exactly. The rate is exact for every source that holds a session,
+//! and for the others as long as no more than `capacity` sources were active within a second; beyond
+//! that, the source that has been without a session for longest is forgotten first. Memory is bounded
+//! by `capacity`, however many addresses a flood claims to come from.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -18,12 +18,12 @@ use crate::base::time::Now;
 const SECOND: u64 = 1_000_000_000;
 const NONE: u32 = u32::MAX;
 
-/// What one source may have; `None` is no limit.
+/// The limits for one source; `None` is unlimited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SourceLimits {
     /// Sessions at once.
     pub sessions: Option<NonZeroU32>,
-    /// New sessions a second. As many may come at once after a second without any.
+    /// New sessions per second; after a second without any, that many may come at once.
     pub new_per_second: Option<NonZeroU32>,
 }
 
@@ -34,7 +34,7 @@ pub enum Exceeded {
     Rate,
 }
 
-/// A source that holds a session; good until that session is let go.
+/// A source that holds a session; valid until that session is let go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SourceId(u32);
 
@@ -48,12 +48,12 @@ impl SourceId {
 struct Source {
     prefix: u64,
     sessions: u32,
-    /// Sessions, and those that are over and not let go.
+    /// Sessions, including ended ones that have not been let go.
     held: u32,
-    /// Neighbours among the sources without a session, in the order in which they lost their last.
+    /// Neighbours in the list of sources without a session, ordered by when they lost their last.
     before: u32,
     next: u32,
-    /// When the rate allows as much as if the source had never been seen, in nanoseconds (the
+    /// When the rate allows as much as for a source never seen before, in nanoseconds (the
     /// theoretical arrival time of the generic cell rate algorithm, ITU-T I.371).
     clear_at: u64,
 }
@@ -72,8 +72,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// `capacity` is the largest number of sessions that run or are not let go; each has one source,
-    /// so it is enough for all.
+    /// `capacity` is the maximum number of sessions, including ended ones that have not been let go.
+    /// Each has one source, so it is enough for all of them.
     pub fn new(limits: SourceLimits, capacity: usize, hasher: FlowHasher) -> Sources {
         Sources {
             limits,
@@ -87,7 +87,7 @@ impl Sources {
         }
     }
 
-    /// Sources that are remembered.
+    /// How many sources are remembered.
     pub fn len(&self) -> usize {
         self.index.len()
     }
@@ -96,10 +96,10 @@ impl Sources {
         self.index.is_empty()
     }
 
-    /// Whether `client` may open a session now. Remembers nothing.
+    /// Whether `client` may open a session now. Changes nothing.
     ///
     /// # Errors
-    /// The limit that it has reached.
+    /// The limit it has reached.
     pub fn check(&self, client: IpAddr, now: Now) -> Result<(), Exceeded> {
         let Some(source) = self.find(prefix_of(client)) else { return Ok(()) };
         let source = &self.sources[source as usize];
@@ -116,8 +116,8 @@ impl Sources {
         }
     }
 
-    /// Counts a session that `client` has opened; `None` when more sessions are open than fit, which
-    /// a caller that bounds its sessions by the capacity never sees.
+    /// Counts a session that `client` has opened. `None` if more sessions are open than `capacity`,
+    /// which a caller that bounds its sessions by it never sees.
     pub fn charge(&mut self, client: IpAddr, now: Now) -> Option<SourceId> {
         self.forget_clear(now);
         let prefix = prefix_of(client);
@@ -136,7 +136,8 @@ impl Sources {
         Some(SourceId(place))
     }
 
-    /// What `client`'s source holds: its sessions, and what is not let go of those that are over.
+    /// What the source of `client` holds: its sessions, including ended ones that have not been let
+    /// go.
     pub fn held(&self, client: IpAddr) -> u32 {
         self.find(prefix_of(client)).map_or(0, |place| self.sources[place as usize].held)
     }
@@ -147,13 +148,13 @@ impl Sources {
         (self.sources[place as usize].held > 0).then_some(SourceId(place))
     }
 
-    /// A session of this source is over, and what it held is not to be had yet.
+    /// Counts the end of a session of this source; what it held is not available yet.
     pub fn ended(&mut self, source: SourceId) {
         let source = &mut self.sources[source.index()];
         source.sessions = source.sessions.checked_sub(1).expect("a session ends once");
     }
 
-    /// What a session of this source held that has [`Sources::ended`] is to be had again.
+    /// Makes available again what a session that has [`Sources::ended`] held.
     pub fn let_go(&mut self, source: SourceId) {
         let SourceId(place) = source;
         let source = &mut self.sources[place as usize];
@@ -163,7 +164,7 @@ impl Sources {
         }
     }
 
-    /// A session of this source is over, and what it held is to be had again.
+    /// Counts the end of a session of this source, and makes available what it held.
     pub fn release(&mut self, source: SourceId) {
         self.ended(source);
         self.let_go(source);
@@ -178,7 +179,7 @@ impl Sources {
         self.index.find(self.hasher.words([prefix]), same).copied()
     }
 
-    /// A new source, at the end of those without a session.
+    /// A new source, at the end of the list of those without a session.
     fn enter(&mut self, prefix: u64) -> Option<u32> {
         if self.index.len() >= self.capacity {
             self.forget(self.oldest)?;
@@ -202,8 +203,8 @@ impl Sources {
         Some(place)
     }
 
-    /// Gives up those without a session whose rate no longer matters. Two at a time keeps pace with
-    /// what comes in, one at a time.
+    /// Forgets sources without a session whose rate no longer matters. Two at a time keeps up with
+    /// arrivals, which come one at a time.
     fn forget_clear(&mut self, now: Now) {
         for _ in 0..2 {
             match self.sources.get(self.oldest as usize) {
@@ -245,7 +246,7 @@ impl Sources {
     }
 }
 
-/// IPv4 addresses take the numbers of ::/32, from which no IPv6 host but ::1 sends.
+/// IPv4 addresses are numbered within ::/32, from which no IPv6 host but ::1 sends.
 fn prefix_of(client: IpAddr) -> u64 {
     match client.to_canonical() {
         IpAddr::V4(v4) => u64::from(v4.to_bits()),

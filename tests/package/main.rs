@@ -319,6 +319,13 @@ fn the_package_holds_the_program_its_papers_and_its_settings() {
         "/usr/share/fish/vendor_completions.d/lb.fish",
         "/usr/share/lb/grafana-lb.json",
         "/usr/share/doc/lb/README.md",
+        "/usr/share/doc/lb/operating.md",
+        "/usr/share/doc/lb/settings.md",
+        "/usr/share/doc/lb/joining.md",
+        "/usr/share/doc/lb/relaying.md",
+        "/usr/share/doc/lb/http.md",
+        "/usr/share/doc/lb/log.md",
+        "/usr/share/doc/lb/metrics.md",
         "/usr/share/doc/lb/schema.md",
         "/usr/share/doc/lb/copyright",
     ];

@@ -29,7 +29,7 @@ use crate::load::{self, Load, Outcome, Progress, Shape, echo, process};
 /// How often the live line is written anew.
 const LIVE: Duration = Duration::from_millis(500);
 
-/// Measure a balancer or a service, and check every reply on the way.
+/// Measure a balancer or a backend, and check every reply.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
@@ -85,8 +85,8 @@ struct Run {
     /// Which kind of user to be.
     #[arg(long, default_value = "tcp", value_parser = protocol())]
     protocol: Protocol,
-    /// Whom to ask. Without it a balancer and echo backends are started for the test, and the way
-    /// through the balancer is compared with the direct one.
+    /// What to measure. Without it a balancer and echo backends are started for the test, and the
+    /// path through the balancer is compared with the direct one.
     #[arg(long, value_name = "ADDR")]
     to: Option<String>,
     /// Echo backends behind the balancer that is started.
@@ -96,8 +96,8 @@ struct Run {
     /// Connections, or flows of datagrams.
     #[arg(long, value_name = "N", default_value_t = 64)]
     connections: usize,
-    /// Requests a second on a schedule; latency then counts from when a request was due. Without it
-    /// every connection asks again as soon as it has its reply.
+    /// Requests per second on a schedule; latency then counts from when a request was due. Without
+    /// it every connection sends its next request as soon as it has the reply.
     #[arg(long, value_name = "R")]
     rate: Option<u64>,
     /// How long to measure: 10s, 500ms, 2m.
@@ -112,7 +112,7 @@ struct Run {
     /// Threads of the generator.
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
-    /// Datagrams under way on a flow.
+    /// Datagrams in flight per flow.
     #[arg(long, value_name = "N", default_value_t = 1)]
     window: usize,
     /// Send a flow's datagrams together, for the kernel to cut (UDP_SEGMENT), and take replies
@@ -144,7 +144,7 @@ struct Run {
     /// Bytes to send with every request, which echo backends of `lb bench serve` check.
     #[arg(long, value_name = "B", conflicts_with = "body")]
     body_bytes: Option<usize>,
-    /// Process whose CPU time is measured: the balancer's, if it is not found by its port.
+    /// Process whose CPU time is measured: the balancer's, if it cannot be found by its port.
     #[arg(long, value_name = "PID")]
     watch: Option<u32>,
     /// Write the run, with its whole histogram, as JSON.
