@@ -12,6 +12,7 @@ use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::{Policy, Timeouts};
 use lb::proxy::line::Features;
+use lb::proxy::outlook::Outlook;
 use lb::proxy::udp::Limits;
 use lb::proxy::{self, Event, Received, Side};
 use lb::ring::pool::{Class, Pool};
@@ -123,6 +124,10 @@ impl Stage {
                 Cmd::Relay { key, what: proxy::Cmd::Send { side, what } } => {
                     let bytes: usize = self.pool.pieces(what).map(<[u8]>::len).sum();
                     self.relayed(key, Event::Sent { side, result: Ok(bytes as u32) });
+                }
+                // Its peers have acknowledged everything.
+                Cmd::Look { key } => {
+                    self.act(|core, cx| core.told(key, [Outlook::default(); 2], cx));
                 }
                 _ => {}
             }
