@@ -17,6 +17,7 @@
 mod heads;
 mod links;
 mod looks;
+mod relief;
 mod turned_away;
 
 use std::collections::VecDeque;
@@ -28,7 +29,7 @@ use nix::errno::Errno;
 use super::books::{Entry, SharedBooks};
 use super::core::Key;
 use super::core::slots::Slots;
-use super::core::starved::{FED_MAX, Starved};
+use super::core::starved::Starved;
 use super::link::Order;
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
@@ -36,8 +37,7 @@ use crate::cluster::{BackendId, Protocol};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
 use crate::proxy::http::{self, Assigned, Context, Gateway, Journal, Kit, Settings};
-use crate::proxy::line::Features;
-use crate::proxy::line::Line;
+use crate::proxy::line::{Features, Line};
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
@@ -379,49 +379,6 @@ impl Gateways {
         wheels.into_iter().chain([sweep, again]).flatten().min()
     }
 
-    /// Whether connections wait for blocks.
-    pub fn is_starved(&self) -> bool {
-        !self.starved.is_empty()
-    }
-
-    /// Whether the next free block is wanted here, whoever lets go of it.
-    pub fn wants_blocks(&self) -> bool {
-        self.is_starved() || self.live() > 0 && !self.kit.is_full()
-    }
-
-    /// Lets connections that waited for blocks try again, the longest waiting first.
-    pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let overdue = self.starved.overdue(now);
-        let mut fed = 0;
-        while fed < FED_MAX && (fed < overdue || pool.has_reserve()) {
-            let Some(conn) = self.starved.pop() else { return };
-            fed += usize::from(self.feed(now, conn, pool, out));
-        }
-        if pool.has_reserve() {
-            self.starved.hurry(now);
-        }
-    }
-
-    /// False when the connection has ended, or has no more use for bytes, since it began to wait.
-    fn feed(&mut self, now: Now, conn: Conn, pool: &mut Pool, out: &mut Vec<Cmd>) -> bool {
-        let (user, side) = match conn {
-            Conn::User(user) => (user, Side::Client),
-            Conn::Link(link) => match self.links.get(link) {
-                Some(Link { state: State::Serving { user }, .. }) => (*user, Side::Backend),
-                Some(Link { state: State::Spare { .. }, .. }) => {
-                    self.drop_spare(now, link, out);
-                    return false;
-                }
-                _ => return false,
-            },
-        };
-        if self.users.get(user).is_none() {
-            return false;
-        }
-        self.act(now, user, pool, out, |gateway, cx| gateway.feed(side, cx));
-        true
-    }
-
     /// Carries out an order that concerns API users.
     pub fn order(&mut self, now: Now, order: Order, pool: &mut Pool, out: &mut Vec<Cmd>) {
         match order {
@@ -605,18 +562,5 @@ impl Gateways {
             _ => {}
         }
         out.push(Cmd::Look { conn: Conn::User(key) });
-    }
-
-    fn starve(&mut self, now: Now, conn: Conn) {
-        let (users, links) = (&mut self.users, &mut self.links);
-        self.starved.push(now, conn, |conn| match conn {
-            Conn::User(key) => users.get(*key).is_some(),
-            Conn::Link(key) => links.get(*key).is_some(),
-        });
-    }
-
-    /// For when a connection came: all may have to wait for blocks.
-    fn make_room(&mut self) {
-        self.starved.make_room(self.users.places() + self.links.places());
     }
 }

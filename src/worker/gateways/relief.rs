@@ -1,0 +1,68 @@
+//! Connections that wait for blocks. Owns who of users and links waits, and how each tries again; the order
+//! is [`Starved`]'s.
+//!
+//! [`Starved`]: crate::worker::core::starved::Starved
+
+use super::{Cmd, Conn, Gateways, Link, State};
+use crate::base::time::Now;
+use crate::proxy::Side;
+use crate::ring::pool::Pool;
+use crate::worker::core::starved::FED_MAX;
+
+impl Gateways {
+    /// Whether connections wait for blocks.
+    pub fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// Whether the next free block is wanted here, whoever lets go of it.
+    pub fn wants_blocks(&self) -> bool {
+        self.is_starved() || self.live() > 0 && !self.kit.is_full()
+    }
+
+    /// Lets connections that waited for blocks try again, the longest waiting first.
+    pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+        let overdue = self.starved.overdue(now);
+        let mut fed = 0;
+        while fed < FED_MAX && (fed < overdue || pool.has_reserve()) {
+            let Some(conn) = self.starved.pop() else { return };
+            fed += usize::from(self.feed(now, conn, pool, out));
+        }
+        if pool.has_reserve() {
+            self.starved.hurry(now);
+        }
+    }
+
+    /// False when the connection has ended, or has no more use for bytes, since it began to wait.
+    fn feed(&mut self, now: Now, conn: Conn, pool: &mut Pool, out: &mut Vec<Cmd>) -> bool {
+        let (user, side) = match conn {
+            Conn::User(user) => (user, Side::Client),
+            Conn::Link(link) => match self.links.get(link) {
+                Some(Link { state: State::Serving { user }, .. }) => (*user, Side::Backend),
+                Some(Link { state: State::Spare { .. }, .. }) => {
+                    self.drop_spare(now, link, out);
+                    return false;
+                }
+                _ => return false,
+            },
+        };
+        if self.users.get(user).is_none() {
+            return false;
+        }
+        self.act(now, user, pool, out, |gateway, cx| gateway.feed(side, cx));
+        true
+    }
+
+    pub(super) fn starve(&mut self, now: Now, conn: Conn) {
+        let (users, links) = (&mut self.users, &mut self.links);
+        self.starved.push(now, conn, |conn| match conn {
+            Conn::User(key) => users.get(*key).is_some(),
+            Conn::Link(key) => links.get(*key).is_some(),
+        });
+    }
+
+    /// For when a connection came: all may have to wait for blocks.
+    pub(super) fn make_room(&mut self) {
+        self.starved.make_room(self.users.places() + self.links.places());
+    }
+}
