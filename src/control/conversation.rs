@@ -23,7 +23,8 @@ use super::pace::Pace;
 use super::probe;
 use super::status::Doors;
 use crate::base::time::Now;
-use crate::cluster::registry::{Owner, Registration};
+use crate::cluster::registry::Registration;
+use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol};
 
 /// Requests that may wait while an earlier one is being dealt with.
@@ -66,7 +67,7 @@ impl House {
 
 /// Who is at the other end.
 pub struct Peer {
-    pub owner: Owner,
+    pub source: Source,
     /// Canonical.
     pub address: SocketAddr,
     pub mailbox: Rc<Mailbox>,
@@ -251,7 +252,7 @@ impl Conversation {
         if self.pending.iter().skip(before).any(is_hello) {
             self.pending.retain(|incoming| !is_hello(incoming));
             let took = self.hellos.answered(now);
-            self.hub.borrow_mut().answered(self.peer.owner, took, now);
+            self.hub.borrow_mut().answered(self.peer.source, took, now);
         }
     }
 
@@ -276,11 +277,11 @@ impl Conversation {
                 None
             }
             Due::Missed(misses) => {
-                self.hub.borrow_mut().missed(self.peer.owner, misses);
+                self.hub.borrow_mut().missed(self.peer.source, misses);
                 None
             }
             Due::Lost => {
-                self.hub.borrow_mut().missed(self.peer.owner, self.hellos.misses());
+                self.hub.borrow_mut().missed(self.peer.source, self.hellos.misses());
                 self.fail("hello was not answered", Some("hello"), None);
                 Some("it did not answer hello")
             }
@@ -302,7 +303,7 @@ impl Conversation {
         }
         self.peer.place = None;
         self.peer.mailbox.send(&Reply::Authenticated);
-        self.hub.borrow_mut().proved(self.peer.owner, id);
+        self.hub.borrow_mut().proved(self.peer.source, id);
         self.hellos = Hellos::new(self.hub.borrow().config.health, Now::read());
         Ok(())
     }
@@ -342,13 +343,13 @@ impl Conversation {
             Request::Unregister { protocol, port } => {
                 let address = self.address(port);
                 let done =
-                    self.hub.borrow_mut().unregister(self.peer.owner, protocol, address, now);
+                    self.hub.borrow_mut().unregister(self.peer.source, protocol, address, now);
                 self.reply(done, "unregister", About { protocol, port });
             }
             Request::Drain { protocol, port, deadline } => {
                 let address = self.address(port);
                 let done =
-                    self.hub.borrow_mut().drain(self.peer.owner, protocol, address, deadline, now);
+                    self.hub.borrow_mut().drain(self.peer.source, protocol, address, deadline, now);
                 self.reply(done, "drain", About { protocol, port });
             }
         }
@@ -365,9 +366,9 @@ impl Conversation {
     /// What a request to register comes to; nothing else comes to anything.
     fn wanted(&self, request: Request) -> Option<Registration> {
         let Request::Register { protocol, port, weight, name } = request else { return None };
-        let (owner, address) = (self.peer.owner, self.address(port));
-        let name = name.or_else(|| self.hub.borrow().identity(owner));
-        Some(Registration { owner, protocol, address, weight, name })
+        let (source, address) = (self.peer.source, self.address(port));
+        let name = name.or_else(|| self.hub.borrow().identity(source));
+        Some(Registration { source, protocol, address, weight, name })
     }
 
     /// Why a registration is refused without a try, if it is.
@@ -413,7 +414,7 @@ impl Conversation {
     }
 
     fn list(&mut self, after: BackendId) {
-        let (reply, next) = self.hub.borrow().list(self.peer.owner, after);
+        let (reply, next) = self.hub.borrow().list(self.peer.source, after);
         self.listing = next;
         self.peer.mailbox.send(&reply);
     }

@@ -22,7 +22,8 @@ use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
-use crate::cluster::registry::{Applied, Change, Entry, Fault, Owner, Registration, Registry};
+use crate::cluster::registry::{Applied, Change, Entry, Fault, Registration, Registry};
+use crate::cluster::source::Source;
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use crate::config::{Config, OnBackendLoss};
 use crate::logs;
@@ -51,7 +52,7 @@ pub struct Member {
 /// A backend that is draining.
 pub struct Draining {
     pub drain: Drain,
-    owner: Owner,
+    source: Source,
     about: About,
     /// When the workers were told; `None` while they have yet to be.
     mark: Option<Mark>,
@@ -86,7 +87,7 @@ pub struct Hub {
     pub counters: ControlCounters,
     pub stop: Stop,
     pub stop_until: Option<Now>,
-    pub members: BTreeMap<Owner, Member>,
+    pub members: BTreeMap<Source, Member>,
     pub draining: BTreeMap<BackendId, Draining>,
     pub departed: BTreeMap<BackendId, Departed>,
     pub started: Now,
@@ -99,7 +100,7 @@ pub struct Hub {
     reviving: BTreeSet<BackendId>,
     published: Mark,
     pulse: Pulse,
-    next_owner: u64,
+    next_connection: u64,
 }
 
 impl Hub {
@@ -130,27 +131,27 @@ impl Hub {
             reviving: BTreeSet::new(),
             published,
             pulse,
-            next_owner: 1,
+            next_connection: 1,
         }
     }
 
     /// A control connection was taken on.
-    pub fn welcome(&mut self, peer: SocketAddr, mailbox: Rc<Mailbox>, now: Now) -> Owner {
-        let owner = Owner(self.next_owner);
-        self.next_owner += 1;
+    pub fn welcome(&mut self, peer: SocketAddr, mailbox: Rc<Mailbox>, now: Now) -> Source {
+        let source = Source::Connection(self.next_connection);
+        self.next_connection += 1;
         let member = Member { peer, identity: None, mailbox, answered: None, misses: 0 };
-        self.members.insert(owner, member);
+        self.members.insert(source, member);
         self.counters.connections_accepted.one();
         self.counters.connections_active.set(self.members.len() as u64);
         self.console.server_connected(now, peer, self.members.len());
-        owner
+        source
     }
 
     /// A control connection is over, and its backends leave at once.
-    pub fn farewell(&mut self, owner: Owner, why: &str, now: Now) {
-        let Some(member) = self.members.remove(&owner) else { return };
+    pub fn farewell(&mut self, source: Source, why: &str, now: Now) {
+        let Some(member) = self.members.remove(&source) else { return };
         self.counters.connections_active.set(self.members.len() as u64);
-        let applied = self.registry.apply(Change::OwnerLost { owner }, now).unwrap_or_default();
+        let applied = self.registry.apply(Change::SourceLost { source }, now).unwrap_or_default();
         self.counters.backends_lost.add(applied.left.len() as u64);
         let close = self.config.balance.on_backend_loss == OnBackendLoss::Close;
         self.take_in(applied, why, close, now);
@@ -170,30 +171,30 @@ impl Hub {
     }
 
     /// A backend proved who it is.
-    pub fn proved(&mut self, owner: Owner, id: Arc<str>) {
-        if let Some(member) = self.members.get_mut(&owner) {
+    pub fn proved(&mut self, source: Source, id: Arc<str>) {
+        if let Some(member) = self.members.get_mut(&source) {
             self.console.server_proved(Now::read(), member.peer, &id);
             member.identity = Some(id);
         }
     }
 
-    pub fn identity(&self, owner: Owner) -> Option<Arc<str>> {
-        self.members.get(&owner)?.identity.clone()
+    pub fn identity(&self, source: Source) -> Option<Arc<str>> {
+        self.members.get(&source)?.identity.clone()
     }
 
     /// A hello was answered.
-    pub fn answered(&mut self, owner: Owner, took: Option<Duration>, now: Now) {
-        let servers = self.registry.of_owner(owner).count();
-        let Some(member) = self.members.get_mut(&owner) else { return };
+    pub fn answered(&mut self, source: Source, took: Option<Duration>, now: Now) {
+        let servers = self.registry.of_source(source).count();
+        let Some(member) = self.members.get_mut(&source) else { return };
         member.answered = Some((now, took));
         member.misses = 0;
         self.console.hello(now, member.peer, servers, took);
     }
 
     /// A hello was not answered; that many in a row were not.
-    pub fn missed(&mut self, owner: Owner, misses: u32) {
+    pub fn missed(&mut self, source: Source, misses: u32) {
         self.counters.hellos_missed.one();
-        let Some(member) = self.members.get_mut(&owner) else { return };
+        let Some(member) = self.members.get_mut(&source) else { return };
         member.misses = misses;
         let of = self.config.health.misses;
         self.console.hello_missed(Now::read(), member.peer, misses, of);
@@ -202,7 +203,7 @@ impl Hub {
     /// Takes a backend in whose data port has answered.
     pub fn register(&mut self, wanted: Registration, now: Now) -> Result<Reply, Fault> {
         let about = About { protocol: wanted.protocol, port: wanted.address.port() };
-        let (owner, before) = (wanted.owner, self.registry.len());
+        let (source, before) = (wanted.source, self.registry.len());
         let applied = self.registry.apply(Change::Register(wanted), now)?;
         let id = applied.backend.expect("a registration that succeeded has a backend");
         let changed = applied.changed;
@@ -213,7 +214,7 @@ impl Hub {
         }
         self.draining.remove(&id);
         self.take_in(applied, "", false, now);
-        self.hold(owner);
+        self.hold(source);
         if changed {
             self.console.server_registered(now, &backend, self.registry.len());
         }
@@ -225,17 +226,17 @@ impl Hub {
     /// Takes a backend out at its own wish; its sessions go on.
     pub fn unregister(
         &mut self,
-        owner: Owner,
+        source: Source,
         protocol: Protocol,
         address: SocketAddr,
         now: Now,
     ) -> Result<Reply, Fault> {
-        let change = Change::Unregister { owner, protocol, address };
+        let change = Change::Unregister { source, protocol, address };
         let applied = self.registry.apply(change, now)?;
         let left = applied.left.iter().map(|it| self.workers.active(it.backend.slot)).sum();
         self.counters.backends_left.one();
         self.take_in(applied, "unregistered", false, now);
-        self.hold(owner);
+        self.hold(source);
         let about = About { protocol, port: address.port() };
         Ok(Reply::Unregistered { about, left })
     }
@@ -243,16 +244,16 @@ impl Hub {
     /// Gives a backend no new sessions, and those that it has so long.
     pub fn drain(
         &mut self,
-        owner: Owner,
+        source: Source,
         protocol: Protocol,
         address: SocketAddr,
         lasts: Option<Duration>,
         now: Now,
     ) -> Result<Reply, Fault> {
-        let applied = self.registry.apply(Change::Drain { owner, protocol, address }, now)?;
+        let applied = self.registry.apply(Change::Drain { source, protocol, address }, now)?;
         let id = applied.backend.expect("a drain that succeeded has a backend");
         self.take_in(applied, "", false, now);
-        self.hold(owner);
+        self.hold(source);
         let entry = self.registry.get(id).expect("a draining backend is registered");
         let left = self.workers.active(entry.backend.slot);
         let lasts = lasts.unwrap_or(self.config.timeouts.drain);
@@ -260,7 +261,7 @@ impl Hub {
         let drain = Drain::new(now, lasts);
         // One that drains already was told of long ago, or will be with the rest.
         let mark = (!self.publication.is_due()).then(|| self.workers.mark());
-        self.draining.insert(id, Draining { drain, owner, about, mark });
+        self.draining.insert(id, Draining { drain, source, about, mark });
         info!(server = %id, %address, left, seconds = lasts.as_secs_f64(), "server draining");
         Ok(Reply::DrainStarted { about, left })
     }
@@ -274,13 +275,13 @@ impl Hub {
 
     /// The backends after `after` that a connection may see, as many as fit a message, and where to
     /// go on if there are more. Where a secret is asked for, those of the same identity.
-    pub fn list(&self, owner: Owner, after: BackendId) -> (Reply, Option<BackendId>) {
-        let identity = |owner| self.members.get(&owner).and_then(|it| it.identity.as_ref());
-        let mine = identity(owner);
+    pub fn list(&self, source: Source, after: BackendId) -> (Reply, Option<BackendId>) {
+        let identity = |source| self.members.get(&source).and_then(|it| it.identity.as_ref());
+        let mine = identity(source);
         let mut visible = self
             .registry
             .entries_after(after)
-            .filter(|entry| identity(entry.owner) == mine)
+            .filter(|entry| identity(entry.source) == mine)
             .peekable();
         let mut last = after;
         let mut backends = Vec::new();
@@ -289,7 +290,7 @@ impl Hub {
         {
             last = entry.backend.id;
             let sessions = self.workers.active(entry.backend.slot);
-            backends.push(Listed::of(&entry.backend, entry.owner == owner, sessions));
+            backends.push(Listed::of(&entry.backend, entry.source == source, sessions));
         }
         let more = visible.peek().is_some();
         (Reply::Listed { backends, more }, more.then_some(last))
@@ -387,8 +388,8 @@ impl Hub {
     }
 
     /// Keeps the answer to a connection's change until the workers know of it.
-    fn hold(&mut self, owner: Owner) {
-        if let Some(member) = self.members.get(&owner) {
+    fn hold(&mut self, source: Source) {
+        if let Some(member) = self.members.get(&source) {
             self.publication.hold(&member.mailbox);
         }
     }
@@ -507,16 +508,16 @@ impl Hub {
             let left = self.workers.active(slot);
             let Some(draining) = self.draining.get_mut(&id) else { continue };
             let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
-            let (owner, about) = (draining.owner, draining.about);
+            let (source, about) = (draining.source, draining.about);
             match draining.drain.step(now, left, settled) {
                 DrainStep::Nothing if settled => {}
                 DrainStep::Nothing => wake = true,
-                DrainStep::Tell => self.tell(owner, &Reply::Draining { about, left }),
+                DrainStep::Tell => self.tell(source, &Reply::Draining { about, left }),
                 DrainStep::Close => {
                     self.end_sessions_of(id);
                     wake = true;
                 }
-                DrainStep::Done => self.end_drain(id, owner, about, now),
+                DrainStep::Done => self.end_drain(id, source, about, now),
             }
         }
         if wake {
@@ -524,16 +525,16 @@ impl Hub {
         }
     }
 
-    fn end_drain(&mut self, id: BackendId, owner: Owner, about: About, now: Now) {
+    fn end_drain(&mut self, id: BackendId, source: Source, about: About, now: Now) {
         self.draining.remove(&id);
         let applied = self.registry.apply(Change::Leave { backend: id }, now).unwrap_or_default();
         self.counters.backends_left.one();
         self.take_in(applied, "drained", false, now);
-        self.tell(owner, &Reply::Drained { about });
+        self.tell(source, &Reply::Drained { about });
     }
 
-    fn tell(&self, owner: Owner, reply: &Reply) {
-        if let Some(member) = self.members.get(&owner) {
+    fn tell(&self, source: Source, reply: &Reply) {
+        if let Some(member) = self.members.get(&source) {
             member.mailbox.send(reply);
         }
     }

@@ -244,9 +244,9 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
 
 fn drain(hub: &mut Hub, id: BackendId, lasts: Option<Duration>, now: Now) -> Result<u64, Refusal> {
     let Some(entry) = hub.registry.get(id) else { return no_backend(id) };
-    let (slot, owner) = (entry.backend.slot, entry.owner);
+    let (slot, source) = (entry.backend.slot, entry.source);
     let (protocol, address) = (entry.backend.protocol, entry.backend.address);
-    match hub.drain(owner, protocol, address, lasts, now) {
+    match hub.drain(source, protocol, address, lasts, now) {
         Ok(_) => Ok(hub.workers.active(slot)),
         Err(fault) => refuse(StatusCode::CONFLICT, fault.to_string()),
     }
