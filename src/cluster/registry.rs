@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::rotation::Rotation;
 use super::source::Source;
@@ -34,12 +35,13 @@ pub enum Change {
     Register(Registration),
     /// Leaves at its source's wish.
     Unregister { source: Source, protocol: Protocol, address: SocketAddr },
-    /// Stays, without new sessions, at its source's wish.
-    Drain { source: Source, protocol: Protocol, address: SocketAddr },
+    /// Stays, without new sessions, at its source's wish, and leaves when its sessions have ended or
+    /// been ended; `None` gives them as long as the settings say.
+    Drain { source: Source, protocol: Protocol, address: SocketAddr, lasts: Option<Duration> },
     /// Leaves because its drain is over.
     Leave { backend: BackendId },
     /// The source is lost, and all of its backends with it.
-    SourceLost { source: Source },
+    SourceLost { source: Source, why: &'static str },
     /// Its data port refused.
     SetAside { backend: BackendId },
     /// Its data port can be connected to again.
@@ -53,6 +55,8 @@ pub enum Change {
 pub struct Applied {
     /// The backend that was registered, found or changed.
     pub backend: Option<BackendId>,
+    /// Whether that backend has joined just now.
+    pub joined: bool,
     /// Backends that are registered no longer. Their places stay taken until
     /// [`Registry::sessions_ended`].
     pub left: Vec<Entry>,
@@ -136,12 +140,12 @@ impl Registry {
                 let id = self.owned(source, protocol, address)?;
                 Ok(self.remove(&[id]))
             }
-            Change::Drain { source, protocol, address } => {
+            Change::Drain { source, protocol, address, lasts: _ } => {
                 let id = self.owned(source, protocol, address)?;
                 Ok(self.set_standing(id, Standing::Draining))
             }
             Change::Leave { backend } => Ok(self.remove(&[backend])),
-            Change::SourceLost { source } => {
+            Change::SourceLost { source, why: _ } => {
                 let ids: Vec<_> = self.of_source(source).map(|entry| entry.backend.id).collect();
                 Ok(self.remove(&ids))
             }
@@ -242,7 +246,7 @@ impl Registry {
         backend.weight = wanted.weight;
         backend.name = wanted.name;
         backend.standing = Standing::Serving;
-        Applied { backend: Some(id), left: Vec::new(), changed: !same }
+        Applied { backend: Some(id), changed: !same, ..Applied::default() }
     }
 
     fn register_new(&mut self, wanted: Registration, now: Now) -> Applied {
@@ -260,7 +264,7 @@ impl Registry {
         self.by_address.insert((backend.protocol, backend.address), id);
         self.by_source.entry(wanted.source).or_default().insert(id);
         self.entries.insert(id, Entry { backend, source: wanted.source, since: now });
-        Applied { backend: Some(id), left: Vec::new(), changed: true }
+        Applied { backend: Some(id), joined: true, changed: true, ..Applied::default() }
     }
 
     fn remove(&mut self, ids: &[BackendId]) -> Applied {
@@ -276,7 +280,7 @@ impl Registry {
             }
         }
         let backend = left.first().map(|entry| entry.backend.id);
-        Applied { backend, changed: !left.is_empty(), left }
+        Applied { backend, changed: !left.is_empty(), left, ..Applied::default() }
     }
 
     fn weigh(&mut self, id: BackendId, weight: u16) -> Result<Applied, Fault> {
@@ -285,7 +289,7 @@ impl Registry {
         }
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(Applied::default()) };
         let same = std::mem::replace(&mut entry.backend.weight, weight) == weight;
-        Ok(Applied { backend: Some(id), left: Vec::new(), changed: !same })
+        Ok(Applied { backend: Some(id), changed: !same, ..Applied::default() })
     }
 
     fn change_standing(&mut self, id: BackendId, from: Standing, to: Standing) -> Applied {
@@ -298,7 +302,7 @@ impl Registry {
     fn set_standing(&mut self, id: BackendId, to: Standing) -> Applied {
         let Some(entry) = self.entries.get_mut(&id) else { return Applied::default() };
         let same = std::mem::replace(&mut entry.backend.standing, to) == to;
-        Applied { backend: Some(id), left: Vec::new(), changed: !same }
+        Applied { backend: Some(id), changed: !same, ..Applied::default() }
     }
 
     /// A snapshot of how things stand now, for workers. Costs time in proportion to all backends, so it
@@ -350,6 +354,15 @@ mod tests {
         Change::Unregister { source: Source::Connection(source), protocol, address: address(port) }
     }
 
+    fn drain(source: u64, protocol: Protocol, port: u16) -> Change {
+        let (source, address) = (Source::Connection(source), address(port));
+        Change::Drain { source, protocol, address, lasts: None }
+    }
+
+    fn source_lost(source: u64) -> Change {
+        Change::SourceLost { source: Source::Connection(source), why: "it is gone" }
+    }
+
     fn ports(snapshot: &Snapshot, protocol: Protocol) -> Vec<u16> {
         let rotation = &snapshot.rotations[protocol.index()];
         rotation.turns().map(|place| snapshot.backends[usize::from(place)].address.port()).collect()
@@ -391,7 +404,7 @@ mod tests {
         let refused = registry.apply(unregister(2, Protocol::Tcp, 80), NOW).unwrap_err();
         let told = "tcp 192.0.2.1:80 is not registered over this connection";
         assert_eq!(refused.to_string(), told);
-        registry.apply(Change::SourceLost { source: Source::Connection(1) }, NOW).unwrap();
+        registry.apply(source_lost(1), NOW).unwrap();
         assert!(registry.apply(join(2, Protocol::Tcp, 80, 1), NOW).is_ok());
     }
 
@@ -401,15 +414,13 @@ mod tests {
         for (source, port) in [(1, 80), (2, 81), (1, 82)] {
             registry.apply(join(source, Protocol::Tcp, port, 1), NOW).unwrap();
         }
-        let lost =
-            registry.apply(Change::SourceLost { source: Source::Connection(1) }, NOW).unwrap();
+        let lost = registry.apply(source_lost(1), NOW).unwrap();
         assert_eq!(
             lost.left.iter().map(|it| it.backend.address.port()).collect::<Vec<_>>(),
             [80, 82]
         );
         assert_eq!(ports(&registry.freeze(), Protocol::Tcp), [81]);
-        let nothing =
-            registry.apply(Change::SourceLost { source: Source::Connection(1) }, NOW).unwrap();
+        let nothing = registry.apply(source_lost(1), NOW).unwrap();
         assert!(lost.changed && !nothing.changed);
     }
 
@@ -449,11 +460,7 @@ mod tests {
     fn a_draining_backend_is_never_served_and_comes_back_by_registering() {
         let mut registry = Registry::new(4);
         let id = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
-        let drain = Change::Drain {
-            source: Source::Connection(1),
-            protocol: Protocol::Tcp,
-            address: address(80),
-        };
+        let drain = drain(1, Protocol::Tcp, 80);
         let draining = shown(&mut registry, drain);
         assert!(ports(&draining, Protocol::Tcp).is_empty());
         assert_eq!(draining.get(id).unwrap().standing, Standing::Draining);
@@ -510,15 +517,14 @@ mod tests {
 
     fn random_change(random: &mut Random) -> Change {
         let number = random.below(3);
-        let source = Source::Connection(number);
         let protocol = Protocol::ALL[random.below(3) as usize];
         let port = 80 + random.below(4) as u16;
         let backend = BackendId(random.below(60) as u32);
         match random.below(9) {
             0..=3 => join(number, protocol, port, random.below(5) as u16),
             4 => unregister(number, protocol, port),
-            5 => Change::Drain { source, protocol, address: address(port) },
-            6 if random.below(4) == 0 => Change::SourceLost { source },
+            5 => drain(number, protocol, port),
+            6 if random.below(4) == 0 => source_lost(number),
             6 => Change::Leave { backend },
             7 => Change::SetAside { backend },
             _ => Change::Restore { backend },

@@ -23,7 +23,7 @@ use super::pace::Pace;
 use super::probe;
 use super::status::Doors;
 use crate::base::time::Now;
-use crate::cluster::registry::Registration;
+use crate::cluster::registry::{Change, Registration};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol};
 
@@ -329,7 +329,6 @@ impl Conversation {
 
     /// Answers a request; a registration first has its data port tried.
     fn answer(&mut self, request: Request) -> Option<Waiting> {
-        let now = Now::read();
         match request {
             Request::Hello => {}
             Request::Auth { .. } => {
@@ -341,16 +340,22 @@ impl Conversation {
                 return self.register(wanted);
             }
             Request::Unregister { protocol, port } => {
-                let address = self.address(port);
-                let done =
-                    self.hub.borrow_mut().unregister(self.peer.source, protocol, address, now);
-                self.reply(done, "unregister", About { protocol, port });
+                let (source, address) = (self.peer.source, self.address(port));
+                let change = Change::Unregister { source, protocol, address };
+                let about = About { protocol, port };
+                self.change(change, "unregister", about, |hub, id| Reply::Unregistered {
+                    about,
+                    left: hub.sessions_on(id),
+                });
             }
-            Request::Drain { protocol, port, deadline } => {
-                let address = self.address(port);
-                let done =
-                    self.hub.borrow_mut().drain(self.peer.source, protocol, address, deadline, now);
-                self.reply(done, "drain", About { protocol, port });
+            Request::Drain { protocol, port, deadline: lasts } => {
+                let (source, address) = (self.peer.source, self.address(port));
+                let change = Change::Drain { source, protocol, address, lasts };
+                let about = About { protocol, port };
+                self.change(change, "drain", about, |hub, id| Reply::DrainStarted {
+                    about,
+                    left: hub.sessions_on(id),
+                });
             }
         }
         None
@@ -406,24 +411,45 @@ impl Conversation {
             self.fail(&msg, Some("register"), Some(about));
             return;
         }
-        let done = self.hub.borrow_mut().register(wanted, Now::read());
-        if done.is_ok() && self.proof.is_none() {
+        let done = self.change(Change::Register(wanted), "register", about, |hub, id| {
+            let backend = &hub.registry.get(id).expect("it has just been registered").backend;
+            let (address, weight) = (backend.address, backend.weight);
+            let interval = hub.config.health.interval;
+            Reply::Registered { about, id: id.to_string(), address, weight, interval }
+        });
+        if done && self.proof.is_none() {
             self.peer.place = None;
         }
-        self.reply(done, "register", about);
+    }
+
+    /// Makes a change about one backend and answers it. Says whether it was made.
+    fn change(
+        &self,
+        change: Change,
+        cmd: &'static str,
+        about: About,
+        answer: impl FnOnce(&Hub, BackendId) -> Reply,
+    ) -> bool {
+        let mut hub = self.hub.borrow_mut();
+        let outcome = hub.apply(change, Now::read());
+        match outcome {
+            Ok(applied) => {
+                let id = applied.backend.expect("a change that was made has its backend");
+                self.peer.mailbox.send(&answer(&hub, id));
+                true
+            }
+            Err(fault) => {
+                drop(hub);
+                self.fail(&fault.to_string(), Some(cmd), Some(about));
+                false
+            }
+        }
     }
 
     fn list(&mut self, after: BackendId) {
         let (reply, next) = self.hub.borrow().list(self.peer.source, after);
         self.listing = next;
         self.peer.mailbox.send(&reply);
-    }
-
-    fn reply<E: std::fmt::Display>(&self, done: Result<Reply, E>, cmd: &'static str, about: About) {
-        match done {
-            Ok(reply) => self.peer.mailbox.send(&reply),
-            Err(fault) => self.fail(&fault.to_string(), Some(cmd), Some(about)),
-        }
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {

@@ -1,6 +1,9 @@
 //! The control core's state: who is connected, who is registered, what the workers were told. Owns
-//! every decision that needs more than one of them. Lives on one thread, is borrowed only between
-//! awaits, and opens no socket: what must be awaited is handed back to `mod`.
+//! every decision that needs more than one of them; what changes the set of backends goes through
+//! [`Hub::apply`]. Lives on one thread, is borrowed only between awaits, and opens no socket: what must
+//! be awaited is handed back to `mod`.
+
+mod changes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -22,10 +25,10 @@ use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
-use crate::cluster::registry::{Applied, Change, Entry, Fault, Registration, Registry};
+use crate::cluster::registry::{Change, Registry};
 use crate::cluster::source::Source;
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
-use crate::config::{Config, OnBackendLoss};
+use crate::config::Config;
 use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
@@ -148,13 +151,10 @@ impl Hub {
     }
 
     /// A control connection is over, and its backends leave at once.
-    pub fn farewell(&mut self, source: Source, why: &str, now: Now) {
+    pub fn farewell(&mut self, source: Source, why: &'static str, now: Now) {
         let Some(member) = self.members.remove(&source) else { return };
         self.counters.connections_active.set(self.members.len() as u64);
-        let applied = self.registry.apply(Change::SourceLost { source }, now).unwrap_or_default();
-        self.counters.backends_lost.add(applied.left.len() as u64);
-        let close = self.config.balance.on_backend_loss == OnBackendLoss::Close;
-        self.take_in(applied, why, close, now);
+        self.make(Change::SourceLost { source, why }, now);
         self.console.server_disconnected(now, member.peer, why, self.members.len());
     }
 
@@ -198,79 +198,6 @@ impl Hub {
         member.misses = misses;
         let of = self.config.health.misses;
         self.console.hello_missed(Now::read(), member.peer, misses, of);
-    }
-
-    /// Takes a backend in whose data port has answered.
-    pub fn register(&mut self, wanted: Registration, now: Now) -> Result<Reply, Fault> {
-        let about = About { protocol: wanted.protocol, port: wanted.address.port() };
-        let (source, before) = (wanted.source, self.registry.len());
-        let applied = self.registry.apply(Change::Register(wanted), now)?;
-        let id = applied.backend.expect("a registration that succeeded has a backend");
-        let changed = applied.changed;
-        let backend = self.registry.get(id).expect("it was just registered").backend.clone();
-        if self.registry.len() > before {
-            self.workers.begin(backend.slot);
-            self.counters.backends_registered.one();
-        }
-        self.draining.remove(&id);
-        self.take_in(applied, "", false, now);
-        self.hold(source);
-        if changed {
-            self.console.server_registered(now, &backend, self.registry.len());
-        }
-        let (address, weight) = (backend.address, backend.weight);
-        let interval = self.config.health.interval;
-        Ok(Reply::Registered { about, id: id.to_string(), address, weight, interval })
-    }
-
-    /// Takes a backend out at its own wish; its sessions go on.
-    pub fn unregister(
-        &mut self,
-        source: Source,
-        protocol: Protocol,
-        address: SocketAddr,
-        now: Now,
-    ) -> Result<Reply, Fault> {
-        let change = Change::Unregister { source, protocol, address };
-        let applied = self.registry.apply(change, now)?;
-        let left = applied.left.iter().map(|it| self.workers.active(it.backend.slot)).sum();
-        self.counters.backends_left.one();
-        self.take_in(applied, "unregistered", false, now);
-        self.hold(source);
-        let about = About { protocol, port: address.port() };
-        Ok(Reply::Unregistered { about, left })
-    }
-
-    /// Gives a backend no new sessions, and those that it has so long.
-    pub fn drain(
-        &mut self,
-        source: Source,
-        protocol: Protocol,
-        address: SocketAddr,
-        lasts: Option<Duration>,
-        now: Now,
-    ) -> Result<Reply, Fault> {
-        let applied = self.registry.apply(Change::Drain { source, protocol, address }, now)?;
-        let id = applied.backend.expect("a drain that succeeded has a backend");
-        self.take_in(applied, "", false, now);
-        self.hold(source);
-        let entry = self.registry.get(id).expect("a draining backend is registered");
-        let left = self.workers.active(entry.backend.slot);
-        let lasts = lasts.unwrap_or(self.config.timeouts.drain);
-        let about = About { protocol, port: address.port() };
-        let drain = Drain::new(now, lasts);
-        // One that drains already was told of long ago, or will be with the rest.
-        let mark = (!self.publication.is_due()).then(|| self.workers.mark());
-        self.draining.insert(id, Draining { drain, source, about, mark });
-        info!(server = %id, %address, left, seconds = lasts.as_secs_f64(), "server draining");
-        Ok(Reply::DrainStarted { about, left })
-    }
-
-    /// Gives a backend another share of the new sessions.
-    pub fn weigh(&mut self, id: BackendId, weight: u16, now: Now) -> Result<(), Fault> {
-        let applied = self.registry.apply(Change::Weigh { backend: id, weight }, now)?;
-        self.take_in(applied, "", false, now);
-        Ok(())
     }
 
     /// The backends after `after` that a connection may see, as many as fit a message, and where to
@@ -351,19 +278,20 @@ impl Hub {
     /// A backend that was set aside can be connected to again.
     pub fn restore(&mut self, id: BackendId, now: Now) {
         self.reviving.remove(&id);
-        let applied = self.registry.apply(Change::Restore { backend: id }, now).unwrap_or_default();
-        if applied.changed {
-            self.revivals.entry(id).or_default().restored(now);
-            self.counters.backends_restored.one();
+        if self.make(Change::Restore { backend: id }, now).changed {
             info!(server = %id, "server is back: a connection succeeded");
         }
-        self.take_in(applied, "", false, now);
     }
 
     /// What a session or a log line needs to know of a backend that may have left already.
     pub fn address_of(&self, id: BackendId) -> Option<SocketAddr> {
-        let registered = self.registry.get(id).map(|entry| entry.backend.address);
-        registered.or_else(|| self.departed.get(&id).map(|it| it.backend.address))
+        self.backend(id).map(|backend| backend.address)
+    }
+
+    /// A backend that is registered, or has left and may still have sessions.
+    fn backend(&self, id: BackendId) -> Option<&Backend> {
+        let registered = self.registry.get(id).map(|entry| &entry.backend);
+        registered.or_else(|| self.departed.get(&id).map(|it| &it.backend))
     }
 
     /// Rung when there are changes to publish.
@@ -385,43 +313,6 @@ impl Hub {
         for unmarked in draining.chain(departed).filter(|it| it.is_none()) {
             *unmarked = Some(mark.clone());
         }
-    }
-
-    /// Keeps the answer to a connection's change until the workers know of it.
-    fn hold(&mut self, source: Source) {
-        if let Some(member) = self.members.get(&source) {
-            self.publication.hold(&member.mailbox);
-        }
-    }
-
-    /// Follows up on a change: has the workers told, and remembers who left until their sessions ended.
-    fn take_in(&mut self, applied: Applied, why: &str, close: bool, now: Now) {
-        if applied.changed {
-            self.publication.ask();
-        }
-        let close = close && !applied.left.is_empty();
-        for entry in applied.left {
-            self.depart(entry, why, close, now);
-        }
-        if close {
-            self.workers.wake();
-        }
-    }
-
-    fn depart(&mut self, entry: Entry, why: &str, close: bool, now: Now) {
-        let (backend, registered) = (entry.backend, entry.since);
-        let id = backend.id;
-        let sessions = self.workers.active(backend.slot);
-        self.console.server_left(now, &backend, why, sessions, self.registry.len());
-        self.revivals.remove(&id);
-        // What becomes of a UDP session when its backend is gone is decided where its datagrams are.
-        let close = close && backend.protocol != Protocol::Udp;
-        let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
-        if close {
-            self.end_sessions_of(id);
-        }
-        let repeat = if close { Some(now.plus(REPEAT_EVERY)) } else { repeat };
-        self.departed.insert(id, Departed { backend, registered, mark: None, repeat });
     }
 
     /// The caller wakes the workers, once for all of them.
@@ -481,14 +372,9 @@ impl Hub {
             self.console.lacking(now, id, &reason);
             return;
         }
-        let applied =
-            self.registry.apply(Change::SetAside { backend: id }, now).unwrap_or_default();
-        if applied.changed {
-            self.revivals.entry(id).or_default().set_aside(now);
-            self.counters.backends_set_aside.one();
+        if self.make(Change::SetAside { backend: id }, now).changed {
             warn!(server = %id, %reason, "server set aside: its data port failed");
         }
-        self.take_in(applied, "", false, now);
     }
 
     /// Backends that are aside and that nobody tries yet; from now on the caller does.
@@ -526,10 +412,7 @@ impl Hub {
     }
 
     fn end_drain(&mut self, id: BackendId, source: Source, about: About, now: Now) {
-        self.draining.remove(&id);
-        let applied = self.registry.apply(Change::Leave { backend: id }, now).unwrap_or_default();
-        self.counters.backends_left.one();
-        self.take_in(applied, "drained", false, now);
+        self.make(Change::Leave { backend: id }, now);
         self.tell(source, &Reply::Drained { about });
     }
 

@@ -32,6 +32,7 @@ use super::auth::Secrets;
 use super::hub::Hub;
 use super::status::{Changed, SCHEMA};
 use crate::base::time::Now;
+use crate::cluster::registry::Change;
 use crate::cluster::{BackendId, WEIGHT_MAX};
 use crate::session::{EndReason, SessionId};
 use crate::worker::link::Order;
@@ -244,20 +245,20 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
 
 fn drain(hub: &mut Hub, id: BackendId, lasts: Option<Duration>, now: Now) -> Result<u64, Refusal> {
     let Some(entry) = hub.registry.get(id) else { return no_backend(id) };
-    let (slot, source) = (entry.backend.slot, entry.source);
-    let (protocol, address) = (entry.backend.protocol, entry.backend.address);
-    match hub.drain(source, protocol, address, lasts, now) {
-        Ok(_) => Ok(hub.workers.active(slot)),
-        Err(fault) => refuse(StatusCode::CONFLICT, fault.to_string()),
-    }
+    let (source, protocol, address) = (entry.source, entry.backend.protocol, entry.backend.address);
+    change(hub, id, Change::Drain { source, protocol, address, lasts }, now)
 }
 
 fn weigh(hub: &mut Hub, id: BackendId, weight: u16, now: Now) -> Result<u64, Refusal> {
-    let Some(slot) = hub.registry.get(id).map(|entry| entry.backend.slot) else {
+    if hub.registry.get(id).is_none() {
         return no_backend(id);
-    };
-    match hub.weigh(id, weight, now) {
-        Ok(()) => Ok(hub.workers.active(slot)),
+    }
+    change(hub, id, Change::Weigh { backend: id, weight }, now)
+}
+
+fn change(hub: &mut Hub, id: BackendId, change: Change, now: Now) -> Result<u64, Refusal> {
+    match hub.apply(change, now) {
+        Ok(_) => Ok(hub.sessions_on(id)),
         Err(fault) => refuse(StatusCode::CONFLICT, fault.to_string()),
     }
 }
