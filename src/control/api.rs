@@ -253,6 +253,12 @@ pub struct About {
     pub port: u16,
 }
 
+impl About {
+    pub fn of(backend: &Backend) -> About {
+        About { protocol: backend.protocol, port: backend.address.port() }
+    }
+}
+
 /// What the balancer says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::api::{About, Inbox, Incoming, Reply, Request};
+use super::api::{About, Inbox, Incoming, LISTED_MAX, Listed, Reply, Request};
 use super::auth::{AUTH_TIMEOUT, Challenge, Secrets};
 use super::crowd::Place;
 use super::health::{Due, Hellos};
@@ -23,7 +23,7 @@ use super::pace::Pace;
 use super::probe;
 use super::status::Doors;
 use crate::base::time::Now;
-use crate::cluster::registry::{Change, Registration};
+use crate::cluster::registry::{Change, Entry, Registration};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol};
 
@@ -446,10 +446,19 @@ impl Conversation {
         }
     }
 
+    /// Sends a page of the list, the backends after `after`.
     fn list(&mut self, after: BackendId) {
-        let (reply, next) = self.hub.borrow().list(self.peer.source, after);
-        self.listing = next;
-        self.peer.mailbox.send(&reply);
+        let (hub, source) = (self.hub.borrow(), self.peer.source);
+        let mut visible = hub.visible(source, after);
+        let page: Vec<&Entry> = visible.by_ref().take(LISTED_MAX).collect();
+        let more = visible.next().is_some();
+        let listed = |entry: &&Entry| {
+            let sessions = hub.sessions_on(entry.backend.id);
+            Listed::of(&entry.backend, entry.source == source, sessions)
+        };
+        let backends = page.iter().map(listed).collect();
+        self.listing = page.last().filter(|_| more).map(|entry| entry.backend.id);
+        self.peer.mailbox.send(&Reply::Listed { backends, more });
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {

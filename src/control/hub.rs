@@ -15,9 +15,8 @@ use nix::errno::Errno;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use super::api::{About, LISTED_MAX, Listed, Reply};
 use super::console::{self, Console, Lost};
-use super::drain::{Drain, DrainStep, Stop, StopStep};
+use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
 use super::publication::Publication;
@@ -25,7 +24,7 @@ use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
-use crate::cluster::registry::{Change, Registry};
+use crate::cluster::registry::{Change, Entry, Registry};
 use crate::cluster::source::Source;
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use crate::config::Config;
@@ -55,8 +54,6 @@ pub struct Member {
 /// A backend that is draining.
 pub struct Draining {
     pub drain: Drain,
-    source: Source,
-    about: About,
     /// When the workers were told; `None` while they have yet to be.
     mark: Option<Mark>,
 }
@@ -200,27 +197,12 @@ impl Hub {
         self.console.hello_missed(Now::read(), member.peer, misses, of);
     }
 
-    /// The backends after `after` that a connection may see, as many as fit a message, and where to
-    /// go on if there are more. Where a secret is asked for, those of the same identity.
-    pub fn list(&self, source: Source, after: BackendId) -> (Reply, Option<BackendId>) {
+    /// The backends after `after` that a source may see. Where a secret is asked for, those of the same
+    /// identity.
+    pub fn visible(&self, to: Source, after: BackendId) -> impl Iterator<Item = &Entry> {
         let identity = |source| self.members.get(&source).and_then(|it| it.identity.as_ref());
-        let mine = identity(source);
-        let mut visible = self
-            .registry
-            .entries_after(after)
-            .filter(|entry| identity(entry.source) == mine)
-            .peekable();
-        let mut last = after;
-        let mut backends = Vec::new();
-        while backends.len() < LISTED_MAX
-            && let Some(entry) = visible.next()
-        {
-            last = entry.backend.id;
-            let sessions = self.workers.active(entry.backend.slot);
-            backends.push(Listed::of(&entry.backend, entry.source == source, sessions));
-        }
-        let more = visible.peek().is_some();
-        (Reply::Listed { backends, more }, more.then_some(last))
+        let own = identity(to);
+        self.registry.entries_after(after).filter(move |entry| identity(entry.source) == own)
     }
 
     /// What time and the workers bring about. Called on every tick and when something is urgent.
@@ -388,37 +370,43 @@ impl Hub {
         let ids: Vec<_> = self.draining.keys().copied().collect();
         let mut wake = false;
         for id in ids {
-            let Some(slot) = self.registry.get(id).map(|entry| entry.backend.slot) else {
-                continue;
-            };
-            let left = self.workers.active(slot);
-            let Some(draining) = self.draining.get_mut(&id) else { continue };
-            let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
-            let (source, about) = (draining.source, draining.about);
-            match draining.drain.step(now, left, settled) {
-                DrainStep::Nothing if settled => {}
-                DrainStep::Nothing => wake = true,
-                DrainStep::Tell => self.tell(source, &Reply::Draining { about, left }),
-                DrainStep::Close => {
-                    self.end_sessions_of(id);
-                    wake = true;
-                }
-                DrainStep::Done => self.end_drain(id, source, about, now),
-            }
+            wake |= self.advance_drain(id, now);
         }
         if wake {
             self.workers.wake();
         }
     }
 
-    fn end_drain(&mut self, id: BackendId, source: Source, about: About, now: Now) {
-        self.make(Change::Leave { backend: id }, now);
-        self.tell(source, &Reply::Drained { about });
+    /// Says whether the workers are to be woken.
+    fn advance_drain(&mut self, id: BackendId, now: Now) -> bool {
+        let left = self.sessions_on(id);
+        let draining = self.draining.get_mut(&id).expect("nothing but its own step ends a drain");
+        let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
+        match draining.drain.step(now, left, settled) {
+            DrainStep::Nothing => return !settled,
+            DrainStep::Tell => {
+                let entry = self.registry.get(id).expect("a draining backend is registered");
+                self.tell(entry, Progress::Left(left));
+            }
+            DrainStep::Close => {
+                self.end_sessions_of(id);
+                return true;
+            }
+            DrainStep::Done => self.end_drain(id, now),
+        }
+        false
     }
 
-    fn tell(&self, source: Source, reply: &Reply) {
-        if let Some(member) = self.members.get(&source) {
-            member.mailbox.send(reply);
+    fn end_drain(&mut self, id: BackendId, now: Now) {
+        self.draining.remove(&id);
+        let applied = self.make(Change::Leave { backend: id }, now);
+        applied.left.iter().for_each(|entry| self.tell(entry, Progress::Over));
+    }
+
+    /// Tells a backend's source how its drain goes on, where somebody is connected who can hear it.
+    fn tell(&self, entry: &Entry, progress: Progress) {
+        if let Some(member) = self.members.get(&entry.source) {
+            member.mailbox.tell(&entry.backend, progress);
         }
     }
 

@@ -12,7 +12,6 @@ use crate::cluster::registry::{Applied, Change, Entry, Fault};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol};
 use crate::config::OnBackendLoss;
-use crate::control::api::About;
 use crate::control::drain::Drain;
 
 impl Hub {
@@ -78,14 +77,13 @@ impl Hub {
     fn drain_begun(&mut self, applied: &Applied, lasts: Option<Duration>, now: Now) {
         let id = applied.backend.expect("a drain that succeeded has a backend");
         let entry = self.registry.get(id).expect("a draining backend is registered");
-        let (source, address) = (entry.source, entry.backend.address);
-        let about = About { protocol: entry.backend.protocol, port: address.port() };
+        let address = entry.backend.address;
         let left = self.workers.active(entry.backend.slot);
         let lasts = lasts.unwrap_or(self.config.timeouts.drain);
         let drain = Drain::new(now, lasts);
         // One that drains already was told of long ago, or will be with the rest.
         let mark = (!self.publication.is_due()).then(|| self.workers.mark());
-        self.draining.insert(id, Draining { drain, source, about, mark });
+        self.draining.insert(id, Draining { drain, mark });
         info!(server = %id, %address, left, seconds = lasts.as_secs_f64(), "server draining");
     }
 
