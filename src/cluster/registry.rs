@@ -46,6 +46,8 @@ pub enum Change {
     SetAside { backend: BackendId },
     /// Its data port can be connected to again.
     Restore { backend: BackendId },
+    /// As [`Change::Drain`], at the operator's wish, whichever source the backend belongs to.
+    DrainBackend { backend: BackendId, lasts: Option<Duration> },
     /// Gets another share of the new sessions, at the operator's wish.
     Weigh { backend: BackendId, weight: u16 },
 }
@@ -67,10 +69,24 @@ pub struct Applied {
 /// Why a change was refused. The sentence is for whoever asked for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    OwnedByAnother { protocol: Protocol, address: SocketAddr, by: Source },
-    NotRegistered { protocol: Protocol, address: SocketAddr, by: Source },
+    OwnedByAnother {
+        protocol: Protocol,
+        address: SocketAddr,
+        by: Source,
+    },
+    NotRegistered {
+        protocol: Protocol,
+        address: SocketAddr,
+        by: Source,
+    },
+    /// Asked for by its id.
+    Unknown {
+        backend: BackendId,
+    },
     WeightOutOfRange,
-    Full { places: usize },
+    Full {
+        places: usize,
+    },
 }
 
 impl fmt::Display for Fault {
@@ -82,6 +98,7 @@ impl fmt::Display for Fault {
             Fault::NotRegistered { protocol, address, by } => {
                 write!(out, "{protocol} {address} is not registered {}", by.own_way())
             }
+            Fault::Unknown { backend } => write!(out, "no backend {backend} is registered"),
             Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
             Fault::Full { places } => {
                 write!(out, "all {places} places for backends are taken, try again later")
@@ -155,6 +172,10 @@ impl Registry {
             Change::Restore { backend } => {
                 Ok(self.change_standing(backend, Standing::Aside, Standing::Serving))
             }
+            Change::DrainBackend { backend, lasts: _ } => match self.get(backend) {
+                Some(_) => Ok(self.set_standing(backend, Standing::Draining)),
+                None => Err(Fault::Unknown { backend }),
+            },
             Change::Weigh { backend, weight } => self.weigh(backend, weight),
         }
     }
@@ -287,7 +308,7 @@ impl Registry {
         if !(1..=WEIGHT_MAX).contains(&weight) {
             return Err(Fault::WeightOutOfRange);
         }
-        let Some(entry) = self.entries.get_mut(&id) else { return Ok(Applied::default()) };
+        let entry = self.entries.get_mut(&id).ok_or(Fault::Unknown { backend: id })?;
         let same = std::mem::replace(&mut entry.backend.weight, weight) == weight;
         Ok(Applied { backend: Some(id), changed: !same, ..Applied::default() })
     }
@@ -480,10 +501,28 @@ mod tests {
         assert_eq!(ports(&heavier, Protocol::Tcp), [80, 81, 80]);
         let mut weigh = |backend, weight| registry.apply(Change::Weigh { backend, weight }, NOW);
         assert!(!weigh(first, 2).unwrap().changed, "it has that weight already");
-        assert!(!weigh(BackendId(99), 2).unwrap().changed);
+        let backend = BackendId(99);
+        assert_eq!(weigh(backend, 2).unwrap_err(), Fault::Unknown { backend });
         for weight in [0, WEIGHT_MAX + 1] {
             assert_eq!(weigh(first, weight).unwrap_err(), Fault::WeightOutOfRange);
         }
+    }
+
+    #[test]
+    fn an_operator_drains_a_backend_of_any_source_by_its_id() {
+        let mut registry = Registry::new(4);
+        let id = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
+        registry.apply(join(2, Protocol::Tcp, 81, 1), NOW).unwrap();
+        let drain = |backend| Change::DrainBackend { backend, lasts: None };
+        assert_eq!(ports(&shown(&mut registry, drain(id)), Protocol::Tcp), [81]);
+        let again = registry.apply(drain(id), NOW).unwrap();
+        assert_eq!((again.backend, again.changed), (Some(id), false));
+        let backend = BackendId(99);
+        assert_eq!(registry.apply(drain(backend), NOW).unwrap_err(), Fault::Unknown { backend });
+        assert!(
+            registry.apply(unregister(1, Protocol::Tcp, 80), NOW).is_ok(),
+            "it is still its own"
+        );
     }
 
     #[test]
@@ -520,13 +559,14 @@ mod tests {
         let protocol = Protocol::ALL[random.below(3) as usize];
         let port = 80 + random.below(4) as u16;
         let backend = BackendId(random.below(60) as u32);
-        match random.below(9) {
+        match random.below(10) {
             0..=3 => join(number, protocol, port, random.below(5) as u16),
             4 => unregister(number, protocol, port),
             5 => drain(number, protocol, port),
             6 if random.below(4) == 0 => source_lost(number),
             6 => Change::Leave { backend },
             7 => Change::SetAside { backend },
+            8 => Change::DrainBackend { backend, lasts: None },
             _ => Change::Restore { backend },
         }
     }

@@ -47,6 +47,7 @@ impl Hub {
                 self.drain_begun(applied, lasts, now);
                 self.hold(source);
             }
+            Change::DrainBackend { lasts, .. } => self.drain_begun(applied, lasts, now),
             Change::Leave { .. } => self.left(applied, "drained", now),
             Change::SourceLost { why, .. } => self.lost(applied, why, now),
             Change::SetAside { backend } if applied.changed => {
@@ -250,6 +251,29 @@ mod tests {
             &counted.backends_restored,
         ];
         assert_eq!(counted.map(|counter| counter.get()), [1, 0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn an_operators_drain_is_no_wish_of_the_source_which_hears_of_it() {
+        let (mut hub, worker) = hub(Config::default());
+        let mailbox = Rc::new(Mailbox::default());
+        let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
+        let backend = hub.apply(join(source, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        worker.metrics.backends[slot].active.set(2);
+        hub.publish();
+        hub.apply(Change::DrainBackend { backend, lasts: None }, at(0)).unwrap();
+        assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
+        let heard = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
+        hub.tick(at(1000));
+        let left = r#"{"event":"draining","left":2,"protocol":"tcp","port":80}"#;
+        assert_eq!(heard().await.trim_end(), left);
+        turn(&worker);
+        worker.metrics.backends[slot].active.set(0);
+        hub.tick(at(1001));
+        assert_eq!(heard().await.trim_end(), r#"{"event":"drained","protocol":"tcp","port":80}"#);
+        let gone = hub.apply(Change::DrainBackend { backend, lasts: None }, at(1002)).unwrap_err();
+        assert_eq!(gone, Fault::Unknown { backend });
     }
 
     #[test]
