@@ -41,14 +41,12 @@ pub enum Kind {
     Silences,
     /// Changes over the admin door that are refused, and users who may not use its socket.
     Admin,
-    /// Connections to servers that fail for lack of our own resources.
-    Lacks,
     /// Servers in and out of the rotation. Only who may register causes these.
     Servers,
 }
 
 impl Kind {
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 9] = [
         Kind::Users,
         Kind::TurnedAway,
         Kind::Connections,
@@ -57,7 +55,6 @@ impl Kind {
         Kind::Hellos,
         Kind::Silences,
         Kind::Admin,
-        Kind::Lacks,
         Kind::Servers,
     ];
 
@@ -69,7 +66,6 @@ impl Kind {
             Kind::Refused | Kind::Hellos => (Rate::new(20, 20), Rate::new(10, 2)),
             Kind::Silences => (Rate::new(100, 50), Rate::new(20, 10)),
             Kind::Proofs | Kind::Admin => (Rate::new(20, 5), Rate::new(5, 1)),
-            Kind::Lacks => (Rate::new(5, 1), Rate::new(5, 1)),
             // A host that restarts has all of its services register at once.
             Kind::Servers => (Rate::new(1024, 100), Rate::new(256, 20)),
         }
@@ -160,7 +156,6 @@ impl Console {
             hellos = of(Kind::Hellos),
             silences = of(Kind::Silences),
             admin = of(Kind::Admin),
-            lacks = of(Kind::Lacks),
             servers = of(Kind::Servers),
             requests = some(lost.requests),
             reports = some(lost.reports),
@@ -278,15 +273,6 @@ impl Console {
         } else {
             debug!(server = %id, %protocol, %address, why, sessions, servers, "server left");
         }
-    }
-
-    /// A connection to a server failed for a reason that says nothing about it.
-    pub fn lacking(&mut self, now: Now, server: BackendId, reason: &std::io::Error) {
-        let shown = self.shows(Kind::Lacks, IpAddr::from([0, 0, 0, 0]), now);
-        line!(
-            warn, shown,
-            %server, %reason, "cannot connect to a server for lack of our own resources"
-        );
     }
 
     /// A change that was asked for over the admin door and not made.
@@ -408,7 +394,6 @@ mod tests {
             (Kind::Hellos, 30, 220),
             (Kind::Silences, 120, 600),
             (Kind::Admin, 15, 70),
-            (Kind::Lacks, 15, 15),
             (Kind::Servers, 456, 2024),
         ] {
             let got = shown_in_ten_seconds(kind, 1);

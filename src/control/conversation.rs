@@ -8,6 +8,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
@@ -219,13 +220,14 @@ impl Conversation {
                 continue;
             }
             match self.pending.pop_front()? {
-                Ok(request) if self.proof.is_some() => match self.check_proof(request) {
-                    Ok(()) => {}
-                    Err(why) => return Some(why),
+                Ok(request) => match self.proof.take() {
+                    Some(proof) => {
+                        if let Err(why) = self.check_proof(proof, request) {
+                            return Some(why);
+                        }
+                    }
+                    None => *waiting = self.rest_before(&request).or_else(|| self.answer(request)),
                 },
-                Ok(request) => {
-                    *waiting = self.rest_before(&request).or_else(|| self.answer(request))
-                }
                 Err(fault) => {
                     self.fail(&fault.msg, fault.cmd, None);
                     if fault.fatal || self.proof.is_some() {
@@ -288,8 +290,7 @@ impl Conversation {
         }
     }
 
-    fn check_proof(&mut self, request: Request) -> Result<(), Why> {
-        let Some(proof) = self.proof.take() else { return Ok(()) };
+    fn check_proof(&mut self, proof: ToProve, request: Request) -> Result<(), Why> {
         let Request::Auth { id, mac } = request else {
             self.hub.borrow().counters.proofs_failed.one();
             self.fail("prove the secret first, see cmd auth", None, None);
@@ -312,9 +313,9 @@ impl Conversation {
     /// nothing.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
-            Request::Register { .. } => {
-                let wanted = self.wanted(request.clone());
-                wanted.is_some_and(|wanted| self.fault_of(&wanted).is_none())
+            Request::Register { protocol, port, weight, name } => {
+                let wanted = self.wanted(*protocol, *port, *weight, name.clone());
+                self.fault_of(&wanted).is_none()
             }
             Request::Unregister { .. } | Request::Drain { .. } => true,
             Request::Hello | Request::Auth { .. } | Request::List => false,
@@ -335,8 +336,8 @@ impl Conversation {
                 self.fail("no proof is asked for here", Some("auth"), None);
             }
             Request::List => self.list(BackendId(0)),
-            Request::Register { .. } => {
-                let wanted = self.wanted(request)?;
+            Request::Register { protocol, port, weight, name } => {
+                let wanted = self.wanted(protocol, port, weight, name);
                 return self.register(wanted);
             }
             Request::Unregister { protocol, port } => {
@@ -368,12 +369,17 @@ impl Conversation {
         address
     }
 
-    /// What a request to register comes to; nothing else comes to anything.
-    fn wanted(&self, request: Request) -> Option<Registration> {
-        let Request::Register { protocol, port, weight, name } = request else { return None };
+    /// What a request to register comes to: a peer that says no name goes by its identity.
+    fn wanted(
+        &self,
+        protocol: Protocol,
+        port: u16,
+        weight: u16,
+        name: Option<Arc<str>>,
+    ) -> Registration {
         let (source, address) = (self.peer.source, self.address(port));
         let name = name.or_else(|| self.hub.borrow().identity(source));
-        Some(Registration { source, protocol, address, weight, name })
+        Registration { source, protocol, address, weight, name }
     }
 
     /// Why a registration is refused without a try, if it is.

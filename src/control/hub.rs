@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
@@ -31,7 +30,6 @@ use crate::config::Config;
 use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
-use crate::worker::core::Lack;
 use crate::worker::link::{Order, Report, Terms};
 
 /// How often an order to end a backend's sessions is repeated while some are left.
@@ -350,10 +348,6 @@ impl Hub {
 
     fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
         let reason = std::io::Error::from_raw_os_error(errno);
-        if Lack::of(Errno::from_raw(errno)) != Lack::None {
-            self.console.lacking(now, id, &reason);
-            return;
-        }
         if self.make(Change::SetAside { backend: id }, now).changed {
             warn!(server = %id, %reason, "server set aside: its data port failed");
         }

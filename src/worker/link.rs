@@ -68,7 +68,8 @@ pub enum Report {
         client: SocketAddr,
         why: Refusal,
     },
-    /// A backend's data port refused, reset or did not answer in time; the one urgent report.
+    /// A backend's data port refused, reset or did not answer in time; the one urgent report. What a
+    /// worker lacked itself is never reported as this.
     ConnectFailed {
         backend: BackendId,
         errno: i32,
