@@ -114,7 +114,7 @@ impl Door {
         let to_prove = match self.to_prove() {
             Ok(to_prove) => to_prove,
             Err(reason) => {
-                error!(%reason, "no random numbers from the kernel; a server was turned away");
+                error!(%reason, "no random numbers from the kernel; a backend was turned away");
                 return;
             }
         };

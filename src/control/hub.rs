@@ -141,7 +141,7 @@ impl Hub {
         self.members.insert(source, member);
         self.counters.connections_accepted.one();
         self.counters.connections_active.set(self.members.len() as u64);
-        self.console.server_connected(now, peer, self.members.len());
+        self.console.backend_connected(now, peer, self.members.len());
         source
     }
 
@@ -150,7 +150,7 @@ impl Hub {
         let Some(member) = self.members.remove(&source) else { return };
         self.counters.connections_active.set(self.members.len() as u64);
         self.make(Change::SourceLost { source, why }, now);
-        self.console.server_disconnected(now, member.peer, why, self.members.len());
+        self.console.backend_disconnected(now, member.peer, why, self.members.len());
     }
 
     /// A host that may not register knocked.
@@ -162,13 +162,13 @@ impl Hub {
     /// A peer was told no.
     pub fn refused(&mut self, peer: SocketAddr, cmd: Option<&str>, why: &str) {
         self.counters.messages_failed.one();
-        self.console.server_refused(Now::read(), peer, cmd, why);
+        self.console.backend_refused(Now::read(), peer, cmd, why);
     }
 
     /// A backend proved who it is.
     pub fn proved(&mut self, source: Source, id: Arc<str>) {
         if let Some(member) = self.members.get_mut(&source) {
-            self.console.server_proved(Now::read(), member.peer, &id);
+            self.console.backend_proved(Now::read(), member.peer, &id);
             member.identity = Some(id);
         }
     }
@@ -179,11 +179,11 @@ impl Hub {
 
     /// A hello was answered.
     pub fn answered(&mut self, source: Source, took: Option<Duration>, now: Now) {
-        let servers = self.registry.of_source(source).count();
+        let backends = self.registry.of_source(source).count();
         let Some(member) = self.members.get_mut(&source) else { return };
         member.answered = Some((now, took));
         member.misses = 0;
-        self.console.hello(now, member.peer, servers, took);
+        self.console.hello(now, member.peer, backends, took);
     }
 
     /// A hello was not answered; that many in a row were not.
@@ -259,7 +259,7 @@ impl Hub {
     pub fn restore(&mut self, id: BackendId, now: Now) {
         self.reviving.remove(&id);
         if self.make(Change::Restore { backend: id }, now).changed {
-            info!(server = %id, "server is back: a connection succeeded");
+            info!(backend = %id, "backend is back: a connection succeeded");
         }
     }
 
@@ -310,8 +310,8 @@ impl Hub {
         for report in heard {
             match report {
                 Report::Started { protocol, client, backend, .. } => {
-                    let server = (backend, self.address_of(backend));
-                    self.console.user_connected(now, protocol, client, server, sessions);
+                    let backend = (backend, self.address_of(backend));
+                    self.console.user_connected(now, protocol, client, backend, sessions);
                 }
                 Report::Ended(ended) => self.console.user_left(now, &ended, sessions),
                 Report::Refused { protocol, client, why } => {
@@ -349,7 +349,7 @@ impl Hub {
     fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
         let reason = std::io::Error::from_raw_os_error(errno);
         if self.make(Change::SetAside { backend: id }, now).changed {
-            warn!(server = %id, %reason, "server set aside: its data port failed");
+            warn!(backend = %id, %reason, "backend set aside: its data port failed");
         }
     }
 

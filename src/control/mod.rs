@@ -272,7 +272,7 @@ async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Opti
 }
 
 /// Tries a backend that was set aside until it can be connected to or is aside no more. Whether a UDP
-/// service is back cannot be seen from here, so it gets users again after the wait, and if it refuses
+/// backend is back cannot be seen from here, so it gets users again after the wait, and if it refuses
 /// them the next wait is longer.
 async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
     let timeout = hub.borrow().config.timeouts.connect;

@@ -71,7 +71,7 @@ impl Hub {
             self.counters.backends_registered.one();
         }
         if applied.changed {
-            self.console.server_registered(now, backend, self.registry.len());
+            self.console.backend_registered(now, backend, self.registry.len());
         }
     }
 
@@ -85,7 +85,7 @@ impl Hub {
         // One that drains already was told of long ago, or will be with the rest.
         let mark = (!self.publication.is_due()).then(|| self.workers.mark());
         self.draining.insert(id, Draining { drain, mark });
-        info!(server = %id, %address, left, seconds = lasts.as_secs_f64(), "server draining");
+        info!(backend = %id, %address, left, seconds = lasts.as_secs_f64(), "backend draining");
     }
 
     /// Backends left in order: their sessions go on.
@@ -114,7 +114,7 @@ impl Hub {
         let (backend, registered) = (entry.backend.clone(), entry.since);
         let id = backend.id;
         let sessions = self.workers.active(backend.slot);
-        self.console.server_left(now, &backend, why, sessions, self.registry.len());
+        self.console.backend_left(now, &backend, why, sessions, self.registry.len());
         self.revivals.remove(&id);
         // What becomes of a UDP session when its backend is gone is decided where its datagrams are.
         let close = close && backend.protocol != Protocol::Udp;
