@@ -228,9 +228,9 @@ impl Conversation {
                     }
                     None => *waiting = self.rest_before(&request).or_else(|| self.answer(request)),
                 },
-                Err(fault) => {
-                    self.fail(&fault.msg, fault.cmd, None);
-                    if fault.fatal || self.proof.is_some() {
+                Err(bad) => {
+                    self.fail(&bad.msg, bad.cmd, None);
+                    if bad.fatal || self.proof.is_some() {
                         return Some("it sent what is no message");
                     }
                 }
