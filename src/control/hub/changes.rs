@@ -152,6 +152,7 @@ mod tests {
     use crate::cluster::registry::Registration;
     use crate::cluster::{Snapshot, Standing};
     use crate::config::Config;
+    use crate::control::api::Reply;
     use crate::control::mailbox::Mailbox;
     use crate::control::workers::Workers;
     use crate::session::EndReason;
@@ -210,6 +211,9 @@ mod tests {
         let (protocol, lasts) = (Protocol::Tcp, Some(Duration::from_secs(9)));
         let drain = Change::Drain { source: UNCONNECTED, protocol, address: address(80), lasts };
         hub.apply(drain, at(1)).unwrap();
+        turn(&worker);
+        hub.tick(at(1));
+        assert!(hub.registry.get(id).is_some(), "the worker has yet to be told");
         assert_eq!(standings(&mut hub), [(80, Standing::Draining), (80, Standing::Serving)]);
         assert_eq!(hub.snapshot.get(id).unwrap().weight, 3);
         hub.tick(at(2));
@@ -251,6 +255,26 @@ mod tests {
             &counted.backends_restored,
         ];
         assert_eq!(counted.map(|counter| counter.get()), [1, 0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_source_reads_what_came_of_its_change_when_the_workers_know() {
+        let (mut hub, _worker) = hub(Config::default());
+        let mailbox = Rc::new(Mailbox::default());
+        let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
+        let (protocol, address) = (Protocol::Tcp, address(80));
+        for change in [
+            join(source, protocol, 80),
+            Change::Drain { source, protocol, address, lasts: None },
+            Change::Unregister { source, protocol, address },
+        ] {
+            hub.apply(change.clone(), at(1)).unwrap();
+            mailbox.send(&Reply::AskHello);
+            let early = tokio::time::timeout(Duration::ZERO, mailbox.next()).await;
+            assert!(early.is_err(), "{change:?}");
+            hub.publish();
+            assert!(mailbox.next().await.is_some());
+        }
     }
 
     #[tokio::test]
