@@ -4,8 +4,8 @@
 //!
 //! ```text
 //!            control core (tokio-uring)                      worker (x N, one thread and ring each)
-//!  JSON over TCP -> api -> Change --\                  +-------------- shell (system calls) ---------+
-//!  hello, probes -> health -> Change -> Registry       | completion -> Event -> Core -> Cmd -> op    |
+//!  JSON over TCP, operators,                           +-------------- shell (system calls) ---------+
+//!  probes -> Change -> Hub::apply -> Registry          | completion -> Event -> Core -> Cmd -> op    |
 //!                                       |              |                          ^                  |
 //!                                       v              |                          | Arc<Snapshot>    |
 //!                                  publish(Snapshot) --- one atomic load a turn --+                 |

@@ -282,7 +282,7 @@ mod tests {
         let (levels, _) = reload::Layer::new(levels(log.level));
         let subscriber = subscriber(log.format, levels, lines, reader);
         tracing::subscriber::with_default(subscriber, || {
-            tracing::info!(target: "lb::control", port = 9991, "server connected");
+            tracing::info!(target: "lb::control", port = 9991, "backend connected");
             tracing::debug!(target: "lb::control", "too small a thing");
             tracing::info!(target: "hyper", "a library's own affair");
             tracing::warn!(target: "hyper", "a library's trouble");
@@ -302,7 +302,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
         assert!(lines[0].starts_with("20") && lines[0].contains("Z  INFO "), "{text}");
-        assert!(lines[0].ends_with("server connected port=9991"), "{text}");
+        assert!(lines[0].ends_with("backend connected port=9991"), "{text}");
         assert!(lines[1].contains("a library's trouble"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
     }
@@ -311,7 +311,7 @@ mod tests {
     fn json_is_one_object_a_line() {
         let text = written(&json(), Reader::Other);
         let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-        assert_eq!(first["message"], "server connected");
+        assert_eq!(first["message"], "backend connected");
         assert_eq!(first["port"], 9991);
         assert_eq!(first["level"], "INFO");
         assert!(first["timestamp"].as_str().unwrap().starts_with("20"));
@@ -321,12 +321,12 @@ mod tests {
     fn the_journal_gets_priorities_and_keeps_the_time_itself() {
         let text = written(&Log::default(), Reader::Journal);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "<6> INFO server connected port=9991");
+        assert_eq!(lines[0], "<6> INFO backend connected port=9991");
         assert_eq!(lines[1], "<4> WARN a library's trouble");
         let text = written(&json(), Reader::Journal);
         let first = text.lines().next().unwrap().strip_prefix("<6>").expect(&text);
         let first: serde_json::Value = serde_json::from_str(first).unwrap();
-        assert_eq!(first["message"], "server connected");
+        assert_eq!(first["message"], "backend connected");
     }
 
     #[test]
@@ -392,7 +392,7 @@ mod tests {
             let lost = counts.dropped();
             assert!((LINES_KEPT - 100..=LINES_KEPT).contains(&lost), "{lost} lines were dropped");
             for _ in 0..LINES_KEPT {
-                tracing::info!(target: "lb::control", "server left");
+                tracing::info!(target: "lb::control", "backend left");
             }
             assert_eq!(counts.dropped(), lost, "none of what matters");
         });

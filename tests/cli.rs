@@ -166,7 +166,7 @@ impl Serving {
 fn serve_shows_the_whole_main_job_with_its_demo() {
     let mut serving = Serving::start("demo", &["--demo", "2"]);
     for _ in 0..6 {
-        serving.says("server registered");
+        serving.says("backend registered");
     }
     let tcp = serving.door("tcp").to_owned();
     let mut user = TcpStream::connect(&tcp).unwrap();
@@ -201,7 +201,7 @@ fn serve_shows_the_whole_main_job_with_its_demo() {
 fn a_udp_user_is_served_and_shown() {
     let mut serving = Serving::start("demo-udp", &["--demo", "2"]);
     for _ in 0..6 {
-        serving.says("server registered");
+        serving.says("backend registered");
     }
     let user = UdpSocket::bind("127.0.0.1:0").unwrap();
     user.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -570,9 +570,9 @@ fn strangers_are_told_of_by_a_bounded_number_of_bounded_lines_and_a_summary() {
     for (words, burst, per_second) in [
         ("a host does not know the secret", 5, 1),
         ("a change was refused", 5, 1),
-        ("server refused", 10, 2),
-        ("server connected", 10, 2),
-        ("server disconnected", 10, 2),
+        ("backend refused", 10, 2),
+        ("backend connected", 10, 2),
+        ("backend disconnected", 10, 2),
     ] {
         let lines = balancer.lines(words);
         assert!((1..=burst + per_second * seconds).contains(&lines), "{lines} of {words:?}");
@@ -608,10 +608,10 @@ fn strangers_who_come_and_go_hide_no_backend_that_joins_or_leaves() {
         ask("unregister", port);
     }
     for port in 1..=CHANGES {
-        balancer.wait_for_log(&format!("server registered server=b{} protocol=udp", port + 1));
-        balancer.wait_for_log(&format!("server left server=b{} protocol=udp", port + 1));
+        balancer.wait_for_log(&format!("backend registered backend=b{} protocol=udp", port + 1));
+        balancer.wait_for_log(&format!("backend left backend=b{} protocol=udp", port + 1));
     }
-    assert!(balancer.lines("server connected") < 100);
+    assert!(balancer.lines("backend connected") < 100);
 }
 
 /// A file that only its owner may read.
@@ -694,7 +694,7 @@ fn a_refused_registration_is_in_the_log_with_its_reason() {
     // The door that users connect to: a backend there would send them round in a circle.
     let port = balancer.door("tcp").port();
     write!(backend, r#"{{"cmd":"register","protocol":"tcp","port":{port}}}"#).unwrap();
-    let line = balancer.wait_for_log("server refused");
+    let line = balancer.wait_for_log("backend refused");
     assert!(line.contains("WARN") && line.contains("cmd=register"), "{line}");
     assert!(line.contains("is a door of the balancer itself"), "{line}");
 }

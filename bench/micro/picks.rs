@@ -6,8 +6,9 @@ use divan::Bencher;
 use lb::balance::{Balancer, Question, Turns};
 use lb::base::time::Now;
 use lb::cluster::Protocol;
-use lb::cluster::registry::{Change, Owner, Registration, Registry};
+use lb::cluster::registry::{Change, Registration, Registry};
 use lb::cluster::rotation::Rotation;
+use lb::cluster::source::Source;
 use lb::config::Policy;
 
 use crate::stage::snapshot;
@@ -53,7 +54,7 @@ fn freeze(bencher: Bencher, weights: u16) {
     let mut registry = Registry::new(lb::metrics::BACKENDS_MAX);
     for number in 0..1_000 {
         let wanted = Registration {
-            owner: Owner(1),
+            source: Source::Connection(1),
             protocol: Protocol::Udp,
             address: ([192, 0, 2, 1], 1_000 + number).into(),
             weight: 1 + number % weights,

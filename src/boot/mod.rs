@@ -17,7 +17,7 @@ use crate::cluster::Protocol;
 use crate::config::{Config, Listen};
 use crate::control::auth::{Secrets, who_may_register};
 use crate::control::reload::{Reload, Reread};
-use crate::control::{Control, Doors};
+use crate::control::{Control, Listeners};
 use crate::proxy::line::Features;
 use crate::ring::probe;
 pub use plane::{DataPlane, WORKERS_MAX, buffers, workers};
@@ -46,13 +46,13 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     let sessions = capacity::sessions(&config)?;
     config.limits.sessions = sessions;
     let asked = config.listen.clone();
-    let doors = Doors {
+    let listeners = Listeners {
         control: doors::open(config.listen.control, "control")?,
         admin: doors::open(config.listen.admin, "admin")?,
     };
     // From here on the configuration says where the doors are, also where the kernel chose the port.
-    config.listen.control = doors.control.as_ref().and_then(|door| door.local_addr().ok());
-    config.listen.admin = doors.admin.as_ref().and_then(|door| door.local_addr().ok());
+    config.listen.control = listeners.control.as_ref().and_then(|door| door.local_addr().ok());
+    config.listen.admin = listeners.admin.as_ref().and_then(|door| door.local_addr().ok());
     let features = Features { receive_cap: kernel.receive_cap, splice: kernel.receive_cap };
     let plane = DataPlane::start(&config, sessions, features)?;
     config.listen.tcp = plane.tcp;
@@ -65,7 +65,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     let reload = Reload { reread, seats: plane.seats };
     let control = Control {
         config: Arc::new(config),
-        doors,
+        listeners,
         ends: plane.ends,
         snapshots: plane.snapshots,
         urgent: plane.urgent,

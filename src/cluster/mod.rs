@@ -4,6 +4,7 @@
 
 pub mod registry;
 pub mod rotation;
+pub mod source;
 
 use std::fmt;
 use std::net::SocketAddr;

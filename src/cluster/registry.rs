@@ -1,5 +1,5 @@
-//! Who is registered: the one mutable truth about backends, pure. Owns ownership (which control
-//! connection a backend belongs to), the places that workers count in, standing and the rotations.
+//! Who is registered: the one mutable truth about backends, pure. Owns ownership (which source a
+//! backend belongs to), the places that workers count in, standing and the rotations.
 //! It opens no socket, reads no clock and knows no message; callers bring changes, hear whether
 //! workers would see a difference, and ask for a frozen [`Snapshot`] once for as many as they like.
 
@@ -8,19 +8,17 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::rotation::Rotation;
+use super::source::Source;
 use super::{Backend, BackendId, Protocol, Snapshot, Standing, WEIGHT_MAX};
 use crate::base::time::Now;
-
-/// A control connection. Never used again in the life of a process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Owner(pub u64);
 
 /// What a backend asks for when it joins.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Registration {
-    pub owner: Owner,
+    pub source: Source,
     pub protocol: Protocol,
     /// Canonical: an IPv4 address is never written as a mapped IPv6 one.
     pub address: SocketAddr,
@@ -32,21 +30,24 @@ pub struct Registration {
 /// Something that happened to the set of backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Joins; from the same owner again it changes weight and name, ends a drain, and brings back a
+    /// Joins; from the same source again it changes weight and name, ends a drain, and brings back a
     /// backend that was set aside, because the caller has just connected to it.
     Register(Registration),
-    /// Leaves at its owner's wish.
-    Unregister { owner: Owner, protocol: Protocol, address: SocketAddr },
-    /// Stays, without new sessions, at its owner's wish.
-    Drain { owner: Owner, protocol: Protocol, address: SocketAddr },
+    /// Leaves at its source's wish.
+    Unregister { source: Source, protocol: Protocol, address: SocketAddr },
+    /// Stays, without new sessions, at its source's wish, and leaves when its sessions have ended or
+    /// been ended; `None` gives them as long as the settings say.
+    Drain { source: Source, protocol: Protocol, address: SocketAddr, lasts: Option<Duration> },
     /// Leaves because its drain is over.
     Leave { backend: BackendId },
-    /// The control connection is gone, and all of its backends with it.
-    OwnerLost { owner: Owner },
+    /// The source is lost, and all of its backends with it.
+    SourceLost { source: Source, why: &'static str },
     /// Its data port refused.
     SetAside { backend: BackendId },
     /// Its data port can be connected to again.
     Restore { backend: BackendId },
+    /// As [`Change::Drain`], at the operator's wish, whichever source the backend belongs to.
+    DrainBackend { backend: BackendId, lasts: Option<Duration> },
     /// Gets another share of the new sessions, at the operator's wish.
     Weigh { backend: BackendId, weight: u16 },
 }
@@ -56,6 +57,8 @@ pub enum Change {
 pub struct Applied {
     /// The backend that was registered, found or changed.
     pub backend: Option<BackendId>,
+    /// Whether that backend has joined just now.
+    pub joined: bool,
     /// Backends that are registered no longer. Their places stay taken until
     /// [`Registry::sessions_ended`].
     pub left: Vec<Entry>,
@@ -66,21 +69,36 @@ pub struct Applied {
 /// Why a change was refused. The sentence is for whoever asked for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    OwnedByAnother { protocol: Protocol, address: SocketAddr },
-    NotRegistered { protocol: Protocol, address: SocketAddr },
+    OwnedByAnother {
+        protocol: Protocol,
+        address: SocketAddr,
+        by: Source,
+    },
+    NotRegistered {
+        protocol: Protocol,
+        address: SocketAddr,
+        by: Source,
+    },
+    /// Asked for by its id.
+    Unknown {
+        backend: BackendId,
+    },
     WeightOutOfRange,
-    Full { places: usize },
+    Full {
+        places: usize,
+    },
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::OwnedByAnother { protocol, address } => {
-                write!(out, "{protocol} {address} is registered over another connection")
+            Fault::OwnedByAnother { protocol, address, by } => {
+                write!(out, "{protocol} {address} is registered {}", by.other_way())
             }
-            Fault::NotRegistered { protocol, address } => {
-                write!(out, "{protocol} {address} is not registered over this connection")
+            Fault::NotRegistered { protocol, address, by } => {
+                write!(out, "{protocol} {address} is not registered {}", by.own_way())
             }
+            Fault::Unknown { backend } => write!(out, "no backend {backend} is registered"),
             Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
             Fault::Full { places } => {
                 write!(out, "all {places} places for backends are taken, try again later")
@@ -93,7 +111,7 @@ impl fmt::Display for Fault {
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub backend: Backend,
-    pub owner: Owner,
+    pub source: Source,
     pub since: Now,
 }
 
@@ -103,8 +121,8 @@ pub struct Registry {
     entries: BTreeMap<BackendId, Entry>,
     /// The same by what is registered once only.
     by_address: BTreeMap<(Protocol, SocketAddr), BackendId>,
-    /// The same by control connection.
-    by_owner: BTreeMap<Owner, BTreeSet<BackendId>>,
+    /// The same by source.
+    by_source: BTreeMap<Source, BTreeSet<BackendId>>,
     /// Left, but with a place that may still be counted in.
     departed: BTreeMap<BackendId, u16>,
     /// Places to give out, the one that has been free for longest first.
@@ -122,7 +140,7 @@ impl Registry {
         Registry {
             entries: BTreeMap::new(),
             by_address: BTreeMap::new(),
-            by_owner: BTreeMap::new(),
+            by_source: BTreeMap::new(),
             departed: BTreeMap::new(),
             free: (0..last).collect(),
             places,
@@ -135,17 +153,17 @@ impl Registry {
     pub fn apply(&mut self, change: Change, now: Now) -> Result<Applied, Fault> {
         match change {
             Change::Register(registration) => self.register(registration, now),
-            Change::Unregister { owner, protocol, address } => {
-                let id = self.owned(owner, protocol, address)?;
+            Change::Unregister { source, protocol, address } => {
+                let id = self.owned(source, protocol, address)?;
                 Ok(self.remove(&[id]))
             }
-            Change::Drain { owner, protocol, address } => {
-                let id = self.owned(owner, protocol, address)?;
+            Change::Drain { source, protocol, address, lasts: _ } => {
+                let id = self.owned(source, protocol, address)?;
                 Ok(self.set_standing(id, Standing::Draining))
             }
             Change::Leave { backend } => Ok(self.remove(&[backend])),
-            Change::OwnerLost { owner } => {
-                let ids: Vec<_> = self.of_owner(owner).map(|entry| entry.backend.id).collect();
+            Change::SourceLost { source, why: _ } => {
+                let ids: Vec<_> = self.of_source(source).map(|entry| entry.backend.id).collect();
                 Ok(self.remove(&ids))
             }
             Change::SetAside { backend } => {
@@ -154,6 +172,10 @@ impl Registry {
             Change::Restore { backend } => {
                 Ok(self.change_standing(backend, Standing::Aside, Standing::Serving))
             }
+            Change::DrainBackend { backend, lasts: _ } => match self.get(backend) {
+                Some(_) => Ok(self.set_standing(backend, Standing::Draining)),
+                None => Err(Fault::Unknown { backend }),
+            },
             Change::Weigh { backend, weight } => self.weigh(backend, weight),
         }
     }
@@ -165,8 +187,8 @@ impl Registry {
         }
         let (protocol, address) = (wanted.protocol, wanted.address);
         match self.find(protocol, address) {
-            Some(entry) if entry.owner != wanted.owner => {
-                Err(Fault::OwnedByAnother { protocol, address })
+            Some(entry) if entry.source != wanted.source => {
+                Err(Fault::OwnedByAnother { protocol, address, by: entry.source })
             }
             None if self.free.is_empty() || self.next == u32::MAX => {
                 Err(Fault::Full { places: self.places })
@@ -206,9 +228,9 @@ impl Registry {
         self.entries.get(&backend)
     }
 
-    /// The backends of one control connection.
-    pub fn of_owner(&self, owner: Owner) -> impl Iterator<Item = &Entry> {
-        let ids = self.by_owner.get(&owner).into_iter().flatten();
+    /// The backends of one source.
+    pub fn of_source(&self, source: Source) -> impl Iterator<Item = &Entry> {
+        let ids = self.by_source.get(&source).into_iter().flatten();
         ids.filter_map(|id| self.entries.get(id))
     }
 
@@ -218,14 +240,14 @@ impl Registry {
 
     fn owned(
         &self,
-        owner: Owner,
+        source: Source,
         protocol: Protocol,
         address: SocketAddr,
     ) -> Result<BackendId, Fault> {
         self.find(protocol, address)
-            .filter(|entry| entry.owner == owner)
+            .filter(|entry| entry.source == source)
             .map(|entry| entry.backend.id)
-            .ok_or(Fault::NotRegistered { protocol, address })
+            .ok_or(Fault::NotRegistered { protocol, address, by: source })
     }
 
     fn register(&mut self, wanted: Registration, now: Now) -> Result<Applied, Fault> {
@@ -245,7 +267,7 @@ impl Registry {
         backend.weight = wanted.weight;
         backend.name = wanted.name;
         backend.standing = Standing::Serving;
-        Applied { backend: Some(id), left: Vec::new(), changed: !same }
+        Applied { backend: Some(id), changed: !same, ..Applied::default() }
     }
 
     fn register_new(&mut self, wanted: Registration, now: Now) -> Applied {
@@ -261,34 +283,34 @@ impl Registry {
             standing: Standing::Serving,
         };
         self.by_address.insert((backend.protocol, backend.address), id);
-        self.by_owner.entry(wanted.owner).or_default().insert(id);
-        self.entries.insert(id, Entry { backend, owner: wanted.owner, since: now });
-        Applied { backend: Some(id), left: Vec::new(), changed: true }
+        self.by_source.entry(wanted.source).or_default().insert(id);
+        self.entries.insert(id, Entry { backend, source: wanted.source, since: now });
+        Applied { backend: Some(id), joined: true, changed: true, ..Applied::default() }
     }
 
     fn remove(&mut self, ids: &[BackendId]) -> Applied {
         let left: Vec<Entry> = ids.iter().filter_map(|id| self.entries.remove(id)).collect();
-        for Entry { backend, owner, .. } in &left {
+        for Entry { backend, source, .. } in &left {
             self.departed.insert(backend.id, backend.slot);
             self.by_address.remove(&(backend.protocol, backend.address));
-            if let Some(others) = self.by_owner.get_mut(owner) {
+            if let Some(others) = self.by_source.get_mut(source) {
                 others.remove(&backend.id);
                 if others.is_empty() {
-                    self.by_owner.remove(owner);
+                    self.by_source.remove(source);
                 }
             }
         }
         let backend = left.first().map(|entry| entry.backend.id);
-        Applied { backend, changed: !left.is_empty(), left }
+        Applied { backend, changed: !left.is_empty(), left, ..Applied::default() }
     }
 
     fn weigh(&mut self, id: BackendId, weight: u16) -> Result<Applied, Fault> {
         if !(1..=WEIGHT_MAX).contains(&weight) {
             return Err(Fault::WeightOutOfRange);
         }
-        let Some(entry) = self.entries.get_mut(&id) else { return Ok(Applied::default()) };
+        let entry = self.entries.get_mut(&id).ok_or(Fault::Unknown { backend: id })?;
         let same = std::mem::replace(&mut entry.backend.weight, weight) == weight;
-        Ok(Applied { backend: Some(id), left: Vec::new(), changed: !same })
+        Ok(Applied { backend: Some(id), changed: !same, ..Applied::default() })
     }
 
     fn change_standing(&mut self, id: BackendId, from: Standing, to: Standing) -> Applied {
@@ -301,7 +323,7 @@ impl Registry {
     fn set_standing(&mut self, id: BackendId, to: Standing) -> Applied {
         let Some(entry) = self.entries.get_mut(&id) else { return Applied::default() };
         let same = std::mem::replace(&mut entry.backend.standing, to) == to;
-        Applied { backend: Some(id), left: Vec::new(), changed: !same }
+        Applied { backend: Some(id), changed: !same, ..Applied::default() }
     }
 
     /// A snapshot of how things stand now, for workers. Costs time in proportion to all backends, so it
@@ -339,9 +361,9 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], port))
     }
 
-    fn join(owner: u64, protocol: Protocol, port: u16, weight: u16) -> Change {
+    fn join(source: u64, protocol: Protocol, port: u16, weight: u16) -> Change {
         Change::Register(Registration {
-            owner: Owner(owner),
+            source: Source::Connection(source),
             protocol,
             address: address(port),
             weight,
@@ -349,8 +371,17 @@ mod tests {
         })
     }
 
-    fn unregister(owner: u64, protocol: Protocol, port: u16) -> Change {
-        Change::Unregister { owner: Owner(owner), protocol, address: address(port) }
+    fn unregister(source: u64, protocol: Protocol, port: u16) -> Change {
+        Change::Unregister { source: Source::Connection(source), protocol, address: address(port) }
+    }
+
+    fn drain(source: u64, protocol: Protocol, port: u16) -> Change {
+        let (source, address) = (Source::Connection(source), address(port));
+        Change::Drain { source, protocol, address, lasts: None }
+    }
+
+    fn source_lost(source: u64) -> Change {
+        Change::SourceLost { source: Source::Connection(source), why: "it is gone" }
     }
 
     fn ports(snapshot: &Snapshot, protocol: Protocol) -> Vec<u16> {
@@ -385,27 +416,32 @@ mod tests {
         let mut registry = Registry::new(4);
         registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap();
         let refused = registry.apply(join(2, Protocol::Tcp, 80, 1), NOW).unwrap_err();
-        let fault = Fault::OwnedByAnother { protocol: Protocol::Tcp, address: address(80) };
+        let by = Source::Connection(1);
+        let fault = Fault::OwnedByAnother { protocol: Protocol::Tcp, address: address(80), by };
         assert_eq!(refused, fault);
+        let told = "tcp 192.0.2.1:80 is registered over another connection";
+        assert_eq!(refused.to_string(), told);
         assert!(registry.apply(join(2, Protocol::Udp, 80, 1), NOW).is_ok(), "another protocol");
-        assert!(registry.apply(unregister(2, Protocol::Tcp, 80), NOW).is_err());
-        registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
+        let refused = registry.apply(unregister(2, Protocol::Tcp, 80), NOW).unwrap_err();
+        let told = "tcp 192.0.2.1:80 is not registered over this connection";
+        assert_eq!(refused.to_string(), told);
+        registry.apply(source_lost(1), NOW).unwrap();
         assert!(registry.apply(join(2, Protocol::Tcp, 80, 1), NOW).is_ok());
     }
 
     #[test]
     fn the_loss_of_a_connection_takes_all_of_its_backends_and_no_others() {
         let mut registry = Registry::new(4);
-        for (owner, port) in [(1, 80), (2, 81), (1, 82)] {
-            registry.apply(join(owner, Protocol::Tcp, port, 1), NOW).unwrap();
+        for (source, port) in [(1, 80), (2, 81), (1, 82)] {
+            registry.apply(join(source, Protocol::Tcp, port, 1), NOW).unwrap();
         }
-        let lost = registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
+        let lost = registry.apply(source_lost(1), NOW).unwrap();
         assert_eq!(
             lost.left.iter().map(|it| it.backend.address.port()).collect::<Vec<_>>(),
             [80, 82]
         );
         assert_eq!(ports(&registry.freeze(), Protocol::Tcp), [81]);
-        let nothing = registry.apply(Change::OwnerLost { owner: Owner(1) }, NOW).unwrap();
+        let nothing = registry.apply(source_lost(1), NOW).unwrap();
         assert!(lost.changed && !nothing.changed);
     }
 
@@ -445,8 +481,7 @@ mod tests {
     fn a_draining_backend_is_never_served_and_comes_back_by_registering() {
         let mut registry = Registry::new(4);
         let id = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
-        let drain =
-            Change::Drain { owner: Owner(1), protocol: Protocol::Tcp, address: address(80) };
+        let drain = drain(1, Protocol::Tcp, 80);
         let draining = shown(&mut registry, drain);
         assert!(ports(&draining, Protocol::Tcp).is_empty());
         assert_eq!(draining.get(id).unwrap().standing, Standing::Draining);
@@ -466,10 +501,28 @@ mod tests {
         assert_eq!(ports(&heavier, Protocol::Tcp), [80, 81, 80]);
         let mut weigh = |backend, weight| registry.apply(Change::Weigh { backend, weight }, NOW);
         assert!(!weigh(first, 2).unwrap().changed, "it has that weight already");
-        assert!(!weigh(BackendId(99), 2).unwrap().changed);
+        let backend = BackendId(99);
+        assert_eq!(weigh(backend, 2).unwrap_err(), Fault::Unknown { backend });
         for weight in [0, WEIGHT_MAX + 1] {
             assert_eq!(weigh(first, weight).unwrap_err(), Fault::WeightOutOfRange);
         }
+    }
+
+    #[test]
+    fn an_operator_drains_a_backend_of_any_source_by_its_id() {
+        let mut registry = Registry::new(4);
+        let id = registry.apply(join(1, Protocol::Tcp, 80, 1), NOW).unwrap().backend.unwrap();
+        registry.apply(join(2, Protocol::Tcp, 81, 1), NOW).unwrap();
+        let drain = |backend| Change::DrainBackend { backend, lasts: None };
+        assert_eq!(ports(&shown(&mut registry, drain(id)), Protocol::Tcp), [81]);
+        let again = registry.apply(drain(id), NOW).unwrap();
+        assert_eq!((again.backend, again.changed), (Some(id), false));
+        let backend = BackendId(99);
+        assert_eq!(registry.apply(drain(backend), NOW).unwrap_err(), Fault::Unknown { backend });
+        assert!(
+            registry.apply(unregister(1, Protocol::Tcp, 80), NOW).is_ok(),
+            "it is still its own"
+        );
     }
 
     #[test]
@@ -502,17 +555,18 @@ mod tests {
     }
 
     fn random_change(random: &mut Random) -> Change {
-        let owner = Owner(random.below(3));
+        let number = random.below(3);
         let protocol = Protocol::ALL[random.below(3) as usize];
         let port = 80 + random.below(4) as u16;
         let backend = BackendId(random.below(60) as u32);
-        match random.below(9) {
-            0..=3 => join(owner.0, protocol, port, random.below(5) as u16),
-            4 => unregister(owner.0, protocol, port),
-            5 => Change::Drain { owner, protocol, address: address(port) },
-            6 if random.below(4) == 0 => Change::OwnerLost { owner },
+        match random.below(10) {
+            0..=3 => join(number, protocol, port, random.below(5) as u16),
+            4 => unregister(number, protocol, port),
+            5 => drain(number, protocol, port),
+            6 if random.below(4) == 0 => source_lost(number),
             6 => Change::Leave { backend },
             7 => Change::SetAside { backend },
+            8 => Change::DrainBackend { backend, lasts: None },
             _ => Change::Restore { backend },
         }
     }
@@ -528,7 +582,7 @@ mod tests {
             snapshot.backends.iter().map(|it| (it.protocol, it.address)).collect();
         keys.sort_unstable();
         keys.dedup();
-        assert_eq!(keys.len(), snapshot.backends.len(), "one owner for each address");
+        assert_eq!(keys.len(), snapshot.backends.len(), "one source for each address");
         for protocol in Protocol::ALL {
             let serving = |it: &&Backend| it.standing == Standing::Serving;
             let wanted = match snapshot.of(protocol).filter(serving).count() {
@@ -548,9 +602,9 @@ mod tests {
         for entry in registry.entries() {
             let Backend { id, protocol, address, .. } = entry.backend;
             assert_eq!(registry.find(protocol, address).map(|it| it.backend.id), Some(id));
-            assert!(registry.of_owner(entry.owner).any(|it| it.backend.id == id));
+            assert!(registry.of_source(entry.source).any(|it| it.backend.id == id));
         }
-        let owned: usize = registry.by_owner.values().map(BTreeSet::len).sum();
+        let owned: usize = registry.by_source.values().map(BTreeSet::len).sum();
         assert_eq!((registry.by_address.len(), owned), (registry.len(), registry.len()));
     }
 

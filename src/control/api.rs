@@ -1,4 +1,4 @@
-//! What is said on a control connection, both ways: bytes in, requests or faults out; replies in,
+//! What is said on a control connection, both ways: bytes in, requests or what was wrong with them out; replies in,
 //! bytes out. Owns the words of the protocol and the bounds of what waits to be written. Pure: what a
 //! request does is the hub's, when a hello is due is `health`'s.
 
@@ -56,7 +56,7 @@ pub enum Request {
 
 /// Why something that a backend said was not understood.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fault {
+pub struct BadMessage {
     /// The sentence for the peer.
     pub msg: String,
     /// The command that it was about, if that much was clear.
@@ -66,7 +66,7 @@ pub struct Fault {
 }
 
 /// What came in: a request, or why it was none.
-pub type Incoming = Result<Request, Fault>;
+pub type Incoming = Result<Request, BadMessage>;
 
 /// One connection's reading side.
 #[derive(Default)]
@@ -79,13 +79,13 @@ impl Inbox {
     pub fn push(&mut self, input: &[u8], into: &mut VecDeque<Incoming>) {
         self.framer.push(input, &mut |piece| match piece {
             Piece::Object(object) => into.extend(parse(object).transpose()),
-            Piece::Broken(msg) => into.push_back(Err(Fault { msg, cmd: None, fatal: false })),
-            Piece::Foreign => into.push_back(Err(Fault {
+            Piece::Broken(msg) => into.push_back(Err(BadMessage { msg, cmd: None, fatal: false })),
+            Piece::Foreign => into.push_back(Err(BadMessage {
                 msg: format!("{NO_OBJECT}; this is the control port"),
                 cmd: None,
                 fatal: true,
             })),
-            Piece::TooLong => into.push_back(Err(Fault {
+            Piece::TooLong => into.push_back(Err(BadMessage {
                 msg: format!("a message is at most {MESSAGE_BYTES_MAX} bytes long"),
                 cmd: None,
                 fatal: true,
@@ -95,30 +95,30 @@ impl Inbox {
 }
 
 /// One object. `None` is an acknowledgement of something that needs none.
-fn parse(object: &[u8]) -> Result<Option<Request>, Fault> {
-    let fields: Fields = serde_json::from_slice(object).map_err(|error| Fault {
+fn parse(object: &[u8]) -> Result<Option<Request>, BadMessage> {
+    let fields: Fields = serde_json::from_slice(object).map_err(|error| BadMessage {
         msg: format!("not JSON as expected: {error}"),
         cmd: None,
         fatal: false,
     })?;
     let Some(cmd) = fields.get("cmd") else { return acknowledgement(&fields) };
-    let Value::String(cmd) = cmd else { return Err(fault(None, "cmd must be a string")) };
+    let Value::String(cmd) = cmd else { return Err(bad(None, "cmd must be a string")) };
     let known = ["hello", "auth", "register", "unregister", "drain", "list"];
     let Some(cmd) = known.into_iter().find(|known| known == cmd) else {
-        return Err(fault(None, &format!("unknown cmd {}", quoted(cmd))));
+        return Err(bad(None, &format!("unknown cmd {}", quoted(cmd))));
     };
-    request(cmd, &fields).map(Some).map_err(|msg| fault(Some(cmd), &msg))
+    request(cmd, &fields).map(Some).map_err(|msg| bad(Some(cmd), &msg))
 }
 
-fn fault(cmd: Option<&'static str>, msg: &str) -> Fault {
-    Fault { msg: msg.to_owned(), cmd, fatal: false }
+fn bad(cmd: Option<&'static str>, msg: &str) -> BadMessage {
+    BadMessage { msg: msg.to_owned(), cmd, fatal: false }
 }
 
-fn acknowledgement(fields: &Fields) -> Result<Option<Request>, Fault> {
+fn acknowledgement(fields: &Fields) -> Result<Option<Request>, BadMessage> {
     match fields.get("ack") {
         Some(Value::String(ack)) if ack == "hello" => Ok(Some(Request::Hello)),
         Some(_) => Ok(None),
-        None => Err(fault(None, "cmd is missing")),
+        None => Err(bad(None, "cmd is missing")),
     }
 }
 
@@ -251,6 +251,12 @@ fn quoted(words: &str) -> String {
 pub struct About {
     pub protocol: Protocol,
     pub port: u16,
+}
+
+impl About {
+    pub fn of(backend: &Backend) -> About {
+        About { protocol: backend.protocol, port: backend.address.port() }
+    }
 }
 
 /// What the balancer says.
@@ -453,7 +459,7 @@ mod tests {
         into.into()
     }
 
-    fn fault_of(input: &str) -> Fault {
+    fn fault_of(input: &str) -> BadMessage {
         let mut all = heard(input);
         assert_eq!(all.len(), 1, "{input}: {all:?}");
         all.remove(0).expect_err(input)

@@ -1,4 +1,4 @@
-//! What the console shows of servers, users and strangers, a line each. Owns the words, and how many
+//! What the console shows of backends, users and strangers, a line each. Owns the words, and how many
 //! lines of each kind there may be, for all together and for each source: a balancer that is busy must
 //! not become slow by telling of it, and nobody may push out the lines that others need. Lines beyond
 //! that go to the debug level, are counted, and summed up in a line of their own.
@@ -34,7 +34,7 @@ pub enum Kind {
     TurnedAway,
     /// Control connections that come and go, and hosts that may not.
     Connections,
-    /// Requests of servers that are refused.
+    /// Requests of backends that are refused.
     Refused,
     /// What came of asking for the proof.
     Proofs,
@@ -43,14 +43,12 @@ pub enum Kind {
     Silences,
     /// Changes over the admin door that are refused, and users who may not use its socket.
     Admin,
-    /// Connections to servers that fail for lack of our own resources.
-    Lacks,
-    /// Servers in and out of the rotation. Only who may register causes these.
-    Servers,
+    /// Backends in and out of the rotation. Only who may register causes these.
+    Backends,
 }
 
 impl Kind {
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 9] = [
         Kind::Users,
         Kind::TurnedAway,
         Kind::Connections,
@@ -59,8 +57,7 @@ impl Kind {
         Kind::Hellos,
         Kind::Silences,
         Kind::Admin,
-        Kind::Lacks,
-        Kind::Servers,
+        Kind::Backends,
     ];
 
     /// At once and a second: of all, and of each source.
@@ -71,9 +68,8 @@ impl Kind {
             Kind::Refused | Kind::Hellos => (Rate::new(20, 20), Rate::new(10, 2)),
             Kind::Silences => (Rate::new(100, 50), Rate::new(20, 10)),
             Kind::Proofs | Kind::Admin => (Rate::new(20, 5), Rate::new(5, 1)),
-            Kind::Lacks => (Rate::new(5, 1), Rate::new(5, 1)),
-            // A host that restarts has all of its services register at once.
-            Kind::Servers => (Rate::new(1024, 100), Rate::new(256, 20)),
+            // A host that restarts has all of its backends register at once.
+            Kind::Backends => (Rate::new(1024, 100), Rate::new(256, 20)),
         }
     }
 
@@ -165,8 +161,7 @@ impl Console {
             hellos = of(Kind::Hellos),
             silences = of(Kind::Silences),
             admin = of(Kind::Admin),
-            lacks = of(Kind::Lacks),
-            servers = of(Kind::Servers),
+            backends = of(Kind::Backends),
             requests = some(lost.requests),
             reports = some(lost.reports),
             dropped = some(lost.dropped),
@@ -179,32 +174,32 @@ impl Console {
         now: Now,
         protocol: Protocol,
         client: SocketAddr,
-        server: (BackendId, Option<SocketAddr>),
+        backend: (BackendId, Option<SocketAddr>),
         sessions: u64,
     ) {
-        let address = Shown(server.1);
+        let address = Shown(backend.1);
         line!(
             info, self.shows(Kind::Users, client.ip(), now),
-            %protocol, %client, server = %server.0, %address, sessions, "user connected"
+            %protocol, %client, backend = %backend.0, %address, sessions, "user connected"
         );
     }
 
     pub fn user_left(&mut self, now: Now, ended: &Ended, sessions: u64) {
         let (protocol, client) = (ended.protocol, ended.client);
-        let server = Shown(ended.backend);
+        let backend = Shown(ended.backend);
         let seconds = thousandths(ended.ended.since(ended.started).as_secs_f64());
         line!(
             info, self.shows(Kind::Users, client.ip(), now),
-            %protocol, %client, %server, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
+            %protocol, %client, %backend, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
             seconds, reason = ended.reason.name(), sessions, "user left"
         );
     }
 
     pub fn user_refused(&mut self, now: Now, protocol: Protocol, client: SocketAddr, why: Refusal) {
         let why = match why {
-            Refusal::NoBackend => "no server is registered",
+            Refusal::NoBackend => "no backend is registered",
             Refusal::Full => "the session limit is reached",
-            Refusal::Unreachable => "no server could be connected to",
+            Refusal::Unreachable => "no backend could be connected to",
             Refusal::Exhausted => "descriptors, local ports or memory have run out",
         };
         let shown = self.shows(Kind::TurnedAway, client.ip(), now);
@@ -217,7 +212,7 @@ impl Console {
         &mut self,
         now: Now,
         shortage: Shortage,
-        server: Option<(BackendId, Option<SocketAddr>)>,
+        backend: Option<(BackendId, Option<SocketAddr>)>,
         datagrams: u64,
     ) {
         let (told, dropped) = &mut self.room;
@@ -227,15 +222,15 @@ impl Console {
         }
         *told = Some(now);
         let datagrams = std::mem::take(dropped);
-        let address = Shown(server.and_then(|(_, address)| address));
+        let address = Shown(backend.and_then(|(_, address)| address));
         let (why, cure) = told_shortage(shortage);
-        let server = Shown(server.map(|(id, _)| id));
-        warn!(%server, %address, datagrams, why, cure, "udp users turned away for want of room");
+        let backend = Shown(backend.map(|(id, _)| id));
+        warn!(%backend, %address, datagrams, why, cure, "udp users turned away for want of room");
     }
 
-    pub fn hello(&mut self, now: Now, peer: SocketAddr, servers: usize, took: Option<Duration>) {
+    pub fn hello(&mut self, now: Now, peer: SocketAddr, backends: usize, took: Option<Duration>) {
         let took_ms = took.map(|took| thousandths(took.as_secs_f64() * 1000.0));
-        line!(info, self.shows(Kind::Hellos, peer.ip(), now), %peer, servers, took_ms, "hello");
+        line!(info, self.shows(Kind::Hellos, peer.ip(), now), %peer, backends, took_ms, "hello");
     }
 
     pub fn hello_missed(&mut self, now: Now, peer: SocketAddr, misses: u32, of: u32) {
@@ -243,12 +238,12 @@ impl Console {
         line!(warn, shown, %peer, misses, of, "hello not answered");
     }
 
-    pub fn server_connected(&mut self, now: Now, peer: SocketAddr, connections: usize) {
+    pub fn backend_connected(&mut self, now: Now, peer: SocketAddr, connections: usize) {
         let shown = self.shows(Kind::Connections, peer.ip(), now);
-        line!(info, shown, %peer, connections, "server connected");
+        line!(info, shown, %peer, connections, "backend connected");
     }
 
-    pub fn server_disconnected(
+    pub fn backend_disconnected(
         &mut self,
         now: Now,
         peer: SocketAddr,
@@ -256,7 +251,7 @@ impl Console {
         connections: usize,
     ) {
         let shown = self.shows(Kind::Connections, peer.ip(), now);
-        line!(info, shown, %peer, why, connections, "server disconnected");
+        line!(info, shown, %peer, why, connections, "backend disconnected");
     }
 
     pub fn stranger(&mut self, now: Now, peer: SocketAddr) {
@@ -264,9 +259,9 @@ impl Console {
         line!(info, shown, %peer, "a host that may not register was turned away");
     }
 
-    pub fn server_proved(&mut self, now: Now, peer: SocketAddr, id: &str) {
+    pub fn backend_proved(&mut self, now: Now, peer: SocketAddr, id: &str) {
         let shown = self.shows(Kind::Proofs, peer.ip(), now);
-        line!(info, shown, %peer, %id, "server proved the secret");
+        line!(info, shown, %peer, %id, "backend proved the secret");
     }
 
     pub fn secret_unknown(&mut self, now: Now, peer: SocketAddr, id: &str) {
@@ -274,46 +269,37 @@ impl Console {
         line!(warn, shown, %peer, %id, "a host does not know the secret");
     }
 
-    /// A server asked for something that it did not get; `why` is what it was told.
-    pub fn server_refused(&mut self, now: Now, peer: SocketAddr, cmd: Option<&str>, why: &str) {
+    /// A backend asked for something that it did not get; `why` is what it was told.
+    pub fn backend_refused(&mut self, now: Now, peer: SocketAddr, cmd: Option<&str>, why: &str) {
         let shown = self.shows(Kind::Refused, peer.ip(), now);
         let (cmd, why) = (Shown(cmd), kept(why));
-        line!(warn, shown, %peer, %cmd, why = &*why, "server refused");
+        line!(warn, shown, %peer, %cmd, why = &*why, "backend refused");
     }
 
-    pub fn server_registered(&mut self, now: Now, backend: &Backend, servers: usize) {
+    pub fn backend_registered(&mut self, now: Now, backend: &Backend, backends: usize) {
         let Backend { id, protocol, address, weight, .. } = backend;
         let name = Shown(backend.name.as_deref());
-        if self.shows(Kind::Servers, address.ip(), now) {
-            info!(server = %id, %protocol, %address, weight, %name, servers, "server registered");
+        if self.shows(Kind::Backends, address.ip(), now) {
+            info!(backend = %id, %protocol, %address, weight, %name, backends, "backend registered");
         } else {
-            debug!(server = %id, %protocol, %address, weight, %name, servers, "server registered");
+            debug!(backend = %id, %protocol, %address, weight, %name, backends, "backend registered");
         }
     }
 
-    pub fn server_left(
+    pub fn backend_left(
         &mut self,
         now: Now,
         backend: &Backend,
         why: &str,
         sessions: u64,
-        servers: usize,
+        backends: usize,
     ) {
         let Backend { id, protocol, address, .. } = backend;
-        if self.shows(Kind::Servers, address.ip(), now) {
-            info!(server = %id, %protocol, %address, why, sessions, servers, "server left");
+        if self.shows(Kind::Backends, address.ip(), now) {
+            info!(backend = %id, %protocol, %address, why, sessions, backends, "backend left");
         } else {
-            debug!(server = %id, %protocol, %address, why, sessions, servers, "server left");
+            debug!(backend = %id, %protocol, %address, why, sessions, backends, "backend left");
         }
-    }
-
-    /// A connection to a server failed for a reason that says nothing about it.
-    pub fn lacking(&mut self, now: Now, server: BackendId, reason: &std::io::Error) {
-        let shown = self.shows(Kind::Lacks, IpAddr::from([0, 0, 0, 0]), now);
-        line!(
-            warn, shown,
-            %server, %reason, "cannot connect to a server for lack of our own resources"
-        );
     }
 
     /// A change that was asked for over the admin door and not made.
@@ -369,9 +355,9 @@ fn told_shortage(shortage: Shortage) -> (&'static str, &'static str) {
             "raise limits.udp_sessions; set udp.responses if each datagram is answered",
         ),
         Shortage::Pair => (
-            "every socket and local port towards the server is in use",
+            "every socket and local port towards the backend is in use",
             "raise LimitNOFILE, limits.udp_sockets or net.ipv4.ip_local_port_range; add \
-             udp.local_addresses or servers; set udp.responses if each datagram is answered",
+             udp.local_addresses or backends; set udp.responses if each datagram is answered",
         ),
         Shortage::Share => (
             "room is short and one source holds more than its share of it",
@@ -388,12 +374,12 @@ pub fn request(line: &RequestLine, address: Option<SocketAddr>) {
     let ms = |from: Option<Now>, to: Option<Now>| {
         from.zip(to).map(|(from, to)| thousandths(to.since(from).as_secs_f64() * 1000.0))
     };
-    let (server, address, fault) = (Shown(line.backend), Shown(address), Shown(line.fault));
+    let (backend, address, fault) = (Shown(line.backend), Shown(address), Shown(line.fault));
     // A time that there is not is left out: whoever computes with the lines finds numbers only.
     info!(
         target: TRAFFIC,
         request = %format_args!("{}-{}", line.session, line.number),
-        client = %line.client, %server, %address, method, path, status = line.status,
+        client = %line.client, %backend, %address, method, path, status = line.status,
         bytes_up = line.bytes_up, bytes_down = line.bytes_down,
         wait_ms = ms(Some(times.began), Some(times.read)),
         connect_ms = ms(Some(times.read), times.connected),
@@ -455,8 +441,7 @@ mod tests {
             (Kind::Hellos, 30, 220),
             (Kind::Silences, 120, 600),
             (Kind::Admin, 15, 70),
-            (Kind::Lacks, 15, 15),
-            (Kind::Servers, 456, 2024),
+            (Kind::Backends, 456, 2024),
         ] {
             let got = shown_in_ten_seconds(kind, 1);
             assert!((one - 2..=one).contains(&got), "{kind:?}: {got} lines of one source");
@@ -468,18 +453,18 @@ mod tests {
     #[test]
     fn no_kind_uses_up_the_lines_of_another_and_no_source_those_of_the_next() {
         let mut console = Console::new(7);
-        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Servers) {
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Backends) {
             for number in 0..20_000 {
                 console.shows(kind, host(number).ip(), at(0));
             }
         }
         let held_back = console.held_back();
         for _ in 0..200 {
-            assert!(console.shows(Kind::Servers, host(1).ip(), at(0)));
+            assert!(console.shows(Kind::Backends, host(1).ip(), at(0)));
         }
         assert_eq!(console.held_back(), held_back);
-        while console.shows(Kind::Servers, host(1).ip(), at(0)) {}
-        assert!(console.shows(Kind::Servers, host(2).ip(), at(0)));
+        while console.shows(Kind::Backends, host(1).ip(), at(0)) {}
+        assert!(console.shows(Kind::Backends, host(2).ip(), at(0)));
     }
 
     #[test]

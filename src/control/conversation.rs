@@ -8,11 +8,12 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::api::{About, Inbox, Incoming, Reply, Request};
+use super::api::{About, Inbox, Incoming, LISTED_MAX, Listed, Reply, Request};
 use super::auth::{AUTH_TIMEOUT, Challenge, Secrets};
 use super::crowd::Place;
 use super::health::{Due, Hellos};
@@ -23,7 +24,8 @@ use super::pace::Pace;
 use super::probe;
 use super::status::Doors;
 use crate::base::time::Now;
-use crate::cluster::registry::{Owner, Registration};
+use crate::cluster::registry::{Change, Entry, Registration};
+use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol};
 
 /// Requests that may wait while an earlier one is being dealt with.
@@ -66,7 +68,7 @@ impl House {
 
 /// Who is at the other end.
 pub struct Peer {
-    pub owner: Owner,
+    pub source: Source,
     /// Canonical.
     pub address: SocketAddr,
     pub mailbox: Rc<Mailbox>,
@@ -218,16 +220,17 @@ impl Conversation {
                 continue;
             }
             match self.pending.pop_front()? {
-                Ok(request) if self.proof.is_some() => match self.check_proof(request) {
-                    Ok(()) => {}
-                    Err(why) => return Some(why),
+                Ok(request) => match self.proof.take() {
+                    Some(proof) => {
+                        if let Err(why) = self.check_proof(proof, request) {
+                            return Some(why);
+                        }
+                    }
+                    None => *waiting = self.rest_before(&request).or_else(|| self.answer(request)),
                 },
-                Ok(request) => {
-                    *waiting = self.rest_before(&request).or_else(|| self.answer(request))
-                }
-                Err(fault) => {
-                    self.fail(&fault.msg, fault.cmd, None);
-                    if fault.fatal || self.proof.is_some() {
+                Err(bad) => {
+                    self.fail(&bad.msg, bad.cmd, None);
+                    if bad.fatal || self.proof.is_some() {
                         return Some("it sent what is no message");
                     }
                 }
@@ -251,7 +254,7 @@ impl Conversation {
         if self.pending.iter().skip(before).any(is_hello) {
             self.pending.retain(|incoming| !is_hello(incoming));
             let took = self.hellos.answered(now);
-            self.hub.borrow_mut().answered(self.peer.owner, took, now);
+            self.hub.borrow_mut().answered(self.peer.source, took, now);
         }
     }
 
@@ -276,19 +279,18 @@ impl Conversation {
                 None
             }
             Due::Missed(misses) => {
-                self.hub.borrow_mut().missed(self.peer.owner, misses);
+                self.hub.borrow_mut().missed(self.peer.source, misses);
                 None
             }
             Due::Lost => {
-                self.hub.borrow_mut().missed(self.peer.owner, self.hellos.misses());
+                self.hub.borrow_mut().missed(self.peer.source, self.hellos.misses());
                 self.fail("hello was not answered", Some("hello"), None);
                 Some("it did not answer hello")
             }
         }
     }
 
-    fn check_proof(&mut self, request: Request) -> Result<(), Why> {
-        let Some(proof) = self.proof.take() else { return Ok(()) };
+    fn check_proof(&mut self, proof: ToProve, request: Request) -> Result<(), Why> {
         let Request::Auth { id, mac } = request else {
             self.hub.borrow().counters.proofs_failed.one();
             self.fail("prove the secret first, see cmd auth", None, None);
@@ -302,7 +304,7 @@ impl Conversation {
         }
         self.peer.place = None;
         self.peer.mailbox.send(&Reply::Authenticated);
-        self.hub.borrow_mut().proved(self.peer.owner, id);
+        self.hub.borrow_mut().proved(self.peer.source, id);
         self.hellos = Hellos::new(self.hub.borrow().config.health, Now::read());
         Ok(())
     }
@@ -311,9 +313,9 @@ impl Conversation {
     /// nothing.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
-            Request::Register { .. } => {
-                let wanted = self.wanted(request.clone());
-                wanted.is_some_and(|wanted| self.fault_of(&wanted).is_none())
+            Request::Register { protocol, port, weight, name } => {
+                let wanted = self.wanted(*protocol, *port, *weight, name.clone());
+                self.fault_of(&wanted).is_none()
             }
             Request::Unregister { .. } | Request::Drain { .. } => true,
             Request::Hello | Request::Auth { .. } | Request::List => false,
@@ -328,28 +330,33 @@ impl Conversation {
 
     /// Answers a request; a registration first has its data port tried.
     fn answer(&mut self, request: Request) -> Option<Waiting> {
-        let now = Now::read();
         match request {
             Request::Hello => {}
             Request::Auth { .. } => {
                 self.fail("no proof is asked for here", Some("auth"), None);
             }
             Request::List => self.list(BackendId(0)),
-            Request::Register { .. } => {
-                let wanted = self.wanted(request)?;
+            Request::Register { protocol, port, weight, name } => {
+                let wanted = self.wanted(protocol, port, weight, name);
                 return self.register(wanted);
             }
             Request::Unregister { protocol, port } => {
-                let address = self.address(port);
-                let done =
-                    self.hub.borrow_mut().unregister(self.peer.owner, protocol, address, now);
-                self.reply(done, "unregister", About { protocol, port });
+                let (source, address) = (self.peer.source, self.address(port));
+                let change = Change::Unregister { source, protocol, address };
+                let about = About { protocol, port };
+                self.change(change, "unregister", about, |hub, id| Reply::Unregistered {
+                    about,
+                    left: hub.sessions_on(id),
+                });
             }
-            Request::Drain { protocol, port, deadline } => {
-                let address = self.address(port);
-                let done =
-                    self.hub.borrow_mut().drain(self.peer.owner, protocol, address, deadline, now);
-                self.reply(done, "drain", About { protocol, port });
+            Request::Drain { protocol, port, deadline: lasts } => {
+                let (source, address) = (self.peer.source, self.address(port));
+                let change = Change::Drain { source, protocol, address, lasts };
+                let about = About { protocol, port };
+                self.change(change, "drain", about, |hub, id| Reply::DrainStarted {
+                    about,
+                    left: hub.sessions_on(id),
+                });
             }
         }
         None
@@ -362,12 +369,17 @@ impl Conversation {
         address
     }
 
-    /// What a request to register comes to; nothing else comes to anything.
-    fn wanted(&self, request: Request) -> Option<Registration> {
-        let Request::Register { protocol, port, weight, name } = request else { return None };
-        let (owner, address) = (self.peer.owner, self.address(port));
-        let name = name.or_else(|| self.hub.borrow().identity(owner));
-        Some(Registration { owner, protocol, address, weight, name })
+    /// What a request to register comes to: a peer that says no name goes by its identity.
+    fn wanted(
+        &self,
+        protocol: Protocol,
+        port: u16,
+        weight: u16,
+        name: Option<Arc<str>>,
+    ) -> Registration {
+        let (source, address) = (self.peer.source, self.address(port));
+        let name = name.or_else(|| self.hub.borrow().identity(source));
+        Registration { source, protocol, address, weight, name }
     }
 
     /// Why a registration is refused without a try, if it is.
@@ -405,24 +417,54 @@ impl Conversation {
             self.fail(&msg, Some("register"), Some(about));
             return;
         }
-        let done = self.hub.borrow_mut().register(wanted, Now::read());
-        if done.is_ok() && self.proof.is_none() {
+        let done = self.change(Change::Register(wanted), "register", about, |hub, id| {
+            let backend = &hub.registry.get(id).expect("it has just been registered").backend;
+            let (address, weight) = (backend.address, backend.weight);
+            let interval = hub.config.health.interval;
+            Reply::Registered { about, id: id.to_string(), address, weight, interval }
+        });
+        if done && self.proof.is_none() {
             self.peer.place = None;
         }
-        self.reply(done, "register", about);
     }
 
-    fn list(&mut self, after: BackendId) {
-        let (reply, next) = self.hub.borrow().list(self.peer.owner, after);
-        self.listing = next;
-        self.peer.mailbox.send(&reply);
-    }
-
-    fn reply<E: std::fmt::Display>(&self, done: Result<Reply, E>, cmd: &'static str, about: About) {
-        match done {
-            Ok(reply) => self.peer.mailbox.send(&reply),
-            Err(fault) => self.fail(&fault.to_string(), Some(cmd), Some(about)),
+    /// Makes a change about one backend and answers it. Says whether it was made.
+    fn change(
+        &self,
+        change: Change,
+        cmd: &'static str,
+        about: About,
+        answer: impl FnOnce(&Hub, BackendId) -> Reply,
+    ) -> bool {
+        let mut hub = self.hub.borrow_mut();
+        let outcome = hub.apply(change, Now::read());
+        match outcome {
+            Ok(applied) => {
+                let id = applied.backend.expect("a change that was made has its backend");
+                self.peer.mailbox.send(&answer(&hub, id));
+                true
+            }
+            Err(fault) => {
+                drop(hub);
+                self.fail(&fault.to_string(), Some(cmd), Some(about));
+                false
+            }
         }
+    }
+
+    /// Sends a page of the list, the backends after `after`.
+    fn list(&mut self, after: BackendId) {
+        let (hub, source) = (self.hub.borrow(), self.peer.source);
+        let mut visible = hub.visible(source, after);
+        let page: Vec<&Entry> = visible.by_ref().take(LISTED_MAX).collect();
+        let more = visible.next().is_some();
+        let listed = |entry: &&Entry| {
+            let sessions = hub.sessions_on(entry.backend.id);
+            Listed::of(&entry.backend, entry.source == source, sessions)
+        };
+        let backends = page.iter().map(listed).collect();
+        self.listing = page.last().filter(|_| more).map(|entry| entry.backend.id);
+        self.peer.mailbox.send(&Reply::Listed { backends, more });
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {

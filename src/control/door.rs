@@ -114,14 +114,14 @@ impl Door {
         let to_prove = match self.to_prove() {
             Ok(to_prove) => to_prove,
             Err(reason) => {
-                error!(%reason, "no random numbers from the kernel; a server was turned away");
+                error!(%reason, "no random numbers from the kernel; a backend was turned away");
                 return;
             }
         };
         let (mailbox, now) = (Rc::new(Mailbox::default()), Now::read());
         let place = Some(Place::take(&self.crowd, peer.ip(), Rc::clone(&mailbox), now));
-        let owner = self.house.hub.borrow_mut().welcome(peer, Rc::clone(&mailbox), now);
-        let peer = Peer { owner, address: peer, mailbox, place };
+        let source = self.house.hub.borrow_mut().welcome(peer, Rc::clone(&mailbox), now);
+        let peer = Peer { source, address: peer, mailbox, place };
         let counted = Counted::new(&self.open);
         tokio_uring::spawn(attend(Rc::clone(&self.house), stream, peer, to_prove, counted));
     }
@@ -167,13 +167,13 @@ async fn attend(
     counted: Counted,
 ) {
     let stream = Rc::new(stream);
-    let (owner, mailbox) = (peer.owner, Rc::clone(&peer.mailbox));
+    let (source, mailbox) = (peer.source, Rc::clone(&peer.mailbox));
     let (segments_in, segments_out) = mpsc::channel(1);
     let reader = tokio_uring::spawn(read(Rc::clone(&stream), segments_in));
     let writer = tokio_uring::spawn(write(Rc::clone(&stream), Rc::clone(&mailbox)));
     let conversation = Conversation::new(Rc::clone(&house), peer, to_prove);
     let why = conversation.run(segments_out).await;
-    house.hub.borrow_mut().farewell(owner, why, Now::read());
+    house.hub.borrow_mut().farewell(source, why, Now::read());
     mailbox.finish();
     if mailbox.broken().is_some() {
         // There is nothing to say any more, and others may want the place.

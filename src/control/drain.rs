@@ -14,12 +14,21 @@ const CLOSE_TIME: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DrainStep {
     Nothing,
-    /// Tell the backend how many sessions are left.
+    /// Tell the backend's source how many sessions are left.
     Tell,
     /// The deadline has come: end what is left.
     Close,
     /// Over; the backend leaves.
     Done,
+}
+
+/// What a backend's source hears of a drain while it goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// So many sessions are left.
+    Left(u64),
+    /// The backend has left.
+    Over,
 }
 
 /// One backend's drain: told of every second, closed at the deadline, over when nothing is left.

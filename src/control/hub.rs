@@ -1,6 +1,9 @@
 //! The control core's state: who is connected, who is registered, what the workers were told. Owns
-//! every decision that needs more than one of them. Lives on one thread, is borrowed only between
-//! awaits, and opens no socket: what must be awaited is handed back to `mod`.
+//! every decision that needs more than one of them; what changes the set of backends goes through
+//! [`Hub::apply`]. Lives on one thread, is borrowed only between awaits, and opens no socket: what must
+//! be awaited is handed back to `mod`.
+
+mod changes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -8,13 +11,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use super::api::{About, LISTED_MAX, Listed, Reply};
 use super::console::{self, Console, Lost};
-use super::drain::{Drain, DrainStep, Stop, StopStep};
+use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
 use super::publication::Publication;
@@ -22,13 +23,13 @@ use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
-use crate::cluster::registry::{Applied, Change, Entry, Fault, Owner, Registration, Registry};
+use crate::cluster::registry::{Change, Entry, Registry};
+use crate::cluster::source::Source;
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
-use crate::config::{Config, OnBackendLoss};
+use crate::config::Config;
 use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
-use crate::worker::core::Lack;
 use crate::worker::link::{Order, Report, Terms};
 
 /// How often an order to end a backend's sessions is repeated while some are left.
@@ -51,8 +52,6 @@ pub struct Member {
 /// A backend that is draining.
 pub struct Draining {
     pub drain: Drain,
-    owner: Owner,
-    about: About,
     /// When the workers were told; `None` while they have yet to be.
     mark: Option<Mark>,
 }
@@ -86,7 +85,7 @@ pub struct Hub {
     pub counters: ControlCounters,
     pub stop: Stop,
     pub stop_until: Option<Now>,
-    pub members: BTreeMap<Owner, Member>,
+    pub members: BTreeMap<Source, Member>,
     pub draining: BTreeMap<BackendId, Draining>,
     pub departed: BTreeMap<BackendId, Departed>,
     pub started: Now,
@@ -99,7 +98,7 @@ pub struct Hub {
     reviving: BTreeSet<BackendId>,
     published: Mark,
     pulse: Pulse,
-    next_owner: u64,
+    next_connection: u64,
 }
 
 impl Hub {
@@ -130,31 +129,28 @@ impl Hub {
             reviving: BTreeSet::new(),
             published,
             pulse,
-            next_owner: 1,
+            next_connection: 1,
         }
     }
 
     /// A control connection was taken on.
-    pub fn welcome(&mut self, peer: SocketAddr, mailbox: Rc<Mailbox>, now: Now) -> Owner {
-        let owner = Owner(self.next_owner);
-        self.next_owner += 1;
+    pub fn welcome(&mut self, peer: SocketAddr, mailbox: Rc<Mailbox>, now: Now) -> Source {
+        let source = Source::Connection(self.next_connection);
+        self.next_connection += 1;
         let member = Member { peer, identity: None, mailbox, answered: None, misses: 0 };
-        self.members.insert(owner, member);
+        self.members.insert(source, member);
         self.counters.connections_accepted.one();
         self.counters.connections_active.set(self.members.len() as u64);
-        self.console.server_connected(now, peer, self.members.len());
-        owner
+        self.console.backend_connected(now, peer, self.members.len());
+        source
     }
 
     /// A control connection is over, and its backends leave at once.
-    pub fn farewell(&mut self, owner: Owner, why: &str, now: Now) {
-        let Some(member) = self.members.remove(&owner) else { return };
+    pub fn farewell(&mut self, source: Source, why: &'static str, now: Now) {
+        let Some(member) = self.members.remove(&source) else { return };
         self.counters.connections_active.set(self.members.len() as u64);
-        let applied = self.registry.apply(Change::OwnerLost { owner }, now).unwrap_or_default();
-        self.counters.backends_lost.add(applied.left.len() as u64);
-        let close = self.config.balance.on_backend_loss == OnBackendLoss::Close;
-        self.take_in(applied, why, close, now);
-        self.console.server_disconnected(now, member.peer, why, self.members.len());
+        self.make(Change::SourceLost { source, why }, now);
+        self.console.backend_disconnected(now, member.peer, why, self.members.len());
     }
 
     /// A host that may not register knocked.
@@ -166,133 +162,45 @@ impl Hub {
     /// A peer was told no.
     pub fn refused(&mut self, peer: SocketAddr, cmd: Option<&str>, why: &str) {
         self.counters.messages_failed.one();
-        self.console.server_refused(Now::read(), peer, cmd, why);
+        self.console.backend_refused(Now::read(), peer, cmd, why);
     }
 
     /// A backend proved who it is.
-    pub fn proved(&mut self, owner: Owner, id: Arc<str>) {
-        if let Some(member) = self.members.get_mut(&owner) {
-            self.console.server_proved(Now::read(), member.peer, &id);
+    pub fn proved(&mut self, source: Source, id: Arc<str>) {
+        if let Some(member) = self.members.get_mut(&source) {
+            self.console.backend_proved(Now::read(), member.peer, &id);
             member.identity = Some(id);
         }
     }
 
-    pub fn identity(&self, owner: Owner) -> Option<Arc<str>> {
-        self.members.get(&owner)?.identity.clone()
+    pub fn identity(&self, source: Source) -> Option<Arc<str>> {
+        self.members.get(&source)?.identity.clone()
     }
 
     /// A hello was answered.
-    pub fn answered(&mut self, owner: Owner, took: Option<Duration>, now: Now) {
-        let servers = self.registry.of_owner(owner).count();
-        let Some(member) = self.members.get_mut(&owner) else { return };
+    pub fn answered(&mut self, source: Source, took: Option<Duration>, now: Now) {
+        let backends = self.registry.of_source(source).count();
+        let Some(member) = self.members.get_mut(&source) else { return };
         member.answered = Some((now, took));
         member.misses = 0;
-        self.console.hello(now, member.peer, servers, took);
+        self.console.hello(now, member.peer, backends, took);
     }
 
     /// A hello was not answered; that many in a row were not.
-    pub fn missed(&mut self, owner: Owner, misses: u32) {
+    pub fn missed(&mut self, source: Source, misses: u32) {
         self.counters.hellos_missed.one();
-        let Some(member) = self.members.get_mut(&owner) else { return };
+        let Some(member) = self.members.get_mut(&source) else { return };
         member.misses = misses;
         let of = self.config.health.misses;
         self.console.hello_missed(Now::read(), member.peer, misses, of);
     }
 
-    /// Takes a backend in whose data port has answered.
-    pub fn register(&mut self, wanted: Registration, now: Now) -> Result<Reply, Fault> {
-        let about = About { protocol: wanted.protocol, port: wanted.address.port() };
-        let (owner, before) = (wanted.owner, self.registry.len());
-        let applied = self.registry.apply(Change::Register(wanted), now)?;
-        let id = applied.backend.expect("a registration that succeeded has a backend");
-        let changed = applied.changed;
-        let backend = self.registry.get(id).expect("it was just registered").backend.clone();
-        if self.registry.len() > before {
-            self.workers.begin(backend.slot);
-            self.counters.backends_registered.one();
-        }
-        self.draining.remove(&id);
-        self.take_in(applied, "", false, now);
-        self.hold(owner);
-        if changed {
-            self.console.server_registered(now, &backend, self.registry.len());
-        }
-        let (address, weight) = (backend.address, backend.weight);
-        let interval = self.config.health.interval;
-        Ok(Reply::Registered { about, id: id.to_string(), address, weight, interval })
-    }
-
-    /// Takes a backend out at its own wish; its sessions go on.
-    pub fn unregister(
-        &mut self,
-        owner: Owner,
-        protocol: Protocol,
-        address: SocketAddr,
-        now: Now,
-    ) -> Result<Reply, Fault> {
-        let change = Change::Unregister { owner, protocol, address };
-        let applied = self.registry.apply(change, now)?;
-        let left = applied.left.iter().map(|it| self.workers.active(it.backend.slot)).sum();
-        self.counters.backends_left.one();
-        self.take_in(applied, "unregistered", false, now);
-        self.hold(owner);
-        let about = About { protocol, port: address.port() };
-        Ok(Reply::Unregistered { about, left })
-    }
-
-    /// Gives a backend no new sessions, and those that it has so long.
-    pub fn drain(
-        &mut self,
-        owner: Owner,
-        protocol: Protocol,
-        address: SocketAddr,
-        lasts: Option<Duration>,
-        now: Now,
-    ) -> Result<Reply, Fault> {
-        let applied = self.registry.apply(Change::Drain { owner, protocol, address }, now)?;
-        let id = applied.backend.expect("a drain that succeeded has a backend");
-        self.take_in(applied, "", false, now);
-        self.hold(owner);
-        let entry = self.registry.get(id).expect("a draining backend is registered");
-        let left = self.workers.active(entry.backend.slot);
-        let lasts = lasts.unwrap_or(self.config.timeouts.drain);
-        let about = About { protocol, port: address.port() };
-        let drain = Drain::new(now, lasts);
-        // One that drains already was told of long ago, or will be with the rest.
-        let mark = (!self.publication.is_due()).then(|| self.workers.mark());
-        self.draining.insert(id, Draining { drain, owner, about, mark });
-        info!(server = %id, %address, left, seconds = lasts.as_secs_f64(), "server draining");
-        Ok(Reply::DrainStarted { about, left })
-    }
-
-    /// Gives a backend another share of the new sessions.
-    pub fn weigh(&mut self, id: BackendId, weight: u16, now: Now) -> Result<(), Fault> {
-        let applied = self.registry.apply(Change::Weigh { backend: id, weight }, now)?;
-        self.take_in(applied, "", false, now);
-        Ok(())
-    }
-
-    /// The backends after `after` that a connection may see, as many as fit a message, and where to
-    /// go on if there are more. Where a secret is asked for, those of the same identity.
-    pub fn list(&self, owner: Owner, after: BackendId) -> (Reply, Option<BackendId>) {
-        let identity = |owner| self.members.get(&owner).and_then(|it| it.identity.as_ref());
-        let mine = identity(owner);
-        let mut visible = self
-            .registry
-            .entries_after(after)
-            .filter(|entry| identity(entry.owner) == mine)
-            .peekable();
-        let mut last = after;
-        let mut backends = Vec::new();
-        while backends.len() < LISTED_MAX
-            && let Some(entry) = visible.next()
-        {
-            last = entry.backend.id;
-            let sessions = self.workers.active(entry.backend.slot);
-            backends.push(Listed::of(&entry.backend, entry.owner == owner, sessions));
-        }
-        let more = visible.peek().is_some();
-        (Reply::Listed { backends, more }, more.then_some(last))
+    /// The backends after `after` that a source may see. Where a secret is asked for, those of the same
+    /// identity.
+    pub fn visible(&self, to: Source, after: BackendId) -> impl Iterator<Item = &Entry> {
+        let identity = |source| self.members.get(&source).and_then(|it| it.identity.as_ref());
+        let own = identity(to);
+        self.registry.entries_after(after).filter(move |entry| identity(entry.source) == own)
     }
 
     /// What time and the workers bring about. Called on every tick and when something is urgent.
@@ -350,19 +258,20 @@ impl Hub {
     /// A backend that was set aside can be connected to again.
     pub fn restore(&mut self, id: BackendId, now: Now) {
         self.reviving.remove(&id);
-        let applied = self.registry.apply(Change::Restore { backend: id }, now).unwrap_or_default();
-        if applied.changed {
-            self.revivals.entry(id).or_default().restored(now);
-            self.counters.backends_restored.one();
-            info!(server = %id, "server is back: a connection succeeded");
+        if self.make(Change::Restore { backend: id }, now).changed {
+            info!(backend = %id, "backend is back: a connection succeeded");
         }
-        self.take_in(applied, "", false, now);
     }
 
     /// What a session or a log line needs to know of a backend that may have left already.
     pub fn address_of(&self, id: BackendId) -> Option<SocketAddr> {
-        let registered = self.registry.get(id).map(|entry| entry.backend.address);
-        registered.or_else(|| self.departed.get(&id).map(|it| it.backend.address))
+        self.backend(id).map(|backend| backend.address)
+    }
+
+    /// A backend that is registered, or has left and may still have sessions.
+    fn backend(&self, id: BackendId) -> Option<&Backend> {
+        let registered = self.registry.get(id).map(|entry| &entry.backend);
+        registered.or_else(|| self.departed.get(&id).map(|it| &it.backend))
     }
 
     /// Rung when there are changes to publish.
@@ -386,43 +295,6 @@ impl Hub {
         }
     }
 
-    /// Keeps the answer to a connection's change until the workers know of it.
-    fn hold(&mut self, owner: Owner) {
-        if let Some(member) = self.members.get(&owner) {
-            self.publication.hold(&member.mailbox);
-        }
-    }
-
-    /// Follows up on a change: has the workers told, and remembers who left until their sessions ended.
-    fn take_in(&mut self, applied: Applied, why: &str, close: bool, now: Now) {
-        if applied.changed {
-            self.publication.ask();
-        }
-        let close = close && !applied.left.is_empty();
-        for entry in applied.left {
-            self.depart(entry, why, close, now);
-        }
-        if close {
-            self.workers.wake();
-        }
-    }
-
-    fn depart(&mut self, entry: Entry, why: &str, close: bool, now: Now) {
-        let (backend, registered) = (entry.backend, entry.since);
-        let id = backend.id;
-        let sessions = self.workers.active(backend.slot);
-        self.console.server_left(now, &backend, why, sessions, self.registry.len());
-        self.revivals.remove(&id);
-        // What becomes of a UDP session when its backend is gone is decided where its datagrams are.
-        let close = close && backend.protocol != Protocol::Udp;
-        let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
-        if close {
-            self.end_sessions_of(id);
-        }
-        let repeat = if close { Some(now.plus(REPEAT_EVERY)) } else { repeat };
-        self.departed.insert(id, Departed { backend, registered, mark: None, repeat });
-    }
-
     /// The caller wakes the workers, once for all of them.
     fn end_sessions_of(&mut self, backend: BackendId) {
         let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
@@ -438,16 +310,16 @@ impl Hub {
         for report in heard {
             match report {
                 Report::Started { protocol, client, backend, .. } => {
-                    let server = (backend, self.address_of(backend));
-                    self.console.user_connected(now, protocol, client, server, sessions);
+                    let backend = (backend, self.address_of(backend));
+                    self.console.user_connected(now, protocol, client, backend, sessions);
                 }
                 Report::Ended(ended) => self.console.user_left(now, &ended, sessions),
                 Report::Refused { protocol, client, why } => {
                     self.console.user_refused(now, protocol, client, why);
                 }
                 Report::OutOfRoom { shortage, backend, datagrams } => {
-                    let server = backend.map(|id| (id, self.address_of(id)));
-                    self.console.out_of_room(now, shortage, server, datagrams);
+                    let backend = backend.map(|id| (id, self.address_of(id)));
+                    self.console.out_of_room(now, shortage, backend, datagrams);
                 }
                 Report::ConnectFailed { backend, errno } => self.set_aside(backend, errno, now),
             }
@@ -480,18 +352,9 @@ impl Hub {
 
     fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
         let reason = std::io::Error::from_raw_os_error(errno);
-        if Lack::of(Errno::from_raw(errno)) != Lack::None {
-            self.console.lacking(now, id, &reason);
-            return;
+        if self.make(Change::SetAside { backend: id }, now).changed {
+            warn!(backend = %id, %reason, "backend set aside: its data port failed");
         }
-        let applied =
-            self.registry.apply(Change::SetAside { backend: id }, now).unwrap_or_default();
-        if applied.changed {
-            self.revivals.entry(id).or_default().set_aside(now);
-            self.counters.backends_set_aside.one();
-            warn!(server = %id, %reason, "server set aside: its data port failed");
-        }
-        self.take_in(applied, "", false, now);
     }
 
     /// Backends that are aside and that nobody tries yet; from now on the caller does.
@@ -505,40 +368,43 @@ impl Hub {
         let ids: Vec<_> = self.draining.keys().copied().collect();
         let mut wake = false;
         for id in ids {
-            let Some(slot) = self.registry.get(id).map(|entry| entry.backend.slot) else {
-                continue;
-            };
-            let left = self.workers.active(slot);
-            let Some(draining) = self.draining.get_mut(&id) else { continue };
-            let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
-            let (owner, about) = (draining.owner, draining.about);
-            match draining.drain.step(now, left, settled) {
-                DrainStep::Nothing if settled => {}
-                DrainStep::Nothing => wake = true,
-                DrainStep::Tell => self.tell(owner, &Reply::Draining { about, left }),
-                DrainStep::Close => {
-                    self.end_sessions_of(id);
-                    wake = true;
-                }
-                DrainStep::Done => self.end_drain(id, owner, about, now),
-            }
+            wake |= self.advance_drain(id, now);
         }
         if wake {
             self.workers.wake();
         }
     }
 
-    fn end_drain(&mut self, id: BackendId, owner: Owner, about: About, now: Now) {
-        self.draining.remove(&id);
-        let applied = self.registry.apply(Change::Leave { backend: id }, now).unwrap_or_default();
-        self.counters.backends_left.one();
-        self.take_in(applied, "drained", false, now);
-        self.tell(owner, &Reply::Drained { about });
+    /// Says whether the workers are to be woken.
+    fn advance_drain(&mut self, id: BackendId, now: Now) -> bool {
+        let left = self.sessions_on(id);
+        let draining = self.draining.get_mut(&id).expect("nothing but its own step ends a drain");
+        let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
+        match draining.drain.step(now, left, settled) {
+            DrainStep::Nothing => return !settled,
+            DrainStep::Tell => {
+                let entry = self.registry.get(id).expect("a draining backend is registered");
+                self.tell(entry, Progress::Left(left));
+            }
+            DrainStep::Close => {
+                self.end_sessions_of(id);
+                return true;
+            }
+            DrainStep::Done => self.end_drain(id, now),
+        }
+        false
     }
 
-    fn tell(&self, owner: Owner, reply: &Reply) {
-        if let Some(member) = self.members.get(&owner) {
-            member.mailbox.send(reply);
+    fn end_drain(&mut self, id: BackendId, now: Now) {
+        self.draining.remove(&id);
+        let applied = self.make(Change::Leave { backend: id }, now);
+        applied.left.iter().for_each(|entry| self.tell(entry, Progress::Over));
+    }
+
+    /// Tells a backend's source how its drain goes on, where somebody is connected who can hear it.
+    fn tell(&self, entry: &Entry, progress: Progress) {
+        if let Some(member) = self.members.get(&entry.source) {
+            member.mailbox.tell(&entry.backend, progress);
         }
     }
 

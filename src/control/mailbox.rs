@@ -5,8 +5,10 @@ use std::cell::{Cell, RefCell};
 
 use tokio::sync::Notify;
 
-use super::api::{Outbox, Reply};
+use super::api::{About, Outbox, Reply};
+use super::drain::Progress;
 use super::frame::MESSAGE_BYTES_MAX;
+use crate::cluster::Backend;
 
 /// From here on a peer's further requests wait until it has read what was answered.
 const CROWDED_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
@@ -30,6 +32,15 @@ impl Mailbox {
             self.give_up("it does not read");
         }
         self.filled.notify_one();
+    }
+
+    /// Says how the drain of one of the peer's backends goes on.
+    pub fn tell(&self, backend: &Backend, progress: Progress) {
+        let about = About::of(backend);
+        self.send(&match progress {
+            Progress::Left(left) => Reply::Draining { about, left },
+            Progress::Over => Reply::Drained { about },
+        });
     }
 
     /// The connection is of no use any more.

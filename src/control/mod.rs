@@ -14,7 +14,7 @@
 //!
 //! | noun | file |
 //! |---|---|
-//! | the state and what changes it | [`hub`] |
+//! | the state; the one way in for changes | [`hub`], its `changes` |
 //! | one connection's words, sockets, queue | [`conversation`], [`door`], [`mailbox`] |
 //! | pure: bytes to objects, objects to requests | [`frame`], [`api`] |
 //! | pure: hellos and revivals, drains and the stop | [`health`], [`drain`] |
@@ -88,7 +88,7 @@ const GATHER: Duration = Duration::from_millis(1);
 const RING_ENTRIES: u32 = 1024;
 
 /// The bound listeners of the control core; `None` is `off`.
-pub struct Doors {
+pub struct Listeners {
     pub control: Option<std::net::TcpListener>,
     pub admin: Option<std::net::TcpListener>,
 }
@@ -96,7 +96,7 @@ pub struct Doors {
 /// Everything that the control core needs to run.
 pub struct Control {
     pub config: Arc<Config>,
-    pub doors: Doors,
+    pub listeners: Listeners,
     /// One for each worker.
     pub ends: Vec<ControlEnd>,
     pub snapshots: Publisher<Snapshot>,
@@ -153,7 +153,7 @@ impl Control {
         reload: Option<(Reload, mpsc::Receiver<()>)>,
         begin: impl Future<Output = io::Result<()>>,
     ) -> io::Result<()> {
-        let Control { config, doors, ends, snapshots, urgent } = self;
+        let Control { config, listeners, ends, snapshots, urgent } = self;
         let hub = Hub::new(Arc::clone(&config), Workers::new(ends), snapshots, Now::read());
         let hub = Rc::new(RefCell::new(hub));
         let outcome = runtime().and_then(|runtime| {
@@ -161,7 +161,7 @@ impl Control {
                 begin.await?;
                 let entrance = Entrance::new(&config).map_err(io::Error::other)?;
                 let entrance = Rc::new(RefCell::new(entrance));
-                open(&hub, &entrance, &config, doors)?;
+                open(&hub, &entrance, &config, listeners)?;
                 tokio_uring::spawn(publish(Rc::clone(&hub)));
                 turn(&hub, &entrance, &urgent, asked, reload).await;
                 Ok(())
@@ -188,7 +188,7 @@ fn open(
     hub: &Rc<RefCell<Hub>>,
     entrance: &Rc<RefCell<Entrance>>,
     config: &Config,
-    doors: Doors,
+    listeners: Listeners,
 ) -> io::Result<()> {
     let at = |listener: &Option<std::net::TcpListener>| {
         listener.as_ref().map(std::net::TcpListener::local_addr).transpose()
@@ -197,10 +197,10 @@ fn open(
         tcp: config.listen.tcp,
         udp: config.listen.udp,
         api: config.listen.api,
-        control: at(&doors.control)?,
-        admin: at(&doors.admin)?,
+        control: at(&listeners.control)?,
+        admin: at(&listeners.admin)?,
     };
-    if let Some(listener) = doors.control {
+    if let Some(listener) = listeners.control {
         door::prepare(&listener, config.health)?;
         let house = House::new(Rc::clone(hub), bound);
         let door = Door::new(house, Rc::clone(entrance));
@@ -211,7 +211,7 @@ fn open(
         let socket = Listener::socket(path).map_err(io::Error::other)?;
         tokio_uring::spawn(admin::serve(admin.clone(), socket));
     }
-    if let Some(listener) = doors.admin {
+    if let Some(listener) = listeners.admin {
         tokio_uring::spawn(admin::serve(admin, Listener::door(listener)?));
     }
     Ok(())
@@ -273,7 +273,7 @@ async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Opti
 }
 
 /// Tries a backend that was set aside until it can be connected to or is aside no more. Whether a UDP
-/// service is back cannot be seen from here, so it gets users again after the wait, and if it refuses
+/// backend is back cannot be seen from here, so it gets users again after the wait, and if it refuses
 /// them the next wait is longer.
 async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
     let timeout = hub.borrow().config.timeouts.connect;

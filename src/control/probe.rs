@@ -25,7 +25,7 @@ pub async fn connects(
     match tokio::time::timeout(timeout, meet(address)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => {
-            Err(format!("cannot connect to {address}: {error}; does the service listen there?"))
+            Err(format!("cannot connect to {address}: {error}; does the backend listen there?"))
         }
         Err(_) => Err(format!(
             "cannot connect to {address}: no answer within {} ms; is a firewall in between?",

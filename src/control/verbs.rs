@@ -1,5 +1,5 @@
 //! What operators may change over the admin door: drain a backend, set its weight, end a session. Owns
-//! the paths, who may ask, and what is done; every change goes through the registry or the orders to
+//! the paths, who may ask, and what is done; every change goes through [`Hub::apply`] or the orders to
 //! the workers like any other, is counted, and leaves a line in the log.
 //!
 //! # The requests
@@ -33,6 +33,7 @@ use super::hub::Hub;
 use super::peer::Peer;
 use super::status::{Changed, SCHEMA};
 use crate::base::time::Now;
+use crate::cluster::registry::{Change, Fault};
 use crate::cluster::{BackendId, WEIGHT_MAX};
 use crate::session::{EndReason, SessionId};
 use crate::worker::link::Order;
@@ -201,8 +202,10 @@ pub fn is_no_name(host: &str) -> bool {
 /// When what is to be changed is not there (any more).
 pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Changed, Refusal> {
     let sessions = match verb {
-        Verb::Drain { backend, lasts } => drain(hub, backend, lasts, now)?,
-        Verb::Weigh { backend, weight } => weigh(hub, backend, weight, now)?,
+        Verb::Drain { backend, lasts } => {
+            change(hub, Change::DrainBackend { backend, lasts }, now)?
+        }
+        Verb::Weigh { backend, weight } => change(hub, Change::Weigh { backend, weight }, now)?,
         Verb::End { session } => end(hub, session)?,
     };
     // Whoever is told that it is done may count on the workers having been told.
@@ -211,28 +214,14 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
     Ok(Changed { schema: SCHEMA, sessions })
 }
 
-fn drain(hub: &mut Hub, id: BackendId, lasts: Option<Duration>, now: Now) -> Result<u64, Refusal> {
-    let Some(entry) = hub.registry.get(id) else { return no_backend(id) };
-    let (slot, owner) = (entry.backend.slot, entry.owner);
-    let (protocol, address) = (entry.backend.protocol, entry.backend.address);
-    match hub.drain(owner, protocol, address, lasts, now) {
-        Ok(_) => Ok(hub.workers.active(slot)),
+fn change(hub: &mut Hub, change: Change, now: Now) -> Result<u64, Refusal> {
+    match hub.apply(change, now) {
+        Ok(applied) => Ok(applied.backend.map_or(0, |id| hub.sessions_on(id))),
+        Err(fault @ Fault::Unknown { .. }) => {
+            refuse(StatusCode::NOT_FOUND, format!("{fault}; /status lists them"))
+        }
         Err(fault) => refuse(StatusCode::CONFLICT, fault.to_string()),
     }
-}
-
-fn weigh(hub: &mut Hub, id: BackendId, weight: u16, now: Now) -> Result<u64, Refusal> {
-    let Some(slot) = hub.registry.get(id).map(|entry| entry.backend.slot) else {
-        return no_backend(id);
-    };
-    match hub.weigh(id, weight, now) {
-        Ok(()) => Ok(hub.workers.active(slot)),
-        Err(fault) => refuse(StatusCode::CONFLICT, fault.to_string()),
-    }
-}
-
-fn no_backend<T>(id: BackendId) -> Result<T, Refusal> {
-    refuse(StatusCode::NOT_FOUND, format!("no backend {id} is registered; /status lists them"))
 }
 
 fn end(hub: &mut Hub, id: SessionId) -> Result<u64, Refusal> {

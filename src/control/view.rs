@@ -117,7 +117,7 @@ fn registered(hub: &Hub, entry: &Entry, turns: u32, now: Now) -> BackendStatus {
         turns,
         round: u32::try_from(round).unwrap_or(u32::MAX),
         registered_unix_ms: entry.since.unix_ms(),
-        hello: hub.members.get(&entry.owner).map(hello).unwrap_or_default(),
+        hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
         drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
         ..backend(hub, &entry.backend, state(entry.backend.standing))
     }

@@ -76,7 +76,8 @@ pub enum Report {
         /// Since the worker last said so.
         datagrams: u64,
     },
-    /// A backend's data port refused, reset or did not answer in time; the one urgent report.
+    /// A backend's data port refused, reset or did not answer in time; the one urgent report. What a
+    /// worker lacked itself is never reported as this.
     ConnectFailed {
         backend: BackendId,
         errno: i32,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use lb::base::publish::Publisher;
 use lb::cluster::{Protocol, Snapshot};
 use lb::config::Config;
-use lb::control::{Control, Doors};
+use lb::control::{Control, Listeners};
 use lb::metrics::WorkerMetrics;
 use lb::session::shards::ShardWriter;
 use lb::worker::link::{Order, Report, WorkerEnd, link};
@@ -145,10 +145,10 @@ impl Core {
         let (end, worker) =
             link(0, 200_000, snapshots.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
         let (ask, asked) = mpsc::channel(4);
-        let doors = Doors { control: Some(control), admin: Some(admin) };
+        let listeners = Listeners { control: Some(control), admin: Some(admin) };
         let thread = std::thread::spawn(move || {
             let config = Arc::new(config);
-            Control { config, doors, ends: vec![end], snapshots, urgent }.run_until(asked)
+            Control { config, listeners, ends: vec![end], snapshots, urgent }.run_until(asked)
         });
         Core {
             control: address,

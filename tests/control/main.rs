@@ -590,22 +590,6 @@ fn a_backend_whose_port_fails_is_set_aside_at_once_and_comes_back() {
 }
 
 #[test]
-fn lack_of_descriptors_here_is_not_held_against_a_backend() {
-    let core = Core::start(|_| {});
-    let (_listener, port) = service();
-    let mut backend = core.connect();
-    backend.register(Protocol::Tcp, port);
-    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
-    let id = core.worker.snapshot().backends[0].id;
-    core.worker.report(Report::ConnectFailed { backend: id, errno: nix::libc::EMFILE });
-    core.worker.urgent.notify_one();
-    backend.ask(&json!({"cmd": "list"}));
-    backend.register(Protocol::Udp, 9);
-    core.worker.wait_for_rotation(Protocol::Udp, &[9]);
-    assert_eq!(core.worker.rotation(Protocol::Tcp), [port]);
-}
-
-#[test]
 fn asked_to_stop_it_waits_for_the_sessions() {
     let mut core = Core::start(|_| {});
     core.worker.metrics.counters.sessions_active.set(1);

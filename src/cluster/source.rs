@@ -1,0 +1,26 @@
+//! Where backends come from. Owns the kinds of source and the words for each: another kind is another
+//! variant here, and nobody who applies changes asks of which kind a source is.
+
+/// Every backend belongs to one source: it alone may change the backend or take it out, and when the
+/// source is lost, so are all of its backends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Source {
+    /// A control connection. Its number is never used again in the life of a process.
+    Connection(u64),
+}
+
+impl Source {
+    /// How its backends are registered, as the source itself is told.
+    pub const fn own_way(self) -> &'static str {
+        match self {
+            Source::Connection(_) => "over this connection",
+        }
+    }
+
+    /// The same as any other source is told.
+    pub const fn other_way(self) -> &'static str {
+        match self {
+            Source::Connection(_) => "over another connection",
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The one way in for whatever changes the set of backends, and what follows from each change: what is
+//! counted, said in the log, begun and ended, and that the workers are told. Owns no rule of who may
+//! change what, which is the registry's, and no message, which is the source's.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use super::{Departed, Draining, Hub, REPEAT_EVERY};
+use crate::base::time::Now;
+use crate::cluster::registry::{Applied, Change, Entry, Fault};
+use crate::cluster::source::Source;
+use crate::cluster::{BackendId, Protocol};
+use crate::config::OnBackendLoss;
+use crate::control::drain::Drain;
+
+impl Hub {
+    /// Applies a change, whoever it comes from. The workers hear of it with the next publication.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing has changed then.
+    pub fn apply(&mut self, change: Change, now: Now) -> Result<Applied, Fault> {
+        let applied = self.registry.apply(change.clone(), now)?;
+        if applied.changed {
+            self.publication.ask();
+        }
+        self.follow(change, &applied, now);
+        Ok(applied)
+    }
+
+    /// Applies a change that nobody is refused: what it is about may only have gone meanwhile.
+    pub(super) fn make(&mut self, change: Change, now: Now) -> Applied {
+        self.apply(change, now).unwrap_or_default()
+    }
+
+    fn follow(&mut self, change: Change, applied: &Applied, now: Now) {
+        match change {
+            Change::Register(wanted) => {
+                self.registered(applied, now);
+                self.hold(wanted.source);
+            }
+            Change::Unregister { source, .. } => {
+                self.left(applied, "unregistered", now);
+                self.hold(source);
+            }
+            Change::Drain { source, lasts, .. } => {
+                self.drain_begun(applied, lasts, now);
+                self.hold(source);
+            }
+            Change::DrainBackend { lasts, .. } => self.drain_begun(applied, lasts, now),
+            Change::Leave { .. } => self.left(applied, "drained", now),
+            Change::SourceLost { why, .. } => self.lost(applied, why, now),
+            Change::SetAside { backend } if applied.changed => {
+                self.revivals.entry(backend).or_default().set_aside(now);
+                self.counters.backends_set_aside.one();
+            }
+            Change::Restore { backend } if applied.changed => {
+                self.revivals.entry(backend).or_default().restored(now);
+                self.counters.backends_restored.one();
+            }
+            Change::SetAside { .. } | Change::Restore { .. } | Change::Weigh { .. } => {}
+        }
+    }
+
+    fn registered(&mut self, applied: &Applied, now: Now) {
+        let id = applied.backend.expect("a registration that succeeded has a backend");
+        let backend = &self.registry.get(id).expect("it was just registered").backend;
+        self.draining.remove(&id);
+        if applied.joined {
+            self.workers.begin(backend.slot);
+            self.counters.backends_registered.one();
+        }
+        if applied.changed {
+            self.console.backend_registered(now, backend, self.registry.len());
+        }
+    }
+
+    fn drain_begun(&mut self, applied: &Applied, lasts: Option<Duration>, now: Now) {
+        let id = applied.backend.expect("a drain that succeeded has a backend");
+        let entry = self.registry.get(id).expect("a draining backend is registered");
+        let address = entry.backend.address;
+        let left = self.workers.active(entry.backend.slot);
+        let lasts = lasts.unwrap_or(self.config.timeouts.drain);
+        let drain = Drain::new(now, lasts);
+        // One that drains already was told of long ago, or will be with the rest.
+        let mark = (!self.publication.is_due()).then(|| self.workers.mark());
+        self.draining.insert(id, Draining { drain, mark });
+        info!(backend = %id, %address, left, seconds = lasts.as_secs_f64(), "backend draining");
+    }
+
+    /// Backends left in order: their sessions go on.
+    fn left(&mut self, applied: &Applied, why: &str, now: Now) {
+        self.counters.backends_left.add(applied.left.len() as u64);
+        for entry in &applied.left {
+            self.depart(entry, why, false, now);
+        }
+    }
+
+    /// Backends are gone with their source.
+    fn lost(&mut self, applied: &Applied, why: &str, now: Now) {
+        self.counters.backends_lost.add(applied.left.len() as u64);
+        let close = self.config.balance.on_backend_loss == OnBackendLoss::Close;
+        for entry in &applied.left {
+            self.depart(entry, why, close, now);
+        }
+        if close && !applied.left.is_empty() {
+            self.workers.wake();
+        }
+    }
+
+    /// Remembers a backend that has left until its sessions have ended. Where they are to be ended the
+    /// caller wakes the workers.
+    fn depart(&mut self, entry: &Entry, why: &str, close: bool, now: Now) {
+        let (backend, registered) = (entry.backend.clone(), entry.since);
+        let id = backend.id;
+        let sessions = self.workers.active(backend.slot);
+        self.console.backend_left(now, &backend, why, sessions, self.registry.len());
+        self.revivals.remove(&id);
+        // What becomes of a UDP session when its backend is gone is decided where its datagrams are.
+        let close = close && backend.protocol != Protocol::Udp;
+        let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
+        if close {
+            self.end_sessions_of(id);
+        }
+        let repeat = if close { Some(now.plus(REPEAT_EVERY)) } else { repeat };
+        self.departed.insert(id, Departed { backend, registered, mark: None, repeat });
+    }
+
+    /// Keeps what is said to a source until the workers know of its change.
+    fn hold(&mut self, source: Source) {
+        if let Some(member) = self.members.get(&source) {
+            self.publication.hold(&member.mailbox);
+        }
+    }
+
+    /// Sessions running on a backend, also on one that has just left.
+    pub fn sessions_on(&self, id: BackendId) -> u64 {
+        self.backend(id).map_or(0, |backend| self.workers.active(backend.slot))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::base::publish::Publisher;
+    use crate::cluster::registry::Registration;
+    use crate::cluster::{Snapshot, Standing};
+    use crate::config::Config;
+    use crate::control::api::Reply;
+    use crate::control::mailbox::Mailbox;
+    use crate::control::workers::Workers;
+    use crate::session::EndReason;
+    use crate::worker::link::{Order, WorkerEnd, link};
+
+    /// A source that no connection stands for, as a file would be.
+    const UNCONNECTED: Source = Source::Connection(1 << 40);
+
+    fn at(ms: u64) -> Now {
+        Now::from_nanos(ms * 1_000_000)
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        ([192, 0, 2, 1], port).into()
+    }
+
+    /// A hub with one worker, whose end is played.
+    fn hub(config: Config) -> (Hub, WorkerEnd) {
+        let snapshots = Publisher::new(Snapshot::default());
+        let (control, worker) = link(0, 4, snapshots.subscribe(), Arc::new(Notify::new())).unwrap();
+        let workers = Workers::new(vec![control]);
+        (Hub::new(Arc::new(config), workers, snapshots, at(0)), worker)
+    }
+
+    /// The worker has seen everything that was published.
+    fn turn(worker: &WorkerEnd) {
+        worker.metrics.counters.turns.add(2);
+    }
+
+    fn join(source: Source, protocol: Protocol, port: u16) -> Change {
+        let (address, weight, name) = (address(port), 1, None);
+        Change::Register(Registration { source, protocol, address, weight, name })
+    }
+
+    fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {
+        hub.publish();
+        let all = hub.snapshot.backends.iter();
+        all.map(|backend| (backend.address.port(), backend.standing)).collect()
+    }
+
+    #[test]
+    fn a_source_without_a_connection_is_one_like_any_other() {
+        let (mut hub, worker) = hub(Config::default());
+        assert!(hub.members.is_empty(), "nobody is connected");
+        let joined = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap();
+        let id = joined.backend.unwrap();
+        assert!(joined.joined && joined.changed);
+        hub.apply(join(UNCONNECTED, Protocol::Udp, 80), at(0)).unwrap();
+        let both = [(80, Standing::Serving), (80, Standing::Serving)];
+        assert_eq!(standings(&mut hub), both);
+        let other = hub.welcome(address(9), Rc::new(Mailbox::default()), at(0));
+        let fault = hub.apply(join(other, Protocol::Tcp, 80), at(0)).unwrap_err();
+        assert!(matches!(fault, Fault::OwnedByAnother { by: UNCONNECTED, .. }), "{fault:?}");
+
+        hub.apply(Change::Weigh { backend: id, weight: 3 }, at(1)).unwrap();
+        let (protocol, lasts) = (Protocol::Tcp, Some(Duration::from_secs(9)));
+        let drain = Change::Drain { source: UNCONNECTED, protocol, address: address(80), lasts };
+        hub.apply(drain, at(1)).unwrap();
+        turn(&worker);
+        hub.tick(at(1));
+        assert!(hub.registry.get(id).is_some(), "the worker has yet to be told");
+        assert_eq!(standings(&mut hub), [(80, Standing::Draining), (80, Standing::Serving)]);
+        assert_eq!(hub.snapshot.get(id).unwrap().weight, 3);
+        hub.tick(at(2));
+        assert!(hub.registry.get(id).is_some(), "a worker may still begin a session");
+        turn(&worker);
+        hub.tick(at(3));
+        assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);
+
+        let lost = hub.apply(Change::SourceLost { source: UNCONNECTED, why: "it is gone" }, at(4));
+        assert_eq!(lost.unwrap().left.len(), 1);
+        assert_eq!(standings(&mut hub), []);
+        let counted = &hub.counters;
+        let counted =
+            [&counted.backends_registered, &counted.backends_left, &counted.backends_lost];
+        assert_eq!(counted.map(|counter| counter.get()), [2, 1, 1]);
+    }
+
+    #[test]
+    fn what_changes_nothing_is_not_published_and_what_is_refused_leaves_no_trace() {
+        let (mut hub, _worker) = hub(Config::default());
+        let id = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        hub.publish();
+        let again = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(1)).unwrap();
+        assert_eq!((again.backend, again.joined, again.changed), (Some(id), false, false));
+        hub.apply(Change::Restore { backend: id }, at(1)).unwrap();
+        hub.apply(Change::Leave { backend: BackendId(99) }, at(1)).unwrap();
+        assert!(hub.apply(Change::Weigh { backend: id, weight: 0 }, at(1)).is_err());
+        let stranger = Source::Connection(7);
+        let (protocol, address) = (Protocol::Tcp, address(80));
+        let unregister = Change::Unregister { source: stranger, protocol, address };
+        assert!(hub.apply(unregister, at(1)).is_err());
+        hub.publish();
+        assert_eq!(hub.snapshot.version, 1);
+        let counted = &hub.counters;
+        let counted = [
+            &counted.backends_registered,
+            &counted.backends_left,
+            &counted.backends_set_aside,
+            &counted.backends_restored,
+        ];
+        assert_eq!(counted.map(|counter| counter.get()), [1, 0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_source_reads_what_came_of_its_change_when_the_workers_know() {
+        let (mut hub, _worker) = hub(Config::default());
+        let mailbox = Rc::new(Mailbox::default());
+        let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
+        let (protocol, address) = (Protocol::Tcp, address(80));
+        for change in [
+            join(source, protocol, 80),
+            Change::Drain { source, protocol, address, lasts: None },
+            Change::Unregister { source, protocol, address },
+        ] {
+            hub.apply(change.clone(), at(1)).unwrap();
+            mailbox.send(&Reply::AskHello);
+            let early = tokio::time::timeout(Duration::ZERO, mailbox.next()).await;
+            assert!(early.is_err(), "{change:?}");
+            hub.publish();
+            assert!(mailbox.next().await.is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_operators_drain_is_no_wish_of_the_source_which_hears_of_it() {
+        let (mut hub, worker) = hub(Config::default());
+        let mailbox = Rc::new(Mailbox::default());
+        let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
+        let backend = hub.apply(join(source, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        worker.metrics.backends[slot].active.set(2);
+        hub.publish();
+        hub.apply(Change::DrainBackend { backend, lasts: None }, at(0)).unwrap();
+        assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
+        let heard = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
+        hub.tick(at(1000));
+        let left = r#"{"event":"draining","left":2,"protocol":"tcp","port":80}"#;
+        assert_eq!(heard().await.trim_end(), left);
+        turn(&worker);
+        worker.metrics.backends[slot].active.set(0);
+        hub.tick(at(1001));
+        assert_eq!(heard().await.trim_end(), r#"{"event":"drained","protocol":"tcp","port":80}"#);
+        let gone = hub.apply(Change::DrainBackend { backend, lasts: None }, at(1002)).unwrap_err();
+        assert_eq!(gone, Fault::Unknown { backend });
+    }
+
+    #[test]
+    fn a_registration_ends_a_drain_and_begins_to_count_anew_only_if_it_is_one() {
+        let (mut hub, worker) = hub(Config::default());
+        let id = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        let slot = hub.registry.get(id).unwrap().backend.slot;
+        worker.metrics.backends[usize::from(slot)].total.add(5);
+        let (protocol, address) = (Protocol::Tcp, address(80));
+        let drain = Change::Drain { source: UNCONNECTED, protocol, address, lasts: None };
+        hub.apply(drain, at(0)).unwrap();
+        hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(1)).unwrap();
+        assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);
+        turn(&worker);
+        hub.tick(at(1_000_000));
+        assert_eq!(standings(&mut hub), [(80, Standing::Serving)], "the drain is over");
+        let total = crate::metrics::BackendCounters::ROWS.iter().position(|it| it.name == "total");
+        assert_eq!(hub.workers.backend(slot)[total.unwrap()], 5);
+    }
+
+    #[test]
+    fn a_lost_source_takes_the_sessions_along_if_the_settings_say_so() {
+        for (on_backend_loss, ended) in [(OnBackendLoss::Close, 1), (OnBackendLoss::Keep, 0)] {
+            let mut config = Config::default();
+            config.balance.on_backend_loss = on_backend_loss;
+            let (mut hub, mut worker) = hub(config);
+            let id =
+                hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+            hub.apply(join(UNCONNECTED, Protocol::Udp, 80), at(0)).unwrap();
+            hub.apply(Change::SourceLost { source: UNCONNECTED, why: "it is gone" }, at(1))
+                .unwrap();
+            let order = Order::EndBackend { backend: id, reason: EndReason::BackendLeft };
+            let orders: Vec<_> = std::iter::from_fn(|| worker.orders.pop().ok()).collect();
+            assert_eq!(orders, vec![order; ended], "{on_backend_loss:?}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_given_back_when_the_workers_know_and_its_sessions_have_ended() {
+        let (mut hub, worker) = hub(Config::default());
+        let id = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(id).unwrap().backend.slot);
+        worker.metrics.backends[slot].active.set(2);
+        let (protocol, address) = (Protocol::Tcp, address(80));
+        hub.apply(Change::Unregister { source: UNCONNECTED, protocol, address }, at(1)).unwrap();
+        assert_eq!((hub.sessions_on(id), hub.address_of(id)), (2, Some(address)));
+        turn(&worker);
+        hub.tick(at(2));
+        assert!(hub.departed.contains_key(&id), "nothing was published");
+        hub.publish();
+        turn(&worker);
+        hub.tick(at(3));
+        assert!(hub.departed.contains_key(&id), "sessions run");
+        worker.metrics.backends[slot].active.set(0);
+        hub.tick(at(4));
+        assert_eq!((hub.sessions_on(id), hub.address_of(id)), (0, None));
+    }
+}
