@@ -372,8 +372,13 @@ impl Session {
 
     /// Whether nothing is in flight for it, nor will be.
     pub fn is_out_of_work(&self) -> bool {
-        let idle = |ways: &Ways| ways.receive.is_none() && ways.send.is_none() && !ways.starved;
-        self.relaying && self.sides.iter().all(idle)
+        let idle = |side: &Side| {
+            let (ways, to) = (&self.sides[*side as usize], &self.sides[side.other() as usize]);
+            // A block is of no use to what could not be sent any more.
+            let waits = ways.starved && !to.gone;
+            ways.receive.is_none() && ways.send.is_none() && !waits
+        };
+        self.relaying && Side::BOTH.iter().all(idle)
     }
 
     /// Whether the core waits for nothing but what it has cancelled.
