@@ -386,7 +386,9 @@ fn finally(
     let unread = head.status == 205 && !matches!(framing, Framing::Length(0));
     // Who answers before being asked may yet answer what was asked, to whoever would be next.
     let asked = exchange.sent;
-    let reusable = asked && head.version == Version::Http11 && !head.connection.close && !unread;
+    // Nor is it known what a backend was tired of waiting for: it may have said so before it was asked.
+    let stays = !head.connection.close && head.status != 408;
+    let reusable = asked && head.version == Version::Http11 && stays && !unread;
     exchange.status = head.status;
     exchange.close |= about.close || sent_as == Framing::UntilClose;
     exchange.keep = (reusable && framing != Framing::UntilClose)
@@ -466,6 +468,7 @@ mod tests {
             ("1.1 200 OK\r\nContent-Length: 0\r\nConnection: close", true, None),
             ("1.1 200 OK\r\nContent-Length: 0\r\nKeep-Alive: timeout=2", true, Some(second)),
             ("1.1 200 OK\r\nContent-Length: 0\r\nKeep-Alive: timeout=1", true, None),
+            ("1.1 408 Request Timeout\r\nContent-Length: 0", true, None),
             ("1.0 200 OK\r\nContent-Length: 0", true, None),
             ("1.1 200 OK", true, None),
         ] {
