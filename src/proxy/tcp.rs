@@ -107,26 +107,41 @@ impl Relay {
 
     /// The one place that decides what to do next, from what is so now.
     pub fn advance(&mut self, pool: &mut Pool, features: Features, out: &mut impl FnMut(Cmd)) {
-        for side in Side::BOTH {
-            let (from, to) = ends(&mut self.lines, side);
-            if to.is_gone() {
-                from.cancel_receive(side, out);
-                continue;
-            }
-            to.send(side.other(), &mut self.waiting[side as usize], pool, out);
-            if from.ended_properly() && to.takes() && self.is_drained(side) {
-                self.lines[side.other() as usize].finish(side.other(), out);
-            }
-            if self.lines[side as usize].is_open() {
-                self.ask(side, pool, features, out);
-            }
+        self.advance_from(Side::Client, pool, features, out);
+        self.advance_from(Side::Backend, pool, features, out);
+    }
+
+    // Inlined where the side is known: done for every event, it is a quarter of the relay's instructions.
+    #[inline(always)]
+    fn advance_from(
+        &mut self,
+        side: Side,
+        pool: &mut Pool,
+        features: Features,
+        out: &mut impl FnMut(Cmd),
+    ) {
+        let (from, to) = ends(&mut self.lines, side);
+        if to.is_gone() {
+            return from.cancel_receive(side, out);
+        }
+        to.send(side.other(), &mut self.waiting[side as usize], pool, out);
+        if from.ended_properly() && to.takes() && self.is_drained(side) {
+            self.lines[side.other() as usize].finish(side.other(), out);
+        }
+        if self.lines[side as usize].is_open() {
+            self.ask(side, pool, features, out);
         }
     }
 
     /// Asks a side for more, or for less, according to what is held and what is free.
+    #[inline(always)]
     fn ask(&mut self, side: Side, pool: &Pool, features: Features, out: &mut impl FnMut(Cmd)) {
         let (from, to) = ends(&mut self.lines, side);
         let held = self.waiting[side as usize].blocks() + to.sending().blocks();
+        if held == 0 && !from.is_idle() {
+            // What is armed may go on: there is always room for a first block.
+            return;
+        }
         if from.is_spliced() && features.splice {
             // The blocks that came before go out before.
             if held == 0 {
