@@ -138,7 +138,6 @@ impl Core {
     }
 
     /// Closes a session whose queues are empty, or who has waited long enough for that.
-    #[expect(clippy::too_many_arguments, reason = "one call, and each of them is needed")]
     fn part(
         &mut self,
         key: Key,
