@@ -21,9 +21,9 @@ mod wait;
 
 use wait::{PATIENCE, wait_for};
 
-/// 1 MiB of it is in small blocks.
+/// An eighth of it is for heads under way, and half of the rest is in small blocks.
 const BUFFER_BYTES: usize = 2 << 20;
-const BLOCKS: u64 = 256;
+const BLOCKS: u64 = 224;
 /// Blocks that the gateway keeps back for heads.
 const STOCK: u64 = 32;
 /// More than there are blocks.
