@@ -5,6 +5,11 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+#[path = "common/wait.rs"]
+mod wait;
+
+use wait::wait_for;
+
 fn lb(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
     command.args(arguments).stdin(Stdio::null());
@@ -204,11 +209,14 @@ fn a_udp_user_is_served_and_shown() {
         serving.says("backend registered");
     }
     let user = UdpSocket::bind("127.0.0.1:0").unwrap();
-    user.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    user.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     user.connect(serving.door("udp")).unwrap();
-    user.send(b"over the hills").unwrap();
+    // The line stands in the log a moment before the workers know of the backend.
     let mut back = [0; 64];
-    let len = user.recv(&mut back).unwrap();
+    let len = wait_for("an answer", || {
+        user.send(b"over the hills").unwrap();
+        user.recv(&mut back).ok()
+    });
     assert_eq!(&back[..len], b"over the hills");
     assert_eq!(serving.says("user connected")["protocol"], "udp");
 

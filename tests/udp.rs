@@ -30,7 +30,7 @@ mod wait;
 use wait::{PATIENCE, wait_for};
 
 /// How long a reply that must not come is waited for.
-const SILENCE: Duration = Duration::from_millis(100);
+const SILENCE: Duration = Duration::from_millis(400);
 
 struct Balancer {
     plane: DataPlane,
