@@ -10,7 +10,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::proxy::line::Features;
@@ -82,9 +81,7 @@ fn publish(plane: &mut DataPlane, protocol: Protocol, address: SocketAddr) {
         name: None,
         standing: Standing::Serving,
     };
-    let mut rotations: [Rotation; 3] = Default::default();
-    rotations[protocol as usize] = [0].into_iter().collect();
-    plane.snapshots.publish(Snapshot { version: 1, backends: vec![backend], rotations });
+    plane.snapshots.publish(Snapshot::frozen(1, vec![backend]));
     plane.ends[0].wake.write(1).unwrap();
 }
 

@@ -8,7 +8,6 @@ use std::thread;
 use std::time::Duration;
 
 use lb::boot::DataPlane;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::proxy::line::Features;
@@ -65,15 +64,7 @@ impl Balancer {
             name: None,
             standing: Standing::Serving,
         });
-        self.plane.snapshots.publish(Snapshot {
-            version: self.version,
-            backends: backends.collect(),
-            rotations: [
-                (0..addresses.len() as u16).collect(),
-                Rotation::default(),
-                Rotation::default(),
-            ],
-        });
+        self.plane.snapshots.publish(Snapshot::frozen(self.version, backends.collect()));
     }
 
     fn order(&mut self, order: Order) {

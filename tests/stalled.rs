@@ -7,7 +7,6 @@ use std::thread;
 use std::time::Duration;
 
 use lb::boot::DataPlane;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::metrics::WorkerCounters;
@@ -51,11 +50,8 @@ impl Balancer {
             name: None,
             standing: Standing::Serving,
         };
-        let mut rotations: [Rotation; 3] = Default::default();
-        rotations[Protocol::Tcp.index()] = [0].into_iter().collect();
-        rotations[Protocol::Api.index()] = [1].into_iter().collect();
         let backends = [backend(0, Protocol::Tcp, tcp), backend(1, Protocol::Api, api)].into();
-        plane.snapshots.publish(Snapshot { version: 1, backends, rotations });
+        plane.snapshots.publish(Snapshot::frozen(1, backends));
         plane.ends[0].wake.write(1).unwrap();
         Balancer { plane }
     }

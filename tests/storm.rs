@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::proxy::line::Features;
@@ -246,8 +245,7 @@ fn rude_peers_get_whole_streams_or_resets() {
         name: None,
         standing: Standing::Serving,
     };
-    let rotations = [vec![0], vec![], vec![]].map(Rotation::from_iter);
-    plane.snapshots.publish(Snapshot { version: 1, backends: vec![backend], rotations });
+    plane.snapshots.publish(Snapshot::frozen(1, vec![backend]));
     for end in &plane.ends {
         end.wake.write(1).unwrap();
     }

@@ -60,13 +60,7 @@ impl Balancer {
             name: None,
             standing: Standing::Serving,
         });
-        let of = |protocol| {
-            (0..backends.len() as u16)
-                .filter(move |place: &u16| backends[usize::from(*place)].0 == protocol)
-        };
-        let rotations = Protocol::ALL.map(|protocol| of(protocol).collect());
-        let version = self.version;
-        self.plane.snapshots.publish(Snapshot { version, backends: all.collect(), rotations });
+        self.plane.snapshots.publish(Snapshot::frozen(self.version, all.collect()));
         self.let_them_look();
     }
 

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use lb::balance::{Balancer, Turns};
 use lb::base::time::Now;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::{OnUdpLoss, Policy, Udp};
 use lb::metrics::WorkerMetrics;
@@ -389,15 +388,7 @@ impl World {
                 standing: backend.standing,
             })
             .collect();
-        let places = |standing| -> Vec<u16> {
-            (0..backends.len() as u16)
-                .filter(|place| backends[usize::from(*place)].standing == standing)
-                .collect()
-        };
-        let serving = places(Standing::Serving);
-        let rotation = if serving.is_empty() { places(Standing::Aside) } else { serving };
-        let rotations = [vec![], rotation, vec![]].map(Rotation::from_iter);
-        let snapshot = Arc::new(Snapshot { version: self.version, backends, rotations });
+        let snapshot = Arc::new(Snapshot::frozen(self.version, backends));
         for worker in &mut self.workers {
             worker.books.adopt(Arc::clone(&snapshot));
             if self.fault != Fault::DeafToSnapshots || !self.random.one_in(2) {

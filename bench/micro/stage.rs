@@ -8,7 +8,6 @@ use std::time::Duration;
 use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::{Policy, Timeouts};
 use lb::proxy::line::Features;
@@ -196,7 +195,5 @@ pub fn snapshot(protocol: Protocol, count: u16) -> Snapshot {
         name: None,
         standing: Standing::Serving,
     });
-    let mut rotations: [Rotation; 3] = Default::default();
-    rotations[protocol.index()] = (0..count).collect();
-    Snapshot { version: 1, backends: backends.collect(), rotations }
+    Snapshot::frozen(1, backends.collect())
 }

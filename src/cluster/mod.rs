@@ -102,6 +102,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// These backends, in the order of their registration, each protocol's in rotation.
+    pub fn frozen(version: u64, backends: Vec<Backend>) -> Snapshot {
+        let rotations = Protocol::ALL.map(|protocol| rotation(&backends, protocol));
+        Snapshot { version, backends, rotations }
+    }
+
     pub fn get(&self, id: BackendId) -> Option<&Backend> {
         // Registration numbers only grow, and backends stand in the order of registration.
         let place = self.backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
@@ -111,4 +117,18 @@ impl Snapshot {
     pub fn of(&self, protocol: Protocol) -> impl Iterator<Item = &Backend> {
         self.backends.iter().filter(move |backend| backend.protocol == protocol)
     }
+}
+
+/// The order in which the backends of a protocol are served. When all of them were set aside they are
+/// tried all the same: a user who is refused in the end has lost nothing, and one may be back.
+fn rotation(backends: &[Backend], protocol: Protocol) -> Rotation {
+    let weights_of = |standing| -> Vec<(u16, u16)> {
+        (0u16..)
+            .zip(backends)
+            .filter(|(_, it)| it.protocol == protocol && it.standing == standing)
+            .map(|(place, it)| (place, it.weight))
+            .collect()
+    };
+    let serving = weights_of(Standing::Serving);
+    Rotation::weighted(&if serving.is_empty() { weights_of(Standing::Aside) } else { serving })
 }

@@ -10,7 +10,6 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::rotation::Rotation;
 use super::source::Source;
 use super::{Backend, BackendId, Protocol, Snapshot, Standing, WEIGHT_MAX};
 use crate::base::time::Now;
@@ -330,25 +329,9 @@ impl Registry {
     /// is made once for all the changes that there are to tell of.
     pub fn freeze(&mut self) -> Snapshot {
         self.version += 1;
-        let backends: Vec<Backend> =
-            self.entries.values().map(|entry| entry.backend.clone()).collect();
-        let rotations = Protocol::ALL.map(|protocol| rotation(&backends, protocol));
-        Snapshot { version: self.version, backends, rotations }
+        let backends = self.entries.values().map(|entry| entry.backend.clone());
+        Snapshot::frozen(self.version, backends.collect())
     }
-}
-
-/// The order in which the backends of a protocol are served. When all of them were set aside they are
-/// tried all the same: a user who is refused in the end has lost nothing, and one may be back.
-fn rotation(backends: &[Backend], protocol: Protocol) -> Rotation {
-    let weights_of = |standing| -> Vec<(u16, u16)> {
-        (0u16..)
-            .zip(backends)
-            .filter(|(_, it)| it.protocol == protocol && it.standing == standing)
-            .map(|(place, it)| (place, it.weight))
-            .collect()
-    };
-    let serving = weights_of(Standing::Serving);
-    Rotation::weighted(&if serving.is_empty() { weights_of(Standing::Aside) } else { serving })
 }
 
 #[cfg(test)]

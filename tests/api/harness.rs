@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use lb::boot::DataPlane;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend as Registered, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Config;
 use lb::metrics::WorkerCounters;
@@ -56,13 +55,7 @@ impl Balancer {
             name: None,
             standing: Standing::Serving,
         });
-        let mut rotations: [Rotation; 3] = Default::default();
-        rotations[Protocol::Api.index()] = (0..addresses.len() as u16).collect();
-        self.plane.snapshots.publish(Snapshot {
-            version: self.version,
-            backends: backends.collect(),
-            rotations,
-        });
+        self.plane.snapshots.publish(Snapshot::frozen(self.version, backends.collect()));
         self.turn();
     }
 

@@ -27,7 +27,6 @@ use dice::Dice;
 use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Policy;
 use lb::proxy::http::{Journal, Record, Settings};
@@ -149,9 +148,7 @@ fn snapshot(backends: usize) -> Snapshot {
         name: None,
         standing: Standing::Serving,
     };
-    let mut rotations: [Rotation; 3] = Default::default();
-    rotations[Protocol::Api.index()] = (0..backends as u16).collect();
-    Snapshot { version: 1, backends: (0..backends).map(backend).collect(), rotations }
+    Snapshot::frozen(1, (0..backends).map(backend).collect())
 }
 
 impl World {
@@ -295,12 +292,9 @@ impl World {
 
     /// A backend takes no new requests.
     fn publish_leaving(&mut self, leaving: BackendId) {
-        let mut next = snapshot(self.weather.backends);
-        next.version = 2;
-        next.backends[leaving.0 as usize].standing = Standing::Draining;
-        let staying = (0..next.backends.len() as u16).filter(|slot| u32::from(*slot) != leaving.0);
-        next.rotations[Protocol::Api.index()] = staying.collect();
-        self.publisher.publish(next);
+        let mut backends = snapshot(self.weather.backends).backends;
+        backends[leaving.0 as usize].standing = Standing::Draining;
+        self.publisher.publish(Snapshot::frozen(2, backends));
         self.books.borrow_mut().adopt(self.publisher.current());
     }
 

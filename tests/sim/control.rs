@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::rotation::Rotation;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::session::{EndReason, SessionId};
 use lb::worker::link::{ControlEnd, Order};
@@ -144,14 +143,7 @@ impl Control {
     }
 
     fn publish(&mut self) {
-        let serving = |(_, backend): &(usize, &Backend)| backend.standing == Standing::Serving;
-        let rotation = (self.backends.iter().enumerate().filter(serving))
-            .map(|(place, _)| place as u16)
-            .collect();
-        self.publisher.publish(Snapshot {
-            version: u64::from(self.registered),
-            backends: self.backends.clone(),
-            rotations: [rotation, Rotation::default(), Rotation::default()],
-        });
+        let version = u64::from(self.registered);
+        self.publisher.publish(Snapshot::frozen(version, self.backends.clone()));
     }
 }

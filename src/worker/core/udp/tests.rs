@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use super::sweeps::SWEEPS_MAX;
 use super::*;
 use crate::balance::{Balancer, Turns};
-use crate::cluster::rotation::Rotation;
 use crate::cluster::{Backend, Standing};
 use crate::config::{Config, Policy};
 use crate::metrics::WorkerMetrics;
@@ -104,14 +103,7 @@ impl World {
                 standing: *standing,
             })
             .collect();
-        let of = |standing| -> Vec<u16> {
-            let places = 0..backends.len() as u16;
-            places.filter(|place| backends[usize::from(*place)].standing == standing).collect()
-        };
-        let serving = of(Standing::Serving);
-        let udp = if serving.is_empty() { of(Standing::Aside) } else { serving };
-        let rotations = [vec![], udp, vec![]].map(Rotation::from_iter);
-        let snapshot = Arc::new(Snapshot { version: self.version, backends, rotations });
+        let snapshot = Arc::new(Snapshot::frozen(self.version, backends));
         self.books.adopt(Arc::clone(&snapshot));
         self.core.adopt(&snapshot);
     }
