@@ -136,6 +136,26 @@ struct User {
     leaving: Option<Leaving>,
 }
 
+impl User {
+    /// Someone who has just connected.
+    fn new(gateway: Gateway, entry: Option<Entry>) -> User {
+        User {
+            gateway,
+            entry,
+            link: None,
+            private: None,
+            tried: Vec::new(),
+            portless: 0,
+            started: false,
+            moved: [0; 2],
+            held: 0,
+            scheduled: NEVER,
+            looks: Looks::NEW,
+            leaving: None,
+        }
+    }
+}
+
 struct Link {
     backend: BackendId,
     state: State,
@@ -246,20 +266,7 @@ impl Gateways {
         let trusted = self.settings.trusted.iter().any(|net| net.contains(&address));
         let gateway = Gateway::new(books.id(&entry), client, trusted, now);
         drop(books);
-        let key = self.users.put(User {
-            gateway,
-            entry: Some(entry),
-            link: None,
-            private: None,
-            tried: Vec::new(),
-            portless: 0,
-            started: false,
-            moved: [0; 2],
-            held: 0,
-            scheduled: NEVER,
-            looks: Looks::NEW,
-            leaving: None,
-        });
+        let key = self.users.put(User::new(gateway, Some(entry)));
         self.make_room();
         self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
         key

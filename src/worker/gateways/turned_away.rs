@@ -4,8 +4,7 @@
 
 use std::net::SocketAddr;
 
-use super::looks::Looks;
-use super::{Cmd, Gateways, NEVER, User};
+use super::{Cmd, Gateways, User};
 use crate::base::time::Now;
 use crate::proxy::http::Gateway;
 use crate::ring::pool::Pool;
@@ -31,20 +30,8 @@ impl Gateways {
             _ => "there is no room for another user",
         };
         let name = self.books.borrow().no_session();
-        let key = self.users.put(User {
-            gateway: Gateway::refusing(name, client, detail, now),
-            entry: None,
-            link: None,
-            private: None,
-            tried: Vec::new(),
-            portless: 0,
-            started: false,
-            moved: [0; 2],
-            held: 0,
-            scheduled: NEVER,
-            looks: Looks::NEW,
-            leaving: None,
-        });
+        let gateway = Gateway::refusing(name, client, detail, now);
+        let key = self.users.put(User::new(gateway, None));
         self.make_room();
         self.turned_away.push_back(key);
         self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
