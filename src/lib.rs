@@ -21,9 +21,9 @@
 //!
 //! | question | place |
 //! |---|---|
-//! | what happens to a byte? (the hot path) | [`worker::shell`], then [`proxy::tcp`] |
-//! | what happens to a datagram? | [`worker::udp`], then [`worker::core::udp`] |
-//! | what happens to a request? | [`worker::api`], then [`worker::gateways`] and [`proxy::http`] |
+//! | what happens to a byte? (the hot path) | [`worker::shell`], [`worker::tcp`], then [`proxy::tcp`] |
+//! | what happens to a datagram? | [`worker::udp`], then [`worker::udp::sessions`] |
+//! | what happens to a request? | [`worker::http::driver`], then [`worker::http::sessions`] and [`proxy::http`] |
 //! | who gets the next user? | [`balance`] |
 //! | how does a backend join and leave? | [`control`], then [`cluster::registry`] |
 //! | where are the system calls, and all the `unsafe`? | [`ring`] |
@@ -33,8 +33,9 @@
 //! # Layers, low to high
 //!
 //! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
-//! `proxy`, `worker::link`, `worker::books` < `worker::core` < `ring` < `worker`, `control`,
-//! `client`, `load` < `boot` < `cli`.
+//! `proxy`, `worker::link`, `worker::books`, `worker::slots`, `worker::starved`, `worker::lack` <
+//! `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` < `ring` < `worker`,
+//! `control`, `client`, `load` < `boot` < `cli`.
 //! A module uses only what is below it; `tests/tidy.rs` enforces this.
 
 pub mod balance;

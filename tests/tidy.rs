@@ -17,8 +17,12 @@ const PURE: &[&str] = &[
     "src/balance/",
     "src/session/",
     "src/proxy/",
-    "src/worker/core",
-    "src/worker/gateways",
+    "src/worker/slots.rs",
+    "src/worker/starved.rs",
+    "src/worker/lack.rs",
+    "src/worker/tcp/sessions",
+    "src/worker/udp/sessions",
+    "src/worker/http/sessions",
 ];
 
 /// The one file of the pure modules that reads the clock for everyone.
@@ -259,7 +263,7 @@ fn way_back(module: &Module, graph: &Graph) -> Option<Vec<Module>> {
     None
 }
 
-/// `src/worker/core.rs` is `worker::core`; lib.rs and main.rs are none.
+/// `src/worker/tcp/sessions.rs` is `worker::tcp::sessions`; lib.rs and main.rs are none.
 fn module_of(path: &str) -> Vec<String> {
     let path = path.trim_start_matches("src/").trim_end_matches(".rs");
     let mut parts: Vec<String> = path.split('/').map(str::to_owned).collect();
@@ -420,7 +424,7 @@ mod the_checker {
     use super::*;
 
     const LIB: &str = "//! The library.\n//!\n//! # Layers, low to high\n//!\n\
-        //! `base` < `cluster`, `ring::pool` < `proxy` <\n//! `worker::core` < `ring` < `worker`.\n\
+        //! `base` < `cluster`, `ring::pool` < `proxy` <\n//! `worker::tcp::sessions` < `ring` < `worker`.\n\
         //! A module names only what is below it.\n";
 
     fn found(path: &str, text: &str) -> Vec<String> {
@@ -431,7 +435,8 @@ mod the_checker {
 
     #[test]
     fn reads_the_layer_table() {
-        let all = ["base", "cluster", "ring::pool", "proxy", "worker::core", "ring", "worker"];
+        let all =
+            ["base", "cluster", "ring::pool", "proxy", "worker::tcp::sessions", "ring", "worker"];
         assert_eq!(layers(LIB), all);
     }
 
@@ -444,9 +449,9 @@ mod the_checker {
             ("src/cluster/mod.rs", "use crate::{\n    base,\n    ring::{pool as p, op},\n};"),
             ("src/cluster/mod.rs", "use crate::{base::time::*, worker};"),
             ("src/ring/pool.rs", "use super::op::Tag;"),
-            ("src/worker/core.rs", "use super::{core, shell};"),
-            ("src/worker/core/tcp.rs", "use super::super::shell::Shell;"),
-            ("src/proxy/tcp.rs", "let leg: Option<crate::worker::core::Core> = None;"),
+            ("src/worker/tcp/sessions.rs", "use super::super::{link, shell};"),
+            ("src/worker/tcp/sessions/parting.rs", "use super::super::shell::Shell;"),
+            ("src/proxy/tcp.rs", "let leg: Option<crate::worker::tcp::sessions::Sessions> = None;"),
         ] {
             let found = found(path, &format!("//! A file.\n{code}\n"));
             let upward: Vec<&String> = found.iter().filter(|f| f.contains("above it")).collect();
@@ -457,8 +462,11 @@ mod the_checker {
     #[test]
     fn lets_imports_downward_pass() {
         for (path, code) in [
-            ("src/worker/shell.rs", "use super::core::Core;\nuse crate::ring::{op, pool};"),
-            ("src/worker/core.rs", "use crate::{base::time::Now, ring::pool::Buf};"),
+            (
+                "src/worker/shell.rs",
+                "use super::tcp::sessions::Sessions;\nuse crate::ring::{op, pool};",
+            ),
+            ("src/worker/tcp/sessions.rs", "use crate::{base::time::Now, ring::pool::Buf};"),
             ("src/proxy/tcp.rs", "use super::Leg;\nuse crate::cluster;"),
             ("src/base/time.rs", "// use crate::worker::link;\nconst S: &str = \"crate::worker\";"),
             ("src/base/time.rs", "\n#[cfg(test)]\nmod tests {\n    use crate::worker::link;\n}"),
@@ -528,8 +536,12 @@ mod the_checker {
             ("src/worker/shell.rs", "fn f<'a>(x: &'a str) { x.unwrap(); }", "`.unwrap()`"),
             ("src/worker/shell.rs", "f(b'\"', '\\\\'); x.unwrap(); g('\"');", "`.unwrap()`"),
             ("src/proxy/tcp.rs", "let now = Now::read();", "`Now::read` in a pure module"),
-            ("src/worker/core.rs", "std::time::Instant::now()", "`Instant::now` in a pure module"),
-            ("src/worker/core/udp.rs", "SystemTime::now()", "`SystemTime::now` in a pure"),
+            (
+                "src/worker/tcp/sessions.rs",
+                "std::time::Instant::now()",
+                "`Instant::now` in a pure module",
+            ),
+            ("src/worker/udp/sessions.rs", "SystemTime::now()", "`SystemTime::now` in a pure"),
             ("src/worker/shell.rs", left, "holds"),
             ("tests/relay.rs", concat!("let x = unimplemented", "!();"), "holds"),
             ("README.md", concat!("It is so for ", "now."), "holds"),

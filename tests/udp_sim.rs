@@ -24,8 +24,8 @@ use lb::session::seats::Seats;
 use lb::session::shards::Shard;
 use lb::session::sources::SourceLimits;
 use lb::worker::books::{Books, Parts};
-use lb::worker::core::udp::{Core, Down, Holder, Load, Settings, Up, Why};
 use lb::worker::link::{Order, Report};
+use lb::worker::udp::sessions::{Down, Holder, Load, Sessions, Settings, Up, Why};
 use nix::errno::Errno;
 
 const WORKERS: usize = 2;
@@ -140,7 +140,7 @@ type Flow = (SocketAddr, SocketAddr);
 type Descriptor = (usize, u64);
 
 struct Worker {
-    core: Core,
+    core: Sessions,
     books: Books,
     reports: rtrb::Consumer<Report>,
     metrics: Arc<WorkerMetrics>,
@@ -316,7 +316,7 @@ impl World {
                     udp_seats: Arc::clone(&seats),
                     report_sessions: true,
                 });
-                let core = Core::new(settings(fault, pressure, number, seed, &map), now);
+                let core = Sessions::new(settings(fault, pressure, number, seed, &map), now);
                 Worker {
                     core,
                     books,
@@ -519,7 +519,8 @@ impl World {
             Fault::ForgetsTheLocalAddress => local(0),
             _ => flow.1,
         };
-        let mut ask: fn(&mut Core, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up = Core::up;
+        let mut ask: fn(&mut Sessions, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up =
+            Sessions::up;
         loop {
             let Worker { core, books, open, offered, .. } = &mut self.workers[which];
             match ask(core, self.now, flow.0, told, load, books) {
@@ -539,7 +540,7 @@ impl World {
                     if self.running(which, flow).is_some() {
                         self.model.found += 1;
                     }
-                    ask = Core::passed;
+                    ask = Sessions::passed;
                 }
                 Up::Send { from, to } => {
                     *offered += load.datagrams();

@@ -19,14 +19,16 @@ use lb::session::flows::{FlowHasher, Waits};
 use lb::session::seats::Seats;
 use lb::session::sources::SourceLimits;
 use lb::worker::books::{Books, Parts};
-use lb::worker::core::{Cmd, Context, Core, Key, Settings, udp};
 use lb::worker::link::{ControlEnd, link};
+use lb::worker::slots::Key;
+use lb::worker::tcp::sessions::{Cmd, Context, Sessions, Settings};
+use lb::worker::udp::sessions as udp;
 
 const SESSIONS: usize = 1_000;
 const NOW: Now = Now::from_nanos(1_000_000_000);
 
 pub struct Stage {
-    core: Core,
+    core: Sessions,
     books: Books,
     pool: Pool,
     out: Vec<Cmd>,
@@ -62,7 +64,7 @@ impl Stage {
         let (books, _, control) = books(Protocol::Tcp);
         let features = Features { receive_cap: true, splice: false };
         let settings = Settings { features, timeouts: Timeouts::default() };
-        let core = Core::new(settings, NOW);
+        let core = Sessions::new(settings, NOW);
         Stage {
             core,
             books,
@@ -102,7 +104,7 @@ impl Stage {
         self.obey();
     }
 
-    fn act<T>(&mut self, what: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
+    fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Context<'_>) -> T) -> T {
         let Stage { core, books, pool, out, .. } = self;
         what(core, &mut Context { now: NOW, pool, books, out })
     }
@@ -137,7 +139,7 @@ impl Stage {
 
 /// The same for datagrams.
 pub struct Datagrams {
-    core: udp::Core,
+    core: udp::Sessions,
     books: Books,
     _control: ControlEnd,
 }
@@ -161,7 +163,7 @@ impl Datagrams {
             seed: 3,
             affinity: None,
         };
-        let mut core = udp::Core::new(settings, NOW);
+        let mut core = udp::Sessions::new(settings, NOW);
         core.adopt(&snapshot);
         Datagrams { core, books, _control: control }
     }

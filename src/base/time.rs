@@ -24,6 +24,9 @@ pub struct Now(u64);
 impl Now {
     /// A moment from its nanoseconds: for tests and simulations, and for values read back from a
     /// table.
+    /// Later than anything that is planned: a deadline that has not been set.
+    pub const NEVER: Now = Now(u64::MAX);
+
     pub const fn from_nanos(nanos: u64) -> Now {
         Now(nanos)
     }

@@ -17,10 +17,10 @@ use crate::session::flows::{FlowHasher, Waits};
 use crate::session::seats::Seats;
 use crate::session::sources::SourceLimits;
 use crate::worker::books::SharedBooks;
-use crate::worker::core::udp::{Core, Holder, Settings};
-use crate::worker::origins::Origins;
-use crate::worker::passage::Passages;
-use crate::worker::udp::{Habits, Neighbours, UdpDoor, UdpDriver};
+use crate::worker::udp::driver::{Habits, Neighbours, UdpDoor, UdpDriver};
+use crate::worker::udp::origins::Origins;
+use crate::worker::udp::passage::Passages;
+use crate::worker::udp::sessions::{Holder, Sessions, Settings};
 
 /// Pairs of backend and socket that may rest at a worker: 16 MiB of notes. A session that finds no
 /// room waits for one of them.
@@ -118,7 +118,7 @@ pub fn local_addresses(addresses: &[IpAddr]) -> Result<(), Trouble> {
 
 impl DatagramPlan {
     pub fn build(self, books: SharedBooks, now: Now) -> UdpDriver {
-        let core = Core::new(self.settings, now);
+        let core = Sessions::new(self.settings, now);
         UdpDriver::new(core, books, self.door, self.habits, self.neighbours)
     }
 }

@@ -22,14 +22,13 @@ use crate::proxy::http;
 use crate::proxy::line::Features;
 use crate::ring::{Ring, Settings, sys};
 use crate::session::seats::Seats;
-use crate::worker::api::ApiDriver;
 use crate::worker::books::{Books, Parts};
-use crate::worker::core::{self, Core};
-use crate::worker::gateways::Gateways;
+use crate::worker::http::driver::HttpDriver;
+use crate::worker::http::requests::Requests;
 use crate::worker::link::{ControlEnd, WorkerEnd, link};
-use crate::worker::requests::Requests;
 use crate::worker::shell::{Shell, WorkerLoop};
-use crate::worker::tcp::TcpDriver;
+use crate::worker::tcp::driver::TcpDriver;
+use crate::worker::{http as api, tcp};
 
 /// Workers at most; a session's name has eight bits for them.
 pub const WORKERS_MAX: usize = 128;
@@ -107,7 +106,7 @@ impl DataPlane {
                 },
                 core: core_for(number, workers, &cores),
                 ring: buffers(config, workers),
-                settings: core::Settings { features, timeouts: config.timeouts },
+                settings: tcp::sessions::Settings { features, timeouts: config.timeouts },
                 balancer: Balancer::new(config.balance.policy, Arc::clone(&turns)),
                 all_metrics: Arc::clone(&all_metrics),
                 seats: Arc::clone(&seats),
@@ -171,7 +170,7 @@ struct Plan {
     request_lines: u32,
     core: Option<usize>,
     ring: Settings,
-    settings: core::Settings,
+    settings: tcp::sessions::Settings,
     balancer: Balancer,
     all_metrics: Arc<[Arc<WorkerMetrics>]>,
     seats: Arc<Seats>,
@@ -210,9 +209,9 @@ impl Plan {
         let now = Now::read();
         let features = self.settings.features;
         let journal = Box::new(journal);
-        let gateways = Gateways::new(self.api, features, Rc::clone(&books), journal, now);
-        let api = ApiDriver::new(gateways, Rc::clone(&books), self.api_listener);
-        let core = Core::new(self.settings, now);
+        let users =
+            api::sessions::Sessions::new(self.api, features, Rc::clone(&books), journal, now);
+        let api = HttpDriver::new(users, Rc::clone(&books), self.api_listener);
         let udp = self.datagrams.build(Rc::clone(&books), now);
         let rest = WorkerLoop {
             books,
@@ -220,7 +219,8 @@ impl Plan {
             orders: self.end.orders,
             wake: self.end.wake,
         };
-        let shell = Shell::new(ring, TcpDriver::new(core, self.listener), udp, api, rest);
+        let shell =
+            Shell::new(ring, TcpDriver::new(self.settings, self.listener, now), udp, api, rest);
         let _ = ready.send(Ok(()));
         if let Err(error) = shell.run() {
             panic!("worker {worker}: the kernel refused to go on with its ring: {error}");

@@ -1,20 +1,15 @@
 //! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
-//! driver beside it (`tcp`, `udp`, `api`) that stands between the ring and a pure core (`core`, for
-//! API users `gateways`); `books` is what the protocols share, `link` what crosses to the control
-//! core.
+//! room (`tcp`, `udp`, `http`), in which a `driver` stands between the ring and `sessions`, the pure
+//! decisions. `books` is what the protocols share, `link` what crosses to the control core.
 
-pub mod api;
 pub mod books;
-pub mod core;
 mod door;
-pub mod gateways;
+pub mod http;
+mod lack;
 pub mod link;
-pub mod origins;
-mod outbox;
-pub mod passage;
-pub mod requests;
 pub mod shell;
-mod splices;
+pub mod slots;
+mod starved;
 pub mod tcp;
 pub mod udp;
 

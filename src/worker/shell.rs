@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 
-use super::api::ApiDriver;
 use super::books::SharedBooks;
 use super::family;
+use super::http::driver::HttpDriver;
 use super::link::Order;
-use super::tcp::TcpDriver;
-use super::udp::UdpDriver;
+use super::tcp::driver::TcpDriver;
+use super::udp::driver::UdpDriver;
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
@@ -50,7 +50,7 @@ pub struct Shell {
     ring: Ring,
     tcp: TcpDriver,
     udp: UdpDriver,
-    api: ApiDriver,
+    api: HttpDriver,
     due: Due,
     parts: WorkerLoop,
     stop_at: Option<Now>,
@@ -76,16 +76,13 @@ impl Due {
     }
 }
 
-/// When a driver that waits for nothing but completions is to be looked after.
-const NEVER: Now = Now::from_nanos(u64::MAX);
-
 impl Shell {
     /// A worker over a ring of this thread.
     pub fn new(
         ring: Ring,
         tcp: TcpDriver,
         udp: UdpDriver,
-        api: ApiDriver,
+        api: HttpDriver,
         parts: WorkerLoop,
     ) -> Shell {
         Shell { ring, tcp, udp, api, due: Due::default(), parts, stop_at: None }
@@ -178,15 +175,15 @@ impl Shell {
         }
         if self.due.udp <= now || self.ring.has_returned() {
             self.udp.housekeep(now, &mut self.ring);
-            self.due.udp = self.udp.next_deadline().unwrap_or(NEVER);
+            self.due.udp = self.udp.next_deadline().unwrap_or(Now::NEVER);
         }
         if self.due.api <= now || self.api.wants_blocks() {
             self.api.housekeep(now, &mut self.ring);
-            self.due.api = self.api.next_deadline().unwrap_or(NEVER);
+            self.due.api = self.api.next_deadline().unwrap_or(Now::NEVER);
         }
         if tcp {
             self.tcp.step(now, &mut self.ring, &mut self.parts.books.borrow_mut());
-            self.due.tcp = self.tcp.next_deadline().unwrap_or(NEVER);
+            self.due.tcp = self.tcp.next_deadline().unwrap_or(Now::NEVER);
         }
         let books = self.parts.books.borrow();
         books.metrics().counters.buffers_free.set(self.ring.pool().unused(Class::Small) as u64);

@@ -1,4 +1,4 @@
-//! The gateways of a worker under a simulated kernel, hostile users and hostile backends, from seeds.
+//! The API sessions of a worker under a simulated kernel, hostile users and hostile backends, from seeds.
 //! What it holds against every run: a byte never reaches the wrong request, a request is answered once
 //! and in its turn, a response that was cut never looks whole, a request that must not be repeated is
 //! not, nobody's request goes over a connection on which another user logged in, what is held stays
@@ -38,7 +38,7 @@ use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::session::seats::Seats;
 use lb::worker::books::{Books, Parts};
-use lb::worker::gateways::{Cmd, Conn, Gateways};
+use lb::worker::http::sessions::{Cmd, Conn, Sessions};
 use lb::worker::link::{Order, link};
 use message::Request;
 use nix::errno::Errno;
@@ -46,7 +46,7 @@ use wire::{End, Wire};
 
 const SMALL: usize = 512;
 const LARGE: usize = 64;
-/// Blocks that the gateways keep back for the heads of a few connections, and which part of a small pool.
+/// Blocks that the sessions keep back for the heads of a few connections, and which part of a small pool.
 const STOCK: usize = 32;
 const STOCK_SHARE: usize = 8;
 const STEPS_MAX: usize = 400_000;
@@ -115,7 +115,7 @@ struct World {
     /// When something last happened that was not waited for.
     moved: Now,
     pool: Pool,
-    gateways: Gateways,
+    sessions: Sessions,
     out: Vec<Cmd>,
     wires: HashMap<Conn, Wire>,
     order: Vec<Conn>,
@@ -178,9 +178,9 @@ impl World {
         let now = Now::from_nanos(1_000_000_000);
         let books = Rc::new(RefCell::new(books));
         let journal = Box::new(log.clone());
-        let mut gateways = Gateways::new(settings, features, Rc::clone(&books), journal, now);
+        let mut sessions = Sessions::new(settings, features, Rc::clone(&books), journal, now);
         let mut pool = Pool::new(weather.small_blocks, LARGE);
-        gateways.start(&mut pool);
+        sessions.start(&mut pool);
         let mut dice = Dice::new(seed);
         let upheaval_in = weather.upheaval.then(|| 20 + dice.some(20_000));
         World {
@@ -194,7 +194,7 @@ impl World {
             now,
             moved: now,
             pool,
-            gateways,
+            sessions,
             out: Vec::new(),
             wires: HashMap::new(),
             order: Vec::new(),
@@ -266,7 +266,7 @@ impl World {
             *next_id += 1;
         }
         let from = SocketAddr::from(([192, 0, 2, 1], 40_000 + self.order.len() as u16));
-        let key = self.gateways.accepted(self.now, from, &mut self.pool, &mut self.out);
+        let key = self.sessions.accepted(self.now, from, &mut self.pool, &mut self.out);
         let conn = Conn::User(key);
         self.wires.insert(conn, Wire::new(Side::Client));
         self.order.push(conn);
@@ -286,7 +286,7 @@ impl World {
             _ => return self.publish_leaving(backend),
         };
         self.drained |= order == Order::Drain;
-        self.gateways.order(self.now, order, &mut self.pool, &mut self.out);
+        self.sessions.order(self.now, order, &mut self.pool, &mut self.out);
         self.execute();
     }
 
@@ -311,8 +311,8 @@ impl World {
         if self.order.is_empty() {
             return false;
         }
-        if self.gateways.is_starved() && self.dice.one_in(4) {
-            self.gateways.relieve(self.now, &mut self.pool, &mut self.out);
+        if self.sessions.is_starved() && self.dice.one_in(4) {
+            self.sessions.relieve(self.now, &mut self.pool, &mut self.out);
             self.execute();
         }
         if self.dice.one_in(50) {
@@ -350,8 +350,8 @@ impl World {
         if let Some(peer) = self.peers.get(&conn) {
             peer.was_heard(wire, &mut self.seen);
         }
-        self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
-        assert!(self.gateways.held() <= self.weather.held_max, "heads take up too much");
+        self.sessions.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        assert!(self.sessions.held() <= self.weather.held_max, "heads take up too much");
         self.execute();
         true
     }
@@ -359,7 +359,7 @@ impl World {
     fn step_room(&mut self, conn: Conn) -> bool {
         let Some(wire) = self.wires.get_mut(&conn) else { return false };
         let Some(event) = wire.answer_room() else { return false };
-        self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        self.sessions.happened(self.now, conn, event, &mut self.pool, &mut self.out);
         self.execute();
         true
     }
@@ -367,7 +367,7 @@ impl World {
     fn step_send(&mut self, conn: Conn) -> bool {
         let Some(wire) = self.wires.get_mut(&conn) else { return false };
         let Some(event) = wire.complete_send(&self.pool, &mut self.dice) else { return false };
-        self.gateways.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        self.sessions.happened(self.now, conn, event, &mut self.pool, &mut self.out);
         self.execute();
         true
     }
@@ -384,7 +384,7 @@ impl World {
         };
         self.connecting.remove(&conn);
         let Conn::Link(link) = conn else { panic!("only links are connected") };
-        self.gateways.connected(self.now, link, result, &mut self.pool, &mut self.out);
+        self.sessions.connected(self.now, link, result, &mut self.pool, &mut self.out);
         self.execute();
         true
     }
@@ -393,7 +393,7 @@ impl World {
     fn wait(&mut self) {
         let mut here = self.clients.values().filter(|client| client.ended.is_none()).peekable();
         let deaf = here.peek().is_some() && here.all(|client| client.manner == Manner::Deaf);
-        let due = self.gateways.next_deadline();
+        let due = self.sessions.next_deadline();
         // A tunnel may be still for an hour, in which its send queue is looked at over and over.
         let more = Duration::from_millis(if deaf { 60_000 } else { 20 });
         let later = due.unwrap_or(self.now).max(self.now).plus(more);
@@ -406,7 +406,7 @@ impl World {
     }
 
     fn expire(&mut self) {
-        self.gateways.expire(self.now, &mut self.pool, &mut self.out);
+        self.sessions.expire(self.now, &mut self.pool, &mut self.out);
         self.execute();
     }
 
@@ -425,7 +425,7 @@ impl World {
                     // A socket that could not be opened has none to look at.
                     let wire = self.wires.get(&conn);
                     let outlook = wire.map_or_else(Outlook::default, Wire::outlook);
-                    self.gateways.told(self.now, conn, outlook, &mut self.pool, &mut self.out);
+                    self.sessions.told(self.now, conn, outlook, &mut self.pool, &mut self.out);
                 }
                 Cmd::Wire { conn, what } => self.operate(conn, what),
                 Cmd::Close { conn, reset } => self.close(conn, reset),
@@ -555,7 +555,7 @@ impl World {
     fn finish(&mut self) {
         let all_gone = self.now;
         for _ in 0..STEPS_MAX {
-            if self.gateways.live() == 0 {
+            if self.sessions.live() == 0 {
                 break;
             }
             let moved = !self.order.is_empty() && (0..20).any(|_| self.step());
@@ -563,13 +563,13 @@ impl World {
                 self.wait();
             }
             // What is left waits for a request that will never come.
-            let spares = self.gateways.spares() == self.gateways.live();
+            let spares = self.sessions.spares() == self.sessions.live();
             let still = spares && self.now.since(all_gone) > SPARE_STILL_MAX;
             let noticed = !still || !self.wires.values().any(Wire::is_asleep);
             assert!(noticed, "a connection is kept that has ended");
         }
-        assert_eq!((self.gateways.live(), self.gateways.spares()), (0, 0));
-        assert_eq!((self.gateways.held(), self.gateways.private()), (0, 0));
+        assert_eq!((self.sessions.live(), self.sessions.spares()), (0, 0));
+        assert_eq!((self.sessions.held(), self.sessions.private()), (0, 0));
         assert!(self.wires.values().all(Wire::idle));
         let free = (self.pool.free(Class::Small), self.pool.free(Class::Large));
         let kept = STOCK.min(self.weather.small_blocks / STOCK_SHARE);

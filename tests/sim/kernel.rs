@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use lb::base::time::Now;
 use lb::proxy::{Intake, Received, Side};
 use lb::ring::pool::{Buf, Class, Outgoing, Pool, Stock};
-use lb::worker::core::Key;
+use lb::worker::slots::Key;
 
 use super::law::{self, check};
 use super::net::{Conn, Read};

@@ -14,8 +14,8 @@ use lb::proxy::outlook::Outlook;
 use lb::proxy::{Cmd, Received, Side, Splice, Spliced};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
-use lb::worker::core::Key;
 use lb::worker::link::{Order, Refusal, Report};
+use lb::worker::slots::Key;
 
 use super::kernel::Kernel;
 use super::law::{self, check};

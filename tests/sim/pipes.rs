@@ -1,5 +1,5 @@
 //! Splicing without a kernel: pipes on loan, steps that wait for their time, and what a step moves from
-//! one socket to the other. Plays `worker::splices` and `ring::pipe`; a pipe holds numbers of bytes, of
+//! one socket to the other. Plays `worker::tcp::splices` and `ring::pipe`; a pipe holds numbers of bytes, of
 //! which the places say what they look like.
 
 use std::time::Duration;
@@ -8,13 +8,13 @@ use nix::errno::Errno;
 
 use lb::base::time::Now;
 use lb::proxy::{Side, Splice};
-use lb::worker::core::Key;
+use lb::worker::slots::Key;
 
 use super::law::{self, check};
 use super::net::{Conn, Read};
 use super::random::Random;
 
-/// The moment of `When::Soon`, by `worker::splices`.
+/// The moment of `When::Soon`, by `worker::tcp::splices`.
 const MOMENT: Duration = Duration::from_micros(200);
 /// The while of `When::Later`.
 const WHILE: Duration = Duration::from_millis(20);

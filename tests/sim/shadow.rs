@@ -11,8 +11,8 @@ use lb::config::Timeouts;
 use lb::proxy::{Cmd, Intake, Side};
 use lb::ring::pool::{Class, GATHER_MAX, Pool};
 use lb::session::EndReason;
-use lb::worker::core::Key;
 use lb::worker::link::Ended;
+use lb::worker::slots::Key;
 
 use super::law::{self, check};
 use super::net::Conn;
@@ -22,10 +22,10 @@ use super::pipes::Pipes;
 const SMALL_HELD_MAX: usize = 16;
 const LARGE_HELD_MAX: usize = 4;
 const FREE_SHARE: usize = 8;
-/// Backends that may fail one user, and that it is offered in all, by `worker::core`.
+/// Backends that may fail one user, and that it is offered in all, by `worker::tcp::sessions`.
 const ATTEMPTS_MAX: usize = 3;
 const OFFERS_MAX: usize = 8;
-/// How long a flow waits for blocks without trying again, by `worker::core`.
+/// How long a flow waits for blocks without trying again, by `worker::tcp::sessions`.
 pub const STARVED_MAX: Duration = Duration::from_millis(100);
 /// A worker turns a moment after a deadline.
 pub const LATE: Duration = Duration::from_millis(50);
@@ -108,7 +108,7 @@ pub struct Flow {
     pub sending: VecDeque<u64>,
 }
 
-/// How long an order leaves a session for what is queued, by `worker::core`.
+/// How long an order leaves a session for what is queued, by `worker::tcp::sessions`.
 pub fn grace(order: EndReason) -> Duration {
     Duration::from_secs(if order == EndReason::Stopping { 1 } else { 5 })
 }

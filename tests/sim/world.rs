@@ -19,8 +19,9 @@ use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::session::seats::Seats;
 use lb::worker::books::{Books, Parts};
-use lb::worker::core::{Cmd, Context, Core, Key, Settings};
 use lb::worker::link::{Order, WorkerEnd, link};
+use lb::worker::slots::Key;
+use lb::worker::tcp::sessions::{Cmd, Context, Sessions, Settings};
 
 use super::control::Control;
 use super::kernel::{Around, Done, Kernel, Kind, Op, Outcome, Tag, Until, Work};
@@ -60,7 +61,7 @@ pub struct World {
     plan: Plan,
     random: Random,
     now: Now,
-    core: Core,
+    core: Sessions,
     books: Books,
     control: Control,
     worker: WorkerRest,
@@ -135,7 +136,7 @@ impl World {
         let now = Now::from_nanos(1_000_000_000);
         let users = (0..plan.users).map(|_| User::draw(&plan, now, &mut random)).collect();
         let world = World {
-            core: Core::new(settings, now),
+            core: Sessions::new(settings, now),
             books,
             control: Control::new(&plan, control, publisher, now, &mut random),
             worker: WorkerRest { snapshots, orders },
@@ -323,7 +324,7 @@ impl World {
         self.enters(peer);
     }
 
-    fn act<T>(&mut self, what: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
+    fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Context<'_>) -> T) -> T {
         let World { core, books, pool, now, commands, .. } = self;
         what(core, &mut Context { now: *now, pool, books, out: commands })
     }
@@ -378,9 +379,9 @@ impl World {
             self.take_reports();
             self.execute();
         }
-        self.act(Core::expire);
+        self.act(Sessions::expire);
         if self.core.is_starved() {
-            self.act(Core::relieve);
+            self.act(Sessions::relieve);
         }
         self.take_reports();
         self.execute();

@@ -14,7 +14,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::core::udp::Load;
+use super::sessions::Load;
 use crate::base::time::Now;
 use crate::ring::Tag;
 use crate::ring::datagram::{Letter, SEGMENTS_MAX, Source};

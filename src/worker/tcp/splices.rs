@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::core::Key;
 use crate::base::time::Now;
 use crate::proxy::{Side, Spliced};
 use crate::ring::pipe::{PIPES_MAX, Pipe, Pipes};
+use crate::worker::slots::Key;
 
 /// The moment of `When::Soon`: at 2 GB/s through eight flows each finds 100 KiB after it, and half of
 /// that is too little for what a step costs. One stream both ways took 1.1 to 1.2 times as much CPU with

@@ -95,7 +95,7 @@ struct Session {
 }
 
 /// The UDP sessions of one worker.
-pub struct Core {
+pub struct Sessions {
     settings: Settings,
     flows: Flows<Session>,
     sources: Sources,
@@ -108,10 +108,10 @@ pub struct Core {
     draining: bool,
 }
 
-impl Core {
-    pub fn new(settings: Settings, now: Now) -> Core {
+impl Sessions {
+    pub fn new(settings: Settings, now: Now) -> Sessions {
         let Settings { sessions, idle, hasher, seed, upstream, sources, .. } = settings;
-        Core {
+        Sessions {
             flows: Flows::new(sessions, idle, hasher, now).waiting(settings.waits),
             sources: Sources::new(sources, 2 * sessions, hasher),
             upstream: Upstream::new(upstream, seed, hasher, now),
@@ -309,7 +309,7 @@ impl Core {
         }
     }
 
-    /// When [`Core::expire`] has something to do next.
+    /// When [`Sessions::expire`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
         if !self.sweeps.is_empty() {
             return Some(Now::default());

@@ -1,7 +1,7 @@
 //! Orders about many UDP sessions, carried out a few places each turn so that a turn stays short. Owns
 //! how far each has come.
 
-use super::{Core, LOOKS_MAX};
+use super::{LOOKS_MAX, Sessions};
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::session::EndReason;
@@ -25,7 +25,7 @@ pub(super) enum Task {
     LookAnew,
 }
 
-impl Core {
+impl Sessions {
     pub(super) fn sweep(&mut self, backend: Option<BackendId>, reason: EndReason) {
         self.sweeps.push_back(Sweep { task: Task::End { backend, reason }, next: 0 });
     }

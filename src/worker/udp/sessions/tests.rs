@@ -24,7 +24,7 @@ const REST: Duration = Duration::from_secs(120);
 
 /// One worker's core with its books, at a moment.
 struct World {
-    core: Core,
+    core: Sessions,
     books: Books,
     reports: rtrb::Consumer<Report>,
     metrics: Arc<WorkerMetrics>,
@@ -68,7 +68,16 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
         report_sessions: true,
     });
     let now = Now::from_nanos(1_000_000_000);
-    World { core: Core::new(settings, now), books, reports, metrics, shard, seats, now, version: 0 }
+    World {
+        core: Sessions::new(settings, now),
+        books,
+        reports,
+        metrics,
+        shard,
+        seats,
+        now,
+        version: 0,
+    }
 }
 
 /// A world with so many backends, 10.0.0.1 and on, named from 1.

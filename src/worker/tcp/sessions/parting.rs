@@ -8,12 +8,13 @@
 
 use std::time::Duration;
 
-use super::{Cmd, Context, Core, Key, NEVER, Phase, Session};
+use super::{Cmd, Context, Phase, Session, Sessions};
 use crate::base::time::Now;
 use crate::config::Timeouts;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing};
 use crate::proxy::{self, Side};
 use crate::session::EndReason;
+use crate::worker::slots::Key;
 
 /// The pause after the first look at a queue that is not empty; it doubles from look to look …
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
@@ -36,7 +37,7 @@ pub(super) struct Parting {
 
 impl Parting {
     fn new(reason: EndReason, ordered: Option<EndReason>, now: Now, spent: bool) -> Parting {
-        let until = if spent { now } else { NEVER };
+        let until = if spent { now } else { Now::NEVER };
         let mut parting = Parting { reason, ordered: None, until, pause: PAUSE_FIRST };
         ordered.into_iter().for_each(|order| parting.hurry(now, order));
         parting
@@ -54,10 +55,10 @@ pub(super) fn is_order(reason: EndReason) -> bool {
     matches!(reason, EndReason::Operator | EndReason::BackendLeft | EndReason::Stopping)
 }
 
-impl Core {
+impl Sessions {
     /// The kernel has said how a session's send queues stand, by side: the answer to [`Cmd::Look`].
     pub fn told(&mut self, key: Key, outlooks: [Outlook; 2], cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         let sent = session.active;
         let standings =
             Side::BOTH.map(|side| session.look(side, cx.now, sent, &outlooks[side as usize]));
@@ -80,7 +81,7 @@ impl Core {
         cx: &mut Context<'_>,
     ) {
         let timeouts = self.settings.timeouts;
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         if standings.contains(&Standing::Vanished) {
             return self.end(key, EndReason::Idle, cx);
         }
@@ -91,7 +92,7 @@ impl Core {
         }
         // With both queues empty there is nothing to see until more is sent.
         let queued = session.relay.is_sending() || outlooks.iter().any(|one| one.queued > 0);
-        session.look_at = if queued { session.next_look(cx.now, &timeouts) } else { NEVER };
+        session.look_at = if queued { session.next_look(cx.now, &timeouts) } else { Now::NEVER };
         self.deadlines.schedule(key.place, session.due(&timeouts));
     }
 
@@ -100,7 +101,7 @@ impl Core {
         if !is_order(order) {
             return;
         }
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         match &mut session.phase {
             Phase::Ending { ordered, .. } => *ordered = Some(order),
             Phase::Parting(parting) => {
@@ -122,14 +123,14 @@ impl Core {
         cx: &mut Context<'_>,
     ) {
         let timeouts = self.settings.timeouts;
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         let timed_out = matches!(reason, EndReason::Idle | EndReason::HalfCloseIdle);
         let spent = timed_out && session.ends_at(&timeouts) <= cx.now;
         if !spent {
             session.active = cx.now;
         }
         session.phase = Phase::Parting(Parting::new(reason, ordered, cx.now, spent));
-        session.look_at = NEVER;
+        session.look_at = Now::NEVER;
         for side in Side::BOTH.into_iter().filter(|side| session.relay.is_spliced(*side)) {
             cx.out.push(Cmd::Relay { key, what: proxy::Cmd::EndSplice { side } });
         }
@@ -146,7 +147,7 @@ impl Core {
         standings: [Standing; 2],
         cx: &mut Context<'_>,
     ) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         let lost = Side::BOTH.map(|side| session.undelivered(side, &outlooks[side as usize]));
         let takes = |side: Side| {
             let (outlook, standing) = (&outlooks[side as usize], standings[side as usize]);
@@ -181,7 +182,7 @@ impl Core {
         lost: [u32; 2],
         cx: &mut Context<'_>,
     ) {
-        let Some(mut session) = self.sessions.remove(key) else { return };
+        let Some(mut session) = self.slots.remove(key) else { return };
         // Known only now: what was in flight may have brought bytes that found no taker.
         let truncated = session.relay.is_truncated() || lost != [0; 2];
         let reset = reason.is_reset(truncated);

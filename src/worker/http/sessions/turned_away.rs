@@ -4,19 +4,19 @@
 
 use std::net::SocketAddr;
 
-use super::{Cmd, Gateways, User};
+use super::{Cmd, Sessions, User};
 use crate::base::time::Now;
 use crate::proxy::http::Gateway;
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
-use crate::worker::core::Key;
 use crate::worker::link::Refusal;
+use crate::worker::slots::Key;
 
 /// So many at once; for another one the first of them is closed, who has most likely been answered. They
 /// take descriptors that no session has been promised: `boot::capacity` leaves 256 to move in.
 const TURNED_AWAY_MAX: usize = 32;
 
-impl Gateways {
+impl Sessions {
     pub(super) fn turn_away(
         &mut self,
         now: Now,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::{Core, plain};
+use super::{Sessions, plain};
 use crate::base::time::Now;
 use crate::proxy::udp::{Owner, PeerId, Socket};
 use crate::worker::books::Books;
@@ -15,7 +15,7 @@ use crate::worker::books::Books;
 /// within a round trip, a host that does not answer when three tries a second apart have failed.
 const ICMP_LATE: Duration = Duration::from_secs(5);
 
-impl Core {
+impl Sessions {
     /// ICMP says that nobody is at `to`, and that something was sent there from one of `sockets`. It is
     /// believed about a datagram that a session sent a moment ago and that nobody has
     /// answered, and moves that session; the backend is avoided when it is believed about two datagrams,

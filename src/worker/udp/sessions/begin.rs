@@ -3,19 +3,19 @@
 
 use std::net::SocketAddr;
 
-use super::{Core, Session, Up, Why, payload_max, plain};
+use super::{Session, Sessions, Up, Why, payload_max, plain};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol};
 use crate::proxy::udp::{Family, PeerId};
 use crate::session::flows::FlowKey;
 use crate::session::sources::Exceeded;
 use crate::worker::books::{Books, Choice, Entry};
-use crate::worker::core::udp::Load;
+use crate::worker::udp::sessions::Load;
 
 /// Backends that a new session is tried on when there is no room at one.
 const CHOICES_MAX: usize = 4;
 
-impl Core {
+impl Sessions {
     /// Begins a session, within the limits.
     pub(super) fn begin(
         &mut self,

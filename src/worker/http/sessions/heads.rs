@@ -2,16 +2,16 @@
 //! sum of it and who has to go when it is too much: whoever's request is the longest under way, so that
 //! those who send half a head and wait make room for those who send whole ones.
 
-use super::{Cmd, Gateways, User};
+use super::{Cmd, Sessions, User};
 use crate::base::time::Now;
 use crate::ring::pool::Pool;
-use crate::worker::core::Key;
+use crate::worker::slots::Key;
 
 /// Once there is too much, this part of what may be is cleared at once: looking for the oldest takes a walk
 /// over all users, which is made once for so many bytes and not for each.
 const CLEARED_SHARE: usize = 8;
 
-impl Gateways {
+impl Sessions {
     /// Takes note of what a user holds now.
     pub(super) fn weigh(&mut self, key: Key) {
         let Some(user) = self.users.get(key) else { return };

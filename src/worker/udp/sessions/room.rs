@@ -14,7 +14,7 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use super::{Core, Session, Why};
+use super::{Session, Sessions, Why};
 use crate::base::time::Now;
 use crate::proxy::udp::PeerId;
 use crate::session::EndReason;
@@ -96,7 +96,7 @@ impl Room {
     }
 }
 
-impl Core {
+impl Sessions {
     /// Sees to it that a session of `user` can be given a pair with `peer`.
     pub(super) fn room_at(
         &mut self,

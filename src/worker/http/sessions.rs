@@ -26,11 +26,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::books::{Entry, SharedBooks};
-use super::core::Key;
-use super::core::slots::Slots;
-use super::core::starved::Starved;
-use super::link::Order;
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, Protocol};
@@ -41,12 +36,14 @@ use crate::proxy::line::{Features, Line};
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
+use crate::worker::books::{Entry, SharedBooks};
+use crate::worker::link::Order;
+use crate::worker::slots::{Key, Slots};
+use crate::worker::starved::Starved;
 use looks::{Leaving, Looks, ORDERED_GRACE, STOP_GRACE};
 
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Never: a deadline that has not been scheduled.
-const NEVER: Now = Now::from_nanos(u64::MAX);
 
 /// One connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -71,7 +68,7 @@ pub enum Cmd {
         conn: Conn,
         what: proxy::Cmd,
     },
-    /// Ask how the connection's send queue stands, and tell [`Gateways::told`] at once.
+    /// Ask how the connection's send queue stands, and tell [`Sessions::told`] at once.
     Look {
         conn: Conn,
     },
@@ -83,7 +80,7 @@ pub enum Cmd {
 }
 
 /// The gateways of one worker.
-pub struct Gateways {
+pub struct Sessions {
     settings: Settings,
     features: Features,
     books: SharedBooks,
@@ -149,7 +146,7 @@ impl User {
             started: false,
             moved: [0; 2],
             held: 0,
-            scheduled: NEVER,
+            scheduled: Now::NEVER,
             looks: Looks::NEW,
             leaving: None,
         }
@@ -187,15 +184,15 @@ enum State {
     Leaving(Leaving),
 }
 
-impl Gateways {
+impl Sessions {
     pub fn new(
         settings: Settings,
         features: Features,
         books: SharedBooks,
         journal: Box<dyn Journal>,
         now: Now,
-    ) -> Gateways {
-        Gateways {
+    ) -> Sessions {
+        Sessions {
             spares: Spares::new(settings.spares_max),
             private: Spares::new(settings.private_max),
             turned_away: VecDeque::new(),
@@ -211,7 +208,7 @@ impl Gateways {
             links: Slots::new(),
             deadlines: Wheel::new(now),
             connects: Wheel::new(now),
-            sweep_at: NEVER,
+            sweep_at: Now::NEVER,
             version: 0,
             draining: false,
             stopping: false,
@@ -344,7 +341,7 @@ impl Gateways {
         while let Some(place) = self.deadlines.pop(now) {
             let Some(key) = self.users.at(place) else { continue };
             let Some(user) = self.users.get(key) else { continue };
-            user.scheduled = NEVER;
+            user.scheduled = Now::NEVER;
             if user.leaving.is_some() {
                 out.push(Cmd::Look { conn: Conn::User(key) });
                 continue;
@@ -357,7 +354,7 @@ impl Gateways {
                     self.act(now, key, pool, out, |gateway, cx| gateway.expire(cx));
                 }
                 (true, false) => {
-                    user.looks.at = NEVER;
+                    user.looks.at = Now::NEVER;
                     self.schedule(key);
                 }
                 (false, _) => self.schedule(key),
@@ -378,9 +375,9 @@ impl Gateways {
         self.sweep(now, out);
     }
 
-    /// When [`Gateways::expire`] or [`Gateways::relieve`] has something to do next.
+    /// When [`Sessions::expire`] or [`Sessions::relieve`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
-        let sweep = (self.sweep_at != NEVER).then_some(self.sweep_at);
+        let sweep = (self.sweep_at != Now::NEVER).then_some(self.sweep_at);
         let again = self.starved.next_try();
         let wheels = [self.deadlines.next_deadline(), self.connects.next_deadline()];
         wheels.into_iter().chain([sweep, again]).flatten().min()
@@ -535,7 +532,7 @@ impl Gateways {
     /// Schedules the user's deadline, unless it will be looked at before anyway.
     fn schedule(&mut self, key: Key) {
         let Some(user) = self.users.get(key) else { return };
-        let due = user.gateway.deadline(&self.settings).unwrap_or(NEVER).min(user.looks.at);
+        let due = user.gateway.deadline(&self.settings).unwrap_or(Now::NEVER).min(user.looks.at);
         if due < user.scheduled && user.leaving.is_none() {
             user.scheduled = due;
             self.deadlines.schedule(key.place, due);

@@ -1,15 +1,15 @@
 //! Connections that wait for blocks. Owns who of users and links waits, and how each tries again; the order
 //! is [`Starved`]'s.
 //!
-//! [`Starved`]: crate::worker::core::starved::Starved
+//! [`Starved`]: crate::worker::starved::Starved
 
-use super::{Cmd, Conn, Gateways, Link, State};
+use super::{Cmd, Conn, Link, Sessions, State};
 use crate::base::time::Now;
 use crate::proxy::Side;
 use crate::ring::pool::Pool;
-use crate::worker::core::starved::FED_MAX;
+use crate::worker::starved::FED_MAX;
 
-impl Gateways {
+impl Sessions {
     /// Whether connections wait for blocks.
     pub fn is_starved(&self) -> bool {
         !self.starved.is_empty()

@@ -11,17 +11,12 @@
 //! can never meet a stranger.
 
 mod parting;
-pub(super) mod slots;
-pub(super) mod starved;
-pub mod udp;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::books::{Books, Entry};
-use super::link::{Order, Refusal};
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, Protocol};
@@ -32,9 +27,12 @@ use crate::proxy::tcp::{Progress, Relay};
 use crate::proxy::{self, Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
+use crate::worker::books::{Books, Entry};
+use crate::worker::lack::Lack;
+use crate::worker::link::{Order, Refusal};
+use crate::worker::slots::{Key, Slots};
+use crate::worker::starved::{FED_MAX, Starved};
 use parting::Parting;
-use slots::Slots;
-use starved::{FED_MAX, Starved};
 
 /// Backends that may fail one user before it is turned away.
 const ATTEMPTS_MAX: usize = 3;
@@ -42,20 +40,7 @@ const ATTEMPTS_MAX: usize = 3;
 /// towards them, have not failed it.
 const OFFERS_MAX: usize = 8;
 
-/// Never: a look that is not planned.
-const NEVER: Now = Now::from_nanos(u64::MAX);
-
-/// A session's place among its worker's, and which use of the place it is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Key {
-    pub place: u32,
-    pub generation: u32,
-}
-
-/// The bits of a generation that a completion carries back.
-pub const GENERATION_MASK: u32 = 0x7f_ffff;
-
-/// What the shell is to do.
+/// What the driver is to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cmd {
     /// Open a new socket for the session's backend side and connect it; an older one is closed.
@@ -70,7 +55,7 @@ pub enum Cmd {
         key: Key,
         what: proxy::Cmd,
     },
-    /// Ask how the send queues of both sockets stand, and tell [`Core::told`] at once.
+    /// Ask how the send queues of both sockets stand, and tell [`Sessions::told`] at once.
     Look {
         key: Key,
     },
@@ -89,16 +74,16 @@ pub struct Context<'a> {
     pub out: &'a mut Vec<Cmd>,
 }
 
-/// What the core is told once.
+/// What does not change while the worker runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub features: Features,
     pub timeouts: Timeouts,
 }
 
-pub struct Core {
+pub struct Sessions {
     settings: Settings,
-    sessions: Slots<Session>,
+    slots: Slots<Session>,
     deadlines: Wheel,
     starved: Starved<(Key, Side)>,
 }
@@ -143,11 +128,11 @@ struct Tried {
     portless: usize,
 }
 
-impl Core {
-    pub fn new(settings: Settings, now: Now) -> Core {
-        Core {
+impl Sessions {
+    pub fn new(settings: Settings, now: Now) -> Sessions {
+        Sessions {
             settings,
-            sessions: Slots::new(),
+            slots: Slots::new(),
             deadlines: Wheel::new(now),
             starved: Starved::new(now),
         }
@@ -155,7 +140,7 @@ impl Core {
 
     /// Sessions in any phase.
     pub fn live(&self) -> usize {
-        self.sessions.len()
+        self.slots.len()
     }
 
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
@@ -188,7 +173,7 @@ impl Core {
             half_closed: false,
             answered: false,
             relayed: false,
-            look_at: NEVER,
+            look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
         });
         self.deadlines.schedule(key.place, cx.now.plus(self.settings.timeouts.connect));
@@ -198,7 +183,7 @@ impl Core {
 
     /// A connection to a backend stands, or has failed.
     pub fn connected(&mut self, key: Key, result: Result<(), Errno>, cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         match (session.phase, result) {
             (Phase::Ending { reason, ordered, .. }, _) => {
                 session.phase = Phase::Ending { reason, connect: false, ordered };
@@ -211,7 +196,7 @@ impl Core {
 
     /// Something happened on one of a session's connections.
     pub fn relayed(&mut self, key: Key, event: Event, cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.get(key) else {
+        let Some(session) = self.slots.get(key) else {
             debug_assert!(false, "a completion came for a session that is gone");
             give_back(event, cx.pool);
             return;
@@ -241,7 +226,7 @@ impl Core {
         if !was_unsure && session.relay.is_unsure() {
             self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
         }
-        if session.look_at == NEVER && (sent || session.relay.is_sending()) {
+        if session.look_at == Now::NEVER && (sent || session.relay.is_sending()) {
             session.look_at = session.next_look(cx.now, &self.settings.timeouts);
             self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
         }
@@ -261,8 +246,8 @@ impl Core {
     /// Looks at what has been still for a while, or for too long.
     pub fn expire(&mut self, cx: &mut Context<'_>) {
         while let Some(place) = self.deadlines.pop(cx.now) {
-            let Some(key) = self.sessions.at(place) else { continue };
-            let Some(session) = self.sessions.get(key) else { continue };
+            let Some(key) = self.slots.at(place) else { continue };
+            let Some(session) = self.slots.get(key) else { continue };
             let due = session.due(&self.settings.timeouts);
             if due > cx.now {
                 self.deadlines.schedule(place, due);
@@ -282,7 +267,7 @@ impl Core {
         }
     }
 
-    /// When [`Core::expire`] or [`Core::relieve`] has something to do next.
+    /// When [`Sessions::expire`] or [`Sessions::relieve`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
         [self.deadlines.next_deadline(), self.starved.next_try()].into_iter().flatten().min()
     }
@@ -302,7 +287,7 @@ impl Core {
 
     /// False when the flow has ended while it waited.
     fn feed(&mut self, key: Key, side: Side, cx: &mut Context<'_>) -> bool {
-        let Some(session) = self.sessions.get(key) else { return false };
+        let Some(session) = self.slots.get(key) else { return false };
         if session.phase != Phase::Relaying {
             return false;
         }
@@ -326,7 +311,7 @@ impl Core {
                 self.end_all(on_it, reason, cx);
             }
             Order::EndSession { id, reason } => {
-                let found = self.sessions.find(|session| cx.books.id(&session.entry) == id);
+                let found = self.slots.find(|session| cx.books.id(&session.entry) == id);
                 if let Some(key) = found {
                     self.end(key, reason, cx);
                 }
@@ -338,7 +323,7 @@ impl Core {
     }
 
     fn start(&mut self, key: Key, cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         cx.books.metrics().connect_time.record(cx.now.since(session.active));
         cx.books.started(&session.entry);
         session.phase = Phase::Relaying;
@@ -350,7 +335,7 @@ impl Core {
     }
 
     fn retry(&mut self, key: Key, errno: Errno, cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         // Only its deadline cancels an attempt that is still wanted.
         let errno = if errno == Errno::ECANCELED { Errno::ETIMEDOUT } else { errno };
         let lack = Lack::of(errno);
@@ -381,19 +366,19 @@ impl Core {
     }
 
     fn starve(&mut self, now: Now, key: Key, side: Side) {
-        let sessions = &mut self.sessions;
-        self.starved.push(now, (key, side), |(key, _)| sessions.get(*key).is_some());
+        let slots = &mut self.slots;
+        self.starved.push(now, (key, side), |(key, _)| slots.get(*key).is_some());
     }
 
     fn place(&mut self, session: Session) -> Key {
-        let key = self.sessions.put(session);
-        self.starved.make_room(Side::BOTH.len() * self.sessions.places());
+        let key = self.slots.put(session);
+        self.starved.make_room(Side::BOTH.len() * self.slots.places());
         key
     }
 
     /// Draws the consequences of how far the relay has come.
     fn follow(&mut self, key: Key, cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         match session.relay.progress() {
             Progress::Running => {}
             Progress::HalfClosed if session.half_closed => {}
@@ -413,13 +398,13 @@ impl Core {
         reason: EndReason,
         cx: &mut Context<'_>,
     ) {
-        for key in self.sessions.keys(which) {
+        for key in self.slots.keys(which) {
             self.end(key, reason, cx);
         }
     }
 
     fn end(&mut self, key: Key, reason: EndReason, cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         let connect = match session.phase {
             Phase::Ending { .. } | Phase::Parting(_) => return self.hurry(cx.now, key, reason),
             Phase::Connecting => {
@@ -435,7 +420,7 @@ impl Core {
     }
 
     fn close_if_settled(&mut self, key: Key, cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         let Phase::Ending { reason, connect: false, ordered } = session.phase else { return };
         if session.relay.in_flight() {
             return;
@@ -451,7 +436,7 @@ impl Session {
     /// When something is to be done about it if it stays still.
     fn due(&self, timeouts: &Timeouts) -> Now {
         let look = self.phase == Phase::Relaying && self.relay.is_unsure();
-        let again = if look { self.active.plus(SECOND_LOOK) } else { NEVER };
+        let again = if look { self.active.plus(SECOND_LOOK) } else { Now::NEVER };
         self.rests_until(timeouts).min(again)
     }
 
@@ -495,30 +480,6 @@ impl Tried {
     }
 }
 
-/// What we lacked when a connection failed that says nothing about the backend.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Lack {
-    /// Nothing: it was the backend.
-    None,
-    /// A local port towards this backend (`EADDRNOTAVAIL`, connect(2)): the same ports may be free towards
-    /// another.
-    Ports,
-    /// Descriptors or memory: another backend would not help.
-    Everywhere,
-}
-
-impl Lack {
-    pub(crate) fn of(errno: Errno) -> Lack {
-        match errno {
-            Errno::EADDRNOTAVAIL => Lack::Ports,
-            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN => {
-                Lack::Everywhere
-            }
-            _ => Lack::None,
-        }
-    }
-}
-
 fn give_back(event: Event, pool: &mut Pool) {
     if let Event::Received { what: Received::Data(buf), .. } = event {
         pool.give_back(buf);
@@ -541,14 +502,14 @@ mod tests {
     use crate::ring::pool::Class;
     use crate::session::seats::Seats;
     use crate::worker::books::Parts;
-    use crate::worker::core::starved::WAIT_MAX;
     use crate::worker::link::{ControlEnd, Ended, Report, link};
+    use crate::worker::starved::WAIT_MAX;
 
     const START: Now = Now::from_nanos(1_000_000_000);
 
     /// A worker with one backend, whose sockets are played by hand.
     struct Stage {
-        core: Core,
+        sessions: Sessions,
         books: Books,
         control: ControlEnd,
         pool: Pool,
@@ -585,7 +546,7 @@ mod tests {
             let features = Features { receive_cap: true, splice: false };
             let settings = Settings { features, timeouts: Timeouts::default() };
             Stage {
-                core: Core::new(settings, START),
+                sessions: Sessions::new(settings, START),
                 books,
                 control,
                 pool: Pool::new(256, 16),
@@ -596,9 +557,9 @@ mod tests {
             }
         }
 
-        fn act<T>(&mut self, what: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
-            let Stage { core, books, pool, now, said, .. } = self;
-            what(core, &mut Context { now: *now, pool, books, out: said })
+        fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Context<'_>) -> T) -> T {
+            let Stage { sessions, books, pool, now, said, .. } = self;
+            what(sessions, &mut Context { now: *now, pool, books, out: said })
         }
 
         /// What was commanded since the last time, apart from looks, which are answered.
@@ -607,7 +568,7 @@ mod tests {
                 let Cmd::Look { key } = self.said.remove(at) else { unreachable!() };
                 self.looks += 1;
                 let outlooks = self.outlooks;
-                self.act(|core, cx| core.told(key, outlooks, cx));
+                self.act(|sessions, cx| sessions.told(key, outlooks, cx));
             }
             std::mem::take(&mut self.said)
         }
@@ -615,14 +576,14 @@ mod tests {
         /// A session that relays.
         fn session(&mut self) -> Key {
             let client = "192.0.2.1:1000".parse().unwrap();
-            let key = self.act(|core, cx| core.accepted(client, cx)).unwrap();
-            self.act(|core, cx| core.connected(key, Ok(()), cx));
+            let key = self.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+            self.act(|sessions, cx| sessions.connected(key, Ok(()), cx));
             self.said();
             key
         }
 
         fn relayed(&mut self, key: Key, event: Event) -> Vec<Cmd> {
-            self.act(|core, cx| core.relayed(key, event, cx));
+            self.act(|sessions, cx| sessions.relayed(key, event, cx));
             self.said()
         }
 
@@ -639,14 +600,14 @@ mod tests {
 
         fn wait(&mut self, time: Duration) -> Vec<Cmd> {
             self.now = self.now.plus(time);
-            self.act(|core, cx| core.expire(cx));
+            self.act(|sessions, cx| sessions.expire(cx));
             let said = self.said();
             self.said = said;
             self.relieve()
         }
 
         fn relieve(&mut self) -> Vec<Cmd> {
-            self.act(|core, cx| core.relieve(cx));
+            self.act(|sessions, cx| sessions.relieve(cx));
             self.said()
         }
 
@@ -664,12 +625,12 @@ mod tests {
     fn a_connection_that_did_not_come_about_in_time_is_reported_as_such() {
         let mut stage = Stage::new();
         let client = "192.0.2.1:1000".parse().unwrap();
-        let key = stage.act(|core, cx| core.accepted(client, cx)).unwrap();
+        let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
         stage.now = stage.now.plus(2 * Timeouts::default().connect);
-        stage.act(|core, cx| core.expire(cx));
+        stage.act(|sessions, cx| sessions.expire(cx));
         assert_eq!(stage.said().last(), Some(&Cmd::CancelConnect { key }));
         let cancelled = Err(Errno::ECANCELED);
-        stage.act(|core, cx| core.connected(key, cancelled, cx));
+        stage.act(|sessions, cx| sessions.connected(key, cancelled, cx));
         let report = stage.control.reports.pop().unwrap();
         assert!(
             matches!(report, Report::ConnectFailed { errno, .. } if errno == Errno::ETIMEDOUT as i32),
@@ -681,9 +642,9 @@ mod tests {
     fn want_of_our_own_is_not_blamed_on_a_backend() {
         let mut stage = Stage::new();
         let client = "192.0.2.1:1000".parse().unwrap();
-        let key = stage.act(|core, cx| core.accepted(client, cx)).unwrap();
+        let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
         let full = Err(Errno::EMFILE);
-        stage.act(|core, cx| core.connected(key, full, cx));
+        stage.act(|sessions, cx| sessions.connected(key, full, cx));
         let refused = Report::Refused { protocol: Protocol::Tcp, client, why: Refusal::Exhausted };
         assert_eq!(stage.control.reports.pop(), Ok(refused));
         let counters = &stage.control.metrics.counters;
@@ -696,12 +657,12 @@ mod tests {
     fn want_of_a_port_towards_one_backend_leads_to_the_next_and_sets_none_aside() {
         let mut stage = Stage::with(&[0, 1]);
         let (client, portless) = ("192.0.2.1:1000".parse().unwrap(), Errno::EADDRNOTAVAIL);
-        let key = stage.act(|core, cx| core.accepted(client, cx)).unwrap();
+        let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
         let [Cmd::Connect { to: first, .. }] = stage.said()[..] else { panic!() };
-        stage.act(|core, cx| core.connected(key, Err(portless), cx));
+        stage.act(|sessions, cx| sessions.connected(key, Err(portless), cx));
         let [Cmd::Connect { to: second, .. }] = stage.said()[..] else { panic!() };
         assert_ne!(first, second);
-        stage.act(|core, cx| core.connected(key, Ok(()), cx));
+        stage.act(|sessions, cx| sessions.connected(key, Ok(()), cx));
         assert_eq!(stage.said().len(), 2, "both sides are read");
         let told = std::iter::from_fn(|| stage.control.reports.pop().ok()).collect::<Vec<_>>();
         assert!(matches!(told[..], [Report::Started { .. }]), "{told:?}");
@@ -711,7 +672,7 @@ mod tests {
         // The next user is offered the first again: it is not aside.
         let offered: Vec<_> = (0..2)
             .map(|_| {
-                stage.act(|core, cx| core.accepted(client, cx));
+                stage.act(|sessions, cx| sessions.accepted(client, cx));
                 let [Cmd::Connect { to, .. }] = stage.said()[..] else { panic!() };
                 to
             })
@@ -727,12 +688,12 @@ mod tests {
             (Errno::ECONNREFUSED, ATTEMPTS_MAX, Refusal::Unreachable),
             (Errno::EADDRNOTAVAIL, OFFERS_MAX, Refusal::Exhausted),
         ] {
-            let key = stage.act(|core, cx| core.accepted(client, cx)).unwrap();
+            let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
             let mut offered = Vec::new();
             while let [Cmd::Connect { to, .. }] = stage.said()[..] {
                 assert!(!offered.contains(&to), "each once");
                 offered.push(to);
-                stage.act(|core, cx| core.connected(key, Err(errno), cx));
+                stage.act(|sessions, cx| sessions.connected(key, Err(errno), cx));
             }
             assert_eq!(offered.len(), offers);
             let refused = Report::Refused { protocol: Protocol::Tcp, client, why };
@@ -772,11 +733,11 @@ mod tests {
             stage.over(key, Client, Received::NoBuffers);
             stage.over(key, Backend, Received::Failed(Errno::ECONNRESET));
         }
-        assert_eq!(stage.core.live(), 1);
+        assert_eq!(stage.sessions.live(), 1);
         stage.over(living, Client, Received::NoBuffers);
         let said = stage.relieve();
         assert!(matches!(said[..], [Cmd::Relay { key, .. }] if key == living), "{said:?}");
-        assert!(!stage.core.is_starved());
+        assert!(!stage.sessions.is_starved());
     }
 
     #[test]
@@ -786,7 +747,7 @@ mod tests {
         let posted: Vec<_> = std::iter::from_fn(|| stage.pool.take(Class::Small)).collect();
         stage.over(key, Client, Received::NoBuffers);
         assert_eq!(stage.relieve(), [], "no block has come back");
-        assert_eq!(stage.core.next_deadline(), Some(stage.now.plus(WAIT_MAX)));
+        assert_eq!(stage.sessions.next_deadline(), Some(stage.now.plus(WAIT_MAX)));
         assert_eq!(stage.wait(WAIT_MAX).len(), 1);
         assert_eq!(stage.wait(WAIT_MAX), [], "once");
         posted.into_iter().for_each(|buf| stage.pool.give_back(buf));
@@ -828,7 +789,7 @@ mod tests {
         stage.outlooks[Client as usize] = paused(40);
         let key = reset_behind(&mut stage, 100);
         assert_eq!(stage.over(key, Client, Received::Stopped), []);
-        assert_eq!(stage.core.live(), 1);
+        assert_eq!(stage.sessions.live(), 1);
         assert_eq!(stage.wait(Duration::from_secs(600)), [], "it is slow, and alive");
         stage.outlooks[Client as usize] = Outlook::default();
         assert_eq!(stage.wait(Duration::from_secs(1)), [Cmd::Close { key, reset: true }]);
@@ -895,7 +856,7 @@ mod tests {
                     stage.over(key, Client, Received::Stopped);
                 }
                 let order = Order::EndBackend { backend: BackendId(1), reason };
-                stage.act(|core, cx| core.order(order, cx));
+                stage.act(|sessions, cx| sessions.order(order, cx));
                 for side in Side::BOTH.into_iter().filter(|_| before) {
                     stage.over(key, side, Received::Stopped);
                 }
@@ -967,7 +928,7 @@ mod tests {
         let key = stage.session();
         stage.data(key, Client, 10);
         let stop = Order::Stop;
-        stage.act(|core, cx| core.order(stop, cx));
+        stage.act(|sessions, cx| sessions.order(stop, cx));
         stage.over(key, Client, Received::Stopped);
         stage.over(key, Backend, Received::Stopped);
         stage.relayed(key, Event::Sent { side: Backend, result: Ok(4) });

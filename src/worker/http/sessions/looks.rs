@@ -4,13 +4,13 @@
 
 use std::time::Duration;
 
-use super::{Cmd, Conn, Gateways, NEVER, State};
+use super::{Cmd, Conn, Sessions, State};
 use crate::base::time::Now;
 use crate::proxy::Side;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing, Watch};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
-use crate::worker::core::Key;
+use crate::worker::slots::Key;
 
 /// The pause after the first look at a queue that is not empty; it doubles from look to look …
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
@@ -37,7 +37,7 @@ pub(super) struct Leaving {
 impl Leaving {
     pub fn new(now: Now, reset: bool, still: Duration) -> Leaving {
         let (watch, pause) = (Watch::NEW, PAUSE_FIRST);
-        Leaving { reset, watch, active: now, still, until: NEVER, pause }
+        Leaving { reset, watch, active: now, still, until: Now::NEVER, pause }
     }
 
     pub fn hurry(&mut self, now: Now, grace: Duration) {
@@ -67,10 +67,10 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    pub const NEW: Looks = Looks { watches: [Watch::NEW; 2], at: NEVER };
+    pub const NEW: Looks = Looks { watches: [Watch::NEW; 2], at: Now::NEVER };
 }
 
-impl Gateways {
+impl Sessions {
     /// The kernel has said how a connection's send queue stands: the answer to [`Cmd::Look`].
     pub fn told(
         &mut self,
@@ -104,7 +104,7 @@ impl Gateways {
     pub(super) fn plan_look(&mut self, now: Now, key: Key, sent: bool) {
         let every = self.look_every();
         if let Some(user) = self.users.get(key)
-            && user.looks.at == NEVER
+            && user.looks.at == Now::NEVER
             && (user.gateway.is_sending() || sent && user.gateway.is_tunnel())
         {
             user.looks.at = now.plus(every);
@@ -119,7 +119,7 @@ impl Gateways {
     /// The user's deadline, or the time of a look, has come: first it is seen what the peers have taken.
     pub(super) fn look(&mut self, key: Key, out: &mut Vec<Cmd>) {
         let Some(user) = self.users.get(key) else { return };
-        user.looks.at = NEVER;
+        user.looks.at = Now::NEVER;
         if let Some(link) = user.link
             && let Some(State::Serving { .. }) = self.links.get(link).map(|link| &link.state)
         {
@@ -143,7 +143,7 @@ impl Gateways {
         let watch = &mut user.looks.watches[side as usize];
         let standing = watch.look(now, user.gateway.active_at(), outlook);
         if outlook.queued > 0 || user.gateway.is_sending() {
-            let gives_up = watch.gives_up_at().filter(|at| *at > now).unwrap_or(NEVER);
+            let gives_up = watch.gives_up_at().filter(|at| *at > now).unwrap_or(Now::NEVER);
             user.looks.at = user.looks.at.min(now.plus(every)).min(gives_up);
         }
         match standing {

@@ -6,8 +6,8 @@ use super::{REPLY, SEND, UdpDriver};
 use crate::base::time::Now;
 use crate::ring::datagram::{Letter, Returned, Source};
 use crate::ring::{Ring, Tag, sys};
-use crate::worker::core::udp::{Load, Why};
-use crate::worker::outbox::Way;
+use crate::worker::udp::outbox::Way;
+use crate::worker::udp::sessions::{Load, Why};
 
 /// How often a datagram is offered again whose send reported an error of an earlier one.
 const TRIES_MAX: usize = 4;
@@ -46,7 +46,7 @@ impl UdpDriver {
                 let datagram = &piece[start..piece.len().min(start.saturating_add(segment))];
                 if let Err(errno) = self.send_one(now, tag, &letter, datagram, errno) {
                     let load = Load::one(datagram.len());
-                    self.core.dropped(reason(errno), load, &self.books.borrow());
+                    self.sessions.dropped(reason(errno), load, &self.books.borrow());
                 }
             }
         }

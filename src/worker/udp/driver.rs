@@ -1,6 +1,6 @@
 //! UDP users between the ring and the core: datagrams become questions, answers become letters. Owns
 //! this worker's socket at the UDP door and the sockets towards backends; decides nothing about
-//! sessions (that is `core::udp`'s) and copies no payload.
+//! sessions (that is `sessions`'s) and copies no payload.
 //!
 //! Datagrams that go the same way in one turn leave as one letter (see `outbox`), at the end of the turn.
 
@@ -16,13 +16,10 @@ use nix::errno::Errno;
 
 use haste::Haste;
 
-use super::books::{Books, SharedBooks};
-use super::core::udp::{Core, Down, Load, Up, Why};
-use super::family;
-use super::link::Order;
 use super::origins::Origins;
 use super::outbox::{Outbox, Way};
 use super::passage::{Label, Passages};
+use super::sessions::{Down, Load, Sessions, Up, Why};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::proxy::udp::{Family, Socket};
@@ -30,6 +27,9 @@ use crate::ring::datagram::{Envelope, Letter, Source};
 use crate::ring::pool::{Buf, Class};
 use crate::ring::{Done, Ring, Tag, sys};
 use crate::session::seats::Seats;
+use crate::worker::books::{Books, SharedBooks};
+use crate::worker::family;
+use crate::worker::link::Order;
 
 const RECEIVE_AT_DOOR: u8 = family::UDP | 1;
 const RECEIVE_UPSTREAM: u8 = family::UDP | 2;
@@ -112,7 +112,7 @@ struct Deaf {
 }
 
 pub struct UdpDriver {
-    core: Core,
+    sessions: Sessions,
     books: SharedBooks,
     door: Option<UdpDoor>,
     /// By [`Family`] and place.
@@ -152,14 +152,14 @@ pub struct Neighbours {
 impl UdpDriver {
     /// `door`: this worker's socket at the UDP door, if there is one.
     pub fn new(
-        core: Core,
+        sessions: Sessions,
         books: SharedBooks,
         door: Option<UdpDoor>,
         habits: Habits,
         neighbours: Neighbours,
     ) -> UdpDriver {
         UdpDriver {
-            core,
+            sessions,
             books,
             door,
             upstream: Default::default(),
@@ -182,7 +182,7 @@ impl UdpDriver {
 
     /// Running sessions.
     pub fn live(&self) -> usize {
-        self.core.live()
+        self.sessions.live()
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
@@ -191,16 +191,16 @@ impl UdpDriver {
             return Some(Now::default());
         }
         let deaf = self.deaf.iter().map(|deaf| deaf.at).min();
-        [self.core.next_deadline(), deaf].into_iter().flatten().min()
+        [self.sessions.next_deadline(), deaf].into_iter().flatten().min()
     }
 
     /// Takes note of who is registered now.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
-        self.core.adopt(snapshot);
+        self.sessions.adopt(snapshot);
     }
 
     pub fn order(&mut self, now: Now, order: Order) {
-        self.core.order(now, order, &mut self.books.borrow_mut());
+        self.sessions.order(now, order, &mut self.books.borrow_mut());
     }
 
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
@@ -227,10 +227,10 @@ impl UdpDriver {
         }
         self.send_returned(now, ring);
         self.outbox.forget(now);
-        self.core.expire(now, &mut self.books.borrow_mut());
+        self.sessions.expire(now, &mut self.books.borrow_mut());
         let mut closed = 0;
         while closed < CLOSED_MAX
-            && let Some(socket) = self.core.next_surplus()
+            && let Some(socket) = self.sessions.next_surplus()
         {
             self.close(socket, ring);
             closed += 1;
@@ -249,7 +249,7 @@ impl UdpDriver {
         }
         let local = door.spoken_to(&envelope);
         let label = Label { client: envelope.from, local, segment: load.segment };
-        self.send_up(now, label, buf, Core::up, ring);
+        self.send_up(now, label, buf, Sessions::up, ring);
     }
 
     /// Does with a user's datagram what the core says; `ask` is how the core is asked.
@@ -258,14 +258,15 @@ impl UdpDriver {
         now: Now,
         label: Label,
         buf: Buf,
-        ask: impl Fn(&mut Core, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up,
+        ask: impl Fn(&mut Sessions, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up,
         ring: &mut Ring,
     ) {
         let load = Load { bytes: buf.len(), segment: label.segment };
         // A socket that has to be opened first is asked for at most once for each family and failure.
         loop {
             let Label { client, local, .. } = label;
-            let up = ask(&mut self.core, now, client, local, load, &mut self.books.borrow_mut());
+            let up =
+                ask(&mut self.sessions, now, client, local, load, &mut self.books.borrow_mut());
             match up {
                 Up::Send { from: socket, to } => {
                     let (place, from) = self.habits.origins.split(socket);
@@ -276,7 +277,7 @@ impl UdpDriver {
                 }
                 Up::Open(socket) => {
                     let opened = self.open_upstream(socket, ring);
-                    self.core.opened(now, socket, opened);
+                    self.sessions.opened(now, socket, opened);
                 }
                 Up::Pass(worker) => return self.pass(worker, label, buf, ring),
                 Up::Drop(_) => return ring.pool_mut().give_back(buf),
@@ -302,7 +303,7 @@ impl UdpDriver {
             let Some(mut buf) = ring.pool_mut().take(Class::Datagram) else { return };
             let Neighbours { passages, worker } = &self.neighbours;
             match passages.take(*worker, &mut buf, ring.pool_mut()) {
-                Some(label) => self.send_up(now, label, buf, Core::passed, ring),
+                Some(label) => self.send_up(now, label, buf, Sessions::passed, ring),
                 None => return ring.pool_mut().give_back(buf),
             }
         }
@@ -321,7 +322,8 @@ impl UdpDriver {
         if !envelope.whole {
             return self.drop_one(Why::Truncated, load, buf, ring);
         }
-        let down = self.core.down(now, socket, envelope.from, load, &mut self.books.borrow_mut());
+        let down =
+            self.sessions.down(now, socket, envelope.from, load, &mut self.books.borrow_mut());
         match down {
             Down::Send { from, to } => {
                 let (from, to) = (door.source(from), door.spelled(to));
@@ -333,7 +335,7 @@ impl UdpDriver {
     }
 
     fn drop_one(&self, why: Why, load: Load, buf: Buf, ring: &mut Ring) {
-        self.core.dropped(why, load, &self.books.borrow());
+        self.sessions.dropped(why, load, &self.books.borrow());
         ring.pool_mut().give_back(buf);
     }
 
@@ -530,7 +532,7 @@ impl UdpDriver {
                 let books = &mut self.books.borrow_mut();
                 let (family, place) = place_of(slot);
                 let sockets = self.habits.origins.on(family, place);
-                self.core.refused(now, sockets, word.to, word.errno, books);
+                self.sessions.refused(now, sockets, word.to, word.errno, books);
             }
         }
         said

@@ -5,10 +5,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use super::link::{LINE_BYTES_MAX, RequestLine};
 use crate::base::quota::{Quota, Rate};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{Journal, Record};
+use crate::worker::link::{LINE_BYTES_MAX, RequestLine};
 
 /// A user's share of the lines is this part of them; beyond it, lines are for whoever has none yet.
 const SHARE: u32 = 10;

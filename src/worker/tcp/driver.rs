@@ -1,22 +1,23 @@
 //! TCP users between the ring and the core: completions become events, commands become operations.
-//! Owns the TCP door and the sockets of the sessions; decides nothing about them (that is `core`'s).
+//! Owns the TCP door and the sockets of the sessions; decides nothing about them (that is `sessions`'s).
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::books::Books;
-use super::core::{Cmd, Context, Core, GENERATION_MASK, Key};
-use super::door::{Arrival, Door};
-use super::family;
-use super::link::Order;
+use super::sessions::{Cmd, Context, Sessions, Settings};
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
 use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Received, Side, Spliced, When};
 use crate::ring::outlook::outlook;
 use crate::ring::{self, Done, Ring, Tag, Until, sys};
+use crate::worker::books::Books;
+use crate::worker::door::{Arrival, Door};
+use crate::worker::family;
+use crate::worker::link::Order;
+use crate::worker::slots::{GENERATION_MASK, Key};
 
 const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
 
@@ -31,7 +32,7 @@ const ROOM: u8 = family::TCP | 6;
 const COMMANDS: usize = 64;
 
 pub struct TcpDriver {
-    core: Core,
+    sessions: Sessions,
     door: Door,
     /// By a session's place.
     sockets: Vec<Sockets>,
@@ -47,10 +48,10 @@ struct Sockets {
 
 impl TcpDriver {
     /// `listener`: the TCP door, if there is one.
-    pub fn new(core: Core, listener: Option<OwnedFd>) -> TcpDriver {
+    pub fn new(settings: Settings, listener: Option<OwnedFd>, now: Now) -> TcpDriver {
         let door = Door::new(listener, Tag { kind: ACCEPT, generation: 0, slot: 0 });
         TcpDriver {
-            core,
+            sessions: Sessions::new(settings, now),
             door,
             sockets: Vec::new(),
             splices: Splices::new(),
@@ -64,12 +65,15 @@ impl TcpDriver {
 
     /// Sessions in any phase.
     pub fn live(&self) -> usize {
-        self.core.live()
+        self.sessions.live()
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
-        let all =
-            [self.core.next_deadline(), self.door.next_deadline(), self.splices.next_deadline()];
+        let all = [
+            self.sessions.next_deadline(),
+            self.door.next_deadline(),
+            self.splices.next_deadline(),
+        ];
         all.into_iter().flatten().min()
     }
 
@@ -80,7 +84,7 @@ impl TcpDriver {
 
     /// Whether blocks are waited for, which any driver may let go of.
     pub fn wants_blocks(&self) -> bool {
-        self.core.is_starved()
+        self.sessions.is_starved()
     }
 
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
@@ -88,11 +92,15 @@ impl TcpDriver {
             RECEIVE | SEND => {
                 self.splices.note_message(now);
                 let (key, event) = relay_event(done);
-                self.core.relayed(key, event, &mut context(now, ring, books, &mut self.commands));
+                self.sessions.relayed(
+                    key,
+                    event,
+                    &mut context(now, ring, books, &mut self.commands),
+                );
             }
             CONNECT => {
                 let (key, result) = (key_of(done.tag), done.result.map(|_| ()));
-                self.core.connected(
+                self.sessions.connected(
                     key,
                     result,
                     &mut context(now, ring, books, &mut self.commands),
@@ -101,7 +109,7 @@ impl TcpDriver {
             ROOM => {
                 books.metrics().counters.flows_held_back.less_one();
                 let event = Event::Room { side: side_of(done.tag) };
-                self.core.relayed(
+                self.sessions.relayed(
                     key_of(done.tag),
                     event,
                     &mut context(now, ring, books, &mut self.commands),
@@ -124,9 +132,9 @@ impl TcpDriver {
     /// What is due whatever completed: deadlines, flows that waited for blocks.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
         self.door.housekeep(now, ring);
-        self.core.expire(&mut context(now, ring, books, &mut self.commands));
-        if self.core.is_starved() {
-            self.core.relieve(&mut context(now, ring, books, &mut self.commands));
+        self.sessions.expire(&mut context(now, ring, books, &mut self.commands));
+        if self.sessions.is_starved() {
+            self.sessions.relieve(&mut context(now, ring, books, &mut self.commands));
         }
         self.execute(now, ring, books);
     }
@@ -153,7 +161,7 @@ impl TcpDriver {
                 self.execute(now, ring, books);
             }
         }
-        self.core.order(order, &mut context(now, ring, books, &mut self.commands));
+        self.sessions.order(order, &mut context(now, ring, books, &mut self.commands));
         self.execute(now, ring, books);
     }
 
@@ -174,7 +182,7 @@ impl TcpDriver {
         // A user who is gone already has no address any more.
         let Ok(client) = sys::peer(socket.as_fd()) else { return };
         let Some(key) =
-            self.core.accepted(client, &mut context(now, ring, books, &mut self.commands))
+            self.sessions.accepted(client, &mut context(now, ring, books, &mut self.commands))
         else {
             return;
         };
@@ -194,7 +202,7 @@ impl TcpDriver {
                 Cmd::Relay { key, what } => self.relay(now, key, what, ring, books),
                 Cmd::Connect { key, to } => {
                     if let Err(errno) = self.connect(key, to, ring) {
-                        self.core.connected(
+                        self.sessions.connected(
                             key,
                             Err(errno),
                             &mut context(now, ring, books, &mut self.commands),
@@ -301,7 +309,7 @@ impl TcpDriver {
         books: &mut Books,
     ) {
         let event = Event::Spliced { side, moved, held, how };
-        self.core.relayed(key, event, &mut context(now, ring, books, &mut self.commands));
+        self.sessions.relayed(key, event, &mut context(now, ring, books, &mut self.commands));
     }
 
     fn connect(&mut self, key: Key, to: SocketAddr, ring: &mut Ring) -> Result<(), Errno> {
@@ -318,7 +326,7 @@ impl TcpDriver {
             let socket = self.sockets[key.place as usize].sides[side as usize].as_ref();
             socket.map_or_else(Outlook::default, |socket| outlook(socket.as_fd()))
         });
-        self.core.told(key, outlooks, &mut context(now, ring, books, &mut self.commands));
+        self.sessions.told(key, outlooks, &mut context(now, ring, books, &mut self.commands));
     }
 
     fn close(&mut self, key: Key, reset: bool, ring: &mut Ring) {
@@ -367,7 +375,7 @@ fn relay_event(done: Done) -> (Key, Event) {
 }
 
 /// What a receive gave.
-pub(super) fn received(side: Side, done: Done) -> Event {
+pub(in crate::worker) fn received(side: Side, done: Done) -> Event {
     let what = match (done.result, done.buf) {
         (Ok(_), Some(buf)) => Received::Data(buf),
         (Ok(_), None) => Received::End,

@@ -39,9 +39,9 @@ pub enum Up {
         from: Socket,
         to: SocketAddr,
     },
-    /// Open this socket first, tell with `Core::opened` how it went, and ask again.
+    /// Open this socket first, tell with `Sessions::opened` how it went, and ask again.
     Open(Socket),
-    /// Hand it to this worker, which runs its session, and ask there with `Core::passed`.
+    /// Hand it to this worker, which runs its session, and ask there with `Sessions::passed`.
     Pass(u8),
     Drop(Why),
 }

@@ -1,7 +1,15 @@
 //! Places that keep their number until they are empty, and count how often they were used. Owns no
 //! meaning of what is in them.
 
-use super::{GENERATION_MASK, Key};
+/// A session's place among its worker's, and which use of the place it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    pub place: u32,
+    pub generation: u32,
+}
+
+/// The bits of a generation that a completion carries back.
+pub const GENERATION_MASK: u32 = 0x7f_ffff;
 
 /// Places that keep their number until they are empty.
 pub struct Slots<T> {

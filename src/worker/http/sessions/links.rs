@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::looks::{Leaving, STOP_GRACE};
-use super::{Cmd, Conn, Gateways, Link, NEVER, SWEEP_EVERY, State, User};
+use super::{Cmd, Conn, Link, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
@@ -19,15 +19,16 @@ use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
 use crate::worker::books::{Books, Choice};
-use crate::worker::core::{Key, Lack};
+use crate::worker::lack::Lack;
 use crate::worker::link::Refusal;
+use crate::worker::slots::Key;
 
 /// Backends towards which there was no local port, beyond which a request is offered no other.
 const PORTLESS_MAX: usize = 8;
 /// A connection that was in use so lately is taken to be still wanted by its backend.
 const RECENT: Duration = Duration::from_millis(500);
 
-impl Gateways {
+impl Sessions {
     /// A connection that is still being made is not wanted any more.
     pub(super) fn forgo(&mut self, key: Key, out: &mut Vec<Cmd>) {
         let Some(user) = self.users.get(key) else { return };
@@ -287,7 +288,7 @@ impl Gateways {
         if let Some(user) = self.users.get(owner) {
             user.private = Some(link);
         }
-        if let Some(oldest) = self.private.keep(backend, link, now, NEVER) {
+        if let Some(oldest) = self.private.keep(backend, link, now, Now::NEVER) {
             self.books.borrow().metrics().counters.api_upstream_private_shed.one();
             self.close_spare(now, oldest, out);
         }
@@ -399,7 +400,7 @@ impl Gateways {
         self.drop_spares(now, false, out);
         self.look_at_spares(now, out);
         let none = self.spares.is_empty() && self.private.is_empty();
-        self.sweep_at = if none { NEVER } else { now.plus(SWEEP_EVERY) };
+        self.sweep_at = if none { Now::NEVER } else { now.plus(SWEEP_EVERY) };
     }
 
     /// Begins the receives anew that may have slept through the end of their connection.

@@ -1,25 +1,25 @@
-//! API users between the ring and their gateways: completions become events, commands become
+//! API users between the ring and their sessions: completions become events, commands become
 //! operations. Owns the API door and the sockets on both sides; decides nothing about them (that is
-//! `gateways`').
+//! `sessions`').
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::books::SharedBooks;
-use super::core::{GENERATION_MASK, Key};
-use super::door::{Arrival, Door};
-use super::family;
-use super::gateways::{Cmd, Conn, Gateways};
-use super::link::Order;
-use super::tcp::received;
+use super::sessions::{Cmd, Conn, Sessions};
 use crate::base::time::Now;
 use crate::http::answer;
 use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Side};
 use crate::ring::outlook::outlook;
 use crate::ring::{self, Done, Ring, Tag, Until, sys};
+use crate::worker::books::SharedBooks;
+use crate::worker::door::{Arrival, Door};
+use crate::worker::family;
+use crate::worker::link::Order;
+use crate::worker::slots::{GENERATION_MASK, Key};
+use crate::worker::tcp::driver::received;
 
 const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
 
@@ -35,8 +35,8 @@ const LINK_ROOM: u8 = family::API | 8;
 /// Commands that may wait while one event is handled, before the list has to grow.
 const COMMANDS: usize = 64;
 
-pub struct ApiDriver {
-    gateways: Gateways,
+pub struct HttpDriver {
+    sessions: Sessions,
     books: SharedBooks,
     door: Door,
     /// By the place of a user, and of a connection to a backend.
@@ -45,11 +45,11 @@ pub struct ApiDriver {
     commands: Vec<Cmd>,
 }
 
-impl ApiDriver {
+impl HttpDriver {
     /// `listener`: the API door, if there is one.
-    pub fn new(gateways: Gateways, books: SharedBooks, listener: Option<OwnedFd>) -> ApiDriver {
-        ApiDriver {
-            gateways,
+    pub fn new(sessions: Sessions, books: SharedBooks, listener: Option<OwnedFd>) -> HttpDriver {
+        HttpDriver {
+            sessions,
             books,
             door: Door::new(listener, Tag { kind: ACCEPT, generation: 0, slot: 0 }),
             users: Vec::new(),
@@ -61,23 +61,23 @@ impl ApiDriver {
     pub fn start(&mut self, ring: &mut Ring) {
         // Without a door there are no heads to write, and no blocks have to be kept back for them.
         if self.door.is_open() {
-            self.gateways.start(ring.pool_mut());
+            self.sessions.start(ring.pool_mut());
         }
         self.door.open(ring);
     }
 
     /// Connections of any kind, until the kernel has done with them.
     pub fn live(&self) -> usize {
-        self.gateways.live()
+        self.sessions.live()
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
-        [self.gateways.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
+        [self.sessions.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
     }
 
     /// Whether blocks are waited for, which any driver may let go of.
     pub fn wants_blocks(&self) -> bool {
-        self.gateways.wants_blocks()
+        self.sessions.wants_blocks()
     }
 
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
@@ -93,7 +93,7 @@ impl ApiDriver {
             LINK_ROOM => (Conn::Link(key), self.room(Side::Backend)),
             CONNECT => {
                 let result = done.result.map(|_| ());
-                self.gateways.connected(now, key, result, ring.pool_mut(), &mut self.commands);
+                self.sessions.connected(now, key, result, ring.pool_mut(), &mut self.commands);
                 return self.execute(now, ring);
             }
             _ => {
@@ -101,22 +101,22 @@ impl ApiDriver {
                 return self.execute(now, ring);
             }
         };
-        self.gateways.happened(now, conn, event, ring.pool_mut(), &mut self.commands);
+        self.sessions.happened(now, conn, event, ring.pool_mut(), &mut self.commands);
         self.execute(now, ring);
     }
 
     /// What is due whatever completed: deadlines, and connections that waited for blocks.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         self.door.housekeep(now, ring);
-        self.gateways.expire(now, ring.pool_mut(), &mut self.commands);
-        if self.gateways.is_starved() {
-            self.gateways.relieve(now, ring.pool_mut(), &mut self.commands);
+        self.sessions.expire(now, ring.pool_mut(), &mut self.commands);
+        if self.sessions.is_starved() {
+            self.sessions.relieve(now, ring.pool_mut(), &mut self.commands);
         }
         self.execute(now, ring);
         let books = self.books.borrow();
         let counters = &books.metrics().counters;
-        counters.api_upstream_idle.set(self.gateways.spares() as u64);
-        counters.api_upstream_private.set(self.gateways.private() as u64);
+        counters.api_upstream_idle.set(self.sessions.spares() as u64);
+        counters.api_upstream_private.set(self.sessions.private() as u64);
     }
 
     pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
@@ -126,7 +126,7 @@ impl ApiDriver {
                 self.execute(now, ring);
             }
         }
-        self.gateways.order(now, order, ring.pool_mut(), &mut self.commands);
+        self.sessions.order(now, order, ring.pool_mut(), &mut self.commands);
         self.execute(now, ring);
     }
 
@@ -147,7 +147,7 @@ impl ApiDriver {
         // A user who is gone already has no address any more.
         let Ok(client) = sys::peer(socket.as_fd()) else { return };
         let commands = &mut self.commands;
-        let key = self.gateways.accepted(now, client, ring.pool_mut(), commands);
+        let key = self.sessions.accepted(now, client, ring.pool_mut(), commands);
         *place(&mut self.users, key) = Some(socket);
     }
 
@@ -167,7 +167,7 @@ impl ApiDriver {
                 Cmd::Connect { link, to } => {
                     if let Err(errno) = self.connect(link, to, ring) {
                         let commands = &mut self.commands;
-                        self.gateways.connected(now, link, Err(errno), ring.pool_mut(), commands);
+                        self.sessions.connected(now, link, Err(errno), ring.pool_mut(), commands);
                     }
                 }
                 Cmd::Look { conn } => self.look(now, conn, ring),
@@ -211,7 +211,7 @@ impl ApiDriver {
             proxy::Cmd::Splice { .. }
             | proxy::Cmd::CancelSplice { .. }
             | proxy::Cmd::EndSplice { .. } => {
-                debug_assert!(false, "gateways are not offered splicing");
+                debug_assert!(false, "sessions are not offered splicing");
             }
         }
     }
@@ -230,7 +230,7 @@ impl ApiDriver {
             Conn::Link(key) => place(&mut self.links, key),
         };
         let seen = socket.as_ref().map_or_else(Outlook::default, |it| outlook(it.as_fd()));
-        self.gateways.told(now, conn, seen, ring.pool_mut(), &mut self.commands);
+        self.sessions.told(now, conn, seen, ring.pool_mut(), &mut self.commands);
     }
 
     /// A connection whose socket could not be opened has none to close.
