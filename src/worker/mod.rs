@@ -4,6 +4,7 @@
 
 pub mod books;
 mod door;
+pub mod driver;
 pub mod http;
 mod lack;
 pub mod link;
