@@ -71,14 +71,16 @@ fn given(value: &DeValue) -> Given {
     match value {
         DeValue::String(text) => Given::Text(text.clone().into_owned()),
         DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix())
-            .map_or(Given::Other("number beyond 64 bits"), Given::Number),
+            .map_or(Given::Other("a number beyond 64 bits"), Given::Number),
         DeValue::Array(items) => items
             .iter()
             .map(|item| item.get_ref().as_str().map(str::to_owned))
             .collect::<Option<Vec<String>>>()
-            .map_or(Given::Other("list of anything but text"), Given::List),
+            .map_or(Given::Other("a list of anything but text"), Given::List),
         DeValue::Boolean(on) => Given::Switch(*on),
-        other => Given::Other(other.type_str()),
+        DeValue::Float(_) => Given::Other("a floating-point number"),
+        DeValue::Datetime(_) => Given::Other("a date or time"),
+        DeValue::Table(_) => Given::Other("a table"),
     }
 }
 
@@ -262,8 +264,8 @@ mod tests {
             ),
             (
                 "[health]\nmisses = 2.5",
-                "f line 2: health.misses takes a whole number from 1 to 100, not a value of the \
-                 type float",
+                "f line 2: health.misses takes a whole number from 1 to 100, not a floating-point \
+                 number",
             ),
             (
                 "[balance]\npolicy = \"random\"",
@@ -288,12 +290,12 @@ mod tests {
             (
                 "[control]\nallow = [1]",
                 "f line 2: control.allow takes a list of networks such as [\"10.0.0.0/8\", \
-                 \"192.0.2.7\"], not a value of the type list of anything but text",
+                 \"192.0.2.7\"], not a list of anything but text",
             ),
             (
                 "workers = 99999999999999999999",
-                "f line 1: workers takes a number from 1 to 128 or \"auto\", not a value of the \
-                 type number beyond 64 bits",
+                "f line 1: workers takes a number from 1 to 128 or \"auto\", not a number beyond \
+                 64 bits",
             ),
         ] {
             assert_eq!(read("f", text), Err(said.to_owned()), "{text}");

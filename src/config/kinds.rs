@@ -21,7 +21,7 @@ pub enum Given {
     Number(i64),
     List(Vec<String>),
     Switch(bool),
-    /// A type that no setting takes, by its name.
+    /// Something no setting takes, described for an error.
     Other(&'static str),
 }
 
@@ -33,7 +33,7 @@ impl Given {
             Given::Number(number) => number.to_string(),
             Given::List(_) => "a list".to_owned(),
             Given::Switch(on) => on.to_string(),
-            Given::Other(kind) => format!("a value of the type {kind}"),
+            Given::Other(what) => (*what).to_owned(),
         }
     }
 }
@@ -425,7 +425,7 @@ mod tests {
             text(""),
             text("localhost:80"),
             text("10.0.0.1"),
-            Given::Other("boolean"),
+            Given::Other("a table"),
         ] {
             assert_eq!(Door.read(&given), Err(given.described()));
         }
