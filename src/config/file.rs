@@ -128,11 +128,76 @@ fn line(text: &str, place: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::super::{LogFormat, OnBackendLoss, Policy};
     use super::*;
+
+    /// Every setting with a value other than its default.
+    pub const EVERY_SETTING_CHANGED: &str = r#"
+        workers = 3
+        [listen]
+        tcp = "10.0.0.1:1"
+        udp = 2
+        api = ":3"
+        control = "[::1]:4"
+        admin = "off"
+        [balance]
+        policy = "source_hash"
+        on_backend_loss = "close"
+        [health]
+        interval_ms = 900
+        timeout_ms = 800
+        misses = 2
+        [timeouts]
+        connect_ms = 11
+        tcp_idle_ms = 12
+        half_close_ms = 13
+        udp_idle_ms = 17
+        drain_ms = 14
+        [limits]
+        sessions = 15
+        control_connections = 16
+        buffer_bytes = 1_048_576
+        udp_sessions = 18
+        udp_sockets = 19
+        [udp]
+        on_backend_loss = "drop"
+        responses = 20
+        quarantine_ms = 21
+        source_sessions = 22
+        source_new_per_second = 23
+        local_addresses = ["10.0.0.5", "::1"]
+        gro = false
+        [api]
+        line_bytes = 1024
+        field_bytes = 1025
+        head_bytes = 4096
+        fields = 50
+        body_bytes = 24
+        head_ms = 25
+        body_ms = 26
+        answer_ms = 27
+        idle_ms = 28
+        tunnel_idle_ms = 29
+        upstream_idle_ms = 30
+        upstream_idle_max = 31
+        upstream_private_max = 32
+        retries = 1
+        via = "edge"
+        trusted = ["10.0.0.0/8"]
+        [control]
+        allow = ["10.0.0.0/8"]
+        secret_file = "secrets"
+        [admin]
+        token_file = "tokens"
+        socket = "admin.sock"
+        [log]
+        level = "debug"
+        format = "json"
+        requests_per_second = 32
+    "#;
 
     #[test]
     fn an_empty_file_is_the_defaults() {
@@ -156,70 +221,7 @@ mod tests {
 
     #[test]
     fn a_full_file_sets_every_field() {
-        let text = r#"
-            workers = 3
-            [listen]
-            tcp = "10.0.0.1:1"
-            udp = 2
-            api = ":3"
-            control = "[::1]:4"
-            admin = "off"
-            [balance]
-            policy = "source_hash"
-            on_backend_loss = "close"
-            [health]
-            interval_ms = 900
-            timeout_ms = 800
-            misses = 2
-            [timeouts]
-            connect_ms = 11
-            tcp_idle_ms = 12
-            half_close_ms = 13
-            udp_idle_ms = 17
-            drain_ms = 14
-            [limits]
-            sessions = 15
-            control_connections = 16
-            buffer_bytes = 1_048_576
-            udp_sessions = 18
-            udp_sockets = 19
-            [udp]
-            on_backend_loss = "drop"
-            responses = 20
-            quarantine_ms = 21
-            source_sessions = 22
-            source_new_per_second = 23
-            local_addresses = ["10.0.0.5", "::1"]
-            gro = false
-            [api]
-            line_bytes = 1024
-            field_bytes = 1025
-            head_bytes = 4096
-            fields = 50
-            body_bytes = 24
-            head_ms = 25
-            body_ms = 26
-            answer_ms = 27
-            idle_ms = 28
-            tunnel_idle_ms = 29
-            upstream_idle_ms = 30
-            upstream_idle_max = 31
-            upstream_private_max = 32
-            retries = 1
-            via = "edge"
-            trusted = ["10.0.0.0/8"]
-            [control]
-            allow = ["10.0.0.0/8"]
-            secret_file = "secrets"
-            [admin]
-            token_file = "tokens"
-            socket = "admin.sock"
-            [log]
-            level = "debug"
-            format = "json"
-            requests_per_second = 32
-        "#;
-        let config = read("lb.toml", text).unwrap();
+        let config = read("lb.toml", EVERY_SETTING_CHANGED).unwrap();
         let defaults = Config::default();
         for key in KEYS {
             assert_ne!(key.show(&config), key.show(&defaults), "{} was not set", key.path());
@@ -234,9 +236,17 @@ mod tests {
         assert_eq!(config.log.format, LogFormat::Json);
     }
 
+    /// Expects each text to be refused with the sentence beside it.
+    #[track_caller]
+    fn refuses(cases: &[(&str, &str)]) {
+        for (text, said) in cases {
+            assert_eq!(read("f", text), Err((*said).to_owned()), "{text}");
+        }
+    }
+
     #[test]
-    fn what_is_wrong_is_told_with_its_line_and_the_cure() {
-        for (text, said) in [
+    fn an_unknown_key_is_reported_with_its_line_and_the_nearest_known_one() {
+        refuses(&[
             (
                 "\n[balance]\npolcy = 1",
                 "f line 3: unknown key `polcy` in [balance]; did you mean `policy`?",
@@ -257,6 +267,12 @@ mod tests {
                 "f line 2: unknown key `zzz` in [log]; known here are level, format, \
                  requests_per_second",
             ),
+        ]);
+    }
+
+    #[test]
+    fn a_value_that_does_not_fit_is_reported_with_its_line_and_what_the_key_takes() {
+        refuses(&[
             (
                 "[health]\ninterval_ms = \"5s\"",
                 "f line 2: health.interval_ms takes a whole number of milliseconds from 10 to \
@@ -297,9 +313,7 @@ mod tests {
                 "f line 1: workers takes a number from 1 to 128 or \"auto\", not a number beyond \
                  64 bits",
             ),
-        ] {
-            assert_eq!(read("f", text), Err(said.to_owned()), "{text}");
-        }
+        ]);
     }
 
     #[test]
