@@ -238,6 +238,7 @@ pub struct Api {
     pub upstream_idle: Duration,
     /// Most idle connections to one backend that each worker keeps for later requests.
     pub upstream_idle_max: usize,
+    /// Most connections to one backend that each worker keeps for users who logged in on them.
     pub upstream_private_max: usize,
     /// How many other backends are tried for a request.
     pub retries: u8,

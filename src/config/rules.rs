@@ -22,13 +22,14 @@ pub fn check(config: &Config) -> Result<(), String> {
     let listen = &config.listen;
     if [listen.tcp, listen.udp, listen.api].iter().all(Option::is_none) {
         return Err(
-            "listen.tcp, listen.udp and listen.api are all \"off\", so no user could ever \
-                    connect: give one of them an address"
+            "listen.tcp, listen.udp and listen.api are all \"off\", so no user could ever connect: \
+             give one of them an address"
                 .to_owned(),
         );
     }
     let unproven = config.control.allow.is_empty() && config.control.secret_file.is_none();
-    if let Some(address) = listen.control.filter(|address| unproven && !loopback(address.ip())) {
+    let is_open = |door: &SocketAddr| unproven && !door.ip().to_canonical().is_loopback();
+    if let Some(address) = listen.control.filter(is_open) {
         return Err(format!(
             "listen.control is {address}, where any host could register itself and be sent users: \
              set control.allow or control.secret_file, or keep it on 127.0.0.1"
@@ -46,16 +47,6 @@ pub fn check(config: &Config) -> Result<(), String> {
         }
     }
     doors_apart(config)
-}
-
-/// Whether an address can only be reached from this host.
-fn loopback(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_loopback(),
-        IpAddr::V6(address) => {
-            address.is_loopback() || address.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback())
-        }
-    }
 }
 
 /// UDP has its own port space, so its door cannot collide with the others.
