@@ -4,7 +4,7 @@
 //! ([`super::kinds`]); how keys relate is up to `rules`.
 
 use super::kinds::{
-    Addresses, Bytes, Door, File, Given, Kind, Millis, MillisOrAuto, Networks, Number,
+    Addresses, Bytes, DoorAddress, File, Given, Kind, Millis, MillisOrAuto, Networks, Number,
     NumberOrAuto, Switch, Via, Word,
 };
 use super::{Config, LogFormat, OnBackendLoss, OnUdpLoss, Policy};
@@ -109,15 +109,15 @@ fn takes_of<T, V>(kind: &impl Kind<V>, _field: fn(&T) -> &V) -> String {
 pub const KEYS: &[Key<Config>] = keys! { Config;
     "" "workers", workers: NumberOrAuto(1..=WORKERS_MAX as u64), Restart,
         "Worker threads; `\"auto\"` starts one fewer than the machine has cores, but at least one.";
-    "listen" "tcp", listen.tcp: Door, Restart,
+    "listen" "tcp", listen.tcp: DoorAddress, Restart,
         "Where TCP users connect: an address with its port, a bare port for all addresses (IPv4 and IPv6), or `\"off\"`.";
-    "listen" "udp", listen.udp: Door, Restart,
+    "listen" "udp", listen.udp: DoorAddress, Restart,
         "Where UDP users send; written like `tcp`.";
-    "listen" "api", listen.api: Door, Restart,
+    "listen" "api", listen.api: DoorAddress, Restart,
         "Where API users (HTTP/1.1) connect; written like `tcp`.";
-    "listen" "control", listen.control: Door, Restart,
+    "listen" "control", listen.control: DoorAddress, Restart,
         "Where backends register. Beyond loopback it needs `control.allow` or `control.secret_file`.";
-    "listen" "admin", listen.admin: Door, Restart,
+    "listen" "admin", listen.admin: DoorAddress, Restart,
         "Where operators read status, sessions and metrics; written like `tcp`.";
     "balance" "policy", balance.policy: Word(POLICIES), Now,
         "Which backend gets the next user: `\"round_robin\"`, `\"least_sessions\"` or `\"source_hash\"`.";

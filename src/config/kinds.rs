@@ -53,9 +53,9 @@ pub trait Kind<V> {
 
 /// The address of a door: an address with its port, a bare port (`8081` or `:8081`) for all addresses
 /// of both families, or `off`. Port 0 lets the kernel choose.
-pub struct Door;
+pub struct DoorAddress;
 
-impl Kind<Option<SocketAddr>> for Door {
+impl Kind<Option<SocketAddr>> for DoorAddress {
     fn takes(&self) -> String {
         "an address with its port such as \"127.0.0.1:8081\" or \"[::1]:8081\", a port from 0 to 65535 \
          for all addresses, or \"off\""
@@ -417,7 +417,7 @@ mod tests {
             (text("[::1]:8081"), Some("[::1]:8081".parse().unwrap())),
             (text("off"), None),
         ] {
-            assert_eq!(Door.read(&given), Ok(expected), "{given:?}");
+            assert_eq!(DoorAddress.read(&given), Ok(expected), "{given:?}");
         }
         for given in [
             text("65536"),
@@ -427,7 +427,7 @@ mod tests {
             text("10.0.0.1"),
             Given::Other("a table"),
         ] {
-            assert_eq!(Door.read(&given), Err(given.described()));
+            assert_eq!(DoorAddress.read(&given), Err(given.described()));
         }
     }
 

@@ -7,7 +7,7 @@ use super::keys::{Effect, KEYS};
 
 /// The outcome of a reload.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Change {
+pub struct Transition {
     /// The settings to use from now on: the wanted value where it takes effect at once, otherwise the
     /// running one.
     pub config: Config,
@@ -18,8 +18,9 @@ pub struct Change {
 }
 
 /// Applies what can change while sessions run.
-pub fn between(running: &Config, wanted: &Config) -> Change {
-    let mut change = Change { config: running.clone(), now: Vec::new(), after_restart: Vec::new() };
+pub fn between(running: &Config, wanted: &Config) -> Transition {
+    let mut transition =
+        Transition { config: running.clone(), now: Vec::new(), after_restart: Vec::new() };
     for key in KEYS {
         let value = key.show(wanted);
         if value == key.show(running) {
@@ -28,13 +29,13 @@ pub fn between(running: &Config, wanted: &Config) -> Change {
         let line = format!("{} = {value}", key.path());
         match key.effect {
             Effect::Now => {
-                key.adopt(&mut change.config, wanted);
-                change.now.push(line);
+                key.adopt(&mut transition.config, wanted);
+                transition.now.push(line);
             }
-            Effect::Restart => change.after_restart.push(line),
+            Effect::Restart => transition.after_restart.push(line),
         }
     }
-    change
+    transition
 }
 
 #[cfg(test)]
@@ -44,22 +45,22 @@ mod tests {
 
     #[test]
     fn the_same_settings_again_change_nothing() {
-        let change = between(&Config::default(), &Config::default());
-        assert_eq!(change.config, Config::default());
-        assert!(change.now.is_empty() && change.after_restart.is_empty());
+        let transition = between(&Config::default(), &Config::default());
+        assert_eq!(transition.config, Config::default());
+        assert!(transition.now.is_empty() && transition.after_restart.is_empty());
     }
 
     #[test]
     fn what_runs_keeps_its_sockets_threads_and_memory_and_takes_the_rest() {
         let wanted = file::read("lb.toml", EVERY_SETTING_CHANGED).unwrap();
-        let change = between(&Config::default(), &wanted);
+        let transition = between(&Config::default(), &wanted);
         for key in KEYS {
             let line = format!("{} = {}", key.path(), key.show(&wanted));
             let taken = key.effect == Effect::Now;
-            assert_eq!(change.now.contains(&line), taken, "{line}");
-            assert_eq!(change.after_restart.contains(&line), !taken, "{line}");
+            assert_eq!(transition.now.contains(&line), taken, "{line}");
+            assert_eq!(transition.after_restart.contains(&line), !taken, "{line}");
             let source = if taken { &wanted } else { &Config::default() };
-            assert_eq!(key.show(&change.config), key.show(source), "{line}");
+            assert_eq!(key.show(&transition.config), key.show(source), "{line}");
         }
         let restart =
             |section| !KEYS.iter().any(|key| key.section == section && key.effect == Effect::Now);
@@ -67,8 +68,8 @@ mod tests {
             restart("listen") && restart("udp") && restart("api"),
             "bound to sockets and memory"
         );
-        assert!(change.now.contains(&"balance.policy = \"source_hash\"".to_owned()));
-        assert_eq!(change.config.listen, Config::default().listen);
-        assert_eq!(change.config.timeouts, wanted.timeouts);
+        assert!(transition.now.contains(&"balance.policy = \"source_hash\"".to_owned()));
+        assert_eq!(transition.config.listen, Config::default().listen);
+        assert_eq!(transition.config.timeouts, wanted.timeouts);
     }
 }

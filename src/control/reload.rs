@@ -13,7 +13,7 @@ use super::auth::{Admission, Secrets, who_may_register};
 use super::hub::Hub;
 use super::status::ReloadStatus;
 use crate::config::Config;
-use crate::config::reload::{Change, between};
+use crate::config::reload::{Transition, between};
 use crate::logs;
 use crate::session::seats::Seats;
 
@@ -67,7 +67,7 @@ impl Reload {
                 logs::set_level(change.config.log.level);
                 say(&change);
                 let mut hub = hub.borrow_mut();
-                let Change { config, now, after_restart } = change;
+                let Transition { config, now, after_restart } = change;
                 hub.reloaded(config);
                 hub.reload = ReloadStatus { refused: None, now, after_restart };
             }
@@ -81,7 +81,7 @@ impl Reload {
     }
 }
 
-fn say(change: &Change) {
+fn say(change: &Transition) {
     for setting in &change.now {
         info!(%setting, "reload: in use from now on");
     }
