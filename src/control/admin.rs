@@ -1,7 +1,7 @@
-//! The admin door: what operators and their tools read over HTTP. Owns the paths and how an answer is
-//! sent; what it says is `view`'s, `exposition`'s and `listing`'s, and what it may change is `verbs`'.
-//! Its sockets are the runtime's own,
-//! because an HTTP server wants timeouts, and an operation on the ring must not be raced against one.
+//! The admin door: HTTP for operators and their tools. Owns the paths and how an answer is sent; the
+//! contents come from `view`, `exposition` and `listing`, and the changes it can make are in `verbs`.
+//! It uses the runtime's own sockets, because an HTTP server needs timeouts, and an operation on the
+//! ring must not be raced against one.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -42,16 +42,16 @@ use crate::base::time::Now;
 use crate::cluster::Standing;
 use crate::session::shards::SessionView;
 
-/// How long a request's head may take, and how long a connection may idle between two.
+/// How long a request's head may take, and how long a connection may idle between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may last, so that readers that stall do not keep others out.
+/// How long a connection may last, so that stalled readers do not keep others out.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long to wait after an accept failed for lack of something.
+/// Pause after a failed accept, mostly for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A list of sessions is sent in pieces of about this size.
+/// Approximate size of the pieces a list of sessions is sent in.
 const PIECE_BYTES: usize = 64 * 1024;
-/// The pause between two portions of the session table, in which the control core does its other
-/// work and the ring's operations are submitted.
+/// Pause between two portions of the session table, during which the control core does its other work
+/// and submits the ring's operations.
 const PORTION_PAUSE: Duration = Duration::from_millis(1);
 
 type Body = Either<Full<Bytes>, Channel<Bytes, Infallible>>;
@@ -61,7 +61,7 @@ type Body = Either<Full<Bytes>, Channel<Bytes, Infallible>>;
 pub struct Admin {
     pub hub: Rc<RefCell<Hub>>,
     pub doors: Doors,
-    /// Changed by a reload, for the requests that come after it.
+    /// Replaced by a reload, with effect on later requests.
     pub entrance: Rc<RefCell<Entrance>>,
 }
 
@@ -71,12 +71,12 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-/// A connection, whatever it came over.
+/// A connection over TCP or a unix socket.
 trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 impl Listener {
-    /// The door itself.
+    /// The TCP door.
     ///
     /// # Errors
     /// When the runtime cannot watch the listener.
@@ -85,10 +85,10 @@ impl Listener {
         TcpListener::from_std(listener).map(Listener::Tcp)
     }
 
-    /// The unix socket at `path`. One that a balancer left behind is replaced.
+    /// The unix socket at `path`. A socket left behind by an earlier run is replaced.
     ///
     /// # Errors
-    /// A sentence for the operator with the cure in it.
+    /// A sentence for the operator that includes the cure.
     pub fn socket(path: &Path) -> Result<Listener, String> {
         let shown = path.display();
         let left_over = path.symlink_metadata().is_ok_and(|about| about.file_type().is_socket());
@@ -98,13 +98,13 @@ impl Listener {
                     "another balancer answers on {shown}: stop it or name another [admin] socket"
                 ));
             }
-            // If it cannot be removed, binding says why.
+            // If this fails, the error from binding says why.
             let _ = std::fs::remove_file(path);
         }
         UnixListener::bind(path).map(Listener::Unix).map_err(|error| {
             format!(
                 "cannot open the unix socket {shown}: {error}; name another [admin] socket, in a \
-                 directory that the balancer's user may write"
+                 directory the balancer's user may write to"
             )
         })
     }
@@ -124,13 +124,13 @@ impl Listener {
     }
 }
 
-/// Accepts for ever and answers on each connection in a task of its own.
+/// Accepts forever and serves each connection in a task of its own.
 pub async fn serve(admin: Admin, listener: Listener) {
     let places = Rc::new(RefCell::new(Places::default()));
     let own = nix::unistd::geteuid().as_raw();
     loop {
         match listener.accept().await {
-            // A stranger on the unix socket is hung up on.
+            // Any other user on the unix socket is disconnected.
             Ok((_, Peer::Unix { uid })) if uid != own && uid != 0 => {
                 admin.hub.borrow_mut().console.admin_stranger(Now::read(), uid);
             }
@@ -143,7 +143,7 @@ pub async fn serve(admin: Admin, listener: Listener) {
     }
 }
 
-/// Answers on a connection in a task of its own, for which another may have to make room.
+/// Serves a connection in a task of its own; another connection may have to make room for it.
 fn attend(
     admin: &Admin,
     places: &Rc<RefCell<Places<AbortHandle>>>,
@@ -159,7 +159,7 @@ fn attend(
     let talk = converse(admin.clone(), Watched { stream, moved: Rc::clone(&moved) }, peer);
     let held = Rc::clone(places);
     let task = tokio_uring::spawn(async move {
-        // A connection that broke or took too long concerns nobody but its peer.
+        // A connection that broke or took too long concerns only its peer.
         let _ = tokio::time::timeout(CONNECTION_TIMEOUT, talk).await;
         held.borrow_mut().leave(id);
     });
@@ -200,8 +200,8 @@ impl Admin {
         }
     }
 
-    /// Whether a browser may have been sent to a door on loopback under a stranger's name, which
-    /// would let the stranger's page read the answers.
+    /// Whether a browser may have been led to a door on loopback under a foreign host name, whose page
+    /// could then read the answers (DNS rebinding).
     fn is_led_here_by_a_name(&self, request: &Request<Incoming>) -> bool {
         let private = self.doors.admin.is_some_and(|door| door.ip().to_canonical().is_loopback());
         let host = request.headers().get(HOST);
@@ -251,7 +251,7 @@ impl Admin {
         }
     }
 
-    /// Whether every worker's loop turns.
+    /// Whether every worker's loop is turning.
     fn health(&self) -> Response<Body> {
         if self.hub.borrow().is_stalled() {
             return words(StatusCode::SERVICE_UNAVAILABLE, "a worker does not turn any more\n");
@@ -259,7 +259,7 @@ impl Admin {
         words(StatusCode::OK, "ok\n")
     }
 
-    /// Whether new users would be served.
+    /// Whether a new user would be served.
     fn readiness(&self) -> Response<Body> {
         let hub = self.hub.borrow();
         let serves = |standing| standing != Standing::Draining;
@@ -291,8 +291,8 @@ impl Admin {
     }
 }
 
-/// Sends a page of the session table, a `SessionsPage`, in pieces. Ends when the page is full, the
-/// table has been gone through, or the reader has gone away.
+/// Sends a page of the session table, a `SessionsPage`, in pieces. Ends when the page is full, at the
+/// end of the table, or when the reader has gone away.
 async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Infallible>) {
     let shards = hub.borrow().workers.shards();
     let mut piece = format!("{{\"schema\":{SCHEMA},\"sessions\":[").into_bytes();
@@ -325,7 +325,7 @@ async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Inf
         Some(next) => piece.extend(format!("],\"next\":\"{next}\"}}\n").bytes()),
         None => piece.extend(b"],\"next\":null}\n"),
     }
-    // Fails only when the reader has gone away.
+    // Fails only if the reader has gone away.
     let _ = sender.send_data(piece.into()).await;
 }
 
@@ -359,7 +359,7 @@ fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     whole(code, JSON, text)
 }
 
-/// The page for people, which a browser holds to its policy.
+/// The page for people, with the policy that browsers enforce on it.
 fn page() -> Response<Body> {
     let mut response = whole(StatusCode::OK, "text/html; charset=utf-8", page::HTML);
     let headers = response.headers_mut();

@@ -1,6 +1,7 @@
-//! What is said on a control connection, both ways: bytes in, requests or what was wrong with them out; replies in,
-//! bytes out. Owns the words of the protocol and the bounds of what waits to be written. Pure: what a
-//! request does is the hub's, when a hello is due is `health`'s.
+//! The messages on a control connection. Inbound, it turns bytes into requests, or into the reason why
+//! they are none; outbound, replies into bytes. Owns the vocabulary of the protocol and the bound on
+//! what is queued for a peer. Pure: what a request does is up to the hub, when a hello is due up to
+//! `health`.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,18 +16,18 @@ use serde_json::Value;
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
 use crate::cluster::{Backend, Protocol, Standing, WEIGHT_MAX};
 
-/// Bytes that may wait for a peer that does not read; beyond it the connection is closed.
+/// Bytes queued for a peer that does not read; beyond this the connection is closed.
 pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
-/// A name or an identity is at most this long.
+/// Longest name or identity, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
-/// The longest drain that can be asked for: a day.
+/// The longest drain a backend can request: a day.
 pub const DRAIN_MS_MAX: u64 = 86_400_000;
-/// Backends in one answer to `list`. An entry is at most 260 bytes, and a message at most 4 KiB.
+/// Most backends in one answer to `list`: an entry takes up to 260 bytes, and a message up to 4 KiB.
 pub const LISTED_MAX: usize = 15;
-/// Peers' words are repeated to them only so far.
+/// How much of a peer's own text is quoted back to it.
 const QUOTED_CHARS_MAX: usize = 40;
 
-/// What a backend says.
+/// A message from a backend.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Request {
     /// The answer to our hello, `{"ack":"hello"}` or `{"cmd":"hello"}`.
@@ -54,18 +55,18 @@ pub enum Request {
     List,
 }
 
-/// Why something that a backend said was not understood.
+/// Why a backend's message was not understood.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BadMessage {
     /// The sentence for the peer.
     pub msg: String,
-    /// The command that it was about, if that much was clear.
+    /// The command it was about, if that much was clear.
     pub cmd: Option<&'static str>,
-    /// Whether the connection can only be closed.
+    /// Whether the connection has to be closed.
     pub fatal: bool,
 }
 
-/// What came in: a request, or why it was none.
+/// A message received: a request, or why it is not one.
 pub type Incoming = Result<Request, BadMessage>;
 
 /// One connection's reading side.
@@ -75,7 +76,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Takes bytes as they arrived and appends what they complete.
+    /// Takes bytes as they arrive and appends the messages they complete.
     pub fn push(&mut self, input: &[u8], into: &mut VecDeque<Incoming>) {
         self.framer.push(input, &mut |piece| match piece {
             Piece::Object(object) => into.extend(parse(object).transpose()),
@@ -94,7 +95,7 @@ impl Inbox {
     }
 }
 
-/// One object. `None` is an acknowledgement of something that needs none.
+/// Parses one object. `None` is an acknowledgement that nothing waits for.
 fn parse(object: &[u8]) -> Result<Option<Request>, BadMessage> {
     let fields: Fields = serde_json::from_slice(object).map_err(|error| BadMessage {
         msg: format!("not JSON as expected: {error}"),
@@ -145,7 +146,7 @@ fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
     })
 }
 
-/// The members of an object, of which no two may have the same name.
+/// The members of an object; no two may share a name.
 struct Fields(Vec<(String, Value)>);
 
 impl Fields {
@@ -167,7 +168,7 @@ impl Fields {
             && text.bytes().all(|it| it.is_ascii_alphanumeric() || b"._:-".contains(&it));
         if !fits {
             return Err(format!(
-                "{field} must be 1 to {NAME_BYTES_MAX} of letters, digits and . _ : -"
+                "{field} must be 1 to {NAME_BYTES_MAX} letters, digits or any of . _ : -"
             ));
         }
         Ok(Some(text.into()))
@@ -226,14 +227,14 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// A whole number that was written with a point or an exponent, which in JSON makes no difference.
+/// A whole number written with a point or an exponent, which makes no difference in JSON.
 fn whole(number: f64) -> Option<u64> {
-    // Every whole number up to 2^53 is itself as a float, and what lies beyond is out of every range.
+    // A float holds every whole number up to 2^53 exactly, and anything larger is out of every range.
     let exact = number.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&number);
     exact.then_some(number as u64)
 }
 
-/// A peer's own words for a message to it: short, and without anything that a terminal would obey.
+/// A peer's own text, quoted back to it: shortened, and without the control characters a terminal obeys.
 fn quoted(words: &str) -> String {
     let mut shown: String = words
         .chars()
@@ -246,7 +247,7 @@ fn quoted(words: &str) -> String {
     shown
 }
 
-/// What a message is about: which of a connection's backends.
+/// Which of a connection's backends a message is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct About {
     pub protocol: Protocol,
@@ -259,7 +260,7 @@ impl About {
     }
 }
 
-/// What the balancer says.
+/// A message from the balancer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {
     AskHello,
@@ -272,10 +273,10 @@ pub enum Reply {
         id: String,
         address: SocketAddr,
         weight: u16,
-        /// How often hellos will come, so that the backend notices when they stop.
+        /// How often hellos are sent, so that the backend notices when they stop.
         interval: Duration,
     },
-    /// Gets no new sessions; `left` still run.
+    /// It gets no new sessions; `left` are still running.
     Unregistered {
         about: About,
         left: u64,
@@ -291,7 +292,7 @@ pub enum Reply {
     Drained {
         about: About,
     },
-    /// At most [`LISTED_MAX`] backends; `more` says that another such answer follows.
+    /// At most [`LISTED_MAX`] backends; with `more`, another answer follows.
     Listed {
         backends: Vec<Listed>,
         more: bool,
@@ -313,13 +314,13 @@ pub struct Listed {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     pub state: Standing,
-    /// Registered over the connection that asks.
+    /// Whether the asking connection registered it.
     pub own: bool,
     pub sessions: u64,
 }
 
 impl Listed {
-    /// A backend as it is shown to a connection, its `own` or another's.
+    /// A backend as listed for a connection, its `own` or somebody else's.
     pub fn of(backend: &Backend, own: bool, sessions: u64) -> Listed {
         Listed {
             id: backend.id.to_string(),
@@ -334,7 +335,7 @@ impl Listed {
     }
 }
 
-/// Every member that a message may have, in the order in which they are written.
+/// Every member a message can have, in the order they are written.
 #[derive(Serialize, Default)]
 struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -410,18 +411,21 @@ impl Reply {
     }
 }
 
-/// One connection's writing side: what waits until the peer reads.
+/// One connection's writing side: what is queued until the peer reads.
 #[derive(Default)]
 pub struct Outbox {
     waiting: Vec<u8>,
 }
 
-/// More than [`OUTBOX_BYTES_MAX`] would wait: the peer does not read.
+/// More than [`OUTBOX_BYTES_MAX`] would be queued: the peer does not read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Overflow;
 
 impl Outbox {
-    /// Appends a message, one line.
+    /// Appends a message as one line.
+    ///
+    /// # Errors
+    /// [`Overflow`] if the message does not fit; it is not queued then.
     pub fn push(&mut self, reply: &Reply) -> Result<(), Overflow> {
         let before = self.waiting.len();
         serde_json::to_writer(&mut self.waiting, &reply.line())
@@ -438,12 +442,12 @@ impl Outbox {
         self.waiting.is_empty()
     }
 
-    /// Bytes that wait.
+    /// Bytes queued.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Everything that waits, to be written now.
+    /// Takes everything queued, to be written now.
     pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.waiting)
     }

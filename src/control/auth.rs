@@ -1,10 +1,9 @@
 //! Who may register: the rule for starting at all, the list of networks, and the proof of a shared
-//! secret. Owns the wire form of the proof, for both sides; the pure part of it knows neither sockets
-//! nor time.
+//! secret. Owns the wire form of the proof, for both sides, which knows neither sockets nor time.
 //!
 //! # The proof on the wire
 //!
-//! Only when a secret is configured. Every message is one JSON object, the balancer's end with `\n`.
+//! Used only when a secret is configured. Every message is one JSON object; the balancer's end with `\n`.
 //!
 //! | from | message |
 //! |---|---|
@@ -13,10 +12,10 @@
 //! | balancer | `{"ack":"successful","cmd":"auth"}` |
 //! | or | `{"ack":"failed","msg":"...","cmd":"auth"}`, and it closes |
 //!
-//! `mac` is HMAC-SHA256 (RFC 2104, FIPS 180-4) of the bytes `lb1|` nonce `|` id, where the nonce
-//! stands as the hex digits that were sent and the key is the secret without its line end. The id is
-//! 1 to 64 of `A-Z a-z 0-9 . _ : -`. A nonce is good for one answer, right or wrong. Anything but
-//! this answer before the proof ends the connection.
+//! `mac` is HMAC-SHA256 (RFC 2104, FIPS 180-4) of the bytes `lb1|` nonce `|` id. The nonce goes in as
+//! the hex digits that were sent, and the key is the secret without its line end. The id is 1 to 64
+//! characters from `A-Z a-z 0-9 . _ : -`. A nonce is good for one answer, right or wrong. Any other
+//! message before the proof ends the connection.
 //!
 //! The proof says who opened the connection. It does not encrypt it: on a network where others can
 //! inject packets, put the control port behind a tunnel.
@@ -34,20 +33,20 @@ use sha2::Sha256;
 
 use crate::config::Config;
 
-/// What a backend gets for its answer.
+/// How long a backend may take to answer the challenge.
 pub const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections at once that have not proved themselves.
+/// Most connections at once that have not proved the secret.
 pub const UNPROVEN_MAX: usize = 64;
-/// Of them from one source.
+/// Most of them from one source.
 pub const UNPROVEN_EACH_MAX: usize = UNPROVEN_MAX / 2;
 /// The version of the wire form.
 pub const VERSION: u32 = 1;
-/// A secret shorter than this can be found by trying.
+/// Shortest secret, in bytes; a shorter one could be guessed.
 pub const SECRET_BYTES_MIN: usize = 16;
-/// A file of secrets is no longer than this.
+/// Longest file of secrets.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Secrets, any of which proves a backend, so that one can be replaced without a gap.
+/// The secrets, any of which a backend may prove, so that one can be replaced without a gap.
 #[derive(Clone)]
 pub struct Secrets(Vec<Vec<u8>>);
 
@@ -58,15 +57,15 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// One secret a line; empty lines do not count.
+    /// Parses one secret per line; empty lines do not count.
     ///
     /// # Errors
-    /// A sentence for the operator: no secret, or one that is too short.
+    /// A sentence for the operator: there is no secret, or one is too short.
     pub fn parse(text: &[u8]) -> Result<Secrets, String> {
         let lines = text.split(|byte| *byte == b'\n').map(|line| line.trim_ascii().to_vec());
         let secrets: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
         if secrets.is_empty() {
-            return Err("holds no secret: write one a line, for example from \
+            return Err("holds no secret: write one per line, for example from \
                  `openssl rand -hex 32`"
                 .into());
         }
@@ -80,10 +79,10 @@ impl Secrets {
         Ok(Secrets(secrets))
     }
 
-    /// Reads a file of secrets, which only its owner may write and no stranger may read.
+    /// Reads a file of secrets, which only its owner may write and strangers may not read.
     ///
     /// # Errors
-    /// A sentence for the operator with the cure in it.
+    /// A sentence for the operator that includes the cure.
     pub fn load(path: &Path) -> Result<Secrets, String> {
         let shown = path.display();
         let file = fs::File::open(path).map_err(|error| {
@@ -99,20 +98,20 @@ impl Secrets {
             ));
         }
         let mut text = Vec::new();
-        // One byte more tells a file that is too long, whose last secret would be cut.
+        // The extra byte reveals a file that is too long, whose last secret would be cut off.
         file.take(SECRET_FILE_BYTES_MAX + 1)
             .read_to_end(&mut text)
             .map_err(|error| format!("cannot read the secret file {shown}: {error}"))?;
         if text.len() as u64 > SECRET_FILE_BYTES_MAX {
             return Err(format!(
                 "the secret file {shown} is longer than {SECRET_FILE_BYTES_MAX} bytes: keep one \
-                 secret a line, and as many as are in use"
+                 secret per line, and only those in use"
             ));
         }
         Secrets::parse(&text).map_err(|fault| format!("the secret file {shown} {fault}"))
     }
 
-    /// Whether `candidate` is one of them. Takes the same time whichever it is.
+    /// Whether `candidate` is one of them. Takes the same time whichever one it is.
     pub fn hold(&self, candidate: &[u8]) -> bool {
         let (nonce, id) = ("", "");
         let shown = keyed(candidate, nonce, id).finalize().into_bytes();
@@ -121,13 +120,13 @@ impl Secrets {
         })
     }
 
-    /// The secret to prove oneself with.
+    /// The secret to answer a challenge with.
     pub fn first(&self) -> &[u8] {
         &self.0[0]
     }
 }
 
-/// The answer to a challenge: what `mac` must be, in hex digits.
+/// The answer to a challenge: the value of `mac`, in hex digits.
 pub fn mac(secret: &[u8], nonce: &str, id: &str) -> String {
     hex(&keyed(secret, nonce, id).finalize().into_bytes())
 }
@@ -140,14 +139,14 @@ fn keyed(secret: &[u8], nonce: &str, id: &str) -> Hmac<Sha256> {
     mac
 }
 
-/// A question that can be answered once.
+/// A challenge, which can be answered once.
 #[derive(Debug)]
 pub struct Challenge {
     nonce: String,
 }
 
 impl Challenge {
-    /// A challenge with a nonce that nobody can have foreseen.
+    /// A challenge from a nonce, which must be unpredictable.
     pub fn new(nonce: [u8; 32]) -> Challenge {
         Challenge { nonce: hex(&nonce) }
     }
@@ -157,8 +156,8 @@ impl Challenge {
         &self.nonce
     }
 
-    /// Whether `answer` proves knowledge of one of the secrets. Takes the same time whichever it is,
-    /// and uses the challenge up.
+    /// Whether `answer` proves knowledge of one of the secrets. Takes the same time whichever one it is,
+    /// and uses up the challenge.
     pub fn is_met(self, secrets: &Secrets, id: &str, answer: &str) -> bool {
         let answer = bytes(answer).unwrap_or_default();
         secrets.0.iter().fold(false, |met, secret| {
@@ -167,18 +166,18 @@ impl Challenge {
     }
 }
 
-/// Which peers the control door talks to, and whether they must prove themselves.
+/// Which peers the control door talks to, and whether they must prove a secret.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Admission {
     allow: Vec<ipnet::IpNet>,
-    /// Whether a secret is asked for.
+    /// Whether a secret must be proved.
     pub proof: bool,
-    /// Whether every host is on the list and no secret is asked for, which deserves a warning.
+    /// Whether every host is on the list and no secret is needed, which deserves a warning.
     pub everyone: bool,
 }
 
 impl Admission {
-    /// Whether a peer at `address` is talked to at all.
+    /// Whether the door talks to a peer at `address` at all.
     pub fn admits(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         match self.allow.is_empty() {
@@ -188,8 +187,8 @@ impl Admission {
     }
 }
 
-/// Who may register, by the configuration: on loopback everyone there, elsewhere only hosts on the
-/// list or with the secret.
+/// Who may register, according to the configuration: on a loopback door every local peer, on any other
+/// only hosts on the list or with the secret.
 ///
 /// # Errors
 /// A sentence for the operator when the door would be open to strangers.

@@ -1,7 +1,7 @@
-//! What the console shows of backends, users and strangers, a line each. Owns the words, and how many
-//! lines of each kind there may be, for all together and for each source: a balancer that is busy must
-//! not become slow by telling of it, and nobody may push out the lines that others need. Lines beyond
-//! that go to the debug level, are counted, and summed up in a line of their own.
+//! The log lines that backends, users and strangers cause. Owns their wording and their rate limits, in
+//! total and per source: logging must not slow down a busy balancer, and nobody may crowd out the lines
+//! that matter to others. Lines over a limit are written at the debug level, counted, and summed up in a
+//! line of their own.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -18,32 +18,32 @@ use crate::cluster::{Backend, BackendId, Protocol};
 use crate::logs::TRAFFIC;
 use crate::worker::link::{Ended, Refusal, RequestLine, Shortage};
 
-/// A summary of what was held back comes this often at most.
+/// Shortest time between two summaries of what was held back.
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);
-/// How often there is a line about a lack of room.
+/// Shortest time between two lines about a lack of room.
 const ROOM_EVERY: Duration = Duration::from_secs(10);
-/// Bytes of somebody else's words that a line shows.
+/// Most bytes of somebody else's text in one line.
 const WORDS_MAX: usize = 200;
 
-/// What lines tell of, where others cause them.
+/// What a line is about, if others can cause it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// Users who come and go.
+    /// Users connecting and leaving.
     Users,
-    /// Users who are turned away.
+    /// Users turned away.
     TurnedAway,
-    /// Control connections that come and go, and hosts that may not.
+    /// Control connections opened and closed, and hosts that may not open one.
     Connections,
-    /// Requests of backends that are refused.
+    /// Requests from backends that were refused.
     Refused,
-    /// What came of asking for the proof.
+    /// The outcome of asking for a proof of the secret.
     Proofs,
     Hellos,
-    /// Hellos that are not answered.
+    /// Unanswered hellos.
     Silences,
-    /// Changes over the admin door that are refused, and users who may not use its socket.
+    /// Changes refused at the admin door, and users who may not use its socket.
     Admin,
-    /// Backends in and out of the rotation. Only who may register causes these.
+    /// Backends joining and leaving. Only hosts that may register can cause these.
     Backends,
 }
 
@@ -60,7 +60,7 @@ impl Kind {
         Kind::Backends,
     ];
 
-    /// At once and a second: of all, and of each source.
+    /// Burst, then lines per second: in total, and per source.
     const fn rates(self) -> (Rate, Rate) {
         match self {
             Kind::Users => (Rate::new(100, 100), Rate::new(20, 10)),
@@ -68,7 +68,7 @@ impl Kind {
             Kind::Refused | Kind::Hellos => (Rate::new(20, 20), Rate::new(10, 2)),
             Kind::Silences => (Rate::new(100, 50), Rate::new(20, 10)),
             Kind::Proofs | Kind::Admin => (Rate::new(20, 5), Rate::new(5, 1)),
-            // A host that restarts has all of its backends register at once.
+            // When a host restarts, all of its backends register at once.
             Kind::Backends => (Rate::new(1024, 100), Rate::new(256, 20)),
         }
     }
@@ -89,11 +89,11 @@ pub struct Console {
     quotas: [Quota; Kind::ALL.len()],
     held_back: [u64; Kind::ALL.len()],
     summary: Summary,
-    /// When a lack of room was told last, and datagrams that were dropped for it since.
+    /// When a lack of room was last reported, and the datagrams dropped for it since.
     room: (Option<Now>, u64),
 }
 
-/// What was told of the lines that were held back.
+/// What has been reported about the lines held back.
 #[derive(Default)]
 struct Summary {
     told: [u64; Kind::ALL.len()],
@@ -101,14 +101,14 @@ struct Summary {
     next: Now,
 }
 
-/// Lines that did not come as far as the console, or not beyond it, since the beginning.
+/// Lines lost before they reached the console, or after it, since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Lost {
-    /// Of API requests, held back by the workers.
+    /// About API requests, held back by the workers.
     pub requests: u64,
-    /// Of users, dropped because the control core was behind.
+    /// About users, dropped because the control core fell behind.
     pub reports: u64,
-    /// Of any kind, dropped because standard output was slower.
+    /// Of any kind, dropped because standard output was too slow.
     pub dropped: u64,
 }
 
@@ -118,7 +118,7 @@ impl Default for Console {
     }
 }
 
-/// The same line, readable by default or only for those who look for everything.
+/// Writes a line at its own level, or at the debug level if it is held back.
 macro_rules! line {
     ($level:ident, $shown:expr, $($words:tt)*) => {
         if $shown { $level!(target: TRAFFIC, $($words)*) } else { debug!(target: TRAFFIC, $($words)*) }
@@ -126,7 +126,7 @@ macro_rules! line {
 }
 
 impl Console {
-    /// A console whose quotas nobody can foresee who does not know the seed.
+    /// A console whose quotas cannot be predicted without the seed.
     fn new(seed: u64) -> Console {
         Console {
             quotas: Kind::ALL.map(|kind| kind.quota(seed)),
@@ -136,7 +136,7 @@ impl Console {
         }
     }
 
-    /// Lines that were not shown, since the beginning.
+    /// Lines held back since the start.
     pub fn held_back(&self) -> u64 {
         self.held_back.iter().sum()
     }
@@ -147,7 +147,7 @@ impl Console {
         shown
     }
 
-    /// Says now and then how many lines of which kind were held back.
+    /// Reports from time to time how many lines of each kind were held back.
     pub fn sum_up(&mut self, now: Now, lost: Lost) {
         let Some((held, lost)) = self.summary.due(now, self.held_back, lost) else { return };
         let of = |kind: Kind| Some(held[kind as usize]).filter(|held| *held > 0);
@@ -206,8 +206,8 @@ impl Console {
         line!(warn, shown, %protocol, %client, why, "user turned away");
     }
 
-    /// New UDP users were turned away for want of room; told with the cure, seldom, and with all that
-    /// were dropped since the last line.
+    /// New UDP users were turned away for want of room. The line gives the cure and the number of
+    /// datagrams dropped since the last such line, and is written rarely.
     pub fn out_of_room(
         &mut self,
         now: Now,
@@ -269,7 +269,7 @@ impl Console {
         line!(warn, shown, %peer, %id, "a host does not know the secret");
     }
 
-    /// A backend asked for something that it did not get; `why` is what it was told.
+    /// A backend's request was refused; `why` is the answer it got.
     pub fn backend_refused(&mut self, now: Now, peer: SocketAddr, cmd: Option<&str>, why: &str) {
         let shown = self.shows(Kind::Refused, peer.ip(), now);
         let (cmd, why) = (Shown(cmd), kept(why));
@@ -302,21 +302,21 @@ impl Console {
         }
     }
 
-    /// A change that was asked for over the admin door and not made.
+    /// A change requested over the admin door was refused.
     pub fn change_refused(&mut self, now: Now, by: Peer, path: &str, why: &str) {
         let (shown, path) = (self.shows(Kind::Admin, by.source(), now), kept(path));
         line!(warn, shown, %by, path = &*path, why, "a change was refused");
     }
 
-    /// Somebody who may not use the admin socket did.
+    /// Somebody connected to the admin socket without being allowed to.
     pub fn admin_stranger(&mut self, now: Now, uid: u32) {
         let shown = self.shows(Kind::Admin, Peer::Unix { uid }.source(), now);
-        line!(warn, shown, uid, "a user who may not was turned away from the admin socket");
+        line!(warn, shown, uid, "a user without permission was turned away from the admin socket");
     }
 }
 
 impl Summary {
-    /// What has been held back since the last summary, if it is time to tell.
+    /// What has been held back since the last summary, if a new one is due.
     fn due(
         &mut self,
         now: Now,
@@ -338,7 +338,7 @@ impl Summary {
     }
 }
 
-/// Somebody else's words as far as a line shows them, and how long they were.
+/// Somebody else's text, cut to what a line shows, with its full length if it was cut.
 fn kept(words: &str) -> Cow<'_, str> {
     if words.len() <= WORDS_MAX {
         return Cow::Borrowed(words);
@@ -347,11 +347,11 @@ fn kept(words: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{}... ({} bytes)", &words[..end], words.len()))
 }
 
-/// A lack of room and what helps.
+/// A shortage in words, and what helps against it.
 fn told_shortage(shortage: Shortage) -> (&'static str, &'static str) {
     match shortage {
         Shortage::Place => (
-            "as many udp sessions are in use as may be",
+            "the udp session limit is reached",
             "raise limits.udp_sessions; set udp.responses if each datagram is answered",
         ),
         Shortage::Pair => (
@@ -367,7 +367,7 @@ fn told_shortage(shortage: Shortage) -> (&'static str, &'static str) {
     }
 }
 
-/// One API request. How many of them there are in a second is the workers' to bound.
+/// One API request. The workers bound how many of these lines there are per second.
 pub fn request(line: &RequestLine, address: Option<SocketAddr>) {
     let (method, path) = line.request();
     let times = &line.times;
@@ -375,7 +375,7 @@ pub fn request(line: &RequestLine, address: Option<SocketAddr>) {
         from.zip(to).map(|(from, to)| thousandths(to.since(from).as_secs_f64() * 1000.0))
     };
     let (backend, address, fault) = (Shown(line.backend), Shown(address), Shown(line.fault));
-    // A time that there is not is left out: whoever computes with the lines finds numbers only.
+    // A time that does not exist is left out, so that programs reading the lines find only numbers.
     info!(
         target: TRAFFIC,
         request = %format_args!("{}-{}", line.session, line.number),
@@ -389,12 +389,12 @@ pub fn request(line: &RequestLine, address: Option<SocketAddr>) {
     );
 }
 
-/// With three digits behind the point, which is what people read.
+/// Rounded to three decimals, which is as much as people read.
 fn thousandths(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// A value that may be missing, shown as a dash then.
+/// A value that may be missing and is then shown as a dash.
 struct Shown<T>(Option<T>);
 
 impl<T: Display> Display for Shown<T> {
@@ -418,7 +418,7 @@ mod tests {
         SocketAddr::from(([10, 0, (number / 256) as u8, (number % 256) as u8], 5))
     }
 
-    /// Lines shown of `kind` in ten seconds, in which each of `hosts` causes 1,000 a second.
+    /// Lines of `kind` shown in ten seconds while each of `hosts` causes 1,000 per second.
     fn shown_in_ten_seconds(kind: Kind, hosts: usize) -> usize {
         let mut console = Console::new(7);
         let mut shown = 0;

@@ -1,6 +1,6 @@
-//! One control connection as a conversation: what is asked, in order, and what is answered. Owns the
-//! proof, the hellos and the queue of requests of that connection; bytes come and go through queues,
-//! so nothing here waits on a socket except when it tries a data port.
+//! One control connection as a conversation: requests and their answers, in order. Owns the connection's
+//! proof, hellos and queue of requests. Bytes come and go through queues, so the only socket anything
+//! here waits on is that of a data port being tried.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -28,24 +28,24 @@ use crate::cluster::registry::{Change, Entry, Registration};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol};
 
-/// Requests that may wait while an earlier one is being dealt with.
+/// Most requests queued behind the one in progress.
 const PENDING_MAX: usize = 64;
-/// Requests that are dealt with before others may have their turn: about a tenth of a millisecond, and
-/// far less than the core may be busy at a time even if each is about every backend.
+/// Requests handled before other tasks get a turn: about a tenth of a millisecond of work, and even if
+/// each request concerns every backend, far less than the core may be busy at a time.
 const SLICE: usize = 16;
 
-/// How long requests are still dealt with whose peer has closed its side: it may be waiting for the
-/// answers, or be gone while its other backends are still in the rotation.
+/// How long requests are still handled after the peer has closed its side. It may be waiting for the
+/// answers; or it is gone, and its other backends are still in the rotation.
 const AFTER_END: Duration = Duration::from_secs(1);
 
-/// What a conversation waits for before it deals with the next request.
+/// What a conversation waits for before it handles the next request.
 type Waiting = Pin<Box<dyn Future<Output = Over>>>;
 
-/// How the waiting ended.
+/// How a wait ended.
 enum Over {
     /// A data port was tried.
     Tried(Registration, Result<(), String>),
-    /// Changes came too fast, and now the next may be made.
+    /// Changes came too fast; now the next one may be made.
     Rested,
 }
 
@@ -53,8 +53,8 @@ enum Over {
 pub struct House {
     pub hub: Rc<RefCell<Hub>>,
     pub doors: Doors,
-    /// Held by the one that is dealing with what its peer said. However many peers say how much, the
-    /// core does one slice of it and then whatever else there is to do.
+    /// Held by the conversation whose requests are being handled. However many peers send however much,
+    /// the core handles one slice and then gets to its other work.
     floor: Semaphore,
     probes: Semaphore,
 }
@@ -66,13 +66,13 @@ impl House {
     }
 }
 
-/// Who is at the other end.
+/// The backend at the other end.
 pub struct Peer {
     pub source: Source,
-    /// Canonical.
+    /// In canonical form.
     pub address: SocketAddr,
     pub mailbox: Rc<Mailbox>,
-    /// Among those who have shown nothing yet, until it does.
+    /// Its place among the connections that have proved or registered nothing yet; `None` once it has.
     pub place: Option<Place<Rc<Mailbox>>>,
 }
 
@@ -82,17 +82,17 @@ pub struct Conversation {
     hub: Rc<RefCell<Hub>>,
     peer: Peer,
     inbox: Inbox,
-    /// Bytes that have yet to be looked at.
+    /// Bytes received and not yet parsed.
     unheard: Option<Vec<u8>>,
     pending: VecDeque<Incoming>,
     hellos: Hellos,
     pace: Pace,
     proof: Option<ToProve>,
-    /// The last backend of the list that was sent, while there is more of it.
+    /// The last backend sent in answer to `list`, while more are to follow.
     listing: Option<BackendId>,
 }
 
-/// A proof that is still outstanding.
+/// A proof still outstanding.
 pub struct ToProve {
     secrets: Rc<Secrets>,
     challenge: Challenge,
@@ -106,11 +106,11 @@ impl ToProve {
     }
 }
 
-/// Why a conversation is over, as the log says it.
+/// Why a conversation ended, in the words of the log.
 type Why = &'static str;
 
 impl Conversation {
-    /// Begins a conversation, with a challenge if there are secrets.
+    /// Begins a conversation, with a challenge if the peer has to prove a secret.
     pub fn new(house: Rc<House>, peer: Peer, proof: Option<ToProve>) -> Conversation {
         if let Some(proof) = &proof {
             peer.mailbox.send(&Reply::AskAuth { nonce: proof.challenge.nonce().to_owned() });
@@ -132,7 +132,7 @@ impl Conversation {
         }
     }
 
-    /// Talks until one side is done, and says why that was.
+    /// Runs until one side is done, and returns the reason.
     pub async fn run(mut self, mut segments: mpsc::Receiver<Vec<u8>>) -> Why {
         let house = Rc::clone(&self.house);
         let mut waiting: Option<Waiting> = None;
@@ -187,12 +187,13 @@ impl Conversation {
         self.listing.is_some() || !self.pending.is_empty() || self.unheard.is_some()
     }
 
-    /// Whether an answer may stand behind what we have not come to yet. Who does not read has no excuse.
+    /// Whether the peer's answer to a hello may be queued behind work we have not reached yet. A peer
+    /// that does not read our answers has no such excuse.
     fn is_behind(&self, waiting: bool) -> bool {
         waiting || self.has_work() && !self.peer.mailbox.is_crowded()
     }
 
-    /// Whether there is something that can be done now.
+    /// Whether there is work that can be done now.
     fn is_ready(&self, waiting: bool) -> bool {
         let answerable = !waiting && !self.peer.mailbox.is_crowded();
         self.unheard.is_some() || answerable && self.has_work()
@@ -202,7 +203,7 @@ impl Conversation {
         self.proof.as_ref().map_or_else(|| self.hellos.deadline(), |proof| proof.deadline)
     }
 
-    /// Deals with a slice of what waits, as far as the peer reads the answers.
+    /// Handles a slice of the queue, as far as the peer reads the answers.
     fn advance(&mut self, waiting: &mut Option<Waiting>) -> Option<Why> {
         if let Some(bytes) = self.unheard.take() {
             self.hear(&bytes);
@@ -231,7 +232,7 @@ impl Conversation {
                 Err(bad) => {
                     self.fail(&bad.msg, bad.cmd, None);
                     if bad.fatal || self.proof.is_some() {
-                        return Some("it sent what is no message");
+                        return Some("it sent something that is not a message");
                     }
                 }
             }
@@ -239,7 +240,7 @@ impl Conversation {
         None
     }
 
-    /// Takes bytes in. Answers to hellos are heard at once, also while a data port is being tried.
+    /// Parses bytes received. Answers to hellos count at once, even while a data port is being tried.
     fn hear(&mut self, bytes: &[u8]) {
         self.hellos.heard(bytes.len());
         let before = self.pending.len();
@@ -269,7 +270,7 @@ impl Conversation {
             return Some("it did not prove the secret in time");
         }
         self.hellos.busy(now, self.is_behind(waiting));
-        // A reload may have changed it.
+        // A reload may have changed the rule.
         self.hellos.follow(self.hub.borrow().config.health);
         match self.hellos.step(now) {
             Due::Nothing => None,
@@ -309,8 +310,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// Puts a change back that comes too soon after so many others. What is going to be refused changes
-    /// nothing.
+    /// Puts a change back into the queue if too many came before it. A registration that will be refused
+    /// changes nothing, so it is not held back.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
             Request::Register { protocol, port, weight, name } => {
@@ -328,7 +329,7 @@ impl Conversation {
         }))
     }
 
-    /// Answers a request; a registration first has its data port tried.
+    /// Answers a request. Before a registration is answered, its data port is tried.
     fn answer(&mut self, request: Request) -> Option<Waiting> {
         match request {
             Request::Hello => {}
@@ -362,14 +363,14 @@ impl Conversation {
         None
     }
 
-    /// The peer's own address with another port; the zone of a link-local one stays.
+    /// The peer's own address with another port. A link-local address keeps its zone.
     fn address(&self, port: u16) -> SocketAddr {
         let mut address = self.peer.address;
         address.set_port(port);
         address
     }
 
-    /// What a request to register comes to: a peer that says no name goes by its identity.
+    /// The registration a request asks for. Without a name, the peer's identity is used.
     fn wanted(
         &self,
         protocol: Protocol,
@@ -382,7 +383,7 @@ impl Conversation {
         Registration { source, protocol, address, weight, name }
     }
 
-    /// Why a registration is refused without a try, if it is.
+    /// Why a registration is refused before its data port is tried, if it is.
     fn fault_of(&self, wanted: &Registration) -> Option<String> {
         let Registration { protocol, address, .. } = *wanted;
         if let Err(fault) = self.hub.borrow().registry.check(wanted) {
@@ -428,7 +429,7 @@ impl Conversation {
         }
     }
 
-    /// Makes a change about one backend and answers it. Says whether it was made.
+    /// Makes a change to one backend and sends the answer. Returns whether it was made.
     fn change(
         &self,
         change: Change,
@@ -452,7 +453,7 @@ impl Conversation {
         }
     }
 
-    /// Sends a page of the list, the backends after `after`.
+    /// Sends one page of the list: the backends that follow `after`.
     fn list(&mut self, after: BackendId) {
         let (hub, source) = (self.hub.borrow(), self.peer.source);
         let mut visible = hub.visible(source, after);
@@ -473,7 +474,7 @@ impl Conversation {
     }
 }
 
-/// The end of the waiting; never, while nothing is waited for.
+/// Resolves when the wait is over, and never if there is none.
 async fn end_of(waiting: &mut Option<Waiting>) -> Over {
     match waiting {
         Some(waiting) => waiting.await,

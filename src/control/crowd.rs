@@ -1,6 +1,7 @@
-//! Connections that have shown nothing for themselves yet: no proof where one is asked for, no backend
-//! where none is. Owns who among them makes room when there are too many, so that nobody keeps others
-//! out by saying nothing. Pure: the caller brings the time and ends whoever has to go.
+//! Control connections that have yet to earn their place, by a proof where a secret is configured and by
+//! registering a backend where none is. Owns the choice of who makes room when there are too many, so
+//! that nobody keeps others out by staying silent. Pure: the caller passes in the time and closes the
+//! connection that has to go.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,26 +11,26 @@ use std::time::Duration;
 
 use crate::base::time::Now;
 
-/// What everyone gets to prove themselves, also when others of the same source press.
+/// How long every connection has for its proof, even while others from its source are waiting.
 pub const GRACE: Duration = Duration::from_secs(1);
 
-/// Whether one more may come.
+/// Whether one more connection may enter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Admit {
     Come,
-    /// Once this one has gone.
+    /// In exchange for this one, which has to go.
     InsteadOf(u64),
     No,
 }
 
-/// How many there may be.
+/// The bounds for one decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
-    /// From one source.
+    /// Most connections from one source.
     pub each: usize,
-    /// Whether there is room for no more.
+    /// Whether there is no room left.
     pub full: bool,
-    /// Whether one that has had its [`GRACE`] makes room for another of its own source.
+    /// Whether a connection that has had its [`GRACE`] makes room for another one from its source.
     pub renews: bool,
 }
 
@@ -39,7 +40,7 @@ struct Guest<T> {
     what: T,
 }
 
-/// Those who have shown nothing yet, by the order in which they came.
+/// The connections yet to earn their place, in order of arrival.
 pub struct Crowd<T> {
     guests: BTreeMap<u64, Guest<T>>,
     counts: BTreeMap<IpAddr, usize>,
@@ -61,8 +62,8 @@ impl<T> Crowd<T> {
         self.guests.is_empty()
     }
 
-    /// Whether one from `address` may come. In a full house the oldest of the source with the most
-    /// makes room, so a newcomer of any other source finds a place.
+    /// Whether a connection from `address` may enter. When full, the oldest connection of the source
+    /// with the most makes room, so a newcomer from any other source finds a place.
     pub fn admit(&self, address: IpAddr, rule: Rule, now: Now) -> Admit {
         let source = source(address);
         let own = self.counts.get(&source).copied().unwrap_or(0);
@@ -95,7 +96,7 @@ impl<T> Crowd<T> {
         ticket
     }
 
-    /// One of them has gone, or has shown something.
+    /// A connection has closed, or has earned its place.
     pub fn leave(&mut self, ticket: u64) -> Option<T> {
         let guest = self.guests.remove(&ticket)?;
         if let Some(count) = self.counts.get_mut(&guest.source) {
@@ -108,7 +109,7 @@ impl<T> Crowd<T> {
     }
 }
 
-/// A place in the crowd, given back when it is dropped.
+/// A place in the crowd, given back on drop.
 pub struct Place<T> {
     crowd: Rc<RefCell<Crowd<T>>>,
     ticket: u64,
@@ -127,7 +128,7 @@ impl<T> Drop for Place<T> {
     }
 }
 
-/// Whom an address stands for: an IPv6 network of 64 bits belongs to one host or one customer.
+/// The source an address counts towards: an IPv6 /64 belongs to one host or one customer.
 fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_has_so_many_places_and_renews_the_oldest_after_its_grace() {
+    fn a_source_has_a_limit_and_renews_its_oldest_after_the_grace() {
         let crowd = crowd(&[1, 1, 2, 1]);
         assert_eq!(crowd.admit(host(2), RULE, at(4)), Admit::Come);
         assert_eq!(crowd.admit(host(1), RULE, at(999)), Admit::No);
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_full_house_the_oldest_of_the_greediest_goes_at_once() {
+    fn when_full_the_oldest_of_the_greediest_goes_at_once() {
         let crowd = crowd(&[3, 1, 2, 2, 1]);
         assert_eq!(crowd.admit(host(9), FULL, at(5)), Admit::InsteadOf(1));
         assert_eq!(crowd.admit(host(3), FULL, at(5)), Admit::InsteadOf(1));

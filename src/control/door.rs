@@ -1,9 +1,9 @@
-//! The control door: accepts, reads and writes on the ring of tokio-uring. Owns the sockets of the
-//! control connections and the limits before anything is said.
+//! The control door: accepts, reads and writes on tokio-uring's ring. Owns the sockets of the control
+//! connections and the limits that apply before a peer has said anything.
 //!
-//! An operation of tokio-uring that is dropped goes on in the kernel and leaks what it completes with.
-//! So nothing here is raced against time: an accept is awaited for ever by its own task, and a read or
-//! write that must end is ended by shutting its socket down, and then awaited.
+//! A tokio-uring operation that is dropped continues in the kernel and leaks its result. So nothing here
+//! is raced against a timer: an accept is awaited forever by a task of its own, and a read or write that
+//! must end is ended by shutting down its socket, and then awaited.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -25,30 +25,30 @@ use super::reload::Entrance;
 use crate::base::time::Now;
 use crate::config::Health;
 
-/// Bytes read at once.
+/// Most bytes per read.
 const READ_BYTES: usize = 4096;
-/// What a peer may still send after its connection was given up, so that it can read the reason.
+/// Bytes a peer may still send after we have given up its connection, so that it can read the reason.
 const DISCARDED_BYTES_MAX: usize = 1 << 20;
-/// How long the last words may take to be written, and then to be read.
+/// How long our last message may take to be written, and then to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How long to wait after an accept failed for lack of something.
+/// Pause after a failed accept, mostly for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections beyond the limit while those that made room for them are being closed.
+/// Connections allowed beyond the limit while those that made room for them are being closed.
 const LEAVING_MAX: usize = 16;
 
-/// What the door needs to know.
+/// The door, and what it needs to let a connection in.
 pub struct Door {
     house: Rc<House>,
-    /// Changed by a reload, for the connections that come after it.
+    /// Replaced by a reload, with effect on later connections.
     entrance: Rc<RefCell<Entrance>>,
-    /// Connections whose sockets are open, those included that are only being closed.
+    /// Connections whose sockets are open, including those being closed.
     open: Rc<Cell<usize>>,
-    /// Connections that have proved nothing yet, or where no proof is asked for, registered nothing.
+    /// Connections that have proved nothing yet or, without a secret, registered nothing.
     crowd: Rc<RefCell<Crowd<Rc<Mailbox>>>>,
 }
 
-/// One of a count, until it goes.
+/// Counts as one until it is dropped.
 struct Counted(Rc<Cell<usize>>);
 
 impl Counted {
@@ -64,8 +64,9 @@ impl Drop for Counted {
     }
 }
 
-/// Sets what every accepted connection inherits. A host that fell silent is given up by its hellos, whose
-/// times a reload may change; the kernel notices it within about that time on a connection without any.
+/// Sets the socket options every accepted connection inherits. Unanswered hellos reveal a host that has
+/// fallen silent, at intervals that a reload may change; on a connection without hellos, the kernel's
+/// keepalive notices within about the same time.
 ///
 /// # Errors
 /// When the kernel refuses an option.
@@ -77,7 +78,7 @@ pub fn prepare(listener: &std::net::TcpListener, health: Health) -> io::Result<(
         .with_retries(health.misses.max(1));
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_nodelay(true)?;
-    // An accept on the ring reports "would block" on a non-blocking listener instead of waiting.
+    // On a non-blocking listener, an accept on the ring reports "would block" instead of waiting.
     listener.set_nonblocking(false)
 }
 
@@ -86,7 +87,7 @@ impl Door {
         Door { house: Rc::new(house), entrance, open: Rc::default(), crowd: Rc::default() }
     }
 
-    /// Accepts for ever.
+    /// Accepts forever.
     pub async fn accept(self, listener: std::net::TcpListener) {
         let listener = TcpListener::from_std(listener);
         loop {
@@ -100,7 +101,7 @@ impl Door {
         }
     }
 
-    /// Turns a connection away or begins to talk on it.
+    /// Turns a connection away or starts its conversation.
     async fn enter(&self, stream: TcpStream, peer: SocketAddr) {
         if !self.entrance.borrow().admission.admits(peer.ip()) {
             self.house.hub.borrow_mut().stranger(peer, Now::read());
@@ -126,7 +127,8 @@ impl Door {
         tokio_uring::spawn(attend(Rc::clone(&self.house), stream, peer, to_prove, counted));
     }
 
-    /// Whether one more may come from there, if need be instead of one that has shown nothing so far.
+    /// Whether one more connection may come from `address`, if necessary in exchange for one that has
+    /// proved or registered nothing so far.
     fn has_room_for(&self, address: IpAddr) -> bool {
         let hub = self.house.hub.borrow();
         let (open, limit) = (self.open.get(), hub.config.limits.control_connections);
@@ -143,7 +145,8 @@ impl Door {
             Admit::InsteadOf(ticket) => {
                 hub.counters.connections_displaced.one();
                 if let Some(mailbox) = crowd.leave(ticket) {
-                    mailbox.give_up("it showed nothing and others wanted its place");
+                    mailbox
+                        .give_up("it had proved or registered nothing, and others needed the room");
                 }
                 true
             }
@@ -176,15 +179,16 @@ async fn attend(
     house.hub.borrow_mut().farewell(source, why, Now::read());
     mailbox.finish();
     if mailbox.broken().is_some() {
-        // There is nothing to say any more, and others may want the place.
+        // There is nothing left to say, and others may need the room.
         let _ = stream.shutdown(Shutdown::Both);
     }
     close(&stream, reader, writer).await;
     drop(counted);
 }
 
-/// Reads until the peer is done or the connection breaks. When nobody listens any more it goes on for
-/// a while: closing a socket with unread bytes would reset it, and the peer would lose our last words.
+/// Reads until the peer is done or the connection breaks. Once nobody is listening, it discards what
+/// arrives for a while: closing a socket with unread bytes would reset the connection, and the peer
+/// would lose our last message.
 async fn read(stream: Rc<TcpStream>, segments: mpsc::Sender<Vec<u8>>) {
     let mut buffer = Vec::with_capacity(READ_BYTES);
     let mut discarded = 0;
@@ -201,7 +205,7 @@ async fn read(stream: Rc<TcpStream>, segments: mpsc::Sender<Vec<u8>>) {
     }
 }
 
-/// Writes what waits, until nothing more will or the connection breaks.
+/// Writes what is queued, until the conversation is over or the connection breaks.
 async fn write(stream: Rc<TcpStream>, mailbox: Rc<Mailbox>) {
     while let Some(bytes) = mailbox.next().await {
         if stream.write_all(bytes).await.0.is_err() {
@@ -210,12 +214,12 @@ async fn write(stream: Rc<TcpStream>, mailbox: Rc<Mailbox>) {
     }
 }
 
-/// Lets the last words reach the peer, for so long, and then ends both operations on the socket.
+/// Gives the last message [`LAST_WORDS`] to reach the peer, then ends both operations on the socket.
 async fn close(stream: &TcpStream, reader: JoinHandle<()>, writer: JoinHandle<()>) {
     let mut tasks = [writer, reader];
     for task in &mut tasks {
         if tokio::time::timeout(LAST_WORDS, &mut *task).await.is_err() {
-            // Fails only when the connection is gone already, and then the operations end as well.
+            // Fails only if the connection is already gone, in which case the operations end as well.
             let _ = stream.shutdown(Shutdown::Both);
             let _ = task.await;
         }
@@ -223,7 +227,7 @@ async fn close(stream: &TcpStream, reader: JoinHandle<()>, writer: JoinHandle<()
     }
 }
 
-/// Says why and hangs up. A new connection has room for one line, so this does not wait.
+/// Sends the reason and hangs up. A new connection has room for one line, so this does not wait.
 async fn turn_away(stream: TcpStream) {
     let msg = "too many control connections, try again later".to_owned();
     let mut outbox = Outbox::default();
@@ -232,7 +236,7 @@ async fn turn_away(stream: TcpStream) {
     }
 }
 
-/// The address as everyone writes it: never a mapped one, and without a flow label.
+/// The address in its usual form: never IPv4-mapped, and without a flow label.
 fn canonical(peer: SocketAddr) -> SocketAddr {
     match (peer.ip().to_canonical(), peer) {
         (IpAddr::V6(_), SocketAddr::V6(mut v6)) => {

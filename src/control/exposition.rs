@@ -1,6 +1,6 @@
-//! `/metrics`: the counters as Prometheus reads them (text format 0.0.4). Owns the names, which follow
-//! its rules: `lb_`, base units, `_total` for what only grows. The values are what the workers and
-//! the control core count; nothing is kept here.
+//! `/metrics`: the counters in the format Prometheus reads (text format 0.0.4). Owns the names, which
+//! follow its conventions: an `lb_` prefix, base units, `_total` for what only grows. The values come
+//! from the workers and the control core; nothing is kept here.
 
 use std::fmt::{Display, Write};
 
@@ -16,11 +16,11 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Labels<'a> = &'a [(&'a str, &'a dyn Display)];
 
-/// A worker's histogram: its name, its help text and where it is.
+/// A worker's histogram: its name, its help text, and where to find it.
 type Timing = (&'static str, &'static str, fn(&WorkerMetrics) -> &Histogram);
 
 const TIMINGS: [Timing; 3] = [
-    ("connect_seconds", "From a user's arrival until the connection to a backend stood.", |it| {
+    ("connect_seconds", "From a user's arrival until a backend was connected.", |it| {
         &it.connect_time
     }),
     ("first_byte_seconds", "From a user's arrival until the first byte came back.", |it| {
@@ -29,7 +29,7 @@ const TIMINGS: [Timing; 3] = [
     ("session_seconds", "From a session's start to its end.", |it| &it.session_length),
 ];
 
-/// Everything that is counted, as text.
+/// All metrics, as text.
 pub fn text(hub: &Hub) -> String {
     let mut text = Text::default();
     about(hub, &mut text);
@@ -64,16 +64,16 @@ fn about(hub: &Hub, text: &mut Text) {
     let name = text.family("", "serving", Kind::Gauge, help);
     let serving = view::run_state(hub) == super::status::RunState::Serving;
     text.sample(&name, &[], u8::from(serving));
-    let name = text.family("", "sessions_limit", Kind::Gauge, "Sessions at once, at most.");
+    let name = text.family("", "sessions_limit", Kind::Gauge, "Most sessions at once.");
     text.sample(&name, &[], hub.config.limits.sessions);
-    let name = text.family("", "backends", Kind::Gauge, "Backends that are registered.");
+    let name = text.family("", "backends", Kind::Gauge, "Registered backends.");
     for protocol in Protocol::ALL {
         let count = hub.snapshot.of(protocol).count();
         text.sample(&name, &[("protocol", &protocol)], count);
     }
 }
 
-/// How a row of the backends' table is named here.
+/// The name of a row of the backends' table in the exposition.
 fn backend_row(name: &'static str) -> &'static str {
     match name {
         "active" => "sessions_active",
@@ -103,7 +103,7 @@ fn backends(hub: &Hub, text: &mut Text) {
     for (backend, _) in &counted {
         text.of_backend(&name, backend, None, backend.weight.into());
     }
-    let help = "1 for the state that the backend is in: serving, aside or draining.";
+    let help = "1 for the state the backend is in: serving, aside or draining.";
     let name = text.family("backend_", "state", Kind::Gauge, help);
     for (backend, _) in &counted {
         let state = view::state(backend.standing).name();
@@ -115,7 +115,7 @@ fn backends(hub: &Hub, text: &mut Text) {
 struct Text(String);
 
 impl Text {
-    /// Begins a family and says its full name.
+    /// Begins a family and returns its full name.
     fn family(&mut self, prefix: &str, name: &str, kind: Kind, help: &str) -> String {
         let (kind, end) = match kind {
             Kind::Counter => ("counter", "_total"),
@@ -163,7 +163,7 @@ impl Text {
         }
     }
 
-    /// Buckets are cumulative here and end with all of them; counted ones are not.
+    /// In the exposition, buckets are cumulative and the last one holds everything; our own are not.
     fn histogram(&mut self, name: &str, worker: u8, histogram: &Histogram) {
         let bucket = format!("{name}_bucket");
         let mut so_far = 0u64;
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_a_label_cannot_end_it() {
+    fn the_value_of_a_label_cannot_end_it() {
         let mut text = Text::default();
         text.sample("lb_x", &[("name", &"a\"b\\c\nd")], 1);
         assert_eq!(text.0, "lb_x{name=\"a\\\"b\\\\c\\nd\"} 1\n");

@@ -1,5 +1,5 @@
-//! Where one JSON object ends and the next begins, in bytes that come in any portions. Owns the
-//! bounds of a message: its length, its depth, its lines. Pure; what an object means is `api`'s.
+//! Where one JSON object ends and the next begins, in a stream that arrives in arbitrary pieces. Owns the
+//! bounds of a message: its length, depth and number of lines. Pure; what an object means is up to `api`.
 //!
 //! ```text
 //!              '{'                  matching '}'
@@ -8,41 +8,41 @@
 //!      | |               +----------> SkipLine --- newline ---> Between
 //!      | | '[', '"', '-', a digit, t, f, n
 //!      | +-----------> Other --- newline, JSON ---> Between
-//!      | anything else   | newline, no JSON
+//!      | anything else   | newline, not JSON
 //!      +-----------------+----------> Dead
-//!   any of them, too long for a message ---> Dead
+//!   any of them, longer than a message ---> Dead
 //! ```
 //!
-//! Nothing but whitespace is needed between objects, not even that, and a byte order mark before one is
-//! passed over. After a fault inside an object the rest of the line is passed over, so one bad line
-//! typed by hand costs one answer. An object may span lines, so an unfinished one is only told from a
-//! spanning one by looking at every line's end whether JSON could still become of it.
+//! Objects need nothing between them, not even whitespace, and a byte order mark before one is skipped.
+//! After a fault inside an object the rest of the line is skipped, so one bad line typed by hand gets one
+//! answer. An object may span lines, so at the end of each line the framer checks whether the text so
+//! far can still become JSON; that is how it tells an unfinished object from one that continues.
 //!
-//! A line that is no JSON at all was meant for somebody else. Whoever can be made to send a request of
-//! another protocol here must not get a message of ours through in its body, so nothing behind such a
-//! line is looked at.
+//! A line that is not JSON at all was meant for another program. A browser, for example, can be made to
+//! send us a request in another protocol, and a message of ours in its body must not get through, so
+//! nothing after such a line is read.
 
 use serde::de::IgnoredAny;
 
-/// A message is at most this long, in bytes, in both directions.
+/// Longest message, in bytes, in both directions.
 pub const MESSAGE_BYTES_MAX: usize = 4096;
-/// Objects and lists in one another, at most.
+/// Deepest nesting of objects and lists.
 pub const DEPTH_MAX: usize = 8;
-/// What is told of a line that holds something else.
+/// The error for a line that holds something else.
 pub const NO_OBJECT: &str = "a message is a JSON object and begins with {";
-/// Lines of one message, at most. Bounds how often an unfinished message is looked at.
+/// Most lines in one message, which bounds how often an unfinished message is checked.
 const LINES_MAX: usize = 64;
 
 /// What the bytes turned out to be.
 #[derive(PartialEq, Debug)]
 pub enum Piece<'a> {
-    /// Balanced braces; whether JSON stands between them is for the parser to say.
+    /// Balanced braces. Whether there is JSON between them is up to the parser.
     Object(&'a [u8]),
-    /// Not a message; the rest of its line is passed over.
+    /// Not a message; the rest of its line is skipped.
     Broken(String),
-    /// Another protocol, or another encoding than UTF-8: nothing more is read.
+    /// Another protocol, or an encoding other than UTF-8: nothing more is read.
     Foreign,
-    /// Beyond the length of a message: nothing more is read.
+    /// Longer than a message may be: nothing more is read.
     TooLong,
 }
 
@@ -55,7 +55,7 @@ enum State {
     Dead,
 }
 
-/// What some programs write before the first message.
+/// The UTF-8 byte order mark, which some programs write first.
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 /// Cuts one connection's bytes into objects.
@@ -67,7 +67,7 @@ pub struct Framer {
     in_string: bool,
     escaped: bool,
     skipped: usize,
-    /// Bytes of a byte order mark that have come.
+    /// Bytes of a byte order mark seen so far.
     marked: usize,
 }
 
@@ -87,7 +87,7 @@ impl Default for Framer {
 }
 
 impl Framer {
-    /// Takes the next bytes and passes on what they complete.
+    /// Takes the next bytes and hands `tell` what they complete.
     pub fn push(&mut self, input: &[u8], tell: &mut dyn FnMut(Piece<'_>)) {
         for byte in input {
             match self.state {
@@ -128,7 +128,7 @@ impl Framer {
         self.message.push(byte);
     }
 
-    /// JSON perhaps, and no message in any case; its line decides.
+    /// Possibly JSON, but never a message; the end of the line decides.
     fn other(&mut self, byte: u8, tell: &mut dyn FnMut(Piece<'_>)) {
         if self.message.len() == MESSAGE_BYTES_MAX {
             self.dead(Piece::TooLong, tell);
@@ -193,7 +193,7 @@ impl Framer {
         }
     }
 
-    /// At the end of a line inside an object: gives up on what can no longer become JSON.
+    /// At the end of a line inside an object: gives up if it can no longer become JSON.
     fn line_end(&mut self, tell: &mut dyn FnMut(Piece<'_>)) {
         self.lines += 1;
         if self.lines > LINES_MAX {
@@ -231,7 +231,8 @@ impl Framer {
 mod tests {
     use super::*;
 
-    /// What comes of `input` in portions of `size` bytes: objects as they are, faults in brackets.
+    /// The pieces found in `input` when it arrives `size` bytes at a time: objects as they are, faults in
+    /// brackets.
     fn pieces(input: &[u8], size: usize) -> Vec<String> {
         let mut framer = Framer::default();
         let mut told = Vec::new();
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_line_that_is_no_json_nothing_is_looked_at() {
+    fn nothing_after_a_line_that_is_not_json_is_read() {
         let body = "{\"cmd\":\"list\"}\n";
         let openings: &[&[u8]] = &[
             b"hello\n",

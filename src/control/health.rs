@@ -1,39 +1,40 @@
-//! When a backend is asked whether it lives, and when it no longer does. Owns two small machines: the
-//! hellos of one control connection, and the way back of a backend whose data port refused. Pure:
-//! callers bring the time and do what comes out.
+//! When a backend is asked whether it is alive, and when it counts as gone. Owns two small state
+//! machines: the hellos of one control connection, and the way back of a backend whose data port refused
+//! a connection. Pure: callers pass in the time and act on the result.
 
 use std::time::Duration;
 
 use crate::base::time::Now;
 use crate::config::Health;
 
-/// How much more a peer may say before it answers a hello, and still be excused.
+/// Bytes a peer may send before it answers a hello, and still be excused.
 const EXCUSED_BYTES_MAX: usize = 4 << 20;
 
-/// What a connection's hellos call for.
+/// What a connection's hellos require now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Due {
     Nothing,
     /// Send a hello.
     Ask,
-    /// A hello was not answered in time; that many in a row were not.
+    /// A hello was not answered in time; the number is how many in a row were not.
     Missed(u32),
-    /// As many as allowed were not answered: the peer is gone.
+    /// The allowed number of misses is used up: the peer is gone.
     Lost,
 }
 
-/// The hellos of one connection. At most one is unanswered at a time; one that is due meanwhile waits
-/// until the answer came or did not come. An answer stands behind all that its peer said before, so the
-/// time for it runs only while there is nothing of that to deal with.
+/// The hellos of one connection. At most one is outstanding at a time; the next one waits until that one
+/// was answered or missed. An answer arrives behind everything its peer sent before, so the time for it
+/// runs only while none of that is left to handle.
 #[derive(Clone, Debug)]
 pub struct Hellos {
     rule: Health,
     next: Now,
     asked: Option<Now>,
-    /// Since when there is something of the peer's to deal with; how long there was since it was asked,
-    /// and how much it has said since.
+    /// Since when we have had something from the peer to handle.
     busy: Option<Now>,
+    /// How long we have had that since the last hello.
     pardoned: Duration,
+    /// Bytes the peer has sent since the last hello.
     heard: usize,
     misses: u32,
     answered: Option<(Now, Duration)>,
@@ -56,7 +57,7 @@ impl Hellos {
         }
     }
 
-    /// Goes by another rule from the next hello on.
+    /// Adopts another rule from the next hello on.
     pub fn follow(&mut self, rule: Health) {
         self.rule = rule;
     }
@@ -66,7 +67,7 @@ impl Hellos {
         self.asked.map_or(self.next, |asked| asked.plus(self.rule.timeout + self.pardoned))
     }
 
-    /// What is due at `now`. To be called again until it is nothing.
+    /// What is due at `now`. Call it again until it returns [`Due::Nothing`].
     pub fn step(&mut self, now: Now) -> Due {
         if now < self.deadline() {
             return Due::Nothing;
@@ -87,8 +88,8 @@ impl Hellos {
         Due::Ask
     }
 
-    /// The peer answered, and with it everything missed before is forgotten. How long it took, if it
-    /// was asked; a late answer or one to no question is a sign of life all the same.
+    /// The peer answered, which clears all misses. Returns how long it took, if a hello was outstanding;
+    /// a late or unsolicited answer is a sign of life all the same.
     pub fn answered(&mut self, now: Now) -> Option<Duration> {
         self.misses = 0;
         let took = now.since(self.asked.take()?);
@@ -96,13 +97,13 @@ impl Hellos {
         Some(took)
     }
 
-    /// The peer said so much.
+    /// The peer sent this many bytes.
     pub fn heard(&mut self, bytes: usize) {
         self.heard = self.heard.saturating_add(bytes);
     }
 
-    /// Whether the balancer has something of the peer's to deal with from now on, so that a missing
-    /// answer says nothing. One that never stops talking is excused only so long.
+    /// Whether from now on the balancer has something from the peer to handle, so that a missing answer
+    /// means nothing. A peer that never stops sending is excused for [`EXCUSED_BYTES_MAX`] only.
     pub fn busy(&mut self, now: Now, busy: bool) {
         if let Some(since) = self.busy
             && self.heard <= EXCUSED_BYTES_MAX
@@ -112,25 +113,25 @@ impl Hellos {
         self.busy = busy.then_some(now);
     }
 
-    /// Hellos in a row that were not answered.
+    /// Unanswered hellos in a row.
     pub fn misses(&self) -> u32 {
         self.misses
     }
 
-    /// When the last answer came, and how long it took.
+    /// When the last answer arrived, and how long it took.
     pub fn last(&self) -> Option<(Now, Duration)> {
         self.answered
     }
 }
 
-/// The shortest wait before a backend that was set aside is tried.
+/// The shortest wait before a backend set aside is tried again.
 pub const RETRY_MIN: Duration = Duration::from_millis(200);
 /// The longest.
 pub const RETRY_MAX: Duration = Duration::from_secs(10);
 
-/// The way back of a backend that was set aside: tried again and again, twice as long apart each
-/// time. One that came back and fails again soon goes on where it was, so a flapping backend is
-/// tried ever more rarely instead of costing every user a retry.
+/// The way back of a backend that was set aside: it is retried at intervals that double. If it returns
+/// and soon fails again, the intervals continue where they were, so a flapping backend is tried ever
+/// more rarely instead of costing every user a retry.
 #[derive(Clone, Debug)]
 pub struct Revival {
     wait: Duration,
@@ -144,7 +145,7 @@ impl Default for Revival {
 }
 
 impl Revival {
-    /// Its data port refused a user.
+    /// The data port refused a user's connection.
     pub fn set_aside(&mut self, now: Now) {
         if self.restored.is_some_and(|restored| now.since(restored) > RETRY_MAX) {
             self.wait = RETRY_MIN;
@@ -159,7 +160,7 @@ impl Revival {
         wait
     }
 
-    /// A try succeeded, and it gets users again.
+    /// A try succeeded, and the backend gets users again.
     pub fn restored(&mut self, now: Now) {
         self.restored = Some(now);
     }
@@ -176,7 +177,7 @@ mod tests {
         Now::from_nanos(ms * 1_000_000)
     }
 
-    /// Steps through to `until_ms`, jumping from deadline to deadline, and says what was due when.
+    /// Steps from deadline to deadline up to `until_ms`, and returns what was due when.
     fn run(hellos: &mut Hellos, until_ms: u64) -> Vec<(u64, Due)> {
         let mut all = Vec::new();
         loop {

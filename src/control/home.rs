@@ -1,5 +1,5 @@
-//! Whether an address leads back to the balancer itself, which would send users round in a circle. Owns
-//! the comparison with our doors, and the question to the kernel which addresses are this host's.
+//! Whether an address leads back to the balancer itself, which would send users in a circle. Owns the
+//! comparison with our doors, and asks the kernel which addresses belong to this host.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -8,8 +8,8 @@ use nix::sys::socket::SockaddrStorage;
 use super::status::Doors;
 use crate::cluster::Protocol;
 
-/// Whether a backend at `address` would be one of the doors. A door on all addresses is reached at each
-/// that is `ours`, which is asked only if the port is a door's.
+/// Whether a backend at `address` would be one of our doors. A door on all addresses is reachable at
+/// every address that is `ours`, which is asked only if the port matches that of a door.
 pub fn is_own_door(
     doors: &Doors,
     protocol: Protocol,
@@ -24,16 +24,16 @@ pub fn is_own_door(
     doors.into_iter().flatten().filter(|door| door.port() == address.port()).any(|door| {
         let at = door.ip().to_canonical();
         let same_kind = at.is_ipv4() == host.is_ipv4();
-        // 127.0.0.2 is another name of the host whose door is at 127.0.0.1.
+        // 127.0.0.2 is the same host as a door at 127.0.0.1.
         let loopback = same_kind && at.is_loopback() && host.is_loopback();
-        // A door on [::] takes both kinds.
+        // A door on [::] accepts IPv4 as well.
         let everywhere = at.is_unspecified() && (same_kind || at.is_ipv6());
         at == host || loopback || host.is_unspecified() || everywhere && ours(address)
     })
 }
 
-/// Whether packets to `address` stay on this host: it is on an interface, or the kernel would send them
-/// over loopback, as it does for whole networks that are routed to the host itself.
+/// Whether packets to `address` stay on this host: it is the address of an interface, or the kernel would
+/// send them over loopback, as it does for whole networks routed to the host itself.
 pub fn is_of_this_host(address: SocketAddr) -> bool {
     let host = address.ip().to_canonical();
     host.is_loopback() || host.is_unspecified() || is_on_interface(host) || is_routed_here(address)
@@ -49,8 +49,8 @@ fn is_on_interface(host: IpAddr) -> bool {
     all.filter_map(|it| it.address).filter_map(plain).any(|ours| ours == host)
 }
 
-/// Connecting a datagram socket sends nothing and shows the address that packets would come from: our
-/// own end of the way, which for a way that never leaves the host is its other end or loopback.
+/// Connecting a datagram socket sends nothing, and reveals the source address packets would have. On a
+/// route that never leaves the host, that is the destination itself or loopback.
 fn is_routed_here(address: SocketAddr) -> bool {
     let any: SocketAddr = match address {
         SocketAddr::V4(_) => ([0; 4], 0).into(),

@@ -1,5 +1,5 @@
-//! What waits to be written on one control connection, shared by those who speak (the conversation,
-//! the hub) and the one who writes. Owns the hand-over; lives on the control core's thread only.
+//! The send queue of one control connection, between those that produce messages (the conversation and
+//! the hub) and the task that writes them. Owns the hand-over; lives on the control core's thread only.
 
 use std::cell::{Cell, RefCell};
 
@@ -10,14 +10,14 @@ use super::drain::Progress;
 use super::frame::MESSAGE_BYTES_MAX;
 use crate::cluster::Backend;
 
-/// From here on a peer's further requests wait until it has read what was answered.
+/// Above this, a peer's further requests wait until it has read the answers queued for it.
 const CROWDED_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
 
 /// One connection's outgoing messages.
 #[derive(Default)]
 pub struct Mailbox {
     outbox: RefCell<Outbox>,
-    /// Why the peer was given up, as the log says it.
+    /// Why the peer was given up, in the words of the log.
     broken: Cell<Option<&'static str>>,
     held: Cell<bool>,
     finished: Cell<bool>,
@@ -26,7 +26,7 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// Queues a message. A peer that lets too many wait is given up.
+    /// Queues a message. A peer that lets too many pile up is given up.
     pub fn send(&self, reply: &Reply) {
         if self.outbox.borrow_mut().push(reply).is_err() {
             self.give_up("it does not read");
@@ -34,7 +34,7 @@ impl Mailbox {
         self.filled.notify_one();
     }
 
-    /// Says how the drain of one of the peer's backends goes on.
+    /// Reports how the drain of one of the peer's backends is progressing.
     pub fn tell(&self, backend: &Backend, progress: Progress) {
         let about = About::of(backend);
         self.send(&match progress {
@@ -43,7 +43,7 @@ impl Mailbox {
         });
     }
 
-    /// The connection is of no use any more.
+    /// The connection is no longer of use.
     pub fn give_up(&self, why: &'static str) {
         self.broken.set(self.broken.get().or(Some(why)));
         self.drained.notify_one();
@@ -55,29 +55,29 @@ impl Mailbox {
         self.broken.get()
     }
 
-    /// Nothing is written until [`Mailbox::release`]. Says whether that is news.
+    /// Holds back everything until [`Mailbox::release`]. Returns whether it was not held already.
     pub fn hold(&self) -> bool {
         !self.held.replace(true)
     }
 
-    /// What waits may be written.
+    /// Lets the writer write what is queued.
     pub fn release(&self) {
         self.held.set(false);
         self.filled.notify_one();
     }
 
-    /// Whether so much waits that nothing more should be answered yet.
+    /// Whether so much is queued that no further request should be answered yet.
     pub fn is_crowded(&self) -> bool {
         self.outbox.borrow().len() > CROWDED_BYTES
     }
 
-    /// Nothing more will be said: the writer ends when it has written what waits.
+    /// No more messages will come: the writer ends once it has written what is queued.
     pub fn finish(&self) {
         self.finished.set(true);
         self.filled.notify_one();
     }
 
-    /// For the writer: what is to be written next, as soon as there is something; `None` at the end.
+    /// For the writer: waits for the next bytes to write; `None` at the end.
     pub async fn next(&self) -> Option<Vec<u8>> {
         loop {
             if self.broken().is_some() {
@@ -99,7 +99,7 @@ impl Mailbox {
         }
     }
 
-    /// For the conversation: returns when there is room again, or the peer was given up.
+    /// For the conversation: waits until there is room again, or the peer has been given up.
     pub async fn drained(&self) {
         self.drained.notified().await;
     }

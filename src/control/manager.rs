@@ -1,6 +1,6 @@
 //! The service manager that started the balancer, if one did: systemd's protocol of sd_notify(3), with
-//! the watchdog of systemd.service(5). Owns what it is told and when. A manager that does not
-//! read for some hundred messages holds the control core up, and never a worker.
+//! the watchdog of systemd.service(5). Owns what it is told and when. A manager that leaves some hundred
+//! messages unread holds up the control core, but never a worker.
 
 use std::env;
 use std::ffi::OsStr;
@@ -17,13 +17,13 @@ use super::hub::Hub;
 use super::workers::{Mark, Workers};
 use crate::base::time::Now;
 
-/// How often the manager's line about the sessions is brought up to date.
+/// How often the status line that the manager shows is updated.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// The watchdog is fed this often within its time, so that one late tick does no harm.
+/// How often the watchdog is fed within its timeout, so that one late tick does no harm.
 const MEALS: u32 = 4;
 
-/// When the watchdog is fed: a share of its time after the last meal, and only once every worker has
-/// turned since then. One worker that hangs starves it, and the manager starts the balancer anew.
+/// When to feed the watchdog: a fraction of its timeout after the last meal, and only once every worker
+/// has turned since. A single hanging worker starves it, and the manager restarts the balancer.
 #[derive(Clone, Copy, Debug)]
 pub struct Watchdog {
     every: Duration,
@@ -31,12 +31,12 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// A watchdog that bites after `time` without a meal.
+    /// A watchdog with a timeout of `time`.
     pub fn new(time: Duration, now: Now) -> Watchdog {
         Watchdog { every: time / MEALS, fed: now }
     }
 
-    /// Whether to feed it now. `turned`: every worker has turned since it was fed.
+    /// Whether to feed it now. `turned` says whether every worker has turned since the last meal.
     pub fn is_due(&mut self, now: Now, turned: bool) -> bool {
         let due = turned && now.since(self.fed) >= self.every;
         if due {
@@ -46,7 +46,7 @@ impl Watchdog {
     }
 }
 
-/// The service manager. Every call does nothing where there is none.
+/// The service manager. Without one, every call does nothing.
 pub struct Manager {
     watchdog: Option<Watchdog>,
     mark: Mark,
@@ -71,14 +71,14 @@ impl Manager {
         tell(&[NotifyState::Ready]);
     }
 
-    /// The settings are being read again; [`Manager::ready`] ends it.
+    /// The settings are being reread; [`Manager::ready`] marks the end.
     pub fn reloading(&self) {
         if let Ok(time) = NotifyState::monotonic_usec_now() {
             tell(&[NotifyState::Reloading, time]);
         }
     }
 
-    /// What is due: a meal for the watchdog, the state and the line about it.
+    /// Sends what is due: a meal for the watchdog, the state, the status line.
     pub fn tick(&mut self, hub: &Hub, now: Now) {
         let turned = hub.workers.have_turned(&self.mark);
         if self.watchdog.as_mut().is_some_and(|watchdog| watchdog.is_due(now, turned)) {
@@ -127,13 +127,13 @@ fn many(number: u64, thing: &str) -> String {
 fn tell(states: &[NotifyState]) {
     let Some(named) = env::var_os("NOTIFY_SOCKET") else { return };
     let message: String = states.iter().map(|state| format!("{state}\n")).collect();
-    // One that cannot be reached will not hear that either, and its own timeouts tell the operator.
+    // A manager we cannot reach cannot be told so either; its own timeouts alert the operator.
     let _ = place(&named)
         .and_then(|manager| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &manager));
 }
 
-/// Where the manager listens: a path, or behind `@` a name in the abstract namespace, which belongs to
-/// a network namespace and not to the file system (unix(7)).
+/// Where the manager listens: at a path or, after `@`, under a name in the abstract namespace, which
+/// belongs to a network namespace and not to the file system (unix(7)).
 fn place(named: &OsStr) -> io::Result<SocketAddr> {
     match named.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),

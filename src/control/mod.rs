@@ -1,31 +1,30 @@
-//! The control core: who is registered, who is well, and what the operator sees. Owns the thread that
-//! it runs on, the doors for backends and for operators, and the orders to the workers; it never
-//! touches a user's byte, and no worker ever waits for it.
+//! The control core: which backends are registered, which are healthy, and what the operator sees. Owns
+//! the thread it runs on, the doors for backends and for operators, and the orders to the workers. It
+//! never touches a user's byte, and no worker ever waits for it.
 //!
 //! # Why tokio-uring here, and a ring of their own for the workers
 //!
-//! Here little happens, most of it is waiting, and async code is the clearer code for that. The
-//! workers need what tokio-uring 0.5 does not have: provided buffer rings, multishot operations and
-//! the cancellation of an operation. It was also measured. A relay that reads and writes through
-//! tokio-uring spent 1.12 to 1.28 times HAProxy's CPU for the same messages; a bare ring with buffer
-//! rings spent 0.71 to 0.80 times.
+//! Little happens here, and most of it is waiting, which async code expresses best. The workers need
+//! what tokio-uring 0.5 lacks: provided buffer rings, multishot operations and cancellation. We also
+//! measured it: for the same messages, a relay that reads and writes through tokio-uring took 1.12 to
+//! 1.28 times HAProxy's CPU, and a bare ring with buffer rings 0.71 to 0.80 times.
 //!
 //! # Files
 //!
 //! | noun | file |
 //! |---|---|
-//! | the state; the one way in for changes | [`hub`], its `changes` |
-//! | one connection's words, sockets, queue | [`conversation`], [`door`], [`mailbox`] |
-//! | pure: bytes to objects, objects to requests | [`frame`], [`api`] |
-//! | pure: hellos and revivals, drains and the stop | [`health`], [`drain`] |
-//! | pure: how fast a connection may change things | [`pace`] |
-//! | who may register, what, and who makes room | [`auth`], [`home`], [`crowd`] |
-//! | what workers are told and say, and when | [`workers`], [`publication`] |
+//! | the state, and the only way to change it | [`hub`], its `changes` |
+//! | one connection: dialogue, sockets, send queue | [`conversation`], [`door`], [`mailbox`] |
+//! | pure: from bytes to objects to requests | [`frame`], [`api`] |
+//! | pure: hellos and revivals, drains and shutdown | [`health`], [`drain`] |
+//! | pure: how fast a connection may make changes | [`pace`] |
+//! | who may register, which address, and who makes room | [`auth`], [`home`], [`crowd`] |
+//! | what the workers are told and report, and when | [`workers`], [`publication`] |
 //! | what the service manager is told | [`manager`] |
-//! | changing settings while it runs | [`reload`] |
-//! | what people read in the log | [`console`] |
-//! | what the admin door says, and how | [`status`], [`view`], [`listing`], [`exposition`], [`page`], [`admin`] |
-//! | who has a connection to it | [`places`] |
+//! | changing settings at runtime | [`reload`] |
+//! | the log lines | [`console`] |
+//! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`page`], [`admin`] |
+//! | who holds a connection to it | [`places`] |
 //! | what operators may change, and who | [`verbs`] |
 
 pub mod admin;
@@ -79,38 +78,38 @@ use manager::Manager;
 use reload::{Entrance, Reload};
 use workers::Workers;
 
-/// How often reports are read and deadlines looked at.
+/// How often reports are read and deadlines checked.
 const TICK: Duration = Duration::from_millis(100);
-/// Changes that come within so long of the last publication go into the next one together.
+/// Changes that arrive this soon after a publication are published together in the next one.
 const GATHER: Duration = Duration::from_millis(1);
-/// Entries of the ring: an accept, and a read and a write for each of a few hundred connections.
-/// More are submitted in several goes.
+/// Ring entries: one accept, and a read and a write for each of a few hundred connections. Beyond
+/// that, operations are submitted in several batches.
 const RING_ENTRIES: u32 = 1024;
 
-/// The bound listeners of the control core; `None` is `off`.
+/// The bound listeners of the control core; `None` means `off`.
 pub struct Listeners {
     pub control: Option<std::net::TcpListener>,
     pub admin: Option<std::net::TcpListener>,
 }
 
-/// Everything that the control core needs to run.
+/// Everything the control core needs to run.
 pub struct Control {
     pub config: Arc<Config>,
     pub listeners: Listeners,
-    /// One for each worker.
+    /// One per worker.
     pub ends: Vec<ControlEnd>,
     pub snapshots: Publisher<Snapshot>,
-    /// Rung by workers after an urgent report.
+    /// Notified by workers after an urgent report.
     pub urgent: Arc<Notify>,
 }
 
 impl Control {
-    /// Runs until SIGTERM or SIGINT came and the sessions have ended, and has told the workers to
-    /// stop by then; SIGHUP reloads the settings. Blocks the calling thread.
+    /// Runs until SIGTERM or SIGINT has arrived and the sessions have ended, and tells the workers to
+    /// stop before it returns. SIGHUP reloads the settings. Blocks the calling thread.
     ///
     /// # Errors
-    /// When there is no ring to be had, a secret cannot be read, or a door is open to strangers. The
-    /// text is one sentence for the operator. The workers have been told to stop then, too.
+    /// When no ring can be set up, a secret cannot be read, or a door would be open to strangers. The
+    /// text is one sentence for the operator. The workers are told to stop in this case, too.
     pub fn run(self, reload: Reload) -> io::Result<()> {
         let (ask, asked) = mpsc::channel(2);
         let (ask_to_reload, reloads) = mpsc::channel(1);
@@ -118,7 +117,7 @@ impl Control {
             let mut hangup = signal(SignalKind::hangup())?;
             tokio_uring::spawn(async move {
                 while hangup.recv().await.is_some() {
-                    // One that waits already will read what this one was sent for.
+                    // A reload already queued will read the files this one was asked for.
                     let _ = ask_to_reload.try_send(());
                 }
             });
@@ -130,7 +129,7 @@ impl Control {
                         _ = terminate.recv() => {}
                         _ = interrupt.recv() => {}
                     }
-                    // A third signal finds the queue full, and says nothing new.
+                    // A third signal finds the queue full, and adds nothing.
                     let _ = ask.try_send(());
                 }
             });
@@ -138,8 +137,8 @@ impl Control {
         })
     }
 
-    /// As [`Control::run`], with something else than signals that asks for the end: once to stop in
-    /// order, twice to stop at once.
+    /// Like [`Control::run`], but `asked` takes the place of the signals: the first message starts an
+    /// orderly stop, a second one stops at once.
     ///
     /// # Errors
     /// As [`Control::run`].
@@ -168,7 +167,7 @@ impl Control {
             })
         });
         if outcome.is_err() {
-            // Nobody else can tell the workers that there will be no balancer.
+            // Only the control core can tell the workers that there will be no balancer.
             hub.borrow_mut().workers.order(Order::Stop);
         }
         outcome
@@ -183,7 +182,7 @@ fn runtime() -> io::Result<tokio_uring::Runtime> {
     tokio_uring::Runtime::new(&builder)
 }
 
-/// Lets backends and operators in.
+/// Opens the doors for backends and operators.
 fn open(
     hub: &Rc<RefCell<Hub>>,
     entrance: &Rc<RefCell<Entrance>>,
@@ -217,7 +216,7 @@ fn open(
     Ok(())
 }
 
-/// Goes on until the balancer was asked to stop and has.
+/// The main loop. Returns once the balancer has been asked to stop and has stopped.
 async fn turn(
     hub: &Rc<RefCell<Hub>>,
     entrance: &RefCell<Entrance>,
@@ -256,7 +255,7 @@ async fn turn(
     }
 }
 
-/// Tells the workers of changes: of the first at once, of those that follow closely together.
+/// Publishes changes to the workers: the first at once, those that follow closely in one batch.
 async fn publish(hub: Rc<RefCell<Hub>>) {
     let wanted = hub.borrow().publication_wanted();
     loop {
@@ -266,15 +265,15 @@ async fn publish(hub: Rc<RefCell<Hub>>) {
     }
 }
 
-/// Waits until a reload is asked for; nothing where none ever can be.
+/// Waits for a request to reload; `None` if there can never be one.
 async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Option<&mut Reload> {
     let (reload, asked) = reload.as_mut()?;
     asked.recv().await.map(|()| reload)
 }
 
-/// Tries a backend that was set aside until it can be connected to or is aside no more. Whether a UDP
-/// backend is back cannot be seen from here, so it gets users again after the wait, and if it refuses
-/// them the next wait is longer.
+/// Tries to connect to a backend that was set aside, until it succeeds or the backend is no longer
+/// aside. From here nothing shows whether a UDP backend is back, so it gets users again after the wait;
+/// if it refuses them, the next wait is longer.
 async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
     let timeout = hub.borrow().config.timeouts.connect;
     loop {

@@ -1,16 +1,16 @@
-//! How fast one connection may change the set of backends. Owns a bucket of tokens; pure. Every change
-//! is told to all workers, so a backend that joins and leaves in a loop must not keep them busy.
+//! How fast one connection may change the set of backends. Owns a token bucket; pure. Every change goes
+//! to all workers, and a backend that joins and leaves in a loop must not keep them busy.
 
 use std::time::Duration;
 
 use crate::base::time::Now;
 
-/// Changes in one go: every backend that can be registered at all.
+/// Changes in one burst: as many as backends can be registered at all.
 const BURST: u32 = crate::metrics::BACKENDS_MAX as u32;
-/// After that, one in so long.
+/// The time between changes after that.
 const EVERY: Duration = Duration::from_millis(10);
 
-/// The changes that a connection may still make.
+/// The changes a connection may still make.
 #[derive(Clone, Debug)]
 pub struct Pace {
     tokens: u32,
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_let_through_and_then_one_after_the_other() {
+    fn a_burst_passes_and_then_one_change_at_a_time() {
         let mut pace = Pace::new(at(0));
         assert!((0..BURST).all(|_| pace.ask(at(0)).is_ok()));
         assert_eq!(pace.ask(at(0)), Err(EVERY));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn who_rests_may_make_a_burst_again_and_no_more() {
+    fn after_a_rest_one_more_burst_passes_and_no_more() {
         let mut pace = Pace::new(at(0));
         while pace.ask(at(0)).is_ok() {}
         let later = at(3_600_000);

@@ -1,5 +1,5 @@
-//! Who is at the other end of a connection to the admin door. Owns how one is told from another, in the
-//! log and where each has a share.
+//! Who is at the other end of a connection to the admin door. Owns how one peer is told from another, in
+//! the log and for limits per source.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -8,15 +8,15 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Peer {
     Tcp(SocketAddr),
-    /// Over the unix socket, as the kernel says.
+    /// Over the unix socket; the kernel vouches for the user ID.
     Unix {
         uid: u32,
     },
 }
 
 impl Peer {
-    /// By what one is told from another where each has a share: the address, or one that stands for
-    /// the user, in a network that nobody has (RFC 6666).
+    /// The source this peer counts towards in limits per source: its address, or for a user of the unix
+    /// socket a made-up one in the reserved block of the discard prefix, which no host has (RFC 6666).
     pub fn source(self) -> IpAddr {
         match self {
             Peer::Tcp(address) => address.ip(),

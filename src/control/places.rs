@@ -1,6 +1,6 @@
-//! The places at the admin door: who holds a connection, and who makes room for the next. Owns the
-//! bounds for all and for each source, and what counts as a connection that nobody uses. Whoever comes
-//! is let in, and the one goes on which nothing has moved for longest: silent strangers keep nobody out.
+//! The places at the admin door: who holds a connection, and which connection makes room for the next.
+//! Owns the bounds, in total and per source, and the measure of disuse. Every newcomer is let in, and the
+//! connection on which nothing has moved for longest is closed, so silent strangers keep nobody out.
 
 use std::cell::Cell;
 use std::io;
@@ -14,12 +14,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::base::quota::network;
 use crate::base::time::Now;
 
-/// Connections at once.
+/// Most connections at once.
 pub const PLACES_MAX: usize = 64;
-/// Of them, those of one source: an IPv4 address, an IPv6 /64, or a user of the unix socket.
+/// Most of them from one source: an IPv4 address, an IPv6 /64, or a user of the unix socket.
 pub const SOURCE_MAX: usize = 32;
 
-/// A place and what ends the connection that has it.
+/// A place, and what ends the connection that holds it.
 struct Place<T> {
     id: u64,
     source: u64,
@@ -27,7 +27,7 @@ struct Place<T> {
     end: T,
 }
 
-/// The places that are taken.
+/// The places taken.
 pub struct Places<T> {
     taken: Vec<Place<T>>,
     next: u64,
@@ -40,14 +40,15 @@ impl<T> Default for Places<T> {
 }
 
 impl<T> Places<T> {
-    /// A name for the next place.
+    /// An ID for the next place.
     pub fn name(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
-    /// Who has to go so that there is room for another connection from `source`; takes the place away.
-    /// Of a source that has all it may, its own; else, when all are taken, of the source with the most.
+    /// Makes room for another connection from `source`, if there is none, and returns the connection that
+    /// has to go: one of the source's own if it holds as many as it may, otherwise one of the source that
+    /// holds the most.
     pub fn make_room(&mut self, source: IpAddr) -> Option<T> {
         let source = network(source);
         let of = |source: u64| self.taken.iter().filter(|it| it.source == source).count();
@@ -64,13 +65,13 @@ impl<T> Places<T> {
         Some(self.taken.swap_remove(gone).end)
     }
 
-    /// A connection from `source` has come; there is room for it.
+    /// A connection from `source` takes a place; [`Places::make_room`] has seen to it that there is one.
     pub fn enter(&mut self, id: u64, source: IpAddr, moved: Rc<Cell<Now>>, end: T) {
         debug_assert!(self.taken.len() < PLACES_MAX, "room was made");
         self.taken.push(Place { id, source: network(source), moved, end });
     }
 
-    /// A connection is over.
+    /// A connection has ended.
     pub fn leave(&mut self, id: u64) {
         self.taken.retain(|place| place.id != id);
     }
@@ -128,7 +129,7 @@ mod tests {
             Door { places: Places::default(), moved: Vec::new() }
         }
 
-        /// A connection comes, numbered in order; says which one has to go.
+        /// A connection arrives, numbered in order of arrival; returns the one that has to go.
         fn comes(&mut self, source: &str, at: u64) -> Option<usize> {
             let source = source.parse().unwrap();
             let gone = self.places.make_room(source);
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_has_all_it_may_loses_the_one_that_was_silent_for_longest() {
+    fn a_source_at_its_limit_loses_the_connection_silent_for_longest() {
         let mut door = Door::new();
         for at in 0..SOURCE_MAX as u64 {
             assert_eq!(door.comes("192.0.2.1", at), None);
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_door_lets_the_next_in_for_one_of_whoever_has_the_most() {
+    fn when_full_the_source_with_the_most_makes_room() {
         let mut door = Door::new();
         assert_eq!(door.comes("192.0.2.9", 0), None, "an operator, silent since the beginning");
         for number in 0..SOURCE_MAX as u64 {
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_over_leaves_room() {
+    fn a_connection_that_has_ended_leaves_room() {
         let mut door = Door::new();
         for at in 0..PLACES_MAX as u64 {
             door.comes(&format!("10.0.0.{at}"), at);

@@ -1,6 +1,6 @@
-//! Whether a data port takes connections, found out by connecting to it. Owns the sentence that says
-//! why not. Connects with the runtime's own sockets: one of them that is given up at a deadline gives
-//! its descriptor back, which a connect on the ring would hold until the kernel's own timeout.
+//! Whether a data port accepts connections, found out by connecting to it. Owns the sentence that says why
+//! not. Uses the runtime's own sockets: abandoned at a deadline, they return their descriptor at once,
+//! while a connect on the ring would keep it until the kernel's own timeout.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-/// Ports that are tried at once for those who register, and as many again for those set aside.
+/// Most ports tried at once for backends that register, and as many again for those set aside.
 pub const AT_ONCE: usize = 64;
 
-/// Connects and hangs up, when it is its turn among so many.
+/// Connects and hangs up. `turns` bounds how many do so at once.
 ///
 /// # Errors
 /// A sentence for the backend.
@@ -34,8 +34,8 @@ pub async fn connects(
     }
 }
 
-/// Connects to somebody else. Where the port lies among those that the kernel gives out, a connection
-/// can be given it as its own and meet itself, which shows that nobody listens there.
+/// Connects, and makes sure that the other end is not this one: if the port is among those the kernel
+/// gives out, a connection may get it as its own and meet itself, which shows that nobody listens there.
 async fn meet(address: SocketAddr) -> io::Result<()> {
     let stream = TcpStream::connect(address).await?;
     match stream.local_addr()? == stream.peer_addr()? {
@@ -49,8 +49,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_connection_that_met_itself_is_nobody_who_listens() {
-        // The kernel gives connections the ports of one parity first, in turn, so that each comes up.
+    async fn a_connection_that_met_itself_does_not_count_as_a_listener() {
+        // The kernel hands out ports of one parity first, in turn, so each of those comes up.
         let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
         let bounds: Vec<u16> = range.split_whitespace().map(|it| it.parse().unwrap()).collect();
         let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();

@@ -1,7 +1,7 @@
-//! What the admin door says, as plain values: the stable schema of `/status` and `/sessions`. Owns the
-//! names and units of every field; `control::admin` fills it in, `lb status` reads it back with the
-//! same types. A field may be added at any time, so readers ignore what they do not know; a field
-//! that goes or changes its meaning raises [`SCHEMA`].
+//! What the admin door serves, as plain values: the stable schema of `/status` and `/sessions`. Owns the
+//! names and units of every field; `control::view` fills them in, and `lb status` reads them back with the
+//! same types. Fields may be added at any time, so readers ignore those they do not know; removing a
+//! field or changing its meaning raises [`SCHEMA`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::cluster::Protocol;
 /// The version of this schema, sent with every answer.
 pub const SCHEMA: u32 = 1;
 
-/// `GET /status`: the whole balancer at one moment, without its single sessions.
+/// `GET /status`: the whole balancer at one moment, without individual sessions.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Status {
     pub schema: u32,
@@ -24,34 +24,34 @@ pub struct Status {
     /// When the control core started, in milliseconds since 1970.
     pub started_unix_ms: u64,
     pub uptime_ms: u64,
-    /// While stopping: how long the sessions that are left still have.
+    /// While stopping: how long the remaining sessions still have.
     pub stops_in_ms: Option<u64>,
     pub doors: Doors,
     /// `round_robin`, `least_sessions` or `source_hash`.
     pub policy: String,
-    /// The version of the snapshot that the workers were last given.
+    /// The version of the snapshot last published to the workers.
     pub snapshot: u64,
     pub sessions: SessionTotals,
-    /// In the order of registration; those that have left but still have sessions come last.
+    /// In order of registration; backends that have left but still have sessions come last.
     pub backends: Vec<BackendStatus>,
     pub workers: Vec<WorkerStatus>,
-    /// Over all workers since they started.
+    /// Of all workers, since they started.
     pub timings: Timings,
-    /// What came of the last reload; empty before the first.
+    /// The outcome of the last reload; empty before the first.
     #[serde(default)]
     pub reload: ReloadStatus,
-    /// What the control core counts about itself, by the names of `/metrics` without prefix.
+    /// What the control core counts about itself, by the names in `/metrics` without their prefix.
     pub control: BTreeMap<String, u64>,
 }
 
 /// A reload: settings as `key = value`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ReloadStatus {
-    /// Why nothing was changed; `null` when it was taken into use.
+    /// Why nothing was changed; `null` if the settings were applied.
     pub refused: Option<String>,
     /// Changed, and in use.
     pub now: Vec<String>,
-    /// Changed, and not in use before a restart.
+    /// Changed, but not in use before a restart.
     pub after_restart: Vec<String>,
 }
 
@@ -60,12 +60,12 @@ pub struct ReloadStatus {
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
     Serving,
-    /// Accepts no more users and waits for the sessions that run.
+    /// Accepts no more users and waits for running sessions.
     Draining,
     Stopping,
 }
 
-/// The addresses of the doors as they are bound; `null` is `off`.
+/// The addresses the doors are bound to; `null` means `off`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Doors {
     pub tcp: Option<SocketAddr>,
@@ -75,7 +75,7 @@ pub struct Doors {
     pub admin: Option<SocketAddr>,
 }
 
-/// Users, all workers together.
+/// Users and sessions, all workers together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SessionTotals {
     /// Sessions running now.
@@ -95,27 +95,27 @@ pub struct SessionTotals {
 /// One backend.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BackendStatus {
-    /// As in the log and in `/sessions`: `b` and a number that is never used again.
+    /// As in the log and in `/sessions`: `b` and a number that is never reused.
     pub id: String,
     pub protocol: Protocol,
     pub address: SocketAddr,
     pub name: Option<String>,
     pub weight: u16,
     pub state: BackendState,
-    /// How often it comes in one round of the rotation, and how long the round is; `turns / round` is
-    /// its share of new sessions.
+    /// How often it has a turn in one round of the rotation, and how many turns a round has;
+    /// `turns / round` is its share of new sessions.
     pub turns: u32,
     pub round: u32,
     pub registered_unix_ms: u64,
     pub hello: HelloStatus,
-    /// While draining: how long the sessions that are left still have.
+    /// While draining: how long the remaining sessions still have.
     pub drains_in_ms: Option<u64>,
-    /// Sessions running on it now.
+    /// Sessions now running on it.
     pub sessions_active: u64,
     pub sessions_total: u64,
     /// Connections to it that were refused or timed out.
     pub connects_failed: u64,
-    /// Datagrams of its users that were dropped because no socket or local port towards it was free.
+    /// Datagrams from users dropped because no socket or local port towards it was free.
     #[serde(default)]
     pub turned_away: u64,
     pub bytes_up: u64,
@@ -127,11 +127,11 @@ pub struct BackendStatus {
 #[serde(rename_all = "lowercase")]
 pub enum BackendState {
     Serving,
-    /// Its data port refused; back as soon as a connection succeeds.
+    /// Its data port refused a connection; it returns once one succeeds.
     Aside,
-    /// Keeps its sessions and gets no new ones.
+    /// It keeps its sessions and gets no new ones.
     Draining,
-    /// No longer registered, and some of its sessions still run.
+    /// No longer registered, but some of its sessions are still running.
     Left,
 }
 
@@ -147,14 +147,14 @@ impl BackendState {
     }
 }
 
-/// How the hellos on a backend's control connection fare.
+/// How a backend's control connection answers hellos.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct HelloStatus {
     /// When it last answered, in milliseconds since 1970; `null` before the first answer.
     pub answered_unix_ms: Option<u64>,
     /// How long the last answer took.
     pub took_us: Option<u64>,
-    /// Hellos in a row without an answer, as of now.
+    /// Unanswered hellos in a row, as of now.
     pub misses: u32,
 }
 
@@ -162,14 +162,14 @@ pub struct HelloStatus {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct WorkerStatus {
     pub worker: u8,
-    /// By the names of `/metrics`, without the `lb_` prefix and `_total`.
+    /// By the names in `/metrics`, without the `lb_` prefix and `_total`.
     pub counters: BTreeMap<String, u64>,
 }
 
 /// How long things took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Timings {
-    /// From a user's arrival until the connection to a backend stood.
+    /// From a user's arrival until a backend was connected.
     pub connect: Percentiles,
     /// Until the first byte came back.
     pub first_byte: Percentiles,
@@ -177,8 +177,8 @@ pub struct Timings {
     pub session_length: Percentiles,
 }
 
-/// A histogram in brief. Each percentile is the upper bound of the bucket that it falls into, in
-/// microseconds, and `null` when nothing was counted or when it exceeds every bound.
+/// A histogram in brief. Each percentile is the upper bound of the bucket it falls into, in
+/// microseconds, and `null` if nothing was counted or if it exceeds every bound.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Percentiles {
     pub count: u64,
@@ -191,20 +191,20 @@ pub struct Percentiles {
 /// `GET /sessions`: a page of the session table.
 ///
 /// The query narrows it: `protocol` (`tcp`, `udp`, `api`), `backend` (an id, or an address with
-/// port), `client` (an address, or a network such as `10.1.0.0/16`), `worker`, `age_ms` (at least
-/// that old), `limit` (1 to [`PAGE_MAX`], normally [`PAGE_DEFAULT`]) and `after` (the `next` of the
-/// page before).
+/// port), `client` (an address, or a network such as `10.1.0.0/16`), `worker`, `age_ms` (minimum
+/// age), `limit` (1 to [`PAGE_MAX`], default [`PAGE_DEFAULT`]) and `after` (the `next` of the
+/// previous page).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SessionsPage {
     pub schema: u32,
     pub sessions: Vec<SessionStatus>,
-    /// Where the next page begins; `null` when this one reached the end of the table.
+    /// Where the next page begins; `null` if this one reached the end of the table.
     pub next: Option<String>,
 }
 
-/// Sessions on a page when the query does not say.
+/// Sessions on a page unless the query says otherwise.
 pub const PAGE_DEFAULT: usize = 1000;
-/// Sessions on a page at most.
+/// Most sessions on a page.
 pub const PAGE_MAX: usize = 100_000;
 
 /// One session.
@@ -226,15 +226,15 @@ pub struct SessionStatus {
     pub bytes_down: u64,
 }
 
-/// What the admin door answers to a change that it made.
+/// The admin door's answer to a change it made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Changed {
     pub schema: u32,
-    /// Sessions running on the backend that was changed; 1 for a session that is being ended.
+    /// Sessions running on the changed backend; 1 for a session being ended.
     pub sessions: u64,
 }
 
-/// What the admin door answers to a request that it cannot serve.
+/// The admin door's answer to a request it cannot serve.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Problem {
     /// One sentence: what was wrong with the request.
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_ignores_fields_that_it_does_not_know() {
+    fn a_reader_ignores_unknown_fields() {
         let text = r#"{"answered_unix_ms":7,"took_us":null,"misses":1,"mood":"fine"}"#;
         let read: HelloStatus = serde_json::from_str(text).unwrap();
         assert_eq!(read, HelloStatus { answered_unix_ms: Some(7), took_us: None, misses: 1 });

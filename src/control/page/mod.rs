@@ -1,6 +1,6 @@
-//! `/`: the page for people. Owns one self-contained file that fetches nothing but `/status` and
-//! `/sessions` of the door that it came from, and the policy that holds a browser to that. All that it
-//! shows is text set by the browser's own means, so a backend's name can never become markup.
+//! `/`: the page for people. Owns one self-contained file that fetches only `/status` and `/sessions`,
+//! from the door that served it, and the policy by which browsers enforce this. It inserts everything it
+//! shows as text nodes, so a backend's name can never become markup.
 
 use std::sync::LazyLock;
 
@@ -8,11 +8,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-/// The page as it is sent.
+/// The page as sent.
 pub const HTML: &str = include_str!("page.html");
 
-/// The Content-Security-Policy (W3C, level 3) of the page: its own script and style by their hashes,
-/// answers of its own door, and nothing else; no other page may put it into a frame.
+/// The page's Content-Security-Policy (W3C, level 3): its own script and style by their hashes, answers
+/// from its own door, and nothing else. No other page may put it into a frame.
 pub static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |tag: &str| {
         let content = between(HTML, &format!("<{tag}>"), &format!("</{tag}>"));
@@ -43,7 +43,7 @@ mod tests {
         for tag in ["<script>", "<style>"] {
             assert_eq!(HTML.matches(tag).count(), 1, "{tag}");
         }
-        // The hash of nothing would mean that a tag was not found.
+        // This is the hash of the empty string: a tag was not found.
         assert!(!policy.contains("47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="));
     }
 
