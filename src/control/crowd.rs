@@ -5,10 +5,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::base::quota::network;
 use crate::base::time::Now;
 
 /// How long every connection has for its proof, even while others from its source are waiting.
@@ -35,7 +36,8 @@ pub struct Rule {
 }
 
 struct Guest<T> {
-    source: IpAddr,
+    /// An IPv4 address or an IPv6 /64, see [`network`].
+    source: u64,
     since: Now,
     what: T,
 }
@@ -43,7 +45,7 @@ struct Guest<T> {
 /// The connections yet to earn their place, in order of arrival.
 pub struct Crowd<T> {
     guests: BTreeMap<u64, Guest<T>>,
-    counts: BTreeMap<IpAddr, usize>,
+    counts: BTreeMap<u64, usize>,
     next: u64,
 }
 
@@ -65,7 +67,7 @@ impl<T> Crowd<T> {
     /// Whether a connection from `address` may enter. When full, the oldest connection of the source
     /// with the most makes room, so a newcomer from any other source finds a place.
     pub fn admit(&self, address: IpAddr, rule: Rule, now: Now) -> Admit {
-        let source = source(address);
+        let source = network(address);
         let own = self.counts.get(&source).copied().unwrap_or(0);
         if own < rule.each && !rule.full {
             return Admit::Come;
@@ -89,7 +91,7 @@ impl<T> Crowd<T> {
     }
 
     fn enter(&mut self, address: IpAddr, what: T, now: Now) -> u64 {
-        let (ticket, source) = (self.next, source(address));
+        let (ticket, source) = (self.next, network(address));
         self.next += 1;
         *self.counts.entry(source).or_default() += 1;
         self.guests.insert(ticket, Guest { source, since: now, what });
@@ -125,14 +127,6 @@ impl<T> Place<T> {
 impl<T> Drop for Place<T> {
     fn drop(&mut self) {
         self.crowd.borrow_mut().leave(self.ticket);
-    }
-}
-
-/// The source an address counts towards: an IPv6 /64 belongs to one host or one customer.
-fn source(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-        v4 => v4,
     }
 }
 
