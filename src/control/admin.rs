@@ -56,9 +56,9 @@ const PORTION_PAUSE: Duration = Duration::from_millis(1);
 
 type Body = Either<Full<Bytes>, Channel<Bytes, Infallible>>;
 
-/// What every request needs.
+/// The admin door: what every request needs.
 #[derive(Clone)]
-pub struct Admin {
+pub struct AdminDoor {
     pub hub: Rc<RefCell<Hub>>,
     pub doors: Doors,
     /// Replaced by a reload, with effect on later requests.
@@ -125,7 +125,7 @@ impl Listener {
 }
 
 /// Accepts forever and serves each connection in a task of its own.
-pub async fn serve(admin: Admin, listener: Listener) {
+pub async fn serve(admin: AdminDoor, listener: Listener) {
     let places = Rc::new(RefCell::new(Places::default()));
     let own = nix::unistd::geteuid().as_raw();
     loop {
@@ -145,7 +145,7 @@ pub async fn serve(admin: Admin, listener: Listener) {
 
 /// Serves a connection in a task of its own; another connection may have to make room for it.
 fn attend(
-    admin: &Admin,
+    admin: &AdminDoor,
     places: &Rc<RefCell<Places<AbortHandle>>>,
     stream: Box<dyn Stream>,
     peer: Peer,
@@ -166,7 +166,11 @@ fn attend(
     places.borrow_mut().enter(id, peer.source(), moved, task.abort_handle());
 }
 
-async fn converse(admin: Admin, stream: Watched<Box<dyn Stream>>, peer: Peer) -> hyper::Result<()> {
+async fn converse(
+    admin: AdminDoor,
+    stream: Watched<Box<dyn Stream>>,
+    peer: Peer,
+) -> hyper::Result<()> {
     let service = service_fn(move |request| {
         let response = admin.answer(&request, peer);
         async move { Ok::<_, Infallible>(response) }
@@ -178,7 +182,7 @@ async fn converse(admin: Admin, stream: Watched<Box<dyn Stream>>, peer: Peer) ->
         .await
 }
 
-impl Admin {
+impl AdminDoor {
     fn answer(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
         self.hub.borrow().counters.admin_requests.one();
         if self.is_led_here_by_a_name(request) {

@@ -337,7 +337,7 @@ impl Listed {
 
 /// Every member a message can have, in the order they are written.
 #[derive(Serialize, Default)]
-struct Line<'a> {
+struct Message<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     ack: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -369,19 +369,19 @@ struct Line<'a> {
 }
 
 impl Reply {
-    fn line(&self) -> Line<'_> {
-        let none = Line::default;
-        let done = |cmd| Line { ack: Some("successful"), cmd: Some(cmd), ..none() };
+    fn message(&self) -> Message<'_> {
+        let none = Message::default;
+        let done = |cmd| Message { ack: Some("successful"), cmd: Some(cmd), ..none() };
         match self {
-            Reply::AskHello => Line { cmd: Some("hello"), ..none() },
-            Reply::AskAuth { nonce } => Line {
+            Reply::AskHello => Message { cmd: Some("hello"), ..none() },
+            Reply::AskAuth { nonce } => Message {
                 cmd: Some("auth"),
                 nonce: Some(nonce),
                 v: Some(super::auth::VERSION),
                 ..none()
             },
             Reply::Authenticated => done("auth"),
-            Reply::Registered { about, id, address, weight, interval } => Line {
+            Reply::Registered { about, id, address, weight, interval } => Message {
                 about: Some(*about),
                 id: Some(id),
                 address: Some(*address),
@@ -390,22 +390,25 @@ impl Reply {
                 ..done("register")
             },
             Reply::Unregistered { about, left } => {
-                Line { about: Some(*about), left: Some(*left), ..done("unregister") }
+                Message { about: Some(*about), left: Some(*left), ..done("unregister") }
             }
             Reply::DrainStarted { about, left } => {
-                Line { about: Some(*about), left: Some(*left), ..done("drain") }
+                Message { about: Some(*about), left: Some(*left), ..done("drain") }
             }
-            Reply::Draining { about, left } => {
-                Line { event: Some("draining"), left: Some(*left), about: Some(*about), ..none() }
-            }
+            Reply::Draining { about, left } => Message {
+                event: Some("draining"),
+                left: Some(*left),
+                about: Some(*about),
+                ..none()
+            },
             Reply::Drained { about } => {
-                Line { event: Some("drained"), about: Some(*about), ..none() }
+                Message { event: Some("drained"), about: Some(*about), ..none() }
             }
             Reply::Listed { backends, more } => {
-                Line { backends: Some(backends), more: Some(*more), ..done("list") }
+                Message { backends: Some(backends), more: Some(*more), ..done("list") }
             }
             Reply::Failed { msg, cmd, about } => {
-                Line { ack: Some("failed"), msg: Some(msg), cmd: *cmd, about: *about, ..none() }
+                Message { ack: Some("failed"), msg: Some(msg), cmd: *cmd, about: *about, ..none() }
             }
         }
     }
@@ -428,7 +431,7 @@ impl Outbox {
     /// [`Overflow`] if the message does not fit; it is not queued then.
     pub fn push(&mut self, reply: &Reply) -> Result<(), Overflow> {
         let before = self.waiting.len();
-        serde_json::to_writer(&mut self.waiting, &reply.line())
+        serde_json::to_writer(&mut self.waiting, &reply.message())
             .expect("plain fields always have a JSON form, and memory takes every write");
         self.waiting.push(b'\n');
         if self.waiting.len() > OUTBOX_BYTES_MAX {

@@ -27,7 +27,7 @@ const WORDS_MAX: usize = 200;
 
 /// What a line is about, if others can cause it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum Topic {
     /// Users connecting and leaving.
     Users,
     /// Users turned away.
@@ -47,29 +47,29 @@ pub enum Kind {
     Backends,
 }
 
-impl Kind {
-    const ALL: [Kind; 9] = [
-        Kind::Users,
-        Kind::TurnedAway,
-        Kind::Connections,
-        Kind::Refused,
-        Kind::Proofs,
-        Kind::Hellos,
-        Kind::Silences,
-        Kind::Admin,
-        Kind::Backends,
+impl Topic {
+    const ALL: [Topic; 9] = [
+        Topic::Users,
+        Topic::TurnedAway,
+        Topic::Connections,
+        Topic::Refused,
+        Topic::Proofs,
+        Topic::Hellos,
+        Topic::Silences,
+        Topic::Admin,
+        Topic::Backends,
     ];
 
     /// Burst, then lines per second: in total, and per source.
     const fn rates(self) -> (Rate, Rate) {
         match self {
-            Kind::Users => (Rate::new(100, 100), Rate::new(20, 10)),
-            Kind::TurnedAway | Kind::Connections => (Rate::new(50, 20), Rate::new(10, 2)),
-            Kind::Refused | Kind::Hellos => (Rate::new(20, 20), Rate::new(10, 2)),
-            Kind::Silences => (Rate::new(100, 50), Rate::new(20, 10)),
-            Kind::Proofs | Kind::Admin => (Rate::new(20, 5), Rate::new(5, 1)),
+            Topic::Users => (Rate::new(100, 100), Rate::new(20, 10)),
+            Topic::TurnedAway | Topic::Connections => (Rate::new(50, 20), Rate::new(10, 2)),
+            Topic::Refused | Topic::Hellos => (Rate::new(20, 20), Rate::new(10, 2)),
+            Topic::Silences => (Rate::new(100, 50), Rate::new(20, 10)),
+            Topic::Proofs | Topic::Admin => (Rate::new(20, 5), Rate::new(5, 1)),
             // When a host restarts, all of its backends register at once.
-            Kind::Backends => (Rate::new(1024, 100), Rate::new(256, 20)),
+            Topic::Backends => (Rate::new(1024, 100), Rate::new(256, 20)),
         }
     }
 
@@ -77,7 +77,7 @@ impl Kind {
         let (all, each) = self.rates();
         match self {
             // Many users may well come through one proxy.
-            Kind::Users => Quota::lending(all, each, seed),
+            Topic::Users => Quota::lending(all, each, seed),
             _ => Quota::new(all, each, seed),
         }
     }
@@ -85,9 +85,9 @@ impl Kind {
 
 /// The console.
 pub struct Console {
-    /// By [`Kind`].
-    quotas: [Quota; Kind::ALL.len()],
-    held_back: [u64; Kind::ALL.len()],
+    /// By [`Topic`].
+    quotas: [Quota; Topic::ALL.len()],
+    held_back: [u64; Topic::ALL.len()],
     summary: Summary,
     /// When a lack of room was last reported, and the datagrams dropped for it since.
     room: (Option<Now>, u64),
@@ -96,7 +96,7 @@ pub struct Console {
 /// What has been reported about the lines held back.
 #[derive(Default)]
 struct Summary {
-    told: [u64; Kind::ALL.len()],
+    told: [u64; Topic::ALL.len()],
     others: Lost,
     next: Now,
 }
@@ -108,7 +108,7 @@ pub struct Lost {
     pub requests: u64,
     /// About users, dropped because the control core fell behind.
     pub reports: u64,
-    /// Of any kind, dropped because standard output was too slow.
+    /// On any topic, dropped because standard output was too slow.
     pub dropped: u64,
 }
 
@@ -129,8 +129,8 @@ impl Console {
     /// A console whose quotas cannot be predicted without the seed.
     fn new(seed: u64) -> Console {
         Console {
-            quotas: Kind::ALL.map(|kind| kind.quota(seed)),
-            held_back: [0; Kind::ALL.len()],
+            quotas: Topic::ALL.map(|topic| topic.quota(seed)),
+            held_back: [0; Topic::ALL.len()],
             summary: Summary::default(),
             room: (None, 0),
         }
@@ -141,27 +141,27 @@ impl Console {
         self.held_back.iter().sum()
     }
 
-    fn shows(&mut self, kind: Kind, source: IpAddr, now: Now) -> bool {
-        let shown = self.quotas[kind as usize].allows(source, now);
-        self.held_back[kind as usize] += u64::from(!shown);
+    fn shows(&mut self, topic: Topic, source: IpAddr, now: Now) -> bool {
+        let shown = self.quotas[topic as usize].allows(source, now);
+        self.held_back[topic as usize] += u64::from(!shown);
         shown
     }
 
-    /// Reports from time to time how many lines of each kind were held back.
+    /// Reports from time to time how many lines on each topic were held back.
     pub fn sum_up(&mut self, now: Now, lost: Lost) {
         let Some((held, lost)) = self.summary.due(now, self.held_back, lost) else { return };
-        let of = |kind: Kind| Some(held[kind as usize]).filter(|held| *held > 0);
+        let of = |topic: Topic| Some(held[topic as usize]).filter(|held| *held > 0);
         let some = |lost: u64| Some(lost).filter(|lost| *lost > 0);
         warn!(
-            users = of(Kind::Users),
-            turned_away = of(Kind::TurnedAway),
-            connections = of(Kind::Connections),
-            refused = of(Kind::Refused),
-            proofs = of(Kind::Proofs),
-            hellos = of(Kind::Hellos),
-            silences = of(Kind::Silences),
-            admin = of(Kind::Admin),
-            backends = of(Kind::Backends),
+            users = of(Topic::Users),
+            turned_away = of(Topic::TurnedAway),
+            connections = of(Topic::Connections),
+            refused = of(Topic::Refused),
+            proofs = of(Topic::Proofs),
+            hellos = of(Topic::Hellos),
+            silences = of(Topic::Silences),
+            admin = of(Topic::Admin),
+            backends = of(Topic::Backends),
             requests = some(lost.requests),
             reports = some(lost.reports),
             dropped = some(lost.dropped),
@@ -179,7 +179,7 @@ impl Console {
     ) {
         let address = Shown(backend.1);
         line!(
-            info, self.shows(Kind::Users, client.ip(), now),
+            info, self.shows(Topic::Users, client.ip(), now),
             %protocol, %client, backend = %backend.0, %address, sessions, "user connected"
         );
     }
@@ -189,7 +189,7 @@ impl Console {
         let backend = Shown(ended.backend);
         let seconds = thousandths(ended.ended.since(ended.started).as_secs_f64());
         line!(
-            info, self.shows(Kind::Users, client.ip(), now),
+            info, self.shows(Topic::Users, client.ip(), now),
             %protocol, %client, %backend, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
             seconds, reason = ended.reason.name(), sessions, "user left"
         );
@@ -202,7 +202,7 @@ impl Console {
             Refusal::Unreachable => "no backend could be connected to",
             Refusal::Exhausted => "descriptors, local ports or memory have run out",
         };
-        let shown = self.shows(Kind::TurnedAway, client.ip(), now);
+        let shown = self.shows(Topic::TurnedAway, client.ip(), now);
         line!(warn, shown, %protocol, %client, why, "user turned away");
     }
 
@@ -230,16 +230,16 @@ impl Console {
 
     pub fn hello(&mut self, now: Now, peer: SocketAddr, backends: usize, took: Option<Duration>) {
         let took_ms = took.map(|took| thousandths(took.as_secs_f64() * 1000.0));
-        line!(info, self.shows(Kind::Hellos, peer.ip(), now), %peer, backends, took_ms, "hello");
+        line!(info, self.shows(Topic::Hellos, peer.ip(), now), %peer, backends, took_ms, "hello");
     }
 
     pub fn hello_missed(&mut self, now: Now, peer: SocketAddr, misses: u32, of: u32) {
-        let shown = self.shows(Kind::Silences, peer.ip(), now);
+        let shown = self.shows(Topic::Silences, peer.ip(), now);
         line!(warn, shown, %peer, misses, of, "hello not answered");
     }
 
     pub fn backend_connected(&mut self, now: Now, peer: SocketAddr, connections: usize) {
-        let shown = self.shows(Kind::Connections, peer.ip(), now);
+        let shown = self.shows(Topic::Connections, peer.ip(), now);
         line!(info, shown, %peer, connections, "backend connected");
     }
 
@@ -250,28 +250,28 @@ impl Console {
         why: &str,
         connections: usize,
     ) {
-        let shown = self.shows(Kind::Connections, peer.ip(), now);
+        let shown = self.shows(Topic::Connections, peer.ip(), now);
         line!(info, shown, %peer, why, connections, "backend disconnected");
     }
 
     pub fn stranger(&mut self, now: Now, peer: SocketAddr) {
-        let shown = self.shows(Kind::Connections, peer.ip(), now);
+        let shown = self.shows(Topic::Connections, peer.ip(), now);
         line!(info, shown, %peer, "a host that may not register was turned away");
     }
 
     pub fn backend_proved(&mut self, now: Now, peer: SocketAddr, id: &str) {
-        let shown = self.shows(Kind::Proofs, peer.ip(), now);
+        let shown = self.shows(Topic::Proofs, peer.ip(), now);
         line!(info, shown, %peer, %id, "backend proved the secret");
     }
 
     pub fn secret_unknown(&mut self, now: Now, peer: SocketAddr, id: &str) {
-        let (shown, id) = (self.shows(Kind::Proofs, peer.ip(), now), kept(id));
+        let (shown, id) = (self.shows(Topic::Proofs, peer.ip(), now), kept(id));
         line!(warn, shown, %peer, %id, "a host does not know the secret");
     }
 
     /// A backend's request was refused; `why` is the answer it got.
     pub fn backend_refused(&mut self, now: Now, peer: SocketAddr, cmd: Option<&str>, why: &str) {
-        let shown = self.shows(Kind::Refused, peer.ip(), now);
+        let shown = self.shows(Topic::Refused, peer.ip(), now);
         let (cmd, why) = (Shown(cmd), kept(why));
         line!(warn, shown, %peer, %cmd, why = &*why, "backend refused");
     }
@@ -279,7 +279,7 @@ impl Console {
     pub fn backend_registered(&mut self, now: Now, backend: &Backend, backends: usize) {
         let Backend { id, protocol, address, weight, .. } = backend;
         let name = Shown(backend.name.as_deref());
-        if self.shows(Kind::Backends, address.ip(), now) {
+        if self.shows(Topic::Backends, address.ip(), now) {
             info!(backend = %id, %protocol, %address, weight, %name, backends, "backend registered");
         } else {
             debug!(backend = %id, %protocol, %address, weight, %name, backends, "backend registered");
@@ -295,7 +295,7 @@ impl Console {
         backends: usize,
     ) {
         let Backend { id, protocol, address, .. } = backend;
-        if self.shows(Kind::Backends, address.ip(), now) {
+        if self.shows(Topic::Backends, address.ip(), now) {
             info!(backend = %id, %protocol, %address, why, sessions, backends, "backend left");
         } else {
             debug!(backend = %id, %protocol, %address, why, sessions, backends, "backend left");
@@ -304,13 +304,13 @@ impl Console {
 
     /// A change requested over the admin door was refused.
     pub fn change_refused(&mut self, now: Now, by: Peer, path: &str, why: &str) {
-        let (shown, path) = (self.shows(Kind::Admin, by.source(), now), kept(path));
+        let (shown, path) = (self.shows(Topic::Admin, by.source(), now), kept(path));
         line!(warn, shown, %by, path = &*path, why, "a change was refused");
     }
 
     /// Somebody connected to the admin socket without being allowed to.
     pub fn admin_stranger(&mut self, now: Now, uid: u32) {
-        let shown = self.shows(Kind::Admin, Peer::Unix { uid }.source(), now);
+        let shown = self.shows(Topic::Admin, Peer::Unix { uid }.source(), now);
         line!(warn, shown, uid, "a user without permission was turned away from the admin socket");
     }
 }
@@ -320,9 +320,9 @@ impl Summary {
     fn due(
         &mut self,
         now: Now,
-        held: [u64; Kind::ALL.len()],
+        held: [u64; Topic::ALL.len()],
         lost: Lost,
-    ) -> Option<([u64; Kind::ALL.len()], Lost)> {
+    ) -> Option<([u64; Topic::ALL.len()], Lost)> {
         if now < self.next || (held, lost) == (self.told, self.others) {
             return None;
         }
@@ -418,68 +418,68 @@ mod tests {
         SocketAddr::from(([10, 0, (number / 256) as u8, (number % 256) as u8], 5))
     }
 
-    /// Lines of `kind` shown in ten seconds while each of `hosts` causes 1,000 per second.
-    fn shown_in_ten_seconds(kind: Kind, hosts: usize) -> usize {
+    /// Lines of `topic` shown in ten seconds while each of `hosts` causes 1,000 per second.
+    fn shown_in_ten_seconds(topic: Topic, hosts: usize) -> usize {
         let mut console = Console::new(7);
         let mut shown = 0;
         for ms in 0..10_000 {
             let of = |host_number: usize| host(host_number).ip();
-            shown += (0..hosts).filter(|it| console.shows(kind, of(*it), at(ms))).count();
+            shown += (0..hosts).filter(|it| console.shows(topic, of(*it), at(ms))).count();
         }
         assert_eq!(console.held_back() as usize, hosts * 10_000 - shown);
         shown
     }
 
     #[test]
-    fn every_kind_has_a_bound_for_one_source_and_one_for_all() {
-        for (kind, one, all) in [
-            (Kind::Users, 1050, 1100),
-            (Kind::TurnedAway, 30, 250),
-            (Kind::Connections, 30, 250),
-            (Kind::Refused, 30, 220),
-            (Kind::Proofs, 15, 70),
-            (Kind::Hellos, 30, 220),
-            (Kind::Silences, 120, 600),
-            (Kind::Admin, 15, 70),
-            (Kind::Backends, 456, 2024),
+    fn every_topic_has_a_limit_for_one_source_and_one_for_all() {
+        for (topic, one, all) in [
+            (Topic::Users, 1050, 1100),
+            (Topic::TurnedAway, 30, 250),
+            (Topic::Connections, 30, 250),
+            (Topic::Refused, 30, 220),
+            (Topic::Proofs, 15, 70),
+            (Topic::Hellos, 30, 220),
+            (Topic::Silences, 120, 600),
+            (Topic::Admin, 15, 70),
+            (Topic::Backends, 456, 2024),
         ] {
-            let got = shown_in_ten_seconds(kind, 1);
-            assert!((one - 2..=one).contains(&got), "{kind:?}: {got} lines of one source");
-            let got = shown_in_ten_seconds(kind, 300);
-            assert!((all - 2..=all).contains(&got), "{kind:?}: {got} lines of many");
+            let got = shown_in_ten_seconds(topic, 1);
+            assert!((one - 2..=one).contains(&got), "{topic:?}: {got} lines of one source");
+            let got = shown_in_ten_seconds(topic, 300);
+            assert!((all - 2..=all).contains(&got), "{topic:?}: {got} lines of many");
         }
     }
 
     #[test]
-    fn no_kind_uses_up_the_lines_of_another_and_no_source_those_of_the_next() {
+    fn no_topic_uses_up_the_lines_of_another_and_no_source_those_of_the_next() {
         let mut console = Console::new(7);
-        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Backends) {
+        for topic in Topic::ALL.into_iter().filter(|topic| *topic != Topic::Backends) {
             for number in 0..20_000 {
-                console.shows(kind, host(number).ip(), at(0));
+                console.shows(topic, host(number).ip(), at(0));
             }
         }
         let held_back = console.held_back();
         for _ in 0..200 {
-            assert!(console.shows(Kind::Backends, host(1).ip(), at(0)));
+            assert!(console.shows(Topic::Backends, host(1).ip(), at(0)));
         }
         assert_eq!(console.held_back(), held_back);
-        while console.shows(Kind::Backends, host(1).ip(), at(0)) {}
-        assert!(console.shows(Kind::Backends, host(2).ip(), at(0)));
+        while console.shows(Topic::Backends, host(1).ip(), at(0)) {}
+        assert!(console.shows(Topic::Backends, host(2).ip(), at(0)));
     }
 
     #[test]
     fn what_was_held_back_is_summed_up_now_and_then() {
         let mut summary = Summary::default();
-        let mut held = [0; Kind::ALL.len()];
+        let mut held = [0; Topic::ALL.len()];
         let lost = |requests| Lost { requests, ..Lost::default() };
         assert_eq!(summary.due(at(5), held, lost(0)), None, "nothing was");
-        held[Kind::Proofs as usize] = 7;
+        held[Topic::Proofs as usize] = 7;
         assert_eq!(summary.due(at(6), held, lost(3)), Some((held, lost(3))));
         let first = held;
-        held[Kind::Proofs as usize] = 9;
+        held[Topic::Proofs as usize] = 9;
         assert_eq!(summary.due(at(10_005), held, lost(3)), None, "too soon");
         let mut fresh = first;
-        fresh[Kind::Proofs as usize] = 2;
+        fresh[Topic::Proofs as usize] = 2;
         assert_eq!(summary.due(at(10_006), held, lost(8)), Some((fresh, lost(5))));
         assert_eq!(summary.due(at(30_000), held, lost(8)), None, "nothing more was");
     }

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::api::{About, Inbox, Incoming, LISTED_MAX, Listed, Reply, Request};
 use super::auth::{AUTH_TIMEOUT, Challenge, Secrets};
-use super::crowd::Place;
+use super::crowd::Ticket;
 use super::health::{Due, Hellos};
 use super::home;
 use super::hub::Hub;
@@ -50,7 +50,7 @@ enum Over {
 }
 
 /// What all conversations share.
-pub struct House {
+pub struct Shared {
     pub hub: Rc<RefCell<Hub>>,
     pub doors: Doors,
     /// Held by the conversation whose requests are being handled. However many peers send however much,
@@ -59,28 +59,28 @@ pub struct House {
     probes: Semaphore,
 }
 
-impl House {
-    pub fn new(hub: Rc<RefCell<Hub>>, doors: Doors) -> House {
+impl Shared {
+    pub fn new(hub: Rc<RefCell<Hub>>, doors: Doors) -> Shared {
         let (floor, probes) = (Semaphore::new(1), Semaphore::new(probe::AT_ONCE));
-        House { hub, doors, floor, probes }
+        Shared { hub, doors, floor, probes }
     }
 }
 
-/// The backend at the other end.
-pub struct Peer {
+/// The backend at the other end of a control connection.
+pub struct Caller {
     pub source: Source,
     /// In canonical form.
     pub address: SocketAddr,
     pub mailbox: Rc<Mailbox>,
     /// Its place among the connections that have proved or registered nothing yet; `None` once it has.
-    pub place: Option<Place<Rc<Mailbox>>>,
+    pub ticket: Option<Ticket<Rc<Mailbox>>>,
 }
 
 /// The state of one conversation.
 pub struct Conversation {
-    house: Rc<House>,
+    shared: Rc<Shared>,
     hub: Rc<RefCell<Hub>>,
-    peer: Peer,
+    peer: Caller,
     inbox: Inbox,
     /// Bytes received and not yet parsed.
     unheard: Option<Vec<u8>>,
@@ -111,15 +111,15 @@ type Why = &'static str;
 
 impl Conversation {
     /// Begins a conversation, with a challenge if the peer has to prove a secret.
-    pub fn new(house: Rc<House>, peer: Peer, proof: Option<ToProve>) -> Conversation {
+    pub fn new(shared: Rc<Shared>, peer: Caller, proof: Option<ToProve>) -> Conversation {
         if let Some(proof) = &proof {
             peer.mailbox.send(&Reply::AskAuth { nonce: proof.challenge.nonce().to_owned() });
         }
         let now = Now::read();
-        let hub = Rc::clone(&house.hub);
+        let hub = Rc::clone(&shared.hub);
         let hellos = Hellos::new(hub.borrow().config.health, now);
         Conversation {
-            house,
+            shared,
             hub,
             peer,
             inbox: Inbox::default(),
@@ -134,7 +134,7 @@ impl Conversation {
 
     /// Runs until one side is done, and returns the reason.
     pub async fn run(mut self, mut segments: mpsc::Receiver<Vec<u8>>) -> Why {
-        let house = Rc::clone(&self.house);
+        let shared = Rc::clone(&self.shared);
         let mut waiting: Option<Waiting> = None;
         let mut ended: Option<Now> = None;
         loop {
@@ -143,7 +143,7 @@ impl Conversation {
             }
             self.hellos.busy(Now::read(), self.is_behind(waiting.is_some()));
             if self.is_ready(waiting.is_some()) {
-                let floor = house.floor.acquire().await;
+                let floor = shared.floor.acquire().await;
                 let over = self.advance(&mut waiting);
                 drop(floor);
                 if let Some(why) = over {
@@ -303,7 +303,7 @@ impl Conversation {
             self.fail("the mac is wrong: check the secret", Some("auth"), None);
             return Err("it does not know the secret");
         }
-        self.peer.place = None;
+        self.peer.ticket = None;
         self.peer.mailbox.send(&Reply::Authenticated);
         self.hub.borrow_mut().proved(self.peer.source, id);
         self.hellos = Hellos::new(self.hub.borrow().config.health, Now::read());
@@ -389,7 +389,7 @@ impl Conversation {
         if let Err(fault) = self.hub.borrow().registry.check(wanted) {
             return Some(fault.to_string());
         }
-        let own = home::is_own_door(&self.house.doors, protocol, address, home::is_of_this_host);
+        let own = home::is_own_door(&self.shared.doors, protocol, address, home::is_of_this_host);
         own.then(|| format!("{address} is a door of the balancer itself"))
     }
 
@@ -404,9 +404,9 @@ impl Conversation {
             return None;
         }
         let timeout = self.hub.borrow().config.timeouts.connect;
-        let house = Rc::clone(&self.house);
+        let shared = Rc::clone(&self.shared);
         Some(Box::pin(async move {
-            let result = probe::connects(wanted.address, timeout, &house.probes).await;
+            let result = probe::connects(wanted.address, timeout, &shared.probes).await;
             Over::Tried(wanted, result)
         }))
     }
@@ -425,7 +425,7 @@ impl Conversation {
             Reply::Registered { about, id: id.to_string(), address, weight, interval }
         });
         if done && self.proof.is_none() {
-            self.peer.place = None;
+            self.peer.ticket = None;
         }
     }
 

@@ -75,11 +75,11 @@ impl<T> Crowd<T> {
         let greedy = self.guests.values().map(|it| self.counts[&it.source]).max().unwrap_or(0);
         if own < rule.each && greedy > own {
             let oldest = self.oldest(|guest| self.counts[&guest.source] == greedy);
-            return oldest.map_or(Admit::No, |(ticket, _)| Admit::InsteadOf(ticket));
+            return oldest.map_or(Admit::No, |(number, _)| Admit::InsteadOf(number));
         }
         match self.oldest(|guest| guest.source == source) {
-            Some((ticket, guest)) if rule.renews && now.since(guest.since) >= GRACE => {
-                Admit::InsteadOf(ticket)
+            Some((number, guest)) if rule.renews && now.since(guest.since) >= GRACE => {
+                Admit::InsteadOf(number)
             }
             _ => Admit::No,
         }
@@ -87,20 +87,20 @@ impl<T> Crowd<T> {
 
     fn oldest(&self, fits: impl Fn(&Guest<T>) -> bool) -> Option<(u64, &Guest<T>)> {
         let mut fitting = self.guests.iter().filter(|(_, guest)| fits(guest));
-        fitting.next().map(|(ticket, guest)| (*ticket, guest))
+        fitting.next().map(|(number, guest)| (*number, guest))
     }
 
     fn enter(&mut self, address: IpAddr, what: T, now: Now) -> u64 {
-        let (ticket, source) = (self.next, network(address));
+        let (number, source) = (self.next, network(address));
         self.next += 1;
         *self.counts.entry(source).or_default() += 1;
-        self.guests.insert(ticket, Guest { source, since: now, what });
-        ticket
+        self.guests.insert(number, Guest { source, since: now, what });
+        number
     }
 
     /// A connection has closed, or has earned its place.
-    pub fn leave(&mut self, ticket: u64) -> Option<T> {
-        let guest = self.guests.remove(&ticket)?;
+    pub fn leave(&mut self, number: u64) -> Option<T> {
+        let guest = self.guests.remove(&number)?;
         if let Some(count) = self.counts.get_mut(&guest.source) {
             *count -= 1;
             if *count == 0 {
@@ -111,22 +111,22 @@ impl<T> Crowd<T> {
     }
 }
 
-/// A place in the crowd, given back on drop.
-pub struct Place<T> {
+/// The right to one place in the crowd, given up on drop.
+pub struct Ticket<T> {
     crowd: Rc<RefCell<Crowd<T>>>,
-    ticket: u64,
+    number: u64,
 }
 
-impl<T> Place<T> {
-    pub fn take(crowd: &Rc<RefCell<Crowd<T>>>, address: IpAddr, what: T, now: Now) -> Place<T> {
-        let ticket = crowd.borrow_mut().enter(address, what, now);
-        Place { crowd: Rc::clone(crowd), ticket }
+impl<T> Ticket<T> {
+    pub fn take(crowd: &Rc<RefCell<Crowd<T>>>, address: IpAddr, what: T, now: Now) -> Ticket<T> {
+        let number = crowd.borrow_mut().enter(address, what, now);
+        Ticket { crowd: Rc::clone(crowd), number }
     }
 }
 
-impl<T> Drop for Place<T> {
+impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
-        self.crowd.borrow_mut().leave(self.ticket);
+        self.crowd.borrow_mut().leave(self.number);
     }
 }
 
@@ -195,11 +195,11 @@ mod tests {
     }
 
     #[test]
-    fn a_place_comes_back_when_it_is_dropped() {
+    fn a_dropped_ticket_frees_its_place() {
         let crowd = Rc::new(RefCell::new(Crowd::default()));
-        let place = Place::take(&crowd, host(1), (), at(0));
+        let ticket = Ticket::take(&crowd, host(1), (), at(0));
         assert_eq!(crowd.borrow().len(), 1);
-        drop(place);
+        drop(ticket);
         assert!(crowd.borrow().is_empty() && crowd.borrow().counts.is_empty());
     }
 }

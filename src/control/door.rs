@@ -18,8 +18,8 @@ use tracing::{error, warn};
 
 use super::api::{Outbox, Reply};
 use super::auth::{Challenge, UNPROVEN_EACH_MAX, UNPROVEN_MAX};
-use super::conversation::{Conversation, House, Peer, ToProve};
-use super::crowd::{Admit, Crowd, Place, Rule};
+use super::conversation::{Caller, Conversation, Shared, ToProve};
+use super::crowd::{Admit, Crowd, Rule, Ticket};
 use super::mailbox::Mailbox;
 use super::reload::Entrance;
 use crate::base::time::Now;
@@ -38,8 +38,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LEAVING_MAX: usize = 16;
 
 /// The door, and what it needs to let a connection in.
-pub struct Door {
-    house: Rc<House>,
+pub struct ControlDoor {
+    shared: Rc<Shared>,
     /// Replaced by a reload, with effect on later connections.
     entrance: Rc<RefCell<Entrance>>,
     /// Connections whose sockets are open, including those being closed.
@@ -82,9 +82,9 @@ pub fn prepare(listener: &std::net::TcpListener, health: Health) -> io::Result<(
     listener.set_nonblocking(false)
 }
 
-impl Door {
-    pub fn new(house: House, entrance: Rc<RefCell<Entrance>>) -> Door {
-        Door { house: Rc::new(house), entrance, open: Rc::default(), crowd: Rc::default() }
+impl ControlDoor {
+    pub fn new(shared: Shared, entrance: Rc<RefCell<Entrance>>) -> ControlDoor {
+        ControlDoor { shared: Rc::new(shared), entrance, open: Rc::default(), crowd: Rc::default() }
     }
 
     /// Accepts forever.
@@ -104,11 +104,11 @@ impl Door {
     /// Turns a connection away or starts its conversation.
     async fn enter(&self, stream: TcpStream, peer: SocketAddr) {
         if !self.entrance.borrow().admission.admits(peer.ip()) {
-            self.house.hub.borrow_mut().stranger(peer, Now::read());
+            self.shared.hub.borrow_mut().stranger(peer, Now::read());
             return;
         }
         if !self.has_room_for(peer.ip()) {
-            self.house.hub.borrow().counters.connections_refused_full.one();
+            self.shared.hub.borrow().counters.connections_refused_full.one();
             turn_away(stream).await;
             return;
         }
@@ -120,17 +120,17 @@ impl Door {
             }
         };
         let (mailbox, now) = (Rc::new(Mailbox::default()), Now::read());
-        let place = Some(Place::take(&self.crowd, peer.ip(), Rc::clone(&mailbox), now));
-        let source = self.house.hub.borrow_mut().welcome(peer, Rc::clone(&mailbox), now);
-        let peer = Peer { source, address: peer, mailbox, place };
+        let ticket = Some(Ticket::take(&self.crowd, peer.ip(), Rc::clone(&mailbox), now));
+        let source = self.shared.hub.borrow_mut().welcome(peer, Rc::clone(&mailbox), now);
+        let peer = Caller { source, address: peer, mailbox, ticket };
         let counted = Counted::new(&self.open);
-        tokio_uring::spawn(attend(Rc::clone(&self.house), stream, peer, to_prove, counted));
+        tokio_uring::spawn(attend(Rc::clone(&self.shared), stream, peer, to_prove, counted));
     }
 
     /// Whether one more connection may come from `address`, if necessary in exchange for one that has
     /// proved or registered nothing so far.
     fn has_room_for(&self, address: IpAddr) -> bool {
-        let hub = self.house.hub.borrow();
+        let hub = self.shared.hub.borrow();
         let (open, limit) = (self.open.get(), hub.config.limits.control_connections);
         if open >= limit + LEAVING_MAX {
             return false;
@@ -142,9 +142,9 @@ impl Door {
         match crowd.admit(address, Rule { each, full, renews: proof }, Now::read()) {
             Admit::Come => true,
             Admit::No => false,
-            Admit::InsteadOf(ticket) => {
+            Admit::InsteadOf(number) => {
                 hub.counters.connections_displaced.one();
-                if let Some(mailbox) = crowd.leave(ticket) {
+                if let Some(mailbox) = crowd.leave(number) {
                     mailbox
                         .give_up("it had proved or registered nothing, and others needed the room");
                 }
@@ -163,9 +163,9 @@ impl Door {
 
 /// Looks after one connection from its first byte to its last.
 async fn attend(
-    house: Rc<House>,
+    shared: Rc<Shared>,
     stream: TcpStream,
-    peer: Peer,
+    peer: Caller,
     to_prove: Option<ToProve>,
     counted: Counted,
 ) {
@@ -174,9 +174,9 @@ async fn attend(
     let (segments_in, segments_out) = mpsc::channel(1);
     let reader = tokio_uring::spawn(read(Rc::clone(&stream), segments_in));
     let writer = tokio_uring::spawn(write(Rc::clone(&stream), Rc::clone(&mailbox)));
-    let conversation = Conversation::new(Rc::clone(&house), peer, to_prove);
+    let conversation = Conversation::new(Rc::clone(&shared), peer, to_prove);
     let why = conversation.run(segments_out).await;
-    house.hub.borrow_mut().farewell(source, why, Now::read());
+    shared.hub.borrow_mut().farewell(source, why, Now::read());
     mailbox.finish();
     if mailbox.broken().is_some() {
         // There is nothing left to say, and others may need the room.

@@ -70,9 +70,9 @@ use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Snapshot};
 use crate::config::Config;
 use crate::worker::link::{ControlEnd, Order};
-use admin::{Admin, Listener};
-use conversation::House;
-use door::Door;
+use admin::{AdminDoor, Listener};
+use conversation::Shared;
+use door::ControlDoor;
 use hub::Hub;
 use manager::Manager;
 use reload::{Entrance, Reload};
@@ -201,11 +201,11 @@ fn open(
     };
     if let Some(listener) = listeners.control {
         door::prepare(&listener, config.health)?;
-        let house = House::new(Rc::clone(hub), bound);
-        let door = Door::new(house, Rc::clone(entrance));
+        let shared = Shared::new(Rc::clone(hub), bound);
+        let door = ControlDoor::new(shared, Rc::clone(entrance));
         tokio_uring::spawn(door.accept(listener));
     }
-    let admin = Admin { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(entrance) };
+    let admin = AdminDoor { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(entrance) };
     if let Some(path) = &config.admin.socket {
         let socket = Listener::socket(path).map_err(io::Error::other)?;
         tokio_uring::spawn(admin::serve(admin.clone(), socket));

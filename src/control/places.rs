@@ -20,7 +20,7 @@ pub const PLACES_MAX: usize = 64;
 pub const SOURCE_MAX: usize = 32;
 
 /// A place, and what ends the connection that holds it.
-struct Place<T> {
+struct Held<T> {
     id: u64,
     source: u64,
     moved: Rc<Cell<Now>>,
@@ -29,7 +29,7 @@ struct Place<T> {
 
 /// The places taken.
 pub struct Places<T> {
-    taken: Vec<Place<T>>,
+    taken: Vec<Held<T>>,
     next: u64,
 }
 
@@ -56,7 +56,7 @@ impl<T> Places<T> {
         if !crowded && self.taken.len() < PLACES_MAX {
             return None;
         }
-        let rank = |place: &Place<T>| {
+        let rank = |place: &Held<T>| {
             let holds =
                 if crowded { usize::from(place.source == source) } else { of(place.source) };
             (std::cmp::Reverse(holds), place.moved.get())
@@ -68,7 +68,7 @@ impl<T> Places<T> {
     /// A connection from `source` takes a place; [`Places::make_room`] has seen to it that there is one.
     pub fn enter(&mut self, id: u64, source: IpAddr, moved: Rc<Cell<Now>>, end: T) {
         debug_assert!(self.taken.len() < PLACES_MAX, "room was made");
-        self.taken.push(Place { id, source: network(source), moved, end });
+        self.taken.push(Held { id, source: network(source), moved, end });
     }
 
     /// A connection has ended.
@@ -119,14 +119,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 mod tests {
     use super::*;
 
-    struct Door {
+    struct Scene {
         places: Places<usize>,
         moved: Vec<Rc<Cell<Now>>>,
     }
 
-    impl Door {
-        fn new() -> Door {
-            Door { places: Places::default(), moved: Vec::new() }
+    impl Scene {
+        fn new() -> Scene {
+            Scene { places: Places::default(), moved: Vec::new() }
         }
 
         /// A connection arrives, numbered in order of arrival; returns the one that has to go.
@@ -147,38 +147,42 @@ mod tests {
 
     #[test]
     fn a_source_at_its_limit_loses_the_connection_silent_for_longest() {
-        let mut door = Door::new();
+        let mut scene = Scene::new();
         for at in 0..SOURCE_MAX as u64 {
-            assert_eq!(door.comes("192.0.2.1", at), None);
+            assert_eq!(scene.comes("192.0.2.1", at), None);
         }
-        assert_eq!(door.comes("192.0.2.2", 90), None, "another source has room");
-        door.moves(0, 100);
-        assert_eq!(door.comes("192.0.2.1", 101), Some(1), "the first is in use");
-        assert_eq!(door.comes("192.0.2.1", 102), Some(2));
-        assert_eq!(door.places.taken.len(), SOURCE_MAX + 1);
+        assert_eq!(scene.comes("192.0.2.2", 90), None, "another source has room");
+        scene.moves(0, 100);
+        assert_eq!(scene.comes("192.0.2.1", 101), Some(1), "the first is in use");
+        assert_eq!(scene.comes("192.0.2.1", 102), Some(2));
+        assert_eq!(scene.places.taken.len(), SOURCE_MAX + 1);
     }
 
     #[test]
     fn when_full_the_source_with_the_most_makes_room() {
-        let mut door = Door::new();
-        assert_eq!(door.comes("192.0.2.9", 0), None, "an operator, silent since the beginning");
+        let mut scene = Scene::new();
+        assert_eq!(scene.comes("192.0.2.9", 0), None, "an operator, silent since the beginning");
         for number in 0..SOURCE_MAX as u64 {
-            assert_eq!(door.comes("192.0.2.1", 100 + number), None);
+            assert_eq!(scene.comes("192.0.2.1", 100 + number), None);
         }
         for number in 1..SOURCE_MAX as u64 {
-            assert_eq!(door.comes("192.0.2.2", 10 + number), None);
+            assert_eq!(scene.comes("192.0.2.2", 10 + number), None);
         }
-        assert_eq!(door.comes("192.0.2.3", 200), Some(1), "the oldest of the source with the most");
-        let gone = door.comes("192.0.2.4", 201);
+        assert_eq!(
+            scene.comes("192.0.2.3", 200),
+            Some(1),
+            "the oldest of the source with the most"
+        );
+        let gone = scene.comes("192.0.2.4", 201);
         assert_eq!(gone, Some(SOURCE_MAX + 1), "now both have as many: the most silent one");
-        assert_eq!(door.places.taken.len(), PLACES_MAX);
+        assert_eq!(scene.places.taken.len(), PLACES_MAX);
     }
 
     #[test]
     fn strangers_with_many_addresses_keep_nobody_out() {
-        let mut door = Door::new();
+        let mut scene = Scene::new();
         for number in 0..1000u64 {
-            let gone = door.comes(&format!("10.0.{}.{}", number / 250, number % 250), number);
+            let gone = scene.comes(&format!("10.0.{}.{}", number / 250, number % 250), number);
             let expected = (number as usize).checked_sub(PLACES_MAX);
             assert_eq!(gone, expected, "in the order in which they came");
         }
@@ -186,12 +190,12 @@ mod tests {
 
     #[test]
     fn a_connection_that_has_ended_leaves_room() {
-        let mut door = Door::new();
+        let mut scene = Scene::new();
         for at in 0..PLACES_MAX as u64 {
-            door.comes(&format!("10.0.0.{at}"), at);
+            scene.comes(&format!("10.0.0.{at}"), at);
         }
-        door.places.leave(7);
-        assert_eq!(door.comes("10.0.1.1", 200), None);
-        assert_eq!(door.comes("10.0.1.2", 201), Some(0));
+        scene.places.leave(7);
+        assert_eq!(scene.comes("10.0.1.1", 200), None);
+        assert_eq!(scene.comes("10.0.1.2", 201), Some(0));
     }
 }
