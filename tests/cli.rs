@@ -1,4 +1,4 @@
-//! The commands as a person types them: what they print, how they end, what they exit with.
+//! The commands as a person types them: what they print, how they end, and their exit codes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -24,7 +24,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// A program that is ended with its test.
+/// A program that ends with its test.
 struct Running(Child);
 
 impl Running {
@@ -68,7 +68,7 @@ impl Control {
 }
 
 #[test]
-fn help_and_version_are_no_faults() {
+fn help_and_version_are_not_errors() {
     let help = ran(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
     for command in ["serve", "check", "backend", "user", "status"] {
@@ -129,7 +129,7 @@ const FREE: [&str; 10] = [
     "127.0.0.1:0",
 ];
 
-/// A balancer on free ports that logs JSON lines, and where its doors are.
+/// A balancer on free ports that logs JSON lines, with the addresses of its doors.
 struct Serving {
     running: Running,
     log: BufReader<std::process::ChildStdout>,
@@ -150,7 +150,7 @@ impl Serving {
         serving
     }
 
-    /// The next line with this message. Blocks until it comes, or fails at the end of the log.
+    /// Waits for the next line with this message; fails at the end of the log.
     fn says(&mut self, message: &str) -> serde_json::Value {
         loop {
             let mut line = String::new();
@@ -211,7 +211,7 @@ fn a_udp_user_is_served_and_shown() {
     let user = UdpSocket::bind("127.0.0.1:0").unwrap();
     user.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     user.connect(serving.door("udp")).unwrap();
-    // The line stands in the log a moment before the workers know of the backend.
+    // The line is logged a moment before the workers know of the backend.
     let mut back = [0; 64];
     let len = wait_for("an answer", || {
         user.send(b"over the hills").unwrap();
@@ -228,7 +228,7 @@ fn a_udp_user_is_served_and_shown() {
     assert_eq!(session["client"], user.local_addr().unwrap().to_string());
     assert_eq!((&session["protocol"], &session["bytes_up"]), (&"udp".into(), &14.into()));
 
-    // The session would run on for a while; the second word ends it.
+    // The session would last a while longer; the second SIGTERM ends it.
     serving.running.terminate();
     serving.says("stopping: sessions left");
     serving.running.terminate();
@@ -284,7 +284,7 @@ fn check_says_ok_line_by_line_and_how_many_sessions_fit() {
 }
 
 #[test]
-fn check_says_what_is_bad_and_how_to_mend_it() {
+fn check_says_what_is_wrong_and_how_to_fix_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = ran(&[&["check"], &FREE[..8], &["--admin", &address]].concat());
@@ -314,10 +314,10 @@ fn check_says_what_is_bad_and_how_to_mend_it() {
     }
 }
 
-/// Runs as nobody in particular, without the capabilities that make limits look wide.
+/// Runs `lb check` as an unprivileged user, without the capabilities that lift limits.
 fn unprivileged(limits: &str) -> Option<Output> {
     let root = nix::unistd::geteuid().is_root();
-    // Somewhere that an unprivileged user can reach.
+    // A copy in a place an unprivileged user can reach.
     let program = std::env::temp_dir().join(format!("lb-{}-{}", std::process::id(), limits.len()));
     std::fs::copy(env!("CARGO_BIN_EXE_lb"), &program).unwrap();
     let line = format!("ulimit {limits} && exec {} check {}", program.display(), FREE.join(" "));
@@ -399,7 +399,7 @@ fn a_backend_registers_echoes_answers_hello_and_unregisters_on_sigterm() {
 }
 
 #[test]
-fn a_backend_comes_back_when_the_balancer_does() {
+fn a_backend_reconnects_when_the_balancer_returns() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let _backend =

@@ -32,7 +32,7 @@ fn succeeded(output: Output) -> String {
     said
 }
 
-/// The value of a setting of the unit; of the last one where it stands more than once.
+/// The value of a setting in the unit; the last one if it occurs more than once.
 fn setting(unit: &str, name: &str) -> String {
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
     unit.lines().rev().find_map(value).unwrap_or_else(|| panic!("the unit has no {name}"))
@@ -47,7 +47,7 @@ fn uncommented(file: &str) -> String {
     file.lines().map(bare).collect()
 }
 
-/// The shipped configuration as the table of keys would write it.
+/// The shipped configuration as generated from the table of keys.
 fn written_from_the_keys() -> String {
     let mut out = String::from(
         "# Settings of `lb serve`. Every key is here with its default; uncomment it to change it.\n\
@@ -88,7 +88,7 @@ fn the_shipped_configuration_reads_as_the_defaults_with_and_without_its_comments
     assert_eq!(set, KEYS.len());
 }
 
-/// `8081,8083/tcp|8082/udp` as port and protocol.
+/// Parses `8081,8083/tcp|8082/udp` into ports and protocols.
 fn ports(profile: &str) -> BTreeSet<(u16, String)> {
     let mut found = BTreeSet::new();
     for part in profile.split('|') {
@@ -100,7 +100,7 @@ fn ports(profile: &str) -> BTreeSet<(u16, String)> {
     found
 }
 
-/// What the profiles must open, from the defaults: for users, and for backends.
+/// The ports the profiles must open by default: for users, and for backends.
 fn default_ports() -> [(&'static str, BTreeSet<(u16, String)>); 2] {
     let listen = Config::default().listen;
     let port = |door: Option<std::net::SocketAddr>, protocol: &str| {
@@ -126,7 +126,7 @@ fn the_firewall_program_reads_both_profiles() {
     let folder = Folder::new("ufw");
     folder.write("etc/ufw/applications.d/lb", text("ufw/lb"));
     folder.write("lib/ufw/ufw.lock", "");
-    // It refuses to say anything without the rest of its configuration, whatever that says.
+    // It refuses to run without the rest of its configuration, whatever that contains.
     folder.write("etc/default/ufw", fs::read_to_string("/etc/default/ufw").unwrap());
     for entry in fs::read_dir("/etc/ufw").unwrap() {
         let path = entry.unwrap().path();
@@ -176,7 +176,7 @@ fn every_line_of_the_kernel_settings_has_its_reason_above() {
 
 #[test]
 #[ignore = "needs systemd-analyze"]
-fn systemd_takes_the_unit_and_finds_it_shut_in() {
+fn systemd_accepts_the_unit_and_finds_it_confined() {
     let folder = Folder::new("unit");
     let here = text("lb.service").replace("/usr/bin/lb", env!("CARGO_BIN_EXE_lb"));
     let unit = folder.write("lb.service", here);
@@ -188,7 +188,7 @@ fn systemd_takes_the_unit_and_finds_it_shut_in() {
     let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
     succeeded(verified);
     assert!(!complaints.contains("lb.service"), "{complaints}");
-    // The threshold is ten times the exposure: 20 is 2.0.
+    // The threshold is ten times the exposure: 20 means 2.0.
     succeeded(analyze(&["security", "--offline=yes", "--threshold=20"]));
 }
 
@@ -215,7 +215,7 @@ fn the_unit_lets_the_rings_through_its_filter() {
     }
 }
 
-/// The system calls behind a name in a filter, groups within groups taken apart.
+/// The system calls behind a name in a filter, with nested groups resolved.
 fn system_calls(name: &str) -> Vec<String> {
     if !name.starts_with('@') {
         return vec![name.to_owned()];

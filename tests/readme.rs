@@ -1,6 +1,6 @@
-//! The documents against the program: the tables of settings and metrics are those of the code, every
-//! command, flag, key, reason and log line is named, and what a symptom is said to look like is said.
-//! With `LB_WRITE_DOCS=1` it rewrites the generated tables.
+//! The documents against the program: the tables of settings and metrics match the code, every command,
+//! flag, key, reason and log line is documented, and the messages quoted for each symptom exist. With
+//! `LB_WRITE_DOCS=1` it rewrites the generated tables.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The README and the reference: every document that the program is held against.
+/// The README and the reference: every document checked against the program.
 const DOCUMENTS: [&str; 8] = [
     "README.md",
     "deploy/doc/operating.md",
@@ -32,7 +32,7 @@ fn document(name: &str) -> String {
     fs::read_to_string(root().join(name)).expect(name)
 }
 
-/// Lines of the README, at most: what a person needs on the first day.
+/// Most lines in the README, which holds what a person needs on the first day.
 const README_LINES_MAX: usize = 250;
 
 #[test]
@@ -54,7 +54,7 @@ fn the_readme_is_short_and_leads_to_every_document() {
     );
 }
 
-/// A document with `rows` between the marks of that name.
+/// The document with `rows` between the marks called `name`.
 fn with_block(text: &str, name: &str, rows: &str) -> String {
     let start = format!("<!-- {name} -->\n");
     let end = "<!-- end -->";
@@ -73,7 +73,7 @@ fn holds_block(document_name: &str, name: &str, rows: &str) {
     }
     assert!(
         text == wanted,
-        "the table of {name} in {document_name} is not that of the program; run `LB_WRITE_DOCS=1 cargo \
+        "the table of {name} in {document_name} differs from the program; run `LB_WRITE_DOCS=1 cargo \
          test --test readme`"
     );
 }
@@ -93,7 +93,7 @@ fn the_settings_are_those_of_the_program() {
     holds_block("deploy/doc/settings.md", "settings", &rows);
 }
 
-/// A balancer that is ended with its test.
+/// A balancer that ends with its test.
 struct Serving(Child);
 
 impl Drop for Serving {
@@ -103,7 +103,7 @@ impl Drop for Serving {
     }
 }
 
-/// What a running balancer says at `/metrics`.
+/// The answer of a running balancer at `/metrics`.
 fn metrics() -> String {
     let off = ["--tcp", "127.0.0.1:0", "--udp", "off", "--api", "off"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
@@ -136,7 +136,7 @@ fn the_metrics_are_those_of_the_program() {
 }
 
 #[test]
-fn every_reason_for_the_end_of_a_session_is_named() {
+fn every_reason_for_the_end_of_a_session_is_documented() {
     let source = include_str!("../src/session/mod.rs");
     let log = document("deploy/doc/log.md");
     let names: Vec<&str> = source
@@ -149,7 +149,7 @@ fn every_reason_for_the_end_of_a_session_is_named() {
     }
 }
 
-/// The source files in these folders, with strings that go on over several lines as one.
+/// The source files in these folders, with strings continued over several lines joined into one.
 fn source(folders: &[&str]) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
@@ -167,14 +167,14 @@ fn source(folders: &[&str]) -> Vec<String> {
     texts
 }
 
-/// A backslash at a line's end takes the next line's indentation with it.
+/// A backslash at the end of a line swallows the next line's indentation.
 fn joined(text: &str) -> String {
     let mut parts = text.split("\\\n");
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |all, part| all + part.trim_start())
 }
 
-/// What the balancer writes into its log: the last string of each call, tests left out.
+/// The log lines in a source file: the last string of each call, outside tests.
 fn log_lines(text: &str) -> Vec<&str> {
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let calls = ["info!(", "warn!(", "error!(", "line!("];
@@ -182,7 +182,7 @@ fn log_lines(text: &str) -> Vec<&str> {
     starts.filter_map(|(at, call)| last_string(&code[at + call.len()..])).collect()
 }
 
-/// The last string before the parenthesis that ends a call.
+/// The last string before the closing parenthesis of a call.
 fn last_string(arguments: &str) -> Option<&str> {
     let (mut depth, mut began, mut last) = (1, None, None);
     for (at, character) in arguments.char_indices() {
@@ -204,10 +204,10 @@ fn last_string(arguments: &str) -> Option<&str> {
 }
 
 #[test]
-fn every_line_of_the_log_is_named() {
+fn every_line_of_the_log_is_documented() {
     let log = document("deploy/doc/log.md");
     let mut count = 0;
-    // What the balancer says; `lb backend` tells of itself.
+    // The balancer's own log; `lb backend` documents its own.
     for text in source(&["src/boot", "src/control"]) {
         for line in log_lines(&text) {
             count += 1;
@@ -218,7 +218,7 @@ fn every_line_of_the_log_is_named() {
 }
 
 #[test]
-fn every_symptom_is_what_the_program_says() {
+fn every_symptom_quotes_what_the_program_says() {
     let operating = document("deploy/doc/operating.md");
     let (_, rest) = operating.split_once("<!-- symptoms -->\n").expect("the table of symptoms");
     let rows = rest.split("<!-- end -->").next().unwrap().lines().skip(2);
@@ -240,7 +240,7 @@ fn help(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn every_command_and_flag_is_named() {
+fn every_command_and_flag_is_documented() {
     let readme = document("README.md");
     let commands = help(&["help"]);
     let commands: Vec<&str> = commands
@@ -254,7 +254,7 @@ fn every_command_and_flag_is_named() {
     assert!(commands.contains(&"serve"), "{commands:?}");
     for command in commands {
         assert!(readme.contains(&format!("`lb {command}")), "lb {command}");
-        // The load generator has more flags than a table in a README is good for.
+        // The load generator has too many flags for a table in a README.
         if command == "bench" {
             continue;
         }

@@ -1,15 +1,15 @@
-//! The laws of the source, as a test. Owns what must never be: an import upward, a circle of imports,
-//! `unsafe` outside the ring, a clock in a pure module, a file without its opening line, work left open. The checker is a
-//! function over (path, text) pairs, and its own tests plant a violation of every law.
+//! The laws of the source, as a test. Owns what must never occur: an upward import, a circle of imports,
+//! `unsafe` outside the ring, a clock in a pure module, a file without its opening line, unfinished work.
+//! The checker is a function over (path, text) pairs, and its own tests plant a violation of every law.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
 
-/// Lines of a source file before its tests, at most.
+/// Most lines in a source file, not counting its tests.
 const LINES_MAX: usize = 600;
 
-/// Modules that get time handed in. A file is in one when its path starts like this.
+/// Modules that are passed the time and never read it: every file whose path starts like this.
 const PURE: &[&str] = &[
     "src/base/",
     "src/cluster/",
@@ -25,7 +25,7 @@ const PURE: &[&str] = &[
     "src/worker/http/sessions",
 ];
 
-/// The one file of the pure modules that reads the clock for everyone.
+/// The one file in a pure module that reads the clock, on behalf of everyone.
 const CLOCK: &str = "src/base/time.rs";
 
 #[test]
@@ -49,7 +49,7 @@ fn read_all(root: &Path) -> Vec<File> {
     files
 }
 
-/// Text files only; what is not UTF-8 (captured bytes, say) has no lines to check.
+/// Text files only; files that are not UTF-8, such as captured bytes, have no lines to check.
 fn walk(root: &Path, place: &Path, files: &mut Vec<File>) {
     let full = root.join(place);
     if let Ok(entries) = fs::read_dir(&full) {
@@ -104,8 +104,8 @@ fn length(file: &File, tell: &mut Tell) {
     }
 }
 
-/// Words that stand for work left open, and paths of one machine. Written in halves, so that this
-/// file does not hold them itself.
+/// Words that mark unfinished work, and paths that exist on one machine only. Written in halves, so that
+/// this file does not contain them itself.
 fn left_open(text: &str, tell: &mut Tell) {
     let words = [
         concat!("TO", "DO"),
@@ -126,7 +126,7 @@ fn left_open(text: &str, tell: &mut Tell) {
     }
 }
 
-/// Single words that the code of some files must not hold.
+/// Words that must not occur in the code of some files.
 fn words(path: &str, code: &str, tell: &mut Tell) {
     let pure = path != CLOCK && PURE.iter().any(|start| path.starts_with(start));
     for (line, row) in code.lines().enumerate() {
@@ -146,7 +146,7 @@ fn words(path: &str, code: &str, tell: &mut Tell) {
     }
 }
 
-/// Whether `word` stands in `row` with no letter, digit or underscore joined to a letter of its own.
+/// Whether `row` contains `word` as a word of its own, not as part of a longer identifier.
 fn holds_word(row: &str, word: &str) -> bool {
     let letter = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     let (first, last) = (word.chars().next(), word.chars().next_back());
@@ -157,7 +157,7 @@ fn holds_word(row: &str, word: &str) -> bool {
     })
 }
 
-/// The modules of the layer table in lib.rs, low to high: what stands left of another is below it.
+/// The modules in the layer table of lib.rs, from low to high: a module is below those to its right.
 fn layers(lib: &str) -> Vec<String> {
     let table: Vec<&str> = lib
         .lines()
@@ -169,7 +169,7 @@ fn layers(lib: &str) -> Vec<String> {
     table.join(" ").split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Where a module stands in the table: its own row, or that of the nearest module around it.
+/// A module's position in the table: its own entry, or that of the nearest enclosing module.
 fn layer(module: &[String], layers: &[String]) -> Option<usize> {
     (1..=module.len()).rev().find_map(|length| {
         let name = module[..length].join("::");
@@ -195,10 +195,10 @@ fn imports(path: &str, code: &str, layers: &[String], tell: &mut Tell) {
 
 type Module = Vec<String>;
 
-/// What each module imports, and on which line first.
+/// What each module imports, and the line of the first import.
 type Graph = BTreeMap<Module, BTreeMap<Module, usize>>;
 
-/// Circles of imports, each told once: with the first module in the alphabet, the shortest through it.
+/// Circles of imports, each reported once: for its alphabetically first module, the shortest circle.
 fn circles(files: &[File]) -> Vec<String> {
     let graph = graph(files);
     let mut found = Vec::new();
@@ -219,7 +219,8 @@ fn is_module(file: &File, module: &Module) -> bool {
     file.path.starts_with("src/") && file.path.ends_with(".rs") && module_of(&file.path) == *module
 }
 
-/// Who imports whom, file by file. What a module says of its own parts is no import: it is made of them.
+/// Which module imports which, file by file. Naming one's own submodules is not an import: a module is
+/// made of them.
 fn graph(files: &[File]) -> Graph {
     let is_source = |file: &&File| {
         file.path.starts_with("src/") && file.path.ends_with(".rs") && !is_tests(&file.path)
@@ -245,7 +246,7 @@ fn graph(files: &[File]) -> Graph {
     graph
 }
 
-/// The shortest way along imports from a module to itself, if there is one.
+/// The shortest path of imports from a module back to itself, if there is one.
 fn way_back(module: &Module, graph: &Graph) -> Option<Vec<Module>> {
     let mut ways: VecDeque<Vec<Module>> = VecDeque::from([vec![module.clone()]]);
     let mut seen = BTreeSet::new();
@@ -263,7 +264,7 @@ fn way_back(module: &Module, graph: &Graph) -> Option<Vec<Module>> {
     None
 }
 
-/// `src/worker/tcp/sessions.rs` is `worker::tcp::sessions`; lib.rs and main.rs are none.
+/// `src/worker/tcp/sessions.rs` is `worker::tcp::sessions`; lib.rs and main.rs are the root.
 fn module_of(path: &str) -> Vec<String> {
     let path = path.trim_start_matches("src/").trim_end_matches(".rs");
     let mut parts: Vec<String> = path.split('/').map(str::to_owned).collect();
@@ -273,8 +274,8 @@ fn module_of(path: &str) -> Vec<String> {
     parts
 }
 
-/// Every path from `crate` or `super` in the code of the module `here`, spelt out from the root,
-/// with its line.
+/// Every path from `crate` or `super` in the code of the module `here`, written out from the root, with
+/// its line.
 fn references(code: &str, here: &[String]) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
     for start in ["crate::", "super::"] {
@@ -324,7 +325,7 @@ fn spell_out<'a>(text: &'a str, base: &[String], targets: &mut Vec<Vec<String>>)
     if module.len() > base.len() {
         targets.push(module);
     }
-    // What may stand between a name and the comma after it: `*`, or `as` and another name.
+    // Skips what can stand between a name and the comma after it: `*`, or `as` and another name.
     text.find([',', '}', ';', '\n']).map_or("", |end| text[end..].trim_start())
 }
 
@@ -337,7 +338,7 @@ fn is_tests(path: &str) -> bool {
     path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 
-/// The part of a file before its unit tests, which stand at its end.
+/// The part of a file before its unit tests, which come last.
 fn before_tests(text: &str) -> &str {
     let mark = "\n#[cfg(test)]\n";
     let opens_module = |place: &usize| {
@@ -354,7 +355,7 @@ fn code_only(text: &str) -> String {
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
         let literal = skipped(rest);
-        // A word is taken whole, so that the `r` at the end of one does not open a raw string.
+        // A word is taken whole, so that an `r` at its end does not open a raw string.
         let length = if literal > 0 { literal } else { word_end(rest).max(first.len_utf8()) };
         let (taken, further) = rest.split_at(length);
         match literal {
@@ -476,7 +477,7 @@ mod the_checker {
         }
     }
 
-    /// What is said of a source of these files, each a path and its code.
+    /// The circles found in a source made of these files, each a path and its code.
     fn circles_of(files: &[(&str, &str)]) -> Vec<String> {
         let file = |(path, code): &(&str, &str)| File {
             path: (*path).to_owned(),

@@ -1,5 +1,5 @@
-//! The admin door as operators and their tools meet it. Owns the laws of what is shown, and that
-//! showing much holds nobody up.
+//! The admin door as operators and their tools use it. Owns the laws of what is shown, and the law that
+//! showing a lot of it delays nobody.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io::{ErrorKind, Read, Write};
@@ -64,7 +64,7 @@ fn the_status_shows_backends_with_their_share_and_counts() {
 }
 
 #[test]
-fn a_place_used_again_starts_from_nothing() {
+fn a_reused_slot_starts_at_zero() {
     let core = Core::start(|_| {});
     let mut backend = core.connect();
     backend.register(Protocol::Udp, 9);
@@ -78,7 +78,7 @@ fn a_place_used_again_starts_from_nothing() {
 }
 
 #[test]
-fn a_hundred_thousand_sessions_are_shown_page_by_page_and_hold_nobody_up() {
+fn a_hundred_thousand_sessions_are_shown_page_by_page_and_delay_nobody() {
     const SESSIONS: u32 = 100_000;
     let core = Core::start(|_| {});
     core.worker.with_shard(|shard| {
@@ -148,7 +148,7 @@ fn every_row_of_the_tables_is_in_the_metrics_with_its_help() {
 }
 
 #[test]
-fn what_the_admin_door_does_not_know_it_says() {
+fn the_admin_door_explains_what_it_refuses() {
     let core = Core::start(|_| {});
     for (head, code, words) in [
         ("GET /nothing HTTP/1.0\r\n\r\n", 404, "the paths are"),
@@ -164,7 +164,7 @@ fn what_the_admin_door_does_not_know_it_says() {
 
 #[test]
 fn neither_silent_strangers_nor_stalled_readers_keep_operators_out() {
-    // Less than a connection may be silent for, and much more than an answer takes.
+    // Less than the time a connection may stay silent, and much more than an answer takes.
     const AT_ONCE: Duration = Duration::from_secs(8);
     let core = Core::start(|_| {});
     core.worker.with_shard(|shard| {
@@ -183,10 +183,10 @@ fn neither_silent_strangers_nor_stalled_readers_keep_operators_out() {
         let mut strangers: Vec<_> = (0..80).map(|_| knock(words)).collect();
         let since = Instant::now();
         assert_eq!(core.get("/healthz").0, 200);
-        // A list takes a busy machine its time; a stalled reader may have two minutes.
+        // On a busy machine a list takes a while, and a stalled reader is given two minutes.
         let patience = if words == list { PATIENCE } else { AT_ONCE };
         assert!(since.elapsed() < patience, "{:?} behind {words:?}", since.elapsed());
-        // The first of them has made room.
+        // The first stranger has made room.
         strangers[0].set_read_timeout(Some(PATIENCE)).unwrap();
         let gone = strangers[0].read_to_end(&mut Vec::new());
         assert!(!gone.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{words:?}");
@@ -195,7 +195,7 @@ fn neither_silent_strangers_nor_stalled_readers_keep_operators_out() {
 }
 
 #[test]
-fn it_is_ready_with_a_backend_and_not_while_stopping() {
+fn it_is_ready_with_a_backend_but_not_while_stopping() {
     let mut core = Core::start(|_| {});
     assert_eq!(core.get("/healthz").0, 200);
     let (code, why) = core.get("/readyz");
@@ -214,7 +214,7 @@ fn it_is_ready_with_a_backend_and_not_while_stopping() {
 }
 
 #[test]
-fn a_worker_that_hangs_is_seen() {
+fn a_hanging_worker_is_noticed() {
     let core = Core::start(|_| {});
     assert_eq!(core.get("/healthz").0, 200);
     core.worker.hang();

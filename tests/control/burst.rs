@@ -1,4 +1,4 @@
-//! Many changes in one go: whoever asks for them is served, and nobody else is held up. Told by counting
+//! Many changes in one burst: all of them are answered, and nobody else is delayed. Measured by counting
 //! what was done in between, not by the clock.
 
 use std::io::Write;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::harness::{Backend, Core, service};
 use crate::wait::wait_for;
 
-/// Requests to register so many ports, one a line, with weights of every size.
+/// Requests to register these ports, one per line, with weights of every size.
 fn registrations(protocol: Protocol, ports: impl Iterator<Item = u16>) -> String {
     ports
         .map(|port| {
@@ -22,12 +22,12 @@ fn registrations(protocol: Protocol, ports: impl Iterator<Item = u16>) -> String
         .collect()
 }
 
-/// Reads the answers to so many requests. Hellos are answered meanwhile, behind the requests, as one
-/// stream has it: as soon as those are `written`.
+/// Reads the answers to `count` requests. Hellos that arrive meanwhile are answered behind the requests,
+/// as in any single stream: once all of those are `written`.
 fn answers(backend: &mut Backend, count: usize, written: impl Fn() -> bool) -> Vec<Value> {
     let (mut answers, mut hellos) = (Vec::new(), 0);
     while answers.len() < count {
-        let heard = backend.hear().expect("it is not thrown out");
+        let heard = backend.hear().expect("it is not disconnected");
         match heard.get("ack") {
             Some(_) => answers.push(heard),
             None => hellos += 1,
@@ -46,7 +46,7 @@ fn number(core: &Core, metric: &str) -> u64 {
 }
 
 #[test]
-fn a_thousand_registrations_in_one_go_pass_and_the_rest_is_refused_one_by_one() {
+fn a_thousand_registrations_at_once_pass_and_the_rest_are_refused_one_by_one() {
     let core = Core::start(|config| {
         config.health.interval = Duration::from_millis(100);
         config.health.timeout = Duration::from_millis(100);
@@ -73,7 +73,7 @@ fn a_thousand_registrations_in_one_go_pass_and_the_rest_is_refused_one_by_one() 
 #[test]
 fn the_health_page_is_served_between_the_registrations_of_a_burst() {
     for (agents, each) in [(1, 1_000), (50, 20)] {
-        // On a busy machine we may come too late to ask in between, and not every time.
+        // On a busy machine we may ask too late to be served in between, but not every time.
         assert!((0..5).any(|_| a_health_page_came_between(agents, each)), "{agents} agents");
     }
 }
@@ -95,7 +95,7 @@ fn a_health_page_came_between(agents: usize, each: u16) -> bool {
 }
 
 #[test]
-fn ports_that_are_tried_one_after_the_other_do_not_cost_a_backend_its_hellos() {
+fn trying_many_ports_in_turn_does_not_cost_a_backend_its_hellos() {
     let core = Core::start(|config| {
         config.health.interval = Duration::from_millis(50);
         config.health.timeout = Duration::from_millis(50);
@@ -104,7 +104,7 @@ fn ports_that_are_tried_one_after_the_other_do_not_cost_a_backend_its_hellos() {
     let services: Vec<_> = (0..300).map(|_| service()).collect();
     let mut agent = core.connect();
     agent.say(&registrations(Protocol::Tcp, services.iter().map(|(_, port)| *port)));
-    // It answers no hello before it has heard of every port.
+    // It answers no hello until it has an answer about every port.
     let heard = answers(&mut agent, 300, || false);
     assert!(heard.iter().all(|answer| answer["ack"] == "successful"));
     assert_eq!(agent.ask(&json!({"cmd": "list"}))["ack"], "successful");
@@ -113,7 +113,7 @@ fn ports_that_are_tried_one_after_the_other_do_not_cost_a_backend_its_hellos() {
 #[test]
 fn a_connection_that_ends_amid_its_requests_takes_its_backends_with_it() {
     let core = Core::start(|config| config.timeouts.connect = Duration::from_secs(600));
-    // A port whose queue is full: whoever connects to it waits for an answer.
+    // A port whose accept queue is full: a connection to it is left without an answer.
     let stuffed = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     stuffed.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     stuffed.listen(0).unwrap();

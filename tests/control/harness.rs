@@ -1,6 +1,6 @@
-//! A control core on doors of its own, with a worker that only counts turns, and backends that speak
-//! the wire protocol over plain sockets. Owns the waiting: every wait is for a condition and fails
-//! with what was waited for.
+//! A control core on doors of its own, a worker that only counts turns, and backends that speak the wire
+//! protocol over plain sockets. Owns the waiting: every wait is for a condition, and its failure names
+//! that condition.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -21,7 +21,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::wait::{PATIENCE, wait_for};
 
-/// A worker's side of the link, played: it turns, and remembers what it is told.
+/// A stand-in for a worker on its side of the link: it turns, and remembers what it is told.
 pub struct Worker {
     pub metrics: Arc<WorkerMetrics>,
     pub urgent: Arc<Notify>,
@@ -82,7 +82,7 @@ impl Worker {
         self.seen.lock().unwrap().reports.push(report);
     }
 
-    /// Enters sessions into the worker's part of the table.
+    /// Changes the worker's part of the session table.
     pub fn with_shard<T>(&self, change: impl FnOnce(&mut ShardWriter) -> T) -> T {
         change(&mut self.seen.lock().unwrap().shard)
     }
@@ -92,7 +92,7 @@ impl Worker {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Ports in the rotation of a protocol.
+    /// The ports in a protocol's rotation.
     pub fn rotation(&self, protocol: Protocol) -> Vec<u16> {
         let snapshot = self.snapshot();
         let rotation = &snapshot.rotations[protocol.index()];
@@ -130,7 +130,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// One on loopback, configured by `change`.
+    /// Starts a core on loopback, configured by `change`.
     pub fn start(change: impl FnOnce(&mut Config)) -> Core {
         let mut config = Config::default();
         change(&mut config);
@@ -164,7 +164,7 @@ impl Core {
         Backend::new(TcpStream::connect(here).unwrap())
     }
 
-    /// Connects from another of the loopback addresses.
+    /// Connects from another loopback address.
     pub fn connect_from(&self, source: IpAddr) -> Backend {
         let socket =
             socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -173,7 +173,7 @@ impl Core {
         Backend::new(socket.into())
     }
 
-    /// Asks the admin door, and says the status code and the body.
+    /// Asks the admin door; returns the status code and the body.
     pub fn get(&self, path: &str) -> (u16, String) {
         self.request(&format!("GET {path} HTTP/1.0\r\n\r\n"))
     }
@@ -244,7 +244,7 @@ impl Backend {
         self.stream.write_all(words.as_bytes()).unwrap();
     }
 
-    /// The next message; `None` at the end of the connection, orderly or not.
+    /// The next message; `None` when the connection ends, orderly or not.
     pub fn hear(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.lines.read_line(&mut line) {
@@ -272,7 +272,7 @@ impl Backend {
     }
 }
 
-/// A service's data port.
+/// A backend's data port, and the socket that listens on it.
 pub fn service() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,5 +1,5 @@
-//! The control core as backends meet it: over sockets, with a played worker behind it. Owns the laws
-//! of joining, leaving, proving, being asked hello and being refused.
+//! The control core as backends use it: over sockets, with a stand-in for the worker behind it. Owns the
+//! laws of joining and leaving, of proofs and hellos, and of refusals.
 
 mod admin;
 mod burst;

@@ -1,5 +1,5 @@
-//! The page in a real browser. Owns what must be seen there: that the script runs under the policy, and
-//! that numbers arrive. Screenshots go to a directory outside the repository.
+//! The page in a real browser. Owns what must be visible there: that the script runs under the policy,
+//! and that the figures arrive. Screenshots go to a directory outside the repository.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,7 +16,7 @@ const SESSIONS: u32 = 100_000;
 
 fn crowded() -> (Core, crate::harness::Backend) {
     let core = Core::start(|config| {
-        // The backends answer no hello, and a browser may take its time.
+        // These backends answer no hello, and a browser may be slow.
         config.health.interval = Duration::from_secs(3600);
         config.limits.sessions = SESSIONS as usize;
     });
@@ -40,7 +40,7 @@ fn crowded() -> (Core, crate::harness::Backend) {
     (core, backend)
 }
 
-/// What the browser has made of the page after some seconds of its own time.
+/// The page as rendered after some seconds of the browser's own time.
 fn seen(core: &Core, into: &Path, dark: bool) -> String {
     let look = if dark { "dark" } else { "light" };
     let profile = format!("--user-data-dir={}", into.join(look).display());

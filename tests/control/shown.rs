@@ -1,5 +1,5 @@
-//! What tools of others rely on: the documented schema, the metrics' format and the dashboard. Owns the
-//! comparison of what is written down with what a balancer really says.
+//! What other people's tools rely on: the documented schema, the format of the metrics and the dashboard.
+//! Owns the comparison of the documents with what a running balancer says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -26,7 +26,7 @@ fn core() -> (Core, crate::harness::Backend) {
     (core, backend)
 }
 
-/// Every field of a value by its path, with its type; what counts by name is `*`.
+/// Every field of a value by its path, with its type; `*` stands for the names of counters.
 fn fields(value: &Value, path: String, found: &mut BTreeMap<String, &'static str>) {
     match value {
         Value::Object(object) => {
@@ -37,7 +37,7 @@ fn fields(value: &Value, path: String, found: &mut BTreeMap<String, &'static str
                 fields(inner, format!("{path}{dot}{name}"), found);
             }
         }
-        // What would stand there is text, wherever a list can be empty here.
+        // Every list that can be empty here holds text.
         Value::Array(items) if items.is_empty() => drop(found.insert(path + "[]", "text")),
         Value::Array(items) => {
             for inner in items {
@@ -65,7 +65,7 @@ fn documented(heading: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn every_field_is_documented_with_its_type_and_no_other() {
+fn exactly_the_existing_fields_are_documented_with_their_types() {
     let (core, _backend) = core();
     for (path, heading) in [("/status", "GET /status"), ("/sessions", "GET /sessions")] {
         let (code, body) = core.get(path);
@@ -102,7 +102,7 @@ fn every_metric_of_the_dashboard_exists() {
 }
 
 #[test]
-#[ignore = "needs promtool, of the Debian package prometheus"]
+#[ignore = "needs promtool, from the Debian package prometheus"]
 fn promtool_finds_nothing_wrong_with_the_metrics() {
     let (core, _backend) = core();
     let (_, metrics) = core.get("/metrics");
@@ -112,7 +112,7 @@ fn promtool_finds_nothing_wrong_with_the_metrics() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("promtool; install the package prometheus");
+        .expect("promtool, from the package prometheus");
     promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
     let outcome = promtool.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&outcome.stderr);

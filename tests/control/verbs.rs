@@ -1,4 +1,5 @@
-//! Changes over the admin door, as an operator makes them. Owns the laws of who may and what follows.
+//! Changes over the admin door, as an operator makes them. Owns the laws of who may make them, and what
+//! they do.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +27,7 @@ fn core_with_token(name: &str) -> Core {
     std::fs::write(&file, TOKEN).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let core = Core::start(|config| config.admin.token_file = Some(file.clone()));
-    // It has been read once the door answers.
+    // The file has been read once the door answers.
     core.get("/healthz");
     std::fs::remove_file(file).unwrap();
     core
@@ -90,7 +91,7 @@ fn a_session_is_ended_by_its_own_worker_if_it_still_runs() {
 }
 
 #[test]
-fn nobody_changes_anything_without_leave() {
+fn nobody_changes_anything_without_permission() {
     let core = core_with_token("leave");
     let mut backend = core.connect();
     backend.register(Protocol::Udp, 9);
@@ -111,7 +112,7 @@ fn nobody_changes_anything_without_leave() {
 }
 
 #[test]
-fn the_unix_socket_needs_no_token_and_replaces_one_that_was_left_behind() {
+fn the_unix_socket_needs_no_token_and_replaces_one_left_behind() {
     let socket = path("socket");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let core = Core::start(|config| config.admin.socket = Some(socket.clone()));

@@ -1,7 +1,6 @@
-//! A machine for a test: systemd as the first process of namespaces of its own, over this machine's files
-//! under an overlay. Owns its processes, its cgroups and its mounts; all of them end with it. It may not
-//! touch this machine: kernel settings that are not of its network, modules, the clock and devices are
-//! out of its reach.
+//! A machine for a test: systemd as the first process in namespaces of its own, on an overlay over this
+//! machine's files. Owns its processes, cgroups and mounts; all of them end with it. It cannot touch this
+//! machine: modules, the clock, devices, and kernel settings beyond its own network are out of its reach.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,8 +11,8 @@ use std::process::{Command, Stdio};
 use crate::wait::wait_for;
 use crate::{Running, run, succeeded};
 
-/// Makes the root directory, leaves everything else behind, and becomes systemd. What this machine
-/// starts by itself is not started: only what `basic.target` needs, and what a test installs.
+/// Makes the root directory, leaves everything else behind, and becomes systemd. Of the units, only those
+/// that `basic.target` needs and those a test installs are started.
 const BOOT: &str = r#"
 set -e
 mount -t tmpfs none "$1"
@@ -56,7 +55,7 @@ exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin setpriv \
 
 /// The running machine.
 pub struct Machine {
-    /// `unshare`, which outlives the first process and takes it along.
+    /// `unshare`, which is the parent of the first process and kills it when it ends.
     holder: Option<Running>,
     first: u32,
     folder: PathBuf,
@@ -67,7 +66,7 @@ impl Machine {
     /// Boots it.
     ///
     /// # Errors
-    /// Why it cannot be had here, in the words of the program that failed.
+    /// Why it cannot be booted here, in the words of the program that failed.
     pub fn boot(name: &str) -> Result<Machine, String> {
         let name = format!("lb-machine-{name}-{}", std::process::id());
         let folder = std::env::temp_dir().join(&name);
@@ -115,7 +114,7 @@ impl Machine {
         Ok(())
     }
 
-    /// A command within.
+    /// A command inside.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--target={}", self.first)).args(["--all", "--", "env", "-i"]);
@@ -124,19 +123,19 @@ impl Machine {
         command
     }
 
-    /// Runs a line of shell within and expects success.
+    /// Runs a line of shell inside and expects success.
     #[track_caller]
     pub fn shell(&self, line: &str) -> String {
         succeeded(self.command("sh").args(["-c", line]).output().unwrap())
     }
 
-    /// A property of the unit, as systemd has it.
+    /// A property of the unit, as systemd reports it.
     pub fn unit(&self, property: &str) -> String {
         let said = run(self.command("systemctl").args(["show", "lb", "--value", "-p", property]));
         said.trim_end().to_owned()
     }
 
-    /// The place of a file within, as seen from here.
+    /// The path of a file inside, as seen from outside.
     pub fn path(&self, name: &str) -> PathBuf {
         Path::new(&format!("/proc/{}/root", self.first)).join(name.trim_start_matches('/'))
     }
@@ -144,14 +143,14 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // With the first process everything within ends, and with that the mounts.
+        // When the first process ends, everything inside ends, and the mounts vanish.
         drop(self.holder.take());
         wait_for("the machine's cgroups to be empty", || remove_cgroups(&self.cgroup).ok());
         let _ = fs::remove_dir(&self.folder);
     }
 }
 
-/// Where a cgroup of this test's own can be: below the one that it is in, in the hierarchy of version 2.
+/// Where this test can make a cgroup of its own: below the one it is in, in the version 2 hierarchy.
 fn own_cgroup() -> Result<PathBuf, String> {
     let mounts = fs::read_to_string("/proc/mounts").map_err(|error| error.to_string())?;
     let is_second = |line: &&str| line.split(' ').nth(2) == Some("cgroup2");
@@ -172,7 +171,7 @@ fn remove_cgroups(cgroup: &Path) -> std::io::Result<()> {
     fs::remove_dir(cgroup)
 }
 
-/// Says past the test harness, which keeps what tests print that pass, why one was not run.
+/// Reports why a test was not run, bypassing the harness, which swallows the output of passing tests.
 pub fn skipped(reason: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: a machine of its own cannot be booted: {reason}");
 }

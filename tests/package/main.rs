@@ -1,6 +1,6 @@
-//! The Debian package as an operator meets it: built by `deploy/package`, installed, run, upgraded and
+//! The Debian package as an operator uses it: built by `deploy/package`, installed, run, upgraded and
 //! purged. Owns a root directory for each test: this machine's files under an overlay, with a network
-//! of its own, so that nothing here outlives the test and the default ports are free.
+//! of its own, so that nothing outlives the test and the default ports are free.
 
 mod machine;
 mod systemd;
@@ -37,7 +37,7 @@ fn run(command: &mut Command) -> String {
     succeeded(command.output().expect("the program is installed"))
 }
 
-/// The package around the program that these tests were built with; built once.
+/// The package with the program these tests were built with; built once.
 fn package() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -50,7 +50,7 @@ fn package() -> &'static Path {
     })
 }
 
-/// A root directory with the machine's files, where changes go to memory. It lasts as long as the
+/// A root directory with this machine's files, where changes stay in memory. It lasts as long as the
 /// process that holds its namespaces.
 struct Root {
     holder: Child,
@@ -87,7 +87,7 @@ impl Root {
         Root { holder, folder }
     }
 
-    /// A command within. Nothing forks on the way there: the process started is that of the program.
+    /// A command inside. Nothing forks on the way, so the process started is that of the program itself.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--target={}", self.holder.id())).args(["--mount", "--net", "chroot"]);
@@ -98,7 +98,7 @@ impl Root {
         command
     }
 
-    /// The place of a file within, as seen from here.
+    /// The path of a file inside, as seen from outside.
     fn path(&self, name: &str) -> PathBuf {
         let inside = self.folder.join("system").join(name.trim_start_matches('/'));
         let inside = inside.strip_prefix("/").unwrap();
@@ -109,15 +109,15 @@ impl Root {
         fs::read_to_string(self.path(name)).expect(name)
     }
 
-    /// Installs, or upgrades to, a package as apt-get does where nobody can be asked.
+    /// Installs a package, or upgrades to it, as a non-interactive apt-get does.
     fn install(&self, package: &Path) {
         fs::copy(package, self.path("/lb.deb")).unwrap();
         run(self.command("dpkg").args(["--force-confdef", "--force-confold", "-i", "/lb.deb"]));
         fs::remove_file(self.path("/lb.deb")).unwrap();
     }
 
-    /// What the unit would start, as its user and within its limits. Where this machine's own limits
-    /// are lower and may not be raised, those hold.
+    /// Starts what the unit would start, as its user and within its limits, or within this machine's own
+    /// limits where those are lower and cannot be raised.
     fn serve(&self) -> Balancer<'_> {
         let unit = self.text("/usr/lib/systemd/system/lb.service");
         let files = limit(Resource::RLIMIT_NOFILE, &setting(&unit, "LimitNOFILE"));
@@ -144,7 +144,7 @@ impl Root {
         balancer
     }
 
-    /// Files of the package, or made for it, that are there beside those of this machine.
+    /// Files of the package, or created for it, that are still there.
     fn left_behind(&self) -> String {
         let mut find = Command::new("nsenter");
         find.arg(format!("--target={}", self.holder.id())).args(["--mount", "find"]);
@@ -158,7 +158,7 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
-        // The mounts and the network go with the last process that is in them.
+        // The mounts and the network vanish with the last process that uses them.
         let _ = self.holder.kill();
         let _ = self.holder.wait();
         let _ = fs::remove_dir(&self.folder);
@@ -187,12 +187,12 @@ impl Balancer<'_> {
         serde_json::from_str(&said).expect(&said)
     }
 
-    /// An echo service that has registered, with what else `lb backend` is to be told.
+    /// An echo backend that has registered; `arguments` are further ones for `lb backend`.
     fn backend(&self, arguments: &[&str]) -> Running {
         let mut command = self.root.command("lb");
         command.args(["backend", "--protocol", "tcp", "--port", "0", "--echo"]).args(arguments);
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        wait_for("the backend to be in", || {
+        wait_for("the backend to register", || {
             (self.status()["backends"].as_array()?.len() == 1).then_some(())
         });
         Running(process)
@@ -204,14 +204,14 @@ impl Balancer<'_> {
         User(Running(command.spawn().unwrap()))
     }
 
-    /// SIGTERM, as systemd does it; the exit code.
+    /// Sends SIGTERM, as systemd does; returns the exit code.
     fn stop(mut self) -> Option<i32> {
         kill(Pid::from_raw(self.process.0.id() as i32), Signal::SIGTERM).unwrap();
         wait_for("the balancer to exit", || self.process.0.try_wait().unwrap()).code()
     }
 }
 
-/// `lb user` in a session.
+/// A running `lb user`.
 struct User(Running);
 
 impl User {
@@ -226,14 +226,14 @@ impl User {
     }
 }
 
-/// The value of a setting of the unit.
+/// The value of a setting in the unit.
 #[track_caller]
 fn setting(unit: &str, name: &str) -> String {
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
     unit.lines().find_map(value).unwrap_or_else(|| panic!("the unit has no {name}"))
 }
 
-/// A limit of the unit, or this machine's where that is lower.
+/// A limit from the unit, or this machine's if that is lower.
 fn limit(resource: Resource, wanted: &str) -> u64 {
     let wanted = match wanted.strip_suffix('M') {
         Some(mebibytes) => mebibytes.parse::<u64>().unwrap() << 20,
@@ -243,7 +243,7 @@ fn limit(resource: Resource, wanted: &str) -> u64 {
     wanted.min(most)
 }
 
-/// The same package with another version, where a program changes the unpacked files.
+/// The same package with a newer version, after `change` has altered the unpacked files.
 fn newer(name: &str, change: impl FnOnce(&Path)) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&folder);
@@ -266,7 +266,7 @@ fn append(path: &Path, text: &str) {
     file.write_all(text.as_bytes()).unwrap();
 }
 
-/// What the metadata for the package says.
+/// The package's metadata in Cargo.toml.
 fn metadata() -> toml::Table {
     let manifest = fs::read_to_string(project().join("Cargo.toml")).unwrap();
     let manifest: toml::Table = manifest.parse().unwrap();
@@ -274,17 +274,17 @@ fn metadata() -> toml::Table {
 }
 
 #[test]
-fn every_file_to_deploy_is_packed() {
+fn every_file_to_deploy_is_packaged() {
     let metadata = metadata();
     let assets = metadata["assets"].as_array().unwrap();
     let packed: BTreeSet<&str> = assets.iter().filter_map(|asset| asset[0].as_str()).collect();
-    // By name, or with all documents of its folder.
+    // By name, or along with all documents in its folder.
     let is_packed = |name: &str| {
         let folder = name.strip_suffix(".md").and_then(|stem| stem.rsplit_once('/'));
         let all = folder.map(|(folder, _)| format!("{folder}/*.md"));
         packed.contains(name) || all.is_some_and(|all| packed.contains(&*all))
     };
-    // The unit is found by the directory it is in, the scripts are the package's own.
+    // The unit and the scripts are found by their directories; `package` builds the package.
     let otherwise = ["deploy/lb.service", "deploy/package", "deploy/debian"];
     assert_eq!(metadata["systemd-units"]["unit-scripts"].as_str(), Some("deploy"));
     assert_eq!(metadata["maintainer-scripts"].as_str(), Some("deploy/debian"));
@@ -296,7 +296,7 @@ fn every_file_to_deploy_is_packed() {
             match path.is_dir() {
                 _ if otherwise.contains(&name.as_str()) => {}
                 true => folders.push(path),
-                false => assert!(is_packed(&name), "{name} is not packed"),
+                false => assert!(is_packed(&name), "{name} is not in the package"),
             }
         }
     }
@@ -304,7 +304,7 @@ fn every_file_to_deploy_is_packed() {
 
 #[test]
 #[ignore = "needs cargo-deb, dpkg-dev and binutils"]
-fn the_package_holds_the_program_its_papers_and_its_settings() {
+fn the_package_holds_the_program_its_documents_and_its_settings() {
     let listed = run(Command::new("dpkg-deb").arg("--contents").arg(package()));
     let row = |line: &str| {
         let mut words = line.split_whitespace();
@@ -312,9 +312,9 @@ fn the_package_holds_the_program_its_papers_and_its_settings() {
     };
     let files: BTreeSet<(String, String)> =
         listed.lines().filter_map(row).filter(|(mode, _)| mode.starts_with('-')).collect();
-    let papers =
+    let manuals =
         ["", "-serve", "-check", "-backend", "-user", "-status", "-top", "-reload", "-drain"];
-    let papers = papers.map(|name| format!("/usr/share/man/man1/lb{name}.1.gz"));
+    let manuals = manuals.map(|name| format!("/usr/share/man/man1/lb{name}.1.gz"));
     let others = [
         "/usr/lib/systemd/system/lb.service",
         "/usr/lib/sysctl.d/60-lb.conf",
@@ -335,7 +335,7 @@ fn the_package_holds_the_program_its_papers_and_its_settings() {
         "/usr/share/doc/lb/schema.md",
         "/usr/share/doc/lb/copyright",
     ];
-    for name in papers.into_iter().chain(others.map(str::to_owned)) {
+    for name in manuals.into_iter().chain(others.map(str::to_owned)) {
         assert!(files.contains(&("-rw-r--r--".to_owned(), name.clone())), "{name} in\n{listed}");
     }
     assert!(files.contains(&("-rwxr-xr-x".to_owned(), "/usr/bin/lb".to_owned())), "{listed}");
@@ -389,7 +389,7 @@ fn installed_it_serves_as_its_own_user_within_the_limits_of_its_unit() {
 fn the_secret_of_the_package_opens_the_control_door_and_nothing_else_does() {
     let root = Root::new("secret");
     root.install(package());
-    // What LoadCredential does: a copy that the account can read, in a directory of the unit's.
+    // What LoadCredential does: a copy the account can read, in the unit's own directory.
     let credentials = "/run/credentials/lb.service";
     run(root.command("install").args(["-d", credentials]));
     let install = ["-o", "lb", "-m", "400", "/etc/lb/control.secret"];
@@ -431,7 +431,7 @@ fn an_upgrade_keeps_what_the_operator_changed_and_a_purge_leaves_nothing() {
     assert_eq!(root.text("/etc/lb/lb.toml"), changed, "the operator's file stays");
     assert!(
         root.text("/etc/lb/lb.toml.dpkg-dist").contains("newer version"),
-        "and the new is beside"
+        "and the new one is beside it"
     );
     assert!(
         root.text("/etc/ufw/applications.d/lb").contains("newer profile"),

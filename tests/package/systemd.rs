@@ -1,5 +1,5 @@
-//! The unit under a real systemd: what the package's operator sees of `systemctl`, `journalctl` and the
-//! balancer between boot and purge.
+//! The unit under a real systemd: what an operator sees from `systemctl`, `journalctl` and the balancer
+//! between boot and purge.
 
 use std::fs;
 use std::process::Stdio;
@@ -8,8 +8,7 @@ use crate::machine::{Machine, skipped};
 use crate::wait::wait_for;
 use crate::{Running, package, run};
 
-/// What the shipped unit leaves to the host: a watchdog that a test can wait for, the secret in use, and
-/// the socket for changes.
+/// A drop-in for the unit: a watchdog timeout short enough to wait for.
 const OVERRIDE: &str = "[Service]\nWatchdogSec=2\n";
 
 fn installed(name: &str) -> Option<Machine> {
@@ -27,7 +26,7 @@ fn installed(name: &str) -> Option<Machine> {
     Some(machine)
 }
 
-/// Changes the settings, which keep everything else at its default.
+/// Changes one setting and leaves the others at their defaults.
 fn set(machine: &Machine, key: &str, value: &str) {
     let path = machine.path("/etc/lb/lb.toml");
     let text = fs::read_to_string(&path).unwrap();
@@ -46,7 +45,7 @@ fn backend(machine: &Machine) -> Running {
 #[track_caller]
 fn relays(machine: &Machine) {
     wait_for("a backend", || {
-        // Just started anew it does not answer yet.
+        // A balancer that has just restarted does not answer yet.
         let said = machine.command("lb").args(["status", "--json"]).output().unwrap();
         let status: serde_json::Value = serde_json::from_slice(&said.stdout).ok()?;
         (status["backends"][0]["state"] == "serving").then_some(())
@@ -61,7 +60,7 @@ fn wait_for_unit(machine: &Machine, property: &str, wanted: &str) {
     });
 }
 
-/// Lines of the unit in the journal at this priority and the more important ones.
+/// The unit's lines in the journal at this priority and above.
 fn journal(machine: &Machine, priority: &str) -> String {
     run(machine.command("journalctl").args(["--sync"]));
     run(machine.command("journalctl").args(["-u", "lb", "-o", "cat", "-p", priority]))
@@ -71,7 +70,7 @@ fn journal(machine: &Machine, priority: &str) -> String {
 #[ignore = "needs root, systemd, cgroup2, cargo-deb, dpkg-dev and iproute2"]
 fn under_systemd_it_is_ready_reloads_and_ends_its_sessions_before_it_stops() {
     let Some(machine) = installed("stop") else { return };
-    // It was started by the package, and is ready when that has been installed.
+    // Installing the package has started it and waited until it was ready.
     assert_eq!(machine.unit("ActiveState"), "active");
     let exposure = machine.shell("systemd-analyze security --no-pager lb | tail -n 1");
     let exposure = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok());
@@ -114,7 +113,7 @@ fn under_systemd_it_is_ready_reloads_and_ends_its_sessions_before_it_stops() {
 fn under_systemd_it_comes_back_from_a_crash_and_a_hang_and_not_from_wrong_settings() {
     let Some(machine) = installed("return") else { return };
     set(&machine, "secret_file", r#""/run/credentials/lb.service/control.secret""#);
-    // An operator who tries one thing after the other is not refused for having tried too often.
+    // An operator who tries one thing after another is not stopped for restarting too often.
     for _ in 0..7 {
         machine.shell("systemctl restart lb");
     }
@@ -130,7 +129,7 @@ fn under_systemd_it_comes_back_from_a_crash_and_a_hang_and_not_from_wrong_settin
     set(&machine, "level", r#""loud""#);
     machine.shell("! systemctl restart lb");
     assert_eq!(machine.unit("ExecMainStatus"), "2");
-    assert_eq!(machine.unit("ActiveState"), "failed", "it is not tried again");
+    assert_eq!(machine.unit("ActiveState"), "failed", "systemd does not retry");
     assert!(journal(&machine, "err").contains("log.level takes one of"));
 
     run(machine.command("dpkg").args(["--purge", "lb"]));
