@@ -253,6 +253,59 @@ mod tests {
         assert_eq!(said, "takes a number from 1 to 16777216 or \"auto\", not -5");
     }
 
+    /// The least and the greatest number of every setting that takes one. Written out, so that a limit
+    /// cannot shift unnoticed.
+    const RANGES: &[(&str, i64, i64)] = &[
+        ("workers", 1, 128),
+        ("health.interval_ms", 10, 3_600_000),
+        ("health.timeout_ms", 1, 3_600_000),
+        ("health.misses", 1, 100),
+        ("timeouts.connect_ms", 1, 3_600_000),
+        ("timeouts.tcp_idle_ms", 10, 2_592_000_000),
+        ("timeouts.half_close_ms", 10, 2_592_000_000),
+        ("timeouts.udp_idle_ms", 10, 86_400_000),
+        ("timeouts.drain_ms", 0, 86_400_000),
+        ("limits.sessions", 1, 16_777_216),
+        ("limits.control_connections", 1, 65_536),
+        ("limits.buffer_bytes", 1_048_576, 68_719_476_736),
+        ("limits.udp_sessions", 1, 16_777_216),
+        ("limits.udp_sockets", 0, 131_070),
+        ("udp.responses", 0, 4_294_967_295),
+        ("udp.quarantine_ms", 0, 86_400_000),
+        ("udp.source_sessions", 0, 4_294_967_295),
+        ("udp.source_new_per_second", 0, 4_294_967_295),
+        ("api.line_bytes", 256, 65_536),
+        ("api.field_bytes", 256, 65_536),
+        ("api.head_bytes", 1024, 262_144),
+        ("api.fields", 1, 100),
+        ("api.body_bytes", 0, i64::MAX),
+        ("api.head_ms", 10, 3_600_000),
+        ("api.body_ms", 10, 3_600_000),
+        ("api.answer_ms", 10, 86_400_000),
+        ("api.idle_ms", 10, 86_400_000),
+        ("api.tunnel_idle_ms", 10, 2_592_000_000),
+        ("api.upstream_idle_ms", 1, 3_600_000),
+        ("api.upstream_idle_max", 0, 65_536),
+        ("api.upstream_private_max", 0, 65_536),
+        ("api.retries", 0, 10),
+        ("log.requests_per_second", 0, 10_000_000),
+    ];
+
+    #[test]
+    fn every_number_is_accepted_within_its_range_and_nowhere_else() {
+        let mut config = Config::default();
+        for (path, least, greatest) in RANGES {
+            let key = KEYS.iter().find(|key| key.path() == *path).expect(path);
+            let mut accepts = |number| key.set(&mut config, &Given::Number(number)).is_ok();
+            assert!(accepts(*least) && accepts(*greatest), "{path} at its limits");
+            assert!(!accepts(least - 1), "{path} below {least}");
+            assert!(greatest.checked_add(1).is_none_or(|above| !accepts(above)), "{path}");
+        }
+        let takes_numbers = |key: &&Key<Config>| key.takes().contains(" number");
+        let paths: Vec<String> = KEYS.iter().filter(takes_numbers).map(Key::path).collect();
+        assert_eq!(paths, RANGES.iter().map(|range| range.0).collect::<Vec<_>>());
+    }
+
     #[test]
     fn udp_settings_say_what_they_take() {
         let text = |text: &str| Given::Text(text.to_owned());

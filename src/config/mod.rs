@@ -308,3 +308,20 @@ impl Default for Log {
         Log { level: tracing::Level::INFO, format: LogFormat::Text, requests_per_second: 100 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_automatic_quarantine_is_twice_the_idle_time_or_ten_seconds_with_responses() {
+        let seconds = Duration::from_secs;
+        let udp = Udp::default();
+        assert_eq!(udp.quarantine(seconds(60)), seconds(120));
+        let answered = Udp { responses: NonZeroU32::new(1), ..udp };
+        assert_eq!(answered.quarantine(seconds(60)), seconds(10));
+        assert_eq!(answered.quarantine(seconds(3)), seconds(6), "but not longer than without");
+        let configured = Udp { quarantine: Some(Duration::ZERO), ..answered };
+        assert_eq!(configured.quarantine(seconds(60)), Duration::ZERO);
+    }
+}
