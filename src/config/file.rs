@@ -126,7 +126,7 @@ fn line(text: &str, place: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::super::{LogFormat, OnBackendLoss, Policy};
@@ -152,72 +152,74 @@ mod tests {
         assert_eq!(read("lb.toml", &text), Ok(Config::default()), "{text}");
     }
 
+    /// Every key, each with a value that is not its default.
+    pub const FULL: &str = r#"
+        workers = 3
+        [listen]
+        tcp = "10.0.0.1:1"
+        udp = 2
+        api = ":3"
+        control = "[::1]:4"
+        admin = "off"
+        [balance]
+        policy = "source_hash"
+        on_backend_loss = "close"
+        [health]
+        interval_ms = 900
+        timeout_ms = 800
+        misses = 2
+        [timeouts]
+        connect_ms = 11
+        tcp_idle_ms = 12
+        half_close_ms = 13
+        udp_idle_ms = 17
+        drain_ms = 14
+        [limits]
+        sessions = 15
+        control_connections = 16
+        buffer_bytes = 1_048_576
+        udp_sessions = 18
+        udp_sockets = 19
+        [udp]
+        on_backend_loss = "drop"
+        responses = 20
+        quarantine_ms = 21
+        source_sessions = 22
+        source_new_per_second = 23
+        local_addresses = ["10.0.0.5", "::1"]
+        gro = false
+        [api]
+        line_bytes = 1024
+        field_bytes = 1025
+        head_bytes = 4096
+        fields = 50
+        body_bytes = 24
+        head_ms = 25
+        body_ms = 26
+        answer_ms = 27
+        idle_ms = 28
+        tunnel_idle_ms = 29
+        upstream_idle_ms = 30
+        upstream_idle_max = 31
+        upstream_private_max = 32
+        retries = 1
+        via = "edge"
+        trusted = ["10.0.0.0/8"]
+        [control]
+        allow = ["10.0.0.0/8"]
+        secret_file = "secrets"
+        [admin]
+        token_file = "tokens"
+        socket = "admin.sock"
+        [log]
+        level = "debug"
+        format = "json"
+        requests_per_second = 32
+    "#;
+
     #[test]
     fn a_full_file_sets_every_field() {
-        let text = r#"
-            workers = 3
-            [listen]
-            tcp = "10.0.0.1:1"
-            udp = 2
-            api = ":3"
-            control = "[::1]:4"
-            admin = "off"
-            [balance]
-            policy = "source_hash"
-            on_backend_loss = "close"
-            [health]
-            interval_ms = 900
-            timeout_ms = 800
-            misses = 2
-            [timeouts]
-            connect_ms = 11
-            tcp_idle_ms = 12
-            half_close_ms = 13
-            udp_idle_ms = 17
-            drain_ms = 14
-            [limits]
-            sessions = 15
-            control_connections = 16
-            buffer_bytes = 1_048_576
-            udp_sessions = 18
-            udp_sockets = 19
-            [udp]
-            on_backend_loss = "drop"
-            responses = 20
-            quarantine_ms = 21
-            source_sessions = 22
-            source_new_per_second = 23
-            local_addresses = ["10.0.0.5", "::1"]
-            gro = false
-            [api]
-            line_bytes = 1024
-            field_bytes = 1025
-            head_bytes = 4096
-            fields = 50
-            body_bytes = 24
-            head_ms = 25
-            body_ms = 26
-            answer_ms = 27
-            idle_ms = 28
-            tunnel_idle_ms = 29
-            upstream_idle_ms = 30
-            upstream_idle_max = 31
-            upstream_private_max = 32
-            retries = 1
-            via = "edge"
-            trusted = ["10.0.0.0/8"]
-            [control]
-            allow = ["10.0.0.0/8"]
-            secret_file = "secrets"
-            [admin]
-            token_file = "tokens"
-            socket = "admin.sock"
-            [log]
-            level = "debug"
-            format = "json"
-            requests_per_second = 32
-        "#;
-        let config = read("lb.toml", text).unwrap();
+        let config = read("lb.toml", FULL).unwrap();
         let defaults = Config::default();
         for key in KEYS {
             assert_ne!(key.show(&config), key.show(&defaults), "{} was not set", key.path());
@@ -232,71 +234,74 @@ mod tests {
         assert_eq!(config.log.format, LogFormat::Json);
     }
 
+    /// Files with a fault, and what is said of each.
+    const WRONG: &[(&str, &str)] = &[
+        (
+            "\n[balance]\npolcy = 1",
+            "f line 3: unknown key `polcy` in [balance]; did you mean `policy`?",
+        ),
+        (
+            "[listen]\ninterval_ms = 1",
+            "f line 2: unknown key `interval_ms` in [listen]; it belongs to [health]",
+        ),
+        ("[limit]\nsessions = 1", "f line 1: unknown key `limit`; did you mean `[limits]`?"),
+        ("worker = 1", "f line 1: unknown key `worker`; did you mean `workers`?"),
+        (
+            "[log]\nworkers = 1",
+            "f line 2: unknown key `workers` in [log]; it stands above all tables",
+        ),
+        ("health = 5", "f line 1: `health` is a table: write [health] and its keys below it"),
+        (
+            "[log]\nzzz = 1",
+            "f line 2: unknown key `zzz` in [log]; known here are level, format, \
+                 requests_per_second",
+        ),
+        (
+            "[health]\ninterval_ms = \"5s\"",
+            "f line 2: health.interval_ms takes a whole number of milliseconds from 10 to \
+                 3600000, not \"5s\"",
+        ),
+        (
+            "[health]\nmisses = 2.5",
+            "f line 2: health.misses takes a whole number from 1 to 100, not a value of the \
+                 type float",
+        ),
+        (
+            "[balance]\npolicy = \"random\"",
+            "f line 2: balance.policy takes one of \"round_robin\", \"least_sessions\", \
+                 \"source_hash\", not \"random\"",
+        ),
+        (
+            "[control]\nallow = [\"10.0.0.0/33\"]",
+            "f line 2: control.allow takes a list of networks such as [\"10.0.0.0/8\", \
+                 \"192.0.2.7\"], not \"10.0.0.0/33\"",
+        ),
+        (
+            "[udp]\nlocal_addresses = [\"10.0.0.5\", \"10.0.0.5\"]",
+            "f line 2: udp.local_addresses takes a list of up to 16 addresses such as \
+                 [\"10.0.0.5\"], not \"10.0.0.5\"",
+        ),
+        (
+            "[udp]\nlocal_addresses = [\"0.0.0.0\"]",
+            "f line 2: udp.local_addresses takes a list of up to 16 addresses such as \
+                 [\"10.0.0.5\"], not \"0.0.0.0\"",
+        ),
+        (
+            "[control]\nallow = [1]",
+            "f line 2: control.allow takes a list of networks such as [\"10.0.0.0/8\", \
+                 \"192.0.2.7\"], not a value of the type list of anything but text",
+        ),
+        (
+            "workers = 99999999999999999999",
+            "f line 1: workers takes a number from 1 to 128 or \"auto\", not a value of the \
+                 type number beyond 64 bits",
+        ),
+    ];
+
     #[test]
     fn what_is_wrong_is_told_with_its_line_and_the_cure() {
-        for (text, said) in [
-            (
-                "\n[balance]\npolcy = 1",
-                "f line 3: unknown key `polcy` in [balance]; did you mean `policy`?",
-            ),
-            (
-                "[listen]\ninterval_ms = 1",
-                "f line 2: unknown key `interval_ms` in [listen]; it belongs to [health]",
-            ),
-            ("[limit]\nsessions = 1", "f line 1: unknown key `limit`; did you mean `[limits]`?"),
-            ("worker = 1", "f line 1: unknown key `worker`; did you mean `workers`?"),
-            (
-                "[log]\nworkers = 1",
-                "f line 2: unknown key `workers` in [log]; it stands above all tables",
-            ),
-            ("health = 5", "f line 1: `health` is a table: write [health] and its keys below it"),
-            (
-                "[log]\nzzz = 1",
-                "f line 2: unknown key `zzz` in [log]; known here are level, format, \
-                 requests_per_second",
-            ),
-            (
-                "[health]\ninterval_ms = \"5s\"",
-                "f line 2: health.interval_ms takes a whole number of milliseconds from 10 to \
-                 3600000, not \"5s\"",
-            ),
-            (
-                "[health]\nmisses = 2.5",
-                "f line 2: health.misses takes a whole number from 1 to 100, not a value of the \
-                 type float",
-            ),
-            (
-                "[balance]\npolicy = \"random\"",
-                "f line 2: balance.policy takes one of \"round_robin\", \"least_sessions\", \
-                 \"source_hash\", not \"random\"",
-            ),
-            (
-                "[control]\nallow = [\"10.0.0.0/33\"]",
-                "f line 2: control.allow takes a list of networks such as [\"10.0.0.0/8\", \
-                 \"192.0.2.7\"], not \"10.0.0.0/33\"",
-            ),
-            (
-                "[udp]\nlocal_addresses = [\"10.0.0.5\", \"10.0.0.5\"]",
-                "f line 2: udp.local_addresses takes a list of up to 16 addresses such as \
-                 [\"10.0.0.5\"], not \"10.0.0.5\"",
-            ),
-            (
-                "[udp]\nlocal_addresses = [\"0.0.0.0\"]",
-                "f line 2: udp.local_addresses takes a list of up to 16 addresses such as \
-                 [\"10.0.0.5\"], not \"0.0.0.0\"",
-            ),
-            (
-                "[control]\nallow = [1]",
-                "f line 2: control.allow takes a list of networks such as [\"10.0.0.0/8\", \
-                 \"192.0.2.7\"], not a value of the type list of anything but text",
-            ),
-            (
-                "workers = 99999999999999999999",
-                "f line 1: workers takes a number from 1 to 128 or \"auto\", not a value of the \
-                 type number beyond 64 bits",
-            ),
-        ] {
-            assert_eq!(read("f", text), Err(said.to_owned()), "{text}");
+        for (text, said) in WRONG {
+            assert_eq!(read("f", text), Err((*said).to_owned()), "{text}");
         }
     }
 

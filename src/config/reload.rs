@@ -51,60 +51,7 @@ mod tests {
 
     #[test]
     fn what_runs_keeps_its_sockets_threads_and_memory_and_takes_the_rest() {
-        let text = r#"
-            workers = 3
-            listen.tcp = "10.0.0.1:1"
-            listen.udp = 2
-            listen.api = ":3"
-            listen.control = "[::1]:4"
-            listen.admin = "off"
-            balance.policy = "source_hash"
-            balance.on_backend_loss = "close"
-            health.interval_ms = 900
-            health.timeout_ms = 800
-            health.misses = 2
-            timeouts.connect_ms = 11
-            timeouts.tcp_idle_ms = 12
-            timeouts.half_close_ms = 13
-            timeouts.drain_ms = 14
-            timeouts.udp_idle_ms = 17
-            limits.sessions = 15
-            limits.control_connections = 16
-            limits.buffer_bytes = 1_048_576
-            limits.udp_sessions = 18
-            limits.udp_sockets = 19
-            udp.on_backend_loss = "drop"
-            udp.responses = 20
-            udp.quarantine_ms = 21
-            udp.source_sessions = 22
-            udp.source_new_per_second = 23
-            udp.local_addresses = ["10.0.0.5", "::1"]
-            udp.gro = false
-            api.line_bytes = 1024
-            api.field_bytes = 1025
-            api.head_bytes = 4096
-            api.fields = 50
-            api.body_bytes = 24
-            api.head_ms = 25
-            api.body_ms = 26
-            api.answer_ms = 27
-            api.idle_ms = 28
-            api.tunnel_idle_ms = 29
-            api.upstream_idle_ms = 30
-            api.upstream_idle_max = 31
-            api.upstream_private_max = 32
-            api.retries = 1
-            api.via = "edge"
-            api.trusted = ["10.0.0.0/8"]
-            control.allow = ["10.0.0.0/8"]
-            control.secret_file = "secrets"
-            admin.token_file = "token"
-            admin.socket = "/run/lb/admin.sock"
-            log.level = "debug"
-            log.format = "json"
-            log.requests_per_second = 32
-        "#;
-        let wanted = file::read("lb.toml", text).unwrap();
+        let wanted = file::read("lb.toml", file::tests::FULL).unwrap();
         let change = between(&Config::default(), &wanted);
         for key in KEYS {
             let line = format!("{} = {}", key.path(), key.show(&wanted));

@@ -321,6 +321,11 @@ impl Peer {
         self.inbox.drain(..bytes);
         let asked = self.asked.take().expect("a request is being read");
         self.served += 1;
+        self.answer_as_troubled(&asked, wire, dice);
+        true
+    }
+
+    fn answer_as_troubled(&mut self, asked: &Asked, wire: &mut Wire, dice: &mut Dice) {
         match asked.trouble {
             // It has been answered.
             Trouble::Hasty => {}
@@ -336,7 +341,7 @@ impl Peer {
                 self.say(dice.pick(nonsense));
             }
             Trouble::HalfAnswer => {
-                self.answer(&asked, dice);
+                self.answer(asked, dice);
                 let whole = self.outbox.len();
                 let kept = if dice.one_in(2) { dice.below(whole) } else { whole - 1 };
                 self.outbox.truncate(kept);
@@ -347,7 +352,7 @@ impl Peer {
                     if until_close || dice.one_in(2) { After::Reset } else { After::Leave };
             }
             _ => {
-                self.answer(&asked, dice);
+                self.answer(asked, dice);
                 match asked.trouble {
                     // Behind a body without an end of its own, it would be part of it.
                     Trouble::Talkative if asked.answer != Framing::UntilClose => {
@@ -362,7 +367,6 @@ impl Peer {
                 }
             }
         }
-        true
     }
 
     /// Says the whole answer.
