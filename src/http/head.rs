@@ -1,26 +1,27 @@
-//! Reading heads: bytes to names and values that point into them, nothing copied, nothing allocated.
-//! `httparse` finds the parts; this file adds what it lets pass (bare line feeds, several empty
-//! lines, any target, any number of `Host`) and the limits. Decides nothing about bodies.
+//! Reading heads: bytes become names and values that point into them; nothing is copied or
+//! allocated. `httparse` finds the parts; this file adds the limits, and refuses what `httparse`
+//! lets pass (bare line feeds, several empty lines, any target, any number of `Host`). Decides
+//! nothing about bodies.
 
 use std::mem::MaybeUninit;
 
 use super::field::{self, Name};
 use super::{Fault, Limits, Version};
 
-/// Field lines in a head, at most.
+/// Limit on the field lines of a head.
 pub const FIELDS_MAX: usize = 100;
-/// A method longer than this is not one that anybody implements (RFC 9112 3: 501).
+/// A longer method is not one that anybody implements (RFC 9112 3: 501).
 const METHOD_BYTES_MAX: usize = 32;
 
-/// Fields that `Connection` may name, at most. Each line of a head is compared with each of them, and a
-/// head has room for thousands; nobody names more than two or three.
+/// Limit on the fields that `Connection` may name. Every line of a head is compared with each of
+/// them, and a head has room for thousands; nobody names more than two or three.
 const NAMED_MAX: usize = 32;
 
 /// A field line: a token and a value without the space around it.
 pub type Field<'a> = httparse::Header<'a>;
 
-/// Where a head's field lines are put while it is looked at. Lives on the caller's stack, beside the
-/// bytes that it points into; costs nothing to make.
+/// Storage for a head's field lines while it is being read. It lives on the caller's stack, beside
+/// the bytes it points into, and costs nothing to make.
 pub struct Space<'a> {
     lines: [MaybeUninit<Field<'a>>; FIELDS_MAX],
     names: [Name; FIELDS_MAX],
@@ -36,7 +37,7 @@ impl Space<'_> {
     }
 }
 
-/// The field lines of a head, in the order in which they came, each with what its name means.
+/// The field lines of a head in their original order, each with the meaning of its name.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'s, 'a> {
     lines: &'s [Field<'a>],
@@ -68,7 +69,7 @@ impl<'s, 'a> Fields<'s, 'a> {
                 .any(|element| element.eq_ignore_ascii_case(token))
     }
 
-    /// The value of the only line of that name; the error is for a second one.
+    /// The value of the only line of that name; `twice` is the error if there is a second.
     fn only(&self, name: Name, twice: Fault) -> Result<Option<&'a [u8]>, Fault> {
         if !self.has(name) {
             return Ok(None);
@@ -126,31 +127,32 @@ pub struct RequestHead<'s, 'a> {
     pub method: &'a str,
     pub target: Target<'a>,
     pub version: Version,
-    /// The authority that the request is for: of the target in absolute form, else `Host`. Only an
-    /// HTTP/1.0 request can be without.
+    /// The authority that the request is addressed to: that of a target in absolute form, else
+    /// `Host`. Only an HTTP/1.0 request may have none.
     pub host: Option<&'a str>,
     pub fields: Fields<'s, 'a>,
     pub connection: Connection,
-    /// The user waits for 100 before it sends the body (RFC 9110 10.1.1).
+    /// The user waits for 100 (Continue) before it sends the body (RFC 9110 10.1.1).
     pub expects_continue: bool,
-    /// Bytes of the head; the body, or the next request, starts there.
+    /// Length of the head in bytes; the body, or the next request, starts there.
     pub length: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseHead<'s, 'a> {
     pub status: u16,
-    /// Empty when there was none, or one with bytes beyond ASCII.
+    /// Empty if there was none, or if it held bytes beyond ASCII.
     pub reason: &'a str,
     pub version: Version,
     pub fields: Fields<'s, 'a>,
     pub connection: Connection,
-    /// Bytes of the head; the body, or the next response, starts there.
+    /// Length of the head in bytes; the body, or the next response, starts there.
     pub length: usize,
 }
 
-/// Reads the head of a request. `None` asks for more bytes; `seen` is how many of `bytes` were there
-/// when it last did, so that a head which comes byte by byte is not read again for each.
+/// Reads the head of a request. `None` means that more bytes are needed; `seen` is how many of
+/// `bytes` were there when it was last returned, so that a head which arrives byte by byte is not
+/// parsed again for each.
 pub fn request<'s, 'a>(
     bytes: &'a [u8],
     seen: usize,
@@ -237,8 +239,8 @@ pub fn response<'s, 'a>(
     Ok(Some(ResponseHead { status, reason, version: version(minor), fields, connection, length }))
 }
 
-/// Cleans the head of a response that was refused, as far as it is here, of control bytes in field values:
-/// true when it is worth reading again.
+/// Replaces the control bytes in the field values of a refused response head with spaces, as far as
+/// the head has arrived. Returns true when it is worth reading again.
 pub fn clean(bytes: &mut [u8]) -> bool {
     let fields = bytes.iter().position(|byte| *byte == b'\n').map(|end| end + 1);
     fields.is_some_and(|start| field::clean(&mut bytes[start..]))
@@ -257,8 +259,8 @@ fn after_empty_line(bytes: &[u8]) -> Result<Option<usize>, Fault> {
     }
 }
 
-/// A head cannot have become complete, nor a line of it wrong, without another line end. What came
-/// first is looked at in any case, so that another protocol is told apart at once.
+/// Without another line end, a head cannot have become complete, nor any line of it malformed. The
+/// first bytes are always checked, so that another protocol is recognised at once.
 fn nothing_new(bytes: &[u8], seen: usize) -> bool {
     seen > 2 && !bytes.get(seen..).is_some_and(|fresh| fresh.contains(&b'\n'))
 }
@@ -289,7 +291,7 @@ fn still_within(
     }
 }
 
-/// Too long because of its method, or because of its target (RFC 9112 3).
+/// Blames the method or the target for a request line that is too long (RFC 9112 3).
 fn line_too_long(message: &[u8]) -> Fault {
     match message.iter().position(|byte| *byte == b' ') {
         Some(length) if length <= METHOD_BYTES_MAX => Fault::new(414, "request target too long"),
@@ -307,7 +309,7 @@ fn refused_request(error: httparse::Error, message: &[u8], limits: &Limits) -> F
     Fault::new(400, explained(error))
 }
 
-/// Whether the request line ends with a version, though not with one of ours.
+/// Whether the request line ends with a version, but not one of ours.
 fn names_a_version(message: &[u8], limits: &Limits) -> bool {
     let line = &message[..message.len().min(limits.line_bytes)];
     let end = line.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(line.len());
@@ -333,9 +335,9 @@ const fn version(minor: u8) -> Version {
     if minor == 0 { Version::Http10 } else { Version::Http11 }
 }
 
-/// Checks that every line ends with CR LF, which the parser does not ask for, and that none is too
-/// long. The parser has seen to it that a line feed stands before each name and at the end, so only
-/// the byte before that one is in question. Returns the length of the first line.
+/// Checks that every line ends with CR LF, which the parser does not require, and that none is too
+/// long. The parser has made sure of a line feed before each name and at the end, so only the byte
+/// before it is in question. Returns the length of the first line.
 fn line_ends(
     message: &[u8],
     lines: &[Field<'_>],
@@ -360,7 +362,7 @@ fn line_ends(
         if message[begins - 2] != b'\r' {
             return Err(BARE);
         }
-        // The length of the line before, with its line end; the first is measured by the caller.
+        // The length of the previous line, with its line end; the caller measures the first one.
         if begins - start > limits.field_bytes + 2 {
             return Err(Fault::new(431, "field line too long"));
         }
@@ -400,8 +402,9 @@ fn target<'a>(method: &str, path: &'a str) -> Result<Target<'a>, Fault> {
     }
 }
 
-/// Either scheme: what ends TLS in front of us passes such a target on as it came (RFC 9112 3.2.2). It says
-/// nothing about how the user reached us, which only a trusted proxy may tell.
+/// Either scheme: a proxy that terminates TLS in front of us passes such a target on unchanged (RFC
+/// 9112 3.2.2). The scheme says nothing about how the user reached us, which only a trusted proxy
+/// may tell.
 fn absolute(target: &str) -> Option<Target<'_>> {
     let (scheme, rest) = target.split_once("://")?;
     if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
@@ -452,7 +455,7 @@ fn valid_authority(authority: &str) -> bool {
     valid_name && port.bytes().all(|digit| digit.is_ascii_digit()) && port.len() <= 5
 }
 
-/// The only expectation there is; HTTP/1.0 has none (RFC 9110 10.1.1).
+/// The only expectation that is defined; HTTP/1.0 has none (RFC 9110 10.1.1).
 fn expectation(fields: &Fields<'_, '_>, version: Version) -> Result<bool, Fault> {
     if version == Version::Http10 || !fields.has(Name::Expect) {
         return Ok(false);

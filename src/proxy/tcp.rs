@@ -1,18 +1,19 @@
-//! One TCP relay: two connections, and the bytes that go from each to the other. Owns when to read, when
-//! to write, and when it is over; picks no backend, knows no timer. What is known of each connection is
-//! its [`Line`]'s.
+//! One TCP relay: two connections, and the bytes that go from each to the other. Owns when to read,
+//! when to write, and when it is over; picks no backend, knows no timer. What is known about each
+//! connection is in its [`Line`].
 //!
-//! Bytes are `waiting` (received), with the kernel for sending, or in a pipe. Not asking for more while
-//! too many are held is the backpressure: the sender's window closes and nothing is lost.
+//! Bytes are `waiting` (received), in a send, or in a pipe. Backpressure is to ask for no more
+//! while too many are held: the sender's window closes and nothing is lost.
 //!
-//! A long stream changes from blocks to splicing, where the kernel moves it from socket to socket; the
-//! step in hand then stands where the armed receive stood, and bytes in the pipe count as not drained.
+//! A long stream changes from blocks to splicing, in which the kernel moves the bytes from socket
+//! to socket. The step under way then takes the place of the armed receive, and bytes in the pipe
+//! count as not drained.
 //!
-//! While blocks are scarce, one is taken for a stream only when its reader was seen to have room (see
-//! `room`).
+//! While blocks are scarce, one is taken for a stream only when its reader has been seen to have
+//! room (see `room`).
 //!
-//! A reset is passed on as a reset, after what was received before it. A side that can no longer be sent
-//! to does not end what it has sent: what its peer said before it went is still delivered.
+//! A reset is passed on as a reset, after what was received before it. That a side can no longer be
+//! sent to does not end what it has sent: its last words before it went are still delivered.
 
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
@@ -24,7 +25,7 @@ use crate::session::EndReason;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     Running,
-    /// One side has finished and was told so; the other may still send.
+    /// One side has finished and the other was told so; that one may still send.
     HalfClosed,
     Over(EndReason),
 }
@@ -33,7 +34,7 @@ pub enum Progress {
 #[derive(Debug)]
 pub struct Relay {
     lines: [Line; 2],
-    /// Received and not sent on, by the side that it came from; so are the two after it.
+    /// Received and not yet sent on, by the side it came from; so are the next two.
     waiting: [Chain; 2],
     /// Bytes in the pipe to the other side.
     piped: [usize; 2],
@@ -43,13 +44,13 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay between two connections that stand. Begin with [`Relay::advance`].
+    /// A relay between two established connections. Begin with [`Relay::advance`].
     pub fn new() -> Relay {
         Relay::resume((Line::new(), Chain::EMPTY), (Line::new(), Chain::EMPTY))
     }
 
-    /// A relay between connections that have been used already, with what is still to be sent to each.
-    /// Begin with [`Relay::advance`].
+    /// A relay between connections already in use, with what is still to be sent to each. Begin
+    /// with [`Relay::advance`].
     pub fn resume(client: (Line, Chain), backend: (Line, Chain)) -> Relay {
         let ((client, to_client), (backend, to_backend)) = (client, backend);
         Relay {
@@ -68,7 +69,7 @@ impl Relay {
         (client, backend)
     }
 
-    /// Takes an event and says what to do about it.
+    /// Takes an event and decides what to do about it.
     pub fn handle(
         &mut self,
         event: Event,
@@ -105,13 +106,14 @@ impl Relay {
         self.advance(pool, features, out);
     }
 
-    /// The one place that decides what to do next, from what is so now.
+    /// The one place that decides what to do next, from the present state.
     pub fn advance(&mut self, pool: &mut Pool, features: Features, out: &mut impl FnMut(Cmd)) {
         self.advance_from(Side::Client, pool, features, out);
         self.advance_from(Side::Backend, pool, features, out);
     }
 
-    // Inlined where the side is known: done for every event, it is a quarter of the relay's instructions.
+    // Inlined where the side is known: it runs on every event, and is a quarter of the relay's
+    // instructions.
     #[inline(always)]
     fn advance_from(
         &mut self,
@@ -133,17 +135,17 @@ impl Relay {
         }
     }
 
-    /// Asks a side for more, or for less, according to what is held and what is free.
+    /// Asks a side for more or for less, depending on what is held and what is free.
     #[inline(always)]
     fn ask(&mut self, side: Side, pool: &Pool, features: Features, out: &mut impl FnMut(Cmd)) {
         let (from, to) = ends(&mut self.lines, side);
         let held = self.waiting[side as usize].blocks() + to.sending().blocks();
         if held == 0 && !from.is_idle() {
-            // What is armed may go on: there is always room for a first block.
+            // An armed receive may go on: there is always room for a first block.
             return;
         }
         if from.is_spliced() && features.splice {
-            // The blocks that came before go out before.
+            // What was received into blocks goes out first.
             if held == 0 {
                 from.splice(side, out);
             }
@@ -154,7 +156,7 @@ impl Relay {
         from.ask(side, room, MANY_BYTES_MAX, pool, features, out);
     }
 
-    /// Blocks have come back to the pool: a starved side may try again.
+    /// Blocks have returned to the pool: a starved side may try again.
     pub fn feed(
         &mut self,
         side: Side,
@@ -173,14 +175,14 @@ impl Relay {
         self.lines.iter().any(Line::is_unsure)
     }
 
-    /// Begins such receives anew, which then find the end.
+    /// Restarts such receives, which then find the end.
     pub fn look_again(&mut self, out: &mut impl FnMut(Cmd)) {
         for side in Side::BOTH {
             self.lines[side as usize].look_again(side, out);
         }
     }
 
-    /// Asks for the end of everything in flight; the completions still come, to [`Relay::settle`].
+    /// Cancels everything in flight; the completions still come, and go to [`Relay::settle`].
     pub fn stop(&mut self, out: &mut impl FnMut(Cmd)) {
         for side in Side::BOTH {
             self.lost |= self.is_held_back(side);
@@ -190,7 +192,7 @@ impl Relay {
         }
     }
 
-    /// Takes note of a completion after [`Relay::stop`], and wants nothing more.
+    /// Records a completion after [`Relay::stop`]; nothing more is wanted.
     pub fn settle(&mut self, event: Event, pool: &mut Pool) {
         let side = match event {
             Event::Sent { side, result } => {
@@ -206,7 +208,7 @@ impl Relay {
             }
             Event::Spliced { side, moved, held, .. } => {
                 self.delivered[side as usize] += moved;
-                // A step that was cancelled does not know what is in the pipe, which is as it was.
+                // A cancelled step does not know what is in the pipe, which is unchanged.
                 self.lost |= held > 0;
                 side
             }
@@ -215,7 +217,7 @@ impl Relay {
         self.lines[side as usize].settle(event, pool);
     }
 
-    /// Whether the kernel still works for this relay.
+    /// Whether the kernel still works on this relay.
     pub fn in_flight(&self) -> bool {
         self.lines.iter().any(Line::in_flight)
     }
@@ -226,15 +228,16 @@ impl Relay {
         self.waiting.iter_mut().for_each(|chain| pool.give_back_chain(chain.take()));
     }
 
-    /// Whether a stream cannot be ended as if it were whole: bytes of it were received and not
-    /// delivered, may wait where nothing was received for want of blocks, or were lost with a reset.
+    /// Whether ending a stream normally would make it look whole when it is not: bytes of it were
+    /// received and not delivered, may be waiting where nothing was received for want of blocks, or
+    /// were lost with a reset.
     pub fn is_truncated(&self) -> bool {
         let unsound = |line: &Line| line.is_starved() || line.has_failed() || line.is_gone();
         let unfinished = |side| !self.is_drained(side) || self.is_held_back(side);
         self.lost || self.lines.iter().any(unsound) || Side::BOTH.into_iter().any(unfinished)
     }
 
-    /// Whether a side waits for blocks.
+    /// Whether a side is waiting for blocks.
     pub fn is_starved(&self, side: Side) -> bool {
         self.lines[side as usize].is_starved()
     }
@@ -244,12 +247,12 @@ impl Relay {
         self.delivered[from as usize]
     }
 
-    /// Whether bytes are on their way from us to a kernel.
+    /// Whether bytes are on their way from us into a kernel queue.
     pub fn is_sending(&self) -> bool {
         self.lines.iter().any(|line| !line.sending().is_empty()) || self.piped != [0; 2]
     }
 
-    /// Whether there is a pipe from a side, or may be.
+    /// Whether a side has, or may have, a pipe.
     pub fn is_spliced(&self, side: Side) -> bool {
         self.lines[side as usize].is_spliced()
     }
@@ -268,7 +271,7 @@ impl Relay {
             return Progress::Over(EndReason::BackendReset);
         }
         if client.is_gone() && backend.is_gone() {
-            // Neither can be written to, so neither is read from: no event would ever come.
+            // Neither side can be written to, so neither is read: no event would ever come.
             return Progress::Over(EndReason::ClientReset);
         }
         match (client.has_finished(), backend.has_finished()) {
@@ -286,7 +289,7 @@ impl Relay {
         pool.give_back(buf);
     }
 
-    /// So many bytes were sent to a side.
+    /// A send to a side took `bytes` bytes.
     fn sent(&mut self, side: Side, bytes: u32, pool: &mut Pool) {
         let from = side.other() as usize;
         self.delivered[from] += u64::from(bytes);
@@ -297,8 +300,9 @@ impl Relay {
         }
     }
 
-    /// Sending to a side failed, and receiving from it may not have noticed (see [`Line::is_unsure`]). So
-    /// it begins anew: what the side sent before may still be unread, and goes on.
+    /// A send to a side failed, and the receive from it may not have noticed (see
+    /// [`Line::is_unsure`]). So that is restarted: what the side sent before may still be unread,
+    /// and is passed on.
     fn send_failed(&mut self, side: Side, pool: &mut Pool, out: &mut impl FnMut(Cmd)) {
         let unsent = self.lines[side as usize].send_failed();
         self.lose_all(side, unsent, pool);
@@ -316,14 +320,14 @@ impl Relay {
         }
     }
 
-    /// Lets go of what can no longer be delivered to a side, `unsent` of it taken back from the kernel.
+    /// Drops what can no longer be delivered to a side; `unsent` is what came back from the kernel.
     fn lose_all(&mut self, side: Side, unsent: Chain, pool: &mut Pool) {
         self.lost |= !unsent.is_empty();
         pool.give_back_chain(unsent);
         self.lose_unsent(side, pool);
     }
 
-    /// The same, apart from what is with the kernel for sending.
+    /// Drops the same, except what is in a send.
     fn lose_unsent(&mut self, side: Side, pool: &mut Pool) {
         let waiting = self.waiting[side.other() as usize].take();
         self.lost |= !waiting.is_empty();
@@ -335,12 +339,12 @@ impl Relay {
         self.lost |= std::mem::take(&mut self.piped[from as usize]) > 0;
     }
 
-    /// Whether nothing is received from a side because the other was not seen to take more.
+    /// Whether nothing is received from a side because the other has not been seen to take more.
     fn is_held_back(&self, side: Side) -> bool {
         self.lines[side as usize].is_idle() && self.lines[side.other() as usize].awaits_room()
     }
 
-    /// Whether all that a side has sent is with the kernel of the other.
+    /// Whether the kernel of the other side has all that a side has sent.
     fn is_drained(&self, side: Side) -> bool {
         self.waiting[side as usize].is_empty()
             && self.lines[side.other() as usize].sending().is_empty()
@@ -354,7 +358,7 @@ impl Default for Relay {
     }
 }
 
-/// The connection on a side, and the other.
+/// The connection on a side, and the one on the other side.
 fn ends(lines: &mut [Line; 2], side: Side) -> (&mut Line, &mut Line) {
     let [client, backend] = lines;
     match side {

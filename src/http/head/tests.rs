@@ -1,8 +1,8 @@
-//! What a head says and what it is refused for, as a table of behaviour.
+//! How heads are read and which are refused, as a table of behaviour.
 
 use super::*;
 
-/// Reads a request and tells its essentials, or the status that it is refused with.
+/// Reads a request and returns its essentials, or the status of its refusal.
 fn read(text: &[u8]) -> Result<Option<(String, usize, usize)>, u16> {
     let mut space = Space::new();
     match request(text, 0, &Limits::default(), &mut space) {
@@ -274,7 +274,7 @@ fn each_limit_holds_exactly_where_it_is_set() {
         (sized(62, 30, 5), 431),
     ] {
         assert_eq!(whole(&text), wanted, "{} bytes", text.len());
-        // An unfinished head is never refused before, nor kept for more than a limit's worth.
+        // A prefix is refused only for the limit that the whole head exceeds.
         let early = (0..text.len()).find(|end| whole(&text[..*end]) != 200);
         if wanted == 200 {
             assert_eq!(early, None);

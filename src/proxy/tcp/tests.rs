@@ -1,4 +1,4 @@
-//! A relay between sockets that are played by hand.
+//! A relay between sockets that the tests play by hand.
 
 use nix::errno::Errno;
 
@@ -7,7 +7,7 @@ use super::*;
 use crate::proxy::Side::{Backend, Client};
 use crate::ring::pool::Class;
 
-/// A relay whose commands are noted, between sockets that are played by hand.
+/// A relay between sockets that the test plays by hand, with its commands recorded.
 struct Stage {
     relay: Relay,
     pool: Pool,
@@ -43,7 +43,7 @@ impl Stage {
         self.handle(Event::Spliced { side, moved, held, how: Spliced::Step(how) })
     }
 
-    /// What was commanded since the last look.
+    /// The commands since the last call.
     fn said(&mut self) -> Vec<Cmd> {
         std::mem::take(&mut self.said)
     }
@@ -92,7 +92,7 @@ fn bytes_go_from_one_side_to_the_other_and_then_the_end() {
     for (from, to) in [(Client, Backend), (Backend, Client)] {
         let said = stage.data(from, 10);
         assert_eq!(sends(&said), [(to, 1)]);
-        // What comes meanwhile is gathered and goes out together.
+        // What arrives meanwhile is collected and goes out together.
         assert_eq!([stage.data(from, 3), stage.data(from, 4)], [[], []]);
         assert_eq!(sends(&stage.sent(to, Ok(10))), [(to, 2)]);
         assert_eq!(stage.over(from, Received::End), []);
@@ -103,7 +103,7 @@ fn bytes_go_from_one_side_to_the_other_and_then_the_end() {
     assert_eq!(stage.pool.free(Class::Small), 256);
 }
 
-/// A session that begins when blocks are scarce, and those who have the others.
+/// A session that begins while blocks are scarce, and the blocks that others hold.
 fn scarce() -> (Stage, Vec<Buf>) {
     let mut stage = Stage::new();
     stage.relay = Relay::new();
@@ -150,7 +150,7 @@ fn blocks_that_come_back_are_received_into_without_asking() {
     let said = &mut stage.said;
     stage.relay.advance(&mut stage.pool, stage.features, &mut |cmd| said.push(cmd));
     assert_eq!(stage.said(), [receives(Client), receives(Backend)]);
-    // An answer to the question that was asked before a send says nothing about what is after it.
+    // An answer to a question asked before a send says nothing about the room after it.
     stage.data(Client, 5);
     stage.sent(Backend, Ok(5));
     stage.handle(Event::Room { side: Backend });
