@@ -1,6 +1,6 @@
-//! How a service stays registered, decided without a socket: what to do when the connection stands,
-//! when the balancer speaks, when it falls silent, when the user changes their mind. Time and
-//! randomness come in as arguments; `stay` does what is decided here.
+//! How a service stays registered, decided without a socket: what to do when the connection is
+//! established, when the balancer speaks, when it falls silent, when the user has a new wish. Time
+//! and randomness come in as arguments; `stay` does what is decided here.
 //!
 //! ```text
 //!            +-------------------- lost, refused, silent ---------------------+
@@ -20,26 +20,26 @@ use crate::control::auth;
 
 /// How long the balancer may take to accept the connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// How long a balancer that asks for a proof may take to ask.
+/// How long a balancer that wants a proof may take to ask for it.
 const CHALLENGE_WITHIN: Duration = Duration::from_secs(3);
 /// How long an answer may take; the balancer connects to the service before it answers `register`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
-/// How long a farewell may hold up the end of the program.
+/// How long leaving may delay the end of the program.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
-/// The pauses between attempts double from the first to the second.
+/// The pause between attempts doubles, starting from the first value and limited by the second.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How often a balancer says hello unless its answer to `register` says otherwise.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Hellos that may stay out before the connection counts as dead.
+/// How many hellos may be missing before the connection counts as dead.
 const INTERVALS_SILENT: u32 = 3;
 
-/// What the person or the system wants of the service.
+/// What the person or the system wants for the service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wish {
     Registered,
     Unregistered,
-    /// Unregistered, and the program over.
+    /// Unregistered, and the program ended.
     Gone,
 }
 
@@ -47,7 +47,7 @@ pub enum Wish {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
     Connected,
-    /// The connection ended or never stood; half a sentence says why.
+    /// The connection ended or was never established; half a sentence says why.
     Lost(String),
     Said(Said),
     Wished(Wish),
@@ -55,7 +55,7 @@ pub enum Event {
     Time,
 }
 
-/// What is to be done. [`Act::Connect`] and [`Act::Disconnect`] take turns.
+/// What to do. [`Act::Connect`] and [`Act::Disconnect`] alternate.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Act {
     Connect,
@@ -63,7 +63,7 @@ pub enum Act {
     /// One line to the balancer, without its line end.
     Send(String),
     Tell(Notice),
-    /// The program is over; nothing follows.
+    /// The program ends; nothing follows.
     Stop,
 }
 
@@ -73,14 +73,14 @@ pub enum Notice {
     Registered,
     Unregistered,
     Hello,
-    /// It did not work; the next attempt follows after this pause.
+    /// An attempt failed; the next one follows after this pause.
     Failed {
         why: String,
         again_in: Duration,
     },
-    /// The balancer asked for a proof and there is no secret.
+    /// The balancer asked for a proof, and there is no secret.
     NoSecret,
-    /// The secret's file is no good any more, so the secret stays what it was.
+    /// The secret's file has become unusable, so the secret stays as it was.
     SecretKept {
         why: String,
     },
@@ -114,7 +114,7 @@ enum State {
     Connecting {
         until: Now,
     },
-    /// Connected, with a secret: the balancer may ask for the proof.
+    /// Connected, with a secret: the balancer may ask for a proof.
     Expecting {
         until: Now,
     },
@@ -132,21 +132,21 @@ enum State {
     Leaving {
         until: Now,
     },
-    /// Connected and not registered, by the user's wish.
+    /// Connected but not registered, by the user's wish.
     Guest {
         heard: Now,
     },
     Over,
 }
 
-/// The machine. One for each service.
+/// The state machine. One for each service.
 #[derive(Debug)]
 pub struct Backend {
     service: Service,
     secret: Option<Vec<u8>>,
     wish: Wish,
     state: State,
-    /// Attempts since the last hello as a member; grows the pause.
+    /// Attempts since the last hello received as a member; each lengthens the pause.
     failures: u32,
     interval: Duration,
 }
@@ -164,12 +164,12 @@ impl Backend {
         }
     }
 
-    /// Proves itself with this secret from the next connection on.
+    /// Uses this secret from the next connection on.
     pub fn prove_with(&mut self, secret: Vec<u8>) {
         self.secret = Some(secret);
     }
 
-    /// When [`Event::Time`] is due; `None` when only others can change anything.
+    /// When [`Event::Time`] is due; `None` if nothing changes by itself.
     pub fn deadline(&self) -> Option<Now> {
         match self.state {
             State::Apart | State::Over => None,
@@ -226,20 +226,20 @@ impl Backend {
         self.state = State::Leaving { until: now.plus(LEAVE_WITHIN) };
     }
 
-    /// The connection has ended by itself.
+    /// The connection ended by itself.
     fn lost(&mut self, now: Now, random: u64, why: &str, acts: &mut Vec<Act>) {
         if self.has_connection() {
             self.apart(now, random, why, acts);
         }
     }
 
-    /// Ends a connection that is of no more use.
+    /// Ends a connection that is of no further use.
     fn give_up(&mut self, now: Now, random: u64, why: &str, acts: &mut Vec<Act>) {
         acts.push(Act::Disconnect);
         self.apart(now, random, why, acts);
     }
 
-    /// What follows when there is no connection any more.
+    /// Decides what follows now that there is no connection.
     fn apart(&mut self, now: Now, random: u64, why: &str, acts: &mut Vec<Act>) {
         match self.wish {
             Wish::Gone => self.stop(acts),
@@ -331,7 +331,7 @@ impl Backend {
         let why = said.msg.as_deref().unwrap_or("the balancer refused without a reason");
         match self.state {
             State::Proving { .. } | State::Joining { .. } => self.give_up(now, random, why, acts),
-            // What is not registered cannot be unregistered: gone is gone.
+            // What is not registered cannot be unregistered, so the aim is reached.
             State::Leaving { .. } if said.cmd.as_deref() != Some("register") => {
                 self.left(now, acts)
             }
@@ -389,7 +389,7 @@ impl Backend {
 }
 
 /// Between half of the doubled pause and all of it, so that backends that lost the same balancer do
-/// not all return at the same moment.
+/// not all return at once.
 fn pause(failures: u32, random: u64) -> Duration {
     let whole = PAUSE_MIN.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
     let half = u64::try_from(whole.as_millis()).unwrap_or(u64::MAX) / 2;

@@ -353,7 +353,7 @@ impl Line {
             || matches!(self.receive, Receive::Armed | Receive::Splicing | Receive::Cancelling)
     }
 
-    /// Stops receiving from the peer for good.
+    /// Cancels the receive or splice step under way; its completion still comes.
     pub fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
         match self.receive {
             Receive::Armed => out(Cmd::CancelReceive { side }),

@@ -158,19 +158,19 @@ fn a_service_that_was_unregistered_by_hand_stays_away_when_the_connection_ends()
     assert_eq!(step(&mut backend, 9, Event::Wished(Wish::Registered)), [Act::Connect]);
 }
 
-/// A balancer and a network that fail by chance, around the machine.
+/// A balancer and a network that fail at random, around the machine.
 struct World {
     seed: u64,
     now: u64,
     backend: Backend,
     connection: bool,
     connecting: bool,
-    /// Whether the balancer has it registered.
+    /// Whether the balancer has registered the machine's service.
     registered: bool,
     /// The balancer has stopped talking on this connection without closing it.
     mute: bool,
     unanswered_hellos: u32,
-    /// What is under way to the machine.
+    /// Events on their way to the machine.
     inbox: Vec<Event>,
     connects: Vec<u64>,
     stopped: bool,
@@ -331,7 +331,7 @@ fn whatever_the_network_does_it_comes_back_and_never_floods() {
         let in_a_second = world.connects.windows(30).filter(|few| few[29] - few[0] < 1_000).count();
         assert_eq!(in_a_second, 0, "seed {seed}: attempts stay apart");
         assert!(world.connects.len() > 10, "seed {seed}: the faults had an effect");
-        // From now on nothing fails: within the longest silence and pause it is back for good.
+        // From here on nothing fails: within the longest silence and pause it is back for good.
         for _ in 0..1_000 {
             world.turn(0);
         }

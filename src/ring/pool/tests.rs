@@ -1,4 +1,4 @@
-//! Blocks taken, filled, cut and given back.
+//! Blocks are taken, filled, cut and given back.
 
 use super::*;
 
@@ -117,7 +117,7 @@ fn the_common_stock_leaves_the_reserve_alone() {
         let last: Vec<Buf> =
             (0..reserve).map(|_| pool.set_aside(Class::Small, Stock::Reserve).unwrap()).collect();
         assert!(pool.has_reserve() && pool.free(Class::Small) == 0);
-        // What comes back fills the reserve up before it is anyone's.
+        // What comes back refills the reserve before anyone else gets it.
         for buf in last {
             pool.took(Class::Small, Stock::Reserve);
             pool.give_back(buf);
