@@ -1,5 +1,5 @@
-//! `lb backend`: keeps a backend registered from its own host, with the menu of the original system on
-//! a terminal.
+//! `lb backend`: keeps a backend registered from its own host; on a terminal, with the menu of the
+//! original system.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -53,7 +53,7 @@ pub struct Arguments {
     echo: bool,
 }
 
-/// What the balancer accepts as a name, checked here first.
+/// A name that the balancer accepts, checked here first.
 fn name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
     if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(fits) {

@@ -30,7 +30,7 @@ pub struct Arguments {
     settings: Settings,
 }
 
-/// One thing that serve needs: what it is, and how it stands or what would mend it.
+/// One thing that serve needs: what it is, and its state or the cure.
 struct Finding {
     what: &'static str,
     outcome: Result<String, String>,
@@ -114,7 +114,7 @@ fn io_uring() -> Result<String, String> {
     probe::probe().map(|features| features.to_string()).map_err(|error| error.to_string())
 }
 
-/// Sets up as many rings as there will be workers, all at once, as serve does.
+/// Sets up as many rings as there will be workers, all at the same time, as serve does.
 fn rings(config: &Config, workers: usize) -> Result<String, String> {
     let each = boot::buffers(config, workers);
     let rings: io::Result<Vec<Ring>> = (0..workers).map(|_| Ring::new(each)).collect();
@@ -125,7 +125,7 @@ fn rings(config: &Config, workers: usize) -> Result<String, String> {
         .map_err(|error| probe::explain(&error).to_string())
 }
 
-/// Bytes of memory that can be had without swapping; `None` where the kernel does not say.
+/// Memory that is available without swapping, in bytes; `None` if the kernel does not say.
 fn available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
@@ -147,7 +147,7 @@ fn descriptors(config: &Config) -> Result<String, String> {
     Ok(format!("{} may be open, enough for {sessions} sessions", descriptors_allowed()))
 }
 
-/// The hard limit, to which serve raises its own.
+/// The hard limit of descriptors, to which serve raises its own.
 fn descriptors_allowed() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard)
 }
@@ -162,7 +162,7 @@ fn door(name: &str, address: Option<SocketAddr>) -> Result<String, String> {
     opened.map(|((), at)| format!("{at} is free")).map_err(|trouble| trouble.to_string())
 }
 
-/// How many sessions the host can hold, and what sets the bound.
+/// How many sessions the host can hold, and what limits them.
 fn capacity(config: &Config) -> String {
     let descriptors = descriptors_allowed();
     let fit = capacity::sessions_for(descriptors, config);
@@ -175,7 +175,7 @@ fn capacity(config: &Config) -> String {
     }
 }
 
-/// `limit` is zero when it is left to the host.
+/// `limit` is zero if it is left to the host.
 fn told_capacity(limit: usize, fit: usize, local_ports: Option<(usize, usize)>) -> String {
     let most = if limit == 0 { capacity::SESSIONS_DEFAULT } else { limit };
     let bound = match (fit < most, limit) {
@@ -196,12 +196,12 @@ fn told_capacity(limit: usize, fit: usize, local_ports: Option<(usize, usize)>) 
     out
 }
 
-/// A socket serves one session on each backend, and rests towards that backend afterwards.
+/// A socket serves one session on each backend, and is in quarantine for that backend afterwards.
 fn told_udp_capacity(sockets: usize, config: &Config) -> String {
     let all = config.limits.udp_sessions;
     let most = capacity::udp_sessions_on(sockets, config).min(boot::workers(config) * SOCKETS_MAX);
     let each = most.min(all);
-    // As long as each is in use; those that were in use before give way.
+    // For as long as each is in use: sockets in quarantine give way.
     let waits = Waits::default();
     let busy = match config.udp.responses {
         Some(_) => waits.copies,

@@ -1,5 +1,5 @@
-//! What a person types: the subcommands, one file each, and how their trouble is told. The only place
-//! that knows clap. Decides nothing about the balancer.
+//! What a person types: the subcommands, one file each, and how their failures are reported. The
+//! only place that knows clap. Decides nothing about the balancer.
 
 mod backend;
 mod bench;
@@ -73,7 +73,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let line = match Line::try_parse_from(arguments) {
         Ok(line) => line,
         Err(said) => {
-            // Help and version are no faults, and a closed pipe is nobody's.
+            // Help and version are not failures, and a closed pipe is nobody's fault.
             let _ = said.print();
             return ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(OPERATOR));
         }
@@ -103,7 +103,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Writes to standard output. A reader that has gone (`lb status | head`) has read enough.
+/// Writes to standard output. A reader that has gone away (`lb status | head`) has read enough.
 fn print(text: &str) -> Result<(), Fault> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -114,7 +114,7 @@ fn print(text: &str) -> Result<(), Fault> {
     }
 }
 
-/// Runs a future to its end on this thread.
+/// Runs a future to completion on this thread.
 fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
@@ -147,7 +147,7 @@ fn peer(text: &str) -> Result<String, String> {
     }
 }
 
-/// The first secret of a file, which is the one to prove oneself with.
+/// The first secret in a file, which is the one to prove.
 fn secret(file: Option<&Path>) -> Result<Option<Vec<u8>>, Fault> {
     let Some(file) = file else { return Ok(None) };
     Ok(Some(Secrets::load(file)?.first().to_vec()))

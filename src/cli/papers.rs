@@ -1,6 +1,6 @@
-//! `lb man` and `lb completions`: what a package installs beside the program, written from the same
-//! description of the command line that it is parsed with. Hidden: packagers use them, operators need
-//! not know them.
+//! `lb man` and `lb completions`: files that a package installs beside the program, generated from
+//! the same description of the command line that parses it. Hidden: packagers use these commands,
+//! operators need not know them.
 
 use std::path::PathBuf;
 

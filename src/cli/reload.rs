@@ -30,7 +30,7 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
     print(&told(&outcome))
 }
 
-/// What an operator wants to know: what applies now, and what does not yet.
+/// What an operator wants to know: what applies now, and what needs a restart.
 fn told(outcome: &ReloadStatus) -> String {
     let mut out = String::new();
     for setting in &outcome.now {

@@ -1,5 +1,6 @@
-//! The balancer that runs on this host, found through its admin door and told by signal. Owns the
-//! care not to signal anybody else: the door must be on this host, and the process must be an `lb`.
+//! The balancer that runs on this host, found through its admin door and addressed by signal. Owns
+//! the care not to signal anything else: the door must be on this host, and the process must be an
+//! `lb`.
 
 use std::fs;
 
@@ -11,7 +12,7 @@ use super::Fault;
 use crate::client::admin;
 use crate::control::status::Status;
 
-/// What the balancer behind the admin door says of itself, if it runs on this host.
+/// What the balancer behind the admin door says about itself, if it runs on this host.
 pub async fn status(door: &str) -> Result<Status, Fault> {
     let mut addresses = tokio::net::lookup_host(door)
         .await

@@ -8,7 +8,7 @@ use super::Fault;
 use super::settings::Settings;
 use crate::{boot, logs};
 
-/// Most echo backends per protocol.
+/// Limit on echo backends per protocol.
 const DEMO_MAX: i64 = 64;
 
 /// Run the balancer: users in front, backends that register themselves behind.

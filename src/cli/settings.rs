@@ -1,5 +1,5 @@
-//! The flags that stand for settings, which override the file. What a setting takes is up to
-//! `config::keys`.
+//! The flags that stand for settings, which override the file. Which values a setting takes is
+//! `config::keys`' matter.
 
 use std::path::PathBuf;
 

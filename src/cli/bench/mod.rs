@@ -1,5 +1,5 @@
 //! `lb bench`: the load generator from the command line. Owns its flags, the live line and the exit
-//! code: 0 when everything expected was met, 1 when not, 2 when it could not be run.
+//! code: 0 if everything expected was met, 1 if not, 2 if it could not run.
 
 mod own;
 
@@ -26,7 +26,7 @@ use crate::load::report::{self, Report};
 use crate::load::web::{Payload, Request};
 use crate::load::{self, Load, Outcome, Progress, Shape, echo, process};
 
-/// How often the live line is written anew.
+/// How often the live line is rewritten.
 const LIVE: Duration = Duration::from_millis(500);
 
 /// Measure a balancer or a backend, and check every reply.
@@ -183,7 +183,7 @@ fn serve_echo(serve: &Serve) -> Result<ExitCode, Fault> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Draws what earlier runs have written.
+/// Draws what earlier runs wrote.
 fn draw(plot: &Plot) -> Result<ExitCode, Fault> {
     let mut curves = Vec::new();
     for path in &plot.runs {
@@ -206,7 +206,7 @@ fn measure(run: &Run) -> Result<ExitCode, Fault> {
     }
 }
 
-/// Measures what is there already.
+/// Measures what is already running.
 fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Fault> {
     let mut load = run.load(resolve(to)?)?;
     load.watch = run.watch.or_else(|| process::listener(load.protocol, load.to));
@@ -220,7 +220,7 @@ fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Fault> {
     run.verdict(&outcome)
 }
 
-/// Measures a balancer started for it, and the way without it.
+/// Measures a balancer started for the purpose, and the direct path without it.
 fn measure_own(run: &Run) -> Result<ExitCode, Fault> {
     let own = Own::start(run.protocol, usize::from(run.backends), run.gso)?;
     let direct = run.load(own.backend())?;
@@ -266,7 +266,7 @@ impl Run {
         load.check().map(|()| load)
     }
 
-    /// What is asked for over HTTP.
+    /// The HTTP request to make.
     fn request(&self) -> Result<Option<Arc<Request>>, String> {
         if self.protocol != Protocol::Api {
             return Ok(None);
@@ -284,7 +284,7 @@ impl Run {
         Ok(Some(Arc::new(request)))
     }
 
-    /// Writes what was asked for. The first run is the one that counts; a picture shows all.
+    /// Writes the files asked for. The first run is the one that counts; a picture shows all runs.
     fn write_files(&self, runs: &[(&Report, &Outcome)]) -> Result<(), Fault> {
         let Some((report, outcome)) = runs.first() else { return Ok(()) };
         if let Some(path) = &self.json {
@@ -320,7 +320,7 @@ impl Run {
     }
 }
 
-/// Runs a load and shows how it goes.
+/// Runs a load and shows its progress.
 fn watched(load: &Load, quiet: bool, label: &str) -> Result<Outcome, String> {
     let progress = Arc::new(Progress::default());
     let (done, finished) = sync_channel(1);
@@ -369,7 +369,7 @@ fn resolve(address: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("`{address}` has no address"))
 }
 
-/// A length of time as a person writes it; a bare number is seconds.
+/// A length of time as a person writes it; a bare number means seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let factor = match &text[digits..] {

@@ -1,5 +1,6 @@
-//! `lb top`: the balancer live in a terminal. Owns the terminal and the asking; what keys do is
-//! `screen`'s, how it looks is `draw`'s. The terminal is given back whatever ends the program.
+//! `lb top`: the balancer live in a terminal. Owns the terminal and the requests to the balancer;
+//! what keys do is `screen`'s, how it looks is `draw`'s. The terminal is restored however the
+//! program ends.
 
 mod draw;
 mod screen;
@@ -19,11 +20,11 @@ use crate::client::admin;
 use crate::control::status::{SessionStatus, Status};
 use screen::{Key, Screen, Wish};
 
-/// Between two looks at the balancer.
+/// How often the balancer is asked.
 const EVERY: Duration = Duration::from_secs(1);
-/// Sessions of a backend that are read at most.
+/// Limit on the sessions read of one backend.
 const SESSIONS_MAX: usize = 500;
-/// News that may wait to be shown.
+/// How many events may wait to be shown.
 const NEWS_MAX: usize = 64;
 
 /// Watch a running balancer in the terminal, and drain backends
@@ -50,9 +51,9 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return Err(Fault("top needs a terminal; `lb status` prints the same once".to_owned()));
     }
-    // A file with a fault is told while there is a line to tell it on.
+    // A faulty file is reported while there is still a line to report it on.
     token(arguments.token_file.as_deref())?;
-    // From here on a panic restores the terminal before it is told.
+    // From here on a panic restores the terminal before it is reported.
     let mut terminal = ratatui::try_init().map_err(|error| {
         format!("the terminal cannot be drawn on: {error}; `lb status` prints the same once")
     })?;
@@ -107,7 +108,8 @@ async fn watch(
     }
 }
 
-/// Does what needs the balancer, and tells what came of it. Nobody listens once the program ends.
+/// Does what needs the balancer, and reports the result. Nobody listens any more once the program
+/// ends.
 async fn grant(wish: Wish, door: String, tokens: Option<PathBuf>, tell: mpsc::Sender<News>) {
     let news = match wish {
         Wish::Sessions(backend) => {

@@ -1,12 +1,12 @@
-//! What `lb top` knows and what a key does to it, pure: a key or an answer comes in, a wish comes out.
-//! Owns order, filter, the chosen row and the question before a drain; knows no terminal, no clock and
-//! no balancer.
+//! What `lb top` knows and what a key does to it. Pure: a key or an answer comes in, a wish goes
+//! out. Owns order, filter, the chosen row and the question before a drain; knows no terminal, no
+//! clock and no balancer.
 
 use crate::control::status::{BackendStatus, SessionStatus, Status};
 
-/// Letters that a filter holds at most.
+/// Limit on the letters of a filter.
 const FILTER_MAX: usize = 64;
-/// Rows that a page key goes.
+/// How many rows a page key moves.
 const PAGE: usize = 10;
 
 /// A key as the screen understands it.
@@ -23,11 +23,11 @@ pub enum Key {
     Back,
     Erase,
     Char(char),
-    /// Control and C.
+    /// Control-C.
     Leave,
 }
 
-/// What the shell is to do.
+/// What the shell must do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Wish {
     Nothing,
@@ -38,7 +38,7 @@ pub enum Wish {
     Drain(String),
 }
 
-/// What is shown and asked.
+/// What is shown, and which question is asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Mode {
     Backends,
@@ -47,13 +47,13 @@ pub enum Mode {
     Sessions {
         backend: String,
     },
-    /// Only `y` drains it; every other key does not.
+    /// `y` drains it; every other key cancels.
     Confirm {
         backend: String,
     },
 }
 
-/// By what backends are sorted.
+/// What backends are sorted by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
     Id,
@@ -76,7 +76,7 @@ impl Order {
         Order::Hello,
     ];
 
-    /// As the screen calls it.
+    /// Its name on the screen.
     pub fn name(self) -> &'static str {
         match self {
             Order::Id => "id",
@@ -96,7 +96,7 @@ impl Order {
     }
 }
 
-/// What grew since the look before, for each second; `None` before there were two.
+/// Growth since the previous look, per second; `None` until there have been two looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Rates {
     pub new: Option<u64>,
@@ -109,7 +109,7 @@ pub struct Rates {
 pub struct Row {
     pub backend: BackendStatus,
     pub rates: Rates,
-    /// Users of it were turned away for want of room since the last look.
+    /// Users were turned away from it for lack of room since the previous look.
     pub no_room: bool,
 }
 
@@ -121,14 +121,14 @@ pub struct Screen {
     pub order: Order,
     pub reversed: bool,
     pub filter: String,
-    /// The row with the cursor, of what is shown.
+    /// The index of the row with the cursor, among the rows shown.
     pub chosen: usize,
     pub sessions: Vec<SessionStatus>,
     /// There are more sessions than were read.
     pub more: bool,
-    /// What went wrong or was done last.
+    /// What was done last, or what went wrong.
     pub message: String,
-    /// What is shown is not of now: the last look failed.
+    /// What is shown is out of date: the last look failed.
     pub stale: bool,
     before: Option<Status>,
 }
@@ -152,7 +152,7 @@ impl Default for Screen {
 }
 
 impl Screen {
-    /// A look at the balancer succeeded or failed. Says what else to read.
+    /// A look at the balancer succeeded or failed. Returns what else to read.
     pub fn looked(&mut self, answer: Result<Status, String>) -> Wish {
         match answer {
             Ok(status) => {
@@ -189,7 +189,7 @@ impl Screen {
         self.keep_choice();
     }
 
-    /// A drain was asked for.
+    /// A drain was requested.
     pub fn drained(&mut self, backend: &str, answer: Result<u64, String>) {
         self.message = match answer {
             Ok(left) => format!("{backend} drains, {left} sessions left"),
@@ -197,7 +197,7 @@ impl Screen {
         };
     }
 
-    /// What a key does.
+    /// Handles a key.
     pub fn press(&mut self, key: Key) -> Wish {
         if key == Key::Leave {
             return Wish::Quit;
@@ -283,7 +283,7 @@ impl Screen {
         self.chosen = 0;
     }
 
-    /// Back to the table, on the row that it was left from.
+    /// Returns to the table, on the row that was left.
     fn close(&mut self, backend: &str) {
         self.mode = Mode::Backends;
         self.chosen = self.rows().iter().position(|row| row.backend.id == backend).unwrap_or(0);
@@ -334,7 +334,7 @@ impl Screen {
         rows
     }
 
-    /// Numbers come greatest first, names in their own order.
+    /// Numbers sort in descending order, names in their own.
     fn rank(&self, row: &Row) -> (u64, String, u64) {
         let backend = &row.backend;
         let id = backend.id.trim_start_matches('b').parse().unwrap_or(u64::MAX);
@@ -375,7 +375,7 @@ impl Screen {
         }
     }
 
-    /// What all users together do.
+    /// The traffic of all users together.
     pub fn totals(&self) -> Rates {
         let looks = self.before.as_ref().zip(self.now.as_ref()).zip(self.elapsed_ms());
         let Some(((old, new), ms)) = looks else { return Rates::default() };
@@ -388,14 +388,14 @@ impl Screen {
         }
     }
 
-    /// Between the two looks, by the balancer's own clock.
+    /// The time between the two looks, by the balancer's own clock.
     fn elapsed_ms(&self) -> Option<u64> {
         let (before, now) = (self.before.as_ref()?, self.now.as_ref()?);
         now.uptime_ms.checked_sub(before.uptime_ms).filter(|ms| *ms > 0)
     }
 }
 
-/// What the filter looks through.
+/// The text that the filter searches.
 fn described(backend: &BackendStatus) -> String {
     let name = backend.name.as_deref().unwrap_or("");
     let (protocol, state) = (backend.protocol, backend.state.name());

@@ -1,5 +1,5 @@
-//! Connections of one thread: made, answered, ended. Owns when a line may be closed: not before what
-//! is in flight on it has come back.
+//! The connections of one thread: opened, answered, ended. Owns when a connection may be closed:
+//! not before everything in flight on it has come back.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -117,7 +117,7 @@ impl Driver<'_> {
         self.end(slot);
     }
 
-    /// Ends a connection; it is made again once nothing is in flight on it.
+    /// Ends a connection; it is opened again once nothing is in flight on it.
     pub(super) fn end(&mut self, slot: u32) {
         let line = &mut self.lines[slot as usize];
         if line.phase == Phase::Closing {
@@ -147,7 +147,8 @@ impl Driver<'_> {
         }
     }
 
-    /// What can be undone of a line when the run ends: a stream is finished, a short connection left.
+    /// Winds a connection down when the run ends: a stream is finished, a short connection left
+    /// alone.
     pub(super) fn wind_down(&mut self, slot: u32) {
         let line = &mut self.lines[slot as usize];
         let Talk::Stream(stream) = &mut line.talk else { return };

@@ -1,4 +1,5 @@
-//! Requests and replies of one thread: what a free line sends, and what becomes of what comes back.
+//! The requests and replies of one thread: what an idle connection sends, and what becomes of what
+//! comes back.
 
 use nix::errno::Errno;
 
@@ -15,10 +16,10 @@ use crate::ring::pool::{Buf, Chain, SMALL_BYTES};
 use crate::ring::{Done, Tag};
 
 impl Driver<'_> {
-    /// A line is free: it asks at once, or waits for the plan.
+    /// A connection is idle: it makes a request at once, or waits for the plan.
     pub(super) fn next(&mut self, slot: u32) {
         let line = &mut self.lines[slot as usize];
-        // Until the last request's send is reported its chain is needed; then this is called again.
+        // The chain of the last request is in use until its send completes, which calls this again.
         let unsent = line.asks_singly() && line.sends > 0;
         if !self.asking || unsent {
             return;
@@ -33,7 +34,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Sends what is due, as far as there are free lines.
+    /// Sends the requests that are due, as far as there are idle connections.
     pub(super) fn keep_to_plan(&mut self) {
         let Some(mut plan) = self.plan else { return };
         while self.asking && plan.due() <= self.now {
@@ -41,7 +42,7 @@ impl Driver<'_> {
             let line = &mut self.lines[slot as usize];
             line.queued = false;
             if line.phase != Phase::Up {
-                // It broke while it was waiting; the next one takes the request.
+                // It broke while it waited; the next one takes the request.
                 continue;
             }
             let Some(due) = plan.take(self.now) else { break };
@@ -54,7 +55,7 @@ impl Driver<'_> {
         self.plan = Some(plan);
     }
 
-    /// Makes requests on a line that is up: one on a connection, as many as have room on a flow.
+    /// Makes requests on an open connection: one on a stream, as many as have room on a flow.
     pub(super) fn ask(&mut self, slot: u32, since: Now) {
         let planned = self.plan.is_some();
         if !self.has_blocks() {
@@ -89,13 +90,14 @@ impl Driver<'_> {
         }
     }
 
-    /// Whether the pool holds a request more.
+    /// Whether the pool has room for one more request.
     fn has_blocks(&self) -> bool {
         let size = self.load.request_bytes();
         self.ring.pool().free(blocks::class_for(size)) > blocks::blocks_for(size)
     }
 
-    /// A request for which there is no block: tried again next turn, or missing from the plan.
+    /// Puts off a request for which there is no block: it is tried again next turn, or missing from
+    /// the plan.
     fn put_off(&mut self, slot: u32) {
         if self.plan.is_some() {
             self.tally.unsent += 1;
@@ -116,7 +118,7 @@ impl Driver<'_> {
         let bytes = head.encode();
         if blocks::write_with_content(pool, chain, &bytes, &self.content, position, count).is_err()
         {
-            // Only a stream's opening comes here without having asked for blocks.
+            // Only a stream's opening gets here without having checked for blocks.
             return self.fault(slot, Fault::Closed);
         }
         line.sends += 1;
@@ -151,13 +153,13 @@ impl Driver<'_> {
         self.ring.send(tag, socket, outgoing);
     }
 
-    /// Sends one datagram; false when there is no room for it.
+    /// Sends one datagram; false if there is no room for it.
     fn ask_datagram(&mut self, slot: u32, since: Now) -> bool {
         let mut chain = Chain::EMPTY;
         self.write_datagram(slot, since, &mut chain) && self.send_flight(slot, chain)
     }
 
-    /// Sends as many datagrams as have room, in one segmented send; false when none has.
+    /// Sends as many datagrams as have room in one segmented send; false if none has.
     fn ask_train(&mut self, slot: u32, since: Now) -> bool {
         let most = SEGMENTS_MAX.min(DATAGRAM_BYTES_MAX / self.load.size);
         let mut chain = Chain::EMPTY;
@@ -165,7 +167,7 @@ impl Driver<'_> {
         count > 0 && self.send_flight(slot, chain)
     }
 
-    /// Writes a flow's next datagram behind a chain; false when there is no room for it.
+    /// Appends a flow's next datagram to a chain; false if there is no room for it.
     fn write_datagram(&mut self, slot: u32, since: Now, chain: &mut Chain) -> bool {
         if !self.has_blocks() {
             self.starved.push(slot);
@@ -203,7 +205,7 @@ impl Driver<'_> {
         self.ring.pool_mut().give_back_chain(chain.take());
         self.flights_free.push(done.tag.slot);
         self.lines[slot as usize].sends -= 1;
-        // A refused port is reported to the next send; the datagram itself shows up as lost.
+        // An ICMP refusal is reported to the next send; the datagram itself shows up as lost.
         if done.result == Err(Errno::ECONNREFUSED) {
             self.tally.fault(Fault::Refused);
         }
@@ -215,7 +217,7 @@ impl Driver<'_> {
         line.sends -= 1;
         self.ring.pool_mut().give_back_chain(line.sending.take());
         match result {
-            // The receive side says why, unless there is none to say it.
+            // The receive side says why, unless no receive is under way.
             Err(errno) => self.fault(slot, line::fault_of(errno)),
             Ok(_) if line.asks_singly() => {
                 if line.phase == Phase::Up && !line.waiting() {
@@ -226,7 +228,7 @@ impl Driver<'_> {
         }
     }
 
-    /// The next stretch of a stream, or its end.
+    /// Sends the next part of a stream, or ends it.
     pub(super) fn stream_on(&mut self, slot: u32, sent: u32) {
         let line = &mut self.lines[slot as usize];
         let Talk::Stream(stream) = &mut line.talk else { return };
@@ -270,7 +272,7 @@ impl Driver<'_> {
         }
     }
 
-    /// What starvation interrupted goes on.
+    /// Continues what starvation interrupted.
     pub(super) fn resume(&mut self, slot: u32) {
         self.receive(slot);
         let line = &self.lines[slot as usize];
@@ -284,7 +286,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Looks at what came in on a line.
+    /// Checks what arrived on a connection.
     pub(super) fn take(&mut self, slot: u32, buf: &Buf) {
         let bytes = self.ring.pool().bytes(buf);
         let line = &mut self.lines[slot as usize];
@@ -315,7 +317,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Looks at what came in on a flow: a datagram, or several that the kernel put together.
+    /// Checks what arrived on a flow: one datagram, or several that the kernel put together.
     fn take_datagrams(&mut self, slot: u32, buf: &Buf) {
         let each = if self.load.gso { self.load.size } else { buf.len() };
         let mut answered = false;
@@ -337,7 +339,8 @@ impl Driver<'_> {
         }
     }
 
-    /// A whole, right reply of so many bytes: the next request, or the end of a short connection.
+    /// A complete, correct reply of `received` bytes: makes the next request, or ends a short
+    /// connection.
     fn answered(&mut self, slot: u32, backend: u32, received: u64) {
         self.count_answer(slot, backend, received);
         if self.load.shape == Shape::Churn {
@@ -389,7 +392,7 @@ impl Driver<'_> {
                 Ok(response) => return self.responded(slot, response),
                 Err(fault) => Err(fault),
             },
-            // A server may end a connection on which nothing is asked.
+            // A server may end an idle connection.
             (Talk::Web(_), _) => Ok(()),
             _ => Err(Fault::Closed),
         };
