@@ -1,5 +1,5 @@
-//! What is refused: messages that two readers could understand differently, and those beyond a limit.
-//! Nothing of them may reach a backend, and the connection must end.
+//! What is refused: messages that two readers could understand differently, and those beyond a
+//! limit. Nothing of them may reach a backend, and the connection must end.
 
 use crate::harness::{Backend, Balancer, User};
 
@@ -15,7 +15,7 @@ fn refused(balancer: &Balancer, backend: &Backend, request: &[u8], status: u16) 
     assert_eq!(backend.connections(), 0, "a backend was asked: {told}");
 }
 
-/// Both framings at once.
+/// Both framings in one request.
 const TWO_FRAMINGS: &[&str] = &[
     "Content-Length: 4\r\nTransfer-Encoding: chunked",
     "Transfer-Encoding: chunked\r\nContent-Length: 4",
@@ -23,7 +23,7 @@ const TWO_FRAMINGS: &[&str] = &[
     "Transfer-Encoding: CHUNKED\r\nContent-Length: 0",
 ];
 
-/// One framing, of which a tolerant reader would make something.
+/// Malformed framings that a tolerant reader might accept.
 const MALFORMED_FRAMINGS: &[&str] = &[
     "Transfer-Encoding : chunked",
     "Transfer-Encoding: chunked, chunked",
@@ -64,7 +64,7 @@ const UNKNOWN_CODINGS: &[&str] = &[
 const MALFORMED_FIELDS: &[&str] =
     &["Host: y\r\n\r\n", "\x01: y\r\n\r\n", "X: a\x00b\r\n\r\n", "X y\r\n\r\n", ": y\r\n\r\n"];
 
-/// Whole requests, and the status that each is refused with.
+/// Whole requests, and the status each is refused with.
 const WHOLE_REQUESTS: &[(&str, u16)] = &[
     ("GET / HTTP/1.1\r\n\r\n", 400),
     ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),

@@ -1,4 +1,4 @@
-//! Proving the shared secret: who does not is shown nothing, and crowds out nobody.
+//! Proof of the shared secret: a backend without it is shown nothing, and crowds out nobody.
 
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use crate::wait::wait_for;
 
 const SECRET: &str = "a secret for this test";
 
-/// A core that asks for the secret, and the file that holds it, which goes with it.
+/// A core that asks for the secret, and the file with it, which is removed with it.
 fn guarded(name: &str) -> (Core, SecretFile) {
     let path = std::env::temp_dir().join(format!("lb-{name}-{}", std::process::id()));
     std::fs::write(&path, format!("an older secret, still valid\n{SECRET}\n")).unwrap();
@@ -106,7 +106,7 @@ fn only_so_many_of_one_source_may_be_unproven_at_once() {
     let mut beyond = core.connect();
     let told = beyond.hear().unwrap();
     if told["cmd"] == "auth" {
-        // On a slow machine the first has had its time, and made room.
+        // On a slow machine the first one's time is up, and it has made room.
         assert_eq!(unproven[0].hear(), None);
     } else {
         assert_failed(&told, "too many control connections");

@@ -1,10 +1,10 @@
-//! The API sessions of a worker under a simulated kernel, hostile users and hostile backends, from seeds.
-//! What it holds against every run: a byte never reaches the wrong request, a request is answered once
-//! and in its turn, a response that was cut never looks whole, a request that must not be repeated is
-//! not, nobody's request goes over a connection on which another user logged in, what is held stays
-//! bounded, and in the end nothing is left over.
+//! The API sessions of a worker under a simulated kernel, hostile users and hostile backends, from
+//! seeds. What every run must satisfy: no byte reaches the wrong request; each request is answered
+//! once and in its turn; a response that was cut never looks complete; a request that must not be
+//! repeated is not; no request goes over a connection on which another user logged in; what is held
+//! stays bounded; and nothing is left over in the end.
 //!
-//! `LB_SIM_SEED` runs one seed, `LB_SIM_STALLED` one of those in which most users read nothing,
+//! `LB_SIM_SEED` runs one seed, `LB_SIM_STALLED` one of those in which most users read nothing, and
 //! `LB_SIM_RUNS` sets how many seeds run.
 
 mod backend;

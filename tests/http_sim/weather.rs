@@ -10,22 +10,22 @@ pub const SMALL: usize = 512;
 pub struct Weather {
     /// Nothing goes wrong: every request must be served.
     pub calm: bool,
-    /// Most users read nothing, ever, and there are hardly any blocks: those who read are served.
+    /// Most users never read anything, and there are hardly any blocks: those who read are served.
     pub stalled: bool,
-    /// Both sides send bytes that are wrong. What they mean is anyone's guess, so only the laws about
-    /// what is plain, held and left over are kept.
+    /// Both sides send bytes that are wrong. What they mean is anyone's guess, so only the laws
+    /// about what is plain, held and left over are checked.
     pub noisy: bool,
-    /// The operator drains, ends what runs on a backend or takes one away, some time.
+    /// At some point the operator drains, ends what runs on a backend, or takes one away.
     pub upheaval: bool,
     pub clients: usize,
     pub backends: usize,
-    /// Content bytes of a message, at most.
+    /// Limit on the content bytes of a message.
     pub longest: usize,
     pub small_blocks: usize,
     pub receive_cap: bool,
-    /// What heads under way may take up. In calm weather nobody may be turned away for want of it.
+    /// Limit on what heads under way may occupy. In calm weather it must not turn anybody away.
     pub held_max: usize,
-    /// So many users at once; the others are turned away.
+    /// How many users there may be at once; others are turned away.
     pub seats: usize,
     /// How users log in; backends take every scheme to hold for the connection.
     pub scheme: &'static str,
@@ -41,7 +41,7 @@ pub fn weather(seed: u64) -> Weather {
         clients: 1 + dice.below(8),
         backends: 1 + dice.below(3),
         longest: dice.pick(&[50, 3_000, 300_000]),
-        // Hardly any blocks, or plenty. In calm weather nobody may be turned away for want of them.
+        // Hardly any blocks, or plenty. In calm weather a lack of them must not turn anybody away.
         small_blocks: if seed.is_multiple_of(5) && !seed.is_multiple_of(3) { 96 } else { SMALL },
         receive_cap: dice.one_in(2),
         held_max: if seed % 3 == 1 && dice.one_in(2) { 8 << 10 } else { 6 << 20 },
@@ -50,7 +50,7 @@ pub fn weather(seed: u64) -> Weather {
     }
 }
 
-/// Nothing is wrong but that most users read nothing.
+/// Nothing is wrong, except that most users read nothing.
 pub fn stalled(seed: u64) -> Weather {
     let mut dice = Dice::new(seed ^ 0xfedcba);
     Weather {

@@ -1,5 +1,5 @@
-//! One run: the API sessions of a worker between users, backends and a kernel, all of them simulated.
-//! Owns the time and the order of things, and checks at every step what must hold.
+//! One run: the API sessions of a worker between users, backends and a kernel, all of them
+//! simulated. Owns time and the order of events, and checks at every step what must hold.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -33,12 +33,13 @@ use crate::weather::Weather;
 use crate::wire::{End, Wire};
 
 const LARGE: usize = 64;
-/// Blocks that the sessions keep back for the heads of a few connections, and which part of a small pool.
+/// How many blocks the sessions keep back for the heads of a few connections, and which part of a
+/// small pool.
 const STOCK: usize = 32;
 const STOCK_SHARE: usize = 8;
 const STEPS_MAX: usize = 400_000;
-/// In calm weather nothing waits longer for something to happen than for a look at whoever fell still,
-/// or for a user to close as well.
+/// In calm weather nothing takes longer to happen than the second look at a still connection, or a
+/// user's own close.
 const STILL_MAX: Duration = Duration::from_secs(7);
 
 /// How soon an idle connection whose end went unnoticed is given up; every one is after four seconds.
@@ -73,7 +74,7 @@ pub struct World {
     dice: Dice,
     weather: Weather,
     now: Now,
-    /// When something last happened that was not waited for.
+    /// When something last happened without waiting for it.
     moved: Now,
     pool: Pool,
     sessions: Sessions,
@@ -183,8 +184,8 @@ impl World {
             } else {
                 quiet += 1;
             }
-            // Who is picked is chance. By then whoever can move has been asked; with most of them still, only
-            // many picks in vain say that all are.
+            // Picks are random. After this many, each that can move has been picked; if most are
+            // still, it takes many picks in vain to know that all are.
             let picks = if self.weather.stalled { 100 } else { 16 };
             if quiet > 60 + self.order.len() * picks {
                 self.wait();
@@ -218,7 +219,7 @@ impl World {
         let mut requests = Vec::new();
         for _ in 0..count {
             let mut request = Request::random(*next_id, &mut self.dice, self.weather.longest);
-            // Who says at once that it has finished cannot wait for leave, nor go on in a tunnel.
+            // A user that finishes at once cannot wait for 100 (Continue), nor go on in a tunnel.
             if manner == Manner::HalfClosing {
                 (request.expect, request.upgrade) = (false, false);
             }
@@ -259,7 +260,7 @@ impl World {
         self.books.borrow_mut().adopt(self.publisher.current());
     }
 
-    /// One thing happens somewhere; whether anything did.
+    /// Something happens somewhere; returns whether anything did.
     pub fn step(&mut self) -> bool {
         match &mut self.upheaval_in {
             Some(0) => {
@@ -350,12 +351,12 @@ impl World {
         true
     }
 
-    /// Nothing moves any more: time passes until something is due.
+    /// Nothing moves any more: lets time pass until something is due.
     pub fn wait(&mut self) {
         let mut here = self.clients.values().filter(|client| client.ended.is_none()).peekable();
         let deaf = here.peek().is_some() && here.all(|client| client.manner == Manner::Deaf);
         let due = self.sessions.next_deadline();
-        // A tunnel may be still for an hour, in which its send queue is looked at over and over.
+        // A tunnel may be still for an hour, in which its send queue is looked at repeatedly.
         let more = Duration::from_millis(if deaf { 60_000 } else { 20 });
         let later = due.unwrap_or(self.now).max(self.now).plus(more);
         self.now = later;
@@ -383,7 +384,7 @@ impl World {
                     }
                 }
                 Cmd::Look { conn } => {
-                    // A socket that could not be opened has none to look at.
+                    // A socket that could not be opened cannot be looked at.
                     let wire = self.wires.get(&conn);
                     let outlook = wire.map_or_else(Outlook::default, Wire::outlook);
                     self.sessions.told(self.now, conn, outlook, &mut self.pool, &mut self.out);
@@ -403,7 +404,7 @@ impl World {
         let fate = match self.dice.below(24) {
             0 if !self.weather.calm => Fate::Refused,
             1 if !self.weather.calm => Fate::Silent,
-            // Another has one, so that nobody notices.
+            // Another backend has one, so that no user notices.
             2..12 if to.port() == 9000 && self.weather.backends > 1 => Fate::Portless,
             _ => Fate::Stands,
         };
@@ -413,11 +414,11 @@ impl World {
         self.order.push(conn);
     }
 
-    /// While blocks are scarce, none is asked for before its bytes have somewhere to go.
+    /// While blocks are scarce, none may be asked for before its bytes have somewhere to go.
     fn hold_to_sparing(&self, conn: Conn, how: Intake) {
         let dear = match how {
             Intake::Once { class, .. } => class == Class::Small && self.pool.is_scarce(),
-            // Asked for when there was more.
+            // Was asked for when there were more.
             Intake::Many { .. } => false,
             Intake::Last { .. } => true,
         };
@@ -488,7 +489,7 @@ impl World {
         self.peers.remove(&conn);
     }
 
-    /// Holds a user who is gone against what it was owed.
+    /// Compares what a departed user received with what it was owed.
     fn settle_account(&mut self, conn: Conn) {
         let client = self.clients.remove(&conn).expect("a user's socket has a user");
         for request in client.requests.iter().filter(|_| !self.weather.noisy) {
@@ -508,7 +509,7 @@ impl World {
             assert_eq!(client.ended, Some(End::Fin), "{:?}", client.manner);
             assert!(client.tunnel_is_whole(), "a tunnel lost bytes");
         }
-        // Kept for the count at the end; its place may be used again, by another generation.
+        // Kept for the count at the end; another generation may use its place again.
         self.clients.insert(conn, client);
     }
 

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use crate::wait::{PATIENCE, wait_for};
 
-/// A balancer with one demo backend on ports of its own, its settings file and its manager's socket.
+/// A balancer with one demo backend, its own ports, its settings file and its manager's socket.
 pub struct Balancer {
     pub process: Child,
     folder: PathBuf,
@@ -38,7 +38,7 @@ impl Balancer {
         })
     }
 
-    /// With every door of its own on loopback, and started as `how` says.
+    /// With all its doors on loopback, and started as `how` says.
     pub fn start_on_loopback(settings: &str, how: impl FnOnce(&mut Command)) -> Balancer {
         Balancer::start_as(settings, |lb| {
             for door in ["--tcp", "--udp", "--api", "--control", "--admin"] {
@@ -83,7 +83,7 @@ impl Balancer {
         balancer
     }
 
-    /// Reads what the manager is told up to a message that holds a line that begins like this.
+    /// Reads messages to the manager until one has a line with this start.
     pub fn wait_until_told(&self, start: &str) -> String {
         let since = Instant::now();
         let mut bytes = [0; 4096];
@@ -104,7 +104,7 @@ impl Balancer {
         })
     }
 
-    /// Where a door was opened, by its name in the log.
+    /// The address of a door, by its name in the log.
     pub fn door(&self, name: &str) -> SocketAddr {
         let line = self.wait_for_log("doors open");
         let start = format!("{name}=");
@@ -168,13 +168,13 @@ pub fn echoes(user: &mut TcpStream) -> bool {
     user.write_all(b"hello\n").is_ok() && user.read_exact(&mut answer).is_ok()
 }
 
-/// What comes back for one request to the API door, which then closes.
+/// The reply to one request to a door that closes afterwards.
 pub fn asked(door: SocketAddr, request: &[u8]) -> String {
     let mut user = TcpStream::connect(door).unwrap();
     user.set_read_timeout(Some(PATIENCE)).unwrap();
     user.write_all(request).unwrap();
     let mut answer = Vec::new();
-    // A reset behind an answer takes nothing from it.
+    // A reset after an answer takes nothing from it.
     let _ = user.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }

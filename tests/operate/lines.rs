@@ -1,4 +1,4 @@
-//! The log: what its lines hold, and how few of them strangers can cause.
+//! The log: what its lines contain, and how few of them strangers can cause.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::harness::{Balancer, asked, private};
 use crate::wait::wait_for;
 
-/// The line about the request of that status.
+/// The line about the request with this status.
 fn request_line(balancer: &Balancer, status: u16) -> serde_json::Value {
     let line = balancer.wait_for_log(&format!(r#""status":{status}"#));
     serde_json::from_str(&line).expect(&line)
@@ -35,7 +35,7 @@ fn what_is_a_number_is_one_in_the_lines_for_machines() {
     asked(door, b"GET / HTTP/9.9\r\nHost: x\r\n\r\n");
     let refused = request_line(&balancer, 505);
     assert!(refused["connect_ms"].is_null() && refused["total_ms"].is_f64(), "{refused}");
-    // Nothing that the whole log calls a number, or a length of time, is written as text.
+    // What the log calls a number, or a length of time, is never written as text.
     let log = balancer.log.lock().unwrap();
     for line in log.lines() {
         let line: serde_json::Value = serde_json::from_str(line).expect(line);
@@ -62,7 +62,7 @@ fn the_line_about_a_refused_request_names_it() {
 }
 
 impl Balancer {
-    /// How many lines of the log hold these words; none is longer than a kilobyte.
+    /// How many lines of the log contain these words; none may be longer than a kilobyte.
     fn lines(&self, words: &str) -> usize {
         let log = self.log.lock().unwrap();
         let lines = log.lines().filter(|line| line.contains(words));
@@ -70,7 +70,7 @@ impl Balancer {
     }
 }
 
-/// Does something for as long as a second and a half, over and over.
+/// Repeats something for a second and a half; returns how often.
 fn flood(mut act: impl FnMut()) -> usize {
     let since = Instant::now();
     let mut times = 0;
@@ -103,7 +103,7 @@ fn strangers_are_told_of_by_a_bounded_number_of_bounded_lines_and_a_summary() {
     assert!(proofs > 50 && changes > 50, "{proofs} proofs, {changes} changes: no flood");
     let summary = balancer.wait_for_log("lines were held back");
     assert!(summary.contains("WARN") && summary.contains("proofs="), "{summary}");
-    // Behind the floods this line comes last.
+    // This line comes after the floods.
     balancer.signal(Signal::SIGHUP);
     balancer.wait_for_log("reloaded");
     let seconds = began.elapsed().as_secs() as usize + 1;

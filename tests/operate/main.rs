@@ -58,7 +58,7 @@ fn the_control_core_keeps_off_the_cores_of_workers() {
         let threads: Vec<_> = threads.collect();
         let of = |name: &str| Some(&threads.iter().find(|thread| thread.0 == name)?.1);
         let (worker, control) = (of("lb-worker-0")?, of("lb")?);
-        // A machine of one core has nothing to choose from.
+        // A machine with one core has no choice.
         (worker == &all || (control != &all && control != worker)).then_some(())
     });
 }
@@ -92,7 +92,7 @@ fn a_manager_in_the_abstract_namespace_is_told() {
     assert_eq!(balancer.wait_for_exit(), Some(0));
 }
 
-/// Has socket(2) refuse IPv6 as a kernel does that was started with `ipv6.disable=1`.
+/// Makes socket(2) refuse IPv6, as a kernel does that was started with `ipv6.disable=1`.
 fn refuse_ipv6() {
     let step = |code: u32, jt, jf, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
@@ -142,8 +142,8 @@ fn a_kernel_without_ipv6_serves_users_of_ipv4_at_the_doors_for_all() {
     drop(balancer.user());
 }
 
-/// A library that steps the wall clock of the process it is loaded into by two days, once a file is
-/// there. The linker that this test was built with builds it.
+/// A library that steps the wall clock of the process it is loaded into by two days, as soon as a
+/// file exists. It is built by the linker that built this test.
 fn stepping_clock(folder: &Path) -> PathBuf {
     let source = r#"
         #define _GNU_SOURCE

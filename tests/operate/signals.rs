@@ -1,4 +1,4 @@
-//! Signals are heard whatever state the parent left them in.
+//! Signals are heard, whatever state the parent left them in.
 
 use std::os::unix::process::CommandExt;
 
@@ -6,7 +6,7 @@ use nix::sys::signal::{SigHandler, SigSet, Signal};
 
 use crate::harness::Balancer;
 
-/// A balancer whose main thread began with the signals in a state that its parent chose.
+/// A balancer whose main thread began with signals in a state that its parent chose.
 fn start_with_signals(choose: fn()) -> Balancer {
     let balancer = Balancer::start_on_loopback("", |lb| {
         // SAFETY: between fork and exec only system calls are made.

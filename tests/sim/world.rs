@@ -1,6 +1,6 @@
-//! One run: the core between peers, network and ring, all of them simulated. Owns the time and the order
-//! of things, and plays the shell: completions become events, commands become operations, as in
-//! `worker::shell`.
+//! One run: the core between peers, network and ring, all of them simulated. Owns time and the
+//! order of events, and plays the shell: completions become events, commands become operations, as
+//! in `worker::shell`.
 
 mod commands;
 
@@ -31,24 +31,24 @@ use super::pipes::Pipes;
 use super::plan::{Plan, Weather};
 use super::random::Random;
 
-/// By then every run must be over: all timeouts in a row, several times.
+/// Every run must be over by then: it is all timeouts in a row, several times.
 const LAST_MOMENT: Now = Now::from_nanos(3_600_000_000_000);
-/// Turns without a moment of rest; what is under way is bounded, so a run that needs more spins.
+/// Limit on turns without rest; what is in flight is bounded, so a run that needs more spins.
 const BUSY_TURNS_MAX: u32 = 50_000;
 
-/// A user and what the session is to be about.
+/// A user, and what the session is about.
 struct User {
     arrives_at: Now,
     script: Script,
     habits: Habits,
 }
 
-/// What a run has come to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Story {
     pub fates: Vec<Fate>,
     pub turns: u32,
-    /// Made of all completions and their times: two runs of one seed have the same.
+    /// Derived from all completions and their times: two runs of one seed have the same.
     pub mark: u64,
     pub starved: u64,
     /// Bytes that went through pipes.
@@ -187,7 +187,7 @@ impl World {
         });
     }
 
-    /// One turn of everything. False when all is still until some time passes.
+    /// One turn of everything; false if all is still until some time passes.
     fn turn(&mut self) -> bool {
         self.turns += 1;
         let mut moved = self.control.act(self.now, &mut self.random);
@@ -290,7 +290,7 @@ impl World {
     }
 
     fn connection(&mut self, user: usize, side: Side) -> usize {
-        // Nobody needs thousands of turns for a session.
+        // Nobody needs thousands of turns per session.
         let script = self.users[user].script;
         let [window_in, window_out] = [side, side.other()]
             .map(|from| self.plan.window(&mut self.random).max(script.total(from) / 24));
@@ -310,7 +310,7 @@ impl World {
         let most = user.script.total(Side::Client).max(user.script.total(Side::Backend));
         let mut habits = self.plan.habits(&mut self.random, most);
         if user.habits.end == End::Last {
-            // Two who wait for each other to finish would wait for ever.
+            // If both waited for the other to finish, they would wait for ever.
             habits.end = if habits.end == End::Never { End::Never } else { End::First };
         }
         let diligent = habits.are_diligent() && user.habits.are_diligent();
@@ -463,7 +463,7 @@ impl World {
         }
     }
 
-    /// Who was diligent, and served to the end, has heard everything and its end.
+    /// A diligent peer, served to the end, has heard everything and the end of it.
     fn check_deliveries(&self) {
         for peer in &self.peers {
             let conn = &self.conns[peer.conn];

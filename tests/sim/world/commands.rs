@@ -1,5 +1,5 @@
-//! What the core asks for, carried out: operations for the kernel, steps for the pipes, sockets opened
-//! and closed.
+//! Carries out what the core asks for: operations for the kernel, steps for the pipes, sockets
+//! opened and closed.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -152,7 +152,7 @@ impl World {
         self.sockets[key.place as usize][Side::Backend as usize] = Some(conn);
         let soon = self.now.plus(self.random.any_time(Duration::from_millis(50)));
         let (answer, at) = if self.random.in_thousand(self.plan.hanging) {
-            // Comes about when its cancel has been asked for already, or never.
+            // Established only after its cancel was requested, or never.
             let time = self.plan.timeouts.connect * 2;
             let answer = if self.random.half() { Ok(()) } else { Err(Errno::ETIMEDOUT) };
             (answer, self.now.plus(self.random.any_time(time)))
