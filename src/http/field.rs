@@ -91,6 +91,21 @@ impl Name {
         if name.contains(&b'_') { Name::Disguised } else { known }
     }
 
+    /// Whether a field frames the message or describes the connection, and so is for this hop alone.
+    pub const fn is_for_this_hop(self) -> bool {
+        matches!(
+            self,
+            Name::Connection
+                | Name::ContentLength
+                | Name::Disguised
+                | Name::KeepAlive
+                | Name::ProxyConnection
+                | Name::Te
+                | Name::TransferEncoding
+                | Name::Upgrade
+        )
+    }
+
     /// Whether `Connection` may name this field and so have it removed (RFC 9110 7.6.1). A user
     /// must not be able to remove what the framing, the routing or the backend's judgement of the
     /// user rests on.
@@ -146,19 +161,7 @@ pub fn clean(lines: &mut [u8]) -> bool {
 }
 
 fn may_be_cleaned(name: &[u8]) -> bool {
-    let known = std::str::from_utf8(name).map(|name| Name::of(name.trim_ascii_end()));
-    !matches!(
-        known,
-        Err(_)
-            | Ok(Name::Connection
-                | Name::ContentLength
-                | Name::Disguised
-                | Name::KeepAlive
-                | Name::ProxyConnection
-                | Name::Te
-                | Name::TransferEncoding
-                | Name::Upgrade)
-    )
+    std::str::from_utf8(name).is_ok_and(|name| !Name::of(name.trim_ascii_end()).is_for_this_hop())
 }
 
 /// Whether `name` may travel in a trailer section: nothing that frames, routes, authenticates,

@@ -217,17 +217,10 @@ pub struct Reply<'a> {
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, reply: &Reply<'_>) {
     put_status(out, head.status, head.reason);
     for (name, line) in head.fields.iter() {
-        match name {
-            Name::Connection
-            | Name::ContentLength
-            | Name::Disguised
-            | Name::KeepAlive
-            | Name::ProxyConnection
-            | Name::Te
-            | Name::TransferEncoding
-            | Name::Upgrade => {}
-            _ if name.may_be_removed() && is_named(head.connection, &head.fields, line) => {}
-            _ => put_line(out, line),
+        let dropped = name.is_for_this_hop()
+            || name.may_be_removed() && is_named(head.connection, &head.fields, line);
+        if !dropped {
+            put_line(out, line);
         }
     }
     put_framing(out, reply.framing);
