@@ -87,7 +87,7 @@ pub fn taken(name: &str, address: SocketAddr, error: &io::Error) -> Trouble {
             "the {name} port {address} is taken by another program; stop it or choose another with --{name}"
         ),
         io::ErrorKind::AddrNotAvailable => format!(
-            "the {name} door cannot open at {address}, which is no address of this host; choose one \
+            "the {name} door cannot open at {address}, which is not an address of this host; choose one \
              that `ip address` shows with --{name}"
         ),
         io::ErrorKind::PermissionDenied => format!(

@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::settings::Settings;
 use super::table::{Look, colour, painted, sized};
-use super::{Fault, print};
+use super::{Failure, print};
 use crate::boot::{self, capacity, datagrams, doors};
 use crate::config::Config;
 use crate::control::auth::Secrets;
@@ -36,10 +36,10 @@ struct Finding {
     outcome: Result<String, String>,
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = match arguments.settings.load() {
         Ok(config) => config,
-        Err(Fault(said)) => {
+        Err(Failure(said)) => {
             let finding = Finding { what: "settings", outcome: Err(said) };
             return conclude(&[finding], None);
         }
@@ -47,7 +47,7 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
     conclude(&findings(&config), Some(&capacity(&config)))
 }
 
-fn conclude(findings: &[Finding], capacity: Option<&str>) -> Result<(), Fault> {
+fn conclude(findings: &[Finding], capacity: Option<&str>) -> Result<(), Failure> {
     let mut out = shown(findings, colour());
     let bad = findings.iter().filter(|finding| finding.outcome.is_err()).count();
     if let Some(capacity) = capacity.filter(|_| bad == 0) {
@@ -56,8 +56,10 @@ fn conclude(findings: &[Finding], capacity: Option<&str>) -> Result<(), Fault> {
     print(&out)?;
     match bad {
         0 => Ok(()),
-        1 => Err(Fault("serve would not start here: mend the line marked \"bad\"".to_owned())),
-        _ => Err(Fault(format!("serve would not start here: mend the {bad} lines marked \"bad\""))),
+        1 => Err(Failure("serve would not start here: mend the line marked \"bad\"".to_owned())),
+        _ => {
+            Err(Failure(format!("serve would not start here: mend the {bad} lines marked \"bad\"")))
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use clap::Args;
 
 use super::table::{Cell, Look, bytes, colour, drawn, number, painted, span, word};
-use super::{Fault, peer, print, wait_for};
+use super::{Failure, peer, print, wait_for};
 use crate::client::admin;
 use crate::control::status::{
     BackendState, BackendStatus, Doors, Percentiles, RunState, SessionStatus, Status, WorkerStatus,
@@ -29,7 +29,7 @@ pub struct Arguments {
     admin: String,
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let text = wait_for(async {
         match (arguments.sessions, arguments.json) {
             (false, true) => {
@@ -43,7 +43,7 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
             }
         }
     })?;
-    print(&text.map_err(Fault)?)
+    print(&text.map_err(Failure)?)
 }
 
 /// One JSON object per line, as in the admin door's pages.

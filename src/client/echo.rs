@@ -24,11 +24,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// An echo service whose port is open but which does not answer yet.
 pub struct Echo {
-    door: Door,
+    socket: Socket,
     address: SocketAddr,
 }
 
-enum Door {
+enum Socket {
     Tcp(TcpListener),
     Udp(UdpSocket),
     Api(TcpListener),
@@ -40,20 +40,20 @@ impl Echo {
     /// # Errors
     /// The port is taken or not allowed.
     pub async fn bind(protocol: Protocol, address: SocketAddr) -> io::Result<Echo> {
-        let (door, address) = match protocol {
+        let (socket, address) = match protocol {
             Protocol::Udp => {
                 let socket = UdpSocket::bind(address).await?;
                 let address = socket.local_addr()?;
-                (Door::Udp(socket), address)
+                (Socket::Udp(socket), address)
             }
             Protocol::Tcp | Protocol::Api => {
                 let listener = TcpListener::bind(address).await?;
                 let address = listener.local_addr()?;
                 let api = protocol == Protocol::Api;
-                (if api { Door::Api(listener) } else { Door::Tcp(listener) }, address)
+                (if api { Socket::Api(listener) } else { Socket::Tcp(listener) }, address)
             }
         };
-        Ok(Echo { door, address })
+        Ok(Echo { socket, address })
     }
 
     /// Opens a port on every address of the host: both families, or IPv4 where there is no IPv6.
@@ -77,10 +77,10 @@ impl Echo {
 
     /// Answers for as long as it is polled. `name` identifies it in API answers.
     pub async fn run(self, name: Arc<str>) {
-        match self.door {
-            Door::Tcp(listener) => serve(listener, echo_stream).await,
-            Door::Udp(socket) => echo_datagrams(socket).await,
-            Door::Api(listener) => {
+        match self.socket {
+            Socket::Tcp(listener) => serve(listener, echo_stream).await,
+            Socket::Udp(socket) => echo_datagrams(socket).await,
+            Socket::Api(listener) => {
                 serve(listener, move |stream| echo_api::serve(stream, Arc::clone(&name))).await;
             }
         }

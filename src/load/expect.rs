@@ -205,7 +205,7 @@ impl FromStr for Expectation {
             .map_err(|_| format!("`{amount}` in `{text}` does not begin with a number"))?;
         let unit = amount[digits..].trim();
         let factor = measure.unit(unit).ok_or_else(|| {
-            format!("`{amount}` is no amount of `{name}`; times need ns, us, ms or s")
+            format!("`{amount}` is not an amount of `{name}`; times need ns, us, ms or s")
         })?;
         Ok(Expectation { measure, relation, value: number * factor })
     }
@@ -311,7 +311,7 @@ mod tests {
             ("speed>3", "not measured"),
             ("p99<fast", "number"),
             ("p99<2", "times need"),
-            ("errors<2ms", "no amount"),
+            ("errors<2ms", "not an amount"),
             ("rate>1.2.3", "number"),
         ] {
             let error = text.parse::<Expectation>().unwrap_err();

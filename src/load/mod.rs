@@ -6,16 +6,16 @@
 //! |---|---|
 //! | when is a request due? | [`plan`] |
 //! | what is sent, and is this its reply? | [`message`], [`client`], [`web`] |
-//! | who connects, sends, receives? | [`driver`], over [`line`] |
+//! | who connects, sends, receives? | [`driver`], over [`connection`] |
 //! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`] |
 //! | who answers when nobody else is there? | [`echo`] |
 
 pub mod blocks;
 pub mod client;
+mod connection;
 pub mod driver;
 pub mod echo;
 pub mod expect;
-mod line;
 pub mod message;
 pub mod plan;
 pub mod plot;

@@ -108,7 +108,9 @@ impl Request {
         match head::request(&bytes, 0, &Limits::default(), &mut space) {
             Ok(Some(head)) if head.length == bytes.len() => Ok(()),
             Ok(_) => Err("method, path and headers do not make one request".to_owned()),
-            Err(fault) => Err(format!("method, path and headers make no valid request: {fault}")),
+            Err(fault) => {
+                Err(format!("method, path and headers do not make a valid request: {fault}"))
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use own::Own;
 
-use super::{Fault, print, protocol};
+use super::{Failure, print, protocol};
 use crate::base::thread;
 use crate::cluster::Protocol;
 use crate::load::expect::Expectation;
@@ -82,7 +82,7 @@ enum Direction {
 
 #[derive(Args, Debug)]
 struct Run {
-    /// Which kind of user to be.
+    /// The kind of user to be.
     #[arg(long, default_value = "tcp", value_parser = protocol())]
     protocol: Protocol,
     /// What to measure. Without it a balancer and echo backends are started for the test, and the
@@ -129,13 +129,13 @@ struct Run {
     /// except `both`, for which any echo will do (TCP).
     #[arg(long, value_enum, value_name = "DIRECTION", num_args = 0..=1, default_missing_value = "down")]
     bulk: Option<Direction>,
-    /// What API users ask for.
+    /// The path that API users ask for.
     #[arg(long, value_name = "PATH", default_value = "/")]
     path: String,
-    /// How they ask.
+    /// The method of their requests.
     #[arg(long, value_name = "METHOD", default_value = "GET")]
     method: String,
-    /// A header line of theirs, such as 'accept: text/plain'.
+    /// A header line of their requests, such as 'accept: text/plain'.
     #[arg(long, value_name = "LINE")]
     header: Vec<String>,
     /// A file to send with every request.
@@ -165,7 +165,7 @@ struct Run {
 }
 
 /// Runs the command.
-pub fn run(arguments: Arguments) -> Result<ExitCode, Fault> {
+pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     match arguments.action {
         Some(Action::Serve(serve)) => serve_echo(&serve),
         Some(Action::Plot(plot)) => draw(&plot),
@@ -173,7 +173,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Fault> {
     }
 }
 
-fn serve_echo(serve: &Serve) -> Result<ExitCode, Fault> {
+fn serve_echo(serve: &Serve) -> Result<ExitCode, Failure> {
     let backends = echo::start(serve.protocol, &serve.listen, serve.gso)
         .map_err(|error| format!("cannot serve on {:?}: {error}", serve.listen))?;
     for address in backends.addresses() {
@@ -184,7 +184,7 @@ fn serve_echo(serve: &Serve) -> Result<ExitCode, Fault> {
 }
 
 /// Draws what earlier runs wrote.
-fn draw(plot: &Plot) -> Result<ExitCode, Fault> {
+fn draw(plot: &Plot) -> Result<ExitCode, Failure> {
     let mut curves = Vec::new();
     for path in &plot.runs {
         let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
@@ -199,7 +199,7 @@ fn draw(plot: &Plot) -> Result<ExitCode, Fault> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(run: &Run) -> Result<ExitCode, Fault> {
+fn measure(run: &Run) -> Result<ExitCode, Failure> {
     match &run.to {
         Some(to) => measure_one(run, to),
         None => measure_own(run),
@@ -207,7 +207,7 @@ fn measure(run: &Run) -> Result<ExitCode, Fault> {
 }
 
 /// Measures what is already running.
-fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Fault> {
+fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
     let mut load = run.load(resolve(to)?)?;
     load.watch = run.watch.or_else(|| process::listener(load.protocol, load.to));
     let outcome = watched(&load, run.quiet, to)?;
@@ -221,7 +221,7 @@ fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Fault> {
 }
 
 /// Measures a balancer started for the purpose, and the direct path without it.
-fn measure_own(run: &Run) -> Result<ExitCode, Fault> {
+fn measure_own(run: &Run) -> Result<ExitCode, Failure> {
     let own = Own::start(run.protocol, usize::from(run.backends), run.gso)?;
     let direct = run.load(own.backend())?;
     let balanced = Load { to: own.door(), watch: Some(own.pid()), ..direct.clone() };
@@ -285,7 +285,7 @@ impl Run {
     }
 
     /// Writes the files asked for. The first run is the one that counts; a picture shows all runs.
-    fn write_files(&self, runs: &[(&Report, &Outcome)]) -> Result<(), Fault> {
+    fn write_files(&self, runs: &[(&Report, &Outcome)]) -> Result<(), Failure> {
         let Some((report, outcome)) = runs.first() else { return Ok(()) };
         if let Some(path) = &self.json {
             write(path, &serde_json::to_string_pretty(report)?)?;
@@ -303,7 +303,7 @@ impl Run {
         Ok(())
     }
 
-    fn verdict(&self, outcome: &Outcome) -> Result<ExitCode, Fault> {
+    fn verdict(&self, outcome: &Outcome) -> Result<ExitCode, Failure> {
         let mut met = true;
         if let Some(reason) = &outcome.invalid {
             eprintln!("INVALID: {reason}");
@@ -364,7 +364,7 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
 fn resolve(address: &str) -> Result<SocketAddr, String> {
     address
         .to_socket_addrs()
-        .map_err(|error| format!("`{address}` is no address with a port: {error}"))?
+        .map_err(|error| format!("`{address}` is not an address with a port: {error}"))?
         .next()
         .ok_or_else(|| format!("`{address}` has no address"))
 }
@@ -378,7 +378,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        unit => return Err(format!("`{unit}` is no unit of time; us, ms, s, m and h are")),
+        unit => return Err(format!("`{unit}` is not a unit of time; use us, ms, s, m or h")),
     };
     let number: f64 = text[..digits].parse().map_err(|_| format!("`{text}` is no time"))?;
     Duration::try_from_secs_f64(number * factor).map_err(|_| format!("`{text}` is too long"))

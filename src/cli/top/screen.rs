@@ -1,4 +1,4 @@
-//! What `lb top` knows and what a key does to it. Pure: a key or an answer comes in, a wish goes
+//! What `lb top` knows and what a key does to it. Pure: a key or an answer comes in, a task goes
 //! out. Owns order, filter, the chosen row and the question before a drain; knows no terminal, no
 //! clock and no balancer.
 
@@ -29,7 +29,7 @@ pub enum Key {
 
 /// What the shell must do.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Wish {
+pub enum Task {
     Nothing,
     Quit,
     /// Read the sessions of this backend.
@@ -55,7 +55,7 @@ pub enum Mode {
 
 /// What backends are sorted by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Order {
+pub enum SortBy {
     Id,
     Address,
     State,
@@ -65,34 +65,34 @@ pub enum Order {
     Hello,
 }
 
-impl Order {
-    const ALL: [Order; 7] = [
-        Order::Id,
-        Order::Address,
-        Order::State,
-        Order::Sessions,
-        Order::New,
-        Order::Bytes,
-        Order::Hello,
+impl SortBy {
+    const ALL: [SortBy; 7] = [
+        SortBy::Id,
+        SortBy::Address,
+        SortBy::State,
+        SortBy::Sessions,
+        SortBy::New,
+        SortBy::Bytes,
+        SortBy::Hello,
     ];
 
     /// Its name on the screen.
     pub fn name(self) -> &'static str {
         match self {
-            Order::Id => "id",
-            Order::Address => "address",
-            Order::State => "state",
-            Order::Sessions => "sessions",
-            Order::New => "new/s",
-            Order::Bytes => "bytes/s",
-            Order::Hello => "hello",
+            SortBy::Id => "id",
+            SortBy::Address => "address",
+            SortBy::State => "state",
+            SortBy::Sessions => "sessions",
+            SortBy::New => "new/s",
+            SortBy::Bytes => "bytes/s",
+            SortBy::Hello => "hello",
         }
     }
 
-    fn next(self) -> Order {
-        let place = Order::ALL.iter().position(|order| *order == self);
+    fn next(self) -> SortBy {
+        let place = SortBy::ALL.iter().position(|order| *order == self);
         let place = place.expect("the list holds every order");
-        Order::ALL[(place + 1) % Order::ALL.len()]
+        SortBy::ALL[(place + 1) % SortBy::ALL.len()]
     }
 }
 
@@ -118,7 +118,7 @@ pub struct Row {
 pub struct Screen {
     pub mode: Mode,
     pub now: Option<Status>,
-    pub order: Order,
+    pub order: SortBy,
     pub reversed: bool,
     pub filter: String,
     /// The index of the row with the cursor, among the rows shown.
@@ -138,7 +138,7 @@ impl Default for Screen {
         Screen {
             mode: Mode::Backends,
             now: None,
-            order: Order::Id,
+            order: SortBy::Id,
             reversed: false,
             filter: String::new(),
             chosen: 0,
@@ -153,7 +153,7 @@ impl Default for Screen {
 
 impl Screen {
     /// A look at the balancer succeeded or failed. Returns what else to read.
-    pub fn looked(&mut self, answer: Result<Status, String>) -> Wish {
+    pub fn looked(&mut self, answer: Result<Status, String>) -> Task {
         match answer {
             Ok(status) => {
                 let same = |old: &Status| {
@@ -172,8 +172,8 @@ impl Screen {
         }
         self.keep_choice();
         match &self.mode {
-            Mode::Sessions { backend } => Wish::Sessions(backend.clone()),
-            _ => Wish::Nothing,
+            Mode::Sessions { backend } => Task::Sessions(backend.clone()),
+            _ => Task::Nothing,
         }
     }
 
@@ -198,9 +198,9 @@ impl Screen {
     }
 
     /// Handles a key.
-    pub fn press(&mut self, key: Key) -> Wish {
+    pub fn press(&mut self, key: Key) -> Task {
         if key == Key::Leave {
-            return Wish::Quit;
+            return Task::Quit;
         }
         match self.mode.clone() {
             Mode::Backends => self.press_on_backends(key),
@@ -209,19 +209,19 @@ impl Screen {
             Mode::Confirm { backend } => {
                 self.mode = Mode::Backends;
                 match key {
-                    Key::Char('y' | 'Y') => Wish::Drain(backend),
+                    Key::Char('y' | 'Y') => Task::Drain(backend),
                     _ => {
                         self.message = format!("{backend} was not drained");
-                        Wish::Nothing
+                        Task::Nothing
                     }
                 }
             }
         }
     }
 
-    fn press_on_backends(&mut self, key: Key) -> Wish {
+    fn press_on_backends(&mut self, key: Key) -> Task {
         match key {
-            Key::Char('q') => return Wish::Quit,
+            Key::Char('q') => return Task::Quit,
             Key::Char('/') => self.mode = Mode::Filter,
             Key::Char('s') => self.order = self.order.next(),
             Key::Char('r') => self.reversed = !self.reversed,
@@ -233,17 +233,17 @@ impl Screen {
             Key::Enter => {
                 if let Some(backend) = self.chosen_backend() {
                     self.open(backend.clone());
-                    return Wish::Sessions(backend);
+                    return Task::Sessions(backend);
                 }
             }
             Key::Back => self.filter.clear(),
             other => self.go(other),
         }
         self.keep_choice();
-        Wish::Nothing
+        Task::Nothing
     }
 
-    fn press_on_filter(&mut self, key: Key) -> Wish {
+    fn press_on_filter(&mut self, key: Key) -> Task {
         match key {
             Key::Char(letter) if self.filter.chars().count() < FILTER_MAX => {
                 self.filter.push(letter);
@@ -259,12 +259,12 @@ impl Screen {
             other => self.go(other),
         }
         self.keep_choice();
-        Wish::Nothing
+        Task::Nothing
     }
 
-    fn press_on_sessions(&mut self, key: Key, backend: String) -> Wish {
+    fn press_on_sessions(&mut self, key: Key, backend: String) -> Task {
         match key {
-            Key::Char('q') => return Wish::Quit,
+            Key::Char('q') => return Task::Quit,
             Key::Char('d') => {
                 self.close(&backend);
                 self.mode = Mode::Confirm { backend };
@@ -273,7 +273,7 @@ impl Screen {
             other => self.go(other),
         }
         self.keep_choice();
-        Wish::Nothing
+        Task::Nothing
     }
 
     fn open(&mut self, backend: String) {
@@ -340,15 +340,15 @@ impl Screen {
         let id = backend.id.trim_start_matches('b').parse().unwrap_or(u64::MAX);
         let greatest = |value: u64| (u64::MAX - value, String::new(), id);
         match self.order {
-            Order::Id => (0, String::new(), id),
-            Order::Address => (0, backend.address.to_string(), id),
-            Order::State => (u64::MAX - backend.state as u64, String::new(), id),
-            Order::Sessions => greatest(backend.sessions_active),
-            Order::New => greatest(row.rates.new.unwrap_or(0)),
-            Order::Bytes => {
+            SortBy::Id => (0, String::new(), id),
+            SortBy::Address => (0, backend.address.to_string(), id),
+            SortBy::State => (u64::MAX - backend.state as u64, String::new(), id),
+            SortBy::Sessions => greatest(backend.sessions_active),
+            SortBy::New => greatest(row.rates.new.unwrap_or(0)),
+            SortBy::Bytes => {
                 greatest(row.rates.up.unwrap_or(0).saturating_add(row.rates.down.unwrap_or(0)))
             }
-            Order::Hello => {
+            SortBy::Hello => {
                 let misses = u64::from(backend.hello.misses) << 40;
                 greatest(misses.saturating_add(backend.hello.took_us.unwrap_or(0)))
             }
@@ -491,12 +491,12 @@ pub(super) mod tests {
         let mut screen = screen();
         assert_eq!(ids(&screen), ["b1", "b2", "b10"]);
         type_in(&mut screen, "sss");
-        assert_eq!(screen.order, Order::Sessions);
+        assert_eq!(screen.order, SortBy::Sessions);
         assert_eq!(ids(&screen), ["b2", "b1", "b10"]);
         type_in(&mut screen, "r");
         assert_eq!(ids(&screen), ["b10", "b1", "b2"]);
         type_in(&mut screen, "ssss");
-        assert_eq!(screen.order, Order::Id, "after the last comes the first");
+        assert_eq!(screen.order, SortBy::Id, "after the last comes the first");
     }
 
     #[test]
@@ -509,7 +509,7 @@ pub(super) mod tests {
         type_in(&mut screen, "qd");
         assert_eq!((screen.filter.as_str(), ids(&screen).len()), ("WEB-qd", 0));
         screen.press(Key::Enter);
-        assert_eq!(screen.press(Key::Char('d')), Wish::Nothing, "there is nothing to drain");
+        assert_eq!(screen.press(Key::Char('d')), Task::Nothing, "there is nothing to drain");
         assert_eq!(screen.mode, Mode::Backends);
         screen.press(Key::Back);
         assert_eq!(ids(&screen).len(), 3);
@@ -539,9 +539,9 @@ pub(super) mod tests {
     fn enter_shows_a_backends_sessions_and_escape_goes_back_to_its_row() {
         let mut screen = screen();
         screen.press(Key::Down);
-        assert_eq!(screen.press(Key::Enter), Wish::Sessions("b2".into()));
+        assert_eq!(screen.press(Key::Enter), Task::Sessions("b2".into()));
         let again = screen.looked(Ok(status(2000, vec![backend(1, 2), backend(2, 3)])));
-        assert_eq!(again, Wish::Sessions("b2".into()), "they are kept fresh");
+        assert_eq!(again, Task::Sessions("b2".into()), "they are kept fresh");
         screen.read("b1", Err("an answer of before".into()));
         assert_eq!(screen.message, "");
         screen.read("b2", Ok((Vec::new(), true)));
@@ -556,15 +556,15 @@ pub(super) mod tests {
         for key in [Key::Enter, Key::Char('n'), Key::Back, Key::Char('d')] {
             screen.press(Key::Char('d'));
             assert_eq!(screen.mode, Mode::Confirm { backend: "b1".into() });
-            assert_eq!(screen.press(key), Wish::Nothing, "{key:?}");
+            assert_eq!(screen.press(key), Task::Nothing, "{key:?}");
             assert_eq!(screen.message, "b1 was not drained");
         }
         screen.press(Key::Char('d'));
-        assert_eq!(screen.press(Key::Char('y')), Wish::Drain("b1".into()));
+        assert_eq!(screen.press(Key::Char('y')), Task::Drain("b1".into()));
         screen.drained("b1", Ok(2));
         assert_eq!(screen.message, "b1 drains, 2 sessions left");
         screen.press(Key::Char('d'));
-        assert_eq!(screen.press(Key::Leave), Wish::Quit);
+        assert_eq!(screen.press(Key::Leave), Task::Quit);
     }
 
     #[test]

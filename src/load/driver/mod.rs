@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::client::{Exchange, Flow, Stream};
-use super::line::{Line, Phase, Talk};
+use super::connection::{Connection, Phase, Talk};
 use super::message::{Content, PERIOD};
 use super::plan::Plan;
 use super::tally::{Fault, Tally};
@@ -81,7 +81,7 @@ struct Driver<'a> {
     place: usize,
     ring: Ring,
     done: Vec<Done>,
-    lines: Vec<Line>,
+    connections: Vec<Connection>,
     /// Connections yet to be opened, and how many are being opened.
     to_connect: VecDeque<u32>,
     connecting: usize,
@@ -123,18 +123,18 @@ impl<'a> Driver<'a> {
             flood = blocks::content_chain(ring.pool_mut(), &content, PERIOD)
                 .expect("a new pool holds a period of content");
         }
-        let lines: Vec<Line> = (place..load.connections)
+        let connections: Vec<Connection> = (place..load.connections)
             .step_by(load.threads)
-            .map(|number| Line::new(talk(load, number as u32)))
+            .map(|number| Connection::new(talk(load, number as u32)))
             .collect();
-        let to_connect = (0..lines.len() as u32).collect();
+        let to_connect = (0..connections.len() as u32).collect();
         Ok(Driver {
             load,
             progress: &shared.progress,
             place,
             ring,
             done: Vec::with_capacity(REAP_MAX),
-            lines,
+            connections,
             to_connect,
             connecting: 0,
             free: VecDeque::new(),
@@ -163,9 +163,9 @@ impl<'a> Driver<'a> {
     fn connect_all(&mut self) -> io::Result<()> {
         let until = Now::read().plus(self.load.patience);
         let mut up = 0;
-        while up < self.lines.len() && self.now < until {
+        while up < self.connections.len() && self.now < until {
             self.turn(Some(Duration::from_millis(10)))?;
-            up = self.lines.iter().filter(|line| line.phase == Phase::Up).count();
+            up = self.connections.iter().filter(|connection| connection.phase == Phase::Up).count();
             if up == 0
                 && let Some(errno) = self.unreachable
             {
@@ -183,8 +183,8 @@ impl<'a> Driver<'a> {
         self.next_tick = now.plus(TICK);
         self.asking = true;
         self.plan = self.load.rate.map(|rate| Plan::new(now, rate, self.place, self.load.threads));
-        for slot in 0..self.lines.len() as u32 {
-            if self.lines[slot as usize].phase == Phase::Up {
+        for slot in 0..self.connections.len() as u32 {
+            if self.connections[slot as usize].phase == Phase::Up {
                 self.next(slot);
             }
         }
@@ -256,7 +256,7 @@ impl<'a> Driver<'a> {
             self.asking = false;
             self.tally.unsent += self.plan.map_or(0, |plan| plan.overdue(self.end));
             self.next_tick = self.now;
-            for slot in 0..self.lines.len() as u32 {
+            for slot in 0..self.connections.len() as u32 {
                 self.wind_down(slot);
             }
         }
@@ -269,15 +269,15 @@ impl<'a> Driver<'a> {
 
     /// Whether a reply worth waiting for may still come.
     fn outstanding(&self) -> bool {
-        self.now < self.end.plus(ENDING_MAX) && self.lines.iter().any(Line::waiting)
+        self.now < self.end.plus(ENDING_MAX) && self.connections.iter().any(Connection::waiting)
     }
 
     fn finish(mut self) -> Part {
-        for line in &mut self.lines {
-            if line.waiting() {
+        for connection in &mut self.connections {
+            if connection.waiting() {
                 self.tally.fault(Fault::TimedOut);
             }
-            line.home.end(&mut self.tally);
+            connection.home.end(&mut self.tally);
         }
         self.report();
         let [before, after] = self.spent;
@@ -294,8 +294,8 @@ impl<'a> Driver<'a> {
             return self.datagram_sent(done);
         }
         let slot = done.tag.slot;
-        let current = self.lines[slot as usize].generation;
-        assert_eq!(done.tag.generation, current, "a line is reused when nothing is in flight");
+        let current = self.connections[slot as usize].generation;
+        assert_eq!(done.tag.generation, current, "a slot is reused when nothing is in flight");
         match done.tag.kind {
             CONNECT => self.connect_done(slot, done.result),
             SEND => self.sent(slot, done.result),
@@ -306,11 +306,11 @@ impl<'a> Driver<'a> {
 
     fn tick(&mut self) {
         let patience = self.load.patience;
-        for slot in 0..self.lines.len() as u32 {
-            let line = &mut self.lines[slot as usize];
-            let overdue = self.now.since(line.sent) > patience;
-            let waiting = line.waiting();
-            match (&mut line.talk, line.phase) {
+        for slot in 0..self.connections.len() as u32 {
+            let connection = &mut self.connections[slot as usize];
+            let overdue = self.now.since(connection.sent) > patience;
+            let waiting = connection.waiting();
+            match (&mut connection.talk, connection.phase) {
                 (Talk::Flow(flow), Phase::Up) => {
                     let lost = flow.expire(self.now, patience);
                     self.tally.faults[Fault::Lost as usize] += lost;
@@ -338,8 +338,8 @@ impl<'a> Driver<'a> {
     }
 }
 
-fn tag(kind: u8, slot: u32, line: &Line) -> Tag {
-    Tag { kind, generation: line.generation, slot }
+fn tag(kind: u8, slot: u32, connection: &Connection) -> Tag {
+    Tag { kind, generation: connection.generation, slot }
 }
 
 fn talk(load: &Load, connection: u32) -> Talk {

@@ -20,7 +20,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::thread;
 use crate::cluster::Protocol;
-use crate::load::{blocks, line};
+use crate::load::{blocks, connection};
 use crate::ring::sys;
 
 /// Why this side ends a connection.
@@ -82,7 +82,7 @@ pub fn start(protocol: Protocol, at: &[SocketAddr], gso: bool) -> io::Result<Bac
     let name = format!("echo-{protocol}");
     let (addresses, thread) = if protocol == Protocol::Udp {
         let sockets = at.iter().map(UdpSocket::bind).collect::<io::Result<Vec<_>>>()?;
-        sockets.iter().for_each(line::widen);
+        sockets.iter().for_each(connection::widen);
         let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<_>>()?;
         let thread = thread::spawn(&name, move || {
             let _ = ready.send(Ok(()));

@@ -38,7 +38,7 @@ pub enum Talk {
     Web(Web),
 }
 
-pub struct Line {
+pub struct Connection {
     pub socket: Option<OwnedFd>,
     /// Grows with every new socket, so that completions of an old one are recognised.
     pub generation: u32,
@@ -61,9 +61,9 @@ pub struct Line {
     pub rest_until: Now,
 }
 
-impl Line {
-    pub fn new(talk: Talk) -> Line {
-        Line {
+impl Connection {
+    pub fn new(talk: Talk) -> Connection {
+        Connection {
             socket: None,
             generation: 0,
             phase: Phase::Down,
@@ -151,7 +151,7 @@ pub fn fault_of(errno: Errno) -> Fault {
     }
 }
 
-/// Borrows the socket of a line that has one.
+/// Borrows the socket of a connection that has one.
 pub fn socket_of(socket: &Option<OwnedFd>) -> Option<BorrowedFd<'_>> {
     use std::os::fd::AsFd;
     socket.as_ref().map(AsFd::as_fd)
