@@ -1,11 +1,12 @@
 //! The log: lines of text for people, JSON objects for machines, on standard output. Owns the one
-//! thread that writes. Whoever logs only puts a line into a bounded queue: when standard output is
-//! slower than the lines come, lines are dropped and counted, and nobody waits. A part of the queue is
-//! kept for lines that peers cannot cause, so that a flood of the others pushes none of them out.
+//! thread that writes. Logging a line only puts it into a bounded queue: if standard output is
+//! slower than the lines come, lines are dropped and counted, and nobody waits. Part of the queue
+//! is reserved for lines that peers cannot cause, so that a flood of the others pushes none of them
+//! out.
 //!
-//! Where standard output is systemd's journal, each line begins with its priority as sd-daemon(3) has
-//! it, which the journal takes off and `journalctl -p` goes by; and text has no time, since the journal
-//! writes one before it.
+//! If standard output is systemd's journal, each line begins with its priority as defined by
+//! sd-daemon(3), which the journal strips and `journalctl -p` uses. Text then has no time, since
+//! the journal adds its own.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -29,25 +30,25 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 use crate::base::thread;
 use crate::config::{Log, LogFormat};
 
-/// Lines that may wait for standard output.
+/// Limit on the lines that wait for standard output.
 const LINES_MAX: usize = 8192;
 
-/// Of these, kept for lines that peers cannot cause.
+/// How many of these are reserved for lines that peers cannot cause.
 const LINES_KEPT: u64 = 2048;
 const _: () = assert!(LINES_KEPT < LINES_MAX as u64);
 
-/// The target of lines that peers cause, as many as they like: users, requests, strangers.
+/// The target of lines that peers can cause in any number: about users, requests, strangers.
 pub const TRAFFIC: &str = "lb::traffic";
 
 static LINES: OnceLock<Lines> = OnceLock::new();
 static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// The running log. Dropping it writes what waits, for a second at most.
+/// The running log. Dropping it writes what is queued, within a second.
 pub struct Logs {
     _writer: WorkerGuard,
 }
 
-/// Starts the log of this process; the first call counts.
+/// Starts the log of this process; only the first call has an effect.
 pub fn start(log: &Log) -> Logs {
     let (lines, writer) = queue(io::stdout());
     let _ = LINES.set(lines.clone());
@@ -62,7 +63,7 @@ pub fn start(log: &Log) -> Logs {
     Logs { _writer: writer }
 }
 
-/// A sentence that ends the program, as it is written to standard error: for the journal an error.
+/// A sentence that ends the program, formatted for standard error: for the journal, an error.
 pub fn last_words(said: &str) -> String {
     let priority = if is_journal(&io::stderr()) { priority(Level::ERROR) } else { "" };
     format!("{priority}lb: {said}\n")
@@ -73,10 +74,10 @@ pub fn dropped() -> u64 {
     LINES.get().map_or(0, Lines::dropped)
 }
 
-/// Writes lines of this level and the more important ones from now on.
+/// From now on writes lines of this level and of more important ones.
 pub fn set_level(level: Level) {
     if let Some(handle) = LEVELS.get() {
-        // Fails only when there is no log any more.
+        // Fails only if the log no longer exists.
         let _ = handle.reload(levels(level));
     }
 }
@@ -90,15 +91,15 @@ fn queue(out: impl Write + Send + 'static) -> (Lines, WorkerGuard) {
     (Lines { queue, put: Arc::default(), written, turned_away: Arc::default() }, guard)
 }
 
-/// The queue's end for those who log.
+/// The end of the queue that loggers use.
 #[derive(Clone)]
 struct Lines {
     queue: NonBlocking,
-    /// Lines that were put into the queue, or found no room there.
+    /// Lines put into the queue, and lines that found no room in it.
     put: Arc<AtomicU64>,
     /// Lines that have left it.
     written: Arc<AtomicU64>,
-    /// Lines of traffic that found only the room which is kept for others.
+    /// Lines of traffic that found only the reserved room.
     turned_away: Arc<AtomicU64>,
 }
 
@@ -111,8 +112,8 @@ impl Lines {
         self.found_no_room() + self.turned_away.load(Ordering::Relaxed)
     }
 
-    /// Lines in the queue. Between two counts another thread may change both, so this is near the
-    /// truth, which is all that the room kept needs.
+    /// Lines in the queue. Another thread may change either count between the two reads, so the
+    /// result is approximate, which is enough for the reserved room.
     fn waiting(&self) -> u64 {
         let left = self.written.load(Ordering::Relaxed) + self.found_no_room();
         self.put.load(Ordering::Relaxed).saturating_sub(left)
@@ -153,7 +154,7 @@ impl Write for Pen<'_> {
     }
 }
 
-/// Standard output, with a count of the lines that were written, each by one call.
+/// Standard output, with a count of the lines written, one per call.
 struct Counting<W> {
     out: W,
     written: Arc<AtomicU64>,
@@ -174,7 +175,7 @@ impl<W: Write> Write for Counting<W> {
     }
 }
 
-/// This program's lines at the level asked for; those of its libraries only when something is wrong.
+/// This program's lines at the level asked for; those of libraries only when something is wrong.
 fn levels(level: Level) -> Targets {
     Targets::new().with_target("lb", level).with_default(level.min(Level::WARN))
 }
@@ -187,15 +188,15 @@ enum Reader {
     Other,
 }
 
-/// Whether a stream leads to the journal: systemd names the stream that it made in `JOURNAL_STREAM`, and
-/// somebody may have redirected it since (systemd.exec(5)).
+/// Whether a stream leads to the journal: systemd names the stream that it created in
+/// `JOURNAL_STREAM`, and somebody may have redirected it since (systemd.exec(5)).
 fn is_journal(stream: &impl AsFd) -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     let about = stream.as_fd().try_clone_to_owned().and_then(|copy| File::from(copy).metadata());
     about.is_ok_and(|about| named == format!("{}:{}", about.dev(), about.ino()))
 }
 
-/// What sd-daemon(3) has before a line of this level.
+/// The prefix that sd-daemon(3) defines for a line of this level.
 fn priority(level: Level) -> &'static str {
     match level {
         Level::ERROR => "<3>",
@@ -205,7 +206,7 @@ fn priority(level: Level) -> &'static str {
     }
 }
 
-/// Writes the priority before what another format writes, where the journal reads it.
+/// Writes the priority before what another format writes, if the journal reads it.
 struct Prioritised<F> {
     format: F,
     reader: Reader,
@@ -346,7 +347,7 @@ mod tests {
         assert!(text.contains("after") && !text.contains("before"), "{text}");
     }
 
-    /// Standard output with a pager that nobody scrolls.
+    /// Standard output to a pager that nobody scrolls.
     struct Stuck(mpsc::Receiver<()>);
 
     impl Write for Stuck {

@@ -41,7 +41,7 @@ fn outcome(load: &Load) -> Outcome {
     run(load, &Arc::new(Progress::default())).unwrap()
 }
 
-/// Runs against one echo backend of our own.
+/// Runs against one echo backend of ours.
 fn honest(protocol: Protocol, shape: impl FnOnce(&mut Load)) -> Outcome {
     let backends = echo::start(protocol, &[anywhere()], true).unwrap();
     let mut load = load(protocol, backends.addresses()[0]);
@@ -100,7 +100,7 @@ fn streams_are_whole_in_every_direction() {
 
 #[test]
 fn datagrams_that_are_sent_together_come_back_in_order_and_once() {
-    // 33: more than one send takes, so that one datagram comes alone.
+    // 33 is more than one send takes, so one datagram comes alone.
     for (size, window) in [(64, 33), (1_200, 32), (1_200, 7), (4_096, 40)] {
         let outcome = honest(Protocol::Udp, |load| {
             (load.size, load.connections, load.window, load.gso) = (size, 4, window, true);
@@ -117,7 +117,7 @@ fn an_echo_of_datagrams_that_came_as_one_keeps_them_apart() {
     user.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     user.connect(backends.addresses()[0]).unwrap();
     setsockopt(&user, sockopt::UdpGsoSegment, &100).unwrap();
-    // One by one between those that come together, so that each way meets what the other left.
+    // Single ones between those that come together, so that each way meets what the other left.
     for lengths in [vec![100, 100, 70], vec![40], vec![100, 100]] {
         user.send(&vec![7; lengths.iter().sum()]).unwrap();
         for length in lengths {
@@ -261,7 +261,7 @@ fn a_service_that_mixes_up_its_users_is_found_out() {
         others.lock().unwrap().push(user.try_clone().unwrap());
         let mut message = [0; 64];
         while user.read_exact(&mut message).is_ok() {
-            // Whoever came first gets everyone's replies.
+            // The first connection gets everyone's replies.
             let _ = others.lock().unwrap()[0].write_all(&message);
         }
     });
@@ -317,7 +317,7 @@ fn a_stream_that_loses_a_byte_is_found_out() {
     assert!(found.contains(&Fault::Corrupt) || found.contains(&Fault::Lost), "{found:?}");
 }
 
-/// Answers datagrams with what `answer` makes of them.
+/// Answers datagrams with the result of `answer`.
 fn datagram_liar(
     mut answer: impl FnMut(&UdpSocket, &[u8], SocketAddr) + Send + 'static,
 ) -> SocketAddr {

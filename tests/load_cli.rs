@@ -77,7 +77,7 @@ fn what_cannot_be_run_is_one_sentence_and_exit_code_2() {
     let nobody = nobody.to_string();
     for (arguments, word) in [
         (vec!["--to", nobody.as_str()], "does something listen there"),
-        (vec!["--to", "nowhere"], "no address with a port"),
+        (vec!["--to", "nowhere"], "not an address with a port"),
         (vec!["--to", nobody.as_str(), "--size", "3"], "24 bytes"),
         (vec!["--to", nobody.as_str(), "--churn", "--protocol", "udp"], "for TCP"),
         (vec!["--expect", "p99<fast"], "number"),

@@ -1,6 +1,6 @@
-//! TCP users beside real peers and at full size: `lb serve` as a process of its own. Needs Debian's
-//! `redis-server` and `redis-tools`, several GiB through loopback and many descriptors, so these run
-//! only when asked for: `cargo test --release --test peers -- --ignored`.
+//! TCP users with real peers and at full size: `lb serve` as a process of its own. Needs Debian's
+//! `redis-server` and `redis-tools`, several GiB through loopback and many descriptors, so these
+//! tests run only on request: `cargo test --release --test peers -- --ignored`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -163,7 +163,7 @@ fn a_gibibyte_each_way_at_once_arrives_whole() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let balancer = Balancer::start(&[listener.local_addr().unwrap().port()]);
     let backend = thread::spawn(move || {
-        // The first connection was the balancer's own look at the port.
+        // The first connection was the balancer's own check of the port.
         let (mut probe, _) = listener.accept().unwrap();
         assert_eq!(probe.read(&mut [0]).unwrap_or(0), 0);
         let (mut connection, _) = listener.accept().unwrap();
@@ -181,9 +181,9 @@ fn a_gibibyte_each_way_at_once_arrives_whole() {
     assert_eq!(balancer.process.terminate(), Some(0));
 }
 
-/// Sessions that are open at once, if the host has descriptors for as many.
+/// How many sessions are open at once, if the host has the descriptors.
 const IDLE: usize = 10_000;
-/// Descriptors that the balancer needs beside the two of each session.
+/// How many descriptors the balancer needs besides the two of each session.
 const BESIDE_SESSIONS: u64 = 1_500;
 
 #[test]
@@ -193,13 +193,13 @@ fn ten_thousand_idle_sessions_take_little_memory() {
     setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors).unwrap();
     let idle = IDLE.min((descriptors.saturating_sub(BESIDE_SESSIONS) / 2) as usize);
     assert!(idle >= 1_000, "{descriptors} descriptors are too few to learn anything from");
-    // A process of its own, so that no process here has more than one end of each connection.
+    // A separate process, so that no process has more than one end of each connection.
     let balancer = Balancer::start(&[]);
     let port = free_port().to_string();
     let control = balancer.control.get_ref().peer_addr().unwrap().to_string();
     let echo = ["backend", "--protocol", "tcp", "--port", &port, "--lb", &control, "--echo"];
     let _backend = Process::start(env!("CARGO_BIN_EXE_lb"), &echo);
-    // Every session is answered once, so that it is known to stand from end to end.
+    // Every session is answered once, so that it is known to be established from end to end.
     let answers = |user: &mut TcpStream, mark: u8| {
         let mut answer = [0];
         user.write_all(&[mark])?;

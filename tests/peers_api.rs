@@ -1,7 +1,7 @@
-//! The API door between real clients and real servers: `lb serve` as a process of its own, curl, wrk and
-//! h2load before it, nginx, Python's and Node's servers behind it. Needs Debian's `curl`, `wrk`,
-//! `nghttp2-client`, `nginx`, `python3` and `nodejs`, so these run only when asked for:
-//! `cargo test --release --test peers_api -- --ignored`.
+//! The API door between real clients and real servers: `lb serve` as a process of its own, curl,
+//! wrk and h2load in front of it, nginx, Python's and Node's servers behind it. Needs Debian's
+//! `curl`, `wrk`, `nghttp2-client`, `nginx`, `python3` and `nodejs`, so these tests run only on
+//! request: `cargo test --release --test peers_api -- --ignored`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -53,7 +53,7 @@ impl Balancer {
     }
 }
 
-/// What a program that ends by itself wrote.
+/// The output of a program that ends by itself.
 fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -82,7 +82,7 @@ fn nginx(folder: &Folder) -> (Process, u16) {
     (process, port)
 }
 
-/// A server of Node's that answers with the length of what it was sent, in chunks.
+/// A Node server that answers with the length of what it received, in chunks.
 const NODE: &str = "
 require('http').createServer((request, response) => {
   let bytes = 0;
@@ -152,8 +152,8 @@ fn curl_reads_every_server_through_the_door_as_it_is() {
     }
 }
 
-/// What a server says it was asked, in a field of its answer: method, target, length and FNV-1a hash of
-/// the body, and the values of `X-A` as hexadecimal digits.
+/// What a server says it was asked, in a field of its answer: method, target, length and FNV-1a
+/// hash of the body, and the values of `X-A` as hexadecimal digits.
 const NODE_REPORTS: &str = "
 require('http').createServer((request, response) => {
   let bytes = 0, hash = 0x811c9dc5;
@@ -232,7 +232,7 @@ fn passing_nginx(folder: &Folder, to: u16) -> (Process, u16) {
     (process, port)
 }
 
-/// A request that is unusual and legal, and what every server must take it for.
+/// A request that is unusual and legal, and how every server must understand it.
 struct Unusual {
     bytes: Vec<u8>,
     report: String,
@@ -258,17 +258,15 @@ fn unusual(
 }
 
 fn unusual_requests() -> Vec<Unusual> {
+    let mut all = unusual_heads();
+    all.extend(unusual_bodies());
+    all
+}
+
+fn unusual_heads() -> Vec<Unusual> {
     let long = vec![b'v'; 3_000];
-    let body: Vec<u8> = (0..70_000u32).map(|place| (place * 7 + place / 253) as u8).collect();
-    let sized = |length: usize| format!("Content-Length: {length}\r\n").into_bytes();
-    let tiny: Vec<u8> =
-        b"chunks".iter().flat_map(|byte| [b"1\r\n", &[*byte][..], b"\r\n"].concat()).collect();
-    let chunked = b"Transfer-Encoding: chunked\r\n".as_slice();
     let plain = |method, target, path| unusual(method, target, b"", b"", (path, b"", b""));
     let with = |fields: &[u8], said: &[u8]| unusual("GET", "/", fields, b"", ("/", b"", said));
-    let sent = |fields: &[u8], framed: &[u8], body: &[u8]| {
-        unusual("POST", "/p", fields, framed, ("/p", body, b""))
-    };
     vec![
         plain("GET", "http://other:81/a?b", "/a?b"),
         plain("GET", "HTTP://other", "/"),
@@ -293,6 +291,19 @@ fn unusual_requests() -> Vec<Unusual> {
         with(b"!#$%&'*+-.^`|~9: odd\r\nX-A: 1\r\n", b"1"),
         with(b"X-A: gone\r\nConnection: x-a\r\n", b""),
         with(b"Content-Length: 0\r\n", b""),
+    ]
+}
+
+fn unusual_bodies() -> Vec<Unusual> {
+    let body: Vec<u8> = (0..70_000u32).map(|place| (place * 7 + place / 253) as u8).collect();
+    let sized = |length: usize| format!("Content-Length: {length}\r\n").into_bytes();
+    let tiny: Vec<u8> =
+        b"chunks".iter().flat_map(|byte| [b"1\r\n", &[*byte][..], b"\r\n"].concat()).collect();
+    let chunked = b"Transfer-Encoding: chunked\r\n".as_slice();
+    let sent = |fields: &[u8], framed: &[u8], body: &[u8]| {
+        unusual("POST", "/p", fields, framed, ("/p", body, b""))
+    };
+    vec![
         sent(&sized(70_000), &body, &body),
         sent(b"Content-Length: 0000000003\r\n", b"abc", b"abc"),
         sent(b"", b"", b""),
@@ -324,7 +335,7 @@ fn unusual_requests() -> Vec<Unusual> {
     ]
 }
 
-/// Reads final responses to the end, and gives what each reported; none has a body that looks like a head.
+/// Reads final responses to the end, and returns what each reported; no body may look like a head.
 fn reports(stream: &mut TcpStream) -> Vec<String> {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();

@@ -1,7 +1,7 @@
-//! UDP users at full size and real UDP protocols through the door: `lb serve` as a process of its own.
-//! Needs Debian's `knot`, `dnsperf`, `ngtcp2-client`, `ngtcp2-server`, `openssl` and `sip-tester`, and
-//! many descriptors, so these run only when asked for:
-//! `cargo test --release --test peers_udp -- --ignored`.
+//! UDP users at full size, and real UDP protocols through the door: `lb serve` as a process of its
+//! own. Needs Debian's `knot`, `dnsperf`, `ngtcp2-client`, `ngtcp2-server`, `openssl` and
+//! `sip-tester`, and many descriptors, so these tests run only on request: `cargo test --release
+//! --test peers_udp -- --ignored`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -81,19 +81,19 @@ fn udp_echo() -> u16 {
     port
 }
 
-/// Sessions that are open at once.
+/// How many sessions are open at once.
 const UDP_SESSIONS: usize = 100_000;
-/// Backends that they are spread over.
+/// How many backends they are spread over.
 const UDP_BACKENDS: usize = 4;
-/// Addresses that the balancer sends from, where its descriptors are too few for a socket for each
-/// session of one backend.
+/// How many addresses the balancer may send from, if its descriptors are too few for a socket for
+/// each session of one backend.
 const UDP_ORIGINS_MAX: usize = 16;
-/// Addresses of the balancer that each user speaks to, which makes a session of each.
+/// How many addresses of the balancer each user speaks to; each makes a session.
 const UDP_ADDRESSES: usize = 1000;
-/// Descriptors that the balancer needs beside its sockets towards backends, and for those that one
-/// worker happens to need more than another.
+/// How many descriptors the balancer needs besides its sockets to backends, and for what one worker
+/// may need more than another.
 const BESIDE_SOCKETS: u64 = 2_500;
-/// Datagrams that are answered at least, over all sessions.
+/// How many datagrams must at least be answered, over all sessions.
 const ANSWERS: usize = 1_000_000;
 
 /// Speaks through every session of one user, and checks that each answer is that session's own.
@@ -170,7 +170,7 @@ fn a_hundred_thousand_udp_sessions_over_four_backends_keep_their_answers_apart()
     assert_eq!(balancer.process.terminate(), Some(0));
 }
 
-/// An authoritative server with a small zone, which answers.
+/// An authoritative server with a small zone, once it answers.
 fn knot(folder: &Folder) -> (Process, u16) {
     let mut zone =
         "$ORIGIN example.\n$TTL 60\n@ SOA ns admin 1 60 60 60 60\n@ NS ns\nns A 192.0.2.1\n"
@@ -180,7 +180,7 @@ fn knot(folder: &Folder) -> (Process, u16) {
     }
     folder.write("example.zone", &zone);
     let at = text(folder.path());
-    // It wants its port for TCP as well, and another program may take either before it does.
+    // It wants its port for TCP as well, and another program may take either first.
     for _ in 0..5 {
         let port = free_port();
         let settings = format!(
@@ -197,7 +197,7 @@ fn knot(folder: &Folder) -> (Process, u16) {
     panic!("knotd answers on none of five ports");
 }
 
-/// What dnsperf counted against a server at this port: queries sent, lost, and answered well.
+/// dnsperf's counts against a server at this port: queries sent, lost, and answered correctly.
 fn dnsperf(folder: &Folder, port: u16) -> (u64, u64, u64) {
     let queries: String = (0..500).map(|number| format!("host{number}.example A\n")).collect();
     let file = folder.write("queries", &queries);
@@ -226,7 +226,7 @@ fn no_answer_of_dns_is_lost_on_the_way_through_the_door() {
     println!("direct {direct:?}, through the door {through:?} (sent, lost, answered)");
     let (sent, lost, answered) = through;
     assert!(sent > 1_000 && lost <= direct.1, "{direct:?} {through:?}");
-    // Sent and answered differ only by what was under way at the end.
+    // Sent and answered differ only by what was in flight at the end.
     assert!(answered + lost + 100 >= sent, "{through:?}");
     assert_eq!(balancer.process.terminate(), Some(0));
 }
@@ -237,12 +237,12 @@ fn taken(port: u16) {
     wait_for("the port is taken", || (!free()).then_some(()));
 }
 
-/// Users of QUIC at once.
+/// How many QUIC users there are at once.
 const QUIC_USERS: usize = 12;
-/// Bytes of the file that each of them fetches.
+/// Length in bytes of the file that each of them fetches.
 const QUIC_FILE: usize = 3 << 20;
 
-/// A QUIC server with a file that all of them have, and one that says which of them it is.
+/// A QUIC server with a file that all of them have, and one that says which server it is.
 fn quic_server(folder: &Folder, number: usize, file: &[u8]) -> (Process, u16) {
     let port = free_udp_port();
     let documents = folder.path().join(format!("documents{number}"));
@@ -252,7 +252,7 @@ fn quic_server(folder: &Folder, number: usize, file: &[u8]) -> (Process, u16) {
     let (key, certificate) = (folder.path().join("key"), folder.path().join("certificate"));
     let arguments = ["--quiet", "--htdocs", text(&documents), "127.0.0.1", &port.to_string()];
     let identity = [text(&key), text(&certificate)];
-    // Debian has it where only administrators look.
+    // Debian installs it where only administrators look.
     let server = Process::start("/usr/sbin/gtlsserver", &[&arguments[..], &identity].concat());
     taken(port);
     (server, port)
@@ -307,13 +307,13 @@ fn users_of_quic_fetch_files_whole_each_from_one_of_four_servers() {
     assert_eq!(balancer.process.terminate(), Some(0));
 }
 
-/// What became of the calls that `sipp` made to this port: answered and ended well, and failed. It
-/// sends nothing twice, so a datagram that is lost is a call that fails.
+/// The outcome of the calls that `sipp` made to this port: answered and ended normally, and failed.
+/// It sends nothing twice, so a lost datagram is a failed call.
 fn sip_calls(folder: &Folder, port: u16) -> (u64, u64) {
     let output = Command::new("sipp")
         .current_dir(folder.path())
         .args(["-sn", "uac", "-i", "127.0.0.1", &format!("127.0.0.1:{port}")])
-        // Each call from a socket of its own; 200 of them run at once.
+        // Each call uses a socket of its own; 200 of them run at once.
         .args(["-t", "un", "-max_socket", "1000", "-m", "1200", "-r", "400", "-d", "500"])
         .args(["-nr", "-recv_timeout", "5000", "-timeout", "60", "-nostdin"])
         .output()

@@ -1,5 +1,5 @@
-//! The relay against the real kernel: workers and sockets of this process, the control core played by
-//! the test.
+//! The relay against the real kernel: workers and sockets of this process, and the test in the role
+//! of the control core.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -46,13 +46,13 @@ impl Balancer {
         Balancer { plane: DataPlane::start(&config, sessions, features).unwrap(), version: 0 }
     }
 
-    /// Shows the workers these backends, numbered from 1.
+    /// Publishes these backends to the workers, numbered from 1.
     fn register(&mut self, addresses: &[SocketAddr]) {
         self.publish(addresses);
         self.wake();
     }
 
-    /// The same for workers that are left asleep.
+    /// The same, without waking the workers.
     fn publish(&mut self, addresses: &[SocketAddr]) {
         self.version += 1;
         let backends = addresses.iter().enumerate().map(|(place, address)| Backend {
@@ -87,7 +87,7 @@ impl Balancer {
         user
     }
 
-    /// A user who has been given a backend that is registered: retried while the news travels.
+    /// A user who has been given a registered backend: retried while the news travels.
     fn served_user(&self) -> TcpStream {
         wait_for("a user to be served", || {
             let mut user = self.user();
@@ -121,7 +121,7 @@ impl Balancer {
     }
 }
 
-/// Serves every connection with `serve` in a thread of its own.
+/// Serves every connection with `serve`, each in a thread of its own.
 fn backend(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -166,7 +166,7 @@ fn ask(user: &mut TcpStream) -> u8 {
 fn a_user_who_comes_after_a_registration_is_served() {
     let mut balancer = Balancer::start(|_| {});
     let address = backend(echo);
-    // A worker that is asleep is woken by the user, and must see the backend before the user.
+    // A sleeping worker is woken by the user, and must see the backend before the user.
     balancer.publish(&[address]);
     for _ in 0..20 {
         let mut user = balancer.user();
@@ -338,7 +338,7 @@ fn what_a_backend_said_before_its_reset_is_delivered() {
     balancer.stop();
 }
 
-/// Sends so much and, when the next kernel has acknowledged all of it, resets the connection.
+/// Sends `len` bytes and, once the next kernel has acknowledged all of them, resets the connection.
 fn say_and_reset(mut connection: TcpStream, len: usize) {
     connection.write_all(&pattern(5, len)).unwrap();
     wait_for("the peer to have taken everything", || {
@@ -356,7 +356,7 @@ fn ended(balancer: &mut Balancer) -> Ended {
     })
 }
 
-/// More than a kernel takes for a reader who has read nothing yet, and less than all kernels do.
+/// More than a kernel takes for a reader that has read nothing yet, and less than all of them do.
 const QUEUED: usize = 512 * 1024;
 
 #[test]
@@ -399,7 +399,7 @@ fn a_reset_does_not_overtake_what_was_sent_before_it() {
     }
 }
 
-/// What came before the reset that must end it.
+/// What came before the reset that must end the stream.
 fn read_until_reset(mut stream: TcpStream) -> Vec<u8> {
     let mut got = Vec::new();
     let error = stream.read_to_end(&mut got).unwrap_err();
@@ -436,7 +436,7 @@ fn no_timer_of_the_kernel_ends_a_session_whose_reader_pauses() {
     let mut balancer = Balancer::start(|_| {});
     balancer.register(&[backend(echo)]);
     let user = balancer.served_user();
-    // What the door's connections inherit, and those to backends have the same.
+    // What the door's connections inherit; those to backends have the same.
     let to_backend = lb::ring::sys::stream(user.peer_addr().unwrap()).unwrap();
     let listener = lb::ring::sys::listen("127.0.0.1:0".parse().unwrap(), true).unwrap();
     for socket in [socket2::SockRef::from(&to_backend), socket2::SockRef::from(&listener)] {
@@ -457,7 +457,7 @@ fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
         connection.write_all(&pattern(3, len)).unwrap();
     })]);
     let mut slow: Vec<_> = (0..4).map(|_| balancer.served_user()).collect();
-    // The stalled readers leave room for one who reads.
+    // The stalled readers leave room for one that reads.
     let mut quick = balancer.served_user();
     let mut got = Vec::new();
     quick.read_to_end(&mut got).unwrap();
@@ -579,7 +579,7 @@ fn a_worker_that_is_woken_again_and_again_goes_on() {
         balancer.wake();
         thread::yield_now();
     }
-    // Every worker turns a few times a second whatever happens.
+    // Every worker turns a few times a second, whatever happens.
     let each = |place: usize| balancer.plane.ends[place].metrics.counters.turns.get();
     let before = [each(0), each(1)];
     wait_for("both workers to turn", || {

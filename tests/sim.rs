@@ -1,9 +1,10 @@
-//! Sessions without a kernel: the core of a worker between simulated users, backends, network and ring,
-//! under a seeded schedule of everything that may go wrong. The laws that every run must keep are
-//! listed in `sim/law.rs`.
+//! Sessions without a kernel: the core of a worker between simulated users, backends, network and
+//! ring, under a seeded schedule of everything that may go wrong. The laws that every run must obey
+//! are listed in `sim/law.rs`.
 //!
 //! A failing run names its weather and seed. `LB_SIM=hostile:17 cargo test --test sim replay --
-//! --nocapture` tells its story line by line; `LB_SIM_SEEDS=20000` runs so many seeds of each weather.
+//! --nocapture` tells its story line by line; `LB_SIM_SEEDS=20000` sets how many seeds of each
+//! weather run.
 
 mod sim {
     pub mod content;
@@ -35,7 +36,7 @@ fn seeds() -> u64 {
     wanted.map_or(SEEDS, |text| text.parse().expect("LB_SIM_SEEDS is a number"))
 }
 
-/// Says which run it was, when one fails.
+/// Says which run it was, if it fails.
 struct Banner(Weather, u64);
 
 impl Drop for Banner {
@@ -100,7 +101,7 @@ fn streams_keep_the_laws_in_pipes_and_out_of_them() {
     assert!(spliced > 0, "this weather is there to splice");
 }
 
-/// A step found the end that a reset had left, and the send beside it had kept that reset to itself.
+/// A step found the end that a reset had left, and the send beside it had swallowed that reset.
 #[test]
 fn an_end_behind_the_word_of_a_send_is_no_true_end() {
     told(Weather::Streams, 5655);

@@ -1,4 +1,4 @@
-//! The worker's core: what events cost in decisions.
+//! The worker's core: what the decisions about events cost.
 
 use divan::Bencher;
 use lb::proxy::Side;
@@ -27,7 +27,7 @@ fn session(bencher: Bencher) {
     });
 }
 
-/// A datagram and its answer, in sessions that take turns. Budget: 230 ns.
+/// A datagram and its answer, in `sessions` sessions that take turns. Budget: 230 ns.
 #[divan::bench(args = [1, 100])]
 fn datagram(bencher: Bencher, sessions: u16) {
     let mut datagrams = Datagrams::new();

@@ -1,4 +1,4 @@
-//! Who gets the next user.
+//! Choosing the backend for the next user.
 
 use std::sync::Arc;
 
@@ -25,13 +25,13 @@ fn pick(bencher: Bencher, policy: Policy, backends: u16) {
     bencher.bench_local(|| balancer.pick(&snapshot, divan::black_box(&question)).map(|b| b.id));
 }
 
-/// Whatever the number of backends. Budget: 12 ns.
+/// The cost does not depend on the number of backends. Budget: 12 ns.
 #[divan::bench(args = [3, 256])]
 fn round_robin(bencher: Bencher, backends: u16) {
     pick(bencher, Policy::RoundRobin, backends);
 }
 
-/// A round too long for a table: a thousand backends of every weight there is. Budget: 200 ns.
+/// A round too long for a table: a thousand backends, with every weight in use. Budget: 200 ns.
 #[divan::bench]
 fn round_robin_weighted(bencher: Bencher) {
     let mut snapshot = snapshot(Protocol::Tcp, 1_000);
@@ -47,8 +47,9 @@ fn round_robin_weighted(bencher: Bencher) {
     bencher.bench_local(|| balancer.pick(&snapshot, divan::black_box(&question)).map(|b| b.id));
 }
 
-/// What the control core does once for every batch of changes, with 1,000 backends of the weights 1 to
-/// `weights`; with 256 of them the round is too long for a table. Budget: 1 ms, a tenth of what it may do in one go.
+/// What the control core does once per batch of changes, with 1,000 backends of the weights 1 to
+/// `weights`; with 256 of them the round is too long for a table. Budget: 1 ms, a tenth of what it
+/// may do without a pause.
 #[divan::bench(args = [1, 3, 256])]
 fn freeze(bencher: Bencher, weights: u16) {
     let mut registry = Registry::new(lb::metrics::BACKENDS_MAX);

@@ -1,4 +1,4 @@
-//! Finding a session among many, and writing it into the table that others read.
+//! Finding a session among many, and writing it to the table that others read.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,5 +1,6 @@
-//! A worker's core on a kernel that grants everything at once. Owns the sessions that the benchmarks and
-//! the fixed scripts play; what they measure is the core's own work and that of its books.
+//! A worker's core on a kernel that grants everything at once. Owns the sessions that the
+//! benchmarks and the fixed scripts play; what they measure is the work of the core itself and of
+//! its books.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,12 +33,12 @@ pub struct Stage {
     books: Books,
     pool: Pool,
     out: Vec<Cmd>,
-    /// Kept, so that reports have somewhere to go.
+    /// Kept so that reports have somewhere to go.
     _control: ControlEnd,
 }
 
-/// The books of a worker with three backends of a protocol. With them the end where reports go, which
-/// has to be kept.
+/// The books of a worker with three backends of a protocol, and the end that reports go to, which
+/// must be kept.
 fn books(protocol: Protocol) -> (Books, Arc<Snapshot>, ControlEnd) {
     let urgent = Arc::new(tokio::sync::Notify::new());
     let publisher = Publisher::new(Snapshot::default());
@@ -82,7 +83,7 @@ impl Stage {
         key
     }
 
-    /// Bytes from one side, which the other takes.
+    /// Bytes arrive from one side, and the other takes them.
     pub fn bytes(&mut self, key: Key, side: Side, class: Class, bytes: &[u8]) {
         let mut buf = self.pool.take(class).expect("a free block");
         self.pool.append(&mut buf, bytes);
@@ -113,7 +114,7 @@ impl Stage {
         self.act(|core, cx| core.relayed(key, event, cx));
     }
 
-    /// Does what was commanded, and what comes of it.
+    /// Carries out the commands, and what follows from them.
     fn obey(&mut self) {
         let mut next = 0;
         while let Some(command) = self.out.get(next).copied() {

@@ -1,4 +1,4 @@
-//! Fixed scripts for the pieces on the path of every byte: the work is the same in every run, so that
+//! Fixed scripts for the pieces on the path of every byte: each run does the same work, so that
 //! `bench/instructions` can count it.
 //!
 //! `script NAME UNITS` plays one of them; without arguments each is played once, to see that it works.
@@ -18,7 +18,7 @@ const MESSAGE: [u8; 64] = [7; 64];
 const HEAD: &[u8] = b"GET /item/42?full=yes HTTP/1.1\r\nhost: example\r\nuser-agent: curl/8\r\n\
 accept: */*\r\naccept-encoding: gzip\r\ncookie: session=0123456789abcdef\r\n\r\n";
 
-/// By name: what is done so many times.
+/// Does the named work this many times.
 type Script = fn(usize);
 const SCRIPTS: [(&str, Script); 5] = [
     ("request", requests),
@@ -40,7 +40,7 @@ fn main() {
     script(units);
 }
 
-/// A small message and its answer, in a session that stands.
+/// A small message and its answer, in an established session.
 fn requests(units: usize) {
     let mut stage = Stage::new();
     let key = stage.session();
@@ -62,7 +62,7 @@ fn sessions(units: usize) {
     }
 }
 
-/// A large block of a stream. Its bytes are the kernel's business, so there are few.
+/// A large block of a stream. Its bytes are the kernel's business, so they cost few instructions.
 fn stream(units: usize) {
     let mut stage = Stage::new();
     let key = stage.session();
@@ -72,7 +72,7 @@ fn stream(units: usize) {
     stage.finish(key);
 }
 
-/// A small datagram and its answer, in one of a hundred sessions that stand.
+/// A small datagram and its answer, in one of a hundred established sessions.
 fn datagrams(units: usize) {
     let mut datagrams = Datagrams::new();
     for unit in 0..units {
@@ -80,7 +80,7 @@ fn datagrams(units: usize) {
     }
 }
 
-/// The head of a request is read.
+/// Reading the head of a request.
 fn heads(units: usize) {
     let limits = Limits::default();
     for _ in 0..units {

@@ -1,5 +1,5 @@
-//! What the host can hold: descriptors and local ports against sessions. Owns that arithmetic and its
-//! sentence; `lb check` shows it, and `lb serve` holds to it.
+//! What the host can hold: its descriptors and local ports against sessions. Owns that arithmetic
+//! and the sentence about it; `lb check` shows it, and `lb serve` enforces it.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -7,22 +7,23 @@ use super::{Trouble, WORKERS_MAX};
 use crate::config::Config;
 use crate::config::keys::SESSIONS_MAX;
 
-/// Sessions when the configuration leaves it to the host, at most.
+/// Limit on sessions when the configuration leaves it to the host.
 pub const SESSIONS_DEFAULT: usize = 100_000;
 /// A TCP session: the user's connection and the backend's.
 pub const DESCRIPTORS_PER_SESSION: u64 = 2;
-/// Of the descriptors, this part may go to sockets towards UDP backends unless that is configured,
+/// Sockets to UDP backends may take one quarter of the descriptors unless their number is
+/// configured,
 const UDP_SHARE: u64 = 4;
-/// or less where TCP sessions are configured that need them, but these are kept back.
+/// or less if the configured TCP sessions need more than the rest; but never fewer than these.
 const UDP_SOCKETS_LEAST: u64 = 64;
-/// `net.ipv4.ip_local_port_range` where nobody has set it.
+/// The default of `net.ipv4.ip_local_port_range`.
 const PORTS_USUAL: (usize, usize) = (32_768, 60_999);
-/// A worker: its ring, its wake-up, its spare descriptor and a listener for each user door.
+/// For each worker: its ring, its wake-up, its spare descriptor and a listener for each user door.
 const DESCRIPTORS_PER_WORKER: u64 = 8;
-/// Standard streams, logs, operators' connections, probes, and room to move.
+/// For standard streams, logs, operators' connections, probes, and a margin.
 const DESCRIPTORS_BESIDE: u64 = 256;
 
-/// How many TCP sessions `descriptors` are enough for.
+/// How many TCP sessions `descriptors` suffice for.
 pub fn sessions_for(descriptors: u64, config: &Config) -> usize {
     let left = descriptors.saturating_sub(beside_sessions(config));
     let for_udp = match (config.limits.udp_sockets, config.limits.sessions) {
@@ -32,8 +33,8 @@ pub fn sessions_for(descriptors: u64, config: &Config) -> usize {
     usize::try_from(left.saturating_sub(for_udp) / DESCRIPTORS_PER_SESSION).unwrap_or(usize::MAX)
 }
 
-/// How many sockets towards UDP backends there may be, all workers together: as configured, or else
-/// what the UDP sessions can need, as far as the local ports and the descriptors reach that TCP
+/// How many sockets to UDP backends there may be in all workers together: as configured, or else
+/// what the UDP sessions can need, limited by the local ports and by the descriptors that TCP
 /// sessions leave.
 pub fn udp_sockets_for(descriptors: u64, config: &Config) -> usize {
     let most = udp_sockets_most(config);
@@ -46,12 +47,12 @@ pub fn udp_sockets_for(descriptors: u64, config: &Config) -> usize {
     most.min(usize::try_from(share.max(udp_sockets_least(config))).unwrap_or(usize::MAX))
 }
 
-/// How many sockets are kept back for UDP backends whatever TCP sessions need.
+/// How many sockets are kept back for UDP backends, whatever TCP sessions need.
 fn udp_sockets_least(config: &Config) -> u64 {
     UDP_SOCKETS_LEAST.min(udp_sockets_most(config) as u64)
 }
 
-/// The same if descriptors were no matter.
+/// How many there could be if descriptors were unlimited.
 fn udp_sockets_most(config: &Config) -> usize {
     match (config.listen.udp, config.limits.udp_sockets) {
         (None, _) => 0,
@@ -60,20 +61,20 @@ fn udp_sockets_most(config: &Config) -> usize {
     }
 }
 
-/// How many sockets towards UDP backends this process may open.
+/// How many sockets to UDP backends this process may open.
 pub fn udp_sockets(config: &Config) -> usize {
     udp_sockets_for(raise_descriptors(), config)
 }
 
-/// How many UDP sessions on one backend so many sockets are enough for: one for each address to send
-/// from, of the family that has the more.
+/// How many UDP sessions on one backend `sockets` suffice for: one for each source address, of the
+/// family that has more of them.
 pub fn udp_sessions_on(sockets: usize, config: &Config) -> usize {
     let v4 = config.udp_local_addresses.iter().filter(|address| address.is_ipv4()).count();
     sockets * v4.max(config.udp_local_addresses.len() - v4).max(1)
 }
 
-/// Local ports that the balancer takes for itself: all that the kernel chooses from, but for one in
-/// sixteen, which are left to the rest of the host.
+/// Local ports that the balancer may use: all that the kernel chooses from except one in sixteen,
+/// which are left to the rest of the host.
 fn local_ports() -> usize {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
     let (first, last) = text.ok().and_then(|text| port_range(&text)).unwrap_or(PORTS_USUAL);
@@ -81,7 +82,7 @@ fn local_ports() -> usize {
     ports - ports / 16
 }
 
-/// The first and last of the local ports, as `net.ipv4.ip_local_port_range` has them.
+/// The first and last local port, in the format of `net.ipv4.ip_local_port_range`.
 pub fn port_range(text: &str) -> Option<(usize, usize)> {
     let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??))
@@ -93,12 +94,12 @@ fn beside_sessions(config: &Config) -> u64 {
     DESCRIPTORS_BESIDE + workers * DESCRIPTORS_PER_WORKER + config.limits.control_connections as u64
 }
 
-/// How many descriptors are enough for so many TCP sessions.
+/// How many descriptors suffice for `sessions` TCP sessions.
 fn descriptors_for(sessions: usize, config: &Config) -> u64 {
     let for_tcp = sessions as u64 * DESCRIPTORS_PER_SESSION;
     let least = udp_sockets_least(config);
     let with_all_of_udp = for_tcp + udp_sockets_most(config) as u64;
-    // The least of which the others' part, rounded up, is `for_tcp`.
+    // The smallest number whose part for others, rounded up, leaves `for_tcp`.
     let with_its_share = for_tcp.saturating_sub(1) * UDP_SHARE / (UDP_SHARE - 1) + 1;
     let enough = match (config.limits.udp_sockets, config.limits.sessions) {
         (1.., _) => with_all_of_udp,
@@ -108,12 +109,12 @@ fn descriptors_for(sessions: usize, config: &Config) -> u64 {
     beside_sessions(config) + enough
 }
 
-/// How many sessions this process' limit of descriptors is enough for, at most.
+/// How many sessions this process' limit of descriptors allows at most.
 pub fn most_sessions(config: &Config) -> usize {
     sessions_for(raise_descriptors(), config).min(SESSIONS_MAX)
 }
 
-/// The session limit to hold to. Raises this process' own limit of descriptors as far as the system
+/// The session limit to enforce. Raises this process' own limit of descriptors as far as the system
 /// lets it; refuses a configured limit that still does not fit.
 pub fn sessions(config: &Config) -> Result<usize, Trouble> {
     sessions_within(raise_descriptors(), config)
@@ -137,7 +138,7 @@ fn sessions_within(descriptors: u64, config: &Config) -> Result<usize, Trouble> 
     Ok(sessions)
 }
 
-/// Raises the soft limit of descriptors to the hard one; says what it is then.
+/// Raises the soft limit of descriptors to the hard one; returns the result.
 fn raise_descriptors() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

@@ -27,7 +27,7 @@ pub fn open_shared(
     shared(address, workers, name, sys::listen)
 }
 
-/// The same for datagrams. With `gro`, several of them may come as one.
+/// The same for datagrams. With `gro`, the kernel may deliver several as one.
 pub fn open_datagrams(
     address: Option<SocketAddr>,
     workers: usize,
@@ -43,8 +43,8 @@ fn shared(
     open: impl Fn(SocketAddr, bool) -> io::Result<OwnedFd>,
 ) -> Result<Vec<OwnedFd>, Trouble> {
     let Some(wanted) = address else { return Ok(Vec::new()) };
-    // The kernel would let a second balancer of the same user share the port and half of the users:
-    // a socket that shares with nobody finds out.
+    // The kernel would let a second balancer of the same user share the port, and take half of the
+    // users: a socket that shares with nobody finds out.
     let (alone, at) = on_all(wanted, name, |address| open(address, false))?;
     let trouble = |error: io::Error| taken(name, at, &error);
     let port = sys::local(alone.as_fd()).map_err(trouble)?.port();
@@ -53,8 +53,8 @@ fn shared(
     (0..workers).map(|_| open(address, true).map_err(trouble)).collect()
 }
 
-/// Opens a door and says where. One for all addresses is opened for those of IPv4 where the kernel has
-/// no others (`ipv6.disable=1`).
+/// Opens a door and returns where. A door for all addresses is opened for IPv4 alone if the kernel
+/// has no IPv6 (`ipv6.disable=1`).
 pub fn on_all<T>(
     address: SocketAddr,
     name: &str,
@@ -87,7 +87,7 @@ pub fn taken(name: &str, address: SocketAddr, error: &io::Error) -> Trouble {
             "the {name} port {address} is taken by another program; stop it or choose another with --{name}"
         ),
         io::ErrorKind::AddrNotAvailable => format!(
-            "the {name} door cannot open at {address}, which is no address of this host; choose one \
+            "the {name} door cannot open at {address}, which is not an address of this host; choose one \
              that `ip address` shows with --{name}"
         ),
         io::ErrorKind::PermissionDenied => format!(
@@ -103,7 +103,7 @@ pub fn taken(name: &str, address: SocketAddr, error: &io::Error) -> Trouble {
 mod tests {
     use super::*;
 
-    /// A kernel that has sockets of IPv4 only.
+    /// A kernel that has IPv4 sockets only.
     fn without_ipv6(address: SocketAddr) -> io::Result<SocketAddr> {
         match address {
             SocketAddr::V4(_) => Ok(address),

@@ -35,10 +35,10 @@ impl fmt::Display for Trouble {
 impl std::error::Error for Trouble {}
 
 /// Runs a balancer until it is told to stop, with `demo` echo backends for each open door. `reread`
-/// is asked for the settings again on SIGHUP.
+/// is called for the settings again on SIGHUP.
 pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
     who_may_register(&config).map_err(Trouble)?;
-    // A file that is no good is told before the doors are said to be open.
+    // An unusable file is reported before the doors are said to be open.
     for file in [&config.control.secret_file, &config.admin.token_file].into_iter().flatten() {
         Secrets::load(file).map_err(Trouble)?;
     }
@@ -50,7 +50,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
         control: doors::open(config.listen.control, "control")?,
         admin: doors::open(config.listen.admin, "admin")?,
     };
-    // From here on the configuration says where the doors are, also where the kernel chose the port.
+    // From here on the configuration has the real addresses, including ports that the kernel chose.
     config.listen.control = listeners.control.as_ref().and_then(|door| door.local_addr().ok());
     config.listen.admin = listeners.admin.as_ref().and_then(|door| door.local_addr().ok());
     let features = Features { receive_cap: kernel.receive_cap, splice: kernel.receive_cap };
@@ -92,8 +92,8 @@ fn tell_doors(listen: &Listen) {
     );
 }
 
-/// Settings that are read again must fit the host, as the first ones had to. Doors that were `asked`
-/// for again are those that are `open`, also where the kernel chose the port.
+/// Settings that are read again must fit the host, as the first ones had to. A door `asked` for as
+/// before is the one that is `open`, even if the kernel chose its port.
 fn fitting(mut reread: Reread, asked: Listen, open: Listen) -> Reread {
     Box::new(move || {
         let mut config = reread()?;

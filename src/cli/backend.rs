@@ -1,5 +1,5 @@
-//! `lb backend`: keeps a backend registered from its own host, with the menu of the original system on
-//! a terminal.
+//! `lb backend`: keeps a backend registered from its own host; on a terminal, with the menu of the
+//! original system.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::{Fault, peer, print, protocol, secret, wait_for};
+use super::{Failure, peer, print, protocol, secret, wait_for};
 use crate::base::thread;
 use crate::client::backend::{Notice, Wish};
 use crate::client::echo::Echo;
@@ -53,7 +53,7 @@ pub struct Arguments {
     echo: bool,
 }
 
-/// What the balancer accepts as a name, checked here first.
+/// A name that the balancer accepts, checked here first.
 fn name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
     if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(fits) {
@@ -62,16 +62,16 @@ fn name(text: &str) -> Result<String, String> {
     Err(format!("write 1 to {NAME_BYTES_MAX} letters, digits and . _ : -"))
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.port == 0 && !arguments.echo {
-        return Err(Fault("--port 0 works with --echo only: name the service's port".to_owned()));
+        return Err(Failure("--port 0 works with --echo only: name the service's port".to_owned()));
     }
     let secret = secret(arguments.secret_file.as_deref())?;
     let _logs = logs::start(&Log::default());
     wait_for(serve(arguments, secret))?
 }
 
-async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fault> {
+async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Failure> {
     let mut service = Service {
         protocol: arguments.protocol,
         port: arguments.port,
@@ -101,7 +101,7 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Faul
 }
 
 /// Starts the echo backend and returns its port.
-async fn echo(service: &Service) -> Result<u16, Fault> {
+async fn echo(service: &Service) -> Result<u16, Failure> {
     let echo = Echo::bind_everywhere(service.protocol, service.port).await.map_err(|error| {
         format!(
             "port {} cannot be opened for the echo service: {error}; choose another --port, or 0 for \

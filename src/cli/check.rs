@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::settings::Settings;
 use super::table::{Look, colour, painted, sized};
-use super::{Fault, print};
+use super::{Failure, print};
 use crate::boot::{self, capacity, datagrams, doors};
 use crate::config::Config;
 use crate::control::auth::Secrets;
@@ -30,16 +30,16 @@ pub struct Arguments {
     settings: Settings,
 }
 
-/// One thing that serve needs: what it is, and how it stands or what would mend it.
+/// One thing that serve needs: what it is, and its state or the cure.
 struct Finding {
     what: &'static str,
     outcome: Result<String, String>,
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = match arguments.settings.load() {
         Ok(config) => config,
-        Err(Fault(said)) => {
+        Err(Failure(said)) => {
             let finding = Finding { what: "settings", outcome: Err(said) };
             return conclude(&[finding], None);
         }
@@ -47,7 +47,7 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
     conclude(&findings(&config), Some(&capacity(&config)))
 }
 
-fn conclude(findings: &[Finding], capacity: Option<&str>) -> Result<(), Fault> {
+fn conclude(findings: &[Finding], capacity: Option<&str>) -> Result<(), Failure> {
     let mut out = shown(findings, colour());
     let bad = findings.iter().filter(|finding| finding.outcome.is_err()).count();
     if let Some(capacity) = capacity.filter(|_| bad == 0) {
@@ -56,8 +56,10 @@ fn conclude(findings: &[Finding], capacity: Option<&str>) -> Result<(), Fault> {
     print(&out)?;
     match bad {
         0 => Ok(()),
-        1 => Err(Fault("serve would not start here: mend the line marked \"bad\"".to_owned())),
-        _ => Err(Fault(format!("serve would not start here: mend the {bad} lines marked \"bad\""))),
+        1 => Err(Failure("serve would not start here: mend the line marked \"bad\"".to_owned())),
+        _ => {
+            Err(Failure(format!("serve would not start here: mend the {bad} lines marked \"bad\"")))
+        }
     }
 }
 
@@ -114,7 +116,7 @@ fn io_uring() -> Result<String, String> {
     probe::probe().map(|features| features.to_string()).map_err(|error| error.to_string())
 }
 
-/// Sets up as many rings as there will be workers, all at once, as serve does.
+/// Sets up as many rings as there will be workers, all at the same time, as serve does.
 fn rings(config: &Config, workers: usize) -> Result<String, String> {
     let each = boot::buffers(config, workers);
     let rings: io::Result<Vec<Ring>> = (0..workers).map(|_| Ring::new(each)).collect();
@@ -125,7 +127,7 @@ fn rings(config: &Config, workers: usize) -> Result<String, String> {
         .map_err(|error| probe::explain(&error).to_string())
 }
 
-/// Bytes of memory that can be had without swapping; `None` where the kernel does not say.
+/// Memory that is available without swapping, in bytes; `None` if the kernel does not say.
 fn available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
@@ -147,7 +149,7 @@ fn descriptors(config: &Config) -> Result<String, String> {
     Ok(format!("{} may be open, enough for {sessions} sessions", descriptors_allowed()))
 }
 
-/// The hard limit, to which serve raises its own.
+/// The hard limit of descriptors, to which serve raises its own.
 fn descriptors_allowed() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard)
 }
@@ -162,7 +164,7 @@ fn door(name: &str, address: Option<SocketAddr>) -> Result<String, String> {
     opened.map(|((), at)| format!("{at} is free")).map_err(|trouble| trouble.to_string())
 }
 
-/// How many sessions the host can hold, and what sets the bound.
+/// How many sessions the host can hold, and what limits them.
 fn capacity(config: &Config) -> String {
     let descriptors = descriptors_allowed();
     let fit = capacity::sessions_for(descriptors, config);
@@ -175,7 +177,7 @@ fn capacity(config: &Config) -> String {
     }
 }
 
-/// `limit` is zero when it is left to the host.
+/// `limit` is zero if it is left to the host.
 fn told_capacity(limit: usize, fit: usize, local_ports: Option<(usize, usize)>) -> String {
     let most = if limit == 0 { capacity::SESSIONS_DEFAULT } else { limit };
     let bound = match (fit < most, limit) {
@@ -196,12 +198,12 @@ fn told_capacity(limit: usize, fit: usize, local_ports: Option<(usize, usize)>) 
     out
 }
 
-/// A socket serves one session on each backend, and rests towards that backend afterwards.
+/// A socket serves one session on each backend, and is in quarantine for that backend afterwards.
 fn told_udp_capacity(sockets: usize, config: &Config) -> String {
     let all = config.limits.udp_sessions;
     let most = capacity::udp_sessions_on(sockets, config).min(boot::workers(config) * SOCKETS_MAX);
     let each = most.min(all);
-    // As long as each is in use; those that were in use before give way.
+    // For as long as each is in use: sockets in quarantine give way.
     let waits = Waits::default();
     let busy = match config.udp.responses {
         Some(_) => waits.copies,

@@ -7,7 +7,7 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
-use super::{Fault, peer, print, running, wait_for};
+use super::{Failure, peer, print, running, wait_for};
 use crate::control::status::Status;
 
 /// How often to ask how many sessions are left.
@@ -24,11 +24,11 @@ pub struct Arguments {
     admin: String,
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     wait_for(drain(&arguments.admin))?
 }
 
-async fn drain(door: &str) -> Result<(), Fault> {
+async fn drain(door: &str) -> Result<(), Failure> {
     let before = running::status(door).await?;
     // A second signal would end the sessions at once.
     if before.stops_in_ms.is_none() {

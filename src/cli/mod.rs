@@ -1,5 +1,5 @@
-//! What a person types: the subcommands, one file each, and how their trouble is told. The only place
-//! that knows clap. Decides nothing about the balancer.
+//! What a person types: the subcommands, one file each, and how their failures are reported. The
+//! only place that knows clap. Decides nothing about the balancer.
 
 mod backend;
 mod bench;
@@ -35,7 +35,7 @@ const OPERATOR: u8 = 2;
 /// A load balancer on io_uring with self-registering backends.
 #[derive(Parser)]
 #[command(name = "lb", version, propagate_version = true)]
-struct Line {
+struct CommandLine {
     #[command(subcommand)]
     command: Command,
 }
@@ -59,21 +59,21 @@ enum Command {
 
 /// Why a command cannot do its work: one sentence with the fix.
 #[derive(Debug)]
-struct Fault(String);
+struct Failure(String);
 
-impl<T: Display> From<T> for Fault {
-    fn from(said: T) -> Fault {
-        Fault(said.to_string())
+impl<T: Display> From<T> for Failure {
+    fn from(said: T) -> Failure {
+        Failure(said.to_string())
     }
 }
 
 /// Runs the program with its command line, name included.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     thread::accept_signals();
-    let line = match Line::try_parse_from(arguments) {
+    let line = match CommandLine::try_parse_from(arguments) {
         Ok(line) => line,
         Err(said) => {
-            // Help and version are no faults, and a closed pipe is nobody's.
+            // Help and version are not failures, and a closed pipe is nobody's fault.
             let _ = said.print();
             return ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(OPERATOR));
         }
@@ -84,38 +84,38 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Backend(arguments) => backend::run(arguments),
         Command::Bench(arguments) => match bench::run(*arguments) {
             Ok(code) => return code,
-            Err(fault) => Err(fault),
+            Err(failure) => Err(failure),
         },
         Command::User(arguments) => user::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => reload::run(arguments),
         Command::Drain(arguments) => drain::run(arguments),
-        Command::Man(arguments) => papers::pages(Line::command(), arguments),
-        Command::Completions(arguments) => papers::completions(Line::command(), arguments),
+        Command::Man(arguments) => papers::pages(CommandLine::command(), arguments),
+        Command::Completions(arguments) => papers::completions(CommandLine::command(), arguments),
         Command::Top(arguments) => top::run(arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Fault(said)) => {
+        Err(Failure(said)) => {
             let _ = io::stderr().write_all(logs::last_words(&said).as_bytes());
             ExitCode::from(OPERATOR)
         }
     }
 }
 
-/// Writes to standard output. A reader that has gone (`lb status | head`) has read enough.
-fn print(text: &str) -> Result<(), Fault> {
+/// Writes to standard output. A reader that has gone away (`lb status | head`) has read enough.
+fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Fault(format!("cannot write to standard output: {error}")))
+            Err(Failure(format!("cannot write to standard output: {error}")))
         }
         _ => Ok(()),
     }
 }
 
-/// Runs a future to its end on this thread.
-fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
+/// Runs a future to completion on this thread.
+fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
         format!("cannot start: {error}; raise the limit of open files (ulimit -n)")
@@ -147,8 +147,8 @@ fn peer(text: &str) -> Result<String, String> {
     }
 }
 
-/// The first secret of a file, which is the one to prove oneself with.
-fn secret(file: Option<&Path>) -> Result<Option<Vec<u8>>, Fault> {
+/// The first secret in a file, which is the one to prove.
+fn secret(file: Option<&Path>) -> Result<Option<Vec<u8>>, Failure> {
     let Some(file) = file else { return Ok(None) };
     Ok(Some(Secrets::load(file)?.first().to_vec()))
 }
@@ -159,12 +159,12 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Line::command().debug_assert();
+        CommandLine::command().debug_assert();
     }
 
     #[test]
     fn every_command_and_flag_explains_itself() {
-        for command in Line::command().get_subcommands() {
+        for command in CommandLine::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for flag in command.get_arguments() {
                 assert!(flag.get_help().is_some(), "{} {}", command.get_name(), flag.get_id());

@@ -6,7 +6,7 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{Fault, peer, print, running, wait_for};
+use super::{Failure, peer, print, running, wait_for};
 use crate::control::status::{ReloadStatus, Status};
 
 /// A balancer that has not answered by then is too busy or hangs.
@@ -25,12 +25,12 @@ pub struct Arguments {
     admin: String,
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let outcome = wait_for(reload(&arguments.admin))??;
     print(&told(&outcome))
 }
 
-/// What an operator wants to know: what applies now, and what does not yet.
+/// What an operator wants to know: what applies now, and what needs a restart.
 fn told(outcome: &ReloadStatus) -> String {
     let mut out = String::new();
     for setting in &outcome.now {
@@ -43,7 +43,7 @@ fn told(outcome: &ReloadStatus) -> String {
     out + if nothing { "reloaded, nothing had changed\n" } else { "reloaded\n" }
 }
 
-async fn reload(door: &str) -> Result<ReloadStatus, Fault> {
+async fn reload(door: &str) -> Result<ReloadStatus, Failure> {
     let before = running::status(door).await?;
     running::tell(&before, Signal::SIGHUP)?;
     let end = Instant::now() + PATIENCE;
@@ -51,14 +51,14 @@ async fn reload(door: &str) -> Result<ReloadStatus, Fault> {
         let after = running::status(door).await?;
         if count(&after, "reloads_refused") > count(&before, "reloads_refused") {
             let reason = after.reload.refused.unwrap_or_default();
-            return Err(Fault(format!("nothing was changed: {reason}")));
+            return Err(Failure(format!("nothing was changed: {reason}")));
         }
         if count(&after, "reloads") > count(&before, "reloads") {
             return Ok(after.reload);
         }
         sleep(ASK_EVERY).await;
     }
-    Err(Fault(format!(
+    Err(Failure(format!(
         "the balancer has not reloaded within {} s; look into its log",
         PATIENCE.as_secs()
     )))

@@ -1,5 +1,6 @@
-//! The balancer that runs on this host, found through its admin door and told by signal. Owns the
-//! care not to signal anybody else: the door must be on this host, and the process must be an `lb`.
+//! The balancer that runs on this host, found through its admin door and addressed by signal. Owns
+//! the care not to signal anything else: the door must be on this host, and the process must be an
+//! `lb`.
 
 use std::fs;
 
@@ -7,17 +8,17 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Fault;
+use super::Failure;
 use crate::client::admin;
 use crate::control::status::Status;
 
-/// What the balancer behind the admin door says of itself, if it runs on this host.
-pub async fn status(door: &str) -> Result<Status, Fault> {
+/// What the balancer behind the admin door says about itself, if it runs on this host.
+pub async fn status(door: &str) -> Result<Status, Failure> {
     let mut addresses = tokio::net::lookup_host(door)
         .await
         .map_err(|error| format!("cannot find {door}: {error}; check --admin"))?;
     if !addresses.all(|address| address.ip().is_loopback()) {
-        return Err(Fault(format!(
+        return Err(Failure(format!(
             "{door} is not on loopback, and only a balancer of this host can be told anything; run \
              this command there"
         )));
@@ -26,20 +27,20 @@ pub async fn status(door: &str) -> Result<Status, Fault> {
 }
 
 /// Sends a signal to the balancer.
-pub fn tell(status: &Status, signal: Signal) -> Result<(), Fault> {
+pub fn tell(status: &Status, signal: Signal) -> Result<(), Failure> {
     let pid = status.pid;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     if name.trim_end() != "lb" {
-        return Err(Fault(format!(
+        return Err(Failure(format!(
             "the balancer's process {pid} is not on this host; run this command where it runs"
         )));
     }
     let process = i32::try_from(pid).map_err(|_| format!("{pid} is no process"))?;
     kill(Pid::from_raw(process), signal).map_err(|errno| match errno {
-        Errno::EPERM => Fault(format!(
+        Errno::EPERM => Failure(format!(
             "may not signal the balancer (process {pid}); run this as root, with sudo"
         )),
-        _ => Fault(format!(
+        _ => Failure(format!(
             "cannot signal the balancer (process {pid}): {errno}; is it still there?"
         )),
     })

@@ -4,11 +4,11 @@ use clap::Args;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
-use super::Fault;
+use super::Failure;
 use super::settings::Settings;
 use crate::{boot, logs};
 
-/// Most echo backends per protocol.
+/// Limit on echo backends per protocol.
 const DEMO_MAX: i64 = 64;
 
 /// Run the balancer: users in front, backends that register themselves behind.
@@ -28,13 +28,13 @@ pub struct Arguments {
     with_parent: bool,
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.with_parent {
         prctl::set_pdeathsig(Signal::SIGTERM)?;
     }
     let config = arguments.settings.load()?;
     if arguments.demo > 0 && config.listen.control.is_none() {
-        return Err(Fault(
+        return Err(Failure(
             "--demo registers its backends over the control port, which is \"off\": give it an \
              address with --control"
                 .to_owned(),
@@ -42,7 +42,7 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
     }
     let _logs = logs::start(&config.log);
     let settings = arguments.settings;
-    let reread = Box::new(move || settings.load().map_err(|Fault(said)| said));
+    let reread = Box::new(move || settings.load().map_err(|Failure(said)| said));
     boot::serve(config, usize::from(arguments.demo), reread)?;
     Ok(())
 }

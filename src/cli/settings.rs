@@ -1,11 +1,11 @@
-//! The flags that stand for settings, which override the file. What a setting takes is up to
-//! `config::keys`.
+//! The flags that stand for settings, which override the file. Which values a setting takes is
+//! `config::keys`' matter.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Fault;
+use super::Failure;
 use crate::config::keys::{self, KEYS};
 use crate::config::kinds::Given;
 use crate::config::{Config, file, rules};
@@ -38,7 +38,7 @@ pub struct Settings {
 
 impl Settings {
     /// The defaults, overridden by the file, overridden by the flags, and checked.
-    pub fn load(&self) -> Result<Config, Fault> {
+    pub fn load(&self) -> Result<Config, Failure> {
         let mut config = self.read_file()?;
         let flags = [
             ("listen", "tcp", &self.tcp),
@@ -58,7 +58,7 @@ impl Settings {
         Ok(config)
     }
 
-    fn read_file(&self) -> Result<Config, Fault> {
+    fn read_file(&self) -> Result<Config, Failure> {
         let Some(path) = &self.config else { return Ok(Config::default()) };
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| {

@@ -1,17 +1,18 @@
-//! `lb status`: what the running balancer says of itself, as tables for eyes or JSON for scripts.
+//! `lb status`: what the running balancer says about itself, as tables for people or JSON for
+//! scripts.
 
 use std::fmt::Write;
 
 use clap::Args;
 
 use super::table::{Cell, Look, bytes, colour, drawn, number, painted, span, word};
-use super::{Fault, peer, print, wait_for};
+use super::{Failure, peer, print, wait_for};
 use crate::client::admin;
 use crate::control::status::{
     BackendState, BackendStatus, Doors, Percentiles, RunState, SessionStatus, Status, WorkerStatus,
 };
 
-/// Sessions shown at most; a script that wants more asks the admin door page by page.
+/// Limit on the sessions shown; a script that wants more asks the admin door page by page.
 const SESSIONS_MAX: usize = 1_000_000;
 
 /// Show the backends, sessions and workers of a running balancer.
@@ -28,7 +29,7 @@ pub struct Arguments {
     admin: String,
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let text = wait_for(async {
         match (arguments.sessions, arguments.json) {
             (false, true) => {
@@ -42,10 +43,10 @@ pub fn run(arguments: Arguments) -> Result<(), Fault> {
             }
         }
     })?;
-    print(&text.map_err(Fault)?)
+    print(&text.map_err(Failure)?)
 }
 
-/// One JSON object a line, as in the admin door's pages.
+/// One JSON object per line, as in the admin door's pages.
 fn session_lines(sessions: &[SessionStatus]) -> String {
     let line = |session| serde_json::to_string(session).expect("a session is plain values");
     sessions.iter().map(|session| line(session) + "\n").collect()
@@ -168,7 +169,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
     ]
 }
 
-/// A number that should be nought.
+/// A number that should be zero.
 fn marked(count: u64) -> Cell {
     let cell = number(count);
     if count > 0 { cell.looking(Look::Bad) } else { cell }

@@ -1,11 +1,11 @@
-//! Tables for eyes: aligned columns and, on a terminal, colour. Owns widths and colours; knows nothing
-//! of what stands in a cell.
+//! Tables for people: aligned columns and, on a terminal, colour. Owns widths and colours; knows
+//! nothing about what the cells mean.
 
 use std::env;
 use std::fmt::Write;
 use std::io::{self, IsTerminal};
 
-/// How a cell is to look.
+/// How a cell looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Look {
     Plain,
@@ -20,7 +20,7 @@ pub enum Look {
 pub struct Cell {
     text: String,
     look: Look,
-    /// Numbers stand at the right edge of their column.
+    /// Right-aligned, as numbers are.
     right: bool,
 }
 
@@ -49,19 +49,19 @@ impl Cell {
         Cell { look, ..self }
     }
 
-    /// Stands at the right edge of its column.
+    /// Right-aligns the cell.
     pub fn right(self) -> Cell {
         Cell { right: true, ..self }
     }
 }
 
-/// Whether standard output takes colour: a terminal, and the user has not said no
+/// Whether to use colour: standard output is a terminal, and the user has not declined
 /// (<https://no-color.org>).
 pub fn colour() -> bool {
     io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|said| said.is_empty())
 }
 
-/// The rows below their heads, each column as wide as its widest cell.
+/// The rows below their headings, each column as wide as its widest cell.
 pub fn drawn(heads: &[&str], rows: &[Vec<Cell>], colour: bool) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].text.chars().count());
@@ -107,7 +107,7 @@ pub fn painted(text: &str, look: Look, colour: bool) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
-/// What came over the network may hold anything, also what a terminal would obey.
+/// Text from the network may hold anything, including what a terminal would obey.
 fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

@@ -5,7 +5,7 @@ use std::io::{self, BufRead};
 use clap::Args;
 use tokio::sync::mpsc;
 
-use super::{Fault, peer, protocol, wait_for};
+use super::{Failure, peer, protocol, wait_for};
 use crate::base::thread;
 use crate::client::user::talk;
 use crate::cluster::Protocol;
@@ -25,7 +25,7 @@ pub struct Arguments {
     to: Option<String>,
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let to = arguments.to.unwrap_or_else(|| {
         let port = match arguments.protocol {
             Protocol::Tcp => 8081,

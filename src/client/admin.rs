@@ -1,5 +1,5 @@
-//! Reads the admin door of a running balancer, and asks it for changes. Owns the requests; what the answers say is
-//! `control::status`.
+//! Reads the admin door of a running balancer, and requests changes over it. Owns the requests;
+//! what the answers mean is `control::status`.
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::Request;
@@ -17,9 +17,9 @@ use crate::control::status::{Changed, Problem, SessionStatus, SessionsPage, Stat
 
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// Nothing that the admin door says is longer.
+/// Limit on one answer; the admin door says nothing longer.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
-/// Sessions asked for at a time.
+/// How many sessions are requested at a time.
 const PAGE: usize = 10_000;
 
 /// The balancer as a whole.
@@ -30,7 +30,7 @@ pub async fn status(admin: &str) -> Result<Status, String> {
     read(admin, "/status", &get(admin, "/status").await?)
 }
 
-/// The same as the text that the balancer sent.
+/// The same, as the text that the balancer sent.
 ///
 /// # Errors
 /// One sentence with the cure.
@@ -71,8 +71,7 @@ pub async fn sessions_of(
     Ok((page.sessions, page.next.is_some()))
 }
 
-/// Asks for a change (see `control::verbs`) with a token of the balancer's, if there is one.
-///
+/// Requests a change (see `control::verbs`), with one of the balancer's tokens if there is one.
 /// # Errors
 /// One sentence with the cure.
 pub async fn change(admin: &str, path: &str, token: Option<&str>) -> Result<Changed, String> {
@@ -142,7 +141,7 @@ mod tests {
     use crate::cluster::Protocol;
     use crate::control::status::SCHEMA;
 
-    /// A door that gives these answers, one to a connection, and tells what it was asked.
+    /// A door that gives these answers, one per connection, and reports what it was asked.
     async fn door(answers: Vec<String>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -1,5 +1,5 @@
-//! Echo services that register over the real control port, for a newcomer to see the whole at work.
-//! Owns one thread for all of them; the balancer in the same process is a stranger to it.
+//! Echo services that register over the real control port, so that a newcomer sees the whole at
+//! work. Owns one thread for all of them; shares nothing with the balancer in the same process.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ use crate::cluster::Protocol;
 
 /// Echo services that stay registered until [`Demo::stop`].
 pub struct Demo {
-    /// Dropped to end them: a service whose wishes have nobody left leaves.
+    /// Dropped to end the services: one without a sender of wishes leaves.
     wishes: Vec<mpsc::Sender<Wish>>,
     thread: JoinHandle<()>,
 }
@@ -69,7 +69,7 @@ fn run(runtime: &Runtime, mut members: JoinSet<()>) {
 }
 
 impl Demo {
-    /// Unregisters them all and waits until they are gone; two seconds at most when the balancer does
+    /// Unregisters them all and waits until they are gone; at most two seconds if the balancer does
     /// not answer.
     pub fn stop(self) {
         drop(self.wishes);
@@ -77,7 +77,7 @@ impl Demo {
     }
 }
 
-/// How a control door is reached from its own host: a wildcard by loopback.
+/// The address at which a control door is reached from its own host: loopback for a wildcard.
 fn reached(control: SocketAddr) -> SocketAddr {
     let ip = if control.ip().is_unspecified() {
         // An IPv6 wildcard takes IPv4 as well.

@@ -15,20 +15,20 @@ use tokio::time::sleep;
 use super::echo_api;
 use crate::cluster::Protocol;
 
-/// Connections at once; further ones wait in the listener's queue.
+/// Limit on simultaneous connections; further ones wait in the listener's queue.
 const CONNECTIONS_MAX: usize = 16 * 1024;
-/// No datagram is larger: its length field has 16 bits.
+/// The largest datagram: its length field has 16 bits.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
-/// After an accept that failed for lack of descriptors there is nothing to do but wait for some.
+/// After an accept that failed for lack of descriptors, all we can do is wait for some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// An echo service whose port is open and that does not answer yet.
+/// An echo service whose port is open but which does not answer yet.
 pub struct Echo {
-    door: Door,
+    socket: Socket,
     address: SocketAddr,
 }
 
-enum Door {
+enum Socket {
     Tcp(TcpListener),
     Udp(UdpSocket),
     Api(TcpListener),
@@ -40,20 +40,20 @@ impl Echo {
     /// # Errors
     /// The port is taken or not allowed.
     pub async fn bind(protocol: Protocol, address: SocketAddr) -> io::Result<Echo> {
-        let (door, address) = match protocol {
+        let (socket, address) = match protocol {
             Protocol::Udp => {
                 let socket = UdpSocket::bind(address).await?;
                 let address = socket.local_addr()?;
-                (Door::Udp(socket), address)
+                (Socket::Udp(socket), address)
             }
             Protocol::Tcp | Protocol::Api => {
                 let listener = TcpListener::bind(address).await?;
                 let address = listener.local_addr()?;
                 let api = protocol == Protocol::Api;
-                (if api { Door::Api(listener) } else { Door::Tcp(listener) }, address)
+                (if api { Socket::Api(listener) } else { Socket::Tcp(listener) }, address)
             }
         };
-        Ok(Echo { door, address })
+        Ok(Echo { socket, address })
     }
 
     /// Opens a port on every address of the host: both families, or IPv4 where there is no IPv6.
@@ -75,12 +75,12 @@ impl Echo {
         self.address
     }
 
-    /// Answers for as long as it is polled. `name` is how it calls itself in API answers.
+    /// Answers for as long as it is polled. `name` identifies it in API answers.
     pub async fn run(self, name: Arc<str>) {
-        match self.door {
-            Door::Tcp(listener) => serve(listener, echo_stream).await,
-            Door::Udp(socket) => echo_datagrams(socket).await,
-            Door::Api(listener) => {
+        match self.socket {
+            Socket::Tcp(listener) => serve(listener, echo_stream).await,
+            Socket::Udp(socket) => echo_datagrams(socket).await,
+            Socket::Api(listener) => {
                 serve(listener, move |stream| echo_api::serve(stream, Arc::clone(&name))).await;
             }
         }
@@ -107,7 +107,7 @@ where
     }
 }
 
-/// Whatever ends the stream, there is nobody to tell but the peer, who knows.
+/// Whatever ends the stream, only the peer would want to know, and it does.
 async fn echo_stream(mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     let (mut from, mut to) = stream.split();
@@ -119,7 +119,8 @@ async fn echo_stream(mut stream: TcpStream) {
 async fn echo_datagrams(socket: UdpSocket) {
     let mut datagram = vec![0; DATAGRAM_BYTES_MAX];
     loop {
-        // Errors are those of earlier answers (a peer that is gone), and the socket goes on.
+        // An error comes from an earlier answer (to a peer that is gone), and the socket remains
+        // usable.
         if let Ok((length, peer)) = socket.recv_from(&mut datagram).await {
             let _ = socket.send_to(&datagram[..length], peer).await;
         }

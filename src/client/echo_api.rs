@@ -1,6 +1,6 @@
-//! The echo service for API users: any request is answered with JSON that says what was received, so
-//! that a person sees with curl which backend served and what a balancer did to the head. Owns that
-//! JSON; HTTP itself is hyper's.
+//! The echo service for API users: answers any request with JSON that says what was received, so
+//! that curl shows which backend served it and what a balancer did to the head. Owns that JSON;
+//! HTTP itself is hyper's.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
-/// A body up to this size is in the answer itself when it is text.
+/// A text body up to this size is included in the answer.
 const BODY_SHOWN_MAX: usize = 4096;
 
 /// What the service received.
@@ -25,15 +25,15 @@ pub struct Received {
     /// Which backend this is.
     pub name: String,
     pub method: String,
-    /// As it stood in the request line.
+    /// As it was in the request line.
     pub target: String,
     pub version: String,
-    /// Names in lower case, in the order in which they arrived; values of one name stand together.
+    /// Names in lower case, in order of arrival, with the values of one name together.
     pub headers: Vec<(String, String)>,
     pub body_bytes: u64,
     /// In hex digits.
     pub body_sha256: String,
-    /// The body itself, when it is short and text.
+    /// The body itself, if it is short and text.
     pub body: Option<String>,
 }
 
@@ -41,7 +41,7 @@ pub struct Received {
 pub async fn serve(stream: TcpStream, name: Arc<str>) {
     let _ = stream.set_nodelay(true);
     let answer = service_fn(move |request| answer(request, Arc::clone(&name)));
-    // An error is the peer's, and hyper has answered it as far as it could.
+    // An error is the peer's, and hyper has answered it as well as it could.
     let _ =
         http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), answer).await;
 }
@@ -78,7 +78,7 @@ fn shown((name, value): (&hyper::header::HeaderName, &HeaderValue)) -> (String, 
     (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
-/// A body, hashed as it came and kept only when it is short.
+/// A body, hashed as it arrives and kept only if it is short.
 struct Body {
     bytes: u64,
     sha256: String,

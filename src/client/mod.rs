@@ -1,6 +1,6 @@
 //! The other ends of the balancer's doors, as a person starts them: a service that keeps itself
-//! registered (`backend` decides, `stay` does), small echo services, the user program and the reader
-//! of the admin door. Owns no part of the balancer; everything goes over its real ports.
+//! registered (`backend` decides, `stay` acts), small echo services, the user program and the
+//! reader of the admin door. Owns no part of the balancer; everything goes over its real ports.
 
 pub mod admin;
 pub mod backend;

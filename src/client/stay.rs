@@ -17,28 +17,28 @@ use super::wire::{Incoming, Service};
 use crate::base::time::Now;
 use crate::control::auth::Secrets;
 
-/// Where to register what.
+/// What to register, and where.
 #[derive(Clone, Debug)]
 pub struct Membership {
-    /// The balancer's control port, `host:port`. The name is looked up for every connection.
+    /// The balancer's control port as `host:port`. The name is resolved anew for every connection.
     pub balancer: String,
     pub service: Service,
-    /// Proves this backend where the balancer asks for it.
+    /// Proves this backend if the balancer asks.
     pub secret: Option<Vec<u8>>,
-    /// Where the secret came from: it is read again for every connection, since it may have been
-    /// changed on both sides meanwhile.
+    /// Where the secret came from. It is read again for every connection, since it may have been
+    /// changed on both sides.
     pub secret_file: Option<PathBuf>,
 }
 
-/// What happens on the connection next: it stands, it says something, it ends.
+/// Where the connection is, and so which event comes next.
 enum Link {
     None,
     Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>),
     Up(TcpStream, Incoming),
 }
 
-/// Keeps the service registered until [`Wish::Gone`], or until nobody is left to wish it. `tell` is
-/// given every notice.
+/// Keeps the service registered until [`Wish::Gone`], or until no sender of wishes is left. `tell`
+/// receives every notice.
 pub async fn stay(
     membership: Membership,
     mut wishes: mpsc::Receiver<Wish>,
@@ -82,7 +82,7 @@ pub async fn stay(
 }
 
 impl Link {
-    /// Waits for what happens next; cancelling it loses nothing.
+    /// Waits for the next events; cancelling it loses nothing.
     async fn next(&mut self) -> Vec<Event> {
         match self {
             Link::None => pending().await,
@@ -113,8 +113,7 @@ impl Link {
         vec![Event::Lost(why)]
     }
 
-    /// Messages are short, so a socket that has no room for one belongs to a balancer that has
-    /// stopped reading.
+    /// Messages are short: if the socket has no room for one, the balancer has stopped reading.
     fn send(&mut self, line: &str) -> Vec<Event> {
         let Link::Up(stream, _) = self else { return Vec::new() };
         let line = format!("{line}\n");
@@ -127,7 +126,7 @@ impl Link {
 
 async fn until(due: Option<Now>) {
     match due {
-        // Rounded up to the timer's own step, so that a deadline is never looked at too early.
+        // Rounded up to the timer's own step, so that a deadline is never checked too early.
         Some(due) => sleep(due.since(Now::read()) + Duration::from_millis(1)).await,
         None => pending().await,
     }

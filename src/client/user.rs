@@ -1,5 +1,5 @@
-//! The user program: lines go to the balancer, replies come back. Owns one user's connection for each
-//! of the protocols; where lines come from and replies go is the caller's.
+//! The user program: lines go to the balancer, replies come back. Owns one user's connection for
+//! each of the protocols; the caller provides the lines and takes the replies.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -19,9 +19,9 @@ use tokio::time::timeout;
 
 use crate::cluster::Protocol;
 
-/// How long a datagram's reply may take before the user is told that there is none.
+/// How long to wait for the reply to a datagram before telling the user that there is none.
 const REPLY_WITHIN: Duration = Duration::from_secs(2);
-/// No datagram is larger.
+/// The largest datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
 
 /// Why a user's session ended before its lines did.
@@ -45,7 +45,7 @@ fn unreachable(to: &str, error: &dyn fmt::Display) -> Trouble {
 }
 
 /// Sends every line to `to` and writes the replies to `out`, until the lines end and the last reply
-/// has come, or the other side ends it.
+/// has come, or the other side closes.
 ///
 /// # Errors
 /// The balancer cannot be reached, the connection broke, or `out` takes no more.
@@ -62,7 +62,7 @@ pub async fn talk(
     }
 }
 
-/// Lines and replies pass each other freely; the end of the lines is a half-close.
+/// Lines and replies overlap freely; the end of the lines is a half-close.
 async fn stream(
     to: &str,
     mut lines: mpsc::Receiver<String>,
@@ -94,7 +94,7 @@ async fn stream(
     ended
 }
 
-/// One datagram a line, and its reply.
+/// One datagram per line, and its reply.
 async fn datagrams(
     to: &str,
     mut lines: mpsc::Receiver<String>,
@@ -127,7 +127,7 @@ async fn datagrams(
     Ok(())
 }
 
-/// One request a line, on one connection for as long as the other side keeps it.
+/// One request per line, on one connection for as long as the other side keeps it open.
 async fn requests(
     to: &str,
     mut lines: mpsc::Receiver<String>,
@@ -174,7 +174,7 @@ async fn connect(to: &str) -> Result<SendRequest<Full<Bytes>>, Trouble> {
     let stream = TcpStream::connect(to).await.map_err(|error| unreachable(to, &error))?;
     let (sender, connection) =
         handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(to, &error))?;
-    // It ends with the sender, and its errors come out of the sender as well.
+    // It ends with the sender, which reports its errors as well.
     tokio::spawn(connection);
     Ok(sender)
 }

@@ -1,4 +1,4 @@
-//! The control protocol as a backend speaks it. Owns the messages' JSON and the cutting of the
+//! The control protocol as a backend speaks it. Owns the messages' JSON and the splitting of the
 //! balancer's stream into lines; knows no socket.
 
 use serde::Deserialize;
@@ -6,10 +6,10 @@ use serde_json::json;
 
 use crate::cluster::Protocol;
 
-/// What waits for its line end at most. A balancer's message is far shorter.
+/// Limit on the bytes that wait for their line end. A balancer's message is far shorter.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 
-/// What a service is, as it registers.
+/// A service as it registers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
     pub protocol: Protocol,
@@ -17,11 +17,11 @@ pub struct Service {
     pub port: u16,
     /// Share of new sessions relative to other backends.
     pub weight: u16,
-    /// How status and logs call it.
+    /// Its name in status and logs.
     pub name: Option<String>,
 }
 
-/// A message of the balancer. Fields that it does not know are ignored.
+/// A message from the balancer. Unknown fields are ignored.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Said {
@@ -32,7 +32,7 @@ pub struct Said {
     pub msg: Option<String>,
     /// The challenge of `{"cmd":"auth"}`.
     pub nonce: Option<String>,
-    /// How often the balancer will say hello, in its answer to `register`.
+    /// How often the balancer will say hello, stated in its answer to `register`.
     pub interval_ms: Option<u64>,
 }
 
@@ -78,10 +78,10 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Takes what was received and gives every message that it completes.
+    /// Takes what was received and returns every message that it completes.
     ///
     /// # Errors
-    /// Half a sentence when the stream is not that of a balancer.
+    /// Half a sentence if the stream is not a balancer's.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Said>, String> {
         self.waiting.extend_from_slice(bytes);
         let mut messages = Vec::new();

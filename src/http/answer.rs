@@ -51,9 +51,9 @@ pub struct Answer<'a> {
     pub taste: Taste,
     /// The connection ends after it.
     pub close: bool,
-    /// The request was `HEAD`: no body, though its length is told.
+    /// The request was `HEAD`: the answer states the length of a body that it does not carry.
     pub to_head_request: bool,
-    /// Seconds after which asking again may help.
+    /// The value of `Retry-After`, in seconds.
     pub retry_after: Option<u32>,
     pub date: &'a Date,
 }
@@ -106,12 +106,14 @@ fn put_head(out: &mut Vec<u8>, answer: &Answer<'_>, kind: &[u8], length: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// An answer that is ready, for whoever cannot be listened to: the process has no descriptor left.
+/// A ready-made answer for a user whom we cannot even listen to, because the process is out of
+/// descriptors.
 pub const NO_DESCRIPTOR: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 Content-Type: text/plain; charset=utf-8\r\nContent-Length: 56\r\nRetry-After: 5\r\nConnection: close\r\n\r\n\
 503 Service Unavailable: there is no room for a request\n";
 
-/// The reason phrase of a status that the balancer gives by itself (RFC 9110 15, RFC 6585, RFC 5842).
+/// The reason phrase of each status that the balancer itself answers with (RFC 9110 15, RFC 6585,
+/// RFC 5842).
 pub const fn phrase(status: u16) -> &'static str {
     match status {
         100 => "Continue",

@@ -10,9 +10,9 @@ use super::{Fault, LENGTH_MAX, Version};
 /// How a message says where its body ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Framing {
-    /// No body, and no word about one.
+    /// No body, and no field that announces one.
     None,
-    /// So many bytes, as `Content-Length` says.
+    /// The length in bytes, as stated by `Content-Length`.
     Length(u64),
     Chunked,
     /// Everything until the connection ends; responses only.
@@ -97,15 +97,15 @@ fn only_chunked(fields: &Fields<'_, '_>) -> Result<(), Fault> {
 /// A body on its way through.
 #[derive(Debug)]
 pub enum Body {
-    /// So many bytes are still to come.
+    /// The number of bytes still to come.
     Length(u64),
     Chunked(Chunked),
     UntilClose,
 }
 
 impl Body {
-    /// A body framed like that. `keep_chunks` leaves chunked framing on what is passed on; without,
-    /// only the content is. More content than `bytes_max` is refused.
+    /// A body with that framing. With `keep_chunks`, chunked framing is passed on; without it, only
+    /// the content. More than `bytes_max` bytes of content are refused.
     pub fn new(framing: Framing, keep_chunks: bool, bytes_max: u64) -> Body {
         match framing {
             Framing::None => Body::Length(0),
@@ -123,7 +123,7 @@ impl Body {
         }
     }
 
-    /// Takes the next bytes that arrived, which may go beyond the body. Rewrites them in place.
+    /// Processes the next bytes to arrive, which may go beyond the body. Rewrites them in place.
     pub fn pass(&mut self, bytes: &mut [u8]) -> Result<Passed, Fault> {
         match self {
             Body::Length(left) => {

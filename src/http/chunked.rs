@@ -1,12 +1,14 @@
-//! Chunked bodies (RFC 9112 7.1) as they pass: read, checked and written again in the same bytes.
+//! Chunked bodies (RFC 9112 7.1) as they pass: read, checked and rewritten in place.
 //!
-//! Each byte that is written stands where a byte was read, or before it: digits, line ends and content
-//! come out one for one, extensions do not come out at all. So a block is rewritten in place whatever
-//! way the body is cut into blocks, and nothing is buffered but the trailer section, which is bounded.
+//! Every output byte is written where its input byte stood, or earlier: digits, line ends and
+//! content come out one for one, and extensions are dropped. So a block can be rewritten in place
+//! however the body is cut into blocks, and nothing is buffered but the trailer section, which is
+//! bounded.
 //!
-//! From a backend blanks around a size are taken as well, and control bytes in trailers: some services pad
-//! sizes to a width, what is meant is clear, and the user gets neither. A bare line feed is not: there is no
-//! room to write the carriage return in, and readers do not agree about it.
+//! From a backend we also accept blanks around a size and control bytes in trailers: some services
+//! pad sizes to a fixed width, the meaning is clear, and neither reaches the user. A bare line feed
+//! is refused even from a backend: there is no room to insert the carriage return, and readers
+//! disagree about it.
 
 use std::ops::Range;
 
@@ -14,11 +16,12 @@ use super::field;
 use super::head::{FIELDS_MAX, Field};
 use super::{Fault, LENGTH_MAX};
 
-/// Bytes of extensions behind one chunk size. They mean nothing to anyone, and are dropped.
+/// Limit on the bytes of extensions after one chunk size. They mean nothing to anyone and are
+/// dropped.
 pub const EXTENSION_BYTES_MAX: u16 = 256;
-/// Bytes of a trailer section.
+/// Limit on the bytes of a trailer section.
 pub const TRAILER_BYTES_MAX: usize = 4 << 10;
-/// Digits of a chunk size: what fits 64 bits, of which [`LENGTH_MAX`] leaves 63.
+/// Limit on the digits of a chunk size: 16 fit 64 bits, of which [`LENGTH_MAX`] leaves 63.
 const DIGITS_MAX: u8 = 16;
 
 const BAD_SIZE: Fault = Fault::new(400, "malformed chunk size");
@@ -32,12 +35,12 @@ const BAD_TRAILERS: Fault = Fault::new(400, "malformed trailer section");
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
-    /// In the digits; so many came.
+    /// In the digits; the number read so far.
     Size(u8),
-    /// In blanks before the size, or behind it; so many came.
+    /// In blanks before or after the size; the number read so far.
     Indent(u16),
     Padding(u16),
-    /// Behind the size; so many bytes came.
+    /// In an extension after the size; the number of bytes read so far.
     Extension(u16),
     /// A line feed must follow the size line's carriage return.
     SizeEnd,
@@ -56,7 +59,7 @@ enum State {
 pub struct Passed {
     /// How many bytes belonged to the body; what follows is the next message's.
     pub consumed: usize,
-    /// Where in the same block the bytes to pass on now are.
+    /// The range of the same block to pass on now.
     pub output: Range<usize>,
     /// The body is complete.
     pub finished: bool,
@@ -67,13 +70,14 @@ pub struct Passed {
 pub struct Chunked {
     state: State,
     keep_framing: bool,
-    /// It comes from a backend.
+    /// The body comes from a backend.
     lenient: bool,
-    /// Of the chunk: the size as far as it is read, then the content that is still to come.
+    /// In a size line, the chunk's size as far as it has been read; then the content bytes still to
+    /// come.
     left: u64,
     /// Content that may still come before the body is too large.
     allowed: u64,
-    /// The trailer section as it comes; when it is complete, what of it may be passed on.
+    /// The trailer section as it arrives; once it is complete, the part that may be passed on.
     trailers: Vec<u8>,
 }
 
@@ -85,7 +89,7 @@ struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    /// Takes the next `count` bytes along.
+    /// Copies the next `count` bytes to the output.
     fn keep(&mut self, count: usize) {
         let (_, end) = self.output.get_or_insert((self.read, self.read));
         if *end != self.read {
@@ -101,8 +105,8 @@ impl Cursor<'_> {
 }
 
 impl Chunked {
-    /// With `keep_framing` the output is chunked again, else the content alone. More content than
-    /// `bytes_max` is refused with 413.
+    /// With `keep_framing` the output is chunked again; otherwise it is the content alone. More
+    /// than `bytes_max` bytes of content are refused with 413.
     pub const fn new(keep_framing: bool, bytes_max: u64) -> Chunked {
         Chunked {
             state: State::Size(0),
@@ -114,12 +118,12 @@ impl Chunked {
         }
     }
 
-    /// Takes what backends write and users may not.
+    /// Accepts what backends may write and users may not.
     pub fn of_backend(self) -> Chunked {
         Chunked { lenient: true, ..self }
     }
 
-    /// Takes the next bytes that arrived. Behind an output that is finished follows
+    /// Processes the next bytes to arrive. Once the body is finished, its output is followed by
     /// [`Chunked::trailer_section`].
     pub fn pass(&mut self, bytes: &mut [u8]) -> Result<Passed, Fault> {
         let mut cursor = Cursor { bytes, read: 0, output: None };
@@ -135,8 +139,8 @@ impl Chunked {
         Ok(Passed { consumed: cursor.read, output: start..end, finished })
     }
 
-    /// What follows the output of a body once it is finished: the trailers that may be passed on and
-    /// the empty line, if these have not been written in place; else nothing.
+    /// What to send after the output of a finished body: the trailers that may be passed on and the
+    /// empty line, or nothing if these have been written in place.
     pub fn trailer_section(&self) -> &[u8] {
         if self.keep_framing { &self.trailers } else { &[] }
     }
@@ -274,8 +278,8 @@ fn allowed_trailers(section: &[u8]) -> Result<Vec<u8>, Fault> {
 mod tests {
     use super::*;
 
-    /// Passes a body cut at the given length, and gives what came out, how much was taken, and
-    /// whether it was complete; or the status of the refusal.
+    /// Passes a body in pieces of `step` bytes. Returns the output, how many bytes were taken and
+    /// whether the body was complete, or the status of the refusal.
     fn pass(text: &[u8], step: usize, keep_framing: bool) -> Result<(Vec<u8>, usize, bool), u16> {
         pass_through(Chunked::new(keep_framing, 1 << 20), text, step)
     }

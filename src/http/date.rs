@@ -5,10 +5,10 @@ const MONTHS: [&[u8; 3]; 12] = [
     b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec",
 ];
 const SECONDS_A_DAY: u64 = 24 * 60 * 60;
-/// The end of the year 9999, beyond which there are not enough digits.
+/// The end of the year 9999: later years do not fit the four digits.
 const SECONDS_MAX: u64 = 253_402_300_799;
 
-/// A second, written. Kept and written again only when the second changes.
+/// A second as text, which is written again only when the second changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Date {
     second: u64,
@@ -56,7 +56,7 @@ fn written(second: u64) -> [u8; 29] {
     text
 }
 
-/// Year, month from 0 and day from 1 of a number of days since 1970.
+/// Year, month (from 0) and day (from 1) of a number of days since 1970.
 fn civil(mut days: u64) -> (u64, u64, u64) {
     // Whole cycles of 400 years first, so that what is left is a short walk.
     let mut year = 1970 + days / 146_097 * 400;

@@ -38,7 +38,7 @@ pub enum Name {
     Disguised,
 }
 
-/// Lower case, and `_` as `-`.
+/// Maps to lower case, and `_` to `-`.
 const FOLD: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -91,9 +91,24 @@ impl Name {
         if name.contains(&b'_') { Name::Disguised } else { known }
     }
 
-    /// Whether `Connection` may name this field and so have it removed (RFC 9110 7.6.1). A user must
-    /// not be able to take away what the framing, the routing or the backend's judgement of the user
-    /// stands on.
+    /// Whether a field frames the message or describes the connection, and so is for this hop alone.
+    pub const fn is_for_this_hop(self) -> bool {
+        matches!(
+            self,
+            Name::Connection
+                | Name::ContentLength
+                | Name::Disguised
+                | Name::KeepAlive
+                | Name::ProxyConnection
+                | Name::Te
+                | Name::TransferEncoding
+                | Name::Upgrade
+        )
+    }
+
+    /// Whether `Connection` may name this field and so have it removed (RFC 9110 7.6.1). A user
+    /// must not be able to remove what the framing, the routing or the backend's judgement of the
+    /// user rests on.
     pub const fn may_be_removed(self) -> bool {
         matches!(self, Name::Other | Name::Accept)
     }
@@ -104,8 +119,8 @@ fn folds_to(name: &[u8], lower: &[u8]) -> bool {
         && name.iter().zip(lower).all(|(byte, wanted)| FOLD[usize::from(*byte)] == *wanted)
 }
 
-/// The elements of a comma-separated list, trimmed. Empty elements come as empty slices; whoever
-/// reads the list decides whether they are harmless. Quoted strings are not looked into.
+/// The elements of a comma-separated list, trimmed. Empty elements are yielded as empty slices;
+/// whoever reads the list decides whether they are harmless. Quoted strings are not interpreted.
 pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(trim)
 }
@@ -121,9 +136,9 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// Replaces the control bytes in the values of field lines by spaces, up to the empty line that ends them, as
-/// a recipient may (RFC 9110 5.5); says whether there were any. The lines that frame the message or speak
-/// about the connection are left as they are: what is in doubt there is for the reader to refuse.
+/// Replaces control bytes in field values with spaces, up to the empty line that ends the section,
+/// as a recipient may (RFC 9110 5.5). Returns whether there were any. Fields that frame the message
+/// or describe the connection are left alone: what is doubtful there is for the reader to refuse.
 pub fn clean(lines: &mut [u8]) -> bool {
     let (mut any, mut start, mut in_value) = (false, 0, false);
     for at in 0..lines.len() {
@@ -146,19 +161,7 @@ pub fn clean(lines: &mut [u8]) -> bool {
 }
 
 fn may_be_cleaned(name: &[u8]) -> bool {
-    let known = std::str::from_utf8(name).map(|name| Name::of(name.trim_ascii_end()));
-    !matches!(
-        known,
-        Err(_)
-            | Ok(Name::Connection
-                | Name::ContentLength
-                | Name::Disguised
-                | Name::KeepAlive
-                | Name::ProxyConnection
-                | Name::Te
-                | Name::TransferEncoding
-                | Name::Upgrade)
-    )
+    std::str::from_utf8(name).is_ok_and(|name| !Name::of(name.trim_ascii_end()).is_for_this_hop())
 }
 
 /// Whether `name` may travel in a trailer section: nothing that frames, routes, authenticates,

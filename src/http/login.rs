@@ -1,21 +1,23 @@
-//! Logins that a backend ties to a connection and not to a request (NTLM, Negotiate with NTLM or Kerberos in
-//! it, and their kin): who is asked, or proves who it is, by one of these is known by the connection from
-//! then on. Owns how they are recognised; what follows from it is `proxy::http`'s.
+//! Logins that a backend ties to a connection rather than to a request (NTLM, Negotiate with NTLM
+//! or Kerberos inside, and their kin): once a user is challenged or authenticates in this way, its
+//! connection identifies it. Owns how such logins are recognised; the consequences are
+//! `proxy::http`'s.
 //!
-//! In doubt a message is taken to be part of such a login: a comma in a quoted string may look like the
-//! next challenge, which costs a connection that could have been shared, and nothing else.
+//! When in doubt, a message counts as part of such a login: a comma in a quoted string may look
+//! like the next challenge. That costs a connection which could have been shared, and nothing else.
 
 use super::field::{self, Name};
 use super::head::Fields;
 
 const SCHEMES: [&[u8]; 5] = [b"ntlm", b"negotiate", b"nego2", b"kerberos", b"credssp"];
 
-/// Whether a request proves, or begins to, who its connection belongs to.
+/// Whether a request authenticates the user of its connection, or begins to.
 pub fn in_request(fields: &Fields<'_, '_>) -> bool {
     named(fields, Name::Authorization) || named(fields, Name::ProxyAuthorization)
 }
 
-/// Whether a response asks for such a proof, goes on with it, or says that it was good; whatever its status.
+/// Whether a response challenges the user, continues the login or reports that it succeeded,
+/// whatever its status.
 pub fn in_response(fields: &Fields<'_, '_>) -> bool {
     named(fields, Name::WwwAuthenticate) || named(fields, Name::ProxyAuthenticate)
 }

@@ -1,7 +1,7 @@
-//! HTTP/1.1 messages as bytes: reading heads, telling where a body ends, writing heads again. Pure: no
-//! sockets, no clock, no state of a connection; that is `proxy::http`'s. RFC 9110 and RFC 9112, read
-//! strictly: what two readers could understand differently is refused, and nothing that arrived is
-//! ever passed on as it stood; every message is written again from its parts.
+//! HTTP/1.1 messages as bytes: reading heads, finding where a body ends, writing heads anew. Pure:
+//! no sockets, no clock, no connection state; that is `proxy::http`'s. RFC 9110 and RFC 9112, read
+//! strictly: a message that two readers could understand differently is refused, and none is passed
+//! on as it arrived; each is written anew from its parts.
 
 pub mod answer;
 pub mod body;
@@ -14,8 +14,8 @@ pub mod write;
 
 use std::fmt;
 
-/// The longest body that may be announced. Some readers count in 64 bits with a sign, where anything beyond
-/// wraps to a negative length, and so to another opinion about where the body ends.
+/// The longest body that may be announced. Some readers use a signed 64-bit counter, in which
+/// anything longer wraps to a negative length, and so to another opinion about where the body ends.
 pub const LENGTH_MAX: u64 = i64::MAX as u64;
 
 /// What a message may take up before it is refused. A head is held in memory until it is complete, so
@@ -43,17 +43,17 @@ impl Default for Limits {
     }
 }
 
-/// The two versions that are spoken. What is written is always HTTP/1.1 (RFC 9112 2.3).
+/// The two versions we speak. What we write is always HTTP/1.1 (RFC 9112 2.3).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Version {
     Http10,
     Http11,
 }
 
-/// Why a message is refused. The peer is at fault, so this is a value to answer and to count.
+/// Why a message is refused. The peer is at fault, so this is a value to answer with and to count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
-    /// The status that a user is answered with; 502 for every fault of a backend.
+    /// The status to answer the user with; 502 for every fault of a backend.
     pub status: u16,
     /// What was wrong, for the answer's body and the log; contains no bytes of the message.
     pub reason: &'static str,

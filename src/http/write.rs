@@ -1,6 +1,6 @@
-//! Writing heads again from their parts: what a gateway removes, keeps and adds on the way to a backend
-//! (RFC 9110 7.6) and back. Nothing here is copied as it stood on the wire but names and values that
-//! `head` has read. Decides neither framing nor persistence; it is told.
+//! Writing heads anew from their parts: what a gateway removes, keeps and adds on the way to a
+//! backend (RFC 9110 7.6) and back. Nothing is copied from the wire except names and values that
+//! `head` has read. Decides neither framing nor persistence; the caller says.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -10,19 +10,19 @@ use super::date::Date;
 use super::field::{self, Name};
 use super::head::{Connection, Field, Fields, RequestHead, ResponseHead, Target};
 
-/// The address of a user, as backends are told it. Made once for a connection.
+/// The address of a user in the forms that backends are told. Made once per connection.
 #[derive(Clone, Copy, Debug)]
 pub struct User {
-    /// An IPv6 address of 39 characters, in brackets and quotes.
+    /// Fits an IPv6 address of 39 characters in brackets and quotes.
     text: [u8; 48],
     length: u8,
-    /// Without the quotes and brackets.
+    /// The range of `text` without quotes and brackets.
     plain: (u8, u8),
     trusted: bool,
 }
 
 impl User {
-    /// `trusted`: the peer is a proxy whose word on who the user is counts.
+    /// `trusted`: the peer is a proxy, and we believe what it says about the user.
     pub fn new(address: IpAddr, trusted: bool) -> User {
         let address = address.to_canonical();
         let mut written = String::with_capacity(48);
@@ -46,19 +46,19 @@ impl User {
         &self.text[usize::from(self.plain.0)..usize::from(self.plain.1)]
     }
 
-    /// As `Forwarded` has it (RFC 7239 6).
+    /// The form used in `Forwarded` (RFC 7239 6).
     fn node(&self) -> &[u8] {
         &self.text[..usize::from(self.length)]
     }
 }
 
-/// What a forwarded request says beyond what it came with.
+/// What a forwarded request says in addition to what it arrived with.
 #[derive(Clone, Copy, Debug)]
 pub struct Route<'a> {
     pub user: &'a User,
     /// This balancer's name in `Via`: the same for every message, and nobody else's.
     pub via: &'a str,
-    /// `Host` of a request that came without.
+    /// `Host` for a request that came without one.
     pub host: &'a str,
 }
 
@@ -114,12 +114,13 @@ fn origin_form<'a>(head: &RequestHead<'_, 'a>) -> [&'a [u8]; 2] {
     }
 }
 
-/// Whether `Connection` names this field, so that it is for us alone.
+/// Whether `Connection` names this field, which makes it for us alone.
 fn is_named(said: Connection, fields: &Fields<'_, '_>, line: &Field<'_>) -> bool {
     said.names_fields && fields.list_has(Name::Connection, line.name.as_bytes())
 }
 
-/// Counted down for `OPTIONS` (RFC 9110 7.6.2); at zero the caller answers and nothing is written.
+/// Writes `Max-Forwards`, decremented for `OPTIONS` (RFC 9110 7.6.2). At zero the caller answers
+/// instead, and nothing is written.
 fn put_max_forwards(out: &mut Vec<u8>, method: &str, line: &Field<'_>) {
     let left = if method == "OPTIONS" { max_forwards(line.value) } else { None };
     match left {
@@ -136,7 +137,7 @@ fn max_forwards(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }
 
-/// Whether a request has come as far as it may: `OPTIONS` with `Max-Forwards: 0` is answered here.
+/// Whether a request may go no further: `OPTIONS` with `Max-Forwards: 0` is answered here.
 pub fn ends_here(head: &RequestHead<'_, '_>) -> bool {
     head.method == "OPTIONS"
         && head.fields.values(Name::MaxForwards).any(|value| max_forwards(value) == Some(0))
@@ -152,8 +153,8 @@ pub fn has_passed(head: &RequestHead<'_, '_>, via: &str) -> bool {
         && head.fields.values(Name::Via).flat_map(field::list).any(received_by)
 }
 
-/// The protocols that a request offers to change to and that a backend may be offered. HTTP/2 is not
-/// among them: what follows such an upgrade would pass unread.
+/// The protocols that a request offers to switch to and that may be offered to a backend. HTTP/2 is
+/// not among them: what follows such an upgrade would pass unread.
 pub fn offers<'a>(head: &RequestHead<'_, 'a>) -> impl Iterator<Item = &'a [u8]> {
     let never = |protocol: &[u8]| {
         let starts = |prefix: &[u8]| {
@@ -179,8 +180,9 @@ fn put_connection(out: &mut Vec<u8>, head: &RequestHead<'_, '_>, upgrade: bool) 
     }
 }
 
-/// Who the user is and what it asked for, as the backend cannot see for itself. What an untrusted peer
-/// said about it is not passed on; what a trusted proxy said is kept, and its own address added.
+/// Writes who the user is and what it asked for, which the backend cannot see for itself. What an
+/// untrusted peer claims about it is dropped; what a trusted proxy said is kept, and the proxy's
+/// own address is added.
 fn put_forwarded(out: &mut Vec<u8>, fields: &Fields<'_, '_>, host: &str, user: &User) {
     let said = |name: Name| fields.values(name).filter(|_| user.trusted);
     out.extend_from_slice(b"X-Forwarded-For: ");
@@ -207,7 +209,7 @@ pub struct Reply<'a> {
     pub close: bool,
     /// Passes the backend's `Upgrade` on: its 101, or the 426 that asks for one.
     pub upgrade: bool,
-    /// Added to a final response that has none (RFC 9110 6.6.1).
+    /// Added to a final response without one (RFC 9110 6.6.1).
     pub date: Option<&'a Date>,
 }
 
@@ -215,17 +217,10 @@ pub struct Reply<'a> {
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, reply: &Reply<'_>) {
     put_status(out, head.status, head.reason);
     for (name, line) in head.fields.iter() {
-        match name {
-            Name::Connection
-            | Name::ContentLength
-            | Name::Disguised
-            | Name::KeepAlive
-            | Name::ProxyConnection
-            | Name::Te
-            | Name::TransferEncoding
-            | Name::Upgrade => {}
-            _ if name.may_be_removed() && is_named(head.connection, &head.fields, line) => {}
-            _ => put_line(out, line),
+        let dropped = name.is_for_this_hop()
+            || name.may_be_removed() && is_named(head.connection, &head.fields, line);
+        if !dropped {
+            put_line(out, line);
         }
     }
     put_framing(out, reply.framing);
@@ -334,7 +329,7 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// What is written of a request beyond what every request gets.
+    /// The part of a written request that is not the same for every request.
     fn middle(lines: &str) -> String {
         let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{lines}\r\n");
         let all = forwarded(&text, MAPPED, false);

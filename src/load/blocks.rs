@@ -1,5 +1,5 @@
-//! Bytes into blocks: what the generator and the echo backends write by hand before it is sent. Owns
-//! no memory; knows the pool.
+//! Writes bytes into blocks: those that the generator and the echo backends compose themselves
+//! before sending. Owns no memory; knows the pool.
 
 use super::message::Content;
 use crate::ring::pool::{Buf, Chain, Class, LARGE_BYTES, Pool, SMALL_BYTES};
@@ -23,7 +23,8 @@ pub fn write(pool: &mut Pool, chain: &mut Chain, bytes: &[u8]) -> Result<(), Exh
     Ok(())
 }
 
-/// Appends `head` and then `count` bytes of content from `position` on, sharing blocks between them.
+/// Appends `head` and then `count` bytes of content, starting at `position`, sharing blocks between
+/// them.
 pub fn write_with_content(
     pool: &mut Pool,
     chain: &mut Chain,
@@ -53,40 +54,40 @@ pub fn write_with_content(
     Ok(())
 }
 
-/// A block for what is `left` of `total` bytes. The short end of a long write takes a large one when there
-/// is no small one, so what was asked for beforehand is enough.
+/// A block for what is `left` of `total` bytes. The short end of a long write takes a large one if
+/// there is no small one, so checking beforehand suffices.
 fn take(pool: &mut Pool, left: usize, total: usize) -> Option<Buf> {
     pool.take(class_for(left)).or_else(|| pool.take(class_for(total)))
 }
 
-/// A chain of `count` bytes of content from its start, to be sent again and again.
+/// A chain of the first `count` bytes of content, to be sent again and again.
 pub fn content_chain(pool: &mut Pool, content: &Content, count: usize) -> Result<Chain, Exhausted> {
     let mut chain = Chain::EMPTY;
     write_with_content(pool, &mut chain, &[], content, 0, count)?;
     Ok(chain)
 }
 
-/// Blocks of [`class_for`] that a write of so many bytes takes.
+/// How many blocks of [`class_for`] a write of `bytes` takes.
 pub fn blocks_for(bytes: usize) -> usize {
-    // The rest of a long write may end in a small block, which is counted as a large one: too many
-    // rather than too few.
+    // The end of a long write may go into a small block, but counts as a large one: rather too many
+    // than too few.
     bytes.div_ceil(class_for(bytes).bytes())
 }
 
-/// The class of block for what is left to write.
+/// The class of block for the bytes left to write.
 pub fn class_for(bytes: usize) -> Class {
     if bytes > SMALL_BYTES { Class::Large } else { Class::Small }
 }
 
-/// The class to receive into next, by how much came last: a block that was filled to the brim was too
-/// small.
+/// The class to receive into next, judged by how much came last: a block that was filled completely
+/// was too small.
 pub fn class_after(last: usize) -> Class {
     if last >= SMALL_BYTES { Class::Large } else { Class::Small }
 }
 
 const _: () = assert!(LARGE_BYTES > SMALL_BYTES);
 
-/// Puts a received buffer behind a chain, or gives it back when it is empty.
+/// Appends a received buffer to a chain, or gives it back if it is empty.
 pub fn push_or_return(pool: &mut Pool, chain: &mut Chain, buf: Buf) {
     if buf.is_empty() {
         pool.give_back(buf);

@@ -1,7 +1,7 @@
 //! One connection of the load, without its socket: which message comes next, and whether what came
-//! back is its reply. Three machines: [`Exchange`] (one message at a time on a stream), [`Flow`]
-//! (datagrams, several under way) and [`Stream`] (content without end). Pure: bytes and moments come
-//! in, verdicts go out.
+//! back is its reply. Three state machines: [`Exchange`] (one message at a time on a stream),
+//! [`Flow`] (datagrams, several in flight) and [`Stream`] (endless content). Pure: bytes and
+//! moments come in, verdicts go out.
 
 use std::time::Duration;
 
@@ -9,26 +9,26 @@ use super::message::{Content, HEAD_BYTES, Head, Kind, content_position};
 use super::tally::Fault;
 use crate::base::time::Now;
 
-/// One message at a time on a stream, and its reply of the same bytes.
+/// One message at a time on a stream, and its reply with the same bytes.
 #[derive(Debug)]
 pub struct Exchange {
     connection: u32,
-    /// Bytes of a message, at least [`HEAD_BYTES`].
+    /// Length of a message in bytes, at least [`HEAD_BYTES`].
     size: usize,
-    /// Requests made so far; the number of the one that is waited for.
+    /// How many requests have been made; also the number of the one awaiting its reply.
     sequence: u64,
     waiting: bool,
-    /// Bytes of the reply so far, and its head as far as it has come.
+    /// Bytes of the reply so far, and the part of its head that has come.
     got: usize,
     head: [u8; HEAD_BYTES],
 }
 
-/// A whole reply.
+/// A complete reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Reply {
-    /// Who answered; zero when nobody said.
+    /// Who answered; zero if nobody said.
     pub backend: u32,
-    /// When its request was sent or due.
+    /// When its request was sent, or due.
     pub since: Now,
 }
 
@@ -38,13 +38,14 @@ impl Exchange {
         Exchange { connection, size, sequence: 0, waiting: false, got: 0, head: [0; HEAD_BYTES] }
     }
 
-    /// The same on a new connection. The count goes on, so that a reply that was meant for the old one
-    /// is known.
+    /// The same for a new connection. The count goes on, so that a reply meant for the old one is
+    /// recognised.
     pub fn anew(self) -> Exchange {
         Exchange { waiting: false, got: 0, ..self }
     }
 
-    /// The next request's head; `size` bytes in all, the rest is content from [`content_position`].
+    /// The next request's head; the request has `size` bytes in all, and the rest is content from
+    /// [`content_position`].
     pub fn request(&mut self) -> Head {
         assert!(!self.waiting, "one message at a time");
         self.sequence += 1;
@@ -53,13 +54,13 @@ impl Exchange {
         Head { kind: Kind::Echo, connection: self.connection, backend: 0, sequence: self.sequence }
     }
 
-    /// Whether a reply is being waited for.
+    /// Whether a reply is awaited.
     pub fn waiting(&self) -> bool {
         self.waiting
     }
 
-    /// Takes what came in. `Some(backend)` when the reply is whole. After a fault nothing on this
-    /// connection can be told apart any more: it has to be closed.
+    /// Takes received bytes. `Some(backend)` once the reply is complete. After a fault, nothing on
+    /// this connection can be told apart any more: it must be closed.
     pub fn received(&mut self, content: &Content, bytes: &[u8]) -> Result<Option<u32>, Fault> {
         let mut rest = bytes;
         if !self.waiting && !rest.is_empty() {
@@ -103,7 +104,7 @@ impl Exchange {
         }
     }
 
-    /// What bytes are that nobody asked for.
+    /// Classifies bytes that nobody asked for.
     fn unasked(&self, bytes: &[u8]) -> Fault {
         match Head::decode(bytes) {
             Some(head) if head.connection != self.connection => Fault::WrongClient,
@@ -123,13 +124,14 @@ enum Fate {
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     sequence: u64,
-    /// When it was due, from which latency counts, and when it was sent, from which patience does.
+    /// When it was due, from which latency counts, and when it was sent, from which the timeout
+    /// counts.
     since: Now,
     sent: Now,
     fate: Fate,
 }
 
-/// Datagrams to one peer, at most a window of them unanswered.
+/// Datagrams to one peer, with at most a window of them unanswered.
 #[derive(Debug)]
 pub struct Flow {
     connection: u32,
@@ -139,11 +141,12 @@ pub struct Flow {
     /// The highest number answered so far.
     highest: u64,
     unanswered: usize,
-    /// By `sequence % slots.len()`; longer than the window, so that a late or second reply is known.
+    /// Indexed by `sequence % slots.len()`; longer than the window, so that a late or second reply
+    /// is recognised.
     slots: Box<[Slot]>,
 }
 
-/// Past datagrams that are remembered for each one that may be under way.
+/// How many past datagrams are remembered for each one that may be in flight.
 const MEMORY: usize = 4;
 
 impl Flow {
@@ -174,13 +177,13 @@ impl Flow {
         self.unanswered < self.window && self.slots[next].fate != Fate::Waiting
     }
 
-    /// Datagrams under way.
+    /// How many datagrams are in flight.
     pub fn unanswered(&self) -> usize {
         self.unanswered
     }
 
-    /// Takes one datagram. A fault concerns this datagram alone, except that a reply that overtook an
-    /// earlier one is both a fault and a reply: hence the pair.
+    /// Takes one datagram. A fault concerns this datagram alone; a reply that overtook an earlier
+    /// one is both a fault and a reply, hence the pair.
     pub fn received(
         &mut self,
         content: &Content,
@@ -207,7 +210,7 @@ impl Flow {
         (Some(reply), overtaken.then_some(Fault::Reordered))
     }
 
-    /// Gives up what has waited longer than `patience`; says how many.
+    /// Gives up datagrams that have waited longer than `patience`; returns how many.
     pub fn expire(&mut self, now: Now, patience: Duration) -> u64 {
         if self.unanswered == 0 {
             return 0;
@@ -243,7 +246,7 @@ impl Flow {
     }
 }
 
-/// Content without end, one way or both.
+/// Endless content, one way or both.
 #[derive(Debug)]
 pub struct Stream {
     kind: Kind,
@@ -270,12 +273,12 @@ impl Stream {
         }
     }
 
-    /// The same on a new connection, from the start.
+    /// The same for a new connection, from the start.
     pub fn anew(self) -> Stream {
         Stream::new(self.connection, self.kind)
     }
 
-    /// What opens the stream.
+    /// The head that opens the stream.
     pub fn opening(&self) -> Head {
         Head { kind: self.kind, connection: self.connection, backend: 0, sequence: 0 }
     }
@@ -289,7 +292,7 @@ impl Stream {
         self.kind != Kind::Sink
     }
 
-    /// Content bytes that the kernel has taken.
+    /// The kernel has taken `bytes` of content.
     pub fn sent(&mut self, bytes: u64) {
         self.sent += bytes;
     }
@@ -299,7 +302,7 @@ impl Stream {
         self.finished = true;
     }
 
-    /// Who is at the other end, once it has said so.
+    /// Which backend is at the other end, once it has said so.
     pub fn backend(&self) -> u32 {
         if self.got_head < HEAD_BYTES {
             return 0;
@@ -307,7 +310,7 @@ impl Stream {
         Head::decode(&self.head).map_or(0, |head| head.backend)
     }
 
-    /// Takes what came in: how many bytes of it were content.
+    /// Takes received bytes; returns how many of them were content.
     pub fn received(&mut self, content: &Content, bytes: &[u8]) -> Result<usize, Fault> {
         let mut rest = bytes;
         if self.got_head < HEAD_BYTES {
@@ -329,7 +332,7 @@ impl Stream {
         Ok(rest.len())
     }
 
-    /// The other side has ended its stream: whether everything had come.
+    /// The other side has ended its stream. Checks that everything had arrived.
     pub fn ended(&self) -> Result<(), Fault> {
         if !self.finished {
             return Err(Fault::Closed);

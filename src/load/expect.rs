@@ -17,23 +17,23 @@ pub struct Expectation {
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Measure {
-    /// A latency at a share of all requests, 0 to 1.
+    /// The latency of a share of all requests, 0 to 1.
     Percentile(f64),
     Least,
     Mean,
-    /// Faults of all kinds, or of one.
+    /// Faults of all kinds, or of one kind.
     Errors,
     Fault(Fault),
     /// Percent of sessions that stayed on one backend.
     Sticky,
-    /// Sessions of the busiest backend minus those of the idlest.
+    /// Sessions of the busiest backend minus those of the least busy one.
     Spread,
-    /// Requests a second, and in all.
+    /// Requests per second, and in all.
     Rate,
     Requests,
-    /// Payload bytes a second, both ways.
+    /// Payload bytes per second, both ways.
     Throughput,
-    /// The generator's own lateness, at 99 %.
+    /// The generator's own lateness at the 99th percentile.
     Lag,
 }
 
@@ -51,13 +51,13 @@ enum Relation {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Verdict {
     pub expectation: Expectation,
-    /// What the run showed; `None` when it could not show it, which is a failure too.
+    /// What the run showed; `None` if it could not show it, which is a failure too.
     pub found: Option<f64>,
     pub met: bool,
 }
 
 impl Expectation {
-    /// Holds a run against it. `seconds` is the length of the measured window.
+    /// Judges a run by it. `seconds` is the length of the measured window.
     pub fn judge(self, tally: &Tally, seconds: f64) -> Verdict {
         let found = self.measure.of(tally, seconds);
         let met = found.is_some_and(|found| self.relation.holds(found, self.value));
@@ -111,7 +111,7 @@ impl Measure {
         })
     }
 
-    /// What a unit multiplies a number by, when it fits this measure.
+    /// The factor that a unit stands for, if it fits this measure.
     fn unit(self, unit: &str) -> Option<f64> {
         let time =
             matches!(self, Measure::Percentile(_) | Measure::Least | Measure::Mean | Measure::Lag);
@@ -205,7 +205,7 @@ impl FromStr for Expectation {
             .map_err(|_| format!("`{amount}` in `{text}` does not begin with a number"))?;
         let unit = amount[digits..].trim();
         let factor = measure.unit(unit).ok_or_else(|| {
-            format!("`{amount}` is no amount of `{name}`; times need ns, us, ms or s")
+            format!("`{amount}` is not an amount of `{name}`; times need ns, us, ms or s")
         })?;
         Ok(Expectation { measure, relation, value: number * factor })
     }
@@ -215,7 +215,7 @@ impl fmt::Display for Measure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Measure::Percentile(share) if *share == 1.0 => out.write_str("max"),
-            // Rounded, because 99.9 is no binary fraction.
+            // Rounded, because 99.9 has no exact binary form.
             Measure::Percentile(share) => {
                 write!(out, "p{}", (share * 100.0 * 1e6).round() / 1e6)
             }
@@ -311,7 +311,7 @@ mod tests {
             ("speed>3", "not measured"),
             ("p99<fast", "number"),
             ("p99<2", "times need"),
-            ("errors<2ms", "no amount"),
+            ("errors<2ms", "not an amount"),
             ("rate>1.2.3", "number"),
         ] {
             let error = text.parse::<Expectation>().unwrap_err();

@@ -1,12 +1,12 @@
 //! What the load generator sends and the echo backends send back: a head that says whose message it
-//! is, and content that follows from the position of each byte. Owns layout and checks; pure.
+//! is, and content that is determined by the position of each byte. Owns layout and checks; pure.
 //!
 //! ```text
 //! 0      4      8            12       16        24
 //! | magic| kind | connection | backend| sequence| content ...
 //! ```
 //! All numbers are little-endian. `backend` is zero from the client; an echo backend of ours writes
-//! its own number there, and a foreign one sends back the zero.
+//! its own number there, and any other sends the zero back.
 
 /// Bytes of a head, and the shortest message.
 pub const HEAD_BYTES: usize = 24;
@@ -15,14 +15,14 @@ pub const BACKEND_AT: std::ops::Range<usize> = 12..16;
 
 const MAGIC: [u8; 4] = *b"\x93lb\x01";
 
-/// What a TCP echo backend is asked to do with a connection, in its first head.
+/// What a TCP echo backend is asked to do with a connection, by its first head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// Send everything back.
     Echo,
-    /// Send back the head, then content without end.
+    /// Send back the head, then endless content.
     Source,
-    /// Check the content and send nothing; at the end of the stream, a head with the count.
+    /// Check the content and send nothing; at the end of the stream, send a head with the count.
     Sink,
 }
 
@@ -32,7 +32,7 @@ pub struct Head {
     pub kind: Kind,
     /// Unique among the connections of a run.
     pub connection: u32,
-    /// The number of the backend that answered; zero when nobody said.
+    /// The number of the backend that answered; zero if none said.
     pub backend: u32,
     pub sequence: u64,
 }
@@ -53,7 +53,7 @@ impl Head {
         bytes
     }
 
-    /// The head at the start of `bytes`; `None` when there is none.
+    /// The head at the start of `bytes`; `None` if there is none.
     pub fn decode(bytes: &[u8]) -> Option<Head> {
         let bytes: &[u8; HEAD_BYTES] = bytes.first_chunk()?;
         let word = |at: usize| {
@@ -77,13 +77,13 @@ impl Head {
     }
 }
 
-/// Content repeats after this many bytes: short enough for a core's second-level cache, and no
-/// multiple of a block or segment size, so that a block in the wrong place shows.
+/// Content repeats after this many bytes: short enough for a core's second-level cache, and not a
+/// multiple of a block or segment size, so that a block in the wrong place is noticed.
 pub const PERIOD: usize = 4 * 65_536 - 168;
 
-/// The content that position-derived bytes are taken from and checked against. One for a run.
+/// The content that the bytes of every position come from and are checked against. One per run.
 pub struct Content {
-    /// Two periods, so that any window of up to one period is a slice.
+    /// Two periods, so that any window of up to one period is a contiguous slice.
     bytes: Box<[u8]>,
 }
 
@@ -94,12 +94,12 @@ impl Default for Content {
 }
 
 impl Content {
-    /// Always the same bytes: both ends know them without speaking of it.
+    /// Always the same bytes: both ends know them without exchanging them.
     pub fn new() -> Content {
         let mut state: u64 = 0x6c62_6265_6e63_6831;
         let period: Vec<u8> = (0..PERIOD)
             .map(|_| {
-                // xorshift64; its quality is enough to tell one position from another.
+                // xorshift64, which is good enough to tell one position from another.
                 state ^= state << 13;
                 state ^= state >> 7;
                 state ^= state << 17;
@@ -109,13 +109,13 @@ impl Content {
         Content { bytes: period.repeat(2).into_boxed_slice() }
     }
 
-    /// Up to a period of content from a position on.
+    /// Up to one period of content, starting at `position`.
     pub fn from(&self, position: u64, len: usize) -> &[u8] {
         let start = (position % PERIOD as u64) as usize;
         &self.bytes[start..start + len.min(PERIOD)]
     }
 
-    /// Whether `bytes` are what stands from `position` on.
+    /// Whether `bytes` are the content at `position`.
     pub fn matches(&self, position: u64, bytes: &[u8]) -> bool {
         let mut at = position;
         bytes.chunks(PERIOD).all(|part| {

@@ -1,20 +1,21 @@
-//! The load generator: asks a balancer, or a service directly, as fast as it answers or on a schedule,
-//! and checks every reply. Owns what a run is and its threads; each thread drives a ring of its own.
+//! The load generator: sends requests to a balancer, or directly to a service, as fast as it
+//! answers or on a schedule, and checks every reply. Owns what a run is, and its threads; each
+//! thread drives a ring of its own.
 //!
 //! | question | place |
 //! |---|---|
 //! | when is a request due? | [`plan`] |
 //! | what is sent, and is this its reply? | [`message`], [`client`], [`web`] |
-//! | who connects, sends, receives? | [`driver`], over [`line`] |
+//! | who connects, sends, receives? | [`driver`], over [`connection`] |
 //! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`] |
 //! | who answers when nobody else is there? | [`echo`] |
 
 pub mod blocks;
 pub mod client;
+mod connection;
 pub mod driver;
 pub mod echo;
 pub mod expect;
-mod line;
 pub mod message;
 pub mod plan;
 pub mod plot;
@@ -35,7 +36,7 @@ use crate::cluster::Protocol;
 use message::{HEAD_BYTES, Kind};
 use tally::Tally;
 
-/// Bytes of requests under way at once, at most.
+/// Limit on the bytes of requests in flight.
 pub const LOAD_BYTES_MAX: usize = 512 << 20;
 
 /// What is done on each connection.
@@ -45,7 +46,7 @@ pub enum Shape {
     PingPong,
     /// A connection for every request.
     Churn,
-    /// Content without end.
+    /// Endless content.
     Bulk(Kind),
 }
 
@@ -55,15 +56,17 @@ pub struct Load {
     pub protocol: Protocol,
     pub to: SocketAddr,
     pub shape: Shape,
-    /// Connections or flows, all threads together.
+    /// Connections or flows, over all threads.
     pub connections: usize,
     /// Bytes of a message.
     pub size: usize,
-    /// Datagrams under way on a flow.
+    /// Limit on the datagrams in flight on a flow.
     pub window: usize,
-    /// A flow's datagrams are sent together as one segmented send (UDP_SEGMENT) and taken together.
+    /// A flow's datagrams are sent together as one segmented send (UDP_SEGMENT), and received
+    /// together.
     pub gso: bool,
-    /// Requests a second on a schedule; `None` asks again as soon as the reply is there.
+    /// Requests per second on a schedule; `None`: each connection asks again as soon as it has its
+    /// reply.
     pub rate: Option<u64>,
     pub warmup: Duration,
     pub duration: Duration,
@@ -76,18 +79,18 @@ pub struct Load {
     pub watch: Option<u32>,
 }
 
-/// What came out of a run.
+/// The results of a run.
 pub struct Outcome {
     pub tally: Tally,
     /// CPU time of the watched process within the measured window.
     pub watched_cpu: Option<Duration>,
     /// CPU time of the generator's threads within the measured window.
     pub own_cpu: Option<Duration>,
-    /// Why the figures must not be believed; `None` when they may.
+    /// Why the figures must not be believed; `None` if they may.
     pub invalid: Option<String>,
 }
 
-/// What a run shows of itself while it lasts.
+/// What a run shows of itself while it goes on.
 #[derive(Default)]
 pub struct Progress {
     pub requests: AtomicU64,
@@ -105,7 +108,7 @@ impl Progress {
 struct Shared {
     load: Load,
     progress: Arc<Progress>,
-    /// Everyone is connected.
+    /// All are connected.
     connected: Barrier,
     start: OnceLock<Now>,
 }
@@ -116,7 +119,7 @@ impl Load {
         self.request.as_ref().map_or(self.size, |request| request.len())
     }
 
-    /// What is wrong with it, in words for the person who asked for it.
+    /// What is wrong with the load, in words for the person who asked for it.
     pub fn check(&self) -> Result<(), String> {
         if self.connections == 0 || self.threads == 0 || self.window == 0 {
             return Err("connections, threads and window must be at least 1".to_owned());
@@ -159,7 +162,7 @@ impl Load {
     }
 }
 
-/// Runs a load that [`Load::check`] has passed. Fails when there is no ring, or nobody to talk to.
+/// Runs a load that [`Load::check`] has passed. Fails if there is no ring, or nobody to talk to.
 pub fn run(load: &Load, progress: &Arc<Progress>) -> io::Result<Outcome> {
     let shared = Arc::new(Shared {
         load: load.clone(),

@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use crate::base::time::Now;
 
-/// A generator that sends this late, for one request in a hundred, measures itself.
+/// A generator that sends one request in a hundred later than this measures itself.
 pub const LAG_MAX: Duration = Duration::from_millis(1);
 
 const NANOS: u128 = 1_000_000_000;
 
-/// A fixed rate from a moment on, dealt out to one of several threads: thread `place` of `threads`
-/// takes every `threads`-th request, so that all together keep the rate.
+/// A fixed rate from a moment on, divided among several threads: thread `place` of `threads` takes
+/// every `threads`-th request, so that all of them together keep the rate.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     start: Now,
-    /// Requests a second, all threads together.
+    /// Requests per second, over all threads.
     rate: u64,
     threads: u64,
-    /// The next request of this thread, counted over all threads.
+    /// The next request of this thread, numbered across all threads.
     next: u64,
 }
 
@@ -31,12 +31,12 @@ impl Plan {
 
     /// When this thread's next request is due.
     pub fn due(&self) -> Now {
-        // Computed from the number, not by adding intervals, so that rounding never adds up.
+        // Computed from the number, not by adding intervals, so that rounding errors never add up.
         let nanos = u128::from(self.next) * NANOS / u128::from(self.rate);
         self.start.plus(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 
-    /// Takes the next request if it is due: its planned moment.
+    /// Takes the next request if it is due; returns the moment for which it was planned.
     pub fn take(&mut self, now: Now) -> Option<Now> {
         let due = self.due();
         if due > now {
@@ -56,7 +56,7 @@ impl Plan {
     }
 }
 
-/// How much of a request's delay was the generator's own: from the moment at which it was due and a
+/// How much of a request's delay was the generator's own: counted from when it was due and a
 /// connection was free for it.
 pub fn lag(due: Now, free_since: Now, now: Now) -> Duration {
     now.since(due.max(free_since))

@@ -1,5 +1,5 @@
-//! Latencies as a picture: one curve for each run over the share of requests that were faster, with
-//! the axis stretched so that 99 %, 99.9 % and 99.99 % are equally far apart. SVG only. Pure.
+//! Latencies as a picture: one curve per run over the share of requests that were faster, on an
+//! axis stretched so that 99 %, 99.9 % and 99.99 % are equally far apart. SVG only. Pure.
 
 use hdrhistogram::Histogram;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 520;
-/// Told apart by people who do not see all colours, too (Okabe and Ito's palette).
+/// Distinguishable with colour blindness, too (Okabe and Ito's palette).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -21,11 +21,11 @@ const COLOURS: [RGBColor; 7] = [
 /// One run's curve.
 pub struct Curve {
     pub label: String,
-    /// Nanoseconds.
+    /// In nanoseconds.
     pub latency: Histogram<u64>,
 }
 
-/// How many nines: 0 at 0 %, 1 at 90 %, 2 at 99 %.
+/// The number of nines: 0 at 0 %, 1 at 90 %, 2 at 99 %.
 struct Nines {
     most: f64,
 }
@@ -54,7 +54,7 @@ impl ValueFormatter<f64> for Nines {
     }
 }
 
-/// Draws the curves. The error is for runs without a single reply.
+/// Draws the curves. Fails if no run has a single reply.
 pub fn svg(curves: &[Curve]) -> Result<String, String> {
     let measured = || curves.iter().filter(|curve| !curve.latency.is_empty());
     let most_requests = measured().map(|curve| curve.latency.len()).max();

@@ -1,4 +1,4 @@
-//! CPU time of processes and threads, read from /proc: the balancer's when it runs on this host, and
+//! CPU time of processes and threads, read from /proc: the balancer's if it runs on this host, and
 //! the generator's own.
 
 use std::fs;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cluster::Protocol;
 
-/// CPU time of all living threads of a process; `None` when it is gone or hidden.
+/// CPU time of all living threads of a process; `None` if it is gone or hidden.
 pub fn cpu_of(pid: u32) -> Option<Duration> {
     let mut nanos = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
@@ -21,9 +21,9 @@ pub fn cpu_of_this_thread() -> Option<Duration> {
     on_cpu("/proc/thread-self/schedstat").map(Duration::from_nanos)
 }
 
-/// The process on this host that listens where a load goes; `None` when it is elsewhere or hidden.
+/// The process on this host that listens where a load goes; `None` if it is elsewhere or hidden.
 pub fn listener(protocol: Protocol, at: SocketAddr) -> Option<u32> {
-    // An address that nobody here has is another host's.
+    // An address that this host does not have is another host's.
     UdpSocket::bind((at.ip(), 0)).ok()?;
     let tables: [&str; 2] = match protocol {
         Protocol::Udp => ["/proc/net/udp", "/proc/net/udp6"],
@@ -44,8 +44,8 @@ pub fn listener(protocol: Protocol, at: SocketAddr) -> Option<u32> {
     })
 }
 
-/// What the sockets that wait for anyone on a port are called among a process's descriptors, out of
-/// a table of `/proc/net`.
+/// The names that sockets waiting for any peer on a port have among a process's descriptors, from a
+/// table of `/proc/net`.
 fn inodes(table: &str, port: u16) -> Vec<String> {
     let waiting = |line: &str| {
         let mut cells = line.split_whitespace().skip(1);

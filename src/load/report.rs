@@ -1,5 +1,5 @@
 //! A run as others read it: JSON for machines, a table and a drawing for people, `.hgrm` for the
-//! usual plotters. Owns the names of the JSON; formats only, measures nothing.
+//! usual plotters. Owns the names in the JSON; only formats, measures nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -20,7 +20,7 @@ use super::{Load, Outcome, Shape};
 pub struct Report {
     /// What made it, with its version.
     pub tool: String,
-    /// What it is called in a plot.
+    /// Its name in a plot.
     pub label: String,
     pub protocol: String,
     pub shape: String,
@@ -28,27 +28,27 @@ pub struct Report {
     pub connections: usize,
     pub size_bytes: usize,
     pub window: usize,
-    /// Datagrams were sent and taken together.
+    /// Datagrams were sent and received several as one.
     pub gso: bool,
     pub threads: usize,
-    /// Requests a second that were planned; `null` in a closed loop.
+    /// The planned requests per second; `null` in a closed loop.
     pub rate_planned: Option<u64>,
-    /// Length of the measured window.
+    /// Length of the measured window in seconds.
     pub seconds: f64,
     pub requests: u64,
     pub requests_per_second: f64,
-    /// Payload within the measured window.
+    /// Payload bytes within the measured window.
     pub bytes_sent: u64,
     pub bytes_received: u64,
     pub latency_us: Option<Latency>,
-    /// How late the generator was against its own schedule.
+    /// How late the generator was by its own schedule.
     pub lag_us: Option<Latency>,
-    /// Planned requests for which no connection was free to the end.
+    /// Planned requests for which no connection was free by the end.
     pub unsent: u64,
     pub errors_total: u64,
-    /// By kind; kinds that did not occur are left out.
+    /// By kind; kinds that did not occur are omitted.
     pub errors: BTreeMap<String, u64>,
-    /// By what the backends call themselves.
+    /// By the names that the backends give themselves.
     pub backends: BTreeMap<String, Backend>,
     pub sticky_percent: Option<f64>,
     pub spread: Option<u64>,
@@ -60,7 +60,7 @@ pub struct Report {
     pub histogram: Encoded,
 }
 
-/// Microseconds.
+/// In microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     pub min: f64,
@@ -78,7 +78,8 @@ pub struct Backend {
     pub requests: u64,
 }
 
-/// A whole HdrHistogram of latencies in nanoseconds, in its interchange form: V2, compressed, base64.
+/// A whole HdrHistogram of latencies in nanoseconds, in its interchange format: V2, compressed,
+/// base64.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Encoded {
     pub unit: String,
@@ -99,7 +100,7 @@ impl Encoded {
         }
     }
 
-    /// The histogram again. The error says what is wrong with the text.
+    /// Decodes the histogram. The error says what is wrong with the text.
     pub fn histogram(&self) -> Result<Histogram<u64>, String> {
         let bytes = BASE64.decode(&self.data).map_err(|error| error.to_string())?;
         Deserializer::new()
@@ -173,12 +174,12 @@ impl Report {
         }
     }
 
-    /// Payload both ways in GB (1e9 bytes) a second.
+    /// Payload both ways in GB (1e9 bytes) per second.
     pub fn gigabytes_per_second(&self) -> f64 {
         (self.bytes_sent + self.bytes_received) as f64 / 1e9 / self.seconds
     }
 
-    /// Whether the run moved content without end, so that bytes count and not requests.
+    /// Whether the run moved endless content, so that bytes count and not requests.
     pub fn is_bulk(&self) -> bool {
         self.shape.starts_with("bulk")
     }
@@ -195,7 +196,7 @@ fn shape(shape: Shape) -> &'static str {
     }
 }
 
-/// Several runs side by side, one column each.
+/// Several runs side by side, one per column.
 pub fn table(reports: &[Report]) -> String {
     let mut rows: Vec<(String, Vec<String>)> = Vec::new();
     let mut row = |name: &str, cell: &dyn Fn(&Report) -> String| {
@@ -233,7 +234,7 @@ pub fn table(reports: &[Report]) -> String {
     align(&rows)
 }
 
-/// In one sentence, what lies between two runs of the same load.
+/// The difference between two runs of the same load in one sentence.
 pub fn difference(direct: &Report, balanced: &Report) -> String {
     let mut text = match (direct.latency_us, balanced.latency_us) {
         (Some(direct), Some(balanced)) => format!(
@@ -308,12 +309,11 @@ fn align(rows: &[(String, Vec<String>)]) -> String {
     text
 }
 
-/// Rows of a drawing, at most.
+/// Limit on the rows of a drawing.
 const DRAWING_ROWS: usize = 18;
 const DRAWING_WIDTH: usize = 50;
 
-/// The latencies as bars, with limits that grow like a geometric series, so that body and tail both
-/// show.
+/// The latencies as bars, with limits in a geometric series, so that body and tail both show.
 pub fn drawing(histogram: &Histogram<u64>) -> String {
     if histogram.is_empty() {
         return String::new();

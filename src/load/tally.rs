@@ -1,5 +1,5 @@
 //! What a run counted: requests, bytes, faults by kind, latencies, and which backend answered. One
-//! for each thread, merged at the end. Pure.
+//! per thread, merged at the end. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,15 +23,15 @@ pub enum Fault {
     Corrupt,
     /// A reply that belongs to another connection.
     WrongClient,
-    /// A reply that an earlier request was still waiting behind.
+    /// A reply that overtook the reply to an earlier request.
     Reordered,
     /// A datagram, or the rest of a stream, that never came back.
     Lost,
-    /// A reply that had been given already.
+    /// A reply that had already been given.
     Duplicated,
     /// A reply that came after it had been given up.
     Late,
-    /// A session answered by another backend than before.
+    /// A session answered by a different backend than before.
     Moved,
     /// An HTTP status of 400 and above.
     Status,
@@ -78,7 +78,7 @@ impl Fault {
     }
 }
 
-/// What one backend did, as far as replies said so.
+/// What one backend did, as far as the replies told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Share {
     /// Connections or flows whose first reply came from it.
@@ -86,24 +86,25 @@ pub struct Share {
     pub requests: u64,
 }
 
-/// The count of one thread, or of all.
+/// The counts of one thread, or of all.
 pub struct Tally {
-    /// Complete, checked replies within the measured window.
+    /// Complete and correct replies within the measured window.
     pub requests: u64,
     /// Payload bytes within the measured window.
     pub bytes_sent: u64,
     pub bytes_received: u64,
     /// By `Fault as usize`, over the whole run: a fault during warm-up is a fault.
     pub faults: [u64; Fault::ALL.len()],
-    /// Nanoseconds from when a request was sent (closed loop) or due (open loop) to its whole reply.
+    /// Nanoseconds from when a request was sent (closed loop) or due (open loop) to its complete
+    /// reply.
     pub latency: Histogram<u64>,
-    /// Nanoseconds by which the generator was late against its own schedule.
+    /// Nanoseconds by which the generator was late by its own schedule.
     pub lag: Histogram<u64>,
-    /// Requests of the schedule for which there was no free connection to the end.
+    /// Planned requests for which no connection was free by the end.
     pub unsent: u64,
     /// By the backend's own number.
     pub backends: BTreeMap<u32, Share>,
-    /// Sessions whose backend is known, and those of them that had more than one.
+    /// Sessions whose backend is known, and how many of them had more than one.
     pub sessions_known: u64,
     pub sessions_moved: u64,
 }
@@ -114,7 +115,7 @@ impl Default for Tally {
     }
 }
 
-/// Latencies from a nanosecond to this; longer ones count as this long.
+/// Latencies range from a nanosecond to this; longer ones count as this long.
 const LATENCY_MAX_NS: u64 = 3_600_000_000_000;
 
 fn histogram() -> Histogram<u64> {
@@ -147,7 +148,7 @@ impl Tally {
         self.faults[fault as usize] += 1;
     }
 
-    /// Counts a reply that is a session of its own: every request is balanced by itself.
+    /// Counts a reply that is a session of its own, since every request is balanced by itself.
     pub fn answered_by(&mut self, backend: u32) {
         if backend != 0 {
             let share = self.backends.entry(backend).or_default();
@@ -185,7 +186,7 @@ impl Tally {
         self.sessions_moved += other.sessions_moved;
     }
 
-    /// Share of the known sessions that stayed on one backend, in percent; `None` when no reply named
+    /// The percentage of the known sessions that stayed on one backend; `None` if no reply named
     /// its backend.
     pub fn sticky_percent(&self) -> Option<f64> {
         if self.sessions_known == 0 {
@@ -195,8 +196,9 @@ impl Tally {
         Some(stayed as f64 * 100.0 / self.sessions_known as f64)
     }
 
-    /// Difference in sessions between the backend with the most and the one with the fewest; `None`
-    /// when no reply named its backend. A backend that got none at all cannot be seen from here.
+    /// The difference in sessions between the backend with the most and the one with the fewest;
+    /// `None` if no reply named its backend. A backend that got none at all cannot be seen from
+    /// here.
     pub fn spread(&self) -> Option<u64> {
         let sessions = || self.backends.values().map(|share| share.sessions);
         Some(sessions().max()? - sessions().min()?)
@@ -207,7 +209,7 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What a client remembers of a session's backend between two replies, so that counting costs no
+/// What a client remembers about a session's backend from reply to reply, so that counting needs no
 /// look-up for each.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Home {
@@ -217,7 +219,7 @@ pub struct Home {
 }
 
 impl Home {
-    /// Notes who answered; true when a session that should stay has moved. Zero says nothing.
+    /// Records who answered; true if a session that should stay has moved. Zero says nothing.
     pub fn answered_by(&mut self, backend: u32, tally: &mut Tally) -> bool {
         if backend == self.backend {
             self.requests += 1;
@@ -249,7 +251,7 @@ impl Home {
         self.requests = 0;
     }
 
-    /// The session is over; the next one starts anew.
+    /// The session is over; the next one starts afresh.
     pub fn end(&mut self, tally: &mut Tally) {
         self.settle(tally);
         *self = Home::default();

@@ -1,6 +1,7 @@
-//! HTTP/1.1 as the load speaks it: one request at a time on a kept connection, and whether what came
-//! back is its response. Pure. The request says whose it is in `x-lb-bench`, which echo backends of
-//! ours send back; they also say who they are in `x-lb-backend`, and then the body is checked too.
+//! HTTP/1.1 as the load speaks it: one request at a time on a persistent connection, and whether
+//! what came back is its response. Pure. The request says whose it is in `x-lb-bench`, which echo
+//! backends of ours send back; they also say who they are in `x-lb-backend`, and then the body is
+//! checked too.
 
 use super::message::Content;
 use super::tally::Fault;
@@ -12,22 +13,22 @@ use crate::http::head::{self, Space};
 pub const IDENTITY: &str = "x-lb-bench";
 /// The field in which a backend of ours says who it is.
 pub const BACKEND: &str = "x-lb-backend";
-/// Bytes of an identity: connection and sequence in hexadecimal digits.
+/// Length of an identity in bytes: connection and sequence in hexadecimal digits.
 const IDENTITY_BYTES: usize = 8 + 1 + 16;
-/// A path under which a backend of ours answers with so many bytes of content.
+/// A path prefix: behind it comes the number of content bytes with which a backend of ours answers.
 pub const BYTES_PATH: &str = "/bytes/";
-/// A path under which it checks and counts the body.
+/// The path under which it checks and counts the body.
 pub const COUNT_PATH: &str = "/count";
-/// A path under which it sends the body back.
+/// The path under which it sends the body back.
 pub const ECHO_PATH: &str = "/echo";
-/// Bytes of a body, at most.
+/// Limit on the bytes of a body.
 pub const BODY_BYTES_MAX: usize = 4 << 20;
 
 /// What a request carries.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Payload {
     None,
-    /// So many bytes of the content that both ends know.
+    /// This many bytes of the content that both ends know.
     Content(usize),
     Bytes(Vec<u8>),
 }
@@ -65,7 +66,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request for `path` of `host`, with field lines as the user gave them. The error names what
+    /// A request for `path` on `host`, with field lines as the user gave them. The error names what
     /// cannot be sent.
     pub fn new(
         method: &str,
@@ -98,7 +99,8 @@ impl Request {
         request.check().map(|()| request)
     }
 
-    /// Whether it is one request, and a valid one: no line that a field or a path brought along.
+    /// Checks that it is one request, and a valid one: a field or a path may bring no lines of its
+    /// own.
     fn check(&self) -> Result<(), String> {
         let mut bytes = Vec::new();
         self.write_head(0, 0, &mut bytes);
@@ -106,7 +108,9 @@ impl Request {
         match head::request(&bytes, 0, &Limits::default(), &mut space) {
             Ok(Some(head)) if head.length == bytes.len() => Ok(()),
             Ok(_) => Err("method, path and headers do not make one request".to_owned()),
-            Err(fault) => Err(format!("method, path and headers make no valid request: {fault}")),
+            Err(fault) => {
+                Err(format!("method, path and headers do not make a valid request: {fault}"))
+            }
         }
     }
 
@@ -117,12 +121,12 @@ impl Request {
         write!(into, "{connection:08x}-{sequence:016x}\r\n\r\n").expect("memory takes all bytes");
     }
 
-    /// Bytes of a whole request.
+    /// Length of the whole request in bytes.
     pub fn len(&self) -> usize {
         self.before.len() + IDENTITY_BYTES + 4 + self.payload.len()
     }
 
-    /// Never: a request has a head.
+    /// Never, since a request has a head.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -144,7 +148,7 @@ impl Expected {
         }
     }
 
-    /// Whether `bytes` may stand at `position` of the body.
+    /// Whether `bytes` may be at `position` of the body.
     fn allows(&self, content: &Content, position: u64, bytes: &[u8]) -> bool {
         match self {
             Expected::Anything => true,
@@ -169,19 +173,19 @@ impl Expected {
 
 #[derive(Debug)]
 enum State {
-    /// Nothing is being waited for.
+    /// No response is awaited.
     Idle,
     Head,
     Body(Body),
 }
 
-/// A whole response.
+/// A complete response.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Response {
-    /// Who answered; zero when nobody said.
+    /// Who answered; zero if nobody said.
     pub backend: u32,
     pub status: u16,
-    /// Bytes of head and body as they came.
+    /// Bytes of head and body as received.
     pub bytes: u64,
     /// The connection ends with it.
     pub last: bool,
@@ -193,7 +197,7 @@ pub struct Web {
     connection: u32,
     sequence: u64,
     state: State,
-    /// The beginning of a head whose end has not come.
+    /// The beginning of an incomplete head.
     part: Vec<u8>,
     response: Response,
     /// Content bytes of the body so far.
@@ -206,12 +210,12 @@ impl Web {
         Web { connection, sequence: 0, state: State::Idle, part: Vec::new(), response, position: 0 }
     }
 
-    /// The same on a new connection; the count goes on.
+    /// The same for a new connection; the count goes on.
     pub fn anew(self) -> Web {
         Web { sequence: self.sequence, ..Web::new(self.connection) }
     }
 
-    /// Whether a response is being waited for.
+    /// Whether a response is awaited.
     pub fn waiting(&self) -> bool {
         !matches!(self.state, State::Idle)
     }
@@ -226,7 +230,8 @@ impl Web {
         request.write_head(self.connection, self.sequence, into);
     }
 
-    /// Takes what came in; the response when it is whole. After a fault the connection is of no use.
+    /// Takes received bytes; returns the response once it is complete. After a fault the connection
+    /// is of no further use.
     pub fn received(
         &mut self,
         request: &Request,
@@ -251,7 +256,7 @@ impl Web {
         Ok(None)
     }
 
-    /// The other side has ended the connection: the response, if it was to end so.
+    /// The other side has closed the connection; returns the response if it was to end so.
     pub fn ended(&mut self, request: &Request) -> Result<Response, Fault> {
         match &self.state {
             State::Body(body) if body.may_end_with_connection() => self.finish(request),
@@ -259,10 +264,11 @@ impl Web {
         }
     }
 
-    /// Reads a head; how many of the bytes belonged to it, or `None` while it is not whole.
+    /// Reads a head; returns how many of the bytes belonged to it, or `None` while it is
+    /// incomplete.
     fn head(&mut self, request: &Request, bytes: &[u8]) -> Result<Option<usize>, Fault> {
         if self.part.is_empty() {
-            // A small response comes in one piece as a rule, and is read where it lies.
+            // A small response usually comes in one piece, and is read where it is.
             let length = self.read_head(request, bytes)?;
             if length.is_none() {
                 self.part.extend_from_slice(bytes);
@@ -306,7 +312,7 @@ impl Web {
         Ok(Some(head.length))
     }
 
-    /// Whose response it is, by its own word.
+    /// Whether the response says that it belongs to the request.
     fn check_identity(&self, value: &[u8]) -> Result<(), Fault> {
         let number = |digits: Option<&[u8]>| {
             u64::from_str_radix(std::str::from_utf8(digits?).ok()?, 16).ok()
@@ -325,7 +331,7 @@ impl Web {
         }
     }
 
-    /// Takes bytes of a body; how many belonged to it.
+    /// Takes bytes of a body; returns how many belonged to it.
     fn body(&mut self, request: &Request, content: &Content, bytes: &[u8]) -> Result<usize, Fault> {
         let State::Body(body) = &mut self.state else { return Ok(0) };
         let check = self.response.backend != 0 && self.response.status < 300;
@@ -417,7 +423,7 @@ mod tests {
         }
     }
 
-    /// The verdict on a response that comes in pieces of every size.
+    /// The verdict on a response that arrives in pieces of every size.
     fn verdict(request: &Request, response: &[u8]) -> Result<Option<Response>, Fault> {
         let content = Content::new();
         let mut first = None;

@@ -1,6 +1,6 @@
-//! One connection as the kernel works for it: the receive or splice step that is under way on it, and
-//! the send. Owns all that is known of a connection, whichever protocol uses it, and when to arm, pause
-//! and cancel; the bytes belong to its user, and it reads none.
+//! One connection as the kernel works on it: the receive or splice step under way, and the send.
+//! Owns all that is known about a connection, whichever protocol uses it, and when to arm, pause
+//! and cancel; the bytes belong to the connection's user, and it reads none of them.
 //!
 //! ```text
 //!   source: Open --End--> Ended          receive: Idle <-> Armed, Splicing -> Cancelling -> Idle
@@ -9,11 +9,11 @@
 //!             \--error--> Gone
 //! ```
 //!
-//! A send that is under way when its peer resets the connection stops short without an error, and the
-//! receive beside it then finds a plain end: the kernel tells the error once, and a send with progress
-//! keeps it to itself. So after a short send an end is believed only when the rest has gone out. A splice
-//! step looks at the socket at once and may overtake the word of such a send; an end that it finds is
-//! believed only when the send is over.
+//! A send under way when its peer resets the connection stops short without an error, and the
+//! receive beside it then finds a plain end: the kernel reports the error once, and a send that
+//! made progress swallows it. So after a short send, an end is believed only when the rest has gone
+//! out. A splice step looks at the socket at once and may come before such a send completes, so an
+//! end it finds is believed only when the send is over.
 
 use super::pace::Pace;
 use super::room::{Question, Room};
@@ -25,7 +25,8 @@ use crate::ring::pool::{Chain, GATHER_MAX, Pool};
 pub struct Features {
     /// A multishot receive can be given a total.
     pub receive_cap: bool,
-    /// Receives through the ring wait even on a non-blocking socket, which splicing makes of both.
+    /// A receive through the ring waits even on a non-blocking socket; splicing makes both sockets
+    /// non-blocking.
     pub splice: bool,
 }
 
@@ -35,7 +36,7 @@ pub struct Line {
     receive: Receive,
     pace: Pace,
     sending: Chain,
-    /// The last send stopped short, or may have, and its rest has not gone out yet.
+    /// The last send stopped short, or may have, and the rest has not gone out yet.
     short: bool,
     /// The armed receive has taken data, and may sleep through an end that came with it.
     unsure: bool,
@@ -43,7 +44,7 @@ pub struct Line {
     room: Room,
 }
 
-/// What the peer has sent, as far as it is known.
+/// What we know about the peer's sending.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Source {
     Open,
@@ -51,7 +52,7 @@ enum Source {
     Failed,
 }
 
-/// What the peer can be sent.
+/// What we know about sending to the peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Sink {
     Open,
@@ -83,7 +84,7 @@ impl Line {
         }
     }
 
-    /// Takes note of what a receive gave. Its bytes are the caller's.
+    /// Records the result of a receive. Its bytes are the caller's.
     pub fn received(&mut self, what: &Received, more: bool, nonempty: bool) {
         self.receive_over(matches!(what, Received::Data(_)), more, nonempty);
         match what {
@@ -95,7 +96,7 @@ impl Line {
         }
     }
 
-    /// Takes note of a splice step from here.
+    /// Records a splice step from this connection.
     pub fn spliced(&mut self, moved: u64, how: Spliced) {
         self.receive = Receive::Idle;
         self.pace.note_splice(moved, how);
@@ -109,15 +110,15 @@ impl Line {
         }
     }
 
-    /// Takes note of a splice step towards here that left `held` bytes in the pipe.
+    /// Records a splice step to this connection that left `held` bytes in the pipe.
     pub fn spliced_to(&mut self, held: usize, how: Spliced) {
-        // A step that was over before the pipe was empty may have kept an error to itself. One that
-        // found the sink full has asked it last, and was told of none.
+        // A step that ended before the pipe was empty may have swallowed an error. One that found
+        // the sink full asked it last, and was told of none.
         self.short = held > 0 && how == Spliced::Step(Splice::Moved);
     }
 
-    /// Asks for more when there is room, `bytes_max` in many small blocks at most, or for less when
-    /// there is none.
+    /// Arms a receive if there is room (in many small blocks, `bytes_max` at most), and cancels it
+    /// if there is none.
     pub fn ask(
         &mut self,
         side: Side,
@@ -138,13 +139,13 @@ impl Line {
         }
     }
 
-    /// Whether the next bytes from here are to go through a pipe.
+    /// Whether the next bytes from this connection go through a pipe.
     pub fn is_spliced(&self) -> bool {
         self.pace.splice.is_some()
     }
 
     /// Takes the next splice step, unless a receive or a step is under way. What was received into
-    /// blocks must have gone out before.
+    /// blocks must have gone out first.
     pub fn splice(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
         if let Some(when) = self.pace.splice
             && self.is_idle()
@@ -154,18 +155,18 @@ impl Line {
         }
     }
 
-    /// Whether a flow from here that holds so many blocks may hold another.
+    /// Whether a flow from this connection that holds `held` blocks may hold another.
     pub fn has_room(&self, held: usize, pool: &Pool) -> bool {
         held < self.pace.held_max(pool)
     }
 
-    /// Whether the next receive takes a block so scarce that whoever gets the bytes must be seen to take
-    /// more before: [`Line::sees_room`] of the connection that they go to.
+    /// Whether the next receive takes a block so scarce that its recipient must first be seen to
+    /// take more: [`Line::sees_room`] of the connection that the bytes go to.
     pub fn is_sparing(&self, pool: &Pool) -> bool {
         self.receive == Receive::Idle && self.pace.is_sparing(pool)
     }
 
-    /// Whether the connection is known to take more; if not, asks for word of it.
+    /// Whether the connection is known to take more; if not, asks the kernel to say when it does.
     pub fn sees_room(&mut self, side: Side, out: &mut impl FnMut(Cmd)) -> bool {
         let question = if self.sink == Sink::Open { self.room.ask() } else { None };
         if let Some(Question { first }) = question {
@@ -174,17 +175,17 @@ impl Line {
         self.room.is_seen()
     }
 
-    /// Whether word is awaited that it takes more.
+    /// Whether that answer is awaited.
     pub fn awaits_room(&self) -> bool {
         self.room.is_asked()
     }
 
-    /// That word has come.
+    /// That answer has come.
     pub fn room_answered(&mut self) {
         self.room.answered();
     }
 
-    /// Starts to send what waits, unless a send is in flight.
+    /// Starts sending what waits, unless a send is in flight.
     pub fn send(
         &mut self,
         side: Side,
@@ -199,7 +200,7 @@ impl Line {
         }
     }
 
-    /// A send is over: so many bytes went out. What is left of it goes before what waits.
+    /// A send is over, and `bytes` went out. The rest of it goes back to the front of `waiting`.
     pub fn sent(&mut self, bytes: usize, waiting: &mut Chain, pool: &mut Pool) {
         pool.advance(&mut self.sending, bytes);
         self.short = !self.sending.is_empty();
@@ -212,7 +213,7 @@ impl Line {
         }
     }
 
-    /// A send failed: nothing more can be. Gives what was not sent.
+    /// A send failed, and no other can succeed. Returns what was not sent.
     pub fn send_failed(&mut self) -> Chain {
         self.sink = Sink::Gone;
         if self.source == Source::Ended {
@@ -221,7 +222,7 @@ impl Line {
         self.sending.take()
     }
 
-    /// Takes a chain back whose send is over, and left nothing.
+    /// Takes back the chain of a send that is over and left nothing.
     pub fn take_sent(&mut self) -> Chain {
         self.short = false;
         self.sending.take()
@@ -233,7 +234,7 @@ impl Line {
         out(Cmd::FinishWriting { side });
     }
 
-    /// Whether the peer finished sending by itself.
+    /// Whether the peer finished sending of its own accord.
     pub fn ended_properly(&self) -> bool {
         self.source == Source::Ended && !self.short
     }
@@ -258,12 +259,12 @@ impl Line {
         self.sink == Sink::Finished
     }
 
-    /// Whether nothing can be sent to the peer any more, though it was not told so.
+    /// Whether nothing can be sent to the peer any more, although we have not finished.
     pub fn is_gone(&self) -> bool {
         self.sink == Sink::Gone
     }
 
-    /// Blocks that are with the kernel for sending.
+    /// The blocks that the kernel holds for sending.
     pub fn sending(&self) -> &Chain {
         &self.sending
     }
@@ -273,26 +274,26 @@ impl Line {
         self.receive == Receive::Armed
     }
 
-    /// Whether the peer may send and nothing is under way that would notice.
+    /// Whether the peer may still send and nothing under way would notice.
     pub fn is_idle(&self) -> bool {
         self.source == Source::Open && self.receive == Receive::Idle
     }
 
-    /// Whether the peer may have ended without the armed receive noticing: a multishot receive that finds
-    /// data takes it, and when the end comes at that moment the kernel loses the second of the two
-    /// wake-ups and the receive waits for ever (Linux 6.18).
+    /// Whether the peer may have ended without the armed receive noticing. A multishot receive that
+    /// finds data takes it; if the end arrives at that moment, the kernel loses the second of the
+    /// two wake-ups and the receive waits for ever (Linux 6.18).
     pub fn is_unsure(&self) -> bool {
         self.unsure && self.is_watched()
     }
 
-    /// Begins such a receive anew, which then finds the end; [`Line::ask`] must follow its completion.
+    /// Restarts such a receive, which then finds the end; [`Line::ask`] must follow its completion.
     pub fn look_again(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
         if self.is_unsure() {
             self.cancel_receive(side, out);
         }
     }
 
-    /// Begins an armed receive anew. After a send has failed it may not have noticed.
+    /// Restarts an armed receive, which may not have noticed that a send failed.
     pub fn receive_anew(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
         if self.is_watched() {
             self.cancel_receive(side, out);
@@ -303,14 +304,14 @@ impl Line {
         self.receive == Receive::Starved
     }
 
-    /// Blocks have come back: may try again.
+    /// Blocks have returned: a starved receive may try again.
     pub fn feed(&mut self) {
         if self.is_starved() {
             self.receive = Receive::Idle;
         }
     }
 
-    /// Asks for the end of everything in flight; the completions still come, to [`Line::settle`].
+    /// Cancels everything in flight; the completions still come, and go to [`Line::settle`].
     pub fn stop(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
         self.cancel_receive(side, out);
         if self.room.cancel() {
@@ -321,7 +322,7 @@ impl Line {
         }
     }
 
-    /// Takes note of a completion after [`Line::stop`], and wants nothing more.
+    /// Records a completion after [`Line::stop`]; nothing more is wanted.
     pub fn settle(&mut self, event: Event, pool: &mut Pool) {
         match event {
             Event::Received { what, more, nonempty, .. } => {
@@ -345,14 +346,14 @@ impl Line {
         }
     }
 
-    /// Whether the kernel still works for this connection.
+    /// Whether the kernel still works on this connection.
     pub fn in_flight(&self) -> bool {
         !self.sending.is_empty()
             || self.room.is_pending()
             || matches!(self.receive, Receive::Armed | Receive::Splicing | Receive::Cancelling)
     }
 
-    /// Wants no more of what the peer sends.
+    /// Cancels the receive or splice step under way; its completion still comes.
     pub fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
         match self.receive {
             Receive::Armed => out(Cmd::CancelReceive { side }),
@@ -371,7 +372,7 @@ impl Line {
     }
 
     fn ended(&mut self) {
-        // After a reset was seen while sending, the stream reads as merely ended.
+        // After a reset that a send reported, the stream reads as merely ended.
         self.source = if self.is_gone() { Source::Failed } else { Source::Ended };
     }
 
@@ -397,7 +398,7 @@ mod tests {
     use crate::ring::pool::{Buf, Class};
 
     impl Line {
-        /// As if long receives had shown that a pipe is worth while.
+        /// Behaves as if long receives had shown that a pipe is worthwhile.
         pub(in crate::proxy) fn be_stream(&mut self) {
             self.pace.splice = Some(When::NextTurn);
         }
@@ -409,7 +410,7 @@ mod tests {
         buf
     }
 
-    /// A line with six bytes on their way.
+    /// A line with six bytes in a send.
     fn sending(pool: &mut Pool) -> (Line, Chain) {
         let (mut line, mut waiting) = (Line::new(), Chain::EMPTY);
         let buf = block(pool, b"abcdef");

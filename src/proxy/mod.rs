@@ -15,8 +15,8 @@ use nix::errno::Errno;
 
 use crate::ring::pool::{Buf, Class, Outgoing};
 
-/// How long a connection is still before a receive on it that has taken data is begun anew, once (see
-/// [`line::Line::is_unsure`]).
+/// How long a connection must be still before a receive on it that has taken data is restarted,
+/// once (see [`line::Line::is_unsure`]).
 pub const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 /// The two ends of a session.
@@ -40,28 +40,29 @@ impl Side {
 /// What happened on one side of a session.
 #[derive(Debug)]
 pub enum Event {
-    /// A receive gave something. `more`: it goes on; otherwise it is over, whatever it gave.
+    /// A receive delivered something. With `more` it goes on; otherwise it is over, whatever it
+    /// delivered.
     Received { side: Side, what: Received, more: bool, nonempty: bool },
-    /// A send is over: how many bytes the kernel took, or why none.
+    /// A send is over: how many bytes the kernel took, or why it took none.
     Sent { side: Side, result: Result<u32, Errno> },
-    /// The socket on this side was asked whether it takes more, and the answer is there.
+    /// The kernel has answered whether the socket on this side takes more.
     Room { side: Side },
-    /// A splice step from this side to the other is over; `held` bytes are still between them.
+    /// A splice step from this side to the other is over; `held` bytes are still in the pipe.
     Spliced { side: Side, moved: u64, held: usize, how: Spliced },
 }
 
-/// Why a splice step moved no more.
+/// Why a splice step stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Splice {
-    /// As much as one step may; there is likely more.
+    /// It moved as much as one step may; there is probably more.
     Moved,
-    /// The source has no more at the moment, and all that came is with the sink.
+    /// The source has nothing more at the moment, and the sink has everything that came.
     Empty,
     /// The sink takes no more at the moment.
     Full,
-    /// The source has ended, and all that came is with the sink.
+    /// The source has ended, and the sink has everything that came.
     Ended,
-    /// Reading failed; all that came before is with the sink.
+    /// Reading failed; the sink has everything that came before.
     SourceFailed(Errno),
     SinkFailed(Errno),
 }
@@ -72,7 +73,7 @@ pub enum Spliced {
     Step(Splice),
     /// It was cancelled before it began.
     Stopped,
-    /// There is no pipe to be had.
+    /// No pipe could be had.
     Unavailable,
 }
 
@@ -88,7 +89,7 @@ pub enum Received {
     Failed(Errno),
 }
 
-/// What is to be done on one side of a session.
+/// What to do on one side of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cmd {
     Receive {
@@ -105,12 +106,12 @@ pub enum Cmd {
     CancelSend {
         side: Side,
     },
-    /// Say when the socket on this side takes more. `first`: it was not asked before.
+    /// Report when the socket on this side takes more. `first`: it has not been asked before.
     AwaitRoom {
         side: Side,
         first: bool,
     },
-    /// Have that answered at once.
+    /// Have that report come at once.
     CancelRoom {
         side: Side,
     },
@@ -118,17 +119,17 @@ pub enum Cmd {
     FinishWriting {
         side: Side,
     },
-    /// Move bytes from this side to the other within the kernel, at the time that is said. One
+    /// Move bytes from this side to the other within the kernel, at the time given by `when`. One
     /// `Event::Spliced` follows, whatever happens.
     Splice {
         side: Side,
         when: When,
     },
-    /// Have the splice step of this side answer at once.
+    /// Have the splice step of this side complete at once.
     CancelSplice {
         side: Side,
     },
-    /// The pipe of this side is needed no more.
+    /// The pipe of this side is no longer needed.
     EndSplice {
         side: Side,
     },
@@ -139,22 +140,22 @@ pub enum Cmd {
 pub enum When {
     /// In the worker's next turn, after everyone else.
     NextTurn,
-    /// In a moment, together with others that wait so.
+    /// A little later, together with others that wait so.
     Soon,
-    /// When the side that is read from has something.
+    /// When the source has something to read.
     Readable,
     /// When the other side takes more.
     Writable,
-    /// After a while: the other side was said to take more, and then took nothing.
+    /// After a while: the sink was reported writable, and then took nothing.
     Later,
 }
 
 /// How to receive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Intake {
-    /// Again and again into small blocks, `bytes_max` in all.
+    /// Repeatedly into small blocks, up to `bytes_max` bytes in all.
     Many { bytes_max: u32 },
-    /// Once. `wait_first`: the socket was seen empty, do not try before something comes.
+    /// Once. `wait_first`: the socket was seen to be empty, so wait for something before trying.
     Once { class: Class, wait_first: bool },
     /// Once, into a small block of the reserve.
     Last { wait_first: bool },

@@ -1,36 +1,36 @@
-//! Whether the host at the other end of a connection still takes what it is sent, told from what the
-//! kernel says of its send queue. Owns the difference between a slow host, which lives as long as the
-//! settings let it, and one that has vanished; reads no socket and no clock.
+//! Whether the host at the other end of a connection still takes what it is sent, judged from what
+//! the kernel says about its send queue. Owns the difference between a slow host, which lives as
+//! long as the settings let it, and one that has vanished; reads no socket and no clock.
 //!
-//! `TCP_USER_TIMEOUT` cannot tell the two apart: since Linux 5.11 it also counts the time in which a
-//! living host answers every window probe and reads nothing. So whoever is sent to is looked at now and
-//! then, as long as something is unacknowledged: what it owes is an answer, not room.
+//! `TCP_USER_TIMEOUT` cannot tell the two apart: since Linux 5.11 it also counts the time in which
+//! a living host answers every window probe and reads nothing. So a host with unacknowledged bytes
+//! is looked at now and then: what it owes is an answer, not room.
 
 use std::time::Duration;
 
 use crate::base::time::Now;
 
-/// A host that owes an answer for so long has vanished. As long as keepalive gives an idle one.
+/// A host that has owed an answer for this long has vanished. Keepalive gives an idle host as long.
 pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
-/// How often a connection is looked at that was sent to, at most; four times in the time that a session
-/// may be still, if that is shorter.
+/// How often a connection with bytes in its send queue is looked at; four times within the time
+/// that a session may be still, if that is more often.
 pub const LOOK_EVERY: Duration = Duration::from_secs(15);
-/// Window probes that were not answered before a host owes an answer: one may be lost, and the next is
-/// sent up to two minutes later.
+/// How many window probes must go unanswered before a host owes an answer: one may be lost, and the
+/// next is sent up to two minutes later.
 pub const PROBES_OWED: u8 = 3;
 
-/// What the kernel says of a connection's send queue.
+/// What the kernel says about a connection's send queue.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Outlook {
-    /// Bytes that the host has not acknowledged, its FIN (one) included.
+    /// Bytes that the host has not acknowledged, including its FIN (one).
     pub queued: u32,
-    /// Bytes that it has, since the connection began.
+    /// Bytes that it has acknowledged since the connection began.
     pub acknowledged: u64,
-    /// The connection is over: the host will never have them.
+    /// The connection is over: the host will never have what is queued.
     pub dead: bool,
-    /// It should have answered: segments are on their way, or window probes were in vain.
+    /// It should have answered: segments are on their way, or window probes went unanswered.
     pub owed: bool,
-    /// Since when, at least: by the retransmissions that were in vain.
+    /// For how long, at least: the time that retransmissions have been in vain.
     pub owed_for: Duration,
     /// When it last answered.
     pub heard_ago: Duration,
@@ -41,7 +41,7 @@ pub struct Outlook {
 pub enum Standing {
     /// Nothing is queued, or the host has not taken anything since the last look.
     Still,
-    /// It has.
+    /// The host has taken something since the last look.
     Moving,
     Vanished,
 }
@@ -49,16 +49,16 @@ pub enum Standing {
 /// What is remembered of one host from look to look.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
-    /// As of the last look at something queued.
+    /// The value at the last look that found something queued.
     acknowledged: Option<u64>,
-    /// Since when it owes an answer without having given any.
+    /// Since when it has owed an answer without giving any.
     owing_since: Option<Now>,
 }
 
 impl Watch {
     pub const NEW: Watch = Watch { acknowledged: None, owing_since: None };
 
-    /// Takes what the kernel says. `sent`: when bytes were last handed to it, or before.
+    /// Takes what the kernel says. `sent` is when bytes were last handed to it, or earlier.
     pub fn look(&mut self, now: Now, sent: Now, outlook: &Outlook) -> Standing {
         if outlook.queued == 0 {
             *self = Watch::NEW;
@@ -109,7 +109,7 @@ mod tests {
     fn a_host_that_answers_lives_however_long_it_takes_nothing() {
         let mut watch = Watch::NEW;
         for minute in 0..120 {
-            // Its window is closed; or a probe is just on its way, and the last was answered.
+            // Its window is closed; or a probe is on its way right now, and the last was answered.
             let outlook = Outlook { owed: minute % 2 == 1, ..owing(50) };
             assert_eq!(watch.look(at(60 * minute), at(0), &outlook), Standing::Still);
         }
@@ -140,7 +140,7 @@ mod tests {
         let outlook = Outlook { owed_for: seconds(12), ..owing(40) };
         watch.look(at(100), at(99), &outlook);
         assert_eq!(watch.gives_up_at(), Some(at(148)));
-        // Never longer than since it was last heard.
+        // It has never owed for longer than since it was last heard.
         watch.look(at(110), at(99), &Outlook { owed_for: seconds(22), ..owing(5) });
         assert_eq!(watch.gives_up_at(), Some(at(165)));
     }

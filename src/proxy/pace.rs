@@ -1,41 +1,42 @@
-//! How a flow is received: into blocks of which size, how many of them, or through a pipe. Learns it
+//! How to receive a flow: into which blocks, into how many of them, or through a pipe. Learns that
 //! from the lengths of the last receives and splice steps; does nothing itself.
 
 use super::{Intake, Splice, Spliced, When};
 use crate::ring::pool::{Class, LARGE_BYTES, Pool, SMALL_BYTES};
 
-/// Total of one multishot receive: bounds what comes in unasked after a flow should pause, and is
-/// large enough that re-arming is noise (once in 1,024 messages of 64 bytes).
+/// Total of one multishot receive in bytes: bounds what arrives unasked after a flow should pause,
+/// and is large enough that re-arming is noise (once in 1,024 messages of 64 bytes).
 pub(super) const MANY_BYTES_MAX: u32 = 64 * 1024;
-/// Blocks that one flow may hold while the pool is plentiful.
+/// Limit on the blocks that one flow may hold while the pool is plentiful.
 const SMALL_HELD_MAX: usize = 16;
 const LARGE_HELD_MAX: usize = 4;
-/// A flow may hold at most this part of the blocks that are left: the more readers stall, the less each
-/// of them can hold on to (A. Choudhury, E. Hahne, "Dynamic queue length thresholds for shared-memory
-/// packet switches", IEEE/ACM ToN 1998). Of 4,096 small blocks 100 hold 16 each, 500 four, and 2,000 one;
-/// then blocks are scarce.
+/// A flow may hold at most one eighth of the free blocks: the more readers stall, the less each of
+/// them can hold on to (A. Choudhury, E. Hahne, "Dynamic queue length thresholds for shared-memory
+/// packet switches", IEEE/ACM ToN 1998). Of 4,096 small blocks 100 flows hold 16 each, 500 four,
+/// and 2,000 one; then blocks are scarce.
 const FREE_SHARE: usize = 8;
-/// Full small blocks in a row that make a flow a stream.
+/// This many small blocks filled in a row make a flow a stream.
 const FULL_ROW: u8 = 2;
-/// Receives in a row that would have fitted a small block and make it a flow of messages again.
+/// This many receives in a row that would have fitted a small block make it a flow of messages
+/// again.
 const THIN_ROW: u8 = 4;
 
-/// Receives of at least half a large block in a row that make a stream worth a pipe.
+/// This many receives in a row of at least half a large block make a stream worth a pipe.
 const STREAM_ROW: u8 = 4;
-/// Splice steps in a row that moved less than a small block, after which the pipe goes back.
+/// After this many splice steps in a row that moved less than a small block, the pipe is returned.
 const TRICKLE_ROW: u8 = 4;
-/// Receives that a stream without a pipe takes before it asks for one again.
+/// How many receives a stream that found no pipe takes before it asks for one again.
 const UNAVAILABLE_PAUSE: u8 = u8::MAX;
 
 /// What the last receives say about the next one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     class: Class,
-    /// Receives in a row that speak for the other class.
+    /// Receives in a row that speak for the other class of block.
     row: u8,
     /// Receives in a row that speak for a pipe, or splice steps in a row that speak against it.
     stream: u8,
-    /// Splice next, and when; or receive into blocks.
+    /// Splice next, and when; `None`: receive into blocks.
     pub(super) splice: Option<When>,
     pub(super) nonempty: bool,
 }
@@ -45,15 +46,15 @@ impl Pace {
         Pace { class: Class::Small, row: 0, stream: 0, splice: None, nonempty: false }
     }
 
-    /// Learns from a splice step when to take the next one, or that this is no stream any more.
+    /// Learns from a splice step when to take the next one, or that this is no longer a stream.
     pub(super) fn note_splice(&mut self, moved: u64, how: Spliced) {
         let waited = matches!(self.splice, Some(When::Writable | When::Later));
         let trickle = how == Spliced::Step(Splice::Empty) && moved < SMALL_BYTES as u64;
         self.stream = if trickle { self.stream + 1 } else { 0 };
         self.splice = match how {
             Spliced::Step(Splice::Moved) => Some(When::NextTurn),
-            // A socket may call itself writable and refuse what is in a pipe all the same (Linux
-            // 6.18, with some megabytes unread); asked at once again it would say so for ever.
+            // A socket may call itself writable and still refuse what is in a pipe (Linux 6.18,
+            // with some megabytes unread); asked again at once it would do so for ever.
             Spliced::Step(Splice::Full) if moved == 0 && waited => Some(When::Later),
             Spliced::Step(Splice::Full) => Some(When::Writable),
             Spliced::Step(Splice::Empty) if self.stream == TRICKLE_ROW => None,
@@ -85,7 +86,7 @@ impl Pace {
     fn note_stream(&mut self, len: usize) {
         let fast = self.class == Class::Large && len >= LARGE_BYTES / 2;
         self.stream = match self.stream {
-            // Counts down after a pipe was not to be had.
+            // Counts down after no pipe could be had.
             pause if pause > STREAM_ROW => pause - 1,
             _ if !fast => 0,
             row => row + 1,
@@ -103,13 +104,14 @@ impl Pace {
         (left / FREE_SHARE).clamp(1, most)
     }
 
-    /// Whether the next receive takes a block so scarce that the sink must be seen to take more before.
+    /// Whether the next receive takes a block so scarce that the sink must first be seen to take
+    /// more.
     pub(super) fn is_sparing(&self, pool: &Pool) -> bool {
         pool.is_scarce() && self.class_now(pool) == Class::Small
     }
 
-    /// The next receive; one of many small blocks brings in `bytes_max` at most, and is `capped`: the
-    /// kernel can be told so.
+    /// How to receive next. A receive in many small blocks brings in `bytes_max` at most; `capped`:
+    /// the kernel can be told so.
     pub(super) fn intake(&self, pool: &Pool, capped: bool, bytes_max: u32) -> Intake {
         let (class, wait_first) = (self.class_now(pool), !self.nonempty);
         if class == Class::Small && pool.is_scarce() {
@@ -190,7 +192,7 @@ mod tests {
         held.extend(take(&mut pool, Class::Large, 4));
         assert!(stream.is_sparing(&pool));
         assert_eq!(stream.intake(&pool, true, MANY_BYTES_MAX), last);
-        // Nothing is left but what may be posted for others.
+        // Only blocks that may be posted for others are left.
         held.extend(take(&mut pool, Class::Small, 32));
         let any = Intake::Once { class: Class::Small, wait_first: true };
         assert_eq!(flow.intake(&pool, true, MANY_BYTES_MAX), any);

@@ -1,6 +1,6 @@
-//! What is known about whether a socket takes more. While blocks are scarce nothing is received for a
-//! reader who takes nothing: a block that is with the kernel for sending comes back when its bytes have
-//! found room, and if they find none, not at all. So the room is seen first, and the block taken then.
+//! Whether a socket is known to take more. While blocks are scarce, nothing is received for a
+//! reader that takes nothing: a block in a send comes back only when its bytes have found room,
+//! which they may never do. So first the room is seen, then the block is taken.
 
 /// Nobody but its one flow sends to a socket, so room that was seen stays until something is sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,22 +14,22 @@ enum Answer {
     Unknown,
     /// The kernel has been asked.
     Asked,
-    /// It has been asked, and something was sent since.
+    /// The kernel has been asked, and something has been sent since.
     Stale,
     Cancelled,
     Seen,
 }
 
-/// A question for the kernel.
+/// A question to put to the kernel.
 pub(super) struct Question {
-    /// The first about this socket.
+    /// This is the first question about the socket.
     pub(super) first: bool,
 }
 
 impl Room {
     pub(super) const UNKNOWN: Room = Room { answer: Answer::Unknown, asked_before: false };
 
-    /// The question that is to be put to the kernel, if there is one.
+    /// The question to put to the kernel now, if any.
     pub(super) fn ask(&mut self) -> Option<Question> {
         if self.answer != Answer::Unknown {
             return None;
@@ -38,7 +38,7 @@ impl Room {
         Some(Question { first: !std::mem::replace(&mut self.asked_before, true) })
     }
 
-    /// Something is sent.
+    /// Something is sent to the socket.
     pub(super) fn used(&mut self) {
         self.answer = match self.answer {
             Answer::Unknown | Answer::Seen => Answer::Unknown,
@@ -53,7 +53,7 @@ impl Room {
         self.answer = if right { Answer::Seen } else { Answer::Unknown };
     }
 
-    /// True when the question is to be taken back; its answer still comes.
+    /// Returns true if the question is to be withdrawn; its answer still comes.
     pub(super) fn cancel(&mut self) -> bool {
         let cancel = matches!(self.answer, Answer::Asked | Answer::Stale);
         if cancel {
@@ -66,7 +66,7 @@ impl Room {
         self.answer == Answer::Seen
     }
 
-    /// Whether the kernel was asked and has not found room yet, whatever was sent meanwhile.
+    /// Whether the kernel was asked and has not found room yet, whatever was sent in between.
     pub(super) fn is_asked(self) -> bool {
         matches!(self.answer, Answer::Asked | Answer::Stale)
     }

@@ -1,6 +1,6 @@
 //! The fence around io_uring: one ring, its operations, and the memory that the kernel may touch.
-//! All `unsafe` of the project is in this folder, and no safe function here can break memory by being
-//! called wrongly:
+//! All `unsafe` of the project is in this folder, and no safe function here can break memory
+//! however it is called:
 //!
 //! * what the kernel reads or writes after a submission is pool memory, which the ring owns and never
 //!   frees; a block that the kernel may write to has no `Buf` (see [`pool`]);
@@ -8,7 +8,7 @@
 //!   (`IORING_FEAT_SUBMIT_STABLE`, `io_uring_setup(2)`), so they live in a desk that is wiped only
 //!   after that.
 //!
-//! Wrong order is the caller's affair: close a socket only when nothing is in flight on it.
+//! The order of calls is the caller's duty: close a socket only when nothing is in flight on it.
 
 pub mod datagram;
 pub mod outlook;
@@ -32,19 +32,20 @@ use datagram::Post;
 use pool::{Buf, Class, GATHER_MAX, Outgoing, Pool, Stock};
 use provided::{Provided, group};
 
-/// Submissions that may wait for the next [`Ring::enter`].
+/// How many submissions may wait for the next [`Ring::enter`].
 const SUBMISSIONS: u32 = 1024;
-/// Completions that may wait to be reaped; beyond it the kernel keeps them aside and ends multishots.
+/// How many completions may wait to be reaped; the kernel sets further ones aside and ends
+/// multishots.
 const COMPLETIONS: u32 = 16 * 1024;
-/// Completions handed out by one [`Ring::reap`].
+/// Limit on the completions returned by one [`Ring::reap`].
 pub const REAP_MAX: usize = 256;
-/// Gathered sends and connects that one submission round may hold.
+/// Limit on the gathered sends and connects in one submission round.
 const DESK_MAX: usize = 128;
 /// `IORING_RECVSEND_POLL_FIRST`: wait for data before trying to read it.
 const POLL_FIRST: u16 = 1;
 /// `IORING_RECV_MULTISHOT`.
 const MULTISHOT: u16 = 2;
-/// Where `optlen` lies in a submission entry: the total after which a multishot receive ends.
+/// Where `optlen` is in a submission entry: the total after which a multishot receive ends.
 const OPTLEN_OFFSET: usize = 44;
 
 /// The bits of a generation that pass through the kernel.
@@ -52,12 +53,12 @@ pub const GENERATION: u32 = 0x7f_ffff;
 /// Marks an accept in its user data, so that its result is known to be a descriptor.
 const ACCEPT: u64 = 1 << 55;
 
-/// What a completion belongs to: the caller's own words, carried through the kernel.
+/// What a completion belongs to, in the caller's own terms, carried through the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tag {
-    /// Which kind of operation; the caller's numbering, not zero.
+    /// The kind of operation, in the caller's numbering; not zero.
     pub kind: u8,
-    /// Which use of the slot; 23 bits are kept.
+    /// Which use of the slot; only the lowest 23 bits are kept.
     pub generation: u32,
     pub slot: u32,
 }
@@ -91,19 +92,19 @@ pub enum Until {
 #[derive(Debug)]
 pub struct Done {
     pub tag: Tag,
-    /// Bytes, or what the kernel said instead.
+    /// The number of bytes, or the kernel's error.
     pub result: Result<u32, Errno>,
-    /// The new connection, when the operation accepted one; closed if nobody takes it.
+    /// The new connection, if the operation accepted one; closed if nobody takes it.
     pub accepted: Option<OwnedFd>,
-    /// What was received, when the operation took a block and put something in it.
+    /// What was received, if the operation took a block and put something into it.
     pub buf: Option<Buf>,
     /// The operation goes on; when false it is over.
     pub more: bool,
-    /// The socket held more than was read.
+    /// The socket had more than was read.
     pub nonempty: bool,
 }
 
-/// How much memory a ring's relay buffers take, and which kernel features to use.
+/// How much memory a ring's relay buffers take.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub small_blocks: usize,
@@ -113,7 +114,7 @@ pub struct Settings {
 
 impl Settings {
     /// Splits `bytes` evenly between the classes, with at least a few blocks of each. Without
-    /// `datagrams` there are none for them.
+    /// `datagrams` that class has none.
     pub fn with_bytes(bytes: usize, datagrams: bool) -> Settings {
         let share = if datagrams { bytes / 3 } else { bytes / 2 };
         let for_datagrams = (share / Class::Datagram.bytes()).clamp(16, 8 * 1024);
@@ -128,9 +129,9 @@ impl Settings {
 /// One io_uring instance with its buffers. Stays on the thread that made it.
 pub struct Ring {
     io: IoUring,
-    /// How it waits, beyond waiting.
+    /// The flags of every wait.
     wait_flags: EnterFlags,
-    /// By their group; the reserve comes last and is topped up first.
+    /// By group; the reserve comes last and is topped up first.
     provided: [Provided; 4],
     /// Never dropped: an operation may be in flight on its memory.
     pool: ManuallyDrop<Pool>,
@@ -138,9 +139,9 @@ pub struct Ring {
     post: Post,
 }
 
-/// `struct io_uring_getevents_arg` (io_uring_enter2(2)): which signals end the wait (none), for how long
-/// to gather more than was asked for (not at all), and when it is over. The crate's own fits only the
-/// calls that know nothing of `IORING_ENTER_NO_IOWAIT`.
+/// `struct io_uring_getevents_arg` (io_uring_enter2(2)): which signals end the wait (none), how
+/// long to gather more completions than requested (not at all), and when the wait ends. The crate's
+/// own type fits only the calls that predate `IORING_ENTER_NO_IOWAIT`.
 #[repr(C)]
 struct WaitArgument {
     signals: u64,
@@ -148,10 +149,10 @@ struct WaitArgument {
     batch_us: u32,
     limit: *const libc::timespec,
 }
-// `struct __kernel_timespec` has 64 bits for each, everywhere.
+// `struct __kernel_timespec` has 64-bit fields on every architecture.
 const _: () = assert!(size_of::<libc::timespec>() == 16);
 
-/// What the kernel reads while it takes a submission: kept still until then.
+/// What the kernel reads while it takes a submission; it stays in place until then.
 struct Desk {
     addresses: Vec<SockAddr>,
     pieces: Vec<libc::iovec>,
@@ -180,8 +181,8 @@ impl Ring {
             Provided::register(&io, Class::Small, Stock::Reserve, pool.reserve())?,
         ];
         let pool = ManuallyDrop::new(pool);
-        // The kernel counts who waits in a ring as waiting for a disk, and an idle balancer as a host
-        // that does nothing but that; since 6.15 one may ask it not to.
+        // The kernel counts a thread that waits in a ring as waiting for a disk, and so an idle
+        // balancer as a busy disk; since 6.15 it can be asked not to.
         let calm = io.params().is_feature_no_iowait();
         let wait_flags = if calm { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
         let (desk, post) = (Desk::new(), Post::new());
@@ -219,7 +220,7 @@ impl Ring {
         self.push(tag.pack(), entry);
     }
 
-    /// Receives once into a block of `class`. With `wait_first`, does not try before data is there.
+    /// Receives once into a block of `class`. With `wait_first`, waits for data before trying.
     pub fn receive(&mut self, tag: Tag, socket: BorrowedFd<'_>, class: Class, wait_first: bool) {
         self.receive_once(tag, socket, (class, Stock::Common), wait_first);
     }
@@ -249,7 +250,7 @@ impl Ring {
         self.push(tag.pack(), entry);
     }
 
-    /// Receives into small blocks again and again, until `bytes_max` have come in all (kernels since
+    /// Receives into small blocks repeatedly, until `bytes_max` have arrived in all (kernels since
     /// 6.17; see `probe`), an error, the end of the stream or a cancel.
     pub fn receive_many(&mut self, tag: Tag, socket: BorrowedFd<'_>, bytes_max: u32) {
         let entry = opcode::Recv::new(types::Fd(socket.as_raw_fd()), std::ptr::null_mut(), 0)
@@ -260,12 +261,12 @@ impl Ring {
         self.push(tag.pack(), with_total(entry, bytes_max));
     }
 
-    /// Sends a chain, gathered if it has several blocks; completes when all of it is with the kernel,
-    /// or with what was before an error. The owner keeps the chain until then.
+    /// Sends a chain, gathered if it has several blocks. Completes when the kernel has all of it,
+    /// or what it took before an error. The owner keeps the chain until then.
     ///
-    /// Sockets are named by their descriptors. Registered ones (`io_uring_register_files(3)`) save the
-    /// look-up of the file, 1.5 % of a worker's time in a profile of 512 connections, but measured in
-    /// turns over 21 rounds they cost 1.01 times as much there and 1.00 times with 64.
+    /// Sockets are named by their descriptors. Registered ones (`io_uring_register_files(3)`) save
+    /// the look-up of the file, 1.5 % of a worker's time in a profile of 512 connections; but
+    /// measured in turn over 21 rounds, they cost 1.01 times as much there and 1.00 times with 64.
     pub fn send(&mut self, tag: Tag, socket: BorrowedFd<'_>, what: Outgoing) {
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let fd = types::Fd(socket.as_raw_fd());
@@ -288,7 +289,7 @@ impl Ring {
         self.push(tag.pack(), entry);
     }
 
-    /// Completes once when a socket can be read, or written.
+    /// Completes once when a socket becomes readable or writable.
     pub fn wait(&mut self, tag: Tag, socket: BorrowedFd<'_>, until: Until) {
         let events = match until {
             Until::Readable => libc::POLLIN | libc::POLLRDHUP,
@@ -298,7 +299,7 @@ impl Ring {
         self.push(tag.pack(), opcode::PollAdd::new(fd, events as u32).build());
     }
 
-    /// Asks for the end of the operation with this tag, whose own completion says how it ended.
+    /// Cancels the operation with this tag, whose own completion says how it ended.
     pub fn cancel(&mut self, target: Tag) {
         self.push(0, opcode::AsyncCancel::new(target.pack()).build());
     }
@@ -314,7 +315,8 @@ impl Ring {
         self.push(0, entry.flags(squeue::Flags::SKIP_SUCCESS));
     }
 
-    /// Submits what is waiting, and waits for a completion for at most `patience` (`None`: for ever).
+    /// Submits what is queued, and waits for a completion for at most `patience` (`None`: for
+    /// ever).
     pub fn enter(&mut self, patience: Option<Duration>) -> io::Result<()> {
         self.replenish();
         let entered = match patience {
@@ -331,13 +333,13 @@ impl Ring {
         }
     }
 
-    /// Hands the kernel what waits, without waiting for anything.
+    /// Hands what is queued to the kernel, without waiting for anything.
     pub fn flush(&mut self) {
         if !self.io.submission().is_empty() {
-            // A receive among them may look for a block at once.
+            // A receive among the submissions may look for a block at once.
             self.replenish();
-            // An error here (EBUSY, EINTR) leaves entries waiting; they are tried again, by the caller's
-            // loop or at the next enter.
+            // An error here (EBUSY, EINTR) leaves entries queued; the caller's loop or the next
+            // enter tries them again.
             let _ = self.io.submit();
         }
         self.wipe();
@@ -370,12 +372,12 @@ impl Ring {
         let argument = WaitArgument { signals: 0, signals_bytes: 0, batch_us: 0, limit };
         let flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS | self.wait_flags;
         let waiting = self.io.submission().len() as u32;
-        // SAFETY: the argument and the time that it points at live until the call returns, and what the
-        // submissions point at does until they are taken (module text).
+        // SAFETY: the argument and the time it points at live until the call returns, and what the
+        // submissions point at lives until they are taken (module text).
         unsafe { self.io.submitter().enter(waiting, 1, flags.bits(), Some(&argument)) }
     }
 
-    /// Clears what the kernel had to read, if it has taken every submission.
+    /// Clears what the kernel had to read, once it has taken every submission.
     fn wipe(&mut self) {
         if self.io.submission().is_empty() {
             self.desk.wipe();
@@ -398,7 +400,7 @@ impl Ring {
         }
     }
 
-    /// Sees to it that the next push need not flush, which would wipe what it points at.
+    /// Makes sure that the next push need not flush, which would wipe what it points at.
     fn make_room(&mut self) {
         while self.io.submission().is_full() || self.desk.is_full() {
             self.flush();
@@ -425,7 +427,7 @@ impl Desk {
         self.messages.clear();
     }
 
-    /// Keeps an address still. The vectors never grow, so what they hold never moves.
+    /// Keeps an address in place. The vectors never grow, so what they hold never moves.
     fn address(&mut self, address: SocketAddr) -> &SockAddr {
         let place = self.addresses.len();
         assert!(place < DESK_MAX);
@@ -452,7 +454,7 @@ impl Desk {
     }
 }
 
-/// Order matters: the block is taken over first, whatever the result says.
+/// The order matters: the block is taken over first, whatever the result is.
 fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 4]) -> Option<Done> {
     let result = entry.result();
     let flags = entry.flags();
@@ -470,7 +472,7 @@ fn done(entry: &cqueue::Entry, pool: &mut Pool, provided: &mut [Provided; 4]) ->
         return None;
     }
     if result == -libc::ENOBUFS {
-        // The completion does not say which ring it found empty.
+        // The completion does not say which buffer ring was empty.
         provided.iter_mut().filter(|provided| provided.is_dry()).for_each(Provided::ran_dry);
     }
     let accepted = (entry.user_data() & ACCEPT != 0 && result >= 0).then(|| {

@@ -1,6 +1,6 @@
-//! What the kernel says of a connection's send queue: its length (`SIOCOUTQ`) and `tcp_info` (tcp(7)).
-//! Owns where the words stand in it; what they mean is `proxy::outlook`'s. Asked for when a session has
-//! been still for a while or ends, never for a message.
+//! What the kernel says about a connection's send queue: its length (`SIOCOUTQ`) and `tcp_info`
+//! (tcp(7)). Owns where the fields are; what they mean is `proxy::outlook`'s. Called when a session
+//! ends or has been still for a while, never per message.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::proxy::outlook::{Outlook, PROBES_OWED};
 
-/// Bytes of `struct tcp_info` that are asked for: up to and with `tcpi_bytes_acked`, which every kernel
-/// since 4.1 has.
+/// How many bytes of `struct tcp_info` we ask for: up to and including `tcpi_bytes_acked`, which
+/// every kernel since 4.1 has.
 const INFO_BYTES: usize = 128;
-/// Where the fields lie in it (linux/tcp.h), which is fixed for all kernels.
+/// Offsets of the fields (linux/tcp.h), which are the same in all kernels.
 const STATE: usize = 0;
 const RETRANSMITS: usize = 2;
 const PROBES: usize = 3;
@@ -20,10 +20,10 @@ const RTO_US: usize = 8;
 const UNACKNOWLEDGED: usize = 24;
 const LAST_ACK_RECEIVED_MS: usize = 56;
 const BYTES_ACKNOWLEDGED: usize = 120;
-/// `TCP_CLOSE`: reset, or given up by the kernel.
+/// `TCP_CLOSE`: the connection was reset, or given up by the kernel.
 const CLOSED: u8 = 7;
 
-/// What the kernel says of a connected socket's send queue. One call when it is empty, else two.
+/// What the kernel says about a connected socket's send queue. One call if it is empty, else two.
 pub fn outlook(socket: BorrowedFd<'_>) -> Outlook {
     match queued(socket) {
         0 => Outlook::default(),
@@ -35,7 +35,8 @@ pub fn outlook(socket: BorrowedFd<'_>) -> Outlook {
 
 fn queued(socket: BorrowedFd<'_>) -> u32 {
     let mut queued: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ (that is SIOCOUTQ) writes one int, to one that lives until the call returns.
+    // SAFETY: TIOCOUTQ (the same as SIOCOUTQ) writes one int, to one that lives until the call
+    // returns.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
     if result == 0 { u32::try_from(queued).unwrap_or(0) } else { 0 }
 }
@@ -60,7 +61,8 @@ fn info(socket: BorrowedFd<'_>) -> Option<[u8; INFO_BYTES]> {
 fn read(info: &[u8; INFO_BYTES]) -> Outlook {
     let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
     let acknowledged: [u8; 8] = std::array::from_fn(|byte| info[BYTES_ACKNOWLEDGED + byte]);
-    // The timeout doubles with each retransmission, so those before took all of it but the last part.
+    // The timeout doubles with each retransmission, so the earlier ones add up to the present one
+    // less the first.
     let rto = word(RTO_US);
     let in_vain = rto - rto.checked_shr(info[BACKOFF].into()).unwrap_or(0);
     let flying = word(UNACKNOWLEDGED) > 0;
@@ -95,7 +97,7 @@ mod tests {
         (near, listener.accept().unwrap().0)
     }
 
-    /// More than the reader's kernel takes, of which some are queued.
+    /// A connection sent more than the reader's kernel takes, so some of it is queued.
     fn stalled() -> (TcpStream, TcpStream, u64) {
         let (mut near, far) = pair();
         near.set_nonblocking(true).unwrap();
@@ -104,7 +106,7 @@ mod tests {
         loop {
             match near.write(&[7; 65536]) {
                 Ok(count) => written += count as u64,
-                // Full, and nothing is on its way any more.
+                // The queue is full, and nothing is on its way any more.
                 Err(_) if !outlook(near.as_fd()).owed => return (near, far, written),
                 Err(_) => assert!(Instant::now() < end, "the window never closed"),
             }

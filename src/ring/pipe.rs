@@ -1,7 +1,7 @@
-//! Pipes through which bytes move between two sockets without entering this process (splice(2)). Owns
-//! the pipes of one worker and their number; decides nothing about when to use one.
+//! Pipes through which bytes move between two sockets without entering this process (splice(2)).
+//! Owns one worker's pipes and their number; does not decide when to use one.
 //!
-//! The operation that the ring has for this is handed to a kernel thread each time, so the call is made
+//! The ring hands its own splice operation to a kernel thread each time, so we make the call
 //! directly; both sockets are non-blocking for it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,11 +11,11 @@ use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 
 use crate::proxy::Splice;
 
-/// A pipe's capacity. Large enough that a fast sender fills it no more than once in some hundred
-/// microseconds.
+/// A pipe's capacity in bytes. Large enough that a fast sender needs some hundred microseconds to
+/// fill it.
 const PIPE_BYTES: usize = 1 << 20;
-/// Pipes of one worker. The kernel lets an unprivileged user have 64 MiB in large pipes
-/// (`pipe-user-pages-soft`, pipe(7)); flows beyond it stay with blocks.
+/// Limit on one worker's pipes. The kernel lets an unprivileged user have 64 MiB in large pipes
+/// (`pipe-user-pages-soft`, pipe(7)); flows beyond that stay with blocks.
 pub const PIPES_MAX: usize = 16;
 
 /// One pipe, on loan to one flow.
@@ -31,8 +31,8 @@ impl Pipe {
         self.held
     }
 
-    /// Moves what can be moved, but `bytes_max` at most; says how much reached the sink, and why it was
-    /// not more.
+    /// Moves what it can, up to `bytes_max`; returns how much reached the sink, and why it was not
+    /// more.
     pub fn step(
         &mut self,
         source: BorrowedFd<'_>,
@@ -41,7 +41,7 @@ impl Pipe {
     ) -> (usize, Splice) {
         let mut moved = 0;
         while moved < bytes_max {
-            // The source is not read ahead of the sink: what waits in the pipe goes first.
+            // The source is not read ahead of the sink: what is in the pipe goes first.
             let arrived = if self.held > 0 { Ok(self.held) } else { self.fill(source, bytes_max) };
             let outcome = match arrived {
                 Ok(0) => Splice::Ended,
@@ -82,13 +82,13 @@ pub struct Pipes {
 }
 
 impl Pipes {
-    /// Makes none yet.
+    /// Makes no pipe yet; they are made on demand.
     #[expect(clippy::new_without_default, reason = "nothing is made of defaults here")]
     pub fn new() -> Pipes {
         Pipes { idle: Vec::with_capacity(PIPES_MAX), made: 0 }
     }
 
-    /// Lends a pipe; `None` when all are lent or the kernel gives no more.
+    /// Lends a pipe; `None` if all are lent or the kernel gives no more.
     pub fn lend(&mut self) -> Option<Pipe> {
         if let Some(pipe) = self.idle.pop() {
             return Some(pipe);
@@ -102,7 +102,7 @@ impl Pipes {
         Some(Pipe { read, write, held: 0 })
     }
 
-    /// Takes a pipe back. One with bytes in it must never meet another flow and is closed.
+    /// Takes a pipe back. One with bytes in it must never serve another flow, and is closed.
     pub fn give_back(&mut self, pipe: Pipe) {
         if pipe.held > 0 {
             self.made -= 1;
@@ -129,7 +129,7 @@ mod tests {
         (near, far)
     }
 
-    /// Steps until the answer is another one, as a poll would.
+    /// Steps until the answer is a different one, as a poll would.
     fn settle(
         pipe: &mut Pipe,
         source: &TcpStream,

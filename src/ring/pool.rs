@@ -1,6 +1,6 @@
-//! Blocks of bytes between two sockets: the kernel fills them, the kernel empties them, and in between
-//! they change hands without being copied. Owns the memory of one worker's relay buffers and who holds
-//! each block; knows no socket and no ring.
+//! Blocks of bytes between two sockets: the kernel fills them, the kernel empties them, and in
+//! between they change hands without being copied. Owns the memory of one worker's relay buffers,
+//! and the record of who holds each block; knows no socket and no ring.
 //!
 //! A block is in exactly one place:
 //!
@@ -10,25 +10,25 @@
 //!     +--------------------------- give_back -------------------------+
 //! ```
 //!
-//! A [`Buf`] is move-only and only this module makes one, so as long as someone holds it the kernel has
-//! no leave to write to its block. The free list is last in, first out: however large the pool, light
+//! A [`Buf`] is move-only and only this module makes one, so while someone holds it the kernel may
+//! not write to its block. The free list is last in, first out: however large the pool, light
 //! traffic stays in a few blocks that are still in the cache.
 //!
-//! A block whose bytes nobody reads does not come back, and there may be any number of such readers. So
-//! a part of the small blocks is a [`Stock::Reserve`]: only receives that name it get one of its blocks,
-//! and only whoever has seen that the bytes have somewhere to go should ask for one.
+//! A block whose bytes nobody reads does not come back, and there may be any number of such
+//! readers. So part of the small blocks is a [`Stock::Reserve`]: only receives that name it get its
+//! blocks, and they should be asked for only when the bytes have been seen to have somewhere to go.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-/// The sizes of block.
+/// The sizes of blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
     /// For messages: [`SMALL_BYTES`].
     Small,
     /// For streams: [`LARGE_BYTES`].
     Large,
-    /// For datagrams, any of which fits with what is said about it: [`DATAGRAM_BYTES`].
+    /// For datagrams: [`DATAGRAM_BYTES`] fits any of them with its metadata.
     Datagram,
 }
 
@@ -55,23 +55,25 @@ pub enum Stock {
 
 pub const SMALL_BYTES: usize = 4 * 1024;
 pub const LARGE_BYTES: usize = 64 * 1024;
-/// 65,535 bytes and a page for the addresses that come with them. A short datagram touches one page.
+/// 65,535 bytes and a page for the addresses that come with them. A short datagram touches one
+/// page.
 pub const DATAGRAM_BYTES: usize = 68 * 1024;
-/// Blocks of one class; the kernel's limit for a buffer ring (`io_uring_register_buf_ring(3)`).
+/// Limit on the blocks of one class: the kernel's for a buffer ring
+/// (`io_uring_register_buf_ring(3)`).
 pub const BLOCKS_MAX: usize = 32 * 1024;
-/// Blocks that one gathered send may carry.
+/// Limit on the blocks of one gathered send.
 pub const GATHER_MAX: usize = 64;
 
-/// One small block in so many is in the reserve, and at least one.
+/// One small block in four is in the reserve, and at least one.
 const RESERVE_SHARE: usize = 4;
-/// Small blocks are scarce when no more than one in so many is unused: twice the reserve, so that what
-/// armed receives still bring in unasked finds a place outside it.
+/// Small blocks are scarce when at most one in two is unused: twice the reserve, so that what armed
+/// receives still bring in unasked finds a place outside it.
 const SCARCE_SHARE: usize = 2;
 
 const PAGE: usize = 4096;
 const NONE: u16 = u16::MAX;
 
-/// Bytes that one holder owns: a part of one block.
+/// Bytes that one holder owns: part of one block.
 #[derive(PartialEq, Eq, Debug)]
 #[must_use = "a Buf that is dropped is a block lost; give it back to its pool"]
 pub struct Buf {
@@ -81,7 +83,7 @@ pub struct Buf {
 }
 
 impl Buf {
-    /// Bytes in it.
+    /// The number of bytes in it.
     pub fn len(&self) -> usize {
         self.len as usize
     }
@@ -91,7 +93,7 @@ impl Buf {
     }
 }
 
-/// A queue of [`Buf`]s, linked through the pool: pushing and popping allocate nothing.
+/// A queue of [`Buf`]s, linked through the pool: pushing and popping never allocate.
 #[derive(PartialEq, Eq, Debug)]
 #[must_use = "a Chain that is dropped loses its blocks; give it back to its pool"]
 pub struct Chain {
@@ -108,29 +110,29 @@ impl Chain {
         self.blocks == 0
     }
 
-    /// Bytes in it.
+    /// The number of bytes in it.
     pub fn bytes(&self) -> usize {
         self.bytes as usize
     }
 
-    /// Blocks that it holds.
+    /// The number of blocks that it holds.
     pub fn blocks(&self) -> usize {
         usize::from(self.blocks)
     }
 
-    /// What the ring needs to know to send it. The chain itself stays with its owner, who keeps it
-    /// until the send is over.
+    /// What the ring needs to know in order to send it. The chain itself stays with its owner, who
+    /// keeps it until the send is over.
     pub fn outgoing(&self) -> Outgoing {
         Outgoing { head: self.head, blocks: self.blocks }
     }
 
-    /// Takes the whole chain, leaving an empty one.
+    /// Takes the whole chain and leaves an empty one.
     pub fn take(&mut self) -> Chain {
         std::mem::replace(self, Chain::EMPTY)
     }
 }
 
-/// A look at a chain that is being sent.
+/// A view of a chain that is being sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outgoing {
     head: u16,
@@ -163,29 +165,30 @@ pub struct Pool {
     memory: NonNull<u8>,
     layout: Layout,
     blocks: Box<[Block]>,
-    /// By [`Class`]: blocks of this class and of those before it.
+    /// By [`Class`]: how many blocks are of this class or an earlier one.
     ends: [u16; 3],
-    /// By [`Class`]: the head of the free list and how many are on it.
+    /// By [`Class`]: the head of the free list, and its length.
     free: [u16; 3],
     free_count: [usize; 3],
-    /// By [`Class`]: blocks that hold nobody's bytes, posted or not.
+    /// By [`Class`]: how many blocks hold nobody's bytes, posted or not.
     unused: [usize; 3],
-    /// Small blocks that are posted for receives which name the reserve.
+    /// How many small blocks are posted for receives that name the reserve.
     posted_reserve: usize,
-    /// Small blocks that are kept for those, and so few unused ones that they are scarce.
+    /// How many small blocks are kept for those receives, and at how few unused ones blocks are
+    /// scarce.
     reserve: usize,
     scarce: usize,
 }
 
 impl Pool {
-    /// A pool for streams: so many blocks of the first two classes. Memory is taken from the kernel
-    /// untouched, so a block costs nothing until it is first used. At most [`BLOCKS_MAX`] of a class,
-    /// 65,535 in all.
+    /// A pool for streams: its numbers of small and large blocks. The memory comes from the kernel
+    /// untouched, so a block costs nothing until it is first used. At most [`BLOCKS_MAX`] of a
+    /// class, 65,535 in all.
     pub fn new(small: usize, large: usize) -> Pool {
         Pool::with_datagrams(small, large, 0)
     }
 
-    /// A pool of so many blocks of each class.
+    /// A pool with these numbers of blocks of each class.
     pub fn with_datagrams(small: usize, large: usize, datagrams: usize) -> Pool {
         let counts = [small, large, datagrams];
         let count: usize = counts.iter().sum();
@@ -218,54 +221,54 @@ impl Pool {
         pool
     }
 
-    /// Blocks of a class that nobody holds.
+    /// How many blocks of a class nobody holds.
     pub fn free(&self, class: Class) -> usize {
         self.free_count[class as usize]
     }
 
-    /// Blocks of a class in all.
+    /// How many blocks of a class there are.
     pub fn blocks(&self, class: Class) -> usize {
         usize::from(self.ends[class as usize] - self.first(class))
     }
 
-    /// Blocks of a class that hold nobody's bytes, those included that are posted for receives to come.
+    /// How many blocks of a class hold nobody's bytes, including those posted for future receives.
     pub fn unused(&self, class: Class) -> usize {
         self.unused[class as usize]
     }
 
-    /// Small blocks that are kept for whoever names the reserve.
+    /// How many small blocks are kept for receives that name the reserve.
     pub fn reserve(&self) -> usize {
         self.reserve
     }
 
-    /// Unused small blocks beyond those below which they are scarce.
+    /// How many more small blocks are unused than the number at which they are scarce.
     pub fn surplus(&self) -> usize {
         self.unused(Class::Small).saturating_sub(self.scarce)
     }
 
-    /// Whether a small block is too dear for bytes that may have nowhere to go.
+    /// Whether a small block is too valuable for bytes that may have nowhere to go.
     pub fn is_scarce(&self) -> bool {
         self.surplus() == 0
     }
 
-    /// Whether all that is unused is the reserve, or less.
+    /// Whether no more is unused than the reserve.
     pub fn is_used_up(&self) -> bool {
         self.unused(Class::Small) <= self.reserve()
     }
 
-    /// Whether a receive that names the reserve can be given a block.
+    /// Whether a receive that names the reserve could get a block.
     pub fn has_reserve(&self) -> bool {
         self.free(Class::Small) + self.posted_reserve > 0
     }
 
-    /// A block to write into by hand, of length zero; `None` when the class is used up.
+    /// A block of length zero, to be written by hand; `None` if the class is used up.
     pub fn take(&mut self, class: Class) -> Option<Buf> {
         let block = self.pop_free(class)?;
         self.unused[class as usize] -= 1;
         Some(Buf { block, start: 0, len: 0 })
     }
 
-    /// Appends to a buffer what fits behind its bytes; says how much that was.
+    /// Appends to a buffer as much as fits; returns how many bytes that was.
     pub fn append(&mut self, buf: &mut Buf, bytes: &[u8]) -> usize {
         let capacity = self.class_of(buf.block).bytes();
         let end = buf.start as usize + buf.len();
@@ -285,15 +288,15 @@ impl Pool {
         self.slice(buf.block, buf.start, buf.len)
     }
 
-    /// The bytes of a buffer, to be changed in place.
+    /// The bytes of a buffer, for changing in place.
     pub fn bytes_mut(&mut self, buf: &mut Buf) -> &mut [u8] {
         let holder = self.blocks[usize::from(buf.block)].holder;
         assert_eq!(holder, Holder::User, "the block of a Buf is its holder's");
         let address = self.address(buf.block);
         let (start, len) = (buf.start as usize, buf.len());
         assert!(start + len <= self.class_of(buf.block).bytes());
-        // SAFETY: in bounds and initialised, as in `slice`; the kernel has no leave to write to the
-        // block, and no other borrow of the pool's memory can live beside a `&mut Pool`.
+        // SAFETY: in bounds and initialised, as in `slice`; the kernel may not write to the block,
+        // and no other borrow of the pool's memory can coexist with a `&mut Pool`.
         unsafe { std::slice::from_raw_parts_mut(address.as_ptr().add(start), len) }
     }
 
@@ -314,7 +317,7 @@ impl Pool {
         self.class_of(buf.block)
     }
 
-    /// Lets go of a buffer.
+    /// Gives a buffer back.
     pub fn give_back(&mut self, buf: Buf) {
         self.release(buf.block);
     }
@@ -332,7 +335,7 @@ impl Pool {
         chain.bytes += buf.len;
     }
 
-    /// Takes the first buffer out of a chain.
+    /// Takes the first buffer off a chain.
     pub fn pop(&mut self, chain: &mut Chain) -> Option<Buf> {
         if chain.blocks == 0 {
             return None;
@@ -348,7 +351,7 @@ impl Pool {
         Some(Buf { block, start, len })
     }
 
-    /// Moves up to `blocks_max` buffers from the front of one chain to a new one.
+    /// Moves up to `blocks_max` buffers from the front of a chain to a new one.
     pub fn split(&mut self, chain: &mut Chain, blocks_max: usize) -> Chain {
         if chain.blocks() <= blocks_max {
             return chain.take();
@@ -362,7 +365,7 @@ impl Pool {
         front
     }
 
-    /// Drops the first `count` bytes of a chain and lets go of the blocks that they emptied.
+    /// Drops the first `count` bytes of a chain and gives back the blocks that this empties.
     pub fn advance(&mut self, chain: &mut Chain, mut count: usize) {
         assert!(count <= chain.bytes(), "cannot advance past the end of a chain");
         while chain.blocks > 0 {
@@ -380,7 +383,7 @@ impl Pool {
         }
     }
 
-    /// Lets go of a whole chain.
+    /// Gives a whole chain back.
     pub fn give_back_chain(&mut self, mut chain: Chain) {
         while let Some(buf) = self.pop(&mut chain) {
             self.give_back(buf);
@@ -398,7 +401,7 @@ impl Pool {
         })
     }
 
-    /// Sets a free block aside for receives that name this stock; `None` when it has none left.
+    /// Sets a free block aside for receives that name this stock; `None` if it has none left.
     pub fn set_aside(&mut self, class: Class, stock: Stock) -> Option<Buf> {
         debug_assert!(class == Class::Small || stock == Stock::Common, "others have no reserve");
         let kept = self.reserve().saturating_sub(self.posted_reserve);
@@ -410,22 +413,22 @@ impl Pool {
         Some(Buf { block, start: 0, len: 0 })
     }
 
-    /// A receive was given a block that was set aside.
+    /// A receive was given a block that had been set aside.
     pub fn took(&mut self, class: Class, stock: Stock) {
         self.unused[class as usize] -= 1;
         self.posted_reserve -= usize::from(stock == Stock::Reserve);
     }
 
-    /// Hands a free block to the kernel, for receives that name this stock: its number within the pool,
-    /// its address and its size.
+    /// Hands a free block to the kernel, for receives that name this stock. Returns its number in
+    /// the pool, its address and its size.
     pub(super) fn post(&mut self, class: Class, stock: Stock) -> Option<(u16, NonNull<u8>, usize)> {
         let Buf { block, .. } = self.set_aside(class, stock)?;
         self.blocks[usize::from(block)].holder = Holder::Kernel(stock);
         Some((block, self.address(block), class.bytes()))
     }
 
-    /// Takes a block back from the kernel, which has written `len` bytes into it; says which stock it was
-    /// posted for.
+    /// Takes a block back from the kernel, which has written `len` bytes into it. Returns the stock
+    /// it was posted for, too.
     pub(super) fn filled(&mut self, block: u16, len: usize) -> (Buf, Stock) {
         let class = self.class_of(block);
         let entry = &mut self.blocks[usize::from(block)];
@@ -469,8 +472,8 @@ impl Pool {
         let address = self.address(block);
         assert!(start as usize + len as usize <= self.class_of(block).bytes());
         // SAFETY: in bounds (asserted) of memory that is initialised (zeroed at start, then written
-        // by the kernel or by `append`). Whoever asks holds the block's Buf or Chain, so the kernel
-        // has no leave to write to it, and writing by hand takes a `&mut Pool`.
+        // by the kernel or by `append`). The caller holds the block's Buf or Chain, so the kernel
+        // may not write to it, and writing by hand takes a `&mut Pool`.
         unsafe { std::slice::from_raw_parts(address.as_ptr().add(start as usize), len as usize) }
     }
 
@@ -500,7 +503,8 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         if self.blocks.iter().any(|block| matches!(block.holder, Holder::Kernel(_))) {
-            // The kernel may still write to a posted block; leaking its memory is the safe end.
+            // The kernel may still write to a posted block, so leaking the memory is the safe
+            // choice.
             return;
         }
         // SAFETY: allocated in `new` with this layout, and nobody holds a block of it.
@@ -509,163 +513,4 @@ impl Drop for Pool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn filled(pool: &mut Pool, text: &[u8]) -> Buf {
-        let mut buf = pool.take(Class::Small).unwrap();
-        assert_eq!(pool.append(&mut buf, text), text.len());
-        buf
-    }
-
-    fn text(pool: &Pool, chain: &Chain) -> Vec<u8> {
-        pool.pieces(chain.outgoing()).flatten().copied().collect()
-    }
-
-    #[test]
-    fn a_chain_keeps_the_order_of_its_bytes() {
-        let mut pool = Pool::new(4, 0);
-        let mut chain = Chain::EMPTY;
-        for part in [&b"one "[..], b"two ", b"three"] {
-            let buf = filled(&mut pool, part);
-            pool.push(&mut chain, buf);
-        }
-        assert_eq!(text(&pool, &chain), b"one two three");
-        pool.advance(&mut chain, 6);
-        assert_eq!((text(&pool, &chain), chain.bytes()), (b"o three".to_vec(), 7));
-        let front = pool.split(&mut chain, 1);
-        assert_eq!(text(&pool, &front), b"o ");
-        assert_eq!(text(&pool, &chain), b"three");
-        pool.give_back_chain(front);
-        pool.give_back_chain(chain);
-        assert_eq!(pool.free(Class::Small), 4);
-    }
-
-    #[test]
-    fn a_buffer_is_changed_in_place_and_nowhere_else() {
-        let mut pool = Pool::new(2, 0);
-        let other = filled(&mut pool, b"other");
-        let mut buf = filled(&mut pool, b"one two");
-        pool.skip(&mut buf, 4);
-        pool.bytes_mut(&mut buf).make_ascii_uppercase();
-        assert_eq!((pool.bytes(&buf), pool.bytes(&other)), (&b"TWO"[..], &b"other"[..]));
-        pool.give_back(buf);
-        pool.give_back(other);
-    }
-
-    #[test]
-    fn a_class_runs_out_and_recovers() {
-        let mut pool = Pool::new(1, 1);
-        let small = pool.take(Class::Small).unwrap();
-        assert!(pool.take(Class::Small).is_none());
-        let large = pool.take(Class::Large).unwrap();
-        assert_eq!((pool.free(Class::Small), pool.free(Class::Large)), (0, 0));
-        pool.give_back(small);
-        pool.give_back(large);
-        assert_eq!((pool.free(Class::Small), pool.free(Class::Large)), (1, 1));
-    }
-
-    #[test]
-    fn a_buffer_takes_no_more_than_its_block() {
-        let mut pool = Pool::new(1, 0);
-        let mut buf = pool.take(Class::Small).unwrap();
-        assert_eq!(pool.append(&mut buf, &[7; SMALL_BYTES + 1]), SMALL_BYTES);
-        assert_eq!(pool.append(&mut buf, b"x"), 0);
-        pool.skip(&mut buf, SMALL_BYTES - 1);
-        assert_eq!(pool.bytes(&buf), [7]);
-        pool.give_back(buf);
-    }
-
-    #[test]
-    fn the_block_used_last_is_used_next() {
-        let mut pool = Pool::new(8, 0);
-        let first = pool.take(Class::Small).unwrap();
-        let second = pool.take(Class::Small).unwrap();
-        let hot = second.block;
-        pool.give_back(first);
-        pool.give_back(second);
-        let third = pool.take(Class::Small).unwrap();
-        assert_eq!(third.block, hot);
-        pool.give_back(third);
-    }
-
-    #[test]
-    fn every_class_has_blocks_of_its_own() {
-        let mut pool = Pool::with_datagrams(2, 2, 2);
-        let mut held = Vec::new();
-        for class in Class::ALL {
-            assert_eq!((pool.blocks(class), pool.free(class)), (2, 2), "{class:?}");
-            while let Some(mut buf) = pool.take(class) {
-                let whole = vec![held.len() as u8; class.bytes() + 1];
-                assert_eq!(pool.append(&mut buf, &whole), class.bytes(), "{class:?}");
-                assert_eq!(pool.class(&buf), class);
-                held.push(buf);
-            }
-        }
-        assert_eq!(held.len(), 6);
-        for (number, buf) in held.into_iter().enumerate() {
-            assert!(pool.bytes(&buf).iter().all(|byte| usize::from(*byte) == number));
-            pool.give_back(buf);
-        }
-    }
-
-    #[test]
-    fn the_common_stock_leaves_the_reserve_alone() {
-        for (blocks, reserve) in [(1, 1), (2, 1), (3, 1), (8, 2), (100, 25)] {
-            let mut pool = Pool::new(blocks, 0);
-            assert_eq!(pool.reserve(), reserve, "of {blocks}");
-            let mut common = Vec::new();
-            while let Some(buf) = pool.set_aside(Class::Small, Stock::Common) {
-                common.push(buf);
-            }
-            assert_eq!(common.len(), blocks - reserve, "of {blocks}");
-            assert_eq!(pool.unused(Class::Small), blocks, "posted blocks are nobody's");
-            for _ in &common {
-                pool.took(Class::Small, Stock::Common);
-            }
-            assert_eq!((pool.unused(Class::Small), pool.is_scarce()), (reserve, true));
-            let last: Vec<Buf> = (0..reserve)
-                .map(|_| pool.set_aside(Class::Small, Stock::Reserve).unwrap())
-                .collect();
-            assert!(pool.has_reserve() && pool.free(Class::Small) == 0);
-            // What comes back fills the reserve up before it is anyone's.
-            for buf in last {
-                pool.took(Class::Small, Stock::Reserve);
-                pool.give_back(buf);
-                assert!(pool.set_aside(Class::Small, Stock::Common).is_none());
-            }
-            common.into_iter().for_each(|buf| pool.give_back(buf));
-        }
-    }
-
-    #[test]
-    fn blocks_are_scarce_before_the_reserve_is_all_there_is() {
-        let mut pool = Pool::new(100, 0);
-        let mut held = Vec::new();
-        for surplus in (0..50).rev() {
-            held.extend(pool.take(Class::Small));
-            assert_eq!((pool.surplus(), pool.is_scarce()), (surplus, surplus == 0));
-        }
-        assert!(pool.unused(Class::Small) > pool.reserve());
-        held.into_iter().for_each(|buf| pool.give_back(buf));
-    }
-
-    #[test]
-    #[should_panic(expected = "a block it did not hold")]
-    fn a_block_that_was_not_posted_cannot_be_filled() {
-        let mut pool = Pool::new(1, 0);
-        let _ = pool.filled(0, 1);
-    }
-
-    #[test]
-    fn a_posted_block_comes_back_with_its_length() {
-        let mut pool = Pool::new(0, 1);
-        let (block, _, bytes) = pool.post(Class::Large, Stock::Common).unwrap();
-        assert_eq!(bytes, LARGE_BYTES);
-        assert!(pool.post(Class::Large, Stock::Common).is_none());
-        let (buf, stock) = pool.filled(block, 9);
-        assert_eq!((buf.len(), stock), (9, Stock::Common));
-        pool.give_back(buf);
-        assert_eq!(pool.free(Class::Large), 1);
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
-//! What the kernel can do, found out by trying. Owns the names of the features that the workers need
-//! or use, and the sentences that tell an operator why io_uring is not to be had. An opcode that is
-//! known says nothing about its flags, so what matters is tried on a pair of sockets.
+//! What the kernel can do, found out by trying. Owns the names of the features that the workers
+//! need or use, and the sentences that tell an operator why io_uring cannot be used. That an opcode
+//! is known says nothing about its flags, so what matters is tried on a pair of sockets.
 
 use std::fmt;
 use std::fs;
@@ -16,9 +16,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::pool::Class;
 use super::{Done, Ring, Settings, Tag};
 
-/// The first kernel with everything that the workers cannot do without (`DEFER_TASKRUN`).
+/// The first kernel with everything that the workers need (`DEFER_TASKRUN`).
 const KERNEL_MIN: (u32, u32) = (6, 1);
-/// A ring for trying takes a few blocks only.
+/// A ring for trying needs only a few blocks.
 const SETTINGS: Settings = Settings { small_blocks: 64, large_blocks: 4, datagram_blocks: 0 };
 /// Everything tried here completes at once or never.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -39,8 +39,8 @@ const OPCODES: [(&str, u8); 9] = [
     ("close", opcode::Close::CODE),
 ];
 
-/// What this kernel has. The workers cannot start without the first five; the others are used where
-/// they are.
+/// What this kernel has. The workers cannot start without the first five features; they use the
+/// others if they are there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Features {
     /// The kernel's own name for its version, such as `6.8.0-45-generic`.
@@ -92,7 +92,7 @@ pub enum ProbeError {
     Filtered,
     /// Permission denied for some other reason, such as a security module.
     Denied,
-    /// The kernel lacks what is named.
+    /// The kernel lacks what `missing` names.
     TooOld {
         release: String,
         missing: String,
@@ -163,7 +163,7 @@ impl std::error::Error for ProbeError {}
 /// Tries everything that the workers need, on this thread.
 ///
 /// # Errors
-/// What is missing, with the cure.
+/// What is missing, and the cure.
 pub fn probe() -> Result<Features, ProbeError> {
     let wrong = |error: io::Error| Surroundings::read().explain(&error);
     // The plainest ring there is: if this fails, it is not for lack of a feature.
@@ -190,7 +190,7 @@ pub fn probe() -> Result<Features, ProbeError> {
     lacking(features)
 }
 
-/// The features, if they are enough.
+/// The features, if they suffice.
 fn lacking(features: Features) -> Result<Features, ProbeError> {
     let needed = [
         ("IORING_SETUP_SINGLE_ISSUER", features.single_issuer),
@@ -207,7 +207,7 @@ fn lacking(features: Features) -> Result<Features, ProbeError> {
     Err(ProbeError::TooOld { release: features.release, missing: missing.join(", ") })
 }
 
-/// The names of those operations that the kernel does not know.
+/// The names of those opcodes that the kernel does not know.
 fn unknown_opcodes() -> Vec<&'static str> {
     let mut probe = Probe::new();
     let asked = IoUring::new(1).and_then(|ring| ring.submitter().register_probe(&mut probe));
@@ -231,9 +231,9 @@ fn try_receives(ring: &mut Ring, features: &mut Features) -> io::Result<()> {
     let (mut far, near) = UnixStream::pair()?;
     far.write_all(b"too much")?;
     ring.receive_many(RECEIVE, near.as_fd(), 3);
-    // The total is looked at after each receive, so the one that passes it may be longer.
+    // The kernel checks the total after each receive, so the receive that passes it may be longer.
     features.receive_cap = matches!(received(ring)?[..], [(Ok(1..), false)]);
-    // Where the total is ignored the operation goes on: end it before its socket.
+    // If the total is ignored, the operation goes on: end it before its socket.
     ring.cancel(RECEIVE);
     received(ring)?;
 
@@ -241,8 +241,8 @@ fn try_receives(ring: &mut Ring, features: &mut Features) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether one receive fills more than one block. The last thing tried on a ring: the blocks that it
-/// takes are not accounted for.
+/// Whether one receive fills more than one block. Must be the last thing tried on a ring: the
+/// blocks that it takes are not accounted for.
 fn bundle(ring: &mut Ring) -> io::Result<bool> {
     let (mut far, near) = UnixStream::pair()?;
     let two_blocks = vec![0; 2 * Class::Small.bytes()];
@@ -259,7 +259,7 @@ fn bundle(ring: &mut Ring) -> io::Result<bool> {
     Ok(entry.is_some_and(|entry| usize::try_from(entry.result()) == Ok(two_blocks.len())))
 }
 
-/// What completes now: each result and whether the operation goes on.
+/// What completes now: each result, and whether the operation goes on.
 fn received(ring: &mut Ring) -> io::Result<Vec<(Result<u32, Errno>, bool)>> {
     let mut done: Vec<Done> = Vec::new();
     ring.enter(Some(PATIENCE))?;
@@ -271,12 +271,12 @@ fn received(ring: &mut Ring) -> io::Result<Vec<(Result<u32, Errno>, bool)>> {
     Ok(outcome)
 }
 
-/// What the system says about itself, for explaining a refusal.
+/// What the system says about itself, to explain a refusal.
 struct Surroundings {
     release: String,
-    /// `kernel.io_uring_disabled`; zero where the kernel does not know it.
+    /// `kernel.io_uring_disabled`; zero if the kernel does not have it.
     disabled: u8,
-    /// A seccomp filter is on this process.
+    /// Whether a seccomp filter is on this process.
     filtered: bool,
     memlock: u64,
 }

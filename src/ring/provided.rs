@@ -1,10 +1,10 @@
-//! The buffer ring that is shared with the kernel: free blocks wait in it, and a receive takes the one
-//! at its head (`io_uring_register_buf_ring(3)`). Owns the shared entries and their tail; blocks come
-//! from and go back to the pool.
+//! The buffer ring shared with the kernel: free blocks wait in it, and a receive takes the one at
+//! its head (`io_uring_register_buf_ring(3)`). Owns the shared entries and their tail; blocks come
+//! from the pool and go back to it.
 //!
 //! The shared ring is first in, first out, so every posted block passes through the cache in turn.
-//! Only a few are posted at a time, therefore, and topped up from the pool's last-in-first-out list
-//! once a turn; a receive that finds the ring empty doubles how many.
+//! Therefore only a few are posted at a time, and topped up once a turn from the pool's
+//! last-in-first-out list; a receive that finds the ring empty doubles their number.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
@@ -16,17 +16,18 @@ use io_uring::types::BufRingEntry;
 
 use super::pool::{Class, Pool, Stock};
 
-/// Blocks posted at first; light traffic never touches more.
+/// How many blocks are posted at first; light traffic never touches more.
 const POSTED_FIRST: u16 = 64;
-/// One block in so many is never posted.
+/// One block in four is never posted.
 const WRITTEN_SHARE: usize = 4;
-/// Of the reserve half, for it is all that those who write find when the rest is used up.
+/// Half of the reserve is not, since nothing else is left to write into by hand once the rest is
+/// used up.
 const WRITTEN_SHARE_OF_RESERVE: usize = 2;
 const PAGE: usize = 4096;
-/// The group of the reserve, which is of small blocks.
+/// The group of the reserve, which consists of small blocks.
 const RESERVE: u16 = Class::ALL.len() as u16;
 
-/// The buffer group of a class and a stock; their numbers are places in the ring's list, too.
+/// The buffer group of a class and a stock; its number is also its place in the ring's list.
 pub(super) const fn group(class: Class, stock: Stock) -> u16 {
     match stock {
         Stock::Common => class as u16,
@@ -40,16 +41,16 @@ pub(super) struct Provided {
     stock: Stock,
     entries: NonNull<BufRingEntry>,
     size: u16,
-    /// Entries written so far; what the kernel may take ends here.
+    /// The number of entries written so far, which is where the kernel must stop.
     tail: u16,
     posted: u16,
     target: u16,
-    /// What the target may grow to.
+    /// The highest value of `target`.
     posted_max: u16,
 }
 
 impl Provided {
-    /// Registers an empty ring for those of so many blocks of `class` that the stock is made of.
+    /// Registers an empty ring for one stock of a class that has `blocks` blocks in it.
     pub(super) fn register(
         ring: &IoUring,
         class: Class,
@@ -75,8 +76,8 @@ impl Provided {
                 0,
             )?
         };
-        // The rest is for what is written by hand: if every block were posted, whoever must send
-        // before anything is received would wait for ever.
+        // The rest is for bytes written by hand: if every block were posted, a worker that must send before
+        // it receives anything would wait for ever.
         let written_share = match stock {
             Stock::Common => WRITTEN_SHARE,
             Stock::Reserve => WRITTEN_SHARE_OF_RESERVE,
@@ -86,7 +87,7 @@ impl Provided {
         Ok(Provided { class, stock, entries, size, tail: 0, posted: 0, target, posted_max })
     }
 
-    /// Posts blocks from the pool until as many are posted as light traffic needs.
+    /// Posts blocks from the pool until `target` is reached.
     pub(super) fn replenish(&mut self, pool: &mut Pool) {
         if self.posted >= self.target {
             return;
@@ -104,7 +105,7 @@ impl Provided {
         self.posted -= 1;
     }
 
-    /// Whether the kernel has taken all that was posted.
+    /// Whether the kernel has taken everything posted.
     pub(super) fn is_dry(&self) -> bool {
         self.posted == 0
     }

@@ -1,6 +1,6 @@
-//! Sockets and their options, descriptors, pinning: the few system calls a worker makes outside its
-//! ring. Owns which options a user's and a backend's connection get. No `unsafe`: socket2 and nix
-//! have done that.
+//! Sockets and their options, descriptors, pinning: the few system calls that a worker makes
+//! outside its ring. Owns which options a user's and a backend's connection get. No `unsafe`:
+//! socket2 and nix contain that.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
@@ -20,44 +20,45 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use super::datagram::Source;
 use crate::proxy::outlook::GIVEN_UP_AFTER;
 
-/// A silent peer of which nothing is expected is probed after this long without traffic …
+/// A silent peer that owes us nothing is probed after this long without traffic …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// … this often …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// … and given up after this many probes. The kernel does so only while nothing is queued for it; what
-/// is owed beyond that is looked after by `proxy::outlook`.
+/// … and given up after this many probes. The kernel probes only while nothing is queued for the
+/// peer; what the peer owes beyond that is `proxy::outlook`'s concern.
 const KEEPALIVE_PROBES: u32 = 3;
 const _: () = assert!(
     KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_PROBES as u64
         == GIVEN_UP_AFTER.as_secs(),
     "a host that has vanished is given up after the same time, whether it was sent anything or not"
 );
-/// What a socket may keep of unsent bytes once relay buffers have run short. Half of it must have gone
+/// How many unsent bytes a socket may keep once relay buffers have run short. Half must have gone
 /// out before poll(2) calls the socket writable, which is room for several small blocks.
 const UNSENT_BYTES_MAX: u32 = 64 * 1024;
-/// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+/// How many connections may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// A taken port is asked for again for so long: the kernel takes a ring apart after its process has
-/// gone, and a listener that the ring accepted on stays bound until then.
+/// How long to go on asking for a port that is taken: the kernel takes a ring apart after its
+/// process has ended, and a listener that the ring accepted on stays bound until then.
 const PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// The pause between two such attempts.
 const PORT_PAUSE: Duration = Duration::from_millis(20);
-/// Datagrams that may wait at the users' door, and to leave by it: some ten thousand short ones. The
-/// kernel caps it at `net.core.rmem_max` and `wmem_max` for those who may not pass them.
+/// How many bytes of datagrams may wait at the users' door, and as many to leave by it: some ten
+/// thousand short ones. For those without privilege the kernel caps it at `net.core.rmem_max` and
+/// `wmem_max`.
 const DOOR_QUEUE_BYTES: usize = 8 << 20;
-/// The same for a socket towards backends, which a few sessions share.
+/// The same for a socket to backends, which a few sessions share.
 const UPSTREAM_QUEUE_BYTES: usize = 1 << 20;
 
-/// A listening socket. Accepted connections inherit its options, so they cost no call each. With
+/// A listening socket. Accepted connections inherit its options, so these cost no call each. With
 /// `shared`, other sockets of this process may listen on the same port (`SO_REUSEPORT`).
 ///
-/// A port that is taken is waited for, for a second: a balancer that was killed a moment ago lets go
-/// of its doors a little after its end.
+/// If the port is taken, waits for up to a second: a balancer that was just killed releases its
+/// doors a little after its end.
 pub fn listen(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     patiently(|| listen_once(address, shared))
 }
 
-/// Tries to open a door for as long as its port may be one of a balancer that was killed.
+/// Keeps trying to open a door while its port may belong to a balancer that was killed.
 fn patiently(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     let began = Instant::now();
     loop {
@@ -85,7 +86,7 @@ fn listen_once(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// A connection that waits in a listener's queue, if there is one; never waits itself.
+/// A connection from a listener's queue, if there is one; never waits.
 pub fn accept_waiting(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     let listener = SockRef::from(&listener);
     listener.set_nonblocking(true)?;
@@ -106,11 +107,11 @@ pub fn stream(to: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// A socket for datagrams from users. With `shared`, other sockets of this process may share the port
-/// (`SO_REUSEPORT`); with `gro`, datagrams of one sender may come several as one (udp(7)). When it is
-/// bound to all addresses, it tells which one each datagram came to, and may send from each of them: also
-/// from those that are only routed to this host. A port that is taken is waited for
-/// as by [`listen`].
+/// A socket for datagrams from users. With `shared`, other sockets of this process may share the
+/// port (`SO_REUSEPORT`); with `gro`, the kernel may deliver several datagrams of one sender as one
+/// (udp(7)). If it is bound to all addresses, it reports which one each datagram was sent to, and
+/// may send from each of them, including those that are only routed to this host. Waits for a port
+/// that is taken as [`listen`] does.
 pub fn datagram_door(address: SocketAddr, shared: bool, gro: bool) -> io::Result<OwnedFd> {
     patiently(|| datagram_door_once(address, shared, gro))
 }
@@ -126,7 +127,7 @@ fn datagram_door_once(address: SocketAddr, shared: bool, gro: bool) -> io::Resul
             SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
             SocketAddr::V6(_) => {
                 setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-                // For IPv4 it says more: where a reply to a broadcast is to come from.
+                // For IPv4 the option says more: where a reply to a broadcast should come from.
                 setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
             }
         }
@@ -134,15 +135,15 @@ fn datagram_door_once(address: SocketAddr, shared: bool, gro: bool) -> io::Resul
     set_datagram_options(&socket, DOOR_QUEUE_BYTES, gro);
     socket.bind(&address.into())?;
     if address.is_ipv6() {
-        // After the bind, which is to fail for an address that is not here.
+        // After the bind, which should fail for an address that is not local.
         let _ = socket.set_freebind_v6(true);
     }
     Ok(socket.into())
 }
 
-/// A socket for datagrams to backends of one family, at a port that the kernel chooses. It keeps what
-/// ICMP says about them, for [`next_unreachable`]; with `tell`, it tells which of our addresses each
-/// datagram came to.
+/// A socket for datagrams to backends of one family, at a port that the kernel chooses. It keeps
+/// what ICMP says about them, for [`next_unreachable`]; with `tell`, it reports which of our
+/// addresses each datagram was sent to.
 pub fn datagram_upstream(v4: bool, gro: bool, tell: bool) -> io::Result<OwnedFd> {
     let any: IpAddr = match v4 {
         true => Ipv4Addr::UNSPECIFIED.into(),
@@ -163,7 +164,7 @@ pub fn datagram_upstream(v4: bool, gro: bool, tell: bool) -> io::Result<OwnedFd>
     Ok(socket.into())
 }
 
-/// Best effort: smaller queues and single datagrams do as well.
+/// Best effort: smaller queues and single datagrams work as well.
 fn set_datagram_options(socket: &Socket, queue_bytes: usize, gro: bool) {
     if setsockopt(socket, sockopt::RcvBufForce, &queue_bytes).is_err() {
         let _ = socket.set_recv_buffer_size(queue_bytes);
@@ -176,22 +177,22 @@ fn set_datagram_options(socket: &Socket, queue_bytes: usize, gro: bool) {
     }
 }
 
-/// What ICMP said about a datagram that was sent.
+/// An ICMP error about a datagram that was sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Unreachable {
-    /// Where the datagram was to go.
+    /// Where the datagram was sent.
     pub to: SocketAddr,
     pub errno: Errno,
 }
 
-/// The next thing that ICMP said about what a socket sent (`IP_RECVERR`, ip(7)); `None` when there is
-/// no more. What the kernel said by itself is passed over.
+/// The next ICMP error about what a socket sent (`IP_RECVERR`, ip(7)); `None` if there are no more.
+/// Errors that the kernel made itself are skipped.
 pub fn next_unreachable(socket: BorrowedFd<'_>) -> Option<Unreachable> {
     loop {
         // The datagram itself comes along, and nobody wants it.
         let mut nothing = [0; 1];
         let mut pieces = [IoSliceMut::new(&mut nothing)];
-        // What a socket tells about a datagram's addresses comes before what ICMP said.
+        // What a socket reports about a datagram's addresses comes before the ICMP error.
         let mut control =
             nix::cmsg_space!(libc::in6_pktinfo, libc::sock_extended_err, libc::sockaddr_in6);
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
@@ -220,7 +221,7 @@ fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     }
 }
 
-/// Sends one datagram at once, from one of our addresses if that is given; never waits.
+/// Sends one datagram at once, from `from` if that is given; never waits.
 pub fn send_datagram(
     socket: BorrowedFd<'_>,
     payload: &[u8],
@@ -259,7 +260,7 @@ fn set_relay_options(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
-/// Who is at the other end; a mapped IPv4 address is given as IPv4.
+/// The address at the other end; a mapped IPv4 address is returned as IPv4.
 pub fn peer(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     address_of(SockRef::from(&socket).peer_addr()?)
 }
@@ -269,7 +270,7 @@ pub fn local(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     address_of(SockRef::from(&socket).local_addr()?)
 }
 
-/// Whether a socket is one of IPv6, which may take IPv4 as well.
+/// Whether a socket is an IPv6 socket, which may take IPv4 as well.
 pub fn is_v6(socket: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(SockRef::from(&socket).local_addr()?.is_ipv6())
 }
@@ -281,12 +282,13 @@ fn address_of(address: socket2::SockAddr) -> io::Result<SocketAddr> {
 
 /// Tells the peer that no more bytes will come (shutdown(2), half of a close).
 pub fn finish_writing(socket: BorrowedFd<'_>) {
-    // Fails only when the peer is gone already, which the receive side reports.
+    // Fails only if the peer is already gone, which the receive side reports.
     let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
 }
 
-/// Says something to whoever has just connected, and closes. Waits for nothing: what has come by now is read
-/// first, since closing with bytes unread would be a reset, which most hosts believe before the words.
+/// Says something to a user who has just connected, and closes. Waits for nothing: whatever has
+/// arrived by now is read first, since closing with bytes unread would send a reset, which most
+/// hosts heed before they read the words.
 pub fn say_and_close(socket: OwnedFd, what: &[u8]) {
     const READS_MAX: usize = 4;
     let mut stream = TcpStream::from(socket);
@@ -305,19 +307,20 @@ pub fn never_block(socket: BorrowedFd<'_>) -> io::Result<()> {
     SockRef::from(&socket).set_nonblocking(true)
 }
 
-/// Makes the coming close a reset (`SO_LINGER` with zero, socket(7)).
+/// Makes the next close a reset (`SO_LINGER` with zero, socket(7)).
 pub fn reset_on_close(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
-/// From now on a socket takes more only while little of what it has taken is still to be sent
-/// (`TCP_NOTSENT_LOWAT`, tcp(7)): a reader who stopped does not fill up the kernel's memory for TCP, and
-/// poll(2) tells it from one who reads. Best effort.
+/// From now on a socket takes more only while little of what it has taken is unsent
+/// (`TCP_NOTSENT_LOWAT`, tcp(7)): a reader that has stopped does not fill the kernel's memory for
+/// TCP, and poll(2) can tell it from one that reads. Best effort.
 pub fn bound_unsent(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
-/// Empties an eventfd after it woke its reader; the eventfd must not block, for it may be empty already.
+/// Empties an eventfd after it woke its reader. The eventfd must be non-blocking, for it may
+/// already be empty.
 pub fn drain(wake: &nix::sys::eventfd::EventFd) {
     let mut count = [0; 8];
     let _ = nix::unistd::read(wake.as_fd(), &mut count);
@@ -329,8 +332,8 @@ pub fn cores() -> Vec<usize> {
     (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect()
 }
 
-/// Keeps the calling thread, and those that it starts from now on, on these cores. Best effort: one
-/// that went away is not an error, and none at all changes nothing.
+/// Keeps the calling thread, and those that it starts from now on, on these cores. Best effort: a
+/// core that has gone away is not an error, and no cores at all change nothing.
 pub fn pin(cores: &[usize]) {
     let mut set = CpuSet::new();
     if !cores.is_empty() && cores.iter().all(|core| set.set(*core).is_ok()) {
@@ -350,7 +353,7 @@ mod tests {
         let mut user = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         user.write_all(&[b'x'; 5000]).unwrap();
         let (socket, _) = listener.accept().unwrap();
-        // All of it has come when the last byte has.
+        // All of it has arrived once the last byte has.
         while socket.peek(&mut [0; 5000]).unwrap() < 5000 {}
         say_and_close(socket.into(), b"sorry");
         let mut said = String::new();

@@ -114,7 +114,7 @@ fn an_empty_pool_is_reported_and_recovers() {
     assert_eq!(next(&mut ring).result, Err(Errno::ENOBUFS));
     ring.pool_mut().give_back(held);
     ring.receive(tag(READ), near.as_fd(), Class::Small, false);
-    // The block is posted by the enter that submits the receive.
+    // The enter that submits the receive posts the block.
     let done = next(&mut ring);
     assert_eq!(done.result, Ok(6));
     ring.pool_mut().give_back(done.buf.unwrap());

@@ -1,4 +1,4 @@
-//! What passes through: every shape of message, in order, whole, and no more of it than is meant to.
+//! What passes through: every shape of message, in order, complete, and nothing beyond what should.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -404,7 +404,7 @@ fn a_slow_reader_holds_back_its_backend_and_loses_nothing() {
     });
     let mut slow = balancer.user();
     slow.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    // Another one is served while nobody reads what the first asked for.
+    // Another user is served while nobody reads what the first asked for.
     balancer.expect("bytes to have stopped", 1, |it| u64::from(it.bytes_down.get() > 1 << 16));
     let mut quick = balancer.user();
     quick.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");

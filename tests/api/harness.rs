@@ -1,4 +1,5 @@
-//! A balancer with an API door, backends that keep what reached them, and users who read strictly.
+//! A balancer with an API door, backends that record what reached them, and users who read
+//! strictly.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,7 +16,7 @@ use lb::worker::link::{Order, RequestLine};
 
 use crate::wait::{PATIENCE, wait_for};
 
-/// Bytes that a backend remembers.
+/// Limit on the bytes that a backend remembers.
 const RECORD_MAX: usize = 1 << 20;
 
 pub struct Balancer {
@@ -36,14 +37,15 @@ impl Balancer {
         Balancer { plane: DataPlane::start(&config, 1000, features).unwrap(), version: 0 }
     }
 
-    /// A balancer in front of these backends, which its worker knows of.
+    /// A balancer in front of these backends, with its worker informed about them.
     pub fn over(addresses: &[SocketAddr], change: impl FnOnce(&mut Config)) -> Balancer {
         let mut balancer = Balancer::start(change);
         balancer.register(addresses);
         balancer
     }
 
-    /// Shows the workers these backends, numbered from 1, and waits until they have looked.
+    /// Publishes these backends to the workers, numbered from 1, and waits until they have taken
+    /// note.
     pub fn register(&mut self, addresses: &[SocketAddr]) {
         self.version += 1;
         let backends = addresses.iter().enumerate().map(|(place, address)| Registered {
@@ -59,7 +61,7 @@ impl Balancer {
         self.turn();
     }
 
-    /// Waits until the worker has looked at everything that is there.
+    /// Waits until the worker has processed everything there is.
     pub fn turn(&self) {
         let turns = || self.count(|it| it.turns.get());
         let before = turns();
@@ -86,14 +88,14 @@ impl Balancer {
         self.plane.ends.iter().map(|end| value(&end.metrics.counters)).sum()
     }
 
-    /// Bytes up and down of the backends at these places, all workers together.
+    /// Bytes up and down of the backends at these places, over all workers.
     pub fn carried_by(&self, places: std::ops::Range<usize>) -> [u64; 2] {
         let metrics =
             || self.plane.ends.iter().flat_map(|end| &end.metrics.backends[places.clone()]);
         [metrics().map(|one| one.up.get()).sum(), metrics().map(|one| one.down.get()).sum()]
     }
 
-    /// Waits until a counter is what it should be.
+    /// Waits until a counter has the wanted value.
     pub fn expect(&self, what: &str, wanted: u64, value: impl Fn(&WorkerCounters) -> u64) {
         let what = format!("{what} to be {wanted}");
         wait_for(&what, || (self.count(&value) == wanted).then_some(()));
@@ -148,7 +150,7 @@ impl Message {
         self.fields.iter().filter(|(known, _)| known == name).map(|(_, it)| it.as_str()).collect()
     }
 
-    /// The only value of a field.
+    /// The value of a field that occurs once.
     pub fn one(&self, name: &str) -> Option<&str> {
         let all = self.all(name);
         assert!(all.len() <= 1, "{name} stands {} times in {self:?}", all.len());
@@ -156,11 +158,11 @@ impl Message {
     }
 }
 
-/// A connection on which HTTP/1.1 is read, strictly.
+/// A connection on which HTTP/1.1 is read strictly.
 pub struct Wire {
     pub stream: TcpStream,
     ahead: Vec<u8>,
-    /// What was read is kept here as well, as far as there is room.
+    /// Also keeps what was read, as far as there is room.
     record: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
@@ -172,7 +174,7 @@ impl Wire {
         Wire { stream, ahead: Vec::new(), record: None }
     }
 
-    /// More bytes; false at the end.
+    /// Reads more bytes; false at the end.
     fn more(&mut self) -> bool {
         let mut bytes = [0; 16 * 1024];
         let count = match self.stream.read(&mut bytes) {
@@ -263,7 +265,7 @@ impl Wire {
         }
     }
 
-    /// Bytes that were read and not handed out yet.
+    /// How many bytes were read and not handed out yet.
     pub fn ahead_len(&self) -> usize {
         self.ahead.len()
     }
@@ -323,14 +325,14 @@ impl User {
         Some(message)
     }
 
-    /// That nothing more comes but the end.
+    /// Expects nothing more but the end.
     pub fn ends(&mut self) {
         let rest = self.wire.rest();
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
     }
 }
 
-/// A backend, and what it has seen.
+/// A backend, and what it has received.
 #[derive(Clone)]
 pub struct Backend {
     pub address: SocketAddr,
@@ -340,7 +342,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Gives every connection to `serve`, in a thread of its own.
+    /// Gives every connection to `serve`, each in a thread of its own.
     pub fn run(serve: impl Fn(&Backend, Wire) + Send + Sync + 'static) -> Backend {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let backend = Backend {
@@ -364,7 +366,7 @@ impl Backend {
         backend
     }
 
-    /// Answers every request with what `answer` makes of it, and keeps the connection.
+    /// Answers every request with the result of `answer`, and keeps the connection.
     pub fn answering(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static) -> Backend {
         Backend::run(move |own, mut wire| {
             while let Some(request) = own.request(&mut wire) {
@@ -380,7 +382,7 @@ impl Backend {
         Backend::answering(move |_| ok(name))
     }
 
-    /// Reads a whole request and takes note of it.
+    /// Reads a whole request and records it.
     pub fn request(&self, wire: &mut Wire) -> Option<Message> {
         let mut request = wire.head()?;
         wire.body(&mut request, false)?;
@@ -402,7 +404,7 @@ impl Backend {
     }
 }
 
-/// A response with that text.
+/// A response with this text.
 pub fn ok(text: impl AsRef<[u8]>) -> Vec<u8> {
     let text = text.as_ref();
     let mut answer =

@@ -1,5 +1,5 @@
-//! Logins that hold for a connection: whoever logged in on one to a backend has it alone, for as long as
-//! both last.
+//! Logins that hold for a connection: a user who logged in on a connection to a backend has it
+//! alone, as long as both last.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -35,7 +35,7 @@ fn numbered() -> Backend {
     })
 }
 
-/// Asks, and says which connection it went over.
+/// Makes a request and returns which connection it went over.
 fn ask(user: &mut User, path: &str, lines: &str) -> usize {
     user.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n"));
     user.answer().text().parse().unwrap()

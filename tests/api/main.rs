@@ -1,5 +1,5 @@
-//! API users against the real kernel: workers and sockets of this process, backends that remember every
-//! byte that reached them, the control core played by the test.
+//! API users against the real kernel: workers and sockets of this process, backends that record
+//! every byte, and the test in the role of the control core.
 
 mod forwarding;
 mod harness;

@@ -1,8 +1,9 @@
-//! One strict reading of a stream of requests, which shares nothing with the one under test: what may
-//! stand behind the gateway of what a user sent, and whether what does stand there has one meaning.
-//! RFC 9110 and RFC 9112 by their grammar; wherever these let a reader choose, this one refuses.
+//! One strict reading of a stream of requests, which shares nothing with the one under test: what
+//! may come out of the gateway for what a user sent, and whether what does come out has one
+//! meaning. RFC 9110 and RFC 9112 by their grammar; wherever they let a reader choose, this one
+//! refuses.
 
-/// A request as it is understood.
+/// A request as understood.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Said {
     pub method: String,
@@ -14,14 +15,14 @@ pub struct Said {
 /// What stops a reading.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stop {
-    /// All of the bytes are whole requests, or what follows the last that a user may ask.
+    /// All of the bytes are whole requests, or the last request is the last that a user may make.
     End,
-    /// The last request is not complete, and right so far.
+    /// The last request is incomplete, and correct so far.
     Partial,
     Refused(&'static str),
 }
 
-/// A head and the bytes it takes.
+/// A head, and its length in bytes.
 pub struct Head {
     pub method: String,
     target: String,
@@ -32,7 +33,7 @@ pub struct Head {
 
 type Reading<T> = Result<Option<T>, &'static str>;
 
-/// Every request in the order in which a user asks them, and what comes behind the last.
+/// Every request in the order in which a user makes them, and what follows the last.
 pub fn strictly(mut bytes: &[u8]) -> (Vec<Said>, Stop) {
     let mut all = Vec::new();
     while !bytes.is_empty() {
@@ -148,7 +149,7 @@ fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(known)
 }
 
-/// Field lines (RFC 9110 5, RFC 9112 5): names in lower case, values without what stands around them.
+/// Field lines (RFC 9110 5, RFC 9112 5): names in lower case, values without surrounding blanks.
 fn fields(lines: Lines<'_>) -> Result<Vec<(String, Vec<u8>)>, &'static str> {
     let mut all = Vec::new();
     for line in lines {
@@ -264,9 +265,9 @@ fn chunk_size(line: &[u8]) -> Result<u64, &'static str> {
     size.map(i64::unsigned_abs).map_err(|_| "no chunk size")
 }
 
-/// What is wrong with a head that the gateway wrote. Names that a backend may take for framing, as it
-/// may take `_` for `-`, stand there once and in one way of writing; nothing that is for one hop alone
-/// does.
+/// What is wrong with a head that the gateway wrote. A name that a backend may take for framing (it
+/// may take `_` for `-`) must occur once and in one spelling; nothing that is for one hop alone may
+/// occur.
 pub fn stray_field(bytes: &[u8]) -> Option<String> {
     let head = match head(bytes) {
         Ok(Some(head)) => head,

@@ -1,5 +1,5 @@
-//! What is refused: messages that two readers could understand differently, and those beyond a limit.
-//! Nothing of them may reach a backend, and the connection must end.
+//! What is refused: messages that two readers could understand differently, and those beyond a
+//! limit. Nothing of them may reach a backend, and the connection must end.
 
 use crate::harness::{Backend, Balancer, User};
 
@@ -15,97 +15,103 @@ fn refused(balancer: &Balancer, backend: &Backend, request: &[u8], status: u16) 
     assert_eq!(backend.connections(), 0, "a backend was asked: {told}");
 }
 
+/// Both framings in one request.
+const TWO_FRAMINGS: &[&str] = &[
+    "Content-Length: 4\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: chunked\r\nContent-Length: 4",
+    "Transfer-Encoding: chunked\r\ncontent-length: 4",
+    "Transfer-Encoding: CHUNKED\r\nContent-Length: 0",
+];
+
+/// Malformed framings that a tolerant reader might accept.
+const MALFORMED_FRAMINGS: &[&str] = &[
+    "Transfer-Encoding : chunked",
+    "Transfer-Encoding: chunked, chunked",
+    "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    "Transfer-Encoding: chunked, identity",
+    "Transfer-Encoding:\x0bchunked",
+    "Transfer-Encoding: \x00chunked",
+    "Transfer-Encoding:",
+    "Transfer-Encoding: chunked\r\n X: folded",
+    "Transfer-Encoding\r\n: chunked",
+    "Transfer-Encoding: chunked\nContent-Length: 5",
+    "X: y\rTransfer-Encoding: chunked",
+    " Transfer-Encoding: chunked",
+    "Transfer\x00Encoding: chunked",
+    "Content-Length: 4\r\nContent-Length: 5",
+    "Content-Length: 4\r\nContent-Length: 4",
+    "Content-Length: 4, 4",
+    "Content-Length: +4",
+    "Content-Length: -4",
+    "Content-Length: 0x4",
+    "Content-Length: 4 4",
+    "Content-Length: 4.0",
+    "Content-Length: ",
+    "Content-Length: 9223372036854775808",
+    "Content-Length: 18446744073709551615",
+    "Content-Length: 18446744073709551616",
+    "Content-Length: 99999999999999999999999999",
+    "Content-Length : 4",
+];
+
+const UNKNOWN_CODINGS: &[&str] = &[
+    "Transfer-Encoding: xchunked",
+    "Transfer-Encoding: gzip, chunked",
+    "Transfer-Encoding: identity",
+    "Transfer-Encoding: \"chunked\"",
+];
+
+const MALFORMED_FIELDS: &[&str] =
+    &["Host: y\r\n\r\n", "\x01: y\r\n\r\n", "X: a\x00b\r\n\r\n", "X y\r\n\r\n", ": y\r\n\r\n"];
+
+/// Whole requests, and the status each is refused with.
+const WHOLE_REQUESTS: &[(&str, u16)] = &[
+    ("GET / HTTP/1.1\r\n\r\n", 400),
+    ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+    ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    ("GET / HTTP/1.1\r\nHost: u@h\r\n\r\n", 400),
+    ("GET  / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("GET /  HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("GET\t/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("GET / HTTP/1.1 \r\nHost: x\r\n\r\n", 400),
+    ("GET / HTTP/1.1\nHost: x\n\n", 400),
+    ("GET / HTTP/1.1\r\nHost: x\n\r\n", 400),
+    ("GET / HTTP/1.1\rHost: x\r\r", 400),
+    ("GET / http/1.1\r\nHost: x\r\n\r\n", 400),
+    ("GET /\r\n\r\n", 400),
+    ("\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    (" GET / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("GET /#f HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+    ("GET / HTTP/3.1\r\nHost: x\r\n\r\n", 505),
+    ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    ("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+    ("TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+    ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    ("PUT / HTTP/1.1\r\nHost: x\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\n", 417),
+    ("GET / HTTP/1.1\r\nHost: x\r\nVia: 1.1 test\r\n\r\n", 508),
+];
+
 #[test]
 fn a_request_with_two_meanings_reaches_no_backend() {
+    let smuggled = "0\r\n\r\nGET /admin HTTP/1.1\r\nHost: x\r\n\r\n";
+    let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n{smuggled}");
     let backend = Backend::named("one");
     let balancer = Balancer::over(&[backend.address], |_| {});
-    let post = |fields: &str, body: &str| {
-        format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n{body}").into_bytes()
-    };
-    let get = |rest: &str| format!("GET / HTTP/1.1\r\nHost: x\r\n{rest}").into_bytes();
-    let smuggled = "0\r\n\r\nGET /admin HTTP/1.1\r\nHost: x\r\n\r\n";
-    let both = [
-        "Content-Length: 4\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: chunked\r\nContent-Length: 4",
-        "Transfer-Encoding: chunked\r\ncontent-length: 4",
-        "Transfer-Encoding: CHUNKED\r\nContent-Length: 0",
-    ];
-    for fields in both {
-        refused(&balancer, &backend, &post(fields, smuggled), 400);
+    for fields in TWO_FRAMINGS.iter().chain(MALFORMED_FRAMINGS) {
+        refused(&balancer, &backend, post(fields).as_bytes(), 400);
     }
-    for fields in [
-        "Transfer-Encoding : chunked",
-        "Transfer-Encoding: chunked, chunked",
-        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: chunked, identity",
-        "Transfer-Encoding:\x0bchunked",
-        "Transfer-Encoding: \x00chunked",
-        "Transfer-Encoding:",
-        "Transfer-Encoding: chunked\r\n X: folded",
-        "Transfer-Encoding\r\n: chunked",
-        "Transfer-Encoding: chunked\nContent-Length: 5",
-        "X: y\rTransfer-Encoding: chunked",
-        " Transfer-Encoding: chunked",
-        "Transfer\x00Encoding: chunked",
-        "Content-Length: 4\r\nContent-Length: 5",
-        "Content-Length: 4\r\nContent-Length: 4",
-        "Content-Length: 4, 4",
-        "Content-Length: +4",
-        "Content-Length: -4",
-        "Content-Length: 0x4",
-        "Content-Length: 4 4",
-        "Content-Length: 4.0",
-        "Content-Length: ",
-        "Content-Length: 9223372036854775808",
-        "Content-Length: 18446744073709551615",
-        "Content-Length: 18446744073709551616",
-        "Content-Length: 99999999999999999999999999",
-        "Content-Length : 4",
-    ] {
-        refused(&balancer, &backend, &post(fields, smuggled), 400);
+    for fields in UNKNOWN_CODINGS {
+        refused(&balancer, &backend, post(fields).as_bytes(), 501);
     }
-    for fields in [
-        "Transfer-Encoding: xchunked",
-        "Transfer-Encoding: gzip, chunked",
-        "Transfer-Encoding: identity",
-        "Transfer-Encoding: \"chunked\"",
-    ] {
-        refused(&balancer, &backend, &post(fields, smuggled), 501);
+    for rest in MALFORMED_FIELDS {
+        let get = format!("GET / HTTP/1.1\r\nHost: x\r\n{rest}");
+        refused(&balancer, &backend, get.as_bytes(), 400);
     }
-    for rest in
-        ["Host: y\r\n\r\n", "\x01: y\r\n\r\n", "X: a\x00b\r\n\r\n", "X y\r\n\r\n", ": y\r\n\r\n"]
-    {
-        refused(&balancer, &backend, &get(rest), 400);
-    }
-    for (request, status) in [
-        ("GET / HTTP/1.1\r\n\r\n", 400),
-        ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
-        ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
-        ("GET / HTTP/1.1\r\nHost: u@h\r\n\r\n", 400),
-        ("GET  / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        ("GET /  HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        ("GET\t/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        ("GET / HTTP/1.1 \r\nHost: x\r\n\r\n", 400),
-        ("GET / HTTP/1.1\nHost: x\n\n", 400),
-        ("GET / HTTP/1.1\r\nHost: x\n\r\n", 400),
-        ("GET / HTTP/1.1\rHost: x\r\r", 400),
-        ("GET / http/1.1\r\nHost: x\r\n\r\n", 400),
-        ("GET /\r\n\r\n", 400),
-        ("\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (" GET / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        ("GET /#f HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        ("GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        ("GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        ("GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
-        ("GET / HTTP/3.1\r\nHost: x\r\n\r\n", 505),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
-        ("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
-        ("TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 501),
-        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        ("PUT / HTTP/1.1\r\nHost: x\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\n", 417),
-        ("GET / HTTP/1.1\r\nHost: x\r\nVia: 1.1 test\r\n\r\n", 508),
-    ] {
-        refused(&balancer, &backend, request.as_bytes(), status);
+    for (request, status) in WHOLE_REQUESTS {
+        refused(&balancer, &backend, request.as_bytes(), *status);
     }
     balancer.stop();
 }

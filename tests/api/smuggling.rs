@@ -1,6 +1,6 @@
-//! Request smuggling, by the published techniques, against a backend that records every byte. Each
-//! payload is held against one strict reading of what the user sent: behind the gateway may stand the
-//! requests of that reading, in their order and with one meaning each, and nothing else.
+//! Request smuggling by the published techniques, against a backend that records every byte. Each
+//! payload is compared with one strict reading of what the user sent: the backend may see the
+//! requests of that reading, in order and with one meaning each, and nothing else.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use crate::reading::{Said, Stop, request, stray_field, strictly};
 use crate::techniques::{BODIES, CHUNKS, CODINGS, HEADS, LENGTHS};
 use crate::wait::{PATIENCE, wait_for};
 
-/// What one connection of the backend heard since it was last looked at.
+/// What one connection of the backend received since the last look.
 struct Heard {
     peer: SocketAddr,
     bytes: Vec<u8>,
@@ -21,7 +21,7 @@ struct Heard {
 
 type All = Mutex<Vec<Arc<Mutex<Heard>>>>;
 
-/// A backend that answers every request with 200 and keeps what it heard, a connection each.
+/// A backend that answers every request with 200 and records what it received, by connection.
 struct Recorder {
     address: SocketAddr,
     all: Arc<All>,
@@ -48,7 +48,7 @@ impl Recorder {
         all.iter().filter(|one| which(&one.lock().unwrap())).count() as u64
     }
 
-    /// Waits until every connection that stands has been accepted: they are in their order.
+    /// Waits until every open connection has been accepted: they come in order.
     fn accept_all(&self) {
         let last = TcpStream::connect(self.address).unwrap();
         let own = last.local_addr().unwrap();
@@ -75,16 +75,16 @@ fn listen(mut connection: TcpStream, heard: &Mutex<Heard>) {
     heard.lock().unwrap().over = true;
 }
 
-/// What became of one payload.
+/// The outcome of one payload.
 #[derive(Default)]
 struct Outcome {
     /// Statuses of the final responses.
     statuses: Vec<u16>,
-    /// Whole requests that the backend heard.
+    /// Whole requests that the backend received.
     served: Vec<Said>,
-    /// Bytes of a request that it did not hear to its end.
+    /// Bytes of a request that it did not receive completely.
     half: usize,
-    /// What it should not have been able to hear.
+    /// What it should not have been able to receive.
     fault: Option<String>,
 }
 
@@ -122,14 +122,14 @@ impl Stage {
         Stage { balancer, recorder }
     }
 
-    /// Sends all of it in these parts, says that nothing will follow, and waits until nobody works on
-    /// it any more.
+    /// Sends everything in these parts, says that nothing will follow, and waits until nobody is
+    /// working on it any more.
     fn replay(&self, parts: &[&[u8]]) -> Outcome {
         let mut user = TcpStream::connect(self.balancer.door()).unwrap();
         user.set_nodelay(true).unwrap();
         user.set_read_timeout(Some(PATIENCE)).unwrap();
         for part in parts {
-            // A refusal may come before the end; what is sent after it is of no interest.
+            // A refusal may come before the end; what is sent after it does not matter.
             let _ = user.write_all(part);
             if parts.len() > 1 {
                 self.balancer.turn();
@@ -144,7 +144,7 @@ impl Stage {
         outcome
     }
 
-    /// Waits until every connection to the backend is closed or waits for another request.
+    /// Waits until every connection to the backend is closed or idle.
     fn settle(&self) {
         self.balancer.turn();
         self.recorder.accept_all();
@@ -163,7 +163,7 @@ impl Stage {
         all.retain(|heard| !heard.lock().unwrap().over);
     }
 
-    /// Holds what became of a payload against its strict reading; says what is wrong.
+    /// Compares the outcome of a payload with its strict reading; returns what is wrong.
     fn judge(&self, parts: &[&[u8]], leave: Leave) -> Result<Verdict, String> {
         let payload = parts.concat();
         let (asked, stop) = strictly(&payload);
@@ -196,7 +196,7 @@ impl Stage {
     }
 }
 
-/// Whether the gateway may refuse what the grammar lets pass.
+/// Whether the gateway may refuse what the grammar allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Leave {
     Nothing,
@@ -219,11 +219,11 @@ fn statuses(mut answer: &[u8]) -> Vec<u16> {
     all
 }
 
-/// The request that must not appear by itself.
+/// The request that must not appear on its own.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// Two bodies for a request that states its length twice: under one a reader by chunks finds the
-/// smuggled request, under the other a reader by length does.
+/// Two bodies for a request that states its length twice: in one, a reader by chunks finds the
+/// smuggled request, in the other, a reader by length.
 fn bodies() -> [(usize, String); 2] {
     let behind_chunks = format!("0\r\n\r\n{SMUGGLED}");
     let behind_length = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n", SMUGGLED.len());
@@ -234,7 +234,7 @@ fn post(fields: &[u8], body: &str) -> Vec<u8> {
     [b"POST /first HTTP/1.1\r\nHost: x\r\n", fields, b"\r\n\r\n", body.as_bytes()].concat()
 }
 
-/// A request with that line beside a `Content-Length`, before it or behind it, with both bodies.
+/// A request with that line beside a `Content-Length`, before or after it, with both bodies.
 fn beside_length(line: &[u8]) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for (length, body) in bodies() {
@@ -263,7 +263,7 @@ fn no_spelling_of_a_coding_hides_a_request() {
     let stage = Stage::new();
     for (law, line) in CODINGS {
         let alone = bodies().map(|(_, body)| post(line.as_bytes(), &body));
-        // A sender of the older version knows no codings (RFC 9112 6.1).
+        // A sender of the older version has no transfer codings (RFC 9112 6.1).
         let older = |it: &Vec<u8>| String::from_utf8_lossy(it).replacen("/1.1", "/1.0", 1);
         let older = alone.each_ref().map(|payload| older(payload).into_bytes());
         for payload in beside_length(line.as_bytes()).into_iter().chain(alone).chain(older) {
@@ -274,14 +274,15 @@ fn no_spelling_of_a_coding_hides_a_request() {
     stage.balancer.stop();
 }
 
-/// Every byte but most of those that stand for others of their kind: letters, and what is not ASCII.
+/// Every byte, except most of those that one of their kind can stand for: letters and non-ASCII
+/// bytes.
 fn odd_bytes() -> impl Iterator<Item = u8> {
     let alike = |byte: &u8| byte.is_ascii_alphabetic() || *byte > 0x80;
     (0..=255)
         .filter(move |byte| !alike(byte) || b"AafFXz\x82\x85\x96\xa0\xad\xc3\xff".contains(byte))
 }
 
-/// Where in a line a byte is put that does not belong there.
+/// Puts a byte where it does not belong, in each such place of a line.
 fn misplaced(name: &str, value: &str, byte: u8) -> Vec<Vec<u8>> {
     let (name, value, odd) = (name.as_bytes(), value.as_bytes(), &[byte][..]);
     let (colon, usual): (&[u8], &[u8]) = (b":", b": ");
@@ -379,7 +380,7 @@ fn the_head_has_one_end_and_the_request_line_one_shape() {
                 payloads.push(payload);
             }
         }
-        // A method and a name of a host may be anything to the grammar, and not to us.
+        // A method and a host name may be anything by the grammar, but not for us.
         all_hold(&stage, Leave::Stricter, payloads);
     }
     stage.balancer.stop();
@@ -440,8 +441,8 @@ fn a_chunk_has_one_end_wherever_the_bytes_are_cut() {
     stage.balancer.stop();
 }
 
-/// For collections that are not part of this one: `LB_PAYLOADS` names a folder with a payload in each
-/// file, as it goes over the wire.
+/// For collections outside this repository: `LB_PAYLOADS` names a folder with one payload in each
+/// file, as sent over the wire.
 #[test]
 #[ignore = "needs a folder of payloads in LB_PAYLOADS"]
 fn every_payload_of_a_folder_is_refused_or_has_one_meaning() {

@@ -1,8 +1,9 @@
-//! The published techniques of request smuggling, as tables: how a framing is written so that two readers
-//! understand two things, with the section that has an opinion (of RFC 9112 where no other is named).
+//! The published techniques of request smuggling, as tables: how a framing is written so that two
+//! readers understand two things, with the section that decides it (of RFC 9112 where no other is
+//! named).
 
-/// Ways to write a line so that one reader takes it for `Transfer-Encoding: chunked` and another does
-/// not, with the section of RFC 9112 (or 9110) that has an opinion.
+/// Ways to write a line so that one reader takes it for `Transfer-Encoding: chunked` and another
+/// does not, with the section of RFC 9112 (or 9110) that decides.
 pub const CODINGS: &[(&str, &str)] = &[
     ("6.1: as it should be", "Transfer-Encoding: chunked"),
     ("5.1: another case", "tRANSFER-eNCODING: cHUNKED"),
@@ -125,7 +126,7 @@ pub const LENGTHS: &[&str] = &[
     "5\r\nRange: bytes=0-0",
 ];
 
-/// Requests that say twice where they go or what they are, or do not say it.
+/// Requests that say twice where they go or what they are, or not at all.
 pub const HEADS: &[(&str, &str)] = &[
     ("9112 3.2: no Host", "GET / HTTP/1.1\r\nX: y"),
     ("9112 3.2: an empty Host", "GET / HTTP/1.1\r\nHost:"),
@@ -155,14 +156,14 @@ pub const HEADS: &[(&str, &str)] = &[
     ("9110 5.5: NUL", "GET / HTTP/1.1\r\nHost: x\r\nX: a\0b"),
 ];
 
-/// A chunked body in pieces, each of which a byte can stand before or in place of.
+/// A chunked body in pieces; a byte can be put before each or in its place.
 pub const CHUNKS: &[&str] = &[
     "3", "\r", "\n", "abc", "\r", "\n", "1", ";", "a", "\r", "\n", "d", "\r", "\n", "0", "\r",
     "\n", "T: u", "\r", "\n", "\r", "\n",
 ];
 
-/// Chunk lines on whose end readers disagree, and trailers that would say what only a head may
-/// (RFC 9112 7.1, 7.1.1, 7.1.2).
+/// Chunk lines whose end readers disagree about, and trailers that say what only a head may (RFC
+/// 9112 7.1, 7.1.1, 7.1.2).
 pub const BODIES: &[&str] = &[
     "5\nhello\r\n0\r\n\r\n",
     "5\rhello\r\n0\r\n\r\n",

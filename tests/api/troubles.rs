@@ -1,5 +1,5 @@
-//! Backends that fail and users who dawdle: what the user is told, what is tried again, and that a
-//! response which was cut never looks whole.
+//! Backends that fail and users who dawdle: what the user is told, what is retried, and that a
+//! response which was cut never looks complete.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpListener};
@@ -28,7 +28,7 @@ fn without_a_backend_a_user_is_told_so_and_may_ask_again() {
     balancer.stop();
 }
 
-/// Sends a request with a body of that length to its last byte before it looks at anything.
+/// Sends a request with a body of `len` bytes completely before reading anything.
 fn upload(user: &mut User, len: usize) -> u16 {
     user.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n"));
     let part = vec![b'x'; 1 << 20];
@@ -38,7 +38,7 @@ fn upload(user: &mut User, len: usize) -> u16 {
 
 #[test]
 fn a_user_who_sends_everything_before_it_looks_sees_the_answer_that_came_first() {
-    /// Far more than all kernels hold.
+    /// Far more than all kernels involved can hold.
     const LEN: usize = 64 << 20;
     let refusing = Backend::run(|_, mut wire: Wire| {
         wire.head();
@@ -117,7 +117,7 @@ fn a_backend_that_refuses_is_passed_over_and_only_when_all_do_the_user_hears_of_
     balancer.stop();
 }
 
-/// Answers one request on each connection, and closes it when the next one comes.
+/// Answers one request per connection, and closes it when the next one arrives.
 fn stale() -> Backend {
     Backend::run(|own, mut wire| {
         if own.request(&mut wire).is_some() {
@@ -240,7 +240,7 @@ fn a_response_that_is_none_is_answered_for() {
         let balancer = Balancer::over(&[backend.address], |_| {});
         let mut user = balancer.user();
         assert_eq!(user.get("/").status(), 502, "{begun:?}");
-        // The user's own connection is none the worse for it.
+        // The user's own connection is not affected.
         assert_eq!(user.get("/").status(), 502, "{begun:?}");
         balancer.stop();
     }
@@ -304,7 +304,7 @@ fn a_user_who_dawdles_loses_the_connection() {
 fn many_slow_heads_keep_nobody_from_being_served_and_take_no_more_than_their_part() {
     const SLOW: usize = 300;
     let backend = Backend::named("one");
-    // An eighth of it is for heads, of which each of these takes at least 3,000 bytes.
+    // One eighth of it is for heads, of which each of these takes at least 3,000 bytes.
     let balancer = Balancer::over(&[backend.address], |config| {
         config.limits.buffer_bytes = 1 << 20;
     });
@@ -319,7 +319,7 @@ fn many_slow_heads_keep_nobody_from_being_served_and_take_no_more_than_their_par
     }
     let let_go = balancer.count(|it| it.api_heads_shed.get()) as usize;
     assert!(SLOW - let_go <= (1 << 20) / 8 / 3000, "{let_go} were let go");
-    // Those who waited longest, and they are told.
+    // Those who waited longest go, and they are told.
     for (place, user) in slow.iter_mut().enumerate() {
         if place >= let_go {
             user.send("\r\n\r\n");
@@ -340,7 +340,7 @@ fn requests_sent_ahead_take_no_more_than_their_part() {
             (own.requests().len() > AHEAD).then_some(())
         });
         let _ = wire.stream.write_all(&ok("done"));
-        // It listens on, so that nobody has to be let go for its sake.
+        // It goes on listening, so that nobody has to be let go because of it.
         wire.rest();
     });
     let balancer = Balancer::over(&[backend.address], |config| {
@@ -376,7 +376,7 @@ fn beyond_the_session_limit_users_are_told_so_and_many_at_once_as_well() {
     let balancer = Balancer::over(&[backend.address], |_| {});
     let mut users: Vec<_> = (0..1000).map(|_| balancer.user()).collect();
     balancer.expect("sessions", 1000, |it| it.sessions_active.get());
-    // Who says nothing keeps nobody from being told.
+    // Users who say nothing do not keep others from being told.
     let silent: Vec<_> = (0..40).map(|_| balancer.user()).collect();
     for number in 0..MORE {
         let mut user = balancer.user();

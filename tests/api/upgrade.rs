@@ -1,5 +1,5 @@
-//! Connections that change their protocol: a tunnel only after the backend agreed to what was offered,
-//! and not a byte lost on the way into it.
+//! Connections that change their protocol: a tunnel opens only after the backend agreed to what was
+//! offered, and no byte is lost on the way into it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -22,7 +22,7 @@ const ASK: &str = "GET /chat HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgra
 const AGREE: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 
-/// Agrees, says a word at once, and gives back what it hears.
+/// Agrees, says a word at once, and echoes what it receives.
 fn echo() -> Backend {
     Backend::run(|_, mut wire: Wire| {
         let head = wire.head().unwrap();
@@ -68,7 +68,7 @@ fn a_tunnel_over_a_connection_that_was_used_before_holds_no_buffers() {
     balancer.stop();
 }
 
-/// How the reading of a connection ended: `None` when the peer finished.
+/// How reading a connection ended: `None` if the peer finished.
 fn end_of(stream: &mut TcpStream) -> Option<ErrorKind> {
     let mut bytes = [0; 4096];
     loop {
@@ -133,7 +133,8 @@ fn a_tunnel_that_was_torn_is_torn_on_both_sides() {
 
 #[test]
 fn a_reset_does_not_overtake_what_a_tunnel_has_taken() {
-    /// More than a kernel takes for a reader who has read nothing yet, and less than all kernels do.
+    /// More than a kernel takes for a reader that has read nothing yet, and less than all of them
+    /// do.
     const QUEUED: usize = 512 * 1024;
     for up in [false, true] {
         let (tell, told) = mpsc::channel();

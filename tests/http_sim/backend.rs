@@ -1,5 +1,5 @@
-//! Backends: they answer what they are asked, or do one of the many things that backends do. Each
-//! request that arrives is held against what its user meant to say.
+//! Backends: they answer what they are asked, or do one of the many other things that backends do.
+//! Each request that arrives is compared with what its user meant to say.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -15,17 +15,17 @@ enum Trouble {
     Silent,
     /// Stops in the middle of the answer.
     HalfAnswer,
-    /// Says what no response is.
+    /// Sends something that is not a response.
     Nonsense,
     /// Never answers.
     Stalls,
     /// Closes or resets before it has read the request.
     Impatient,
-    /// Answers before it has read the request, and reads the rest for nothing.
+    /// Answers before it has read the request, and discards the rest.
     Hasty,
     /// Says more than the answer.
     Talkative,
-    /// Closes the connection after the answer, and does not say so.
+    /// Closes the connection after the answer without having said so.
     ClosesAfter,
 }
 
@@ -62,13 +62,13 @@ const INTERIM: &[&[u8]] = &[
 pub struct Seen {
     /// How often the head of a request arrived anywhere.
     pub heads: HashMap<u64, u32>,
-    /// Requests of whose answer the balancer has read a part.
+    /// Requests of whose answer the balancer has read at least a part.
     pub heard: HashSet<u64>,
 }
 
 /// One connection, as its backend sees it.
 pub struct Peer {
-    /// Answers anything to anything, in bytes of which some are wrong.
+    /// Answers anything with anything, in bytes of which some are wrong.
     noisy: bool,
     inbox: Vec<u8>,
     outbox: VecDeque<u8>,
@@ -76,11 +76,11 @@ pub struct Peer {
     after: After,
     tunnel: bool,
     served: u32,
-    /// Bytes said in all.
+    /// The number of bytes said in all.
     said: usize,
-    /// The request that is being answered, and where its answer begins.
+    /// The request being answered, and where its answer begins.
     answering: Option<(u64, usize)>,
-    /// Who logged in on it.
+    /// The user who logged in on it.
     owner: Option<String>,
     user: String,
 }
@@ -124,7 +124,7 @@ impl Peer {
         }
     }
 
-    /// Does some of what it may do now; whether it did anything.
+    /// Does some of what it may do now; returns whether it did anything.
     pub fn step(&mut self, wire: &mut Wire, seen: &mut Seen, calm: bool, dice: &mut Dice) -> bool {
         if wire.left || self.after == After::Stall {
             return false;
@@ -135,7 +135,7 @@ impl Peer {
         self.inbox.extend(wire.outward.drain(..count));
         any |= count > 0;
         if self.tunnel && !calm && dice.one_in(300) {
-            // It has had enough of it.
+            // It has had enough.
             self.after = dice.pick(&[After::Leave, After::Reset]);
         }
         if self.tunnel {
@@ -147,7 +147,7 @@ impl Peer {
             any |= self.think(wire, seen, calm, dice);
         }
         if wire.outward.is_empty() && wire.outward_end != End::Open && !wire.left {
-            // The balancer has closed: the rest of what was to be said does not matter.
+            // The balancer has closed, so the rest of what it meant to say does not matter.
             if !self.tunnel || self.outbox.is_empty() || wire.outward_end == End::Reset {
                 wire.finish();
                 wire.left = true;
@@ -157,7 +157,7 @@ impl Peer {
         any
     }
 
-    /// Takes note of what the balancer has read so far.
+    /// Records what the balancer has read so far.
     pub fn was_heard(&self, wire: &Wire, seen: &mut Seen) {
         if let Some((id, from)) = self.answering
             && wire.consumed > from
@@ -166,7 +166,7 @@ impl Peer {
         }
     }
 
-    /// The user whose answer is not all said.
+    /// The user whose answer is not complete yet.
     pub fn answers(&self) -> Option<usize> {
         let busy = self.asked.is_some() || !self.outbox.is_empty();
         self.user.parse().ok().filter(|_| busy)
@@ -218,7 +218,7 @@ impl Peer {
         self.answer_when_complete(wire, dice)
     }
 
-    /// Holds the connection against who logged in on it.
+    /// Checks the connection against the user who logged in on it.
     fn know(&mut self, head: &Head) {
         let user = head.one("x-user");
         self.user = user.unwrap_or_else(|| panic!("nobody's request: {head:?}")).to_string();
@@ -230,7 +230,7 @@ impl Peer {
         }
     }
 
-    /// The head of a request is here.
+    /// The head of a request has arrived.
     fn begin(&mut self, asked: Asked, dice: &mut Dice) {
         if asked.expects && (dice.one_in(2) || asked.trouble == Trouble::None) {
             self.say(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -270,7 +270,7 @@ impl Peer {
         true
     }
 
-    /// Takes what must be one plain request, and answers what may be none.
+    /// Reads what must be one plain request, and answers with what may be no response.
     fn make_noise(&mut self, dice: &mut Dice) -> bool {
         if self.after != After::Nothing {
             return false;
@@ -321,8 +321,13 @@ impl Peer {
         self.inbox.drain(..bytes);
         let asked = self.asked.take().expect("a request is being read");
         self.served += 1;
+        self.answer_as_troubled(&asked, wire, dice);
+        true
+    }
+
+    fn answer_as_troubled(&mut self, asked: &Asked, wire: &mut Wire, dice: &mut Dice) {
         match asked.trouble {
-            // It has been answered.
+            // It has already been answered.
             Trouble::Hasty => {}
             Trouble::Silent => self.after = dice.pick(&[After::Leave, After::Reset]),
             Trouble::Nonsense => {
@@ -336,20 +341,20 @@ impl Peer {
                 self.say(dice.pick(nonsense));
             }
             Trouble::HalfAnswer => {
-                self.answer(&asked, dice);
+                self.answer(asked, dice);
                 let whole = self.outbox.len();
                 let kept = if dice.one_in(2) { dice.below(whole) } else { whole - 1 };
                 self.outbox.truncate(kept);
                 self.said -= whole - kept;
-                // To finish properly would be the end of a body that the connection ends.
+                // To finish properly would be the end of a body that ends with the connection.
                 let until_close = asked.answer == Framing::UntilClose && asked.method != "HEAD";
                 self.after =
                     if until_close || dice.one_in(2) { After::Reset } else { After::Leave };
             }
             _ => {
-                self.answer(&asked, dice);
+                self.answer(asked, dice);
                 match asked.trouble {
-                    // Behind a body without an end of its own, it would be part of it.
+                    // After a body without an end of its own, it would be part of the body.
                     Trouble::Talkative if asked.answer != Framing::UntilClose => {
                         wire.unasked_at = Some(self.said);
                         self.say(b"HTTP/1.1 200 Stray\r\n\r\n");
@@ -362,7 +367,6 @@ impl Peer {
                 }
             }
         }
-        true
     }
 
     /// Says the whole answer.
@@ -374,7 +378,7 @@ impl Peer {
         let status = if asked.answer == Framing::None { "204 No Content" } else { "200 OK" };
         let mut head = format!("HTTP/1.1 {status}\r\nX-Id: {}\r\nX-Hop: 1\r\n", asked.id);
         if dice.one_in(8) {
-            // It takes the user to be known from here on.
+            // From here on it takes the user to be known.
             self.owner = Some(self.user.clone());
             head += dice
                 .pick(&["WWW-Authenticate: NTLM\r\n", "Proxy-Authenticate: x, negotiate y\r\n"]);
@@ -393,7 +397,7 @@ impl Peer {
     }
 }
 
-/// What must be so of every request that a backend gets.
+/// Checks what must hold for every request that a backend gets.
 fn understood(head: &Head, trouble: Trouble) -> Asked {
     let parts: Vec<&str> = head.start.split(' ').collect();
     assert!(parts.len() == 3 && parts[2] == "HTTP/1.1", "{head:?}");

@@ -1,4 +1,4 @@
-//! Users: some patient, some hostile. Each knows what it asked for, and takes nothing else.
+//! Users: some patient, some hostile. Each knows what it asked for, and accepts nothing else.
 
 use std::collections::VecDeque;
 
@@ -10,19 +10,19 @@ use crate::wire::{End, Wire};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Manner {
     Good,
-    /// Sends everything at once and says that it will send no more.
+    /// Sends everything at once, and says that it will send no more.
     HalfClosing,
-    /// Resets the connection at some time.
+    /// Resets the connection at some point.
     Resetting,
     /// Stops in the middle of a request.
     Truncating,
-    /// Sends what no request is.
+    /// Sends what is not a request.
     Malformed,
     /// Reads nothing for a long while.
     NotReading,
     /// Never reads anything.
     Deaf,
-    /// Sends requests in which bytes are wrong, and takes whatever comes.
+    /// Sends requests in which some bytes are wrong, and accepts whatever comes.
     Noisy,
 }
 
@@ -40,12 +40,12 @@ const MALFORMED: &[&str] = &[
 pub struct Client {
     pub manner: Manner,
     pub requests: Vec<Request>,
-    /// Requests of which writing has begun, and responses that have come whole.
+    /// How many requests it has begun to write, and how many responses have arrived complete.
     begun: usize,
     pub answered: usize,
-    /// Answers that a backend gave.
+    /// How many answers a backend gave.
     pub served: usize,
-    /// Requests that no backend may serve.
+    /// How many requests no backend may serve.
     pub refused: usize,
     head: VecDeque<u8>,
     body: VecDeque<u8>,
@@ -54,7 +54,7 @@ pub struct Client {
     inbox: Vec<u8>,
     last: bool,
     tunnel: Option<(Vec<u8>, usize)>,
-    /// In a tunnel it says that it has finished with its last word, and does not wait for the echo.
+    /// In a tunnel it finishes with its last word, without waiting for the echo.
     hasty: bool,
     patience: usize,
     pub ended: Option<End>,
@@ -93,7 +93,7 @@ impl Client {
         }
     }
 
-    /// Does some of what it may do now; whether it did anything.
+    /// Does some of what it may do now; returns whether it did anything.
     pub fn step(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
         if self.ended.is_some() {
             return false;
@@ -116,8 +116,8 @@ impl Client {
         }
     }
 
-    /// What it says may mean something else than it was meant to, so nothing is known of the answers but
-    /// that they are some.
+    /// What it sends may mean something other than intended, so nothing is known about the answers
+    /// except that they are answers.
     fn make_noise(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
         self.inbox.extend(wire.outward.drain(..));
         let shown = self.inbox.len().min(b"HTTP/1.1 ".len());
@@ -176,7 +176,7 @@ impl Client {
         if !idle || self.last || ahead >= self.depth && self.manner != Manner::HalfClosing {
             return false;
         }
-        // Nobody knows what a request is after one that may change the protocol, or be the last.
+        // Nobody knows what follows a request that may change the protocol, or be the last.
         if ahead > 0 && self.requests[self.begun - 1].upgrade {
             return false;
         }
@@ -186,7 +186,7 @@ impl Client {
         self.begun += 1;
         if self.manner == Manner::Malformed && self.begun == self.requests.len() {
             let meant = &mut self.requests[self.begun - 1];
-            // One of them goes wrong only behind its head, which a backend may have by then.
+            // One of them goes wrong only after its head, which a backend may have by then.
             let named = format!("Host: sim\r\nX-User: {}\r\n", meant.user);
             self.head = dice.pick(MALFORMED).replace("Host: sim\r\n", &named).bytes().collect();
             (meant.method, meant.newer, meant.upgrade) = ("GET", true, false);
@@ -309,7 +309,7 @@ impl Client {
                 let (content, bytes) = dechunk(rest)?;
                 Some((content, head.bytes + bytes))
             }
-            // Complete when the connection is, which `connection_ended` looks at.
+            // Complete once the connection is, which `connection_ended` checks.
             _ => None,
         }
     }
@@ -317,14 +317,14 @@ impl Client {
     /// An answer is the backend's to this very request, or the balancer's own.
     fn judge(&mut self, request: &Request, status: u16, head: &Head, content: &[u8], bare: bool) {
         let Some(id) = head.one("x-id") else {
-            // What a backend says too much reaches whoever it is connected to next, unless it came
-            // before that one's request went out; the wire sees to that.
+            // What a backend says unasked reaches whoever it is connected to next, unless it came
+            // before that user's request went out; the wire makes sure of that.
             if head.start.ends_with("Stray") {
                 return;
             }
             assert!(matches!(status, 400..=599), "{head:?}");
-            // A backend that was tired of waiting says so to whoever comes next, and a request that
-            // may not be repeated, or is not all there, has to take it.
+            // A backend that is tired of waiting says so to whoever comes next; a request that may
+            // not be repeated, or is incomplete, has to take it.
             let repeatable = request.idempotent() && request.framing == Framing::None;
             if head.start.ends_with("Too Late") && !repeatable {
                 return;
@@ -361,7 +361,7 @@ impl Client {
         let request = self.requests[self.answered];
         let until_close = head.framing().0 == Framing::None;
         if until_close && end == End::Fin {
-            // The end of the connection is the end of the body, so it must be all of it.
+            // The end of the connection is the end of the body, so it must be complete.
             let status: u16 = head.start[9..12].parse().expect("a status");
             let content = self.inbox[head.bytes..].to_vec();
             self.judge(&request, status, &head, &content, false);
@@ -370,7 +370,7 @@ impl Client {
         }
     }
 
-    /// Whether no part of a response is left that was never completed.
+    /// Whether no part of an incomplete response is left.
     pub fn has_no_half_answer(&self) -> bool {
         self.tunnel.is_some() || self.inbox.is_empty()
     }
@@ -380,7 +380,7 @@ impl Client {
         self.tunnel.as_ref().is_none_or(|(echoed, sent)| echoed.len() == *sent)
     }
 
-    /// Leaves a tunnel when it has heard everything.
+    /// Leaves a tunnel once it has heard everything.
     pub fn leave_tunnel(&mut self, wire: &mut Wire) -> bool {
         let heard = self.hasty || self.tunnel_is_whole();
         let done = self.tunnel.is_some() && heard && self.body.is_empty();

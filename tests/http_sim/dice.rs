@@ -1,4 +1,4 @@
-//! Chance from a seed, and content that anyone can make again from a number.
+//! Chance from a seed, and content that anyone can reproduce from a number.
 
 /// xorshift64*, so that a seed means the same run for ever.
 pub struct Dice(u64);
@@ -39,7 +39,7 @@ impl Dice {
     }
 }
 
-/// Content that belongs to `id` alone: no stretch of it occurs in that of another.
+/// Content that belongs to `id` alone: no part of it occurs in that of another.
 pub fn content(id: u64, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 16);
     let mut word = 0u64;

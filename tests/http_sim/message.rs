@@ -1,4 +1,5 @@
-//! What is said on the wires, and a plain reader of it that shares nothing with the one under test.
+//! What is said on the wires, and a plain reader for it that shares nothing with the one under
+//! test.
 
 use crate::dice::{Dice, content};
 
@@ -11,10 +12,10 @@ pub enum Framing {
     UntilClose,
 }
 
-/// Some as often again as others.
+/// Some are listed twice, to be more frequent.
 pub const METHODS: &[&str] = &["GET", "GET", "HEAD", "POST", "POST", "PUT", "DELETE", "PATCH"];
 
-/// One request and the answer that it asks for.
+/// One request, and the answer it asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
     pub id: u64,
@@ -23,7 +24,7 @@ pub struct Request {
     pub close: bool,
     pub expect: bool,
     pub upgrade: bool,
-    /// Who asks, and whether that one proves it for the connection.
+    /// Who asks, and whether the request authenticates that user for the connection.
     pub user: usize,
     pub login: bool,
     pub framing: Framing,
@@ -69,7 +70,7 @@ impl Request {
         !matches!(self.method, "POST" | "PATCH")
     }
 
-    /// Everything that a backend must know is in the path.
+    /// The path holds everything that a backend must know.
     pub fn path(&self) -> String {
         format!(
             "/{}/{}/{}/{:?}/{}",
@@ -131,7 +132,7 @@ pub fn framed(content: &[u8], framing: Framing, dice: &mut Dice) -> Vec<u8> {
     body
 }
 
-/// A head as it stands on the wire.
+/// A head as it is on the wire.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Head {
     pub start: String,
@@ -140,7 +141,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// `None` when it is not complete.
+    /// `None` if it is incomplete.
     pub fn read(bytes: &[u8]) -> Option<Head> {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
         let text = String::from_utf8_lossy(&bytes[..end]);
@@ -162,7 +163,7 @@ impl Head {
         self.fields.iter().filter(move |(name, _)| name == wanted).map(|(_, value)| value.as_str())
     }
 
-    /// The only value of a field; a second is a violation.
+    /// The only value of a field; a second one is a violation.
     pub fn one<'h>(&'h self, wanted: &'h str) -> Option<&'h str> {
         let mut all = self.all(wanted);
         let first = all.next();
@@ -183,7 +184,7 @@ impl Head {
     }
 }
 
-/// Bytes that somebody means to be a message, with a few of them changed, removed, doubled or cut off.
+/// Bytes meant to be a message, with a few of them changed, removed, doubled or cut off.
 pub fn damaged(mut bytes: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
     const TELLING: &[u8] = b"\r\n\0 \t:;,0af-_/\x80";
     for _ in 0..dice.below(4) {
@@ -203,8 +204,8 @@ pub fn damaged(mut bytes: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
-/// The content of a chunked body and its length on the wire; `None` when it is not complete. What it
-/// begins with must be right in any case.
+/// The content of a chunked body and its length on the wire; `None` if it is incomplete. What has
+/// arrived must be correct in any case.
 pub fn dechunk(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let mut content = Vec::new();
     let mut at = 0;

@@ -1,5 +1,6 @@
-//! One connection of the balancer, with a simulated kernel between it and its peer: what was armed,
-//! what is in flight, what has arrived. Every operation that a kernel would not forgive is a failure.
+//! One connection of the balancer, with a simulated kernel between it and its peer: what is armed,
+//! what is in flight, what has arrived. Every operation that a kernel would not forgive is a
+//! failure.
 
 use std::collections::VecDeque;
 
@@ -19,7 +20,7 @@ pub enum End {
     Reset,
 }
 
-/// What a socket's buffers hold each way.
+/// The capacity of a socket's buffers each way, in bytes.
 const WINDOW: usize = 32 << 10;
 
 pub struct Wire {
@@ -32,27 +33,27 @@ pub struct Wire {
     pub outward_end: End,
     armed: Option<Intake>,
     cancelled: bool,
-    /// The armed receive took data when the end was there already, and lost the wake-up for that (as
-    /// Linux 6.18 may).
+    /// The armed receive took data when the end had already arrived, and lost the wake-up for that
+    /// (as Linux 6.18 may).
     asleep: bool,
     sending: Option<Outgoing>,
     send_cancelled: bool,
-    /// It was asked whether it takes more.
+    /// The kernel was asked whether it takes more.
     room_asked: bool,
     room_cancelled: bool,
     /// The balancer has closed its socket.
     pub closed: bool,
-    /// The peer has closed its own altogether.
+    /// The peer has closed its own socket altogether.
     pub left: bool,
-    /// A reset is told once; after that the stream reads as merely ended.
+    /// A reset is reported once; after that the stream reads as merely ended.
     told: bool,
-    /// Bytes that the balancer has read.
+    /// How many bytes the balancer has read.
     pub consumed: usize,
-    /// Where in the stream from the peer what nobody asked for begins.
+    /// Where what nobody asked for begins in the stream from the peer.
     pub unasked_at: Option<usize>,
-    /// Bytes that the balancer's kernel has taken.
+    /// How many bytes the balancer's kernel has taken.
     sent: usize,
-    /// Some of that had been read when the send in flight was begun.
+    /// Some of that had been read when the send in flight began.
     spoiled: bool,
 }
 
@@ -83,7 +84,7 @@ impl Wire {
 
     // What the peer does.
 
-    /// How much the peer may write now.
+    /// How many bytes the peer may write now.
     pub fn room(&self) -> usize {
         WINDOW.saturating_sub(self.inward.len())
     }
@@ -103,7 +104,7 @@ impl Wire {
         }
     }
 
-    /// The peer resets the connection; what it sent last may be lost.
+    /// The peer resets the connection; the last that it sent may be lost.
     pub fn reset(&mut self, dice: &mut Dice) {
         self.inward_end = End::Reset;
         self.left = true;
@@ -114,7 +115,7 @@ impl Wire {
         }
     }
 
-    /// The peer closes: a reset follows if it had not read everything, or is sent more.
+    /// The peer closes: a reset follows if it had not read everything, or if it is sent more.
     pub fn leave(&mut self, dice: &mut Dice) {
         if self.outward.is_empty() {
             self.finish();
@@ -177,8 +178,8 @@ impl Wire {
         }
     }
 
-    /// A kernel resets a connection that is closed with bytes unread, or is sent more after it; the
-    /// peer loses what it has not read yet.
+    /// A kernel resets a connection that is closed with bytes unread, or sent to after the close;
+    /// the peer loses what it has not read yet.
     fn reset_peer(&mut self) {
         self.outward_end = End::Reset;
         self.outward.clear();
@@ -190,7 +191,7 @@ impl Wire {
 
     // What the kernel does.
 
-    /// Answers the question whether it takes more, if it does or never will.
+    /// Answers the question whether the socket takes more, if it does or never will.
     pub fn answer_room(&mut self) -> Option<Event> {
         let roomy = self.is_roomy();
         let gone = self.left || self.inward_end == End::Reset;
@@ -201,7 +202,7 @@ impl Wire {
         Some(Event::Room { side: self.side })
     }
 
-    /// Completes the armed receive, if anything has come for it.
+    /// Completes the armed receive, if anything has arrived for it.
     pub fn receive(&mut self, pool: &mut Pool, dice: &mut Dice) -> Option<Event> {
         let how = self.armed?;
         if self.cancelled && dice.one_in(2) {
@@ -255,7 +256,7 @@ impl Wire {
         Event::Received { side: self.side, what, more, nonempty: !self.inward.is_empty() }
     }
 
-    /// Completes the send in flight, if the peer has room for all of it, or never will.
+    /// Completes the send in flight, if the peer has room for all of it or never will.
     pub fn complete_send(&mut self, pool: &Pool, dice: &mut Dice) -> Option<Event> {
         let what = self.sending?;
         let gone = self.left || self.inward_end == End::Reset;
@@ -287,7 +288,7 @@ impl Wire {
     }
 }
 
-/// Whether these are a request's first bytes; what a send left over may begin within its first line.
+/// Whether these are a request's first bytes; the rest of a send may begin within its first line.
 fn begins_request(bytes: &[u8]) -> bool {
     let second = bytes.split(|byte| *byte == b'\n').nth(1);
     let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
@@ -300,7 +301,8 @@ impl Wire {
         self.outward.len() <= WINDOW * 2 / 3
     }
 
-    /// What the kernel says of the send queue. What its peer has not read yet is all taken to be in it.
+    /// What the kernel says about the send queue. All that the peer has not read yet counts as
+    /// queued.
     pub fn outlook(&self) -> Outlook {
         Outlook {
             queued: self.outward.len() as u32,
@@ -310,12 +312,12 @@ impl Wire {
         }
     }
 
-    /// Whether the balancer does not know of the end, and never will by itself.
+    /// Whether the balancer does not know about the end, and never will by itself.
     pub fn is_asleep(&self) -> bool {
         self.asleep && self.armed.is_some()
     }
 
-    /// Whether the peer has not finished sending.
+    /// Whether the peer is still sending.
     pub fn inward_is_open(&self) -> bool {
         self.inward_end == End::Open && !self.left
     }

@@ -1,5 +1,5 @@
-//! What the bytes of a stream look like: every place of every stream has its own, so that a byte that is
-//! lost, doubled, out of order or with the wrong peer is seen by its value.
+//! What the bytes of a stream look like: every place of every stream has its own content, so that a
+//! byte that is lost, doubled, out of order or with the wrong peer is noticed by its value.
 
 use std::sync::OnceLock;
 
@@ -8,8 +8,8 @@ use lb::ring::pool::LARGE_BYTES;
 
 use super::random::Random;
 
-/// The streams are windows into one random text, which repeats after a prime number of bytes, so that
-/// a mistake by whole blocks never lands on the same text again.
+/// The streams are windows into one random text, which repeats after a prime number of bytes, so
+/// that a mistake by whole blocks never hits the same text again.
 const PERIOD: u64 = 65_521;
 
 /// What one peer of one user's session sends.

@@ -1,5 +1,5 @@
-//! The control core's part in a run: backends that register, leave and stand aside, and orders at any
-//! time, among them some that come too late.
+//! The control core's part in a run: backends that register, leave and are set aside, and orders at
+//! any time, some of which come too late.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -64,7 +64,7 @@ impl Control {
         self.acts.front().map(|(at, _)| *at)
     }
 
-    /// Does what is due. False when nothing is.
+    /// Does what is due; false if nothing is.
     pub fn act(&mut self, now: Now, random: &mut Random) -> bool {
         if self.next_at().is_none_or(|at| now < at) {
             return false;

@@ -1,7 +1,8 @@
 //! The ring without a kernel: operations that the shell would have submitted, the blocks posted for
-//! receives, and completions in an order that is legal for each operation and arbitrary between them.
-//! What it may do follows the manual pages and what was seen of the real one: cancels come too late or
-//! find nothing, sends stop short, receives end early, blocks run out before a socket is looked at.
+//! receives, and completions in an order that is legal for each operation and arbitrary between
+//! them. What it may do follows the manual pages and what the real one was seen to do: cancels come
+//! too late or find nothing, sends stop short, receives end early, blocks run out before a socket
+//! is looked at.
 
 use std::collections::VecDeque;
 
@@ -16,7 +17,7 @@ use super::law::{self, check};
 use super::net::{Conn, Read};
 use super::random::Random;
 
-/// One block in so many is never posted (`ring::provided`).
+/// One block in four is never posted (`ring::provided`).
 const WRITTEN_SHARE: usize = 4;
 const WRITTEN_SHARE_OF_RESERVE: usize = 2;
 
@@ -43,9 +44,10 @@ pub struct Op {
     pub tag: Tag,
     pub conn: usize,
     pub work: Work,
-    /// A cancel came and could not stop it at once.
+    /// A cancel arrived and could not stop it at once.
     cancelled: bool,
-    /// Took data when the end was there already, and lost the wake-up for that (as Linux 6.18 may).
+    /// Took data when the end had already arrived, and lost the wake-up for that (as Linux 6.18
+    /// may).
     asleep: bool,
 }
 
@@ -75,19 +77,19 @@ pub enum Outcome {
 pub enum Until {
     Readable,
     Writable,
-    /// Writable by a good part, as poll(2) has it.
+    /// Writable as poll(2) defines it: a good part of the buffer is free.
     Roomy,
 }
 
-/// How often, in a thousand, the kernel does what is legal but unkind.
+/// How often, per thousand, the kernel does what is legal but unkind.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Temper {
     pub short_sends: u64,
     pub failed_sends: u64,
-    /// Receives that end though nothing is wrong.
+    /// Receives that end although nothing is wrong.
     pub early_ends: u64,
     pub late_cancels: u64,
-    /// Operations that could go on and wait all the same.
+    /// Operations that could go on and wait nevertheless.
     pub sluggish: u64,
     /// Multishot receives that sleep through an end that came with the data before it.
     pub lost_wakeups: u64,
@@ -100,7 +102,7 @@ pub struct Around<'a> {
     pub conns: &'a mut Vec<Conn>,
 }
 
-/// The posted blocks of one class and stock; the rules of `ring::provided`.
+/// The posted blocks of one class and stock, by the rules of `ring::provided`.
 struct Provided {
     class: Class,
     stock: Stock,
@@ -122,7 +124,7 @@ pub struct Kernel {
     submitted: VecDeque<Entry>,
     ops: Vec<Op>,
     completed: VecDeque<Done>,
-    /// Connections that have come about.
+    /// Connections that have been established.
     pub established: Vec<usize>,
 }
 
@@ -169,7 +171,7 @@ impl Kernel {
         }
     }
 
-    /// Lets operations go on as far as they can. False when none can.
+    /// Lets operations proceed as far as they can; false if none can.
     pub fn run(&mut self, around: &mut Around) -> bool {
         let mut able = false;
         let count = self.ops.len();
@@ -203,7 +205,7 @@ impl Kernel {
         self.submitted.is_empty() && self.completed.is_empty()
     }
 
-    /// When a connection attempt is answered next.
+    /// When the next connection attempt is answered.
     pub fn next_answer(&self) -> Option<Now> {
         let answers = self.ops.iter().filter_map(|op| match op.work {
             Work::Connect { at, .. } => Some(at),
@@ -227,7 +229,7 @@ impl Kernel {
         of_it.map(|provided| provided.posted.len()).sum()
     }
 
-    /// Blocks that are filled and not handed out yet.
+    /// How many blocks are filled and not handed out yet.
     pub fn undelivered(&self) -> usize {
         let holds = |done: &&Done| {
             matches!(done.outcome, Outcome::Received { what: Received::Data(_), .. })
@@ -235,7 +237,7 @@ impl Kernel {
         self.completed.iter().filter(holds).count()
     }
 
-    /// Gives the posted blocks back, at the end of a run.
+    /// Returns the posted blocks at the end of a run.
     pub fn withdraw(&mut self, pool: &mut Pool) {
         for provided in &mut self.provided {
             while let Some(buf) = provided.pop(pool) {
@@ -246,7 +248,7 @@ impl Kernel {
 
     fn start(&mut self, op: Op, around: &mut Around) {
         let tries_first = match &op.work {
-            // A block is picked before the socket is looked at, be it empty.
+            // A block is picked before the socket is looked at, even if it is empty.
             Work::Receive {
                 how:
                     how @ (Intake::Once { wait_first: false, .. } | Intake::Last { wait_first: false }),
@@ -286,7 +288,7 @@ impl Kernel {
         }
     }
 
-    /// The end that a cancel brings about.
+    /// Ends an operation that was cancelled.
     fn give_up(&mut self, op: Op) {
         let outcome = match op.work {
             Work::Receive { .. } => received(Received::Stopped, false, false),
@@ -341,7 +343,7 @@ impl Kernel {
                 Received::Data(buf)
             }
             Read::End => {
-                // The block that was picked is used up, or goes back to where it was.
+                // The block that was picked is used up, or goes back where it was.
                 if self.random.half() {
                     let buf = provided.pop(around.pool).expect("there is a posted block");
                     around.pool.give_back(buf);
@@ -396,9 +398,9 @@ impl Kernel {
         }
     }
 
-    /// Behind the completions of the same operation, anywhere among the others. When a socket has
-    /// failed, what its operations say hangs together: one of them is told the error, or keeps it to
-    /// itself, and those that come after find an end. So these keep their order.
+    /// Goes after the completions of the same operation, anywhere among the others. When a socket
+    /// has failed, the results of its operations depend on each other: one of them reports the
+    /// error, or swallows it, and those that come after find an end. So these keep their order.
     fn complete(&mut self, tag: Tag, outcome: Outcome) {
         let over = |outcome: &Outcome| match outcome {
             Outcome::Sent(_) => true,
@@ -465,7 +467,7 @@ impl Provided {
     }
 }
 
-/// Which posted blocks a receive is given.
+/// Which posted blocks a receive takes from.
 fn group(how: Intake) -> usize {
     match how {
         Intake::Many { .. } => Class::Small as usize,
@@ -478,7 +480,8 @@ fn received(what: Received, more: bool, nonempty: bool) -> Outcome {
     Outcome::Received { what, more, nonempty }
 }
 
-/// Compares `count` bytes from `skip` on with what they should be: `text` gives it by place and length.
+/// Compares `count` bytes, starting at `skip`, with what they should be: `text` returns it by place
+/// and length.
 fn compare<'a>(
     pieces: impl Iterator<Item = &'a [u8]>,
     skip: u64,

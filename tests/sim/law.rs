@@ -1,4 +1,4 @@
-//! How a broken law is told.
+//! How a broken law is reported.
 
 /// Names the laws; the name is what a failing run shows.
 macro_rules! laws {

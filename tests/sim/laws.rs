@@ -1,5 +1,5 @@
-//! The shadow of every session: what the core was told and what it asked for, kept without asking it.
-//! Owns the judgement; a broken law ends the run.
+//! The shadow of every session: what the core was told and what it asked for, kept without asking
+//! it. Owns the judgement; a broken law ends the run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::net::Conn;
 use super::pipes::Pipes;
 use super::shadow::{Attempt, LATE, STARVED_MAX, Session, grace};
 
-/// Who ended for want of blocks did so at most this long after there were none.
+/// A session that ended for want of blocks did so at most this long after there were none.
 const DROUGHT: Duration = Duration::from_secs(1);
 
 /// What became of a user.
@@ -47,7 +47,7 @@ pub struct Laws {
     dry: u64,
     dry_since: Now,
     dry_flows: u64,
-    /// When a turn last ended with no small block to be had.
+    /// When a turn last ended with no small block available.
     dry_at: Now,
 }
 
@@ -163,7 +163,7 @@ impl Laws {
             (self.dry_since, self.dry_flows) = (now, 0);
         }
         self.dry = if matches!(what, Received::NoBuffers) { self.dry + 1 } else { 0 };
-        // Of those who were there when it began some may have ended.
+        // Some that were there when it began may have ended.
         self.dry_flows = self.dry_flows.max(2 * self.sessions.len() as u64);
         let flows = self.dry_flows;
         let rounds = now.since(self.dry_since).as_millis() as u64 / STARVED_MAX.as_millis() as u64;
@@ -197,7 +197,7 @@ impl Laws {
         self.dry = 0;
         let session = self.session(key);
         let ways = &mut session.sides[side as usize];
-        // What comes about after the session was ended does not make it less still.
+        // A send that completes after the session was ended does not count as movement.
         let asked = ways.send.take().is_some_and(|send| !send.cancelled);
         if asked {
             session.touched_at = now;
@@ -264,7 +264,7 @@ impl Laws {
             Spliced::Step(Splice::Ended) => {
                 let ways = &mut session.sides[side as usize];
                 ways.ended = true;
-                // A step may overtake the word of a send that kept a reset to itself.
+                // A step may come before the completion of a send that swallowed a reset.
                 ways.short |= ways.send.is_some();
             }
             Spliced::Step(Splice::SourceFailed(_)) => session.fails(side),
@@ -312,7 +312,7 @@ impl Laws {
                 *seen = None;
             } else if before.is_some_and(|before| before < outlook.acknowledged) {
                 session.touched_at = now;
-                // What is taken after it was given up does not make it less still.
+                // What is taken after it was given up does not count as movement.
                 if !session.given_up {
                     session.delivered_at = now;
                 }

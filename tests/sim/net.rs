@@ -1,5 +1,5 @@
-//! The network: connections with bounded buffers at both ends, on which bytes, ends and resets travel
-//! at their own pace. Owns what each end's socket would answer; decides nothing about when.
+//! The network: connections with bounded buffers at both ends, on which bytes, ends and resets
+//! travel at their own pace. Owns what each end's socket would answer; does not decide when.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub const KEEPALIVE: Duration = Duration::from_secs(60);
 /// … and when something is (`net.ipv4.tcp_retries2`).
 const RETRANSMISSIONS: Duration = Duration::from_secs(924);
 
-/// One direction: numbers of bytes, of which the places say what they look like.
+/// One direction: numbers of bytes, whose places determine their content.
 #[derive(Debug)]
 pub struct Pipe {
     /// Taken by the sender's kernel.
@@ -28,7 +28,7 @@ pub struct Pipe {
     /// The sender has finished.
     pub finished: bool,
     pub end_arrived: bool,
-    /// The bound of each end's buffer.
+    /// The bound of each end's buffer, in bytes.
     window: u64,
 }
 
@@ -42,7 +42,7 @@ pub struct Conn {
     pub inward: Pipe,
     /// From the balancer to the peer.
     pub outward: Pipe,
-    /// What the balancer's socket has to tell, once.
+    /// What the balancer's socket has to report, once.
     error: Option<Errno>,
     /// Nothing moves any more.
     pub broken: bool,
@@ -55,7 +55,7 @@ pub struct Conn {
     pub silent_since: Option<Now>,
 }
 
-/// What a read at one end gives.
+/// The result of a read at one end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Read {
     Bytes(u64),
@@ -122,7 +122,7 @@ impl Conn {
         Stream { user: self.user, from: self.side.other() }
     }
 
-    /// Moves what is under way. False when nothing can move.
+    /// Moves what is under way; false if nothing can move.
     pub fn travel(&mut self, now: Now, random: &mut Random) -> bool {
         if self.broken {
             return false;
@@ -155,13 +155,13 @@ impl Conn {
         moved
     }
 
-    /// When the balancer's kernel gives a silent peer up by itself.
+    /// When the balancer's kernel gives up a silent peer by itself.
     pub fn gives_up_at(&self) -> Option<Now> {
         let patience = if self.outward.on_its_way() == 0 { KEEPALIVE } else { RETRANSMISSIONS };
         self.silent_since.filter(|_| !self.broken).map(|since| since.plus(patience))
     }
 
-    /// What the balancer's kernel says of its send queue.
+    /// What the balancer's kernel says about its send queue.
     pub fn outlook(&self, now: Now) -> Outlook {
         let fin = self.outward.finished && !self.outward.end_arrived;
         let queued = self.outward.on_its_way() as u32 + u32::from(fin);
@@ -178,7 +178,7 @@ impl Conn {
         }
     }
 
-    /// Bytes that the balancer has sent, and the peer's kernel has not got.
+    /// How many bytes the balancer has sent that the peer's kernel has not got.
     pub fn undelivered(&self) -> u64 {
         self.outward.on_its_way()
     }
@@ -202,7 +202,7 @@ impl Conn {
         self.inward.unread() > 0 || self.inward.end_arrived || self.broken
     }
 
-    /// Whether all that is left to read is the end.
+    /// Whether only the end is left to read.
     pub fn has_ended(&self) -> bool {
         self.inward.unread() == 0 && self.is_readable()
     }
@@ -229,7 +229,7 @@ impl Conn {
         self.broken || self.outward.room() >= self.outward.window.div_ceil(3)
     }
 
-    /// Takes up to `max` bytes to send; how many, or why none.
+    /// Takes up to `max` bytes to send; returns how many, or why none.
     pub fn write(&mut self, max: u64) -> Result<u64, Errno> {
         if self.broken {
             return Err(self.error.take().unwrap_or(Errno::EPIPE));
@@ -239,7 +239,7 @@ impl Conn {
         Ok(count)
     }
 
-    /// A send that had made progress keeps the error to itself.
+    /// A send that had made progress swallows the error.
     pub fn forget_error(&mut self) {
         self.error = None;
     }
@@ -248,7 +248,7 @@ impl Conn {
         self.outward.finished = true;
     }
 
-    /// Closes the socket. Bytes that were not read make a reset of it, as tcp(7) has it.
+    /// Closes the socket. Unread bytes make that a reset, as tcp(7) says.
     pub fn close(&mut self, reset: bool) {
         self.closed = true;
         if reset || self.inward.unread() > 0 {

@@ -1,5 +1,5 @@
 //! The people at both ends: users and backends with habits, from diligent to rude. Owns what a peer
-//! does next on its socket; sees nothing of the balancer but that socket.
+//! does next on its socket; sees nothing of the balancer except that socket.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use super::random::Random;
 /// What the two ends of a session have to say to each other.
 #[derive(Clone, Copy, Debug)]
 pub enum Script {
-    /// Both say all of it as fast as they can.
+    /// Both say everything as fast as they can.
     AtOnce { up: u64, down: u64 },
-    /// One question, one answer, and so on: nothing else would hide a wake-up that got lost.
+    /// One question, one answer, and so on: nothing else would reveal a lost wake-up.
     InTurns { rounds: u64, up: u64, down: u64 },
 }
 
@@ -30,7 +30,7 @@ impl Script {
         }
     }
 
-    /// How much a side may have said when it has heard `heard` bytes.
+    /// How much a side may have said once it has heard `heard` bytes.
     fn allowed(self, side: Side, heard: u64) -> u64 {
         match (self, side) {
             (Script::AtOnce { .. }, _) => self.total(side),
@@ -48,7 +48,7 @@ impl Script {
 pub struct Habits {
     pub write: Pace,
     pub read: Pace,
-    /// Reads nothing for so long after so many bytes; `None`: for ever.
+    /// Stops reading after a number of bytes, for some time; `None`: for ever.
     pub stall: Option<(u64, Option<Duration>)>,
     pub end: End,
     /// Leaves early.
@@ -63,7 +63,7 @@ pub struct Pace {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
-    /// Finishes when all is said.
+    /// Finishes when everything is said.
     First,
     /// Finishes when the other end has.
     Last,
@@ -79,13 +79,13 @@ pub enum When {
 #[derive(Clone, Copy, Debug)]
 pub enum How {
     Reset,
-    /// Closes without having read all.
+    /// Closes without having read everything.
     Close,
     Silent,
 }
 
 impl Habits {
-    /// Whether someone like this gets to the end of a session by himself.
+    /// Whether someone like this reaches the end of a session unaided.
     pub fn are_diligent(&self) -> bool {
         let stalls_for_ever = matches!(self.stall, Some((_, None)));
         self.leave.is_none() && !stalls_for_ever && self.end != End::Never
@@ -98,7 +98,7 @@ pub struct Peer {
     side: Side,
     script: Script,
     habits: Habits,
-    /// Not before; `None`: never again.
+    /// The earliest time of the next read; `None`: never again.
     read_at: Option<Now>,
     write_at: Now,
     leave_at: Option<Now>,
@@ -128,7 +128,7 @@ impl Peer {
         }
     }
 
-    /// Does what is to be done now. False when there is nothing.
+    /// Does what is due now; false if nothing is.
     pub fn act(&mut self, now: Now, conn: &mut Conn, random: &mut Random) -> bool {
         if self.gone {
             return false;
@@ -148,7 +148,7 @@ impl Peer {
         read || write
     }
 
-    /// When [`Peer::act`] has something to do that it has not got now.
+    /// When [`Peer::act`] next has something to do that is not due now.
     pub fn next_at(&self, conn: &Conn) -> Option<Now> {
         if self.gone {
             return None;
@@ -172,7 +172,7 @@ impl Peer {
 
     fn wants_to_finish(&self, conn: &Conn) -> bool {
         let all_said = conn.inward.written == self.script.total(self.side);
-        // Who is not given the answer that would let him go on has nothing more to say, either.
+        // A peer that is not given the answer it needs to go on has nothing more to say, either.
         let cut_short = self.heard_end.is_some()
             && conn.inward.written == self.script.allowed(self.side, conn.outward.read);
         match self.habits.end {

@@ -1,6 +1,6 @@
-//! Splicing without a kernel: pipes on loan, steps that wait for their time, and what a step moves from
-//! one socket to the other. Plays `worker::tcp::splices` and `ring::pipe`; a pipe holds numbers of bytes, of
-//! which the places say what they look like.
+//! Splicing without a kernel: pipes on loan, steps that wait for their time, and what a step moves
+//! from one socket to the other. Plays `worker::tcp::splices` and `ring::pipe`; a pipe holds
+//! numbers of bytes, whose places determine their content.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use super::law::{self, check};
 use super::net::{Conn, Read};
 use super::random::Random;
 
-/// The moment of `When::Soon`, by `worker::tcp::splices`.
+/// How long `When::Soon` waits in `worker::tcp::splices`.
 const MOMENT: Duration = Duration::from_micros(200);
-/// The while of `When::Later`.
+/// How long `When::Later` waits.
 const WHILE: Duration = Duration::from_millis(20);
 
 /// A step: the session and the side that is read from.
@@ -25,19 +25,19 @@ pub type Step = (Key, Side);
 /// A pipe between two sockets.
 struct Pipe {
     step: Step,
-    /// The place in the source's stream of the first byte held.
+    /// The place of the first byte held, in the source's stream.
     from: u64,
     held: u64,
 }
 
-/// What the pipes of a run are like.
+/// The properties of a run's pipes.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Pipes that there are.
+    /// How many pipes there are.
     pub pipes: usize,
-    /// What each can hold.
+    /// The capacity of each in bytes.
     pub pipe_bytes: u64,
-    /// What one step moves.
+    /// How many bytes one step moves.
     pub step_bytes: u64,
 }
 
@@ -48,9 +48,9 @@ pub struct Pipes {
     waiting: Vec<(Step, Now)>,
 }
 
-/// What a step has done.
+/// The result of a step.
 pub struct Outcome {
-    /// Bytes that have left the source.
+    /// How many bytes have left the source.
     pub taken: u64,
     pub moved: u64,
     pub held: u64,
@@ -62,7 +62,7 @@ impl Pipes {
         Pipes { bounds, lent: Vec::new(), waiting: Vec::new() }
     }
 
-    /// Sees to it that the flow has a pipe. False: there is none to be had.
+    /// Makes sure that the flow has a pipe; false if none can be had.
     pub fn lend(&mut self, step: Step) -> bool {
         let has = self.lent.iter().any(|pipe| pipe.step == step);
         let may = self.lent.len() < self.bounds.pipes;
@@ -72,7 +72,7 @@ impl Pipes {
         has || may
     }
 
-    /// The flow needs its pipe no more; how many bytes went with it.
+    /// The flow no longer needs its pipe; returns how many bytes went with it.
     pub fn end(&mut self, step: Step) -> u64 {
         let place = self.lent.iter().position(|pipe| pipe.step == step);
         place.map_or(0, |place| self.lent.swap_remove(place).held)
@@ -90,7 +90,7 @@ impl Pipes {
         self.waiting.push((step, now.plus(MOMENT)));
     }
 
-    /// Forgets a step that has not begun; false when it does not wait here.
+    /// Forgets a step that has not begun; false if none waits here.
     pub fn forget(&mut self, step: Step) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|(waiting, _)| *waiting != step);
@@ -101,13 +101,13 @@ impl Pipes {
         self.waiting.iter().map(|(_, at)| *at).min()
     }
 
-    /// A step whose time has come.
+    /// Takes a step whose time has come.
     pub fn pop_due(&mut self, now: Now) -> Option<Step> {
         let place = self.waiting.iter().position(|(_, at)| now >= *at)?;
         Some(self.waiting.swap_remove(place).0)
     }
 
-    /// Bytes that are between the two sockets.
+    /// How many bytes are between the two sockets.
     pub fn held(&self, step: Step) -> u64 {
         self.lent.iter().find(|pipe| pipe.step == step).map_or(0, |pipe| pipe.held)
     }
@@ -117,12 +117,12 @@ impl Pipes {
         self.waiting.iter().any(|((waiting, _), _)| *waiting == key)
     }
 
-    /// The flows that have one.
+    /// The flows that have a pipe.
     pub fn lent(&self) -> impl Iterator<Item = Step> + '_ {
         self.lent.iter().map(|pipe| pipe.step)
     }
 
-    /// Takes a step between the two sockets, which moves less than it could now and then.
+    /// Takes a step between the two sockets, which sometimes moves less than it could.
     pub fn step(
         &mut self,
         step: Step,

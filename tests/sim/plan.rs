@@ -1,5 +1,6 @@
-//! What kind of day it is: everything that a seed decides before a run begins, drawn within the bounds
-//! of a weather. Faults are switched on and off by seed, so that each is also seen without the others.
+//! What kind of day it is: everything that a seed decides before a run begins, drawn within the
+//! bounds of a weather. Faults are switched on and off by seed, so that each is also seen without
+//! the others.
 
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ impl Weather {
     }
 }
 
-/// Chances are in a thousand.
+/// Chances are per thousand.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub users: usize,
@@ -63,7 +64,7 @@ pub struct Plan {
     pub policy: Policy,
     pub timeouts: Timeouts,
     pub backends: usize,
-    /// What each end has to say, unless it has nothing to say.
+    /// Least number of bytes that each end has to say, unless it has nothing to say.
     pub bytes_min: u64,
     pub bytes_max: u64,
     pub window_min: u64,
@@ -74,7 +75,7 @@ pub struct Plan {
     pub rude: u64,
     /// Peers that stop reading or never finish.
     pub lazy: u64,
-    /// Some of those never finish, but read on.
+    /// Some of those that never finish go on reading.
     pub lazy_read: bool,
     pub refused: u64,
     pub hanging: u64,
@@ -152,7 +153,7 @@ impl Plan {
     }
 
     pub fn habits(&self, random: &mut Random, total: u64) -> Habits {
-        // Nobody needs thousands of turns for a session.
+        // Nobody needs thousands of turns per session.
         let pace = |random: &mut Random| Pace {
             bytes: random.pick(&[600, 4096, 16 * 1024, 128 * 1024]).max(total / 4),
             every: random.any_time(Duration::from_millis(30)),
@@ -190,7 +191,7 @@ impl Plan {
     }
 }
 
-/// On in two seeds of three, and then as often as this at most.
+/// Switched on in two seeds of three, and then at most this frequent.
 fn some(random: &mut Random, most: u64) -> u64 {
     if random.in_thousand(667) { random.any_size(most) } else { 0 }
 }

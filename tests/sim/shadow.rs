@@ -1,5 +1,5 @@
-//! The shadow of one session: what the core was told about it and what it asked for. Owns the judgement
-//! of a single session; what concerns all of them is `laws`'.
+//! The shadow of one session: what the core was told about it and what it asked for. Owns the
+//! judgement of a single session; what concerns all of them is in `laws`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,7 +22,8 @@ use super::pipes::Pipes;
 const SMALL_HELD_MAX: usize = 16;
 const LARGE_HELD_MAX: usize = 4;
 const FREE_SHARE: usize = 8;
-/// Backends that may fail one user, and that it is offered in all, by `worker::tcp::sessions`.
+/// How many backends may fail one user, and how many it is offered in all, by
+/// `worker::tcp::sessions`.
 const ATTEMPTS_MAX: usize = 3;
 const OFFERS_MAX: usize = 8;
 /// How long a flow waits for blocks without trying again, by `worker::tcp::sessions`.
@@ -40,27 +41,27 @@ pub struct Session {
     pub diligent: bool,
     pub attempt: Option<Attempt>,
     pub tried: Vec<BackendId>,
-    /// How many of them could not be asked for want of a local port.
+    /// How many of them could not be tried for lack of a local port.
     pub portless: usize,
-    /// The last attempt was such a one, and another backend is due.
+    /// The last attempt was one of those, and another backend is due.
     pub wants_next: bool,
     pub relaying: bool,
     pub sides: [Ways; 2],
     /// By the side that the bytes come from.
     pub flows: [Flow; 2],
-    /// When bytes were last delivered for sure, and when the core may last have thought so.
+    /// When bytes were last delivered for certain, and when the core may last have thought so.
     pub delivered_at: Now,
     pub touched_at: Now,
-    /// A send was taken back, as is done only when it is over.
+    /// A send was taken back, which may happen only once the session is over.
     pub given_up: bool,
     pub half_closed_at: Option<Now>,
     pub ordered: Vec<(EndReason, Now)>,
     /// What the peers' kernels had acknowledged at the last look.
     pub seen: [Option<u64>; 2],
-    /// Since when it is over, and waits for what they have not.
+    /// Since when the session is over and waits for what the peers' kernels have not got.
     pub parting_since: Option<Now>,
     pub ended: Option<Ended>,
-    /// A send failed for want of memory, which is nobody's doing.
+    /// A send failed for lack of memory, which is nobody's fault.
     pub out_of_memory: bool,
     /// Has found no block since the last delivery.
     pub hungry: bool,
@@ -71,24 +72,24 @@ pub struct Attempt {
     pub cancelled: bool,
 }
 
-/// What goes on on one side's socket.
+/// The operations on one side's socket.
 #[derive(Default)]
 pub struct Ways {
     pub conn: Option<usize>,
     pub receive: Option<InFlight>,
     pub send: Option<InFlight>,
-    /// The question whether it takes more.
+    /// The question whether the socket takes more.
     pub room: Option<InFlight>,
-    /// The end of its stream was told.
+    /// The end of its stream was reported.
     pub ended: bool,
-    /// Its reset was told.
+    /// Its reset was reported.
     pub failed: bool,
     /// Nothing can be sent there any more.
     pub gone: bool,
-    /// It was told that no more comes.
+    /// Its peer was told that no more will come.
     pub finished: bool,
     pub starved: bool,
-    /// Since when it lies starved though there are blocks.
+    /// Since when it has been starved although there are blocks.
     pub passed_over: Option<Now>,
     /// The last send to it stopped short, and the rest has not gone out.
     pub short: bool,
@@ -108,7 +109,7 @@ pub struct Flow {
     pub sending: VecDeque<u64>,
 }
 
-/// How long an order leaves a session for what is queued, by `worker::tcp::sessions`.
+/// How long an order leaves a session time for what is queued, by `worker::tcp::sessions`.
 pub fn grace(order: EndReason) -> Duration {
     Duration::from_secs(if order == EndReason::Stopping { 1 } else { 5 })
 }
@@ -255,7 +256,7 @@ impl Session {
         }
     }
 
-    /// Bytes that are with our kernel for each side's peer, which has not got them.
+    /// Bytes that our kernel holds for each side's peer, which has not got them.
     fn undelivered(&self, conns: &[Conn]) -> [u64; 2] {
         self.sides.each_ref().map(|ways| {
             let conn = ways.conn.filter(|_| self.relaying);
@@ -263,7 +264,7 @@ impl Session {
         })
     }
 
-    /// Is given up what a peer may still take?
+    /// Is anything given up that a peer may still take?
     pub fn judge_parting(&self, now: Now, timeouts: &Timeouts, conns: &[Conn]) {
         let Some(ended) = self.ended.filter(|_| self.relaying) else { return };
         let waited = |(reason, at): &(EndReason, Now)| now >= at.plus(grace(*reason));
@@ -370,18 +371,18 @@ impl Session {
         });
     }
 
-    /// Whether nothing is in flight for it, nor will be.
+    /// Whether nothing is or will be in flight for it.
     pub fn is_out_of_work(&self) -> bool {
         let idle = |side: &Side| {
             let (ways, to) = (&self.sides[*side as usize], &self.sides[side.other() as usize]);
-            // A block is of no use to what could not be sent any more.
+            // A block is of no use for what could no longer be sent.
             let waits = ways.starved && !to.gone;
             ways.receive.is_none() && ways.send.is_none() && !waits
         };
         self.relaying && Side::BOTH.iter().all(idle)
     }
 
-    /// Whether the core waits for nothing but what it has cancelled.
+    /// Whether the core waits only for what it has cancelled.
     pub fn is_ending(&self) -> bool {
         let operations = self.sides.iter().flat_map(|ways| [&ways.receive, &ways.send, &ways.room]);
         let mut in_flight = operations.flatten().peekable();
@@ -400,7 +401,7 @@ impl Session {
     }
 
     pub fn judge_starved(&mut self, now: Now, side: Side, blocks: usize) {
-        // While its own send is under way, that holds the flow back and not the want of blocks.
+        // While its own send is in flight, that holds the flow back and not the lack of blocks.
         let to = &self.sides[side.other() as usize];
         let held_back = to.gone || to.send.is_some() || to.room.is_some();
         let ways = &mut self.sides[side as usize];
@@ -422,7 +423,7 @@ impl Session {
         check(!stuck, law::WAKE, || format!("user {}: {side:?}: {held} in a pipe", self.user));
     }
 
-    /// What keeps the flow from `side` from going on, when all is still?
+    /// When all is still, what keeps the flow from `side` from going on?
     pub fn judge_rest(&self, side: Side, conns: &[Conn]) {
         let (from, to) = (&self.sides[side as usize], &self.sides[side.other() as usize]);
         let flow = &self.flows[side as usize];

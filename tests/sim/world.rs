@@ -1,56 +1,54 @@
-//! One run: the core between peers, network and ring, all of them simulated. Owns the time and the order
-//! of things, and plays the shell: completions become events, commands become operations, as in
-//! `worker::shell`.
+//! One run: the core between peers, network and ring, all of them simulated. Owns time and the
+//! order of events, and plays the shell: completions become events, commands become operations, as
+//! in `worker::shell`.
+
+mod commands;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-
-use nix::errno::Errno;
 
 use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::Snapshot;
 use lb::proxy::line::Features;
-use lb::proxy::outlook::Outlook;
-use lb::proxy::{self, Event, Intake, Side, Spliced, When};
+use lb::proxy::{self, Event, Side, Spliced};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::session::seats::Seats;
 use lb::worker::books::{Books, Parts};
 use lb::worker::link::{Order, WorkerEnd, link};
-use lb::worker::slots::Key;
 use lb::worker::tcp::sessions::{Cmd, Context, Sessions, Settings};
 
 use super::control::Control;
-use super::kernel::{Around, Done, Kernel, Kind, Op, Outcome, Tag, Until, Work};
+use super::kernel::{Around, Done, Kernel, Kind, Outcome};
 use super::law::{self, check};
 use super::laws::{Fate, Laws};
 use super::net::{Conn, Read};
 use super::peer::{End, Habits, Peer, Script};
-use super::pipes::{Pipes, Step};
+use super::pipes::Pipes;
 use super::plan::{Plan, Weather};
 use super::random::Random;
 
-/// By then every run must be over: all timeouts in a row, several times.
+/// Every run must be over by then: it is all timeouts in a row, several times.
 const LAST_MOMENT: Now = Now::from_nanos(3_600_000_000_000);
-/// Turns without a moment of rest; what is under way is bounded, so a run that needs more spins.
+/// Limit on turns without rest; what is in flight is bounded, so a run that needs more spins.
 const BUSY_TURNS_MAX: u32 = 50_000;
 
-/// A user and what the session is to be about.
+/// A user, and what the session is about.
 struct User {
     arrives_at: Now,
     script: Script,
     habits: Habits,
 }
 
-/// What a run has come to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Story {
     pub fates: Vec<Fate>,
     pub turns: u32,
-    /// Made of all completions and their times: two runs of one seed have the same.
+    /// Derived from all completions and their times: two runs of one seed have the same.
     pub mark: u64,
     pub starved: u64,
     /// Bytes that went through pipes.
@@ -189,7 +187,7 @@ impl World {
         });
     }
 
-    /// One turn of everything. False when all is still until some time passes.
+    /// One turn of everything; false if all is still until some time passes.
     fn turn(&mut self) -> bool {
         self.turns += 1;
         let mut moved = self.control.act(self.now, &mut self.random);
@@ -292,7 +290,7 @@ impl World {
     }
 
     fn connection(&mut self, user: usize, side: Side) -> usize {
-        // Nobody needs thousands of turns for a session.
+        // Nobody needs thousands of turns per session.
         let script = self.users[user].script;
         let [window_in, window_out] = [side, side.other()]
             .map(|from| self.plan.window(&mut self.random).max(script.total(from) / 24));
@@ -312,7 +310,7 @@ impl World {
         let most = user.script.total(Side::Client).max(user.script.total(Side::Backend));
         let mut habits = self.plan.habits(&mut self.random, most);
         if user.habits.end == End::Last {
-            // Two who wait for each other to finish would wait for ever.
+            // If both waited for the other to finish, they would wait for ever.
             habits.end = if habits.end == End::Never { End::Never } else { End::First };
         }
         let diligent = habits.are_diligent() && user.habits.are_diligent();
@@ -400,158 +398,6 @@ impl World {
         Some(user_at(view.client))
     }
 
-    fn execute(&mut self) {
-        let mut next = 0;
-        while let Some(command) = self.commands.get(next).copied() {
-            next += 1;
-            self.trace(|_| format!("  {command:?}"));
-            match command {
-                Cmd::Relay { key, what } => self.relay(key, what),
-                Cmd::Connect { key, to } => self.connect(key, to),
-                Cmd::Look { key } => self.look(key),
-                Cmd::CancelConnect { key } => {
-                    self.laws.cancels_connect(key);
-                    self.kernel.cancel(Tag { kind: Kind::Connect, key });
-                }
-                Cmd::Close { key, reset } => {
-                    let busy = self.kernel.works_for(key) || self.pipes.works_for(key);
-                    self.laws.closed(self.now, key, reset, &self.conns, busy);
-                    for side in Side::BOTH {
-                        self.pipes.end((key, side));
-                    }
-                    for conn in self.sockets[key.place as usize].iter_mut().filter_map(Option::take)
-                    {
-                        self.conns[conn].close(reset);
-                    }
-                }
-            }
-        }
-        self.commands.clear();
-    }
-
-    fn look(&mut self, key: Key) {
-        let sockets = &self.sockets[key.place as usize];
-        let outlooks = [0, 1].map(|side: usize| {
-            sockets[side].map_or_else(Outlook::default, |conn| self.conns[conn].outlook(self.now))
-        });
-        self.laws.looks(self.now, key, &outlooks);
-        self.act(|core, cx| core.told(key, outlooks, cx));
-        self.take_reports();
-    }
-
-    fn relay(&mut self, key: Key, what: proxy::Cmd) {
-        self.laws.asks(self.now, key, &what, &self.pool, &self.conns);
-        let socket = |side: Side| {
-            self.sockets[key.place as usize][side as usize].expect("a relay has two sockets")
-        };
-        let receive = |side| Tag { kind: Kind::Receive(side), key };
-        let send = |side| Tag { kind: Kind::Send(side), key };
-        match what {
-            proxy::Cmd::Receive { side, how } => {
-                let left = match how {
-                    Intake::Many { bytes_max } => bytes_max,
-                    Intake::Once { .. } | Intake::Last { .. } => u32::MAX,
-                };
-                self.kernel.submit(Op::new(
-                    receive(side),
-                    socket(side),
-                    Work::Receive { how, left },
-                ));
-            }
-            proxy::Cmd::Send { side, what } => {
-                let bytes = self.pool.pieces(what).map(|piece| piece.len() as u64).sum();
-                let work = Work::Send { what, bytes, taken: 0 };
-                self.kernel.submit(Op::new(send(side), socket(side), work));
-            }
-            proxy::Cmd::AwaitRoom { side, .. } => {
-                let work = Work::Wait { until: Until::Roomy };
-                let tag = Tag { kind: Kind::Room(side), key };
-                self.kernel.submit(Op::new(tag, socket(side), work));
-            }
-            proxy::Cmd::CancelRoom { side } => {
-                self.kernel.cancel(Tag { kind: Kind::Room(side), key });
-            }
-            proxy::Cmd::FinishWriting { side } => self.conns[socket(side)].finish_writing(),
-            proxy::Cmd::CancelReceive { side } => self.kernel.cancel(receive(side)),
-            proxy::Cmd::CancelSend { side } => self.kernel.cancel(send(side)),
-            proxy::Cmd::Splice { side, when } => self.plan_splice((key, side), when),
-            proxy::Cmd::CancelSplice { side } => match self.pipes.forget((key, side)) {
-                true => self.spliced((key, side), (0, 0, Spliced::Stopped)),
-                false => self.kernel.cancel(Tag { kind: Kind::Splice(side), key }),
-            },
-            proxy::Cmd::EndSplice { side } => drop(self.pipes.end((key, side))),
-        }
-    }
-
-    fn plan_splice(&mut self, step: Step, when: When) {
-        let (key, side) = step;
-        if !self.pipes.lend(step) {
-            return self.spliced(step, (0, 0, Spliced::Unavailable));
-        }
-        let (until, on) = match when {
-            When::NextTurn => return self.pipes.in_next_turn(step, self.now),
-            When::Soon => return self.pipes.soon(step, self.now),
-            When::Later => return self.pipes.later(step, self.now),
-            When::Readable => (Until::Readable, side),
-            When::Writable => (Until::Writable, side.other()),
-        };
-        let conn = self.sockets[key.place as usize][on as usize];
-        let conn = conn.expect("a relay has two sockets");
-        let tag = Tag { kind: Kind::Splice(side), key };
-        self.kernel.submit(Op::new(tag, conn, Work::Wait { until }));
-    }
-
-    fn splice(&mut self, step: Step) {
-        let (key, side) = step;
-        let [source, sink] = [side, side.other()].map(|side| {
-            let conn = self.sockets[key.place as usize][side as usize];
-            conn.expect("a step is taken between two sockets")
-        });
-        let outcome = self.pipes.step(step, source, sink, &mut self.conns, &mut self.random);
-        self.laws.drawn(key, side, outcome.taken);
-        self.spliced += outcome.moved;
-        let how = Spliced::Step(outcome.how);
-        self.spliced(step, (outcome.moved, outcome.held as usize, how));
-    }
-
-    fn spliced(&mut self, (key, side): Step, (moved, held, how): (u64, usize, Spliced)) {
-        self.trace(|_| format!("spliced {key:?} {side:?} {moved} moved, {held} held, {how:?}"));
-        self.laws.spliced(self.now, key, side, moved, how);
-        let event = Event::Spliced { side, moved, held, how };
-        self.act(|core, cx| core.relayed(key, event, cx));
-        self.take_reports();
-    }
-
-    fn connect(&mut self, key: Key, to: SocketAddr) {
-        let user = self.laws.sessions[&key.place].user;
-        let conn = self.connection(user, Side::Backend);
-        let known = self.laws.adopted.backends.iter().find(|backend| backend.address == to);
-        let backend = known.map(|backend| backend.id);
-        self.laws.connects(self.now, key, backend, conn);
-        if self.random.in_thousand(self.plan.no_descriptor) {
-            let errno = Errno::EMFILE;
-            self.laws.connected(self.now, key, Err(errno), true);
-            self.act(|core, cx| core.connected(key, Err(errno), cx));
-            return self.take_reports();
-        }
-        self.sockets[key.place as usize][Side::Backend as usize] = Some(conn);
-        let soon = self.now.plus(self.random.any_time(Duration::from_millis(50)));
-        let (answer, at) = if self.random.in_thousand(self.plan.hanging) {
-            // Comes about when its cancel has been asked for already, or never.
-            let time = self.plan.timeouts.connect * 2;
-            let answer = if self.random.half() { Ok(()) } else { Err(Errno::ETIMEDOUT) };
-            (answer, self.now.plus(self.random.any_time(time)))
-        } else if self.random.in_thousand(self.plan.no_port) {
-            (Err(Errno::EADDRNOTAVAIL), soon)
-        } else if self.random.in_thousand(self.plan.refused) {
-            (Err(self.random.pick(&[Errno::ECONNREFUSED, Errno::EHOSTUNREACH])), soon)
-        } else {
-            (Ok(()), soon)
-        };
-        let tag = Tag { kind: Kind::Connect, key };
-        self.kernel.submit(Op::new(tag, conn, Work::Connect { answer, at }));
-    }
-
     fn take_reports(&mut self) {
         while let Ok(report) = self.control.end.reports.pop() {
             self.laws.reports(report, user_at);
@@ -617,7 +463,7 @@ impl World {
         }
     }
 
-    /// Who was diligent, and served to the end, has heard everything and its end.
+    /// A diligent peer, served to the end, has heard everything and the end of it.
     fn check_deliveries(&self) {
         for peer in &self.peers {
             let conn = &self.conns[peer.conn];

@@ -1,5 +1,5 @@
 //! `lb bench`: the load generator from the command line. Owns its flags, the live line and the exit
-//! code: 0 when everything expected was met, 1 when not, 2 when it could not be run.
+//! code: 0 if everything expected was met, 1 if not, 2 if it could not run.
 
 mod own;
 
@@ -16,7 +16,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use own::Own;
 
-use super::{Fault, print, protocol};
+use super::{Failure, print, protocol};
 use crate::base::thread;
 use crate::cluster::Protocol;
 use crate::load::expect::Expectation;
@@ -26,7 +26,7 @@ use crate::load::report::{self, Report};
 use crate::load::web::{Payload, Request};
 use crate::load::{self, Load, Outcome, Progress, Shape, echo, process};
 
-/// How often the live line is written anew.
+/// How often the live line is rewritten.
 const LIVE: Duration = Duration::from_millis(500);
 
 /// Measure a balancer or a backend, and check every reply.
@@ -82,7 +82,7 @@ enum Direction {
 
 #[derive(Args, Debug)]
 struct Run {
-    /// Which kind of user to be.
+    /// The kind of user to be.
     #[arg(long, default_value = "tcp", value_parser = protocol())]
     protocol: Protocol,
     /// What to measure. Without it a balancer and echo backends are started for the test, and the
@@ -129,13 +129,13 @@ struct Run {
     /// except `both`, for which any echo will do (TCP).
     #[arg(long, value_enum, value_name = "DIRECTION", num_args = 0..=1, default_missing_value = "down")]
     bulk: Option<Direction>,
-    /// What API users ask for.
+    /// The path that API users ask for.
     #[arg(long, value_name = "PATH", default_value = "/")]
     path: String,
-    /// How they ask.
+    /// The method of their requests.
     #[arg(long, value_name = "METHOD", default_value = "GET")]
     method: String,
-    /// A header line of theirs, such as 'accept: text/plain'.
+    /// A header line of their requests, such as 'accept: text/plain'.
     #[arg(long, value_name = "LINE")]
     header: Vec<String>,
     /// A file to send with every request.
@@ -165,7 +165,7 @@ struct Run {
 }
 
 /// Runs the command.
-pub fn run(arguments: Arguments) -> Result<ExitCode, Fault> {
+pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     match arguments.action {
         Some(Action::Serve(serve)) => serve_echo(&serve),
         Some(Action::Plot(plot)) => draw(&plot),
@@ -173,7 +173,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Fault> {
     }
 }
 
-fn serve_echo(serve: &Serve) -> Result<ExitCode, Fault> {
+fn serve_echo(serve: &Serve) -> Result<ExitCode, Failure> {
     let backends = echo::start(serve.protocol, &serve.listen, serve.gso)
         .map_err(|error| format!("cannot serve on {:?}: {error}", serve.listen))?;
     for address in backends.addresses() {
@@ -183,8 +183,8 @@ fn serve_echo(serve: &Serve) -> Result<ExitCode, Fault> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Draws what earlier runs have written.
-fn draw(plot: &Plot) -> Result<ExitCode, Fault> {
+/// Draws what earlier runs wrote.
+fn draw(plot: &Plot) -> Result<ExitCode, Failure> {
     let mut curves = Vec::new();
     for path in &plot.runs {
         let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
@@ -199,15 +199,15 @@ fn draw(plot: &Plot) -> Result<ExitCode, Fault> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(run: &Run) -> Result<ExitCode, Fault> {
+fn measure(run: &Run) -> Result<ExitCode, Failure> {
     match &run.to {
         Some(to) => measure_one(run, to),
         None => measure_own(run),
     }
 }
 
-/// Measures what is there already.
-fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Fault> {
+/// Measures what is already running.
+fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
     let mut load = run.load(resolve(to)?)?;
     load.watch = run.watch.or_else(|| process::listener(load.protocol, load.to));
     let outcome = watched(&load, run.quiet, to)?;
@@ -220,8 +220,8 @@ fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Fault> {
     run.verdict(&outcome)
 }
 
-/// Measures a balancer started for it, and the way without it.
-fn measure_own(run: &Run) -> Result<ExitCode, Fault> {
+/// Measures a balancer started for the purpose, and the direct path without it.
+fn measure_own(run: &Run) -> Result<ExitCode, Failure> {
     let own = Own::start(run.protocol, usize::from(run.backends), run.gso)?;
     let direct = run.load(own.backend())?;
     let balanced = Load { to: own.door(), watch: Some(own.pid()), ..direct.clone() };
@@ -266,7 +266,7 @@ impl Run {
         load.check().map(|()| load)
     }
 
-    /// What is asked for over HTTP.
+    /// The HTTP request to make.
     fn request(&self) -> Result<Option<Arc<Request>>, String> {
         if self.protocol != Protocol::Api {
             return Ok(None);
@@ -284,8 +284,8 @@ impl Run {
         Ok(Some(Arc::new(request)))
     }
 
-    /// Writes what was asked for. The first run is the one that counts; a picture shows all.
-    fn write_files(&self, runs: &[(&Report, &Outcome)]) -> Result<(), Fault> {
+    /// Writes the files asked for. The first run is the one that counts; a picture shows all runs.
+    fn write_files(&self, runs: &[(&Report, &Outcome)]) -> Result<(), Failure> {
         let Some((report, outcome)) = runs.first() else { return Ok(()) };
         if let Some(path) = &self.json {
             write(path, &serde_json::to_string_pretty(report)?)?;
@@ -303,7 +303,7 @@ impl Run {
         Ok(())
     }
 
-    fn verdict(&self, outcome: &Outcome) -> Result<ExitCode, Fault> {
+    fn verdict(&self, outcome: &Outcome) -> Result<ExitCode, Failure> {
         let mut met = true;
         if let Some(reason) = &outcome.invalid {
             eprintln!("INVALID: {reason}");
@@ -320,7 +320,7 @@ impl Run {
     }
 }
 
-/// Runs a load and shows how it goes.
+/// Runs a load and shows its progress.
 fn watched(load: &Load, quiet: bool, label: &str) -> Result<Outcome, String> {
     let progress = Arc::new(Progress::default());
     let (done, finished) = sync_channel(1);
@@ -364,12 +364,12 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
 fn resolve(address: &str) -> Result<SocketAddr, String> {
     address
         .to_socket_addrs()
-        .map_err(|error| format!("`{address}` is no address with a port: {error}"))?
+        .map_err(|error| format!("`{address}` is not an address with a port: {error}"))?
         .next()
         .ok_or_else(|| format!("`{address}` has no address"))
 }
 
-/// A length of time as a person writes it; a bare number is seconds.
+/// A length of time as a person writes it; a bare number means seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let factor = match &text[digits..] {
@@ -378,7 +378,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        unit => return Err(format!("`{unit}` is no unit of time; us, ms, s, m and h are")),
+        unit => return Err(format!("`{unit}` is not a unit of time; use us, ms, s, m or h")),
     };
     let number: f64 = text[..digits].parse().map_err(|_| format!("`{text}` is no time"))?;
     Duration::try_from_secs_f64(number * factor).map_err(|_| format!("`{text}` is too long"))

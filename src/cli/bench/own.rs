@@ -1,5 +1,5 @@
-//! A balancer of the test's own: echo backends in this process, `lb serve` as a child, joined over the
-//! real control port. Owns their start and end.
+//! A balancer for one test: echo backends in this process and `lb serve` as a child, joined over
+//! the real control port. Owns their start and end.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -21,14 +21,15 @@ use crate::load::echo::{self, Backends};
 
 /// How long the balancer may take to start, and the backends to join.
 const START_MAX: Duration = Duration::from_secs(15);
-/// How long it may take to end before it is killed.
+/// How long the balancer may take to end before it is killed.
 const END_MAX: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// What the child is told beyond its doors. A line for every session would be measured, too.
+/// Settings of the child apart from its doors. Writing a line for every session would be measured,
+/// too.
 const SETTINGS: &str = "[log]\nlevel = \"warn\"\n[timeouts]\ndrain_ms = 500\n";
 
-/// A running balancer with its backends; all of it ends when this is dropped.
+/// A running balancer with its backends; dropping it ends them all.
 pub struct Own {
     door: SocketAddr,
     backends: Backends,
@@ -39,7 +40,8 @@ pub struct Own {
 }
 
 impl Own {
-    /// Starts `count` backends and a balancer before them. The error is for the person who asked.
+    /// Starts `count` backends and a balancer in front of them. The error is for the person who
+    /// asked.
     pub fn start(protocol: Protocol, count: usize, gso: bool) -> Result<Own, String> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let backends = echo::start(protocol, &vec![anywhere; count], gso)
@@ -58,7 +60,7 @@ impl Own {
         self.door
     }
 
-    /// A backend, to be asked without the balancer.
+    /// A backend, to be measured without the balancer.
     pub fn backend(&self) -> SocketAddr {
         self.backends.addresses()[0]
     }
@@ -94,7 +96,7 @@ impl Own {
                 let mut members = tokio::task::JoinSet::new();
                 for (membership, wished, tell) in stays {
                     members.spawn(stay(membership, wished, move |notice| {
-                        // Nobody listens any more once everyone has joined.
+                        // Nobody listens once all have joined.
                         let _ = tell.send(notice);
                     }));
                 }
@@ -136,7 +138,7 @@ impl Drop for Own {
     fn drop(&mut self) {
         self.wishes.clear();
         if let Some(members) = self.members.take() {
-            // A panic there has been printed.
+            // A panic in the thread has already been printed.
             let _ = members.join();
         }
         if let Ok(pid) = i32::try_from(self.child.id()) {
@@ -151,7 +153,7 @@ impl Drop for Own {
     }
 }
 
-/// A port for users of a protocol and one for backends that nobody has at this moment.
+/// A port for users of a protocol and one for backends, both free at this moment.
 fn free_ports(protocol: Protocol) -> std::io::Result<(SocketAddr, SocketAddr)> {
     let control = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let door = match protocol {
@@ -161,7 +163,7 @@ fn free_ports(protocol: Protocol) -> std::io::Result<(SocketAddr, SocketAddr)> {
     Ok((door, control.local_addr()?))
 }
 
-/// This program again, as a balancer with one door. It ends with this process.
+/// Starts this program again as a balancer with one door. It ends with this process.
 fn serve(protocol: Protocol, door: SocketAddr, control: SocketAddr) -> std::io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["serve", "--with-parent", "--config", "/dev/stdin", "--admin", "off"]);

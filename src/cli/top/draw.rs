@@ -69,7 +69,7 @@ fn per_second(rate: Option<u64>, how: fn(u64) -> String) -> String {
     rate.map_or("-".to_owned(), |rate| how(rate) + "/s")
 }
 
-/// A column of the backends. In a terminal that is too narrow those with the lowest rank go first.
+/// A column of the backends. In a terminal that is too narrow, the columns of lowest rank go first.
 struct Column {
     title: &'static str,
     rank: u8,
@@ -95,7 +95,7 @@ const BACKENDS: [Column; 12] = [
     column("failed", 7, true),
 ];
 
-/// The places of the columns that fit into `room` with a space between two, and how wide they are.
+/// Which columns fit into `room` with a space between each two, by their places, and their widths.
 fn fitting(widths: [u16; BACKENDS.len()], room: u16) -> Vec<(usize, u16)> {
     let mut shown: Vec<(usize, u16)> = widths.into_iter().enumerate().collect();
     let taken = |shown: &[(usize, u16)]| -> u16 { shown.iter().map(|(_, width)| width + 1).sum() };
@@ -112,7 +112,8 @@ fn backends(screen: &Screen, frame: &mut Frame, area: Rect) {
     let widths = std::array::from_fn(|place| {
         let title = Line::from(BACKENDS[place].title).width();
         let widest = cells.iter().map(|row: &[Line; BACKENDS.len()]| row[place].width()).max();
-        // A name may be as long as 64 letters; rates change, and columns that jump are hard to read.
+        // A name may be as long as 64 letters; rates change, and columns that jump about are hard
+        // to read.
         let (least, most) = if BACKENDS[place].number { (9, 16) } else { (title, 46) };
         u16::try_from(widest.unwrap_or(0).max(title).clamp(least, most)).unwrap_or(u16::MAX)
     });
@@ -140,7 +141,7 @@ fn backends(screen: &Screen, frame: &mut Frame, area: Rect) {
     }
 }
 
-/// Titles; those from `numbers` on stand over numbers.
+/// Headings; those from `numbers` on are above numbers.
 fn header(titles: &[&'static str], numbers: usize) -> Cells<'static> {
     let cell = |(place, title): (usize, &&'static str)| {
         let side = if place < numbers { Alignment::Left } else { Alignment::Right };
@@ -149,7 +150,7 @@ fn header(titles: &[&'static str], numbers: usize) -> Cells<'static> {
     Cells::new(titles.iter().enumerate().map(cell).collect::<Vec<_>>()).style(FAINT)
 }
 
-/// What stands in the columns of [`BACKENDS`].
+/// The contents of the columns of [`BACKENDS`].
 fn backend(row: &Row) -> [Line<'static>; BACKENDS.len()] {
     let backend = &row.backend;
     let (state, colour) = match backend.state {

@@ -1,5 +1,6 @@
-//! `lb top`: the balancer live in a terminal. Owns the terminal and the asking; what keys do is
-//! `screen`'s, how it looks is `draw`'s. The terminal is given back whatever ends the program.
+//! `lb top`: the balancer live in a terminal. Owns the terminal and the requests to the balancer;
+//! what keys do is `screen`'s, how it looks is `draw`'s. The terminal is restored however the
+//! program ends.
 
 mod draw;
 mod screen;
@@ -13,17 +14,17 @@ use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifier
 use ratatui::DefaultTerminal;
 use tokio::sync::mpsc;
 
-use super::{Fault, peer, secret, wait_for};
+use super::{Failure, peer, secret, wait_for};
 use crate::base::thread;
 use crate::client::admin;
 use crate::control::status::{SessionStatus, Status};
-use screen::{Key, Screen, Wish};
+use screen::{Key, Screen, Task};
 
-/// Between two looks at the balancer.
+/// How often the balancer is asked.
 const EVERY: Duration = Duration::from_secs(1);
-/// Sessions of a backend that are read at most.
+/// Limit on the sessions read of one backend.
 const SESSIONS_MAX: usize = 500;
-/// News that may wait to be shown.
+/// How many events may wait to be shown.
 const NEWS_MAX: usize = 64;
 
 /// Watch a running balancer in the terminal, and drain backends
@@ -46,26 +47,26 @@ enum News {
     Drained(String, Result<u64, String>),
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Fault> {
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
-        return Err(Fault("top needs a terminal; `lb status` prints the same once".to_owned()));
+        return Err(Failure("top needs a terminal; `lb status` prints the same once".to_owned()));
     }
-    // A file with a fault is told while there is a line to tell it on.
+    // A faulty file is reported while there is still a line to report it on.
     token(arguments.token_file.as_deref())?;
-    // From here on a panic restores the terminal before it is told.
+    // From here on a panic restores the terminal before it is reported.
     let mut terminal = ratatui::try_init().map_err(|error| {
         format!("the terminal cannot be drawn on: {error}; `lb status` prints the same once")
     })?;
     let outcome = wait_for(watch(&mut terminal, arguments.admin, arguments.token_file));
     ratatui::restore();
-    outcome?.map_err(|error| Fault(format!("the terminal is gone: {error}")))
+    outcome?.map_err(|error| Failure(format!("the terminal is gone: {error}")))
 }
 
-fn token(file: Option<&Path>) -> Result<Option<String>, Fault> {
+fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
     let Some(secret) = secret(file)? else { return Ok(None) };
     match String::from_utf8(secret) {
         Ok(token) => Ok(Some(token)),
-        Err(_) => Err(Fault("a token is text: make one with `openssl rand -hex 32`".to_owned())),
+        Err(_) => Err(Failure("a token is text: make one with `openssl rand -hex 32`".to_owned())),
     }
 }
 
@@ -84,46 +85,47 @@ async fn watch(
     loop {
         terminal.draw(|frame| draw::screen(&screen, frame))?;
         let Some(heard) = news.recv().await else { return Ok(()) };
-        let wish = match heard {
+        let task = match heard {
             News::Key(key) => screen.press(key),
-            News::Resized => Wish::Nothing,
+            News::Resized => Task::Nothing,
             News::Status(answer) => screen.looked(answer.map(|status| *status)),
             News::Sessions(of, answer) => {
                 screen.read(&of, answer);
-                Wish::Nothing
+                Task::Nothing
             }
             News::Drained(backend, answer) => {
                 screen.drained(&backend, answer);
-                Wish::Nothing
+                Task::Nothing
             }
         };
-        match wish {
-            Wish::Nothing => {}
-            Wish::Quit => return Ok(()),
+        match task {
+            Task::Nothing => {}
+            Task::Quit => return Ok(()),
             other => {
-                tokio::spawn(grant(other, door.clone(), tokens.clone(), tell.clone()));
+                tokio::spawn(carry_out(other, door.clone(), tokens.clone(), tell.clone()));
             }
         }
     }
 }
 
-/// Does what needs the balancer, and tells what came of it. Nobody listens once the program ends.
-async fn grant(wish: Wish, door: String, tokens: Option<PathBuf>, tell: mpsc::Sender<News>) {
-    let news = match wish {
-        Wish::Sessions(backend) => {
+/// Does what needs the balancer, and reports the result. Nobody listens any more once the program
+/// ends.
+async fn carry_out(task: Task, door: String, tokens: Option<PathBuf>, tell: mpsc::Sender<News>) {
+    let news = match task {
+        Task::Sessions(backend) => {
             let answer = admin::sessions_of(&door, &backend, SESSIONS_MAX).await;
             News::Sessions(backend, answer)
         }
-        Wish::Drain(backend) => {
+        Task::Drain(backend) => {
             let path = format!("/backends/{backend}/drain");
             // The balancer may have been given other tokens since the last change.
             let answer = match token(tokens.as_deref()) {
                 Ok(token) => admin::change(&door, &path, token.as_deref()).await,
-                Err(Fault(said)) => Err(said),
+                Err(Failure(said)) => Err(said),
             };
             News::Drained(backend, answer.map(|changed| changed.sessions))
         }
-        Wish::Nothing | Wish::Quit => return,
+        Task::Nothing | Task::Quit => return,
     };
     let _ = tell.send(news).await;
 }

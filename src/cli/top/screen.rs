@@ -1,12 +1,12 @@
-//! What `lb top` knows and what a key does to it, pure: a key or an answer comes in, a wish comes out.
-//! Owns order, filter, the chosen row and the question before a drain; knows no terminal, no clock and
-//! no balancer.
+//! What `lb top` knows and what a key does to it. Pure: a key or an answer comes in, a task goes
+//! out. Owns order, filter, the chosen row and the question before a drain; knows no terminal, no
+//! clock and no balancer.
 
 use crate::control::status::{BackendStatus, SessionStatus, Status};
 
-/// Letters that a filter holds at most.
+/// Limit on the letters of a filter.
 const FILTER_MAX: usize = 64;
-/// Rows that a page key goes.
+/// How many rows a page key moves.
 const PAGE: usize = 10;
 
 /// A key as the screen understands it.
@@ -23,13 +23,13 @@ pub enum Key {
     Back,
     Erase,
     Char(char),
-    /// Control and C.
+    /// Control-C.
     Leave,
 }
 
-/// What the shell is to do.
+/// What the shell must do.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Wish {
+pub enum Task {
     Nothing,
     Quit,
     /// Read the sessions of this backend.
@@ -38,7 +38,7 @@ pub enum Wish {
     Drain(String),
 }
 
-/// What is shown and asked.
+/// What is shown, and which question is asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Mode {
     Backends,
@@ -47,15 +47,15 @@ pub enum Mode {
     Sessions {
         backend: String,
     },
-    /// Only `y` drains it; every other key does not.
+    /// `y` drains it; every other key cancels.
     Confirm {
         backend: String,
     },
 }
 
-/// By what backends are sorted.
+/// What backends are sorted by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Order {
+pub enum SortBy {
     Id,
     Address,
     State,
@@ -65,38 +65,38 @@ pub enum Order {
     Hello,
 }
 
-impl Order {
-    const ALL: [Order; 7] = [
-        Order::Id,
-        Order::Address,
-        Order::State,
-        Order::Sessions,
-        Order::New,
-        Order::Bytes,
-        Order::Hello,
+impl SortBy {
+    const ALL: [SortBy; 7] = [
+        SortBy::Id,
+        SortBy::Address,
+        SortBy::State,
+        SortBy::Sessions,
+        SortBy::New,
+        SortBy::Bytes,
+        SortBy::Hello,
     ];
 
-    /// As the screen calls it.
+    /// Its name on the screen.
     pub fn name(self) -> &'static str {
         match self {
-            Order::Id => "id",
-            Order::Address => "address",
-            Order::State => "state",
-            Order::Sessions => "sessions",
-            Order::New => "new/s",
-            Order::Bytes => "bytes/s",
-            Order::Hello => "hello",
+            SortBy::Id => "id",
+            SortBy::Address => "address",
+            SortBy::State => "state",
+            SortBy::Sessions => "sessions",
+            SortBy::New => "new/s",
+            SortBy::Bytes => "bytes/s",
+            SortBy::Hello => "hello",
         }
     }
 
-    fn next(self) -> Order {
-        let place = Order::ALL.iter().position(|order| *order == self);
+    fn next(self) -> SortBy {
+        let place = SortBy::ALL.iter().position(|order| *order == self);
         let place = place.expect("the list holds every order");
-        Order::ALL[(place + 1) % Order::ALL.len()]
+        SortBy::ALL[(place + 1) % SortBy::ALL.len()]
     }
 }
 
-/// What grew since the look before, for each second; `None` before there were two.
+/// Growth since the previous look, per second; `None` until there have been two looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Rates {
     pub new: Option<u64>,
@@ -109,7 +109,7 @@ pub struct Rates {
 pub struct Row {
     pub backend: BackendStatus,
     pub rates: Rates,
-    /// Users of it were turned away for want of room since the last look.
+    /// Users were turned away from it for lack of room since the previous look.
     pub no_room: bool,
 }
 
@@ -118,17 +118,17 @@ pub struct Row {
 pub struct Screen {
     pub mode: Mode,
     pub now: Option<Status>,
-    pub order: Order,
+    pub order: SortBy,
     pub reversed: bool,
     pub filter: String,
-    /// The row with the cursor, of what is shown.
+    /// The index of the row with the cursor, among the rows shown.
     pub chosen: usize,
     pub sessions: Vec<SessionStatus>,
     /// There are more sessions than were read.
     pub more: bool,
-    /// What went wrong or was done last.
+    /// What was done last, or what went wrong.
     pub message: String,
-    /// What is shown is not of now: the last look failed.
+    /// What is shown is out of date: the last look failed.
     pub stale: bool,
     before: Option<Status>,
 }
@@ -138,7 +138,7 @@ impl Default for Screen {
         Screen {
             mode: Mode::Backends,
             now: None,
-            order: Order::Id,
+            order: SortBy::Id,
             reversed: false,
             filter: String::new(),
             chosen: 0,
@@ -152,8 +152,8 @@ impl Default for Screen {
 }
 
 impl Screen {
-    /// A look at the balancer succeeded or failed. Says what else to read.
-    pub fn looked(&mut self, answer: Result<Status, String>) -> Wish {
+    /// A look at the balancer succeeded or failed. Returns what else to read.
+    pub fn looked(&mut self, answer: Result<Status, String>) -> Task {
         match answer {
             Ok(status) => {
                 let same = |old: &Status| {
@@ -172,8 +172,8 @@ impl Screen {
         }
         self.keep_choice();
         match &self.mode {
-            Mode::Sessions { backend } => Wish::Sessions(backend.clone()),
-            _ => Wish::Nothing,
+            Mode::Sessions { backend } => Task::Sessions(backend.clone()),
+            _ => Task::Nothing,
         }
     }
 
@@ -189,7 +189,7 @@ impl Screen {
         self.keep_choice();
     }
 
-    /// A drain was asked for.
+    /// A drain was requested.
     pub fn drained(&mut self, backend: &str, answer: Result<u64, String>) {
         self.message = match answer {
             Ok(left) => format!("{backend} drains, {left} sessions left"),
@@ -197,10 +197,10 @@ impl Screen {
         };
     }
 
-    /// What a key does.
-    pub fn press(&mut self, key: Key) -> Wish {
+    /// Handles a key.
+    pub fn press(&mut self, key: Key) -> Task {
         if key == Key::Leave {
-            return Wish::Quit;
+            return Task::Quit;
         }
         match self.mode.clone() {
             Mode::Backends => self.press_on_backends(key),
@@ -209,19 +209,19 @@ impl Screen {
             Mode::Confirm { backend } => {
                 self.mode = Mode::Backends;
                 match key {
-                    Key::Char('y' | 'Y') => Wish::Drain(backend),
+                    Key::Char('y' | 'Y') => Task::Drain(backend),
                     _ => {
                         self.message = format!("{backend} was not drained");
-                        Wish::Nothing
+                        Task::Nothing
                     }
                 }
             }
         }
     }
 
-    fn press_on_backends(&mut self, key: Key) -> Wish {
+    fn press_on_backends(&mut self, key: Key) -> Task {
         match key {
-            Key::Char('q') => return Wish::Quit,
+            Key::Char('q') => return Task::Quit,
             Key::Char('/') => self.mode = Mode::Filter,
             Key::Char('s') => self.order = self.order.next(),
             Key::Char('r') => self.reversed = !self.reversed,
@@ -233,17 +233,17 @@ impl Screen {
             Key::Enter => {
                 if let Some(backend) = self.chosen_backend() {
                     self.open(backend.clone());
-                    return Wish::Sessions(backend);
+                    return Task::Sessions(backend);
                 }
             }
             Key::Back => self.filter.clear(),
             other => self.go(other),
         }
         self.keep_choice();
-        Wish::Nothing
+        Task::Nothing
     }
 
-    fn press_on_filter(&mut self, key: Key) -> Wish {
+    fn press_on_filter(&mut self, key: Key) -> Task {
         match key {
             Key::Char(letter) if self.filter.chars().count() < FILTER_MAX => {
                 self.filter.push(letter);
@@ -259,12 +259,12 @@ impl Screen {
             other => self.go(other),
         }
         self.keep_choice();
-        Wish::Nothing
+        Task::Nothing
     }
 
-    fn press_on_sessions(&mut self, key: Key, backend: String) -> Wish {
+    fn press_on_sessions(&mut self, key: Key, backend: String) -> Task {
         match key {
-            Key::Char('q') => return Wish::Quit,
+            Key::Char('q') => return Task::Quit,
             Key::Char('d') => {
                 self.close(&backend);
                 self.mode = Mode::Confirm { backend };
@@ -273,7 +273,7 @@ impl Screen {
             other => self.go(other),
         }
         self.keep_choice();
-        Wish::Nothing
+        Task::Nothing
     }
 
     fn open(&mut self, backend: String) {
@@ -283,7 +283,7 @@ impl Screen {
         self.chosen = 0;
     }
 
-    /// Back to the table, on the row that it was left from.
+    /// Returns to the table, on the row that was left.
     fn close(&mut self, backend: &str) {
         self.mode = Mode::Backends;
         self.chosen = self.rows().iter().position(|row| row.backend.id == backend).unwrap_or(0);
@@ -334,21 +334,21 @@ impl Screen {
         rows
     }
 
-    /// Numbers come greatest first, names in their own order.
+    /// Numbers sort in descending order, names in their own.
     fn rank(&self, row: &Row) -> (u64, String, u64) {
         let backend = &row.backend;
         let id = backend.id.trim_start_matches('b').parse().unwrap_or(u64::MAX);
         let greatest = |value: u64| (u64::MAX - value, String::new(), id);
         match self.order {
-            Order::Id => (0, String::new(), id),
-            Order::Address => (0, backend.address.to_string(), id),
-            Order::State => (u64::MAX - backend.state as u64, String::new(), id),
-            Order::Sessions => greatest(backend.sessions_active),
-            Order::New => greatest(row.rates.new.unwrap_or(0)),
-            Order::Bytes => {
+            SortBy::Id => (0, String::new(), id),
+            SortBy::Address => (0, backend.address.to_string(), id),
+            SortBy::State => (u64::MAX - backend.state as u64, String::new(), id),
+            SortBy::Sessions => greatest(backend.sessions_active),
+            SortBy::New => greatest(row.rates.new.unwrap_or(0)),
+            SortBy::Bytes => {
                 greatest(row.rates.up.unwrap_or(0).saturating_add(row.rates.down.unwrap_or(0)))
             }
-            Order::Hello => {
+            SortBy::Hello => {
                 let misses = u64::from(backend.hello.misses) << 40;
                 greatest(misses.saturating_add(backend.hello.took_us.unwrap_or(0)))
             }
@@ -375,7 +375,7 @@ impl Screen {
         }
     }
 
-    /// What all users together do.
+    /// The traffic of all users together.
     pub fn totals(&self) -> Rates {
         let looks = self.before.as_ref().zip(self.now.as_ref()).zip(self.elapsed_ms());
         let Some(((old, new), ms)) = looks else { return Rates::default() };
@@ -388,14 +388,14 @@ impl Screen {
         }
     }
 
-    /// Between the two looks, by the balancer's own clock.
+    /// The time between the two looks, by the balancer's own clock.
     fn elapsed_ms(&self) -> Option<u64> {
         let (before, now) = (self.before.as_ref()?, self.now.as_ref()?);
         now.uptime_ms.checked_sub(before.uptime_ms).filter(|ms| *ms > 0)
     }
 }
 
-/// What the filter looks through.
+/// The text that the filter searches.
 fn described(backend: &BackendStatus) -> String {
     let name = backend.name.as_deref().unwrap_or("");
     let (protocol, state) = (backend.protocol, backend.state.name());
@@ -491,12 +491,12 @@ pub(super) mod tests {
         let mut screen = screen();
         assert_eq!(ids(&screen), ["b1", "b2", "b10"]);
         type_in(&mut screen, "sss");
-        assert_eq!(screen.order, Order::Sessions);
+        assert_eq!(screen.order, SortBy::Sessions);
         assert_eq!(ids(&screen), ["b2", "b1", "b10"]);
         type_in(&mut screen, "r");
         assert_eq!(ids(&screen), ["b10", "b1", "b2"]);
         type_in(&mut screen, "ssss");
-        assert_eq!(screen.order, Order::Id, "after the last comes the first");
+        assert_eq!(screen.order, SortBy::Id, "after the last comes the first");
     }
 
     #[test]
@@ -509,7 +509,7 @@ pub(super) mod tests {
         type_in(&mut screen, "qd");
         assert_eq!((screen.filter.as_str(), ids(&screen).len()), ("WEB-qd", 0));
         screen.press(Key::Enter);
-        assert_eq!(screen.press(Key::Char('d')), Wish::Nothing, "there is nothing to drain");
+        assert_eq!(screen.press(Key::Char('d')), Task::Nothing, "there is nothing to drain");
         assert_eq!(screen.mode, Mode::Backends);
         screen.press(Key::Back);
         assert_eq!(ids(&screen).len(), 3);
@@ -539,9 +539,9 @@ pub(super) mod tests {
     fn enter_shows_a_backends_sessions_and_escape_goes_back_to_its_row() {
         let mut screen = screen();
         screen.press(Key::Down);
-        assert_eq!(screen.press(Key::Enter), Wish::Sessions("b2".into()));
+        assert_eq!(screen.press(Key::Enter), Task::Sessions("b2".into()));
         let again = screen.looked(Ok(status(2000, vec![backend(1, 2), backend(2, 3)])));
-        assert_eq!(again, Wish::Sessions("b2".into()), "they are kept fresh");
+        assert_eq!(again, Task::Sessions("b2".into()), "they are kept fresh");
         screen.read("b1", Err("an answer of before".into()));
         assert_eq!(screen.message, "");
         screen.read("b2", Ok((Vec::new(), true)));
@@ -556,15 +556,15 @@ pub(super) mod tests {
         for key in [Key::Enter, Key::Char('n'), Key::Back, Key::Char('d')] {
             screen.press(Key::Char('d'));
             assert_eq!(screen.mode, Mode::Confirm { backend: "b1".into() });
-            assert_eq!(screen.press(key), Wish::Nothing, "{key:?}");
+            assert_eq!(screen.press(key), Task::Nothing, "{key:?}");
             assert_eq!(screen.message, "b1 was not drained");
         }
         screen.press(Key::Char('d'));
-        assert_eq!(screen.press(Key::Char('y')), Wish::Drain("b1".into()));
+        assert_eq!(screen.press(Key::Char('y')), Task::Drain("b1".into()));
         screen.drained("b1", Ok(2));
         assert_eq!(screen.message, "b1 drains, 2 sessions left");
         screen.press(Key::Char('d'));
-        assert_eq!(screen.press(Key::Leave), Wish::Quit);
+        assert_eq!(screen.press(Key::Leave), Task::Quit);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Connections of one thread: made, answered, ended. Owns when a line may be closed: not before what
-//! is in flight on it has come back.
+//! The connections of one thread: opened, answered, ended. Owns when a connection may be closed:
+//! not before everything in flight on it has come back.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 
 use super::super::Shape;
-use super::super::line::{self, Phase, Talk, socket_of};
+use super::super::connection::{self, Phase, Talk, socket_of};
 use super::super::tally::Fault;
 use super::{BURST_BYTES, CONNECT, CONNECTING_MAX, Driver, RECEIVE, REST, tag, talk};
 use crate::base::time::Now;
@@ -23,7 +23,7 @@ impl Driver<'_> {
                 return;
             }
             let Some(slot) = self.to_connect.pop_front() else { return };
-            if self.lines[slot as usize].rest_until > self.now {
+            if self.connections[slot as usize].rest_until > self.now {
                 self.to_connect.push_back(slot);
                 continue;
             }
@@ -35,39 +35,41 @@ impl Driver<'_> {
     }
 
     pub(super) fn connect(&mut self, slot: u32) -> io::Result<()> {
-        let line = &mut self.lines[slot as usize];
-        line.talk = match std::mem::replace(&mut line.talk, talk(self.load, 0)) {
+        let connection = &mut self.connections[slot as usize];
+        connection.talk = match std::mem::replace(&mut connection.talk, talk(self.load, 0)) {
             Talk::Stream(stream) => Talk::Stream(stream.anew()),
             Talk::Exchange(exchange) => Talk::Exchange(exchange.anew()),
             Talk::Flow(flow) => Talk::Flow(flow),
             Talk::Web(web) => Talk::Web(web.anew()),
         };
-        (line.since, line.sent) = (self.now, self.now);
+        (connection.since, connection.sent) = (self.now, self.now);
         if self.load.protocol == Protocol::Udp {
-            line.socket =
-                Some(line::datagram_socket(self.load.to, self.load.gso.then_some(self.load.size))?);
+            connection.socket = Some(connection::datagram_socket(
+                self.load.to,
+                self.load.gso.then_some(self.load.size),
+            )?);
             self.connected(slot);
             return Ok(());
         }
         let socket = sys::stream(self.load.to)?;
-        self.ring.connect(tag(CONNECT, slot, line), socket.as_fd(), self.load.to);
-        line.socket = Some(socket);
-        line.phase = Phase::Connecting;
-        line.linking = true;
+        self.ring.connect(tag(CONNECT, slot, connection), socket.as_fd(), self.load.to);
+        connection.socket = Some(socket);
+        connection.phase = Phase::Connecting;
+        connection.linking = true;
         self.connecting += 1;
         Ok(())
     }
 
     pub(super) fn failed_to_connect(&mut self, slot: u32, errno: Errno) {
         self.unreachable = self.unreachable.or(Some(errno));
-        self.fault(slot, line::fault_of(errno));
+        self.fault(slot, connection::fault_of(errno));
     }
 
     pub(super) fn connected(&mut self, slot: u32) {
-        let line = &mut self.lines[slot as usize];
-        line.phase = Phase::Up;
+        let connection = &mut self.connections[slot as usize];
+        connection.phase = Phase::Up;
         self.receive(slot);
-        if let Talk::Stream(stream) = &self.lines[slot as usize].talk {
+        if let Talk::Stream(stream) = &self.connections[slot as usize].talk {
             let head = stream.opening();
             self.send_head(slot, head);
         } else {
@@ -76,13 +78,13 @@ impl Driver<'_> {
     }
 
     pub(super) fn receive(&mut self, slot: u32) {
-        let line = &mut self.lines[slot as usize];
-        let Some(socket) = socket_of(&line.socket) else { return };
-        if line.receiving || line.phase != Phase::Up {
+        let connection = &mut self.connections[slot as usize];
+        let Some(socket) = socket_of(&connection.socket) else { return };
+        if connection.receiving || connection.phase != Phase::Up {
             return;
         }
-        line.receiving = true;
-        let tag = tag(RECEIVE, slot, line);
+        connection.receiving = true;
+        let tag = tag(RECEIVE, slot, connection);
         let class = if self.large_replies { Class::Large } else { Class::Small };
         match class {
             Class::Large | Class::Datagram => self.ring.receive(tag, socket, Class::Large, true),
@@ -95,13 +97,13 @@ impl Driver<'_> {
 
     pub(super) fn connect_done(&mut self, slot: u32, result: Result<u32, Errno>) {
         self.connecting -= 1;
-        let line = &mut self.lines[slot as usize];
-        line.linking = false;
+        let connection = &mut self.connections[slot as usize];
+        connection.linking = false;
         match result {
-            _ if line.phase == Phase::Closing => {}
+            _ if connection.phase == Phase::Closing => {}
             Ok(_) => self.connected(slot),
             Err(errno) => {
-                line.phase = Phase::Up;
+                connection.phase = Phase::Up;
                 self.failed_to_connect(slot, errno);
             }
         }
@@ -109,53 +111,54 @@ impl Driver<'_> {
 
     /// Counts a fault and ends the connection.
     pub(super) fn fault(&mut self, slot: u32, fault: Fault) {
-        let line = &mut self.lines[slot as usize];
-        if line.phase != Phase::Closing {
+        let connection = &mut self.connections[slot as usize];
+        if connection.phase != Phase::Closing {
             self.tally.fault(fault);
-            line.rest_until = self.now.plus(REST);
+            connection.rest_until = self.now.plus(REST);
         }
         self.end(slot);
     }
 
-    /// Ends a connection; it is made again once nothing is in flight on it.
+    /// Ends a connection; it is opened again once nothing is in flight on it.
     pub(super) fn end(&mut self, slot: u32) {
-        let line = &mut self.lines[slot as usize];
-        if line.phase == Phase::Closing {
+        let connection = &mut self.connections[slot as usize];
+        if connection.phase == Phase::Closing {
             return;
         }
-        line.phase = Phase::Closing;
-        if line.busy() {
-            line.interrupt();
+        connection.phase = Phase::Closing;
+        if connection.busy() {
+            connection.interrupt();
         }
         self.close_if_quiet(slot);
     }
 
     pub(super) fn close_if_quiet(&mut self, slot: u32) {
-        let line = &mut self.lines[slot as usize];
-        if line.phase != Phase::Closing || line.busy() {
+        let connection = &mut self.connections[slot as usize];
+        if connection.phase != Phase::Closing || connection.busy() {
             return;
         }
-        if let Some(socket) = line.socket.take() {
+        if let Some(socket) = connection.socket.take() {
             self.ring.close(socket);
         }
-        self.ring.pool_mut().give_back_chain(line.sending.take());
-        line.generation = (line.generation + 1) & 0x7f_ffff;
-        line.phase = Phase::Down;
-        line.home.end(&mut self.tally);
+        self.ring.pool_mut().give_back_chain(connection.sending.take());
+        connection.generation = (connection.generation + 1) & 0x7f_ffff;
+        connection.phase = Phase::Down;
+        connection.home.end(&mut self.tally);
         if self.asking || self.start == Now::default() {
             self.to_connect.push_back(slot);
         }
     }
 
-    /// What can be undone of a line when the run ends: a stream is finished, a short connection left.
+    /// Winds a connection down when the run ends: a stream is finished, a short connection left
+    /// alone.
     pub(super) fn wind_down(&mut self, slot: u32) {
-        let line = &mut self.lines[slot as usize];
-        let Talk::Stream(stream) = &mut line.talk else { return };
+        let connection = &mut self.connections[slot as usize];
+        let Talk::Stream(stream) = &mut connection.talk else { return };
         if !stream.sends() {
             self.end(slot);
-        } else if line.sends == 0 && line.phase == Phase::Up {
+        } else if connection.sends == 0 && connection.phase == Phase::Up {
             stream.finish();
-            if let Some(socket) = socket_of(&line.socket) {
+            if let Some(socket) = socket_of(&connection.socket) {
                 sys::finish_writing(socket);
             }
         }

@@ -1,5 +1,6 @@
-//! One thread of the load: connects its lines, keeps them asking, and counts, on a ring of its own.
-//! Reads the clock once a turn. What is said and checked is `client`'s; when it is due is `plan`'s.
+//! One thread of the load: opens its connections, keeps them busy, and counts, on a ring of its
+//! own. Reads the clock once a turn. What is said and checked is `client`'s; when it is due is
+//! `plan`'s.
 
 mod connections;
 mod requests;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::client::{Exchange, Flow, Stream};
-use super::line::{Line, Phase, Talk};
+use super::connection::{Connection, Phase, Talk};
 use super::message::{Content, PERIOD};
 use super::plan::Plan;
 use super::tally::{Fault, Tally};
@@ -27,24 +28,24 @@ const SEND: u8 = 2;
 const RECEIVE: u8 = 3;
 const DATAGRAM: u8 = 4;
 
-/// Connections being made at once by a thread, outside churn: less than any listener's backlog.
+/// How many connections one thread opens at once, outside churn: less than any listener's backlog.
 const CONNECTING_MAX: usize = 64;
-/// A line that failed rests this long, so that a dead balancer is not hammered.
+/// How long a failed connection rests, so that a dead balancer is not hammered.
 const REST: Duration = Duration::from_millis(10);
-/// How often patience is checked.
+/// How often timeouts are checked.
 const TICK: Duration = Duration::from_millis(100);
-/// How long replies are awaited after the end of the measured window.
+/// How long to await replies after the end of the measured window.
 const ENDING_MAX: Duration = Duration::from_secs(5);
 /// Bytes after which a multishot receive ends.
 const BURST_BYTES: u32 = 1 << 20;
-/// A datagram is sent from one large block and received into one.
+/// The largest datagram: it is sent from one large block and received into one.
 pub const DATAGRAM_BYTES_MAX: usize = 65_507;
-/// A datagram of a segmented send is written into one small block.
+/// The largest datagram of a segmented send: it is written into one small block.
 pub const SEGMENT_BYTES_MAX: usize = SMALL_BYTES;
-/// Datagrams of one segmented send at most; the kernel's own limit was 64 for long.
+/// Limit on the datagrams of one segmented send; the kernel's own was 64 for a long time.
 const SEGMENTS_MAX: usize = 32;
 
-/// What one thread brings back.
+/// The results of one thread.
 pub struct Part {
     pub tally: Tally,
     pub watched_cpu: Option<Duration>,
@@ -59,7 +60,7 @@ pub(super) fn drive(shared: &Shared, place: usize) -> io::Result<Part> {
         }
         Ok(driver)
     });
-    // Everyone comes here, with or without success: nobody is left waiting.
+    // Every thread gets here, successful or not, so nobody is left waiting.
     shared.connected.wait();
     let mut driver = ready?;
     driver.begin(*shared.start.get_or_init(Now::read));
@@ -67,7 +68,7 @@ pub(super) fn drive(shared: &Shared, place: usize) -> io::Result<Part> {
     Ok(driver.finish())
 }
 
-/// CPU time at one edge of the measured window.
+/// CPU time at either edge of the measured window.
 #[derive(Clone, Copy, Default)]
 struct Spent {
     watched: Option<Duration>,
@@ -80,22 +81,22 @@ struct Driver<'a> {
     place: usize,
     ring: Ring,
     done: Vec<Done>,
-    lines: Vec<Line>,
-    /// Lines to be connected, and how many are at it.
+    connections: Vec<Connection>,
+    /// Connections yet to be opened, and how many are being opened.
     to_connect: VecDeque<u32>,
     connecting: usize,
-    /// Lines without a request, when requests come from a plan.
+    /// Connections without a request, if requests come from a plan.
     free: VecDeque<u32>,
-    /// Lines whose request found no block, or whose receive did.
+    /// Connections whose request or receive found no block.
     starved: Vec<u32>,
-    /// Datagrams being sent: whose, and its block.
+    /// Datagrams being sent: by which flow, and their block.
     flights: Vec<(u32, Chain)>,
     flights_free: Vec<u32>,
     content: Content,
     flood: Chain,
     /// The head of the request being written.
     head: Vec<u8>,
-    /// Replies do not fit small blocks.
+    /// Replies do not fit into small blocks.
     large_replies: bool,
     plan: Option<Plan>,
     tally: Tally,
@@ -103,11 +104,11 @@ struct Driver<'a> {
     start: Now,
     end: Now,
     next_tick: Now,
-    /// Requests are made; between the measured window's edges they count.
+    /// Requests are being made; they count between the edges of the measured window.
     asking: bool,
     measuring: bool,
     spent: [Spent; 2],
-    /// The first connect that failed while nothing had been connected yet.
+    /// The first failure to connect while no connection had succeeded yet.
     unreachable: Option<Errno>,
     reported: (u64, u64, u64),
 }
@@ -122,18 +123,18 @@ impl<'a> Driver<'a> {
             flood = blocks::content_chain(ring.pool_mut(), &content, PERIOD)
                 .expect("a new pool holds a period of content");
         }
-        let lines: Vec<Line> = (place..load.connections)
+        let connections: Vec<Connection> = (place..load.connections)
             .step_by(load.threads)
-            .map(|number| Line::new(talk(load, number as u32)))
+            .map(|number| Connection::new(talk(load, number as u32)))
             .collect();
-        let to_connect = (0..lines.len() as u32).collect();
+        let to_connect = (0..connections.len() as u32).collect();
         Ok(Driver {
             load,
             progress: &shared.progress,
             place,
             ring,
             done: Vec::with_capacity(REAP_MAX),
-            lines,
+            connections,
             to_connect,
             connecting: 0,
             free: VecDeque::new(),
@@ -158,13 +159,13 @@ impl<'a> Driver<'a> {
         })
     }
 
-    /// Brings every line up. Fails when the first of them cannot be.
+    /// Opens every connection. Fails if the first of them fails.
     fn connect_all(&mut self) -> io::Result<()> {
         let until = Now::read().plus(self.load.patience);
         let mut up = 0;
-        while up < self.lines.len() && self.now < until {
+        while up < self.connections.len() && self.now < until {
             self.turn(Some(Duration::from_millis(10)))?;
-            up = self.lines.iter().filter(|line| line.phase == Phase::Up).count();
+            up = self.connections.iter().filter(|connection| connection.phase == Phase::Up).count();
             if up == 0
                 && let Some(errno) = self.unreachable
             {
@@ -174,7 +175,7 @@ impl<'a> Driver<'a> {
         if up == 0 { Err(Errno::ETIMEDOUT.into()) } else { Ok(()) }
     }
 
-    /// Everyone is connected: the schedule starts, and whoever can asks.
+    /// All are connected: the schedule starts, and every connection that can makes a request.
     fn begin(&mut self, now: Now) {
         self.now = now;
         self.start = now.plus(self.load.warmup);
@@ -182,8 +183,8 @@ impl<'a> Driver<'a> {
         self.next_tick = now.plus(TICK);
         self.asking = true;
         self.plan = self.load.rate.map(|rate| Plan::new(now, rate, self.place, self.load.threads));
-        for slot in 0..self.lines.len() as u32 {
-            if self.lines[slot as usize].phase == Phase::Up {
+        for slot in 0..self.connections.len() as u32 {
+            if self.connections[slot as usize].phase == Phase::Up {
                 self.next(slot);
             }
         }
@@ -197,7 +198,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Submits, waits, and handles what came.
+    /// Submits, waits, and handles completions.
     fn turn(&mut self, patience: Option<Duration>) -> io::Result<()> {
         self.connect_some();
         self.ring.enter(patience)?;
@@ -255,7 +256,7 @@ impl<'a> Driver<'a> {
             self.asking = false;
             self.tally.unsent += self.plan.map_or(0, |plan| plan.overdue(self.end));
             self.next_tick = self.now;
-            for slot in 0..self.lines.len() as u32 {
+            for slot in 0..self.connections.len() as u32 {
                 self.wind_down(slot);
             }
         }
@@ -266,17 +267,17 @@ impl<'a> Driver<'a> {
         Spent { watched: watch.and_then(process::cpu_of), own: process::cpu_of_this_thread() }
     }
 
-    /// Whether a reply may still come that is worth waiting for.
+    /// Whether a reply worth waiting for may still come.
     fn outstanding(&self) -> bool {
-        self.now < self.end.plus(ENDING_MAX) && self.lines.iter().any(Line::waiting)
+        self.now < self.end.plus(ENDING_MAX) && self.connections.iter().any(Connection::waiting)
     }
 
     fn finish(mut self) -> Part {
-        for line in &mut self.lines {
-            if line.waiting() {
+        for connection in &mut self.connections {
+            if connection.waiting() {
                 self.tally.fault(Fault::TimedOut);
             }
-            line.home.end(&mut self.tally);
+            connection.home.end(&mut self.tally);
         }
         self.report();
         let [before, after] = self.spent;
@@ -293,8 +294,8 @@ impl<'a> Driver<'a> {
             return self.datagram_sent(done);
         }
         let slot = done.tag.slot;
-        let current = self.lines[slot as usize].generation;
-        assert_eq!(done.tag.generation, current, "a line is reused when nothing is in flight");
+        let current = self.connections[slot as usize].generation;
+        assert_eq!(done.tag.generation, current, "a slot is reused when nothing is in flight");
         match done.tag.kind {
             CONNECT => self.connect_done(slot, done.result),
             SEND => self.sent(slot, done.result),
@@ -305,11 +306,11 @@ impl<'a> Driver<'a> {
 
     fn tick(&mut self) {
         let patience = self.load.patience;
-        for slot in 0..self.lines.len() as u32 {
-            let line = &mut self.lines[slot as usize];
-            let overdue = self.now.since(line.sent) > patience;
-            let waiting = line.waiting();
-            match (&mut line.talk, line.phase) {
+        for slot in 0..self.connections.len() as u32 {
+            let connection = &mut self.connections[slot as usize];
+            let overdue = self.now.since(connection.sent) > patience;
+            let waiting = connection.waiting();
+            match (&mut connection.talk, connection.phase) {
                 (Talk::Flow(flow), Phase::Up) => {
                     let lost = flow.expire(self.now, patience);
                     self.tally.faults[Fault::Lost as usize] += lost;
@@ -326,7 +327,7 @@ impl<'a> Driver<'a> {
         self.report();
     }
 
-    /// Tells the live line what is new.
+    /// Updates the live line.
     fn report(&mut self) {
         let bytes = self.tally.bytes_sent + self.tally.bytes_received;
         let new = (self.tally.requests, bytes, self.tally.errors());
@@ -337,8 +338,8 @@ impl<'a> Driver<'a> {
     }
 }
 
-fn tag(kind: u8, slot: u32, line: &Line) -> Tag {
-    Tag { kind, generation: line.generation, slot }
+fn tag(kind: u8, slot: u32, connection: &Connection) -> Tag {
+    Tag { kind, generation: connection.generation, slot }
 }
 
 fn talk(load: &Load, connection: u32) -> Talk {
@@ -350,14 +351,14 @@ fn talk(load: &Load, connection: u32) -> Talk {
     }
 }
 
-/// What the first reply is received into.
+/// The class of block to receive the first reply into.
 fn first_class(load: &Load) -> Class {
     let stream = matches!(load.shape, Shape::Bulk(kind) if kind != super::message::Kind::Sink);
     if stream || load.size > SMALL_BYTES { Class::Large } else { Class::Small }
 }
 
-/// Blocks for every request of one thread under way, which must fit into the quarter that the ring
-/// never posts, and so some to receive into.
+/// Enough blocks for all requests of one thread in flight, which must fit into the quarter that the
+/// ring never posts, and as many as needed to receive into.
 fn settings(load: &Load) -> Settings {
     let requests = load.connections.div_ceil(load.threads) * load.window;
     // A long request has a short end.

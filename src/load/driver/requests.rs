@@ -1,8 +1,9 @@
-//! Requests and replies of one thread: what a free line sends, and what becomes of what comes back.
+//! The requests and replies of one thread: what an idle connection sends, and what becomes of what
+//! comes back.
 
 use nix::errno::Errno;
 
-use super::super::line::{self, Phase, Talk, socket_of};
+use super::super::connection::{self, Phase, Talk, socket_of};
 use super::super::message::{HEAD_BYTES, Head, content_position};
 use super::super::plan;
 use super::super::tally::Fault;
@@ -15,37 +16,37 @@ use crate::ring::pool::{Buf, Chain, SMALL_BYTES};
 use crate::ring::{Done, Tag};
 
 impl Driver<'_> {
-    /// A line is free: it asks at once, or waits for the plan.
+    /// A connection is idle: it makes a request at once, or waits for the plan.
     pub(super) fn next(&mut self, slot: u32) {
-        let line = &mut self.lines[slot as usize];
-        // Until the last request's send is reported its chain is needed; then this is called again.
-        let unsent = line.asks_singly() && line.sends > 0;
+        let connection = &mut self.connections[slot as usize];
+        // The chain of the last request is in use until its send completes, which calls this again.
+        let unsent = connection.asks_singly() && connection.sends > 0;
         if !self.asking || unsent {
             return;
         }
         if self.plan.is_none() {
             return self.ask(slot, self.now);
         }
-        if !line.queued {
-            line.queued = true;
-            line.free_since = self.now;
+        if !connection.queued {
+            connection.queued = true;
+            connection.free_since = self.now;
             self.free.push_back(slot);
         }
     }
 
-    /// Sends what is due, as far as there are free lines.
+    /// Sends the requests that are due, as far as there are idle connections.
     pub(super) fn keep_to_plan(&mut self) {
         let Some(mut plan) = self.plan else { return };
         while self.asking && plan.due() <= self.now {
             let Some(slot) = self.free.pop_front() else { break };
-            let line = &mut self.lines[slot as usize];
-            line.queued = false;
-            if line.phase != Phase::Up {
-                // It broke while it was waiting; the next one takes the request.
+            let connection = &mut self.connections[slot as usize];
+            connection.queued = false;
+            if connection.phase != Phase::Up {
+                // It broke while it waited; the next one takes the request.
                 continue;
             }
             let Some(due) = plan.take(self.now) else { break };
-            let lag = plan::lag(due, line.free_since, self.now);
+            let lag = plan::lag(due, connection.free_since, self.now);
             if self.measuring {
                 self.tally.lagged(lag);
             }
@@ -54,24 +55,24 @@ impl Driver<'_> {
         self.plan = Some(plan);
     }
 
-    /// Makes requests on a line that is up: one on a connection, as many as have room on a flow.
+    /// Makes requests on an open connection: one on a stream, as many as have room on a flow.
     pub(super) fn ask(&mut self, slot: u32, since: Now) {
         let planned = self.plan.is_some();
         if !self.has_blocks() {
             return self.put_off(slot);
         }
-        let line = &mut self.lines[slot as usize];
-        match &mut line.talk {
+        let connection = &mut self.connections[slot as usize];
+        match &mut connection.talk {
             Talk::Exchange(exchange) => {
                 if self.load.shape != Shape::Churn {
-                    line.since = since;
+                    connection.since = since;
                 }
-                line.sent = self.now;
+                connection.sent = self.now;
                 let head = exchange.request();
                 self.send_head(slot, head);
             }
             Talk::Web(web) => {
-                (line.since, line.sent) = (since, self.now);
+                (connection.since, connection.sent) = (since, self.now);
                 let Some(request) = &self.load.request else { return };
                 self.head.clear();
                 web.request(request, &mut self.head);
@@ -80,8 +81,8 @@ impl Driver<'_> {
             Talk::Flow(_) if self.load.gso && !planned => while self.ask_train(slot, since) {},
             Talk::Flow(_) => {
                 while self.ask_datagram(slot, since) && !planned {}
-                let line = &self.lines[slot as usize];
-                if planned && matches!(&line.talk, Talk::Flow(flow) if flow.has_room()) {
+                let connection = &self.connections[slot as usize];
+                if planned && matches!(&connection.talk, Talk::Flow(flow) if flow.has_room()) {
                     self.next(slot);
                 }
             }
@@ -89,13 +90,14 @@ impl Driver<'_> {
         }
     }
 
-    /// Whether the pool holds a request more.
+    /// Whether the pool has room for one more request.
     fn has_blocks(&self) -> bool {
         let size = self.load.request_bytes();
         self.ring.pool().free(blocks::class_for(size)) > blocks::blocks_for(size)
     }
 
-    /// A request for which there is no block: tried again next turn, or missing from the plan.
+    /// Puts off a request for which there is no block: it is tried again next turn, or missing from
+    /// the plan.
     fn put_off(&mut self, slot: u32) {
         if self.plan.is_some() {
             self.tally.unsent += 1;
@@ -107,36 +109,39 @@ impl Driver<'_> {
 
     /// Sends a head with the content that belongs to it.
     pub(super) fn send_head(&mut self, slot: u32, head: Head) {
-        let line = &mut self.lines[slot as usize];
-        let Some(socket) = socket_of(&line.socket) else { return };
-        let count =
-            if matches!(line.talk, Talk::Stream(_)) { 0 } else { self.load.size - HEAD_BYTES };
+        let connection = &mut self.connections[slot as usize];
+        let Some(socket) = socket_of(&connection.socket) else { return };
+        let count = if matches!(connection.talk, Talk::Stream(_)) {
+            0
+        } else {
+            self.load.size - HEAD_BYTES
+        };
         let position = content_position(head.connection, head.sequence) + HEAD_BYTES as u64;
-        let (pool, chain) = (self.ring.pool_mut(), &mut line.sending);
+        let (pool, chain) = (self.ring.pool_mut(), &mut connection.sending);
         let bytes = head.encode();
         if blocks::write_with_content(pool, chain, &bytes, &self.content, position, count).is_err()
         {
-            // Only a stream's opening comes here without having asked for blocks.
+            // Only a stream's opening gets here without having checked for blocks.
             return self.fault(slot, Fault::Closed);
         }
-        line.sends += 1;
-        let outgoing = line.sending.outgoing();
-        let tag = tag(SEND, slot, line);
+        connection.sends += 1;
+        let outgoing = connection.sending.outgoing();
+        let tag = tag(SEND, slot, connection);
         self.ring.send(tag, socket, outgoing);
     }
 
     /// Sends the head that has been written and the request's body.
     fn send_web(&mut self, slot: u32) {
         let Some(request) = &self.load.request else { return };
-        let line = &mut self.lines[slot as usize];
-        let Some(socket) = socket_of(&line.socket) else { return };
+        let connection = &mut self.connections[slot as usize];
+        let Some(socket) = socket_of(&connection.socket) else { return };
         let mut count = 0;
         match &request.payload {
             Payload::None => {}
             Payload::Content(bytes) => count = *bytes,
             Payload::Bytes(bytes) => self.head.extend_from_slice(bytes),
         }
-        let (pool, chain) = (self.ring.pool_mut(), &mut line.sending);
+        let (pool, chain) = (self.ring.pool_mut(), &mut connection.sending);
         let written = if count == 0 {
             blocks::write(pool, chain, &self.head)
         } else {
@@ -145,19 +150,19 @@ impl Driver<'_> {
         if written.is_err() {
             return self.fault(slot, Fault::Closed);
         }
-        line.sends += 1;
-        let outgoing = line.sending.outgoing();
-        let tag = tag(SEND, slot, line);
+        connection.sends += 1;
+        let outgoing = connection.sending.outgoing();
+        let tag = tag(SEND, slot, connection);
         self.ring.send(tag, socket, outgoing);
     }
 
-    /// Sends one datagram; false when there is no room for it.
+    /// Sends one datagram; false if there is no room for it.
     fn ask_datagram(&mut self, slot: u32, since: Now) -> bool {
         let mut chain = Chain::EMPTY;
         self.write_datagram(slot, since, &mut chain) && self.send_flight(slot, chain)
     }
 
-    /// Sends as many datagrams as have room, in one segmented send; false when none has.
+    /// Sends as many datagrams as have room in one segmented send; false if none has.
     fn ask_train(&mut self, slot: u32, since: Now) -> bool {
         let most = SEGMENTS_MAX.min(DATAGRAM_BYTES_MAX / self.load.size);
         let mut chain = Chain::EMPTY;
@@ -165,13 +170,13 @@ impl Driver<'_> {
         count > 0 && self.send_flight(slot, chain)
     }
 
-    /// Writes a flow's next datagram behind a chain; false when there is no room for it.
+    /// Appends a flow's next datagram to a chain; false if there is no room for it.
     fn write_datagram(&mut self, slot: u32, since: Now, chain: &mut Chain) -> bool {
         if !self.has_blocks() {
             self.starved.push(slot);
             return false;
         }
-        let Talk::Flow(flow) = &mut self.lines[slot as usize].talk else { return false };
+        let Talk::Flow(flow) = &mut self.connections[slot as usize].talk else { return false };
         let Some(head) = flow.request(since, self.now) else { return false };
         let position = content_position(head.connection, head.sequence) + HEAD_BYTES as u64;
         let (pool, count) = (self.ring.pool_mut(), self.load.size - HEAD_BYTES);
@@ -181,8 +186,8 @@ impl Driver<'_> {
 
     /// Sends what was written; false when the flow has no socket.
     fn send_flight(&mut self, slot: u32, mut chain: Chain) -> bool {
-        let line = &mut self.lines[slot as usize];
-        let Some(socket) = socket_of(&line.socket) else {
+        let connection = &mut self.connections[slot as usize];
+        let Some(socket) = socket_of(&connection.socket) else {
             self.ring.pool_mut().give_back_chain(chain.take());
             return false;
         };
@@ -192,7 +197,7 @@ impl Driver<'_> {
             (self.flights.len() - 1) as u32
         });
         self.flights[flight as usize] = (slot, chain);
-        line.sends += 1;
+        connection.sends += 1;
         self.ring.send(Tag { kind: DATAGRAM, generation: 0, slot: flight }, socket, outgoing);
         true
     }
@@ -202,8 +207,8 @@ impl Driver<'_> {
         let slot = *slot;
         self.ring.pool_mut().give_back_chain(chain.take());
         self.flights_free.push(done.tag.slot);
-        self.lines[slot as usize].sends -= 1;
-        // A refused port is reported to the next send; the datagram itself shows up as lost.
+        self.connections[slot as usize].sends -= 1;
+        // An ICMP refusal is reported to the next send; the datagram itself shows up as lost.
         if done.result == Err(Errno::ECONNREFUSED) {
             self.tally.fault(Fault::Refused);
         }
@@ -211,14 +216,14 @@ impl Driver<'_> {
     }
 
     pub(super) fn sent(&mut self, slot: u32, result: Result<u32, Errno>) {
-        let line = &mut self.lines[slot as usize];
-        line.sends -= 1;
-        self.ring.pool_mut().give_back_chain(line.sending.take());
+        let connection = &mut self.connections[slot as usize];
+        connection.sends -= 1;
+        self.ring.pool_mut().give_back_chain(connection.sending.take());
         match result {
-            // The receive side says why, unless there is none to say it.
-            Err(errno) => self.fault(slot, line::fault_of(errno)),
-            Ok(_) if line.asks_singly() => {
-                if line.phase == Phase::Up && !line.waiting() {
+            // The receive side says why, unless no receive is under way.
+            Err(errno) => self.fault(slot, connection::fault_of(errno)),
+            Ok(_) if connection.asks_singly() => {
+                if connection.phase == Phase::Up && !connection.waiting() {
                     self.next(slot);
                 }
             }
@@ -226,11 +231,11 @@ impl Driver<'_> {
         }
     }
 
-    /// The next stretch of a stream, or its end.
+    /// Sends the next part of a stream, or ends it.
     pub(super) fn stream_on(&mut self, slot: u32, sent: u32) {
-        let line = &mut self.lines[slot as usize];
-        let Talk::Stream(stream) = &mut line.talk else { return };
-        if line.phase != Phase::Up || !stream.sends() {
+        let connection = &mut self.connections[slot as usize];
+        let Talk::Stream(stream) = &mut connection.talk else { return };
+        if connection.phase != Phase::Up || !stream.sends() {
             return;
         }
         if sent as usize > HEAD_BYTES {
@@ -242,18 +247,18 @@ impl Driver<'_> {
         if !self.asking && self.start != Now::default() {
             return self.wind_down(slot);
         }
-        if let Some(socket) = socket_of(&line.socket) {
-            line.sends += 1;
-            let tag = tag(SEND, slot, line);
+        if let Some(socket) = socket_of(&connection.socket) {
+            connection.sends += 1;
+            let tag = tag(SEND, slot, connection);
             self.ring.send(tag, socket, self.flood.outgoing());
         }
     }
 
     pub(super) fn received(&mut self, slot: u32, done: Done) {
-        let line = &mut self.lines[slot as usize];
-        line.receiving = done.more;
+        let connection = &mut self.connections[slot as usize];
+        connection.receiving = done.more;
         if let Some(buf) = done.buf {
-            if line.phase == Phase::Up && done.result.is_ok() && !buf.is_empty() {
+            if connection.phase == Phase::Up && done.result.is_ok() && !buf.is_empty() {
                 self.take(slot, &buf);
             }
             self.ring.pool_mut().give_back(buf);
@@ -266,29 +271,29 @@ impl Driver<'_> {
                 self.tally.fault(Fault::Refused);
                 self.receive(slot);
             }
-            Err(errno) => self.fault(slot, line::fault_of(errno)),
+            Err(errno) => self.fault(slot, connection::fault_of(errno)),
         }
     }
 
-    /// What starvation interrupted goes on.
+    /// Continues what starvation interrupted.
     pub(super) fn resume(&mut self, slot: u32) {
         self.receive(slot);
-        let line = &self.lines[slot as usize];
-        let free = match &line.talk {
+        let connection = &self.connections[slot as usize];
+        let free = match &connection.talk {
             Talk::Flow(flow) => flow.has_room(),
             Talk::Stream(_) => false,
-            Talk::Exchange(_) | Talk::Web(_) => !line.waiting(),
+            Talk::Exchange(_) | Talk::Web(_) => !connection.waiting(),
         };
-        if free && self.plan.is_none() && line.phase == Phase::Up {
+        if free && self.plan.is_none() && connection.phase == Phase::Up {
             self.next(slot);
         }
     }
 
-    /// Looks at what came in on a line.
+    /// Checks what arrived on a connection.
     pub(super) fn take(&mut self, slot: u32, buf: &Buf) {
         let bytes = self.ring.pool().bytes(buf);
-        let line = &mut self.lines[slot as usize];
-        match &mut line.talk {
+        let connection = &mut self.connections[slot as usize];
+        match &mut connection.talk {
             Talk::Exchange(exchange) => match exchange.received(&self.content, bytes) {
                 Ok(None) => {}
                 Ok(Some(backend)) => self.answered(slot, backend, self.load.size as u64),
@@ -305,7 +310,7 @@ impl Driver<'_> {
             Talk::Flow(_) => self.take_datagrams(slot, buf),
             Talk::Stream(stream) => match stream.received(&self.content, bytes) {
                 Ok(count) => {
-                    line.home.answered_by(stream.backend(), &mut self.tally);
+                    connection.home.answered_by(stream.backend(), &mut self.tally);
                     if self.measuring {
                         self.tally.bytes_received += count as u64;
                     }
@@ -315,19 +320,19 @@ impl Driver<'_> {
         }
     }
 
-    /// Looks at what came in on a flow: a datagram, or several that the kernel put together.
+    /// Checks what arrived on a flow: one datagram, or several that the kernel put together.
     fn take_datagrams(&mut self, slot: u32, buf: &Buf) {
         let each = if self.load.gso { self.load.size } else { buf.len() };
         let mut answered = false;
         for start in (0..buf.len()).step_by(each) {
             let bytes = &self.ring.pool().bytes(buf)[start..buf.len().min(start + each)];
-            let Talk::Flow(flow) = &mut self.lines[slot as usize].talk else { return };
+            let Talk::Flow(flow) = &mut self.connections[slot as usize].talk else { return };
             let (reply, fault) = flow.received(&self.content, bytes);
             if let Some(fault) = fault {
                 self.tally.fault(fault);
             }
             if let Some(reply) = reply {
-                self.lines[slot as usize].since = reply.since;
+                self.connections[slot as usize].since = reply.since;
                 self.count_answer(slot, reply.backend, self.load.size as u64);
                 answered = true;
             }
@@ -337,7 +342,8 @@ impl Driver<'_> {
         }
     }
 
-    /// A whole, right reply of so many bytes: the next request, or the end of a short connection.
+    /// A complete, correct reply of `received` bytes: makes the next request, or ends a short
+    /// connection.
     fn answered(&mut self, slot: u32, backend: u32, received: u64) {
         self.count_answer(slot, backend, received);
         if self.load.shape == Shape::Churn {
@@ -348,15 +354,15 @@ impl Driver<'_> {
     }
 
     fn count_answer(&mut self, slot: u32, backend: u32, received: u64) {
-        let line = &mut self.lines[slot as usize];
+        let connection = &mut self.connections[slot as usize];
         if self.measuring {
-            self.tally.answered(self.now.since(line.since));
+            self.tally.answered(self.now.since(connection.since));
             self.tally.bytes_sent += self.load.request_bytes() as u64;
             self.tally.bytes_received += received;
         }
         if self.load.protocol == Protocol::Api {
             self.tally.answered_by(backend);
-        } else if line.home.answered_by(backend, &mut self.tally) {
+        } else if connection.home.answered_by(backend, &mut self.tally) {
             self.tally.fault(Fault::Moved);
         }
     }
@@ -369,27 +375,27 @@ impl Driver<'_> {
         self.large_replies |= response.bytes > 2 * SMALL_BYTES as u64;
         if response.last {
             // Ended first, so that the next request goes on a new connection.
-            let line = &mut self.lines[slot as usize];
-            let since = line.since;
+            let connection = &mut self.connections[slot as usize];
+            let since = connection.since;
             self.end(slot);
-            self.lines[slot as usize].since = since;
+            self.connections[slot as usize].since = since;
         }
         self.answered(slot, response.backend, response.bytes);
     }
 
     /// The other side has finished.
     pub(super) fn ended(&mut self, slot: u32) {
-        let line = &mut self.lines[slot as usize];
-        if line.phase == Phase::Closing {
+        let connection = &mut self.connections[slot as usize];
+        if connection.phase == Phase::Closing {
             return;
         }
-        let verdict = match (&mut line.talk, &self.load.request) {
+        let verdict = match (&mut connection.talk, &self.load.request) {
             (Talk::Stream(stream), _) => stream.ended(),
             (Talk::Web(web), Some(request)) if web.waiting() => match web.ended(request) {
                 Ok(response) => return self.responded(slot, response),
                 Err(fault) => Err(fault),
             },
-            // A server may end a connection on which nothing is asked.
+            // A server may end an idle connection.
             (Talk::Web(_), _) => Ok(()),
             _ => Err(Fault::Closed),
         };

@@ -1,6 +1,6 @@
-//! Echo backends for datagrams: as many as wait are taken with one call and sent back with another,
-//! and those that the kernel handed over as one (UDP_GRO) go back as one (UDP_SEGMENT).
-//! Blocking calls, because a batch of datagrams costs less this way than as single operations.
+//! Echo backends for datagrams: all that wait are taken with one call and sent back with another,
+//! and those that the kernel delivered as one (UDP_GRO) go back as one (UDP_SEGMENT). The calls
+//! block, because a batch of datagrams costs less this way than as single operations.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::UdpSocket;
@@ -15,16 +15,17 @@ use nix::sys::socket::{
 
 use crate::load::message::{BACKEND_AT, HEAD_BYTES, Head};
 
-/// Datagrams taken with one call.
+/// Limit on the datagrams taken with one call.
 const BATCH: usize = 64;
-/// The longest datagram of IPv4 (RFC 768 within RFC 791).
+/// The longest datagram over IPv4 (RFC 768 within RFC 791).
 const DATAGRAM_BYTES: usize = 65_507;
 
-/// Serves until `stop` is written. With `gso`, datagrams that come as one are taken and answered as one.
+/// Serves until `stop` is written. With `gso`, datagrams that arrive as one are received and
+/// answered as one.
 pub fn serve(sockets: &[UdpSocket], gso: bool, stop: &EventFd) {
     let mut batch = Batch::new(gso);
     for socket in sockets.iter().filter(|_| gso) {
-        // Without it they come one by one, which is right as well.
+        // If it fails they come one by one, which is right as well.
         let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
     }
     loop {
@@ -52,12 +53,12 @@ struct Batch {
     taken: Vec<Taken>,
 }
 
-/// What one place of the memory holds.
+/// What one place in the memory holds.
 #[derive(Clone, Copy)]
 struct Taken {
     bytes: usize,
     from: Option<SockaddrStorage>,
-    /// The length of each datagram but the last, when there are several.
+    /// If there are several datagrams, the length of each but the last.
     segment: Option<u16>,
 }
 
@@ -90,7 +91,7 @@ impl Batch {
     fn take(&mut self, socket: &UdpSocket) {
         self.taken.clear();
         if self.gso {
-            // The kernel writes over how much room each header has for the segment's length.
+            // The kernel overwrites how much room each header has for the segment's length.
             self.headers = MultiHeaders::preallocate(BATCH, Some(nix::cmsg_space!(i32)));
         }
         let mut places: Vec<[IoSliceMut; 1]> =
@@ -113,7 +114,7 @@ impl Batch {
         }
     }
 
-    /// Sends back what stands at `first`, and what follows if one call can do that; says how many.
+    /// Sends back what is at `first`, and what follows if one call can do that; returns how many.
     fn answer(&mut self, socket: &UdpSocket, first: usize) -> usize {
         let flags = MsgFlags::MSG_DONTWAIT;
         let place = |at: usize, taken: &Taken| {
@@ -137,7 +138,7 @@ impl Batch {
     }
 }
 
-/// Says who answers, in a datagram of the generator; leaves every other as it is.
+/// Writes who answers into a datagram of the generator; leaves all others as they are.
 fn stamp(datagram: &mut [u8], number: u32) {
     if datagram.len() >= HEAD_BYTES && Head::decode(datagram).is_some() {
         datagram[BACKEND_AT].copy_from_slice(&number.to_le_bytes());

@@ -1,5 +1,5 @@
-//! One connection to an echo backend, without its socket: what becomes of the bytes that come in.
-//! Names the pool, knows no ring.
+//! One connection to an echo backend, without its socket: what becomes of received bytes. Knows the
+//! pool, but no ring.
 
 use super::Gone;
 use super::web::WebGuest;
@@ -7,26 +7,26 @@ use crate::load::blocks;
 use crate::load::message::{Content, HEAD_BYTES, Head, Kind};
 use crate::ring::pool::{Buf, Chain, Pool};
 
-/// A first message up to this long is copied with its new head, so that the answer is one block and
-/// not a gathered send.
+/// A first message up to this length is copied behind its new head, so that the answer is one block
+/// and not a gathered send.
 const SHORT_BYTES: usize = 512;
 
-/// What a connection has become.
+/// What a connection has turned out to be.
 pub enum Guest {
-    /// Nothing has come in yet.
+    /// Nothing has arrived yet.
     New,
     /// Everything goes back.
     Echo,
-    /// Content goes out without end.
+    /// Endless content is sent.
     Source,
-    /// Content comes in and is checked; the count goes back at the end.
+    /// Content is received and checked; the count goes back at the end.
     Sink { head: Head, received: u64 },
     /// HTTP/1.1.
     Web(Box<WebGuest>),
 }
 
 impl Guest {
-    /// Takes what came in; what is to be sent is put behind `out`. True when the connection ends once
+    /// Takes received bytes, and appends to `out` what to send. True if the connection ends once
     /// that is sent.
     pub fn received(
         &mut self,
@@ -57,7 +57,7 @@ impl Guest {
         }
     }
 
-    /// The peer has finished: what is left to say.
+    /// The peer has finished; says what is left to say.
     pub fn finish(&mut self, pool: &mut Pool, out: &mut Chain) -> Result<(), Gone> {
         if let Guest::Sink { head, received } = self {
             let count = Head { sequence: *received, ..*head };
@@ -66,8 +66,8 @@ impl Guest {
         Ok(())
     }
 
-    /// The first bytes of a stream decide what it is. They are in one piece unless someone cuts
-    /// them up, and then it is a plain echo.
+    /// The first bytes of a stream decide what it is. They are in one piece unless someone splits
+    /// them, and then it is a plain echo.
     fn first(
         &mut self,
         mut buf: Buf,
@@ -118,7 +118,7 @@ mod tests {
         buf
     }
 
-    /// What a guest says to these pieces, and whether it has ended the connection.
+    /// What a guest answers to these pieces, and whether it has ended the connection.
     fn said(pieces: &[&[u8]]) -> (Vec<u8>, Result<(), Gone>) {
         let content = Content::new();
         let mut pool = Pool::new(64, 0);

@@ -1,8 +1,9 @@
-//! Echo backends: what the load is sent to when a run brings its own services, and what a demo shows.
-//! Owns their start and end; [`server`] serves streams and HTTP on a ring, [`datagrams`] UDP.
+//! Echo backends: what the load is sent to when a run brings its own services, and what a demo
+//! shows. Owns their start and end; [`server`] serves streams and HTTP on a ring, [`datagrams`]
+//! serves UDP.
 //!
-//! A backend of ours says who it is: the number of its port, in the head of a message or in
-//! `x-lb-backend`. To everyone who does not speak the generator's language it is a plain echo.
+//! Our backends say who they are: by the number of their port, in the head of a message or in
+//! `x-lb-backend`. For a peer that does not speak the generator's language they are a plain echo.
 
 mod datagrams;
 mod guest;
@@ -19,17 +20,17 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::thread;
 use crate::cluster::Protocol;
-use crate::load::{blocks, line};
+use crate::load::{blocks, connection};
 use crate::ring::sys;
 
-/// Why a connection is ended from this side.
+/// Why this side ends a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Gone {
     /// The content was not what the generator sends.
     Corrupt,
-    /// Not a request that can be answered.
+    /// The request cannot be answered.
     Malformed,
-    /// Too few blocks for the answer.
+    /// There were too few blocks for the answer.
     Exhausted,
 }
 
@@ -39,7 +40,7 @@ impl From<blocks::Exhausted> for Gone {
     }
 }
 
-/// Running backends of one protocol, all on one thread; they end when this is dropped.
+/// Running backends of one protocol, all on one thread; dropping this ends them.
 pub struct Backends {
     addresses: Vec<SocketAddr>,
     stop: Arc<EventFd>,
@@ -47,19 +48,19 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// Where they listen, in the order asked for; port 0 has become a real one.
+    /// Where they listen, in the order asked for; a port 0 has become a real one.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Waits until they have ended, which by themselves they never do.
+    /// Waits until they have ended, which they never do by themselves.
     pub fn wait(mut self) {
         self.join();
     }
 
     fn join(&mut self) {
         if let Some(thread) = self.thread.take() {
-            // A panic in the thread has been printed there.
+            // A panic in the thread has already been printed.
             let _ = thread.join();
         }
     }
@@ -72,8 +73,8 @@ impl Drop for Backends {
     }
 }
 
-/// Starts a backend on each address. Fails when an address cannot be bound or the kernel gives no
-/// ring. `gso` is for datagrams: they may come and be answered several as one.
+/// Starts a backend on each address. Fails if an address cannot be bound or the kernel gives no
+/// ring. With `gso`, datagrams may be received and answered several as one.
 pub fn start(protocol: Protocol, at: &[SocketAddr], gso: bool) -> io::Result<Backends> {
     let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let told = Arc::clone(&stop);
@@ -81,7 +82,7 @@ pub fn start(protocol: Protocol, at: &[SocketAddr], gso: bool) -> io::Result<Bac
     let name = format!("echo-{protocol}");
     let (addresses, thread) = if protocol == Protocol::Udp {
         let sockets = at.iter().map(UdpSocket::bind).collect::<io::Result<Vec<_>>>()?;
-        sockets.iter().for_each(line::widen);
+        sockets.iter().for_each(connection::widen);
         let addresses = sockets.iter().map(UdpSocket::local_addr).collect::<io::Result<_>>()?;
         let thread = thread::spawn(&name, move || {
             let _ = ready.send(Ok(()));

@@ -1,5 +1,5 @@
-//! Echo backends on a ring: accept, receive, send, close, and backpressure to a peer that does not
-//! read. What is said is [`Guest`]'s affair.
+//! Echo backends on a ring: accept, receive, send, close, and backpressure on a peer that does not
+//! read. What is said is [`Guest`]'s matter.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::SyncSender;
@@ -21,12 +21,12 @@ const STOP: u8 = 2;
 const RECEIVE: u8 = 3;
 const SEND: u8 = 4;
 
-/// Blocks for all connections together. Whoever finds none waits for the next turn.
+/// Blocks for all connections together. A connection that finds none waits for the next turn.
 const SETTINGS: Settings =
     Settings { small_blocks: 16 * 1024, large_blocks: 4 * 1024, datagram_blocks: 0 };
-/// Bytes to be sent from which a connection is not received from.
+/// A connection with this many bytes to send is not received from.
 const UNSENT_MAX: usize = 4 * LARGE_BYTES;
-/// Bytes after which a multishot receive ends, so that what it overshoots is bounded.
+/// The bytes after which a multishot receive ends, so that what it overshoots is bounded.
 const BURST_BYTES: u32 = LARGE_BYTES as u32;
 
 struct Connection {
@@ -34,7 +34,7 @@ struct Connection {
     generation: u32,
     backend: u32,
     guest: Guest,
-    /// To be sent, and being sent.
+    /// Waiting to be sent, and being sent.
     unsent: Chain,
     sending: Chain,
     send_busy: bool,
@@ -58,7 +58,7 @@ struct Server {
     stopped: bool,
 }
 
-/// Serves until `stop` is written. Says through `ready` whether it could begin.
+/// Serves until `stop` is written. Reports through `ready` whether it could begin.
 pub fn serve(
     protocol: Protocol,
     listeners: Vec<OwnedFd>,
@@ -212,7 +212,7 @@ impl Server {
         }
     }
 
-    /// Starts what the connection is ready for: the next send, the next receive, its end.
+    /// Starts what the connection is ready for: the next send, the next receive, or its end.
     fn advance(&mut self, slot: u32) {
         let connection = &mut self.connections[slot as usize];
         let Some(socket) = &connection.socket else { return };
@@ -226,7 +226,7 @@ impl Server {
                 self.ring.send(tag(SEND), socket.as_fd(), self.flood.outgoing());
                 connection.send_busy = true;
             } else if connection.finished {
-                // What is still being received ends with the shutdown.
+                // A receive in flight ends with the shutdown.
                 connection.doomed = true;
                 let _ = SockRef::from(socket).shutdown(net::Shutdown::Both);
             }

@@ -1,6 +1,6 @@
-//! HTTP/1.1 as the echo backends speak it, without the socket. Paths: `/bytes/N` answers with content,
-//! `/count` with the length of the request's body (which must be content, when a generator of ours
-//! sent it), `/echo` with the body; everything else with a line of text.
+//! HTTP/1.1 as the echo backends speak it, without the socket. Paths: `/bytes/N` answers with
+//! content, `/count` with the length of the request's body (which must be content if a generator of
+//! ours sent it), `/echo` with the body; all others with a line of text.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ use crate::load::message::Content;
 use crate::load::web::{BACKEND, BODY_BYTES_MAX, BYTES_PATH, COUNT_PATH, ECHO_PATH, IDENTITY};
 use crate::ring::pool::{Buf, Chain, Pool};
 
-/// What a request is answered with once its body is there.
+/// How to answer a request once its body has arrived.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Plan {
     Content(usize),
@@ -29,18 +29,18 @@ enum State {
     Body { body: Body, plan: Plan },
 }
 
-/// One connection of HTTP.
+/// One HTTP connection.
 #[derive(Debug)]
 pub struct WebGuest {
     state: State,
-    /// The beginning of a head whose end has not come.
+    /// The beginning of an incomplete head.
     part: Vec<u8>,
     /// The answer's head, and with `/echo` the body.
     text: Vec<u8>,
     echoed: Vec<u8>,
-    /// What the generator calls this request; empty for others.
+    /// The generator's name for this request; empty for other users.
     identity: Vec<u8>,
-    /// What came in last, to work on.
+    /// A working copy of the last bytes received.
     copy: Vec<u8>,
     no_body: bool,
     last: bool,
@@ -66,7 +66,7 @@ impl Default for WebGuest {
 }
 
 impl WebGuest {
-    /// Takes what came in. True when the connection is to end once `out` is sent.
+    /// Takes received bytes. True if the connection must end once `out` is sent.
     pub fn received(
         &mut self,
         buf: Buf,
@@ -75,7 +75,7 @@ impl WebGuest {
         pool: &mut Pool,
         out: &mut Chain,
     ) -> Result<bool, Gone> {
-        // A body's framing is taken off in place, which the pool does not allow.
+        // A body's framing is removed in place, which the pool does not allow.
         let mut bytes = std::mem::take(&mut self.copy);
         bytes.clear();
         bytes.extend_from_slice(pool.bytes(&buf));
@@ -172,7 +172,7 @@ impl WebGuest {
         Ok(framing)
     }
 
-    /// Takes bytes of the request's body; how many belonged to it.
+    /// Takes bytes of the request's body; returns how many belonged to it.
     fn body(&mut self, bytes: &mut [u8], content: &Content) -> Result<usize, Gone> {
         let State::Body { body, plan } = &mut self.state else { return Ok(0) };
         let passed = body.pass(bytes).map_err(|_| Gone::Malformed)?;
@@ -255,7 +255,7 @@ mod tests {
     use super::*;
     use crate::ring::pool::Class;
 
-    /// What is answered to these bytes, in pieces of every size, and whether the connection ends.
+    /// What is answered to these bytes in pieces of every size, and whether the connection ends.
     fn said(request: &str) -> (String, Result<bool, Gone>) {
         let request = request.replace('\n', "\r\n").into_bytes();
         let content = Content::new();

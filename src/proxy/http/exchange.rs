@@ -1,5 +1,5 @@
-//! One request and its response: what was asked, how far both have come, and what is to be written to
-//! the log in the end. Owns no bytes but the part of a response head that is not complete yet.
+//! One request and its response: what was asked, how far both have come, and what the log will say
+//! in the end. Owns no bytes except those of a response head that is still incomplete.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::http::{field, login, write};
 use crate::ring::pool::Chain;
 use crate::session::SessionId;
 
-/// Bytes of method and target that are kept for the log.
+/// Limit on the bytes of method and target that are kept for the log.
 const LINE_KEPT_MAX: usize = 1024;
 
 /// The request's body on its way to the backend.
@@ -25,9 +25,9 @@ pub enum Upload {
     Flowing(Body),
     /// All of it has come from the user.
     Done,
-    /// So it has, and what follows it is thrown away.
+    /// All of it has come, and whatever follows it is thrown away.
     Last,
-    /// Nobody takes the rest; the user's connection cannot be used again.
+    /// Nobody takes the rest, so the user's connection cannot be used again.
     Abandoned,
 }
 
@@ -39,7 +39,7 @@ pub enum Answer {
     /// Nothing final has come from the backend yet.
     Head,
     Flowing(Download),
-    /// All of it stands in the user's queue.
+    /// All of it is in the queue to the user.
     Done,
 }
 
@@ -51,13 +51,13 @@ pub struct Download {
     pub framing: Framing,
 }
 
-/// The chunked framing that we put around a body which the backend ends by closing.
+/// The chunked framing that we add to a body which the backend ends by closing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wrap {
     No,
     /// Before the first chunk.
     First,
-    /// Behind another chunk, whose line end is still to be written.
+    /// After another chunk, whose line end is still to be written.
     Next,
 }
 
@@ -70,40 +70,42 @@ pub struct Exchange {
     pub to_head_request: bool,
     pub idempotent: bool,
     pub taste: Taste,
-    /// The protocols that the backend was offered to change to; empty for none.
+    /// The protocols that the backend was offered to switch to; empty for none.
     pub offers: Vec<u8>,
-    /// The user may be waiting for 100, and nobody has said it yet.
+    /// The user may be waiting for 100 (Continue), and none has been sent yet.
     pub expects_continue: bool,
-    /// Somebody has.
+    /// 100 (Continue) has been sent.
     pub continued: bool,
     /// An interim response has come from this backend.
     pub interim: bool,
 
     pub upload: Upload,
     pub answer: Answer,
-    /// A response head that is not complete yet.
+    /// A response head that is still incomplete.
     pub stash: Stash,
     /// The user's connection ends with this exchange.
     pub close: bool,
-    /// The response could not be completed. `reset`: only a reset tells that from its end.
+    /// The response could not be completed. With `reset`, only a reset can show the user that it is
+    /// cut.
     pub cut: Option<Cut>,
 
     pub backend: Option<BackendId>,
     pub attempt: u8,
     pub reused: bool,
-    /// The request is part of a login that holds for its connection, and so the connection may belong to
-    /// this user, or it did before.
+    /// The request is part of a login that holds for its connection, which therefore may belong to
+    /// this user, or already did.
     pub login: bool,
     pub private: bool,
-    /// How long the backend's connection may be kept after a whole response; `None` for not at all.
+    /// How long the backend's connection may be kept after a complete response; `None`: not at all.
     pub keep: Option<Duration>,
-    /// The request was being sent when it was answered, and the answer is no reason to stop.
+    /// The response came while the request was still being sent, and is no reason to stop sending.
     pub wants_rest: bool,
     /// Something has been sent to the backend.
     pub sent: bool,
-    /// The backend's connection is gone, and what it was sent is still with the kernel.
+    /// The backend's connection is gone, but the kernel still holds what we were sending to it.
     pub lost: bool,
-    /// What the backend was sent, or would have been, as long as another may be sent it again.
+    /// What was sent to the backend, or was about to be, for as long as it may be sent again to
+    /// another.
     pub kept: Chain,
 
     pub status: u16,
@@ -163,7 +165,7 @@ impl Exchange {
         }
     }
 
-    /// Makes ready for the next request of the connection, keeping the memory of the last.
+    /// Prepares for the next request of the connection, keeping the memory of the last one.
     pub fn begin(&mut self, began: Now) {
         let (mut line, mut offers) =
             (std::mem::take(&mut self.line), std::mem::take(&mut self.offers));
@@ -175,7 +177,7 @@ impl Exchange {
         self.times.began = began;
     }
 
-    /// Takes over what a request head says about itself.
+    /// Takes over what a request head says about the request.
     pub fn note(&mut self, head: &RequestHead<'_, '_>, target: &str) {
         self.version = head.version;
         self.to_head_request = head.method == "HEAD";
@@ -189,8 +191,8 @@ impl Exchange {
         }
     }
 
-    /// Remembers the request line of a head that was refused, for the log. Nothing of what is no
-    /// request line: another protocol's bytes, or a line without a target.
+    /// Remembers the request line of a refused head for the log, unless it is not a request line at
+    /// all: another protocol's bytes, or a line without a target.
     pub fn note_line(&mut self, head: &[u8]) {
         let head = head.strip_prefix(b"\r\n").unwrap_or(head);
         let kept = &head[..head.len().min(LINE_KEPT_MAX)];
@@ -225,7 +227,7 @@ impl Exchange {
         any && all
     }
 
-    /// The connection that this request wants.
+    /// The kind of backend connection that this request wants.
     pub fn wish(&self) -> Wish {
         let reuse = match (self.attempt, self.idempotent) {
             (0, true) => Reuse::Any,
@@ -239,8 +241,9 @@ impl Exchange {
         matches!(self.upload, Upload::Done | Upload::Last)
     }
 
-    /// Whether what was sent may be sent again to another backend, were this one to close now: the
-    /// request changes nothing when it is carried out twice, or none of it was sent (RFC 9110 9.2.2).
+    /// Whether what was sent may be sent again to another backend if this one closed now: the
+    /// request changes nothing when it is carried out twice, or none of it was sent (RFC 9110
+    /// 9.2.2).
     pub fn may_keep(&self) -> bool {
         self.reused
             && self.idempotent

@@ -12,8 +12,8 @@
 //!            Over <-----------------------------------------------------------+
 //! ```
 //!
-//! One request at a time: what the user sends ahead stays in the stash, and nothing more is read until
-//! it is wanted, so the user's own kernel holds the rest.
+//! Requests are served one at a time: what the user sends ahead stays in the stash, and nothing
+//! more is read until it is wanted, so the user's own kernel holds the rest.
 
 use std::net::SocketAddr;
 
@@ -39,7 +39,8 @@ pub struct Gateway {
     released: Option<Released>,
     pub(super) phase: Phase,
     pub(super) exchange: Exchange,
-    /// Bytes from the user that nobody wants yet, and how many of them were looked at in vain.
+    /// Bytes from the user that nobody wants yet, and how many of them have already been parsed in
+    /// vain.
     pub(super) stash: Stash,
     pub(super) stash_seen: usize,
     /// What is to be sent to the backend, and to the user.
@@ -49,7 +50,7 @@ pub struct Gateway {
     pub(super) active: Now,
     /// When data last came, from either side.
     pub(super) heard: Now,
-    /// No further request is taken.
+    /// No further request is accepted.
     draining: bool,
     /// Why the first request is refused.
     pub(super) refuses: Option<&'static str>,
@@ -61,9 +62,10 @@ pub(super) enum Phase {
     Head,
     Exchange,
     Tunnel(Relay),
-    /// The last response is out; what still comes is read and thrown away.
+    /// The last response is out; whatever still arrives is read and thrown away.
     Lingering {
-        /// The request was not read to its end, and its user may send all of it before looking up.
+        /// The request was not read to its end, and its user may send all of it before reading
+        /// anything.
         rest: bool,
         until: Now,
     },
@@ -71,8 +73,8 @@ pub(super) enum Phase {
 }
 
 impl Gateway {
-    /// A user has connected. `trusted`: it is a proxy whose word on its users counts. Begin with
-    /// [`Gateway::start`].
+    /// A user has connected. `trusted`: it is a proxy, and we believe what it says about its users.
+    /// Begin with [`Gateway::start`].
     pub fn new(session: SessionId, client: SocketAddr, trusted: bool, now: Now) -> Gateway {
         Gateway {
             session,
@@ -144,7 +146,7 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// A connection to a backend, for the request that asked.
+    /// Gives the request that asked for one a connection to a backend.
     pub fn assigned(&mut self, backend: BackendId, what: Assigned, cx: &mut Context<'_>) {
         debug_assert!(self.wants_backend(), "a backend is assigned to whoever asked");
         (self.active, self.heard) = (cx.now, cx.now);
@@ -158,7 +160,7 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// There is no connection for the request that asked. `backend`: the last one that was tried.
+    /// There is no connection for the request that asked. `backend` is the last one that was tried.
     pub fn refused(&mut self, why: Refused, backend: Option<BackendId>, cx: &mut Context<'_>) {
         debug_assert!(self.wants_backend(), "only who asked can be refused");
         self.exchange.backend = backend.or(self.exchange.backend);
@@ -177,7 +179,7 @@ impl Gateway {
         matches!(self.phase, Phase::Exchange) && matches!(self.exchange.answer, Answer::Obtaining)
     }
 
-    /// Blocks have come back to the pool: what waited for one may try again.
+    /// Blocks have returned to the pool: whatever waited for one may try again.
     pub fn feed(&mut self, side: Side, cx: &mut Context<'_>) {
         if let Phase::Tunnel(relay) = &mut self.phase {
             let out = &mut |what| cx.out.push(Cmd::Wire(what));
@@ -190,18 +192,18 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// No further request is taken; the one that is being served is finished.
+    /// Accepts no further request; the one being served is finished.
     pub fn drain(&mut self, cx: &mut Context<'_>) {
         self.draining = true;
-        // Who has just connected was told that there is somebody here, and is served once.
+        // A user that has just connected found the door open, and is served once.
         let served = self.exchange.number > 0;
         if matches!(self.phase, Phase::Head) && self.stash.is_empty() && served {
             self.linger(cx);
         }
     }
 
-    /// Ends the connection, whatever it is doing. Of a tunnel the reason alone says whether by a reset,
-    /// to both sides: nothing in the bytes tells where it ends.
+    /// Ends the connection, whatever it is doing. For a tunnel, `reason` alone decides whether both
+    /// sides are reset: nothing in its bytes tells where it ends.
     pub fn end(&mut self, reason: EndReason, reset: bool, cx: &mut Context<'_>) {
         let moved = self.moved();
         let mut torn = false;
@@ -243,7 +245,7 @@ impl Gateway {
     }
 
     /// How the connection ended, once it has. The user's socket is closed when nothing is
-    /// [`Gateway::in_flight`].
+    /// [`Gateway::in_flight`] any more.
     pub fn ending(&self) -> Option<Ending> {
         match self.phase {
             Phase::Over(ending) => Some(ending),
@@ -251,17 +253,17 @@ impl Gateway {
         }
     }
 
-    /// Whether the kernel still works for the user's connection.
+    /// Whether the kernel still works on the user's connection.
     pub fn in_flight(&self) -> bool {
         self.client.in_flight()
     }
 
-    /// The backend's connection that [`Cmd::Release`] spoke of.
+    /// The backend connection that [`Cmd::Release`] announced.
     pub fn take_released(&mut self) -> Option<Released> {
         self.released.take()
     }
 
-    /// Bytes that have gone to the backends, and to the user.
+    /// Bytes sent to backends and to the user, in this order.
     pub fn moved(&self) -> [u64; 2] {
         let [up, down] = self.moved;
         match &self.phase {
@@ -272,7 +274,7 @@ impl Gateway {
         }
     }
 
-    /// Whether bytes are on their way from us to a kernel.
+    /// Whether bytes are on their way from us into a kernel queue.
     pub fn is_sending(&self) -> bool {
         let backend = || self.backend.as_ref().is_some_and(|line| !line.sending().is_empty());
         match &self.phase {
@@ -291,7 +293,7 @@ impl Gateway {
         self.active
     }
 
-    /// A peer has taken something of what the kernel has for it.
+    /// A peer has acknowledged some of what the kernel holds for it.
     pub fn took(&mut self, now: Now) {
         if self.is_sending() || self.is_tunnel() {
             self.active = now;
@@ -352,7 +354,7 @@ impl Gateway {
         }
         match &mut self.phase {
             Phase::Head => {
-                // The head has so much time in all, however its bytes come.
+                // The whole head has one time limit, however its bytes arrive.
                 if self.stash.is_empty() {
                     self.active = cx.now;
                 }
@@ -374,7 +376,7 @@ impl Gateway {
         }
     }
 
-    /// The user will send no more. What it asked for completely is still answered.
+    /// The user will send no more. Requests that are already complete are still answered.
     fn user_finished(&mut self, cx: &mut Context<'_>) {
         match self.phase {
             Phase::Head | Phase::Lingering { .. } => self.end(EndReason::Finished, false, cx),
@@ -385,7 +387,7 @@ impl Gateway {
         }
     }
 
-    /// What the user sends cannot be understood any further.
+    /// What the user sends can no longer be understood.
     pub(super) fn malformed(&mut self, fault: Fault, cx: &mut Context<'_>) {
         self.begin_exchange(cx.now);
         self.exchange.close = true;
@@ -399,14 +401,14 @@ impl Gateway {
         }
     }
 
-    /// A request that asks nothing of a backend: `OPTIONS` that has come as far as it may.
+    /// Answers a request that no backend needs to see: an `OPTIONS` that may go no further.
     pub(super) fn answer_for_us(&mut self, cx: &mut Context<'_>) {
         self.begin_exchange(cx.now);
         self.stash_seen = 0;
         self.answer_ourselves(200, "this is a balancer", cx);
     }
 
-    /// The pool is used up to the last block kept back: who needs one now has to go.
+    /// The pool is empty down to the last block kept back: whoever needs one now has to go.
     pub(super) fn exhausted(&mut self, cx: &mut Context<'_>) {
         self.end(EndReason::NoBuffers, true, cx);
     }
@@ -445,7 +447,7 @@ impl Gateway {
         self.exchange.upload_is_done() && self.upward.is_empty() && !sending
     }
 
-    /// The one place that decides what happens next, from what is so now.
+    /// The one place that decides what happens next, from the present state.
     pub(super) fn advance(&mut self, cx: &mut Context<'_>) {
         loop {
             if matches!(self.phase, Phase::Head) && self.stash.len() > self.stash_seen {
@@ -458,7 +460,7 @@ impl Gateway {
             }
         }
         match self.phase {
-            // What was asked for before is answered, and what is left will never be a request.
+            // What was asked before has been answered, and what is left will never be a request.
             Phase::Head if !self.client.is_open() => self.end(EndReason::Finished, false, cx),
             Phase::Over(_) => self.clear(cx.pool),
             _ => {}
@@ -476,8 +478,8 @@ impl Gateway {
         }
     }
 
-    /// Lets the backend's connection go when the response is complete: for the next request of anyone
-    /// if both messages ended where they should, else to be closed.
+    /// Lets go of the backend's connection once the response is complete: for anyone's next request
+    /// if both messages ended where they should, otherwise to be closed.
     fn let_go(&mut self, cx: &mut Context<'_>) {
         if !matches!(self.phase, Phase::Exchange) || !matches!(self.exchange.answer, Answer::Done) {
             return;
@@ -485,7 +487,7 @@ impl Gateway {
         let Some(line) = &self.backend else { return };
         let usable = self.exchange.keep.is_some() && line.is_open() && line.takes();
         if usable && (self.exchange.upload_is_done() || self.exchange.wants_rest) {
-            // The backend said all it had to say, and still listens.
+            // The backend has answered in full and still reads, so the request is sent to its end.
             if !self.request_is_out() {
                 return;
             }
@@ -500,7 +502,7 @@ impl Gateway {
         let Some(line) = self.backend.take() else { return };
         debug_assert!(self.released.is_none(), "the worker takes what is released at once");
         let private = self.exchange.private;
-        // It is closed with its user, who asks nothing more.
+        // It goes when its user goes, and this user will ask nothing more.
         let over = private && (self.exchange.close || self.draining);
         let keep = self.exchange.keep.take().filter(|_| !over);
         self.released = Some(Released { line, keep, private, reset: false });
@@ -531,8 +533,9 @@ impl Gateway {
         false
     }
 
-    /// Says that no more will come, and goes on reading until the user is done or silent: closing with bytes unread would be
-    /// a reset, which takes the last response from a user who has not read it yet (RFC 9112 9.6).
+    /// Says that no more will come, and goes on reading until the user is done or silent: closing
+    /// with bytes unread would send a reset, which takes the last response from a user that has not
+    /// read it yet (RFC 9112 9.6).
     fn linger(&mut self, cx: &mut Context<'_>) {
         self.stash = Stash::EMPTY;
         let rest = matches!(self.exchange.upload, Upload::Abandoned);
@@ -545,7 +548,7 @@ impl Gateway {
         }
     }
 
-    /// Asks for as much as there is room for.
+    /// Asks each side for as much as there is room for.
     fn ask(&mut self, cx: &mut Context<'_>) {
         let out = &mut |what| cx.out.push(Cmd::Wire(what));
         let to_backend = self.backend.as_ref().map_or(0, |line| line.sending().blocks());
@@ -553,7 +556,7 @@ impl Gateway {
         let down = self.downward.blocks() + self.client.sending().blocks();
         let sparing = self.client.is_sparing(cx.pool);
         let wanted = match (&self.phase, &self.exchange.upload) {
-            // What comes is a request, and will be answered.
+            // What arrives is a request, and will be answered.
             (Phase::Head, _) if sparing => self.client.sees_room(Side::Client, out),
             (Phase::Head | Phase::Lingering { .. }, _) => true,
             (Phase::Exchange, Upload::Flowing(_)) => {
@@ -562,7 +565,7 @@ impl Gateway {
                     && (!sparing || self.backend.as_mut().is_some_and(sees_room))
             }
             (Phase::Exchange, Upload::Done) => self.stash.is_empty(),
-            // Who writes before it reads would wait for us, and we for it.
+            // A user that writes everything before it reads would wait for us, and we for it.
             (Phase::Exchange, Upload::Last | Upload::Abandoned) => true,
             _ => false,
         };

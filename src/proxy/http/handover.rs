@@ -1,7 +1,8 @@
-//! What a request goes through on its backend's connection: sent, closed in its face, offered to
-//! another backend. Owns the rule for repeating a request: only when none of it was sent, or when it
-//! changes nothing to carry it out twice, it is all there, and a connection that had been used before
-//! was closed without a byte of an answer (RFC 9110 9.2.2, RFC 9112 9.3.1).
+//! What a request goes through on its backend's connection: it is sent, or the connection closes
+//! under it, and it is offered to another backend. Owns the rule for repeating a request: only if
+//! none of it was sent, or if carrying it out twice changes nothing, all of it is here, and a
+//! connection that had been used before closed without a byte of an answer (RFC 9110 9.2.2, RFC
+//! 9112 9.3.1).
 
 use super::exchange::Answer;
 use super::gateway::Gateway;
@@ -15,7 +16,7 @@ impl Gateway {
         self.moved[0] += bytes as u64;
         let Some(line) = &mut self.backend else { return };
         let whole = bytes == line.sending().bytes() && self.upward.is_empty();
-        // Of the reserve, a request that waits for its answer keeps nothing.
+        // A request that waits for its answer keeps nothing of the reserve.
         if whole && self.exchange.may_keep() && !cx.pool.is_used_up() {
             self.exchange.kept = line.take_sent();
         } else {
@@ -27,7 +28,7 @@ impl Gateway {
         }
     }
 
-    /// The backend takes no more. What it has to say to that may still be on its way.
+    /// The backend takes no more. Its answer may still be on its way.
     pub(super) fn send_to_backend_failed(&mut self, cx: &mut Context<'_>) {
         let Some(line) = &mut self.backend else { return };
         let unsent = line.send_failed();
@@ -38,7 +39,8 @@ impl Gateway {
             && self.exchange.status == 0;
         self.exchange.keep = None;
         if untouched {
-            // It was closed before it was used, and has seen nothing of this request.
+            // The connection was closed before we used it, so the backend has seen nothing of this
+            // request.
             self.exchange.kept = unsent;
             return self.try_another(cx);
         }
@@ -59,8 +61,8 @@ impl Gateway {
         }
     }
 
-    /// Nothing more is expected of this connection. What became of the request that was being sent
-    /// decides whether another backend may get it.
+    /// Nothing more is expected of this connection. What became of the request on it decides
+    /// whether another backend may get it.
     pub(super) fn give_up_backend(&mut self, cx: &mut Context<'_>) {
         let Some(line) = &mut self.backend else { return };
         self.exchange.keep = None;
@@ -82,7 +84,7 @@ impl Gateway {
         }
     }
 
-    /// Offers the request to another backend, if it may be.
+    /// Offers the request to another backend, if that is allowed.
     pub(super) fn try_another(&mut self, cx: &mut Context<'_>) {
         if self.exchange.attempt >= cx.settings.retries_max {
             return self.answer_ourselves(502, "the backends closed the connection", cx);

@@ -1,6 +1,6 @@
-//! The HTTP gateway as decisions: one user's connection, its requests one after the other, each to a
-//! backend of its own choice. Owns the words that its parts and the worker share. Events in, commands
-//! out; no socket, no clock, and bodies pass through in the blocks that they came in.
+//! The HTTP gateway as decisions: one user's connection and its requests, one after the other, each
+//! to a backend chosen for it. Owns the words that its parts and the worker share. Events in,
+//! commands out; no socket, no clock, and bodies pass through in the blocks that they arrived in.
 //!
 //! ```text
 //!   gateway    the life of a user's connection, and the only place that decides what happens next
@@ -48,39 +48,40 @@ pub use gateway::Gateway;
 #[derive(Clone, PartialEq, Debug)]
 pub struct Settings {
     pub limits: Limits,
-    /// Content bytes of one request.
+    /// Limit on the content bytes of one request.
     pub body_bytes_max: u64,
-    /// A whole request head, from its first byte (or the connection's beginning) to its last.
+    /// For a whole request head, from its first byte (or the connection's beginning) to its last.
     pub head_timeout: Duration,
-    /// A body, in either direction, of which nothing moves.
+    /// For a body, in either direction, while nothing of it moves.
     pub body_timeout: Duration,
-    /// The head of a response, once the request has been sent.
+    /// For the head of a response, once the request has been sent.
     pub answer_timeout: Duration,
-    /// A connection to a backend.
+    /// For a connection attempt to a backend.
     pub connect_timeout: Duration,
-    /// A user's connection between two requests.
+    /// For a user's connection between two requests.
     pub idle_timeout: Duration,
-    /// A tunnel through which nothing moves.
+    /// For a tunnel in which nothing moves.
     pub tunnel_timeout: Duration,
-    /// A connection to a backend between two requests; shorter than what backends do themselves, so
+    /// For a connection to a backend between two requests; shorter than what backends allow, so
     /// that we are the ones who end it.
     pub spare_timeout: Duration,
-    /// Connections to one backend that one worker keeps for later.
+    /// Limit on the connections to one backend that one worker keeps for later.
     pub spares_max: usize,
-    /// Connections to one backend that one worker keeps for the users who logged in on them.
+    /// Limit on the connections to one backend that one worker keeps for the users who logged in on
+    /// them.
     pub private_max: usize,
-    /// Bytes that requests which are not complete, or not wanted yet, may take up on one worker.
+    /// Limit on the bytes that incomplete and not yet wanted requests may occupy on one worker.
     pub held_bytes_max: usize,
-    /// Further backends that a request is offered.
+    /// How many further backends a request may be offered to.
     pub retries_max: u8,
-    /// This balancer's name in `Via`; unlike any other's, or a loop cannot be told from a chain.
+    /// This balancer's name in `Via`; it must be unique, or a loop looks like a chain of proxies.
     pub via: String,
-    /// Peers whose word on who the user is counts.
+    /// Peers that we believe about who the user is.
     pub trusted: Vec<IpNet>,
 }
 
 impl Settings {
-    /// The settings of a configuration, under the name that the balancer goes by in `Via`.
+    /// The settings in a configuration; `via` is the balancer's name in `Via`.
     pub fn of(config: &Config, via: &str) -> Settings {
         let api = &config.api;
         Settings {
@@ -114,36 +115,37 @@ impl Default for Settings {
     }
 }
 
-/// This part of the memory for buffers is for heads under way, and is no block's.
+/// One eighth of the buffer memory is for heads under way, and is not divided into blocks.
 pub const HELD_SHARE: usize = 8;
-/// How long a user for whom there is no room may take to ask.
+/// How long a user for whom there is no room may take to send its request.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a backend may leave `Expect: 100-continue` unanswered before we answer it ourselves.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
-/// After the last response: how long a user may be silent before it is closed to, when its request was
-/// read to the end; otherwise it has the time of a body. What it still sends is read, so that the response
-/// is not lost to a reset (RFC 9112 9.6) …
+/// How long a user may be silent after the last response before we close, if its request was read
+/// to the end; otherwise it has the time allowed for a body. Whatever it still sends is read, so
+/// that the response is not lost to a reset (RFC 9112 9.6).
 const LINGER: Duration = Duration::from_secs(5);
-/// … for so long in all: an upload of some gigabytes at a usual rate.
+/// Limit on the whole of that time: an upload of some gigabytes at a usual rate.
 const LINGER_MAX: Duration = Duration::from_secs(900);
-/// Seconds after which it is worth asking again when there was no backend.
+/// `Retry-After` in seconds when there was no backend.
 const RETRY_AFTER: u32 = 5;
 
-/// What the worker is to do for a gateway.
+/// What the worker must do for a gateway.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cmd {
-    /// On one of the two connections; the backend's is the one that was assigned last.
+    /// An operation on one of the two connections; the backend's is the one assigned last.
     Wire(super::Cmd),
-    /// Find a connection to a backend: [`Gateway::assigned`] or [`Gateway::refused`] is the answer.
+    /// Find a connection to a backend; answered by [`Gateway::assigned`] or [`Gateway::refused`].
     Obtain(Wish),
-    /// The backend's connection is not needed any more; [`Gateway::take_released`] hands it out.
+    /// The backend's connection is no longer needed; [`Gateway::take_released`] hands it out.
     Release,
 }
 
-/// Which connection is wanted.
+/// Which connection a request wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wish {
-    /// How often this request was on a backend before. Zero forgets the backends of the last one.
+    /// How many backends this request has been on before. Zero forgets those of the previous
+    /// request.
     pub attempt: u8,
     pub reuse: Reuse,
 }
@@ -155,11 +157,11 @@ pub enum Reuse {
     /// One that was in use a moment ago: this request cannot be repeated if the backend happens to
     /// close the connection just now.
     Recent,
-    /// A new one: another had gone stale.
+    /// A new one: another has turned out to be stale.
     No,
 }
 
-/// A backend's connection for a gateway to use.
+/// A backend connection for a gateway to use.
 #[derive(Debug)]
 pub struct Assigned {
     pub line: Line,
@@ -169,13 +171,14 @@ pub struct Assigned {
     pub private: bool,
 }
 
-/// A backend's connection that a gateway has done with.
+/// A backend connection that a gateway no longer needs.
 #[derive(Debug)]
 pub struct Released {
     pub line: Line,
-    /// For how long another request may still use it; `None`: it must be closed.
+    /// How long another request may still use it; `None`: it must be closed.
     pub keep: Option<Duration>,
-    /// Its user may have logged in on it: it may be kept for this user alone, for as long as there is one.
+    /// Its user may have logged in on it: keep it for this user alone, and no longer than the user
+    /// stays.
     pub private: bool,
     /// It must be closed with a reset.
     pub reset: bool,
@@ -189,7 +192,7 @@ pub enum Refused {
     Unreachable,
     /// The last one that was tried did not answer.
     TimedOut,
-    /// We have no descriptor or no port left.
+    /// We have run out of descriptors or ports.
     Exhausted,
 }
 
@@ -197,7 +200,7 @@ pub enum Refused {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ending {
     pub reason: EndReason,
-    /// The user must learn that it did not end by itself.
+    /// The user must see from a reset that the connection did not end normally.
     pub reset: bool,
 }
 
@@ -206,11 +209,11 @@ pub struct Ending {
 pub struct Record<'a> {
     pub session: SessionId,
     pub client: SocketAddr,
-    /// Which request of its connection it was, from one.
+    /// The request's number on its connection, from one.
     pub number: u32,
-    /// Method and target as they came, cut short if they are long; empty if they were never read.
+    /// Method and target as they came, truncated if they are long; empty if they were never read.
     pub line: &'a [u8],
-    /// Zero when the user was not answered.
+    /// Zero if the user was not answered.
     pub status: u16,
     /// The balancer answered, not a backend.
     pub own: bool,
@@ -219,55 +222,56 @@ pub struct Record<'a> {
     /// The last backend that was tried.
     pub backend: Option<BackendId>,
     pub retries: u8,
-    /// Content from the user, and to the user, with chunked framing where there was any.
+    /// Content from the user and to the user in bytes, with chunked framing where there was any.
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub times: Times,
-    /// What went wrong; `None` when nothing did.
+    /// What went wrong; `None` if nothing did.
     pub fault: Option<&'static str>,
 }
 
-/// When a request came how far.
+/// When a request reached each stage.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Times {
-    /// The first byte of its head was there.
+    /// The first byte of its head had arrived.
     pub began: Now,
     /// Its head was complete.
     pub read: Now,
     /// It had a connection to a backend.
     pub connected: Option<Now>,
-    /// The head of the response was there.
+    /// The head of the response had arrived.
     pub answered: Option<Now>,
-    /// The user's kernel had the last byte, or it was over otherwise.
+    /// The user's kernel had the last byte, or the request had ended in another way.
     pub ended: Now,
 }
 
-/// Takes the records of requests.
+/// Receives the records of requests.
 pub trait Journal {
     fn record(&mut self, record: &Record<'_>);
 }
 
-/// What a worker keeps for all its gateways.
+/// What one worker keeps for all its gateways.
 pub struct Kit {
     /// Where heads are written before they go into blocks.
     scratch: Vec<u8>,
     name: String,
-    /// Blocks kept back, so that a head can be written when the pool is used up.
+    /// Blocks kept back, so that a head can be written even when the pool is empty.
     stock: Vec<Buf>,
-    /// As many as there should be.
+    /// How many there should be.
     stock_wanted: usize,
     /// What one receive may bring in, in bytes.
     share: u32,
 }
 
-/// Blocks kept back at least, and one for each connection: all of them may have a head to write before
-/// the first of them has let go of a block.
+/// Least number of blocks kept back. There is one for each connection, since all of them may have a
+/// head to write before the first lets go of a block.
 const STOCK_MIN: usize = 32;
-/// This part of the pool is kept back at most.
+/// At most one eighth of the pool is kept back.
 const STOCK_SHARE: usize = 8;
-/// What the armed receives of all connections may bring in together is this part of the pool, if none was
-/// armed when there were fewer. Of a pool of 6,144 blocks the first 96 get the most, and of 1,024 who
-/// come one after another all together get 1 + ln(1024 / 96) times that: 84 % of the pool.
+/// The armed receives of all connections may together bring in one quarter of the pool, if none of
+/// them was armed while there were fewer. Of a pool of 6,144 blocks the first 96 connections get
+/// the most, and 1,024 that come one after another get 1 + ln(1024 / 96) times the quarter: 84 % of
+/// the pool.
 const ARMED_SHARE: usize = 4;
 
 impl Kit {
@@ -282,7 +286,8 @@ impl Kit {
         }
     }
 
-    /// Shares the pool out to so many connections: fills the stock up, or gives back what is left over.
+    /// Divides the pool among `connections`: fills the stock up, or gives back what it has too
+    /// much.
     pub fn refill(&mut self, connections: usize, pool: &mut Pool) {
         let blocks_each = pool.blocks(Class::Small) / ARMED_SHARE / connections.max(1);
         let bytes_each = blocks_each.saturating_mul(SMALL_BYTES).min(MANY_BYTES_MAX as usize);
@@ -306,7 +311,7 @@ impl Kit {
         self.stock.len() >= self.stock_wanted
     }
 
-    /// Whether more is kept back than for nobody at all.
+    /// Whether more is kept back than an idle worker needs.
     pub fn has_left_over(&self) -> bool {
         self.stock.len() > STOCK_MIN
     }
@@ -316,8 +321,8 @@ impl Kit {
         self.stock.drain(..).for_each(|buf| pool.give_back(buf));
     }
 
-    /// Appends bytes to a chain; an error when there is no block for all of them, and then some may
-    /// have been appended.
+    /// Appends bytes to a chain. Fails when there is no block for all of them; some may have been
+    /// appended by then.
     fn append(&mut self, chain: &mut Chain, mut bytes: &[u8], pool: &mut Pool) -> Result<(), Full> {
         while !bytes.is_empty() {
             let mut buf = pool.take(Class::Small).or_else(|| self.stock.pop()).ok_or(Full)?;
@@ -333,7 +338,7 @@ impl Kit {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Full;
 
-/// What a gateway is lent while it handles an event.
+/// What a gateway borrows while it handles an event.
 pub struct Context<'a> {
     pub now: Now,
     pub pool: &'a mut Pool,

@@ -1,5 +1,5 @@
-//! How long a gateway waits for what, and what becomes of whoever is too slow. Owns its deadlines, and the
-//! second look at connections that have fallen still.
+//! How long a gateway waits for each thing, and what becomes of a peer that is too slow. Owns its
+//! deadlines, and the second look at connections that have fallen still.
 
 use super::exchange::{Answer, Upload};
 use super::gateway::{Gateway, Phase};
@@ -11,12 +11,12 @@ use crate::ring::pool::LARGE_BYTES;
 use crate::session::EndReason;
 
 impl Gateway {
-    /// When [`Gateway::expire`] has something to do, unless something moves before.
+    /// When [`Gateway::expire`] has something to do, unless something moves first.
     pub fn deadline(&self, settings: &Settings) -> Option<Now> {
         [self.ends_at(settings), self.looks_at()].into_iter().flatten().min()
     }
 
-    /// When a side that has fallen still is looked at again, because it may have ended unnoticed.
+    /// When to look again at a side that has fallen still, because it may have ended unnoticed.
     fn looks_at(&self) -> Option<Now> {
         let unsure = match &self.phase {
             Phase::Tunnel(relay) => relay.is_unsure(),
@@ -37,7 +37,7 @@ impl Gateway {
         }
     }
 
-    /// When what it does at the moment has taken too long.
+    /// When the present phase will have taken too long.
     fn ends_at(&self, settings: &Settings) -> Option<Now> {
         let patience = match &self.phase {
             Phase::Head if self.refuses.is_some() => settings.head_timeout.min(REFUSED_PATIENCE),
@@ -46,11 +46,12 @@ impl Gateway {
             }
             Phase::Head => settings.idle_timeout,
             Phase::Exchange => match &self.exchange.answer {
-                // The worker sees to it that a connection attempt ends.
+                // The worker ends connection attempts in time.
                 Answer::Obtaining => return None,
                 Answer::Head if self.exchange.expects_continue => CONTINUE_PATIENCE,
                 Answer::Head if self.request_is_out() => settings.answer_timeout,
-                // A send is over only when all of it is; so much time is for each large block of it.
+                // A send completes only when all of it has gone out, so each large block has this
+                // much time.
                 _ => {
                     let blocks = self.client.sending().bytes().div_ceil(LARGE_BYTES).max(1);
                     settings.body_timeout * blocks as u32
@@ -91,8 +92,8 @@ impl Gateway {
         let starving_backend = self.upward.is_empty()
             && !self.backend.as_ref().is_some_and(Line::awaits_room)
             && self.backend.as_ref().is_none_or(|line| line.sending().is_empty());
-        // While blocks are scarce nothing is read from a backend for a user who takes nothing, be it that
-        // room is waited for or that an interim response has found none.
+        // While blocks are scarce, nothing is read from a backend for a user that takes nothing: we
+        // wait for room in its socket, or an interim response has found none.
         let unread = self.client.awaits_room() || !self.client.sending().is_empty();
         match self.exchange.answer {
             Answer::Head if self.exchange.expects_continue => {

@@ -1,5 +1,5 @@
 //! From the user to the backend: reading a request's head, deciding what becomes of it, writing it
-//! again, and passing its body on. Decides nothing about connections.
+//! anew, and passing its body on. Decides nothing about connections.
 
 use super::exchange::{Answer, Exchange, Upload};
 use super::gateway::Gateway;
@@ -12,22 +12,22 @@ use crate::http::write::{self, Route, User};
 use crate::http::{Fault, Version};
 use crate::ring::pool::{Buf, Pool};
 
-/// `Host` towards a backend of a request that came without one.
+/// The `Host` sent to a backend for a request that came without one.
 const NO_HOST: &str = "localhost";
 
 /// What the bytes at the beginning of a request are.
 enum Read {
     /// Not a whole head yet.
     More,
-    /// A head of so many bytes, written again in the scratch.
+    /// A head of this length in bytes, written anew in the scratch.
     Whole(usize),
     Refused(Fault),
-    /// A head of so many bytes that asks nothing of a backend.
+    /// A request that we answer ourselves; the length of its head in bytes.
     ForUs(usize),
 }
 
 impl Gateway {
-    /// A block came from the user where a request head is to be, or goes on.
+    /// Takes a block from the user while a request head is expected or incomplete.
     pub(super) fn read_block(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
         let before = self.stash.len();
         if before == 0 {
@@ -71,14 +71,14 @@ impl Gateway {
         }
     }
 
-    /// What follows a head is all in the last block: before it, the head was not complete.
+    /// What follows a head is all in the last block, since the head was incomplete without it.
     fn head_ends_at(&mut self, place: usize, buf: &mut Buf, pool: &Pool) {
         pool.skip(buf, place);
         self.stash = Stash::EMPTY;
         self.stash_seen = 0;
     }
 
-    /// The bytes of the next request were here before it was wanted.
+    /// Reads the next request from bytes that arrived before it was wanted.
     pub(super) fn read_stash(&mut self, cx: &mut Context<'_>) {
         if self.stash_seen == 0 {
             self.exchange.begin(cx.now);
@@ -103,7 +103,7 @@ impl Gateway {
         }
     }
 
-    /// Puts the head that was written into the queue towards the backend.
+    /// Moves the head from the scratch to the queue to the backend.
     fn forward_head(&mut self, cx: &mut Context<'_>) {
         self.begin_exchange(cx.now);
         self.exchange.answer = Answer::Obtaining;
@@ -128,7 +128,7 @@ impl Gateway {
         }
     }
 
-    /// Takes a block of a body on its way; what follows the body is kept for later.
+    /// Takes a block of the body; bytes after its end are kept for later.
     pub(super) fn take_body(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
         let Upload::Flowing(body) = &mut self.exchange.upload else {
             return self.keep_for_later(buf, cx.pool);
@@ -170,7 +170,7 @@ impl Gateway {
     }
 
     fn body_passed(&mut self, passed: &Passed, cx: &mut Context<'_>) {
-        // Whoever sends the body does not wait for leave to.
+        // A user that sends the body is not waiting for permission to.
         self.exchange.expects_continue &= passed.consumed == 0;
         self.exchange.bytes_up += passed.output.len() as u64;
         if !passed.finished {
@@ -188,14 +188,14 @@ impl Gateway {
         }
     }
 
-    /// Keeps bytes of a request that is not served yet.
+    /// Keeps bytes of a request that is not being served yet.
     pub(super) fn keep_for_later(&mut self, buf: Buf, pool: &mut Pool) {
         self.stash.push(pool.bytes(&buf));
         pool.give_back(buf);
     }
 }
 
-/// Reads a request's head and writes it again, or says what is wrong with it.
+/// Reads a request's head and writes it anew, or says what is wrong with it.
 fn read(
     exchange: &mut Exchange,
     bytes: &[u8],
@@ -231,7 +231,7 @@ fn read(
     Read::Whole(head.length)
 }
 
-/// What a request may do, and how its body comes.
+/// Decides what a request may do, and how its body is framed.
 fn decide(
     exchange: &mut Exchange,
     head: &RequestHead<'_, '_>,
@@ -253,8 +253,8 @@ fn decide(
         exchange.upload = Upload::Flowing(body);
         exchange.expects_continue = head.expects_continue;
     }
-    // Bound to no method and to no lack of a body (RFC 9110 7.8); a backend that agrees before it has
-    // the request is not believed.
+    // Not tied to a method or to the absence of a body (RFC 9110 7.8); a backend that agrees before
+    // it has the whole request is not believed.
     if head.connection.upgrade && head.version == Version::Http11 {
         exchange.offer(head);
     }

@@ -1,5 +1,5 @@
 //! From the backend to the user: reading a response's head, deciding what becomes of it, writing it
-//! again, and passing its body on; and the answers that the balancer gives itself.
+//! anew, and passing its body on; and the answers that the balancer gives itself.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -17,16 +17,16 @@ use crate::http::write::{self, Reply};
 use crate::http::{Fault, Version, field, login};
 use crate::ring::pool::Buf;
 
-/// What the bytes at the beginning of a response are. Whatever is to be passed on of the head is
-/// written in the scratch, behind what is there.
+/// What the bytes at the beginning of a response are. The part of the head that is to be passed on
+/// is written to the scratch, after what is there.
 enum Read {
     More,
     Bad(Fault),
-    /// An interim response of so many bytes.
+    /// An interim response of `length` bytes.
     Interim {
         length: usize,
     },
-    /// The backend changes the protocol.
+    /// The backend switches to another protocol.
     Switch {
         length: usize,
     },
@@ -48,7 +48,7 @@ impl Gateway {
     /// A block came from the backend.
     pub(super) fn take_from_backend(&mut self, buf: Buf, cx: &mut Context<'_>) {
         match self.exchange.answer {
-            // What comes before the request can have been read is no answer to it.
+            // Whatever arrives before the backend can have read the request is no answer to it.
             Answer::Head if self.exchange.reused && !self.exchange.sent => {
                 cx.pool.give_back(buf);
                 self.give_up_backend(cx);
@@ -56,15 +56,16 @@ impl Gateway {
             Answer::Head => self.read_answer(buf, cx),
             Answer::Flowing(_) => self.take_answer_body(buf, cx),
             Answer::Obtaining | Answer::Done => {
-                // More than the response: whatever it is, it must not be taken for the next one.
+                // There is more than the response: whatever it is, it must not be taken for the
+                // next one.
                 self.exchange.keep = None;
                 cx.pool.give_back(buf);
             }
         }
     }
 
-    /// Reads heads up to the final one. However many interim responses there are, they are gathered in the
-    /// scratch, so that they take hardly more blocks than they came in.
+    /// Reads heads up to the final one. Interim responses, however many, are gathered in the
+    /// scratch, so that they take hardly more blocks than they arrived in.
     fn read_answer(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
         let mut stash = std::mem::replace(&mut self.exchange.stash, Stash::EMPTY);
         cx.kit.scratch.clear();
@@ -95,8 +96,8 @@ impl Gateway {
                     cx.pool.give_back_chain(self.exchange.kept.take());
                     length
                 }
-                // Said to nobody: the backend was tired of waiting before it got the request, and
-                // another connection will do (RFC 9110 15.5.9).
+                // Not passed on: the backend lost patience before it got the request, and another
+                // connection will do (RFC 9110 15.5.9).
                 Read::Final { .. }
                     if self.exchange.status == 408 && !self.exchange.kept.is_empty() =>
                 {
@@ -114,7 +115,7 @@ impl Gateway {
                     return self.start_answer(buf, answer, cx);
                 }
             };
-            // What follows a head is all in this block: before it, the head was not complete.
+            // What follows a head is all in this block, since the head was incomplete without it.
             stash = Stash::EMPTY;
             cx.pool.skip(&mut buf, length - before);
             if buf.is_empty() {
@@ -124,13 +125,13 @@ impl Gateway {
         }
     }
 
-    /// The final head stands in the scratch; `buf` holds what followed it.
+    /// The final head is in the scratch; `buf` holds what followed it.
     fn start_answer(&mut self, buf: Buf, answer: Answer, cx: &mut Context<'_>) {
         cx.pool.give_back_chain(self.exchange.kept.take());
         self.exchange.times.answered = Some(cx.now);
         self.exchange.answer = answer;
-        // Who was not asked for the body does not send it, and who is told of an error should stop
-        // (RFC 9110 10.1.1, RFC 9112 9.5).
+        // A user that was not asked for the body does not send it, and one that is told of an error
+        // should stop sending (RFC 9110 10.1.1, RFC 9112 9.5).
         self.exchange.wants_rest = !self.exchange.expects_continue && self.exchange.status < 400;
         self.exchange.expects_continue = false;
         if buf.is_empty() {
@@ -168,7 +169,7 @@ impl Gateway {
         }
     }
 
-    /// Puts content into the queue towards the user, framed if it has to be.
+    /// Puts content into the queue to the user, with framing where needed.
     fn queue_for_user(&mut self, buf: Buf, cx: &mut Context<'_>) -> Result<(), Full> {
         if buf.is_empty() {
             cx.pool.give_back(buf);
@@ -206,7 +207,7 @@ impl Gateway {
         }
     }
 
-    /// The backend has finished sending, or failed, while its response was on its way.
+    /// The backend has finished sending, or failed, in the middle of its response.
     pub(super) fn answer_ended(&mut self, properly: bool, cx: &mut Context<'_>) {
         let Answer::Flowing(download) = &self.exchange.answer else { return };
         if properly && download.body.may_end_with_connection() {
@@ -217,8 +218,8 @@ impl Gateway {
         }
     }
 
-    /// The response cannot be completed, and part of it is with the user: what is queued still goes
-    /// out, but never what would make it look whole.
+    /// The response cannot be completed, and the user already has part of it: what is queued still
+    /// goes out, but never what would make it look complete.
     pub(super) fn cut_short(&mut self, why: &'static str) {
         let exchange = &mut self.exchange;
         let framing = match &exchange.answer {
@@ -232,7 +233,7 @@ impl Gateway {
         exchange.answer = Answer::Done;
     }
 
-    /// Puts the head in the scratch into the queue towards the user.
+    /// Moves the head from the scratch to the queue to the user.
     pub(super) fn write_scratch(&mut self, cx: &mut Context<'_>) {
         let scratch = std::mem::take(&mut cx.kit.scratch);
         let written = cx.kit.append(&mut self.downward, &scratch, cx.pool);
@@ -242,9 +243,9 @@ impl Gateway {
         }
     }
 
-    /// Says 100 to a user who waits for it in place of a backend that is silent.
+    /// Sends 100 (Continue) to a user that waits for it, in place of a silent backend.
     pub(super) fn say_continue(&mut self, cx: &mut Context<'_>) {
-        // Should the backend still say so, it has been said.
+        // Should the backend send one as well, it is dropped.
         (self.exchange.expects_continue, self.exchange.continued) = (false, true);
         cx.kit.scratch.clear();
         write::put_status(&mut cx.kit.scratch, 100, answer::phrase(100));
@@ -252,7 +253,7 @@ impl Gateway {
         self.write_scratch(cx);
     }
 
-    /// Answers in place of a backend. Nothing of a final response has been sent.
+    /// Answers in place of a backend. Nothing of a final response has been sent yet.
     pub(super) fn answer_ourselves(
         &mut self,
         status: u16,
@@ -293,8 +294,8 @@ impl Gateway {
     }
 }
 
-/// Reads a response's head; where that fails, once more without the control bytes that some services write
-/// into field values.
+/// Reads a response's head; if that fails, once more without the control bytes that some services
+/// write into field values.
 fn read_or_clean(
     exchange: &mut Exchange,
     bytes: &mut [u8],
@@ -308,7 +309,7 @@ fn read_or_clean(
     }
 }
 
-/// Reads a response's head and writes it again, or says what is wrong with it.
+/// Reads a response's head and writes it anew, or says what is wrong with it.
 fn read(
     exchange: &mut Exchange,
     bytes: &[u8],
@@ -333,8 +334,8 @@ fn read(
         101 if !exchange.was_offered(head.fields.values(Name::Upgrade).flat_map(field::list)) => {
             Read::Bad(Fault::new(502, "the backend changed the protocol unasked"))
         }
-        // What is still to come is a body to the user and would be a tunnel's to the backend; and of a
-        // tunnel's bytes none may be missing.
+        // What is still to come is a body to the user, but would belong to the tunnel for the
+        // backend, and a tunnel must not miss any bytes.
         101 if !matches!(exchange.upload, Upload::Done) => {
             Read::Bad(Fault::new(502, "the backend changed the protocol within the request"))
         }
@@ -361,7 +362,7 @@ fn read(
     }
 }
 
-/// Decides how a final response goes on to the user, and writes its head.
+/// Decides how a final response is passed on to the user, and writes its head.
 fn finally(
     exchange: &mut Exchange,
     head: &ResponseHead<'_, '_>,
@@ -371,7 +372,7 @@ fn finally(
 ) -> Answer {
     let newer = exchange.version == Version::Http11;
     let (sent_as, keep_chunks, wrap) = match framing {
-        // Tells of no content, so none is passed on (RFC 9110 15.3.6).
+        // This status promises no content, so none is passed on (RFC 9110 15.3.6).
         _ if head.status == 205 => (Framing::Length(0), false, Wrap::No),
         Framing::None if exchange.to_head_request || head.status == 304 => {
             let told = body::content_length(&head.fields).ok().flatten();
@@ -384,9 +385,11 @@ fn finally(
     };
     let empty = matches!(framing, Framing::None | Framing::Length(0)) || head.status == 205;
     let unread = head.status == 205 && !matches!(framing, Framing::Length(0));
-    // Who answers before being asked may yet answer what was asked, to whoever would be next.
+    // A backend that answers before it was asked may still answer the request, and whoever uses the
+    // connection next would get that.
     let asked = exchange.sent;
-    // Nor is it known what a backend was tired of waiting for: it may have said so before it was asked.
+    // Nor do we know what a backend with a 408 was waiting for: it may have sent it before it was
+    // asked.
     let stays = !head.connection.close && head.status != 408;
     let reusable = asked && head.version == Version::Http11 && stays && !unread;
     exchange.status = head.status;
@@ -408,8 +411,8 @@ fn finally(
     Answer::Flowing(Download { body, wrap, framing: sent_as })
 }
 
-/// For how long a backend's connection may wait for the next request: a second less than the backend
-/// says that it will, so that we are the ones who end it.
+/// How long a backend's connection may wait for the next request: a second less than the backend
+/// announces, so that we are the ones who end it.
 fn keep_for(head: &ResponseHead<'_, '_>, most: Duration) -> Option<Duration> {
     let seconds = |option: &[u8]| {
         let text = std::str::from_utf8(option).ok()?.strip_prefix("timeout=")?;
@@ -423,7 +426,7 @@ fn keep_for(head: &ResponseHead<'_, '_>, most: Duration) -> Option<Duration> {
     }
 }
 
-/// Writes a chunk's size line into the end of `line`; says where it starts.
+/// Writes a chunk's size line at the end of `line`; returns where it starts.
 fn size_line(line: &mut [u8; 20], wrap: Wrap, size: usize) -> usize {
     let mut start = line.len() - 2;
     line[start..].copy_from_slice(b"\r\n");
@@ -446,7 +449,7 @@ mod tests {
     use crate::base::time::Now;
     use crate::http::date::Date;
 
-    /// Reads a whole response to a request; says for how long its connection may be kept.
+    /// Reads a whole response to a request; returns how long its connection may be kept.
     fn kept(text: &str, sent: bool) -> Option<Duration> {
         let (settings, date) = (Settings::default(), Date::at(0));
         let about = Circumstances { settings: &settings, date: &date, close: false };

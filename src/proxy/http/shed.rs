@@ -1,5 +1,5 @@
-//! Users who are let go: for whom there is no room, whose head is not waited for any longer, or who hold
-//! too much. Owns how they are told, and what of a connection can still be served.
+//! Users who are let go: those for whom there is no room, whose head is no longer waited for, or
+//! who hold too much. Owns what they are told, and what of their connection can still be served.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use crate::base::time::Now;
 use crate::session::SessionId;
 
 impl Gateway {
-    /// A user has connected for whom there is no room: it is told so when it asks.
+    /// Welcomes a user for whom there is no room; it is told so when it sends a request.
     pub fn refusing(
         session: SessionId,
         client: SocketAddr,
@@ -23,18 +23,18 @@ impl Gateway {
         gateway
     }
 
-    /// Bytes that it holds on the heap.
+    /// Bytes that the connection holds on the heap.
     pub fn held(&self) -> usize {
         self.stash.held() + self.exchange.stash.held()
     }
 
-    /// When the request that is read or served came.
+    /// When the request being read or served began.
     pub fn began(&self) -> Now {
         self.exchange.times.began
     }
 
-    /// Lets go of what is held on the heap. The user's connection ends: nobody knows any more where in it
-    /// a request begins. What was asked for before is still answered.
+    /// Frees what is held on the heap. The user's connection ends, since nobody knows any more
+    /// where in it a request begins. What was asked before is still answered.
     pub fn lighten(&mut self, cx: &mut Context<'_>) {
         const FULL: &str = "too many requests are not complete";
         match self.phase {
@@ -54,12 +54,12 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// Answers a request whose head will not be waited for any longer.
+    /// Answers a request whose head is no longer waited for.
     pub(super) fn refuse_half(&mut self, status: u16, why: &'static str, cx: &mut Context<'_>) {
         self.begin_exchange(cx.now);
         self.exchange.note_line(self.stash.bytes());
         self.exchange.close = true;
-        // So much may be known of it already: no body is expected.
+        // This much may be known already: the user expects no body.
         self.exchange.to_head_request = self.stash.bytes().starts_with(b"HEAD ");
         self.stash = Stash::EMPTY;
         self.stash_seen = 0;

@@ -1,29 +1,29 @@
-//! Connections to backends that wait for the next request. Owns which one is used next, how many are
-//! kept and for how long; the connections themselves are the worker's, who names them by a key.
+//! Idle connections to backends. Owns which one is used next, how many are kept and for how long;
+//! the connections themselves are the worker's, which names them by a key.
 //!
-//! Last in, first out: the connection that was used last is the least likely to be closed by its
-//! backend just now, and what a burst left over grows old at the bottom and is dropped.
+//! Last in, first out: the connection used last is the least likely to be closed by its backend
+//! just now, and what a burst left over ages at the bottom and is dropped.
 
 use std::collections::HashMap;
 
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 
-/// One connection that waits.
+/// One idle connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Spare<K> {
     key: K,
     /// When it was last used.
     since: Now,
-    /// When it is too old.
+    /// When it becomes too old.
     until: Now,
 }
 
-/// The spare connections of one worker, by backend.
+/// The idle connections of one worker, by backend.
 #[derive(Debug)]
 pub struct Spares<K> {
     of: HashMap<BackendId, Vec<Spare<K>>>,
-    /// Per backend.
+    /// Limit for each backend.
     max: usize,
     count: usize,
 }
@@ -34,7 +34,7 @@ impl<K: Copy + Eq> Spares<K> {
         Spares { of: HashMap::new(), max, count: 0 }
     }
 
-    /// Connections that wait.
+    /// The number of idle connections.
     pub fn len(&self) -> usize {
         self.count
     }
@@ -43,8 +43,8 @@ impl<K: Copy + Eq> Spares<K> {
         self.count == 0
     }
 
-    /// Keeps a connection. Gives back one that has to be closed for it: the oldest, or itself when
-    /// none is kept.
+    /// Keeps a connection. Returns one that must be closed in its place: the oldest, or `key`
+    /// itself if none is kept.
     pub fn keep(&mut self, backend: BackendId, key: K, now: Now, until: Now) -> Option<K> {
         if self.max == 0 {
             return Some(key);
@@ -56,7 +56,7 @@ impl<K: Copy + Eq> Spares<K> {
         oldest
     }
 
-    /// The connection to that backend that was used last, if that was not before `since`.
+    /// The connection to that backend used last, unless that was before `since`.
     pub fn take(&mut self, backend: BackendId, now: Now, since: Now) -> Option<K> {
         let stack = self.of.get_mut(&backend)?;
         let good = |spare: &mut Spare<K>| spare.until > now && spare.since >= since;
@@ -65,7 +65,7 @@ impl<K: Copy + Eq> Spares<K> {
         Some(spare.key)
     }
 
-    /// Forgets a connection that ended by itself.
+    /// Forgets a connection that has ended by itself.
     pub fn forget(&mut self, backend: BackendId, key: K) -> bool {
         let Some(stack) = self.of.get_mut(&backend) else { return false };
         let Some(place) = stack.iter().rposition(|spare| spare.key == key) else { return false };
@@ -74,13 +74,13 @@ impl<K: Copy + Eq> Spares<K> {
         true
     }
 
-    /// Connections that have waited since then or longer.
+    /// Connections that have been idle since then or longer.
     pub fn waiting_since(&self, since: Now) -> impl Iterator<Item = K> {
         let still = move |spare: &&Spare<K>| spare.since <= since;
         self.of.values().flatten().filter(still).map(|spare| spare.key)
     }
 
-    /// Takes out every connection that is too old, or whose backend `stays` says has left.
+    /// Takes out every connection that is too old, or whose backend has left (`stays` is false).
     pub fn sweep(&mut self, now: Now, stays: impl Fn(BackendId) -> bool, mut drop: impl FnMut(K)) {
         self.of.retain(|backend, stack| {
             let stays = stays(*backend);
@@ -92,7 +92,7 @@ impl<K: Copy + Eq> Spares<K> {
                 }
                 good
             });
-            // A backend that stays keeps its stack's memory for the next request.
+            // A backend that stays keeps its stack's memory for later.
             stays
         });
     }

@@ -1,6 +1,7 @@
-//! Bytes that arrived before they were wanted: a head that is not complete yet, or the next request
-//! while one is being served. On the heap and not in blocks, so that no number of users who send half a
-//! head can take blocks from the others. Bounded by whoever fills it; empty, it holds no memory.
+//! Bytes that arrived before they were wanted: an incomplete head, or the next request while one is
+//! being served. They are on the heap and not in blocks, so that users who send half a head cannot
+//! take blocks from the others, however many they are. Bounded by whoever fills it; holds no memory
+//! while it is empty.
 
 #[derive(Debug)]
 pub struct Stash {
@@ -23,7 +24,7 @@ impl Stash {
         self.bytes.len() - self.start
     }
 
-    /// Memory that it holds.
+    /// The heap memory held, in bytes.
     pub fn held(&self) -> usize {
         self.bytes.capacity()
     }

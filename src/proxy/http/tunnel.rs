@@ -1,5 +1,5 @@
-//! What becomes of a user's connection when its backend agrees to another protocol (RFC 9110 7.8): a
-//! relay in which nothing is read any more.
+//! What becomes of a user's connection when its backend agrees to another protocol (RFC 9110 7.8):
+//! a relay whose bytes are no longer read.
 
 use super::gateway::{Gateway, Phase};
 use super::stash::Stash;
@@ -8,13 +8,13 @@ use crate::proxy::tcp::{Progress, Relay};
 use crate::ring::pool::Buf;
 
 impl Gateway {
-    /// The backend has agreed to another protocol: from here on bytes pass unread, those that are
-    /// here already before all others.
+    /// The backend has agreed to another protocol: from here on bytes pass unread, starting with
+    /// those that are already here.
     pub(super) fn change_protocol(&mut self, rest: Buf, cx: &mut Context<'_>) {
         self.exchange.status = 101;
         self.exchange.times.answered = Some(cx.now);
         self.write_scratch(cx);
-        // It has been answered, and will not be sent again.
+        // The request has been answered, and will not be sent again.
         cx.pool.give_back_chain(self.exchange.kept.take());
         let Some(backend) = self.backend.take() else { return cx.pool.give_back(rest) };
         if rest.is_empty() {

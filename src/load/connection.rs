@@ -1,4 +1,4 @@
-//! One connection of the load with its socket: what is in flight on it and where it stands. Owns the
+//! One connection of the load with its socket: its state and what is in flight on it. Owns the
 //! socket and the chain being sent; the driver decides what happens next.
 //!
 //! ```text
@@ -21,7 +21,7 @@ use super::web::Web;
 use crate::base::time::Now;
 use crate::ring::pool::Chain;
 
-/// Where a line stands.
+/// The state of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     Down,
@@ -30,7 +30,7 @@ pub enum Phase {
     Closing,
 }
 
-/// What is spoken on a line.
+/// What is spoken on a connection.
 pub enum Talk {
     Exchange(Exchange),
     Flow(Flow),
@@ -38,32 +38,32 @@ pub enum Talk {
     Web(Web),
 }
 
-pub struct Line {
+pub struct Connection {
     pub socket: Option<OwnedFd>,
-    /// Grows with every connection, so that completions of an old one are known.
+    /// Grows with every new socket, so that completions of an old one are recognised.
     pub generation: u32,
     pub phase: Phase,
     pub talk: Talk,
     pub home: Home,
     /// The request being sent, on streams.
     pub sending: Chain,
-    /// Sends in flight; and whether a receive and a connect are.
+    /// How many sends are in flight, and whether a receive and a connect are.
     pub sends: u32,
     pub receiving: bool,
     pub linking: bool,
-    /// In the list of lines that are free for a planned request.
+    /// Is in the list of idle connections for planned requests.
     pub queued: bool,
-    /// When the request that is waited for was sent or due, and when it was really sent.
+    /// When the request awaiting its reply was sent or due, and when it was actually sent.
     pub since: Now,
     pub sent: Now,
     pub free_since: Now,
-    /// A line that failed is not connected again before this.
+    /// When a connection that failed may be opened again.
     pub rest_until: Now,
 }
 
-impl Line {
-    pub fn new(talk: Talk) -> Line {
-        Line {
+impl Connection {
+    pub fn new(talk: Talk) -> Connection {
+        Connection {
             socket: None,
             generation: 0,
             phase: Phase::Down,
@@ -86,7 +86,7 @@ impl Line {
         self.receiving || self.sends > 0 || self.linking
     }
 
-    /// Whether a reply is being waited for.
+    /// Whether a reply is awaited.
     pub fn waiting(&self) -> bool {
         self.phase == Phase::Up
             && match &self.talk {
@@ -97,7 +97,7 @@ impl Line {
             }
     }
 
-    /// Whether it makes one request at a time, whose reply is all that it waits for.
+    /// Whether it makes one request at a time and awaits nothing but its reply.
     pub fn asks_singly(&self) -> bool {
         matches!(self.talk, Talk::Exchange(_) | Talk::Web(_))
     }
@@ -110,8 +110,9 @@ impl Line {
     }
 }
 
-/// A datagram socket that talks to one address only. With `segment`, long sends are cut into datagrams
-/// of so many bytes and what comes in may be several of them (udp(7), UDP_SEGMENT and UDP_GRO).
+/// A datagram socket that talks to one address only. With `segment`, long sends are cut into
+/// datagrams of that many bytes, and what is received may be several of them (udp(7), UDP_SEGMENT
+/// and UDP_GRO).
 pub fn datagram_socket(to: SocketAddr, segment: Option<usize>) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
     widen(&socket);
@@ -123,10 +124,11 @@ pub fn datagram_socket(to: SocketAddr, segment: Option<usize>) -> io::Result<Own
     Ok(socket.into())
 }
 
-/// What a datagram socket holds before it drops: a burst for every flow of a test.
+/// How many bytes a datagram socket holds before it drops some: a burst on every flow of a test.
 const DATAGRAM_BUFFER_BYTES: usize = 4 << 20;
 
-/// Asks for long queues; without the right to exceed the host's limit, for as long as it allows.
+/// Asks for long queues, or as long as the host allows to a process without the privilege to exceed
+/// its limit.
 pub fn widen<S: std::os::fd::AsFd>(socket: &S) {
     let bytes = DATAGRAM_BUFFER_BYTES;
     if setsockopt(socket, sockopt::RcvBufForce, &bytes).is_err() {
@@ -149,7 +151,7 @@ pub fn fault_of(errno: Errno) -> Fault {
     }
 }
 
-/// Borrows the socket of a line that has one.
+/// Borrows the socket of a connection that has one.
 pub fn socket_of(socket: &Option<OwnedFd>) -> Option<BorrowedFd<'_>> {
     use std::os::fd::AsFd;
     socket.as_ref().map(AsFd::as_fd)
