@@ -212,7 +212,7 @@ impl Plan {
         let users =
             api::sessions::Sessions::new(self.api, features, Rc::clone(&books), journal, now);
         let api = HttpDriver::new(users, Rc::clone(&books), self.api_listener);
-        let udp = self.datagrams.build(Rc::clone(&books), now);
+        let udp = self.datagrams.build(now);
         let rest = WorkerLoop {
             books,
             snapshots: self.end.snapshots,

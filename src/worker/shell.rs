@@ -133,7 +133,7 @@ impl Shell {
             }
             family::UDP => {
                 self.due.udp = now;
-                self.udp.complete(now, done, &mut self.ring);
+                self.udp.complete(now, done, &mut self.ring, &mut self.parts.books.borrow_mut());
             }
             family::API => {
                 self.due.api = now;
@@ -160,7 +160,7 @@ impl Shell {
                 _ => {}
             }
             self.tcp.order(now, order, &mut self.ring, &mut self.parts.books.borrow_mut());
-            self.udp.order(now, order);
+            self.udp.order(now, order, &mut self.parts.books.borrow_mut());
             self.api.order(now, order, &mut self.ring);
             self.due.all_at_once();
         }
@@ -174,7 +174,7 @@ impl Shell {
             self.tcp.housekeep(now, &mut self.ring, &mut self.parts.books.borrow_mut());
         }
         if self.due.udp <= now || self.ring.has_returned() {
-            self.udp.housekeep(now, &mut self.ring);
+            self.udp.housekeep(now, &mut self.ring, &mut self.parts.books.borrow_mut());
             self.due.udp = self.udp.next_deadline().unwrap_or(Now::NEVER);
         }
         if self.due.api <= now || self.api.wants_blocks() {

@@ -204,8 +204,8 @@ impl Sessions {
             journal,
             kit: Kit::new(),
             date: Date::at(now.unix_ms()),
-            users: Slots::new(),
-            links: Slots::new(),
+            users: Slots::default(),
+            links: Slots::default(),
             deadlines: Wheel::new(now),
             connects: Wheel::new(now),
             sweep_at: Now::NEVER,
@@ -219,7 +219,7 @@ impl Sessions {
 
     /// Connections of any kind, until the kernel has done with them.
     pub fn live(&self) -> usize {
-        self.users.len() + self.links.len()
+        self.users.live() + self.links.live()
     }
 
     /// Connections to backends that wait for a request.

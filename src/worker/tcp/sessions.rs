@@ -132,7 +132,7 @@ impl Sessions {
     pub fn new(settings: Settings, now: Now) -> Sessions {
         Sessions {
             settings,
-            slots: Slots::new(),
+            slots: Slots::default(),
             deadlines: Wheel::new(now),
             starved: Starved::new(now),
         }
@@ -140,7 +140,7 @@ impl Sessions {
 
     /// Sessions in any phase.
     pub fn live(&self) -> usize {
-        self.slots.len()
+        self.slots.live()
     }
 
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
