@@ -1,10 +1,8 @@
 //! The workers as one thing: their doors, threads, links and what they share. Owns their start and
 //! their end; knows nothing of the control core beyond its end of the links.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
@@ -205,13 +203,11 @@ impl Plan {
             udp_seats: self.udp_seats,
             report_sessions: self.report_sessions,
         });
-        let books = Rc::new(RefCell::new(books));
         let now = Now::read();
         let features = self.settings.features;
         let journal = Box::new(journal);
-        let users =
-            api::sessions::Sessions::new(self.api, features, Rc::clone(&books), journal, now);
-        let api = HttpDriver::new(users, Rc::clone(&books), self.api_listener);
+        let users = api::sessions::Sessions::new(self.api, features, journal, now);
+        let api = HttpDriver::new(users, self.api_listener);
         let udp = self.datagrams.build(now);
         let rest = WorkerLoop {
             books,

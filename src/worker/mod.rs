@@ -3,6 +3,7 @@
 //! decisions. `books` is what the protocols share, `link` what crosses to the control core.
 
 pub mod books;
+pub mod cx;
 mod door;
 pub mod driver;
 pub mod http;

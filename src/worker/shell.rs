@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 
-use super::books::SharedBooks;
+use super::books::Books;
 use super::family;
 use super::http::driver::HttpDriver;
 use super::link::Order;
@@ -39,7 +39,7 @@ const WAKE: Tag = Tag { kind: family::SHELL | 1, generation: 0, slot: 0 };
 
 /// What the loop needs besides its drivers.
 pub struct WorkerLoop {
-    pub books: SharedBooks,
+    pub books: Books,
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
     /// Written when there is a new snapshot or an order.
@@ -128,16 +128,16 @@ impl Shell {
         match done.tag.kind & 0xf0 {
             family::TCP => {
                 self.due.tcp = now;
-                let books = &mut self.parts.books.borrow_mut();
+                let books = &mut self.parts.books;
                 return self.tcp.complete(now, done, &mut self.ring, books);
             }
             family::UDP => {
                 self.due.udp = now;
-                self.udp.complete(now, done, &mut self.ring, &mut self.parts.books.borrow_mut());
+                self.udp.complete(now, done, &mut self.ring, &mut self.parts.books);
             }
             family::API => {
                 self.due.api = now;
-                self.api.complete(now, done, &mut self.ring);
+                self.api.complete(now, done, &mut self.ring, &mut self.parts.books);
             }
             _ => return self.woken(done),
         }
@@ -147,7 +147,7 @@ impl Shell {
     fn adopt(&mut self) {
         if let Some(snapshot) = self.parts.snapshots.changed() {
             self.udp.adopt(&snapshot);
-            self.parts.books.borrow_mut().adopt(snapshot);
+            self.parts.books.adopt(snapshot);
             self.due.all_at_once();
         }
     }
@@ -156,12 +156,12 @@ impl Shell {
         while let Ok(order) = self.parts.orders.pop() {
             match order {
                 Order::Stop => self.stop_at = Some(now.plus(STOP_PATIENCE)),
-                Order::Adopt(terms) => self.parts.books.borrow_mut().adopt_terms(terms),
+                Order::Adopt(terms) => self.parts.books.adopt_terms(terms),
                 _ => {}
             }
-            self.tcp.order(now, order, &mut self.ring, &mut self.parts.books.borrow_mut());
-            self.udp.order(now, order, &mut self.parts.books.borrow_mut());
-            self.api.order(now, order, &mut self.ring);
+            self.tcp.order(now, order, &mut self.ring, &mut self.parts.books);
+            self.udp.order(now, order, &mut self.parts.books);
+            self.api.order(now, order, &mut self.ring, &mut self.parts.books);
             self.due.all_at_once();
         }
     }
@@ -171,21 +171,21 @@ impl Shell {
     fn housekeep(&mut self, now: Now) {
         let tcp = self.due.tcp <= now || self.tcp.wants_blocks() || self.tcp.is_eager();
         if tcp {
-            self.tcp.housekeep(now, &mut self.ring, &mut self.parts.books.borrow_mut());
+            self.tcp.housekeep(now, &mut self.ring, &mut self.parts.books);
         }
         if self.due.udp <= now || self.ring.has_returned() {
-            self.udp.housekeep(now, &mut self.ring, &mut self.parts.books.borrow_mut());
+            self.udp.housekeep(now, &mut self.ring, &mut self.parts.books);
             self.due.udp = self.udp.next_deadline().unwrap_or(Now::NEVER);
         }
         if self.due.api <= now || self.api.wants_blocks() {
-            self.api.housekeep(now, &mut self.ring);
+            self.api.housekeep(now, &mut self.ring, &mut self.parts.books);
             self.due.api = self.api.next_deadline().unwrap_or(Now::NEVER);
         }
         if tcp {
-            self.tcp.step(now, &mut self.ring, &mut self.parts.books.borrow_mut());
+            self.tcp.step(now, &mut self.ring, &mut self.parts.books);
             self.due.tcp = self.tcp.next_deadline().unwrap_or(Now::NEVER);
         }
-        let books = self.parts.books.borrow();
+        let books = &self.parts.books;
         books.metrics().counters.buffers_free.set(self.ring.pool().unused(Class::Small) as u64);
         books.metrics().counters.turns.one();
     }

@@ -7,14 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::sessions::{Cmd, Conn, Sessions};
+use super::sessions::{Cmd, Conn, Cx, Sessions};
 use crate::base::time::Now;
 use crate::http::answer;
 use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Side};
 use crate::ring::outlook::outlook;
 use crate::ring::{self, Done, Ring, Tag, Until, sys};
-use crate::worker::books::SharedBooks;
+use crate::worker::books::Books;
 use crate::worker::door::{Arrival, Door};
 use crate::worker::family;
 use crate::worker::link::Order;
@@ -37,7 +37,6 @@ const COMMANDS: usize = 64;
 
 pub struct HttpDriver {
     sessions: Sessions,
-    books: SharedBooks,
     door: Door,
     /// By the place of a user, and of a connection to a backend.
     users: Vec<Option<OwnedFd>>,
@@ -47,10 +46,9 @@ pub struct HttpDriver {
 
 impl HttpDriver {
     /// `listener`: the API door, if there is one.
-    pub fn new(sessions: Sessions, books: SharedBooks, listener: Option<OwnedFd>) -> HttpDriver {
+    pub fn new(sessions: Sessions, listener: Option<OwnedFd>) -> HttpDriver {
         HttpDriver {
             sessions,
-            books,
             door: Door::new(listener, Tag { kind: ACCEPT, generation: 0, slot: 0 }),
             users: Vec::new(),
             links: Vec::new(),
@@ -80,7 +78,7 @@ impl HttpDriver {
         self.sessions.wants_blocks()
     }
 
-    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
+    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
         let key = Key { place: done.tag.slot, generation: done.tag.generation };
         let (conn, event) = match done.tag.kind {
             USER_RECEIVE => (Conn::User(key), received(Side::Client, done)),
@@ -89,88 +87,88 @@ impl HttpDriver {
             LINK_SEND => {
                 (Conn::Link(key), Event::Sent { side: Side::Backend, result: done.result })
             }
-            USER_ROOM => (Conn::User(key), self.room(Side::Client)),
-            LINK_ROOM => (Conn::Link(key), self.room(Side::Backend)),
+            USER_ROOM => (Conn::User(key), room(Side::Client, books)),
+            LINK_ROOM => (Conn::Link(key), room(Side::Backend, books)),
             CONNECT => {
                 let result = done.result.map(|_| ());
-                self.sessions.connected(now, key, result, ring.pool_mut(), &mut self.commands);
-                return self.execute(now, ring);
+                self.sessions.connected(
+                    key,
+                    result,
+                    &mut context(now, ring, books, &mut self.commands),
+                );
+                return self.execute(now, ring, books);
             }
             _ => {
-                self.arrived(now, done, ring);
-                return self.execute(now, ring);
+                self.arrived(now, done, ring, books);
+                return self.execute(now, ring, books);
             }
         };
-        self.sessions.happened(now, conn, event, ring.pool_mut(), &mut self.commands);
-        self.execute(now, ring);
+        self.sessions.happened(conn, event, &mut context(now, ring, books, &mut self.commands));
+        self.execute(now, ring, books);
     }
 
     /// What is due whatever completed: deadlines, and connections that waited for blocks.
-    pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
+    pub fn housekeep(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
         self.door.housekeep(now, ring);
-        self.sessions.expire(now, ring.pool_mut(), &mut self.commands);
+        self.sessions.expire(&mut context(now, ring, books, &mut self.commands));
         if self.sessions.is_starved() {
-            self.sessions.relieve(now, ring.pool_mut(), &mut self.commands);
+            self.sessions.relieve(&mut context(now, ring, books, &mut self.commands));
         }
-        self.execute(now, ring);
-        let books = self.books.borrow();
+        self.execute(now, ring, books);
         let counters = &books.metrics().counters;
         counters.api_upstream_idle.set(self.sessions.spares() as u64);
         counters.api_upstream_private.set(self.sessions.private() as u64);
     }
 
-    pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
+    pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring, books: &mut Books) {
         if matches!(order, Order::Drain | Order::Stop) {
             for socket in self.door.close(ring) {
-                self.welcome(now, socket, ring);
-                self.execute(now, ring);
+                self.welcome(now, socket, ring, books);
+                self.execute(now, ring, books);
             }
         }
-        self.sessions.order(now, order, ring.pool_mut(), &mut self.commands);
-        self.execute(now, ring);
+        self.sessions.order(order, &mut context(now, ring, books, &mut self.commands));
+        self.execute(now, ring, books);
     }
 
-    fn arrived(&mut self, now: Now, done: Done, ring: &mut Ring) {
+    fn arrived(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
         match self.door.complete(now, done, ring) {
-            Arrival::User(socket) => self.welcome(now, socket, ring),
+            Arrival::User(socket) => self.welcome(now, socket, ring, books),
             Arrival::Shed(socket) => {
                 sys::say_and_close(socket, answer::NO_DESCRIPTOR);
                 self.door.refill();
-                self.books.borrow().metrics().counters.users_refused_exhausted.one();
+                books.metrics().counters.users_refused_exhausted.one();
             }
-            Arrival::Failed => self.books.borrow().metrics().counters.accept_failed.one(),
+            Arrival::Failed => books.metrics().counters.accept_failed.one(),
             Arrival::Nobody => {}
         }
     }
 
-    fn welcome(&mut self, now: Now, socket: OwnedFd, ring: &mut Ring) {
+    fn welcome(&mut self, now: Now, socket: OwnedFd, ring: &mut Ring, books: &mut Books) {
         // A user who is gone already has no address any more.
         let Ok(client) = sys::peer(socket.as_fd()) else { return };
-        let commands = &mut self.commands;
-        let key = self.sessions.accepted(now, client, ring.pool_mut(), commands);
+        let key =
+            self.sessions.accepted(client, &mut context(now, ring, books, &mut self.commands));
         *place(&mut self.users, key) = Some(socket);
     }
 
-    /// The answer to the question whether a connection takes more.
-    fn room(&self, side: Side) -> Event {
-        self.books.borrow().metrics().counters.flows_held_back.less_one();
-        Event::Room { side }
-    }
-
     /// Turns commands into operations, in their order. A command may cause further ones at once.
-    fn execute(&mut self, now: Now, ring: &mut Ring) {
+    fn execute(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
         let mut next = 0;
         while let Some(command) = self.commands.get(next).copied() {
             next += 1;
             match command {
-                Cmd::Wire { conn, what } => self.operate(conn, what, ring),
+                Cmd::Wire { conn, what } => self.operate(conn, what, ring, books),
                 Cmd::Connect { link, to } => {
                     if let Err(errno) = self.connect(link, to, ring) {
-                        let commands = &mut self.commands;
-                        self.sessions.connected(now, link, Err(errno), ring.pool_mut(), commands);
+                        self.sessions.connected(
+                            link,
+                            Err(errno),
+                            &mut context(now, ring, books, &mut self.commands),
+                        );
                     }
                 }
-                Cmd::Look { conn } => self.look(now, conn, ring),
+                Cmd::Look { conn } => self.look(now, conn, ring, books),
                 Cmd::CancelConnect { link } => ring.cancel(tag_of(CONNECT, link)),
                 Cmd::Close { conn, reset } => self.close(conn, reset, ring),
             }
@@ -178,7 +176,7 @@ impl HttpDriver {
         self.commands.clear();
     }
 
-    fn operate(&mut self, conn: Conn, what: proxy::Cmd, ring: &mut Ring) {
+    fn operate(&mut self, conn: Conn, what: proxy::Cmd, ring: &mut Ring, books: &mut Books) {
         let (sockets, key, receive, send, room) = match conn {
             Conn::User(key) => (&self.users, key, USER_RECEIVE, USER_SEND, USER_ROOM),
             Conn::Link(key) => (&self.links, key, LINK_RECEIVE, LINK_SEND, LINK_ROOM),
@@ -200,7 +198,7 @@ impl HttpDriver {
                 if first {
                     sys::bound_unsent(socket);
                 }
-                self.books.borrow().metrics().counters.flows_held_back.one();
+                books.metrics().counters.flows_held_back.one();
                 ring.wait(room, socket, Until::Writable);
             }
             proxy::Cmd::CancelRoom { .. } => ring.cancel(room),
@@ -224,13 +222,13 @@ impl HttpDriver {
         Ok(())
     }
 
-    fn look(&mut self, now: Now, conn: Conn, ring: &mut Ring) {
+    fn look(&mut self, now: Now, conn: Conn, ring: &mut Ring, books: &mut Books) {
         let socket = match conn {
             Conn::User(key) => place(&mut self.users, key),
             Conn::Link(key) => place(&mut self.links, key),
         };
         let seen = socket.as_ref().map_or_else(Outlook::default, |it| outlook(it.as_fd()));
-        self.sessions.told(now, conn, seen, ring.pool_mut(), &mut self.commands);
+        self.sessions.told(conn, seen, &mut context(now, ring, books, &mut self.commands));
     }
 
     /// A connection whose socket could not be opened has none to close.
@@ -249,6 +247,12 @@ impl HttpDriver {
     }
 }
 
+/// The answer to the question whether a connection takes more.
+fn room(side: Side, books: &Books) -> Event {
+    books.metrics().counters.flows_held_back.less_one();
+    Event::Room { side }
+}
+
 /// A key's socket; the list grows to hold it.
 fn place(sockets: &mut Vec<Option<OwnedFd>>, key: Key) -> &mut Option<OwnedFd> {
     let place = key.place as usize;
@@ -256,6 +260,15 @@ fn place(sockets: &mut Vec<Option<OwnedFd>>, key: Key) -> &mut Option<OwnedFd> {
         sockets.resize_with(place + 1, || None);
     }
     &mut sockets[place]
+}
+
+fn context<'a>(
+    now: Now,
+    ring: &'a mut Ring,
+    books: &'a mut Books,
+    out: &'a mut Vec<Cmd>,
+) -> Cx<'a> {
+    Cx { now, pool: ring.pool_mut(), books, out }
 }
 
 fn tag_of(kind: u8, key: Key) -> Tag {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::sessions::{Cmd, Context, Sessions, Settings};
+use super::sessions::{Cmd, Cx, Sessions, Settings};
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
 use crate::proxy::outlook::Outlook;
@@ -349,8 +349,8 @@ fn context<'a>(
     ring: &'a mut Ring,
     books: &'a mut Books,
     out: &'a mut Vec<Cmd>,
-) -> Context<'a> {
-    Context { now, pool: ring.pool_mut(), books, out }
+) -> Cx<'a> {
+    Cx { now, pool: ring.pool_mut(), books, out }
 }
 
 fn tag_of(kind: u8, key: Key, side: Side) -> Tag {
