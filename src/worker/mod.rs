@@ -22,4 +22,9 @@ pub mod family {
     pub const TCP: u8 = 0x10;
     pub const UDP: u8 = 0x20;
     pub const API: u8 = 0x30;
+
+    /// Counted from zero, the shell's; below 16.
+    pub fn number(kind: u8) -> usize {
+        usize::from(kind >> 4)
+    }
 }

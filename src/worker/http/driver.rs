@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::sessions::{Cmd, Conn, Cx, Sessions};
+use super::sessions::{Cmd, Conn, Sessions};
 use crate::base::time::Now;
 use crate::http::answer;
 use crate::proxy::outlook::Outlook;
@@ -16,6 +16,7 @@ use crate::ring::outlook::outlook;
 use crate::ring::{self, Done, Ring, Tag, Until, sys};
 use crate::worker::books::Books;
 use crate::worker::door::{Arrival, Door};
+use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
 use crate::worker::link::Order;
 use crate::worker::slots::{GENERATION_MASK, Key};
@@ -55,8 +56,10 @@ impl HttpDriver {
             commands: Vec::with_capacity(COMMANDS),
         }
     }
+}
 
-    pub fn start(&mut self, ring: &mut Ring) {
+impl Driver for HttpDriver {
+    fn start(&mut self, ring: &mut Ring) {
         // Without a door there are no heads to write, and no blocks have to be kept back for them.
         if self.door.is_open() {
             self.sessions.start(ring.pool_mut());
@@ -64,21 +67,19 @@ impl HttpDriver {
         self.door.open(ring);
     }
 
-    /// Connections of any kind, until the kernel has done with them.
-    pub fn live(&self) -> usize {
+    fn live(&self) -> usize {
         self.sessions.live()
     }
 
-    pub fn next_deadline(&self) -> Option<Now> {
+    fn next_deadline(&self) -> Option<Now> {
         [self.sessions.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Whether blocks are waited for, which any driver may let go of.
-    pub fn wants_blocks(&self) -> bool {
+    fn is_waiting(&self, _ring: &Ring) -> bool {
         self.sessions.wants_blocks()
     }
 
-    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
+    fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
         let key = Key { place: done.tag.slot, generation: done.tag.generation };
         let (conn, event) = match done.tag.kind {
             USER_RECEIVE => (Conn::User(key), received(Side::Client, done)),
@@ -87,96 +88,88 @@ impl HttpDriver {
             LINK_SEND => {
                 (Conn::Link(key), Event::Sent { side: Side::Backend, result: done.result })
             }
-            USER_ROOM => (Conn::User(key), room(Side::Client, books)),
-            LINK_ROOM => (Conn::Link(key), room(Side::Backend, books)),
+            USER_ROOM => (Conn::User(key), room(Side::Client, turn.books)),
+            LINK_ROOM => (Conn::Link(key), room(Side::Backend, turn.books)),
             CONNECT => {
                 let result = done.result.map(|_| ());
-                self.sessions.connected(
-                    key,
-                    result,
-                    &mut context(now, ring, books, &mut self.commands),
-                );
-                return self.execute(now, ring, books);
+                self.sessions.connected(key, result, &mut turn.cx(&mut self.commands));
+                return self.execute(turn);
             }
             _ => {
-                self.arrived(now, done, ring, books);
-                return self.execute(now, ring, books);
+                self.arrived(done, turn);
+                return self.execute(turn);
             }
         };
-        self.sessions.happened(conn, event, &mut context(now, ring, books, &mut self.commands));
-        self.execute(now, ring, books);
+        self.sessions.happened(conn, event, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
     }
 
-    /// What is due whatever completed: deadlines, and connections that waited for blocks.
-    pub fn housekeep(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
-        self.door.housekeep(now, ring);
-        self.sessions.expire(&mut context(now, ring, books, &mut self.commands));
+    fn housekeep(&mut self, turn: &mut Turn<'_>) {
+        self.door.housekeep(turn.now, turn.ring);
+        self.sessions.expire(&mut turn.cx(&mut self.commands));
         if self.sessions.is_starved() {
-            self.sessions.relieve(&mut context(now, ring, books, &mut self.commands));
+            self.sessions.relieve(&mut turn.cx(&mut self.commands));
         }
-        self.execute(now, ring, books);
-        let counters = &books.metrics().counters;
+        self.execute(turn);
+        let counters = &turn.books.metrics().counters;
         counters.api_upstream_idle.set(self.sessions.spares() as u64);
         counters.api_upstream_private.set(self.sessions.private() as u64);
     }
 
-    pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring, books: &mut Books) {
+    fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
-            for socket in self.door.close(ring) {
-                self.welcome(now, socket, ring, books);
-                self.execute(now, ring, books);
+            for socket in self.door.close(turn.ring) {
+                self.welcome(socket, turn);
+                self.execute(turn);
             }
         }
-        self.sessions.order(order, &mut context(now, ring, books, &mut self.commands));
-        self.execute(now, ring, books);
+        self.sessions.order(order, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
     }
+}
 
-    fn arrived(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
-        match self.door.complete(now, done, ring) {
-            Arrival::User(socket) => self.welcome(now, socket, ring, books),
+impl HttpDriver {
+    fn arrived(&mut self, done: Done, turn: &mut Turn<'_>) {
+        match self.door.complete(turn.now, done, turn.ring) {
+            Arrival::User(socket) => self.welcome(socket, turn),
             Arrival::Shed(socket) => {
                 sys::say_and_close(socket, answer::NO_DESCRIPTOR);
                 self.door.refill();
-                books.metrics().counters.users_refused_exhausted.one();
+                turn.books.metrics().counters.users_refused_exhausted.one();
             }
-            Arrival::Failed => books.metrics().counters.accept_failed.one(),
+            Arrival::Failed => turn.books.metrics().counters.accept_failed.one(),
             Arrival::Nobody => {}
         }
     }
 
-    fn welcome(&mut self, now: Now, socket: OwnedFd, ring: &mut Ring, books: &mut Books) {
+    fn welcome(&mut self, socket: OwnedFd, turn: &mut Turn<'_>) {
         // A user who is gone already has no address any more.
         let Ok(client) = sys::peer(socket.as_fd()) else { return };
-        let key =
-            self.sessions.accepted(client, &mut context(now, ring, books, &mut self.commands));
+        let key = self.sessions.accepted(client, &mut turn.cx(&mut self.commands));
         *place(&mut self.users, key) = Some(socket);
     }
 
     /// Turns commands into operations, in their order. A command may cause further ones at once.
-    fn execute(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
+    fn execute(&mut self, turn: &mut Turn<'_>) {
         let mut next = 0;
         while let Some(command) = self.commands.get(next).copied() {
             next += 1;
             match command {
-                Cmd::Wire { conn, what } => self.operate(conn, what, ring, books),
+                Cmd::Wire { conn, what } => self.operate(conn, what, turn),
                 Cmd::Connect { link, to } => {
-                    if let Err(errno) = self.connect(link, to, ring) {
-                        self.sessions.connected(
-                            link,
-                            Err(errno),
-                            &mut context(now, ring, books, &mut self.commands),
-                        );
+                    if let Err(errno) = self.connect(link, to, turn.ring) {
+                        self.sessions.connected(link, Err(errno), &mut turn.cx(&mut self.commands));
                     }
                 }
-                Cmd::Look { conn } => self.look(now, conn, ring, books),
-                Cmd::CancelConnect { link } => ring.cancel(tag_of(CONNECT, link)),
-                Cmd::Close { conn, reset } => self.close(conn, reset, ring),
+                Cmd::Look { conn } => self.look(conn, turn),
+                Cmd::CancelConnect { link } => turn.ring.cancel(tag_of(CONNECT, link)),
+                Cmd::Close { conn, reset } => self.close(conn, reset, turn.ring),
             }
         }
         self.commands.clear();
     }
 
-    fn operate(&mut self, conn: Conn, what: proxy::Cmd, ring: &mut Ring, books: &mut Books) {
+    fn operate(&mut self, conn: Conn, what: proxy::Cmd, turn: &mut Turn<'_>) {
         let (sockets, key, receive, send, room) = match conn {
             Conn::User(key) => (&self.users, key, USER_RECEIVE, USER_SEND, USER_ROOM),
             Conn::Link(key) => (&self.links, key, LINK_RECEIVE, LINK_SEND, LINK_ROOM),
@@ -186,26 +179,26 @@ impl HttpDriver {
         let [receive, send, room] = [receive, send, room].map(|kind| tag_of(kind, key));
         match what {
             proxy::Cmd::Receive { how: Intake::Many { bytes_max }, .. } => {
-                ring.receive_many(receive, socket, bytes_max);
+                turn.ring.receive_many(receive, socket, bytes_max);
             }
             proxy::Cmd::Receive { how: Intake::Once { class, wait_first }, .. } => {
-                ring.receive(receive, socket, class, wait_first);
+                turn.ring.receive(receive, socket, class, wait_first);
             }
             proxy::Cmd::Receive { how: Intake::Last { wait_first }, .. } => {
-                ring.receive_last(receive, socket, wait_first);
+                turn.ring.receive_last(receive, socket, wait_first);
             }
             proxy::Cmd::AwaitRoom { first, .. } => {
                 if first {
                     sys::bound_unsent(socket);
                 }
-                books.metrics().counters.flows_held_back.one();
-                ring.wait(room, socket, Until::Writable);
+                turn.books.metrics().counters.flows_held_back.one();
+                turn.ring.wait(room, socket, Until::Writable);
             }
-            proxy::Cmd::CancelRoom { .. } => ring.cancel(room),
-            proxy::Cmd::Send { what, .. } => ring.send(send, socket, what),
+            proxy::Cmd::CancelRoom { .. } => turn.ring.cancel(room),
+            proxy::Cmd::Send { what, .. } => turn.ring.send(send, socket, what),
             proxy::Cmd::FinishWriting { .. } => sys::finish_writing(socket),
-            proxy::Cmd::CancelReceive { .. } => ring.cancel(receive),
-            proxy::Cmd::CancelSend { .. } => ring.cancel(send),
+            proxy::Cmd::CancelReceive { .. } => turn.ring.cancel(receive),
+            proxy::Cmd::CancelSend { .. } => turn.ring.cancel(send),
             proxy::Cmd::Splice { .. }
             | proxy::Cmd::CancelSplice { .. }
             | proxy::Cmd::EndSplice { .. } => {
@@ -222,13 +215,13 @@ impl HttpDriver {
         Ok(())
     }
 
-    fn look(&mut self, now: Now, conn: Conn, ring: &mut Ring, books: &mut Books) {
+    fn look(&mut self, conn: Conn, turn: &mut Turn<'_>) {
         let socket = match conn {
             Conn::User(key) => place(&mut self.users, key),
             Conn::Link(key) => place(&mut self.links, key),
         };
         let seen = socket.as_ref().map_or_else(Outlook::default, |it| outlook(it.as_fd()));
-        self.sessions.told(conn, seen, &mut context(now, ring, books, &mut self.commands));
+        self.sessions.told(conn, seen, &mut turn.cx(&mut self.commands));
     }
 
     /// A connection whose socket could not be opened has none to close.
@@ -260,15 +253,6 @@ fn place(sockets: &mut Vec<Option<OwnedFd>>, key: Key) -> &mut Option<OwnedFd> {
         sockets.resize_with(place + 1, || None);
     }
     &mut sockets[place]
-}
-
-fn context<'a>(
-    now: Now,
-    ring: &'a mut Ring,
-    books: &'a mut Books,
-    out: &'a mut Vec<Cmd>,
-) -> Cx<'a> {
-    Cx { now, pool: ring.pool_mut(), books, out }
 }
 
 fn tag_of(kind: u8, key: Key) -> Tag {
