@@ -12,6 +12,7 @@ pub mod link;
 pub mod shell;
 pub mod slots;
 mod starved;
+mod streams;
 pub mod tcp;
 pub mod udp;
 

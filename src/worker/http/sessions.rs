@@ -64,7 +64,7 @@ pub enum Cmd {
     CancelConnect {
         link: Key,
     },
-    /// On that connection, whatever side the command names.
+    /// On that connection; the command names its side.
     Wire {
         conn: Conn,
         what: proxy::Cmd,
@@ -476,20 +476,8 @@ impl Sessions {
     }
 
     fn wire(&mut self, key: Key, what: proxy::Cmd, cx: &mut Cx<'_>) {
-        let side = match what {
-            proxy::Cmd::Receive { side, .. }
-            | proxy::Cmd::CancelReceive { side }
-            | proxy::Cmd::Send { side, .. }
-            | proxy::Cmd::CancelSend { side }
-            | proxy::Cmd::AwaitRoom { side, .. }
-            | proxy::Cmd::CancelRoom { side }
-            | proxy::Cmd::FinishWriting { side }
-            | proxy::Cmd::Splice { side, .. }
-            | proxy::Cmd::CancelSplice { side }
-            | proxy::Cmd::EndSplice { side } => side,
-        };
         let link = self.users.get(key).and_then(|user| user.link);
-        match (side, link) {
+        match (what.side(), link) {
             (Side::Client, _) => cx.out.push(Cmd::Wire { conn: Conn::User(key), what }),
             (Side::Backend, Some(link)) => cx.out.push(Cmd::Wire { conn: Conn::Link(link), what }),
             (Side::Backend, None) => debug_assert!(false, "a gateway uses the link that it has"),
