@@ -22,7 +22,7 @@ use lb::session::sources::SourceLimits;
 use lb::worker::books::{Books, Parts};
 use lb::worker::link::{ControlEnd, link};
 use lb::worker::slots::Key;
-use lb::worker::tcp::sessions::{Cmd, Context, Sessions, Settings};
+use lb::worker::tcp::sessions::{Cmd, Cx, Sessions, Settings};
 use lb::worker::udp::sessions as udp;
 
 const SESSIONS: usize = 1_000;
@@ -105,9 +105,9 @@ impl Stage {
         self.obey();
     }
 
-    fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Context<'_>) -> T) -> T {
+    fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Cx<'_>) -> T) -> T {
         let Stage { core, books, pool, out, .. } = self;
-        what(core, &mut Context { now: NOW, pool, books, out })
+        what(core, &mut Cx { now: NOW, pool, books, out })
     }
 
     fn relayed(&mut self, key: Key, event: Event) {

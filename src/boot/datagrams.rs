@@ -16,7 +16,6 @@ use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};
 use crate::session::seats::Seats;
 use crate::session::sources::SourceLimits;
-use crate::worker::books::SharedBooks;
 use crate::worker::udp::driver::{Habits, Neighbours, UdpDoor, UdpDriver};
 use crate::worker::udp::origins::Origins;
 use crate::worker::udp::passage::Passages;
@@ -117,9 +116,9 @@ pub fn local_addresses(addresses: &[IpAddr]) -> Result<(), Trouble> {
 }
 
 impl DatagramPlan {
-    pub fn build(self, books: SharedBooks, now: Now) -> UdpDriver {
+    pub fn build(self, now: Now) -> UdpDriver {
         let core = Sessions::new(self.settings, now);
-        UdpDriver::new(core, books, self.door, self.habits, self.neighbours)
+        UdpDriver::new(core, self.door, self.habits, self.neighbours)
     }
 }
 

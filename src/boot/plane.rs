@@ -1,10 +1,8 @@
 //! The workers as one thing: their doors, threads, links and what they share. Owns their start and
 //! their end; knows nothing of the control core beyond its end of the links.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
@@ -23,12 +21,13 @@ use crate::proxy::line::Features;
 use crate::ring::{Ring, Settings, sys};
 use crate::session::seats::Seats;
 use crate::worker::books::{Books, Parts};
+use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
 use crate::worker::http::requests::Requests;
 use crate::worker::link::{ControlEnd, WorkerEnd, link};
 use crate::worker::shell::{Shell, WorkerLoop};
 use crate::worker::tcp::driver::TcpDriver;
-use crate::worker::{http as api, tcp};
+use crate::worker::{family, http as api, tcp};
 
 /// Workers at most; a session's name has eight bits for them.
 pub const WORKERS_MAX: usize = 128;
@@ -205,22 +204,25 @@ impl Plan {
             udp_seats: self.udp_seats,
             report_sessions: self.report_sessions,
         });
-        let books = Rc::new(RefCell::new(books));
         let now = Now::read();
         let features = self.settings.features;
         let journal = Box::new(journal);
-        let users =
-            api::sessions::Sessions::new(self.api, features, Rc::clone(&books), journal, now);
-        let api = HttpDriver::new(users, Rc::clone(&books), self.api_listener);
-        let udp = self.datagrams.build(Rc::clone(&books), now);
+        let users = api::sessions::Sessions::new(self.api, features, journal, now);
+        let api = HttpDriver::new(users, self.api_listener);
+        let udp = self.datagrams.build(now);
+        let tcp = TcpDriver::new(self.settings, self.listener, now);
+        let drivers: Vec<(u8, Box<dyn Driver>)> = vec![
+            (family::TCP, Box::new(tcp)),
+            (family::UDP, Box::new(udp)),
+            (family::API, Box::new(api)),
+        ];
         let rest = WorkerLoop {
             books,
             snapshots: self.end.snapshots,
             orders: self.end.orders,
             wake: self.end.wake,
         };
-        let shell =
-            Shell::new(ring, TcpDriver::new(self.settings, self.listener, now), udp, api, rest);
+        let shell = Shell::new(ring, drivers, rest);
         let _ = ready.send(Ok(()));
         if let Err(error) = shell.run() {
             panic!("worker {worker}: the kernel refused to go on with its ring: {error}");

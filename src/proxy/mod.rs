@@ -51,6 +51,18 @@ pub enum Event {
     Spliced { side: Side, moved: u64, held: usize, how: Spliced },
 }
 
+impl Event {
+    /// The side that it happened on.
+    pub const fn side(&self) -> Side {
+        match *self {
+            Event::Received { side, .. }
+            | Event::Sent { side, .. }
+            | Event::Room { side }
+            | Event::Spliced { side, .. } => side,
+        }
+    }
+}
+
 /// Why a splice step stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Splice {
@@ -133,6 +145,24 @@ pub enum Cmd {
     EndSplice {
         side: Side,
     },
+}
+
+impl Cmd {
+    /// The side that it is about.
+    pub const fn side(&self) -> Side {
+        match *self {
+            Cmd::Receive { side, .. }
+            | Cmd::CancelReceive { side }
+            | Cmd::Send { side, .. }
+            | Cmd::CancelSend { side }
+            | Cmd::AwaitRoom { side, .. }
+            | Cmd::CancelRoom { side }
+            | Cmd::FinishWriting { side }
+            | Cmd::Splice { side, .. }
+            | Cmd::CancelSplice { side }
+            | Cmd::EndSplice { side } => side,
+        }
+    }
 }
 
 /// When to take a splice step.

@@ -2,9 +2,7 @@
 //! worker's view of the backends, its shard of the session table, its counters and its reports; holds
 //! no socket and no session state.
 
-use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -66,9 +64,6 @@ pub struct Parts {
     /// Whether to report each session's start and end, or only what the control core must know.
     pub report_sessions: bool,
 }
-
-/// The books as the gateways share them with their worker. Borrowed for one call at a time.
-pub type SharedBooks = Rc<RefCell<Books>>;
 
 pub struct Books {
     parts: Parts,

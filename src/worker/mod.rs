@@ -3,6 +3,7 @@
 //! decisions. `books` is what the protocols share, `link` what crosses to the control core.
 
 pub mod books;
+pub mod cx;
 mod door;
 pub mod driver;
 pub mod http;
@@ -11,6 +12,7 @@ pub mod link;
 pub mod shell;
 pub mod slots;
 mod starved;
+mod streams;
 pub mod tcp;
 pub mod udp;
 
@@ -21,4 +23,9 @@ pub mod family {
     pub const TCP: u8 = 0x10;
     pub const UDP: u8 = 0x20;
     pub const API: u8 = 0x30;
+
+    /// Counted from zero, the shell's; below 16.
+    pub fn number(kind: u8) -> usize {
+        usize::from(kind >> 4)
+    }
 }

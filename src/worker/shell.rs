@@ -1,12 +1,12 @@
 //! The loop of one worker. Owns the ring, and what is the same for every protocol: waiting, time,
-//! orders, the snapshot. A completion goes to the driver of its protocol; decides nothing itself.
+//! orders, the snapshot. A completion goes to the driver of its family; the loop decides nothing itself.
 //!
-//! One turn: submit and wait, reap, look at the snapshot, handle, look at time and orders, and take one
-//! step of one long stream. System calls outside the ring are made for such steps, and when a session
-//! starts or ends; never for a message.
+//! One turn: submit and wait, reap, look at the snapshot, handle completions, take orders, look after the
+//! drivers whose time has come, and take one step of one long stream. System calls outside the ring are
+//! made for such steps, and when a session starts or ends; never for a message.
 //!
-//! A worker that has nothing to do sleeps at once. To stay awake for 10 us where messages come that close
-//! together cost as much CPU as the wake-ups that it saved (64 connections, 21 rounds in turns: 1.00), and
+//! A worker with nothing to do sleeps at once. Staying awake for 10 us where messages come that close
+//! together cost as much CPU as the wake-ups it saved (64 connections, 21 alternating rounds: 1.00), and
 //! would show an operator a core that looks full.
 
 use std::io;
@@ -16,30 +16,33 @@ use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 
-use super::books::SharedBooks;
+use super::books::Books;
+use super::driver::{Driver, Turn};
 use super::family;
-use super::http::driver::HttpDriver;
 use super::link::Order;
-use super::tcp::driver::TcpDriver;
-use super::udp::driver::UdpDriver;
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::ring::pool::Class;
 use crate::ring::{Done, REAP_MAX, Ring, Tag, sys};
 
-/// A worker turns at least this often, so that its turn counter stands still only when it hangs.
+/// A worker turns at least this often, so that its counter of turns stands still only when it hangs.
 const PATIENCE_MAX: Duration = Duration::from_millis(500);
-/// A worker that waits waits at least this long.
+/// The shortest wait.
 const PATIENCE_MIN: Duration = Duration::from_micros(50);
 /// How long a worker that was told to stop waits for the kernel to let go of the sessions.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 const WAKE: Tag = Tag { kind: family::SHELL | 1, generation: 0, slot: 0 };
 
+/// Families that four bits can tell apart.
+const FAMILIES: usize = 16;
+/// The post of families that are no driver's.
+const NO_POST: u8 = u8::MAX;
+
 /// What the loop needs besides its drivers.
 pub struct WorkerLoop {
-    pub books: SharedBooks,
+    pub books: Books,
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
     /// Written when there is a new snapshot or an order.
@@ -48,56 +51,58 @@ pub struct WorkerLoop {
 
 pub struct Shell {
     ring: Ring,
-    tcp: TcpDriver,
-    udp: UdpDriver,
-    api: HttpDriver,
-    due: Due,
+    /// In the order in which a turn looks after them.
+    posts: Vec<Post>,
+    /// Which of them a completion is for, by its family.
+    by_family: [u8; FAMILIES],
     parts: WorkerLoop,
     stop_at: Option<Now>,
 }
 
-/// When each driver is to be looked after though nothing completes for it: a message makes a short turn,
-/// of which the timers of two idle drivers would be a good part.
-#[derive(Default)]
-struct Due {
-    tcp: Now,
-    udp: Now,
-    api: Now,
-}
-
-impl Due {
-    /// All of them, in this turn.
-    fn all_at_once(&mut self) {
-        *self = Due::default();
-    }
-
-    fn first(&self) -> Now {
-        self.tcp.min(self.udp).min(self.api)
-    }
+/// A driver in the loop.
+struct Post {
+    driver: Box<dyn Driver>,
+    /// When it is to be looked after though nothing completes for it: a message makes a short turn, of
+    /// which the timers of two idle drivers would be a good part.
+    due: Now,
+    /// It is looked after in this turn.
+    in_turn: bool,
+    /// The next turn must not wait, by its own word.
+    eager: bool,
+    /// When one of its operations last completed.
+    heard_at: Now,
 }
 
 impl Shell {
-    /// A worker over a ring of this thread.
-    pub fn new(
-        ring: Ring,
-        tcp: TcpDriver,
-        udp: UdpDriver,
-        api: HttpDriver,
-        parts: WorkerLoop,
-    ) -> Shell {
-        Shell { ring, tcp, udp, api, due: Due::default(), parts, stop_at: None }
+    /// A worker over a ring of this thread. Each driver comes with the family of its completions, and no
+    /// two with the same; a turn looks after them in this order.
+    pub fn new(ring: Ring, drivers: Vec<(u8, Box<dyn Driver>)>, parts: WorkerLoop) -> Shell {
+        let mut shell = Shell {
+            ring,
+            posts: Vec::with_capacity(drivers.len()),
+            by_family: [NO_POST; FAMILIES],
+            parts,
+            stop_at: None,
+        };
+        for (family, driver) in drivers {
+            let post = &mut shell.by_family[family::number(family)];
+            assert!(family != family::SHELL && *post == NO_POST, "a family is one driver's");
+            *post = shell.posts.len() as u8;
+            shell.posts.push(Post::new(driver));
+        }
+        shell
     }
 
     /// Runs until told to stop. An error is the kernel refusing to go on with the ring.
     pub fn run(mut self) -> io::Result<()> {
-        self.tcp.start(&mut self.ring);
-        self.udp.start(&mut self.ring);
-        self.api.start(&mut self.ring);
+        for post in &mut self.posts {
+            post.driver.start(&mut self.ring);
+        }
         self.ring.watch(WAKE, self.parts.wake.as_fd());
         let mut completions = Vec::with_capacity(REAP_MAX);
         let mut more_wait = false;
         loop {
-            let at_once = more_wait || self.tcp.is_eager();
+            let at_once = more_wait || self.posts.iter().any(|post| post.eager);
             self.ring.enter(if at_once { Some(Duration::ZERO) } else { self.patience() })?;
             more_wait = self.ring.reap(&mut completions);
             let now = Now::read();
@@ -116,39 +121,28 @@ impl Shell {
 
     /// Sessions in any phase, of every protocol.
     fn live(&self) -> usize {
-        self.tcp.live() + self.udp.live() + self.api.live()
+        self.posts.iter().map(|post| post.driver.live()).sum()
     }
 
     fn patience(&self) -> Option<Duration> {
+        let first = self.posts.iter().map(|post| post.due).min().unwrap_or(Now::NEVER);
         // Never zero, so that a deadline that stays due cannot make the loop spin.
-        Some(self.due.first().since(Now::read()).clamp(PATIENCE_MIN, PATIENCE_MAX))
+        Some(first.since(Now::read()).clamp(PATIENCE_MIN, PATIENCE_MAX))
     }
 
     fn complete(&mut self, now: Now, done: Done) {
-        match done.tag.kind & 0xf0 {
-            family::TCP => {
-                self.due.tcp = now;
-                let books = &mut self.parts.books.borrow_mut();
-                return self.tcp.complete(now, done, &mut self.ring, books);
-            }
-            family::UDP => {
-                self.due.udp = now;
-                self.udp.complete(now, done, &mut self.ring);
-            }
-            family::API => {
-                self.due.api = now;
-                self.api.complete(now, done, &mut self.ring);
-            }
-            _ => return self.woken(done),
-        }
-        self.tcp.note_message(now);
+        let post = usize::from(self.by_family[family::number(done.tag.kind)]);
+        let Some(post) = self.posts.get_mut(post) else { return self.woken(done) };
+        (post.due, post.heard_at) = (now, now);
+        let (ring, books) = (&mut self.ring, &mut self.parts.books);
+        post.driver.complete(done, &mut Turn { now, ring, books });
     }
 
     fn adopt(&mut self) {
         if let Some(snapshot) = self.parts.snapshots.changed() {
-            self.udp.adopt(&snapshot);
-            self.parts.books.borrow_mut().adopt(snapshot);
-            self.due.all_at_once();
+            self.posts.iter_mut().for_each(|post| post.driver.adopt(&snapshot));
+            self.parts.books.adopt(snapshot);
+            self.all_due();
         }
     }
 
@@ -156,47 +150,292 @@ impl Shell {
         while let Ok(order) = self.parts.orders.pop() {
             match order {
                 Order::Stop => self.stop_at = Some(now.plus(STOP_PATIENCE)),
-                Order::Adopt(terms) => self.parts.books.borrow_mut().adopt_terms(terms),
+                Order::Adopt(terms) => self.parts.books.adopt_terms(terms),
                 _ => {}
             }
-            self.tcp.order(now, order, &mut self.ring, &mut self.parts.books.borrow_mut());
-            self.udp.order(now, order);
-            self.api.order(now, order, &mut self.ring);
-            self.due.all_at_once();
+            let (ring, books) = (&mut self.ring, &mut self.parts.books);
+            for post in &mut self.posts {
+                post.driver.order(order, &mut Turn { now, ring, books });
+            }
+            self.all_due();
         }
     }
 
-    /// Looks after the drivers that something completed for, whose time has come, or who wait for what
-    /// another may have let go of.
+    /// Looks after the drivers for which something completed, whose time has come, or which wait for
+    /// what another may have let go of. Their long streams come last.
     fn housekeep(&mut self, now: Now) {
-        let tcp = self.due.tcp <= now || self.tcp.wants_blocks() || self.tcp.is_eager();
-        if tcp {
-            self.tcp.housekeep(now, &mut self.ring, &mut self.parts.books.borrow_mut());
+        let (ring, books) = (&mut self.ring, &mut self.parts.books);
+        for post in &mut self.posts {
+            post.in_turn = post.due <= now || post.eager || post.driver.is_waiting(ring);
+            if post.in_turn {
+                post.driver.housekeep(&mut Turn { now, ring, books });
+            }
         }
-        if self.due.udp <= now || self.ring.has_returned() {
-            self.udp.housekeep(now, &mut self.ring);
-            self.due.udp = self.udp.next_deadline().unwrap_or(Now::NEVER);
+        for number in 0..self.posts.len() {
+            if self.posts[number].in_turn {
+                self.finish(number, now);
+            }
         }
-        if self.due.api <= now || self.api.wants_blocks() {
-            self.api.housekeep(now, &mut self.ring);
-            self.due.api = self.api.next_deadline().unwrap_or(Now::NEVER);
-        }
-        if tcp {
-            self.tcp.step(now, &mut self.ring, &mut self.parts.books.borrow_mut());
-            self.due.tcp = self.tcp.next_deadline().unwrap_or(Now::NEVER);
-        }
-        let books = self.parts.books.borrow();
-        books.metrics().counters.buffers_free.set(self.ring.pool().unused(Class::Small) as u64);
-        books.metrics().counters.turns.one();
+        let counters = &self.parts.books.metrics().counters;
+        counters.buffers_free.set(self.ring.pool().unused(Class::Small) as u64);
+        counters.turns.one();
+    }
+
+    /// The end of a turn for a driver.
+    fn finish(&mut self, number: usize, now: Now) {
+        let heard_at = self.heard_beside(number);
+        let (ring, books) = (&mut self.ring, &mut self.parts.books);
+        let post = &mut self.posts[number];
+        post.driver.step(heard_at, &mut Turn { now, ring, books });
+        post.due = post.driver.next_deadline().unwrap_or(Now::NEVER);
+        post.eager = post.driver.is_eager();
+    }
+
+    /// When something last completed for another driver than this.
+    fn heard_beside(&self, number: usize) -> Now {
+        let others = self.posts.iter().enumerate().filter(|(other, _)| *other != number);
+        others.map(|(_, post)| post.heard_at).max().unwrap_or_default()
     }
 
     fn woken(&mut self, done: Done) {
         debug_assert_eq!(done.tag, WAKE, "the shell itself waits for nothing else");
         sys::drain(&self.parts.wake);
         // There is an order, or a datagram from another worker.
-        self.due.all_at_once();
+        self.all_due();
         if !done.more {
             self.ring.watch(WAKE, self.parts.wake.as_fd());
         }
+    }
+
+    /// Every driver is looked after in this turn.
+    fn all_due(&mut self) {
+        self.posts.iter_mut().for_each(|post| post.due = Now::default());
+    }
+}
+
+impl Post {
+    fn new(driver: Box<dyn Driver>) -> Post {
+        let never = Now::default();
+        Post { driver, due: never, in_turn: false, eager: false, heard_at: never }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::balance::{Balancer, Turns};
+    use crate::base::publish::Publisher;
+    use crate::ring::Settings;
+    use crate::session::EndReason;
+    use crate::session::seats::Seats;
+    use crate::worker::books::Parts;
+    use crate::worker::link::{ControlEnd, link};
+
+    /// What the loop asks of a driver, written down; what the driver answers.
+    #[derive(Default)]
+    struct Script {
+        said: Vec<String>,
+        deadline: Option<Now>,
+        waiting: bool,
+        eager: bool,
+    }
+
+    struct Played(Rc<RefCell<Script>>);
+
+    impl Played {
+        fn says(&self, what: String) {
+            self.0.borrow_mut().said.push(what);
+        }
+    }
+
+    impl Driver for Played {
+        fn start(&mut self, _: &mut Ring) {}
+
+        fn live(&self) -> usize {
+            0
+        }
+
+        fn complete(&mut self, done: Done, _: &mut Turn<'_>) {
+            self.says(format!("complete {:x}", done.tag.kind));
+        }
+
+        fn housekeep(&mut self, _: &mut Turn<'_>) {
+            self.says("housekeep".into());
+        }
+
+        fn next_deadline(&self) -> Option<Now> {
+            self.0.borrow().deadline
+        }
+
+        fn is_waiting(&self, _: &Ring) -> bool {
+            self.0.borrow().waiting
+        }
+
+        fn order(&mut self, order: Order, _: &mut Turn<'_>) {
+            self.says(format!("{order:?}"));
+        }
+
+        fn adopt(&mut self, snapshot: &Snapshot) {
+            self.says(format!("adopt {}", snapshot.version));
+        }
+
+        fn step(&mut self, heard_at: Now, _: &mut Turn<'_>) {
+            self.says(format!("step {}", heard_at.nanos()));
+        }
+
+        fn is_eager(&self) -> bool {
+            self.0.borrow().eager
+        }
+    }
+
+    /// A loop with drivers that are played, of the families 0x40 and 0x70.
+    struct Stage {
+        shell: Shell,
+        scripts: [Rc<RefCell<Script>>; 2],
+        control: ControlEnd,
+        snapshots: Publisher<Snapshot>,
+    }
+
+    const AT: Now = Now::from_nanos(9);
+
+    impl Stage {
+        /// Both drivers have had their first turn.
+        fn new() -> Stage {
+            let snapshots = Publisher::new(Snapshot::default());
+            let (control, end) = link(0, 1, snapshots.subscribe(), Arc::default()).unwrap();
+            let books = Books::new(Parts {
+                balancer: Balancer::new(crate::config::Policy::RoundRobin, Arc::<Turns>::default()),
+                shard: end.shard,
+                metrics: Arc::clone(&end.metrics),
+                all_metrics: [end.metrics].into(),
+                reports: end.reports,
+                urgent: end.urgent,
+                seats: Arc::new(Seats::new(1)),
+                udp_seats: Arc::new(Seats::new(1)),
+                report_sessions: false,
+            });
+            let scripts = [(); 2].map(|()| Rc::<RefCell<Script>>::default());
+            let played = |number: usize| Box::new(Played(Rc::clone(&scripts[number])));
+            let drivers: Vec<(u8, Box<dyn Driver>)> = vec![(0x40, played(0)), (0x70, played(1))];
+            let ring = Ring::new(Settings::with_bytes(1 << 20, false)).unwrap();
+            let (orders, wake) = (end.orders, end.wake);
+            let parts = WorkerLoop { books, snapshots: end.snapshots, orders, wake };
+            let mut stage =
+                Stage { shell: Shell::new(ring, drivers, parts), scripts, control, snapshots };
+            stage.turn(AT, &[]);
+            let told = "adopt 0, housekeep, step 0";
+            assert_eq!(stage.said(), [told, told]);
+            stage
+        }
+
+        /// A turn of the loop in which operations of these kinds complete.
+        fn turn(&mut self, now: Now, kinds: &[u8]) {
+            self.shell.adopt();
+            for kind in kinds {
+                let tag = Tag { kind: *kind, ..WAKE };
+                let done = Done {
+                    tag,
+                    result: Ok(0),
+                    buf: None,
+                    accepted: None,
+                    more: true,
+                    nonempty: false,
+                };
+                self.shell.complete(now, done);
+            }
+            self.shell.take_orders(now);
+            self.shell.housekeep(now);
+        }
+
+        /// What each driver was asked since the last time.
+        fn said(&self) -> [String; 2] {
+            let take = |script: &Rc<RefCell<Script>>| {
+                std::mem::take(&mut script.borrow_mut().said).join(", ")
+            };
+            self.scripts.each_ref().map(take)
+        }
+    }
+
+    #[test]
+    fn a_completion_goes_to_the_driver_of_its_family_and_both_hear_of_it() {
+        let mut stage = Stage::new();
+        stage.turn(Now::from_nanos(20), &[0x71, 0x72]);
+        assert_eq!(stage.said(), ["", "complete 71, complete 72, housekeep, step 0"]);
+        stage.turn(Now::from_nanos(30), &[0x4f]);
+        assert_eq!(stage.said(), ["complete 4f, housekeep, step 20", ""]);
+        stage.turn(Now::from_nanos(40), &[0x41, 0x71]);
+        let [first, second] = stage.said();
+        assert_eq!(first, "complete 41, housekeep, step 40");
+        assert_eq!(second, "complete 71, housekeep, step 40");
+    }
+
+    #[test]
+    fn a_driver_is_looked_after_when_its_time_has_come_or_it_waits_for_another() {
+        let mut stage = Stage::new();
+        stage.scripts[0].borrow_mut().deadline = Some(Now::from_nanos(30));
+        stage.turn(Now::from_nanos(20), &[0x41]);
+        stage.said();
+        stage.turn(Now::from_nanos(29), &[]);
+        assert_eq!(stage.said(), ["", ""]);
+        stage.scripts[1].borrow_mut().waiting = true;
+        stage.scripts[0].borrow_mut().deadline = None;
+        stage.turn(Now::from_nanos(30), &[]);
+        assert_eq!(stage.said(), ["housekeep, step 0", "housekeep, step 20"]);
+        stage.scripts[1].borrow_mut().waiting = false;
+        stage.turn(Now::from_nanos(1 << 40), &[]);
+        assert_eq!(stage.said(), ["", ""], "nothing is due any more");
+    }
+
+    #[test]
+    fn an_eager_driver_is_looked_after_until_it_is_not() {
+        let mut stage = Stage::new();
+        stage.scripts[1].borrow_mut().eager = true;
+        stage.turn(AT, &[0x71]);
+        stage.said();
+        stage.turn(AT, &[]);
+        assert_eq!(stage.said(), ["", "housekeep, step 0"]);
+        stage.scripts[1].borrow_mut().eager = false;
+        stage.turn(AT, &[]);
+        stage.said();
+        stage.turn(AT, &[]);
+        assert_eq!(stage.said(), ["", ""]);
+    }
+
+    #[test]
+    fn orders_snapshots_and_a_wake_up_reach_every_driver_in_the_same_turn() {
+        let mut stage = Stage::new();
+        let order = Order::EndSession {
+            id: stage.shell.parts.books.no_session(),
+            reason: EndReason::Operator,
+        };
+        stage.control.orders.push(Order::Drain).unwrap();
+        stage.turn(AT, &[]);
+        let told = "Drain, housekeep, step 0";
+        assert_eq!(stage.said(), [told, told]);
+        stage.control.orders.push(order).unwrap();
+        stage.control.orders.push(Order::Stop).unwrap();
+        stage.turn(AT, &[]);
+        let told = format!("{order:?}, Stop, housekeep, step 0");
+        assert_eq!(stage.said(), [told.clone(), told]);
+        assert_eq!(stage.shell.stop_at, Some(AT.plus(STOP_PATIENCE)));
+        stage.snapshots.publish(Snapshot { version: 7, ..Snapshot::default() });
+        stage.turn(AT, &[]);
+        let told = "adopt 7, housekeep, step 0";
+        assert_eq!(stage.said(), [told, told]);
+        assert_eq!(stage.shell.parts.books.snapshot().version, 7);
+        stage.turn(AT, &[WAKE.kind]);
+        assert_eq!(stage.said(), ["housekeep, step 0", "housekeep, step 0"]);
+    }
+
+    #[test]
+    fn the_loop_sleeps_until_the_first_deadline_of_all() {
+        let mut stage = Stage::new();
+        assert_eq!(stage.shell.patience(), Some(PATIENCE_MAX));
+        stage.scripts[1].borrow_mut().deadline = Some(Now::from_nanos(10));
+        stage.turn(AT, &[0x71]);
+        assert_eq!(stage.shell.patience(), Some(PATIENCE_MIN));
     }
 }

@@ -17,12 +17,15 @@ pub struct Slots<T> {
     free: Vec<u32>,
 }
 
-impl<T> Slots<T> {
-    pub const fn new() -> Slots<T> {
+impl<T> Default for Slots<T> {
+    fn default() -> Slots<T> {
         Slots { slots: Vec::new(), free: Vec::new() }
     }
+}
 
-    pub fn len(&self) -> usize {
+impl<T> Slots<T> {
+    /// Places in use.
+    pub fn live(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 

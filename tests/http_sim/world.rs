@@ -21,7 +21,7 @@ use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::session::seats::Seats;
 use lb::worker::books::{Books, Parts};
-use lb::worker::http::sessions::{Cmd, Conn, Sessions};
+use lb::worker::http::sessions::{Cmd, Conn, Cx, Sessions};
 use lb::worker::link::{Order, link};
 use nix::errno::Errno;
 
@@ -86,7 +86,7 @@ pub struct World {
     peers: HashMap<Conn, Peer>,
     seen: Seen,
     log: Log,
-    books: Rc<RefCell<Books>>,
+    books: Books,
     publisher: Publisher<Snapshot>,
     /// When the operator acts, in steps from the beginning.
     upheaval_in: Option<usize>,
@@ -138,9 +138,8 @@ impl World {
         let log = Log { calm: weather.calm, ..Log::default() };
         let features = Features { receive_cap: weather.receive_cap, splice: true };
         let now = Now::from_nanos(1_000_000_000);
-        let books = Rc::new(RefCell::new(books));
         let journal = Box::new(log.clone());
-        let mut sessions = Sessions::new(settings, features, Rc::clone(&books), journal, now);
+        let mut sessions = Sessions::new(settings, features, journal, now);
         let mut pool = Pool::new(weather.small_blocks, LARGE);
         sessions.start(&mut pool);
         let mut dice = Dice::new(seed);
@@ -167,6 +166,11 @@ impl World {
             log,
             _rest: Box::new((control, end.orders)),
         }
+    }
+
+    fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Cx<'_>) -> T) -> T {
+        let World { sessions, now, pool, books, out, .. } = self;
+        what(sessions, &mut Cx { now: *now, pool, books, out })
     }
 
     pub fn run(&mut self) {
@@ -228,7 +232,7 @@ impl World {
             *next_id += 1;
         }
         let from = SocketAddr::from(([192, 0, 2, 1], 40_000 + self.order.len() as u16));
-        let key = self.sessions.accepted(self.now, from, &mut self.pool, &mut self.out);
+        let key = self.act(|sessions, cx| sessions.accepted(from, cx));
         let conn = Conn::User(key);
         self.wires.insert(conn, Wire::new(Side::Client));
         self.order.push(conn);
@@ -248,7 +252,7 @@ impl World {
             _ => return self.publish_leaving(backend),
         };
         self.drained |= order == Order::Drain;
-        self.sessions.order(self.now, order, &mut self.pool, &mut self.out);
+        self.act(|sessions, cx| sessions.order(order, cx));
         self.execute();
     }
 
@@ -257,7 +261,7 @@ impl World {
         let mut backends = snapshot(self.weather.backends).backends;
         backends[leaving.0 as usize].standing = Standing::Draining;
         self.publisher.publish(Snapshot::frozen(2, backends));
-        self.books.borrow_mut().adopt(self.publisher.current());
+        self.books.adopt(self.publisher.current());
     }
 
     /// Something happens somewhere; returns whether anything did.
@@ -274,7 +278,7 @@ impl World {
             return false;
         }
         if self.sessions.is_starved() && self.dice.one_in(4) {
-            self.sessions.relieve(self.now, &mut self.pool, &mut self.out);
+            self.act(|sessions, cx| sessions.relieve(cx));
             self.execute();
         }
         if self.dice.one_in(50) {
@@ -312,7 +316,7 @@ impl World {
         if let Some(peer) = self.peers.get(&conn) {
             peer.was_heard(wire, &mut self.seen);
         }
-        self.sessions.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        self.act(|sessions, cx| sessions.happened(conn, event, cx));
         assert!(self.sessions.held() <= self.weather.held_max, "heads take up too much");
         self.execute();
         true
@@ -321,7 +325,7 @@ impl World {
     fn step_room(&mut self, conn: Conn) -> bool {
         let Some(wire) = self.wires.get_mut(&conn) else { return false };
         let Some(event) = wire.answer_room() else { return false };
-        self.sessions.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        self.act(|sessions, cx| sessions.happened(conn, event, cx));
         self.execute();
         true
     }
@@ -329,7 +333,7 @@ impl World {
     fn step_send(&mut self, conn: Conn) -> bool {
         let Some(wire) = self.wires.get_mut(&conn) else { return false };
         let Some(event) = wire.complete_send(&self.pool, &mut self.dice) else { return false };
-        self.sessions.happened(self.now, conn, event, &mut self.pool, &mut self.out);
+        self.act(|sessions, cx| sessions.happened(conn, event, cx));
         self.execute();
         true
     }
@@ -346,7 +350,7 @@ impl World {
         };
         self.connecting.remove(&conn);
         let Conn::Link(link) = conn else { panic!("only links are connected") };
-        self.sessions.connected(self.now, link, result, &mut self.pool, &mut self.out);
+        self.act(|sessions, cx| sessions.connected(link, result, cx));
         self.execute();
         true
     }
@@ -368,7 +372,7 @@ impl World {
     }
 
     fn expire(&mut self) {
-        self.sessions.expire(self.now, &mut self.pool, &mut self.out);
+        self.act(|sessions, cx| sessions.expire(cx));
         self.execute();
     }
 
@@ -387,7 +391,7 @@ impl World {
                     // A socket that could not be opened cannot be looked at.
                     let wire = self.wires.get(&conn);
                     let outlook = wire.map_or_else(Outlook::default, Wire::outlook);
-                    self.sessions.told(self.now, conn, outlook, &mut self.pool, &mut self.out);
+                    self.act(|sessions, cx| sessions.told(conn, outlook, cx));
                 }
                 Cmd::Wire { conn, what } => self.operate(conn, what),
                 Cmd::Close { conn, reset } => self.close(conn, reset),

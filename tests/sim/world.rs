@@ -19,7 +19,7 @@ use lb::session::EndReason;
 use lb::session::seats::Seats;
 use lb::worker::books::{Books, Parts};
 use lb::worker::link::{Order, WorkerEnd, link};
-use lb::worker::tcp::sessions::{Cmd, Context, Sessions, Settings};
+use lb::worker::tcp::sessions::{Cmd, Cx, Sessions, Settings};
 
 use super::control::Control;
 use super::kernel::{Around, Done, Kernel, Kind, Outcome};
@@ -322,9 +322,9 @@ impl World {
         self.enters(peer);
     }
 
-    fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Context<'_>) -> T) -> T {
+    fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Cx<'_>) -> T) -> T {
         let World { core, books, pool, now, commands, .. } = self;
-        what(core, &mut Context { now: *now, pool, books, out: commands })
+        what(core, &mut Cx { now: *now, pool, books, out: commands })
     }
 
     fn complete(&mut self, done: Done) {

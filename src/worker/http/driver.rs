@@ -1,263 +1,149 @@
 //! API users between the ring and their sessions: completions become events, commands become
-//! operations. Owns the API door and the sockets on both sides; decides nothing about them (that is
-//! `sessions`').
+//! operations. Owns their streams and those towards backends; decides nothing about them (that is
+//! `sessions`'s).
 
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
-
-use nix::errno::Errno;
+use std::os::fd::OwnedFd;
 
 use super::sessions::{Cmd, Conn, Sessions};
 use crate::base::time::Now;
 use crate::http::answer;
-use crate::proxy::outlook::Outlook;
-use crate::proxy::{self, Event, Intake, Side};
-use crate::ring::outlook::outlook;
-use crate::ring::{self, Done, Ring, Tag, Until, sys};
-use crate::worker::books::SharedBooks;
-use crate::worker::door::{Arrival, Door};
+use crate::proxy::{self, Side};
+use crate::ring::{Done, Ring};
+use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
 use crate::worker::link::Order;
-use crate::worker::slots::{GENERATION_MASK, Key};
-use crate::worker::tcp::driver::received;
-
-const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
-
-const ACCEPT: u8 = family::API | 1;
-const CONNECT: u8 = family::API | 2;
-const USER_RECEIVE: u8 = family::API | 3;
-const USER_SEND: u8 = family::API | 4;
-const LINK_RECEIVE: u8 = family::API | 5;
-const LINK_SEND: u8 = family::API | 6;
-const USER_ROOM: u8 = family::API | 7;
-const LINK_ROOM: u8 = family::API | 8;
+use crate::worker::streams::{Completion, End, Newcomer, Streams};
 
 /// Commands that may wait while one event is handled, before the list has to grow.
 const COMMANDS: usize = 64;
 
 pub struct HttpDriver {
     sessions: Sessions,
-    books: SharedBooks,
-    door: Door,
-    /// By the place of a user, and of a connection to a backend.
-    users: Vec<Option<OwnedFd>>,
-    links: Vec<Option<OwnedFd>>,
+    /// A user's socket is on the client's side of the user's place, a backend's on the other of its
+    /// link's: the two number their places each from zero.
+    streams: Streams<{ family::API }>,
     commands: Vec<Cmd>,
 }
 
 impl HttpDriver {
     /// `listener`: the API door, if there is one.
-    pub fn new(sessions: Sessions, books: SharedBooks, listener: Option<OwnedFd>) -> HttpDriver {
+    pub fn new(sessions: Sessions, listener: Option<OwnedFd>) -> HttpDriver {
         HttpDriver {
             sessions,
-            books,
-            door: Door::new(listener, Tag { kind: ACCEPT, generation: 0, slot: 0 }),
-            users: Vec::new(),
-            links: Vec::new(),
+            streams: Streams::new(listener, Some(answer::NO_DESCRIPTOR)),
             commands: Vec::with_capacity(COMMANDS),
         }
     }
+}
 
-    pub fn start(&mut self, ring: &mut Ring) {
+impl Driver for HttpDriver {
+    fn start(&mut self, ring: &mut Ring) {
         // Without a door there are no heads to write, and no blocks have to be kept back for them.
-        if self.door.is_open() {
+        if self.streams.door.is_open() {
             self.sessions.start(ring.pool_mut());
         }
-        self.door.open(ring);
+        self.streams.door.open(ring);
     }
 
-    /// Connections of any kind, until the kernel has done with them.
-    pub fn live(&self) -> usize {
+    fn live(&self) -> usize {
         self.sessions.live()
     }
 
-    pub fn next_deadline(&self) -> Option<Now> {
-        [self.sessions.next_deadline(), self.door.next_deadline()].into_iter().flatten().min()
+    fn next_deadline(&self) -> Option<Now> {
+        [self.sessions.next_deadline(), self.streams.door.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Whether blocks are waited for, which any driver may let go of.
-    pub fn wants_blocks(&self) -> bool {
+    fn is_waiting(&self, _ring: &Ring) -> bool {
         self.sessions.wants_blocks()
     }
 
-    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
-        let key = Key { place: done.tag.slot, generation: done.tag.generation };
-        let (conn, event) = match done.tag.kind {
-            USER_RECEIVE => (Conn::User(key), received(Side::Client, done)),
-            USER_SEND => (Conn::User(key), Event::Sent { side: Side::Client, result: done.result }),
-            LINK_RECEIVE => (Conn::Link(key), received(Side::Backend, done)),
-            LINK_SEND => {
-                (Conn::Link(key), Event::Sent { side: Side::Backend, result: done.result })
+    fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
+        match self.streams.complete(done, turn) {
+            Completion::Happened(key, event) => {
+                let conn = match event.side() {
+                    Side::Client => Conn::User(key),
+                    Side::Backend => Conn::Link(key),
+                };
+                self.sessions.happened(conn, event, &mut turn.cx(&mut self.commands));
             }
-            USER_ROOM => (Conn::User(key), self.room(Side::Client)),
-            LINK_ROOM => (Conn::Link(key), self.room(Side::Backend)),
-            CONNECT => {
-                let result = done.result.map(|_| ());
-                self.sessions.connected(now, key, result, ring.pool_mut(), &mut self.commands);
-                return self.execute(now, ring);
+            Completion::Connected(key, result) => {
+                self.sessions.connected(key, result, &mut turn.cx(&mut self.commands));
             }
-            _ => {
-                self.arrived(now, done, ring);
-                return self.execute(now, ring);
-            }
-        };
-        self.sessions.happened(now, conn, event, ring.pool_mut(), &mut self.commands);
-        self.execute(now, ring);
+            Completion::Arrived(user) => self.welcome(user, turn),
+            Completion::Own(_) => debug_assert!(false, "this driver names no operations"),
+            Completion::Nothing => {}
+        }
+        self.execute(turn);
     }
 
-    /// What is due whatever completed: deadlines, and connections that waited for blocks.
-    pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
-        self.door.housekeep(now, ring);
-        self.sessions.expire(now, ring.pool_mut(), &mut self.commands);
+    fn housekeep(&mut self, turn: &mut Turn<'_>) {
+        self.streams.door.housekeep(turn.now, turn.ring);
+        self.sessions.expire(&mut turn.cx(&mut self.commands));
         if self.sessions.is_starved() {
-            self.sessions.relieve(now, ring.pool_mut(), &mut self.commands);
+            self.sessions.relieve(&mut turn.cx(&mut self.commands));
         }
-        self.execute(now, ring);
-        let books = self.books.borrow();
-        let counters = &books.metrics().counters;
+        self.execute(turn);
+        let counters = &turn.books.metrics().counters;
         counters.api_upstream_idle.set(self.sessions.spares() as u64);
         counters.api_upstream_private.set(self.sessions.private() as u64);
     }
 
-    pub fn order(&mut self, now: Now, order: Order, ring: &mut Ring) {
+    fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
-            for socket in self.door.close(ring) {
-                self.welcome(now, socket, ring);
-                self.execute(now, ring);
+            for user in self.streams.close_door(turn.ring) {
+                self.welcome(user, turn);
+                self.execute(turn);
             }
         }
-        self.sessions.order(now, order, ring.pool_mut(), &mut self.commands);
-        self.execute(now, ring);
+        self.sessions.order(order, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
     }
+}
 
-    fn arrived(&mut self, now: Now, done: Done, ring: &mut Ring) {
-        match self.door.complete(now, done, ring) {
-            Arrival::User(socket) => self.welcome(now, socket, ring),
-            Arrival::Shed(socket) => {
-                sys::say_and_close(socket, answer::NO_DESCRIPTOR);
-                self.door.refill();
-                self.books.borrow().metrics().counters.users_refused_exhausted.one();
-            }
-            Arrival::Failed => self.books.borrow().metrics().counters.accept_failed.one(),
-            Arrival::Nobody => {}
-        }
-    }
-
-    fn welcome(&mut self, now: Now, socket: OwnedFd, ring: &mut Ring) {
-        // A user who is gone already has no address any more.
-        let Ok(client) = sys::peer(socket.as_fd()) else { return };
-        let commands = &mut self.commands;
-        let key = self.sessions.accepted(now, client, ring.pool_mut(), commands);
-        *place(&mut self.users, key) = Some(socket);
-    }
-
-    /// The answer to the question whether a connection takes more.
-    fn room(&self, side: Side) -> Event {
-        self.books.borrow().metrics().counters.flows_held_back.less_one();
-        Event::Room { side }
+impl HttpDriver {
+    fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
+        let key = self.sessions.accepted(user.client, &mut turn.cx(&mut self.commands));
+        self.streams.keep((key, Side::Client), user.socket);
     }
 
     /// Turns commands into operations, in their order. A command may cause further ones at once.
-    fn execute(&mut self, now: Now, ring: &mut Ring) {
+    fn execute(&mut self, turn: &mut Turn<'_>) {
         let mut next = 0;
         while let Some(command) = self.commands.get(next).copied() {
             next += 1;
             match command {
-                Cmd::Wire { conn, what } => self.operate(conn, what, ring),
+                Cmd::Wire { conn, what } => self.operate(conn, what, turn),
                 Cmd::Connect { link, to } => {
-                    if let Err(errno) = self.connect(link, to, ring) {
-                        let commands = &mut self.commands;
-                        self.sessions.connected(now, link, Err(errno), ring.pool_mut(), commands);
+                    if let Err(errno) = self.streams.connect(link, to, turn.ring) {
+                        self.sessions.connected(link, Err(errno), &mut turn.cx(&mut self.commands));
                     }
                 }
-                Cmd::Look { conn } => self.look(now, conn, ring),
-                Cmd::CancelConnect { link } => ring.cancel(tag_of(CONNECT, link)),
-                Cmd::Close { conn, reset } => self.close(conn, reset, ring),
+                Cmd::Look { conn } => self.look(conn, turn),
+                Cmd::CancelConnect { link } => self.streams.cancel_connect(link, turn.ring),
+                Cmd::Close { conn, reset } => self.streams.close(end_of(conn), reset, turn.ring),
             }
         }
         self.commands.clear();
     }
 
-    fn operate(&mut self, conn: Conn, what: proxy::Cmd, ring: &mut Ring) {
-        let (sockets, key, receive, send, room) = match conn {
-            Conn::User(key) => (&self.users, key, USER_RECEIVE, USER_SEND, USER_ROOM),
-            Conn::Link(key) => (&self.links, key, LINK_RECEIVE, LINK_SEND, LINK_ROOM),
-        };
-        let socket = sockets[key.place as usize].as_ref();
-        let socket = socket.expect("a gateway uses connections that are open").as_fd();
-        let [receive, send, room] = [receive, send, room].map(|kind| tag_of(kind, key));
-        match what {
-            proxy::Cmd::Receive { how: Intake::Many { bytes_max }, .. } => {
-                ring.receive_many(receive, socket, bytes_max);
-            }
-            proxy::Cmd::Receive { how: Intake::Once { class, wait_first }, .. } => {
-                ring.receive(receive, socket, class, wait_first);
-            }
-            proxy::Cmd::Receive { how: Intake::Last { wait_first }, .. } => {
-                ring.receive_last(receive, socket, wait_first);
-            }
-            proxy::Cmd::AwaitRoom { first, .. } => {
-                if first {
-                    sys::bound_unsent(socket);
-                }
-                self.books.borrow().metrics().counters.flows_held_back.one();
-                ring.wait(room, socket, Until::Writable);
-            }
-            proxy::Cmd::CancelRoom { .. } => ring.cancel(room),
-            proxy::Cmd::Send { what, .. } => ring.send(send, socket, what),
-            proxy::Cmd::FinishWriting { .. } => sys::finish_writing(socket),
-            proxy::Cmd::CancelReceive { .. } => ring.cancel(receive),
-            proxy::Cmd::CancelSend { .. } => ring.cancel(send),
-            proxy::Cmd::Splice { .. }
-            | proxy::Cmd::CancelSplice { .. }
-            | proxy::Cmd::EndSplice { .. } => {
-                debug_assert!(false, "sessions are not offered splicing");
-            }
-        }
+    fn operate(&mut self, conn: Conn, what: proxy::Cmd, turn: &mut Turn<'_>) {
+        let (key, side) = end_of(conn);
+        debug_assert_eq!(side, what.side(), "users are clients, links lead to backends");
+        self.streams.operate(key, what, turn);
     }
 
-    fn connect(&mut self, link: Key, to: SocketAddr, ring: &mut Ring) -> Result<(), Errno> {
-        let socket = sys::stream(to)
-            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
-        ring.connect(tag_of(CONNECT, link), socket.as_fd(), to);
-        *place(&mut self.links, link) = Some(socket);
-        Ok(())
-    }
-
-    fn look(&mut self, now: Now, conn: Conn, ring: &mut Ring) {
-        let socket = match conn {
-            Conn::User(key) => place(&mut self.users, key),
-            Conn::Link(key) => place(&mut self.links, key),
-        };
-        let seen = socket.as_ref().map_or_else(Outlook::default, |it| outlook(it.as_fd()));
-        self.sessions.told(now, conn, seen, ring.pool_mut(), &mut self.commands);
-    }
-
-    /// A connection whose socket could not be opened has none to close.
-    fn close(&mut self, conn: Conn, reset: bool, ring: &mut Ring) {
-        let socket = match conn {
-            Conn::User(key) => place(&mut self.users, key).take(),
-            Conn::Link(key) => place(&mut self.links, key).take(),
-        };
-        if let Some(socket) = socket {
-            if reset {
-                sys::reset_on_close(socket.as_fd());
-            }
-            ring.close(socket);
-            self.door.refill();
-        }
+    fn look(&mut self, conn: Conn, turn: &mut Turn<'_>) {
+        let seen = self.streams.look(end_of(conn));
+        self.sessions.told(conn, seen, &mut turn.cx(&mut self.commands));
     }
 }
 
-/// A key's socket; the list grows to hold it.
-fn place(sockets: &mut Vec<Option<OwnedFd>>, key: Key) -> &mut Option<OwnedFd> {
-    let place = key.place as usize;
-    if sockets.len() <= place {
-        sockets.resize_with(place + 1, || None);
+fn end_of(conn: Conn) -> End {
+    match conn {
+        Conn::User(key) => (key, Side::Client),
+        Conn::Link(key) => (key, Side::Backend),
     }
-    &mut sockets[place]
-}
-
-fn tag_of(kind: u8, key: Key) -> Tag {
-    Tag { kind, generation: key.generation, slot: key.place }
 }

@@ -36,7 +36,8 @@ use crate::proxy::line::{Features, Line};
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
-use crate::worker::books::{Entry, SharedBooks};
+use crate::worker::books::Entry;
+use crate::worker::cx;
 use crate::worker::link::Order;
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
@@ -63,7 +64,7 @@ pub enum Cmd {
     CancelConnect {
         link: Key,
     },
-    /// On that connection, whatever side the command names.
+    /// On that connection; the command names its side.
     Wire {
         conn: Conn,
         what: proxy::Cmd,
@@ -79,11 +80,13 @@ pub enum Cmd {
     },
 }
 
+/// What every decision about an API user is handed.
+pub type Cx<'a> = cx::Cx<'a, Cmd>;
+
 /// The gateways of one worker.
 pub struct Sessions {
     settings: Settings,
     features: Features,
-    books: SharedBooks,
     journal: Box<dyn Journal>,
     kit: Kit,
     date: Date,
@@ -188,7 +191,6 @@ impl Sessions {
     pub fn new(
         settings: Settings,
         features: Features,
-        books: SharedBooks,
         journal: Box<dyn Journal>,
         now: Now,
     ) -> Sessions {
@@ -200,12 +202,11 @@ impl Sessions {
             settings,
             // A pipe would stand between two connections that change partners.
             features: Features { splice: false, ..features },
-            books,
             journal,
             kit: Kit::new(),
             date: Date::at(now.unix_ms()),
-            users: Slots::new(),
-            links: Slots::new(),
+            users: Slots::default(),
+            links: Slots::default(),
             deadlines: Wheel::new(now),
             connects: Wheel::new(now),
             sweep_at: Now::NEVER,
@@ -219,7 +220,7 @@ impl Sessions {
 
     /// Connections of any kind, until the kernel has done with them.
     pub fn live(&self) -> usize {
-        self.users.len() + self.links.len()
+        self.users.live() + self.links.live()
     }
 
     /// Connections to backends that wait for a request.
@@ -243,41 +244,26 @@ impl Sessions {
     }
 
     /// A user has connected.
-    pub fn accepted(
-        &mut self,
-        now: Now,
-        client: SocketAddr,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) -> Key {
-        let mut books = self.books.borrow_mut();
-        let entry = match books.admit(Protocol::Api, client, now) {
+    pub fn accepted(&mut self, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
+        let books = &mut *cx.books;
+        let entry = match books.admit(Protocol::Api, client, cx.now) {
             Ok(entry) => entry,
             Err(why) => {
                 books.refused(Protocol::Api, client, why);
-                drop(books);
-                return self.turn_away(now, client, why, pool, out);
+                return self.turn_away(client, why, cx);
             }
         };
         let address = client.ip().to_canonical();
         let trusted = self.settings.trusted.iter().any(|net| net.contains(&address));
-        let gateway = Gateway::new(books.id(&entry), client, trusted, now);
-        drop(books);
+        let gateway = Gateway::new(books.id(&entry), client, trusted, cx.now);
         let key = self.users.put(User::new(gateway, Some(entry)));
         self.make_room();
-        self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
+        self.act(key, cx, |gateway, context| gateway.start(context));
         key
     }
 
     /// A connection to a backend stands, or has failed.
-    pub fn connected(
-        &mut self,
-        now: Now,
-        link: Key,
-        result: Result<(), Errno>,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub fn connected(&mut self, link: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
         self.connects.cancel(link.place);
         let Some(Link { backend, state }) = self.links.get(link) else { return };
         let backend = *backend;
@@ -287,22 +273,21 @@ impl Sessions {
                 match result {
                     Ok(()) => {
                         *state = State::Serving { user };
-                        let books = self.books.borrow();
-                        books.metrics().connect_time.record(now.since(begun));
-                        drop(books);
+                        let waited = cx.now.since(begun);
+                        cx.books.metrics().connect_time.record(waited);
                         let what = Assigned { line: Line::new(), reused: false, private: false };
-                        self.serve(now, user, backend, what, pool, out);
+                        self.serve(user, backend, what, cx);
                     }
                     Err(errno) => {
                         self.links.remove(link);
-                        out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
-                        self.connect_failed(now, user, errno, timed_out, pool, out);
+                        cx.out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
+                        self.connect_failed(user, errno, timed_out, cx);
                     }
                 }
             }
             State::Closing { connect, .. } => {
                 *connect = false;
-                self.close_link_if_settled(now, link, out);
+                self.close_link_if_settled(link, cx);
             }
             State::Serving { .. } | State::Spare { .. } | State::Leaving(_) => {
                 debug_assert!(false, "a link is connected once");
@@ -311,47 +296,40 @@ impl Sessions {
     }
 
     /// Something happened on a connection.
-    pub fn happened(
-        &mut self,
-        now: Now,
-        conn: Conn,
-        event: Event,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub fn happened(&mut self, conn: Conn, event: Event, cx: &mut Cx<'_>) {
         let starved = matches!(event, Event::Received { what: Received::NoBuffers, .. });
         match conn {
-            Conn::User(key) => self.act(now, key, pool, out, |gateway, cx| {
-                gateway.handle(event, cx);
+            Conn::User(key) => self.act(key, cx, |gateway, context| {
+                gateway.handle(event, context);
             }),
-            Conn::Link(key) => self.happened_on_link(now, key, event, pool, out),
+            Conn::Link(key) => self.happened_on_link(key, event, cx),
         }
-        self.lighten(now, pool, out);
+        self.lighten(cx);
         if starved {
-            self.books.borrow().metrics().counters.buffers_exhausted.one();
-            self.starve(now, conn);
+            cx.books.metrics().counters.buffers_exhausted.one();
+            self.starve(cx.now, conn);
         }
     }
 
     /// Ends what has been still for too long, and drops spare connections that are of no more use.
-    pub fn expire(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    pub fn expire(&mut self, cx: &mut Cx<'_>) {
         if self.live() > 0 || self.kit.has_left_over() {
-            self.kit.refill(self.live(), pool);
+            self.kit.refill(self.live(), cx.pool);
         }
-        while let Some(place) = self.deadlines.pop(now) {
+        while let Some(place) = self.deadlines.pop(cx.now) {
             let Some(key) = self.users.at(place) else { continue };
             let Some(user) = self.users.get(key) else { continue };
             user.scheduled = Now::NEVER;
             if user.leaving.is_some() {
-                out.push(Cmd::Look { conn: Conn::User(key) });
+                cx.out.push(Cmd::Look { conn: Conn::User(key) });
                 continue;
             }
-            let due = user.gateway.deadline(&self.settings).is_some_and(|due| due <= now);
+            let due = user.gateway.deadline(&self.settings).is_some_and(|due| due <= cx.now);
             let at_work = user.gateway.is_sending() || user.gateway.is_tunnel();
-            match (due || user.looks.at <= now, at_work) {
-                (true, true) => self.look(key, out),
+            match (due || user.looks.at <= cx.now, at_work) {
+                (true, true) => self.look(key, cx),
                 (true, false) if due => {
-                    self.act(now, key, pool, out, |gateway, cx| gateway.expire(cx));
+                    self.act(key, cx, |gateway, context| gateway.expire(context));
                 }
                 (true, false) => {
                     user.looks.at = Now::NEVER;
@@ -360,19 +338,19 @@ impl Sessions {
                 (false, _) => self.schedule(key),
             }
         }
-        while let Some(place) = self.connects.pop(now) {
+        while let Some(place) = self.connects.pop(cx.now) {
             let Some(link) = self.links.at(place) else { continue };
             match self.links.get(link).map(|link| &mut link.state) {
                 Some(State::Connecting { timed_out, .. }) => {
                     // Its completion says ECANCELED, and `connected` goes on from there.
                     *timed_out = true;
-                    out.push(Cmd::CancelConnect { link });
+                    cx.out.push(Cmd::CancelConnect { link });
                 }
-                Some(State::Leaving(_)) => out.push(Cmd::Look { conn: Conn::Link(link) }),
+                Some(State::Leaving(_)) => cx.out.push(Cmd::Look { conn: Conn::Link(link) }),
                 _ => {}
             }
         }
-        self.sweep(now, out);
+        self.sweep(cx);
     }
 
     /// When [`Sessions::expire`] or [`Sessions::relieve`] has something to do next.
@@ -384,7 +362,7 @@ impl Sessions {
     }
 
     /// Carries out an order that concerns API users.
-    pub fn order(&mut self, now: Now, order: Order, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    pub fn order(&mut self, order: Order, cx: &mut Cx<'_>) {
         match order {
             Order::EndBackend { backend, reason } => {
                 let on_it = |user: &User| {
@@ -395,78 +373,67 @@ impl Sessions {
                             .and_then(Entry::choice)
                             .is_some_and(|choice| choice.backend == backend)
                 };
-                self.end_all(now, on_it, reason, pool, out);
+                self.end_all(on_it, reason, cx);
             }
             Order::EndSession { id, reason } => {
-                let books = self.books.clone();
-                let id_of = move |entry: &Entry| books.borrow().id(entry);
-                let named =
-                    move |user: &User| user.entry.as_ref().is_some_and(|entry| id_of(entry) == id);
-                self.end_all(now, named, reason, pool, out);
+                let is_named = |entry: &Entry| cx.books.id(entry) == id;
+                let found = self.users.find(|user| user.entry.as_ref().is_some_and(is_named));
+                if let Some(key) = found {
+                    self.end(key, reason, cx);
+                }
             }
             Order::Adopt(terms) => self.settings.connect_timeout = terms.timeouts.connect,
             Order::Stop => {
                 (self.draining, self.stopping) = (true, true);
-                self.end_all(now, |_| true, EndReason::Stopping, pool, out);
-                self.hurry_links(now, STOP_GRACE);
-                self.drop_all_spares(now, out);
+                self.end_all(|_| true, EndReason::Stopping, cx);
+                self.hurry_links(cx.now, STOP_GRACE);
+                self.drop_all_spares(cx);
             }
             Order::Drain => {
                 self.draining = true;
                 for key in self.users.keys(|_| true) {
-                    self.act(now, key, pool, out, |gateway, cx| gateway.drain(cx));
+                    self.act(key, cx, |gateway, context| gateway.drain(context));
                 }
-                self.drop_all_spares(now, out);
+                self.drop_all_spares(cx);
             }
         }
     }
 
-    fn end_all(
-        &mut self,
-        now: Now,
-        which: impl Fn(&User) -> bool,
-        reason: EndReason,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
-        let grace = if reason == EndReason::Stopping { STOP_GRACE } else { ORDERED_GRACE };
+    fn end_all(&mut self, which: impl Fn(&User) -> bool, reason: EndReason, cx: &mut Cx<'_>) {
         for key in self.users.keys(which) {
-            if !self.hurry_user(now, key, grace) {
-                self.act(now, key, pool, out, |gateway, cx| gateway.end(reason, true, cx));
-                self.hurry_user(now, key, grace);
-            }
+            self.end(key, reason, cx);
+        }
+    }
+
+    fn end(&mut self, key: Key, reason: EndReason, cx: &mut Cx<'_>) {
+        let grace = if reason == EndReason::Stopping { STOP_GRACE } else { ORDERED_GRACE };
+        if !self.hurry_user(cx.now, key, grace) {
+            self.act(key, cx, |gateway, context| gateway.end(reason, true, context));
+            self.hurry_user(cx.now, key, grace);
         }
     }
 
     /// Lends a gateway everything it needs, and does what it wants.
-    fn act(
-        &mut self,
-        now: Now,
-        key: Key,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-        act: impl FnOnce(&mut Gateway, &mut Context<'_>),
-    ) {
-        if self.lend(now, key, pool, act) {
-            self.follow(now, key, pool, out);
+    fn act(&mut self, key: Key, cx: &mut Cx<'_>, act: impl FnOnce(&mut Gateway, &mut Context<'_>)) {
+        if self.lend(key, cx, act) {
+            self.follow(key, cx);
         }
     }
 
     fn lend(
         &mut self,
-        now: Now,
         key: Key,
-        pool: &mut Pool,
+        cx: &mut Cx<'_>,
         act: impl FnOnce(&mut Gateway, &mut Context<'_>),
     ) -> bool {
         let Some(user) = self.users.get(key) else {
             debug_assert!(false, "an event came for a user who is gone");
             return false;
         };
-        self.date.set(now.unix_ms());
-        let mut cx = Context {
-            now,
-            pool,
+        self.date.set(cx.now.unix_ms());
+        let mut context = Context {
+            now: cx.now,
+            pool: cx.pool,
             kit: &mut self.kit,
             settings: &self.settings,
             features: self.features,
@@ -474,19 +441,19 @@ impl Sessions {
             out: &mut self.wanted,
             journal: &mut *self.journal,
         };
-        act(&mut user.gateway, &mut cx);
+        act(&mut user.gateway, &mut context);
         true
     }
 
     /// Carries out what a gateway asked for, which may lead to more of it.
-    fn follow(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    fn follow(&mut self, key: Key, cx: &mut Cx<'_>) {
         let mut next = 0;
         while let Some(wanted) = self.wanted.get(next).copied() {
             next += 1;
             match wanted {
-                http::Cmd::Wire(what) => self.wire(key, what, out),
-                http::Cmd::Obtain(wish) => self.obtain(now, key, wish, pool, out),
-                http::Cmd::Release => self.release(now, key, pool, out),
+                http::Cmd::Wire(what) => self.wire(key, what, cx),
+                http::Cmd::Obtain(wish) => self.obtain(key, wish, cx),
+                http::Cmd::Release => self.release(key, cx),
             }
         }
         self.wanted.clear();
@@ -496,35 +463,23 @@ impl Sessions {
         if sent {
             user.moved = moved;
             if let Some(entry) = &mut user.entry {
-                self.books.borrow_mut().moved(entry, moved[0], moved[1], now);
+                cx.books.moved(entry, moved[0], moved[1], cx.now);
             }
         }
         if !user.gateway.wants_backend() {
-            self.forgo(key, out);
+            self.forgo(key, cx);
         }
-        self.plan_look(now, key, sent);
+        self.plan_look(cx.now, key, sent);
         self.weigh(key);
         self.schedule(key);
-        self.close_user_if_settled(now, key, out);
+        self.close_user_if_settled(key, cx);
     }
 
-    fn wire(&mut self, key: Key, what: proxy::Cmd, out: &mut Vec<Cmd>) {
-        let side = match what {
-            proxy::Cmd::Receive { side, .. }
-            | proxy::Cmd::CancelReceive { side }
-            | proxy::Cmd::Send { side, .. }
-            | proxy::Cmd::CancelSend { side }
-            | proxy::Cmd::AwaitRoom { side, .. }
-            | proxy::Cmd::CancelRoom { side }
-            | proxy::Cmd::FinishWriting { side }
-            | proxy::Cmd::Splice { side, .. }
-            | proxy::Cmd::CancelSplice { side }
-            | proxy::Cmd::EndSplice { side } => side,
-        };
+    fn wire(&mut self, key: Key, what: proxy::Cmd, cx: &mut Cx<'_>) {
         let link = self.users.get(key).and_then(|user| user.link);
-        match (side, link) {
-            (Side::Client, _) => out.push(Cmd::Wire { conn: Conn::User(key), what }),
-            (Side::Backend, Some(link)) => out.push(Cmd::Wire { conn: Conn::Link(link), what }),
+        match (what.side(), link) {
+            (Side::Client, _) => cx.out.push(Cmd::Wire { conn: Conn::User(key), what }),
+            (Side::Backend, Some(link)) => cx.out.push(Cmd::Wire { conn: Conn::Link(link), what }),
             (Side::Backend, None) => debug_assert!(false, "a gateway uses the link that it has"),
         }
     }
@@ -540,12 +495,12 @@ impl Sessions {
     }
 
     /// Lets the user leave when the kernel works for its connection no more.
-    fn close_user_if_settled(&mut self, now: Now, key: Key, out: &mut Vec<Cmd>) {
+    fn close_user_if_settled(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let Some(ending) = user.gateway.ending() else { return };
         let over = !user.gateway.in_flight() && user.leaving.is_none();
         if let Some(link) = user.private {
-            self.drop_spare(now, link, out);
+            self.drop_spare(link, cx);
         }
         let Some(user) = self.users.get(key).filter(|_| over) else { return };
         // Who was too still has had its time, and what was sent last has a moment.
@@ -553,18 +508,18 @@ impl Sessions {
             EndReason::Idle => ORDERED_GRACE,
             _ => self.settings.body_timeout,
         };
-        user.leaving = Some(Leaving::new(now, ending.reset, still));
+        user.leaving = Some(Leaving::new(cx.now, ending.reset, still));
         self.deadlines.cancel(key.place);
         let no_session = user.entry.is_none();
         match ending.reason {
             // What was sent is with the kernel; a place is for whoever comes next.
-            _ if no_session => drop(self.hurry_user(now, key, Duration::ZERO)),
-            EndReason::Stopping => drop(self.hurry_user(now, key, STOP_GRACE)),
+            _ if no_session => drop(self.hurry_user(cx.now, key, Duration::ZERO)),
+            EndReason::Stopping => drop(self.hurry_user(cx.now, key, STOP_GRACE)),
             EndReason::Operator | EndReason::BackendLeft => {
-                self.hurry_user(now, key, ORDERED_GRACE);
+                self.hurry_user(cx.now, key, ORDERED_GRACE);
             }
             _ => {}
         }
-        out.push(Cmd::Look { conn: Conn::User(key) });
+        cx.out.push(Cmd::Look { conn: Conn::User(key) });
     }
 }

@@ -27,7 +27,8 @@ use crate::proxy::tcp::{Progress, Relay};
 use crate::proxy::{self, Event, Received, SECOND_LOOK, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
-use crate::worker::books::{Books, Entry};
+use crate::worker::books::Entry;
+use crate::worker::cx;
 use crate::worker::lack::Lack;
 use crate::worker::link::{Order, Refusal};
 use crate::worker::slots::{Key, Slots};
@@ -66,13 +67,8 @@ pub enum Cmd {
     },
 }
 
-/// What every decision is handed: the time, and what it draws on.
-pub struct Context<'a> {
-    pub now: Now,
-    pub pool: &'a mut Pool,
-    pub books: &'a mut Books,
-    pub out: &'a mut Vec<Cmd>,
-}
+/// What every decision about a session is handed.
+pub type Cx<'a> = cx::Cx<'a, Cmd>;
 
 /// What does not change while the worker runs.
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +128,7 @@ impl Sessions {
     pub fn new(settings: Settings, now: Now) -> Sessions {
         Sessions {
             settings,
-            slots: Slots::new(),
+            slots: Slots::default(),
             deadlines: Wheel::new(now),
             starved: Starved::new(now),
         }
@@ -140,7 +136,7 @@ impl Sessions {
 
     /// Sessions in any phase.
     pub fn live(&self) -> usize {
-        self.slots.len()
+        self.slots.live()
     }
 
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
@@ -148,7 +144,7 @@ impl Sessions {
     }
 
     /// A user has connected. `None`: turned away, close the connection.
-    pub fn accepted(&mut self, client: SocketAddr, cx: &mut Context<'_>) -> Option<Key> {
+    pub fn accepted(&mut self, client: SocketAddr, cx: &mut Cx<'_>) -> Option<Key> {
         let admitted = cx.books.admit(Protocol::Tcp, client, cx.now);
         let mut entry = match admitted {
             Ok(entry) => entry,
@@ -182,7 +178,7 @@ impl Sessions {
     }
 
     /// A connection to a backend stands, or has failed.
-    pub fn connected(&mut self, key: Key, result: Result<(), Errno>, cx: &mut Context<'_>) {
+    pub fn connected(&mut self, key: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         match (session.phase, result) {
             (Phase::Ending { reason, ordered, .. }, _) => {
@@ -195,7 +191,7 @@ impl Sessions {
     }
 
     /// Something happened on one of a session's connections.
-    pub fn relayed(&mut self, key: Key, event: Event, cx: &mut Context<'_>) {
+    pub fn relayed(&mut self, key: Key, event: Event, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else {
             debug_assert!(false, "a completion came for a session that is gone");
             give_back(event, cx.pool);
@@ -244,7 +240,7 @@ impl Sessions {
     }
 
     /// Looks at what has been still for a while, or for too long.
-    pub fn expire(&mut self, cx: &mut Context<'_>) {
+    pub fn expire(&mut self, cx: &mut Cx<'_>) {
         while let Some(place) = self.deadlines.pop(cx.now) {
             let Some(key) = self.slots.at(place) else { continue };
             let Some(session) = self.slots.get(key) else { continue };
@@ -273,7 +269,7 @@ impl Sessions {
     }
 
     /// Lets flows that waited for blocks try again, the longest waiting first.
-    pub fn relieve(&mut self, cx: &mut Context<'_>) {
+    pub fn relieve(&mut self, cx: &mut Cx<'_>) {
         let overdue = self.starved.overdue(cx.now);
         let mut fed = 0;
         while fed < FED_MAX && (fed < overdue || cx.pool.has_reserve()) {
@@ -286,7 +282,7 @@ impl Sessions {
     }
 
     /// False when the flow has ended while it waited.
-    fn feed(&mut self, key: Key, side: Side, cx: &mut Context<'_>) -> bool {
+    fn feed(&mut self, key: Key, side: Side, cx: &mut Cx<'_>) -> bool {
         let Some(session) = self.slots.get(key) else { return false };
         if session.phase != Phase::Relaying {
             return false;
@@ -302,7 +298,7 @@ impl Sessions {
     }
 
     /// Carries out an order that concerns sessions.
-    pub fn order(&mut self, order: Order, cx: &mut Context<'_>) {
+    pub fn order(&mut self, order: Order, cx: &mut Cx<'_>) {
         match order {
             Order::EndBackend { backend, reason } => {
                 let on_it = |session: &Session| {
@@ -322,7 +318,7 @@ impl Sessions {
         }
     }
 
-    fn start(&mut self, key: Key, cx: &mut Context<'_>) {
+    fn start(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         cx.books.metrics().connect_time.record(cx.now.since(session.active));
         cx.books.started(&session.entry);
@@ -334,7 +330,7 @@ impl Sessions {
         session.relay.advance(cx.pool, self.settings.features, relay_out);
     }
 
-    fn retry(&mut self, key: Key, errno: Errno, cx: &mut Context<'_>) {
+    fn retry(&mut self, key: Key, errno: Errno, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         // Only its deadline cancels an attempt that is still wanted.
         let errno = if errno == Errno::ECANCELED { Errno::ETIMEDOUT } else { errno };
@@ -377,7 +373,7 @@ impl Sessions {
     }
 
     /// Draws the consequences of how far the relay has come.
-    fn follow(&mut self, key: Key, cx: &mut Context<'_>) {
+    fn follow(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         match session.relay.progress() {
             Progress::Running => {}
@@ -392,18 +388,13 @@ impl Sessions {
         }
     }
 
-    fn end_all(
-        &mut self,
-        which: impl Fn(&Session) -> bool,
-        reason: EndReason,
-        cx: &mut Context<'_>,
-    ) {
+    fn end_all(&mut self, which: impl Fn(&Session) -> bool, reason: EndReason, cx: &mut Cx<'_>) {
         for key in self.slots.keys(which) {
             self.end(key, reason, cx);
         }
     }
 
-    fn end(&mut self, key: Key, reason: EndReason, cx: &mut Context<'_>) {
+    fn end(&mut self, key: Key, reason: EndReason, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         let connect = match session.phase {
             Phase::Ending { .. } | Phase::Parting(_) => return self.hurry(cx.now, key, reason),
@@ -419,7 +410,7 @@ impl Sessions {
         self.close_if_settled(key, cx);
     }
 
-    fn close_if_settled(&mut self, key: Key, cx: &mut Context<'_>) {
+    fn close_if_settled(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         let Phase::Ending { reason, connect: false, ordered } = session.phase else { return };
         if session.relay.in_flight() {
@@ -501,7 +492,7 @@ mod tests {
     use crate::proxy::outlook::{GIVEN_UP_AFTER, LOOK_EVERY, Outlook};
     use crate::ring::pool::Class;
     use crate::session::seats::Seats;
-    use crate::worker::books::Parts;
+    use crate::worker::books::{Books, Parts};
     use crate::worker::link::{ControlEnd, Ended, Report, link};
     use crate::worker::starved::WAIT_MAX;
 
@@ -557,9 +548,9 @@ mod tests {
             }
         }
 
-        fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Context<'_>) -> T) -> T {
+        fn act<T>(&mut self, what: impl FnOnce(&mut Sessions, &mut Cx<'_>) -> T) -> T {
             let Stage { sessions, books, pool, now, said, .. } = self;
-            what(sessions, &mut Context { now: *now, pool, books, out: said })
+            what(sessions, &mut Cx { now: *now, pool, books, out: said })
         }
 
         /// What was commanded since the last time, apart from looks, which are answered.

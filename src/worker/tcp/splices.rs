@@ -63,9 +63,10 @@ impl Splices {
         }
     }
 
-    /// A message passed through the worker, of whichever protocol.
-    pub fn note_message(&mut self, now: Now) {
-        self.company_until = now.plus(COMPANY);
+    /// A message passed through the worker, of whichever protocol. The last counts, in whatever order
+    /// they are told.
+    pub fn note_message(&mut self, at: Now) {
+        self.company_until = self.company_until.max(at.plus(COMPANY));
     }
 
     /// Sees to it that the flow has a pipe. False: there is none to be had. `fresh` is called once for

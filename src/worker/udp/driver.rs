@@ -6,6 +6,7 @@
 
 mod haste;
 mod returned;
+mod seam;
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +28,7 @@ use crate::ring::datagram::{Envelope, Letter, Source};
 use crate::ring::pool::{Buf, Class};
 use crate::ring::{Done, Ring, Tag, sys};
 use crate::session::seats::Seats;
-use crate::worker::books::{Books, SharedBooks};
+use crate::worker::books::Books;
 use crate::worker::family;
 use crate::worker::link::Order;
 
@@ -113,7 +114,6 @@ struct Deaf {
 
 pub struct UdpDriver {
     sessions: Sessions,
-    books: SharedBooks,
     door: Option<UdpDoor>,
     /// By [`Family`] and place.
     upstream: [Vec<Option<Upstream>>; 2],
@@ -153,14 +153,12 @@ impl UdpDriver {
     /// `door`: this worker's socket at the UDP door, if there is one.
     pub fn new(
         sessions: Sessions,
-        books: SharedBooks,
         door: Option<UdpDoor>,
         habits: Habits,
         neighbours: Neighbours,
     ) -> UdpDriver {
         UdpDriver {
             sessions,
-            books,
             door,
             upstream: Default::default(),
             open: 0,
@@ -199,35 +197,35 @@ impl UdpDriver {
         self.sessions.adopt(snapshot);
     }
 
-    pub fn order(&mut self, now: Now, order: Order) {
-        self.sessions.order(now, order, &mut self.books.borrow_mut());
+    pub fn order(&mut self, now: Now, order: Order, books: &mut Books) {
+        self.sessions.order(now, order, books);
     }
 
-    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
+    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
         let Done { tag, result, buf, more, .. } = done;
         if let Some(mut buf) = buf {
             match (ring.open_datagram(&mut buf), tag.kind) {
                 (Some(envelope), RECEIVE_AT_DOOR | TAKE_AT_DOOR) => {
-                    self.came(now, envelope, buf, ring);
+                    self.came(now, envelope, buf, ring, books);
                 }
-                (Some(envelope), _) => self.came_back(now, tag, envelope, buf, ring),
+                (Some(envelope), _) => self.came_back(now, tag, envelope, buf, ring, books),
                 (None, _) => ring.pool_mut().give_back(buf),
             }
         }
         if !more {
-            self.receive_again(now, tag, result.err());
+            self.receive_again(now, tag, result.err(), books);
         }
     }
 
     /// What is due whatever completed, and before the worker waits.
-    pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
-        self.take_passed(now, ring);
+    pub fn housekeep(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
+        self.take_passed(now, ring, books);
         while let Some(letter) = self.outbox.next() {
-            self.send(now, letter, ring);
+            self.send(now, letter, ring, books);
         }
-        self.send_returned(now, ring);
+        self.send_returned(now, ring, books);
         self.outbox.forget(now);
-        self.sessions.expire(now, &mut self.books.borrow_mut());
+        self.sessions.expire(now, books);
         let mut closed = 0;
         while closed < CLOSED_MAX
             && let Some(socket) = self.sessions.next_surplus()
@@ -236,20 +234,20 @@ impl UdpDriver {
             closed += 1;
         }
         self.more_to_close = closed == CLOSED_MAX;
-        self.books.borrow().metrics().counters.udp_sockets.set(self.open as u64);
+        books.metrics().counters.udp_sockets.set(self.open as u64);
         self.listen_again(now, ring);
     }
 
     /// A datagram came from a user.
-    fn came(&mut self, now: Now, envelope: Envelope, buf: Buf, ring: &mut Ring) {
+    fn came(&mut self, now: Now, envelope: Envelope, buf: Buf, ring: &mut Ring, books: &mut Books) {
         let Some(door) = &self.door else { return ring.pool_mut().give_back(buf) };
         let load = load_of(&envelope, &buf);
         if !envelope.whole {
-            return self.drop_one(Why::Truncated, load, buf, ring);
+            return self.drop_one(Why::Truncated, load, buf, ring, books);
         }
         let local = door.spoken_to(&envelope);
         let label = Label { client: envelope.from, local, segment: load.segment };
-        self.send_up(now, label, buf, Sessions::up, ring);
+        self.send_up(now, label, buf, Sessions::up, ring, books);
     }
 
     /// Does with a user's datagram what the core says; `ask` is how the core is asked.
@@ -260,94 +258,108 @@ impl UdpDriver {
         buf: Buf,
         ask: impl Fn(&mut Sessions, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up,
         ring: &mut Ring,
+        books: &mut Books,
     ) {
         let load = Load { bytes: buf.len(), segment: label.segment };
         // A socket that has to be opened first is asked for at most once for each family and failure.
         loop {
             let Label { client, local, .. } = label;
-            let up =
-                ask(&mut self.sessions, now, client, local, load, &mut self.books.borrow_mut());
+            let up = ask(&mut self.sessions, now, client, local, load, books);
             match up {
                 Up::Send { from: socket, to } => {
                     let (place, from) = self.habits.origins.split(socket);
                     let slot = slot_of(socket.family, place);
                     let tag = Tag { kind: SEND, generation: 0, slot };
                     let from = from.map(Source::from);
-                    return self.write(now, Way { tag, to, from }, load, buf, ring);
+                    return self.write(now, Way { tag, to, from }, load, buf, ring, books);
                 }
                 Up::Open(socket) => {
                     let opened = self.open_upstream(socket, ring);
                     self.sessions.opened(now, socket, opened);
                 }
-                Up::Pass(worker) => return self.pass(worker, label, buf, ring),
+                Up::Pass(worker) => return self.pass(worker, label, buf, ring, books),
                 Up::Drop(_) => return ring.pool_mut().give_back(buf),
             }
         }
     }
 
     /// Hands a datagram to the worker that runs its session.
-    fn pass(&self, worker: u8, label: Label, buf: Buf, ring: &mut Ring) {
+    fn pass(&self, worker: u8, label: Label, buf: Buf, ring: &mut Ring, books: &Books) {
         let load = Load { bytes: buf.len(), segment: label.segment };
         if !self.neighbours.passages.send(worker, label, ring.pool().bytes(&buf)) {
-            return self.drop_one(Why::QueueFull, load, buf, ring);
+            return self.drop_one(Why::QueueFull, load, buf, ring, books);
         }
-        let books = self.books.borrow();
         books.metrics().counters.udp_datagrams_passed.add(load.datagrams());
         ring.pool_mut().give_back(buf);
     }
 
     /// Takes what other workers handed to this one: what waits now, so that a turn stays short.
-    fn take_passed(&mut self, now: Now, ring: &mut Ring) {
+    fn take_passed(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
         for _ in 0..self.neighbours.passages.waiting(self.neighbours.worker) {
             // Without a free block they wait; sends that are under way free some.
             let Some(mut buf) = ring.pool_mut().take(Class::Datagram) else { return };
             let Neighbours { passages, worker } = &self.neighbours;
             match passages.take(*worker, &mut buf, ring.pool_mut()) {
-                Some(label) => self.send_up(now, label, buf, Sessions::passed, ring),
+                Some(label) => self.send_up(now, label, buf, Sessions::passed, ring, books),
                 None => return ring.pool_mut().give_back(buf),
             }
         }
     }
 
     /// A datagram came to a socket towards backends.
-    fn came_back(&mut self, now: Now, tag: Tag, envelope: Envelope, buf: Buf, ring: &mut Ring) {
+    fn came_back(
+        &mut self,
+        now: Now,
+        tag: Tag,
+        envelope: Envelope,
+        buf: Buf,
+        ring: &mut Ring,
+        books: &mut Books,
+    ) {
         let load = load_of(&envelope, &buf);
         let (family, place) = place_of(tag.slot);
         let socket = self.habits.origins.join(family, place, envelope.to.map(|to| to.ip));
         let (Some(door), Some(_), Some(socket)) = (&self.door, self.at(tag), socket) else {
             // To a socket that is being closed: its pairs have rested, so nobody waits for it. Or to
             // an address that nothing was sent from.
-            return self.drop_one(Why::UnknownReply, load, buf, ring);
+            return self.drop_one(Why::UnknownReply, load, buf, ring, books);
         };
         if !envelope.whole {
-            return self.drop_one(Why::Truncated, load, buf, ring);
+            return self.drop_one(Why::Truncated, load, buf, ring, books);
         }
-        let down =
-            self.sessions.down(now, socket, envelope.from, load, &mut self.books.borrow_mut());
+        let down = self.sessions.down(now, socket, envelope.from, load, books);
         match down {
             Down::Send { from, to } => {
                 let (from, to) = (door.source(from), door.spelled(to));
                 let tag = Tag { kind: REPLY, generation: 0, slot: 0 };
-                self.write(now, Way { tag, to, from }, load, buf, ring);
+                self.write(now, Way { tag, to, from }, load, buf, ring, books);
             }
             Down::Drop(_) => ring.pool_mut().give_back(buf),
         }
     }
 
-    fn drop_one(&self, why: Why, load: Load, buf: Buf, ring: &mut Ring) {
-        self.sessions.dropped(why, load, &self.books.borrow());
+    fn drop_one(&self, why: Why, load: Load, buf: Buf, ring: &mut Ring, books: &Books) {
+        self.sessions.dropped(why, load, books);
         ring.pool_mut().give_back(buf);
     }
 
-    fn write(&mut self, now: Now, way: Way, load: Load, buf: Buf, ring: &mut Ring) {
+    fn write(
+        &mut self,
+        now: Now,
+        way: Way,
+        load: Load,
+        buf: Buf,
+        ring: &mut Ring,
+        books: &mut Books,
+    ) {
         if let Some(full) = self.outbox.add(way, load, buf, ring.pool_mut()) {
-            self.send(now, full, ring);
+            self.send(now, full, ring, books);
         }
     }
 
     /// Sends a letter, after those that have come back.
-    fn send(&mut self, now: Now, (tag, letter): (Tag, Letter), ring: &mut Ring) {
-        self.send_returned(now, ring);
+    fn send(&mut self, now: Now, (tag, letter): (Tag, Letter), ring: &mut Ring, books: &mut Books) {
+        self.send_returned(now, ring, books);
         let Some(socket) = self.sender(tag) else {
             return ring.pool_mut().give_back_chain(letter.payload);
         };
@@ -357,17 +369,17 @@ impl UdpDriver {
         }
         if self.outbox.is_refused(way, &letter) {
             ring.flush();
-            return self.send_one_by_one(now, tag, letter, Errno::EINTR, ring);
+            return self.send_one_by_one(now, tag, letter, Errno::EINTR, ring, books);
         }
         match ring.send_datagrams_at_once(tag, socket, letter) {
             None => self.outbox.was_taken(way, segment),
-            Some(returned) => self.send_again(now, returned, ring),
+            Some(returned) => self.send_again(now, returned, ring, books),
         }
     }
 
-    fn send_returned(&mut self, now: Now, ring: &mut Ring) {
+    fn send_returned(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
         while let Some(returned) = ring.next_returned() {
-            self.send_again(now, returned, ring);
+            self.send_again(now, returned, ring, books);
         }
     }
 
@@ -455,12 +467,12 @@ impl UdpDriver {
     }
 
     /// A receive has ended that takes only what waits.
-    fn took(&mut self, now: Now, tag: Tag, errno: Option<Errno>) {
+    fn took(&mut self, now: Now, tag: Tag, errno: Option<Errno>, books: &mut Books) {
         match errno {
             // By an empty datagram.
             None => return,
             Some(Errno::EAGAIN) => {}
-            Some(_) if tag.kind == TAKE_UPSTREAM => drop(self.read_icmp(now, tag.slot)),
+            Some(_) if tag.kind == TAKE_UPSTREAM => drop(self.read_icmp(now, tag.slot, books)),
             Some(_) => {}
         }
         if let Some(haste) = self.haste(tag) {
@@ -478,9 +490,9 @@ impl UdpDriver {
     }
 
     /// A receive has ended.
-    fn receive_again(&mut self, now: Now, tag: Tag, errno: Option<Errno>) {
+    fn receive_again(&mut self, now: Now, tag: Tag, errno: Option<Errno>, books: &mut Books) {
         if let TAKE_AT_DOOR | TAKE_UPSTREAM = tag.kind {
-            return self.took(now, tag, errno);
+            return self.took(now, tag, errno, books);
         }
         if let Some(place) = self.closing.iter().position(|(closing, _)| *closing == tag) {
             drop(self.closing.swap_remove(place));
@@ -494,7 +506,7 @@ impl UdpDriver {
         let at = match errno {
             // After an empty datagram; when blocks ran out, some are posted before the next turn.
             None | Some(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN) => now,
-            Some(_) if tag.kind == RECEIVE_UPSTREAM && self.read_icmp(now, tag.slot) => now,
+            Some(_) if tag.kind == RECEIVE_UPSTREAM && self.read_icmp(now, tag.slot, books) => now,
             Some(_) => now.plus(PAUSE),
         };
         self.deaf.push(Deaf { tag, at });
@@ -521,7 +533,7 @@ impl UdpDriver {
     }
 
     /// Tells the core what ICMP said about a socket's datagrams. True when it said something.
-    fn read_icmp(&mut self, now: Now, slot: u32) -> bool {
+    fn read_icmp(&mut self, now: Now, slot: u32, books: &mut Books) -> bool {
         let mut said = false;
         for _ in 0..WORDS_MAX {
             let upstream = self.upstream(slot);
@@ -529,7 +541,6 @@ impl UdpDriver {
             let Some(word) = word else { break };
             said = true;
             if matches!(word.errno, Errno::ECONNREFUSED | Errno::EHOSTUNREACH) {
-                let books = &mut self.books.borrow_mut();
                 let (family, place) = place_of(slot);
                 let sockets = self.habits.origins.on(family, place);
                 self.sessions.refused(now, sockets, word.to, word.errno, books);

@@ -2,9 +2,7 @@
 //! sum of it and who has to go when it is too much: whoever's request is the longest under way, so that
 //! those who send half a head and wait make room for those who send whole ones.
 
-use super::{Cmd, Sessions, User};
-use crate::base::time::Now;
-use crate::ring::pool::Pool;
+use super::{Cx, Sessions, User};
 use crate::worker::slots::Key;
 
 /// Once there is too much, this part of what may be is cleared at once: looking for the oldest takes a walk
@@ -23,7 +21,7 @@ impl Sessions {
     }
 
     /// Lets go of users until what is left is well within bounds, if it is not.
-    pub(super) fn lighten(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    pub(super) fn lighten(&mut self, cx: &mut Cx<'_>) {
         let most = self.settings.held_bytes_max;
         if self.held <= most {
             return;
@@ -35,8 +33,8 @@ impl Sessions {
             if self.held <= most - most / CLEARED_SHARE {
                 break;
             }
-            self.books.borrow().metrics().counters.api_heads_shed.one();
-            self.act(now, key, pool, out, |gateway, cx| gateway.lighten(cx));
+            cx.books.metrics().counters.api_heads_shed.one();
+            self.act(key, cx, |gateway, context| gateway.lighten(context));
         }
     }
 }

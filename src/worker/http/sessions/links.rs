@@ -11,13 +11,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::looks::{Leaving, STOP_GRACE};
-use super::{Cmd, Conn, Link, SWEEP_EVERY, Sessions, State, User};
+use super::{Cmd, Conn, Cx, Link, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
-use crate::ring::pool::Pool;
 use crate::worker::books::{Books, Choice};
 use crate::worker::lack::Lack;
 use crate::worker::link::Refusal;
@@ -30,37 +29,30 @@ const RECENT: Duration = Duration::from_millis(500);
 
 impl Sessions {
     /// A connection that is still being made is not wanted any more.
-    pub(super) fn forgo(&mut self, key: Key, out: &mut Vec<Cmd>) {
+    pub(super) fn forgo(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let Some(link) = user.link else { return };
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Connecting { .. } = state {
             *state = State::Closing { line: Line::new(), connect: true, reset: false };
             user.link = None;
-            user.entry.iter_mut().for_each(|entry| self.books.borrow_mut().unassign(entry));
-            out.push(Cmd::CancelConnect { link });
+            user.entry.iter_mut().for_each(|entry| cx.books.unassign(entry));
+            cx.out.push(Cmd::CancelConnect { link });
         }
     }
 
     /// Finds a connection to a backend for a request.
-    pub(super) fn obtain(
-        &mut self,
-        now: Now,
-        key: Key,
-        wish: Wish,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub(super) fn obtain(&mut self, key: Key, wish: Wish, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         if wish.attempt == 0 {
             user.tried.clear();
             user.portless = 0;
         }
         if let Some(link) = user.private {
-            return self.obtain_private(now, key, link, wish, pool, out);
+            return self.obtain_private(key, link, wish, cx);
         }
         let Some(entry) = &mut user.entry else { return };
-        let mut books = self.books.borrow_mut();
+        let books = &mut *cx.books;
         let mut choice = books.assign(entry, &user.tried);
         if choice.is_none() && wish.attempt > 0 {
             // Only its old connection was bad; a new one to the same backend is as good.
@@ -69,58 +61,47 @@ impl Sessions {
         if wish.attempt > 0 {
             books.metrics().counters.retries.one();
         }
-        drop(books);
         let Some(choice) = choice else {
-            return self.refuse(now, key, Refused::NoBackend, pool);
+            return self.refuse(key, Refused::NoBackend, cx);
         };
         user.tried.push(choice.backend);
         let since = match wish.reuse {
             Reuse::Any => Some(Now::from_nanos(0)),
             Reuse::Recent => {
-                Some(Now::from_nanos(now.nanos().saturating_sub(RECENT.as_nanos() as u64)))
+                Some(Now::from_nanos(cx.now.nanos().saturating_sub(RECENT.as_nanos() as u64)))
             }
             Reuse::No => None,
         };
-        let spare = since.and_then(|since| self.spares.take(choice.backend, now, since));
+        let spare = since.and_then(|since| self.spares.take(choice.backend, cx.now, since));
         match spare {
-            Some(link) => self.reuse(now, key, link, pool, out),
-            None => self.connect(now, key, choice, out),
+            Some(link) => self.reuse(key, link, cx),
+            None => self.connect(key, choice, cx),
         }
     }
 
     /// The link on which the user has logged in, if its backend still takes requests; then the login has to
     /// be made again, wherever the request goes.
-    fn obtain_private(
-        &mut self,
-        now: Now,
-        key: Key,
-        link: Key,
-        wish: Wish,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    fn obtain_private(&mut self, key: Key, link: Key, wish: Wish, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         user.private = None;
         let Some(Link { backend, .. }) = self.links.get(link) else {
             debug_assert!(false, "a user's own connection is there");
-            return self.obtain(now, key, wish, pool, out);
+            return self.obtain(key, wish, cx);
         };
         let backend = *backend;
-        let mut books = self.books.borrow_mut();
-        let choice = books.find(Protocol::Api, backend).filter(|_| may_go_on(&books, backend));
+        let books = &mut *cx.books;
+        let choice = books.find(Protocol::Api, backend).filter(|_| may_go_on(books, backend));
         let Some(choice) = choice else {
-            drop(books);
-            self.drop_spare(now, link, out);
-            return self.obtain(now, key, wish, pool, out);
+            self.drop_spare(link, cx);
+            return self.obtain(key, wish, cx);
         };
         user.entry.iter_mut().for_each(|entry| books.book(entry, choice));
-        drop(books);
         user.tried.push(backend);
         self.private.forget(backend, link);
-        self.reuse(now, key, link, pool, out);
+        self.reuse(key, link, cx);
     }
 
-    fn reuse(&mut self, now: Now, key: Key, link: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    fn reuse(&mut self, key: Key, link: Key, cx: &mut Cx<'_>) {
         let Some(Link { backend, state }) = self.links.get(link) else { return };
         let backend = *backend;
         let before = std::mem::replace(state, State::Serving { user: key });
@@ -133,54 +114,44 @@ impl Sessions {
             user.link = Some(link);
         }
         let what = Assigned { line, reused: true, private: owner.is_some() };
-        self.serve(now, key, backend, what, pool, out);
+        self.serve(key, backend, what, cx);
     }
 
-    fn connect(&mut self, now: Now, key: Key, choice: Choice, out: &mut Vec<Cmd>) {
-        let state = State::Connecting { user: key, begun: now, timed_out: false };
+    fn connect(&mut self, key: Key, choice: Choice, cx: &mut Cx<'_>) {
+        let state = State::Connecting { user: key, begun: cx.now, timed_out: false };
         let link = self.links.put(Link { backend: choice.backend, state });
         self.make_room();
         if let Some(user) = self.users.get(key) {
             user.link = Some(link);
         }
-        self.connects.schedule(link.place, now.plus(self.settings.connect_timeout));
-        out.push(Cmd::Connect { link, to: choice.address });
+        self.connects.schedule(link.place, cx.now.plus(self.settings.connect_timeout));
+        cx.out.push(Cmd::Connect { link, to: choice.address });
     }
 
     /// Hands the user's gateway the link that it was given.
-    pub(super) fn serve(
-        &mut self,
-        now: Now,
-        key: Key,
-        backend: BackendId,
-        what: Assigned,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub(super) fn serve(&mut self, key: Key, backend: BackendId, what: Assigned, cx: &mut Cx<'_>) {
         let reused = what.reused;
-        self.lend(now, key, pool, |gateway, cx| gateway.assigned(backend, what, cx));
+        self.lend(key, cx, |gateway, context| gateway.assigned(backend, what, context));
         if let Some(User { started, entry: Some(entry), .. }) = self.users.get(key) {
             let before = std::mem::replace(started, true);
-            let mut books = self.books.borrow_mut();
+            let books = &mut *cx.books;
             match before {
                 false => books.started(entry),
                 true => books.served_again(entry),
             }
         }
         if !reused {
-            self.follow(now, key, pool, out);
+            self.follow(key, cx);
         }
     }
 
     /// A connection attempt for that user has failed: on to the next backend, if there is one.
     pub(super) fn connect_failed(
         &mut self,
-        now: Now,
         key: Key,
         errno: Errno,
         timed_out: bool,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
+        cx: &mut Cx<'_>,
     ) {
         let Some(user) = self.users.get(key) else { return };
         user.link = None;
@@ -189,13 +160,13 @@ impl Sessions {
         if lack == Lack::Everywhere {
             // Spare connections hold descriptors and ports that the next request can use.
             let client = entry.client;
-            self.books.borrow_mut().refused(Protocol::Api, client, Refusal::Exhausted);
-            self.drop_all_spares(now, out);
-            self.refuse(now, key, Refused::Exhausted, pool);
-            return self.follow(now, key, pool, out);
+            cx.books.refused(Protocol::Api, client, Refusal::Exhausted);
+            self.drop_all_spares(cx);
+            self.refuse(key, Refused::Exhausted, cx);
+            return self.follow(key, cx);
         }
         let errno = if timed_out { Errno::ETIMEDOUT } else { errno };
-        let mut books = self.books.borrow_mut();
+        let books = &mut *cx.books;
         match lack {
             Lack::None => books.backend_failed(entry, errno),
             _ => books.backend_out_of_ports(entry),
@@ -214,35 +185,32 @@ impl Sessions {
         match next {
             Some(choice) => {
                 books.metrics().counters.retries.one();
-                drop(books);
                 user.tried.push(choice.backend);
-                self.connect(now, key, choice, out);
+                self.connect(key, choice, cx);
             }
             None => {
                 books.refused(Protocol::Api, entry.client, refusal);
-                drop(books);
-                self.refuse(now, key, why, pool);
-                self.follow(now, key, pool, out);
+                self.refuse(key, why, cx);
+                self.follow(key, cx);
             }
         }
     }
 
     /// Tells a gateway that there is no backend for its request; whoever calls follows.
-    fn refuse(&mut self, now: Now, key: Key, why: Refused, pool: &mut Pool) {
+    fn refuse(&mut self, key: Key, why: Refused, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let last = user.tried.last().copied();
         let Some(entry) = &mut user.entry else { return };
-        let mut books = self.books.borrow_mut();
+        let books = &mut *cx.books;
         books.unassign(entry);
         if why == Refused::NoBackend {
             books.refused(Protocol::Api, entry.client, Refusal::NoBackend);
         }
-        drop(books);
-        self.lend(now, key, pool, |gateway, cx| gateway.refused(why, last, cx));
+        self.lend(key, cx, |gateway, context| gateway.refused(why, last, context));
     }
 
     /// A gateway has done with its link.
-    pub(super) fn release(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    pub(super) fn release(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let (Some(Released { line, keep, private, reset }), Some(link)) =
             (user.gateway.take_released(), user.link.take())
@@ -250,67 +218,53 @@ impl Sessions {
             debug_assert!(false, "what is released was assigned");
             return;
         };
-        user.entry.iter_mut().for_each(|entry| self.books.borrow_mut().unassign(entry));
+        user.entry.iter_mut().for_each(|entry| cx.books.unassign(entry));
         let Some(Link { backend, .. }) = self.links.get(link) else { return };
         let backend = *backend;
         let serves = match private {
-            true => may_go_on(&self.books.borrow(), backend),
-            false => is_serving(&self.books.borrow(), backend),
+            true => may_go_on(cx.books, backend),
+            false => is_serving(cx.books, backend),
         };
         let Some(keep) = keep.filter(|_| !self.draining && serves) else {
-            return self.close_link(now, link, line, reset, out);
+            return self.close_link(link, line, reset, cx);
         };
         let owner = private.then_some(key);
         if let Some(Link { state, .. }) = self.links.get(link) {
             *state = State::Spare { line, owner };
         }
-        self.watch(link, pool, out);
-        self.sweep_at = self.sweep_at.min(now.plus(SWEEP_EVERY));
+        self.watch(link, cx);
+        self.sweep_at = self.sweep_at.min(cx.now.plus(SWEEP_EVERY));
         match owner {
-            Some(owner) => self.keep_private(now, owner, link, backend, out),
+            Some(owner) => self.keep_private(owner, link, backend, cx),
             None => {
-                let oldest = self.spares.keep(backend, link, now, now.plus(keep));
+                let oldest = self.spares.keep(backend, link, cx.now, cx.now.plus(keep));
                 if let Some(oldest) = oldest {
-                    self.close_spare(now, oldest, out);
+                    self.close_spare(oldest, cx);
                 }
             }
         }
     }
 
-    fn keep_private(
-        &mut self,
-        now: Now,
-        owner: Key,
-        link: Key,
-        backend: BackendId,
-        out: &mut Vec<Cmd>,
-    ) {
+    fn keep_private(&mut self, owner: Key, link: Key, backend: BackendId, cx: &mut Cx<'_>) {
         if let Some(user) = self.users.get(owner) {
             user.private = Some(link);
         }
-        if let Some(oldest) = self.private.keep(backend, link, now, Now::NEVER) {
-            self.books.borrow().metrics().counters.api_upstream_private_shed.one();
-            self.close_spare(now, oldest, out);
+        if let Some(oldest) = self.private.keep(backend, link, cx.now, Now::NEVER) {
+            cx.books.metrics().counters.api_upstream_private_shed.one();
+            self.close_spare(oldest, cx);
         }
     }
 
     /// A spare connection is always listened to, so that its end is noticed before it is used.
-    fn watch(&mut self, link: Key, pool: &Pool, out: &mut Vec<Cmd>) {
+    fn watch(&mut self, link: Key, cx: &mut Cx<'_>) {
         let (features, share) = (self.features, self.kit.share());
         if let Some(Link { state: State::Spare { line, .. }, .. }) = self.links.get(link) {
-            let out = &mut |what| out.push(Cmd::Wire { conn: Conn::Link(link), what });
-            line.ask(Side::Backend, true, share, pool, features, out);
+            let out = &mut |what| cx.out.push(Cmd::Wire { conn: Conn::Link(link), what });
+            line.ask(Side::Backend, true, share, cx.pool, features, out);
         }
     }
 
-    pub(super) fn happened_on_link(
-        &mut self,
-        now: Now,
-        key: Key,
-        event: Event,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub(super) fn happened_on_link(&mut self, key: Key, event: Event, cx: &mut Cx<'_>) {
         let Some(Link { state, .. }) = self.links.get(key) else {
             debug_assert!(false, "an event came for a link that is gone");
             return;
@@ -318,23 +272,23 @@ impl Sessions {
         match state {
             State::Serving { user } => {
                 let user = *user;
-                self.act(now, user, pool, out, |gateway, cx| gateway.handle(event, cx));
+                self.act(user, cx, |gateway, context| gateway.handle(event, context));
             }
             State::Spare { line, .. } => {
                 let still_good = matches!(
                     event,
                     Event::Received { what: Received::Stopped, .. } | Event::Room { .. }
                 );
-                line.settle(event, pool);
+                line.settle(event, cx.pool);
                 if still_good {
-                    self.watch(key, pool, out);
+                    self.watch(key, cx);
                 } else {
-                    self.drop_spare(now, key, out);
+                    self.drop_spare(key, cx);
                 }
             }
             State::Closing { line, .. } => {
-                line.settle(event, pool);
-                self.close_link_if_settled(now, key, out);
+                line.settle(event, cx.pool);
+                self.close_link_if_settled(key, cx);
             }
             State::Connecting { .. } | State::Leaving(_) => {
                 debug_assert!(false, "nothing is in flight on such a link");
@@ -342,95 +296,93 @@ impl Sessions {
         }
     }
 
-    pub(super) fn drop_spare(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
+    pub(super) fn drop_spare(&mut self, link: Key, cx: &mut Cx<'_>) {
         if let Some(Link { backend, .. }) = self.links.get(link) {
             let backend = *backend;
             let _ = self.spares.forget(backend, link) || self.private.forget(backend, link);
-            self.close_spare(now, link, out);
+            self.close_spare(link, cx);
         }
     }
 
     /// Closes a link that is a spare connection no more.
-    fn close_spare(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
+    fn close_spare(&mut self, link: Key, cx: &mut Cx<'_>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Spare { line, owner } = state {
             let (line, owner) = (std::mem::take(line), *owner);
             if let Some(owner) = owner.and_then(|owner| self.users.get(owner)) {
                 owner.private = None;
             }
-            self.close_link(now, link, line, false, out);
+            self.close_link(link, line, false, cx);
         }
     }
 
-    fn close_link(&mut self, now: Now, link: Key, mut line: Line, reset: bool, out: &mut Vec<Cmd>) {
+    fn close_link(&mut self, link: Key, mut line: Line, reset: bool, cx: &mut Cx<'_>) {
         line.stop(Side::Backend, &mut |what| {
-            out.push(Cmd::Wire { conn: Conn::Link(link), what });
+            cx.out.push(Cmd::Wire { conn: Conn::Link(link), what });
         });
         if let Some(Link { state, .. }) = self.links.get(link) {
             *state = State::Closing { line, connect: false, reset };
         }
-        self.close_link_if_settled(now, link, out);
+        self.close_link_if_settled(link, cx);
     }
 
-    pub(super) fn close_link_if_settled(&mut self, now: Now, link: Key, out: &mut Vec<Cmd>) {
+    pub(super) fn close_link_if_settled(&mut self, link: Key, cx: &mut Cx<'_>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Closing { line, connect: false, reset } = state
             && !line.in_flight()
         {
             if *reset {
-                let mut leaving = Leaving::new(now, true, self.settings.body_timeout);
+                let mut leaving = Leaving::new(cx.now, true, self.settings.body_timeout);
                 if self.stopping {
-                    leaving.hurry(now, STOP_GRACE);
+                    leaving.hurry(cx.now, STOP_GRACE);
                 }
                 *state = State::Leaving(leaving);
-                return out.push(Cmd::Look { conn: Conn::Link(link) });
+                return cx.out.push(Cmd::Look { conn: Conn::Link(link) });
             }
             self.links.remove(link);
-            out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
+            cx.out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
         }
     }
 
     /// Drops the spare connections that are too old, or whose backend takes no more requests.
-    pub(super) fn sweep(&mut self, now: Now, out: &mut Vec<Cmd>) {
-        let version = self.books.borrow().snapshot().version;
-        if now < self.sweep_at && version == self.version {
+    pub(super) fn sweep(&mut self, cx: &mut Cx<'_>) {
+        let version = cx.books.snapshot().version;
+        if cx.now < self.sweep_at && version == self.version {
             return;
         }
         self.version = version;
-        self.drop_spares(now, false, out);
-        self.look_at_spares(now, out);
+        self.drop_spares(false, cx);
+        self.look_at_spares(cx);
         let none = self.spares.is_empty() && self.private.is_empty();
-        self.sweep_at = if none { Now::NEVER } else { now.plus(SWEEP_EVERY) };
+        self.sweep_at = if none { Now::NEVER } else { cx.now.plus(SWEEP_EVERY) };
     }
 
     /// Begins the receives anew that may have slept through the end of their connection.
-    fn look_at_spares(&mut self, now: Now, out: &mut Vec<Cmd>) {
-        let still = now.nanos().saturating_sub(SECOND_LOOK.as_nanos() as u64);
+    fn look_at_spares(&mut self, cx: &mut Cx<'_>) {
+        let still = cx.now.nanos().saturating_sub(SECOND_LOOK.as_nanos() as u64);
         let still = Now::from_nanos(still);
         let private = self.private.waiting_since(still);
         for link in self.spares.waiting_since(still).chain(private) {
             if let Some(Link { state: State::Spare { line, .. }, .. }) = self.links.get(link) {
                 line.look_again(Side::Backend, &mut |what| {
-                    out.push(Cmd::Wire { conn: Conn::Link(link), what });
+                    cx.out.push(Cmd::Wire { conn: Conn::Link(link), what });
                 });
             }
         }
     }
 
-    pub(super) fn drop_all_spares(&mut self, now: Now, out: &mut Vec<Cmd>) {
-        self.drop_spares(now, true, out);
+    pub(super) fn drop_all_spares(&mut self, cx: &mut Cx<'_>) {
+        self.drop_spares(true, cx);
     }
 
-    fn drop_spares(&mut self, now: Now, all: bool, out: &mut Vec<Cmd>) {
+    fn drop_spares(&mut self, all: bool, cx: &mut Cx<'_>) {
         let mut dropped = Vec::new();
-        let shared = self.books.clone();
-        let books = shared.borrow();
-        self.spares.sweep(now, |id| !all && is_serving(&books, id), |link| dropped.push(link));
+        let books = &*cx.books;
+        self.spares.sweep(cx.now, |id| !all && is_serving(books, id), |link| dropped.push(link));
         // What is a user's ends with the user, unless the backend wants to be rid of it.
-        self.private.sweep(now, |id| may_go_on(&books, id), |link| dropped.push(link));
-        drop(books);
+        self.private.sweep(cx.now, |id| may_go_on(books, id), |link| dropped.push(link));
         for link in dropped {
-            self.close_spare(now, link, out);
+            self.close_spare(link, cx);
         }
     }
 }

@@ -4,11 +4,10 @@
 
 use std::time::Duration;
 
-use super::{Cmd, Conn, Sessions, State};
+use super::{Cmd, Conn, Cx, Sessions, State};
 use crate::base::time::Now;
 use crate::proxy::Side;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing, Watch};
-use crate::ring::pool::Pool;
 use crate::session::EndReason;
 use crate::worker::slots::Key;
 
@@ -72,28 +71,21 @@ impl Looks {
 
 impl Sessions {
     /// The kernel has said how a connection's send queue stands: the answer to [`Cmd::Look`].
-    pub fn told(
-        &mut self,
-        now: Now,
-        conn: Conn,
-        outlook: Outlook,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    pub fn told(&mut self, conn: Conn, outlook: Outlook, cx: &mut Cx<'_>) {
         match conn {
             Conn::User(key) => match self.users.get(key).map(|user| user.leaving.is_some()) {
-                Some(true) => self.user_leaves(now, key, &outlook, out),
+                Some(true) => self.user_leaves(key, &outlook, cx),
                 Some(false) => {
-                    self.seen(now, key, Side::Client, &outlook, pool, out);
-                    self.expire_user(now, key, pool, out);
+                    self.seen(key, Side::Client, &outlook, cx);
+                    self.expire_user(key, cx);
                 }
                 None => {}
             },
             Conn::Link(link) => match self.links.get(link).map(|link| &link.state) {
-                Some(State::Leaving(_)) => self.link_leaves(now, link, &outlook, out),
+                Some(State::Leaving(_)) => self.link_leaves(link, &outlook, cx),
                 Some(State::Serving { user }) => {
                     let user = *user;
-                    self.seen(now, user, Side::Backend, &outlook, pool, out);
+                    self.seen(user, Side::Backend, &outlook, cx);
                 }
                 _ => {}
             },
@@ -117,95 +109,87 @@ impl Sessions {
     }
 
     /// The user's deadline, or the time of a look, has come: first it is seen what the peers have taken.
-    pub(super) fn look(&mut self, key: Key, out: &mut Vec<Cmd>) {
+    pub(super) fn look(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         user.looks.at = Now::NEVER;
         if let Some(link) = user.link
             && let Some(State::Serving { .. }) = self.links.get(link).map(|link| &link.state)
         {
-            out.push(Cmd::Look { conn: Conn::Link(link) });
+            cx.out.push(Cmd::Look { conn: Conn::Link(link) });
         }
         // Last, for then it is decided.
-        out.push(Cmd::Look { conn: Conn::User(key) });
+        cx.out.push(Cmd::Look { conn: Conn::User(key) });
     }
 
-    fn seen(
-        &mut self,
-        now: Now,
-        key: Key,
-        side: Side,
-        outlook: &Outlook,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) {
+    fn seen(&mut self, key: Key, side: Side, outlook: &Outlook, cx: &mut Cx<'_>) {
         let every = self.look_every();
         let Some(user) = self.users.get(key) else { return };
         let watch = &mut user.looks.watches[side as usize];
-        let standing = watch.look(now, user.gateway.active_at(), outlook);
+        let standing = watch.look(cx.now, user.gateway.active_at(), outlook);
         if outlook.queued > 0 || user.gateway.is_sending() {
-            let gives_up = watch.gives_up_at().filter(|at| *at > now).unwrap_or(Now::NEVER);
-            user.looks.at = user.looks.at.min(now.plus(every)).min(gives_up);
+            let gives_up = watch.gives_up_at().filter(|at| *at > cx.now).unwrap_or(Now::NEVER);
+            user.looks.at = user.looks.at.min(cx.now.plus(every)).min(gives_up);
         }
         match standing {
-            Standing::Moving => user.gateway.took(now),
+            Standing::Moving => user.gateway.took(cx.now),
             Standing::Vanished if user.gateway.is_tunnel() || side == Side::Client => {
-                self.act(now, key, pool, out, |gateway, cx| gateway.end(EndReason::Idle, true, cx));
+                self.act(key, cx, |gateway, context| gateway.end(EndReason::Idle, true, context));
             }
             Standing::Still | Standing::Vanished => {}
         }
     }
 
-    fn expire_user(&mut self, now: Now, key: Key, pool: &mut Pool, out: &mut Vec<Cmd>) {
+    fn expire_user(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         match user.gateway.deadline(&self.settings) {
-            Some(due) if due <= now => {
-                self.act(now, key, pool, out, |gateway, cx| gateway.expire(cx));
+            Some(due) if due <= cx.now => {
+                self.act(key, cx, |gateway, context| gateway.expire(context));
             }
             _ => self.schedule(key),
         }
     }
 
-    fn user_leaves(&mut self, now: Now, key: Key, outlook: &Outlook, out: &mut Vec<Cmd>) {
+    fn user_leaves(&mut self, key: Key, outlook: &Outlook, cx: &mut Cx<'_>) {
         let Some(leaving) = self.users.get(key).and_then(|user| user.leaving.as_mut()) else {
             return;
         };
-        match leaving.told(now, outlook) {
+        match leaving.told(cx.now, outlook) {
             Some(next) => self.deadlines.schedule(key.place, next),
-            None => self.close_user(now, key, outlook, out),
+            None => self.close_user(key, outlook, cx),
         }
     }
 
     /// Takes a user out of the books whose connection has nothing more to deliver.
-    fn close_user(&mut self, now: Now, key: Key, outlook: &Outlook, out: &mut Vec<Cmd>) {
+    fn close_user(&mut self, key: Key, outlook: &Outlook, cx: &mut Cx<'_>) {
         let Some(mut user) = self.users.remove(key) else { return };
         self.deadlines.cancel(key.place);
         let (Some(ending), Some(leaving)) = (user.gateway.ending(), user.leaving) else { return };
         self.held -= user.held;
         let reset = leaving.reset;
-        out.push(Cmd::Close { conn: Conn::User(key), reset });
+        cx.out.push(Cmd::Close { conn: Conn::User(key), reset });
         let Some(mut entry) = user.entry.take() else { return };
-        let mut books = self.books.borrow_mut();
+        let books = &mut *cx.books;
         // A socket that is closed without a reset still delivers what it has, as long as its host lives;
         // and has sent a FIN, which counts as one.
         if reset || outlook.dead {
             let lost = outlook.queued.saturating_sub((!reset).into());
             books.undelivered(&mut entry, 0, lost.into());
         }
-        books.close(entry, ending.reason, now);
+        books.close(entry, ending.reason, cx.now);
     }
 
-    fn link_leaves(&mut self, now: Now, link: Key, outlook: &Outlook, out: &mut Vec<Cmd>) {
+    fn link_leaves(&mut self, link: Key, outlook: &Outlook, cx: &mut Cx<'_>) {
         let Some(State::Leaving(leaving)) = self.links.get(link).map(|link| &mut link.state) else {
             return;
         };
-        match leaving.told(now, outlook) {
+        match leaving.told(cx.now, outlook) {
             Some(next) => self.connects.schedule(link.place, next),
             None => {
                 let reset = leaving.reset;
-                self.books.borrow().metrics().counters.bytes_undelivered.add(outlook.queued.into());
+                cx.books.metrics().counters.bytes_undelivered.add(outlook.queued.into());
                 self.connects.cancel(link.place);
                 self.links.remove(link);
-                out.push(Cmd::Close { conn: Conn::Link(link), reset });
+                cx.out.push(Cmd::Close { conn: Conn::Link(link), reset });
             }
         }
     }

@@ -3,10 +3,9 @@
 //!
 //! [`Starved`]: crate::worker::starved::Starved
 
-use super::{Cmd, Conn, Link, Sessions, State};
+use super::{Conn, Cx, Link, Sessions, State};
 use crate::base::time::Now;
 use crate::proxy::Side;
-use crate::ring::pool::Pool;
 use crate::worker::starved::FED_MAX;
 
 impl Sessions {
@@ -21,26 +20,26 @@ impl Sessions {
     }
 
     /// Lets connections that waited for blocks try again, the longest waiting first.
-    pub fn relieve(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Cmd>) {
-        let overdue = self.starved.overdue(now);
+    pub fn relieve(&mut self, cx: &mut Cx<'_>) {
+        let overdue = self.starved.overdue(cx.now);
         let mut fed = 0;
-        while fed < FED_MAX && (fed < overdue || pool.has_reserve()) {
+        while fed < FED_MAX && (fed < overdue || cx.pool.has_reserve()) {
             let Some(conn) = self.starved.pop() else { return };
-            fed += usize::from(self.feed(now, conn, pool, out));
+            fed += usize::from(self.feed(conn, cx));
         }
-        if pool.has_reserve() {
-            self.starved.hurry(now);
+        if cx.pool.has_reserve() {
+            self.starved.hurry(cx.now);
         }
     }
 
     /// False when the connection has ended, or has no more use for bytes, since it began to wait.
-    fn feed(&mut self, now: Now, conn: Conn, pool: &mut Pool, out: &mut Vec<Cmd>) -> bool {
+    fn feed(&mut self, conn: Conn, cx: &mut Cx<'_>) -> bool {
         let (user, side) = match conn {
             Conn::User(user) => (user, Side::Client),
             Conn::Link(link) => match self.links.get(link) {
                 Some(Link { state: State::Serving { user }, .. }) => (*user, Side::Backend),
                 Some(Link { state: State::Spare { .. }, .. }) => {
-                    self.drop_spare(now, link, out);
+                    self.drop_spare(link, cx);
                     return false;
                 }
                 _ => return false,
@@ -49,7 +48,7 @@ impl Sessions {
         if self.users.get(user).is_none() {
             return false;
         }
-        self.act(now, user, pool, out, |gateway, cx| gateway.feed(side, cx));
+        self.act(user, cx, |gateway, context| gateway.feed(side, context));
         true
     }
 

@@ -4,10 +4,8 @@
 
 use std::net::SocketAddr;
 
-use super::{Cmd, Sessions, User};
-use crate::base::time::Now;
+use super::{Cx, Sessions, User};
 use crate::proxy::http::Gateway;
-use crate::ring::pool::Pool;
 use crate::session::EndReason;
 use crate::worker::link::Refusal;
 use crate::worker::slots::Key;
@@ -17,31 +15,24 @@ use crate::worker::slots::Key;
 const TURNED_AWAY_MAX: usize = 32;
 
 impl Sessions {
-    pub(super) fn turn_away(
-        &mut self,
-        now: Now,
-        client: SocketAddr,
-        why: Refusal,
-        pool: &mut Pool,
-        out: &mut Vec<Cmd>,
-    ) -> Key {
+    pub(super) fn turn_away(&mut self, client: SocketAddr, why: Refusal, cx: &mut Cx<'_>) -> Key {
         let detail = match why {
             Refusal::Full => "as many users are served as may be",
             _ => "there is no room for another user",
         };
-        let name = self.books.borrow().no_session();
-        let gateway = Gateway::refusing(name, client, detail, now);
+        let name = cx.books.no_session();
+        let gateway = Gateway::refusing(name, client, detail, cx.now);
         let key = self.users.put(User::new(gateway, None));
         self.make_room();
         self.turned_away.push_back(key);
-        self.act(now, key, pool, out, |gateway, cx| gateway.start(cx));
+        self.act(key, cx, |gateway, context| gateway.start(context));
         // Not before: a place is given to nobody else while commands about it wait.
         if self.turned_away.len() > TURNED_AWAY_MAX
             && let Some(first) = self.turned_away.pop_front()
             && self.users.get(first).is_some()
         {
-            self.act(now, first, pool, out, |gateway, cx| {
-                gateway.end(EndReason::Finished, false, cx);
+            self.act(first, cx, |gateway, context| {
+                gateway.end(EndReason::Finished, false, context);
             });
         }
         key

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::{Cmd, Context, Phase, Session, Sessions};
+use super::{Cmd, Cx, Phase, Session, Sessions};
 use crate::base::time::Now;
 use crate::config::Timeouts;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing};
@@ -57,7 +57,7 @@ pub(super) fn is_order(reason: EndReason) -> bool {
 
 impl Sessions {
     /// The kernel has said how a session's send queues stand, by side: the answer to [`Cmd::Look`].
-    pub fn told(&mut self, key: Key, outlooks: [Outlook; 2], cx: &mut Context<'_>) {
+    pub fn told(&mut self, key: Key, outlooks: [Outlook; 2], cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         let sent = session.active;
         let standings =
@@ -78,7 +78,7 @@ impl Sessions {
         key: Key,
         outlooks: [Outlook; 2],
         standings: [Standing; 2],
-        cx: &mut Context<'_>,
+        cx: &mut Cx<'_>,
     ) {
         let timeouts = self.settings.timeouts;
         let Some(session) = self.slots.get(key) else { return };
@@ -120,7 +120,7 @@ impl Sessions {
         key: Key,
         reason: EndReason,
         ordered: Option<EndReason>,
-        cx: &mut Context<'_>,
+        cx: &mut Cx<'_>,
     ) {
         let timeouts = self.settings.timeouts;
         let Some(session) = self.slots.get(key) else { return };
@@ -145,7 +145,7 @@ impl Sessions {
         mut parting: Parting,
         outlooks: [Outlook; 2],
         standings: [Standing; 2],
-        cx: &mut Context<'_>,
+        cx: &mut Cx<'_>,
     ) {
         let Some(session) = self.slots.get(key) else { return };
         let lost = Side::BOTH.map(|side| session.undelivered(side, &outlooks[side as usize]));
@@ -175,13 +175,7 @@ impl Sessions {
 
     /// Closes a session for which nothing is in flight. `lost`: bytes that are with the kernel of each
     /// side's socket, and will not reach its peer.
-    pub(super) fn close(
-        &mut self,
-        key: Key,
-        reason: EndReason,
-        lost: [u32; 2],
-        cx: &mut Context<'_>,
-    ) {
+    pub(super) fn close(&mut self, key: Key, reason: EndReason, lost: [u32; 2], cx: &mut Cx<'_>) {
         let Some(mut session) = self.slots.remove(key) else { return };
         // Known only now: what was in flight may have brought bytes that found no taker.
         let truncated = session.relay.is_truncated() || lost != [0; 2];

@@ -6,6 +6,7 @@ use super::{REPLY, SEND, UdpDriver};
 use crate::base::time::Now;
 use crate::ring::datagram::{Letter, Returned, Source};
 use crate::ring::{Ring, Tag, sys};
+use crate::worker::books::Books;
 use crate::worker::udp::outbox::Way;
 use crate::worker::udp::sessions::{Load, Why};
 
@@ -14,7 +15,13 @@ const TRIES_MAX: usize = 4;
 
 impl UdpDriver {
     /// A letter came back: sends its datagrams one by one where that can help, and counts the others.
-    pub(super) fn send_again(&mut self, now: Now, returned: Returned, ring: &mut Ring) {
+    pub(super) fn send_again(
+        &mut self,
+        now: Now,
+        returned: Returned,
+        ring: &mut Ring,
+        books: &mut Books,
+    ) {
         let Returned { tag, letter, errno } = returned;
         let errno = match (errno, letter.segment) {
             // The socket is full, and would be for each of them.
@@ -27,7 +34,7 @@ impl UdpDriver {
                 Errno::EINTR
             }
         };
-        self.send_one_by_one(now, tag, letter, errno, ring);
+        self.send_one_by_one(now, tag, letter, errno, ring, books);
     }
 
     /// Sends each datagram of a letter by itself, after the letter came back for `errno`.
@@ -38,15 +45,16 @@ impl UdpDriver {
         letter: Letter,
         errno: Errno,
         ring: &mut Ring,
+        books: &mut Books,
     ) {
         let segment = letter.segment.map_or(usize::MAX, usize::from);
         for piece in ring.pool().pieces(letter.payload.outgoing()) {
             for number in 0..piece.len().div_ceil(segment).max(1) {
                 let start = number * segment.min(piece.len());
                 let datagram = &piece[start..piece.len().min(start.saturating_add(segment))];
-                if let Err(errno) = self.send_one(now, tag, &letter, datagram, errno) {
+                if let Err(errno) = self.send_one(now, tag, &letter, datagram, errno, books) {
                     let load = Load::one(datagram.len());
-                    self.sessions.dropped(reason(errno), load, &self.books.borrow());
+                    self.sessions.dropped(reason(errno), load, books);
                 }
             }
         }
@@ -63,6 +71,7 @@ impl UdpDriver {
         letter: &Letter,
         datagram: &[u8],
         mut errno: Errno,
+        books: &mut Books,
     ) -> Result<(), Errno> {
         let mut from = letter.from;
         for _ in 0..TRIES_MAX {
@@ -76,7 +85,7 @@ impl UdpDriver {
                 Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH
                     if tag.kind == SEND =>
                 {
-                    self.read_icmp(now, tag.slot);
+                    self.read_icmp(now, tag.slot, books);
                 }
                 _ => return Err(errno),
             }

@@ -1,0 +1,42 @@
+//! What the worker's loop asks of the UDP driver. Owns nothing: the driver's own methods do it.
+
+use super::UdpDriver;
+use crate::base::time::Now;
+use crate::cluster::Snapshot;
+use crate::ring::{Done, Ring};
+use crate::worker::driver::{Driver, Turn};
+use crate::worker::link::Order;
+
+impl Driver for UdpDriver {
+    fn start(&mut self, ring: &mut Ring) {
+        self.start(ring);
+    }
+
+    fn live(&self) -> usize {
+        self.live()
+    }
+
+    fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
+        self.complete(turn.now, done, turn.ring, turn.books);
+    }
+
+    fn housekeep(&mut self, turn: &mut Turn<'_>) {
+        self.housekeep(turn.now, turn.ring, turn.books);
+    }
+
+    fn next_deadline(&self) -> Option<Now> {
+        self.next_deadline()
+    }
+
+    fn is_waiting(&self, ring: &Ring) -> bool {
+        ring.has_returned()
+    }
+
+    fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
+        self.order(turn.now, order, turn.books);
+    }
+
+    fn adopt(&mut self, snapshot: &Snapshot) {
+        self.adopt(snapshot);
+    }
+}
