@@ -1,14 +1,19 @@
 //! The commands as a person types them: what they print, how they end, and their exit codes.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
+#[path = "common/process.rs"]
+mod process;
 #[path = "common/wait.rs"]
 mod wait;
 
-use wait::wait_for;
+use process::Folder;
+use wait::{PATIENCE, wait_for};
 
 fn lb(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
@@ -33,9 +38,13 @@ impl Running {
         Running(child)
     }
 
-    fn terminate(&self) {
+    fn signal(&self, signal: Signal) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
     }
 }
 
@@ -129,6 +138,9 @@ const FREE: [&str; 10] = [
     "127.0.0.1:0",
 ];
 
+/// What every balancer here is set to; the flags in [`FREE`] overrule its door.
+const SETTINGS: &str = "workers = 1\nlisten.tcp = \"off\"\nlog.format = \"json\"\n";
+
 /// A balancer on free ports that logs JSON lines, with the addresses of its doors.
 struct Serving {
     running: Running,
@@ -138,15 +150,16 @@ struct Serving {
 
 impl Serving {
     fn start(name: &str, arguments: &[&str]) -> Serving {
-        let file = std::env::temp_dir().join(format!("lb-{name}-{}.toml", std::process::id()));
-        std::fs::write(&file, "workers = 1\n[listen]\ntcp = \"off\"\n[log]\nformat = \"json\"\n")
-            .unwrap();
-        let flags = [&["serve", "--config", file.to_str().unwrap()], &FREE[..], arguments].concat();
+        let folder = Folder::new(name);
+        Serving::with_settings(&folder.write("lb.toml", SETTINGS), arguments)
+    }
+
+    fn with_settings(file: &str, arguments: &[&str]) -> Serving {
+        let flags = [&["serve", "--config", file], &FREE[..], arguments].concat();
         let mut running = Running::start(&flags);
         let log = BufReader::new(running.0.stdout.take().unwrap());
         let mut serving = Serving { running, log, doors: serde_json::Value::Null };
         serving.doors = serving.says("doors open");
-        std::fs::remove_file(&file).unwrap();
         serving
     }
 
@@ -201,6 +214,40 @@ fn serve_shows_the_whole_main_job_with_its_demo() {
     serving.running.terminate();
     assert_eq!(serving.running.0.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn a_reload_reaches_the_workers_and_the_log() {
+    let folder = Folder::new("reload");
+    let file = folder.write("lb.toml", SETTINGS);
+    let mut serving = Serving::with_settings(&file, &["--demo", "1"]);
+    for _ in 0..3 {
+        serving.says("backend registered");
+    }
+    let admin = serving.door("admin").to_owned();
+    let reload = |serving: &Serving, settings: &str, times: u64| {
+        folder.write("lb.toml", format!("{SETTINGS}timeouts.tcp_idle_ms = 100\n{settings}"));
+        serving.running.signal(Signal::SIGHUP);
+        wait_for("the reload", || {
+            let output = ran(&["status", "--json", "--admin", &admin]);
+            let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            (status["control"]["reloads"] == times).then_some(())
+        });
+    };
+    reload(&serving, "", 1);
+    assert_eq!(serving.says(IN_USE)["setting"], "timeouts.tcp_idle_ms = 100");
+    let mut user = TcpStream::connect(serving.door("tcp")).unwrap();
+    user.set_read_timeout(Some(PATIENCE)).unwrap();
+    let end = user.read(&mut [0]);
+    assert!(!end.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "it is still idle");
+    assert_eq!(serving.says("user left")["reason"], "idle", "the workers have the new time");
+    reload(&serving, "log.level = \"warn\"\n", 2);
+    reload(&serving, "log.level = \"info\"\n", 3);
+    let next = serving.says(IN_USE);
+    assert_eq!(next["setting"], "log.level = \"info\"", "the reload before it was not logged");
+}
+
+/// Logged at level info for every setting that a reload changes at once.
+const IN_USE: &str = "reload: in use from now on";
 
 #[test]
 fn a_udp_user_is_served_and_shown() {
