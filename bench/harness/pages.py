@@ -28,12 +28,13 @@ def special_section(title, lines, facts):
 def markdown(sections, pictures):
     """bench/RESULTS.md: every workload with its table, when and where it was measured, and what was
     thrown out. `sections` by workload name, in the order in which they are to stand."""
-    lines = ["# Measured beside others", ""]
+    lines = ["# Measured next to other relays", ""]
     lines += [
-        "Written by `bench/compare`, which renews the sections that it measures; run it again rather than",
-        "edit it. All relays on one core, load and backends on another, in turn within each round; CPU is",
-        "that of all of a relay's threads over the measured window. A ratio is formed within a round, ours",
-        "over theirs: below 1 we are cheaper. Numbers in a cell are median (least to most) of the kept runs.",
+        "`bench/compare` writes this page and renews the sections that it measures: run it again rather than",
+        "editing it. The relays run on one core, load and backends on the other, taking turns within each round.",
+        "CPU is the time of all of a relay's threads over the measured window. A ratio is taken within a round,",
+        "ours over theirs: below 1 we are cheaper. Numbers in a cell are the median (least to most) of the kept",
+        "runs.",
         "",
     ]
     lines += [f"![{title}]({path})" for title, path in pictures]

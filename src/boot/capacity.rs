@@ -99,7 +99,7 @@ fn descriptors_for(sessions: usize, config: &Config) -> u64 {
     let for_tcp = sessions as u64 * DESCRIPTORS_PER_SESSION;
     let least = udp_sockets_least(config);
     let with_all_of_udp = for_tcp + udp_sockets_most(config) as u64;
-    // The smallest number whose part for others, rounded up, leaves `for_tcp`.
+    // The smallest number whose three quarters, rounded up, are `for_tcp`.
     let with_its_share = for_tcp.saturating_sub(1) * UDP_SHARE / (UDP_SHARE - 1) + 1;
     let enough = match (config.limits.udp_sockets, config.limits.sessions) {
         (1.., _) => with_all_of_udp,

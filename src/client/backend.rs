@@ -141,7 +141,7 @@ enum State {
 
 /// The state machine. One for each service.
 #[derive(Debug)]
-pub struct Backend {
+pub struct Registration {
     service: Service,
     secret: Option<Vec<u8>>,
     wish: Wish,
@@ -151,10 +151,10 @@ pub struct Backend {
     interval: Duration,
 }
 
-impl Backend {
+impl Registration {
     /// A service that wants to be registered. The first [`Event::Time`] starts it.
-    pub fn new(service: Service, secret: Option<Vec<u8>>) -> Backend {
-        Backend {
+    pub fn new(service: Service, secret: Option<Vec<u8>>) -> Registration {
+        Registration {
             service,
             secret,
             wish: Wish::Registered,

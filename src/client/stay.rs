@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::backend::{Act, Backend, Event, Notice, Wish};
+use super::backend::{Act, Event, Notice, Registration, Wish};
 use super::wire::{Incoming, Service};
 use crate::base::time::Now;
 use crate::control::auth::Secrets;
@@ -30,7 +30,7 @@ pub struct Membership {
     pub secret_file: Option<PathBuf>,
 }
 
-/// Where the connection is, and so which event comes next.
+/// The state of the connection, which decides where its next event comes from.
 enum Link {
     None,
     Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>),
@@ -44,20 +44,20 @@ pub async fn stay(
     mut wishes: mpsc::Receiver<Wish>,
     mut tell: impl FnMut(Notice),
 ) {
-    let mut backend = Backend::new(membership.service, membership.secret);
+    let mut registration = Registration::new(membership.service, membership.secret);
     let mut link = Link::None;
     let mut events = vec![Event::Time];
     let mut acts = Vec::new();
     loop {
         for event in events.drain(..) {
-            backend.handle(Now::read(), random(), event, &mut acts);
+            registration.handle(Now::read(), random(), event, &mut acts);
         }
         for act in acts.drain(..) {
             match act {
                 Act::Connect => {
                     if let Some(file) = &membership.secret_file {
                         match Secrets::load(file) {
-                            Ok(secrets) => backend.prove_with(secrets.first().to_vec()),
+                            Ok(secrets) => registration.prove_with(secrets.first().to_vec()),
                             Err(why) => tell(Notice::SecretKept { why }),
                         }
                     }
@@ -71,7 +71,7 @@ pub async fn stay(
             }
         }
         if events.is_empty() {
-            let due = backend.deadline();
+            let due = registration.deadline();
             tokio::select! {
                 heard = link.next() => events = heard,
                 wish = wishes.recv() => events.push(Event::Wished(wish.unwrap_or(Wish::Gone))),

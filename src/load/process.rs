@@ -71,13 +71,14 @@ mod tests {
 
     #[test]
     fn work_shows_in_the_cpu_time_of_thread_and_process() {
-        let (thread, process) =
-            (cpu_of_this_thread().unwrap(), cpu_of(std::process::id()).unwrap());
+        let before = cpu_of_this_thread().unwrap();
         let mut sum = 0u64;
-        while cpu_of_this_thread().unwrap() <= thread {
+        while cpu_of_this_thread().unwrap() <= before {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
-        assert!(cpu_of(std::process::id()).unwrap() > process);
+        // Not compared with an earlier sum: threads that have ended since are missing from this one.
+        let worked = cpu_of_this_thread().unwrap();
+        assert!(cpu_of(std::process::id()).unwrap() >= worked);
     }
 
     #[test]

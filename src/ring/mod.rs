@@ -181,8 +181,8 @@ impl Ring {
             Provided::register(&io, Class::Small, Stock::Reserve, pool.reserve())?,
         ];
         let pool = ManuallyDrop::new(pool);
-        // The kernel counts a thread that waits in a ring as waiting for a disk, and so an idle
-        // balancer as a busy disk; since 6.15 it can be asked not to.
+        // The kernel counts a thread that waits in a ring as waiting for a disk, so an idle balancer
+        // looks like a host that only waits for I/O; since 6.15 it can be asked not to.
         let calm = io.params().is_feature_no_iowait();
         let wait_flags = if calm { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
         let (desk, post) = (Desk::new(), Post::new());

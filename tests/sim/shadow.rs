@@ -109,7 +109,7 @@ pub struct Flow {
     pub sending: VecDeque<u64>,
 }
 
-/// How long an order leaves a session time for what is queued, by `worker::tcp::sessions`.
+/// How long an order gives a session to deliver what is queued, by `worker::tcp::sessions`.
 pub fn grace(order: EndReason) -> Duration {
     Duration::from_secs(if order == EndReason::Stopping { 1 } else { 5 })
 }

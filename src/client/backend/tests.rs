@@ -3,9 +3,9 @@
 use super::*;
 use crate::cluster::Protocol;
 
-fn backend(secret: Option<&str>) -> Backend {
+fn registration(secret: Option<&str>) -> Registration {
     let service = Service { protocol: Protocol::Tcp, port: 9991, weight: 1, name: None };
-    Backend::new(service, secret.map(|secret| secret.as_bytes().to_vec()))
+    Registration::new(service, secret.map(|secret| secret.as_bytes().to_vec()))
 }
 
 fn ms(ms: u64) -> Now {
@@ -16,9 +16,9 @@ fn said(text: &str) -> Event {
     Event::Said(serde_json::from_str(text).unwrap())
 }
 
-fn step(backend: &mut Backend, at: u64, event: Event) -> Vec<Act> {
+fn step(registration: &mut Registration, at: u64, event: Event) -> Vec<Act> {
     let mut acts = Vec::new();
-    backend.handle(ms(at), 0, event, &mut acts);
+    registration.handle(ms(at), 0, event, &mut acts);
     acts
 }
 
@@ -28,29 +28,29 @@ fn sent(acts: &[Act], what: &str) -> bool {
 
 const GRANTED: &str = r#"{"ack":"successful","cmd":"register"}"#;
 
-fn member(backend: &mut Backend) {
-    assert_eq!(step(backend, 0, Event::Time), [Act::Connect]);
-    assert!(sent(&step(backend, 1, Event::Connected), "register"));
-    assert_eq!(step(backend, 2, said(GRANTED)), [Act::Tell(Notice::Registered)]);
+fn member(registration: &mut Registration) {
+    assert_eq!(step(registration, 0, Event::Time), [Act::Connect]);
+    assert!(sent(&step(registration, 1, Event::Connected), "register"));
+    assert_eq!(step(registration, 2, said(GRANTED)), [Act::Tell(Notice::Registered)]);
 }
 
 #[test]
 fn a_service_connects_registers_and_answers_hello() {
-    let mut backend = backend(None);
-    member(&mut backend);
-    let acts = step(&mut backend, 3, said(r#"{"cmd":"hello"}"#));
+    let mut registration = registration(None);
+    member(&mut registration);
+    let acts = step(&mut registration, 3, said(r#"{"cmd":"hello"}"#));
     assert_eq!(acts, [Act::Send(HELLO_ANSWER.into()), Act::Tell(Notice::Hello)]);
-    assert_eq!(backend.deadline(), Some(ms(3 + 15_000)));
+    assert_eq!(registration.deadline(), Some(ms(3 + 15_000)));
 }
 
 #[test]
 fn the_balancer_names_its_own_interval() {
-    let mut backend = backend(None);
-    step(&mut backend, 0, Event::Time);
-    step(&mut backend, 1, Event::Connected);
-    step(&mut backend, 2, said(r#"{"ack":"successful","cmd":"register","interval_ms":200}"#));
-    assert_eq!(backend.deadline(), Some(ms(602)));
-    let acts = step(&mut backend, 602, Event::Time);
+    let mut registration = registration(None);
+    step(&mut registration, 0, Event::Time);
+    step(&mut registration, 1, Event::Connected);
+    step(&mut registration, 2, said(r#"{"ack":"successful","cmd":"register","interval_ms":200}"#));
+    assert_eq!(registration.deadline(), Some(ms(602)));
+    let acts = step(&mut registration, 602, Event::Time);
     assert_eq!(acts[0], Act::Disconnect, "silence for three intervals");
     let Act::Tell(Notice::Failed { why, .. }) = &acts[1] else { panic!("{acts:?}") };
     assert_eq!(why, "the balancer has said nothing for 600 ms");
@@ -58,49 +58,49 @@ fn the_balancer_names_its_own_interval() {
 
 #[test]
 fn a_challenge_is_answered_before_registering() {
-    let mut backend = backend(Some("0123456789abcdef"));
-    step(&mut backend, 0, Event::Time);
-    assert_eq!(step(&mut backend, 1, Event::Connected), [], "waits to be asked");
-    let acts = step(&mut backend, 2, said(r#"{"cmd":"auth","nonce":"00ff","v":1}"#));
+    let mut registration = registration(Some("0123456789abcdef"));
+    step(&mut registration, 0, Event::Time);
+    assert_eq!(step(&mut registration, 1, Event::Connected), [], "waits to be asked");
+    let acts = step(&mut registration, 2, said(r#"{"cmd":"auth","nonce":"00ff","v":1}"#));
     let mac = auth::mac(b"0123456789abcdef", "00ff", "tcp-9991");
     assert!(sent(&acts, &mac) && sent(&acts, "\"id\":\"tcp-9991\""), "{acts:?}");
-    let acts = step(&mut backend, 3, said(r#"{"ack":"successful","cmd":"auth"}"#));
+    let acts = step(&mut registration, 3, said(r#"{"ack":"successful","cmd":"auth"}"#));
     assert!(sent(&acts, "register"));
-    assert_eq!(step(&mut backend, 4, said(GRANTED)), [Act::Tell(Notice::Registered)]);
+    assert_eq!(step(&mut registration, 4, said(GRANTED)), [Act::Tell(Notice::Registered)]);
 }
 
 #[test]
 fn a_balancer_that_asks_for_no_proof_is_registered_with_all_the_same() {
-    let mut backend = backend(Some("0123456789abcdef"));
-    step(&mut backend, 0, Event::Time);
-    step(&mut backend, 1, Event::Connected);
-    assert!(sent(&step(&mut backend, 3001, Event::Time), "register"));
+    let mut registration = registration(Some("0123456789abcdef"));
+    step(&mut registration, 0, Event::Time);
+    step(&mut registration, 1, Event::Connected);
+    assert!(sent(&step(&mut registration, 3001, Event::Time), "register"));
 }
 
 #[test]
 fn a_challenge_without_a_secret_is_told() {
-    let mut backend = backend(None);
-    step(&mut backend, 0, Event::Time);
-    step(&mut backend, 1, Event::Connected);
-    let acts = step(&mut backend, 2, said(r#"{"cmd":"auth","nonce":"00","v":1}"#));
+    let mut registration = registration(None);
+    step(&mut registration, 0, Event::Time);
+    step(&mut registration, 1, Event::Connected);
+    let acts = step(&mut registration, 2, said(r#"{"cmd":"auth","nonce":"00","v":1}"#));
     assert_eq!(acts, [Act::Tell(Notice::NoSecret)]);
 }
 
 #[test]
 fn a_refusal_is_told_and_tried_again_later_and_later() {
-    let mut backend = backend(None);
+    let mut registration = registration(None);
     let mut at = 0;
     let mut pauses = Vec::new();
     for _ in 0..10 {
-        assert_eq!(step(&mut backend, at, Event::Time), [Act::Connect]);
-        step(&mut backend, at, Event::Connected);
-        let acts = step(&mut backend, at, said(r#"{"ack":"failed","msg":"port closed"}"#));
+        assert_eq!(step(&mut registration, at, Event::Time), [Act::Connect]);
+        step(&mut registration, at, Event::Connected);
+        let acts = step(&mut registration, at, said(r#"{"ack":"failed","msg":"port closed"}"#));
         let [Act::Disconnect, Act::Tell(Notice::Failed { why, again_in })] = &acts[..] else {
             panic!("{acts:?}")
         };
         assert_eq!(why, "port closed");
         pauses.push(u64::try_from(again_in.as_millis()).unwrap());
-        assert_eq!(step(&mut backend, at + pauses[pauses.len() - 1] - 1, Event::Time), []);
+        assert_eq!(step(&mut registration, at + pauses[pauses.len() - 1] - 1, Event::Time), []);
         at += pauses[pauses.len() - 1];
     }
     assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
@@ -111,58 +111,58 @@ fn a_refusal_is_told_and_tried_again_later_and_later() {
 
 #[test]
 fn the_end_of_the_program_unregisters_first() {
-    let mut backend = backend(None);
-    member(&mut backend);
-    assert!(sent(&step(&mut backend, 3, Event::Wished(Wish::Gone)), "unregister"));
-    let acts = step(&mut backend, 4, said(r#"{"ack":"successful","cmd":"unregister"}"#));
+    let mut registration = registration(None);
+    member(&mut registration);
+    assert!(sent(&step(&mut registration, 3, Event::Wished(Wish::Gone)), "unregister"));
+    let acts = step(&mut registration, 4, said(r#"{"ack":"successful","cmd":"unregister"}"#));
     assert_eq!(acts, [Act::Tell(Notice::Unregistered), Act::Disconnect, Act::Stop]);
-    assert_eq!(backend.deadline(), None);
+    assert_eq!(registration.deadline(), None);
 }
 
 #[test]
 fn the_end_does_not_wait_for_a_balancer_that_is_gone() {
     for (event, at) in [(Event::Lost("reset".into()), 4), (Event::Time, 2003)] {
-        let mut backend = backend(None);
-        member(&mut backend);
-        step(&mut backend, 3, Event::Wished(Wish::Gone));
-        assert_eq!(step(&mut backend, at, event).last(), Some(&Act::Stop));
+        let mut registration = registration(None);
+        member(&mut registration);
+        step(&mut registration, 3, Event::Wished(Wish::Gone));
+        assert_eq!(step(&mut registration, at, event).last(), Some(&Act::Stop));
     }
-    let mut backend = backend(None);
-    step(&mut backend, 0, Event::Time);
-    let acts = step(&mut backend, 1, Event::Wished(Wish::Gone));
+    let mut registration = registration(None);
+    step(&mut registration, 0, Event::Time);
+    let acts = step(&mut registration, 1, Event::Wished(Wish::Gone));
     assert_eq!(acts, [Act::Disconnect, Act::Stop]);
 }
 
 #[test]
 fn the_menu_leaves_and_joins_on_the_same_connection() {
-    let mut backend = backend(None);
-    member(&mut backend);
-    assert!(sent(&step(&mut backend, 3, Event::Wished(Wish::Unregistered)), "unregister"));
-    step(&mut backend, 4, said(r#"{"ack":"successful","cmd":"unregister"}"#));
-    let acts = step(&mut backend, 5, said(r#"{"cmd":"hello"}"#));
+    let mut registration = registration(None);
+    member(&mut registration);
+    assert!(sent(&step(&mut registration, 3, Event::Wished(Wish::Unregistered)), "unregister"));
+    step(&mut registration, 4, said(r#"{"ack":"successful","cmd":"unregister"}"#));
+    let acts = step(&mut registration, 5, said(r#"{"cmd":"hello"}"#));
     assert_eq!(acts, [Act::Send(HELLO_ANSWER.into())]);
-    assert!(sent(&step(&mut backend, 6, Event::Wished(Wish::Registered)), "\"register\""));
-    assert_eq!(step(&mut backend, 7, said(GRANTED)), [Act::Tell(Notice::Registered)]);
+    assert!(sent(&step(&mut registration, 6, Event::Wished(Wish::Registered)), "\"register\""));
+    assert_eq!(step(&mut registration, 7, said(GRANTED)), [Act::Tell(Notice::Registered)]);
 }
 
 #[test]
 fn a_service_that_was_unregistered_by_hand_stays_away_when_the_connection_ends() {
-    let mut backend = backend(None);
-    member(&mut backend);
-    step(&mut backend, 3, Event::Wished(Wish::Unregistered));
+    let mut registration = registration(None);
+    member(&mut registration);
+    step(&mut registration, 3, Event::Wished(Wish::Unregistered));
     assert_eq!(
-        step(&mut backend, 4, Event::Lost("gone".into())),
+        step(&mut registration, 4, Event::Lost("gone".into())),
         [Act::Tell(Notice::Unregistered)]
     );
-    assert_eq!(backend.deadline(), None);
-    assert_eq!(step(&mut backend, 9, Event::Wished(Wish::Registered)), [Act::Connect]);
+    assert_eq!(registration.deadline(), None);
+    assert_eq!(step(&mut registration, 9, Event::Wished(Wish::Registered)), [Act::Connect]);
 }
 
 /// A balancer and a network that fail at random, around the machine.
 struct World {
     seed: u64,
     now: u64,
-    backend: Backend,
+    registration: Registration,
     connection: bool,
     connecting: bool,
     /// Whether the balancer has registered the machine's service.
@@ -182,7 +182,7 @@ impl World {
         World {
             seed,
             now: 0,
-            backend: backend(seed.is_multiple_of(3).then_some("0123456789abcdef")),
+            registration: registration(seed.is_multiple_of(3).then_some("0123456789abcdef")),
             connection: false,
             connecting: false,
             registered: false,
@@ -210,7 +210,7 @@ impl World {
         assert!(!self.stopped, "nothing is asked of a machine that is over");
         let mut acts = Vec::new();
         let random = self.random();
-        self.backend.handle(ms(self.now), random, event, &mut acts);
+        self.registration.handle(ms(self.now), random, event, &mut acts);
         for act in acts {
             assert!(!self.stopped, "nothing follows the end");
             self.obey(act, faults);
@@ -335,7 +335,7 @@ fn whatever_the_network_does_it_comes_back_and_never_floods() {
         for _ in 0..1_000 {
             world.turn(0);
         }
-        assert!(world.registered, "seed {seed}: {:?}", world.backend);
+        assert!(world.registered, "seed {seed}: {:?}", world.registration);
         let before = world.connects.len();
         for _ in 0..2_000 {
             world.turn(0);
@@ -363,7 +363,7 @@ fn whatever_the_network_does_the_end_comes_in_time() {
         let asked = world.now;
         while !world.stopped {
             world.turn(5);
-            assert!(world.now - asked <= 2_100, "seed {seed}: {:?}", world.backend);
+            assert!(world.now - asked <= 2_100, "seed {seed}: {:?}", world.registration);
         }
     }
 }
