@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use lb::balance::{Balancer, Turns};
 use lb::base::time::Now;
+use lb::cluster::Policy;
+use lb::cluster::seats::Seats;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
-use lb::config::{OnUdpLoss, Policy, Udp};
+use lb::config::{OnUdpLoss, Udp};
 use lb::metrics::WorkerMetrics;
 use lb::proxy::udp::{Limits, Socket};
 use lb::session::EndReason;
 use lb::session::affinity::Affinity;
 use lb::session::flows::{FlowHasher, Waits};
-use lb::session::seats::Seats;
 use lb::session::shards::Shard;
 use lb::session::sources::SourceLimits;
 use lb::worker::books::{Books, Parts};

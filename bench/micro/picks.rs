@@ -5,11 +5,11 @@ use std::sync::Arc;
 use divan::Bencher;
 use lb::balance::{Balancer, Question, Turns};
 use lb::base::time::Now;
+use lb::cluster::Policy;
 use lb::cluster::Protocol;
 use lb::cluster::registry::{Change, Registration, Registry};
 use lb::cluster::rotation::Rotation;
 use lb::cluster::source::Source;
-use lb::config::Policy;
 
 use crate::stage::snapshot;
 

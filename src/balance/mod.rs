@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::cluster::Policy;
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot};
-use crate::config::Policy;
 
 /// The turn counters, one per protocol, shared by all workers.
 ///

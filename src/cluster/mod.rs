@@ -4,7 +4,11 @@
 
 pub mod registry;
 pub mod rotation;
+pub mod seats;
+pub mod service;
 pub mod source;
+
+pub use service::{OnBackendLoss, Policy, Timeouts};
 
 use std::fmt;
 use std::net::SocketAddr;

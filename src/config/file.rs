@@ -129,8 +129,9 @@ fn line(text: &str, place: usize) -> usize {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{LogFormat, OnBackendLoss, Policy};
+    use super::super::LogFormat;
     use super::*;
+    use crate::cluster::{OnBackendLoss, Policy};
 
     #[test]
     fn an_empty_file_is_the_defaults() {

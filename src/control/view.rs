@@ -11,10 +11,10 @@ use super::status::{
 };
 use super::workers::BackendValues;
 use crate::base::time::Now;
+use crate::cluster::Policy;
 use crate::cluster::registry::Entry;
 use crate::cluster::rotation::Rotation;
 use crate::cluster::{Backend, BackendId, Standing};
-use crate::config::Policy;
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.

@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use super::link::{Ended, Refusal, Report, Terms};
 use crate::balance::{Balancer, Question};
 use crate::base::time::Now;
+use crate::cluster::seats::Seats;
 use crate::cluster::{Backend, BackendId, Protocol, Snapshot};
 use crate::metrics::WorkerMetrics;
-use crate::session::seats::Seats;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
 

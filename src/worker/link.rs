@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Snapshot};
-use crate::config::{Policy, Timeouts};
+use crate::cluster::{Policy, Timeouts};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::Times;
 use crate::session::shards::{Shard, ShardWriter};

@@ -14,8 +14,8 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use harness::{Backend, Core, assert_failed, service};
+use lb::cluster::OnBackendLoss;
 use lb::cluster::{Protocol, Standing};
-use lb::config::OnBackendLoss;
 use lb::session::EndReason;
 use lb::worker::link::{Order, Report};
 use serde_json::json;

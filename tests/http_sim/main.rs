@@ -27,16 +27,16 @@ use dice::Dice;
 use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
+use lb::cluster::Policy;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
-use lb::config::Policy;
 use lb::proxy::http::{Journal, Record, Settings};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
 
+use lb::cluster::seats::Seats;
 use lb::proxy::{self, Intake, Side};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
-use lb::session::seats::Seats;
 use lb::worker::books::{Books, Parts};
 use lb::worker::http::sessions::{Cmd, Conn, Sessions};
 use lb::worker::link::{Order, link};

@@ -8,8 +8,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use lb::base::time::Now;
+use lb::cluster::Timeouts;
 use lb::cluster::{BackendId, Protocol, Snapshot};
-use lb::config::Timeouts;
 use lb::proxy::outlook::Outlook;
 use lb::proxy::{Cmd, Received, Side, Splice, Spliced};
 use lb::ring::pool::{Class, Pool};

@@ -8,10 +8,10 @@ use tracing::info;
 
 use super::{Departed, Draining, Hub, REPEAT_EVERY};
 use crate::base::time::Now;
+use crate::cluster::OnBackendLoss;
 use crate::cluster::registry::{Applied, Change, Entry, Fault};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol};
-use crate::config::OnBackendLoss;
 use crate::control::drain::Drain;
 
 impl Hub {

@@ -19,8 +19,8 @@ use nix::errno::Errno;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
+use crate::cluster::Timeouts;
 use crate::cluster::{BackendId, Protocol};
-use crate::config::Timeouts;
 use crate::proxy::line::Features;
 use crate::proxy::outlook::Watch;
 use crate::proxy::tcp::{Progress, Relay};
@@ -495,12 +495,12 @@ mod tests {
     use crate::balance::tests::snapshot;
     use crate::balance::{Balancer, Turns};
     use crate::base::publish::Publisher;
+    use crate::cluster::Policy;
     use crate::cluster::Snapshot;
-    use crate::config::Policy;
+    use crate::cluster::seats::Seats;
     use crate::proxy::Side::{Backend, Client};
     use crate::proxy::outlook::{GIVEN_UP_AFTER, LOOK_EVERY, Outlook};
     use crate::ring::pool::Class;
-    use crate::session::seats::Seats;
     use crate::worker::books::Parts;
     use crate::worker::link::{ControlEnd, Ended, Report, link};
     use crate::worker::starved::WAIT_MAX;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Cmd, Context, Phase, Session, Sessions};
 use crate::base::time::Now;
-use crate::config::Timeouts;
+use crate::cluster::Timeouts;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing};
 use crate::proxy::{self, Side};
 use crate::session::EndReason;
