@@ -14,7 +14,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cluster::{OnBackendLoss, Policy, Timeouts};
+use crate::cluster::{OnBackendLoss, Policy, Terms, Timeouts};
 
 /// The whole configuration of `lb serve`.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -33,6 +33,22 @@ pub struct Config {
     pub control: Control,
     pub admin: Admin,
     pub log: Log,
+}
+
+impl Config {
+    /// The terms of every service.
+    pub fn terms(&self) -> Terms {
+        Terms {
+            policy: self.balance.policy,
+            on_backend_loss: self.balance.on_backend_loss,
+            timeouts: self.timeouts,
+        }
+    }
+
+    /// Whether each session's start and end is told of in the log.
+    pub fn reports_sessions(&self) -> bool {
+        self.log.level >= tracing::Level::INFO
+    }
 }
 
 /// The doors; `None` is `off`.

@@ -154,10 +154,8 @@ impl Shell {
 
     fn take_orders(&mut self, now: Now) {
         while let Ok(order) = self.parts.orders.pop() {
-            match order {
-                Order::Stop => self.stop_at = Some(now.plus(STOP_PATIENCE)),
-                Order::Adopt(terms) => self.parts.books.borrow_mut().adopt_terms(terms),
-                _ => {}
+            if order == Order::Stop {
+                self.stop_at = Some(now.plus(STOP_PATIENCE));
             }
             self.tcp.order(now, order, &mut self.ring, &mut self.parts.books.borrow_mut());
             self.udp.order(now, order);

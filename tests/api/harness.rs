@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend as Registered, BackendId, Protocol, Snapshot, Standing};
+use lb::cluster::{Backend as Registered, BackendId, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::metrics::WorkerCounters;
 use lb::proxy::line::Features;
@@ -20,7 +20,6 @@ const RECORD_MAX: usize = 1 << 20;
 
 pub struct Balancer {
     pub plane: DataPlane,
-    version: u64,
 }
 
 impl Balancer {
@@ -33,7 +32,7 @@ impl Balancer {
         config.api.via = Some("test".to_string());
         change(&mut config);
         let features = Features { receive_cap: true, splice: true };
-        Balancer { plane: DataPlane::start(&config, 1000, features).unwrap(), version: 0 }
+        Balancer { plane: DataPlane::start(&config, 1000, features).unwrap() }
     }
 
     /// A balancer in front of these backends, which its worker knows of.
@@ -45,17 +44,18 @@ impl Balancer {
 
     /// Shows the workers these backends, numbered from 1, and waits until they have looked.
     pub fn register(&mut self, addresses: &[SocketAddr]) {
-        self.version += 1;
         let backends = addresses.iter().enumerate().map(|(place, address)| Registered {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
-            protocol: Protocol::Api,
+            service: ServiceId::built_in(Protocol::Api),
             address: *address,
             weight: 1,
             name: None,
             standing: Standing::Serving,
         });
-        self.plane.snapshots.publish(Snapshot::frozen(self.version, backends.collect()));
+        let backends: Vec<_> = backends.collect();
+        let snapshots = &self.plane.snapshots;
+        snapshots.publish(snapshots.current().with(&backends));
         self.turn();
     }
 

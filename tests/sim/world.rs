@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::Snapshot;
 use lb::cluster::seats::Seats;
+use lb::cluster::{Snapshot, Terms};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
 use lb::proxy::{self, Event, Intake, Side, Spliced, When};
@@ -110,29 +109,26 @@ pub fn run_plan(plan: Plan, random: Random, traced: bool) -> Story {
 
 impl World {
     fn new(plan: Plan, mut random: Random, traced: bool) -> World {
-        let publisher = Publisher::new(Snapshot::default());
+        let seats = Arc::new(Seats::new(plan.seats));
+        let terms = Terms { policy: plan.policy, timeouts: plan.timeouts, ..Terms::default() };
+        let publisher = Publisher::new(Snapshot::built_in(terms, |_| Arc::clone(&seats)));
         let urgent = Arc::new(tokio::sync::Notify::new());
         let (control, worker) = link(0, plan.seats, publisher.subscribe(), Arc::clone(&urgent))
             .expect("a process has descriptors to spare");
-        let seats = Arc::new(Seats::new(plan.seats));
         let pool = Pool::new(plan.small_blocks, plan.large_blocks);
         let temper = plan.temper;
         let kernel_random = Random::new(random.next());
         let kernel = Kernel::new(temper, kernel_random, &pool, plan.posted_first);
         let WorkerEnd { snapshots, orders, reports, metrics, shard, .. } = worker;
         let books = Books::new(Parts {
-            balancer: Balancer::new(plan.policy, Arc::<Turns>::default()),
             shard,
             metrics: Arc::clone(&metrics),
             all_metrics: Arc::from([metrics]),
             reports,
             urgent,
-            seats: Arc::clone(&seats),
-            udp_seats: Arc::new(Seats::new(0)),
-            report_sessions: true,
         });
         let features = Features { receive_cap: plan.receive_cap, splice: plan.splice };
-        let settings = Settings { features, timeouts: plan.timeouts };
+        let settings = Settings { features };
         let now = Now::from_nanos(1_000_000_000);
         let users = (0..plan.users).map(|_| User::draw(&plan, now, &mut random)).collect();
         let world = World {
@@ -525,7 +521,7 @@ impl World {
     fn connect(&mut self, key: Key, to: SocketAddr) {
         let user = self.laws.sessions[&key.place].user;
         let conn = self.connection(user, Side::Backend);
-        let known = self.laws.adopted.backends.iter().find(|backend| backend.address == to);
+        let known = self.laws.adopted.backends().find(|backend| backend.address == to);
         let backend = known.map(|backend| backend.id);
         self.laws.connects(self.now, key, backend, conn);
         if self.random.in_thousand(self.plan.no_descriptor) {

@@ -28,7 +28,7 @@ use nix::errno::Errno;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::{BackendId, Protocol};
+use crate::cluster::{BackendId, Protocol, ServiceId};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
 use crate::proxy::http::{self, Assigned, Context, Gateway, Journal, Kit, Settings};
@@ -42,6 +42,8 @@ use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use looks::{Leaving, Looks, ORDERED_GRACE, STOP_GRACE};
 
+/// The service of the users who come to the API door.
+const SERVICE: ServiceId = ServiceId::built_in(Protocol::Api);
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -251,10 +253,10 @@ impl Sessions {
         out: &mut Vec<Cmd>,
     ) -> Key {
         let mut books = self.books.borrow_mut();
-        let entry = match books.admit(Protocol::Api, client, now) {
+        let entry = match books.admit(SERVICE, client, now) {
             Ok(entry) => entry,
             Err(why) => {
-                books.refused(Protocol::Api, client, why);
+                books.refused(SERVICE, client, why);
                 drop(books);
                 return self.turn_away(now, client, why, pool, out);
             }
@@ -404,7 +406,6 @@ impl Sessions {
                     move |user: &User| user.entry.as_ref().is_some_and(|entry| id_of(entry) == id);
                 self.end_all(now, named, reason, pool, out);
             }
-            Order::Adopt(terms) => self.settings.connect_timeout = terms.timeouts.connect,
             Order::Stop => {
                 (self.draining, self.stopping) = (true, true);
                 self.end_all(now, |_| true, EndReason::Stopping, pool, out);

@@ -11,9 +11,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::looks::{Leaving, STOP_GRACE};
-use super::{Cmd, Conn, Link, SWEEP_EVERY, Sessions, State, User};
+use super::{Cmd, Conn, Link, SERVICE, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol, Standing};
+use crate::cluster::{BackendId, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
@@ -107,7 +107,7 @@ impl Sessions {
         };
         let backend = *backend;
         let mut books = self.books.borrow_mut();
-        let choice = books.find(Protocol::Api, backend).filter(|_| may_go_on(&books, backend));
+        let choice = books.find(SERVICE, backend).filter(|_| may_go_on(&books, backend));
         let Some(choice) = choice else {
             drop(books);
             self.drop_spare(now, link, out);
@@ -143,7 +143,8 @@ impl Sessions {
         if let Some(user) = self.users.get(key) {
             user.link = Some(link);
         }
-        self.connects.schedule(link.place, now.plus(self.settings.connect_timeout));
+        let patience = self.books.borrow().timeouts(SERVICE).connect;
+        self.connects.schedule(link.place, now.plus(patience));
         out.push(Cmd::Connect { link, to: choice.address });
     }
 
@@ -189,7 +190,7 @@ impl Sessions {
         if lack == Lack::Everywhere {
             // Spare connections hold descriptors and ports that the next request can use.
             let client = entry.client;
-            self.books.borrow_mut().refused(Protocol::Api, client, Refusal::Exhausted);
+            self.books.borrow_mut().refused(SERVICE, client, Refusal::Exhausted);
             self.drop_all_spares(now, out);
             self.refuse(now, key, Refused::Exhausted, pool);
             return self.follow(now, key, pool, out);
@@ -219,7 +220,7 @@ impl Sessions {
                 self.connect(now, key, choice, out);
             }
             None => {
-                books.refused(Protocol::Api, entry.client, refusal);
+                books.refused(SERVICE, entry.client, refusal);
                 drop(books);
                 self.refuse(now, key, why, pool);
                 self.follow(now, key, pool, out);
@@ -235,7 +236,7 @@ impl Sessions {
         let mut books = self.books.borrow_mut();
         books.unassign(entry);
         if why == Refused::NoBackend {
-            books.refused(Protocol::Api, entry.client, Refusal::NoBackend);
+            books.refused(SERVICE, entry.client, Refusal::NoBackend);
         }
         drop(books);
         self.lend(now, key, pool, |gateway, cx| gateway.refused(why, last, cx));
@@ -436,10 +437,10 @@ impl Sessions {
 }
 
 fn is_serving(books: &Books, backend: BackendId) -> bool {
-    books.snapshot().get(backend).is_some_and(|one| one.standing == Standing::Serving)
+    books.snapshot().get(SERVICE, backend).is_some_and(|one| one.standing == Standing::Serving)
 }
 
 /// Whether what a user began at a backend may go on there.
 fn may_go_on(books: &Books, backend: BackendId) -> bool {
-    books.snapshot().get(backend).is_some_and(|one| one.standing != Standing::Draining)
+    books.snapshot().get(SERVICE, backend).is_some_and(|one| one.standing != Standing::Draining)
 }
