@@ -15,7 +15,8 @@
 //!
 //! Inside a worker, bytes and decisions flow one way: accept, pick, session, relay. Nothing calls back.
 //! A worker never waits for the control core: without a snapshot it refuses users, with a stale one it
-//! carries on.
+//! carries on. A snapshot holds every service with its backends and its terms, so whatever changes while
+//! the balancer runs, a registration or a reload, is one more of them.
 //!
 //! # Where to look
 //!
@@ -25,6 +26,7 @@
 //! | what happens to a datagram? | [`worker::udp`], then [`worker::udp::sessions`] |
 //! | what happens to a request? | [`worker::http::driver`], then [`worker::http::sessions`] and [`proxy::http`] |
 //! | who gets the next user? | [`balance`] |
+//! | what is a service, and what do workers see of it? | [`cluster::service`], [`cluster::snapshot`] |
 //! | how does a backend join and leave? | [`control`], then [`cluster::registry`] |
 //! | where are the system calls, and all the `unsafe`? | [`ring`] |
 //! | how are live sessions read from outside? | [`session::shards`] |

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::proxy::line::Features;
 use lb::worker::link::Order;
@@ -75,13 +75,13 @@ fn publish(plane: &mut DataPlane, protocol: Protocol, address: SocketAddr) {
     let backend = Backend {
         id: BackendId(1),
         slot: 0,
-        protocol,
+        service: ServiceId::built_in(protocol),
         address,
         weight: 1,
         name: None,
         standing: Standing::Serving,
     };
-    plane.snapshots.publish(Snapshot::frozen(1, vec![backend]));
+    plane.snapshots.publish(plane.snapshots.current().with(&[backend]));
     plane.ends[0].wake.write(1).unwrap();
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::proxy::line::Features;
 use lb::ring::outlook::outlook;
@@ -25,7 +25,6 @@ use wait::{PATIENCE, wait_for};
 
 struct Balancer {
     plane: DataPlane,
-    version: u64,
 }
 
 impl Balancer {
@@ -43,7 +42,7 @@ impl Balancer {
         config.listen.udp = None;
         config.listen.api = None;
         change(&mut config);
-        Balancer { plane: DataPlane::start(&config, sessions, features).unwrap(), version: 0 }
+        Balancer { plane: DataPlane::start(&config, sessions, features).unwrap() }
     }
 
     /// Publishes these backends to the workers, numbered from 1.
@@ -54,17 +53,18 @@ impl Balancer {
 
     /// The same, without waking the workers.
     fn publish(&mut self, addresses: &[SocketAddr]) {
-        self.version += 1;
         let backends = addresses.iter().enumerate().map(|(place, address)| Backend {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
-            protocol: Protocol::Tcp,
+            service: ServiceId::built_in(Protocol::Tcp),
             address: *address,
             weight: 1,
             name: None,
             standing: Standing::Serving,
         });
-        self.plane.snapshots.publish(Snapshot::frozen(self.version, backends.collect()));
+        let backends: Vec<_> = backends.collect();
+        let snapshots = &self.plane.snapshots;
+        snapshots.publish(snapshots.current().with(&backends));
     }
 
     fn order(&mut self, order: Order) {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::metrics::WorkerCounters;
 use lb::proxy::line::Features;
@@ -44,14 +44,14 @@ impl Balancer {
         let backend = |place: usize, protocol, address| Backend {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
-            protocol,
+            service: ServiceId::built_in(protocol),
             address,
             weight: 1,
             name: None,
             standing: Standing::Serving,
         };
-        let backends = [backend(0, Protocol::Tcp, tcp), backend(1, Protocol::Api, api)].into();
-        plane.snapshots.publish(Snapshot::frozen(1, backends));
+        let backends = [backend(0, Protocol::Tcp, tcp), backend(1, Protocol::Api, api)];
+        plane.snapshots.publish(plane.snapshots.current().with(&backends));
         plane.ends[0].wake.write(1).unwrap();
         Balancer { plane }
     }

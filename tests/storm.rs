@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::proxy::line::Features;
 use lb::worker::link::Order;
@@ -239,13 +239,13 @@ fn rude_peers_get_whole_streams_or_resets() {
     let backend = Backend {
         id: BackendId(1),
         slot: 0,
-        protocol: Protocol::Tcp,
+        service: ServiceId::built_in(Protocol::Tcp),
         address: backend(Arc::clone(&sessions)),
         weight: 1,
         name: None,
         standing: Standing::Serving,
     };
-    plane.snapshots.publish(Snapshot::frozen(1, vec![backend]));
+    plane.snapshots.publish(plane.snapshots.current().with(&[backend]));
     for end in &plane.ends {
         end.wake.write(1).unwrap();
     }

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use lb::config::{Config, OnUdpLoss};
 use lb::metrics::WorkerCounters;
 use lb::proxy::line::Features;
@@ -34,7 +34,6 @@ const SILENCE: Duration = Duration::from_millis(400);
 
 struct Balancer {
     plane: DataPlane,
-    version: u64,
 }
 
 impl Balancer {
@@ -45,22 +44,23 @@ impl Balancer {
         config.listen.api = None;
         change(&mut config);
         let features = Features { receive_cap: true, splice: true };
-        Balancer { plane: DataPlane::start(&config, 1000, features).unwrap(), version: 0 }
+        Balancer { plane: DataPlane::start(&config, 1000, features).unwrap() }
     }
 
     /// Shows the workers these backends, numbered from 1, and waits until all of them have looked.
     fn register(&mut self, backends: &[(Protocol, SocketAddr)]) {
-        self.version += 1;
         let all = backends.iter().enumerate().map(|(place, (protocol, address))| Backend {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
-            protocol: *protocol,
+            service: ServiceId::built_in(*protocol),
             address: *address,
             weight: 1,
             name: None,
             standing: Standing::Serving,
         });
-        self.plane.snapshots.publish(Snapshot::frozen(self.version, all.collect()));
+        let all: Vec<_> = all.collect();
+        let snapshots = &self.plane.snapshots;
+        snapshots.publish(snapshots.current().with(&all));
         self.let_them_look();
     }
 

@@ -11,16 +11,15 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb::balance::{Balancer, Turns};
 use lb::base::time::Now;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
-use lb::config::{OnUdpLoss, Policy, Udp};
+use lb::cluster::seats::Seats;
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing, Terms, Timeouts};
+use lb::config::{OnUdpLoss, Udp};
 use lb::metrics::WorkerMetrics;
 use lb::proxy::udp::{Limits, Socket};
 use lb::session::EndReason;
 use lb::session::affinity::Affinity;
 use lb::session::flows::{FlowHasher, Waits};
-use lb::session::seats::Seats;
 use lb::session::shards::Shard;
 use lb::session::sources::SourceLimits;
 use lb::worker::books::{Books, Parts};
@@ -216,7 +215,7 @@ struct World {
     backends: BTreeMap<u32, Registered>,
     next_backend: u32,
     next_descriptor: u64,
-    version: u64,
+    snapshot: Arc<Snapshot>,
     network: BinaryHeap<Reverse<(Now, u64, Arrival)>>,
     arrivals: u64,
     /// Which worker the kernel hands a flow to.
@@ -297,25 +296,24 @@ impl World {
     fn new(seed: u64, fault: Fault, pressure: Pressure) -> World {
         let now = Now::from_nanos(5_000_000_000);
         let map = Arc::new(Affinity::new(WORKERS * SESSIONS));
-        let turns = Arc::<Turns>::default();
         let seats = Arc::new(Seats::new(SEATS));
+        let timeouts = Timeouts { udp_idle: pressure.idle(), ..Timeouts::default() };
+        let terms = Terms { timeouts, ..Terms::default() };
+        let snapshot = Arc::new(Snapshot::built_in(terms, |_| Arc::clone(&seats)));
         let metrics: Vec<Arc<WorkerMetrics>> = (0..WORKERS).map(|_| Arc::default()).collect();
         let all_metrics: Arc<[_]> = metrics.clone().into();
         let workers = (metrics.into_iter().enumerate())
             .map(|(number, metrics)| {
                 let (writer, shard) = Shard::new(number as u8, SESSIONS);
                 let (producer, reports) = rtrb::RingBuffer::new(64);
-                let books = Books::new(Parts {
-                    balancer: Balancer::new(Policy::RoundRobin, Arc::clone(&turns)),
+                let mut books = Books::new(Parts {
                     shard: writer,
                     metrics: Arc::clone(&metrics),
                     all_metrics: Arc::clone(&all_metrics),
                     reports: producer,
                     urgent: Arc::default(),
-                    seats: Arc::new(Seats::new(0)),
-                    udp_seats: Arc::clone(&seats),
-                    report_sessions: true,
                 });
+                books.adopt(Arc::clone(&snapshot));
                 let core = Sessions::new(settings(fault, pressure, number, seed, &map), now);
                 Worker {
                     core,
@@ -340,7 +338,7 @@ impl World {
             backends: BTreeMap::new(),
             next_backend: 1,
             next_descriptor: 0,
-            version: 0,
+            snapshot,
             network: BinaryHeap::new(),
             arrivals: 0,
             grouping: 0,
@@ -376,23 +374,22 @@ impl World {
     }
 
     fn publish(&mut self) {
-        self.version += 1;
         let backends: Vec<Backend> = (self.backends.iter())
             .map(|(id, backend)| Backend {
                 id: BackendId(*id),
                 slot: (*id % 512) as u16,
-                protocol: Protocol::Udp,
+                service: ServiceId::built_in(Protocol::Udp),
                 address: backend.address,
                 weight: 1,
                 name: None,
                 standing: backend.standing,
             })
             .collect();
-        let snapshot = Arc::new(Snapshot::frozen(self.version, backends));
+        self.snapshot = Arc::new(self.snapshot.with(&backends));
         for worker in &mut self.workers {
-            worker.books.adopt(Arc::clone(&snapshot));
+            worker.books.adopt(Arc::clone(&self.snapshot));
             if self.fault != Fault::DeafToSnapshots || !self.random.one_in(2) {
-                worker.core.adopt(&snapshot);
+                worker.core.adopt(&self.snapshot);
             }
         }
     }

@@ -3,26 +3,31 @@
 use std::sync::Arc;
 
 use divan::Bencher;
-use lb::balance::{Balancer, Question, Turns};
+use lb::balance::{self, Question};
 use lb::base::time::Now;
-use lb::cluster::Protocol;
 use lb::cluster::registry::{Change, Registration, Registry};
 use lb::cluster::rotation::Rotation;
+use lb::cluster::service::Pool;
 use lb::cluster::source::Source;
-use lb::config::Policy;
+use lb::cluster::{BackendId, Policy, Protocol, Service, ServiceId, Snapshot, Terms};
 
 use crate::stage::snapshot;
 
-fn pick(bencher: Bencher, policy: Policy, backends: u16) {
+/// The TCP service with so many backends.
+fn service(policy: Policy, backends: u16) -> Service {
     let snapshot = snapshot(Protocol::Tcp, backends);
-    let balancer = Balancer::new(policy, Arc::<Turns>::default());
+    let service = snapshot.service(ServiceId::built_in(Protocol::Tcp)).expect("it is built in");
+    Service { terms: Terms { policy, ..service.terms }, ..service.clone() }
+}
+
+fn pick(bencher: Bencher, policy: Policy, backends: u16) {
+    let service = service(policy, backends);
     let question = Question {
-        protocol: Protocol::Tcp,
         user: [192, 0, 2, 1].into(),
         load: &|backend| u64::from(backend.slot) % 7,
         excluded: &|_| false,
     };
-    bencher.bench_local(|| balancer.pick(&snapshot, divan::black_box(&question)).map(|b| b.id));
+    bencher.bench_local(|| balance::pick(&service, divan::black_box(&question)).map(|b| b.id));
 }
 
 /// The cost does not depend on the number of backends. Budget: 12 ns.
@@ -34,17 +39,12 @@ fn round_robin(bencher: Bencher, backends: u16) {
 /// A round too long for a table: a thousand backends, with every weight in use. Budget: 200 ns.
 #[divan::bench]
 fn round_robin_weighted(bencher: Bencher) {
-    let mut snapshot = snapshot(Protocol::Tcp, 1_000);
+    let equals = service(Policy::RoundRobin, 1_000);
     let weights: Vec<_> = (0..1_000).map(|place| (place, 1 + place % 256)).collect();
-    snapshot.rotations[Protocol::Tcp.index()] = Rotation::weighted(&weights);
-    let balancer = Balancer::new(Policy::RoundRobin, Arc::<Turns>::default());
-    let question = Question {
-        protocol: Protocol::Tcp,
-        user: [192, 0, 2, 1].into(),
-        load: &|_| 0,
-        excluded: &|_| false,
-    };
-    bencher.bench_local(|| balancer.pick(&snapshot, divan::black_box(&question)).map(|b| b.id));
+    let (backends, rotation) = (equals.pool.backends.clone(), Rotation::weighted(&weights));
+    let service = Service { pool: Arc::new(Pool { backends, rotation }), ..equals };
+    let question = Question { user: [192, 0, 2, 1].into(), load: &|_| 0, excluded: &|_| false };
+    bencher.bench_local(|| balance::pick(&service, divan::black_box(&question)).map(|b| b.id));
 }
 
 /// What the control core does once per batch of changes, with 1,000 backends of the weights 1 to
@@ -52,18 +52,26 @@ fn round_robin_weighted(bencher: Bencher) {
 /// may do without a pause.
 #[divan::bench(args = [1, 3, 256])]
 fn freeze(bencher: Bencher, weights: u16) {
-    let mut registry = Registry::new(lb::metrics::BACKENDS_MAX);
+    let services = Snapshot::default().services;
+    let mut registry = Registry::new(lb::metrics::BACKENDS_MAX, &services);
     for number in 0..1_000 {
         let wanted = Registration {
             source: Source::Connection(1),
-            protocol: Protocol::Udp,
+            service: ServiceId::built_in(Protocol::Udp),
             address: ([192, 0, 2, 1], 1_000 + number).into(),
             weight: 1 + number % weights,
             name: None,
         };
         registry.apply(Change::Register(wanted), Now::default()).expect("a free place");
     }
-    bencher.bench_local(|| registry.freeze().version);
+    let backend = BackendId(1);
+    let mut standings =
+        [Change::SetAside { backend }, Change::Restore { backend }].into_iter().cycle();
+    bencher.bench_local(|| {
+        let change = standings.next().expect("a cycle has no end");
+        registry.apply(change, Now::default()).expect("it is registered");
+        registry.freeze(false).version
+    });
 }
 
 /// Budget: 30 ns for 3 backends, 3,000 ns for 256.

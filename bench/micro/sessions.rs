@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use lb::base::time::Now;
-use lb::cluster::{BackendId, Protocol};
+use lb::cluster::{BackendId, Protocol, ServiceId};
 use lb::session::flows::{FlowHasher, FlowKey, Flows};
 use lb::session::shards::Shard;
 
@@ -43,7 +43,8 @@ fn table_entry(bencher: Bencher) {
     let user = client(1);
     let now = Now::from_nanos(1);
     bencher.bench_local(|| {
-        let place = writer.open(Protocol::Tcp, user, now).expect("a free place");
+        let place =
+            writer.open(ServiceId::built_in(Protocol::Tcp), user, now).expect("a free place");
         writer.set_backend(&place, BackendId(1));
         writer.moved(&place, 64, 64, now);
         writer.close(place);

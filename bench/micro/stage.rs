@@ -6,18 +6,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
-use lb::config::{Policy, Timeouts};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
 use lb::proxy::udp::Limits;
 use lb::proxy::{self, Event, Received, Side};
 use lb::ring::pool::{Class, Pool};
 use lb::session::flows::{FlowHasher, Waits};
-use lb::session::seats::Seats;
 use lb::session::sources::SourceLimits;
 use lb::worker::books::{Books, Parts};
 use lb::worker::link::{ControlEnd, link};
@@ -45,15 +42,11 @@ fn books(protocol: Protocol) -> (Books, Arc<Snapshot>, ControlEnd) {
     let (control, end) =
         link(0, SESSIONS, publisher.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
     let mut books = Books::new(Parts {
-        balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
         shard: end.shard,
         metrics: Arc::clone(&end.metrics),
         all_metrics: Arc::from([end.metrics]),
         reports: end.reports,
         urgent,
-        seats: Arc::new(Seats::new(SESSIONS)),
-        udp_seats: Arc::new(Seats::new(SESSIONS)),
-        report_sessions: false,
     });
     let snapshot = Arc::new(snapshot(protocol, 3));
     books.adopt(Arc::clone(&snapshot));
@@ -64,7 +57,7 @@ impl Stage {
     pub fn new() -> Stage {
         let (books, _, control) = books(Protocol::Tcp);
         let features = Features { receive_cap: true, splice: false };
-        let settings = Settings { features, timeouts: Timeouts::default() };
+        let settings = Settings { features };
         let core = Sessions::new(settings, NOW);
         Stage {
             core,
@@ -189,14 +182,16 @@ impl Datagrams {
 
 /// Backends of one weight, in rotation.
 pub fn snapshot(protocol: Protocol, count: u16) -> Snapshot {
-    let backends = (0..count).map(|place| Backend {
+    let backend = |place| Backend {
         id: BackendId(u32::from(place) + 1),
         slot: place,
-        protocol,
+        service: ServiceId::built_in(protocol),
         address: ([10, 0, (place >> 8) as u8, place as u8], 80).into(),
         weight: 1,
         name: None,
         standing: Standing::Serving,
-    });
-    Snapshot::frozen(1, backends.collect())
+    };
+    let backends: Vec<_> = (0..count).map(backend).collect();
+    let quiet = Snapshot { report_sessions: false, ..Snapshot::default() };
+    quiet.with(&backends)
 }

@@ -1,39 +1,15 @@
-//! Picks the backend for the next user. Owns the policies and the one shared counter behind exact
-//! round robin; knows no socket and no clock. Health and membership come with the snapshot it is
-//! handed.
+//! Picks the backend for the next user. Owns the policies, as one pure function of a service and a
+//! question about it; knows no socket and no clock. Health, membership and turns come with the service.
 
 mod least_sessions;
 mod source_hash;
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cluster::{Backend, BackendId, Protocol, Snapshot};
-use crate::config::Policy;
+use crate::cluster::{Backend, BackendId, Policy, Service};
 
-/// The turn counters, one per protocol, shared by all workers.
-///
-/// The only value that workers write together. Exact round robin across workers needs a single order,
-/// and it costs one atomic addition per session. Turns continue across snapshots, so a backend at the
-/// front of the rotation gains nothing when others come and go.
-#[derive(Debug, Default)]
-pub struct Turns([Turn; 3]);
-
-/// Alone on its pair of cache lines, so that TCP users do not slow down UDP users.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Turn(AtomicU64);
-
-impl Turns {
-    fn take(&self, protocol: Protocol) -> u64 {
-        self.0[protocol.index()].0.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-/// What a pick may depend on besides the snapshot.
+/// What a pick may depend on besides the service.
 pub struct Question<'a> {
-    pub protocol: Protocol,
     pub user: IpAddr,
     /// Running sessions of a backend, across all workers.
     pub load: &'a dyn Fn(&Backend) -> u64,
@@ -41,118 +17,107 @@ pub struct Question<'a> {
     pub excluded: &'a dyn Fn(BackendId) -> bool,
 }
 
-/// One worker's view of the policy.
-#[derive(Clone)]
-pub struct Balancer {
-    pub policy: Policy,
-    turns: Arc<Turns>,
-}
-
-impl Balancer {
-    pub fn new(policy: Policy, turns: Arc<Turns>) -> Balancer {
-        Balancer { policy, turns }
+/// The backend for a new session of this service, by its policy; `None` if every backend in the rotation
+/// is excluded.
+pub fn pick<'s>(service: &'s Service, question: &Question) -> Option<&'s Backend> {
+    let (pool, rotation) = (&service.pool, &service.pool.rotation);
+    if rotation.is_empty() {
+        return None;
     }
-
-    /// The backend for a new session; `None` if every backend in the rotation is excluded.
-    pub fn pick<'s>(&self, snapshot: &'s Snapshot, question: &Question) -> Option<&'s Backend> {
-        let rotation = &snapshot.rotations[question.protocol.index()];
-        if rotation.is_empty() {
-            return None;
+    let fit = |place: u16| {
+        let backend = pool.backends.get(usize::from(place))?;
+        (!(question.excluded)(backend.id)).then_some(backend)
+    };
+    let in_turn = |turn| rotation.from_turn(turn).filter_map(fit);
+    match service.terms.policy {
+        Policy::RoundRobin => {
+            let turn = service.turn.take();
+            rotation.whose(turn).and_then(fit).or_else(|| in_turn(turn).next())
         }
-        let fit = |place: u16| {
-            let backend = snapshot.backends.get(usize::from(place))?;
-            (!(question.excluded)(backend.id)).then_some(backend)
-        };
-        let turn = || self.turns.take(question.protocol);
-        let in_turn = |turn| rotation.from_turn(turn).filter_map(fit);
-        match self.policy {
-            Policy::RoundRobin => {
-                let turn = turn();
-                rotation.whose(turn).and_then(fit).or_else(|| in_turn(turn).next())
-            }
-            Policy::LeastSessions => least_sessions::pick(in_turn(turn()), question.load),
-            Policy::SourceHash => {
-                source_hash::pick(rotation.places().filter_map(fit), question.user)
-            }
-        }
+        Policy::LeastSessions => least_sessions::pick(in_turn(service.turn.take()), question.load),
+        Policy::SourceHash => source_hash::pick(rotation.places().filter_map(fit), question.user),
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::*;
-    use crate::cluster::Standing;
-    use crate::cluster::rotation::Rotation;
+    use std::sync::Arc;
 
-    /// A snapshot of TCP backends, each with a weight, in the rotation that is given.
-    pub(crate) fn snapshot(weights: &[u16], rotation: &[u16]) -> Snapshot {
-        let backends = weights.iter().enumerate().map(|(place, weight)| Backend {
+    use super::*;
+    use crate::cluster::rotation::Rotation;
+    use crate::cluster::service::Pool;
+    use crate::cluster::{Protocol, ServiceId, Snapshot, Standing, Terms};
+
+    const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
+
+    /// TCP backends with these weights.
+    pub(crate) fn backends(weights: &[u16]) -> Vec<Backend> {
+        let backend = |(place, weight): (usize, &u16)| Backend {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
-            protocol: Protocol::Tcp,
+            service: TCP,
             address: format!("10.0.{}.{}:80", (place + 1) >> 8, (place + 1) & 255).parse().unwrap(),
             weight: *weight,
             name: None,
             standing: Standing::Serving,
-        });
-        Snapshot {
-            version: 1,
-            backends: backends.collect(),
-            rotations: [
-                rotation.iter().copied().collect(),
-                Rotation::default(),
-                Rotation::default(),
-            ],
-        }
+        };
+        weights.iter().enumerate().map(backend).collect()
+    }
+
+    /// A service with such backends, in this rotation.
+    fn service(policy: Policy, weights: &[u16], rotation: Rotation) -> Service {
+        let terms = Terms { policy, ..Terms::default() };
+        let pool = Arc::new(Pool { backends: backends(weights).into(), rotation });
+        Service { terms, pool, ..Snapshot::default().service(TCP).unwrap().clone() }
+    }
+
+    fn in_order(places: &[u16]) -> Rotation {
+        places.iter().copied().collect()
+    }
+
+    /// Three of equal weight.
+    fn three(policy: Policy) -> Service {
+        service(policy, &[1; 3], in_order(&[0, 1, 2]))
     }
 
     /// Backend 1 runs 10 sessions, backend 2 20, and so on.
-    fn picks(policy: Policy, snapshot: &Snapshot, not: &[u32], count: usize) -> Vec<u32> {
-        let balancer = Balancer::new(policy, Arc::default());
+    fn picks(service: &Service, not: &[u32], count: usize) -> Vec<u32> {
         let question = Question {
-            protocol: Protocol::Tcp,
             user: "192.0.2.1".parse().unwrap(),
             load: &|backend| u64::from(backend.id.0) * 10,
             excluded: &|id| not.contains(&id.0),
         };
-        (0..count).filter_map(|_| balancer.pick(snapshot, &question)).map(|b| b.id.0).collect()
+        (0..count).filter_map(|_| pick(service, &question)).map(|b| b.id.0).collect()
     }
 
     #[test]
     fn round_robin_takes_turns() {
-        let three = snapshot(&[1, 1, 1], &[0, 1, 2]);
-        assert_eq!(picks(Policy::RoundRobin, &three, &[], 7), [1, 2, 3, 1, 2, 3, 1]);
+        assert_eq!(picks(&three(Policy::RoundRobin), &[], 7), [1, 2, 3, 1, 2, 3, 1]);
     }
 
     #[test]
     fn an_excluded_backend_is_passed_over() {
-        let three = snapshot(&[1, 1, 1], &[0, 1, 2]);
-        assert_eq!(picks(Policy::RoundRobin, &three, &[2], 4), [1, 3, 3, 1]);
-        assert_eq!(picks(Policy::RoundRobin, &three, &[1, 2, 3], 4), [0; 0]);
+        assert_eq!(picks(&three(Policy::RoundRobin), &[2], 4), [1, 3, 3, 1]);
+        assert_eq!(picks(&three(Policy::RoundRobin), &[1, 2, 3], 4), [0; 0]);
     }
 
     #[test]
     fn nobody_registered_is_nobody_picked() {
         for policy in [Policy::RoundRobin, Policy::LeastSessions, Policy::SourceHash] {
-            assert_eq!(picks(policy, &snapshot(&[], &[]), &[], 2), [0; 0]);
+            assert_eq!(picks(&service(policy, &[], Rotation::default()), &[], 2), [0; 0]);
         }
     }
 
     #[test]
     fn two_workers_take_turns_together() {
-        let turns = Arc::<Turns>::default();
-        let three = snapshot(&[1, 1, 1], &[0, 1, 2]);
         let mut counts = [0; 3];
-        let workers = [0, 1].map(|_| Balancer::new(Policy::RoundRobin, Arc::clone(&turns)));
+        let first = three(Policy::RoundRobin);
+        let workers = [first.clone(), first];
         for turn in 0..300 {
-            let question = Question {
-                protocol: Protocol::Tcp,
-                user: "192.0.2.1".parse().unwrap(),
-                load: &|_| 0,
-                excluded: &|_| false,
-            };
+            let question =
+                Question { user: "192.0.2.1".parse().unwrap(), load: &|_| 0, excluded: &|_| false };
             // Unevenly: every third user comes to the second worker.
-            let backend = workers[usize::from(turn % 3 == 0)].pick(&three, &question).unwrap();
+            let backend = pick(&workers[usize::from(turn % 3 == 0)], &question).unwrap();
             counts[usize::from(backend.slot)] += 1;
         }
         assert_eq!(counts, [100; 3]);
@@ -161,47 +126,49 @@ pub(crate) mod tests {
     #[test]
     fn two_workers_serve_a_large_weighted_pool_exactly_by_its_weights() {
         let weights: Vec<u16> = (0..1000).map(|it| 1 + it * 7 % 256).collect();
-        let mut pool = snapshot(&weights, &[]);
         let places: Vec<(u16, u16)> = (0u16..).zip(weights.iter().copied()).collect();
-        pool.rotations[0] = Rotation::weighted(&places);
-        let turns = Arc::<Turns>::default();
-        let workers = [0, 1].map(|_| Balancer::new(Policy::RoundRobin, Arc::clone(&turns)));
-        let question = Question {
-            protocol: Protocol::Tcp,
-            user: "192.0.2.1".parse().unwrap(),
-            load: &|_| 0,
-            excluded: &|_| false,
-        };
+        let first = service(Policy::RoundRobin, &weights, Rotation::weighted(&places));
+        let workers = [first.clone(), first];
+        let question =
+            Question { user: "192.0.2.1".parse().unwrap(), load: &|_| 0, excluded: &|_| false };
         let mut served = vec![0; weights.len()];
         let round: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
         for turn in 0..round {
-            let backend = workers[usize::from(turn % 3 == 0)].pick(&pool, &question).unwrap();
+            let backend = pick(&workers[usize::from(turn % 3 == 0)], &question).unwrap();
             served[usize::from(backend.slot)] += 1;
         }
         assert_eq!(served, weights);
     }
 
     #[test]
+    fn turns_go_on_when_others_come_and_go() {
+        let two = Snapshot::default().with(&backends(&[1; 2]));
+        let three = two.with(&backends(&[1; 3]));
+        let of = |snapshot: &Snapshot| snapshot.service(TCP).unwrap().clone();
+        assert_eq!(picks(&of(&two), &[], 5), [1, 2, 1, 2, 1]);
+        assert_eq!(picks(&of(&three), &[], 2), [3, 1], "the sixth turn, and the seventh");
+        assert_eq!(picks(&of(&two), &[], 1), [2]);
+    }
+
+    #[test]
     fn least_sessions_prefers_the_idle_one_for_its_weight() {
-        let three = snapshot(&[1, 1, 1], &[0, 1, 2]);
-        assert_eq!(picks(Policy::LeastSessions, &three, &[], 3), [1, 1, 1]);
-        assert_eq!(picks(Policy::LeastSessions, &three, &[1], 2), [2, 2]);
-        let heavy = snapshot(&[1, 4, 1], &[1, 0, 1, 2, 1, 1]);
-        assert_eq!(picks(Policy::LeastSessions, &heavy, &[], 1), [2], "20 over 4 is less than 10");
+        assert_eq!(picks(&three(Policy::LeastSessions), &[], 3), [1, 1, 1]);
+        assert_eq!(picks(&three(Policy::LeastSessions), &[1], 2), [2, 2]);
+        let rotation = in_order(&[1, 0, 1, 2, 1, 1]);
+        let heavy = service(Policy::LeastSessions, &[1, 4, 1], rotation);
+        assert_eq!(picks(&heavy, &[], 1), [2], "20 over 4 is less than 10");
     }
 
     #[test]
     fn among_equals_least_sessions_takes_the_one_whose_turn_it_is() {
-        let balancer = Balancer::new(Policy::LeastSessions, Arc::default());
-        let three = snapshot(&[1, 2, 1], &[0, 1, 2]);
+        let uneven = service(Policy::LeastSessions, &[1, 2, 1], in_order(&[0, 1, 2]));
         let pick = |loads: [u64; 3]| {
             let question = Question {
-                protocol: Protocol::Tcp,
                 user: "192.0.2.1".parse().unwrap(),
                 load: &|backend| loads[usize::from(backend.slot)],
                 excluded: &|_| false,
             };
-            balancer.pick(&three, &question).map(|backend| backend.id.0)
+            super::pick(&uneven, &question).map(|backend| backend.id.0)
         };
         // The second has twice the weight.
         let all_equal = [5, 10, 5];
@@ -215,11 +182,11 @@ pub(crate) mod tests {
 
     #[test]
     fn a_user_keeps_the_backend_while_others_come_and_go() {
-        let four = snapshot(&[1; 4], &[0, 1, 2, 3]);
-        let home = picks(Policy::SourceHash, &four, &[], 1)[0];
+        let four = service(Policy::SourceHash, &[1; 4], in_order(&[0, 1, 2, 3]));
+        let home = picks(&four, &[], 1)[0];
         for gone in (1..=4).filter(|id| *id != home) {
-            assert_eq!(picks(Policy::SourceHash, &four, &[gone], 1), [home]);
+            assert_eq!(picks(&four, &[gone], 1), [home]);
         }
-        assert_ne!(picks(Policy::SourceHash, &four, &[home], 1), [home]);
+        assert_ne!(picks(&four, &[home], 1), [home]);
     }
 }

@@ -42,14 +42,14 @@ fn mix(value: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balance::tests::snapshot;
+    use crate::balance::tests::backends;
 
     #[test]
     fn users_spread_by_weight() {
-        let three = snapshot(&[1, 1, 2], &[0, 1, 2, 2]);
+        let three = backends(&[1, 1, 2]);
         let mut counts = [0u32; 3];
         for user in 0..40_000u32 {
-            let backend = pick(three.backends.iter(), IpAddr::V4((user << 8).into())).unwrap();
+            let backend = pick(three.iter(), IpAddr::V4((user << 8).into())).unwrap();
             counts[usize::from(backend.slot)] += 1;
         }
         for (count, share) in counts.into_iter().zip([10_000, 10_000, 20_000]) {

@@ -10,11 +10,11 @@ use nix::sys::eventfd::EventFd;
 
 use super::{Trouble, capacity};
 use crate::base::time::Now;
+use crate::cluster::seats::Seats;
 use crate::config::Config;
 use crate::proxy::udp::Limits;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};
-use crate::session::seats::Seats;
 use crate::session::sources::SourceLimits;
 use crate::worker::udp::driver::{Habits, Neighbours, UdpDoor, UdpDriver};
 use crate::worker::udp::origins::Origins;

@@ -9,17 +9,16 @@ use std::thread::JoinHandle;
 use super::datagrams::{DatagramPlan, Datagrams};
 use super::doors::{open_datagrams, open_shared};
 use super::{Trouble, capacity};
-use crate::balance::{Balancer, Turns};
 use crate::base::publish::Publisher;
 use crate::base::thread;
 use crate::base::time::Now;
-use crate::cluster::Snapshot;
+use crate::cluster::seats::Seats;
+use crate::cluster::{Protocol, Snapshot};
 use crate::config::Config;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
 use crate::proxy::line::Features;
 use crate::ring::{Ring, Settings, sys};
-use crate::session::seats::Seats;
 use crate::worker::books::{Books, Parts};
 use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
@@ -75,10 +74,9 @@ impl DataPlane {
         let mut api_doors = open_shared(config.listen.api, workers, "api")?;
         let (tcp, udp, api) = (at(&doors), at(&udp_doors), at(&api_doors));
         let via = config.api.via.clone().unwrap_or_else(made_up_name);
-        let snapshots = Publisher::new(Snapshot::default());
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
-        let udp_seats = Arc::new(Seats::new(config.limits.udp_sessions));
+        let snapshots = Publisher::new(first_snapshot(config, &seats));
         // A reload may raise the limit as far as the descriptors reach.
         let room = capacity::most_sessions(config).max(sessions_max);
         let places = room + config.limits.udp_sessions;
@@ -86,7 +84,6 @@ impl DataPlane {
         let wakes = ends.iter().map(|end| Arc::clone(&end.wake)).collect();
         let datagrams = Datagrams::new(config, wakes)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
-        let turns = Arc::<Turns>::default();
         let (ready, started) = mpsc::channel();
         let mut threads = Vec::new();
         for (number, end) in worker_ends.into_iter().enumerate() {
@@ -99,18 +96,14 @@ impl DataPlane {
                     held_bytes_max: heads(config, workers),
                     ..http::Settings::of(config, &via)
                 },
-                request_lines: match config.log.level >= tracing::Level::INFO {
+                request_lines: match config.reports_sessions() {
                     true => config.log.requests_per_second,
                     false => 0,
                 },
                 core: core_for(number, workers, &cores),
                 ring: buffers(config, workers),
-                settings: tcp::sessions::Settings { features, timeouts: config.timeouts },
-                balancer: Balancer::new(config.balance.policy, Arc::clone(&turns)),
+                settings: tcp::sessions::Settings { features },
                 all_metrics: Arc::clone(&all_metrics),
-                seats: Arc::clone(&seats),
-                udp_seats: Arc::clone(&udp_seats),
-                report_sessions: config.log.level >= tracing::Level::INFO,
             };
             let ready = ready.clone();
             let thread = thread::spawn(&format!("lb-worker-{number}"), move || plan.run(ready))
@@ -122,6 +115,17 @@ impl DataPlane {
         }
         Ok(DataPlane { ends, snapshots, urgent, seats, tcp, udp, api, threads: Threads(threads) })
     }
+}
+
+/// The built-in services before anyone has registered.
+fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Snapshot {
+    // UDP sessions cost no descriptors, and must not take the others' places.
+    let udp_seats = Arc::new(Seats::new(config.limits.udp_sessions));
+    let services = Snapshot::built_in(config.terms(), |protocol| match protocol {
+        Protocol::Udp => Arc::clone(&udp_seats),
+        Protocol::Tcp | Protocol::Api => Arc::clone(seats),
+    });
+    Snapshot { report_sessions: config.reports_sessions(), ..services }
 }
 
 /// A name for `Via` that no other balancer goes by.
@@ -170,11 +174,7 @@ struct Plan {
     core: Option<usize>,
     ring: Settings,
     settings: tcp::sessions::Settings,
-    balancer: Balancer,
     all_metrics: Arc<[Arc<WorkerMetrics>]>,
-    seats: Arc<Seats>,
-    udp_seats: Arc<Seats>,
-    report_sessions: bool,
 }
 
 impl Plan {
@@ -194,15 +194,11 @@ impl Plan {
         let journal =
             Requests::new(Arc::clone(&self.end.metrics), self.end.requests, self.request_lines);
         let books = Books::new(Parts {
-            balancer: self.balancer,
             shard: self.end.shard,
             metrics: self.end.metrics,
             all_metrics: self.all_metrics,
             reports: self.end.reports,
             urgent: self.end.urgent,
-            seats: self.seats,
-            udp_seats: self.udp_seats,
-            report_sessions: self.report_sessions,
         });
         let now = Now::read();
         let features = self.settings.features;

@@ -131,8 +131,9 @@ fn line(text: &str, place: usize) -> usize {
 pub(super) mod tests {
     use std::time::Duration;
 
-    use super::super::{LogFormat, OnBackendLoss, Policy};
+    use super::super::LogFormat;
     use super::*;
+    use crate::cluster::{OnBackendLoss, Policy};
 
     /// Every setting with a value other than its default.
     pub const EVERY_SETTING_CHANGED: &str = r#"

@@ -7,7 +7,8 @@ use super::kinds::{
     Addresses, Bytes, DoorAddress, File, Given, Kind, Millis, MillisOrAuto, Networks, Number,
     NumberOrAuto, Switch, Via, Word,
 };
-use super::{Config, LogFormat, OnBackendLoss, OnUdpLoss, Policy};
+use super::{Config, LogFormat, OnUdpLoss};
+use crate::cluster::{OnBackendLoss, Policy};
 use crate::http::head;
 
 /// Most workers; a session ID holds its worker in eight bits.

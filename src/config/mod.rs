@@ -14,6 +14,8 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cluster::{OnBackendLoss, Policy, Terms, Timeouts};
+
 /// The whole configuration of `lb serve`.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Config {
@@ -31,6 +33,22 @@ pub struct Config {
     pub control: Control,
     pub admin: Admin,
     pub log: Log,
+}
+
+impl Config {
+    /// The terms of every service.
+    pub fn terms(&self) -> Terms {
+        Terms {
+            policy: self.balance.policy,
+            on_backend_loss: self.balance.on_backend_loss,
+            timeouts: self.timeouts,
+        }
+    }
+
+    /// Whether each session's start and end is told of in the log.
+    pub fn reports_sessions(&self) -> bool {
+        self.log.level >= tracing::Level::INFO
+    }
 }
 
 /// The doors; `None` is `off`.
@@ -57,28 +75,6 @@ impl Default for Listen {
     }
 }
 
-/// How a backend is chosen for a new session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Policy {
-    /// In turn across all workers, by weight.
-    #[default]
-    RoundRobin,
-    /// The one with the fewest running sessions for its weight.
-    LeastSessions,
-    /// By the user's address, so that a user returns to the same backend while it is registered.
-    SourceHash,
-}
-
-/// What happens to running TCP sessions when their backend's control connection is lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum OnBackendLoss {
-    /// They go on: their own connections are the better evidence that the backend is alive.
-    #[default]
-    Keep,
-    /// They are ended.
-    Close,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Balance {
     pub policy: Policy,
@@ -98,32 +94,6 @@ pub struct Health {
 impl Default for Health {
     fn default() -> Health {
         Health { interval: Duration::from_secs(5), timeout: Duration::from_secs(2), misses: 3 }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// How long connecting to a backend may take before another one is tried.
-    pub connect: Duration,
-    /// How long a TCP session may go without traffic in either direction.
-    pub tcp_idle: Duration,
-    /// How long a TCP session may go without traffic after one side has finished sending.
-    pub half_close: Duration,
-    /// How long a UDP session may go without a datagram in either direction.
-    pub udp_idle: Duration,
-    /// How long running sessions have to end after SIGTERM.
-    pub drain: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts {
-            connect: Duration::from_secs(3),
-            tcp_idle: Duration::from_secs(3600),
-            half_close: Duration::from_secs(60),
-            udp_idle: Duration::from_secs(60),
-            drain: Duration::from_secs(30),
-        }
     }
 }
 

@@ -271,7 +271,7 @@ impl AdminDoor {
             "the balancer is stopping\n"
         } else if hub.is_stalled() {
             "a worker does not turn any more\n"
-        } else if !hub.snapshot.backends.iter().any(|backend| serves(backend.standing)) {
+        } else if !hub.snapshot.backends().any(|backend| serves(backend.standing)) {
             "no backend is registered\n"
         } else {
             return words(StatusCode::OK, "ready\n");
@@ -308,7 +308,8 @@ async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Inf
         let now = Now::read();
         cursor = next_portion(&shards, query.worker, from, |session| {
             let hub = hub.borrow();
-            if query.takes(&session, |id| hub.address_of(id), now) {
+            let protocol = hub.protocol_of(session.service);
+            if query.takes(&session, protocol, |id| hub.address_of(id), now) {
                 if left < query.limit {
                     piece.push(b',');
                 }
@@ -337,7 +338,7 @@ fn shown(hub: &Hub, session: &SessionView, now: Now) -> SessionStatus {
     let ms = |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
     SessionStatus {
         id: session.id.to_string(),
-        protocol: session.protocol,
+        protocol: hub.protocol_of(session.service),
         client: session.client,
         backend: session.backend.map(|id| id.to_string()),
         backend_address: session.backend.and_then(|id| hub.address_of(id)),

@@ -255,8 +255,8 @@ pub struct About {
 }
 
 impl About {
-    pub fn of(backend: &Backend) -> About {
-        About { protocol: backend.protocol, port: backend.address.port() }
+    pub fn of(protocol: Protocol, backend: &Backend) -> About {
+        About { protocol, port: backend.address.port() }
     }
 }
 
@@ -321,10 +321,10 @@ pub struct Listed {
 
 impl Listed {
     /// A backend as listed for a connection, its `own` or somebody else's.
-    pub fn of(backend: &Backend, own: bool, sessions: u64) -> Listed {
+    pub fn of(protocol: Protocol, backend: &Backend, own: bool, sessions: u64) -> Listed {
         Listed {
             id: backend.id.to_string(),
-            protocol: backend.protocol,
+            protocol,
             address: backend.address,
             weight: backend.weight,
             name: backend.name.as_deref().map(str::to_owned),

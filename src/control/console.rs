@@ -184,8 +184,8 @@ impl Console {
         );
     }
 
-    pub fn user_left(&mut self, now: Now, ended: &Ended, sessions: u64) {
-        let (protocol, client) = (ended.protocol, ended.client);
+    pub fn user_left(&mut self, now: Now, protocol: Protocol, ended: &Ended, sessions: u64) {
+        let client = ended.client;
         let backend = Shown(ended.backend);
         let seconds = thousandths(ended.ended.since(ended.started).as_secs_f64());
         line!(
@@ -276,8 +276,14 @@ impl Console {
         line!(warn, shown, %peer, %cmd, why = &*why, "backend refused");
     }
 
-    pub fn backend_registered(&mut self, now: Now, backend: &Backend, backends: usize) {
-        let Backend { id, protocol, address, weight, .. } = backend;
+    pub fn backend_registered(
+        &mut self,
+        now: Now,
+        protocol: Protocol,
+        backend: &Backend,
+        backends: usize,
+    ) {
+        let Backend { id, address, weight, .. } = backend;
         let name = Shown(backend.name.as_deref());
         if self.shows(Topic::Backends, address.ip(), now) {
             info!(backend = %id, %protocol, %address, weight, %name, backends, "backend registered");
@@ -289,12 +295,13 @@ impl Console {
     pub fn backend_left(
         &mut self,
         now: Now,
+        protocol: Protocol,
         backend: &Backend,
         why: &str,
         sessions: u64,
         backends: usize,
     ) {
-        let Backend { id, protocol, address, .. } = backend;
+        let Backend { id, address, .. } = backend;
         if self.shows(Topic::Backends, address.ip(), now) {
             info!(backend = %id, %protocol, %address, why, sessions, backends, "backend left");
         } else {

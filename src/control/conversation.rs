@@ -26,7 +26,7 @@ use super::status::Doors;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Entry, Registration};
 use crate::cluster::source::Source;
-use crate::cluster::{BackendId, Protocol};
+use crate::cluster::{BackendId, Protocol, Service, ServiceId};
 
 /// Most requests queued behind the one in progress.
 const PENDING_MAX: usize = 64;
@@ -343,7 +343,8 @@ impl Conversation {
             }
             Request::Unregister { protocol, port } => {
                 let (source, address) = (self.peer.source, self.address(port));
-                let change = Change::Unregister { source, protocol, address };
+                let service = ServiceId::built_in(protocol);
+                let change = Change::Unregister { source, service, address };
                 let about = About { protocol, port };
                 self.change(change, "unregister", about, |hub, id| Reply::Unregistered {
                     about,
@@ -352,7 +353,8 @@ impl Conversation {
             }
             Request::Drain { protocol, port, deadline: lasts } => {
                 let (source, address) = (self.peer.source, self.address(port));
-                let change = Change::Drain { source, protocol, address, lasts };
+                let service = ServiceId::built_in(protocol);
+                let change = Change::Drain { source, service, address, lasts };
                 let about = About { protocol, port };
                 self.change(change, "drain", about, |hub, id| Reply::DrainStarted {
                     about,
@@ -380,30 +382,41 @@ impl Conversation {
     ) -> Registration {
         let (source, address) = (self.peer.source, self.address(port));
         let name = name.or_else(|| self.hub.borrow().identity(source));
-        Registration { source, protocol, address, weight, name }
+        let service = ServiceId::built_in(protocol);
+        Registration { source, service, address, weight, name }
     }
 
     /// Why a registration is refused before its data port is tried, if it is.
     fn fault_of(&self, wanted: &Registration) -> Option<String> {
-        let Registration { protocol, address, .. } = *wanted;
-        if let Err(fault) = self.hub.borrow().registry.check(wanted) {
+        let Registration { service, address, .. } = *wanted;
+        let hub = self.hub.borrow();
+        if let Err(fault) = hub.registry.check(wanted) {
             return Some(fault.to_string());
         }
+        let protocol = hub.protocol_of(service);
         let own = home::is_own_door(&self.shared.doors, protocol, address, home::is_of_this_host);
         own.then(|| format!("{address} is a door of the balancer itself"))
     }
 
+    fn about(&self, wanted: &Registration) -> About {
+        let protocol = self.hub.borrow().protocol_of(wanted.service);
+        About { protocol, port: wanted.address.port() }
+    }
+
     fn register(&mut self, wanted: Registration) -> Option<Waiting> {
         if let Some(msg) = self.fault_of(&wanted) {
-            let about = About { protocol: wanted.protocol, port: wanted.address.port() };
+            let about = self.about(&wanted);
             self.fail(&msg, Some("register"), Some(about));
             return None;
         }
-        if wanted.protocol == Protocol::Udp {
+        let hub = self.hub.borrow();
+        let Service { kind, terms, .. } = hub.registry.service(wanted.service);
+        let (is_datagrams, timeout) = (*kind == Protocol::Udp, terms.timeouts.connect);
+        drop(hub);
+        if is_datagrams {
             self.tried(wanted, Ok(()));
             return None;
         }
-        let timeout = self.hub.borrow().config.timeouts.connect;
         let shared = Rc::clone(&self.shared);
         Some(Box::pin(async move {
             let result = probe::connects(wanted.address, timeout, &shared.probes).await;
@@ -412,7 +425,7 @@ impl Conversation {
     }
 
     fn tried(&mut self, wanted: Registration, result: Result<(), String>) {
-        let about = About { protocol: wanted.protocol, port: wanted.address.port() };
+        let about = self.about(&wanted);
         if let Err(msg) = result {
             self.hub.borrow().counters.backends_unreachable.one();
             self.fail(&msg, Some("register"), Some(about));
@@ -461,7 +474,8 @@ impl Conversation {
         let more = visible.next().is_some();
         let listed = |entry: &&Entry| {
             let sessions = hub.sessions_on(entry.backend.id);
-            Listed::of(&entry.backend, entry.source == source, sessions)
+            let protocol = hub.protocol_of(entry.backend.service);
+            Listed::of(protocol, &entry.backend, entry.source == source, sessions)
         };
         let backends = page.iter().map(listed).collect();
         self.listing = page.last().filter(|_| more).map(|entry| entry.backend.id);

@@ -87,10 +87,8 @@ fn backend_row(name: &'static str) -> &'static str {
 }
 
 fn backends(hub: &Hub, text: &mut Text) {
-    let counted: Vec<_> = hub
-        .registry
-        .entries()
-        .map(|it| (&it.backend, hub.workers.backend(it.backend.slot)))
+    let counted: Vec<_> = (hub.registry.entries().map(|entry| &entry.backend))
+        .map(|backend| (Labelled::new(hub, backend), hub.workers.backend(backend.slot)))
         .collect();
     for (row, about) in BackendCounters::ROWS.iter().enumerate() {
         let name = text.family("backend_", backend_row(about.name), about.kind, about.help);
@@ -101,13 +99,25 @@ fn backends(hub: &Hub, text: &mut Text) {
     let help = "Share of new sessions relative to the others of its protocol.";
     let name = text.family("backend_", "weight", Kind::Gauge, help);
     for (backend, _) in &counted {
-        text.of_backend(&name, backend, None, backend.weight.into());
+        text.of_backend(&name, backend, None, backend.backend.weight.into());
     }
     let help = "1 for the state the backend is in: serving, aside or draining.";
     let name = text.family("backend_", "state", Kind::Gauge, help);
     for (backend, _) in &counted {
-        let state = view::state(backend.standing).name();
+        let state = view::state(backend.backend.standing).name();
         text.of_backend(&name, backend, Some(state), 1);
+    }
+}
+
+/// A backend with what its samples are labelled with.
+struct Labelled<'h> {
+    protocol: Protocol,
+    backend: &'h Backend,
+}
+
+impl Labelled<'_> {
+    fn new<'h>(hub: &'h Hub, backend: &'h Backend) -> Labelled<'h> {
+        Labelled { protocol: hub.protocol_of(backend.service), backend }
     }
 }
 
@@ -149,9 +159,9 @@ impl Text {
         self.line(format_args!(" {value}"));
     }
 
-    fn of_backend(&mut self, name: &str, backend: &Backend, state: Option<&str>, value: u64) {
-        let given = backend.name.as_deref().unwrap_or("");
-        let (id, protocol, address) = (&backend.id, &backend.protocol, &backend.address);
+    fn of_backend(&mut self, name: &str, labelled: &Labelled, state: Option<&str>, value: u64) {
+        let Labelled { protocol, backend: Backend { id, address, name: given, .. } } = labelled;
+        let given = given.as_deref().unwrap_or("");
         let labels: Labels<'_> =
             &[("backend", id), ("protocol", protocol), ("address", address), ("name", &given)];
         match state {

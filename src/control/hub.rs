@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
+use super::api::About;
 use super::console::{self, Console, Lost};
 use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
@@ -25,12 +26,12 @@ use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Entry, Registry};
 use crate::cluster::source::Source;
-use crate::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing};
 use crate::config::Config;
 use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
-use crate::worker::link::{Order, Report, Terms};
+use crate::worker::link::{Order, Report};
 
 /// How often an order to end a backend's sessions is repeated while some are left.
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
@@ -64,6 +65,15 @@ pub struct Departed {
     mark: Option<Mark>,
     /// When to order again that its sessions be ended, if they are to be ended.
     repeat: Option<Now>,
+}
+
+/// A try whether a backend that was set aside is back.
+pub struct Attempt {
+    /// How long the backend is left alone before.
+    pub wait: Duration,
+    pub protocol: Protocol,
+    pub address: SocketAddr,
+    pub timeout: Duration,
 }
 
 /// What a tick leaves to be done by whoever can await.
@@ -102,6 +112,7 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// A control core that goes on from the first snapshot, in which nobody is registered yet.
     pub fn new(
         config: Arc<Config>,
         workers: Workers,
@@ -110,9 +121,12 @@ impl Hub {
     ) -> Hub {
         let published = workers.mark();
         let pulse = Pulse::new(&workers, now);
+        let snapshot = snapshots.current();
+        let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
+        registry.agree(config.terms());
         Hub {
             config,
-            registry: Registry::new(BACKENDS_MAX),
+            registry,
             workers,
             counters: ControlCounters::default(),
             stop: Stop::Serving,
@@ -121,7 +135,7 @@ impl Hub {
             draining: BTreeMap::new(),
             departed: BTreeMap::new(),
             started: now,
-            snapshot: snapshots.current(),
+            snapshot,
             reload: ReloadStatus::default(),
             publication: Publication::new(snapshots),
             console: Console::default(),
@@ -231,28 +245,36 @@ impl Hub {
         self.do_stop(step);
     }
 
-    /// Goes on by other settings, the workers with it.
+    /// Goes on by other settings, and the workers with it from their next turn.
     pub fn reloaded(&mut self, config: Config) {
-        let terms = Terms {
-            policy: config.balance.policy,
-            timeouts: config.timeouts,
-            report_sessions: config.log.level >= tracing::Level::INFO,
-        };
+        let other_terms = self.registry.agree(config.terms());
+        if other_terms || config.reports_sessions() != self.snapshot.report_sessions {
+            self.publication.ask();
+        }
         self.config = Arc::new(config);
-        self.order_all(Order::Adopt(terms));
+        self.publish();
         self.counters.reloads.one();
     }
 
-    /// How long a backend that was set aside is left alone before it is tried, and where; `None` when
-    /// it is not aside any more.
-    pub fn next_try(&mut self, id: BackendId) -> Option<(Protocol, SocketAddr, Duration)> {
+    /// Which protocol a service is of.
+    pub fn protocol_of(&self, service: ServiceId) -> Protocol {
+        self.registry.service(service).kind
+    }
+
+    /// How a backend that was set aside is tried next; `None` when it is not aside any more.
+    pub fn next_try(&mut self, id: BackendId) -> Option<Attempt> {
         let entry = self.registry.get(id).filter(|it| it.backend.standing == Standing::Aside);
         let Some(entry) = entry else {
             self.reviving.remove(&id);
             return None;
         };
-        let wait = self.revivals.entry(id).or_default().wait();
-        Some((entry.backend.protocol, entry.backend.address, wait))
+        let service = self.registry.service(entry.backend.service);
+        Some(Attempt {
+            wait: self.revivals.entry(id).or_default().wait(),
+            protocol: service.kind,
+            address: entry.backend.address,
+            timeout: service.terms.timeouts.connect,
+        })
     }
 
     /// A backend that was set aside can be connected to again.
@@ -284,7 +306,8 @@ impl Hub {
         if !self.publication.is_due() {
             return;
         }
-        self.snapshot = self.publication.publish(self.registry.freeze());
+        let snapshot = self.registry.freeze(self.config.reports_sessions());
+        self.snapshot = self.publication.publish(snapshot);
         self.workers.wake();
         self.counters.snapshots_published.one();
         let mark = self.workers.mark();
@@ -309,12 +332,17 @@ impl Hub {
         let sessions = self.workers.sessions();
         for report in heard {
             match report {
-                Report::Started { protocol, client, backend, .. } => {
+                Report::Started { service, client, backend, .. } => {
+                    let protocol = self.protocol_of(service);
                     let backend = (backend, self.address_of(backend));
                     self.console.user_connected(now, protocol, client, backend, sessions);
                 }
-                Report::Ended(ended) => self.console.user_left(now, &ended, sessions),
-                Report::Refused { protocol, client, why } => {
+                Report::Ended(ended) => {
+                    let protocol = self.protocol_of(ended.service);
+                    self.console.user_left(now, protocol, &ended, sessions);
+                }
+                Report::Refused { service, client, why } => {
+                    let protocol = self.protocol_of(service);
                     self.console.user_refused(now, protocol, client, why);
                 }
                 Report::OutOfRoom { shortage, backend, datagrams } => {
@@ -404,7 +432,8 @@ impl Hub {
     /// Tells a backend's source how its drain goes on, where somebody is connected who can hear it.
     fn tell(&self, entry: &Entry, progress: Progress) {
         if let Some(member) = self.members.get(&entry.source) {
-            member.mailbox.tell(&entry.backend, progress);
+            let protocol = self.protocol_of(entry.backend.service);
+            member.mailbox.tell(About::of(protocol, &entry.backend), progress);
         }
     }
 

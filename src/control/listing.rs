@@ -99,10 +99,12 @@ impl Query {
         Some(())
     }
 
-    /// Whether a session is asked for. `address_of` says where a backend is.
+    /// Whether a session is asked for. `protocol` is that of its service; `address_of` says where a
+    /// backend is.
     pub fn takes(
         &self,
         session: &SessionView,
+        protocol: Protocol,
         address_of: impl Fn(BackendId) -> Option<SocketAddr>,
         now: Now,
     ) -> bool {
@@ -110,7 +112,7 @@ impl Query {
             OfBackend::Id(id) => session.backend == Some(id),
             OfBackend::Address(at) => session.backend.and_then(&address_of) == Some(at),
         };
-        self.protocol.is_none_or(|wanted| session.protocol == wanted)
+        self.protocol.is_none_or(|wanted| protocol == wanted)
             && self.client.is_none_or(|network| network.contains(&session.client.ip()))
             && self.age.is_none_or(|age| now.since(session.started) >= age)
             && self.backend.is_none_or(of_backend)
@@ -176,6 +178,7 @@ pub fn next_portion(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::ServiceId;
     use crate::session::SessionId;
 
     fn query(text: &str) -> Query {
@@ -218,7 +221,7 @@ mod tests {
     fn a_session_is_taken_if_everything_fits() {
         let session = SessionView {
             id: SessionId { worker: 0, place: 0, generation: 1 },
-            protocol: Protocol::Tcp,
+            service: ServiceId::built_in(Protocol::Tcp),
             client: "10.1.2.3:5".parse().unwrap(),
             backend: Some(BackendId(7)),
             started: Now::from_nanos(0),
@@ -228,7 +231,7 @@ mod tests {
         };
         let now = Now::from_nanos(5_000_000);
         let address = "10.9.9.9:80".parse().unwrap();
-        let takes = |text: &str| query(text).takes(&session, |_| Some(address), now);
+        let takes = |text: &str| query(text).takes(&session, Protocol::Tcp, |_| Some(address), now);
         for yes in ["", "protocol=tcp&client=10.1.0.0/16&age_ms=5", "backend=10.9.9.9:80"] {
             assert!(takes(yes), "{yes}");
         }
@@ -245,7 +248,8 @@ mod tests {
         for (worker, sessions) in [(0u8, 5000u32), (1, 0), (255, 3000)] {
             let (mut writer, shard) = Shard::new(worker, 10_000);
             for _ in 0..sessions {
-                writer.open(Protocol::Tcp, "10.0.0.1:1".parse().unwrap(), Now::default()).unwrap();
+                let service = ServiceId::built_in(Protocol::Tcp);
+                writer.open(service, "10.0.0.1:1".parse().unwrap(), Now::default()).unwrap();
             }
             shards.push(shard);
             writers.push(writer);

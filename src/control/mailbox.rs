@@ -8,7 +8,6 @@ use tokio::sync::Notify;
 use super::api::{About, Outbox, Reply};
 use super::drain::Progress;
 use super::frame::MESSAGE_BYTES_MAX;
-use crate::cluster::Backend;
 
 /// Above this, a peer's further requests wait until it has read the answers queued for it.
 const CROWDED_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
@@ -35,8 +34,7 @@ impl Mailbox {
     }
 
     /// Reports how the drain of one of the peer's backends is progressing.
-    pub fn tell(&self, backend: &Backend, progress: Progress) {
-        let about = About::of(backend);
+    pub fn tell(&self, about: About, progress: Progress) {
         self.send(&match progress {
             Progress::Left(left) => Reply::Draining { about, left },
             Progress::Over => Reply::Drained { about },

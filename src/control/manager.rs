@@ -105,7 +105,7 @@ impl Manager {
 }
 
 fn line(hub: &Hub, now: Now) -> String {
-    let (sessions, backends) = (hub.workers.sessions(), hub.snapshot.backends.len() as u64);
+    let (sessions, backends) = (hub.workers.sessions(), hub.snapshot.backends().count() as u64);
     match hub.stop {
         Stop::Serving => format!("{} on {}", many(sessions, "session"), many(backends, "backend")),
         Stop::Draining { until, .. } => {

@@ -275,11 +275,12 @@ async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Opti
 /// aside. From here nothing shows whether a UDP backend is back, so it gets users again after the wait;
 /// if it refuses them, the next wait is longer.
 async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
-    let timeout = hub.borrow().config.timeouts.connect;
     loop {
-        let Some((protocol, address, wait)) = hub.borrow_mut().next_try(id) else { return };
-        tokio::time::sleep(wait).await;
-        if protocol == Protocol::Udp || probe::connects(address, timeout, &probes).await.is_ok() {
+        let Some(next) = hub.borrow_mut().next_try(id) else { return };
+        tokio::time::sleep(next.wait).await;
+        if next.protocol == Protocol::Udp
+            || probe::connects(next.address, next.timeout, &probes).await.is_ok()
+        {
             hub.borrow_mut().restore(id, Now::read());
             return;
         }

@@ -12,10 +12,10 @@ use tracing::{error, info, warn};
 use super::auth::{Admission, Secrets, who_may_register};
 use super::hub::Hub;
 use super::status::ReloadStatus;
+use crate::cluster::seats::Seats;
 use crate::config::Config;
 use crate::config::reload::{Transition, between};
 use crate::logs;
-use crate::session::seats::Seats;
 
 /// Where settings come from again: they are complete, checked, and fit the host.
 pub type Reread = Box<dyn FnMut() -> Result<Config, String>>;

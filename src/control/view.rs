@@ -12,9 +12,7 @@ use super::status::{
 use super::workers::BackendValues;
 use crate::base::time::Now;
 use crate::cluster::registry::Entry;
-use crate::cluster::rotation::Rotation;
-use crate::cluster::{Backend, BackendId, Standing};
-use crate::config::Policy;
+use crate::cluster::{Backend, BackendId, Policy, Standing};
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -93,9 +91,10 @@ fn sessions(hub: &Hub) -> SessionTotals {
 fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
     // One that has just joined is in the registry, and in the rotation a moment later.
     let mut turns: BTreeMap<BackendId, u32> = BTreeMap::new();
-    for share in hub.snapshot.rotations.iter().flat_map(Rotation::shares) {
-        let backend = hub.snapshot.backends[usize::from(share.place)].id;
-        turns.insert(backend, share.turns.into());
+    for pool in hub.snapshot.services.iter().map(|service| &service.pool) {
+        for share in pool.rotation.shares() {
+            turns.insert(pool.backends[usize::from(share.place)].id, share.turns.into());
+        }
     }
     let turns_of = |entry: &Entry| turns.get(&entry.backend.id).copied().unwrap_or(0);
     let mut all: Vec<BackendStatus> = (hub.registry.entries())
@@ -111,7 +110,8 @@ fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
 
 fn registered(hub: &Hub, entry: &Entry, turns: u32, now: Now) -> BackendStatus {
     let id = entry.backend.id;
-    let round = hub.snapshot.rotations[entry.backend.protocol.index()].round();
+    let pool = hub.snapshot.pool(entry.backend.service);
+    let round = pool.map_or(0, |pool| pool.rotation.round());
     let draining = hub.draining.get(&id);
     BackendStatus {
         turns,
@@ -127,7 +127,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
     let values = hub.workers.backend(backend.slot);
     BackendStatus {
         id: backend.id.to_string(),
-        protocol: backend.protocol,
+        protocol: hub.protocol_of(backend.service),
         address: backend.address,
         name: backend.name.as_deref().map(str::to_owned),
         weight: backend.weight,

@@ -4,7 +4,6 @@
 pub mod affinity;
 pub mod flows;
 pub mod queues;
-pub mod seats;
 pub mod shards;
 pub mod sources;
 

@@ -6,12 +6,12 @@
 //! slightly out of date.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use super::SessionId;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol};
+use crate::cluster::{BackendId, ServiceId};
 
 /// Records are allocated this many at a time, so that an idle balancer holds no table.
 const CHUNK: usize = 1024;
@@ -20,11 +20,13 @@ const LOOKS_MAX: usize = 16;
 /// Means "no backend yet".
 const NO_BACKEND: u32 = u32::MAX;
 
+const _: () = assert!(size_of::<Record>() == 128);
+
 /// One session's record, read at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionView {
     pub id: SessionId,
-    pub protocol: Protocol,
+    pub service: ServiceId,
     pub client: SocketAddr,
     /// `None` until the first connection to a backend has been chosen.
     pub backend: Option<BackendId>,
@@ -35,7 +37,8 @@ pub struct SessionView {
     pub bytes_down: u64,
 }
 
-/// Two cache lines: the first changes with every message, the second only when a session starts.
+/// Alone on its pair of cache lines, and fits into one: the byte counts and `active` change with every
+/// message, the rest only when a session starts, ends or changes backends.
 #[derive(Default)]
 #[repr(align(128))]
 struct Record {
@@ -45,14 +48,13 @@ struct Record {
     sequence: AtomicU32,
     generation: AtomicU32,
     backend: AtomicU32,
-    /// Client port, protocol and whether the record is in use: port | protocol << 16 | live << 31.
-    port_and_protocol: AtomicU32,
+    /// One more than the number of the session's service; zero while the record is not in use.
+    service: AtomicU16,
+    port: AtomicU16,
     address_high: AtomicU64,
     address_low: AtomicU64,
     started: AtomicU64,
 }
-
-const LIVE: u32 = 1 << 31;
 
 /// One worker's part of the table, as readers see it.
 pub struct Shard {
@@ -119,15 +121,15 @@ impl Record {
         if before % 2 == 1 {
             return None;
         }
-        let port_and_protocol = self.port_and_protocol.load(Ordering::Relaxed);
+        let service = self.service.load(Ordering::Relaxed);
         let backend = self.backend.load(Ordering::Relaxed);
         let view = SessionView {
             id: SessionId { worker, place, generation: self.generation.load(Ordering::Relaxed) },
-            protocol: Protocol::ALL[(port_and_protocol >> 16 & 3) as usize % 3],
+            service: ServiceId(service.wrapping_sub(1)),
             client: address_from(
                 self.address_high.load(Ordering::Relaxed),
                 self.address_low.load(Ordering::Relaxed),
-                (port_and_protocol & 0xffff) as u16,
+                self.port.load(Ordering::Relaxed),
             ),
             backend: (backend != NO_BACKEND).then_some(BackendId(backend)),
             started: Now::from_nanos(self.started.load(Ordering::Relaxed)),
@@ -139,7 +141,7 @@ impl Record {
         if self.sequence.load(Ordering::Relaxed) != before {
             return None;
         }
-        Some((port_and_protocol & LIVE != 0).then_some(view))
+        Some((service != 0).then_some(view))
     }
 
     fn change(&self, change: impl FnOnce(&Record)) {
@@ -153,7 +155,7 @@ impl Record {
 
 impl ShardWriter {
     /// Adds a session; `None` when the shard is full.
-    pub fn open(&mut self, protocol: Protocol, client: SocketAddr, now: Now) -> Option<Place> {
+    pub fn open(&mut self, service: ServiceId, client: SocketAddr, now: Now) -> Option<Place> {
         let place = self.free.pop().or_else(|| {
             (self.used < self.capacity).then(|| {
                 self.used += 1;
@@ -167,10 +169,8 @@ impl ShardWriter {
                 record.generation.load(Ordering::Relaxed).wrapping_add(1),
                 Ordering::Relaxed,
             );
-            let kind = (protocol.index() as u32) << 16;
-            record
-                .port_and_protocol
-                .store(LIVE | kind | u32::from(client.port()), Ordering::Relaxed);
+            record.service.store(service.0 + 1, Ordering::Relaxed);
+            record.port.store(client.port(), Ordering::Relaxed);
             record.backend.store(NO_BACKEND, Ordering::Relaxed);
             record.address_high.store(high, Ordering::Relaxed);
             record.address_low.store(low, Ordering::Relaxed);
@@ -210,9 +210,7 @@ impl ShardWriter {
 
     /// Removes a session.
     pub fn close(&mut self, place: Place) {
-        self.shard
-            .record(place.0)
-            .change(|record| record.port_and_protocol.store(0, Ordering::Relaxed));
+        self.shard.record(place.0).change(|record| record.service.store(0, Ordering::Relaxed));
         self.live -= 1;
         self.free.push(place.0);
     }
@@ -241,12 +239,12 @@ mod tests {
     use super::*;
 
     const CLIENT: &str = "192.0.2.7:4711";
+    const SERVICE: ServiceId = ServiceId(40_000);
 
     #[test]
     fn a_session_is_seen_from_its_start_to_its_end() {
         let (mut writer, shard) = Shard::new(2, 10);
-        let place =
-            writer.open(Protocol::Udp, CLIENT.parse().unwrap(), Now::from_nanos(5)).unwrap();
+        let place = writer.open(SERVICE, CLIENT.parse().unwrap(), Now::from_nanos(5)).unwrap();
         writer.set_backend(&place, BackendId(9));
         writer.moved(&place, 100, 7, Now::from_nanos(8));
         let seen: Vec<_> = shard.iter().collect();
@@ -254,7 +252,7 @@ mod tests {
             seen,
             [SessionView {
                 id: writer.id(&place),
-                protocol: Protocol::Udp,
+                service: SERVICE,
                 client: CLIENT.parse().unwrap(),
                 backend: Some(BackendId(9)),
                 started: Now::from_nanos(5),
@@ -272,11 +270,11 @@ mod tests {
     fn a_place_used_again_is_another_session() {
         let (mut writer, _shard) = Shard::new(0, 1);
         let client = "[2001:db8::1]:1".parse().unwrap();
-        let first = writer.open(Protocol::Tcp, client, Now::default()).unwrap();
+        let first = writer.open(SERVICE, client, Now::default()).unwrap();
         let first_id = writer.id(&first);
-        assert!(writer.open(Protocol::Tcp, client, Now::default()).is_none(), "the shard is full");
+        assert!(writer.open(SERVICE, client, Now::default()).is_none(), "the shard is full");
         writer.close(first);
-        let second = writer.open(Protocol::Tcp, client, Now::default()).unwrap();
+        let second = writer.open(SERVICE, client, Now::default()).unwrap();
         assert_ne!(writer.id(&second), first_id);
     }
 
@@ -299,8 +297,7 @@ mod tests {
         while !reader.is_finished() {
             turn = turn.wrapping_add(0x0101_0101);
             let client = SocketAddr::new(IpAddr::V4(turn.into()), (turn & 0xffff) as u16);
-            let place =
-                writer.open(Protocol::Tcp, client, Now::from_nanos(u64::from(turn))).unwrap();
+            let place = writer.open(SERVICE, client, Now::from_nanos(u64::from(turn))).unwrap();
             std::thread::yield_now();
             writer.close(place);
         }

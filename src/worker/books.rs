@@ -1,5 +1,5 @@
 //! What every protocol of one worker shares: who is next, and the books about sessions. Owns the
-//! worker's view of the backends, its shard of the session table, its counters and its reports; holds
+//! worker's view of the services, its shard of the session table, its counters and its reports; holds
 //! no socket and no session state.
 
 use std::net::{IpAddr, SocketAddr};
@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::link::{Ended, Refusal, Report, Terms};
-use crate::balance::{Balancer, Question};
+use super::link::{Ended, Refusal, Report};
+use crate::balance::{self, Question};
 use crate::base::time::Now;
-use crate::cluster::{Backend, BackendId, Protocol, Snapshot};
+use crate::cluster::seats::Seat;
+use crate::cluster::{Backend, BackendId, Service, ServiceId, Snapshot, Timeouts};
 use crate::metrics::WorkerMetrics;
-use crate::session::seats::Seats;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
 
@@ -31,10 +31,11 @@ pub struct Choice {
 /// A session in the books: its place in the table and where it is counted.
 #[derive(Debug)]
 pub struct Entry {
-    pub protocol: Protocol,
+    pub service: ServiceId,
     pub client: SocketAddr,
     pub started: Now,
     place: Place,
+    _seat: Seat,
     choice: Option<Choice>,
     /// The backend before: what it said may still be on its way to the user when it is let go.
     last: Option<Choice>,
@@ -51,18 +52,12 @@ impl Entry {
 
 /// The parts that [`Books::new`] is made from.
 pub struct Parts {
-    pub balancer: Balancer,
     pub shard: ShardWriter,
     pub metrics: Arc<WorkerMetrics>,
     /// Of every worker, this one included: what the load of a backend is summed over.
     pub all_metrics: Arc<[Arc<WorkerMetrics>]>,
     pub reports: rtrb::Producer<Report>,
     pub urgent: Arc<tokio::sync::Notify>,
-    pub seats: Arc<Seats>,
-    /// The seats of UDP sessions, which cost no descriptors and must not take the others' places.
-    pub udp_seats: Arc<Seats>,
-    /// Whether to report each session's start and end, or only what the control core must know.
-    pub report_sessions: bool,
 }
 
 pub struct Books {
@@ -85,13 +80,13 @@ impl Books {
         &self.snapshot
     }
 
-    /// Deals users out by these terms from now on.
-    pub fn adopt_terms(&mut self, terms: Terms) {
-        self.parts.balancer.policy = terms.policy;
-        self.parts.report_sessions = terms.report_sessions;
+    /// How long things may take in a session of this service.
+    pub fn timeouts(&self, service: ServiceId) -> &Timeouts {
+        let service = self.snapshot.service(service);
+        &service.expect("a service stays in the snapshots while it has sessions").terms.timeouts
     }
 
-    /// Balances over a newer snapshot from now on; it knows better which backends are aside.
+    /// Goes by a newer snapshot from now on; it knows better which backends are aside.
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.aside.clear();
@@ -100,23 +95,20 @@ impl Books {
     /// Takes a user into the books, or says why not.
     pub fn admit(
         &mut self,
-        protocol: Protocol,
+        service: ServiceId,
         client: SocketAddr,
         now: Now,
     ) -> Result<Entry, Refusal> {
-        if !self.seats(protocol).take() {
-            return Err(Refusal::Full);
-        }
-        let Some(place) = self.parts.shard.open(protocol, client, now) else {
-            self.seats(protocol).give_back();
-            return Err(Refusal::Full);
-        };
+        let seats = &self.snapshot.service(service).ok_or(Refusal::NoBackend)?.seats;
+        let seat = Seat::take(seats).ok_or(Refusal::Full)?;
+        let place = self.parts.shard.open(service, client, now).ok_or(Refusal::Full)?;
         self.parts.metrics.counters.sessions_active.one();
         Ok(Entry {
-            protocol,
+            service,
             client,
             started: now,
             place,
+            _seat: seat,
             choice: None,
             last: None,
             bytes_up: 0,
@@ -128,7 +120,7 @@ impl Books {
     /// failed is picked only when there is no other.
     pub fn assign(&mut self, entry: &mut Entry, tried: &[BackendId]) -> Option<Choice> {
         self.unassign(entry);
-        let choice = self.choose(entry.protocol, entry.client.ip(), &|id| tried.contains(&id))?;
+        let choice = self.choose(entry.service, entry.client.ip(), &|id| tried.contains(&id))?;
         self.book(entry, choice);
         Some(choice)
     }
@@ -137,12 +129,13 @@ impl Books {
     /// other.
     pub fn choose(
         &self,
-        protocol: Protocol,
+        service: ServiceId,
         user: IpAddr,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
-        let fresh = self.pick(protocol, user, &|id| excluded(id) || self.aside.contains(&id));
-        fresh.or_else(|| self.pick(protocol, user, excluded))
+        let service = self.snapshot.service(service)?;
+        let fresh = self.pick(service, user, &|id| excluded(id) || self.aside.contains(&id));
+        fresh.or_else(|| self.pick(service, user, excluded))
     }
 
     /// Moves a session to a backend in the books.
@@ -153,15 +146,15 @@ impl Books {
         entry.choice = Some(choice);
     }
 
-    /// A backend of the snapshot by its name.
-    pub fn find(&self, protocol: Protocol, id: BackendId) -> Option<Choice> {
-        let backend = self.snapshot.get(id).filter(|backend| backend.protocol == protocol)?;
+    /// A backend of a service by its id.
+    pub fn find(&self, service: ServiceId, id: BackendId) -> Option<Choice> {
+        let backend = self.snapshot.get(service, id)?;
         Some(Choice { backend: id, slot: backend.slot, address: backend.address })
     }
 
-    /// The backend of a session has registered anew: books the session under its new name.
+    /// The backend of a session has registered anew: books the session under its new id.
     pub fn relabel(&mut self, entry: &mut Entry, id: BackendId) {
-        if let Some(choice) = self.find(entry.protocol, id) {
+        if let Some(choice) = self.find(entry.service, id) {
             self.book(entry, choice);
         }
     }
@@ -175,7 +168,7 @@ impl Books {
 
     fn pick(
         &self,
-        protocol: Protocol,
+        service: &Service,
         user: IpAddr,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
@@ -183,16 +176,8 @@ impl Books {
             let slot = usize::from(backend.slot);
             self.parts.all_metrics.iter().map(|metrics| metrics.backends[slot].active.get()).sum()
         };
-        let question = Question { protocol, user, load: &load, excluded };
-        let backend = self.parts.balancer.pick(&self.snapshot, &question)?;
+        let backend = balance::pick(service, &Question { user, load: &load, excluded })?;
         Some(Choice { backend: backend.id, slot: backend.slot, address: backend.address })
-    }
-
-    fn seats(&self, protocol: Protocol) -> &Seats {
-        match protocol {
-            Protocol::Udp => &self.parts.udp_seats,
-            Protocol::Tcp | Protocol::Api => &self.parts.seats,
-        }
     }
 
     /// The session is on no backend until the next [`Books::assign`].
@@ -208,10 +193,10 @@ impl Books {
         let Some(choice) = entry.choice else { return };
         self.parts.metrics.counters.sessions_started.one();
         self.parts.metrics.backends[usize::from(choice.slot)].total.one();
-        if self.parts.report_sessions {
+        if self.snapshot.report_sessions {
             self.report(Report::Started {
                 id: self.id(entry),
-                protocol: entry.protocol,
+                service: entry.service,
                 client: entry.client,
                 backend: choice.backend,
             });
@@ -298,7 +283,6 @@ impl Books {
         self.parts.metrics.counters.sessions_active.less_one();
         self.unassign(&mut entry);
         self.parts.shard.close(entry.place);
-        self.seats(entry.protocol).give_back();
     }
 
     /// Takes a session out of the books.
@@ -315,10 +299,10 @@ impl Books {
         if reason != EndReason::Unreachable {
             self.parts.metrics.session_length.record(now.since(entry.started));
         }
-        if self.parts.report_sessions {
+        if self.snapshot.report_sessions {
             self.report(Report::Ended(Ended {
                 id: self.id(&entry),
-                protocol: entry.protocol,
+                service: entry.service,
                 client: entry.client,
                 backend: entry.choice.map(|choice| choice.backend),
                 started: entry.started,
@@ -330,11 +314,10 @@ impl Books {
         }
         self.unassign(&mut entry);
         self.parts.shard.close(entry.place);
-        self.seats(entry.protocol).give_back();
     }
 
     /// Counts a user who was turned away.
-    pub fn refused(&mut self, protocol: Protocol, client: SocketAddr, why: Refusal) {
+    pub fn refused(&mut self, service: ServiceId, client: SocketAddr, why: Refusal) {
         let counters = &self.parts.metrics.counters;
         match why {
             Refusal::NoBackend => counters.users_refused_no_backend.one(),
@@ -342,8 +325,8 @@ impl Books {
             Refusal::Unreachable => counters.users_refused_unreachable.one(),
             Refusal::Exhausted => counters.users_refused_exhausted.one(),
         }
-        if self.parts.report_sessions {
-            self.report(Report::Refused { protocol, client, why });
+        if self.snapshot.report_sessions {
+            self.report(Report::Refused { service, client, why });
         }
     }
 
@@ -354,3 +337,6 @@ impl Books {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

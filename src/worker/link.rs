@@ -9,8 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol, Snapshot};
-use crate::config::{Policy, Timeouts};
+use crate::cluster::{BackendId, ServiceId, Snapshot};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::Times;
 use crate::session::shards::{Shard, ShardWriter};
@@ -33,22 +32,10 @@ pub enum Order {
     EndBackend { backend: BackendId, reason: EndReason },
     /// End one session.
     EndSession { id: SessionId, reason: EndReason },
-    /// Go on by these terms.
-    Adopt(Terms),
     /// Accept no more users; let sessions end by themselves.
     Drain,
     /// End every session and stop.
     Stop,
-}
-
-/// What the operator may change while a worker runs. Sessions keep the backend they have; a deadline
-/// that is set already stands until the session next moves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Terms {
-    pub policy: Policy,
-    pub timeouts: Timeouts,
-    /// Whether to report each session's start and end.
-    pub report_sessions: bool,
 }
 
 /// What a worker has to say that a counter cannot.
@@ -57,14 +44,14 @@ pub enum Report {
     /// A user was given a backend and the backend's connection stands.
     Started {
         id: SessionId,
-        protocol: Protocol,
+        service: ServiceId,
         client: SocketAddr,
         backend: BackendId,
     },
     Ended(Ended),
     /// A user was turned away.
     Refused {
-        protocol: Protocol,
+        service: ServiceId,
         client: SocketAddr,
         why: Refusal,
     },
@@ -99,7 +86,7 @@ pub enum Shortage {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Ended {
     pub id: SessionId,
-    pub protocol: Protocol,
+    pub service: ServiceId,
     pub client: SocketAddr,
     pub backend: Option<BackendId>,
     pub started: Now,

@@ -148,10 +148,8 @@ impl Shell {
 
     fn take_orders(&mut self, now: Now) {
         while let Ok(order) = self.parts.orders.pop() {
-            match order {
-                Order::Stop => self.stop_at = Some(now.plus(STOP_PATIENCE)),
-                Order::Adopt(terms) => self.parts.books.adopt_terms(terms),
-                _ => {}
+            if order == Order::Stop {
+                self.stop_at = Some(now.plus(STOP_PATIENCE));
             }
             let (ring, books) = (&mut self.ring, &mut self.parts.books);
             for post in &mut self.posts {
@@ -226,11 +224,9 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::balance::{Balancer, Turns};
     use crate::base::publish::Publisher;
     use crate::ring::Settings;
     use crate::session::EndReason;
-    use crate::session::seats::Seats;
     use crate::worker::books::Parts;
     use crate::worker::link::{ControlEnd, link};
 
@@ -307,15 +303,11 @@ mod tests {
             let snapshots = Publisher::new(Snapshot::default());
             let (control, end) = link(0, 1, snapshots.subscribe(), Arc::default()).unwrap();
             let books = Books::new(Parts {
-                balancer: Balancer::new(crate::config::Policy::RoundRobin, Arc::<Turns>::default()),
                 shard: end.shard,
                 metrics: Arc::clone(&end.metrics),
                 all_metrics: [end.metrics].into(),
                 reports: end.reports,
                 urgent: end.urgent,
-                seats: Arc::new(Seats::new(1)),
-                udp_seats: Arc::new(Seats::new(1)),
-                report_sessions: false,
             });
             let scripts = [(); 2].map(|()| Rc::<RefCell<Script>>::default());
             let played = |number: usize| Box::new(Played(Rc::clone(&scripts[number])));

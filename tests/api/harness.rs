@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend as Registered, BackendId, Protocol, Snapshot, Standing};
+use lb::cluster::{Backend as Registered, BackendId, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::metrics::WorkerCounters;
 use lb::proxy::line::Features;
@@ -21,7 +21,6 @@ const RECORD_MAX: usize = 1 << 20;
 
 pub struct Balancer {
     pub plane: DataPlane,
-    version: u64,
 }
 
 impl Balancer {
@@ -34,7 +33,7 @@ impl Balancer {
         config.api.via = Some("test".to_string());
         change(&mut config);
         let features = Features { receive_cap: true, splice: true };
-        Balancer { plane: DataPlane::start(&config, 1000, features).unwrap(), version: 0 }
+        Balancer { plane: DataPlane::start(&config, 1000, features).unwrap() }
     }
 
     /// A balancer in front of these backends, with its worker informed about them.
@@ -47,17 +46,18 @@ impl Balancer {
     /// Publishes these backends to the workers, numbered from 1, and waits until they have taken
     /// note.
     pub fn register(&mut self, addresses: &[SocketAddr]) {
-        self.version += 1;
         let backends = addresses.iter().enumerate().map(|(place, address)| Registered {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
-            protocol: Protocol::Api,
+            service: ServiceId::built_in(Protocol::Api),
             address: *address,
             weight: 1,
             name: None,
             standing: Standing::Serving,
         });
-        self.plane.snapshots.publish(Snapshot::frozen(self.version, backends.collect()));
+        let backends: Vec<_> = backends.collect();
+        let snapshots = &self.plane.snapshots;
+        snapshots.publish(snapshots.current().with(&backends));
         self.turn();
     }
 

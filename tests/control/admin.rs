@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use lb::base::time::Now;
-use lb::cluster::{BackendId, Protocol};
+use lb::cluster::{BackendId, Protocol, ServiceId};
 use lb::control::status::{BackendState, RunState, SessionsPage, Status};
 use lb::metrics::{BackendCounters, ControlCounters, WorkerCounters};
 use serde_json::json;
@@ -36,7 +36,7 @@ fn the_status_shows_backends_with_their_share_and_counts() {
     backend.ask(&json!({"cmd":"register","protocol":"tcp","port":first,"weight":3,"name":"big"}));
     backend.register(Protocol::Tcp, second);
     core.worker.wait_for_rotation(Protocol::Tcp, &[first, first, second, first]);
-    let slot = usize::from(core.worker.snapshot().backends[0].slot);
+    let slot = usize::from(core.worker.backends()[0].slot);
     core.worker.metrics.backends[slot].active.set(2);
     core.worker.metrics.backends[slot].total.set(9);
     core.worker.metrics.backends[slot].down.set(700);
@@ -85,7 +85,8 @@ fn a_hundred_thousand_sessions_are_shown_page_by_page_and_delay_nobody() {
         for number in 0..SESSIONS {
             let ip = std::net::Ipv4Addr::from(0x0a00_0000 + number);
             let client = SocketAddr::from((ip, 7));
-            let place = shard.open(Protocol::Tcp, client, Now::read()).unwrap();
+            let place =
+                shard.open(ServiceId::built_in(Protocol::Tcp), client, Now::read()).unwrap();
             shard.set_backend(&place, BackendId(1 + number % 4));
         }
     });
@@ -170,7 +171,7 @@ fn neither_silent_strangers_nor_stalled_readers_keep_operators_out() {
     core.worker.with_shard(|shard| {
         for number in 0..50_000 {
             let client = SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + number), 7));
-            shard.open(Protocol::Tcp, client, Now::read()).unwrap();
+            shard.open(ServiceId::built_in(Protocol::Tcp), client, Now::read()).unwrap();
         }
     });
     let knock = |words: &str| {

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use lb::cluster::Protocol;
+use lb::cluster::{Protocol, ServiceId};
 use serde_json::{Value, json};
 
 use crate::harness::{Backend, Core, service};
@@ -64,7 +64,9 @@ fn a_thousand_registrations_at_once_pass_and_the_rest_are_refused_one_by_one() {
         assert_eq!(answer["ack"], expected, "{answer}");
     }
     wait_for("the worker to look", || {
-        (core.worker.snapshot().rotations[1].shares().len() == 1024).then_some(())
+        let snapshot = core.worker.snapshot();
+        let pool = snapshot.pool(ServiceId::built_in(Protocol::Udp)).unwrap();
+        (pool.rotation.shares().len() == 1024).then_some(())
     });
     let published = number(&core, "lb_control_snapshots_published_total");
     assert!(published <= 512, "{published} publications of 1,024 changes");
@@ -87,7 +89,7 @@ fn a_health_page_came_between(agents: usize, each: u16) -> bool {
     let mut between = false;
     wait_for("everyone to be registered", || {
         core.get("/healthz");
-        let registered = core.worker.snapshot().backends.len();
+        let registered = core.worker.backends().len();
         between |= (1..1000).contains(&registered);
         (registered == 1000).then_some(())
     });

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lb::base::publish::Publisher;
-use lb::cluster::{Protocol, Snapshot};
+use lb::cluster::{Backend as Registered, Protocol, ServiceId, Snapshot};
 use lb::config::Config;
 use lb::control::{Control, Listeners};
 use lb::metrics::WorkerMetrics;
@@ -74,6 +74,11 @@ impl Worker {
         Arc::clone(&self.seen.lock().unwrap().snapshot)
     }
 
+    /// The backends that the worker knows of, in the order of registration within each service.
+    pub fn backends(&self) -> Vec<Registered> {
+        self.snapshot().backends().cloned().collect()
+    }
+
     pub fn orders(&self) -> Vec<Order> {
         self.seen.lock().unwrap().orders.clone()
     }
@@ -95,9 +100,9 @@ impl Worker {
     /// The ports in a protocol's rotation.
     pub fn rotation(&self, protocol: Protocol) -> Vec<u16> {
         let snapshot = self.snapshot();
-        let rotation = &snapshot.rotations[protocol.index()];
-        let port = |place: u16| snapshot.backends[usize::from(place)].address.port();
-        rotation.turns().map(port).collect()
+        let pool = snapshot.pool(ServiceId::built_in(protocol)).unwrap();
+        let port = |place: u16| pool.backends[usize::from(place)].address.port();
+        pool.rotation.turns().map(port).collect()
     }
 
     pub fn wait_for_rotation(&self, protocol: Protocol, ports: &[u16]) {

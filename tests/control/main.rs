@@ -15,8 +15,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use harness::{Backend, Core, assert_failed, service};
-use lb::cluster::{Protocol, Standing};
-use lb::config::OnBackendLoss;
+use lb::cluster::{OnBackendLoss, Protocol, Standing};
 use lb::session::EndReason;
 use lb::worker::link::{Order, Report};
 use serde_json::json;
@@ -29,7 +28,7 @@ fn a_backend_joins_only_once_its_port_listens() {
     let (listener, port) = service();
     drop(listener);
     assert_failed(&backend.register(Protocol::Tcp, port), "cannot connect");
-    assert!(core.worker.snapshot().backends.is_empty());
+    assert!(core.worker.backends().is_empty());
 
     let _listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     let answer = backend.register(Protocol::Tcp, port);
@@ -92,7 +91,7 @@ fn a_backend_that_unregisters_gets_no_new_sessions_and_keeps_the_old() {
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
-    let slot = core.worker.snapshot().backends[0].slot;
+    let slot = core.worker.backends()[0].slot;
     core.worker.metrics.backends[usize::from(slot)].active.set(2);
     let answer = backend.ask(&json!({"cmd": "unregister", "protocol": "tcp", "port": port}));
     assert_eq!((&answer["ack"], &answer["left"]), (&json!("successful"), &json!(2)));
@@ -107,19 +106,19 @@ fn a_drain_tells_what_is_left_and_when_it_is_over() {
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
-    let active = usize::from(core.worker.snapshot().backends[0].slot);
+    let active = usize::from(core.worker.backends()[0].slot);
     core.worker.metrics.backends[active].active.set(2);
 
     let drain = json!({"cmd": "drain", "protocol": "tcp", "port": port, "deadline_ms": 60_000});
     let answer = backend.ask(&drain);
     assert_eq!((&answer["ack"], &answer["left"]), (&json!("successful"), &json!(2)), "{answer}");
     core.worker.wait_for_rotation(Protocol::Tcp, &[]);
-    assert_eq!(core.worker.snapshot().backends[0].standing, Standing::Draining);
+    assert_eq!(core.worker.backends()[0].standing, Standing::Draining);
     let event = backend.hear().unwrap();
     assert_eq!((&event["event"], &event["left"]), (&json!("draining"), &json!(2)));
     core.worker.metrics.backends[active].active.set(0);
     wait_for("drained", || (backend.hear()?["event"] == "drained").then_some(()));
-    wait_for("it to leave", || core.worker.snapshot().backends.is_empty().then_some(()));
+    wait_for("it to leave", || core.worker.backends().is_empty().then_some(()));
 }
 
 #[test]
@@ -129,7 +128,7 @@ fn a_drain_ends_at_its_deadline_what_is_left() {
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
-    let registered = core.worker.snapshot().backends[0].clone();
+    let registered = core.worker.backends()[0].clone();
     let active = &core.worker.metrics.backends[usize::from(registered.slot)].active;
     active.set(1);
     backend.ask(&json!({"cmd": "drain", "protocol": "tcp", "port": port, "deadline_ms": 100}));
@@ -146,7 +145,7 @@ fn a_drain_keeps_its_deadline_when_the_backend_hangs_up() {
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
-    let id = core.worker.snapshot().backends[0].id;
+    let id = core.worker.backends()[0].id;
     core.worker.metrics.backends[0].active.set(1);
     backend.ask(&json!({"cmd": "drain", "protocol": "tcp", "port": port, "deadline_ms": 300}));
     drop(backend);
@@ -177,7 +176,7 @@ fn a_lost_connection_takes_its_backends_at_once_and_their_sessions_if_so_configu
         core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
         backend.register(Protocol::Udp, 9);
         core.worker.wait_for_rotation(Protocol::Udp, &[9]);
-        let id = core.worker.snapshot().backends[0].id;
+        let id = core.worker.backends()[0].id;
         core.worker.metrics.backends[0].active.set(1);
         core.worker.metrics.backends[1].active.set(1);
         drop(backend);
@@ -383,7 +382,7 @@ fn idle_connections_of_one_host_make_room_for_another() {
     let mut other = core.connect_from("127.0.0.9".parse().unwrap());
     assert_eq!(other.register(Protocol::Udp, 9000)["ack"], "successful");
     assert_eq!(idle[10].hear(), None, "the oldest that had registered nothing");
-    wait_for("all of them", || (core.worker.snapshot().backends.len() == 11).then_some(()));
+    wait_for("all of them", || (core.worker.backends().len() == 11).then_some(()));
 }
 
 #[test]
@@ -449,7 +448,7 @@ fn a_backend_whose_port_fails_is_set_aside_at_once_and_comes_back() {
     backend.register(Protocol::Tcp, port);
     backend.register(Protocol::Tcp, other_port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port, other_port]);
-    let id = core.worker.snapshot().backends[0].id;
+    let id = core.worker.backends()[0].id;
     drop(broken);
     core.worker.report(Report::ConnectFailed { backend: id, errno: nix::libc::ECONNREFUSED });
     core.worker.urgent.notify_one();

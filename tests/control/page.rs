@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lb::base::time::Now;
-use lb::cluster::{BackendId, Protocol};
+use lb::cluster::{BackendId, Protocol, ServiceId};
 use serde_json::json;
 
 use crate::harness::Core;
@@ -29,7 +29,8 @@ fn crowded() -> (Core, crate::harness::Backend) {
         for number in 0..SESSIONS {
             let ip = std::net::Ipv4Addr::from(0x0a00_0000 + number);
             let client = std::net::SocketAddr::from((ip, 7));
-            let place = shard.open(Protocol::Udp, client, Now::read()).unwrap();
+            let place =
+                shard.open(ServiceId::built_in(Protocol::Udp), client, Now::read()).unwrap();
             shard.set_backend(&place, BackendId(1 + number % u32::from(BACKENDS)));
         }
     });

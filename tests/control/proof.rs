@@ -52,7 +52,7 @@ fn who_knows_the_secret_registers() {
     prove(&mut backend, "web-1");
     assert_eq!(backend.register(Protocol::Tcp, port)["ack"], "successful");
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
-    assert_eq!(core.worker.snapshot().backends[0].name.as_deref(), Some("web-1"));
+    assert_eq!(core.worker.backends()[0].name.as_deref(), Some("web-1"));
 }
 
 #[test]

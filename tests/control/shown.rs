@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use lb::base::time::Now;
-use lb::cluster::{BackendId, Protocol};
+use lb::cluster::{BackendId, Protocol, ServiceId};
 use serde_json::{Value, json};
 
 use crate::harness::Core;
@@ -20,7 +20,7 @@ fn core() -> (Core, crate::harness::Backend) {
     assert_eq!(backend.ask(&wanted)["ack"], "successful");
     core.worker.with_shard(|shard| {
         let client = "192.0.2.1:7".parse().unwrap();
-        let place = shard.open(Protocol::Tcp, client, Now::read()).unwrap();
+        let place = shard.open(ServiceId::built_in(Protocol::Tcp), client, Now::read()).unwrap();
         shard.set_backend(&place, BackendId(1));
     });
     (core, backend)

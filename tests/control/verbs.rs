@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use lb::base::time::Now;
-use lb::cluster::Protocol;
+use lb::cluster::{Protocol, ServiceId};
 use lb::control::status::Changed;
 use lb::session::EndReason;
 use lb::worker::link::Order;
@@ -48,7 +48,7 @@ fn a_drain_takes_a_backend_out_and_tells_it() {
     let mut backend = core.connect();
     backend.register(Protocol::Udp, 9);
     core.worker.wait_for_rotation(Protocol::Udp, &[9]);
-    let slot = usize::from(core.worker.snapshot().backends[0].slot);
+    let slot = usize::from(core.worker.backends()[0].slot);
     core.worker.metrics.backends[slot].active.set(4);
     let (code, body) = post(&core, "/backends/b1/drain?deadline_ms=60000", &authorised());
     assert_eq!(code, 202, "{body}");
@@ -79,7 +79,9 @@ fn a_weight_changes_the_rotation() {
 fn a_session_is_ended_by_its_own_worker_if_it_still_runs() {
     let core = core_with_token("session");
     let place = core.worker.with_shard(|shard| {
-        shard.open(Protocol::Tcp, "192.0.2.1:7".parse().unwrap(), Now::read()).unwrap()
+        shard
+            .open(ServiceId::built_in(Protocol::Tcp), "192.0.2.1:7".parse().unwrap(), Now::read())
+            .unwrap()
     });
     let id = core.worker.with_shard(|shard| shard.id(&place));
     let (code, body) = post(&core, &format!("/sessions/{id}/end"), &authorised());

@@ -8,18 +8,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
-use lb::config::Policy;
+use lb::cluster::seats::Seats;
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing, Terms};
 use lb::proxy::http::{Journal, Record, Settings};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
 use lb::proxy::{self, Intake, Side};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
-use lb::session::seats::Seats;
 use lb::worker::books::{Books, Parts};
 use lb::worker::http::sessions::{Cmd, Conn, Cx, Sessions};
 use lb::worker::link::{Order, link};
@@ -100,34 +98,33 @@ fn address(backend: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], 9000 + backend as u16))
 }
 
-fn snapshot(backends: usize) -> Snapshot {
+fn backends(count: usize) -> Vec<Backend> {
     let backend = |place: usize| Backend {
         id: BackendId(place as u32),
         slot: place as u16,
-        protocol: Protocol::Api,
+        service: ServiceId::built_in(Protocol::Api),
         address: address(place),
         weight: 1,
         name: None,
         standing: Standing::Serving,
     };
-    Snapshot::frozen(1, (0..backends).map(backend).collect())
+    (0..count).map(backend).collect()
 }
 
 impl World {
     pub fn new(seed: u64, weather: Weather) -> World {
-        let publisher = Publisher::new(snapshot(weather.backends));
+        let seats = Arc::new(Seats::new(weather.seats));
+        let services = Snapshot::built_in(Terms::default(), |_| Arc::clone(&seats));
+        let services = Snapshot { report_sessions: false, ..services };
+        let publisher = Publisher::new(services.with(&backends(weather.backends)));
         let (control, end) =
             link(0, 1000, publisher.subscribe(), Arc::default()).expect("an eventfd can be had");
         let mut books = Books::new(Parts {
-            balancer: Balancer::new(Policy::RoundRobin, Arc::new(Turns::default())),
             shard: end.shard,
             metrics: Arc::clone(&end.metrics),
             all_metrics: Arc::new([Arc::clone(&end.metrics)]),
             reports: end.reports,
             urgent: end.urgent,
-            seats: Arc::new(Seats::new(weather.seats)),
-            udp_seats: Arc::new(Seats::new(0)),
-            report_sessions: false,
         });
         books.adopt(publisher.current());
         let settings = Settings {
@@ -258,9 +255,9 @@ impl World {
 
     /// A backend takes no new requests.
     fn publish_leaving(&mut self, leaving: BackendId) {
-        let mut backends = snapshot(self.weather.backends).backends;
+        let mut backends = backends(self.weather.backends);
         backends[leaving.0 as usize].standing = Standing::Draining;
-        self.publisher.publish(Snapshot::frozen(2, backends));
+        self.publisher.publish(self.publisher.current().with(&backends));
         self.books.adopt(self.publisher.current());
     }
 

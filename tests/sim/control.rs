@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing};
 use lb::session::{EndReason, SessionId};
 use lb::worker::link::{ControlEnd, Order};
 
@@ -111,7 +111,7 @@ impl Control {
                 }
             }
             2 if count > 0 => {
-                // The same service registers again: a new name for the old address.
+                // The same backend registers again: a new id for the old address.
                 let before = self.backends.remove(place);
                 self.register(random);
                 self.backends.last_mut().expect("one has just come").address = before.address;
@@ -134,7 +134,7 @@ impl Control {
         self.backends.push(Backend {
             id: BackendId(number),
             slot: number as u16,
-            protocol: Protocol::Tcp,
+            service: ServiceId::built_in(Protocol::Tcp),
             address: SocketAddr::new(Ipv4Addr::new(10, 1, 0, 1).into(), 1000 + number as u16),
             weight: random.between(1, 3) as u16,
             name: None,
@@ -143,7 +143,6 @@ impl Control {
     }
 
     fn publish(&mut self) {
-        let version = u64::from(self.registered);
-        self.publisher.publish(Snapshot::frozen(version, self.backends.clone()));
+        self.publisher.publish(self.publisher.current().with(&self.backends));
     }
 }

@@ -8,8 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use lb::base::time::Now;
-use lb::cluster::{BackendId, Protocol, Snapshot};
-use lb::config::Timeouts;
+use lb::cluster::{BackendId, Protocol, ServiceId, Snapshot, Timeouts};
 use lb::proxy::outlook::Outlook;
 use lb::proxy::{Cmd, Received, Side, Splice, Spliced};
 use lb::ring::pool::{Class, Pool};
@@ -72,8 +71,8 @@ impl Laws {
     }
 
     fn rotation(&self) -> impl Iterator<Item = BackendId> + '_ {
-        let places = &self.adopted.rotations[Protocol::Tcp.index()];
-        places.places().map(|place| self.adopted.backends[usize::from(place)].id)
+        let pool = self.adopted.pool(ServiceId::built_in(Protocol::Tcp));
+        pool.into_iter().flat_map(|pool| pool.in_rotation()).map(|backend| backend.id)
     }
 
     #[track_caller]
@@ -330,7 +329,7 @@ impl Laws {
                     Some(reason).filter(|_| whose == Some(session.user))
                 }
                 Order::Stop => Some(EndReason::Stopping),
-                Order::Drain | Order::Adopt(_) => None,
+                Order::Drain => None,
             };
             session.ordered.extend(reason.map(|reason| (reason, now)));
         }

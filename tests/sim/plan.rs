@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use lb::config::{Policy, Timeouts};
+use lb::cluster::{Policy, Timeouts};
 
 use super::kernel::Temper;
 use super::peer::{End, Habits, How, Pace, Script, When};

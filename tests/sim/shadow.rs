@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb::base::time::Now;
 use lb::base::wheel::TICK;
 use lb::cluster::BackendId;
-use lb::config::Timeouts;
+use lb::cluster::Timeouts;
 use lb::proxy::{Cmd, Intake, Side};
 use lb::ring::pool::{Class, GATHER_MAX, Pool};
 use lb::session::EndReason;

@@ -8,15 +8,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb::balance::{Balancer, Turns};
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::Snapshot;
+use lb::cluster::seats::Seats;
+use lb::cluster::{Snapshot, Terms};
 use lb::proxy::line::Features;
 use lb::proxy::{self, Event, Side, Spliced};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
-use lb::session::seats::Seats;
 use lb::worker::books::{Books, Parts};
 use lb::worker::link::{Order, WorkerEnd, link};
 use lb::worker::tcp::sessions::{Cmd, Cx, Sessions, Settings};
@@ -108,29 +107,26 @@ pub fn run_plan(plan: Plan, random: Random, traced: bool) -> Story {
 
 impl World {
     fn new(plan: Plan, mut random: Random, traced: bool) -> World {
-        let publisher = Publisher::new(Snapshot::default());
+        let seats = Arc::new(Seats::new(plan.seats));
+        let terms = Terms { policy: plan.policy, timeouts: plan.timeouts, ..Terms::default() };
+        let publisher = Publisher::new(Snapshot::built_in(terms, |_| Arc::clone(&seats)));
         let urgent = Arc::new(tokio::sync::Notify::new());
         let (control, worker) = link(0, plan.seats, publisher.subscribe(), Arc::clone(&urgent))
             .expect("a process has descriptors to spare");
-        let seats = Arc::new(Seats::new(plan.seats));
         let pool = Pool::new(plan.small_blocks, plan.large_blocks);
         let temper = plan.temper;
         let kernel_random = Random::new(random.next());
         let kernel = Kernel::new(temper, kernel_random, &pool, plan.posted_first);
         let WorkerEnd { snapshots, orders, reports, metrics, shard, .. } = worker;
         let books = Books::new(Parts {
-            balancer: Balancer::new(plan.policy, Arc::<Turns>::default()),
             shard,
             metrics: Arc::clone(&metrics),
             all_metrics: Arc::from([metrics]),
             reports,
             urgent,
-            seats: Arc::clone(&seats),
-            udp_seats: Arc::new(Seats::new(0)),
-            report_sessions: true,
         });
         let features = Features { receive_cap: plan.receive_cap, splice: plan.splice };
-        let settings = Settings { features, timeouts: plan.timeouts };
+        let settings = Settings { features };
         let now = Now::from_nanos(1_000_000_000);
         let users = (0..plan.users).map(|_| User::draw(&plan, now, &mut random)).collect();
         let world = World {

@@ -10,8 +10,7 @@ use super::{Departed, Draining, Hub, REPEAT_EVERY};
 use crate::base::time::Now;
 use crate::cluster::registry::{Applied, Change, Entry, Fault};
 use crate::cluster::source::Source;
-use crate::cluster::{BackendId, Protocol};
-use crate::config::OnBackendLoss;
+use crate::cluster::{BackendId, OnBackendLoss, Protocol};
 use crate::control::drain::Drain;
 
 impl Hub {
@@ -71,7 +70,8 @@ impl Hub {
             self.counters.backends_registered.one();
         }
         if applied.changed {
-            self.console.backend_registered(now, backend, self.registry.len());
+            let protocol = self.protocol_of(backend.service);
+            self.console.backend_registered(now, protocol, backend, self.registry.len());
         }
     }
 
@@ -99,11 +99,14 @@ impl Hub {
     /// Backends are gone with their source.
     fn lost(&mut self, applied: &Applied, why: &str, now: Now) {
         self.counters.backends_lost.add(applied.left.len() as u64);
-        let close = self.config.balance.on_backend_loss == OnBackendLoss::Close;
+        let mut any_closed = false;
         for entry in &applied.left {
+            let terms = &self.registry.service(entry.backend.service).terms;
+            let close = terms.on_backend_loss == OnBackendLoss::Close;
             self.depart(entry, why, close, now);
+            any_closed |= close;
         }
-        if close && !applied.left.is_empty() {
+        if any_closed {
             self.workers.wake();
         }
     }
@@ -114,10 +117,11 @@ impl Hub {
         let (backend, registered) = (entry.backend.clone(), entry.since);
         let id = backend.id;
         let sessions = self.workers.active(backend.slot);
-        self.console.backend_left(now, &backend, why, sessions, self.registry.len());
+        let protocol = self.protocol_of(backend.service);
+        self.console.backend_left(now, protocol, &backend, why, sessions, self.registry.len());
         self.revivals.remove(&id);
         // What becomes of a UDP session when its backend is gone is decided where its datagrams are.
-        let close = close && backend.protocol != Protocol::Udp;
+        let close = close && protocol != Protocol::Udp;
         let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
         if close {
             self.end_sessions_of(id);
@@ -150,7 +154,7 @@ mod tests {
     use super::*;
     use crate::base::publish::Publisher;
     use crate::cluster::registry::Registration;
-    use crate::cluster::{Snapshot, Standing};
+    use crate::cluster::{Policy, ServiceId, Snapshot, Standing};
     use crate::config::Config;
     use crate::control::api::Reply;
     use crate::control::mailbox::Mailbox;
@@ -160,6 +164,9 @@ mod tests {
 
     /// A source that no connection stands for, as a file would be.
     const UNCONNECTED: Source = Source::Connection(1 << 40);
+
+    const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
+    const UDP: ServiceId = ServiceId::built_in(Protocol::Udp);
 
     fn at(ms: u64) -> Now {
         Now::from_nanos(ms * 1_000_000)
@@ -182,14 +189,14 @@ mod tests {
         worker.metrics.counters.turns.add(2);
     }
 
-    fn join(source: Source, protocol: Protocol, port: u16) -> Change {
+    fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
-        Change::Register(Registration { source, protocol, address, weight, name })
+        Change::Register(Registration { source, service, address, weight, name })
     }
 
     fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {
         hub.publish();
-        let all = hub.snapshot.backends.iter();
+        let all = hub.snapshot.backends();
         all.map(|backend| (backend.address.port(), backend.standing)).collect()
     }
 
@@ -197,25 +204,25 @@ mod tests {
     fn a_source_without_a_connection_is_one_like_any_other() {
         let (mut hub, worker) = hub(Config::default());
         assert!(hub.members.is_empty(), "nobody is connected");
-        let joined = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap();
+        let joined = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap();
         let id = joined.backend.unwrap();
         assert!(joined.joined && joined.changed);
-        hub.apply(join(UNCONNECTED, Protocol::Udp, 80), at(0)).unwrap();
+        hub.apply(join(UNCONNECTED, UDP, 80), at(0)).unwrap();
         let both = [(80, Standing::Serving), (80, Standing::Serving)];
         assert_eq!(standings(&mut hub), both);
         let other = hub.welcome(address(9), Rc::new(Mailbox::default()), at(0));
-        let fault = hub.apply(join(other, Protocol::Tcp, 80), at(0)).unwrap_err();
+        let fault = hub.apply(join(other, TCP, 80), at(0)).unwrap_err();
         assert!(matches!(fault, Fault::OwnedByAnother { by: UNCONNECTED, .. }), "{fault:?}");
 
         hub.apply(Change::Weigh { backend: id, weight: 3 }, at(1)).unwrap();
-        let (protocol, lasts) = (Protocol::Tcp, Some(Duration::from_secs(9)));
-        let drain = Change::Drain { source: UNCONNECTED, protocol, address: address(80), lasts };
+        let (service, lasts) = (TCP, Some(Duration::from_secs(9)));
+        let drain = Change::Drain { source: UNCONNECTED, service, address: address(80), lasts };
         hub.apply(drain, at(1)).unwrap();
         turn(&worker);
         hub.tick(at(1));
         assert!(hub.registry.get(id).is_some(), "the worker has yet to be told");
         assert_eq!(standings(&mut hub), [(80, Standing::Draining), (80, Standing::Serving)]);
-        assert_eq!(hub.snapshot.get(id).unwrap().weight, 3);
+        assert_eq!(hub.snapshot.get(TCP, id).unwrap().weight, 3);
         hub.tick(at(2));
         assert!(hub.registry.get(id).is_some(), "a worker may still begin a session");
         turn(&worker);
@@ -234,16 +241,16 @@ mod tests {
     #[test]
     fn what_changes_nothing_is_not_published_and_what_is_refused_leaves_no_trace() {
         let (mut hub, _worker) = hub(Config::default());
-        let id = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        let id = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
         hub.publish();
-        let again = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(1)).unwrap();
+        let again = hub.apply(join(UNCONNECTED, TCP, 80), at(1)).unwrap();
         assert_eq!((again.backend, again.joined, again.changed), (Some(id), false, false));
         hub.apply(Change::Restore { backend: id }, at(1)).unwrap();
         hub.apply(Change::Leave { backend: BackendId(99) }, at(1)).unwrap();
         assert!(hub.apply(Change::Weigh { backend: id, weight: 0 }, at(1)).is_err());
         let stranger = Source::Connection(7);
-        let (protocol, address) = (Protocol::Tcp, address(80));
-        let unregister = Change::Unregister { source: stranger, protocol, address };
+        let (service, address) = (TCP, address(80));
+        let unregister = Change::Unregister { source: stranger, service, address };
         assert!(hub.apply(unregister, at(1)).is_err());
         hub.publish();
         assert_eq!(hub.snapshot.version, 1);
@@ -262,11 +269,11 @@ mod tests {
         let (mut hub, _worker) = hub(Config::default());
         let mailbox = Rc::new(Mailbox::default());
         let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
-        let (protocol, address) = (Protocol::Tcp, address(80));
+        let (service, address) = (TCP, address(80));
         for change in [
-            join(source, protocol, 80),
-            Change::Drain { source, protocol, address, lasts: None },
-            Change::Unregister { source, protocol, address },
+            join(source, TCP, 80),
+            Change::Drain { source, service, address, lasts: None },
+            Change::Unregister { source, service, address },
         ] {
             hub.apply(change.clone(), at(1)).unwrap();
             mailbox.send(&Reply::AskHello);
@@ -282,7 +289,7 @@ mod tests {
         let (mut hub, worker) = hub(Config::default());
         let mailbox = Rc::new(Mailbox::default());
         let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
-        let backend = hub.apply(join(source, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        let backend = hub.apply(join(source, TCP, 80), at(0)).unwrap().backend.unwrap();
         let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
         worker.metrics.backends[slot].active.set(2);
         hub.publish();
@@ -303,13 +310,13 @@ mod tests {
     #[test]
     fn a_registration_ends_a_drain_and_begins_to_count_anew_only_if_it_is_one() {
         let (mut hub, worker) = hub(Config::default());
-        let id = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        let id = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
         let slot = hub.registry.get(id).unwrap().backend.slot;
         worker.metrics.backends[usize::from(slot)].total.add(5);
-        let (protocol, address) = (Protocol::Tcp, address(80));
-        let drain = Change::Drain { source: UNCONNECTED, protocol, address, lasts: None };
+        let (service, address) = (TCP, address(80));
+        let drain = Change::Drain { source: UNCONNECTED, service, address, lasts: None };
         hub.apply(drain, at(0)).unwrap();
-        hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(1)).unwrap();
+        hub.apply(join(UNCONNECTED, TCP, 80), at(1)).unwrap();
         assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);
         turn(&worker);
         hub.tick(at(1_000_000));
@@ -324,9 +331,8 @@ mod tests {
             let mut config = Config::default();
             config.balance.on_backend_loss = on_backend_loss;
             let (mut hub, mut worker) = hub(config);
-            let id =
-                hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
-            hub.apply(join(UNCONNECTED, Protocol::Udp, 80), at(0)).unwrap();
+            let id = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+            hub.apply(join(UNCONNECTED, UDP, 80), at(0)).unwrap();
             hub.apply(Change::SourceLost { source: UNCONNECTED, why: "it is gone" }, at(1))
                 .unwrap();
             let order = Order::EndBackend { backend: id, reason: EndReason::BackendLeft };
@@ -336,13 +342,50 @@ mod tests {
     }
 
     #[test]
+    fn a_reload_is_a_publication_and_reaches_every_service() {
+        let (mut hub, mut worker) = hub(Config::default());
+        hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap();
+        hub.publish();
+        let before = Arc::clone(&hub.snapshot);
+        let mut config = Config::default();
+        config.balance.policy = Policy::SourceHash;
+        config.timeouts.connect = Duration::from_millis(11);
+        for _ in 0..2 {
+            hub.reloaded(config.clone());
+            assert_eq!(hub.snapshot.version, 2, "once, for what is new");
+        }
+        let shown = worker.snapshots.changed().unwrap();
+        assert!(worker.orders.pop().is_err(), "there is nothing to order");
+        for (now, then) in shown.services.iter().zip(&before.services) {
+            assert_eq!((now.id, now.terms), (then.id, config.terms()));
+            assert!(Arc::ptr_eq(&now.pool, &then.pool) && Arc::ptr_eq(&now.turn, &then.turn));
+            assert!(Arc::ptr_eq(&now.seats, &then.seats));
+        }
+        config.log.level = tracing::Level::WARN;
+        hub.reloaded(config);
+        assert!(shown.report_sessions && !hub.snapshot.report_sessions);
+        assert_eq!(hub.counters.reloads.get(), 3);
+    }
+
+    #[test]
+    fn what_a_reload_says_of_lost_backends_holds_from_then_on() {
+        let (mut hub, mut worker) = hub(Config::default());
+        let mut config = Config::default();
+        config.balance.on_backend_loss = OnBackendLoss::Close;
+        hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap();
+        hub.reloaded(config);
+        hub.apply(Change::SourceLost { source: UNCONNECTED, why: "it is gone" }, at(1)).unwrap();
+        assert!(matches!(worker.orders.pop(), Ok(Order::EndBackend { .. })));
+    }
+
+    #[test]
     fn a_place_is_given_back_when_the_workers_know_and_its_sessions_have_ended() {
         let (mut hub, worker) = hub(Config::default());
-        let id = hub.apply(join(UNCONNECTED, Protocol::Tcp, 80), at(0)).unwrap().backend.unwrap();
+        let id = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
         let slot = usize::from(hub.registry.get(id).unwrap().backend.slot);
         worker.metrics.backends[slot].active.set(2);
-        let (protocol, address) = (Protocol::Tcp, address(80));
-        hub.apply(Change::Unregister { source: UNCONNECTED, protocol, address }, at(1)).unwrap();
+        let (service, address) = (TCP, address(80));
+        hub.apply(Change::Unregister { source: UNCONNECTED, service, address }, at(1)).unwrap();
         assert_eq!((hub.sessions_on(id), hub.address_of(id)), (2, Some(address)));
         turn(&worker);
         hub.tick(at(2));

@@ -56,8 +56,6 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// For the head of a response, once the request has been sent.
     pub answer_timeout: Duration,
-    /// For a connection attempt to a backend.
-    pub connect_timeout: Duration,
     /// For a user's connection between two requests.
     pub idle_timeout: Duration,
     /// For a tunnel in which nothing moves.
@@ -95,7 +93,6 @@ impl Settings {
             head_timeout: api.head_timeout,
             body_timeout: api.body_timeout,
             answer_timeout: api.answer_timeout,
-            connect_timeout: config.timeouts.connect,
             idle_timeout: api.idle_timeout,
             tunnel_timeout: api.tunnel_idle,
             spare_timeout: api.upstream_idle,

@@ -28,7 +28,7 @@ use nix::errno::Errno;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::{BackendId, Protocol};
+use crate::cluster::{BackendId, Protocol, ServiceId};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
 use crate::proxy::http::{self, Assigned, Context, Gateway, Journal, Kit, Settings};
@@ -43,6 +43,8 @@ use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use looks::{Leaving, Looks, ORDERED_GRACE, STOP_GRACE};
 
+/// The service of the users who come to the API door.
+const SERVICE: ServiceId = ServiceId::built_in(Protocol::Api);
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -246,10 +248,10 @@ impl Sessions {
     /// A user has connected.
     pub fn accepted(&mut self, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
         let books = &mut *cx.books;
-        let entry = match books.admit(Protocol::Api, client, cx.now) {
+        let entry = match books.admit(SERVICE, client, cx.now) {
             Ok(entry) => entry,
             Err(why) => {
-                books.refused(Protocol::Api, client, why);
+                books.refused(SERVICE, client, why);
                 return self.turn_away(client, why, cx);
             }
         };
@@ -382,7 +384,6 @@ impl Sessions {
                     self.end(key, reason, cx);
                 }
             }
-            Order::Adopt(terms) => self.settings.connect_timeout = terms.timeouts.connect,
             Order::Stop => {
                 (self.draining, self.stopping) = (true, true);
                 self.end_all(|_| true, EndReason::Stopping, cx);

@@ -19,8 +19,7 @@ use nix::errno::Errno;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::{BackendId, Protocol};
-use crate::config::Timeouts;
+use crate::cluster::{BackendId, Protocol, ServiceId, Timeouts};
 use crate::proxy::line::Features;
 use crate::proxy::outlook::Watch;
 use crate::proxy::tcp::{Progress, Relay};
@@ -35,6 +34,8 @@ use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::{FED_MAX, Starved};
 use parting::Parting;
 
+/// The service of the users who come to the TCP door.
+const SERVICE: ServiceId = ServiceId::built_in(Protocol::Tcp);
 /// Backends that may fail one user before it is turned away.
 const ATTEMPTS_MAX: usize = 3;
 /// Backends that one user is offered in all: those that could not even be asked, for want of a local port
@@ -60,7 +61,7 @@ pub enum Cmd {
     Look {
         key: Key,
     },
-    /// Close both sockets, with a reset if so. Nothing is in flight on them.
+    /// Close both sockets; `reset` sends RST instead of FIN. Nothing is in flight on them.
     Close {
         key: Key,
         reset: bool,
@@ -74,7 +75,6 @@ pub type Cx<'a> = cx::Cx<'a, Cmd>;
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub features: Features,
-    pub timeouts: Timeouts,
 }
 
 pub struct Sessions {
@@ -139,22 +139,18 @@ impl Sessions {
         self.slots.live()
     }
 
-    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
-        self.settings.timeouts = timeouts;
-    }
-
     /// A user has connected. `None`: turned away, close the connection.
     pub fn accepted(&mut self, client: SocketAddr, cx: &mut Cx<'_>) -> Option<Key> {
-        let admitted = cx.books.admit(Protocol::Tcp, client, cx.now);
+        let admitted = cx.books.admit(SERVICE, client, cx.now);
         let mut entry = match admitted {
             Ok(entry) => entry,
             Err(why) => {
-                cx.books.refused(Protocol::Tcp, client, why);
+                cx.books.refused(SERVICE, client, why);
                 return None;
             }
         };
         let Some(choice) = cx.books.assign(&mut entry, &[]) else {
-            cx.books.refused(Protocol::Tcp, client, Refusal::NoBackend);
+            cx.books.refused(SERVICE, client, Refusal::NoBackend);
             cx.books.close(entry, EndReason::Unreachable, cx.now);
             return None;
         };
@@ -172,7 +168,7 @@ impl Sessions {
             look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
         });
-        self.deadlines.schedule(key.place, cx.now.plus(self.settings.timeouts.connect));
+        self.deadlines.schedule(key.place, cx.now.plus(cx.books.timeouts(SERVICE).connect));
         cx.out.push(Cmd::Connect { key, to: choice.address });
         Some(key)
     }
@@ -220,11 +216,11 @@ impl Sessions {
         let was_unsure = session.relay.is_unsure();
         session.relay.handle(event, cx.pool, self.settings.features, relay_out);
         if !was_unsure && session.relay.is_unsure() {
-            self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+            self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         }
         if session.look_at == Now::NEVER && (sent || session.relay.is_sending()) {
-            session.look_at = session.next_look(cx.now, &self.settings.timeouts);
-            self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+            session.look_at = session.next_look(cx.now, session.timeouts(cx));
+            self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         }
         if sent {
             session.active = cx.now;
@@ -244,7 +240,7 @@ impl Sessions {
         while let Some(place) = self.deadlines.pop(cx.now) {
             let Some(key) = self.slots.at(place) else { continue };
             let Some(session) = self.slots.get(key) else { continue };
-            let due = session.due(&self.settings.timeouts);
+            let due = session.due(session.timeouts(cx));
             if due > cx.now {
                 self.deadlines.schedule(place, due);
                 continue;
@@ -252,9 +248,9 @@ impl Sessions {
             match session.phase {
                 // Its completion says ECANCELED, and `retry` goes on from there.
                 Phase::Connecting => cx.out.push(Cmd::CancelConnect { key }),
-                Phase::Relaying if session.rests_until(&self.settings.timeouts) > cx.now => {
+                Phase::Relaying if session.rests_until(session.timeouts(cx)) > cx.now => {
                     session.relay.look_again(&mut |what| cx.out.push(Cmd::Relay { key, what }));
-                    self.deadlines.schedule(place, session.due(&self.settings.timeouts));
+                    self.deadlines.schedule(place, session.due(session.timeouts(cx)));
                 }
                 // What the kernels have delivered meanwhile decides, in `told`.
                 Phase::Relaying | Phase::Parting(_) => cx.out.push(Cmd::Look { key }),
@@ -313,7 +309,6 @@ impl Sessions {
                 }
             }
             Order::Stop => self.end_all(|_| true, EndReason::Stopping, cx),
-            Order::Adopt(terms) => self.set_timeouts(terms.timeouts),
             Order::Drain => {}
         }
     }
@@ -325,7 +320,7 @@ impl Sessions {
         session.phase = Phase::Relaying;
         session.relayed = true;
         session.active = cx.now;
-        self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+        self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         session.relay.advance(cx.pool, self.settings.features, relay_out);
     }
@@ -348,14 +343,14 @@ impl Sessions {
                 cx.books.metrics().counters.retries.one();
                 session.tried.add(choice.backend);
                 session.active = cx.now;
-                self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+                self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
                 return cx.out.push(Cmd::Connect { key, to: choice.address });
             }
         }
         let client = session.entry.client;
         let ours = lack != Lack::None || session.tried.portless > 0;
         let why = if ours { Refusal::Exhausted } else { Refusal::Unreachable };
-        cx.books.refused(Protocol::Tcp, client, why);
+        cx.books.refused(SERVICE, client, why);
         let reason = EndReason::Unreachable;
         session.phase = Phase::Ending { reason, connect: false, ordered: None };
         self.close_if_settled(key, cx);
@@ -382,7 +377,7 @@ impl Sessions {
                 session.half_closed = true;
                 // The other side has its time from the end on, however still it was before.
                 session.active = cx.now;
-                self.deadlines.schedule(key.place, session.due(&self.settings.timeouts));
+                self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
             }
             Progress::Over(reason) => self.end(key, reason, cx),
         }
@@ -424,6 +419,11 @@ impl Sessions {
 }
 
 impl Session {
+    /// How long things may take in it, by the terms that its service has now.
+    fn timeouts<'c>(&self, cx: &'c Cx<'_>) -> &'c Timeouts {
+        cx.books.timeouts(self.entry.service)
+    }
+
     /// When something is to be done about it if it stays still.
     fn due(&self, timeouts: &Timeouts) -> Now {
         let look = self.phase == Phase::Relaying && self.relay.is_unsure();
@@ -483,15 +483,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::balance::tests::snapshot;
-    use crate::balance::{Balancer, Turns};
+    use crate::balance::tests::backends;
     use crate::base::publish::Publisher;
     use crate::cluster::Snapshot;
-    use crate::config::Policy;
     use crate::proxy::Side::{Backend, Client};
     use crate::proxy::outlook::{GIVEN_UP_AFTER, LOOK_EVERY, Outlook};
     use crate::ring::pool::Class;
-    use crate::session::seats::Seats;
     use crate::worker::books::{Books, Parts};
     use crate::worker::link::{ControlEnd, Ended, Report, link};
     use crate::worker::starved::WAIT_MAX;
@@ -513,29 +510,25 @@ mod tests {
 
     impl Stage {
         fn new() -> Stage {
-            Stage::with(&[0])
+            Stage::with(1)
         }
 
-        /// With these backends in the rotation.
-        fn with(rotation: &[u16]) -> Stage {
+        /// With so many backends.
+        fn with(count: usize) -> Stage {
             let urgent = Arc::new(tokio::sync::Notify::new());
             let publisher = Publisher::new(Snapshot::default());
             let (control, end) = link(0, 1000, publisher.subscribe(), Arc::clone(&urgent)).unwrap();
             let mut books = Books::new(Parts {
-                balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
                 shard: end.shard,
                 metrics: Arc::clone(&end.metrics),
                 all_metrics: Arc::from([end.metrics]),
                 reports: end.reports,
                 urgent,
-                seats: Arc::new(Seats::new(1000)),
-                udp_seats: Arc::new(Seats::new(1000)),
-                report_sessions: true,
             });
-            let weights = vec![1; rotation.len()];
-            books.adopt(Arc::new(snapshot(&weights, rotation)));
+            let snapshot = Snapshot::default().with(&backends(&vec![1; count]));
+            books.adopt(Arc::new(snapshot));
             let features = Features { receive_cap: true, splice: false };
-            let settings = Settings { features, timeouts: Timeouts::default() };
+            let settings = Settings { features };
             Stage {
                 sessions: Sessions::new(settings, START),
                 books,
@@ -636,7 +629,7 @@ mod tests {
         let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
         let full = Err(Errno::EMFILE);
         stage.act(|sessions, cx| sessions.connected(key, full, cx));
-        let refused = Report::Refused { protocol: Protocol::Tcp, client, why: Refusal::Exhausted };
+        let refused = Report::Refused { service: SERVICE, client, why: Refusal::Exhausted };
         assert_eq!(stage.control.reports.pop(), Ok(refused));
         let counters = &stage.control.metrics.counters;
         let counted = [&counters.users_refused_exhausted, &counters.users_refused_unreachable];
@@ -645,8 +638,36 @@ mod tests {
     }
 
     #[test]
+    fn other_timeouts_hold_for_what_moves_next_and_a_deadline_that_is_set_stands() {
+        let mut stage = Stage::new();
+        let client = "192.0.2.1:1000".parse().unwrap();
+        let cancelled = |stage: &mut Stage, at_ms: u64| {
+            stage.now = START.plus(Duration::from_millis(at_ms));
+            stage.act(|sessions, cx| sessions.expire(cx));
+            let cancelled = |cmd| match cmd {
+                Cmd::CancelConnect { key } => Some(key),
+                _ => None,
+            };
+            stage.said().into_iter().filter_map(cancelled).collect::<Vec<_>>()
+        };
+        let before = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+        let mut snapshot = stage.books.snapshot().clone();
+        for service in &mut snapshot.services {
+            // The other services' are shorter still.
+            let ms = if service.id == SERVICE { 500 } else { 10 };
+            service.terms.timeouts.connect = Duration::from_millis(ms);
+        }
+        stage.books.adopt(Arc::new(snapshot));
+        let after = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+        assert_eq!(cancelled(&mut stage, 490), []);
+        assert_eq!(cancelled(&mut stage, 520), [after]);
+        assert_eq!(cancelled(&mut stage, 2_980), []);
+        assert_eq!(cancelled(&mut stage, 3_020), [before]);
+    }
+
+    #[test]
     fn want_of_a_port_towards_one_backend_leads_to_the_next_and_sets_none_aside() {
-        let mut stage = Stage::with(&[0, 1]);
+        let mut stage = Stage::with(2);
         let (client, portless) = ("192.0.2.1:1000".parse().unwrap(), Errno::EADDRNOTAVAIL);
         let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
         let [Cmd::Connect { to: first, .. }] = stage.said()[..] else { panic!() };
@@ -673,7 +694,7 @@ mod tests {
 
     #[test]
     fn backends_that_could_not_be_asked_do_not_use_up_the_attempts() {
-        let mut stage = Stage::with(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let mut stage = Stage::with(10);
         let client = "192.0.2.1:1000".parse().unwrap();
         for (errno, offers, why) in [
             (Errno::ECONNREFUSED, ATTEMPTS_MAX, Refusal::Unreachable),
@@ -687,7 +708,7 @@ mod tests {
                 stage.act(|sessions, cx| sessions.connected(key, Err(errno), cx));
             }
             assert_eq!(offered.len(), offers);
-            let refused = Report::Refused { protocol: Protocol::Tcp, client, why };
+            let refused = Report::Refused { service: SERVICE, client, why };
             let told = std::iter::from_fn(|| stage.control.reports.pop().ok());
             assert!(told.into_iter().any(|report| report == refused));
         }

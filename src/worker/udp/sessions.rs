@@ -32,7 +32,7 @@ use tenants::Tenants;
 pub use verdict::{Down, Load, Up, Why};
 
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol, Snapshot};
+use crate::cluster::{BackendId, Protocol, ServiceId, Snapshot};
 use crate::config::{OnUdpLoss, Udp};
 use crate::proxy::udp::{Family, Limits, Owner, Past, PeerId, Socket, Upstream};
 use crate::session::EndReason;
@@ -42,6 +42,8 @@ use crate::session::sources::{SourceId, SourceLimits, Sources};
 use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::link::Order;
 
+/// The service of the users who come to the UDP door.
+const SERVICE: ServiceId = ServiceId::built_in(Protocol::Udp);
 /// Sessions that one turn looks at, for idleness and for orders that concern many.
 const LOOKS_MAX: u32 = 512;
 /// How long nothing has passed in a session that is over when the balancer drains. Nobody says when a
@@ -135,8 +137,9 @@ impl Sessions {
         self.upstream.open()
     }
 
-    /// Takes note of who is registered now; the books have the same snapshot.
+    /// Takes note of who is registered now, and on which terms; the books have the same snapshot.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
+        self.adopt_terms(snapshot);
         let before = std::mem::take(&mut self.registered);
         self.tenants.renew();
         for backend in snapshot.of(Protocol::Udp) {
@@ -152,6 +155,15 @@ impl Sessions {
             if self.settings.udp.on_backend_loss == OnUdpLoss::Drop {
                 self.sweep(tenant.backend, EndReason::BackendLeft);
             }
+        }
+    }
+
+    fn adopt_terms(&mut self, snapshot: &Snapshot) {
+        let Some(service) = snapshot.service(SERVICE) else { return };
+        let idle = service.terms.timeouts.udp_idle;
+        if idle != self.settings.idle {
+            self.settings.idle = idle;
+            self.flows.set_idle(self.idle());
         }
     }
 
@@ -271,10 +283,6 @@ impl Sessions {
                 if let Some(place) = (0..self.flows.places()).find(is_it) {
                     self.end(now, place, reason, books);
                 }
-            }
-            Order::Adopt(terms) => {
-                self.settings.idle = terms.timeouts.udp_idle;
-                self.flows.set_idle(self.idle());
             }
             Order::Drain => {
                 self.draining = true;
@@ -405,8 +413,8 @@ impl Sessions {
         let user = flow.key.client().ip();
         let left = session.refused.then_some(self.tenants.at(session.peer).backend).flatten();
         let unfit = |id| left == Some(id) || self.tenants.is_unfit(id, now);
-        let choice = books.choose(Protocol::Udp, user, &unfit).or_else(|| {
-            let anyone = || books.choose(Protocol::Udp, user, &|_| false);
+        let choice = books.choose(SERVICE, user, &unfit).or_else(|| {
+            let anyone = || books.choose(SERVICE, user, &|_| false);
             if registered { None } else { anyone() }
         });
         let Some(choice) = choice else { return stay(Why::NoBackend) };
@@ -506,13 +514,9 @@ impl Sessions {
 
     /// Whether a backend is in the rotation that sessions need not avoid, besides the one that is left.
     fn is_any_fit(&self, now: Now, left: Option<BackendId>, books: &Books) -> bool {
-        let snapshot = books.snapshot();
-        snapshot.rotations[Protocol::Udp.index()].places().any(|place| {
-            let backend = snapshot.backends.get(usize::from(place));
-            backend.is_some_and(|backend| {
-                left != Some(backend.id) && !self.tenants.is_unfit(backend.id, now)
-            })
-        })
+        let fit = |id| left != Some(id) && !self.tenants.is_unfit(id, now);
+        let pool = books.snapshot().pool(SERVICE);
+        pool.is_some_and(|pool| pool.in_rotation().any(|backend| fit(backend.id)))
     }
 
     /// How long nothing passes in a session before it is over.

@@ -140,7 +140,7 @@ impl World {
     fn connect(&mut self, key: Key, to: SocketAddr) {
         let user = self.laws.sessions[&key.place].user;
         let conn = self.connection(user, Side::Backend);
-        let known = self.laws.adopted.backends.iter().find(|backend| backend.address == to);
+        let known = self.laws.adopted.backends().find(|backend| backend.address == to);
         let backend = known.map(|backend| backend.id);
         self.laws.connects(self.now, key, backend, conn);
         if self.random.in_thousand(self.plan.no_descriptor) {

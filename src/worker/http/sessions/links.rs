@@ -11,9 +11,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::looks::{Leaving, STOP_GRACE};
-use super::{Cmd, Conn, Cx, Link, SWEEP_EVERY, Sessions, State, User};
+use super::{Cmd, Conn, Cx, Link, SERVICE, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol, Standing};
+use crate::cluster::{BackendId, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
@@ -90,7 +90,7 @@ impl Sessions {
         };
         let backend = *backend;
         let books = &mut *cx.books;
-        let choice = books.find(Protocol::Api, backend).filter(|_| may_go_on(books, backend));
+        let choice = books.find(SERVICE, backend).filter(|_| may_go_on(books, backend));
         let Some(choice) = choice else {
             self.drop_spare(link, cx);
             return self.obtain(key, wish, cx);
@@ -124,7 +124,8 @@ impl Sessions {
         if let Some(user) = self.users.get(key) {
             user.link = Some(link);
         }
-        self.connects.schedule(link.place, cx.now.plus(self.settings.connect_timeout));
+        let patience = cx.books.timeouts(SERVICE).connect;
+        self.connects.schedule(link.place, cx.now.plus(patience));
         cx.out.push(Cmd::Connect { link, to: choice.address });
     }
 
@@ -160,7 +161,7 @@ impl Sessions {
         if lack == Lack::Everywhere {
             // Spare connections hold descriptors and ports that the next request can use.
             let client = entry.client;
-            cx.books.refused(Protocol::Api, client, Refusal::Exhausted);
+            cx.books.refused(SERVICE, client, Refusal::Exhausted);
             self.drop_all_spares(cx);
             self.refuse(key, Refused::Exhausted, cx);
             return self.follow(key, cx);
@@ -189,7 +190,7 @@ impl Sessions {
                 self.connect(key, choice, cx);
             }
             None => {
-                books.refused(Protocol::Api, entry.client, refusal);
+                books.refused(SERVICE, entry.client, refusal);
                 self.refuse(key, why, cx);
                 self.follow(key, cx);
             }
@@ -204,7 +205,7 @@ impl Sessions {
         let books = &mut *cx.books;
         books.unassign(entry);
         if why == Refused::NoBackend {
-            books.refused(Protocol::Api, entry.client, Refusal::NoBackend);
+            books.refused(SERVICE, entry.client, Refusal::NoBackend);
         }
         self.lend(key, cx, |gateway, context| gateway.refused(why, last, context));
     }
@@ -388,10 +389,10 @@ impl Sessions {
 }
 
 fn is_serving(books: &Books, backend: BackendId) -> bool {
-    books.snapshot().get(backend).is_some_and(|one| one.standing == Standing::Serving)
+    books.snapshot().get(SERVICE, backend).is_some_and(|one| one.standing == Standing::Serving)
 }
 
 /// Whether what a user began at a backend may go on there.
 fn may_go_on(books: &Books, backend: BackendId) -> bool {
-    books.snapshot().get(backend).is_some_and(|one| one.standing != Standing::Draining)
+    books.snapshot().get(SERVICE, backend).is_some_and(|one| one.standing != Standing::Draining)
 }

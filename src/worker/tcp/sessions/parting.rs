@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Cmd, Cx, Phase, Session, Sessions};
 use crate::base::time::Now;
-use crate::config::Timeouts;
+use crate::cluster::Timeouts;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing};
 use crate::proxy::{self, Side};
 use crate::session::EndReason;
@@ -80,20 +80,20 @@ impl Sessions {
         standings: [Standing; 2],
         cx: &mut Cx<'_>,
     ) {
-        let timeouts = self.settings.timeouts;
         let Some(session) = self.slots.get(key) else { return };
         if standings.contains(&Standing::Vanished) {
             return self.end(key, EndReason::Idle, cx);
         }
-        if session.ends_at(&timeouts) <= cx.now {
+        if session.ends_at(session.timeouts(cx)) <= cx.now {
             let half = session.half_closed;
             let reason = if half { EndReason::HalfCloseIdle } else { EndReason::Idle };
             return self.end(key, reason, cx);
         }
         // With both queues empty there is nothing to see until more is sent.
         let queued = session.relay.is_sending() || outlooks.iter().any(|one| one.queued > 0);
-        session.look_at = if queued { session.next_look(cx.now, &timeouts) } else { Now::NEVER };
-        self.deadlines.schedule(key.place, session.due(&timeouts));
+        let timeouts = session.timeouts(cx);
+        session.look_at = if queued { session.next_look(cx.now, timeouts) } else { Now::NEVER };
+        self.deadlines.schedule(key.place, session.due(timeouts));
     }
 
     /// An end is ordered of a session that is ending.
@@ -122,10 +122,9 @@ impl Sessions {
         ordered: Option<EndReason>,
         cx: &mut Cx<'_>,
     ) {
-        let timeouts = self.settings.timeouts;
         let Some(session) = self.slots.get(key) else { return };
         let timed_out = matches!(reason, EndReason::Idle | EndReason::HalfCloseIdle);
-        let spent = timed_out && session.ends_at(&timeouts) <= cx.now;
+        let spent = timed_out && session.ends_at(session.timeouts(cx)) <= cx.now;
         if !spent {
             session.active = cx.now;
         }
@@ -153,7 +152,7 @@ impl Sessions {
             let (outlook, standing) = (&outlooks[side as usize], standings[side as usize]);
             lost[side as usize] > 0 && !outlook.dead && standing != Standing::Vanished
         };
-        let until = parting.until.min(session.active.plus(self.settings.timeouts.tcp_idle));
+        let until = parting.until.min(session.active.plus(session.timeouts(cx).tcp_idle));
         if Side::BOTH.into_iter().any(takes) && cx.now < until {
             session.look_at = cx.now.plus(parting.pause).min(until);
             parting.pause = (2 * parting.pause).min(PAUSE_MAX);

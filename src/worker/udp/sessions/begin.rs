@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
-use super::{Session, Sessions, Up, Why, payload_max, plain};
+use super::{SERVICE, Session, Sessions, Up, Why, payload_max, plain};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol};
+use crate::cluster::BackendId;
 use crate::proxy::udp::{Family, PeerId};
 use crate::session::flows::FlowKey;
 use crate::session::sources::Exceeded;
@@ -53,7 +53,7 @@ impl Sessions {
         if self.draining {
             return Err(Why::Draining);
         }
-        if books.snapshot().rotations[Protocol::Udp.index()].is_empty() {
+        if books.snapshot().pool(SERVICE).is_none_or(|pool| pool.rotation.is_empty()) {
             return Err(Why::NoBackend);
         }
         self.sources.check(client.ip(), now).map_err(|exceeded| match exceeded {
@@ -70,13 +70,13 @@ impl Sessions {
         books: &mut Books,
     ) -> Result<(u32, Entry), Why> {
         if let Some(place) = self.flows.vacant()
-            && let Ok(entry) = books.admit(Protocol::Udp, client, now)
+            && let Ok(entry) = books.admit(SERVICE, client, now)
         {
             return Ok((place, entry));
         }
         self.place_for(now, client.ip(), books)?;
         let place = self.flows.vacant().ok_or(Why::TableFull)?;
-        let entry = books.admit(Protocol::Udp, client, now).map_err(|_| Why::TableFull)?;
+        let entry = books.admit(SERVICE, client, now).map_err(|_| Why::TableFull)?;
         Ok((place, entry))
     }
 
@@ -125,13 +125,13 @@ impl Sessions {
         let is_tried = |id| tried.contains(&Some(id));
         let unfit = |id| self.tenants.is_unfit(id, now) || is_tried(id);
         let elsewhere = self.settings.affinity.as_ref().and_then(|holder| holder.map.find(hash));
-        let found = elsewhere.filter(|id| !unfit(*id)).and_then(|id| books.find(Protocol::Udp, id));
+        let found = elsewhere.filter(|id| !unfit(*id)).and_then(|id| books.find(SERVICE, id));
         if found.is_some() {
             books.metrics().counters.udp_sessions_found.one();
             return found;
         }
         books
-            .choose(Protocol::Udp, client.ip(), &unfit)
-            .or_else(|| books.choose(Protocol::Udp, client.ip(), &is_tried))
+            .choose(SERVICE, client.ip(), &unfit)
+            .or_else(|| books.choose(SERVICE, client.ip(), &is_tried))
     }
 }

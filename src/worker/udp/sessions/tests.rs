@@ -9,15 +9,13 @@ use nix::errno::Errno;
 
 use super::sweeps::SWEEPS_MAX;
 use super::*;
-use crate::balance::{Balancer, Turns};
-use crate::cluster::{Backend, Standing};
-use crate::config::{Config, Policy};
+use crate::cluster::seats::Seats;
+use crate::cluster::{Backend, Standing, Terms, Timeouts};
 use crate::metrics::WorkerMetrics;
 use crate::session::SessionId;
-use crate::session::seats::Seats;
 use crate::session::shards::{SessionView, Shard};
 use crate::worker::books::Parts;
-use crate::worker::link::{Report, Shortage, Terms};
+use crate::worker::link::{Report, Shortage};
 
 const LOCAL: &str = "192.0.2.1:53";
 const REST: Duration = Duration::from_secs(120);
@@ -31,7 +29,6 @@ struct World {
     shard: Arc<Shard>,
     seats: Arc<Seats>,
     now: Now,
-    version: u64,
 }
 
 fn settings() -> Settings {
@@ -56,28 +53,22 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
     let (producer, reports) = rtrb::RingBuffer::new(1000);
     let metrics = Arc::new(WorkerMetrics::default());
     let seats = Arc::new(Seats::new(50));
-    let books = Books::new(Parts {
-        balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
+    let mut books = Books::new(Parts {
         shard: writer,
         metrics: Arc::clone(&metrics),
         all_metrics: Arc::from([Arc::clone(&metrics)]),
         reports: producer,
         urgent: Arc::default(),
-        seats: Arc::new(Seats::new(0)),
-        udp_seats: Arc::clone(&seats),
-        report_sessions: true,
     });
     let now = Now::from_nanos(1_000_000_000);
-    World {
-        core: Sessions::new(settings, now),
-        books,
-        reports,
-        metrics,
-        shard,
-        seats,
-        now,
-        version: 0,
-    }
+    let snapshot = Snapshot::built_in(idle_after(settings.idle), |_| Arc::clone(&seats));
+    books.adopt(Arc::new(snapshot));
+    World { core: Sessions::new(settings, now), books, reports, metrics, shard, seats, now }
+}
+
+fn idle_after(udp_idle: Duration) -> Terms {
+    let timeouts = Timeouts { udp_idle, ..Timeouts::default() };
+    Terms { timeouts, ..Terms::default() }
 }
 
 /// A world with so many backends, 10.0.0.1 and on, named from 1.
@@ -100,21 +91,31 @@ fn client(number: u16) -> SocketAddr {
 impl World {
     /// The backends that are registered from now on: name, host, standing.
     fn register(&mut self, all: &[(u32, u8, Standing)]) {
-        self.version += 1;
         let backends: Vec<Backend> = (all.iter())
             .map(|(id, host, standing)| Backend {
                 id: BackendId(*id),
                 slot: *id as u16,
-                protocol: Protocol::Udp,
+                service: SERVICE,
                 address: backend_at(*host),
                 weight: 1,
                 name: None,
                 standing: *standing,
             })
             .collect();
-        let snapshot = Arc::new(Snapshot::frozen(self.version, backends));
+        self.adopt(self.books.snapshot().with(&backends));
+    }
+
+    fn adopt(&mut self, snapshot: Snapshot) {
+        let snapshot = Arc::new(snapshot);
         self.books.adopt(Arc::clone(&snapshot));
         self.core.adopt(&snapshot);
+    }
+
+    /// The settings are read again, with another time after which what is silent is over.
+    fn reload(&mut self, idle: Duration) {
+        let mut snapshot = self.books.snapshot().clone();
+        snapshot.services.iter_mut().for_each(|service| service.terms = idle_after(idle));
+        self.adopt(snapshot);
     }
 
     fn grow_seats(&self, max: usize) {
@@ -642,10 +643,7 @@ fn settings_that_are_read_again_while_draining_hold_nobody_up() {
     let mut world = with_backends(1, |_| {});
     world.up(1).unwrap();
     world.order(Order::Drain);
-    let mut timeouts = Config::default().timeouts;
-    timeouts.udp_idle = Duration::from_secs(3600);
-    let policy = Config::default().balance.policy;
-    world.order(Order::Adopt(Terms { policy, timeouts, report_sessions: true }));
+    world.reload(Duration::from_secs(3600));
     world.up(1).unwrap();
     world.pass(Duration::from_millis(2_100));
     assert_eq!(world.core.live(), 0);
@@ -742,7 +740,7 @@ fn the_books_agree_with_what_happened() {
     world.up_load(1, Load { bytes: 2500, segment: 1000 });
     world.down(socket, host).unwrap();
     let seen = &world.sessions()[0];
-    assert_eq!((seen.protocol, seen.client), (Protocol::Udp, client(1)));
+    assert_eq!((seen.service, seen.client), (SERVICE, client(1)));
     assert_eq!((seen.bytes_up, seen.bytes_down), (2501, 2));
     let backend = &world.metrics.backends[1];
     assert_eq!((backend.active.get(), backend.total.get()), (1, 1));

@@ -1,0 +1,96 @@
+//! A backend as everyone sees it: who it is, which service it is in, where it listens and whether it
+//! gets new sessions. Owns no decision.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The three kinds of user, and so of service.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Api,
+}
+
+impl Protocol {
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Api];
+
+    /// The name on the control port, in the status and in metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Api => "api",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+/// One service for as long as the process lives: it is the same in every snapshot, and never given to
+/// another service, so a session keeps it whatever else comes and goes. At most 65,534.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServiceId(pub u16);
+
+impl ServiceId {
+    /// The built-in service of a protocol: the one that users of its door come to and that a message
+    /// means which names only the protocol.
+    pub const fn built_in(protocol: Protocol) -> ServiceId {
+        match protocol {
+            Protocol::Tcp => ServiceId(0),
+            Protocol::Udp => ServiceId(1),
+            Protocol::Api => ServiceId(2),
+        }
+    }
+}
+
+/// One registration. Never used again in the life of a process, so a late report about a backend
+/// that left cannot be taken for one about its successor.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct BackendId(pub u32);
+
+impl fmt::Display for BackendId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "b{}", self.0)
+    }
+}
+
+/// Whether new sessions may go to a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// In the rotation.
+    Serving,
+    /// Registered and answering hello, but its data port refused: out of the rotation until the
+    /// balancer has connected to it again.
+    Aside,
+    /// Keeps the sessions that it has and gets no new ones.
+    Draining,
+}
+
+/// A backend as it stood when its pool was frozen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backend {
+    pub id: BackendId,
+    /// Where the workers count for it (`metrics::BACKENDS_MAX` places); given out again only after
+    /// the backend has left and its sessions have ended.
+    pub slot: u16,
+    pub service: ServiceId,
+    /// The address of the control connection's peer with the port that was registered.
+    pub address: SocketAddr,
+    /// Share of new sessions relative to the others, 1 to [`WEIGHT_MAX`].
+    pub weight: u16,
+    pub name: Option<Arc<str>>,
+    pub standing: Standing,
+}
+
+/// The largest weight that a backend may ask for.
+pub const WEIGHT_MAX: u16 = 256;

@@ -1,0 +1,335 @@
+//! What the registry makes of changes, as a table of behaviour.
+
+use super::*;
+use crate::cluster::{Policy, Protocol};
+
+const NOW: Now = Now::from_nanos(7);
+const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
+const UDP: ServiceId = ServiceId::built_in(Protocol::Udp);
+const API: ServiceId = ServiceId::built_in(Protocol::Api);
+
+/// The built-in services, and room for so many backends.
+fn registry(places: usize) -> Registry {
+    Registry::new(places, &Snapshot::default().services)
+}
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], port))
+}
+
+fn join(source: u64, service: ServiceId, port: u16, weight: u16) -> Change {
+    Change::Register(Registration {
+        source: Source::Connection(source),
+        service,
+        address: address(port),
+        weight,
+        name: None,
+    })
+}
+
+fn unregister(source: u64, service: ServiceId, port: u16) -> Change {
+    Change::Unregister { source: Source::Connection(source), service, address: address(port) }
+}
+
+fn drain(source: u64, service: ServiceId, port: u16) -> Change {
+    let (source, address) = (Source::Connection(source), address(port));
+    Change::Drain { source, service, address, lasts: None }
+}
+
+fn source_lost(source: u64) -> Change {
+    Change::SourceLost { source: Source::Connection(source), why: "it is gone" }
+}
+
+fn ports(snapshot: &Snapshot, service: ServiceId) -> Vec<u16> {
+    let pool = snapshot.pool(service).unwrap();
+    let turns = pool.rotation.turns();
+    turns.map(|place| pool.backends[usize::from(place)].address.port()).collect()
+}
+
+/// Applies a change that makes a difference, and what workers get to see of it.
+fn shown(registry: &mut Registry, change: Change) -> Snapshot {
+    assert!(registry.apply(change, NOW).unwrap().changed);
+    registry.freeze(true)
+}
+
+#[test]
+fn a_second_registration_on_the_same_connection_changes_nothing() {
+    let mut registry = registry(4);
+    let first = registry.apply(join(1, TCP, 80, 2), NOW).unwrap();
+    assert!(first.changed);
+    assert_eq!(registry.freeze(true).version, 1);
+    let again = registry.apply(join(1, TCP, 80, 2), NOW).unwrap();
+    assert_eq!(again.backend, first.backend);
+    assert!(!again.changed);
+    let heavier = registry.apply(join(1, TCP, 80, 3), NOW).unwrap();
+    assert_eq!(heavier.backend, first.backend);
+    assert!(heavier.changed);
+    let snapshot = registry.freeze(true);
+    assert_eq!((snapshot.version, snapshot.backends().next().unwrap().weight), (2, 3));
+}
+
+#[test]
+fn a_second_owner_is_refused_as_long_as_the_first_is_there() {
+    let mut registry = registry(4);
+    registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
+    let refused = registry.apply(join(2, TCP, 80, 1), NOW).unwrap_err();
+    let by = Source::Connection(1);
+    let fault = Fault::OwnedByAnother { service: "tcp".into(), address: address(80), by };
+    assert_eq!(refused, fault);
+    let told = "tcp 192.0.2.1:80 is registered over another connection";
+    assert_eq!(refused.to_string(), told);
+    assert!(registry.apply(join(2, UDP, 80, 1), NOW).is_ok(), "another service");
+    let refused = registry.apply(unregister(2, TCP, 80), NOW).unwrap_err();
+    let told = "tcp 192.0.2.1:80 is not registered over this connection";
+    assert_eq!(refused.to_string(), told);
+    registry.apply(source_lost(1), NOW).unwrap();
+    assert!(registry.apply(join(2, TCP, 80, 1), NOW).is_ok());
+}
+
+#[test]
+fn the_loss_of_a_connection_takes_all_of_its_backends_and_no_others() {
+    let mut registry = registry(4);
+    for (source, port) in [(1, 80), (2, 81), (1, 82)] {
+        registry.apply(join(source, TCP, port, 1), NOW).unwrap();
+    }
+    let lost = registry.apply(source_lost(1), NOW).unwrap();
+    assert_eq!(lost.left.iter().map(|it| it.backend.address.port()).collect::<Vec<_>>(), [80, 82]);
+    assert_eq!(ports(&registry.freeze(true), TCP), [81]);
+    let nothing = registry.apply(source_lost(1), NOW).unwrap();
+    assert!(lost.changed && !nothing.changed);
+}
+
+#[test]
+fn a_place_is_given_out_again_only_after_its_sessions_ended() {
+    let mut registry = registry(2);
+    let first = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
+    registry.apply(join(1, TCP, 81, 1), NOW).unwrap();
+    registry.apply(unregister(1, TCP, 80), NOW).unwrap();
+    let full = registry.apply(join(1, TCP, 82, 1), NOW).unwrap_err();
+    assert_eq!(full, Fault::Full { places: 2 });
+    registry.sessions_ended(first);
+    registry.sessions_ended(first);
+    let joined = registry.apply(join(1, TCP, 82, 1), NOW).unwrap();
+    let id = joined.backend.unwrap();
+    assert_ne!(id, first, "the place is the same, the backend is not");
+    assert_eq!(registry.freeze(true).get(TCP, id).unwrap().slot, 0);
+    assert!(registry.apply(join(1, TCP, 83, 1), NOW).is_err());
+}
+
+#[test]
+fn a_backend_set_aside_is_served_only_when_nobody_else_is_left() {
+    let mut registry = registry(4);
+    let first = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
+    let second = registry.apply(join(1, TCP, 81, 1), NOW).unwrap().backend.unwrap();
+    let one = shown(&mut registry, Change::SetAside { backend: first });
+    assert_eq!(ports(&one, TCP), [81]);
+    let again = registry.apply(Change::SetAside { backend: first }, NOW).unwrap();
+    assert!(!again.changed, "it is aside already");
+    let both = shown(&mut registry, Change::SetAside { backend: second });
+    assert_eq!(ports(&both, TCP), [80, 81]);
+    let back = shown(&mut registry, Change::Restore { backend: first });
+    assert_eq!(ports(&back, TCP), [80]);
+}
+
+#[test]
+fn a_draining_backend_is_never_served_and_comes_back_by_registering() {
+    let mut registry = registry(4);
+    let id = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
+    let drain = drain(1, TCP, 80);
+    let draining = shown(&mut registry, drain);
+    assert!(ports(&draining, TCP).is_empty());
+    assert_eq!(draining.get(TCP, id).unwrap().standing, Standing::Draining);
+    let aside = registry.apply(Change::SetAside { backend: id }, NOW).unwrap();
+    assert!(!aside.changed, "a drain is not undone by a failed connection");
+    assert!(!registry.apply(Change::Restore { backend: id }, NOW).unwrap().changed);
+    let back = shown(&mut registry, join(1, TCP, 80, 1));
+    assert_eq!(ports(&back, TCP), [80]);
+}
+
+#[test]
+fn an_operator_changes_a_weight_within_its_bounds_and_nothing_else() {
+    let mut registry = registry(4);
+    let first = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
+    registry.apply(join(1, TCP, 81, 1), NOW).unwrap();
+    let heavier = shown(&mut registry, Change::Weigh { backend: first, weight: 2 });
+    assert_eq!(ports(&heavier, TCP), [80, 81, 80]);
+    let mut weigh = |backend, weight| registry.apply(Change::Weigh { backend, weight }, NOW);
+    assert!(!weigh(first, 2).unwrap().changed, "it has that weight already");
+    let backend = BackendId(99);
+    assert_eq!(weigh(backend, 2).unwrap_err(), Fault::Unknown { backend });
+    for weight in [0, WEIGHT_MAX + 1] {
+        assert_eq!(weigh(first, weight).unwrap_err(), Fault::WeightOutOfRange);
+    }
+}
+
+#[test]
+fn an_operator_drains_a_backend_of_any_source_by_its_id() {
+    let mut registry = registry(4);
+    let id = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
+    registry.apply(join(2, TCP, 81, 1), NOW).unwrap();
+    let drain = |backend| Change::DrainBackend { backend, lasts: None };
+    assert_eq!(ports(&shown(&mut registry, drain(id)), TCP), [81]);
+    let again = registry.apply(drain(id), NOW).unwrap();
+    assert_eq!((again.backend, again.changed), (Some(id), false));
+    let backend = BackendId(99);
+    assert_eq!(registry.apply(drain(backend), NOW).unwrap_err(), Fault::Unknown { backend });
+    assert!(registry.apply(unregister(1, TCP, 80), NOW).is_ok(), "it is still its own");
+}
+
+/// The services of the second snapshot that have another pool than in the first.
+fn refrozen(before: &Snapshot, after: &Snapshot) -> Vec<ServiceId> {
+    let pairs = before.services.iter().zip(&after.services);
+    let changed = pairs.filter(|(one, other)| !Arc::ptr_eq(&one.pool, &other.pool));
+    changed.map(|(_, other)| other.id).collect()
+}
+
+#[test]
+fn only_the_pool_about_which_something_has_changed_is_frozen_anew() {
+    let mut registry = registry(4);
+    let backend = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
+    registry.apply(join(2, UDP, 80, 1), NOW).unwrap();
+    let mut before = registry.freeze(true);
+    for (change, services) in [
+        (join(1, API, 80, 1), vec![API]),
+        (join(1, TCP, 80, 2), vec![TCP]),
+        (Change::Weigh { backend, weight: 3 }, vec![TCP]),
+        (Change::SetAside { backend }, vec![TCP]),
+        (Change::Restore { backend }, vec![TCP]),
+        (drain(2, UDP, 80), vec![UDP]),
+        (Change::DrainBackend { backend, lasts: None }, vec![TCP]),
+        (unregister(2, UDP, 80), vec![UDP]),
+        (source_lost(1), vec![TCP, API]),
+    ] {
+        let after = shown(&mut registry, change.clone());
+        assert_eq!(refrozen(&before, &after), services, "{change:?}");
+        assert_consistent(&registry, &after);
+        before = after;
+    }
+    assert_eq!(refrozen(&before, &registry.freeze(true)), [], "nothing has happened");
+}
+
+#[test]
+fn other_terms_change_neither_the_pools_nor_the_turns_nor_the_seats() {
+    let mut registry = registry(4);
+    registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
+    let before = registry.freeze(true);
+    let terms = Terms { policy: Policy::SourceHash, ..Terms::default() };
+    assert!(registry.agree(terms) && !registry.agree(terms), "it is news once");
+    let after = registry.freeze(true);
+    assert_eq!((after.version, refrozen(&before, &after)), (before.version + 1, vec![]));
+    for (one, other) in before.services.iter().zip(&after.services) {
+        assert_eq!((one.terms, other.terms), (Terms::default(), terms));
+        assert!(Arc::ptr_eq(&one.turn, &other.turn) && Arc::ptr_eq(&one.seats, &other.seats));
+    }
+}
+
+#[test]
+fn turns_and_seats_stay_the_services_own_whoever_comes_and_goes() {
+    let mut registry = registry(4);
+    let before = registry.freeze(true);
+    let after = shown(&mut registry, join(1, TCP, 80, 1));
+    for (one, other) in before.services.iter().zip(&after.services) {
+        assert_eq!((one.id, &one.name, one.kind), (other.id, &other.name, other.kind));
+        assert!(Arc::ptr_eq(&one.turn, &other.turn) && Arc::ptr_eq(&one.seats, &other.seats));
+    }
+}
+
+#[test]
+fn whatever_happens_the_snapshot_is_consistent() {
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let mut registry = registry(6);
+        let mut last = 0;
+        for _ in 0..300 {
+            let change = random_change(&mut random);
+            let applied = registry.apply(change.clone(), NOW);
+            let Ok(applied) = applied else { continue };
+            if applied.changed && random.below(3) > 0 {
+                let snapshot = registry.freeze(true);
+                assert_eq!(snapshot.version, last + 1, "seed {seed}: {change:?}");
+                last = snapshot.version;
+                assert_consistent(&registry, &snapshot);
+            }
+            for left in &applied.left {
+                if random.below(2) == 0 {
+                    registry.sessions_ended(left.backend.id);
+                }
+            }
+            if random.below(40) == 0 {
+                let ids: Vec<_> = registry.departed.keys().copied().collect();
+                ids.into_iter().for_each(|id| registry.sessions_ended(id));
+            }
+        }
+    }
+}
+
+fn random_change(random: &mut Random) -> Change {
+    let number = random.below(3);
+    let service = [TCP, UDP, API][random.below(3) as usize];
+    let port = 80 + random.below(4) as u16;
+    let backend = BackendId(random.below(60) as u32);
+    match random.below(10) {
+        0..=3 => join(number, service, port, random.below(5) as u16),
+        4 => unregister(number, service, port),
+        5 => drain(number, service, port),
+        6 if random.below(4) == 0 => source_lost(number),
+        6 => Change::Leave { backend },
+        7 => Change::SetAside { backend },
+        8 => Change::DrainBackend { backend, lasts: None },
+        _ => Change::Restore { backend },
+    }
+}
+
+fn assert_consistent(registry: &Registry, snapshot: &Snapshot) {
+    let mut slots: Vec<u16> = snapshot.backends().map(|it| it.slot).collect();
+    slots.extend(registry.departed.values());
+    slots.extend(&registry.free);
+    slots.sort_unstable();
+    assert_eq!(slots, (0..registry.places as u16).collect::<Vec<_>>(), "each place once");
+    let mut keys: Vec<_> = snapshot.backends().map(|it| (it.service, it.address)).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), registry.len(), "one source for each address");
+    snapshot.services.iter().for_each(assert_pool_is_consistent);
+    for entry in registry.entries() {
+        let Backend { id, service, address, .. } = entry.backend;
+        assert_eq!(registry.find(service, address).map(|it| it.backend.id), Some(id));
+        assert!(registry.of_source(entry.source).any(|it| it.backend.id == id));
+        assert_eq!(snapshot.get(service, id), Some(&entry.backend), "nothing old is shown");
+    }
+    let owned: usize = registry.by_source.values().map(BTreeSet::len).sum();
+    assert_eq!((registry.by_address.len(), owned), (registry.len(), registry.len()));
+}
+
+/// Everybody in it is of this service, and is served as often as the weight says.
+fn assert_pool_is_consistent(service: &Service) {
+    let Pool { backends, rotation } = &*service.pool;
+    assert!(backends.is_sorted_by(|a, b| a.id < b.id));
+    let is_serving = |it: &&Backend| it.standing == Standing::Serving;
+    let wanted = match backends.iter().filter(is_serving).count() {
+        0 => Standing::Aside,
+        _ => Standing::Serving,
+    };
+    let weights = backends.iter().filter(|it| it.standing == wanted);
+    let all: u64 = weights.map(|it| u64::from(it.weight)).sum();
+    for (place, backend) in (0u16..).zip(backends) {
+        assert_eq!(backend.service, service.id);
+        let turns = rotation.turns().filter(|it| *it == place).count() as u64;
+        let due = backend.standing == wanted;
+        let expected = if due { u64::from(backend.weight) * rotation.round() } else { 0 };
+        assert_eq!(turns * all, expected, "{backend:?} in {rotation:?}");
+    }
+}
+
+/// A seeded sequence (S. Vigna's splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}

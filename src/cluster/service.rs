@@ -1,0 +1,142 @@
+//! A service: a named pool of backends, and the terms on which users are brought to them. Owns what a
+//! service consists of and how its pool is frozen; who is in the pool is `registry`'s, and who is next
+//! is `balance`'s.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::backend::{Backend, BackendId, Protocol, ServiceId, Standing};
+use super::rotation::Rotation;
+use super::seats::Seats;
+
+/// A named pool of backends.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub id: ServiceId,
+    pub name: Arc<str>,
+    pub kind: Protocol,
+    pub terms: Terms,
+    pub turn: Arc<Turn>,
+    /// Where its sessions take their seats. Services may share them.
+    pub seats: Arc<Seats>,
+    /// The same one from snapshot to snapshot until something about its backends changes.
+    pub pool: Arc<Pool>,
+}
+
+/// What the operator may change about a service while sessions run. They keep the backend that they
+/// have; a deadline that is already set stands until the session next moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Terms {
+    pub policy: Policy,
+    pub on_backend_loss: OnBackendLoss,
+    pub timeouts: Timeouts,
+}
+
+/// How a backend is chosen for a new session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// In turn across all workers, by weight.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest running sessions for its weight.
+    LeastSessions,
+    /// By the user's address, so that a user returns to the same backend while it is registered.
+    SourceHash,
+}
+
+/// What happens to running TCP sessions when their backend's control connection is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnBackendLoss {
+    /// They go on: their own connections are the better evidence that the backend is alive.
+    #[default]
+    Keep,
+    /// They are ended.
+    Close,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// How long connecting to a backend may take before another one is tried.
+    pub connect: Duration,
+    /// How long a TCP session may go without traffic in either direction.
+    pub tcp_idle: Duration,
+    /// How long a TCP session may go without traffic after one side has finished sending.
+    pub half_close: Duration,
+    /// How long a UDP session may go without a datagram in either direction.
+    pub udp_idle: Duration,
+    /// How long running sessions have to end after SIGTERM.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            connect: Duration::from_secs(3),
+            tcp_idle: Duration::from_secs(3600),
+            half_close: Duration::from_secs(60),
+            udp_idle: Duration::from_secs(60),
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The turn counter of a service, shared by all workers and by all snapshots that the service is in.
+///
+/// The only value that workers write together, besides the seats. Exact round robin across workers
+/// needs a single order, and it costs one atomic addition per session. Turns go on from snapshot to
+/// snapshot, so a backend at the front of the rotation gains nothing when others come and go.
+///
+/// Alone on its pair of cache lines, so that the users of one service do not slow down those of another.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Turn(AtomicU64);
+
+impl Turn {
+    /// The number of the next turn.
+    pub fn take(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// The backends of one service at one moment, frozen with the order in which they are served.
+#[derive(Debug, Default)]
+pub struct Pool {
+    /// In the order of registration.
+    pub backends: Box<[Backend]>,
+    /// Of places in `backends`.
+    pub rotation: Rotation,
+}
+
+impl Pool {
+    /// A pool of these backends, which come in the order of registration.
+    pub fn frozen(backends: Vec<Backend>) -> Pool {
+        Pool { rotation: rotation(&backends), backends: backends.into() }
+    }
+
+    pub fn get(&self, id: BackendId) -> Option<&Backend> {
+        // Registration numbers only grow, and backends stand in the order of registration.
+        let place = self.backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
+        Some(&self.backends[place])
+    }
+
+    /// The backends in the rotation, each once.
+    pub fn in_rotation(&self) -> impl Iterator<Item = &Backend> {
+        self.rotation.places().filter_map(|place| self.backends.get(usize::from(place)))
+    }
+}
+
+/// The order in which the backends are served. When all of them have been set aside they are tried all
+/// the same: a user who is refused in the end has lost nothing, and one of them may be back.
+fn rotation(backends: &[Backend]) -> Rotation {
+    let weights_of = |standing| -> Vec<(u16, u16)> {
+        (0u16..)
+            .zip(backends)
+            .filter(|(_, it)| it.standing == standing)
+            .map(|(place, it)| (place, it.weight))
+            .collect()
+    };
+    let serving = weights_of(Standing::Serving);
+    Rotation::weighted(&if serving.is_empty() { weights_of(Standing::Aside) } else { serving })
+}

@@ -1,0 +1,176 @@
+//! The books of a worker that serves several services, as a table of behaviour.
+
+use std::time::Duration;
+
+use super::*;
+use crate::base::publish::Publisher;
+use crate::cluster::seats::Seats;
+use crate::cluster::{Policy, Protocol, Standing, Terms};
+use crate::worker::link::{ControlEnd, link};
+
+const NOW: Now = Now::from_nanos(1_000_000_000);
+const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
+const UDP: ServiceId = ServiceId::built_in(Protocol::Udp);
+const API: ServiceId = ServiceId::built_in(Protocol::Api);
+/// Another TCP service than the built-in one.
+const REDIS: ServiceId = ServiceId(7);
+
+/// Services that have nothing in common: each has as many seats, and connects for as many seconds, as
+/// its number says and one more, and two backends of its own.
+fn snapshot() -> Snapshot {
+    let built_in = Snapshot::default();
+    let mut services = built_in.services.to_vec();
+    services.push(Service { id: REDIS, name: "redis".into(), ..services[0].clone() });
+    for service in &mut services {
+        let number = u64::from(service.id.0) + 1;
+        let timeouts = Timeouts { connect: Duration::from_secs(number), ..service.terms.timeouts };
+        service.terms = Terms { timeouts, ..service.terms };
+        service.seats = Arc::new(Seats::new(number as usize));
+        service.turn = Arc::default();
+    }
+    let backends: Vec<Backend> = services
+        .iter()
+        .flat_map(|service| [0, 1].map(|which| backend(service.id, which)))
+        .collect();
+    Snapshot { services: services.into(), ..built_in }.with(&backends)
+}
+
+/// One of the two backends of a service.
+fn backend(service: ServiceId, which: u16) -> Backend {
+    let slot = 2 * service.0 + which;
+    Backend {
+        id: BackendId(u32::from(slot)),
+        slot,
+        service,
+        address: ([10, 0, 0, service.0 as u8], 80 + which).into(),
+        weight: 1,
+        name: None,
+        standing: Standing::Serving,
+    }
+}
+
+fn books() -> (Books, ControlEnd) {
+    let urgent = Arc::new(tokio::sync::Notify::new());
+    let publisher = Publisher::new(snapshot());
+    let (control, end) = link(0, 100, publisher.subscribe(), Arc::clone(&urgent)).unwrap();
+    let mut books = Books::new(Parts {
+        shard: end.shard,
+        metrics: Arc::clone(&end.metrics),
+        all_metrics: Arc::from([end.metrics]),
+        reports: end.reports,
+        urgent,
+    });
+    books.adopt(publisher.current());
+    (books, control)
+}
+
+fn client() -> SocketAddr {
+    ([192, 0, 2, 1], 1000).into()
+}
+
+/// Seats taken, service by service.
+fn taken(books: &Books) -> Vec<usize> {
+    books.snapshot().services.iter().map(|service| service.seats.taken()).collect()
+}
+
+/// The books after a change to every service.
+fn change(books: &mut Books, change: impl FnMut(&mut Service)) {
+    let mut snapshot = books.snapshot().clone();
+    snapshot.services.iter_mut().for_each(change);
+    books.adopt(Arc::new(snapshot));
+}
+
+#[test]
+fn a_session_takes_a_seat_of_its_own_service_and_gives_it_back_there() {
+    let (mut books, _control) = books();
+    let tcp = books.admit(TCP, client(), NOW).unwrap();
+    assert_eq!(books.admit(TCP, client(), NOW).unwrap_err(), Refusal::Full);
+    let udp = [(); 2].map(|()| books.admit(UDP, client(), NOW).unwrap());
+    let redis = books.admit(REDIS, client(), NOW).unwrap();
+    assert_eq!(taken(&books), [1, 2, 0, 1]);
+    books.close(tcp, EndReason::Finished, NOW);
+    assert_eq!(taken(&books), [0, 2, 0, 1]);
+    udp.into_iter().for_each(|entry| books.withdraw(entry));
+    books.withdraw(redis);
+    assert_eq!(taken(&books), [0; 4]);
+    assert!(books.admit(TCP, client(), NOW).is_ok());
+}
+
+#[test]
+fn a_seat_is_returned_to_where_it_was_taken_from_whatever_the_service_has_now() {
+    let (mut books, _control) = books();
+    let before = Arc::clone(&books.snapshot().service(API).unwrap().seats);
+    let entry = books.admit(API, client(), NOW).unwrap();
+    change(&mut books, |service| service.seats = Arc::new(Seats::new(9)));
+    books.close(entry, EndReason::Finished, NOW);
+    assert_eq!((before.taken(), taken(&books)), (0, vec![0; 4]));
+}
+
+#[test]
+fn a_user_is_given_a_backend_of_its_own_service_in_that_services_turn() {
+    let (mut books, _control) = books();
+    for service in [TCP, UDP, API, REDIS] {
+        for which in [0, 1, 0] {
+            let choice = books.choose(service, client().ip(), &|_| false).unwrap();
+            assert_eq!(choice.address, backend(service, which).address);
+        }
+        let own = backend(service, 0).id;
+        assert!(books.find(service, own).is_some());
+        assert_eq!(books.find(ServiceId(service.0 + 1), own), None, "it is another's");
+    }
+    let mut entry = books.admit(REDIS, client(), NOW).unwrap();
+    let choice = books.assign(&mut entry, &[]).unwrap();
+    assert_eq!(choice.backend, backend(REDIS, 1).id);
+}
+
+#[test]
+fn each_service_is_served_by_its_own_terms_and_by_other_ones_from_the_next_snapshot_on() {
+    let (mut books, _control) = books();
+    let connects = |books: &Books| {
+        [TCP, UDP, API, REDIS].map(|service| books.timeouts(service).connect.as_secs())
+    };
+    assert_eq!(connects(&books), [1, 2, 3, 8]);
+    change(&mut books, |service| {
+        service.terms.timeouts.connect *= 10;
+        if service.id == REDIS {
+            service.terms.policy = Policy::SourceHash;
+        }
+    });
+    assert_eq!(connects(&books), [10, 20, 30, 80]);
+    let different = |service| {
+        let choose = || books.choose(service, client().ip(), &|_| false).unwrap();
+        choose() != choose()
+    };
+    assert!(different(TCP) && !different(REDIS), "a user stays where its address leads");
+}
+
+#[test]
+fn the_control_core_hears_of_which_service_a_session_is_unless_it_wants_no_word() {
+    let (mut books, mut control) = books();
+    for quiet in [false, true] {
+        let mut entry = books.admit(REDIS, client(), NOW).unwrap();
+        books.assign(&mut entry, &[]).unwrap();
+        books.started(&entry);
+        assert_eq!(control.shard.iter().map(|it| it.service).collect::<Vec<_>>(), [REDIS]);
+        books.close(entry, EndReason::Finished, NOW);
+        books.refused(API, client(), Refusal::NoBackend);
+        let told: Vec<_> = std::iter::from_fn(|| control.reports.pop().ok()).collect();
+        let services = told.iter().map(|report| match report {
+            Report::Started { service, .. } | Report::Refused { service, .. } => *service,
+            Report::Ended(ended) => ended.service,
+            other => panic!("{other:?}"),
+        });
+        let expected = if quiet { vec![] } else { vec![REDIS, REDIS, API] };
+        assert_eq!(services.collect::<Vec<_>>(), expected);
+        books.adopt(Arc::new(Snapshot { report_sessions: false, ..books.snapshot().clone() }));
+    }
+}
+
+#[test]
+fn a_service_that_is_not_in_the_snapshot_has_room_for_nobody() {
+    let (mut books, _control) = books();
+    let unknown = ServiceId(99);
+    assert_eq!(books.admit(unknown, client(), NOW).unwrap_err(), Refusal::NoBackend);
+    assert_eq!(books.choose(unknown, client().ip(), &|_| false), None);
+    assert_eq!(taken(&books), [0; 4]);
+}
