@@ -1,0 +1,220 @@
+//! The control protocol's messages, as they are read and written.
+
+use super::*;
+
+fn heard(input: &str) -> Vec<Incoming> {
+    let mut into = VecDeque::new();
+    Inbox::default().push(input.as_bytes(), &mut into);
+    into.into()
+}
+
+fn fault_of(input: &str) -> BadMessage {
+    let mut all = heard(input);
+    assert_eq!(all.len(), 1, "{input}: {all:?}");
+    all.remove(0).expect_err(input)
+}
+
+fn said(reply: Reply) -> String {
+    let mut outbox = Outbox::default();
+    outbox.push(&reply).unwrap();
+    let line = String::from_utf8(outbox.take()).unwrap();
+    line.strip_suffix('\n').unwrap().to_owned()
+}
+
+#[test]
+fn every_command_is_understood_with_and_without_what_may_be_left_out() {
+    let register = |weight, name: Option<&str>| Request::Register {
+        protocol: Protocol::Tcp,
+        port: 9991,
+        weight,
+        name: name.map(Into::into),
+    };
+    let drain = |deadline| Request::Drain { protocol: Protocol::Api, port: 80, deadline };
+    let cases = [
+        (r#"{"cmd": "register", "protocol": "tcp", "port": 9991}"#, register(1, None)),
+        (
+            r#"{"cmd":"register","protocol":"tcp","port":9991,"weight":256,"name":"a-b.c:1_"}"#,
+            register(256, Some("a-b.c:1_")),
+        ),
+        (
+            r#"{"port":9991,"later":{"x":[1]},"protocol":"tcp","cmd":"register","name":null}"#,
+            register(1, None),
+        ),
+        (
+            r#"{"cmd":"unregister","protocol":"udp","port":1}"#,
+            Request::Unregister { protocol: Protocol::Udp, port: 1 },
+        ),
+        (
+            r#"{"cmd":"drain","protocol":"api","port":80,"deadline_ms":1500}"#,
+            drain(Some(Duration::from_millis(1500))),
+        ),
+        (r#"{"cmd":"drain","protocol":"api","port":80}"#, drain(None)),
+        (r#"{"cmd":"list"}"#, Request::List),
+        (r#"{"ack":"hello"}"#, Request::Hello),
+        (r#"{"cmd":"hello"}"#, Request::Hello),
+        (
+            r#"{"cmd":"auth","id":"web-1","mac":"00ff"}"#,
+            Request::Auth { id: "web-1".into(), mac: "00ff".into() },
+        ),
+    ];
+    for (input, expected) in cases {
+        assert_eq!(heard(input), [Ok(expected)], "{input}");
+    }
+    assert_eq!(heard(r#"{"ack":"successful"}{"ack":7}"#), [], "needs no answer");
+}
+
+#[test]
+fn a_whole_number_is_the_same_however_it_is_written() {
+    for port in ["9002", "9002.0", "9002.000", "9.002e3", "9002E0", "900200e-2", "0.9002e+4"] {
+        let input = format!(r#"{{"cmd":"unregister","protocol":"udp","port":{port}}}"#);
+        let expected = Request::Unregister { protocol: Protocol::Udp, port: 9002 };
+        assert_eq!(heard(&input), [Ok(expected)], "{port}");
+    }
+    for (deadline, ms) in [("0.0", 0), ("-0.0", 0), ("-0", 0), ("8.64e7", DRAIN_MS_MAX)] {
+        let input =
+            format!(r#"{{"cmd":"drain","protocol":"api","port":80,"deadline_ms":{deadline}}}"#);
+        let deadline = Some(Duration::from_millis(ms));
+        let expected = Request::Drain { protocol: Protocol::Api, port: 80, deadline };
+        assert_eq!(heard(&input), [Ok(expected)], "{input}");
+    }
+}
+
+#[test]
+fn every_fault_is_named() {
+    let cases = [
+        (r#"{"cmd":"register","protocol":"tcp","port":0}"#, "from 1 to 65535, not 0"),
+        (r#"{"cmd":"register","protocol":"tcp","port":70000}"#, "not 70000"),
+        (r#"{"cmd":"register","protocol":"tcp","port":-1}"#, "not -1"),
+        (r#"{"cmd":"register","protocol":"tcp","port":80.5}"#, "not 80.5"),
+        (r#"{"cmd":"register","protocol":"tcp","port":"80"}"#, "whole number"),
+        (r#"{"cmd":"register","protocol":"tcp"}"#, "port is missing"),
+        (r#"{"cmd":"register","port":80}"#, "protocol is missing"),
+        (r#"{"cmd":"register","protocol":"sctp","port":80}"#, "unknown protocol sctp"),
+        (r#"{"cmd":"register","protocol":7,"port":80}"#, "protocol must be a string"),
+        (r#"{"cmd":"register","protocol":"tcp","port":80,"weight":0}"#, "weight"),
+        (r#"{"cmd":"register","protocol":"tcp","port":80,"weight":257}"#, "1 to 256"),
+        (r#"{"cmd":"register","protocol":"tcp","port":80,"name":""}"#, "name must be"),
+        (r#"{"cmd":"register","protocol":"tcp","port":80,"name":"a b"}"#, "name must be"),
+        (r#"{"cmd":"drain","protocol":"tcp","port":80,"deadline_ms":1e99}"#, "deadline_ms"),
+        (r#"{"cmd":"auth","id":"a"}"#, "mac is missing"),
+        (r#"{"cmd":"fly"}"#, "unknown cmd fly"),
+        (r#"{"cmd":7}"#, "cmd must be a string"),
+        (r#"{"cmd":"list","cmd":"list"}"#, "cmd twice"),
+        (r#"{"cmd":"list","x":1,"x":2}"#, "x twice"),
+        ("{}", "cmd is missing"),
+        ("{cmd}", "not JSON"),
+        ("[]\n", "JSON object"),
+        (r#"{"cmd":"register","protocol":"tcp","port":9002.5}"#, "not 9002.5"),
+        (r#"{"cmd":"register","protocol":"tcp","port":-0.0}"#, "from 1 to 65535, not -0.0"),
+        (r#"{"cmd":"register","protocol":"tcp","port":65536.0}"#, "not 65536.0"),
+        (r#"{"cmd":"register","protocol":"tcp","port":1e300}"#, "not 1e+300"),
+        (r#"{"cmd":"register","protocol":"tcp","port":1e400}"#, "out of range"),
+        (r#"{"cmd":"register","protocol":"tcp","port":9002e-4}"#, "not 0.9002"),
+        (r#"{"cmd":"drain","protocol":"tcp","port":8,"deadline_ms":18446744073709551617}"#, "not"),
+    ];
+    for (input, words) in cases {
+        let fault = fault_of(input);
+        assert!(fault.msg.contains(words), "{input}: {}", fault.msg);
+        assert!(!fault.fatal, "{input}");
+    }
+    assert_eq!(fault_of(cases[0].0).cmd, Some("register"));
+    assert!(heard(&"[".repeat(10_000)).pop().unwrap().unwrap_err().fatal);
+    let foreign = fault_of("POST / HTTP/1.1\r\n\r\n{\"cmd\":\"list\"}");
+    assert!(foreign.fatal && foreign.msg.contains("JSON object"), "{foreign:?}");
+}
+
+#[test]
+fn a_peers_words_come_back_short_and_tame() {
+    let fault = fault_of(&format!(r#"{{"cmd":"\u001b[2J{}"}}"#, "x".repeat(500)));
+    assert!(fault.msg.len() < 80, "{}", fault.msg);
+    assert!(!fault.msg.chars().any(char::is_control), "{:?}", fault.msg);
+}
+
+#[test]
+fn messages_stand_on_the_wire_as_documented() {
+    let about = About { protocol: Protocol::Tcp, port: 9991 };
+    let cases = [
+        (Reply::AskHello, r#"{"cmd":"hello"}"#),
+        (Reply::AskAuth { nonce: "ab".into() }, r#"{"cmd":"auth","nonce":"ab","v":1}"#),
+        (Reply::Authenticated, r#"{"ack":"successful","cmd":"auth"}"#),
+        (
+            Reply::Registered {
+                about,
+                id: "b3".into(),
+                address: "10.0.0.5:9991".parse().unwrap(),
+                weight: 2,
+                interval: Duration::from_secs(5),
+            },
+            concat!(
+                r#"{"ack":"successful","cmd":"register","protocol":"tcp","port":9991,"#,
+                r#""id":"b3","address":"10.0.0.5:9991","weight":2,"interval_ms":5000}"#
+            ),
+        ),
+        (
+            Reply::Draining { about, left: 4 },
+            r#"{"event":"draining","left":4,"protocol":"tcp","port":9991}"#,
+        ),
+        (Reply::Drained { about }, r#"{"event":"drained","protocol":"tcp","port":9991}"#),
+        (
+            Reply::Failed { msg: "no".into(), cmd: None, about: None },
+            r#"{"ack":"failed","msg":"no"}"#,
+        ),
+        (
+            Reply::Listed { backends: Vec::new(), more: false },
+            r#"{"ack":"successful","cmd":"list","backends":[],"more":false}"#,
+        ),
+    ];
+    for (reply, expected) in cases {
+        assert_eq!(said(reply), expected);
+    }
+}
+
+#[test]
+fn the_longest_list_is_a_message_like_any_other() {
+    let longest = Listed {
+        id: format!("b{}", u32::MAX),
+        protocol: Protocol::Tcp,
+        address: "[2001:db80:1111:2222:3333:4444:5555:6666%4294967295]:65535".parse().unwrap(),
+        weight: WEIGHT_MAX,
+        name: Some("n".repeat(NAME_BYTES_MAX)),
+        state: Standing::Draining,
+        own: false,
+        sessions: u64::MAX,
+    };
+    let line = said(Reply::Listed { backends: vec![longest; LISTED_MAX], more: false });
+    assert!(line.len() < MESSAGE_BYTES_MAX, "{}", line.len());
+}
+
+#[test]
+fn what_waits_for_a_peer_that_never_reads_is_bounded() {
+    let mut outbox = Outbox::default();
+    let pushed = (0..100_000).take_while(|_| outbox.push(&Reply::AskHello).is_ok()).count();
+    assert_eq!(pushed, OUTBOX_BYTES_MAX / "{\"cmd\":\"hello\"}\n".len());
+    assert!(outbox.len() <= OUTBOX_BYTES_MAX);
+    assert!(!outbox.take().is_empty() && outbox.is_empty());
+    assert_eq!(outbox.push(&Reply::AskHello), Ok(()));
+}
+
+#[test]
+fn noise_of_any_kind_is_a_fault_and_never_a_panic() {
+    let mut state = 9u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    let sound = br#"{"cmd":"register","protocol":"tcp","port":9991,"weight":3,"name":"x"}"#;
+    for _ in 0..3_000 {
+        let mut bytes = sound.to_vec();
+        for _ in 0..1 + next() % 4 {
+            let at = usize::from(next()) % bytes.len();
+            bytes[at] = next();
+        }
+        let mut whole = VecDeque::new();
+        Inbox::default().push(&bytes, &mut whole);
+        let (mut inbox, mut in_portions) = (Inbox::default(), VecDeque::new());
+        for portion in bytes.chunks(1 + usize::from(next() % 9)) {
+            inbox.push(portion, &mut in_portions);
+        }
+        assert_eq!(whole, in_portions, "{:?}", String::from_utf8_lossy(&bytes));
+    }
+}
