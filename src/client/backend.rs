@@ -1,4 +1,4 @@
-//! How a service stays registered, decided without a socket: what to do when the connection stands,
+//! How a backend stays registered, decided without a socket: what to do when the connection stands,
 //! when the balancer speaks, when it falls silent, when the user changes their mind. Time and
 //! randomness come in as arguments; `stay` does what is decided here.
 //!
@@ -14,7 +14,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::wire::{HELLO_ANSWER, Said, Service, proof};
+use super::wire::{HELLO_ANSWER, Offer, Said, proof};
 use crate::base::time::Now;
 use crate::control::auth;
 
@@ -22,7 +22,7 @@ use crate::control::auth;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// How long a balancer that asks for a proof may take to ask.
 const CHALLENGE_WITHIN: Duration = Duration::from_secs(3);
-/// How long an answer may take; the balancer connects to the service before it answers `register`.
+/// How long an answer may take; the balancer connects to the backend before it answers `register`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long a farewell may hold up the end of the program.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
@@ -34,7 +34,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// Hellos that may stay out before the connection counts as dead.
 const INTERVALS_SILENT: u32 = 3;
 
-/// What the person or the system wants of the service.
+/// What the person or the system wants of the backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wish {
     Registered,
@@ -139,10 +139,10 @@ enum State {
     Over,
 }
 
-/// The machine. One for each service.
+/// The machine. One for each backend.
 #[derive(Debug)]
 pub struct Backend {
-    service: Service,
+    offer: Offer,
     secret: Option<Vec<u8>>,
     wish: Wish,
     state: State,
@@ -152,10 +152,10 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A service that wants to be registered. The first [`Event::Time`] starts it.
-    pub fn new(service: Service, secret: Option<Vec<u8>>) -> Backend {
+    /// A backend that wants to be registered. The first [`Event::Time`] starts it.
+    pub fn new(offer: Offer, secret: Option<Vec<u8>>) -> Backend {
         Backend {
-            service,
+            offer,
             secret,
             wish: Wish::Registered,
             state: State::Waiting { until: Now::default() },
@@ -217,12 +217,12 @@ impl Backend {
     }
 
     fn join(&mut self, now: Now, acts: &mut Vec<Act>) {
-        acts.push(Act::Send(self.service.register()));
+        acts.push(Act::Send(self.offer.register()));
         self.state = State::Joining { until: now.plus(ANSWER_WITHIN) };
     }
 
     fn leave(&mut self, now: Now, acts: &mut Vec<Act>) {
-        acts.push(Act::Send(self.service.unregister()));
+        acts.push(Act::Send(self.offer.unregister()));
         self.state = State::Leaving { until: now.plus(LEAVE_WITHIN) };
     }
 
@@ -293,7 +293,7 @@ impl Backend {
         let (Some(secret), Some(nonce)) = (&self.secret, &said.nonce) else {
             return acts.push(Act::Tell(Notice::NoSecret));
         };
-        let id = self.service.id();
+        let id = self.offer.id();
         acts.push(Act::Send(proof(&id, &auth::mac(secret, nonce, &id))));
         self.state = State::Proving { until: now.plus(ANSWER_WITHIN) };
     }
@@ -402,8 +402,8 @@ mod tests {
     use crate::cluster::Protocol;
 
     fn backend(secret: Option<&str>) -> Backend {
-        let service = Service { protocol: Protocol::Tcp, port: 9991, weight: 1, name: None };
-        Backend::new(service, secret.map(|secret| secret.as_bytes().to_vec()))
+        let offer = Offer { protocol: Protocol::Tcp, port: 9991, weight: 1, name: None };
+        Backend::new(offer, secret.map(|secret| secret.as_bytes().to_vec()))
     }
 
     fn ms(ms: u64) -> Now {
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_connects_registers_and_answers_hello() {
+    fn a_backend_connects_registers_and_answers_hello() {
         let mut backend = backend(None);
         member(&mut backend);
         let acts = step(&mut backend, 3, said(r#"{"cmd":"hello"}"#));
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_was_unregistered_by_hand_stays_away_when_the_connection_ends() {
+    fn a_backend_that_was_unregistered_by_hand_stays_away_when_the_connection_ends() {
         let mut backend = backend(None);
         member(&mut backend);
         step(&mut backend, 3, Event::Wished(Wish::Unregistered));

@@ -1,4 +1,4 @@
-//! The echo service for API users: any request is answered with JSON that says what was received, so
+//! The echo backend for API users: any request is answered with JSON that says what was received, so
 //! that a person sees with curl which backend served and what a balancer did to the head. Owns that
 //! JSON; HTTP itself is hyper's.
 
@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 /// A body up to this size is in the answer itself when it is text.
 const BODY_SHOWN_MAX: usize = 4096;
 
-/// What the service received.
+/// What the backend received.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Received {
     /// Which backend this is.

@@ -1,4 +1,4 @@
-//! The load generator: asks a balancer, or a service directly, as fast as it answers or on a schedule,
+//! The load generator: asks a balancer, or a backend directly, as fast as it answers or on a schedule,
 //! and checks every reply. Owns what a run is and its threads; each thread drives a ring of its own.
 //!
 //! | question | place |

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb::cluster::{Protocol, ServiceId};
 use serde_json::{Value, json};
 
-use crate::harness::{Backend, Core, service};
+use crate::harness::{Backend, Core, data_port};
 use crate::wait::wait_for;
 
 /// Requests to register so many ports, one a line, with weights of every size.
@@ -103,9 +103,9 @@ fn ports_that_are_tried_one_after_the_other_do_not_cost_a_backend_its_hellos() {
         config.health.timeout = Duration::from_millis(50);
         config.health.misses = 2;
     });
-    let services: Vec<_> = (0..300).map(|_| service()).collect();
+    let backends: Vec<_> = (0..300).map(|_| data_port()).collect();
     let mut agent = core.connect();
-    agent.say(&registrations(Protocol::Tcp, services.iter().map(|(_, port)| *port)));
+    agent.say(&registrations(Protocol::Tcp, backends.iter().map(|(_, port)| *port)));
     // It answers no hello before it has heard of every port.
     let heard = answers(&mut agent, 300, || false);
     assert!(heard.iter().all(|answer| answer["ack"] == "successful"));

@@ -277,8 +277,8 @@ impl Backend {
     }
 }
 
-/// A service's data port.
-pub fn service() -> (TcpListener, u16) {
+/// A backend's data port.
+pub fn data_port() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)

@@ -1,4 +1,4 @@
-//! Echo backends: what the load is sent to when a run brings its own services, and what a demo shows.
+//! Echo backends: what the load is sent to when a run brings its own, and what a demo shows.
 //! Owns their start and end; [`server`] serves streams and HTTP on a ring, [`datagrams`] UDP.
 //!
 //! A backend of ours says who it is: the number of its port, in the head of a message or in
