@@ -167,12 +167,12 @@ fn relaying_a_datagram_allocates_nothing() {
     config.listen.udp = Some("0.0.0.0:0".parse().unwrap());
     let mut plane =
         DataPlane::start(&config, 100, Features { receive_cap: true, splice: true }).unwrap();
-    let service = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = service.local_addr().unwrap();
+    let backend = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = backend.local_addr().unwrap();
     thread::spawn(move || {
         let mut bytes = vec![0; 70_000];
-        while let Ok((count, from)) = service.recv_from(&mut bytes) {
-            service.send_to(&bytes[..count], from).unwrap();
+        while let Ok((count, from)) = backend.recv_from(&mut bytes) {
+            backend.send_to(&bytes[..count], from).unwrap();
         }
     });
     publish(&mut plane, Protocol::Udp, address);

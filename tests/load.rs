@@ -1,4 +1,4 @@
-//! The load generator against services of this process: honest ones, whose every reply counts, and
+//! The load generator against backends of this process: honest ones, whose every reply counts, and
 //! ones that lie, each of which must be named for what it did.
 
 use std::io::{Read, Write};

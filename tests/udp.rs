@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
+use lb::cluster::{Backend as Registered, BackendId, Protocol, ServiceId, Standing};
 use lb::config::{Config, OnUdpLoss};
 use lb::metrics::WorkerCounters;
 use lb::proxy::line::Features;
@@ -49,7 +49,7 @@ impl Balancer {
 
     /// Shows the workers these backends, numbered from 1, and waits until all of them have looked.
     fn register(&mut self, backends: &[(Protocol, SocketAddr)]) {
-        let all = backends.iter().enumerate().map(|(place, (protocol, address))| Backend {
+        let all = backends.iter().enumerate().map(|(place, (protocol, address))| Registered {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: ServiceId::built_in(*protocol),
@@ -103,7 +103,7 @@ impl Balancer {
 }
 
 /// Answers every datagram, from one socket, until it is dropped.
-struct Service {
+struct Backend {
     at: SocketAddr,
     seen: Arc<AtomicU64>,
     /// Who sent the last datagram: a socket of the balancer.
@@ -113,17 +113,17 @@ struct Service {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Service {
+impl Backend {
     /// `answer` says what to send back for a datagram.
-    fn start(bind: &str, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Service {
-        Service::start_seeing(bind, move |datagram, _| answer(datagram))
+    fn start(bind: &str, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> Backend {
+        Backend::start_seeing(bind, move |datagram, _| answer(datagram))
     }
 
     /// The same, and `answer` is told who asks.
     fn start_seeing(
         bind: &str,
         answer: impl Fn(&[u8], SocketAddr) -> Vec<Vec<u8>> + Send + 'static,
-    ) -> Service {
+    ) -> Backend {
         let socket = UdpSocket::bind(bind).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let at = socket.local_addr().unwrap();
@@ -144,16 +144,16 @@ impl Service {
                 }
             }
         });
-        Service { at, seen, last, socket: copy, stop, thread: Some(thread) }
+        Backend { at, seen, last, socket: copy, stop, thread: Some(thread) }
     }
 
-    fn echo() -> Service {
-        Service::start("127.0.0.1:0", |datagram| vec![datagram.to_vec()])
+    fn echo() -> Backend {
+        Backend::start("127.0.0.1:0", |datagram| vec![datagram.to_vec()])
     }
 
     /// Says its name.
-    fn named(name: &'static str) -> Service {
-        Service::start("127.0.0.1:0", move |_| vec![name.as_bytes().to_vec()])
+    fn named(name: &'static str) -> Backend {
+        Backend::start("127.0.0.1:0", move |_| vec![name.as_bytes().to_vec()])
     }
 
     fn seen(&self) -> u64 {
@@ -170,7 +170,7 @@ impl Service {
     }
 }
 
-impl Drop for Service {
+impl Drop for Backend {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -223,16 +223,16 @@ fn try_ask(user: &UdpSocket, at: SocketAddr, what: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn sessions_are_dealt_out_in_turn_and_stay_where_they_are() {
-    let services = [Service::named("one"), Service::named("two"), Service::named("three")];
+    let backends = [Backend::named("one"), Backend::named("two"), Backend::named("three")];
     let mut balancer = Balancer::start(|_| {});
-    balancer.register_udp(&services.each_ref().map(|service| service.at));
+    balancer.register_udp(&backends.each_ref().map(|backend| backend.at));
     let users: Vec<UdpSocket> = (0..30).map(|_| user()).collect();
     let mut count = HashMap::new();
     let first: Vec<Vec<u8>> = users.iter().map(|user| ask(user, balancer.at(), b"?")).collect();
     first.iter().for_each(|name| *count.entry(name.clone()).or_insert(0) += 1);
     assert_eq!(count.values().copied().collect::<Vec<_>>(), [10, 10, 10], "{count:?}");
-    let newcomer = Service::named("four");
-    let mut addresses = services.each_ref().map(|service| service.at).to_vec();
+    let newcomer = Backend::named("four");
+    let mut addresses = backends.each_ref().map(|backend| backend.at).to_vec();
     addresses.push(newcomer.at);
     balancer.register_udp(&addresses);
     for (user, name) in users.iter().zip(&first) {
@@ -247,12 +247,12 @@ fn sessions_are_dealt_out_in_turn_and_stay_where_they_are() {
 #[test]
 fn datagrams_of_every_size_pass_unchanged() {
     for (gro, bind) in [(true, "127.0.0.1:0"), (false, "[::]:0")] {
-        let service = Service::echo();
+        let backend = Backend::echo();
         let mut balancer = Balancer::start(|config| {
             config.udp.gro = gro;
             config.listen.udp = Some(bind.parse().unwrap());
         });
-        balancer.register_udp(&[service.at]);
+        balancer.register_udp(&[backend.at]);
         let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), balancer.at().port());
         let user = user();
         for len in [0, 1, 2, 64, 511, 1200, 1472, 1473, 4096, 9000, 32_768, 65_506, 65_507, 0, 0, 7]
@@ -267,10 +267,10 @@ fn datagrams_of_every_size_pass_unchanged() {
 
 #[test]
 fn users_and_backends_of_both_families_meet() {
-    let services = [Service::echo(), Service::start("[::1]:0", |what| vec![what.to_vec()])];
+    let backends = [Backend::echo(), Backend::start("[::1]:0", |what| vec![what.to_vec()])];
     let mut balancer =
         Balancer::start(|config| config.listen.udp = Some("[::]:0".parse().unwrap()));
-    balancer.register_udp(&services.each_ref().map(|service| service.at));
+    balancer.register_udp(&backends.each_ref().map(|backend| backend.at));
     let port = balancer.at().port();
     for round in 0..4u8 {
         for (bind, to) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")] {
@@ -278,17 +278,17 @@ fn users_and_backends_of_both_families_meet() {
             assert_eq!(ask(&user_at(bind), at, &[round]), [round], "{to}");
         }
     }
-    assert_eq!(services.each_ref().map(Service::seen), [4, 4]);
+    assert_eq!(backends.each_ref().map(Backend::seen), [4, 4]);
     balancer.stop();
 }
 
 #[test]
 fn replies_come_from_the_address_that_the_user_spoke_to() {
     for bind in ["0.0.0.0:0", "[::]:0"] {
-        let service = Service::echo();
+        let backend = Backend::echo();
         let mut balancer =
             Balancer::start(|config| config.listen.udp = Some(bind.parse().unwrap()));
-        balancer.register_udp(&[service.at]);
+        balancer.register_udp(&[backend.at]);
         let user = user();
         for _ in 0..3 {
             for ip in ["127.0.0.1", "127.0.0.2", "127.8.9.10"] {
@@ -303,16 +303,16 @@ fn replies_come_from_the_address_that_the_user_spoke_to() {
 
 #[test]
 fn a_session_whose_backend_dies_moves_and_loses_at_most_one_datagram() {
-    let mut services = vec![Service::named("one"), Service::named("two"), Service::named("three")];
+    let mut backends = vec![Backend::named("one"), Backend::named("two"), Backend::named("three")];
     let mut balancer = Balancer::start(|_| {});
-    let addresses: Vec<SocketAddr> = services.iter().map(|service| service.at).collect();
+    let addresses: Vec<SocketAddr> = backends.iter().map(|backend| backend.at).collect();
     balancer.register_udp(&addresses);
     let users: Vec<UdpSocket> = (0..60).map(|_| user()).collect();
     for user in &users {
         ask(user, balancer.at(), b"?");
     }
     // Only the kernel says that it is gone: the registration stands.
-    drop(services.remove(1));
+    drop(backends.remove(1));
     let mut lost = 0;
     for user in &users {
         let answers: Vec<Option<Vec<u8>>> =
@@ -331,14 +331,14 @@ fn a_session_whose_backend_dies_moves_and_loses_at_most_one_datagram() {
 
 #[test]
 fn a_session_whose_backend_leaves_moves_without_loss() {
-    let services = [Service::named("one"), Service::named("two")];
+    let backends = [Backend::named("one"), Backend::named("two")];
     let mut balancer = Balancer::start(|_| {});
-    balancer.register_udp(&services.each_ref().map(|service| service.at));
+    balancer.register_udp(&backends.each_ref().map(|backend| backend.at));
     let users: Vec<UdpSocket> = (0..20).map(|_| user()).collect();
     for user in &users {
         ask(user, balancer.at(), b"?");
     }
-    balancer.register_udp(&[services[0].at]);
+    balancer.register_udp(&[backends[0].at]);
     for user in &users {
         assert_eq!(ask(user, balancer.at(), b"?"), b"one");
     }
@@ -348,12 +348,12 @@ fn a_session_whose_backend_leaves_moves_without_loss() {
 #[test]
 fn a_session_ends_or_stays_with_its_backend_when_that_is_wanted() {
     for (rule, moved, ended) in [(OnUdpLoss::Drop, 0, 1), (OnUdpLoss::Keep, 0, 0)] {
-        let services = [Service::named("one"), Service::named("two")];
+        let backends = [Backend::named("one"), Backend::named("two")];
         let mut balancer = Balancer::start(|config| config.udp.on_backend_loss = rule);
-        balancer.register_udp(&[services[0].at]);
+        balancer.register_udp(&[backends[0].at]);
         let user = user();
         assert_eq!(ask(&user, balancer.at(), b"?"), b"one");
-        balancer.register_udp(&[services[1].at]);
+        balancer.register_udp(&[backends[1].at]);
         let now_at = if rule == OnUdpLoss::Keep { b"one" } else { b"two" };
         assert_eq!(ask(&user, balancer.at(), b"?"), now_at, "{rule:?}");
         let counted = (
@@ -367,13 +367,13 @@ fn a_session_ends_or_stays_with_its_backend_when_that_is_wanted() {
 
 #[test]
 fn what_others_send_to_an_upstream_socket_reaches_nobody() {
-    let service = Service::echo();
-    let other = Service::echo();
+    let backend = Backend::echo();
+    let other = Backend::echo();
     let mut balancer = Balancer::start(|_| {});
-    balancer.register_udp(&[service.at, other.at]);
+    balancer.register_udp(&[backend.at, other.at]);
     let user = user();
     ask(&user, balancer.at(), b"?");
-    let spoken = if service.seen() > 0 { &service } else { &other };
+    let spoken = if backend.seen() > 0 { &backend } else { &other };
     let upstream = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), spoken.last_sender().port());
     let foreign = UdpSocket::bind("127.0.0.1:0").unwrap();
     for _ in 0..10 {
@@ -389,9 +389,9 @@ fn what_others_send_to_an_upstream_socket_reaches_nobody() {
 
 #[test]
 fn a_flood_of_new_users_takes_nothing_from_those_who_are_there_or_from_tcp() {
-    let service = Service::echo();
+    let backend = Backend::echo();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let tcp_service = listener.local_addr().unwrap();
+    let tcp_backend = listener.local_addr().unwrap();
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut byte = [0];
@@ -403,7 +403,7 @@ fn a_flood_of_new_users_takes_nothing_from_those_who_are_there_or_from_tcp() {
         config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
         config.listen.udp = Some("0.0.0.0:0".parse().unwrap());
     });
-    balancer.register(&[(Protocol::Udp, service.at), (Protocol::Tcp, tcp_service)]);
+    balancer.register(&[(Protocol::Udp, backend.at), (Protocol::Tcp, tcp_backend)]);
     let at = |ip: u32| SocketAddr::new(IpAddr::V4((0x7f00_0001 + ip).into()), balancer.at().port());
     // A source each: one alone would get no more than three quarters of the room.
     let settled: Vec<UdpSocket> = (1..=50)
@@ -433,7 +433,7 @@ fn a_flood_of_new_users_takes_nothing_from_those_who_are_there_or_from_tcp() {
     for user in &settled {
         assert_eq!(ask(user, at(0), b"still"), b"still");
     }
-    assert_eq!(service.seen(), 100, "nobody else came through");
+    assert_eq!(backend.seen(), 100, "nobody else came through");
     let for_want_of_room = |counters: &WorkerCounters| {
         counters.udp_dropped_table_full.get()
             + counters.udp_dropped_upstream_exhausted.get()
@@ -445,12 +445,12 @@ fn a_flood_of_new_users_takes_nothing_from_those_who_are_there_or_from_tcp() {
 
 #[test]
 fn one_source_has_no_more_sessions_than_it_may() {
-    let service = Service::echo();
+    let backend = Backend::echo();
     let mut balancer = Balancer::start(|config| {
         config.workers = Some(1);
         config.udp.source_sessions = NonZeroU32::new(5);
     });
-    balancer.register_udp(&[service.at]);
+    balancer.register_udp(&[backend.at]);
     let users: Vec<UdpSocket> = (0..8).map(|_| user()).collect();
     let served = users.iter().filter_map(|user| try_ask(user, balancer.at(), b"?")).count();
     assert_eq!(served, 5);
@@ -463,10 +463,10 @@ fn one_source_has_no_more_sessions_than_it_may() {
 fn many_sessions_share_the_sockets_of_the_largest_backend() {
     const ADDRESSES: u32 = 100;
     const USERS: u32 = 40;
-    let services: Vec<Service> = (0..4).map(|_| Service::echo()).collect();
+    let backends: Vec<Backend> = (0..4).map(|_| Backend::echo()).collect();
     let mut balancer =
         Balancer::start(|config| config.listen.udp = Some("0.0.0.0:0".parse().unwrap()));
-    balancer.register_udp(&services.iter().map(|service| service.at).collect::<Vec<_>>());
+    balancer.register_udp(&backends.iter().map(|backend| backend.at).collect::<Vec<_>>());
     let port = balancer.at().port();
     let users: Vec<UdpSocket> = (0..USERS).map(|_| user()).collect();
     for _ in 0..3 {
@@ -482,7 +482,7 @@ fn many_sessions_share_the_sockets_of_the_largest_backend() {
     assert_eq!(balancer.sum(|counters| counters.sessions_active.get()), sessions);
     let sockets = balancer.sum(|counters| counters.udp_sockets.get());
     assert!(sockets <= sessions / 4 + 64, "{sockets} sockets for {sessions} sessions");
-    assert!(services.iter().all(|service| service.seen() == 3 * sessions / 4));
+    assert!(backends.iter().all(|backend| backend.seen() == 3 * sessions / 4));
     balancer.stop();
 }
 
@@ -490,14 +490,14 @@ fn many_sessions_share_the_sockets_of_the_largest_backend() {
 fn a_socket_serves_a_session_on_a_backend_for_each_address_that_it_sends_from() {
     const ADDRESSES: u32 = 3;
     const USERS: u16 = 300;
-    let service = Service::start_seeing("127.0.0.1:0", |datagram, from| {
+    let backend = Backend::start_seeing("127.0.0.1:0", |datagram, from| {
         vec![[datagram, from.to_string().as_bytes()].concat()]
     });
     let mut balancer = Balancer::start(|config| {
         let ip = |number: u32| IpAddr::V4((0x7f00_0011 + number).into());
         config.udp_local_addresses = (0..ADDRESSES).map(ip).collect();
     });
-    balancer.register_udp(&[service.at]);
+    balancer.register_udp(&[backend.at]);
     let users: Vec<UdpSocket> = (0..USERS).map(|_| user()).collect();
     let mut senders = HashMap::new();
     for round in 0..3 {
@@ -528,15 +528,15 @@ fn a_socket_serves_a_session_on_a_backend_for_each_address_that_it_sends_from() 
 
 #[test]
 fn a_backend_that_dies_is_noticed_at_once_by_sockets_with_several_addresses() {
-    let mut services = vec![Service::named("one"), Service::named("two")];
+    let mut backends = vec![Backend::named("one"), Backend::named("two")];
     let mut balancer = Balancer::start(|config| {
         config.udp_local_addresses =
             ["127.0.0.17", "127.0.0.18"].map(|it| it.parse().unwrap()).into();
     });
-    balancer.register_udp(&[services[0].at, services[1].at]);
+    balancer.register_udp(&[backends[0].at, backends[1].at]);
     let users: Vec<UdpSocket> = (0..20).map(|_| user()).collect();
     users.iter().for_each(|user| drop(ask(user, balancer.at(), b"?")));
-    drop(services.remove(1));
+    drop(backends.remove(1));
     for user in &users {
         let answers: Vec<_> = (0..3).map(|_| try_ask(user, balancer.at(), b"there?")).collect();
         assert!(answers.iter().filter(|answer| answer.is_none()).count() <= 1, "{answers:?}");
@@ -548,9 +548,9 @@ fn a_backend_that_dies_is_noticed_at_once_by_sockets_with_several_addresses() {
 #[test]
 fn bursts_keep_their_boundaries_and_their_order() {
     for gro in [true, false] {
-        let service = Service::echo();
+        let backend = Backend::echo();
         let mut balancer = Balancer::start(|config| config.udp.gro = gro);
-        balancer.register_udp(&[service.at]);
+        balancer.register_udp(&[backend.at]);
         let users: Vec<UdpSocket> = (0..4).map(|_| user()).collect();
         let mixed = [1, 1, 1, 2, 2, 1, 0, 0, 3, 3, 3, 2, 9, 9, 9, 9, 9, 9, 1, 8];
         let every_third: Vec<usize> = (0..150).map(|place| place % 3 / 2 * place).collect();
@@ -581,9 +581,9 @@ fn bursts_keep_their_boundaries_and_their_order() {
 #[test]
 fn datagrams_that_come_as_one_are_told_apart_again() {
     for gro in [true, false] {
-        let service = Service::echo();
+        let backend = Backend::echo();
         let mut balancer = Balancer::start(|config| config.udp.gro = gro);
-        balancer.register_udp(&[service.at]);
+        balancer.register_udp(&[backend.at]);
         let user = user();
         let payload: Vec<u8> =
             (0..50 * 1000 + 10).map(|number: u32| (number / 1000) as u8).collect();
@@ -602,14 +602,14 @@ fn datagrams_that_come_as_one_are_told_apart_again() {
 
 #[test]
 fn idle_sessions_end_and_answered_ones_when_that_is_wanted() {
-    let service = Service::start("127.0.0.1:0", |_| vec![b"a".to_vec(), b"b".to_vec()]);
+    let backend = Backend::start("127.0.0.1:0", |_| vec![b"a".to_vec(), b"b".to_vec()]);
     for responses in [None, NonZeroU32::new(2)] {
         let mut balancer = Balancer::start(|config| {
             config.udp.responses = responses;
             let idle = if responses.is_some() { 3_600_000 } else { 300 };
             config.timeouts.udp_idle = Duration::from_millis(idle);
         });
-        balancer.register_udp(&[service.at]);
+        balancer.register_udp(&[backend.at]);
         let user = user();
         assert_eq!(ask(&user, balancer.at(), b"?"), b"a");
         assert_eq!(receive(&user).unwrap().0, b"b");
@@ -625,9 +625,9 @@ fn idle_sessions_end_and_answered_ones_when_that_is_wanted() {
 
 #[test]
 fn a_balancer_that_drains_serves_those_who_are_there() {
-    let service = Service::echo();
+    let backend = Backend::echo();
     let mut balancer = Balancer::start(|_| {});
-    balancer.register_udp(&[service.at]);
+    balancer.register_udp(&[backend.at]);
     let (before, after) = (user(), user());
     ask(&before, balancer.at(), b"?");
     balancer.order(Order::Drain);
@@ -639,9 +639,9 @@ fn a_balancer_that_drains_serves_those_who_are_there() {
 
 #[test]
 fn a_balancer_that_drains_waits_for_those_who_speak_and_not_for_those_who_are_silent() {
-    let service = Service::echo();
+    let backend = Backend::echo();
     let mut balancer = Balancer::start(|_| {});
-    balancer.register_udp(&[service.at]);
+    balancer.register_udp(&[backend.at]);
     let (speaking, silent): (UdpSocket, Vec<UdpSocket>) =
         (user(), (0..50).map(|_| user()).collect());
     for user in silent.iter().chain([&speaking]) {
@@ -689,16 +689,16 @@ fn answer_unless_astray(
 #[test]
 fn flows_keep_their_session_when_the_kernel_hands_them_to_other_workers() {
     const USERS: usize = 300;
-    // Says who was asked, and by which socket of the balancer: what a service knows a user by.
-    let service = || {
-        Service::start_seeing("127.0.0.1:0", |datagram, from| {
+    // Says who was asked, and by which socket of the balancer: what a backend knows a user by.
+    let backend = || {
+        Backend::start_seeing("127.0.0.1:0", |datagram, from| {
             vec![[datagram, format!(" from {}", from.port()).as_bytes()].concat()]
         })
     };
-    let services: Vec<Service> = (0..4).map(|_| service()).collect();
+    let backends: Vec<Backend> = (0..4).map(|_| backend()).collect();
     // Three is no power of two.
     let mut balancer = Balancer::start(|config| config.workers = Some(3));
-    balancer.register_udp(&services.iter().map(|service| service.at).collect::<Vec<_>>());
+    balancer.register_udp(&backends.iter().map(|backend| backend.at).collect::<Vec<_>>());
     let users: Vec<UdpSocket> = (0..USERS).map(|_| user()).collect();
     let ask_as = |number: usize| ask(&users[number], balancer.at(), &number.to_le_bytes());
     let known: Vec<Vec<u8>> = (0..USERS).map(ask_as).collect();
@@ -733,9 +733,9 @@ fn flows_keep_their_session_when_the_kernel_hands_them_to_other_workers() {
 
 #[test]
 fn datagrams_of_every_size_pass_unchanged_from_one_worker_to_another() {
-    let service = Service::echo();
+    let backend = Backend::echo();
     let mut balancer = Balancer::start(|config| config.workers = Some(3));
-    balancer.register_udp(&[service.at]);
+    balancer.register_udp(&[backend.at]);
     let users: Vec<UdpSocket> = (0..100).map(|_| user()).collect();
     for user in &users {
         ask(user, balancer.at(), b"?");
@@ -769,9 +769,9 @@ fn datagrams_of_every_size_pass_unchanged_from_one_worker_to_another() {
 #[test]
 fn a_flood_of_empty_datagrams_is_not_taken_one_in_a_turn() {
     const EMPTY: u64 = 200;
-    let service = Service::start("127.0.0.1:0", |_| vec![]);
+    let backend = Backend::start("127.0.0.1:0", |_| vec![]);
     let mut balancer = Balancer::start(|config| config.workers = Some(1));
-    balancer.register_udp(&[service.at]);
+    balancer.register_udp(&[backend.at]);
     let counters = &balancer.plane.ends[0].metrics.counters;
     let user = user();
     // They come faster than a worker turns; until they do, it keeps up with one a turn.
@@ -865,10 +865,10 @@ fn who_asks_many_hosts_is_answered_from_an_address_that_can_answer() {
         in_a_network(|| {
             // The interfaces have the number 2 or 3; a scope is one of the user's own network.
             let users = users_at_a_cable(&["10.9.0.2:0", "[2001:db8::2]:0", "[::]:0"]);
-            let service = Service::echo();
+            let backend = Backend::echo();
             let mut balancer =
                 Balancer::start(|config| config.listen.udp = Some(bind.parse().unwrap()));
-            balancer.register_udp(&[service.at]);
+            balancer.register_udp(&[backend.at]);
             let port = balancer.at().port();
             for to in ["10.9.0.1", "10.9.0.255", "255.255.255.255", "224.0.0.1"] {
                 let to: Ipv4Addr = to.parse().unwrap();
@@ -895,10 +895,10 @@ fn who_asks_many_hosts_is_answered_from_an_address_that_can_answer() {
 fn a_link_local_door_answers_users_of_every_scope() {
     in_a_network(|| {
         let users = users_at_a_cable(&["[2001:db8::2]:0", "[::]:0"]);
-        let service = Service::echo();
+        let backend = Backend::echo();
         let mut balancer =
             Balancer::start(|config| config.listen.udp = Some("[::]:0".parse().unwrap()));
-        balancer.register_udp(&[service.at]);
+        balancer.register_udp(&[backend.at]);
         let port = balancer.at().port();
         let door =
             |scope| SocketAddr::V6(SocketAddrV6::new("fe80::1".parse().unwrap(), port, 0, scope));
@@ -921,17 +921,17 @@ fn addresses_that_are_only_routed_here_and_those_that_went_away_are_answered() {
         ip("-6 route add local 2001:db8:1::/64 dev lo");
         ip("addr add 10.9.0.1/32 dev lo");
         ip("addr add 10.9.0.2/32 dev lo");
-        let service = Service::echo();
+        let backend = Backend::echo();
         let mut balancer =
             Balancer::start(|config| config.listen.udp = Some("[::]:0".parse().unwrap()));
-        balancer.register_udp(&[service.at]);
+        balancer.register_udp(&[backend.at]);
         let port = balancer.at().port();
         for (bind, to) in [("127.0.0.1:0", "192.0.2.77"), ("[::1]:0", "2001:db8:1::77")] {
             let at = SocketAddr::new(to.parse().unwrap(), port);
             assert_eq!(ask(&user_at(bind), at, to.as_bytes()), to.as_bytes());
         }
         // A reply that comes late, when the address has gone.
-        let (gone, user) = (Service::start("127.0.0.1:0", |_| vec![]), user_at("10.9.0.2:0"));
+        let (gone, user) = (Backend::start("127.0.0.1:0", |_| vec![]), user_at("10.9.0.2:0"));
         balancer.register_udp(&[gone.at]);
         user.send_to(b"?", ("10.9.0.1", port)).unwrap();
         wait_for("the datagram to arrive", || (gone.seen() == 1).then_some(()));
@@ -952,10 +952,10 @@ fn bursts_keep_their_order_where_the_route_is_narrower_than_their_datagrams() {
     for (bind, mtu) in [("127.0.0.1:0", 1500), ("[::1]:0", 1500), ("127.0.0.1:0", 600)] {
         in_a_network(|| {
             ip(&format!("link set lo mtu {mtu}"));
-            let service = Service::start(bind, |datagram| vec![datagram.to_vec()]);
+            let backend = Backend::start(bind, |datagram| vec![datagram.to_vec()]);
             let mut balancer =
                 Balancer::start(|config| config.listen.udp = Some(bind.parse().unwrap()));
-            balancer.register_udp(&[service.at]);
+            balancer.register_udp(&[backend.at]);
             let user = user_at(bind);
             hold_more(&user);
             let mut random = 1_u32;

@@ -14,7 +14,7 @@ use crate::base::thread;
 use crate::client::backend::{Notice, Wish};
 use crate::client::echo::Echo;
 use crate::client::stay::{Membership, stay};
-use crate::client::wire::Service;
+use crate::client::wire::Offer;
 use crate::cluster::{Protocol, WEIGHT_MAX};
 use crate::config::Log;
 use crate::control::api::NAME_BYTES_MAX;
@@ -64,7 +64,7 @@ fn name(text: &str) -> Result<String, String> {
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.port == 0 && !arguments.echo {
-        return Err(Failure("--port 0 works with --echo only: name the service's port".to_owned()));
+        return Err(Failure("--port 0 works with --echo only: name the backend's port".to_owned()));
     }
     let secret = secret(arguments.secret_file.as_deref())?;
     let _logs = logs::start(&Log::default());
@@ -72,14 +72,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Failure> {
-    let mut service = Service {
+    let mut offer = Offer {
         protocol: arguments.protocol,
         port: arguments.port,
         weight: arguments.weight,
         name: arguments.name,
     };
     if arguments.echo {
-        service.port = echo(&service).await?;
+        offer.port = echo(&offer).await?;
     }
     let (wish, wishes) = mpsc::channel(8);
     watch_signals(&wish)?;
@@ -87,9 +87,9 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
         print(MENU)?;
         thread::spawn("menu", move || menu(&wish))?;
     }
-    let what = format!("{} port {} at {}", service.protocol, service.port, arguments.lb);
+    let what = format!("{} port {} at {}", offer.protocol, offer.port, arguments.lb);
     let secret_file = arguments.secret_file;
-    let membership = Membership { balancer: arguments.lb, service, secret, secret_file };
+    let membership = Membership { balancer: arguments.lb, offer, secret, secret_file };
     stay(membership, wishes, |notice| match notice {
         Notice::Failed { .. } | Notice::NoSecret | Notice::SecretKept { .. } => {
             tracing::warn!("{what}: {notice}")
@@ -101,16 +101,16 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
 }
 
 /// Starts the echo backend and returns its port.
-async fn echo(service: &Service) -> Result<u16, Failure> {
-    let echo = Echo::bind_everywhere(service.protocol, service.port).await.map_err(|error| {
+async fn echo(offer: &Offer) -> Result<u16, Failure> {
+    let echo = Echo::bind_everywhere(offer.protocol, offer.port).await.map_err(|error| {
         format!(
-            "port {} cannot be opened for the echo service: {error}; choose another --port, or 0 for \
+            "port {} cannot be opened for the echo backend: {error}; choose another --port, or 0 for \
              any free one",
-            service.port
+            offer.port
         )
     })?;
     let port = echo.address().port();
-    let name: Arc<str> = Service { port, ..service.clone() }.id().into();
+    let name: Arc<str> = Offer { port, ..offer.clone() }.id().into();
     tokio::spawn(echo.run(name));
     Ok(port)
 }

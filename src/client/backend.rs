@@ -1,4 +1,4 @@
-//! How a service stays registered, decided without a socket: what to do when the connection is
+//! How a backend stays registered, decided without a socket: what to do when the connection is
 //! established, when the balancer speaks, when it falls silent, when the user has a new wish. Time
 //! and randomness come in as arguments; `stay` does what is decided here.
 //!
@@ -14,7 +14,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::wire::{HELLO_ANSWER, Said, Service, proof};
+use super::wire::{HELLO_ANSWER, Offer, Said, proof};
 use crate::base::time::Now;
 use crate::control::auth;
 
@@ -22,7 +22,7 @@ use crate::control::auth;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// How long a balancer that wants a proof may take to ask for it.
 const CHALLENGE_WITHIN: Duration = Duration::from_secs(3);
-/// How long an answer may take; the balancer connects to the service before it answers `register`.
+/// How long an answer may take; the balancer connects to the backend before it answers `register`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long leaving may delay the end of the program.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
@@ -34,7 +34,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// How many hellos may be missing before the connection counts as dead.
 const INTERVALS_SILENT: u32 = 3;
 
-/// What the person or the system wants for the service.
+/// What the person or the system wants for the backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wish {
     Registered,
@@ -139,10 +139,10 @@ enum State {
     Over,
 }
 
-/// The state machine. One for each service.
+/// The state machine. One for each backend.
 #[derive(Debug)]
 pub struct Registration {
-    service: Service,
+    offer: Offer,
     secret: Option<Vec<u8>>,
     wish: Wish,
     state: State,
@@ -152,10 +152,10 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// A service that wants to be registered. The first [`Event::Time`] starts it.
-    pub fn new(service: Service, secret: Option<Vec<u8>>) -> Registration {
+    /// A backend that wants to be registered. The first [`Event::Time`] starts it.
+    pub fn new(offer: Offer, secret: Option<Vec<u8>>) -> Registration {
         Registration {
-            service,
+            offer,
             secret,
             wish: Wish::Registered,
             state: State::Waiting { until: Now::default() },
@@ -217,12 +217,12 @@ impl Registration {
     }
 
     fn join(&mut self, now: Now, acts: &mut Vec<Act>) {
-        acts.push(Act::Send(self.service.register()));
+        acts.push(Act::Send(self.offer.register()));
         self.state = State::Joining { until: now.plus(ANSWER_WITHIN) };
     }
 
     fn leave(&mut self, now: Now, acts: &mut Vec<Act>) {
-        acts.push(Act::Send(self.service.unregister()));
+        acts.push(Act::Send(self.offer.unregister()));
         self.state = State::Leaving { until: now.plus(LEAVE_WITHIN) };
     }
 
@@ -293,7 +293,7 @@ impl Registration {
         let (Some(secret), Some(nonce)) = (&self.secret, &said.nonce) else {
             return acts.push(Act::Tell(Notice::NoSecret));
         };
-        let id = self.service.id();
+        let id = self.offer.id();
         acts.push(Act::Send(proof(&id, &auth::mac(secret, nonce, &id))));
         self.state = State::Proving { until: now.plus(ANSWER_WITHIN) };
     }

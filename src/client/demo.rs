@@ -1,4 +1,4 @@
-//! Echo services that register over the real control port, so that a newcomer sees the whole at
+//! Echo backends that register over the real control port, so that a newcomer sees the whole at
 //! work. Owns one thread for all of them; shares nothing with the balancer in the same process.
 
 use std::io;
@@ -13,18 +13,18 @@ use tokio::task::JoinSet;
 use super::backend::Wish;
 use super::echo::Echo;
 use super::stay::{Membership, stay};
-use super::wire::Service;
+use super::wire::Offer;
 use crate::base::thread;
 use crate::cluster::Protocol;
 
-/// Echo services that stay registered until [`Demo::stop`].
+/// Echo backends that stay registered until [`Demo::stop`].
 pub struct Demo {
-    /// Dropped to end the services: one without a sender of wishes leaves.
+    /// Dropped to end the backends: one without a sender of wishes leaves.
     wishes: Vec<mpsc::Sender<Wish>>,
     thread: JoinHandle<()>,
 }
 
-/// Starts `each` echo services for every protocol, on free ports, and keeps them registered at the
+/// Starts `each` echo backends for every protocol, on free ports, and keeps them registered at the
 /// control port `control`, which may open later.
 ///
 /// # Errors
@@ -46,7 +46,7 @@ pub fn start(
             wishes.push(wish);
             let membership = Membership {
                 balancer: reached(control).to_string(),
-                service: Service {
+                offer: Offer {
                     protocol: *protocol,
                     port: echo.address().port(),
                     weight: 1,
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_service_registers_a_port_of_its_own_that_answers_and_leaves_at_the_end() {
+    fn every_backend_registers_a_port_of_its_own_that_answers_and_leaves_at_the_end() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Api];
         let demo = start(2, listener.local_addr().unwrap(), None, &protocols).unwrap();

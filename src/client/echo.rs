@@ -1,4 +1,4 @@
-//! Small services to try a balancer with: what arrives goes back. Owns their sockets; knows nothing of
+//! Small backends to try a balancer with: what arrives goes back. Owns their sockets; knows nothing of
 //! the balancer. TCP echoes the stream and its half-close, UDP every datagram (empty ones too), and
 //! `echo_api` answers HTTP requests with what it received.
 
@@ -22,7 +22,7 @@ const DATAGRAM_BYTES_MAX: usize = 65_535;
 /// After an accept that failed for lack of descriptors, all we can do is wait for some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// An echo service whose port is open but which does not answer yet.
+/// An echo backend whose port is open but which does not answer yet.
 pub struct Echo {
     socket: Socket,
     address: SocketAddr,

@@ -1,4 +1,4 @@
-//! The echo service for API users: answers any request with JSON that says what was received, so
+//! The echo backend for API users: answers any request with JSON that says what was received, so
 //! that curl shows which backend served it and what a balancer did to the head. Owns that JSON;
 //! HTTP itself is hyper's.
 
@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 /// A text body up to this size is included in the answer.
 const BODY_SHOWN_MAX: usize = 4096;
 
-/// What the service received.
+/// What the backend received.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Received {
     /// Which backend this is.

@@ -1,5 +1,5 @@
-//! The other ends of the balancer's doors, as a person starts them: a service that keeps itself
-//! registered (`backend` decides, `stay` acts), small echo services, the user program and the
+//! The other ends of the balancer's doors, as a person starts them: a backend that keeps itself
+//! registered (`backend` decides, `stay` acts), small echo backends, the user program and the
 //! reader of the admin door. Owns no part of the balancer; everything goes over its real ports.
 
 pub mod admin;

@@ -1,4 +1,4 @@
-//! Keeps a service registered: does what `backend` decides, over a TCP connection. Owns the
+//! Keeps a backend registered: does what `backend` decides, over a TCP connection. Owns the
 //! connection, the clock and the randomness; decides nothing itself.
 
 use std::future::pending;
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::backend::{Act, Event, Notice, Registration, Wish};
-use super::wire::{Incoming, Service};
+use super::wire::{Incoming, Offer};
 use crate::base::time::Now;
 use crate::control::auth::Secrets;
 
@@ -22,7 +22,7 @@ use crate::control::auth::Secrets;
 pub struct Membership {
     /// The balancer's control port as `host:port`. The name is resolved anew for every connection.
     pub balancer: String,
-    pub service: Service,
+    pub offer: Offer,
     /// Proves this backend if the balancer asks.
     pub secret: Option<Vec<u8>>,
     /// Where the secret came from. It is read again for every connection, since it may have been
@@ -37,14 +37,14 @@ enum Link {
     Up(TcpStream, Incoming),
 }
 
-/// Keeps the service registered until [`Wish::Gone`], or until no sender of wishes is left. `tell`
+/// Keeps the backend registered until [`Wish::Gone`], or until no sender of wishes is left. `tell`
 /// receives every notice.
 pub async fn stay(
     membership: Membership,
     mut wishes: mpsc::Receiver<Wish>,
     mut tell: impl FnMut(Notice),
 ) {
-    let mut registration = Registration::new(membership.service, membership.secret);
+    let mut registration = Registration::new(membership.offer, membership.secret);
     let mut link = Link::None;
     let mut events = vec![Event::Time];
     let mut acts = Vec::new();
@@ -154,7 +154,7 @@ mod tests {
     fn membership(balancer: SocketAddr) -> Membership {
         Membership {
             balancer: balancer.to_string(),
-            service: Service { protocol: Protocol::Udp, port: 7, weight: 1, name: None },
+            offer: Offer { protocol: Protocol::Udp, port: 7, weight: 1, name: None },
             secret: None,
             secret_file: None,
         }
@@ -224,12 +224,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_service_registers_answers_comes_back_and_says_goodbye() {
+    async fn a_backend_registers_answers_comes_back_and_says_goodbye() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (wish, wishes) = mpsc::channel(1);
         let (told, mut notices) = mpsc::unbounded_channel();
         let membership = membership(listener.local_addr().unwrap());
-        let register = membership.service.register();
+        let register = membership.offer.register();
         let staying = tokio::spawn(stay(membership, wishes, move |notice| {
             told.send(notice).unwrap();
         }));

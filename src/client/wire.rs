@@ -9,9 +9,9 @@ use crate::cluster::Protocol;
 /// Limit on the bytes that wait for their line end. A balancer's message is far shorter.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 
-/// A service as it registers.
+/// A backend as it registers.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Service {
+pub struct Offer {
     pub protocol: Protocol,
     /// The port that the balancer connects to, on the host that registers.
     pub port: u16,
@@ -36,7 +36,7 @@ pub struct Said {
     pub interval_ms: Option<u64>,
 }
 
-impl Service {
+impl Offer {
     /// The message that joins.
     pub fn register(&self) -> String {
         let mut message = json!({
@@ -138,18 +138,18 @@ mod tests {
     }
 
     #[test]
-    fn a_service_registers_with_what_it_is() {
-        let mut service = Service { protocol: Protocol::Tcp, port: 9991, weight: 2, name: None };
+    fn a_backend_registers_with_what_it_is() {
+        let mut offer = Offer { protocol: Protocol::Tcp, port: 9991, weight: 2, name: None };
         let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
         assert_eq!(
-            read(service.register()),
+            read(offer.register()),
             json!({"cmd": "register", "protocol": "tcp", "port": 9991, "weight": 2})
         );
-        assert_eq!(service.id(), "tcp-9991");
-        service.name = Some("a \"b\"".into());
-        assert_eq!(read(service.register())["name"], "a \"b\"");
+        assert_eq!(offer.id(), "tcp-9991");
+        offer.name = Some("a \"b\"".into());
+        assert_eq!(read(offer.register())["name"], "a \"b\"");
         assert_eq!(
-            read(service.unregister()),
+            read(offer.unregister()),
             json!({"cmd": "unregister", "protocol": "tcp", "port": 9991})
         );
     }

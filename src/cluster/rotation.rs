@@ -1,4 +1,4 @@
-//! In which order the backends of one protocol are served. Owns the answer to "whose turn is number
+//! In which order the backends of one service are served. Owns the answer to "whose turn is number
 //! `n`", exact over a round: everyone as often as the weight says. Pure and frozen; who counts the
 //! turns is `balance`'s.
 //!

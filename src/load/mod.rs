@@ -1,4 +1,4 @@
-//! The load generator: sends requests to a balancer, or directly to a service, as fast as it
+//! The load generator: sends requests to a balancer, or directly to a backend, as fast as it
 //! answers or on a schedule, and checks every reply. Owns what a run is, and its threads; each
 //! thread drives a ring of its own.
 //!

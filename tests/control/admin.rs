@@ -12,7 +12,7 @@ use lb::control::status::{BackendState, RunState, SessionsPage, Status};
 use lb::metrics::{BackendCounters, ControlCounters, WorkerCounters};
 use serde_json::json;
 
-use crate::harness::{Core, service};
+use crate::harness::{Core, data_port};
 use crate::wait::{PATIENCE, wait_for};
 
 fn status(core: &Core) -> Status {
@@ -30,8 +30,8 @@ fn page(core: &Core, query: &str) -> SessionsPage {
 #[test]
 fn the_status_shows_backends_with_their_share_and_counts() {
     let core = Core::start(|config| config.limits.sessions = 5000);
-    let (_first, first) = service();
-    let (_second, second) = service();
+    let (_first, first) = data_port();
+    let (_second, second) = data_port();
     let mut backend = core.connect();
     backend.ask(&json!({"cmd":"register","protocol":"tcp","port":first,"weight":3,"name":"big"}));
     backend.register(Protocol::Tcp, second);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb::cluster::{Protocol, ServiceId};
 use serde_json::{Value, json};
 
-use crate::harness::{Backend, Core, service};
+use crate::harness::{Backend, Core, data_port};
 use crate::wait::wait_for;
 
 /// Requests to register these ports, one per line, with weights of every size.
@@ -103,7 +103,7 @@ fn trying_many_ports_in_turn_does_not_cost_a_backend_its_hellos() {
         config.health.timeout = Duration::from_millis(50);
         config.health.misses = 2;
     });
-    let services: Vec<_> = (0..300).map(|_| service()).collect();
+    let services: Vec<_> = (0..300).map(|_| data_port()).collect();
     let mut agent = core.connect();
     agent.say(&registrations(Protocol::Tcp, services.iter().map(|(_, port)| *port)));
     // It answers no hello until it has an answer about every port.

@@ -278,7 +278,7 @@ impl Backend {
 }
 
 /// A backend's data port, and the socket that listens on it.
-pub fn service() -> (TcpListener, u16) {
+pub fn data_port() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)

@@ -14,7 +14,7 @@ mod wait;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use harness::{Backend, Core, assert_failed, service};
+use harness::{Backend, Core, assert_failed, data_port};
 use lb::cluster::{OnBackendLoss, Protocol, Standing};
 use lb::session::EndReason;
 use lb::worker::link::{Order, Report};
@@ -25,7 +25,7 @@ use wait::wait_for;
 fn a_backend_joins_only_once_its_port_listens() {
     let core = Core::start(|_| {});
     let mut backend = core.connect();
-    let (listener, port) = service();
+    let (listener, port) = data_port();
     drop(listener);
     assert_failed(&backend.register(Protocol::Tcp, port), "cannot connect");
     assert!(core.worker.backends().is_empty());
@@ -43,8 +43,8 @@ fn a_backend_joins_only_once_its_port_listens() {
 #[test]
 fn one_connection_registers_several_and_any_segmentation_will_do() {
     let core = Core::start(|_| {});
-    let (_first, first) = service();
-    let (_second, second) = service();
+    let (_first, first) = data_port();
+    let (_second, second) = data_port();
     let mut backend = core.connect();
     let words = format!(
         "{{\"cmd\":\"register\",\"protocol\":\"tcp\",\"port\":{first},\"weight\":2}}\
@@ -70,7 +70,7 @@ fn one_connection_registers_several_and_any_segmentation_will_do() {
 #[test]
 fn a_second_owner_is_refused_until_the_first_has_gone() {
     let core = Core::start(|_| {});
-    let (_listener, port) = service();
+    let (_listener, port) = data_port();
     let mut first = core.connect();
     let mut second = core.connect();
     first.register(Protocol::Tcp, port);
@@ -87,7 +87,7 @@ fn a_second_owner_is_refused_until_the_first_has_gone() {
 #[test]
 fn a_backend_that_unregisters_gets_no_new_sessions_and_keeps_the_old() {
     let core = Core::start(|config| config.balance.on_backend_loss = OnBackendLoss::Close);
-    let (_listener, port) = service();
+    let (_listener, port) = data_port();
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
@@ -102,7 +102,7 @@ fn a_backend_that_unregisters_gets_no_new_sessions_and_keeps_the_old() {
 #[test]
 fn a_drain_tells_what_is_left_and_when_it_is_over() {
     let core = Core::start(|_| {});
-    let (_listener, port) = service();
+    let (_listener, port) = data_port();
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
@@ -124,7 +124,7 @@ fn a_drain_tells_what_is_left_and_when_it_is_over() {
 #[test]
 fn a_drain_ends_at_its_deadline_what_is_left() {
     let core = Core::start(|_| {});
-    let (_listener, port) = service();
+    let (_listener, port) = data_port();
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
@@ -141,7 +141,7 @@ fn a_drain_ends_at_its_deadline_what_is_left() {
 #[test]
 fn a_drain_keeps_its_deadline_when_the_backend_hangs_up() {
     let core = Core::start(|_| {});
-    let (_listener, port) = service();
+    let (_listener, port) = data_port();
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
@@ -155,7 +155,7 @@ fn a_drain_keeps_its_deadline_when_the_backend_hangs_up() {
 #[test]
 fn registering_again_ends_a_drain() {
     let core = Core::start(|_| {});
-    let (_listener, port) = service();
+    let (_listener, port) = data_port();
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
@@ -170,7 +170,7 @@ fn registering_again_ends_a_drain() {
 fn a_lost_connection_takes_its_backends_at_once_and_their_sessions_if_so_configured() {
     for on_loss in [OnBackendLoss::Keep, OnBackendLoss::Close] {
         let core = Core::start(|config| config.balance.on_backend_loss = on_loss);
-        let (_listener, port) = service();
+        let (_listener, port) = data_port();
         let mut backend = core.connect();
         backend.register(Protocol::Tcp, port);
         core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
@@ -202,7 +202,7 @@ fn a_backend_that_answers_hello_stays_and_one_that_does_not_leaves() {
         config.health.timeout = Duration::from_millis(400);
         config.health.misses = 2;
     });
-    let (_listener, port) = service();
+    let (_listener, port) = data_port();
     let mut backend = core.connect();
     backend.say(&json!({"cmd": "register", "protocol": "tcp", "port": port}).to_string());
     for turn in 0..12 {
@@ -442,8 +442,8 @@ fn a_backend_that_joins_and_leaves_in_a_loop_is_slowed_down_and_keeps_its_place(
 #[test]
 fn a_backend_whose_port_fails_is_set_aside_at_once_and_comes_back() {
     let core = Core::start(|_| {});
-    let (broken, port) = service();
-    let (_other, other_port) = service();
+    let (broken, port) = data_port();
+    let (_other, other_port) = data_port();
     let mut backend = core.connect();
     backend.register(Protocol::Tcp, port);
     backend.register(Protocol::Tcp, other_port);

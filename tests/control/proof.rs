@@ -7,7 +7,7 @@ use lb::cluster::Protocol;
 use lb::control::auth::mac;
 use serde_json::json;
 
-use crate::harness::{Backend, Core, assert_failed, service};
+use crate::harness::{Backend, Core, assert_failed, data_port};
 use crate::wait::wait_for;
 
 const SECRET: &str = "a secret for this test";
@@ -47,7 +47,7 @@ fn prove(backend: &mut Backend, id: &str) {
 #[test]
 fn who_knows_the_secret_registers() {
     let (core, _file) = guarded("right");
-    let (_listener, port) = service();
+    let (_listener, port) = data_port();
     let mut backend = core.connect();
     prove(&mut backend, "web-1");
     assert_eq!(backend.register(Protocol::Tcp, port)["ack"], "successful");

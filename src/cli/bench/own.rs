@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::base::thread;
 use crate::client::backend::{Notice, Wish};
 use crate::client::stay::{Membership, stay};
-use crate::client::wire::Service;
+use crate::client::wire::Offer;
 use crate::cluster::Protocol;
 use crate::load::echo::{self, Backends};
 
@@ -83,7 +83,7 @@ impl Own {
             self.wishes.push(wish);
             let membership = Membership {
                 balancer: control.to_string(),
-                service: Service { protocol, port: address.port(), weight: 1, name: None },
+                offer: Offer { protocol, port: address.port(), weight: 1, name: None },
                 secret: None,
                 secret_file: None,
             };

@@ -4,8 +4,8 @@ use super::*;
 use crate::cluster::Protocol;
 
 fn registration(secret: Option<&str>) -> Registration {
-    let service = Service { protocol: Protocol::Tcp, port: 9991, weight: 1, name: None };
-    Registration::new(service, secret.map(|secret| secret.as_bytes().to_vec()))
+    let offer = Offer { protocol: Protocol::Tcp, port: 9991, weight: 1, name: None };
+    Registration::new(offer, secret.map(|secret| secret.as_bytes().to_vec()))
 }
 
 fn ms(ms: u64) -> Now {
@@ -35,7 +35,7 @@ fn member(registration: &mut Registration) {
 }
 
 #[test]
-fn a_service_connects_registers_and_answers_hello() {
+fn a_backend_connects_registers_and_answers_hello() {
     let mut registration = registration(None);
     member(&mut registration);
     let acts = step(&mut registration, 3, said(r#"{"cmd":"hello"}"#));
@@ -146,7 +146,7 @@ fn the_menu_leaves_and_joins_on_the_same_connection() {
 }
 
 #[test]
-fn a_service_that_was_unregistered_by_hand_stays_away_when_the_connection_ends() {
+fn a_backend_that_was_unregistered_by_hand_stays_away_when_the_connection_ends() {
     let mut registration = registration(None);
     member(&mut registration);
     step(&mut registration, 3, Event::Wished(Wish::Unregistered));
@@ -165,7 +165,7 @@ struct World {
     registration: Registration,
     connection: bool,
     connecting: bool,
-    /// Whether the balancer has registered the machine's service.
+    /// Whether the balancer has registered the machine's backend.
     registered: bool,
     /// The balancer has stopped talking on this connection without closing it.
     mute: bool,

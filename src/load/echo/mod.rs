@@ -1,4 +1,4 @@
-//! Echo backends: what the load is sent to when a run brings its own services, and what a demo
+//! Echo backends: what the load is sent to when a run brings its own backends, and what a demo
 //! shows. Owns their start and end; [`server`] serves streams and HTTP on a ring, [`datagrams`]
 //! serves UDP.
 //!
