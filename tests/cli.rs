@@ -88,7 +88,7 @@ fn help_and_version_are_not_errors() {
 }
 
 #[test]
-fn the_operators_faults_are_one_sentence_and_exit_code_2() {
+fn operator_errors_are_one_sentence_and_exit_code_2() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody = listener.local_addr().unwrap().to_string();
     let taken = TcpListener::bind("[::]:0").unwrap();
@@ -181,7 +181,7 @@ impl Serving {
 }
 
 #[test]
-fn serve_shows_the_whole_main_job_with_its_demo() {
+fn serve_relays_a_session_to_its_demo_backends() {
     let mut serving = Serving::start("demo", &["--demo", "2"]);
     for _ in 0..6 {
         serving.says("backend registered");
@@ -300,7 +300,7 @@ fn a_second_serve_on_the_same_ports_is_one_sentence() {
 }
 
 #[test]
-fn serve_refuses_what_does_not_fit_before_it_opens_anything() {
+fn serve_refuses_bad_settings_before_it_opens_anything() {
     for (arguments, said) in [
         (vec!["--demo", "1", "--control", "off"], "give it an address with --control"),
         (vec!["--control", "8080"], "set control.allow or control.secret_file"),

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_beyond_its_range_is_told_the_range() {
+    fn a_number_out_of_range_is_refused_with_the_range() {
         let mut config = Config::default();
         let sessions = key("limits", "sessions");
         for (given, fits) in [(0, false), (1, true), (16 << 20, true), ((16 << 20) + 1, false)] {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_rows_have_the_same_path_and_sections_stand_together() {
+    fn paths_are_unique_and_sections_contiguous() {
         let paths: Vec<String> = KEYS.iter().map(Key::path).collect();
         let mut sorted = paths.clone();
         sorted.sort();

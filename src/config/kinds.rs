@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_auto_is_counted_or_left_to_the_machine() {
+    fn a_number_or_auto_is_accepted_where_auto_may_stand() {
         let workers = NumberOrAuto(1..=128);
         let read = |given: &Given| -> Result<Option<usize>, String> { workers.read(given) };
         assert_eq!(read(&text("auto")), Ok(None));

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_keeps_its_sockets_threads_and_memory_and_takes_the_rest() {
+    fn a_reload_applies_only_what_takes_effect_at_once() {
         let wanted = file::read("lb.toml", EVERY_SETTING_CHANGED).unwrap();
         let transition = between(&Config::default(), &wanted);
         for key in KEYS {

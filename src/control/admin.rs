@@ -185,7 +185,7 @@ async fn converse(
 impl AdminDoor {
     fn answer(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
         self.hub.borrow().counters.admin_requests.one();
-        if self.is_led_here_by_a_name(request) {
+        if self.came_by_a_foreign_name(request) {
             return problem(
                 StatusCode::MISDIRECTED_REQUEST,
                 "a door on loopback answers to its address or localhost, not to other names",
@@ -206,7 +206,7 @@ impl AdminDoor {
 
     /// Whether a browser may have been led to a door on loopback under a foreign host name, whose page
     /// could then read the answers (DNS rebinding).
-    fn is_led_here_by_a_name(&self, request: &Request<Incoming>) -> bool {
+    fn came_by_a_foreign_name(&self, request: &Request<Incoming>) -> bool {
         let private = self.doors.admin.is_some_and(|door| door.ip().to_canonical().is_loopback());
         let host = request.headers().get(HOST);
         private && host.is_some_and(|host| !host.to_str().is_ok_and(verbs::is_no_name))
@@ -258,9 +258,9 @@ impl AdminDoor {
     /// Whether every worker's loop is turning.
     fn health(&self) -> Response<Body> {
         if self.hub.borrow().is_stalled() {
-            return words(StatusCode::SERVICE_UNAVAILABLE, "a worker does not turn any more\n");
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "a worker does not turn any more\n");
         }
-        words(StatusCode::OK, "ok\n")
+        plain(StatusCode::OK, "ok\n")
     }
 
     /// Whether a new user would be served.
@@ -274,9 +274,9 @@ impl AdminDoor {
         } else if !hub.snapshot.backends().any(|backend| serves(backend.standing)) {
             "no backend is registered\n"
         } else {
-            return words(StatusCode::OK, "ready\n");
+            return plain(StatusCode::OK, "ready\n");
         };
-        words(StatusCode::SERVICE_UNAVAILABLE, why_not)
+        plain(StatusCode::SERVICE_UNAVAILABLE, why_not)
     }
 
     fn status(&self) -> Response<Body> {
@@ -374,7 +374,7 @@ fn page() -> Response<Body> {
     response
 }
 
-fn words(code: StatusCode, text: &'static str) -> Response<Body> {
+fn plain(code: StatusCode, text: &'static str) -> Response<Body> {
     whole(code, "text/plain; charset=utf-8", text)
 }
 

@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_admits_its_networks_only_also_when_written_as_mapped_addresses() {
+    fn a_list_admits_only_its_networks_even_as_mapped_addresses() {
         let listed = config("0.0.0.0:80", &["10.1.0.0/16", "2001:db8::/32"], true);
         let admission = who_may_register(&listed).unwrap();
         for (address, admitted) in [

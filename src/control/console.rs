@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_back_is_summed_up_now_and_then() {
+    fn lines_held_back_are_summed_up_from_time_to_time() {
         let mut summary = Summary::default();
         let mut held = [0; Topic::ALL.len()];
         let lost = |requests| Lost { requests, ..Lost::default() };
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_others_are_shown_as_far_as_a_line_has_room() {
+    fn text_from_others_is_cut_to_what_a_line_has_room_for() {
         assert_eq!(kept("short"), "short");
         assert_eq!(kept(&"a".repeat(200)), "a".repeat(200));
         let long = kept(&"a".repeat(30_000)).into_owned();

@@ -18,7 +18,7 @@ pub const GRACE: Duration = Duration::from_secs(1);
 /// Whether one more connection may enter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Admit {
-    Come,
+    Yes,
     /// In exchange for this one, which has to go.
     InsteadOf(u64),
     No,
@@ -70,7 +70,7 @@ impl<T> Crowd<T> {
         let source = network(address);
         let own = self.counts.get(&source).copied().unwrap_or(0);
         if own < rule.each && !rule.full {
-            return Admit::Come;
+            return Admit::Yes;
         }
         let greedy = self.guests.values().map(|it| self.counts[&it.source]).max().unwrap_or(0);
         if own < rule.each && greedy > own {
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_source_has_a_limit_and_renews_its_oldest_after_the_grace() {
         let crowd = crowd(&[1, 1, 2, 1]);
-        assert_eq!(crowd.admit(host(2), RULE, at(4)), Admit::Come);
+        assert_eq!(crowd.admit(host(2), RULE, at(4)), Admit::Yes);
         assert_eq!(crowd.admit(host(1), RULE, at(999)), Admit::No);
         assert_eq!(crowd.admit(host(1), RULE, at(1000)), Admit::InsteadOf(0));
         assert_eq!(crowd.admit(host(1), Rule { renews: false, ..RULE }, at(1000)), Admit::No);
@@ -187,7 +187,7 @@ mod tests {
             crowd.enter(address.parse().unwrap(), (), at(0));
         }
         assert_eq!(crowd.admit("2001:db8::4".parse().unwrap(), RULE, at(1)), Admit::No);
-        assert_eq!(crowd.admit("2001:db8:0:1::4".parse().unwrap(), RULE, at(1)), Admit::Come);
+        assert_eq!(crowd.admit("2001:db8:0:1::4".parse().unwrap(), RULE, at(1)), Admit::Yes);
         for _ in 0..3 {
             crowd.enter(host(1), (), at(0));
         }

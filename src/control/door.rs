@@ -140,7 +140,7 @@ impl ControlDoor {
         let mut crowd = self.crowd.borrow_mut();
         let full = open >= limit || proof && crowd.len() >= UNPROVEN_MAX;
         match crowd.admit(address, Rule { each, full, renews: proof }, Now::read()) {
-            Admit::Come => true,
+            Admit::Yes => true,
             Admit::No => false,
             Admit::InsteadOf(number) => {
                 hub.counters.connections_displaced.one();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_has_one_way_to_be_written() {
+    fn a_peers_address_is_written_in_one_form() {
         for (peer, written) in [
             ("127.0.0.1:5", "127.0.0.1:5"),
             ("[::ffff:10.0.0.1]:5", "10.0.0.1:5"),

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_late_or_in_time_forgets_the_misses() {
+    fn an_answer_late_or_in_time_clears_the_misses() {
         let mut hellos = Hellos::new(RULE, at(0));
         run(&mut hellos, 12_000);
         assert_eq!(hellos.misses(), 2);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_for_an_answer_runs_only_while_there_is_nothing_else_to_deal_with() {
+    fn the_time_for_an_answer_runs_only_while_nothing_else_is_left_to_handle() {
         let mut hellos = Hellos::new(RULE, at(0));
         hellos.busy(at(1000), true);
         assert_eq!(hellos.step(at(5000)), Due::Ask);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_says_a_little_all_the_time_or_endlessly_much_has_to_answer() {
+    fn a_peer_that_trickles_or_floods_still_has_to_answer() {
         let mut hellos = Hellos::new(RULE, at(0));
         assert_eq!(hellos.step(at(5000)), Due::Ask);
         for ms in 5000..7000 {
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tries_to_bring_a_backend_back_grow_apart_up_to_a_bound() {
+    fn retries_of_a_backend_grow_apart_up_to_a_bound() {
         let mut revival = Revival::default();
         revival.set_aside(at(0));
         let waits: Vec<u128> = (0..8).map(|_| revival.wait().as_millis()).collect();
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_fails_again_soon_goes_on_where_it_was() {
+    fn a_backend_that_soon_fails_again_keeps_its_interval() {
         let mut revival = Revival::default();
         revival.set_aside(at(0));
         revival.wait();

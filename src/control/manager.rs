@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_is_fed_four_times_in_its_time_while_all_turn() {
+    fn the_watchdog_is_fed_four_times_per_timeout_while_all_workers_turn() {
         let mut watchdog = Watchdog::new(Duration::from_secs(10), at(0));
         let meals = (0..=100).filter(|tick| watchdog.is_due(at(tick * 100), true)).count();
         assert_eq!(meals, 4);

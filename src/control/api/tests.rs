@@ -22,7 +22,7 @@ fn said(reply: Reply) -> String {
 }
 
 #[test]
-fn every_command_is_understood_with_and_without_what_may_be_left_out() {
+fn every_command_is_understood_with_and_without_optional_members() {
     let register = |weight, name: Option<&str>| Request::Register {
         protocol: Protocol::Tcp,
         port: 9991,
@@ -124,14 +124,14 @@ fn every_fault_is_named() {
 }
 
 #[test]
-fn a_peers_words_come_back_short_and_tame() {
+fn a_peers_text_is_quoted_short_and_tame() {
     let fault = fault_of(&format!(r#"{{"cmd":"\u001b[2J{}"}}"#, "x".repeat(500)));
     assert!(fault.msg.len() < 80, "{}", fault.msg);
     assert!(!fault.msg.chars().any(char::is_control), "{:?}", fault.msg);
 }
 
 #[test]
-fn messages_stand_on_the_wire_as_documented() {
+fn messages_are_written_as_documented() {
     let about = About { protocol: Protocol::Tcp, port: 9991 };
     let cases = [
         (Reply::AskHello, r#"{"cmd":"hello"}"#),
@@ -186,7 +186,7 @@ fn the_longest_list_is_a_message_like_any_other() {
 }
 
 #[test]
-fn what_waits_for_a_peer_that_never_reads_is_bounded() {
+fn the_queue_for_a_peer_that_never_reads_is_bounded() {
     let mut outbox = Outbox::default();
     let pushed = (0..100_000).take_while(|_| outbox.push(&Reply::AskHello).is_ok()).count();
     assert_eq!(pushed, OUTBOX_BYTES_MAX / "{\"cmd\":\"hello\"}\n".len());
