@@ -1,0 +1,143 @@
+//! What one run is made of: how short room is, what is broken on purpose, and the settings of the
+//! workers that follow from both.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb::config::{OnUdpLoss, Udp};
+use lb::proxy::udp::Limits;
+use lb::session::affinity::Affinity;
+use lb::session::flows::{FlowHasher, Waits};
+use lb::session::sources::SourceLimits;
+use lb::worker::udp::sessions::{Holder, Settings};
+
+pub const WORKERS: usize = 2;
+pub const IDLE: Duration = Duration::from_secs(2);
+pub const REST: Duration = Duration::from_secs(6);
+/// Under pressure sessions end because others need their room, and not because of this.
+pub const IDLE_UNDER_PRESSURE: Duration = Duration::from_secs(60);
+/// A copy of a datagram comes at most this long after it.
+pub const COPIES: u64 = 400;
+/// How far a timer may lag: a tick of the wheel.
+pub const TICK: Duration = Duration::from_millis(20);
+/// A session may be noticed to be idle this much late: a stall and a tick of the wheel.
+pub const LATE: Duration = Duration::from_millis(1100);
+/// How long after a datagram ICMP is believed about it.
+pub const ICMP_LATE: Duration = Duration::from_secs(5);
+/// How long a worker avoids a backend after ICMP.
+pub const AVOIDED: Duration = Duration::from_secs(1);
+pub const SESSIONS: usize = 60;
+pub const SEATS: usize = 100;
+pub const SOCKETS: usize = 40;
+pub const SOCKETS_UNDER_PRESSURE: usize = 6;
+pub const PER_SOURCE: u32 = 6;
+pub const USERS: u64 = 50;
+/// The first byte of the addresses from which floods come.
+pub const FLOOD: u8 = 203;
+pub const STEPS: u64 = 6_000;
+
+/// What is broken on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    None,
+    NoRest,
+    DeafToSnapshots,
+    TrustsAnySender,
+    NoAffinity,
+    NeverExpires,
+    NoSourceLimit,
+    ForgetsTheLocalAddress,
+    MixesUpSockets,
+    /// These need pressure to show.
+    EvictsWhoWaits,
+    EvictsWhoSpeaks,
+    HandsOnTooEarly,
+    MakesNoRoom,
+}
+
+/// How short room is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pressure {
+    None,
+    /// Sockets are short, and sessions end when they are idle.
+    Sockets,
+    /// The same, with one reply for each datagram.
+    Answers,
+    /// Places in the table are short.
+    Places,
+}
+
+impl Pressure {
+    pub const ALL: [Pressure; 4] =
+        [Pressure::None, Pressure::Sockets, Pressure::Answers, Pressure::Places];
+
+    pub fn idle(self) -> Duration {
+        if self == Pressure::None { IDLE } else { IDLE_UNDER_PRESSURE }
+    }
+
+    pub fn sockets(self) -> usize {
+        match self {
+            Pressure::None | Pressure::Places => SOCKETS,
+            Pressure::Sockets | Pressure::Answers => SOCKETS_UNDER_PRESSURE,
+        }
+    }
+
+    pub fn sessions(self) -> usize {
+        if self == Pressure::Places { 12 } else { SESSIONS }
+    }
+
+    pub fn per_source(self) -> Option<u32> {
+        (self == Pressure::None).then_some(PER_SOURCE)
+    }
+}
+
+pub fn waits(fault: Fault) -> Waits {
+    let mut waits = Waits::default();
+    match fault {
+        Fault::EvictsWhoWaits => waits.answer = Duration::from_secs(1),
+        Fault::EvictsWhoSpeaks => waits.quiet = Duration::from_millis(50),
+        Fault::HandsOnTooEarly => waits.copies = Duration::ZERO,
+        Fault::MakesNoRoom => {
+            (waits.quiet, waits.answer) = (Duration::from_secs(900), Duration::from_secs(900));
+        }
+        _ => {}
+    }
+    waits
+}
+
+/// How long a session is in use after something passed.
+pub fn in_use_for(owed: u64) -> Duration {
+    Duration::from_secs(if owed > 0 { 5 } else { 2 })
+}
+
+pub fn settings(
+    fault: Fault,
+    pressure: Pressure,
+    worker: usize,
+    seed: u64,
+    map: &Arc<Affinity>,
+) -> Settings {
+    let holder = Holder { map: Arc::clone(map), worker: worker as u8 };
+    let responses = NonZeroU32::new(u32::from(pressure == Pressure::Answers));
+    let sessions = if fault == Fault::NoSourceLimit { None } else { pressure.per_source() };
+    Settings {
+        udp: Udp { on_backend_loss: OnUdpLoss::Move, responses, ..Udp::default() },
+        idle: pressure.idle(),
+        waits: waits(fault),
+        sessions: pressure.sessions(),
+        share: pressure.sockets(),
+        upstream: Limits {
+            sockets: pressure.sockets(),
+            rest: if fault == Fault::NoRest { Duration::ZERO } else { REST },
+            resting: 10_000,
+        },
+        sources: SourceLimits {
+            sessions: sessions.and_then(NonZeroU32::new),
+            new_per_second: None,
+        },
+        hasher: FlowHasher::new((seed, 7)),
+        seed,
+        affinity: (fault != Fault::NoAffinity).then_some(holder),
+    }
+}
