@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::base::random::xorshift;
 
 const REST: Duration = Duration::from_secs(120);
 
@@ -292,13 +293,8 @@ impl Model {
 
 #[test]
 fn pairs_and_sockets_agree_with_a_plain_model_over_many_random_steps() {
-    let mut seed = 0x2545_f491_4f6c_dd1du64;
-    let mut random = move |below: usize| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        (seed % below as u64) as usize
-    };
+    let mut chance = xorshift(0x2545_f491_4f6c_dd1d);
+    let mut random = |below: usize| chance(below as u64) as usize;
     let mut upstream = table(300);
     let ids = ["10.0.0.1:53", "10.0.0.2:53", "[::1]:53"].map(|a| peer(&mut upstream, a));
     let mut model = Model::default();
