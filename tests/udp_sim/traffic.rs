@@ -61,7 +61,7 @@ impl World {
         let load = match self.random.below(20) {
             0 => Load::one(0),
             1 => Load::one(65_507),
-            2 => Load { bytes: 5_000, segment: 1_200 },
+            2 => Load { bytes: 5_000, segment_size: 1_200 },
             _ => Load::one(1 + self.random.below(1_400) as usize),
         };
         self.up(flow, load)

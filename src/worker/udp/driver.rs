@@ -1,8 +1,8 @@
-//! UDP users between the ring and the core: datagrams become questions, answers become letters. Owns
+//! UDP users between the ring and the core: datagrams become questions, answers become transmits. Owns
 //! this worker's socket at the UDP door and the sockets towards backends; decides nothing about
 //! sessions (that is `sessions`'s) and copies no payload.
 //!
-//! Datagrams that go the same way in one turn leave as one letter (see `outbox`), at the end of the turn.
+//! Datagrams that go the same way in one turn leave as one transmit (see `outbox`), at the end of the turn.
 
 mod haste;
 mod returned;
@@ -23,7 +23,7 @@ use super::sessions::{Down, Load, Sessions, Up, Why};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::proxy::udp::{Family, Socket};
-use crate::ring::datagram::{Envelope, Letter, Source};
+use crate::ring::datagram::{PktInfo, RecvMeta, Transmit};
 use crate::ring::pool::{Buf, Class};
 use crate::ring::{Done, Ring, Tag, sys};
 use crate::session::seats::Seats;
@@ -68,20 +68,20 @@ impl UdpDoor {
     }
 
     /// Where a datagram came to, which is where its reply is to come from.
-    fn spoken_to(&self, envelope: &Envelope) -> SocketAddr {
+    fn spoken_to(&self, meta: &RecvMeta) -> SocketAddr {
         let port = self.at.port();
-        match envelope.to.unwrap_or(self.at.ip().into()) {
-            Source { ip: IpAddr::V6(v6), interface } => {
+        match meta.to.unwrap_or(self.at.ip().into()) {
+            PktInfo { ip: IpAddr::V6(v6), interface } => {
                 SocketAddr::V6(SocketAddrV6::new(v6, port, 0, interface))
             }
-            Source { ip, .. } => SocketAddr::new(ip, port),
+            PktInfo { ip, .. } => SocketAddr::new(ip, port),
         }
     }
 
     /// The same again for a reply, where that has to be said.
-    fn source(&self, local: SocketAddr) -> Option<Source> {
+    fn source(&self, local: SocketAddr) -> Option<PktInfo> {
         let source = match self.spelled(local) {
-            SocketAddr::V6(v6) => Source { ip: IpAddr::V6(*v6.ip()), interface: v6.scope_id() },
+            SocketAddr::V6(v6) => PktInfo { ip: IpAddr::V6(*v6.ip()), interface: v6.scope_id() },
             other => other.ip().into(),
         };
         self.everywhere.then_some(source)
@@ -206,11 +206,11 @@ impl UdpDriver {
     pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring) {
         let Done { tag, result, buf, more, .. } = done;
         if let Some(mut buf) = buf {
-            match (ring.open_datagram(&mut buf), tag.kind) {
-                (Some(envelope), RECEIVE_AT_DOOR | TAKE_AT_DOOR) => {
-                    self.came(now, envelope, buf, ring);
+            match (ring.take_recv_meta(&mut buf), tag.kind) {
+                (Some(meta), RECEIVE_AT_DOOR | TAKE_AT_DOOR) => {
+                    self.came(now, meta, buf, ring);
                 }
-                (Some(envelope), _) => self.came_back(now, tag, envelope, buf, ring),
+                (Some(meta), _) => self.came_back(now, tag, meta, buf, ring),
                 (None, _) => ring.pool_mut().give_back(buf),
             }
         }
@@ -222,8 +222,8 @@ impl UdpDriver {
     /// What is due whatever completed, and before the worker waits.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         self.take_passed(now, ring);
-        while let Some(letter) = self.outbox.next() {
-            self.send(now, letter, ring);
+        while let Some(transmit) = self.outbox.next() {
+            self.send(now, transmit, ring);
         }
         self.send_returned(now, ring);
         self.outbox.forget(now);
@@ -241,14 +241,14 @@ impl UdpDriver {
     }
 
     /// A datagram came from a user.
-    fn came(&mut self, now: Now, envelope: Envelope, buf: Buf, ring: &mut Ring) {
+    fn came(&mut self, now: Now, meta: RecvMeta, buf: Buf, ring: &mut Ring) {
         let Some(door) = &self.door else { return ring.pool_mut().give_back(buf) };
-        let load = load_of(&envelope, &buf);
-        if !envelope.whole {
+        let load = load_of(&meta, &buf);
+        if !meta.whole {
             return self.drop_one(Why::Truncated, load, buf, ring);
         }
-        let local = door.spoken_to(&envelope);
-        let label = Label { client: envelope.from, local, segment: load.segment };
+        let local = door.spoken_to(&meta);
+        let label = Label { client: meta.from, local, segment_size: load.segment_size };
         self.send_up(now, label, buf, Sessions::up, ring);
     }
 
@@ -261,7 +261,7 @@ impl UdpDriver {
         ask: impl Fn(&mut Sessions, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up,
         ring: &mut Ring,
     ) {
-        let load = Load { bytes: buf.len(), segment: label.segment };
+        let load = Load { bytes: buf.len(), segment_size: label.segment_size };
         // A socket that has to be opened first is asked for at most once for each family and failure.
         loop {
             let Label { client, local, .. } = label;
@@ -272,7 +272,7 @@ impl UdpDriver {
                     let (place, from) = self.habits.origins.split(socket);
                     let slot = slot_of(socket.family, place);
                     let tag = Tag { kind: SEND, generation: 0, slot };
-                    let from = from.map(Source::from);
+                    let from = from.map(PktInfo::from);
                     return self.write(now, Way { tag, to, from }, load, buf, ring);
                 }
                 Up::Open(socket) => {
@@ -287,7 +287,7 @@ impl UdpDriver {
 
     /// Hands a datagram to the worker that runs its session.
     fn pass(&self, worker: u8, label: Label, buf: Buf, ring: &mut Ring) {
-        let load = Load { bytes: buf.len(), segment: label.segment };
+        let load = Load { bytes: buf.len(), segment_size: label.segment_size };
         if !self.neighbours.passages.send(worker, label, ring.pool().bytes(&buf)) {
             return self.drop_one(Why::QueueFull, load, buf, ring);
         }
@@ -310,20 +310,19 @@ impl UdpDriver {
     }
 
     /// A datagram came to a socket towards backends.
-    fn came_back(&mut self, now: Now, tag: Tag, envelope: Envelope, buf: Buf, ring: &mut Ring) {
-        let load = load_of(&envelope, &buf);
+    fn came_back(&mut self, now: Now, tag: Tag, meta: RecvMeta, buf: Buf, ring: &mut Ring) {
+        let load = load_of(&meta, &buf);
         let (family, place) = place_of(tag.slot);
-        let socket = self.habits.origins.join(family, place, envelope.to.map(|to| to.ip));
+        let socket = self.habits.origins.join(family, place, meta.to.map(|to| to.ip));
         let (Some(door), Some(_), Some(socket)) = (&self.door, self.at(tag), socket) else {
             // To a socket that is being closed: its pairs have rested, so nobody waits for it. Or to
             // an address that nothing was sent from.
             return self.drop_one(Why::UnknownReply, load, buf, ring);
         };
-        if !envelope.whole {
+        if !meta.whole {
             return self.drop_one(Why::Truncated, load, buf, ring);
         }
-        let down =
-            self.sessions.down(now, socket, envelope.from, load, &mut self.books.borrow_mut());
+        let down = self.sessions.down(now, socket, meta.from, load, &mut self.books.borrow_mut());
         match down {
             Down::Send { from, to } => {
                 let (from, to) = (door.source(from), door.spelled(to));
@@ -345,22 +344,22 @@ impl UdpDriver {
         }
     }
 
-    /// Sends a letter, after those that have come back.
-    fn send(&mut self, now: Now, (tag, letter): (Tag, Letter), ring: &mut Ring) {
+    /// Sends a transmit, after those that have come back.
+    fn send(&mut self, now: Now, (tag, transmit): (Tag, Transmit), ring: &mut Ring) {
         self.send_returned(now, ring);
         let Some(socket) = self.sender(tag) else {
-            return ring.pool_mut().give_back_chain(letter.payload);
+            return ring.pool_mut().give_back_chain(transmit.payload);
         };
-        let (way, segment) = (Way::of(tag, &letter), letter.segment.unwrap_or(0));
-        if !self.outbox.is_doubtful(way, &letter) {
-            return ring.send_datagrams(tag, socket, letter);
+        let (way, segment_size) = (Way::of(tag, &transmit), transmit.segment_size.unwrap_or(0));
+        if !self.outbox.is_doubtful(way, &transmit) {
+            return ring.send_datagrams(tag, socket, transmit);
         }
-        if self.outbox.is_refused(way, &letter) {
+        if self.outbox.is_refused(way, &transmit) {
             ring.flush();
-            return self.send_one_by_one(now, tag, letter, Errno::EINTR, ring);
+            return self.send_one_by_one(now, tag, transmit, Errno::EINTR, ring);
         }
-        match ring.send_datagrams_at_once(tag, socket, letter) {
-            None => self.outbox.was_taken(way, segment),
+        match ring.send_datagrams_at_once(tag, socket, transmit) {
+            None => self.outbox.was_taken(way, segment_size),
             Some(returned) => self.send_again(now, returned, ring),
         }
     }
@@ -514,7 +513,7 @@ impl UdpDriver {
                 _ => continue,
             };
             for _ in 0..haste.receives() {
-                ring.take_datagrams(Tag { kind, ..tag }, socket.as_fd());
+                ring.receive_pending_datagrams(Tag { kind, ..tag }, socket.as_fd());
             }
             ring.receive_datagrams(tag, socket.as_fd());
         }
@@ -539,8 +538,8 @@ impl UdpDriver {
     }
 }
 
-fn load_of(envelope: &Envelope, buf: &Buf) -> Load {
-    Load { bytes: buf.len(), segment: envelope.segment.unwrap_or(buf.len()) }
+fn load_of(meta: &RecvMeta, buf: &Buf) -> Load {
+    Load { bytes: buf.len(), segment_size: meta.segment_size.unwrap_or(buf.len()) }
 }
 
 fn receive_tag(family: Family, place: u16, upstream: &Upstream) -> Tag {

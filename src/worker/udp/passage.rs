@@ -26,7 +26,7 @@ pub struct Label {
     /// Which of our addresses it came to.
     pub local: SocketAddr,
     /// The length of each datagram but the last, when several came as one; else that of the payload.
-    pub segment: usize,
+    pub segment_size: usize,
 }
 
 struct Waiting {
@@ -123,7 +123,7 @@ mod tests {
 
     fn label(port: u16) -> Label {
         let client = SocketAddr::from(([198, 51, 100, 1], port));
-        Label { client, local: SocketAddr::from(([192, 0, 2, 1], 8082)), segment: 1200 }
+        Label { client, local: SocketAddr::from(([192, 0, 2, 1], 8082)), segment_size: 1200 }
     }
 
     /// The first payload that waits, with its label.

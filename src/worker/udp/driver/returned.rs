@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use super::{REPLY, SEND, UdpDriver};
 use crate::base::time::Now;
-use crate::ring::datagram::{Letter, Returned, Source};
+use crate::ring::datagram::{PktInfo, Returned, Transmit};
 use crate::ring::{Ring, Tag, sys};
 use crate::worker::udp::outbox::Way;
 use crate::worker::udp::sessions::{Load, Why};
@@ -13,44 +13,44 @@ use crate::worker::udp::sessions::{Load, Why};
 const TRIES_MAX: usize = 4;
 
 impl UdpDriver {
-    /// A letter came back: sends its datagrams one by one where that can help, and counts the others.
+    /// A transmit came back: sends its datagrams one by one where that can help, and counts the others.
     pub(super) fn send_again(&mut self, now: Now, returned: Returned, ring: &mut Ring) {
-        let Returned { tag, letter, errno } = returned;
-        let errno = match (errno, letter.segment) {
+        let Returned { tag, transmit, errno } = returned;
+        let errno = match (errno, transmit.segment_size) {
             // The socket is full, and would be for each of them.
             (Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM, _) | (_, None) => errno,
             // The word of ICMP about an earlier datagram says nothing about these.
             (Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH, _) => Errno::EINTR,
             // It may be only the cutting up that is not to be had here.
-            (_, Some(segment)) => {
-                self.outbox.was_refused(Way::of(tag, &letter), segment, now);
+            (_, Some(segment_size)) => {
+                self.outbox.was_refused(Way::of(tag, &transmit), segment_size, now);
                 Errno::EINTR
             }
         };
-        self.send_one_by_one(now, tag, letter, errno, ring);
+        self.send_one_by_one(now, tag, transmit, errno, ring);
     }
 
-    /// Sends each datagram of a letter by itself, after the letter came back for `errno`.
+    /// Sends each datagram of a transmit by itself, after the transmit came back for `errno`.
     pub(super) fn send_one_by_one(
         &mut self,
         now: Now,
         tag: Tag,
-        letter: Letter,
+        transmit: Transmit,
         errno: Errno,
         ring: &mut Ring,
     ) {
-        let segment = letter.segment.map_or(usize::MAX, usize::from);
-        for piece in ring.pool().pieces(letter.payload.outgoing()) {
-            for number in 0..piece.len().div_ceil(segment).max(1) {
-                let start = number * segment.min(piece.len());
-                let datagram = &piece[start..piece.len().min(start.saturating_add(segment))];
-                if let Err(errno) = self.send_one(now, tag, &letter, datagram, errno) {
+        let segment_size = transmit.segment_size.map_or(usize::MAX, usize::from);
+        for piece in ring.pool().pieces(transmit.payload.outgoing()) {
+            for number in 0..piece.len().div_ceil(segment_size).max(1) {
+                let start = number * segment_size.min(piece.len());
+                let datagram = &piece[start..piece.len().min(start.saturating_add(segment_size))];
+                if let Err(errno) = self.send_one(now, tag, &transmit, datagram, errno) {
                     let load = Load::one(datagram.len());
                     self.sessions.dropped(reason(errno), load, &self.books.borrow());
                 }
             }
         }
-        ring.pool_mut().give_back_chain(letter.payload);
+        ring.pool_mut().give_back_chain(transmit.payload);
     }
 
     /// Sends one datagram after `errno`, if that may have been the word of ICMP about an earlier one:
@@ -60,18 +60,18 @@ impl UdpDriver {
         &mut self,
         now: Now,
         tag: Tag,
-        letter: &Letter,
+        transmit: &Transmit,
         datagram: &[u8],
         mut errno: Errno,
     ) -> Result<(), Errno> {
-        let mut from = letter.from;
+        let mut from = transmit.from;
         for _ in 0..TRIES_MAX {
             match errno {
                 Errno::EINTR => {}
                 Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH | Errno::ENODEV
                     if tag.kind == REPLY =>
                 {
-                    from = Some(from.and_then(Source::relaxed).ok_or(errno)?);
+                    from = Some(from.and_then(PktInfo::relaxed).ok_or(errno)?);
                 }
                 Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH
                     if tag.kind == SEND =>
@@ -81,7 +81,7 @@ impl UdpDriver {
                 _ => return Err(errno),
             }
             let Some(socket) = self.sender(tag) else { return Err(Errno::EBADF) };
-            match sys::send_datagram(socket, datagram, letter.to, from) {
+            match sys::send_datagram(socket, datagram, transmit.to, from) {
                 Ok(()) => return Ok(()),
                 Err(again) => errno = again,
             }

@@ -13,22 +13,26 @@ use crate::worker::link::Shortage;
 pub struct Load {
     pub bytes: usize,
     /// Not less than `bytes` when it is one datagram.
-    pub segment: usize,
+    pub segment_size: usize,
 }
 
 impl Load {
     /// One datagram.
     pub const fn one(bytes: usize) -> Load {
-        Load { bytes, segment: bytes }
+        Load { bytes, segment_size: bytes }
     }
 
     pub fn datagrams(self) -> u64 {
-        if self.bytes <= self.segment { 1 } else { self.bytes.div_ceil(self.segment.max(1)) as u64 }
+        if self.bytes <= self.segment_size {
+            1
+        } else {
+            self.bytes.div_ceil(self.segment_size.max(1)) as u64
+        }
     }
 
     /// The longest of them.
     pub fn longest(self) -> usize {
-        self.bytes.min(self.segment)
+        self.bytes.min(self.segment_size)
     }
 }
 
@@ -113,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_load_knows_how_many_datagrams_it_is() {
-        for (bytes, segment, datagrams, longest) in [
+        for (bytes, segment_size, datagrams, longest) in [
             (0, 0, 1, 0),
             (1, 1, 1, 1),
             (100, 65_535, 1, 100),
@@ -121,7 +125,7 @@ mod tests {
             (2401, 1200, 3, 1200),
             (5, 0, 5, 0),
         ] {
-            let load = Load { bytes, segment };
+            let load = Load { bytes, segment_size };
             assert_eq!((load.datagrams(), load.longest()), (datagrams, longest), "{load:?}");
         }
     }

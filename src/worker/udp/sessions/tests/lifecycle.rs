@@ -92,7 +92,7 @@ fn with_responses_a_session_ends_when_every_question_is_answered() {
 
 #[test]
 fn every_datagram_of_a_burst_is_a_reply() {
-    let burst = |datagrams: usize| Load { bytes: 100 * datagrams, segment: 100 };
+    let burst = |datagrams: usize| Load { bytes: 100 * datagrams, segment_size: 100 };
     for (asked, responses, answered, over) in
         [(1, 3, 2, false), (1, 3, 3, true), (4, 1, 3, false), (4, 1, 4, true), (2, 2, 5, true)]
     {
@@ -179,7 +179,7 @@ fn without_a_backend_a_session_waits_for_one() {
 fn the_books_agree_with_what_happened() {
     let mut world = with_backends(1, |_| {});
     let (socket, host) = world.up(1).unwrap();
-    world.up_load(1, Load { bytes: 2500, segment: 1000 });
+    world.up_load(1, Load { bytes: 2500, segment_size: 1000 });
     world.down(socket, host).unwrap();
     let seen = &world.sessions()[0];
     assert_eq!((seen.protocol, seen.client), (Protocol::Udp, client(1)));

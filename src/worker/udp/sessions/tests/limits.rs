@@ -60,8 +60,8 @@ fn datagrams_of_any_length_pass_that_fit_the_way_on() {
         (Load::one(0), true),
         (Load::one(65_507), true),
         (Load::one(65_508), false),
-        (Load { bytes: 65_535, segment: 1200 }, true),
-        (Load { bytes: 65_535, segment: 65_520 }, false),
+        (Load { bytes: 65_535, segment_size: 1200 }, true),
+        (Load { bytes: 65_535, segment_size: 65_520 }, false),
     ] {
         for number in [1, 2] {
             let up = world.up_load(number, load);
