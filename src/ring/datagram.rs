@@ -1,13 +1,13 @@
-//! Sending and receiving datagrams, with their metadata: who sent one, which local address it arrived
-//! at, how many the kernel coalesced. Owns the layout of names and control data in both directions, and
-//! every transmit until the kernel has taken it.
+//! Sending and receiving datagrams, with their metadata: who sent one, which local address it
+//! arrived at, how many the kernel coalesced. Owns the layout of names and control data in both
+//! directions, and every transmit until the kernel has taken it.
 //!
 //! A receive writes `head | sender | control | payload` into one block (`io_uring_recvmsg_out`,
 //! `io_uring_prep_recvmsg_multishot(3)`); a block of [`Class::Datagram`] has room for the longest.
 //!
 //! A send never waits (`MSG_DONTWAIT`): it is over once the kernel has taken the submission, and
-//! completes only if it failed. A relayed datagram therefore costs one completion instead of two, and
-//! its blocks are free again one turn later.
+//! completes only if it failed. A relayed datagram therefore costs one completion instead of two,
+//! and its blocks are free again one turn later.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -23,8 +23,8 @@ use super::{Class, Ring, Tag};
 const LENGTHS: usize = 16;
 /// A `sockaddr_in6` takes 28 bytes; the control data after it stays aligned.
 const NAME: usize = 32;
-/// `UDP_GRO` (16 + 4, padded to 24), `IPV6_PKTINFO` (16 + 20, padded to 40) and, for IPv4 on an IPv6
-/// socket, also `IP_PKTINFO` (16 + 12, padded to 32).
+/// `UDP_GRO` (16 + 4, padded to 24), `IPV6_PKTINFO` (16 + 20, padded to 40) and, for IPv4 on an
+/// IPv6 socket, also `IP_PKTINFO` (16 + 12, padded to 32).
 const CONTROL: usize = 96;
 /// Bytes before the payload.
 const HEAD: usize = LENGTHS + NAME + CONTROL;
@@ -44,8 +44,8 @@ pub const SEGMENTS_MAX: usize = 64;
 /// Marks the completion of a datagram send; no caller's tag has this kind.
 const SEND_MARK: u64 = 0xff << 56;
 
-/// A local address as `IP_PKTINFO` and `IPV6_PKTINFO` carry it (ip(7), ipv6(7)): where a datagram arrived,
-/// or the source address of one to be sent.
+/// A local address as `IP_PKTINFO` and `IPV6_PKTINFO` carry it (ip(7), ipv6(7)): where a datagram
+/// arrived, or the source address of one to be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PktInfo {
     /// Unspecified: the kernel picks the address that belongs to the route.
@@ -80,8 +80,8 @@ impl From<IpAddr> for PktInfo {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RecvMeta {
     pub from: SocketAddr,
-    /// The local address it was sent to, if the socket reports it. After a broadcast or multicast: the
-    /// address to reply from.
+    /// The local address it was sent to, if the socket reports it. After a broadcast or multicast:
+    /// the address to reply from.
     pub to: Option<PktInfo>,
     /// If several datagrams were coalesced: the length of each but the last, in bytes.
     pub segment_size: Option<usize>,
@@ -89,7 +89,8 @@ pub struct RecvMeta {
     pub whole: bool,
 }
 
-/// One datagram to send, or several of one length to the same receiver that the kernel cuts apart (GSO).
+/// One datagram to send, or several of one length to the same receiver that the kernel cuts apart
+/// (GSO).
 #[derive(PartialEq, Eq, Debug)]
 #[must_use = "dropping a Transmit leaks its blocks"]
 pub struct Transmit {
@@ -136,8 +137,9 @@ struct Message {
 }
 
 impl Ring {
-    /// Receives datagrams, each into a block of its own, until an empty one arrives, an error occurs or
-    /// the receive is cancelled (multishot). Each block begins with metadata; see [`Ring::take_recv_meta`].
+    /// Receives datagrams, each into a block of its own, until an empty one arrives, an error
+    /// occurs or the receive is cancelled (multishot). Each block begins with metadata; see
+    /// [`Ring::take_recv_meta`].
     pub fn receive_datagrams(&mut self, tag: Tag, socket: BorrowedFd<'_>) {
         let recv_header: *const libc::msghdr = &raw const *self.datagrams.recv_header;
         let group = Class::Datagram as u16;
@@ -146,8 +148,8 @@ impl Ring {
         self.push(tag.pack(), entry);
     }
 
-    /// Receives only the datagrams already queued at the socket: like [`Ring::receive_datagrams`], but
-    /// ends with `EAGAIN` once the queue is empty.
+    /// Receives only the datagrams already queued at the socket: like [`Ring::receive_datagrams`],
+    /// but ends with `EAGAIN` once the queue is empty.
     pub fn receive_pending_datagrams(&mut self, tag: Tag, socket: BorrowedFd<'_>) {
         let recv_header: *const libc::msghdr = &raw const *self.datagrams.recv_header;
         let (fd, group) = (types::Fd(socket.as_raw_fd()), Class::Datagram as u16);
@@ -156,16 +158,16 @@ impl Ring {
         self.push(tag.pack(), entry);
     }
 
-    /// Strips the metadata off the front of a received block, so that only the payload is left. `None` if
-    /// the block does not begin with any.
+    /// Strips the metadata off the front of a received block, so that only the payload is left.
+    /// `None` if the block does not begin with any.
     pub fn take_recv_meta(&self, buf: &mut Buf) -> Option<RecvMeta> {
         let meta = read_head(self.pool.bytes(buf))?;
         self.pool.skip(buf, HEAD);
         Some(meta)
     }
 
-    /// Queues a transmit for the next submission. It is not retried if the socket's send buffer is full.
-    /// A failed one comes back through [`Ring::next_returned`]; success is silent.
+    /// Queues a transmit for the next submission. It is not retried if the socket's send buffer is
+    /// full. A failed one comes back through [`Ring::next_returned`]; success is silent.
     pub fn send_datagrams(&mut self, tag: Tag, socket: BorrowedFd<'_>, transmit: Transmit) {
         self.make_room();
         while self.datagrams.is_full(transmit.payload.blocks()) {
@@ -201,9 +203,9 @@ impl Ring {
         self.datagrams.returned.pop_front()
     }
 
-    /// Sends a transmit with a system call of its own, after everything queued before it, and returns it
-    /// if the kernel refused it. For transmits that may have to be sent in another form before the
-    /// datagrams that follow them.
+    /// Sends a transmit with a system call of its own, after everything queued before it, and
+    /// returns it if the kernel refused it. For transmits that may have to be sent in another form
+    /// before the datagrams that follow them.
     pub fn send_datagrams_at_once(
         &mut self,
         tag: Tag,
@@ -216,8 +218,8 @@ impl Ring {
         }
         let message = self.datagrams.message(&transmit, &self.pool);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the message and everything it points at stay in `self.datagrams` and in the pool until
-        // the call returns, and the kernel only reads them.
+        // SAFETY: the message and everything it points at stay in `self.datagrams` and in the pool
+        // until the call returns, and the kernel only reads them.
         let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message.header, flags) };
         if sent < 0 {
             return Some(Returned { tag, transmit, errno: Errno::last() });
@@ -253,8 +255,8 @@ impl DatagramIo {
         self.taken = self.first + self.sent.len() as u64;
     }
 
-    /// Handles the completion of a send, which means that it failed. False if the completion is another
-    /// operation's.
+    /// Handles the completion of a send, which means that it failed. False if the completion is
+    /// another operation's.
     pub(super) fn complete(&mut self, data: u64, result: i32) -> bool {
         if data & SEND_MARK != SEND_MARK {
             return false;
@@ -284,8 +286,8 @@ impl DatagramIo {
         transmits == SENDS_MAX || self.pieces.len() + blocks > PIECES_MAX
     }
 
-    /// Stores a receiver's name and returns it with its length; a send of one piece needs no more. The
-    /// vector never grows, so stored names never move.
+    /// Stores a receiver's name and returns it with its length; a send of one piece needs no more.
+    /// The vector never grows, so stored names never move.
     fn name(&mut self, to: SocketAddr) -> (&[u8; NAME], libc::socklen_t) {
         assert!(self.names.len() < SENDS_MAX);
         let (name, len) = write_name(to);
@@ -354,14 +356,15 @@ fn read_name(name: &[u8]) -> Option<SocketAddr> {
     (family == libc::AF_INET6).then(|| SocketAddrV6::new(ip, port, flow, scope).into())
 }
 
-/// The control data of a transmit, and its length in bytes: the source address (ip(7), ipv6(7)) and the
-/// segment size (`UDP_SEGMENT`, udp(7)).
+/// The control data of a transmit, and its length in bytes: the source address (ip(7), ipv6(7)) and
+/// the segment size (`UDP_SEGMENT`, udp(7)).
 fn write_control(transmit: &Transmit) -> ([u64; CONTROL / 8], usize) {
     let mut control = Control { words: [0; CONTROL / 8], len: 0 };
     match transmit.from {
         None => {}
         Some(PktInfo { ip: IpAddr::V4(v4), interface }) => {
-            // `in_pktinfo`: the interface, the source address, and an address that sendmsg(2) ignores.
+            // `in_pktinfo`: the interface, the source address, and an address that sendmsg(2)
+            // ignores.
             let from = u32::from_ne_bytes(v4.octets());
             let first = u64::from(interface) | u64::from(from) << 32;
             control.put(libc::IPPROTO_IP, libc::IP_PKTINFO, 12, &[first, 0]);
@@ -386,8 +389,8 @@ struct Control {
 }
 
 impl Control {
-    /// Appends one control message of `len` bytes; `data` is padded to whole words. Little-endian, like
-    /// every machine this runs on.
+    /// Appends one control message of `len` bytes; `data` is padded to whole words. Little-endian,
+    /// like every machine this runs on.
     fn put(&mut self, level: i32, kind: i32, len: usize, data: &[u64]) {
         const { assert!(cfg!(target_endian = "little")) };
         let first = self.len / 8;
@@ -426,9 +429,9 @@ fn read_control(mut control: &[u8]) -> (Option<PktInfo>, Option<usize>) {
         let len = (len as usize).clamp(CONTROL_HEAD, control.len());
         let data = &control[CONTROL_HEAD..len];
         match (level, kind) {
-            // `ipi_spec_dst`, the second field: the local address to reply from. After a broadcast it
-            // differs from the destination, which is all that the IPv6 message knows; the kernel puts
-            // this message after that one, so this one counts.
+            // `ipi_spec_dst`, the second field: the local address to reply from. After a broadcast
+            // it differs from the destination, which is all that the IPv6 message knows; the kernel
+            // puts this message after that one, so this one counts.
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                 to = field::<4>(data, 4).map(|octets| IpAddr::from(octets).into());
             }

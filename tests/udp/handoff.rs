@@ -8,8 +8,8 @@ use socket2::{Domain, Socket, Type};
 use crate::harness::{Backend, Balancer, ask, expect_segments, receive, send_segments, user};
 use crate::wait::{PATIENCE, wait_for};
 
-/// Sockets that stand in a line with the workers' at the door, so that the kernel deals out anew which
-/// flow goes to which of them.
+/// Sockets that stand in a line with the workers' at the door, so that the kernel deals out anew
+/// which flow goes to which of them.
 fn strangers_at(door: SocketAddr, count: usize) -> Vec<UdpSocket> {
     let stranger = || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();

@@ -210,8 +210,8 @@ pub fn try_ask(user: &UdpSocket, at: SocketAddr, what: &[u8]) -> Option<Vec<u8>>
     }
 }
 
-/// Fifty-one datagrams, fifty of 1000 bytes and one of ten, sent in one call for the kernel to cut up
-/// (GSO); each is filled with its number.
+/// Fifty-one datagrams, fifty of 1000 bytes and one of ten, sent in one call for the kernel to cut
+/// up (GSO); each is filled with its number.
 pub fn send_segments(user: &UdpSocket, at: SocketAddr) {
     let payload: Vec<u8> = (0..50 * 1000 + 10).map(|number: u32| (number / 1000) as u8).collect();
     let to = SockaddrStorage::from(at);

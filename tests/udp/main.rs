@@ -1,5 +1,5 @@
-//! UDP users against the real kernel: workers and sockets of this process, the control core played by
-//! the test. Tests that need interfaces of their own need root and run only when asked for:
+//! UDP users against the real kernel: workers and sockets of this process, the control core played
+//! by the test. Tests that need interfaces of their own need root and run only when asked for:
 //! `cargo test --test udp -- --ignored`.
 
 mod backend_loss;

@@ -1,10 +1,10 @@
-//! What must hold of the workers after every step, whatever the model knows: bounds, sums, and nothing
-//! left behind.
+//! What must hold of the workers after every step, whatever the model knows: bounds, sums, and
+//! nothing left behind.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use lb::worker::udp::sessions::Why;
+use lb::worker::udp::sessions::DropReason;
 
 use crate::plan::{LATE, SEATS};
 use crate::world::{Outcome, World, violated};
@@ -19,14 +19,14 @@ impl World {
             }
             let counters = &worker.metrics.counters;
             let dropped: u64 = [
-                Why::NoBackend,
-                Why::TableFull,
-                Why::SourceLimit,
-                Why::SourceRate,
-                Why::SourceShare,
-                Why::UpstreamExhausted,
-                Why::Draining,
-                Why::TooBig,
+                DropReason::NoBackend,
+                DropReason::TableFull,
+                DropReason::SourceLimit,
+                DropReason::SourceRate,
+                DropReason::SourceShare,
+                DropReason::UpstreamExhausted,
+                DropReason::Draining,
+                DropReason::TooBig,
             ]
             .map(|why| why.counter(counters).get())
             .iter()

@@ -1,8 +1,9 @@
-//! UDP users under a seeded simulation: two workers' cores with their books, users and backends that
-//! come and go, a network that delays, loses, invents and floods, and a shadow model that says what may
-//! not happen. Half of the runs are under pressure: many more users than there are sockets, so that
-//! sessions and quarantined pairs are evicted all the time. A run is a function of its seed; a violation
-//! names the seed and the step. Planted faults show that every kind of violation is found.
+//! UDP users under a seeded simulation: two workers' cores with their books, users and backends
+//! that come and go, a network that delays, loses, invents and floods, and a shadow model that says
+//! what may not happen. Half of the runs are under pressure: many more users than there are
+//! sockets, so that sessions and quarantined pairs are evicted all the time. A run is a function of
+//! its seed; a violation names the seed and the step. Planted faults show that every kind of
+//! violation is found.
 
 mod laws;
 mod model;
@@ -13,8 +14,8 @@ mod world;
 use plan::{Fault, Pressure, STEPS};
 use world::{Violation, Worker, World};
 
-/// One run. What came of it: replies delivered, sessions moved, flows that were found elsewhere, and
-/// sessions and rests that gave way.
+/// One run. What came of it: replies delivered, sessions moved, flows that were found elsewhere,
+/// and sessions and rests that gave way.
 fn run(seed: u64, fault: Fault, pressure: Pressure) -> Result<[u64; 4], Violation> {
     let mut world = World::new(seed, fault, pressure);
     for step in 0..STEPS {

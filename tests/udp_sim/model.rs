@@ -1,4 +1,5 @@
-//! The shadow model: the sessions as an outside observer knows them, and what may not happen to one.
+//! The shadow model: the sessions as an outside observer knows them, and what may not happen to
+//! one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use lb::base::time::Now;
 use lb::cluster::Standing;
-use lb::worker::udp::sessions::Why;
+use lb::worker::udp::sessions::DropReason;
 
 use crate::plan::{LATE, Pressure, TICK, in_use_for};
 use crate::world::{Outcome, World, is_of_flood, local, violated};
@@ -141,25 +142,26 @@ impl World {
         fit && !held.refused
     }
 
-    pub fn shed(&mut self, which: usize, flow: Flow, why: Why) -> Outcome {
+    pub fn shed(&mut self, which: usize, flow: Flow, why: DropReason) -> Outcome {
         let running = self.running(which, flow).filter(|held| self.is_fit(which, *held));
         if running.is_some() {
             return violated(format!("{flow:?} has a session and was dropped: {why:?}"));
         }
         self.check_room(which, flow, why)?;
         let serving = self.backends.values().any(|b| b.standing == Standing::Serving);
-        if why == Why::NoBackend && serving {
+        if why == DropReason::NoBackend && serving {
             return violated(format!("{flow:?} was told that there is no backend"));
         }
         Ok(())
     }
 
-    /// Nobody is turned away for want of room while a session is there that is not in use any more, on
-    /// every backend that could serve; and the share of a source is for those that have sessions.
-    fn check_room(&mut self, which: usize, flow: Flow, why: Why) -> Outcome {
+    /// Nobody is turned away for want of room while a session is there that is not in use any more,
+    /// on every backend that could serve; and the share of a source is for those that have
+    /// sessions.
+    fn check_room(&mut self, which: usize, flow: Flow, why: DropReason) -> Outcome {
         let has_some =
             |ip| self.model.held.keys().any(|(by, held)| *by == which && held.0.ip() == ip);
-        if why == Why::SourceShare && is_of_flood(flow) && !has_some(flow.0.ip()) {
+        if why == DropReason::SourceShare && is_of_flood(flow) && !has_some(flow.0.ip()) {
             return violated(format!("{flow:?} was told that it has too much, and has nothing"));
         }
         if self.idle[which].0 != self.now {
@@ -175,19 +177,20 @@ impl World {
         Ok(())
     }
 
-    fn is_room_among(&self, idle: &[SocketAddr], why: Why) -> bool {
+    fn is_room_among(&self, idle: &[SocketAddr], why: DropReason) -> bool {
         let mut serving = self.backends.values().filter(|b| b.standing == Standing::Serving);
         match why {
-            Why::TableFull => !idle.is_empty(),
-            Why::UpstreamExhausted if (1..=4).contains(&serving.clone().count()) => {
+            DropReason::TableFull => !idle.is_empty(),
+            DropReason::UpstreamExhausted if (1..=4).contains(&serving.clone().count()) => {
                 serving.all(|backend| idle.contains(&backend.address))
             }
             _ => false,
         }
     }
 
-    /// Where a worker has sessions that are not in use any more, one address for each of them. The books
-    /// do not say to which of our addresses a user speaks, so one who spoke to both at once is left out.
+    /// Where a worker has sessions that are not in use any more, one address for each of them. The
+    /// books do not say to which of our addresses a user speaks, so one who spoke to both at once
+    /// is left out.
     fn idle_at(&self, which: usize) -> Vec<SocketAddr> {
         let sessions = self.workers[which].shard.iter();
         let held = sessions.filter_map(|listed| {

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb::config::{OnUdpLoss, Udp};
-use lb::proxy::udp::Limits;
+use lb::proxy::udp::PairLimits;
 use lb::session::affinity::Affinity;
 use lb::session::flows::{FlowHasher, Waits};
 use lb::session::sources::SourceLimits;
-use lb::worker::udp::sessions::{Holder, Settings};
+use lb::worker::udp::sessions::{AffinityHandle, UdpSettings};
 
 pub const WORKERS: usize = 2;
 pub const IDLE: Duration = Duration::from_secs(2);
-pub const REST: Duration = Duration::from_secs(6);
+pub const QUARANTINE: Duration = Duration::from_secs(6);
 /// Under pressure sessions end because others need their room, and not because of this.
 pub const IDLE_UNDER_PRESSURE: Duration = Duration::from_secs(60);
 /// A copy of a datagram comes at most this long after it.
@@ -117,20 +117,20 @@ pub fn settings(
     worker: usize,
     seed: u64,
     map: &Arc<Affinity>,
-) -> Settings {
-    let holder = Holder { map: Arc::clone(map), worker: worker as u8 };
+) -> UdpSettings {
+    let holder = AffinityHandle { map: Arc::clone(map), worker: worker as u8 };
     let responses = NonZeroU32::new(u32::from(pressure == Pressure::Answers));
     let sessions = if fault == Fault::NoSourceLimit { None } else { pressure.per_source() };
-    Settings {
+    UdpSettings {
         udp: Udp { on_backend_loss: OnUdpLoss::Move, responses, ..Udp::default() },
         idle: pressure.idle(),
         waits: waits(fault),
         sessions: pressure.sessions(),
         share: pressure.sockets(),
-        upstream: Limits {
+        pairs: PairLimits {
             sockets: pressure.sockets(),
-            rest: if fault == Fault::NoRest { Duration::ZERO } else { REST },
-            resting: 10_000,
+            quarantine: if fault == Fault::NoRest { Duration::ZERO } else { QUARANTINE },
+            quarantined_max: 10_000,
         },
         sources: SourceLimits {
             sessions: sessions.and_then(NonZeroU32::new),

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use lb::base::time::Now;
 use lb::cluster::BackendId;
-use lb::proxy::udp::Socket;
+use lb::proxy::udp::SocketId;
 use lb::session::EndReason;
 use lb::worker::books::Books;
 use lb::worker::link::Order;
-use lb::worker::udp::sessions::{Down, Load, Sessions, Up};
+use lb::worker::udp::sessions::{Down, Segments, Sessions, Up};
 use nix::errno::Errno;
 
 use crate::model::{Descriptor, Flow, Held};
@@ -25,7 +25,7 @@ impl World {
             let [a, b] = [self.random.below(250) as u8, self.random.below(250) as u8];
             let [a, b] = if one_source { [1, 1] } else { [a, b] };
             let from = SocketAddr::from(([FLOOD, a, b, 1], 1 + self.random.below(60_000) as u16));
-            self.up((from, local(0)), Load::one(10))?;
+            self.up((from, local(0)), Segments::one(10))?;
         }
         Ok(())
     }
@@ -58,13 +58,13 @@ impl World {
     pub fn talk(&mut self) -> Outcome {
         let users = if self.pressure == Pressure::None { USERS } else { 4 * USERS };
         let flow = (user(self.random.below(users)), local(self.random.below(2)));
-        let load = match self.random.below(20) {
-            0 => Load::one(0),
-            1 => Load::one(65_507),
-            2 => Load { bytes: 5_000, segment_size: 1_200 },
-            _ => Load::one(1 + self.random.below(1_400) as usize),
+        let segments = match self.random.below(20) {
+            0 => Segments::one(0),
+            1 => Segments::one(65_507),
+            2 => Segments { bytes: 5_000, segment_size: 1_200 },
+            _ => Segments::one(1 + self.random.below(1_400) as usize),
         };
-        self.up(flow, load)
+        self.up(flow, segments)
     }
 
     /// Someone pretends to answer, or to be a router.
@@ -90,17 +90,17 @@ impl World {
         self.down(descriptor, socket, from)
     }
 
-    fn up(&mut self, flow: Flow, load: Load) -> Outcome {
+    fn up(&mut self, flow: Flow, segments: Segments) -> Outcome {
         let mut which = self.worker_of(flow);
         let told = match self.fault {
             Fault::ForgetsTheLocalAddress => local(0),
             _ => flow.1,
         };
-        let mut ask: fn(&mut Sessions, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up =
+        let mut ask: fn(&mut Sessions, Now, SocketAddr, SocketAddr, Segments, &mut Books) -> Up =
             Sessions::up;
         loop {
             let Worker { core, books, open, offered, .. } = &mut self.workers[which];
-            match ask(core, self.now, flow.0, told, load, books) {
+            match ask(core, self.now, flow.0, told, segments, books) {
                 Up::Open(socket) => {
                     let opens = self.now >= self.sockets_fail_until;
                     core.opened(self.now, socket, opens);
@@ -109,7 +109,7 @@ impl World {
                     }
                     self.next_descriptor += 1;
                 }
-                Up::Pass(worker) => {
+                Up::HandOff(worker) => {
                     if usize::from(worker) == which {
                         return violated(format!("{flow:?} was handed round and round"));
                     }
@@ -117,17 +117,17 @@ impl World {
                     if self.running(which, flow).is_some() {
                         self.model.found += 1;
                     }
-                    ask = Sessions::passed;
+                    ask = Sessions::handed_off;
                 }
                 Up::Send { from, to } => {
-                    *offered += load.datagrams();
+                    *offered += segments.datagrams();
                     let Some(opening) = open.get(&from).copied() else {
                         return violated(format!("{from:?} is not open"));
                     };
-                    return self.sent(which, flow, (which, opening), to, load.datagrams());
+                    return self.sent(which, flow, (which, opening), to, segments.datagrams());
                 }
                 Up::Drop(why) => {
-                    *offered += load.datagrams();
+                    *offered += segments.datagrams();
                     return self.shed(which, flow, why);
                 }
             }
@@ -182,10 +182,10 @@ impl World {
     }
 
     /// ICMP says that nobody is at `to`, truly or not.
-    fn icmp(&mut self, descriptor: Descriptor, socket: Socket, to: SocketAddr) {
+    fn icmp(&mut self, descriptor: Descriptor, socket: SocketId, to: SocketAddr) {
         let worker = &mut self.workers[descriptor.0];
         let sockets = [socket].into_iter();
-        worker.core.refused(self.now, sockets, to, Errno::ECONNREFUSED, &mut worker.books);
+        worker.core.unreachable(self.now, sockets, to, Errno::ECONNREFUSED, &mut worker.books);
         let holder = self.model.pairs.get(&(descriptor, to)).map(|(flow, _)| *flow);
         let held = holder.and_then(|flow| self.model.held.get_mut(&(descriptor.0, flow)));
         let Some(held) = held else { return };
@@ -194,13 +194,13 @@ impl World {
             return;
         }
         (held.asked, held.refused) = (None, true);
-        if !worker.accused.insert(to) {
+        if !worker.suspected.insert(to) {
             let until = worker.refused.entry(to).or_default();
             *until = (*until).max(self.now.plus(AVOIDED));
         }
     }
 
-    fn down(&mut self, descriptor: Descriptor, socket: Socket, from: SocketAddr) -> Outcome {
+    fn down(&mut self, descriptor: Descriptor, socket: SocketId, from: SocketAddr) -> Outcome {
         let holder = self.model.pairs.get(&(descriptor, from)).copied();
         let (told_socket, told_from) = match self.fault {
             Fault::TrustsAnySender => {
@@ -208,12 +208,12 @@ impl World {
                 (socket, of_pair.map_or(from, |(_, address)| *address))
             }
             Fault::MixesUpSockets if self.random.one_in(20) => {
-                (Socket { number: socket.number ^ 1, ..socket }, from)
+                (SocketId { number: socket.number ^ 1, ..socket }, from)
             }
             _ => (socket, from),
         };
         let Worker { core, books, .. } = &mut self.workers[descriptor.0];
-        match core.down(self.now, told_socket, told_from, Load::one(100), books) {
+        match core.down(self.now, told_socket, told_from, Segments::one(100), books) {
             Down::Send { from: local, to } => {
                 let Some((flow, _)) = holder else {
                     return violated(format!("{from} answered {to} without being asked"));
@@ -223,7 +223,7 @@ impl World {
                 }
                 self.model.delivered += 1;
                 self.hear(descriptor, from, flow);
-                self.workers[descriptor.0].accused.remove(&from);
+                self.workers[descriptor.0].suspected.remove(&from);
                 Ok(())
             }
             Down::Drop(why) => {

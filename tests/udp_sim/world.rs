@@ -1,5 +1,5 @@
-//! Two workers' cores with their books, the backends that register, and the network between them. Owns
-//! the clock and the order in which things happen.
+//! Two workers' cores with their books, the backends that register, and the network between them.
+//! Owns the clock and the order in which things happen.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
@@ -12,7 +12,7 @@ use lb::base::time::Now;
 use lb::cluster::{Backend, BackendId, Protocol, Snapshot, Standing};
 use lb::config::Policy;
 use lb::metrics::WorkerMetrics;
-use lb::proxy::udp::Socket;
+use lb::proxy::udp::SocketId;
 use lb::session::affinity::Affinity;
 use lb::session::seats::Seats;
 use lb::session::shards::Shard;
@@ -54,12 +54,12 @@ pub struct Worker {
     pub reports: rtrb::Consumer<Report>,
     pub metrics: Arc<WorkerMetrics>,
     pub shard: Arc<Shard>,
-    pub open: HashMap<Socket, u64>,
+    pub open: HashMap<SocketId, u64>,
     /// Datagrams from users that it was handed, and what came of them.
     pub offered: u64,
     pub refused: HashMap<SocketAddr, Now>,
     /// Addresses that ICMP has named, and from where nothing has come since.
-    pub accused: HashSet<SocketAddr>,
+    pub suspected: HashSet<SocketAddr>,
 }
 
 pub struct Registered {
@@ -154,7 +154,7 @@ impl World {
                     open: HashMap::new(),
                     offered: 0,
                     refused: HashMap::new(),
-                    accused: HashSet::new(),
+                    suspected: HashSet::new(),
                 }
             })
             .collect();

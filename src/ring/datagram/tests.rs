@@ -257,7 +257,8 @@ fn a_reply_to_a_multicast_or_broadcast_leaves_from_a_local_address() {
         assert_eq!(read_v6_info(&info(to)), Some(source), "{to}");
     }
     assert_eq!(read_v6_info(&[0; 19]), None);
-    // An IPv6 socket reports twice where an IPv4 datagram arrived; the second report is the better one.
+    // An IPv6 socket reports twice where an IPv4 datagram arrived; the second report is the better
+    // one.
     let mut control = Control { words: [0; CONTROL / 8], len: 0 };
     let [low, high] = halves("::ffff:192.0.2.255".parse::<Ipv6Addr>().unwrap().octets());
     control.put(libc::SOL_UDP, libc::UDP_GRO, 4, &[100]);

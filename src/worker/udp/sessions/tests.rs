@@ -27,9 +27,9 @@ use crate::worker::books::Parts;
 use crate::worker::link::{Report, Shortage, Terms};
 
 const LOCAL: &str = "192.0.2.1:53";
-const REST: Duration = Duration::from_secs(120);
+const QUARANTINE: Duration = Duration::from_secs(120);
 
-/// One worker's core with its books, at a moment.
+/// One worker's sessions with its books, at a point in time.
 struct World {
     core: Sessions,
     books: Books,
@@ -41,14 +41,14 @@ struct World {
     version: u64,
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> UdpSettings {
+    UdpSettings {
         udp: Udp::default(),
         idle: Duration::from_secs(60),
         waits: Waits::default(),
         sessions: 100,
         share: 200,
-        upstream: Limits { sockets: 200, rest: REST, resting: 10_000 },
+        pairs: PairLimits { sockets: 200, quarantine: QUARANTINE, quarantined_max: 10_000 },
         sources: SourceLimits::default(),
         hasher: FlowHasher::new((1, 2)),
         seed: 3,
@@ -56,7 +56,7 @@ fn settings() -> Settings {
     }
 }
 
-fn world(change: impl FnOnce(&mut Settings)) -> World {
+fn world(change: impl FnOnce(&mut UdpSettings)) -> World {
     let mut settings = settings();
     change(&mut settings);
     let (writer, shard) = Shard::new(0, 1000);
@@ -87,8 +87,8 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
     }
 }
 
-/// A world with so many backends, 10.0.0.1 and on, named from 1.
-fn with_backends(count: u32, change: impl FnOnce(&mut Settings)) -> World {
+/// A world with `count` backends: number 1 at 10.0.0.1, and so on.
+fn with_backends(count: u32, change: impl FnOnce(&mut UdpSettings)) -> World {
     let mut world = world(change);
     let all: Vec<(u32, u8, Standing)> =
         (1..=count).map(|id| (id, id as u8, Standing::Serving)).collect();
@@ -105,7 +105,7 @@ fn client(number: u16) -> SocketAddr {
 }
 
 impl World {
-    /// The backends that are registered from now on: name, host, standing.
+    /// Replaces the registered backends: identity, last byte of the address, standing.
     fn register(&mut self, all: &[(u32, u8, Standing)]) {
         self.version += 1;
         let backends: Vec<Backend> = (all.iter())
@@ -138,44 +138,44 @@ impl World {
         }
     }
 
-    fn up_load(&mut self, number: u16, load: Load) -> Up {
+    fn up_load(&mut self, number: u16, segments: Segments) -> Up {
         loop {
             let local = LOCAL.parse().unwrap();
-            match self.core.up(self.now, client(number), local, load, &mut self.books) {
+            match self.core.up(self.now, client(number), local, segments, &mut self.books) {
                 Up::Open(socket) => self.core.opened(self.now, socket, true),
                 other => return other,
             }
         }
     }
 
-    /// Sends a byte; says from which socket and to which host it went.
-    fn up(&mut self, number: u16) -> Result<(Socket, u8), Why> {
-        went(self.up_load(number, Load::one(1)))
+    /// Sends a byte; returns the socket it leaves by and the last byte of the backend it goes to.
+    fn up(&mut self, number: u16) -> Result<(SocketId, u8), DropReason> {
+        went(self.up_load(number, Segments::one(1)))
     }
 
-    /// The same for a byte that another worker handed over.
-    fn passed(&mut self, number: u16) -> Result<(Socket, u8), Why> {
+    /// The same for a byte that another worker has handed off.
+    fn handed_off(&mut self, number: u16) -> Result<(SocketId, u8), DropReason> {
         loop {
-            let (local, load) = (LOCAL.parse().unwrap(), Load::one(1));
-            match self.core.passed(self.now, client(number), local, load, &mut self.books) {
+            let (local, segments) = (LOCAL.parse().unwrap(), Segments::one(1));
+            match self.core.handed_off(self.now, client(number), local, segments, &mut self.books) {
                 Up::Open(socket) => self.core.opened(self.now, socket, true),
                 other => return went(other),
             }
         }
     }
 
-    fn down(&mut self, socket: Socket, host: u8) -> Result<(SocketAddr, SocketAddr), Why> {
+    fn down(&mut self, socket: SocketId, host: u8) -> Result<(SocketAddr, SocketAddr), DropReason> {
         let from = backend_at(host);
-        match self.core.down(self.now, socket, from, Load::one(2), &mut self.books) {
+        match self.core.down(self.now, socket, from, Segments::one(2), &mut self.books) {
             Down::Send { from, to } => Ok((from, to)),
             Down::Drop(why) => Err(why),
         }
     }
 
-    fn refuse(&mut self, socket: Socket, host: u8) {
+    fn report_unreachable(&mut self, socket: SocketId, host: u8) {
         let errno = Errno::ECONNREFUSED;
         let sockets = [socket].into_iter();
-        self.core.refused(self.now, sockets, backend_at(host), errno, &mut self.books);
+        self.core.unreachable(self.now, sockets, backend_at(host), errno, &mut self.books);
     }
 
     fn order(&mut self, order: Order) {
@@ -199,7 +199,7 @@ impl World {
     }
 }
 
-fn went(up: Up) -> Result<(Socket, u8), Why> {
+fn went(up: Up) -> Result<(SocketId, u8), DropReason> {
     match up {
         Up::Send { from, to: SocketAddr::V4(to) } => Ok((from, to.ip().octets()[3])),
         Up::Drop(why) => Err(why),

@@ -1,4 +1,4 @@
-//! Who gives way when places or pairs run out.
+//! Who is evicted when places or pairs run out.
 
 use super::*;
 
@@ -7,16 +7,16 @@ fn of_source(source: u8, port: u8) -> u16 {
     u16::from(source) << 8 | u16::from(port)
 }
 
-/// A world with one backend and so many pairs.
+/// A world with one backend and `sockets` pairs with it.
 fn with_pairs(sockets: usize) -> World {
     with_backends(1, |settings| {
-        settings.upstream.sockets = sockets;
+        settings.pairs.sockets = sockets;
         settings.share = sockets;
     })
 }
 
-/// A user whose datagram is answered at once.
-fn answered(world: &mut World, number: u16) -> Socket {
+/// Has a user send a datagram that is answered at once.
+fn answered(world: &mut World, number: u16) -> SocketId {
     let (socket, host) = world.up(number).unwrap();
     assert_eq!(world.down(socket, host).map(|(_, to)| to), Ok(client(number)));
     socket
@@ -27,14 +27,18 @@ fn let_in(world: &mut World, number: u16) {
 }
 
 #[test]
-fn the_session_that_is_idle_for_longest_gives_way_and_none_in_use() {
+fn the_session_idle_longest_is_evicted_and_none_in_use() {
     let mut world = with_pairs(3);
     let first = answered(&mut world, of_source(1, 1));
     world.pass(Duration::from_secs(1));
     let second = answered(&mut world, of_source(2, 1));
     answered(&mut world, of_source(3, 1));
     world.pass(Duration::from_millis(900));
-    assert_eq!(world.up(of_source(4, 1)), Err(Why::UpstreamExhausted), "something passed lately");
+    assert_eq!(
+        world.up(of_source(4, 1)),
+        Err(DropReason::UpstreamExhausted),
+        "something passed recently"
+    );
     answered(&mut world, of_source(1, 1));
     world.pass(Duration::from_millis(1_200));
     world.reports();
@@ -51,10 +55,14 @@ fn a_session_that_waits_for_an_answer_is_in_use_until_none_can_come() {
     let mut world = with_pairs(1);
     let (socket, _) = world.up(of_source(1, 1)).unwrap();
     world.pass(Duration::from_millis(4_900));
-    assert_eq!(world.up(of_source(2, 1)), Err(Why::UpstreamExhausted));
+    assert_eq!(world.up(of_source(2, 1)), Err(DropReason::UpstreamExhausted));
     assert_eq!(world.down(socket, 1).map(|(_, to)| to), Ok(client(of_source(1, 1))));
     world.pass(Duration::from_millis(1_900));
-    assert_eq!(world.up(of_source(2, 1)), Err(Why::UpstreamExhausted), "it was answered just now");
+    assert_eq!(
+        world.up(of_source(2, 1)),
+        Err(DropReason::UpstreamExhausted),
+        "it was answered just now"
+    );
     world.pass(Duration::from_millis(150));
     assert_eq!(world.up(of_source(2, 1)).map(|(socket, _)| socket), Ok(socket));
     world.pass(Duration::from_millis(5_100));
@@ -62,7 +70,7 @@ fn a_session_that_waits_for_an_answer_is_in_use_until_none_can_come() {
 }
 
 #[test]
-fn one_that_waited_longer_goes_before_one_that_was_answered_later() {
+fn one_that_waited_longer_is_evicted_before_one_that_was_answered_later() {
     let mut world = with_pairs(2);
     let (waiting, _) = world.up(of_source(1, 1)).unwrap();
     world.pass(Duration::from_secs(2));
@@ -72,9 +80,9 @@ fn one_that_waited_longer_goes_before_one_that_was_answered_later() {
 }
 
 #[test]
-fn a_rest_gives_way_when_no_reply_can_come_and_the_oldest_first() {
+fn a_quarantine_ends_early_when_no_reply_can_come_and_the_oldest_first() {
     let mut world = with_backends(1, |settings| {
-        settings.upstream.sockets = 2;
+        settings.pairs.sockets = 2;
         settings.udp.responses = NonZeroU32::new(1);
     });
     let first = answered(&mut world, of_source(1, 1));
@@ -82,20 +90,20 @@ fn a_rest_gives_way_when_no_reply_can_come_and_the_oldest_first() {
     let second = answered(&mut world, of_source(2, 1));
     assert_eq!(world.core.live(), 0);
     world.pass(Duration::from_millis(350));
-    assert_eq!(world.up(of_source(3, 1)), Err(Why::UpstreamExhausted), "a copy may come");
-    assert_eq!(world.down(first, 1), Err(Why::LateReply));
+    assert_eq!(world.up(of_source(3, 1)), Err(DropReason::UpstreamExhausted), "a copy may come");
+    assert_eq!(world.down(first, 1), Err(DropReason::LateReply));
     world.pass(Duration::from_millis(60));
     assert_eq!(answered(&mut world, of_source(3, 1)), first);
-    assert_eq!(world.up(of_source(4, 1)), Err(Why::UpstreamExhausted));
+    assert_eq!(world.up(of_source(4, 1)), Err(DropReason::UpstreamExhausted));
     world.pass(Duration::from_millis(100));
     assert_eq!(answered(&mut world, of_source(4, 1)), second);
     assert_eq!(world.metrics.counters.udp_rests_cut_short.get(), 2);
 }
 
 #[test]
-fn sessions_that_nobody_answers_give_way_before_a_rest_is_cut_close() {
+fn sessions_that_nobody_answers_are_evicted_before_a_recent_quarantine_ends() {
     let mut world = with_backends(1, |settings| {
-        settings.upstream.sockets = 2;
+        settings.pairs.sockets = 2;
         settings.udp.responses = NonZeroU32::new(1);
     });
     let (silent, _) = world.up(of_source(1, 1)).unwrap();
@@ -109,11 +117,11 @@ fn sessions_that_nobody_answers_give_way_before_a_rest_is_cut_close() {
 
 #[test]
 fn dns_users_from_fresh_ports_are_served_for_as_long_as_they_come() {
-    // On 100 pairs, of which each session takes one for 2 s, or with `responses` for half a second.
-    // All of them are of few sources, of which each gets what there is.
+    // There are 100 pairs, and each session takes one for 2 s, or half a second with `responses`. All
+    // users share a few sources, each of which may use whatever is free.
     for (responses, every_ms) in [(0, 30), (1, 8)] {
         let mut world = with_backends(1, |settings| {
-            settings.upstream.sockets = 100;
+            settings.pairs.sockets = 100;
             settings.udp.responses = NonZeroU32::new(responses);
             settings.sessions = 1_000;
         });
@@ -132,7 +140,7 @@ fn dns_users_from_fresh_ports_are_served_for_as_long_as_they_come() {
 fn a_full_table_makes_room_too() {
     let mut world = with_backends(1, |settings| settings.sessions = 3);
     (1..=3).for_each(|source| let_in(&mut world, of_source(source, 1)));
-    assert_eq!(world.up(of_source(4, 1)), Err(Why::TableFull));
+    assert_eq!(world.up(of_source(4, 1)), Err(DropReason::TableFull));
     world.pass(Duration::from_millis(2_100));
     world.reports();
     assert!(world.up(of_source(4, 1)).is_ok());
@@ -152,7 +160,7 @@ fn one_source_takes_neither_the_last_of_the_room_nor_the_sessions_of_others() {
             match world.up(of_source(9, port)) {
                 Ok((socket, host)) if answers => assert!(world.down(socket, host).is_ok()),
                 Ok(_) => {}
-                Err(why) => assert_eq!(why, Why::SourceShare),
+                Err(why) => assert_eq!(why, DropReason::SourceShare),
             }
             taken = world.core.live() - 5;
         }
@@ -161,7 +169,7 @@ fn one_source_takes_neither_the_last_of_the_room_nor_the_sessions_of_others() {
             assert!(world.up(of_source(source, 1)).is_ok());
         }
         assert_eq!(world.metrics.counters.udp_sessions_displaced.get(), 0, "{answers}");
-        // Its own sessions make room for its next ones, and for everybody else's.
+        // Its own sessions are evicted for its next ones and for everybody else's.
         world.pass(Duration::from_secs(6));
         (1..=5).for_each(|source| let_in(&mut world, of_source(source, 1)));
         for port in 200..240 {
@@ -185,27 +193,31 @@ fn a_large_source_is_not_limited_while_there_is_room() {
     (0..31).for_each(|port| let_in(&mut world, of_source(1, port)));
     world.pass(Duration::from_millis(2_100));
     (31..62).for_each(|port| let_in(&mut world, of_source(1, port)));
-    assert_eq!(world.up(of_source(1, 99)), Err(Why::SourceShare), "a quarter is left to others");
+    assert_eq!(
+        world.up(of_source(1, 99)),
+        Err(DropReason::SourceShare),
+        "a quarter is left to others"
+    );
     assert!((2..=9).all(|source| world.up(of_source(source, 1)).is_ok()));
 }
 
 #[test]
 fn a_session_goes_to_another_backend_when_the_first_has_no_room() {
-    let mut world = with_backends(2, |settings| settings.upstream.sockets = 2);
+    let mut world = with_backends(2, |settings| settings.pairs.sockets = 2);
     world.register(&[(1, 1, Standing::Serving)]);
     assert!(world.up(of_source(1, 1)).is_ok() && world.up(of_source(2, 1)).is_ok());
     world.register(&[(1, 1, Standing::Serving), (2, 2, Standing::Serving)]);
     for source in 3..5 {
         assert_eq!(world.up(of_source(source, 1)).map(|(_, host)| host), Ok(2));
     }
-    assert_eq!(world.up(of_source(5, 1)), Err(Why::UpstreamExhausted));
+    assert_eq!(world.up(of_source(5, 1)), Err(DropReason::UpstreamExhausted));
     assert_eq!(world.metrics.counters.users_refused_exhausted.get(), 1);
     let told: u64 = (1..=2).map(|slot| world.metrics.backends[slot].turned_away.get()).sum();
-    assert_eq!(told, 1, "marked at the backend that was meant");
+    assert_eq!(told, 1, "counted at the backend chosen first");
 }
 
 #[test]
-fn a_lack_of_room_is_told_now_and_then_with_all_that_were_dropped() {
+fn a_lack_of_room_is_reported_now_and_then_with_all_that_were_dropped() {
     let mut world = with_pairs(1);
     let told = |world: &mut World| -> Vec<(Shortage, Option<BackendId>, u64)> {
         let reports = world.reports().into_iter();

@@ -18,18 +18,19 @@ fn a_session_keeps_its_backend_whoever_joins() {
 }
 
 #[test]
-fn a_reply_reaches_its_user_from_the_address_that_was_spoken_to() {
+fn a_reply_reaches_its_user_from_the_address_the_user_sent_to() {
     let mut world = with_backends(2, |_| {});
     let (one, other) = (world.up(1).unwrap(), world.up(2).unwrap());
     let local = LOCAL.parse().unwrap();
     assert_eq!(world.down(one.0, one.1), Ok((local, client(1))));
     assert_eq!(world.down(other.0, other.1), Ok((local, client(2))));
     let elsewhere = "192.0.2.99:53".parse().unwrap();
-    let up = world.core.up(world.now, client(1), elsewhere, Load::one(1), &mut world.books);
+    let up = world.core.up(world.now, client(1), elsewhere, Segments::one(1), &mut world.books);
     let from = match up {
         Up::Open(socket) => {
             world.core.opened(world.now, socket, true);
-            match world.core.up(world.now, client(1), elsewhere, Load::one(1), &mut world.books) {
+            match world.core.up(world.now, client(1), elsewhere, Segments::one(1), &mut world.books)
+            {
                 Up::Send { from, .. } => from,
                 other => panic!("{other:?}"),
             }
@@ -41,16 +42,16 @@ fn a_reply_reaches_its_user_from_the_address_that_was_spoken_to() {
 }
 
 #[test]
-fn what_is_no_reply_of_the_sessions_backend_is_dropped_with_its_reason() {
+fn what_is_no_reply_from_the_sessions_backend_is_dropped_with_its_reason() {
     let mut world = with_backends(2, |_| {});
     let (socket, host) = world.up(1).unwrap();
-    assert_eq!(world.down(socket, 99), Err(Why::SpoofedReply));
-    assert_eq!(world.down(socket, 3 - host), Err(Why::UnknownReply));
+    assert_eq!(world.down(socket, 99), Err(DropReason::SpoofedReply));
+    assert_eq!(world.down(socket, 3 - host), Err(DropReason::UnknownReply));
     let other_port = SocketAddr::new(backend_at(host).ip(), 1);
-    let said = world.core.down(world.now, socket, other_port, Load::one(2), &mut world.books);
-    assert_eq!(said, Down::Drop(Why::SpoofedReply));
+    let said = world.core.down(world.now, socket, other_port, Segments::one(2), &mut world.books);
+    assert_eq!(said, Down::Drop(DropReason::SpoofedReply));
     world.pass(Duration::from_secs(61));
-    assert_eq!(world.down(socket, host), Err(Why::LateReply));
+    assert_eq!(world.down(socket, host), Err(DropReason::LateReply));
     let counters = &world.metrics.counters;
     assert_eq!(counters.udp_dropped_spoofed_reply.get(), 2);
     assert_eq!(counters.udp_dropped_unknown_reply.get(), 1);
@@ -85,14 +86,14 @@ fn with_responses_a_session_ends_when_every_question_is_answered() {
     world.down(socket, host).unwrap();
     assert_eq!(world.core.live(), 0);
     assert_eq!(world.ends(), [EndReason::Finished]);
-    assert_eq!(world.down(socket, host), Err(Why::LateReply));
+    assert_eq!(world.down(socket, host), Err(DropReason::LateReply));
     let again = world.up(1).unwrap();
-    assert_ne!(again.0, socket, "the pair rests");
+    assert_ne!(again.0, socket, "the pair is quarantined");
 }
 
 #[test]
 fn every_datagram_of_a_burst_is_a_reply() {
-    let burst = |datagrams: usize| Load { bytes: 100 * datagrams, segment_size: 100 };
+    let burst = |datagrams: usize| Segments { bytes: 100 * datagrams, segment_size: 100 };
     for (asked, responses, answered, over) in
         [(1, 3, 2, false), (1, 3, 3, true), (4, 1, 3, false), (4, 1, 4, true), (2, 2, 5, true)]
     {
@@ -167,8 +168,8 @@ fn without_a_backend_a_session_waits_for_one() {
     let mut world = with_backends(1, |_| {});
     world.up(1).unwrap();
     world.register(&[]);
-    assert_eq!(world.up(1), Err(Why::NoBackend));
-    assert_eq!(world.up(2), Err(Why::NoBackend));
+    assert_eq!(world.up(1), Err(DropReason::NoBackend));
+    assert_eq!(world.up(2), Err(DropReason::NoBackend));
     assert_eq!(world.core.live(), 1);
     world.register(&[(5, 5, Standing::Serving)]);
     assert_eq!(world.up(1).unwrap().1, 5);
@@ -179,7 +180,7 @@ fn without_a_backend_a_session_waits_for_one() {
 fn the_books_agree_with_what_happened() {
     let mut world = with_backends(1, |_| {});
     let (socket, host) = world.up(1).unwrap();
-    world.up_load(1, Load { bytes: 2500, segment_size: 1000 });
+    world.up_load(1, Segments { bytes: 2500, segment_size: 1000 });
     world.down(socket, host).unwrap();
     let seen = &world.sessions()[0];
     assert_eq!((seen.protocol, seen.client), (Protocol::Udp, client(1)));

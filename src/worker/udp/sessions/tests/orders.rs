@@ -15,7 +15,7 @@ fn orders_end_what_they_name() {
     world.order(Order::EndBackend { backend: BackendId(2), reason: EndReason::BackendLeft });
     assert_eq!(world.ends(), [EndReason::BackendLeft; 3]);
     world.order(Order::Drain);
-    assert_eq!(world.up(60), Err(Why::Draining));
+    assert_eq!(world.up(60), Err(DropReason::Draining));
     assert!(world.sessions().iter().all(|session| session.backend == Some(BackendId(1))));
     assert_eq!(world.core.live(), 2);
     world.order(Order::Stop);
@@ -23,11 +23,11 @@ fn orders_end_what_they_name() {
     assert_eq!(world.core.live(), 0);
     let mut world = with_backends(1, |_| {});
     world.order(Order::Stop);
-    assert_eq!(world.up(1), Err(Why::Draining));
+    assert_eq!(world.up(1), Err(DropReason::Draining));
 }
 
 #[test]
-fn what_is_silent_while_draining_ends_soon_and_what_speaks_goes_on() {
+fn silent_sessions_end_soon_while_draining_and_busy_ones_go_on() {
     for (idle_ms, ends_ms) in [(60_000, 2_000), (500, 500)] {
         let idle = Duration::from_millis(idle_ms);
         let mut world = with_backends(2, |settings| settings.idle = idle);
@@ -45,14 +45,14 @@ fn what_is_silent_while_draining_ends_soon_and_what_speaks_goes_on() {
         world.pass(5 * tenth);
         assert_eq!(world.ends(), [EndReason::Idle; 3]);
         assert!(world.up(1).is_ok() && world.up(2).is_ok());
-        assert_eq!(world.up(3), Err(Why::Draining), "it is over");
+        assert_eq!(world.up(3), Err(DropReason::Draining), "it is over");
         world.pass(12 * tenth);
         assert_eq!(world.core.live(), 0);
     }
 }
 
 #[test]
-fn settings_that_are_read_again_while_draining_hold_nobody_up() {
+fn settings_reloaded_while_draining_do_not_hold_up_the_drain() {
     let mut world = with_backends(1, |_| {});
     world.up(1).unwrap();
     world.order(Order::Drain);

@@ -1,4 +1,4 @@
-//! Letters that the kernel would not take as they were: owns what is tried again, and in which form.
+//! Transmits that failed. Owns which of their datagrams are sent again, and in which form.
 
 use nix::errno::Errno;
 
@@ -6,32 +6,34 @@ use super::{REPLY, SEND, UdpDriver};
 use crate::base::time::Now;
 use crate::ring::datagram::{PktInfo, Returned, Transmit};
 use crate::ring::{Ring, Tag, sys};
-use crate::worker::udp::outbox::Way;
-use crate::worker::udp::sessions::{Load, Why};
+use crate::worker::udp::batching::FourTuple;
+use crate::worker::udp::sessions::{DropReason, Segments};
 
-/// How often a datagram is offered again whose send reported an error of an earlier one.
+/// How often to send a datagram again whose send reported the error of an earlier one.
 const TRIES_MAX: usize = 4;
 
 impl UdpDriver {
-    /// A transmit came back: sends its datagrams one by one where that can help, and counts the others.
-    pub(super) fn send_again(&mut self, now: Now, returned: Returned, ring: &mut Ring) {
+    /// Sends the datagrams of a failed transmit one by one where that can help, and drops them
+    /// otherwise.
+    pub(super) fn retry(&mut self, now: Now, returned: Returned, ring: &mut Ring) {
         let Returned { tag, transmit, errno } = returned;
         let errno = match (errno, transmit.segment_size) {
-            // The socket is full, and would be for each of them.
+            // The send buffer is full, and would be for each datagram; or there is only one.
             (Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM, _) | (_, None) => errno,
-            // The word of ICMP about an earlier datagram says nothing about these.
+            // An ICMP error about an earlier datagram says nothing about these.
             (Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH, _) => Errno::EINTR,
-            // It may be only the cutting up that is not to be had here.
+            // Perhaps the route merely refuses segmentation.
             (_, Some(segment_size)) => {
-                self.outbox.was_refused(Way::of(tag, &transmit), segment_size, now);
+                self.batches.note_refused(FourTuple::of(tag, &transmit), segment_size, now);
                 Errno::EINTR
             }
         };
-        self.send_one_by_one(now, tag, transmit, errno, ring);
+        self.send_singly(now, tag, transmit, errno, ring);
     }
 
-    /// Sends each datagram of a transmit by itself, after the transmit came back for `errno`.
-    pub(super) fn send_one_by_one(
+    /// Sends each datagram of a transmit by itself. `errno` is why the transmit failed; `EINTR`
+    /// says nothing against sending them.
+    pub(super) fn send_singly(
         &mut self,
         now: Now,
         tag: Tag,
@@ -45,17 +47,20 @@ impl UdpDriver {
                 let start = number * segment_size.min(piece.len());
                 let datagram = &piece[start..piece.len().min(start.saturating_add(segment_size))];
                 if let Err(errno) = self.send_one(now, tag, &transmit, datagram, errno) {
-                    let load = Load::one(datagram.len());
-                    self.sessions.dropped(reason(errno), load, &self.books.borrow());
+                    let segments = Segments::one(datagram.len());
+                    self.sessions.dropped(reason(errno), segments, &self.books.borrow());
                 }
             }
         }
         ring.pool_mut().give_back_chain(transmit.payload);
     }
 
-    /// Sends one datagram after `errno`, if that may have been the word of ICMP about an earlier one:
-    /// it makes the next send from its socket fail, wherever that one goes. A reply whose source the
-    /// kernel refuses goes from the address that the route has.
+    /// Sends one datagram again after `errno`, if that may have been an ICMP error about an earlier
+    /// one: such an error makes the next send from the socket fail, wherever that goes. A reply
+    /// whose source address the kernel refuses is sent from the address of the route.
+    ///
+    /// # Errors
+    /// Why the datagram cannot be sent.
     fn send_one(
         &mut self,
         now: Now,
@@ -76,7 +81,7 @@ impl UdpDriver {
                 Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH
                     if tag.kind == SEND =>
                 {
-                    self.read_icmp(now, tag.slot);
+                    self.read_icmp_errors(now, tag.slot);
                 }
                 _ => return Err(errno),
             }
@@ -90,10 +95,10 @@ impl UdpDriver {
     }
 }
 
-fn reason(errno: Errno) -> Why {
+fn reason(errno: Errno) -> DropReason {
     match errno {
-        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => Why::QueueFull,
-        Errno::EMSGSIZE => Why::TooBig,
-        _ => Why::SendFailed,
+        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => DropReason::QueueFull,
+        Errno::EMSGSIZE => DropReason::TooBig,
+        _ => DropReason::SendFailed,
     }
 }
