@@ -1,4 +1,4 @@
-//! What becomes of sessions whose backend dies or leaves.
+//! Sessions whose backend dies or leaves.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -16,7 +16,7 @@ fn a_session_whose_backend_dies_moves_and_loses_at_most_one_datagram() {
     for user in &users {
         ask(user, balancer.at(), b"?");
     }
-    // Only the kernel says that it is gone: the registration stands.
+    // Only ICMP says that the backend is gone; it is still registered.
     drop(backends.remove(1));
     let mut lost = 0;
     for user in &users {

@@ -1,4 +1,4 @@
-//! Datagrams that the kernel receives or sends several at a time.
+//! Datagrams that the kernel coalesces or segments (GRO and GSO).
 
 use std::net::UdpSocket;
 
@@ -13,7 +13,7 @@ fn bursts_keep_their_boundaries_and_their_order() {
         let users: Vec<UdpSocket> = (0..4).map(|_| user()).collect();
         let mixed = [1, 1, 1, 2, 2, 1, 0, 0, 3, 3, 3, 2, 9, 9, 9, 9, 9, 9, 1, 8];
         let every_third: Vec<usize> = (0..150).map(|place| place % 3 / 2 * place).collect();
-        // The last are longer than the packets of most networks.
+        // Datagrams of 1600 bytes are longer than the MTU of most networks.
         for lengths in [&[700; 20][..], &[0; 150], &every_third, &mixed, &[1600; 8]] {
             let datagram = |user: usize, number: usize| {
                 let mut datagram = vec![number as u8; lengths[number]];

@@ -22,10 +22,10 @@ fn idle_sessions_end_and_answered_ones_when_that_is_wanted() {
         let user = user();
         assert_eq!(ask(&user, balancer.at(), b"?"), b"a");
         assert_eq!(receive(&user).unwrap().0, b"b");
-        wait_for("the session to end and its socket to rest", || {
+        wait_for("the session to end and its pair to be quarantined", || {
             let over = balancer.sum(|counters| counters.sessions_ended.get()) == 1;
-            let resting = balancer.sum(|counters| counters.udp_pairs_resting.get()) == 1;
-            (over && resting).then_some(())
+            let quarantined = balancer.sum(|counters| counters.udp_pairs_resting.get()) == 1;
+            (over && quarantined).then_some(())
         });
         assert_eq!(balancer.sum(|counters| counters.sessions_active.get()), 0);
         balancer.stop();

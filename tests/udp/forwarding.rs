@@ -1,4 +1,4 @@
-//! Which backend a datagram goes to, and how it and its reply arrive there and back.
+//! Which backend a datagram goes to, and that it and its reply arrive unchanged.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};

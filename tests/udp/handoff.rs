@@ -1,4 +1,4 @@
-//! Flows that the kernel delivers to another worker than the one that runs their session.
+//! Flows that the kernel delivers to a worker other than the one that runs their session.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -8,8 +8,7 @@ use socket2::{Domain, Socket, Type};
 use crate::harness::{Backend, Balancer, ask, expect_segments, receive, send_segments, user};
 use crate::wait::{PATIENCE, wait_for};
 
-/// Sockets that stand in a line with the workers' at the door, so that the kernel deals out anew
-/// which flow goes to which of them.
+/// Sockets that join the workers' group at the door, so that the kernel distributes the flows anew.
 fn strangers_at(door: SocketAddr, count: usize) -> Vec<UdpSocket> {
     let stranger = || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
@@ -21,13 +20,13 @@ fn strangers_at(door: SocketAddr, count: usize) -> Vec<UdpSocket> {
     (0..count).map(|_| stranger()).collect()
 }
 
-/// The answer to what was just sent, unless a stranger was handed the question.
+/// The answer to the datagram just sent; `None` if the kernel delivered that to a stranger.
 fn answer_unless_astray(
     user: &UdpSocket,
     strangers: &[UdpSocket],
 ) -> Option<(Vec<u8>, SocketAddr)> {
     user.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-    let answer = wait_for("the reply, or nobody", || {
+    let answer = wait_for("a reply, or a stranger to receive the datagram", || {
         let astray = strangers.iter().any(|stranger| stranger.recv(&mut [0; 8]).is_ok());
         if astray { Some(None) } else { receive(user).ok().map(Some) }
     });
@@ -38,14 +37,14 @@ fn answer_unless_astray(
 #[test]
 fn flows_keep_their_session_when_the_kernel_hands_them_to_other_workers() {
     const USERS: usize = 300;
-    // Says who was asked, and by which socket of the balancer: what a backend knows a user by.
+    // Answers with the question and the port it came from, by which a backend tells users apart.
     let backend = || {
         Backend::start_seeing("127.0.0.1:0", |datagram, from| {
             vec![[datagram, format!(" from {}", from.port()).as_bytes()].concat()]
         })
     };
     let backends: Vec<Backend> = (0..4).map(|_| backend()).collect();
-    // Three is no power of two.
+    // Three workers, because that is no power of two.
     let mut balancer = Balancer::start(|config| config.workers = Some(3));
     balancer.register_udp(&backends.iter().map(|backend| backend.at).collect::<Vec<_>>());
     let users: Vec<UdpSocket> = (0..USERS).map(|_| user()).collect();
@@ -58,7 +57,7 @@ fn flows_keep_their_session_when_the_kernel_hands_them_to_other_workers() {
     for _ in 0..3 {
         assert!((0..USERS).all(|number| ask_as(number) == known[number]));
     }
-    assert_eq!(passed(), 0, "in a group that stays, each worker is handed its own");
+    assert_eq!(passed(), 0, "while the group stays the same, nothing is handed off");
     for count in [1, 2, 4] {
         let (before, mut astray) = (passed(), 0);
         let strangers = strangers_at(balancer.at(), count);
@@ -91,7 +90,7 @@ fn datagrams_of_every_size_pass_unchanged_from_one_worker_to_another() {
     }
     let strangers = strangers_at(balancer.at(), 1);
     let passed = || balancer.sum(|counters| counters.udp_datagrams_passed.get());
-    // One of the flows that have changed workers.
+    // A flow that has changed workers.
     let moved = users.iter().find(|user| {
         let before = passed();
         user.send_to(b"?", balancer.at()).unwrap();

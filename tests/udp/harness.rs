@@ -18,7 +18,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setso
 
 use crate::wait::{PATIENCE, wait_for};
 
-/// How long a reply that must not come is waited for.
+/// How long to wait for a reply that must not come.
 pub const SILENCE: Duration = Duration::from_millis(400);
 
 pub struct Balancer {
@@ -37,7 +37,7 @@ impl Balancer {
         Balancer { plane: DataPlane::start(&config, 1000, features).unwrap(), version: 0 }
     }
 
-    /// Shows the workers these backends, numbered from 1, and waits until all of them have looked.
+    /// Publishes these backends, numbered from 1, and waits until every worker has seen them.
     pub fn register(&mut self, backends: &[(Protocol, SocketAddr)]) {
         self.version += 1;
         let all = backends.iter().enumerate().map(|(place, (protocol, address))| Registered {
@@ -50,7 +50,7 @@ impl Balancer {
             standing: Standing::Serving,
         });
         self.plane.snapshots.publish(Snapshot::frozen(self.version, all.collect()));
-        self.let_them_look();
+        self.let_workers_turn();
     }
 
     pub fn register_udp(&mut self, addresses: &[SocketAddr]) {
@@ -58,8 +58,9 @@ impl Balancer {
         self.register(&all);
     }
 
-    /// Every worker begins a turn after what was published or ordered, and ends it.
-    pub fn let_them_look(&self) {
+    /// Waits until every worker has begun and ended a turn, and so has seen all that was published
+    /// or ordered before.
+    pub fn let_workers_turn(&self) {
         for end in &self.plane.ends {
             let before = end.metrics.counters.turns.get();
             wait_for("the worker to turn", || {
@@ -79,7 +80,7 @@ impl Balancer {
 
     pub fn order(&mut self, order: Order) {
         self.plane.ends.iter_mut().for_each(|end| end.orders.push(order).unwrap());
-        self.let_them_look();
+        self.let_workers_turn();
     }
 
     pub fn stop(mut self) {
@@ -91,11 +92,11 @@ impl Balancer {
     }
 }
 
-/// Answers every datagram, from one socket, until it is dropped.
+/// A backend that answers every datagram, from one socket, until it is dropped.
 pub struct Backend {
     pub at: SocketAddr,
     pub seen: Arc<AtomicU64>,
-    /// Who sent the last datagram: a socket of the balancer.
+    /// The sender of the last datagram: a socket of the balancer.
     last: Arc<Mutex<Option<SocketAddr>>>,
     socket: UdpSocket,
     stop: Arc<AtomicBool>,
@@ -108,7 +109,7 @@ impl Backend {
         Backend::start_seeing(bind, move |datagram, _| answer(datagram))
     }
 
-    /// The same, and `answer` is told who asks.
+    /// The same; `answer` is also told who sent the datagram.
     pub fn start_seeing(
         bind: &str,
         answer: impl Fn(&[u8], SocketAddr) -> Vec<Vec<u8>> + Send + 'static,
@@ -140,7 +141,7 @@ impl Backend {
         Backend::start("127.0.0.1:0", |datagram| vec![datagram.to_vec()])
     }
 
-    /// Says its name.
+    /// Answers with its name.
     pub fn named(name: &'static str) -> Backend {
         Backend::start("127.0.0.1:0", move |_| vec![name.as_bytes().to_vec()])
     }
@@ -149,7 +150,7 @@ impl Backend {
         self.seen.load(Ordering::Relaxed)
     }
 
-    /// Says something unasked, or late.
+    /// Sends something without being asked, or late.
     pub fn answer(&self, what: &[u8], to: SocketAddr) {
         self.socket.send_to(what, to).unwrap();
     }
@@ -168,7 +169,7 @@ impl Drop for Backend {
     }
 }
 
-/// Makes room for whole bursts, where that is allowed.
+/// Makes the receive queue large enough for whole bursts, where that is permitted.
 pub fn hold_more(socket: &UdpSocket) {
     let _ = setsockopt(socket, sockopt::RcvBufForce, &(8 << 20));
 }
@@ -197,7 +198,7 @@ pub fn ask(user: &UdpSocket, at: SocketAddr, what: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// The answer, or `None` when there is silence.
+/// The answer; `None` if none comes.
 pub fn try_ask(user: &UdpSocket, at: SocketAddr, what: &[u8]) -> Option<Vec<u8>> {
     user.set_read_timeout(Some(SILENCE)).unwrap();
     user.send_to(what, at).unwrap();

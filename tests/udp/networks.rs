@@ -1,4 +1,4 @@
-//! Interfaces, routes and addresses that need a network namespace, and so root.
+//! Interfaces, routes and addresses that need a network namespace of their own, and so root.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::thread;
 use crate::harness::{Backend, Balancer, SILENCE, ask, hold_more, receive, user_at};
 use crate::wait::{PATIENCE, wait_for};
 
-/// Runs in a network of its own, which this thread and those that it starts are in.
+/// Runs in a new network namespace, which the threads started there inherit.
 fn in_a_network<T: Send>(run: impl FnOnce() -> T + Send) -> T {
     let run = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("only root may");
@@ -17,17 +17,17 @@ fn in_a_network<T: Send>(run: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
-/// Runs iproute2's `ip` in this thread's network.
+/// Runs iproute2's `ip` in this thread's network namespace.
 fn ip(what: &str) {
     let done = Command::new("ip").args(what.split(' ')).status().unwrap();
     assert!(done.success(), "ip {what}");
 }
 
-/// The balancer's side of a cable, and a thread at the other end.
+/// The addresses at the two ends of a cable: the balancer's and the users'.
 const HERE: &str = "10.9.0.1/24";
 const THERE: &str = "10.9.0.2/24";
 
-/// A cable from this network to another one, where users are: they get sockets from there.
+/// Lays a cable to another network namespace, and returns sockets bound there.
 fn users_at_a_cable(binds: &[&str]) -> Vec<UdpSocket> {
     ip("link add cable type veth peer name other");
     let (tell, asked) = std::sync::mpsc::channel();
@@ -51,7 +51,7 @@ fn users_at_a_cable(binds: &[&str]) -> Vec<UdpSocket> {
     bring_up("cable", HERE, "2001:db8::1/64", "fe80::1/64");
     go.send(()).unwrap();
     let sockets = sockets.recv().unwrap();
-    // The network lives as long as its sockets.
+    // The namespace lives as long as its sockets.
     there.join().unwrap();
     sockets
 }
@@ -65,7 +65,7 @@ fn bring_up(device: &str, v4: &str, v6: &str, link_local: &str) {
     ip(&format!("link set {device} up"));
 }
 
-/// Which address answers what is sent to one of them.
+/// The address that answers a datagram sent to `to`.
 fn who_answers(user: &UdpSocket, to: SocketAddr) -> IpAddr {
     let (answer, from) = wait_for("an answer", || {
         user.send_to(b"who serves?", to).ok()?;
@@ -81,7 +81,7 @@ fn who_answers(user: &UdpSocket, to: SocketAddr) -> IpAddr {
 fn who_asks_many_hosts_is_answered_from_an_address_that_can_answer() {
     for bind in ["0.0.0.0:0", "[::]:0"] {
         in_a_network(|| {
-            // The interfaces have the number 2 or 3; a scope is one of the user's own network.
+            // A scope is an interface index in the user's own namespace, 2 or 3 here.
             let users = users_at_a_cable(&["10.9.0.2:0", "[2001:db8::2]:0", "[::]:0"]);
             let backend = Backend::echo();
             let mut balancer =
@@ -148,7 +148,7 @@ fn addresses_that_are_only_routed_here_and_those_that_went_away_are_answered() {
             let at = SocketAddr::new(to.parse().unwrap(), port);
             assert_eq!(ask(&user_at(bind), at, to.as_bytes()), to.as_bytes());
         }
-        // A reply that comes late, when the address has gone.
+        // A late reply, after its source address was removed.
         let (gone, user) = (Backend::start("127.0.0.1:0", |_| vec![]), user_at("10.9.0.2:0"));
         balancer.register_udp(&[gone.at]);
         user.send_to(b"?", ("10.9.0.1", port)).unwrap();
@@ -165,7 +165,7 @@ fn addresses_that_are_only_routed_here_and_those_that_went_away_are_answered() {
 #[test]
 #[ignore = "needs root, for a network of its own"]
 fn bursts_keep_their_order_where_the_route_is_narrower_than_their_datagrams() {
-    // What the kernel refuses to cut up: the route's own size and more.
+    // The kernel refuses to segment datagrams that exceed the MTU of the route.
     let lengths = [13, 100, 1_200, 1_452, 1_472, 1_473, 3_000, 9_000];
     for (bind, mtu) in [("127.0.0.1:0", 1500), ("[::1]:0", 1500), ("127.0.0.1:0", 600)] {
         in_a_network(|| {

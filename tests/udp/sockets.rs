@@ -63,7 +63,7 @@ fn a_socket_serves_a_session_on_a_backend_for_each_address_that_it_sends_from() 
     assert_eq!(of_address.len(), ADDRESSES as usize, "{of_address:?}");
     let sockets = balancer.sum(|counters| counters.udp_sockets.get());
     assert!((100..=100 + 2 * 8).contains(&sockets), "{sockets} sockets for {USERS} sessions");
-    // What comes to another address of the host by the right port is nobody's.
+    // A datagram to the right port at another local address belongs to nobody.
     let port = senders.keys().next().unwrap().port();
     user().send_to(b"believe me", ("127.0.0.1", port)).unwrap();
     wait_for("the reply to be counted", || {

@@ -51,7 +51,8 @@ fn a_flood_of_new_users_takes_nothing_from_those_who_are_there_or_from_tcp() {
     });
     balancer.register(&[(Protocol::Udp, backend.at), (Protocol::Tcp, tcp_backend)]);
     let at = |ip: u32| SocketAddr::new(IpAddr::V4((0x7f00_0001 + ip).into()), balancer.at().port());
-    // A source each: one alone would get no more than three quarters of the room.
+    // Each has a source address of its own: a single source gets at most three quarters of the
+    // room.
     let settled: Vec<UdpSocket> = (1..=50)
         .map(|host| {
             let user = UdpSocket::bind((Ipv4Addr::new(127, 0, 1, host), 0)).unwrap();
@@ -64,7 +65,7 @@ fn a_flood_of_new_users_takes_nothing_from_those_who_are_there_or_from_tcp() {
     }
     let flooding = user();
     for round in 0..40u8 {
-        // Each address of ours makes it another session.
+        // Each local address makes another session.
         for ip in 1..50 {
             let _ = flooding.send_to(b"let me in", at(ip));
             let _ = flooding.send_to(&[round; 65_000], at(ip));
@@ -113,13 +114,13 @@ fn a_flood_of_empty_datagrams_is_not_taken_one_in_a_turn() {
     balancer.register_udp(&[backend.at]);
     let counters = &balancer.plane.ends[0].metrics.counters;
     let user = user();
-    // They come faster than a worker turns; until they do, it keeps up with one a turn.
-    wait_for("a burst to be taken in few turns", || {
+    // Only a burst that arrives faster than the worker turns shows anything, so try until one does.
+    wait_for("a burst to be received in few turns", || {
         let before = (counters.udp_datagrams_up.get(), counters.turns.get());
         for _ in 0..EMPTY {
             user.send_to(&[], balancer.at()).unwrap();
         }
-        wait_for("the burst to be taken", || {
+        wait_for("the burst to be received", || {
             (counters.udp_datagrams_up.get() == before.0 + EMPTY).then_some(())
         });
         let turns = counters.turns.get() - before.1;

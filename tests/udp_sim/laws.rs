@@ -1,5 +1,5 @@
-//! What must hold of the workers after every step, whatever the model knows: bounds, sums, and
-//! nothing left behind.
+//! What must hold of the workers after every step, independent of the model: bounds, sums of
+//! counters, and nothing left behind.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,7 +32,9 @@ impl World {
             .iter()
             .sum();
             if counters.udp_datagrams_up.get() + dropped != worker.offered {
-                return violated("a datagram was neither passed on nor counted".to_owned());
+                return violated(
+                    "a datagram was neither relayed nor counted as dropped".to_owned(),
+                );
             }
         }
         if self.arrivals.is_multiple_of(16) { self.check_sessions() } else { Ok(()) }
@@ -63,7 +65,7 @@ impl World {
         Ok(())
     }
 
-    /// Everyone is silent for long enough: nothing may be left.
+    /// After everyone has been silent for long enough, nothing may be left.
     pub fn wind_down(&mut self) -> Outcome {
         self.network.clear();
         for _ in 0..800 {

@@ -14,8 +14,8 @@ mod world;
 use plan::{Fault, Pressure, STEPS};
 use world::{Violation, Worker, World};
 
-/// One run. What came of it: replies delivered, sessions moved, flows that were found elsewhere,
-/// and sessions and rests that gave way.
+/// Runs one seed. Returns the number of replies delivered, sessions moved, flows handed off to the
+/// worker that runs their session, and evictions and early ends of quarantine.
 fn run(seed: u64, fault: Fault, pressure: Pressure) -> Result<[u64; 4], Violation> {
     let mut world = World::new(seed, fault, pressure);
     for step in 0..STEPS {
@@ -26,17 +26,17 @@ fn run(seed: u64, fault: Fault, pressure: Pressure) -> Result<[u64; 4], Violatio
     }
     let ended = world.wind_down();
     ended.map_err(|Violation(what)| Violation(format!("seed {seed}, at the end: {what}")))?;
-    let gave_way = |worker: &Worker| {
+    let evicted = |worker: &Worker| {
         let counters = &worker.metrics.counters;
         counters.udp_sessions_displaced.get() + counters.udp_rests_cut_short.get()
     };
-    let gave_way = world.workers.iter().map(gave_way).sum();
-    Ok([world.model.delivered, world.model.moved, world.model.found, gave_way])
+    let evicted = world.workers.iter().map(evicted).sum();
+    Ok([world.model.delivered, world.model.moved, world.model.found, evicted])
 }
 
 #[test]
 fn no_seed_finds_a_violation() {
-    // So few that it takes seconds; UDP_SIM_SEEDS=400 looks longer.
+    // Few enough to take seconds; UDP_SIM_SEEDS=400 searches longer.
     let seeds = std::env::var("UDP_SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(8);
     for pressure in Pressure::ALL {
         let seeds: u64 = if pressure == Pressure::None { seeds } else { seeds.div_ceil(4) };
@@ -49,11 +49,11 @@ fn no_seed_finds_a_violation() {
         }
         eprintln!("{pressure:?}: {sums:?}");
         // A simulation in which nothing happens finds nothing.
-        let [delivered, moved, found, gave_way] = sums;
+        let [delivered, moved, found, evicted] = sums;
         assert!(delivered > 500 * seeds && moved > 2 * seeds, "{pressure:?} {sums:?}");
         match pressure {
             Pressure::None => assert!(found > seeds, "{sums:?}"),
-            _ => assert!(gave_way > 100 * seeds, "{pressure:?} {sums:?}"),
+            _ => assert!(evicted > 100 * seeds, "{pressure:?} {sums:?}"),
         }
     }
 }
@@ -61,7 +61,7 @@ fn no_seed_finds_a_violation() {
 #[test]
 fn every_planted_fault_is_found() {
     for (fault, said) in [
-        (Fault::NoRest, "too early"),
+        (Fault::NoQuarantine, "too early"),
         (Fault::DeafToSnapshots, "where nobody is registered"),
         (Fault::TrustsAnySender, "without being asked"),
         (Fault::NoAffinity, "has"),
@@ -71,7 +71,7 @@ fn every_planted_fault_is_found() {
         (Fault::MixesUpSockets, ""),
         (Fault::EvictsWhoWaits, ""),
         (Fault::EvictsWhoSpeaks, ""),
-        (Fault::HandsOnTooEarly, "too early"),
+        (Fault::FreesTooEarly, "too early"),
         (Fault::MakesNoRoom, "found no room"),
     ] {
         let seeds = || (0..10).flat_map(|seed| Pressure::ALL.map(|pressure| (seed, pressure)));

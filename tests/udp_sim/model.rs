@@ -12,37 +12,37 @@ use lb::worker::udp::sessions::DropReason;
 use crate::plan::{LATE, Pressure, TICK, in_use_for};
 use crate::world::{Outcome, World, is_of_flood, local, violated};
 
-/// Who speaks to which of our addresses.
+/// A user's address, and the local address the user sends to.
 pub type Flow = (SocketAddr, SocketAddr);
 
-/// A socket as the kernel knows it: its worker, and which opening it is.
+/// A descriptor: its worker, and a number that is new for every socket opened.
 pub type Descriptor = (usize, u64);
 
-/// A session as the model saw it last.
+/// A session, as the model last saw it.
 #[derive(Clone, Copy)]
 pub struct Held {
     pub backend: u32,
     pub address: SocketAddr,
     pub descriptor: Descriptor,
     pub last: Now,
-    /// Replies that are still to come.
+    /// Outstanding replies.
     pub owed: u64,
     /// An order may have ended it.
     pub doubtful: bool,
-    /// When something was sent that has no answer yet.
+    /// When the last datagram was sent, if it has no answer yet.
     pub asked: Option<Now>,
-    /// ICMP said what can be believed: it may leave its backend.
+    /// ICMP has credibly reported its backend unreachable: it may move.
     pub refused: bool,
-    /// One may have before, so that more replies may be owed.
+    /// An order may have ended it before, so `owed` may be wrong.
     pub unsure: bool,
 }
 
 #[derive(Default)]
 pub struct Model {
     pub held: HashMap<(usize, Flow), Held>,
-    /// Who last used a backend's address with a descriptor, and until when a reply may come.
+    /// By descriptor and backend address: the flow that last used the pair, and when it is clean.
     pub pairs: HashMap<(Descriptor, SocketAddr), (Flow, Now)>,
-    /// Where the affinity map should find a flow: the holder and the backend.
+    /// The worker and the backend that the affinity map should have for a flow.
     pub noted: HashMap<Flow, (usize, u32)>,
     pub delivered: u64,
     pub moved: u64,
@@ -50,7 +50,7 @@ pub struct Model {
 }
 
 impl World {
-    /// What the model has to say about a datagram that goes out.
+    /// Checks a datagram that is sent to a backend, and follows it.
     pub fn sent(
         &mut self,
         which: usize,
@@ -86,7 +86,7 @@ impl World {
         let same = before.filter(|held| (held.address, held.descriptor) == (to, by));
         let owed = same.map_or(0, |held| held.owed) + datagrams;
         self.model.pairs.insert((by, to), (flow, last.plus(in_use_for(owed))));
-        // Also of a session that may have ended: it may as well run on.
+        // A session that may have ended may also still be running.
         let known = self.model.held.get(&(which, flow));
         let held = Held {
             backend: id,
@@ -101,7 +101,7 @@ impl World {
         };
         self.model.held.insert((which, flow), held);
         if maybe_running && before.is_none() {
-            // Whether the worker told the others depends on whether the session was over.
+            // Whether the map was changed depends on whether the session had ended.
             self.model.noted.remove(&flow);
         } else if before.is_none_or(|held| held.backend != id) {
             self.model.noted.insert(flow, (which, id));
@@ -110,7 +110,7 @@ impl World {
         Ok(())
     }
 
-    /// A flow that is new here does not run at another worker that told of it.
+    /// Checks that a flow that is new here is not running at the worker the map names.
     fn expect_alone(&mut self, which: usize, flow: Flow, to: SocketAddr) -> Outcome {
         let Some((holder, id)) = self.model.noted.get(&flow).copied() else { return Ok(()) };
         let Some(held) = self.running(holder, flow) else { return Ok(()) };
@@ -120,7 +120,7 @@ impl World {
         violated(format!("{flow:?} has {} elsewhere and got {to}", held.address))
     }
 
-    /// The session of a flow, if it cannot have ended.
+    /// The session of a flow, if it is certain to be running.
     pub fn running(&self, which: usize, flow: Flow) -> Option<Held> {
         let held = self.model.held.get(&(which, flow)).copied()?;
         let until = held.last.plus(in_use_for(held.owed).min(self.pressure.idle()));
@@ -133,9 +133,10 @@ impl World {
         held.is_some_and(|held| self.now < held.last.plus(self.pressure.idle() + LATE))
     }
 
-    /// Whether a worker has no reason to leave a backend.
+    /// Whether a session has no reason to leave its backend.
     fn is_fit(&self, which: usize, held: Held) -> bool {
-        let refused = self.workers[which].refused.get(&held.address).copied().unwrap_or_default();
+        let refused =
+            self.workers[which].avoided_until.get(&held.address).copied().unwrap_or_default();
         let backend = self.backends.get(&held.backend);
         let fit = backend
             .is_some_and(|backend| backend.standing != Standing::Aside && self.now >= refused);
@@ -155,9 +156,9 @@ impl World {
         Ok(())
     }
 
-    /// Nobody is turned away for want of room while a session is there that is not in use any more,
-    /// on every backend that could serve; and the share of a source is for those that have
-    /// sessions.
+    /// Checks that nobody is turned away for lack of room while every serving backend has a session
+    /// that is no longer in use, and that only sources with sessions are told they exceed their
+    /// share.
     fn check_room(&mut self, which: usize, flow: Flow, why: DropReason) -> Outcome {
         let has_some =
             |ip| self.model.held.keys().any(|(by, held)| *by == which && held.0.ip() == ip);
@@ -167,10 +168,10 @@ impl World {
         if self.idle[which].0 != self.now {
             self.idle[which] = (self.now, self.idle_at(which));
         }
-        // Without a step of time nothing becomes idle, but some that were may have given way.
+        // Within one step nothing becomes idle, but idle sessions may have been evicted.
         let room = self.is_room_among(&self.idle[which].1, why)
             && self.is_room_among(&self.idle_at(which), why);
-        // A session that runs and is to be moved asks no more than one backend.
+        // A running session that has to move tries one backend only.
         if room && !self.may_run(which, flow) {
             return violated(format!("{flow:?} found no room ({why:?}) beside idle sessions"));
         }
@@ -188,9 +189,9 @@ impl World {
         }
     }
 
-    /// Where a worker has sessions that are not in use any more, one address for each of them. The
-    /// books do not say to which of our addresses a user speaks, so one who spoke to both at once
-    /// is left out.
+    /// The backend addresses of a worker's sessions that are no longer in use, one for each. The
+    /// books do not say which local address a user sends to, so a user who sent to both at once is
+    /// left out.
     fn idle_at(&self, which: usize) -> Vec<SocketAddr> {
         let sessions = self.workers[which].shard.iter();
         let held = sessions.filter_map(|listed| {
@@ -206,7 +207,7 @@ impl World {
         held.filter(is_over).map(|held| held.address).collect()
     }
 
-    /// What the model makes of a reply that went to its user.
+    /// Follows a reply that reached its user.
     pub fn hear(&mut self, descriptor: Descriptor, from: SocketAddr, flow: Flow) {
         let mut wait = in_use_for(0);
         if let Some(held) = self.model.held.get_mut(&(descriptor.0, flow)) {

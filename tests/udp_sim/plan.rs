@@ -1,5 +1,5 @@
-//! What one run is made of: how short room is, what is broken on purpose, and the settings of the
-//! workers that follow from both.
+//! The plan of a run: how short room is, what is broken on purpose, and the settings of the workers
+//! that follow from both.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use lb::worker::udp::sessions::{AffinityHandle, UdpSettings};
 pub const WORKERS: usize = 2;
 pub const IDLE: Duration = Duration::from_secs(2);
 pub const QUARANTINE: Duration = Duration::from_secs(6);
-/// Under pressure sessions end because others need their room, and not because of this.
+/// So long that under pressure sessions end because others need their room.
 pub const IDLE_UNDER_PRESSURE: Duration = Duration::from_secs(60);
-/// A copy of a datagram comes at most this long after it.
+/// A duplicate arrives at most this long after the datagram, in milliseconds.
 pub const COPIES: u64 = 400;
-/// How far a timer may lag: a tick of the wheel.
+/// How late a timer may fire: a tick of the wheel.
 pub const TICK: Duration = Duration::from_millis(20);
-/// A session may be noticed to be idle this much late: a stall and a tick of the wheel.
+/// How late an idle session may end: a stall and a tick of the wheel.
 pub const LATE: Duration = Duration::from_millis(1100);
-/// How long after a datagram ICMP is believed about it.
+/// How long after a datagram an ICMP error about it is believed.
 pub const ICMP_LATE: Duration = Duration::from_secs(5);
-/// How long a worker avoids a backend after ICMP.
+/// How long a worker avoids a backend after ICMP errors.
 pub const AVOIDED: Duration = Duration::from_secs(1);
 pub const SESSIONS: usize = 60;
 pub const SEATS: usize = 100;
@@ -33,7 +33,7 @@ pub const SOCKETS: usize = 40;
 pub const SOCKETS_UNDER_PRESSURE: usize = 6;
 pub const PER_SOURCE: u32 = 6;
 pub const USERS: u64 = 50;
-/// The first byte of the addresses from which floods come.
+/// The first byte of the addresses that floods come from.
 pub const FLOOD: u8 = 203;
 pub const STEPS: u64 = 6_000;
 
@@ -41,7 +41,7 @@ pub const STEPS: u64 = 6_000;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     None,
-    NoRest,
+    NoQuarantine,
     DeafToSnapshots,
     TrustsAnySender,
     NoAffinity,
@@ -52,7 +52,7 @@ pub enum Fault {
     /// These need pressure to show.
     EvictsWhoWaits,
     EvictsWhoSpeaks,
-    HandsOnTooEarly,
+    FreesTooEarly,
     MakesNoRoom,
 }
 
@@ -60,11 +60,11 @@ pub enum Fault {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pressure {
     None,
-    /// Sockets are short, and sessions end when they are idle.
+    /// Sockets are short.
     Sockets,
     /// The same, with one reply for each datagram.
     Answers,
-    /// Places in the table are short.
+    /// Places in the session table are short.
     Places,
 }
 
@@ -97,7 +97,7 @@ pub fn waits(fault: Fault) -> Waits {
     match fault {
         Fault::EvictsWhoWaits => waits.answer = Duration::from_secs(1),
         Fault::EvictsWhoSpeaks => waits.quiet = Duration::from_millis(50),
-        Fault::HandsOnTooEarly => waits.copies = Duration::ZERO,
+        Fault::FreesTooEarly => waits.copies = Duration::ZERO,
         Fault::MakesNoRoom => {
             (waits.quiet, waits.answer) = (Duration::from_secs(900), Duration::from_secs(900));
         }
@@ -106,7 +106,7 @@ pub fn waits(fault: Fault) -> Waits {
     waits
 }
 
-/// How long a session is in use after something passed.
+/// How long a session counts as in use after a datagram passes.
 pub fn in_use_for(owed: u64) -> Duration {
     Duration::from_secs(if owed > 0 { 5 } else { 2 })
 }
@@ -129,7 +129,7 @@ pub fn settings(
         share: pressure.sockets(),
         pairs: PairLimits {
             sockets: pressure.sockets(),
-            quarantine: if fault == Fault::NoRest { Duration::ZERO } else { QUARANTINE },
+            quarantine: if fault == Fault::NoQuarantine { Duration::ZERO } else { QUARANTINE },
             quarantined_max: 10_000,
         },
         sources: SourceLimits {

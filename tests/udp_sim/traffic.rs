@@ -18,7 +18,7 @@ use crate::plan::{AVOIDED, COPIES, FLOOD, Fault, ICMP_LATE, Pressure, SOCKETS, U
 use crate::world::{Arrival, Outcome, Worker, World, host, local, user, violated};
 
 impl World {
-    /// Users of many sources that were never seen and never come again.
+    /// A flood of users never seen before, from many sources or from one.
     pub fn flood(&mut self) -> Outcome {
         let one_source = self.pressure != Pressure::None && self.random.one_in(2);
         for _ in 0..20 + self.random.below(100) {
@@ -49,6 +49,7 @@ impl World {
         core.order(self.now, order, books);
     }
 
+    /// Marks sessions that an order may have ended.
     fn doubt(&mut self, which: usize, meant: impl Fn(&Flow, &Held) -> bool) {
         for ((worker, flow), held) in &mut self.model.held {
             held.doubtful |= *worker == which && meant(flow, held);
@@ -67,7 +68,7 @@ impl World {
         self.up(flow, segments)
     }
 
-    /// Someone pretends to answer, or to be a router.
+    /// A stranger forges a reply or an ICMP error.
     pub fn spoof(&mut self) -> Outcome {
         let which = self.random.below(WORKERS as u64) as usize;
         let nth = self.random.below(SOCKETS as u64) as usize;
@@ -111,7 +112,7 @@ impl World {
                 }
                 Up::HandOff(worker) => {
                     if usize::from(worker) == which {
-                        return violated(format!("{flow:?} was handed round and round"));
+                        return violated(format!("{flow:?} was handed off in a circle"));
                     }
                     which = usize::from(worker);
                     if self.running(which, flow).is_some() {
@@ -138,7 +139,7 @@ impl World {
         if self.random.one_in(10) {
             return;
         }
-        // Mostly at once, sometimes as late as anybody waits for it.
+        // Mostly at once, sometimes as late as an answer is still expected.
         let late = if self.random.one_in(10) { 4_999 } else { 30 };
         let first = self.random.below(late);
         let arrival = match alive {
@@ -165,11 +166,12 @@ impl World {
         let (Arrival::Reply { descriptor, .. } | Arrival::Icmp { descriptor, .. }) = arrival;
         let worker = &mut self.workers[descriptor.0];
         let found = worker.open.iter().find(|(_, opening)| **opening == descriptor.1);
-        // A socket that was closed meanwhile gets nothing any more.
+        // A socket that has been closed meanwhile receives nothing.
         let Some((socket, _)) = found else { return Ok(()) };
         let socket = *socket;
         match arrival {
-            // That nobody else gets the pair while it may come is looked at when somebody does.
+            // A reply for a flow that no longer has the pair is dropped here; whether the pair was
+            // given away too early is checked when it is taken.
             Arrival::Reply { from, flow, .. } => match self.model.pairs.get(&(descriptor, from)) {
                 Some((holder, _)) if *holder != flow => Ok(()),
                 _ => self.down(descriptor, socket, from),
@@ -181,7 +183,7 @@ impl World {
         }
     }
 
-    /// ICMP says that nobody is at `to`, truly or not.
+    /// ICMP reports `to` unreachable, truly or not.
     fn icmp(&mut self, descriptor: Descriptor, socket: SocketId, to: SocketAddr) {
         let worker = &mut self.workers[descriptor.0];
         let sockets = [socket].into_iter();
@@ -195,7 +197,7 @@ impl World {
         }
         (held.asked, held.refused) = (None, true);
         if !worker.suspected.insert(to) {
-            let until = worker.refused.entry(to).or_default();
+            let until = worker.avoided_until.entry(to).or_default();
             *until = (*until).max(self.now.plus(AVOIDED));
         }
     }

@@ -55,24 +55,24 @@ pub struct Worker {
     pub metrics: Arc<WorkerMetrics>,
     pub shard: Arc<Shard>,
     pub open: HashMap<SocketId, u64>,
-    /// Datagrams from users that it was handed, and what came of them.
+    /// How many datagrams from users it has received.
     pub offered: u64,
-    pub refused: HashMap<SocketAddr, Now>,
-    /// Addresses that ICMP has named, and from where nothing has come since.
+    pub avoided_until: HashMap<SocketAddr, Now>,
+    /// Addresses that ICMP has reported once, and from which nothing has arrived since.
     pub suspected: HashSet<SocketAddr>,
 }
 
 pub struct Registered {
     pub address: SocketAddr,
     pub standing: Standing,
-    /// Whether somebody listens there.
+    /// Whether anything answers at the address.
     pub alive: bool,
 }
 
-/// What is under way to a worker.
+/// What is in flight to a worker.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub enum Arrival {
-    /// To what this flow said.
+    /// A reply to this flow.
     Reply {
         descriptor: Descriptor,
         from: SocketAddr,
@@ -97,11 +97,11 @@ pub struct World {
     pub version: u64,
     pub network: BinaryHeap<Reverse<(Now, u64, Arrival)>>,
     pub arrivals: u64,
-    /// Which worker the kernel hands a flow to.
+    /// Decides which worker the kernel delivers a flow to.
     pub grouping: u64,
     pub sockets_fail_until: Now,
     pub model: Model,
-    /// Of each worker, what [`World::idle_at`] found when it was last asked.
+    /// By worker: when `idle_at` was last asked, and what it found.
     pub idle: [(Now, Vec<SocketAddr>); WORKERS],
 }
 
@@ -153,7 +153,7 @@ impl World {
                     shard,
                     open: HashMap::new(),
                     offered: 0,
-                    refused: HashMap::new(),
+                    avoided_until: HashMap::new(),
                     suspected: HashSet::new(),
                 }
             })
@@ -230,7 +230,7 @@ impl World {
         self.backends.keys().nth(which).copied()
     }
 
-    /// A backend registers, often at an address that was known before.
+    /// A backend registers, often at an address known before.
     fn join(&mut self) {
         let address = host(1 + self.random.below(6));
         if self.backends.values().any(|backend| backend.address == address) {
