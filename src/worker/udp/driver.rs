@@ -91,7 +91,7 @@ pub struct SocketConfig {
 #[derive(Clone)]
 pub struct HandoffLink {
     pub queues: Arc<HandoffQueues>,
-    /// This worker's own number.
+    /// This worker's number.
     pub worker: u8,
 }
 
@@ -209,8 +209,8 @@ impl UdpDriver {
         ring: &mut Ring,
     ) {
         let segments = Segments { bytes: buf.len(), segment_size: handoff.segment_size };
-        // Bounded: a failure to open a socket stops the sessions from asking for another of its
-        // family.
+        // Bounded: a socket that opens gives the session its pair, and one that does not stops the
+        // sessions from asking for another of its family.
         loop {
             let Handoff { client, local, .. } = handoff;
             let up =
@@ -233,7 +233,7 @@ impl UdpDriver {
         }
     }
 
-    /// Hands a datagram to the worker that runs its session.
+    /// Hands a datagram off to the worker that runs its session.
     fn hand_off(&self, worker: u8, handoff: Handoff, buf: Buf, ring: &mut Ring) {
         let segments = Segments { bytes: buf.len(), segment_size: handoff.segment_size };
         if !self.handoff.queues.push(worker, handoff, ring.pool().bytes(&buf)) {

@@ -10,7 +10,7 @@ use crate::proxy::udp::PeerId;
 /// How long to avoid a backend that ICMP reports unreachable, unless the control core sets it aside
 /// meanwhile.
 const AVOIDED: Duration = Duration::from_secs(1);
-/// When the avoidance of a backend ends that the control core has set aside: not before it says so.
+/// When a backend that the control core has set aside is no longer avoided: not until it says so.
 const FOR_EVER: Now = Now::from_nanos(u64::MAX);
 
 /// What is known about one address.

@@ -21,7 +21,7 @@ pub(super) struct Shortages {
 }
 
 impl Shortages {
-    /// A session could be given no pair with this backend.
+    /// There was no pair with this backend for a new session.
     pub(super) fn at(&mut self, choice: Choice, datagrams: u64, books: &Books) {
         self.backend = Some(choice.backend);
         books.turned_away(choice, datagrams);

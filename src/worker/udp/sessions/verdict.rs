@@ -46,7 +46,7 @@ pub enum Up {
     },
     /// Open this socket, report the outcome with `Sessions::opened`, and ask again.
     Open(SocketId),
-    /// Hand it to this worker, which runs its session, and ask there with `Sessions::handed_off`.
+    /// Hand it off to this worker, which runs its session and asks with `Sessions::handed_off`.
     HandOff(u8),
     Drop(DropReason),
 }
@@ -62,7 +62,7 @@ pub enum Down {
     Drop(DropReason),
 }
 
-/// DropReason a datagram goes no further. Each has its counter.
+/// Why a datagram is dropped. Each reason has its counter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum DropReason {
     NoBackend,
