@@ -11,7 +11,7 @@ use lb::base::time::Now;
 use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
-use lb::proxy::udp::Limits;
+use lb::proxy::udp::PairLimits;
 use lb::proxy::{self, Event, Received, Side};
 use lb::ring::pool::{Class, Pool};
 use lb::session::flows::{FlowHasher, Waits};
@@ -141,16 +141,16 @@ pub struct Datagrams {
 impl Datagrams {
     pub fn new() -> Datagrams {
         let (books, snapshot, control) = books(Protocol::Udp);
-        let settings = udp::Settings {
+        let settings = udp::UdpSettings {
             udp: lb::config::Udp::default(),
             idle: Duration::from_secs(60),
             waits: Waits::default(),
             sessions: SESSIONS,
             share: SESSIONS,
-            upstream: Limits {
+            pairs: PairLimits {
                 sockets: SESSIONS,
-                rest: Duration::from_secs(120),
-                resting: SESSIONS,
+                quarantine: Duration::from_secs(120),
+                quarantined_max: SESSIONS,
             },
             sources: SourceLimits::default(),
             hasher: FlowHasher::new((1, 2)),
@@ -165,7 +165,7 @@ impl Datagrams {
     /// A datagram from a user and the answer to it.
     pub fn round_trip(&mut self, user: SocketAddr, bytes: usize) {
         let door: SocketAddr = ([192, 0, 2, 9], 53).into();
-        let load = udp::Load::one(bytes);
+        let load = udp::Segments::one(bytes);
         loop {
             match self.core.up(NOW, user, door, load, &mut self.books) {
                 udp::Up::Open(socket) => self.core.opened(NOW, socket, true),

@@ -2,6 +2,8 @@
 
 pub mod publish;
 pub mod quota;
+#[cfg(test)]
+pub mod random;
 pub mod thread;
 pub mod time;
 pub mod wheel;

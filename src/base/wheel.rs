@@ -211,6 +211,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::base::random::xorshift;
 
     const START: Now = Now::from_nanos(123_456_789_012_345);
 
@@ -297,13 +298,7 @@ mod tests {
 
     #[test]
     fn the_wheel_agrees_with_a_sorted_map_over_many_random_steps() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
-        let mut random = move |below: u64| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed % below
-        };
+        let mut random = xorshift(0x9e37_79b9_7f4a_7c15);
         let mut wheel = Wheel::new(START);
         let mut model: BTreeMap<u32, u64> = BTreeMap::new();
         let mut now = START;

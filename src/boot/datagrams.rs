@@ -1,5 +1,5 @@
-//! What the workers' UDP drivers are made from. Owns how the limits of the whole balancer are shared out
-//! among the workers, and what all of them use together.
+//! How the workers' UDP drivers are made. Owns the division of the balancer's limits among the
+//! workers, and what all of them share.
 
 use std::net::{IpAddr, UdpSocket};
 use std::num::NonZeroU32;
@@ -12,37 +12,40 @@ use super::{Trouble, capacity};
 use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::config::Config;
-use crate::proxy::udp::Limits;
+use crate::proxy::udp::PairLimits;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};
 use crate::session::sources::SourceLimits;
-use crate::worker::udp::driver::{Habits, Neighbours, UdpDoor, UdpDriver};
-use crate::worker::udp::origins::Origins;
-use crate::worker::udp::passage::Passages;
-use crate::worker::udp::sessions::{Holder, Sessions, Settings};
+use crate::worker::udp::driver::{HandoffLink, SocketConfig, UdpDoor, UdpDriver};
+use crate::worker::udp::handoff::HandoffQueues;
+use crate::worker::udp::local_addresses::LocalAddresses;
+use crate::worker::udp::sessions::{AffinityHandle, Sessions, UdpSettings};
 
-/// Pairs of backend and socket that may rest at a worker: 16 MiB of notes. A session that finds no
-/// room waits for one of them.
-const RESTING_MAX: usize = 1 << 20;
+/// Pairs of backend and socket quarantined at one worker, at most; they take 16 MiB. Beyond that,
+/// quarantines end early where no reply can be expected any more.
+const QUARANTINED_MAX: usize = 1 << 20;
 
 /// What the workers' UDP drivers have in common.
 pub struct Datagrams {
-    settings: Settings,
+    settings: UdpSettings,
     map: Arc<Affinity>,
-    habits: Habits,
-    passages: Arc<Passages>,
+    sockets: SocketConfig,
+    queues: Arc<HandoffQueues>,
 }
 
-/// What one worker's driver is made from, on that worker's thread.
+/// All it takes to make one worker's driver on that worker's thread.
 pub struct DatagramPlan {
     door: Option<UdpDoor>,
-    settings: Settings,
-    habits: Habits,
-    neighbours: Neighbours,
+    settings: UdpSettings,
+    sockets: SocketConfig,
+    handoff: HandoffLink,
 }
 
 impl Datagrams {
-    /// For workers that are woken by writing to these, by worker.
+    /// `wakes` holds what wakes each worker, by worker.
+    ///
+    /// # Errors
+    /// The kernel gives no random numbers, or a local address is not this host's.
     pub fn new(config: &Config, wakes: Vec<Arc<EventFd>>) -> Result<Datagrams, Trouble> {
         let workers = wakes.len();
         let mut keys = [[0; 8]; 3];
@@ -55,20 +58,20 @@ impl Datagrams {
         let share = |limit: Option<NonZeroU32>| {
             limit.and_then(|limit| NonZeroU32::new(limit.get().div_ceil(workers as u32)))
         };
-        let sockets = capacity::udp_sockets(config);
+        let sockets_max = capacity::udp_sockets(config);
         local_addresses(&config.udp_local_addresses)?;
-        let settings = Settings {
+        let settings = UdpSettings {
             udp: config.udp,
             idle: config.timeouts.udp_idle,
             waits: Waits::default(),
-            // The kernel does not deal users out evenly, so each worker might have them all; together
-            // sessions and sockets are bounded by their seats.
+            // The kernel does not distribute users evenly, so one worker may have them all. Seats
+            // bound sessions and sockets across the workers.
             sessions,
-            share: capacity::udp_sessions_on(sockets, config) / workers.max(1),
-            upstream: Limits {
-                sockets: capacity::udp_sessions_on(sockets, config),
-                rest: config.udp.quarantine(config.timeouts.udp_idle),
-                resting: RESTING_MAX,
+            share: capacity::udp_sessions_on(sockets_max, config) / workers.max(1),
+            pairs: PairLimits {
+                sockets: capacity::udp_sessions_on(sockets_max, config),
+                quarantine: config.udp.quarantine(config.timeouts.udp_idle),
+                quarantined_max: QUARANTINED_MAX,
             },
             sources: SourceLimits {
                 sessions: share(config.udp.source_sessions),
@@ -78,31 +81,37 @@ impl Datagrams {
             seed,
             affinity: None,
         };
-        let habits = Habits {
-            together: config.udp.gro,
-            seats: Arc::new(Seats::new(sockets)),
-            origins: Arc::new(Origins::new(&config.udp_local_addresses)),
+        let sockets = SocketConfig {
+            offload: config.udp.gro,
+            seats: Arc::new(Seats::new(sockets_max)),
+            local_addresses: Arc::new(LocalAddresses::new(&config.udp_local_addresses)),
         };
         let map = Arc::new(Affinity::new(sessions));
-        // Without the door nothing is ever handed over, and no memory taken for it.
+        // Without a UDP door nothing is ever handed off, so no memory is spent on queues.
         let wakes = wakes.into_iter().filter(|_| open);
-        Ok(Datagrams { settings, map, habits, passages: Arc::new(Passages::new(wakes)) })
+        Ok(Datagrams { settings, map, sockets, queues: Arc::new(HandoffQueues::new(wakes)) })
     }
 
-    /// The plan for one worker with its socket at the door, if that is open.
+    /// The plan for one worker, with its socket at the door if that is open.
+    ///
+    /// # Errors
+    /// The kernel does not say where the socket is bound.
     pub fn driver(&self, worker: u8, door: Option<OwnedFd>) -> Result<DatagramPlan, Trouble> {
         let door = door.map(UdpDoor::new).transpose();
         let door = door.map_err(|error| Trouble(format!("cannot ask the udp door: {error}")))?;
         let mut settings = self.settings.clone();
-        // Each worker chooses its sockets by a row of its own.
+        // Gives each worker a random sequence of its own.
         settings.seed ^= u64::from(worker) << 56;
-        settings.affinity = Some(Holder { map: Arc::clone(&self.map), worker });
-        let neighbours = Neighbours { passages: Arc::clone(&self.passages), worker };
-        Ok(DatagramPlan { door, settings, habits: self.habits.clone(), neighbours })
+        settings.affinity = Some(AffinityHandle { map: Arc::clone(&self.map), worker });
+        let handoff = HandoffLink { queues: Arc::clone(&self.queues), worker };
+        Ok(DatagramPlan { door, settings, sockets: self.sockets.clone(), handoff })
     }
 }
 
-/// Refuses addresses that nothing can be sent from.
+/// Checks that datagrams can be sent from these addresses.
+///
+/// # Errors
+/// Names the first from which they cannot.
 pub fn local_addresses(addresses: &[IpAddr]) -> Result<(), Trouble> {
     addresses.iter().try_for_each(|address| {
         let socket = UdpSocket::bind((*address, 0));
@@ -117,8 +126,8 @@ pub fn local_addresses(addresses: &[IpAddr]) -> Result<(), Trouble> {
 
 impl DatagramPlan {
     pub fn build(self, now: Now) -> UdpDriver {
-        let core = Sessions::new(self.settings, now);
-        UdpDriver::new(core, self.door, self.habits, self.neighbours)
+        let sessions = Sessions::new(self.settings, now);
+        UdpDriver::new(sessions, self.door, self.sockets, self.handoff)
     }
 }
 

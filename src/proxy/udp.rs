@@ -1,28 +1,30 @@
-//! The upstream side of UDP: which socket a session sends from, and whose a reply is. Owns the sockets'
-//! numbers and the pairs of (backend address, socket); opens nothing itself and knows no clock.
+//! The upstream side of UDP: which socket a session sends from, and which session a reply belongs
+//! to. Owns the numbering of the sockets and the pairs of (backend address, socket). Opens no
+//! socket and knows no clock.
 //!
-//! A socket is not connected and is shared by sessions on different backends: the pair of a backend's
-//! address and the socket names the session. So the sockets, and with them descriptors and local
-//! ports, follow the backend with the most sessions and not the sum. What is a socket here may be one
-//! of several addresses that the driver sends from by the same descriptor.
+//! Upstream sockets are not connected, and sessions on different backends share them: the backend's
+//! address and the socket together identify the session. The number of sockets, and so of
+//! descriptors and local ports, is that of the sessions on the busiest backend, not of all
+//! sessions. One descriptor may count as several sockets here, one for each local address that the
+//! driver sends from.
 //!
-//! Connecting the sockets that serve one session would save looking for the route, 5 % of a worker's time
-//! in a profile of 64 flows; measured in turns over 9 rounds it cost 0.99 times as much, and strangers'
-//! replies would be dropped where nobody counts them.
+//! Connecting sockets that serve a single session would save the route look-up, 5 % of a worker's
+//! time in a profile of 64 flows. Measured alternately over 9 rounds, the cost was 0.99 times as
+//! high, and the kernel would drop what strangers send without anybody counting it.
 //!
 //! ```text
-//!   free --take--> held by a session --give_back--> resting --rest is over--> free
+//!   free --take--> held by a session --give_back--> quarantined --quarantine ends--> free
 //! ```
 //!
-//! A pair that was given back rests, because a late reply to its last session would otherwise reach the
-//! next one. Pairs belong to addresses, not to registrations, so the rest outlives a backend that
-//! leaves and registers again. Where a backend has no free pair left the rest that began first may be
-//! cut short ([`Upstream::cut_short`]), but never before the moment from which on no reply can be
-//! expected any more: until then the pair is not clean, and nobody gets it.
+//! A pair is quarantined after its session, because a late reply to that session would otherwise
+//! reach the next one. Pairs belong to addresses and not to registrations, so the quarantine
+//! outlives a backend that leaves and registers again. If a backend has no free pair left, its
+//! oldest quarantine may end early ([`PairTable::end_early`]), but not before the pair is *clean*,
+//! that is, before the time after which no reply can be expected any more.
 //!
-//! Sockets are numbered from zero. New sessions use those below the ceiling, which are all open. The
-//! ceiling rises when some backend has no free pair, and sinks when none needs half of what is open;
-//! a socket above it is closed as soon as its last pair has rested.
+//! Sockets are numbered from zero. New sessions use those below the ceiling, all of which are open.
+//! The ceiling rises when some backend has no free pair, and falls when none needs half of the open
+//! sockets. A socket above the ceiling is closed once its last pair is free.
 
 mod peer;
 
@@ -33,25 +35,25 @@ use std::time::Duration;
 
 use hashbrown::HashTable;
 
-use peer::{FREE, Peer, RESTING, Rest};
+use peer::{FREE, Peer, QUARANTINED, Quarantined};
 
 use crate::base::time::Now;
 use crate::session::flows::FlowHasher;
 
-/// Backend addresses that may be known at once: those that are registered, and those that have left
-/// while pairs of theirs are held or rest.
+/// Backend addresses known at once, at most: those registered, and those that have left but still
+/// have pairs held or quarantined.
 pub const PEERS_MAX: usize = 4096;
-/// So few are looked through one by one in less time than an address takes to hash.
+/// Up to this many addresses, comparing them all is faster than hashing one.
 const FEW_PEERS: usize = 4;
-/// Sockets of one family and one worker at most, each address of a socket counted.
+/// Sockets of one family at one worker, at most; each local address of a descriptor counts.
 pub const SOCKETS_MAX: usize = 65_535;
-/// Sockets that are kept open even when nobody needs them.
+/// Sockets kept open even if no session needs them.
 const SOCKETS_KEPT: usize = 32;
-/// How long to do without a new socket after one could not be opened.
+/// How long to wait after a socket could not be opened before trying again.
 const OPEN_PAUSE: Duration = Duration::from_millis(100);
-/// How often to look whether sockets are left over.
+/// How often to look for surplus sockets.
 const SHRINK_EVERY: Duration = Duration::from_secs(10);
-/// Pairs whose rest may end in one call of [`Upstream::settle`], so that a call stays short.
+/// Quarantines that one call of [`PairTable::settle`] may end, so that a call stays short.
 const SETTLED_MAX: usize = 1024;
 
 /// The address family of a backend, and of the sockets that reach it.
@@ -69,14 +71,14 @@ impl Family {
     }
 }
 
-/// An upstream socket by its number.
+/// An upstream socket, by its number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Socket {
+pub struct SocketId {
     pub family: Family,
     pub number: u16,
 }
 
-/// A backend's address in the table; good while it is registered or pairs of it are held.
+/// A backend address in the table; valid while it is registered or has pairs held or quarantined.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(u16);
 
@@ -86,34 +88,34 @@ impl PeerId {
     }
 }
 
-/// Whom a reply is for.
+/// To whom a pair belongs, and so a reply that arrives on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Owner {
+pub enum PairOwner {
     /// The session at this place.
     Session(u32),
-    /// A session that is over.
-    Resting,
+    /// A session that has ended.
+    Quarantined,
     Nobody,
 }
 
-/// What the table is told once.
+/// The bounds of a table, fixed when it is made.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct PairLimits {
     /// Sockets of both families together.
     pub sockets: usize,
-    /// How long a pair rests.
-    pub rest: Duration,
-    /// Pairs that rest at once, except for those that are not clean: for each one more, another that
-    /// is clean gives up its rest.
-    pub resting: usize,
+    /// How long a pair is quarantined after its session.
+    pub quarantine: Duration,
+    /// Quarantined pairs, at most: beyond that, each further one ends the oldest quarantine of its
+    /// peer, provided that pair is clean.
+    pub quarantined_max: usize,
 }
 
-/// What is known about a pair when it is given back.
+/// How a session used its pair, as known when it gives the pair back.
 #[derive(Clone, Copy, Debug)]
-pub struct Past {
-    /// When something last passed.
-    pub last: Now,
-    /// From when on no reply can be expected.
+pub struct LastUse {
+    /// When a datagram last passed.
+    pub at: Now,
+    /// The time after which no reply can be expected.
     pub clean: Now,
 }
 
@@ -126,24 +128,24 @@ struct Sockets {
 #[derive(Clone, Copy, Default)]
 struct SocketState {
     open: bool,
-    /// Pairs of any peer that are held or rest.
+    /// Pairs that are held or quarantined, of all peers.
     busy: u32,
-    /// The peer that a datagram came from last: most likely the next one's too.
+    /// The sender of the last datagram, which is most likely that of the next one too.
     last: Option<PeerId>,
 }
 
 /// How the pairs with one peer are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Use {
+pub struct PairUse {
     /// Pairs that are not free.
     pub busy: usize,
-    /// Of these, pairs that rest and are clean.
+    /// How many of those are quarantined and clean.
     pub clean: usize,
 }
 
 /// The upstream sockets of one worker and the pairs on them.
-pub struct Upstream {
-    limits: Limits,
+pub struct PairTable {
+    limits: PairLimits,
     hasher: FlowHasher,
     random: u64,
     by_address: HashTable<PeerId>,
@@ -152,22 +154,22 @@ pub struct Upstream {
     /// By [`Family`].
     sockets: [Sockets; 2],
     open: usize,
-    /// Pairs that rest, of all peers.
-    resting: usize,
-    /// When to look at a peer's rests: one entry for each peer that has any.
-    ends: BinaryHeap<Reverse<(Now, PeerId)>>,
-    /// By [`PeerId::index`]: whether it has an entry there.
-    has_end: Vec<bool>,
-    surplus: Vec<Socket>,
-    /// By [`Family`]: no socket is wanted before.
+    /// Quarantined pairs, of all peers.
+    quarantined: usize,
+    /// When to look at a peer's quarantines: one entry for each peer that has any.
+    due: BinaryHeap<Reverse<(Now, PeerId)>>,
+    /// By [`PeerId::index`]: whether the peer has an entry in `due`.
+    is_scheduled: Vec<bool>,
+    surplus: Vec<SocketId>,
+    /// By [`Family`]: no socket is wanted before this time.
     open_again: [Now; 2],
     shrink_at: Now,
 }
 
-impl Upstream {
+impl PairTable {
     /// A table without sockets or peers. `seed` makes the choice of sockets unpredictable.
-    pub fn new(limits: Limits, seed: u64, hasher: FlowHasher, now: Now) -> Upstream {
-        Upstream {
+    pub fn new(limits: PairLimits, seed: u64, hasher: FlowHasher, now: Now) -> PairTable {
+        PairTable {
             limits,
             hasher,
             random: seed,
@@ -176,26 +178,27 @@ impl Upstream {
             free_peers: Vec::new(),
             sockets: Default::default(),
             open: 0,
-            resting: 0,
-            ends: BinaryHeap::new(),
-            has_end: Vec::new(),
+            quarantined: 0,
+            due: BinaryHeap::new(),
+            is_scheduled: Vec::new(),
             surplus: Vec::new(),
             open_again: [now; 2],
             shrink_at: now.plus(SHRINK_EVERY),
         }
     }
 
-    /// Sockets that are open.
+    /// How many sockets are open.
     pub fn open(&self) -> usize {
         self.open
     }
 
-    /// Pairs that rest.
-    pub fn resting(&self) -> usize {
-        self.resting
+    /// How many pairs are quarantined.
+    pub fn quarantined(&self) -> usize {
+        self.quarantined
     }
 
-    /// Enters the address of a registered backend; `None` when too many addresses are known.
+    /// Adds the address of a registered backend. `None` if there are [`PEERS_MAX`] addresses
+    /// already.
     pub fn register(&mut self, address: SocketAddr) -> Option<PeerId> {
         if let Some(id) = self.find(address) {
             self.peer_mut(id).registered = true;
@@ -205,21 +208,21 @@ impl Upstream {
             Some(index) => index,
             None if self.peers.len() < PEERS_MAX => {
                 self.peers.push(None);
-                self.has_end.push(false);
+                self.is_scheduled.push(false);
                 self.peers.len() as u16 - 1
             }
             None => return None,
         };
         self.peers[usize::from(index)] = Some(Peer::new(address));
-        let Upstream { by_address, peers, hasher, .. } = self;
+        let PairTable { by_address, peers, hasher, .. } = self;
         by_address.insert_unique(hasher.address(address), PeerId(index), |id| {
             let peer = peers[id.index()].as_ref();
-            hasher.address(peer.expect("the index names peers that are known").address)
+            hasher.address(peer.expect("the index names known peers").address)
         });
         Some(PeerId(index))
     }
 
-    /// The backend at this address has left. The address is known until its last pair has rested.
+    /// The backend at this address has left. The address stays known until its last pair is free.
     pub fn unregister(&mut self, id: PeerId) {
         self.peer_mut(id).registered = false;
         self.forget_if_unused(id);
@@ -235,8 +238,8 @@ impl Upstream {
         self.by_address.find(self.hasher.address(address), same).copied()
     }
 
-    /// The peer with this address, from which a datagram came to `socket`.
-    pub fn speaker(&mut self, socket: Socket, address: SocketAddr) -> Option<PeerId> {
+    /// The peer with this address, which sent a datagram to `socket`.
+    pub fn sender(&mut self, socket: SocketId, address: SocketAddr) -> Option<PeerId> {
         let number = usize::from(socket.number);
         let last = self.sockets[socket.family as usize].all.get(number).and_then(|at| at.last);
         if last.is_some_and(|id| self.is_at(id, address)) {
@@ -253,22 +256,22 @@ impl Upstream {
         self.peer(id).address
     }
 
-    /// Whom a datagram from `id` to `socket` is for.
-    pub fn owner(&self, id: PeerId, socket: Socket) -> Owner {
+    /// To whom a datagram from `id` to `socket` belongs.
+    pub fn owner(&self, id: PeerId, socket: SocketId) -> PairOwner {
         let peer = self.peer(id);
         if Family::of(peer.address) != socket.family {
-            return Owner::Nobody;
+            return PairOwner::Nobody;
         }
         match peer.owners.get(usize::from(socket.number)) {
-            None | Some(&FREE) => Owner::Nobody,
-            Some(&RESTING) => Owner::Resting,
-            Some(&place) => Owner::Session(place),
+            None | Some(&FREE) => PairOwner::Nobody,
+            Some(&QUARANTINED) => PairOwner::Quarantined,
+            Some(&place) => PairOwner::Session(place),
         }
     }
 
-    /// A socket to be opened before a new session can be sure of a pair, whichever backend it is
-    /// given. To be answered with [`Upstream::opened`] or [`Upstream::failed`].
-    pub fn wanted(&mut self, now: Now) -> Option<Socket> {
+    /// A socket to open so that the next session finds a free pair, whichever backend is chosen.
+    /// The caller answers with [`PairTable::opened`] or [`PairTable::failed`].
+    pub fn wanted(&mut self, now: Now) -> Option<SocketId> {
         for family in Family::BOTH {
             while now >= self.open_again[family as usize] && self.is_short(family) {
                 let sockets = &mut self.sockets[family as usize];
@@ -276,7 +279,7 @@ impl Upstream {
                 if sockets.all.get(next).is_some_and(|socket| socket.open) {
                     sockets.ceiling += 1;
                 } else if self.open < self.limits.sockets && next < SOCKETS_MAX {
-                    return Some(Socket { family, number: sockets.ceiling });
+                    return Some(SocketId { family, number: sockets.ceiling });
                 } else {
                     break;
                 }
@@ -285,8 +288,8 @@ impl Upstream {
         None
     }
 
-    /// The socket that was wanted is open.
-    pub fn opened(&mut self, socket: Socket) {
+    /// The wanted socket is open.
+    pub fn opened(&mut self, socket: SocketId) {
         let sockets = &mut self.sockets[socket.family as usize];
         assert_eq!(socket.number, sockets.ceiling, "the wanted socket is the next one");
         if sockets.all.len() == usize::from(socket.number) {
@@ -297,15 +300,15 @@ impl Upstream {
         self.open += 1;
     }
 
-    /// The socket that was wanted could not be opened: none of its family is wanted for a moment.
-    pub fn failed(&mut self, socket: Socket, now: Now) {
+    /// The wanted socket could not be opened; no other of its family is wanted for a moment.
+    pub fn failed(&mut self, socket: SocketId, now: Now) {
         self.open_again[socket.family as usize] = now.plus(OPEN_PAUSE);
     }
 
-    /// A free pair with this peer, chosen at random, for the session at `place`; `None` when all are
-    /// held or rest and no further socket is open.
-    pub fn take(&mut self, id: PeerId, place: u32) -> Option<Socket> {
-        assert!(place < RESTING, "a place is not one of the two marks");
+    /// Gives the session at `place` a free pair with this peer, chosen at random. `None` if there
+    /// is none.
+    pub fn take(&mut self, id: PeerId, place: u32) -> Option<SocketId> {
+        assert!(place < QUARANTINED, "FREE and QUARANTINED are no places");
         let random = self.next_random();
         let peer = self.peers[id.index()].as_mut().expect("a peer in use is known");
         let family = Family::of(peer.address);
@@ -319,71 +322,72 @@ impl Upstream {
         peer.owners[usize::from(number)] = place;
         peer.busy += 1;
         sockets.all[usize::from(number)].busy += 1;
-        Some(Socket { family, number })
+        Some(SocketId { family, number })
     }
 
-    /// Whether a session can be given a pair with this peer without anybody making room.
+    /// Whether a pair with this peer is free.
     pub fn has_free(&mut self, id: PeerId) -> bool {
         let peer = self.peers[id.index()].as_mut().expect("a peer in use is known");
         peer.offer(self.sockets[Family::of(peer.address) as usize].ceiling);
         !peer.free.is_empty()
     }
 
-    /// The session of this pair is over, or has moved: the pair rests.
-    pub fn give_back(&mut self, id: PeerId, socket: Socket, past: Past, now: Now) {
-        let until = now.plus(self.limits.rest);
-        let past = Past { clean: past.clean.min(until), ..past };
+    /// The session of this pair has ended or moved: the pair is quarantined.
+    pub fn give_back(&mut self, id: PeerId, socket: SocketId, last_use: LastUse, now: Now) {
+        let until = now.plus(self.limits.quarantine);
+        let last_use = LastUse { clean: last_use.clean.min(until), ..last_use };
         let peer = self.peer_mut(id);
         let owner = &mut peer.owners[usize::from(socket.number)];
-        assert!(*owner < RESTING, "a pair is given back once");
-        *owner = RESTING;
-        peer.resting.push_back(Rest { until, past, number: socket.number });
-        self.resting += 1;
-        self.look_at(id, until);
-        if self.resting > self.limits.resting {
-            self.cut_short(id, now, now);
+        assert!(*owner < QUARANTINED, "a pair is given back once");
+        *owner = QUARANTINED;
+        peer.quarantined.push_back(Quarantined { until, last_use, number: socket.number });
+        self.quarantined += 1;
+        self.schedule(id, until);
+        if self.quarantined > self.limits.quarantined_max {
+            self.end_early(id, now, now);
         }
     }
 
-    /// The session of this pair gave way to another, and the pair is clean: it does not rest.
-    pub fn hand_on(&mut self, id: PeerId, socket: Socket) {
+    /// The session of this pair was evicted and the pair is clean: it is free at once.
+    pub fn free_clean(&mut self, id: PeerId, socket: SocketId) {
         let owner = self.peer(id).owners[usize::from(socket.number)];
-        assert!(owner < RESTING, "a pair is handed on by its session");
+        assert!(owner < QUARANTINED, "a session frees the pair it holds");
         self.set_free(id, socket.number);
     }
 
-    /// Ends the rest with this peer that began first, if nothing has passed since `before` and the
-    /// pair is clean. False when there is none such.
-    pub fn cut_short(&mut self, id: PeerId, before: Now, now: Now) -> bool {
-        let front = self.peer(id).resting.front();
-        let may = front.is_some_and(|rest| rest.past.clean <= now && rest.past.last <= before);
+    /// Ends the oldest quarantine with this peer, if its pair is clean and nothing has passed since
+    /// `before`. False if it was not ended, or there is none.
+    pub fn end_early(&mut self, id: PeerId, before: Now, now: Now) -> bool {
+        let front = self.peer(id).quarantined.front();
+        let may = front
+            .is_some_and(|oldest| oldest.last_use.clean <= now && oldest.last_use.at <= before);
         if may {
-            self.end_rest(id);
+            self.end_quarantine(id);
         }
         may
     }
 
     /// How the pairs with this peer are used now.
-    pub fn usage(&mut self, id: PeerId, now: Now) -> Use {
+    pub fn usage(&mut self, id: PeerId, now: Now) -> PairUse {
         let peer = self.peer_mut(id);
-        while peer.resting.get(peer.clean).is_some_and(|rest| rest.past.clean <= now) {
+        while peer.quarantined.get(peer.clean).is_some_and(|oldest| oldest.last_use.clean <= now) {
             peer.clean += 1;
         }
-        Use { busy: peer.busy as usize, clean: peer.clean }
+        PairUse { busy: peer.busy as usize, clean: peer.clean }
     }
 
-    /// Ends the rests that are over and looks for sockets that are left over. True when more is to be
-    /// done at once.
+    /// Ends the quarantines that are due and looks for surplus sockets. True if there is more to do
+    /// at once.
     pub fn settle(&mut self, now: Now) -> bool {
         let mut left = SETTLED_MAX;
-        while let Some(Reverse((at, id))) = self.ends.peek().copied().filter(|_| left > 0) {
+        while let Some(Reverse((at, id))) = self.due.peek().copied().filter(|_| left > 0) {
             if at > now {
                 break;
             }
-            self.ends.pop();
-            self.has_end[id.index()] = false;
+            self.due.pop();
+            self.is_scheduled[id.index()] = false;
             left -= 1;
-            self.end_rests(id, now, &mut left);
+            self.end_quarantines(id, now, &mut left);
         }
         if now >= self.shrink_at {
             self.shrink_at = now.plus(SHRINK_EVERY);
@@ -392,15 +396,15 @@ impl Upstream {
         left == 0
     }
 
-    /// When [`Upstream::settle`] has something to do next.
+    /// When [`PairTable::settle`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
         let shrink = (self.open > SOCKETS_KEPT).then_some(self.shrink_at);
-        let end = self.ends.peek().map(|Reverse((at, _))| *at);
+        let end = self.due.peek().map(|Reverse((at, _))| *at);
         end.into_iter().chain(shrink).min()
     }
 
-    /// A socket to close, which nobody uses; it counts as closed from here on.
-    pub fn next_surplus(&mut self) -> Option<Socket> {
+    /// A socket to close because no session needs it. It counts as closed from now on.
+    pub fn next_surplus(&mut self) -> Option<SocketId> {
         while let Some(socket) = self.surplus.pop() {
             let sockets = &mut self.sockets[socket.family as usize];
             let state = &mut sockets.all[usize::from(socket.number)];
@@ -413,7 +417,7 @@ impl Upstream {
         None
     }
 
-    /// Whether the peer with this address is known by `id` now.
+    /// Whether `id` currently names the peer with this address.
     fn is_at(&self, id: PeerId, address: SocketAddr) -> bool {
         self.peers[id.index()].as_ref().is_some_and(|peer| peer.address == address)
     }
@@ -437,33 +441,34 @@ impl Upstream {
         })
     }
 
-    /// Looks at a peer's rests at `at`, or earlier if that is planned.
-    fn look_at(&mut self, id: PeerId, at: Now) {
-        if !std::mem::replace(&mut self.has_end[id.index()], true) {
-            self.ends.push(Reverse((at, id)));
+    /// Plans a look at a peer's quarantines at `at`, unless one is planned already, which is then
+    /// earlier.
+    fn schedule(&mut self, id: PeerId, at: Now) {
+        if !std::mem::replace(&mut self.is_scheduled[id.index()], true) {
+            self.due.push(Reverse((at, id)));
         }
     }
 
-    /// Ends the rests of a peer that are over, as many as may be.
-    fn end_rests(&mut self, id: PeerId, now: Now, left: &mut usize) {
-        let until = |upstream: &Upstream| -> Option<Now> {
-            Some(upstream.peers[id.index()].as_ref()?.resting.front()?.until)
+    /// Ends the quarantines of a peer that are due, up to `left` of them.
+    fn end_quarantines(&mut self, id: PeerId, now: Now, left: &mut usize) {
+        let until = |upstream: &PairTable| -> Option<Now> {
+            Some(upstream.peers[id.index()].as_ref()?.quarantined.front()?.until)
         };
         while let Some(at) = until(self) {
             if at > now || *left == 0 {
-                return self.look_at(id, at);
+                return self.schedule(id, at);
             }
             *left -= 1;
-            self.end_rest(id);
+            self.end_quarantine(id);
         }
     }
 
-    /// Ends the rest that began first, of which there is one.
-    fn end_rest(&mut self, id: PeerId) {
+    /// Ends the oldest quarantine of a peer, which has one.
+    fn end_quarantine(&mut self, id: PeerId) {
         let peer = self.peer_mut(id);
         peer.clean = peer.clean.saturating_sub(1);
-        let Some(Rest { number, .. }) = peer.resting.pop_front() else { return };
-        self.resting -= 1;
+        let Some(Quarantined { number, .. }) = peer.quarantined.pop_front() else { return };
+        self.quarantined -= 1;
         self.set_free(id, number);
     }
 
@@ -475,7 +480,7 @@ impl Upstream {
         let state = &mut sockets.all[usize::from(number)];
         state.busy -= 1;
         if state.busy == 0 && number >= sockets.ceiling {
-            self.surplus.push(Socket { family, number });
+            self.surplus.push(SocketId { family, number });
         }
         self.forget_if_unused(id);
     }
@@ -492,7 +497,7 @@ impl Upstream {
         self.free_peers.push(id.0);
     }
 
-    /// Lowers the ceiling when the busiest peer needs less than half of it.
+    /// Lowers the ceiling if the busiest peer needs less than half of it.
     fn shrink(&mut self, family: Family) {
         let of_family = |peer: &&mut Peer| Family::of(peer.address) == family;
         let needed = (self.peers.iter_mut().flatten().filter(of_family))
@@ -511,7 +516,7 @@ impl Upstream {
         }
         for (number, state) in sockets.all.iter().enumerate().skip(target) {
             if state.open && state.busy == 0 {
-                self.surplus.push(Socket { family, number: number as u16 });
+                self.surplus.push(SocketId { family, number: number as u16 });
             }
         }
     }
@@ -526,338 +531,4 @@ impl Upstream {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    const REST: Duration = Duration::from_secs(120);
-
-    fn at(seconds: u64) -> Now {
-        Now::from_nanos(seconds * 1_000_000_000)
-    }
-
-    fn table(sockets: usize) -> Upstream {
-        let limits = Limits { sockets, rest: REST, resting: 1000 };
-        Upstream::new(limits, 1, FlowHasher::new((1, 2)), at(0))
-    }
-
-    fn peer(upstream: &mut Upstream, address: &str) -> PeerId {
-        upstream.register(address.parse().unwrap()).unwrap()
-    }
-
-    /// Opens what is wanted, then takes a pair.
-    fn take(upstream: &mut Upstream, id: PeerId, place: u32) -> Option<Socket> {
-        while let Some(socket) = upstream.wanted(at(0)) {
-            upstream.opened(socket);
-        }
-        upstream.take(id, place)
-    }
-
-    /// Gives a pair back through which something passed just now, and which no reply comes to
-    /// after 5 s.
-    fn give_back(upstream: &mut Upstream, id: PeerId, socket: Socket, now: Now) {
-        let past = Past { last: now, clean: now.plus(Duration::from_secs(5)) };
-        upstream.give_back(id, socket, past, now);
-    }
-
-    fn settle(upstream: &mut Upstream, now: Now) -> Vec<Socket> {
-        while upstream.settle(now) {}
-        std::iter::from_fn(|| upstream.next_surplus()).collect()
-    }
-
-    #[test]
-    fn a_pair_names_its_session_and_no_other_pair_does() {
-        let mut upstream = table(10);
-        let (one, other) = (peer(&mut upstream, "10.0.0.1:53"), peer(&mut upstream, "10.0.0.1:54"));
-        let socket = take(&mut upstream, one, 7).unwrap();
-        assert_eq!(upstream.owner(one, socket), Owner::Session(7));
-        assert_eq!(upstream.owner(other, socket), Owner::Nobody);
-        let of_v6 = Socket { family: Family::V6, number: socket.number };
-        assert_eq!(upstream.owner(one, of_v6), Owner::Nobody);
-        assert_eq!(upstream.find("10.0.0.1:53".parse().unwrap()), Some(one));
-        assert_eq!(upstream.find("10.0.0.2:53".parse().unwrap()), None);
-        assert_eq!(upstream.find("[::ffff:10.0.0.1]:53".parse().unwrap()), None);
-    }
-
-    #[test]
-    fn sockets_follow_the_busiest_backend_and_not_the_sum() {
-        let mut upstream = table(1000);
-        let peers: Vec<PeerId> =
-            (1..=4).map(|n| peer(&mut upstream, &format!("10.0.0.{n}:53"))).collect();
-        let mut seen = HashSet::new();
-        for place in 0..400 {
-            let id = peers[place as usize % 4];
-            assert!(seen.insert((id, take(&mut upstream, id, place).unwrap())));
-        }
-        assert!((100..=101).contains(&upstream.open()), "{}", upstream.open());
-        let six = peer(&mut upstream, "[2001:db8::1]:53");
-        assert_eq!(take(&mut upstream, six, 400).unwrap().family, Family::V6);
-        assert!(upstream.open() <= 103);
-    }
-
-    #[test]
-    fn a_pair_rests_before_it_is_used_again() {
-        let mut upstream = table(1);
-        let id = peer(&mut upstream, "10.0.0.1:53");
-        let socket = take(&mut upstream, id, 7).unwrap();
-        give_back(&mut upstream, id, socket, at(10));
-        assert_eq!(upstream.owner(id, socket), Owner::Resting);
-        settle(&mut upstream, at(129));
-        assert_eq!(take(&mut upstream, id, 8), None);
-        assert_eq!(upstream.next_deadline(), Some(at(130)));
-        settle(&mut upstream, at(130));
-        assert_eq!(upstream.owner(id, socket), Owner::Nobody);
-        assert_eq!(take(&mut upstream, id, 8), Some(socket));
-    }
-
-    #[test]
-    fn whoever_speaks_is_known_by_the_address_and_not_by_who_spoke_before() {
-        let mut upstream = table(1);
-        let [one, two] = ["10.0.0.1:53", "10.0.0.2:53"].map(|address| peer(&mut upstream, address));
-        let socket = take(&mut upstream, one, 7).unwrap();
-        let speaker = |upstream: &mut Upstream, address: &str| {
-            upstream.speaker(socket, address.parse().unwrap())
-        };
-        for (address, who) in [
-            ("10.0.0.1:53", Some(one)),
-            ("10.0.0.1:53", Some(one)),
-            ("10.0.0.2:53", Some(two)),
-            ("10.0.0.2:54", None),
-            ("10.0.0.1:53", Some(one)),
-        ] {
-            assert_eq!(speaker(&mut upstream, address), who, "{address}");
-        }
-        // A number that has not been opened yet has heard nobody, and knows the peers all the same.
-        let unopened = Socket { number: 9, ..socket };
-        assert_eq!(upstream.speaker(unopened, "10.0.0.1:53".parse().unwrap()), Some(one));
-        // The place of one who is gone is another's now.
-        upstream.unregister(two);
-        assert_eq!(speaker(&mut upstream, "10.0.0.2:53"), None);
-        assert_eq!(peer(&mut upstream, "10.0.0.3:53"), two);
-        assert_eq!(speaker(&mut upstream, "10.0.0.2:53"), None);
-        assert_eq!(speaker(&mut upstream, "10.0.0.3:53"), Some(two));
-    }
-
-    #[test]
-    fn the_rest_outlives_the_registration() {
-        let mut upstream = table(1);
-        let id = peer(&mut upstream, "10.0.0.1:53");
-        let socket = take(&mut upstream, id, 7).unwrap();
-        upstream.unregister(id);
-        assert_eq!(upstream.owner(id, socket), Owner::Session(7));
-        give_back(&mut upstream, id, socket, at(0));
-        assert_eq!(peer(&mut upstream, "10.0.0.1:53"), id);
-        assert_eq!(take(&mut upstream, id, 8), None, "still resting");
-        upstream.unregister(id);
-        settle(&mut upstream, at(120));
-        assert_eq!(upstream.find("10.0.0.1:53".parse().unwrap()), None);
-    }
-
-    #[test]
-    fn addresses_are_bounded_and_places_used_again() {
-        let mut upstream = table(1);
-        let address = |n: usize| SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 53));
-        let ids: Vec<PeerId> =
-            (0..PEERS_MAX).map(|n| upstream.register(address(n)).unwrap()).collect();
-        assert_eq!(upstream.register(address(PEERS_MAX)), None);
-        upstream.unregister(ids[5]);
-        assert_eq!(upstream.register(address(PEERS_MAX)), Some(ids[5]));
-    }
-
-    #[test]
-    fn a_socket_that_cannot_be_opened_is_not_asked_for_at_once_again() {
-        let mut upstream = table(10);
-        let id = peer(&mut upstream, "10.0.0.1:53");
-        let wanted = upstream.wanted(at(5)).unwrap();
-        assert_eq!(upstream.wanted(at(5)), Some(wanted), "until it is answered");
-        upstream.failed(wanted, at(5));
-        assert_eq!(upstream.wanted(at(5)), None);
-        assert_eq!(upstream.take(id, 1), None);
-        peer(&mut upstream, "[::1]:53");
-        assert_eq!(upstream.wanted(at(5)).map(|socket| socket.family), Some(Family::V6));
-        assert_eq!(upstream.wanted(at(6)), Some(wanted));
-    }
-
-    #[test]
-    fn beyond_the_limit_the_oldest_rest_of_a_clean_pair_ends() {
-        let limits = Limits { sockets: 100, rest: REST, resting: 2 };
-        let mut upstream = Upstream::new(limits, 1, FlowHasher::new((1, 2)), at(0));
-        let id = peer(&mut upstream, "10.0.0.1:53");
-        let held: Vec<Socket> =
-            (0..5).map(|place| take(&mut upstream, id, place).unwrap()).collect();
-        for (number, seconds, resting) in [(0, 0, 1), (1, 0, 2), (2, 4, 3), (3, 5, 3), (4, 5, 3)] {
-            give_back(&mut upstream, id, held[number], at(seconds));
-            assert_eq!(upstream.resting(), resting, "the {number}th");
-        }
-        assert_eq!(upstream.owner(id, held[1]), Owner::Nobody);
-        assert_eq!(upstream.owner(id, held[2]), Owner::Resting, "not clean before 9 s");
-    }
-
-    #[test]
-    fn a_rest_is_cut_short_in_the_order_of_beginning_and_not_before_the_pair_is_clean() {
-        let mut upstream = table(3);
-        let id = peer(&mut upstream, "10.0.0.1:53");
-        let held: Vec<Socket> =
-            (0..3).map(|place| take(&mut upstream, id, place).unwrap()).collect();
-        assert!(!upstream.has_free(id));
-        give_back(&mut upstream, id, held[1], at(10));
-        give_back(&mut upstream, id, held[0], at(12));
-        assert_eq!(upstream.usage(id, at(14)), Use { busy: 3, clean: 0 });
-        assert!(!upstream.cut_short(id, at(14), at(14)), "a reply may come");
-        assert_eq!(upstream.usage(id, at(16)), Use { busy: 3, clean: 1 });
-        assert!(!upstream.cut_short(id, at(9), at(16)), "not quiet for so long");
-        assert!(upstream.cut_short(id, at(10), at(16)));
-        assert_eq!(upstream.usage(id, at(16)), Use { busy: 2, clean: 0 });
-        assert_eq!(upstream.take(id, 9), Some(held[1]));
-        assert!(!upstream.cut_short(id, at(16), at(16)));
-        upstream.hand_on(id, held[2]);
-        assert_eq!(upstream.take(id, 10), Some(held[2]));
-        assert_eq!(upstream.owner(id, held[0]), Owner::Resting);
-        settle(&mut upstream, at(132));
-        assert_eq!((upstream.resting(), upstream.owner(id, held[0])), (0, Owner::Nobody));
-    }
-
-    #[test]
-    fn sockets_that_nobody_needs_are_closed_and_opened_again() {
-        let mut upstream = table(1000);
-        let id = peer(&mut upstream, "10.0.0.1:53");
-        let other = peer(&mut upstream, "10.0.0.2:53");
-        let held: Vec<Socket> =
-            (0..200).map(|place| take(&mut upstream, id, place).unwrap()).collect();
-        let on_other: Vec<Socket> =
-            (0..40).map(|place| take(&mut upstream, other, 200 + place).unwrap()).collect();
-        let open = upstream.open();
-        held.iter().skip(10).for_each(|socket| give_back(&mut upstream, id, *socket, at(0)));
-        assert_eq!(settle(&mut upstream, at(11)), [], "nothing is closed while pairs rest");
-        let closed = settle(&mut upstream, at(120));
-        assert!(closed.len() >= open - 60 - 10, "{} of {open}", closed.len());
-        assert_eq!(upstream.open(), open - closed.len());
-        for socket in held.iter().take(10) {
-            assert!(!closed.contains(socket), "a socket with a session stays open");
-        }
-        assert!(on_other.iter().all(|socket| !closed.contains(socket)));
-        let mut again = HashSet::new();
-        for place in 300..500 {
-            let socket = take(&mut upstream, id, place).unwrap();
-            assert!(again.insert(socket) && !held[..10].contains(&socket));
-        }
-        assert!(upstream.open() <= 212);
-    }
-
-    #[test]
-    fn a_socket_that_came_into_use_again_before_it_was_closed_stays_open() {
-        let mut upstream = table(1000);
-        let id = peer(&mut upstream, "10.0.0.1:53");
-        let rise = |upstream: &mut Upstream| -> Vec<Socket> {
-            (0..100).map(|place| take(upstream, id, place).unwrap()).collect()
-        };
-        rise(&mut upstream)
-            .into_iter()
-            .for_each(|socket| give_back(&mut upstream, id, socket, at(0)));
-        assert!(!upstream.settle(at(120)), "left over, and not yet closed");
-        let held = rise(&mut upstream);
-        let (high, low): (Vec<Socket>, Vec<Socket>) =
-            held.into_iter().partition(|socket| socket.number >= 90);
-        low.into_iter().for_each(|socket| give_back(&mut upstream, id, socket, at(120)));
-        let closed = settle(&mut upstream, at(240));
-        assert!(!closed.is_empty() && closed.iter().all(|socket| !high.contains(socket)));
-    }
-
-    #[test]
-    fn the_choice_depends_on_the_seed() {
-        let chosen = |seed| {
-            let limits = Limits { sockets: 100, rest: REST, resting: 1000 };
-            let mut upstream = Upstream::new(limits, seed, FlowHasher::new((1, 2)), at(0));
-            let (busy, id) =
-                (peer(&mut upstream, "10.0.0.1:53"), peer(&mut upstream, "10.0.0.2:53"));
-            (0..50).for_each(|place| assert!(take(&mut upstream, busy, place).is_some()));
-            (50..80).filter_map(|place| take(&mut upstream, id, place)).collect::<Vec<_>>()
-        };
-        assert_eq!(chosen(1), chosen(1));
-        assert_ne!(chosen(1), chosen(2));
-    }
-
-    /// What must be so, kept in the plainest way.
-    #[derive(Default)]
-    struct Model {
-        open: HashSet<Socket>,
-        held: Vec<(PeerId, Socket)>,
-        resting: Vec<(PeerId, Socket, Now)>,
-    }
-
-    impl Model {
-        fn open_wanted(&mut self, upstream: &mut Upstream, now: Now) {
-            while let Some(socket) = upstream.wanted(now) {
-                assert!(self.open.insert(socket), "{socket:?} is opened twice");
-                upstream.opened(socket);
-            }
-        }
-
-        fn take(&mut self, upstream: &mut Upstream, id: PeerId, place: u32) {
-            let Some(socket) = upstream.take(id, place) else { return };
-            assert!(self.open.contains(&socket), "{socket:?} is not open");
-            assert!(!self.held.contains(&(id, socket)), "{socket:?} is given out twice");
-            let rests = self.resting.iter().any(|rest| (rest.0, rest.1) == (id, socket));
-            assert!(!rests, "{socket:?} still rests");
-            self.held.push((id, socket));
-        }
-
-        fn give_back(&mut self, upstream: &mut Upstream, which: usize, now: Now) {
-            let (id, socket) = self.held.swap_remove(which);
-            give_back(upstream, id, socket, now);
-            self.resting.push((id, socket, now.plus(REST)));
-        }
-
-        /// Sockets that are left over may have to wait until they are closed.
-        fn settle(&mut self, upstream: &mut Upstream, now: Now, closed_max: usize) {
-            self.resting.retain(|rest| rest.2 > now);
-            while upstream.settle(now) {}
-            for _ in 0..closed_max {
-                let Some(socket) = upstream.next_surplus() else { break };
-                assert!(self.open.remove(&socket), "{socket:?} is closed twice");
-                let used = self.held.iter().map(|(_, socket)| socket);
-                let mut used = used.chain(self.resting.iter().map(|(_, socket, _)| socket));
-                assert!(used.all(|used| *used != socket), "{socket:?} is closed while in use");
-            }
-            assert_eq!(upstream.resting(), self.resting.len());
-            assert_eq!(upstream.open(), self.open.len());
-        }
-    }
-
-    #[test]
-    fn pairs_and_sockets_agree_with_a_plain_model_over_many_random_steps() {
-        let mut seed = 0x2545_f491_4f6c_dd1du64;
-        let mut random = move |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            (seed % below as u64) as usize
-        };
-        let mut upstream = table(300);
-        let ids = ["10.0.0.1:53", "10.0.0.2:53", "[::1]:53"].map(|a| peer(&mut upstream, a));
-        let mut model = Model::default();
-        let mut now = at(0);
-        for step in 0..60_000 {
-            // Tides: sessions come in great numbers, then go.
-            let coming = if step / 2_000 % 2 == 0 { 8 } else { 2 };
-            now =
-                now.plus(Duration::from_millis(random(if coming == 8 { 50 } else { 500 }) as u64));
-            if random(10) < coming {
-                model.open_wanted(&mut upstream, now);
-                model.take(&mut upstream, ids[random(3)], step);
-            } else if !model.held.is_empty() {
-                model.give_back(&mut upstream, random(model.held.len()), now);
-            }
-            let closed_max = usize::from(random(20) == 0);
-            model.settle(&mut upstream, now, closed_max);
-        }
-        while !model.held.is_empty() {
-            model.give_back(&mut upstream, 0, now);
-        }
-        for seconds in [119, 121, 132, 143] {
-            model.settle(&mut upstream, now.plus(Duration::from_secs(seconds)), usize::MAX);
-        }
-        assert!(upstream.open() <= 2 * SOCKETS_KEPT, "{} stay open", upstream.open());
-    }
-}
+mod tests;

@@ -28,7 +28,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 use socket2::SockAddr;
 
-use datagram::Post;
+use datagram::DatagramIo;
 use pool::{Buf, Class, GATHER_MAX, Outgoing, Pool, Stock};
 use provided::{Provided, group};
 
@@ -136,7 +136,7 @@ pub struct Ring {
     /// Never dropped: an operation may be in flight on its memory.
     pool: ManuallyDrop<Pool>,
     desk: Desk,
-    post: Post,
+    datagrams: DatagramIo,
 }
 
 /// `struct io_uring_getevents_arg` (io_uring_enter2(2)): which signals end the wait (none), how
@@ -185,8 +185,8 @@ impl Ring {
         // looks like a host that only waits for I/O; since 6.15 it can be asked not to.
         let calm = io.params().is_feature_no_iowait();
         let wait_flags = if calm { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
-        let (desk, post) = (Desk::new(), Post::new());
-        let mut ring = Ring { io, wait_flags, provided, pool, desk, post };
+        let (desk, datagrams) = (Desk::new(), DatagramIo::new());
+        let mut ring = Ring { io, wait_flags, provided, pool, desk, datagrams };
         ring.replenish();
         Ok(ring)
     }
@@ -350,10 +350,10 @@ impl Ring {
         let mut completions = self.io.completion();
         for _ in 0..REAP_MAX {
             let Some(entry) = completions.next() else {
-                self.post.release(&mut self.pool);
+                self.datagrams.release(&mut self.pool);
                 return false;
             };
-            if self.post.complete(entry.user_data(), entry.result()) {
+            if self.datagrams.complete(entry.user_data(), entry.result()) {
                 continue;
             }
             if let Some(done) = done(&entry, &mut self.pool, &mut self.provided) {
@@ -381,7 +381,7 @@ impl Ring {
     fn wipe(&mut self) {
         if self.io.submission().is_empty() {
             self.desk.wipe();
-            self.post.wipe();
+            self.datagrams.wipe();
         }
     }
 

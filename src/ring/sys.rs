@@ -17,7 +17,7 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::datagram::Source;
+use super::datagram::PktInfo;
 use crate::proxy::outlook::GIVEN_UP_AFTER;
 
 /// A silent peer that owes us nothing is probed after this long without traffic …
@@ -226,7 +226,7 @@ pub fn send_datagram(
     socket: BorrowedFd<'_>,
     payload: &[u8],
     to: SocketAddr,
-    from: Option<Source>,
+    from: Option<PktInfo>,
 ) -> Result<(), Errno> {
     let pieces = [IoSlice::new(payload)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -236,14 +236,14 @@ pub fn send_datagram(
     };
     match from {
         None => send(&[]),
-        Some(Source { ip: IpAddr::V4(v4), interface }) => {
+        Some(PktInfo { ip: IpAddr::V4(v4), interface }) => {
             let from = libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) };
             let any = libc::in_addr { s_addr: 0 };
             let ipi_ifindex = interface as libc::c_int;
             let info = libc::in_pktinfo { ipi_ifindex, ipi_spec_dst: from, ipi_addr: any };
             send(&[ControlMessage::Ipv4PacketInfo(&info)])
         }
-        Some(Source { ip: IpAddr::V6(v6), interface }) => {
+        Some(PktInfo { ip: IpAddr::V6(v6), interface }) => {
             let from = libc::in6_addr { s6_addr: v6.octets() };
             let info = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: interface };
             send(&[ControlMessage::Ipv6PacketInfo(&info)])

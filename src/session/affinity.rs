@@ -20,17 +20,17 @@ const SHARDS: usize = 1024;
 /// share a backend when they change workers, which harms neither; with a million flows, that happens
 /// in one table in 37 million.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Entry {
+struct Assignment {
     flow: u64,
     backend: BackendId,
-    /// The only worker that may remove the entry: the one that last took the flow.
+    /// The only worker that may remove this: the one that last took the flow.
     worker: u8,
 }
 
 /// Alone on its cache line, so that a lock does not slow down its neighbour.
 #[derive(Default)]
 #[repr(align(64))]
-struct Shard(Mutex<HashTable<Entry>>);
+struct Shard(Mutex<HashTable<Assignment>>);
 
 /// The map, shared by all workers.
 pub struct Affinity {
@@ -53,13 +53,13 @@ impl Affinity {
     pub fn note(&self, flow: u64, backend: BackendId, worker: u8) -> bool {
         let mut shard = self.shard(flow);
         if let Some(entry) = shard.find_mut(flow, |entry| entry.flow == flow) {
-            *entry = Entry { flow, backend, worker };
+            *entry = Assignment { flow, backend, worker };
             return true;
         }
         if shard.len() >= self.shard_max {
             return false;
         }
-        shard.insert_unique(flow, Entry { flow, backend, worker }, |entry| entry.flow);
+        shard.insert_unique(flow, Assignment { flow, backend, worker }, |entry| entry.flow);
         true
     }
 
@@ -93,12 +93,12 @@ impl Affinity {
 
     /// The table takes its buckets from the low bits of a hash and its tags from the highest seven;
     /// the shard is chosen by bits between them.
-    fn shard(&self, flow: u64) -> MutexGuard<'_, HashTable<Entry>> {
+    fn shard(&self, flow: u64) -> MutexGuard<'_, HashTable<Assignment>> {
         lock(&self.shards[(flow >> 40) as usize % SHARDS])
     }
 }
 
-fn lock(shard: &Shard) -> MutexGuard<'_, HashTable<Entry>> {
+fn lock(shard: &Shard) -> MutexGuard<'_, HashTable<Assignment>> {
     shard.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

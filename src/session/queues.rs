@@ -89,6 +89,7 @@ mod tests {
     use std::collections::VecDeque;
 
     use super::*;
+    use crate::base::random::xorshift;
 
     #[test]
     fn places_come_out_as_they_went_in_and_leave_from_anywhere() {
@@ -111,13 +112,8 @@ mod tests {
 
     #[test]
     fn queues_agree_with_a_plain_model_over_many_random_steps() {
-        let mut seed = 0x2545_f491_4f6c_dd1du64;
-        let mut random = move |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            (seed % below as u64) as usize
-        };
+        let mut chance = xorshift(0x2545_f491_4f6c_dd1d);
+        let mut random = |below: usize| chance(below as u64) as usize;
         let mut queues = Queues::default();
         let mut model: [VecDeque<u32>; 3] = Default::default();
         for _ in 0..20_000 {

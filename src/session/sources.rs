@@ -13,10 +13,12 @@ use std::num::NonZeroU32;
 use hashbrown::HashTable;
 
 use super::flows::FlowHasher;
+use super::queues::Queues;
 use crate::base::time::Now;
 
 const SECOND: u64 = 1_000_000_000;
-const NONE: u32 = u32::MAX;
+/// The only queue of [`Sources::vacant`].
+const VACANT: usize = 0;
 
 /// The limits for one source; `None` is unlimited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -50,9 +52,6 @@ struct Source {
     sessions: u32,
     /// Sessions, including ended ones that have not been let go.
     held: u32,
-    /// Neighbours in the list of sources without a session, ordered by when they lost their last.
-    before: u32,
-    next: u32,
     /// When the rate allows as much as for a source never seen before, in nanoseconds (the
     /// theoretical arrival time of the generic cell rate algorithm, ITU-T I.371).
     clear_at: u64,
@@ -66,9 +65,8 @@ pub struct Sources {
     index: HashTable<u32>,
     sources: Vec<Source>,
     free: Vec<u32>,
-    /// First and last of the sources without a session.
-    oldest: u32,
-    newest: u32,
+    /// The sources that hold nothing, in the order in which they lost their last session.
+    vacant: Queues,
 }
 
 impl Sources {
@@ -82,8 +80,7 @@ impl Sources {
             index: HashTable::new(),
             sources: Vec::new(),
             free: Vec::new(),
-            oldest: NONE,
-            newest: NONE,
+            vacant: Queues::default(),
         }
     }
 
@@ -126,7 +123,7 @@ impl Sources {
             None => self.enter(prefix)?,
         };
         if self.sources[place as usize].held == 0 {
-            self.unlink(place);
+            self.vacant.remove(place);
         }
         let interval = self.interval().unwrap_or(0);
         let source = &mut self.sources[place as usize];
@@ -160,7 +157,7 @@ impl Sources {
         let source = &mut self.sources[place as usize];
         source.held = source.held.checked_sub(1).expect("a session is let go once");
         if source.held == 0 {
-            self.link(place);
+            self.vacant.push(VACANT, place);
         }
     }
 
@@ -182,10 +179,9 @@ impl Sources {
     /// A new source, at the end of the list of those without a session.
     fn enter(&mut self, prefix: u64) -> Option<u32> {
         if self.index.len() >= self.capacity {
-            self.forget(self.oldest)?;
+            self.forget(self.vacant.first(VACANT)?);
         }
-        let (before, next) = (NONE, NONE);
-        let source = Source { prefix, sessions: 0, held: 0, before, next, clear_at: 0 };
+        let source = Source { prefix, sessions: 0, held: 0, clear_at: 0 };
         let place = match self.free.pop() {
             Some(place) => {
                 self.sources[place as usize] = source;
@@ -199,7 +195,7 @@ impl Sources {
         let Sources { index, sources, hasher, .. } = self;
         let hash = hasher.words([prefix]);
         index.insert_unique(hash, place, |place| hasher.words([sources[*place as usize].prefix]));
-        self.link(place);
+        self.vacant.push(VACANT, place);
         Some(place)
     }
 
@@ -207,42 +203,21 @@ impl Sources {
     /// arrivals, which come one at a time.
     fn forget_clear(&mut self, now: Now) {
         for _ in 0..2 {
-            match self.sources.get(self.oldest as usize) {
-                Some(source) if source.clear_at <= now.nanos() => self.forget(self.oldest),
+            match self.vacant.first(VACANT) {
+                Some(place) if self.sources[place as usize].clear_at <= now.nanos() => {
+                    self.forget(place);
+                }
                 _ => return,
-            };
+            }
         }
     }
 
-    fn forget(&mut self, place: u32) -> Option<()> {
-        let prefix = self.sources.get(place as usize)?.prefix;
+    fn forget(&mut self, place: u32) {
+        let prefix = self.sources[place as usize].prefix;
         let entry = self.index.find_entry(self.hasher.words([prefix]), |found| *found == place);
         entry.expect("a remembered source is in the index").remove();
-        self.unlink(place);
+        self.vacant.remove(place);
         self.free.push(place);
-        Some(())
-    }
-
-    fn link(&mut self, place: u32) {
-        let before = std::mem::replace(&mut self.newest, place);
-        match self.sources.get_mut(before as usize) {
-            Some(source) => source.next = place,
-            None => self.oldest = place,
-        }
-        let source = &mut self.sources[place as usize];
-        (source.before, source.next) = (before, NONE);
-    }
-
-    fn unlink(&mut self, place: u32) {
-        let Source { before, next, .. } = self.sources[place as usize];
-        match self.sources.get_mut(before as usize) {
-            Some(source) => source.next = next,
-            None => self.oldest = next,
-        }
-        match self.sources.get_mut(next as usize) {
-            Some(source) => source.before = before,
-            None => self.newest = before,
-        }
     }
 }
 
@@ -257,6 +232,7 @@ fn prefix_of(client: IpAddr) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::random::xorshift;
 
     fn sources(sessions: u32, new_per_second: u32, capacity: usize) -> Sources {
         let limits = SourceLimits {
@@ -368,13 +344,7 @@ mod tests {
 
     #[test]
     fn counts_agree_with_a_map_over_many_random_steps() {
-        let mut seed = 88_172_645_463_325_252u64;
-        let mut random = move |below: u64| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed % below
-        };
+        let mut random = xorshift(88_172_645_463_325_252);
         let mut sources = sources(3, 0, 40);
         let mut held: Vec<(u32, SourceId)> = Vec::new();
         for step in 0..50_000 {

@@ -1,39 +1,39 @@
-//! One backend address in the table of pairs: which of its pairs are free, held or rest. Owns that
-//! knowledge; knows neither other peers nor whether a socket is open.
+//! One backend address in the pair table: which of its pairs are free, held or quarantined. Knows
+//! neither other peers nor whether a socket is open.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use super::Past;
+use super::LastUse;
 use crate::base::time::Now;
 
-/// Sockets that a new session may be given at random, if so many are open and free.
+/// Free pairs to keep on offer, from which a new session gets a random one.
 const CHOICES: usize = 16;
 
-/// Owners that are no session.
+/// Values in [`Peer::owners`] that name no session.
 pub(super) const FREE: u32 = u32::MAX;
-pub(super) const RESTING: u32 = u32::MAX - 1;
+pub(super) const QUARANTINED: u32 = u32::MAX - 1;
 
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
     pub(super) registered: bool,
-    /// Pairs that are held or rest.
+    /// Pairs that are held or quarantined.
     pub(super) busy: u32,
-    /// Sockets below this have been offered to this peer: their free pairs are in `free`.
-    pub(super) seen: u16,
+    /// Sockets below this number have been offered to this peer: their free pairs are in `free`.
+    pub(super) offered: u16,
     pub(super) free: Vec<u16>,
-    /// By socket: the session, or `FREE` or `RESTING`.
+    /// By socket: the place of the session, or `FREE`, or `QUARANTINED`.
     pub(super) owners: Vec<u32>,
-    /// In the order in which they began.
-    pub(super) resting: VecDeque<Rest>,
-    /// Of these, so many from the first on are known to be clean.
+    /// Oldest first.
+    pub(super) quarantined: VecDeque<Quarantined>,
+    /// How many of those, from the oldest on, are known to be clean.
     pub(super) clean: usize,
 }
 
-/// A pair that was given back.
-pub(super) struct Rest {
+/// A pair given back by its session.
+pub(super) struct Quarantined {
     pub(super) until: Now,
-    pub(super) past: Past,
+    pub(super) last_use: LastUse,
     pub(super) number: u16,
 }
 
@@ -43,20 +43,21 @@ impl Peer {
             address,
             registered: true,
             busy: 0,
-            seen: 0,
+            offered: 0,
             free: Vec::new(),
             owners: Vec::new(),
-            resting: VecDeque::new(),
+            quarantined: VecDeque::new(),
             clean: 0,
         }
     }
 
-    /// Adds free pairs of the sockets below `ceiling` that this peer has not seen until it has some
-    /// choice: what one peer holds then grows with its own sessions and not with another's.
+    /// Adds free pairs on sockets below `ceiling` until there are enough to choose from. Adding no
+    /// more than that keeps a peer's memory in proportion to its own sessions, not to those of the
+    /// busiest.
     pub(super) fn offer(&mut self, ceiling: u16) {
-        while self.free.len() < CHOICES && self.seen < ceiling {
-            let number = self.seen;
-            self.seen += 1;
+        while self.free.len() < CHOICES && self.offered < ceiling {
+            let number = self.offered;
+            self.offered += 1;
             if self.owners.len() <= usize::from(number) {
                 self.owners.resize(usize::from(number) + 1, FREE);
             }
@@ -69,17 +70,17 @@ impl Peer {
     pub(super) fn release(&mut self, number: u16) {
         self.owners[usize::from(number)] = FREE;
         self.busy -= 1;
-        if number < self.seen {
+        if number < self.offered {
             self.free.push(number);
         }
     }
 
-    /// Takes the sockets from `ceiling` on out of the offer, and forgets them where they are free.
+    /// Withdraws the sockets from `ceiling` on from the offer, and forgets those that are free.
     pub(super) fn withdraw(&mut self, ceiling: u16) {
-        if self.seen <= ceiling {
+        if self.offered <= ceiling {
             return;
         }
-        self.seen = ceiling;
+        self.offered = ceiling;
         self.free.retain(|number| *number < ceiling);
         while self.owners.len() > usize::from(ceiling) && self.owners.last() == Some(&FREE) {
             self.owners.pop();

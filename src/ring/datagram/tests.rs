@@ -8,7 +8,7 @@ use super::*;
 use crate::ring::{Done, Settings, sys};
 
 const RECEIVE: Tag = Tag { kind: 1, generation: 5, slot: 9 };
-const TAKE: Tag = Tag { kind: 3, generation: 5, slot: 0 };
+const PENDING: Tag = Tag { kind: 3, generation: 5, slot: 0 };
 const SEND: Tag = Tag { kind: 2, generation: 6, slot: 8 };
 
 struct Stage {
@@ -32,13 +32,13 @@ fn user(address: &str) -> UdpSocket {
     socket
 }
 
-/// Turns the ring until something completes or a letter comes back.
+/// Turns the ring until something completes or a transmit fails.
 fn turn(ring: &mut Ring) -> Vec<Done> {
     let mut done = Vec::new();
     for _ in 0..100 {
         ring.enter(Some(Duration::from_millis(50))).unwrap();
         ring.reap(&mut done);
-        if !done.is_empty() || !ring.post.returned.is_empty() {
+        if !done.is_empty() || !ring.datagrams.returned.is_empty() {
             return done;
         }
     }
@@ -46,8 +46,8 @@ fn turn(ring: &mut Ring) -> Vec<Done> {
 }
 
 impl Stage {
-    /// The next datagrams that come, each with what was said about it.
-    fn receive(&mut self) -> Vec<(Envelope, Buf)> {
+    /// The next datagrams to arrive, each with its metadata.
+    fn receive(&mut self) -> Vec<(RecvMeta, Buf)> {
         let mut came = Vec::new();
         for done in turn(&mut self.ring) {
             assert_eq!(done.tag, RECEIVE);
@@ -55,7 +55,7 @@ impl Stage {
                 self.ring.receive_datagrams(RECEIVE, self.door.as_fd());
             }
             let Some(mut buf) = done.buf else { continue };
-            came.push((self.ring.open_datagram(&mut buf).unwrap(), buf));
+            came.push((self.ring.take_recv_meta(&mut buf).unwrap(), buf));
         }
         came
     }
@@ -63,8 +63,8 @@ impl Stage {
     fn send(
         &mut self,
         to: SocketAddr,
-        from: Option<Source>,
-        segment: Option<u16>,
+        from: Option<PktInfo>,
+        segment_size: Option<u16>,
         parts: &[&[u8]],
     ) {
         let mut payload = Chain::EMPTY;
@@ -73,8 +73,8 @@ impl Stage {
             assert_eq!(self.ring.pool_mut().append(&mut buf, part), part.len());
             self.ring.pool_mut().push(&mut payload, buf);
         }
-        let letter = Letter { to, from, segment, payload };
-        self.ring.send_datagrams(SEND, self.door.as_fd(), letter);
+        let transmit = Transmit { to, from, segment_size, payload };
+        self.ring.send_datagrams(SEND, self.door.as_fd(), transmit);
     }
 
     fn settle(&mut self) {
@@ -97,42 +97,42 @@ fn datagrams_of_every_size_come_whole_and_leave_whole() {
     for len in [0, 1, 64, 1472, 1473, 4096, 65_000, 65_507] {
         let sent: Vec<u8> = (0..len).map(|number| (number % 251) as u8).collect();
         user.send_to(&sent, stage.at).unwrap();
-        let (envelope, buf) = stage.receive().pop().unwrap();
-        assert_eq!((envelope.from, envelope.whole), (user.local_addr().unwrap(), true), "{len}");
+        let (meta, buf) = stage.receive().pop().unwrap();
+        assert_eq!((meta.from, meta.whole), (user.local_addr().unwrap(), true), "{len}");
         assert_eq!(stage.ring.pool().bytes(&buf), sent, "{len}");
         let mut payload = Chain::EMPTY;
         stage.ring.pool_mut().push(&mut payload, buf);
-        let letter = Letter { to: envelope.from, from: None, segment: None, payload };
-        stage.ring.send_datagrams(SEND, stage.door.as_fd(), letter);
+        let transmit = Transmit { to: meta.from, from: None, segment_size: None, payload };
+        stage.ring.send_datagrams(SEND, stage.door.as_fd(), transmit);
         stage.settle();
         assert_eq!(received(&user), (sent, stage.at), "{len}");
     }
     let pool = stage.ring.pool();
     let posted = pool.blocks(Class::Datagram) - pool.free(Class::Datagram);
-    assert!(posted <= 12, "{posted} blocks are out, and no more are posted");
+    assert!(posted <= 12, "{posted} blocks are out of the pool, and no more are posted");
 }
 
 #[test]
-fn a_reply_leaves_from_the_address_that_was_spoken_to() {
-    for (bound, user_at, spoken_to) in [
+fn a_reply_leaves_from_the_address_the_datagram_was_sent_to() {
+    for (bound, user_at, sent_to) in [
         ("0.0.0.0:0", "127.0.0.1:0", ["127.0.0.1", "127.9.8.7"]),
         ("[::]:0", "127.0.0.1:0", ["127.0.0.1", "127.9.8.7"]),
         ("[::]:0", "[::1]:0", ["::1", "::1"]),
     ] {
         let mut stage = stage(bound, 16);
         let user = user(user_at);
-        for ip in spoken_to.map(|ip| ip.parse::<IpAddr>().unwrap()) {
+        for ip in sent_to.map(|ip| ip.parse::<IpAddr>().unwrap()) {
             let at = SocketAddr::new(ip, stage.at.port());
             user.send_to(b"who are you", at).unwrap();
-            let (envelope, buf) = stage.receive().pop().unwrap();
+            let (meta, buf) = stage.receive().pop().unwrap();
             stage.ring.pool_mut().give_back(buf);
-            assert_eq!(envelope.to.unwrap().ip.to_canonical(), ip, "{bound}");
-            for segment in [None, Some(2)] {
-                stage.send(envelope.from, envelope.to, segment, &[b"me"]);
+            assert_eq!(meta.to.unwrap().ip.to_canonical(), ip, "{bound}");
+            for segment_size in [None, Some(2)] {
+                stage.send(meta.from, meta.to, segment_size, &[b"me"]);
                 stage.settle();
                 assert_eq!(received(&user), (b"me".to_vec(), at), "{bound}");
             }
-            let reply = sys::send_datagram(stage.door.as_fd(), b"me", envelope.from, envelope.to);
+            let reply = sys::send_datagram(stage.door.as_fd(), b"me", meta.from, meta.to);
             assert_eq!(reply, Ok(()));
             assert_eq!(received(&user), (b"me".to_vec(), at), "{bound}");
         }
@@ -140,7 +140,7 @@ fn a_reply_leaves_from_the_address_that_was_spoken_to() {
 }
 
 #[test]
-fn several_datagrams_leave_as_one_and_keep_their_boundaries() {
+fn a_segmented_send_keeps_the_boundaries_of_its_datagrams() {
     let mut stage = stage("127.0.0.1:0", 16);
     let user = user("127.0.0.1:0");
     stage.send(user.local_addr().unwrap(), None, Some(4), &[b"aaaabbbb", b"cccc", b"dd"]);
@@ -150,18 +150,18 @@ fn several_datagrams_leave_as_one_and_keep_their_boundaries() {
 }
 
 #[test]
-fn several_datagrams_that_come_as_one_say_their_length() {
+fn coalesced_datagrams_come_with_their_segment_size() {
     let mut from = stage("127.0.0.1:0", 16);
     let mut to = stage("127.0.0.1:0", 16);
     from.send(to.at, None, Some(100), &[&[7; 250]]);
     from.settle();
-    let (envelope, buf) = to.receive().pop().unwrap();
-    assert_eq!((envelope.segment, buf.len()), (Some(100), 250));
+    let (meta, buf) = to.receive().pop().unwrap();
+    assert_eq!((meta.segment_size, buf.len()), (Some(100), 250));
     to.ring.pool_mut().give_back(buf);
 }
 
 #[test]
-fn a_letter_that_cannot_go_comes_back_with_its_payload() {
+fn a_transmit_that_fails_comes_back_with_its_payload() {
     let mut stage = stage("127.0.0.1:0", 16);
     let user = user("127.0.0.1:0");
     let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
@@ -169,18 +169,18 @@ fn a_letter_that_cannot_go_comes_back_with_its_payload() {
     stage.send(nowhere, None, None, &[b"lost"]);
     stage.send(user.local_addr().unwrap(), None, None, &[b"after"]);
     turn(&mut stage.ring);
-    let Returned { tag, letter, errno } = stage.ring.next_returned().unwrap();
-    assert_eq!((tag, letter.to, errno), (SEND, nowhere, Errno::EINVAL));
+    let Returned { tag, transmit, errno } = stage.ring.next_returned().unwrap();
+    assert_eq!((tag, transmit.to, errno), (SEND, nowhere, Errno::EINVAL));
     let text: Vec<u8> =
-        stage.ring.pool().pieces(letter.payload.outgoing()).flatten().copied().collect();
+        stage.ring.pool().pieces(transmit.payload.outgoing()).flatten().copied().collect();
     assert_eq!(text, b"lost");
-    stage.ring.pool_mut().give_back_chain(letter.payload);
+    stage.ring.pool_mut().give_back_chain(transmit.payload);
     assert!(stage.ring.next_returned().is_none());
     assert_eq!([received(&user).0, received(&user).0], [b"before".to_vec(), b"after".to_vec()]);
 }
 
 #[test]
-fn letters_come_back_in_the_order_in_which_they_were_sent() {
+fn failed_transmits_come_back_in_the_order_in_which_they_were_sent() {
     let mut stage = stage("127.0.0.1:0", 16);
     let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
     for text in [b"1", b"2", b"3"] {
@@ -189,14 +189,14 @@ fn letters_come_back_in_the_order_in_which_they_were_sent() {
     turn(&mut stage.ring);
     let mut texts: Vec<u8> = Vec::new();
     while let Some(returned) = stage.ring.next_returned() {
-        texts.extend(stage.ring.pool().pieces(returned.letter.payload.outgoing()).flatten());
-        stage.ring.pool_mut().give_back_chain(returned.letter.payload);
+        texts.extend(stage.ring.pool().pieces(returned.transmit.payload.outgoing()).flatten());
+        stage.ring.pool_mut().give_back_chain(returned.transmit.payload);
     }
     assert_eq!(texts, b"123");
 }
 
 #[test]
-fn what_is_sent_at_once_comes_after_what_waits_and_before_what_follows() {
+fn a_send_at_once_comes_after_what_is_queued_and_before_what_follows() {
     let mut stage = stage("127.0.0.1:0", 64);
     let user = user("127.0.0.1:0");
     let to = user.local_addr().unwrap();
@@ -210,13 +210,13 @@ fn what_is_sent_at_once_comes_after_what_waits_and_before_what_follows() {
                 stage.ring.pool_mut().push(&mut payload, buf);
             }
             let to = if nowhere { "127.0.0.1:0".parse().unwrap() } else { to };
-            let letter = Letter { to, from: None, segment: Some(2), payload };
-            let returned = stage.ring.send_datagrams_at_once(SEND, stage.door.as_fd(), letter);
+            let transmit = Transmit { to, from: None, segment_size: Some(2), payload };
+            let returned = stage.ring.send_datagrams_at_once(SEND, stage.door.as_fd(), transmit);
             assert_eq!(returned.is_some(), nowhere);
-            let Some(Returned { tag, letter, errno }) = returned else { continue };
-            assert_eq!((tag, letter.to, errno), (SEND, to, Errno::EINVAL));
-            assert_eq!(letter.payload.bytes(), 4);
-            stage.ring.pool_mut().give_back_chain(letter.payload);
+            let Some(Returned { tag, transmit, errno }) = returned else { continue };
+            assert_eq!((tag, transmit.to, errno), (SEND, to, Errno::EINVAL));
+            assert_eq!(transmit.payload.bytes(), 4);
+            stage.ring.pool_mut().give_back_chain(transmit.payload);
         }
         stage.send(to, None, None, &[b"e"]);
         stage.settle();
@@ -228,8 +228,8 @@ fn what_is_sent_at_once_comes_after_what_waits_and_before_what_follows() {
 }
 
 #[test]
-fn a_source_that_is_refused_is_asked_for_less_and_less() {
-    let source = |ip: &str, interface| Source { ip: ip.parse().unwrap(), interface };
+fn a_refused_source_address_is_relaxed_step_by_step() {
+    let source = |ip: &str, interface| PktInfo { ip: ip.parse().unwrap(), interface };
     for (from, then) in [
         (source("192.0.2.1", 0), vec![source("0.0.0.0", 0)]),
         (source("::ffff:192.0.2.1", 0), vec![source("::ffff:0.0.0.0", 0)]),
@@ -237,13 +237,13 @@ fn a_source_that_is_refused_is_asked_for_less_and_less() {
         (source("fe80::1", 3), vec![source("::", 3), source("::", 0)]),
         (source("::", 0), vec![]),
     ] {
-        let all: Vec<Source> = std::iter::successors(from.relaxed(), |it| it.relaxed()).collect();
+        let all: Vec<PktInfo> = std::iter::successors(from.relaxed(), |it| it.relaxed()).collect();
         assert_eq!(all, then, "{from:?}");
     }
 }
 
 #[test]
-fn a_reply_to_what_was_sent_to_many_comes_from_one_of_us() {
+fn a_reply_to_a_multicast_or_broadcast_leaves_from_a_local_address() {
     let info =
         |ip: &str| [ip.parse::<Ipv6Addr>().unwrap().octets().as_slice(), &[7, 0, 0, 0]].concat();
     for (to, ip, interface) in [
@@ -253,25 +253,26 @@ fn a_reply_to_what_was_sent_to_many_comes_from_one_of_us() {
         ("ff02::1", "::", 7),
         ("ff0e::101", "::", 7),
     ] {
-        let source = Source { ip: ip.parse().unwrap(), interface };
+        let source = PktInfo { ip: ip.parse().unwrap(), interface };
         assert_eq!(read_v6_info(&info(to)), Some(source), "{to}");
     }
     assert_eq!(read_v6_info(&[0; 19]), None);
-    // A socket of IPv6 says twice where a datagram of IPv4 came to; the second knows better.
+    // An IPv6 socket reports twice where an IPv4 datagram arrived; the second report is the better
+    // one.
     let mut control = Control { words: [0; CONTROL / 8], len: 0 };
     let [low, high] = halves("::ffff:192.0.2.255".parse::<Ipv6Addr>().unwrap().octets());
     control.put(libc::SOL_UDP, libc::UDP_GRO, 4, &[100]);
     control.put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 20, &[low, high, 7]);
     let ours = u64::from(u32::from_ne_bytes([192, 0, 2, 1]));
     control.put(libc::IPPROTO_IP, libc::IP_PKTINFO, 12, &[ours << 32 | 7, 0]);
-    assert_eq!(control.len, CONTROL, "all that can come fits, and no more is asked for");
+    assert_eq!(control.len, CONTROL, "the room for control data is exactly enough");
     let bytes: Vec<u8> = control.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let source = Source { ip: "192.0.2.1".parse().unwrap(), interface: 0 };
+    let source = PktInfo { ip: "192.0.2.1".parse().unwrap(), interface: 0 };
     assert_eq!(read_control(&bytes), (Some(source), Some(100)));
 }
 
 #[test]
-fn more_letters_than_fit_one_submission_all_leave() {
+fn more_transmits_than_fit_one_submission_all_leave() {
     let mut stage = stage("127.0.0.1:0", 4096);
     let users: Vec<UdpSocket> = (0..40).map(|_| user("127.0.0.1:0")).collect();
     for round in 0..40 {
@@ -303,11 +304,11 @@ fn receiving_goes_on_after_the_blocks_ran_out() {
 }
 
 #[test]
-fn receives_that_take_what_waits_leave_the_order_and_the_blocks_as_they_are() {
+fn pending_receives_keep_the_order_and_lose_no_block() {
     let mut stage = stage("127.0.0.1:0", 64);
     let user = user("127.0.0.1:0");
-    let mut take = TAKE;
-    // The receive that stays ends first.
+    let mut pending = PENDING;
+    // End the multishot receive first.
     user.send_to(&[], stage.at).unwrap();
     assert_eq!(
         turn(&mut stage.ring).pop().map(|done| (done.tag, done.more)),
@@ -318,8 +319,8 @@ fn receives_that_take_what_waits_leave_the_order_and_the_blocks_as_they_are() {
         user.send_to(text, stage.at).unwrap();
     }
     for number in 0..8 {
-        take.slot = number;
-        stage.ring.take_datagrams(take, stage.door.as_fd());
+        pending.slot = number;
+        stage.ring.receive_pending_datagrams(pending, stage.door.as_fd());
     }
     stage.ring.receive_datagrams(RECEIVE, stage.door.as_fd());
     let (mut came, mut ended) = (Vec::new(), Vec::new());
@@ -328,7 +329,7 @@ fn receives_that_take_what_waits_leave_the_order_and_the_blocks_as_they_are() {
             ended.push((done.tag.slot, done.result.err()));
         }
         if let Some(mut buf) = done.buf {
-            assert!(stage.ring.open_datagram(&mut buf).is_some());
+            assert!(stage.ring.take_recv_meta(&mut buf).is_some());
             came.push(stage.ring.pool().bytes(&buf).to_vec());
             stage.ring.pool_mut().give_back(buf);
         }
@@ -365,7 +366,7 @@ fn icmp_says_where_nobody_is() {
 }
 
 #[test]
-fn words_that_are_cut_short_are_not_believed() {
+fn truncated_metadata_is_not_believed() {
     assert_eq!(read_head(&[0; HEAD - 1]), None);
     let mut head = [0; HEAD];
     assert_eq!(read_head(&head), None, "no address family");
@@ -376,7 +377,7 @@ fn words_that_are_cut_short_are_not_believed() {
     assert_eq!((read.from, read.to), ("[fe80::1%7]:99".parse().unwrap(), None));
     head[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
     head[LENGTHS + NAME..].fill(0xff);
-    assert_eq!(read_head(&head).map(|read| (read.to, read.segment)), Some((None, None)));
+    assert_eq!(read_head(&head).map(|read| (read.to, read.segment_size)), Some((None, None)));
     head[12..16].copy_from_slice(&(libc::MSG_TRUNC as u32).to_ne_bytes());
     assert!(!read_head(&head).unwrap().whole);
 }

@@ -1,34 +1,40 @@
-//! UDP users between the ring and the core: datagrams become questions, answers become letters. Owns
-//! this worker's socket at the UDP door and the sockets towards backends; decides nothing about
-//! sessions (that is `sessions`'s) and copies no payload.
+//! Moves datagrams between the ring and `sessions`: asks about each one received, and does what the
+//! verdict says. Owns this worker's socket at the UDP door and the sockets towards backends.
+//! Decides nothing about sessions and copies no payload.
 //!
-//! Datagrams that go the same way in one turn leave as one letter (see `outbox`), at the end of the turn.
+//! Datagrams with the same four-tuple that arrive in one turn leave together at its end (see
+//! `batching`).
 
-mod haste;
-mod returned;
+mod burst;
+mod door;
+mod retry;
 mod seam;
+mod upstream;
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+pub use door::UdpDoor;
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use haste::Haste;
+use burst::Burst;
+use upstream::{UpstreamSocket, place_of, slot_of};
 
-use super::origins::Origins;
-use super::outbox::{Outbox, Way};
-use super::passage::{Label, Passages};
-use super::sessions::{Down, Load, Sessions, Up, Why};
+use super::batching::{Batches, FourTuple};
+use super::handoff::{Handoff, HandoffQueues};
+use super::local_addresses::LocalAddresses;
+use super::sessions::{Down, DropReason, Segments, Sessions, Up};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::cluster::seats::Seats;
-use crate::proxy::udp::{Family, Socket};
-use crate::ring::datagram::{Envelope, Letter, Source};
+use crate::ring::datagram::{PktInfo, RecvMeta, Transmit};
 use crate::ring::pool::{Buf, Class};
 use crate::ring::{Done, Ring, Tag, sys};
 use crate::worker::books::Books;
+use crate::worker::driver::Turn;
 use crate::worker::family;
 use crate::worker::link::Order;
 
@@ -36,78 +42,19 @@ const RECEIVE_AT_DOOR: u8 = family::UDP | 1;
 const RECEIVE_UPSTREAM: u8 = family::UDP | 2;
 const SEND: u8 = family::UDP | 3;
 const REPLY: u8 = family::UDP | 4;
-const TAKE_AT_DOOR: u8 = family::UDP | 5;
-const TAKE_UPSTREAM: u8 = family::UDP | 6;
+const RECEIVE_PENDING_AT_DOOR: u8 = family::UDP | 5;
+const RECEIVE_PENDING_UPSTREAM: u8 = family::UDP | 6;
 
 const DOOR: Tag = Tag { kind: RECEIVE_AT_DOOR, generation: 0, slot: 0 };
-/// How long not to receive at a socket where receiving failed for no known reason.
-const PAUSE: Duration = Duration::from_millis(10);
-/// Words of ICMP that are read in a row; a socket with more is looked at again.
-const WORDS_MAX: usize = 64;
-/// Sockets that are closed in one turn at most, so that a turn stays short.
-const CLOSED_MAX: usize = 64;
+/// How long to wait before receiving again on a socket where that failed for an unknown reason.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// ICMP errors read from a socket in a row; one with more is read again later.
+const ICMP_ERRORS_MAX: usize = 64;
+/// Sockets closed in one turn, at most, so that a turn stays short.
+const CLOSES_MAX: usize = 64;
 
-/// This worker's share of the UDP door.
-pub struct UdpDoor {
-    socket: OwnedFd,
-    /// Where it is bound.
-    at: SocketAddr,
-    /// Replies have to say which address they come from.
-    everywhere: bool,
-    /// Bound to an IPv6 address, which users of IPv4 reach as well.
-    v6: bool,
-    haste: Haste,
-}
-
-impl UdpDoor {
-    /// A door over a socket that is bound.
-    pub fn new(socket: OwnedFd) -> std::io::Result<UdpDoor> {
-        let at = sys::local(socket.as_fd())?;
-        let v6 = sys::is_v6(socket.as_fd())?;
-        let everywhere = at.ip().is_unspecified();
-        Ok(UdpDoor { socket, at, everywhere, v6, haste: Haste::default() })
-    }
-
-    /// Where a datagram came to, which is where its reply is to come from.
-    fn spoken_to(&self, envelope: &Envelope) -> SocketAddr {
-        let port = self.at.port();
-        match envelope.to.unwrap_or(self.at.ip().into()) {
-            Source { ip: IpAddr::V6(v6), interface } => {
-                SocketAddr::V6(SocketAddrV6::new(v6, port, 0, interface))
-            }
-            Source { ip, .. } => SocketAddr::new(ip, port),
-        }
-    }
-
-    /// The same again for a reply, where that has to be said.
-    fn source(&self, local: SocketAddr) -> Option<Source> {
-        let source = match self.spelled(local) {
-            SocketAddr::V6(v6) => Source { ip: IpAddr::V6(*v6.ip()), interface: v6.scope_id() },
-            other => other.ip().into(),
-        };
-        self.everywhere.then_some(source)
-    }
-
-    /// An address as this socket takes it.
-    fn spelled(&self, address: SocketAddr) -> SocketAddr {
-        match address {
-            SocketAddr::V4(v4) if self.v6 => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
-            other => other,
-        }
-    }
-}
-
-/// A socket towards backends.
-struct Upstream {
-    socket: OwnedFd,
-    generation: u32,
-    /// The core's numbers that are open on it.
-    numbers: u16,
-    haste: Haste,
-}
-
-/// A receive that has ended and is to begin again.
-struct Deaf {
+/// A receive that has ended and is to be posted again at `at`.
+struct Rearm {
     tag: Tag,
     at: Now,
 }
@@ -115,47 +62,47 @@ struct Deaf {
 pub struct UdpDriver {
     sessions: Sessions,
     door: Option<UdpDoor>,
-    /// By [`Family`] and place.
-    upstream: [Vec<Option<Upstream>>; 2],
-    /// Of these, such as are open.
+    /// By `Family` and place.
+    upstream: [Vec<Option<UpstreamSocket>>; 2],
+    /// How many of those are open.
     open: usize,
     generation: u32,
-    /// Not used any more, until their receive has ended.
+    /// Closed as soon as their receive has ended.
     closing: Vec<(Tag, OwnedFd)>,
-    /// The last turn closed as many as it may, and there may be more.
+    /// The last turn closed [`CLOSES_MAX`] sockets, so there may be more to close.
     more_to_close: bool,
-    deaf: Vec<Deaf>,
-    outbox: Outbox,
-    habits: Habits,
-    neighbours: Neighbours,
+    rearms: Vec<Rearm>,
+    batches: Batches,
+    config: SocketConfig,
+    handoff: HandoffLink,
 }
 
-/// How a driver uses sockets.
+/// How the sockets towards backends are opened and used.
 #[derive(Clone)]
-pub struct Habits {
-    /// Several datagrams may come and leave as one (GRO and GSO).
-    pub together: bool,
-    /// For the sockets towards backends, of all workers together.
+pub struct SocketConfig {
+    /// Whether the kernel coalesces and segments datagrams (GRO and GSO).
+    pub offload: bool,
+    /// The limit on sockets, shared by all workers.
     pub seats: Arc<Seats>,
-    /// Which addresses they send from.
-    pub origins: Arc<Origins>,
+    /// The addresses they send from.
+    pub local_addresses: Arc<LocalAddresses>,
 }
 
-/// How a worker gives datagrams to others and gets them.
+/// A worker's access to the queues between workers.
 #[derive(Clone)]
-pub struct Neighbours {
-    pub passages: Arc<Passages>,
-    /// This worker's own number.
+pub struct HandoffLink {
+    pub queues: Arc<HandoffQueues>,
+    /// This worker's number.
     pub worker: u8,
 }
 
 impl UdpDriver {
-    /// `door`: this worker's socket at the UDP door, if there is one.
+    /// `door` is `None` if the UDP door is not open.
     pub fn new(
         sessions: Sessions,
         door: Option<UdpDoor>,
-        habits: Habits,
-        neighbours: Neighbours,
+        config: SocketConfig,
+        handoff: HandoffLink,
     ) -> UdpDriver {
         UdpDriver {
             sessions,
@@ -165,10 +112,10 @@ impl UdpDriver {
             generation: 0,
             closing: Vec::new(),
             more_to_close: false,
-            deaf: Vec::new(),
-            outbox: Outbox::new(habits.together),
-            habits,
-            neighbours,
+            rearms: Vec::new(),
+            batches: Batches::new(config.offload),
+            config,
+            handoff,
         }
     }
 
@@ -178,392 +125,295 @@ impl UdpDriver {
         }
     }
 
-    /// Running sessions.
+    /// How many sessions are running.
     pub fn live(&self) -> usize {
         self.sessions.live()
     }
 
     pub fn next_deadline(&self) -> Option<Now> {
-        let passed = self.neighbours.passages.waiting(self.neighbours.worker) > 0;
-        if passed || self.more_to_close {
+        let handed_off = self.handoff.queues.pending(self.handoff.worker) > 0;
+        if handed_off || self.more_to_close {
             return Some(Now::default());
         }
-        let deaf = self.deaf.iter().map(|deaf| deaf.at).min();
-        [self.sessions.next_deadline(), deaf].into_iter().flatten().min()
+        let rearm = self.rearms.iter().map(|rearm| rearm.at).min();
+        [self.sessions.next_deadline(), rearm].into_iter().flatten().min()
     }
 
-    /// Takes note of who is registered now.
+    /// Takes a new snapshot of the registered backends into use.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
         self.sessions.adopt(snapshot);
     }
 
-    pub fn order(&mut self, now: Now, order: Order, books: &mut Books) {
-        self.sessions.order(now, order, books);
+    pub fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
+        self.sessions.order(turn.now, order, turn.books);
     }
 
-    pub fn complete(&mut self, now: Now, done: Done, ring: &mut Ring, books: &mut Books) {
+    pub fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
         let Done { tag, result, buf, more, .. } = done;
         if let Some(mut buf) = buf {
-            match (ring.open_datagram(&mut buf), tag.kind) {
-                (Some(envelope), RECEIVE_AT_DOOR | TAKE_AT_DOOR) => {
-                    self.came(now, envelope, buf, ring, books);
+            match (turn.ring.take_recv_meta(&mut buf), tag.kind) {
+                (Some(meta), RECEIVE_AT_DOOR | RECEIVE_PENDING_AT_DOOR) => {
+                    self.received_from_user(meta, buf, turn);
                 }
-                (Some(envelope), _) => self.came_back(now, tag, envelope, buf, ring, books),
-                (None, _) => ring.pool_mut().give_back(buf),
+                (Some(meta), _) => self.received_from_backend(tag, meta, buf, turn),
+                (None, _) => turn.ring.pool_mut().give_back(buf),
             }
         }
         if !more {
-            self.receive_again(now, tag, result.err(), books);
+            self.receive_ended(tag, result.err(), turn);
         }
     }
 
-    /// What is due whatever completed, and before the worker waits.
-    pub fn housekeep(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
-        self.take_passed(now, ring, books);
-        while let Some(letter) = self.outbox.next() {
-            self.send(now, letter, ring, books);
+    /// The work at the end of each turn, whatever completed: sends what the turn has gathered, then
+    /// looks after sessions and sockets.
+    pub fn housekeep(&mut self, turn: &mut Turn<'_>) {
+        self.take_handoffs(turn);
+        while let Some(transmit) = self.batches.pop() {
+            self.send(transmit, turn);
         }
-        self.send_returned(now, ring, books);
-        self.outbox.forget(now);
-        self.sessions.expire(now, books);
+        self.retry_returned(turn);
+        self.batches.forget_refusals(turn.now);
+        self.sessions.expire(turn.now, turn.books);
         let mut closed = 0;
-        while closed < CLOSED_MAX
+        while closed < CLOSES_MAX
             && let Some(socket) = self.sessions.next_surplus()
         {
-            self.close(socket, ring);
+            self.close(socket, turn.ring);
             closed += 1;
         }
-        self.more_to_close = closed == CLOSED_MAX;
-        books.metrics().counters.udp_sockets.set(self.open as u64);
-        self.listen_again(now, ring);
+        self.more_to_close = closed == CLOSES_MAX;
+        turn.books.metrics().counters.udp_sockets.set(self.open as u64);
+        self.rearm_receives(turn);
     }
 
-    /// A datagram came from a user.
-    fn came(&mut self, now: Now, envelope: Envelope, buf: Buf, ring: &mut Ring, books: &mut Books) {
-        let Some(door) = &self.door else { return ring.pool_mut().give_back(buf) };
-        let load = load_of(&envelope, &buf);
-        if !envelope.whole {
-            return self.drop_one(Why::Truncated, load, buf, ring, books);
+    /// Relays a datagram that a user has sent.
+    fn received_from_user(&mut self, meta: RecvMeta, buf: Buf, turn: &mut Turn<'_>) {
+        let Some(door) = &self.door else { return turn.ring.pool_mut().give_back(buf) };
+        let segments = segments_of(&meta, &buf);
+        if !meta.whole {
+            return self.drop_datagrams(DropReason::Truncated, segments, buf, turn);
         }
-        let local = door.spoken_to(&envelope);
-        let label = Label { client: envelope.from, local, segment: load.segment };
-        self.send_up(now, label, buf, Sessions::up, ring, books);
+        let local = door.local_of(&meta);
+        let handoff = Handoff { client: meta.from, local, segment_size: segments.segment_size };
+        self.forward_to_backend(handoff, buf, Sessions::up, turn);
     }
 
-    /// Does with a user's datagram what the core says; `ask` is how the core is asked.
-    fn send_up(
+    /// Asks the sessions about a user's datagram, by `ask`, and does what they say.
+    fn forward_to_backend(
         &mut self,
-        now: Now,
-        label: Label,
+        handoff: Handoff,
         buf: Buf,
-        ask: impl Fn(&mut Sessions, Now, SocketAddr, SocketAddr, Load, &mut Books) -> Up,
-        ring: &mut Ring,
-        books: &mut Books,
+        ask: impl Fn(&mut Sessions, Now, SocketAddr, SocketAddr, Segments, &mut Books) -> Up,
+        turn: &mut Turn<'_>,
     ) {
-        let load = Load { bytes: buf.len(), segment: label.segment };
-        // A socket that has to be opened first is asked for at most once for each family and failure.
+        let segments = Segments { bytes: buf.len(), segment_size: handoff.segment_size };
+        // Bounded: a socket that opens gives the session its pair, and one that does not stops the
+        // sessions from asking for another of its family.
         loop {
-            let Label { client, local, .. } = label;
-            let up = ask(&mut self.sessions, now, client, local, load, books);
+            let Handoff { client, local, .. } = handoff;
+            let up = ask(&mut self.sessions, turn.now, client, local, segments, turn.books);
             match up {
                 Up::Send { from: socket, to } => {
-                    let (place, from) = self.habits.origins.split(socket);
+                    let (place, from) = self.config.local_addresses.split(socket);
                     let slot = slot_of(socket.family, place);
                     let tag = Tag { kind: SEND, generation: 0, slot };
-                    let from = from.map(Source::from);
-                    return self.write(now, Way { tag, to, from }, load, buf, ring, books);
+                    let from = from.map(PktInfo::from);
+                    return self.write(FourTuple { tag, to, from }, segments, buf, turn);
                 }
                 Up::Open(socket) => {
-                    let opened = self.open_upstream(socket, ring);
-                    self.sessions.opened(now, socket, opened);
+                    let opened = self.open_upstream(socket, turn.ring);
+                    self.sessions.opened(turn.now, socket, opened);
                 }
-                Up::Pass(worker) => return self.pass(worker, label, buf, ring, books),
-                Up::Drop(_) => return ring.pool_mut().give_back(buf),
+                Up::HandOff(worker) => return self.hand_off(worker, handoff, buf, turn),
+                Up::Drop(_) => return turn.ring.pool_mut().give_back(buf),
             }
         }
     }
 
-    /// Hands a datagram to the worker that runs its session.
-    fn pass(&self, worker: u8, label: Label, buf: Buf, ring: &mut Ring, books: &Books) {
-        let load = Load { bytes: buf.len(), segment: label.segment };
-        if !self.neighbours.passages.send(worker, label, ring.pool().bytes(&buf)) {
-            return self.drop_one(Why::QueueFull, load, buf, ring, books);
+    /// Hands a datagram off to the worker that runs its session.
+    fn hand_off(&self, worker: u8, handoff: Handoff, buf: Buf, turn: &mut Turn<'_>) {
+        let segments = Segments { bytes: buf.len(), segment_size: handoff.segment_size };
+        if !self.handoff.queues.push(worker, handoff, turn.ring.pool().bytes(&buf)) {
+            return self.drop_datagrams(DropReason::QueueFull, segments, buf, turn);
         }
-        books.metrics().counters.udp_datagrams_passed.add(load.datagrams());
-        ring.pool_mut().give_back(buf);
+        turn.books.metrics().counters.udp_datagrams_passed.add(segments.datagrams());
+        turn.ring.pool_mut().give_back(buf);
     }
 
-    /// Takes what other workers handed to this one: what waits now, so that a turn stays short.
-    fn take_passed(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
-        for _ in 0..self.neighbours.passages.waiting(self.neighbours.worker) {
-            // Without a free block they wait; sends that are under way free some.
-            let Some(mut buf) = ring.pool_mut().take(Class::Datagram) else { return };
-            let Neighbours { passages, worker } = &self.neighbours;
-            match passages.take(*worker, &mut buf, ring.pool_mut()) {
-                Some(label) => self.send_up(now, label, buf, Sessions::passed, ring, books),
-                None => return ring.pool_mut().give_back(buf),
+    /// Relays what other workers have handed off to this one. Takes only what is pending now, so
+    /// that a turn stays short.
+    fn take_handoffs(&mut self, turn: &mut Turn<'_>) {
+        for _ in 0..self.handoff.queues.pending(self.handoff.worker) {
+            // Without a free block, the rest stays queued until sends in flight have freed some.
+            let Some(mut buf) = turn.ring.pool_mut().take(Class::Datagram) else { return };
+            let HandoffLink { queues, worker } = &self.handoff;
+            match queues.pop(*worker, &mut buf, turn.ring.pool_mut()) {
+                Some(handoff) => self.forward_to_backend(handoff, buf, Sessions::handed_off, turn),
+                None => return turn.ring.pool_mut().give_back(buf),
             }
         }
     }
 
-    /// A datagram came to a socket towards backends.
-    fn came_back(
-        &mut self,
-        now: Now,
-        tag: Tag,
-        envelope: Envelope,
-        buf: Buf,
-        ring: &mut Ring,
-        books: &mut Books,
-    ) {
-        let load = load_of(&envelope, &buf);
+    /// Relays a datagram that has arrived on an upstream socket.
+    fn received_from_backend(&mut self, tag: Tag, meta: RecvMeta, buf: Buf, turn: &mut Turn<'_>) {
+        let segments = segments_of(&meta, &buf);
         let (family, place) = place_of(tag.slot);
-        let socket = self.habits.origins.join(family, place, envelope.to.map(|to| to.ip));
+        let socket = self.config.local_addresses.join(family, place, meta.to.map(|to| to.ip));
         let (Some(door), Some(_), Some(socket)) = (&self.door, self.at(tag), socket) else {
-            // To a socket that is being closed: its pairs have rested, so nobody waits for it. Or to
-            // an address that nothing was sent from.
-            return self.drop_one(Why::UnknownReply, load, buf, ring, books);
+            // The socket is being closed, so all its pairs are free and nobody expects a reply; or
+            // the datagram was sent to an address from which we send nothing.
+            return self.drop_datagrams(DropReason::UnknownReply, segments, buf, turn);
         };
-        if !envelope.whole {
-            return self.drop_one(Why::Truncated, load, buf, ring, books);
+        if !meta.whole {
+            return self.drop_datagrams(DropReason::Truncated, segments, buf, turn);
         }
-        let down = self.sessions.down(now, socket, envelope.from, load, books);
+        let down = self.sessions.down(turn.now, socket, meta.from, segments, turn.books);
         match down {
             Down::Send { from, to } => {
-                let (from, to) = (door.source(from), door.spelled(to));
+                let (from, to) = (door.reply_source(from), door.in_family(to));
                 let tag = Tag { kind: REPLY, generation: 0, slot: 0 };
-                self.write(now, Way { tag, to, from }, load, buf, ring, books);
+                self.write(FourTuple { tag, to, from }, segments, buf, turn);
             }
-            Down::Drop(_) => ring.pool_mut().give_back(buf),
+            Down::Drop(_) => turn.ring.pool_mut().give_back(buf),
         }
     }
 
-    fn drop_one(&self, why: Why, load: Load, buf: Buf, ring: &mut Ring, books: &Books) {
-        self.sessions.dropped(why, load, books);
-        ring.pool_mut().give_back(buf);
+    /// Drops what was received and counts it.
+    fn drop_datagrams(&self, why: DropReason, segments: Segments, buf: Buf, turn: &mut Turn<'_>) {
+        self.sessions.dropped(why, segments, turn.books);
+        turn.ring.pool_mut().give_back(buf);
     }
 
-    fn write(
-        &mut self,
-        now: Now,
-        way: Way,
-        load: Load,
-        buf: Buf,
-        ring: &mut Ring,
-        books: &mut Books,
-    ) {
-        if let Some(full) = self.outbox.add(way, load, buf, ring.pool_mut()) {
-            self.send(now, full, ring, books);
+    /// Adds datagrams to the batch of their four-tuple; sends the batch first if they do not fit
+    /// into it.
+    fn write(&mut self, tuple: FourTuple, segments: Segments, buf: Buf, turn: &mut Turn<'_>) {
+        if let Some(full) = self.batches.push(tuple, segments, buf, turn.ring.pool_mut()) {
+            self.send(full, turn);
         }
     }
 
-    /// Sends a letter, after those that have come back.
-    fn send(&mut self, now: Now, (tag, letter): (Tag, Letter), ring: &mut Ring, books: &mut Books) {
-        self.send_returned(now, ring, books);
+    /// Sends a transmit, after retrying those that have failed, so that the order is kept.
+    fn send(&mut self, (tag, transmit): (Tag, Transmit), turn: &mut Turn<'_>) {
+        self.retry_returned(turn);
         let Some(socket) = self.sender(tag) else {
-            return ring.pool_mut().give_back_chain(letter.payload);
+            return turn.ring.pool_mut().give_back_chain(transmit.payload);
         };
-        let (way, segment) = (Way::of(tag, &letter), letter.segment.unwrap_or(0));
-        if !self.outbox.is_doubtful(way, &letter) {
-            return ring.send_datagrams(tag, socket, letter);
+        let (tuple, segment_size) =
+            (FourTuple::of(tag, &transmit), transmit.segment_size.unwrap_or(0));
+        if !self.batches.may_be_refused(tuple, &transmit) {
+            return turn.ring.send_datagrams(tag, socket, transmit);
         }
-        if self.outbox.is_refused(way, &letter) {
-            ring.flush();
-            return self.send_one_by_one(now, tag, letter, Errno::EINTR, ring, books);
+        if self.batches.is_refused(tuple, &transmit) {
+            turn.ring.flush();
+            return self.send_singly(tag, transmit, Errno::EINTR, turn);
         }
-        match ring.send_datagrams_at_once(tag, socket, letter) {
-            None => self.outbox.was_taken(way, segment),
-            Some(returned) => self.send_again(now, returned, ring, books),
-        }
-    }
-
-    fn send_returned(&mut self, now: Now, ring: &mut Ring, books: &mut Books) {
-        while let Some(returned) = ring.next_returned() {
-            self.send_again(now, returned, ring, books);
+        match turn.ring.send_datagrams_at_once(tag, socket, transmit) {
+            None => self.batches.note_accepted(tuple, segment_size),
+            Some(returned) => self.retry(returned, turn),
         }
     }
 
-    fn sender(&self, tag: Tag) -> Option<BorrowedFd<'_>> {
-        if tag.kind == REPLY {
-            return self.door.as_ref().map(|door| door.socket.as_fd());
-        }
-        self.upstream(tag.slot).map(|upstream| upstream.socket.as_fd())
-    }
-
-    fn upstream(&self, slot: u32) -> Option<&Upstream> {
-        let (family, place) = place_of(slot);
-        self.upstream[family as usize].get(usize::from(place))?.as_ref()
-    }
-
-    /// The socket that a completion belongs to, unless it is being closed.
-    fn at(&self, tag: Tag) -> Option<&Upstream> {
-        self.upstream(tag.slot).filter(|socket| socket.generation == tag.generation)
-    }
-
-    /// Opens what the core wants, on a socket that is open for another number if there is one. False
-    /// when there is none to be had.
-    fn open_upstream(&mut self, socket: Socket, ring: &mut Ring) -> bool {
-        let (place, _) = self.habits.origins.split(socket);
-        let there = self.upstream[socket.family as usize].get_mut(usize::from(place));
-        if let Some(upstream) = there.and_then(Option::as_mut) {
-            upstream.numbers += 1;
-            return true;
-        }
-        if !self.habits.seats.take() {
-            return false;
-        }
-        let tell = self.habits.origins.are_named(socket.family);
-        let v4 = socket.family == Family::V4;
-        let Ok(descriptor) = sys::datagram_upstream(v4, self.habits.together, tell) else {
-            self.habits.seats.give_back();
-            return false;
-        };
-        self.keep(socket.family, place, descriptor, ring);
-        true
-    }
-
-    /// Receives from now on at a new socket towards backends.
-    fn keep(&mut self, family: Family, place: u16, socket: OwnedFd, ring: &mut Ring) {
-        self.generation = self.generation.wrapping_add(1) & crate::ring::GENERATION;
-        let upstream =
-            Upstream { socket, generation: self.generation, numbers: 1, haste: Haste::default() };
-        let tag = receive_tag(family, place, &upstream);
-        ring.receive_datagrams(tag, upstream.socket.as_fd());
-        let (all, place) = (&mut self.upstream[family as usize], usize::from(place));
-        if all.len() <= place {
-            all.resize_with(place + 1, || None);
-        }
-        all[place] = Some(upstream);
-        self.open += 1;
-        // Every receive may end in the same turn: taken here, and not in the middle of relaying.
-        let sockets = 1 + self.upstream.iter().map(Vec::len).sum::<usize>();
-        self.deaf.reserve(sockets.saturating_sub(self.deaf.len()));
-    }
-
-    /// The core needs this number no more; its socket is closed with the last.
-    fn close(&mut self, socket: Socket, ring: &mut Ring) {
-        let (place, _) = self.habits.origins.split(socket);
-        let there = self.upstream[socket.family as usize].get_mut(usize::from(place));
-        let Some(there) = there else { return };
-        if let Some(upstream) = there.as_mut().filter(|upstream| upstream.numbers > 1) {
-            upstream.numbers -= 1;
-            return;
-        }
-        let Some(upstream) = there.take() else { return };
-        self.open -= 1;
-        self.habits.seats.give_back();
-        let tag = receive_tag(socket.family, place, &upstream);
-        match self.deaf.iter().position(|deaf| deaf.tag == tag) {
-            // Nothing is in flight on it.
-            Some(place) => {
-                self.deaf.swap_remove(place);
-                ring.close(upstream.socket);
-            }
-            None => {
-                ring.cancel(tag);
-                self.closing.push((tag, upstream.socket));
-            }
+    fn retry_returned(&mut self, turn: &mut Turn<'_>) {
+        while let Some(returned) = turn.ring.next_returned() {
+            self.retry(returned, turn);
         }
     }
 
-    /// A receive has ended that takes only what waits.
-    fn took(&mut self, now: Now, tag: Tag, errno: Option<Errno>, books: &mut Books) {
+    /// A receive of pending datagrams has ended.
+    fn pending_received(&mut self, tag: Tag, errno: Option<Errno>, turn: &mut Turn<'_>) {
         match errno {
-            // By an empty datagram.
+            // An empty datagram ended it, so more may be queued.
             None => return,
             Some(Errno::EAGAIN) => {}
-            Some(_) if tag.kind == TAKE_UPSTREAM => drop(self.read_icmp(now, tag.slot, books)),
+            Some(_) if tag.kind == RECEIVE_PENDING_UPSTREAM => {
+                self.read_icmp_errors(tag.slot, turn.now, turn.books);
+            }
             Some(_) => {}
         }
-        if let Some(haste) = self.haste(tag) {
-            haste.took_all();
+        if let Some(burst) = self.burst(tag) {
+            burst.reset();
         }
     }
 
-    fn haste(&mut self, tag: Tag) -> Option<&mut Haste> {
-        if let RECEIVE_AT_DOOR | TAKE_AT_DOOR = tag.kind {
-            return self.door.as_mut().map(|door| &mut door.haste);
+    fn burst(&mut self, tag: Tag) -> Option<&mut Burst> {
+        if let RECEIVE_AT_DOOR | RECEIVE_PENDING_AT_DOOR = tag.kind {
+            return self.door.as_mut().map(|door| &mut door.burst);
         }
         let (family, place) = place_of(tag.slot);
         let upstream = self.upstream[family as usize].get_mut(usize::from(place))?.as_mut();
-        upstream.filter(|at| at.generation == tag.generation).map(|at| &mut at.haste)
+        upstream.filter(|at| at.generation == tag.generation).map(|at| &mut at.burst)
     }
 
     /// A receive has ended.
-    fn receive_again(&mut self, now: Now, tag: Tag, errno: Option<Errno>, books: &mut Books) {
-        if let TAKE_AT_DOOR | TAKE_UPSTREAM = tag.kind {
-            return self.took(now, tag, errno, books);
+    fn receive_ended(&mut self, tag: Tag, errno: Option<Errno>, turn: &mut Turn<'_>) {
+        if let RECEIVE_PENDING_AT_DOOR | RECEIVE_PENDING_UPSTREAM = tag.kind {
+            return self.pending_received(tag, errno, turn);
         }
         if let Some(place) = self.closing.iter().position(|(closing, _)| *closing == tag) {
             drop(self.closing.swap_remove(place));
             return;
         }
         if errno.is_none()
-            && let Some(haste) = self.haste(tag)
+            && let Some(burst) = self.burst(tag)
         {
-            haste.ended_by_an_empty_one();
+            burst.grow();
         }
         let at = match errno {
-            // After an empty datagram; when blocks ran out, some are posted before the next turn.
-            None | Some(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN) => now,
-            Some(_) if tag.kind == RECEIVE_UPSTREAM && self.read_icmp(now, tag.slot, books) => now,
-            Some(_) => now.plus(PAUSE),
+            // An empty datagram ended it, or blocks ran out, which are posted before the next turn.
+            None | Some(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN) => turn.now,
+            Some(_)
+                if tag.kind == RECEIVE_UPSTREAM
+                    && self.read_icmp_errors(tag.slot, turn.now, turn.books) =>
+            {
+                turn.now
+            }
+            Some(_) => turn.now.plus(RETRY_PAUSE),
         };
-        self.deaf.push(Deaf { tag, at });
+        self.rearms.push(Rearm { tag, at });
     }
 
-    fn listen_again(&mut self, now: Now, ring: &mut Ring) {
+    /// Posts again the receives that are due.
+    fn rearm_receives(&mut self, turn: &mut Turn<'_>) {
         let mut next = 0;
-        while let Some(deaf) = self.deaf.get(next) {
-            if deaf.at > now {
+        while let Some(rearm) = self.rearms.get(next) {
+            if rearm.at > turn.now {
                 next += 1;
                 continue;
             }
-            let tag = self.deaf.swap_remove(next).tag;
-            let (socket, haste, kind) = match (tag.kind, &self.door, self.at(tag)) {
-                (RECEIVE_AT_DOOR, Some(door), _) => (&door.socket, door.haste, TAKE_AT_DOOR),
-                (RECEIVE_UPSTREAM, _, Some(at)) => (&at.socket, at.haste, TAKE_UPSTREAM),
+            let tag = self.rearms.swap_remove(next).tag;
+            let (socket, burst, kind) = match (tag.kind, &self.door, self.at(tag)) {
+                (RECEIVE_AT_DOOR, Some(door), _) => {
+                    (&door.socket, door.burst, RECEIVE_PENDING_AT_DOOR)
+                }
+                (RECEIVE_UPSTREAM, _, Some(at)) => (&at.socket, at.burst, RECEIVE_PENDING_UPSTREAM),
                 _ => continue,
             };
-            for _ in 0..haste.receives() {
-                ring.take_datagrams(Tag { kind, ..tag }, socket.as_fd());
+            for _ in 0..burst.extra() {
+                turn.ring.receive_pending_datagrams(Tag { kind, ..tag }, socket.as_fd());
             }
-            ring.receive_datagrams(tag, socket.as_fd());
+            turn.ring.receive_datagrams(tag, socket.as_fd());
         }
     }
 
-    /// Tells the core what ICMP said about a socket's datagrams. True when it said something.
-    fn read_icmp(&mut self, now: Now, slot: u32, books: &mut Books) -> bool {
-        let mut said = false;
-        for _ in 0..WORDS_MAX {
+    /// Passes the ICMP errors queued at a socket on to the sessions. False if there were none.
+    fn read_icmp_errors(&mut self, slot: u32, now: Now, books: &mut Books) -> bool {
+        let mut any = false;
+        for _ in 0..ICMP_ERRORS_MAX {
             let upstream = self.upstream(slot);
-            let word = upstream.and_then(|upstream| sys::next_unreachable(upstream.socket.as_fd()));
-            let Some(word) = word else { break };
-            said = true;
-            if matches!(word.errno, Errno::ECONNREFUSED | Errno::EHOSTUNREACH) {
+            let error =
+                upstream.and_then(|upstream| sys::next_unreachable(upstream.socket.as_fd()));
+            let Some(error) = error else { break };
+            any = true;
+            if matches!(error.errno, Errno::ECONNREFUSED | Errno::EHOSTUNREACH) {
                 let (family, place) = place_of(slot);
-                let sockets = self.habits.origins.on(family, place);
-                self.sessions.refused(now, sockets, word.to, word.errno, books);
+                let sockets = self.config.local_addresses.numbers_on(family, place);
+                self.sessions.unreachable(now, sockets, error.to, error.errno, books);
             }
         }
-        said
+        any
     }
 }
 
-fn load_of(envelope: &Envelope, buf: &Buf) -> Load {
-    Load { bytes: buf.len(), segment: envelope.segment.unwrap_or(buf.len()) }
-}
-
-fn receive_tag(family: Family, place: u16, upstream: &Upstream) -> Tag {
-    let slot = slot_of(family, place);
-    Tag { kind: RECEIVE_UPSTREAM, generation: upstream.generation, slot }
-}
-
-fn slot_of(family: Family, place: u16) -> u32 {
-    u32::from(place) << 1 | family as u32
-}
-
-fn place_of(slot: u32) -> (Family, u16) {
-    let family = if slot & 1 == Family::V4 as u32 { Family::V4 } else { Family::V6 };
-    (family, (slot >> 1) as u16)
+fn segments_of(meta: &RecvMeta, buf: &Buf) -> Segments {
+    Segments { bytes: buf.len(), segment_size: meta.segment_size.unwrap_or(buf.len()) }
 }

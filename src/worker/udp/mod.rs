@@ -1,7 +1,8 @@
-//! UDP users: `driver` stands between the ring and `sessions`, which decides.
+//! UDP: `driver` moves datagrams between the ring and `sessions`, which decides what happens to
+//! them.
 
+mod batching;
 pub mod driver;
-pub mod origins;
-mod outbox;
-pub mod passage;
+pub mod handoff;
+pub mod local_addresses;
 pub mod sessions;

@@ -1,22 +1,22 @@
-//! The life of a UDP session: first datagram, pick, forward, reply, move, end. Owns the sessions of one
-//! worker and which upstream socket each one uses; decides from addresses and lengths and a time that
-//! it is handed, and never sees a payload.
+//! The life of a UDP session: first datagram, choice of a backend, relaying, moving, end. Owns the
+//! sessions of one worker and which upstream socket each one uses. Decides from addresses, lengths
+//! and the time it is given; never sees a payload.
 //!
 //! ```text
-//!   first datagram --limits, pick, pair--> running --idle, answered, ordered, backend lost--> over
-//!                                          |     ^
-//!                                          +move-+  (its backend has left, or ICMP says so)
+//!   first datagram --limits, choice, pair--> running --idle, answered, ordered, backend lost--> over
+//!                                            |     ^
+//!                                            +move-+  (its backend has left, or ICMP reports it gone)
 //! ```
 //!
-//! The one thing here that other workers touch is the affinity map, when a session starts, moves and
-//! ends. A datagram whose session another worker runs is not ours to send: it goes there.
+//! Only the affinity map is shared with other workers; it is written when a session starts, moves
+//! and ends. A datagram whose session another worker runs is handed off to that worker.
 
+mod backends;
 mod begin;
-mod refusal;
-mod room;
+mod eviction;
+mod icmp;
 mod shortage;
 mod sweeps;
-mod tenants;
 mod verdict;
 
 use std::collections::VecDeque;
@@ -25,16 +25,16 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use room::Room;
+use backends::Backends;
+use eviction::Eviction;
 use shortage::Shortages;
 use sweeps::{Sweep, Task};
-use tenants::Tenants;
-pub use verdict::{Down, Load, Up, Why};
+pub use verdict::{Down, DropReason, Segments, Up};
 
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, ServiceId, Snapshot};
 use crate::config::{OnUdpLoss, Udp};
-use crate::proxy::udp::{Family, Limits, Owner, Past, PeerId, Socket, Upstream};
+use crate::proxy::udp::{Family, LastUse, PairLimits, PairOwner, PairTable, PeerId, SocketId};
 use crate::session::EndReason;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{Due, Flow, FlowHasher, FlowKey, Flows, Waits};
@@ -42,15 +42,16 @@ use crate::session::sources::{SourceId, SourceLimits, Sources};
 use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::link::Order;
 
-/// The service of the users who come to the UDP door.
+/// The service behind the UDP door.
 const SERVICE: ServiceId = ServiceId::built_in(Protocol::Udp);
-/// Sessions that one turn looks at, for idleness and for orders that concern many.
+/// Sessions that one turn looks at, at most, for idleness and for sweeps.
 const LOOKS_MAX: u32 = 512;
-/// How long nothing has passed in a session that is over when the balancer drains. Nobody says when a
-/// UDP session ends: what still speaks is left alone, and what is silent holds nobody up.
+/// The idle time while the balancer drains. Nobody says when a UDP session ends, so sessions in
+/// which something still passes are left alone, and silent ones do not hold up the drain.
 const DRAIN_IDLE: Duration = Duration::from_secs(2);
-/// The longest payload that fits behind the headers of IPv4 (65,535 - 20 - 8) and IPv6 (65,535 - 8),
-/// without jumbograms.
+
+/// The longest payload after the headers of IPv4 (65,535 - 20 - 8) and IPv6 (65,535 - 8), without
+/// jumbograms; in bytes.
 const fn payload_max(family: Family) -> usize {
     match family {
         Family::V4 => 65_507,
@@ -58,27 +59,27 @@ const fn payload_max(family: Family) -> usize {
     }
 }
 
-/// What the core is told once.
+/// The settings of one worker's sessions.
 #[derive(Clone)]
-pub struct Settings {
+pub struct UdpSettings {
     pub udp: Udp,
     pub idle: Duration,
     pub waits: Waits,
-    /// Sessions of this worker.
+    /// Sessions at this worker, at most.
     pub sessions: usize,
-    pub upstream: Limits,
+    pub pairs: PairLimits,
     /// This worker's even share of the pairs with one backend.
     pub share: usize,
     /// The limits for one source at this worker.
     pub sources: SourceLimits,
     pub hasher: FlowHasher,
     pub seed: u64,
-    pub affinity: Option<Holder>,
+    pub affinity: Option<AffinityHandle>,
 }
 
-/// This worker's hold on the map that all workers share.
+/// The affinity map, which all workers share, and this worker's number in it.
 #[derive(Clone)]
-pub struct Holder {
+pub struct AffinityHandle {
     pub map: Arc<Affinity>,
     pub worker: u8,
 }
@@ -86,24 +87,31 @@ pub struct Holder {
 struct Session {
     entry: Entry,
     peer: PeerId,
-    socket: Socket,
+    socket: SocketId,
     source: SourceId,
-    /// Replies that are still to come: for each datagram `responses`, or one.
+    /// Outstanding replies: `responses` for each datagram, or one.
     owed: u32,
-    /// What was sent last has no answer, neither by its backend nor by ICMP.
-    open: bool,
-    /// ICMP says that its backend is not there: it goes on with another if it can.
+    /// The last datagram sent has no answer yet, neither from the backend nor from ICMP.
+    unanswered: bool,
+    /// ICMP has reported its backend unreachable: it moves with the next datagram, if it can.
     refused: bool,
+}
+
+/// A flow, and the place of its session if there is one.
+struct Found {
+    key: FlowKey,
+    hash: u64,
+    place: Option<u32>,
 }
 
 /// The UDP sessions of one worker.
 pub struct Sessions {
-    settings: Settings,
+    settings: UdpSettings,
     flows: Flows<Session>,
     sources: Sources,
-    upstream: Upstream,
-    tenants: Tenants,
-    room: Room,
+    pairs: PairTable,
+    backends: Backends,
+    eviction: Eviction,
     shortages: Shortages,
     registered: Vec<PeerId>,
     sweeps: VecDeque<Sweep>,
@@ -111,14 +119,14 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    pub fn new(settings: Settings, now: Now) -> Sessions {
-        let Settings { sessions, idle, hasher, seed, upstream, sources, .. } = settings;
+    pub fn new(settings: UdpSettings, now: Now) -> Sessions {
+        let UdpSettings { sessions, idle, hasher, seed, pairs, sources, .. } = settings;
         Sessions {
             flows: Flows::new(sessions, idle, hasher, now).waiting(settings.waits),
             sources: Sources::new(sources, 2 * sessions, hasher),
-            upstream: Upstream::new(upstream, seed, hasher, now),
-            tenants: Tenants::default(),
-            room: Room::new(sessions),
+            pairs: PairTable::new(pairs, seed, hasher, now),
+            backends: Backends::default(),
+            eviction: Eviction::new(sessions),
             shortages: Shortages::default(),
             registered: Vec::new(),
             sweeps: VecDeque::new(),
@@ -127,33 +135,35 @@ impl Sessions {
         }
     }
 
-    /// Running sessions.
+    /// How many sessions are running.
     pub fn live(&self) -> usize {
         self.flows.len()
     }
 
-    /// Upstream sockets that are open.
+    /// How many upstream sockets are open.
     pub fn sockets(&self) -> usize {
-        self.upstream.open()
+        self.pairs.open()
     }
 
-    /// Takes note of who is registered now, and on which terms; the books have the same snapshot.
+    /// Takes a new snapshot of the registered backends into use; the books already have it.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
         self.adopt_terms(snapshot);
         let before = std::mem::take(&mut self.registered);
-        self.tenants.renew();
+        self.backends.begin_update();
         for backend in snapshot.of(Protocol::Udp) {
-            // With too many addresses that have left and still rest, this one waits for the next
-            // snapshot.
-            let Some(peer) = self.upstream.register(plain(backend.address)) else { continue };
+            // If the pair table is full of addresses that have left and are still in quarantine,
+            // this backend has to wait for the next snapshot.
+            let Some(peer) = self.pairs.register(plain(backend.address)) else { continue };
             self.registered.push(peer);
-            self.tenants.settle_in(peer, backend, snapshot.version);
+            self.backends.update(peer, backend, snapshot.version);
         }
         for peer in before {
-            let Some(tenant) = self.tenants.leave(peer, snapshot.version) else { continue };
-            self.upstream.unregister(peer);
+            let Some(state) = self.backends.remove_absent(peer, snapshot.version) else {
+                continue;
+            };
+            self.pairs.unregister(peer);
             if self.settings.udp.on_backend_loss == OnUdpLoss::Drop {
-                self.sweep(tenant.backend, EndReason::BackendLeft);
+                self.sweep(state.backend, EndReason::BackendLeft);
             }
         }
     }
@@ -167,97 +177,99 @@ impl Sessions {
         }
     }
 
-    /// A datagram came from a user to one of our addresses.
+    /// A datagram from `client`, received at the local address `local`.
     pub fn up(
         &mut self,
         now: Now,
         client: SocketAddr,
         local: SocketAddr,
-        load: Load,
+        segments: Segments,
         books: &mut Books,
     ) -> Up {
-        let key = FlowKey::new(client, local);
-        let hash = self.settings.hasher.flow(&key);
-        let place = self.flows.find(hash, &key);
-        match place.is_none().then(|| self.holder_elsewhere(hash)).flatten() {
-            Some(worker) => Up::Pass(worker),
-            None => self.carry(now, (hash, key, place), load, books),
+        let found = self.find(client, local);
+        match found.place.is_none().then(|| self.held_elsewhere(found.hash)).flatten() {
+            Some(worker) => Up::HandOff(worker),
+            None => self.relay(now, found, segments, books),
         }
     }
 
-    /// The same for a datagram that another worker handed to this one. It goes no further, also if its
-    /// session has ended meanwhile: one begins here.
-    pub fn passed(
+    /// A datagram that another worker has handed off to this one. It is never handed off again: if
+    /// its session has ended meanwhile, one begins here.
+    pub fn handed_off(
         &mut self,
         now: Now,
         client: SocketAddr,
         local: SocketAddr,
-        load: Load,
+        segments: Segments,
         books: &mut Books,
     ) -> Up {
-        let key = FlowKey::new(client, local);
-        let hash = self.settings.hasher.flow(&key);
-        let place = self.flows.find(hash, &key);
-        self.carry(now, (hash, key, place), load, books)
+        let found = self.find(client, local);
+        self.relay(now, found, segments, books)
     }
 
-    /// Sends a datagram on in the session at `place`, or in one that begins with it.
-    fn carry(
+    fn find(&self, client: SocketAddr, local: SocketAddr) -> Found {
+        let key = FlowKey::new(client, local);
+        let hash = self.settings.hasher.flow(&key);
+        Found { key, hash, place: self.flows.find(hash, &key) }
+    }
+
+    /// Relays a datagram in the session at `place`, or in one that begins with it.
+    fn relay(
         &mut self,
         now: Now,
-        (hash, key, place): (u64, FlowKey, Option<u32>),
-        load: Load,
+        Found { key, hash, place }: Found,
+        segments: Segments,
         books: &mut Books,
     ) -> Up {
-        let housed = match place {
-            Some(place) => self.house(now, place, hash, load, books),
-            None => self.begin(now, hash, key, load, books),
+        let ensured = match place {
+            Some(place) => self.ensure_backend(now, place, hash, segments, books),
+            None => self.begin(now, hash, key, segments, books),
         };
-        let up = match housed.and_then(|place| self.forward(now, place, load, books)) {
+        let up = match ensured.and_then(|place| self.forward(now, place, segments, books)) {
             Ok(up) | Err(up) => up,
         };
         if let Up::Drop(why) = up {
-            self.dropped(why, load, books);
-            self.shortages.note(now, why, load.datagrams(), books);
+            self.dropped(why, segments, books);
+            self.shortages.note(now, why, segments.datagrams(), books);
         }
         up
     }
 
-    /// The answer to [`Up::Open`].
-    pub fn opened(&mut self, now: Now, socket: Socket, open: bool) {
+    /// The outcome of [`Up::Open`].
+    pub fn opened(&mut self, now: Now, socket: SocketId, open: bool) {
         if open {
-            self.upstream.opened(socket);
+            self.pairs.opened(socket);
         } else {
-            self.upstream.failed(socket, now);
+            self.pairs.failed(socket, now);
         }
     }
 
-    /// A datagram came to an upstream socket.
+    /// A datagram from `from`, received at an upstream socket.
     pub fn down(
         &mut self,
         now: Now,
-        socket: Socket,
+        socket: SocketId,
         from: SocketAddr,
-        load: Load,
+        segments: Segments,
         books: &mut Books,
     ) -> Down {
         let place = match self.owner(socket, from) {
             Ok(place) => place,
             Err(why) => {
-                self.dropped(why, load, books);
+                self.dropped(why, segments, books);
                 return Down::Drop(why);
             }
         };
-        let flow = self.seen(now, place).expect("a held pair names a running session");
+        let flow = self.touch(now, place).expect("a held pair names a running session");
         let down = Down::Send { from: flow.key.local(), to: flow.key.client() };
         let session = &mut flow.state;
-        (session.open, session.refused) = (false, false);
+        (session.unanswered, session.refused) = (false, false);
         let peer = session.peer;
-        books.carried(&mut session.entry, 0, load.bytes as u64, now);
-        books.metrics().counters.udp_datagrams_down.add(load.datagrams());
-        session.owed = session.owed.saturating_sub(load.datagrams() as u32);
+        books.carried(&mut session.entry, 0, segments.bytes as u64, now);
+        books.metrics().counters.udp_datagrams_down.add(segments.datagrams());
+        session.owed = session.owed.saturating_sub(segments.datagrams() as u32);
         let is_answered = session.owed == 0;
-        self.tenants.heard(peer);
+        self.backends.answered(peer);
         if is_answered {
             self.flows.answered(place);
         }
@@ -267,12 +279,12 @@ impl Sessions {
         down
     }
 
-    /// Counts a datagram that went no further for a reason that only the caller sees.
-    pub fn dropped(&self, why: Why, load: Load, books: &Books) {
-        why.counter(&books.metrics().counters).add(load.datagrams());
+    /// Counts datagrams dropped for a reason that only the caller can see.
+    pub fn dropped(&self, why: DropReason, segments: Segments, books: &Books) {
+        why.counter(&books.metrics().counters).add(segments.datagrams());
     }
 
-    /// Carries out an order that concerns sessions.
+    /// Carries out an order from the control core.
     pub fn order(&mut self, now: Now, order: Order, books: &mut Books) {
         match order {
             Order::EndBackend { backend, reason } => self.sweep(Some(backend), reason),
@@ -296,22 +308,22 @@ impl Sessions {
         }
     }
 
-    /// Ends what has been idle for too long, what was ordered to end, and rests that are over.
+    /// Ends sessions that are idle or ordered to end, and quarantines that are over.
     pub fn expire(&mut self, now: Now, books: &mut Books) {
         self.end_idle(now, books);
-        self.go_on_sweeping(now, books);
-        self.upstream.settle(now);
-        self.room.settle(now, &mut self.sources);
+        self.continue_sweeps(now, books);
+        self.pairs.settle(now);
+        self.eviction.settle(now, &mut self.sources);
         let counters = &books.metrics().counters;
-        counters.udp_pairs_resting.set(self.upstream.resting() as u64);
+        counters.udp_pairs_resting.set(self.pairs.quarantined() as u64);
     }
 
-    /// Looks at the sessions in which nothing passed: some are quiet, some over.
+    /// Looks at the sessions whose timers have fired: some have become quiet, some are over.
     fn end_idle(&mut self, now: Now, books: &mut Books) {
         let mut looks = LOOKS_MAX;
         while let Some((place, due)) = self.flows.next_due(now, &mut looks) {
             match (due, self.flows.get(place)) {
-                (Due::Quiet, Some(flow)) => self.room.enter(place, flow),
+                (Due::Quiet, Some(flow)) => self.eviction.add(place, flow),
                 _ => self.end(now, place, EndReason::Idle, books),
             }
         }
@@ -322,160 +334,170 @@ impl Sessions {
         if !self.sweeps.is_empty() {
             return Some(Now::default());
         }
-        [self.flows.next_deadline(), self.upstream.next_deadline()].into_iter().flatten().min()
+        [self.flows.next_deadline(), self.pairs.next_deadline()].into_iter().flatten().min()
     }
 
-    /// A socket to close that nobody uses any more.
-    pub fn next_surplus(&mut self) -> Option<Socket> {
-        self.upstream.next_surplus()
+    /// A socket to close because no session needs it.
+    pub fn next_surplus(&mut self) -> Option<SocketId> {
+        self.pairs.next_surplus()
     }
 
-    fn owner(&mut self, socket: Socket, from: SocketAddr) -> Result<u32, Why> {
-        let peer = self.upstream.speaker(socket, plain(from)).ok_or(Why::SpoofedReply)?;
-        match self.upstream.owner(peer, socket) {
-            Owner::Session(place) => Ok(place),
-            Owner::Resting => Err(Why::LateReply),
-            Owner::Nobody => Err(Why::UnknownReply),
+    /// The session that a reply belongs to.
+    fn owner(&mut self, socket: SocketId, from: SocketAddr) -> Result<u32, DropReason> {
+        let peer = self.pairs.sender(socket, plain(from)).ok_or(DropReason::SpoofedReply)?;
+        match self.pairs.owner(peer, socket) {
+            PairOwner::Session(place) => Ok(place),
+            PairOwner::Quarantined => Err(DropReason::LateReply),
+            PairOwner::Nobody => Err(DropReason::UnknownReply),
         }
     }
 
-    /// Sends a session's datagram to its backend.
-    fn forward(&mut self, now: Now, place: u32, load: Load, books: &mut Books) -> Result<Up, Up> {
+    /// The verdict that sends a datagram to the backend of its session.
+    fn forward(
+        &mut self,
+        now: Now,
+        place: u32,
+        segments: Segments,
+        books: &mut Books,
+    ) -> Result<Up, Up> {
         let flow = self.flows.get(place).expect("the session was found");
-        if load.longest() > payload_max(flow.state.socket.family) {
-            return Err(Up::Drop(Why::TooBig));
+        if segments.longest() > payload_max(flow.state.socket.family) {
+            return Err(Up::Drop(DropReason::TooBig));
         }
-        let more = owed(self.settings.udp.responses, load);
-        let flow = self.seen(now, place).expect("the session was found");
+        let more = owed(self.settings.udp.responses, segments);
+        let flow = self.touch(now, place).expect("the session was found");
         flow.awaiting = true;
         let session = &mut flow.state;
-        session.open = true;
+        session.unanswered = true;
         session.owed = session.owed.saturating_add(more);
-        books.carried(&mut session.entry, load.bytes as u64, 0, now);
-        books.metrics().counters.udp_datagrams_up.add(load.datagrams());
+        books.carried(&mut session.entry, segments.bytes as u64, 0, now);
+        books.metrics().counters.udp_datagrams_up.add(segments.datagrams());
         let (from, peer) = (session.socket, session.peer);
-        Ok(Up::Send { from, to: self.upstream.address(peer) })
+        Ok(Up::Send { from, to: self.pairs.address(peer) })
     }
 
-    /// Sees to it that a running session has a backend that can be sent to.
-    fn house(
+    /// Makes sure that a running session has a usable backend, by moving or replacing it if need
+    /// be. Returns the place of the session to use.
+    fn ensure_backend(
         &mut self,
         now: Now,
         place: u32,
         hash: u64,
-        load: Load,
+        segments: Segments,
         books: &mut Books,
     ) -> Result<u32, Up> {
         let flow = self.flows.get_mut(place).expect("the session was found");
         let key = flow.key;
         let entry = &mut flow.state.entry;
-        let (tenant, refused) = (self.tenants.at(flow.state.peer), flow.state.refused);
+        let (state, refused) = (self.backends.at(flow.state.peer), flow.state.refused);
         let on = entry.choice().map(|choice| choice.backend);
-        if let Some(backend) = tenant.backend.filter(|backend| on != Some(*backend)) {
-            // Registered anew at the same address: the session goes on, under the new name.
+        if let Some(backend) = state.backend.filter(|backend| on != Some(*backend)) {
+            // A backend has registered anew at this address: the session goes on under the new
+            // identity.
             books.relabel(entry, backend);
             self.note(hash, backend);
         }
-        if tenant.is_fit(now) && !refused {
+        if state.is_usable(now) && !refused {
             return Ok(place);
         }
-        let left = tenant.backend.filter(|_| refused);
+        let left = state.backend.filter(|_| refused);
         match self.settings.udp.on_backend_loss {
             OnUdpLoss::Keep => Ok(place),
-            OnUdpLoss::Move => self.relocate(now, place, hash, load, books),
-            OnUdpLoss::Drop if tenant.backend.is_some() && !self.is_any_fit(now, left, books) => {
+            OnUdpLoss::Move => self.relocate(now, place, hash, segments, books),
+            OnUdpLoss::Drop if state.backend.is_some() && !self.is_any_usable(now, left, books) => {
                 Ok(place)
             }
             OnUdpLoss::Drop => {
                 self.end(now, place, EndReason::BackendLeft, books);
-                self.begin(now, hash, key, load, books)
+                self.begin(now, hash, key, segments, books)
             }
         }
     }
 
-    /// Moves a session to another backend, if there is one that is fit.
+    /// Moves a session to another backend, if there is a usable one.
     fn relocate(
         &mut self,
         now: Now,
         place: u32,
         hash: u64,
-        load: Load,
+        segments: Segments,
         books: &mut Books,
     ) -> Result<u32, Up> {
-        if let Some(socket) = self.upstream.wanted(now) {
+        if let Some(socket) = self.pairs.wanted(now) {
             return Err(Up::Open(socket));
         }
         let flow = self.flows.get(place).expect("the session was found");
         let session = &flow.state;
-        let registered = self.tenants.at(session.peer).backend.is_some();
-        // One that is registered and avoided still gets what nobody else can take.
+        let registered = self.backends.at(session.peer).backend.is_some();
+        // A backend that is registered but avoided keeps the session if no other can take it.
         let stay = |why| if registered { Ok(place) } else { Err(Up::Drop(why)) };
         let user = flow.key.client().ip();
-        let left = session.refused.then_some(self.tenants.at(session.peer).backend).flatten();
-        let unfit = |id| left == Some(id) || self.tenants.is_unfit(id, now);
-        let choice = books.choose(SERVICE, user, &unfit).or_else(|| {
+        let left = session.refused.then_some(self.backends.at(session.peer).backend).flatten();
+        let avoided = |id| left == Some(id) || self.backends.is_avoided(id, now);
+        let choice = books.choose(SERVICE, user, &avoided).or_else(|| {
             let anyone = || books.choose(SERVICE, user, &|_| false);
             if registered { None } else { anyone() }
         });
-        let Some(choice) = choice else { return stay(Why::NoBackend) };
-        let past = Past { last: flow.last_seen, clean: self.flows.in_use_until(flow) };
+        let Some(choice) = choice else { return stay(DropReason::NoBackend) };
+        let last_use = LastUse { at: flow.last_seen, clean: self.flows.in_use_until(flow) };
         let Some((peer, socket)) = self.pair_at(now, place, choice, books) else {
             if !registered {
-                self.shortages.at(choice, load.datagrams(), books);
+                self.shortages.at(choice, segments.datagrams(), books);
             }
-            return stay(Why::UpstreamExhausted);
+            return stay(DropReason::UpstreamExhausted);
         };
         let flow = self.flows.get_mut(place).expect("the session was found");
         let session = &mut flow.state;
-        self.upstream.give_back(session.peer, session.socket, past, now);
+        self.pairs.give_back(session.peer, session.socket, last_use, now);
         (session.peer, session.socket, session.owed) = (peer, socket, 0);
-        (session.open, session.refused) = (false, false);
+        (session.unanswered, session.refused) = (false, false);
         books.moved_to(&mut session.entry, choice);
         self.note(hash, choice.backend);
         Ok(place)
     }
 
-    /// A pair with another backend for a running session, which does not end to make room for itself.
+    /// A pair with another backend for a running session, which is itself exempt from eviction
+    /// meanwhile.
     fn pair_at(
         &mut self,
         now: Now,
         place: u32,
         choice: Choice,
         books: &mut Books,
-    ) -> Option<(PeerId, Socket)> {
-        let peer = self.upstream.find(plain(choice.address))?;
+    ) -> Option<(PeerId, SocketId)> {
+        let peer = self.pairs.find(plain(choice.address))?;
         let flow = self.flows.get_mut(place)?;
         let (last, user) = (std::mem::replace(&mut flow.last_seen, now), flow.key.client().ip());
-        self.room.leave(place);
-        let room = self.room_at(now, peer, user, books);
-        let socket = room.ok().and_then(|()| self.upstream.take(peer, place));
+        self.eviction.remove(place);
+        let room = self.make_pair_free(now, peer, user, books);
+        let socket = room.ok().and_then(|()| self.pairs.take(peer, place));
         let flow = self.flows.get_mut(place)?;
         flow.last_seen = last;
         match socket {
             Some(_) => self.flows.stir(place),
-            None if flow.is_quiet() => self.room.enter(place, flow),
+            None if flow.is_quiet() => self.eviction.add(place, flow),
             None => self.flows.look_anew(place),
         }
         socket.map(|socket| (peer, socket))
     }
 
-    /// The worker that has this flow, if it is another one.
-    fn holder_elsewhere(&self, hash: u64) -> Option<u8> {
-        let Holder { map, worker } = self.settings.affinity.as_ref()?;
+    /// The worker that runs this flow's session, if it is another.
+    fn held_elsewhere(&self, hash: u64) -> Option<u8> {
+        let AffinityHandle { map, worker } = self.settings.affinity.as_ref()?;
         map.holder(hash).filter(|holder| holder != worker)
     }
 
-    /// Something passed in the session at `place`.
-    fn seen(&mut self, now: Now, place: u32) -> Option<&mut Flow<Session>> {
+    /// Notes that a datagram passes in the session at `place`.
+    fn touch(&mut self, now: Now, place: u32) -> Option<&mut Flow<Session>> {
         let lapsed = self.flows.get(place).is_some_and(|flow| self.flows.in_use_until(flow) <= now);
         let flow = self.flows.get_mut(place)?;
         flow.last_seen = now;
         if lapsed {
-            // Nobody waits any more for what was not answered before.
+            // The session was no longer in use: no reply to earlier datagrams is expected any more.
             flow.state.owed = 0;
         }
         if flow.is_quiet() {
-            self.room.leave(place);
+            self.eviction.remove(place);
             self.flows.stir(place);
         }
         self.flows.get_mut(place)
@@ -489,16 +511,16 @@ impl Sessions {
             _ => self.flows.in_use_until(&flow),
         };
         let session = flow.state;
-        self.upstream.give_back(session.peer, session.socket, Past { last, clean }, now);
+        self.pairs.give_back(session.peer, session.socket, LastUse { at: last, clean }, now);
         self.sources.ended(session.source);
-        self.room.cool(clean, session.source, &mut self.sources);
+        self.eviction.cool(clean, session.source, &mut self.sources);
         books.close(session.entry, reason, now);
     }
 
-    /// Takes a session out of the tables that find it.
+    /// Removes a session from the tables in which it is found.
     fn take_out(&mut self, place: u32) -> Option<Flow<Session>> {
         let flow = self.flows.close(place)?;
-        self.room.leave(place);
+        self.eviction.remove(place);
         if let Some(holder) = &self.settings.affinity {
             holder.map.forget(self.settings.hasher.flow(&flow.key), holder.worker);
         }
@@ -507,25 +529,25 @@ impl Sessions {
 
     fn note(&self, hash: u64, backend: BackendId) {
         if let Some(holder) = &self.settings.affinity {
-            // Without room the session is merely not found by others.
+            // Without room in the map, other workers merely do not find the session.
             let _ = holder.map.note(hash, backend, holder.worker);
         }
     }
 
-    /// Whether a backend is in the rotation that sessions need not avoid, besides the one that is left.
-    fn is_any_fit(&self, now: Now, left: Option<BackendId>, books: &Books) -> bool {
-        let fit = |id| left != Some(id) && !self.tenants.is_unfit(id, now);
+    /// Whether the rotation has a backend that is not avoided, other than the one being left.
+    fn is_any_usable(&self, now: Now, left: Option<BackendId>, books: &Books) -> bool {
+        let usable = |id| left != Some(id) && !self.backends.is_avoided(id, now);
         let pool = books.snapshot().pool(SERVICE);
-        pool.is_some_and(|pool| pool.in_rotation().any(|backend| fit(backend.id)))
+        pool.is_some_and(|pool| pool.in_rotation().any(|backend| usable(backend.id)))
     }
 
-    /// How long nothing passes in a session before it is over.
+    /// The idle time after which a session ends.
     fn idle(&self) -> Duration {
         if self.draining { self.settings.idle.min(DRAIN_IDLE) } else { self.settings.idle }
     }
 }
 
-/// An address as the table of peers knows it.
+/// An address as the pair table knows it: IPv4 if it is IPv4-mapped, and without flow information.
 fn plain(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(_) => address,
@@ -538,9 +560,10 @@ fn plain(address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn owed(responses: Option<NonZeroU32>, load: Load) -> u32 {
+/// The replies expected to datagrams that are sent.
+fn owed(responses: Option<NonZeroU32>, segments: Segments) -> u32 {
     let each = responses.map_or(1, NonZeroU32::get);
-    u32::try_from(u64::from(each) * load.datagrams()).unwrap_or(u32::MAX)
+    u32::try_from(u64::from(each) * segments.datagrams()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -17,11 +17,11 @@ impl Driver for UdpDriver {
     }
 
     fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
-        self.complete(turn.now, done, turn.ring, turn.books);
+        self.complete(done, turn);
     }
 
     fn housekeep(&mut self, turn: &mut Turn<'_>) {
-        self.housekeep(turn.now, turn.ring, turn.books);
+        self.housekeep(turn);
     }
 
     fn next_deadline(&self) -> Option<Now> {
@@ -33,7 +33,7 @@ impl Driver for UdpDriver {
     }
 
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
-        self.order(turn.now, order, turn.books);
+        self.order(order, turn);
     }
 
     fn adopt(&mut self, snapshot: &Snapshot) {

@@ -1,48 +1,49 @@
-//! What is said of users for whom there was no room. Owns how often: a shortage lasts, and each datagram of
-//! it is counted, but a line every few seconds is enough to read.
+//! Reports of users who found no room. Owns how often they are made: every datagram is counted, but
+//! while a shortage lasts, a line every few seconds is enough.
 
 use std::time::Duration;
 
-use super::Why;
+use super::DropReason;
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::worker::books::{Books, Choice};
 use crate::worker::link::Report;
 
-/// How often the same shortage is told.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// How often to report while a shortage lasts.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub(super) struct Shortages {
-    told: Option<Now>,
-    untold: u64,
+    reported: Option<Now>,
+    /// Datagrams dropped since the last report.
+    unreported: u64,
     backend: Option<BackendId>,
 }
 
 impl Shortages {
-    /// Nobody could be given a way to this backend.
+    /// There was no pair with this backend for a new session.
     pub(super) fn at(&mut self, choice: Choice, datagrams: u64, books: &Books) {
         self.backend = Some(choice.backend);
         books.turned_away(choice, datagrams);
     }
 
-    /// Datagrams that would have begun a session were dropped. Those that lacked room are users turned
-    /// away, and told of.
-    pub(super) fn note(&mut self, now: Now, why: Why, datagrams: u64, books: &mut Books) {
+    /// Counts users turned away, whose datagrams would have begun a session, and reports a lack of
+    /// room.
+    pub(super) fn note(&mut self, now: Now, why: DropReason, datagrams: u64, books: &mut Books) {
         let counters = &books.metrics().counters;
         match why {
-            Why::NoBackend => counters.users_refused_no_backend.add(datagrams),
-            Why::TableFull => counters.users_refused_full.add(datagrams),
-            Why::UpstreamExhausted | Why::SourceShare => {
+            DropReason::NoBackend => counters.users_refused_no_backend.add(datagrams),
+            DropReason::TableFull => counters.users_refused_full.add(datagrams),
+            DropReason::UpstreamExhausted | DropReason::SourceShare => {
                 counters.users_refused_exhausted.add(datagrams);
             }
             _ => {}
         }
         let Some(shortage) = why.shortage() else { return };
-        self.untold += datagrams;
-        if self.told.is_none_or(|told| now.since(told) >= TOLD_EVERY) {
-            self.told = Some(now);
-            let (backend, datagrams) = (self.backend.take(), std::mem::take(&mut self.untold));
+        self.unreported += datagrams;
+        if self.reported.is_none_or(|at| now.since(at) >= REPORT_EVERY) {
+            self.reported = Some(now);
+            let (backend, datagrams) = (self.backend.take(), std::mem::take(&mut self.unreported));
             books.report(Report::OutOfRoom { shortage, backend, datagrams });
         }
     }

@@ -1,5 +1,5 @@
-//! Orders about many UDP sessions, carried out a few places each turn so that a turn stays short. Owns
-//! how far each has come.
+//! Sweeps: orders that concern many sessions, carried out a few places at a time so that a turn
+//! stays short. Owns how far each has come.
 
 use super::{LOOKS_MAX, Sessions};
 use crate::base::time::Now;
@@ -7,31 +7,32 @@ use crate::cluster::BackendId;
 use crate::session::EndReason;
 use crate::worker::books::Books;
 
-/// Orders about many sessions that are carried out bit by bit; with more, the first is hurried.
+/// Sweeps in progress, at most; with more, the first is completed at once.
 pub(super) const SWEEPS_MAX: usize = 64;
 
-/// An order about many sessions, carried out a few places each turn.
+/// One sweep and the next place it looks at.
 pub(super) struct Sweep {
     pub(super) task: Task,
     pub(super) next: u32,
 }
 
-/// What is done to each of them.
+/// What a sweep does with each session.
 #[derive(Clone, Copy)]
 pub(super) enum Task {
-    /// Ends those on this backend, or all.
+    /// Ends it if it is on this backend; `None` ends all.
     End { backend: Option<BackendId>, reason: EndReason },
-    /// Looks at them by an idle time that has become shorter.
+    /// Applies an idle time that has become shorter.
     LookAnew,
 }
 
 impl Sessions {
+    /// Begins to end the sessions on this backend, or all.
     pub(super) fn sweep(&mut self, backend: Option<BackendId>, reason: EndReason) {
         self.sweeps.push_back(Sweep { task: Task::End { backend, reason }, next: 0 });
     }
 
-    /// Carries the orders about many sessions on; the first at once to its end if too many wait.
-    pub(super) fn go_on_sweeping(&mut self, now: Now, books: &mut Books) {
+    /// Continues the sweeps, within the bound of a turn unless there are too many.
+    pub(super) fn continue_sweeps(&mut self, now: Now, books: &mut Books) {
         let mut looks = if self.sweeps.len() > SWEEPS_MAX { u32::MAX } else { LOOKS_MAX };
         while let Some(sweep) = self.sweeps.front_mut() {
             let Sweep { task, next } = *sweep;
@@ -54,7 +55,7 @@ impl Sessions {
         }
     }
 
-    /// Whether a session runs at `place`, on this backend if one is named.
+    /// Whether a session runs at `place` and, if a backend is named, on that.
     fn is_on(&self, place: u32, backend: Option<BackendId>) -> bool {
         self.flows.get(place).is_some_and(|flow| {
             let on = flow.state.entry.choice().map(|choice| choice.backend);

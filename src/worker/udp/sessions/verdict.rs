@@ -1,65 +1,70 @@
-//! The words in which datagrams are told to the core, and what it says to do with them. Owns the reasons
-//! why a datagram goes no further, each with its counter.
+//! What the sessions are told about received datagrams, and their verdict: send, hand off or drop.
+//! Owns the reasons for dropping, each with its counter.
 
 use std::net::SocketAddr;
 
 use crate::metrics::{Counter, WorkerCounters};
-use crate::proxy::udp::Socket;
+use crate::proxy::udp::SocketId;
 use crate::worker::link::Shortage;
 
-/// Payloads of one sender that came together: one datagram, or several of `segment` bytes of which
-/// only the last may be shorter.
+/// The size of what was received: one datagram, or several that the kernel coalesced, each
+/// `segment_size` bytes long but the last, which may be shorter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Load {
+pub struct Segments {
     pub bytes: usize,
-    /// Not less than `bytes` when it is one datagram.
-    pub segment: usize,
+    /// At least `bytes` if it is one datagram.
+    pub segment_size: usize,
 }
 
-impl Load {
+impl Segments {
     /// One datagram.
-    pub const fn one(bytes: usize) -> Load {
-        Load { bytes, segment: bytes }
+    pub const fn one(bytes: usize) -> Segments {
+        Segments { bytes, segment_size: bytes }
     }
 
+    /// How many datagrams it is.
     pub fn datagrams(self) -> u64 {
-        if self.bytes <= self.segment { 1 } else { self.bytes.div_ceil(self.segment.max(1)) as u64 }
+        if self.bytes <= self.segment_size {
+            1
+        } else {
+            self.bytes.div_ceil(self.segment_size.max(1)) as u64
+        }
     }
 
-    /// The longest of them.
+    /// The length of the longest datagram, in bytes.
     pub fn longest(self) -> usize {
-        self.bytes.min(self.segment)
+        self.bytes.min(self.segment_size)
     }
 }
 
-/// What to do with a datagram from a user.
+/// The verdict on a datagram from a user.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Up {
     Send {
-        from: Socket,
+        from: SocketId,
         to: SocketAddr,
     },
-    /// Open this socket first, tell with `Sessions::opened` how it went, and ask again.
-    Open(Socket),
-    /// Hand it to this worker, which runs its session, and ask there with `Sessions::passed`.
-    Pass(u8),
-    Drop(Why),
+    /// Open this socket, report the outcome with `Sessions::opened`, and ask again.
+    Open(SocketId),
+    /// Hand it off to this worker, which runs its session and asks with `Sessions::handed_off`.
+    HandOff(u8),
+    Drop(DropReason),
 }
 
-/// What to do with a datagram from a backend.
+/// The verdict on a datagram from a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Down {
-    /// Send it to the user, from the address that the user spoke to.
+    /// Send it to the user from the local address the user has sent to.
     Send {
         from: SocketAddr,
         to: SocketAddr,
     },
-    Drop(Why),
+    Drop(DropReason),
 }
 
-/// Why a datagram goes no further. Each has its counter.
+/// Why a datagram is dropped. Each reason has its counter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Why {
+pub enum DropReason {
     NoBackend,
     TableFull,
     SourceLimit,
@@ -76,33 +81,33 @@ pub enum Why {
     LateReply,
 }
 
-impl Why {
-    /// What a session found short, if it was that.
+impl DropReason {
+    /// What was short, if the reason is a lack of room.
     pub fn shortage(self) -> Option<Shortage> {
         match self {
-            Why::TableFull => Some(Shortage::Place),
-            Why::UpstreamExhausted => Some(Shortage::Pair),
-            Why::SourceShare => Some(Shortage::Share),
+            DropReason::TableFull => Some(Shortage::Place),
+            DropReason::UpstreamExhausted => Some(Shortage::Pair),
+            DropReason::SourceShare => Some(Shortage::Share),
             _ => None,
         }
     }
 
     pub fn counter(self, counters: &WorkerCounters) -> &Counter {
         match self {
-            Why::NoBackend => &counters.udp_dropped_no_backend,
-            Why::TableFull => &counters.udp_dropped_table_full,
-            Why::SourceLimit => &counters.udp_dropped_source_limit,
-            Why::SourceRate => &counters.udp_dropped_source_rate,
-            Why::SourceShare => &counters.udp_dropped_source_share,
-            Why::UpstreamExhausted => &counters.udp_dropped_upstream_exhausted,
-            Why::Draining => &counters.udp_dropped_draining,
-            Why::TooBig => &counters.udp_dropped_too_big,
-            Why::Truncated => &counters.udp_dropped_truncated,
-            Why::QueueFull => &counters.udp_dropped_queue_full,
-            Why::SendFailed => &counters.udp_dropped_send_failed,
-            Why::SpoofedReply => &counters.udp_dropped_spoofed_reply,
-            Why::UnknownReply => &counters.udp_dropped_unknown_reply,
-            Why::LateReply => &counters.udp_dropped_late_reply,
+            DropReason::NoBackend => &counters.udp_dropped_no_backend,
+            DropReason::TableFull => &counters.udp_dropped_table_full,
+            DropReason::SourceLimit => &counters.udp_dropped_source_limit,
+            DropReason::SourceRate => &counters.udp_dropped_source_rate,
+            DropReason::SourceShare => &counters.udp_dropped_source_share,
+            DropReason::UpstreamExhausted => &counters.udp_dropped_upstream_exhausted,
+            DropReason::Draining => &counters.udp_dropped_draining,
+            DropReason::TooBig => &counters.udp_dropped_too_big,
+            DropReason::Truncated => &counters.udp_dropped_truncated,
+            DropReason::QueueFull => &counters.udp_dropped_queue_full,
+            DropReason::SendFailed => &counters.udp_dropped_send_failed,
+            DropReason::SpoofedReply => &counters.udp_dropped_spoofed_reply,
+            DropReason::UnknownReply => &counters.udp_dropped_unknown_reply,
+            DropReason::LateReply => &counters.udp_dropped_late_reply,
         }
     }
 }
@@ -112,8 +117,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_knows_how_many_datagrams_it_is() {
-        for (bytes, segment, datagrams, longest) in [
+    fn segments_know_how_many_datagrams_they_are() {
+        for (bytes, segment_size, datagrams, longest) in [
             (0, 0, 1, 0),
             (1, 1, 1, 1),
             (100, 65_535, 1, 100),
@@ -121,8 +126,12 @@ mod tests {
             (2401, 1200, 3, 1200),
             (5, 0, 5, 0),
         ] {
-            let load = Load { bytes, segment };
-            assert_eq!((load.datagrams(), load.longest()), (datagrams, longest), "{load:?}");
+            let segments = Segments { bytes, segment_size };
+            assert_eq!(
+                (segments.datagrams(), segments.longest()),
+                (datagrams, longest),
+                "{segments:?}"
+            );
         }
     }
 }

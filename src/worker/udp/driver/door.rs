@@ -1,0 +1,62 @@
+//! This worker's socket at the UDP door. Owns how local addresses are written on it: in its own
+//! address family, and with the source address that a reply needs on a wildcard socket.
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::burst::Burst;
+use crate::ring::datagram::{PktInfo, RecvMeta};
+use crate::ring::sys;
+
+/// This worker's socket in the group at the UDP door.
+pub struct UdpDoor {
+    pub(super) socket: OwnedFd,
+    /// The address it is bound to.
+    at: SocketAddr,
+    /// Bound to all addresses, so that every reply has to name its source address.
+    wildcard: bool,
+    /// An IPv6 socket, which IPv4 users may reach as well.
+    v6: bool,
+    pub(super) burst: Burst,
+}
+
+impl UdpDoor {
+    /// A door over a bound socket.
+    ///
+    /// # Errors
+    /// The kernel does not say where the socket is bound.
+    pub fn new(socket: OwnedFd) -> std::io::Result<UdpDoor> {
+        let at = sys::local(socket.as_fd())?;
+        let v6 = sys::is_v6(socket.as_fd())?;
+        let wildcard = at.ip().is_unspecified();
+        Ok(UdpDoor { socket, at, wildcard, v6, burst: Burst::default() })
+    }
+
+    /// The local address a datagram was sent to, from which its reply must leave.
+    pub(super) fn local_of(&self, meta: &RecvMeta) -> SocketAddr {
+        let port = self.at.port();
+        match meta.to.unwrap_or(self.at.ip().into()) {
+            PktInfo { ip: IpAddr::V6(v6), interface } => {
+                SocketAddr::V6(SocketAddrV6::new(v6, port, 0, interface))
+            }
+            PktInfo { ip, .. } => SocketAddr::new(ip, port),
+        }
+    }
+
+    /// The source address of a reply, given the local address; `None` if the socket supplies it.
+    pub(super) fn reply_source(&self, local: SocketAddr) -> Option<PktInfo> {
+        let source = match self.in_family(local) {
+            SocketAddr::V6(v6) => PktInfo { ip: IpAddr::V6(*v6.ip()), interface: v6.scope_id() },
+            other => other.ip().into(),
+        };
+        self.wildcard.then_some(source)
+    }
+
+    /// An address in the socket's own family.
+    pub(super) fn in_family(&self, address: SocketAddr) -> SocketAddr {
+        match address {
+            SocketAddr::V4(v4) if self.v6 => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+            other => other,
+        }
+    }
+}
