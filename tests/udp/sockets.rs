@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use crate::harness::{Backend, Balancer, ask, user};
 use crate::wait::wait_for;
@@ -70,5 +71,30 @@ fn a_socket_serves_a_session_on_a_backend_for_each_address_that_it_sends_from() 
         let dropped = balancer.sum(|counters| counters.udp_dropped_unknown_reply.get());
         (dropped == 1).then_some(())
     });
+    balancer.stop();
+}
+
+#[test]
+fn surplus_sockets_are_closed_and_their_descriptors_with_the_last_address() {
+    let backend = Backend::echo();
+    let mut balancer = Balancer::start(|config| {
+        config.workers = Some(1);
+        config.udp_local_addresses =
+            ["127.0.0.17", "127.0.0.18", "127.0.0.19"].map(|it| it.parse().unwrap()).into();
+        config.udp.quarantine = Some(Duration::from_millis(50));
+        config.timeouts.udp_idle = Duration::from_millis(300);
+    });
+    balancer.register_udp(&[backend.at]);
+    let users: Vec<UdpSocket> = (0..150).map(|_| user()).collect();
+    for user in &users {
+        ask(user, balancer.at(), b"?");
+    }
+    // The balancer keeps 32 pairs: ten descriptors with three addresses each, and one with two.
+    wait_for("surplus sockets to be closed", || {
+        (balancer.sum(|counters| counters.udp_sockets.get()) == 11).then_some(())
+    });
+    for user in &users[..32] {
+        assert_eq!(ask(user, balancer.at(), b"again"), b"again");
+    }
     balancer.stop();
 }
