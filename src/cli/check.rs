@@ -10,7 +10,7 @@ use std::net::{SocketAddr, UdpSocket};
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::settings::Settings;
+use super::flags::Flags;
 use super::table::{Look, colour, painted, sized};
 use super::{Failure, print};
 use crate::boot::{self, capacity, datagrams, doors};
@@ -27,7 +27,7 @@ use crate::session::flows::Waits;
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
-    settings: Settings,
+    flags: Flags,
 }
 
 /// One thing that serve needs: what it is, and its state or the cure.
@@ -37,7 +37,7 @@ struct Finding {
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    let config = match arguments.settings.load() {
+    let config = match arguments.flags.load() {
         Ok(config) => config,
         Err(Failure(said)) => {
             let finding = Finding { what: "settings", outcome: Err(said) };

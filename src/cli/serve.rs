@@ -5,7 +5,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
 use super::Failure;
-use super::settings::Settings;
+use super::flags::Flags;
 use crate::{boot, logs};
 
 /// Limit on echo backends per protocol.
@@ -18,7 +18,7 @@ const DEMO_MAX: i64 = 64;
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
-    settings: Settings,
+    flags: Flags,
     /// Also start N echo backends per protocol, which register like any other
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u16).range(0..=DEMO_MAX))]
@@ -32,7 +32,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.with_parent {
         prctl::set_pdeathsig(Signal::SIGTERM)?;
     }
-    let config = arguments.settings.load()?;
+    let config = arguments.flags.load()?;
     if arguments.demo > 0 && config.listen.control.is_none() {
         return Err(Failure(
             "--demo registers its backends over the control port, which is \"off\": give it an \
@@ -41,8 +41,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         ));
     }
     let _logs = logs::start(&config.log);
-    let settings = arguments.settings;
-    let reread = Box::new(move || settings.load().map_err(|Failure(said)| said));
+    let flags = arguments.flags;
+    let reread = Box::new(move || flags.load().map_err(|Failure(said)| said));
     boot::serve(config, usize::from(arguments.demo), reread)?;
     Ok(())
 }

@@ -70,11 +70,11 @@ impl Balancer {
     }
 }
 
-/// Repeats something for a second and a half; returns how often.
+/// Repeats something for at least a second and a half, and until it is a flood; returns how often.
 fn flood(mut act: impl FnMut()) -> usize {
     let since = Instant::now();
     let mut times = 0;
-    while since.elapsed() < Duration::from_millis(1500) {
+    while since.elapsed() < Duration::from_millis(1500) || times <= 60 {
         act();
         times += 1;
     }
@@ -100,7 +100,6 @@ fn strangers_are_told_of_by_a_bounded_number_of_bounded_lines_and_a_summary() {
     let changes = flood(|| {
         asked(admin, post.as_bytes());
     });
-    assert!(proofs > 50 && changes > 50, "{proofs} proofs, {changes} changes: no flood");
     let summary = balancer.wait_for_log("lines were held back");
     assert!(summary.contains("WARN") && summary.contains("proofs="), "{summary}");
     // This line comes after the floods.

@@ -12,7 +12,7 @@ use crate::config::{Config, file, rules};
 
 /// Flags of the commands that start or check a balancer.
 #[derive(Args, Default)]
-pub struct Settings {
+pub struct Flags {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -36,7 +36,7 @@ pub struct Settings {
     workers: Option<String>,
 }
 
-impl Settings {
+impl Flags {
     /// The defaults, overridden by the file, overridden by the flags, and checked.
     pub fn load(&self) -> Result<Config, Failure> {
         let mut config = self.read_file()?;
@@ -82,13 +82,13 @@ mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("lb.toml");
         std::fs::write(&path, "workers = 2\n[listen]\ntcp = 1111\nudp = 2222\n").unwrap();
-        let settings = Settings {
+        let flags = Flags {
             config: Some(path),
             tcp: Some("3333".to_owned()),
             workers: Some("auto".to_owned()),
-            ..Settings::default()
+            ..Flags::default()
         };
-        let config = settings.load().unwrap();
+        let config = flags.load().unwrap();
         assert_eq!(config.listen.tcp.unwrap().port(), 3333);
         assert_eq!(config.listen.udp.unwrap().port(), 2222);
         assert_eq!(config.listen.api.unwrap().port(), 8083);
@@ -98,14 +98,14 @@ mod tests {
 
     #[test]
     fn a_wrong_flag_is_named() {
-        let wrong = |settings: Settings| settings.load().unwrap_err().0;
-        let said = wrong(Settings { tcp: Some("here".into()), ..Settings::default() });
+        let wrong = |flags: Flags| flags.load().unwrap_err().0;
+        let said = wrong(Flags { tcp: Some("here".into()), ..Flags::default() });
         assert!(said.starts_with("--tcp takes an address with its port"), "{said}");
-        let said = wrong(Settings { workers: Some("0".into()), ..Settings::default() });
+        let said = wrong(Flags { workers: Some("0".into()), ..Flags::default() });
         assert_eq!(said, "--workers takes a number from 1 to 128 or \"auto\", not 0");
-        let said = wrong(Settings { control: Some("8080".into()), ..Settings::default() });
+        let said = wrong(Flags { control: Some("8080".into()), ..Flags::default() });
         assert!(said.contains("control.allow or control.secret_file"), "{said}");
-        let said = wrong(Settings { config: Some("no/such.toml".into()), ..Settings::default() });
+        let said = wrong(Flags { config: Some("no/such.toml".into()), ..Flags::default() });
         assert!(said.starts_with("cannot read no/such.toml: "), "{said}");
     }
 }
