@@ -47,6 +47,11 @@ impl Entry {
     pub fn choice(&self) -> Option<Choice> {
         self.choice
     }
+
+    /// Whether that is this one.
+    pub fn is_on(&self, backend: BackendId) -> bool {
+        self.choice.is_some_and(|choice| choice.backend == backend)
+    }
 }
 
 /// The parts that [`Books::new`] is made from.

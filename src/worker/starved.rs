@@ -1,16 +1,25 @@
-//! Who waits for blocks, the longest waiting first. Owns their order and when they try again though
-//! no block came back; what trying means is their owner's.
+//! Flows that wait for blocks, the longest waiting first. Owns their order, how many are fed in a turn,
+//! and when they try again though no block came back; what trying means is their owner's.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::base::time::Now;
+use crate::ring::pool::Pool;
 
 /// Waiting flows that one turn feeds at most.
 pub const FED_MAX: usize = 64;
 /// How long a flow waits without trying again: the blocks that came back may all have been posted
 /// before it was known that someone waits.
 pub const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// What one turn feeds.
+pub struct Relief {
+    /// How many were fed, not counting those that had ended.
+    pub fed: usize,
+    /// How many are to try though no block may be free.
+    overdue: usize,
+}
 
 /// Flows that wait for blocks.
 pub struct Starved<T> {
@@ -43,9 +52,20 @@ impl<T> Starved<T> {
         self.queue.push_back(who);
     }
 
-    /// The one that has waited longest.
-    pub fn pop(&mut self) -> Option<T> {
-        self.queue.pop_front()
+    /// Begins to feed those who wait.
+    pub fn relief(&mut self, now: Now) -> Relief {
+        Relief { fed: 0, overdue: self.overdue(now) }
+    }
+
+    /// The next to be fed: the one that has waited longest, if there are blocks or its time has come, and
+    /// not too many were fed in this turn.
+    pub fn next(&mut self, relief: &Relief, now: Now, pool: &Pool) -> Option<T> {
+        let may = relief.fed < FED_MAX && (relief.fed < relief.overdue || pool.has_reserve());
+        let next = if may { self.queue.pop_front() } else { None };
+        if next.is_none() && pool.has_reserve() {
+            self.hurry(now);
+        }
+        next
     }
 
     pub fn is_empty(&self) -> bool {
@@ -58,12 +78,12 @@ impl<T> Starved<T> {
     }
 
     /// There are blocks, and more wait for them than one turn feeds: the next is to come at once.
-    pub fn hurry(&mut self, now: Now) {
+    fn hurry(&mut self, now: Now) {
         self.since = Now::from_nanos(now.nanos().saturating_sub(WAIT_MAX.as_nanos() as u64));
     }
 
     /// How many are to try now though no block came back. They count as having tried.
-    pub fn overdue(&mut self, now: Now) -> usize {
+    fn overdue(&mut self, now: Now) -> usize {
         if self.next_try().is_none_or(|due| now < due) {
             return 0;
         }
@@ -95,8 +115,8 @@ mod tests {
         (0..room).for_each(|who| starved.push(START, who, |_| true));
         starved.push(START, room, |who| who % 2 == 0);
         assert_eq!(starved.queue.capacity(), room);
-        assert_eq!(starved.pop(), Some(0));
-        assert_eq!(starved.pop(), Some(2));
+        assert_eq!(starved.queue.pop_front(), Some(0));
+        assert_eq!(starved.queue.pop_front(), Some(2));
     }
 
     #[test]

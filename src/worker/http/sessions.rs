@@ -38,10 +38,11 @@ use crate::ring::pool::Pool;
 use crate::session::EndReason;
 use crate::worker::books::Entry;
 use crate::worker::cx;
+use crate::worker::grace;
 use crate::worker::link::Order;
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
-use looks::{Leaving, Looks, ORDERED_GRACE, STOP_GRACE};
+use looks::{Leaving, Looks};
 
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -366,12 +367,8 @@ impl Sessions {
         match order {
             Order::EndBackend { backend, reason } => {
                 let on_it = |user: &User| {
-                    user.link.is_some()
-                        && user
-                            .entry
-                            .as_ref()
-                            .and_then(Entry::choice)
-                            .is_some_and(|choice| choice.backend == backend)
+                    let entry = user.entry.as_ref();
+                    user.link.is_some() && entry.is_some_and(|entry| entry.is_on(backend))
                 };
                 self.end_all(on_it, reason, cx);
             }
@@ -386,7 +383,7 @@ impl Sessions {
             Order::Stop => {
                 (self.draining, self.stopping) = (true, true);
                 self.end_all(|_| true, EndReason::Stopping, cx);
-                self.hurry_links(cx.now, STOP_GRACE);
+                self.hurry_links(cx.now, grace::STOP);
                 self.drop_all_spares(cx);
             }
             Order::Drain => {
@@ -406,7 +403,7 @@ impl Sessions {
     }
 
     fn end(&mut self, key: Key, reason: EndReason, cx: &mut Cx<'_>) {
-        let grace = if reason == EndReason::Stopping { STOP_GRACE } else { ORDERED_GRACE };
+        let grace = grace::of(reason);
         if !self.hurry_user(cx.now, key, grace) {
             self.act(key, cx, |gateway, context| gateway.end(reason, true, context));
             self.hurry_user(cx.now, key, grace);
@@ -505,7 +502,7 @@ impl Sessions {
         let Some(user) = self.users.get(key).filter(|_| over) else { return };
         // Who was too still has had its time, and what was sent last has a moment.
         let still = match ending.reason {
-            EndReason::Idle => ORDERED_GRACE,
+            EndReason::Idle => grace::ORDERED,
             _ => self.settings.body_timeout,
         };
         user.leaving = Some(Leaving::new(cx.now, ending.reset, still));
@@ -514,9 +511,8 @@ impl Sessions {
         match ending.reason {
             // What was sent is with the kernel; a place is for whoever comes next.
             _ if no_session => drop(self.hurry_user(cx.now, key, Duration::ZERO)),
-            EndReason::Stopping => drop(self.hurry_user(cx.now, key, STOP_GRACE)),
-            EndReason::Operator | EndReason::BackendLeft => {
-                self.hurry_user(cx.now, key, ORDERED_GRACE);
+            reason if grace::is_order(reason) => {
+                self.hurry_user(cx.now, key, grace::of(reason));
             }
             _ => {}
         }

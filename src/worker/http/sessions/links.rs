@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::looks::{Leaving, STOP_GRACE};
+use super::looks::Leaving;
 use super::{Cmd, Conn, Cx, Link, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Standing};
@@ -18,6 +18,7 @@ use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::worker::books::{Books, Choice};
+use crate::worker::grace;
 use crate::worker::lack::Lack;
 use crate::worker::link::Refusal;
 use crate::worker::slots::Key;
@@ -334,7 +335,7 @@ impl Sessions {
             if *reset {
                 let mut leaving = Leaving::new(cx.now, true, self.settings.body_timeout);
                 if self.stopping {
-                    leaving.hurry(cx.now, STOP_GRACE);
+                    leaving.hurry(cx.now, grace::STOP);
                 }
                 *state = State::Leaving(leaving);
                 return cx.out.push(Cmd::Look { conn: Conn::Link(link) });

@@ -9,16 +9,8 @@ use crate::base::time::Now;
 use crate::proxy::Side;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing, Watch};
 use crate::session::EndReason;
+use crate::worker::grace::Pause;
 use crate::worker::slots::Key;
-
-/// The pause after the first look at a queue that is not empty; it doubles from look to look …
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-/// … up to this.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How long an order leaves a connection for what is queued …
-pub(super) const ORDERED_GRACE: Duration = Duration::from_secs(5);
-/// … and the order to stop; a worker waits two seconds for all of them (`worker::shell`).
-pub(super) const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// A connection that is to be closed, and waits for its send queue.
 #[derive(Clone, Copy, Debug)]
@@ -30,12 +22,12 @@ pub(super) struct Leaving {
     /// How long it may take nothing.
     still: Duration,
     until: Now,
-    pause: Duration,
+    pause: Pause,
 }
 
 impl Leaving {
     pub fn new(now: Now, reset: bool, still: Duration) -> Leaving {
-        let (watch, pause) = (Watch::NEW, PAUSE_FIRST);
+        let (watch, pause) = (Watch::NEW, Pause::FIRST);
         Leaving { reset, watch, active: now, still, until: Now::NEVER, pause }
     }
 
@@ -51,8 +43,7 @@ impl Leaving {
         }
         let until = self.until.min(self.active.plus(self.still));
         let waits = outlook.queued > 0 && !outlook.dead && standing != Standing::Vanished;
-        let next = now.plus(self.pause).min(until);
-        self.pause = (2 * self.pause).min(PAUSE_MAX);
+        let next = now.plus(self.pause.take()).min(until);
         (waits && now < until).then_some(next)
     }
 }
@@ -219,6 +210,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::grace;
 
     const START: Now = Now::from_nanos(1_000_000_000);
     const STILL: Duration = Duration::from_secs(60);
@@ -251,8 +243,8 @@ mod tests {
     fn an_order_leaves_it_a_moment() {
         let mut leaving = Leaving::new(START, true, STILL);
         assert!(leaving.told(START, &queued(9, 0)).is_some());
-        leaving.hurry(START, STOP_GRACE);
-        assert!(leaving.told(START.plus(STOP_GRACE / 2), &queued(9, 1)).is_some());
-        assert_eq!(leaving.told(START.plus(STOP_GRACE), &queued(9, 2)), None);
+        leaving.hurry(START, grace::STOP);
+        assert!(leaving.told(START.plus(grace::STOP / 2), &queued(9, 1)).is_some());
+        assert_eq!(leaving.told(START.plus(grace::STOP), &queued(9, 2)), None);
     }
 }

@@ -6,7 +6,6 @@
 use super::{Conn, Cx, Link, Sessions, State};
 use crate::base::time::Now;
 use crate::proxy::Side;
-use crate::worker::starved::FED_MAX;
 
 impl Sessions {
     /// Whether connections wait for blocks.
@@ -21,14 +20,9 @@ impl Sessions {
 
     /// Lets connections that waited for blocks try again, the longest waiting first.
     pub fn relieve(&mut self, cx: &mut Cx<'_>) {
-        let overdue = self.starved.overdue(cx.now);
-        let mut fed = 0;
-        while fed < FED_MAX && (fed < overdue || cx.pool.has_reserve()) {
-            let Some(conn) = self.starved.pop() else { return };
-            fed += usize::from(self.feed(conn, cx));
-        }
-        if cx.pool.has_reserve() {
-            self.starved.hurry(cx.now);
+        let mut relief = self.starved.relief(cx.now);
+        while let Some(conn) = self.starved.next(&relief, cx.now, cx.pool) {
+            relief.fed += usize::from(self.feed(conn, cx));
         }
     }
 

@@ -6,24 +6,14 @@
 //! must end, throws away what is still queued. So a session that is over parts from its sockets only when
 //! the queues are empty, or nobody takes from them any more; only then it is known what was delivered.
 
-use std::time::Duration;
-
 use super::{Cmd, Cx, Phase, Session, Sessions};
 use crate::base::time::Now;
 use crate::config::Timeouts;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing};
 use crate::proxy::{self, Side};
 use crate::session::EndReason;
+use crate::worker::grace::{self, Pause};
 use crate::worker::slots::Key;
-
-/// The pause after the first look at a queue that is not empty; it doubles from look to look …
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-/// … up to this.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How long an order to end a session leaves it for what is queued …
-const ORDERED_GRACE: Duration = Duration::from_secs(5);
-/// … and the order to stop; a worker waits two seconds for all of them (`worker::shell`).
-const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// The wait for the send queues of a session that is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,27 +22,21 @@ pub(super) struct Parting {
     /// Somebody has ordered the end, who does not wait for a slow reader.
     ordered: Option<EndReason>,
     until: Now,
-    pause: Duration,
+    pause: Pause,
 }
 
 impl Parting {
     fn new(reason: EndReason, ordered: Option<EndReason>, now: Now, spent: bool) -> Parting {
         let until = if spent { now } else { Now::NEVER };
-        let mut parting = Parting { reason, ordered: None, until, pause: PAUSE_FIRST };
+        let mut parting = Parting { reason, ordered: None, until, pause: Pause::FIRST };
         ordered.into_iter().for_each(|order| parting.hurry(now, order));
         parting
     }
 
     fn hurry(&mut self, now: Now, order: EndReason) {
-        let grace = if order == EndReason::Stopping { STOP_GRACE } else { ORDERED_GRACE };
         self.ordered = Some(order);
-        self.until = self.until.min(now.plus(grace));
+        self.until = self.until.min(now.plus(grace::of(order)));
     }
-}
-
-/// Whether a session ends so because somebody wants it, whatever passes through it.
-pub(super) fn is_order(reason: EndReason) -> bool {
-    matches!(reason, EndReason::Operator | EndReason::BackendLeft | EndReason::Stopping)
 }
 
 impl Sessions {
@@ -98,7 +82,7 @@ impl Sessions {
 
     /// An end is ordered of a session that is ending.
     pub(super) fn hurry(&mut self, now: Now, key: Key, order: EndReason) {
-        if !is_order(order) {
+        if !grace::is_order(order) {
             return;
         }
         let Some(session) = self.slots.get(key) else { return };
@@ -138,7 +122,7 @@ impl Sessions {
         cx.out.push(Cmd::Look { key });
     }
 
-    /// Closes a session whose queues are empty, or who has waited long enough for that.
+    /// Closes a session whose queues are empty, or that has waited long enough for them.
     fn part(
         &mut self,
         key: Key,
@@ -155,8 +139,7 @@ impl Sessions {
         };
         let until = parting.until.min(session.active.plus(self.settings.timeouts.tcp_idle));
         if Side::BOTH.into_iter().any(takes) && cx.now < until {
-            session.look_at = cx.now.plus(parting.pause).min(until);
-            parting.pause = (2 * parting.pause).min(PAUSE_MAX);
+            session.look_at = cx.now.plus(parting.pause.take()).min(until);
             session.phase = Phase::Parting(parting);
             return self.deadlines.schedule(key.place, session.look_at);
         }
