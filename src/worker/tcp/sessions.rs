@@ -1,5 +1,5 @@
 //! The life of a TCP session: accept, pick, connect, relay, end. Owns the sessions of one worker and
-//! their deadlines; decides from events and a time that it is handed, and does nothing itself.
+//! their deadlines; decides from events and the time it is handed, and does nothing itself.
 //!
 //! ```text
 //!   accepted --> Connecting --connected--> Relaying --over, idle, ordered--> Ending --> Parting --> closed
@@ -7,8 +7,8 @@
 //!                 +retry+  +--every backend refused, ordered ------------------+  +--never relayed-----+
 //! ```
 //!
-//! A session leaves its place only when the kernel works for neither of its sockets, so a completion
-//! can never meet a stranger.
+//! A session leaves its place only when the kernel has no operation left on either socket, so that a
+//! completion never meets another session.
 
 mod parting;
 
@@ -38,8 +38,8 @@ use parting::Parting;
 
 /// Backends that may fail one user before it is turned away.
 const ATTEMPTS_MAX: usize = 3;
-/// Backends that one user is offered in all: those that could not even be asked, for want of a local port
-/// towards them, have not failed it.
+/// Backends one user is offered in all. One that could not be asked, because no local port towards it was
+/// free, has not failed the user.
 const OFFERS_MAX: usize = 8;
 
 /// What the driver is to do.
@@ -61,7 +61,7 @@ pub enum Cmd {
     Look {
         key: Key,
     },
-    /// Close both sockets, with a reset if so. Nothing is in flight on them.
+    /// Close both sockets, on which nothing is in flight; `reset` sends RST instead of FIN.
     Close {
         key: Key,
         reset: bool,
@@ -94,9 +94,9 @@ struct Session {
     active: Now,
     half_closed: bool,
     answered: bool,
-    /// Both its connections have stood.
+    /// Both connections were established at some time.
     relayed: bool,
-    /// When its send queues are looked at next, and what was seen of each side's host.
+    /// When its send queues are looked at next, and what the last looks said about each side's host.
     look_at: Now,
     watches: [Watch; 2],
 }
@@ -105,8 +105,8 @@ struct Session {
 enum Phase {
     Connecting,
     Relaying,
-    /// Waits for what is still in flight; `connect`: a connection attempt is. `ordered`: its end was
-    /// ordered meanwhile.
+    /// Waits for operations in flight; `connect`: a connection attempt is one of them. `ordered`: who has
+    /// ordered the end meanwhile.
     Ending {
         reason: EndReason,
         connect: bool,
@@ -121,7 +121,7 @@ enum Phase {
 struct Tried {
     backends: [Option<BackendId>; OFFERS_MAX],
     count: usize,
-    /// Those of them towards which there was no local port.
+    /// How many of them could not be asked for want of a local port.
     portless: usize,
 }
 
@@ -144,7 +144,7 @@ impl Sessions {
         self.settings.timeouts = timeouts;
     }
 
-    /// A user has connected. `None`: turned away, close the connection.
+    /// A user has connected. `None`: turned away; close the connection.
     pub fn accepted(&mut self, client: SocketAddr, cx: &mut Cx<'_>) -> Option<Key> {
         let admitted = cx.books.admit(Protocol::Tcp, client, cx.now);
         let mut entry = match admitted {
@@ -178,7 +178,7 @@ impl Sessions {
         Some(key)
     }
 
-    /// A connection to a backend stands, or has failed.
+    /// A connection to a backend is established, or has failed.
     pub fn connected(&mut self, key: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         match (session.phase, result) {
@@ -365,7 +365,7 @@ impl Sessions {
         key
     }
 
-    /// Draws the consequences of how far the relay has come.
+    /// Acts on how far the relay has come.
     fn follow(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         match session.relay.progress() {

@@ -1,4 +1,4 @@
-//! Connections that wait for blocks. Owns who of users and links waits, and how each tries again; the order
+//! Connections that wait for blocks. Owns which users and links wait, and how each tries again; their order
 //! is [`Starved`]'s.
 //!
 //! [`Starved`]: crate::worker::starved::Starved
@@ -13,7 +13,7 @@ impl Sessions {
         !self.starved.is_empty()
     }
 
-    /// Whether the next free block is wanted here, whoever lets go of it.
+    /// Whether the next free block is wanted here, whichever driver frees it.
     pub fn wants_blocks(&self) -> bool {
         self.is_starved() || self.live() > 0 && !self.kit.is_full()
     }
@@ -26,7 +26,7 @@ impl Sessions {
         }
     }
 
-    /// False when the connection has ended, or has no more use for bytes, since it began to wait.
+    /// False when the connection has ended, or needs no more bytes, since it began to wait.
     fn feed(&mut self, conn: Conn, cx: &mut Cx<'_>) -> bool {
         let (user, side) = match conn {
             Conn::User(user) => (user, Side::Client),
@@ -54,7 +54,7 @@ impl Sessions {
         });
     }
 
-    /// For when a connection came: all may have to wait for blocks.
+    /// To be called for each new connection: all may have to wait for blocks at once.
     pub(super) fn make_room(&mut self) {
         self.starved.make_room(self.users.places() + self.links.places());
     }
