@@ -359,3 +359,110 @@ impl Books {
         }
     }
 }
+
+#[cfg(test)]
+pub(in crate::worker) mod tests {
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+    use crate::balance::Turns;
+    use crate::balance::tests::snapshot;
+    use crate::base::publish::{Publisher, Subscriber};
+    use crate::config::Policy;
+    use crate::worker::link::{ControlEnd, Order, link};
+
+    /// A lone worker's books, and the ends of what they are joined to.
+    pub struct Joined {
+        pub books: Books,
+        pub control: ControlEnd,
+        pub publisher: Publisher<Snapshot>,
+        pub snapshots: Subscriber<Snapshot>,
+        pub orders: rtrb::Consumer<Order>,
+        pub wake: Arc<EventFd>,
+    }
+
+    /// The books of a worker with this many seats for streams, as many for datagrams and `places` in its
+    /// shard, which knows of no backend.
+    pub fn joined(seats: usize, places: usize) -> Joined {
+        let publisher = Publisher::new(Snapshot::default());
+        let (control, end) = link(0, places, publisher.subscribe(), Arc::default()).unwrap();
+        let books = Books::new(Parts {
+            balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
+            shard: end.shard,
+            metrics: Arc::clone(&end.metrics),
+            all_metrics: [end.metrics].into(),
+            reports: end.reports,
+            urgent: end.urgent,
+            seats: Arc::new(Seats::new(seats)),
+            udp_seats: Arc::new(Seats::new(seats)),
+            report_sessions: true,
+        });
+        let (snapshots, orders, wake) = (end.snapshots, end.orders, end.wake);
+        Joined { books, control, publisher, snapshots, orders, wake }
+    }
+
+    const AT: Now = Now::from_nanos(1_000);
+
+    fn user() -> SocketAddr {
+        "192.0.2.1:5".parse().unwrap()
+    }
+
+    #[test]
+    fn a_seat_comes_back_however_a_session_leaves() {
+        let mut joined = joined(1, 10);
+        let books = &mut joined.books;
+        for protocol in [Protocol::Tcp, Protocol::Api, Protocol::Udp] {
+            let first = books.admit(protocol, user(), AT).unwrap();
+            assert_eq!(books.admit(protocol, user(), AT).unwrap_err(), Refusal::Full);
+            books.close(first, EndReason::Finished, AT);
+            let second = books.admit(protocol, user(), AT).expect("its seat is free");
+            books.withdraw(second);
+            let third = books.admit(protocol, user(), AT).expect("its seat is free again");
+            assert_eq!(books.metrics().counters.sessions_active.get(), 1);
+            books.close(third, EndReason::Finished, AT);
+        }
+        assert_eq!(books.metrics().counters.sessions_active.get(), 0);
+        assert_eq!(books.metrics().counters.sessions_ended.get(), 6, "one in three was withdrawn");
+    }
+
+    #[test]
+    fn streams_and_datagrams_have_seats_of_their_own_and_a_full_shard_takes_none() {
+        let mut joined = joined(2, 2);
+        let books = &mut joined.books;
+        let stream = books.admit(Protocol::Tcp, user(), AT).unwrap();
+        let datagrams = books.admit(Protocol::Udp, user(), AT).unwrap();
+        // Both have a seat left, and the shard no place.
+        for protocol in [Protocol::Api, Protocol::Udp].repeat(5) {
+            assert_eq!(books.admit(protocol, user(), AT).unwrap_err(), Refusal::Full);
+        }
+        books.close(stream, EndReason::Finished, AT);
+        let again = books.admit(Protocol::Api, user(), AT).expect("no seat was lost");
+        books.close(datagrams, EndReason::Finished, AT);
+        books.close(again, EndReason::Finished, AT);
+    }
+
+    #[test]
+    fn a_backend_that_failed_is_picked_only_when_there_is_no_other_until_the_next_snapshot() {
+        let mut joined = joined(100, 100);
+        let books = &mut joined.books;
+        let backends = Arc::new(snapshot(&[1, 1], &[0, 1]));
+        books.adopt(Arc::clone(&backends));
+        let mut entry = books.admit(Protocol::Tcp, user(), AT).unwrap();
+        let bad = books.assign(&mut entry, &[]).unwrap().backend;
+        assert!(entry.is_on(bad));
+        books.backend_failed(&entry, Errno::ECONNREFUSED);
+        for _ in 0..4 {
+            assert_ne!(books.assign(&mut entry, &[]).unwrap().backend, bad);
+            assert!(!entry.is_on(bad));
+        }
+        let good = entry.choice().unwrap().backend;
+        assert_eq!(books.assign(&mut entry, &[good]).unwrap().backend, bad);
+        let active = |books: &Books| [0, 1].map(|slot| books.metrics().backends[slot].active.get());
+        assert_eq!(active(books).iter().sum::<u64>(), 1, "it is counted once, where it is");
+        books.adopt(backends);
+        let picked = [(); 4].map(|()| books.assign(&mut entry, &[]).unwrap().backend);
+        assert!(picked.contains(&bad) && picked.contains(&good), "{picked:?}");
+        books.close(entry, EndReason::Finished, AT);
+        assert_eq!(active(books), [0, 0]);
+    }
+}

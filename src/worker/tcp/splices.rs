@@ -151,7 +151,8 @@ impl Splices {
         (moved as u64, pipe.held(), Spliced::Step(how))
     }
 
-    fn bytes_max(&self, now: Now) -> usize {
+    /// Bytes that a step taken now moves at most.
+    pub fn bytes_max(&self, now: Now) -> usize {
         if now < self.company_until { STEP_BYTES_IN_COMPANY } else { STEP_BYTES }
     }
 }
@@ -210,6 +211,13 @@ mod tests {
         splices.note_message(START);
         assert_eq!(splices.bytes_max(START.plus(COMPANY / 2)), STEP_BYTES_IN_COMPANY);
         assert_eq!(splices.bytes_max(START.plus(COMPANY)), STEP_BYTES);
+        splices.note_message(START.plus(COMPANY));
+        splices.note_message(START);
+        assert_eq!(
+            splices.bytes_max(START.plus(COMPANY)),
+            STEP_BYTES_IN_COMPANY,
+            "the latest counts"
+        );
     }
 
     #[test]

@@ -5,16 +5,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::balance::tests::snapshot;
-use crate::balance::{Balancer, Turns};
-use crate::base::publish::Publisher;
-use crate::cluster::Snapshot;
-use crate::config::Policy;
 use crate::proxy::Side::{Backend, Client};
 use crate::proxy::outlook::{GIVEN_UP_AFTER, LOOK_EVERY, Outlook};
 use crate::ring::pool::Class;
-use crate::session::seats::Seats;
-use crate::worker::books::{Books, Parts};
-use crate::worker::link::{ControlEnd, Ended, Report, link};
+use crate::worker::books::Books;
+use crate::worker::books::tests::{Joined, joined};
+use crate::worker::link::{ControlEnd, Ended, Report};
 use crate::worker::starved::{FED_MAX, WAIT_MAX};
 
 const START: Now = Now::from_nanos(1_000_000_000);
@@ -39,20 +35,7 @@ impl Stage {
 
     /// With these backends in the rotation.
     fn with(rotation: &[u16]) -> Stage {
-        let urgent = Arc::new(tokio::sync::Notify::new());
-        let publisher = Publisher::new(Snapshot::default());
-        let (control, end) = link(0, 1000, publisher.subscribe(), Arc::clone(&urgent)).unwrap();
-        let mut books = Books::new(Parts {
-            balancer: Balancer::new(Policy::RoundRobin, Arc::<Turns>::default()),
-            shard: end.shard,
-            metrics: Arc::clone(&end.metrics),
-            all_metrics: Arc::from([end.metrics]),
-            reports: end.reports,
-            urgent,
-            seats: Arc::new(Seats::new(1000)),
-            udp_seats: Arc::new(Seats::new(1000)),
-            report_sessions: true,
-        });
+        let Joined { mut books, control, .. } = joined(1000, 1000);
         let weights = vec![1; rotation.len()];
         books.adopt(Arc::new(snapshot(&weights, rotation)));
         let features = Features { receive_cap: true, splice: false };
