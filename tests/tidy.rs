@@ -20,6 +20,7 @@ const PURE: &[&str] = &[
     "src/worker/slots.rs",
     "src/worker/starved.rs",
     "src/worker/lack.rs",
+    "src/worker/grace.rs",
     "src/worker/cx.rs",
     "src/worker/tcp/sessions",
     "src/worker/udp/sessions",

@@ -28,7 +28,7 @@ use crate::worker::shell::{Shell, WorkerLoop};
 use crate::worker::tcp::driver::TcpDriver;
 use crate::worker::{family, http as api, tcp};
 
-/// Workers at most; a session's name has eight bits for them.
+/// The most workers; a session's name has eight bits for their number.
 pub const WORKERS_MAX: usize = 128;
 
 /// The running workers, and what the control core needs of them.
@@ -39,9 +39,9 @@ pub struct DataPlane {
     pub seats: Arc<Seats>,
     /// Where the TCP door is; its port was chosen by the kernel if the configuration said 0.
     pub tcp: Option<SocketAddr>,
-    /// The same for the UDP door.
+    /// Where the UDP door is, likewise.
     pub udp: Option<SocketAddr>,
-    /// Likewise the API door.
+    /// Where the API door is, likewise.
     pub api: Option<SocketAddr>,
     pub threads: Threads,
 }
@@ -50,6 +50,22 @@ pub struct DataPlane {
 pub struct Threads(Vec<JoinHandle<()>>);
 
 impl Threads {
+    /// Returns when every worker accepts users.
+    fn start(plans: Vec<Plan>) -> Result<Threads, Trouble> {
+        let (workers, (ready, started)) = (plans.len(), mpsc::channel());
+        let mut threads = Vec::new();
+        for (number, plan) in plans.into_iter().enumerate() {
+            let ready = ready.clone();
+            let thread = thread::spawn(&format!("lb-worker-{number}"), move || plan.run(ready))
+                .map_err(|error| Trouble(format!("cannot start a worker thread: {error}")))?;
+            threads.push(thread);
+        }
+        for _ in 0..workers {
+            started.recv().map_err(|_| Trouble("a worker ended while starting".into()))??;
+        }
+        Ok(Threads(threads))
+    }
+
     /// Waits for the workers, which have been told to stop.
     pub fn join(self) {
         for thread in self.0 {
@@ -84,10 +100,9 @@ impl DataPlane {
         let wakes = ends.iter().map(|end| Arc::clone(&end.wake)).collect();
         let datagrams = Datagrams::new(config, wakes)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
-        let (ready, started) = mpsc::channel();
-        let mut threads = Vec::new();
+        let mut plans = Vec::new();
         for (number, end) in worker_ends.into_iter().enumerate() {
-            let plan = Plan {
+            plans.push(Plan {
                 end,
                 listener: doors.pop(),
                 datagrams: datagrams.driver(number as u8, udp_doors.pop())?,
@@ -104,16 +119,10 @@ impl DataPlane {
                 ring: buffers(config, workers),
                 settings: tcp::sessions::Settings { features },
                 all_metrics: Arc::clone(&all_metrics),
-            };
-            let ready = ready.clone();
-            let thread = thread::spawn(&format!("lb-worker-{number}"), move || plan.run(ready))
-                .map_err(|error| Trouble(format!("cannot start a worker thread: {error}")))?;
-            threads.push(thread);
+            });
         }
-        for _ in 0..workers {
-            started.recv().map_err(|_| Trouble("a worker ended while starting".into()))??;
-        }
-        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, udp, api, threads: Threads(threads) })
+        let threads = Threads::start(plans)?;
+        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, udp, api, threads })
     }
 }
 
@@ -128,7 +137,7 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Snapshot {
     Snapshot { report_sessions: config.reports_sessions(), ..services }
 }
 
-/// A name for `Via` that no other balancer goes by.
+/// A name for `Via` that no other balancer has.
 fn made_up_name() -> String {
     let mut bytes = [0; 6];
     // Without it, two balancers in a row could take each other for themselves.
@@ -143,13 +152,13 @@ pub fn workers(config: &Config) -> usize {
     config.workers.unwrap_or(behind_control).clamp(1, WORKERS_MAX)
 }
 
-/// The buffers of one of so many workers.
+/// The buffers of one worker out of `workers`.
 pub fn buffers(config: &Config, workers: usize) -> Settings {
     let bytes = config.limits.buffer_bytes / workers - heads(config, workers);
     Settings::with_bytes(bytes, config.listen.udp.is_some())
 }
 
-/// What of its memory each worker leaves to the heads of requests under way.
+/// Bytes of its memory that each worker leaves to the heads of unfinished requests.
 fn heads(config: &Config, workers: usize) -> usize {
     match config.listen.api {
         Some(_) => config.limits.buffer_bytes / workers / http::HELD_SHARE,
@@ -158,7 +167,7 @@ fn heads(config: &Config, workers: usize) -> usize {
 }
 
 /// Keeps the calling thread, the control core, off the cores of this many workers: a long answer to an
-/// operator would hold up the users of a worker that it shared a core with.
+/// operator would hold up the users of a worker on the same core.
 pub fn keep_off_workers(workers: usize) {
     sys::pin(&left_over(workers, &sys::cores()));
 }
@@ -191,6 +200,15 @@ impl Plan {
             }
         };
         let worker = self.end.worker;
+        let shell = self.build(ring);
+        let _ = ready.send(Ok(()));
+        if let Err(error) = shell.run() {
+            panic!("worker {worker}: the kernel refused to go on with its ring: {error}");
+        }
+    }
+
+    /// The worker's loop over its ring.
+    fn build(self, ring: Ring) -> Shell {
         let journal =
             Requests::new(Arc::clone(&self.end.metrics), self.end.requests, self.request_lines);
         let books = Books::new(Parts {
@@ -218,11 +236,7 @@ impl Plan {
             orders: self.end.orders,
             wake: self.end.wake,
         };
-        let shell = Shell::new(ring, drivers, rest);
-        let _ = ready.send(Ok(()));
-        if let Err(error) = shell.run() {
-            panic!("worker {worker}: the kernel refused to go on with its ring: {error}");
-        }
+        Shell::new(ring, drivers, rest)
     }
 }
 
@@ -241,7 +255,7 @@ fn links(
     Ok(joined.into_iter().unzip())
 }
 
-/// Workers take the cores behind the first, which is left to the control core when there are enough.
+/// Workers take the cores after the first, which is left to the control core if there are enough.
 fn core_for(worker: usize, workers: usize, cores: &[usize]) -> Option<usize> {
     let first = usize::from(cores.len() > workers);
     cores.get((first + worker) % cores.len().max(1)).copied()

@@ -1,5 +1,5 @@
-//! What every protocol of one worker shares: who is next, and the books about sessions. Owns the
-//! worker's view of the services, its shard of the session table, its counters and its reports; holds
+//! What every protocol of one worker shares: which backend is next, and the books about sessions. Owns
+//! the worker's view of the services, its shard of the session table, its counters and its reports; holds
 //! no socket and no session state.
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +23,7 @@ const ASIDE_MAX: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Choice {
     pub backend: BackendId,
-    /// Where it is counted.
+    /// Its row of the counters.
     pub slot: u16,
     pub address: SocketAddr,
 }
@@ -37,7 +37,7 @@ pub struct Entry {
     place: Place,
     _seat: Seat,
     choice: Option<Choice>,
-    /// The backend before: what it said may still be on its way to the user when it is let go.
+    /// The previous backend: bytes it sent may still be on their way to the user.
     last: Option<Choice>,
     bytes_up: u64,
     bytes_down: u64,
@@ -48,13 +48,18 @@ impl Entry {
     pub fn choice(&self) -> Option<Choice> {
         self.choice
     }
+
+    /// Whether the session is on this backend.
+    pub fn is_on(&self, backend: BackendId) -> bool {
+        self.choice.is_some_and(|choice| choice.backend == backend)
+    }
 }
 
 /// The parts that [`Books::new`] is made from.
 pub struct Parts {
     pub shard: ShardWriter,
     pub metrics: Arc<WorkerMetrics>,
-    /// Of every worker, this one included: what the load of a backend is summed over.
+    /// Of every worker, this one included; a backend's load is the sum over them.
     pub all_metrics: Arc<[Arc<WorkerMetrics>]>,
     pub reports: rtrb::Producer<Report>,
     pub urgent: Arc<tokio::sync::Notify>,
@@ -86,7 +91,7 @@ impl Books {
         &service.expect("a service stays in the snapshots while it has sessions").terms.timeouts
     }
 
-    /// Goes by a newer snapshot from now on; it knows better which backends are aside.
+    /// Goes by a newer snapshot from now on, which already leaves out backends that failed.
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.aside.clear();
@@ -222,8 +227,8 @@ impl Books {
         self.parts.urgent.notify_one();
     }
 
-    /// There was no local port towards the session's backend, which says nothing about the backend: it
-    /// stays in the rotation, and has its ports again when a connection to it ends.
+    /// No local port towards the session's backend was free, which says nothing about the backend: it stays
+    /// in the rotation, and a port is free again when a connection to it ends.
     pub fn backend_out_of_ports(&self, entry: &Entry) {
         self.parts.metrics.counters.connects_without_port.one();
         if let Some(choice) = entry.choice {
@@ -231,7 +236,7 @@ impl Books {
         }
     }
 
-    /// Datagrams of users for whom there was no way to this backend from here.
+    /// Counts datagrams of users who could not be given a socket towards this backend.
     pub fn turned_away(&self, choice: Choice, datagrams: u64) {
         self.parts.metrics.backends[usize::from(choice.slot)].turned_away.add(datagrams);
     }
@@ -241,7 +246,7 @@ impl Books {
         self.parts.shard.id(&entry.place)
     }
 
-    /// The name of a user in the log who has none here: no session goes by it.
+    /// A name for the log that no session has, for users who are turned away.
     pub fn no_session(&self) -> SessionId {
         self.parts.shard.no_session()
     }
@@ -260,7 +265,7 @@ impl Books {
         let metrics = &self.parts.metrics;
         let choice = entry.choice.as_ref().or(entry.last.as_ref());
         let backend = choice.map(|choice| &metrics.backends[usize::from(choice.slot)]);
-        // Mostly one of the two is nothing.
+        // Usually one of the two is zero.
         if up > 0 {
             metrics.counters.bytes_up.add(up);
             backend.inspect(|backend| backend.up.add(up));
@@ -271,14 +276,14 @@ impl Books {
         }
     }
 
-    /// Bytes that were booked as moved stayed in the kernel's send queue, and will not arrive.
+    /// Takes back bytes booked as moved that stayed in the kernel's send queue and will not arrive.
     pub fn undelivered(&mut self, entry: &mut Entry, up: u64, down: u64) {
         entry.bytes_up = entry.bytes_up.saturating_sub(up);
         entry.bytes_down = entry.bytes_down.saturating_sub(down);
         self.parts.metrics.counters.bytes_undelivered.add(up + down);
     }
 
-    /// Takes a session that never began out of the books, without a word about it.
+    /// Takes a session that never began out of the books, and reports nothing.
     pub fn withdraw(&mut self, mut entry: Entry) {
         self.parts.metrics.counters.sessions_active.less_one();
         self.unassign(&mut entry);
@@ -330,7 +335,7 @@ impl Books {
         }
     }
 
-    /// Says something to the control core.
+    /// Sends a report to the control core, or counts it as dropped when the queue is full.
     pub fn report(&mut self, report: Report) {
         if self.parts.reports.push(report).is_err() {
             self.parts.metrics.counters.reports_dropped.one();
@@ -339,4 +344,4 @@ impl Books {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::worker) mod tests;

@@ -1,6 +1,6 @@
 //! A door that accepts connections. Owns its listener and what to do when accepting fails, above all
-//! for want of descriptors: then one held in reserve is let go, so that the next user can be accepted
-//! and turned away instead of hanging in the queue.
+//! for want of descriptors: then one held in reserve is freed, so that the next user can be accepted and
+//! turned away instead of hanging in the queue.
 
 use std::fs::File;
 use std::io;
@@ -12,19 +12,19 @@ use nix::errno::Errno;
 use crate::base::time::Now;
 use crate::ring::{Done, Ring, Tag, sys};
 
-/// How long to let users wait when accepting at once again would not help.
+/// How long to wait where accepting again at once would not help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections taken out of a closing listener's queue at most.
 const BACKLOG_MAX: usize = 4096;
 
-/// Who came through the door.
+/// What an accept brought.
 pub enum Arrival {
     User(OwnedFd),
     /// Accepted only to be turned away: the process is out of descriptors.
     Shed(OwnedFd),
     /// Accepting failed.
     Failed,
-    /// Nobody; the door was closed.
+    /// Nobody: the door was closed.
     Nobody,
 }
 
@@ -66,7 +66,7 @@ impl Door {
         let helpless = match done.result {
             _ if !matches!(arrival, Arrival::Failed) => false,
             Err(Errno::EMFILE | Errno::ENFILE) => self.spare.take().is_none(),
-            // One user left before being accepted; the next may be well.
+            // One user left before being accepted; the next may be fine.
             Err(Errno::ECONNABORTED | Errno::EPROTO | Errno::EINTR) => false,
             _ => true,
         };
@@ -96,8 +96,8 @@ impl Door {
         self.accept_at
     }
 
-    /// Accepts no more. Who is in the listener's queue already is handed out: the kernel has told
-    /// these users that they are connected.
+    /// Accepts no more. Users already in the listener's queue are handed out: the kernel has told them
+    /// that they are connected.
     pub fn close(&mut self, ring: &mut Ring) -> impl Iterator<Item = OwnedFd> + use<> {
         let listener = self.listener.take();
         self.accept_at = None;

@@ -1,12 +1,12 @@
-//! What a worker lacked when a connection to a backend failed: told from the error, so that want of our
-//! own is never blamed on a backend.
+//! What this host lacked when a connection to a backend failed, told from the error, so that a backend is
+//! never blamed for our own shortage.
 
 use nix::errno::Errno;
 
-/// What we lacked when a connection failed that says nothing about the backend.
+/// Our own shortage behind a failed connection, which then says nothing about the backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lack {
-    /// Nothing: it was the backend.
+    /// None: the backend failed.
     None,
     /// A local port towards this backend (`EADDRNOTAVAIL`, connect(2)): the same ports may be free towards
     /// another.

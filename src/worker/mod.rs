@@ -1,11 +1,14 @@
 //! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
 //! room (`tcp`, `udp`, `http`), in which a `driver` stands between the ring and `sessions`, the pure
-//! decisions. `books` is what the protocols share, `link` what crosses to the control core.
+//! decisions. What the loop asks of a driver is `driver`, what a decision is handed `cx`. `books` is what
+//! the protocols share, `streams` what the two that carry streams share, `link` what crosses to the
+//! control core.
 
 pub mod books;
 pub mod cx;
 mod door;
 pub mod driver;
+mod grace;
 pub mod http;
 mod lack;
 pub mod link;

@@ -227,8 +227,8 @@ mod tests {
     use crate::base::publish::Publisher;
     use crate::ring::Settings;
     use crate::session::EndReason;
-    use crate::worker::books::Parts;
-    use crate::worker::link::{ControlEnd, link};
+    use crate::worker::books::tests::{Joined, joined};
+    use crate::worker::link::ControlEnd;
 
     /// What the loop asks of a driver, written down; what the driver answers.
     #[derive(Default)]
@@ -287,12 +287,12 @@ mod tests {
         }
     }
 
-    /// A loop with drivers that are played, of the families 0x40 and 0x70.
+    /// A loop with drivers that are played, of two neighbouring families.
     struct Stage {
         shell: Shell,
         scripts: [Rc<RefCell<Script>>; 2],
         control: ControlEnd,
-        snapshots: Publisher<Snapshot>,
+        publisher: Publisher<Snapshot>,
     }
 
     const AT: Now = Now::from_nanos(9);
@@ -300,23 +300,15 @@ mod tests {
     impl Stage {
         /// Both drivers have had their first turn.
         fn new() -> Stage {
-            let snapshots = Publisher::new(Snapshot::default());
-            let (control, end) = link(0, 1, snapshots.subscribe(), Arc::default()).unwrap();
-            let books = Books::new(Parts {
-                shard: end.shard,
-                metrics: Arc::clone(&end.metrics),
-                all_metrics: [end.metrics].into(),
-                reports: end.reports,
-                urgent: end.urgent,
-            });
+            let Joined { books, control, publisher, snapshots, orders, wake } =
+                joined(Snapshot::default(), 1);
             let scripts = [(); 2].map(|()| Rc::<RefCell<Script>>::default());
             let played = |number: usize| Box::new(Played(Rc::clone(&scripts[number])));
-            let drivers: Vec<(u8, Box<dyn Driver>)> = vec![(0x40, played(0)), (0x70, played(1))];
+            let drivers: Vec<(u8, Box<dyn Driver>)> = vec![(0x40, played(0)), (0x50, played(1))];
             let ring = Ring::new(Settings::with_bytes(1 << 20, false)).unwrap();
-            let (orders, wake) = (end.orders, end.wake);
-            let parts = WorkerLoop { books, snapshots: end.snapshots, orders, wake };
-            let mut stage =
-                Stage { shell: Shell::new(ring, drivers, parts), scripts, control, snapshots };
+            let parts = WorkerLoop { books, snapshots, orders, wake };
+            let shell = Shell::new(ring, drivers, parts);
+            let mut stage = Stage { shell, scripts, control, publisher };
             stage.turn(AT, &[]);
             let told = "adopt 0, housekeep, step 0";
             assert_eq!(stage.said(), [told, told]);
@@ -354,14 +346,14 @@ mod tests {
     #[test]
     fn a_completion_goes_to_the_driver_of_its_family_and_both_hear_of_it() {
         let mut stage = Stage::new();
-        stage.turn(Now::from_nanos(20), &[0x71, 0x72]);
-        assert_eq!(stage.said(), ["", "complete 71, complete 72, housekeep, step 0"]);
+        stage.turn(Now::from_nanos(20), &[0x51, 0x52]);
+        assert_eq!(stage.said(), ["", "complete 51, complete 52, housekeep, step 0"]);
         stage.turn(Now::from_nanos(30), &[0x4f]);
         assert_eq!(stage.said(), ["complete 4f, housekeep, step 20", ""]);
-        stage.turn(Now::from_nanos(40), &[0x41, 0x71]);
+        stage.turn(Now::from_nanos(40), &[0x41, 0x51]);
         let [first, second] = stage.said();
         assert_eq!(first, "complete 41, housekeep, step 40");
-        assert_eq!(second, "complete 71, housekeep, step 40");
+        assert_eq!(second, "complete 51, housekeep, step 40");
     }
 
     #[test]
@@ -385,7 +377,7 @@ mod tests {
     fn an_eager_driver_is_looked_after_until_it_is_not() {
         let mut stage = Stage::new();
         stage.scripts[1].borrow_mut().eager = true;
-        stage.turn(AT, &[0x71]);
+        stage.turn(AT, &[0x51]);
         stage.said();
         stage.turn(AT, &[]);
         assert_eq!(stage.said(), ["", "housekeep, step 0"]);
@@ -413,7 +405,7 @@ mod tests {
         let told = format!("{order:?}, Stop, housekeep, step 0");
         assert_eq!(stage.said(), [told.clone(), told]);
         assert_eq!(stage.shell.stop_at, Some(AT.plus(STOP_PATIENCE)));
-        stage.snapshots.publish(Snapshot { version: 7, ..Snapshot::default() });
+        stage.publisher.publish(Snapshot { version: 7, ..Snapshot::default() });
         stage.turn(AT, &[]);
         let told = "adopt 7, housekeep, step 0";
         assert_eq!(stage.said(), [told, told]);
@@ -427,7 +419,7 @@ mod tests {
         let mut stage = Stage::new();
         assert_eq!(stage.shell.patience(), Some(PATIENCE_MAX));
         stage.scripts[1].borrow_mut().deadline = Some(Now::from_nanos(10));
-        stage.turn(AT, &[0x71]);
+        stage.turn(AT, &[0x51]);
         assert_eq!(stage.shell.patience(), Some(PATIENCE_MIN));
     }
 }

@@ -1,7 +1,7 @@
-//! Places that keep their number until they are empty, and count how often they were used. Owns no
-//! meaning of what is in them.
+//! Numbered places for sessions and connections, which count how often they were used. Knows nothing about
+//! what is in them.
 
-/// A session's place among its worker's, and which use of the place it is.
+/// A place, and which use of it is meant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
     pub place: u32,
@@ -11,7 +11,7 @@ pub struct Key {
 /// The bits of a generation that a completion carries back.
 pub const GENERATION_MASK: u32 = 0x7f_ffff;
 
-/// Places that keep their number until they are empty.
+/// Places that keep their contents where they are until these are removed.
 pub struct Slots<T> {
     slots: Vec<(u32, Option<T>)>,
     free: Vec<u32>,
@@ -65,7 +65,7 @@ impl<T> Slots<T> {
         slot.as_ref().map(|_| Key { place, generation: *generation })
     }
 
-    /// The first whose value is so.
+    /// The first place whose value satisfies the predicate.
     pub fn find(&self, is_it: impl Fn(&T) -> bool) -> Option<Key> {
         self.iter().find(|(_, value)| is_it(value)).map(|(key, _)| key)
     }

@@ -1,21 +1,30 @@
-//! Who waits for blocks, the longest waiting first. Owns their order and when they try again though
-//! no block came back; what trying means is their owner's.
+//! Flows that wait for blocks, the longest waiting first. Owns their order, how many are fed in a turn,
+//! and when they try again though no block came back; what trying means is their owner's.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::base::time::Now;
+use crate::ring::pool::Pool;
 
 /// Waiting flows that one turn feeds at most.
 pub const FED_MAX: usize = 64;
-/// How long a flow waits without trying again: the blocks that came back may all have been posted
-/// before it was known that someone waits.
+/// How long a flow waits before it tries again unasked: all blocks that came back may have been posted
+/// before it was known that a flow waits.
 pub const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// What one turn feeds.
+pub struct Relief {
+    /// How many were fed, not counting those that had ended.
+    pub fed: usize,
+    /// How many may try even though no block is known to be free.
+    overdue: usize,
+}
 
 /// Flows that wait for blocks.
 pub struct Starved<T> {
     queue: VecDeque<T>,
-    /// When the first of them began to wait, or when they last tried again for having waited long.
+    /// When the first of them began to wait, or when they last tried again unasked.
     since: Now,
 }
 
@@ -24,14 +33,14 @@ impl<T> Starved<T> {
         Starved { queue: VecDeque::new(), since: now }
     }
 
-    /// Takes memory for `count` to wait at once. Done when connections come, so that
-    /// [`Starved::push`], in the middle of relaying, takes none.
+    /// Reserves memory for `count` to wait at once. Called when connections come, so that
+    /// [`Starved::push`], in the middle of relaying, allocates nothing.
     pub fn make_room(&mut self, count: usize) {
         self.queue.reserve(count.saturating_sub(self.queue.len()));
     }
 
-    /// `who` waits from now on. When there is no room left, those of whom `is_alive` is false, who
-    /// ended while they waited, make some.
+    /// `who` waits from now on. When there is no room left, those that ended while they waited, of which
+    /// `is_alive` is false, are removed.
     pub fn push(&mut self, now: Now, who: T, is_alive: impl FnMut(&T) -> bool) {
         if self.queue.is_empty() {
             self.since = now;
@@ -43,9 +52,20 @@ impl<T> Starved<T> {
         self.queue.push_back(who);
     }
 
-    /// The one that has waited longest.
-    pub fn pop(&mut self) -> Option<T> {
-        self.queue.pop_front()
+    /// Begins a turn's feeding.
+    pub fn relief(&mut self, now: Now) -> Relief {
+        Relief { fed: 0, overdue: self.overdue(now) }
+    }
+
+    /// The flow to feed next, the one waiting longest; `None` once the turn has fed enough, or no block is
+    /// free and nothing is overdue.
+    pub fn next(&mut self, relief: &Relief, now: Now, pool: &Pool) -> Option<T> {
+        let may = relief.fed < FED_MAX && (relief.fed < relief.overdue || pool.has_reserve());
+        let next = if may { self.queue.pop_front() } else { None };
+        if next.is_none() && pool.has_reserve() {
+            self.hurry(now);
+        }
+        next
     }
 
     pub fn is_empty(&self) -> bool {
@@ -57,13 +77,13 @@ impl<T> Starved<T> {
         (!self.is_empty()).then(|| self.since.plus(WAIT_MAX))
     }
 
-    /// There are blocks, and more wait for them than one turn feeds: the next is to come at once.
-    pub fn hurry(&mut self, now: Now) {
+    /// Blocks are left, and more flows wait than one turn feeds: the next turn is to feed at once.
+    fn hurry(&mut self, now: Now) {
         self.since = Now::from_nanos(now.nanos().saturating_sub(WAIT_MAX.as_nanos() as u64));
     }
 
-    /// How many are to try now though no block came back. They count as having tried.
-    pub fn overdue(&mut self, now: Now) -> usize {
+    /// How many are to try now though no block came back; their time begins anew.
+    fn overdue(&mut self, now: Now) -> usize {
         if self.next_try().is_none_or(|due| now < due) {
             return 0;
         }
@@ -95,8 +115,8 @@ mod tests {
         (0..room).for_each(|who| starved.push(START, who, |_| true));
         starved.push(START, room, |who| who % 2 == 0);
         assert_eq!(starved.queue.capacity(), room);
-        assert_eq!(starved.pop(), Some(0));
-        assert_eq!(starved.pop(), Some(2));
+        assert_eq!(starved.queue.pop_front(), Some(0));
+        assert_eq!(starved.queue.pop_front(), Some(2));
     }
 
     #[test]

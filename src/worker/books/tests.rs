@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use nix::sys::eventfd::EventFd;
+
 use super::*;
-use crate::base::publish::Publisher;
+use crate::base::publish::{Publisher, Subscriber};
 use crate::cluster::seats::Seats;
 use crate::cluster::{Policy, Protocol, Standing, Terms};
-use crate::worker::link::{ControlEnd, link};
+use crate::worker::link::{ControlEnd, Order, link};
 
 const NOW: Now = Now::from_nanos(1_000_000_000);
 const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
@@ -49,18 +51,34 @@ fn backend(service: ServiceId, which: u16) -> Backend {
     }
 }
 
-fn books() -> (Books, ControlEnd) {
-    let urgent = Arc::new(tokio::sync::Notify::new());
-    let publisher = Publisher::new(snapshot());
-    let (control, end) = link(0, 100, publisher.subscribe(), Arc::clone(&urgent)).unwrap();
+/// A lone worker's books, and the ends of what they are joined to.
+pub struct Joined {
+    pub books: Books,
+    pub control: ControlEnd,
+    pub publisher: Publisher<Snapshot>,
+    pub snapshots: Subscriber<Snapshot>,
+    pub orders: rtrb::Consumer<Order>,
+    pub wake: Arc<EventFd>,
+}
+
+/// The books of a worker that serves these services, with `places` in its shard.
+pub fn joined(snapshot: Snapshot, places: usize) -> Joined {
+    let publisher = Publisher::new(snapshot);
+    let (control, end) = link(0, places, publisher.subscribe(), Arc::default()).unwrap();
     let mut books = Books::new(Parts {
         shard: end.shard,
         metrics: Arc::clone(&end.metrics),
         all_metrics: Arc::from([end.metrics]),
         reports: end.reports,
-        urgent,
+        urgent: end.urgent,
     });
     books.adopt(publisher.current());
+    let (snapshots, orders, wake) = (end.snapshots, end.orders, end.wake);
+    Joined { books, control, publisher, snapshots, orders, wake }
+}
+
+fn books() -> (Books, ControlEnd) {
+    let Joined { books, control, .. } = joined(snapshot(), 100);
     (books, control)
 }
 
@@ -173,4 +191,44 @@ fn a_service_that_is_not_in_the_snapshot_has_room_for_nobody() {
     assert_eq!(books.admit(unknown, client(), NOW).unwrap_err(), Refusal::NoBackend);
     assert_eq!(books.choose(unknown, client().ip(), &|_| false), None);
     assert_eq!(taken(&books), [0; 4]);
+}
+
+#[test]
+fn a_full_shard_takes_nobody_and_no_seat() {
+    let mut books = joined(snapshot(), 2).books;
+    let first = books.admit(TCP, client(), NOW).unwrap();
+    let second = books.admit(UDP, client(), NOW).unwrap();
+    // The others have seats left, and the shard no place.
+    for service in [UDP, API, REDIS].repeat(5) {
+        assert_eq!(books.admit(service, client(), NOW).unwrap_err(), Refusal::Full);
+    }
+    assert_eq!(taken(&books), [1, 1, 0, 0]);
+    books.close(first, EndReason::Finished, NOW);
+    books.withdraw(second);
+    let again = [API, REDIS].map(|service| books.admit(service, client(), NOW).unwrap());
+    assert_eq!(books.metrics().counters.sessions_active.get(), 2);
+    again.into_iter().for_each(|entry| books.close(entry, EndReason::Finished, NOW));
+    assert_eq!(books.metrics().counters.sessions_ended.get(), 3, "one was withdrawn");
+}
+
+#[test]
+fn a_backend_that_failed_is_picked_only_when_there_is_no_other_until_the_next_snapshot() {
+    let (mut books, _control) = books();
+    let mut entry = books.admit(TCP, client(), NOW).unwrap();
+    let bad = books.assign(&mut entry, &[]).unwrap().backend;
+    assert!(entry.is_on(bad));
+    books.backend_failed(&entry, Errno::ECONNREFUSED);
+    for _ in 0..4 {
+        assert_ne!(books.assign(&mut entry, &[]).unwrap().backend, bad);
+        assert!(!entry.is_on(bad));
+    }
+    let good = entry.choice().unwrap().backend;
+    assert_eq!(books.assign(&mut entry, &[good]).unwrap().backend, bad);
+    let active = |books: &Books| [0, 1].map(|slot| books.metrics().backends[slot].active.get());
+    assert_eq!(active(&books).iter().sum::<u64>(), 1, "it is counted once, where it is");
+    change(&mut books, |_| ());
+    let picked = [(); 4].map(|()| books.assign(&mut entry, &[]).unwrap().backend);
+    assert!(picked.contains(&bad) && picked.contains(&good), "{picked:?}");
+    books.close(entry, EndReason::Finished, NOW);
+    assert_eq!(active(&books), [0, 0]);
 }

@@ -1,6 +1,6 @@
-//! What a worker says about API requests: counters for all of them, and a line for as many a second as
-//! the operator wants to read. Owns that limit, of which a single user leaves a part to the others, and
-//! the worker's end of the lines' queue; never waits.
+//! What a worker says about API requests: counters for all, and log lines for as many a second as the
+//! operator wants to read. Owns that limit, which no single user can use up, and the worker's end of the
+//! queue of lines; never waits.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{Journal, Record};
 use crate::worker::link::{LINE_BYTES_MAX, RequestLine};
 
-/// A user's share of the lines is this part of them; beyond it, lines are for whoever has none yet.
+/// Each user is sure of this part of the lines; the rest goes first to users who have had none.
 const SHARE: u32 = 10;
 
 /// The journal of one worker's gateways.
 pub struct Requests {
     metrics: Arc<WorkerMetrics>,
     lines: rtrb::Producer<RequestLine>,
-    /// Of lines; `None` where nobody reads them.
+    /// Of lines; `None` when none are wanted.
     quota: Option<Quota>,
 }
 

@@ -1,6 +1,6 @@
 //! API users of one worker: their connections, and the connections to backends that they share. Owns
 //! who is on which connection and their deadlines; what a connection is used for is `proxy::http`'s.
-//! Decides from events and a time that it is handed, and does nothing itself.
+//! Decides from events and the time it is handed, and does nothing itself.
 //!
 //! ```text
 //!   user:  accepted --> gateway --over, nothing in flight--> leaving --> closed
@@ -11,8 +11,8 @@
 //!                                           \--with a reset--> Leaving
 //! ```
 //!
-//! Users and links stay in their places until the kernel has done with their sockets, so a completion
-//! can never meet a stranger.
+//! Users and links keep their places until the kernel has no operation left on their sockets, so that a
+//! completion never meets another user or link.
 
 mod heads;
 mod links;
@@ -38,10 +38,11 @@ use crate::ring::pool::Pool;
 use crate::session::EndReason;
 use crate::worker::books::Entry;
 use crate::worker::cx;
+use crate::worker::grace;
 use crate::worker::link::Order;
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
-use looks::{Leaving, Looks, ORDERED_GRACE, STOP_GRACE};
+use looks::{Leaving, Looks};
 
 /// The service of the users who come to the API door.
 const SERVICE: ServiceId = ServiceId::built_in(Protocol::Api);
@@ -75,7 +76,7 @@ pub enum Cmd {
     Look {
         conn: Conn,
     },
-    /// Close the socket, with a reset if so. Nothing is in flight on it.
+    /// Close the socket, on which nothing is in flight; `reset` sends RST instead of FIN.
     Close {
         conn: Conn,
         reset: bool,
@@ -95,46 +96,46 @@ pub struct Sessions {
     users: Slots<User>,
     links: Slots<Link>,
     spares: Spares<Key>,
-    /// Those on which a user has logged in: each waits for that user.
+    /// Connections on which a user has logged in, each waiting for that user.
     private: Spares<Key>,
-    /// Users for whom there was no room, in the order in which they came; some of them have left.
+    /// Users for whom there was no room, oldest first; some may have left.
     turned_away: VecDeque<Key>,
-    /// Bytes on the heap for all users.
+    /// Bytes on the heap, all users together.
     held: usize,
     /// By a user's place, and by a link's while it is being connected.
     deadlines: Wheel,
     connects: Wheel,
     sweep_at: Now,
-    /// Of the snapshot that the spares were last held against.
+    /// Version of the snapshot the spares were last checked against.
     version: u64,
     draining: bool,
-    /// Nobody waits for a slow reader any more.
+    /// The worker stops: no more waiting for slow readers.
     stopping: bool,
     starved: Starved<Conn>,
-    /// What the gateway at hand wants.
+    /// What the gateway being called asks for.
     wanted: Vec<http::Cmd>,
 }
 
 struct User {
     gateway: Gateway,
-    /// None for a user who is turned away.
+    /// `None` for a user who is turned away.
     entry: Option<Entry>,
     link: Option<Key>,
     /// The link on which it has logged in, while no request is on it.
     private: Option<Key>,
-    /// The backends that the request at hand was offered.
+    /// The backends offered to the current request.
     tried: Vec<BackendId>,
     /// How many of them could not be asked for want of a local port.
     portless: usize,
-    /// A backend was found for the session before.
+    /// The session has had a backend before.
     started: bool,
-    /// Bytes that stand in the books.
+    /// Bytes already in the books.
     moved: [u64; 2],
-    /// Bytes that it holds on the heap.
+    /// Bytes it holds on the heap.
     held: usize,
     scheduled: Now,
     looks: Looks,
-    /// It is over, and waits for what its connection has not delivered yet.
+    /// Set once it is over and waits for its connection to deliver the rest.
     leaving: Option<Leaving>,
 }
 
@@ -178,14 +179,14 @@ enum State {
         line: Line,
         owner: Option<Key>,
     },
-    /// Waits for what is still in flight; `connect`: a connection attempt is. Then it is closed, with
-    /// a `reset` if so.
+    /// Waits for operations in flight (`connect`: a connection attempt is one), then closes; `reset` sends
+    /// RST instead of FIN.
     Closing {
         line: Line,
         connect: bool,
         reset: bool,
     },
-    /// Waits for what it has not delivered yet.
+    /// Waits until its kernel has delivered the rest.
     Leaving(Leaving),
 }
 
@@ -202,7 +203,7 @@ impl Sessions {
             turned_away: VecDeque::new(),
             held: 0,
             settings,
-            // A pipe would stand between two connections that change partners.
+            // A pipe joins two connections for good; these change partners.
             features: Features { splice: false, ..features },
             journal,
             kit: Kit::new(),
@@ -220,7 +221,7 @@ impl Sessions {
         }
     }
 
-    /// Connections of any kind, until the kernel has done with them.
+    /// Connections of any kind, as long as the kernel has operations on them.
     pub fn live(&self) -> usize {
         self.users.live() + self.links.live()
     }
@@ -240,7 +241,7 @@ impl Sessions {
         self.held
     }
 
-    /// Takes blocks for heads that have to be written when the pool is used up.
+    /// Sets blocks aside for heads that must be written even when the pool is used up.
     pub fn start(&mut self, pool: &mut Pool) {
         self.kit.refill(0, pool);
     }
@@ -264,7 +265,7 @@ impl Sessions {
         key
     }
 
-    /// A connection to a backend stands, or has failed.
+    /// A connection to a backend is established, or has failed.
     pub fn connected(&mut self, link: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
         self.connects.cancel(link.place);
         let Some(Link { backend, state }) = self.links.get(link) else { return };
@@ -313,7 +314,7 @@ impl Sessions {
         }
     }
 
-    /// Ends what has been still for too long, and drops spare connections that are of no more use.
+    /// Ends what has been still for too long, and drops spare connections nobody can use.
     pub fn expire(&mut self, cx: &mut Cx<'_>) {
         if self.live() > 0 || self.kit.has_left_over() {
             self.kit.refill(self.live(), cx.pool);
@@ -368,12 +369,8 @@ impl Sessions {
         match order {
             Order::EndBackend { backend, reason } => {
                 let on_it = |user: &User| {
-                    user.link.is_some()
-                        && user
-                            .entry
-                            .as_ref()
-                            .and_then(Entry::choice)
-                            .is_some_and(|choice| choice.backend == backend)
+                    let entry = user.entry.as_ref();
+                    user.link.is_some() && entry.is_some_and(|entry| entry.is_on(backend))
                 };
                 self.end_all(on_it, reason, cx);
             }
@@ -387,7 +384,7 @@ impl Sessions {
             Order::Stop => {
                 (self.draining, self.stopping) = (true, true);
                 self.end_all(|_| true, EndReason::Stopping, cx);
-                self.hurry_links(cx.now, STOP_GRACE);
+                self.hurry_links(cx.now, grace::STOP);
                 self.drop_all_spares(cx);
             }
             Order::Drain => {
@@ -407,7 +404,7 @@ impl Sessions {
     }
 
     fn end(&mut self, key: Key, reason: EndReason, cx: &mut Cx<'_>) {
-        let grace = if reason == EndReason::Stopping { STOP_GRACE } else { ORDERED_GRACE };
+        let grace = grace::of(reason);
         if !self.hurry_user(cx.now, key, grace) {
             self.act(key, cx, |gateway, context| gateway.end(reason, true, context));
             self.hurry_user(cx.now, key, grace);
@@ -446,7 +443,7 @@ impl Sessions {
         true
     }
 
-    /// Carries out what a gateway asked for, which may lead to more of it.
+    /// Carries out what a gateway asked for, which may make it ask for more.
     fn follow(&mut self, key: Key, cx: &mut Cx<'_>) {
         let mut next = 0;
         while let Some(wanted) = self.wanted.get(next).copied() {
@@ -495,7 +492,7 @@ impl Sessions {
         }
     }
 
-    /// Lets the user leave when the kernel works for its connection no more.
+    /// Lets the user leave once nothing is in flight on its connection.
     fn close_user_if_settled(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let Some(ending) = user.gateway.ending() else { return };
@@ -504,20 +501,19 @@ impl Sessions {
             self.drop_spare(link, cx);
         }
         let Some(user) = self.users.get(key).filter(|_| over) else { return };
-        // Who was too still has had its time, and what was sent last has a moment.
+        // A user who was idle too long has had its time; only the last words get a moment.
         let still = match ending.reason {
-            EndReason::Idle => ORDERED_GRACE,
+            EndReason::Idle => grace::ORDERED,
             _ => self.settings.body_timeout,
         };
         user.leaving = Some(Leaving::new(cx.now, ending.reset, still));
         self.deadlines.cancel(key.place);
         let no_session = user.entry.is_none();
         match ending.reason {
-            // What was sent is with the kernel; a place is for whoever comes next.
+            // What was sent is with the kernel; the place goes to the next user.
             _ if no_session => drop(self.hurry_user(cx.now, key, Duration::ZERO)),
-            EndReason::Stopping => drop(self.hurry_user(cx.now, key, STOP_GRACE)),
-            EndReason::Operator | EndReason::BackendLeft => {
-                self.hurry_user(cx.now, key, ORDERED_GRACE);
+            reason if grace::is_order(reason) => {
+                self.hurry_user(cx.now, key, grace::of(reason));
             }
             _ => {}
         }

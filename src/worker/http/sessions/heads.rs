@@ -1,16 +1,16 @@
-//! What a worker's API users hold on the heap: heads that are not complete, and requests sent ahead. Owns the
-//! sum of it and who has to go when it is too much: whoever's request is the longest under way, so that
-//! those who send half a head and wait make room for those who send whole ones.
+//! What a worker's API users hold on the heap: incomplete heads and pipelined requests. Owns the sum, and
+//! the choice of who goes when it is too much: the user whose request was begun first, so that those who
+//! send half a head and wait make room for those who send whole ones.
 
 use super::{Cx, Sessions, User};
 use crate::worker::slots::Key;
 
-/// Once there is too much, this part of what may be is cleared at once: looking for the oldest takes a walk
-/// over all users, which is made once for so many bytes and not for each.
+/// Once the limit is passed, this part of it is cleared in one go: finding the oldest takes a walk over all
+/// users, which one user more should not cost.
 const CLEARED_SHARE: usize = 8;
 
 impl Sessions {
-    /// Takes note of what a user holds now.
+    /// Brings the sum up to date with what a user holds.
     pub(super) fn weigh(&mut self, key: Key) {
         let Some(user) = self.users.get(key) else { return };
         let held = user.gateway.held();
@@ -20,7 +20,7 @@ impl Sessions {
         }
     }
 
-    /// Lets go of users until what is left is well within bounds, if it is not.
+    /// Sheds users until the sum is well below the limit, if it is above.
     pub(super) fn lighten(&mut self, cx: &mut Cx<'_>) {
         let most = self.settings.held_bytes_max;
         if self.held <= most {

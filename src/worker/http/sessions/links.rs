@@ -1,16 +1,16 @@
 //! The connections to backends of a worker's gateways: obtaining one for a request, taking it back,
-//! keeping it for the next, closing it. Owns which connection serves whom; what the deadlines and the
-//! users' own connections do is the parent's.
+//! keeping it for the next, closing it. Owns which connection serves whom; deadlines and the users' own
+//! connections are the parent's.
 //!
-//! A connection on which a user has logged in, or may have, is that user's as long as both last: nobody
-//! else's request goes over it, and where too many are kept, whoever has asked nothing for longest logs in
-//! again on another.
+//! A connection on which a user has logged in, or may have, belongs to that user as long as both last: no
+//! other user's request goes over it. Where too many are kept, the user idle for longest loses its own, and
+//! has to log in again.
 
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::looks::{Leaving, STOP_GRACE};
+use super::looks::Leaving;
 use super::{Cmd, Conn, Cx, Link, SERVICE, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Standing};
@@ -18,17 +18,18 @@ use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::worker::books::{Books, Choice};
+use crate::worker::grace;
 use crate::worker::lack::Lack;
 use crate::worker::link::Refusal;
 use crate::worker::slots::Key;
 
-/// Backends towards which there was no local port, beyond which a request is offered no other.
+/// Backends without a free local port towards them, after which a request is offered no more.
 const PORTLESS_MAX: usize = 8;
-/// A connection that was in use so lately is taken to be still wanted by its backend.
+/// A connection used this recently is taken not to have been closed by its backend yet.
 const RECENT: Duration = Duration::from_millis(500);
 
 impl Sessions {
-    /// A connection that is still being made is not wanted any more.
+    /// Gives up a connection that is still being made.
     pub(super) fn forgo(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let Some(link) = user.link else { return };
@@ -55,7 +56,7 @@ impl Sessions {
         let books = &mut *cx.books;
         let mut choice = books.assign(entry, &user.tried);
         if choice.is_none() && wish.attempt > 0 {
-            // Only its old connection was bad; a new one to the same backend is as good.
+            // Only the old connection was bad; a new one to the same backend will do.
             choice = books.assign(entry, &[]);
         }
         if wish.attempt > 0 {
@@ -79,8 +80,8 @@ impl Sessions {
         }
     }
 
-    /// The link on which the user has logged in, if its backend still takes requests; then the login has to
-    /// be made again, wherever the request goes.
+    /// Reuses the link on which the user has logged in, if its backend still takes requests; if not, the
+    /// user has to log in again wherever the request goes.
     fn obtain_private(&mut self, key: Key, link: Key, wish: Wish, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         user.private = None;
@@ -129,7 +130,7 @@ impl Sessions {
         cx.out.push(Cmd::Connect { link, to: choice.address });
     }
 
-    /// Hands the user's gateway the link that it was given.
+    /// Hands the user's gateway its new link.
     pub(super) fn serve(&mut self, key: Key, backend: BackendId, what: Assigned, cx: &mut Cx<'_>) {
         let reused = what.reused;
         self.lend(key, cx, |gateway, context| gateway.assigned(backend, what, context));
@@ -146,7 +147,7 @@ impl Sessions {
         }
     }
 
-    /// A connection attempt for that user has failed: on to the next backend, if there is one.
+    /// A connection attempt for this user has failed: tries the next backend, if there is one.
     pub(super) fn connect_failed(
         &mut self,
         key: Key,
@@ -159,7 +160,7 @@ impl Sessions {
         let Some(entry) = &mut user.entry else { return };
         let lack = Lack::of(errno);
         if lack == Lack::Everywhere {
-            // Spare connections hold descriptors and ports that the next request can use.
+            // Closing spare connections frees descriptors and ports for the next request.
             let client = entry.client;
             cx.books.refused(SERVICE, client, Refusal::Exhausted);
             self.drop_all_spares(cx);
@@ -178,7 +179,7 @@ impl Sessions {
             (0, true) => (Refused::TimedOut, Refusal::Unreachable),
             (0, false) => (Refused::Unreachable, Refusal::Unreachable),
         };
-        // A backend towards which there was no port was never asked, and has not failed the request.
+        // A backend without a free port towards it was never asked, and has not failed the request.
         let failed = user.tried.len() - user.portless;
         let more =
             user.portless <= PORTLESS_MAX && failed <= usize::from(self.settings.retries_max);
@@ -197,7 +198,7 @@ impl Sessions {
         }
     }
 
-    /// Tells a gateway that there is no backend for its request; whoever calls follows.
+    /// Tells a gateway that there is no backend for its request; the caller then calls `follow`.
     fn refuse(&mut self, key: Key, why: Refused, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let last = user.tried.last().copied();
@@ -210,7 +211,7 @@ impl Sessions {
         self.lend(key, cx, |gateway, context| gateway.refused(why, last, context));
     }
 
-    /// A gateway has done with its link.
+    /// A gateway needs its link no more.
     pub(super) fn release(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let (Some(Released { line, keep, private, reset }), Some(link)) =
@@ -305,7 +306,7 @@ impl Sessions {
         }
     }
 
-    /// Closes a link that is a spare connection no more.
+    /// Closes a link that the spares no longer list.
     fn close_spare(&mut self, link: Key, cx: &mut Cx<'_>) {
         let Some(Link { state, .. }) = self.links.get(link) else { return };
         if let State::Spare { line, owner } = state {
@@ -335,7 +336,7 @@ impl Sessions {
             if *reset {
                 let mut leaving = Leaving::new(cx.now, true, self.settings.body_timeout);
                 if self.stopping {
-                    leaving.hurry(cx.now, STOP_GRACE);
+                    leaving.hurry(cx.now, grace::STOP);
                 }
                 *state = State::Leaving(leaving);
                 return cx.out.push(Cmd::Look { conn: Conn::Link(link) });
@@ -358,7 +359,7 @@ impl Sessions {
         self.sweep_at = if none { Now::NEVER } else { cx.now.plus(SWEEP_EVERY) };
     }
 
-    /// Begins the receives anew that may have slept through the end of their connection.
+    /// Restarts receives that may have missed the end of their connection.
     fn look_at_spares(&mut self, cx: &mut Cx<'_>) {
         let still = cx.now.nanos().saturating_sub(SECOND_LOOK.as_nanos() as u64);
         let still = Now::from_nanos(still);
@@ -380,7 +381,7 @@ impl Sessions {
         let mut dropped = Vec::new();
         let books = &*cx.books;
         self.spares.sweep(cx.now, |id| !all && is_serving(books, id), |link| dropped.push(link));
-        // What is a user's ends with the user, unless the backend wants to be rid of it.
+        // A user's own link stays until the user leaves, unless its backend is draining.
         self.private.sweep(cx.now, |id| may_go_on(books, id), |link| dropped.push(link));
         for link in dropped {
             self.close_spare(link, cx);

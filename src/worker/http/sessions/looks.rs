@@ -1,6 +1,6 @@
-//! Connections whose send queues are looked at: those to which something is being sent, and those that
-//! are to be closed. Owns when, and what follows: a user who takes something now and then is not still, a
-//! host that has vanished ends a tunnel, and a socket is closed when its queue is empty or its time over.
+//! Connections whose send queues are looked at: those being sent to, and those about to be closed. Owns
+//! when, and what follows: a user who takes something now and then is not idle, a host that has vanished
+//! ends a tunnel, and a socket is closed when its queue is empty or its time is up.
 
 use std::time::Duration;
 
@@ -9,18 +9,10 @@ use crate::base::time::Now;
 use crate::proxy::Side;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing, Watch};
 use crate::session::EndReason;
+use crate::worker::grace::Pause;
 use crate::worker::slots::Key;
 
-/// The pause after the first look at a queue that is not empty; it doubles from look to look …
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-/// … up to this.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How long an order leaves a connection for what is queued …
-pub(super) const ORDERED_GRACE: Duration = Duration::from_secs(5);
-/// … and the order to stop; a worker waits two seconds for all of them (`worker::shell`).
-pub(super) const STOP_GRACE: Duration = Duration::from_secs(1);
-
-/// A connection that is to be closed, and waits for its send queue.
+/// A connection about to be closed, waiting for its send queue to empty.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Leaving {
     pub reset: bool,
@@ -30,12 +22,12 @@ pub(super) struct Leaving {
     /// How long it may take nothing.
     still: Duration,
     until: Now,
-    pause: Duration,
+    pause: Pause,
 }
 
 impl Leaving {
     pub fn new(now: Now, reset: bool, still: Duration) -> Leaving {
-        let (watch, pause) = (Watch::NEW, PAUSE_FIRST);
+        let (watch, pause) = (Watch::NEW, Pause::FIRST);
         Leaving { reset, watch, active: now, still, until: Now::NEVER, pause }
     }
 
@@ -43,7 +35,7 @@ impl Leaving {
         self.until = self.until.min(now.plus(grace));
     }
 
-    /// When to look next; `None`: there is nothing to wait for any more.
+    /// When to look next; `None`: nothing is left to wait for.
     fn told(&mut self, now: Now, outlook: &Outlook) -> Option<Now> {
         let standing = self.watch.look(now, self.active, outlook);
         if standing == Standing::Moving {
@@ -51,8 +43,7 @@ impl Leaving {
         }
         let until = self.until.min(self.active.plus(self.still));
         let waits = outlook.queued > 0 && !outlook.dead && standing != Standing::Vanished;
-        let next = now.plus(self.pause).min(until);
-        self.pause = (2 * self.pause).min(PAUSE_MAX);
+        let next = now.plus(self.pause.take()).min(until);
         (waits && now < until).then_some(next)
     }
 }
@@ -92,7 +83,7 @@ impl Sessions {
         }
     }
 
-    /// Plans a look at what is being sent, or has just been, unless one is planned.
+    /// Plans a look at a connection that is being sent to or just was, unless one is planned.
     pub(super) fn plan_look(&mut self, now: Now, key: Key, sent: bool) {
         let every = self.look_every();
         if let Some(user) = self.users.get(key)
@@ -108,7 +99,7 @@ impl Sessions {
         LOOK_EVERY.min(settings.body_timeout / 4).min(settings.tunnel_timeout / 4)
     }
 
-    /// The user's deadline, or the time of a look, has come: first it is seen what the peers have taken.
+    /// The user's deadline, or the time of a look, has come: finds out first what the peers have taken.
     pub(super) fn look(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         user.looks.at = Now::NEVER;
@@ -117,7 +108,7 @@ impl Sessions {
         {
             cx.out.push(Cmd::Look { conn: Conn::Link(link) });
         }
-        // Last, for then it is decided.
+        // Last, because its answer decides.
         cx.out.push(Cmd::Look { conn: Conn::User(key) });
     }
 
@@ -159,7 +150,7 @@ impl Sessions {
         }
     }
 
-    /// Takes a user out of the books whose connection has nothing more to deliver.
+    /// Takes a user out of the books once its connection has nothing left to deliver.
     fn close_user(&mut self, key: Key, outlook: &Outlook, cx: &mut Cx<'_>) {
         let Some(mut user) = self.users.remove(key) else { return };
         self.deadlines.cancel(key.place);
@@ -169,8 +160,8 @@ impl Sessions {
         cx.out.push(Cmd::Close { conn: Conn::User(key), reset });
         let Some(mut entry) = user.entry.take() else { return };
         let books = &mut *cx.books;
-        // A socket that is closed without a reset still delivers what it has, as long as its host lives;
-        // and has sent a FIN, which counts as one.
+        // A socket closed without a reset still delivers its queue, as long as its host lives; the FIN it
+        // has sent counts as one byte.
         if reset || outlook.dead {
             let lost = outlook.queued.saturating_sub((!reset).into());
             books.undelivered(&mut entry, 0, lost.into());
@@ -205,7 +196,7 @@ impl Sessions {
         }
     }
 
-    /// The same for a user; false when it has not been leaving.
+    /// The same for a user; false when the user is not leaving yet.
     pub(super) fn hurry_user(&mut self, now: Now, key: Key, grace: Duration) -> bool {
         let Some(leaving) = self.users.get(key).and_then(|user| user.leaving.as_mut()) else {
             return false;
@@ -219,6 +210,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::grace;
 
     const START: Now = Now::from_nanos(1_000_000_000);
     const STILL: Duration = Duration::from_secs(60);
@@ -251,8 +243,8 @@ mod tests {
     fn an_order_leaves_it_a_moment() {
         let mut leaving = Leaving::new(START, true, STILL);
         assert!(leaving.told(START, &queued(9, 0)).is_some());
-        leaving.hurry(START, STOP_GRACE);
-        assert!(leaving.told(START.plus(STOP_GRACE / 2), &queued(9, 1)).is_some());
-        assert_eq!(leaving.told(START.plus(STOP_GRACE), &queued(9, 2)), None);
+        leaving.hurry(START, grace::STOP);
+        assert!(leaving.told(START.plus(grace::STOP / 2), &queued(9, 1)).is_some());
+        assert_eq!(leaving.told(START.plus(grace::STOP), &queued(9, 2)), None);
     }
 }

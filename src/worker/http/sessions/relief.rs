@@ -1,4 +1,4 @@
-//! Connections that wait for blocks. Owns who of users and links waits, and how each tries again; the order
+//! Connections that wait for blocks. Owns which users and links wait, and how each tries again; their order
 //! is [`Starved`]'s.
 //!
 //! [`Starved`]: crate::worker::starved::Starved
@@ -6,7 +6,6 @@
 use super::{Conn, Cx, Link, Sessions, State};
 use crate::base::time::Now;
 use crate::proxy::Side;
-use crate::worker::starved::FED_MAX;
 
 impl Sessions {
     /// Whether connections wait for blocks.
@@ -14,25 +13,20 @@ impl Sessions {
         !self.starved.is_empty()
     }
 
-    /// Whether the next free block is wanted here, whoever lets go of it.
+    /// Whether the next free block is wanted here, whichever driver frees it.
     pub fn wants_blocks(&self) -> bool {
         self.is_starved() || self.live() > 0 && !self.kit.is_full()
     }
 
     /// Lets connections that waited for blocks try again, the longest waiting first.
     pub fn relieve(&mut self, cx: &mut Cx<'_>) {
-        let overdue = self.starved.overdue(cx.now);
-        let mut fed = 0;
-        while fed < FED_MAX && (fed < overdue || cx.pool.has_reserve()) {
-            let Some(conn) = self.starved.pop() else { return };
-            fed += usize::from(self.feed(conn, cx));
-        }
-        if cx.pool.has_reserve() {
-            self.starved.hurry(cx.now);
+        let mut relief = self.starved.relief(cx.now);
+        while let Some(conn) = self.starved.next(&relief, cx.now, cx.pool) {
+            relief.fed += usize::from(self.feed(conn, cx));
         }
     }
 
-    /// False when the connection has ended, or has no more use for bytes, since it began to wait.
+    /// False when the connection has ended, or needs no more bytes, since it began to wait.
     fn feed(&mut self, conn: Conn, cx: &mut Cx<'_>) -> bool {
         let (user, side) = match conn {
             Conn::User(user) => (user, Side::Client),
@@ -60,7 +54,7 @@ impl Sessions {
         });
     }
 
-    /// For when a connection came: all may have to wait for blocks.
+    /// To be called for each new connection: all may have to wait for blocks at once.
     pub(super) fn make_room(&mut self) {
         self.starved.make_room(self.users.places() + self.links.places());
     }

@@ -1,6 +1,6 @@
-//! API users for whom there is no room. Each is still told so, with 503 to its first request, because a
-//! connection that is closed with a request unread is a reset and says nothing. Owns how many of them there
-//! are at once; they have no place in the books and are no sessions.
+//! API users for whom there is no room. Each is still answered, with 503 to its first request: closing a
+//! connection with a request unread sends a reset, which explains nothing. Owns how many of them there are
+//! at once; they have no place in the books and are not sessions.
 
 use std::net::SocketAddr;
 
@@ -10,8 +10,8 @@ use crate::session::EndReason;
 use crate::worker::link::Refusal;
 use crate::worker::slots::Key;
 
-/// So many at once; for another one the first of them is closed, who has most likely been answered. They
-/// take descriptors that no session has been promised: `boot::capacity` leaves 256 to move in.
+/// At most this many at once; for one more, the oldest is closed, which has most likely been answered. They
+/// use descriptors that no session has been promised: `boot::capacity` leaves 256 of them free.
 const TURNED_AWAY_MAX: usize = 32;
 
 impl Sessions {
@@ -26,7 +26,7 @@ impl Sessions {
         self.make_room();
         self.turned_away.push_back(key);
         self.act(key, cx, |gateway, context| gateway.start(context));
-        // Not before: a place is given to nobody else while commands about it wait.
+        // Only now: a place must not be reused while commands about it wait.
         if self.turned_away.len() > TURNED_AWAY_MAX
             && let Some(first) = self.turned_away.pop_front()
             && self.users.get(first).is_some()

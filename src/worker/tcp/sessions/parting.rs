@@ -1,12 +1,9 @@
-//! Sessions that have fallen still, and the last of those that are over: what the kernel says of their
-//! send queues, and what follows from it. Owns how long a session stays for what its kernels have not
-//! delivered yet.
+//! Sessions that have fallen still, and the last moments of those that are over: what the kernel says of
+//! their send queues, and what follows. Owns how long a session stays for bytes not yet delivered.
 //!
-//! Bytes are with the kernel long before they are with the peer, and a reset, by which a truncated stream
-//! must end, throws away what is still queued. So a session that is over parts from its sockets only when
-//! the queues are empty, or nobody takes from them any more; only then it is known what was delivered.
-
-use std::time::Duration;
+//! Bytes reach the kernel long before they reach the peer, and a reset, with which a truncated stream must
+//! end, discards what is still queued. So a session that is over keeps its sockets until the queues are
+//! empty or nobody reads from them any more; only then is it known what was delivered.
 
 use super::{Cmd, Cx, Phase, Session, Sessions};
 use crate::base::time::Now;
@@ -14,45 +11,31 @@ use crate::cluster::Timeouts;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing};
 use crate::proxy::{self, Side};
 use crate::session::EndReason;
+use crate::worker::grace::{self, Pause};
 use crate::worker::slots::Key;
-
-/// The pause after the first look at a queue that is not empty; it doubles from look to look …
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-/// … up to this.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How long an order to end a session leaves it for what is queued …
-const ORDERED_GRACE: Duration = Duration::from_secs(5);
-/// … and the order to stop; a worker waits two seconds for all of them (`worker::shell`).
-const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// The wait for the send queues of a session that is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Parting {
     reason: EndReason,
-    /// Somebody has ordered the end, who does not wait for a slow reader.
+    /// Who has ordered the end; orders do not wait for slow readers.
     ordered: Option<EndReason>,
     until: Now,
-    pause: Duration,
+    pause: Pause,
 }
 
 impl Parting {
     fn new(reason: EndReason, ordered: Option<EndReason>, now: Now, spent: bool) -> Parting {
         let until = if spent { now } else { Now::NEVER };
-        let mut parting = Parting { reason, ordered: None, until, pause: PAUSE_FIRST };
+        let mut parting = Parting { reason, ordered: None, until, pause: Pause::FIRST };
         ordered.into_iter().for_each(|order| parting.hurry(now, order));
         parting
     }
 
     fn hurry(&mut self, now: Now, order: EndReason) {
-        let grace = if order == EndReason::Stopping { STOP_GRACE } else { ORDERED_GRACE };
         self.ordered = Some(order);
-        self.until = self.until.min(now.plus(grace));
+        self.until = self.until.min(now.plus(grace::of(order)));
     }
-}
-
-/// Whether a session ends so because somebody wants it, whatever passes through it.
-pub(super) fn is_order(reason: EndReason) -> bool {
-    matches!(reason, EndReason::Operator | EndReason::BackendLeft | EndReason::Stopping)
 }
 
 impl Sessions {
@@ -72,7 +55,7 @@ impl Sessions {
         }
     }
 
-    /// A session that relays has been looked at: it is over when its time is, or a host has vanished.
+    /// A relaying session has been looked at: it is over if its time is up or a host has vanished.
     fn go_on(
         &mut self,
         key: Key,
@@ -96,9 +79,9 @@ impl Sessions {
         self.deadlines.schedule(key.place, session.due(timeouts));
     }
 
-    /// An end is ordered of a session that is ending.
+    /// The end of a session that is ending already is ordered.
     pub(super) fn hurry(&mut self, now: Now, key: Key, order: EndReason) {
-        if !is_order(order) {
+        if !grace::is_order(order) {
             return;
         }
         let Some(session) = self.slots.get(key) else { return };
@@ -113,8 +96,8 @@ impl Sessions {
         }
     }
 
-    /// Nothing is in flight any more for a session that is over, and all that it will ever send is with
-    /// the kernels.
+    /// Nothing is in flight any more for a session that is over: all it will ever send is in the kernel's
+    /// queues.
     pub(super) fn begin_to_part(
         &mut self,
         key: Key,
@@ -137,7 +120,7 @@ impl Sessions {
         cx.out.push(Cmd::Look { key });
     }
 
-    /// Closes a session whose queues are empty, or who has waited long enough for that.
+    /// Closes a session whose queues are empty, or that has waited long enough for them.
     fn part(
         &mut self,
         key: Key,
@@ -154,8 +137,7 @@ impl Sessions {
         };
         let until = parting.until.min(session.active.plus(session.timeouts(cx).tcp_idle));
         if Side::BOTH.into_iter().any(takes) && cx.now < until {
-            session.look_at = cx.now.plus(parting.pause).min(until);
-            parting.pause = (2 * parting.pause).min(PAUSE_MAX);
+            session.look_at = cx.now.plus(parting.pause.take()).min(until);
             session.phase = Phase::Parting(parting);
             return self.deadlines.schedule(key.place, session.look_at);
         }
@@ -172,11 +154,11 @@ impl Sessions {
         self.close(key, reason, lost, cx);
     }
 
-    /// Closes a session for which nothing is in flight. `lost`: bytes that are with the kernel of each
-    /// side's socket, and will not reach its peer.
+    /// Closes a session with nothing in flight. `lost`: bytes in each side's send queue that will not reach
+    /// the peer.
     pub(super) fn close(&mut self, key: Key, reason: EndReason, lost: [u32; 2], cx: &mut Cx<'_>) {
         let Some(mut session) = self.slots.remove(key) else { return };
-        // Known only now: what was in flight may have brought bytes that found no taker.
+        // Known only now: operations in flight may have brought bytes that could not be passed on.
         let truncated = session.relay.is_truncated() || lost != [0; 2];
         let reset = reason.is_reset(truncated);
         session.relay.release(cx.pool);
@@ -193,14 +175,14 @@ impl Session {
         self.watches[side as usize].look(now, sent, outlook)
     }
 
-    /// When a session that was sent to, or has something queued, is looked at next.
+    /// When a session that was sent to, or has bytes queued, is looked at next.
     pub(super) fn next_look(&self, now: Now, timeouts: &Timeouts) -> Now {
         let every = LOOK_EVERY.min(self.patience(timeouts) / 4);
         let gives_up = self.watches.iter().filter_map(|watch| watch.gives_up_at());
         gives_up.fold(now.plus(every), Now::min)
     }
 
-    /// Bytes that the kernel still has for a side; the FIN, which counts as one, is none of them.
+    /// Bytes the kernel still holds for a side, without the FIN, which it counts as one.
     fn undelivered(&self, side: Side, outlook: &Outlook) -> u32 {
         outlook.queued.saturating_sub(self.relay.has_finished(side).into())
     }
