@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use lb::base::time::Now;
 use lb::cluster::seats::Seats;
-use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing, Terms, Timeouts};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing, Terms};
 use lb::config::{OnUdpLoss, Udp};
 use lb::metrics::WorkerMetrics;
 use lb::proxy::udp::{Limits, Socket};
@@ -292,14 +292,25 @@ fn settings(
     }
 }
 
+/// The UDP service, in which sessions may be idle for so long. The others have no seats and no patience.
+fn services(idle: Duration, seats: &Arc<Seats>) -> Snapshot {
+    let mut snapshot = Snapshot::built_in(Terms::default(), |protocol| match protocol {
+        Protocol::Udp => Arc::clone(seats),
+        _ => Arc::new(Seats::new(0)),
+    });
+    for service in &mut snapshot.services {
+        let own = service.kind == Protocol::Udp;
+        service.terms.timeouts.udp_idle = if own { idle } else { Duration::from_millis(1) };
+    }
+    snapshot
+}
+
 impl World {
     fn new(seed: u64, fault: Fault, pressure: Pressure) -> World {
         let now = Now::from_nanos(5_000_000_000);
         let map = Arc::new(Affinity::new(WORKERS * SESSIONS));
         let seats = Arc::new(Seats::new(SEATS));
-        let timeouts = Timeouts { udp_idle: pressure.idle(), ..Timeouts::default() };
-        let terms = Terms { timeouts, ..Terms::default() };
-        let snapshot = Arc::new(Snapshot::built_in(terms, |_| Arc::clone(&seats)));
+        let snapshot = Arc::new(services(pressure.idle(), &seats));
         let metrics: Vec<Arc<WorkerMetrics>> = (0..WORKERS).map(|_| Arc::default()).collect();
         let all_metrics: Arc<[_]> = metrics.clone().into();
         let workers = (metrics.into_iter().enumerate())

@@ -5,6 +5,7 @@ mod admin;
 mod burst;
 mod harness;
 mod page;
+mod services;
 mod shown;
 mod verbs;
 #[path = "../common/wait.rs"]

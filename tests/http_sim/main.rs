@@ -149,11 +149,21 @@ fn backends(count: usize) -> Vec<Backend> {
     (0..count).map(backend).collect()
 }
 
+/// The API service. What the others have would be noticed: no seats, and no patience.
+fn services(seats: &Arc<Seats>) -> Snapshot {
+    let mut snapshot = Snapshot::built_in(Terms::default(), |protocol| match protocol {
+        Protocol::Api => Arc::clone(seats),
+        _ => Arc::new(Seats::new(0)),
+    });
+    for service in snapshot.services.iter_mut().filter(|it| it.kind != Protocol::Api) {
+        service.terms.timeouts.connect = Duration::from_nanos(1);
+    }
+    Snapshot { report_sessions: false, ..snapshot }
+}
+
 impl World {
     fn new(seed: u64, weather: Weather) -> World {
-        let seats = Arc::new(Seats::new(weather.seats));
-        let services = Snapshot::built_in(Terms::default(), |_| Arc::clone(&seats));
-        let services = Snapshot { report_sessions: false, ..services };
+        let services = services(&Arc::new(Seats::new(weather.seats)));
         let publisher = Publisher::new(services.with(&backends(weather.backends)));
         let (control, end) =
             link(0, 1000, publisher.subscribe(), Arc::default()).expect("an eventfd can be had");

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::sweeps::SWEEPS_MAX;
 use super::*;
 use crate::cluster::seats::Seats;
-use crate::cluster::{Backend, Standing, Terms, Timeouts};
+use crate::cluster::{Backend, Standing, Terms};
 use crate::metrics::WorkerMetrics;
 use crate::session::SessionId;
 use crate::session::shards::{SessionView, Shard};
@@ -61,14 +61,18 @@ fn world(change: impl FnOnce(&mut Settings)) -> World {
         urgent: Arc::default(),
     });
     let now = Now::from_nanos(1_000_000_000);
-    let snapshot = Snapshot::built_in(idle_after(settings.idle), |_| Arc::clone(&seats));
-    books.adopt(Arc::new(snapshot));
+    let services = Snapshot::built_in(Terms::default(), |_| Arc::clone(&seats));
+    books.adopt(Arc::new(idle_after(settings.idle, services)));
     World { core: Sessions::new(settings, now), books, reports, metrics, shard, seats, now }
 }
 
-fn idle_after(udp_idle: Duration) -> Terms {
-    let timeouts = Timeouts { udp_idle, ..Timeouts::default() };
-    Terms { timeouts, ..Terms::default() }
+/// UDP sessions are over after so long a silence; what the other services say does not count here.
+fn idle_after(idle: Duration, mut snapshot: Snapshot) -> Snapshot {
+    for service in &mut snapshot.services {
+        let own = service.id == SERVICE;
+        service.terms.timeouts.udp_idle = if own { idle } else { Duration::from_millis(1) };
+    }
+    snapshot
 }
 
 /// A world with so many backends, 10.0.0.1 and on, named from 1.
@@ -113,9 +117,7 @@ impl World {
 
     /// The settings are read again, with another time after which what is silent is over.
     fn reload(&mut self, idle: Duration) {
-        let mut snapshot = self.books.snapshot().clone();
-        snapshot.services.iter_mut().for_each(|service| service.terms = idle_after(idle));
-        self.adopt(snapshot);
+        self.adopt(idle_after(idle, self.books.snapshot().clone()));
     }
 
     fn grow_seats(&self, max: usize) {
@@ -647,6 +649,17 @@ fn settings_that_are_read_again_while_draining_hold_nobody_up() {
     world.up(1).unwrap();
     world.pass(Duration::from_millis(2_100));
     assert_eq!(world.core.live(), 0);
+}
+
+#[test]
+fn sessions_that_begin_after_a_reload_are_over_after_the_new_time() {
+    let mut world = with_backends(1, |_| {});
+    world.reload(Duration::from_secs(10));
+    world.up(1).unwrap();
+    world.pass(Duration::from_secs(9));
+    assert_eq!(world.core.live(), 1);
+    world.pass(Duration::from_secs(2));
+    assert_eq!((world.core.live(), world.ends()), (0, vec![EndReason::Idle]));
 }
 
 #[test]
