@@ -279,7 +279,8 @@ fn a_udp_user_is_served_and_shown() {
     serving.running.terminate();
     serving.says("stopping: sessions left");
     serving.running.terminate();
-    assert_eq!(serving.says("user left")["reason"], "stopping");
+    let left = serving.says("user left");
+    assert_eq!((&left["protocol"], &left["reason"]), (&"udp".into(), &"stopping".into()));
     assert_eq!(serving.running.0.wait().unwrap().code(), Some(0));
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use crate::cluster::{Backend, BackendId, Policy, Service};
 
-/// What a pick may depend on besides the service.
+/// What a choice may depend on besides the service.
 pub struct Question<'a> {
     pub user: IpAddr,
     /// Running sessions of a backend, across all workers.

@@ -34,7 +34,7 @@ pub enum Change {
     /// Joins; from the same source again it changes weight and name, ends a drain, and brings back a
     /// backend that was set aside, because the caller has just connected to it.
     Register(Registration),
-    /// Leaves at its source's wish.
+    /// Leaves, at its source's wish.
     Unregister { source: Source, service: ServiceId, address: SocketAddr },
     /// Gets no new sessions, at its source's wish, and leaves when those that it has have ended or been
     /// ended; without `lasts` they have as long as the settings say.
@@ -49,11 +49,11 @@ pub enum Change {
     Restore { backend: BackendId },
     /// As [`Change::Drain`], at the operator's wish, whichever source the backend belongs to.
     DrainBackend { backend: BackendId, lasts: Option<Duration> },
-    /// Gets another share of the new sessions, at the operator's wish.
+    /// Gets a different share of the new sessions, at the operator's wish.
     Weigh { backend: BackendId, weight: u16 },
 }
 
-/// What a change came to.
+/// The outcome of a change.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     /// The backend that was registered, found or changed.
@@ -108,7 +108,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A registered backend with what workers need not know.
+/// A registered backend, with what workers need not know about it.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub backend: Backend,
@@ -252,13 +252,13 @@ impl Registry {
         ids.filter_map(|id| self.entries.get(id))
     }
 
-    /// A service that somebody was registered for, or had sessions of.
+    /// A service that has, or had, backends or sessions.
     pub fn service(&self, id: ServiceId) -> &Service {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service
     }
 
-    /// Serves users of every service by these terms from now on. Says whether workers would see a
-    /// difference, as [`Applied::changed`] does.
+    /// Gives every service these terms. Says whether workers would see a difference, as
+    /// [`Applied::changed`] does.
     pub fn agree(&mut self, terms: Terms) -> bool {
         let services = self.rosters.values_mut().map(|roster| &mut roster.service);
         services.fold(false, |changed, service| {
@@ -383,9 +383,8 @@ impl Registry {
         Applied { backend: Some(id), changed, ..Applied::default() }
     }
 
-    /// A snapshot of how things stand now, for workers. Only the pools about which something has changed
-    /// are made anew, which takes time in proportion to their backends, so it is asked for once for all
-    /// the changes that there are to tell of.
+    /// A snapshot for workers of how things stand now. Only the pools that have changed are made anew. That
+    /// takes time in proportion to their backends, so callers gather changes and ask once.
     pub fn freeze(&mut self, report_sessions: bool) -> Snapshot {
         self.version += 1;
         for roster in self.rosters.values_mut().filter(|roster| roster.is_stale) {

@@ -1,6 +1,6 @@
-//! In which order the backends of one service are served. Owns the answer to "whose turn is number
-//! `n`", exact over a round: everyone as often as the weight says. Pure and frozen; who counts the
-//! turns is `balance`'s.
+//! The order in which the backends of one service are served. Owns the answer to "whose turn is number
+//! `n`?", exact over a round: each backend comes as often as its weight says. Pure and frozen; the
+//! service counts the turns.
 //!
 //! Two forms, one answer. A short round stands in a table, by smooth weighted round robin. Weights of
 //! up to [`super::WEIGHT_MAX`] on a thousand backends make a round of a quarter million turns, which would

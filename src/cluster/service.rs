@@ -1,6 +1,6 @@
-//! A service: a named pool of backends, and the terms on which users are brought to them. Owns what a
-//! service consists of and how its pool is frozen; who is in the pool is `registry`'s, and who is next
-//! is `balance`'s.
+//! A service: a named pool of backends, and the terms on which its users are served. Owns what a service
+//! consists of and how its pool is frozen; who is in the pool is `registry`'s, and the choice for one
+//! user is `balance`'s.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,14 +18,14 @@ pub struct Service {
     pub kind: Protocol,
     pub terms: Terms,
     pub turn: Arc<Turn>,
-    /// Where its sessions take their seats. Services may share them.
+    /// The session limit that its sessions count towards. Services may share one.
     pub seats: Arc<Seats>,
-    /// The same one from snapshot to snapshot until something about its backends changes.
+    /// The same from snapshot to snapshot, until one of its backends changes.
     pub pool: Arc<Pool>,
 }
 
-/// What the operator may change about a service while sessions run. They keep the backend that they
-/// have; a deadline that is already set stands until the session next moves.
+/// What the operator may change about a service while its sessions run. A session keeps the backend that
+/// it has, and a deadline that is already set stands until the session next moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Terms {
     pub policy: Policy,

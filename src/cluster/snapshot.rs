@@ -1,5 +1,5 @@
-//! Everything that workers balance by, at one moment and as one value. Owns how a service and a backend
-//! are found in it, and how the next one follows from the last.
+//! Everything that workers balance by, at one moment and as one value. Owns the look-up of a service or a
+//! backend in it, and the step from one snapshot to the next.
 
 use std::sync::Arc;
 
@@ -55,7 +55,15 @@ impl Snapshot {
         Snapshot { version: self.version + 1, services, ..*self }
     }
 
+    #[inline]
     pub fn service(&self, id: ServiceId) -> Option<&Service> {
+        // As long as none of those before it has gone, a service stands at the place of its number.
+        let at_home = self.services.get(usize::from(id.0)).filter(|service| service.id == id);
+        at_home.or_else(|| self.search(id))
+    }
+
+    #[cold]
+    fn search(&self, id: ServiceId) -> Option<&Service> {
         let place = self.services.binary_search_by_key(&id, |service| service.id).ok()?;
         Some(&self.services[place])
     }
@@ -78,5 +86,58 @@ impl Snapshot {
     pub fn of(&self, kind: Protocol) -> impl Iterator<Item = &Backend> {
         let services = self.services.iter().filter(move |service| service.kind == kind);
         services.flat_map(|service| service.pool.backends.iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::Standing;
+    use super::*;
+
+    fn backend(id: u32, service: ServiceId) -> Backend {
+        Backend {
+            id: BackendId(id),
+            slot: id as u16,
+            service,
+            address: ([192, 0, 2, 1], 80).into(),
+            weight: 1,
+            name: None,
+            standing: Standing::Serving,
+        }
+    }
+
+    /// Services with these numbers.
+    fn numbered(ids: &[u16]) -> Snapshot {
+        let first = Snapshot::default().services[0].clone();
+        let services = ids.iter().map(|id| Service { id: ServiceId(*id), ..first.clone() });
+        Snapshot { services: services.collect(), ..Snapshot::default() }
+    }
+
+    #[test]
+    fn a_service_is_found_by_its_id_whichever_others_have_gone() {
+        for ids in [&[][..], &[0, 1, 2], &[1, 2], &[0, 2, 7], &[3, 300, 65_534]] {
+            let snapshot = numbered(ids);
+            for id in (0..400).chain([65_534]) {
+                let found = snapshot.service(ServiceId(id)).map(|service| service.id.0);
+                assert_eq!(found, ids.contains(&id).then_some(id), "among {ids:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_next_snapshot_has_each_backend_in_the_pool_of_its_service() {
+        let [tcp, udp, api] = Protocol::ALL.map(ServiceId::built_in);
+        let first = Snapshot::default();
+        let all = [backend(1, udp), backend(2, tcp), backend(5, udp)];
+        let next = first.with(&all);
+        assert_eq!(next.version, first.version + 1);
+        let ids = |service| -> Vec<u32> {
+            next.pool(service).unwrap().backends.iter().map(|backend| backend.id.0).collect()
+        };
+        assert_eq!([ids(tcp), ids(udp), ids(api)], [vec![2], vec![1, 5], vec![]]);
+        assert_eq!(next.get(udp, BackendId(5)), Some(&all[2]));
+        assert_eq!(next.get(tcp, BackendId(5)), None, "it is another service's");
+        assert_eq!(next.of(Protocol::Udp).count(), 2);
+        assert_eq!(next.backends().count(), 3);
     }
 }

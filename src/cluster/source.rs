@@ -1,8 +1,8 @@
-//! Where backends come from. Owns the kinds of source and the words for each: another kind is another
-//! variant here, and nobody who applies changes asks of which kind a source is.
+//! Where backends come from. Owns the kinds of source and the words for each. A new kind is a new variant
+//! here; whoever applies changes never asks which kind a source is.
 
-/// Every backend belongs to one source: it alone may change the backend or take it out, and when the
-/// source is lost, so are all of its backends.
+/// Every backend belongs to one source. Only that source, besides the operator, may change the backend or
+/// take it out, and when the source is lost, so are all of its backends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Source {
     /// A control connection. Its number is never used again in the life of a process.

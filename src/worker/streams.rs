@@ -229,6 +229,7 @@ mod tests {
 
     use super::*;
     use crate::base::time::Now;
+    use crate::cluster::Snapshot;
     use crate::ring::Settings;
     use crate::worker::books::tests::{Joined, joined};
 
@@ -244,7 +245,11 @@ mod tests {
     impl Stage {
         fn new(farewell: Option<&'static [u8]>) -> Stage {
             let ring = Ring::new(Settings::with_bytes(1 << 20, false)).unwrap();
-            Stage { streams: Streams::new(None, farewell), ring, joined: joined(1, 1) }
+            Stage {
+                streams: Streams::new(None, farewell),
+                ring,
+                joined: joined(Snapshot::default(), 1),
+            }
         }
 
         fn complete(

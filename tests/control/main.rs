@@ -6,6 +6,7 @@ mod burst;
 mod harness;
 mod page;
 mod proof;
+mod services;
 mod shown;
 mod verbs;
 #[path = "../common/wait.rs"]

@@ -98,6 +98,18 @@ fn address(backend: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], 9000 + backend as u16))
 }
 
+/// The API service. Mistaking another for it would show: those have no seats and no patience.
+fn services(seats: &Arc<Seats>) -> Snapshot {
+    let mut snapshot = Snapshot::built_in(Terms::default(), |protocol| match protocol {
+        Protocol::Api => Arc::clone(seats),
+        _ => Arc::new(Seats::new(0)),
+    });
+    for service in snapshot.services.iter_mut().filter(|it| it.kind != Protocol::Api) {
+        service.terms.timeouts.connect = Duration::from_nanos(1);
+    }
+    Snapshot { report_sessions: false, ..snapshot }
+}
+
 fn backends(count: usize) -> Vec<Backend> {
     let backend = |place: usize| Backend {
         id: BackendId(place as u32),
@@ -113,9 +125,7 @@ fn backends(count: usize) -> Vec<Backend> {
 
 impl World {
     pub fn new(seed: u64, weather: Weather) -> World {
-        let seats = Arc::new(Seats::new(weather.seats));
-        let services = Snapshot::built_in(Terms::default(), |_| Arc::clone(&seats));
-        let services = Snapshot { report_sessions: false, ..services };
+        let services = services(&Arc::new(Seats::new(weather.seats)));
         let publisher = Publisher::new(services.with(&backends(weather.backends)));
         let (control, end) =
             link(0, 1000, publisher.subscribe(), Arc::default()).expect("an eventfd can be had");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::seats::Seats;
-use lb::cluster::{Snapshot, Terms};
+use lb::cluster::{Protocol, Snapshot, Terms};
 use lb::proxy::line::Features;
 use lb::proxy::{self, Event, Side, Spliced};
 use lb::ring::pool::{Class, Pool};
@@ -105,11 +105,25 @@ pub fn run_plan(plan: Plan, random: Random, traced: bool) -> Story {
     world.end()
 }
 
+/// The TCP service by these terms. What the others have would be noticed: no seats, and no patience.
+fn services(terms: Terms, seats: &Arc<Seats>) -> Snapshot {
+    let mut snapshot = Snapshot::built_in(terms, |protocol| match protocol {
+        Protocol::Tcp => Arc::clone(seats),
+        _ => Arc::new(Seats::new(0)),
+    });
+    for service in snapshot.services.iter_mut().filter(|it| it.kind != Protocol::Tcp) {
+        let hasty = Duration::from_nanos(1);
+        let timeouts = &mut service.terms.timeouts;
+        (timeouts.connect, timeouts.tcp_idle, timeouts.half_close) = (hasty, hasty, hasty);
+    }
+    snapshot
+}
+
 impl World {
     fn new(plan: Plan, mut random: Random, traced: bool) -> World {
         let seats = Arc::new(Seats::new(plan.seats));
         let terms = Terms { policy: plan.policy, timeouts: plan.timeouts, ..Terms::default() };
-        let publisher = Publisher::new(Snapshot::built_in(terms, |_| Arc::clone(&seats)));
+        let publisher = Publisher::new(services(terms, &seats));
         let urgent = Arc::new(tokio::sync::Notify::new());
         let (control, worker) = link(0, plan.seats, publisher.subscribe(), Arc::clone(&urgent))
             .expect("a process has descriptors to spare");

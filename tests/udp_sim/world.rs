@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lb::base::time::Now;
 use lb::cluster::seats::Seats;
-use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing, Terms, Timeouts};
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing, Terms};
 use lb::metrics::WorkerMetrics;
 use lb::proxy::udp::SocketId;
 use lb::session::affinity::Affinity;
@@ -119,14 +119,25 @@ pub fn is_of_flood(flow: Flow) -> bool {
     matches!(flow.0.ip(), IpAddr::V4(v4) if v4.octets()[0] == FLOOD)
 }
 
+/// The UDP service, with this idle time. The others have no seats and no patience.
+fn services(idle: Duration, seats: &Arc<Seats>) -> Snapshot {
+    let mut snapshot = Snapshot::built_in(Terms::default(), |protocol| match protocol {
+        Protocol::Udp => Arc::clone(seats),
+        _ => Arc::new(Seats::new(0)),
+    });
+    for service in &mut snapshot.services {
+        let own = service.kind == Protocol::Udp;
+        service.terms.timeouts.udp_idle = if own { idle } else { Duration::from_millis(1) };
+    }
+    snapshot
+}
+
 impl World {
     pub fn new(seed: u64, fault: Fault, pressure: Pressure) -> World {
         let now = Now::from_nanos(5_000_000_000);
         let map = Arc::new(Affinity::new(WORKERS * SESSIONS));
         let seats = Arc::new(Seats::new(SEATS));
-        let timeouts = Timeouts { udp_idle: pressure.idle(), ..Timeouts::default() };
-        let terms = Terms { timeouts, ..Terms::default() };
-        let snapshot = Arc::new(Snapshot::built_in(terms, |_| Arc::clone(&seats)));
+        let snapshot = Arc::new(services(pressure.idle(), &seats));
         let metrics: Vec<Arc<WorkerMetrics>> = (0..WORKERS).map(|_| Arc::default()).collect();
         let all_metrics: Arc<[_]> = metrics.clone().into();
         let workers = (metrics.into_iter().enumerate())

@@ -221,7 +221,7 @@ impl TcpDriver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Timeouts;
+    use crate::cluster::Snapshot;
     use crate::proxy::line::Features;
     use crate::ring;
     use crate::worker::books::tests::joined;
@@ -229,9 +229,9 @@ mod tests {
     #[test]
     fn a_message_of_another_driver_makes_the_next_steps_smaller() {
         let mut ring = Ring::new(ring::Settings::with_bytes(1 << 20, false)).unwrap();
-        let mut joined = joined(1, 1);
+        let mut joined = joined(Snapshot::default(), 1);
         let features = Features { receive_cap: true, splice: true };
-        let settings = Settings { features, timeouts: Timeouts::default() };
+        let settings = Settings { features };
         let now = Now::from_nanos(1_000_000_000);
         let mut driver = TcpDriver::new(settings, None, now);
         let alone = driver.splices.bytes_max(now);

@@ -220,8 +220,9 @@ impl Sessions {
             self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         }
         if session.look_at == Now::NEVER && (sent || session.relay.is_sending()) {
-            session.look_at = session.next_look(cx.now, session.timeouts(cx));
-            self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
+            let timeouts = session.timeouts(cx);
+            session.look_at = session.next_look(cx.now, timeouts);
+            self.deadlines.schedule(key.place, session.due(timeouts));
         }
         if sent {
             session.active = cx.now;

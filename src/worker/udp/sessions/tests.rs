@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use super::sweeps::SWEEPS_MAX;
 use super::*;
 use crate::cluster::seats::Seats;
-use crate::cluster::{Backend, Standing, Terms, Timeouts};
+use crate::cluster::{Backend, Standing, Terms};
 use crate::metrics::WorkerMetrics;
 use crate::session::SessionId;
 use crate::session::shards::{SessionView, Shard};
@@ -68,14 +68,18 @@ fn world(change: impl FnOnce(&mut UdpSettings)) -> World {
         urgent: Arc::default(),
     });
     let now = Now::from_nanos(1_000_000_000);
-    let snapshot = Snapshot::built_in(idle_after(settings.idle), |_| Arc::clone(&seats));
-    books.adopt(Arc::new(snapshot));
+    let services = Snapshot::built_in(Terms::default(), |_| Arc::clone(&seats));
+    books.adopt(Arc::new(idle_after(settings.idle, services)));
     World { core: Sessions::new(settings, now), books, reports, metrics, shard, seats, now }
 }
 
-fn idle_after(udp_idle: Duration) -> Terms {
-    let timeouts = Timeouts { udp_idle, ..Timeouts::default() };
-    Terms { timeouts, ..Terms::default() }
+/// UDP sessions are over after a silence of `idle`; the other services' terms must not count here.
+fn idle_after(idle: Duration, mut snapshot: Snapshot) -> Snapshot {
+    for service in &mut snapshot.services {
+        let own = service.id == SERVICE;
+        service.terms.timeouts.udp_idle = if own { idle } else { Duration::from_millis(1) };
+    }
+    snapshot
 }
 
 /// A world with `count` backends: number 1 at 10.0.0.1, and so on.
@@ -120,9 +124,7 @@ impl World {
 
     /// The settings are read again, with another idle time.
     fn reload(&mut self, idle: Duration) {
-        let mut snapshot = self.books.snapshot().clone();
-        snapshot.services.iter_mut().for_each(|service| service.terms = idle_after(idle));
-        self.adopt(snapshot);
+        self.adopt(idle_after(idle, self.books.snapshot().clone()));
     }
 
     fn grow_seats(&self, max: usize) {

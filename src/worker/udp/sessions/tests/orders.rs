@@ -74,3 +74,14 @@ fn many_orders_at_once_are_all_carried_out() {
     assert_eq!(world.core.live(), 0);
     assert!(world.core.sweeps.is_empty());
 }
+
+#[test]
+fn sessions_that_begin_after_a_reload_are_over_after_the_new_time() {
+    let mut world = with_backends(1, |_| {});
+    world.reload(Duration::from_secs(10));
+    world.up(1).unwrap();
+    world.pass(Duration::from_secs(9));
+    assert_eq!(world.core.live(), 1);
+    world.pass(Duration::from_secs(2));
+    assert_eq!((world.core.live(), world.ends()), (0, vec![EndReason::Idle]));
+}
