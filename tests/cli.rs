@@ -100,7 +100,7 @@ fn operator_errors_are_one_sentence_and_exit_code_2() {
         (vec!["backend", "--protocol", "tcp", "--port", "0"], "--port 0 works with --echo only"),
         (
             vec!["backend", "--protocol", "tcp", "--port", &taken_port, "--echo"],
-            "cannot be opened for the echo service",
+            "cannot be opened for the echo backend",
         ),
         (
             vec!["backend", "--protocol", "tcp", "--port", "1", "--secret-file", "no/such"],
