@@ -102,8 +102,7 @@ impl Shell {
         let mut completions = Vec::with_capacity(REAP_MAX);
         let mut more_wait = false;
         loop {
-            let at_once = more_wait || self.posts.iter().any(|post| post.eager);
-            self.ring.enter(if at_once { Some(Duration::ZERO) } else { self.patience() })?;
+            self.ring.enter(Some(self.patience(more_wait)))?;
             more_wait = self.ring.reap(&mut completions);
             let now = Now::read();
             // Before the completions: a user who came after a backend had been acknowledged finds it.
@@ -124,10 +123,14 @@ impl Shell {
         self.posts.iter().map(|post| post.driver.live()).sum()
     }
 
-    fn patience(&self) -> Option<Duration> {
+    /// How long to wait for a completion. `more_wait`: some are in the queue already.
+    fn patience(&self, more_wait: bool) -> Duration {
+        if more_wait || self.posts.iter().any(|post| post.eager) {
+            return Duration::ZERO;
+        }
         let first = self.posts.iter().map(|post| post.due).min().unwrap_or(Now::NEVER);
         // Never zero, so that a deadline that stays due cannot make the loop spin.
-        Some(first.since(Now::read()).clamp(PATIENCE_MIN, PATIENCE_MAX))
+        first.since(Now::read()).clamp(PATIENCE_MIN, PATIENCE_MAX)
     }
 
     fn complete(&mut self, now: Now, done: Done) {
@@ -415,11 +418,15 @@ mod tests {
     }
 
     #[test]
-    fn the_loop_sleeps_until_the_first_deadline_of_all() {
+    fn the_loop_sleeps_until_the_first_deadline_of_all_unless_one_is_eager() {
         let mut stage = Stage::new();
-        assert_eq!(stage.shell.patience(), Some(PATIENCE_MAX));
+        assert_eq!(stage.shell.patience(false), PATIENCE_MAX);
         stage.scripts[1].borrow_mut().deadline = Some(Now::from_nanos(10));
         stage.turn(AT, &[0x51]);
-        assert_eq!(stage.shell.patience(), Some(PATIENCE_MIN));
+        assert_eq!(stage.shell.patience(false), PATIENCE_MIN);
+        assert_eq!(stage.shell.patience(true), Duration::ZERO, "completions wait already");
+        stage.scripts[0].borrow_mut().eager = true;
+        stage.turn(AT, &[0x41]);
+        assert_eq!(stage.shell.patience(false), Duration::ZERO);
     }
 }

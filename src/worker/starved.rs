@@ -120,6 +120,38 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_feeds_a_bounded_number_and_the_next_goes_on_at_once() {
+        let pool = Pool::new(16, 4);
+        let mut starved = Starved::new(START);
+        starved.make_room(2 * FED_MAX);
+        (0..FED_MAX + 5).for_each(|who| starved.push(START, who, |_| true));
+        let now = START.plus(Duration::from_millis(1));
+        let mut fed = Vec::new();
+        let mut relief = starved.relief(now);
+        while let Some(who) = starved.next(&relief, now, &pool) {
+            // The first had ended while it waited.
+            relief.fed += usize::from(who > 0);
+            fed.push(who);
+        }
+        assert_eq!(fed, (0..=FED_MAX).collect::<Vec<_>>());
+        assert_eq!(starved.next_try(), Some(now));
+    }
+
+    #[test]
+    fn without_blocks_only_those_are_fed_whose_time_has_come() {
+        let pool = Pool::new(0, 4);
+        let mut starved = Starved::new(START);
+        starved.make_room(2);
+        starved.push(START, 'a', |_| true);
+        let relief = starved.relief(START);
+        assert_eq!(starved.next(&relief, START, &pool), None);
+        let due = START.plus(WAIT_MAX);
+        assert_eq!(starved.next_try(), Some(due));
+        let relief = starved.relief(due);
+        assert_eq!(starved.next(&relief, due, &pool), Some('a'));
+    }
+
+    #[test]
     fn more_than_one_turn_feeds_are_fed_without_a_pause() {
         let mut starved = Starved::new(START);
         starved.make_room(2);

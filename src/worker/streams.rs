@@ -224,7 +224,7 @@ fn received(side: Side, done: Done) -> Event {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -353,5 +353,19 @@ mod tests {
         let room = stage.complete(room, Ok(0), None);
         assert!(matches!(room, Completion::Happened(KEY, Event::Room { side: Side::Client })));
         assert_eq!(stage.counted(|it| it.counters.flows_held_back.get()), 0);
+    }
+
+    #[test]
+    fn what_a_peer_has_not_taken_is_seen() {
+        let mut stage = Stage::new(None);
+        let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = std::net::TcpStream::connect(door.local_addr().unwrap()).unwrap();
+        let (_peer, _) = door.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        while ours.write(&[0; 65_536]).is_ok() {}
+        let end = (KEY, Side::Client);
+        assert_eq!(stage.streams.look(end), Outlook::default(), "there is no socket yet");
+        stage.streams.keep(end, ours.into());
+        assert!(stage.streams.look(end).queued > 0);
     }
 }
