@@ -1,13 +1,14 @@
 //! The laws of the source, as a test. Owns what must never occur: an upward import, a circle of imports,
-//! `unsafe` outside the ring, a clock in a pure module, a file without its opening line, unfinished work.
-//! The checker is a function over (path, text) pairs, and its own tests plant a violation of every law.
+//! `unsafe` outside the ring, a clock in a pure module, a file without its opening line, a file or a
+//! function that is too long, unfinished work. The checker is a function over (path, text) pairs, and its
+//! own tests plant a violation of every law.
+
+#[path = "tidy/size.rs"]
+mod size;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
-
-/// Most lines in a source file, not counting its tests.
-const LINES_MAX: usize = 600;
 
 /// Modules that are passed the time and never read it: every file whose path starts like this.
 const PURE: &[&str] = &[
@@ -76,13 +77,15 @@ fn check(files: &[File]) -> Vec<String> {
             found.push(format!("{}:{line}: {what}", file.path));
         };
         left_open(&file.text, &mut tell);
+        if is_sized(&file.path) {
+            size::check(&file.text, &mut tell);
+        }
         if file.path.starts_with("src/") && file.path.ends_with(".rs") {
             opening(file, &mut tell);
             if is_tests(&file.path) {
                 continue;
             }
             let code = code_only(before_tests(&file.text));
-            length(file, &mut tell);
             words(&file.path, &code, &mut tell);
             imports(&file.path, &code, &layers, &mut tell);
         }
@@ -99,11 +102,8 @@ fn opening(file: &File, tell: &mut Tell) {
     }
 }
 
-fn length(file: &File, tell: &mut Tell) {
-    let lines = before_tests(&file.text).lines().count();
-    if lines > LINES_MAX {
-        tell(lines, format!("{lines} lines before the tests; at most {LINES_MAX}"));
-    }
+fn is_sized(path: &str) -> bool {
+    (path.starts_with("src/") || path.starts_with("tests/")) && path.ends_with(".rs")
 }
 
 /// Words that mark unfinished work, and paths that exist on one machine only. Written in halves, so that
@@ -576,11 +576,18 @@ mod the_checker {
     }
 
     #[test]
-    fn wants_an_opening_line_and_short_files() {
+    fn wants_an_opening_line() {
         assert!(found("src/base/mod.rs", "use std::fmt;\n")[0].contains("does not open with"));
-        let long = "//! A file.\n".to_owned() + &"fn f() {}\n".repeat(LINES_MAX);
-        assert!(found("src/base/mod.rs", &long)[0].contains("601 lines before the tests"));
-        let tested = format!("//! A.\n#[cfg(test)]\nmod tests {{\n{}}}\n", "\n".repeat(LINES_MAX));
-        assert_eq!(found("src/base/mod.rs", &tested), [""; 0]);
+    }
+
+    #[test]
+    fn wants_short_files_and_functions_of_source_and_tests() {
+        let file = "//! A file.\n".to_owned() + &"use std::fmt;\n".repeat(600);
+        let function = format!("//! A file.\nfn f() {{\n{}}}\n", "    g();\n".repeat(59));
+        for path in ["src/base/mod.rs", "src/ring/tests.rs", "tests/relay.rs", "tests/sim/net.rs"] {
+            assert_eq!(found(path, &file), [format!("{path}:601: 601 lines; at most 600")]);
+            assert_eq!(found(path, &function), [format!("{path}:2: `f` has 61 lines; at most 60")]);
+        }
+        assert_eq!(found("README.md", &file), [""; 0]);
     }
 }
