@@ -152,7 +152,7 @@ fn the_unit_leaves_room_for_the_default_sessions_and_their_drain() {
     let sessions = capacity::sessions_for(descriptors, &Config::default());
     assert!(sessions >= capacity::SESSIONS_DEFAULT, "LimitNOFILE is enough for {sessions}");
     let stop: u64 = setting(&unit, "TimeoutStopSec").parse().unwrap();
-    let drain = Config::default().timeouts.drain.as_secs();
+    let drain = Config::default().balance.drain.as_secs();
     assert!(stop >= drain + 10, "a drain of {drain} s is cut short after {stop} s");
     let locked = setting(&unit, "LimitMEMLOCK");
     let mebibytes: usize = locked.strip_suffix('M').unwrap().parse().unwrap();

@@ -55,7 +55,7 @@ pub enum OnBackendLoss {
     Close,
 }
 
-/// How long things may take.
+/// How long things may take in a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// How long connecting to a backend may take before another one is tried.
@@ -66,8 +66,6 @@ pub struct Timeouts {
     pub half_close: Duration,
     /// How long a UDP session may go without a datagram in either direction.
     pub udp_idle: Duration,
-    /// How long running sessions have to end after SIGTERM.
-    pub drain: Duration,
 }
 
 impl Default for Timeouts {
@@ -77,7 +75,6 @@ impl Default for Timeouts {
             tcp_idle: Duration::from_secs(3600),
             half_close: Duration::from_secs(60),
             udp_idle: Duration::from_secs(60),
-            drain: Duration::from_secs(30),
         }
     }
 }

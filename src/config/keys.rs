@@ -138,7 +138,7 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "How long a TCP session may go without traffic after one side has finished sending.";
     "timeouts" "udp_idle_ms", timeouts.udp_idle: Millis(10..=DAY_MS), Now,
         "How long a UDP session may go without a datagram in either direction.";
-    "timeouts" "drain_ms", timeouts.drain: Millis(0..=DAY_MS), Now,
+    "timeouts" "drain_ms", balance.drain: Millis(0..=DAY_MS), Now,
         "How long running sessions have to end by themselves after SIGTERM.";
     "limits" "sessions", limits.sessions: NumberOrAuto(1..=SESSIONS_MAX as u64), Now,
         "Most sessions at once, across all workers; users beyond that are refused and counted. `\"auto\"` takes as many as the descriptors allow, 100000 at most.";

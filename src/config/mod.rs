@@ -75,10 +75,22 @@ impl Default for Listen {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Balance {
     pub policy: Policy,
     pub on_backend_loss: OnBackendLoss,
+    /// How long running sessions have to end when the balancer stops or their backend drains.
+    pub drain: Duration,
+}
+
+impl Default for Balance {
+    fn default() -> Balance {
+        Balance {
+            policy: Policy::default(),
+            on_backend_loss: OnBackendLoss::default(),
+            drain: Duration::from_secs(30),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -236,7 +236,7 @@ impl Hub {
 
     /// Somebody wants the balancer to stop; for the second time they mean at once.
     pub fn ask_to_stop(&mut self, now: Now) {
-        let lasts = self.config.timeouts.drain;
+        let lasts = self.config.balance.drain;
         let step = self.stop.ask(now, lasts);
         if step == StopStep::Drain {
             self.published = self.workers.mark();

@@ -473,7 +473,7 @@ fn asked_to_stop_it_waits_for_the_sessions() {
 #[test]
 fn asked_to_stop_it_waits_no_longer_than_the_deadline_and_twice_not_at_all() {
     for (drain, asks) in [(Duration::from_millis(150), 1), (Duration::from_secs(3600), 2)] {
-        let mut core = Core::start(|config| config.timeouts.drain = drain);
+        let mut core = Core::start(|config| config.balance.drain = drain);
         core.worker.metrics.counters.sessions_active.set(1);
         (0..asks).for_each(|_| core.ask_to_stop());
         core.worker.wait_for_order(Order::Stop);

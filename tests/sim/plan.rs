@@ -109,7 +109,6 @@ impl Plan {
                 tcp_idle: Duration::from_secs(120),
                 half_close: Duration::from_secs(60),
                 udp_idle: Duration::from_secs(60),
-                drain: Duration::from_secs(30),
             },
             backends: random.between(1, 5) as usize,
             bytes_min: 1,

@@ -80,7 +80,7 @@ impl Hub {
         let entry = self.registry.get(id).expect("a draining backend is registered");
         let address = entry.backend.address;
         let left = self.workers.active(entry.backend.slot);
-        let lasts = lasts.unwrap_or(self.config.timeouts.drain);
+        let lasts = lasts.unwrap_or(self.config.balance.drain);
         let drain = Drain::new(now, lasts);
         // One that drains already was told of long ago, or will be with the rest.
         let mark = (!self.publication.is_due()).then(|| self.workers.mark());
