@@ -5,7 +5,7 @@
 //! ```text
 //!            control core (tokio-uring)                      worker (x N, one thread and ring each)
 //!  JSON over TCP, operators,                           +-------------- shell (system calls) ---------+
-//!  probes -> Change -> Hub::apply -> Registry          | completion -> Event -> Core -> Cmd -> op    |
+//!  probes -> Change -> Hub::apply -> Registry          | completion -> Event -> sessions -> Cmd -> op|
 //!                                       |              |                          ^                  |
 //!                                       v              |                          | Arc<Snapshot>    |
 //!                                  publish(Snapshot) --- one atomic load a turn --+                 |
@@ -25,6 +25,7 @@
 //! | what happens to a byte? (the hot path) | [`worker::shell`], [`worker::tcp`], then [`proxy::tcp`] |
 //! | what happens to a datagram? | [`worker::udp`], then [`worker::udp::sessions`] |
 //! | what happens to a request? | [`worker::http::driver`], then [`worker::http::sessions`] and [`proxy::http`] |
+//! | what is a protocol to its worker's loop? | [`worker::driver`], held by [`worker::shell`] |
 //! | who gets the next user? | [`balance`] |
 //! | what is a service, and what do workers see of it? | [`cluster::service`], [`cluster::snapshot`] |
 //! | how does a backend join and leave? | [`control`], then [`cluster::registry`] |
