@@ -1,31 +1,12 @@
 //! A session limit, across all workers. Owns one number: a worker takes a seat before it allocates
 //! anything for a user, and returns it when the session is over.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[derive(Debug)]
 pub struct Seats {
     taken: AtomicUsize,
     max: AtomicUsize,
-}
-
-/// A seat that is taken. Dropped, it goes back to where it was taken from, whatever has become of the
-/// service meanwhile.
-#[derive(Debug)]
-pub struct Seat(Arc<Seats>);
-
-impl Seat {
-    /// Takes a seat unless all are taken.
-    pub fn take(seats: &Arc<Seats>) -> Option<Seat> {
-        seats.take().then(|| Seat(Arc::clone(seats)))
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.give_back();
-    }
 }
 
 impl Seats {
@@ -72,18 +53,5 @@ mod tests {
         assert_eq!(seats.taken(), 2);
         seats.give_back();
         assert!(seats.take());
-    }
-
-    #[test]
-    fn a_seat_goes_back_to_where_it_was_taken_from() {
-        let (one, other) = (Arc::new(Seats::new(1)), Arc::new(Seats::new(1)));
-        let seat = Seat::take(&one).unwrap();
-        assert!(Seat::take(&one).is_none());
-        let another = Seat::take(&other).unwrap();
-        assert_eq!([one.taken(), other.taken()], [1, 1]);
-        drop(seat);
-        assert_eq!([one.taken(), other.taken()], [0, 1]);
-        drop(another);
-        assert!(Seat::take(&one).is_some());
     }
 }

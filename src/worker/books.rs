@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use super::link::{Ended, Refusal, Report};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
-use crate::cluster::seats::Seat;
 use crate::cluster::{Backend, BackendId, Service, ServiceId, Snapshot, Timeouts};
 use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Place, ShardWriter};
@@ -35,7 +34,6 @@ pub struct Entry {
     pub client: SocketAddr,
     pub started: Now,
     place: Place,
-    _seat: Seat,
     choice: Option<Choice>,
     /// The previous backend: bytes it sent may still be on their way to the user.
     last: Option<Choice>,
@@ -105,15 +103,19 @@ impl Books {
         now: Now,
     ) -> Result<Entry, Refusal> {
         let seats = &self.snapshot.service(service).ok_or(Refusal::NoBackend)?.seats;
-        let seat = Seat::take(seats).ok_or(Refusal::Full)?;
-        let place = self.parts.shard.open(service, client, now).ok_or(Refusal::Full)?;
+        if !seats.take() {
+            return Err(Refusal::Full);
+        }
+        let Some(place) = self.parts.shard.open(service, client, now) else {
+            seats.give_back();
+            return Err(Refusal::Full);
+        };
         self.parts.metrics.counters.sessions_active.one();
         Ok(Entry {
             service,
             client,
             started: now,
             place,
-            _seat: seat,
             choice: None,
             last: None,
             bytes_up: 0,
@@ -287,7 +289,7 @@ impl Books {
     pub fn withdraw(&mut self, mut entry: Entry) {
         self.parts.metrics.counters.sessions_active.less_one();
         self.unassign(&mut entry);
-        self.parts.shard.close(entry.place);
+        self.leave(entry);
     }
 
     /// Takes a session out of the books.
@@ -318,7 +320,16 @@ impl Books {
             }));
         }
         self.unassign(&mut entry);
+        self.leave(entry);
+    }
+
+    /// Gives back a session's place and its seat. The seats are its service's for as long as that is in the
+    /// snapshots, and a service without any takes its seats with it.
+    fn leave(&mut self, entry: Entry) {
         self.parts.shard.close(entry.place);
+        if let Some(service) = self.snapshot.service(entry.service) {
+            service.seats.give_back();
+        }
     }
 
     /// Counts a user who was turned away.

@@ -115,16 +115,6 @@ fn a_session_takes_a_seat_of_its_own_service_and_gives_it_back_there() {
 }
 
 #[test]
-fn a_seat_is_returned_to_where_it_was_taken_from_whatever_the_service_has_now() {
-    let (mut books, _control) = books();
-    let before = Arc::clone(&books.snapshot().service(API).unwrap().seats);
-    let entry = books.admit(API, client(), NOW).unwrap();
-    change(&mut books, |service| service.seats = Arc::new(Seats::new(9)));
-    books.close(entry, EndReason::Finished, NOW);
-    assert_eq!((before.taken(), taken(&books)), (0, vec![0; 4]));
-}
-
-#[test]
 fn a_user_is_given_a_backend_of_its_own_service_in_that_services_turn() {
     let (mut books, _control) = books();
     for service in [TCP, UDP, API, REDIS] {
