@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lb::cluster::Protocol;
 use lb::load::message::Kind;
-use lb::load::tally::Fault;
+use lb::load::tally::RequestFailure;
 use lb::load::web::{Payload, Request};
 use lb::load::{Load, Outcome, Progress, Shape, echo, run};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -53,7 +53,7 @@ fn honest(protocol: Protocol, shape: impl FnOnce(&mut Load)) -> Outcome {
 fn all_right(outcome: &Outcome) {
     let tally = &outcome.tally;
     let found: Vec<_> =
-        Fault::ALL.into_iter().filter(|fault| tally.faults[*fault as usize] > 0).collect();
+        RequestFailure::ALL.into_iter().filter(|fault| tally.faults[*fault as usize] > 0).collect();
     assert_eq!(found, [], "faults without a fault");
     assert_eq!(tally.backends.len(), 1, "the backend said who it was");
     assert_eq!(tally.sticky_percent(), Some(100.0));
@@ -182,10 +182,10 @@ fn responses_that_cannot_be_ours_are_found_out() {
     const OTHER: &str = "HTTP/1.1 200 OK\r\nx-lb-bench: 00000063-0000000000000001\r\n\
                          content-length: 0\r\n\r\n";
     for (response, fault) in [
-        (OTHER, Fault::WrongClient),
-        ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", Fault::Status),
-        ("what?\r\n\r\n", Fault::Malformed),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nxx", Fault::Corrupt),
+        (OTHER, RequestFailure::WrongClient),
+        ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", RequestFailure::Status),
+        ("what?\r\n\r\n", RequestFailure::Malformed),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nxx", RequestFailure::Corrupt),
     ] {
         let mut load = load(Protocol::Api, web_liar(response, false));
         load.request = request("GET", "/", Payload::None);
@@ -194,7 +194,7 @@ fn responses_that_cannot_be_ours_are_found_out() {
     let mut load =
         load(Protocol::Api, web_liar("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx", true));
     load.request = request("GET", "/", Payload::None);
-    assert_eq!(faults(load), [Fault::Closed]);
+    assert_eq!(faults(load), [RequestFailure::Closed]);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_schedule_that_the_service_cannot_keep_is_said_so() {
     let outcome = outcome(&load);
     assert!(outcome.tally.unsent > 100, "{}", outcome.tally.unsent);
     assert!(outcome.invalid.is_some());
-    assert_eq!(outcome.tally.faults[Fault::TimedOut as usize], 1);
+    assert_eq!(outcome.tally.faults[RequestFailure::TimedOut as usize], 1);
 }
 
 /// Serves each connection in a thread until the test is over.
@@ -248,10 +248,10 @@ fn liar(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     address
 }
 
-fn faults(mut load: Load) -> Vec<Fault> {
+fn faults(mut load: Load) -> Vec<RequestFailure> {
     load.patience = Duration::from_millis(300);
     let tally = outcome(&load).tally;
-    Fault::ALL.into_iter().filter(|fault| tally.faults[*fault as usize] > 0).collect()
+    RequestFailure::ALL.into_iter().filter(|fault| tally.faults[*fault as usize] > 0).collect()
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn a_service_that_mixes_up_its_users_is_found_out() {
             let _ = others.lock().unwrap()[0].write_all(&message);
         }
     });
-    assert!(faults(load(Protocol::Tcp, address)).contains(&Fault::WrongClient));
+    assert!(faults(load(Protocol::Tcp, address)).contains(&RequestFailure::WrongClient));
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn a_service_that_changes_a_byte_is_found_out() {
             let _ = user.write_all(&message);
         }
     });
-    assert_eq!(faults(load(Protocol::Tcp, address)), [Fault::Corrupt]);
+    assert_eq!(faults(load(Protocol::Tcp, address)), [RequestFailure::Corrupt]);
 }
 
 #[test]
@@ -288,13 +288,16 @@ fn a_service_that_answers_twice_is_found_out() {
             let _ = user.write_all(&[message, message].concat());
         }
     });
-    assert_eq!(faults(load(Protocol::Tcp, address)), [Fault::Duplicated]);
+    assert_eq!(faults(load(Protocol::Tcp, address)), [RequestFailure::Duplicated]);
 }
 
 #[test]
 fn a_service_that_turns_everyone_away_is_found_out() {
     let found = faults(load(Protocol::Tcp, liar(drop)));
-    assert!(found.iter().all(|fault| matches!(fault, Fault::Closed | Fault::Reset)), "{found:?}");
+    assert!(
+        found.iter().all(|fault| matches!(fault, RequestFailure::Closed | RequestFailure::Reset)),
+        "{found:?}"
+    );
     assert!(!found.is_empty());
 }
 
@@ -314,7 +317,10 @@ fn a_stream_that_loses_a_byte_is_found_out() {
     let mut load = load(Protocol::Tcp, address);
     load.shape = Shape::Bulk(Kind::Echo);
     let found = faults(load);
-    assert!(found.contains(&Fault::Corrupt) || found.contains(&Fault::Lost), "{found:?}");
+    assert!(
+        found.contains(&RequestFailure::Corrupt) || found.contains(&RequestFailure::Lost),
+        "{found:?}"
+    );
 }
 
 /// Answers datagrams with the result of `answer`.
@@ -335,13 +341,13 @@ fn datagram_liar(
 #[test]
 fn datagrams_that_are_lost_doubled_or_moved_are_found_out() {
     let lost = datagram_liar(|_, _, _| {});
-    assert_eq!(faults(load(Protocol::Udp, lost)), [Fault::Lost]);
+    assert_eq!(faults(load(Protocol::Udp, lost)), [RequestFailure::Lost]);
 
     let doubled = datagram_liar(|socket, datagram, from| {
         let _ = socket.send_to(datagram, from);
         let _ = socket.send_to(datagram, from);
     });
-    assert_eq!(faults(load(Protocol::Udp, doubled)), [Fault::Duplicated]);
+    assert_eq!(faults(load(Protocol::Udp, doubled)), [RequestFailure::Duplicated]);
 
     let mut count = 0u32;
     let moved = datagram_liar(move |socket, datagram, from| {
@@ -350,7 +356,7 @@ fn datagrams_that_are_lost_doubled_or_moved_are_found_out() {
         reply[12..16].copy_from_slice(&(count % 3 + 1).to_le_bytes());
         let _ = socket.send_to(&reply, from);
     });
-    assert_eq!(faults(load(Protocol::Udp, moved)), [Fault::Moved]);
+    assert_eq!(faults(load(Protocol::Udp, moved)), [RequestFailure::Moved]);
 }
 
 #[test]
@@ -365,7 +371,7 @@ fn datagrams_that_overtake_each_other_are_found_out() {
     });
     let mut load = load(Protocol::Udp, address);
     (load.connections, load.window) = (1, 4);
-    assert!(faults(load).contains(&Fault::Reordered));
+    assert!(faults(load).contains(&RequestFailure::Reordered));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use lb::session::sources::SourceLimits;
 use lb::worker::books::{Books, Parts};
 use lb::worker::link::{ControlEnd, link};
 use lb::worker::slots::Key;
-use lb::worker::tcp::sessions::{Cmd, Cx, Sessions, Settings};
+use lb::worker::tcp::sessions::{Cmd, Cx, Sessions};
 use lb::worker::udp::sessions as udp;
 
 const SESSIONS: usize = 1_000;
@@ -57,8 +57,7 @@ impl Stage {
     pub fn new() -> Stage {
         let (books, _, control) = books(Protocol::Tcp);
         let features = Features { receive_cap: true, splice: false };
-        let settings = Settings { features };
-        let core = Sessions::new(settings, NOW);
+        let core = Sessions::new(features, NOW);
         Stage {
             core,
             books,
@@ -116,7 +115,7 @@ impl Stage {
                 Cmd::Connect { key, .. } => {
                     self.act(|core, cx| core.connected(key, Ok(()), cx));
                 }
-                Cmd::Relay { key, what: proxy::Cmd::Send { side, what } } => {
+                Cmd::Relay { key, what: proxy::StreamCmd::Send { side, what } } => {
                     let bytes: usize = self.pool.pieces(what).map(<[u8]>::len).sum();
                     self.relayed(key, Event::Sent { side, result: Ok(bytes as u32) });
                 }

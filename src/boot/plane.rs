@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
 use crate::proxy::line::Features;
-use crate::ring::{Ring, Settings, sys};
+use crate::ring::{Ring, RingSettings, sys};
 use crate::worker::books::{Books, Parts};
 use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
@@ -26,7 +26,7 @@ use crate::worker::http::requests::Requests;
 use crate::worker::link::{ControlEnd, WorkerEnd, link};
 use crate::worker::shell::{Shell, WorkerLoop};
 use crate::worker::tcp::driver::TcpDriver;
-use crate::worker::{family, http as api, tcp};
+use crate::worker::{family, http as api};
 
 /// The most workers; a session's name has eight bits for their number.
 pub const WORKERS_MAX: usize = 128;
@@ -107,9 +107,9 @@ impl DataPlane {
                 listener: doors.pop(),
                 datagrams: datagrams.driver(number as u8, udp_doors.pop())?,
                 api_listener: api_doors.pop(),
-                api: http::Settings {
+                api: http::GatewaySettings {
                     held_bytes_max: heads(config, workers),
-                    ..http::Settings::of(config, &via)
+                    ..http::GatewaySettings::of(config, &via)
                 },
                 request_lines: match config.reports_sessions() {
                     true => config.log.requests_per_second,
@@ -117,7 +117,7 @@ impl DataPlane {
                 },
                 core: core_for(number, workers, &cores),
                 ring: buffers(config, workers),
-                settings: tcp::sessions::Settings { features },
+                features,
                 all_metrics: Arc::clone(&all_metrics),
             });
         }
@@ -153,9 +153,9 @@ pub fn workers(config: &Config) -> usize {
 }
 
 /// The buffers of one worker out of `workers`.
-pub fn buffers(config: &Config, workers: usize) -> Settings {
+pub fn buffers(config: &Config, workers: usize) -> RingSettings {
     let bytes = config.limits.buffer_bytes / workers - heads(config, workers);
-    Settings::with_bytes(bytes, config.listen.udp.is_some())
+    RingSettings::with_bytes(bytes, config.listen.udp.is_some())
 }
 
 /// Bytes of its memory that each worker leaves to the heads of unfinished requests.
@@ -178,11 +178,11 @@ struct Plan {
     listener: Option<OwnedFd>,
     datagrams: DatagramPlan,
     api_listener: Option<OwnedFd>,
-    api: http::Settings,
+    api: http::GatewaySettings,
     request_lines: u32,
     core: Option<usize>,
-    ring: Settings,
-    settings: tcp::sessions::Settings,
+    ring: RingSettings,
+    features: Features,
     all_metrics: Arc<[Arc<WorkerMetrics>]>,
 }
 
@@ -219,12 +219,12 @@ impl Plan {
             urgent: self.end.urgent,
         });
         let now = Now::read();
-        let features = self.settings.features;
+        let features = self.features;
         let journal = Box::new(journal);
         let users = api::sessions::Sessions::new(self.api, features, journal, now);
         let api = HttpDriver::new(users, self.api_listener);
         let udp = self.datagrams.build(now);
-        let tcp = TcpDriver::new(self.settings, self.listener, now);
+        let tcp = TcpDriver::new(features, self.listener, now);
         let drivers: Vec<(u8, Box<dyn Driver>)> = vec![
             (family::TCP, Box::new(tcp)),
             (family::UDP, Box::new(udp)),

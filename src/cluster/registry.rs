@@ -62,7 +62,7 @@ pub struct Applied {
     pub joined: bool,
     /// Backends that are no longer registered. Their places stay taken until
     /// [`Registry::sessions_ended`].
-    pub left: Vec<Entry>,
+    pub left: Vec<Registered>,
     /// Whether workers would see a difference, and so whether a [`Registry::freeze`] is due.
     pub changed: bool,
 }
@@ -110,7 +110,7 @@ impl fmt::Display for Fault {
 
 /// A registered backend, with what workers need not know about it.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct Registered {
     pub backend: Backend,
     pub source: Source,
     pub since: Now,
@@ -129,7 +129,7 @@ struct Roster {
 pub struct Registry {
     rosters: BTreeMap<ServiceId, Roster>,
     /// In the order of registration, which is the order of their ids.
-    entries: BTreeMap<BackendId, Entry>,
+    entries: BTreeMap<BackendId, Registered>,
     /// The same by service and address, a pair that is registered only once.
     by_address: BTreeMap<(ServiceId, SocketAddr), BackendId>,
     /// The same by source.
@@ -232,22 +232,22 @@ impl Registry {
     }
 
     /// Every registered backend, in the order of registration.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub fn entries(&self) -> impl Iterator<Item = &Registered> {
         self.entries.values()
     }
 
     /// Those that were registered after `backend`, in that order.
-    pub fn entries_after(&self, backend: BackendId) -> impl Iterator<Item = &Entry> {
+    pub fn entries_after(&self, backend: BackendId) -> impl Iterator<Item = &Registered> {
         let rest = (Bound::Excluded(backend), Bound::Unbounded);
         self.entries.range(rest).map(|(_, entry)| entry)
     }
 
-    pub fn get(&self, backend: BackendId) -> Option<&Entry> {
+    pub fn get(&self, backend: BackendId) -> Option<&Registered> {
         self.entries.get(&backend)
     }
 
     /// The backends of one source.
-    pub fn of_source(&self, source: Source) -> impl Iterator<Item = &Entry> {
+    pub fn of_source(&self, source: Source) -> impl Iterator<Item = &Registered> {
         let ids = self.by_source.get(&source).into_iter().flatten();
         ids.filter_map(|id| self.entries.get(id))
     }
@@ -275,7 +275,7 @@ impl Registry {
         self.rosters.get_mut(&service).expect("a service outlives its backends")
     }
 
-    fn find(&self, service: ServiceId, address: SocketAddr) -> Option<&Entry> {
+    fn find(&self, service: ServiceId, address: SocketAddr) -> Option<&Registered> {
         self.entries.get(self.by_address.get(&(service, address))?)
     }
 
@@ -329,13 +329,13 @@ impl Registry {
         roster.is_stale = true;
         self.by_address.insert((backend.service, backend.address), id);
         self.by_source.entry(wanted.source).or_default().insert(id);
-        self.entries.insert(id, Entry { backend, source: wanted.source, since: now });
+        self.entries.insert(id, Registered { backend, source: wanted.source, since: now });
         Applied { backend: Some(id), joined: true, changed: true, ..Applied::default() }
     }
 
     fn remove(&mut self, ids: &[BackendId]) -> Applied {
-        let left: Vec<Entry> = ids.iter().filter_map(|id| self.entries.remove(id)).collect();
-        for Entry { backend, source, .. } in &left {
+        let left: Vec<Registered> = ids.iter().filter_map(|id| self.entries.remove(id)).collect();
+        for Registered { backend, source, .. } in &left {
             self.departed.insert(backend.id, backend.slot);
             let roster = self.roster(backend.service);
             roster.members.remove(&backend.id);

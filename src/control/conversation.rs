@@ -24,7 +24,7 @@ use super::pace::Pace;
 use super::probe;
 use super::status::Doors;
 use crate::base::time::Now;
-use crate::cluster::registry::{Change, Entry, Registration};
+use crate::cluster::registry::{Change, Registered, Registration};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol, Service, ServiceId};
 
@@ -470,9 +470,9 @@ impl Conversation {
     fn list(&mut self, after: BackendId) {
         let (hub, source) = (self.hub.borrow(), self.peer.source);
         let mut visible = hub.visible(source, after);
-        let page: Vec<&Entry> = visible.by_ref().take(LISTED_MAX).collect();
+        let page: Vec<&Registered> = visible.by_ref().take(LISTED_MAX).collect();
         let more = visible.next().is_some();
-        let listed = |entry: &&Entry| {
+        let listed = |entry: &&Registered| {
             let sessions = hub.sessions_on(entry.backend.id);
             let protocol = hub.protocol_of(entry.backend.service);
             Listed::of(protocol, &entry.backend, entry.source == source, sessions)

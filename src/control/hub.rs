@@ -24,7 +24,7 @@ use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
-use crate::cluster::registry::{Change, Entry, Registry};
+use crate::cluster::registry::{Change, Registered, Registry};
 use crate::cluster::source::Source;
 use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing};
 use crate::config::Config;
@@ -211,7 +211,7 @@ impl Hub {
 
     /// The backends after `after` that a source may see. Where a secret is asked for, those of the same
     /// identity.
-    pub fn visible(&self, to: Source, after: BackendId) -> impl Iterator<Item = &Entry> {
+    pub fn visible(&self, to: Source, after: BackendId) -> impl Iterator<Item = &Registered> {
         let identity = |source| self.members.get(&source).and_then(|it| it.identity.as_ref());
         let own = identity(to);
         self.registry.entries_after(after).filter(move |entry| identity(entry.source) == own)
@@ -430,7 +430,7 @@ impl Hub {
     }
 
     /// Tells a backend's source how its drain goes on, where somebody is connected who can hear it.
-    fn tell(&self, entry: &Entry, progress: Progress) {
+    fn tell(&self, entry: &Registered, progress: Progress) {
         if let Some(member) = self.members.get(&entry.source) {
             let protocol = self.protocol_of(entry.backend.service);
             member.mailbox.tell(About::of(protocol, &entry.backend), progress);

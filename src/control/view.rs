@@ -11,7 +11,7 @@ use super::status::{
 };
 use super::workers::BackendValues;
 use crate::base::time::Now;
-use crate::cluster::registry::Entry;
+use crate::cluster::registry::Registered;
 use crate::cluster::{Backend, BackendId, Policy, Standing};
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
@@ -96,7 +96,7 @@ fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
             turns.insert(pool.backends[usize::from(share.place)].id, share.turns.into());
         }
     }
-    let turns_of = |entry: &Entry| turns.get(&entry.backend.id).copied().unwrap_or(0);
+    let turns_of = |entry: &Registered| turns.get(&entry.backend.id).copied().unwrap_or(0);
     let mut all: Vec<BackendStatus> = (hub.registry.entries())
         .map(|entry| registered(hub, entry, turns_of(entry), now))
         .collect();
@@ -108,7 +108,7 @@ fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
     all
 }
 
-fn registered(hub: &Hub, entry: &Entry, turns: u32, now: Now) -> BackendStatus {
+fn registered(hub: &Hub, entry: &Registered, turns: u32, now: Now) -> BackendStatus {
     let id = entry.backend.id;
     let pool = hub.snapshot.pool(entry.backend.service);
     let round = pool.map_or(0, |pool| pool.rotation.round());

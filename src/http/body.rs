@@ -5,7 +5,7 @@
 use super::chunked::{Chunked, Passed};
 use super::field::{self, Name};
 use super::head::{Fields, RequestHead, ResponseHead};
-use super::{Fault, LENGTH_MAX, Version};
+use super::{LENGTH_MAX, Malformed, Version};
 
 /// How a message says where its body ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,14 +20,14 @@ pub enum Framing {
 }
 
 /// The framing of a request. A request without either field has no body.
-pub fn of_request(head: &RequestHead<'_, '_>) -> Result<Framing, Fault> {
+pub fn of_request(head: &RequestHead<'_, '_>) -> Result<Framing, Malformed> {
     let fields = &head.fields;
     if fields.has(Name::TransferEncoding) {
         if fields.has(Name::ContentLength) {
-            return Err(Fault::new(400, "both Transfer-Encoding and Content-Length"));
+            return Err(Malformed::new(400, "both Transfer-Encoding and Content-Length"));
         }
         if head.version == Version::Http10 {
-            return Err(Fault::new(400, "Transfer-Encoding in HTTP/1.0"));
+            return Err(Malformed::new(400, "Transfer-Encoding in HTTP/1.0"));
         }
         return only_chunked(fields).map(|()| Framing::Chunked);
     }
@@ -36,19 +36,22 @@ pub fn of_request(head: &RequestHead<'_, '_>) -> Result<Framing, Fault> {
 
 /// The framing of a final or interim response. Its faults are the backend's. Some responses have no
 /// body whatever their fields say, but fields that could not be right are refused all the same.
-pub fn of_response(head: &ResponseHead<'_, '_>, to_head_request: bool) -> Result<Framing, Fault> {
+pub fn of_response(
+    head: &ResponseHead<'_, '_>,
+    to_head_request: bool,
+) -> Result<Framing, Malformed> {
     let fields = &head.fields;
     let said = if fields.has(Name::TransferEncoding) {
         if fields.has(Name::ContentLength) {
-            return Err(Fault::new(502, "both Transfer-Encoding and Content-Length"));
+            return Err(Malformed::new(502, "both Transfer-Encoding and Content-Length"));
         }
         if head.version == Version::Http10 {
-            return Err(Fault::new(502, "Transfer-Encoding in HTTP/1.0"));
+            return Err(Malformed::new(502, "Transfer-Encoding in HTTP/1.0"));
         }
-        only_chunked(fields).map_err(Fault::of_backend)?;
+        only_chunked(fields).map_err(Malformed::of_backend)?;
         Framing::Chunked
     } else {
-        match content_length(fields).map_err(Fault::of_backend)? {
+        match content_length(fields).map_err(Malformed::of_backend)? {
             Some(length) => Framing::Length(length),
             None => Framing::UntilClose,
         }
@@ -58,14 +61,14 @@ pub fn of_response(head: &ResponseHead<'_, '_>, to_head_request: bool) -> Result
 }
 
 /// The length that `Content-Length` names: digits alone, once (RFC 9110 8.6).
-pub fn content_length(fields: &Fields<'_, '_>) -> Result<Option<u64>, Fault> {
+pub fn content_length(fields: &Fields<'_, '_>) -> Result<Option<u64>, Malformed> {
     if !fields.has(Name::ContentLength) {
         return Ok(None);
     }
     let mut values = fields.values(Name::ContentLength);
     match (values.next().and_then(number), values.next()) {
         (Some(length), None) => Ok(Some(length)),
-        _ => Err(Fault::new(400, "malformed Content-Length")),
+        _ => Err(Malformed::new(400, "malformed Content-Length")),
     }
 }
 
@@ -81,16 +84,16 @@ fn number(value: &[u8]) -> Option<u64> {
 }
 
 /// `chunked` once and nothing else is the only coding that is understood (RFC 9112 6.1).
-fn only_chunked(fields: &Fields<'_, '_>) -> Result<(), Fault> {
+fn only_chunked(fields: &Fields<'_, '_>) -> Result<(), Malformed> {
     let mut codings = fields.values(Name::TransferEncoding).flat_map(field::list);
     let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
     match (codings.next(), codings.next()) {
         (Some(only), None) if is_chunked(only) => Ok(()),
         (Some(first), _) if is_chunked(first) => {
-            Err(Fault::new(400, "chunked is not the last transfer coding"))
+            Err(Malformed::new(400, "chunked is not the last transfer coding"))
         }
-        (Some(b"") | None, _) => Err(Fault::new(400, "malformed Transfer-Encoding")),
-        _ => Err(Fault::new(501, "unknown transfer coding")),
+        (Some(b"") | None, _) => Err(Malformed::new(400, "malformed Transfer-Encoding")),
+        _ => Err(Malformed::new(501, "unknown transfer coding")),
     }
 }
 
@@ -124,7 +127,7 @@ impl Body {
     }
 
     /// Processes the next bytes to arrive, which may go beyond the body. Rewrites them in place.
-    pub fn pass(&mut self, bytes: &mut [u8]) -> Result<Passed, Fault> {
+    pub fn pass(&mut self, bytes: &mut [u8]) -> Result<Passed, Malformed> {
         match self {
             Body::Length(left) => {
                 let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::field;
 use super::head::{FIELDS_MAX, Field};
-use super::{Fault, LENGTH_MAX};
+use super::{LENGTH_MAX, Malformed};
 
 /// Limit on the bytes of extensions after one chunk size. They mean nothing to anyone and are
 /// dropped.
@@ -24,9 +24,9 @@ pub const TRAILER_BYTES_MAX: usize = 4 << 10;
 /// Limit on the digits of a chunk size: 16 fit 64 bits, of which [`LENGTH_MAX`] leaves 63.
 const DIGITS_MAX: u8 = 16;
 
-const BAD_SIZE: Fault = Fault::new(400, "malformed chunk size");
-const BAD_END: Fault = Fault::new(400, "malformed line end in a chunked body");
-const BAD_TRAILERS: Fault = Fault::new(400, "malformed trailer section");
+const BAD_SIZE: Malformed = Malformed::new(400, "malformed chunk size");
+const BAD_END: Malformed = Malformed::new(400, "malformed line end in a chunked body");
+const BAD_TRAILERS: Malformed = Malformed::new(400, "malformed trailer section");
 
 /// ```text
 ///   (Indent) -> Size -> (Padding) -> (Extension) -> SizeEnd -> Content -> ContentReturn -> ContentEnd -> Size
@@ -125,7 +125,7 @@ impl Chunked {
 
     /// Processes the next bytes to arrive. Once the body is finished, its output is followed by
     /// [`Chunked::trailer_section`].
-    pub fn pass(&mut self, bytes: &mut [u8]) -> Result<Passed, Fault> {
+    pub fn pass(&mut self, bytes: &mut [u8]) -> Result<Passed, Malformed> {
         let mut cursor = Cursor { bytes, read: 0, output: None };
         while cursor.read < cursor.bytes.len() && self.state != State::Finished {
             match self.state {
@@ -156,7 +156,7 @@ impl Chunked {
     }
 
     /// One byte of a size line or a line end.
-    fn framing(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+    fn framing(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Malformed> {
         let byte = cursor.bytes[cursor.read];
         let mut keep = self.keep_framing;
         self.state = match (self.state, byte) {
@@ -177,7 +177,7 @@ impl Chunked {
             (State::Extension(_), b'\r') => State::SizeEnd,
             (State::Extension(count), b'\t' | b' '..=b'~' | 0x80..) => {
                 if count == EXTENSION_BYTES_MAX {
-                    return Err(Fault::new(400, "chunk extensions too long"));
+                    return Err(Malformed::new(400, "chunk extensions too long"));
                 }
                 keep = false;
                 State::Extension(count + 1)
@@ -193,7 +193,7 @@ impl Chunked {
         Ok(())
     }
 
-    fn digit(&mut self, before: u8, byte: u8) -> Result<State, Fault> {
+    fn digit(&mut self, before: u8, byte: u8) -> Result<State, Malformed> {
         if before == DIGITS_MAX {
             return Err(BAD_SIZE);
         }
@@ -203,7 +203,7 @@ impl Chunked {
     }
 
     /// A blank before or behind a size.
-    fn blank(&self) -> Result<State, Fault> {
+    fn blank(&self) -> Result<State, Malformed> {
         match self.state {
             _ if !self.lenient => Err(BAD_SIZE),
             State::Size(0) => Ok(State::Indent(1)),
@@ -214,7 +214,7 @@ impl Chunked {
         }
     }
 
-    fn start_chunk(&mut self) -> Result<State, Fault> {
+    fn start_chunk(&mut self) -> Result<State, Malformed> {
         if self.left == 0 {
             return Ok(State::Trailers);
         }
@@ -223,12 +223,12 @@ impl Chunked {
         }
         match self.allowed.checked_sub(self.left) {
             Some(allowed) => self.allowed = allowed,
-            None => return Err(Fault::new(413, "body too large")),
+            None => return Err(Malformed::new(413, "body too large")),
         }
         Ok(State::Content)
     }
 
-    fn trailers(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+    fn trailers(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Malformed> {
         if self.trailers.is_empty() && cursor.bytes[cursor.read] == b'\r' {
             cursor.take(self.keep_framing);
             self.state = State::TrailersEnd;
@@ -242,7 +242,7 @@ impl Chunked {
             self.trailers.push(*byte);
             cursor.read += 1;
             if self.trailers.len() > TRAILER_BYTES_MAX {
-                return Err(Fault::new(400, "trailer section too large"));
+                return Err(Malformed::new(400, "trailer section too large"));
             }
             if self.trailers.ends_with(b"\n\r\n") {
                 if self.lenient {
@@ -258,7 +258,7 @@ impl Chunked {
 }
 
 /// The trailer fields that may be passed on, written again, and the empty line that ends them.
-fn allowed_trailers(section: &[u8]) -> Result<Vec<u8>, Fault> {
+fn allowed_trailers(section: &[u8]) -> Result<Vec<u8>, Malformed> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let lines: &[Field<'_>] = match httparse::parse_headers(section, &mut fields) {
         Ok(httparse::Status::Complete((_, lines))) => lines,

@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 
 use super::field::{self, Name};
-use super::{Fault, Limits, Version};
+use super::{Limits, Malformed, Version};
 
 /// Limit on the field lines of a head.
 pub const FIELDS_MAX: usize = 100;
@@ -70,7 +70,7 @@ impl<'s, 'a> Fields<'s, 'a> {
     }
 
     /// The value of the only line of that name; `twice` is the error if there is a second.
-    fn only(&self, name: Name, twice: Fault) -> Result<Option<&'a [u8]>, Fault> {
+    fn only(&self, name: Name, twice: Malformed) -> Result<Option<&'a [u8]>, Malformed> {
         if !self.has(name) {
             return Ok(None);
         }
@@ -91,7 +91,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn of(fields: &Fields<'_, '_>) -> Result<Connection, Fault> {
+    fn of(fields: &Fields<'_, '_>) -> Result<Connection, Malformed> {
         let mut said = Connection::default();
         let mut named = 0;
         for option in fields.values(Name::Connection).flat_map(field::list) {
@@ -104,7 +104,7 @@ impl Connection {
             }
         }
         if named > NAMED_MAX {
-            return Err(Fault::new(400, "too many names in Connection"));
+            return Err(Malformed::new(400, "too many names in Connection"));
         }
         said.names_fields = named > 0;
         Ok(said)
@@ -158,7 +158,7 @@ pub fn request<'s, 'a>(
     seen: usize,
     limits: &Limits,
     space: &'s mut Space<'a>,
-) -> Result<Option<RequestHead<'s, 'a>>, Fault> {
+) -> Result<Option<RequestHead<'s, 'a>>, Malformed> {
     let Some(start) = after_empty_line(bytes)? else { return Ok(None) };
     let message = &bytes[start..];
     if nothing_new(bytes, seen) {
@@ -174,7 +174,7 @@ pub fn request<'s, 'a>(
     };
     let (Some(method), Some(path), Some(minor)) = (parsed.method, parsed.path, parsed.version)
     else {
-        return Err(Fault::new(400, "malformed request line"));
+        return Err(Malformed::new(400, "malformed request line"));
     };
     let first = line_ends(message, parsed.headers, length, limits)?;
     if first > limits.line_bytes {
@@ -205,12 +205,13 @@ pub fn response<'s, 'a>(
     seen: usize,
     limits: &Limits,
     space: &'s mut Space<'a>,
-) -> Result<Option<ResponseHead<'s, 'a>>, Fault> {
-    const LINE_TOO_LONG: Fault = Fault::new(502, "status line too long");
+) -> Result<Option<ResponseHead<'s, 'a>>, Malformed> {
+    const LINE_TOO_LONG: Malformed = Malformed::new(502, "status line too long");
     if matches!(bytes.first(), Some(b'\r' | b'\n')) {
-        return Err(Fault::new(502, "empty line where a status line should be"));
+        return Err(Malformed::new(502, "empty line where a status line should be"));
     }
-    let within = |bytes| still_within(bytes, limits, |_| LINE_TOO_LONG).map_err(Fault::of_backend);
+    let within =
+        |bytes| still_within(bytes, limits, |_| LINE_TOO_LONG).map_err(Malformed::of_backend);
     if nothing_new(bytes, seen) {
         return within(bytes).map(|()| None);
     }
@@ -221,21 +222,21 @@ pub fn response<'s, 'a>(
     let length = match read {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return within(bytes).map(|()| None),
-        Err(error) => return Err(Fault::new(502, explained(error))),
+        Err(error) => return Err(Malformed::new(502, explained(error))),
     };
     let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
-        return Err(Fault::new(502, "malformed status line"));
+        return Err(Malformed::new(502, "malformed status line"));
     };
     if status < 100 {
-        return Err(Fault::new(502, "status out of range"));
+        return Err(Malformed::new(502, "status out of range"));
     }
     let reason = parsed.reason.unwrap_or_default();
-    let first = line_ends(bytes, parsed.headers, length, limits).map_err(Fault::of_backend)?;
+    let first = line_ends(bytes, parsed.headers, length, limits).map_err(Malformed::of_backend)?;
     if first > limits.line_bytes {
         return Err(LINE_TOO_LONG);
     }
     let fields = survey(parsed.headers, &mut space.names);
-    let connection = Connection::of(&fields).map_err(Fault::of_backend)?;
+    let connection = Connection::of(&fields).map_err(Malformed::of_backend)?;
     Ok(Some(ResponseHead { status, reason, version: version(minor), fields, connection, length }))
 }
 
@@ -248,8 +249,8 @@ pub fn clean(bytes: &mut [u8]) -> bool {
 
 /// Where the message starts: one empty line before a request is ignored (RFC 9112 2.2), for clients
 /// that end a body with one too many.
-fn after_empty_line(bytes: &[u8]) -> Result<Option<usize>, Fault> {
-    const STRAY: Fault = Fault::new(400, "stray line end before the request line");
+fn after_empty_line(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+    const STRAY: Malformed = Malformed::new(400, "stray line end before the request line");
     match bytes {
         [] | [b'\r'] | [b'\r', b'\n'] => Ok(None),
         [b'\r', b'\n', b'\r' | b'\n', ..] => Err(STRAY),
@@ -269,11 +270,11 @@ fn nothing_new(bytes: &[u8], seen: usize) -> bool {
 fn still_within(
     message: &[u8],
     limits: &Limits,
-    line_too_long: fn(&[u8]) -> Fault,
-) -> Result<(), Fault> {
+    line_too_long: fn(&[u8]) -> Malformed,
+) -> Result<(), Malformed> {
     if message.len() >= limits.head_bytes {
         return Err(if message.contains(&b'\n') {
-            Fault::new(431, "header section too large")
+            Malformed::new(431, "header section too large")
         } else {
             line_too_long(message)
         });
@@ -285,28 +286,30 @@ fn still_within(
     match message.iter().rposition(|byte| *byte == b'\n') {
         None if message.len() > limits.line_bytes + 1 => Err(line_too_long(message)),
         Some(end) if message.len() - end - 1 > limits.field_bytes + 1 => {
-            Err(Fault::new(431, "field line too long"))
+            Err(Malformed::new(431, "field line too long"))
         }
         _ => Ok(()),
     }
 }
 
 /// Blames the method or the target for a request line that is too long (RFC 9112 3).
-fn line_too_long(message: &[u8]) -> Fault {
+fn line_too_long(message: &[u8]) -> Malformed {
     match message.iter().position(|byte| *byte == b' ') {
-        Some(length) if length <= METHOD_BYTES_MAX => Fault::new(414, "request target too long"),
-        _ => Fault::new(501, "method too long"),
+        Some(length) if length <= METHOD_BYTES_MAX => {
+            Malformed::new(414, "request target too long")
+        }
+        _ => Malformed::new(501, "method too long"),
     }
 }
 
-fn refused_request(error: httparse::Error, message: &[u8], limits: &Limits) -> Fault {
+fn refused_request(error: httparse::Error, message: &[u8], limits: &Limits) -> Malformed {
     if matches!(error, httparse::Error::TooManyHeaders) {
-        return Fault::new(431, "too many fields");
+        return Malformed::new(431, "too many fields");
     }
     if matches!(error, httparse::Error::Version) && names_a_version(message, limits) {
-        return Fault::new(505, "HTTP version not supported");
+        return Malformed::new(505, "HTTP version not supported");
     }
-    Fault::new(400, explained(error))
+    Malformed::new(400, explained(error))
 }
 
 /// Whether the request line ends with a version, but not one of ours.
@@ -343,13 +346,13 @@ fn line_ends(
     lines: &[Field<'_>],
     length: usize,
     limits: &Limits,
-) -> Result<usize, Fault> {
-    const BARE: Fault = Fault::new(400, "bare line feed");
+) -> Result<usize, Malformed> {
+    const BARE: Malformed = Malformed::new(400, "bare line feed");
     if length > limits.head_bytes {
-        return Err(Fault::new(431, "header section too large"));
+        return Err(Malformed::new(431, "header section too large"));
     }
     if lines.len() > limits.fields {
-        return Err(Fault::new(431, "too many fields"));
+        return Err(Malformed::new(431, "too many fields"));
     }
     if !message[..length].ends_with(b"\r\n\r\n") {
         return Err(BARE);
@@ -364,12 +367,12 @@ fn line_ends(
         }
         // The length of the previous line, with its line end; the caller measures the first one.
         if begins - start > limits.field_bytes + 2 {
-            return Err(Fault::new(431, "field line too long"));
+            return Err(Malformed::new(431, "field line too long"));
         }
         start = begins;
     }
     if !lines.is_empty() && length - 2 - start > limits.field_bytes + 2 {
-        return Err(Fault::new(431, "field line too long"));
+        return Err(Malformed::new(431, "field line too long"));
     }
     Ok(first_end - 2)
 }
@@ -384,21 +387,21 @@ fn survey<'s, 'a>(lines: &'s [Field<'a>], names: &'s mut [Name; FIELDS_MAX]) -> 
     Fields { lines, names, present }
 }
 
-fn target<'a>(method: &str, path: &'a str) -> Result<Target<'a>, Fault> {
+fn target<'a>(method: &str, path: &'a str) -> Result<Target<'a>, Malformed> {
     if method.len() > METHOD_BYTES_MAX {
-        return Err(Fault::new(501, "method too long"));
+        return Err(Malformed::new(501, "method too long"));
     }
     if matches!(method, "CONNECT" | "TRACE") {
-        return Err(Fault::new(501, "method not offered"));
+        return Err(Malformed::new(501, "method not offered"));
     }
     // A fragment is never sent (RFC 9112 3.2.1), and one reader in two cuts it off.
     if !path.is_ascii() || path.as_bytes().contains(&b'#') {
-        return Err(Fault::new(400, "forbidden byte in the request target"));
+        return Err(Malformed::new(400, "forbidden byte in the request target"));
     }
     match path.as_bytes() {
         [b'/', ..] => Ok(Target::Origin(path)),
         b"*" if method == "OPTIONS" => Ok(Target::Asterisk),
-        _ => absolute(path).ok_or(Fault::new(400, "malformed request target")),
+        _ => absolute(path).ok_or(Malformed::new(400, "malformed request target")),
     }
 }
 
@@ -421,12 +424,12 @@ fn host<'a>(
     fields: &Fields<'_, 'a>,
     version: Version,
     target: Target<'a>,
-) -> Result<Option<&'a str>, Fault> {
-    let value = fields.only(Name::Host, Fault::new(400, "more than one Host"))?;
+) -> Result<Option<&'a str>, Malformed> {
+    let value = fields.only(Name::Host, Malformed::new(400, "more than one Host"))?;
     let host = match value.map(std::str::from_utf8) {
         Some(Ok(host)) if valid_authority(host) => Some(host),
-        Some(_) => return Err(Fault::new(400, "malformed Host")),
-        None if version == Version::Http11 => return Err(Fault::new(400, "no Host")),
+        Some(_) => return Err(Malformed::new(400, "malformed Host")),
+        None if version == Version::Http11 => return Err(Malformed::new(400, "no Host")),
         None => None,
     };
     match target {
@@ -456,7 +459,7 @@ fn valid_authority(authority: &str) -> bool {
 }
 
 /// The only expectation that is defined; HTTP/1.0 has none (RFC 9110 10.1.1).
-fn expectation(fields: &Fields<'_, '_>, version: Version) -> Result<bool, Fault> {
+fn expectation(fields: &Fields<'_, '_>, version: Version) -> Result<bool, Malformed> {
     if version == Version::Http10 || !fields.has(Name::Expect) {
         return Ok(false);
     }
@@ -464,7 +467,7 @@ fn expectation(fields: &Fields<'_, '_>, version: Version) -> Result<bool, Fault>
     if fields.values(Name::Expect).all(known) {
         Ok(true)
     } else {
-        Err(Fault::new(417, "unknown expectation"))
+        Err(Malformed::new(417, "unknown expectation"))
     }
 }
 

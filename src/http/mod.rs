@@ -52,25 +52,25 @@ pub enum Version {
 
 /// Why a message is refused. The peer is at fault, so this is a value to answer with and to count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fault {
+pub struct Malformed {
     /// The status to answer the user with; 502 for every fault of a backend.
     pub status: u16,
     /// What was wrong, for the answer's body and the log; contains no bytes of the message.
     pub reason: &'static str,
 }
 
-impl Fault {
-    pub const fn new(status: u16, reason: &'static str) -> Fault {
-        Fault { status, reason }
+impl Malformed {
+    pub const fn new(status: u16, reason: &'static str) -> Malformed {
+        Malformed { status, reason }
     }
 
     /// The same fault, found in what a backend sent.
-    pub const fn of_backend(self) -> Fault {
-        Fault { status: 502, reason: self.reason }
+    pub const fn of_backend(self) -> Malformed {
+        Malformed { status: 502, reason: self.reason }
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Malformed {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}: {}", self.status, self.reason)
     }

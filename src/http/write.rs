@@ -203,7 +203,7 @@ fn put_forwarded(out: &mut Vec<u8>, fields: &Fields<'_, '_>, host: &str, user: &
 
 /// How the head of a response is written.
 #[derive(Clone, Copy, Debug)]
-pub struct Reply<'a> {
+pub struct ResponseForm<'a> {
     pub framing: Framing,
     /// The connection ends after this response.
     pub close: bool,
@@ -214,7 +214,7 @@ pub struct Reply<'a> {
 }
 
 /// Writes the head of a response to a user.
-pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, reply: &Reply<'_>) {
+pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, reply: &ResponseForm<'_>) {
     put_status(out, head.status, head.reason);
     for (name, line) in head.fields.iter() {
         let dropped = name.is_for_this_hop()
@@ -236,7 +236,7 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, reply: &Reply<'_
 fn put_persistence(
     out: &mut Vec<u8>,
     fields: &Fields<'_, '_>,
-    reply: &Reply<'_>,
+    reply: &ResponseForm<'_>,
     said: Connection,
 ) {
     if reply.upgrade && said.upgrade && fields.has(Name::Upgrade) {
@@ -495,7 +495,7 @@ mod tests {
         assert_eq!(middle("Max-Forwards: 5\r\n"), "Max-Forwards: 5\r\n");
     }
 
-    fn passed_back(text: &str, reply: &Reply<'_>) -> String {
+    fn passed_back(text: &str, reply: &ResponseForm<'_>) -> String {
         let mut space = Space::new();
         let head = head::response(text.as_bytes(), 0, &Limits::default(), &mut space);
         let mut out = Vec::new();
@@ -503,8 +503,8 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    const PLAIN: Reply<'_> =
-        Reply { framing: Framing::Length(5), close: false, upgrade: false, date: None };
+    const PLAIN: ResponseForm<'_> =
+        ResponseForm { framing: Framing::Length(5), close: false, upgrade: false, date: None };
 
     #[test]
     fn a_response_is_written_again_with_our_framing() {
@@ -515,10 +515,13 @@ mod tests {
         let date = Date::at(0);
         for (reply, ending) in [
             (PLAIN, "Content-Length: 5\r\n"),
-            (Reply { framing: Framing::Chunked, ..PLAIN }, "Transfer-Encoding: chunked\r\n"),
-            (Reply { framing: Framing::UntilClose, close: true, ..PLAIN }, "Connection: close\r\n"),
+            (ResponseForm { framing: Framing::Chunked, ..PLAIN }, "Transfer-Encoding: chunked\r\n"),
             (
-                Reply { framing: Framing::None, date: Some(&date), ..PLAIN },
+                ResponseForm { framing: Framing::UntilClose, close: true, ..PLAIN },
+                "Connection: close\r\n",
+            ),
+            (
+                ResponseForm { framing: Framing::None, date: Some(&date), ..PLAIN },
                 "Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n",
             ),
         ] {
@@ -537,7 +540,7 @@ mod tests {
     fn a_date_that_is_there_is_kept() {
         let date = Date::at(0);
         let text = "HTTP/1.1 200\r\ndate: then\r\n\r\n";
-        let reply = Reply { framing: Framing::None, date: Some(&date), ..PLAIN };
+        let reply = ResponseForm { framing: Framing::None, date: Some(&date), ..PLAIN };
         assert_eq!(passed_back(text, &reply), "HTTP/1.1 200 \r\ndate: then\r\n\r\n");
     }
 
@@ -545,9 +548,9 @@ mod tests {
     fn an_upgrade_is_passed_back_only_when_it_is_wanted() {
         let text = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: a\r\n\r\n";
         let line = "HTTP/1.1 101 Switching Protocols\r\n";
-        let none = Reply { framing: Framing::None, ..PLAIN };
+        let none = ResponseForm { framing: Framing::None, ..PLAIN };
         assert_eq!(passed_back(text, &none), format!("{line}\r\n"));
-        let wanted = Reply { upgrade: true, ..none };
+        let wanted = ResponseForm { upgrade: true, ..none };
         let upgraded = format!("{line}Connection: upgrade\r\nUpgrade: a\r\n\r\n");
         assert_eq!(passed_back(text, &wanted), upgraded);
     }

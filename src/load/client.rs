@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::message::{Content, HEAD_BYTES, Head, Kind, content_position};
-use super::tally::Fault;
+use super::tally::RequestFailure;
 use crate::base::time::Now;
 
 /// One message at a time on a stream, and its reply with the same bytes.
@@ -25,7 +25,7 @@ pub struct Exchange {
 
 /// A complete reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Reply {
+pub struct Completed {
     /// Who answered; zero if nobody said.
     pub backend: u32,
     /// When its request was sent, or due.
@@ -61,7 +61,11 @@ impl Exchange {
 
     /// Takes received bytes. `Some(backend)` once the reply is complete. After a fault, nothing on
     /// this connection can be told apart any more: it must be closed.
-    pub fn received(&mut self, content: &Content, bytes: &[u8]) -> Result<Option<u32>, Fault> {
+    pub fn received(
+        &mut self,
+        content: &Content,
+        bytes: &[u8],
+    ) -> Result<Option<u32>, RequestFailure> {
         let mut rest = bytes;
         if !self.waiting && !rest.is_empty() {
             return Err(self.unasked(rest));
@@ -79,7 +83,7 @@ impl Exchange {
         let part = rest.len().min(self.size - self.got);
         let position = content_position(self.connection, self.sequence) + self.got as u64;
         if !content.matches(position, &rest[..part]) {
-            return Err(Fault::Corrupt);
+            return Err(RequestFailure::Corrupt);
         }
         self.got += part;
         if self.got < self.size {
@@ -92,24 +96,24 @@ impl Exchange {
         Ok(Some(Head::decode(&self.head).map_or(0, |head| head.backend)))
     }
 
-    fn check_head(&self) -> Result<(), Fault> {
-        let Some(head) = Head::decode(&self.head) else { return Err(Fault::Corrupt) };
+    fn check_head(&self) -> Result<(), RequestFailure> {
+        let Some(head) = Head::decode(&self.head) else { return Err(RequestFailure::Corrupt) };
         if head.connection != self.connection {
-            return Err(Fault::WrongClient);
+            return Err(RequestFailure::WrongClient);
         }
         match head.sequence.cmp(&self.sequence) {
-            std::cmp::Ordering::Less => Err(Fault::Duplicated),
-            std::cmp::Ordering::Greater => Err(Fault::Corrupt),
+            std::cmp::Ordering::Less => Err(RequestFailure::Duplicated),
+            std::cmp::Ordering::Greater => Err(RequestFailure::Corrupt),
             std::cmp::Ordering::Equal => Ok(()),
         }
     }
 
     /// Classifies bytes that nobody asked for.
-    fn unasked(&self, bytes: &[u8]) -> Fault {
+    fn unasked(&self, bytes: &[u8]) -> RequestFailure {
         match Head::decode(bytes) {
-            Some(head) if head.connection != self.connection => Fault::WrongClient,
-            Some(head) if head.sequence <= self.sequence => Fault::Duplicated,
-            _ => Fault::Corrupt,
+            Some(head) if head.connection != self.connection => RequestFailure::WrongClient,
+            Some(head) if head.sequence <= self.sequence => RequestFailure::Duplicated,
+            _ => RequestFailure::Corrupt,
         }
     }
 }
@@ -188,7 +192,7 @@ impl Flow {
         &mut self,
         content: &Content,
         datagram: &[u8],
-    ) -> (Option<Reply>, Option<Fault>) {
+    ) -> (Option<Completed>, Option<RequestFailure>) {
         let head = match self.check(content, datagram) {
             Ok(head) => head,
             Err(fault) => return (None, Some(fault)),
@@ -196,18 +200,18 @@ impl Flow {
         let place = self.place(head.sequence);
         let slot = &mut self.slots[place];
         if slot.sequence != head.sequence {
-            return (None, Some(Fault::Late));
+            return (None, Some(RequestFailure::Late));
         }
         match slot.fate {
-            Fate::Answered => return (None, Some(Fault::Duplicated)),
-            Fate::GivenUp => return (None, Some(Fault::Late)),
+            Fate::Answered => return (None, Some(RequestFailure::Duplicated)),
+            Fate::GivenUp => return (None, Some(RequestFailure::Late)),
             Fate::Waiting => slot.fate = Fate::Answered,
         }
         self.unanswered -= 1;
-        let reply = Reply { backend: head.backend, since: slot.since };
+        let reply = Completed { backend: head.backend, since: slot.since };
         let overtaken = head.sequence < self.highest;
         self.highest = self.highest.max(head.sequence);
-        (Some(reply), overtaken.then_some(Fault::Reordered))
+        (Some(reply), overtaken.then_some(RequestFailure::Reordered))
     }
 
     /// Gives up datagrams that have waited longer than `patience`; returns how many.
@@ -226,17 +230,17 @@ impl Flow {
         lost as u64
     }
 
-    fn check(&self, content: &Content, datagram: &[u8]) -> Result<Head, Fault> {
-        let head = Head::decode(datagram).ok_or(Fault::Corrupt)?;
+    fn check(&self, content: &Content, datagram: &[u8]) -> Result<Head, RequestFailure> {
+        let head = Head::decode(datagram).ok_or(RequestFailure::Corrupt)?;
         if head.connection != self.connection {
-            return Err(Fault::WrongClient);
+            return Err(RequestFailure::WrongClient);
         }
         if head.sequence == 0 || head.sequence > self.sequence || datagram.len() != self.size {
-            return Err(Fault::Corrupt);
+            return Err(RequestFailure::Corrupt);
         }
         let position = content_position(self.connection, head.sequence) + HEAD_BYTES as u64;
         if !content.matches(position, &datagram[HEAD_BYTES..]) {
-            return Err(Fault::Corrupt);
+            return Err(RequestFailure::Corrupt);
         }
         Ok(head)
     }
@@ -311,7 +315,7 @@ impl Stream {
     }
 
     /// Takes received bytes; returns how many of them were content.
-    pub fn received(&mut self, content: &Content, bytes: &[u8]) -> Result<usize, Fault> {
+    pub fn received(&mut self, content: &Content, bytes: &[u8]) -> Result<usize, RequestFailure> {
         let mut rest = bytes;
         if self.got_head < HEAD_BYTES {
             let part = rest.len().min(HEAD_BYTES - self.got_head);
@@ -326,16 +330,16 @@ impl Stream {
             return Ok(0);
         }
         if !self.receives() || !content.matches(self.received, rest) {
-            return Err(Fault::Corrupt);
+            return Err(RequestFailure::Corrupt);
         }
         self.received += rest.len() as u64;
         Ok(rest.len())
     }
 
     /// The other side has ended its stream. Checks that everything had arrived.
-    pub fn ended(&self) -> Result<(), Fault> {
+    pub fn ended(&self) -> Result<(), RequestFailure> {
         if !self.finished {
-            return Err(Fault::Closed);
+            return Err(RequestFailure::Closed);
         }
         let arrived = match self.kind {
             Kind::Source => return Ok(()),
@@ -343,18 +347,18 @@ impl Stream {
             Kind::Sink => Head::decode(&self.head).map_or(0, |head| head.sequence),
         };
         if self.got_head < HEAD_BYTES || arrived != self.sent {
-            return Err(Fault::Lost);
+            return Err(RequestFailure::Lost);
         }
         Ok(())
     }
 
-    fn check_head(&self) -> Result<(), Fault> {
-        let Some(head) = Head::decode(&self.head) else { return Err(Fault::Corrupt) };
+    fn check_head(&self) -> Result<(), RequestFailure> {
+        let Some(head) = Head::decode(&self.head) else { return Err(RequestFailure::Corrupt) };
         if head.connection != self.connection {
-            return Err(Fault::WrongClient);
+            return Err(RequestFailure::WrongClient);
         }
         if head.kind != self.kind {
-            return Err(Fault::Corrupt);
+            return Err(RequestFailure::Corrupt);
         }
         Ok(())
     }
@@ -400,14 +404,14 @@ mod tests {
         let mut flipped = whole(&content, head(5, 2), 64);
         flipped[63] ^= 1;
         let cases = [
-            (whole(&content, head(6, 2), 64), Fault::WrongClient),
-            (whole(&content, head(5, 1), 64), Fault::Duplicated),
-            (whole(&content, head(5, 3), 64), Fault::Corrupt),
-            (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), Fault::Corrupt),
-            (flipped, Fault::Corrupt),
+            (whole(&content, head(6, 2), 64), RequestFailure::WrongClient),
+            (whole(&content, head(5, 1), 64), RequestFailure::Duplicated),
+            (whole(&content, head(5, 3), 64), RequestFailure::Corrupt),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), RequestFailure::Corrupt),
+            (flipped, RequestFailure::Corrupt),
             (
                 [whole(&content, head(5, 2), 64), whole(&content, head(5, 2), 64)].concat(),
-                Fault::Duplicated,
+                RequestFailure::Duplicated,
             ),
         ];
         for (bytes, fault) in cases {
@@ -423,7 +427,7 @@ mod tests {
     fn bytes_that_nobody_asked_for_are_a_fault() {
         let content = Content::new();
         let mut exchange = Exchange::new(5, 64);
-        assert_eq!(exchange.received(&content, b"220 welcome"), Err(Fault::Corrupt));
+        assert_eq!(exchange.received(&content, b"220 welcome"), Err(RequestFailure::Corrupt));
     }
 
     #[test]
@@ -434,7 +438,7 @@ mod tests {
         assert!(flow.request(at(11), at(11)).is_some());
         assert_eq!(flow.request(at(12), at(12)), None);
         let (reply, fault) = flow.received(&content, &whole(&content, first, 64));
-        assert_eq!(reply, Some(Reply { backend: 0, since: Now::from_nanos(10) }));
+        assert_eq!(reply, Some(Completed { backend: 0, since: Now::from_nanos(10) }));
         assert_eq!(fault, None);
         assert!(flow.request(at(13), at(13)).is_some());
     }
@@ -449,7 +453,7 @@ mod tests {
         assert!(reply.is_some() && fault.is_none());
         let (reply, fault) = flow.received(&content, &whole(&content, first, 64));
         assert!(reply.is_some());
-        assert_eq!(fault, Some(Fault::Reordered));
+        assert_eq!(fault, Some(RequestFailure::Reordered));
         assert_eq!(flow.unanswered(), 0);
     }
 
@@ -460,14 +464,14 @@ mod tests {
         let first = flow.request(at(0), at(0)).unwrap();
         let reply = whole(&content, first, 64);
         assert!(flow.received(&content, &reply).0.is_some());
-        assert_eq!(flow.received(&content, &reply), (None, Some(Fault::Duplicated)));
+        assert_eq!(flow.received(&content, &reply), (None, Some(RequestFailure::Duplicated)));
         let other = Head { connection: 2, ..first };
         let never = Head { sequence: 9, ..first };
         for (datagram, fault) in [
-            (whole(&content, other, 64), Fault::WrongClient),
-            (whole(&content, never, 64), Fault::Corrupt),
-            (whole(&content, first, 63), Fault::Corrupt),
-            (Vec::new(), Fault::Corrupt),
+            (whole(&content, other, 64), RequestFailure::WrongClient),
+            (whole(&content, never, 64), RequestFailure::Corrupt),
+            (whole(&content, first, 63), RequestFailure::Corrupt),
+            (Vec::new(), RequestFailure::Corrupt),
         ] {
             assert_eq!(flow.received(&content, &datagram), (None, Some(fault)));
         }
@@ -483,7 +487,7 @@ mod tests {
         assert_eq!(flow.expire(Now::from_nanos(1_000_000_001), patience), 1);
         assert!(flow.request(at(0), at(0)).is_some());
         let reply = whole(&content, first, 64);
-        assert_eq!(flow.received(&content, &reply), (None, Some(Fault::Late)));
+        assert_eq!(flow.received(&content, &reply), (None, Some(RequestFailure::Late)));
     }
 
     fn echoed(content: &Content, stream: &Stream, count: usize) -> Vec<u8> {
@@ -495,14 +499,14 @@ mod tests {
     #[test]
     fn a_stream_is_whole_when_all_of_it_came_back() {
         let content = Content::new();
-        for (missing, verdict) in [(0, Ok(())), (1, Err(Fault::Lost))] {
+        for (missing, verdict) in [(0, Ok(())), (1, Err(RequestFailure::Lost))] {
             let mut stream = Stream::new(3, Kind::Echo);
             let bytes = echoed(&content, &stream, 5_000 - missing);
             for part in bytes.chunks(777) {
                 assert!(stream.received(&content, part).is_ok());
             }
             stream.sent(5_000);
-            assert_eq!(stream.ended(), Err(Fault::Closed), "before we finished");
+            assert_eq!(stream.ended(), Err(RequestFailure::Closed), "before we finished");
             stream.finish();
             assert_eq!(stream.ended(), verdict);
         }
@@ -511,7 +515,7 @@ mod tests {
     #[test]
     fn a_sink_says_how_much_arrived() {
         let content = Content::new();
-        for (arrived, verdict) in [(5_000, Ok(())), (4_999, Err(Fault::Lost))] {
+        for (arrived, verdict) in [(5_000, Ok(())), (4_999, Err(RequestFailure::Lost))] {
             let mut stream = Stream::new(3, Kind::Sink);
             stream.sent(5_000);
             stream.finish();
@@ -527,9 +531,9 @@ mod tests {
         let mut stream = Stream::new(3, Kind::Source);
         let mut bytes = echoed(&content, &stream, 4_000);
         bytes.drain(1_000..1_001);
-        assert_eq!(stream.received(&content, &bytes), Err(Fault::Corrupt));
+        assert_eq!(stream.received(&content, &bytes), Err(RequestFailure::Corrupt));
         let mut stream = Stream::new(3, Kind::Source);
         let other = Head { connection: 4, ..stream.opening() };
-        assert_eq!(stream.received(&content, &other.encode()), Err(Fault::WrongClient));
+        assert_eq!(stream.received(&content, &other.encode()), Err(RequestFailure::WrongClient));
     }
 }

@@ -16,7 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::client::{Exchange, Flow, Stream};
-use super::tally::{Fault, Home};
+use super::tally::{Home, RequestFailure};
 use super::web::Web;
 use crate::base::time::Now;
 use crate::ring::pool::Chain;
@@ -140,14 +140,14 @@ pub fn widen<S: std::os::fd::AsFd>(socket: &S) {
 }
 
 /// What an error on a connected socket means.
-pub fn fault_of(errno: Errno) -> Fault {
+pub fn fault_of(errno: Errno) -> RequestFailure {
     match errno {
-        Errno::ECONNREFUSED => Fault::Refused,
-        Errno::ECONNRESET | Errno::EPIPE => Fault::Reset,
+        Errno::ECONNREFUSED => RequestFailure::Refused,
+        Errno::ECONNRESET | Errno::EPIPE => RequestFailure::Reset,
         Errno::ETIMEDOUT | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EADDRNOTAVAIL => {
-            Fault::Unreachable
+            RequestFailure::Unreachable
         }
-        _ => Fault::Closed,
+        _ => RequestFailure::Closed,
     }
 }
 

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::tally::{Fault, Tally};
+use super::tally::{RequestFailure, Tally};
 
 /// One expectation.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -23,7 +23,7 @@ enum Measure {
     Mean,
     /// Faults of all kinds, or of one kind.
     Errors,
-    Fault(Fault),
+    RequestFailure(RequestFailure),
     /// Percent of sessions that stayed on one backend.
     Sticky,
     /// Sessions of the busiest backend minus those of the least busy one.
@@ -74,7 +74,7 @@ impl Measure {
             Measure::Least => measured.then(|| latency.min() as f64),
             Measure::Mean => measured.then(|| latency.mean()),
             Measure::Errors => Some(tally.errors() as f64),
-            Measure::Fault(fault) => Some(tally.faults[fault as usize] as f64),
+            Measure::RequestFailure(fault) => Some(tally.faults[fault as usize] as f64),
             Measure::Sticky => tally.sticky_percent(),
             Measure::Spread => tally.spread().map(|spread| spread as f64),
             Measure::Rate => Some(tally.requests as f64 / seconds),
@@ -94,8 +94,12 @@ impl Measure {
                 .contains(&percent)
                 .then_some(Measure::Percentile(percent / 100.0));
         }
-        let fault =
-            || Fault::ALL.into_iter().find(|fault| fault.name() == name).map(Measure::Fault);
+        let fault = || {
+            RequestFailure::ALL
+                .into_iter()
+                .find(|fault| fault.name() == name)
+                .map(Measure::RequestFailure)
+        };
         Some(match name {
             "min" => Measure::Least,
             "mean" => Measure::Mean,
@@ -222,7 +226,7 @@ impl fmt::Display for Measure {
             Measure::Least => out.write_str("min"),
             Measure::Mean => out.write_str("mean"),
             Measure::Errors => out.write_str("errors"),
-            Measure::Fault(fault) => out.write_str(fault.name()),
+            Measure::RequestFailure(fault) => out.write_str(fault.name()),
             Measure::Sticky => out.write_str("sticky"),
             Measure::Spread => out.write_str("spread"),
             Measure::Rate => out.write_str("rate"),
@@ -254,7 +258,7 @@ mod tests {
         for millis in 1..=100 {
             tally.answered(Duration::from_millis(millis));
         }
-        tally.fault(Fault::Lost);
+        tally.fault(RequestFailure::Lost);
         for backend in [1, 1, 2] {
             Home::default().answered_by(backend, &mut tally);
         }

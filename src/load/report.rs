@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 
-use super::tally::Fault;
+use super::tally::RequestFailure;
 use super::{Load, Outcome, Shape};
 
 /// One run, complete: everything that the table, the checks and the plot need.
@@ -151,7 +151,7 @@ impl Report {
             lag_us: Latency::of(&tally.lag),
             unsent: tally.unsent,
             errors_total: tally.errors(),
-            errors: Fault::ALL
+            errors: RequestFailure::ALL
                 .into_iter()
                 .map(|fault| (fault.name().to_owned(), tally.faults[fault as usize]))
                 .filter(|(_, count)| *count > 0)
@@ -404,7 +404,7 @@ pub(super) mod tests {
         for micros in 1..=1000 {
             tally.answered(Duration::from_micros(micros * scale));
         }
-        tally.fault(Fault::Moved);
+        tally.fault(RequestFailure::Moved);
         tally.bytes_sent = 64_000;
         tally.bytes_received = 64_000;
         Home::default().answered_by(9_101, &mut tally);

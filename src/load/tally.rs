@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 /// What can go wrong with a request or its connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fault {
+pub enum RequestFailure {
     /// The connection was refused.
     Refused,
     /// The connection could not be made for another reason.
@@ -39,41 +39,41 @@ pub enum Fault {
     Malformed,
 }
 
-impl Fault {
-    pub const ALL: [Fault; 14] = [
-        Fault::Refused,
-        Fault::Unreachable,
-        Fault::Reset,
-        Fault::Closed,
-        Fault::TimedOut,
-        Fault::Corrupt,
-        Fault::WrongClient,
-        Fault::Reordered,
-        Fault::Lost,
-        Fault::Duplicated,
-        Fault::Late,
-        Fault::Moved,
-        Fault::Status,
-        Fault::Malformed,
+impl RequestFailure {
+    pub const ALL: [RequestFailure; 14] = [
+        RequestFailure::Refused,
+        RequestFailure::Unreachable,
+        RequestFailure::Reset,
+        RequestFailure::Closed,
+        RequestFailure::TimedOut,
+        RequestFailure::Corrupt,
+        RequestFailure::WrongClient,
+        RequestFailure::Reordered,
+        RequestFailure::Lost,
+        RequestFailure::Duplicated,
+        RequestFailure::Late,
+        RequestFailure::Moved,
+        RequestFailure::Status,
+        RequestFailure::Malformed,
     ];
 
     /// The name in reports and in `--expect`.
     pub const fn name(self) -> &'static str {
         match self {
-            Fault::Refused => "refused",
-            Fault::Unreachable => "unreachable",
-            Fault::Reset => "reset",
-            Fault::Closed => "closed",
-            Fault::TimedOut => "timed_out",
-            Fault::Corrupt => "corrupt",
-            Fault::WrongClient => "wrong_client",
-            Fault::Reordered => "reordered",
-            Fault::Lost => "lost",
-            Fault::Duplicated => "duplicated",
-            Fault::Late => "late",
-            Fault::Moved => "moved",
-            Fault::Status => "status",
-            Fault::Malformed => "malformed",
+            RequestFailure::Refused => "refused",
+            RequestFailure::Unreachable => "unreachable",
+            RequestFailure::Reset => "reset",
+            RequestFailure::Closed => "closed",
+            RequestFailure::TimedOut => "timed_out",
+            RequestFailure::Corrupt => "corrupt",
+            RequestFailure::WrongClient => "wrong_client",
+            RequestFailure::Reordered => "reordered",
+            RequestFailure::Lost => "lost",
+            RequestFailure::Duplicated => "duplicated",
+            RequestFailure::Late => "late",
+            RequestFailure::Moved => "moved",
+            RequestFailure::Status => "status",
+            RequestFailure::Malformed => "malformed",
         }
     }
 }
@@ -93,8 +93,8 @@ pub struct Tally {
     /// Payload bytes within the measured window.
     pub bytes_sent: u64,
     pub bytes_received: u64,
-    /// By `Fault as usize`, over the whole run: a fault during warm-up is a fault.
-    pub faults: [u64; Fault::ALL.len()],
+    /// By `RequestFailure as usize`, over the whole run: a fault during warm-up is a fault.
+    pub faults: [u64; RequestFailure::ALL.len()],
     /// Nanoseconds from when a request was sent (closed loop) or due (open loop) to its complete
     /// reply.
     pub latency: Histogram<u64>,
@@ -128,7 +128,7 @@ impl Tally {
             requests: 0,
             bytes_sent: 0,
             bytes_received: 0,
-            faults: [0; Fault::ALL.len()],
+            faults: [0; RequestFailure::ALL.len()],
             latency: histogram(),
             lag: histogram(),
             unsent: 0,
@@ -144,7 +144,7 @@ impl Tally {
         self.latency.saturating_record(nanos(after));
     }
 
-    pub fn fault(&mut self, fault: Fault) {
+    pub fn fault(&mut self, fault: RequestFailure) {
         self.faults[fault as usize] += 1;
     }
 
@@ -264,11 +264,12 @@ mod tests {
 
     #[test]
     fn every_fault_has_a_place_and_a_name_of_its_own() {
-        for (place, fault) in Fault::ALL.into_iter().enumerate() {
+        for (place, fault) in RequestFailure::ALL.into_iter().enumerate() {
             assert_eq!(fault as usize, place);
         }
-        let names: std::collections::BTreeSet<_> = Fault::ALL.map(Fault::name).into();
-        assert_eq!(names.len(), Fault::ALL.len());
+        let names: std::collections::BTreeSet<_> =
+            RequestFailure::ALL.map(RequestFailure::name).into();
+        assert_eq!(names.len(), RequestFailure::ALL.len());
     }
 
     #[test]
@@ -277,7 +278,7 @@ mod tests {
         for thread in 1..=2u64 {
             let mut tally = Tally::new();
             tally.answered(Duration::from_micros(100 * thread));
-            tally.fault(Fault::Lost);
+            tally.fault(RequestFailure::Lost);
             tally.bytes_sent = 64 * thread;
             Home::default().answered_by(thread as u32, &mut tally);
             all.merge(&tally);

@@ -4,7 +4,7 @@
 //! checked too.
 
 use super::message::Content;
-use super::tally::Fault;
+use super::tally::RequestFailure;
 use crate::http::Limits;
 use crate::http::body::{self, Body, Framing};
 use crate::http::head::{self, Space};
@@ -237,11 +237,11 @@ impl Web {
         request: &Request,
         content: &Content,
         bytes: &[u8],
-    ) -> Result<Option<Response>, Fault> {
+    ) -> Result<Option<Response>, RequestFailure> {
         let mut rest = bytes;
         while !rest.is_empty() {
             match &mut self.state {
-                State::Idle => return Err(Fault::Corrupt),
+                State::Idle => return Err(RequestFailure::Corrupt),
                 State::Head => {
                     let Some(count) = self.head(request, rest)? else { return Ok(None) };
                     rest = &rest[count..];
@@ -250,23 +250,27 @@ impl Web {
             }
             if self.is_finished() {
                 let response = self.finish(request)?;
-                return if rest.is_empty() { Ok(Some(response)) } else { Err(Fault::Corrupt) };
+                return if rest.is_empty() {
+                    Ok(Some(response))
+                } else {
+                    Err(RequestFailure::Corrupt)
+                };
             }
         }
         Ok(None)
     }
 
     /// The other side has closed the connection; returns the response if it was to end so.
-    pub fn ended(&mut self, request: &Request) -> Result<Response, Fault> {
+    pub fn ended(&mut self, request: &Request) -> Result<Response, RequestFailure> {
         match &self.state {
             State::Body(body) if body.may_end_with_connection() => self.finish(request),
-            _ => Err(Fault::Closed),
+            _ => Err(RequestFailure::Closed),
         }
     }
 
     /// Reads a head; returns how many of the bytes belonged to it, or `None` while it is
     /// incomplete.
-    fn head(&mut self, request: &Request, bytes: &[u8]) -> Result<Option<usize>, Fault> {
+    fn head(&mut self, request: &Request, bytes: &[u8]) -> Result<Option<usize>, RequestFailure> {
         if self.part.is_empty() {
             // A small response usually comes in one piece, and is read where it is.
             let length = self.read_head(request, bytes)?;
@@ -285,15 +289,20 @@ impl Web {
         Ok(length.map(|length| length - before))
     }
 
-    fn read_head(&mut self, request: &Request, bytes: &[u8]) -> Result<Option<usize>, Fault> {
+    fn read_head(
+        &mut self,
+        request: &Request,
+        bytes: &[u8],
+    ) -> Result<Option<usize>, RequestFailure> {
         let mut space = Space::new();
         let read = head::response(bytes, 0, &Limits::default(), &mut space);
-        let Some(head) = read.map_err(|_| Fault::Malformed)? else { return Ok(None) };
+        let Some(head) = read.map_err(|_| RequestFailure::Malformed)? else { return Ok(None) };
         self.response.bytes += head.length as u64;
         if (100..200).contains(&head.status) {
             return Ok(Some(head.length));
         }
-        let framing = body::of_response(&head, request.to_head).map_err(|_| Fault::Malformed)?;
+        let framing =
+            body::of_response(&head, request.to_head).map_err(|_| RequestFailure::Malformed)?;
         self.response.status = head.status;
         self.response.last = head.connection.close
             || framing == Framing::UntilClose
@@ -313,7 +322,7 @@ impl Web {
     }
 
     /// Whether the response says that it belongs to the request.
-    fn check_identity(&self, value: &[u8]) -> Result<(), Fault> {
+    fn check_identity(&self, value: &[u8]) -> Result<(), RequestFailure> {
         let number = |digits: Option<&[u8]>| {
             u64::from_str_radix(std::str::from_utf8(digits?).ok()?, 16).ok()
         };
@@ -321,18 +330,23 @@ impl Web {
         match (connection, sequence) {
             (Some(connection), Some(sequence)) if connection == u64::from(self.connection) => {
                 match sequence.cmp(&self.sequence) {
-                    std::cmp::Ordering::Less => Err(Fault::Duplicated),
+                    std::cmp::Ordering::Less => Err(RequestFailure::Duplicated),
                     std::cmp::Ordering::Equal => Ok(()),
-                    std::cmp::Ordering::Greater => Err(Fault::Corrupt),
+                    std::cmp::Ordering::Greater => Err(RequestFailure::Corrupt),
                 }
             }
-            (Some(_), Some(_)) => Err(Fault::WrongClient),
-            _ => Err(Fault::Corrupt),
+            (Some(_), Some(_)) => Err(RequestFailure::WrongClient),
+            _ => Err(RequestFailure::Corrupt),
         }
     }
 
     /// Takes bytes of a body; returns how many belonged to it.
-    fn body(&mut self, request: &Request, content: &Content, bytes: &[u8]) -> Result<usize, Fault> {
+    fn body(
+        &mut self,
+        request: &Request,
+        content: &Content,
+        bytes: &[u8],
+    ) -> Result<usize, RequestFailure> {
         let State::Body(body) = &mut self.state else { return Ok(0) };
         let check = self.response.backend != 0 && self.response.status < 300;
         let good = |position: u64, bytes: &[u8]| {
@@ -347,7 +361,7 @@ impl Web {
             Body::UntilClose => (bytes.len(), bytes.len(), good(self.position, bytes)),
             Body::Chunked(chunked) => {
                 let mut copy = bytes.to_vec();
-                let passed = chunked.pass(&mut copy).map_err(|_| Fault::Malformed)?;
+                let passed = chunked.pass(&mut copy).map_err(|_| RequestFailure::Malformed)?;
                 let right = good(self.position, &copy[passed.output.clone()]);
                 if passed.finished {
                     *body = Body::Length(0);
@@ -357,18 +371,18 @@ impl Web {
         };
         self.response.bytes += consumed as u64;
         self.position += count as u64;
-        if right { Ok(consumed) } else { Err(Fault::Corrupt) }
+        if right { Ok(consumed) } else { Err(RequestFailure::Corrupt) }
     }
 
     fn is_finished(&self) -> bool {
         matches!(self.state, State::Body(Body::Length(0)))
     }
 
-    fn finish(&mut self, request: &Request) -> Result<Response, Fault> {
+    fn finish(&mut self, request: &Request) -> Result<Response, RequestFailure> {
         self.state = State::Idle;
         let known = self.response.backend != 0 && self.response.status < 300;
         if known && !request.expected.is_whole(self.position) {
-            return Err(Fault::Corrupt);
+            return Err(RequestFailure::Corrupt);
         }
         Ok(self.response)
     }
@@ -424,7 +438,7 @@ mod tests {
     }
 
     /// The verdict on a response that arrives in pieces of every size.
-    fn verdict(request: &Request, response: &[u8]) -> Result<Option<Response>, Fault> {
+    fn verdict(request: &Request, response: &[u8]) -> Result<Option<Response>, RequestFailure> {
         let content = Content::new();
         let mut first = None;
         for piece in [response.len(), 1, 7] {
@@ -476,7 +490,7 @@ mod tests {
         let mut web = asked(&request);
         let bytes = text("HTTP/1.1 200 OK\ncontent-length: 9\n\nhello");
         assert_eq!(web.received(&request, &content, &bytes), Ok(None));
-        assert_eq!(web.ended(&request), Err(Fault::Closed));
+        assert_eq!(web.ended(&request), Err(RequestFailure::Closed));
     }
 
     #[test]
@@ -505,17 +519,20 @@ mod tests {
         assert_eq!((found.backend, found.status), (9_301, 200));
         let twice = [ours(MINE, right), ours(MINE, right)].concat();
         let mut web = asked(&request);
-        assert_eq!(web.received(&request, &content, &twice), Err(Fault::Corrupt));
+        assert_eq!(web.received(&request, &content, &twice), Err(RequestFailure::Corrupt));
         for (bytes, fault) in [
-            (ours("00000006-0000000000000001", right), Fault::WrongClient),
-            (ours("00000005-0000000000000000", right), Fault::Duplicated),
-            (ours("00000005-0000000000000002", right), Fault::Corrupt),
-            (ours("5-1", right), Fault::Corrupt),
-            (ours(MINE, content.from(1, 100)), Fault::Corrupt),
-            (ours(MINE, content.from(0, 99)), Fault::Corrupt),
-            (ours(MINE, content.from(0, 101)), Fault::Corrupt),
-            (text("SSH-2.0-OpenSSH\n"), Fault::Malformed),
-            (text("HTTP/1.1 200 OK\ncontent-length: 1\ncontent-length: 2\n\nx"), Fault::Malformed),
+            (ours("00000006-0000000000000001", right), RequestFailure::WrongClient),
+            (ours("00000005-0000000000000000", right), RequestFailure::Duplicated),
+            (ours("00000005-0000000000000002", right), RequestFailure::Corrupt),
+            (ours("5-1", right), RequestFailure::Corrupt),
+            (ours(MINE, content.from(1, 100)), RequestFailure::Corrupt),
+            (ours(MINE, content.from(0, 99)), RequestFailure::Corrupt),
+            (ours(MINE, content.from(0, 101)), RequestFailure::Corrupt),
+            (text("SSH-2.0-OpenSSH\n"), RequestFailure::Malformed),
+            (
+                text("HTTP/1.1 200 OK\ncontent-length: 1\ncontent-length: 2\n\nx"),
+                RequestFailure::Malformed,
+            ),
         ] {
             assert_eq!(
                 verdict(&request, &bytes),
@@ -535,7 +552,7 @@ mod tests {
         {
             let request = Request::new("POST", path, "host", &[], body.clone()).unwrap();
             assert!(verdict(&request, &ours(MINE, right)).is_ok());
-            assert_eq!(verdict(&request, &ours(MINE, wrong)), Err(Fault::Corrupt));
+            assert_eq!(verdict(&request, &ours(MINE, wrong)), Err(RequestFailure::Corrupt));
         }
     }
 }

@@ -17,7 +17,7 @@
 
 use super::pace::Pace;
 use super::room::{Question, Room};
-use super::{Cmd, Event, Received, Side, Splice, Spliced};
+use super::{Event, Received, Side, Splice, Spliced, StreamCmd};
 use crate::ring::pool::{Chain, GATHER_MAX, Pool};
 
 /// Which of the kernel's newer features may be used.
@@ -126,13 +126,13 @@ impl Line {
         bytes_max: u32,
         pool: &Pool,
         features: Features,
-        out: &mut impl FnMut(Cmd),
+        out: &mut impl FnMut(StreamCmd),
     ) {
         match self.receive {
             Receive::Idle if room && self.source == Source::Open => {
                 self.receive = Receive::Armed;
                 let capped = features.receive_cap;
-                out(Cmd::Receive { side, how: self.pace.intake(pool, capped, bytes_max) });
+                out(StreamCmd::Receive { side, how: self.pace.intake(pool, capped, bytes_max) });
             }
             Receive::Armed if !room => self.cancel_receive(side, out),
             _ => {}
@@ -146,12 +146,12 @@ impl Line {
 
     /// Takes the next splice step, unless a receive or a step is under way. What was received into
     /// blocks must have gone out first.
-    pub fn splice(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+    pub fn splice(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
         if let Some(when) = self.pace.splice
             && self.is_idle()
         {
             self.receive = Receive::Splicing;
-            out(Cmd::Splice { side, when });
+            out(StreamCmd::Splice { side, when });
         }
     }
 
@@ -167,10 +167,10 @@ impl Line {
     }
 
     /// Whether the connection is known to take more; if not, asks the kernel to say when it does.
-    pub fn sees_room(&mut self, side: Side, out: &mut impl FnMut(Cmd)) -> bool {
+    pub fn sees_room(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) -> bool {
         let question = if self.sink == Sink::Open { self.room.ask() } else { None };
         if let Some(Question { first }) = question {
-            out(Cmd::AwaitRoom { side, first });
+            out(StreamCmd::AwaitRoom { side, first });
         }
         self.room.is_seen()
     }
@@ -191,12 +191,12 @@ impl Line {
         side: Side,
         waiting: &mut Chain,
         pool: &mut Pool,
-        out: &mut impl FnMut(Cmd),
+        out: &mut impl FnMut(StreamCmd),
     ) {
         if self.sink == Sink::Open && self.sending.is_empty() && !waiting.is_empty() {
             self.sending = pool.split(waiting, GATHER_MAX);
             self.room.used();
-            out(Cmd::Send { side, what: self.sending.outgoing() });
+            out(StreamCmd::Send { side, what: self.sending.outgoing() });
         }
     }
 
@@ -229,9 +229,9 @@ impl Line {
     }
 
     /// Tells the peer that no more will come. Nothing may be left to send.
-    pub fn finish(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+    pub fn finish(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
         self.sink = Sink::Finished;
-        out(Cmd::FinishWriting { side });
+        out(StreamCmd::FinishWriting { side });
     }
 
     /// Whether the peer finished sending of its own accord.
@@ -287,14 +287,14 @@ impl Line {
     }
 
     /// Restarts such a receive, which then finds the end; [`Line::ask`] must follow its completion.
-    pub fn look_again(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+    pub fn look_again(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
         if self.is_unsure() {
             self.cancel_receive(side, out);
         }
     }
 
     /// Restarts an armed receive, which may not have noticed that a send failed.
-    pub fn receive_anew(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+    pub fn receive_anew(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
         if self.is_watched() {
             self.cancel_receive(side, out);
         }
@@ -312,13 +312,13 @@ impl Line {
     }
 
     /// Cancels everything in flight; the completions still come, and go to [`Line::settle`].
-    pub fn stop(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+    pub fn stop(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
         self.cancel_receive(side, out);
         if self.room.cancel() {
-            out(Cmd::CancelRoom { side });
+            out(StreamCmd::CancelRoom { side });
         }
         if !self.sending.is_empty() {
-            out(Cmd::CancelSend { side });
+            out(StreamCmd::CancelSend { side });
         }
     }
 
@@ -354,10 +354,10 @@ impl Line {
     }
 
     /// Cancels the receive or splice step under way; its completion still comes.
-    pub fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(Cmd)) {
+    pub fn cancel_receive(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
         match self.receive {
-            Receive::Armed => out(Cmd::CancelReceive { side }),
-            Receive::Splicing => out(Cmd::CancelSplice { side }),
+            Receive::Armed => out(StreamCmd::CancelReceive { side }),
+            Receive::Splicing => out(StreamCmd::CancelSplice { side }),
             Receive::Idle | Receive::Cancelling | Receive::Starved => return,
         }
         self.receive = Receive::Cancelling;
@@ -467,7 +467,7 @@ mod tests {
             });
         }
         assert_eq!(wanted.len(), 2, "{wanted:?}");
-        assert!(matches!(wanted[1], Cmd::CancelReceive { side: Side::Client }));
+        assert!(matches!(wanted[1], StreamCmd::CancelReceive { side: Side::Client }));
         line.received(&Received::Stopped, false, false);
         assert!(!line.in_flight() && !line.is_watched());
     }
@@ -484,7 +484,7 @@ mod tests {
         }
         line.room_answered();
         assert!(line.sees_room(Side::Client, &mut |what| wanted.push(what)));
-        assert_eq!(wanted, [Cmd::AwaitRoom { side: Side::Client, first: true }]);
+        assert_eq!(wanted, [StreamCmd::AwaitRoom { side: Side::Client, first: true }]);
         let mut waiting = Chain::EMPTY;
         let buf = block(&mut pool, b"y");
         pool.push(&mut waiting, buf);
@@ -493,7 +493,7 @@ mod tests {
         assert!(!line.sees_room(Side::Client, &mut |_| {}), "something was sent since");
         wanted.clear();
         (0..2).for_each(|_| line.stop(Side::Client, &mut |what| wanted.push(what)));
-        assert_eq!(wanted, [Cmd::CancelRoom { side: Side::Client }]);
+        assert_eq!(wanted, [StreamCmd::CancelRoom { side: Side::Client }]);
         assert!(line.in_flight());
         line.settle(Event::Room { side: Side::Client }, &mut pool);
         assert!(!line.in_flight());
@@ -515,7 +515,7 @@ mod tests {
         for _ in 0..2 {
             line.look_again(Side::Backend, &mut |what| wanted.push(what));
         }
-        assert_eq!(wanted, [Cmd::CancelReceive { side: Side::Backend }]);
+        assert_eq!(wanted, [StreamCmd::CancelReceive { side: Side::Backend }]);
         line.received(&Received::Stopped, false, false);
         line.ask(Side::Backend, true, MANY_BYTES_MAX, &pool, features, &mut |_| {});
         assert!(line.is_watched() && !line.is_unsure());

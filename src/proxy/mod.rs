@@ -103,7 +103,7 @@ pub enum Received {
 
 /// What to do on one side of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Cmd {
+pub enum StreamCmd {
     Receive {
         side: Side,
         how: Intake,
@@ -147,20 +147,20 @@ pub enum Cmd {
     },
 }
 
-impl Cmd {
+impl StreamCmd {
     /// The side that it is about.
     pub const fn side(&self) -> Side {
         match *self {
-            Cmd::Receive { side, .. }
-            | Cmd::CancelReceive { side }
-            | Cmd::Send { side, .. }
-            | Cmd::CancelSend { side }
-            | Cmd::AwaitRoom { side, .. }
-            | Cmd::CancelRoom { side }
-            | Cmd::FinishWriting { side }
-            | Cmd::Splice { side, .. }
-            | Cmd::CancelSplice { side }
-            | Cmd::EndSplice { side } => side,
+            StreamCmd::Receive { side, .. }
+            | StreamCmd::CancelReceive { side }
+            | StreamCmd::Send { side, .. }
+            | StreamCmd::CancelSend { side }
+            | StreamCmd::AwaitRoom { side, .. }
+            | StreamCmd::CancelRoom { side }
+            | StreamCmd::FinishWriting { side }
+            | StreamCmd::Splice { side, .. }
+            | StreamCmd::CancelSplice { side }
+            | StreamCmd::EndSplice { side } => side,
         }
     }
 }

@@ -17,7 +17,7 @@
 
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
-use super::{Cmd, Event, Received, Side, Splice, Spliced};
+use super::{Event, Received, Side, Splice, Spliced, StreamCmd};
 use crate::ring::pool::{Buf, Chain, Pool};
 use crate::session::EndReason;
 
@@ -75,7 +75,7 @@ impl Relay {
         event: Event,
         pool: &mut Pool,
         features: Features,
-        out: &mut impl FnMut(Cmd),
+        out: &mut impl FnMut(StreamCmd),
     ) {
         match event {
             Event::Received { side, what, more, nonempty } => {
@@ -99,7 +99,7 @@ impl Relay {
                     _ => {}
                 }
                 if !self.is_spliced(side) {
-                    out(Cmd::EndSplice { side });
+                    out(StreamCmd::EndSplice { side });
                 }
             }
         }
@@ -107,7 +107,12 @@ impl Relay {
     }
 
     /// The one place that decides what to do next, from the present state.
-    pub fn advance(&mut self, pool: &mut Pool, features: Features, out: &mut impl FnMut(Cmd)) {
+    pub fn advance(
+        &mut self,
+        pool: &mut Pool,
+        features: Features,
+        out: &mut impl FnMut(StreamCmd),
+    ) {
         self.advance_from(Side::Client, pool, features, out);
         self.advance_from(Side::Backend, pool, features, out);
     }
@@ -120,7 +125,7 @@ impl Relay {
         side: Side,
         pool: &mut Pool,
         features: Features,
-        out: &mut impl FnMut(Cmd),
+        out: &mut impl FnMut(StreamCmd),
     ) {
         let (from, to) = ends(&mut self.lines, side);
         if to.is_gone() {
@@ -137,7 +142,13 @@ impl Relay {
 
     /// Asks a side for more or for less, depending on what is held and what is free.
     #[inline(always)]
-    fn ask(&mut self, side: Side, pool: &Pool, features: Features, out: &mut impl FnMut(Cmd)) {
+    fn ask(
+        &mut self,
+        side: Side,
+        pool: &Pool,
+        features: Features,
+        out: &mut impl FnMut(StreamCmd),
+    ) {
         let (from, to) = ends(&mut self.lines, side);
         let held = self.waiting[side as usize].blocks() + to.sending().blocks();
         if held == 0 && !from.is_idle() {
@@ -162,7 +173,7 @@ impl Relay {
         side: Side,
         pool: &mut Pool,
         features: Features,
-        out: &mut impl FnMut(Cmd),
+        out: &mut impl FnMut(StreamCmd),
     ) {
         if self.is_starved(side) {
             self.lines[side as usize].feed();
@@ -176,14 +187,14 @@ impl Relay {
     }
 
     /// Restarts such receives, which then find the end.
-    pub fn look_again(&mut self, out: &mut impl FnMut(Cmd)) {
+    pub fn look_again(&mut self, out: &mut impl FnMut(StreamCmd)) {
         for side in Side::BOTH {
             self.lines[side as usize].look_again(side, out);
         }
     }
 
     /// Cancels everything in flight; the completions still come, and go to [`Relay::settle`].
-    pub fn stop(&mut self, out: &mut impl FnMut(Cmd)) {
+    pub fn stop(&mut self, out: &mut impl FnMut(StreamCmd)) {
         for side in Side::BOTH {
             self.lost |= self.is_held_back(side);
         }
@@ -303,7 +314,7 @@ impl Relay {
     /// A send to a side failed, and the receive from it may not have noticed (see
     /// [`Line::is_unsure`]). So that is restarted: what the side sent before may still be unread,
     /// and is passed on.
-    fn send_failed(&mut self, side: Side, pool: &mut Pool, out: &mut impl FnMut(Cmd)) {
+    fn send_failed(&mut self, side: Side, pool: &mut Pool, out: &mut impl FnMut(StreamCmd)) {
         let unsent = self.lines[side as usize].send_failed();
         self.lose_all(side, unsent, pool);
         self.lines[side as usize].receive_anew(side, out);

@@ -106,19 +106,19 @@ pub struct Done {
 
 /// How much memory a ring's relay buffers take.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct RingSettings {
     pub small_blocks: usize,
     pub large_blocks: usize,
     pub datagram_blocks: usize,
 }
 
-impl Settings {
+impl RingSettings {
     /// Splits `bytes` evenly between the classes, with at least a few blocks of each. Without
     /// `datagrams` that class has none.
-    pub fn with_bytes(bytes: usize, datagrams: bool) -> Settings {
+    pub fn with_bytes(bytes: usize, datagrams: bool) -> RingSettings {
         let share = if datagrams { bytes / 3 } else { bytes / 2 };
         let for_datagrams = (share / Class::Datagram.bytes()).clamp(16, 8 * 1024);
-        Settings {
+        RingSettings {
             small_blocks: (share / Class::Small.bytes()).clamp(64, pool::BLOCKS_MAX),
             large_blocks: (share / Class::Large.bytes()).clamp(4, 16 * 1024),
             datagram_blocks: if datagrams { for_datagrams } else { 0 },
@@ -161,7 +161,7 @@ struct Desk {
 
 impl Ring {
     /// Sets up a ring for this thread and registers its buffer rings.
-    pub fn new(settings: Settings) -> io::Result<Ring> {
+    pub fn new(settings: RingSettings) -> io::Result<Ring> {
         let io = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -172,7 +172,7 @@ impl Ring {
             .dontfork()
             .build(SUBMISSIONS)?;
         assert!(io.params().is_feature_submit_stable(), "every kernel since 5.5 has it");
-        let Settings { small_blocks, large_blocks, datagram_blocks } = settings;
+        let RingSettings { small_blocks, large_blocks, datagram_blocks } = settings;
         let pool = Pool::with_datagrams(small_blocks, large_blocks, datagram_blocks);
         let provided = [
             Provided::register(&io, Class::Small, Stock::Common, small_blocks)?,

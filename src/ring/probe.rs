@@ -14,12 +14,13 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::pool::Class;
-use super::{Done, Ring, Settings, Tag};
+use super::{Done, Ring, RingSettings, Tag};
 
 /// The first kernel with everything that the workers need (`DEFER_TASKRUN`).
 const KERNEL_MIN: (u32, u32) = (6, 1);
 /// A ring for trying needs only a few blocks.
-const SETTINGS: Settings = Settings { small_blocks: 64, large_blocks: 4, datagram_blocks: 0 };
+const SETTINGS: RingSettings =
+    RingSettings { small_blocks: 64, large_blocks: 4, datagram_blocks: 0 };
 /// Everything tried here completes at once or never.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// `IORING_RECVSEND_BUNDLE`.

@@ -17,7 +17,7 @@ fn tag(kind: u8) -> Tag {
 }
 
 fn ring(small_blocks: usize, large_blocks: usize) -> Ring {
-    Ring::new(Settings { small_blocks, large_blocks, datagram_blocks: 0 }).unwrap()
+    Ring::new(RingSettings { small_blocks, large_blocks, datagram_blocks: 0 }).unwrap()
 }
 
 fn pair() -> (TcpStream, TcpStream) {

@@ -118,11 +118,11 @@ fn spare() -> Option<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::Settings;
+    use crate::ring::RingSettings;
 
     #[test]
     fn the_spare_descriptor_is_let_go_only_for_want_of_descriptors() {
-        let mut ring = Ring::new(Settings::with_bytes(1 << 20, false)).unwrap();
+        let mut ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
         let tag = Tag { kind: 1, generation: 0, slot: 0 };
         for (errno, shed, waits) in [
             (Errno::ECONNABORTED, false, false),

@@ -228,7 +228,7 @@ mod tests {
 
     use super::*;
     use crate::base::publish::Publisher;
-    use crate::ring::Settings;
+    use crate::ring::RingSettings;
     use crate::session::EndReason;
     use crate::worker::books::tests::{Joined, joined};
     use crate::worker::link::ControlEnd;
@@ -308,7 +308,7 @@ mod tests {
             let scripts = [(); 2].map(|()| Rc::<RefCell<Script>>::default());
             let played = |number: usize| Box::new(Played(Rc::clone(&scripts[number])));
             let drivers: Vec<(u8, Box<dyn Driver>)> = vec![(0x40, played(0)), (0x50, played(1))];
-            let ring = Ring::new(Settings::with_bytes(1 << 20, false)).unwrap();
+            let ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
             let parts = WorkerLoop { books, snapshots, orders, wake };
             let shell = Shell::new(ring, drivers, parts);
             let mut stage = Stage { shell, scripts, control, publisher };

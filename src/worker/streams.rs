@@ -142,29 +142,29 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     /// Does on a socket what is asked for; splicing is its driver's own.
     #[inline]
-    pub fn operate(&self, key: Key, what: proxy::Cmd, turn: &mut Turn<'_>) {
+    pub fn operate(&self, key: Key, what: proxy::StreamCmd, turn: &mut Turn<'_>) {
         let socket = |side| self.socket((key, side)).expect("commands are about open connections");
         let tag = |operation, side| Self::tag(operation, (key, side));
         let ring = &mut *turn.ring;
         match what {
-            proxy::Cmd::Receive { side, how } => {
+            proxy::StreamCmd::Receive { side, how } => {
                 receive(tag(RECEIVE, side), socket(side), how, ring);
             }
-            proxy::Cmd::Send { side, what } => ring.send(tag(SEND, side), socket(side), what),
-            proxy::Cmd::FinishWriting { side } => sys::finish_writing(socket(side)),
-            proxy::Cmd::CancelReceive { side } => ring.cancel(tag(RECEIVE, side)),
-            proxy::Cmd::CancelSend { side } => ring.cancel(tag(SEND, side)),
-            proxy::Cmd::AwaitRoom { side, first } => {
+            proxy::StreamCmd::Send { side, what } => ring.send(tag(SEND, side), socket(side), what),
+            proxy::StreamCmd::FinishWriting { side } => sys::finish_writing(socket(side)),
+            proxy::StreamCmd::CancelReceive { side } => ring.cancel(tag(RECEIVE, side)),
+            proxy::StreamCmd::CancelSend { side } => ring.cancel(tag(SEND, side)),
+            proxy::StreamCmd::AwaitRoom { side, first } => {
                 if first {
                     sys::bound_unsent(socket(side));
                 }
                 turn.books.metrics().counters.flows_held_back.one();
                 ring.wait(tag(ROOM, side), socket(side), Until::Writable);
             }
-            proxy::Cmd::CancelRoom { side } => ring.cancel(tag(ROOM, side)),
-            proxy::Cmd::Splice { .. }
-            | proxy::Cmd::CancelSplice { .. }
-            | proxy::Cmd::EndSplice { .. } => {
+            proxy::StreamCmd::CancelRoom { side } => ring.cancel(tag(ROOM, side)),
+            proxy::StreamCmd::Splice { .. }
+            | proxy::StreamCmd::CancelSplice { .. }
+            | proxy::StreamCmd::EndSplice { .. } => {
                 debug_assert!(false, "sessions without pipes are not offered splicing");
             }
         }
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
     use crate::base::time::Now;
     use crate::cluster::Snapshot;
-    use crate::ring::Settings;
+    use crate::ring::RingSettings;
     use crate::worker::books::tests::{Joined, joined};
 
     const FAMILY: u8 = 0x40;
@@ -244,7 +244,7 @@ mod tests {
 
     impl Stage {
         fn new(farewell: Option<&'static [u8]>) -> Stage {
-            let ring = Ring::new(Settings::with_bytes(1 << 20, false)).unwrap();
+            let ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
             Stage {
                 streams: Streams::new(None, farewell),
                 ring,
@@ -346,7 +346,7 @@ mod tests {
         stage.streams.keep((KEY, Side::Client), ours.into());
         let Stage { streams, ring, joined } = &mut stage;
         let books = &mut joined.books;
-        let what = proxy::Cmd::AwaitRoom { side: Side::Client, first: false };
+        let what = proxy::StreamCmd::AwaitRoom { side: Side::Client, first: false };
         streams.operate(KEY, what, &mut Turn { now: Now::default(), ring, books });
         assert_eq!(stage.counted(|it| it.counters.flows_held_back.get()), 1);
         let room = Streams::<FAMILY>::tag(ROOM, (KEY, Side::Client));

@@ -5,8 +5,8 @@
 use lb::http::body::{self, Body, Framing};
 use lb::http::field::{self, Name};
 use lb::http::head::{self, RequestHead, Space};
-use lb::http::write::{self, Reply, Route, User};
-use lb::http::{Fault, Limits};
+use lb::http::write::{self, ResponseForm, Route, User};
+use lb::http::{Limits, Malformed};
 
 /// A head by the plain reader: its start line, its fields, and how long it is.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ pub fn response_head(bytes: &[u8]) {
         Ok(Some(head)) => {
             assert!((100..=999).contains(&head.status));
             let Ok(framing) = body::of_response(&head, false) else { return };
-            let reply = Reply { framing, close: true, upgrade: false, date: None };
+            let reply = ResponseForm { framing, close: true, upgrade: false, date: None };
             let mut out = Vec::new();
             write::response(&mut out, &head, &reply);
             let plain = plain_head(&out, false).expect("what is written is well-formed");
@@ -256,7 +256,7 @@ fn plain_chunked(bytes: &[u8]) -> Result<Option<Dechunked>, ()> {
 }
 
 /// Passes a body through in blocks of the lengths given, over and over.
-fn passed(bytes: &[u8], lengths: &[u8], keep: bool) -> Result<(Vec<u8>, usize, bool), Fault> {
+fn passed(bytes: &[u8], lengths: &[u8], keep: bool) -> Result<(Vec<u8>, usize, bool), Malformed> {
     let mut body = Body::new(Framing::Chunked, keep, u64::MAX);
     let mut out = Vec::new();
     let mut at = 0;

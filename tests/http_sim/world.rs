@@ -12,7 +12,7 @@ use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::seats::Seats;
 use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing, Terms};
-use lb::proxy::http::{Journal, Record, Settings};
+use lb::proxy::http::{GatewaySettings, Journal, Record};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
 use lb::proxy::{self, Intake, Side};
@@ -137,10 +137,10 @@ impl World {
             urgent: end.urgent,
         });
         books.adopt(publisher.current());
-        let settings = Settings {
+        let settings = GatewaySettings {
             via: "sim".to_string(),
             held_bytes_max: weather.held_max,
-            ..Settings::default()
+            ..GatewaySettings::default()
         };
         let log = Log { calm: weather.calm, ..Log::default() };
         let features = Features { receive_cap: weather.receive_cap, splice: true };
@@ -443,32 +443,32 @@ impl World {
         }
     }
 
-    fn operate(&mut self, conn: Conn, what: proxy::Cmd) {
-        if let proxy::Cmd::Receive { how, .. } = what {
+    fn operate(&mut self, conn: Conn, what: proxy::StreamCmd) {
+        if let proxy::StreamCmd::Receive { how, .. } = what {
             self.hold_to_sparing(conn, how);
         }
         let wire = self.wires.get_mut(&conn).expect("an operation on an open socket");
         assert!(!self.connecting.contains_key(&conn), "{what:?} before the connection stands");
         match what {
-            proxy::Cmd::Receive { side, how } => {
+            proxy::StreamCmd::Receive { side, how } => {
                 assert_eq!(side, wire.side);
                 wire.arm(how);
             }
-            proxy::Cmd::CancelReceive { .. } => wire.cancel_receive(),
-            proxy::Cmd::Send { side, what } => {
+            proxy::StreamCmd::CancelReceive { .. } => wire.cancel_receive(),
+            proxy::StreamCmd::Send { side, what } => {
                 assert_eq!(side, wire.side);
                 wire.send(what);
             }
-            proxy::Cmd::CancelSend { .. } => wire.cancel_send(),
-            proxy::Cmd::AwaitRoom { .. } => {
+            proxy::StreamCmd::CancelSend { .. } => wire.cancel_send(),
+            proxy::StreamCmd::AwaitRoom { .. } => {
                 self.asked += 1;
                 wire.await_room();
             }
-            proxy::Cmd::CancelRoom { .. } => wire.cancel_room(),
-            proxy::Cmd::FinishWriting { .. } => wire.finish_writing(),
-            proxy::Cmd::Splice { .. }
-            | proxy::Cmd::CancelSplice { .. }
-            | proxy::Cmd::EndSplice { .. } => panic!("a gateway splices nothing"),
+            proxy::StreamCmd::CancelRoom { .. } => wire.cancel_room(),
+            proxy::StreamCmd::FinishWriting { .. } => wire.finish_writing(),
+            proxy::StreamCmd::Splice { .. }
+            | proxy::StreamCmd::CancelSplice { .. }
+            | proxy::StreamCmd::EndSplice { .. } => panic!("a gateway splices nothing"),
         }
     }
 

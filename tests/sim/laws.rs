@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use lb::base::time::Now;
 use lb::cluster::{BackendId, Protocol, ServiceId, Snapshot, Timeouts};
 use lb::proxy::outlook::Outlook;
-use lb::proxy::{Cmd, Received, Side, Splice, Spliced};
+use lb::proxy::{Received, Side, Splice, Spliced, StreamCmd};
 use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::worker::link::{Order, Refusal, Report};
@@ -275,27 +275,29 @@ impl Laws {
     }
 
     /// A command of the relay, before it is carried out.
-    pub fn asks(&mut self, now: Now, key: Key, what: &Cmd, pool: &Pool, conns: &[Conn]) {
+    pub fn asks(&mut self, now: Now, key: Key, what: &StreamCmd, pool: &Pool, conns: &[Conn]) {
         let session = self.session(key);
         let told = || format!("user {}: {what:?}", session.user);
         check(session.relaying, law::AFTER_END, told);
         match *what {
-            Cmd::Receive { side, how } => session.asks_to_receive(side, how, pool, conns),
-            Cmd::AwaitRoom { side, .. } => session.asks_for_room(side),
-            Cmd::CancelRoom { side } => {
+            StreamCmd::Receive { side, how } => session.asks_to_receive(side, how, pool, conns),
+            StreamCmd::AwaitRoom { side, .. } => session.asks_for_room(side),
+            StreamCmd::CancelRoom { side } => {
                 session.asks_to_cancel(|ways| &mut ways.room, side, what);
             }
-            Cmd::Send { side, what } => session.asks_to_send(side, what.blocks()),
-            Cmd::CancelReceive { side } => {
+            StreamCmd::Send { side, what } => session.asks_to_send(side, what.blocks()),
+            StreamCmd::CancelReceive { side } => {
                 session.asks_to_cancel(|ways| &mut ways.receive, side, what)
             }
-            Cmd::CancelSend { side } => session.asks_to_cancel(|ways| &mut ways.send, side, what),
-            Cmd::FinishWriting { side } => session.asks_to_finish(now, side, conns),
-            Cmd::Splice { side, .. } => session.asks_to_splice(side),
-            Cmd::CancelSplice { side } => {
+            StreamCmd::CancelSend { side } => {
+                session.asks_to_cancel(|ways| &mut ways.send, side, what)
+            }
+            StreamCmd::FinishWriting { side } => session.asks_to_finish(now, side, conns),
+            StreamCmd::Splice { side, .. } => session.asks_to_splice(side),
+            StreamCmd::CancelSplice { side } => {
                 session.asks_to_cancel(|ways| &mut ways.receive, side, what)
             }
-            Cmd::EndSplice { side } => session.asks_to_end_splice(side),
+            StreamCmd::EndSplice { side } => session.asks_to_end_splice(side),
         }
     }
 

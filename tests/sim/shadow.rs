@@ -8,7 +8,7 @@ use lb::base::time::Now;
 use lb::base::wheel::TICK;
 use lb::cluster::BackendId;
 use lb::cluster::Timeouts;
-use lb::proxy::{Cmd, Intake, Side};
+use lb::proxy::{Intake, Side, StreamCmd};
 use lb::ring::pool::{Class, GATHER_MAX, Pool};
 use lb::session::EndReason;
 use lb::worker::link::Ended;
@@ -198,7 +198,7 @@ impl Session {
         &mut self,
         which: impl Fn(&mut Ways) -> &mut Option<InFlight>,
         side: Side,
-        what: &Cmd,
+        what: &StreamCmd,
     ) {
         let user = self.user;
         let in_flight = which(&mut self.sides[side as usize]);
@@ -206,7 +206,7 @@ impl Session {
             panic!("broken law: {}: user {user}: {what:?}", law::CANCEL);
         };
         in_flight.cancelled = true;
-        self.given_up |= matches!(what, Cmd::CancelSend { .. });
+        self.given_up |= matches!(what, StreamCmd::CancelSend { .. });
     }
 
     pub fn asks_to_finish(&mut self, now: Now, side: Side, conns: &[Conn]) {

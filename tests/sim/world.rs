@@ -18,7 +18,7 @@ use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::worker::books::{Books, Parts};
 use lb::worker::link::{Order, WorkerEnd, link};
-use lb::worker::tcp::sessions::{Cmd, Cx, Sessions, Settings};
+use lb::worker::tcp::sessions::{Cmd, Cx, Sessions};
 
 use super::control::Control;
 use super::kernel::{Around, Done, Kernel, Kind, Outcome};
@@ -140,11 +140,10 @@ impl World {
             urgent,
         });
         let features = Features { receive_cap: plan.receive_cap, splice: plan.splice };
-        let settings = Settings { features };
         let now = Now::from_nanos(1_000_000_000);
         let users = (0..plan.users).map(|_| User::draw(&plan, now, &mut random)).collect();
         let world = World {
-            core: Sessions::new(settings, now),
+            core: Sessions::new(features, now),
             books,
             control: Control::new(&plan, control, publisher, now, &mut random),
             worker: WorkerRest { snapshots, orders },

@@ -272,7 +272,7 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
-    use super::super::screen::Key;
+    use super::super::screen::Press;
     use super::super::screen::tests::{backend, screen as known, status};
     use super::*;
 
@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn the_question_names_what_would_be_drained() {
         let mut state = known();
-        state.press(Key::Char('d'));
+        state.press(Press::Char('d'));
         let text = drawn(&state, 100, 20);
         assert!(text.contains("Drain b1 (tcp 10.0.0.1:80, 2 sessions)?"), "{text}");
     }
@@ -363,7 +363,7 @@ mod tests {
     fn the_chosen_one_of_many_is_always_in_sight() {
         let mut state = known();
         state.looked(Ok(status(2000, (1..=200).map(|n| backend(n, 1)).collect())));
-        state.press(Key::End);
+        state.press(Press::End);
         assert!(drawn(&state, 120, 12).contains("b200 "));
     }
 
@@ -374,12 +374,12 @@ mod tests {
         hostile.name = Some("a\u{1b}[2Jb\nc".into());
         state.looked(Ok(status(2000, vec![hostile])));
         assert!(!drawn(&state, 140, 8).contains('\u{1b}'));
-        for mode in [Key::Char('d'), Key::Enter, Key::Char('/')] {
+        for mode in [Press::Char('d'), Press::Enter, Press::Char('/')] {
             state.press(mode);
             for (width, height) in [(1, 1), (5, 2), (20, 4)] {
                 drawn(&state, width, height);
             }
-            state.press(Key::Back);
+            state.press(Press::Back);
         }
         drawn(&Screen::default(), 3, 3);
     }

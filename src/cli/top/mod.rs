@@ -18,7 +18,7 @@ use super::{Failure, peer, secret, wait_for};
 use crate::base::thread;
 use crate::client::admin;
 use crate::control::status::{SessionStatus, Status};
-use screen::{Key, Screen, Task};
+use screen::{Press, Screen, Task};
 
 /// How often the balancer is asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub struct Arguments {
 
 /// What can happen.
 enum News {
-    Key(Key),
+    Press(Press),
     Resized,
     Status(Result<Box<Status>, String>),
     Sessions(String, Result<(Vec<SessionStatus>, bool), String>),
@@ -86,7 +86,7 @@ async fn watch(
         terminal.draw(|frame| draw::screen(&screen, frame))?;
         let Some(heard) = news.recv().await else { return Ok(()) };
         let task = match heard {
-            News::Key(key) => screen.press(key),
+            News::Press(key) => screen.press(key),
             News::Resized => Task::Nothing,
             News::Status(answer) => screen.looked(answer.map(|status| *status)),
             News::Sessions(of, answer) => {
@@ -144,7 +144,7 @@ async fn look(door: String, tell: mpsc::Sender<News>) {
 fn hear_keys(tell: &mpsc::Sender<News>) {
     while let Ok(event) = event::read() {
         let news = match event {
-            Event::Key(pressed) => key(pressed).map(News::Key),
+            Event::Key(pressed) => key(pressed).map(News::Press),
             Event::Resize(..) => Some(News::Resized),
             _ => None,
         };
@@ -153,25 +153,25 @@ fn hear_keys(tell: &mpsc::Sender<News>) {
         }
     }
     // Without a keyboard nobody could quit.
-    let _ = tell.blocking_send(News::Key(Key::Leave));
+    let _ = tell.blocking_send(News::Press(Press::Leave));
 }
 
-fn key(pressed: KeyEvent) -> Option<Key> {
+fn key(pressed: KeyEvent) -> Option<Press> {
     if pressed.kind == KeyEventKind::Release {
         return None;
     }
     Some(match pressed.code {
-        KeyCode::Char('c') if pressed.modifiers.contains(KeyModifiers::CONTROL) => Key::Leave,
-        KeyCode::Char(letter) => Key::Char(letter),
-        KeyCode::Up => Key::Up,
-        KeyCode::Down => Key::Down,
-        KeyCode::PageUp => Key::PageUp,
-        KeyCode::PageDown => Key::PageDown,
-        KeyCode::Home => Key::Home,
-        KeyCode::End => Key::End,
-        KeyCode::Enter => Key::Enter,
-        KeyCode::Esc => Key::Back,
-        KeyCode::Backspace => Key::Erase,
+        KeyCode::Char('c') if pressed.modifiers.contains(KeyModifiers::CONTROL) => Press::Leave,
+        KeyCode::Char(letter) => Press::Char(letter),
+        KeyCode::Up => Press::Up,
+        KeyCode::Down => Press::Down,
+        KeyCode::PageUp => Press::PageUp,
+        KeyCode::PageDown => Press::PageDown,
+        KeyCode::Home => Press::Home,
+        KeyCode::End => Press::End,
+        KeyCode::Enter => Press::Enter,
+        KeyCode::Esc => Press::Back,
+        KeyCode::Backspace => Press::Erase,
         _ => return None,
     })
 }
@@ -183,8 +183,8 @@ mod tests {
     #[test]
     fn control_c_leaves_and_a_released_key_is_none() {
         let c = KeyCode::Char('c');
-        assert_eq!(key(KeyEvent::new(c, KeyModifiers::CONTROL)), Some(Key::Leave));
-        assert_eq!(key(KeyEvent::new(c, KeyModifiers::NONE)), Some(Key::Char('c')));
+        assert_eq!(key(KeyEvent::new(c, KeyModifiers::CONTROL)), Some(Press::Leave));
+        assert_eq!(key(KeyEvent::new(c, KeyModifiers::NONE)), Some(Press::Char('c')));
         let released = KeyEvent::new_with_kind(c, KeyModifiers::NONE, KeyEventKind::Release);
         assert_eq!(key(released), None);
     }

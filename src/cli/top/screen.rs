@@ -11,7 +11,7 @@ const PAGE: usize = 10;
 
 /// A key as the screen understands it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Key {
+pub enum Press {
     Up,
     Down,
     PageUp,
@@ -198,8 +198,8 @@ impl Screen {
     }
 
     /// Handles a key.
-    pub fn press(&mut self, key: Key) -> Task {
-        if key == Key::Leave {
+    pub fn press(&mut self, key: Press) -> Task {
+        if key == Press::Leave {
             return Task::Quit;
         }
         match self.mode.clone() {
@@ -209,7 +209,7 @@ impl Screen {
             Mode::Confirm { backend } => {
                 self.mode = Mode::Backends;
                 match key {
-                    Key::Char('y' | 'Y') => Task::Drain(backend),
+                    Press::Char('y' | 'Y') => Task::Drain(backend),
                     _ => {
                         self.message = format!("{backend} was not drained");
                         Task::Nothing
@@ -219,57 +219,57 @@ impl Screen {
         }
     }
 
-    fn press_on_backends(&mut self, key: Key) -> Task {
+    fn press_on_backends(&mut self, key: Press) -> Task {
         match key {
-            Key::Char('q') => return Task::Quit,
-            Key::Char('/') => self.mode = Mode::Filter,
-            Key::Char('s') => self.order = self.order.next(),
-            Key::Char('r') => self.reversed = !self.reversed,
-            Key::Char('d') => {
+            Press::Char('q') => return Task::Quit,
+            Press::Char('/') => self.mode = Mode::Filter,
+            Press::Char('s') => self.order = self.order.next(),
+            Press::Char('r') => self.reversed = !self.reversed,
+            Press::Char('d') => {
                 if let Some(backend) = self.chosen_backend() {
                     self.mode = Mode::Confirm { backend };
                 }
             }
-            Key::Enter => {
+            Press::Enter => {
                 if let Some(backend) = self.chosen_backend() {
                     self.open(backend.clone());
                     return Task::Sessions(backend);
                 }
             }
-            Key::Back => self.filter.clear(),
+            Press::Back => self.filter.clear(),
             other => self.go(other),
         }
         self.keep_choice();
         Task::Nothing
     }
 
-    fn press_on_filter(&mut self, key: Key) -> Task {
+    fn press_on_filter(&mut self, key: Press) -> Task {
         match key {
-            Key::Char(letter) if self.filter.chars().count() < FILTER_MAX => {
+            Press::Char(letter) if self.filter.chars().count() < FILTER_MAX => {
                 self.filter.push(letter);
             }
-            Key::Erase => {
+            Press::Erase => {
                 self.filter.pop();
             }
-            Key::Back => {
+            Press::Back => {
                 self.filter.clear();
                 self.mode = Mode::Backends;
             }
-            Key::Enter => self.mode = Mode::Backends,
+            Press::Enter => self.mode = Mode::Backends,
             other => self.go(other),
         }
         self.keep_choice();
         Task::Nothing
     }
 
-    fn press_on_sessions(&mut self, key: Key, backend: String) -> Task {
+    fn press_on_sessions(&mut self, key: Press, backend: String) -> Task {
         match key {
-            Key::Char('q') => return Task::Quit,
-            Key::Char('d') => {
+            Press::Char('q') => return Task::Quit,
+            Press::Char('d') => {
                 self.close(&backend);
                 self.mode = Mode::Confirm { backend };
             }
-            Key::Back | Key::Enter | Key::Erase => self.close(&backend),
+            Press::Back | Press::Enter | Press::Erase => self.close(&backend),
             other => self.go(other),
         }
         self.keep_choice();
@@ -289,14 +289,14 @@ impl Screen {
         self.chosen = self.rows().iter().position(|row| row.backend.id == backend).unwrap_or(0);
     }
 
-    fn go(&mut self, key: Key) {
+    fn go(&mut self, key: Press) {
         self.chosen = match key {
-            Key::Up | Key::Char('k') => self.chosen.saturating_sub(1),
-            Key::Down | Key::Char('j') => self.chosen + 1,
-            Key::PageUp => self.chosen.saturating_sub(PAGE),
-            Key::PageDown => self.chosen + PAGE,
-            Key::Home => 0,
-            Key::End => usize::MAX,
+            Press::Up | Press::Char('k') => self.chosen.saturating_sub(1),
+            Press::Down | Press::Char('j') => self.chosen + 1,
+            Press::PageUp => self.chosen.saturating_sub(PAGE),
+            Press::PageDown => self.chosen + PAGE,
+            Press::Home => 0,
+            Press::End => usize::MAX,
             _ => self.chosen,
         };
     }
@@ -467,7 +467,7 @@ pub(super) mod tests {
 
     fn type_in(screen: &mut Screen, text: &str) {
         for letter in text.chars() {
-            screen.press(Key::Char(letter));
+            screen.press(Press::Char(letter));
         }
     }
 
@@ -504,14 +504,14 @@ pub(super) mod tests {
         let mut screen = screen();
         type_in(&mut screen, "/WEB-1");
         assert_eq!(ids(&screen), ["b1", "b10"]);
-        screen.press(Key::Erase);
+        screen.press(Press::Erase);
         assert_eq!(ids(&screen).len(), 3);
         type_in(&mut screen, "qd");
         assert_eq!((screen.filter.as_str(), ids(&screen).len()), ("WEB-qd", 0));
-        screen.press(Key::Enter);
-        assert_eq!(screen.press(Key::Char('d')), Task::Nothing, "there is nothing to drain");
+        screen.press(Press::Enter);
+        assert_eq!(screen.press(Press::Char('d')), Task::Nothing, "there is nothing to drain");
         assert_eq!(screen.mode, Mode::Backends);
-        screen.press(Key::Back);
+        screen.press(Press::Back);
         assert_eq!(ids(&screen).len(), 3);
     }
 
@@ -519,14 +519,14 @@ pub(super) mod tests {
     fn the_cursor_stays_on_the_rows() {
         let mut screen = screen();
         for (key, chosen) in [
-            (Key::Up, 0),
-            (Key::Down, 1),
-            (Key::Char('j'), 2),
-            (Key::Down, 2),
-            (Key::PageUp, 0),
-            (Key::PageDown, 2),
-            (Key::Home, 0),
-            (Key::End, 2),
+            (Press::Up, 0),
+            (Press::Down, 1),
+            (Press::Char('j'), 2),
+            (Press::Down, 2),
+            (Press::PageUp, 0),
+            (Press::PageDown, 2),
+            (Press::Home, 0),
+            (Press::End, 2),
         ] {
             screen.press(key);
             assert_eq!(screen.chosen, chosen, "{key:?}");
@@ -538,33 +538,33 @@ pub(super) mod tests {
     #[test]
     fn enter_shows_a_backends_sessions_and_escape_goes_back_to_its_row() {
         let mut screen = screen();
-        screen.press(Key::Down);
-        assert_eq!(screen.press(Key::Enter), Task::Sessions("b2".into()));
+        screen.press(Press::Down);
+        assert_eq!(screen.press(Press::Enter), Task::Sessions("b2".into()));
         let again = screen.looked(Ok(status(2000, vec![backend(1, 2), backend(2, 3)])));
         assert_eq!(again, Task::Sessions("b2".into()), "they are kept fresh");
         screen.read("b1", Err("an answer of before".into()));
         assert_eq!(screen.message, "");
         screen.read("b2", Ok((Vec::new(), true)));
         assert!(screen.more);
-        screen.press(Key::Back);
+        screen.press(Press::Back);
         assert_eq!((screen.mode.clone(), screen.chosen), (Mode::Backends, 1));
     }
 
     #[test]
     fn a_backend_is_drained_after_a_yes_and_by_nothing_else() {
         let mut screen = screen();
-        for key in [Key::Enter, Key::Char('n'), Key::Back, Key::Char('d')] {
-            screen.press(Key::Char('d'));
+        for key in [Press::Enter, Press::Char('n'), Press::Back, Press::Char('d')] {
+            screen.press(Press::Char('d'));
             assert_eq!(screen.mode, Mode::Confirm { backend: "b1".into() });
             assert_eq!(screen.press(key), Task::Nothing, "{key:?}");
             assert_eq!(screen.message, "b1 was not drained");
         }
-        screen.press(Key::Char('d'));
-        assert_eq!(screen.press(Key::Char('y')), Task::Drain("b1".into()));
+        screen.press(Press::Char('d'));
+        assert_eq!(screen.press(Press::Char('y')), Task::Drain("b1".into()));
         screen.drained("b1", Ok(2));
         assert_eq!(screen.message, "b1 drains, 2 sessions left");
-        screen.press(Key::Char('d'));
-        assert_eq!(screen.press(Key::Leave), Task::Quit);
+        screen.press(Press::Char('d'));
+        assert_eq!(screen.press(Press::Leave), Task::Quit);
     }
 
     #[test]

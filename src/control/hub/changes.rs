@@ -8,7 +8,7 @@ use tracing::info;
 
 use super::{Departed, Draining, Hub, REPEAT_EVERY};
 use crate::base::time::Now;
-use crate::cluster::registry::{Applied, Change, Entry, Fault};
+use crate::cluster::registry::{Applied, Change, Fault, Registered};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, OnBackendLoss, Protocol};
 use crate::control::drain::Drain;
@@ -113,7 +113,7 @@ impl Hub {
 
     /// Remembers a backend that has left until its sessions have ended. Where they are to be ended the
     /// caller wakes the workers.
-    fn depart(&mut self, entry: &Entry, why: &str, close: bool, now: Now) {
+    fn depart(&mut self, entry: &Registered, why: &str, close: bool, now: Now) {
         let (backend, registered) = (entry.backend.clone(), entry.since);
         let id = backend.id;
         let sessions = self.workers.active(backend.slot);

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::super::Shape;
 use super::super::connection::{self, Phase, Talk, socket_of};
-use super::super::tally::Fault;
+use super::super::tally::RequestFailure;
 use super::{BURST_BYTES, CONNECT, CONNECTING_MAX, Driver, RECEIVE, REST, tag, talk};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
@@ -110,7 +110,7 @@ impl Driver<'_> {
     }
 
     /// Counts a fault and ends the connection.
-    pub(super) fn fault(&mut self, slot: u32, fault: Fault) {
+    pub(super) fn fault(&mut self, slot: u32, fault: RequestFailure) {
         let connection = &mut self.connections[slot as usize];
         if connection.phase != Phase::Closing {
             self.tally.fault(fault);

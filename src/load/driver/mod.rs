@@ -15,13 +15,13 @@ use super::client::{Exchange, Flow, Stream};
 use super::connection::{Connection, Phase, Talk};
 use super::message::{Content, PERIOD};
 use super::plan::Plan;
-use super::tally::{Fault, Tally};
+use super::tally::{RequestFailure, Tally};
 use super::web::Web;
 use super::{Load, Progress, Shape, Shared, blocks, process};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
 use crate::ring::pool::{BLOCKS_MAX, Chain, Class, SMALL_BYTES};
-use crate::ring::{Done, REAP_MAX, Ring, Settings, Tag};
+use crate::ring::{Done, REAP_MAX, Ring, RingSettings, Tag};
 
 const CONNECT: u8 = 1;
 const SEND: u8 = 2;
@@ -275,7 +275,7 @@ impl<'a> Driver<'a> {
     fn finish(mut self) -> Part {
         for connection in &mut self.connections {
             if connection.waiting() {
-                self.tally.fault(Fault::TimedOut);
+                self.tally.fault(RequestFailure::TimedOut);
             }
             connection.home.end(&mut self.tally);
         }
@@ -313,14 +313,14 @@ impl<'a> Driver<'a> {
             match (&mut connection.talk, connection.phase) {
                 (Talk::Flow(flow), Phase::Up) => {
                     let lost = flow.expire(self.now, patience);
-                    self.tally.faults[Fault::Lost as usize] += lost;
+                    self.tally.faults[RequestFailure::Lost as usize] += lost;
                     if lost > 0 {
                         self.next(slot);
                     }
                 }
-                (_, Phase::Connecting) if overdue => self.fault(slot, Fault::Unreachable),
+                (_, Phase::Connecting) if overdue => self.fault(slot, RequestFailure::Unreachable),
                 (Talk::Stream(_), _) => {}
-                (_, Phase::Up) if overdue && waiting => self.fault(slot, Fault::TimedOut),
+                (_, Phase::Up) if overdue && waiting => self.fault(slot, RequestFailure::TimedOut),
                 _ => {}
             }
         }
@@ -359,14 +359,14 @@ fn first_class(load: &Load) -> Class {
 
 /// Enough blocks for all requests of one thread in flight, which must fit into the quarter that the
 /// ring never posts, and as many as needed to receive into.
-fn settings(load: &Load) -> Settings {
+fn settings(load: &Load) -> RingSettings {
     let requests = load.connections.div_ceil(load.threads) * load.window;
     // A long request has a short end.
     let large = match blocks::class_for(load.request_bytes()) {
         Class::Small => 0,
         Class::Large | Class::Datagram => requests * (blocks::blocks_for(load.request_bytes()) + 1),
     };
-    Settings {
+    RingSettings {
         small_blocks: (requests * 4 + 1024).min(BLOCKS_MAX),
         large_blocks: (large * 4 + 192).min(BLOCKS_MAX / 2),
         datagram_blocks: 0,

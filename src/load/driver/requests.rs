@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use super::super::connection::{self, Phase, Talk, socket_of};
 use super::super::message::{HEAD_BYTES, Head, content_position};
 use super::super::plan;
-use super::super::tally::Fault;
+use super::super::tally::RequestFailure;
 use super::super::web::{Payload, Response};
 use super::super::{Shape, blocks};
 use super::{DATAGRAM, DATAGRAM_BYTES_MAX, Driver, SEGMENTS_MAX, SEND, tag};
@@ -122,7 +122,7 @@ impl Driver<'_> {
         if blocks::write_with_content(pool, chain, &bytes, &self.content, position, count).is_err()
         {
             // Only a stream's opening gets here without having checked for blocks.
-            return self.fault(slot, Fault::Closed);
+            return self.fault(slot, RequestFailure::Closed);
         }
         connection.sends += 1;
         let outgoing = connection.sending.outgoing();
@@ -148,7 +148,7 @@ impl Driver<'_> {
             blocks::write_with_content(pool, chain, &self.head, &self.content, 0, count)
         };
         if written.is_err() {
-            return self.fault(slot, Fault::Closed);
+            return self.fault(slot, RequestFailure::Closed);
         }
         connection.sends += 1;
         let outgoing = connection.sending.outgoing();
@@ -210,7 +210,7 @@ impl Driver<'_> {
         self.connections[slot as usize].sends -= 1;
         // An ICMP refusal is reported to the next send; the datagram itself shows up as lost.
         if done.result == Err(Errno::ECONNREFUSED) {
-            self.tally.fault(Fault::Refused);
+            self.tally.fault(RequestFailure::Refused);
         }
         self.close_if_quiet(slot);
     }
@@ -268,7 +268,7 @@ impl Driver<'_> {
             Ok(_) => self.receive(slot),
             Err(Errno::ENOBUFS) => self.starved.push(slot),
             Err(Errno::ECONNREFUSED) if self.load.protocol == Protocol::Udp => {
-                self.tally.fault(Fault::Refused);
+                self.tally.fault(RequestFailure::Refused);
                 self.receive(slot);
             }
             Err(errno) => self.fault(slot, connection::fault_of(errno)),
@@ -363,14 +363,14 @@ impl Driver<'_> {
         if self.load.protocol == Protocol::Api {
             self.tally.answered_by(backend);
         } else if connection.home.answered_by(backend, &mut self.tally) {
-            self.tally.fault(Fault::Moved);
+            self.tally.fault(RequestFailure::Moved);
         }
     }
 
     /// A whole response, which may be the connection's last.
     fn responded(&mut self, slot: u32, response: Response) {
         if response.status >= 400 {
-            self.tally.fault(Fault::Status);
+            self.tally.fault(RequestFailure::Status);
         }
         self.large_replies |= response.bytes > 2 * SMALL_BYTES as u64;
         if response.last {
@@ -397,7 +397,7 @@ impl Driver<'_> {
             },
             // A server may end an idle connection.
             (Talk::Web(_), _) => Ok(()),
-            _ => Err(Fault::Closed),
+            _ => Err(RequestFailure::Closed),
         };
         match verdict {
             Ok(()) => self.end(slot),

@@ -14,7 +14,7 @@ use crate::cluster::Protocol;
 use crate::load::blocks;
 use crate::load::message::{Content, PERIOD};
 use crate::ring::pool::{Chain, Class, GATHER_MAX, LARGE_BYTES};
-use crate::ring::{Done, Ring, Settings, Tag, sys};
+use crate::ring::{Done, Ring, RingSettings, Tag, sys};
 
 const ACCEPT: u8 = 1;
 const STOP: u8 = 2;
@@ -22,8 +22,8 @@ const RECEIVE: u8 = 3;
 const SEND: u8 = 4;
 
 /// Blocks for all connections together. A connection that finds none waits for the next turn.
-const SETTINGS: Settings =
-    Settings { small_blocks: 16 * 1024, large_blocks: 4 * 1024, datagram_blocks: 0 };
+const SETTINGS: RingSettings =
+    RingSettings { small_blocks: 16 * 1024, large_blocks: 4 * 1024, datagram_blocks: 0 };
 /// A connection with this many bytes to send is not received from.
 const UNSENT_MAX: usize = 4 * LARGE_BYTES;
 /// The bytes after which a multishot receive ends, so that what it overshoots is bounded.

@@ -19,10 +19,10 @@ use std::net::SocketAddr;
 
 use super::exchange::{Answer, Exchange, Upload};
 use super::stash::Stash;
-use super::{Assigned, Cmd, Context, Ending, LINGER_MAX, Refused, Released};
+use super::{Assigned, Context, Ending, GatewayCmd, LINGER_MAX, Refused, Released};
 use crate::base::time::Now;
 use crate::cluster::BackendId;
-use crate::http::Fault;
+use crate::http::Malformed;
 use crate::http::write::User;
 use crate::proxy::line::Line;
 use crate::proxy::tcp::Relay;
@@ -115,7 +115,7 @@ impl Gateway {
             if !still {
                 self.active = cx.now;
             }
-            let out = &mut |what| cx.out.push(Cmd::Wire(what));
+            let out = &mut |what| cx.out.push(GatewayCmd::Wire(what));
             relay.handle(event, cx.pool, cx.features, out);
             return self.follow_tunnel(cx);
         }
@@ -174,7 +174,7 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// Whether [`Cmd::Obtain`] has not been answered yet.
+    /// Whether [`GatewayCmd::Obtain`] has not been answered yet.
     pub fn wants_backend(&self) -> bool {
         matches!(self.phase, Phase::Exchange) && matches!(self.exchange.answer, Answer::Obtaining)
     }
@@ -182,7 +182,7 @@ impl Gateway {
     /// Blocks have returned to the pool: whatever waited for one may try again.
     pub fn feed(&mut self, side: Side, cx: &mut Context<'_>) {
         if let Phase::Tunnel(relay) = &mut self.phase {
-            let out = &mut |what| cx.out.push(Cmd::Wire(what));
+            let out = &mut |what| cx.out.push(GatewayCmd::Wire(what));
             return relay.feed(side, cx.pool, cx.features, out);
         }
         match side {
@@ -233,7 +233,7 @@ impl Gateway {
             released.reset = torn;
         }
         self.clear(cx.pool);
-        self.client.stop(Side::Client, &mut |what| cx.out.push(Cmd::Wire(what)));
+        self.client.stop(Side::Client, &mut |what| cx.out.push(GatewayCmd::Wire(what)));
     }
 
     /// Lets go of everything that is held for later.
@@ -258,7 +258,7 @@ impl Gateway {
         self.client.in_flight()
     }
 
-    /// The backend connection that [`Cmd::Release`] announced.
+    /// The backend connection that [`GatewayCmd::Release`] announced.
     pub fn take_released(&mut self) -> Option<Released> {
         self.released.take()
     }
@@ -381,14 +381,14 @@ impl Gateway {
         match self.phase {
             Phase::Head | Phase::Lingering { .. } => self.end(EndReason::Finished, false, cx),
             Phase::Exchange if matches!(self.exchange.upload, Upload::Flowing(_)) => {
-                self.malformed(Fault::new(400, "the request's body ended early"), cx);
+                self.malformed(Malformed::new(400, "the request's body ended early"), cx);
             }
             _ => {}
         }
     }
 
     /// What the user sends can no longer be understood.
-    pub(super) fn malformed(&mut self, fault: Fault, cx: &mut Context<'_>) {
+    pub(super) fn malformed(&mut self, fault: Malformed, cx: &mut Context<'_>) {
         self.begin_exchange(cx.now);
         self.exchange.close = true;
         self.stash = Stash::EMPTY;
@@ -469,7 +469,7 @@ impl Gateway {
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) {
-        let out = &mut |what| cx.out.push(Cmd::Wire(what));
+        let out = &mut |what| cx.out.push(GatewayCmd::Wire(what));
         if let Some(line) = &mut self.backend {
             line.send(Side::Backend, &mut self.upward, cx.pool, out);
         }
@@ -506,7 +506,7 @@ impl Gateway {
         let over = private && (self.exchange.close || self.draining);
         let keep = self.exchange.keep.take().filter(|_| !over);
         self.released = Some(Released { line, keep, private, reset: false });
-        cx.out.push(Cmd::Release);
+        cx.out.push(GatewayCmd::Release);
     }
 
     /// Ends the exchange when all of it is done; true when the next may begin.
@@ -542,7 +542,7 @@ impl Gateway {
         self.phase = Phase::Lingering { rest, until: cx.now.plus(LINGER_MAX) };
         self.active = cx.now;
         if self.client.is_open() {
-            cx.out.push(Cmd::Wire(proxy::Cmd::FinishWriting { side: Side::Client }));
+            cx.out.push(GatewayCmd::Wire(proxy::StreamCmd::FinishWriting { side: Side::Client }));
         } else {
             self.end(EndReason::Finished, false, cx);
         }
@@ -550,7 +550,7 @@ impl Gateway {
 
     /// Asks each side for as much as there is room for.
     fn ask(&mut self, cx: &mut Context<'_>) {
-        let out = &mut |what| cx.out.push(Cmd::Wire(what));
+        let out = &mut |what| cx.out.push(GatewayCmd::Wire(what));
         let to_backend = self.backend.as_ref().map_or(0, |line| line.sending().blocks());
         let up = self.upward.blocks() + to_backend;
         let down = self.downward.blocks() + self.client.sending().blocks();

@@ -6,7 +6,7 @@
 
 use super::exchange::Answer;
 use super::gateway::Gateway;
-use super::{Cmd, Context};
+use super::{Context, GatewayCmd};
 use crate::proxy::Side;
 use crate::proxy::line::Line;
 
@@ -70,7 +70,7 @@ impl Gateway {
             return self.backend_lost(cx);
         }
         self.exchange.lost = true;
-        line.stop(Side::Backend, &mut |what| cx.out.push(Cmd::Wire(what)));
+        line.stop(Side::Backend, &mut |what| cx.out.push(GatewayCmd::Wire(what)));
     }
 
     /// The backend's connection ended before a final response.
@@ -99,6 +99,6 @@ impl Gateway {
         exchange.attempt += 1;
         exchange.answer = Answer::Obtaining;
         (exchange.sent, exchange.lost) = (false, false);
-        cx.out.push(Cmd::Obtain(exchange.wish()));
+        cx.out.push(GatewayCmd::Obtain(exchange.wish()));
     }
 }

@@ -46,7 +46,7 @@ pub use gateway::Gateway;
 
 /// Everything about the gateway that can be set.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Settings {
+pub struct GatewaySettings {
     pub limits: Limits,
     /// Limit on the content bytes of one request.
     pub body_bytes_max: u64,
@@ -78,11 +78,11 @@ pub struct Settings {
     pub trusted: Vec<IpNet>,
 }
 
-impl Settings {
+impl GatewaySettings {
     /// The settings in a configuration; `via` is the balancer's name in `Via`.
-    pub fn of(config: &Config, via: &str) -> Settings {
+    pub fn of(config: &Config, via: &str) -> GatewaySettings {
         let api = &config.api;
-        Settings {
+        GatewaySettings {
             limits: Limits {
                 line_bytes: api.line_bytes,
                 field_bytes: api.field_bytes,
@@ -106,9 +106,9 @@ impl Settings {
     }
 }
 
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings::of(&Config::default(), "lb")
+impl Default for GatewaySettings {
+    fn default() -> GatewaySettings {
+        GatewaySettings::of(&Config::default(), "lb")
     }
 }
 
@@ -129,9 +129,9 @@ const RETRY_AFTER: u32 = 5;
 
 /// What the worker must do for a gateway.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Cmd {
+pub enum GatewayCmd {
     /// An operation on one of the two connections; the backend's is the one assigned last.
-    Wire(super::Cmd),
+    Wire(super::StreamCmd),
     /// Find a connection to a backend; answered by [`Gateway::assigned`] or [`Gateway::refused`].
     Obtain(Wish),
     /// The backend's connection is no longer needed; [`Gateway::take_released`] hands it out.
@@ -340,10 +340,10 @@ pub struct Context<'a> {
     pub now: Now,
     pub pool: &'a mut Pool,
     pub kit: &'a mut Kit,
-    pub settings: &'a Settings,
+    pub settings: &'a GatewaySettings,
     pub features: Features,
     pub date: &'a Date,
-    pub out: &'a mut Vec<Cmd>,
+    pub out: &'a mut Vec<GatewayCmd>,
     pub journal: &'a mut dyn Journal,
 }
 

@@ -3,7 +3,7 @@
 
 use super::exchange::{Answer, Upload};
 use super::gateway::{Gateway, Phase};
-use super::{CONTINUE_PATIENCE, Cmd, Context, LINGER, REFUSED_PATIENCE, Settings};
+use super::{CONTINUE_PATIENCE, Context, GatewayCmd, GatewaySettings, LINGER, REFUSED_PATIENCE};
 use crate::base::time::Now;
 use crate::proxy::line::Line;
 use crate::proxy::{SECOND_LOOK, Side};
@@ -12,7 +12,7 @@ use crate::session::EndReason;
 
 impl Gateway {
     /// When [`Gateway::expire`] has something to do, unless something moves first.
-    pub fn deadline(&self, settings: &Settings) -> Option<Now> {
+    pub fn deadline(&self, settings: &GatewaySettings) -> Option<Now> {
         [self.ends_at(settings), self.looks_at()].into_iter().flatten().min()
     }
 
@@ -27,7 +27,7 @@ impl Gateway {
     }
 
     fn look_again(&mut self, cx: &mut Context<'_>) {
-        let out = &mut |what| cx.out.push(Cmd::Wire(what));
+        let out = &mut |what| cx.out.push(GatewayCmd::Wire(what));
         if let Phase::Tunnel(relay) = &mut self.phase {
             return relay.look_again(out);
         }
@@ -38,7 +38,7 @@ impl Gateway {
     }
 
     /// When the present phase will have taken too long.
-    fn ends_at(&self, settings: &Settings) -> Option<Now> {
+    fn ends_at(&self, settings: &GatewaySettings) -> Option<Now> {
         let patience = match &self.phase {
             Phase::Head if self.refuses.is_some() => settings.head_timeout.min(REFUSED_PATIENCE),
             Phase::Head if self.exchange.number == 0 || !self.stash.is_empty() => {

@@ -4,12 +4,12 @@
 use super::exchange::{Answer, Exchange, Upload};
 use super::gateway::Gateway;
 use super::stash::Stash;
-use super::{Cmd, Context, Settings};
+use super::{Context, GatewayCmd, GatewaySettings};
 use crate::http::body::{self, Body, Framing};
 use crate::http::chunked::Passed;
 use crate::http::head::{self, RequestHead, Space, Target};
 use crate::http::write::{self, Route, User};
-use crate::http::{Fault, Version};
+use crate::http::{Malformed, Version};
 use crate::ring::pool::{Buf, Pool};
 
 /// The `Host` sent to a backend for a request that came without one.
@@ -21,7 +21,7 @@ enum Read {
     More,
     /// A head of this length in bytes, written anew in the scratch.
     Whole(usize),
-    Refused(Fault),
+    Refused(Malformed),
     /// A request that we answer ourselves; the length of its head in bytes.
     ForUs(usize),
 }
@@ -124,7 +124,7 @@ impl Gateway {
             return self.answer_ourselves(503, why, cx);
         }
         if matches!(self.exchange.answer, Answer::Obtaining) {
-            cx.out.push(Cmd::Obtain(self.exchange.wish()));
+            cx.out.push(GatewayCmd::Obtain(self.exchange.wish()));
         }
     }
 
@@ -201,7 +201,7 @@ fn read(
     bytes: &[u8],
     seen: usize,
     user: &User,
-    settings: &Settings,
+    settings: &GatewaySettings,
     scratch: &mut Vec<u8>,
 ) -> Read {
     let mut space = Space::new();
@@ -235,16 +235,16 @@ fn read(
 fn decide(
     exchange: &mut Exchange,
     head: &RequestHead<'_, '_>,
-    settings: &Settings,
-) -> Result<Framing, Fault> {
+    settings: &GatewaySettings,
+) -> Result<Framing, Malformed> {
     if write::has_passed(head, &settings.via) {
-        return Err(Fault::new(508, "the request has been here before"));
+        return Err(Malformed::new(508, "the request has been here before"));
     }
     let framing = body::of_request(head)?;
     let has_body = match framing {
         Framing::None | Framing::Length(0) => false,
         Framing::Length(length) if length > settings.body_bytes_max => {
-            return Err(Fault::new(413, "body too large"));
+            return Err(Malformed::new(413, "body too large"));
         }
         _ => true,
     };

@@ -7,21 +7,21 @@ use std::time::Duration;
 use super::exchange::{Answer, Cut, Download, Exchange, Upload, Wrap};
 use super::gateway::Gateway;
 use super::stash::Stash;
-use super::{Context, Full, RETRY_AFTER, Settings};
+use super::{Context, Full, GatewaySettings, RETRY_AFTER};
 use crate::http::answer;
 use crate::http::body::{self, Body, Framing};
 use crate::http::chunked::Passed;
 use crate::http::field::Name;
 use crate::http::head::{self, ResponseHead, Space};
-use crate::http::write::{self, Reply};
-use crate::http::{Fault, Version, field, login};
+use crate::http::write::{self, ResponseForm};
+use crate::http::{Malformed, Version, field, login};
 use crate::ring::pool::Buf;
 
 /// What the bytes at the beginning of a response are. The part of the head that is to be passed on
 /// is written to the scratch, after what is there.
 enum Read {
     More,
-    Bad(Fault),
+    Bad(Malformed),
     /// An interim response of `length` bytes.
     Interim {
         length: usize,
@@ -38,7 +38,7 @@ enum Read {
 
 /// What does not depend on the response.
 struct Circumstances<'a> {
-    settings: &'a Settings,
+    settings: &'a GatewaySettings,
     date: &'a crate::http::date::Date,
     /// The user's connection ends in any case.
     close: bool,
@@ -329,18 +329,18 @@ fn read(
     };
     exchange.private |= login::in_response(&head.fields);
     let length = head.length;
-    let plain = Reply { framing: Framing::None, close: false, upgrade: false, date: None };
+    let plain = ResponseForm { framing: Framing::None, close: false, upgrade: false, date: None };
     match head.status {
         101 if !exchange.was_offered(head.fields.values(Name::Upgrade).flat_map(field::list)) => {
-            Read::Bad(Fault::new(502, "the backend changed the protocol unasked"))
+            Read::Bad(Malformed::new(502, "the backend changed the protocol unasked"))
         }
         // What is still to come is a body to the user, but would belong to the tunnel for the
         // backend, and a tunnel must not miss any bytes.
         101 if !matches!(exchange.upload, Upload::Done) => {
-            Read::Bad(Fault::new(502, "the backend changed the protocol within the request"))
+            Read::Bad(Malformed::new(502, "the backend changed the protocol within the request"))
         }
         101 => {
-            write::response(scratch, &head, &Reply { upgrade: true, ..plain });
+            write::response(scratch, &head, &ResponseForm { upgrade: true, ..plain });
             Read::Switch { length }
         }
         100..=199 => {
@@ -397,7 +397,7 @@ fn finally(
     exchange.keep = (reusable && framing != Framing::UntilClose)
         .then(|| keep_for(head, about.settings.spare_timeout))
         .flatten();
-    let reply = Reply {
+    let reply = ResponseForm {
         framing: sent_as,
         close: exchange.close,
         upgrade: head.status == 426,
@@ -451,7 +451,7 @@ mod tests {
 
     /// Reads a whole response to a request; returns how long its connection may be kept.
     fn kept(text: &str, sent: bool) -> Option<Duration> {
-        let (settings, date) = (Settings::default(), Date::at(0));
+        let (settings, date) = (GatewaySettings::default(), Date::at(0));
         let about = Circumstances { settings: &settings, date: &date, close: false };
         let mut exchange = Exchange::new();
         exchange.begin(Now::from_nanos(0));
@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_kept_when_its_answer_came_after_the_request_and_nothing_speaks_against_it() {
-        let most = Settings::default().spare_timeout;
+        let most = GatewaySettings::default().spare_timeout;
         let second = Duration::from_secs(1);
         for (text, sent, time) in [
             ("1.1 200 OK\r\nContent-Length: 0", true, Some(most)),

@@ -3,7 +3,7 @@
 
 use super::gateway::{Gateway, Phase};
 use super::stash::Stash;
-use super::{Cmd, Context};
+use super::{Context, GatewayCmd};
 use crate::proxy::tcp::{Progress, Relay};
 use crate::ring::pool::Buf;
 
@@ -30,7 +30,7 @@ impl Gateway {
         let client = std::mem::take(&mut self.client);
         let mut relay =
             Relay::resume((client, self.downward.take()), (backend, self.upward.take()));
-        let out = &mut |what| cx.out.push(Cmd::Wire(what));
+        let out = &mut |what| cx.out.push(GatewayCmd::Wire(what));
         relay.advance(cx.pool, cx.features, out);
         self.phase = Phase::Tunnel(relay);
         self.follow_tunnel(cx);

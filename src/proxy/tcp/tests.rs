@@ -12,7 +12,7 @@ struct Stage {
     relay: Relay,
     pool: Pool,
     features: Features,
-    said: Vec<Cmd>,
+    said: Vec<StreamCmd>,
 }
 
 impl Stage {
@@ -35,26 +35,26 @@ impl Stage {
         stage.features.splice = true;
         stage.relay.lines[side as usize].be_stream();
         let said = stage.over(side, Received::Stopped);
-        assert_eq!(said, [Cmd::Splice { side, when: When::NextTurn }]);
+        assert_eq!(said, [StreamCmd::Splice { side, when: When::NextTurn }]);
         stage
     }
 
-    fn spliced(&mut self, side: Side, moved: u64, held: usize, how: Splice) -> Vec<Cmd> {
+    fn spliced(&mut self, side: Side, moved: u64, held: usize, how: Splice) -> Vec<StreamCmd> {
         self.handle(Event::Spliced { side, moved, held, how: Spliced::Step(how) })
     }
 
     /// The commands since the last call.
-    fn said(&mut self) -> Vec<Cmd> {
+    fn said(&mut self) -> Vec<StreamCmd> {
         std::mem::take(&mut self.said)
     }
 
-    fn handle(&mut self, event: Event) -> Vec<Cmd> {
+    fn handle(&mut self, event: Event) -> Vec<StreamCmd> {
         let said = &mut self.said;
         self.relay.handle(event, &mut self.pool, self.features, &mut |cmd| said.push(cmd));
         self.said()
     }
 
-    fn data(&mut self, side: Side, bytes: usize) -> Vec<Cmd> {
+    fn data(&mut self, side: Side, bytes: usize) -> Vec<StreamCmd> {
         let event = self.data_event(side, bytes);
         self.handle(event)
     }
@@ -65,22 +65,22 @@ impl Stage {
         Event::Received { side, what: Received::Data(buf), more: true, nonempty: false }
     }
 
-    fn over(&mut self, side: Side, what: Received) -> Vec<Cmd> {
+    fn over(&mut self, side: Side, what: Received) -> Vec<StreamCmd> {
         self.handle(Event::Received { side, what, more: false, nonempty: false })
     }
 
-    fn sent(&mut self, side: Side, result: Result<u32, Errno>) -> Vec<Cmd> {
+    fn sent(&mut self, side: Side, result: Result<u32, Errno>) -> Vec<StreamCmd> {
         self.handle(Event::Sent { side, result })
     }
 }
 
-fn receives(side: Side) -> Cmd {
-    Cmd::Receive { side, how: Intake::Many { bytes_max: MANY_BYTES_MAX } }
+fn receives(side: Side) -> StreamCmd {
+    StreamCmd::Receive { side, how: Intake::Many { bytes_max: MANY_BYTES_MAX } }
 }
 
-fn sends(said: &[Cmd]) -> Vec<(Side, usize)> {
+fn sends(said: &[StreamCmd]) -> Vec<(Side, usize)> {
     let sends = said.iter().filter_map(|cmd| match cmd {
-        Cmd::Send { side, what } => Some((*side, what.blocks())),
+        StreamCmd::Send { side, what } => Some((*side, what.blocks())),
         _ => None,
     });
     sends.collect()
@@ -96,7 +96,7 @@ fn bytes_go_from_one_side_to_the_other_and_then_the_end() {
         assert_eq!([stage.data(from, 3), stage.data(from, 4)], [[], []]);
         assert_eq!(sends(&stage.sent(to, Ok(10))), [(to, 2)]);
         assert_eq!(stage.over(from, Received::End), []);
-        assert_eq!(stage.sent(to, Ok(7)), [Cmd::FinishWriting { side: to }]);
+        assert_eq!(stage.sent(to, Ok(7)), [StreamCmd::FinishWriting { side: to }]);
         assert_eq!(stage.relay.delivered(from), 17);
     }
     assert_eq!(stage.relay.progress(), Progress::Over(EndReason::Finished));
@@ -110,7 +110,7 @@ fn scarce() -> (Stage, Vec<Buf>) {
     let held = (0..128).map(|_| stage.pool.take(Class::Small).unwrap()).collect();
     let said = &mut stage.said;
     stage.relay.advance(&mut stage.pool, stage.features, &mut |cmd| said.push(cmd));
-    let asked = [Backend, Client].map(|side| Cmd::AwaitRoom { side, first: true });
+    let asked = [Backend, Client].map(|side| StreamCmd::AwaitRoom { side, first: true });
     assert_eq!(stage.said(), asked, "nothing is received before there is room for it");
     (stage, held)
 }
@@ -118,7 +118,7 @@ fn scarce() -> (Stage, Vec<Buf>) {
 #[test]
 fn a_scarce_block_is_taken_when_its_bytes_have_room_and_not_before() {
     let (mut stage, _held) = scarce();
-    let last = [Cmd::Receive { side: Client, how: Intake::Last { wait_first: true } }];
+    let last = [StreamCmd::Receive { side: Client, how: Intake::Last { wait_first: true } }];
     assert_eq!(stage.handle(Event::Room { side: Backend }), last);
     let buf = stage.pool.take(Class::Small).unwrap();
     let mut buf = buf;
@@ -126,7 +126,7 @@ fn a_scarce_block_is_taken_when_its_bytes_have_room_and_not_before() {
     let said = stage.over(Client, Received::Data(buf));
     assert_eq!(sends(&said), [(Backend, 1)]);
     assert_eq!(said.len(), 1, "a block that is on its way is enough");
-    let again = [Cmd::AwaitRoom { side: Backend, first: false }];
+    let again = [StreamCmd::AwaitRoom { side: Backend, first: false }];
     assert_eq!(stage.sent(Backend, Ok(5)), again);
     assert_eq!(stage.pool.free(Class::Small), 128, "who takes no more holds none");
 }
@@ -139,7 +139,7 @@ fn a_flow_that_found_no_block_waits_for_its_reader_like_all_others() {
     assert!(stage.relay.is_starved(Client));
     let (said, features) = (&mut stage.said, stage.features);
     stage.relay.feed(Client, &mut stage.pool, features, &mut |cmd| said.push(cmd));
-    let last = [Cmd::Receive { side: Client, how: Intake::Last { wait_first: true } }];
+    let last = [StreamCmd::Receive { side: Client, how: Intake::Last { wait_first: true } }];
     assert_eq!(stage.said(), last, "it had seen room, and has sent nothing since");
 }
 
@@ -163,7 +163,7 @@ fn a_session_that_was_held_back_is_not_ended_as_if_it_were_whole() {
     assert!(stage.relay.is_truncated());
     let said = &mut stage.said;
     stage.relay.stop(&mut |cmd| said.push(cmd));
-    let taken_back = Side::BOTH.map(|side| Cmd::CancelRoom { side });
+    let taken_back = Side::BOTH.map(|side| StreamCmd::CancelRoom { side });
     assert_eq!(stage.said(), taken_back);
     for side in Side::BOTH {
         assert!(stage.relay.in_flight());
@@ -178,7 +178,7 @@ fn the_rest_of_a_short_send_goes_out_first() {
     stage.data(Client, 10);
     stage.data(Client, 20);
     let said = stage.sent(Backend, Ok(4));
-    let [Cmd::Send { side: Backend, what }] = said[..] else { panic!("{said:?}") };
+    let [StreamCmd::Send { side: Backend, what }] = said[..] else { panic!("{said:?}") };
     let lengths: Vec<_> = stage.pool.pieces(what).map(<[u8]>::len).collect();
     assert_eq!(lengths, [6, 20]);
 }
@@ -186,8 +186,8 @@ fn the_rest_of_a_short_send_goes_out_first() {
 #[test]
 fn an_end_after_a_short_send_is_believed_when_the_rest_has_gone_out() {
     for (rest, then) in [
-        (Ok(6), vec![Cmd::FinishWriting { side: Client }]),
-        (Err(Errno::EPIPE), vec![Cmd::CancelReceive { side: Client }]),
+        (Ok(6), vec![StreamCmd::FinishWriting { side: Client }]),
+        (Err(Errno::EPIPE), vec![StreamCmd::CancelReceive { side: Client }]),
     ] {
         let mut stage = Stage::new();
         stage.data(Client, 10);
@@ -202,13 +202,13 @@ fn an_end_after_a_short_send_is_believed_when_the_rest_has_gone_out() {
 #[test]
 fn an_end_that_a_step_finds_is_believed_when_the_send_beside_it_is_over() {
     for (result, then) in [
-        (Ok(10), vec![Cmd::FinishWriting { side: Backend }]),
-        (Err(Errno::EPIPE), vec![Cmd::CancelReceive { side: Backend }]),
+        (Ok(10), vec![StreamCmd::FinishWriting { side: Backend }]),
+        (Err(Errno::EPIPE), vec![StreamCmd::CancelReceive { side: Backend }]),
     ] {
         let mut stage = Stage::splicing(Client);
         assert_eq!(sends(&stage.data(Backend, 10)), [(Client, 1)]);
         let said = stage.spliced(Client, 0, 0, Splice::Ended);
-        assert_eq!(said, [Cmd::EndSplice { side: Client }], "it may be a reset");
+        assert_eq!(said, [StreamCmd::EndSplice { side: Client }], "it may be a reset");
         assert_eq!(stage.sent(Client, result), then);
     }
     let mut stage = Stage::splicing(Client);
@@ -228,7 +228,7 @@ fn an_end_beside_a_step_that_did_not_come_to_its_end_is_believed_when_the_pipe_i
         stage.spliced(Client, 5, 100, Splice::Moved);
         assert_eq!(stage.over(Backend, Received::End), [], "it may be a reset");
         let said = stage.spliced(Client, 100, 0, step);
-        let believed = said.contains(&Cmd::FinishWriting { side: Client });
+        let believed = said.contains(&StreamCmd::FinishWriting { side: Client });
         assert_eq!(believed, reason.is_none(), "{said:?}");
         let over = reason.map(Progress::Over);
         assert_eq!(stage.relay.progress(), over.unwrap_or(Progress::HalfClosed));
@@ -239,9 +239,9 @@ fn an_end_beside_a_step_that_did_not_come_to_its_end_is_believed_when_the_pipe_i
 fn an_end_is_passed_on_though_a_pipe_the_other_way_is_full() {
     let mut stage = Stage::splicing(Client);
     let full = stage.spliced(Client, 5, 100, Splice::Full);
-    assert_eq!(full, [Cmd::Splice { side: Client, when: When::Writable }]);
+    assert_eq!(full, [StreamCmd::Splice { side: Client, when: When::Writable }]);
     let said = stage.over(Backend, Received::End);
-    assert_eq!(said, [Cmd::FinishWriting { side: Client }]);
+    assert_eq!(said, [StreamCmd::FinishWriting { side: Client }]);
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn what_is_in_a_pipe_when_a_session_ends_is_not_forgotten() {
     stage.spliced(Client, 5, 100, Splice::Full);
     let said = &mut stage.said;
     stage.relay.stop(&mut |cmd| said.push(cmd));
-    assert!(stage.said().contains(&Cmd::CancelSplice { side: Client }));
+    assert!(stage.said().contains(&StreamCmd::CancelSplice { side: Client }));
     let how = Spliced::Stopped;
     let event = Event::Spliced { side: Client, moved: 0, held: 0, how };
     stage.relay.settle(event, &mut stage.pool);
@@ -326,11 +326,14 @@ fn a_session_is_over_when_neither_side_can_be_written_to() {
     let mut stage = Stage::new();
     stage.data(Client, 10);
     stage.data(Backend, 10);
-    let both = [Backend, Client].map(|side| Cmd::CancelReceive { side });
+    let both = [Backend, Client].map(|side| StreamCmd::CancelReceive { side });
     assert_eq!(stage.sent(Backend, Err(Errno::EPIPE)), both);
     assert_eq!(stage.relay.progress(), Progress::Running, "the backend may have said more");
     let again = stage.over(Backend, Received::Stopped);
-    assert!(matches!(again[..], [Cmd::Receive { side: Backend, .. }]), "looks again: {again:?}");
+    assert!(
+        matches!(again[..], [StreamCmd::Receive { side: Backend, .. }]),
+        "looks again: {again:?}"
+    );
     stage.sent(Client, Err(Errno::EPIPE));
     assert_eq!(stage.relay.progress(), Progress::Over(EndReason::ClientReset));
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use super::*;
-use crate::ring::{Done, Settings, sys};
+use crate::ring::{Done, RingSettings, sys};
 
 const RECEIVE: Tag = Tag { kind: 1, generation: 5, slot: 9 };
 const PENDING: Tag = Tag { kind: 3, generation: 5, slot: 0 };
@@ -18,7 +18,7 @@ struct Stage {
 }
 
 fn stage(address: &str, blocks: usize) -> Stage {
-    let settings = Settings { small_blocks: 64, large_blocks: 4, datagram_blocks: blocks };
+    let settings = RingSettings { small_blocks: 64, large_blocks: 4, datagram_blocks: blocks };
     let mut ring = Ring::new(settings).unwrap();
     let door = sys::datagram_door(address.parse().unwrap(), false, true).unwrap();
     let at = sys::local(door.as_fd()).unwrap();

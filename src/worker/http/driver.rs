@@ -129,7 +129,7 @@ impl HttpDriver {
         self.commands.clear();
     }
 
-    fn operate(&mut self, conn: Conn, what: proxy::Cmd, turn: &mut Turn<'_>) {
+    fn operate(&mut self, conn: Conn, what: proxy::StreamCmd, turn: &mut Turn<'_>) {
         let (key, side) = end_of(conn);
         debug_assert_eq!(side, what.side(), "users are clients, links lead to backends");
         self.streams.operate(key, what, turn);

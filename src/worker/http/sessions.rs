@@ -31,7 +31,7 @@ use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, Protocol, ServiceId};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
-use crate::proxy::http::{self, Assigned, Context, Gateway, Journal, Kit, Settings};
+use crate::proxy::http::{self, Assigned, Context, Gateway, GatewaySettings, Journal, Kit};
 use crate::proxy::line::{Features, Line};
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::Pool;
@@ -70,7 +70,7 @@ pub enum Cmd {
     /// On that connection; the command names its side.
     Wire {
         conn: Conn,
-        what: proxy::Cmd,
+        what: proxy::StreamCmd,
     },
     /// Ask how the connection's send queue stands, and tell [`Sessions::told`] at once.
     Look {
@@ -88,7 +88,7 @@ pub type Cx<'a> = cx::Cx<'a, Cmd>;
 
 /// The gateways of one worker.
 pub struct Sessions {
-    settings: Settings,
+    settings: GatewaySettings,
     features: Features,
     journal: Box<dyn Journal>,
     kit: Kit,
@@ -113,7 +113,7 @@ pub struct Sessions {
     stopping: bool,
     starved: Starved<Conn>,
     /// What the gateway being called asks for.
-    wanted: Vec<http::Cmd>,
+    wanted: Vec<http::GatewayCmd>,
 }
 
 struct User {
@@ -192,7 +192,7 @@ enum State {
 
 impl Sessions {
     pub fn new(
-        settings: Settings,
+        settings: GatewaySettings,
         features: Features,
         journal: Box<dyn Journal>,
         now: Now,
@@ -449,9 +449,9 @@ impl Sessions {
         while let Some(wanted) = self.wanted.get(next).copied() {
             next += 1;
             match wanted {
-                http::Cmd::Wire(what) => self.wire(key, what, cx),
-                http::Cmd::Obtain(wish) => self.obtain(key, wish, cx),
-                http::Cmd::Release => self.release(key, cx),
+                http::GatewayCmd::Wire(what) => self.wire(key, what, cx),
+                http::GatewayCmd::Obtain(wish) => self.obtain(key, wish, cx),
+                http::GatewayCmd::Release => self.release(key, cx),
             }
         }
         self.wanted.clear();
@@ -473,7 +473,7 @@ impl Sessions {
         self.close_user_if_settled(key, cx);
     }
 
-    fn wire(&mut self, key: Key, what: proxy::Cmd, cx: &mut Cx<'_>) {
+    fn wire(&mut self, key: Key, what: proxy::StreamCmd, cx: &mut Cx<'_>) {
         let link = self.users.get(key).and_then(|user| user.link);
         match (what.side(), link) {
             (Side::Client, _) => cx.out.push(Cmd::Wire { conn: Conn::User(key), what }),

@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
-use super::sessions::{Cmd, Sessions, Settings};
+use super::sessions::{Cmd, Sessions};
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
+use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
 use crate::ring::{Done, Ring, Until, sys};
 use crate::worker::driver::{Driver, Turn};
@@ -34,9 +35,9 @@ pub struct TcpDriver {
 
 impl TcpDriver {
     /// `listener`: the TCP door, if there is one.
-    pub fn new(settings: Settings, listener: Option<OwnedFd>, now: Now) -> TcpDriver {
+    pub fn new(features: Features, listener: Option<OwnedFd>, now: Now) -> TcpDriver {
         TcpDriver {
-            sessions: Sessions::new(settings, now),
+            sessions: Sessions::new(features, now),
             streams: Streams::new(listener, None),
             splices: Splices::new(),
             commands: Vec::with_capacity(COMMANDS),
@@ -157,14 +158,14 @@ impl TcpDriver {
         self.commands.clear();
     }
 
-    fn relay(&mut self, key: Key, what: proxy::Cmd, turn: &mut Turn<'_>) {
+    fn relay(&mut self, key: Key, what: proxy::StreamCmd, turn: &mut Turn<'_>) {
         match what {
-            proxy::Cmd::Splice { side, when } => self.plan_splice((key, side), when, turn),
-            proxy::Cmd::CancelSplice { side } => match self.splices.forget((key, side)) {
+            proxy::StreamCmd::Splice { side, when } => self.plan_splice((key, side), when, turn),
+            proxy::StreamCmd::CancelSplice { side } => match self.splices.forget((key, side)) {
                 true => self.spliced((key, side), (0, 0, Spliced::Stopped), turn),
                 false => turn.ring.cancel(Streams::tag(SPLICE, (key, side))),
             },
-            proxy::Cmd::EndSplice { side } => self.splices.end((key, side)),
+            proxy::StreamCmd::EndSplice { side } => self.splices.end((key, side)),
             what => self.streams.operate(key, what, turn),
         }
     }
@@ -222,18 +223,16 @@ impl TcpDriver {
 mod tests {
     use super::*;
     use crate::cluster::Snapshot;
-    use crate::proxy::line::Features;
     use crate::ring;
     use crate::worker::books::tests::joined;
 
     #[test]
     fn a_message_of_another_driver_makes_the_next_steps_smaller() {
-        let mut ring = Ring::new(ring::Settings::with_bytes(1 << 20, false)).unwrap();
+        let mut ring = Ring::new(ring::RingSettings::with_bytes(1 << 20, false)).unwrap();
         let mut joined = joined(Snapshot::default(), 1);
         let features = Features { receive_cap: true, splice: true };
-        let settings = Settings { features };
         let now = Now::from_nanos(1_000_000_000);
-        let mut driver = TcpDriver::new(settings, None, now);
+        let mut driver = TcpDriver::new(features, None, now);
         let alone = driver.splices.bytes_max(now);
         let mut turn = Turn { now, ring: &mut ring, books: &mut joined.books };
         driver.step(Now::default(), &mut turn);

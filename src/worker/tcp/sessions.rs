@@ -56,7 +56,7 @@ pub enum Cmd {
     },
     Relay {
         key: Key,
-        what: proxy::Cmd,
+        what: proxy::StreamCmd,
     },
     /// Ask how the send queues of both sockets stand, and tell [`Sessions::told`] at once.
     Look {
@@ -72,14 +72,8 @@ pub enum Cmd {
 /// What every decision about a session is handed.
 pub type Cx<'a> = cx::Cx<'a, Cmd>;
 
-/// What does not change while the worker runs.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub features: Features,
-}
-
 pub struct Sessions {
-    settings: Settings,
+    features: Features,
     slots: Slots<Session>,
     deadlines: Wheel,
     starved: Starved<(Key, Side)>,
@@ -126,9 +120,9 @@ struct Tried {
 }
 
 impl Sessions {
-    pub fn new(settings: Settings, now: Now) -> Sessions {
+    pub fn new(features: Features, now: Now) -> Sessions {
         Sessions {
-            settings,
+            features,
             slots: Slots::default(),
             deadlines: Wheel::new(now),
             starved: Starved::new(now),
@@ -215,7 +209,7 @@ impl Sessions {
         }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         let was_unsure = session.relay.is_unsure();
-        session.relay.handle(event, cx.pool, self.settings.features, relay_out);
+        session.relay.handle(event, cx.pool, self.features, relay_out);
         if !was_unsure && session.relay.is_unsure() {
             self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         }
@@ -281,7 +275,7 @@ impl Sessions {
             return false;
         }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
-        session.relay.feed(side, cx.pool, self.settings.features, relay_out);
+        session.relay.feed(side, cx.pool, self.features, relay_out);
         true
     }
 
@@ -316,7 +310,7 @@ impl Sessions {
         session.active = cx.now;
         self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
-        session.relay.advance(cx.pool, self.settings.features, relay_out);
+        session.relay.advance(cx.pool, self.features, relay_out);
     }
 
     fn retry(&mut self, key: Key, errno: Errno, cx: &mut Cx<'_>) {

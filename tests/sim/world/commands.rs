@@ -54,7 +54,7 @@ impl World {
         self.take_reports();
     }
 
-    fn relay(&mut self, key: Key, what: proxy::Cmd) {
+    fn relay(&mut self, key: Key, what: proxy::StreamCmd) {
         self.laws.asks(self.now, key, &what, &self.pool, &self.conns);
         let socket = |side: Side| {
             self.sockets[key.place as usize][side as usize].expect("a relay has two sockets")
@@ -62,7 +62,7 @@ impl World {
         let receive = |side| Tag { kind: Kind::Receive(side), key };
         let send = |side| Tag { kind: Kind::Send(side), key };
         match what {
-            proxy::Cmd::Receive { side, how } => {
+            proxy::StreamCmd::Receive { side, how } => {
                 let left = match how {
                     Intake::Many { bytes_max } => bytes_max,
                     Intake::Once { .. } | Intake::Last { .. } => u32::MAX,
@@ -73,28 +73,28 @@ impl World {
                     Work::Receive { how, left },
                 ));
             }
-            proxy::Cmd::Send { side, what } => {
+            proxy::StreamCmd::Send { side, what } => {
                 let bytes = self.pool.pieces(what).map(|piece| piece.len() as u64).sum();
                 let work = Work::Send { what, bytes, taken: 0 };
                 self.kernel.submit(Op::new(send(side), socket(side), work));
             }
-            proxy::Cmd::AwaitRoom { side, .. } => {
+            proxy::StreamCmd::AwaitRoom { side, .. } => {
                 let work = Work::Wait { until: Until::Roomy };
                 let tag = Tag { kind: Kind::Room(side), key };
                 self.kernel.submit(Op::new(tag, socket(side), work));
             }
-            proxy::Cmd::CancelRoom { side } => {
+            proxy::StreamCmd::CancelRoom { side } => {
                 self.kernel.cancel(Tag { kind: Kind::Room(side), key });
             }
-            proxy::Cmd::FinishWriting { side } => self.conns[socket(side)].finish_writing(),
-            proxy::Cmd::CancelReceive { side } => self.kernel.cancel(receive(side)),
-            proxy::Cmd::CancelSend { side } => self.kernel.cancel(send(side)),
-            proxy::Cmd::Splice { side, when } => self.plan_splice((key, side), when),
-            proxy::Cmd::CancelSplice { side } => match self.pipes.forget((key, side)) {
+            proxy::StreamCmd::FinishWriting { side } => self.conns[socket(side)].finish_writing(),
+            proxy::StreamCmd::CancelReceive { side } => self.kernel.cancel(receive(side)),
+            proxy::StreamCmd::CancelSend { side } => self.kernel.cancel(send(side)),
+            proxy::StreamCmd::Splice { side, when } => self.plan_splice((key, side), when),
+            proxy::StreamCmd::CancelSplice { side } => match self.pipes.forget((key, side)) {
                 true => self.spliced((key, side), (0, 0, Spliced::Stopped)),
                 false => self.kernel.cancel(Tag { kind: Kind::Splice(side), key }),
             },
-            proxy::Cmd::EndSplice { side } => drop(self.pipes.end((key, side))),
+            proxy::StreamCmd::EndSplice { side } => drop(self.pipes.end((key, side))),
         }
     }
 

@@ -114,7 +114,7 @@ impl Sessions {
         session.phase = Phase::Parting(Parting::new(reason, ordered, cx.now, spent));
         session.look_at = Now::NEVER;
         for side in Side::BOTH.into_iter().filter(|side| session.relay.is_spliced(*side)) {
-            cx.out.push(Cmd::Relay { key, what: proxy::Cmd::EndSplice { side } });
+            cx.out.push(Cmd::Relay { key, what: proxy::StreamCmd::EndSplice { side } });
         }
         self.deadlines.cancel(key.place);
         cx.out.push(Cmd::Look { key });

@@ -39,9 +39,8 @@ impl Stage {
         let snapshot = Snapshot::default().with(&backends(&vec![1; count]));
         let Joined { books, control, .. } = joined(snapshot, 1000);
         let features = Features { receive_cap: true, splice: false };
-        let settings = Settings { features };
         Stage {
-            sessions: Sessions::new(settings, START),
+            sessions: Sessions::new(features, START),
             books,
             control,
             pool: Pool::new(256, 16),
