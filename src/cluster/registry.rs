@@ -257,13 +257,13 @@ impl Registry {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service
     }
 
-    /// Gives every service these terms. Says whether workers would see a difference, as
+    /// Gives each service its terms. Says whether workers would see a difference, as
     /// [`Applied::changed`] does.
-    pub fn agree(&mut self, terms: Terms) -> bool {
+    pub fn agree(&mut self, terms_of: impl Fn(&Service) -> Terms) -> bool {
         let services = self.rosters.values_mut().map(|roster| &mut roster.service);
         services.fold(false, |changed, service| {
-            let before = std::mem::replace(&mut service.terms, terms);
-            changed | (before != terms)
+            let terms = terms_of(service);
+            changed | (std::mem::replace(&mut service.terms, terms) != terms)
         })
     }
 

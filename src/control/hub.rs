@@ -123,7 +123,7 @@ impl Hub {
         let pulse = Pulse::new(&workers, now);
         let snapshot = snapshots.current();
         let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
-        registry.agree(config.terms());
+        registry.agree(|service| config.terms_by_name(&service.name));
         Hub {
             config,
             registry,
@@ -247,7 +247,7 @@ impl Hub {
 
     /// Goes on by other settings, and the workers with it from their next turn.
     pub fn reloaded(&mut self, config: Config) {
-        let other_terms = self.registry.agree(config.terms());
+        let other_terms = self.registry.agree(|service| config.terms_by_name(&service.name));
         if other_terms || config.reports_sessions() != self.snapshot.report_sessions {
             self.publication.ask();
         }
