@@ -1,7 +1,7 @@
 //! Services and their backends: who is registered, on which terms users are served, and the frozen
-//! [`Snapshot`] that workers balance over. `registry` is the one mutable truth, `service` and `snapshot`
-//! are what it is frozen into, and `rotation` is the order in which a pool is served. The choice for one
-//! user is `balance`'s.
+//! [`Snapshot`] that workers balance over. `registry` is the one mutable truth, `service` and
+//! `snapshot` are what it is frozen into, and `rotation` is the order in which a pool is served. The
+//! choice for one user is up to `balance`.
 
 pub mod backend;
 pub mod registry;

@@ -10,8 +10,8 @@ pub struct Seats {
     max: AtomicUsize,
 }
 
-/// A seat that is taken. Dropped, it goes back to where it was taken from, whatever has become of the
-/// service meanwhile.
+/// A taken seat. Dropping it returns it to the limit that it was taken from, whatever has become of
+/// the service in the meantime.
 #[derive(Debug)]
 pub struct Seat(Arc<Seats>);
 
