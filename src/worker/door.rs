@@ -12,9 +12,9 @@ use crate::base::time::Now;
 use crate::cluster::ServiceId;
 use crate::ring::{Done, Ring, Tag, sys};
 
-/// How long to wait where accepting again at once would not help.
+/// How long to wait when accepting again at once would not help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections taken out of a closing listener's queue at most.
+/// The most connections taken out of a closing listener's queue.
 const BACKLOG_MAX: usize = 4096;
 
 /// A listener and the service whose users come to it.
@@ -23,7 +23,7 @@ pub struct Listener {
     pub service: ServiceId,
 }
 
-/// What an accept brought.
+/// The outcome of an accept.
 pub enum Arrival {
     User(OwnedFd, ServiceId),
     /// Accepted only to be turned away: the process is out of descriptors.
@@ -147,7 +147,7 @@ impl Doors {
         self.next_try
     }
 
-    /// Accepts no more. Users already in the listeners' queues are handed out: the kernel has told them
+    /// Stops accepting. Users already in the listeners' queues are handed out: the kernel has told them
     /// that they are connected.
     pub fn close(&mut self, ring: &mut Ring) -> impl Iterator<Item = (OwnedFd, ServiceId)> + use<> {
         self.next_try = None;
