@@ -91,7 +91,7 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Refuses two services with the same claim.
+    /// Refuses two services with the same claim; one service may repeat its own.
     pub fn new(claims: impl IntoIterator<Item = Claim>) -> Result<Routes, Conflict> {
         let mut routes = Routes::default();
         for Claim { host, path, service } in claims {
@@ -105,7 +105,7 @@ impl Routes {
                 }
                 Host::Rest => &mut routes.rest,
             };
-            if let Some(other) = paths.add(path, service) {
+            if let Some(other) = paths.add(path, service).filter(|other| *other != service) {
                 return Err(Conflict { host, path: path.into(), services: [other, service] });
             }
         }
@@ -344,6 +344,8 @@ mod tests {
             let conflict = Routes::new([first, second].map(claim_of)).unwrap_err();
             assert_eq!(conflict.services, [ServiceId(1), ServiceId(2)]);
         }
+        let twice = [("a.b", "/x", 1), ("A.b.", "/x/", 1)].map(claim_of);
+        assert!(Routes::new(twice).is_ok(), "it says the same again");
     }
 
     #[test]
