@@ -1,6 +1,6 @@
-//! A service: a named pool of backends, and the terms on which its users are served. Owns what a service
-//! consists of and how its pool is frozen; who is in the pool is `registry`'s, and the choice for one
-//! user is `balance`'s.
+//! A service: a named pool of backends, and the terms on which its users are served. Owns what a
+//! service consists of and how its pool is frozen; who is in the pool is up to `registry`, and the
+//! choice for one user is up to `balance`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +24,8 @@ pub struct Service {
     pub pool: Arc<Pool>,
 }
 
-/// What the operator may change about a service while its sessions run. A session keeps the backend that
-/// it has, and a deadline that is already set stands until the session next moves.
+/// What the operator may change about a service while its sessions run. A session keeps its backend,
+/// and a deadline that is already set stands until the session next moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Terms {
     pub policy: Policy,
@@ -107,7 +107,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of these backends, which come in the order of registration.
+    /// A pool of these backends, which must be in the order of registration.
     pub fn frozen(backends: Vec<Backend>) -> Pool {
         Pool { rotation: rotation(&backends), backends: backends.into() }
     }
@@ -124,8 +124,8 @@ impl Pool {
     }
 }
 
-/// The order in which the backends are served. When all of them have been set aside they are tried all
-/// the same: a user who is refused in the end has lost nothing, and one of them may be back.
+/// The order in which the backends are served. When all of them are set aside, they are tried anyway:
+/// a user who is refused in the end has lost nothing, and one of them may be back.
 fn rotation(backends: &[Backend]) -> Rotation {
     let weights_of = |standing| -> Vec<(u16, u16)> {
         (0u16..)

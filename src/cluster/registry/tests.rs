@@ -1,4 +1,4 @@
-//! What the registry makes of changes, as a table of behaviour.
+//! How the registry responds to changes, as a table of behaviour.
 
 use super::*;
 use crate::cluster::{Policy, Protocol};
@@ -8,7 +8,7 @@ const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
 const UDP: ServiceId = ServiceId::built_in(Protocol::Udp);
 const API: ServiceId = ServiceId::built_in(Protocol::Api);
 
-/// The built-in services, and room for so many backends.
+/// A registry of the built-in services, with room for `places` backends.
 fn registry(places: usize) -> Registry {
     Registry::new(places, &Snapshot::default().services)
 }
@@ -46,7 +46,7 @@ fn ports(snapshot: &Snapshot, service: ServiceId) -> Vec<u16> {
     turns.map(|place| pool.backends[usize::from(place)].address.port()).collect()
 }
 
-/// Applies a change that makes a difference, and what workers get to see of it.
+/// Applies a change that makes a difference, and returns what workers see of it.
 fn shown(registry: &mut Registry, change: Change) -> Snapshot {
     assert!(registry.apply(change, NOW).unwrap().changed);
     registry.freeze(true)
@@ -173,10 +173,10 @@ fn an_operator_drains_a_backend_of_any_source_by_its_id() {
     assert_eq!((again.backend, again.changed), (Some(id), false));
     let backend = BackendId(99);
     assert_eq!(registry.apply(drain(backend), NOW).unwrap_err(), Fault::Unknown { backend });
-    assert!(registry.apply(unregister(1, TCP, 80), NOW).is_ok(), "it is still its own");
+    assert!(registry.apply(unregister(1, TCP, 80), NOW).is_ok(), "it still belongs to its source");
 }
 
-/// The services of the second snapshot that have another pool than in the first.
+/// The services whose pool in the second snapshot is not that of the first.
 fn refrozen(before: &Snapshot, after: &Snapshot) -> Vec<ServiceId> {
     let pairs = before.services.iter().zip(&after.services);
     let changed = pairs.filter(|(one, other)| !Arc::ptr_eq(&one.pool, &other.pool));
@@ -214,7 +214,10 @@ fn other_terms_change_neither_the_pools_nor_the_turns_nor_the_seats() {
     registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
     let before = registry.freeze(true);
     let terms = Terms { policy: Policy::SourceHash, ..Terms::default() };
-    assert!(registry.agree(terms) && !registry.agree(terms), "it is news once");
+    assert!(
+        registry.agree(|_| terms) && !registry.agree(|_| terms),
+        "only the first time is it new"
+    );
     let after = registry.freeze(true);
     assert_eq!((after.version, refrozen(&before, &after)), (before.version + 1, vec![]));
     for (one, other) in before.services.iter().zip(&after.services) {
@@ -306,13 +309,13 @@ fn assert_consistent(registry: &Registry, snapshot: &Snapshot) {
         let Backend { id, service, address, .. } = entry.backend;
         assert_eq!(registry.find(service, address).map(|it| it.backend.id), Some(id));
         assert!(registry.of_source(entry.source).any(|it| it.backend.id == id));
-        assert_eq!(snapshot.get(service, id), Some(&entry.backend), "nothing old is shown");
+        assert_eq!(snapshot.get(service, id), Some(&entry.backend), "the snapshot is up to date");
     }
     let owned: usize = registry.by_source.values().map(BTreeSet::len).sum();
     assert_eq!((registry.by_address.len(), owned), (registry.len(), registry.len()));
 }
 
-/// Everybody in it is of this service, and is served as often as the weight says.
+/// Every backend in it belongs to this service, and is served as often as its weight says.
 fn assert_pool_is_consistent(service: &Service) {
     let Pool { backends, rotation } = &*service.pool;
     assert!(backends.is_sorted_by(|a, b| a.id < b.id));
