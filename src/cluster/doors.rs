@@ -2,7 +2,8 @@
 //! share a door; what their claims mean is `route`'s.
 //!
 //! A door goes by the service that its users are admitted for: of those that listen there, the one with
-//! the lowest number. Where that one takes every request there are no routes, and nothing is looked up.
+//! the lowest number. Where that one is alone and claims every request there are no routes, and nothing is
+//! looked up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,33 +11,19 @@ use std::net::SocketAddr;
 use super::ServiceId;
 use super::route::{Claim, Conflict, Host, Routes};
 
-/// An API service, where it listens, and which requests it claims there: those for any of its hosts whose
-/// path is any of its paths or below it.
+/// An API service, where it listens, and what it claims at each of these doors.
 #[derive(Clone, Debug)]
 pub struct Claimant {
     pub service: ServiceId,
     pub listen: Vec<SocketAddr>,
-    /// Empty for what nobody else claims.
-    pub hosts: Vec<Host>,
-    /// Empty for all.
-    pub paths: Vec<String>,
+    pub claims: Vec<Claim>,
 }
 
 impl Claimant {
-    fn claims(&self) -> Vec<Claim> {
-        let (rest, all) = (&[Host::Rest][..], &[String::new()][..]);
-        let hosts = if self.hosts.is_empty() { rest } else { &self.hosts };
-        let paths = if self.paths.is_empty() { all } else { &self.paths };
-        let claim = |host: &Host, path: &str| Claim {
-            host: host.clone(),
-            path: path.into(),
-            service: self.service,
-        };
-        hosts.iter().flat_map(|host| paths.iter().map(|path| claim(host, path))).collect()
-    }
-
-    fn takes_everything(&self) -> bool {
-        self.hosts.is_empty() && self.paths.iter().all(|path| path.trim_matches('/').is_empty())
+    fn claims_everything(&self) -> bool {
+        let every =
+            |claim: &Claim| claim.host == Host::Rest && claim.path.trim_matches('/').is_empty();
+        self.claims.iter().any(every)
     }
 }
 
@@ -75,8 +62,8 @@ impl Doors {
                 }
                 None => drop(known.insert(service, (address, ids))),
             }
-            if sharing.len() > 1 || !first.takes_everything() {
-                let claims = sharing.values().flat_map(|claimant| claimant.claims());
+            if sharing.len() > 1 || !first.claims_everything() {
+                let claims = sharing.values().flat_map(|claimant| claimant.claims.clone());
                 doors.0.insert(service, Routes::new(claims).map_err(Fault::Conflict)?);
             }
         }
@@ -100,12 +87,15 @@ mod tests {
     const BLOG: ServiceId = ServiceId(4);
 
     fn claimant(service: ServiceId, ports: &[u16], hosts: &[&str], paths: &[&str]) -> Claimant {
-        Claimant {
-            service,
-            listen: ports.iter().map(|port| ([192, 0, 2, 1], *port).into()).collect(),
-            hosts: hosts.iter().map(|host| Host::parse(host).unwrap()).collect(),
-            paths: paths.iter().map(|path| path.to_string()).collect(),
-        }
+        let hosts = hosts.iter().map(|host| match *host {
+            "" => Host::Rest,
+            host => Host::parse(host).unwrap(),
+        });
+        let claim =
+            |host: &Host, path: &str| Claim { host: host.clone(), path: path.into(), service };
+        let claims = hosts.flat_map(|host| paths.iter().map(move |path| claim(&host, path)));
+        let listen = ports.iter().map(|port| ([192, 0, 2, 1], *port).into());
+        Claimant { service, listen: listen.collect(), claims: claims.collect() }
     }
 
     fn found(doors: &Doors, door: ServiceId, host: &str, path: &str) -> Option<ServiceId> {
@@ -113,11 +103,11 @@ mod tests {
     }
 
     #[test]
-    fn a_door_of_one_service_that_takes_everything_needs_no_routes() {
-        for paths in [&[][..], &["/"]] {
+    fn a_door_of_one_service_that_claims_everything_needs_no_routes() {
+        for paths in [&[""][..], &["/"]] {
             let doors = Doors::new(&[
-                claimant(API, &[80], &[], &[]),
-                claimant(SHOP, &[81, 82], &[], paths),
+                claimant(API, &[80], &[""], &[""]),
+                claimant(SHOP, &[81, 82], &[""], paths),
             ]);
             let doors = doors.unwrap();
             assert!(doors.routes(API).is_none() && doors.routes(SHOP).is_none());
@@ -125,10 +115,10 @@ mod tests {
     }
 
     #[test]
-    fn a_service_without_hosts_claims_the_rest_of_its_door() {
+    fn the_rest_of_a_door_is_for_whoever_claims_it_there() {
         let doors = Doors::new(&[
-            claimant(API, &[80], &[], &[]),
-            claimant(BLOG, &[80, 81], &["blog.example"], &[]),
+            claimant(API, &[80], &[""], &[""]),
+            claimant(BLOG, &[80, 81], &["blog.example"], &[""]),
             claimant(SHOP, &[80], &["shop.example", "*.shop.example"], &["/api", "/cart"]),
         ]);
         let doors = doors.unwrap();
@@ -148,7 +138,7 @@ mod tests {
     #[test]
     fn equal_claims_at_one_door_are_refused_and_at_two_they_are_not() {
         let claims = |ports: &[u16]| {
-            Doors::new(&[claimant(API, &[80], &[], &[]), claimant(SHOP, ports, &[], &[])])
+            Doors::new(&[claimant(API, &[80], &[""], &[""]), claimant(SHOP, ports, &[""], &[""])])
         };
         let services = [API, SHOP];
         let conflict = Conflict { host: Host::Rest, path: "".into(), services };
@@ -159,15 +149,15 @@ mod tests {
     #[test]
     fn a_service_does_not_stand_for_two_doors_that_differ() {
         let doors = Doors::new(&[
-            claimant(SHOP, &[80, 81], &["shop.example"], &[]),
-            claimant(BLOG, &[81], &["blog.example"], &[]),
+            claimant(SHOP, &[80, 81], &["shop.example"], &[""]),
+            claimant(BLOG, &[81], &["blog.example"], &[""]),
         ]);
         let [one, other] = [80, 81].map(|port| ([192, 0, 2, 1], port).into());
         let fault = Fault::Unequal { service: SHOP, doors: [one, other] };
         assert_eq!(doors.unwrap_err(), fault);
         let doors = Doors::new(&[
-            claimant(SHOP, &[80, 81], &["shop.example"], &[]),
-            claimant(BLOG, &[80, 81], &["blog.example"], &[]),
+            claimant(SHOP, &[80, 81], &["shop.example"], &[""]),
+            claimant(BLOG, &[80, 81], &["blog.example"], &[""]),
         ]);
         assert_eq!(found(&doors.unwrap(), SHOP, "blog.example", "/"), Some(BLOG));
     }
