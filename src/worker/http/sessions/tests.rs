@@ -22,15 +22,15 @@ const SHOP: ServiceId = ServiceId(3);
 const BLOG: ServiceId = ServiceId(4);
 const EMPTY: ServiceId = ServiceId(5);
 
-/// The built-in API service and three that share its door, each with one backend but the last. Their
-/// connecting takes as many seconds, at most, as their number says.
+/// The built-in API service and three that share its door, each with one backend but the last. They
+/// have ten times as many seconds for a connection as their number says.
 fn snapshot() -> Snapshot {
     let built_in = Snapshot::default();
     let mut services = built_in.services.to_vec();
     for (id, name) in [(SHOP, "shop"), (BLOG, "blog"), (EMPTY, "empty")] {
         let mut service = Service { id, name: name.into(), ..services[2].clone() };
         service.seats = Arc::new(Seats::new(0));
-        service.terms.timeouts.connect = Duration::from_secs(u64::from(id.0));
+        service.terms.timeouts.connect = Duration::from_secs(10 * u64::from(id.0));
         services.push(service);
     }
     let claimants = [
@@ -214,7 +214,7 @@ fn a_connection_attempt_has_the_patience_of_the_requests_service() {
     let mut stage = Stage::new();
     let user = stage.user();
     assert!(stage.ask(user, BLOGGING).1.is_some());
-    for (seconds, given_up) in [(3, false), (5, true)] {
+    for (seconds, given_up) in [(38, false), (42, true)] {
         stage.now = START.plus(Duration::from_secs(seconds));
         stage.act(|sessions, cx| sessions.expire(cx));
         let cancels = stage.out.iter().any(|cmd| matches!(cmd, Cmd::CancelConnect { .. }));
