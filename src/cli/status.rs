@@ -146,7 +146,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
     let look = match backend.state {
         BackendState::Serving => Look::Good,
         BackendState::Draining => Look::Warning,
-        BackendState::Aside | BackendState::Left => Look::Bad,
+        BackendState::Aside | BackendState::Failing | BackendState::Left => Look::Bad,
     };
     let share = match backend.round {
         0 => "-".to_owned(),

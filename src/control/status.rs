@@ -129,6 +129,8 @@ pub enum BackendState {
     Serving,
     /// Its data port refused a connection; it returns once one succeeds.
     Aside,
+    /// Its check fails, or has yet to pass for the first time.
+    Failing,
     /// It keeps its sessions and gets no new ones.
     Draining,
     /// No longer registered, but some of its sessions are still running.
@@ -141,6 +143,7 @@ impl BackendState {
         match self {
             BackendState::Serving => "serving",
             BackendState::Aside => "aside",
+            BackendState::Failing => "failing",
             BackendState::Draining => "draining",
             BackendState::Left => "left",
         }
@@ -254,7 +257,12 @@ mod tests {
 
     #[test]
     fn states_and_protocols_are_lower_case_words() {
-        for state in [BackendState::Serving, BackendState::Aside, BackendState::Draining] {
+        for state in [
+            BackendState::Serving,
+            BackendState::Aside,
+            BackendState::Failing,
+            BackendState::Draining,
+        ] {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.name()));
         }
         assert_eq!(serde_json::to_string(&RunState::Draining).unwrap(), r#""draining""#);

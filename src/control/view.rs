@@ -66,6 +66,7 @@ pub fn state(standing: Standing) -> BackendState {
     match standing {
         Standing::Serving => BackendState::Serving,
         Standing::Aside => BackendState::Aside,
+        Standing::Failing => BackendState::Failing,
         Standing::Draining => BackendState::Draining,
     }
 }

@@ -39,7 +39,7 @@ impl Hub {
                 self.hold(wanted.source);
             }
             Change::Unregister { source, .. } => {
-                self.left(applied, "unregistered", now);
+                self.left(applied, source.why_left(), now);
                 self.hold(source);
             }
             Change::Drain { source, lasts, .. } => {
@@ -57,7 +57,8 @@ impl Hub {
                 self.revivals.entry(backend).or_default().restored(now);
                 self.counters.backends_restored.one();
             }
-            Change::SetAside { .. } | Change::Restore { .. } | Change::Weigh { .. } => {}
+            Change::SetAside { .. } | Change::Restore { .. } => {}
+            Change::Judge { .. } | Change::Weigh { .. } => {}
         }
     }
 
