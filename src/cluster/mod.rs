@@ -1,11 +1,12 @@
 //! Services and their backends: who is registered, on which terms users are served, and the frozen
 //! [`Snapshot`] that workers balance over. `registry` is the one mutable truth, `service` and `snapshot`
-//! are what it is frozen into, and `rotation` is the order in which a pool is served. The choice for one
-//! user is `balance`'s.
+//! are what it is frozen into, `rotation` is the order in which a pool is served, and `route` tells which
+//! service an API request is for. The choice for one user is `balance`'s.
 
 pub mod backend;
 pub mod registry;
 pub mod rotation;
+pub mod route;
 pub mod seats;
 pub mod service;
 pub mod snapshot;
