@@ -13,10 +13,10 @@
 //!                                       +--------------+---------------------------------------------+
 //! ```
 //!
-//! Inside a worker, bytes and decisions flow one way: accept, pick, session, relay. Nothing calls back.
-//! A worker never waits for the control core: without a snapshot it refuses users, with a stale one it
-//! carries on. A snapshot holds every service with its backends and its terms, so whatever changes while
-//! the balancer runs, a registration or a reload, is one more of them.
+//! Inside a worker, bytes and decisions flow one way: accept, pick, session, relay. Nothing calls
+//! back. A worker never waits for the control core: without a snapshot it refuses users, with a stale
+//! one it carries on. A snapshot holds every service with its backends and its terms, so every change
+//! while the balancer runs, a registration or a reload, is one more snapshot.
 //!
 //! # Where to look
 //!

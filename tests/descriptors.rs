@@ -1,5 +1,5 @@
-//! What becomes of a user when the process has no descriptor left for the connection to a backend. In a
-//! process of its own, because the limit is the process's.
+//! What happens to a user when the process has no descriptor left for a connection to a backend. Runs
+//! in a process of its own, because the limit applies to the whole process.
 
 mod common {
     pub mod wait;
@@ -48,7 +48,7 @@ impl Drop for Scarcity {
     }
 }
 
-/// A backend that answers every connection's first bytes with the same.
+/// A backend that answers the first bytes of every connection with `ANSWER`.
 fn backend() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -60,7 +60,7 @@ fn backend() -> SocketAddr {
     address
 }
 
-/// Asks for something, and reads what comes until the end.
+/// Sends a request, and reads the answer until the connection ends.
 fn ask(door: SocketAddr) -> io::Result<Vec<u8>> {
     let mut user = TcpStream::connect(door)?;
     user.set_read_timeout(Some(PATIENCE))?;
@@ -102,7 +102,7 @@ fn a_user_for_whom_no_socket_can_be_opened_is_turned_away_and_no_backend_is_blam
     for (number, door) in [plane.tcp, plane.api].into_iter().flatten().enumerate() {
         let served = || ask(door).ok().filter(|said| said.ends_with(b"ok"));
         wait_for("an answer", served);
-        // A spare connection could serve the next request: with its backend's end, it goes.
+        // A spare connection could serve the next request; it goes when its backend closes it.
         wait_for("the end of the sessions", || (counters.sessions_active.get() == 0).then_some(()));
         wait_for("the end of spares", || (counters.api_upstream_idle.get() == 0).then_some(()));
         // One for the user's end, and one for ours.

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use lb::cluster::Protocol;
 use lb::config::Config;
-use lb::config::keys::{Effect, KEYS};
+use lb::config::keys::{Effect, KEYS, Key};
+use lb::config::services::{SERVICE_KEYS, ServiceConfig};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -80,17 +82,23 @@ fn holds_block(document_name: &str, name: &str, rows: &str) {
 
 #[test]
 fn the_settings_are_those_of_the_program() {
-    let defaults = Config::default();
+    holds_block("deploy/doc/settings.md", "settings", &table_of(KEYS, &Config::default()));
+    let service = ServiceConfig::new("example", Protocol::Tcp);
+    holds_block("deploy/doc/settings.md", "service settings", &table_of(SERVICE_KEYS, &service));
+}
+
+/// The rows of a table of keys with their defaults.
+fn table_of<T>(keys: &[Key<T>], defaults: &T) -> String {
     let mut rows = "| key | default | after | |\n|---|---|---|---|\n".to_owned();
-    for key in KEYS {
-        let default = key.show(&defaults);
+    for key in keys {
+        let default = key.show(defaults);
         let effect = match key.effect {
             Effect::Now => "reload",
             Effect::Restart => "restart",
         };
         rows += &format!("| `{}` | `{default}` | {effect} | {} |\n", key.path(), key.help);
     }
-    holds_block("deploy/doc/settings.md", "settings", &rows);
+    rows
 }
 
 /// A balancer that ends with its test.

@@ -1,5 +1,5 @@
-//! Readers who take nothing, far more of them than there are relay buffers: everyone else is served all
-//! the same. Against the real kernel; how it is decided is in the simulations.
+//! Readers who take nothing, far more of them than there are relay buffers: everyone else is served
+//! all the same. Against the real kernel; the decisions are tested in the simulations.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -222,7 +222,7 @@ const PIPES: Features = Features { receive_cap: true, splice: true };
 const BLOCKS_ONLY: Features = Features { receive_cap: true, splice: false };
 const ONE_BY_ONE: Features = Features { receive_cap: false, splice: false };
 
-/// While so many users stall in this way everyone else is served, and all blocks come back.
+/// While this many users stall in this way, everyone else is served, and all blocks come back.
 fn stall(features: Features, uploads: bool, begin: impl Fn(&Balancer) -> TcpStream) {
     let mut balancer = Balancer::start(backend(tcp_backend), backend(api_backend), features);
     let (mut old, mut old_api) = (balancer.user(b"e"), balancer.api_user(GET));

@@ -1,6 +1,6 @@
 //! Rude users and backends against the real kernel: streams of any length in blocks and pipes, readers
-//! who wait, and resets in the middle of it. Who sees the clean end of a stream must have had all of it,
-//! from a peer that ended it so.
+//! who wait, and resets in the middle of it. A reader that sees the clean end of a stream must have
+//! had all of it, from a peer that ended it cleanly.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -33,7 +33,7 @@ const CROWD: usize = 16;
 #[derive(Clone, Copy, Debug)]
 struct Habits {
     bytes: u64,
-    /// Resets the connection when so much was written.
+    /// Resets the connection once this much was written.
     reset_after: Option<u64>,
     /// Reads nothing before everything is written.
     writes_first: bool,

@@ -1,5 +1,5 @@
 """A backend's side of the control port, as small as it gets: registers ports and answers hello, so
-that the measured balancer is joined the way that a service would join it."""
+that the measured balancer is joined the way that a backend would join it."""
 
 import json
 import socket

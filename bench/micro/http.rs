@@ -1,4 +1,4 @@
-//! Heads as browsers and services send them.
+//! Heads as browsers and backends send them.
 
 use divan::Bencher;
 use lb::http::Limits;

@@ -13,7 +13,7 @@ use lb::cluster::{BackendId, Policy, Protocol, Service, ServiceId, Snapshot, Ter
 
 use crate::stage::snapshot;
 
-/// The TCP service with so many backends.
+/// The TCP service with `backends` backends.
 fn service(policy: Policy, backends: u16) -> Service {
     let snapshot = snapshot(Protocol::Tcp, backends);
     let service = snapshot.service(ServiceId::built_in(Protocol::Tcp)).expect("it is built in");

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use crate::cluster::{Backend, BackendId, Policy, Service};
 
-/// What a choice may depend on besides the service.
+/// What a choice may depend on apart from the service.
 pub struct Question<'a> {
     pub user: IpAddr,
     /// Running sessions of a backend, across all workers.
@@ -64,7 +64,7 @@ pub(crate) mod tests {
         weights.iter().enumerate().map(backend).collect()
     }
 
-    /// A service with such backends, in this rotation.
+    /// A service with backends of these weights, in this rotation.
     fn service(policy: Policy, weights: &[u16], rotation: Rotation) -> Service {
         let terms = Terms { policy, ..Terms::default() };
         let pool = Arc::new(Pool { backends: backends(weights).into(), rotation });
@@ -75,7 +75,7 @@ pub(crate) mod tests {
         places.iter().copied().collect()
     }
 
-    /// Three of equal weight.
+    /// A service with three backends of equal weight.
     fn three(policy: Policy) -> Service {
         service(policy, &[1; 3], in_order(&[0, 1, 2]))
     }
@@ -116,7 +116,7 @@ pub(crate) mod tests {
         for turn in 0..300 {
             let question =
                 Question { user: "192.0.2.1".parse().unwrap(), load: &|_| 0, excluded: &|_| false };
-            // Unevenly: every third user comes to the second worker.
+            // Unevenly: every third user goes to the second worker.
             let backend = pick(&workers[usize::from(turn % 3 == 0)], &question).unwrap();
             counts[usize::from(backend.slot)] += 1;
         }
@@ -175,9 +175,9 @@ pub(crate) mod tests {
         let picked: Vec<u32> = (0..6).filter_map(|_| pick(all_equal)).collect();
         assert_eq!(picked, [1, 2, 3, 1, 2, 3]);
         let picked: Vec<u32> = (0..3).filter_map(|_| pick([5, 9, 4])).collect();
-        assert_eq!(picked, [3, 3, 3], "a turn is nothing against a smaller share");
+        assert_eq!(picked, [3, 3, 3], "a lighter load outweighs the turn");
         let picked: Vec<u32> = (0..3).filter_map(|_| pick([5, 12, 5])).collect();
-        assert_eq!(picked, [1, 3, 3], "of the two equals the first in turn");
+        assert_eq!(picked, [1, 3, 3], "of two equals, the first in turn");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What every layer may use: time as a value, bounded containers, publication. No sockets.
+//! What every layer may use: time as a value, timers, rate limits, publication, threads. No sockets.
 
 pub mod publish;
 pub mod quota;

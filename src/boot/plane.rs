@@ -13,7 +13,7 @@ use crate::base::publish::Publisher;
 use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::seats::Seats;
-use crate::cluster::{Protocol, Snapshot};
+use crate::cluster::{Protocol, Service, ServiceId, Snapshot};
 use crate::config::Config;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
@@ -126,7 +126,7 @@ impl DataPlane {
     }
 }
 
-/// The built-in services before anyone has registered.
+/// The built-in services and the named ones, before anyone has registered.
 fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Snapshot {
     // UDP sessions cost no descriptors, and must not take the others' places.
     let udp_seats = Arc::new(Seats::new(config.limits.udp_sessions));
@@ -134,7 +134,22 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Snapshot {
         Protocol::Udp => Arc::clone(&udp_seats),
         Protocol::Tcp | Protocol::Api => Arc::clone(seats),
     });
-    Snapshot { report_sessions: config.reports_sessions(), ..services }
+    let mut all = services.services.to_vec();
+    for (id, named) in (all.len() as u16..).zip(&config.services) {
+        let kin = services.service(ServiceId::built_in(named.protocol));
+        let seats = Arc::clone(&kin.expect("the built-in ones are there").seats);
+        all.push(Service {
+            id: ServiceId(id),
+            name: named.name.as_str().into(),
+            kind: named.protocol,
+            terms: config.terms_of(named),
+            turn: Arc::default(),
+            seats,
+            pool: Arc::default(),
+        });
+    }
+    let report_sessions = config.reports_sessions();
+    Snapshot { report_sessions, services: all.into(), ..services }
 }
 
 /// A name for `Via` that no other balancer has.

@@ -1,5 +1,5 @@
-//! A backend as everyone sees it: who it is, which service it is in, where it listens and whether it
-//! gets new sessions. Owns no decision.
+//! A backend as everyone sees it: its id, service, address and standing. Owns these types and the
+//! names of the protocols, and no decision.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -35,14 +35,14 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// One service for as long as the process lives: it is the same in every snapshot, and never given to
-/// another service, so a session keeps it whatever else comes and goes. At most 65,534.
+/// One service for as long as the process lives: the same in every snapshot, and never given to
+/// another service, so a session can keep it whatever else comes and goes. At most 65,534.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServiceId(pub u16);
 
 impl ServiceId {
-    /// The built-in service of a protocol: the one that users of its door come to and that a message
-    /// means which names only the protocol.
+    /// The built-in service of a protocol: it serves the users of that protocol's door, and a message
+    /// that names only the protocol means it.
     pub const fn built_in(protocol: Protocol) -> ServiceId {
         match protocol {
             Protocol::Tcp => ServiceId(0),
@@ -74,7 +74,7 @@ pub enum Standing {
     Aside,
     /// Its check fails, or has yet to pass for the first time: out of the rotation until it passes.
     Failing,
-    /// Keeps the sessions that it has and gets no new ones.
+    /// Keeps its sessions and gets no new ones.
     Draining,
 }
 
@@ -82,8 +82,8 @@ pub enum Standing {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Backend {
     pub id: BackendId,
-    /// Where the workers count for it (`metrics::BACKENDS_MAX` places); given out again only after
-    /// the backend has left and its sessions have ended.
+    /// Its place in the workers' counters (`metrics::BACKENDS_MAX` places); reused only after the
+    /// backend has left and its sessions have ended.
     pub slot: u16,
     pub service: ServiceId,
     /// The address of the control connection's peer with the port that was registered.

@@ -1,7 +1,7 @@
 //! Services and their backends: who is registered, on which terms users are served, and the frozen
 //! [`Snapshot`] that workers balance over. `registry` is the one mutable truth, `service` and `snapshot`
-//! are what it is frozen into, `rotation` is the order in which a pool is served, and `route` tells which
-//! service an API request is for. The choice for one user is `balance`'s.
+//! are what it is frozen into, `rotation` is the order in which a pool is served, and `route` finds the
+//! service for an API request. The choice for one user is up to `balance`.
 
 pub mod backend;
 pub mod registry;

@@ -1,7 +1,7 @@
-//! Who is registered: the one mutable truth about services and their backends, pure. Owns which source a
-//! backend belongs to, the places that workers count in, who stands how, and whose pool has to be frozen
-//! anew. It opens no socket, reads no clock and knows no message; callers bring changes, hear whether
-//! workers would see a difference, and ask for one frozen [`Snapshot`] of as many changes as they like.
+//! Registrations: the one mutable truth about services and their backends, pure. Owns each backend's
+//! source and standing, the places that workers count in, and which pools must be frozen anew. It
+//! opens no socket, reads no clock and knows no message; callers bring changes, learn whether workers
+//! would see a difference, and ask for one frozen [`Snapshot`] of as many changes as they like.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -31,13 +31,13 @@ pub struct Registration {
 /// Something that happened to the backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Joins; from the same source again it changes weight and name, ends a drain, and brings back a
+    /// Joins. Repeated by the same source, changes weight and name, ends a drain, and brings back a
     /// backend that was set aside, because the caller has just connected to it.
     Register(Registration),
-    /// Leaves, at its source's wish.
+    /// Leaves, at its source's request.
     Unregister { source: Source, service: ServiceId, address: SocketAddr },
-    /// Gets no new sessions, at its source's wish, and leaves when those that it has have ended or been
-    /// ended; without `lasts` they have as long as the settings say.
+    /// Gets no new sessions, at its source's request, and leaves once its present ones have ended or
+    /// been ended. They have `lasts`; with `None`, as long as the settings say.
     Drain { source: Source, service: ServiceId, address: SocketAddr, lasts: Option<Duration> },
     /// Leaves because its drain is over.
     Leave { backend: BackendId },
@@ -49,9 +49,9 @@ pub enum Change {
     Restore { backend: BackendId },
     /// Its check passes, or fails.
     Judge { backend: BackendId, passes: bool },
-    /// As [`Change::Drain`], at the operator's wish, whichever source the backend belongs to.
+    /// Like [`Change::Drain`], at the operator's request, whichever source the backend belongs to.
     DrainBackend { backend: BackendId, lasts: Option<Duration> },
-    /// Gets a different share of the new sessions, at the operator's wish.
+    /// Gets a different share of the new sessions, at the operator's request.
     Weigh { backend: BackendId, weight: u16 },
 }
 
@@ -69,7 +69,7 @@ pub struct Applied {
     pub changed: bool,
 }
 
-/// Why a change was refused. The sentence is for whoever asked for it.
+/// Why a change was refused. The sentence is for whoever requested it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fault {
     OwnedByAnother {
@@ -141,9 +141,9 @@ impl Against {
     }
 }
 
-/// A service with who is registered for it.
+/// A service and its registered backends.
 struct Roster {
-    /// With the pool that the last snapshot had.
+    /// With the pool of the last snapshot.
     service: Service,
     members: BTreeSet<BackendId>,
     /// Whether something about its backends has changed since.
@@ -155,11 +155,11 @@ pub struct Registry {
     rosters: BTreeMap<ServiceId, Roster>,
     /// In the order of registration, which is the order of their ids.
     entries: BTreeMap<BackendId, Registered>,
-    /// The same by service and address, a pair that is registered only once.
+    /// The same by service and address, a pair that can be registered only once.
     by_address: BTreeMap<(ServiceId, SocketAddr), BackendId>,
     /// The same by source.
     by_source: BTreeMap<Source, BTreeSet<BackendId>>,
-    /// Left, but with a place that may still be counted in.
+    /// Backends that have left, and their places, which may still be counted in.
     departed: BTreeMap<BackendId, u16>,
     /// Places to give out, the one that has been free longest first.
     free: VecDeque<u16>,
@@ -169,8 +169,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry in which nobody has registered for these services yet. It has room for `places`
-    /// backends, 65,535 at most; one that has left takes its place until its sessions have ended.
+    /// A registry of these services, without backends yet. It has room for `places` backends, 65,535
+    /// at most; one that has left keeps its place until its sessions have ended.
     pub fn new(places: usize, services: &[Service]) -> Registry {
         let last = u16::try_from(places).expect("places are numbered with 16 bits");
         let roster = |service: &Service| Roster {
@@ -240,14 +240,14 @@ impl Registry {
         }
     }
 
-    /// The last session of a backend that had left is over: its place may be given out again.
+    /// The last session of a backend that had left has ended: its place may be reused.
     pub fn sessions_ended(&mut self, backend: BackendId) {
         if let Some(slot) = self.departed.remove(&backend) {
             self.free.push_back(slot);
         }
     }
 
-    /// Backends that are registered.
+    /// The number of registered backends.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -261,7 +261,7 @@ impl Registry {
         self.entries.values()
     }
 
-    /// Those that were registered after `backend`, in that order.
+    /// Those registered after `backend`, in the same order.
     pub fn entries_after(&self, backend: BackendId) -> impl Iterator<Item = &Registered> {
         let rest = (Bound::Excluded(backend), Bound::Unbounded);
         self.entries.range(rest).map(|(_, entry)| entry)
@@ -282,18 +282,18 @@ impl Registry {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service
     }
 
-    /// Gives every service these terms. Says whether workers would see a difference, as
-    /// [`Applied::changed`] does.
-    pub fn agree(&mut self, terms: Terms) -> bool {
+    /// Gives each service its terms. Returns whether workers would see a difference, like
+    /// [`Applied::changed`].
+    pub fn agree(&mut self, terms_of: impl Fn(&Service) -> Terms) -> bool {
         let mut changed = false;
         for roster in self.rosters.values_mut() {
+            let terms = terms_of(&roster.service);
             let before = std::mem::replace(&mut roster.service.terms, terms);
             changed |= before != terms;
             // Who is served when nobody passes is part of the pool.
             roster.is_stale |= before.checks != terms.checks;
             if terms.checks.is_none() {
-                let members = roster.members.iter();
-                members.for_each(|id| pass(self.entries.get_mut(id)));
+                roster.members.iter().for_each(|id| pass(self.entries.get_mut(id)));
             }
         }
         changed
@@ -415,8 +415,8 @@ impl Registry {
         Applied { backend: Some(id), changed, ..Applied::default() }
     }
 
-    /// A snapshot for workers of how things stand now. Only the pools that have changed are made anew. That
-    /// takes time in proportion to their backends, so callers gather changes and ask once.
+    /// A snapshot of the present state, for workers. Only the pools that have changed are built anew.
+    /// That takes time in proportion to their backends, so callers gather changes and ask once.
     pub fn freeze(&mut self, report_sessions: bool) -> Snapshot {
         self.version += 1;
         for roster in self.rosters.values_mut().filter(|roster| roster.is_stale) {

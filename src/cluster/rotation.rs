@@ -2,12 +2,12 @@
 //! `n`?", exact over a round: each backend comes as often as its weight says. Pure and frozen; the
 //! service counts the turns.
 //!
-//! Two forms, one answer. A short round stands in a table, by smooth weighted round robin. Weights of
-//! up to [`super::WEIGHT_MAX`] on a thousand backends make a round of a quarter million turns, which would
-//! take longer to lay out than the control core may be busy at a time and more cache than a worker
-//! has. Such a round is worked out turn by turn instead. Backends of equal weight are a class, the
-//! classes the leaves of a binary tree, and every inner node deals its turns out to its halves as
-//! evenly as whole numbers allow:
+//! A rotation takes one of two forms. A short round is a table, made by smooth weighted round robin.
+//! With weights of up to [`super::WEIGHT_MAX`], a thousand backends make a round of a quarter million
+//! turns; laying that out would keep the control core busy for too long, and the table would not fit
+//! into a worker's cache. Such a round is worked out turn by turn instead. Backends of equal weight
+//! form a class, the classes are the leaves of a binary tree, and every inner node deals its turns out
+//! to its halves as evenly as whole numbers allow:
 //!
 //! ```text
 //!            1,500 turns                 turn t goes left when t * left / all, rounded,
@@ -15,16 +15,17 @@
 //!     500 x 1           500 x 2          a class serves its members one after the other
 //! ```
 //!
-//! The turns of a node are exactly those of its halves, so over a round nobody is served once too
-//! often or too rarely, and the depth of the tree bounds what a turn costs.
+//! The turns of a node are exactly those of its halves, so over a round no backend is served once too
+//! often or too rarely, and the depth of the tree bounds the cost of a turn.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The longest round that is laid out as a table: as many backends as there can be, each twice. The
-/// table takes 4 KiB, and well under a millisecond to make.
+/// The longest round that is laid out as a table: every backend there is room for, twice. The table
+/// takes 4 KiB and is made in well under a millisecond.
 const TABLE_MAX: u64 = 2048;
-/// How many turns of a long round [`Rotation::from_turn`] looks ahead before it goes through everyone.
+/// How many turns of a long round [`Rotation::from_turn`] looks ahead before it goes through all
+/// backends.
 const LOOKS: u64 = 64;
 
 /// A backend's place in the snapshot, and how often it is served in a round.
@@ -34,11 +35,11 @@ pub struct Share {
     pub turns: u16,
 }
 
-/// The backends that are served with equal weight.
+/// Backends of equal weight.
 #[derive(Clone, Debug)]
 struct Class {
     members: Vec<u16>,
-    /// Turns in a round of all classes before it.
+    /// The turns in a round of all classes before it.
     turns_before: u64,
 }
 
@@ -47,15 +48,15 @@ struct Class {
 pub struct Rotation {
     shares: Vec<Share>,
     round: u64,
-    /// Everyone's turns in order; empty when the round is too long for that.
+    /// The round, turn by turn; empty when it is too long for a table.
     table: Vec<u16>,
-    /// In its place then.
+    /// Takes the place of the table then.
     classes: Vec<Class>,
 }
 
 impl Rotation {
-    /// A rotation of places with weights from 1 to [`super::WEIGHT_MAX`], in the smallest numbers of the same
-    /// ratio.
+    /// A rotation of places with weights from 1 to [`super::WEIGHT_MAX`], reduced to the smallest
+    /// whole numbers in the same ratio.
     pub fn weighted(weights: &[(u16, u16)]) -> Rotation {
         let divisor = weights.iter().fold(0, |so_far, weight| gcd(so_far, weight.1)).max(1);
         let shares: Vec<Share> = weights
@@ -79,12 +80,12 @@ impl Rotation {
         self.round
     }
 
-    /// Everyone who is served, once.
+    /// Every place in the rotation with its share, once.
     pub fn shares(&self) -> &[Share] {
         &self.shares
     }
 
-    /// The places of everyone who is served, once.
+    /// The places of all backends in the rotation, each once.
     pub fn places(&self) -> impl Iterator<Item = u16> + '_ {
         self.shares.iter().map(|share| share.place)
     }
@@ -100,8 +101,8 @@ impl Rotation {
         (self.round > 0).then(|| self.at(turn % self.round))
     }
 
-    /// The place whose turn it is, and those to turn to if it will not do, nearest turn first; each at
-    /// least once and, in a long round, not much more often.
+    /// The place whose turn it is, and then the alternatives, nearest turn first; each comes at least
+    /// once and, in a long round, not much more often.
     pub fn from_turn(&self, turn: u64) -> impl Iterator<Item = u16> + '_ {
         let everyone = self.shares.len() as u64;
         let first = if self.round == 0 { 0 } else { turn % self.round };
@@ -131,7 +132,8 @@ impl Rotation {
             let middle = usize::midpoint(low, high);
             let all = before(high) - before(low);
             let left = before(middle) - before(low);
-            // The left half's turns so far, rounded; it grows with this turn if the rest carries over.
+            // The left half's turns so far, rounded; their number grows with this turn if adding
+            // `left` to the remainder reaches `all`.
             let share = turn * left + all / 2;
             let dealt = quotient(share, all);
             if share - dealt * all + left >= all {
@@ -145,7 +147,7 @@ impl Rotation {
     }
 }
 
-/// Places that are served in the order in which they come, one turn each time that they do.
+/// A round that serves the places in this order, one turn for each occurrence.
 impl FromIterator<u16> for Rotation {
     fn from_iter<I: IntoIterator<Item = u16>>(places: I) -> Rotation {
         let table: Vec<u16> = places.into_iter().collect();
@@ -156,9 +158,9 @@ impl FromIterator<u16> for Rotation {
     }
 }
 
-/// A whole quotient, by the division of floats, which takes less time. Numbers up to 2^36 and divisors
-/// up to 2^18 are whole as floats, and the quotient is 2^-18 away from the next whole number at least,
-/// too far to be rounded to it.
+/// The quotient of whole numbers by way of floats, whose division is faster. Numbers up to 2^36 and
+/// divisors up to 2^18 are exact as floats, and a quotient that is not whole is at least 2^-18 below
+/// the next whole number, too far to be rounded up to it.
 fn quotient(number: u64, divisor: u64) -> u64 {
     (number as f64 / divisor as f64) as u64
 }
@@ -177,12 +179,13 @@ fn classes(shares: &[Share]) -> Vec<Class> {
     by_turns.into_iter().map(class).collect()
 }
 
-/// Smooth weighted round robin: every turn each one's claim grows by its weight, the largest claim is
-/// served and pays the sum of all weights. Over one round each is served exactly as often as its
-/// weight says, and a heavy one never several times in a row when that can be helped.
+/// Smooth weighted round robin: at every turn each backend's claim grows by its weight, and the one
+/// with the largest claim is served and pays the sum of all weights. Over one round each is served
+/// exactly as often as its weight says, and a heavy one several times in a row only when that cannot
+/// be helped.
 ///
-/// Those of equal weight differ only in how often they have been served, so they stand in a queue,
-/// and a turn compares the heads of the queues: with [`TABLE_MAX`] turns in all, at most 63 of them.
+/// Backends of equal weight differ only in how often they have been served, so they share a queue, and
+/// a turn compares the heads of the queues: with [`TABLE_MAX`] turns in all, at most 63 of them.
 fn smooth(shares: &[Share]) -> Vec<u16> {
     let mut by_weight: BTreeMap<i64, VecDeque<(u16, i64)>> = BTreeMap::new();
     for share in shares {
@@ -227,7 +230,7 @@ mod tests {
         assert!(round(&[]).is_empty());
         assert_eq!(round(&[256]), [0]);
         assert_eq!(round(&[1, 1, 1]), [0, 1, 2]);
-        assert_eq!(round(&[4, 2]), [0, 1, 0], "by the smallest numbers of the same ratio");
+        assert_eq!(round(&[4, 2]), [0, 1, 0], "in the smallest numbers of the same ratio");
         assert_eq!(round(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
     }
 
@@ -241,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Pools whose rounds are too long for a table, of all kinds.
+    /// Pools of all kinds whose rounds are too long for a table.
     fn large_pools() -> Vec<Vec<u16>> {
         let mut random = Random(5);
         let any = (0..20).map(|_| {
@@ -341,7 +344,7 @@ mod tests {
         }
     }
 
-    /// The rule word for word: everyone's claim is looked at every turn.
+    /// The rule taken literally: every claim is compared at every turn.
     fn smooth_plainly(weights: &[u16]) -> Vec<u16> {
         let divisor = weights.iter().fold(0, |so_far, weight| gcd(so_far, *weight)).max(1);
         let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight / divisor)).collect();

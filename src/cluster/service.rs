@@ -1,6 +1,6 @@
-//! A service: a named pool of backends, and the terms on which its users are served. Owns what a service
-//! consists of and how its pool is frozen; who is in the pool is `registry`'s, and the choice for one
-//! user is `balance`'s.
+//! A service: a named pool of backends, and the terms on which its users are served. Owns what a
+//! service consists of and how its pool is frozen; who is in the pool is up to `registry`, and the
+//! choice for one user is up to `balance`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +24,8 @@ pub struct Service {
     pub pool: Arc<Pool>,
 }
 
-/// What the operator may change about a service while its sessions run. A session keeps the backend that
-/// it has, and a deadline that is already set stands until the session next moves.
+/// What the operator may change about a service while its sessions run. A session keeps its backend,
+/// and a deadline that is already set stands until the session next moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Terms {
     pub policy: Policy,
@@ -119,7 +119,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of these backends, which come in the order of registration and are served on `terms`.
+    /// A pool of these backends, which must be in the order of registration, served on these terms.
     pub fn frozen(backends: Vec<Backend>, terms: &Terms) -> Pool {
         Pool { rotation: rotation(&backends, terms), backends: backends.into() }
     }
@@ -136,9 +136,9 @@ impl Pool {
     }
 }
 
-/// The order in which the backends are served. When nobody serves, those that have been set aside are
-/// tried all the same: a user who is refused in the end has lost nothing, and one of them may be back.
-/// Where nobody is left but those that fail their check, the terms decide.
+/// The order in which the backends are served. When nobody serves, those set aside are tried anyway: a user
+/// who is refused in the end has lost nothing, and one of them may be back. Where only those are left that
+/// fail their check, the terms decide.
 fn rotation(backends: &[Backend], terms: &Terms) -> Rotation {
     let weights_of = |standing| -> Vec<(u16, u16)> {
         (0u16..)

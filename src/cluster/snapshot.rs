@@ -1,5 +1,5 @@
-//! Everything that workers balance by, at one moment and as one value. Owns the look-up of a service or a
-//! backend in it, and the step from one snapshot to the next.
+//! Everything that workers need for balancing, at one moment and as one value. Owns the look-up of a
+//! service or a backend in it, and the step from one snapshot to the next.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::service::{Pool, Service, Terms};
 /// Every service with its backends, frozen. Membership, standing, rotation and terms come as one value
 /// and so can never disagree.
 ///
-/// A service stays in the snapshots for as long as sessions of it run.
+/// A service stays in the snapshots as long as it has sessions.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Grows by one with every change.
@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub services: Box<[Service]>,
 }
 
-/// The built-in services by the default terms, with seats for everybody.
+/// The built-in services on the default terms, with seats for everybody.
 impl Default for Snapshot {
     fn default() -> Snapshot {
         Snapshot::built_in(Terms::default(), |_| Arc::new(Seats::new(usize::MAX)))
@@ -44,8 +44,8 @@ impl Snapshot {
         Snapshot { version: 0, report_sessions: true, services: services.into() }
     }
 
-    /// The snapshot that follows this one when these backends, in the order of their registration, are
-    /// all that are registered.
+    /// The snapshot after this one, with exactly these backends registered; they must be in the order
+    /// of registration.
     pub fn with(&self, backends: &[Backend]) -> Snapshot {
         let of = |service: &Service| {
             let own = backends.iter().filter(|backend| backend.service == service.id).cloned();
@@ -60,7 +60,7 @@ impl Snapshot {
 
     #[inline]
     pub fn service(&self, id: ServiceId) -> Option<&Service> {
-        // As long as none of those before it has gone, a service stands at the place of its number.
+        // Unless an earlier service has gone, a service stands at the index that is its number.
         let at_home = self.services.get(usize::from(id.0)).filter(|service| service.id == id);
         at_home.or_else(|| self.search(id))
     }
@@ -80,12 +80,12 @@ impl Snapshot {
         self.pool(service)?.get(id)
     }
 
-    /// Every backend, service by service, each service's in the order of registration.
+    /// Every backend, service by service, and within a service in the order of registration.
     pub fn backends(&self) -> impl Iterator<Item = &Backend> {
         self.services.iter().flat_map(|service| service.pool.backends.iter())
     }
 
-    /// Likewise the backends of every service of a kind.
+    /// The backends of every service of one kind, in the same order.
     pub fn of(&self, kind: Protocol) -> impl Iterator<Item = &Backend> {
         let services = self.services.iter().filter(move |service| service.kind == kind);
         services.flat_map(|service| service.pool.backends.iter())
@@ -139,7 +139,7 @@ mod tests {
         };
         assert_eq!([ids(tcp), ids(udp), ids(api)], [vec![2], vec![1, 5], vec![]]);
         assert_eq!(next.get(udp, BackendId(5)), Some(&all[2]));
-        assert_eq!(next.get(tcp, BackendId(5)), None, "it is another service's");
+        assert_eq!(next.get(tcp, BackendId(5)), None, "it belongs to another service");
         assert_eq!(next.of(Protocol::Udp).count(), 2);
         assert_eq!(next.backends().count(), 3);
     }

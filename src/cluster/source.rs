@@ -1,5 +1,5 @@
-//! Where backends come from. Owns the kinds of source and the words for each. A new kind is a new variant
-//! here; whoever applies changes never asks which kind a source is.
+//! Where backends come from. Owns the kinds of source and the words for each. A new kind is a new
+//! variant here; the code that applies changes never asks for the kind of a source.
 
 /// Every backend belongs to one source. Only that source, besides the operator, may change the backend or
 /// take it out, and when the source is lost, so are all of its backends.
@@ -12,7 +12,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// How its backends are registered, as the source itself is told.
+    /// How its backends are registered, in the words of a message to the source itself.
     pub const fn own_way(self) -> &'static str {
         match self {
             Source::Connection(_) => "over this connection",
@@ -20,7 +20,7 @@ impl Source {
         }
     }
 
-    /// The same as any other source is told.
+    /// The same, in a message to any other source.
     pub const fn other_way(self) -> &'static str {
         match self {
             Source::Connection(_) => "over another connection",

@@ -2,14 +2,17 @@
 //! are and what each takes is up to `keys`. Reads text it is given; opening the file is up to the
 //! caller.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
-use super::keys::{KEYS, find};
+use super::keys::{KEYS, Key, find};
 use super::kinds::Given;
+use super::services::{NAME_BYTES_MAX, SERVICE_KEYS, SERVICES_MAX, ServiceConfig};
+use crate::cluster::Protocol;
 
 /// A key whose edit distance exceeds this share of its letters is not suggested.
 const LIKENESS_MIN: f64 = 0.5;
@@ -27,10 +30,10 @@ pub fn read(name: &str, text: &str) -> Result<Config, String> {
     let mut config = Config::default();
     for (key, value) in table.get_ref() {
         let read = match value.get_ref() {
-            DeValue::Table(section) if is_section(key.get_ref()) => {
-                set_section(&mut config, key.get_ref(), section)
+            DeValue::Table(services) if key.get_ref() == SERVICES => {
+                read_services(&mut config, services)
             }
-            _ => set_one(&mut config, "", key, value),
+            _ => GLOBAL.set(&mut config, key, value),
         };
         read.map_err(|(span, said)| format!("{}: {said}", at(span)))?;
     }
@@ -38,33 +41,149 @@ pub fn read(name: &str, text: &str) -> Result<Config, String> {
 }
 
 type Wrong = (Range<usize>, String);
+type Name<'a> = Spanned<Cow<'a, str>>;
 
-fn is_section(name: &str) -> bool {
-    !name.is_empty() && KEYS.iter().any(|key| key.section == name)
+/// The table of the named services.
+const SERVICES: &str = "service";
+
+/// Keys that may stand together: those of the whole file, or of one table that can be repeated.
+struct Table<T: 'static> {
+    keys: &'static [Key<T>],
+    /// What its sections are called in errors: `prefix.section`; empty for the whole file.
+    prefix: String,
 }
 
-fn set_section(config: &mut Config, section: &str, table: &DeTable) -> Result<(), Wrong> {
-    table.iter().try_for_each(|(key, value)| set_one(config, section, key, value))
+const GLOBAL: Table<Config> = Table { keys: KEYS, prefix: String::new() };
+
+/// Reads `[service.NAME]` tables.
+fn read_services(config: &mut Config, services: &DeTable) -> Result<(), Wrong> {
+    // The parser sorts its tables; services count in the order of the file.
+    let mut tables: Vec<(&Name, &Spanned<DeValue>)> = services.iter().collect();
+    tables.sort_by_key(|(name, _)| name.span().start);
+    if tables.len() > SERVICES_MAX {
+        let said = format!("{} services; at most {SERVICES_MAX} may be named", tables.len());
+        return Err((tables[SERVICES_MAX].0.span(), said));
+    }
+    for (name, value) in tables {
+        config.services.push(read_service(name, value)?);
+    }
+    Ok(())
 }
 
-fn set_one(
-    config: &mut Config,
-    section: &str,
-    key: &Spanned<std::borrow::Cow<str>>,
-    value: &Spanned<DeValue>,
-) -> Result<(), Wrong> {
-    let name = key.get_ref();
-    if section.is_empty() && is_section(name) {
-        return Err((
-            key.span(),
-            format!("`{name}` is a table: write [{name}] and its keys below it"),
+fn read_service(name: &Name, value: &Spanned<DeValue>) -> Result<ServiceConfig, Wrong> {
+    let wrong = |said: String| Err((name.span(), said));
+    let shown = name.get_ref().escape_debug();
+    let DeValue::Table(rows) = value.get_ref() else {
+        return wrong(format!(
+            "`service.{shown}` is a table: write [service.{shown}] and its keys below it"
+        ));
+    };
+    if !ServiceConfig::is_name(name.get_ref()) {
+        return wrong(format!(
+            "a service cannot be called `{shown}`: take up to {NAME_BYTES_MAX} letters, digits, `-` and \
+             `_`, but none of tcp, udp and api, which are built in"
         ));
     }
-    let Some(row) = find(KEYS, section, name) else {
-        return Err((key.span(), unknown(section, name)));
-    };
-    let given = given(value.get_ref());
-    row.set(config, &given).map_err(|said| (value.span(), format!("{} {said}", row.path())))
+    if !rows.contains_key("protocol") {
+        return wrong(format!(
+            "[service.{shown}] lacks its protocol: add `protocol = \"tcp\"`, \"udp\" or \"api\""
+        ));
+    }
+    let table = Table { keys: SERVICE_KEYS, prefix: format!("{SERVICES}.{}", name.get_ref()) };
+    let mut service = ServiceConfig::new(name.get_ref(), Protocol::Tcp);
+    rows.iter().try_for_each(|(key, value)| table.set(&mut service, key, value))?;
+    Ok(service)
+}
+
+impl<T> Table<T> {
+    /// Sets a key of the table, or those of one of its sections.
+    fn set(&self, target: &mut T, key: &Name, value: &Spanned<DeValue>) -> Result<(), Wrong> {
+        let section = key.get_ref();
+        match value.get_ref() {
+            DeValue::Table(rows) if self.is_section(section) => {
+                rows.iter().try_for_each(|(key, value)| self.set_one(target, section, key, value))
+            }
+            _ => self.set_one(target, "", key, value),
+        }
+    }
+
+    fn is_section(&self, name: &str) -> bool {
+        !name.is_empty() && self.keys.iter().any(|key| key.section == name)
+    }
+
+    fn set_one(
+        &self,
+        target: &mut T,
+        section: &str,
+        key: &Name,
+        value: &Spanned<DeValue>,
+    ) -> Result<(), Wrong> {
+        let name = key.get_ref();
+        if section.is_empty() && self.is_section(name) {
+            let full = self.full(name);
+            let said = format!("`{full}` is a table: write [{full}] and its keys below it");
+            return Err((key.span(), said));
+        }
+        let Some(row) = find(self.keys, section, name) else {
+            return Err((key.span(), self.unknown(section, name)));
+        };
+        let given = given(value.get_ref());
+        let path = self.full(&row.path());
+        row.set(target, &given).map_err(|said| (value.span(), format!("{path} {said}")))
+    }
+
+    /// A section or a key as the whole file knows it.
+    fn full(&self, name: &str) -> String {
+        match (self.prefix.as_str(), name) {
+            ("", name) => name.to_owned(),
+            (prefix, "") => prefix.to_owned(),
+            (prefix, name) => format!("{prefix}.{name}"),
+        }
+    }
+
+    fn unknown(&self, section: &str, name: &str) -> String {
+        let place = self.full(section);
+        let place = if place.is_empty() { place } else { format!(" in [{place}]") };
+        let elsewhere = self.keys.iter().find(|key| key.name == name);
+        let cure = match (elsewhere, self.nearest(section, name)) {
+            (Some(key), _) if self.full(key.section).is_empty() => {
+                "; it stands above all tables".to_owned()
+            }
+            (Some(key), _) => format!("; it belongs to [{}]", self.full(key.section)),
+            (None, Some(known)) => format!("; did you mean `{known}`?"),
+            (None, None) => format!("; known here are {}", self.known_in(section).join(", ")),
+        };
+        format!("unknown key `{}`{place}{cure}", name.escape_debug())
+    }
+
+    fn nearest(&self, section: &str, name: &str) -> Option<String> {
+        let likeness = |known: &str| strsim::normalized_damerau_levenshtein(known, name);
+        let mut known = self.known_in(section);
+        known.sort_by(|one, other| likeness(bare(other)).total_cmp(&likeness(bare(one))));
+        known.into_iter().next().filter(|best| likeness(bare(best)) >= LIKENESS_MIN)
+    }
+
+    /// The names allowed in a section; at the top level, these include the tables.
+    fn known_in(&self, section: &str) -> Vec<String> {
+        let keys = self.keys.iter();
+        let mut names: Vec<String> =
+            keys.filter(|key| key.section == section).map(|key| key.name.to_owned()).collect();
+        if section.is_empty() {
+            let mut tables: Vec<String> = self
+                .keys
+                .iter()
+                .filter(|key| !key.section.is_empty())
+                .map(|key| format!("[{}]", self.full(key.section)))
+                .collect();
+            tables.dedup();
+            names.extend(tables);
+        }
+        names
+    }
+}
+
+fn bare(known: &str) -> &str {
+    known.trim_matches(['[', ']'])
 }
 
 fn given(value: &DeValue) -> Given {
@@ -72,55 +191,18 @@ fn given(value: &DeValue) -> Given {
         DeValue::String(text) => Given::Text(text.clone().into_owned()),
         DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix())
             .map_or(Given::Other("a number beyond 64 bits"), Given::Number),
-        DeValue::Array(items) => items
-            .iter()
-            .map(|item| item.get_ref().as_str().map(str::to_owned))
-            .collect::<Option<Vec<String>>>()
-            .map_or(Given::Other("a list of anything but text"), Given::List),
+        DeValue::Array(items) => {
+            Given::List(items.iter().map(|item| given(item.get_ref())).collect())
+        }
         DeValue::Boolean(on) => Given::Switch(*on),
         DeValue::Float(_) => Given::Other("a floating-point number"),
         DeValue::Datetime(_) => Given::Other("a date or time"),
-        DeValue::Table(_) => Given::Other("a table"),
+        DeValue::Table(rows) => Given::Table(
+            rows.iter()
+                .map(|(key, value)| (key.get_ref().to_string(), given(value.get_ref())))
+                .collect(),
+        ),
     }
-}
-
-fn unknown(section: &str, name: &str) -> String {
-    let place = if section.is_empty() { String::new() } else { format!(" in [{section}]") };
-    let elsewhere = KEYS.iter().find(|key| key.name == name);
-    let cure = match (elsewhere, nearest(section, name)) {
-        (Some(key), _) if key.section.is_empty() => "; it stands above all tables".to_owned(),
-        (Some(key), _) => format!("; it belongs to [{}]", key.section),
-        (None, Some(known)) => format!("; did you mean `{known}`?"),
-        (None, None) => format!("; known here are {}", known_in(section).join(", ")),
-    };
-    format!("unknown key `{}`{place}{cure}", name.escape_debug())
-}
-
-fn nearest(section: &str, name: &str) -> Option<String> {
-    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(known, name);
-    let mut known = known_in(section);
-    known.sort_by(|one, other| likeness(bare(other)).total_cmp(&likeness(bare(one))));
-    known.into_iter().next().filter(|best| likeness(bare(best)) >= LIKENESS_MIN)
-}
-
-fn bare(known: &str) -> &str {
-    known.trim_matches(['[', ']'])
-}
-
-/// The names allowed in a section; at the top level, these include the tables.
-fn known_in(section: &str) -> Vec<String> {
-    let mut names: Vec<String> =
-        KEYS.iter().filter(|key| key.section == section).map(|key| key.name.to_owned()).collect();
-    if section.is_empty() {
-        let mut tables: Vec<String> = KEYS
-            .iter()
-            .filter(|key| !key.section.is_empty())
-            .map(|key| format!("[{}]", key.section))
-            .collect();
-        tables.dedup();
-        names.extend(tables);
-    }
-    names
 }
 
 fn line(text: &str, place: usize) -> usize {

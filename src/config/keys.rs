@@ -20,8 +20,8 @@ const FIELDS_MAX: u64 = head::FIELDS_MAX as u64;
 /// Local ports of one address, for each address family.
 const UDP_SOCKETS_MAX: u64 = 2 * 65_535;
 const U32_MAX: u64 = u32::MAX as u64;
-const HOUR_MS: u64 = 3_600_000;
-const DAY_MS: u64 = 24 * HOUR_MS;
+pub(super) const HOUR_MS: u64 = 3_600_000;
+pub(super) const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// When a changed setting takes effect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,10 +40,10 @@ pub struct Key<T> {
     pub effect: Effect,
     /// What it does, for the settings document and the shipped file.
     pub help: &'static str,
-    takes: fn() -> String,
-    set: fn(&mut T, &Given) -> Result<(), String>,
-    show: fn(&T) -> String,
-    adopt: fn(&mut T, &T),
+    pub(super) takes: fn() -> String,
+    pub(super) set: fn(&mut T, &Given) -> Result<(), String>,
+    pub(super) show: fn(&T) -> String,
+    pub(super) adopt: fn(&mut T, &T),
 }
 
 impl<T> Key<T> {
@@ -101,8 +101,10 @@ macro_rules! keys {
     };
 }
 
+pub(super) use keys;
+
 /// What a kind takes. The field only selects the type of its value.
-fn takes_of<T, V>(kind: &impl Kind<V>, _field: fn(&T) -> &V) -> String {
+pub(super) fn takes_of<T, V>(kind: &impl Kind<V>, _field: fn(&T) -> &V) -> String {
     kind.takes()
 }
 
@@ -212,13 +214,13 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Most lines about API requests per second and worker; the rest are only counted. 0 writes none.";
 };
 
-const POLICIES: &[(&str, Policy)] = &[
+pub(super) const POLICIES: &[(&str, Policy)] = &[
     ("round_robin", Policy::RoundRobin),
     ("least_sessions", Policy::LeastSessions),
     ("source_hash", Policy::SourceHash),
 ];
 
-const LOSSES: &[(&str, OnBackendLoss)] =
+pub(super) const LOSSES: &[(&str, OnBackendLoss)] =
     &[("keep", OnBackendLoss::Keep), ("close", OnBackendLoss::Close)];
 
 const UDP_LOSSES: &[(&str, OnUdpLoss)] =

@@ -19,19 +19,30 @@ const ADDRESSES_MAX: usize = 16;
 pub enum Given {
     Text(String),
     Number(i64),
-    List(Vec<String>),
+    List(Vec<Given>),
+    /// Keys and values in braces.
+    Table(Vec<(String, Given)>),
     Switch(bool),
     /// Something no setting takes, described for an error.
     Other(&'static str),
 }
 
 impl Given {
+    /// The text, if it is one.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Given::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The value as an error quotes it.
     pub fn described(&self) -> String {
         match self {
             Given::Text(text) => quoted(text),
             Given::Number(number) => number.to_string(),
             Given::List(_) => "a list".to_owned(),
+            Given::Table(_) => "a table".to_owned(),
             Given::Switch(on) => on.to_string(),
             Given::Other(what) => (*what).to_owned(),
         }
@@ -109,7 +120,7 @@ macro_rules! whole {
     };
 }
 
-whole!(u8, u32, usize);
+whole!(u8, u16, u32, usize);
 
 impl Whole for Option<NonZeroU32> {
     fn from_whole(number: u64) -> Option<Option<NonZeroU32>> {
@@ -288,8 +299,7 @@ impl Kind<Vec<IpNet>> for Networks {
     }
 
     fn read(&self, given: &Given) -> Result<Vec<IpNet>, String> {
-        let Given::List(items) = given else { return Err(given.described()) };
-        items.iter().map(|item| network(item).ok_or_else(|| quoted(item))).collect()
+        texts(given)?.into_iter().map(|item| network(item).ok_or_else(|| quoted(item))).collect()
     }
 
     fn show(&self, networks: &Vec<IpNet>) -> String {
@@ -311,9 +321,8 @@ impl Kind<Vec<IpAddr>> for Addresses {
     }
 
     fn read(&self, given: &Given) -> Result<Vec<IpAddr>, String> {
-        let Given::List(items) = given else { return Err(given.described()) };
         let mut addresses = Vec::new();
-        for item in items {
+        for item in texts(given)? {
             let address = item.parse::<IpAddr>().ok().map(|address| address.to_canonical());
             let fits = |address: &IpAddr| {
                 !address.is_unspecified() && !address.is_multicast() && !addresses.contains(address)
@@ -376,6 +385,20 @@ impl Kind<Option<PathBuf>> for File {
     }
 }
 
+/// The items of a list of text.
+///
+/// # Errors
+/// What was given instead.
+pub(super) fn texts(given: &Given) -> Result<Vec<&str>, String> {
+    let Given::List(items) = given else { return Err(given.described()) };
+    let text = |item: &'_ Given| match item {
+        Given::Text(_) => Ok(()),
+        _ => Err("a list of anything but text".to_owned()),
+    };
+    items.iter().try_for_each(text)?;
+    Ok(items.iter().filter_map(Given::text).collect())
+}
+
 fn within(given: &Given, range: &RangeInclusive<u64>) -> Option<u64> {
     match given {
         Given::Number(number) => u64::try_from(*number).ok().filter(|it| range.contains(it)),
@@ -387,11 +410,11 @@ fn range_of(unit: &str, range: &RangeInclusive<u64>) -> String {
     format!("a whole number{unit} from {} to {}", range.start(), range.end())
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.escape_debug())
 }
 
-fn list(items: impl Iterator<Item = impl std::fmt::Display>) -> String {
+pub(super) fn list(items: impl Iterator<Item = impl std::fmt::Display>) -> String {
     let items: Vec<String> = items.map(|item| format!("\"{item}\"")).collect();
     format!("[{}]", items.join(", "))
 }
@@ -452,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_lone_address_is_a_network_of_one() {
-        let given = Given::List(vec!["10.1.2.3/8".into(), "192.0.2.7".into(), "::1".into()]);
+        let given = Given::List(["10.1.2.3/8", "192.0.2.7", "::1"].map(text).to_vec());
         let networks = Networks.read(&given).unwrap();
         assert_eq!(Networks.show(&networks), "[\"10.0.0.0/8\", \"192.0.2.7/32\", \"::1/128\"]");
     }

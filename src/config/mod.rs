@@ -8,6 +8,8 @@ pub mod keys;
 pub mod kinds;
 pub mod reload;
 pub mod rules;
+mod service_kinds;
+pub mod services;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64};
@@ -33,6 +35,8 @@ pub struct Config {
     pub control: Control,
     pub admin: Admin,
     pub log: Log,
+    /// The named services, in the order of the file.
+    pub services: Vec<services::ServiceConfig>,
 }
 
 impl Config {

@@ -3,7 +3,8 @@
 //! out.
 
 use super::Config;
-use super::keys::{Effect, KEYS};
+use super::keys::{Effect, KEYS, Key};
+use super::services::{SERVICE_KEYS, ServiceConfig};
 
 /// The outcome of a reload.
 #[derive(Clone, PartialEq, Debug)]
@@ -21,21 +22,59 @@ pub struct Transition {
 pub fn between(running: &Config, wanted: &Config) -> Transition {
     let mut transition =
         Transition { config: running.clone(), now: Vec::new(), after_restart: Vec::new() };
-    for key in KEYS {
-        let value = key.show(wanted);
-        if value == key.show(running) {
+    let mut lines = Lines::default();
+    lines.compare(KEYS, "", running, wanted, &mut transition.config);
+    for service in &wanted.services {
+        let is_it = |other: &&ServiceConfig| other.name == service.name;
+        let before = running.services.iter().find(is_it);
+        let taken = transition.config.services.iter_mut().find(|it| it.name == service.name);
+        let (Some(before), Some(taken)) = (before, taken) else {
+            lines.after_restart.push(format!("service.{} is new", service.name));
             continue;
-        }
-        let line = format!("{} = {value}", key.path());
-        match key.effect {
-            Effect::Now => {
-                key.adopt(&mut transition.config, wanted);
-                transition.now.push(line);
-            }
-            Effect::Restart => transition.after_restart.push(line),
+        };
+        lines.compare(SERVICE_KEYS, &format!("service.{}.", service.name), before, service, taken);
+    }
+    for service in &running.services {
+        if !wanted.services.iter().any(|it| it.name == service.name) {
+            lines.after_restart.push(format!("service.{} is gone", service.name));
         }
     }
-    transition
+    Transition { now: lines.now, after_restart: lines.after_restart, ..transition }
+}
+
+/// What has changed, as it is told.
+#[derive(Default)]
+struct Lines {
+    now: Vec<String>,
+    after_restart: Vec<String>,
+}
+
+impl Lines {
+    /// Compares two values of one table of keys. What takes effect at once is copied to `taken`, and each
+    /// difference is told as `key = value` behind `prefix`.
+    fn compare<T>(
+        &mut self,
+        keys: &[Key<T>],
+        prefix: &str,
+        running: &T,
+        wanted: &T,
+        taken: &mut T,
+    ) {
+        for key in keys {
+            let value = key.show(wanted);
+            if value == key.show(running) {
+                continue;
+            }
+            let line = format!("{prefix}{} = {value}", key.path());
+            match key.effect {
+                Effect::Now => {
+                    key.adopt(taken, wanted);
+                    self.now.push(line);
+                }
+                Effect::Restart => self.after_restart.push(line),
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! How settings constrain each other. Owns every relation between two keys; each key's own range is
 //! up to `keys`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
+use super::services::CheckKind;
+use crate::cluster::route::{self, Routes};
+use crate::cluster::{Protocol, ServiceId};
 
 /// Whether the settings are consistent.
 ///
@@ -20,7 +24,8 @@ pub fn check(config: &Config) -> Result<(), String> {
         ));
     }
     let listen = &config.listen;
-    if [listen.tcp, listen.udp, listen.api].iter().all(Option::is_none) {
+    let built_in = [listen.tcp, listen.udp, listen.api];
+    if built_in.iter().all(Option::is_none) && config.services.is_empty() {
         return Err(
             "listen.tcp, listen.udp and listen.api are all \"off\", so no user could ever connect: \
              give one of them an address"
@@ -46,28 +51,129 @@ pub fn check(config: &Config) -> Result<(), String> {
             ));
         }
     }
-    doors_apart(config)
+    doors_apart(config)?;
+    services(config)
 }
 
-/// UDP has its own port space, so its door cannot collide with the others.
+/// A listening address and what the file calls it.
+struct Claim {
+    name: String,
+    address: SocketAddr,
+    protocol: Protocol,
+}
+
+/// No two doors may want the same port. UDP has its own port space, and several API services may share a
+/// door, as long as they want the very same address.
 fn doors_apart(config: &Config) -> Result<(), String> {
     let listen = &config.listen;
-    let doors = [
-        ("listen.tcp", listen.tcp),
-        ("listen.api", listen.api),
-        ("listen.control", listen.control),
-        ("listen.admin", listen.admin),
+    let global = [
+        ("listen.tcp", listen.tcp, Protocol::Tcp),
+        ("listen.udp", listen.udp, Protocol::Udp),
+        ("listen.api", listen.api, Protocol::Api),
+        // These two are TCP, and nobody shares them.
+        ("listen.control", listen.control, Protocol::Tcp),
+        ("listen.admin", listen.admin, Protocol::Tcp),
     ];
-    for (place, (name, address)) in doors.iter().enumerate() {
-        for (other_name, other) in &doors[..place] {
-            if let (Some(one), Some(two)) = (address, other)
-                && collide(*one, *two)
-            {
+    let claim = |(name, address, protocol): (&str, Option<SocketAddr>, Protocol)| {
+        address.map(|address| Claim { name: name.to_owned(), address, protocol })
+    };
+    let mut claims: Vec<Claim> = global.into_iter().filter_map(claim).collect();
+    for service in &config.services {
+        for address in &service.listen {
+            let name = format!("service.{}.listen", service.name);
+            claims.push(Claim { name, address: *address, protocol: service.protocol });
+        }
+    }
+    // By port, so that a thousand services are not a million pairs.
+    claims.sort_by_key(|claim| claim.address.port());
+    for (place, claim) in claims.iter().enumerate() {
+        let same_port =
+            claims[..place].iter().rev().take_while(|it| it.address.port() == claim.address.port());
+        for other in same_port {
+            let apart = (claim.protocol == Protocol::Udp) != (other.protocol == Protocol::Udp);
+            let shared = claim.protocol == Protocol::Api
+                && other.protocol == Protocol::Api
+                && claim.address == other.address;
+            if !apart && !shared && collide(claim.address, other.address) {
                 return Err(format!(
-                    "{other_name} and {name} both want port {}: give one of them another port",
-                    one.port()
+                    "{} and {} both want port {}: give one of them another port",
+                    other.name,
+                    claim.name,
+                    claim.address.port()
                 ));
             }
+        }
+    }
+    Ok(())
+}
+
+/// What holds between the keys of each named service.
+fn services(config: &Config) -> Result<(), String> {
+    for service in &config.services {
+        let name = &service.name;
+        let is_api = service.protocol == Protocol::Api;
+        if service.listen.is_empty() && !(is_api && config.listen.api.is_some()) {
+            return Err(format!(
+                "service {name} has no door: say `listen` in [service.{name}]{}",
+                if is_api { ", or open listen.api" } else { "" }
+            ));
+        }
+        let only_api = [
+            ("hosts", !service.hosts.is_empty()),
+            ("paths", !service.paths.is_empty()),
+            ("maintenance", service.maintenance),
+        ];
+        if let Some((key, _)) = only_api.into_iter().find(|(_, said)| *said && !is_api) {
+            return Err(format!(
+                "service.{name}.{key} is for API services, and {name} is {}: leave it out",
+                service.protocol
+            ));
+        }
+        let check = &service.check;
+        if check.timeout > check.interval {
+            return Err(format!(
+                "service.{name}.check.timeout_ms ({}) must not be more than interval_ms ({}): lower the \
+                 first or raise the second",
+                check.timeout.as_millis(),
+                check.interval.as_millis()
+            ));
+        }
+        let datagrams = service.protocol == Protocol::Udp && check.kind != CheckKind::Off;
+        if datagrams && check.port.is_none() {
+            return Err(format!(
+                "service.{name}.check needs a `port`: a UDP backend is checked over TCP or HTTP on \
+                 another port"
+            ));
+        }
+    }
+    claims_apart(config)
+}
+
+/// No two services may claim the same hosts and paths at one door.
+fn claims_apart(config: &Config) -> Result<(), String> {
+    let mut doors: BTreeMap<SocketAddr, Vec<route::Claim>> = BTreeMap::new();
+    for (number, service) in config.services.iter().enumerate() {
+        if service.protocol != Protocol::Api {
+            continue;
+        }
+        let doors_of = match service.listen.as_slice() {
+            [] => config.listen.api.as_slice(),
+            doors => doors,
+        };
+        for door in doors_of {
+            let claims = service.claims(ServiceId(number as u16));
+            doors.entry(*door).or_default().extend(claims);
+        }
+    }
+    for claims in doors.into_values() {
+        if let Err(conflict) = Routes::new(claims) {
+            let [one, other] = conflict.services.map(|id| &config.services[usize::from(id.0)].name);
+            let path = if conflict.path.is_empty() { "/" } else { &conflict.path };
+            return Err(format!(
+                "services {one} and {other} both claim {} and the path {path} at one door: give one of \
+                 them other hosts or paths",
+                conflict.host
+            ));
         }
     }
     Ok(())

@@ -1,16 +1,16 @@
-//! How something is brought to its end in order: a backend's drain, and the balancer's own stop. Owns
-//! both machines; pure. Callers bring the time and how many sessions are left, and do what comes out.
+//! Orderly endings: a backend's drain, and the balancer's own stop. Owns both state machines; pure.
+//! Callers pass in the time and the number of sessions left, and carry out the step that is returned.
 
 use std::time::Duration;
 
 use crate::base::time::Now;
 
-/// How often those who wait are told what is left.
+/// How often the number of sessions left is reported.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How long sessions that are being ended get to be gone.
+/// How long sessions get to end once they are told to.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
-/// What a drain calls for.
+/// The next step of a drain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DrainStep {
     Nothing,
@@ -22,16 +22,16 @@ pub enum DrainStep {
     Done,
 }
 
-/// What a backend's source hears of a drain while it goes on.
+/// News of a drain for the backend's source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
-    /// So many sessions are left.
+    /// The number of sessions left.
     Left(u64),
     /// The backend has left.
     Over,
 }
 
-/// One backend's drain: told of every second, closed at the deadline, over when nothing is left.
+/// One backend's drain: reported every second, closed at the deadline, over when no session is left.
 #[derive(Clone, Debug)]
 pub struct Drain {
     deadline: Now,
@@ -44,13 +44,13 @@ impl Drain {
         Drain { deadline: now.plus(lasts), tell: now.plus(TELL_EVERY), closing: None }
     }
 
-    /// How long the sessions that are left still have.
+    /// How long the remaining sessions still have.
     pub fn remaining(&self, now: Now) -> Duration {
         self.deadline.since(now)
     }
 
-    /// What is due. `left` counts only once every worker knows of the drain, which the caller says
-    /// with `settled`: before, a session may still begin.
+    /// The step that is due. `left` is final only when `settled`, that is, once every worker knows of
+    /// the drain; until then a session may still begin.
     pub fn step(&mut self, now: Now, left: u64, settled: bool) -> DrainStep {
         if left == 0 && settled || self.closing.is_some_and(|until| now >= until) {
             return DrainStep::Done;
@@ -70,7 +70,7 @@ impl Drain {
     }
 }
 
-/// What the balancer's stop calls for.
+/// The next step of the balancer's stop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StopStep {
     Nothing,
@@ -86,7 +86,7 @@ pub enum StopStep {
     Done,
 }
 
-/// The balancer's own end.
+/// The balancer's own stop.
 ///
 /// ```text
 /// Serving -- ask --> Draining -- nothing left, deadline or ask --> Stopping -- gone --> Done
@@ -99,7 +99,7 @@ pub enum Stop {
 }
 
 impl Stop {
-    /// Somebody asks for the end; for the second time they mean at once.
+    /// A request to stop. A second one means at once.
     pub fn ask(&mut self, now: Now, lasts: Duration) -> StopStep {
         match self {
             Stop::Serving => {
@@ -111,7 +111,7 @@ impl Stop {
         }
     }
 
-    /// What is due. `left` counts only when `settled`, as in [`Drain::step`].
+    /// The step that is due. `left` is final only when `settled`, as in [`Drain::step`].
     pub fn step(&mut self, now: Now, left: u64, settled: bool) -> StopStep {
         let gone = left == 0 && settled;
         match self {

@@ -102,8 +102,8 @@ impl Hellos {
         self.heard = self.heard.saturating_add(bytes);
     }
 
-    /// Whether from now on the balancer has something from the peer to handle, so that a missing answer
-    /// means nothing. A peer that never stops sending is excused for [`EXCUSED_BYTES_MAX`] only.
+    /// Whether from now on the balancer has something from the peer to handle, so that a missing
+    /// answer means nothing. A peer that never stops sending is excused for `EXCUSED_BYTES_MAX` only.
     pub fn busy(&mut self, now: Now, busy: bool) {
         if let Some(since) = self.busy
             && self.heard <= EXCUSED_BYTES_MAX

@@ -1,7 +1,7 @@
-//! The control core's state: who is connected, who is registered, what the workers were told. Owns
-//! every decision that needs more than one of them; what changes the set of backends goes through
-//! [`Hub::apply`]. Lives on one thread, is borrowed only between awaits, and opens no socket: what must
-//! be awaited is handed back to `mod`.
+//! The control core's state: connections, registrations, and what the workers have been told. Owns
+//! every decision that involves more than one of them; every change to the set of backends goes
+//! through [`Hub::apply`]. Lives on one thread, is borrowed only between awaits, and opens no socket:
+//! work that has to be awaited is returned to `mod`.
 
 mod changes;
 
@@ -33,16 +33,16 @@ use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
 use crate::worker::link::{Order, Report};
 
-/// How often an order to end a backend's sessions is repeated while some are left.
+/// How often an order to end a backend's sessions is repeated while any are left.
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
-/// Reports, and lines about requests, that are dealt with in one go.
+/// The most reports, and the most request log lines, handled in one go.
 const REPORTS_AT_ONCE: usize = 4096;
 const LINES_AT_ONCE: usize = 256;
 
 /// One control connection.
 pub struct Member {
     pub peer: SocketAddr,
-    /// As proved; `None` where no proof is asked for.
+    /// As proved; `None` if no proof is required.
     pub identity: Option<Arc<str>>,
     pub mailbox: Rc<Mailbox>,
     /// The last answered hello: when, and how long it took.
@@ -53,35 +53,35 @@ pub struct Member {
 /// A backend that is draining.
 pub struct Draining {
     pub drain: Drain,
-    /// When the workers were told; `None` while they have yet to be.
+    /// When the workers were told; `None` until they have been.
     mark: Option<Mark>,
 }
 
-/// A backend that has left while some of its sessions may still run.
+/// A backend that has left; some of its sessions may still be running.
 pub struct Departed {
     pub backend: Backend,
     pub registered: Now,
-    /// When the workers were told; `None` while they have yet to be.
+    /// When the workers were told; `None` until they have been.
     mark: Option<Mark>,
-    /// When to order again that its sessions be ended, if they are to be ended.
+    /// When to order the end of its sessions (again); `None` if they may go on.
     repeat: Option<Now>,
 }
 
-/// A try whether a backend that was set aside is back.
+/// An attempt to connect to a backend that was set aside.
 pub struct Attempt {
-    /// How long the backend is left alone before.
+    /// How long to leave the backend alone first.
     pub wait: Duration,
     pub protocol: Protocol,
     pub address: SocketAddr,
     pub timeout: Duration,
 }
 
-/// What a tick leaves to be done by whoever can await.
+/// What a tick leaves for its caller, which can await.
 #[derive(Default)]
 pub struct Outcome {
-    /// Backends that were set aside and that nobody tries to bring back yet.
+    /// Backends that were set aside and that nobody is trying to reach yet.
     pub revive: Vec<BackendId>,
-    /// There is more of what the workers said than could be heard in one go.
+    /// The workers have said more than could be heard in one go.
     pub more: bool,
     /// The control core may return.
     pub done: bool,
@@ -100,7 +100,7 @@ pub struct Hub {
     pub departed: BTreeMap<BackendId, Departed>,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
-    /// What came of the last reload, for those who ask.
+    /// The outcome of the last reload, for the status.
     pub reload: ReloadStatus,
     publication: Publication,
     pub console: Console,
@@ -112,7 +112,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A control core that goes on from the first snapshot, in which nobody is registered yet.
+    /// A control core that starts from the first snapshot, in which nobody is registered yet.
     pub fn new(
         config: Arc<Config>,
         workers: Workers,
@@ -123,7 +123,7 @@ impl Hub {
         let pulse = Pulse::new(&workers, now);
         let snapshot = snapshots.current();
         let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
-        registry.agree(config.terms());
+        registry.agree(|service| config.terms_by_name(&service.name));
         Hub {
             config,
             registry,
@@ -147,7 +147,7 @@ impl Hub {
         }
     }
 
-    /// A control connection was taken on.
+    /// A control connection was accepted.
     pub fn welcome(&mut self, peer: SocketAddr, mailbox: Rc<Mailbox>, now: Now) -> Source {
         let source = Source::Connection(self.next_connection);
         self.next_connection += 1;
@@ -159,7 +159,7 @@ impl Hub {
         source
     }
 
-    /// A control connection is over, and its backends leave at once.
+    /// A control connection has ended; its backends leave at once.
     pub fn farewell(&mut self, source: Source, why: &'static str, now: Now) {
         let Some(member) = self.members.remove(&source) else { return };
         self.counters.connections_active.set(self.members.len() as u64);
@@ -167,19 +167,19 @@ impl Hub {
         self.console.backend_disconnected(now, member.peer, why, self.members.len());
     }
 
-    /// A host that may not register knocked.
+    /// A host that may not register has connected.
     pub fn stranger(&mut self, peer: SocketAddr, now: Now) {
         self.counters.connections_refused_stranger.one();
         self.console.stranger(now, peer);
     }
 
-    /// A peer was told no.
+    /// A peer's message was refused.
     pub fn refused(&mut self, peer: SocketAddr, cmd: Option<&str>, why: &str) {
         self.counters.messages_failed.one();
         self.console.backend_refused(Now::read(), peer, cmd, why);
     }
 
-    /// A backend proved who it is.
+    /// A backend has proved its identity.
     pub fn proved(&mut self, source: Source, id: Arc<str>) {
         if let Some(member) = self.members.get_mut(&source) {
             self.console.backend_proved(Now::read(), member.peer, &id);
@@ -200,7 +200,7 @@ impl Hub {
         self.console.hello(now, member.peer, backends, took);
     }
 
-    /// A hello was not answered; that many in a row were not.
+    /// A hello went unanswered, the `misses`-th in a row.
     pub fn missed(&mut self, source: Source, misses: u32) {
         self.counters.hellos_missed.one();
         let Some(member) = self.members.get_mut(&source) else { return };
@@ -209,15 +209,16 @@ impl Hub {
         self.console.hello_missed(Now::read(), member.peer, misses, of);
     }
 
-    /// The backends after `after` that a source may see. Where a secret is asked for, those of the same
-    /// identity.
+    /// The backends after `after` that a source may see: where a secret is required, only those of its
+    /// own identity.
     pub fn visible(&self, to: Source, after: BackendId) -> impl Iterator<Item = &Registered> {
         let identity = |source| self.members.get(&source).and_then(|it| it.identity.as_ref());
         let own = identity(to);
         self.registry.entries_after(after).filter(move |entry| identity(entry.source) == own)
     }
 
-    /// What time and the workers bring about. Called on every tick and when something is urgent.
+    /// Handles what has fallen due and what the workers have reported. Called on every tick, and at
+    /// once when a report is urgent.
     pub fn tick(&mut self, now: Now) -> Outcome {
         self.workers.flush();
         let mut more = self.hear_reports(now) | self.hear_requests();
@@ -227,14 +228,14 @@ impl Hub {
         self.sum_up_lines(now);
         let done = self.advance_stop(now);
         if done {
-            // The last sessions may have ended since their reports were read.
+            // The last sessions may have ended after the reports were read.
             while self.hear_reports(now) | self.hear_requests() {}
             more = false;
         }
         Outcome { revive: self.unattended(), more, done }
     }
 
-    /// Somebody wants the balancer to stop; for the second time they mean at once.
+    /// A request to stop the balancer. A second one means at once.
     pub fn ask_to_stop(&mut self, now: Now) {
         let lasts = self.config.balance.drain;
         let step = self.stop.ask(now, lasts);
@@ -245,9 +246,9 @@ impl Hub {
         self.do_stop(step);
     }
 
-    /// Goes on by other settings, and the workers with it from their next turn.
+    /// Applies new settings; the workers follow on their next turn.
     pub fn reloaded(&mut self, config: Config) {
-        let other_terms = self.registry.agree(config.terms());
+        let other_terms = self.registry.agree(|service| config.terms_by_name(&service.name));
         if other_terms || config.reports_sessions() != self.snapshot.report_sessions {
             self.publication.ask();
         }
@@ -256,12 +257,12 @@ impl Hub {
         self.counters.reloads.one();
     }
 
-    /// Which protocol a service is of.
+    /// The protocol of a service.
     pub fn protocol_of(&self, service: ServiceId) -> Protocol {
         self.registry.service(service).kind
     }
 
-    /// How a backend that was set aside is tried next; `None` when it is not aside any more.
+    /// The next attempt to reach a backend that was set aside; `None` once it no longer is.
     pub fn next_try(&mut self, id: BackendId) -> Option<Attempt> {
         let entry = self.registry.get(id).filter(|it| it.backend.standing == Standing::Aside);
         let Some(entry) = entry else {
@@ -277,7 +278,7 @@ impl Hub {
         })
     }
 
-    /// A backend that was set aside can be connected to again.
+    /// A backend that was set aside accepts connections again.
     pub fn restore(&mut self, id: BackendId, now: Now) {
         self.reviving.remove(&id);
         if self.make(Change::Restore { backend: id }, now).changed {
@@ -285,7 +286,7 @@ impl Hub {
         }
     }
 
-    /// What a session or a log line needs to know of a backend that may have left already.
+    /// The address of a backend, which may have left already, for a session or a log line.
     pub fn address_of(&self, id: BackendId) -> Option<SocketAddr> {
         self.backend(id).map(|backend| backend.address)
     }
@@ -296,12 +297,12 @@ impl Hub {
         registered.or_else(|| self.departed.get(&id).map(|it| &it.backend))
     }
 
-    /// Rung when there are changes to publish.
+    /// Notified when there are changes to publish.
     pub fn publication_wanted(&self) -> Rc<Notify> {
         self.publication.wanted()
     }
 
-    /// Tells the workers of all changes since the last time, if there are any.
+    /// Publishes the changes made since the last snapshot, if there are any.
     pub fn publish(&mut self) {
         if !self.publication.is_due() {
             return;
@@ -318,14 +319,14 @@ impl Hub {
         }
     }
 
-    /// The caller wakes the workers, once for all of them.
+    /// Wakes no worker; the caller does that once for all such orders.
     fn end_sessions_of(&mut self, backend: BackendId) {
         let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
         let lost = self.workers.order_quietly(order);
         self.counters.orders_lost.add(lost);
     }
 
-    /// Says whether there is more.
+    /// Returns whether there are more.
     fn hear_reports(&mut self, now: Now) -> bool {
         let mut heard = Vec::new();
         let more = self.workers.reports(REPORTS_AT_ONCE, |report| heard.push(report));
@@ -355,7 +356,7 @@ impl Hub {
         more
     }
 
-    /// Counts the lines that nobody read, and tells of them.
+    /// Counts the log lines that were held back or lost, and logs a summary.
     fn sum_up_lines(&mut self, now: Now) {
         let lost = Lost {
             requests: self.workers.sum(|it| it.api_requests_unlogged.get()),
@@ -367,7 +368,7 @@ impl Hub {
         self.console.sum_up(now, lost);
     }
 
-    /// Says whether there is more.
+    /// Returns whether there are more.
     fn hear_requests(&mut self) -> bool {
         let mut heard = Vec::new();
         let more = self.workers.requests(LINES_AT_ONCE, |line| heard.push(*line));
@@ -385,7 +386,7 @@ impl Hub {
         }
     }
 
-    /// Backends that are aside and that nobody tries yet; from now on the caller does.
+    /// Backends that are set aside and that nobody is trying to reach yet; from now on the caller is.
     fn unattended(&mut self) -> Vec<BackendId> {
         let aside = self.registry.entries().filter(|it| it.backend.standing == Standing::Aside);
         let ids: Vec<_> = aside.map(|entry| entry.backend.id).collect();
@@ -403,7 +404,7 @@ impl Hub {
         }
     }
 
-    /// Says whether the workers are to be woken.
+    /// Returns whether the workers must be woken.
     fn advance_drain(&mut self, id: BackendId, now: Now) -> bool {
         let left = self.sessions_on(id);
         let draining = self.draining.get_mut(&id).expect("nothing but its own step ends a drain");
@@ -429,7 +430,7 @@ impl Hub {
         applied.left.iter().for_each(|entry| self.tell(entry, Progress::Over));
     }
 
-    /// Tells a backend's source how its drain goes on, where somebody is connected who can hear it.
+    /// Tells a backend's source how the drain is going, if the source is a connection.
     fn tell(&self, entry: &Registered, progress: Progress) {
         if let Some(member) = self.members.get(&entry.source) {
             let protocol = self.protocol_of(entry.backend.service);
@@ -437,7 +438,7 @@ impl Hub {
         }
     }
 
-    /// Gives places back whose backends have left without leaving sessions behind.
+    /// Frees the places of departed backends whose sessions have all ended.
     fn release_departed(&mut self, now: Now) {
         let ids: Vec<_> = self.departed.keys().copied().collect();
         let mut wake = false;

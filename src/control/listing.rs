@@ -1,6 +1,6 @@
-//! `/sessions`: which sessions are asked for, and going through the table page by page. Owns the query
-//! and the cursor; the table is read without a lock, and in portions between which the control core
-//! does its other work.
+//! `/sessions`: a query, answered from the session table page by page. Owns the query and the cursor;
+//! the table is read without a lock and in portions, between which the control core does its other
+//! work.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -13,10 +13,10 @@ use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol};
 use crate::session::shards::{SessionView, Shard};
 
-/// Places of the table that are looked at in one go: about a millisecond's work.
+/// Places of the table examined in one go: about a millisecond's work.
 pub const PORTION: u32 = 1024;
 
-/// A place in the table: the next to be looked at. Written `worker-place`.
+/// The next place of the table to examine. Written `worker-place`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Cursor {
     worker: u8,
@@ -39,14 +39,14 @@ impl FromStr for Cursor {
     }
 }
 
-/// Which backend's sessions.
+/// A backend as a query names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OfBackend {
     Id(BackendId),
     Address(SocketAddr),
 }
 
-/// What a query asks for.
+/// The sessions a query selects, and the page of them it wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Query {
     pub protocol: Option<Protocol>,
@@ -62,7 +62,7 @@ impl Query {
     /// Reads a query string.
     ///
     /// # Errors
-    /// A sentence that names the key and what it may be.
+    /// A sentence that names the key and the values it takes.
     pub fn parse(query: &str) -> Result<Query, String> {
         let mut asked = Query {
             protocol: None,
@@ -99,8 +99,8 @@ impl Query {
         Some(())
     }
 
-    /// Whether a session is asked for. `protocol` is that of its service; `address_of` says where a
-    /// backend is.
+    /// Whether the query selects a session. `protocol` is that of its service; `address_of` gives a
+    /// backend's address.
     pub fn takes(
         &self,
         session: &SessionView,
@@ -147,8 +147,9 @@ fn network(value: &str) -> Option<IpNet> {
     single.or_else(|| value.parse().ok())
 }
 
-/// Looks at the next portion of one shard from `cursor` on, and passes the live sessions. Says where
-/// to go on; `None` when every shard has been looked at. `pass` may stop it by saying `false`.
+/// Examines the next portion of one shard, from `cursor` on, and hands each live session to `pass`,
+/// which may stop it by returning `false`. Returns where to continue; `None` once every shard has been
+/// examined.
 pub fn next_portion(
     shards: &[std::sync::Arc<Shard>],
     wanted: Option<u8>,

@@ -64,7 +64,7 @@ impl Mailbox {
         self.filled.notify_one();
     }
 
-    /// Whether so much is queued that no further request should be answered yet.
+    /// Whether the queue is too long for a further request to be answered yet.
     pub fn is_crowded(&self) -> bool {
         self.outbox.borrow().len() > CROWDED_BYTES
     }

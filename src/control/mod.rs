@@ -19,12 +19,13 @@
 //! | pure: hellos and revivals, drains and shutdown | [`health`], [`drain`] |
 //! | pure: how fast a connection may make changes | [`pace`] |
 //! | who may register, which address, and who makes room | [`auth`], [`home`], [`crowd`] |
+//! | whether a data port accepts connections | [`probe`] |
 //! | what the workers are told and report, and when | [`workers`], [`publication`] |
 //! | what the service manager is told | [`manager`] |
 //! | changing settings at runtime | [`reload`] |
 //! | the log lines | [`console`] |
 //! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`page`], [`admin`] |
-//! | who holds a connection to it | [`places`] |
+//! | who holds a connection to it | [`places`], [`peer`] |
 //! | what operators may change, and who | [`verbs`] |
 
 pub mod admin;

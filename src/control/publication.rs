@@ -1,6 +1,6 @@
-//! How changes reach the workers: gathered, and told as one snapshot. Owns what is due and the replies
-//! that wait for it, since whoever reads "successful" may count on the workers having been told. Who
-//! changed what is the registry's; when to publish is `mod`'s.
+//! How changes reach the workers: gathered, and published as one snapshot. Owns whether one is due and
+//! the replies held back until then, because a peer that reads "successful" may rely on the workers
+//! having been told. What has changed is up to the registry, and when to publish is up to `mod`.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::cluster::Snapshot;
 pub struct Publication {
     publisher: Publisher<Snapshot>,
     due: bool,
-    /// Whose replies are about changes that are due.
+    /// Mailboxes with replies about changes not yet published.
     held: Vec<Rc<Mailbox>>,
     wanted: Rc<Notify>,
 }
@@ -25,12 +25,12 @@ impl Publication {
         Publication { publisher, due: false, held: Vec::new(), wanted: Rc::default() }
     }
 
-    /// The snapshot that the workers have.
+    /// The snapshot the workers have.
     pub fn current(&self) -> Arc<Snapshot> {
         self.publisher.current()
     }
 
-    /// Rung when something is due.
+    /// Notified when a publication is due.
     pub fn wanted(&self) -> Rc<Notify> {
         Rc::clone(&self.wanted)
     }
@@ -41,19 +41,19 @@ impl Publication {
         self.wanted.notify_one();
     }
 
-    /// Keeps what is said here until the workers know.
+    /// Holds back the replies in this mailbox until the workers know.
     pub fn hold(&mut self, mailbox: &Rc<Mailbox>) {
         if self.due && mailbox.hold() {
             self.held.push(Rc::clone(mailbox));
         }
     }
 
-    /// Whether there is something to tell.
+    /// Whether there is anything to publish.
     pub fn is_due(&self) -> bool {
         self.due
     }
 
-    /// Tells it, and lets the replies about it go.
+    /// Publishes the snapshot, and releases the replies held back for it.
     pub fn publish(&mut self, snapshot: Snapshot) -> Arc<Snapshot> {
         self.publisher.publish(snapshot);
         self.due = false;
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(publication.held.len(), 1);
         mailbox.send(&Reply::AskHello);
         let early = tokio::time::timeout(std::time::Duration::ZERO, mailbox.next()).await;
-        assert!(early.is_err(), "it waits");
+        assert!(early.is_err(), "the reply is held back");
         let snapshot = publication.publish(Snapshot { version: 7, ..Snapshot::default() });
         assert_eq!((snapshot.version, publication.is_due()), (7, false));
         assert!(mailbox.next().await.is_some());

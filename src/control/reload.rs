@@ -1,6 +1,6 @@
-//! Taking changed settings into use while everything runs. Owns the order: everything that can be
-//! wrong is found first, and a file with a fault changes nothing. Which keys take effect is
-//! `config::reload`'s; running sessions and control connections stay as they are.
+//! Applying changed settings while everything runs. Owns the order of the steps: everything that can
+//! be wrong is found first, and a file with a fault changes nothing. Which keys take effect is decided
+//! in `config::reload`; running sessions and control connections stay as they are.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -17,21 +17,22 @@ use crate::config::Config;
 use crate::config::reload::{Transition, between};
 use crate::logs;
 
-/// Where settings come from again: they are complete, checked, and fit the host.
+/// Reads the settings again; they come complete, checked, and within what the host can hold.
 pub type Reread = Box<dyn FnMut() -> Result<Config, String>>;
 
-/// What a reload needs from whoever started the balancer.
+/// What a reload needs from the code that started the balancer.
 pub struct Reload {
     pub reread: Reread,
     pub seats: Arc<Seats>,
 }
 
-/// Who is let in at the control door, and with which proof; and who may change things over the admin
-/// door. Everything that settings name a file for is here, so a reload reads all of it again.
+/// Who may enter by the control door and with what proof, and who may make changes over the admin
+/// door. Everything for which the settings name a file is here, so a reload reads all of those files
+/// again.
 pub struct Entrance {
     pub admission: Admission,
     pub secrets: Option<Rc<Secrets>>,
-    /// What allows changes over TCP.
+    /// The tokens that permit changes over TCP.
     pub tokens: Option<Rc<Secrets>>,
 }
 
@@ -53,10 +54,10 @@ impl Entrance {
 }
 
 impl Reload {
-    /// Reads the settings again and takes them into use, or says why not.
+    /// Reads the settings again and applies them, or logs why not.
     pub fn run(&mut self, hub: &RefCell<Hub>, entrance: &RefCell<Entrance>) {
         let planned = (self.reread)().and_then(|wanted| {
-            // What needs a restart does not come, so the door is judged as it stands.
+            // What needs a restart does not change yet, so the door is judged as it is now.
             let change = between(&hub.borrow().config, &wanted);
             Entrance::new(&change.config).map(|next| (change, next))
         });

@@ -1,25 +1,25 @@
-//! What operators may change over the admin door: drain a backend, set its weight, end a session. Owns
-//! the paths, who may ask, and what is done; every change goes through [`Hub::apply`] or the orders to
-//! the workers like any other, is counted, and leaves a line in the log.
+//! Changes that operators make over the admin door: drain a backend, set its weight, end a session.
+//! Owns the paths, the permission and the effect; every change goes through [`Hub::apply`] or an order
+//! to the workers like any other, is counted, and leaves a line in the log.
 //!
 //! # The requests
 //!
 //! | request | does |
 //! |---|---|
-//! | `POST /backends/b3/drain?deadline_ms=30000` | no new sessions; what is left at the deadline is ended (normally after `timeouts.drain_ms`) |
+//! | `POST /backends/b3/drain?deadline_ms=30000` | no new sessions; those left at the deadline are ended (without one, after `timeouts.drain_ms`) |
 //! | `POST /backends/b3/weight?to=5` | share of new sessions relative to the others, until the backend registers again |
 //! | `POST /sessions/0-17-4/end` | ends one session |
 //!
 //! # Who may ask
 //!
-//! Over `[admin] socket`, a unix socket, the user that runs the balancer and root: the kernel says who
-//! is there (`SO_PEERCRED`, unix(7)). Over TCP, whoever comes from loopback and knows a line of
-//! `[admin] token_file`: `Authorization: Bearer <token>` (RFC 6750).
+//! Over `[admin] socket`, a unix socket: root and the user that runs the balancer, as the kernel
+//! reports the peer (`SO_PEERCRED`, unix(7)). Over TCP: anyone who connects from loopback and presents
+//! a line of `[admin] token_file`, as `Authorization: Bearer <token>` (RFC 6750).
 //!
-//! A browser on the same host could be made to ask by a page from elsewhere. Such a page cannot set
-//! that header without a preflight, which is never granted; beyond that the `Origin` must be the door
-//! itself, and `Host` must be an address or `localhost`, because a name can be pointed here by a
-//! stranger (DNS rebinding).
+//! A page from elsewhere could make a browser on this host send such a request. It cannot set that
+//! header without a preflight, which is never granted; in addition, `Origin` must be the door itself,
+//! and `Host` must be an address or `localhost`, because a stranger can point a name at this host (DNS
+//! rebinding).
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -38,12 +38,12 @@ use crate::cluster::{BackendId, WEIGHT_MAX};
 use crate::session::{EndReason, SessionId};
 use crate::worker::link::Order;
 
-/// The longest that a drain may be asked to take.
+/// The longest deadline that a drain may be given.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
-/// By what a browser says where a request comes from (Fetch Metadata).
+/// The header in which a browser says where a request comes from (Fetch Metadata).
 static FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// A change that an operator asks for.
+/// A change that an operator requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verb {
     Drain { backend: BackendId, lasts: Option<Duration> },
@@ -51,11 +51,11 @@ pub enum Verb {
     End { session: SessionId },
 }
 
-/// Why something was not done.
+/// Why a request was refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
     pub code: StatusCode,
-    /// One sentence with the cure.
+    /// One sentence that includes the cure.
     pub sentence: String,
 }
 
@@ -67,7 +67,7 @@ impl Verb {
     /// Reads a request's path and query.
     ///
     /// # Errors
-    /// When there is no such verb, or its parameters are not what it takes.
+    /// If there is no such verb, or it does not take these parameters.
     pub fn parse(path: &str, query: &str) -> Result<Verb, Refusal> {
         let mut parts = path.trim_start_matches('/').split('/');
         let parts = [parts.next(), parts.next(), parts.next(), parts.next()];
@@ -84,7 +84,7 @@ impl Verb {
             }
             ("sessions", "end", None) => match id.parse() {
                 Ok(session) => Ok(Verb::End { session }),
-                Err(()) => refuse(StatusCode::BAD_REQUEST, "a session's id is like 0-17-4"),
+                Err(()) => refuse(StatusCode::BAD_REQUEST, "a session's id looks like 0-17-4"),
             },
             ("backends", "drain" | "weight", _) | ("sessions", "end", _) => refuse(
                 StatusCode::BAD_REQUEST,
@@ -115,7 +115,7 @@ fn parameter(query: &str) -> Result<Option<(String, String)>, Refusal> {
 fn backend(id: &str) -> Result<BackendId, Refusal> {
     match id.strip_prefix('b').and_then(|number| number.parse().ok()) {
         Some(number) => Ok(BackendId(number)),
-        None => refuse(StatusCode::BAD_REQUEST, "a backend's id is like b3"),
+        None => refuse(StatusCode::BAD_REQUEST, "a backend's id looks like b3"),
     }
 }
 
@@ -136,14 +136,14 @@ fn weight(to: &str) -> Result<u16, Refusal> {
     }
 }
 
-/// Whether a request may change something.
+/// Checks whether a request may change anything.
 ///
 /// # Errors
 /// Why it may not.
 pub fn admit(peer: Peer, headers: &HeaderMap, tokens: Option<&Secrets>) -> Result<(), Refusal> {
     let Peer::Tcp(address) = peer else { return Ok(()) };
     if !address.ip().to_canonical().is_loopback() {
-        return refuse(StatusCode::FORBIDDEN, "changes are taken from this host only");
+        return refuse(StatusCode::FORBIDDEN, "changes are accepted from this host only");
     }
     from_the_door_itself(headers)?;
     let Some(tokens) = tokens else {
@@ -185,8 +185,8 @@ fn from_the_door_itself(headers: &HeaderMap) -> Result<(), Refusal> {
     refuse(StatusCode::FORBIDDEN, "pages from elsewhere may not change anything here")
 }
 
-/// Whether a `Host` is an address or `localhost`, with or without a port. Any other name may have been
-/// pointed at this host by a stranger.
+/// Whether a `Host` is an address or `localhost`, with or without a port. A stranger may have pointed
+/// any other name at this host.
 pub fn is_no_name(host: &str) -> bool {
     let bare = match host.rsplit_once(':') {
         Some((bare, port)) if port.parse::<u16>().is_ok() => bare,
@@ -196,10 +196,11 @@ pub fn is_no_name(host: &str) -> bool {
     bare == "localhost" || inner.unwrap_or(bare).parse::<IpAddr>().is_ok()
 }
 
-/// Does it.
+/// Carries out a change.
 ///
 /// # Errors
-/// When what is to be changed is not there (any more).
+/// If there is no such backend or session (any more), if the change itself is refused, or if the
+/// worker takes no more orders.
 pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Changed, Refusal> {
     let sessions = match verb {
         Verb::Drain { backend, lasts } => {
@@ -208,7 +209,7 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
         Verb::Weigh { backend, weight } => change(hub, Change::Weigh { backend, weight }, now)?,
         Verb::End { session } => end(hub, session)?,
     };
-    // Whoever is told that it is done may count on the workers having been told.
+    // An operator who is told that it is done may rely on the workers having been told.
     hub.publish();
     info!(%by, change = ?verb, sessions, "changed by an operator");
     Ok(Changed { schema: SCHEMA, sessions })

@@ -1,5 +1,5 @@
-//! The state of the balancer as the admin door shows it. Owns the way from the hub's state to the
-//! schema of `status`; changes nothing.
+//! The state of the balancer as the admin door shows it. Owns the translation of the hub's state into
+//! the schema of `status`; changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ pub fn policy(policy: Policy) -> &'static str {
     }
 }
 
-/// One of the values counted about a backend, by the name of its row.
+/// One of a backend's counters, by the name of its row.
 pub fn value(values: &BackendValues, name: &str) -> u64 {
     let row = BackendCounters::ROWS.iter().position(|row| row.name == name);
     values[row.expect("the caller names a row of the table")]
@@ -90,7 +90,7 @@ fn sessions(hub: &Hub) -> SessionTotals {
 }
 
 fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
-    // One that has just joined is in the registry, and in the rotation a moment later.
+    // A backend that has just joined is in the registry at once, and in the rotation a moment later.
     let mut turns: BTreeMap<BackendId, u32> = BTreeMap::new();
     for pool in hub.snapshot.services.iter().map(|service| &service.pool) {
         for share in pool.rotation.shares() {

@@ -1,5 +1,5 @@
-//! The workers as the control core sees them: orders to them, reports and counters from them. Owns
-//! what waits for a worker whose queue is full, and the knowledge of what a worker can have seen.
+//! The workers as the control core sees them: orders to them, reports and counters from them. Owns the
+//! orders held for a worker whose queue is full, and the knowledge of what the workers must have seen.
 //! Nothing here waits for a worker.
 
 use std::collections::VecDeque;
@@ -15,31 +15,31 @@ use crate::metrics::{
 use crate::session::shards::Shard;
 use crate::worker::link::{ControlEnd, Order, Report, RequestLine};
 
-/// Orders that wait here when a worker's own queue is full.
+/// The most orders held here while a worker's own queue is full.
 const WAITING_MAX: usize = 4096;
 
 const BACKEND_ROWS: usize = BackendCounters::ROWS.len();
 
-/// What was counted about one backend, by [`BackendCounters::ROWS`].
+/// One backend's counters, in the order of [`BackendCounters::ROWS`].
 pub type BackendValues = [u64; BACKEND_ROWS];
 
 struct End {
     link: ControlEnd,
     waiting: VecDeque<Order>,
-    /// By slot: what had been counted when the slot was given to its present backend.
+    /// By slot: the counts at the time the slot was given to its present backend.
     before: Box<[BackendValues]>,
 }
 
-/// How far every worker had come at some moment.
+/// How many turns each worker had made at some moment.
 #[derive(Clone, Debug)]
 pub struct Mark(Vec<u64>);
 
-/// How often workers that sleep are made to turn once.
+/// How often sleeping workers are woken for one turn.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
-/// A worker that has not turned for so long hangs.
+/// A worker that has not turned for this long is hung.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 
-/// Whether every worker's loop turns, found out by waking those that sleep.
+/// A check that every worker's loop still turns, which wakes those that sleep.
 pub struct Pulse {
     mark: Mark,
     since: Now,
@@ -51,7 +51,7 @@ impl Pulse {
         Pulse { mark: workers.mark(), since: now, lost: false }
     }
 
-    /// Looks whether the workers have turned since the last look, and makes them.
+    /// Checks whether the workers have turned since the last check, and wakes them to turn again.
     pub fn feel(&mut self, workers: &Workers, now: Now) {
         let quiet = now.since(self.since);
         if quiet < PULSE_EVERY {
@@ -66,7 +66,7 @@ impl Pulse {
         workers.wake();
     }
 
-    /// Whether some worker has not turned for too long.
+    /// Whether a worker has gone too long without turning.
     pub fn is_lost(&self) -> bool {
         self.lost
     }
@@ -95,19 +95,19 @@ impl Workers {
         }
     }
 
-    /// Gives every worker an order. Says how many orders had to be dropped.
+    /// Gives every worker an order. Returns how many of these had to be dropped.
     pub fn order(&mut self, order: Order) -> u64 {
         let lost = self.order_quietly(order);
         self.wake();
         lost
     }
 
-    /// As [`Workers::order`], for many at once: the caller wakes the workers after the last.
+    /// Like [`Workers::order`], for many orders in a row: the caller wakes the workers after the last.
     pub fn order_quietly(&mut self, order: Order) -> u64 {
         self.ends.iter_mut().map(|end| u64::from(!end.take(order))).sum()
     }
 
-    /// Gives one worker an order. Says whether it was taken.
+    /// Gives one worker an order. Returns whether it was accepted.
     pub fn order_one(&mut self, worker: u8, order: Order) -> bool {
         let end = self.ends.iter_mut().find(|end| end.link.worker == worker);
         let taken = end.is_some_and(|end| end.take(order));
@@ -115,7 +115,7 @@ impl Workers {
         taken
     }
 
-    /// Passes on orders that had to wait. Says whether none waits any more.
+    /// Passes on orders that had to wait. Returns whether none is left waiting.
     pub fn flush(&mut self) -> bool {
         for end in &mut self.ends {
             if end.waiting.is_empty() {
@@ -132,8 +132,8 @@ impl Workers {
         self.ends.iter().all(|end| end.waiting.is_empty())
     }
 
-    /// Hands over what the workers reported, at most so much in all and as much of each. Says whether
-    /// there is more.
+    /// Hands over the workers' reports, about `at_once` at most and an equal share from each. Returns
+    /// whether there are more.
     pub fn reports(&mut self, at_once: usize, mut hear: impl FnMut(Report)) -> bool {
         let share = at_once.div_ceil(self.ends.len().max(1));
         for end in &mut self.ends {
@@ -145,7 +145,7 @@ impl Workers {
         self.ends.iter().any(|end| !end.link.reports.is_empty())
     }
 
-    /// Hands over the lines about API requests, likewise.
+    /// Hands over the log lines about API requests in the same way.
     pub fn requests(&mut self, at_once: usize, mut hear: impl FnMut(&RequestLine)) -> bool {
         let share = at_once.div_ceil(self.ends.len().max(1));
         for end in &mut self.ends {
@@ -157,13 +157,13 @@ impl Workers {
         self.ends.iter().any(|end| !end.link.requests.is_empty())
     }
 
-    /// Where the workers are now.
+    /// How far the workers are now.
     pub fn mark(&self) -> Mark {
         Mark(self.ends.iter().map(|end| end.link.metrics.counters.turns.get()).collect())
     }
 
-    /// Whether every worker has begun and ended a turn since the mark was made, and so has seen what
-    /// was published before it. A turn under way at the mark may have looked before.
+    /// Whether every worker has begun and ended a turn since the mark was made, and so has seen
+    /// everything published before it. A turn under way at the mark may have looked too early.
     pub fn have_passed(&self, mark: &Mark) -> bool {
         self.turned_by(mark, 2)
     }
@@ -178,14 +178,14 @@ impl Workers {
         now.zip(&mark.0).all(|(now, then)| now.wrapping_sub(*then) >= turns)
     }
 
-    /// A backend begins to be counted in `slot`: what its predecessor left there is not its own.
+    /// Starts counting a new backend in `slot`, without what its predecessor left there.
     pub fn begin(&mut self, slot: u16) {
         for end in &mut self.ends {
             end.before[usize::from(slot)] = end.values(slot);
         }
     }
 
-    /// What was counted about the backend in `slot`, all workers together.
+    /// The counts of the backend in `slot`, over all workers.
     pub fn backend(&self, slot: u16) -> BackendValues {
         let mut sum = [0u64; BACKEND_ROWS];
         for end in &self.ends {
@@ -207,17 +207,18 @@ impl Workers {
         self.ends.iter().map(of).sum()
     }
 
-    /// Sessions running on anything.
+    /// All running sessions.
     pub fn sessions(&self) -> u64 {
         self.sum(|counters| counters.sessions_active.get())
     }
 
-    /// One of the workers' own counters, all workers together.
+    /// One of the workers' own counters, over all workers.
     pub fn sum(&self, counter: impl Fn(&WorkerCounters) -> u64) -> u64 {
         self.ends.iter().map(|end| counter(&end.link.metrics.counters)).sum()
     }
 
-    /// One of the workers' histograms, all workers together: counts by bucket and the sum.
+    /// One of the workers' histograms, over all workers: the counts by bucket, and the sum in
+    /// microseconds.
     pub fn histogram(&self, of: impl Fn(&WorkerMetrics) -> &Histogram) -> (Vec<u64>, u64) {
         let mut counts = Vec::new();
         let mut sum_us = 0u64;
@@ -230,7 +231,7 @@ impl Workers {
         (counts, sum_us)
     }
 
-    /// Each worker's number and what it counts.
+    /// Each worker's number and metrics.
     pub fn metrics(&self) -> impl Iterator<Item = (u8, &WorkerMetrics)> {
         self.ends.iter().map(|end| (end.link.worker, &*end.link.metrics))
     }
@@ -242,7 +243,8 @@ impl Workers {
 }
 
 impl End {
-    /// Whether the order was taken, by the worker's queue or to wait for room in it.
+    /// Takes the order into the worker's queue, or among those waiting for room in it. Returns whether
+    /// there was room for it.
     fn take(&mut self, order: Order) -> bool {
         if self.waiting.is_empty() && self.link.orders.push(order).is_ok() {
             return true;
@@ -287,7 +289,7 @@ mod tests {
             assert_eq!(workers.order(end(backend)), 0);
         }
         assert_eq!(workers.order(end(all)), 1, "there is no more room");
-        assert_eq!(workers.order(end(all - 1)), 0, "it waits already");
+        assert_eq!(workers.order(end(all - 1)), 0, "it is waiting already");
         assert!(!workers.flush());
         let mut taken = Vec::new();
         while taken.len() < all {

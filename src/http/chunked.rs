@@ -5,10 +5,10 @@
 //! however the body is cut into blocks, and nothing is buffered but the trailer section, which is
 //! bounded.
 //!
-//! From a backend we also accept blanks around a size and control bytes in trailers: some services
-//! pad sizes to a fixed width, the meaning is clear, and neither reaches the user. A bare line feed
-//! is refused even from a backend: there is no room to insert the carriage return, and readers
-//! disagree about it.
+//! From a backend we also accept blanks around a size and control bytes in trailers: some backends pad
+//! sizes to a fixed width, the meaning is clear, and neither reaches the user. A bare line feed is
+//! refused even from a backend: there is no room to insert the carriage return, and readers disagree
+//! about it.
 
 use std::ops::Range;
 

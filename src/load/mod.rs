@@ -6,7 +6,7 @@
 //! |---|---|
 //! | when is a request due? | [`plan`] |
 //! | what is sent, and is this its reply? | [`message`], [`client`], [`web`] |
-//! | who connects, sends, receives? | [`driver`], over [`connection`] |
+//! | who connects, sends, receives? | [`driver`], over `connection` |
 //! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`] |
 //! | who answers when nobody else is there? | [`echo`] |
 

@@ -53,7 +53,7 @@ impl Room {
         self.answer = if right { Answer::Seen } else { Answer::Unknown };
     }
 
-    /// Returns true if the question is to be withdrawn; its answer still comes.
+    /// Returns true if the question must be withdrawn; its answer still comes.
     pub(super) fn cancel(&mut self) -> bool {
         let cancel = matches!(self.answer, Answer::Asked | Answer::Stale);
         if cancel {

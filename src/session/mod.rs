@@ -1,5 +1,6 @@
-//! Sessions as seen from outside: identities, why one ended, and the sharded table that anyone may
-//! read while workers relay. What a session does belongs to `proxy`.
+//! What is known about sessions apart from their bytes. Owns their identities and the reasons why they
+//! end; `shards` is the table that anyone may read while workers relay, `flows`, `affinity` and
+//! `sources` find and limit UDP sessions. What a session does belongs to `proxy`.
 
 pub mod affinity;
 pub mod flows;
@@ -73,7 +74,8 @@ pub enum EndReason {
     Stopping,
     /// Ended by the operator.
     Operator,
-    /// A UDP session that was not in use any more and idle for longest; a new user needed its room.
+    /// A UDP session that was no longer in use and had been idle the longest; a new user needed its
+    /// room.
     Displaced,
 }
 

@@ -25,7 +25,7 @@ const VACANT: usize = 0;
 pub struct SourceLimits {
     /// Sessions at once.
     pub sessions: Option<NonZeroU32>,
-    /// New sessions per second; after a second without any, that many may come at once.
+    /// New sessions per second; after a second without any, this many may come at once.
     pub new_per_second: Option<NonZeroU32>,
 }
 
@@ -145,13 +145,13 @@ impl Sources {
         (self.sources[place as usize].held > 0).then_some(SourceId(place))
     }
 
-    /// Counts the end of a session of this source; what it held is not available yet.
+    /// Counts the end of a session of this source; what the session held is not available yet.
     pub fn ended(&mut self, source: SourceId) {
         let source = &mut self.sources[source.index()];
         source.sessions = source.sessions.checked_sub(1).expect("a session ends once");
     }
 
-    /// Makes available again what a session that has [`Sources::ended`] held.
+    /// Makes available again what a session held, after [`Sources::ended`].
     pub fn let_go(&mut self, source: SourceId) {
         let SourceId(place) = source;
         let source = &mut self.sources[place as usize];
@@ -161,7 +161,7 @@ impl Sources {
         }
     }
 
-    /// Counts the end of a session of this source, and makes available what it held.
+    /// Counts the end of a session of this source, and makes what it held available.
     pub fn release(&mut self, source: SourceId) {
         self.ended(source);
         self.let_go(source);

@@ -1,6 +1,6 @@
-//! What every protocol of one worker shares: which backend is next, and the books about sessions. Owns
-//! the worker's view of the services, its shard of the session table, its counters and its reports; holds
-//! no socket and no session state.
+//! What all protocols of one worker share: the choice of the next backend, and the books about
+//! sessions. Owns the worker's view of the services, its shard of the session table, its counters and
+//! its reports; holds no socket and no session state.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -89,7 +89,7 @@ impl Books {
         &service.expect("a service stays in the snapshots while it has sessions").terms.timeouts
     }
 
-    /// Goes by a newer snapshot from now on, which already leaves out backends that failed.
+    /// Switches to a newer snapshot, which already leaves out backends that failed.
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.aside.clear();

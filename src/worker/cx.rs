@@ -1,11 +1,11 @@
-//! What a decision about a session is handed. Owns the one type for it, which TCP's and HTTP's sessions
-//! share; what they want done differs, and is the type's parameter.
+//! The context of a decision about a session. Owns the one type for it, which TCP's and HTTP's
+//! sessions share; their commands differ, and are the type's parameter.
 
 use super::books::Books;
 use crate::base::time::Now;
 use crate::ring::pool::Pool;
 
-/// The time, what a decision draws on, and where it puts what is to be done.
+/// The time, the resources of a decision, and the list that takes its commands.
 pub struct Cx<'a, C> {
     pub now: Now,
     pub pool: &'a mut Pool,

@@ -12,12 +12,12 @@ use nix::errno::Errno;
 use crate::base::time::Now;
 use crate::ring::{Done, Ring, Tag, sys};
 
-/// How long to wait where accepting again at once would not help.
+/// How long to wait when accepting again at once would not help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections taken out of a closing listener's queue at most.
+/// The most connections taken out of a closing listener's queue.
 const BACKLOG_MAX: usize = 4096;
 
-/// What an accept brought.
+/// The outcome of an accept.
 pub enum Arrival {
     User(OwnedFd),
     /// Accepted only to be turned away: the process is out of descriptors.
@@ -96,7 +96,7 @@ impl Door {
         self.accept_at
     }
 
-    /// Accepts no more. Users already in the listener's queue are handed out: the kernel has told them
+    /// Stops accepting. Users already in the listener's queue are handed out: the kernel has told them
     /// that they are connected.
     pub fn close(&mut self, ring: &mut Ring) -> impl Iterator<Item = OwnedFd> + use<> {
         let listener = self.listener.take();

@@ -16,7 +16,7 @@ pub struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// What a decision made in this turn is handed; its commands go to `out`.
+    /// The context of a decision in this turn; its commands go to `out`.
     pub fn cx<'a, C>(&'a mut self, out: &'a mut Vec<C>) -> Cx<'a, C> {
         Cx { now: self.now, pool: self.ring.pool_mut(), books: self.books, out }
     }
@@ -27,26 +27,26 @@ pub trait Driver {
     /// Opens the door and posts the first receives.
     fn start(&mut self, ring: &mut Ring);
 
-    /// Sessions in any phase, and connections that the kernel still works for.
+    /// Sessions in any phase, and connections on which the kernel is still working.
     fn live(&self) -> usize;
 
     /// An operation of this driver's has completed.
     fn complete(&mut self, done: Done, turn: &mut Turn<'_>);
 
-    /// Does what is due whatever completed: deadlines, flows that waited for blocks.
+    /// Does what is due regardless of completions: deadlines, flows that waited for blocks.
     fn housekeep(&mut self, turn: &mut Turn<'_>);
 
     /// When [`Driver::housekeep`] has something to do next, if nothing completes before.
     fn next_deadline(&self) -> Option<Now>;
 
-    /// Whether [`Driver::housekeep`] is to be called in this turn although nothing is due: another
-    /// driver may have let go of what this one waits for.
+    /// Whether [`Driver::housekeep`] must be called in this turn even though nothing is due: another
+    /// driver may have let go of what this one is waiting for.
     fn is_waiting(&self, ring: &Ring) -> bool;
 
     /// Carries out an order of the control core, as far as it concerns this driver.
     fn order(&mut self, order: Order, turn: &mut Turn<'_>);
 
-    /// Takes note of the backends that are registered now.
+    /// Takes note of the backends now registered.
     fn adopt(&mut self, _snapshot: &Snapshot) {}
 
     /// Takes one step of one long stream, at the end of a turn in which [`Driver::housekeep`] was called.

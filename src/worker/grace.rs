@@ -1,5 +1,5 @@
-//! How long a connection that is over stays for what its kernel has not delivered yet. Owns the pauses
-//! between two looks at its send queue, and the time that an order leaves it.
+//! How long a finished connection is kept open for bytes that the kernel has not delivered yet. Owns
+//! the pauses between looks at its send queue, and the time that an order leaves it.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub struct Pause(Duration);
 impl Pause {
     pub const FIRST: Pause = Pause(PAUSE_FIRST);
 
-    /// How long to pause now; the next time it is longer.
+    /// How long to pause now; the next pause is longer.
     pub fn take(&mut self) -> Duration {
         let pause = self.0;
         self.0 = (2 * pause).min(PAUSE_MAX);
@@ -29,7 +29,7 @@ impl Pause {
     }
 }
 
-/// Whether somebody has ordered an end for this reason, whatever passes through the session.
+/// Whether this reason is an order, which ends a session whatever is passing through it.
 pub fn is_order(reason: EndReason) -> bool {
     matches!(reason, EndReason::Operator | EndReason::BackendLeft | EndReason::Stopping)
 }

@@ -1,6 +1,6 @@
-//! What crosses between a worker and the control core, and nothing else: a published snapshot, orders
-//! one way, reports the other way, counters and the session shard to read. Owns the bounds of both
-//! queues. Neither side ever waits for the other.
+//! The link between a worker and the control core, and everything that crosses it: snapshots and
+//! orders one way, reports and request lines the other, counters and the session shard to read. Owns
+//! the bounds of the queues. Neither side ever waits for the other.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,17 +15,18 @@ use crate::proxy::http::Times;
 use crate::session::shards::{Shard, ShardWriter};
 use crate::session::{EndReason, SessionId};
 
-/// Orders that may wait for a worker. A worker takes them every turn.
+/// The most orders that may wait for a worker, which takes them every turn.
 pub const ORDERS_MAX: usize = 1024;
-/// Reports that may wait for the control core: what a worker can say in about a tenth of a second of
-/// short sessions. Beyond it they are dropped and counted.
+/// The most reports that may wait for the control core: about a tenth of a second's worth of short
+/// sessions. Any beyond that are dropped and counted.
 pub const REPORTS_MAX: usize = 16 * 1024;
-/// Lines about API requests that may wait for the control core. Beyond it they are dropped and counted.
+/// The most log lines about API requests that may wait for the control core. Any beyond that are
+/// dropped and counted.
 pub const REQUESTS_MAX: usize = 4096;
-/// Bytes of method and target that such a line keeps.
+/// The most bytes of method and target that such a line keeps.
 pub const LINE_BYTES_MAX: usize = 256;
 
-/// What the control core tells one worker to do.
+/// An order from the control core to one worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
     /// End every session on this backend.
@@ -38,10 +39,10 @@ pub enum Order {
     Stop,
 }
 
-/// What a worker has to say that a counter cannot.
+/// News from a worker that a counter cannot carry.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Report {
-    /// A user was given a backend and the backend's connection stands.
+    /// A user was given a backend, and the connection to it is established.
     Started {
         id: SessionId,
         service: ServiceId,
@@ -55,34 +56,34 @@ pub enum Report {
         client: SocketAddr,
         why: Refusal,
     },
-    /// Datagrams of new UDP users were dropped because room for them had run out. Said once in a while.
+    /// Datagrams of new UDP users were dropped for lack of room. Reported once in a while.
     OutOfRoom {
         shortage: Shortage,
-        /// The backend that there was no way to, if that was it.
+        /// The backend for which no pair was left, if that was the shortage.
         backend: Option<BackendId>,
-        /// Since the worker last said so.
+        /// How many since the worker's last such report.
         datagrams: u64,
     },
-    /// A backend's data port refused, reset or did not answer in time; the one urgent report. What a
-    /// worker lacked itself is never reported as this.
+    /// A backend's data port refused, reset or did not answer in time; the only urgent report. A
+    /// worker's own shortage is never reported this way.
     ConnectFailed {
         backend: BackendId,
         errno: i32,
     },
 }
 
-/// What was short when a new UDP session wanted to begin.
+/// What was lacking for a new UDP session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shortage {
-    /// A place in the table: all sessions that it may hold are in use.
+    /// A place in the table: it is full of sessions in use.
     Place,
-    /// A socket and local port towards the backend that no session needs.
+    /// A socket and local port towards the backend: all are in use.
     Pair,
-    /// One of these beyond the share of a single source.
+    /// Room for either within the source's share.
     Share,
 }
 
-/// The line about a session that is over.
+/// The log line about a session that has ended.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Ended {
     pub id: SessionId,
@@ -96,18 +97,18 @@ pub struct Ended {
     pub reason: EndReason,
 }
 
-/// The line about an API request.
+/// The log line about an API request.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct RequestLine {
     pub session: SessionId,
-    /// Which request of its connection it was, from one.
+    /// The request's number on its connection, from one.
     pub number: u32,
     pub client: SocketAddr,
     pub backend: Option<BackendId>,
-    /// Method and target, of which so many bytes are kept; empty if they were never read.
+    /// Method and target, in the first `kept` bytes; empty if they were never read.
     pub text: [u8; LINE_BYTES_MAX],
     pub kept: u16,
-    /// Zero when the user was not answered.
+    /// Zero if the user got no answer.
     pub status: u16,
     pub retries: u8,
     pub bytes_up: u64,
@@ -120,7 +121,7 @@ impl RequestLine {
     /// Method and target.
     pub fn request(&self) -> (&str, &str) {
         let bytes = &self.text[..usize::from(self.kept)];
-        // Both are ASCII; what was cut off in the middle of something else shows as nothing.
+        // Both are ASCII; text that was cut off inside any other character shows as empty.
         let text = std::str::from_utf8(bytes).unwrap_or_default();
         text.split_once(' ').unwrap_or((text, ""))
     }
@@ -143,7 +144,7 @@ pub struct ControlEnd {
     pub requests: rtrb::Consumer<RequestLine>,
     pub metrics: Arc<WorkerMetrics>,
     pub shard: Arc<Shard>,
-    /// Written after an order or a snapshot, so that a sleeping worker looks.
+    /// Written after an order or a snapshot, to make a sleeping worker look.
     pub wake: Arc<EventFd>,
 }
 
@@ -157,7 +158,7 @@ pub struct WorkerEnd {
     pub metrics: Arc<WorkerMetrics>,
     pub shard: ShardWriter,
     pub wake: Arc<EventFd>,
-    /// Rung after [`Report::ConnectFailed`] only; other reports wait for the control core's tick.
+    /// Notified after [`Report::ConnectFailed`] only; other reports wait for the control core's tick.
     pub urgent: Arc<tokio::sync::Notify>,
 }
 
@@ -175,7 +176,8 @@ pub fn link(
     let (writer, shard) = Shard::new(worker, sessions_max);
     let wake = Arc::new(EventFd::from_value_and_flags(
         0,
-        // Two wake-ups may be told apart and read as one: the second look must not wait for a third.
+        // Two wake-ups may be signalled separately and read as one: the second read must not wait for
+        // a third.
         EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
     )?);
     let control = ControlEnd {

@@ -1,8 +1,8 @@
 //! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
 //! room (`tcp`, `udp`, `http`), in which a `driver` stands between the ring and `sessions`, the pure
-//! decisions. What the loop asks of a driver is `driver`, what a decision is handed `cx`. `books` is what
-//! the protocols share, `streams` what the two that carry streams share, `link` what crosses to the
-//! control core.
+//! decisions. `driver` is what the loop asks of a driver, and `cx` the context of a decision. The
+//! protocols share the `books`, and the two that carry streams share `streams`; `link` is the link to
+//! the control core.
 
 pub mod books;
 pub mod cx;

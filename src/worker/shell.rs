@@ -37,7 +37,7 @@ const WAKE: Tag = Tag { kind: family::SHELL | 1, generation: 0, slot: 0 };
 
 /// Families that four bits can tell apart.
 const FAMILIES: usize = 16;
-/// The post of families that are no driver's.
+/// The post of families without a driver.
 const NO_POST: u8 = u8::MAX;
 
 /// What the loop needs besides its drivers.
@@ -62,20 +62,20 @@ pub struct Shell {
 /// A driver in the loop.
 struct Post {
     driver: Box<dyn Driver>,
-    /// When it is to be looked after though nothing completes for it: a message makes a short turn, of
-    /// which the timers of two idle drivers would be a good part.
+    /// When to look after it even if nothing completes for it. The turn of a single message is short,
+    /// and the timers of two idle drivers would be a good part of it.
     due: Now,
-    /// It is looked after in this turn.
+    /// Whether this turn looks after it.
     in_turn: bool,
-    /// The next turn must not wait, by its own word.
+    /// Whether it has asked that the next turn not wait.
     eager: bool,
     /// When one of its operations last completed.
     heard_at: Now,
 }
 
 impl Shell {
-    /// A worker over a ring of this thread. Each driver comes with the family of its completions, and no
-    /// two with the same; a turn looks after them in this order.
+    /// A worker over a ring of this thread. Each driver comes with the family of its completions, a
+    /// different one for each; a turn looks after them in this order.
     pub fn new(ring: Ring, drivers: Vec<(u8, Box<dyn Driver>)>, parts: WorkerLoop) -> Shell {
         let mut shell = Shell {
             ring,
@@ -105,7 +105,8 @@ impl Shell {
             self.ring.enter(Some(self.patience(more_wait)))?;
             more_wait = self.ring.reap(&mut completions);
             let now = Now::read();
-            // Before the completions: a user who came after a backend had been acknowledged finds it.
+            // Before the completions, so that a user who comes after a backend was acknowledged finds
+            // it.
             self.adopt();
             for done in completions.drain(..) {
                 self.complete(now, done);
@@ -192,7 +193,7 @@ impl Shell {
         post.eager = post.driver.is_eager();
     }
 
-    /// When something last completed for another driver than this.
+    /// When something last completed for any other driver.
     fn heard_beside(&self, number: usize) -> Now {
         let others = self.posts.iter().enumerate().filter(|(other, _)| *other != number);
         others.map(|(_, post)| post.heard_at).max().unwrap_or_default()
@@ -208,7 +209,7 @@ impl Shell {
         }
     }
 
-    /// Every driver is looked after in this turn.
+    /// Has this turn look after every driver.
     fn all_due(&mut self) {
         self.posts.iter_mut().for_each(|post| post.due = Now::default());
     }
@@ -233,7 +234,7 @@ mod tests {
     use crate::worker::books::tests::{Joined, joined};
     use crate::worker::link::ControlEnd;
 
-    /// What the loop asks of a driver, written down; what the driver answers.
+    /// A record of what the loop asks of a driver, and the answers to give.
     #[derive(Default)]
     struct Script {
         said: Vec<String>,
@@ -290,7 +291,7 @@ mod tests {
         }
     }
 
-    /// A loop with drivers that are played, of two neighbouring families.
+    /// A loop with two scripted drivers of neighbouring families.
     struct Stage {
         shell: Shell,
         scripts: [Rc<RefCell<Script>>; 2],
@@ -337,7 +338,7 @@ mod tests {
             self.shell.housekeep(now);
         }
 
-        /// What each driver was asked since the last time.
+        /// What each driver has been asked since the last call.
         fn said(&self) -> [String; 2] {
             let take = |script: &Rc<RefCell<Script>>| {
                 std::mem::take(&mut script.borrow_mut().said).join(", ")

@@ -1,7 +1,7 @@
-//! Numbered places for sessions and connections, which count how often they were used. Knows nothing about
-//! what is in them.
+//! Numbered places for sessions and connections. Owns the numbers and how often each place was used;
+//! knows nothing about the contents.
 
-/// A place, and which use of it is meant.
+/// A place in one particular use.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
     pub place: u32,
@@ -11,7 +11,7 @@ pub struct Key {
 /// The bits of a generation that a completion carries back.
 pub const GENERATION_MASK: u32 = 0x7f_ffff;
 
-/// Places that keep their contents where they are until these are removed.
+/// Places whose contents stay where they are until removed.
 pub struct Slots<T> {
     slots: Vec<(u32, Option<T>)>,
     free: Vec<u32>,

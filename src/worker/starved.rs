@@ -1,5 +1,6 @@
-//! Flows that wait for blocks, the longest waiting first. Owns their order, how many are fed in a turn,
-//! and when they try again though no block came back; what trying means is their owner's.
+//! Flows that wait for blocks, the longest waiting first. Owns their order, how many are fed in a
+//! turn, and when they try again even if no block has come back; the attempt itself is up to their
+//! owner.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,10 +8,10 @@ use std::time::Duration;
 use crate::base::time::Now;
 use crate::ring::pool::Pool;
 
-/// Waiting flows that one turn feeds at most.
+/// The most waiting flows that one turn feeds.
 pub const FED_MAX: usize = 64;
-/// How long a flow waits before it tries again unasked: all blocks that came back may have been posted
-/// before it was known that a flow waits.
+/// How long a flow waits before it tries again of its own accord: all blocks that came back may have
+/// been posted before anything was known to wait for them.
 pub const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// What one turn feeds.
@@ -24,7 +25,7 @@ pub struct Relief {
 /// Flows that wait for blocks.
 pub struct Starved<T> {
     queue: VecDeque<T>,
-    /// When the first of them began to wait, or when they last tried again unasked.
+    /// When the first of them began to wait, or when they last tried again of their own accord.
     since: Now,
 }
 
@@ -39,8 +40,8 @@ impl<T> Starved<T> {
         self.queue.reserve(count.saturating_sub(self.queue.len()));
     }
 
-    /// `who` waits from now on. When there is no room left, those that ended while they waited, of which
-    /// `is_alive` is false, are removed.
+    /// `who` waits from now on. When there is no room left, those that ended while waiting are
+    /// removed: those for which `is_alive` is false.
     pub fn push(&mut self, now: Now, who: T, is_alive: impl FnMut(&T) -> bool) {
         if self.queue.is_empty() {
             self.since = now;
@@ -72,17 +73,17 @@ impl<T> Starved<T> {
         self.queue.is_empty()
     }
 
-    /// When they are to try again though no block came back.
+    /// When to try again even if no block has come back.
     pub fn next_try(&self) -> Option<Now> {
         (!self.is_empty()).then(|| self.since.plus(WAIT_MAX))
     }
 
-    /// Blocks are left, and more flows wait than one turn feeds: the next turn is to feed at once.
+    /// Blocks are left, and more flows wait than one turn feeds: the next turn must feed at once.
     fn hurry(&mut self, now: Now) {
         self.since = Now::from_nanos(now.nanos().saturating_sub(WAIT_MAX.as_nanos() as u64));
     }
 
-    /// How many are to try now though no block came back; their time begins anew.
+    /// How many must try now even though no block has come back; the wait then begins anew.
     fn overdue(&mut self, now: Now) -> usize {
         if self.next_try().is_none_or(|due| now < due) {
             return 0;

@@ -1,6 +1,6 @@
-//! The stream sockets of one driver: accepted and connected, received from and sent to, shut down, looked
-//! at and closed. Owns the door, the sockets by session, and how a completion finds back to its socket;
-//! what to do with them is decided elsewhere.
+//! The stream sockets of one driver: accepted and connected, received from and sent to, shut down,
+//! looked at and closed. Owns the door, the sockets by session, and the way from a completion back to
+//! its socket; what to do with them is decided elsewhere.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,17 +23,17 @@ const CONNECT: u8 = 2;
 const RECEIVE: u8 = 3;
 const SEND: u8 = 4;
 const ROOM: u8 = 5;
-/// The first of those that a driver names itself.
+/// The first of the operations that a driver defines itself.
 pub const OWN: u8 = 6;
 const OPERATION: u8 = 0x0f;
 
-/// Which socket: its session's or connection's place, and the side that it is on.
+/// A socket: the place of its session or connection, and its side.
 pub type End = (Key, Side);
 
 /// The streams of the driver whose completions are of this family.
 pub struct Streams<const FAMILY: u8> {
     pub door: Door,
-    /// What a user hears who is turned away for want of descriptors, before the connection is closed.
+    /// The last words to a user turned away for want of descriptors, before the connection is closed.
     farewell: Option<&'static [u8]>,
     /// By place and side.
     sockets: Vec<[Option<OwnedFd>; 2]>,
@@ -45,14 +45,14 @@ pub struct Newcomer {
     pub client: SocketAddr,
 }
 
-/// What a completion says.
+/// What a completion means to the driver.
 pub enum Completion {
     Happened(Key, Event),
     Connected(Key, Result<(), Errno>),
     Arrived(Newcomer),
     /// Nothing that concerns a session.
     Nothing,
-    /// An operation that the driver has named itself.
+    /// An operation that the driver has defined itself.
     Own(Done),
 }
 
@@ -103,7 +103,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         None
     }
 
-    /// Accepts no more. Those who have been accepted by the kernel already are handed out.
+    /// Stops accepting. Users whom the kernel has accepted already are handed out.
     pub fn close_door(&mut self, ring: &mut Ring) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
         self.door.close(ring).filter_map(Newcomer::new)
     }
@@ -126,7 +126,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     ///
     /// # Errors
     ///
-    /// What the kernel said when it had no socket for us, mostly for want of descriptors.
+    /// The kernel's error if it had no socket for us, mostly for want of descriptors.
     pub fn connect(&mut self, key: Key, to: SocketAddr, ring: &mut Ring) -> Result<(), Errno> {
         let socket = sys::stream(to)
             .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
@@ -140,7 +140,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         ring.cancel(Self::tag(CONNECT, (key, Side::Backend)));
     }
 
-    /// Does on a socket what is asked for; splicing is its driver's own.
+    /// Carries out a command on a socket; splicing is left to its driver.
     #[inline]
     pub fn operate(&self, key: Key, what: proxy::StreamCmd, turn: &mut Turn<'_>) {
         let socket = |side| self.socket((key, side)).expect("commands are about open connections");
@@ -170,7 +170,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         }
     }
 
-    /// How the send queue of a socket stands; a socket that could not be opened has an empty one.
+    /// The state of a socket's send queue; a socket that could not be opened has an empty one.
     pub fn look(&self, end: End) -> Outlook {
         self.socket(end).map_or_else(Outlook::default, outlook)
     }
@@ -209,7 +209,7 @@ fn receive(tag: Tag, socket: BorrowedFd<'_>, how: Intake, ring: &mut Ring) {
     }
 }
 
-/// What a receive gave.
+/// The outcome of a receive.
 fn received(side: Side, done: Done) -> Event {
     let what = match (done.result, done.buf) {
         (Ok(_), Some(buf)) => Received::Data(buf),

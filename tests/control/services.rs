@@ -1,4 +1,4 @@
-//! What is said of one built-in service leaves the others alone, on every road from the control door to
+//! A message about one built-in service leaves the others alone, all the way from the control door to
 //! the worker and back.
 
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ fn register_for_all(core: &Core, port: u16) -> Backend {
     backend
 }
 
-/// In which services' rotations the port is.
+/// The services with this port in their rotation.
 fn serving(core: &Core) -> Vec<Protocol> {
     let serves = |protocol: &Protocol| !core.worker.rotation(*protocol).is_empty();
     Protocol::ALL.into_iter().filter(serves).collect()

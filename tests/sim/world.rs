@@ -105,7 +105,8 @@ pub fn run_plan(plan: Plan, random: Random, traced: bool) -> Story {
     world.end()
 }
 
-/// The TCP service by these terms. What the others have would be noticed: no seats, and no patience.
+/// The TCP service on these terms. Mistaking another for it would show: those have no seats and no
+/// patience.
 fn services(terms: Terms, seats: &Arc<Seats>) -> Snapshot {
     let mut snapshot = Snapshot::built_in(terms, |protocol| match protocol {
         Protocol::Tcp => Arc::clone(seats),

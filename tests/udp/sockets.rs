@@ -54,7 +54,7 @@ fn a_socket_serves_a_session_on_a_backend_for_each_address_that_it_sends_from() 
             assert_eq!(answer[..2], number.to_le_bytes());
             let sender: SocketAddr = String::from_utf8_lossy(&answer[2..]).parse().unwrap();
             match round {
-                0 => assert_eq!(senders.insert(sender, number), None, "{sender} is another's"),
+                0 => assert_eq!(senders.insert(sender, number), None, "{sender} serves two"),
                 _ => assert_eq!(senders[&sender], number),
             }
         }

@@ -80,7 +80,7 @@ fn a_flood_of_new_users_takes_nothing_from_those_who_are_there_or_from_tcp() {
     for user in &settled {
         assert_eq!(ask(user, at(0), b"still"), b"still");
     }
-    assert_eq!(backend.seen(), 100, "nobody else came through");
+    assert_eq!(backend.seen(), 100, "nobody else got through");
     let for_want_of_room = |counters: &WorkerCounters| {
         counters.udp_dropped_table_full.get()
             + counters.udp_dropped_upstream_exhausted.get()

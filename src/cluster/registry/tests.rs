@@ -1,4 +1,4 @@
-//! What the registry makes of changes, as a table of behaviour.
+//! How the registry responds to changes, as a table of behaviour.
 
 use super::*;
 use crate::cluster::{Policy, Protocol, WhenAllFail};
@@ -9,7 +9,7 @@ const UDP: ServiceId = ServiceId::built_in(Protocol::Udp);
 const API: ServiceId = ServiceId::built_in(Protocol::Api);
 const NOBODY: [u16; 0] = [];
 
-/// The built-in services, and room for so many backends.
+/// A registry of the built-in services, with room for `places` backends.
 fn registry(places: usize) -> Registry {
     Registry::new(places, &Snapshot::default().services)
 }
@@ -47,7 +47,7 @@ fn ports(snapshot: &Snapshot, service: ServiceId) -> Vec<u16> {
     turns.map(|place| pool.backends[usize::from(place)].address.port()).collect()
 }
 
-/// Applies a change that makes a difference, and what workers get to see of it.
+/// Applies a change that makes a difference, and returns what workers see of it.
 fn shown(registry: &mut Registry, change: Change) -> Snapshot {
     assert!(registry.apply(change, NOW).unwrap().changed);
     registry.freeze(true)
@@ -135,7 +135,7 @@ fn a_backend_set_aside_is_served_only_when_nobody_else_is_left() {
 /// A registry in which backends are checked, and these two have joined TCP.
 fn checked(when_all_fail: WhenAllFail) -> (Registry, [BackendId; 2]) {
     let mut registry = registry(4);
-    registry.agree(Terms { checks: Some(when_all_fail), ..Terms::default() });
+    registry.agree(|_| Terms { checks: Some(when_all_fail), ..Terms::default() });
     let ids =
         [80, 81].map(|port| registry.apply(join(1, TCP, port, 1), NOW).unwrap().backend.unwrap());
     (registry, ids)
@@ -213,14 +213,14 @@ fn a_check_that_comes_later_puts_nobody_out_and_one_that_goes_lets_everybody_bac
     let mut registry = registry(4);
     let backend = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
     let checked = Terms { checks: Some(WhenAllFail::Refuse), ..Terms::default() };
-    assert!(registry.agree(checked));
+    assert!(registry.agree(|_| checked));
     assert_eq!(ports(&registry.freeze(true), TCP), [80], "it served already");
     assert_eq!(ports(&shown(&mut registry, judge(backend, false)), TCP), NOBODY);
-    registry.agree(Terms { checks: Some(WhenAllFail::Serve), ..checked });
+    registry.agree(|_| Terms { checks: Some(WhenAllFail::Serve), ..checked });
     assert_eq!(ports(&registry.freeze(true), TCP), [80], "to be tried all the same");
-    registry.agree(checked);
+    registry.agree(|_| checked);
     assert_eq!(ports(&registry.freeze(true), TCP), NOBODY);
-    registry.agree(Terms::default());
+    registry.agree(|_| Terms::default());
     assert_eq!(ports(&registry.freeze(true), TCP), [80]);
 }
 
@@ -286,10 +286,10 @@ fn an_operator_drains_a_backend_of_any_source_by_its_id() {
     assert_eq!((again.backend, again.changed), (Some(id), false));
     let backend = BackendId(99);
     assert_eq!(registry.apply(drain(backend), NOW).unwrap_err(), Fault::Unknown { backend });
-    assert!(registry.apply(unregister(1, TCP, 80), NOW).is_ok(), "it is still its own");
+    assert!(registry.apply(unregister(1, TCP, 80), NOW).is_ok(), "it still belongs to its source");
 }
 
-/// The services of the second snapshot that have another pool than in the first.
+/// The services whose pool in the second snapshot is not that of the first.
 fn refrozen(before: &Snapshot, after: &Snapshot) -> Vec<ServiceId> {
     let pairs = before.services.iter().zip(&after.services);
     let changed = pairs.filter(|(one, other)| !Arc::ptr_eq(&one.pool, &other.pool));
@@ -327,7 +327,10 @@ fn other_terms_change_neither_the_pools_nor_the_turns_nor_the_seats() {
     registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
     let before = registry.freeze(true);
     let terms = Terms { policy: Policy::SourceHash, ..Terms::default() };
-    assert!(registry.agree(terms) && !registry.agree(terms), "it is news once");
+    assert!(
+        registry.agree(|_| terms) && !registry.agree(|_| terms),
+        "only the first time is it new"
+    );
     let after = registry.freeze(true);
     assert_eq!((after.version, refrozen(&before, &after)), (before.version + 1, vec![]));
     for (one, other) in before.services.iter().zip(&after.services) {
@@ -409,13 +412,13 @@ fn assert_consistent(registry: &Registry, snapshot: &Snapshot) {
         let Backend { id, service, address, .. } = entry.backend;
         assert_eq!(registry.find(service, address).map(|it| it.backend.id), Some(id));
         assert!(registry.of_source(entry.source).any(|it| it.backend.id == id));
-        assert_eq!(snapshot.get(service, id), Some(&entry.backend), "nothing old is shown");
+        assert_eq!(snapshot.get(service, id), Some(&entry.backend), "the snapshot is up to date");
     }
     let owned: usize = registry.by_source.values().map(BTreeSet::len).sum();
     assert_eq!((registry.by_address.len(), owned), (registry.len(), registry.len()));
 }
 
-/// Everybody in it is of this service, and is served as often as the weight says.
+/// Every backend in it belongs to this service, and is served as often as its weight says.
 fn assert_pool_is_consistent(service: &Service) {
     let Pool { backends, rotation } = &*service.pool;
     assert!(backends.is_sorted_by(|a, b| a.id < b.id));

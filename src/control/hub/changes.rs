@@ -1,6 +1,6 @@
-//! The one way in for whatever changes the set of backends, and what follows from each change: what is
-//! counted, said in the log, begun and ended, and that the workers are told. Owns no rule of who may
-//! change what, which is the registry's, and no message, which is the source's.
+//! Changes to the set of backends. Owns the one entrance for them and the consequences of each:
+//! counters, log lines, drains begun and ended, and a publication. Who may change what is decided by
+//! the registry, and messages are up to the source.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::cluster::{BackendId, OnBackendLoss, Protocol};
 use crate::control::drain::Drain;
 
 impl Hub {
-    /// Applies a change, whoever it comes from. The workers hear of it with the next publication.
+    /// Applies a change from any source. The workers learn of it with the next publication.
     ///
     /// # Errors
-    /// Why it was refused; nothing has changed then.
+    /// Why the change was refused; nothing has changed.
     pub fn apply(&mut self, change: Change, now: Now) -> Result<Applied, Fault> {
         let applied = self.registry.apply(change.clone(), now)?;
         if applied.changed {
@@ -27,7 +27,7 @@ impl Hub {
         Ok(applied)
     }
 
-    /// Applies a change that nobody is refused: what it is about may only have gone meanwhile.
+    /// Applies a change that is never refused; at worst, its backend has already gone.
     pub(super) fn make(&mut self, change: Change, now: Now) -> Applied {
         self.apply(change, now).unwrap_or_default()
     }
@@ -83,13 +83,13 @@ impl Hub {
         let left = self.workers.active(entry.backend.slot);
         let lasts = lasts.unwrap_or(self.config.balance.drain);
         let drain = Drain::new(now, lasts);
-        // One that drains already was told of long ago, or will be with the rest.
+        // If it was draining already, the workers know, or will learn with the other changes.
         let mark = (!self.publication.is_due()).then(|| self.workers.mark());
         self.draining.insert(id, Draining { drain, mark });
         info!(backend = %id, %address, left, seconds = lasts.as_secs_f64(), "backend draining");
     }
 
-    /// Backends left in order: their sessions go on.
+    /// Backends left in good order: their sessions go on.
     fn left(&mut self, applied: &Applied, why: &str, now: Now) {
         self.counters.backends_left.add(applied.left.len() as u64);
         for entry in &applied.left {
@@ -97,7 +97,7 @@ impl Hub {
         }
     }
 
-    /// Backends are gone with their source.
+    /// Backends were lost with their source.
     fn lost(&mut self, applied: &Applied, why: &str, now: Now) {
         self.counters.backends_lost.add(applied.left.len() as u64);
         let mut any_closed = false;
@@ -112,8 +112,8 @@ impl Hub {
         }
     }
 
-    /// Remembers a backend that has left until its sessions have ended. Where they are to be ended the
-    /// caller wakes the workers.
+    /// Remembers a backend that has left until its sessions have ended. `close` orders their end; the
+    /// caller then wakes the workers.
     fn depart(&mut self, entry: &Registered, why: &str, close: bool, now: Now) {
         let (backend, registered) = (entry.backend.clone(), entry.since);
         let id = backend.id;
@@ -121,7 +121,7 @@ impl Hub {
         let protocol = self.protocol_of(backend.service);
         self.console.backend_left(now, protocol, &backend, why, sessions, self.registry.len());
         self.revivals.remove(&id);
-        // What becomes of a UDP session when its backend is gone is decided where its datagrams are.
+        // What happens to the UDP sessions of a lost backend is decided by the workers.
         let close = close && protocol != Protocol::Udp;
         let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
         if close {
@@ -131,14 +131,14 @@ impl Hub {
         self.departed.insert(id, Departed { backend, registered, mark: None, repeat });
     }
 
-    /// Keeps what is said to a source until the workers know of its change.
+    /// Holds back replies to a source until the workers know of its change.
     fn hold(&mut self, source: Source) {
         if let Some(member) = self.members.get(&source) {
             self.publication.hold(&member.mailbox);
         }
     }
 
-    /// Sessions running on a backend, also on one that has just left.
+    /// Sessions running on a backend, including one that has just left.
     pub fn sessions_on(&self, id: BackendId) -> u64 {
         self.backend(id).map_or(0, |backend| self.workers.active(backend.slot))
     }
@@ -163,7 +163,7 @@ mod tests {
     use crate::session::EndReason;
     use crate::worker::link::{Order, WorkerEnd, link};
 
-    /// A source that no connection stands for, as a file would be.
+    /// A source without a connection, as a file would be.
     const UNCONNECTED: Source = Source::Connection(1 << 40);
 
     const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
@@ -177,7 +177,7 @@ mod tests {
         ([192, 0, 2, 1], port).into()
     }
 
-    /// A hub with one worker, whose end is played.
+    /// A hub with one worker, played by the test.
     fn hub(config: Config) -> (Hub, WorkerEnd) {
         let snapshots = Publisher::new(Snapshot::default());
         let (control, worker) = link(0, 4, snapshots.subscribe(), Arc::new(Notify::new())).unwrap();
@@ -353,7 +353,7 @@ mod tests {
         config.timeouts.connect = Duration::from_millis(11);
         for _ in 0..2 {
             hub.reloaded(config.clone());
-            assert_eq!(hub.snapshot.version, 2, "once, for what is new");
+            assert_eq!(hub.snapshot.version, 2, "the second time nothing is new");
         }
         let shown = worker.snapshots.changed().unwrap();
         assert!(worker.orders.pop().is_err(), "there is nothing to order");

@@ -1,6 +1,5 @@
-//! Echo backends: what the load is sent to when a run brings its own backends, and what a demo
-//! shows. Owns their start and end; [`server`] serves streams and HTTP on a ring, [`datagrams`]
-//! serves UDP.
+//! Echo backends: what the load is sent to when a run brings its own backends, and what a demo shows.
+//! Owns their start and end; `server` serves streams and HTTP on a ring, `datagrams` serves UDP.
 //!
 //! Our backends say who they are: by the number of their port, in the head of a message or in
 //! `x-lb-backend`. For a peer that does not speak the generator's language they are a plain echo.

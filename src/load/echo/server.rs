@@ -1,5 +1,5 @@
 //! Echo backends on a ring: accept, receive, send, close, and backpressure on a peer that does not
-//! read. What is said is [`Guest`]'s matter.
+//! read. What they say is up to [`Guest`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::SyncSender;

@@ -43,7 +43,7 @@ pub struct Gateway {
     /// vain.
     pub(super) stash: Stash,
     pub(super) stash_seen: usize,
-    /// What is to be sent to the backend, and to the user.
+    /// Bytes to send to the backend, and to the user.
     pub(super) upward: Chain,
     pub(super) downward: Chain,
     /// When something last moved, or the phase began.

@@ -6,10 +6,10 @@
 //!   gateway    the life of a user's connection, and the only place that decides what happens next
 //!   request    heads and bodies from the user on their way to a backend
 //!   response   heads and bodies from a backend on their way to the user
-//!   handover   one request on one backend's connection, and on to another if it may be
+//!   handover   one request on one backend's connection, and on another if it may be repeated
 //!   exchange   what is known about the request that is being served
 //!   tunnel     what follows an upgrade
-//!   patience   how long it waits for what, and what then
+//!   patience   how long it waits for each thing, and what happens then
 //!   shed       who is let go, and what they are told
 //!   spares     connections to backends that wait for the next request
 //!   stash      bytes that arrived before they were wanted

@@ -17,8 +17,8 @@ use crate::http::write::{self, ResponseForm};
 use crate::http::{Malformed, Version, field, login};
 use crate::ring::pool::Buf;
 
-/// What the bytes at the beginning of a response are. The part of the head that is to be passed on
-/// is written to the scratch, after what is there.
+/// What the bytes at the beginning of a response are. The part of the head to pass on is appended to
+/// the scratch.
 enum Read {
     More,
     Bad(Malformed),
@@ -294,7 +294,7 @@ impl Gateway {
     }
 }
 
-/// Reads a response's head; if that fails, once more without the control bytes that some services
+/// Reads a response's head; if that fails, once more without the control bytes that some backends
 /// write into field values.
 fn read_or_clean(
     exchange: &mut Exchange,

@@ -1,7 +1,7 @@
 //! Bytes that arrived before they were wanted: an incomplete head, or the next request while one is
 //! being served. They are on the heap and not in blocks, so that users who send half a head cannot
-//! take blocks from the others, however many they are. Bounded by whoever fills it; holds no memory
-//! while it is empty.
+//! take blocks from the others, however many they are. Bounded by the code that fills it; holds no
+//! memory while it is empty.
 
 #[derive(Debug)]
 pub struct Stash {

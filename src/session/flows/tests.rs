@@ -149,7 +149,7 @@ fn a_shorter_idle_time_counts_at_once_for_a_flow_that_is_looked_at_anew() {
     flows.look_anew(9);
     assert_eq!(idle(&mut flows, at(999)), [0u32; 0]);
     assert_eq!(idle(&mut flows, at(1_020)), [1]);
-    assert_eq!(idle(&mut flows, at(2_020)), [2], "when it is looked at in any case");
+    assert_eq!(idle(&mut flows, at(2_020)), [2], "when its check is due anyway");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! API users of one worker: their connections, and the connections to backends that they share. Owns
 //! who is on which connection and their deadlines; what a connection is used for is `proxy::http`'s.
-//! Decides from events and the time it is handed, and does nothing itself.
+//! Decides from events and the time it is given, and does nothing itself.
 //!
 //! ```text
 //!   user:  accepted --> gateway --over, nothing in flight--> leaving --> closed
@@ -83,7 +83,7 @@ pub enum Cmd {
     },
 }
 
-/// What every decision about an API user is handed.
+/// The context of every decision about an API user.
 pub type Cx<'a> = cx::Cx<'a, Cmd>;
 
 /// The gateways of one worker.

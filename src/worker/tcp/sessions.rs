@@ -1,5 +1,5 @@
 //! The life of a TCP session: accept, pick, connect, relay, end. Owns the sessions of one worker and
-//! their deadlines; decides from events and the time it is handed, and does nothing itself.
+//! their deadlines; decides from events and the time it is given, and does nothing itself.
 //!
 //! ```text
 //!   accepted --> Connecting --connected--> Relaying --over, idle, ordered--> Ending --> Parting --> closed
@@ -69,7 +69,7 @@ pub enum Cmd {
     },
 }
 
-/// What every decision about a session is handed.
+/// The context of every decision about a session.
 pub type Cx<'a> = cx::Cx<'a, Cmd>;
 
 pub struct Sessions {
@@ -412,7 +412,7 @@ impl Session {
         cx.books.timeouts(self.entry.service)
     }
 
-    /// When something is to be done about it if it stays still.
+    /// When something must be done about it if it stays still.
     fn due(&self, timeouts: &Timeouts) -> Now {
         let look = self.phase == Phase::Relaying && self.relay.is_unsure();
         let again = if look { self.active.plus(SECOND_LOOK) } else { Now::NEVER };

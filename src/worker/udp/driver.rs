@@ -53,7 +53,7 @@ const ICMP_ERRORS_MAX: usize = 64;
 /// Sockets closed in one turn, at most, so that a turn stays short.
 const CLOSES_MAX: usize = 64;
 
-/// A receive that has ended and is to be posted again at `at`.
+/// A receive that has ended and must be posted again at `at`.
 struct Rearm {
     tag: Tag,
     at: Now,

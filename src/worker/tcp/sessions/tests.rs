@@ -296,7 +296,7 @@ fn silent(queued: u32, seconds: u64) -> Outlook {
     Outlook { owed: true, heard_ago: Duration::from_secs(seconds), ..paused(queued) }
 }
 
-/// A session whose backend has answered with so many bytes and then reset the connection.
+/// A session whose backend has answered with `bytes` bytes and then reset the connection.
 fn reset_behind(stage: &mut Stage, bytes: u32) -> Key {
     let key = stage.session();
     stage.data(key, Backend, bytes as usize);

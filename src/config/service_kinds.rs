@@ -1,0 +1,237 @@
+//! Kinds of values that only the table of a service has; otherwise like [`super::kinds`].
+
+use std::net::SocketAddr;
+
+use super::kinds::{DoorAddress, Given, Kind, list, quoted, texts};
+use super::services::{Expected, StaticBackend};
+use crate::cluster::WEIGHT_MAX;
+use crate::cluster::route::Host;
+
+/// Doors of one service, at most.
+pub const DOORS_MAX: usize = 16;
+/// Hosts, and paths, of one service, at most.
+const CLAIMS_MAX: usize = 64;
+/// Bytes of a path, at most.
+const PATH_BYTES_MAX: usize = 1024;
+/// Static backends of one service, at most.
+const BACKENDS_MAX: usize = 1024;
+
+/// A setting that takes the value of the global key of the same name unless it has one of its own.
+pub struct OrGlobal<K>(pub K);
+
+impl<V, K: Kind<V>> Kind<Option<V>> for OrGlobal<K> {
+    fn takes(&self) -> String {
+        format!("{} or \"global\"", self.0.takes())
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<V>, String> {
+        match given.text() {
+            Some("global") => Ok(None),
+            _ => self.0.read(given).map(Some),
+        }
+    }
+
+    fn show(&self, value: &Option<V>) -> String {
+        value.as_ref().map_or("\"global\"".to_owned(), |value| self.0.show(value))
+    }
+}
+
+/// One door or several, each written as in `[listen]`; none of them `off`.
+pub struct Doors;
+
+impl Kind<Vec<SocketAddr>> for Doors {
+    fn takes(&self) -> String {
+        format!("an address with its port or a port, or a list of up to {DOORS_MAX} of them")
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<SocketAddr>, String> {
+        let alone = std::slice::from_ref(given);
+        let items = if let Given::List(items) = given { items } else { alone };
+        if items.len() > DOORS_MAX {
+            return Err(items.len().to_string());
+        }
+        items.iter().map(|item| DoorAddress.read(item)?.ok_or_else(|| item.described())).collect()
+    }
+
+    fn show(&self, doors: &Vec<SocketAddr>) -> String {
+        let doors: Vec<String> = doors.iter().map(|door| DoorAddress.show(&Some(*door))).collect();
+        format!("[{}]", doors.join(", "))
+    }
+}
+
+/// Host names, each exact or with a wildcard in front.
+pub struct Hosts;
+
+impl Kind<Vec<Host>> for Hosts {
+    fn takes(&self) -> String {
+        format!("a list of up to {CLAIMS_MAX} hosts such as [\"shop.example\", \"*.shop.example\"]")
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<Host>, String> {
+        let names = texts(given)?;
+        if names.len() > CLAIMS_MAX {
+            return Err(names.len().to_string());
+        }
+        names.into_iter().map(|name| Host::parse(name).ok_or_else(|| quoted(name))).collect()
+    }
+
+    fn show(&self, hosts: &Vec<Host>) -> String {
+        list(hosts.iter())
+    }
+}
+
+/// Paths, each standing for itself and all that lies below it.
+pub struct Paths;
+
+impl Kind<Vec<String>> for Paths {
+    fn takes(&self) -> String {
+        format!("a list of up to {CLAIMS_MAX} paths such as [\"/api\"]")
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<String>, String> {
+        let paths = texts(given)?;
+        if paths.len() > CLAIMS_MAX {
+            return Err(paths.len().to_string());
+        }
+        let read = |path: &str| {
+            let fits = path.starts_with('/')
+                && path.len() <= PATH_BYTES_MAX
+                && path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#\"".contains(&byte))
+                && !crate::cluster::route::is_ambiguous(path.as_bytes());
+            fits.then(|| path.to_owned()).ok_or_else(|| quoted(path))
+        };
+        paths.into_iter().map(read).collect()
+    }
+
+    fn show(&self, paths: &Vec<String>) -> String {
+        list(paths.iter())
+    }
+}
+
+/// Backends that do not register, each an address with its port, or a table with `address` and `weight`.
+pub struct Backends;
+
+impl Kind<Vec<StaticBackend>> for Backends {
+    fn takes(&self) -> String {
+        format!(
+            "a list of up to {BACKENDS_MAX} backends, each once, such as [\"10.0.0.11:5432\", \
+             {{ address = \"10.0.0.12:5432\", weight = 2 }}]"
+        )
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<StaticBackend>, String> {
+        let Given::List(items) = given else { return Err(given.described()) };
+        if items.len() > BACKENDS_MAX {
+            return Err(items.len().to_string());
+        }
+        let mut backends: Vec<StaticBackend> = Vec::new();
+        for item in items {
+            let backend = static_backend(item)?;
+            if backends.iter().any(|other| other.address == backend.address) {
+                return Err(format!("{} twice", backend.address));
+            }
+            backends.push(backend);
+        }
+        Ok(backends)
+    }
+
+    fn show(&self, backends: &Vec<StaticBackend>) -> String {
+        let shown = backends.iter().map(|StaticBackend { address, weight }| match weight {
+            1 => format!("\"{address}\""),
+            _ => format!("{{ address = \"{address}\", weight = {weight} }}"),
+        });
+        format!("[{}]", shown.collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn static_backend(item: &Given) -> Result<StaticBackend, String> {
+    let mut backend = StaticBackend { address: ([0, 0, 0, 0], 0).into(), weight: 1 };
+    let alone = [("address".to_owned(), item.clone())];
+    let rows = if let Given::Table(rows) = item { rows.as_slice() } else { &alone };
+    for (name, given) in rows {
+        match (name.as_str(), given) {
+            ("address", Given::Text(text)) => {
+                backend.address = text.parse().map_err(|_| given.described())?;
+            }
+            ("weight", Given::Number(weight)) => {
+                let fits = u16::try_from(*weight).ok().filter(|it| (1..=WEIGHT_MAX).contains(it));
+                backend.weight = fits.ok_or_else(|| format!("the weight {weight}"))?;
+            }
+            ("address" | "weight", _) => return Err(format!("{name} = {}", given.described())),
+            _ => return Err(format!("`{}`", name.escape_debug())),
+        }
+    }
+    let address = backend.address;
+    let reachable = address.port() != 0 && !address.ip().is_unspecified();
+    if reachable { Ok(backend) } else { Err(item.described()) }
+}
+
+/// A status of HTTP, or a range of them.
+pub struct Statuses;
+
+impl Kind<Expected> for Statuses {
+    fn takes(&self) -> String {
+        "a status such as \"200\" or a range such as \"200-399\"".to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<Expected, String> {
+        let text = match given {
+            Given::Text(text) => text.clone(),
+            Given::Number(number) => number.to_string(),
+            _ => return Err(given.described()),
+        };
+        let (first, last) = text.split_once('-').unwrap_or((&text, &text));
+        let status = |text: &str| text.parse().ok().filter(|it| (100..=599).contains(it));
+        match (status(first), status(last)) {
+            (Some(first), Some(last)) if first <= last => Ok(Expected { first, last }),
+            _ => Err(given.described()),
+        }
+    }
+
+    fn show(&self, expected: &Expected) -> String {
+        match expected {
+            Expected { first, last } if first == last => format!("\"{first}\""),
+            Expected { first, last } => format!("\"{first}-{last}\""),
+        }
+    }
+}
+
+/// A name of up to 255 visible letters, or nothing.
+pub struct Name;
+
+impl Kind<Option<String>> for Name {
+    fn takes(&self) -> String {
+        "a host name in quotes, or \"\"".to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<String>, String> {
+        let text = given.text().ok_or_else(|| given.described())?;
+        let fits = text.len() <= 255 && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits { Ok((!text.is_empty()).then(|| text.to_owned())) } else { Err(given.described()) }
+    }
+
+    fn show(&self, name: &Option<String>) -> String {
+        format!("\"{}\"", name.as_deref().unwrap_or_default())
+    }
+}
+
+/// A path with its query, as a request asks for it.
+pub struct Target;
+
+impl Kind<String> for Target {
+    fn takes(&self) -> String {
+        "a path such as \"/health\"".to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<String, String> {
+        let text = given.text().ok_or_else(|| given.described())?;
+        let fits = text.starts_with('/')
+            && text.len() <= PATH_BYTES_MAX
+            && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        if fits { Ok(text.to_owned()) } else { Err(given.described()) }
+    }
+
+    fn show(&self, target: &String) -> String {
+        quoted(target)
+    }
+}
