@@ -6,6 +6,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{Trouble, WORKERS_MAX};
 use crate::config::Config;
 use crate::config::keys::SESSIONS_MAX;
+use crate::config::services::CheckKind;
+use crate::control::checks;
 
 /// Limit on sessions when the configuration leaves it to the host.
 pub const SESSIONS_DEFAULT: usize = 100_000;
@@ -91,7 +93,10 @@ pub fn port_range(text: &str) -> Option<(usize, usize)> {
 /// Descriptors that are needed before the first session.
 fn beside_sessions(config: &Config) -> u64 {
     let workers = config.workers.unwrap_or(WORKERS_MAX.min(64)) as u64;
-    DESCRIPTORS_BESIDE + workers * DESCRIPTORS_PER_WORKER + config.limits.control_connections as u64
+    let checked = config.services.iter().any(|service| service.check.kind != CheckKind::Off);
+    let checks = if checked { checks::AT_ONCE as u64 } else { 0 };
+    let connections = config.limits.control_connections as u64;
+    DESCRIPTORS_BESIDE + workers * DESCRIPTORS_PER_WORKER + connections + checks
 }
 
 /// How many descriptors suffice for `sessions` TCP sessions.

@@ -299,6 +299,11 @@ impl Registry {
         changed
     }
 
+    /// Every service, in the order of their ids.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.rosters.values().map(|roster| &roster.service)
+    }
+
     fn name_of(&self, service: ServiceId) -> Arc<str> {
         Arc::clone(&self.service(service).name)
     }
@@ -307,7 +312,8 @@ impl Registry {
         self.rosters.get_mut(&service).expect("a service outlives its backends")
     }
 
-    fn find(&self, service: ServiceId, address: SocketAddr) -> Option<&Registered> {
+    /// Who is registered for a service at an address.
+    pub fn find(&self, service: ServiceId, address: SocketAddr) -> Option<&Registered> {
         self.entries.get(self.by_address.get(&(service, address))?)
     }
 

@@ -108,6 +108,8 @@ pub struct BackendStatus {
     pub round: u32,
     pub registered_unix_ms: u64,
     pub hello: HelloStatus,
+    #[serde(default)]
+    pub check: CheckStatus,
     /// While draining: how long the remaining sessions still have.
     pub drains_in_ms: Option<u64>,
     /// Sessions now running on it.
@@ -159,6 +161,28 @@ pub struct HelloStatus {
     pub took_us: Option<u64>,
     /// Unanswered hellos in a row, as of now.
     pub misses: u32,
+}
+
+/// How a backend's check goes. All is `null` where backends are not checked, and before the first check
+/// has ended.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// What the outcomes so far have come to.
+    pub verdict: Option<CheckVerdict>,
+    /// Since when, in milliseconds since 1970.
+    pub since_unix_ms: Option<u64>,
+    /// When the last check ended, and how long it took.
+    pub last_unix_ms: Option<u64>,
+    pub took_us: Option<u64>,
+    /// Why the last check failed; `null` if it passed.
+    pub failure: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckVerdict {
+    Passing,
+    Failing,
 }
 
 /// One worker.
