@@ -3,7 +3,8 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{Trouble, WORKERS_MAX};
+use super::{Trouble, WORKERS_MAX, plans};
+use crate::cluster::Protocol;
 use crate::config::Config;
 use crate::config::keys::SESSIONS_MAX;
 use crate::config::services::CheckKind;
@@ -20,7 +21,8 @@ const UDP_SHARE: u64 = 4;
 const UDP_SOCKETS_LEAST: u64 = 64;
 /// The default of `net.ipv4.ip_local_port_range`.
 const PORTS_USUAL: (usize, usize) = (32_768, 60_999);
-/// For each worker: its ring, its wake-up, its spare descriptor and a listener for each user door.
+/// For each worker: its ring, its wake-up, its spare descriptors and a listener for each door of the
+/// built-in services.
 const DESCRIPTORS_PER_WORKER: u64 = 8;
 /// For standard streams, logs, operators' connections, probes, and a margin.
 const DESCRIPTORS_BESIDE: u64 = 256;
@@ -56,10 +58,10 @@ fn udp_sockets_least(config: &Config) -> u64 {
 
 /// How many there could be if descriptors were unlimited.
 fn udp_sockets_most(config: &Config) -> usize {
-    match (config.listen.udp, config.limits.udp_sockets) {
-        (None, _) => 0,
-        (Some(_), 0) => local_ports().min(config.limits.udp_sessions),
-        (Some(_), configured) => configured,
+    match (plans::has_door(config, Protocol::Udp), config.limits.udp_sockets) {
+        (false, _) => 0,
+        (true, 0) => local_ports().min(config.limits.udp_sessions),
+        (true, configured) => configured,
     }
 }
 
@@ -93,10 +95,10 @@ pub fn port_range(text: &str) -> Option<(usize, usize)> {
 /// Descriptors that are needed before the first session.
 fn beside_sessions(config: &Config) -> u64 {
     let workers = config.workers.unwrap_or(WORKERS_MAX.min(64)) as u64;
+    let each = DESCRIPTORS_PER_WORKER + plans::named(config) as u64;
     let checked = config.services.iter().any(|service| service.check.kind != CheckKind::Off);
     let checks = if checked { checks::AT_ONCE as u64 } else { 0 };
-    let connections = config.limits.control_connections as u64;
-    DESCRIPTORS_BESIDE + workers * DESCRIPTORS_PER_WORKER + connections + checks
+    DESCRIPTORS_BESIDE + workers * each + config.limits.control_connections as u64 + checks
 }
 
 /// How many descriptors suffice for `sessions` TCP sessions.

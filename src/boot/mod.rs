@@ -5,6 +5,7 @@ pub mod capacity;
 pub mod datagrams;
 pub mod doors;
 mod plane;
+pub mod plans;
 
 use std::fmt;
 use std::net::SocketAddr;
