@@ -157,6 +157,7 @@ fn raise_descriptors() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::services::ServiceConfig;
 
     #[test]
     fn descriptors_beside_the_sessions_are_left_over() {
@@ -166,6 +167,21 @@ mod tests {
         let beside = DESCRIPTORS_BESIDE + 2 * DESCRIPTORS_PER_WORKER + 100;
         assert_eq!(sessions_for(beside + 20_001, &config), 10_000);
         assert_eq!(sessions_for(10, &config), 0);
+    }
+
+    #[test]
+    fn each_door_of_a_named_service_costs_a_descriptor_of_each_worker() {
+        let mut config = Config { workers: Some(3), ..Config::default() };
+        config.listen.udp = None;
+        let before = descriptors_for(100, &config);
+        let listen: Vec<_> = (1..=4).map(|port| ([127, 0, 0, 1], port).into()).collect();
+        let named = ServiceConfig { listen, ..ServiceConfig::new("named", Protocol::Tcp) };
+        config.services = vec![named, ServiceConfig::new("at-the-api-door", Protocol::Api)];
+        assert_eq!(descriptors_for(100, &config), before + 3 * 4);
+        assert_eq!(sessions_for(before + 3 * 4, &config), 100);
+        assert_eq!(udp_sockets_for(u64::MAX, &config), 0);
+        config.services[0].protocol = Protocol::Udp;
+        assert_eq!(udp_sockets_for(u64::MAX, &config), local_ports(), "though listen.udp is off");
     }
 
     #[test]

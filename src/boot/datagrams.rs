@@ -4,6 +4,7 @@
 use std::net::{IpAddr, UdpSocket};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 
@@ -70,7 +71,7 @@ impl Datagrams {
             share: capacity::udp_sessions_on(sockets_max, config) / workers.max(1),
             pairs: PairLimits {
                 sockets: capacity::udp_sessions_on(sockets_max, config),
-                quarantine: config.udp.quarantine(config.timeouts.udp_idle),
+                quarantine: config.udp.quarantine(idle_longest(config)),
                 quarantined_max: QUARANTINED_MAX,
             },
             sources: SourceLimits {
@@ -108,6 +109,15 @@ impl Datagrams {
     }
 }
 
+/// The longest idle time of the services with UDP doors: sockets towards a backend are not any one
+/// service's, so they are kept from reuse for as long as a reply to any session may come.
+fn idle_longest(config: &Config) -> Duration {
+    let named = config.services.iter().filter(|it| it.protocol == Protocol::Udp);
+    let named = named.map(|it| config.terms_of(it).timeouts.udp_idle);
+    let built_in = config.listen.udp.map(|_| config.timeouts.udp_idle);
+    named.chain(built_in).max().unwrap_or(config.timeouts.udp_idle)
+}
+
 /// Checks that datagrams can be sent from these addresses.
 ///
 /// # Errors
@@ -134,6 +144,31 @@ impl DatagramPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::services::ServiceConfig;
+
+    #[test]
+    fn a_socket_is_kept_from_reuse_for_the_service_with_the_longest_idle_time() {
+        let secs = Duration::from_secs;
+        let mut config = Config::default();
+        config.timeouts.udp_idle = secs(60);
+        assert_eq!(idle_longest(&config), secs(60));
+        let named = |protocol, idle| ServiceConfig {
+            udp_idle: idle,
+            ..ServiceConfig::new("named", protocol)
+        };
+        config.services = vec![
+            named(Protocol::Udp, Some(secs(300))),
+            named(Protocol::Udp, Some(secs(5))),
+            named(Protocol::Tcp, Some(secs(900))),
+        ];
+        assert_eq!(idle_longest(&config), secs(300));
+        config.services.remove(0);
+        assert_eq!(idle_longest(&config), secs(60));
+        config.listen.udp = None;
+        assert_eq!(idle_longest(&config), secs(5), "nobody comes to the built-in service");
+        config.services = vec![named(Protocol::Udp, None)];
+        assert_eq!(idle_longest(&config), secs(60), "the global one");
+    }
 
     #[test]
     fn addresses_of_another_host_are_refused_with_the_cure() {

@@ -1,7 +1,6 @@
 //! The doors: listening sockets, opened before anything else starts, so that a taken port is the first
 //! thing an operator hears. Owns the sentences about ports.
 
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,49 +10,10 @@ use nix::errno::Errno;
 use tracing::warn;
 
 use super::Trouble;
-use super::plans::DoorPlan;
+use super::plans::{DoorPlan, Name};
 use crate::cluster::{Protocol, ServiceId};
 use crate::ring::sys;
 use crate::worker::door::Listener;
-
-/// A door as its operator knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
-    /// In sentences and in the status.
-    pub name: Arc<str>,
-    flag: bool,
-}
-
-impl Name {
-    /// A door that `--NAME` places.
-    pub fn flag(name: &str) -> Name {
-        Name { name: name.into(), flag: true }
-    }
-
-    /// A door of the service that `[service.NAME]` describes.
-    pub fn service(name: &str) -> Name {
-        Name { name: name.into(), flag: false }
-    }
-
-    pub fn is_flag(&self) -> bool {
-        self.flag
-    }
-
-    /// Where its address is chosen.
-    fn place(&self) -> String {
-        if self.flag {
-            format!("with --{}", self.name)
-        } else {
-            format!("in [service.{}]", self.name)
-        }
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.name)
-    }
-}
 
 /// A users' door that is open.
 #[derive(Clone, Debug, PartialEq, Eq)]

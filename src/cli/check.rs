@@ -13,9 +13,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::flags::Flags;
 use super::table::{Look, colour, painted, sized};
 use super::{Failure, print};
-use crate::boot::doors::{self, Name};
-use crate::boot::plans::{self, DoorPlan};
-use crate::boot::{self, capacity, datagrams};
+use crate::boot::plans::{self, DoorPlan, Name};
+use crate::boot::{self, capacity, datagrams, doors};
 use crate::cluster::Protocol;
 use crate::config::Config;
 use crate::control::auth::Secrets;
@@ -250,6 +249,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::config::services::ServiceConfig;
 
     #[test]
     fn every_finding_is_one_aligned_line() {
@@ -282,6 +282,32 @@ mod tests {
         assert!(said.contains("is taken") && said.contains("--udp"), "{said}");
         let elsewhere = "192.0.2.1:80".parse().unwrap();
         assert!(door(&Name::flag("api"), false, elsewhere).unwrap_err().contains("ip address"));
+    }
+
+    #[test]
+    fn every_door_of_a_service_is_tried() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().map(|at| (at, taken)).unwrap();
+        let free = "127.0.0.1:0".parse().unwrap();
+        let mut config = Config::default();
+        let listen = &mut config.listen;
+        (listen.tcp, listen.udp, listen.api) = (None, None, None);
+        (listen.control, listen.admin) = (None, None);
+        let service = |name, protocol, listen: &[SocketAddr]| ServiceConfig {
+            listen: listen.to_vec(),
+            ..ServiceConfig::new(name, protocol)
+        };
+        config.services = vec![
+            service("redis", Protocol::Tcp, &[free, taken.0]),
+            service("dns", Protocol::Udp, &[taken.0]),
+        ];
+        let findings = doors_of(&config);
+        let bad: Vec<_> = findings.iter().filter(|it| it.outcome.is_err()).collect();
+        assert_eq!((findings.len(), bad.len()), (5 + 3, 1));
+        let said = bad[0].outcome.as_ref().unwrap_err();
+        assert_eq!(bad[0].what, "redis door");
+        assert!(said.ends_with("choose another in [service.redis]"), "{said}");
+        assert_eq!(findings[7].what, "dns door");
     }
 
     #[test]

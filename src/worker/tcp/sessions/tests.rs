@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::balance::tests::backends;
-use crate::cluster::{Protocol, Snapshot};
+use crate::cluster::{self, Protocol, Snapshot};
 use crate::proxy::Side::{Backend, Client};
 use crate::proxy::outlook::{GIVEN_UP_AFTER, LOOK_EVERY, Outlook};
 use crate::ring::pool::Class;
@@ -146,6 +146,44 @@ fn want_of_our_own_is_not_blamed_on_a_backend() {
     let counted = [&counters.users_refused_exhausted, &counters.users_refused_unreachable];
     assert_eq!(counted.map(|counter| counter.get()), [1, 0]);
     assert_eq!(counters.connects_failed.get(), 0);
+}
+
+#[test]
+fn a_session_goes_by_the_service_of_its_door() {
+    let other = ServiceId(7);
+    let mut stage = Stage::new();
+    let client = "192.0.2.1:1000".parse().unwrap();
+    let before = stage.books.snapshot().clone();
+    let mut service = before.service(SERVICE).unwrap().clone();
+    (service.id, service.pool) = (other, Arc::default());
+    service.terms.timeouts.connect = Duration::from_millis(10);
+    let services: Vec<_> = before.services.iter().cloned().chain([service]).collect();
+    let backends = [SERVICE, other].into_iter().zip(backends(&[1, 1]));
+    let backends: Vec<_> =
+        backends.map(|(service, it)| cluster::Backend { service, ..it }).collect();
+    let snapshot = Snapshot { services: services.into(), ..before }.with(&backends);
+    stage.books.adopt(Arc::new(snapshot));
+    for round in 0..3 {
+        for (service, backend) in [SERVICE, other].into_iter().zip(&backends) {
+            let key = stage.act(|sessions, cx| sessions.accepted(service, client, cx)).unwrap();
+            let connect = Cmd::Connect { key, to: backend.address };
+            assert_eq!(stage.said(), [connect], "round {round}");
+        }
+    }
+    stage.now = stage.now.plus(Duration::from_millis(30));
+    stage.act(|sessions, cx| sessions.expire(cx));
+    let late = stage.said();
+    assert_eq!(late.len(), 3, "only the other service's connections are late: {late:?}");
+    let Cmd::CancelConnect { key } = late[0] else { panic!("{late:?}") };
+    stage.act(|sessions, cx| sessions.connected(key, Err(Errno::ECONNREFUSED), cx));
+    let refused = std::iter::from_fn(|| stage.control.reports.pop().ok()).find_map(|it| match it {
+        Report::Refused { service, .. } => Some(service),
+        _ => None,
+    });
+    assert_eq!(refused, Some(other), "there is no other backend in its service");
+    let gone = ServiceId(8);
+    let key = stage.act(|sessions, cx| sessions.accepted(gone, client, cx));
+    assert_eq!(key, None, "no service, no session");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The life of a UDP session as a table of behaviour.
 
+mod doors;
 mod eviction;
 mod handoff;
 mod icmp;
