@@ -24,7 +24,7 @@ pub struct Rule {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Not checked yet: the first outcome decides alone.
+    /// New: the first outcome decides alone.
     Unproven,
     Passing,
     Failing,
@@ -56,6 +56,8 @@ struct Check {
     offset: Option<Duration>,
     /// When the next check begins, once one has begun.
     next: Now,
+    /// Whether it is the wheel that it waits for, and not its turn or its end.
+    planned: bool,
 }
 
 impl Checks {
@@ -64,8 +66,9 @@ impl Checks {
     }
 
     /// Checks a backend from now on: at once, again after `offset`, and from there every interval. Offsets
-    /// that differ keep the checks of backends apart that were added together.
-    pub fn add(&mut self, due: Due, rule: Rule, offset: Duration, now: Now) {
+    /// that differ keep the checks of backends apart that were added together. `verdict` is what holds until
+    /// outcomes say otherwise.
+    pub fn add(&mut self, due: Due, rule: Rule, verdict: Verdict, offset: Duration, now: Now) {
         let place = usize::from(due.slot);
         if self.places.len() <= place {
             self.places.resize_with(place + 1, || None);
@@ -73,10 +76,11 @@ impl Checks {
         self.places[place] = Some(Check {
             id: due.id,
             rule,
-            verdict: Verdict::Unproven,
+            verdict,
             contrary: 0,
             offset: Some(offset),
             next: now,
+            planned: true,
         });
         self.due.schedule(place as u32, now);
     }
@@ -89,10 +93,15 @@ impl Checks {
         }
     }
 
-    /// A backend goes by another rule from its next check on.
-    pub fn follow(&mut self, due: Due, rule: Rule) {
-        if let Some(check) = self.get(due) {
-            check.rule = rule;
+    /// A backend goes by another rule from now on.
+    pub fn follow(&mut self, due: Due, rule: Rule, now: Now) {
+        let Some(check) = self.get(due) else { return };
+        check.rule = rule;
+        // One that waits for an hour need not see it out.
+        check.next = check.next.min(now.plus(rule.interval));
+        let (next, planned) = (check.next, check.planned);
+        if planned {
+            self.due.schedule(u32::from(due.slot), next);
         }
     }
 
@@ -110,7 +119,8 @@ impl Checks {
     /// and again after every [`Checks::ended`].
     pub fn begin(&mut self, now: Now) -> Option<Due> {
         while let Some(place) = self.due.pop(now) {
-            if let Some(check) = self.places.get(place as usize).and_then(Option::as_ref) {
+            if let Some(check) = self.places.get_mut(place as usize).and_then(Option::as_mut) {
+                check.planned = false;
                 self.waiting.push_back(Due { slot: place as u16, id: check.id });
             }
         }
@@ -133,6 +143,7 @@ impl Checks {
         let check = self.get(due)?;
         let next = check.next.max(now);
         let verdict = check.judge(passed);
+        check.planned = true;
         self.due.schedule(u32::from(due.slot), next);
         verdict
     }
@@ -181,7 +192,7 @@ mod tests {
     fn the_first_outcome_decides_alone_and_then_as_many_in_a_row_as_the_rule_says() {
         use Verdict::{Failing, Passing};
         let mut checks = Checks::new(START);
-        checks.add(due(0), RULE, Duration::ZERO, START);
+        checks.add(due(0), RULE, Verdict::Unproven, Duration::ZERO, START);
         for (at, (passed, turned)) in [
             (true, Some(Passing)),
             (false, None),
@@ -204,7 +215,7 @@ mod tests {
             assert_eq!(checks.ended(due(0), passed, now), turned, "outcome {at}");
         }
         let mut checks = Checks::new(START);
-        checks.add(due(0), RULE, Duration::ZERO, START);
+        checks.add(due(0), RULE, Verdict::Unproven, Duration::ZERO, START);
         checks.begin(after(20));
         assert_eq!(checks.verdict(due(0)), Some(Verdict::Unproven));
         assert_eq!(checks.ended(due(0), false, after(20)), Some(Failing));
@@ -217,7 +228,7 @@ mod tests {
         let mut checks = Checks::new(start);
         for number in 0..4 {
             let offset = RULE.interval * u32::from(number) / 4;
-            checks.add(due(number), RULE, offset, start);
+            checks.add(due(number), RULE, Verdict::Unproven, offset, start);
         }
         let mut begun = Vec::new();
         for ms in (0..6_000).step_by(20) {
@@ -238,7 +249,9 @@ mod tests {
     fn no_more_run_at_once_than_may_and_the_rest_have_their_turn() {
         let mut checks = Checks::new(START);
         let all = AT_ONCE as u16 + 10;
-        (0..all).for_each(|number| checks.add(due(number), RULE, Duration::ZERO, START));
+        (0..all).for_each(|number| {
+            checks.add(due(number), RULE, Verdict::Unproven, Duration::ZERO, START)
+        });
         let mut running: Vec<Due> = std::iter::from_fn(|| checks.begin(after(20))).collect();
         assert_eq!(running.len(), AT_ONCE);
         let mut seen: Vec<u16> = running.iter().map(|due| due.slot).collect();
@@ -256,7 +269,7 @@ mod tests {
     #[test]
     fn a_check_that_takes_longer_than_the_interval_is_not_begun_twice() {
         let mut checks = Checks::new(START);
-        checks.add(due(0), RULE, Duration::ZERO, START);
+        checks.add(due(0), RULE, Verdict::Unproven, Duration::ZERO, START);
         assert_eq!(checks.begin(after(20)), Some(due(0)));
         assert_eq!(checks.begin(after(9_000)), None);
         checks.ended(due(0), true, after(9_000));
@@ -265,13 +278,30 @@ mod tests {
     }
 
     #[test]
+    fn another_rule_holds_from_now_on() {
+        let mut checks = Checks::new(START);
+        let hourly = Rule { interval: Duration::from_secs(3600), ..RULE };
+        checks.add(due(0), hourly, Verdict::Passing, hourly.interval, START);
+        assert_eq!(checks.begin(after(20)), Some(due(0)));
+        checks.follow(due(0), hourly, after(30));
+        assert_eq!(checks.ended(due(0), true, after(40)), None, "it was passing");
+        assert_eq!(checks.begin(after(5_000)), None);
+        checks.follow(due(0), RULE, after(5_000));
+        assert_eq!(checks.begin(after(6_900)), None);
+        assert_eq!(checks.begin(after(7_020)), Some(due(0)), "one interval of the new rule");
+        checks.follow(due(0), Rule { fall: 1, ..RULE }, after(7_030));
+        assert_eq!(checks.begin(after(9_900)), None, "it runs");
+        assert_eq!(checks.ended(due(0), false, after(9_900)), Some(Verdict::Failing));
+    }
+
+    #[test]
     fn the_outcome_of_one_who_has_left_says_nothing_of_its_successor() {
         let mut checks = Checks::new(START);
-        checks.add(due(0), RULE, Duration::ZERO, START);
+        checks.add(due(0), RULE, Verdict::Unproven, Duration::ZERO, START);
         assert_eq!(checks.begin(after(20)), Some(due(0)));
         checks.remove(due(0));
         let successor = Due { id: BackendId(7), ..due(0) };
-        checks.add(successor, RULE, Duration::ZERO, after(20));
+        checks.add(successor, RULE, Verdict::Unproven, Duration::ZERO, after(20));
         assert_eq!(checks.ended(due(0), false, after(30)), None);
         assert_eq!(checks.verdict(successor), Some(Verdict::Unproven));
         assert_eq!(checks.begin(after(60)), Some(successor));

@@ -83,8 +83,9 @@ impl Hub {
             if let Some((check, address)) = wanted {
                 return Some((due, Target::of(check, address)));
             }
-            // Whoever leaves, or is checked no more, is taken out at once.
-            self.checking.checks.ended(due, true, now);
+            // Nobody is left whose check it would be.
+            self.checking.checks.remove(due);
+            self.checking.checks.ended(due, false, now);
         }
     }
 
@@ -118,10 +119,14 @@ impl Hub {
 
     /// A backend has joined.
     pub(super) fn begin_checks(&mut self, id: BackendId, now: Now) {
+        self.check_from(id, Verdict::Unproven, now);
+    }
+
+    fn check_from(&mut self, id: BackendId, verdict: Verdict, now: Now) {
         let Some(entry) = self.registry.get(id) else { return };
         let Some(check) = self.check_of(entry.backend.service) else { return };
         let (due, rule) = (due(&entry.backend), rule(check));
-        self.checking.checks.add(due, rule, offset(id, rule.interval), now);
+        self.checking.checks.add(due, rule, verdict, offset(id, rule.interval), now);
         self.checking.wanted.notify_one();
     }
 
@@ -138,11 +143,13 @@ impl Hub {
         for backend in all {
             let is_checked = self.checking.checks.verdict(due(&backend)).is_some();
             match self.check_of(backend.service).map(rule) {
-                Some(rule) if is_checked => self.checking.checks.follow(due(&backend), rule),
-                Some(_) => self.begin_checks(backend.id, now),
+                Some(rule) if is_checked => self.checking.checks.follow(due(&backend), rule, now),
+                // One that serves already has to fail as often as any other.
+                Some(_) => self.check_from(backend.id, Verdict::Passing, now),
                 None => self.end_checks(&backend),
             }
         }
+        self.checking.wanted.notify_one();
     }
 
     /// Ends once more what a worker may have begun on a failing backend before it knew of the failure.

@@ -239,11 +239,13 @@ fn a_reload_begins_changes_and_ends_checks() {
     let list = &[(1, 1)];
     let (mut hub, _worker) = hub(config(list, CheckConfig::default()));
     assert_eq!(begin(&mut hub, at(1_000)), []);
-    hub.reloaded(config(list, check()), at(1_000));
+    hub.reloaded(config(list, CheckConfig { fall: 2, ..check() }), at(1_000));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)], "it served already");
     checked(&mut hub, &[(1, false)], at(1_020));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving)], "once is not twice");
+    checked(&mut hub, &[(1, false)], at(5_000));
     assert_eq!(shown(&mut hub), [(1, 1, Failing)]);
-    hub.reloaded(config(list, CheckConfig { port: Some(9009), ..check() }), at(1_030));
+    hub.reloaded(config(list, CheckConfig { port: Some(9009), ..check() }), at(5_010));
     let (due, target) = hub.next_check(at(10_000)).unwrap();
     assert_eq!(target.address, address(9009));
     hub.reloaded(config(list, CheckConfig::default()), at(10_010));
