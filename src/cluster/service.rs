@@ -33,6 +33,8 @@ pub struct Terms {
     pub timeouts: Timeouts,
     /// What becomes of users while every backend fails its check. `None`: backends are not checked.
     pub checks: Option<WhenAllFail>,
+    /// API requests are answered with 503 instead of being served.
+    pub maintenance: bool,
 }
 
 /// What becomes of users while every backend fails its check.

@@ -47,6 +47,7 @@ impl Config {
             on_backend_loss: self.balance.on_backend_loss,
             timeouts: self.timeouts,
             checks: None,
+            maintenance: false,
         }
     }
 

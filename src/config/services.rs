@@ -161,6 +161,7 @@ impl Config {
             on_backend_loss: service.on_backend_loss.unwrap_or(global.on_backend_loss),
             timeouts,
             checks: (service.check.kind != CheckKind::Off).then_some(service.check.when_all_fail),
+            maintenance: service.maintenance,
         }
     }
 }
