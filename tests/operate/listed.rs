@@ -1,7 +1,10 @@
-//! Backends that the configuration lists, through a reload.
+//! Backends that the configuration lists: through a reload, and with users whose backend fails its check.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use crate::harness::Balancer;
-use crate::wait::wait_for;
+use crate::wait::{PATIENCE, wait_for};
 
 /// Address, weight and state of each backend that the file lists.
 fn listed(balancer: &Balancer) -> Vec<(String, u64, String)> {
@@ -59,4 +62,66 @@ fn a_reload_begins_and_ends_checks() {
     );
     assert!(balancer.change(&list("")).status.success());
     wait_for_list(&balancer, &both);
+}
+
+/// A server that greets every user with its letter and then waits for the user to go.
+fn lettered(host: &str, letter: u8) -> SocketAddr {
+    let listener = TcpListener::bind((host, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut user in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let _ = user.write_all(&[letter]);
+                let _ = user.read(&mut [0]);
+            });
+        }
+    });
+    address
+}
+
+/// Listeners on one port of both hosts, where the backends there are checked.
+fn checked_ports(hosts: [&str; 2]) -> ([TcpListener; 2], u16) {
+    wait_for("a port that is free on both hosts", || {
+        let first = TcpListener::bind((hosts[0], 0)).ok()?;
+        let port = first.local_addr().ok()?.port();
+        let second = TcpListener::bind((hosts[1], port)).ok()?;
+        Some(([first, second], port))
+    })
+}
+
+fn user_of(door: SocketAddr) -> (TcpStream, u8) {
+    let mut user = TcpStream::connect(door).unwrap();
+    user.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut letter = [0];
+    user.read_exact(&mut letter).expect("a backend");
+    (user, letter[0])
+}
+
+#[test]
+fn users_of_a_backend_that_fails_its_check_are_ended_and_come_to_the_other() {
+    let hosts = ["127.7.0.1", "127.7.0.2"];
+    let ([failing, _passing], port) = checked_ports(hosts);
+    let (a, b) = (lettered(hosts[0], b'a'), lettered(hosts[1], b'b'));
+    let check = format!(
+        "check = {{ kind = \"tcp\", port = {port}, interval_ms = 50, timeout_ms = 50, fall = 2, \
+         on_fail = \"close\" }}\n"
+    );
+    let balancer = Balancer::ready(&settings(&format!("\"{a}\", \"{b}\""), &check));
+    let (first, second) = (a.to_string(), b.to_string());
+    wait_for_list(&balancer, &[(&first, 1, "serving"), (&second, 1, "serving")]);
+    let line = balancer.wait_for_log("door of a service open");
+    let door = line.split_whitespace().find_map(|word| word.strip_prefix("address=")).unwrap();
+    let door: SocketAddr = door.parse().unwrap();
+    let mut users = [user_of(door), user_of(door)];
+    users.sort_by_key(|user| user.1);
+    assert_eq!(users.each_ref().map(|user| user.1), *b"ab");
+    drop(failing);
+    let ended = users[0].0.read(&mut [0]);
+    assert!(matches!(ended, Ok(0) | Err(_)), "the user of the failing one is let go");
+    let line = balancer.wait_for_log("user left");
+    assert!(line.contains("backend=b1 ") && line.contains("reason=\"check_failed\""), "{line}");
+    assert_eq!([user_of(door).1, user_of(door).1], *b"bb");
+    users[1].0.set_nonblocking(true).unwrap();
+    let kind = users[1].0.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(kind, Err(std::io::ErrorKind::WouldBlock), "the user of the other is still there");
 }

@@ -37,8 +37,6 @@ impl Hub {
             let (service, address, source) = (backend.service, backend.address, Source::File);
             match places.get(&(service, address)) {
                 None => self.make(Change::Unregister { source, service, address }, now),
-                // Registering is what ends a drain, and below it is.
-                Some(_) if backend.standing == Standing::Draining => continue,
                 Some(weight) => self.weigh(backend.id, *weight, now),
             };
         }
