@@ -43,15 +43,17 @@ pub struct Doors(BTreeMap<ServiceId, Routes>);
 impl Doors {
     /// Refuses what would leave it open which service a request is for.
     pub fn new(claimants: &[Claimant]) -> Result<Doors, Fault> {
-        let mut at = BTreeMap::<SocketAddr, BTreeMap<ServiceId, &Claimant>>::new();
+        let mut at = BTreeMap::<_, BTreeMap<ServiceId, &Claimant>>::new();
         for claimant in claimants {
             for address in &claimant.listen {
-                at.entry(*address).or_default().insert(claimant.service, claimant);
+                // A port that the kernel is to choose is never another's.
+                let alone = (address.port() == 0).then_some(claimant.service);
+                at.entry((*address, alone)).or_default().insert(claimant.service, claimant);
             }
         }
         let mut doors = Doors::default();
         let mut known = BTreeMap::<ServiceId, (SocketAddr, BTreeSet<ServiceId>)>::new();
-        for (address, sharing) in at {
+        for ((address, _), sharing) in at {
             let Some(first) = sharing.values().next() else { continue };
             let service = first.service;
             let ids = sharing.keys().copied().collect();
@@ -100,6 +102,13 @@ mod tests {
 
     fn found(doors: &Doors, door: ServiceId, host: &str, path: &str) -> Option<ServiceId> {
         doors.routes(door).unwrap().find(host.as_bytes(), path.as_bytes())
+    }
+
+    #[test]
+    fn services_whose_ports_the_kernel_chooses_share_no_door() {
+        let doors = Doors::new(&[claimant(SHOP, &[0], &[], &[]), claimant(BLOG, &[0], &[], &[])]);
+        let doors = doors.unwrap();
+        assert!(doors.routes(SHOP).is_none() && doors.routes(BLOG).is_none());
     }
 
     #[test]
