@@ -8,6 +8,7 @@ use super::services::CheckKind;
 use crate::cluster::doors::{self, Claimant};
 use crate::cluster::route::{self, Host};
 use crate::cluster::{Doors, Protocol, ServiceId};
+use crate::metrics::BACKENDS_MAX;
 
 /// Whether the settings are consistent.
 ///
@@ -109,6 +110,12 @@ fn doors_apart(config: &Config) -> Result<(), String> {
 
 /// What holds between the keys of each named service.
 fn services(config: &Config) -> Result<(), String> {
+    let listed: usize = config.services.iter().map(|service| service.backends.len()).sum();
+    if listed > BACKENDS_MAX {
+        return Err(format!(
+            "the services list {listed} backends, and {BACKENDS_MAX} can be registered at once: list fewer"
+        ));
+    }
     for service in &config.services {
         let name = &service.name;
         let is_api = service.protocol == Protocol::Api;
@@ -253,6 +260,21 @@ mod tests {
             said,
             "listen.tcp and listen.control both want port 8080: give one of them another port"
         );
+    }
+
+    #[test]
+    fn the_services_together_list_no_more_backends_than_can_be_registered() {
+        let list = |name: &str, first: usize, count: usize| {
+            let address = |number| format!("\"10.0.{}.{}:80\"", number / 256, number % 256);
+            let all: Vec<_> = (first..first + count).map(address).collect();
+            let backends = all.join(", ");
+            format!(
+                "[service.{name}]\nprotocol = \"api\"\nhosts = [\"{name}.example\"]\nbackends = [{backends}]\n"
+            )
+        };
+        assert_eq!(said(&(list("a", 0, 1000) + &list("b", 1000, 24))), Ok(()));
+        let outcome = said(&(list("a", 0, 1000) + &list("b", 1000, 25))).unwrap_err();
+        assert!(outcome.contains("list 1025 backends, and 1024 can be"), "{outcome}");
     }
 
     #[test]
