@@ -257,6 +257,11 @@ impl Registry {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service
     }
 
+    /// Every service, in the order of their ids.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.rosters.values().map(|roster| &roster.service)
+    }
+
     /// Gives each service its terms. Returns whether workers would see a difference, like
     /// [`Applied::changed`].
     pub fn agree(&mut self, terms_of: impl Fn(&Service) -> Terms) -> bool {

@@ -8,20 +8,23 @@ use nix::sys::socket::SockaddrStorage;
 use super::status::Doors;
 use crate::cluster::Protocol;
 
-/// Whether a backend at `address` would be one of our doors. A door on all addresses is reachable at
+/// Whether a backend at `address` would be one of our doors: those of the built-in services, of backends
+/// and of operators, or those of `named` services of its kind. A door on all addresses is reachable at
 /// every address that is `ours`, which is asked only if the port matches that of a door.
 pub fn is_own_door(
     doors: &Doors,
+    named: &[SocketAddr],
     protocol: Protocol,
     address: SocketAddr,
     ours: impl Fn(SocketAddr) -> bool,
 ) -> bool {
-    let doors = match protocol {
+    let built_in = match protocol {
         Protocol::Udp => [doors.udp, None, None, None],
         Protocol::Tcp | Protocol::Api => [doors.tcp, doors.api, doors.control, doors.admin],
     };
     let host = address.ip().to_canonical();
-    doors.into_iter().flatten().filter(|door| door.port() == address.port()).any(|door| {
+    let doors = built_in.iter().flatten().chain(named);
+    doors.filter(|door| door.port() == address.port()).any(|door| {
         let at = door.ip().to_canonical();
         let same_kind = at.is_ipv4() == host.is_ipv4();
         // 127.0.0.2 is the same host as a door at 127.0.0.1.
@@ -76,7 +79,7 @@ mod tests {
 
     fn own(doors: &Doors, protocol: Protocol, address: &str) -> bool {
         let ours = |it: SocketAddr| OURS.contains(&it.ip().to_canonical().to_string().as_str());
-        is_own_door(doors, protocol, address.parse().unwrap(), ours)
+        is_own_door(doors, &[], protocol, address.parse().unwrap(), ours)
     }
 
     #[test]

@@ -433,8 +433,8 @@ impl Hub {
     /// Tells a backend's source how the drain is going, if the source is a connection.
     fn tell(&self, entry: &Registered, progress: Progress) {
         if let Some(member) = self.members.get(&entry.source) {
-            let protocol = self.protocol_of(entry.backend.service);
-            member.mailbox.tell(About::of(protocol, &entry.backend), progress);
+            let service = self.registry.service(entry.backend.service);
+            member.mailbox.tell(About::of(service, entry.backend.address.port()), progress);
         }
     }
 

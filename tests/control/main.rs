@@ -4,6 +4,7 @@
 mod admin;
 mod burst;
 mod harness;
+mod named;
 mod page;
 mod proof;
 mod services;

@@ -297,12 +297,13 @@ mod tests {
         assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
         let heard = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
         hub.tick(at(1000));
-        let left = r#"{"event":"draining","left":2,"protocol":"tcp","port":80}"#;
+        let left = r#"{"event":"draining","left":2,"protocol":"tcp","port":80,"service":"tcp"}"#;
         assert_eq!(heard().await.trim_end(), left);
         turn(&worker);
         worker.metrics.backends[slot].active.set(0);
         hub.tick(at(1001));
-        assert_eq!(heard().await.trim_end(), r#"{"event":"drained","protocol":"tcp","port":80}"#);
+        let over = r#"{"event":"drained","protocol":"tcp","port":80,"service":"tcp"}"#;
+        assert_eq!(heard().await.trim_end(), over);
         let gone = hub.apply(Change::DrainBackend { backend, lasts: None }, at(1002)).unwrap_err();
         assert_eq!(gone, Fault::Unknown { backend });
     }

@@ -1,0 +1,118 @@
+//! Services by their names, as backends and operators know them. Owns which service a message means, the
+//! sentence when it means none, and where a service's users come in. Pure, and changes nothing.
+
+use std::net::SocketAddr;
+
+use super::api::{DOORS_LISTED_MAX, ServiceLine, Target};
+use super::hub::Hub;
+use crate::cluster::registry::Registry;
+use crate::cluster::{Protocol, Service, ServiceId, Standing};
+use crate::config::Config;
+use crate::config::services::ServiceConfig;
+
+/// The service that a message is about.
+///
+/// # Errors
+/// Why there is none, in a sentence for whoever sent the message.
+pub fn meant<'r>(registry: &'r Registry, target: &Target) -> Result<&'r Service, String> {
+    let (name, protocol) = match target {
+        Target::BuiltIn(protocol) => return Ok(registry.service(ServiceId::built_in(*protocol))),
+        Target::Named { service, protocol } => (service, protocol),
+    };
+    let service = named(registry, name)?;
+    match protocol {
+        Some(protocol) if *protocol != service.kind => {
+            Err(format!("the protocol of service {name} is {}, not {protocol}", service.kind))
+        }
+        _ => Ok(service),
+    }
+}
+
+/// The service of this name.
+///
+/// # Errors
+/// That there is none, with the name that comes nearest and how many there are.
+pub fn named<'r>(registry: &'r Registry, name: &str) -> Result<&'r Service, String> {
+    let found = registry.services().find(|service| &*service.name == name);
+    found.ok_or_else(|| unknown(registry, name))
+}
+
+fn unknown(registry: &Registry, name: &str) -> String {
+    let likeness = |service: &Service| strsim::normalized_damerau_levenshtein(&service.name, name);
+    let nearest = registry.services().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let count = registry.services().count();
+    match nearest {
+        Some(nearest) => format!(
+            "there is no service {name}; the nearest name among the {count} is {}",
+            nearest.name
+        ),
+        None => format!("there is no service {name}"),
+    }
+}
+
+/// Whether this is the service of a protocol that exists without a table of its own.
+pub fn is_built_in(service: ServiceId) -> bool {
+    Protocol::ALL.into_iter().any(|protocol| ServiceId::built_in(protocol) == service)
+}
+
+/// The table of a service in the file. A built-in one has none.
+fn table<'c>(config: &'c Config, service: &Service) -> Option<&'c ServiceConfig> {
+    config.services.iter().find(|table| *table.name == *service.name)
+}
+
+/// Where users of a service connect.
+pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
+    match table(config, service) {
+        Some(table) if !table.listen.is_empty() => table.listen.clone(),
+        _ => built_in_door(config, service.kind).into_iter().collect(),
+    }
+}
+
+fn built_in_door(config: &Config, protocol: Protocol) -> Option<SocketAddr> {
+    match protocol {
+        Protocol::Tcp => config.listen.tcp,
+        Protocol::Udp => config.listen.udp,
+        Protocol::Api => config.listen.api,
+    }
+}
+
+/// The doors of named services that what is sent to a backend of this protocol could come to.
+pub fn named_doors(config: &Config, protocol: Protocol) -> Vec<SocketAddr> {
+    let is_datagrams = |protocol| protocol == Protocol::Udp;
+    let alike = |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
+    config.services.iter().filter(alike).flat_map(|it| it.listen.iter().copied()).collect()
+}
+
+/// Whether backends may register for a service.
+pub fn takes_registrations(config: &Config, service: &Service) -> bool {
+    table(config, service).is_none_or(|table| table.register)
+}
+
+/// Checks that backends may register for a service.
+///
+/// # Errors
+/// That they may not, in a sentence for the backend.
+pub fn may_register(config: &Config, service: &Service) -> Result<(), String> {
+    match takes_registrations(config, service) {
+        true => Ok(()),
+        false => Err(format!(
+            "service {} takes no registrations: its backends are those in the balancer's file",
+            service.name
+        )),
+    }
+}
+
+/// A service in the answer to `services`.
+pub fn line(hub: &Hub, service: &Service) -> ServiceLine {
+    let mut doors = doors(&hub.config, service);
+    doors.truncate(DOORS_LISTED_MAX);
+    let own = hub.registry.entries().filter(|entry| entry.backend.service == service.id);
+    let serving = own.filter(|entry| entry.backend.standing == Standing::Serving).count();
+    ServiceLine {
+        name: service.name.to_string(),
+        protocol: service.kind,
+        doors,
+        serving: serving as u64,
+        register: takes_registrations(&hub.config, service),
+    }
+}
