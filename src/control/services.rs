@@ -50,11 +50,6 @@ fn unknown(registry: &Registry, name: &str) -> String {
     }
 }
 
-/// Whether this is the service of a protocol that exists without a table of its own.
-pub fn is_built_in(service: ServiceId) -> bool {
-    Protocol::ALL.into_iter().any(|protocol| ServiceId::built_in(protocol) == service)
-}
-
 /// The table of a service in the file. A built-in one has none.
 fn table<'c>(config: &'c Config, service: &Service) -> Option<&'c ServiceConfig> {
     config.services.iter().find(|table| *table.name == *service.name)
