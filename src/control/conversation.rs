@@ -551,8 +551,13 @@ impl Conversation {
         let mut room = SERVICES_BYTES_MAX;
         let mut page: Vec<ServiceLine> = Vec::new();
         let mut rest = None;
+        let tallies = services::tallies(&hub);
         for service in hub.registry.services().skip(after) {
-            let line = services::line(&hub, service);
+            let line = services::line(
+                &hub,
+                service,
+                tallies.get(&service.id).copied().unwrap_or_default(),
+            );
             let Some(left) = room.checked_sub(line.bytes_max()) else {
                 rest = Some(Listing::Services { after: after + page.len() });
                 break;

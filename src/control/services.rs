@@ -1,12 +1,16 @@
 //! Services by their names, as backends and operators know them. Owns which service a message means, the
-//! sentence when it means none, and where a service's users come in. Pure, and changes nothing.
+//! sentence when it means none, where a service's users come in, and how many backends and sessions it has.
+//! Changes nothing.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::api::{DOORS_LISTED_MAX, ServiceLine, Target};
 use super::hub::Hub;
+use super::status::BackendState;
+use super::view;
 use crate::cluster::registry::Registry;
-use crate::cluster::{Protocol, Service, ServiceId, Standing};
+use crate::cluster::{Protocol, Service, ServiceId};
 use crate::config::Config;
 use crate::config::services::ServiceConfig;
 
@@ -97,17 +101,52 @@ pub fn may_register(config: &Config, service: &Service) -> Result<(), String> {
     }
 }
 
+/// The backends and sessions of one service, counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Registered backends, by their place in [`BackendState::REGISTERED`].
+    backends: [u64; BackendState::REGISTERED.len()],
+    /// Sessions on its backends, including those that have left.
+    pub sessions: u64,
+}
+
+impl Tally {
+    /// Its registered backends in each state.
+    pub fn by_state(&self) -> impl Iterator<Item = (BackendState, u64)> {
+        BackendState::REGISTERED.into_iter().zip(self.backends)
+    }
+
+    fn in_state(&self, wanted: BackendState) -> u64 {
+        self.by_state().filter(|(state, _)| *state == wanted).map(|(_, count)| count).sum()
+    }
+}
+
+/// Every service that has backends, counted in one pass.
+pub fn tallies(hub: &Hub) -> BTreeMap<ServiceId, Tally> {
+    let mut tallies: BTreeMap<ServiceId, Tally> = BTreeMap::new();
+    for backend in hub.registry.entries().map(|entry| &entry.backend) {
+        let tally = tallies.entry(backend.service).or_default();
+        let state = view::state(backend.standing);
+        let place = BackendState::REGISTERED.into_iter().position(|it| it == state);
+        tally.backends[place.expect("what is registered is in one of these states")] += 1;
+        tally.sessions += hub.workers.active(backend.slot);
+    }
+    for departed in hub.departed.values().map(|it| &it.backend) {
+        let tally = tallies.entry(departed.service).or_default();
+        tally.sessions += hub.workers.active(departed.slot);
+    }
+    tallies
+}
+
 /// A service in the answer to `services`.
-pub fn line(hub: &Hub, service: &Service) -> ServiceLine {
+pub fn line(hub: &Hub, service: &Service, tally: Tally) -> ServiceLine {
     let mut doors = doors(&hub.config, service);
     doors.truncate(DOORS_LISTED_MAX);
-    let own = hub.registry.entries().filter(|entry| entry.backend.service == service.id);
-    let serving = own.filter(|entry| entry.backend.standing == Standing::Serving).count();
     ServiceLine {
         name: service.name.to_string(),
         protocol: service.kind,
         doors,
-        serving: serving as u64,
+        serving: tally.in_state(BackendState::Serving),
         register: takes_registrations(&hub.config, service),
     }
 }

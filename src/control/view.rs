@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 
 use super::drain::Stop;
 use super::hub::{Hub, Member};
+use super::services::{doors, takes_registrations, tallies};
 use super::status::{
-    BackendState, BackendStatus, Doors, HelloStatus, Percentiles, RunState, SCHEMA, SessionTotals,
-    Status, Timings, WorkerStatus,
+    BackendState, BackendStatus, Doors, HelloStatus, Percentiles, RunState, SCHEMA, ServiceStatus,
+    SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::BackendValues;
 use crate::base::time::Now;
 use crate::cluster::registry::Registered;
-use crate::cluster::{Backend, BackendId, Policy, Standing};
+use crate::cluster::{Backend, BackendId, OnBackendLoss, Policy, Service, Standing, Terms};
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -29,6 +30,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         policy: policy(hub.config.balance.policy).to_owned(),
         snapshot: hub.snapshot.version,
         sessions: sessions(hub),
+        services: services(hub),
         backends: backends(hub, now),
         workers: workers(hub),
         timings: timings(hub),
@@ -88,6 +90,44 @@ fn sessions(hub: &Hub) -> SessionTotals {
     }
 }
 
+fn services(hub: &Hub) -> Vec<ServiceStatus> {
+    let (tallies, global) = (tallies(hub), hub.config.terms());
+    let shown = |service: &Service| {
+        let tally = tallies.get(&service.id).copied().unwrap_or_default();
+        ServiceStatus {
+            name: service.name.to_string(),
+            protocol: service.kind,
+            doors: doors(&hub.config, service),
+            register: takes_registrations(&hub.config, service),
+            backends: tally.by_state().collect(),
+            sessions_active: tally.sessions,
+            terms: differing(&service.terms, &global),
+        }
+    };
+    hub.registry.services().map(shown).collect()
+}
+
+/// The terms that are not the global ones, as `key = value`.
+fn differing(own: &Terms, global: &Terms) -> Vec<String> {
+    let shown = |terms: &Terms| {
+        let Terms { policy: by, on_backend_loss, timeouts } = terms;
+        let loss = match on_backend_loss {
+            OnBackendLoss::Keep => "keep",
+            OnBackendLoss::Close => "close",
+        };
+        [
+            format!("policy = \"{}\"", policy(*by)),
+            format!("on_backend_loss = \"{loss}\""),
+            format!("connect_ms = {}", ms(timeouts.connect)),
+            format!("tcp_idle_ms = {}", ms(timeouts.tcp_idle)),
+            format!("half_close_ms = {}", ms(timeouts.half_close)),
+            format!("udp_idle_ms = {}", ms(timeouts.udp_idle)),
+        ]
+    };
+    let both = shown(own).into_iter().zip(shown(global));
+    both.filter(|(own, global)| own != global).map(|(own, _)| own).collect()
+}
+
 fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
     // A backend that has just joined is in the registry at once, and in the rotation a moment later.
     let mut turns: BTreeMap<BackendId, u32> = BTreeMap::new();
@@ -125,9 +165,11 @@ fn registered(hub: &Hub, entry: &Registered, turns: u32, now: Now) -> BackendSta
 
 fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
     let values = hub.workers.backend(backend.slot);
+    let service = hub.registry.service(backend.service);
     BackendStatus {
         id: backend.id.to_string(),
-        protocol: hub.protocol_of(backend.service),
+        service: service.name.to_string(),
+        protocol: service.kind,
         address: backend.address,
         name: backend.name.as_deref().map(str::to_owned),
         weight: backend.weight,

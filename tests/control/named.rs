@@ -2,8 +2,10 @@
 //! means, what is answered, and what is refused.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
-use lb::cluster::{Protocol, ServiceId, Standing};
+use lb::base::time::Now;
+use lb::cluster::{OnBackendLoss, Policy, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::config::services::ServiceConfig;
 use serde_json::{Value, json};
@@ -281,4 +283,102 @@ fn a_backend_cannot_point_users_back_at_the_door_of_any_service() {
     }
     let message = json!({"cmd": "register", "service": "dns", "port": 6379});
     assert_eq!(backend.ask(&message)["ack"], "successful", "a TCP door is none for datagrams");
+}
+
+#[test]
+fn the_status_shows_each_service_with_what_it_has_of_its_own() {
+    let core = core_with(|config| {
+        config.listen.tcp = None;
+        config.services[1].listen = vec!["127.0.0.1:6379".parse().unwrap()];
+        config.services[1].policy = Some(Policy::LeastSessions);
+        config.services[1].connect = Some(Duration::from_millis(90));
+        config.services[1].on_backend_loss = Some(OnBackendLoss::Close);
+        config.services[2].register = false;
+    });
+    let (mut backend, _listener, port) = register_for_three(&core);
+    for (place, count) in [3, 5, 7].into_iter().enumerate() {
+        core.worker.metrics.backends[place].active.set(count);
+    }
+    backend.ask(&json!({"cmd": "drain", "service": "cache", "port": port, "deadline_ms": 60_000}));
+    backend.ask(&json!({"cmd": "unregister", "protocol": "tcp", "port": port}));
+    let (_, text) = core.get("/status");
+    let status: Value = serde_json::from_str(&text).unwrap();
+    let of = |place: usize| status["services"][place].clone();
+    let none = json!({"serving": 0, "aside": 0, "draining": 0});
+    assert_eq!(
+        of(0),
+        json!({
+            "name": "tcp", "protocol": "tcp", "doors": [], "register": true, "backends": none,
+            "sessions_active": 3, "terms": []
+        }),
+        "its backend has left with sessions"
+    );
+    assert_eq!(of(3)["backends"], json!({"serving": 0, "aside": 0, "draining": 1}));
+    assert_eq!(of(3)["sessions_active"], 5);
+    assert_eq!(
+        of(4),
+        json!({
+            "name": "redis", "protocol": "tcp", "doors": ["127.0.0.1:6379"], "register": true,
+            "backends": {"serving": 1, "aside": 0, "draining": 0}, "sessions_active": 7,
+            "terms": [
+                "policy = \"least_sessions\"",
+                "on_backend_loss = \"close\"",
+                "connect_ms = 90",
+            ]
+        })
+    );
+    assert_eq!(of(5)["register"], false);
+    let named: Vec<_> =
+        status["backends"].as_array().unwrap().iter().map(|it| &it["service"]).collect();
+    assert_eq!(named, ["cache", "redis", "tcp"]);
+}
+
+#[test]
+fn the_metrics_tell_the_services_apart() {
+    let core = core();
+    let (mut backend, _listener, port) = register_for_three(&core);
+    for (place, count) in [3, 5, 7].into_iter().enumerate() {
+        core.worker.metrics.backends[place].active.set(count);
+    }
+    backend.ask(&json!({"cmd": "drain", "service": "cache", "port": port, "deadline_ms": 60_000}));
+    let (_, metrics) = core.get("/metrics");
+    let labels = |id: u8, service: &str| {
+        format!(
+            r#"{{backend="b{id}",service="{service}",protocol="tcp",address="127.0.0.1:{port}",name=""}}"#
+        )
+    };
+    let lines = [
+        format!("lb_backend_sessions_active{} 3", labels(1, "tcp")),
+        format!("lb_backend_sessions_active{} 5", labels(2, "cache")),
+        format!("lb_backend_sessions_active{} 7", labels(3, "redis")),
+        r#"lb_service_backends{service="redis",protocol="tcp",state="serving"} 1"#.to_owned(),
+        r#"lb_service_backends{service="cache",protocol="tcp",state="serving"} 0"#.to_owned(),
+        r#"lb_service_backends{service="cache",protocol="tcp",state="draining"} 1"#.to_owned(),
+        r#"lb_service_backends{service="dns",protocol="udp",state="aside"} 0"#.to_owned(),
+        r#"lb_service_sessions_active{service="redis",protocol="tcp"} 7"#.to_owned(),
+        r#"lb_service_sessions_active{service="dns",protocol="udp"} 0"#.to_owned(),
+        r#"lb_backends{protocol="tcp"} 3"#.to_owned(),
+    ];
+    for line in lines {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+}
+
+#[test]
+fn sessions_are_those_of_one_service_if_it_is_asked_for() {
+    let core = core();
+    core.worker.with_shard(|shard| {
+        for (service, host) in [(TCP, 1), (REDIS, 2), (CACHE, 3), (REDIS, 4)] {
+            shard.open(service, ([192, 0, 2, host], 7).into(), Now::read()).unwrap();
+        }
+    });
+    let (_, text) = core.get("/sessions?service=redis");
+    let page: Value = serde_json::from_str(&text).unwrap();
+    let shown: Vec<_> = (page["sessions"].as_array().unwrap().iter())
+        .map(|it| (it["client"].as_str().unwrap(), it["service"].as_str().unwrap()))
+        .collect();
+    assert_eq!(shown, [("192.0.2.2:7", "redis"), ("192.0.2.4:7", "redis")]);
+    let (code, text) = core.get("/sessions?service=redsi");
+    assert_eq!(code, 400);
+    assert!(text.contains("the nearest name among the 6 is redis"), "{text}");
 }
