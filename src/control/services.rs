@@ -62,7 +62,10 @@ fn table<'c>(config: &'c Config, service: &Service) -> Option<&'c ServiceConfig>
 /// Where users of a service connect.
 pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
     match table(config, service) {
-        Some(table) if !table.listen.is_empty() => table.listen.clone(),
+        // An API service without a door of its own shares that of the built-in one.
+        Some(table) if !table.listen.is_empty() || table.protocol != Protocol::Api => {
+            table.listen.clone()
+        }
         _ => built_in_door(config, service.kind).into_iter().collect(),
     }
 }

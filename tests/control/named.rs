@@ -227,6 +227,7 @@ fn the_services_are_listed_with_those_that_serve() {
     let of = |place: usize, what: &str| answer["services"][place][what].clone();
     assert_eq!(of(1, "doors"), json!(["127.0.0.1:82"]));
     assert_eq!(of(4, "doors"), json!(["127.0.0.1:6379", "[::1]:6379"]));
+    assert_eq!(of(5, "doors"), json!([]), "only API services share a door");
     assert_eq!([of(1, "register"), of(5, "register")], [json!(true), json!(false)]);
 }
 
