@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use super::kinds::{DoorAddress, Given, Kind, list, quoted, texts};
-use super::services::{Expected, StaticBackend};
 use crate::cluster::WEIGHT_MAX;
 use crate::cluster::route::Host;
 
@@ -15,6 +14,20 @@ const CLAIMS_MAX: usize = 64;
 const PATH_BYTES_MAX: usize = 1024;
 /// Static backends of one service, at most.
 const BACKENDS_MAX: usize = 1024;
+
+/// A backend named in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StaticBackend {
+    pub address: SocketAddr,
+    pub weight: u16,
+}
+
+/// The statuses of a passed check, from the first to the last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Expected {
+    pub first: u16,
+    pub last: u16,
+}
 
 /// A setting that takes the value of the global key of the same name unless it has one of its own.
 pub struct OrGlobal<K>(pub K);

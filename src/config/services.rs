@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, takes_of};
 use super::kinds::{Kind, Millis, Number, NumberOrAuto, Switch, Word};
 use super::service_kinds::{Backends, Doors, Hosts, Name, OrGlobal, Paths, Statuses, Target};
+pub use super::service_kinds::{Expected, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
 use crate::cluster::{Protocol, ServiceId, Terms, Timeouts};
@@ -42,13 +43,6 @@ pub struct ServiceConfig {
     pub check: CheckConfig,
 }
 
-/// A backend named in the file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct StaticBackend {
-    pub address: SocketAddr,
-    pub weight: u16,
-}
-
 /// How each backend of a service is checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckConfig {
@@ -74,13 +68,6 @@ pub enum CheckKind {
     Tcp,
     /// A request is answered with the expected status.
     Http,
-}
-
-/// The statuses of a passed check, from the first to the last.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Expected {
-    pub first: u16,
-    pub last: u16,
 }
 
 /// What happens to running sessions of a backend whose check fails.

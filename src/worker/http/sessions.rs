@@ -28,7 +28,7 @@ use nix::errno::Errno;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::{BackendId, Protocol, ServiceId};
+use crate::cluster::{BackendId, ServiceId};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
 use crate::proxy::http::{self, Assigned, Context, Gateway, GatewaySettings, Journal, Kit};
@@ -44,8 +44,6 @@ use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use looks::{Leaving, Looks};
 
-/// The service of the users who come to the API door.
-const SERVICE: ServiceId = ServiceId::built_in(Protocol::Api);
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -118,6 +116,8 @@ pub struct Sessions {
 
 struct User {
     gateway: Gateway,
+    /// The service that its requests are for.
+    service: ServiceId,
     /// `None` for a user who is turned away.
     entry: Option<Entry>,
     link: Option<Key>,
@@ -141,9 +141,10 @@ struct User {
 
 impl User {
     /// Someone who has just connected.
-    fn new(gateway: Gateway, entry: Option<Entry>) -> User {
+    fn new(gateway: Gateway, service: ServiceId, entry: Option<Entry>) -> User {
         User {
             gateway,
+            service,
             entry,
             link: None,
             private: None,
@@ -161,6 +162,8 @@ impl User {
 
 struct Link {
     backend: BackendId,
+    /// The service that the backend is in.
+    service: ServiceId,
     state: State,
 }
 
@@ -246,20 +249,20 @@ impl Sessions {
         self.kit.refill(0, pool);
     }
 
-    /// A user has connected.
-    pub fn accepted(&mut self, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
+    /// A user has connected at a door of this service.
+    pub fn accepted(&mut self, service: ServiceId, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
         let books = &mut *cx.books;
-        let entry = match books.admit(SERVICE, client, cx.now) {
+        let entry = match books.admit(service, client, cx.now) {
             Ok(entry) => entry,
             Err(why) => {
-                books.refused(SERVICE, client, why);
-                return self.turn_away(client, why, cx);
+                books.refused(service, client, why);
+                return self.turn_away(service, client, why, cx);
             }
         };
         let address = client.ip().to_canonical();
         let trusted = self.settings.trusted.iter().any(|net| net.contains(&address));
         let gateway = Gateway::new(books.id(&entry), client, trusted, cx.now);
-        let key = self.users.put(User::new(gateway, Some(entry)));
+        let key = self.users.put(User::new(gateway, service, Some(entry)));
         self.make_room();
         self.act(key, cx, |gateway, context| gateway.start(context));
         key
@@ -268,7 +271,7 @@ impl Sessions {
     /// A connection to a backend is established, or has failed.
     pub fn connected(&mut self, link: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
         self.connects.cancel(link.place);
-        let Some(Link { backend, state }) = self.links.get(link) else { return };
+        let Some(Link { backend, state, .. }) = self.links.get(link) else { return };
         let backend = *backend;
         match state {
             State::Connecting { user, begun, timed_out } => {

@@ -11,13 +11,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::looks::Leaving;
-use super::{Cmd, Conn, Cx, Link, SERVICE, SWEEP_EVERY, Sessions, State, User};
+use super::{Cmd, Conn, Cx, Link, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Standing};
+use crate::cluster::{Backend, BackendId, Protocol, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
-use crate::worker::books::{Books, Choice};
+use crate::worker::books::Choice;
 use crate::worker::grace;
 use crate::worker::lack::Lack;
 use crate::worker::link::Refusal;
@@ -85,13 +85,14 @@ impl Sessions {
     fn obtain_private(&mut self, key: Key, link: Key, wish: Wish, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         user.private = None;
-        let Some(Link { backend, .. }) = self.links.get(link) else {
+        let Some(Link { backend, service, .. }) = self.links.get(link) else {
             debug_assert!(false, "a user's own connection is there");
             return self.obtain(key, wish, cx);
         };
-        let backend = *backend;
+        let (backend, service) = (*backend, *service);
         let books = &mut *cx.books;
-        let choice = books.find(SERVICE, backend).filter(|_| may_go_on(books, backend));
+        let may_go_on = may_go_on(books.snapshot().get(service, backend));
+        let choice = books.find(service, backend).filter(|_| may_go_on);
         let Some(choice) = choice else {
             self.drop_spare(link, cx);
             return self.obtain(key, wish, cx);
@@ -103,7 +104,7 @@ impl Sessions {
     }
 
     fn reuse(&mut self, key: Key, link: Key, cx: &mut Cx<'_>) {
-        let Some(Link { backend, state }) = self.links.get(link) else { return };
+        let Some(Link { backend, state, .. }) = self.links.get(link) else { return };
         let backend = *backend;
         let before = std::mem::replace(state, State::Serving { user: key });
         let State::Spare { line, owner } = before else {
@@ -119,13 +120,13 @@ impl Sessions {
     }
 
     fn connect(&mut self, key: Key, choice: Choice, cx: &mut Cx<'_>) {
+        let Some(user) = self.users.get(key) else { return };
+        let (backend, service) = (choice.backend, user.service);
         let state = State::Connecting { user: key, begun: cx.now, timed_out: false };
-        let link = self.links.put(Link { backend: choice.backend, state });
+        let link = self.links.put(Link { backend, service, state });
+        user.link = Some(link);
         self.make_room();
-        if let Some(user) = self.users.get(key) {
-            user.link = Some(link);
-        }
-        let patience = cx.books.timeouts(SERVICE).connect;
+        let patience = cx.books.timeouts(service).connect;
         self.connects.schedule(link.place, cx.now.plus(patience));
         cx.out.push(Cmd::Connect { link, to: choice.address });
     }
@@ -161,8 +162,7 @@ impl Sessions {
         let lack = Lack::of(errno);
         if lack == Lack::Everywhere {
             // Closing spare connections frees descriptors and ports for the next request.
-            let client = entry.client;
-            cx.books.refused(SERVICE, client, Refusal::Exhausted);
+            cx.books.refused(user.service, entry.client, Refusal::Exhausted);
             self.drop_all_spares(cx);
             self.refuse(key, Refused::Exhausted, cx);
             return self.follow(key, cx);
@@ -191,7 +191,7 @@ impl Sessions {
                 self.connect(key, choice, cx);
             }
             None => {
-                books.refused(SERVICE, entry.client, refusal);
+                books.refused(user.service, entry.client, refusal);
                 self.refuse(key, why, cx);
                 self.follow(key, cx);
             }
@@ -206,7 +206,7 @@ impl Sessions {
         let books = &mut *cx.books;
         books.unassign(entry);
         if why == Refused::NoBackend {
-            books.refused(SERVICE, entry.client, Refusal::NoBackend);
+            books.refused(user.service, entry.client, Refusal::NoBackend);
         }
         self.lend(key, cx, |gateway, context| gateway.refused(why, last, context));
     }
@@ -221,12 +221,10 @@ impl Sessions {
             return;
         };
         user.entry.iter_mut().for_each(|entry| cx.books.unassign(entry));
-        let Some(Link { backend, .. }) = self.links.get(link) else { return };
+        let Some(Link { backend, service, .. }) = self.links.get(link) else { return };
         let backend = *backend;
-        let serves = match private {
-            true => may_go_on(cx.books, backend),
-            false => is_serving(cx.books, backend),
-        };
+        let now = cx.books.snapshot().get(*service, backend);
+        let serves = if private { may_go_on(now) } else { is_serving(now) };
         let Some(keep) = keep.filter(|_| !self.draining && serves) else {
             return self.close_link(link, line, reset, cx);
         };
@@ -379,21 +377,22 @@ impl Sessions {
 
     fn drop_spares(&mut self, all: bool, cx: &mut Cx<'_>) {
         let mut dropped = Vec::new();
-        let books = &*cx.books;
-        self.spares.sweep(cx.now, |id| !all && is_serving(books, id), |link| dropped.push(link));
+        let now = |id| cx.books.snapshot().find(Protocol::Api, id);
+        self.spares.sweep(cx.now, |id| !all && is_serving(now(id)), |link| dropped.push(link));
         // A user's own link stays until the user leaves, unless its backend is draining.
-        self.private.sweep(cx.now, |id| may_go_on(books, id), |link| dropped.push(link));
+        self.private.sweep(cx.now, |id| may_go_on(now(id)), |link| dropped.push(link));
         for link in dropped {
             self.close_spare(link, cx);
         }
     }
 }
 
-fn is_serving(books: &Books, backend: BackendId) -> bool {
-    books.snapshot().get(SERVICE, backend).is_some_and(|one| one.standing == Standing::Serving)
+/// Whether this backend gets new requests; `None` has left.
+fn is_serving(backend: Option<&Backend>) -> bool {
+    backend.is_some_and(|one| one.standing == Standing::Serving)
 }
 
-/// Whether what a user began at a backend may go on there.
-fn may_go_on(books: &Books, backend: BackendId) -> bool {
-    books.snapshot().get(SERVICE, backend).is_some_and(|one| one.standing != Standing::Draining)
+/// Whether what a user began at this backend may go on there.
+fn may_go_on(backend: Option<&Backend>) -> bool {
+    backend.is_some_and(|one| one.standing != Standing::Draining)
 }

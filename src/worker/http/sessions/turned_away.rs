@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 
 use super::{Cx, Sessions, User};
+use crate::cluster::ServiceId;
 use crate::proxy::http::Gateway;
 use crate::session::EndReason;
 use crate::worker::link::Refusal;
@@ -15,14 +16,20 @@ use crate::worker::slots::Key;
 const TURNED_AWAY_MAX: usize = 32;
 
 impl Sessions {
-    pub(super) fn turn_away(&mut self, client: SocketAddr, why: Refusal, cx: &mut Cx<'_>) -> Key {
+    pub(super) fn turn_away(
+        &mut self,
+        service: ServiceId,
+        client: SocketAddr,
+        why: Refusal,
+        cx: &mut Cx<'_>,
+    ) -> Key {
         let detail = match why {
             Refusal::Full => "as many users are served as may be",
             _ => "there is no room for another user",
         };
         let name = cx.books.no_session();
         let gateway = Gateway::refusing(name, client, detail, cx.now);
-        let key = self.users.put(User::new(gateway, None));
+        let key = self.users.put(User::new(gateway, service, None));
         self.make_room();
         self.turned_away.push_back(key);
         self.act(key, cx, |gateway, context| gateway.start(context));
