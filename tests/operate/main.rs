@@ -4,6 +4,7 @@
 mod harness;
 mod lines;
 mod reload;
+mod services;
 mod signals;
 #[path = "../common/wait.rs"]
 mod wait;
