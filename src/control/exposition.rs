@@ -6,6 +6,7 @@ use std::fmt::{Display, Write};
 
 use super::hub::Hub;
 use super::services::tallies;
+use super::status::{BackendState, RunState};
 use super::view;
 use crate::cluster::{Backend, Protocol, Service};
 use crate::metrics::{
@@ -64,7 +65,7 @@ fn about(hub: &Hub, text: &mut Text) {
     text.sample(&name, &[], hub.started.unix_ms() as f64 / 1e3);
     let help = "1 while new users are served, 0 while the balancer stops.";
     let name = text.family("", "serving", Kind::Gauge, help);
-    let serving = view::run_state(hub) == super::status::RunState::Serving;
+    let serving = view::run_state(hub) == RunState::Serving;
     text.sample(&name, &[], u8::from(serving));
     let name = text.family("", "sessions_limit", Kind::Gauge, "Most sessions at once.");
     text.sample(&name, &[], hub.config.limits.sessions);
@@ -126,7 +127,7 @@ fn backends(hub: &Hub, text: &mut Text) {
     let help = "1 for the state the backend is in: serving, aside or draining.";
     let name = text.family("backend_", "state", Kind::Gauge, help);
     for (backend, _) in &counted {
-        let state = view::state(backend.backend.standing).name();
+        let state = BackendState::of(backend.backend.standing).name();
         text.of_backend(&name, backend, Some(state), 1);
     }
 }

@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use super::api::{DOORS_LISTED_MAX, ServiceLine, Target};
 use super::hub::Hub;
 use super::status::BackendState;
-use super::view;
 use crate::cluster::registry::Registry;
 use crate::cluster::{Protocol, Service, ServiceId};
 use crate::config::Config;
@@ -129,7 +128,7 @@ pub fn tallies(hub: &Hub) -> BTreeMap<ServiceId, Tally> {
     let mut tallies: BTreeMap<ServiceId, Tally> = BTreeMap::new();
     for backend in hub.registry.entries().map(|entry| &entry.backend) {
         let tally = tallies.entry(backend.service).or_default();
-        let state = view::state(backend.standing);
+        let state = BackendState::of(backend.standing);
         let place = BackendState::REGISTERED.into_iter().position(|it| it == state);
         tally.backends[place.expect("what is registered is in one of these states")] += 1;
         tally.sessions += hub.workers.active(backend.slot);

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Protocol;
+use crate::cluster::{Protocol, Standing};
 
 /// The version of this schema, sent with every answer.
 pub const SCHEMA: u32 = 1;
@@ -169,6 +169,15 @@ impl BackendState {
     /// The states of a registered backend.
     pub const REGISTERED: [BackendState; 3] =
         [BackendState::Serving, BackendState::Aside, BackendState::Draining];
+
+    /// That of a registered backend.
+    pub const fn of(standing: Standing) -> BackendState {
+        match standing {
+            Standing::Serving => BackendState::Serving,
+            Standing::Aside => BackendState::Aside,
+            Standing::Draining => BackendState::Draining,
+        }
+    }
 
     /// The word in JSON and in metric labels.
     pub const fn name(self) -> &'static str {

@@ -13,7 +13,7 @@ use super::status::{
 use super::workers::BackendValues;
 use crate::base::time::Now;
 use crate::cluster::registry::Registered;
-use crate::cluster::{Backend, BackendId, OnBackendLoss, Policy, Service, Standing, Terms};
+use crate::cluster::{Backend, BackendId, OnBackendLoss, Policy, Service, Terms};
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -61,15 +61,6 @@ pub fn policy(policy: Policy) -> &'static str {
 pub fn value(values: &BackendValues, name: &str) -> u64 {
     let row = BackendCounters::ROWS.iter().position(|row| row.name == name);
     values[row.expect("the caller names a row of the table")]
-}
-
-/// What the log and the metrics call a backend's state.
-pub fn state(standing: Standing) -> BackendState {
-    match standing {
-        Standing::Serving => BackendState::Serving,
-        Standing::Aside => BackendState::Aside,
-        Standing::Draining => BackendState::Draining,
-    }
 }
 
 fn sessions(hub: &Hub) -> SessionTotals {
@@ -159,7 +150,7 @@ fn registered(hub: &Hub, entry: &Registered, turns: u32, now: Now) -> BackendSta
         registered_unix_ms: entry.since.unix_ms(),
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
         drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
-        ..backend(hub, &entry.backend, state(entry.backend.standing))
+        ..backend(hub, &entry.backend, BackendState::of(entry.backend.standing))
     }
 }
 

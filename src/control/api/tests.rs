@@ -210,6 +210,15 @@ fn messages_are_written_as_documented() {
             },
             r#"{"ack":"failed","msg":"no","cmd":"drain","service":"redis"}"#,
         ),
+    ];
+    for (reply, expected) in cases {
+        assert_eq!(said(reply), expected);
+    }
+}
+
+#[test]
+fn lists_are_written_as_documented() {
+    let cases = [
         (
             Reply::Listed { service: None, backends: Vec::new(), more: false },
             r#"{"ack":"successful","cmd":"list","backends":[],"more":false}"#,
