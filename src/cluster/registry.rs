@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::{Backend, BackendId, ServiceId, Standing, WEIGHT_MAX};
+use super::doors::Doors;
 use super::service::{Pool, Service, Terms};
 use super::snapshot::Snapshot;
 use super::source::Source;
@@ -141,6 +142,7 @@ pub struct Registry {
     places: usize,
     next: u32,
     version: u64,
+    doors: Arc<Doors>,
 }
 
 impl Registry {
@@ -163,7 +165,13 @@ impl Registry {
             places,
             next: 1,
             version: 0,
+            doors: Arc::default(),
         }
+    }
+
+    /// Says which service an API request is for, as of the next [`Registry::freeze`].
+    pub fn set_doors(&mut self, doors: Arc<Doors>) {
+        self.doors = doors;
     }
 
     /// Applies one change. Nothing has changed when it is refused.
@@ -398,7 +406,8 @@ impl Registry {
             roster.is_stale = false;
         }
         let services = self.rosters.values().map(|roster| roster.service.clone()).collect();
-        Snapshot { version: self.version, report_sessions, services }
+        let doors = Arc::clone(&self.doors);
+        Snapshot { version: self.version, report_sessions, services, doors }
     }
 }
 

@@ -91,7 +91,7 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Refuses two services with the same claim.
+    /// Refuses two services with the same claim; one service may repeat its own.
     pub fn new(claims: impl IntoIterator<Item = Claim>) -> Result<Routes, Conflict> {
         let mut routes = Routes::default();
         for Claim { host, path, service } in claims {
@@ -105,7 +105,7 @@ impl Routes {
                 }
                 Host::Rest => &mut routes.rest,
             };
-            if let Some(other) = paths.add(path, service) {
+            if let Some(other) = paths.add(path, service).filter(|other| *other != service) {
                 return Err(Conflict { host, path: path.into(), services: [other, service] });
             }
         }
@@ -166,6 +166,7 @@ struct Paths(Vec<Entry>);
 
 #[derive(Clone, Debug)]
 struct Entry {
+    /// Decoded.
     path: Box<[u8]>,
     service: ServiceId,
     /// The longest path above it.
@@ -175,11 +176,12 @@ struct Entry {
 impl Paths {
     /// Returns who has the path already.
     fn add(&mut self, path: &str, service: ServiceId) -> Option<ServiceId> {
-        let path = path.as_bytes();
-        match self.0.binary_search_by(|entry| order(&entry.path).cmp(order(path))) {
+        let path: Box<[u8]> = Decoded(path.as_bytes()).collect();
+        let place = |entry: &Entry| ranks(plain(&entry.path)).cmp(ranks(plain(&path)));
+        match self.0.binary_search_by(place) {
             Ok(at) => Some(self.0[at].service),
             Err(at) => {
-                self.0.insert(at, Entry { path: path.into(), service, above: None });
+                self.0.insert(at, Entry { path, service, above: None });
                 None
             }
         }
@@ -188,8 +190,8 @@ impl Paths {
     fn link(&mut self) {
         for at in 1..self.0.len() {
             let path = &self.0[at].path;
-            let before = std::iter::successors(Some(at - 1), |before| self.0[*before].above);
-            let above = before.into_iter().find(|before| is_below(path, &self.0[*before].path));
+            let mut before = std::iter::successors(Some(at - 1), |before| self.0[*before].above);
+            let above = before.find(|before| is_below(plain(path), &self.0[*before].path));
             self.0[at].above = above;
         }
     }
@@ -197,25 +199,54 @@ impl Paths {
     /// The longest entry that the path is at or below: the last that does not come after it, or one
     /// above that.
     fn find(&self, path: &[u8]) -> Option<ServiceId> {
-        let after = self.0.partition_point(|entry| order(&entry.path).le(order(path)));
+        let path = Decoded(path);
+        let not_after = |entry: &Entry| ranks(plain(&entry.path)).le(ranks(path.clone()));
+        let after = self.0.partition_point(not_after);
         let before = std::iter::successors(after.checked_sub(1), |at| self.0[*at].above);
         let mut entries = before.map(|at| &self.0[at]);
-        entries.find(|entry| is_below(path, &entry.path)).map(|entry| entry.service)
+        let found = entries.find(|entry| is_below(path.clone(), &entry.path));
+        found.map(|entry| entry.service)
     }
 }
 
 /// Bytes of a path with the slash before everything else, so that what lies below a path directly follows
 /// it.
-fn order(path: &[u8]) -> impl Iterator<Item = u8> {
-    path.iter().map(|byte| if *byte == b'/' { 0 } else { *byte })
+fn ranks(path: impl Iterator<Item = u8>) -> impl Iterator<Item = u16> {
+    path.map(|byte| if byte == b'/' { 0 } else { u16::from(byte) + 1 })
+}
+
+fn plain(path: &[u8]) -> impl Iterator<Item = u8> {
+    path.iter().copied()
 }
 
 /// Whether `path` is `above` or lies below it, whole segments at a time.
-fn is_below(path: &[u8], above: &[u8]) -> bool {
-    above.is_empty()
-        || path
-            .strip_prefix(above)
-            .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
+fn is_below(mut path: impl Iterator<Item = u8>, above: &[u8]) -> bool {
+    let begins = above.iter().all(|byte| path.next() == Some(*byte));
+    begins && (above.is_empty() || path.next().is_none_or(|byte| byte == b'/'))
+}
+
+/// The bytes of a path as a backend reads them: `%61` is an `a` (RFC 3986, section 6.2.2.2).
+#[derive(Clone)]
+struct Decoded<'a>(&'a [u8]);
+
+impl Iterator for Decoded<'_> {
+    type Item = u8;
+
+    fn next(&mut self) -> Option<u8> {
+        let (byte, skipped) = match coded(self.0) {
+            Some(byte) => (byte, 3),
+            None => (*self.0.first()?, 1),
+        };
+        self.0 = &self.0[skipped..];
+        Some(byte)
+    }
+}
+
+/// The byte that a path begins with, if it is percent-coded.
+fn coded(path: &[u8]) -> Option<u8> {
+    let [b'%', high, low, ..] = path else { return None };
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    Some((digit(high)? << 4 | digit(low)?) as u8)
 }
 
 /// Whether two readers could take this path for different ones: dot segments (RFC 3986, section 5.2.4),
@@ -223,31 +254,16 @@ fn is_below(path: &[u8], above: &[u8]) -> bool {
 /// the backend might read another path than the one that was routed.
 pub fn is_ambiguous(path: &[u8]) -> bool {
     path.contains(&b'\\')
-        || coded(path).any(|byte| matches!(byte, b'/' | b'\\'))
+        || path.windows(3).filter_map(coded).any(|byte| matches!(byte, b'/' | b'\\'))
         || path.split(|byte| *byte == b'/').any(is_dot_segment)
 }
 
-/// The percent-coded bytes of a path.
-fn coded(path: &[u8]) -> impl Iterator<Item = u8> {
-    path.windows(3).filter(|three| three[0] == b'%').filter_map(|three| {
-        let digits = std::str::from_utf8(&three[1..]).ok()?;
-        u8::from_str_radix(digits, 16).ok()
-    })
-}
-
+/// `.` or `..`. To readers that know path parameters, `..;x` is one too.
 fn is_dot_segment(segment: &[u8]) -> bool {
-    let mut rest = segment;
-    let mut dots = 0;
-    while !rest.is_empty() {
-        let coded = rest.len() >= 3 && rest[..3].eq_ignore_ascii_case(b"%2e");
-        if !coded && rest[0] != b'.' {
-            // `..;x` is a dot segment to readers that know path parameters.
-            return rest[0] == b';' && (1..=2).contains(&dots);
-        }
-        rest = &rest[if coded { 3 } else { 1 }..];
-        dots += 1;
-    }
-    (1..=2).contains(&dots)
+    let mut name = Decoded(segment).take_while(|byte| *byte != b';');
+    name.next() == Some(b'.')
+        && name.next().is_none_or(|byte| byte == b'.')
+        && name.next().is_none()
 }
 
 #[cfg(test)]
@@ -331,6 +347,12 @@ mod tests {
             ("/", 3),
             ("*", 3),
             ("", 3),
+            // Written in another way, the path is the same to a backend.
+            ("/%61p%69", 1),
+            ("/api%2dx/y", 4),
+            ("/api%2Dx/y", 4),
+            ("/api%", 3),
+            ("/api%00/x", 3),
         ] {
             assert_eq!(found(&routes, "a", path), service, "{path}");
         }
@@ -339,11 +361,16 @@ mod tests {
 
     #[test]
     fn equal_claims_are_refused_and_both_are_named() {
-        for (first, second) in [(("a.b", "/x", 1), ("A.b.", "/x/", 2)), (("", "", 1), ("", "/", 2))]
-        {
+        for (first, second) in [
+            (("a.b", "/x", 1), ("A.b.", "/x/", 2)),
+            (("", "", 1), ("", "/", 2)),
+            (("a", "/%7ex", 1), ("a", "/~%78", 2)),
+        ] {
             let conflict = Routes::new([first, second].map(claim_of)).unwrap_err();
             assert_eq!(conflict.services, [ServiceId(1), ServiceId(2)]);
         }
+        let twice = [("a.b", "/x", 1), ("A.b.", "/x/", 1)].map(claim_of);
+        assert!(Routes::new(twice).is_ok(), "it says the same again");
     }
 
     #[test]
@@ -360,7 +387,8 @@ mod tests {
             }
             paths.link();
             for asked in ["/", "/a", "/a/", "/a/b", "/a/b/c/d", "/a-b/c", "/a!/x", "/a/bbb", "/c"] {
-                let fits = chosen.iter().filter(|path| is_below(asked.as_bytes(), path.as_bytes()));
+                let fits =
+                    chosen.iter().filter(|path| is_below(plain(asked.as_bytes()), path.as_bytes()));
                 let longest = fits.max_by_key(|path| path.len());
                 let found = paths.find(asked.as_bytes()).map(|it| chosen[usize::from(it.0)]);
                 assert_eq!(found, longest.copied(), "{asked} in {chosen:?}");

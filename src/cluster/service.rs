@@ -31,6 +31,8 @@ pub struct Terms {
     pub policy: Policy,
     pub on_backend_loss: OnBackendLoss,
     pub timeouts: Timeouts,
+    /// API requests are answered with 503 instead of being served.
+    pub maintenance: bool,
 }
 
 /// How a backend is chosen for a new session.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::backend::{Backend, BackendId, Protocol, ServiceId};
+use super::doors::Doors;
 use super::seats::Seats;
 use super::service::{Pool, Service, Terms};
 
@@ -19,6 +20,8 @@ pub struct Snapshot {
     pub report_sessions: bool,
     /// In the order of their ids.
     pub services: Box<[Service]>,
+    /// Which of them an API request is for.
+    pub doors: Arc<Doors>,
 }
 
 /// The built-in services on the default terms, with seats for everybody.
@@ -41,7 +44,12 @@ impl Snapshot {
             pool: Arc::default(),
         };
         let services = Protocol::ALL.map(service);
-        Snapshot { version: 0, report_sessions: true, services: services.into() }
+        Snapshot {
+            version: 0,
+            report_sessions: true,
+            services: services.into(),
+            doors: Arc::default(),
+        }
     }
 
     /// The snapshot after this one, with exactly these backends registered; they must be in the order
@@ -52,7 +60,7 @@ impl Snapshot {
             Service { pool: Arc::new(Pool::frozen(own.collect())), ..service.clone() }
         };
         let services = self.services.iter().map(of).collect();
-        Snapshot { version: self.version + 1, services, ..*self }
+        Snapshot { version: self.version + 1, services, ..self.clone() }
     }
 
     #[inline]

@@ -1,13 +1,13 @@
 //! How settings constrain each other. Owns every relation between two keys; each key's own range is
 //! up to `keys`.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
 use super::services::CheckKind;
-use crate::cluster::route::{self, Routes};
-use crate::cluster::{Protocol, ServiceId};
+use crate::cluster::doors::{self, Claimant};
+use crate::cluster::route::{self, Host};
+use crate::cluster::{Doors, Protocol, ServiceId};
 
 /// Whether the settings are consistent.
 ///
@@ -146,37 +146,51 @@ fn services(config: &Config) -> Result<(), String> {
             ));
         }
     }
-    claims_apart(config)
+    doors(config).map(drop)
 }
 
-/// No two services may claim the same hosts and paths at one door.
-fn claims_apart(config: &Config) -> Result<(), String> {
-    let mut doors: BTreeMap<SocketAddr, Vec<route::Claim>> = BTreeMap::new();
-    for (number, service) in config.services.iter().enumerate() {
-        if service.protocol != Protocol::Api {
-            continue;
-        }
-        let doors_of = match service.listen.as_slice() {
-            [] => config.listen.api.as_slice(),
-            doors => doors,
-        };
-        for door in doors_of {
-            let claims = service.claims(ServiceId(number as u16));
-            doors.entry(*door).or_default().extend(claims);
-        }
-    }
-    for claims in doors.into_values() {
-        if let Err(conflict) = Routes::new(claims) {
-            let [one, other] = conflict.services.map(|id| &config.services[usize::from(id.0)].name);
+/// Which service the requests at each API door are for. The named services have the numbers that follow the
+/// built-in ones, in the file's order; the built-in API service claims what is left at `listen.api`.
+///
+/// # Errors
+/// One sentence that names the services and the fix.
+pub fn doors(config: &Config) -> Result<Doors, String> {
+    let built_in = config.listen.api.map(|door| {
+        let service = ServiceId::built_in(Protocol::Api);
+        let claims = vec![route::Claim { host: Host::Rest, path: "".into(), service }];
+        Claimant { service, listen: vec![door], claims }
+    });
+    let numbers = (Protocol::ALL.len() as u16..).map(ServiceId);
+    let named = numbers.zip(&config.services);
+    let claimants = named.filter(|(_, it)| it.protocol == Protocol::Api).map(|(service, it)| {
+        let listen = if it.listen.is_empty() { config.listen.api.as_slice() } else { &it.listen };
+        Claimant { service, listen: listen.to_vec(), claims: it.claims(service) }
+    });
+    let claimants: Vec<Claimant> = built_in.into_iter().chain(claimants).collect();
+    Doors::new(&claimants).map_err(|fault| sentence(config, &fault))
+}
+
+fn sentence(config: &Config, fault: &doors::Fault) -> String {
+    let name = |id: &ServiceId| match usize::from(id.0).checked_sub(Protocol::ALL.len()) {
+        Some(number) => config.services[number].name.as_str(),
+        None => Protocol::Api.name(),
+    };
+    match fault {
+        doors::Fault::Conflict(conflict) => {
+            let [one, other] = conflict.services.each_ref().map(name);
             let path = if conflict.path.is_empty() { "/" } else { &conflict.path };
-            return Err(format!(
+            format!(
                 "services {one} and {other} both claim {} and the path {path} at one door: give one of \
                  them other hosts or paths",
                 conflict.host
-            ));
+            )
         }
+        doors::Fault::Unequal { service, doors: [one, other] } => format!(
+            "service {} shares its doors {one} and {other} with different services: give those that \
+             share a door the same `listen`",
+            name(service)
+        ),
     }
-    Ok(())
 }
 
 fn collide(one: SocketAddr, two: SocketAddr) -> bool {

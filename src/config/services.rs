@@ -167,6 +167,7 @@ impl Config {
             policy: service.policy.unwrap_or(global.policy),
             on_backend_loss: service.on_backend_loss.unwrap_or(global.on_backend_loss),
             timeouts,
+            maintenance: service.maintenance,
         }
     }
 }

@@ -124,6 +124,7 @@ impl Hub {
         let snapshot = snapshots.current();
         let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
         registry.agree(|service| config.terms_by_name(&service.name));
+        registry.set_doors(Arc::clone(&snapshot.doors));
         Hub {
             config,
             registry,

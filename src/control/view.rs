@@ -101,7 +101,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
 /// The terms that are not the global ones, as `key = value`.
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
-        let Terms { policy: by, on_backend_loss, timeouts } = terms;
+        let Terms { policy: by, on_backend_loss, timeouts, maintenance } = terms;
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
@@ -113,6 +113,7 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
             format!("tcp_idle_ms = {}", ms(timeouts.tcp_idle)),
             format!("half_close_ms = {}", ms(timeouts.half_close)),
             format!("udp_idle_ms = {}", ms(timeouts.udp_idle)),
+            format!("maintenance = {maintenance}"),
         ]
     };
     let both = shown(own).into_iter().zip(shown(global));

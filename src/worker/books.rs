@@ -126,8 +126,19 @@ impl Books {
     /// Picks a backend for a session and moves the session there in the books. A backend that has just
     /// failed is picked only when there is no other.
     pub fn assign(&mut self, entry: &mut Entry, tried: &[BackendId]) -> Option<Choice> {
+        self.assign_from(entry.service, entry, tried)
+    }
+
+    /// As [`Books::assign`], from the backends of a service that need not be the session's own: an
+    /// API user's requests may be for several.
+    pub fn assign_from(
+        &mut self,
+        service: ServiceId,
+        entry: &mut Entry,
+        tried: &[BackendId],
+    ) -> Option<Choice> {
         self.unassign(entry);
-        let choice = self.choose(entry.service, entry.client.ip(), &|id| tried.contains(&id))?;
+        let choice = self.choose(service, entry.client.ip(), &|id| tried.contains(&id))?;
         self.book(entry, choice);
         Some(choice)
     }

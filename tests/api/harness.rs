@@ -46,10 +46,17 @@ impl Balancer {
     /// Publishes these backends to the workers, numbered from 1, and waits until they have taken
     /// note.
     pub fn register(&mut self, addresses: &[SocketAddr]) {
-        let backends = addresses.iter().enumerate().map(|(place, address)| Registered {
+        let service = ServiceId::built_in(Protocol::Api);
+        let all: Vec<_> = addresses.iter().map(|address| (service, *address)).collect();
+        self.register_for(&all);
+    }
+
+    /// The same for backends of several services.
+    pub fn register_for(&mut self, backends: &[(ServiceId, SocketAddr)]) {
+        let backends = backends.iter().enumerate().map(|(place, (service, address))| Registered {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
-            service: ServiceId::built_in(Protocol::Api),
+            service: *service,
             address: *address,
             weight: 1,
             name: None,

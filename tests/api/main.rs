@@ -8,6 +8,7 @@ mod logins;
 mod random;
 mod reading;
 mod refusals;
+mod services;
 mod smuggling;
 mod techniques;
 mod troubles;

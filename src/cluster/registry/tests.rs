@@ -227,6 +227,17 @@ fn other_terms_change_neither_the_pools_nor_the_turns_nor_the_seats() {
 }
 
 #[test]
+fn the_doors_stay_from_snapshot_to_snapshot() {
+    let mut registry = registry(4);
+    let doors = Arc::<Doors>::default();
+    registry.set_doors(Arc::clone(&doors));
+    for port in [80, 81] {
+        let snapshot = shown(&mut registry, join(1, API, port, 1));
+        assert!(Arc::ptr_eq(&snapshot.doors, &doors));
+    }
+}
+
+#[test]
 fn turns_and_seats_stay_the_services_own_whoever_comes_and_goes() {
     let mut registry = registry(4);
     let before = registry.freeze(true);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::stash::Stash;
 use super::{Record, Reuse, Times, Wish};
 use crate::base::time::Now;
-use crate::cluster::BackendId;
+use crate::cluster::{BackendId, ServiceId};
 use crate::http::Version;
 use crate::http::answer::Taste;
 use crate::http::body::{Body, Framing};
@@ -89,6 +89,8 @@ pub struct Exchange {
     /// cut.
     pub cut: Option<Cut>,
 
+    /// Whose request it is; `None` when nobody claims it.
+    pub service: Option<ServiceId>,
     pub backend: Option<BackendId>,
     pub attempt: u8,
     pub reused: bool,
@@ -140,6 +142,7 @@ impl Exchange {
             stash: Stash::EMPTY,
             close: false,
             cut: None,
+            service: None,
             backend: None,
             attempt: 0,
             reused: false,
@@ -227,14 +230,14 @@ impl Exchange {
         any && all
     }
 
-    /// The kind of backend connection that this request wants.
-    pub fn wish(&self) -> Wish {
+    /// The kind of backend connection that this request wants, if there is a service for it.
+    pub fn wish(&self) -> Option<Wish> {
         let reuse = match (self.attempt, self.idempotent) {
             (0, true) => Reuse::Any,
             (0, false) => Reuse::Recent,
             _ => Reuse::No,
         };
-        Wish { attempt: self.attempt, reuse }
+        self.service.map(|service| Wish { service, attempt: self.attempt, reuse })
     }
 
     pub fn upload_is_done(&self) -> bool {

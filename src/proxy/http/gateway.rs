@@ -21,7 +21,7 @@ use super::exchange::{Answer, Exchange, Upload};
 use super::stash::Stash;
 use super::{Assigned, Context, Ending, GatewayCmd, LINGER_MAX, Refused, Released};
 use crate::base::time::Now;
-use crate::cluster::BackendId;
+use crate::cluster::{BackendId, ServiceId};
 use crate::http::Malformed;
 use crate::http::write::User;
 use crate::proxy::line::Line;
@@ -33,6 +33,8 @@ use crate::session::{EndReason, SessionId};
 pub struct Gateway {
     pub(super) session: SessionId,
     address: SocketAddr,
+    /// The service that the user was admitted for.
+    pub(super) door: ServiceId,
     pub(super) user: User,
     pub(super) client: Line,
     pub(super) backend: Option<Line>,
@@ -73,12 +75,19 @@ pub(super) enum Phase {
 }
 
 impl Gateway {
-    /// A user has connected. `trusted`: it is a proxy, and we believe what it says about its users.
-    /// Begin with [`Gateway::start`].
-    pub fn new(session: SessionId, client: SocketAddr, trusted: bool, now: Now) -> Gateway {
+    /// A user has connected and was admitted for the service `door`. `trusted`: it is a proxy, and
+    /// we believe what it says about its users. Begin with [`Gateway::start`].
+    pub fn new(
+        session: SessionId,
+        door: ServiceId,
+        client: SocketAddr,
+        trusted: bool,
+        now: Now,
+    ) -> Gateway {
         Gateway {
             session,
             address: client,
+            door,
             user: User::new(client.ip(), trusted),
             client: Line::new(),
             backend: None,
@@ -166,6 +175,7 @@ impl Gateway {
         self.exchange.backend = backend.or(self.exchange.backend);
         let (status, detail) = match why {
             Refused::NoBackend => (503, "no backend is registered"),
+            Refused::Maintenance => (503, "the service is under maintenance"),
             Refused::Unreachable => (502, "no backend could be reached"),
             Refused::TimedOut => (504, "no backend could be reached in time"),
             Refused::Exhausted => (503, "no further connection can be opened"),

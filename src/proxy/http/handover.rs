@@ -99,6 +99,6 @@ impl Gateway {
         exchange.attempt += 1;
         exchange.answer = Answer::Obtaining;
         (exchange.sent, exchange.lost) = (false, false);
-        cx.out.push(GatewayCmd::Obtain(exchange.wish()));
+        cx.out.extend(exchange.wish().map(GatewayCmd::Obtain));
     }
 }

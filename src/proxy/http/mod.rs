@@ -4,6 +4,7 @@
 //!
 //! ```text
 //!   gateway    the life of a user's connection, and the only place that decides what happens next
+//!   routing    which service a request is for
 //!   request    heads and bodies from the user on their way to a backend
 //!   response   heads and bodies from a backend on their way to the user
 //!   handover   one request on one backend's connection, and on another if it may be repeated
@@ -21,6 +22,7 @@ mod handover;
 mod patience;
 mod request;
 mod response;
+mod routing;
 mod shed;
 pub mod spares;
 mod stash;
@@ -35,7 +37,7 @@ use ipnet::IpNet;
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
 use crate::base::time::Now;
-use crate::cluster::BackendId;
+use crate::cluster::{BackendId, Doors, ServiceId};
 use crate::config::Config;
 use crate::http::Limits;
 use crate::http::date::Date;
@@ -141,6 +143,8 @@ pub enum GatewayCmd {
 /// Which connection a request wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wish {
+    /// Whose backends may serve the request.
+    pub service: ServiceId,
     /// How many backends this request has been on before. Zero forgets those of the previous
     /// request.
     pub attempt: u8,
@@ -185,6 +189,8 @@ pub struct Released {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
     NoBackend,
+    /// The operator has taken the service out of use for a while.
+    Maintenance,
     /// Every backend that was tried refused.
     Unreachable,
     /// The last one that was tried did not answer.
@@ -341,6 +347,7 @@ pub struct Context<'a> {
     pub pool: &'a mut Pool,
     pub kit: &'a mut Kit,
     pub settings: &'a GatewaySettings,
+    pub doors: &'a Doors,
     pub features: Features,
     pub date: &'a Date,
     pub out: &'a mut Vec<GatewayCmd>,

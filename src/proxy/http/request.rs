@@ -3,6 +3,7 @@
 
 use super::exchange::{Answer, Exchange, Upload};
 use super::gateway::Gateway;
+use super::routing::Entrance;
 use super::stash::Stash;
 use super::{Context, GatewayCmd, GatewaySettings};
 use crate::http::body::{self, Body, Framing};
@@ -26,6 +27,13 @@ enum Read {
     ForUs(usize),
 }
 
+/// What the reading of a head goes by.
+struct About<'a> {
+    user: &'a User,
+    entrance: Entrance<'a>,
+    settings: &'a GatewaySettings,
+}
+
 impl Gateway {
     /// Takes a block from the user while a request head is expected or incomplete.
     pub(super) fn read_block(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
@@ -37,7 +45,9 @@ impl Gateway {
         }
         let bytes = if before == 0 { cx.pool.bytes(&buf) } else { self.stash.bytes() };
         let scratch = &mut cx.kit.scratch;
-        match read(&mut self.exchange, bytes, before, &self.user, cx.settings, scratch) {
+        let entrance = Entrance { door: self.door, doors: cx.doors };
+        let about = About { user: &self.user, entrance, settings: cx.settings };
+        match read(&mut self.exchange, bytes, before, &about, scratch) {
             Read::More => {
                 if before == 0 {
                     self.stash.push(cx.pool.bytes(&buf));
@@ -85,7 +95,9 @@ impl Gateway {
         }
         let (bytes, seen) = (self.stash.bytes(), self.stash_seen);
         let scratch = &mut cx.kit.scratch;
-        match read(&mut self.exchange, bytes, seen, &self.user, cx.settings, scratch) {
+        let entrance = Entrance { door: self.door, doors: cx.doors };
+        let about = About { user: &self.user, entrance, settings: cx.settings };
+        match read(&mut self.exchange, bytes, seen, &about, scratch) {
             Read::More => self.stash_seen = self.stash.len(),
             Read::Refused(fault) => self.malformed(fault, cx),
             Read::ForUs(length) => {
@@ -123,8 +135,12 @@ impl Gateway {
             self.exchange.close = true;
             return self.answer_ourselves(503, why, cx);
         }
-        if matches!(self.exchange.answer, Answer::Obtaining) {
-            cx.out.push(GatewayCmd::Obtain(self.exchange.wish()));
+        if !matches!(self.exchange.answer, Answer::Obtaining) {
+            return;
+        }
+        match self.exchange.wish() {
+            Some(wish) => cx.out.push(GatewayCmd::Obtain(wish)),
+            None => self.answer_ourselves(404, "no service has this host and path", cx),
         }
     }
 
@@ -200,10 +216,10 @@ fn read(
     exchange: &mut Exchange,
     bytes: &[u8],
     seen: usize,
-    user: &User,
-    settings: &GatewaySettings,
+    about: &About<'_>,
     scratch: &mut Vec<u8>,
 ) -> Read {
+    let settings = about.settings;
     let mut space = Space::new();
     let head = match head::request(bytes, seen, &settings.limits, &mut space) {
         Ok(Some(head)) => head,
@@ -218,14 +234,14 @@ fn read(
         Target::Asterisk => "*",
     };
     exchange.note(&head, target);
-    let framing = match decide(exchange, &head, settings) {
+    let framing = match decide(exchange, &head, about) {
         Ok(framing) => framing,
         Err(fault) => return Read::Refused(fault),
     };
     if write::ends_here(&head) && exchange.upload_is_done() {
         return Read::ForUs(head.length);
     }
-    let route = Route { user, via: &settings.via, host: NO_HOST };
+    let route = Route { user: about.user, via: &settings.via, host: NO_HOST };
     scratch.clear();
     write::request(scratch, &head, framing, !exchange.offers.is_empty(), &route);
     Read::Whole(head.length)
@@ -235,11 +251,13 @@ fn read(
 fn decide(
     exchange: &mut Exchange,
     head: &RequestHead<'_, '_>,
-    settings: &GatewaySettings,
+    about: &About<'_>,
 ) -> Result<Framing, Malformed> {
+    let settings = about.settings;
     if write::has_passed(head, &settings.via) {
         return Err(Malformed::new(508, "the request has been here before"));
     }
+    exchange.service = about.entrance.service_for(head)?;
     let framing = body::of_request(head)?;
     let has_body = match framing {
         Framing::None | Framing::Length(0) => false,

@@ -8,17 +8,19 @@ use super::exchange::Upload;
 use super::gateway::{Gateway, Phase};
 use super::stash::Stash;
 use crate::base::time::Now;
+use crate::cluster::ServiceId;
 use crate::session::SessionId;
 
 impl Gateway {
     /// Welcomes a user for whom there is no room; it is told so when it sends a request.
     pub fn refusing(
         session: SessionId,
+        door: ServiceId,
         client: SocketAddr,
         why: &'static str,
         now: Now,
     ) -> Gateway {
-        let mut gateway = Gateway::new(session, client, false, now);
+        let mut gateway = Gateway::new(session, door, client, false, now);
         gateway.refuses = Some(why);
         gateway
     }

@@ -5,9 +5,9 @@
 //! just now, and what a burst left over ages at the bottom and is dropped.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use crate::base::time::Now;
-use crate::cluster::BackendId;
 
 /// One idle connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,18 +19,18 @@ struct Spare<K> {
     until: Now,
 }
 
-/// The idle connections of one worker, by backend.
+/// The idle connections of one worker, by backend: what names one is the worker's, too.
 #[derive(Debug)]
-pub struct Spares<K> {
-    of: HashMap<BackendId, Vec<Spare<K>>>,
+pub struct Spares<B, K> {
+    of: HashMap<B, Vec<Spare<K>>>,
     /// Limit for each backend.
     max: usize,
     count: usize,
 }
 
-impl<K: Copy + Eq> Spares<K> {
+impl<B: Copy + Eq + Hash, K: Copy + Eq> Spares<B, K> {
     /// Keeps at most `max` connections to one backend.
-    pub fn new(max: usize) -> Spares<K> {
+    pub fn new(max: usize) -> Spares<B, K> {
         Spares { of: HashMap::new(), max, count: 0 }
     }
 
@@ -45,7 +45,7 @@ impl<K: Copy + Eq> Spares<K> {
 
     /// Keeps a connection. Returns one that must be closed in its place: the oldest, or `key`
     /// itself if none is kept.
-    pub fn keep(&mut self, backend: BackendId, key: K, now: Now, until: Now) -> Option<K> {
+    pub fn keep(&mut self, backend: B, key: K, now: Now, until: Now) -> Option<K> {
         if self.max == 0 {
             return Some(key);
         }
@@ -57,7 +57,7 @@ impl<K: Copy + Eq> Spares<K> {
     }
 
     /// The connection to that backend used last, unless that was before `since`.
-    pub fn take(&mut self, backend: BackendId, now: Now, since: Now) -> Option<K> {
+    pub fn take(&mut self, backend: B, now: Now, since: Now) -> Option<K> {
         let stack = self.of.get_mut(&backend)?;
         let good = |spare: &mut Spare<K>| spare.until > now && spare.since >= since;
         let spare = stack.pop_if(good)?;
@@ -66,7 +66,7 @@ impl<K: Copy + Eq> Spares<K> {
     }
 
     /// Forgets a connection that has ended by itself.
-    pub fn forget(&mut self, backend: BackendId, key: K) -> bool {
+    pub fn forget(&mut self, backend: B, key: K) -> bool {
         let Some(stack) = self.of.get_mut(&backend) else { return false };
         let Some(place) = stack.iter().rposition(|spare| spare.key == key) else { return false };
         stack.remove(place);
@@ -81,7 +81,7 @@ impl<K: Copy + Eq> Spares<K> {
     }
 
     /// Takes out every connection that is too old, or whose backend has left (`stays` is false).
-    pub fn sweep(&mut self, now: Now, stays: impl Fn(BackendId) -> bool, mut drop: impl FnMut(K)) {
+    pub fn sweep(&mut self, now: Now, stays: impl Fn(B) -> bool, mut drop: impl FnMut(K)) {
         self.of.retain(|backend, stack| {
             let stays = stays(*backend);
             stack.retain(|spare| {
@@ -101,6 +101,7 @@ impl<K: Copy + Eq> Spares<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::BackendId;
 
     const ONE: BackendId = BackendId(1);
     const TWO: BackendId = BackendId(2);
@@ -109,7 +110,11 @@ mod tests {
         Now::from_nanos(second * 1_000_000_000)
     }
 
-    fn swept(spares: &mut Spares<u32>, now: Now, stays: impl Fn(BackendId) -> bool) -> Vec<u32> {
+    fn swept(
+        spares: &mut Spares<BackendId, u32>,
+        now: Now,
+        stays: impl Fn(BackendId) -> bool,
+    ) -> Vec<u32> {
         let mut dropped = Vec::new();
         spares.sweep(now, stays, |key| dropped.push(key));
         dropped

@@ -46,6 +46,11 @@ impl Requests {
         counters.api_requests.one();
         match record.status {
             _ if !record.own => {}
+            // The balancer says it of nothing else.
+            404 => {
+                counters.api_refused.one();
+                counters.api_unclaimed.one();
+            }
             400..=499 => counters.api_refused.one(),
             500.. => counters.api_failed.one(),
             _ => {}
@@ -133,6 +138,7 @@ mod tests {
         let counters = &metrics.counters;
         assert_eq!(counters.api_requests.get(), 5);
         assert_eq!((counters.api_refused.get(), counters.api_failed.get()), (1, 1));
+        assert_eq!(counters.api_unclaimed.get(), 1);
         assert_eq!((counters.api_cut_short.get(), counters.api_upstream_reused.get()), (1, 3));
         // One beyond the half that one user may have at once, one beyond the queue.
         assert_eq!(counters.api_requests_unlogged.get(), 2);

@@ -93,9 +93,9 @@ pub struct Sessions {
     date: Date,
     users: Slots<User>,
     links: Slots<Link>,
-    spares: Spares<Key>,
+    spares: Spares<Member, Key>,
     /// Connections on which a user has logged in, each waiting for that user.
-    private: Spares<Key>,
+    private: Spares<Member, Key>,
     /// Users for whom there was no room, oldest first; some may have left.
     turned_away: VecDeque<Key>,
     /// Bytes on the heap, all users together.
@@ -116,13 +116,13 @@ pub struct Sessions {
 
 struct User {
     gateway: Gateway,
-    /// The service that its requests are for.
-    service: ServiceId,
     /// `None` for a user who is turned away.
     entry: Option<Entry>,
     link: Option<Key>,
     /// The link on which it has logged in, while no request is on it.
     private: Option<Key>,
+    /// Whose backends may serve the current request.
+    service: ServiceId,
     /// The backends offered to the current request.
     tried: Vec<BackendId>,
     /// How many of them could not be asked for want of a local port.
@@ -141,13 +141,13 @@ struct User {
 
 impl User {
     /// Someone who has just connected.
-    fn new(gateway: Gateway, service: ServiceId, entry: Option<Entry>) -> User {
+    fn new(gateway: Gateway, door: ServiceId, entry: Option<Entry>) -> User {
         User {
             gateway,
-            service,
             entry,
             link: None,
             private: None,
+            service: door,
             tried: Vec::new(),
             portless: 0,
             started: false,
@@ -161,10 +161,15 @@ impl User {
 }
 
 struct Link {
-    backend: BackendId,
-    /// The service that the backend is in.
-    service: ServiceId,
+    to: Member,
     state: State,
+}
+
+/// A backend, and the service in which it is one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Member {
+    service: ServiceId,
+    backend: BackendId,
 }
 
 enum State {
@@ -250,19 +255,19 @@ impl Sessions {
     }
 
     /// A user has connected at a door of this service.
-    pub fn accepted(&mut self, service: ServiceId, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
+    pub fn accepted(&mut self, door: ServiceId, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
         let books = &mut *cx.books;
-        let entry = match books.admit(service, client, cx.now) {
+        let entry = match books.admit(door, client, cx.now) {
             Ok(entry) => entry,
             Err(why) => {
-                books.refused(service, client, why);
-                return self.turn_away(service, client, why, cx);
+                books.refused(door, client, why);
+                return self.turn_away(door, client, why, cx);
             }
         };
         let address = client.ip().to_canonical();
         let trusted = self.settings.trusted.iter().any(|net| net.contains(&address));
-        let gateway = Gateway::new(books.id(&entry), client, trusted, cx.now);
-        let key = self.users.put(User::new(gateway, service, Some(entry)));
+        let gateway = Gateway::new(books.id(&entry), door, client, trusted, cx.now);
+        let key = self.users.put(User::new(gateway, door, Some(entry)));
         self.make_room();
         self.act(key, cx, |gateway, context| gateway.start(context));
         key
@@ -271,8 +276,8 @@ impl Sessions {
     /// A connection to a backend is established, or has failed.
     pub fn connected(&mut self, link: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
         self.connects.cancel(link.place);
-        let Some(Link { backend, state, .. }) = self.links.get(link) else { return };
-        let backend = *backend;
+        let Some(Link { to, state }) = self.links.get(link) else { return };
+        let backend = to.backend;
         match state {
             State::Connecting { user, begun, timed_out } => {
                 let (user, begun, timed_out) = (*user, *begun, *timed_out);
@@ -437,6 +442,7 @@ impl Sessions {
             pool: cx.pool,
             kit: &mut self.kit,
             settings: &self.settings,
+            doors: &cx.books.snapshot().doors,
             features: self.features,
             date: &self.date,
             out: &mut self.wanted,
@@ -523,3 +529,6 @@ impl Sessions {
         cx.out.push(Cmd::Look { conn: Conn::User(key) });
     }
 }
+
+#[cfg(test)]
+mod tests;

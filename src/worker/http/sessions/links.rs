@@ -11,12 +11,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::looks::Leaving;
-use super::{Cmd, Conn, Cx, Link, SWEEP_EVERY, Sessions, State, User};
+use super::{Cmd, Conn, Cx, Link, Member, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
-use crate::cluster::{Backend, BackendId, Protocol, Standing};
+use crate::cluster::{BackendId, ServiceId, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
+use crate::worker::books::Books;
 use crate::worker::books::Choice;
 use crate::worker::grace;
 use crate::worker::lack::Lack;
@@ -49,15 +50,23 @@ impl Sessions {
             user.tried.clear();
             user.portless = 0;
         }
-        if let Some(link) = user.private {
+        let service = wish.service;
+        user.service = service;
+        if is_under_maintenance(cx.books, service) {
+            cx.books.metrics().counters.api_maintenance.one();
+            return self.refuse(key, Refused::Maintenance, cx);
+        }
+        if let Some(link) = user.private
+            && self.links.get(link).is_none_or(|link| link.to.service == service)
+        {
             return self.obtain_private(key, link, wish, cx);
         }
         let Some(entry) = &mut user.entry else { return };
         let books = &mut *cx.books;
-        let mut choice = books.assign(entry, &user.tried);
+        let mut choice = books.assign_from(service, entry, &user.tried);
         if choice.is_none() && wish.attempt > 0 {
             // Only the old connection was bad; a new one to the same backend will do.
-            choice = books.assign(entry, &[]);
+            choice = books.assign_from(service, entry, &[]);
         }
         if wish.attempt > 0 {
             books.metrics().counters.retries.one();
@@ -73,7 +82,8 @@ impl Sessions {
             }
             Reuse::No => None,
         };
-        let spare = since.and_then(|since| self.spares.take(choice.backend, cx.now, since));
+        let to = Member { service, backend: choice.backend };
+        let spare = since.and_then(|since| self.spares.take(to, cx.now, since));
         match spare {
             Some(link) => self.reuse(key, link, cx),
             None => self.connect(key, choice, cx),
@@ -85,27 +95,26 @@ impl Sessions {
     fn obtain_private(&mut self, key: Key, link: Key, wish: Wish, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         user.private = None;
-        let Some(Link { backend, service, .. }) = self.links.get(link) else {
+        let Some(Link { to, .. }) = self.links.get(link) else {
             debug_assert!(false, "a user's own connection is there");
             return self.obtain(key, wish, cx);
         };
-        let (backend, service) = (*backend, *service);
+        let to = *to;
         let books = &mut *cx.books;
-        let may_go_on = may_go_on(books.snapshot().get(service, backend));
-        let choice = books.find(service, backend).filter(|_| may_go_on);
+        let choice = books.find(to.service, to.backend).filter(|_| may_go_on(books, to));
         let Some(choice) = choice else {
             self.drop_spare(link, cx);
             return self.obtain(key, wish, cx);
         };
         user.entry.iter_mut().for_each(|entry| books.book(entry, choice));
-        user.tried.push(backend);
-        self.private.forget(backend, link);
+        user.tried.push(to.backend);
+        self.private.forget(to, link);
         self.reuse(key, link, cx);
     }
 
     fn reuse(&mut self, key: Key, link: Key, cx: &mut Cx<'_>) {
-        let Some(Link { backend, state, .. }) = self.links.get(link) else { return };
-        let backend = *backend;
+        let Some(Link { to, state }) = self.links.get(link) else { return };
+        let backend = to.backend;
         let before = std::mem::replace(state, State::Serving { user: key });
         let State::Spare { line, owner } = before else {
             debug_assert!(false, "a spare connection is free");
@@ -121,12 +130,12 @@ impl Sessions {
 
     fn connect(&mut self, key: Key, choice: Choice, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
-        let (backend, service) = (choice.backend, user.service);
         let state = State::Connecting { user: key, begun: cx.now, timed_out: false };
-        let link = self.links.put(Link { backend, service, state });
+        let to = Member { service: user.service, backend: choice.backend };
+        let link = self.links.put(Link { to, state });
         user.link = Some(link);
         self.make_room();
-        let patience = cx.books.timeouts(service).connect;
+        let patience = cx.books.timeouts(to.service).connect;
         self.connects.schedule(link.place, cx.now.plus(patience));
         cx.out.push(Cmd::Connect { link, to: choice.address });
     }
@@ -162,7 +171,8 @@ impl Sessions {
         let lack = Lack::of(errno);
         if lack == Lack::Everywhere {
             // Closing spare connections frees descriptors and ports for the next request.
-            cx.books.refused(user.service, entry.client, Refusal::Exhausted);
+            let client = entry.client;
+            cx.books.refused(user.service, client, Refusal::Exhausted);
             self.drop_all_spares(cx);
             self.refuse(key, Refused::Exhausted, cx);
             return self.follow(key, cx);
@@ -183,7 +193,7 @@ impl Sessions {
         let failed = user.tried.len() - user.portless;
         let more =
             user.portless <= PORTLESS_MAX && failed <= usize::from(self.settings.retries_max);
-        let next = more.then(|| books.assign(entry, &user.tried)).flatten();
+        let next = more.then(|| books.assign_from(user.service, entry, &user.tried)).flatten();
         match next {
             Some(choice) => {
                 books.metrics().counters.retries.one();
@@ -221,10 +231,12 @@ impl Sessions {
             return;
         };
         user.entry.iter_mut().for_each(|entry| cx.books.unassign(entry));
-        let Some(Link { backend, service, .. }) = self.links.get(link) else { return };
-        let backend = *backend;
-        let now = cx.books.snapshot().get(*service, backend);
-        let serves = if private { may_go_on(now) } else { is_serving(now) };
+        let Some(Link { to, .. }) = self.links.get(link) else { return };
+        let to = *to;
+        let serves = match private {
+            true => may_go_on(cx.books, to),
+            false => is_serving(cx.books, to),
+        };
         let Some(keep) = keep.filter(|_| !self.draining && serves) else {
             return self.close_link(link, line, reset, cx);
         };
@@ -235,9 +247,9 @@ impl Sessions {
         self.watch(link, cx);
         self.sweep_at = self.sweep_at.min(cx.now.plus(SWEEP_EVERY));
         match owner {
-            Some(owner) => self.keep_private(owner, link, backend, cx),
+            Some(owner) => self.keep_private(owner, link, to, cx),
             None => {
-                let oldest = self.spares.keep(backend, link, cx.now, cx.now.plus(keep));
+                let oldest = self.spares.keep(to, link, cx.now, cx.now.plus(keep));
                 if let Some(oldest) = oldest {
                     self.close_spare(oldest, cx);
                 }
@@ -245,11 +257,15 @@ impl Sessions {
         }
     }
 
-    fn keep_private(&mut self, owner: Key, link: Key, backend: BackendId, cx: &mut Cx<'_>) {
+    /// A user has one such link: where it has logged in last.
+    fn keep_private(&mut self, owner: Key, link: Key, to: Member, cx: &mut Cx<'_>) {
+        if let Some(before) = self.users.get(owner).and_then(|user| user.private) {
+            self.drop_spare(before, cx);
+        }
         if let Some(user) = self.users.get(owner) {
             user.private = Some(link);
         }
-        if let Some(oldest) = self.private.keep(backend, link, cx.now, Now::NEVER) {
+        if let Some(oldest) = self.private.keep(to, link, cx.now, Now::NEVER) {
             cx.books.metrics().counters.api_upstream_private_shed.one();
             self.close_spare(oldest, cx);
         }
@@ -297,9 +313,9 @@ impl Sessions {
     }
 
     pub(super) fn drop_spare(&mut self, link: Key, cx: &mut Cx<'_>) {
-        if let Some(Link { backend, .. }) = self.links.get(link) {
-            let backend = *backend;
-            let _ = self.spares.forget(backend, link) || self.private.forget(backend, link);
+        if let Some(Link { to, .. }) = self.links.get(link) {
+            let to = *to;
+            let _ = self.spares.forget(to, link) || self.private.forget(to, link);
             self.close_spare(link, cx);
         }
     }
@@ -377,22 +393,29 @@ impl Sessions {
 
     fn drop_spares(&mut self, all: bool, cx: &mut Cx<'_>) {
         let mut dropped = Vec::new();
-        let now = |id| cx.books.snapshot().find(Protocol::Api, id);
-        self.spares.sweep(cx.now, |id| !all && is_serving(now(id)), |link| dropped.push(link));
+        let books = &*cx.books;
+        self.spares.sweep(cx.now, |to| !all && is_serving(books, to), |link| dropped.push(link));
         // A user's own link stays until the user leaves, unless its backend is draining.
-        self.private.sweep(cx.now, |id| may_go_on(now(id)), |link| dropped.push(link));
+        self.private.sweep(cx.now, |to| may_go_on(books, to), |link| dropped.push(link));
         for link in dropped {
             self.close_spare(link, cx);
         }
     }
 }
 
-/// Whether this backend gets new requests; `None` has left.
-fn is_serving(backend: Option<&Backend>) -> bool {
-    backend.is_some_and(|one| one.standing == Standing::Serving)
+fn is_serving(books: &Books, to: Member) -> bool {
+    standing(books, to) == Some(Standing::Serving)
 }
 
-/// Whether what a user began at this backend may go on there.
-fn may_go_on(backend: Option<&Backend>) -> bool {
-    backend.is_some_and(|one| one.standing != Standing::Draining)
+/// Whether what a user began at a backend may go on there.
+fn may_go_on(books: &Books, to: Member) -> bool {
+    standing(books, to).is_some_and(|standing| standing != Standing::Draining)
+}
+
+fn standing(books: &Books, to: Member) -> Option<Standing> {
+    books.snapshot().get(to.service, to.backend).map(|one| one.standing)
+}
+
+fn is_under_maintenance(books: &Books, service: ServiceId) -> bool {
+    books.snapshot().service(service).is_some_and(|service| service.terms.maintenance)
 }

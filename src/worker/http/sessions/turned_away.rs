@@ -18,7 +18,7 @@ const TURNED_AWAY_MAX: usize = 32;
 impl Sessions {
     pub(super) fn turn_away(
         &mut self,
-        service: ServiceId,
+        door: ServiceId,
         client: SocketAddr,
         why: Refusal,
         cx: &mut Cx<'_>,
@@ -28,8 +28,8 @@ impl Sessions {
             _ => "there is no room for another user",
         };
         let name = cx.books.no_session();
-        let gateway = Gateway::refusing(name, client, detail, cx.now);
-        let key = self.users.put(User::new(gateway, service, None));
+        let gateway = Gateway::refusing(name, door, client, detail, cx.now);
+        let key = self.users.put(User::new(gateway, door, None));
         self.make_room();
         self.turned_away.push_back(key);
         self.act(key, cx, |gateway, context| gateway.start(context));

@@ -1,0 +1,105 @@
+//! Which service a request is for. Owns what is refused because a door routes by path; who serves the
+//! request is the worker's choice.
+
+use crate::cluster::route::is_ambiguous;
+use crate::cluster::{Doors, ServiceId};
+use crate::http::Malformed;
+use crate::http::head::{RequestHead, Target};
+
+/// Where a user came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Entrance<'a> {
+    /// The service that the user was admitted for.
+    pub door: ServiceId,
+    pub doors: &'a Doors,
+}
+
+impl Entrance<'_> {
+    /// The service for a request. `None`: nobody claims its host and path.
+    pub fn service_for(&self, head: &RequestHead<'_, '_>) -> Result<Option<ServiceId>, Malformed> {
+        let Some(routes) = self.doors.routes(self.door) else { return Ok(Some(self.door)) };
+        let path = path(head.target);
+        if routes.by_path() && is_ambiguous(path) {
+            return Err(Malformed::new(400, "the path can be read in more than one way"));
+        }
+        Ok(routes.find(head.host.unwrap_or_default().as_bytes(), path))
+    }
+}
+
+/// The path without its query.
+fn path(target: Target<'_>) -> &[u8] {
+    let whole = match target {
+        Target::Origin(path) | Target::Absolute { path, .. } => path.as_bytes(),
+        Target::Asterisk => b"*",
+    };
+    let end = whole.iter().position(|byte| *byte == b'?').unwrap_or(whole.len());
+    &whole[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::doors::Claimant;
+    use crate::cluster::route::{Claim, Host};
+    use crate::http::Limits;
+    use crate::http::head::{self, Space};
+
+    const API: ServiceId = ServiceId(2);
+    const SHOP: ServiceId = ServiceId(3);
+    const CART: ServiceId = ServiceId(4);
+
+    fn doors(services: &[(ServiceId, &str, &str)]) -> Doors {
+        let claimant = |(service, host, path): &(ServiceId, &str, &str)| Claimant {
+            service: *service,
+            listen: vec![([192, 0, 2, 1], 80).into()],
+            claims: vec![Claim {
+                host: Host::parse(host).unwrap(),
+                path: (*path).into(),
+                service: *service,
+            }],
+        };
+        Doors::new(&services.iter().map(claimant).collect::<Vec<_>>()).unwrap()
+    }
+
+    /// At the door of this service.
+    fn asked(doors: &Doors, door: ServiceId, request: &str) -> Result<Option<u16>, u16> {
+        let head = format!("{request}\r\n\r\n");
+        let mut space = Space::new();
+        let head = head::request(head.as_bytes(), 0, &Limits::default(), &mut space);
+        let found = Entrance { door, doors }.service_for(&head.unwrap().unwrap());
+        found.map(|service| service.map(|id| id.0)).map_err(|fault| fault.status)
+    }
+
+    #[test]
+    fn host_and_path_of_a_request_are_taken_from_where_they_count() {
+        let doors = doors(&[(SHOP, "shop.example", ""), (CART, "shop.example", "/cart")]);
+        for (request, service) in [
+            ("GET / HTTP/1.1\r\nHost: shop.example", Some(3)),
+            ("GET /cart HTTP/1.1\r\nHost: SHOP.example.:80", Some(4)),
+            ("GET /cart?/.. HTTP/1.1\r\nHost: shop.example", Some(4)),
+            ("GET /?/cart HTTP/1.1\r\nHost: shop.example", Some(3)),
+            ("GET /cartoon HTTP/1.1\r\nHost: shop.example", Some(3)),
+            // The target comes before the field (RFC 9112, section 3.2.2).
+            ("GET http://shop.example/cart HTTP/1.1\r\nHost: other.example", Some(4)),
+            ("GET http://other.example/cart HTTP/1.1\r\nHost: shop.example", None),
+            ("GET http://shop.example?/cart HTTP/1.1\r\nHost: shop.example", Some(3)),
+            ("OPTIONS * HTTP/1.1\r\nHost: shop.example", Some(3)),
+            ("GET /cart HTTP/1.1\r\nHost: other.example", None),
+            ("GET /cart HTTP/1.0", None),
+        ] {
+            assert_eq!(asked(&doors, SHOP, request), Ok(service), "{request}");
+        }
+    }
+
+    #[test]
+    fn a_door_with_paths_refuses_ambiguous_ones_and_another_lets_them_pass() {
+        let by_path = doors(&[(SHOP, "shop.example", ""), (CART, "shop.example", "/cart")]);
+        let by_host = doors(&[(SHOP, "shop.example", ""), (CART, "cart.example", "")]);
+        for path in ["/a/../cart", "/%2e%2E/cart", "/a%2fb", "/a%5Cb", "/a\\b", "/."] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: shop.example");
+            assert_eq!(asked(&by_path, SHOP, &request), Err(400), "{request}");
+            assert_eq!(asked(&by_host, SHOP, &request), Ok(Some(3)), "{request}");
+            assert_eq!(asked(&by_host, API, &request), Ok(Some(2)), "that door has no routes");
+        }
+    }
+}

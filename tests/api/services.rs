@@ -1,0 +1,99 @@
+//! Several services behind one door: each request reaches a backend of the service that claims it.
+
+use lb::cluster::route::Host;
+use lb::cluster::{Protocol, ServiceId};
+use lb::config::services::ServiceConfig;
+
+use crate::harness::{Backend, Balancer, Message, User};
+
+const API: ServiceId = ServiceId::built_in(Protocol::Api);
+/// The named services in the order of `balancer`.
+const SHOP: ServiceId = ServiceId(3);
+const CART: ServiceId = ServiceId(4);
+const BLOG: ServiceId = ServiceId(5);
+
+fn service(name: &str, hosts: &[&str], paths: &[&str]) -> ServiceConfig {
+    ServiceConfig {
+        hosts: hosts.iter().map(|host| Host::parse(host).unwrap()).collect(),
+        paths: paths.iter().map(|path| path.to_string()).collect(),
+        ..ServiceConfig::new(name, Protocol::Api)
+    }
+}
+
+fn balancer() -> Balancer {
+    let mut closed = service("closed", &["closed.example"], &[]);
+    closed.maintenance = true;
+    Balancer::start(|config| {
+        config.services = vec![
+            service("shop", &["shop.example", "*.shop.example"], &[]),
+            service("cart", &["shop.example"], &["/cart"]),
+            service("blog", &["blog.example"], &["/posts"]),
+            closed,
+        ];
+    })
+}
+
+fn get(user: &mut User, host: &str, path: &str) -> Message {
+    user.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+    user.answer()
+}
+
+#[test]
+fn requests_reach_a_backend_of_the_service_that_claims_them() {
+    let mut balancer = balancer();
+    let of = [(SHOP, "shop"), (SHOP, "shop"), (CART, "cart"), (BLOG, "blog"), (API, "api")];
+    let backends = of.map(|(service, name)| (service, Backend::named(name)));
+    let registered: Vec<_> = backends.iter().map(|(id, backend)| (*id, backend.address)).collect();
+    balancer.register_for(&registered);
+    // One connection for all of them, so that each request has to be routed anew.
+    let mut user = balancer.user();
+    for _ in 0..3 {
+        for (host, path, name) in [
+            ("shop.example", "/", "shop"),
+            ("SHOP.example.:80", "/cart/1?a=b", "cart"),
+            ("shop.example", "/cartoon", "shop"),
+            ("shop.example", "/?/cart", "shop"),
+            ("a.shop.example", "/cart", "shop"),
+            ("blog.example", "/posts", "blog"),
+            ("other.example", "/posts", "api"),
+        ] {
+            assert_eq!(get(&mut user, host, path).text(), name, "{host} {path}");
+        }
+    }
+    let asked = backends.each_ref().map(|(_, backend)| backend.requests().len());
+    assert_eq!(asked, [6, 6, 3, 3, 3], "each service in its own turn");
+    let connections = backends.each_ref().map(|(_, backend)| backend.connections());
+    assert_eq!(connections, [1; 5], "each is kept for the next request of its service");
+    balancer.stop();
+}
+
+#[test]
+fn what_nobody_serves_is_told_apart_and_logged() {
+    let mut balancer = balancer();
+    let shop = Backend::named("shop");
+    balancer.register_for(&[(SHOP, shop.address)]);
+    let mut user = balancer.user();
+    for (host, path, status, why) in [
+        ("blog.example", "/", 404, "no service has this host and path"),
+        ("blog.example", "/posts", 503, "no backend is registered"),
+        ("closed.example", "/", 503, "the service is under maintenance"),
+        ("shop.example", "/../cart", 400, "the path can be read in more than one way"),
+    ] {
+        let answer = get(&mut user, host, path);
+        assert_eq!(answer.status(), status, "{host} {path}");
+        assert!(answer.text().contains(why), "{}", answer.text());
+        let wanted = (status == 503).then_some("5");
+        assert_eq!(answer.one("retry-after"), wanted, "{host} {path}");
+        let line = balancer.line();
+        assert_eq!((line.request(), line.status), (("GET", path), status));
+        assert_eq!(line.fault, Some(why));
+    }
+    user.ends();
+    assert_eq!(balancer.count(|it| it.api_unclaimed.get()), 1);
+    assert_eq!(balancer.count(|it| it.api_maintenance.get()), 1);
+    assert_eq!(balancer.count(|it| it.users_refused_no_backend.get()), 1);
+    assert_eq!(balancer.count(|it| it.api_refused.get()), 2);
+    assert_eq!(balancer.count(|it| it.api_failed.get()), 2);
+    assert_eq!(shop.connections(), 0);
+    balancer.stop();
+}
