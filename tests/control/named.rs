@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use lb::base::time::Now;
-use lb::cluster::{OnBackendLoss, Policy, Protocol, ServiceId, Standing};
+use lb::cluster::{BackendId, OnBackendLoss, Policy, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::config::services::ServiceConfig;
 use serde_json::{Value, json};
@@ -382,4 +382,31 @@ fn sessions_are_those_of_one_service_if_it_is_asked_for() {
     let (code, text) = core.get("/sessions?service=redsi");
     assert_eq!(code, 400);
     assert!(text.contains("the nearest name among the 6 is redis"), "{text}");
+}
+
+#[test]
+fn an_api_session_is_of_the_service_whose_backend_serves_it_now() {
+    let core = Core::start(|config| {
+        config.services = vec![ServiceConfig::new("shop", Protocol::Api)];
+    });
+    let (_listener, port) = data_port();
+    let mut backend = core.connect();
+    backend.ask(&json!({"cmd": "register", "service": "shop", "port": port}));
+    wait_for("the backend", || (core.worker.backends().len() == 1).then_some(()));
+    core.worker.with_shard(|shard| {
+        let api = ServiceId::built_in(Protocol::Api);
+        let place = shard.open(api, ([192, 0, 2, 1], 7).into(), Now::read()).unwrap();
+        shard.set_backend(&place, BackendId(1));
+        shard.open(api, ([192, 0, 2, 2], 7).into(), Now::read()).unwrap();
+    });
+    for (service, client) in [("shop", "192.0.2.1:7"), ("api", "192.0.2.2:7")] {
+        let (_, text) = core.get(&format!("/sessions?service={service}"));
+        let page: Value = serde_json::from_str(&text).unwrap();
+        let sessions = page["sessions"].as_array().unwrap();
+        assert_eq!(sessions.len(), 1, "{text}");
+        assert_eq!(
+            (&sessions[0]["service"], &sessions[0]["client"]),
+            (&json!(service), &json!(client))
+        );
+    }
 }
