@@ -316,7 +316,7 @@ async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Inf
         let now = Now::read();
         cursor = next_portion(&shards, query.worker, from, |session| {
             let hub = hub.borrow();
-            let service = hub.registry.service(session.service);
+            let service = hub.registry.service(hub.serving(session.service, session.backend));
             if query.takes(&session, service, |id| hub.address_of(id), now) {
                 if left < query.limit {
                     piece.push(b',');
@@ -344,7 +344,7 @@ async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Inf
 
 fn shown(hub: &Hub, session: &SessionView, now: Now) -> SessionStatus {
     let ms = |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-    let service = hub.registry.service(session.service);
+    let service = hub.registry.service(hub.serving(session.service, session.backend));
     SessionStatus {
         id: session.id.to_string(),
         service: service.name.to_string(),

@@ -305,6 +305,13 @@ impl Hub {
         self.backend(id).map(|backend| backend.address)
     }
 
+    /// Who serves a session at the moment. A connection of an API user comes in at one service's door, and
+    /// its requests may be for others: the backend tells.
+    pub fn serving(&self, service: ServiceId, backend: Option<BackendId>) -> ServiceId {
+        let backend = backend.and_then(|id| self.backend(id));
+        backend.map_or(service, |backend| backend.service)
+    }
+
     /// The name of a backend's service, unless it is a built-in one.
     fn named_service_of(&self, id: BackendId) -> Name<'_> {
         named(self.registry.service(self.backend(id)?.service))
@@ -353,12 +360,14 @@ impl Hub {
         for report in heard {
             match report {
                 Report::Started { service, client, backend, .. } => {
+                    let service = self.serving(service, Some(backend));
                     let of = Of::new(self.registry.service(service));
                     let backend = (backend, self.address_of(backend));
                     self.console.user_connected(now, of, client, backend, sessions);
                 }
                 Report::Ended(ended) => {
-                    let of = Of::new(self.registry.service(ended.service));
+                    let service = self.serving(ended.service, ended.backend);
+                    let of = Of::new(self.registry.service(service));
                     self.console.user_left(now, of, &ended, sessions);
                 }
                 Report::Refused { service, client, why } => {

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use lb::base::time::Now;
-use lb::cluster::{OnBackendLoss, Policy, Protocol, ServiceId, Standing};
+use lb::cluster::{BackendId, OnBackendLoss, Policy, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::config::services::ServiceConfig;
 use serde_json::{Value, json};
@@ -305,7 +305,7 @@ fn the_status_shows_each_service_with_what_it_has_of_its_own() {
     let (_, text) = core.get("/status");
     let status: Value = serde_json::from_str(&text).unwrap();
     let of = |place: usize| status["services"][place].clone();
-    let none = json!({"serving": 0, "aside": 0, "draining": 0});
+    let none = json!({"serving": 0, "aside": 0, "failing": 0, "draining": 0});
     assert_eq!(
         of(0),
         json!({
@@ -314,13 +314,13 @@ fn the_status_shows_each_service_with_what_it_has_of_its_own() {
         }),
         "its backend has left with sessions"
     );
-    assert_eq!(of(3)["backends"], json!({"serving": 0, "aside": 0, "draining": 1}));
+    assert_eq!(of(3)["backends"], json!({"serving": 0, "aside": 0, "failing": 0, "draining": 1}));
     assert_eq!(of(3)["sessions_active"], 5);
     assert_eq!(
         of(4),
         json!({
             "name": "redis", "protocol": "tcp", "doors": ["127.0.0.1:6379"], "register": true,
-            "backends": {"serving": 1, "aside": 0, "draining": 0}, "sessions_active": 7,
+            "backends": {"serving": 1, "aside": 0, "failing": 0, "draining": 0}, "sessions_active": 7,
             "terms": [
                 "policy = \"least_sessions\"",
                 "on_backend_loss = \"close\"",
@@ -382,4 +382,31 @@ fn sessions_are_those_of_one_service_if_it_is_asked_for() {
     let (code, text) = core.get("/sessions?service=redsi");
     assert_eq!(code, 400);
     assert!(text.contains("the nearest name among the 6 is redis"), "{text}");
+}
+
+#[test]
+fn an_api_session_is_of_the_service_whose_backend_serves_it_now() {
+    let core = Core::start(|config| {
+        config.services = vec![ServiceConfig::new("shop", Protocol::Api)];
+    });
+    let (_listener, port) = data_port();
+    let mut backend = core.connect();
+    backend.ask(&json!({"cmd": "register", "service": "shop", "port": port}));
+    wait_for("the backend", || (core.worker.backends().len() == 1).then_some(()));
+    core.worker.with_shard(|shard| {
+        let api = ServiceId::built_in(Protocol::Api);
+        let place = shard.open(api, ([192, 0, 2, 1], 7).into(), Now::read()).unwrap();
+        shard.set_backend(&place, BackendId(1));
+        shard.open(api, ([192, 0, 2, 2], 7).into(), Now::read()).unwrap();
+    });
+    for (service, client) in [("shop", "192.0.2.1:7"), ("api", "192.0.2.2:7")] {
+        let (_, text) = core.get(&format!("/sessions?service={service}"));
+        let page: Value = serde_json::from_str(&text).unwrap();
+        let sessions = page["sessions"].as_array().unwrap();
+        assert_eq!(sessions.len(), 1, "{text}");
+        assert_eq!(
+            (&sessions[0]["service"], &sessions[0]["client"]),
+            (&json!(service), &json!(client))
+        );
+    }
 }
