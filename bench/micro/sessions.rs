@@ -1,7 +1,6 @@
 //! Finding a session among many, and writing it to the table that others read.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use divan::Bencher;
 use lb::base::time::Now;
@@ -23,10 +22,11 @@ fn find_flow(bencher: Bencher) {
     let door: SocketAddr = ([192, 0, 2, 1], 8082).into();
     let hasher = FlowHasher::new((1, 2));
     let now = Now::from_nanos(1);
-    let mut flows = Flows::new(FLOWS as usize, Duration::from_secs(60), hasher, now);
+    let service = ServiceId::built_in(Protocol::Udp);
+    let mut flows = Flows::new(FLOWS as usize, hasher, now);
     for number in 0..FLOWS {
         let key = FlowKey::new(client(number), door);
-        flows.open(hasher.flow(&key), key, number, now).expect("room for every flow");
+        flows.open(hasher.flow(&key), key, service, number, now).expect("room for every flow");
     }
     let mut number = 0u32;
     bencher.bench_local(|| {

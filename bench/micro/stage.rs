@@ -70,7 +70,9 @@ impl Stage {
     /// A user who is connected to a backend.
     pub fn session(&mut self) -> Key {
         let user: SocketAddr = ([192, 0, 2, 1], 1_000).into();
-        let key = self.act(|core, cx| core.accepted(user, cx)).expect("a backend for the user");
+        let key = self
+            .act(|core, cx| core.accepted(ServiceId::built_in(Protocol::Tcp), user, cx))
+            .expect("a backend for the user");
         self.obey();
         key
     }
@@ -142,7 +144,6 @@ impl Datagrams {
         let (books, snapshot, control) = books(Protocol::Udp);
         let settings = udp::UdpSettings {
             udp: lb::config::Udp::default(),
-            idle: Duration::from_secs(60),
             waits: Waits::default(),
             sessions: SESSIONS,
             share: SESSIONS,
@@ -163,14 +164,16 @@ impl Datagrams {
 
     /// A datagram from a user and the answer to it.
     pub fn round_trip(&mut self, user: SocketAddr, bytes: usize) {
-        let door: SocketAddr = ([192, 0, 2, 9], 53).into();
+        let local: SocketAddr = ([192, 0, 2, 9], 53).into();
+        let door = udp::DoorRef { place: 0, service: ServiceId::built_in(Protocol::Udp) };
+        let origin = udp::Origin { client: user, local, door };
         let load = udp::Segments::one(bytes);
         loop {
-            match self.core.up(NOW, user, door, load, &mut self.books) {
+            match self.core.up(NOW, origin, load, &mut self.books) {
                 udp::Up::Open(socket) => self.core.opened(NOW, socket, true),
                 udp::Up::Send { from, to } => {
                     let down = self.core.down(NOW, from, to, load, &mut self.books);
-                    assert_eq!(down, udp::Down::Send { from: door, to: user });
+                    assert_eq!(down, udp::Down::Send { door: 0, from: local, to: user });
                     return;
                 }
                 other => panic!("a datagram within all limits is sent on, not {other:?}"),

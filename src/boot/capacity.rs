@@ -3,7 +3,8 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{Trouble, WORKERS_MAX};
+use super::{Trouble, WORKERS_MAX, plans};
+use crate::cluster::Protocol;
 use crate::config::Config;
 use crate::config::keys::SESSIONS_MAX;
 
@@ -18,7 +19,8 @@ const UDP_SHARE: u64 = 4;
 const UDP_SOCKETS_LEAST: u64 = 64;
 /// The default of `net.ipv4.ip_local_port_range`.
 const PORTS_USUAL: (usize, usize) = (32_768, 60_999);
-/// For each worker: its ring, its wake-up, its spare descriptor and a listener for each user door.
+/// For each worker: its ring, its wake-up, its spare descriptors and a listener for each door of the
+/// built-in services.
 const DESCRIPTORS_PER_WORKER: u64 = 8;
 /// For standard streams, logs, operators' connections, probes, and a margin.
 const DESCRIPTORS_BESIDE: u64 = 256;
@@ -54,10 +56,10 @@ fn udp_sockets_least(config: &Config) -> u64 {
 
 /// How many there could be if descriptors were unlimited.
 fn udp_sockets_most(config: &Config) -> usize {
-    match (config.listen.udp, config.limits.udp_sockets) {
-        (None, _) => 0,
-        (Some(_), 0) => local_ports().min(config.limits.udp_sessions),
-        (Some(_), configured) => configured,
+    match (plans::has_door(config, Protocol::Udp), config.limits.udp_sockets) {
+        (false, _) => 0,
+        (true, 0) => local_ports().min(config.limits.udp_sessions),
+        (true, configured) => configured,
     }
 }
 
@@ -91,7 +93,8 @@ pub fn port_range(text: &str) -> Option<(usize, usize)> {
 /// Descriptors that are needed before the first session.
 fn beside_sessions(config: &Config) -> u64 {
     let workers = config.workers.unwrap_or(WORKERS_MAX.min(64)) as u64;
-    DESCRIPTORS_BESIDE + workers * DESCRIPTORS_PER_WORKER + config.limits.control_connections as u64
+    let each = DESCRIPTORS_PER_WORKER + plans::named(config) as u64;
+    DESCRIPTORS_BESIDE + workers * each + config.limits.control_connections as u64
 }
 
 /// How many descriptors suffice for `sessions` TCP sessions.
@@ -150,6 +153,7 @@ fn raise_descriptors() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::services::ServiceConfig;
 
     #[test]
     fn descriptors_beside_the_sessions_are_left_over() {
@@ -159,6 +163,21 @@ mod tests {
         let beside = DESCRIPTORS_BESIDE + 2 * DESCRIPTORS_PER_WORKER + 100;
         assert_eq!(sessions_for(beside + 20_001, &config), 10_000);
         assert_eq!(sessions_for(10, &config), 0);
+    }
+
+    #[test]
+    fn each_door_of_a_named_service_costs_a_descriptor_of_each_worker() {
+        let mut config = Config { workers: Some(3), ..Config::default() };
+        config.listen.udp = None;
+        let before = descriptors_for(100, &config);
+        let listen: Vec<_> = (1..=4).map(|port| ([127, 0, 0, 1], port).into()).collect();
+        let named = ServiceConfig { listen, ..ServiceConfig::new("named", Protocol::Tcp) };
+        config.services = vec![named, ServiceConfig::new("at-the-api-door", Protocol::Api)];
+        assert_eq!(descriptors_for(100, &config), before + 3 * 4);
+        assert_eq!(sessions_for(before + 3 * 4, &config), 100);
+        assert_eq!(udp_sockets_for(u64::MAX, &config), 0);
+        config.services[0].protocol = Protocol::Udp;
+        assert_eq!(udp_sockets_for(u64::MAX, &config), local_ports(), "though listen.udp is off");
     }
 
     #[test]

@@ -3,19 +3,21 @@
 
 use std::net::{IpAddr, UdpSocket};
 use std::num::NonZeroU32;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 
-use super::{Trouble, capacity};
+use super::{Trouble, capacity, plans};
 use crate::base::time::Now;
+use crate::cluster::Protocol;
 use crate::cluster::seats::Seats;
 use crate::config::Config;
 use crate::proxy::udp::PairLimits;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};
 use crate::session::sources::SourceLimits;
+use crate::worker::door::Listener;
 use crate::worker::udp::driver::{HandoffLink, SocketConfig, UdpDoor, UdpDriver};
 use crate::worker::udp::handoff::HandoffQueues;
 use crate::worker::udp::local_addresses::LocalAddresses;
@@ -35,7 +37,7 @@ pub struct Datagrams {
 
 /// All it takes to make one worker's driver on that worker's thread.
 pub struct DatagramPlan {
-    door: Option<UdpDoor>,
+    doors: Vec<UdpDoor>,
     settings: UdpSettings,
     sockets: SocketConfig,
     handoff: HandoffLink,
@@ -53,7 +55,7 @@ impl Datagrams {
             Trouble(format!("the kernel gives no random numbers ({error}); see `man 2 getrandom`"))
         })?;
         let [first, second, seed] = keys.map(u64::from_ne_bytes);
-        let open = config.listen.udp.is_some();
+        let open = plans::has_door(config, Protocol::Udp);
         let sessions = if open { config.limits.udp_sessions } else { 0 };
         let share = |limit: Option<NonZeroU32>| {
             limit.and_then(|limit| NonZeroU32::new(limit.get().div_ceil(workers as u32)))
@@ -62,7 +64,6 @@ impl Datagrams {
         local_addresses(&config.udp_local_addresses)?;
         let settings = UdpSettings {
             udp: config.udp,
-            idle: config.timeouts.udp_idle,
             waits: Waits::default(),
             // The kernel does not distribute users evenly, so one worker may have them all. Seats
             // bound sessions and sockets across the workers.
@@ -70,7 +71,7 @@ impl Datagrams {
             share: capacity::udp_sessions_on(sockets_max, config) / workers.max(1),
             pairs: PairLimits {
                 sockets: capacity::udp_sessions_on(sockets_max, config),
-                quarantine: config.udp.quarantine(config.timeouts.udp_idle),
+                quarantine: config.udp.quarantine(idle_longest(config)),
                 quarantined_max: QUARANTINED_MAX,
             },
             sources: SourceLimits {
@@ -87,25 +88,34 @@ impl Datagrams {
             local_addresses: Arc::new(LocalAddresses::new(&config.udp_local_addresses)),
         };
         let map = Arc::new(Affinity::new(sessions));
-        // Without a UDP door nothing is ever handed off, so no memory is spent on queues.
+        // Without UDP doors nothing is ever handed off, so no memory is spent on queues.
         let wakes = wakes.into_iter().filter(|_| open);
         Ok(Datagrams { settings, map, sockets, queues: Arc::new(HandoffQueues::new(wakes)) })
     }
 
-    /// The plan for one worker, with its socket at the door if that is open.
+    /// The plan for one worker, with its sockets at the doors.
     ///
     /// # Errors
-    /// The kernel does not say where the socket is bound.
-    pub fn driver(&self, worker: u8, door: Option<OwnedFd>) -> Result<DatagramPlan, Trouble> {
-        let door = door.map(UdpDoor::new).transpose();
-        let door = door.map_err(|error| Trouble(format!("cannot ask the udp door: {error}")))?;
+    /// The kernel does not say where a socket is bound.
+    pub fn driver(&self, worker: u8, doors: Vec<Listener>) -> Result<DatagramPlan, Trouble> {
+        let doors: std::io::Result<_> = doors.into_iter().map(UdpDoor::new).collect();
+        let doors = doors.map_err(|error| Trouble(format!("cannot ask a udp door: {error}")))?;
         let mut settings = self.settings.clone();
         // Gives each worker a random sequence of its own.
         settings.seed ^= u64::from(worker) << 56;
         settings.affinity = Some(AffinityHandle { map: Arc::clone(&self.map), worker });
         let handoff = HandoffLink { queues: Arc::clone(&self.queues), worker };
-        Ok(DatagramPlan { door, settings, sockets: self.sockets.clone(), handoff })
+        Ok(DatagramPlan { doors, settings, sockets: self.sockets.clone(), handoff })
     }
+}
+
+/// The longest idle time of the services with UDP doors: sockets towards a backend are not any one
+/// service's, so they are kept from reuse for as long as a reply to any session may come.
+fn idle_longest(config: &Config) -> Duration {
+    let named = config.services.iter().filter(|it| it.protocol == Protocol::Udp);
+    let named = named.map(|it| config.terms_of(it).timeouts.udp_idle);
+    let built_in = config.listen.udp.map(|_| config.timeouts.udp_idle);
+    named.chain(built_in).max().unwrap_or(config.timeouts.udp_idle)
 }
 
 /// Checks that datagrams can be sent from these addresses.
@@ -127,13 +137,38 @@ pub fn local_addresses(addresses: &[IpAddr]) -> Result<(), Trouble> {
 impl DatagramPlan {
     pub fn build(self, now: Now) -> UdpDriver {
         let sessions = Sessions::new(self.settings, now);
-        UdpDriver::new(sessions, self.door, self.sockets, self.handoff)
+        UdpDriver::new(sessions, self.doors, self.sockets, self.handoff)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::services::ServiceConfig;
+
+    #[test]
+    fn a_socket_is_kept_from_reuse_for_the_service_with_the_longest_idle_time() {
+        let secs = Duration::from_secs;
+        let mut config = Config::default();
+        config.timeouts.udp_idle = secs(60);
+        assert_eq!(idle_longest(&config), secs(60));
+        let named = |protocol, idle| ServiceConfig {
+            udp_idle: idle,
+            ..ServiceConfig::new("named", protocol)
+        };
+        config.services = vec![
+            named(Protocol::Udp, Some(secs(300))),
+            named(Protocol::Udp, Some(secs(5))),
+            named(Protocol::Tcp, Some(secs(900))),
+        ];
+        assert_eq!(idle_longest(&config), secs(300));
+        config.services.remove(0);
+        assert_eq!(idle_longest(&config), secs(60));
+        config.listen.udp = None;
+        assert_eq!(idle_longest(&config), secs(5), "nobody comes to the built-in service");
+        config.services = vec![named(Protocol::Udp, None)];
+        assert_eq!(idle_longest(&config), secs(60), "the global one");
+    }
 
     #[test]
     fn addresses_of_another_host_are_refused_with_the_cure() {

@@ -4,66 +4,117 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use tracing::warn;
 
 use super::Trouble;
+use super::plans::{DoorPlan, Name};
+use crate::cluster::{Protocol, ServiceId};
 use crate::ring::sys;
+use crate::worker::door::Listener;
+
+/// A users' door that is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenDoor {
+    /// The service's.
+    pub name: Arc<str>,
+    pub service: ServiceId,
+    pub protocol: Protocol,
+    /// Its port was chosen by the kernel if the configuration said 0.
+    pub address: SocketAddr,
+}
+
+/// The listeners of one worker, in the order of the doors.
+#[derive(Default)]
+pub struct Listeners {
+    pub tcp: Vec<Listener>,
+    pub udp: Vec<Listener>,
+    pub api: Vec<Listener>,
+}
+
+/// The users' doors, and by worker the listeners behind them.
+pub struct UserDoors {
+    pub open: Vec<OpenDoor>,
+    pub listeners: Vec<Listeners>,
+}
+
+impl UserDoors {
+    /// Where the first door of a service is.
+    pub fn at(&self, service: ServiceId) -> Option<SocketAddr> {
+        self.open.iter().find(|door| door.service == service).map(|door| door.address)
+    }
+}
 
 /// A door of the control core; `None` when it is off.
 pub fn open(address: Option<SocketAddr>, name: &str) -> Result<Option<TcpListener>, Trouble> {
     let Some(address) = address else { return Ok(None) };
-    let (door, _) = on_all(address, name, |address| sys::listen(address, false))?;
+    let (door, _) = on_all(address, &Name::flag(name), |address| sys::listen(address, false))?;
     Ok(Some(door.into()))
 }
 
-/// One listener for each worker on the same port; none when the door is off.
-pub fn open_shared(
-    address: Option<SocketAddr>,
-    workers: usize,
-    name: &str,
-) -> Result<Vec<OwnedFd>, Trouble> {
-    shared(address, workers, name, sys::listen)
+/// Opens the users' doors, each with one listener for each worker on the same port. With `gro`, the kernel
+/// may deliver several datagrams as one.
+///
+/// # Errors
+/// The first that cannot be opened; those before it are closed again.
+pub fn open_users(plans: &[DoorPlan], workers: usize, gro: bool) -> Result<UserDoors, Trouble> {
+    let mut doors = UserDoors { open: Vec::new(), listeners: Vec::new() };
+    doors.listeners.resize_with(workers, Listeners::default);
+    for plan in plans {
+        let (sockets, address) = match plan.protocol {
+            Protocol::Udp => {
+                shared(plan, workers, |address, shared| sys::datagram_door(address, shared, gro))?
+            }
+            Protocol::Tcp | Protocol::Api => shared(plan, workers, sys::listen)?,
+        };
+        let DoorPlan { name, service, protocol, .. } = plan;
+        for (of_worker, socket) in doors.listeners.iter_mut().zip(sockets) {
+            let of_protocol = match protocol {
+                Protocol::Tcp => &mut of_worker.tcp,
+                Protocol::Udp => &mut of_worker.udp,
+                Protocol::Api => &mut of_worker.api,
+            };
+            of_protocol.push(Listener { socket, service: *service });
+        }
+        let (name, service, protocol) = (Arc::clone(&name.name), *service, *protocol);
+        doors.open.push(OpenDoor { name, service, protocol, address });
+    }
+    Ok(doors)
 }
 
-/// The same for datagrams. With `gro`, the kernel may deliver several as one.
-pub fn open_datagrams(
-    address: Option<SocketAddr>,
-    workers: usize,
-    gro: bool,
-) -> Result<Vec<OwnedFd>, Trouble> {
-    shared(address, workers, "udp", |address, shared| sys::datagram_door(address, shared, gro))
-}
-
+/// The listeners of a door, and where it is.
 fn shared(
-    address: Option<SocketAddr>,
+    plan: &DoorPlan,
     workers: usize,
-    name: &str,
     open: impl Fn(SocketAddr, bool) -> io::Result<OwnedFd>,
-) -> Result<Vec<OwnedFd>, Trouble> {
-    let Some(wanted) = address else { return Ok(Vec::new()) };
+) -> Result<(Vec<OwnedFd>, SocketAddr), Trouble> {
     // The kernel would let a second balancer of the same user share the port, and take half of the
     // users: a socket that shares with nobody finds out.
-    let (alone, at) = on_all(wanted, name, |address| open(address, false))?;
-    let trouble = |error: io::Error| taken(name, at, &error);
+    let (alone, at) = on_all(plan.address, &plan.name, |address| open(address, false))?;
+    let trouble = |error: io::Error| taken(&plan.name, at, &error);
     let port = sys::local(alone.as_fd()).map_err(trouble)?.port();
     let address = SocketAddr::new(at.ip(), port);
     drop(alone);
-    (0..workers).map(|_| open(address, true).map_err(trouble)).collect()
+    let sockets: Result<Vec<_>, _> =
+        (0..workers).map(|_| open(address, true).map_err(trouble)).collect();
+    let sockets = sockets?;
+    let first = sockets.first().and_then(|socket| sys::local(socket.as_fd()).ok());
+    Ok((sockets, first.unwrap_or(address)))
 }
 
 /// Opens a door and returns where. A door for all addresses is opened for IPv4 alone if the kernel
 /// has no IPv6 (`ipv6.disable=1`).
 pub fn on_all<T>(
     address: SocketAddr,
-    name: &str,
+    name: &Name,
     open: impl Fn(SocketAddr) -> io::Result<T>,
 ) -> Result<(T, SocketAddr), Trouble> {
     let opened = match open(address) {
         Err(error) if lacks_family(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
             let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
-            warn!(door = name, address = %v4, "this kernel has no IPv6: users of IPv4 are served");
+            warn!(door = %name, address = %v4, "this kernel has no IPv6: users of IPv4 are served");
             open(v4).map(|door| (door, v4)).map_err(|error| (v4, error))
         }
         outcome => outcome.map(|door| (door, address)).map_err(|error| (address, error)),
@@ -77,24 +128,25 @@ fn lacks_family(error: &io::Error) -> bool {
 }
 
 /// Why a door could not be opened.
-pub fn taken(name: &str, address: SocketAddr, error: &io::Error) -> Trouble {
+pub fn taken(name: &Name, address: SocketAddr, error: &io::Error) -> Trouble {
+    let place = name.place();
     Trouble(match error.kind() {
         _ if lacks_family(error) => format!(
             "the {name} door cannot open at {address}, because this kernel has no IPv6; choose an \
-             address of IPv4 with --{name}"
+             address of IPv4 {place}"
         ),
         io::ErrorKind::AddrInUse => format!(
-            "the {name} port {address} is taken by another program; stop it or choose another with --{name}"
+            "the {name} port {address} is taken by another program; stop it or choose another {place}"
         ),
         io::ErrorKind::AddrNotAvailable => format!(
             "the {name} door cannot open at {address}, which is not an address of this host; choose one \
-             that `ip address` shows with --{name}"
+             that `ip address` shows {place}"
         ),
         io::ErrorKind::PermissionDenied => format!(
             "may not open the {name} port {address}; choose one from 1024 up or grant CAP_NET_BIND_SERVICE"
         ),
         _ => format!(
-            "cannot open the {name} port {address}: {error}; choose another address with --{name}"
+            "cannot open the {name} port {address}: {error}; choose another address {place}"
         ),
     })
 }
@@ -113,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_door_for_all_addresses_is_one_of_ipv4_where_there_are_no_others() {
-        let at = |text: &str| on_all(text.parse().unwrap(), "tcp", without_ipv6);
+        let at = |text: &str| on_all(text.parse().unwrap(), &Name::flag("tcp"), without_ipv6);
         let all: SocketAddr = "0.0.0.0:8081".parse().unwrap();
         assert_eq!(at("[::]:8081").unwrap(), (all, all));
         let one: SocketAddr = "127.0.0.1:8081".parse().unwrap();
@@ -125,7 +177,13 @@ mod tests {
     #[test]
     fn another_fault_of_a_door_is_not_taken_for_a_lack_of_ipv6() {
         let taken = |_| -> io::Result<()> { Err(Errno::EADDRINUSE.into()) };
-        let said = on_all("[::]:8081".parse().unwrap(), "tcp", taken).unwrap_err().to_string();
-        assert!(said.contains("[::]:8081 is taken"), "{said}");
+        for (name, cure) in [
+            (Name::flag("tcp"), "choose another with --tcp"),
+            (Name::service("redis"), "choose another in [service.redis]"),
+        ] {
+            let said = on_all("[::]:8081".parse().unwrap(), &name, taken).unwrap_err().to_string();
+            let wanted = format!("the {name} port [::]:8081 is taken by another program;");
+            assert!(said.starts_with(&wanted) && said.ends_with(cure), "{said}");
+        }
     }
 }

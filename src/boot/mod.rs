@@ -5,6 +5,7 @@ pub mod capacity;
 pub mod datagrams;
 pub mod doors;
 mod plane;
+pub mod plans;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,13 +14,14 @@ use std::sync::Arc;
 use tracing::info;
 
 use crate::client::demo;
-use crate::cluster::Protocol;
+use crate::cluster::{Protocol, ServiceId};
 use crate::config::{Config, Listen};
 use crate::control::auth::{Secrets, who_may_register};
 use crate::control::reload::{Reload, Reread};
 use crate::control::{Control, Listeners};
 use crate::proxy::line::Features;
 use crate::ring::probe;
+pub use doors::OpenDoor;
 pub use plane::{DataPlane, WORKERS_MAX, buffers, workers};
 
 /// Why the balancer did not start: one sentence for the operator, with the cure.
@@ -58,7 +60,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     config.listen.tcp = plane.tcp;
     config.listen.udp = plane.udp;
     config.listen.api = plane.api;
-    tell_doors(&config.listen);
+    tell_doors(&config.listen, &plane.doors);
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
     let demo = start_demo(&config, demo)?;
     let reread = fitting(reread, asked, config.listen.clone());
@@ -79,7 +81,11 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     outcome
 }
 
-fn tell_doors(listen: &Listen) {
+fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
+    let built_in = |door: &&OpenDoor| door.service == ServiceId::built_in(door.protocol);
+    for OpenDoor { name, protocol, address, .. } in users.iter().filter(|door| !built_in(door)) {
+        info!(service = %name, %protocol, %address, "door of a service open");
+    }
     let at =
         |door: Option<SocketAddr>| door.map_or("off".to_owned(), |address| address.to_string());
     info!(

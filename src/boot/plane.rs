@@ -2,13 +2,12 @@
 //! their end; knows nothing of the control core beyond its end of the links.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use super::datagrams::{DatagramPlan, Datagrams};
-use super::doors::{open_datagrams, open_shared};
-use super::{Trouble, capacity};
+use super::doors::{Listeners, OpenDoor, open_users};
+use super::{Trouble, capacity, plans};
 use crate::base::publish::Publisher;
 use crate::base::thread;
 use crate::base::time::Now;
@@ -20,6 +19,7 @@ use crate::proxy::http;
 use crate::proxy::line::Features;
 use crate::ring::{Ring, RingSettings, sys};
 use crate::worker::books::{Books, Parts};
+use crate::worker::door::Listener;
 use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
 use crate::worker::http::requests::Requests;
@@ -37,11 +37,13 @@ pub struct DataPlane {
     pub snapshots: Publisher<Snapshot>,
     pub urgent: Arc<tokio::sync::Notify>,
     pub seats: Arc<Seats>,
-    /// Where the TCP door is; its port was chosen by the kernel if the configuration said 0.
+    /// The users' doors, those of the built-in services first.
+    pub doors: Vec<OpenDoor>,
+    /// Where the door of the built-in TCP service is.
     pub tcp: Option<SocketAddr>,
-    /// Where the UDP door is, likewise.
+    /// Where that of the built-in UDP service is.
     pub udp: Option<SocketAddr>,
-    /// Where the API door is, likewise.
+    /// Where that of the built-in API service is.
     pub api: Option<SocketAddr>,
     pub threads: Threads,
 }
@@ -84,11 +86,8 @@ impl DataPlane {
     ) -> Result<DataPlane, Trouble> {
         let cores = sys::cores();
         let workers = workers(config);
-        let mut doors = open_shared(config.listen.tcp, workers, "tcp")?;
-        let mut udp_doors = open_datagrams(config.listen.udp, workers, config.udp.gro)?;
-        let at = |doors: &[OwnedFd]| doors.first().and_then(|door| sys::local(door.as_fd()).ok());
-        let mut api_doors = open_shared(config.listen.api, workers, "api")?;
-        let (tcp, udp, api) = (at(&doors), at(&udp_doors), at(&api_doors));
+        let doors = open_users(&plans::doors(config), workers, config.udp.gro)?;
+        let [tcp, udp, api] = Protocol::ALL.map(|protocol| doors.at(ServiceId::built_in(protocol)));
         let via = config.api.via.clone().unwrap_or_else(made_up_name);
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
@@ -101,12 +100,13 @@ impl DataPlane {
         let datagrams = Datagrams::new(config, wakes)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
         let mut plans = Vec::new();
-        for (number, end) in worker_ends.into_iter().enumerate() {
+        for (number, (end, listeners)) in worker_ends.into_iter().zip(doors.listeners).enumerate() {
+            let Listeners { tcp, udp, api } = listeners;
             plans.push(Plan {
                 end,
-                listener: doors.pop(),
-                datagrams: datagrams.driver(number as u8, udp_doors.pop())?,
-                api_listener: api_doors.pop(),
+                tcp_doors: tcp,
+                datagrams: datagrams.driver(number as u8, udp)?,
+                api_doors: api,
                 api: http::GatewaySettings {
                     held_bytes_max: heads(config, workers),
                     ..http::GatewaySettings::of(config, &via)
@@ -122,7 +122,8 @@ impl DataPlane {
             });
         }
         let threads = Threads::start(plans)?;
-        Ok(DataPlane { ends, snapshots, urgent, seats, tcp, udp, api, threads })
+        let doors = doors.open;
+        Ok(DataPlane { ends, snapshots, urgent, seats, doors, tcp, udp, api, threads })
     }
 }
 
@@ -171,14 +172,14 @@ pub fn workers(config: &Config) -> usize {
 /// The buffers of one worker out of `workers`.
 pub fn buffers(config: &Config, workers: usize) -> RingSettings {
     let bytes = config.limits.buffer_bytes / workers - heads(config, workers);
-    RingSettings::with_bytes(bytes, config.listen.udp.is_some())
+    RingSettings::with_bytes(bytes, plans::has_door(config, Protocol::Udp))
 }
 
 /// Bytes of its memory that each worker leaves to the heads of unfinished requests.
 fn heads(config: &Config, workers: usize) -> usize {
-    match config.listen.api {
-        Some(_) => config.limits.buffer_bytes / workers / http::HELD_SHARE,
-        None => 0,
+    match plans::has_door(config, Protocol::Api) {
+        true => config.limits.buffer_bytes / workers / http::HELD_SHARE,
+        false => 0,
     }
 }
 
@@ -191,9 +192,9 @@ pub fn keep_off_workers(workers: usize) {
 /// What one worker thread is made from.
 struct Plan {
     end: WorkerEnd,
-    listener: Option<OwnedFd>,
+    tcp_doors: Vec<Listener>,
     datagrams: DatagramPlan,
-    api_listener: Option<OwnedFd>,
+    api_doors: Vec<Listener>,
     api: http::GatewaySettings,
     request_lines: u32,
     core: Option<usize>,
@@ -238,9 +239,9 @@ impl Plan {
         let features = self.features;
         let journal = Box::new(journal);
         let users = api::sessions::Sessions::new(self.api, features, journal, now);
-        let api = HttpDriver::new(users, self.api_listener);
+        let api = HttpDriver::new(users, self.api_doors);
         let udp = self.datagrams.build(now);
-        let tcp = TcpDriver::new(features, self.listener, now);
+        let tcp = TcpDriver::new(features, self.tcp_doors, now);
         let drivers: Vec<(u8, Box<dyn Driver>)> = vec![
             (family::TCP, Box::new(tcp)),
             (family::UDP, Box::new(udp)),

@@ -13,7 +13,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::flags::Flags;
 use super::table::{Look, colour, painted, sized};
 use super::{Failure, print};
+use crate::boot::plans::{self, DoorPlan, Name};
 use crate::boot::{self, capacity, datagrams, doors};
+use crate::cluster::Protocol;
 use crate::config::Config;
 use crate::control::auth::Secrets;
 use crate::proxy::udp::SOCKETS_MAX;
@@ -32,15 +34,21 @@ pub struct Arguments {
 
 /// One thing that serve needs: what it is, and its state or the cure.
 struct Finding {
-    what: &'static str,
+    what: String,
     outcome: Result<String, String>,
+}
+
+impl Finding {
+    fn new(what: &str, outcome: Result<String, String>) -> Finding {
+        Finding { what: what.to_owned(), outcome }
+    }
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = match arguments.flags.load() {
         Ok(config) => config,
         Err(Failure(said)) => {
-            let finding = Finding { what: "settings", outcome: Err(said) };
+            let finding = Finding::new("settings", Err(said));
             return conclude(&[finding], None);
         }
     };
@@ -79,33 +87,48 @@ fn shown(findings: &[Finding], colour: bool) -> String {
 
 fn findings(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
-        Finding { what: "settings", outcome: Ok("the file and the flags fit together".into()) },
-        Finding { what: "io_uring", outcome: io_uring() },
-        Finding { what: "rings", outcome: rings(config, boot::workers(config)) },
-        Finding { what: "memory", outcome: memory(config, available(&read("/proc/meminfo"))) },
-        Finding { what: "descriptors", outcome: descriptors(config) },
+        Finding::new("settings", Ok("the file and the flags fit together".into())),
+        Finding::new("io_uring", io_uring()),
+        Finding::new("rings", rings(config, boot::workers(config))),
+        Finding::new("memory", memory(config, available(&read("/proc/meminfo")))),
+        Finding::new("descriptors", descriptors(config)),
     ];
     let files = [("secret", &config.control.secret_file), ("tokens", &config.admin.token_file)];
     for (what, path) in files {
         let Some(path) = path else { continue };
         let outcome = Secrets::load(path).map(|_| format!("{} holds secrets", path.display()));
-        findings.push(Finding { what, outcome });
+        findings.push(Finding::new(what, outcome));
     }
     if !config.udp_local_addresses.is_empty() {
         let usable = datagrams::local_addresses(&config.udp_local_addresses);
         let outcome = usable.map(|()| "can be sent from".to_owned()).map_err(|it| it.to_string());
-        findings.push(Finding { what: "addresses", outcome });
+        findings.push(Finding::new("addresses", outcome));
     }
-    let listen = &config.listen;
-    let doors = [
-        ("tcp", "tcp door", listen.tcp),
-        ("udp", "udp door", listen.udp),
-        ("api", "api door", listen.api),
-        ("control", "control door", listen.control),
-        ("admin", "admin door", listen.admin),
-    ];
-    findings.extend(doors.map(|(name, what, at)| Finding { what, outcome: door(name, at) }));
+    findings.extend(doors_of(config));
     findings
+}
+
+/// Tries every door: those with a flag of their own, even if they are off, and those of the services in
+/// the file.
+fn doors_of(config: &Config) -> Vec<Finding> {
+    let listen = &config.listen;
+    let flags = [
+        ("tcp", listen.tcp),
+        ("udp", listen.udp),
+        ("api", listen.api),
+        ("control", listen.control),
+        ("admin", listen.admin),
+    ];
+    let flags = flags.map(|(name, at)| match at {
+        Some(at) => (name.to_owned(), door(&Name::flag(name), name == "udp", at)),
+        None => (name.to_owned(), Ok("off".to_owned())),
+    });
+    let named = plans::doors(config).into_iter().filter(|plan| !plan.name.is_flag());
+    let named = named.map(|DoorPlan { name, protocol, address, .. }| {
+        (name.to_string(), door(&name, protocol == Protocol::Udp, address))
+    });
+    let all = flags.into_iter().chain(named);
+    all.map(|(name, outcome)| Finding::new(&format!("{name} door"), outcome)).collect()
 }
 
 fn read(path: &str) -> String {
@@ -155,11 +178,10 @@ fn descriptors_allowed() -> u64 {
 }
 
 /// Opens a door as serve would, and closes it again.
-fn door(name: &str, address: Option<SocketAddr>) -> Result<String, String> {
-    let Some(address) = address else { return Ok("off".to_owned()) };
-    let opened = match name {
-        "udp" => doors::on_all(address, name, |address| UdpSocket::bind(address).map(drop)),
-        _ => doors::on_all(address, name, |address| sys::listen(address, false).map(drop)),
+fn door(name: &Name, datagrams: bool, address: SocketAddr) -> Result<String, String> {
+    let opened = match datagrams {
+        true => doors::on_all(address, name, |address| UdpSocket::bind(address).map(drop)),
+        false => doors::on_all(address, name, |address| sys::listen(address, false).map(drop)),
     };
     opened.map(|((), at)| format!("{at} is free")).map_err(|trouble| trouble.to_string())
 }
@@ -171,9 +193,9 @@ fn capacity(config: &Config) -> String {
     let ports = capacity::port_range(&read("/proc/sys/net/ipv4/ip_local_port_range"));
     let tcp = told_capacity(config.limits.sessions, fit, ports);
     let sockets = capacity::udp_sockets_for(descriptors, config);
-    match config.listen.udp {
-        Some(_) => tcp + &told_udp_capacity(sockets, config),
-        None => tcp,
+    match plans::has_door(config, Protocol::Udp) {
+        true => tcp + &told_udp_capacity(sockets, config),
+        false => tcp,
     }
 }
 
@@ -227,12 +249,13 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::config::services::ServiceConfig;
 
     #[test]
     fn every_finding_is_one_aligned_line() {
         let findings = [
-            Finding { what: "rings", outcome: Ok("fine".into()) },
-            Finding { what: "admin door", outcome: Err("taken: move".into()) },
+            Finding::new("rings", Ok("fine".into())),
+            Finding::new("admin door", Err("taken: move".into())),
         ];
         assert_eq!(
             shown(&findings, false),
@@ -251,15 +274,40 @@ mod tests {
     fn a_door_that_another_program_has_is_told_with_the_flag_that_moves_it() {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = other.local_addr().unwrap();
-        let said = door("tcp", Some(address)).unwrap_err();
+        let said = door(&Name::flag("tcp"), false, address).unwrap_err();
         assert!(said.contains("is taken") && said.contains("--tcp"), "{said}");
-        assert!(door("udp", Some(address)).is_ok(), "UDP has ports of its own");
+        assert!(door(&Name::flag("udp"), true, address).is_ok(), "UDP has ports of its own");
         let other = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let said = door("udp", Some(other.local_addr().unwrap())).unwrap_err();
+        let said = door(&Name::flag("udp"), true, other.local_addr().unwrap()).unwrap_err();
         assert!(said.contains("is taken") && said.contains("--udp"), "{said}");
-        assert_eq!(door("api", None).unwrap(), "off");
         let elsewhere = "192.0.2.1:80".parse().unwrap();
-        assert!(door("api", Some(elsewhere)).unwrap_err().contains("ip address"));
+        assert!(door(&Name::flag("api"), false, elsewhere).unwrap_err().contains("ip address"));
+    }
+
+    #[test]
+    fn every_door_of_a_service_is_tried() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().map(|at| (at, taken)).unwrap();
+        let free = "127.0.0.1:0".parse().unwrap();
+        let mut config = Config::default();
+        let listen = &mut config.listen;
+        (listen.tcp, listen.udp, listen.api) = (None, None, None);
+        (listen.control, listen.admin) = (None, None);
+        let service = |name, protocol, listen: &[SocketAddr]| ServiceConfig {
+            listen: listen.to_vec(),
+            ..ServiceConfig::new(name, protocol)
+        };
+        config.services = vec![
+            service("redis", Protocol::Tcp, &[free, taken.0]),
+            service("dns", Protocol::Udp, &[taken.0]),
+        ];
+        let findings = doors_of(&config);
+        let bad: Vec<_> = findings.iter().filter(|it| it.outcome.is_err()).collect();
+        assert_eq!((findings.len(), bad.len()), (5 + 3, 1));
+        let said = bad[0].outcome.as_ref().unwrap_err();
+        assert_eq!(bad[0].what, "redis door");
+        assert!(said.ends_with("choose another in [service.redis]"), "{said}");
+        assert_eq!(findings[7].what, "dns door");
     }
 
     #[test]

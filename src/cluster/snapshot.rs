@@ -85,6 +85,12 @@ impl Snapshot {
         self.pool(service)?.get(id)
     }
 
+    /// A backend of any service of a kind.
+    pub fn find(&self, kind: Protocol, id: BackendId) -> Option<&Backend> {
+        let services = self.services.iter().filter(|service| service.kind == kind);
+        services.filter_map(|service| service.pool.get(id)).next()
+    }
+
     /// Every backend, service by service, and within a service in the order of registration.
     pub fn backends(&self) -> impl Iterator<Item = &Backend> {
         self.services.iter().flat_map(|service| service.pool.backends.iter())
@@ -145,6 +151,8 @@ mod tests {
         assert_eq!([ids(tcp), ids(udp), ids(api)], [vec![2], vec![1, 5], vec![]]);
         assert_eq!(next.get(udp, BackendId(5)), Some(&all[2]));
         assert_eq!(next.get(tcp, BackendId(5)), None, "it belongs to another service");
+        assert_eq!(next.find(Protocol::Udp, BackendId(5)), Some(&all[2]));
+        assert_eq!(next.find(Protocol::Tcp, BackendId(5)), None, "it is of another kind");
         assert_eq!(next.of(Protocol::Udp).count(), 2);
         assert_eq!(next.backends().count(), 3);
     }

@@ -11,6 +11,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::base::time::Now;
 use crate::base::wheel::{self, Wheel};
+use crate::cluster::ServiceId;
 
 /// Flows for which places are reserved at the start, so that they seldom have to be moved. Places are
 /// used in order, and the kernel provides the memory page by page.
@@ -153,6 +154,7 @@ pub struct Flow<S> {
     /// When a datagram last passed, in either direction. Updating this is all it takes to keep a
     /// flow.
     pub last_seen: Now,
+    service: ServiceId,
     /// An answer is outstanding.
     pub awaiting: bool,
     /// Nothing has passed for long enough that the flow no longer counts as in use; see
@@ -195,10 +197,12 @@ impl Indexed {
     }
 }
 
-/// Up to `capacity` flows, found by key or by place, and ended after `idle`.
+/// Up to `capacity` flows, found by key or by place, and ended after the idle time of their service.
 pub struct Flows<S> {
     hasher: FlowHasher,
-    idle: Duration,
+    /// By the number of the service; it has none until it is set.
+    idle: Vec<Duration>,
+    idle_max: Duration,
     waits: Waits,
     capacity: usize,
     index: HashTable<Indexed>,
@@ -208,11 +212,13 @@ pub struct Flows<S> {
 }
 
 impl<S> Flows<S> {
-    pub fn new(capacity: usize, idle: Duration, hasher: FlowHasher, now: Now) -> Flows<S> {
+    /// Flows never end by themselves until an idle time is set.
+    pub fn new(capacity: usize, hasher: FlowHasher, now: Now) -> Flows<S> {
         let capacity = capacity.min(wheel::PLACES_MAX as usize);
         Flows {
             hasher,
-            idle,
+            idle: Vec::new(),
+            idle_max: Duration::MAX,
             waits: Waits::default(),
             capacity,
             index: HashTable::with_capacity(capacity.min(INDEX_AT_START)),
@@ -253,10 +259,25 @@ impl<S> Flows<S> {
         self.places.len() as u32
     }
 
-    /// Changes the idle time from now on. A flow whose timer is already set is checked no earlier
-    /// than it would have been.
-    pub fn set_idle(&mut self, idle: Duration) {
-        self.idle = idle;
+    /// Changes the idle time of a service from now on. A flow whose timer is already set is checked
+    /// no earlier than it would have been.
+    pub fn set_idle(&mut self, service: ServiceId, idle: Duration) {
+        let place = usize::from(service.0);
+        if self.idle.len() <= place {
+            self.idle.resize(place + 1, Duration::MAX);
+        }
+        self.idle[place] = idle;
+    }
+
+    /// Likewise bounds the idle time of every service.
+    pub fn set_idle_max(&mut self, idle_max: Duration) {
+        self.idle_max = idle_max;
+    }
+
+    /// When a flow is over if nothing passes.
+    fn ends(&self, flow: &Flow<S>) -> Now {
+        let idle = self.idle.get(usize::from(flow.service.0)).copied();
+        flow.last_seen.plus(idle.unwrap_or(Duration::MAX).min(self.idle_max))
     }
 
     /// Reschedules the check of the flow at `place` for the current idle time, even if that is
@@ -289,7 +310,7 @@ impl<S> Flows<S> {
     }
 
     fn next_look(&self, flow: &Flow<S>) -> Now {
-        let ends = flow.last_seen.plus(self.idle);
+        let ends = self.ends(flow);
         if flow.quiet { ends } else { ends.min(self.in_use_until(flow)) }
     }
 
@@ -314,11 +335,18 @@ impl<S> Flows<S> {
     ///
     /// # Errors
     /// Returns the state if the table is full.
-    pub fn open(&mut self, hash: u64, key: FlowKey, state: S, now: Now) -> Result<u32, S> {
+    pub fn open(
+        &mut self,
+        hash: u64,
+        key: FlowKey,
+        service: ServiceId,
+        state: S,
+        now: Now,
+    ) -> Result<u32, S> {
         let Some(place) = self.vacant() else { return Err(state) };
         debug_assert!(self.find(hash, &key).is_none(), "a flow is entered once");
-        let flow =
-            Some(Flow { key, last_seen: now, awaiting: false, quiet: false, look: now, state });
+        let (awaiting, quiet) = (false, false);
+        let flow = Some(Flow { key, last_seen: now, service, awaiting, quiet, look: now, state });
         match self.free.pop() {
             Some(_) => self.places[place as usize] = flow,
             None => self.places.push(flow),
@@ -347,8 +375,9 @@ impl<S> Flows<S> {
         while *looks > 0 {
             let place = self.timers.pop(now)?;
             *looks -= 1;
-            let flow = self.places[place as usize].as_mut().expect("a timer ends with its flow");
-            let idle = flow.last_seen.plus(self.idle) <= now;
+            let flow = self.places[place as usize].as_ref().expect("a timer ends with its flow");
+            let idle = self.ends(flow) <= now;
+            let flow = self.places[place as usize].as_mut().expect("it was just there");
             let quiet = !flow.quiet && in_use_until(self.waits, flow) <= now;
             flow.quiet |= quiet;
             // Set again either way: a flow that the caller does not close stays in the table.

@@ -6,7 +6,7 @@
 
 pub mod books;
 pub mod cx;
-mod door;
+pub mod door;
 pub mod driver;
 mod grace;
 pub mod http;

@@ -1,5 +1,5 @@
 //! The stream sockets of one driver: accepted and connected, received from and sent to, shut down,
-//! looked at and closed. Owns the door, the sockets by session, and the way from a completion back to
+//! looked at and closed. Owns the doors, the sockets by session, and the way from a completion back to
 //! its socket; what to do with them is decided elsewhere.
 
 use std::net::SocketAddr;
@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::door::{Arrival, Door};
+use super::door::{Arrival, Doors, Listener};
 use super::driver::Turn;
 use super::slots::{GENERATION_MASK, Key};
+use crate::cluster::ServiceId;
 use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Received, Side};
 use crate::ring::outlook::outlook;
@@ -32,7 +33,7 @@ pub type End = (Key, Side);
 
 /// The streams of the driver whose completions are of this family.
 pub struct Streams<const FAMILY: u8> {
-    pub door: Door,
+    pub doors: Doors,
     /// The last words to a user turned away for want of descriptors, before the connection is closed.
     farewell: Option<&'static [u8]>,
     /// By place and side.
@@ -43,6 +44,8 @@ pub struct Streams<const FAMILY: u8> {
 pub struct Newcomer {
     pub socket: OwnedFd,
     pub client: SocketAddr,
+    /// The service of the door that it came by.
+    pub service: ServiceId,
 }
 
 /// What a completion means to the driver.
@@ -57,10 +60,10 @@ pub enum Completion {
 }
 
 impl<const FAMILY: u8> Streams<FAMILY> {
-    /// `listener`: the door's, if there is one.
-    pub fn new(listener: Option<OwnedFd>, farewell: Option<&'static [u8]>) -> Streams<FAMILY> {
-        let tag = Tag { kind: FAMILY | ACCEPT, generation: 0, slot: 0 };
-        Streams { door: Door::new(listener, tag), farewell, sockets: Vec::new() }
+    /// `listeners`: those of the doors.
+    pub fn new(listeners: Vec<Listener>, farewell: Option<&'static [u8]>) -> Streams<FAMILY> {
+        let doors = Doors::new(listeners, FAMILY | ACCEPT);
+        Streams { doors, farewell, sockets: Vec::new() }
     }
 
     /// The name of an operation on a socket; `what` is at least [`OWN`].
@@ -87,14 +90,14 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     fn arrived(&mut self, done: Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
         let counters = &turn.books.metrics().counters;
-        match self.door.complete(turn.now, done, turn.ring) {
-            Arrival::User(socket) => return Newcomer::new(socket),
+        match self.doors.complete(turn.now, done, turn.ring) {
+            Arrival::User(socket, service) => return Newcomer::new(socket, service),
             Arrival::Shed(socket) => {
                 match self.farewell {
                     Some(words) => sys::say_and_close(socket, words),
                     None => drop(socket),
                 }
-                self.door.refill();
+                self.doors.refill();
                 counters.users_refused_exhausted.one();
             }
             Arrival::Failed => counters.accept_failed.one(),
@@ -104,8 +107,8 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     }
 
     /// Stops accepting. Users whom the kernel has accepted already are handed out.
-    pub fn close_door(&mut self, ring: &mut Ring) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
-        self.door.close(ring).filter_map(Newcomer::new)
+    pub fn close_doors(&mut self, ring: &mut Ring) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
+        self.doors.close(ring).filter_map(|(socket, service)| Newcomer::new(socket, service))
     }
 
     /// Keeps a socket in its place; one that was there before is closed.
@@ -183,15 +186,15 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             sys::reset_on_close(socket.as_fd());
         }
         ring.close(socket);
-        self.door.refill();
+        self.doors.refill();
     }
 }
 
 impl Newcomer {
     /// `None` for a user who is gone already: the socket has no peer's address any more.
-    fn new(socket: OwnedFd) -> Option<Newcomer> {
+    fn new(socket: OwnedFd, service: ServiceId) -> Option<Newcomer> {
         let client = sys::peer(socket.as_fd()).ok()?;
-        Some(Newcomer { socket, client })
+        Some(Newcomer { socket, client, service })
     }
 }
 
@@ -245,8 +248,10 @@ mod tests {
     impl Stage {
         fn new(farewell: Option<&'static [u8]>) -> Stage {
             let ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let door = Listener { socket: listener.into(), service: ServiceId(3) };
             Stage {
-                streams: Streams::new(None, farewell),
+                streams: Streams::new(vec![door], farewell),
                 ring,
                 joined: joined(Snapshot::default(), 1),
             }

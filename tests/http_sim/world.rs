@@ -212,7 +212,8 @@ impl World {
             *next_id += 1;
         }
         let from = SocketAddr::from(([192, 0, 2, 1], 40_000 + self.order.len() as u16));
-        let key = self.act(|sessions, cx| sessions.accepted(from, cx));
+        let key = self
+            .act(|sessions, cx| sessions.accepted(ServiceId::built_in(Protocol::Api), from, cx));
         let conn = Conn::User(key);
         self.wires.insert(conn, Wire::new(Side::Client));
         self.order.push(conn);

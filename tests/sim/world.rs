@@ -11,7 +11,7 @@ use std::time::Duration;
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::seats::Seats;
-use lb::cluster::{Protocol, Snapshot, Terms};
+use lb::cluster::{Protocol, ServiceId, Snapshot, Terms};
 use lb::proxy::line::Features;
 use lb::proxy::{self, Event, Side, Spliced};
 use lb::ring::pool::{Class, Pool};
@@ -282,7 +282,9 @@ impl World {
         let peer = Peer::new(conn, Side::Client, user.script, user.habits, self.now);
         self.enters(peer);
         let full = self.seats.taken() >= self.seats.max();
-        let accepted = self.act(|core, cx| core.accepted(address_of(number), cx));
+        let accepted = self.act(|core, cx| {
+            core.accepted(ServiceId::built_in(Protocol::Tcp), address_of(number), cx)
+        });
         self.trace(|_| format!("user {number} arrives: {accepted:?}"));
         let Some(key) = accepted else {
             self.laws.turned_away(number, full);

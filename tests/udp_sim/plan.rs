@@ -123,7 +123,6 @@ pub fn settings(
     let sessions = if fault == Fault::NoSourceLimit { None } else { pressure.per_source() };
     UdpSettings {
         udp: Udp { on_backend_loss: OnUdpLoss::Move, responses, ..Udp::default() },
-        idle: pressure.idle(),
         waits: waits(fault),
         sessions: pressure.sessions(),
         share: pressure.sockets(),

@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb::base::time::Now;
-use lb::cluster::BackendId;
+use lb::cluster::{BackendId, Protocol, ServiceId};
 use lb::proxy::udp::SocketId;
 use lb::session::EndReason;
 use lb::worker::books::Books;
 use lb::worker::link::Order;
-use lb::worker::udp::sessions::{Down, Segments, Sessions, Up};
+use lb::worker::udp::sessions::{DoorRef, Down, Origin, Segments, Sessions, Up};
 use nix::errno::Errno;
 
 use crate::model::{Descriptor, Flow, Held};
@@ -97,11 +97,12 @@ impl World {
             Fault::ForgetsTheLocalAddress => local(0),
             _ => flow.1,
         };
-        let mut ask: fn(&mut Sessions, Now, SocketAddr, SocketAddr, Segments, &mut Books) -> Up =
-            Sessions::up;
+        let door = DoorRef { place: 0, service: ServiceId::built_in(Protocol::Udp) };
+        let origin = Origin { client: flow.0, local: told, door };
+        let mut ask: fn(&mut Sessions, Now, Origin, Segments, &mut Books) -> Up = Sessions::up;
         loop {
             let Worker { core, books, open, offered, .. } = &mut self.workers[which];
-            match ask(core, self.now, flow.0, told, segments, books) {
+            match ask(core, self.now, origin, segments, books) {
                 Up::Open(socket) => {
                     let opens = self.now >= self.sockets_fail_until;
                     core.opened(self.now, socket, opens);
@@ -216,7 +217,7 @@ impl World {
         };
         let Worker { core, books, .. } = &mut self.workers[descriptor.0];
         match core.down(self.now, told_socket, told_from, Segments::one(100), books) {
-            Down::Send { from: local, to } => {
+            Down::Send { from: local, to, .. } => {
                 let Some((flow, _)) = holder else {
                     return violated(format!("{from} answered {to} without being asked"));
                 };

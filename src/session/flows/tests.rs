@@ -3,6 +3,7 @@
 use super::*;
 
 const IDLE: Duration = Duration::from_secs(60);
+const SERVICE: ServiceId = ServiceId(4);
 const LOCAL: &str = "192.0.2.1:53";
 
 fn at(ms: u64) -> Now {
@@ -14,12 +15,14 @@ fn key(client: &str) -> FlowKey {
 }
 
 fn table(capacity: usize) -> Flows<u32> {
-    Flows::new(capacity, IDLE, FlowHasher::new((1, 2)), at(0))
+    let mut flows = Flows::new(capacity, FlowHasher::new((1, 2)), at(0));
+    flows.set_idle(SERVICE, IDLE);
+    flows
 }
 
 fn open(flows: &mut Flows<u32>, key: FlowKey, state: u32, now: Now) -> Result<u32, u32> {
     let hash = flows.hasher.flow(&key);
-    flows.open(hash, key, state, now)
+    flows.open(hash, key, SERVICE, state, now)
 }
 
 fn find(flows: &Flows<u32>, key: FlowKey) -> Option<u32> {
@@ -134,9 +137,29 @@ fn a_flow_ends_when_idle_and_every_datagram_puts_it_off() {
 fn another_idle_time_counts_from_the_next_look() {
     let mut flows = table(10);
     open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
-    flows.set_idle(Duration::from_secs(90));
+    flows.set_idle(SERVICE, Duration::from_secs(90));
     assert_eq!(idle(&mut flows, at(61_000)), [0u32; 0]);
     assert_eq!(idle(&mut flows, at(90_020)), [1]);
+}
+
+#[test]
+fn each_flow_ends_after_the_idle_time_of_its_service_but_no_later_than_the_bound() {
+    let mut flows = table(10);
+    let other = ServiceId(2);
+    flows.set_idle(other, Duration::from_secs(5));
+    open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+    for (service, number) in [(other, 2), (ServiceId(9), 3)] {
+        let key = key(&format!("198.51.100.1:{number}"));
+        flows.open(flows.hasher.flow(&key), key, service, number, at(0)).unwrap();
+    }
+    assert_eq!(idle(&mut flows, at(4_990)), [0u32; 0]);
+    assert_eq!(idle(&mut flows, at(5_020)), [2]);
+    assert_eq!(idle(&mut flows, at(60_020)), [1]);
+    assert_eq!(idle(&mut flows, at(1 << 40)), [0u32; 0], "a service without an idle time");
+    let bounded = open(&mut flows, key("198.51.100.1:1"), 1, at(1 << 40)).unwrap();
+    flows.set_idle_max(Duration::from_secs(1));
+    flows.look_anew(bounded);
+    assert_eq!(idle(&mut flows, at((1 << 40) + 1_020)), [1]);
 }
 
 #[test]
@@ -144,7 +167,7 @@ fn a_shorter_idle_time_counts_at_once_for_a_flow_that_is_looked_at_anew() {
     let mut flows = table(10);
     let seen = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
     open(&mut flows, key("198.51.100.1:2"), 2, at(0)).unwrap();
-    flows.set_idle(Duration::from_secs(1));
+    flows.set_idle(SERVICE, Duration::from_secs(1));
     flows.look_anew(seen);
     flows.look_anew(9);
     assert_eq!(idle(&mut flows, at(999)), [0u32; 0]);

@@ -2,13 +2,12 @@
 //! operations. Owns their streams and those towards backends; decides nothing about them (that is
 //! `sessions`'s).
 
-use std::os::fd::OwnedFd;
-
 use super::sessions::{Cmd, Conn, Sessions};
 use crate::base::time::Now;
 use crate::http::answer;
 use crate::proxy::{self, Side};
 use crate::ring::{Done, Ring};
+use crate::worker::door::Listener;
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
 use crate::worker::link::Order;
@@ -26,11 +25,11 @@ pub struct HttpDriver {
 }
 
 impl HttpDriver {
-    /// `listener`: the API door, if there is one.
-    pub fn new(sessions: Sessions, listener: Option<OwnedFd>) -> HttpDriver {
+    /// `listeners`: those of the API doors.
+    pub fn new(sessions: Sessions, listeners: Vec<Listener>) -> HttpDriver {
         HttpDriver {
             sessions,
-            streams: Streams::new(listener, Some(answer::NO_DESCRIPTOR)),
+            streams: Streams::new(listeners, Some(answer::NO_DESCRIPTOR)),
             commands: Vec::with_capacity(COMMANDS),
         }
     }
@@ -38,11 +37,11 @@ impl HttpDriver {
 
 impl Driver for HttpDriver {
     fn start(&mut self, ring: &mut Ring) {
-        // Without a door there are no heads to write, and no blocks have to be kept back for them.
-        if self.streams.door.is_open() {
+        // Without doors there are no heads to write, and no blocks have to be kept back for them.
+        if self.streams.doors.is_open() {
             self.sessions.start(ring.pool_mut());
         }
-        self.streams.door.open(ring);
+        self.streams.doors.open(ring);
     }
 
     fn live(&self) -> usize {
@@ -50,7 +49,7 @@ impl Driver for HttpDriver {
     }
 
     fn next_deadline(&self) -> Option<Now> {
-        [self.sessions.next_deadline(), self.streams.door.next_deadline()]
+        [self.sessions.next_deadline(), self.streams.doors.next_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -80,7 +79,7 @@ impl Driver for HttpDriver {
     }
 
     fn housekeep(&mut self, turn: &mut Turn<'_>) {
-        self.streams.door.housekeep(turn.now, turn.ring);
+        self.streams.doors.housekeep(turn.now, turn.ring);
         self.sessions.expire(&mut turn.cx(&mut self.commands));
         if self.sessions.is_starved() {
             self.sessions.relieve(&mut turn.cx(&mut self.commands));
@@ -93,7 +92,7 @@ impl Driver for HttpDriver {
 
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
-            for user in self.streams.close_door(turn.ring) {
+            for user in self.streams.close_doors(turn.ring) {
                 self.welcome(user, turn);
                 self.execute(turn);
             }
@@ -105,7 +104,8 @@ impl Driver for HttpDriver {
 
 impl HttpDriver {
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
-        let key = self.sessions.accepted(user.client, &mut turn.cx(&mut self.commands));
+        let cx = &mut turn.cx(&mut self.commands);
+        let key = self.sessions.accepted(user.service, user.client, cx);
         self.streams.keep((key, Side::Client), user.socket);
     }
 

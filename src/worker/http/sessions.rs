@@ -28,7 +28,7 @@ use nix::errno::Errno;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::{BackendId, Protocol, ServiceId};
+use crate::cluster::{BackendId, ServiceId};
 use crate::http::date::Date;
 use crate::proxy::http::spares::Spares;
 use crate::proxy::http::{self, Assigned, Context, Gateway, GatewaySettings, Journal, Kit};
@@ -44,8 +44,6 @@ use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use looks::{Leaving, Looks};
 
-/// The service of the users who come to the API door.
-const SERVICE: ServiceId = ServiceId::built_in(Protocol::Api);
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -256,9 +254,9 @@ impl Sessions {
         self.kit.refill(0, pool);
     }
 
-    /// A user has connected.
-    pub fn accepted(&mut self, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
-        let (door, books) = (SERVICE, &mut *cx.books);
+    /// A user has connected at a door of this service.
+    pub fn accepted(&mut self, door: ServiceId, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
+        let books = &mut *cx.books;
         let entry = match books.admit(door, client, cx.now) {
             Ok(entry) => entry,
             Err(why) => {

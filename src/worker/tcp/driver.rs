@@ -2,8 +2,6 @@
 //! Owns their streams and the splice steps of the long ones; decides nothing about sessions (that is
 //! `sessions`'s).
 
-use std::os::fd::OwnedFd;
-
 use nix::errno::Errno;
 
 use super::sessions::{Cmd, Sessions};
@@ -12,6 +10,7 @@ use crate::base::time::Now;
 use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
 use crate::ring::{Done, Ring, Until, sys};
+use crate::worker::door::Listener;
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
 use crate::worker::link::Order;
@@ -34,11 +33,11 @@ pub struct TcpDriver {
 }
 
 impl TcpDriver {
-    /// `listener`: the TCP door, if there is one.
-    pub fn new(features: Features, listener: Option<OwnedFd>, now: Now) -> TcpDriver {
+    /// `listeners`: those of the TCP doors.
+    pub fn new(features: Features, listeners: Vec<Listener>, now: Now) -> TcpDriver {
         TcpDriver {
             sessions: Sessions::new(features, now),
-            streams: Streams::new(listener, None),
+            streams: Streams::new(listeners, None),
             splices: Splices::new(),
             commands: Vec::with_capacity(COMMANDS),
         }
@@ -47,7 +46,7 @@ impl TcpDriver {
 
 impl Driver for TcpDriver {
     fn start(&mut self, ring: &mut Ring) {
-        self.streams.door.open(ring);
+        self.streams.doors.open(ring);
     }
 
     fn live(&self) -> usize {
@@ -57,7 +56,7 @@ impl Driver for TcpDriver {
     fn next_deadline(&self) -> Option<Now> {
         let all = [
             self.sessions.next_deadline(),
-            self.streams.door.next_deadline(),
+            self.streams.doors.next_deadline(),
             self.splices.next_deadline(),
         ];
         all.into_iter().flatten().min()
@@ -86,7 +85,7 @@ impl Driver for TcpDriver {
     }
 
     fn housekeep(&mut self, turn: &mut Turn<'_>) {
-        self.streams.door.housekeep(turn.now, turn.ring);
+        self.streams.doors.housekeep(turn.now, turn.ring);
         self.sessions.expire(&mut turn.cx(&mut self.commands));
         if self.sessions.is_starved() {
             self.sessions.relieve(&mut turn.cx(&mut self.commands));
@@ -107,7 +106,7 @@ impl Driver for TcpDriver {
 
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
-            for user in self.streams.close_door(turn.ring) {
+            for user in self.streams.close_doors(turn.ring) {
                 self.welcome(user, turn);
                 self.execute(turn);
             }
@@ -123,7 +122,8 @@ impl Driver for TcpDriver {
 
 impl TcpDriver {
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
-        let accepted = self.sessions.accepted(user.client, &mut turn.cx(&mut self.commands));
+        let cx = &mut turn.cx(&mut self.commands);
+        let accepted = self.sessions.accepted(user.service, user.client, cx);
         if let Some(key) = accepted {
             self.streams.keep((key, Side::Client), user.socket);
         }
@@ -232,7 +232,7 @@ mod tests {
         let mut joined = joined(Snapshot::default(), 1);
         let features = Features { receive_cap: true, splice: true };
         let now = Now::from_nanos(1_000_000_000);
-        let mut driver = TcpDriver::new(features, None, now);
+        let mut driver = TcpDriver::new(features, Vec::new(), now);
         let alone = driver.splices.bytes_max(now);
         let mut turn = Turn { now, ring: &mut ring, books: &mut joined.books };
         driver.step(Now::default(), &mut turn);

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::{BackendId, Protocol, ServiceId, Timeouts};
+use crate::cluster::{BackendId, ServiceId, Timeouts};
 use crate::proxy::line::Features;
 use crate::proxy::outlook::Watch;
 use crate::proxy::tcp::{Progress, Relay};
@@ -35,8 +35,6 @@ use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use parting::Parting;
 
-/// The service of the users who come to the TCP door.
-const SERVICE: ServiceId = ServiceId::built_in(Protocol::Tcp);
 /// Backends that may fail one user before it is turned away.
 const ATTEMPTS_MAX: usize = 3;
 /// Backends one user is offered in all. One that could not be asked, because no local port towards it was
@@ -134,18 +132,23 @@ impl Sessions {
         self.slots.live()
     }
 
-    /// A user has connected. `None`: turned away; close the connection.
-    pub fn accepted(&mut self, client: SocketAddr, cx: &mut Cx<'_>) -> Option<Key> {
-        let admitted = cx.books.admit(SERVICE, client, cx.now);
+    /// A user of this service has connected. `None`: turned away; close the connection.
+    pub fn accepted(
+        &mut self,
+        service: ServiceId,
+        client: SocketAddr,
+        cx: &mut Cx<'_>,
+    ) -> Option<Key> {
+        let admitted = cx.books.admit(service, client, cx.now);
         let mut entry = match admitted {
             Ok(entry) => entry,
             Err(why) => {
-                cx.books.refused(SERVICE, client, why);
+                cx.books.refused(service, client, why);
                 return None;
             }
         };
         let Some(choice) = cx.books.assign(&mut entry, &[]) else {
-            cx.books.refused(SERVICE, client, Refusal::NoBackend);
+            cx.books.refused(service, client, Refusal::NoBackend);
             cx.books.close(entry, EndReason::Unreachable, cx.now);
             return None;
         };
@@ -163,7 +166,7 @@ impl Sessions {
             look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
         });
-        self.deadlines.schedule(key.place, cx.now.plus(cx.books.timeouts(SERVICE).connect));
+        self.deadlines.schedule(key.place, cx.now.plus(cx.books.timeouts(service).connect));
         cx.out.push(Cmd::Connect { key, to: choice.address });
         Some(key)
     }
@@ -335,10 +338,10 @@ impl Sessions {
                 return cx.out.push(Cmd::Connect { key, to: choice.address });
             }
         }
-        let client = session.entry.client;
+        let (service, client) = (session.entry.service, session.entry.client);
         let ours = lack != Lack::None || session.tried.portless > 0;
         let why = if ours { Refusal::Exhausted } else { Refusal::Unreachable };
-        cx.books.refused(SERVICE, client, why);
+        cx.books.refused(service, client, why);
         let reason = EndReason::Unreachable;
         session.phase = Phase::Ending { reason, connect: false, ordered: None };
         self.close_if_settled(key, cx);

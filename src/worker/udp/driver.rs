@@ -1,5 +1,5 @@
 //! Moves datagrams between the ring and `sessions`: asks about each one received, and does what the
-//! verdict says. Owns this worker's socket at the UDP door and the sockets towards backends.
+//! verdict says. Owns this worker's sockets at the UDP doors and the sockets towards backends.
 //! Decides nothing about sessions and copies no payload.
 //!
 //! Datagrams with the same four-tuple that arrive in one turn leave together at its end (see
@@ -13,7 +13,6 @@ mod upstream;
 
 pub use door::UdpDoor;
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +25,7 @@ use upstream::{UpstreamSocket, place_of, slot_of};
 use super::batching::{Batches, FourTuple};
 use super::handoff::{Handoff, HandoffQueues};
 use super::local_addresses::LocalAddresses;
-use super::sessions::{Down, DropReason, Segments, Sessions, Up};
+use super::sessions::{DoorRef, Down, DropReason, Origin, Segments, Sessions, Up};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::cluster::seats::Seats;
@@ -45,7 +44,11 @@ const REPLY: u8 = family::UDP | 4;
 const RECEIVE_PENDING_AT_DOOR: u8 = family::UDP | 5;
 const RECEIVE_PENDING_UPSTREAM: u8 = family::UDP | 6;
 
-const DOOR: Tag = Tag { kind: RECEIVE_AT_DOOR, generation: 0, slot: 0 };
+/// The receive at the door at this place.
+fn door_tag(place: usize) -> Tag {
+    Tag { kind: RECEIVE_AT_DOOR, generation: 0, slot: place as u32 }
+}
+
 /// How long to wait before receiving again on a socket where that failed for an unknown reason.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// ICMP errors read from a socket in a row; one with more is read again later.
@@ -61,7 +64,8 @@ struct Rearm {
 
 pub struct UdpDriver {
     sessions: Sessions,
-    door: Option<UdpDoor>,
+    /// The same ones in the same order at every worker.
+    doors: Vec<UdpDoor>,
     /// By `Family` and place.
     upstream: [Vec<Option<UpstreamSocket>>; 2],
     /// How many of those are open.
@@ -97,16 +101,15 @@ pub struct HandoffLink {
 }
 
 impl UdpDriver {
-    /// `door` is `None` if the UDP door is not open.
     pub fn new(
         sessions: Sessions,
-        door: Option<UdpDoor>,
+        doors: Vec<UdpDoor>,
         config: SocketConfig,
         handoff: HandoffLink,
     ) -> UdpDriver {
         UdpDriver {
             sessions,
-            door,
+            doors,
             upstream: Default::default(),
             open: 0,
             generation: 0,
@@ -120,8 +123,8 @@ impl UdpDriver {
     }
 
     pub fn start(&mut self, ring: &mut Ring) {
-        if let Some(door) = &self.door {
-            ring.receive_datagrams(DOOR, door.socket.as_fd());
+        for (place, door) in self.doors.iter().enumerate() {
+            ring.receive_datagrams(door_tag(place), door.socket.as_fd());
         }
     }
 
@@ -153,7 +156,7 @@ impl UdpDriver {
         if let Some(mut buf) = buf {
             match (turn.ring.take_recv_meta(&mut buf), tag.kind) {
                 (Some(meta), RECEIVE_AT_DOOR | RECEIVE_PENDING_AT_DOOR) => {
-                    self.received_from_user(meta, buf, turn);
+                    self.received_from_user(tag, meta, buf, turn);
                 }
                 (Some(meta), _) => self.received_from_backend(tag, meta, buf, turn),
                 (None, _) => turn.ring.pool_mut().give_back(buf),
@@ -187,14 +190,18 @@ impl UdpDriver {
     }
 
     /// Relays a datagram that a user has sent.
-    fn received_from_user(&mut self, meta: RecvMeta, buf: Buf, turn: &mut Turn<'_>) {
-        let Some(door) = &self.door else { return turn.ring.pool_mut().give_back(buf) };
+    fn received_from_user(&mut self, tag: Tag, meta: RecvMeta, buf: Buf, turn: &mut Turn<'_>) {
+        let Some(door) = self.doors.get(tag.slot as usize) else {
+            return turn.ring.pool_mut().give_back(buf);
+        };
         let segments = segments_of(&meta, &buf);
         if !meta.whole {
             return self.drop_datagrams(DropReason::Truncated, segments, buf, turn);
         }
-        let local = door.local_of(&meta);
-        let handoff = Handoff { client: meta.from, local, segment_size: segments.segment_size };
+        let (client, local) = (meta.from, door.local_of(&meta));
+        let door = DoorRef { place: tag.slot as u16, service: door.service };
+        let origin = Origin { client, local, door };
+        let handoff = Handoff { origin, segment_size: segments.segment_size };
         self.forward_to_backend(handoff, buf, Sessions::up, turn);
     }
 
@@ -203,16 +210,14 @@ impl UdpDriver {
         &mut self,
         handoff: Handoff,
         buf: Buf,
-        ask: impl Fn(&mut Sessions, Now, SocketAddr, SocketAddr, Segments, &mut Books) -> Up,
+        ask: impl Fn(&mut Sessions, Now, Origin, Segments, &mut Books) -> Up,
         turn: &mut Turn<'_>,
     ) {
         let segments = Segments { bytes: buf.len(), segment_size: handoff.segment_size };
         // Bounded: a socket that opens gives the session its pair, and one that does not stops the
         // sessions from asking for another of its family.
         loop {
-            let Handoff { client, local, .. } = handoff;
-            let up = ask(&mut self.sessions, turn.now, client, local, segments, turn.books);
-            match up {
+            match ask(&mut self.sessions, turn.now, handoff.origin, segments, turn.books) {
                 Up::Send { from: socket, to } => {
                     let (place, from) = self.config.local_addresses.split(socket);
                     let slot = slot_of(socket.family, place);
@@ -259,7 +264,7 @@ impl UdpDriver {
         let segments = segments_of(&meta, &buf);
         let (family, place) = place_of(tag.slot);
         let socket = self.config.local_addresses.join(family, place, meta.to.map(|to| to.ip));
-        let (Some(door), Some(_), Some(socket)) = (&self.door, self.at(tag), socket) else {
+        let (Some(_), Some(socket)) = (self.at(tag), socket) else {
             // The socket is being closed, so all its pairs are free and nobody expects a reply; or
             // the datagram was sent to an address from which we send nothing.
             return self.drop_datagrams(DropReason::UnknownReply, segments, buf, turn);
@@ -269,9 +274,10 @@ impl UdpDriver {
         }
         let down = self.sessions.down(turn.now, socket, meta.from, segments, turn.books);
         match down {
-            Down::Send { from, to } => {
+            Down::Send { door: place, from, to } => {
+                let door = &self.doors[usize::from(place)];
                 let (from, to) = (door.reply_source(from), door.in_family(to));
-                let tag = Tag { kind: REPLY, generation: 0, slot: 0 };
+                let tag = Tag { kind: REPLY, generation: 0, slot: u32::from(place) };
                 self.write(FourTuple { tag, to, from }, segments, buf, turn);
             }
             Down::Drop(_) => turn.ring.pool_mut().give_back(buf),
@@ -337,7 +343,7 @@ impl UdpDriver {
 
     fn burst(&mut self, tag: Tag) -> Option<&mut Burst> {
         if let RECEIVE_AT_DOOR | RECEIVE_PENDING_AT_DOOR = tag.kind {
-            return self.door.as_mut().map(|door| &mut door.burst);
+            return self.doors.get_mut(tag.slot as usize).map(|door| &mut door.burst);
         }
         let (family, place) = place_of(tag.slot);
         let upstream = self.upstream[family as usize].get_mut(usize::from(place))?.as_mut();
@@ -381,13 +387,14 @@ impl UdpDriver {
                 continue;
             }
             let tag = self.rearms.swap_remove(next).tag;
-            let (socket, burst, kind) = match (tag.kind, &self.door, self.at(tag)) {
-                (RECEIVE_AT_DOOR, Some(door), _) => {
-                    (&door.socket, door.burst, RECEIVE_PENDING_AT_DOOR)
-                }
-                (RECEIVE_UPSTREAM, _, Some(at)) => (&at.socket, at.burst, RECEIVE_PENDING_UPSTREAM),
-                _ => continue,
+            let pending = match tag.kind {
+                RECEIVE_AT_DOOR => self
+                    .doors
+                    .get(tag.slot as usize)
+                    .map(|door| (&door.socket, door.burst, RECEIVE_PENDING_AT_DOOR)),
+                _ => self.at(tag).map(|at| (&at.socket, at.burst, RECEIVE_PENDING_UPSTREAM)),
             };
+            let Some((socket, burst, kind)) = pending else { continue };
             for _ in 0..burst.extra() {
                 turn.ring.receive_pending_datagrams(Tag { kind, ..tag }, socket.as_fd());
             }

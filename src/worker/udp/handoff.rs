@@ -7,12 +7,12 @@
 //! there are none. The queues allocate at the start and never later.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::EventFd;
 
+use super::sessions::Origin;
 use crate::ring::pool::{Buf, Pool};
 
 /// Bytes queued for one worker, at most: sixteen of the longest datagrams, or a thousand of 1 KiB.
@@ -24,9 +24,8 @@ const PAYLOADS_MAX: usize = 4096;
 /// What travels with a payload to the worker that takes it over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Handoff {
-    pub client: SocketAddr,
-    /// The local address it was sent to.
-    pub local: SocketAddr,
+    /// Every worker numbers the doors alike.
+    pub origin: Origin,
     /// The length of each datagram but the last if several were coalesced, otherwise of the
     /// payload; in bytes.
     pub segment_size: usize,
@@ -114,8 +113,12 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::cluster::ServiceId;
     use crate::ring::pool::Class;
+    use crate::worker::udp::sessions::DoorRef;
     use nix::sys::eventfd::EfdFlags;
 
     fn queues(workers: usize) -> (HandoffQueues, Vec<Arc<EventFd>>) {
@@ -126,7 +129,9 @@ mod tests {
 
     fn handoff(port: u16) -> Handoff {
         let client = SocketAddr::from(([198, 51, 100, 1], port));
-        Handoff { client, local: SocketAddr::from(([192, 0, 2, 1], 8082)), segment_size: 1200 }
+        let local = SocketAddr::from(([192, 0, 2, 1], 8082));
+        let door = DoorRef { place: 2, service: ServiceId(7) };
+        Handoff { origin: Origin { client, local, door }, segment_size: 1200 }
     }
 
     /// The oldest payload, with its hand-off.

@@ -29,7 +29,7 @@ use backends::Backends;
 use eviction::Eviction;
 use shortage::Shortages;
 use sweeps::{Sweep, Task};
-pub use verdict::{Down, DropReason, Segments, Up};
+pub use verdict::{DoorRef, Down, DropReason, Origin, Segments, Up};
 
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, ServiceId, Snapshot};
@@ -42,8 +42,6 @@ use crate::session::sources::{SourceId, SourceLimits, Sources};
 use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::link::Order;
 
-/// The service behind the UDP door.
-const SERVICE: ServiceId = ServiceId::built_in(Protocol::Udp);
 /// Sessions that one turn looks at, at most, for idleness and for sweeps.
 const LOOKS_MAX: u32 = 512;
 /// The idle time while the balancer drains. Nobody says when a UDP session ends, so sessions in
@@ -63,7 +61,6 @@ const fn payload_max(family: Family) -> usize {
 #[derive(Clone)]
 pub struct UdpSettings {
     pub udp: Udp,
-    pub idle: Duration,
     pub waits: Waits,
     /// Sessions at this worker, at most.
     pub sessions: usize,
@@ -86,6 +83,8 @@ pub struct AffinityHandle {
 
 struct Session {
     entry: Entry,
+    /// The place of the door that its user came by, from which the replies leave.
+    door: u16,
     peer: PeerId,
     socket: SocketId,
     source: SourceId,
@@ -97,10 +96,11 @@ struct Session {
     refused: bool,
 }
 
-/// A flow, and the place of its session if there is one.
+/// A flow, the door it came by, and the place of its session if there is one.
 struct Found {
     key: FlowKey,
     hash: u64,
+    door: DoorRef,
     place: Option<u32>,
 }
 
@@ -120,9 +120,9 @@ pub struct Sessions {
 
 impl Sessions {
     pub fn new(settings: UdpSettings, now: Now) -> Sessions {
-        let UdpSettings { sessions, idle, hasher, seed, pairs, sources, .. } = settings;
+        let UdpSettings { sessions, hasher, seed, pairs, sources, .. } = settings;
         Sessions {
-            flows: Flows::new(sessions, idle, hasher, now).waiting(settings.waits),
+            flows: Flows::new(sessions, hasher, now).waiting(settings.waits),
             sources: Sources::new(sources, 2 * sessions, hasher),
             pairs: PairTable::new(pairs, seed, hasher, now),
             backends: Backends::default(),
@@ -158,35 +158,27 @@ impl Sessions {
             self.backends.update(peer, backend, snapshot.version);
         }
         for peer in before {
-            let Some(state) = self.backends.remove_absent(peer, snapshot.version) else {
-                continue;
-            };
-            self.pairs.unregister(peer);
-            if self.settings.udp.on_backend_loss == OnUdpLoss::Drop {
-                self.sweep(state.backend, EndReason::BackendLeft);
+            // An address that several services have is in the list once for each of them.
+            while let Some(state) = self.backends.remove_absent(peer, snapshot.version) {
+                if !self.backends.is_any_at(peer) {
+                    self.pairs.unregister(peer);
+                }
+                if self.settings.udp.on_backend_loss == OnUdpLoss::Drop {
+                    self.sweep(state.backend, EndReason::BackendLeft);
+                }
             }
         }
     }
 
     fn adopt_terms(&mut self, snapshot: &Snapshot) {
-        let Some(service) = snapshot.service(SERVICE) else { return };
-        let idle = service.terms.timeouts.udp_idle;
-        if idle != self.settings.idle {
-            self.settings.idle = idle;
-            self.flows.set_idle(self.idle());
+        for service in snapshot.services.iter().filter(|it| it.kind == Protocol::Udp) {
+            self.flows.set_idle(service.id, service.terms.timeouts.udp_idle);
         }
     }
 
-    /// A datagram from `client`, received at the local address `local`.
-    pub fn up(
-        &mut self,
-        now: Now,
-        client: SocketAddr,
-        local: SocketAddr,
-        segments: Segments,
-        books: &mut Books,
-    ) -> Up {
-        let found = self.find(client, local);
+    /// A datagram from a user.
+    pub fn up(&mut self, now: Now, origin: Origin, segments: Segments, books: &mut Books) -> Up {
+        let found = self.find(origin);
         match found.place.is_none().then(|| self.held_elsewhere(found.hash)).flatten() {
             Some(worker) => Up::HandOff(worker),
             None => self.relay(now, found, segments, books),
@@ -198,32 +190,33 @@ impl Sessions {
     pub fn handed_off(
         &mut self,
         now: Now,
-        client: SocketAddr,
-        local: SocketAddr,
+        origin: Origin,
         segments: Segments,
         books: &mut Books,
     ) -> Up {
-        let found = self.find(client, local);
+        let found = self.find(origin);
         self.relay(now, found, segments, books)
     }
 
-    fn find(&self, client: SocketAddr, local: SocketAddr) -> Found {
+    fn find(&self, Origin { client, local, door }: Origin) -> Found {
+        // The kernel gives what is sent to one local address and port to one door only, so the key
+        // tells doors apart.
         let key = FlowKey::new(client, local);
         let hash = self.settings.hasher.flow(&key);
-        Found { key, hash, place: self.flows.find(hash, &key) }
+        Found { key, hash, door, place: self.flows.find(hash, &key) }
     }
 
     /// Relays a datagram in the session at `place`, or in one that begins with it.
     fn relay(
         &mut self,
         now: Now,
-        Found { key, hash, place }: Found,
+        Found { key, hash, door, place }: Found,
         segments: Segments,
         books: &mut Books,
     ) -> Up {
         let ensured = match place {
             Some(place) => self.ensure_backend(now, place, hash, segments, books),
-            None => self.begin(now, hash, key, segments, books),
+            None => self.begin(now, hash, key, door, segments, books),
         };
         let up = match ensured.and_then(|place| self.forward(now, place, segments, books)) {
             Ok(up) | Err(up) => up,
@@ -261,15 +254,16 @@ impl Sessions {
             }
         };
         let flow = self.touch(now, place).expect("a held pair names a running session");
-        let down = Down::Send { from: flow.key.local(), to: flow.key.client() };
+        let (from, to) = (flow.key.local(), flow.key.client());
         let session = &mut flow.state;
+        let down = Down::Send { door: session.door, from, to };
         (session.unanswered, session.refused) = (false, false);
-        let peer = session.peer;
+        let (peer, service) = (session.peer, session.entry.service);
         books.carried(&mut session.entry, 0, segments.bytes as u64, now);
         books.metrics().counters.udp_datagrams_down.add(segments.datagrams());
         session.owed = session.owed.saturating_sub(segments.datagrams() as u32);
         let is_answered = session.owed == 0;
-        self.backends.answered(peer);
+        self.backends.answered(peer, service);
         if is_answered {
             self.flows.answered(place);
         }
@@ -298,7 +292,7 @@ impl Sessions {
             }
             Order::Drain => {
                 self.draining = true;
-                self.flows.set_idle(self.idle());
+                self.flows.set_idle_max(DRAIN_IDLE);
                 self.sweeps.push_back(Sweep { task: Task::LookAnew, next: 0 });
             }
             Order::Stop => {
@@ -387,9 +381,10 @@ impl Sessions {
         books: &mut Books,
     ) -> Result<u32, Up> {
         let flow = self.flows.get_mut(place).expect("the session was found");
-        let key = flow.key;
+        let (key, by) = (flow.key, flow.state.door);
         let entry = &mut flow.state.entry;
-        let (state, refused) = (self.backends.at(flow.state.peer), flow.state.refused);
+        let service = entry.service;
+        let (state, refused) = (self.backends.at(flow.state.peer, service), flow.state.refused);
         let on = entry.choice().map(|choice| choice.backend);
         if let Some(backend) = state.backend.filter(|backend| on != Some(*backend)) {
             // A backend has registered anew at this address: the session goes on under the new
@@ -404,12 +399,15 @@ impl Sessions {
         match self.settings.udp.on_backend_loss {
             OnUdpLoss::Keep => Ok(place),
             OnUdpLoss::Move => self.relocate(now, place, hash, segments, books),
-            OnUdpLoss::Drop if state.backend.is_some() && !self.is_any_usable(now, left, books) => {
+            OnUdpLoss::Drop
+                if state.backend.is_some() && !self.is_any_usable(now, service, left, books) =>
+            {
                 Ok(place)
             }
             OnUdpLoss::Drop => {
                 self.end(now, place, EndReason::BackendLeft, books);
-                self.begin(now, hash, key, segments, books)
+                let door = DoorRef { place: by, service };
+                self.begin(now, hash, key, door, segments, books)
             }
         }
     }
@@ -428,20 +426,21 @@ impl Sessions {
         }
         let flow = self.flows.get(place).expect("the session was found");
         let session = &flow.state;
-        let registered = self.backends.at(session.peer).backend.is_some();
+        let service = session.entry.service;
+        let registered = self.backends.at(session.peer, service).backend;
         // A backend that is registered but avoided keeps the session if no other can take it.
-        let stay = |why| if registered { Ok(place) } else { Err(Up::Drop(why)) };
+        let stay = |why| if registered.is_some() { Ok(place) } else { Err(Up::Drop(why)) };
         let user = flow.key.client().ip();
-        let left = session.refused.then_some(self.backends.at(session.peer).backend).flatten();
+        let left = registered.filter(|_| session.refused);
         let avoided = |id| left == Some(id) || self.backends.is_avoided(id, now);
-        let choice = books.choose(SERVICE, user, &avoided).or_else(|| {
-            let anyone = || books.choose(SERVICE, user, &|_| false);
-            if registered { None } else { anyone() }
+        let choice = books.choose(service, user, &avoided).or_else(|| {
+            let anyone = || books.choose(service, user, &|_| false);
+            if registered.is_some() { None } else { anyone() }
         });
         let Some(choice) = choice else { return stay(DropReason::NoBackend) };
         let last_use = LastUse { at: flow.last_seen, clean: self.flows.in_use_until(flow) };
         let Some((peer, socket)) = self.pair_at(now, place, choice, books) else {
-            if !registered {
+            if registered.is_none() {
                 self.shortages.at(choice, segments.datagrams(), books);
             }
             return stay(DropReason::UpstreamExhausted);
@@ -534,16 +533,18 @@ impl Sessions {
         }
     }
 
-    /// Whether the rotation has a backend that is not avoided, other than the one being left.
-    fn is_any_usable(&self, now: Now, left: Option<BackendId>, books: &Books) -> bool {
+    /// Whether the rotation of a service has a backend that is not avoided, other than the one being
+    /// left.
+    fn is_any_usable(
+        &self,
+        now: Now,
+        service: ServiceId,
+        left: Option<BackendId>,
+        books: &Books,
+    ) -> bool {
         let usable = |id| left != Some(id) && !self.backends.is_avoided(id, now);
-        let pool = books.snapshot().pool(SERVICE);
+        let pool = books.snapshot().pool(service);
         pool.is_some_and(|pool| pool.in_rotation().any(|backend| usable(backend.id)))
-    }
-
-    /// The idle time after which a session ends.
-    fn idle(&self) -> Duration {
-        if self.draining { self.settings.idle.min(DRAIN_IDLE) } else { self.settings.idle }
     }
 }
 

@@ -8,7 +8,7 @@ use super::*;
 use crate::cluster::doors::{Claimant, Doors};
 use crate::cluster::route::{Claim, Host};
 use crate::cluster::seats::Seats;
-use crate::cluster::{Backend, Service, Snapshot, Standing};
+use crate::cluster::{Backend, Protocol, Service, Snapshot, Standing};
 use crate::proxy::StreamCmd;
 use crate::proxy::http::Record;
 use crate::ring::pool::Class;
@@ -106,7 +106,7 @@ impl Stage {
 
     fn user(&mut self) -> Key {
         let client = ([192, 0, 2, 7], 1_000).into();
-        self.act(|sessions, cx| sessions.accepted(client, cx))
+        self.act(|sessions, cx| sessions.accepted(API, client, cx))
     }
 
     fn happened(&mut self, conn: Conn, event: Event) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::balance::tests::backends;
-use crate::cluster::Snapshot;
+use crate::cluster::{self, Protocol, Snapshot};
 use crate::proxy::Side::{Backend, Client};
 use crate::proxy::outlook::{GIVEN_UP_AFTER, LOOK_EVERY, Outlook};
 use crate::ring::pool::Class;
@@ -14,6 +14,7 @@ use crate::worker::books::tests::{Joined, joined};
 use crate::worker::link::{ControlEnd, Ended, Report};
 use crate::worker::starved::{FED_MAX, WAIT_MAX};
 
+const SERVICE: ServiceId = ServiceId::built_in(Protocol::Tcp);
 const START: Now = Now::from_nanos(1_000_000_000);
 
 /// A worker with one backend, whose sockets are played by hand.
@@ -70,7 +71,7 @@ impl Stage {
     /// A session that relays.
     fn session(&mut self) -> Key {
         let client = "192.0.2.1:1000".parse().unwrap();
-        let key = self.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+        let key = self.act(|sessions, cx| sessions.accepted(SERVICE, client, cx)).unwrap();
         self.act(|sessions, cx| sessions.connected(key, Ok(()), cx));
         self.said();
         key
@@ -119,7 +120,7 @@ const IDLE: Duration = Duration::from_secs(3601);
 fn a_connection_that_did_not_come_about_in_time_is_reported_as_such() {
     let mut stage = Stage::new();
     let client = "192.0.2.1:1000".parse().unwrap();
-    let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+    let key = stage.act(|sessions, cx| sessions.accepted(SERVICE, client, cx)).unwrap();
     stage.now = stage.now.plus(2 * Timeouts::default().connect);
     stage.act(|sessions, cx| sessions.expire(cx));
     assert_eq!(stage.said().last(), Some(&Cmd::CancelConnect { key }));
@@ -136,7 +137,7 @@ fn a_connection_that_did_not_come_about_in_time_is_reported_as_such() {
 fn want_of_our_own_is_not_blamed_on_a_backend() {
     let mut stage = Stage::new();
     let client = "192.0.2.1:1000".parse().unwrap();
-    let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+    let key = stage.act(|sessions, cx| sessions.accepted(SERVICE, client, cx)).unwrap();
     let full = Err(Errno::EMFILE);
     stage.act(|sessions, cx| sessions.connected(key, full, cx));
     let refused = Report::Refused { service: SERVICE, client, why: Refusal::Exhausted };
@@ -145,6 +146,44 @@ fn want_of_our_own_is_not_blamed_on_a_backend() {
     let counted = [&counters.users_refused_exhausted, &counters.users_refused_unreachable];
     assert_eq!(counted.map(|counter| counter.get()), [1, 0]);
     assert_eq!(counters.connects_failed.get(), 0);
+}
+
+#[test]
+fn a_session_goes_by_the_service_of_its_door() {
+    let other = ServiceId(7);
+    let mut stage = Stage::new();
+    let client = "192.0.2.1:1000".parse().unwrap();
+    let before = stage.books.snapshot().clone();
+    let mut service = before.service(SERVICE).unwrap().clone();
+    (service.id, service.pool) = (other, Arc::default());
+    service.terms.timeouts.connect = Duration::from_millis(10);
+    let services: Vec<_> = before.services.iter().cloned().chain([service]).collect();
+    let backends = [SERVICE, other].into_iter().zip(backends(&[1, 1]));
+    let backends: Vec<_> =
+        backends.map(|(service, it)| cluster::Backend { service, ..it }).collect();
+    let snapshot = Snapshot { services: services.into(), ..before }.with(&backends);
+    stage.books.adopt(Arc::new(snapshot));
+    for round in 0..3 {
+        for (service, backend) in [SERVICE, other].into_iter().zip(&backends) {
+            let key = stage.act(|sessions, cx| sessions.accepted(service, client, cx)).unwrap();
+            let connect = Cmd::Connect { key, to: backend.address };
+            assert_eq!(stage.said(), [connect], "round {round}");
+        }
+    }
+    stage.now = stage.now.plus(Duration::from_millis(30));
+    stage.act(|sessions, cx| sessions.expire(cx));
+    let late = stage.said();
+    assert_eq!(late.len(), 3, "only the other service's connections are late: {late:?}");
+    let Cmd::CancelConnect { key } = late[0] else { panic!("{late:?}") };
+    stage.act(|sessions, cx| sessions.connected(key, Err(Errno::ECONNREFUSED), cx));
+    let refused = std::iter::from_fn(|| stage.control.reports.pop().ok()).find_map(|it| match it {
+        Report::Refused { service, .. } => Some(service),
+        _ => None,
+    });
+    assert_eq!(refused, Some(other), "there is no other backend in its service");
+    let gone = ServiceId(8);
+    let key = stage.act(|sessions, cx| sessions.accepted(gone, client, cx));
+    assert_eq!(key, None, "no service, no session");
 }
 
 #[test]
@@ -160,7 +199,7 @@ fn other_timeouts_hold_for_what_moves_next_and_a_deadline_that_is_set_stands() {
         };
         stage.said().into_iter().filter_map(cancelled).collect::<Vec<_>>()
     };
-    let before = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+    let before = stage.act(|sessions, cx| sessions.accepted(SERVICE, client, cx)).unwrap();
     let mut snapshot = stage.books.snapshot().clone();
     for service in &mut snapshot.services {
         // The other services' are shorter still.
@@ -168,7 +207,7 @@ fn other_timeouts_hold_for_what_moves_next_and_a_deadline_that_is_set_stands() {
         service.terms.timeouts.connect = Duration::from_millis(ms);
     }
     stage.books.adopt(Arc::new(snapshot));
-    let after = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+    let after = stage.act(|sessions, cx| sessions.accepted(SERVICE, client, cx)).unwrap();
     assert_eq!(cancelled(&mut stage, 490), []);
     assert_eq!(cancelled(&mut stage, 520), [after]);
     assert_eq!(cancelled(&mut stage, 2_980), []);
@@ -179,7 +218,7 @@ fn other_timeouts_hold_for_what_moves_next_and_a_deadline_that_is_set_stands() {
 fn want_of_a_port_towards_one_backend_leads_to_the_next_and_sets_none_aside() {
     let mut stage = Stage::with(2);
     let (client, portless) = ("192.0.2.1:1000".parse().unwrap(), Errno::EADDRNOTAVAIL);
-    let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+    let key = stage.act(|sessions, cx| sessions.accepted(SERVICE, client, cx)).unwrap();
     let [Cmd::Connect { to: first, .. }] = stage.said()[..] else { panic!() };
     stage.act(|sessions, cx| sessions.connected(key, Err(portless), cx));
     let [Cmd::Connect { to: second, .. }] = stage.said()[..] else { panic!() };
@@ -194,7 +233,7 @@ fn want_of_a_port_towards_one_backend_leads_to_the_next_and_sets_none_aside() {
     // The next user is offered the first again: it is not aside.
     let offered: Vec<_> = (0..2)
         .map(|_| {
-            stage.act(|sessions, cx| sessions.accepted(client, cx));
+            stage.act(|sessions, cx| sessions.accepted(SERVICE, client, cx));
             let [Cmd::Connect { to, .. }] = stage.said()[..] else { panic!() };
             to
         })
@@ -210,7 +249,7 @@ fn backends_that_could_not_be_asked_do_not_use_up_the_attempts() {
         (Errno::ECONNREFUSED, ATTEMPTS_MAX, Refusal::Unreachable),
         (Errno::EADDRNOTAVAIL, OFFERS_MAX, Refusal::Exhausted),
     ] {
-        let key = stage.act(|sessions, cx| sessions.accepted(client, cx)).unwrap();
+        let key = stage.act(|sessions, cx| sessions.accepted(SERVICE, client, cx)).unwrap();
         let mut offered = Vec::new();
         while let [Cmd::Connect { to, .. }] = stage.said()[..] {
             assert!(!offered.contains(&to), "each once");

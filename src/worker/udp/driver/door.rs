@@ -1,15 +1,19 @@
-//! This worker's socket at the UDP door. Owns how local addresses are written on it: in its own
+//! This worker's socket at a UDP door. Owns how local addresses are written on it: in its own
 //! address family, and with the source address that a reply needs on a wildcard socket.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::burst::Burst;
+use crate::cluster::ServiceId;
 use crate::ring::datagram::{PktInfo, RecvMeta};
 use crate::ring::sys;
+use crate::worker::door::Listener;
 
-/// This worker's socket in the group at the UDP door.
+/// This worker's socket in the group at a UDP door.
 pub struct UdpDoor {
+    /// The service whose users come to it.
+    pub(super) service: ServiceId,
     pub(super) socket: OwnedFd,
     /// The address it is bound to.
     at: SocketAddr,
@@ -25,11 +29,11 @@ impl UdpDoor {
     ///
     /// # Errors
     /// The kernel does not say where the socket is bound.
-    pub fn new(socket: OwnedFd) -> std::io::Result<UdpDoor> {
+    pub fn new(Listener { socket, service }: Listener) -> std::io::Result<UdpDoor> {
         let at = sys::local(socket.as_fd())?;
         let v6 = sys::is_v6(socket.as_fd())?;
         let wildcard = at.ip().is_unspecified();
-        Ok(UdpDoor { socket, at, wildcard, v6, burst: Burst::default() })
+        Ok(UdpDoor { service, socket, at, wildcard, v6, burst: Burst::default() })
     }
 
     /// The local address a datagram was sent to, from which its reply must leave.

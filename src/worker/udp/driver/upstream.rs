@@ -22,7 +22,7 @@ impl UdpDriver {
     /// The socket that a transmit with this tag leaves by.
     pub(super) fn sender(&self, tag: Tag) -> Option<BorrowedFd<'_>> {
         if tag.kind == REPLY {
-            return self.door.as_ref().map(|door| door.socket.as_fd());
+            return self.doors.get(tag.slot as usize).map(|door| door.socket.as_fd());
         }
         self.upstream(tag.slot).map(|upstream| upstream.socket.as_fd())
     }

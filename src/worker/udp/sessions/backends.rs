@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::base::time::Now;
-use crate::cluster::{Backend, BackendId, Standing};
+use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use crate::proxy::udp::PeerId;
 
 /// How long to avoid a backend that ICMP reports unreachable, unless the control core sets it aside
@@ -13,9 +13,10 @@ const AVOIDED: Duration = Duration::from_secs(1);
 /// When a backend that the control core has set aside is no longer avoided: not until it says so.
 const FOR_EVER: Now = Now::from_nanos(u64::MAX);
 
-/// What is known about one address.
-#[derive(Clone, Copy, Default)]
+/// What one service knows about one address.
+#[derive(Clone, Copy)]
 pub struct PeerState {
+    service: ServiceId,
     pub backend: Option<BackendId>,
     /// The backend is avoided until then.
     avoided_until: Now,
@@ -26,17 +27,32 @@ pub struct PeerState {
 }
 
 impl PeerState {
+    /// What a service knows about an address where none of its backends is.
+    const UNKNOWN: PeerState = PeerState {
+        service: ServiceId::built_in(Protocol::Udp),
+        backend: None,
+        avoided_until: Now::from_nanos(0),
+        suspected: false,
+        version: 0,
+    };
+
     /// Whether a backend is registered here and not avoided.
     pub fn is_usable(&self, now: Now) -> bool {
         self.backend.is_some() && now >= self.avoided_until
     }
+
+    fn is_of(&self, service: ServiceId) -> bool {
+        self.backend.is_some() && self.service == service
+    }
 }
 
-/// The backends of one worker's sessions, by address.
+/// The backends of one worker's sessions, by address and service.
 #[derive(Default)]
 pub struct Backends {
-    /// By [`PeerId::index`].
+    /// By [`PeerId::index`]: the only one at that address, or one of several.
     all: Vec<PeerState>,
+    /// The others, where several services share an address. Seldom any.
+    shared: Vec<(PeerId, PeerState)>,
     /// The avoided backends, by identity. Seldom any, so that the list a pick goes through is
     /// short.
     avoided: Vec<(BackendId, Now)>,
@@ -45,9 +61,33 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// What is known about this address; nothing if no backend was ever registered there.
-    pub fn at(&self, peer: PeerId) -> PeerState {
-        self.all.get(peer.index()).copied().unwrap_or_default()
+    /// What is known about this address; nothing if no backend of the service is registered there.
+    pub fn at(&self, peer: PeerId, service: ServiceId) -> PeerState {
+        match self.all.get(peer.index()) {
+            Some(state) if state.is_of(service) => *state,
+            _ => self.shared_at(peer, service),
+        }
+    }
+
+    #[cold]
+    fn shared_at(&self, peer: PeerId, service: ServiceId) -> PeerState {
+        let mut shared =
+            self.shared.iter().filter(|(at, state)| *at == peer && state.is_of(service));
+        shared.next().map_or(PeerState::UNKNOWN, |(_, state)| *state)
+    }
+
+    fn at_mut(&mut self, peer: PeerId, service: ServiceId) -> Option<&mut PeerState> {
+        let first = self.all.get_mut(peer.index()).filter(|state| state.is_of(service));
+        first.or_else(|| {
+            let mut shared = self.shared.iter_mut().filter(|(at, _)| *at == peer);
+            shared.find(|(_, state)| state.is_of(service)).map(|(_, state)| state)
+        })
+    }
+
+    /// Whether any service has a backend at this address.
+    pub fn is_any_at(&self, peer: PeerId) -> bool {
+        let first = self.all.get(peer.index()).is_some_and(|state| state.backend.is_some());
+        first || self.shared.iter().any(|(at, _)| *at == peer)
     }
 
     pub fn is_avoided(&self, id: BackendId, now: Now) -> bool {
@@ -62,10 +102,7 @@ impl Backends {
     /// Takes a backend of the new snapshot. What ICMP said about it stays valid; what the control
     /// core said is replaced.
     pub fn update(&mut self, peer: PeerId, backend: &Backend, version: u64) {
-        if self.all.len() <= peer.index() {
-            self.all.resize(peer.index() + 1, PeerState::default());
-        }
-        let state = &mut self.all[peer.index()];
+        let state = self.claim(peer, backend.service);
         let avoided_until = match backend.standing {
             Standing::Aside => FOR_EVER,
             _ if state.backend == Some(backend.id) && state.avoided_until != FOR_EVER => {
@@ -75,33 +112,66 @@ impl Backends {
         };
         let suspected =
             state.suspected && state.backend == Some(backend.id) && avoided_until != FOR_EVER;
-        self.suspected -= usize::from(state.suspected && !suspected);
-        *state = PeerState { backend: Some(backend.id), avoided_until, suspected, version };
+        let cleared = state.suspected && !suspected;
+        let (service, backend) = (backend.service, backend.id);
+        *state = PeerState { service, backend: Some(backend), avoided_until, suspected, version };
+        self.suspected -= usize::from(cleared);
         if avoided_until > Now::default() {
-            self.avoided.push((backend.id, avoided_until));
+            self.avoided.push((backend, avoided_until));
         }
     }
 
-    /// Removes a backend that is not in the snapshot of this version. `None` if it is.
+    /// The state of this service at this address, which is unknown if it had no backend there.
+    fn claim(&mut self, peer: PeerId, service: ServiceId) -> &mut PeerState {
+        if self.all.len() <= peer.index() {
+            self.all.resize(peer.index() + 1, PeerState::UNKNOWN);
+        }
+        let mut shared = self.shared.iter();
+        let shared = shared.position(|(at, state)| *at == peer && state.service == service);
+        let first = self.all[peer.index()];
+        match shared {
+            Some(place) => &mut self.shared[place].1,
+            None if first.backend.is_none() || first.service == service => {
+                &mut self.all[peer.index()]
+            }
+            None => {
+                self.shared.push((peer, PeerState::UNKNOWN));
+                &mut self.shared.last_mut().expect("it was just added").1
+            }
+        }
+    }
+
+    /// Removes one backend at this address that is not in the snapshot of this version. `None` if
+    /// there is none.
     pub fn remove_absent(&mut self, peer: PeerId, version: u64) -> Option<PeerState> {
-        let state = self.all.get_mut(peer.index()).filter(|state| state.version != version)?;
-        self.suspected -= usize::from(state.suspected);
-        Some(std::mem::take(state))
+        let absent = |state: &PeerState| state.backend.is_some() && state.version != version;
+        let removed = match self.all.get_mut(peer.index()).filter(|state| absent(state)) {
+            Some(first) => std::mem::replace(first, PeerState::UNKNOWN),
+            None => {
+                let mut shared = self.shared.iter();
+                let place = shared.position(|(at, state)| *at == peer && absent(state))?;
+                self.shared.swap_remove(place).1
+            }
+        };
+        self.suspected -= usize::from(removed.suspected);
+        Some(removed)
     }
 
-    /// A datagram has arrived from this address.
-    pub fn answered(&mut self, peer: PeerId) {
+    /// A datagram has arrived from this address for a session of this service.
+    pub fn answered(&mut self, peer: PeerId, service: ServiceId) {
         if self.suspected > 0
-            && let Some(state) = self.all.get_mut(peer.index())
+            && let Some(state) = self.at_mut(peer, service)
         {
-            self.suspected -= usize::from(std::mem::take(&mut state.suspected));
+            let was_suspected = std::mem::take(&mut state.suspected);
+            self.suspected -= usize::from(was_suspected);
         }
     }
 
-    /// ICMP reports this address unreachable. True if its backend is avoided from now on, which
-    /// takes two reports: one may be forged, and a live backend answers before the next.
-    pub fn suspect(&mut self, peer: PeerId, now: Now) -> bool {
-        let Some(state) = self.all.get_mut(peer.index()) else { return false };
+    /// ICMP reports this address unreachable for a session of this service. True if its backend is
+    /// avoided from now on, which takes two reports: one may be forged, and a live backend answers
+    /// before the next.
+    pub fn suspect(&mut self, peer: PeerId, service: ServiceId, now: Now) -> bool {
+        let Some(state) = self.at_mut(peer, service) else { return false };
         let Some(backend) = state.backend.filter(|_| state.is_usable(now)) else {
             return false;
         };
@@ -109,9 +179,10 @@ impl Backends {
             self.suspected += 1;
             return false;
         }
-        state.avoided_until = now.plus(AVOIDED);
+        let until = now.plus(AVOIDED);
+        state.avoided_until = until;
         self.avoided.retain(|(_, until)| *until > now);
-        self.avoided.push((backend, state.avoided_until));
+        self.avoided.push((backend, until));
         true
     }
 }

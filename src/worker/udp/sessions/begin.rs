@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
-use super::{DropReason, SERVICE, Segments, Session, Sessions, Up, payload_max, plain};
+use super::{DoorRef, DropReason, Segments, Session, Sessions, Up, payload_max, plain};
 use crate::base::time::Now;
-use crate::cluster::BackendId;
+use crate::cluster::{BackendId, ServiceId};
 use crate::proxy::udp::{Family, PeerId};
 use crate::session::flows::FlowKey;
 use crate::session::sources::Exceeded;
@@ -13,6 +13,14 @@ use crate::worker::books::{Books, Choice, Entry};
 
 /// Backends to try for a new session when one has no free pair.
 const CHOICES_MAX: usize = 4;
+
+/// A user without a session, and the flow that would be one.
+#[derive(Clone, Copy)]
+struct Asker {
+    client: SocketAddr,
+    service: ServiceId,
+    hash: u64,
+}
 
 impl Sessions {
     /// Begins a session, and returns its place.
@@ -24,17 +32,19 @@ impl Sessions {
         now: Now,
         hash: u64,
         key: FlowKey,
+        DoorRef { place: door, service }: DoorRef,
         segments: Segments,
         books: &mut Books,
     ) -> Result<u32, Up> {
-        let client = key.client();
+        let asker = Asker { client: key.client(), service, hash };
+        let client = asker.client;
         self.eviction.settle(now, &mut self.sources);
-        self.check(now, client, books).map_err(Up::Drop)?;
+        self.check(now, asker, books).map_err(Up::Drop)?;
         if let Some(socket) = self.pairs.wanted(now) {
             return Err(Up::Open(socket));
         }
-        let (choice, peer) = self.choose_with_room(now, hash, client, segments, books)?;
-        let (place, mut entry) = self.admit(now, client, books).map_err(Up::Drop)?;
+        let (choice, peer) = self.choose_with_room(now, asker, segments, books)?;
+        let (place, mut entry) = self.admit(now, asker, books).map_err(Up::Drop)?;
         let Some(socket) = self.pairs.take(peer, place) else {
             books.withdraw(entry);
             return Err(Up::Drop(DropReason::UpstreamExhausted));
@@ -43,20 +53,25 @@ impl Sessions {
         books.started(&entry);
         let source = self.sources.charge(client.ip(), now);
         let source = source.expect("there is room for a source for every session");
-        let session =
-            Session { entry, peer, socket, source, owed: 0, unanswered: false, refused: false };
-        let opened = self.flows.open(hash, key, session, now);
+        let (owed, unanswered, refused) = (0, false, false);
+        let session = Session { entry, door, peer, socket, source, owed, unanswered, refused };
+        let opened = self.flows.open(hash, key, service, session, now);
         assert!(opened.is_ok_and(|at| at == place), "the place was vacant");
         self.note(hash, choice.backend);
         Ok(place)
     }
 
-    /// Checks whether `client` may begin a session now.
-    fn check(&self, now: Now, client: SocketAddr, books: &Books) -> Result<(), DropReason> {
+    /// Checks whether a user may begin a session now.
+    fn check(
+        &self,
+        now: Now,
+        Asker { client, service, .. }: Asker,
+        books: &Books,
+    ) -> Result<(), DropReason> {
         if self.draining {
             return Err(DropReason::Draining);
         }
-        if books.snapshot().pool(SERVICE).is_none_or(|pool| pool.rotation.is_empty()) {
+        if books.snapshot().pool(service).is_none_or(|pool| pool.rotation.is_empty()) {
             return Err(DropReason::NoBackend);
         }
         self.sources.check(client.ip(), now).map_err(|exceeded| match exceeded {
@@ -69,17 +84,17 @@ impl Sessions {
     fn admit(
         &mut self,
         now: Now,
-        client: SocketAddr,
+        Asker { client, service, .. }: Asker,
         books: &mut Books,
     ) -> Result<(u32, Entry), DropReason> {
         if let Some(place) = self.flows.vacant()
-            && let Ok(entry) = books.admit(SERVICE, client, now)
+            && let Ok(entry) = books.admit(service, client, now)
         {
             return Ok((place, entry));
         }
         self.make_place_free(now, client.ip(), books)?;
         let place = self.flows.vacant().ok_or(DropReason::TableFull)?;
-        let entry = books.admit(SERVICE, client, now).map_err(|_| DropReason::TableFull)?;
+        let entry = books.admit(service, client, now).map_err(|_| DropReason::TableFull)?;
         Ok((place, entry))
     }
 
@@ -88,15 +103,15 @@ impl Sessions {
     fn choose_with_room(
         &mut self,
         now: Now,
-        hash: u64,
-        client: SocketAddr,
+        asker: Asker,
         segments: Segments,
         books: &mut Books,
     ) -> Result<(Choice, PeerId), Up> {
+        let user = asker.client.ip();
         let mut tried: [Option<BackendId>; CHOICES_MAX] = [None; CHOICES_MAX];
         let mut refused: Option<(Choice, DropReason)> = None;
         for turn in 0..CHOICES_MAX {
-            let Some(choice) = self.choose(now, hash, client, &tried, books) else { break };
+            let Some(choice) = self.choose(now, asker, &tried, books) else { break };
             if segments.longest() > payload_max(Family::of(plain(choice.address))) {
                 return Err(Up::Drop(DropReason::TooBig));
             }
@@ -104,7 +119,7 @@ impl Sessions {
             let peer = self.pairs.find(plain(choice.address));
             let room = peer
                 .ok_or(DropReason::UpstreamExhausted)
-                .and_then(|peer| self.make_pair_free(now, peer, client.ip(), books).map(|()| peer));
+                .and_then(|peer| self.make_pair_free(now, peer, user, books).map(|()| peer));
             match room {
                 Ok(peer) => return Ok((choice, peer)),
                 Err(why) => refused = refused.or(Some((choice, why))),
@@ -120,21 +135,20 @@ impl Sessions {
     fn choose(
         &self,
         now: Now,
-        hash: u64,
-        client: SocketAddr,
+        Asker { client, service, hash }: Asker,
         tried: &[Option<BackendId>],
         books: &Books,
     ) -> Option<Choice> {
         let is_tried = |id| tried.contains(&Some(id));
         let avoided = |id| self.backends.is_avoided(id, now) || is_tried(id);
         let elsewhere = self.settings.affinity.as_ref().and_then(|holder| holder.map.find(hash));
-        let found = elsewhere.filter(|id| !avoided(*id)).and_then(|id| books.find(SERVICE, id));
+        let found = elsewhere.filter(|id| !avoided(*id)).and_then(|id| books.find(service, id));
         if found.is_some() {
             books.metrics().counters.udp_sessions_found.one();
             return found;
         }
         books
-            .choose(SERVICE, client.ip(), &avoided)
-            .or_else(|| books.choose(SERVICE, client.ip(), &is_tried))
+            .choose(service, client.ip(), &avoided)
+            .or_else(|| books.choose(service, client.ip(), &is_tried))
     }
 }

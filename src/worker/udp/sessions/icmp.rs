@@ -35,7 +35,7 @@ impl Sessions {
         books.metrics().counters.udp_refused.one();
         let flow = self.flows.get_mut(place).expect("a held pair names a running session");
         (flow.state.unanswered, flow.state.refused) = (false, true);
-        if self.backends.suspect(peer, now) {
+        if self.backends.suspect(peer, flow.state.entry.service, now) {
             books.backend_failed(&flow.state.entry, errno);
         }
     }

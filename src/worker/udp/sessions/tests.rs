@@ -1,5 +1,6 @@
 //! The life of a UDP session as a table of behaviour.
 
+mod doors;
 mod eviction;
 mod handoff;
 mod icmp;
@@ -24,6 +25,8 @@ use crate::session::shards::{SessionView, Shard};
 use crate::worker::books::Parts;
 use crate::worker::link::{Report, Shortage};
 
+const SERVICE: ServiceId = ServiceId::built_in(Protocol::Udp);
+const IDLE: Duration = Duration::from_secs(60);
 const LOCAL: &str = "192.0.2.1:53";
 const QUARANTINE: Duration = Duration::from_secs(120);
 
@@ -41,7 +44,6 @@ struct World {
 fn settings() -> UdpSettings {
     UdpSettings {
         udp: Udp::default(),
-        idle: Duration::from_secs(60),
         waits: Waits::default(),
         sessions: 100,
         share: 200,
@@ -69,7 +71,7 @@ fn world(change: impl FnOnce(&mut UdpSettings)) -> World {
     });
     let now = Now::from_nanos(1_000_000_000);
     let services = Snapshot::built_in(Terms::default(), |_| Arc::clone(&seats));
-    books.adopt(Arc::new(idle_after(settings.idle, services)));
+    books.adopt(Arc::new(idle_after(IDLE, services)));
     World { core: Sessions::new(settings, now), books, reports, metrics, shard, seats, now }
 }
 
@@ -143,8 +145,7 @@ impl World {
 
     fn up_load(&mut self, number: u16, segments: Segments) -> Up {
         loop {
-            let local = LOCAL.parse().unwrap();
-            match self.core.up(self.now, client(number), local, segments, &mut self.books) {
+            match self.core.up(self.now, origin(number), segments, &mut self.books) {
                 Up::Open(socket) => self.core.opened(self.now, socket, true),
                 other => return other,
             }
@@ -159,8 +160,8 @@ impl World {
     /// The same for a byte that another worker has handed off.
     fn handed_off(&mut self, number: u16) -> Result<(SocketId, u8), DropReason> {
         loop {
-            let (local, segments) = (LOCAL.parse().unwrap(), Segments::one(1));
-            match self.core.handed_off(self.now, client(number), local, segments, &mut self.books) {
+            let (origin, segments) = (origin(number), Segments::one(1));
+            match self.core.handed_off(self.now, origin, segments, &mut self.books) {
                 Up::Open(socket) => self.core.opened(self.now, socket, true),
                 other => return went(other),
             }
@@ -170,7 +171,7 @@ impl World {
     fn down(&mut self, socket: SocketId, host: u8) -> Result<(SocketAddr, SocketAddr), DropReason> {
         let from = backend_at(host);
         match self.core.down(self.now, socket, from, Segments::one(2), &mut self.books) {
-            Down::Send { from, to } => Ok((from, to)),
+            Down::Send { from, to, .. } => Ok((from, to)),
             Down::Drop(why) => Err(why),
         }
     }
@@ -208,6 +209,12 @@ fn went(up: Up) -> Result<(SocketId, u8), DropReason> {
         Up::Drop(why) => Err(why),
         other => panic!("{other:?}"),
     }
+}
+
+/// A datagram of this user, at the door of the service that all tests but a few are about.
+fn origin(number: u16) -> Origin {
+    let door = DoorRef { place: 0, service: SERVICE };
+    Origin { client: client(number), local: LOCAL.parse().unwrap(), door }
 }
 
 /// A flow as the affinity map knows it.

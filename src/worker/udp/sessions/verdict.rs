@@ -3,9 +3,27 @@
 
 use std::net::SocketAddr;
 
+use crate::cluster::ServiceId;
 use crate::metrics::{Counter, WorkerCounters};
 use crate::proxy::udp::SocketId;
 use crate::worker::link::Shortage;
+
+/// A door, and the service whose users come to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DoorRef {
+    /// Among the doors of each worker.
+    pub place: u16,
+    pub service: ServiceId,
+}
+
+/// Who sent a datagram, and what it was sent to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    pub client: SocketAddr,
+    /// The local address.
+    pub local: SocketAddr,
+    pub door: DoorRef,
+}
 
 /// The size of what was received: one datagram, or several that the kernel coalesced, each
 /// `segment_size` bytes long but the last, which may be shorter.
@@ -54,8 +72,10 @@ pub enum Up {
 /// The verdict on a datagram from a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Down {
-    /// Send it to the user from the local address the user has sent to.
+    /// Send it to the user by the door it came by, from the local address it has sent to.
     Send {
+        /// The door's place.
+        door: u16,
         from: SocketAddr,
         to: SocketAddr,
     },

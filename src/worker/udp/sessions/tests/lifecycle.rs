@@ -25,12 +25,12 @@ fn a_reply_reaches_its_user_from_the_address_the_user_sent_to() {
     assert_eq!(world.down(one.0, one.1), Ok((local, client(1))));
     assert_eq!(world.down(other.0, other.1), Ok((local, client(2))));
     let elsewhere = "192.0.2.99:53".parse().unwrap();
-    let up = world.core.up(world.now, client(1), elsewhere, Segments::one(1), &mut world.books);
+    let origin = Origin { local: elsewhere, ..origin(1) };
+    let up = world.core.up(world.now, origin, Segments::one(1), &mut world.books);
     let from = match up {
         Up::Open(socket) => {
             world.core.opened(world.now, socket, true);
-            match world.core.up(world.now, client(1), elsewhere, Segments::one(1), &mut world.books)
-            {
+            match world.core.up(world.now, origin, Segments::one(1), &mut world.books) {
                 Up::Send { from, .. } => from,
                 other => panic!("{other:?}"),
             }

@@ -80,7 +80,7 @@ fn a_socket_that_cannot_be_opened_costs_the_datagram_and_nothing_else() {
     let mut world = with_backends(1, |_| {});
     let local: SocketAddr = LOCAL.parse().unwrap();
     let ask = |world: &mut World| {
-        world.core.up(world.now, client(1), local, Segments::one(1), &mut world.books)
+        world.core.up(world.now, Origin { local, ..origin(1) }, Segments::one(1), &mut world.books)
     };
     let Up::Open(socket) = ask(&mut world) else { panic!("no socket is open yet") };
     world.core.opened(world.now, socket, false);

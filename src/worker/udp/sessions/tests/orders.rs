@@ -30,7 +30,8 @@ fn orders_end_what_they_name() {
 fn silent_sessions_end_soon_while_draining_and_busy_ones_go_on() {
     for (idle_ms, ends_ms) in [(60_000, 2_000), (500, 500)] {
         let idle = Duration::from_millis(idle_ms);
-        let mut world = with_backends(2, |settings| settings.idle = idle);
+        let mut world = with_backends(2, |_| {});
+        world.reload(idle);
         let (socket, host) = world.up(1).unwrap();
         (2..=5).for_each(|number| assert!(world.up(number).is_ok()));
         world.reports();

@@ -1,0 +1,10 @@
+//! Many services on one balancer, against the real kernel: each has doors and backends of its own, and the
+//! users of one never reach those of another.
+
+mod api;
+mod datagrams;
+mod harness;
+mod streams;
+
+#[path = "../common/wait.rs"]
+mod wait;
