@@ -71,7 +71,7 @@ fn add_named(weather: &Weather, snapshot: &mut Snapshot) {
         services.push(Service { id, seats, turn, ..built_in.clone() });
     }
     snapshot.services = services.into();
-    snapshot.doors = Arc::new(Doors::new(&claimants).expect("each host is claimed once"));
+    snapshot.doors = Arc::new(Doors::new(None, &claimants).expect("each host is claimed once"));
 }
 
 /// The backends of a run, of its services in turn.
