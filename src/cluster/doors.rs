@@ -110,6 +110,16 @@ mod tests {
     }
 
     #[test]
+    fn services_whose_ports_the_kernel_chooses_share_no_door() {
+        let doors = Doors::new(
+            None,
+            &[claimant(SHOP, &[0], &[""], &[""]), claimant(BLOG, &[0], &[""], &[""])],
+        );
+        let doors = doors.unwrap();
+        assert!(doors.routes(SHOP).is_none() && doors.routes(BLOG).is_none());
+    }
+
+    #[test]
     fn a_door_of_one_service_that_claims_everything_needs_no_routes() {
         for paths in [&[""][..], &["/"]] {
             let doors = Doors::new(
