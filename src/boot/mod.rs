@@ -2,6 +2,7 @@
 //! doors, workers, control core; the only place where both planes meet.
 
 pub mod capacity;
+pub mod circles;
 pub mod datagrams;
 pub mod doors;
 mod plane;
@@ -40,6 +41,7 @@ impl std::error::Error for Trouble {}
 /// is called for the settings again on SIGHUP.
 pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
     who_may_register(&config).map_err(Trouble)?;
+    circles::refuse(&config)?;
     // An unusable file is reported before the doors are said to be open.
     for file in [&config.control.secret_file, &config.admin.token_file].into_iter().flatten() {
         Secrets::load(file).map_err(Trouble)?;
@@ -106,6 +108,7 @@ fn fitting(mut reread: Reread, asked: Listen, open: Listen) -> Reread {
         if config.listen == asked {
             config.listen = open.clone();
         }
+        circles::refuse(&config).map_err(|Trouble(sentence)| sentence)?;
         config.limits.sessions =
             capacity::sessions(&config).map_err(|Trouble(sentence)| sentence)?;
         Ok(config)

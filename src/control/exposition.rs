@@ -101,7 +101,7 @@ fn backends(hub: &Hub, text: &mut Text) {
     for (backend, _) in &counted {
         text.of_backend(&name, backend, None, backend.backend.weight.into());
     }
-    let help = "1 for the state the backend is in: serving, aside or draining.";
+    let help = "1 for the state the backend is in: serving, aside, failing or draining.";
     let name = text.family("backend_", "state", Kind::Gauge, help);
     for (backend, _) in &counted {
         let state = view::state(backend.backend.standing).name();

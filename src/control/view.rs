@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use super::checks::Verdict;
 use super::drain::Stop;
+use super::hub::checking::Checked;
 use super::hub::{Hub, Member};
 use super::status::{
-    BackendState, BackendStatus, Doors, HelloStatus, Percentiles, RunState, SCHEMA, SessionTotals,
-    Status, Timings, WorkerStatus,
+    BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, HelloStatus, Percentiles,
+    RunState, SCHEMA, SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::BackendValues;
 use crate::base::time::Now;
@@ -66,6 +68,7 @@ pub fn state(standing: Standing) -> BackendState {
     match standing {
         Standing::Serving => BackendState::Serving,
         Standing::Aside => BackendState::Aside,
+        Standing::Failing => BackendState::Failing,
         Standing::Draining => BackendState::Draining,
     }
 }
@@ -118,6 +121,7 @@ fn registered(hub: &Hub, entry: &Registered, turns: u32, now: Now) -> BackendSta
         round: u32::try_from(round).unwrap_or(u32::MAX),
         registered_unix_ms: entry.since.unix_ms(),
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
+        check: hub.check_result(id).map(check).unwrap_or_default(),
         drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
         ..backend(hub, &entry.backend, state(entry.backend.standing))
     }
@@ -136,6 +140,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         round: 0,
         registered_unix_ms: 0,
         hello: HelloStatus::default(),
+        check: CheckStatus::default(),
         drains_in_ms: None,
         sessions_active: value(&values, "active"),
         sessions_total: value(&values, "total"),
@@ -152,6 +157,20 @@ fn hello(member: &Member) -> HelloStatus {
         answered_unix_ms: member.answered.map(|(at, _)| at.unix_ms()),
         took_us: took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
         misses: member.misses,
+    }
+}
+
+fn check(checked: &Checked) -> CheckStatus {
+    CheckStatus {
+        verdict: match checked.verdict {
+            Verdict::Unproven => None,
+            Verdict::Passing => Some(CheckVerdict::Passing),
+            Verdict::Failing => Some(CheckVerdict::Failing),
+        },
+        since_unix_ms: Some(checked.since.unix_ms()),
+        last_unix_ms: Some(checked.last.unix_ms()),
+        took_us: Some(u64::try_from(checked.took.as_micros()).unwrap_or(u64::MAX)),
+        failure: checked.failure.as_deref().map(str::to_owned),
     }
 }
 

@@ -10,8 +10,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lb::base::publish::Publisher;
-use lb::cluster::{Backend as Registered, Protocol, ServiceId, Snapshot};
+use lb::cluster::{Backend as Registered, Protocol, Service, ServiceId, Snapshot};
 use lb::config::Config;
+use lb::config::services::ServiceConfig;
 use lb::control::{Control, Listeners};
 use lb::metrics::WorkerMetrics;
 use lb::session::shards::ShardWriter;
@@ -125,6 +126,21 @@ impl Drop for Worker {
     }
 }
 
+/// The first snapshot of a balancer with these settings.
+fn snapshot(config: &Config) -> Snapshot {
+    let first = Snapshot::default();
+    let like = first.services[0].clone();
+    let service = |(id, named): (u16, &ServiceConfig)| Service {
+        id: ServiceId(id),
+        name: named.name.as_str().into(),
+        kind: named.protocol,
+        terms: config.terms_of(named),
+        ..like.clone()
+    };
+    let named = (first.services.len() as u16..).zip(&config.services).map(service);
+    Snapshot { services: first.services.iter().cloned().chain(named).collect(), ..first }
+}
+
 /// A running control core.
 pub struct Core {
     pub control: SocketAddr,
@@ -145,7 +161,7 @@ impl Core {
         config.listen.control = Some(address);
         let admin = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin_address = admin.local_addr().unwrap();
-        let snapshots = Publisher::new(Snapshot::default());
+        let snapshots = Publisher::new(snapshot(&config));
         let urgent = Arc::new(Notify::new());
         let (end, worker) =
             link(0, 200_000, snapshots.subscribe(), Arc::clone(&urgent)).expect("an eventfd");

@@ -3,6 +3,7 @@
 
 mod harness;
 mod lines;
+mod listed;
 mod reload;
 mod signals;
 #[path = "../common/wait.rs"]
