@@ -120,6 +120,9 @@ fn operator_errors_are_one_sentence_and_exit_code_2() {
         vec![],
         vec!["fly"],
         vec!["backend", "--protocol", "sctp", "--port", "1"],
+        vec!["backend", "--port", "1"],
+        vec!["backend", "--service", "redis", "--port", "1", "--echo"],
+        vec!["backend", "--service", "a b", "--port", "1"],
     ] {
         assert_eq!(ran(&arguments).status.code(), Some(2), "{arguments:?}");
     }
@@ -456,6 +459,55 @@ fn a_backend_reconnects_when_the_balancer_returns() {
         let mut control = Control::accept(&listener);
         assert_eq!(control.hears()["port"], 9);
         control.says(r#"{"ack":"successful","cmd":"register"}"#);
+    }
+}
+
+#[test]
+fn a_backend_of_a_named_service_registers_under_its_name_alone() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut backend =
+        Running::start(&["backend", "--service", "redis", "--port", "9", "--lb", &address]);
+    let mut control = Control::accept(&listener);
+    let register = control.hears();
+    assert_eq!((&register["service"], &register["port"]), (&"redis".into(), &9.into()));
+    assert!(register.get("protocol").is_none(), "{register}");
+    control.says(r#"{"ack":"successful","cmd":"register","protocol":"tcp","service":"redis"}"#);
+    control.says(r#"{"cmd":"hello"}"#);
+    assert_eq!(control.hears()["ack"], "hello");
+    backend.terminate();
+    let unregister = control.hears();
+    assert_eq!(
+        (&unregister["cmd"], &unregister["service"]),
+        (&"unregister".into(), &"redis".into())
+    );
+    control.says(r#"{"ack":"successful","cmd":"unregister","service":"redis"}"#);
+    assert_eq!(backend.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn rule_14_a_backend_of_a_named_service_leaves_an_older_balancer_with_exit_code_2() {
+    let granted = r#"{"ack":"successful","cmd":"register","protocol":"tcp","port":9,"id":"b1"}"#;
+    let refused = r#"{"ack":"failed","msg":"protocol is missing","cmd":"register"}"#;
+    for (protocol, answer) in [(&["--protocol", "tcp"][..], granted), (&[], refused)] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let named = ["backend", "--service", "redis", "--port", "9", "--lb", &address];
+        let mut command = lb(&[&named[..], protocol].concat());
+        let mut backend = Running(command.stderr(Stdio::piped()).spawn().unwrap());
+        let mut control = Control::accept(&listener);
+        assert_eq!(control.hears()["cmd"], "register");
+        control.says(answer);
+        if answer == granted {
+            let left = control.hears();
+            assert_eq!((&left["cmd"], &left["protocol"]), (&"unregister".into(), &"tcp".into()));
+            control.says(r#"{"ack":"successful","left":0,"cmd":"unregister"}"#);
+        }
+        assert_eq!(backend.0.wait().unwrap().code(), Some(2), "{answer}");
+        let mut said = String::new();
+        backend.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains("the balancer does not know services by name"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
     }
 }
 

@@ -16,6 +16,7 @@ use tracing::info;
 
 use crate::client::demo;
 use crate::cluster::{Protocol, ServiceId};
+use crate::config::services::ServiceConfig;
 use crate::config::{Config, Listen};
 use crate::control::auth::{Secrets, who_may_register};
 use crate::control::reload::{Reload, Reread};
@@ -49,7 +50,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
     let sessions = capacity::sessions(&config)?;
     config.limits.sessions = sessions;
-    let asked = config.listen.clone();
+    let asked = Asked { listen: config.listen.clone(), services: config.services.clone() };
     let listeners = Listeners {
         control: doors::open(config.listen.control, "control")?,
         admin: doors::open(config.listen.admin, "admin")?,
@@ -62,10 +63,12 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     config.listen.tcp = plane.tcp;
     config.listen.udp = plane.udp;
     config.listen.api = plane.api;
+    put_real_doors(&mut config.services, &plane.doors);
     tell_doors(&config.listen, &plane.doors);
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
     let demo = start_demo(&config, demo)?;
-    let reread = fitting(reread, asked, config.listen.clone());
+    let open = Asked { listen: config.listen.clone(), services: config.services.clone() };
+    let reread = fitting(reread, asked, open);
     let reload = Reload { reread, seats: plane.seats };
     let control = Control {
         config: Arc::new(config),
@@ -86,7 +89,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
 fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
     let built_in = |door: &&OpenDoor| door.service == ServiceId::built_in(door.protocol);
     for OpenDoor { name, protocol, address, .. } in users.iter().filter(|door| !built_in(door)) {
-        info!(service = %name, %protocol, %address, "door of a service open");
+        info!(service = &**name, %protocol, %address, "door of a service open");
     }
     let at =
         |door: Option<SocketAddr>| door.map_or("off".to_owned(), |address| address.to_string());
@@ -100,13 +103,39 @@ fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
     );
 }
 
+/// The settings that say where the doors are.
+struct Asked {
+    listen: Listen,
+    services: Vec<ServiceConfig>,
+}
+
+/// Gives services the addresses of their doors, including ports that the kernel chose. A door that API
+/// services share is known by the first of them, and the others keep what they asked for.
+fn put_real_doors(services: &mut [ServiceConfig], open: &[OpenDoor]) {
+    for service in services {
+        let own = open.iter().filter(|door| *door.name == *service.name);
+        let own: Vec<SocketAddr> = own.map(|door| door.address).collect();
+        if own.len() == service.listen.len() {
+            service.listen = own;
+        }
+    }
+}
+
 /// Settings that are read again must fit the host, as the first ones had to. A door `asked` for as
 /// before is the one that is `open`, even if the kernel chose its port.
-fn fitting(mut reread: Reread, asked: Listen, open: Listen) -> Reread {
+fn fitting(mut reread: Reread, asked: Asked, open: Asked) -> Reread {
     Box::new(move || {
         let mut config = reread()?;
-        if config.listen == asked {
-            config.listen = open.clone();
+        if config.listen == asked.listen {
+            config.listen = open.listen.clone();
+        }
+        for service in &mut config.services {
+            let as_before =
+                |it: &&ServiceConfig| it.name == service.name && it.listen == service.listen;
+            let place = asked.services.iter().position(|it| as_before(&it));
+            if let Some(place) = place {
+                service.listen.clone_from(&open.services[place].listen);
+            }
         }
         circles::refuse(&config).map_err(|Trouble(sentence)| sentence)?;
         config.limits.sessions =

@@ -29,9 +29,13 @@ const MENU: &str = "1: register, 2: unregister, q: quit\n";
 /// connects to the port given here.
 #[derive(Args)]
 pub struct Arguments {
-    /// The kind of users the backend serves
-    #[arg(long, value_parser = protocol())]
-    protocol: Protocol,
+    /// The service the backend joins, as the balancer's file names it; without one, the built-in
+    /// service of --protocol
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    service: Option<String>,
+    /// The kind of users the backend serves; with --service it may be left out
+    #[arg(long, value_parser = protocol(), required_unless_present = "service")]
+    protocol: Option<Protocol>,
     /// The backend's port on this host; with --echo, 0 takes any free one
     #[arg(long, value_name = "N")]
     port: u16,
@@ -48,8 +52,8 @@ pub struct Arguments {
     /// File with the secret the balancer asks for
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// Be the backend as well: send back whatever arrives
-    #[arg(long)]
+    /// Be the backend as well: send back whatever arrives, by the rules of --protocol
+    #[arg(long, requires = "protocol")]
     echo: bool,
 }
 
@@ -73,13 +77,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 
 async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Failure> {
     let mut offer = Offer {
+        service: arguments.service,
         protocol: arguments.protocol,
         port: arguments.port,
         weight: arguments.weight,
         name: arguments.name,
     };
-    if arguments.echo {
-        offer.port = echo(&offer).await?;
+    if let (true, Some(protocol)) = (arguments.echo, offer.protocol) {
+        offer.port = echo(&offer, protocol).await?;
     }
     let (wish, wishes) = mpsc::channel(8);
     watch_signals(&wish)?;
@@ -87,7 +92,7 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
         print(MENU)?;
         thread::spawn("menu", move || menu(&wish))?;
     }
-    let what = format!("{} port {} at {}", offer.protocol, offer.port, arguments.lb);
+    let what = format!("{} port {} at {}", offer.whom(), offer.port, arguments.lb);
     let secret_file = arguments.secret_file;
     let membership = Membership { balancer: arguments.lb, offer, secret, secret_file };
     stay(membership, wishes, |notice| match notice {
@@ -96,13 +101,13 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
         }
         _ => tracing::info!("{what}: {notice}"),
     })
-    .await;
+    .await?;
     Ok(())
 }
 
 /// Starts the echo backend and returns its port.
-async fn echo(offer: &Offer) -> Result<u16, Failure> {
-    let echo = Echo::bind_everywhere(offer.protocol, offer.port).await.map_err(|error| {
+async fn echo(offer: &Offer, protocol: Protocol) -> Result<u16, Failure> {
+    let echo = Echo::bind_everywhere(protocol, offer.port).await.map_err(|error| {
         format!(
             "port {} cannot be opened for the echo backend: {error}; choose another --port, or 0 for \
              any free one",

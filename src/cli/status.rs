@@ -9,7 +9,8 @@ use super::table::{Cell, Look, bytes, colour, drawn, number, painted, span, word
 use super::{Failure, peer, print, wait_for};
 use crate::client::admin;
 use crate::control::status::{
-    BackendState, BackendStatus, Doors, Percentiles, RunState, SessionStatus, Status, WorkerStatus,
+    BackendState, BackendStatus, Doors, Percentiles, RunState, ServiceStatus, SessionStatus,
+    Status, WorkerStatus,
 };
 
 /// Limit on the sessions shown; a script that wants more asks the admin door page by page.
@@ -53,13 +54,32 @@ fn session_lines(sessions: &[SessionStatus]) -> String {
 }
 
 fn session_page(sessions: &[SessionStatus], more: bool) -> String {
-    let rows: Vec<Vec<Cell>> = sessions.iter().map(session_row).collect();
+    let named = sessions.iter().any(|it| !matches!(&*it.service, "" | "tcp" | "udp" | "api"));
+    let rows: Vec<Vec<Cell>> =
+        sessions.iter().map(|it| with_service(named, &it.service, session_row(it))).collect();
     let heads = ["session", "users", "client", "backend", "at", "age", "idle", "up", "down"];
-    let mut out = drawn(&heads, &rows, colour());
+    let mut out = drawn(&headed(named, &heads), &rows, colour());
     let count = sessions.len();
     // Writing to a string cannot fail.
     let _ = writeln!(out, "{count} sessions{}", if more { ", and more" } else { "" });
     out
+}
+
+/// A row with its service in the second column, if there are named services.
+fn with_service(named: bool, service: &str, mut row: Vec<Cell>) -> Vec<Cell> {
+    if named {
+        row.insert(1, word(service));
+    }
+    row
+}
+
+/// The headings of such rows.
+fn headed(named: bool, heads: &[&'static str]) -> Vec<&'static str> {
+    let mut heads = heads.to_vec();
+    if named {
+        heads.insert(1, "service");
+    }
+    heads
 }
 
 fn session_row(session: &SessionStatus) -> Vec<Cell> {
@@ -83,16 +103,24 @@ fn page(status: &Status, colour: bool) -> String {
     let mut out = head(status, colour);
     let _ = writeln!(out, "\n{}", title("doors"));
     out.push_str(&doors(&status.doors, colour));
+    let named = status.has_named_services();
+    if named {
+        let _ = writeln!(out, "\n{}", title("services"));
+        let rows: Vec<Vec<Cell>> = status.services.iter().map(service_row).collect();
+        let heads = ["service", "users", "doors", "serving", "sessions", "joining", "own settings"];
+        out.push_str(&drawn(&heads, &rows, colour));
+    }
     let _ = writeln!(out, "\n{}", title("backends"));
     if status.backends.is_empty() {
         out.push_str("none: users are turned away until one registers (lb backend --help)\n");
     } else {
-        let rows: Vec<Vec<Cell>> = status.backends.iter().map(backend_row).collect();
+        let row = |it: &BackendStatus| with_service(named, &it.service, backend_row(it));
+        let rows: Vec<Vec<Cell>> = status.backends.iter().map(row).collect();
         let heads = [
             "id", "users", "address", "name", "state", "share", "hello", "active", "total",
             "failed", "no room", "up", "down",
         ];
-        out.push_str(&drawn(&heads, &rows, colour));
+        out.push_str(&drawn(&headed(named, &heads), &rows, colour));
     }
     let _ = writeln!(out, "\n{}", title("workers"));
     let rows: Vec<Vec<Cell>> = status.workers.iter().map(worker_row).collect();
@@ -140,6 +168,23 @@ fn doors(doors: &Doors, colour: bool) -> String {
         vec![word(name), word(address.map_or("off".to_owned(), |address| address.to_string()))]
     });
     drawn(&["door", "address"], &shown, colour)
+}
+
+fn service_row(service: &ServiceStatus) -> Vec<Cell> {
+    let list = |all: Vec<String>| if all.is_empty() { "-".to_owned() } else { all.join(", ") };
+    let doors = service.doors.iter().map(ToString::to_string).collect();
+    let serving = service.backends.get(&BackendState::Serving).copied().unwrap_or(0);
+    let of: u64 = service.backends.values().sum();
+    let serving = word(format!("{serving} of {of}")).right();
+    vec![
+        word(&service.name),
+        word(service.protocol.name()),
+        word(list(doors)),
+        serving,
+        number(service.sessions_active),
+        word(if service.register { "open" } else { "closed" }),
+        word(list(service.terms.clone())),
+    ]
 }
 
 fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
@@ -241,6 +286,7 @@ mod tests {
     fn backend() -> BackendStatus {
         BackendStatus {
             id: "b1".into(),
+            service: "tcp".into(),
             protocol: Protocol::Tcp,
             address: "10.0.0.5:9991".parse().unwrap(),
             name: Some("web\x1b[2J".into()),
@@ -273,6 +319,7 @@ mod tests {
             doors: Doors { tcp: Some("[::]:8081".parse().unwrap()), ..Doors::default() },
             policy: "round_robin".into(),
             snapshot: 3,
+            services: vec![service("tcp", 2)],
             sessions: SessionTotals { active: 7, limit: 100, ..SessionTotals::default() },
             backends: vec![
                 backend(),
@@ -324,6 +371,60 @@ mod tests {
         assert!(!page.contains('\x1b'), "{page}");
         let table: Vec<&str> = page.lines().filter(|line| line.starts_with("b1")).collect();
         assert_eq!(table[0].find("10.0.0.5"), table[1].find("10.0.0.5"), "{page}");
+    }
+
+    fn service(name: &str, serving: u64) -> ServiceStatus {
+        ServiceStatus {
+            name: name.into(),
+            protocol: Protocol::Tcp,
+            doors: vec!["[::]:8081".parse().unwrap()],
+            register: true,
+            backends: BTreeMap::from([(BackendState::Serving, serving), (BackendState::Aside, 1)]),
+            sessions_active: 7,
+            terms: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn services_are_shown_once_there_are_named_ones() {
+        let mut status = status();
+        assert!(!page(&status, false).contains("service"), "the built-in ones go without saying");
+        let terms = vec!["policy = \"least_sessions\"".into(), "connect_ms = 9".into()];
+        let redis = ServiceStatus { terms, register: false, ..service("redis", 0) };
+        status.services.push(ServiceStatus { doors: Vec::new(), ..redis });
+        status.backends[1].service = "redis".into();
+        let page = page(&status, false);
+        for line in [
+            "service users doors serving sessions joining own settings",
+            "tcp tcp [::]:8081 2 of 3 7 open -",
+            "redis tcp - 0 of 1 7 closed policy = \"least_sessions\", connect_ms = 9",
+            "b12 redis tcp 10.0.0.5:9991 - aside - 2 missed 7 12,345 0 0 1.0 KiB 0 B",
+        ] {
+            let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(page.lines().any(|found| squeezed(found) == line), "{line}\n{page}");
+        }
+    }
+
+    #[test]
+    fn sessions_are_shown_with_their_service_once_one_is_of_a_named_one() {
+        let session = |service: &str| SessionStatus {
+            id: "0-1-1".into(),
+            service: service.into(),
+            protocol: Protocol::Tcp,
+            client: "10.0.0.9:5".parse().unwrap(),
+            backend: None,
+            backend_address: None,
+            worker: 0,
+            started_unix_ms: 0,
+            age_ms: 0,
+            idle_ms: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        let plain = session_page(&[session("tcp"), session("")], false);
+        assert!(!plain.contains("service"), "{plain}");
+        let named = session_page(&[session("tcp"), session("redis")], false);
+        assert!(named.contains("service") && named.contains("redis"), "{named}");
     }
 
     #[test]

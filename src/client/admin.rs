@@ -170,6 +170,7 @@ mod tests {
     fn page(ids: &[&str], next: Option<&str>) -> String {
         let session = |id: &&str| SessionStatus {
             id: (*id).to_owned(),
+            service: "tcp".into(),
             protocol: Protocol::Tcp,
             client: "192.0.2.1:7".parse().unwrap(),
             backend: None,

@@ -65,6 +65,8 @@ pub enum Act {
     Tell(Notice),
     /// The program ends; nothing follows.
     Stop,
+    /// It ends as a failure, for the reason in this sentence; nothing follows.
+    Fail(String),
 }
 
 /// What a person may want to read. Each is one line.
@@ -146,6 +148,8 @@ pub struct Registration {
     secret: Option<Vec<u8>>,
     wish: Wish,
     state: State,
+    /// Why the program is to end as a failure, if it is.
+    fault: Option<String>,
     /// Attempts since the last hello received as a member; each lengthens the pause.
     failures: u32,
     interval: Duration,
@@ -158,6 +162,7 @@ impl Registration {
             offer,
             secret,
             wish: Wish::Registered,
+            fault: None,
             state: State::Waiting { until: Now::default() },
             failures: 0,
             interval: INTERVAL,
@@ -259,7 +264,7 @@ impl Registration {
     }
 
     fn stop(&mut self, acts: &mut Vec<Act>) {
-        acts.push(Act::Stop);
+        acts.push(self.fault.take().map_or(Act::Stop, Act::Fail));
         self.state = State::Over;
     }
 
@@ -301,6 +306,11 @@ impl Registration {
     fn granted(&mut self, now: Now, said: &Said, acts: &mut Vec<Act>) {
         match self.state {
             State::Proving { .. } => self.join(now, acts),
+            State::Joining { .. } if self.is_older(said) => {
+                self.fault = Some(self.older());
+                self.wish = Wish::Gone;
+                self.leave(now, acts);
+            }
             State::Joining { .. } if said.cmd.as_deref() != Some("auth") => {
                 if let Some(interval) = said.interval_ms {
                     self.interval = Duration::from_millis(interval.clamp(10, 3_600_000));
@@ -313,6 +323,22 @@ impl Registration {
             }
             _ => {}
         }
+    }
+
+    /// Whether this answer to a registration comes from a balancer that does not know services by name.
+    /// It ignored the name, and if it granted the registration then for the built-in service, whose
+    /// users are none of ours.
+    fn is_older(&self, said: &Said) -> bool {
+        let is_answer = said.cmd.as_deref() == Some("register");
+        is_answer && self.offer.service.is_some() && said.service.is_none()
+    }
+
+    fn older(&self) -> String {
+        format!(
+            "the balancer does not know services by name, so this backend cannot join {}: update the \
+             balancer, or leave --service out",
+            self.offer.whom()
+        )
     }
 
     fn left(&mut self, now: Now, acts: &mut Vec<Act>) {
@@ -330,6 +356,11 @@ impl Registration {
     fn refused(&mut self, now: Now, random: u64, said: &Said, acts: &mut Vec<Act>) {
         let why = said.msg.as_deref().unwrap_or("the balancer refused without a reason");
         match self.state {
+            State::Joining { .. } if self.is_older(said) => {
+                self.fault = Some(self.older());
+                self.wish = Wish::Gone;
+                self.give_up(now, random, why, acts);
+            }
             State::Proving { .. } | State::Joining { .. } => self.give_up(now, random, why, acts),
             // What is not registered cannot be unregistered, so the aim is reached.
             State::Leaving { .. } if said.cmd.as_deref() != Some("register") => {

@@ -47,10 +47,8 @@ pub fn start(
             let membership = Membership {
                 balancer: reached(control).to_string(),
                 offer: Offer {
-                    protocol: *protocol,
-                    port: echo.address().port(),
-                    weight: 1,
                     name: Some(name.to_string()),
+                    ..Offer::to_built_in(*protocol, echo.address().port())
                 },
                 secret: secret.map(<[u8]>::to_vec),
                 secret_file: None,
@@ -64,7 +62,7 @@ pub fn start(
     Ok(Demo { wishes, thread })
 }
 
-fn run(runtime: &Runtime, mut members: JoinSet<()>) {
+fn run(runtime: &Runtime, mut members: JoinSet<Result<(), String>>) {
     runtime.block_on(async { while members.join_next().await.is_some() {} });
 }
 

@@ -39,11 +39,14 @@ enum Link {
 
 /// Keeps the backend registered until [`Wish::Gone`], or until no sender of wishes is left. `tell`
 /// receives every notice.
+///
+/// # Errors
+/// Why it can never be registered there, in one sentence.
 pub async fn stay(
     membership: Membership,
     mut wishes: mpsc::Receiver<Wish>,
     mut tell: impl FnMut(Notice),
-) {
+) -> Result<(), String> {
     let mut registration = Registration::new(membership.offer, membership.secret);
     let mut link = Link::None;
     let mut events = vec![Event::Time];
@@ -67,7 +70,8 @@ pub async fn stay(
                 Act::Disconnect => link = Link::None,
                 Act::Send(line) => events.extend(link.send(&line)),
                 Act::Tell(notice) => tell(notice),
-                Act::Stop => return,
+                Act::Stop => return Ok(()),
+                Act::Fail(why) => return Err(why),
             }
         }
         if events.is_empty() {
@@ -154,7 +158,7 @@ mod tests {
     fn membership(balancer: SocketAddr) -> Membership {
         Membership {
             balancer: balancer.to_string(),
-            offer: Offer { protocol: Protocol::Udp, port: 7, weight: 1, name: None },
+            offer: Offer::to_built_in(Protocol::Udp, 7),
             secret: None,
             secret_file: None,
         }
@@ -254,7 +258,7 @@ mod tests {
             assert!(second.hears().await.contains("unregister"));
             second.says("{\"ack\":\"successful\",\"cmd\":\"unregister\"}\n").await;
             assert_eq!(second.hears().await, "", "the connection ends");
-            staying.await.unwrap();
+            staying.await.unwrap().unwrap();
         };
         timeout(Duration::from_secs(10), scene).await.unwrap();
     }
@@ -275,7 +279,7 @@ mod tests {
                 assert!(why.contains("cannot be reached"), "{why}");
             }
             drop(wish);
-            staying.await.unwrap();
+            staying.await.unwrap().unwrap();
         };
         timeout(Duration::from_secs(10), scene).await.unwrap();
     }

@@ -2,7 +2,7 @@
 //! balancer's stream into lines; knows no socket.
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cluster::Protocol;
 
@@ -12,7 +12,10 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 /// A backend as it registers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Offer {
-    pub protocol: Protocol,
+    /// The service it joins, of [`Offer::protocol`] if that is given; without one, the built-in service
+    /// of that protocol.
+    pub service: Option<String>,
+    pub protocol: Option<Protocol>,
     /// The port that the balancer connects to, on the host that registers.
     pub port: u16,
     /// Share of new sessions relative to other backends.
@@ -28,6 +31,8 @@ pub struct Said {
     pub cmd: Option<String>,
     pub ack: Option<String>,
     pub event: Option<String>,
+    /// The service that an answer is about. Balancers without named services never say it.
+    pub service: Option<String>,
     /// Why something failed.
     pub msg: Option<String>,
     /// The challenge of `{"cmd":"auth"}`.
@@ -37,14 +42,15 @@ pub struct Said {
 }
 
 impl Offer {
+    /// An offer to the built-in service of a protocol.
+    pub fn to_built_in(protocol: Protocol, port: u16) -> Offer {
+        Offer { service: None, protocol: Some(protocol), port, weight: 1, name: None }
+    }
+
     /// The message that joins.
     pub fn register(&self) -> String {
-        let mut message = json!({
-            "cmd": "register",
-            "protocol": self.protocol,
-            "port": self.port,
-            "weight": self.weight,
-        });
+        let mut message = self.message("register");
+        message["weight"] = json!(self.weight);
         if let Some(name) = &self.name {
             message["name"] = json!(name);
         }
@@ -53,12 +59,29 @@ impl Offer {
 
     /// The message that leaves.
     pub fn unregister(&self) -> String {
-        json!({ "cmd": "unregister", "protocol": self.protocol, "port": self.port }).to_string()
+        self.message("unregister").to_string()
+    }
+
+    fn message(&self, cmd: &str) -> Value {
+        let mut message = json!({ "cmd": cmd, "port": self.port });
+        if let Some(protocol) = self.protocol {
+            message["protocol"] = json!(protocol);
+        }
+        if let Some(service) = &self.service {
+            message["service"] = json!(service);
+        }
+        message
+    }
+
+    /// Who it offers to serve: the service's name, or the protocol's.
+    pub fn whom(&self) -> &str {
+        let protocol = self.protocol.map_or("", Protocol::name);
+        self.service.as_deref().unwrap_or(protocol)
     }
 
     /// The name under which the secret is proven.
     pub fn id(&self) -> String {
-        let fallback = || format!("{}-{}", self.protocol, self.port);
+        let fallback = || format!("{}-{}", self.whom(), self.port);
         self.name.clone().unwrap_or_else(fallback)
     }
 }
@@ -139,8 +162,8 @@ mod tests {
 
     #[test]
     fn a_backend_registers_with_what_it_is() {
-        let mut offer = Offer { protocol: Protocol::Tcp, port: 9991, weight: 2, name: None };
-        let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        let mut offer = Offer { weight: 2, ..Offer::to_built_in(Protocol::Tcp, 9991) };
+        let read = |text: String| serde_json::from_str::<Value>(&text).unwrap();
         assert_eq!(
             read(offer.register()),
             json!({"cmd": "register", "protocol": "tcp", "port": 9991, "weight": 2})
@@ -152,5 +175,26 @@ mod tests {
             read(offer.unregister()),
             json!({"cmd": "unregister", "protocol": "tcp", "port": 9991})
         );
+    }
+
+    #[test]
+    fn a_backend_of_a_named_service_may_leave_the_protocol_out() {
+        let mut offer = Offer {
+            service: Some("redis".into()),
+            protocol: None,
+            ..Offer::to_built_in(Protocol::Tcp, 6379)
+        };
+        let read = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+        assert_eq!(
+            read(offer.register()),
+            json!({"cmd": "register", "service": "redis", "port": 6379, "weight": 1})
+        );
+        assert_eq!(
+            read(offer.unregister()),
+            json!({"cmd": "unregister", "service": "redis", "port": 6379})
+        );
+        assert_eq!(offer.id(), "redis-6379");
+        offer.protocol = Some(Protocol::Tcp);
+        assert_eq!(read(offer.register())["protocol"], "tcp");
     }
 }

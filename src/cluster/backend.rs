@@ -50,6 +50,11 @@ impl ServiceId {
             Protocol::Api => ServiceId(2),
         }
     }
+
+    /// Whether this is the built-in service of some protocol.
+    pub fn is_built_in(self) -> bool {
+        Protocol::ALL.into_iter().any(|protocol| ServiceId::built_in(protocol) == self)
+    }
 }
 
 /// One registration. Never used again in the life of a process, so a late report about a backend

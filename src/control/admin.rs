@@ -35,6 +35,7 @@ use super::page;
 use super::peer::Peer;
 use super::places::{Places, Watched};
 use super::reload::Entrance;
+use super::services;
 use super::status::{Doors, Problem, RunState, SCHEMA, SessionStatus};
 use super::verbs::{self, Refusal, Verb};
 use super::view;
@@ -291,6 +292,11 @@ impl AdminDoor {
             Ok(query) => query,
             Err(complaint) => return problem(StatusCode::BAD_REQUEST, &complaint),
         };
+        if let Some(name) = &query.service
+            && let Err(complaint) = services::named(&self.hub.borrow().registry, name)
+        {
+            return problem(StatusCode::BAD_REQUEST, &complaint);
+        }
         let (sender, body) = Channel::new(1);
         tokio_uring::spawn(list(Rc::clone(&self.hub), query, sender));
         response(StatusCode::OK, JSON, Either::Right(body))
@@ -310,8 +316,8 @@ async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Inf
         let now = Now::read();
         cursor = next_portion(&shards, query.worker, from, |session| {
             let hub = hub.borrow();
-            let protocol = hub.protocol_of(session.service);
-            if query.takes(&session, protocol, |id| hub.address_of(id), now) {
+            let service = hub.registry.service(hub.serving(session.service, session.backend));
+            if query.takes(&session, service, |id| hub.address_of(id), now) {
                 if left < query.limit {
                     piece.push(b',');
                 }
@@ -338,9 +344,11 @@ async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Inf
 
 fn shown(hub: &Hub, session: &SessionView, now: Now) -> SessionStatus {
     let ms = |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
+    let service = hub.registry.service(hub.serving(session.service, session.backend));
     SessionStatus {
         id: session.id.to_string(),
-        protocol: hub.protocol_of(session.service),
+        service: service.name.to_string(),
+        protocol: service.kind,
         client: session.client,
         backend: session.backend.map(|id| id.to_string()),
         backend_address: session.backend.and_then(|id| hub.address_of(id)),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
-use crate::cluster::{Backend, Protocol, Standing, WEIGHT_MAX};
+use crate::cluster::{Backend, Protocol, Service, Standing, WEIGHT_MAX};
 
 /// Bytes queued for a peer that does not read; beyond this the connection is closed.
 pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
@@ -22,8 +22,12 @@ pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
 pub const NAME_BYTES_MAX: usize = 64;
 /// The longest drain a backend can request: a day.
 pub const DRAIN_MS_MAX: u64 = 86_400_000;
-/// Most backends in one answer to `list`: an entry takes up to 260 bytes, and a message up to 4 KiB.
-pub const LISTED_MAX: usize = 15;
+/// Most backends in one answer to `list`: an entry takes up to 336 bytes, and a message up to 4 KiB.
+pub const LISTED_MAX: usize = 11;
+/// What the services in one answer to `services` may take, by their [`ServiceLine::bytes_max`].
+pub const SERVICES_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 128;
+/// Most doors of one service that are listed: each takes up to 61 bytes.
+pub const DOORS_LISTED_MAX: usize = 32;
 /// How much of a peer's own text is quoted back to it.
 const QUOTED_CHARS_MAX: usize = 40;
 
@@ -38,21 +42,48 @@ pub enum Request {
         mac: String,
     },
     Register {
-        protocol: Protocol,
+        target: Target,
         port: u16,
         weight: u16,
         name: Option<Arc<str>>,
     },
     Unregister {
-        protocol: Protocol,
+        target: Target,
         port: u16,
     },
     Drain {
-        protocol: Protocol,
+        target: Target,
         port: u16,
         deadline: Option<Duration>,
     },
-    List,
+    /// The backends of one service, or of all.
+    List {
+        target: Option<Target>,
+    },
+    Services,
+}
+
+/// Which service a message is about, in its own words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// It names only a protocol, and so means that protocol's built-in service.
+    BuiltIn(Protocol),
+    /// It names the service, and may name the protocol it believes the service to have.
+    Named { service: Arc<str>, protocol: Option<Protocol> },
+}
+
+impl Target {
+    /// A backend of it in an answer, as far as the message itself tells.
+    pub fn about(&self, port: Option<u16>) -> About {
+        match self {
+            Target::BuiltIn(protocol) => {
+                About { service: protocol.name().into(), protocol: Some(*protocol), port }
+            }
+            Target::Named { service, protocol } => {
+                About { service: Arc::clone(service), protocol: *protocol, port }
+            }
+        }
+    }
 }
 
 /// Why a backend's message was not understood.
@@ -62,6 +93,8 @@ pub struct BadMessage {
     pub msg: String,
     /// The command it was about, if that much was clear.
     pub cmd: Option<&'static str>,
+    /// The service it named, likewise.
+    pub service: Option<Arc<str>>,
     /// Whether the connection has to be closed.
     pub fatal: bool,
 }
@@ -80,16 +113,14 @@ impl Inbox {
     pub fn push(&mut self, input: &[u8], into: &mut VecDeque<Incoming>) {
         self.framer.push(input, &mut |piece| match piece {
             Piece::Object(object) => into.extend(parse(object).transpose()),
-            Piece::Broken(msg) => into.push_back(Err(BadMessage { msg, cmd: None, fatal: false })),
+            Piece::Broken(msg) => into.push_back(Err(bad(None, &msg))),
             Piece::Foreign => into.push_back(Err(BadMessage {
-                msg: format!("{NO_OBJECT}; this is the control port"),
-                cmd: None,
                 fatal: true,
+                ..bad(None, &format!("{NO_OBJECT}; this is the control port"))
             })),
             Piece::TooLong => into.push_back(Err(BadMessage {
-                msg: format!("a message is at most {MESSAGE_BYTES_MAX} bytes long"),
-                cmd: None,
                 fatal: true,
+                ..bad(None, &format!("a message is at most {MESSAGE_BYTES_MAX} bytes long"))
             })),
         });
     }
@@ -97,22 +128,22 @@ impl Inbox {
 
 /// Parses one object. `None` is an acknowledgement that nothing waits for.
 fn parse(object: &[u8]) -> Result<Option<Request>, BadMessage> {
-    let fields: Fields = serde_json::from_slice(object).map_err(|error| BadMessage {
-        msg: format!("not JSON as expected: {error}"),
-        cmd: None,
-        fatal: false,
-    })?;
+    let fields: Fields = serde_json::from_slice(object)
+        .map_err(|error| bad(None, &format!("not JSON as expected: {error}")))?;
     let Some(cmd) = fields.get("cmd") else { return acknowledgement(&fields) };
     let Value::String(cmd) = cmd else { return Err(bad(None, "cmd must be a string")) };
-    let known = ["hello", "auth", "register", "unregister", "drain", "list"];
+    let known = ["hello", "auth", "register", "unregister", "drain", "list", "services"];
     let Some(cmd) = known.into_iter().find(|known| known == cmd) else {
         return Err(bad(None, &format!("unknown cmd {}", quoted(cmd))));
     };
-    request(cmd, &fields).map(Some).map_err(|msg| bad(Some(cmd), &msg))
+    request(cmd, &fields).map(Some).map_err(|msg| BadMessage {
+        service: fields.name("service").ok().flatten(),
+        ..bad(Some(cmd), &msg)
+    })
 }
 
 fn bad(cmd: Option<&'static str>, msg: &str) -> BadMessage {
-    BadMessage { msg: msg.to_owned(), cmd, fatal: false }
+    BadMessage { msg: msg.to_owned(), cmd, service: None, fatal: false }
 }
 
 fn acknowledgement(fields: &Fields) -> Result<Option<Request>, BadMessage> {
@@ -131,18 +162,22 @@ fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
             mac: fields.text("mac")?.ok_or("mac is missing")?.to_owned(),
         },
         "register" => Request::Register {
-            protocol: fields.protocol()?,
+            target: fields.target()?,
             port: fields.port()?,
             weight: fields.number("weight", 1, WEIGHT_MAX.into())?.map_or(1, |it| it as u16),
             name: fields.name("name")?,
         },
-        "unregister" => Request::Unregister { protocol: fields.protocol()?, port: fields.port()? },
+        "unregister" => Request::Unregister { target: fields.target()?, port: fields.port()? },
         "drain" => Request::Drain {
-            protocol: fields.protocol()?,
+            target: fields.target()?,
             port: fields.port()?,
             deadline: fields.number("deadline_ms", 0, DRAIN_MS_MAX)?.map(Duration::from_millis),
         },
-        _ => Request::List,
+        "services" => Request::Services,
+        // A protocol alone has never narrowed the list.
+        _ => {
+            Request::List { target: fields.name("service")?.map(|_| fields.target()).transpose()? }
+        }
     })
 }
 
@@ -193,12 +228,19 @@ impl Fields {
         Ok(u16::try_from(port).expect("the range was checked"))
     }
 
-    fn protocol(&self) -> Result<Protocol, String> {
-        let name = self.text("protocol")?.ok_or("protocol is missing")?;
-        Protocol::ALL
-            .into_iter()
-            .find(|known| known.name() == name)
-            .ok_or_else(|| format!("unknown protocol {}: it is tcp, udp or api", quoted(name)))
+    fn target(&self) -> Result<Target, String> {
+        let protocol = self.protocol()?;
+        match self.name("service")? {
+            Some(service) => Ok(Target::Named { service, protocol }),
+            None => protocol.map(Target::BuiltIn).ok_or("protocol is missing".to_owned()),
+        }
+    }
+
+    fn protocol(&self) -> Result<Option<Protocol>, String> {
+        let Some(name) = self.text("protocol")? else { return Ok(None) };
+        let known = Protocol::ALL.into_iter().find(|known| known.name() == name);
+        let unknown = || format!("unknown protocol {}: it is tcp, udp or api", quoted(name));
+        known.map(Some).ok_or_else(unknown)
     }
 }
 
@@ -247,16 +289,20 @@ fn quoted(words: &str) -> String {
     shown
 }
 
-/// Which of a connection's backends a message is about.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+/// Which of a connection's backends a message is about. What is not known, because the message that is
+/// answered did not say so, is left out.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct About {
-    pub protocol: Protocol,
-    pub port: u16,
+    /// The service's name.
+    pub service: Arc<str>,
+    pub protocol: Option<Protocol>,
+    pub port: Option<u16>,
 }
 
 impl About {
-    pub fn of(protocol: Protocol, backend: &Backend) -> About {
-        About { protocol, port: backend.address.port() }
+    /// The backend of a service at this port.
+    pub fn of(service: &Service, port: u16) -> About {
+        About { service: Arc::clone(&service.name), protocol: Some(service.kind), port: Some(port) }
     }
 }
 
@@ -294,7 +340,14 @@ pub enum Reply {
     },
     /// At most [`LISTED_MAX`] backends; with `more`, another answer follows.
     Listed {
+        /// The service that was asked for.
+        service: Option<Arc<str>>,
         backends: Vec<Listed>,
+        more: bool,
+    },
+    /// As many as [`SERVICES_BYTES_MAX`] lets in; with `more`, another answer follows.
+    Services {
+        services: Vec<ServiceLine>,
         more: bool,
     },
     Failed {
@@ -308,6 +361,7 @@ pub enum Reply {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Listed {
     pub id: String,
+    pub service: String,
     pub protocol: Protocol,
     pub address: SocketAddr,
     pub weight: u16,
@@ -321,10 +375,11 @@ pub struct Listed {
 
 impl Listed {
     /// A backend as listed for a connection, its `own` or somebody else's.
-    pub fn of(protocol: Protocol, backend: &Backend, own: bool, sessions: u64) -> Listed {
+    pub fn of(service: &Service, backend: &Backend, own: bool, sessions: u64) -> Listed {
         Listed {
             id: backend.id.to_string(),
-            protocol,
+            service: service.name.to_string(),
+            protocol: service.kind,
             address: backend.address,
             weight: backend.weight,
             name: backend.name.as_deref().map(str::to_owned),
@@ -332,6 +387,27 @@ impl Listed {
             own,
             sessions,
         }
+    }
+}
+
+/// A service in the answer to `services`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ServiceLine {
+    pub name: String,
+    pub protocol: Protocol,
+    /// Where its users connect, [`DOORS_LISTED_MAX`] at most.
+    pub doors: Vec<SocketAddr>,
+    /// Backends that get new sessions.
+    pub serving: u64,
+    /// Whether backends may register themselves.
+    pub register: bool,
+}
+
+impl ServiceLine {
+    /// Bytes that it takes in a message, at most.
+    pub fn bytes_max(&self) -> usize {
+        // {"name":"","protocol":"tcp","doors":[],"serving":65535,"register":false}, with a comma each.
+        80 + self.name.len() + 61 * self.doors.len()
     }
 }
 
@@ -352,8 +428,12 @@ struct Message<'a> {
     nonce: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     v: Option<u32>,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    about: Option<About>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<Protocol>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -365,7 +445,17 @@ struct Message<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     backends: Option<&'a [Listed]>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    services: Option<&'a [ServiceLine]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     more: Option<bool>,
+}
+
+impl<'a> Message<'a> {
+    /// The message about this backend.
+    fn about(self, about: &'a About) -> Message<'a> {
+        let About { service, protocol, port } = about;
+        Message { service: Some(service), protocol: *protocol, port: *port, ..self }
+    }
 }
 
 impl Reply {
@@ -382,33 +472,37 @@ impl Reply {
             },
             Reply::Authenticated => done("auth"),
             Reply::Registered { about, id, address, weight, interval } => Message {
-                about: Some(*about),
                 id: Some(id),
                 address: Some(*address),
                 weight: Some(*weight),
                 interval_ms: Some(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX)),
-                ..done("register")
+                ..done("register").about(about)
             },
             Reply::Unregistered { about, left } => {
-                Message { about: Some(*about), left: Some(*left), ..done("unregister") }
+                Message { left: Some(*left), ..done("unregister").about(about) }
             }
             Reply::DrainStarted { about, left } => {
-                Message { about: Some(*about), left: Some(*left), ..done("drain") }
+                Message { left: Some(*left), ..done("drain").about(about) }
             }
-            Reply::Draining { about, left } => Message {
-                event: Some("draining"),
-                left: Some(*left),
-                about: Some(*about),
-                ..none()
+            Reply::Draining { about, left } => {
+                Message { event: Some("draining"), left: Some(*left), ..none().about(about) }
+            }
+            Reply::Drained { about } => Message { event: Some("drained"), ..none().about(about) },
+            Reply::Listed { service, backends, more } => Message {
+                service: service.as_deref(),
+                backends: Some(backends),
+                more: Some(*more),
+                ..done("list")
             },
-            Reply::Drained { about } => {
-                Message { event: Some("drained"), about: Some(*about), ..none() }
-            }
-            Reply::Listed { backends, more } => {
-                Message { backends: Some(backends), more: Some(*more), ..done("list") }
+            Reply::Services { services, more } => {
+                Message { services: Some(services), more: Some(*more), ..done("services") }
             }
             Reply::Failed { msg, cmd, about } => {
-                Message { ack: Some("failed"), msg: Some(msg), cmd: *cmd, about: *about, ..none() }
+                let failed = Message { ack: Some("failed"), msg: Some(msg), cmd: *cmd, ..none() };
+                match about {
+                    Some(about) => failed.about(about),
+                    None => failed,
+                }
             }
         }
     }

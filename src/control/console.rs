@@ -9,12 +9,13 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use tracing::field::{DisplayValue, display};
 use tracing::{debug, info, warn};
 
 use super::peer::Peer;
 use crate::base::quota::{Quota, Rate};
 use crate::base::time::Now;
-use crate::cluster::{Backend, BackendId, Protocol};
+use crate::cluster::{Backend, BackendId, Protocol, Service};
 use crate::logs::TRAFFIC;
 use crate::worker::link::{Ended, Refusal, RequestLine, Shortage};
 
@@ -101,6 +102,27 @@ struct Summary {
     next: Now,
 }
 
+/// A service as the lines have it: a built-in one goes by its protocol alone.
+#[derive(Clone, Debug)]
+pub struct Of<'a> {
+    protocol: Protocol,
+    service: Name<'a>,
+}
+
+/// The name of a service that is not a built-in one, as a field of a line.
+pub type Name<'a> = Option<DisplayValue<&'a str>>;
+
+impl Of<'_> {
+    pub fn new(service: &Service) -> Of<'_> {
+        Of { protocol: service.kind, service: named(service) }
+    }
+}
+
+/// The name of a service as a line has it: not at all if it is a built-in one.
+pub fn named(service: &Service) -> Name<'_> {
+    (!service.id.is_built_in()).then(|| display(&*service.name))
+}
+
 /// Lines lost before they reached the console, or after it, since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Lost {
@@ -172,30 +194,32 @@ impl Console {
     pub fn user_connected(
         &mut self,
         now: Now,
-        protocol: Protocol,
+        of: Of<'_>,
         client: SocketAddr,
         backend: (BackendId, Option<SocketAddr>),
         sessions: u64,
     ) {
-        let address = Shown(backend.1);
+        let (address, Of { protocol, service }) = (Shown(backend.1), of);
         line!(
             info, self.shows(Topic::Users, client.ip(), now),
-            %protocol, %client, backend = %backend.0, %address, sessions, "user connected"
+            %protocol, service, %client, backend = %backend.0, %address, sessions, "user connected"
         );
     }
 
-    pub fn user_left(&mut self, now: Now, protocol: Protocol, ended: &Ended, sessions: u64) {
+    pub fn user_left(&mut self, now: Now, of: Of<'_>, ended: &Ended, sessions: u64) {
+        let Of { protocol, service } = of;
         let client = ended.client;
         let backend = Shown(ended.backend);
         let seconds = thousandths(ended.ended.since(ended.started).as_secs_f64());
         line!(
             info, self.shows(Topic::Users, client.ip(), now),
-            %protocol, %client, %backend, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
+            %protocol, service, %client, %backend, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
             seconds, reason = ended.reason.name(), sessions, "user left"
         );
     }
 
-    pub fn user_refused(&mut self, now: Now, protocol: Protocol, client: SocketAddr, why: Refusal) {
+    pub fn user_refused(&mut self, now: Now, of: Of<'_>, client: SocketAddr, why: Refusal) {
+        let Of { protocol, service } = of;
         let why = match why {
             Refusal::NoBackend => "no backend is registered",
             Refusal::Full => "the session limit is reached",
@@ -203,7 +227,7 @@ impl Console {
             Refusal::Exhausted => "descriptors, local ports or memory have run out",
         };
         let shown = self.shows(Topic::TurnedAway, client.ip(), now);
-        line!(warn, shown, %protocol, %client, why, "user turned away");
+        line!(warn, shown, %protocol, service, %client, why, "user turned away");
     }
 
     /// New UDP users were turned away for want of room. The line gives the cure and the number of
@@ -212,6 +236,7 @@ impl Console {
         &mut self,
         now: Now,
         shortage: Shortage,
+        service: Name<'_>,
         backend: Option<(BackendId, Option<SocketAddr>)>,
         datagrams: u64,
     ) {
@@ -225,7 +250,7 @@ impl Console {
         let address = Shown(backend.and_then(|(_, address)| address));
         let (why, cure) = told_shortage(shortage);
         let backend = Shown(backend.map(|(id, _)| id));
-        warn!(%backend, %address, datagrams, why, cure, "udp users turned away for want of room");
+        warn!(%backend, service, %address, datagrams, why, cure, "udp users turned away for want of room");
     }
 
     pub fn hello(&mut self, now: Now, peer: SocketAddr, backends: usize, took: Option<Duration>) {
@@ -276,19 +301,14 @@ impl Console {
         line!(warn, shown, %peer, %cmd, why = &*why, "backend refused");
     }
 
-    pub fn backend_registered(
-        &mut self,
-        now: Now,
-        protocol: Protocol,
-        backend: &Backend,
-        backends: usize,
-    ) {
+    pub fn backend_registered(&mut self, now: Now, of: Of<'_>, backend: &Backend, backends: usize) {
         let Backend { id, address, weight, .. } = backend;
+        let Of { protocol, service } = of;
         let name = Shown(backend.name.as_deref());
         if self.shows(Topic::Backends, address.ip(), now) {
-            info!(backend = %id, %protocol, %address, weight, %name, backends, "backend registered");
+            info!(backend = %id, %protocol, service, %address, weight, %name, backends, "backend registered");
         } else {
-            debug!(backend = %id, %protocol, %address, weight, %name, backends, "backend registered");
+            debug!(backend = %id, %protocol, service, %address, weight, %name, backends, "backend registered");
         }
     }
 
@@ -315,17 +335,18 @@ impl Console {
     pub fn backend_left(
         &mut self,
         now: Now,
-        protocol: Protocol,
+        of: Of<'_>,
         backend: &Backend,
         why: &str,
         sessions: u64,
         backends: usize,
     ) {
         let Backend { id, address, .. } = backend;
+        let Of { protocol, service } = of;
         if self.shows(Topic::Backends, address.ip(), now) {
-            info!(backend = %id, %protocol, %address, why, sessions, backends, "backend left");
+            info!(backend = %id, %protocol, service, %address, why, sessions, backends, "backend left");
         } else {
-            debug!(backend = %id, %protocol, %address, why, sessions, backends, "backend left");
+            debug!(backend = %id, %protocol, service, %address, why, sessions, backends, "backend left");
         }
     }
 
@@ -395,7 +416,7 @@ fn told_shortage(shortage: Shortage) -> (&'static str, &'static str) {
 }
 
 /// One API request. The workers bound how many of these lines there are per second.
-pub fn request(line: &RequestLine, address: Option<SocketAddr>) {
+pub fn request(line: &RequestLine, service: Name<'_>, address: Option<SocketAddr>) {
     let (method, path) = line.request();
     let times = &line.times;
     let ms = |from: Option<Now>, to: Option<Now>| {
@@ -406,7 +427,7 @@ pub fn request(line: &RequestLine, address: Option<SocketAddr>) {
     info!(
         target: TRAFFIC,
         request = %format_args!("{}-{}", line.session, line.number),
-        client = %line.client, %backend, %address, method, path, status = line.status,
+        client = %line.client, service, %backend, %address, method, path, status = line.status,
         bytes_up = line.bytes_up, bytes_down = line.bytes_down,
         wait_ms = ms(Some(times.began), Some(times.read)),
         connect_ms = ms(Some(times.read), times.connected),
@@ -435,7 +456,11 @@ impl<T: Display> Display for Shown<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+    use crate::cluster::{ServiceId, Snapshot, Standing};
 
     fn at(ms: u64) -> Now {
         Now::from_nanos(ms * 1_000_000)
@@ -522,5 +547,64 @@ mod tests {
             kept(&format!("a{}", "ä".repeat(150))),
             format!("a{}... (301 bytes)", "ä".repeat(99))
         );
+    }
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The lines that are written, without time and level.
+    fn written(write: impl FnOnce(&mut Console)) -> Vec<String> {
+        let page = Page::default();
+        let into = page.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || into.clone()).without_time();
+        let log = log.with_target(false).with_level(false).with_ansi(false).finish();
+        tracing::subscriber::with_default(log, || write(&mut Console::new(7)));
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_line_names_the_service_unless_it_is_a_built_in_one() {
+        let tcp = Snapshot::default().services[0].clone();
+        let redis = Service { id: ServiceId(3), name: "redis".into(), ..tcp.clone() };
+        let lines = |service: &Service| {
+            let of = || Of::new(service);
+            let backend = Backend {
+                id: BackendId(7),
+                slot: 0,
+                service: service.id,
+                address: host(9),
+                weight: 2,
+                name: None,
+                standing: Standing::Serving,
+            };
+            written(|console| {
+                console.user_connected(at(0), of(), host(1), (BackendId(7), None), 4);
+                console.user_refused(at(0), of(), host(1), Refusal::Full);
+                console.backend_registered(at(0), of(), &backend, 1);
+                console.backend_left(at(0), of(), &backend, "unregistered", 0, 0);
+            })
+        };
+        let plain = [
+            "user connected protocol=tcp client=10.0.0.1:5 backend=b7 address=- sessions=4",
+            "user turned away protocol=tcp client=10.0.0.1:5 why=\"the session limit is reached\"",
+            "backend registered backend=b7 protocol=tcp address=10.0.0.9:5 weight=2 name=- backends=1",
+            "backend left backend=b7 protocol=tcp address=10.0.0.9:5 why=\"unregistered\" sessions=0 \
+             backends=0",
+        ];
+        assert_eq!(lines(&tcp), plain);
+        let named = |line: &str| line.replace("protocol=tcp", "protocol=tcp service=redis");
+        assert_eq!(lines(&redis), plain.map(named));
     }
 }

@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::api::{About, Inbox, Incoming, LISTED_MAX, Listed, Reply, Request};
+use super::api::{
+    About, Inbox, Incoming, LISTED_MAX, Listed, Reply, Request, SERVICES_BYTES_MAX, ServiceLine,
+    Target,
+};
 use super::auth::{AUTH_TIMEOUT, Challenge, Secrets};
 use super::crowd::Ticket;
 use super::health::{Due, Hellos};
@@ -22,6 +25,7 @@ use super::hub::Hub;
 use super::mailbox::Mailbox;
 use super::pace::Pace;
 use super::probe;
+use super::services;
 use super::status::Doors;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registered, Registration};
@@ -88,8 +92,16 @@ pub struct Conversation {
     hellos: Hellos,
     pace: Pace,
     proof: Option<ToProve>,
-    /// The last backend sent in answer to `list`, while more are to follow.
-    listing: Option<BackendId>,
+    /// What is still to be listed.
+    listing: Option<Listing>,
+}
+
+/// A list that does not fit into one answer.
+enum Listing {
+    /// The backends that follow this one, of one service or of all.
+    Backends { of: Option<ServiceId>, after: BackendId },
+    /// The services that follow this many.
+    Services { after: usize },
 }
 
 /// A proof still outstanding.
@@ -216,8 +228,8 @@ impl Conversation {
             if waiting.is_some() || self.peer.mailbox.is_crowded() {
                 return None;
             }
-            if let Some(after) = self.listing.take() {
-                self.list(after);
+            if let Some(listing) = self.listing.take() {
+                self.list(&listing);
                 continue;
             }
             match self.pending.pop_front()? {
@@ -230,7 +242,8 @@ impl Conversation {
                     None => *waiting = self.rest_before(&request).or_else(|| self.answer(request)),
                 },
                 Err(bad) => {
-                    self.fail(&bad.msg, bad.cmd, None);
+                    let about = |service| About { service, protocol: None, port: None };
+                    self.fail(&bad.msg, bad.cmd, bad.service.map(about));
                     if bad.fatal || self.proof.is_some() {
                         return Some("it sent something that is not a message");
                     }
@@ -314,12 +327,13 @@ impl Conversation {
     /// changes nothing, so it is not held back.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
-            Request::Register { protocol, port, weight, name } => {
-                let wanted = self.wanted(*protocol, *port, *weight, name.clone());
-                self.fault_of(&wanted).is_none()
-            }
+            Request::Register { target, port, weight, name } => self
+                .wanted(target, *port, *weight, name.clone())
+                .is_ok_and(|wanted| self.fault_of(&wanted).is_none()),
             Request::Unregister { .. } | Request::Drain { .. } => true,
-            Request::Hello | Request::Auth { .. } | Request::List => false,
+            Request::Hello | Request::Auth { .. } | Request::List { .. } | Request::Services => {
+                false
+            }
         };
         let wait = if changes { self.pace.ask(Now::read()).err()? } else { return None };
         self.pending.push_front(Ok(request.clone()));
@@ -336,33 +350,52 @@ impl Conversation {
             Request::Auth { .. } => {
                 self.fail("no proof is asked for here", Some("auth"), None);
             }
-            Request::List => self.list(BackendId(0)),
-            Request::Register { protocol, port, weight, name } => {
-                let wanted = self.wanted(protocol, port, weight, name);
-                return self.register(wanted);
+            Request::List { target } => self.begin_list(target.as_ref()),
+            Request::Services => self.list(&Listing::Services { after: 0 }),
+            Request::Register { target, port, weight, name } => {
+                match self.wanted(&target, port, weight, name) {
+                    Ok(wanted) => return self.register(wanted),
+                    Err(msg) => self.fail(&msg, Some("register"), Some(target.about(Some(port)))),
+                }
             }
-            Request::Unregister { protocol, port } => {
+            Request::Unregister { target, port } => {
                 let (source, address) = (self.peer.source, self.address(port));
-                let service = ServiceId::built_in(protocol);
-                let change = Change::Unregister { source, service, address };
-                let about = About { protocol, port };
-                self.change(change, "unregister", about, |hub, id| Reply::Unregistered {
-                    about,
-                    left: hub.sessions_on(id),
+                let change = |service| Change::Unregister { source, service, address };
+                self.leave("unregister", &target, port, change, |about, left| {
+                    Reply::Unregistered { about, left }
                 });
             }
-            Request::Drain { protocol, port, deadline: lasts } => {
+            Request::Drain { target, port, deadline: lasts } => {
                 let (source, address) = (self.peer.source, self.address(port));
-                let service = ServiceId::built_in(protocol);
-                let change = Change::Drain { source, service, address, lasts };
-                let about = About { protocol, port };
-                self.change(change, "drain", about, |hub, id| Reply::DrainStarted {
+                let change = |service| Change::Drain { source, service, address, lasts };
+                self.leave("drain", &target, port, change, |about, left| Reply::DrainStarted {
                     about,
-                    left: hub.sessions_on(id),
+                    left,
                 });
             }
         }
         None
+    }
+
+    /// Makes a change by which a backend of the peer leaves, and answers with the sessions it has left.
+    fn leave(
+        &self,
+        cmd: &'static str,
+        target: &Target,
+        port: u16,
+        change: impl FnOnce(ServiceId) -> Change,
+        answer: impl FnOnce(About, u64) -> Reply,
+    ) {
+        let found = services::meant(&self.hub.borrow().registry, target)
+            .map(|service| (service.id, About::of(service, port)));
+        match found {
+            Ok((service, about)) => {
+                let said = about.clone();
+                let answer = |hub: &Hub, id| answer(said, hub.sessions_on(id));
+                self.change(change(service), cmd, about, answer);
+            }
+            Err(msg) => self.fail(&msg, Some(cmd), Some(target.about(Some(port)))),
+        }
     }
 
     /// The peer's own address with another port. A link-local address keeps its zone.
@@ -375,15 +408,18 @@ impl Conversation {
     /// The registration a request asks for. Without a name, the peer's identity is used.
     fn wanted(
         &self,
-        protocol: Protocol,
+        target: &Target,
         port: u16,
         weight: u16,
         name: Option<Arc<str>>,
-    ) -> Registration {
+    ) -> Result<Registration, String> {
         let (source, address) = (self.peer.source, self.address(port));
-        let name = name.or_else(|| self.hub.borrow().identity(source));
-        let service = ServiceId::built_in(protocol);
-        Registration { source, service, address, weight, name }
+        let hub = self.hub.borrow();
+        let service = services::meant(&hub.registry, target)?;
+        services::may_register(&hub.config, service)?;
+        let service = service.id;
+        let name = name.or_else(|| hub.identity(source));
+        Ok(Registration { source, service, address, weight, name })
     }
 
     /// Why a registration is refused before its data port is tried, if it is.
@@ -394,13 +430,14 @@ impl Conversation {
             return Some(fault.to_string());
         }
         let protocol = hub.protocol_of(service);
-        let own = home::is_own_door(&self.shared.doors, protocol, address, home::is_of_this_host);
+        let (doors, named) = (&self.shared.doors, services::named_doors(&hub.config, protocol));
+        let own = home::is_own_door(doors, &named, protocol, address, home::is_of_this_host);
         own.then(|| format!("{address} is a door of the balancer itself"))
     }
 
     fn about(&self, wanted: &Registration) -> About {
-        let protocol = self.hub.borrow().protocol_of(wanted.service);
-        About { protocol, port: wanted.address.port() }
+        let hub = self.hub.borrow();
+        About::of(hub.registry.service(wanted.service), wanted.address.port())
     }
 
     fn register(&mut self, wanted: Registration) -> Option<Waiting> {
@@ -431,11 +468,12 @@ impl Conversation {
             self.fail(&msg, Some("register"), Some(about));
             return;
         }
+        let said = about.clone();
         let done = self.change(Change::Register(wanted), "register", about, |hub, id| {
             let backend = &hub.registry.get(id).expect("it has just been registered").backend;
             let (address, weight) = (backend.address, backend.weight);
             let interval = hub.config.health.interval;
-            Reply::Registered { about, id: id.to_string(), address, weight, interval }
+            Reply::Registered { about: said, id: id.to_string(), address, weight, interval }
         });
         if done && self.proof.is_none() {
             self.peer.ticket = None;
@@ -466,20 +504,68 @@ impl Conversation {
         }
     }
 
-    /// Sends one page of the list: the backends that follow `after`.
-    fn list(&mut self, after: BackendId) {
+    fn begin_list(&mut self, target: Option<&Target>) {
+        let meant = target.map(|target| {
+            services::meant(&self.hub.borrow().registry, target).map(|service| service.id)
+        });
+        match meant.transpose() {
+            Ok(of) => self.list(&Listing::Backends { of, after: BackendId(0) }),
+            Err(msg) => self.fail(&msg, Some("list"), target.map(|target| target.about(None))),
+        }
+    }
+
+    /// Sends one page of a list.
+    fn list(&mut self, listing: &Listing) {
+        let (reply, rest) = match *listing {
+            Listing::Backends { of, after } => self.page_of_backends(of, after),
+            Listing::Services { after } => self.page_of_services(after),
+        };
+        self.listing = rest;
+        self.peer.mailbox.send(&reply);
+    }
+
+    fn page_of_backends(
+        &self,
+        of: Option<ServiceId>,
+        after: BackendId,
+    ) -> (Reply, Option<Listing>) {
         let (hub, source) = (self.hub.borrow(), self.peer.source);
-        let mut visible = hub.visible(source, after);
+        let wanted = |entry: &&Registered| of.is_none_or(|of| entry.backend.service == of);
+        let mut visible = hub.visible(source, after).filter(wanted);
         let page: Vec<&Registered> = visible.by_ref().take(LISTED_MAX).collect();
         let more = visible.next().is_some();
         let listed = |entry: &&Registered| {
             let sessions = hub.sessions_on(entry.backend.id);
-            let protocol = hub.protocol_of(entry.backend.service);
-            Listed::of(protocol, &entry.backend, entry.source == source, sessions)
+            let service = hub.registry.service(entry.backend.service);
+            Listed::of(service, &entry.backend, entry.source == source, sessions)
         };
         let backends = page.iter().map(listed).collect();
-        self.listing = page.last().filter(|_| more).map(|entry| entry.backend.id);
-        self.peer.mailbox.send(&Reply::Listed { backends, more });
+        let last = page.last().filter(|_| more).map(|entry| entry.backend.id);
+        let service = of.map(|of| Arc::clone(&hub.registry.service(of).name));
+        let rest = last.map(|after| Listing::Backends { of, after });
+        (Reply::Listed { service, backends, more }, rest)
+    }
+
+    fn page_of_services(&self, after: usize) -> (Reply, Option<Listing>) {
+        let hub = self.hub.borrow();
+        let mut room = SERVICES_BYTES_MAX;
+        let mut page: Vec<ServiceLine> = Vec::new();
+        let mut rest = None;
+        let tallies = services::tallies(&hub);
+        for service in hub.registry.services().skip(after) {
+            let line = services::line(
+                &hub,
+                service,
+                tallies.get(&service.id).copied().unwrap_or_default(),
+            );
+            let Some(left) = room.checked_sub(line.bytes_max()) else {
+                rest = Some(Listing::Services { after: after + page.len() });
+                break;
+            };
+            room = left;
+            page.push(line);
+        }
+        (Reply::Services { services: page, more: rest.is_some() }, rest)
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {

@@ -5,8 +5,10 @@
 use std::fmt::{Display, Write};
 
 use super::hub::Hub;
+use super::services::tallies;
+use super::status::{BackendState, RunState};
 use super::view;
-use crate::cluster::{Backend, Protocol};
+use crate::cluster::{Backend, Protocol, Service};
 use crate::metrics::{
     BOUNDS_US, BackendCounters, ControlCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
 };
@@ -45,6 +47,7 @@ pub fn text(hub: &Hub) -> String {
             text.histogram(&format!("lb_{name}"), worker, of(metrics));
         }
     }
+    services(hub, &mut text);
     backends(hub, &mut text);
     for (about, value) in ControlCounters::ROWS.iter().zip(hub.counters.values()) {
         let name = text.family("control_", about.name, about.kind, about.help);
@@ -62,7 +65,7 @@ fn about(hub: &Hub, text: &mut Text) {
     text.sample(&name, &[], hub.started.unix_ms() as f64 / 1e3);
     let help = "1 while new users are served, 0 while the balancer stops.";
     let name = text.family("", "serving", Kind::Gauge, help);
-    let serving = view::run_state(hub) == super::status::RunState::Serving;
+    let serving = view::run_state(hub) == RunState::Serving;
     text.sample(&name, &[], u8::from(serving));
     let name = text.family("", "sessions_limit", Kind::Gauge, "Most sessions at once.");
     text.sample(&name, &[], hub.config.limits.sessions);
@@ -70,6 +73,26 @@ fn about(hub: &Hub, text: &mut Text) {
     for protocol in Protocol::ALL {
         let count = hub.snapshot.of(protocol).count();
         text.sample(&name, &[("protocol", &protocol)], count);
+    }
+}
+
+fn services(hub: &Hub, text: &mut Text) {
+    let tallies = tallies(hub);
+    let tally = |service: &Service| tallies.get(&service.id).copied().unwrap_or_default();
+    let help = "Registered backends of this service in this state: serving, aside or draining.";
+    let name = text.family("service_", "backends", Kind::Gauge, help);
+    for service in hub.registry.services() {
+        for (state, count) in tally(service).by_state() {
+            let (of, protocol, state) = (&service.name, &service.kind, &state.name());
+            let labels: Labels<'_> = &[("service", of), ("protocol", protocol), ("state", state)];
+            text.sample(&name, labels, count);
+        }
+    }
+    let help = "Sessions running on the backends of this service now.";
+    let name = text.family("service_", "sessions_active", Kind::Gauge, help);
+    for service in hub.registry.services() {
+        let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
+        text.sample(&name, labels, tally(service).sessions);
     }
 }
 
@@ -96,7 +119,7 @@ fn backends(hub: &Hub, text: &mut Text) {
             text.of_backend(&name, backend, None, values[row]);
         }
     }
-    let help = "Share of new sessions relative to the others of its protocol.";
+    let help = "Share of new sessions relative to the others of its service.";
     let name = text.family("backend_", "weight", Kind::Gauge, help);
     for (backend, _) in &counted {
         text.of_backend(&name, backend, None, backend.backend.weight.into());
@@ -104,20 +127,20 @@ fn backends(hub: &Hub, text: &mut Text) {
     let help = "1 for the state the backend is in: serving, aside, failing or draining.";
     let name = text.family("backend_", "state", Kind::Gauge, help);
     for (backend, _) in &counted {
-        let state = view::state(backend.backend.standing).name();
+        let state = BackendState::of(backend.backend.standing).name();
         text.of_backend(&name, backend, Some(state), 1);
     }
 }
 
 /// A backend with what its samples are labelled with.
 struct Labelled<'h> {
-    protocol: Protocol,
+    service: &'h Service,
     backend: &'h Backend,
 }
 
 impl Labelled<'_> {
     fn new<'h>(hub: &'h Hub, backend: &'h Backend) -> Labelled<'h> {
-        Labelled { protocol: hub.protocol_of(backend.service), backend }
+        Labelled { service: hub.registry.service(backend.service), backend }
     }
 }
 
@@ -160,10 +183,15 @@ impl Text {
     }
 
     fn of_backend(&mut self, name: &str, labelled: &Labelled, state: Option<&str>, value: u64) {
-        let Labelled { protocol, backend: Backend { id, address, name: given, .. } } = labelled;
+        let Labelled { service, backend: Backend { id, address, name: given, .. } } = labelled;
         let given = given.as_deref().unwrap_or("");
-        let labels: Labels<'_> =
-            &[("backend", id), ("protocol", protocol), ("address", address), ("name", &given)];
+        let labels: Labels<'_> = &[
+            ("backend", id),
+            ("service", &service.name),
+            ("protocol", &service.kind),
+            ("address", address),
+            ("name", &given),
+        ];
         match state {
             None => self.sample(name, labels, value),
             Some(state) => {

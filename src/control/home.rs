@@ -8,19 +8,21 @@ use nix::sys::socket::SockaddrStorage;
 use super::status::Doors;
 use crate::cluster::Protocol;
 
-/// Whether a backend at `address` would be one of our doors. A door on all addresses is reachable at
+/// Whether a backend at `address` would be one of our doors: those of the built-in services, of backends
+/// and of operators, or those of `named` services of its kind. A door on all addresses is reachable at
 /// every address that is `ours`, which is asked only if the port matches that of a door.
 pub fn is_own_door(
     doors: &Doors,
+    named: &[SocketAddr],
     protocol: Protocol,
     address: SocketAddr,
     ours: impl Fn(SocketAddr) -> bool,
 ) -> bool {
-    let doors = match protocol {
+    let built_in = match protocol {
         Protocol::Udp => [doors.udp, None, None, None],
         Protocol::Tcp | Protocol::Api => [doors.tcp, doors.api, doors.control, doors.admin],
     };
-    doors.into_iter().flatten().any(|door| leads_to(door, address, &ours))
+    built_in.iter().flatten().chain(named).any(|door| leads_to(*door, address, &ours))
 }
 
 /// Whether `address` is where this door is.
@@ -79,7 +81,7 @@ mod tests {
 
     fn own(doors: &Doors, protocol: Protocol, address: &str) -> bool {
         let ours = |it: SocketAddr| OURS.contains(&it.ip().to_canonical().to_string().as_str());
-        is_own_door(doors, protocol, address.parse().unwrap(), ours)
+        is_own_door(doors, &[], protocol, address.parse().unwrap(), ours)
     }
 
     #[test]

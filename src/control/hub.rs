@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use super::api::About;
-use super::console::{self, Console, Lost};
+use super::console::{self, Console, Lost, Name, Of, named};
 use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
@@ -295,13 +295,26 @@ impl Hub {
     pub fn restore(&mut self, id: BackendId, now: Now) {
         self.reviving.remove(&id);
         if self.make(Change::Restore { backend: id }, now).changed {
-            info!(backend = %id, "backend is back: a connection succeeded");
+            let service = self.named_service_of(id);
+            info!(backend = %id, service, "backend is back: a connection succeeded");
         }
     }
 
     /// The address of a backend, which may have left already, for a session or a log line.
     pub fn address_of(&self, id: BackendId) -> Option<SocketAddr> {
         self.backend(id).map(|backend| backend.address)
+    }
+
+    /// Who serves a session at the moment. A connection of an API user comes in at one service's door, and
+    /// its requests may be for others: the backend tells.
+    pub fn serving(&self, service: ServiceId, backend: Option<BackendId>) -> ServiceId {
+        let backend = backend.and_then(|id| self.backend(id));
+        backend.map_or(service, |backend| backend.service)
+    }
+
+    /// The name of a backend's service, unless it is a built-in one.
+    fn named_service_of(&self, id: BackendId) -> Name<'_> {
+        named(self.registry.service(self.backend(id)?.service))
     }
 
     /// A backend that is registered, or has left and may still have sessions.
@@ -347,21 +360,25 @@ impl Hub {
         for report in heard {
             match report {
                 Report::Started { service, client, backend, .. } => {
-                    let protocol = self.protocol_of(service);
+                    let service = self.serving(service, Some(backend));
+                    let of = Of::new(self.registry.service(service));
                     let backend = (backend, self.address_of(backend));
-                    self.console.user_connected(now, protocol, client, backend, sessions);
+                    self.console.user_connected(now, of, client, backend, sessions);
                 }
                 Report::Ended(ended) => {
-                    let protocol = self.protocol_of(ended.service);
-                    self.console.user_left(now, protocol, &ended, sessions);
+                    let service = self.serving(ended.service, ended.backend);
+                    let of = Of::new(self.registry.service(service));
+                    self.console.user_left(now, of, &ended, sessions);
                 }
                 Report::Refused { service, client, why } => {
-                    let protocol = self.protocol_of(service);
-                    self.console.user_refused(now, protocol, client, why);
+                    let of = Of::new(self.registry.service(service));
+                    self.console.user_refused(now, of, client, why);
                 }
                 Report::OutOfRoom { shortage, backend, datagrams } => {
+                    let service = backend.and_then(|id| self.backend(id)).map(|it| it.service);
+                    let service = service.map(|id| self.registry.service(id)).and_then(named);
                     let backend = backend.map(|id| (id, self.address_of(id)));
-                    self.console.out_of_room(now, shortage, backend, datagrams);
+                    self.console.out_of_room(now, shortage, service, backend, datagrams);
                 }
                 Report::ConnectFailed { backend, errno } => self.set_aside(backend, errno, now),
             }
@@ -387,7 +404,8 @@ impl Hub {
         let more = self.workers.requests(LINES_AT_ONCE, |line| heard.push(*line));
         for line in heard {
             let address = line.backend.and_then(|id| self.address_of(id));
-            console::request(&line, address);
+            let service = line.backend.and_then(|id| self.named_service_of(id));
+            console::request(&line, service, address);
         }
         more
     }
@@ -395,7 +413,8 @@ impl Hub {
     fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
         let reason = std::io::Error::from_raw_os_error(errno);
         if self.make(Change::SetAside { backend: id }, now).changed {
-            warn!(backend = %id, %reason, "backend set aside: its data port failed");
+            let service = self.named_service_of(id);
+            warn!(backend = %id, service, %reason, "backend set aside: its data port failed");
         }
     }
 
@@ -446,8 +465,8 @@ impl Hub {
     /// Tells a backend's source how the drain is going, if the source is a connection.
     fn tell(&self, entry: &Registered, progress: Progress) {
         if let Some(member) = self.members.get(&entry.source) {
-            let protocol = self.protocol_of(entry.backend.service);
-            member.mailbox.tell(About::of(protocol, &entry.backend), progress);
+            let service = self.registry.service(entry.backend.service);
+            member.mailbox.tell(About::of(service, entry.backend.address.port()), progress);
         }
     }
 

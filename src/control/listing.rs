@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::status::{PAGE_DEFAULT, PAGE_MAX};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol};
+use crate::cluster::{BackendId, Protocol, Service};
 use crate::session::shards::{SessionView, Shard};
 
 /// Places of the table examined in one go: about a millisecond's work.
@@ -49,6 +49,8 @@ pub enum OfBackend {
 /// The sessions a query selects, and the page of them it wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Query {
+    /// The service's name.
+    pub service: Option<String>,
     pub protocol: Option<Protocol>,
     pub backend: Option<OfBackend>,
     pub client: Option<IpNet>,
@@ -65,6 +67,7 @@ impl Query {
     /// A sentence that names the key and the values it takes.
     pub fn parse(query: &str) -> Result<Query, String> {
         let mut asked = Query {
+            service: None,
             protocol: None,
             backend: None,
             client: None,
@@ -81,6 +84,7 @@ impl Query {
 
     fn set(&mut self, key: &str, value: &str) -> Option<()> {
         match key {
+            "service" => self.service = Some(value.to_owned()),
             "protocol" => {
                 let named = Protocol::ALL.into_iter().find(|known| known.name() == value);
                 self.protocol = Some(named?);
@@ -99,12 +103,12 @@ impl Query {
         Some(())
     }
 
-    /// Whether the query selects a session. `protocol` is that of its service; `address_of` gives a
+    /// Whether the query selects a session, which is of this service; `address_of` gives a
     /// backend's address.
     pub fn takes(
         &self,
         session: &SessionView,
-        protocol: Protocol,
+        service: &Service,
         address_of: impl Fn(BackendId) -> Option<SocketAddr>,
         now: Now,
     ) -> bool {
@@ -112,7 +116,8 @@ impl Query {
             OfBackend::Id(id) => session.backend == Some(id),
             OfBackend::Address(at) => session.backend.and_then(&address_of) == Some(at),
         };
-        self.protocol.is_none_or(|wanted| protocol == wanted)
+        self.service.as_ref().is_none_or(|wanted| *service.name == **wanted)
+            && self.protocol.is_none_or(|wanted| service.kind == wanted)
             && self.client.is_none_or(|network| network.contains(&session.client.ip()))
             && self.age.is_none_or(|age| now.since(session.started) >= age)
             && self.backend.is_none_or(of_backend)
@@ -129,7 +134,7 @@ fn complaint(key: &str) -> String {
         "limit" => return format!("limit must be from 1 to {PAGE_MAX}"),
         "after" => "the `next` of the page before",
         _ => {
-            return "the keys are protocol, backend, client, worker, age_ms, limit and after"
+            return "the keys are service, protocol, backend, client, worker, age_ms, limit and after"
                 .into();
         }
     };
@@ -179,7 +184,7 @@ pub fn next_portion(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::ServiceId;
+    use crate::cluster::{ServiceId, Snapshot};
     use crate::session::SessionId;
 
     fn query(text: &str) -> Query {
@@ -191,8 +196,9 @@ mod tests {
         let nothing = query("");
         assert_eq!((nothing.limit, nothing.after), (PAGE_DEFAULT, Cursor::default()));
         let all = query(
-            "protocol=udp&backend=b7&client=2001%3Adb8%3A%3A%2F32&worker=3&age_ms=5000&limit=7&after=2-90",
+            "service=dns&protocol=udp&backend=b7&client=2001%3Adb8%3A%3A%2F32&worker=3&age_ms=5000&limit=7&after=2-90",
         );
+        assert_eq!(all.service.as_deref(), Some("dns"));
         assert_eq!(all.protocol, Some(Protocol::Udp));
         assert_eq!(all.backend, Some(OfBackend::Id(BackendId(7))));
         assert_eq!(all.client, Some("2001:db8::/32".parse().unwrap()));
@@ -232,12 +238,21 @@ mod tests {
         };
         let now = Now::from_nanos(5_000_000);
         let address = "10.9.9.9:80".parse().unwrap();
-        let takes = |text: &str| query(text).takes(&session, Protocol::Tcp, |_| Some(address), now);
-        for yes in ["", "protocol=tcp&client=10.1.0.0/16&age_ms=5", "backend=10.9.9.9:80"] {
+        let tcp = &Snapshot::default().services[0];
+        let takes = |text: &str| query(text).takes(&session, tcp, |_| Some(address), now);
+        for yes in
+            ["", "protocol=tcp&client=10.1.0.0/16&age_ms=5", "backend=10.9.9.9:80", "service=tcp"]
+        {
             assert!(takes(yes), "{yes}");
         }
-        for no in ["protocol=udp", "client=10.1.2.4", "age_ms=6", "backend=b8", "backend=1.1.1.1:1"]
-        {
+        for no in [
+            "protocol=udp",
+            "service=redis",
+            "client=10.1.2.4",
+            "age_ms=6",
+            "backend=b8",
+            "backend=1.1.1.1:1",
+        ] {
             assert!(!takes(no), "{no}");
         }
     }

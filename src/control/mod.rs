@@ -22,6 +22,7 @@
 //! | pure: how fast a connection may make changes | [`pace`] |
 //! | who may register, which address, and who makes room | [`auth`], [`home`], [`crowd`] |
 //! | whether a data port accepts connections | [`probe`] |
+//! | services by their names | [`services`] |
 //! | what the workers are told and report, and when | [`workers`], [`publication`] |
 //! | what the service manager is told | [`manager`] |
 //! | changing settings at runtime | [`reload`] |
@@ -55,6 +56,7 @@ pub mod places;
 pub mod probe;
 pub mod publication;
 pub mod reload;
+pub mod services;
 pub mod status;
 pub mod verbs;
 pub mod view;

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Protocol;
+use crate::cluster::{Protocol, Standing};
 
 /// The version of this schema, sent with every answer.
 pub const SCHEMA: u32 = 1;
@@ -32,6 +32,9 @@ pub struct Status {
     /// The version of the snapshot last published to the workers.
     pub snapshot: u64,
     pub sessions: SessionTotals,
+    /// The built-in ones first, then those of the file in its order.
+    #[serde(default)]
+    pub services: Vec<ServiceStatus>,
     /// In order of registration; backends that have left but still have sessions come last.
     pub backends: Vec<BackendStatus>,
     pub workers: Vec<WorkerStatus>,
@@ -92,11 +95,38 @@ pub struct SessionTotals {
     pub bytes_down: u64,
 }
 
+/// One service.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub name: String,
+    pub protocol: Protocol,
+    /// Where its users connect. API services may share a door.
+    pub doors: Vec<SocketAddr>,
+    /// Whether backends may register themselves.
+    pub register: bool,
+    /// How many of its backends are in each state of [`BackendState::REGISTERED`].
+    pub backends: BTreeMap<BackendState, u64>,
+    /// Sessions now running on its backends, including those that have left.
+    pub sessions_active: u64,
+    /// The terms that differ from the global settings, as `key = value`.
+    pub terms: Vec<String>,
+}
+
+impl Status {
+    /// Whether there are services besides the built-in ones, which are named after their protocol.
+    pub fn has_named_services(&self) -> bool {
+        self.services.iter().any(|service| service.name != service.protocol.name())
+    }
+}
+
 /// One backend.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BackendStatus {
     /// As in the log and in `/sessions`: `b` and a number that is never reused.
     pub id: String,
+    /// The name of its service.
+    #[serde(default)]
+    pub service: String,
     pub protocol: Protocol,
     pub address: SocketAddr,
     pub name: Option<String>,
@@ -140,6 +170,20 @@ pub enum BackendState {
 }
 
 impl BackendState {
+    /// The states of a registered backend.
+    pub const REGISTERED: [BackendState; 4] =
+        [BackendState::Serving, BackendState::Aside, BackendState::Failing, BackendState::Draining];
+
+    /// That of a registered backend.
+    pub const fn of(standing: Standing) -> BackendState {
+        match standing {
+            Standing::Serving => BackendState::Serving,
+            Standing::Aside => BackendState::Aside,
+            Standing::Failing => BackendState::Failing,
+            Standing::Draining => BackendState::Draining,
+        }
+    }
+
     /// The word in JSON and in metric labels.
     pub const fn name(self) -> &'static str {
         match self {
@@ -217,7 +261,7 @@ pub struct Percentiles {
 
 /// `GET /sessions`: a page of the session table.
 ///
-/// The query narrows it: `protocol` (`tcp`, `udp`, `api`), `backend` (an id, or an address with
+/// The query narrows it: `service` (a name), `protocol` (`tcp`, `udp`, `api`), `backend` (an id, or an address with
 /// port), `client` (an address, or a network such as `10.1.0.0/16`), `worker`, `age_ms` (minimum
 /// age), `limit` (1 to [`PAGE_MAX`], default [`PAGE_DEFAULT`]) and `after` (the `next` of the
 /// previous page).
@@ -239,6 +283,9 @@ pub const PAGE_MAX: usize = 100_000;
 pub struct SessionStatus {
     /// As in the log: `worker-place-generation`.
     pub id: String,
+    /// The name of its service.
+    #[serde(default)]
+    pub service: String,
     pub protocol: Protocol,
     pub client: SocketAddr,
     /// The backend's id; `null` until one has been chosen.

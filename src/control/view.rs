@@ -7,14 +7,15 @@ use super::checks::Verdict;
 use super::drain::Stop;
 use super::hub::checking::Checked;
 use super::hub::{Hub, Member};
+use super::services::{doors, takes_registrations, tallies};
 use super::status::{
     BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, HelloStatus, Percentiles,
-    RunState, SCHEMA, SessionTotals, Status, Timings, WorkerStatus,
+    RunState, SCHEMA, ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::BackendValues;
 use crate::base::time::Now;
 use crate::cluster::registry::Registered;
-use crate::cluster::{Backend, BackendId, Policy, Standing};
+use crate::cluster::{Backend, BackendId, OnBackendLoss, Policy, Service, Terms, WhenAllFail};
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -31,6 +32,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         policy: policy(hub.config.balance.policy).to_owned(),
         snapshot: hub.snapshot.version,
         sessions: sessions(hub),
+        services: services(hub),
         backends: backends(hub, now),
         workers: workers(hub),
         timings: timings(hub),
@@ -63,16 +65,6 @@ pub fn value(values: &BackendValues, name: &str) -> u64 {
     values[row.expect("the caller names a row of the table")]
 }
 
-/// What the log and the metrics call a backend's state.
-pub fn state(standing: Standing) -> BackendState {
-    match standing {
-        Standing::Serving => BackendState::Serving,
-        Standing::Aside => BackendState::Aside,
-        Standing::Failing => BackendState::Failing,
-        Standing::Draining => BackendState::Draining,
-    }
-}
-
 fn sessions(hub: &Hub) -> SessionTotals {
     let refused = |counters: &WorkerCounters| {
         counters.users_refused_no_backend.get()
@@ -89,6 +81,51 @@ fn sessions(hub: &Hub) -> SessionTotals {
         bytes_up: hub.workers.sum(|it| it.bytes_up.get()),
         bytes_down: hub.workers.sum(|it| it.bytes_down.get()),
     }
+}
+
+fn services(hub: &Hub) -> Vec<ServiceStatus> {
+    let (tallies, global) = (tallies(hub), hub.config.terms());
+    let shown = |service: &Service| {
+        let tally = tallies.get(&service.id).copied().unwrap_or_default();
+        ServiceStatus {
+            name: service.name.to_string(),
+            protocol: service.kind,
+            doors: doors(&hub.config, service),
+            register: takes_registrations(&hub.config, service),
+            backends: tally.by_state().collect(),
+            sessions_active: tally.sessions,
+            terms: differing(&service.terms, &global),
+        }
+    };
+    hub.registry.services().map(shown).collect()
+}
+
+/// The terms that are not the global ones, as `key = value`.
+fn differing(own: &Terms, global: &Terms) -> Vec<String> {
+    let shown = |terms: &Terms| {
+        let Terms { policy: by, on_backend_loss, timeouts, checks, maintenance } = terms;
+        let loss = match on_backend_loss {
+            OnBackendLoss::Keep => "keep",
+            OnBackendLoss::Close => "close",
+        };
+        let when_all_fail = match checks {
+            None => "",
+            Some(WhenAllFail::Refuse) => "check.when_all_fail = \"refuse\"",
+            Some(WhenAllFail::Serve) => "check.when_all_fail = \"serve\"",
+        };
+        [
+            format!("policy = \"{}\"", policy(*by)),
+            format!("on_backend_loss = \"{loss}\""),
+            format!("connect_ms = {}", ms(timeouts.connect)),
+            format!("tcp_idle_ms = {}", ms(timeouts.tcp_idle)),
+            format!("half_close_ms = {}", ms(timeouts.half_close)),
+            format!("udp_idle_ms = {}", ms(timeouts.udp_idle)),
+            format!("maintenance = {maintenance}"),
+            when_all_fail.to_owned(),
+        ]
+    };
+    let both = shown(own).into_iter().zip(shown(global));
+    both.filter(|(own, global)| own != global).map(|(own, _)| own).collect()
 }
 
 fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
@@ -123,15 +160,17 @@ fn registered(hub: &Hub, entry: &Registered, turns: u32, now: Now) -> BackendSta
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
         check: hub.check_result(id).map(check).unwrap_or_default(),
         drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
-        ..backend(hub, &entry.backend, state(entry.backend.standing))
+        ..backend(hub, &entry.backend, BackendState::of(entry.backend.standing))
     }
 }
 
 fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
     let values = hub.workers.backend(backend.slot);
+    let service = hub.registry.service(backend.service);
     BackendStatus {
         id: backend.id.to_string(),
-        protocol: hub.protocol_of(backend.service),
+        service: service.name.to_string(),
+        protocol: service.kind,
         address: backend.address,
         name: backend.name.as_deref().map(str::to_owned),
         weight: backend.weight,

@@ -138,7 +138,8 @@ fn every_row_of_the_tables_is_in_the_metrics_with_its_help() {
             assert!(text.contains(row.help), "{} is missing", row.name);
         }
     }
-    let labels = r#"{backend="b1",protocol="udp",address="127.0.0.1:9",name="dns-1"}"#;
+    let labels =
+        r#"{backend="b1",service="udp",protocol="udp",address="127.0.0.1:9",name="dns-1"}"#;
     assert!(text.contains(&format!("lb_backend_sessions_total{labels} 0\n")), "{text}");
     assert!(text.contains("lb_sessions_active{worker=\"0\"} 0\n"), "{text}");
     assert!(text.contains("lb_control_backends_registered_total 1\n"), "{text}");

@@ -5,6 +5,7 @@ mod admin;
 mod burst;
 mod checks;
 mod harness;
+mod named;
 mod page;
 mod proof;
 mod services;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lb::base::time::Now;
 use lb::cluster::{BackendId, Protocol, ServiceId};
+use lb::config::services::ServiceConfig;
 use serde_json::json;
 
 use crate::harness::Core;
@@ -58,6 +59,30 @@ fn seen(core: &Core, into: &Path, dark: bool) -> String {
     let complaint = said.lines().find(|line| line.contains("CONSOLE"));
     assert_eq!(complaint, None, "the page complains");
     String::from_utf8_lossy(&outcome.stdout).into_owned()
+}
+
+#[test]
+#[ignore = "needs the Debian package chromium"]
+fn a_browser_shows_named_services_where_there_are_any() {
+    let into = std::env::temp_dir().join(format!("lb-services-{}", std::process::id()));
+    std::fs::create_dir_all(&into).unwrap();
+    for named in [false, true] {
+        let core = Core::start(|config| {
+            if named {
+                config.services = vec![ServiceConfig::new("resolvers", Protocol::Udp)];
+            }
+        });
+        let mut backend = core.connect();
+        let service = if named { "resolvers" } else { "udp" };
+        let wanted = json!({"cmd": "register", "service": service, "port": 9});
+        assert_eq!(backend.ask(&wanted)["ack"], "successful");
+        let dom = seen(&core, &into, false);
+        assert_eq!(dom.contains("<td>resolvers</td>"), named, "{dom}");
+        assert_eq!(dom.contains("id=\"services-part\" hidden"), !named, "{dom}");
+        assert_eq!(dom.contains("<button>service</button>"), named, "{dom}");
+        assert!(dom.contains("1 of 1 serving"), "{dom}");
+    }
+    println!("screenshots are in {}", into.display());
 }
 
 #[test]

@@ -7,14 +7,20 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use lb::base::time::Now;
-use lb::cluster::{BackendId, Protocol, ServiceId};
+use lb::cluster::{BackendId, Policy, Protocol, ServiceId};
+use lb::config::services::ServiceConfig;
 use serde_json::{Value, json};
 
 use crate::harness::Core;
 
 /// A balancer with one of everything that has a field or a label.
 fn core() -> (Core, crate::harness::Backend) {
-    let core = Core::start(|_| {});
+    let core = Core::start(|config| {
+        let mut dns = ServiceConfig::new("dns", Protocol::Udp);
+        dns.listen = vec!["127.0.0.1:53".parse().unwrap()];
+        dns.policy = Some(Policy::SourceHash);
+        config.services = vec![dns];
+    });
     let mut backend = core.connect();
     let wanted = json!({"cmd": "register", "protocol": "udp", "port": 9, "name": "dns-1"});
     assert_eq!(backend.ask(&wanted)["ack"], "successful");
@@ -47,7 +53,7 @@ fn fields(value: &Value, path: String, found: &mut BTreeMap<String, &'static str
         Value::String(_) => drop(found.insert(path, "text")),
         Value::Number(_) => drop(found.insert(path, "number")),
         Value::Null => drop(found.insert(path, "null")),
-        Value::Bool(_) => drop(found.insert(path, "yes or no")),
+        Value::Bool(_) => drop(found.insert(path, "boolean")),
     }
 }
 

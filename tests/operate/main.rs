@@ -5,6 +5,7 @@ mod harness;
 mod lines;
 mod listed;
 mod reload;
+mod services;
 mod signals;
 #[path = "../common/wait.rs"]
 mod wait;

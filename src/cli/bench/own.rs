@@ -83,7 +83,7 @@ impl Own {
             self.wishes.push(wish);
             let membership = Membership {
                 balancer: control.to_string(),
-                offer: Offer { protocol, port: address.port(), weight: 1, name: None },
+                offer: Offer::to_built_in(protocol, address.port()),
                 secret: None,
                 secret_file: None,
             };

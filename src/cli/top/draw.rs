@@ -8,7 +8,7 @@ use ratatui::widgets::{Block, Clear, Paragraph, Row as Cells, Table, TableState,
 
 use super::screen::{Mode, Rates, Row, Screen};
 use crate::cli::table::{grouped, lasting, sized};
-use crate::control::status::{BackendState, RunState, SessionStatus, Status};
+use crate::control::status::{BackendState, BackendStatus, RunState, SessionStatus, Status};
 
 const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
 const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
@@ -80,24 +80,28 @@ const fn column(title: &'static str, rank: u8, number: bool) -> Column {
     Column { title, rank, number }
 }
 
-const BACKENDS: [Column; 12] = [
-    column("id", 11, false),
+const BACKENDS: [Column; 13] = [
+    column("id", 12, false),
+    column("service", 8, false),
     column("users", 6, false),
-    column("address", 10, false),
+    column("address", 11, false),
     column("name", 3, false),
-    column("state", 8, false),
+    column("state", 9, false),
     column("share", 2, true),
-    column("sessions", 9, true),
+    column("sessions", 10, true),
     column("new/s", 5, true),
     column("up/s", 4, true),
     column("down/s", 4, true),
     column("hello", 1, true),
     column("failed", 7, true),
 ];
+/// The place of the column that is shown only if there are named services.
+const SERVICE: usize = 1;
 
 /// Which columns fit into `room` with a space between each two, by their places, and their widths.
-fn fitting(widths: [u16; BACKENDS.len()], room: u16) -> Vec<(usize, u16)> {
+fn fitting(widths: [u16; BACKENDS.len()], named: bool, room: u16) -> Vec<(usize, u16)> {
     let mut shown: Vec<(usize, u16)> = widths.into_iter().enumerate().collect();
+    shown.retain(|(place, _)| named || *place != SERVICE);
     let taken = |shown: &[(usize, u16)]| -> u16 { shown.iter().map(|(_, width)| width + 1).sum() };
     while shown.len() > 1 && taken(&shown) > room + 1 {
         let least = shown.iter().map(|(place, _)| BACKENDS[*place].rank).min();
@@ -117,7 +121,8 @@ fn backends(screen: &Screen, frame: &mut Frame, area: Rect) {
         let (least, most) = if BACKENDS[place].number { (9, 16) } else { (title, 46) };
         u16::try_from(widest.unwrap_or(0).max(title).clamp(least, most)).unwrap_or(u16::MAX)
     });
-    let shown = fitting(widths, area.width);
+    let named = screen.now.as_ref().is_some_and(Status::has_named_services);
+    let shown = fitting(widths, named, area.width);
     let pick = |row: [Line<'static>; BACKENDS.len()]| {
         Cells::new(shown.iter().map(|(place, _)| row[*place].clone()).collect::<Vec<_>>())
     };
@@ -173,6 +178,7 @@ fn backend(row: &Row) -> [Line<'static>; BACKENDS.len()] {
     let number = |text: String| Line::from(text).right_aligned();
     [
         Line::from(backend.id.clone()),
+        Line::from(backend.service.clone()),
         Line::from(backend.protocol.name()),
         Line::from(backend.address.to_string()),
         Line::from(backend.name.clone().unwrap_or_default()),
@@ -240,12 +246,17 @@ fn foot(screen: &Screen) -> Line<'static> {
     Line::styled(keys, FAINT)
 }
 
+/// Whose users a backend gets: its service, which an older balancer does not say.
+fn of(backend: &BackendStatus) -> &str {
+    if backend.service.is_empty() { backend.protocol.name() } else { &backend.service }
+}
+
 fn confirm(screen: &Screen, backend: &str, frame: &mut Frame) {
     let found = screen.rows().into_iter().find(|row| row.backend.id == backend);
     let about = found.map_or(String::new(), |row| {
         format!(
             " ({} {}, {} sessions)",
-            row.backend.protocol,
+            of(&row.backend),
             row.backend.address,
             grouped(row.backend.sessions_active)
         )
@@ -269,12 +280,16 @@ fn confirm(screen: &Screen, backend: &str, frame: &mut Frame) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
     use super::super::screen::Press;
     use super::super::screen::tests::{backend, screen as known, status};
     use super::*;
+    use crate::cluster::Protocol;
+    use crate::control::status::ServiceStatus;
 
     fn drawn(state: &Screen, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -349,6 +364,35 @@ mod tests {
             assert_eq!(text.contains("web-1"), width >= 110, "{text}");
             assert_eq!(text.contains(" hello"), width >= 200, "{text}");
         }
+    }
+
+    #[test]
+    fn the_service_is_a_column_once_there_are_named_ones_and_a_filter_finds_it() {
+        let mut state = known();
+        let mut redis = backend(2, 1);
+        redis.service = "redis".into();
+        let mut look = status(2000, vec![backend(1, 1), redis]);
+        state.looked(Ok(look.clone()));
+        assert!(!drawn(&state, 140, 8).contains("service"));
+        let service = |name: &str| ServiceStatus {
+            name: name.into(),
+            protocol: Protocol::Tcp,
+            doors: Vec::new(),
+            register: true,
+            backends: BTreeMap::new(),
+            sessions_active: 0,
+            terms: Vec::new(),
+        };
+        look.services = vec![service("tcp"), service("redis")];
+        state.looked(Ok(look));
+        let text = drawn(&state, 140, 8);
+        assert!(text.contains("b2 redis   tcp"), "{text}");
+        state.filter = "redis".into();
+        let text = drawn(&state, 140, 8);
+        assert!(text.contains("b2 ") && !text.contains("b1 "), "{text}");
+        state.press(Press::Char('d'));
+        let text = drawn(&state, 100, 20);
+        assert!(text.contains("Drain b2 (redis 10.0.0.2:80, 1 sessions)?"), "{text}");
     }
 
     #[test]

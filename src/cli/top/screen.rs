@@ -399,7 +399,8 @@ impl Screen {
 fn described(backend: &BackendStatus) -> String {
     let name = backend.name.as_deref().unwrap_or("");
     let (protocol, state) = (backend.protocol, backend.state.name());
-    format!("{} {protocol} {} {name} {state}", backend.id, backend.address).to_lowercase()
+    let service = &backend.service;
+    format!("{} {service} {protocol} {} {name} {state}", backend.id, backend.address).to_lowercase()
 }
 
 #[cfg(test)]
@@ -416,6 +417,7 @@ pub(super) mod tests {
     pub fn backend(number: u32, sessions: u64) -> BackendStatus {
         BackendStatus {
             id: format!("b{number}"),
+            service: "tcp".into(),
             protocol: Protocol::Tcp,
             address: format!("10.0.0.{number}:80").parse().unwrap(),
             name: Some(format!("web-{number}")),
@@ -448,6 +450,7 @@ pub(super) mod tests {
             doors: Doors::default(),
             policy: "round_robin".into(),
             snapshot: 1,
+            services: Vec::new(),
             sessions: SessionTotals { active: 6, limit: 100, ..SessionTotals::default() },
             backends,
             workers: Vec::new(),

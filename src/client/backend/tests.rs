@@ -4,7 +4,7 @@ use super::*;
 use crate::cluster::Protocol;
 
 fn registration(secret: Option<&str>) -> Registration {
-    let offer = Offer { protocol: Protocol::Tcp, port: 9991, weight: 1, name: None };
+    let offer = Offer::to_built_in(Protocol::Tcp, 9991);
     Registration::new(offer, secret.map(|secret| secret.as_bytes().to_vec()))
 }
 
@@ -241,6 +241,7 @@ impl World {
             }
             Act::Tell(_) => {}
             Act::Stop => self.stopped = true,
+            Act::Fail(why) => panic!("the offer names no service: {why}"),
         }
     }
 
@@ -366,4 +367,58 @@ fn whatever_the_network_does_the_end_comes_in_time() {
             assert!(world.now - asked <= 2_100, "seed {seed}: {:?}", world.registration);
         }
     }
+}
+
+/// A backend that has asked to join `redis`.
+fn joining_redis(protocol: Option<Protocol>) -> Registration {
+    let offer = Offer {
+        service: Some("redis".into()),
+        protocol,
+        ..Offer::to_built_in(Protocol::Tcp, 6379)
+    };
+    let mut registration = Registration::new(offer, None);
+    assert_eq!(step(&mut registration, 0, Event::Time), [Act::Connect]);
+    assert!(sent(&step(&mut registration, 1, Event::Connected), "\"service\":\"redis\""));
+    registration
+}
+
+#[track_caller]
+fn assert_failed(acts: &[Act]) {
+    let Some(Act::Fail(why)) = acts.last() else { panic!("{acts:?}") };
+    assert!(why.contains("does not know services by name"), "{why}");
+    assert!(acts.contains(&Act::Disconnect));
+}
+
+#[test]
+fn rule_14_an_answer_without_the_service_is_an_older_balancers_and_ends_the_program() {
+    let mut granted = joining_redis(Some(Protocol::Tcp));
+    let acts = step(&mut granted, 2, said(GRANTED));
+    assert!(sent(&acts, "unregister") && acts.len() == 1, "never registered: {acts:?}");
+    let answer = said(r#"{"ack":"successful","left":0,"cmd":"unregister","protocol":"tcp"}"#);
+    assert_failed(&step(&mut granted, 3, answer));
+    assert_eq!(granted.deadline(), None);
+
+    let mut silent = joining_redis(Some(Protocol::Tcp));
+    step(&mut silent, 2, said(GRANTED));
+    assert_failed(&step(&mut silent, 2002, Event::Time));
+
+    let mut refused = joining_redis(None);
+    let answer = r#"{"ack":"failed","msg":"protocol is missing","cmd":"register"}"#;
+    assert_failed(&step(&mut refused, 2, said(answer)));
+}
+
+#[test]
+fn a_balancer_that_names_the_service_is_current_whether_it_grants_or_refuses() {
+    let mut granted = joining_redis(None);
+    let answer = said(r#"{"ack":"successful","cmd":"register","service":"redis"}"#);
+    assert_eq!(step(&mut granted, 2, answer), [Act::Tell(Notice::Registered)]);
+
+    let mut refused = joining_redis(None);
+    let answer = r#"{"ack":"failed","msg":"no such","cmd":"register","service":"redis"}"#;
+    let acts = step(&mut refused, 2, said(answer));
+    assert!(matches!(acts[1], Act::Tell(Notice::Failed { .. })), "it tries again: {acts:?}");
+
+    let mut full = joining_redis(None);
+    let acts = step(&mut full, 2, said(r#"{"ack":"failed","msg":"too many control connections"}"#));
+    assert!(matches!(acts[1], Act::Tell(Notice::Failed { .. })), "not about it: {acts:?}");
 }

@@ -2,6 +2,9 @@
 
 use super::*;
 
+const UDP: Target = Target::BuiltIn(Protocol::Udp);
+const API: Target = Target::BuiltIn(Protocol::Api);
+
 fn heard(input: &str) -> Vec<Incoming> {
     let mut into = VecDeque::new();
     Inbox::default().push(input.as_bytes(), &mut into);
@@ -24,12 +27,12 @@ fn said(reply: Reply) -> String {
 #[test]
 fn every_command_is_understood_with_and_without_optional_members() {
     let register = |weight, name: Option<&str>| Request::Register {
-        protocol: Protocol::Tcp,
+        target: Target::BuiltIn(Protocol::Tcp),
         port: 9991,
         weight,
         name: name.map(Into::into),
     };
-    let drain = |deadline| Request::Drain { protocol: Protocol::Api, port: 80, deadline };
+    let drain = |deadline| Request::Drain { target: API, port: 80, deadline };
     let cases = [
         (r#"{"cmd": "register", "protocol": "tcp", "port": 9991}"#, register(1, None)),
         (
@@ -42,14 +45,16 @@ fn every_command_is_understood_with_and_without_optional_members() {
         ),
         (
             r#"{"cmd":"unregister","protocol":"udp","port":1}"#,
-            Request::Unregister { protocol: Protocol::Udp, port: 1 },
+            Request::Unregister { target: UDP, port: 1 },
         ),
         (
             r#"{"cmd":"drain","protocol":"api","port":80,"deadline_ms":1500}"#,
             drain(Some(Duration::from_millis(1500))),
         ),
         (r#"{"cmd":"drain","protocol":"api","port":80}"#, drain(None)),
-        (r#"{"cmd":"list"}"#, Request::List),
+        (r#"{"cmd":"list"}"#, Request::List { target: None }),
+        (r#"{"cmd":"list","protocol":"sctp"}"#, Request::List { target: None }),
+        (r#"{"cmd":"services"}"#, Request::Services),
         (r#"{"ack":"hello"}"#, Request::Hello),
         (r#"{"cmd":"hello"}"#, Request::Hello),
         (
@@ -64,17 +69,47 @@ fn every_command_is_understood_with_and_without_optional_members() {
 }
 
 #[test]
+fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
+    let named = |protocol| Target::Named { service: "redis".into(), protocol };
+    for (members, target) in [
+        (r#""protocol":"udp""#, UDP),
+        (r#""protocol":"udp","service":null"#, UDP),
+        (r#""service":"redis""#, named(None)),
+        (r#""service":"redis","protocol":null"#, named(None)),
+        (r#""protocol":"tcp","service":"redis""#, named(Some(Protocol::Tcp))),
+    ] {
+        let of = |cmd: &str| heard(&format!(r#"{{"cmd":"{cmd}",{members},"port":6379}}"#));
+        let (port, weight, name, deadline) = (6379, 1, None, None);
+        let all = target.clone();
+        assert_eq!(of("unregister"), [Ok(Request::Unregister { target: all, port })], "{members}");
+        let all = target.clone();
+        assert_eq!(of("drain"), [Ok(Request::Drain { target: all, port, deadline })], "{members}");
+        let all = Some(target.clone()).filter(|target| *target != UDP);
+        assert_eq!(of("list"), [Ok(Request::List { target: all })], "{members}");
+        assert_eq!(of("register"), [Ok(Request::Register { target, port, weight, name })]);
+    }
+}
+
+#[test]
+fn a_faulty_message_that_names_a_service_is_answered_with_its_name() {
+    let fault = fault_of(r#"{"cmd":"register","service":"redis","port":0}"#);
+    assert_eq!((fault.cmd, fault.service.as_deref()), (Some("register"), Some("redis")));
+    let fault = fault_of(r#"{"cmd":"register","protocol":"tcp","port":0}"#);
+    assert_eq!(fault.service, None);
+}
+
+#[test]
 fn a_whole_number_is_the_same_however_it_is_written() {
     for port in ["9002", "9002.0", "9002.000", "9.002e3", "9002E0", "900200e-2", "0.9002e+4"] {
         let input = format!(r#"{{"cmd":"unregister","protocol":"udp","port":{port}}}"#);
-        let expected = Request::Unregister { protocol: Protocol::Udp, port: 9002 };
+        let expected = Request::Unregister { target: UDP, port: 9002 };
         assert_eq!(heard(&input), [Ok(expected)], "{port}");
     }
     for (deadline, ms) in [("0.0", 0), ("-0.0", 0), ("-0", 0), ("8.64e7", DRAIN_MS_MAX)] {
         let input =
             format!(r#"{{"cmd":"drain","protocol":"api","port":80,"deadline_ms":{deadline}}}"#);
         let deadline = Some(Duration::from_millis(ms));
-        let expected = Request::Drain { protocol: Protocol::Api, port: 80, deadline };
+        let expected = Request::Drain { target: API, port: 80, deadline };
         assert_eq!(heard(&input), [Ok(expected)], "{input}");
     }
 }
@@ -91,6 +126,10 @@ fn every_fault_is_named() {
         (r#"{"cmd":"register","port":80}"#, "protocol is missing"),
         (r#"{"cmd":"register","protocol":"sctp","port":80}"#, "unknown protocol sctp"),
         (r#"{"cmd":"register","protocol":7,"port":80}"#, "protocol must be a string"),
+        (r#"{"cmd":"register","service":7,"port":80}"#, "service must be a string"),
+        (r#"{"cmd":"drain","service":"a b","port":80}"#, "service must be 1 to 64"),
+        (r#"{"cmd":"list","service":""}"#, "service must be 1 to 64"),
+        (r#"{"cmd":"list","service":"redis","protocol":"sctp"}"#, "unknown protocol sctp"),
         (r#"{"cmd":"register","protocol":"tcp","port":80,"weight":0}"#, "weight"),
         (r#"{"cmd":"register","protocol":"tcp","port":80,"weight":257}"#, "1 to 256"),
         (r#"{"cmd":"register","protocol":"tcp","port":80,"name":""}"#, "name must be"),
@@ -132,14 +171,15 @@ fn a_peers_text_is_quoted_short_and_tame() {
 
 #[test]
 fn messages_are_written_as_documented() {
-    let about = About { protocol: Protocol::Tcp, port: 9991 };
+    let tcp = &crate::cluster::Snapshot::default().services[0];
+    let about = || About::of(tcp, 9991);
     let cases = [
         (Reply::AskHello, r#"{"cmd":"hello"}"#),
         (Reply::AskAuth { nonce: "ab".into() }, r#"{"cmd":"auth","nonce":"ab","v":1}"#),
         (Reply::Authenticated, r#"{"ack":"successful","cmd":"auth"}"#),
         (
             Reply::Registered {
-                about,
+                about: about(),
                 id: "b3".into(),
                 address: "10.0.0.5:9991".parse().unwrap(),
                 weight: 2,
@@ -147,21 +187,28 @@ fn messages_are_written_as_documented() {
             },
             concat!(
                 r#"{"ack":"successful","cmd":"register","protocol":"tcp","port":9991,"#,
-                r#""id":"b3","address":"10.0.0.5:9991","weight":2,"interval_ms":5000}"#
+                r#""service":"tcp","id":"b3","address":"10.0.0.5:9991","weight":2,"interval_ms":5000}"#
             ),
         ),
         (
-            Reply::Draining { about, left: 4 },
-            r#"{"event":"draining","left":4,"protocol":"tcp","port":9991}"#,
+            Reply::Draining { about: about(), left: 4 },
+            r#"{"event":"draining","left":4,"protocol":"tcp","port":9991,"service":"tcp"}"#,
         ),
-        (Reply::Drained { about }, r#"{"event":"drained","protocol":"tcp","port":9991}"#),
+        (
+            Reply::Drained { about: about() },
+            r#"{"event":"drained","protocol":"tcp","port":9991,"service":"tcp"}"#,
+        ),
         (
             Reply::Failed { msg: "no".into(), cmd: None, about: None },
             r#"{"ack":"failed","msg":"no"}"#,
         ),
         (
-            Reply::Listed { backends: Vec::new(), more: false },
-            r#"{"ack":"successful","cmd":"list","backends":[],"more":false}"#,
+            Reply::Failed {
+                msg: "no".into(),
+                cmd: Some("drain"),
+                about: Some(About { service: "redis".into(), protocol: None, port: None }),
+            },
+            r#"{"ack":"failed","msg":"no","cmd":"drain","service":"redis"}"#,
         ),
     ];
     for (reply, expected) in cases {
@@ -170,9 +217,58 @@ fn messages_are_written_as_documented() {
 }
 
 #[test]
+fn lists_are_written_as_documented() {
+    let cases = [
+        (
+            Reply::Listed { service: None, backends: Vec::new(), more: false },
+            r#"{"ack":"successful","cmd":"list","backends":[],"more":false}"#,
+        ),
+        (
+            Reply::Listed { service: Some("redis".into()), backends: Vec::new(), more: false },
+            r#"{"ack":"successful","cmd":"list","service":"redis","backends":[],"more":false}"#,
+        ),
+        (
+            Reply::Services { services: vec![line("redis", 1)], more: true },
+            concat!(
+                r#"{"ack":"successful","cmd":"services","services":[{"name":"redis","#,
+                r#""protocol":"tcp","doors":["[2001:db80:1111:2222:3333:4444:5555:6666%4294967295]"#,
+                r#":65535"],"serving":1024,"register":false}],"more":true}"#
+            ),
+        ),
+    ];
+    for (reply, expected) in cases {
+        assert_eq!(said(reply), expected);
+    }
+}
+
+/// A service that takes as much room as one of this name and with so many doors can.
+fn line(name: &str, doors: usize) -> ServiceLine {
+    let door = "[2001:db80:1111:2222:3333:4444:5555:6666%4294967295]:65535".parse().unwrap();
+    ServiceLine {
+        name: name.to_owned(),
+        protocol: Protocol::Tcp,
+        doors: vec![door; doors],
+        serving: 1024,
+        register: false,
+    }
+}
+
+#[test]
+fn the_longest_list_of_services_is_a_message_like_any_other() {
+    for (letters, doors) in [(1, 0), (NAME_BYTES_MAX, 1), (NAME_BYTES_MAX, DOORS_LISTED_MAX)] {
+        let line = line(&"n".repeat(letters), doors);
+        let count = SERVICES_BYTES_MAX / line.bytes_max();
+        assert!(count > 0);
+        let said = said(Reply::Services { services: vec![line; count], more: false });
+        assert!(said.len() < MESSAGE_BYTES_MAX, "{letters} letters: {}", said.len());
+    }
+}
+
+#[test]
 fn the_longest_list_is_a_message_like_any_other() {
     let longest = Listed {
         id: format!("b{}", u32::MAX),
+        service: "s".repeat(NAME_BYTES_MAX),
         protocol: Protocol::Tcp,
         address: "[2001:db80:1111:2222:3333:4444:5555:6666%4294967295]:65535".parse().unwrap(),
         weight: WEIGHT_MAX,
@@ -181,7 +277,11 @@ fn the_longest_list_is_a_message_like_any_other() {
         own: false,
         sessions: u64::MAX,
     };
-    let line = said(Reply::Listed { backends: vec![longest; LISTED_MAX], more: false });
+    let line = said(Reply::Listed {
+        service: Some("s".repeat(NAME_BYTES_MAX).into()),
+        backends: vec![longest; LISTED_MAX],
+        more: false,
+    });
     assert!(line.len() < MESSAGE_BYTES_MAX, "{}", line.len());
 }
 

@@ -11,6 +11,7 @@ use crate::base::time::Now;
 use crate::cluster::registry::{Applied, Change, Fault, Registered};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, OnBackendLoss, Protocol};
+use crate::control::console::{Of, named};
 use crate::control::drain::Drain;
 use crate::session::EndReason;
 
@@ -78,8 +79,8 @@ impl Hub {
             self.counters.backends_registered.one();
         }
         if applied.changed {
-            let protocol = self.protocol_of(backend.service);
-            self.console.backend_registered(now, protocol, backend, self.registry.len());
+            let of = Of::new(self.registry.service(backend.service));
+            self.console.backend_registered(now, of, backend, self.registry.len());
         }
         if applied.joined {
             self.begin_checks(id, now);
@@ -90,13 +91,14 @@ impl Hub {
         let id = applied.backend.expect("a drain that succeeded has a backend");
         let entry = self.registry.get(id).expect("a draining backend is registered");
         let address = entry.backend.address;
+        let service = named(self.registry.service(entry.backend.service));
         let left = self.workers.active(entry.backend.slot);
         let lasts = lasts.unwrap_or(self.config.balance.drain);
         let drain = Drain::new(now, lasts);
         // If it was draining already, the workers know, or will learn with the other changes.
         let mark = (!self.publication.is_due()).then(|| self.workers.mark());
         self.draining.insert(id, Draining { drain, mark });
-        info!(backend = %id, %address, left, seconds = lasts.as_secs_f64(), "backend draining");
+        info!(backend = %id, service, %address, left, seconds = lasts.as_secs_f64(), "backend draining");
     }
 
     /// Backends left in good order: their sessions go on.
@@ -128,8 +130,9 @@ impl Hub {
         let (backend, registered) = (entry.backend.clone(), entry.since);
         let id = backend.id;
         let sessions = self.workers.active(backend.slot);
-        let protocol = self.protocol_of(backend.service);
-        self.console.backend_left(now, protocol, &backend, why, sessions, self.registry.len());
+        let service = self.registry.service(backend.service);
+        let (of, protocol) = (Of::new(service), service.kind);
+        self.console.backend_left(now, of, &backend, why, sessions, self.registry.len());
         self.revivals.remove(&id);
         self.end_checks(&backend);
         // What happens to the UDP sessions of a lost backend is decided by the workers.
@@ -308,12 +311,13 @@ mod tests {
         assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
         let heard = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
         hub.tick(at(1000));
-        let left = r#"{"event":"draining","left":2,"protocol":"tcp","port":80}"#;
+        let left = r#"{"event":"draining","left":2,"protocol":"tcp","port":80,"service":"tcp"}"#;
         assert_eq!(heard().await.trim_end(), left);
         turn(&worker);
         worker.metrics.backends[slot].active.set(0);
         hub.tick(at(1001));
-        assert_eq!(heard().await.trim_end(), r#"{"event":"drained","protocol":"tcp","port":80}"#);
+        let over = r#"{"event":"drained","protocol":"tcp","port":80,"service":"tcp"}"#;
+        assert_eq!(heard().await.trim_end(), over);
         let gone = hub.apply(Change::DrainBackend { backend, lasts: None }, at(1002)).unwrap_err();
         assert_eq!(gone, Fault::Unknown { backend });
     }

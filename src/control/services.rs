@@ -1,0 +1,154 @@
+//! Services by their names, as backends and operators know them. Owns which service a message means, the
+//! sentence when it means none, where a service's users come in, and how many backends and sessions it has.
+//! Changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::api::{DOORS_LISTED_MAX, ServiceLine, Target};
+use super::hub::Hub;
+use super::status::BackendState;
+use crate::cluster::registry::Registry;
+use crate::cluster::{Protocol, Service, ServiceId};
+use crate::config::Config;
+use crate::config::services::ServiceConfig;
+
+/// The service that a message is about.
+///
+/// # Errors
+/// Why there is none, in a sentence for whoever sent the message.
+pub fn meant<'r>(registry: &'r Registry, target: &Target) -> Result<&'r Service, String> {
+    let (name, protocol) = match target {
+        Target::BuiltIn(protocol) => return Ok(registry.service(ServiceId::built_in(*protocol))),
+        Target::Named { service, protocol } => (service, protocol),
+    };
+    let service = named(registry, name)?;
+    match protocol {
+        Some(protocol) if *protocol != service.kind => {
+            Err(format!("the protocol of service {name} is {}, not {protocol}", service.kind))
+        }
+        _ => Ok(service),
+    }
+}
+
+/// The service of this name.
+///
+/// # Errors
+/// That there is none, with the name that comes nearest and how many there are.
+pub fn named<'r>(registry: &'r Registry, name: &str) -> Result<&'r Service, String> {
+    let found = registry.services().find(|service| &*service.name == name);
+    found.ok_or_else(|| unknown(registry, name))
+}
+
+fn unknown(registry: &Registry, name: &str) -> String {
+    let likeness = |service: &Service| strsim::normalized_damerau_levenshtein(&service.name, name);
+    let nearest = registry.services().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let count = registry.services().count();
+    match nearest {
+        Some(nearest) => format!(
+            "there is no service {name}; the nearest name among the {count} is {}",
+            nearest.name
+        ),
+        None => format!("there is no service {name}"),
+    }
+}
+
+/// The table of a service in the file. A built-in one has none.
+fn table<'c>(config: &'c Config, service: &Service) -> Option<&'c ServiceConfig> {
+    config.services.iter().find(|table| *table.name == *service.name)
+}
+
+/// Where users of a service connect.
+pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
+    match table(config, service) {
+        // An API service without a door of its own shares that of the built-in one.
+        Some(table) if !table.listen.is_empty() || table.protocol != Protocol::Api => {
+            table.listen.clone()
+        }
+        _ => built_in_door(config, service.kind).into_iter().collect(),
+    }
+}
+
+fn built_in_door(config: &Config, protocol: Protocol) -> Option<SocketAddr> {
+    match protocol {
+        Protocol::Tcp => config.listen.tcp,
+        Protocol::Udp => config.listen.udp,
+        Protocol::Api => config.listen.api,
+    }
+}
+
+/// The doors of named services that what is sent to a backend of this protocol could come to.
+pub fn named_doors(config: &Config, protocol: Protocol) -> Vec<SocketAddr> {
+    let is_datagrams = |protocol| protocol == Protocol::Udp;
+    let alike = |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
+    config.services.iter().filter(alike).flat_map(|it| it.listen.iter().copied()).collect()
+}
+
+/// Whether backends may register for a service.
+pub fn takes_registrations(config: &Config, service: &Service) -> bool {
+    table(config, service).is_none_or(|table| table.register)
+}
+
+/// Checks that backends may register for a service.
+///
+/// # Errors
+/// That they may not, in a sentence for the backend.
+pub fn may_register(config: &Config, service: &Service) -> Result<(), String> {
+    match takes_registrations(config, service) {
+        true => Ok(()),
+        false => Err(format!(
+            "service {} takes no registrations: its backends are those in the balancer's file",
+            service.name
+        )),
+    }
+}
+
+/// The backends and sessions of one service, counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Registered backends, by their place in [`BackendState::REGISTERED`].
+    backends: [u64; BackendState::REGISTERED.len()],
+    /// Sessions on its backends, including those that have left.
+    pub sessions: u64,
+}
+
+impl Tally {
+    /// Its registered backends in each state.
+    pub fn by_state(&self) -> impl Iterator<Item = (BackendState, u64)> {
+        BackendState::REGISTERED.into_iter().zip(self.backends)
+    }
+
+    fn in_state(&self, wanted: BackendState) -> u64 {
+        self.by_state().filter(|(state, _)| *state == wanted).map(|(_, count)| count).sum()
+    }
+}
+
+/// Every service that has backends, counted in one pass.
+pub fn tallies(hub: &Hub) -> BTreeMap<ServiceId, Tally> {
+    let mut tallies: BTreeMap<ServiceId, Tally> = BTreeMap::new();
+    for backend in hub.registry.entries().map(|entry| &entry.backend) {
+        let tally = tallies.entry(backend.service).or_default();
+        let state = BackendState::of(backend.standing);
+        let place = BackendState::REGISTERED.into_iter().position(|it| it == state);
+        tally.backends[place.expect("what is registered is in one of these states")] += 1;
+        tally.sessions += hub.workers.active(backend.slot);
+    }
+    for departed in hub.departed.values().map(|it| &it.backend) {
+        let tally = tallies.entry(departed.service).or_default();
+        tally.sessions += hub.workers.active(departed.slot);
+    }
+    tallies
+}
+
+/// A service in the answer to `services`.
+pub fn line(hub: &Hub, service: &Service, tally: Tally) -> ServiceLine {
+    let mut doors = doors(&hub.config, service);
+    doors.truncate(DOORS_LISTED_MAX);
+    ServiceLine {
+        name: service.name.to_string(),
+        protocol: service.kind,
+        doors,
+        serving: tally.in_state(BackendState::Serving),
+        register: takes_registrations(&hub.config, service),
+    }
+}
