@@ -30,6 +30,7 @@ use tracing::warn;
 
 use super::exposition;
 use super::hub::Hub;
+use super::hub::checking::is_failing;
 use super::listing::{Query, next_portion};
 use super::page;
 use super::peer::Peer;
@@ -40,7 +41,6 @@ use super::status::{Doors, Problem, RunState, SCHEMA, SessionStatus};
 use super::verbs::{self, Refusal, Verb};
 use super::view;
 use crate::base::time::Now;
-use crate::cluster::Standing;
 use crate::session::shards::SessionView;
 
 /// How long a request's head may take, and how long a connection may idle between two requests.
@@ -272,7 +272,7 @@ impl AdminDoor {
         } else if hub.is_stalled() {
             "a worker does not turn any more\n"
         } else if !hub.snapshot.services.iter().any(|it| !it.pool.rotation.is_empty()) {
-            match hub.snapshot.backends().any(|it| it.standing == Standing::Failing) {
+            match hub.snapshot.services.iter().any(|it| is_failing(Some(&it.pool))) {
                 true => "every backend fails its check\n",
                 false => "no backend is registered\n",
             }

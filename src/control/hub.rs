@@ -34,7 +34,7 @@ use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
 use crate::worker::link::{Order, Report};
-use checking::Checking;
+use checking::{Checking, is_failing};
 use listed::LeftOut;
 
 /// How often an order to end a backend's sessions is repeated while any are left.
@@ -371,8 +371,9 @@ impl Hub {
                     self.console.user_left(now, of, &ended, sessions);
                 }
                 Report::Refused { service, client, why } => {
+                    let all_fail = is_failing(self.snapshot.pool(service));
                     let of = Of::new(self.registry.service(service));
-                    self.console.user_refused(now, of, client, why);
+                    self.console.user_refused(now, of, client, why, all_fail);
                 }
                 Report::OutOfRoom { shortage, backend, datagrams } => {
                     let service = backend.and_then(|id| self.backend(id)).map(|it| it.service);

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use super::{Hub, Mark};
 use crate::base::time::Now;
 use crate::cluster::registry::Change;
+use crate::cluster::service::Pool;
 use crate::cluster::{Backend, BackendId, ServiceId, Standing};
 use crate::config::services::{CheckConfig, CheckKind, OnFail};
 use crate::control::checker::Target;
@@ -66,6 +67,12 @@ fn rule(check: &CheckConfig) -> Rule {
 fn offset(id: BackendId, interval: Duration) -> Duration {
     const GOLDEN: u32 = 0x9e37_79b9;
     interval.mul_f64(f64::from(id.0.wrapping_mul(GOLDEN)) / f64::from(u32::MAX))
+}
+
+/// Whether nobody in this pool gets users because checks fail.
+pub fn is_failing(pool: Option<&Pool>) -> bool {
+    let fails = |backend: &Backend| backend.standing == Standing::Failing;
+    pool.is_some_and(|pool| pool.rotation.is_empty() && pool.backends.iter().any(fails))
 }
 
 impl Hub {

@@ -169,7 +169,10 @@ fn a_checked_backend_serves_as_long_as_its_checks_say() {
     use Standing::{Failing, Serving};
     let (mut hub, mut worker) = hub(config(&[(1, 1), (2, 1)], check()));
     assert_eq!(rotation(&mut hub), [0; 0], "nobody has passed yet");
+    assert!(is_failing(hub.snapshot.pool(PG)), "which users are told who are turned away");
     checked(&mut hub, &[(1, true), (2, false)], at(20));
+    hub.publish();
+    assert!(!is_failing(hub.snapshot.pool(PG)) && !is_failing(hub.snapshot.pool(ServiceId(0))));
     assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Failing)]);
     checked(&mut hub, &[(1, true), (2, true)], at(10_000));
     assert_eq!(rotation(&mut hub), [1, 2]);
