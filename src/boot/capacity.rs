@@ -7,6 +7,8 @@ use super::{Trouble, WORKERS_MAX, plans};
 use crate::cluster::Protocol;
 use crate::config::Config;
 use crate::config::keys::SESSIONS_MAX;
+use crate::config::services::CheckKind;
+use crate::control::checks;
 
 /// Limit on sessions when the configuration leaves it to the host.
 pub const SESSIONS_DEFAULT: usize = 100_000;
@@ -94,7 +96,9 @@ pub fn port_range(text: &str) -> Option<(usize, usize)> {
 fn beside_sessions(config: &Config) -> u64 {
     let workers = config.workers.unwrap_or(WORKERS_MAX.min(64)) as u64;
     let each = DESCRIPTORS_PER_WORKER + plans::named(config) as u64;
-    DESCRIPTORS_BESIDE + workers * each + config.limits.control_connections as u64
+    let checked = config.services.iter().any(|service| service.check.kind != CheckKind::Off);
+    let checks = if checked { checks::AT_ONCE as u64 } else { 0 };
+    DESCRIPTORS_BESIDE + workers * each + config.limits.control_connections as u64 + checks
 }
 
 /// How many descriptors suffice for `sessions` TCP sessions.

@@ -2,6 +2,7 @@
 //! doors, workers, control core; the only place where both planes meet.
 
 pub mod capacity;
+pub mod circles;
 pub mod datagrams;
 pub mod doors;
 mod plane;
@@ -41,6 +42,7 @@ impl std::error::Error for Trouble {}
 /// is called for the settings again on SIGHUP.
 pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
     who_may_register(&config).map_err(Trouble)?;
+    circles::refuse(&config)?;
     // An unusable file is reported before the doors are said to be open.
     for file in [&config.control.secret_file, &config.admin.token_file].into_iter().flatten() {
         Secrets::load(file).map_err(Trouble)?;
@@ -135,6 +137,7 @@ fn fitting(mut reread: Reread, asked: Asked, open: Asked) -> Reread {
                 service.listen.clone_from(&open.services[place].listen);
             }
         }
+        circles::refuse(&config).map_err(|Trouble(sentence)| sentence)?;
         config.limits.sessions =
             capacity::sessions(&config).map_err(|Trouble(sentence)| sentence)?;
         Ok(config)

@@ -14,7 +14,7 @@ use super::flags::Flags;
 use super::table::{Look, colour, painted, sized};
 use super::{Failure, print};
 use crate::boot::plans::{self, DoorPlan, Name};
-use crate::boot::{self, capacity, datagrams, doors};
+use crate::boot::{self, Trouble, capacity, circles, datagrams, doors};
 use crate::cluster::Protocol;
 use crate::config::Config;
 use crate::control::auth::Secrets;
@@ -103,6 +103,9 @@ fn findings(config: &Config) -> Vec<Finding> {
         let usable = datagrams::local_addresses(&config.udp_local_addresses);
         let outcome = usable.map(|()| "can be sent from".to_owned()).map_err(|it| it.to_string());
         findings.push(Finding::new("addresses", outcome));
+    }
+    if let Err(Trouble(said)) = circles::refuse(config) {
+        findings.push(Finding::new("backends", Err(said)));
     }
     findings.extend(doors_of(config));
     findings

@@ -191,7 +191,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
     let look = match backend.state {
         BackendState::Serving => Look::Good,
         BackendState::Draining => Look::Warning,
-        BackendState::Aside | BackendState::Left => Look::Bad,
+        BackendState::Aside | BackendState::Failing | BackendState::Left => Look::Bad,
     };
     let share = match backend.round {
         0 => "-".to_owned(),
@@ -279,7 +279,9 @@ mod tests {
 
     use super::*;
     use crate::cluster::Protocol;
-    use crate::control::status::{HelloStatus, ReloadStatus, SCHEMA, SessionTotals, Timings};
+    use crate::control::status::{
+        CheckStatus, HelloStatus, ReloadStatus, SCHEMA, SessionTotals, Timings,
+    };
 
     fn backend() -> BackendStatus {
         BackendStatus {
@@ -294,6 +296,7 @@ mod tests {
             round: 3,
             registered_unix_ms: 0,
             hello: HelloStatus { answered_unix_ms: Some(1), took_us: Some(310), misses: 0 },
+            check: CheckStatus::default(),
             drains_in_ms: None,
             sessions_active: 7,
             sessions_total: 12_345,

@@ -77,6 +77,8 @@ pub enum Standing {
     /// Registered and answering hello, but its data port refused: out of the rotation until the
     /// balancer has connected to it again.
     Aside,
+    /// Its check fails, or has yet to pass for the first time: out of the rotation until it passes.
+    Failing,
     /// Keeps its sessions and gets no new ones.
     Draining,
 }

@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn services_whose_ports_the_kernel_chooses_share_no_door() {
-        let doors = Doors::new(&[claimant(SHOP, &[0], &[], &[]), claimant(BLOG, &[0], &[], &[])]);
+        let doors =
+            Doors::new(&[claimant(SHOP, &[0], &[""], &[""]), claimant(BLOG, &[0], &[""], &[""])]);
         let doors = doors.unwrap();
         assert!(doors.routes(SHOP).is_none() && doors.routes(BLOG).is_none());
     }

@@ -48,6 +48,8 @@ pub enum Change {
     SetAside { backend: BackendId },
     /// Its data port can be connected to again.
     Restore { backend: BackendId },
+    /// Its check passes, or fails.
+    Judge { backend: BackendId, passes: bool },
     /// Like [`Change::Drain`], at the operator's request, whichever source the backend belongs to.
     DrainBackend { backend: BackendId, lasts: Option<Duration> },
     /// Gets a different share of the new sessions, at the operator's request.
@@ -115,6 +117,29 @@ pub struct Registered {
     pub backend: Backend,
     pub source: Source,
     pub since: Now,
+    against: Against,
+}
+
+/// What speaks against new sessions of a backend. Each comes and goes by itself: a check that passes says
+/// nothing of a data port that refused, and the port that accepts again nothing of the check.
+#[derive(Clone, Copy, Debug, Default)]
+struct Against {
+    draining: bool,
+    failing: bool,
+    refused: bool,
+}
+
+impl Against {
+    /// A backend serves if nothing speaks against it. Where several things do, the one that keeps it out
+    /// of more rotations has the say.
+    const fn standing(self) -> Standing {
+        match self {
+            Against { draining: true, .. } => Standing::Draining,
+            Against { failing: true, .. } => Standing::Failing,
+            Against { refused: true, .. } => Standing::Aside,
+            _ => Standing::Serving,
+        }
+    }
 }
 
 /// A service and its registered backends.
@@ -184,21 +209,21 @@ impl Registry {
             }
             Change::Drain { source, service, address, lasts: _ } => {
                 let id = self.owned(source, service, address)?;
-                Ok(self.set_standing(id, Standing::Draining))
+                Ok(self.amend(id, |against| against.draining = true))
             }
             Change::Leave { backend } => Ok(self.remove(&[backend])),
             Change::SourceLost { source, why: _ } => {
                 let ids: Vec<_> = self.of_source(source).map(|entry| entry.backend.id).collect();
                 Ok(self.remove(&ids))
             }
-            Change::SetAside { backend } => {
-                Ok(self.change_standing(backend, Standing::Serving, Standing::Aside))
-            }
-            Change::Restore { backend } => {
-                Ok(self.change_standing(backend, Standing::Aside, Standing::Serving))
-            }
+            // Of one that gets no new sessions, a late report says nothing new.
+            Change::SetAside { backend } => Ok(self.amend(backend, |against| {
+                against.refused |= against.standing() == Standing::Serving;
+            })),
+            Change::Restore { backend } => Ok(self.amend(backend, |it| it.refused = false)),
+            Change::Judge { backend, passes } => Ok(self.amend(backend, |it| it.failing = !passes)),
             Change::DrainBackend { backend, lasts: _ } => match self.get(backend) {
-                Some(_) => Ok(self.set_standing(backend, Standing::Draining)),
+                Some(_) => Ok(self.amend(backend, |against| against.draining = true)),
                 None => Err(Fault::Unknown { backend }),
             },
             Change::Weigh { backend, weight } => self.weigh(backend, weight),
@@ -265,19 +290,26 @@ impl Registry {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service
     }
 
-    /// Every service, in the order of their ids.
-    pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.rosters.values().map(|roster| &roster.service)
-    }
-
     /// Gives each service its terms. Returns whether workers would see a difference, like
     /// [`Applied::changed`].
     pub fn agree(&mut self, terms_of: impl Fn(&Service) -> Terms) -> bool {
-        let services = self.rosters.values_mut().map(|roster| &mut roster.service);
-        services.fold(false, |changed, service| {
-            let terms = terms_of(service);
-            changed | (std::mem::replace(&mut service.terms, terms) != terms)
-        })
+        let mut changed = false;
+        for roster in self.rosters.values_mut() {
+            let terms = terms_of(&roster.service);
+            let before = std::mem::replace(&mut roster.service.terms, terms);
+            changed |= before != terms;
+            // Who is served when nobody passes is part of the pool.
+            roster.is_stale |= before.checks != terms.checks;
+            if terms.checks.is_none() {
+                roster.members.iter().for_each(|id| pass(self.entries.get_mut(id)));
+            }
+        }
+        changed
+    }
+
+    /// Every service, in the order of their ids.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.rosters.values().map(|roster| &roster.service)
     }
 
     fn name_of(&self, service: ServiceId) -> Arc<str> {
@@ -288,7 +320,8 @@ impl Registry {
         self.rosters.get_mut(&service).expect("a service outlives its backends")
     }
 
-    fn find(&self, service: ServiceId, address: SocketAddr) -> Option<&Registered> {
+    /// Who is registered for a service at an address.
+    pub fn find(&self, service: ServiceId, address: SocketAddr) -> Option<&Registered> {
         self.entries.get(self.by_address.get(&(service, address))?)
     }
 
@@ -315,19 +348,22 @@ impl Registry {
     }
 
     fn register_again(&mut self, id: BackendId, wanted: Registration) -> Applied {
-        let backend = &mut self.entries.get_mut(&id).expect("it has just been found").backend;
-        let same = backend.weight == wanted.weight
-            && backend.name == wanted.name
-            && backend.standing == Standing::Serving;
-        backend.weight = wanted.weight;
-        backend.name = wanted.name;
-        backend.standing = Standing::Serving;
-        self.changed(id, !same)
+        let entry = self.entries.get_mut(&id).expect("it has just been found");
+        let before = entry.backend.clone();
+        entry.backend.weight = wanted.weight;
+        entry.backend.name = wanted.name;
+        entry.against = Against { failing: entry.against.failing, ..Against::default() };
+        entry.backend.standing = entry.against.standing();
+        let changed = entry.backend != before;
+        self.changed(id, changed)
     }
 
     fn register_new(&mut self, wanted: Registration, now: Now) -> Applied {
         let id = BackendId(self.next);
         self.next += 1;
+        // Where backends are checked, one serves only after it has passed.
+        let failing = self.service(wanted.service).terms.checks.is_some();
+        let against = Against { failing, ..Against::default() };
         let backend = Backend {
             id,
             slot: self.free.pop_front().expect("a full registry was refused before"),
@@ -335,14 +371,15 @@ impl Registry {
             address: wanted.address,
             weight: wanted.weight,
             name: wanted.name,
-            standing: Standing::Serving,
+            standing: against.standing(),
         };
         let roster = self.roster(backend.service);
         roster.members.insert(id);
         roster.is_stale = true;
         self.by_address.insert((backend.service, backend.address), id);
         self.by_source.entry(wanted.source).or_default().insert(id);
-        self.entries.insert(id, Registered { backend, source: wanted.source, since: now });
+        let registered = Registered { backend, source: wanted.source, since: now, against };
+        self.entries.insert(id, registered);
         Applied { backend: Some(id), joined: true, changed: true, ..Applied::default() }
     }
 
@@ -374,16 +411,12 @@ impl Registry {
         Ok(self.changed(id, !same))
     }
 
-    fn change_standing(&mut self, id: BackendId, from: Standing, to: Standing) -> Applied {
-        match self.entries.get(&id) {
-            Some(entry) if entry.backend.standing == from => self.set_standing(id, to),
-            _ => Applied::default(),
-        }
-    }
-
-    fn set_standing(&mut self, id: BackendId, to: Standing) -> Applied {
+    /// Changes what speaks against a backend, and its standing with that.
+    fn amend(&mut self, id: BackendId, change: impl FnOnce(&mut Against)) -> Applied {
         let Some(entry) = self.entries.get_mut(&id) else { return Applied::default() };
-        let same = std::mem::replace(&mut entry.backend.standing, to) == to;
+        change(&mut entry.against);
+        let standing = entry.against.standing();
+        let same = std::mem::replace(&mut entry.backend.standing, standing) == standing;
         self.changed(id, !same)
     }
 
@@ -402,12 +435,21 @@ impl Registry {
         self.version += 1;
         for roster in self.rosters.values_mut().filter(|roster| roster.is_stale) {
             let members = roster.members.iter().map(|id| self.entries[id].backend.clone());
-            roster.service.pool = Arc::new(Pool::frozen(members.collect()));
+            let pool = Pool::frozen(members.collect(), &roster.service.terms);
+            roster.service.pool = Arc::new(pool);
             roster.is_stale = false;
         }
         let services = self.rosters.values().map(|roster| roster.service.clone()).collect();
         let doors = Arc::clone(&self.doors);
         Snapshot { version: self.version, report_sessions, services, doors }
+    }
+}
+
+/// A backend that is checked no more cannot fail its check.
+fn pass(entry: Option<&mut Registered>) {
+    if let Some(entry) = entry {
+        entry.against.failing = false;
+        entry.backend.standing = entry.against.standing();
     }
 }
 

@@ -31,8 +31,20 @@ pub struct Terms {
     pub policy: Policy,
     pub on_backend_loss: OnBackendLoss,
     pub timeouts: Timeouts,
+    /// What becomes of users while every backend fails its check. `None`: backends are not checked.
+    pub checks: Option<WhenAllFail>,
     /// API requests are answered with 503 instead of being served.
     pub maintenance: bool,
+}
+
+/// What becomes of users while every backend fails its check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WhenAllFail {
+    /// They are refused.
+    #[default]
+    Refuse,
+    /// They are sent to the backends all the same: the check may be what is wrong.
+    Serve,
 }
 
 /// How a backend is chosen for a new session.
@@ -109,9 +121,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of these backends, which must be in the order of registration.
-    pub fn frozen(backends: Vec<Backend>) -> Pool {
-        Pool { rotation: rotation(&backends), backends: backends.into() }
+    /// A pool of these backends, which must be in the order of registration, served on these terms.
+    pub fn frozen(backends: Vec<Backend>, terms: &Terms) -> Pool {
+        Pool { rotation: rotation(&backends, terms), backends: backends.into() }
     }
 
     pub fn get(&self, id: BackendId) -> Option<&Backend> {
@@ -126,9 +138,10 @@ impl Pool {
     }
 }
 
-/// The order in which the backends are served. When all of them are set aside, they are tried anyway:
-/// a user who is refused in the end has lost nothing, and one of them may be back.
-fn rotation(backends: &[Backend]) -> Rotation {
+/// The order in which the backends are served. When nobody serves, those set aside are tried anyway: a user
+/// who is refused in the end has lost nothing, and one of them may be back. Where only those are left that
+/// fail their check, the terms decide.
+fn rotation(backends: &[Backend], terms: &Terms) -> Rotation {
     let weights_of = |standing| -> Vec<(u16, u16)> {
         (0u16..)
             .zip(backends)
@@ -136,6 +149,10 @@ fn rotation(backends: &[Backend]) -> Rotation {
             .map(|(place, it)| (place, it.weight))
             .collect()
     };
-    let serving = weights_of(Standing::Serving);
-    Rotation::weighted(&if serving.is_empty() { weights_of(Standing::Aside) } else { serving })
+    let last = match terms.checks {
+        Some(WhenAllFail::Serve) => weights_of(Standing::Failing),
+        Some(WhenAllFail::Refuse) | None => Vec::new(),
+    };
+    let tried = [weights_of(Standing::Serving), weights_of(Standing::Aside), last];
+    Rotation::weighted(tried.iter().find(|weights| !weights.is_empty()).unwrap_or(&Vec::new()))
 }

@@ -57,7 +57,10 @@ impl Snapshot {
     pub fn with(&self, backends: &[Backend]) -> Snapshot {
         let of = |service: &Service| {
             let own = backends.iter().filter(|backend| backend.service == service.id).cloned();
-            Service { pool: Arc::new(Pool::frozen(own.collect())), ..service.clone() }
+            Service {
+                pool: Arc::new(Pool::frozen(own.collect(), &service.terms)),
+                ..service.clone()
+            }
         };
         let services = self.services.iter().map(of).collect();
         Snapshot { version: self.version + 1, services, ..self.clone() }

@@ -7,6 +7,8 @@
 pub enum Source {
     /// A control connection. Its number is never used again in the life of a process.
     Connection(u64),
+    /// The configuration file, which is read at the start and by each reload.
+    File,
 }
 
 impl Source {
@@ -14,6 +16,7 @@ impl Source {
     pub const fn own_way(self) -> &'static str {
         match self {
             Source::Connection(_) => "over this connection",
+            Source::File => "in the configuration",
         }
     }
 
@@ -21,6 +24,15 @@ impl Source {
     pub const fn other_way(self) -> &'static str {
         match self {
             Source::Connection(_) => "over another connection",
+            Source::File => "in the configuration",
+        }
+    }
+
+    /// Why a backend that its source took out has left, in the words of the log.
+    pub const fn why_left(self) -> &'static str {
+        match self {
+            Source::Connection(_) => "unregistered",
+            Source::File => "no longer in the configuration",
         }
     }
 }

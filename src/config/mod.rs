@@ -46,6 +46,7 @@ impl Config {
             policy: self.balance.policy,
             on_backend_loss: self.balance.on_backend_loss,
             timeouts: self.timeouts,
+            checks: None,
             maintenance: false,
         }
     }

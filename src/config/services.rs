@@ -10,7 +10,7 @@ use super::service_kinds::{Backends, Doors, Hosts, Name, OrGlobal, Paths, Status
 pub use super::service_kinds::{Expected, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
-use crate::cluster::{Protocol, ServiceId, Terms, Timeouts};
+use crate::cluster::{Protocol, ServiceId, Terms, Timeouts, WhenAllFail};
 
 /// Named services, at most.
 pub const SERVICES_MAX: usize = 1024;
@@ -75,13 +75,6 @@ pub enum CheckKind {
 pub enum OnFail {
     Keep,
     Close,
-}
-
-/// What happens to users while every backend's check fails.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WhenAllFail {
-    Refuse,
-    Serve,
 }
 
 impl Default for CheckConfig {
@@ -167,6 +160,7 @@ impl Config {
             policy: service.policy.unwrap_or(global.policy),
             on_backend_loss: service.on_backend_loss.unwrap_or(global.on_backend_loss),
             timeouts,
+            checks: (service.check.kind != CheckKind::Off).then_some(service.check.when_all_fail),
             maintenance: service.maintenance,
         }
     }

@@ -267,13 +267,15 @@ impl AdminDoor {
     /// Whether a new user would be served.
     fn readiness(&self) -> Response<Body> {
         let hub = self.hub.borrow();
-        let serves = |standing| standing != Standing::Draining;
         let why_not = if view::run_state(&hub) != RunState::Serving {
             "the balancer is stopping\n"
         } else if hub.is_stalled() {
             "a worker does not turn any more\n"
-        } else if !hub.snapshot.backends().any(|backend| serves(backend.standing)) {
-            "no backend is registered\n"
+        } else if !hub.snapshot.services.iter().any(|it| !it.pool.rotation.is_empty()) {
+            match hub.snapshot.backends().any(|it| it.standing == Standing::Failing) {
+                true => "every backend fails its check\n",
+                false => "no backend is registered\n",
+            }
         } else {
             return plain(StatusCode::OK, "ready\n");
         };

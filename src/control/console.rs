@@ -312,6 +312,26 @@ impl Console {
         }
     }
 
+    /// The verdict on a backend has turned: its check passes from now on, or fails for this reason.
+    pub fn backend_checked(
+        &mut self,
+        now: Now,
+        service: &str,
+        backend: &Backend,
+        failure: Option<&str>,
+    ) {
+        let Backend { id, address, .. } = backend;
+        let shown = self.shows(Topic::Backends, address.ip(), now);
+        match failure.map(kept) {
+            Some(reason) if shown => {
+                warn!(backend = %id, %service, %address, %reason, "check failed");
+            }
+            Some(reason) => debug!(backend = %id, %service, %address, %reason, "check failed"),
+            None if shown => info!(backend = %id, %service, %address, "check passed"),
+            None => debug!(backend = %id, %service, %address, "check passed"),
+        }
+    }
+
     pub fn backend_left(
         &mut self,
         now: Now,

@@ -22,17 +22,19 @@ pub fn is_own_door(
         Protocol::Udp => [doors.udp, None, None, None],
         Protocol::Tcp | Protocol::Api => [doors.tcp, doors.api, doors.control, doors.admin],
     };
-    let host = address.ip().to_canonical();
-    let doors = built_in.iter().flatten().chain(named);
-    doors.filter(|door| door.port() == address.port()).any(|door| {
-        let at = door.ip().to_canonical();
-        let same_kind = at.is_ipv4() == host.is_ipv4();
-        // 127.0.0.2 is the same host as a door at 127.0.0.1.
-        let loopback = same_kind && at.is_loopback() && host.is_loopback();
-        // A door on [::] accepts IPv4 as well.
-        let everywhere = at.is_unspecified() && (same_kind || at.is_ipv6());
-        at == host || loopback || host.is_unspecified() || everywhere && ours(address)
-    })
+    built_in.iter().flatten().chain(named).any(|door| leads_to(*door, address, &ours))
+}
+
+/// Whether `address` is where this door is.
+pub fn leads_to(door: SocketAddr, address: SocketAddr, ours: &impl Fn(SocketAddr) -> bool) -> bool {
+    let (at, host) = (door.ip().to_canonical(), address.ip().to_canonical());
+    let same_kind = at.is_ipv4() == host.is_ipv4();
+    // 127.0.0.2 is the same host as a door at 127.0.0.1.
+    let loopback = same_kind && at.is_loopback() && host.is_loopback();
+    // A door on [::] accepts IPv4 as well.
+    let everywhere = at.is_unspecified() && (same_kind || at.is_ipv6());
+    let same_host = at == host || loopback || host.is_unspecified();
+    door.port() == address.port() && (same_host || everywhere && ours(address))
 }
 
 /// Whether packets to `address` stay on this host: it is the address of an interface, or the kernel would

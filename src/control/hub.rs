@@ -4,6 +4,8 @@
 //! work that has to be awaited is returned to `mod`.
 
 mod changes;
+pub mod checking;
+mod listed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -32,6 +34,8 @@ use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
 use crate::worker::link::{Order, Report};
+use checking::Checking;
+use listed::LeftOut;
 
 /// How often an order to end a backend's sessions is repeated while any are left.
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
@@ -104,6 +108,8 @@ pub struct Hub {
     pub reload: ReloadStatus,
     publication: Publication,
     pub console: Console,
+    checking: Checking,
+    left_out: LeftOut,
     revivals: BTreeMap<BackendId, Revival>,
     reviving: BTreeSet<BackendId>,
     published: Mark,
@@ -140,6 +146,8 @@ impl Hub {
             reload: ReloadStatus::default(),
             publication: Publication::new(snapshots),
             console: Console::default(),
+            checking: Checking::new(now),
+            left_out: LeftOut::default(),
             revivals: BTreeMap::new(),
             reviving: BTreeSet::new(),
             published,
@@ -225,6 +233,8 @@ impl Hub {
         let mut more = self.hear_reports(now) | self.hear_requests();
         self.advance_drains(now);
         self.release_departed(now);
+        self.advance_endings();
+        self.retry_left_out(now);
         self.pulse.feel(&self.workers, now);
         self.sum_up_lines(now);
         let done = self.advance_stop(now);
@@ -248,12 +258,14 @@ impl Hub {
     }
 
     /// Applies new settings; the workers follow on their next turn.
-    pub fn reloaded(&mut self, config: Config) {
+    pub fn reloaded(&mut self, config: Config, now: Now) {
         let other_terms = self.registry.agree(|service| config.terms_by_name(&service.name));
         if other_terms || config.reports_sessions() != self.snapshot.report_sessions {
             self.publication.ask();
         }
         self.config = Arc::new(config);
+        self.follow_checks(now);
+        self.follow_file(now);
         self.publish();
         self.counters.reloads.one();
     }
@@ -334,8 +346,8 @@ impl Hub {
     }
 
     /// Wakes no worker; the caller does that once for all such orders.
-    fn end_sessions_of(&mut self, backend: BackendId) {
-        let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
+    fn end_sessions_of(&mut self, backend: BackendId, reason: EndReason) {
+        let order = Order::EndBackend { backend, reason };
         let lost = self.workers.order_quietly(order);
         self.counters.orders_lost.add(lost);
     }
@@ -436,7 +448,7 @@ impl Hub {
                 self.tell(entry, Progress::Left(left));
             }
             DrainStep::Close => {
-                self.end_sessions_of(id);
+                self.end_sessions_of(id, EndReason::BackendLeft);
                 return true;
             }
             DrainStep::Done => self.end_drain(id, now),
@@ -470,7 +482,7 @@ impl Hub {
                 self.departed.remove(&id);
                 self.registry.sessions_ended(id);
             } else if departed.repeat.is_some_and(|at| now >= at) {
-                self.end_sessions_of(id);
+                self.end_sessions_of(id, EndReason::BackendLeft);
                 let again = Some(now.plus(REPEAT_EVERY));
                 self.departed.entry(id).and_modify(|departed| departed.repeat = again);
                 wake = true;
@@ -532,3 +544,6 @@ impl Hub {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@
 //! | one connection: dialogue, sockets, send queue | [`conversation`], [`door`], [`mailbox`] |
 //! | pure: from bytes to objects to requests | [`frame`], [`api`] |
 //! | pure: hellos and revivals, drains and shutdown | [`health`], [`drain`] |
+//! | checks of backends: when, what they come to, and how one goes | [`checks`], [`checker`], `hub::checking` |
+//! | backends that the configuration lists | `hub::listed` |
 //! | pure: how fast a connection may make changes | [`pace`] |
 //! | who may register, which address, and who makes room | [`auth`], [`home`], [`crowd`] |
 //! | whether a data port accepts connections | [`probe`] |
@@ -32,6 +34,8 @@
 pub mod admin;
 pub mod api;
 pub mod auth;
+pub mod checker;
+pub mod checks;
 pub mod console;
 pub mod conversation;
 pub mod crowd;
@@ -161,10 +165,12 @@ impl Control {
         let outcome = runtime().and_then(|runtime| {
             runtime.block_on(async {
                 begin.await?;
+                hub.borrow_mut().follow_file(Now::read());
                 let entrance = Entrance::new(&config).map_err(io::Error::other)?;
                 let entrance = Rc::new(RefCell::new(entrance));
                 open(&hub, &entrance, &config, listeners)?;
                 tokio_uring::spawn(publish(Rc::clone(&hub)));
+                tokio_uring::spawn(check(Rc::clone(&hub)));
                 turn(&hub, &entrance, &urgent, asked, reload).await;
                 Ok(())
             })
@@ -265,6 +271,26 @@ async fn publish(hub: Rc<RefCell<Hub>>) {
         wanted.notified().await;
         hub.borrow_mut().publish();
         tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// Checks backends when it is time to.
+async fn check(hub: Rc<RefCell<Hub>>) {
+    let wanted = hub.borrow().checks_wanted();
+    loop {
+        let now = Now::read();
+        let next = hub.borrow_mut().next_check(now);
+        let Some((due, target)) = next else {
+            let rest = hub.borrow().checks_rest(now);
+            let _ = tokio::time::timeout(rest, wanted.notified()).await;
+            continue;
+        };
+        let hub = Rc::clone(&hub);
+        tokio_uring::spawn(async move {
+            let outcome = checker::check(&target).await;
+            let ended = Now::read();
+            hub.borrow_mut().checked(due, outcome, ended.since(now), ended);
+        });
     }
 }
 

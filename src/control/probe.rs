@@ -36,11 +36,14 @@ pub async fn connects(
 
 /// Connects, and makes sure that the other end is not this one: if the port is among those the kernel
 /// gives out, a connection may get it as its own and meet itself, which shows that nobody listens there.
-async fn meet(address: SocketAddr) -> io::Result<()> {
+///
+/// # Errors
+/// Why there is no connection, in the kernel's words.
+pub async fn meet(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     match stream.local_addr()? == stream.peer_addr()? {
         true => Err(io::ErrorKind::ConnectionRefused.into()),
-        false => Ok(()),
+        false => Ok(stream),
     }
 }
 

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::auth::{Admission, Secrets, who_may_register};
 use super::hub::Hub;
 use super::status::ReloadStatus;
+use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::config::Config;
 use crate::config::reload::{Transition, between};
@@ -69,7 +70,7 @@ impl Reload {
                 say(&change);
                 let mut hub = hub.borrow_mut();
                 let Transition { config, now, after_restart } = change;
-                hub.reloaded(config);
+                hub.reloaded(config, Now::read());
                 hub.reload = ReloadStatus { refused: None, now, after_restart };
             }
             Err(reason) => {

@@ -138,6 +138,8 @@ pub struct BackendStatus {
     pub round: u32,
     pub registered_unix_ms: u64,
     pub hello: HelloStatus,
+    #[serde(default)]
+    pub check: CheckStatus,
     /// While draining: how long the remaining sessions still have.
     pub drains_in_ms: Option<u64>,
     /// Sessions now running on it.
@@ -159,6 +161,8 @@ pub enum BackendState {
     Serving,
     /// Its data port refused a connection; it returns once one succeeds.
     Aside,
+    /// Its check fails, or has yet to pass for the first time.
+    Failing,
     /// It keeps its sessions and gets no new ones.
     Draining,
     /// No longer registered, but some of its sessions are still running.
@@ -167,14 +171,15 @@ pub enum BackendState {
 
 impl BackendState {
     /// The states of a registered backend.
-    pub const REGISTERED: [BackendState; 3] =
-        [BackendState::Serving, BackendState::Aside, BackendState::Draining];
+    pub const REGISTERED: [BackendState; 4] =
+        [BackendState::Serving, BackendState::Aside, BackendState::Failing, BackendState::Draining];
 
     /// That of a registered backend.
     pub const fn of(standing: Standing) -> BackendState {
         match standing {
             Standing::Serving => BackendState::Serving,
             Standing::Aside => BackendState::Aside,
+            Standing::Failing => BackendState::Failing,
             Standing::Draining => BackendState::Draining,
         }
     }
@@ -184,6 +189,7 @@ impl BackendState {
         match self {
             BackendState::Serving => "serving",
             BackendState::Aside => "aside",
+            BackendState::Failing => "failing",
             BackendState::Draining => "draining",
             BackendState::Left => "left",
         }
@@ -199,6 +205,28 @@ pub struct HelloStatus {
     pub took_us: Option<u64>,
     /// Unanswered hellos in a row, as of now.
     pub misses: u32,
+}
+
+/// How a backend's check goes. All is `null` where backends are not checked, and before the first check
+/// has ended.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// What the outcomes so far have come to.
+    pub verdict: Option<CheckVerdict>,
+    /// Since when, in milliseconds since 1970.
+    pub since_unix_ms: Option<u64>,
+    /// When the last check ended, and how long it took.
+    pub last_unix_ms: Option<u64>,
+    pub took_us: Option<u64>,
+    /// Why the last check failed; `null` if it passed.
+    pub failure: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckVerdict {
+    Passing,
+    Failing,
 }
 
 /// One worker.
@@ -300,7 +328,12 @@ mod tests {
 
     #[test]
     fn states_and_protocols_are_lower_case_words() {
-        for state in [BackendState::Serving, BackendState::Aside, BackendState::Draining] {
+        for state in [
+            BackendState::Serving,
+            BackendState::Aside,
+            BackendState::Failing,
+            BackendState::Draining,
+        ] {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.name()));
         }
         assert_eq!(serde_json::to_string(&RunState::Draining).unwrap(), r#""draining""#);

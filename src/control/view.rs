@@ -3,17 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use super::checks::Verdict;
 use super::drain::Stop;
+use super::hub::checking::Checked;
 use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
-    BackendState, BackendStatus, Doors, HelloStatus, Percentiles, RunState, SCHEMA, ServiceStatus,
-    SessionTotals, Status, Timings, WorkerStatus,
+    BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, HelloStatus, Percentiles,
+    RunState, SCHEMA, ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::BackendValues;
 use crate::base::time::Now;
 use crate::cluster::registry::Registered;
-use crate::cluster::{Backend, BackendId, OnBackendLoss, Policy, Service, Terms};
+use crate::cluster::{Backend, BackendId, OnBackendLoss, Policy, Service, Terms, WhenAllFail};
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -101,10 +103,14 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
 /// The terms that are not the global ones, as `key = value`.
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
-        let Terms { policy: by, on_backend_loss, timeouts, maintenance } = terms;
+        let Terms { policy: by, on_backend_loss, timeouts, maintenance, checks } = terms;
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
+        };
+        let when_all_fail = match checks {
+            None | Some(WhenAllFail::Refuse) => "refuse",
+            Some(WhenAllFail::Serve) => "serve",
         };
         [
             format!("policy = \"{}\"", policy(*by)),
@@ -114,6 +120,7 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
             format!("half_close_ms = {}", ms(timeouts.half_close)),
             format!("udp_idle_ms = {}", ms(timeouts.udp_idle)),
             format!("maintenance = {maintenance}"),
+            format!("check.when_all_fail = \"{when_all_fail}\""),
         ]
     };
     let both = shown(own).into_iter().zip(shown(global));
@@ -150,6 +157,7 @@ fn registered(hub: &Hub, entry: &Registered, turns: u32, now: Now) -> BackendSta
         round: u32::try_from(round).unwrap_or(u32::MAX),
         registered_unix_ms: entry.since.unix_ms(),
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
+        check: hub.check_result(id).map(check).unwrap_or_default(),
         drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
         ..backend(hub, &entry.backend, BackendState::of(entry.backend.standing))
     }
@@ -170,6 +178,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         round: 0,
         registered_unix_ms: 0,
         hello: HelloStatus::default(),
+        check: CheckStatus::default(),
         drains_in_ms: None,
         sessions_active: value(&values, "active"),
         sessions_total: value(&values, "total"),
@@ -186,6 +195,20 @@ fn hello(member: &Member) -> HelloStatus {
         answered_unix_ms: member.answered.map(|(at, _)| at.unix_ms()),
         took_us: took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
         misses: member.misses,
+    }
+}
+
+fn check(checked: &Checked) -> CheckStatus {
+    CheckStatus {
+        verdict: match checked.verdict {
+            Verdict::Unproven => None,
+            Verdict::Passing => Some(CheckVerdict::Passing),
+            Verdict::Failing => Some(CheckVerdict::Failing),
+        },
+        since_unix_ms: Some(checked.since.unix_ms()),
+        last_unix_ms: Some(checked.last.unix_ms()),
+        took_us: Some(u64::try_from(checked.took.as_micros()).unwrap_or(u64::MAX)),
+        failure: checked.failure.as_deref().map(str::to_owned),
     }
 }
 

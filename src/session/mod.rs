@@ -68,6 +68,8 @@ pub enum EndReason {
     NoBuffers,
     /// `on_backend_loss = "close"`, or the end of a backend's drain.
     BackendLeft,
+    /// The backend's check failed, and `on_fail = "close"`.
+    CheckFailed,
     /// The balancer is stopping.
     Stopping,
     /// Ended by the operator.
@@ -88,6 +90,7 @@ impl EndReason {
             | EndReason::BackendReset
             | EndReason::NoBuffers
             | EndReason::BackendLeft
+            | EndReason::CheckFailed
             | EndReason::Stopping
             | EndReason::Operator
             | EndReason::Displaced => true,
@@ -104,6 +107,7 @@ impl EndReason {
             EndReason::Unreachable => "unreachable",
             EndReason::NoBuffers => "no_buffers",
             EndReason::BackendLeft => "backend_left",
+            EndReason::CheckFailed => "check_failed",
             EndReason::Stopping => "stopping",
             EndReason::Operator => "operator",
             EndReason::Displaced => "displaced",

@@ -3,6 +3,7 @@
 
 mod admin;
 mod burst;
+mod checks;
 mod harness;
 mod named;
 mod page;

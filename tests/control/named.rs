@@ -305,7 +305,7 @@ fn the_status_shows_each_service_with_what_it_has_of_its_own() {
     let (_, text) = core.get("/status");
     let status: Value = serde_json::from_str(&text).unwrap();
     let of = |place: usize| status["services"][place].clone();
-    let none = json!({"serving": 0, "aside": 0, "draining": 0});
+    let none = json!({"serving": 0, "aside": 0, "failing": 0, "draining": 0});
     assert_eq!(
         of(0),
         json!({
@@ -314,13 +314,13 @@ fn the_status_shows_each_service_with_what_it_has_of_its_own() {
         }),
         "its backend has left with sessions"
     );
-    assert_eq!(of(3)["backends"], json!({"serving": 0, "aside": 0, "draining": 1}));
+    assert_eq!(of(3)["backends"], json!({"serving": 0, "aside": 0, "failing": 0, "draining": 1}));
     assert_eq!(of(3)["sessions_active"], 5);
     assert_eq!(
         of(4),
         json!({
             "name": "redis", "protocol": "tcp", "doors": ["127.0.0.1:6379"], "register": true,
-            "backends": {"serving": 1, "aside": 0, "draining": 0}, "sessions_active": 7,
+            "backends": {"serving": 1, "aside": 0, "failing": 0, "draining": 0}, "sessions_active": 7,
             "terms": [
                 "policy = \"least_sessions\"",
                 "on_backend_loss = \"close\"",

@@ -3,6 +3,7 @@
 
 mod harness;
 mod lines;
+mod listed;
 mod reload;
 mod services;
 mod signals;

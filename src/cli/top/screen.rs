@@ -410,7 +410,8 @@ pub(super) mod tests {
     use super::*;
     use crate::cluster::Protocol;
     use crate::control::status::{
-        BackendState, Doors, HelloStatus, ReloadStatus, RunState, SCHEMA, SessionTotals, Timings,
+        BackendState, CheckStatus, Doors, HelloStatus, ReloadStatus, RunState, SCHEMA,
+        SessionTotals, Timings,
     };
 
     pub fn backend(number: u32, sessions: u64) -> BackendStatus {
@@ -426,6 +427,7 @@ pub(super) mod tests {
             round: 4,
             registered_unix_ms: 0,
             hello: HelloStatus { answered_unix_ms: None, took_us: Some(150), misses: 0 },
+            check: CheckStatus::default(),
             drains_in_ms: None,
             sessions_active: sessions,
             sessions_total: 100 * sessions,

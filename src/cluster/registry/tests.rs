@@ -1,12 +1,13 @@
 //! How the registry responds to changes, as a table of behaviour.
 
 use super::*;
-use crate::cluster::{Policy, Protocol};
+use crate::cluster::{Policy, Protocol, WhenAllFail};
 
 const NOW: Now = Now::from_nanos(7);
 const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
 const UDP: ServiceId = ServiceId::built_in(Protocol::Udp);
 const API: ServiceId = ServiceId::built_in(Protocol::Api);
+const NOBODY: [u16; 0] = [];
 
 /// A registry of the built-in services, with room for `places` backends.
 fn registry(places: usize) -> Registry {
@@ -129,6 +130,118 @@ fn a_backend_set_aside_is_served_only_when_nobody_else_is_left() {
     assert_eq!(ports(&both, TCP), [80, 81]);
     let back = shown(&mut registry, Change::Restore { backend: first });
     assert_eq!(ports(&back, TCP), [80]);
+}
+
+/// A registry in which backends are checked, and these two have joined TCP.
+fn checked(when_all_fail: WhenAllFail) -> (Registry, [BackendId; 2]) {
+    let mut registry = registry(4);
+    registry.agree(|_| Terms { checks: Some(when_all_fail), ..Terms::default() });
+    let ids =
+        [80, 81].map(|port| registry.apply(join(1, TCP, port, 1), NOW).unwrap().backend.unwrap());
+    (registry, ids)
+}
+
+fn judge(backend: BackendId, passes: bool) -> Change {
+    Change::Judge { backend, passes }
+}
+
+#[test]
+fn a_checked_backend_serves_from_its_first_passed_check_on_until_the_check_fails() {
+    let (mut registry, [first, second]) = checked(WhenAllFail::Refuse);
+    assert_eq!(ports(&registry.freeze(true), TCP), NOBODY, "nobody has passed yet");
+    let one = shown(&mut registry, judge(first, true));
+    assert_eq!(ports(&one, TCP), [80]);
+    assert_eq!(one.get(TCP, second).unwrap().standing, Standing::Failing);
+    assert_eq!(ports(&shown(&mut registry, judge(second, true)), TCP), [80, 81]);
+    assert!(!registry.apply(judge(second, true), NOW).unwrap().changed, "nothing new");
+    assert_eq!(ports(&shown(&mut registry, judge(first, false)), TCP), [81]);
+    let again = registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
+    assert!(!again.changed, "to register again is no proof");
+    assert_eq!(ports(&shown(&mut registry, judge(first, true)), TCP), [80, 81]);
+    assert!(!registry.apply(judge(BackendId(99), false), NOW).unwrap().changed, "it has left");
+}
+
+#[test]
+fn those_aside_are_tried_before_those_that_fail_and_these_only_if_the_terms_say_so() {
+    for (when_all_fail, last) in [(WhenAllFail::Refuse, &[][..]), (WhenAllFail::Serve, &[80, 81])] {
+        let (mut registry, [first, second]) = checked(when_all_fail);
+        registry.apply(judge(first, true), NOW).unwrap();
+        let aside = shown(&mut registry, Change::SetAside { backend: first });
+        assert_eq!(ports(&aside, TCP), [80], "{when_all_fail:?}");
+        let failing = shown(&mut registry, judge(first, false));
+        assert_eq!(ports(&failing, TCP), last, "{when_all_fail:?}");
+        registry.apply(judge(second, true), NOW).unwrap();
+        assert_eq!(ports(&registry.freeze(true), TCP), [81], "{when_all_fail:?}");
+    }
+}
+
+#[test]
+fn a_backend_serves_only_if_neither_its_check_nor_its_port_says_no_and_it_does_not_drain() {
+    use Standing::{Aside, Draining, Failing, Serving};
+    let (mut registry, [backend, _]) = checked(WhenAllFail::Refuse);
+    for (change, standing) in [
+        (Change::SetAside { backend }, Failing),
+        (judge(backend, true), Serving),
+        (Change::SetAside { backend }, Aside),
+        (judge(backend, true), Aside),
+        (judge(backend, false), Failing),
+        (judge(backend, true), Aside),
+        (judge(backend, false), Failing),
+        (Change::Restore { backend }, Failing),
+        (judge(backend, true), Serving),
+        (Change::SetAside { backend }, Aside),
+        (Change::Restore { backend }, Serving),
+        (drain(1, TCP, 80), Draining),
+        (Change::SetAside { backend }, Draining),
+        (judge(backend, false), Draining),
+        (join(1, TCP, 80, 1), Failing),
+        (judge(backend, true), Serving),
+        (judge(backend, false), Failing),
+        (Change::DrainBackend { backend, lasts: None }, Draining),
+        (judge(backend, true), Draining),
+        (join(1, TCP, 80, 1), Serving),
+    ] {
+        let before = registry.get(backend).unwrap().backend.standing;
+        let changed = registry.apply(change.clone(), NOW).unwrap().changed;
+        let after = registry.get(backend).unwrap().backend.standing;
+        assert_eq!((after, changed), (standing, after != before), "{change:?}");
+    }
+}
+
+#[test]
+fn a_check_that_comes_later_puts_nobody_out_and_one_that_goes_lets_everybody_back_in() {
+    let mut registry = registry(4);
+    let backend = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
+    let checked = Terms { checks: Some(WhenAllFail::Refuse), ..Terms::default() };
+    assert!(registry.agree(|_| checked));
+    assert_eq!(ports(&registry.freeze(true), TCP), [80], "it served already");
+    assert_eq!(ports(&shown(&mut registry, judge(backend, false)), TCP), NOBODY);
+    registry.agree(|_| Terms { checks: Some(WhenAllFail::Serve), ..checked });
+    assert_eq!(ports(&registry.freeze(true), TCP), [80], "to be tried all the same");
+    registry.agree(|_| checked);
+    assert_eq!(ports(&registry.freeze(true), TCP), NOBODY);
+    registry.agree(|_| Terms::default());
+    assert_eq!(ports(&registry.freeze(true), TCP), [80]);
+}
+
+#[test]
+fn a_backend_of_the_configuration_is_nobody_elses() {
+    let mut registry = registry(4);
+    let listed = Registration {
+        source: Source::File,
+        service: TCP,
+        address: address(80),
+        weight: 1,
+        name: None,
+    };
+    registry.apply(Change::Register(listed), NOW).unwrap();
+    let refused = registry.apply(join(1, TCP, 80, 1), NOW).unwrap_err();
+    assert_eq!(refused.to_string(), "tcp 192.0.2.1:80 is registered in the configuration");
+    assert!(registry.apply(unregister(1, TCP, 80), NOW).is_err());
+    registry.apply(source_lost(1), NOW).unwrap();
+    let (service, address) = (TCP, address(80));
+    let gone = Change::Unregister { source: Source::File, service, address };
+    assert_eq!(registry.apply(gone, NOW).unwrap().left.len(), 1);
 }
 
 #[test]
@@ -282,7 +395,7 @@ fn random_change(random: &mut Random) -> Change {
     let service = [TCP, UDP, API][random.below(3) as usize];
     let port = 80 + random.below(4) as u16;
     let backend = BackendId(random.below(60) as u32);
-    match random.below(10) {
+    match random.below(12) {
         0..=3 => join(number, service, port, random.below(5) as u16),
         4 => unregister(number, service, port),
         5 => drain(number, service, port),
@@ -290,6 +403,7 @@ fn random_change(random: &mut Random) -> Change {
         6 => Change::Leave { backend },
         7 => Change::SetAside { backend },
         8 => Change::DrainBackend { backend, lasts: None },
+        9 | 10 => judge(backend, random.below(3) > 0),
         _ => Change::Restore { backend },
     }
 }

@@ -13,6 +13,7 @@ use crate::cluster::source::Source;
 use crate::cluster::{BackendId, OnBackendLoss, Protocol};
 use crate::control::console::{Of, named};
 use crate::control::drain::Drain;
+use crate::session::EndReason;
 
 impl Hub {
     /// Applies a change from any source. The workers learn of it with the next publication.
@@ -40,7 +41,7 @@ impl Hub {
                 self.hold(wanted.source);
             }
             Change::Unregister { source, .. } => {
-                self.left(applied, "unregistered", now);
+                self.left(applied, source.why_left(), now);
                 self.hold(source);
             }
             Change::Drain { source, lasts, .. } => {
@@ -58,7 +59,14 @@ impl Hub {
                 self.revivals.entry(backend).or_default().restored(now);
                 self.counters.backends_restored.one();
             }
-            Change::SetAside { .. } | Change::Restore { .. } | Change::Weigh { .. } => {}
+            Change::Judge { passes: true, .. } if applied.changed => {
+                self.counters.backends_check_passed.one();
+            }
+            Change::Judge { passes: false, .. } if applied.changed => {
+                self.counters.backends_check_failed.one();
+            }
+            Change::SetAside { .. } | Change::Restore { .. } => {}
+            Change::Judge { .. } | Change::Weigh { .. } => {}
         }
     }
 
@@ -73,6 +81,9 @@ impl Hub {
         if applied.changed {
             let of = Of::new(self.registry.service(backend.service));
             self.console.backend_registered(now, of, backend, self.registry.len());
+        }
+        if applied.joined {
+            self.begin_checks(id, now);
         }
     }
 
@@ -123,11 +134,12 @@ impl Hub {
         let (of, protocol) = (Of::new(service), service.kind);
         self.console.backend_left(now, of, &backend, why, sessions, self.registry.len());
         self.revivals.remove(&id);
+        self.end_checks(&backend);
         // What happens to the UDP sessions of a lost backend is decided by the workers.
         let close = close && protocol != Protocol::Udp;
         let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
         if close {
-            self.end_sessions_of(id);
+            self.end_sessions_of(id, EndReason::BackendLeft);
         }
         let repeat = if close { Some(now.plus(REPEAT_EVERY)) } else { repeat };
         self.departed.insert(id, Departed { backend, registered, mark: None, repeat });
@@ -162,7 +174,6 @@ mod tests {
     use crate::control::api::Reply;
     use crate::control::mailbox::Mailbox;
     use crate::control::workers::Workers;
-    use crate::session::EndReason;
     use crate::worker::link::{Order, WorkerEnd, link};
 
     /// A source without a connection, as a file would be.
@@ -355,7 +366,7 @@ mod tests {
         config.balance.policy = Policy::SourceHash;
         config.timeouts.connect = Duration::from_millis(11);
         for _ in 0..2 {
-            hub.reloaded(config.clone());
+            hub.reloaded(config.clone(), at(1));
             assert_eq!(hub.snapshot.version, 2, "the second time nothing is new");
         }
         let shown = worker.snapshots.changed().unwrap();
@@ -366,7 +377,7 @@ mod tests {
             assert!(Arc::ptr_eq(&now.seats, &then.seats));
         }
         config.log.level = tracing::Level::WARN;
-        hub.reloaded(config);
+        hub.reloaded(config, at(1));
         assert!(shown.report_sessions && !hub.snapshot.report_sessions);
         assert_eq!(hub.counters.reloads.get(), 3);
     }
@@ -377,7 +388,7 @@ mod tests {
         let mut config = Config::default();
         config.balance.on_backend_loss = OnBackendLoss::Close;
         hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap();
-        hub.reloaded(config);
+        hub.reloaded(config, at(1));
         hub.apply(Change::SourceLost { source: UNCONNECTED, why: "it is gone" }, at(1)).unwrap();
         assert!(matches!(worker.orders.pop(), Ok(Order::EndBackend { .. })));
     }

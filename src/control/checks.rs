@@ -1,0 +1,311 @@
+//! When backends are checked, and what the outcomes mean. Owns the times of all checks, how many run at
+//! once, and whether each backend passes. Pure: what a check does on the network is `checker`'s, and what
+//! follows from a verdict is the hub's and the registry's.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::base::time::Now;
+use crate::base::wheel::Wheel;
+use crate::cluster::BackendId;
+
+/// Checks that run at once. Beyond that they wait for their turn, the longest waiting first.
+pub const AT_ONCE: usize = 256;
+
+/// How often a backend is checked, and how many outcomes in a row count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rule {
+    pub interval: Duration,
+    /// Checks in a row that a failing backend has to pass.
+    pub rise: u32,
+    /// Checks in a row after which a passing backend that failed them all is failing.
+    pub fall: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// New: the first outcome decides alone.
+    Unproven,
+    Passing,
+    Failing,
+}
+
+/// A backend that is checked: `id`, which is counted in `slot`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Due {
+    pub slot: u16,
+    pub id: BackendId,
+}
+
+/// The checks of all backends that have one, by the slot in which a backend is counted.
+pub struct Checks {
+    places: Vec<Option<Check>>,
+    due: Wheel,
+    /// Those whose time has come, until there is room for them.
+    waiting: VecDeque<Due>,
+    running: usize,
+}
+
+struct Check {
+    id: BackendId,
+    rule: Rule,
+    verdict: Verdict,
+    /// Outcomes in a row that speak against the verdict.
+    contrary: u32,
+    /// How long after its first check the second begins; `None` once the first has begun.
+    offset: Option<Duration>,
+    /// When the next check begins, once one has begun.
+    next: Now,
+    /// Whether it is the wheel that it waits for, and not its turn or its end.
+    planned: bool,
+}
+
+impl Checks {
+    pub fn new(now: Now) -> Checks {
+        Checks { places: Vec::new(), due: Wheel::new(now), waiting: VecDeque::new(), running: 0 }
+    }
+
+    /// Checks a backend from now on: at once, again after `offset`, and from there every interval. Offsets
+    /// that differ keep the checks of backends apart that were added together. `verdict` is what holds until
+    /// outcomes say otherwise.
+    pub fn add(&mut self, due: Due, rule: Rule, verdict: Verdict, offset: Duration, now: Now) {
+        let place = usize::from(due.slot);
+        if self.places.len() <= place {
+            self.places.resize_with(place + 1, || None);
+        }
+        self.places[place] = Some(Check {
+            id: due.id,
+            rule,
+            verdict,
+            contrary: 0,
+            offset: Some(offset),
+            next: now,
+            planned: true,
+        });
+        self.due.schedule(place as u32, now);
+    }
+
+    /// Checks the backend no more. The outcome of a check that runs is ignored when it comes.
+    pub fn remove(&mut self, due: Due) {
+        if self.get(due).is_some() {
+            self.places[usize::from(due.slot)] = None;
+            self.due.cancel(u32::from(due.slot));
+        }
+    }
+
+    /// A backend goes by another rule from now on.
+    pub fn follow(&mut self, due: Due, rule: Rule, now: Now) {
+        let Some(check) = self.get(due) else { return };
+        check.rule = rule;
+        // One that waits for an hour need not see it out.
+        check.next = check.next.min(now.plus(rule.interval));
+        let (next, planned) = (check.next, check.planned);
+        if planned {
+            self.due.schedule(u32::from(due.slot), next);
+        }
+    }
+
+    pub fn verdict(&self, due: Due) -> Option<Verdict> {
+        let check = self.places.get(usize::from(due.slot))?.as_ref()?;
+        (check.id == due.id).then_some(check.verdict)
+    }
+
+    /// When [`Checks::begin`] has something to do.
+    pub fn next_deadline(&self) -> Option<Now> {
+        self.due.next_deadline()
+    }
+
+    /// The next check that is to begin, if one is due and there is room. To be called until there is none,
+    /// and again after every [`Checks::ended`].
+    pub fn begin(&mut self, now: Now) -> Option<Due> {
+        while let Some(place) = self.due.pop(now) {
+            if let Some(check) = self.places.get_mut(place as usize).and_then(Option::as_mut) {
+                check.planned = false;
+                self.waiting.push_back(Due { slot: place as u16, id: check.id });
+            }
+        }
+        while self.running < AT_ONCE {
+            let due = self.waiting.pop_front()?;
+            let Some(check) = self.get(due) else { continue };
+            check.next = match check.offset.take() {
+                Some(offset) => now.plus(offset),
+                None => check.next.plus(check.rule.interval).max(now),
+            };
+            self.running += 1;
+            return Some(due);
+        }
+        None
+    }
+
+    /// A check has ended. The new verdict, if it has changed.
+    pub fn ended(&mut self, due: Due, passed: bool, now: Now) -> Option<Verdict> {
+        self.running -= 1;
+        let check = self.get(due)?;
+        let next = check.next.max(now);
+        let verdict = check.judge(passed);
+        check.planned = true;
+        self.due.schedule(u32::from(due.slot), next);
+        verdict
+    }
+
+    fn get(&mut self, due: Due) -> Option<&mut Check> {
+        let check = self.places.get_mut(usize::from(due.slot))?.as_mut()?;
+        (check.id == due.id).then_some(check)
+    }
+}
+
+impl Check {
+    fn judge(&mut self, passed: bool) -> Option<Verdict> {
+        let (verdict, needed) = match passed {
+            true => (Verdict::Passing, self.rule.rise),
+            false => (Verdict::Failing, self.rule.fall),
+        };
+        if verdict == self.verdict {
+            self.contrary = 0;
+            return None;
+        }
+        self.contrary += 1;
+        if self.verdict != Verdict::Unproven && self.contrary < needed {
+            return None;
+        }
+        (self.verdict, self.contrary) = (verdict, 0);
+        Some(verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Now = Now::from_nanos(1_000_000_000_000);
+    const RULE: Rule = Rule { interval: Duration::from_secs(2), rise: 2, fall: 3 };
+
+    fn due(number: u16) -> Due {
+        Due { slot: number, id: BackendId(u32::from(number) + 100) }
+    }
+
+    fn after(ms: u64) -> Now {
+        START.plus(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn the_first_outcome_decides_alone_and_then_as_many_in_a_row_as_the_rule_says() {
+        use Verdict::{Failing, Passing};
+        let mut checks = Checks::new(START);
+        checks.add(due(0), RULE, Verdict::Unproven, Duration::ZERO, START);
+        for (at, (passed, turned)) in [
+            (true, Some(Passing)),
+            (false, None),
+            (false, None),
+            (true, None),
+            (false, None),
+            (false, None),
+            (false, Some(Failing)),
+            (false, None),
+            (true, None),
+            (false, None),
+            (true, None),
+            (true, Some(Passing)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let now = after(at as u64 * 2_100 + 20);
+            assert_eq!(checks.begin(now), Some(due(0)));
+            assert_eq!(checks.ended(due(0), passed, now), turned, "outcome {at}");
+        }
+        let mut checks = Checks::new(START);
+        checks.add(due(0), RULE, Verdict::Unproven, Duration::ZERO, START);
+        checks.begin(after(20));
+        assert_eq!(checks.verdict(due(0)), Some(Verdict::Unproven));
+        assert_eq!(checks.ended(due(0), false, after(20)), Some(Failing));
+    }
+
+    #[test]
+    fn checks_begin_at_once_and_are_apart_from_then_on() {
+        // The clock begins with the process, so an interval may reach back to before it began.
+        let start = Now::from_nanos(1);
+        let mut checks = Checks::new(start);
+        for number in 0..4 {
+            let offset = RULE.interval * u32::from(number) / 4;
+            checks.add(due(number), RULE, Verdict::Unproven, offset, start);
+        }
+        let mut begun = Vec::new();
+        for ms in (0..6_000).step_by(20) {
+            let now = start.plus(Duration::from_millis(ms));
+            while let Some(due) = checks.begin(now) {
+                begun.push((due.slot, ms / 100));
+                checks.ended(due, true, now);
+            }
+        }
+        let (first, rest) = begun.split_at(4);
+        assert!(first.iter().all(|(_, at)| *at == 0), "{first:?}");
+        let at = |slot| rest.iter().filter(|it| it.0 == slot).map(|it| it.1).collect::<Vec<_>>();
+        assert_eq!(at(1), [5, 25, 45]);
+        assert_eq!(at(3), [15, 35, 55]);
+    }
+
+    #[test]
+    fn no_more_run_at_once_than_may_and_the_rest_have_their_turn() {
+        let mut checks = Checks::new(START);
+        let all = AT_ONCE as u16 + 10;
+        (0..all).for_each(|number| {
+            checks.add(due(number), RULE, Verdict::Unproven, Duration::ZERO, START)
+        });
+        let mut running: Vec<Due> = std::iter::from_fn(|| checks.begin(after(20))).collect();
+        assert_eq!(running.len(), AT_ONCE);
+        let mut seen: Vec<u16> = running.iter().map(|due| due.slot).collect();
+        while let Some(ended) = running.pop() {
+            checks.ended(ended, true, after(100));
+            if let Some(next) = checks.begin(after(100)) {
+                seen.push(next.slot);
+                running.push(next);
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..all).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_check_that_takes_longer_than_the_interval_is_not_begun_twice() {
+        let mut checks = Checks::new(START);
+        checks.add(due(0), RULE, Verdict::Unproven, Duration::ZERO, START);
+        assert_eq!(checks.begin(after(20)), Some(due(0)));
+        assert_eq!(checks.begin(after(9_000)), None);
+        checks.ended(due(0), true, after(9_000));
+        assert_eq!(checks.begin(after(9_020)), Some(due(0)));
+        assert_eq!(checks.begin(after(9_040)), None, "what was missed is not made up for");
+    }
+
+    #[test]
+    fn another_rule_holds_from_now_on() {
+        let mut checks = Checks::new(START);
+        let hourly = Rule { interval: Duration::from_secs(3600), ..RULE };
+        checks.add(due(0), hourly, Verdict::Passing, hourly.interval, START);
+        assert_eq!(checks.begin(after(20)), Some(due(0)));
+        checks.follow(due(0), hourly, after(30));
+        assert_eq!(checks.ended(due(0), true, after(40)), None, "it was passing");
+        assert_eq!(checks.begin(after(5_000)), None);
+        checks.follow(due(0), RULE, after(5_000));
+        assert_eq!(checks.begin(after(6_900)), None);
+        assert_eq!(checks.begin(after(7_020)), Some(due(0)), "one interval of the new rule");
+        checks.follow(due(0), Rule { fall: 1, ..RULE }, after(7_030));
+        assert_eq!(checks.begin(after(9_900)), None, "it runs");
+        assert_eq!(checks.ended(due(0), false, after(9_900)), Some(Verdict::Failing));
+    }
+
+    #[test]
+    fn the_outcome_of_one_who_has_left_says_nothing_of_its_successor() {
+        let mut checks = Checks::new(START);
+        checks.add(due(0), RULE, Verdict::Unproven, Duration::ZERO, START);
+        assert_eq!(checks.begin(after(20)), Some(due(0)));
+        checks.remove(due(0));
+        let successor = Due { id: BackendId(7), ..due(0) };
+        checks.add(successor, RULE, Verdict::Unproven, Duration::ZERO, after(20));
+        assert_eq!(checks.ended(due(0), false, after(30)), None);
+        assert_eq!(checks.verdict(successor), Some(Verdict::Unproven));
+        assert_eq!(checks.begin(after(60)), Some(successor));
+        checks.remove(due(0));
+        assert_eq!(checks.ended(successor, true, after(70)), Some(Verdict::Passing));
+    }
+}

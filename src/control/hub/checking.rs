@@ -1,0 +1,209 @@
+//! The checks of backends: which backend is checked and how, by the settings of its service, and what
+//! follows from an outcome. Owns what is known of each backend's check, and the sessions that end with a
+//! failure. When a check begins and what a run of outcomes means is decided in `checks`.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::{Hub, Mark};
+use crate::base::time::Now;
+use crate::cluster::registry::Change;
+use crate::cluster::{Backend, BackendId, ServiceId, Standing};
+use crate::config::services::{CheckConfig, CheckKind, OnFail};
+use crate::control::checker::Target;
+use crate::control::checks::{Checks, Due, Rule, Verdict};
+use crate::session::EndReason;
+
+/// The longest wait for something to check. Whoever joins ends it.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// What is known of a backend's check.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub verdict: Verdict,
+    /// When the verdict was given.
+    pub since: Now,
+    /// When the last check ended, how long it took, and why it failed if it did.
+    pub last: Now,
+    pub took: Duration,
+    pub failure: Option<Box<str>>,
+}
+
+/// The checks of all backends that have one.
+pub struct Checking {
+    checks: Checks,
+    outcomes: BTreeMap<BackendId, Checked>,
+    /// Backends whose sessions end because their check has failed, until every worker has seen that they
+    /// get no new ones.
+    ending: BTreeMap<BackendId, Mark>,
+    wanted: Rc<Notify>,
+}
+
+impl Checking {
+    pub fn new(now: Now) -> Checking {
+        Checking {
+            checks: Checks::new(now),
+            outcomes: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            wanted: Rc::default(),
+        }
+    }
+}
+
+fn due(backend: &Backend) -> Due {
+    Due { slot: backend.slot, id: backend.id }
+}
+
+fn rule(check: &CheckConfig) -> Rule {
+    Rule { interval: check.interval, rise: check.rise, fall: check.fall }
+}
+
+/// A part of the interval that is far from those of the backends before and after: multiples of the golden
+/// ratio, without their whole part, are spread evenly however many there are.
+fn offset(id: BackendId, interval: Duration) -> Duration {
+    const GOLDEN: u32 = 0x9e37_79b9;
+    interval.mul_f64(f64::from(id.0.wrapping_mul(GOLDEN)) / f64::from(u32::MAX))
+}
+
+impl Hub {
+    /// Rung when a check may have become due earlier than was said.
+    pub fn checks_wanted(&self) -> Rc<Notify> {
+        Rc::clone(&self.checking.wanted)
+    }
+
+    /// The next check to carry out now, if there is one.
+    pub fn next_check(&mut self, now: Now) -> Option<(Due, Target)> {
+        loop {
+            let due = self.checking.checks.begin(now)?;
+            let backend = self.registry.get(due.id).map(|entry| &entry.backend);
+            let wanted = backend.and_then(|it| Some((self.check_of(it.service)?, it.address)));
+            if let Some((check, address)) = wanted {
+                return Some((due, Target::of(check, address)));
+            }
+            // Nobody is left whose check it would be.
+            self.checking.checks.remove(due);
+            self.checking.checks.ended(due, false, now);
+        }
+    }
+
+    /// How long there is nothing to check.
+    pub fn checks_rest(&self, now: Now) -> Duration {
+        self.checking.checks.next_deadline().map_or(WAIT_MAX, |at| at.since(now).min(WAIT_MAX))
+    }
+
+    /// A check has ended.
+    pub fn checked(&mut self, due: Due, outcome: Result<(), String>, took: Duration, now: Now) {
+        self.counters.checks.one();
+        self.counters.checks_failed.add(u64::from(outcome.is_err()));
+        let passed = outcome.is_ok();
+        let turned = self.checking.checks.ended(due, passed, now);
+        self.checking.wanted.notify_one();
+        let Some(verdict) = self.checking.checks.verdict(due) else { return };
+        let failure = outcome.err().map(String::into_boxed_str);
+        let before = self.checking.outcomes.get(&due.id).map(|it| it.since);
+        let since = before.filter(|_| turned.is_none()).unwrap_or(now);
+        if turned.is_some() {
+            self.judged(due.id, failure.as_deref(), now);
+        }
+        let checked = Checked { verdict, since, last: now, took, failure };
+        self.checking.outcomes.insert(due.id, checked);
+    }
+
+    /// What is known of a backend's check; `None` before the first has ended, and if there is none.
+    pub fn check_result(&self, id: BackendId) -> Option<&Checked> {
+        self.checking.outcomes.get(&id)
+    }
+
+    /// A backend has joined.
+    pub(super) fn begin_checks(&mut self, id: BackendId, now: Now) {
+        self.check_from(id, Verdict::Unproven, now);
+    }
+
+    fn check_from(&mut self, id: BackendId, verdict: Verdict, now: Now) {
+        let Some(entry) = self.registry.get(id) else { return };
+        let Some(check) = self.check_of(entry.backend.service) else { return };
+        let (due, rule) = (due(&entry.backend), rule(check));
+        self.checking.checks.add(due, rule, verdict, offset(id, rule.interval), now);
+        self.checking.wanted.notify_one();
+    }
+
+    /// A backend has left, or is checked no more.
+    pub(super) fn end_checks(&mut self, backend: &Backend) {
+        self.checking.checks.remove(due(backend));
+        self.checking.outcomes.remove(&backend.id);
+        self.checking.ending.remove(&backend.id);
+    }
+
+    /// Every backend is checked as the settings say now.
+    pub(super) fn follow_checks(&mut self, now: Now) {
+        let all: Vec<Backend> = self.registry.entries().map(|it| it.backend.clone()).collect();
+        for backend in all {
+            let is_checked = self.checking.checks.verdict(due(&backend)).is_some();
+            match self.check_of(backend.service).map(rule) {
+                Some(rule) if is_checked => self.checking.checks.follow(due(&backend), rule, now),
+                // One that serves already has to fail as often as any other.
+                Some(_) => self.check_from(backend.id, Verdict::Passing, now),
+                None => self.end_checks(&backend),
+            }
+        }
+        self.checking.wanted.notify_one();
+    }
+
+    /// Ends once more what a worker may have begun on a failing backend before it knew of the failure.
+    pub(super) fn advance_endings(&mut self) {
+        let is_seen = |mark: &Mark| self.workers.have_passed(mark);
+        let seen = self.checking.ending.iter().filter(|(_, mark)| is_seen(mark));
+        let seen: Vec<BackendId> = seen.map(|(id, _)| *id).collect();
+        for id in seen {
+            self.checking.ending.remove(&id);
+            if self.is_out_of_rotation(id) && self.sessions_on(id) > 0 {
+                self.end_with_check(id);
+            }
+        }
+        if !self.checking.ending.is_empty() {
+            self.workers.wake();
+        }
+    }
+
+    /// The check of a service's backends, if they are checked.
+    fn check_of(&self, service: ServiceId) -> Option<&CheckConfig> {
+        let name = &*self.registry.service(service).name;
+        let service = self.config.services.iter().find(|service| service.name == name)?;
+        (service.check.kind != CheckKind::Off).then_some(&service.check)
+    }
+
+    /// The verdict on a backend has turned: it fails for this reason, or passes.
+    fn judged(&mut self, id: BackendId, failure: Option<&str>, now: Now) {
+        let change = Change::Judge { backend: id, passes: failure.is_none() };
+        self.make(change, now);
+        let Some(entry) = self.registry.get(id) else { return };
+        let service = Rc::from(&*self.registry.service(entry.backend.service).name);
+        let backend = entry.backend.clone();
+        self.console.backend_checked(now, &service, &backend, failure);
+        let on_fail = self.check_of(backend.service).map(|check| check.on_fail);
+        if failure.is_some() && on_fail == Some(OnFail::Close) {
+            // First that no session begins, then that those running end.
+            self.publish();
+            self.end_with_check(id);
+        } else {
+            self.checking.ending.remove(&id);
+        }
+    }
+
+    fn end_with_check(&mut self, id: BackendId) {
+        self.end_sessions_of(id, EndReason::CheckFailed);
+        self.workers.wake();
+        self.checking.ending.insert(id, self.workers.mark());
+    }
+
+    /// Whether a backend fails and gets no sessions for all that.
+    fn is_out_of_rotation(&self, id: BackendId) -> bool {
+        let Some(entry) = self.registry.get(id) else { return false };
+        let pool = self.snapshot.pool(entry.backend.service);
+        let tried = pool.is_some_and(|pool| pool.in_rotation().any(|it| it.id == id));
+        entry.backend.standing == Standing::Failing && !tried
+    }
+}

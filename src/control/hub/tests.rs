@@ -1,0 +1,274 @@
+//! What becomes of backends that the configuration lists and of those that are checked, with a worker whose
+//! end is played and checks whose outcomes are said.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::*;
+use crate::base::publish::Publisher;
+use crate::cluster::registry::Registration;
+use crate::cluster::{Service, Snapshot, WhenAllFail};
+use crate::config::services::{CheckConfig, CheckKind, OnFail, ServiceConfig, StaticBackend};
+use crate::control::checks::Due;
+use crate::control::status::CheckVerdict;
+use crate::control::view;
+use crate::worker::link::{Order, WorkerEnd, link};
+
+const PG: ServiceId = ServiceId(3);
+
+fn at(ms: u64) -> Now {
+    Now::from_nanos(1_000_000_000 + ms * 1_000_000)
+}
+
+fn address(port: u16) -> SocketAddr {
+    ([192, 0, 2, 1], port).into()
+}
+
+/// The service `pg` with these backends, by port and weight.
+fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
+    let listed = |&(port, weight): &(u16, u16)| StaticBackend { address: address(port), weight };
+    let backends = backends.iter().map(listed).collect();
+    let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", Protocol::Tcp) };
+    Config { services: vec![pg], ..Config::default() }
+}
+
+/// A check on a port of its own, which turns a verdict at once.
+fn check() -> CheckConfig {
+    CheckConfig {
+        kind: CheckKind::Tcp,
+        port: Some(8008),
+        rise: 1,
+        fall: 1,
+        ..CheckConfig::default()
+    }
+}
+
+/// A hub that has read its configuration, and the one worker's end.
+fn hub(config: Config) -> (Hub, WorkerEnd) {
+    let first = Snapshot::default();
+    let (name, terms) = ("pg".into(), config.terms_by_name("pg"));
+    let pg = Service { id: PG, name, terms, ..first.services[0].clone() };
+    let services = first.services.iter().cloned().chain([pg]).collect();
+    let snapshots = Publisher::new(Snapshot { services, ..first });
+    let (control, worker) = link(0, 4, snapshots.subscribe(), Arc::new(Notify::new())).unwrap();
+    let workers = Workers::new(vec![control]);
+    let mut hub = Hub::new(Arc::new(config), workers, snapshots, at(0));
+    hub.follow_file(at(0));
+    hub.publish();
+    (hub, worker)
+}
+
+/// Port, weight and standing of each backend of `pg`.
+fn shown(hub: &mut Hub) -> Vec<(u16, u16, Standing)> {
+    hub.publish();
+    let pool = hub.snapshot.pool(PG).unwrap();
+    let all = pool.backends.iter();
+    all.map(|it| (it.address.port(), it.weight, it.standing)).collect()
+}
+
+fn rotation(hub: &mut Hub) -> Vec<u16> {
+    hub.publish();
+    hub.snapshot.pool(PG).unwrap().in_rotation().map(|it| it.address.port()).collect()
+}
+
+fn id_of(hub: &Hub, port: u16) -> BackendId {
+    hub.registry.find(PG, address(port)).unwrap().backend.id
+}
+
+/// Begins every check that is due.
+fn begin(hub: &mut Hub, now: Now) -> Vec<Due> {
+    std::iter::from_fn(|| hub.next_check(now).map(|(due, _)| due)).collect()
+}
+
+/// Lets the next check of each backend pass, or fail.
+fn checked(hub: &mut Hub, passes: &[(u16, bool)], now: Now) {
+    for due in begin(hub, now) {
+        let port = hub.registry.get(due.id).unwrap().backend.address.port();
+        let passes = passes.iter().find(|it| it.0 == port).unwrap().1;
+        let outcome = if passes { Ok(()) } else { Err("it is broken".to_owned()) };
+        hub.checked(due, outcome, Duration::from_millis(3), now);
+    }
+}
+
+fn ended(worker: &mut WorkerEnd) -> Vec<(BackendId, EndReason)> {
+    let orders = std::iter::from_fn(|| worker.orders.pop().ok());
+    let of = |order| match order {
+        Order::EndBackend { backend, reason } => Some((backend, reason)),
+        _ => None,
+    };
+    orders.filter_map(of).collect()
+}
+
+#[test]
+fn listed_backends_come_go_and_weigh_as_the_file_says() {
+    use Standing::Serving;
+    let (mut hub, _worker) = hub(config(&[(1, 1), (2, 3)], CheckConfig::default()));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 3, Serving)]);
+    let kept = id_of(&hub, 2);
+    hub.reloaded(config(&[(2, 5), (3, 1)], CheckConfig::default()), at(1));
+    assert_eq!(shown(&mut hub), [(2, 5, Serving), (3, 1, Serving)]);
+    assert_eq!(id_of(&hub, 2), kept, "its sessions are still its own");
+    assert_eq!(hub.counters.backends_left.get(), 1);
+    let version = hub.snapshot.version;
+    hub.reloaded(config(&[(2, 5), (3, 1)], CheckConfig::default()), at(2));
+    assert_eq!(hub.snapshot.version, version, "nothing is told that is not new");
+}
+
+#[test]
+fn what_an_operator_changes_about_a_listed_backend_lasts_until_the_next_reload() {
+    use Standing::{Draining, Serving};
+    let list = || config(&[(1, 1), (2, 1)], CheckConfig::default());
+    let (mut hub, worker) = hub(list());
+    let (first, second) = (id_of(&hub, 1), id_of(&hub, 2));
+    hub.apply(Change::Weigh { backend: second, weight: 9 }, at(1)).unwrap();
+    hub.apply(Change::DrainBackend { backend: first, lasts: None }, at(1)).unwrap();
+    assert_eq!(shown(&mut hub), [(1, 1, Draining), (2, 9, Serving)]);
+    hub.reloaded(list(), at(2));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Serving)]);
+    hub.apply(Change::DrainBackend { backend: first, lasts: None }, at(3)).unwrap();
+    hub.publish();
+    worker.metrics.counters.turns.add(2);
+    hub.tick(at(4));
+    assert_eq!(shown(&mut hub), [(2, 1, Serving)], "its drain is over");
+    hub.tick(at(60_000));
+    assert_eq!(shown(&mut hub), [(2, 1, Serving)], "and it stays away");
+    hub.reloaded(list(), at(60_001));
+    assert_eq!(shown(&mut hub), [(2, 1, Serving), (1, 1, Serving)]);
+}
+
+#[test]
+fn a_listed_backend_set_aside_stays_aside_through_a_reload() {
+    let (mut hub, _worker) = hub(config(&[(1, 1), (2, 1)], CheckConfig::default()));
+    let backend = id_of(&hub, 1);
+    hub.apply(Change::SetAside { backend }, at(1)).unwrap();
+    hub.reloaded(config(&[(1, 2), (2, 1)], CheckConfig::default()), at(2));
+    assert_eq!(shown(&mut hub)[0], (1, 2, Standing::Aside));
+    assert!(hub.tick(at(3)).revive.contains(&backend), "it is tried like any other");
+}
+
+#[test]
+fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left() {
+    let (mut hub, _worker) = hub(config(&[], CheckConfig::default()));
+    let source = Source::Connection(1);
+    let (address, weight, name) = (address(1), 7, None);
+    let own = Registration { source, service: PG, address, weight, name };
+    hub.apply(Change::Register(own), at(0)).unwrap();
+    hub.reloaded(config(&[(1, 1)], CheckConfig::default()), at(1));
+    hub.tick(at(5_000));
+    assert_eq!(shown(&mut hub), [(1, 7, Standing::Serving)]);
+    hub.apply(Change::SourceLost { source, why: "it is gone" }, at(5_001)).unwrap();
+    hub.tick(at(10_000));
+    assert_eq!(shown(&mut hub), [(1, 1, Standing::Serving)]);
+}
+
+#[test]
+fn a_checked_backend_serves_as_long_as_its_checks_say() {
+    use Standing::{Failing, Serving};
+    let (mut hub, mut worker) = hub(config(&[(1, 1), (2, 1)], check()));
+    assert_eq!(rotation(&mut hub), [0; 0], "nobody has passed yet");
+    checked(&mut hub, &[(1, true), (2, false)], at(20));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Failing)]);
+    checked(&mut hub, &[(1, true), (2, true)], at(10_000));
+    assert_eq!(rotation(&mut hub), [1, 2]);
+    checked(&mut hub, &[(1, false), (2, true)], at(20_000));
+    assert_eq!(rotation(&mut hub), [2]);
+    assert_eq!(ended(&mut worker), [], "running sessions go on");
+    let counters = &hub.counters;
+    let counted = [
+        &counters.checks,
+        &counters.checks_failed,
+        &counters.backends_check_failed,
+        &counters.backends_check_passed,
+    ];
+    assert_eq!(counted.map(|counter| counter.get()), [6, 2, 1, 2]);
+    let doors = super::super::status::Doors::default();
+    let status = view::status(&hub, doors, at(20_001));
+    let told = &status.backends[0].check;
+    let failing = Some(CheckVerdict::Failing);
+    assert_eq!((told.verdict, told.failure.as_deref()), (failing, Some("it is broken")));
+    assert_eq!((told.took_us, told.last_unix_ms), (Some(3000), told.since_unix_ms));
+    assert_eq!(status.backends[1].check.verdict, Some(CheckVerdict::Passing));
+}
+
+#[test]
+fn a_failed_check_ends_the_sessions_if_the_service_says_so_and_once_more_when_all_know() {
+    let close = CheckConfig { on_fail: OnFail::Close, ..check() };
+    let (mut hub, mut worker) = hub(config(&[(1, 1), (2, 1)], close));
+    checked(&mut hub, &[(1, true), (2, true)], at(20));
+    let failing = id_of(&hub, 1);
+    let slot = usize::from(hub.registry.get(failing).unwrap().backend.slot);
+    worker.metrics.backends[slot].active.set(2);
+    let before = hub.snapshot.version;
+    checked(&mut hub, &[(1, false), (2, true)], at(10_000));
+    let one = [(failing, EndReason::CheckFailed)];
+    assert_eq!((hub.snapshot.version, ended(&mut worker)), (before + 1, one.to_vec()));
+    hub.tick(at(10_010));
+    assert_eq!(ended(&mut worker), [], "the worker may still begin a session there");
+    worker.metrics.counters.turns.add(2);
+    hub.tick(at(10_020));
+    assert_eq!(ended(&mut worker), one);
+    worker.metrics.backends[slot].active.set(0);
+    worker.metrics.counters.turns.add(2);
+    hub.tick(at(10_030));
+    assert_eq!(ended(&mut worker), []);
+    checked(&mut hub, &[(1, false), (2, true)], at(20_000));
+    assert_eq!(ended(&mut worker), [], "it failed already");
+}
+
+#[test]
+fn sessions_begun_because_all_fail_are_not_ended_for_it() {
+    let (on_fail, when_all_fail) = (OnFail::Close, WhenAllFail::Serve);
+    let (mut hub, mut worker) =
+        hub(config(&[(1, 1)], CheckConfig { on_fail, when_all_fail, ..check() }));
+    checked(&mut hub, &[(1, true)], at(20));
+    checked(&mut hub, &[(1, false)], at(10_000));
+    assert_eq!(ended(&mut worker).len(), 1);
+    assert_eq!(rotation(&mut hub), [1], "somebody is better than nobody");
+    worker.metrics.backends[0].active.set(1);
+    worker.metrics.counters.turns.add(2);
+    hub.tick(at(10_020));
+    assert_eq!(ended(&mut worker), []);
+}
+
+#[test]
+fn a_reload_begins_changes_and_ends_checks() {
+    use Standing::{Failing, Serving};
+    let list = &[(1, 1)];
+    let (mut hub, _worker) = hub(config(list, CheckConfig::default()));
+    assert_eq!(begin(&mut hub, at(1_000)), []);
+    hub.reloaded(config(list, CheckConfig { fall: 2, ..check() }), at(1_000));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving)], "it served already");
+    checked(&mut hub, &[(1, false)], at(1_020));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving)], "once is not twice");
+    checked(&mut hub, &[(1, false)], at(5_000));
+    assert_eq!(shown(&mut hub), [(1, 1, Failing)]);
+    hub.reloaded(config(list, CheckConfig { port: Some(9009), ..check() }), at(5_010));
+    let (due, target) = hub.next_check(at(10_000)).unwrap();
+    assert_eq!(target.address, address(9009));
+    hub.reloaded(config(list, CheckConfig::default()), at(10_010));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving)]);
+    hub.checked(due, Err("it is broken".to_owned()), Duration::ZERO, at(10_020));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving)], "nobody asks any more");
+    assert_eq!(begin(&mut hub, at(60_000)), []);
+    assert!(hub.check_result(id_of(&hub, 1)).is_none());
+}
+
+#[test]
+fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
+    let (mut hub, _worker) = hub(config(&[], check()));
+    let (source, weight, name) = (Source::Connection(1), 1, None);
+    let own = Registration { source, service: PG, address: address(1), weight, name };
+    let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
+    assert_eq!(rotation(&mut hub), [0; 0]);
+    checked(&mut hub, &[(1, true)], at(20));
+    assert_eq!(rotation(&mut hub), [1]);
+    hub.apply(Change::Register(own), at(30)).unwrap();
+    assert_eq!(rotation(&mut hub), [1], "it need not pass again");
+    let due = begin(&mut hub, at(10_000)).pop().unwrap();
+    hub.apply(Change::SourceLost { source, why: "it is gone" }, at(10_010)).unwrap();
+    hub.checked(due, Ok(()), Duration::ZERO, at(10_020));
+    assert!(hub.check_result(backend).is_none(), "it has left");
+}
