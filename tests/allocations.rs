@@ -10,8 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb::boot::DataPlane;
+use lb::cluster::route::Host;
 use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use lb::config::Config;
+use lb::config::services::ServiceConfig;
 use lb::proxy::line::Features;
 use lb::worker::link::Order;
 
@@ -71,11 +73,11 @@ fn allocated(run: impl FnOnce()) -> u64 {
 }
 
 /// Makes one backend known to the worker.
-fn publish(plane: &mut DataPlane, protocol: Protocol, address: SocketAddr) {
+fn publish(plane: &mut DataPlane, service: ServiceId, address: SocketAddr) {
     let backend = Backend {
         id: BackendId(1),
         slot: 0,
-        service: ServiceId::built_in(protocol),
+        service,
         address,
         weight: 1,
         name: None,
@@ -127,7 +129,7 @@ fn relaying_a_message_allocates_nothing() {
         config.listen.api = None;
         let mut plane =
             DataPlane::start(&config, 100, Features { receive_cap, splice: receive_cap }).unwrap();
-        publish(&mut plane, Protocol::Tcp, echo_backend());
+        publish(&mut plane, ServiceId::built_in(Protocol::Tcp), echo_backend());
         let door = plane.tcp.unwrap();
         let mut users: Vec<_> = (0..16).map(|_| served(door)).collect();
         let (small, large) = (vec![1; 64], vec![2; 100_000]);
@@ -175,7 +177,7 @@ fn relaying_a_datagram_allocates_nothing() {
             backend.send_to(&bytes[..count], from).unwrap();
         }
     });
-    publish(&mut plane, Protocol::Udp, address);
+    publish(&mut plane, ServiceId::built_in(Protocol::Udp), address);
     let door = plane.udp.unwrap();
     let users: Vec<UdpSocket> = (0..16).map(|_| answered(door)).collect();
     let mut answer = vec![0; 70_000];
@@ -235,14 +237,30 @@ fn request(user: &mut TcpStream, answer: &mut [u8]) -> bool {
 
 #[test]
 fn an_api_request_allocates_nothing() {
+    ask(ServiceId::built_in(Protocol::Api), Vec::new());
+}
+
+#[test]
+fn routing_an_api_request_allocates_nothing() {
+    let shop = ServiceConfig {
+        hosts: ["x", "*.example"].map(|host| Host::parse(host).unwrap()).into(),
+        paths: ["/other", "/some"].map(String::from).into(),
+        ..ServiceConfig::new("shop", Protocol::Api)
+    };
+    ask(ServiceId(3), vec![shop]);
+}
+
+/// Asks for a service, which has the only backend.
+fn ask(service: ServiceId, services: Vec<ServiceConfig>) {
     let _turn = TURN.lock().unwrap_or_else(|error| error.into_inner());
     let mut config = Config { workers: Some(1), ..Config::default() };
     (config.listen.tcp, config.listen.udp) = (None, None);
     config.listen.api = Some("127.0.0.1:0".parse().unwrap());
     config.log.requests_per_second = 1_000_000;
+    config.services = services;
     let mut plane =
         DataPlane::start(&config, 100, Features { receive_cap: true, splice: true }).unwrap();
-    publish(&mut plane, Protocol::Api, answering_backend());
+    publish(&mut plane, service, answering_backend());
     let mut answer = vec![0; 4096];
     let end = Instant::now() + Duration::from_secs(10);
     let mut users: Vec<TcpStream> = Vec::new();

@@ -7,6 +7,7 @@ mod buffers;
 mod events;
 mod http;
 mod picks;
+mod routes;
 mod sessions;
 mod stage;
 

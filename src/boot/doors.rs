@@ -114,7 +114,7 @@ pub fn on_all<T>(
     let opened = match open(address) {
         Err(error) if lacks_family(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
             let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
-            warn!(door = %name, address = %v4, "this kernel has no IPv6: users of IPv4 are served");
+            warn!(door = &*name.name, address = %v4, "this kernel has no IPv6: users of IPv4 are served");
             open(v4).map(|door| (door, v4)).map_err(|error| (v4, error))
         }
         outcome => outcome.map(|door| (door, address)).map_err(|error| (address, error)),

@@ -15,6 +15,7 @@ use super::route::{Claim, Conflict, Host, Routes};
 #[derive(Clone, Debug)]
 pub struct Claimant {
     pub service: ServiceId,
+    /// Empty for the common door.
     pub listen: Vec<SocketAddr>,
     pub claims: Vec<Claim>,
 }
@@ -41,14 +42,18 @@ pub enum Fault {
 pub struct Doors(BTreeMap<ServiceId, Routes>);
 
 impl Doors {
-    /// Refuses what would leave it open which service a request is for.
-    pub fn new(claimants: &[Claimant]) -> Result<Doors, Fault> {
-        let mut at = BTreeMap::<_, BTreeMap<ServiceId, &Claimant>>::new();
+    /// Doors of these services; `common` is where those listen that name no door. Refuses what would
+    /// leave it open which service a request is for.
+    pub fn new(common: Option<SocketAddr>, claimants: &[Claimant]) -> Result<Doors, Fault> {
+        type Sharing<'a> = BTreeMap<ServiceId, &'a Claimant>;
+        let mut at = BTreeMap::<(SocketAddr, Option<ServiceId>), Sharing<'_>>::new();
         for claimant in claimants {
-            for address in &claimant.listen {
-                // A port that the kernel is to choose is never another's.
-                let alone = (address.port() == 0).then_some(claimant.service);
-                at.entry((*address, alone)).or_default().insert(claimant.service, claimant);
+            let service = claimant.service;
+            // A port that the kernel is to choose is never another's.
+            let own = |door: &SocketAddr| (*door, (door.port() == 0).then_some(service));
+            let common = common.filter(|_| claimant.listen.is_empty()).map(|door| (door, None));
+            for door in claimant.listen.iter().map(own).chain(common) {
+                at.entry(door).or_default().insert(service, claimant);
             }
         }
         let mut doors = Doors::default();
@@ -106,8 +111,10 @@ mod tests {
 
     #[test]
     fn services_whose_ports_the_kernel_chooses_share_no_door() {
-        let doors =
-            Doors::new(&[claimant(SHOP, &[0], &[""], &[""]), claimant(BLOG, &[0], &[""], &[""])]);
+        let doors = Doors::new(
+            None,
+            &[claimant(SHOP, &[0], &[""], &[""]), claimant(BLOG, &[0], &[""], &[""])],
+        );
         let doors = doors.unwrap();
         assert!(doors.routes(SHOP).is_none() && doors.routes(BLOG).is_none());
     }
@@ -115,10 +122,10 @@ mod tests {
     #[test]
     fn a_door_of_one_service_that_claims_everything_needs_no_routes() {
         for paths in [&[""][..], &["/"]] {
-            let doors = Doors::new(&[
-                claimant(API, &[80], &[""], &[""]),
-                claimant(SHOP, &[81, 82], &[""], paths),
-            ]);
+            let doors = Doors::new(
+                None,
+                &[claimant(API, &[80], &[""], &[""]), claimant(SHOP, &[81, 82], &[""], paths)],
+            );
             let doors = doors.unwrap();
             assert!(doors.routes(API).is_none() && doors.routes(SHOP).is_none());
         }
@@ -126,11 +133,14 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_door_is_for_whoever_claims_it_there() {
-        let doors = Doors::new(&[
-            claimant(API, &[80], &[""], &[""]),
-            claimant(BLOG, &[80, 81], &["blog.example"], &[""]),
-            claimant(SHOP, &[80], &["shop.example", "*.shop.example"], &["/api", "/cart"]),
-        ]);
+        let doors = Doors::new(
+            None,
+            &[
+                claimant(API, &[80], &[""], &[""]),
+                claimant(BLOG, &[80, 81], &["blog.example"], &[""]),
+                claimant(SHOP, &[80], &["shop.example", "*.shop.example"], &["/api", "/cart"]),
+            ],
+        );
         let doors = doors.unwrap();
         assert_eq!(found(&doors, API, "blog.example", "/"), Some(BLOG));
         assert_eq!(found(&doors, API, "other.example", "/"), Some(API));
@@ -148,7 +158,10 @@ mod tests {
     #[test]
     fn equal_claims_at_one_door_are_refused_and_at_two_they_are_not() {
         let claims = |ports: &[u16]| {
-            Doors::new(&[claimant(API, &[80], &[""], &[""]), claimant(SHOP, ports, &[""], &[""])])
+            Doors::new(
+                None,
+                &[claimant(API, &[80], &[""], &[""]), claimant(SHOP, ports, &[""], &[""])],
+            )
         };
         let services = [API, SHOP];
         let conflict = Conflict { host: Host::Rest, path: "".into(), services };
@@ -157,18 +170,44 @@ mod tests {
     }
 
     #[test]
+    fn services_without_a_door_share_the_common_one_and_a_chosen_port_is_never_shared() {
+        for port in [0, 80] {
+            let common = Some(([192, 0, 2, 1], port).into());
+            let doors = Doors::new(
+                common,
+                &[
+                    claimant(API, &[], &[""], &[""]),
+                    claimant(SHOP, &[], &["shop.example"], &[""]),
+                    claimant(BLOG, &[port], &["blog.example"], &[""]),
+                ],
+            );
+            let doors = doors.unwrap();
+            assert_eq!(found(&doors, API, "shop.example", "/"), Some(SHOP));
+            let blog = if port == 0 { API } else { BLOG };
+            assert_eq!(found(&doors, API, "blog.example", "/"), Some(blog));
+            assert_eq!(doors.routes(BLOG).is_some(), port == 0, "a door of its own");
+        }
+    }
+
+    #[test]
     fn a_service_does_not_stand_for_two_doors_that_differ() {
-        let doors = Doors::new(&[
-            claimant(SHOP, &[80, 81], &["shop.example"], &[""]),
-            claimant(BLOG, &[81], &["blog.example"], &[""]),
-        ]);
+        let doors = Doors::new(
+            None,
+            &[
+                claimant(SHOP, &[80, 81], &["shop.example"], &[""]),
+                claimant(BLOG, &[81], &["blog.example"], &[""]),
+            ],
+        );
         let [one, other] = [80, 81].map(|port| ([192, 0, 2, 1], port).into());
         let fault = Fault::Unequal { service: SHOP, doors: [one, other] };
         assert_eq!(doors.unwrap_err(), fault);
-        let doors = Doors::new(&[
-            claimant(SHOP, &[80, 81], &["shop.example"], &[""]),
-            claimant(BLOG, &[80, 81], &["blog.example"], &[""]),
-        ]);
+        let doors = Doors::new(
+            None,
+            &[
+                claimant(SHOP, &[80, 81], &["shop.example"], &[""]),
+                claimant(BLOG, &[80, 81], &["blog.example"], &[""]),
+            ],
+        );
         assert_eq!(found(&doors.unwrap(), SHOP, "blog.example", "/"), Some(BLOG));
     }
 }

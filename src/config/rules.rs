@@ -155,19 +155,18 @@ fn services(config: &Config) -> Result<(), String> {
 /// # Errors
 /// One sentence that names the services and the fix.
 pub fn doors(config: &Config) -> Result<Doors, String> {
-    let built_in = config.listen.api.map(|door| {
+    let built_in = config.listen.api.map(|_| {
         let service = ServiceId::built_in(Protocol::Api);
         let claims = vec![route::Claim { host: Host::Rest, path: "".into(), service }];
-        Claimant { service, listen: vec![door], claims }
+        Claimant { service, listen: Vec::new(), claims }
     });
     let numbers = (Protocol::ALL.len() as u16..).map(ServiceId);
     let named = numbers.zip(&config.services);
     let claimants = named.filter(|(_, it)| it.protocol == Protocol::Api).map(|(service, it)| {
-        let listen = if it.listen.is_empty() { config.listen.api.as_slice() } else { &it.listen };
-        Claimant { service, listen: listen.to_vec(), claims: it.claims(service) }
+        Claimant { service, listen: it.listen.clone(), claims: it.claims(service) }
     });
     let claimants: Vec<Claimant> = built_in.into_iter().chain(claimants).collect();
-    Doors::new(&claimants).map_err(|fault| sentence(config, &fault))
+    Doors::new(config.listen.api, &claimants).map_err(|fault| sentence(config, &fault))
 }
 
 fn sentence(config: &Config, fault: &doors::Fault) -> String {

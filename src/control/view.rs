@@ -103,14 +103,15 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
 /// The terms that are not the global ones, as `key = value`.
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
-        let Terms { policy: by, on_backend_loss, timeouts, maintenance, checks } = terms;
+        let Terms { policy: by, on_backend_loss, timeouts, checks, maintenance } = terms;
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
         };
         let when_all_fail = match checks {
-            None | Some(WhenAllFail::Refuse) => "refuse",
-            Some(WhenAllFail::Serve) => "serve",
+            None => "",
+            Some(WhenAllFail::Refuse) => "check.when_all_fail = \"refuse\"",
+            Some(WhenAllFail::Serve) => "check.when_all_fail = \"serve\"",
         };
         [
             format!("policy = \"{}\"", policy(*by)),
@@ -120,7 +121,7 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
             format!("half_close_ms = {}", ms(timeouts.half_close)),
             format!("udp_idle_ms = {}", ms(timeouts.udp_idle)),
             format!("maintenance = {maintenance}"),
-            format!("check.when_all_fail = \"{when_all_fail}\""),
+            when_all_fail.to_owned(),
         ]
     };
     let both = shown(own).into_iter().zip(shown(global));

@@ -97,3 +97,21 @@ fn what_nobody_serves_is_told_apart_and_logged() {
     assert_eq!(shop.connections(), 0);
     balancer.stop();
 }
+
+#[test]
+fn a_service_with_a_door_of_its_own_is_reached_there_alone() {
+    let mut balancer = Balancer::start(|config| {
+        let mut admin = service("admin", &["admin.example"], &[]);
+        admin.listen = vec!["127.0.0.1:0".parse().unwrap()];
+        config.services = vec![admin];
+    });
+    let [admin, other] = ["admin", "other"].map(Backend::named);
+    balancer.register_for(&[(ServiceId(3), admin.address), (API, other.address)]);
+    let door = balancer.plane.doors.iter().find(|door| door.service == ServiceId(3));
+    let mut user = User::connect(door.expect("it is open").address);
+    assert_eq!(get(&mut user, "admin.example", "/").text(), "admin");
+    assert_eq!(get(&mut user, "other.example", "/").status(), 404);
+    let mut user = balancer.user();
+    assert_eq!(get(&mut user, "admin.example", "/").text(), "other", "it claims nothing here");
+    balancer.stop();
+}

@@ -70,6 +70,8 @@ pub struct Seen {
 pub struct Peer {
     /// Answers anything with anything, in bytes of which some are wrong.
     noisy: bool,
+    /// What its service claims.
+    host: &'static str,
     inbox: Vec<u8>,
     outbox: VecDeque<u8>,
     asked: Option<Asked>,
@@ -108,9 +110,10 @@ struct Asked {
 }
 
 impl Peer {
-    pub fn new(noisy: bool) -> Peer {
+    pub fn new(noisy: bool, host: &'static str) -> Peer {
         Peer {
             noisy,
+            host,
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             asked: None,
@@ -202,9 +205,10 @@ impl Peer {
                 return self.idle_whim(wire, dice);
             }
             let Some(head) = Head::read(&self.inbox) else { return false };
+            self.hold_to_service(&head);
             self.inbox.drain(..head.bytes);
             let trouble = if calm || !dice.one_in(4) { Trouble::None } else { dice.pick(TROUBLES) };
-            let asked = understood(&head, trouble);
+            let asked = understood(&head, self.host, trouble);
             assert!(
                 !seen.heard.contains(&asked.id),
                 "a request is repeated after its answer began"
@@ -216,6 +220,14 @@ impl Peer {
             return true;
         }
         self.answer_when_complete(wire, dice)
+    }
+
+    /// Whatever a user says, a request reaches a backend only of the service that claims its host. One
+    /// service claims all of them.
+    fn hold_to_service(&self, head: &Head) {
+        let host = head.one("host").unwrap_or_default().to_ascii_lowercase();
+        let own = self.host == "sim" || host.starts_with(self.host);
+        assert!(own, "a request for {host} at a backend for {}", self.host);
     }
 
     /// Checks the connection against the user who logged in on it.
@@ -276,6 +288,7 @@ impl Peer {
             return false;
         }
         let Some(head) = Head::read(&self.inbox) else { return false };
+        self.hold_to_service(&head);
         let rest = &self.inbox[head.bytes..];
         let length = match head.framing() {
             (Framing::Chunked, _) => dechunk(rest).map(|(_, bytes)| bytes),
@@ -398,13 +411,13 @@ impl Peer {
 }
 
 /// Checks what must hold for every request that a backend gets.
-fn understood(head: &Head, trouble: Trouble) -> Asked {
+fn understood(head: &Head, host: &str, trouble: Trouble) -> Asked {
     let parts: Vec<&str> = head.start.split(' ').collect();
     assert!(parts.len() == 3 && parts[2] == "HTTP/1.1", "{head:?}");
     let path: Vec<&str> = parts[1].split('/').collect();
     assert_eq!(path.len(), 6, "{head:?}");
     assert_eq!(path[2], parts[0], "the method of another request: {head:?}");
-    assert_eq!(head.one("host"), Some("sim"));
+    assert_eq!(head.one("host"), Some(host));
     assert_eq!(head.one("x-forwarded-for"), Some("192.0.2.1"));
     assert!(head.all("via").any(|via| via == "1.1 sim"));
     for gone in ["keep-alive", "x-hop", "proxy-connection"] {

@@ -187,7 +187,7 @@ impl Client {
         if self.manner == Manner::Malformed && self.begun == self.requests.len() {
             let meant = &mut self.requests[self.begun - 1];
             // One of them goes wrong only after its head, which a backend may have by then.
-            let named = format!("Host: sim\r\nX-User: {}\r\n", meant.user);
+            let named = format!("Host: {}\r\nX-User: {}\r\n", meant.host, meant.user);
             self.head = dice.pick(MALFORMED).replace("Host: sim\r\n", &named).bytes().collect();
             (meant.method, meant.newer, meant.upgrade) = ("GET", true, false);
             self.refused = 1;

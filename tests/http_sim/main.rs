@@ -1,23 +1,26 @@
 //! The API sessions of a worker under a simulated kernel, hostile users and hostile backends, from
 //! seeds. What every run must satisfy: no byte reaches the wrong request; each request is answered
 //! once and in its turn; a response that was cut never looks complete; a request that must not be
-//! repeated is not; no request goes over a connection on which another user logged in; what is held
-//! stays bounded; and nothing is left over in the end.
+//! repeated is not; no request goes over a connection on which another user logged in, or to another
+//! service than the one that claims it; what is held stays bounded; and nothing is left over in the
+//! end.
 //!
-//! `LB_SIM_SEED` runs one seed, `LB_SIM_STALLED` one of those in which most users read nothing, and
-//! `LB_SIM_RUNS` sets how many seeds run.
+//! `LB_SIM_SEED` runs one seed, `LB_SIM_SHARED` one of those in which two services share the door,
+//! `LB_SIM_STALLED` one of those in which most users read nothing, and `LB_SIM_RUNS` sets how many
+//! seeds run.
 
 mod backend;
 mod client;
 mod dice;
 mod message;
+mod services;
 mod weather;
 mod wire;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use weather::{SMALL, Weather, stalled, weather};
+use weather::{SMALL, Weather, shared, stalled, weather};
 use world::World;
 
 fn run(seed: u64) {
@@ -79,6 +82,20 @@ fn gateways_keep_their_promises_in_any_weather() {
     for seed in 0..number("LB_SIM_RUNS").unwrap_or(150) {
         if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
             panic!("seed {seed} failed: LB_SIM_SEED={seed} runs it alone");
+        }
+    }
+}
+
+#[test]
+fn requests_reach_only_backends_of_their_service_in_any_weather() {
+    if let Some(seed) = number("LB_SIM_SHARED") {
+        eprintln!("{:?}", shared(weather(seed)));
+        return World::new(seed, shared(weather(seed))).run();
+    }
+    for seed in 0..number("LB_SIM_RUNS").unwrap_or(100) {
+        let run = || World::new(seed, shared(weather(seed))).run();
+        if catch_unwind(AssertUnwindSafe(run)).is_err() {
+            panic!("seed {seed} failed: LB_SIM_SHARED={seed} runs it alone");
         }
     }
 }

@@ -20,6 +20,7 @@ pub const METHODS: &[&str] = &["GET", "GET", "HEAD", "POST", "POST", "PUT", "DEL
 pub struct Request {
     pub id: u64,
     pub method: &'static str,
+    pub host: &'static str,
     pub newer: bool,
     pub close: bool,
     pub expect: bool,
@@ -47,6 +48,7 @@ impl Request {
         Request {
             id,
             method,
+            host: "sim",
             newer,
             close: dice.one_in(12),
             expect: newer && framing != Framing::None && dice.one_in(4),
@@ -80,7 +82,8 @@ impl Request {
 
     pub fn head(&self, scheme: &str, dice: &mut Dice) -> Vec<u8> {
         let version = if self.newer { "1.1" } else { "1.0" };
-        let mut head = format!("{} {} HTTP/{version}\r\nHost: sim\r\n", self.method, self.path());
+        let (method, path, host) = (self.method, self.path(), self.host);
+        let mut head = format!("{method} {path} HTTP/{version}\r\nHost: {host}\r\n");
         let mut line = |wanted: bool, text: &str| {
             if wanted {
                 head += text;

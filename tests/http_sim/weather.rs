@@ -18,6 +18,8 @@ pub struct Weather {
     /// At some point the operator drains, ends what runs on a backend, or takes one away.
     pub upheaval: bool,
     pub clients: usize,
+    /// How many services share the door. With more than one, each request names its own by its host.
+    pub services: usize,
     pub backends: usize,
     /// Limit on the content bytes of a message.
     pub longest: usize,
@@ -39,6 +41,7 @@ pub fn weather(seed: u64) -> Weather {
         noisy: seed % 6 == 1,
         upheaval: seed % 4 == 2,
         clients: 1 + dice.below(8),
+        services: 1,
         backends: 1 + dice.below(3),
         longest: dice.pick(&[50, 3_000, 300_000]),
         // Hardly any blocks, or plenty. In calm weather a lack of them must not turn anybody away.
@@ -59,6 +62,7 @@ pub fn stalled(seed: u64) -> Weather {
         noisy: false,
         upheaval: false,
         clients: 40,
+        services: 1,
         backends: 1 + dice.below(3),
         longest: 300_000,
         small_blocks: 32 + dice.below(16),
@@ -67,4 +71,9 @@ pub fn stalled(seed: u64) -> Weather {
         scheme: "NTLM",
         seats: 1000,
     }
+}
+
+/// The same with two services, each of which has as many backends.
+pub fn shared(weather: Weather) -> Weather {
+    Weather { services: 2, backends: 2 * weather.backends, ..weather }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::seats::Seats;
-use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing, Terms};
+use lb::cluster::{BackendId, Protocol, ServiceId, Snapshot, Standing};
 use lb::proxy::http::{GatewaySettings, Journal, Record};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
@@ -27,6 +27,7 @@ use crate::backend::{Peer, Seen};
 use crate::client::{Client, Manner};
 use crate::dice::Dice;
 use crate::message::Request;
+use crate::services::{backends, host, host_at, services};
 use crate::weather::Weather;
 use crate::wire::{End, Wire};
 
@@ -94,39 +95,10 @@ pub struct World {
     _rest: Box<dyn std::any::Any>,
 }
 
-fn address(backend: usize) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, 1], 9000 + backend as u16))
-}
-
-/// The API service. Mistaking another for it would show: those have no seats and no patience.
-fn services(seats: &Arc<Seats>) -> Snapshot {
-    let mut snapshot = Snapshot::built_in(Terms::default(), |protocol| match protocol {
-        Protocol::Api => Arc::clone(seats),
-        _ => Arc::new(Seats::new(0)),
-    });
-    for service in snapshot.services.iter_mut().filter(|it| it.kind != Protocol::Api) {
-        service.terms.timeouts.connect = Duration::from_nanos(1);
-    }
-    Snapshot { report_sessions: false, ..snapshot }
-}
-
-fn backends(count: usize) -> Vec<Backend> {
-    let backend = |place: usize| Backend {
-        id: BackendId(place as u32),
-        slot: place as u16,
-        service: ServiceId::built_in(Protocol::Api),
-        address: address(place),
-        weight: 1,
-        name: None,
-        standing: Standing::Serving,
-    };
-    (0..count).map(backend).collect()
-}
-
 impl World {
     pub fn new(seed: u64, weather: Weather) -> World {
-        let services = services(&Arc::new(Seats::new(weather.seats)));
-        let publisher = Publisher::new(services.with(&backends(weather.backends)));
+        let services = services(&weather, &Arc::new(Seats::new(weather.seats)));
+        let publisher = Publisher::new(services.with(&backends(&weather)));
         let (control, end) =
             link(0, 1000, publisher.subscribe(), Arc::default()).expect("an eventfd can be had");
         let mut books = Books::new(Parts {
@@ -235,6 +207,7 @@ impl World {
                 (request.expect, request.upgrade) = (false, false);
             }
             request.user = self.clients.len();
+            request.host = host(&self.weather, *next_id as usize);
             requests.push(request);
             *next_id += 1;
         }
@@ -266,7 +239,7 @@ impl World {
 
     /// A backend takes no new requests.
     fn publish_leaving(&mut self, leaving: BackendId) {
-        let mut backends = backends(self.weather.backends);
+        let mut backends = backends(&self.weather);
         backends[leaving.0 as usize].standing = Standing::Draining;
         self.publisher.publish(self.publisher.current().with(&backends));
         self.books.adopt(self.publisher.current());
@@ -412,16 +385,18 @@ impl World {
     }
 
     fn connect(&mut self, conn: Conn, to: SocketAddr) {
-        assert!((9000..9000 + self.weather.backends as u16).contains(&to.port()));
+        let host = host_at(&self.weather, to);
         let fate = match self.dice.below(24) {
             0 if !self.weather.calm => Fate::Refused,
             1 if !self.weather.calm => Fate::Silent,
             // Another backend has one, so that no user notices.
-            2..12 if to.port() == 9000 && self.weather.backends > 1 => Fate::Portless,
+            2..12 if to.port() == 9000 && self.weather.backends > self.weather.services => {
+                Fate::Portless
+            }
             _ => Fate::Stands,
         };
         self.wires.insert(conn, Wire::new(Side::Backend));
-        self.peers.insert(conn, Peer::new(self.weather.noisy));
+        self.peers.insert(conn, Peer::new(self.weather.noisy, host));
         self.connecting.insert(conn, (fate, false));
         self.order.push(conn);
     }

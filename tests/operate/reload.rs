@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::Path;
 
 use crate::harness::{Balancer, asked, echoes, private};
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, wait_for};
 
 #[test]
 fn a_reload_changes_settings_and_leaves_a_running_session_alone() {
@@ -51,6 +51,31 @@ fn a_reload_changes_the_rule_of_health_for_backends_that_are_there() {
         !balancer.log.lock().unwrap().contains("misses=21 "),
         "the new limit is the one that held"
     );
+}
+
+#[test]
+fn a_reload_ends_maintenance() {
+    let settings = |maintenance: bool| {
+        format!(
+            "[service.shop]\nprotocol = \"api\"\nhosts = [\"shop.example\"]\nmaintenance = {maintenance}"
+        )
+    };
+    let balancer = Balancer::start_on_loopback(&settings(true), |_| {});
+    balancer.wait_until_told("READY=1");
+    let door = balancer.door("api");
+    let said = |host: &str| {
+        let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        asked(door, head.as_bytes())
+    };
+    let shop = said("shop.example");
+    assert!(shop.contains("503 Service Unavailable: the service is under maintenance"), "{shop}");
+    wait_for("the demo backend to serve every other host", || {
+        said("other.example").starts_with("HTTP/1.1 200 ").then_some(())
+    });
+    assert!(balancer.change(&settings(false)).status.success());
+    wait_for("the end of maintenance", || {
+        said("shop.example").contains("no backend is registered").then_some(())
+    });
 }
 
 #[test]

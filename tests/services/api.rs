@@ -68,6 +68,11 @@ fn requests_are_served_by_the_service_whose_door_their_user_came_by() {
         }
     }
     assert_eq!(["red", "green"].map(|name| balancer.live(name)), [USERS / 2; 2]);
+    let idle = || -> u64 {
+        let ends = balancer.plane.ends.iter();
+        ends.map(|end| end.metrics.counters.api_upstream_idle.get()).sum()
+    };
+    wait_for("connections to backends to be kept", || (idle() > 0).then_some(()));
     balancer.stop();
 }
 

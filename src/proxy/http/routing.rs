@@ -58,7 +58,7 @@ mod tests {
                 service: *service,
             }],
         };
-        Doors::new(&services.iter().map(claimant).collect::<Vec<_>>()).unwrap()
+        Doors::new(None, &services.iter().map(claimant).collect::<Vec<_>>()).unwrap()
     }
 
     /// At the door of this service.

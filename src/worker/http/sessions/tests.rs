@@ -39,7 +39,7 @@ fn snapshot() -> Snapshot {
         claimant(BLOG, Host::Exact("blog.example".into()), ""),
         claimant(EMPTY, Host::Exact("empty.example".into()), ""),
     ];
-    let doors = Arc::new(Doors::new(&claimants).unwrap());
+    let doors = Arc::new(Doors::new(None, &claimants).unwrap());
     let snapshot = Snapshot { services: services.into(), doors, ..built_in };
     snapshot.with(&[API, SHOP, BLOG].map(backend))
 }

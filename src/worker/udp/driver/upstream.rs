@@ -78,7 +78,7 @@ impl UdpDriver {
         self.open += 1;
         // All receives may end in the same turn. Reserving here avoids an allocation while
         // relaying.
-        let sockets = 1 + self.upstream.iter().map(Vec::len).sum::<usize>();
+        let sockets = self.doors.len() + self.upstream.iter().map(Vec::len).sum::<usize>();
         self.rearms.reserve(sockets.saturating_sub(self.rearms.len()));
     }
 

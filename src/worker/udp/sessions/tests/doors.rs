@@ -98,6 +98,13 @@ fn a_datagram_that_was_handed_off_begins_a_session_of_its_door() {
 fn an_address_that_two_services_share_is_left_by_one_and_kept_by_the_other() {
     for order in [[0, 1], [1, 0]] {
         let all = [(1, SERVICE, 1), (2, OTHER, 1)];
+        for kept in [0, 1] {
+            // While no session keeps the address in mind.
+            let mut world = two_services();
+            world.register_in(&order.map(|place: usize| all[place]));
+            world.register_in(&[all[kept]]);
+            assert_eq!(world.up_at(DOORS[kept], 9).map(|(_, host)| host), Ok(1), "{kept}");
+        }
         let mut world = two_services();
         world.register_in(&order.map(|place: usize| all[place]));
         let [one, other] = DOORS.map(|door| world.up_at(door, 1).unwrap());
