@@ -79,7 +79,8 @@ fn about(hub: &Hub, text: &mut Text) {
 fn services(hub: &Hub, text: &mut Text) {
     let tallies = tallies(hub);
     let tally = |service: &Service| tallies.get(&service.id).copied().unwrap_or_default();
-    let help = "Registered backends of this service in this state: serving, aside or draining.";
+    let help =
+        "Registered backends of this service in this state: serving, aside, failing or draining.";
     let name = text.family("service_", "backends", Kind::Gauge, help);
     for service in hub.registry.services() {
         for (state, count) in tally(service).by_state() {
