@@ -62,18 +62,19 @@ pub struct Backends {
 
 impl Backends {
     /// What is known about this address; nothing if no backend of the service is registered there.
-    pub fn at(&self, peer: PeerId, service: ServiceId) -> PeerState {
+    #[inline]
+    pub fn at(&self, peer: PeerId, service: ServiceId) -> &PeerState {
         match self.all.get(peer.index()) {
-            Some(state) if state.is_of(service) => *state,
+            Some(state) if state.is_of(service) => state,
             _ => self.shared_at(peer, service),
         }
     }
 
     #[cold]
-    fn shared_at(&self, peer: PeerId, service: ServiceId) -> PeerState {
+    fn shared_at(&self, peer: PeerId, service: ServiceId) -> &PeerState {
         let mut shared =
             self.shared.iter().filter(|(at, state)| *at == peer && state.is_of(service));
-        shared.next().map_or(PeerState::UNKNOWN, |(_, state)| *state)
+        shared.next().map_or(&PeerState::UNKNOWN, |(_, state)| state)
     }
 
     fn at_mut(&mut self, peer: PeerId, service: ServiceId) -> Option<&mut PeerState> {
