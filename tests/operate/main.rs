@@ -139,7 +139,7 @@ fn a_kernel_without_ipv6_serves_users_of_ipv4_at_the_doors_for_all() {
     for door in ["tcp", "udp", "api"] {
         let at = balancer.door(door);
         assert!(at.ip().is_unspecified() && at.is_ipv4(), "{at}");
-        balancer.wait_for_log(&format!("users of IPv4 are served door={door} "));
+        balancer.wait_for_log(&format!("users of IPv4 are served door=\"{door}\""));
     }
     drop(balancer.user());
 }
