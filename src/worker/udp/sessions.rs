@@ -381,7 +381,6 @@ impl Sessions {
         books: &mut Books,
     ) -> Result<u32, Up> {
         let flow = self.flows.get_mut(place).expect("the session was found");
-        let (key, by) = (flow.key, flow.state.door);
         let entry = &mut flow.state.entry;
         let service = entry.service;
         let (state, refused) = (self.backends.at(flow.state.peer, service), flow.state.refused);
@@ -405,8 +404,9 @@ impl Sessions {
                 Ok(place)
             }
             OnUdpLoss::Drop => {
+                let flow = self.flows.get(place).expect("the session was found");
+                let (key, door) = (flow.key, DoorRef { place: flow.state.door, service });
                 self.end(now, place, EndReason::BackendLeft, books);
-                let door = DoorRef { place: by, service };
                 self.begin(now, hash, key, door, segments, books)
             }
         }

@@ -4,14 +4,17 @@
 use std::time::Duration;
 
 use crate::base::time::Now;
-use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
+use crate::cluster::{Backend, BackendId, ServiceId, Standing};
 use crate::proxy::udp::PeerId;
 
 /// How long to avoid a backend that ICMP reports unreachable, unless the control core sets it aside
 /// meanwhile.
 const AVOIDED: Duration = Duration::from_secs(1);
 /// When a backend that the control core has set aside is no longer avoided: not until it says so.
-const FOR_EVER: Now = Now::from_nanos(u64::MAX);
+const FOR_EVER: Now = Now::NEVER;
+
+/// The service of an address where no backend is: none goes by this number.
+const NOBODY: ServiceId = ServiceId(u16::MAX);
 
 /// What one service knows about one address.
 #[derive(Clone, Copy)]
@@ -29,20 +32,20 @@ pub struct PeerState {
 impl PeerState {
     /// What a service knows about an address where none of its backends is.
     const UNKNOWN: PeerState = PeerState {
-        service: ServiceId::built_in(Protocol::Udp),
+        service: NOBODY,
         backend: None,
-        avoided_until: Now::from_nanos(0),
+        avoided_until: FOR_EVER,
         suspected: false,
         version: 0,
     };
 
     /// Whether a backend is registered here and not avoided.
     pub fn is_usable(&self, now: Now) -> bool {
-        self.backend.is_some() && now >= self.avoided_until
+        now >= self.avoided_until
     }
 
     fn is_of(&self, service: ServiceId) -> bool {
-        self.backend.is_some() && self.service == service
+        self.service == service
     }
 }
 
