@@ -28,6 +28,7 @@
 //! | what is a protocol to its worker's loop? | [`worker::driver`], held by [`worker::shell`] |
 //! | who gets the next user? | [`balance`] |
 //! | what is a service, and what do workers see of it? | [`cluster::service`], [`cluster::snapshot`] |
+//! | which service is an API request for? | [`cluster::route`], [`cluster::doors`] |
 //! | how does a backend join and leave? | [`control`], then [`cluster::registry`] |
 //! | where are the system calls, and all the `unsafe`? | [`ring`] |
 //! | how are live sessions read from outside? | [`session::shards`] |

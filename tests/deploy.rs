@@ -63,6 +63,18 @@ fn written_from_the_keys() -> String {
         let help = key.help.replace('`', "");
         out.push_str(&format!("# {help}\n#{} = {}\n", key.name, key.show(&Config::default())));
     }
+    out.push_str(
+        "\n\
+         # Named services, each a table of its own; settings.md lists their keys. Two examples:\n\
+         #\n\
+         # [service.redis]\n\
+         # protocol = \"tcp\"\n\
+         # listen = \":6379\"\n\
+         #\n\
+         # [service.shop]\n\
+         # protocol = \"api\"\n\
+         # hosts = [\"shop.example\"]\n",
+    );
     out
 }
 
