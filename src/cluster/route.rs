@@ -250,17 +250,20 @@ fn coded(path: &[u8]) -> Option<u8> {
 }
 
 /// Whether two readers could take this path for different ones: dot segments (RFC 3986, section 5.2.4),
-/// plain or percent-coded, coded slashes, and backslashes. A door that routes by path refuses it, since
-/// the backend might read another path than the one that was routed.
+/// plain or percent-coded, coded slashes, backslashes, empty segments, which some readers drop, path
+/// parameters behind a semicolon, which some readers cut off, and NUL, at which some readers stop. A door
+/// that routes by path refuses it, since the backend might read another path than the one that was routed.
 pub fn is_ambiguous(path: &[u8]) -> bool {
-    path.contains(&b'\\')
-        || path.windows(3).filter_map(coded).any(|byte| matches!(byte, b'/' | b'\\'))
+    let unclear = |byte| matches!(byte, b'/' | b'\\' | b';' | 0);
+    path.iter().any(|byte| matches!(byte, b'\\' | b';'))
+        || path.windows(2).any(|two| two == b"//")
+        || path.windows(3).filter_map(coded).any(unclear)
         || path.split(|byte| *byte == b'/').any(is_dot_segment)
 }
 
-/// `.` or `..`. To readers that know path parameters, `..;x` is one too.
+/// `.` or `..`.
 fn is_dot_segment(segment: &[u8]) -> bool {
-    let mut name = Decoded(segment).take_while(|byte| *byte != b';');
+    let mut name = Decoded(segment);
     name.next() == Some(b'.')
         && name.next().is_none_or(|byte| byte == b'.')
         && name.next().is_none()
@@ -413,10 +416,17 @@ mod tests {
             "/..;x/a",
             "/%2e;/a",
             "..",
+            "//admin",
+            "/a//b",
+            "/a//",
+            "/admin;x=1",
+            "/;x/admin",
+            "/admin%3b",
+            "/admin%00",
         ] {
             assert!(is_ambiguous(path.as_bytes()), "{path}");
         }
-        for path in ["/", "/a", "/a/.b", "/...", "/a..b", "/a;..", "/%20", "/%2", "*", "/a.%2"] {
+        for path in ["/", "/a", "/a/.b", "/...", "/a..b", "/a/", "/%20", "/%2", "*", "/a.%2"] {
             assert!(!is_ambiguous(path.as_bytes()), "{path}");
         }
     }
