@@ -69,7 +69,9 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     let demo = start_demo(&config, demo)?;
     let open = Asked { listen: config.listen.clone(), services: config.services.clone() };
     let reread = fitting(reread, asked, open);
-    let reload = Reload { reread, seats: plane.seats };
+    let fits =
+        Box::new(|config: &Config| circles::refuse(config).map_err(|Trouble(sentence)| sentence));
+    let reload = Reload { fits, reread, seats: plane.seats };
     let control = Control {
         config: Arc::new(config),
         listeners,

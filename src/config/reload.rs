@@ -32,6 +32,12 @@ pub fn between(running: &Config, wanted: &Config) -> Transition {
             lines.after_restart.push(format!("service.{} is new", service.name));
             continue;
         };
+        if before.protocol != service.protocol {
+            // The rest of the table is meant for users of the other kind.
+            let (name, protocol) = (&service.name, service.protocol);
+            lines.after_restart.push(format!("service.{name}.protocol = \"{protocol}\""));
+            continue;
+        }
         lines.compare(SERVICE_KEYS, &format!("service.{}.", service.name), before, service, taken);
     }
     for service in &running.services {

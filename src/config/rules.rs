@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
-use super::services::CheckKind;
+use super::services::{CheckConfig, CheckKind};
 use crate::cluster::doors::{self, Claimant};
 use crate::cluster::route::{self, Host};
 use crate::cluster::{Doors, Protocol, ServiceId};
@@ -108,6 +108,26 @@ fn doors_apart(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
+/// A key of a check that was given a value and that this kind of check does not look at.
+fn unused_key(check: &CheckConfig) -> Option<&'static str> {
+    let default = CheckConfig::default();
+    let of_http = [
+        ("path", check.path != default.path),
+        ("host", check.host != default.host),
+        ("expect", check.expect != default.expect),
+    ];
+    let of_any = [
+        ("port", check.port != default.port),
+        ("rise", check.rise != default.rise),
+        ("fall", check.fall != default.fall),
+        ("on_fail", check.on_fail != default.on_fail),
+        ("when_all_fail", check.when_all_fail != default.when_all_fail),
+    ];
+    let of_http = of_http.into_iter().filter(|_| check.kind != CheckKind::Http);
+    let of_any = of_any.into_iter().filter(|_| check.kind == CheckKind::Off);
+    of_http.chain(of_any).find(|(_, given)| *given).map(|(key, _)| key)
+}
+
 /// What holds between the keys of each named service.
 fn services(config: &Config) -> Result<(), String> {
     let listed: usize = config.services.iter().map(|service| service.backends.len()).sum();
@@ -143,6 +163,14 @@ fn services(config: &Config) -> Result<(), String> {
                  first or raise the second",
                 check.timeout.as_millis(),
                 check.interval.as_millis()
+            ));
+        }
+        if let Some(key) = unused_key(check) {
+            let kind =
+                if check.kind == CheckKind::Off { "\"tcp\" or \"http\"" } else { "\"http\"" };
+            return Err(format!(
+                "service.{name}.check.{key} has no effect without kind = {kind}: add it, or leave the key \
+                 out"
             ));
         }
         let datagrams = service.protocol == Protocol::Udp && check.kind != CheckKind::Off;

@@ -164,7 +164,8 @@ fn static_backend(item: &Given) -> Result<StaticBackend, String> {
     for (name, given) in rows {
         match (name.as_str(), given) {
             ("address", Given::Text(text)) => {
-                backend.address = text.parse().map_err(|_| given.described())?;
+                let address: SocketAddr = text.parse().map_err(|_| given.described())?;
+                backend.address = SocketAddr::new(address.ip().to_canonical(), address.port());
             }
             ("weight", Given::Number(weight)) => {
                 let fits = u16::try_from(*weight).ok().filter(|it| (1..=WEIGHT_MAX).contains(it));
@@ -240,7 +241,8 @@ impl Kind<String> for Target {
         let text = given.text().ok_or_else(|| given.described())?;
         let fits = text.starts_with('/')
             && text.len() <= PATH_BYTES_MAX
-            && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+            // What RFC 3986 has no place for in a path or a query is no request target.
+            && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"#\"<>\\^`{|}".contains(&byte));
         if fits { Ok(text.to_owned()) } else { Err(given.described()) }
     }
 

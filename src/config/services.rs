@@ -207,7 +207,7 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "The statuses of a passed HTTP check, one or a range.";
     "check" "interval_ms", check.interval: Millis(10..=HOUR_MS), Now,
         "How often a backend is checked.";
-    "check" "timeout_ms", check.timeout: Millis(1..=HOUR_MS), Now,
+    "check" "timeout_ms", check.timeout: Millis(1..=60_000), Now,
         "How long a check may take.";
     "check" "rise", check.rise: Number(1..=100), Now,
         "A failing backend serves again after this many passed checks in a row.";

@@ -16,13 +16,18 @@ use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::config::Config;
 use crate::config::reload::{Transition, between};
+use crate::config::rules;
 use crate::logs;
 
 /// Reads the settings again; they come complete, checked, and within what the host can hold.
 pub type Reread = Box<dyn FnMut() -> Result<Config, String>>;
 
+/// Whether settings fit this host and its doors. If not, a sentence for the operator.
+pub type Fits = Box<dyn Fn(&Config) -> Result<(), String>>;
+
 /// What a reload needs from the code that started the balancer.
 pub struct Reload {
+    pub fits: Fits,
     pub reread: Reread,
     pub seats: Arc<Seats>,
 }
@@ -60,6 +65,9 @@ impl Reload {
         let planned = (self.reread)().and_then(|wanted| {
             // What needs a restart does not change yet, so the door is judged as it is now.
             let change = between(&hub.borrow().config, &wanted);
+            // Each file may fit together, and a mixture of the two still not.
+            rules::check(&change.config)?;
+            (self.fits)(&change.config)?;
             Entrance::new(&change.config).map(|next| (change, next))
         });
         match planned {

@@ -248,3 +248,41 @@ fn a_reload_takes_the_terms_of_a_service_and_tells_what_needs_a_restart() {
     assert_eq!(transition.config.services[0].listen, running.services[0].listen);
     assert_eq!(transition.config.services[0].connect, Some(Duration::from_millis(7)));
 }
+
+#[test]
+fn a_key_that_would_have_no_effect_is_refused() {
+    let check = |rows: &str| {
+        let rows = format!("protocol = \"tcp\"\nlisten = 1\ncheck = {{ {rows} }}");
+        read(&service("a", &rows)).map(drop)
+    };
+    let said = check("port = 3").unwrap_err();
+    assert_eq!(
+        said,
+        "service.a.check.port has no effect without kind = \"tcp\" or \"http\": add it, or leave the key out"
+    );
+    let said = check("kind = \"tcp\", path = \"/x\"").unwrap_err();
+    assert!(
+        said.starts_with("service.a.check.path has no effect without kind = \"http\""),
+        "{said}"
+    );
+    for rows in ["kind = \"tcp\", port = 3", "kind = \"http\", path = \"/x?y=%20\"", ""] {
+        assert_eq!(check(rows), Ok(()), "{rows}");
+    }
+    assert!(check("kind = \"http\", path = \"/<x>\"").is_err(), "it is no request target");
+}
+
+#[test]
+fn one_backend_in_two_spellings_is_listed_twice() {
+    let text =
+        "protocol = \"tcp\"\nlisten = 1\nbackends = [\"127.0.0.1:80\", \"[::ffff:127.0.0.1]:80\"]";
+    assert!(read(&service("a", text)).unwrap_err().ends_with("127.0.0.1:80 twice"));
+}
+
+#[test]
+fn a_reload_takes_nothing_of_a_service_that_changes_its_protocol() {
+    let running = read(&service("a", "protocol = \"udp\"\nlisten = 1")).unwrap();
+    let wanted = "protocol = \"tcp\"\nlisten = 1\nconnect_ms = 7\ncheck.kind = \"http\"";
+    let transition = reload::between(&running, &read(&service("a", wanted)).unwrap());
+    assert_eq!(transition.after_restart, ["service.a.protocol = \"tcp\""]);
+    assert_eq!((transition.now.len(), &transition.config), (0, &running));
+}
