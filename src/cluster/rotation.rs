@@ -212,7 +212,7 @@ fn gcd(a: u16, b: u16) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::WEIGHT_MAX;
     use super::*;
 
@@ -362,10 +362,10 @@ mod tests {
     }
 
     /// A seeded sequence (S. Vigna's splitmix64).
-    struct Random(u64);
+    pub struct Random(pub u64);
 
     impl Random {
-        fn below(&mut self, limit: u64) -> u64 {
+        pub fn below(&mut self, limit: u64) -> u64 {
             self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut mixed = self.0;
             mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

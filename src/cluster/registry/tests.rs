@@ -1,6 +1,7 @@
 //! How the registry responds to changes, as a table of behaviour.
 
 use super::*;
+use crate::cluster::rotation::tests::Random;
 use crate::cluster::{Policy, Protocol, WhenAllFail};
 
 const NOW: Now = Now::from_nanos(7);
@@ -446,18 +447,5 @@ fn assert_pool_is_consistent(service: &Service) {
         let due = backend.standing == wanted;
         let expected = if due { u64::from(backend.weight) * rotation.round() } else { 0 };
         assert_eq!(turns * all, expected, "{backend:?} in {rotation:?}");
-    }
-}
-
-/// A seeded sequence (S. Vigna's splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
     }
 }
