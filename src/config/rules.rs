@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
-use super::services::{CheckConfig, CheckKind};
+use super::services::{CheckConfig, CheckKind, ServiceConfig};
 use crate::cluster::doors::{self, Claimant};
 use crate::cluster::route::{self, Host};
 use crate::cluster::{Doors, Protocol, ServiceId};
@@ -128,6 +128,31 @@ fn unused_key(check: &CheckConfig) -> Option<&'static str> {
     of_http.chain(of_any).find(|(_, given)| *given).map(|(key, _)| key)
 }
 
+/// A key that was given a value and means something only to services of another protocol, and of which.
+fn key_of_another(service: &ServiceConfig) -> Option<(&'static str, &'static str)> {
+    use Protocol::{Api, Tcp, Udp};
+    let keys = [
+        ("hosts", Api, !service.hosts.is_empty()),
+        ("paths", Api, !service.paths.is_empty()),
+        ("tcp_idle_ms", Tcp, service.tcp_idle.is_some()),
+        ("half_close_ms", Tcp, service.half_close.is_some()),
+        ("udp_idle_ms", Udp, service.udp_idle.is_some()),
+        ("responses", Udp, service.responses.is_some()),
+        ("answer_ms", Api, service.answer.is_some()),
+        ("body_ms", Api, service.body.is_some()),
+        ("body_bytes", Api, service.body_bytes.is_some()),
+        ("retries", Api, service.retries.is_some()),
+        ("tunnel_idle_ms", Api, service.tunnel_idle.is_some()),
+        ("maintenance", Api, service.maintenance),
+    ];
+    let (key, of, _) = keys.into_iter().find(|(_, of, said)| *said && *of != service.protocol)?;
+    Some(match of {
+        Tcp => (key, "TCP"),
+        Udp => (key, "UDP"),
+        Api => (key, "API"),
+    })
+}
+
 /// What holds between the keys of each named service.
 fn services(config: &Config) -> Result<(), String> {
     let listed: usize = config.services.iter().map(|service| service.backends.len()).sum();
@@ -145,14 +170,9 @@ fn services(config: &Config) -> Result<(), String> {
                 if is_api { ", or open listen.api" } else { "" }
             ));
         }
-        let only_api = [
-            ("hosts", !service.hosts.is_empty()),
-            ("paths", !service.paths.is_empty()),
-            ("maintenance", service.maintenance),
-        ];
-        if let Some((key, _)) = only_api.into_iter().find(|(_, said)| *said && !is_api) {
+        if let Some((key, of)) = key_of_another(service) {
             return Err(format!(
-                "service.{name}.{key} is for API services, and {name} is {}: leave it out",
+                "service.{name}.{key} is for {of} services, and {name} is {}: leave it out",
                 service.protocol
             ));
         }

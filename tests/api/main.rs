@@ -3,6 +3,7 @@
 
 mod forwarding;
 mod harness;
+mod limits;
 mod logins;
 #[path = "../common/random.rs"]
 mod random;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::stash::Stash;
 use super::{Record, Reuse, Times, Wish};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, ServiceId};
+use crate::cluster::{BackendId, RequestLimits, ServiceId};
 use crate::http::Version;
 use crate::http::answer::Taste;
 use crate::http::body::{Body, Framing};
@@ -91,6 +91,9 @@ pub struct Exchange {
 
     /// Whose request it is; `None` when nobody claims it.
     pub service: Option<ServiceId>,
+    /// What it may take; until its head has been read, as for the service that its user was admitted
+    /// for.
+    pub limits: RequestLimits,
     pub backend: Option<BackendId>,
     pub attempt: u8,
     pub reused: bool,
@@ -143,6 +146,7 @@ impl Exchange {
             close: false,
             cut: None,
             service: None,
+            limits: RequestLimits::DEFAULT,
             backend: None,
             attempt: 0,
             reused: false,
@@ -169,14 +173,14 @@ impl Exchange {
     }
 
     /// Prepares for the next request of the connection, keeping the memory of the last one.
-    pub fn begin(&mut self, began: Now) {
+    pub fn begin(&mut self, limits: RequestLimits, began: Now) {
         let (mut line, mut offers) =
             (std::mem::take(&mut self.line), std::mem::take(&mut self.offers));
         debug_assert!(self.kept.is_empty(), "the last request has let go of its blocks");
         line.clear();
         offers.clear();
         let number = self.number.wrapping_add(1);
-        *self = Exchange { number, line, offers, ..Exchange::new() };
+        *self = Exchange { number, line, offers, limits, ..Exchange::new() };
         self.times.began = began;
     }
 

@@ -29,7 +29,6 @@ mod stash;
 mod tunnel;
 
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -37,7 +36,7 @@ use ipnet::IpNet;
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Doors, ServiceId};
+use crate::cluster::{BackendId, ServiceId, Snapshot};
 use crate::config::Config;
 use crate::http::Limits;
 use crate::http::date::Date;
@@ -46,22 +45,14 @@ use crate::session::{EndReason, SessionId};
 
 pub use gateway::Gateway;
 
-/// Everything about the gateway that can be set.
+/// Everything about the gateway that can be set for all services alike.
 #[derive(Clone, PartialEq, Debug)]
 pub struct GatewaySettings {
     pub limits: Limits,
-    /// Limit on the content bytes of one request.
-    pub body_bytes_max: u64,
     /// For a whole request head, from its first byte (or the connection's beginning) to its last.
     pub head_timeout: Duration,
-    /// For a body, in either direction, while nothing of it moves.
-    pub body_timeout: Duration,
-    /// For the head of a response, once the request has been sent.
-    pub answer_timeout: Duration,
     /// For a user's connection between two requests.
     pub idle_timeout: Duration,
-    /// For a tunnel in which nothing moves.
-    pub tunnel_timeout: Duration,
     /// For a connection to a backend between two requests; shorter than what backends allow, so
     /// that we are the ones who end it.
     pub spare_timeout: Duration,
@@ -72,8 +63,6 @@ pub struct GatewaySettings {
     pub private_max: usize,
     /// Limit on the bytes that incomplete and not yet wanted requests may occupy on one worker.
     pub held_bytes_max: usize,
-    /// How many further backends a request may be offered to.
-    pub retries_max: u8,
     /// This balancer's name in `Via`; it must be unique, or a loop looks like a chain of proxies.
     pub via: String,
     /// Peers that we believe about who the user is.
@@ -91,17 +80,12 @@ impl GatewaySettings {
                 head_bytes: api.head_bytes,
                 fields: api.fields,
             },
-            body_bytes_max: api.body_bytes.map_or(u64::MAX, NonZeroU64::get),
             head_timeout: api.head_timeout,
-            body_timeout: api.body_timeout,
-            answer_timeout: api.answer_timeout,
             idle_timeout: api.idle_timeout,
-            tunnel_timeout: api.tunnel_idle,
             spare_timeout: api.upstream_idle,
             spares_max: api.upstream_idle_max,
             private_max: api.upstream_private_max,
             held_bytes_max: config.limits.buffer_bytes / HELD_SHARE,
-            retries_max: api.retries,
             via: via.to_string(),
             trusted: api.trusted.clone(),
         }
@@ -347,7 +331,8 @@ pub struct Context<'a> {
     pub pool: &'a mut Pool,
     pub kit: &'a mut Kit,
     pub settings: &'a GatewaySettings,
-    pub doors: &'a Doors,
+    /// The services as they are now.
+    pub snapshot: &'a Snapshot,
     pub features: Features,
     pub date: &'a Date,
     pub out: &'a mut Vec<GatewayCmd>,

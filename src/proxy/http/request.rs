@@ -39,13 +39,13 @@ impl Gateway {
     pub(super) fn read_block(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
         let before = self.stash.len();
         if before == 0 {
-            self.exchange.begin(cx.now);
+            self.exchange.begin(cx.snapshot.request_limits(self.door), cx.now);
         } else {
             self.stash.push(cx.pool.bytes(&buf));
         }
         let bytes = if before == 0 { cx.pool.bytes(&buf) } else { self.stash.bytes() };
         let scratch = &mut cx.kit.scratch;
-        let entrance = Entrance { door: self.door, doors: cx.doors };
+        let entrance = Entrance { door: self.door, snapshot: cx.snapshot };
         let about = About { user: &self.user, entrance, settings: cx.settings };
         match read(&mut self.exchange, bytes, before, &about, scratch) {
             Read::More => {
@@ -91,11 +91,11 @@ impl Gateway {
     /// Reads the next request from bytes that arrived before it was wanted.
     pub(super) fn read_stash(&mut self, cx: &mut Context<'_>) {
         if self.stash_seen == 0 {
-            self.exchange.begin(cx.now);
+            self.exchange.begin(cx.snapshot.request_limits(self.door), cx.now);
         }
         let (bytes, seen) = (self.stash.bytes(), self.stash_seen);
         let scratch = &mut cx.kit.scratch;
-        let entrance = Entrance { door: self.door, doors: cx.doors };
+        let entrance = Entrance { door: self.door, snapshot: cx.snapshot };
         let about = About { user: &self.user, entrance, settings: cx.settings };
         match read(&mut self.exchange, bytes, seen, &about, scratch) {
             Read::More => self.stash_seen = self.stash.len(),
@@ -258,16 +258,20 @@ fn decide(
         return Err(Malformed::new(508, "the request has been here before"));
     }
     exchange.service = about.entrance.service_for(head)?;
+    if let Some(service) = exchange.service.filter(|it| *it != about.entrance.door) {
+        exchange.limits = about.entrance.snapshot.request_limits(service);
+    }
+    let body_bytes = exchange.limits.body_bytes;
     let framing = body::of_request(head)?;
     let has_body = match framing {
         Framing::None | Framing::Length(0) => false,
-        Framing::Length(length) if length > settings.body_bytes_max => {
+        Framing::Length(length) if length > body_bytes => {
             return Err(Malformed::new(413, "body too large"));
         }
         _ => true,
     };
     if has_body {
-        let body = Body::new(framing, true, settings.body_bytes_max);
+        let body = Body::new(framing, true, body_bytes);
         exchange.upload = Upload::Flowing(body);
         exchange.expects_continue = head.expects_continue;
     }

@@ -447,6 +447,7 @@ fn size_line(line: &mut [u8; 20], wrap: Wrap, size: usize) -> usize {
 mod tests {
     use super::*;
     use crate::base::time::Now;
+    use crate::cluster::RequestLimits;
     use crate::http::date::Date;
 
     /// Reads a whole response to a request; returns how long its connection may be kept.
@@ -454,7 +455,7 @@ mod tests {
         let (settings, date) = (GatewaySettings::default(), Date::at(0));
         let about = Circumstances { settings: &settings, date: &date, close: false };
         let mut exchange = Exchange::new();
-        exchange.begin(Now::from_nanos(0));
+        exchange.begin(RequestLimits::DEFAULT, Now::from_nanos(0));
         exchange.sent = sent;
         let read = read(&mut exchange, text.as_bytes(), 0, &about, &mut Vec::new());
         assert!(matches!(read, Read::Final { .. }), "{text}");

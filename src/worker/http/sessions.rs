@@ -442,7 +442,7 @@ impl Sessions {
             pool: cx.pool,
             kit: &mut self.kit,
             settings: &self.settings,
-            doors: &cx.books.snapshot().doors,
+            snapshot: cx.books.snapshot(),
             features: self.features,
             date: &self.date,
             out: &mut self.wanted,
@@ -513,7 +513,7 @@ impl Sessions {
         // A user who was idle too long has had its time; only the last words get a moment.
         let still = match ending.reason {
             EndReason::Idle => grace::ORDERED,
-            _ => self.settings.body_timeout,
+            _ => user.gateway.limits().body,
         };
         user.leaving = Some(Leaving::new(cx.now, ending.reset, still));
         self.deadlines.cancel(key.place);

@@ -192,7 +192,7 @@ impl Sessions {
         // A backend without a free port towards it was never asked, and has not failed the request.
         let failed = user.tried.len() - user.portless;
         let more =
-            user.portless <= PORTLESS_MAX && failed <= usize::from(self.settings.retries_max);
+            user.portless <= PORTLESS_MAX && failed <= usize::from(user.gateway.limits().retries);
         let next = more.then(|| books.assign_from(user.service, entry, &user.tried)).flatten();
         match next {
             Some(choice) => {
@@ -343,12 +343,13 @@ impl Sessions {
     }
 
     pub(super) fn close_link_if_settled(&mut self, link: Key, cx: &mut Cx<'_>) {
-        let Some(Link { state, .. }) = self.links.get(link) else { return };
+        let Some(Link { to, state }) = self.links.get(link) else { return };
         if let State::Closing { line, connect: false, reset } = state
             && !line.in_flight()
         {
             if *reset {
-                let mut leaving = Leaving::new(cx.now, true, self.settings.body_timeout);
+                let patience = cx.books.snapshot().request_limits(to.service).body;
+                let mut leaving = Leaving::new(cx.now, true, patience);
                 if self.stopping {
                     leaving.hurry(cx.now, grace::STOP);
                 }
