@@ -143,7 +143,7 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
             id: ServiceId(id),
             name: named.name.as_str().into(),
             kind: named.protocol,
-            terms: config.terms_of(named),
+            terms: config.terms_among(&named.name, |name| number_of(config, name)),
             turn: Arc::default(),
             seats,
             pool: Arc::default(),
@@ -152,6 +152,15 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
     let report_sessions = config.reports_sessions();
     let doors = Arc::new(rules::doors(config).map_err(Trouble)?);
     Ok(Snapshot { report_sessions, services: all.into(), doors, ..services })
+}
+
+/// The number of an API service from the start on: the built-in ones come first.
+fn number_of(config: &Config, name: &str) -> Option<ServiceId> {
+    if name == Protocol::Api.name() {
+        return Some(ServiceId::built_in(Protocol::Api));
+    }
+    let place = config.services.iter().position(|service| service.name == name)?;
+    Some(ServiceId((Protocol::ALL.len() + place) as u16))
 }
 
 /// A name for `Via` that no other balancer has.

@@ -38,8 +38,11 @@ pub struct Terms {
     pub requests: RequestLimits,
     /// What becomes of users while every backend fails its check. `None`: backends are not checked.
     pub checks: Option<WhenAllFail>,
-    /// API requests are answered with 503 instead of being served.
+    /// API requests are answered with 503 instead of being served, unless there is a fallback.
     pub maintenance: bool,
+    /// The API service that serves requests for which nobody of this one is there. A chain of them has no
+    /// circle in any one snapshot.
+    pub fallback: Option<ServiceId>,
 }
 
 /// What becomes of users while every backend fails its check.

@@ -57,6 +57,7 @@ impl Config {
             },
             checks: None,
             maintenance: false,
+            fallback: None,
         }
     }
 

@@ -7,7 +7,7 @@ use super::Config;
 use super::services::{CheckConfig, CheckKind, ServiceConfig};
 use crate::cluster::doors::{self, Claimant};
 use crate::cluster::route::{self, Host};
-use crate::cluster::{Doors, Protocol, ServiceId};
+use crate::cluster::{Doors, FALLBACKS_MAX, Protocol, ServiceId};
 use crate::metrics::BACKENDS_MAX;
 
 /// Whether the settings are consistent.
@@ -143,6 +143,7 @@ fn key_of_another(service: &ServiceConfig) -> Option<(&'static str, &'static str
         ("body_bytes", Api, service.body_bytes.is_some()),
         ("retries", Api, service.retries.is_some()),
         ("tunnel_idle_ms", Api, service.tunnel_idle.is_some()),
+        ("fallback", Api, service.fallback.is_some()),
         ("maintenance", Api, service.maintenance),
     ];
     let (key, of, _) = keys.into_iter().find(|(_, of, said)| *said && *of != service.protocol)?;
@@ -176,6 +177,7 @@ fn services(config: &Config) -> Result<(), String> {
                 service.protocol
             ));
         }
+        fallbacks(config, service)?;
         let check = &service.check;
         if check.timeout > check.interval {
             return Err(format!(
@@ -202,6 +204,38 @@ fn services(config: &Config) -> Result<(), String> {
         }
     }
     doors(config).map(drop)
+}
+
+/// The fallback of a service must be another API service, and the chain of theirs must end.
+fn fallbacks(config: &Config, service: &ServiceConfig) -> Result<(), String> {
+    let name = &service.name;
+    let mut at = service;
+    for _ in 0..=FALLBACKS_MAX {
+        let Some(next) = &at.fallback else { return Ok(()) };
+        if next == name {
+            return Err(format!(
+                "service.{name}.fallback leads back to {name}: let one of them have no fallback"
+            ));
+        }
+        if next == Protocol::Api.name() {
+            return Ok(());
+        }
+        let known = config.services.iter().find(|it| it.name == *next);
+        let Some(known) = known.filter(|it| it.protocol == Protocol::Api) else {
+            let built_in = Protocol::ALL.iter().any(|it| it.name() == next);
+            let exists = known.is_some() || built_in;
+            let fault = if exists { "is not an API service" } else { "does not exist" };
+            return Err(format!(
+                "service.{}.fallback is {next}, which {fault}: name another API service",
+                at.name
+            ));
+        };
+        at = known;
+    }
+    Err(format!(
+        "service.{name}.fallback begins a chain of more than {FALLBACKS_MAX} services, or a circle: \
+         shorten it"
+    ))
 }
 
 /// Which service the requests at each API door are for. The named services have the numbers that follow the

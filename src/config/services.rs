@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, U32_MAX, takes_of};
 use super::kinds::{Bytes, Kind, Millis, Number, NumberOrAuto, Switch, Word};
-use super::service_kinds::{Backends, Doors, Hosts, Name, OrGlobal, Paths, Statuses, Target};
-pub use super::service_kinds::{Expected, StaticBackend};
+use super::service_kinds::{
+    Backends, Doors, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_service_name,
+};
+pub use super::service_kinds::{Expected, NAME_BYTES_MAX, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
 use crate::cluster::{Protocol, RequestLimits, ServiceId, Terms, Timeouts, WhenAllFail};
 
 /// Named services, at most.
 pub const SERVICES_MAX: usize = 1024;
-/// Bytes of a service's name, at most.
-pub const NAME_BYTES_MAX: usize = 63;
 
 /// One `[service.NAME]` table.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +46,8 @@ pub struct ServiceConfig {
     pub register: bool,
     /// Backends that do not register.
     pub backends: Vec<StaticBackend>,
+    /// The API service that serves the requests for which nobody of this one is there.
+    pub fallback: Option<String>,
     /// Whether its users are told to come back later.
     pub maintenance: bool,
     pub check: CheckConfig,
@@ -126,6 +128,7 @@ impl ServiceConfig {
             tunnel_idle: None,
             register: true,
             backends: Vec::new(),
+            fallback: None,
             maintenance: false,
             check: CheckConfig::default(),
         }
@@ -159,10 +162,7 @@ impl ServiceConfig {
 
     /// Whether a service may go by this name: letters, digits, `-` and `_`, and none of the built-in ones.
     pub fn is_name(name: &str) -> bool {
-        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        (1..=NAME_BYTES_MAX).contains(&name.len())
-            && name.bytes().all(letter)
-            && Protocol::ALL.iter().all(|protocol| protocol.name() != name)
+        is_service_name(name) && Protocol::ALL.iter().all(|protocol| protocol.name() != name)
     }
 }
 
@@ -171,6 +171,16 @@ impl Config {
     pub fn terms_by_name(&self, name: &str) -> Terms {
         let named = self.services.iter().find(|service| service.name == name);
         named.map_or_else(|| self.terms(), |service| self.terms_of(service))
+    }
+
+    /// The terms of a service by its name, with its fallback known by the number that `id_of` gives it.
+    pub fn terms_among(&self, name: &str, id_of: impl Fn(&str) -> Option<ServiceId>) -> Terms {
+        let named = self.services.iter().find(|service| service.name == name);
+        let fallback = named.and_then(|service| service.fallback.as_deref());
+        Terms {
+            fallback: fallback.and_then(id_of),
+            ..named.map_or_else(|| self.terms(), |service| self.terms_of(service))
+        }
     }
 
     /// The terms of a named service: its own where it has any, else the global ones.
@@ -190,6 +200,7 @@ impl Config {
             requests: service.requests(&global.requests),
             checks: (service.check.kind != CheckKind::Off).then_some(service.check.when_all_fail),
             maintenance: service.maintenance,
+            fallback: None,
         }
     }
 }
@@ -233,8 +244,10 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "Whether backends may register themselves.";
     "" "backends", backends: Backends, Now,
         "Backends that cannot register themselves: an address with its port, or a table with `address` and `weight`.";
+    "" "fallback", fallback: ServiceName, Now,
+        "Another API service, which serves the requests of this one while nobody of it serves or can be reached, and during maintenance; `\"\"` leaves them to a 503 or 502.";
     "" "maintenance", maintenance: Switch, Now,
-        "Whether an API service answers every request with 503 and `Retry-After`.";
+        "Whether an API service answers every request with 503 and `Retry-After`, or leaves it to its `fallback`.";
     "check" "kind", check.kind: Word(CHECKS), Now,
         "How each backend is checked: `\"tcp\"` connects, `\"http\"` asks and looks at the status, `\"off\"` does not.";
     "check" "port", check.port: NumberOrAuto(1..=65_535), Now,

@@ -425,8 +425,14 @@ fn told_shortage(shortage: Shortage) -> (&'static str, &'static str) {
 }
 
 /// One API request. The workers bound how many of these lines there are per second.
-pub fn request(line: &RequestLine, service: Name<'_>, address: Option<SocketAddr>) {
+pub fn request(
+    line: &RequestLine,
+    service: Name<'_>,
+    asked: Name<'_>,
+    address: Option<SocketAddr>,
+) {
     let (method, path) = line.request();
+    let host = Some(line.host()).filter(|host| !host.is_empty());
     let times = &line.times;
     let ms = |from: Option<Now>, to: Option<Now>| {
         from.zip(to).map(|(from, to)| thousandths(to.since(from).as_secs_f64() * 1000.0))
@@ -436,7 +442,7 @@ pub fn request(line: &RequestLine, service: Name<'_>, address: Option<SocketAddr
     info!(
         target: TRAFFIC,
         request = %format_args!("{}-{}", line.session, line.number),
-        client = %line.client, service, %backend, %address, method, path, status = line.status,
+        client = %line.client, service, asked, host, %backend, %address, method, path, status = line.status,
         bytes_up = line.bytes_up, bytes_down = line.bytes_down,
         wait_ms = ms(Some(times.began), Some(times.read)),
         connect_ms = ms(Some(times.read), times.connected),

@@ -88,6 +88,8 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
     let (tallies, global) = (tallies(hub), hub.config.terms());
     let shown = |service: &Service| {
         let tally = tallies.get(&service.id).copied().unwrap_or_default();
+        let fallback = service.terms.fallback.and_then(|id| hub.snapshot.service(id));
+        let fallback = fallback.map(|it| format!("fallback = \"{}\"", it.name));
         ServiceStatus {
             name: service.name.to_string(),
             protocol: service.kind,
@@ -95,7 +97,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             register: takes_registrations(&hub.config, service),
             backends: tally.by_state().collect(),
             sessions_active: tally.sessions,
-            terms: differing(&service.terms, &global),
+            terms: differing(&service.terms, &global).into_iter().chain(fallback).collect(),
         }
     };
     hub.registry.services().map(shown).collect()

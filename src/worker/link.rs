@@ -3,6 +3,7 @@
 //! the bounds of the queues. Neither side ever waits for the other.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -11,7 +12,7 @@ use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, ServiceId, Snapshot};
 use crate::metrics::WorkerMetrics;
-use crate::proxy::http::Times;
+use crate::proxy::http::{HOST_KEPT_MAX, Times};
 use crate::session::shards::{Shard, ShardWriter};
 use crate::session::{EndReason, SessionId};
 
@@ -23,7 +24,7 @@ pub const REPORTS_MAX: usize = 16 * 1024;
 /// The most log lines about API requests that may wait for the control core. Any beyond that are
 /// dropped and counted.
 pub const REQUESTS_MAX: usize = 4096;
-/// The most bytes of method and target that such a line keeps.
+/// The most bytes of method and target that such a line keeps, beside the host.
 pub const LINE_BYTES_MAX: usize = 256;
 
 /// An order from the control core to one worker.
@@ -104,9 +105,15 @@ pub struct RequestLine {
     /// The request's number on its connection, from one.
     pub number: u32,
     pub client: SocketAddr,
+    /// Who was to serve it, or did.
+    pub service: Option<ServiceId>,
+    /// The service that left it to that one.
+    pub asked: Option<ServiceId>,
     pub backend: Option<BackendId>,
-    /// Method and target, in the first `kept` bytes; empty if they were never read.
-    pub text: [u8; LINE_BYTES_MAX],
+    /// The host in the first `host_kept` bytes, then method and target, up to byte `kept`; empty if they
+    /// were never read.
+    pub text: [u8; HOST_KEPT_MAX + LINE_BYTES_MAX],
+    pub host_kept: u8,
     pub kept: u16,
     /// Zero if the user got no answer.
     pub status: u16,
@@ -118,12 +125,19 @@ pub struct RequestLine {
 }
 
 impl RequestLine {
+    pub fn host(&self) -> &str {
+        self.shown(0..usize::from(self.host_kept))
+    }
+
     /// Method and target.
     pub fn request(&self) -> (&str, &str) {
-        let bytes = &self.text[..usize::from(self.kept)];
-        // Both are ASCII; text that was cut off inside any other character shows as empty.
-        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        let text = self.shown(usize::from(self.host_kept)..usize::from(self.kept));
         text.split_once(' ').unwrap_or((text, ""))
+    }
+
+    fn shown(&self, range: Range<usize>) -> &str {
+        // All of it is ASCII; text that was cut off inside any other character shows as empty.
+        std::str::from_utf8(&self.text[range]).unwrap_or_default()
     }
 }
 

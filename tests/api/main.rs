@@ -1,6 +1,7 @@
 //! API users against the real kernel: workers and sockets of this process, backends that record
 //! every byte, and the test in the role of the control core.
 
+mod fallback;
 mod forwarding;
 mod harness;
 mod limits;

@@ -24,6 +24,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     tunnel_idle_ms = 19
     register = false
     backends = ["10.0.0.11:80", { address = "[2001:db8::1]:80", weight = 3 }]
+    fallback = "page"
     maintenance = true
     [service.shop.check]
     kind = "http"
@@ -254,6 +255,7 @@ fn a_key_of_another_protocol_is_refused() {
         (&["tcp_idle_ms = 10", "half_close_ms = 10"][..], "tcp"),
         (&["udp_idle_ms = 10", "responses = 0"], "udp"),
         (&["hosts = [\"x\"]", "paths = [\"/x\"]", "maintenance = true", "retries = 2"], "api"),
+        (&["fallback = \"api\""], "api"),
         (&["answer_ms = 10", "body_ms = 10", "body_bytes = 0", "tunnel_idle_ms = 10"], "api"),
     ] {
         for row in rows {
@@ -268,6 +270,46 @@ fn a_key_of_another_protocol_is_refused() {
             }
         }
     }
+}
+
+#[test]
+fn a_fallback_is_another_api_service_and_no_chain_of_them_is_endless() {
+    let api = |name: &str, fallback: &str| {
+        service(
+            name,
+            &format!("protocol = \"api\"\nhosts = [\"{name}\"]\nfallback = \"{fallback}\""),
+        )
+    };
+    let chain = |length: usize| -> String {
+        let link = |at| api(&format!("s{at}"), &format!("s{}", at + 1));
+        (0..length).map(link).collect::<String>() + &api(&format!("s{length}"), "")
+    };
+    for (text, said) in [
+        (api("a", "b") + &api("b", "api"), ""),
+        (chain(8), ""),
+        (
+            chain(9),
+            "service.s0.fallback begins a chain of more than 8 services, or a circle: shorten it",
+        ),
+        (api("a", "a"), "service.a.fallback leads back to a: let one of them have no fallback"),
+        (
+            api("a", "b") + &api("b", "a"),
+            "service.a.fallback leads back to a: let one of them have no fallback",
+        ),
+        (api("a", "b"), "service.a.fallback is b, which does not exist: name another API service"),
+        (
+            api("a", "b") + &tcp("b", "1"),
+            "service.a.fallback is b, which is not an API service: name another API service",
+        ),
+        (
+            api("a", "tcp"),
+            "service.a.fallback is tcp, which is not an API service: name another API service",
+        ),
+    ] {
+        let wanted = if said.is_empty() { Ok(()) } else { Err(said.to_owned()) };
+        assert_eq!(read(&text).map(drop), wanted, "{text}");
+    }
+    assert!(read(&api("a", "no name")).unwrap_err().contains("service.a.fallback takes the name"));
 }
 
 #[test]

@@ -18,6 +18,8 @@ use crate::session::SessionId;
 
 /// Limit on the bytes of method and target that are kept for the log.
 const LINE_KEPT_MAX: usize = 1024;
+/// Limit on the bytes of the host that are kept for the log.
+pub const HOST_KEPT_MAX: usize = 64;
 
 /// The request's body on its way to the backend.
 #[derive(Debug)]
@@ -64,8 +66,10 @@ pub enum Wrap {
 #[derive(Debug)]
 pub struct Exchange {
     pub number: u32,
-    /// Method and target, for the log.
-    pub line: Vec<u8>,
+    /// The host, and directly behind it method and target, for the log.
+    line: Vec<u8>,
+    /// Bytes of the host in `line`.
+    host_kept: u8,
     pub version: Version,
     pub to_head_request: bool,
     pub idempotent: bool,
@@ -91,6 +95,9 @@ pub struct Exchange {
 
     /// Whose request it is; `None` when nobody claims it.
     pub service: Option<ServiceId>,
+    /// The service that it was for, if that left it to another; and how many have.
+    pub asked: Option<ServiceId>,
+    pub fallbacks: u8,
     /// What it may take; until its head has been read, as for the service that its user was admitted
     /// for.
     pub limits: RequestLimits,
@@ -132,6 +139,7 @@ impl Exchange {
         Exchange {
             number: 0,
             line: Vec::new(),
+            host_kept: 0,
             version: Version::Http11,
             to_head_request: false,
             idempotent: false,
@@ -146,6 +154,8 @@ impl Exchange {
             close: false,
             cut: None,
             service: None,
+            asked: None,
+            fallbacks: 0,
             limits: RequestLimits::DEFAULT,
             backend: None,
             attempt: 0,
@@ -192,8 +202,12 @@ impl Exchange {
         self.taste = Taste::of(&head.fields);
         self.login = login::in_request(&head.fields);
         self.close = head.version == Version::Http10 || head.connection.close;
+        let host = head.host.unwrap_or_default().as_bytes();
+        let host = &host[..host.len().min(HOST_KEPT_MAX)];
+        self.host_kept = host.len() as u8;
+        self.line.extend_from_slice(host);
         for part in [head.method, " ", target] {
-            let room = LINE_KEPT_MAX - self.line.len();
+            let room = LINE_KEPT_MAX + host.len() - self.line.len();
             self.line.extend_from_slice(&part.as_bytes()[..part.len().min(room)]);
         }
     }
@@ -210,6 +224,7 @@ impl Exchange {
             return;
         }
         self.line.clear();
+        self.host_kept = 0;
         self.line.extend_from_slice(method);
         self.line.push(b' ');
         let shown = |byte: &u8| if byte.is_ascii_graphic() { *byte } else { b'?' };
@@ -261,11 +276,15 @@ impl Exchange {
     }
 
     pub fn record(&self, session: SessionId, client: SocketAddr) -> Record<'_> {
+        let (host, line) = self.line.split_at(usize::from(self.host_kept));
         Record {
             session,
             client,
             number: self.number,
-            line: &self.line,
+            service: self.service,
+            asked: self.asked,
+            host,
+            line,
             status: self.status,
             own: self.own,
             reused: self.reused,

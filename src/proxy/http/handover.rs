@@ -7,7 +7,7 @@
 use super::exchange::Answer;
 use super::gateway::{Gateway, Phase};
 use super::{Assigned, Context, GatewayCmd, Refused};
-use crate::cluster::BackendId;
+use crate::cluster::{BackendId, FALLBACKS_MAX, ServiceId};
 use crate::proxy::Side;
 use crate::proxy::line::Line;
 
@@ -32,6 +32,9 @@ impl Gateway {
         self.exchange.backend = backend.or(self.exchange.backend);
         let (status, detail) = match why {
             Refused::NoBackend => (503, "no backend is registered"),
+            Refused::AllFail => (503, "every backend fails its check"),
+            Refused::AllDrain => (503, "every backend is draining"),
+            Refused::NoneServes => (503, "every backend fails its check or is draining"),
             Refused::Maintenance => (503, "the service is under maintenance"),
             Refused::Unreachable => (502, "no backend could be reached"),
             Refused::TimedOut => (504, "no backend could be reached in time"),
@@ -39,6 +42,22 @@ impl Gateway {
         };
         self.answer_ourselves(status, detail, cx);
         self.advance(cx);
+    }
+
+    /// Whether the request may be left to one more service.
+    pub fn may_fall_back(&self) -> bool {
+        self.wants_backend() && self.exchange.fallbacks < FALLBACKS_MAX
+    }
+
+    /// Leaves the request that asked for a backend to another service, which answers for it from here on.
+    pub fn fall_back(&mut self, to: ServiceId, cx: &mut Context<'_>) {
+        debug_assert!(self.may_fall_back(), "the chain of fallbacks ends");
+        let exchange = &mut self.exchange;
+        exchange.asked = exchange.asked.or(exchange.service);
+        exchange.fallbacks += 1;
+        exchange.service = Some(to);
+        exchange.limits = cx.snapshot.request_limits(to);
+        cx.out.extend(exchange.wish().map(GatewayCmd::Obtain));
     }
 
     /// Whether [`GatewayCmd::Obtain`] has not been answered yet.

@@ -43,6 +43,7 @@ use crate::http::date::Date;
 use crate::ring::pool::{Buf, Chain, Class, Pool, SMALL_BYTES};
 use crate::session::{EndReason, SessionId};
 
+pub use exchange::HOST_KEPT_MAX;
 pub use gateway::Gateway;
 
 /// Everything about the gateway that can be set for all services alike.
@@ -172,7 +173,14 @@ pub struct Released {
 /// Why there is no connection to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
+    /// None is registered.
     NoBackend,
+    /// All of them fail their check.
+    AllFail,
+    /// All of them are draining.
+    AllDrain,
+    /// Some fail their check, and the others are draining.
+    NoneServes,
     /// The operator has taken the service out of use for a while.
     Maintenance,
     /// Every backend that was tried refused.
@@ -198,6 +206,12 @@ pub struct Record<'a> {
     pub client: SocketAddr,
     /// The request's number on its connection, from one.
     pub number: u32,
+    /// Who was to serve it, or did; `None` if nobody claims it or its head was never read.
+    pub service: Option<ServiceId>,
+    /// The service that left it to that one.
+    pub asked: Option<ServiceId>,
+    /// As it came, truncated if it is long; empty if it was never read or there was none.
+    pub host: &'a [u8],
     /// Method and target as they came, truncated if they are long; empty if they were never read.
     pub line: &'a [u8],
     /// Zero if the user was not answered.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::base::quota::{Quota, Rate};
 use crate::metrics::WorkerMetrics;
-use crate::proxy::http::{Journal, Record};
+use crate::proxy::http::{HOST_KEPT_MAX, Journal, Record};
 use crate::worker::link::{LINE_BYTES_MAX, RequestLine};
 
 /// Each user is sure of this part of the lines; the rest goes first to users who have had none.
@@ -80,15 +80,21 @@ impl Journal for Requests {
 }
 
 fn line(record: &Record<'_>) -> RequestLine {
-    let mut text = [0; LINE_BYTES_MAX];
-    let kept = record.line.len().min(LINE_BYTES_MAX);
-    text[..kept].copy_from_slice(&record.line[..kept]);
+    let mut text = [0; HOST_KEPT_MAX + LINE_BYTES_MAX];
+    let host_kept = record.host.len().min(HOST_KEPT_MAX);
+    text[..host_kept].copy_from_slice(&record.host[..host_kept]);
+    let line = &record.line[..record.line.len().min(LINE_BYTES_MAX)];
+    let kept = host_kept + line.len();
+    text[host_kept..kept].copy_from_slice(line);
     RequestLine {
         session: record.session,
         number: record.number,
         client: record.client,
+        service: record.service,
+        asked: record.asked,
         backend: record.backend,
         text,
+        host_kept: host_kept as u8,
         kept: kept as u16,
         status: record.status,
         retries: record.retries,
@@ -111,6 +117,9 @@ mod tests {
             session: SessionId { worker: 0, place: 0, generation: 0 },
             client: "192.0.2.1:5".parse().unwrap(),
             number: 1,
+            service: None,
+            asked: None,
+            host: b"shop.example",
             line: b"GET /a",
             status,
             own,
@@ -144,6 +153,7 @@ mod tests {
         assert_eq!(counters.api_requests_unlogged.get(), 2);
         let first = heard.pop().unwrap();
         assert_eq!((first.request(), first.status), (("GET", "/a"), 200));
+        assert_eq!(first.host(), "shop.example");
     }
 
     #[test]
