@@ -109,6 +109,7 @@ impl DataPlane {
                 api_doors: api,
                 api: http::GatewaySettings {
                     held_bytes_max: heads(config, workers),
+                    ids_seed: config.api.request_id.then(seed),
                     ..http::GatewaySettings::of(config, &via)
                 },
                 request_lines: match config.reports_sessions() {
@@ -161,6 +162,14 @@ fn number_of(config: &Config, name: &str) -> Option<ServiceId> {
     }
     let place = config.services.iter().position(|service| service.name == name)?;
     Some(ServiceId((Protocol::ALL.len() + place) as u16))
+}
+
+/// A start for a sequence of random numbers, different each time.
+fn seed() -> [u64; 2] {
+    let mut seed = [[0; 8]; 2];
+    getrandom::fill(seed.as_flattened_mut())
+        .expect("the kernel has random bytes once it has booted");
+    seed.map(u64::from_ne_bytes)
 }
 
 /// A name for `Via` that no other balancer has.

@@ -196,6 +196,8 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "How many other backends are tried for a request that may be repeated.";
     "api" "via", api.via: Via, Restart,
         "This balancer's name in `Via`. It must be unique, so that a loop can be told from a chain; `\"auto\"` makes one up at each start.";
+    "api" "request_id", api.request_id: Switch, Restart,
+        "Give each request an ID in `X-Request-Id`, for its backend, its user and the log. One from a proxy in `trusted` is kept if it is up to 64 visible ASCII letters; any other is replaced.";
     "api" "trusted", api.trusted: Networks, Restart,
         "Proxies in front of this one, in CIDR notation: what they send in `X-Forwarded-*` and `Forwarded` is extended instead of dropped.";
     "control" "allow", control.allow: Networks, Now,

@@ -242,6 +242,8 @@ pub struct Api {
     pub retries: u8,
     /// This balancer's name in `Via`; `None` makes one up at startup.
     pub via: Option<String>,
+    /// Each request is given an ID, which backend and user are told.
+    pub request_id: bool,
     /// Proxies trusted to say who the user is.
     pub trusted: Vec<ipnet::IpNet>,
 }
@@ -264,6 +266,7 @@ impl Default for Api {
             upstream_private_max: 1024,
             retries: RequestLimits::DEFAULT.retries,
             via: None,
+            request_id: false,
             trusted: Vec::new(),
         }
     }

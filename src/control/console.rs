@@ -432,6 +432,8 @@ pub fn request(
     address: Option<SocketAddr>,
 ) {
     let (method, path) = line.request();
+    let request_id = Some(line.id()).filter(|id| !id.is_empty());
+    let trace_id = (line.trace != 0).then(|| display(format!("{:032x}", line.trace)));
     let host = Some(line.host()).filter(|host| !host.is_empty());
     let times = &line.times;
     let ms = |from: Option<Now>, to: Option<Now>| {
@@ -441,7 +443,7 @@ pub fn request(
     // A time that does not exist is left out, so that programs reading the lines find only numbers.
     info!(
         target: TRAFFIC,
-        request = %format_args!("{}-{}", line.session, line.number),
+        request = %format_args!("{}-{}", line.session, line.number), request_id, trace_id,
         client = %line.client, service, asked, host, %backend, %address, method, path, status = line.status,
         bytes_up = line.bytes_up, bytes_down = line.bytes_down,
         wait_ms = ms(Some(times.began), Some(times.read)),

@@ -3,7 +3,6 @@
 //! the bounds of the queues. Neither side ever waits for the other.
 
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -11,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, ServiceId, Snapshot};
+use crate::http::trace::ID_BYTES_MAX;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{HOST_KEPT_MAX, Times};
 use crate::session::shards::{Shard, ShardWriter};
@@ -110,11 +110,12 @@ pub struct RequestLine {
     /// The service that left it to that one.
     pub asked: Option<ServiceId>,
     pub backend: Option<BackendId>,
-    /// The host in the first `host_kept` bytes, then method and target, up to byte `kept`; empty if they
-    /// were never read.
-    pub text: [u8; HOST_KEPT_MAX + LINE_BYTES_MAX],
-    pub host_kept: u8,
-    pub kept: u16,
+    /// The host, then the request ID, then method and target; empty if they were never read.
+    pub text: [u8; HOST_KEPT_MAX + ID_BYTES_MAX + LINE_BYTES_MAX],
+    /// Where each of the three ends in `text`.
+    pub ends: [u16; 3],
+    /// The trace that the request says it belongs to; zero for none.
+    pub trace: u128,
     /// Zero if the user got no answer.
     pub status: u16,
     pub retries: u8,
@@ -126,18 +127,23 @@ pub struct RequestLine {
 
 impl RequestLine {
     pub fn host(&self) -> &str {
-        self.shown(0..usize::from(self.host_kept))
+        self.shown(0, self.ends[0])
+    }
+
+    /// Its `X-Request-Id`; empty if it has none of ours.
+    pub fn id(&self) -> &str {
+        self.shown(self.ends[0], self.ends[1])
     }
 
     /// Method and target.
     pub fn request(&self) -> (&str, &str) {
-        let text = self.shown(usize::from(self.host_kept)..usize::from(self.kept));
+        let text = self.shown(self.ends[1], self.ends[2]);
         text.split_once(' ').unwrap_or((text, ""))
     }
 
-    fn shown(&self, range: Range<usize>) -> &str {
+    fn shown(&self, from: u16, to: u16) -> &str {
         // All of it is ASCII; text that was cut off inside any other character shows as empty.
-        std::str::from_utf8(&self.text[range]).unwrap_or_default()
+        std::str::from_utf8(&self.text[usize::from(from)..usize::from(to)]).unwrap_or_default()
     }
 }
 

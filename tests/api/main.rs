@@ -4,6 +4,7 @@
 mod fallback;
 mod forwarding;
 mod harness;
+mod ids;
 mod limits;
 mod logins;
 #[path = "../common/random.rs"]

@@ -11,7 +11,9 @@ use crate::cluster::{BackendId, RequestLimits, ServiceId};
 use crate::http::Version;
 use crate::http::answer::Taste;
 use crate::http::body::{Body, Framing};
+use crate::http::field::Name;
 use crate::http::head::RequestHead;
+use crate::http::trace::{self, Ids, MADE_BYTES};
 use crate::http::{field, login, write};
 use crate::ring::pool::Chain;
 use crate::session::SessionId;
@@ -66,10 +68,13 @@ pub enum Wrap {
 #[derive(Debug)]
 pub struct Exchange {
     pub number: u32,
-    /// The host, and directly behind it method and target, for the log.
+    /// The host, and directly behind it the request ID and then method and target, for the log.
     line: Vec<u8>,
-    /// Bytes of the host in `line`.
+    /// Bytes of the host and of the ID in `line`.
     host_kept: u8,
+    id_kept: u8,
+    /// The trace that the request says it belongs to; zero for none.
+    pub trace: u128,
     pub version: Version,
     pub to_head_request: bool,
     pub idempotent: bool,
@@ -140,6 +145,8 @@ impl Exchange {
             number: 0,
             line: Vec::new(),
             host_kept: 0,
+            id_kept: 0,
+            trace: 0,
             version: Version::Http11,
             to_head_request: false,
             idempotent: false,
@@ -195,7 +202,13 @@ impl Exchange {
     }
 
     /// Takes over what a request head says about the request.
-    pub fn note(&mut self, head: &RequestHead<'_, '_>, target: &str) {
+    pub fn note(
+        &mut self,
+        head: &RequestHead<'_, '_>,
+        target: &str,
+        trusted: bool,
+        ids: Option<&mut Ids>,
+    ) {
         self.version = head.version;
         self.to_head_request = head.method == "HEAD";
         self.idempotent = matches!(head.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE");
@@ -206,10 +219,44 @@ impl Exchange {
         let host = &host[..host.len().min(HOST_KEPT_MAX)];
         self.host_kept = host.len() as u8;
         self.line.extend_from_slice(host);
+        if let Some(ids) = ids {
+            self.take_id(head, trusted, ids);
+        }
+        if head.fields.has(Name::Traceparent) {
+            self.trace = trace_of(head);
+        }
+        let before = self.line.len();
         for part in [head.method, " ", target] {
-            let room = LINE_KEPT_MAX + host.len() - self.line.len();
+            let room = LINE_KEPT_MAX + before - self.line.len();
             self.line.extend_from_slice(&part.as_bytes()[..part.len().min(room)]);
         }
+    }
+
+    /// Takes over the ID that a trusted proxy gave the request, or gives it a new one.
+    fn take_id(&mut self, head: &RequestHead<'_, '_>, trusted: bool, ids: &mut Ids) {
+        let mut said = head.fields.values(Name::RequestId);
+        match (trusted, said.next(), said.next()) {
+            (true, Some(id), None) if trace::is_id(id) => {
+                self.line.extend_from_slice(id);
+                self.id_kept = id.len() as u8;
+            }
+            _ => self.make_id(ids),
+        }
+    }
+
+    /// Gives the request a new ID, unless it has one. Only the host may stand in `line` before it.
+    pub fn make_id(&mut self, ids: &mut Ids) {
+        if self.id_kept == 0 {
+            let at = usize::from(self.host_kept);
+            self.line.splice(at..at, ids.make());
+            self.id_kept = MADE_BYTES as u8;
+        }
+    }
+
+    /// The request's ID in `X-Request-Id`; `None`: it has none of ours.
+    pub fn id(&self) -> Option<&[u8]> {
+        let from = usize::from(self.host_kept);
+        (self.id_kept > 0).then(|| &self.line[from..from + usize::from(self.id_kept)])
     }
 
     /// Remembers the request line of a refused head for the log, unless it is not a request line at
@@ -224,7 +271,7 @@ impl Exchange {
             return;
         }
         self.line.clear();
-        self.host_kept = 0;
+        (self.host_kept, self.id_kept) = (0, 0);
         self.line.extend_from_slice(method);
         self.line.push(b' ');
         let shown = |byte: &u8| if byte.is_ascii_graphic() { *byte } else { b'?' };
@@ -276,7 +323,8 @@ impl Exchange {
     }
 
     pub fn record(&self, session: SessionId, client: SocketAddr) -> Record<'_> {
-        let (host, line) = self.line.split_at(usize::from(self.host_kept));
+        let (host, rest) = self.line.split_at(usize::from(self.host_kept));
+        let (id, line) = rest.split_at(usize::from(self.id_kept));
         Record {
             session,
             client,
@@ -284,6 +332,8 @@ impl Exchange {
             service: self.service,
             asked: self.asked,
             host,
+            id,
+            trace: self.trace,
             line,
             status: self.status,
             own: self.own,
@@ -295,6 +345,15 @@ impl Exchange {
             times: self.times,
             fault: self.fault,
         }
+    }
+}
+
+/// The trace that a request says it belongs to, if it says so once and well-formed; else zero.
+fn trace_of(head: &RequestHead<'_, '_>) -> u128 {
+    let mut said = head.fields.values(Name::Traceparent);
+    match (said.next(), said.next()) {
+        (Some(value), None) => trace::trace_of(value).unwrap_or(0),
+        _ => 0,
     }
 }
 

@@ -40,6 +40,7 @@ use crate::cluster::{BackendId, ServiceId, Snapshot};
 use crate::config::Config;
 use crate::http::Limits;
 use crate::http::date::Date;
+use crate::http::trace::Ids;
 use crate::ring::pool::{Buf, Chain, Class, Pool, SMALL_BYTES};
 use crate::session::{EndReason, SessionId};
 
@@ -66,6 +67,8 @@ pub struct GatewaySettings {
     pub held_bytes_max: usize,
     /// This balancer's name in `Via`; it must be unique, or a loop looks like a chain of proxies.
     pub via: String,
+    /// The seed of the request IDs, different on each worker; `None`: there are none.
+    pub ids_seed: Option<[u64; 2]>,
     /// Peers that we believe about who the user is.
     pub trusted: Vec<IpNet>,
 }
@@ -88,6 +91,7 @@ impl GatewaySettings {
             private_max: api.upstream_private_max,
             held_bytes_max: config.limits.buffer_bytes / HELD_SHARE,
             via: via.to_string(),
+            ids_seed: None,
             trusted: api.trusted.clone(),
         }
     }
@@ -212,6 +216,10 @@ pub struct Record<'a> {
     pub asked: Option<ServiceId>,
     /// As it came, truncated if it is long; empty if it was never read or there was none.
     pub host: &'a [u8],
+    /// Its `X-Request-Id`; empty if it has none of ours.
+    pub id: &'a [u8],
+    /// The trace that it says it belongs to; zero for none.
+    pub trace: u128,
     /// Method and target as they came, truncated if they are long; empty if they were never read.
     pub line: &'a [u8],
     /// Zero if the user was not answered.
@@ -256,6 +264,8 @@ pub struct Kit {
     /// Where heads are written before they go into blocks.
     scratch: Vec<u8>,
     name: String,
+    /// The IDs of requests; `None`: they have none.
+    ids: Option<Ids>,
     /// Blocks kept back, so that a head can be written even when the pool is empty.
     stock: Vec<Buf>,
     /// How many there should be.
@@ -276,11 +286,12 @@ const STOCK_SHARE: usize = 8;
 const ARMED_SHARE: usize = 4;
 
 impl Kit {
-    #[expect(clippy::new_without_default, reason = "there is one for each worker, made on purpose")]
-    pub fn new() -> Kit {
+    /// `ids` as in [`GatewaySettings::ids_seed`].
+    pub fn new(ids: Option<[u64; 2]>) -> Kit {
         Kit {
             scratch: Vec::with_capacity(64 << 10),
             name: String::with_capacity(64),
+            ids: ids.map(Ids::new),
             stock: Vec::with_capacity(STOCK_MIN),
             stock_wanted: 0,
             share: MANY_BYTES_MAX,
@@ -360,7 +371,7 @@ mod tests {
     #[test]
     fn every_connection_can_write_a_head_when_the_pool_is_used_up() {
         let mut pool = Pool::new(800, 0);
-        let mut kit = Kit::new();
+        let mut kit = Kit::new(None);
         kit.refill(90, &mut pool);
         let used: Vec<Buf> = std::iter::from_fn(|| pool.take(Class::Small)).collect();
         let mut heads = Chain::EMPTY;
@@ -380,7 +391,7 @@ mod tests {
     #[test]
     fn the_more_connections_the_less_one_receive_brings_in() {
         let mut pool = Pool::new(6_144, 0);
-        let mut kit = Kit::new();
+        let mut kit = Kit::new(None);
         for (connections, blocks) in [(0, 16), (96, 16), (97, 15), (512, 3), (10_000, 1)] {
             kit.refill(connections, &mut pool);
             assert_eq!(kit.share() as usize, blocks * SMALL_BYTES, "{connections} connections");

@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::base::quota::{Quota, Rate};
+use crate::http::trace::ID_BYTES_MAX;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{HOST_KEPT_MAX, Journal, Record};
 use crate::worker::link::{LINE_BYTES_MAX, RequestLine};
@@ -80,12 +81,16 @@ impl Journal for Requests {
 }
 
 fn line(record: &Record<'_>) -> RequestLine {
-    let mut text = [0; HOST_KEPT_MAX + LINE_BYTES_MAX];
-    let host_kept = record.host.len().min(HOST_KEPT_MAX);
-    text[..host_kept].copy_from_slice(&record.host[..host_kept]);
-    let line = &record.line[..record.line.len().min(LINE_BYTES_MAX)];
-    let kept = host_kept + line.len();
-    text[host_kept..kept].copy_from_slice(line);
+    let mut text = [0; HOST_KEPT_MAX + ID_BYTES_MAX + LINE_BYTES_MAX];
+    let mut end = 0;
+    let parts =
+        [(record.host, HOST_KEPT_MAX), (record.id, ID_BYTES_MAX), (record.line, LINE_BYTES_MAX)];
+    let ends = parts.map(|(part, most)| {
+        let part = &part[..part.len().min(most)];
+        text[end..end + part.len()].copy_from_slice(part);
+        end += part.len();
+        end as u16
+    });
     RequestLine {
         session: record.session,
         number: record.number,
@@ -94,8 +99,8 @@ fn line(record: &Record<'_>) -> RequestLine {
         asked: record.asked,
         backend: record.backend,
         text,
-        host_kept: host_kept as u8,
-        kept: kept as u16,
+        ends,
+        trace: record.trace,
         status: record.status,
         retries: record.retries,
         bytes_up: record.bytes_up,
@@ -120,6 +125,8 @@ mod tests {
             service: None,
             asked: None,
             host: b"shop.example",
+            id: b"x-1",
+            trace: 7,
             line: b"GET /a",
             status,
             own,
@@ -153,7 +160,7 @@ mod tests {
         assert_eq!(counters.api_requests_unlogged.get(), 2);
         let first = heard.pop().unwrap();
         assert_eq!((first.request(), first.status), (("GET", "/a"), 200));
-        assert_eq!(first.host(), "shop.example");
+        assert_eq!((first.host(), first.id(), first.trace), ("shop.example", "x-1", 7));
     }
 
     #[test]

@@ -210,11 +210,11 @@ impl Sessions {
             private: Spares::new(settings.private_max),
             turned_away: VecDeque::new(),
             held: 0,
+            kit: Kit::new(settings.ids_seed),
             settings,
             // A pipe joins two connections for good; these change partners.
             features: Features { splice: false, ..features },
             journal,
-            kit: Kit::new(),
             date: Date::at(now.unix_ms()),
             users: Slots::default(),
             links: Slots::default(),
