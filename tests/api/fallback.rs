@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 
 use lb::cluster::route::Host;
-use lb::cluster::{Protocol, ServiceId, Standing};
+use lb::cluster::{FALLBACKS_MAX, Protocol, ServiceId, Snapshot, Standing};
 use lb::config::services::ServiceConfig;
 
 use crate::harness::{Backend, Balancer, Message, User};
@@ -101,5 +101,21 @@ fn a_request_that_no_backend_could_be_reached_for_is_left_to_the_fallback_whole(
     balancer.register_for(&[(SHOP, nobody()), (PAGE, nobody())]);
     assert_eq!(get(&mut user, "shop.example").status(), 502);
     assert_eq!(balancer.count(|it| it.users_refused_unreachable.get()), 1, "refused once");
+    balancer.stop();
+}
+
+#[test]
+fn a_circle_of_fallbacks_ends() {
+    let mut balancer = balancer();
+    // No configuration is read that says so.
+    let mut snapshot = Snapshot::clone(&balancer.plane.snapshots.current());
+    for service in snapshot.services.iter_mut().filter(|it| it.id == PAGE) {
+        service.terms.fallback = Some(SHOP);
+    }
+    balancer.plane.snapshots.publish(snapshot);
+    balancer.register_for(&[]);
+    let mut user = balancer.user();
+    assert_eq!(get(&mut user, "shop.example").status(), 503);
+    assert_eq!(balancer.count(|it| it.api_fallbacks.get()), u64::from(FALLBACKS_MAX));
     balancer.stop();
 }
