@@ -98,6 +98,7 @@ table! {
         Counter api_refused: "API requests refused because of an error on the user's side (4xx).",
         Counter api_failed: "API requests that the balancer answered with an error because no backend answered (5xx).",
         Counter api_unclaimed: "API requests refused because no service has their host and path (404).",
+        Counter api_fallbacks: "API requests that a service left to its `fallback`, in maintenance or for want of a backend.",
         Counter api_maintenance: "API requests refused because their service is under maintenance (503).",
         Counter api_heads_shed: "API users turned away because incomplete requests took up too much memory.",
         Counter api_cut_short: "API requests whose response did not reach the user whole.",

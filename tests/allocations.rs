@@ -237,7 +237,7 @@ fn request(user: &mut TcpStream, answer: &mut [u8]) -> bool {
 
 #[test]
 fn an_api_request_allocates_nothing() {
-    ask(ServiceId::built_in(Protocol::Api), Vec::new());
+    ask(ServiceId::built_in(Protocol::Api), |_| ());
 }
 
 #[test]
@@ -247,17 +247,34 @@ fn routing_an_api_request_allocates_nothing() {
         paths: ["/other", "/some"].map(String::from).into(),
         ..ServiceConfig::new("shop", Protocol::Api)
     };
-    ask(ServiceId(3), vec![shop]);
+    ask(ServiceId(3), |config| config.services = vec![shop]);
+}
+
+#[test]
+fn naming_an_api_request_and_leaving_it_to_a_fallback_allocates_nothing() {
+    let shop = ServiceConfig {
+        hosts: vec![Host::parse("x").unwrap()],
+        fallback: Some("page".to_string()),
+        ..ServiceConfig::new("shop", Protocol::Api)
+    };
+    let page = ServiceConfig {
+        hosts: vec![Host::parse("page").unwrap()],
+        ..ServiceConfig::new("page", Protocol::Api)
+    };
+    ask(ServiceId(4), |config| {
+        config.api.request_id = true;
+        config.services = vec![shop, page];
+    });
 }
 
 /// Asks for a service, which has the only backend.
-fn ask(service: ServiceId, services: Vec<ServiceConfig>) {
+fn ask(service: ServiceId, change: impl FnOnce(&mut Config)) {
     let _turn = TURN.lock().unwrap_or_else(|error| error.into_inner());
     let mut config = Config { workers: Some(1), ..Config::default() };
     (config.listen.tcp, config.listen.udp) = (None, None);
     config.listen.api = Some("127.0.0.1:0".parse().unwrap());
     config.log.requests_per_second = 1_000_000;
-    config.services = services;
+    change(&mut config);
     let mut plane =
         DataPlane::start(&config, 100, Features { receive_cap: true, splice: true }).unwrap();
     publish(&mut plane, service, answering_backend());

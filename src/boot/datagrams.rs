@@ -10,9 +10,9 @@ use nix::sys::eventfd::EventFd;
 
 use super::{Trouble, capacity, plans};
 use crate::base::time::Now;
-use crate::cluster::Protocol;
 use crate::cluster::seats::Seats;
-use crate::config::Config;
+use crate::cluster::{Protocol, Terms};
+use crate::config::{Config, Udp};
 use crate::proxy::udp::PairLimits;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};
@@ -69,7 +69,7 @@ impl Datagrams {
             share: capacity::udp_sessions_on(sockets_max, config) / workers.max(1),
             pairs: PairLimits {
                 sockets: capacity::udp_sessions_on(sockets_max, config),
-                quarantine: config.udp.quarantine(idle_longest(config)),
+                quarantine: quarantine(config),
                 quarantined_max: QUARANTINED_MAX,
             },
             sources: SourceLimits {
@@ -102,13 +102,17 @@ impl Datagrams {
     }
 }
 
-/// The longest idle time of the services with UDP doors: sockets towards a backend are not any one
+/// The longest quarantine that a service with UDP doors needs: sockets towards a backend are not any one
 /// service's, so they are kept from reuse for as long as a reply to any session may come.
-fn idle_longest(config: &Config) -> Duration {
+fn quarantine(config: &Config) -> Duration {
+    let needed = |terms: Terms| {
+        let udp = Udp { responses: terms.responses, ..config.udp };
+        udp.quarantine(terms.timeouts.udp_idle)
+    };
     let named = config.services.iter().filter(|it| it.protocol == Protocol::Udp);
-    let named = named.map(|it| config.terms_of(it).timeouts.udp_idle);
-    let built_in = config.listen.udp.map(|_| config.timeouts.udp_idle);
-    named.chain(built_in).max().unwrap_or(config.timeouts.udp_idle)
+    let named = named.map(|it| needed(config.terms_of(it)));
+    let built_in = config.listen.udp.map(|_| needed(config.terms()));
+    named.chain(built_in).max().unwrap_or_else(|| needed(config.terms()))
 }
 
 /// Checks that datagrams can be sent from these addresses.
@@ -140,11 +144,11 @@ mod tests {
     use crate::config::services::ServiceConfig;
 
     #[test]
-    fn a_socket_is_kept_from_reuse_for_the_service_with_the_longest_idle_time() {
+    fn a_socket_is_kept_from_reuse_for_the_service_that_needs_it_longest() {
         let secs = Duration::from_secs;
         let mut config = Config::default();
         config.timeouts.udp_idle = secs(60);
-        assert_eq!(idle_longest(&config), secs(60));
+        assert_eq!(quarantine(&config), secs(120));
         let named = |protocol, idle| ServiceConfig {
             udp_idle: idle,
             ..ServiceConfig::new("named", protocol)
@@ -154,13 +158,15 @@ mod tests {
             named(Protocol::Udp, Some(secs(5))),
             named(Protocol::Tcp, Some(secs(900))),
         ];
-        assert_eq!(idle_longest(&config), secs(300));
+        assert_eq!(quarantine(&config), secs(600));
         config.services.remove(0);
-        assert_eq!(idle_longest(&config), secs(60));
+        assert_eq!(quarantine(&config), secs(120));
         config.listen.udp = None;
-        assert_eq!(idle_longest(&config), secs(5), "nobody comes to the built-in service");
+        assert_eq!(quarantine(&config), secs(10), "nobody comes to the built-in service");
         config.services = vec![named(Protocol::Udp, None)];
-        assert_eq!(idle_longest(&config), secs(60), "the global one");
+        assert_eq!(quarantine(&config), secs(120), "the global one");
+        config.services[0].responses = Some(NonZeroU32::new(1));
+        assert_eq!(quarantine(&config), secs(10), "with responses there are only late duplicates");
     }
 
     #[test]

@@ -111,6 +111,7 @@ impl DataPlane {
                 datagrams: datagrams.driver(number as u8),
                 api: http::GatewaySettings {
                     held_bytes_max: heads(config, workers),
+                    ids_seed: config.api.request_id.then(seed),
                     ..http::GatewaySettings::of(config, &via)
                 },
                 request_lines: match config.reports_sessions() {
@@ -145,7 +146,7 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
             id: ServiceId(id),
             name: named.name.as_str().into(),
             kind: named.protocol,
-            terms: config.terms_of(named),
+            terms: config.terms_among(&named.name, |name| number_of(config, name)),
             turn: Arc::default(),
             seats,
             pool: Arc::default(),
@@ -154,6 +155,23 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
     let report_sessions = config.reports_sessions();
     let doors = Arc::new(rules::doors(config).map_err(Trouble)?);
     Ok(Snapshot { report_sessions, services: all.into(), doors, ..services })
+}
+
+/// The number of an API service from the start on: the built-in ones come first.
+fn number_of(config: &Config, name: &str) -> Option<ServiceId> {
+    if name == Protocol::Api.name() {
+        return Some(ServiceId::built_in(Protocol::Api));
+    }
+    let place = config.services.iter().position(|service| service.name == name)?;
+    Some(ServiceId((Protocol::ALL.len() + place) as u16))
+}
+
+/// A start for a sequence of random numbers, different each time.
+fn seed() -> [u64; 2] {
+    let mut seed = [[0; 8]; 2];
+    getrandom::fill(seed.as_flattened_mut())
+        .expect("the kernel has random bytes once it has booted");
+    seed.map(u64::from_ne_bytes)
 }
 
 /// A name for `Via` that no other balancer has.

@@ -3,6 +3,9 @@
 //! are what it is frozen into, `rotation` is the order in which a pool is served, and `route` and `doors`
 //! find the service for an API request. The choice for one user is up to `balance`.
 
+/// Fallbacks, one after the other, at most.
+pub const FALLBACKS_MAX: u8 = 8;
+
 pub mod backend;
 pub mod doors;
 pub mod registry;
@@ -15,5 +18,5 @@ pub mod source;
 
 pub use backend::{Backend, BackendId, DoorId, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;
-pub use service::{OnBackendLoss, Policy, Service, Terms, Timeouts, WhenAllFail};
+pub use service::{OnBackendLoss, Policy, RequestLimits, Service, Terms, Timeouts, WhenAllFail};
 pub use snapshot::Snapshot;

@@ -2,6 +2,7 @@
 //! service consists of and how its pool is frozen; who is in the pool is up to `registry`, and the
 //! choice for one user is up to `balance`.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,10 +32,17 @@ pub struct Terms {
     pub policy: Policy,
     pub on_backend_loss: OnBackendLoss,
     pub timeouts: Timeouts,
+    /// A UDP session ends once each of the user's datagrams has been answered this many times.
+    pub responses: Option<NonZeroU32>,
+    /// What one API request may take.
+    pub requests: RequestLimits,
     /// What becomes of users while every backend fails its check. `None`: backends are not checked.
     pub checks: Option<WhenAllFail>,
-    /// API requests are answered with 503 instead of being served.
+    /// API requests are answered with 503 instead of being served, unless there is a fallback.
     pub maintenance: bool,
+    /// The API service that serves requests for which nobody of this one is there. A chain of them has no
+    /// circle in any one snapshot.
+    pub fallback: Option<ServiceId>,
 }
 
 /// What becomes of users while every backend fails its check.
@@ -90,6 +98,38 @@ impl Default for Timeouts {
             half_close: Duration::from_secs(60),
             udp_idle: Duration::from_secs(60),
         }
+    }
+}
+
+/// What one API request may take, in bytes, in time and in backends. What is read before it is known whose
+/// request it is (the head, and the silence before it) is bounded for all of them alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Bytes of content.
+    pub body_bytes: u64,
+    /// How long a body may go without progress, in either direction.
+    pub body: Duration,
+    /// How long a backend may take to send the head of a response, once the request has been sent.
+    pub answer: Duration,
+    /// How long a tunnel may go without traffic.
+    pub tunnel_idle: Duration,
+    /// Further backends that the request may be offered to.
+    pub retries: u8,
+}
+
+impl RequestLimits {
+    pub const DEFAULT: RequestLimits = RequestLimits {
+        body_bytes: u64::MAX,
+        body: Duration::from_secs(30),
+        answer: Duration::from_secs(30),
+        tunnel_idle: Duration::from_secs(3600),
+        retries: 2,
+    };
+}
+
+impl Default for RequestLimits {
+    fn default() -> RequestLimits {
+        RequestLimits::DEFAULT
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::backend::{Backend, BackendId, Protocol, ServiceId};
 use super::doors::Doors;
 use super::seats::Seats;
-use super::service::{Pool, Service, Terms};
+use super::service::{Pool, RequestLimits, Service, Terms};
 
 /// Every service with its backends, frozen. Membership, standing, rotation and terms come as one value
 /// and so can never disagree.
@@ -81,6 +81,12 @@ impl Snapshot {
 
     pub fn pool(&self, id: ServiceId) -> Option<&Pool> {
         self.service(id).map(|service| &*service.pool)
+    }
+
+    /// What a request for this service may take.
+    #[inline]
+    pub fn request_limits(&self, id: ServiceId) -> RequestLimits {
+        self.service(id).map_or(RequestLimits::DEFAULT, |service| service.terms.requests)
     }
 
     /// A backend of a service.

@@ -269,6 +269,7 @@ pub(super) mod tests {
         upstream_private_max = 32
         retries = 1
         via = "edge"
+        request_id = true
         trusted = ["10.0.0.0/8"]
         [control]
         allow = ["10.0.0.0/8"]

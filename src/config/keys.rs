@@ -19,7 +19,7 @@ pub const SESSIONS_MAX: usize = 16 << 20;
 const FIELDS_MAX: u64 = head::FIELDS_MAX as u64;
 /// Local ports of one address, for each address family.
 const UDP_SOCKETS_MAX: u64 = 2 * 65_535;
-const U32_MAX: u64 = u32::MAX as u64;
+pub(super) const U32_MAX: u64 = u32::MAX as u64;
 pub(super) const HOUR_MS: u64 = 3_600_000;
 pub(super) const DAY_MS: u64 = 24 * HOUR_MS;
 
@@ -154,7 +154,7 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Most sockets towards UDP backends, across all workers. Each serves one session per backend and local address (`udp.local_addresses`), and is taken until the quarantine of that session is over. 0 takes as many as descriptors and local ports allow.";
     "udp" "on_backend_loss", udp.on_backend_loss: Word(UDP_LOSSES), Restart,
         "What happens to running UDP sessions of a backend that is lost: `\"move\"`, `\"drop\"` or `\"keep\"`.";
-    "udp" "responses", udp.responses: Number(0..=U32_MAX), Restart,
+    "udp" "responses", udp.responses: Number(0..=U32_MAX), Now,
         "Ends a session once each of the user's datagrams has been answered this many times; 0 leaves that to `udp_idle_ms`.";
     "udp" "quarantine_ms", udp.quarantine: MillisOrAuto(0..=DAY_MS), Restart,
         "How long after a session its local port is not reused for the same backend, so that a late reply reaches nobody else; less if ports run short. `\"auto\"` is twice `udp_idle_ms`, or 10 s with `responses`.";
@@ -174,17 +174,17 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Largest head; 431 beyond it.";
     "api" "fields", api.fields: Number(1..=FIELDS_MAX), Restart,
         "Most field lines in a head; 431 beyond it.";
-    "api" "body_bytes", api.body_bytes: Bytes(0..=i64::MAX as u64), Restart,
+    "api" "body_bytes", api.body_bytes: Bytes(0..=i64::MAX as u64), Now,
         "Largest content of a request; 413 beyond it. 0 sets no limit.";
     "api" "head_ms", api.head_timeout: Millis(10..=HOUR_MS), Restart,
         "How long a whole request head may take, from its first byte or from the start of the connection; 408 after it.";
-    "api" "body_ms", api.body_timeout: Millis(10..=HOUR_MS), Restart,
+    "api" "body_ms", api.body_timeout: Millis(10..=HOUR_MS), Now,
         "How long a body may go without progress, in either direction.";
-    "api" "answer_ms", api.answer_timeout: Millis(10..=DAY_MS), Restart,
+    "api" "answer_ms", api.answer_timeout: Millis(10..=DAY_MS), Now,
         "How long a backend may take to send a response's head, once the request has been sent; 504 after it.";
     "api" "idle_ms", api.idle_timeout: Millis(10..=DAY_MS), Restart,
         "How long a user's connection is kept between two requests.";
-    "api" "tunnel_idle_ms", api.tunnel_idle: Millis(10..=30 * DAY_MS), Restart,
+    "api" "tunnel_idle_ms", api.tunnel_idle: Millis(10..=30 * DAY_MS), Now,
         "How long a tunnel (WebSocket) may go without traffic.";
     "api" "upstream_idle_ms", api.upstream_idle: Millis(1..=HOUR_MS), Restart,
         "How long a connection to a backend is kept between two requests; set it below the backends' own timeout.";
@@ -192,10 +192,12 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Most idle connections to one backend that each worker keeps for later requests.";
     "api" "upstream_private_max", api.upstream_private_max: Number(0..=65536), Restart,
         "Most connections to one backend that each worker keeps for users who logged in on them (NTLM, Negotiate).";
-    "api" "retries", api.retries: Number(0..=10), Restart,
+    "api" "retries", api.retries: Number(0..=10), Now,
         "How many other backends are tried for a request that may be repeated.";
     "api" "via", api.via: Via, Restart,
         "This balancer's name in `Via`. It must be unique, so that a loop can be told from a chain; `\"auto\"` makes one up at each start.";
+    "api" "request_id", api.request_id: Switch, Restart,
+        "Give each request an ID in `X-Request-Id`, for its backend, its user and the log. One from a proxy in `trusted` is kept if it is up to 64 visible ASCII letters; any other is replaced.";
     "api" "trusted", api.trusted: Networks, Restart,
         "Proxies in front of this one, in CIDR notation: what they send in `X-Forwarded-*` and `Forwarded` is extended instead of dropped.";
     "control" "allow", control.allow: Networks, Now,

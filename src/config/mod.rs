@@ -16,7 +16,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cluster::{OnBackendLoss, Policy, Terms, Timeouts};
+use crate::cluster::{OnBackendLoss, Policy, RequestLimits, Terms, Timeouts};
 
 /// The whole configuration of `lb serve`.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -42,12 +42,22 @@ pub struct Config {
 impl Config {
     /// The terms of every service.
     pub fn terms(&self) -> Terms {
+        let api = &self.api;
         Terms {
             policy: self.balance.policy,
             on_backend_loss: self.balance.on_backend_loss,
             timeouts: self.timeouts,
+            responses: self.udp.responses,
+            requests: RequestLimits {
+                body_bytes: api.body_bytes.map_or(u64::MAX, NonZeroU64::get),
+                body: api.body_timeout,
+                answer: api.answer_timeout,
+                tunnel_idle: api.tunnel_idle,
+                retries: api.retries,
+            },
             checks: None,
             maintenance: false,
+            fallback: None,
         }
     }
 
@@ -232,6 +242,8 @@ pub struct Api {
     pub retries: u8,
     /// This balancer's name in `Via`; `None` makes one up at startup.
     pub via: Option<String>,
+    /// Each request is given an ID, which backend and user are told.
+    pub request_id: bool,
     /// Proxies trusted to say who the user is.
     pub trusted: Vec<ipnet::IpNet>,
 }
@@ -245,15 +257,16 @@ impl Default for Api {
             fields: 100,
             body_bytes: None,
             head_timeout: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(30),
-            answer_timeout: Duration::from_secs(30),
+            body_timeout: RequestLimits::DEFAULT.body,
+            answer_timeout: RequestLimits::DEFAULT.answer,
             idle_timeout: Duration::from_secs(60),
-            tunnel_idle: Duration::from_secs(3600),
+            tunnel_idle: RequestLimits::DEFAULT.tunnel_idle,
             upstream_idle: Duration::from_secs(4),
             upstream_idle_max: 1024,
             upstream_private_max: 1024,
-            retries: 2,
+            retries: RequestLimits::DEFAULT.retries,
             via: None,
+            request_id: false,
             trusted: Vec::new(),
         }
     }

@@ -4,10 +4,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
-use super::services::{CheckConfig, CheckKind};
+use super::services::{CheckConfig, CheckKind, ServiceConfig};
 use crate::cluster::doors::{self, Claimant};
 use crate::cluster::route::{self, Host};
-use crate::cluster::{Doors, Protocol, ServiceId};
+use crate::cluster::{Doors, FALLBACKS_MAX, Protocol, ServiceId};
 use crate::metrics::BACKENDS_MAX;
 
 /// Whether the settings are consistent.
@@ -128,6 +128,32 @@ fn unused_key(check: &CheckConfig) -> Option<&'static str> {
     of_http.chain(of_any).find(|(_, given)| *given).map(|(key, _)| key)
 }
 
+/// A key that was given a value and means something only to services of another protocol, and of which.
+fn key_of_another(service: &ServiceConfig) -> Option<(&'static str, &'static str)> {
+    use Protocol::{Api, Tcp, Udp};
+    let keys = [
+        ("hosts", Api, !service.hosts.is_empty()),
+        ("paths", Api, !service.paths.is_empty()),
+        ("tcp_idle_ms", Tcp, service.tcp_idle.is_some()),
+        ("half_close_ms", Tcp, service.half_close.is_some()),
+        ("udp_idle_ms", Udp, service.udp_idle.is_some()),
+        ("responses", Udp, service.responses.is_some()),
+        ("answer_ms", Api, service.answer.is_some()),
+        ("body_ms", Api, service.body.is_some()),
+        ("body_bytes", Api, service.body_bytes.is_some()),
+        ("retries", Api, service.retries.is_some()),
+        ("tunnel_idle_ms", Api, service.tunnel_idle.is_some()),
+        ("fallback", Api, service.fallback.is_some()),
+        ("maintenance", Api, service.maintenance),
+    ];
+    let (key, of, _) = keys.into_iter().find(|(_, of, said)| *said && *of != service.protocol)?;
+    Some(match of {
+        Tcp => (key, "TCP"),
+        Udp => (key, "UDP"),
+        Api => (key, "API"),
+    })
+}
+
 /// What holds between the keys of each named service.
 fn services(config: &Config) -> Result<(), String> {
     let listed: usize = config.services.iter().map(|service| service.backends.len()).sum();
@@ -145,17 +171,13 @@ fn services(config: &Config) -> Result<(), String> {
                 if is_api { ", or open listen.api" } else { "" }
             ));
         }
-        let only_api = [
-            ("hosts", !service.hosts.is_empty()),
-            ("paths", !service.paths.is_empty()),
-            ("maintenance", service.maintenance),
-        ];
-        if let Some((key, _)) = only_api.into_iter().find(|(_, said)| *said && !is_api) {
+        if let Some((key, of)) = key_of_another(service) {
             return Err(format!(
-                "service.{name}.{key} is for API services, and {name} is {}: leave it out",
+                "service.{name}.{key} is for {of} services, and {name} is {}: leave it out",
                 service.protocol
             ));
         }
+        fallbacks(config, service)?;
         let check = &service.check;
         if check.timeout > check.interval {
             return Err(format!(
@@ -182,6 +204,38 @@ fn services(config: &Config) -> Result<(), String> {
         }
     }
     doors(config).map(drop)
+}
+
+/// The fallback of a service must be another API service, and the chain of theirs must end.
+fn fallbacks(config: &Config, service: &ServiceConfig) -> Result<(), String> {
+    let name = &service.name;
+    let mut at = service;
+    for _ in 0..=FALLBACKS_MAX {
+        let Some(next) = &at.fallback else { return Ok(()) };
+        if next == name {
+            return Err(format!(
+                "service.{name}.fallback leads back to {name}: let one of them have no fallback"
+            ));
+        }
+        if next == Protocol::Api.name() {
+            return Ok(());
+        }
+        let known = config.services.iter().find(|it| it.name == *next);
+        let Some(known) = known.filter(|it| it.protocol == Protocol::Api) else {
+            let built_in = Protocol::ALL.iter().any(|it| it.name() == next);
+            let exists = known.is_some() || built_in;
+            let fault = if exists { "is not an API service" } else { "does not exist" };
+            return Err(format!(
+                "service.{}.fallback is {next}, which {fault}: name another API service",
+                at.name
+            ));
+        };
+        at = known;
+    }
+    Err(format!(
+        "service.{name}.fallback begins a chain of more than {FALLBACKS_MAX} services, or a circle: \
+         shorten it"
+    ))
 }
 
 /// Which service the requests at each API door are for. The named services have the numbers that follow the

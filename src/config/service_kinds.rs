@@ -6,6 +6,8 @@ use super::kinds::{DoorAddress, Given, Kind, list, quoted, texts};
 use crate::cluster::WEIGHT_MAX;
 use crate::cluster::route::Host;
 
+/// Bytes of a service's name, at most.
+pub const NAME_BYTES_MAX: usize = 63;
 /// Doors of one service, at most.
 pub const DOORS_MAX: usize = 16;
 /// Hosts, and paths, of one service, at most.
@@ -222,6 +224,34 @@ impl Kind<Option<String>> for Name {
         let text = given.text().ok_or_else(|| given.described())?;
         let fits = text.len() <= 255 && text.bytes().all(|byte| byte.is_ascii_graphic());
         if fits { Ok((!text.is_empty()).then(|| text.to_owned())) } else { Err(given.described()) }
+    }
+
+    fn show(&self, name: &Option<String>) -> String {
+        format!("\"{}\"", name.as_deref().unwrap_or_default())
+    }
+}
+
+/// Whether this can be the name of a service, be it a built-in one: letters, digits, `-` and `_`.
+pub fn is_service_name(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(letter)
+}
+
+/// The name of another service, or nothing.
+pub struct ServiceName;
+
+impl Kind<Option<String>> for ServiceName {
+    fn takes(&self) -> String {
+        "the name of another API service in quotes, or \"\"".to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<String>, String> {
+        let text = given.text().ok_or_else(|| given.described())?;
+        match text {
+            "" => Ok(None),
+            _ if is_service_name(text) => Ok(Some(text.to_owned())),
+            _ => Err(given.described()),
+        }
     }
 
     fn show(&self, name: &Option<String>) -> String {

@@ -2,20 +2,21 @@
 //! table may say; how services and doors fit together is up to `rules`.
 
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
-use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, takes_of};
-use super::kinds::{Kind, Millis, Number, NumberOrAuto, Switch, Word};
-use super::service_kinds::{Backends, Doors, Hosts, Name, OrGlobal, Paths, Statuses, Target};
-pub use super::service_kinds::{Expected, StaticBackend};
+use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, U32_MAX, takes_of};
+use super::kinds::{Bytes, Kind, Millis, Number, NumberOrAuto, Switch, Word};
+use super::service_kinds::{
+    Backends, Doors, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_service_name,
+};
+pub use super::service_kinds::{Expected, NAME_BYTES_MAX, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
-use crate::cluster::{Protocol, ServiceId, Terms, Timeouts, WhenAllFail};
+use crate::cluster::{Protocol, RequestLimits, ServiceId, Terms, Timeouts, WhenAllFail};
 
 /// Named services, at most.
 pub const SERVICES_MAX: usize = 1024;
-/// Bytes of a service's name, at most.
-pub const NAME_BYTES_MAX: usize = 63;
 
 /// One `[service.NAME]` table.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,10 +35,19 @@ pub struct ServiceConfig {
     pub tcp_idle: Option<Duration>,
     pub half_close: Option<Duration>,
     pub udp_idle: Option<Duration>,
+    /// Here and in `body_bytes`, `Some(None)` sets no limit whatever the global key says.
+    pub responses: Option<Option<NonZeroU32>>,
+    pub answer: Option<Duration>,
+    pub body: Option<Duration>,
+    pub body_bytes: Option<Option<NonZeroU64>>,
+    pub retries: Option<u8>,
+    pub tunnel_idle: Option<Duration>,
     /// Whether backends may register themselves.
     pub register: bool,
     /// Backends that do not register.
     pub backends: Vec<StaticBackend>,
+    /// The API service that serves the requests for which nobody of this one is there.
+    pub fallback: Option<String>,
     /// Whether its users are told to come back later.
     pub maintenance: bool,
     pub check: CheckConfig,
@@ -110,8 +120,15 @@ impl ServiceConfig {
             tcp_idle: None,
             half_close: None,
             udp_idle: None,
+            responses: None,
+            answer: None,
+            body: None,
+            body_bytes: None,
+            retries: None,
+            tunnel_idle: None,
             register: true,
             backends: Vec::new(),
+            fallback: None,
             maintenance: false,
             check: CheckConfig::default(),
         }
@@ -131,12 +148,21 @@ impl ServiceConfig {
         hosts.iter().flat_map(|host| paths.iter().map(move |path| claim(host, path))).collect()
     }
 
+    /// What a request may take: its own where it has any, else as `global` says.
+    fn requests(&self, global: &RequestLimits) -> RequestLimits {
+        let unlimited = |limit: Option<NonZeroU64>| limit.map_or(u64::MAX, NonZeroU64::get);
+        RequestLimits {
+            body_bytes: self.body_bytes.map_or(global.body_bytes, unlimited),
+            body: self.body.unwrap_or(global.body),
+            answer: self.answer.unwrap_or(global.answer),
+            tunnel_idle: self.tunnel_idle.unwrap_or(global.tunnel_idle),
+            retries: self.retries.unwrap_or(global.retries),
+        }
+    }
+
     /// Whether a service may go by this name: letters, digits, `-` and `_`, and none of the built-in ones.
     pub fn is_name(name: &str) -> bool {
-        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        (1..=NAME_BYTES_MAX).contains(&name.len())
-            && name.bytes().all(letter)
-            && Protocol::ALL.iter().all(|protocol| protocol.name() != name)
+        is_service_name(name) && Protocol::ALL.iter().all(|protocol| protocol.name() != name)
     }
 }
 
@@ -145,6 +171,16 @@ impl Config {
     pub fn terms_by_name(&self, name: &str) -> Terms {
         let named = self.services.iter().find(|service| service.name == name);
         named.map_or_else(|| self.terms(), |service| self.terms_of(service))
+    }
+
+    /// The terms of a service by its name, with its fallback known by the number that `id_of` gives it.
+    pub fn terms_among(&self, name: &str, id_of: impl Fn(&str) -> Option<ServiceId>) -> Terms {
+        let named = self.services.iter().find(|service| service.name == name);
+        let fallback = named.and_then(|service| service.fallback.as_deref());
+        Terms {
+            fallback: fallback.and_then(id_of),
+            ..named.map_or_else(|| self.terms(), |service| self.terms_of(service))
+        }
     }
 
     /// The terms of a named service: its own where it has any, else the global ones.
@@ -160,8 +196,11 @@ impl Config {
             policy: service.policy.unwrap_or(global.policy),
             on_backend_loss: service.on_backend_loss.unwrap_or(global.on_backend_loss),
             timeouts,
+            responses: service.responses.unwrap_or(global.responses),
+            requests: service.requests(&global.requests),
             checks: (service.check.kind != CheckKind::Off).then_some(service.check.when_all_fail),
             maintenance: service.maintenance,
+            fallback: None,
         }
     }
 }
@@ -189,12 +228,26 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "As `timeouts.half_close_ms`.";
     "" "udp_idle_ms", udp_idle: OrGlobal(Millis(10..=DAY_MS)), Now,
         "As `timeouts.udp_idle_ms`.";
+    "" "responses", responses: OrGlobal(Number(0..=U32_MAX)), Now,
+        "As `udp.responses`, for sessions that begin from then on.";
+    "" "answer_ms", answer: OrGlobal(Millis(10..=DAY_MS)), Now,
+        "As `api.answer_ms`.";
+    "" "body_ms", body: OrGlobal(Millis(10..=HOUR_MS)), Now,
+        "As `api.body_ms`.";
+    "" "body_bytes", body_bytes: OrGlobal(Bytes(0..=i64::MAX as u64)), Now,
+        "As `api.body_bytes`.";
+    "" "retries", retries: OrGlobal(Number(0..=10)), Now,
+        "As `api.retries`.";
+    "" "tunnel_idle_ms", tunnel_idle: OrGlobal(Millis(10..=30 * DAY_MS)), Now,
+        "As `api.tunnel_idle_ms`.";
     "" "register", register: Switch, Now,
         "Whether backends may register themselves.";
     "" "backends", backends: Backends, Now,
         "Backends that cannot register themselves: an address with its port, or a table with `address` and `weight`.";
+    "" "fallback", fallback: ServiceName, Now,
+        "Another API service, which serves the requests of this one while nobody of it serves or can be reached, and during maintenance; `\"\"` leaves them to a 503 or 502.";
     "" "maintenance", maintenance: Switch, Now,
-        "Whether an API service answers every request with 503 and `Retry-After`.";
+        "Whether an API service answers every request with 503 and `Retry-After`, or leaves it to its `fallback`.";
     "check" "kind", check.kind: Word(CHECKS), Now,
         "How each backend is checked: `\"tcp\"` connects, `\"http\"` asks and looks at the status, `\"off\"` does not.";
     "check" "port", check.port: NumberOrAuto(1..=65_535), Now,

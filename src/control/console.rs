@@ -425,8 +425,16 @@ fn told_shortage(shortage: Shortage) -> (&'static str, &'static str) {
 }
 
 /// One API request. The workers bound how many of these lines there are per second.
-pub fn request(line: &RequestLine, service: Name<'_>, address: Option<SocketAddr>) {
+pub fn request(
+    line: &RequestLine,
+    service: Name<'_>,
+    asked: Name<'_>,
+    address: Option<SocketAddr>,
+) {
     let (method, path) = line.request();
+    let request_id = Some(line.id()).filter(|id| !id.is_empty());
+    let trace_id = (line.trace != 0).then(|| display(format!("{:032x}", line.trace)));
+    let host = Some(line.host()).filter(|host| !host.is_empty());
     let times = &line.times;
     let ms = |from: Option<Now>, to: Option<Now>| {
         from.zip(to).map(|(from, to)| thousandths(to.since(from).as_secs_f64() * 1000.0))
@@ -435,8 +443,8 @@ pub fn request(line: &RequestLine, service: Name<'_>, address: Option<SocketAddr
     // A time that does not exist is left out, so that programs reading the lines find only numbers.
     info!(
         target: TRAFFIC,
-        request = %format_args!("{}-{}", line.session, line.number),
-        client = %line.client, service, %backend, %address, method, path, status = line.status,
+        request = %format_args!("{}-{}", line.session, line.number), request_id, trace_id,
+        client = %line.client, service, asked, host, %backend, %address, method, path, status = line.status,
         bytes_up = line.bytes_up, bytes_down = line.bytes_down,
         wait_ms = ms(Some(times.began), Some(times.read)),
         connect_ms = ms(Some(times.read), times.connected),

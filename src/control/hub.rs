@@ -131,7 +131,7 @@ impl Hub {
         let pulse = Pulse::new(&workers, now);
         let snapshot = snapshots.current();
         let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
-        registry.agree(|service| config.terms_by_name(&service.name));
+        agree(&mut registry, &config);
         registry.set_doors(Arc::clone(&snapshot.doors));
         Hub {
             config,
@@ -262,7 +262,7 @@ impl Hub {
 
     /// Applies new settings; the workers follow on their next turn.
     pub fn reloaded(&mut self, config: Config, now: Now) {
-        let other_terms = self.registry.agree(|service| config.terms_by_name(&service.name));
+        let other_terms = agree(&mut self.registry, &config);
         if other_terms || config.reports_sessions() != self.snapshot.report_sessions {
             self.publication.ask();
         }
@@ -409,8 +409,10 @@ impl Hub {
         let more = self.workers.requests(LINES_AT_ONCE, |line| heard.push(*line));
         for line in heard {
             let address = line.backend.and_then(|id| self.address_of(id));
-            let service = line.backend.and_then(|id| self.named_service_of(id));
-            console::request(&line, service, address);
+            let name = |id: ServiceId| self.snapshot.service(id);
+            let service = line.service.and_then(name).and_then(named);
+            let asked = line.asked.and_then(name).and_then(named);
+            console::request(&line, service, asked, address);
         }
         more
     }
@@ -548,6 +550,13 @@ impl Hub {
             error!(?order, workers = lost, "workers do not take orders any more");
         }
     }
+}
+
+/// Gives each service its terms; returns whether workers would see a difference.
+fn agree(registry: &mut Registry, config: &Config) -> bool {
+    let ids = registry.services().map(|it| (Arc::clone(&it.name), it.id));
+    let ids: BTreeMap<Arc<str>, ServiceId> = ids.collect();
+    registry.agree(|service| config.terms_among(&service.name, |name| ids.get(name).copied()))
 }
 
 #[cfg(test)]

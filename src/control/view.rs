@@ -2,6 +2,7 @@
 //! the schema of `status`; changes nothing.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use super::checks::Verdict;
 use super::drain::Stop;
@@ -87,6 +88,8 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
     let (tallies, global) = (tallies(hub), hub.config.terms());
     let shown = |service: &Service| {
         let tally = tallies.get(&service.id).copied().unwrap_or_default();
+        let fallback = service.terms.fallback.and_then(|id| hub.snapshot.service(id));
+        let fallback = fallback.map(|it| format!("fallback = \"{}\"", it.name));
         ServiceStatus {
             name: service.name.to_string(),
             protocol: service.kind,
@@ -94,7 +97,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             register: takes_registrations(&hub.config, service),
             backends: tally.by_state().collect(),
             sessions_active: tally.sessions,
-            terms: differing(&service.terms, &global),
+            terms: differing(&service.terms, &global).into_iter().chain(fallback).collect(),
         }
     };
     hub.registry.services().map(shown).collect()
@@ -103,7 +106,8 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
 /// The terms that are not the global ones, as `key = value`.
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
-        let Terms { policy: by, on_backend_loss, timeouts, checks, maintenance } = terms;
+        let Terms { policy: by, on_backend_loss, timeouts, responses, requests, .. } = terms;
+        let Terms { checks, maintenance, .. } = terms;
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
@@ -120,6 +124,12 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
             format!("tcp_idle_ms = {}", ms(timeouts.tcp_idle)),
             format!("half_close_ms = {}", ms(timeouts.half_close)),
             format!("udp_idle_ms = {}", ms(timeouts.udp_idle)),
+            format!("responses = {}", responses.map_or(0, NonZeroU32::get)),
+            format!("answer_ms = {}", ms(requests.answer)),
+            format!("body_ms = {}", ms(requests.body)),
+            format!("body_bytes = {}", unlimited_as_zero(requests.body_bytes)),
+            format!("retries = {}", requests.retries),
+            format!("tunnel_idle_ms = {}", ms(requests.tunnel_idle)),
             format!("maintenance = {maintenance}"),
             when_all_fail.to_owned(),
         ]
@@ -246,6 +256,11 @@ fn percentiles(counts: &[u64], sum_us: u64) -> Percentiles {
         BOUNDS_US.get(bucket?).copied()
     };
     Percentiles { count, sum_us, p50_us: at(50), p90_us: at(90), p99_us: at(99) }
+}
+
+/// A limit as it is set, where zero stands for none.
+fn unlimited_as_zero(limit: u64) -> u64 {
+    if limit == u64::MAX { 0 } else { limit }
 }
 
 fn ms(duration: std::time::Duration) -> u64 {

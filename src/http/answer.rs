@@ -53,6 +53,8 @@ pub struct Answer<'a> {
     pub close: bool,
     /// The request was `HEAD`: the answer states the length of a body that it does not carry.
     pub to_head_request: bool,
+    /// Its `X-Request-Id`, if it has one.
+    pub request_id: Option<&'a [u8]>,
     /// The value of `Retry-After`, in seconds.
     pub retry_after: Option<u32>,
     pub date: &'a Date,
@@ -100,6 +102,7 @@ fn put_head(out: &mut Vec<u8>, answer: &Answer<'_>, kind: &[u8], length: u64) {
         write::put_number(out, u64::from(seconds));
         out.extend_from_slice(b"\r\n");
     }
+    write::put_id(out, answer.request_id);
     if answer.close {
         out.extend_from_slice(b"Connection: close\r\n");
     }
@@ -185,6 +188,7 @@ mod tests {
             taste: Taste::Text,
             close: false,
             to_head_request: false,
+            request_id: None,
             retry_after: None,
             date: &date,
         };
@@ -206,9 +210,10 @@ mod tests {
             written(|answer| {
                 answer.close = true;
                 answer.retry_after = Some(5);
+                answer.request_id = Some(b"x-1");
                 answer.to_head_request = true;
             }),
-            format!("{HEAD}{kind}Retry-After: 5\r\nConnection: close\r\n\r\n")
+            format!("{HEAD}{kind}Retry-After: 5\r\nX-Request-Id: x-1\r\nConnection: close\r\n\r\n")
         );
     }
 

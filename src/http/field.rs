@@ -21,7 +21,9 @@ pub enum Name {
     ProxyAuthenticate,
     ProxyAuthorization,
     ProxyConnection,
+    RequestId,
     Te,
+    Traceparent,
     TransferEncoding,
     Upgrade,
     /// Announces an upgrade to HTTP/2, which is never forwarded.
@@ -72,8 +74,10 @@ impl Name {
             9 if folds_to(name, b"x-real-ip") => Name::ProxyClaim,
             10 if folds_to(name, b"connection") => Name::Connection,
             10 if folds_to(name, b"keep-alive") => Name::KeepAlive,
+            11 if folds_to(name, b"traceparent") => Name::Traceparent,
             12 if folds_to(name, b"content-type") => Name::ContentType,
             12 if folds_to(name, b"max-forwards") => Name::MaxForwards,
+            12 if folds_to(name, b"x-request-id") => Name::RequestId,
             13 if folds_to(name, b"authorization") => Name::Authorization,
             14 if folds_to(name, b"content-length") => Name::ContentLength,
             14 if folds_to(name, b"http2-settings") => Name::Http2Settings,
@@ -110,7 +114,7 @@ impl Name {
     /// must not be able to remove what the framing, the routing or the backend's judgement of the
     /// user rests on.
     pub const fn may_be_removed(self) -> bool {
-        matches!(self, Name::Other | Name::Accept)
+        matches!(self, Name::Other | Name::Accept | Name::RequestId | Name::Traceparent)
     }
 }
 
@@ -218,6 +222,8 @@ mod tests {
             ("Www-Authenticate", Name::WwwAuthenticate),
             ("Proxy-Authenticate", Name::ProxyAuthenticate),
             ("proxy-authorization", Name::ProxyAuthorization),
+            ("X-Request-ID", Name::RequestId),
+            ("TraceParent", Name::Traceparent),
             ("Hosts", Name::Other),
             ("X-Forwarded", Name::Other),
             ("User-Agent", Name::Other),

@@ -10,6 +10,7 @@ pub mod date;
 pub mod field;
 pub mod head;
 pub mod login;
+pub mod trace;
 pub mod write;
 
 use std::fmt;

@@ -42,6 +42,11 @@ impl User {
         }
     }
 
+    /// Whether the peer is a proxy that we believe.
+    pub fn trusted(&self) -> bool {
+        self.trusted
+    }
+
     fn plain(&self) -> &[u8] {
         &self.text[usize::from(self.plain.0)..usize::from(self.plain.1)]
     }
@@ -60,6 +65,8 @@ pub struct Route<'a> {
     pub via: &'a str,
     /// `Host` for a request that came without one.
     pub host: &'a str,
+    /// Its `X-Request-Id`; `None` passes on what it came with.
+    pub id: Option<&'a [u8]>,
 }
 
 /// Writes the head of a request to a backend. `upgrade` offers its protocols to the backend (RFC 9110
@@ -86,10 +93,12 @@ pub fn request(
             | Name::Date
             | Name::ProxyAuthenticate
             | Name::ProxyAuthorization
+            | Name::Traceparent
             | Name::Via
             | Name::WwwAuthenticate => {
                 put_line(out, line);
             }
+            Name::RequestId if route.id.is_none() => put_line(out, line),
             Name::Expect if head.expects_continue => put_line(out, line),
             Name::MaxForwards => put_max_forwards(out, head.method, line),
             Name::ProxyClaim if route.user.trusted => put_line(out, line),
@@ -99,8 +108,16 @@ pub fn request(
     put_framing(out, framing);
     put_connection(out, head, upgrade);
     put(out, &[b"Via: 1.1 ", route.via.as_bytes(), b"\r\n"]);
+    put_id(out, route.id);
     put_forwarded(out, &head.fields, host, route.user);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the ID of a request, if it has one of ours.
+pub fn put_id(out: &mut Vec<u8>, id: Option<&[u8]>) {
+    if let Some(id) = id {
+        put(out, &[b"X-Request-Id: ", id, b"\r\n"]);
+    }
 }
 
 /// The path and query, in two pieces; a backend is always asked in origin form (RFC 9112 3.2.1).
@@ -211,6 +228,8 @@ pub struct ResponseForm<'a> {
     pub upgrade: bool,
     /// Added to a final response without one (RFC 9110 6.6.1).
     pub date: Option<&'a Date>,
+    /// The `X-Request-Id` of its request; `None` passes on what the backend sent.
+    pub id: Option<&'a [u8]>,
 }
 
 /// Writes the head of a response to a user.
@@ -218,12 +237,14 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, reply: &Response
     put_status(out, head.status, head.reason);
     for (name, line) in head.fields.iter() {
         let dropped = name.is_for_this_hop()
+            || name == Name::RequestId && reply.id.is_some()
             || name.may_be_removed() && is_named(head.connection, &head.fields, line);
         if !dropped {
             put_line(out, line);
         }
     }
     put_framing(out, reply.framing);
+    put_id(out, reply.id);
     put_persistence(out, &head.fields, reply, head.connection);
     if let Some(date) = reply.date
         && !head.fields.has(Name::Date)
@@ -322,7 +343,7 @@ mod tests {
         let head = head::request(text.as_bytes(), 0, &Limits::default(), &mut space);
         let head = head.unwrap().unwrap();
         let user = User::new(address.parse().unwrap(), trusted);
-        let route = Route { user: &user, via: "lb-1", host: "10.0.0.1:80" };
+        let route = Route { user: &user, via: "lb-1", host: "10.0.0.1:80", id: None };
         let upgrade = head.connection.upgrade && offers(&head).next().is_some();
         let mut out = Vec::new();
         request(&mut out, &head, body::of_request(&head).unwrap(), upgrade, &route);
@@ -503,8 +524,13 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    const PLAIN: ResponseForm<'_> =
-        ResponseForm { framing: Framing::Length(5), close: false, upgrade: false, date: None };
+    const PLAIN: ResponseForm<'_> = ResponseForm {
+        framing: Framing::Length(5),
+        close: false,
+        upgrade: false,
+        date: None,
+        id: None,
+    };
 
     #[test]
     fn a_response_is_written_again_with_our_framing() {

@@ -11,8 +11,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, DoorId, Protocol, ServiceId, Snapshot};
+use crate::http::trace::ID_BYTES_MAX;
 use crate::metrics::WorkerMetrics;
-use crate::proxy::http::Times;
+use crate::proxy::http::{HOST_KEPT_MAX, Times};
 use crate::session::shards::{Shard, ShardWriter};
 use crate::session::{EndReason, SessionId};
 
@@ -27,7 +28,7 @@ pub const REQUESTS_MAX: usize = 4096;
 /// The most changes of doors that may wait for a worker, which takes them every turn: more than there can be
 /// doors. Memory for them is taken from the system as they come.
 pub const DOOR_CHANGES_MAX: usize = 17 * 1024;
-/// The most bytes of method and target that such a line keeps.
+/// The most bytes of method and target that such a line keeps, beside the host.
 pub const LINE_BYTES_MAX: usize = 256;
 
 /// An order from the control core to one worker.
@@ -132,10 +133,17 @@ pub struct RequestLine {
     /// The request's number on its connection, from one.
     pub number: u32,
     pub client: SocketAddr,
+    /// Who was to serve it, or did.
+    pub service: Option<ServiceId>,
+    /// The service that left it to that one.
+    pub asked: Option<ServiceId>,
     pub backend: Option<BackendId>,
-    /// Method and target, in the first `kept` bytes; empty if they were never read.
-    pub text: [u8; LINE_BYTES_MAX],
-    pub kept: u16,
+    /// The host, then the request ID, then method and target; empty if they were never read.
+    pub text: [u8; HOST_KEPT_MAX + ID_BYTES_MAX + LINE_BYTES_MAX],
+    /// Where each of the three ends in `text`.
+    pub ends: [u16; 3],
+    /// The trace that the request says it belongs to; zero for none.
+    pub trace: u128,
     /// Zero if the user got no answer.
     pub status: u16,
     pub retries: u8,
@@ -146,12 +154,24 @@ pub struct RequestLine {
 }
 
 impl RequestLine {
+    pub fn host(&self) -> &str {
+        self.shown(0, self.ends[0])
+    }
+
+    /// Its `X-Request-Id`; empty if it has none of ours.
+    pub fn id(&self) -> &str {
+        self.shown(self.ends[0], self.ends[1])
+    }
+
     /// Method and target.
     pub fn request(&self) -> (&str, &str) {
-        let bytes = &self.text[..usize::from(self.kept)];
-        // Both are ASCII; text that was cut off inside any other character shows as empty.
-        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        let text = self.shown(self.ends[1], self.ends[2]);
         text.split_once(' ').unwrap_or((text, ""))
+    }
+
+    fn shown(&self, from: u16, to: u16) -> &str {
+        // All of it is ASCII; text that was cut off inside any other character shows as empty.
+        std::str::from_utf8(&self.text[usize::from(from)..usize::from(to)]).unwrap_or_default()
     }
 }
 

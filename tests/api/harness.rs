@@ -53,14 +53,21 @@ impl Balancer {
 
     /// The same for backends of several services.
     pub fn register_for(&mut self, backends: &[(ServiceId, SocketAddr)]) {
-        let backends = backends.iter().enumerate().map(|(place, (service, address))| Registered {
+        let serving = |(service, address): &(_, _)| (*service, *address, Standing::Serving);
+        self.register_as(&backends.iter().map(serving).collect::<Vec<_>>());
+    }
+
+    /// The same for backends with a standing each.
+    pub fn register_as(&mut self, backends: &[(ServiceId, SocketAddr, Standing)]) {
+        let backends = backends.iter().enumerate();
+        let backends = backends.map(|(place, (service, address, standing))| Registered {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: *service,
             address: *address,
             weight: 1,
             name: None,
-            standing: Standing::Serving,
+            standing: *standing,
         });
         let backends: Vec<_> = backends.collect();
         let snapshots = &self.plane.snapshots;

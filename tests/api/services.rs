@@ -1,8 +1,8 @@
 //! Several services behind one door: each request reaches a backend of the service that claims it.
 
 use lb::cluster::route::Host;
-use lb::cluster::{Protocol, ServiceId};
-use lb::config::services::ServiceConfig;
+use lb::cluster::{Protocol, ServiceId, Standing};
+use lb::config::services::{CheckKind, ServiceConfig};
 
 use crate::harness::{Backend, Balancer, Message, User};
 
@@ -11,6 +11,7 @@ const API: ServiceId = ServiceId::built_in(Protocol::Api);
 const SHOP: ServiceId = ServiceId(3);
 const CART: ServiceId = ServiceId(4);
 const BLOG: ServiceId = ServiceId(5);
+const CLOSED: ServiceId = ServiceId(6);
 
 fn service(name: &str, hosts: &[&str], paths: &[&str]) -> ServiceConfig {
     ServiceConfig {
@@ -73,11 +74,11 @@ fn what_nobody_serves_is_told_apart_and_logged() {
     let shop = Backend::named("shop");
     balancer.register_for(&[(SHOP, shop.address)]);
     let mut user = balancer.user();
-    for (host, path, status, why) in [
-        ("blog.example", "/", 404, "no service has this host and path"),
-        ("blog.example", "/posts", 503, "no backend is registered"),
-        ("closed.example", "/", 503, "the service is under maintenance"),
-        ("shop.example", "/../cart", 400, "the path can be read in more than one way"),
+    for (host, path, service, status, why) in [
+        ("blog.example", "/", None, 404, "no service has this host and path"),
+        ("blog.example", "/posts", Some(BLOG), 503, "no backend is registered"),
+        ("closed.example", "/", Some(CLOSED), 503, "the service is under maintenance"),
+        ("shop.example", "/../cart", None, 400, "the path can be read in more than one way"),
     ] {
         let answer = get(&mut user, host, path);
         assert_eq!(answer.status(), status, "{host} {path}");
@@ -87,6 +88,7 @@ fn what_nobody_serves_is_told_apart_and_logged() {
         let line = balancer.line();
         assert_eq!((line.request(), line.status), (("GET", path), status));
         assert_eq!(line.fault, Some(why));
+        assert_eq!((line.host(), line.service), (host, service));
     }
     user.ends();
     assert_eq!(balancer.count(|it| it.api_unclaimed.get()), 1);
@@ -113,5 +115,52 @@ fn a_service_with_a_door_of_its_own_is_reached_there_alone() {
     assert_eq!(get(&mut user, "other.example", "/").status(), 404);
     let mut user = balancer.user();
     assert_eq!(get(&mut user, "admin.example", "/").text(), "other", "it claims nothing here");
+    balancer.stop();
+}
+
+#[test]
+fn a_refusal_says_why_nobody_serves() {
+    use Standing::{Draining, Failing, Serving};
+    let mut balancer = Balancer::start(|config| {
+        let mut checked = service("checked", &["checked.example"], &[]);
+        checked.check.kind = CheckKind::Tcp;
+        config.services = vec![checked];
+    });
+    let backend = Backend::named("it");
+    let mut user = balancer.user();
+    for (standings, said) in [
+        (&[][..], "no backend is registered"),
+        (&[Failing, Failing], "every backend fails its check"),
+        (&[Draining], "every backend is draining"),
+        (&[Failing, Draining], "every backend fails its check or is draining"),
+        (&[Failing, Serving], "it"),
+    ] {
+        let backends: Vec<_> =
+            standings.iter().map(|standing| (SHOP, backend.address, *standing)).collect();
+        balancer.register_as(&backends);
+        let answer = get(&mut user, "checked.example", "/");
+        assert!(answer.text().contains(said), "{standings:?}: {}", answer.text());
+        let wanted = (answer.status() == 503).then_some("5");
+        assert_eq!(answer.one("retry-after"), wanted, "{standings:?}");
+        let line = balancer.line();
+        assert_eq!(line.service, Some(SHOP));
+        assert_eq!(line.fault, (answer.status() == 503).then_some(said));
+    }
+    balancer.stop();
+}
+
+#[test]
+fn a_host_is_kept_for_the_log_as_far_as_there_is_room() {
+    let mut balancer = balancer();
+    let long = format!("{}.example", "a".repeat(60));
+    let mut user = balancer.user();
+    assert_eq!(get(&mut user, &long, &format!("/{}", "b".repeat(2000))).status(), 503);
+    let line = balancer.line();
+    assert_eq!(line.host(), &long[..64]);
+    assert_eq!(line.request(), ("GET", &*format!("/{}", "b".repeat(251))));
+    user.send("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(user.answer().status(), 503);
+    let line = balancer.line();
+    assert_eq!((line.host(), line.request()), ("", ("GET", "/")));
     balancer.stop();
 }

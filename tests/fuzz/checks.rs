@@ -138,7 +138,7 @@ fn framed_request(plain: &Plain<'_>, framing: Framing) {
 /// Nothing that a backend could understand in another way than we did may be in what it gets.
 fn forwarded_request(head: &RequestHead<'_, '_>, framing: Framing) {
     let user = User::new([192, 0, 2, 1].into(), false);
-    let route = Route { user: &user, via: "lb-test", host: "fallback" };
+    let route = Route { user: &user, via: "lb-test", host: "fallback", id: None };
     let upgrade = head.connection.upgrade && write::offers(head).next().is_some();
     let mut out = Vec::new();
     write::request(&mut out, head, framing, upgrade, &route);
@@ -174,7 +174,7 @@ pub fn response_head(bytes: &[u8]) {
         Ok(Some(head)) => {
             assert!((100..=999).contains(&head.status));
             let Ok(framing) = body::of_response(&head, false) else { return };
-            let reply = ResponseForm { framing, close: true, upgrade: false, date: None };
+            let reply = ResponseForm { framing, close: true, upgrade: false, date: None, id: None };
             let mut out = Vec::new();
             write::response(&mut out, &head, &reply);
             let plain = plain_head(&out, false).expect("what is written is well-formed");

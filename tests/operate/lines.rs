@@ -61,6 +61,39 @@ fn the_line_about_a_refused_request_names_it() {
     }
 }
 
+#[test]
+fn the_line_about_a_request_names_its_service_its_host_and_its_ids() {
+    let balancer = Balancer::start_on_loopback(
+        "log.format = \"json\"\napi.request_id = true\napi.trusted = [\"127.0.0.0/8\"]\n\
+         [service.shop]\nprotocol = \"api\"\nhosts = [\"shop.example\"]\n\
+         [service.closed]\nprotocol = \"api\"\nhosts = [\"closed.example\"]\nmaintenance = true\n\
+         [service.old]\nprotocol = \"api\"\nhosts = [\"old.example\"]\nfallback = \"shop\"\n\
+         [service.deep]\nprotocol = \"api\"\nhosts = [\"deep.example\"]\npaths = [\"/deep\"]",
+        |_| {},
+    );
+    balancer.wait_until_told("READY=1");
+    let door = balancer.json_door("api");
+    for (id, host, status, service, asked_for) in [
+        ("at-shop", "shop.example", 503, Some("shop"), None),
+        ("at-closed", "closed.example", 503, Some("closed"), None),
+        ("at-old", "old.example:80", 503, Some("shop"), Some("old")),
+        ("at-deep", "deep.example", 404, None, None),
+    ] {
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: {host}\r\nX-Request-Id: {id}\r\nConnection: close\r\n\
+             Traceparent: 00-000000000000000000000000000000ab-00000000000000cd-00\r\n\r\n"
+        );
+        let answer = asked(door, request.as_bytes());
+        assert!(answer.contains(&format!("X-Request-Id: {id}\r\n")), "{answer}");
+        let line = balancer.wait_for_log(&format!(r#""request_id":"{id}""#));
+        let line: serde_json::Value = serde_json::from_str(&line).expect(&line);
+        assert_eq!((&line["host"], &line["status"]), (&host.into(), &status.into()));
+        assert_eq!(line["service"].as_str(), service, "{line}");
+        assert_eq!(line["asked"].as_str(), asked_for, "{line}");
+        assert_eq!(line["trace_id"], "000000000000000000000000000000ab");
+    }
+}
+
 impl Balancer {
     /// How many lines of the log contain these words; none may be longer than a kilobyte.
     fn lines(&self, words: &str) -> usize {

@@ -79,6 +79,39 @@ fn a_reload_ends_maintenance() {
 }
 
 #[test]
+fn a_reload_changes_fallbacks_and_the_limits_of_requests() {
+    let settings = |bytes: u32, fallback: &str| {
+        format!(
+            "[service.shop]\nprotocol = \"api\"\nhosts = [\"shop.example\"]\nbody_bytes = {bytes}\n\
+             fallback = \"{fallback}\""
+        )
+    };
+    let balancer = Balancer::start_on_loopback(&settings(3, ""), |_| {});
+    balancer.wait_until_told("READY=1");
+    let door = balancer.door("api");
+    let said = |host: &str| {
+        let request = format!(
+            "PUT / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
+        );
+        asked(door, request.as_bytes())
+    };
+    wait_for("the demo backend", || said("x").starts_with("HTTP/1.1 200 ").then_some(()));
+    assert!(said("shop.example").starts_with("HTTP/1.1 413 "));
+    assert!(balancer.change(&settings(4, "")).status.success());
+    wait_for("the higher limit", || {
+        said("shop.example").contains("no backend is registered").then_some(())
+    });
+    assert!(balancer.change(&settings(4, "api")).status.success());
+    wait_for("the fallback", || said("shop.example").starts_with("HTTP/1.1 200 ").then_some(()));
+    let refused = balancer.change(&settings(4, "gone"));
+    assert!(!refused.status.success());
+    let said_why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said_why.contains("service.shop.fallback is gone, which does not exist"), "{said_why}");
+    assert!(said("shop.example").starts_with("HTTP/1.1 200 "), "nothing has changed");
+    assert_eq!(balancer.status()["services"][3]["terms"][1], "fallback = \"api\"");
+}
+
+#[test]
 fn a_reload_reads_the_tokens_and_secrets_again() {
     let folder = std::env::temp_dir().join(format!("lb-tokens-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();

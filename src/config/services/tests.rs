@@ -16,8 +16,15 @@ const EVERY_KEY_CHANGED: &str = r#"
     tcp_idle_ms = 12
     half_close_ms = 13
     udp_idle_ms = 14
+    responses = 15
+    answer_ms = 16
+    body_ms = 17
+    body_bytes = 18
+    retries = 9
+    tunnel_idle_ms = 19
     register = false
     backends = ["10.0.0.11:80", { address = "[2001:db8::1]:80", weight = 3 }]
+    fallback = "page"
     maintenance = true
     [service.shop.check]
     kind = "http"
@@ -40,7 +47,8 @@ fn read(text: &str) -> Result<Config, String> {
 
 #[test]
 fn every_key_of_a_service_is_read_and_reads_back_as_it_is_shown() {
-    let config = read(EVERY_KEY_CHANGED).unwrap();
+    // Not the rules: no one service has a use for every key.
+    let config = file::read("f", EVERY_KEY_CHANGED).unwrap();
     let [service] = &config.services[..] else { panic!() };
     let default = ServiceConfig::new("shop", Protocol::Tcp);
     let mut text = "[service.shop]\n".to_owned();
@@ -48,7 +56,7 @@ fn every_key_of_a_service_is_read_and_reads_back_as_it_is_shown() {
         assert_ne!(key.show(service), key.show(&default), "{} was not set", key.path());
         text += &format!("{} = {}\n", key.path(), key.show(service));
     }
-    assert_eq!(read(&text), Ok(config.clone()), "{text}");
+    assert_eq!(file::read("f", &text), Ok(config.clone()), "{text}");
     let terms = config.terms_of(service);
     assert_eq!(terms.policy, Policy::LeastSessions);
     assert_eq!(terms.timeouts.half_close, Duration::from_millis(13));
@@ -66,6 +74,34 @@ fn a_service_takes_the_global_terms_where_it_has_none_of_its_own() {
     assert_eq!(terms.policy, Policy::RoundRobin);
     assert_eq!(terms.timeouts.connect, Duration::from_millis(7));
     assert_eq!(config.terms_by_name("tcp"), config.terms());
+}
+
+#[test]
+fn a_service_may_set_or_lift_the_limits_of_its_requests_and_sessions() {
+    let config = read(
+        "api.body_bytes = 10\napi.retries = 5\napi.answer_ms = 70\nudp.responses = 3\n\
+         [service.a]\nprotocol = \"api\"\nlisten = 1\nbody_bytes = 0\nretries = 0\nbody_ms = 60\n\
+         tunnel_idle_ms = 80\n[service.b]\nprotocol = \"api\"\nlisten = 2\nbody_bytes = \"global\"\n\
+         answer_ms = 90\n[service.c]\nprotocol = \"udp\"\nlisten = 3\nresponses = 0\n\
+         [service.d]\nprotocol = \"udp\"\nlisten = 4",
+    );
+    let config = config.unwrap();
+    let ms = Duration::from_millis;
+    let global = RequestLimits { body_bytes: 10, retries: 5, answer: ms(70), ..Default::default() };
+    assert_eq!(config.terms().requests, global);
+    assert_eq!(
+        config.terms_by_name("a").requests,
+        RequestLimits {
+            body_bytes: u64::MAX,
+            retries: 0,
+            body: ms(60),
+            tunnel_idle: ms(80),
+            ..global
+        }
+    );
+    assert_eq!(config.terms_by_name("b").requests, RequestLimits { answer: ms(90), ..global });
+    assert_eq!(config.terms_by_name("c").responses, None);
+    assert_eq!(config.terms_by_name("d").responses, NonZeroU32::new(3));
 }
 
 #[test]
@@ -179,10 +215,6 @@ fn what_does_not_fit_together_is_refused_with_the_cure() {
             "service.a.listen and service.b.listen both want port 1: give one of them another port",
         ),
         (
-            service("a", "protocol = \"tcp\"\nlisten = 1\nhosts = [\"x\"]"),
-            "service.a.hosts is for API services, and a is tcp: leave it out",
-        ),
-        (
             service("a", "protocol = \"udp\"\nlisten = 1\ncheck.kind = \"tcp\""),
             "service.a.check needs a `port`: a UDP backend is checked over TCP or HTTP on another port",
         ),
@@ -212,6 +244,72 @@ fn what_does_not_fit_together_is_refused_with_the_cure() {
     ] {
         assert_eq!(read(&text), Err(said.to_owned()), "{text}");
     }
+}
+
+#[test]
+fn a_key_of_another_protocol_is_refused() {
+    let asked = |protocol: &str, row: &str| {
+        read(&service("a", &format!("protocol = \"{protocol}\"\nlisten = 1\n{row}"))).map(drop)
+    };
+    for (rows, of) in [
+        (&["tcp_idle_ms = 10", "half_close_ms = 10"][..], "tcp"),
+        (&["udp_idle_ms = 10", "responses = 0"], "udp"),
+        (&["hosts = [\"x\"]", "paths = [\"/x\"]", "maintenance = true", "retries = 2"], "api"),
+        (&["fallback = \"api\""], "api"),
+        (&["answer_ms = 10", "body_ms = 10", "body_bytes = 0", "tunnel_idle_ms = 10"], "api"),
+    ] {
+        for row in rows {
+            let key = row.split(' ').next().unwrap();
+            for protocol in ["tcp", "udp", "api"] {
+                let named = of.to_uppercase();
+                let said = format!(
+                    "service.a.{key} is for {named} services, and a is {protocol}: leave it out"
+                );
+                let wanted = if protocol == of { Ok(()) } else { Err(said) };
+                assert_eq!(asked(protocol, row), wanted);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fallback_is_another_api_service_and_no_chain_of_them_is_endless() {
+    let api = |name: &str, fallback: &str| {
+        service(
+            name,
+            &format!("protocol = \"api\"\nhosts = [\"{name}\"]\nfallback = \"{fallback}\""),
+        )
+    };
+    let chain = |length: usize| -> String {
+        let link = |at| api(&format!("s{at}"), &format!("s{}", at + 1));
+        (0..length).map(link).collect::<String>() + &api(&format!("s{length}"), "")
+    };
+    for (text, said) in [
+        (api("a", "b") + &api("b", "api"), ""),
+        (chain(8), ""),
+        (
+            chain(9),
+            "service.s0.fallback begins a chain of more than 8 services, or a circle: shorten it",
+        ),
+        (api("a", "a"), "service.a.fallback leads back to a: let one of them have no fallback"),
+        (
+            api("a", "b") + &api("b", "a"),
+            "service.a.fallback leads back to a: let one of them have no fallback",
+        ),
+        (api("a", "b"), "service.a.fallback is b, which does not exist: name another API service"),
+        (
+            api("a", "b") + &tcp("b", "1"),
+            "service.a.fallback is b, which is not an API service: name another API service",
+        ),
+        (
+            api("a", "tcp"),
+            "service.a.fallback is tcp, which is not an API service: name another API service",
+        ),
+    ] {
+        let wanted = if said.is_empty() { Ok(()) } else { Err(said.to_owned()) };
+        assert_eq!(read(&text).map(drop), wanted, "{text}");
+    }
+    assert!(read(&api("a", "no name")).unwrap_err().contains("service.a.fallback takes the name"));
 }
 
 #[test]

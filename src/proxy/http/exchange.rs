@@ -7,17 +7,21 @@ use std::time::Duration;
 use super::stash::Stash;
 use super::{Record, Reuse, Times, Wish};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, ServiceId};
+use crate::cluster::{BackendId, RequestLimits, ServiceId};
 use crate::http::Version;
 use crate::http::answer::Taste;
 use crate::http::body::{Body, Framing};
+use crate::http::field::Name;
 use crate::http::head::RequestHead;
+use crate::http::trace::{self, Ids, MADE_BYTES};
 use crate::http::{field, login, write};
 use crate::ring::pool::Chain;
 use crate::session::SessionId;
 
 /// Limit on the bytes of method and target that are kept for the log.
 const LINE_KEPT_MAX: usize = 1024;
+/// Limit on the bytes of the host that are kept for the log.
+pub const HOST_KEPT_MAX: usize = 64;
 
 /// The request's body on its way to the backend.
 #[derive(Debug)]
@@ -64,8 +68,13 @@ pub enum Wrap {
 #[derive(Debug)]
 pub struct Exchange {
     pub number: u32,
-    /// Method and target, for the log.
-    pub line: Vec<u8>,
+    /// The host, and directly behind it the request ID and then method and target, for the log.
+    line: Vec<u8>,
+    /// Bytes of the host and of the ID in `line`.
+    host_kept: u8,
+    id_kept: u8,
+    /// The trace that the request says it belongs to; zero for none.
+    pub trace: u128,
     pub version: Version,
     pub to_head_request: bool,
     pub idempotent: bool,
@@ -91,6 +100,12 @@ pub struct Exchange {
 
     /// Whose request it is; `None` when nobody claims it.
     pub service: Option<ServiceId>,
+    /// The service that it was for, if that left it to another; and how many have.
+    pub asked: Option<ServiceId>,
+    pub fallbacks: u8,
+    /// What it may take; until its head has been read, as for the service that its user was admitted
+    /// for.
+    pub limits: RequestLimits,
     pub backend: Option<BackendId>,
     pub attempt: u8,
     pub reused: bool,
@@ -129,6 +144,9 @@ impl Exchange {
         Exchange {
             number: 0,
             line: Vec::new(),
+            host_kept: 0,
+            id_kept: 0,
+            trace: 0,
             version: Version::Http11,
             to_head_request: false,
             idempotent: false,
@@ -143,6 +161,9 @@ impl Exchange {
             close: false,
             cut: None,
             service: None,
+            asked: None,
+            fallbacks: 0,
+            limits: RequestLimits::DEFAULT,
             backend: None,
             attempt: 0,
             reused: false,
@@ -169,29 +190,73 @@ impl Exchange {
     }
 
     /// Prepares for the next request of the connection, keeping the memory of the last one.
-    pub fn begin(&mut self, began: Now) {
+    pub fn begin(&mut self, limits: RequestLimits, began: Now) {
         let (mut line, mut offers) =
             (std::mem::take(&mut self.line), std::mem::take(&mut self.offers));
         debug_assert!(self.kept.is_empty(), "the last request has let go of its blocks");
         line.clear();
         offers.clear();
         let number = self.number.wrapping_add(1);
-        *self = Exchange { number, line, offers, ..Exchange::new() };
+        *self = Exchange { number, line, offers, limits, ..Exchange::new() };
         self.times.began = began;
     }
 
     /// Takes over what a request head says about the request.
-    pub fn note(&mut self, head: &RequestHead<'_, '_>, target: &str) {
+    pub fn note(
+        &mut self,
+        head: &RequestHead<'_, '_>,
+        target: &str,
+        trusted: bool,
+        ids: Option<&mut Ids>,
+    ) {
         self.version = head.version;
         self.to_head_request = head.method == "HEAD";
         self.idempotent = matches!(head.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE");
         self.taste = Taste::of(&head.fields);
         self.login = login::in_request(&head.fields);
         self.close = head.version == Version::Http10 || head.connection.close;
+        let host = head.host.unwrap_or_default().as_bytes();
+        let host = &host[..host.len().min(HOST_KEPT_MAX)];
+        self.host_kept = host.len() as u8;
+        self.line.extend_from_slice(host);
+        if let Some(ids) = ids {
+            self.take_id(head, trusted, ids);
+        }
+        if head.fields.has(Name::Traceparent) {
+            self.trace = trace_of(head);
+        }
+        let before = self.line.len();
         for part in [head.method, " ", target] {
-            let room = LINE_KEPT_MAX - self.line.len();
+            let room = LINE_KEPT_MAX + before - self.line.len();
             self.line.extend_from_slice(&part.as_bytes()[..part.len().min(room)]);
         }
+    }
+
+    /// Takes over the ID that a trusted proxy gave the request, or gives it a new one.
+    fn take_id(&mut self, head: &RequestHead<'_, '_>, trusted: bool, ids: &mut Ids) {
+        let mut said = head.fields.values(Name::RequestId);
+        match (trusted, said.next(), said.next()) {
+            (true, Some(id), None) if trace::is_id(id) => {
+                self.line.extend_from_slice(id);
+                self.id_kept = id.len() as u8;
+            }
+            _ => self.make_id(ids),
+        }
+    }
+
+    /// Gives the request a new ID, unless it has one. Only the host may stand in `line` before it.
+    pub fn make_id(&mut self, ids: &mut Ids) {
+        if self.id_kept == 0 {
+            let at = usize::from(self.host_kept);
+            self.line.splice(at..at, ids.make());
+            self.id_kept = MADE_BYTES as u8;
+        }
+    }
+
+    /// The request's ID in `X-Request-Id`; `None`: it has none of ours.
+    pub fn id(&self) -> Option<&[u8]> {
+        let from = usize::from(self.host_kept);
+        (self.id_kept > 0).then(|| &self.line[from..from + usize::from(self.id_kept)])
     }
 
     /// Remembers the request line of a refused head for the log, unless it is not a request line at
@@ -206,6 +271,7 @@ impl Exchange {
             return;
         }
         self.line.clear();
+        (self.host_kept, self.id_kept) = (0, 0);
         self.line.extend_from_slice(method);
         self.line.push(b' ');
         let shown = |byte: &u8| if byte.is_ascii_graphic() { *byte } else { b'?' };
@@ -257,11 +323,18 @@ impl Exchange {
     }
 
     pub fn record(&self, session: SessionId, client: SocketAddr) -> Record<'_> {
+        let (host, rest) = self.line.split_at(usize::from(self.host_kept));
+        let (id, line) = rest.split_at(usize::from(self.id_kept));
         Record {
             session,
             client,
             number: self.number,
-            line: &self.line,
+            service: self.service,
+            asked: self.asked,
+            host,
+            id,
+            trace: self.trace,
+            line,
             status: self.status,
             own: self.own,
             reused: self.reused,
@@ -272,6 +345,15 @@ impl Exchange {
             times: self.times,
             fault: self.fault,
         }
+    }
+}
+
+/// The trace that a request says it belongs to, if it says so once and well-formed; else zero.
+fn trace_of(head: &RequestHead<'_, '_>) -> u128 {
+    let mut said = head.fields.values(Name::Traceparent);
+    match (said.next(), said.next()) {
+        (Some(value), None) => trace::trace_of(value).unwrap_or(0),
+        _ => 0,
     }
 }
 

@@ -19,9 +19,9 @@ use std::net::SocketAddr;
 
 use super::exchange::{Answer, Exchange, Upload};
 use super::stash::Stash;
-use super::{Assigned, Context, Ending, GatewayCmd, LINGER_MAX, Refused, Released};
+use super::{Context, Ending, GatewayCmd, LINGER_MAX, Released};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, ServiceId};
+use crate::cluster::{RequestLimits, ServiceId};
 use crate::http::Malformed;
 use crate::http::write::User;
 use crate::proxy::line::Line;
@@ -107,6 +107,7 @@ impl Gateway {
     }
 
     pub fn start(&mut self, cx: &mut Context<'_>) {
+        self.exchange.limits = cx.snapshot.request_limits(self.door);
         self.advance(cx);
     }
 
@@ -155,38 +156,9 @@ impl Gateway {
         self.advance(cx);
     }
 
-    /// Gives the request that asked for one a connection to a backend.
-    pub fn assigned(&mut self, backend: BackendId, what: Assigned, cx: &mut Context<'_>) {
-        debug_assert!(self.wants_backend(), "a backend is assigned to whoever asked");
-        (self.active, self.heard) = (cx.now, cx.now);
-        self.backend = Some(what.line);
-        let exchange = &mut self.exchange;
-        exchange.backend = Some(backend);
-        exchange.reused = what.reused;
-        exchange.private = what.private || exchange.login;
-        exchange.answer = Answer::Head;
-        exchange.times.connected = Some(cx.now);
-        self.advance(cx);
-    }
-
-    /// There is no connection for the request that asked. `backend` is the last one that was tried.
-    pub fn refused(&mut self, why: Refused, backend: Option<BackendId>, cx: &mut Context<'_>) {
-        debug_assert!(self.wants_backend(), "only who asked can be refused");
-        self.exchange.backend = backend.or(self.exchange.backend);
-        let (status, detail) = match why {
-            Refused::NoBackend => (503, "no backend is registered"),
-            Refused::Maintenance => (503, "the service is under maintenance"),
-            Refused::Unreachable => (502, "no backend could be reached"),
-            Refused::TimedOut => (504, "no backend could be reached in time"),
-            Refused::Exhausted => (503, "no further connection can be opened"),
-        };
-        self.answer_ourselves(status, detail, cx);
-        self.advance(cx);
-    }
-
-    /// Whether [`GatewayCmd::Obtain`] has not been answered yet.
-    pub fn wants_backend(&self) -> bool {
-        matches!(self.phase, Phase::Exchange) && matches!(self.exchange.answer, Answer::Obtaining)
+    /// What the request being served, or the last one, may take.
+    pub fn limits(&self) -> &RequestLimits {
+        &self.exchange.limits
     }
 
     /// Blocks have returned to the pool: whatever waited for one may try again.

@@ -1,16 +1,70 @@
-//! What a request goes through on its backend's connection: it is sent, or the connection closes
+//! What a request goes through on its backend's connection: it is given one or is refused, it is sent, or the connection closes
 //! under it, and it is offered to another backend. Owns the rule for repeating a request: only if
 //! none of it was sent, or if carrying it out twice changes nothing, all of it is here, and a
 //! connection that had been used before closed without a byte of an answer (RFC 9110 9.2.2, RFC
 //! 9112 9.3.1).
 
 use super::exchange::Answer;
-use super::gateway::Gateway;
-use super::{Context, GatewayCmd};
+use super::gateway::{Gateway, Phase};
+use super::{Assigned, Context, GatewayCmd, Refused};
+use crate::cluster::{BackendId, FALLBACKS_MAX, ServiceId};
 use crate::proxy::Side;
 use crate::proxy::line::Line;
 
 impl Gateway {
+    /// Gives the request that asked for one a connection to a backend.
+    pub fn assigned(&mut self, backend: BackendId, what: Assigned, cx: &mut Context<'_>) {
+        debug_assert!(self.wants_backend(), "a backend is assigned to whoever asked");
+        (self.active, self.heard) = (cx.now, cx.now);
+        self.backend = Some(what.line);
+        let exchange = &mut self.exchange;
+        exchange.backend = Some(backend);
+        exchange.reused = what.reused;
+        exchange.private = what.private || exchange.login;
+        exchange.answer = Answer::Head;
+        exchange.times.connected = Some(cx.now);
+        self.advance(cx);
+    }
+
+    /// There is no connection for the request that asked. `backend` is the last one that was tried.
+    pub fn refused(&mut self, why: Refused, backend: Option<BackendId>, cx: &mut Context<'_>) {
+        debug_assert!(self.wants_backend(), "only who asked can be refused");
+        self.exchange.backend = backend.or(self.exchange.backend);
+        let (status, detail) = match why {
+            Refused::NoBackend => (503, "no backend is registered"),
+            Refused::AllFail => (503, "every backend fails its check"),
+            Refused::AllDrain => (503, "every backend is draining"),
+            Refused::NoneServes => (503, "every backend fails its check or is draining"),
+            Refused::Maintenance => (503, "the service is under maintenance"),
+            Refused::Unreachable => (502, "no backend could be reached"),
+            Refused::TimedOut => (504, "no backend could be reached in time"),
+            Refused::Exhausted => (503, "no further connection can be opened"),
+        };
+        self.answer_ourselves(status, detail, cx);
+        self.advance(cx);
+    }
+
+    /// Whether the request may be left to one more service.
+    pub fn may_fall_back(&self) -> bool {
+        self.wants_backend() && self.exchange.fallbacks < FALLBACKS_MAX
+    }
+
+    /// Leaves the request that asked for a backend to another service, which answers for it from here on.
+    pub fn fall_back(&mut self, to: ServiceId, cx: &mut Context<'_>) {
+        debug_assert!(self.may_fall_back(), "the chain of fallbacks ends");
+        let exchange = &mut self.exchange;
+        exchange.asked = exchange.asked.or(exchange.service);
+        exchange.fallbacks += 1;
+        exchange.service = Some(to);
+        exchange.limits = cx.snapshot.request_limits(to);
+        cx.out.extend(exchange.wish().map(GatewayCmd::Obtain));
+    }
+
+    /// Whether [`GatewayCmd::Obtain`] has not been answered yet.
+    pub fn wants_backend(&self) -> bool {
+        matches!(self.phase, Phase::Exchange) && matches!(self.exchange.answer, Answer::Obtaining)
+    }
+
     pub(super) fn sent_to_backend(&mut self, bytes: usize, cx: &mut Context<'_>) {
         self.active = cx.now;
         self.moved[0] += bytes as u64;
@@ -86,7 +140,7 @@ impl Gateway {
 
     /// Offers the request to another backend, if that is allowed.
     pub(super) fn try_another(&mut self, cx: &mut Context<'_>) {
-        if self.exchange.attempt >= cx.settings.retries_max {
+        if self.exchange.attempt >= self.exchange.limits.retries {
             return self.answer_ourselves(502, "the backends closed the connection", cx);
         }
         self.release(cx);

@@ -29,7 +29,6 @@ mod stash;
 mod tunnel;
 
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -37,31 +36,25 @@ use ipnet::IpNet;
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Doors, ServiceId};
+use crate::cluster::{BackendId, ServiceId, Snapshot};
 use crate::config::Config;
 use crate::http::Limits;
 use crate::http::date::Date;
+use crate::http::trace::Ids;
 use crate::ring::pool::{Buf, Chain, Class, Pool, SMALL_BYTES};
 use crate::session::{EndReason, SessionId};
 
+pub use exchange::HOST_KEPT_MAX;
 pub use gateway::Gateway;
 
-/// Everything about the gateway that can be set.
+/// Everything about the gateway that can be set for all services alike.
 #[derive(Clone, PartialEq, Debug)]
 pub struct GatewaySettings {
     pub limits: Limits,
-    /// Limit on the content bytes of one request.
-    pub body_bytes_max: u64,
     /// For a whole request head, from its first byte (or the connection's beginning) to its last.
     pub head_timeout: Duration,
-    /// For a body, in either direction, while nothing of it moves.
-    pub body_timeout: Duration,
-    /// For the head of a response, once the request has been sent.
-    pub answer_timeout: Duration,
     /// For a user's connection between two requests.
     pub idle_timeout: Duration,
-    /// For a tunnel in which nothing moves.
-    pub tunnel_timeout: Duration,
     /// For a connection to a backend between two requests; shorter than what backends allow, so
     /// that we are the ones who end it.
     pub spare_timeout: Duration,
@@ -72,10 +65,10 @@ pub struct GatewaySettings {
     pub private_max: usize,
     /// Limit on the bytes that incomplete and not yet wanted requests may occupy on one worker.
     pub held_bytes_max: usize,
-    /// How many further backends a request may be offered to.
-    pub retries_max: u8,
     /// This balancer's name in `Via`; it must be unique, or a loop looks like a chain of proxies.
     pub via: String,
+    /// The seed of the request IDs, different on each worker; `None`: there are none.
+    pub ids_seed: Option<[u64; 2]>,
     /// Peers that we believe about who the user is.
     pub trusted: Vec<IpNet>,
 }
@@ -91,18 +84,14 @@ impl GatewaySettings {
                 head_bytes: api.head_bytes,
                 fields: api.fields,
             },
-            body_bytes_max: api.body_bytes.map_or(u64::MAX, NonZeroU64::get),
             head_timeout: api.head_timeout,
-            body_timeout: api.body_timeout,
-            answer_timeout: api.answer_timeout,
             idle_timeout: api.idle_timeout,
-            tunnel_timeout: api.tunnel_idle,
             spare_timeout: api.upstream_idle,
             spares_max: api.upstream_idle_max,
             private_max: api.upstream_private_max,
             held_bytes_max: config.limits.buffer_bytes / HELD_SHARE,
-            retries_max: api.retries,
             via: via.to_string(),
+            ids_seed: None,
             trusted: api.trusted.clone(),
         }
     }
@@ -188,7 +177,14 @@ pub struct Released {
 /// Why there is no connection to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
+    /// None is registered.
     NoBackend,
+    /// All of them fail their check.
+    AllFail,
+    /// All of them are draining.
+    AllDrain,
+    /// Some fail their check, and the others are draining.
+    NoneServes,
     /// The operator has taken the service out of use for a while.
     Maintenance,
     /// Every backend that was tried refused.
@@ -214,6 +210,16 @@ pub struct Record<'a> {
     pub client: SocketAddr,
     /// The request's number on its connection, from one.
     pub number: u32,
+    /// Who was to serve it, or did; `None` if nobody claims it or its head was never read.
+    pub service: Option<ServiceId>,
+    /// The service that left it to that one.
+    pub asked: Option<ServiceId>,
+    /// As it came, truncated if it is long; empty if it was never read or there was none.
+    pub host: &'a [u8],
+    /// Its `X-Request-Id`; empty if it has none of ours.
+    pub id: &'a [u8],
+    /// The trace that it says it belongs to; zero for none.
+    pub trace: u128,
     /// Method and target as they came, truncated if they are long; empty if they were never read.
     pub line: &'a [u8],
     /// Zero if the user was not answered.
@@ -258,6 +264,8 @@ pub struct Kit {
     /// Where heads are written before they go into blocks.
     scratch: Vec<u8>,
     name: String,
+    /// The IDs of requests; `None`: they have none.
+    ids: Option<Ids>,
     /// Blocks kept back, so that a head can be written even when the pool is empty.
     stock: Vec<Buf>,
     /// How many there should be.
@@ -278,11 +286,12 @@ const STOCK_SHARE: usize = 8;
 const ARMED_SHARE: usize = 4;
 
 impl Kit {
-    #[expect(clippy::new_without_default, reason = "there is one for each worker, made on purpose")]
-    pub fn new() -> Kit {
+    /// `ids` as in [`GatewaySettings::ids_seed`].
+    pub fn new(ids: Option<[u64; 2]>) -> Kit {
         Kit {
             scratch: Vec::with_capacity(64 << 10),
             name: String::with_capacity(64),
+            ids: ids.map(Ids::new),
             stock: Vec::with_capacity(STOCK_MIN),
             stock_wanted: 0,
             share: MANY_BYTES_MAX,
@@ -347,7 +356,8 @@ pub struct Context<'a> {
     pub pool: &'a mut Pool,
     pub kit: &'a mut Kit,
     pub settings: &'a GatewaySettings,
-    pub doors: &'a Doors,
+    /// The services as they are now.
+    pub snapshot: &'a Snapshot,
     pub features: Features,
     pub date: &'a Date,
     pub out: &'a mut Vec<GatewayCmd>,
@@ -361,7 +371,7 @@ mod tests {
     #[test]
     fn every_connection_can_write_a_head_when_the_pool_is_used_up() {
         let mut pool = Pool::new(800, 0);
-        let mut kit = Kit::new();
+        let mut kit = Kit::new(None);
         kit.refill(90, &mut pool);
         let used: Vec<Buf> = std::iter::from_fn(|| pool.take(Class::Small)).collect();
         let mut heads = Chain::EMPTY;
@@ -381,7 +391,7 @@ mod tests {
     #[test]
     fn the_more_connections_the_less_one_receive_brings_in() {
         let mut pool = Pool::new(6_144, 0);
-        let mut kit = Kit::new();
+        let mut kit = Kit::new(None);
         for (connections, blocks) in [(0, 16), (96, 16), (97, 15), (512, 3), (10_000, 1)] {
             kit.refill(connections, &mut pool);
             assert_eq!(kit.share() as usize, blocks * SMALL_BYTES, "{connections} connections");

@@ -39,6 +39,7 @@ impl Gateway {
 
     /// When the present phase will have taken too long.
     fn ends_at(&self, settings: &GatewaySettings) -> Option<Now> {
+        let limits = &self.exchange.limits;
         let patience = match &self.phase {
             Phase::Head if self.refuses.is_some() => settings.head_timeout.min(REFUSED_PATIENCE),
             Phase::Head if self.exchange.number == 0 || !self.stash.is_empty() => {
@@ -49,17 +50,17 @@ impl Gateway {
                 // The worker ends connection attempts in time.
                 Answer::Obtaining => return None,
                 Answer::Head if self.exchange.expects_continue => CONTINUE_PATIENCE,
-                Answer::Head if self.request_is_out() => settings.answer_timeout,
+                Answer::Head if self.request_is_out() => limits.answer,
                 // A send completes only when all of it has gone out, so each large block has this
                 // much time.
                 _ => {
                     let blocks = self.client.sending().bytes().div_ceil(LARGE_BYTES).max(1);
-                    settings.body_timeout * blocks as u32
+                    limits.body * blocks as u32
                 }
             },
-            Phase::Tunnel(_) => settings.tunnel_timeout,
+            Phase::Tunnel(_) => limits.tunnel_idle,
             Phase::Lingering { rest, until } => {
-                let silence = if *rest { settings.body_timeout } else { LINGER };
+                let silence = if *rest { limits.body } else { LINGER };
                 return Some(self.active.plus(silence).min(*until));
             }
             Phase::Over(_) => return None,

@@ -5,7 +5,7 @@ use super::exchange::{Answer, Exchange, Upload};
 use super::gateway::Gateway;
 use super::routing::Entrance;
 use super::stash::Stash;
-use super::{Context, GatewayCmd, GatewaySettings};
+use super::{Context, GatewayCmd, GatewaySettings, Kit};
 use crate::http::body::{self, Body, Framing};
 use crate::http::chunked::Passed;
 use crate::http::head::{self, RequestHead, Space, Target};
@@ -39,15 +39,14 @@ impl Gateway {
     pub(super) fn read_block(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
         let before = self.stash.len();
         if before == 0 {
-            self.exchange.begin(cx.now);
+            self.exchange.begin(cx.snapshot.request_limits(self.door), cx.now);
         } else {
             self.stash.push(cx.pool.bytes(&buf));
         }
         let bytes = if before == 0 { cx.pool.bytes(&buf) } else { self.stash.bytes() };
-        let scratch = &mut cx.kit.scratch;
-        let entrance = Entrance { door: self.door, doors: cx.doors };
+        let entrance = Entrance { door: self.door, snapshot: cx.snapshot };
         let about = About { user: &self.user, entrance, settings: cx.settings };
-        match read(&mut self.exchange, bytes, before, &about, scratch) {
+        match read(&mut self.exchange, bytes, before, &about, cx.kit) {
             Read::More => {
                 if before == 0 {
                     self.stash.push(cx.pool.bytes(&buf));
@@ -91,13 +90,12 @@ impl Gateway {
     /// Reads the next request from bytes that arrived before it was wanted.
     pub(super) fn read_stash(&mut self, cx: &mut Context<'_>) {
         if self.stash_seen == 0 {
-            self.exchange.begin(cx.now);
+            self.exchange.begin(cx.snapshot.request_limits(self.door), cx.now);
         }
         let (bytes, seen) = (self.stash.bytes(), self.stash_seen);
-        let scratch = &mut cx.kit.scratch;
-        let entrance = Entrance { door: self.door, doors: cx.doors };
+        let entrance = Entrance { door: self.door, snapshot: cx.snapshot };
         let about = About { user: &self.user, entrance, settings: cx.settings };
-        match read(&mut self.exchange, bytes, seen, &about, scratch) {
+        match read(&mut self.exchange, bytes, seen, &about, cx.kit) {
             Read::More => self.stash_seen = self.stash.len(),
             Read::Refused(fault) => self.malformed(fault, cx),
             Read::ForUs(length) => {
@@ -217,7 +215,7 @@ fn read(
     bytes: &[u8],
     seen: usize,
     about: &About<'_>,
-    scratch: &mut Vec<u8>,
+    kit: &mut Kit,
 ) -> Read {
     let settings = about.settings;
     let mut space = Space::new();
@@ -233,7 +231,7 @@ fn read(
         Target::Origin(path) | Target::Absolute { path, .. } => path,
         Target::Asterisk => "*",
     };
-    exchange.note(&head, target);
+    exchange.note(&head, target, about.user.trusted(), kit.ids.as_mut());
     let framing = match decide(exchange, &head, about) {
         Ok(framing) => framing,
         Err(fault) => return Read::Refused(fault),
@@ -241,9 +239,9 @@ fn read(
     if write::ends_here(&head) && exchange.upload_is_done() {
         return Read::ForUs(head.length);
     }
-    let route = Route { user: about.user, via: &settings.via, host: NO_HOST };
-    scratch.clear();
-    write::request(scratch, &head, framing, !exchange.offers.is_empty(), &route);
+    let route = Route { user: about.user, via: &settings.via, host: NO_HOST, id: exchange.id() };
+    kit.scratch.clear();
+    write::request(&mut kit.scratch, &head, framing, !exchange.offers.is_empty(), &route);
     Read::Whole(head.length)
 }
 
@@ -258,16 +256,20 @@ fn decide(
         return Err(Malformed::new(508, "the request has been here before"));
     }
     exchange.service = about.entrance.service_for(head)?;
+    if let Some(service) = exchange.service.filter(|it| *it != about.entrance.door) {
+        exchange.limits = about.entrance.snapshot.request_limits(service);
+    }
+    let body_bytes = exchange.limits.body_bytes;
     let framing = body::of_request(head)?;
     let has_body = match framing {
         Framing::None | Framing::Length(0) => false,
-        Framing::Length(length) if length > settings.body_bytes_max => {
+        Framing::Length(length) if length > body_bytes => {
             return Err(Malformed::new(413, "body too large"));
         }
         _ => true,
     };
     if has_body {
-        let body = Body::new(framing, true, settings.body_bytes_max);
+        let body = Body::new(framing, true, body_bytes);
         exchange.upload = Upload::Flowing(body);
         exchange.expects_continue = head.expects_continue;
     }

@@ -272,6 +272,9 @@ impl Gateway {
         exchange.answer = Answer::Done;
         exchange.keep = None;
         exchange.times.answered = Some(cx.now);
+        if let Some(ids) = &mut cx.kit.ids {
+            exchange.make_id(ids);
+        }
         let name = &mut cx.kit.name;
         name.clear();
         let named = write!(name, "{}-{}", self.session, exchange.number);
@@ -286,6 +289,7 @@ impl Gateway {
                 taste: exchange.taste,
                 close,
                 to_head_request: exchange.to_head_request,
+                request_id: exchange.id(),
                 retry_after: (status == 503).then_some(RETRY_AFTER),
                 date: cx.date,
             },
@@ -329,7 +333,8 @@ fn read(
     };
     exchange.private |= login::in_response(&head.fields);
     let length = head.length;
-    let plain = ResponseForm { framing: Framing::None, close: false, upgrade: false, date: None };
+    let plain =
+        ResponseForm { framing: Framing::None, close: false, upgrade: false, date: None, id: None };
     match head.status {
         101 if !exchange.was_offered(head.fields.values(Name::Upgrade).flat_map(field::list)) => {
             Read::Bad(Malformed::new(502, "the backend changed the protocol unasked"))
@@ -340,7 +345,11 @@ fn read(
             Read::Bad(Malformed::new(502, "the backend changed the protocol within the request"))
         }
         101 => {
-            write::response(scratch, &head, &ResponseForm { upgrade: true, ..plain });
+            write::response(
+                scratch,
+                &head,
+                &ResponseForm { upgrade: true, id: exchange.id(), ..plain },
+            );
             Read::Switch { length }
         }
         100..=199 => {
@@ -402,6 +411,7 @@ fn finally(
         close: exchange.close,
         upgrade: head.status == 426,
         date: Some(about.date),
+        id: exchange.id(),
     };
     write::response(scratch, head, &reply);
     if empty {
@@ -447,6 +457,7 @@ fn size_line(line: &mut [u8; 20], wrap: Wrap, size: usize) -> usize {
 mod tests {
     use super::*;
     use crate::base::time::Now;
+    use crate::cluster::RequestLimits;
     use crate::http::date::Date;
 
     /// Reads a whole response to a request; returns how long its connection may be kept.
@@ -454,7 +465,7 @@ mod tests {
         let (settings, date) = (GatewaySettings::default(), Date::at(0));
         let about = Circumstances { settings: &settings, date: &date, close: false };
         let mut exchange = Exchange::new();
-        exchange.begin(Now::from_nanos(0));
+        exchange.begin(RequestLimits::DEFAULT, Now::from_nanos(0));
         exchange.sent = sent;
         let read = read(&mut exchange, text.as_bytes(), 0, &about, &mut Vec::new());
         assert!(matches!(read, Read::Final { .. }), "{text}");

@@ -2,7 +2,7 @@
 //! request is the worker's choice.
 
 use crate::cluster::route::is_ambiguous;
-use crate::cluster::{Doors, ServiceId};
+use crate::cluster::{ServiceId, Snapshot};
 use crate::http::Malformed;
 use crate::http::head::{RequestHead, Target};
 
@@ -11,13 +11,15 @@ use crate::http::head::{RequestHead, Target};
 pub struct Entrance<'a> {
     /// The service that the user was admitted for.
     pub door: ServiceId,
-    pub doors: &'a Doors,
+    pub snapshot: &'a Snapshot,
 }
 
 impl Entrance<'_> {
     /// The service for a request. `None`: nobody claims its host and path.
     pub fn service_for(&self, head: &RequestHead<'_, '_>) -> Result<Option<ServiceId>, Malformed> {
-        let Some(routes) = self.doors.routes(self.door) else { return Ok(Some(self.door)) };
+        let Some(routes) = self.snapshot.doors.routes(self.door) else {
+            return Ok(Some(self.door));
+        };
         let path = path(head.target);
         if routes.by_path() && is_ambiguous(path) {
             return Err(Malformed::new(400, "the path can be read in more than one way"));
@@ -38,7 +40,10 @@ fn path(target: Target<'_>) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::cluster::Doors;
     use crate::cluster::doors::Claimant;
     use crate::cluster::route::{Claim, Host};
     use crate::http::Limits;
@@ -48,7 +53,7 @@ mod tests {
     const SHOP: ServiceId = ServiceId(3);
     const CART: ServiceId = ServiceId(4);
 
-    fn doors(services: &[(ServiceId, &str, &str)]) -> Doors {
+    fn doors(services: &[(ServiceId, &str, &str)]) -> Snapshot {
         let claimant = |(service, host, path): &(ServiceId, &str, &str)| Claimant {
             service: *service,
             listen: vec![([192, 0, 2, 1], 80).into()],
@@ -58,15 +63,16 @@ mod tests {
                 service: *service,
             }],
         };
-        Doors::new(None, &services.iter().map(claimant).collect::<Vec<_>>()).unwrap()
+        let doors = Doors::new(None, &services.iter().map(claimant).collect::<Vec<_>>());
+        Snapshot { doors: Arc::new(doors.unwrap()), ..Snapshot::default() }
     }
 
     /// At the door of this service.
-    fn asked(doors: &Doors, door: ServiceId, request: &str) -> Result<Option<u16>, u16> {
+    fn asked(snapshot: &Snapshot, door: ServiceId, request: &str) -> Result<Option<u16>, u16> {
         let head = format!("{request}\r\n\r\n");
         let mut space = Space::new();
         let head = head::request(head.as_bytes(), 0, &Limits::default(), &mut space);
-        let found = Entrance { door, doors }.service_for(&head.unwrap().unwrap());
+        let found = Entrance { door, snapshot }.service_for(&head.unwrap().unwrap());
         found.map(|service| service.map(|id| id.0)).map_err(|fault| fault.status)
     }
 

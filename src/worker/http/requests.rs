@@ -6,8 +6,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::base::quota::{Quota, Rate};
+use crate::http::trace::ID_BYTES_MAX;
 use crate::metrics::WorkerMetrics;
-use crate::proxy::http::{Journal, Record};
+use crate::proxy::http::{HOST_KEPT_MAX, Journal, Record};
 use crate::worker::link::{LINE_BYTES_MAX, RequestLine};
 
 /// Each user is sure of this part of the lines; the rest goes first to users who have had none.
@@ -80,16 +81,26 @@ impl Journal for Requests {
 }
 
 fn line(record: &Record<'_>) -> RequestLine {
-    let mut text = [0; LINE_BYTES_MAX];
-    let kept = record.line.len().min(LINE_BYTES_MAX);
-    text[..kept].copy_from_slice(&record.line[..kept]);
+    let mut text = [0; HOST_KEPT_MAX + ID_BYTES_MAX + LINE_BYTES_MAX];
+    let mut end = 0;
+    let parts =
+        [(record.host, HOST_KEPT_MAX), (record.id, ID_BYTES_MAX), (record.line, LINE_BYTES_MAX)];
+    let ends = parts.map(|(part, most)| {
+        let part = &part[..part.len().min(most)];
+        text[end..end + part.len()].copy_from_slice(part);
+        end += part.len();
+        end as u16
+    });
     RequestLine {
         session: record.session,
         number: record.number,
         client: record.client,
+        service: record.service,
+        asked: record.asked,
         backend: record.backend,
         text,
-        kept: kept as u16,
+        ends,
+        trace: record.trace,
         status: record.status,
         retries: record.retries,
         bytes_up: record.bytes_up,
@@ -111,6 +122,11 @@ mod tests {
             session: SessionId { worker: 0, place: 0, generation: 0 },
             client: "192.0.2.1:5".parse().unwrap(),
             number: 1,
+            service: None,
+            asked: None,
+            host: b"shop.example",
+            id: b"x-1",
+            trace: 7,
             line: b"GET /a",
             status,
             own,
@@ -144,6 +160,7 @@ mod tests {
         assert_eq!(counters.api_requests_unlogged.get(), 2);
         let first = heard.pop().unwrap();
         assert_eq!((first.request(), first.status), (("GET", "/a"), 200));
+        assert_eq!((first.host(), first.id(), first.trace), ("shop.example", "x-1", 7));
     }
 
     #[test]

@@ -210,11 +210,11 @@ impl Sessions {
             private: Spares::new(settings.private_max),
             turned_away: VecDeque::new(),
             held: 0,
+            kit: Kit::new(settings.ids_seed),
             settings,
             // A pipe joins two connections for good; these change partners.
             features: Features { splice: false, ..features },
             journal,
-            kit: Kit::new(),
             date: Date::at(now.unix_ms()),
             users: Slots::default(),
             links: Slots::default(),
@@ -442,7 +442,7 @@ impl Sessions {
             pool: cx.pool,
             kit: &mut self.kit,
             settings: &self.settings,
-            doors: &cx.books.snapshot().doors,
+            snapshot: cx.books.snapshot(),
             features: self.features,
             date: &self.date,
             out: &mut self.wanted,
@@ -513,7 +513,7 @@ impl Sessions {
         // A user who was idle too long has had its time; only the last words get a moment.
         let still = match ending.reason {
             EndReason::Idle => grace::ORDERED,
-            _ => self.settings.body_timeout,
+            _ => user.gateway.limits().body,
         };
         user.leaving = Some(Leaving::new(cx.now, ending.reset, still));
         self.deadlines.cancel(key.place);

@@ -88,6 +88,8 @@ struct Session {
     peer: PeerId,
     socket: SocketId,
     source: SourceId,
+    /// The session ends once each datagram has been answered this many times.
+    responses: Option<NonZeroU32>,
     /// Outstanding replies: `responses` for each datagram, or one.
     owed: u32,
     /// The last datagram sent has no answer yet, neither from the backend nor from ICMP.
@@ -259,6 +261,7 @@ impl Sessions {
         let down = Down::Send { door: session.door, from, to };
         (session.unanswered, session.refused) = (false, false);
         let (peer, service) = (session.peer, session.entry.service);
+        let responses = session.responses;
         books.carried(&mut session.entry, 0, segments.bytes as u64, now);
         books.metrics().counters.udp_datagrams_down.add(segments.datagrams());
         session.owed = session.owed.saturating_sub(segments.datagrams() as u32);
@@ -267,7 +270,7 @@ impl Sessions {
         if is_answered {
             self.flows.answered(place);
         }
-        if is_answered && self.settings.udp.responses.is_some() {
+        if is_answered && responses.is_some() {
             self.end(now, place, EndReason::Finished, books);
         }
         down
@@ -358,12 +361,11 @@ impl Sessions {
         if segments.longest() > payload_max(flow.state.socket.family) {
             return Err(Up::Drop(DropReason::TooBig));
         }
-        let more = owed(self.settings.udp.responses, segments);
         let flow = self.touch(now, place).expect("the session was found");
         flow.awaiting = true;
         let session = &mut flow.state;
         session.unanswered = true;
-        session.owed = session.owed.saturating_add(more);
+        session.owed = session.owed.saturating_add(owed(session.responses, segments));
         books.carried(&mut session.entry, segments.bytes as u64, 0, now);
         books.metrics().counters.udp_datagrams_up.add(segments.datagrams());
         let (from, peer) = (session.socket, session.peer);

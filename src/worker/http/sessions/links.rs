@@ -53,6 +53,9 @@ impl Sessions {
         let service = wish.service;
         user.service = service;
         if is_under_maintenance(cx.books, service) {
+            if self.fall_back(key, cx) {
+                return;
+            }
             cx.books.metrics().counters.api_maintenance.one();
             return self.refuse(key, Refused::Maintenance, cx);
         }
@@ -72,7 +75,10 @@ impl Sessions {
             books.metrics().counters.retries.one();
         }
         let Some(choice) = choice else {
-            return self.refuse(key, Refused::NoBackend, cx);
+            if self.fall_back(key, cx) {
+                return;
+            }
+            return self.refuse(key, nobody_serves(cx.books, service), cx);
         };
         user.tried.push(choice.backend);
         let since = match wish.reuse {
@@ -178,6 +184,7 @@ impl Sessions {
             return self.follow(key, cx);
         }
         let errno = if timed_out { Errno::ETIMEDOUT } else { errno };
+        let (service, client) = (user.service, entry.client);
         let books = &mut *cx.books;
         match lack {
             Lack::None => books.backend_failed(entry, errno),
@@ -192,20 +199,35 @@ impl Sessions {
         // A backend without a free port towards it was never asked, and has not failed the request.
         let failed = user.tried.len() - user.portless;
         let more =
-            user.portless <= PORTLESS_MAX && failed <= usize::from(self.settings.retries_max);
-        let next = more.then(|| books.assign_from(user.service, entry, &user.tried)).flatten();
+            user.portless <= PORTLESS_MAX && failed <= usize::from(user.gateway.limits().retries);
+        let next = more.then(|| books.assign_from(service, entry, &user.tried)).flatten();
         match next {
             Some(choice) => {
                 books.metrics().counters.retries.one();
                 user.tried.push(choice.backend);
                 self.connect(key, choice, cx);
             }
+            None if self.fall_back(key, cx) => self.follow(key, cx),
             None => {
-                books.refused(user.service, entry.client, refusal);
+                cx.books.refused(service, client, refusal);
                 self.refuse(key, why, cx);
                 self.follow(key, cx);
             }
         }
+    }
+
+    /// Leaves a request to the fallback of its service, if there is one: the gateway then asks anew.
+    fn fall_back(&mut self, key: Key, cx: &mut Cx<'_>) -> bool {
+        let Some(user) = self.users.get(key) else { return false };
+        let snapshot = cx.books.snapshot();
+        let fallback = snapshot.service(user.service).and_then(|it| it.terms.fallback);
+        let there = fallback.filter(|id| snapshot.service(*id).is_some());
+        let Some(to) = there.filter(|_| user.gateway.may_fall_back()) else { return false };
+        user.tried.clear();
+        user.portless = 0;
+        user.entry.iter_mut().for_each(|entry| cx.books.unassign(entry));
+        cx.books.metrics().counters.api_fallbacks.one();
+        self.lend(key, cx, |gateway, context| gateway.fall_back(to, context))
     }
 
     /// Tells a gateway that there is no backend for its request; the caller then calls `follow`.
@@ -215,7 +237,10 @@ impl Sessions {
         let Some(entry) = &mut user.entry else { return };
         let books = &mut *cx.books;
         books.unassign(entry);
-        if why == Refused::NoBackend {
+        if matches!(
+            why,
+            Refused::NoBackend | Refused::AllFail | Refused::AllDrain | Refused::NoneServes
+        ) {
             books.refused(user.service, entry.client, Refusal::NoBackend);
         }
         self.lend(key, cx, |gateway, context| gateway.refused(why, last, context));
@@ -343,12 +368,13 @@ impl Sessions {
     }
 
     pub(super) fn close_link_if_settled(&mut self, link: Key, cx: &mut Cx<'_>) {
-        let Some(Link { state, .. }) = self.links.get(link) else { return };
+        let Some(Link { to, state }) = self.links.get(link) else { return };
         if let State::Closing { line, connect: false, reset } = state
             && !line.in_flight()
         {
             if *reset {
-                let mut leaving = Leaving::new(cx.now, true, self.settings.body_timeout);
+                let patience = cx.books.snapshot().request_limits(to.service).body;
+                let mut leaving = Leaving::new(cx.now, true, patience);
                 if self.stopping {
                     leaving.hurry(cx.now, grace::STOP);
                 }
@@ -414,6 +440,18 @@ fn may_go_on(books: &Books, to: Member) -> bool {
 
 fn standing(books: &Books, to: Member) -> Option<Standing> {
     books.snapshot().get(to.service, to.backend).map(|one| one.standing)
+}
+
+/// Why a service has nobody to send a request to.
+fn nobody_serves(books: &Books, service: ServiceId) -> Refused {
+    let backends = books.snapshot().pool(service).map_or(&[][..], |pool| &pool.backends);
+    let are = |standing| backends.iter().filter(|it| it.standing == standing).count();
+    match (are(Standing::Failing), are(Standing::Draining)) {
+        _ if backends.is_empty() => Refused::NoBackend,
+        (0, _) => Refused::AllDrain,
+        (_, 0) => Refused::AllFail,
+        _ => Refused::NoneServes,
+    }
 }
 
 fn is_under_maintenance(books: &Books, service: ServiceId) -> bool {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Cmd, Conn, Cx, Sessions, State};
 use crate::base::time::Now;
+use crate::cluster::RequestLimits;
 use crate::proxy::Side;
 use crate::proxy::outlook::{LOOK_EVERY, Outlook, Standing, Watch};
 use crate::session::EndReason;
@@ -85,18 +86,12 @@ impl Sessions {
 
     /// Plans a look at a connection that is being sent to or just was, unless one is planned.
     pub(super) fn plan_look(&mut self, now: Now, key: Key, sent: bool) {
-        let every = self.look_every();
         if let Some(user) = self.users.get(key)
             && user.looks.at == Now::NEVER
             && (user.gateway.is_sending() || sent && user.gateway.is_tunnel())
         {
-            user.looks.at = now.plus(every);
+            user.looks.at = now.plus(look_every(user.gateway.limits()));
         }
-    }
-
-    fn look_every(&self) -> Duration {
-        let settings = &self.settings;
-        LOOK_EVERY.min(settings.body_timeout / 4).min(settings.tunnel_timeout / 4)
     }
 
     /// The user's deadline, or the time of a look, has come: finds out first what the peers have taken.
@@ -113,8 +108,8 @@ impl Sessions {
     }
 
     fn seen(&mut self, key: Key, side: Side, outlook: &Outlook, cx: &mut Cx<'_>) {
-        let every = self.look_every();
         let Some(user) = self.users.get(key) else { return };
+        let every = look_every(user.gateway.limits());
         let watch = &mut user.looks.watches[side as usize];
         let standing = watch.look(cx.now, user.gateway.active_at(), outlook);
         if outlook.queued > 0 || user.gateway.is_sending() {
@@ -205,6 +200,11 @@ impl Sessions {
         self.deadlines.schedule(key.place, leaving.until);
         true
     }
+}
+
+/// How often a connection that is being sent to is looked at.
+fn look_every(limits: &RequestLimits) -> Duration {
+    LOOK_EVERY.min(limits.body / 4).min(limits.tunnel_idle / 4)
 }
 
 #[cfg(test)]

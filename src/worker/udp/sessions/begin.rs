@@ -53,8 +53,17 @@ impl Sessions {
         books.started(&entry);
         let source = self.sources.charge(client.ip(), now);
         let source = source.expect("there is room for a source for every session");
-        let (owed, unanswered, refused) = (0, false, false);
-        let session = Session { entry, door, peer, socket, source, owed, unanswered, refused };
+        let session = Session {
+            entry,
+            door,
+            peer,
+            socket,
+            source,
+            responses: books.snapshot().service(service).and_then(|it| it.terms.responses),
+            owed: 0,
+            unanswered: false,
+            refused: false,
+        };
         let opened = self.flows.open(hash, key, service, session, now);
         assert!(opened.is_ok_and(|at| at == place), "the place was vacant");
         self.note(hash, choice.backend);

@@ -70,7 +70,8 @@ fn world(change: impl FnOnce(&mut UdpSettings)) -> World {
         urgent: Arc::default(),
     });
     let now = Now::from_nanos(1_000_000_000);
-    let services = Snapshot::built_in(Terms::default(), |_| Arc::clone(&seats));
+    let terms = Terms { responses: settings.udp.responses, ..Terms::default() };
+    let services = Snapshot::built_in(terms, |_| Arc::clone(&seats));
     books.adopt(Arc::new(idle_after(IDLE, services)));
     World { core: Sessions::new(settings, now), books, reports, metrics, shard, seats, now }
 }

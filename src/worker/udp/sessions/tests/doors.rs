@@ -163,3 +163,19 @@ fn a_session_is_over_after_the_idle_time_of_its_own_service() {
     world.pass(Duration::from_secs(40));
     assert_eq!(world.core.live(), 0);
 }
+
+#[test]
+fn a_session_is_over_after_the_answers_of_its_own_service() {
+    let mut world = two_services();
+    let mut snapshot = world.books.snapshot().clone();
+    for service in snapshot.services.iter_mut().filter(|it| it.id == OTHER) {
+        service.terms.responses = NonZeroU32::new(1);
+    }
+    world.adopt(snapshot);
+    world.register_in(&[(1, SERVICE, 1), (2, OTHER, 2)]);
+    let pairs = DOORS.map(|door| world.up_at(door, 1).unwrap());
+    for (socket, host) in pairs {
+        world.down(socket, host).unwrap();
+    }
+    assert_eq!(world.sessions().iter().map(|it| it.service).collect::<Vec<_>>(), [SERVICE]);
+}
