@@ -161,6 +161,7 @@ table! {
         Counter backends_registered: "Backends that joined.",
         Counter backends_left: "Backends that left of their own accord.",
         Counter backends_lost: "Backends that left because their control connection was lost.",
+        Counter registrations_refused_rights: "Registrations refused because the service takes none, or none from that host or with that secret.",
         Counter backends_unreachable: "Registrations refused because the data port did not answer.",
         Counter backends_set_aside: "Backends taken out of the rotation because a connection failed.",
         Counter backends_restored: "Backends brought back because a connection succeeded again.",

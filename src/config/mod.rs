@@ -4,6 +4,7 @@
 //! `reload` what a reload applies.
 
 pub mod file;
+pub mod joining;
 pub mod keys;
 pub mod kinds;
 pub mod reload;

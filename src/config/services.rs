@@ -2,10 +2,13 @@
 //! table may say; how services and doors fit together is up to `rules`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, takes_of};
-use super::kinds::{Kind, Millis, Number, NumberOrAuto, Switch, Word};
+use super::kinds::{File, Kind, Millis, Networks, Number, NumberOrAuto, Switch, Word};
 use super::service_kinds::{Backends, Doors, Hosts, Name, OrGlobal, Paths, Statuses, Target};
 pub use super::service_kinds::{Expected, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
@@ -36,6 +39,10 @@ pub struct ServiceConfig {
     pub udp_idle: Option<Duration>,
     /// Whether backends may register themselves.
     pub register: bool,
+    /// Networks whose hosts may; `None`: the global ones.
+    pub allow: Option<Vec<IpNet>>,
+    /// File of secrets, one of which its backends must prove; `None`: the global one.
+    pub secret_file: Option<PathBuf>,
     /// Backends that do not register.
     pub backends: Vec<StaticBackend>,
     /// Whether its users are told to come back later.
@@ -111,6 +118,8 @@ impl ServiceConfig {
             half_close: None,
             udp_idle: None,
             register: true,
+            allow: None,
+            secret_file: None,
             backends: Vec::new(),
             maintenance: false,
             check: CheckConfig::default(),
@@ -191,6 +200,10 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "As `timeouts.udp_idle_ms`.";
     "" "register", register: Switch, Now,
         "Whether backends may register themselves.";
+    "" "allow", allow: OrGlobal(Networks), Now,
+        "Networks whose hosts may register for it, instead of those in `control.allow`.";
+    "" "secret_file", secret_file: File, Now,
+        "File of secrets, one per line, one of which its backends must prove; it then accepts no others. `\"\"` leaves it to `control.secret_file`.";
     "" "backends", backends: Backends, Now,
         "Backends that cannot register themselves: an address with its port, or a table with `address` and `weight`.";
     "" "maintenance", maintenance: Switch, Now,

@@ -22,6 +22,7 @@ use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
 use super::publication::Publication;
+use super::rights::Identity;
 use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
@@ -46,8 +47,8 @@ const LINES_AT_ONCE: usize = 256;
 /// One control connection.
 pub struct Member {
     pub peer: SocketAddr,
-    /// As proved; `None` if no proof is required.
-    pub identity: Option<Arc<str>>,
+    /// As proved; `None` without a proof.
+    pub identity: Option<Identity>,
     pub mailbox: Rc<Mailbox>,
     /// The last answered hello: when, and how long it took.
     pub answered: Option<(Now, Option<Duration>)>,
@@ -189,15 +190,15 @@ impl Hub {
     }
 
     /// A backend has proved its identity.
-    pub fn proved(&mut self, source: Source, id: Arc<str>) {
+    pub fn proved(&mut self, source: Source, identity: Identity) {
         if let Some(member) = self.members.get_mut(&source) {
-            self.console.backend_proved(Now::read(), member.peer, &id);
-            member.identity = Some(id);
+            self.console.backend_proved(Now::read(), member.peer, &identity.name);
+            member.identity = Some(identity);
         }
     }
 
-    pub fn identity(&self, source: Source) -> Option<Arc<str>> {
-        self.members.get(&source)?.identity.clone()
+    pub fn identity(&self, source: Source) -> Option<&Identity> {
+        self.members.get(&source)?.identity.as_ref()
     }
 
     /// A hello was answered.
@@ -218,12 +219,11 @@ impl Hub {
         self.console.hello_missed(Now::read(), member.peer, misses, of);
     }
 
-    /// The backends after `after` that a source may see: where a secret is required, only those of its
-    /// own identity.
+    /// The backends after `after` that a source may see: only those of its own identity; without a proof,
+    /// those of all who have proved nothing.
     pub fn visible(&self, to: Source, after: BackendId) -> impl Iterator<Item = &Registered> {
-        let identity = |source| self.members.get(&source).and_then(|it| it.identity.as_ref());
-        let own = identity(to);
-        self.registry.entries_after(after).filter(move |entry| identity(entry.source) == own)
+        let own = self.identity(to);
+        self.registry.entries_after(after).filter(move |entry| self.identity(entry.source) == own)
     }
 
     /// Handles what has fallen due and what the workers have reported. Called on every tick, and at

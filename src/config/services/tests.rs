@@ -17,6 +17,8 @@ const EVERY_KEY_CHANGED: &str = r#"
     half_close_ms = 13
     udp_idle_ms = 14
     register = false
+    allow = ["10.1.0.0/16"]
+    secret_file = "shop.secret"
     backends = ["10.0.0.11:80", { address = "[2001:db8::1]:80", weight = 3 }]
     maintenance = true
     [service.shop.check]
