@@ -146,6 +146,8 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
             terms: config.terms_of(named),
             turn: Arc::default(),
             seats,
+            gate: Arc::default(),
+            users: named.users.as_slice().into(),
             pool: Arc::default(),
         });
     }

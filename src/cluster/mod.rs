@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod doors;
+pub mod gate;
 pub mod registry;
 pub mod rotation;
 pub mod route;
@@ -15,5 +16,6 @@ pub mod source;
 
 pub use backend::{Backend, BackendId, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;
+pub use gate::{Barrier, Limits};
 pub use service::{OnBackendLoss, Policy, Service, Terms, Timeouts, WhenAllFail};
 pub use snapshot::Snapshot;

@@ -17,7 +17,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cluster::{OnBackendLoss, Policy, Terms, Timeouts};
+use crate::cluster::{Limits as ServiceLimits, OnBackendLoss, Policy, Terms, Timeouts};
 
 /// The whole configuration of `lb serve`.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -49,6 +49,7 @@ impl Config {
             timeouts: self.timeouts,
             checks: None,
             maintenance: false,
+            limits: ServiceLimits::default(),
         }
     }
 

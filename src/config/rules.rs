@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
-use super::services::{CheckConfig, CheckKind};
+use super::services::{CheckConfig, CheckKind, ServiceConfig};
 use crate::cluster::doors::{self, Claimant};
 use crate::cluster::route::{self, Host};
 use crate::cluster::{Doors, Protocol, ServiceId};
@@ -133,6 +133,18 @@ fn unused_key(check: &CheckConfig) -> Option<&'static str> {
     of_http.chain(of_any).find(|(_, given)| *given).map(|(key, _)| key)
 }
 
+/// A service may list no more backends than it takes.
+fn backends_fit(service: &ServiceConfig) -> Result<(), String> {
+    let (name, listed) = (&service.name, service.backends.len());
+    match service.backends_max.filter(|most| listed > most.get() as usize) {
+        None => Ok(()),
+        Some(most) => Err(format!(
+            "service.{name}.backends lists {listed}, more than service.{name}.backends_max ({most}): \
+             list fewer or raise the limit"
+        )),
+    }
+}
+
 /// What holds between the keys of each named service.
 fn services(config: &Config) -> Result<(), String> {
     let listed: usize = config.services.iter().map(|service| service.backends.len()).sum();
@@ -161,6 +173,7 @@ fn services(config: &Config) -> Result<(), String> {
                 service.protocol
             ));
         }
+        backends_fit(service)?;
         let check = &service.check;
         if check.timeout > check.interval {
             return Err(format!(

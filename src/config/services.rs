@@ -2,18 +2,20 @@
 //! table may say; how services and doors fit together is up to `rules`.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, takes_of};
+use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, SESSIONS_MAX, takes_of};
 use super::kinds::{File, Kind, Millis, Networks, Number, NumberOrAuto, Switch, Word};
 use super::service_kinds::{Backends, Doors, Hosts, Name, OrGlobal, Paths, Statuses, Target};
 pub use super::service_kinds::{Expected, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
-use crate::cluster::{Protocol, ServiceId, Terms, Timeouts, WhenAllFail};
+use crate::cluster::{Limits, Protocol, ServiceId, Terms, Timeouts, WhenAllFail};
+use crate::metrics::BACKENDS_MAX;
 
 /// Named services, at most.
 pub const SERVICES_MAX: usize = 1024;
@@ -45,6 +47,14 @@ pub struct ServiceConfig {
     pub secret_file: Option<PathBuf>,
     /// Backends that do not register.
     pub backends: Vec<StaticBackend>,
+    /// Most backends, those in the file included.
+    pub backends_max: Option<NonZeroU32>,
+    /// Most sessions of all its users.
+    pub sessions: Option<NonZeroU32>,
+    /// Most sessions on each of its backends.
+    pub backend_sessions: Option<NonZeroU32>,
+    /// Networks whose users are let in; none: everyone is.
+    pub users: Vec<IpNet>,
     /// Whether its users are told to come back later.
     pub maintenance: bool,
     pub check: CheckConfig,
@@ -121,6 +131,10 @@ impl ServiceConfig {
             allow: None,
             secret_file: None,
             backends: Vec::new(),
+            backends_max: None,
+            sessions: None,
+            backend_sessions: None,
+            users: Vec::new(),
             maintenance: false,
             check: CheckConfig::default(),
         }
@@ -156,6 +170,12 @@ impl Config {
         named.map_or_else(|| self.terms(), |service| self.terms_of(service))
     }
 
+    /// The networks whose users a service lets in, by its name.
+    pub fn users_by_name(&self, name: &str) -> &[IpNet] {
+        let named = self.services.iter().find(|service| service.name == name);
+        named.map_or(&[], |service| &service.users)
+    }
+
     /// The terms of a named service: its own where it has any, else the global ones.
     pub fn terms_of(&self, service: &ServiceConfig) -> Terms {
         let global = self.terms();
@@ -171,6 +191,11 @@ impl Config {
             timeouts,
             checks: (service.check.kind != CheckKind::Off).then_some(service.check.when_all_fail),
             maintenance: service.maintenance,
+            limits: Limits {
+                sessions: service.sessions.map(NonZeroU32::get),
+                backend_sessions: service.backend_sessions.map(NonZeroU32::get),
+                backends: service.backends_max.map(NonZeroU32::get),
+            },
         }
     }
 }
@@ -206,6 +231,14 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "File of secrets, one per line, one of which its backends must prove; it then accepts no others. `\"\"` leaves it to `control.secret_file`.";
     "" "backends", backends: Backends, Now,
         "Backends that cannot register themselves: an address with its port, or a table with `address` and `weight`.";
+    "" "backends_max", backends_max: Number(0..=BACKENDS_MAX as u64), Now,
+        "Most backends at once, those in the file included; further registrations are refused. 0 sets no limit.";
+    "" "sessions", sessions: Number(0..=SESSIONS_MAX as u64), Now,
+        "Most sessions at once, of all its users; for an API service, requests under way and tunnels. Further users are turned away. 0 sets no limit.";
+    "" "backend_sessions", backend_sessions: Number(0..=SESSIONS_MAX as u64), Now,
+        "Most of them on each backend; one that is full gets no more until it has room. 0 sets no limit.";
+    "" "users", users: Networks, Now,
+        "Networks whose users are let in, by the address they connect from; empty lets everyone in.";
     "" "maintenance", maintenance: Switch, Now,
         "Whether an API service answers every request with 503 and `Retry-After`.";
     "check" "kind", check.kind: Word(CHECKS), Now,

@@ -133,6 +133,7 @@ impl Hub {
         let snapshot = snapshots.current();
         let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
         registry.agree(|service| config.terms_by_name(&service.name));
+        registry.let_in(|service| config.users_by_name(&service.name));
         registry.set_doors(Arc::clone(&snapshot.doors));
         Hub {
             config,
@@ -263,7 +264,9 @@ impl Hub {
     /// Applies new settings; the workers follow on their next turn.
     pub fn reloaded(&mut self, config: Config, now: Now) {
         let other_terms = self.registry.agree(|service| config.terms_by_name(&service.name));
-        if other_terms || config.reports_sessions() != self.snapshot.report_sessions {
+        let other_users = self.registry.let_in(|service| config.users_by_name(&service.name));
+        if other_terms || other_users || config.reports_sessions() != self.snapshot.report_sessions
+        {
             self.publication.ask();
         }
         self.config = Arc::new(config);

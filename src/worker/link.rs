@@ -9,7 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, ServiceId, Snapshot};
+use crate::cluster::{BackendId, Barrier, ServiceId, Snapshot};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::Times;
 use crate::session::shards::{Shard, ShardWriter};
@@ -77,6 +77,8 @@ pub enum Report {
 pub enum Shortage {
     /// A place in the table: it is full of sessions in use.
     Place,
+    /// Room within the limits of the service.
+    Service,
     /// A socket and local port towards the backend: all are in use.
     Pair,
     /// Room for either within the source's share.
@@ -131,6 +133,8 @@ impl RequestLine {
 pub enum Refusal {
     NoBackend,
     Full,
+    /// The service lets the user in no further.
+    Barred(Barrier),
     Unreachable,
     /// We have no descriptor, no local port or no memory left.
     Exhausted,

@@ -37,7 +37,7 @@ use ipnet::IpNet;
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Doors, ServiceId};
+use crate::cluster::{BackendId, Barrier, Doors, ServiceId};
 use crate::config::Config;
 use crate::http::Limits;
 use crate::http::date::Date;
@@ -189,6 +189,10 @@ pub struct Released {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
     NoBackend,
+    /// Every backend fails its check.
+    Failing,
+    /// The service lets the request in no further.
+    Barred(Barrier),
     /// The operator has taken the service out of use for a while.
     Maintenance,
     /// Every backend that was tried refused.
