@@ -18,8 +18,9 @@ use crate::client::demo;
 use crate::cluster::{Protocol, ServiceId};
 use crate::config::services::ServiceConfig;
 use crate::config::{Config, Listen};
-use crate::control::auth::{Secrets, who_may_register};
+use crate::control::auth::Secrets;
 use crate::control::reload::{Reload, Reread};
+use crate::control::rights::{Keys, who_may_register};
 use crate::control::{Control, Listeners};
 use crate::proxy::line::Features;
 use crate::ring::probe;
@@ -44,9 +45,8 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     who_may_register(&config).map_err(Trouble)?;
     circles::refuse(&config)?;
     // An unusable file is reported before the doors are said to be open.
-    for file in [&config.control.secret_file, &config.admin.token_file].into_iter().flatten() {
-        Secrets::load(file).map_err(Trouble)?;
-    }
+    Keys::load(&config).map_err(Trouble)?;
+    config.admin.token_file.as_deref().map(Secrets::load).transpose().map_err(Trouble)?;
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
     let sessions = capacity::sessions(&config)?;
     config.limits.sessions = sessions;

@@ -149,6 +149,8 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
             terms: config.terms_among(&named.name, |name| number_of(config, name)),
             turn: Arc::default(),
             seats,
+            gate: Arc::default(),
+            users: named.users.as_slice().into(),
             pool: Arc::default(),
         });
     }

@@ -93,8 +93,9 @@ fn findings(config: &Config) -> Vec<Finding> {
         Finding::new("memory", memory(config, available(&read("/proc/meminfo")))),
         Finding::new("descriptors", descriptors(config)),
     ];
-    let files = [("secret", &config.control.secret_file), ("tokens", &config.admin.token_file)];
-    for (what, path) in files {
+    let own = config.services.iter().map(|service| ("secret", &service.secret_file));
+    let global = [("secret", &config.control.secret_file), ("tokens", &config.admin.token_file)];
+    for (what, path) in global.into_iter().chain(own) {
         let Some(path) = path else { continue };
         let outcome = Secrets::load(path).map(|_| format!("{} holds secrets", path.display()));
         findings.push(Finding::new(what, outcome));

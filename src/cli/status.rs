@@ -277,6 +277,8 @@ fn microseconds(us: u64) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
+    use crate::control::status::ServiceLimits;
+
     use super::*;
     use crate::cluster::Protocol;
     use crate::control::status::{
@@ -382,6 +384,8 @@ mod tests {
             backends: BTreeMap::from([(BackendState::Serving, serving), (BackendState::Aside, 1)]),
             sessions_active: 7,
             terms: Vec::new(),
+            limits: ServiceLimits::default(),
+            turned_away: BTreeMap::new(),
         }
     }
 

@@ -98,7 +98,8 @@ impl fmt::Display for Notice {
                 write!(out, "not registered: {why}; trying again in {} ms", again_in.as_millis())
             }
             Notice::NoSecret => out.write_str(
-                "the balancer asks for a proof of its secret: give it with --secret-file",
+                "the balancer asks for a proof of a secret: unless the service needs none, give it with \
+                 --secret-file",
             ),
             Notice::SecretKept { why } => write!(out, "going on with the secret as it was: {why}"),
         }

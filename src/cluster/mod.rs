@@ -8,6 +8,7 @@ pub const FALLBACKS_MAX: u8 = 8;
 
 pub mod backend;
 pub mod doors;
+pub mod gate;
 pub mod registry;
 pub mod rotation;
 pub mod route;
@@ -18,5 +19,6 @@ pub mod source;
 
 pub use backend::{Backend, BackendId, DoorId, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;
+pub use gate::{Barrier, Limits};
 pub use service::{OnBackendLoss, Policy, RequestLimits, Service, Terms, Timeouts, WhenAllFail};
 pub use snapshot::Snapshot;

@@ -10,6 +10,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::backend::{Backend, BackendId, ServiceId, Standing, WEIGHT_MAX};
 use super::doors::Doors;
 use super::service::{Pool, Service, Terms};
@@ -91,6 +93,11 @@ pub enum Fault {
     Full {
         places: usize,
     },
+    /// The service has as many backends as it may.
+    Enough {
+        service: Arc<str>,
+        backends: u32,
+    },
 }
 
 impl fmt::Display for Fault {
@@ -104,6 +111,9 @@ impl fmt::Display for Fault {
             }
             Fault::Unknown { backend } => write!(out, "no backend {backend} is registered"),
             Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
+            Fault::Enough { service, backends } => {
+                write!(out, "service {service} takes {backends} backends at most, and has them")
+            }
             Fault::Full { places } => {
                 write!(out, "all {places} places for backends are taken, try again later")
             }
@@ -241,11 +251,22 @@ impl Registry {
                 let service = self.name_of(service);
                 Err(Fault::OwnedByAnother { service, address, by: entry.source })
             }
+            None if self.has_enough(wanted) => Err(Fault::Enough {
+                service: self.name_of(service),
+                backends: self.service(service).terms.limits.backends.unwrap_or(u32::MAX),
+            }),
             None if self.free.is_empty() || self.next == u32::MAX => {
                 Err(Fault::Full { places: self.places })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a service takes no further registration. What is in the file is not held against it.
+    fn has_enough(&self, wanted: &Registration) -> bool {
+        let Some(roster) = self.rosters.get(&wanted.service) else { return false };
+        let max = roster.service.terms.limits.backends;
+        wanted.source != Source::File && max.is_some_and(|max| roster.members.len() >= max as usize)
     }
 
     /// The last session of a backend that had left has ended: its place may be reused.
@@ -302,6 +323,20 @@ impl Registry {
             roster.is_stale |= before.checks != terms.checks;
             if terms.checks.is_none() {
                 roster.members.iter().for_each(|id| pass(self.entries.get_mut(id)));
+            }
+        }
+        changed
+    }
+
+    /// Tells each service which networks its users may come from. Returns whether workers would see a
+    /// difference.
+    pub fn let_in<'u>(&mut self, users_of: impl Fn(&Service) -> &'u [IpNet]) -> bool {
+        let mut changed = false;
+        for roster in self.rosters.values_mut() {
+            let users = users_of(&roster.service);
+            if *roster.service.users != *users {
+                roster.service.users = users.into();
+                changed = true;
             }
         }
         changed

@@ -2,12 +2,16 @@
 //! service consists of and how its pool is frozen; who is in the pool is up to `registry`, and the
 //! choice for one user is up to `balance`.
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::backend::{Backend, BackendId, Protocol, ServiceId, Standing};
+use super::gate::{Barrier, Gate, Limits};
 use super::rotation::Rotation;
 use super::seats::Seats;
 
@@ -21,8 +25,46 @@ pub struct Service {
     pub turn: Arc<Turn>,
     /// The session limit that its sessions count towards. Services may share one.
     pub seats: Arc<Seats>,
+    /// How many sessions it has, for limits of its own.
+    pub gate: Arc<Gate>,
+    /// The networks whose users are let in; none: everyone is.
+    pub users: Arc<[IpNet]>,
     /// The same from snapshot to snapshot, until one of its backends changes.
     pub pool: Arc<Pool>,
+}
+
+impl Service {
+    /// Whether the service has such a barrier.
+    pub fn has(&self, barrier: Barrier) -> bool {
+        match barrier {
+            Barrier::Users => !self.users.is_empty(),
+            Barrier::Sessions => self.terms.limits.sessions.is_some(),
+            Barrier::BackendSessions => self.terms.limits.backend_sessions.is_some(),
+        }
+    }
+
+    /// Whether users from this address are let in.
+    #[inline]
+    pub fn lets_in(&self, user: IpAddr) -> bool {
+        self.users.is_empty() || self.lists(user.to_canonical())
+    }
+
+    #[cold]
+    fn lists(&self, user: IpAddr) -> bool {
+        self.users.iter().any(|network| network.contains(&user))
+    }
+
+    /// Counts one more session of a user, if it is let in.
+    ///
+    /// # Errors
+    /// What keeps it out.
+    #[inline]
+    pub fn enter(&self, user: IpAddr) -> Result<(), Barrier> {
+        if !self.lets_in(user) {
+            return Err(Barrier::Users);
+        }
+        self.gate.enter(self.terms.limits.sessions).then_some(()).ok_or(Barrier::Sessions)
+    }
 }
 
 /// What the operator may change about a service while its sessions run. A session keeps its backend,
@@ -43,6 +85,7 @@ pub struct Terms {
     /// The API service that serves requests for which nobody of this one is there. A chain of them has no
     /// circle in any one snapshot.
     pub fallback: Option<ServiceId>,
+    pub limits: Limits,
 }
 
 /// What becomes of users while every backend fails its check.
@@ -164,6 +207,12 @@ impl Pool {
     /// A pool of these backends, which must be in the order of registration, served on these terms.
     pub fn frozen(backends: Vec<Backend>, terms: &Terms) -> Pool {
         Pool { rotation: rotation(&backends, terms), backends: backends.into() }
+    }
+
+    /// Whether nobody is in the rotation because of failed checks.
+    pub fn is_failing(&self) -> bool {
+        let fails = |backend: &Backend| backend.standing == Standing::Failing;
+        self.rotation.is_empty() && self.backends.iter().any(fails)
     }
 
     pub fn get(&self, id: BackendId) -> Option<&Backend> {

@@ -41,6 +41,8 @@ impl Snapshot {
             terms,
             turn: Arc::default(),
             seats: seats(protocol),
+            gate: Arc::default(),
+            users: Arc::default(),
             pool: Arc::default(),
         };
         let services = Protocol::ALL.map(service);

@@ -4,6 +4,7 @@
 //! `reload` what a reload applies.
 
 pub mod file;
+pub mod joining;
 pub mod keys;
 pub mod kinds;
 pub mod reload;
@@ -16,7 +17,9 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cluster::{OnBackendLoss, Policy, RequestLimits, Terms, Timeouts};
+use crate::cluster::{
+    Limits as ServiceLimits, OnBackendLoss, Policy, RequestLimits, Terms, Timeouts,
+};
 
 /// The whole configuration of `lb serve`.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -58,6 +61,7 @@ impl Config {
             checks: None,
             maintenance: false,
             fallback: None,
+            limits: ServiceLimits::default(),
         }
     }
 

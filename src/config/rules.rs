@@ -33,12 +33,17 @@ pub fn check(config: &Config) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    let unproven = config.control.allow.is_empty() && config.control.secret_file.is_none();
-    let is_open = |door: &SocketAddr| unproven && !door.ip().to_canonical().is_loopback();
-    if let Some(address) = listen.control.filter(is_open) {
+    let is_open = |door: &SocketAddr| !door.ip().to_canonical().is_loopback();
+    if let Some(address) = listen.control.filter(is_open)
+        && let Some(name) = config.unguarded()
+    {
+        let own = match config.services.iter().any(|table| table.name == name) {
+            true => format!(", or service.{name}.allow or service.{name}.secret_file"),
+            false => String::new(),
+        };
         return Err(format!(
-            "listen.control is {address}, where any host could register itself and be sent users: \
-             set control.allow or control.secret_file, or keep it on 127.0.0.1"
+            "listen.control is {address}, where any host could register itself and be sent users of \
+             service {name}: set control.allow or control.secret_file{own}, or keep it on 127.0.0.1"
         ));
     }
     let api = &config.api;
@@ -154,6 +159,18 @@ fn key_of_another(service: &ServiceConfig) -> Option<(&'static str, &'static str
     })
 }
 
+/// A service may list no more backends than it takes.
+fn backends_fit(service: &ServiceConfig) -> Result<(), String> {
+    let (name, listed) = (&service.name, service.backends.len());
+    match service.backends_max.filter(|most| listed > most.get() as usize) {
+        None => Ok(()),
+        Some(most) => Err(format!(
+            "service.{name}.backends lists {listed}, more than service.{name}.backends_max ({most}): \
+             list fewer or raise the limit"
+        )),
+    }
+}
+
 /// What holds between the keys of each named service.
 fn services(config: &Config) -> Result<(), String> {
     let listed: usize = config.services.iter().map(|service| service.backends.len()).sum();
@@ -178,6 +195,7 @@ fn services(config: &Config) -> Result<(), String> {
             ));
         }
         fallbacks(config, service)?;
+        backends_fit(service)?;
         let check = &service.check;
         if check.timeout > check.interval {
             return Err(format!(
@@ -359,7 +377,13 @@ mod tests {
     }
 
     #[test]
-    fn a_control_door_beyond_loopback_needs_a_list_or_a_secret() {
+    fn a_control_door_beyond_loopback_needs_a_list_or_a_secret_for_every_service() {
+        let with = |global: &str, own: &str| {
+            format!(
+                "listen.control = 8080\nlisten.udp = \"off\"\nlisten.api = \"off\"\n{global}\n\
+                 [service.a]\nprotocol = \"tcp\"\nlisten = 1\n{own}"
+            )
+        };
         for (text, fits) in [
             ("[listen]\ncontrol = 8080", false),
             ("[listen]\ncontrol = \"192.0.2.1:8080\"", false),
@@ -369,6 +393,13 @@ mod tests {
             ("[listen]\ncontrol = \"off\"", true),
             ("listen.control = 8080\ncontrol.allow = [\"10.0.0.0/8\"]", true),
             ("listen.control = 8080\ncontrol.secret_file = \"secrets\"", true),
+            (&with("listen.tcp = 1", "secret_file = \"own\""), false),
+            (&with("listen.tcp = \"off\"", "secret_file = \"own\""), true),
+            (&with("listen.tcp = \"off\"", "allow = [\"10.0.0.0/8\"]"), true),
+            (&with("listen.tcp = \"off\"", "register = false"), true),
+            (&with("listen.tcp = \"off\"", "allow = []"), false),
+            (&with("listen.tcp = \"off\"", ""), false),
+            (&with("control.allow = [\"10.0.0.0/8\"]", "allow = []"), false),
         ] {
             assert_eq!(said(text).is_ok(), fits, "{text} {:?}", said(text));
         }

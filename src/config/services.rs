@@ -3,17 +3,23 @@
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, U32_MAX, takes_of};
-use super::kinds::{Bytes, Kind, Millis, Number, NumberOrAuto, Switch, Word};
+use ipnet::IpNet;
+
+use super::keys::{
+    DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, SESSIONS_MAX, U32_MAX, takes_of,
+};
+use super::kinds::{Bytes, File, Kind, Millis, Networks, Number, NumberOrAuto, Switch, Word};
 use super::service_kinds::{
     Backends, Doors, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_service_name,
 };
 pub use super::service_kinds::{Expected, NAME_BYTES_MAX, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
-use crate::cluster::{Protocol, RequestLimits, ServiceId, Terms, Timeouts, WhenAllFail};
+use crate::cluster::{Limits, Protocol, RequestLimits, ServiceId, Terms, Timeouts, WhenAllFail};
+use crate::metrics::BACKENDS_MAX;
 
 /// Named services, at most.
 pub const SERVICES_MAX: usize = 1024;
@@ -44,10 +50,22 @@ pub struct ServiceConfig {
     pub tunnel_idle: Option<Duration>,
     /// Whether backends may register themselves.
     pub register: bool,
+    /// Networks whose hosts may; `None`: the global ones.
+    pub allow: Option<Vec<IpNet>>,
+    /// File of secrets, one of which its backends must prove; `None`: the global one.
+    pub secret_file: Option<PathBuf>,
     /// Backends that do not register.
     pub backends: Vec<StaticBackend>,
     /// The API service that serves the requests for which nobody of this one is there.
     pub fallback: Option<String>,
+    /// Most backends, those in the file included.
+    pub backends_max: Option<NonZeroU32>,
+    /// Most sessions of all its users.
+    pub sessions: Option<NonZeroU32>,
+    /// Most sessions on each of its backends.
+    pub backend_sessions: Option<NonZeroU32>,
+    /// Networks whose users are let in; none: everyone is.
+    pub users: Vec<IpNet>,
     /// Whether its users are told to come back later.
     pub maintenance: bool,
     pub check: CheckConfig,
@@ -127,8 +145,14 @@ impl ServiceConfig {
             retries: None,
             tunnel_idle: None,
             register: true,
+            allow: None,
+            secret_file: None,
             backends: Vec::new(),
             fallback: None,
+            backends_max: None,
+            sessions: None,
+            backend_sessions: None,
+            users: Vec::new(),
             maintenance: false,
             check: CheckConfig::default(),
         }
@@ -183,6 +207,12 @@ impl Config {
         }
     }
 
+    /// The networks whose users a service lets in, by its name.
+    pub fn users_by_name(&self, name: &str) -> &[IpNet] {
+        let named = self.services.iter().find(|service| service.name == name);
+        named.map_or(&[], |service| &service.users)
+    }
+
     /// The terms of a named service: its own where it has any, else the global ones.
     pub fn terms_of(&self, service: &ServiceConfig) -> Terms {
         let global = self.terms();
@@ -201,6 +231,11 @@ impl Config {
             checks: (service.check.kind != CheckKind::Off).then_some(service.check.when_all_fail),
             maintenance: service.maintenance,
             fallback: None,
+            limits: Limits {
+                sessions: service.sessions.map(NonZeroU32::get),
+                backend_sessions: service.backend_sessions.map(NonZeroU32::get),
+                backends: service.backends_max.map(NonZeroU32::get),
+            },
         }
     }
 }
@@ -242,10 +277,22 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "As `api.tunnel_idle_ms`.";
     "" "register", register: Switch, Now,
         "Whether backends may register themselves.";
+    "" "allow", allow: OrGlobal(Networks), Now,
+        "Networks whose hosts may register for it, instead of those in `control.allow`.";
+    "" "secret_file", secret_file: File, Now,
+        "File of secrets, one per line, one of which its backends must prove; it then accepts no others. `\"\"` leaves it to `control.secret_file`.";
     "" "backends", backends: Backends, Now,
         "Backends that cannot register themselves: an address with its port, or a table with `address` and `weight`.";
     "" "fallback", fallback: ServiceName, Now,
         "Another API service, which serves the requests of this one while nobody of it serves or can be reached, and during maintenance; `\"\"` leaves them to a 503 or 502.";
+    "" "backends_max", backends_max: Number(0..=BACKENDS_MAX as u64), Now,
+        "Most backends at once, those in the file included; further registrations are refused. 0 sets no limit.";
+    "" "sessions", sessions: Number(0..=SESSIONS_MAX as u64), Now,
+        "Most sessions at once, of all its users; for an API service, requests under way and tunnels. Further users are turned away. 0 sets no limit.";
+    "" "backend_sessions", backend_sessions: Number(0..=SESSIONS_MAX as u64), Now,
+        "Most of them on each backend; one that is full gets no more until it has room. 0 sets no limit.";
+    "" "users", users: Networks, Now,
+        "Networks whose users are let in, by the address they connect from; empty lets everyone in.";
     "" "maintenance", maintenance: Switch, Now,
         "Whether an API service answers every request with 503 and `Retry-After`, or leaves it to its `fallback`.";
     "check" "kind", check.kind: Word(CHECKS), Now,

@@ -63,6 +63,13 @@ pub enum Request {
     Services,
 }
 
+impl Request {
+    /// Whether it answers a challenge, rightly or not.
+    pub const fn is_proof(&self) -> bool {
+        matches!(self, Request::Auth { .. })
+    }
+}
+
 /// Which service a message is about, in its own words.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Target {

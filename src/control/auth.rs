@@ -1,9 +1,9 @@
-//! Who may register: the rule for starting at all, the list of networks, and the proof of a shared
-//! secret. Owns the wire form of the proof, for both sides, which knows neither sockets nor time.
+//! The proof of a shared secret. Owns its wire form, for both sides, and the files that secrets are read
+//! from; knows neither sockets nor time. What a proof is good for is up to `rights`.
 //!
 //! # The proof on the wire
 //!
-//! Used only when a secret is configured. Every message is one JSON object; the balancer's end with `\n`.
+//! Used only when a secret is configured, for any service. Every message is one JSON object; the balancer's end with `\n`.
 //!
 //! | from | message |
 //! |---|---|
@@ -15,7 +15,8 @@
 //! `mac` is HMAC-SHA256 (RFC 2104, FIPS 180-4) of the bytes `lb1|` nonce `|` id. The nonce goes in as
 //! the hex digits that were sent, and the key is the secret without its line end. The id is 1 to 64
 //! characters from `A-Z a-z 0-9 . _ : -`. A nonce is good for one answer, right or wrong. Any other
-//! message before the proof ends the connection.
+//! message before the proof ends the connection, unless some service can be joined without one: the
+//! backend then goes on unproven, also if it says nothing in those 5 seconds.
 //!
 //! The proof says who opened the connection. It does not encrypt it: on a network where others can
 //! inject packets, put the control port behind a tunnel.
@@ -23,15 +24,12 @@
 use std::fmt;
 use std::fs;
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-
-use crate::config::Config;
 
 /// How long a backend may take to answer the challenge.
 pub const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,6 +118,10 @@ impl Secrets {
         })
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(Vec::as_slice)
+    }
+
     /// The secret to answer a challenge with.
     pub fn first(&self) -> &[u8] {
         &self.0[0]
@@ -156,61 +158,20 @@ impl Challenge {
         &self.nonce
     }
 
-    /// Whether `answer` proves knowledge of one of the secrets. Takes the same time whichever one it is,
-    /// and uses up the challenge.
-    pub fn is_met(self, secrets: &Secrets, id: &str, answer: &str) -> bool {
+    /// Which of the secrets `answer` proves knowledge of, by their places; usually one, or none. Tries
+    /// them all, so the time it takes does not tell whether or where one was met. Uses up the challenge.
+    pub fn met_by<S: AsRef<[u8]>>(
+        self,
+        secrets: impl Iterator<Item = S>,
+        id: &str,
+        answer: &str,
+    ) -> Vec<usize> {
         let answer = bytes(answer).unwrap_or_default();
-        secrets.0.iter().fold(false, |met, secret| {
-            met | keyed(secret, &self.nonce, id).verify_slice(&answer).is_ok()
-        })
+        let is_met =
+            |secret: S| keyed(secret.as_ref(), &self.nonce, id).verify_slice(&answer).is_ok();
+        let tried: Vec<bool> = secrets.map(is_met).collect();
+        tried.iter().enumerate().filter(|(_, met)| **met).map(|(place, _)| place).collect()
     }
-}
-
-/// Which peers the control door talks to, and whether they must prove a secret.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Admission {
-    allow: Vec<ipnet::IpNet>,
-    /// Whether a secret must be proved.
-    pub proof: bool,
-    /// Whether every host is on the list and no secret is needed, which deserves a warning.
-    pub everyone: bool,
-}
-
-impl Admission {
-    /// Whether the door talks to a peer at `address` at all.
-    pub fn admits(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        match self.allow.is_empty() {
-            true => self.proof || address.is_loopback(),
-            false => self.allow.iter().any(|network| network.contains(&address)),
-        }
-    }
-}
-
-/// Who may register, according to the configuration: on a loopback door every local peer, on any other
-/// only hosts on the list or with the secret.
-///
-/// # Errors
-/// A sentence for the operator when the door would be open to strangers.
-pub fn who_may_register(config: &Config) -> Result<Admission, String> {
-    let allow = config.control.allow.clone();
-    let proof = config.control.secret_file.is_some();
-    if let Some(address) = config.listen.control
-        && !is_loopback(address)
-        && allow.is_empty()
-        && !proof
-    {
-        return Err(format!(
-            "the control port would be open to strangers on {address}: set [control] allow to the \
-             networks of your backends, or [control] secret_file, or listen on 127.0.0.1"
-        ));
-    }
-    let everyone = !proof && allow.iter().any(|network| network.prefix_len() == 0);
-    Ok(Admission { allow, proof, everyone })
-}
-
-fn is_loopback(address: SocketAddr) -> bool {
-    address.ip().to_canonical().is_loopback()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -230,14 +191,6 @@ mod tests {
 
     const SECRET: &[u8] = b"correct horse battery staple";
 
-    fn config(control: &str, allow: &[&str], secret: bool) -> Config {
-        let mut config = Config::default();
-        config.listen.control = Some(control.parse().unwrap());
-        config.control.allow = allow.iter().map(|network| network.parse().unwrap()).collect();
-        config.control.secret_file = secret.then(|| "secret".into());
-        config
-    }
-
     #[test]
     fn the_mac_is_hmac_sha256_over_version_nonce_and_id() {
         // Python: hmac.new(secret, b"lb1|" + 64 * b"0" + b"|web-1", hashlib.sha256).hexdigest()
@@ -255,10 +208,10 @@ mod tests {
         let nonce = challenge().nonce().to_owned();
         assert_eq!(nonce, "07".repeat(32));
         let right = mac(SECRET, &nonce, "web-1");
-        assert!(challenge().is_met(&secrets, "web-1", &right));
-        assert!(challenge().is_met(&secrets, "web-1", &right.to_uppercase()));
-        let before = mac(b"the one before it", &nonce, "web-1");
-        assert!(challenge().is_met(&secrets, "web-1", &before));
+        let met = |answer: &str| challenge().met_by(secrets.iter(), "web-1", answer);
+        assert_eq!(met(&right), [1]);
+        assert_eq!(met(&right.to_uppercase()), [1]);
+        assert_eq!(met(&mac(b"the one before it", &nonce, "web-1")), [0]);
         let another_nonce = Challenge::new([8; 32]).nonce().to_owned();
         let wrong = [
             mac(b"another secret entirely", &nonce, "web-1"),
@@ -271,7 +224,7 @@ mod tests {
             String::new(),
         ];
         for answer in wrong {
-            assert!(!challenge().is_met(&secrets, "web-1", &answer), "{answer}");
+            assert!(met(&answer).is_empty(), "{answer}");
         }
     }
 
@@ -302,44 +255,5 @@ mod tests {
         assert!(with_mode(0o600).unwrap_err().contains("is longer than 65536 bytes"));
         fs::remove_file(&path).unwrap();
         assert!(Secrets::load(&path).unwrap_err().contains("check that it is there"));
-    }
-
-    #[test]
-    fn only_loopback_may_be_open_without_a_list_or_a_secret() {
-        for open in ["127.0.0.1:8080", "127.9.9.9:1", "[::1]:8080", "[::ffff:127.0.0.1]:80"] {
-            let admission = who_may_register(&config(open, &[], false)).unwrap();
-            assert!(admission.admits("127.0.0.1".parse().unwrap()), "{open}");
-            assert!(!admission.admits("10.0.0.1".parse().unwrap()), "{open}");
-        }
-        for refused in ["0.0.0.0:8080", "[::]:8080", "10.0.0.1:8080", "[2001:db8::1]:80"] {
-            let fault = who_may_register(&config(refused, &[], false)).unwrap_err();
-            assert!(fault.contains("allow") && fault.contains("secret_file"), "{fault}");
-            assert!(who_may_register(&config(refused, &["10.0.0.0/8"], false)).is_ok());
-            assert!(who_may_register(&config(refused, &[], true)).is_ok());
-        }
-        let mut off = config("0.0.0.0:1", &[], false);
-        off.listen.control = None;
-        assert!(who_may_register(&off).is_ok());
-    }
-
-    #[test]
-    fn a_list_admits_only_its_networks_even_as_mapped_addresses() {
-        let listed = config("0.0.0.0:80", &["10.1.0.0/16", "2001:db8::/32"], true);
-        let admission = who_may_register(&listed).unwrap();
-        for (address, admitted) in [
-            ("10.1.2.3", true),
-            ("::ffff:10.1.2.3", true),
-            ("2001:db8::7", true),
-            ("10.2.0.1", false),
-            ("127.0.0.1", false),
-            ("2001:db9::7", false),
-        ] {
-            assert_eq!(admission.admits(address.parse().unwrap()), admitted, "{address}");
-        }
-        assert!(!admission.everyone);
-        let anyone = who_may_register(&config("0.0.0.0:80", &["0.0.0.0/0"], false)).unwrap();
-        assert!(anyone.everyone);
-        let proven = who_may_register(&config("0.0.0.0:80", &[], true)).unwrap();
-        assert!(proven.admits("203.0.113.9".parse().unwrap()) && !proven.everyone);
     }
 }

@@ -232,6 +232,7 @@ impl Console {
             Refusal::NoBackend if all_fail => "every backend fails its check",
             Refusal::NoBackend => "no backend is registered",
             Refusal::Full => "the session limit is reached",
+            Refusal::Barred(barrier) => barrier.why(),
             Refusal::Unreachable => "no backend could be connected to",
             Refusal::Exhausted => "descriptors, local ports or memory have run out",
         };
@@ -410,6 +411,10 @@ fn told_shortage(shortage: Shortage) -> (&'static str, &'static str) {
         Shortage::Place => (
             "the udp session limit is reached",
             "raise limits.udp_sessions; set udp.responses if each datagram is answered",
+        ),
+        Shortage::Service => (
+            "a service has as many sessions as it may",
+            "raise its sessions or backend_sessions; the status shows which service turns users away",
         ),
         Shortage::Pair => (
             "every socket and local port towards the backend is in use",

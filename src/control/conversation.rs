@@ -2,6 +2,8 @@
 //! proof, hellos and queue of requests. Bytes come and go through queues, so the only socket anything
 //! here waits on is that of a data port being tried.
 
+mod lists;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
@@ -13,11 +15,8 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::api::{
-    About, Inbox, Incoming, LISTED_MAX, Listed, Reply, Request, SERVICES_BYTES_MAX, ServiceLine,
-    Target,
-};
-use super::auth::{AUTH_TIMEOUT, Challenge, Secrets};
+use super::api::{About, Inbox, Incoming, Reply, Request, Target};
+use super::auth::{AUTH_TIMEOUT, Challenge};
 use super::crowd::Ticket;
 use super::health::{Due, Hellos};
 use super::home;
@@ -25,12 +24,14 @@ use super::hub::Hub;
 use super::mailbox::Mailbox;
 use super::pace::Pace;
 use super::probe;
+use super::rights::Keys;
 use super::services;
 use super::status::Doors;
 use crate::base::time::Now;
-use crate::cluster::registry::{Change, Registered, Registration};
+use crate::cluster::registry::{Change, Registration};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol, Service, ServiceId};
+use lists::Listing;
 
 /// Most requests queued behind the one in progress.
 const PENDING_MAX: usize = 64;
@@ -96,25 +97,17 @@ pub struct Conversation {
     listing: Option<Listing>,
 }
 
-/// A list that does not fit into one answer.
-enum Listing {
-    /// The backends that follow this one, of one service or of all.
-    Backends { of: Option<ServiceId>, after: BackendId },
-    /// The services that follow this many.
-    Services { after: usize },
-}
-
 /// A proof still outstanding.
 pub struct ToProve {
-    secrets: Rc<Secrets>,
+    keys: Rc<Keys>,
     challenge: Challenge,
     deadline: Now,
 }
 
 impl ToProve {
     /// Asks for a proof within [`AUTH_TIMEOUT`].
-    pub fn new(secrets: Rc<Secrets>, challenge: Challenge) -> ToProve {
-        ToProve { secrets, challenge, deadline: Now::read().plus(AUTH_TIMEOUT) }
+    pub fn new(keys: Rc<Keys>, challenge: Challenge) -> ToProve {
+        ToProve { keys, challenge, deadline: Now::read().plus(AUTH_TIMEOUT) }
     }
 }
 
@@ -234,17 +227,24 @@ impl Conversation {
             }
             match self.pending.pop_front()? {
                 Ok(request) => match self.proof.take() {
-                    Some(proof) => {
+                    Some(proof) if proof.keys.is_required || request.is_proof() => {
                         if let Err(why) = self.check_proof(proof, request) {
                             return Some(why);
                         }
                     }
-                    None => *waiting = self.rest_before(&request).or_else(|| self.answer(request)),
+                    waived => {
+                        if waived.is_some() {
+                            self.begin_hellos();
+                        }
+                        *waiting = self.rest_before(&request).or_else(|| self.answer(request));
+                    }
                 },
                 Err(bad) => {
                     let about = |service| About { service, protocol: None, port: None };
+                    let owes = |proof: &ToProve| proof.keys.is_required || bad.cmd == Some("auth");
+                    let owed = self.proof.as_ref().is_some_and(owes);
                     self.fail(&bad.msg, bad.cmd, bad.service.map(about));
-                    if bad.fatal || self.proof.is_some() {
+                    if bad.fatal || owed {
                         return Some("it sent something that is not a message");
                     }
                 }
@@ -276,6 +276,11 @@ impl Conversation {
         let now = Now::read();
         if let Some(proof) = &self.proof {
             if now < proof.deadline {
+                return None;
+            }
+            if !proof.keys.is_required {
+                self.proof = None;
+                self.begin_hellos();
                 return None;
             }
             self.hub.borrow().counters.proofs_failed.one();
@@ -310,17 +315,22 @@ impl Conversation {
             self.fail("prove the secret first, see cmd auth", None, None);
             return Err("it did not prove the secret");
         };
-        if !proof.challenge.is_met(&proof.secrets, &id, &mac) {
+        let Some(identity) = proof.keys.identify(proof.challenge, Arc::clone(&id), &mac) else {
             self.hub.borrow().counters.proofs_failed.one();
             self.hub.borrow_mut().console.secret_unknown(Now::read(), self.peer.address, &id);
             self.fail("the mac is wrong: check the secret", Some("auth"), None);
             return Err("it does not know the secret");
-        }
+        };
         self.peer.ticket = None;
         self.peer.mailbox.send(&Reply::Authenticated);
-        self.hub.borrow_mut().proved(self.peer.source, id);
-        self.hellos = Hellos::new(self.hub.borrow().config.health, Now::read());
+        self.hub.borrow_mut().proved(self.peer.source, identity);
+        self.begin_hellos();
         Ok(())
+    }
+
+    /// Hellos begin once the question of a proof is settled.
+    fn begin_hellos(&mut self) {
+        self.hellos = Hellos::new(self.hub.borrow().config.health, Now::read());
     }
 
     /// Puts a change back into the queue if too many came before it. A registration that will be refused
@@ -416,15 +426,25 @@ impl Conversation {
         let (source, address) = (self.peer.source, self.address(port));
         let hub = self.hub.borrow();
         let service = services::meant(&hub.registry, target)?;
-        services::may_register(&hub.config, service)?;
         let service = service.id;
-        let name = name.or_else(|| hub.identity(source));
+        let known = || hub.identity(source).map(|identity| Arc::clone(&identity.name));
+        let name = name.or_else(known);
         Ok(Registration { source, service, address, weight, name })
+    }
+
+    /// Whether the peer may register for that service.
+    fn may_join(&self, wanted: &Registration) -> Result<(), String> {
+        let hub = self.hub.borrow();
+        let (service, from) = (hub.registry.service(wanted.service), wanted.address.ip());
+        services::may_register(&hub.config, service, from, hub.identity(wanted.source))
     }
 
     /// Why a registration is refused before its data port is tried, if it is.
     fn fault_of(&self, wanted: &Registration) -> Option<String> {
         let Registration { service, address, .. } = *wanted;
+        if let Err(msg) = self.may_join(wanted) {
+            return Some(msg);
+        }
         let hub = self.hub.borrow();
         if let Err(fault) = hub.registry.check(wanted) {
             return Some(fault.to_string());
@@ -443,6 +463,9 @@ impl Conversation {
     fn register(&mut self, wanted: Registration) -> Option<Waiting> {
         if let Some(msg) = self.fault_of(&wanted) {
             let about = self.about(&wanted);
+            if self.may_join(&wanted).is_err() {
+                self.hub.borrow().counters.registrations_refused_rights.one();
+            }
             self.fail(&msg, Some("register"), Some(about));
             return None;
         }
@@ -465,6 +488,12 @@ impl Conversation {
         let about = self.about(&wanted);
         if let Err(msg) = result {
             self.hub.borrow().counters.backends_unreachable.one();
+            self.fail(&msg, Some("register"), Some(about));
+            return;
+        }
+        // A reload may have changed the rule while the port was tried.
+        if let Err(msg) = self.may_join(&wanted) {
+            self.hub.borrow().counters.registrations_refused_rights.one();
             self.fail(&msg, Some("register"), Some(about));
             return;
         }
@@ -502,70 +531,6 @@ impl Conversation {
                 false
             }
         }
-    }
-
-    fn begin_list(&mut self, target: Option<&Target>) {
-        let meant = target.map(|target| {
-            services::meant(&self.hub.borrow().registry, target).map(|service| service.id)
-        });
-        match meant.transpose() {
-            Ok(of) => self.list(&Listing::Backends { of, after: BackendId(0) }),
-            Err(msg) => self.fail(&msg, Some("list"), target.map(|target| target.about(None))),
-        }
-    }
-
-    /// Sends one page of a list.
-    fn list(&mut self, listing: &Listing) {
-        let (reply, rest) = match *listing {
-            Listing::Backends { of, after } => self.page_of_backends(of, after),
-            Listing::Services { after } => self.page_of_services(after),
-        };
-        self.listing = rest;
-        self.peer.mailbox.send(&reply);
-    }
-
-    fn page_of_backends(
-        &self,
-        of: Option<ServiceId>,
-        after: BackendId,
-    ) -> (Reply, Option<Listing>) {
-        let (hub, source) = (self.hub.borrow(), self.peer.source);
-        let wanted = |entry: &&Registered| of.is_none_or(|of| entry.backend.service == of);
-        let mut visible = hub.visible(source, after).filter(wanted);
-        let page: Vec<&Registered> = visible.by_ref().take(LISTED_MAX).collect();
-        let more = visible.next().is_some();
-        let listed = |entry: &&Registered| {
-            let sessions = hub.sessions_on(entry.backend.id);
-            let service = hub.registry.service(entry.backend.service);
-            Listed::of(service, &entry.backend, entry.source == source, sessions)
-        };
-        let backends = page.iter().map(listed).collect();
-        let last = page.last().filter(|_| more).map(|entry| entry.backend.id);
-        let service = of.map(|of| Arc::clone(&hub.registry.service(of).name));
-        let rest = last.map(|after| Listing::Backends { of, after });
-        (Reply::Listed { service, backends, more }, rest)
-    }
-
-    fn page_of_services(&self, after: usize) -> (Reply, Option<Listing>) {
-        let hub = self.hub.borrow();
-        let mut room = SERVICES_BYTES_MAX;
-        let mut page: Vec<ServiceLine> = Vec::new();
-        let mut rest = None;
-        let tallies = services::tallies(&hub);
-        for service in hub.registry.services().skip(after) {
-            let line = services::line(
-                &hub,
-                service,
-                tallies.get(&service.id).copied().unwrap_or_default(),
-            );
-            let Some(left) = room.checked_sub(line.bytes_max()) else {
-                rest = Some(Listing::Services { after: after + page.len() });
-                break;
-            };
-            room = left;
-            page.push(line);
-        }
-        (Reply::Services { services: page, more: rest.is_some() }, rest)
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {

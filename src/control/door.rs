@@ -135,7 +135,7 @@ impl ControlDoor {
         if open >= limit + LEAVING_MAX {
             return false;
         }
-        let proof = self.entrance.borrow().secrets.is_some();
+        let proof = self.entrance.borrow().keys.is_some();
         let each = if proof { UNPROVEN_EACH_MAX } else { usize::MAX };
         let mut crowd = self.crowd.borrow_mut();
         let full = open >= limit || proof && crowd.len() >= UNPROVEN_MAX;
@@ -154,10 +154,10 @@ impl ControlDoor {
     }
 
     fn to_prove(&self) -> Result<Option<ToProve>, getrandom::Error> {
-        let Some(secrets) = self.entrance.borrow().secrets.clone() else { return Ok(None) };
+        let Some(keys) = self.entrance.borrow().keys.clone() else { return Ok(None) };
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce)?;
-        Ok(Some(ToProve::new(secrets, Challenge::new(nonce))))
+        Ok(Some(ToProve::new(keys, Challenge::new(nonce))))
     }
 }
 

@@ -8,7 +8,7 @@ use super::hub::Hub;
 use super::services::tallies;
 use super::status::{BackendState, RunState};
 use super::view;
-use crate::cluster::{Backend, Protocol, Service};
+use crate::cluster::{Backend, Barrier, Protocol, Service};
 use crate::metrics::{
     BOUNDS_US, BackendCounters, ControlCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
 };
@@ -48,6 +48,7 @@ pub fn text(hub: &Hub) -> String {
         }
     }
     services(hub, &mut text);
+    limits(hub, &mut text);
     backends(hub, &mut text);
     for (about, value) in ControlCounters::ROWS.iter().zip(hub.counters.values()) {
         let name = text.family("control_", about.name, about.kind, about.help);
@@ -94,6 +95,32 @@ fn services(hub: &Hub, text: &mut Text) {
     for service in hub.registry.services() {
         let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
         text.sample(&name, labels, tally(service).sessions);
+    }
+}
+
+/// The limits of services. Where a service has none of its own there is nothing to tell.
+fn limits(hub: &Hub, text: &mut Text) {
+    let help = "Most sessions that this service may have at once.";
+    let name = text.family("service_", "sessions_limit", Kind::Gauge, help);
+    for service in hub.registry.services() {
+        if let Some(limit) = service.terms.limits.sessions {
+            let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
+            text.sample(&name, labels, limit);
+        }
+    }
+    let help = "Users of this service turned away, or requests, or datagrams that began no session, by the key \
+        that kept them out: users, sessions or backend_sessions.";
+    let name = text.family("service_", "turned_away", Kind::Counter, help);
+    for service in hub.registry.services() {
+        for barrier in Barrier::ALL {
+            let (count, reason) = (service.gate.turned_away(barrier), &barrier);
+            if count > 0 || service.has(barrier) {
+                let (of, protocol) = (&service.name, &service.kind);
+                let labels: Labels<'_> =
+                    &[("service", of), ("protocol", protocol), ("reason", reason)];
+                text.sample(&name, labels, count);
+            }
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
 use super::publication::Publication;
+use super::rights::Identity;
 use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
@@ -46,8 +47,8 @@ const LINES_AT_ONCE: usize = 256;
 /// One control connection.
 pub struct Member {
     pub peer: SocketAddr,
-    /// As proved; `None` if no proof is required.
-    pub identity: Option<Arc<str>>,
+    /// As proved; `None` without a proof.
+    pub identity: Option<Identity>,
     pub mailbox: Rc<Mailbox>,
     /// The last answered hello: when, and how long it took.
     pub answered: Option<(Now, Option<Duration>)>,
@@ -132,6 +133,7 @@ impl Hub {
         let snapshot = snapshots.current();
         let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
         agree(&mut registry, &config);
+        registry.let_in(|service| config.users_by_name(&service.name));
         registry.set_doors(Arc::clone(&snapshot.doors));
         Hub {
             config,
@@ -192,15 +194,15 @@ impl Hub {
     }
 
     /// A backend has proved its identity.
-    pub fn proved(&mut self, source: Source, id: Arc<str>) {
+    pub fn proved(&mut self, source: Source, identity: Identity) {
         if let Some(member) = self.members.get_mut(&source) {
-            self.console.backend_proved(Now::read(), member.peer, &id);
-            member.identity = Some(id);
+            self.console.backend_proved(Now::read(), member.peer, &identity.name);
+            member.identity = Some(identity);
         }
     }
 
-    pub fn identity(&self, source: Source) -> Option<Arc<str>> {
-        self.members.get(&source)?.identity.clone()
+    pub fn identity(&self, source: Source) -> Option<&Identity> {
+        self.members.get(&source)?.identity.as_ref()
     }
 
     /// A hello was answered.
@@ -221,12 +223,11 @@ impl Hub {
         self.console.hello_missed(Now::read(), member.peer, misses, of);
     }
 
-    /// The backends after `after` that a source may see: where a secret is required, only those of its
-    /// own identity.
+    /// The backends after `after` that a source may see: only those of its own identity; without a proof,
+    /// those of all who have proved nothing.
     pub fn visible(&self, to: Source, after: BackendId) -> impl Iterator<Item = &Registered> {
-        let identity = |source| self.members.get(&source).and_then(|it| it.identity.as_ref());
-        let own = identity(to);
-        self.registry.entries_after(after).filter(move |entry| identity(entry.source) == own)
+        let own = self.identity(to);
+        self.registry.entries_after(after).filter(move |entry| self.identity(entry.source) == own)
     }
 
     /// Handles what has fallen due and what the workers have reported. Called on every tick, and at
@@ -263,7 +264,9 @@ impl Hub {
     /// Applies new settings; the workers follow on their next turn.
     pub fn reloaded(&mut self, config: Config, now: Now) {
         let other_terms = agree(&mut self.registry, &config);
-        if other_terms || config.reports_sessions() != self.snapshot.report_sessions {
+        let other_users = self.registry.let_in(|service| config.users_by_name(&service.name));
+        if other_terms || other_users || config.reports_sessions() != self.snapshot.report_sessions
+        {
             self.publication.ask();
         }
         self.config = Arc::new(config);

@@ -20,7 +20,7 @@
 //! | checks of backends: when, what they come to, and how one goes | [`checks`], [`checker`], `hub::checking` |
 //! | backends that the configuration lists | `hub::listed` |
 //! | pure: how fast a connection may make changes | [`pace`] |
-//! | who may register, which address, and who makes room | [`auth`], [`home`], [`crowd`] |
+//! | who may register for what, which address, and who makes room | [`auth`], [`rights`], [`home`], [`crowd`] |
 //! | whether a data port accepts connections | [`probe`] |
 //! | services by their names | [`services`] |
 //! | what the workers are told and report, and when | [`workers`], [`publication`] |
@@ -56,6 +56,7 @@ pub mod places;
 pub mod probe;
 pub mod publication;
 pub mod reload;
+pub mod rights;
 pub mod services;
 pub mod status;
 pub mod verbs;

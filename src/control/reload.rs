@@ -3,14 +3,14 @@
 //! in `config::reload`; running sessions and control connections stay as they are.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use super::auth::{Admission, Secrets, who_may_register};
+use super::auth::Secrets;
 use super::hub::Hub;
+use super::rights::{Admission, Keys, who_may_register};
 use super::status::ReloadStatus;
 use crate::base::time::Now;
 use crate::cluster::seats::Seats;
@@ -37,7 +37,7 @@ pub struct Reload {
 /// again.
 pub struct Entrance {
     pub admission: Admission,
-    pub secrets: Option<Rc<Secrets>>,
+    pub keys: Option<Rc<Keys>>,
     /// The tokens that permit changes over TCP.
     pub tokens: Option<Rc<Secrets>>,
 }
@@ -47,15 +47,13 @@ impl Entrance {
     /// A sentence for the operator: a door open to strangers, or a secret that cannot be read.
     pub fn new(config: &Config) -> Result<Entrance, String> {
         let admission = who_may_register(config)?;
-        let read = |file: &Option<PathBuf>| {
-            file.as_deref().map(|file| Secrets::load(file).map(Rc::new)).transpose()
-        };
-        let secrets = read(&config.control.secret_file)?;
-        let tokens = read(&config.admin.token_file)?;
-        if admission.everyone {
-            warn!("[control] allow lets every host register, and so receive users' traffic");
+        let keys = Keys::load(config)?.map(Rc::new);
+        let tokens = config.admin.token_file.as_deref().map(Secrets::load).transpose()?;
+        if let Some(service) = &admission.everyone {
+            let service = &**service;
+            warn!(service, "allow lets every host register, and so receive users' traffic");
         }
-        Ok(Entrance { admission, secrets, tokens })
+        Ok(Entrance { admission, keys, tokens: tokens.map(Rc::new) })
     }
 }
 

@@ -3,10 +3,11 @@
 //! Changes nothing.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::api::{DOORS_LISTED_MAX, ServiceLine, Target};
 use super::hub::Hub;
+use super::rights::{self, Identity};
 use super::status::BackendState;
 use crate::cluster::registry::Registry;
 use crate::cluster::{Protocol, Service, ServiceId};
@@ -89,18 +90,23 @@ pub fn takes_registrations(config: &Config, service: &Service) -> bool {
     table(config, service).is_none_or(|table| table.register)
 }
 
-/// Checks that backends may register for a service.
+/// Checks that a backend may register for a service.
 ///
 /// # Errors
-/// That they may not, in a sentence for the backend.
-pub fn may_register(config: &Config, service: &Service) -> Result<(), String> {
-    match takes_registrations(config, service) {
-        true => Ok(()),
-        false => Err(format!(
-            "service {} takes no registrations: its backends are those in the balancer's file",
-            service.name
-        )),
+/// Why it may not, in a sentence for the backend.
+pub fn may_register(
+    config: &Config,
+    service: &Service,
+    from: IpAddr,
+    identity: Option<&Identity>,
+) -> Result<(), String> {
+    let (name, table) = (&service.name, table(config, service));
+    if table.is_some_and(|table| !table.register) {
+        return Err(format!(
+            "service {name} takes no registrations: its backends are those in the balancer's file"
+        ));
     }
+    rights::may_join(name, config.joining(table), from, identity)
 }
 
 /// The backends and sessions of one service, counted.

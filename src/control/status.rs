@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Protocol, Standing};
+use crate::cluster::{Barrier, Protocol, Standing};
 
 /// The version of this schema, sent with every answer.
 pub const SCHEMA: u32 = 1;
@@ -110,6 +110,23 @@ pub struct ServiceStatus {
     pub sessions_active: u64,
     /// The terms that differ from the global settings, as `key = value`.
     pub terms: Vec<String>,
+    #[serde(default)]
+    pub limits: ServiceLimits,
+    /// Users turned away at each barrier; for UDP, their datagrams.
+    #[serde(default)]
+    pub turned_away: BTreeMap<Barrier, u64>,
+}
+
+/// The limits of one service, which are `null` where it has none, and how much of them is used.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ServiceLimits {
+    pub sessions: Option<u32>,
+    /// Sessions that count towards it.
+    pub sessions_used: u64,
+    pub backend_sessions: Option<u32>,
+    pub backends_max: Option<u32>,
+    /// The networks whose users are let in; none: everyone is.
+    pub users: Vec<String>,
 }
 
 impl Status {

@@ -11,12 +11,14 @@ use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
     BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, HelloStatus, Percentiles,
-    RunState, SCHEMA, ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
+    RunState, SCHEMA, ServiceLimits, ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::BackendValues;
 use crate::base::time::Now;
 use crate::cluster::registry::Registered;
-use crate::cluster::{Backend, BackendId, OnBackendLoss, Policy, Service, Terms, WhenAllFail};
+use crate::cluster::{
+    Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Service, Terms, WhenAllFail,
+};
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -70,6 +72,7 @@ fn sessions(hub: &Hub) -> SessionTotals {
     let refused = |counters: &WorkerCounters| {
         counters.users_refused_no_backend.get()
             + counters.users_refused_full.get()
+            + counters.users_refused_barred.get()
             + counters.users_refused_unreachable.get()
             + counters.users_refused_exhausted.get()
     };
@@ -97,17 +100,39 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             register: takes_registrations(&hub.config, service),
             backends: tally.by_state().collect(),
             sessions_active: tally.sessions,
-            terms: differing(&service.terms, &global).into_iter().chain(fallback).collect(),
+            limits: limits(service),
+            turned_away: Barrier::ALL.map(|it| (it, service.gate.turned_away(it))).into(),
+            terms: terms(service, &global).into_iter().chain(fallback).collect(),
         }
     };
     hub.registry.services().map(shown).collect()
+}
+
+fn limits(service: &Service) -> ServiceLimits {
+    let Limits { sessions, backend_sessions, backends } = service.terms.limits;
+    ServiceLimits {
+        sessions,
+        sessions_used: service.gate.sessions() as u64,
+        backend_sessions,
+        backends_max: backends,
+        users: service.users.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn terms(service: &Service, global: &Terms) -> Vec<String> {
+    let mut terms = differing(&service.terms, global);
+    if !service.users.is_empty() {
+        let users: Vec<String> = service.users.iter().map(|it| format!("\"{it}\"")).collect();
+        terms.push(format!("users = [{}]", users.join(", ")));
+    }
+    terms
 }
 
 /// The terms that are not the global ones, as `key = value`.
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
         let Terms { policy: by, on_backend_loss, timeouts, responses, requests, .. } = terms;
-        let Terms { checks, maintenance, .. } = terms;
+        let Terms { checks, maintenance, limits, .. } = terms;
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
@@ -131,6 +156,9 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
             format!("retries = {}", requests.retries),
             format!("tunnel_idle_ms = {}", ms(requests.tunnel_idle)),
             format!("maintenance = {maintenance}"),
+            format!("backends_max = {}", limits.backends.unwrap_or(0)),
+            format!("sessions = {}", limits.sessions.unwrap_or(0)),
+            format!("backend_sessions = {}", limits.backend_sessions.unwrap_or(0)),
             when_all_fail.to_owned(),
         ]
     };

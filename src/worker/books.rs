@@ -2,6 +2,8 @@
 //! sessions. Owns the worker's view of the services, its shard of the session table, its counters and
 //! its reports; holds no socket and no session state.
 
+mod limits;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,10 +12,11 @@ use nix::errno::Errno;
 use super::link::{Ended, Refusal, Report};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
-use crate::cluster::{Backend, BackendId, Service, ServiceId, Snapshot, Timeouts};
+use crate::cluster::{Backend, BackendId, Protocol, Service, ServiceId, Snapshot, Timeouts};
 use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
+use limits::BOOKINGS_MAX;
 
 /// Backends that a worker avoids by itself between two snapshots.
 const ASIDE_MAX: usize = 16;
@@ -34,6 +37,8 @@ pub struct Entry {
     pub client: SocketAddr,
     pub started: Now,
     place: Place,
+    /// The service that counts it as one of its sessions.
+    inside: Option<ServiceId>,
     choice: Option<Choice>,
     /// The previous backend: bytes it sent may still be on their way to the user.
     last: Option<Choice>,
@@ -95,19 +100,27 @@ impl Books {
         self.aside.clear();
     }
 
-    /// Takes a user into the books, or says why not.
+    /// Takes a user into the books, or says why not. The requests of an API user are let in one by one, see
+    /// [`Books::let_in`].
     pub fn admit(
         &mut self,
         service: ServiceId,
         client: SocketAddr,
         now: Now,
     ) -> Result<Entry, Refusal> {
-        let seats = &self.snapshot.service(service).ok_or(Refusal::NoBackend)?.seats;
-        if !seats.take() {
+        let found = self.snapshot.service(service).ok_or(Refusal::NoBackend)?;
+        let inside = (found.kind != Protocol::Api).then_some(service);
+        if inside.is_some() {
+            found.enter(client.ip()).map_err(Refusal::Barred)?;
+        }
+        let leave = || inside.is_some().then(|| found.gate.leave());
+        if !found.seats.take() {
+            leave();
             return Err(Refusal::Full);
         }
         let Some(place) = self.parts.shard.open(service, client, now) else {
-            seats.give_back();
+            found.seats.give_back();
+            leave();
             return Err(Refusal::Full);
         };
         self.parts.metrics.counters.sessions_active.one();
@@ -116,6 +129,7 @@ impl Books {
             client,
             started: now,
             place,
+            inside,
             choice: None,
             last: None,
             bytes_up: 0,
@@ -138,9 +152,14 @@ impl Books {
         tried: &[BackendId],
     ) -> Option<Choice> {
         self.unassign(entry);
-        let choice = self.choose(service, entry.client.ip(), &|id| tried.contains(&id))?;
-        self.book(entry, choice);
-        Some(choice)
+        let user = entry.client.ip();
+        for _ in 0..BOOKINGS_MAX {
+            let choice = self.choose(service, user, &|id| tried.contains(&id))?;
+            if self.book_if_room(service, entry, choice) {
+                return Some(choice);
+            }
+        }
+        None
     }
 
     /// Picks a backend and books nothing. One that has just failed is picked only when there is no
@@ -190,11 +209,12 @@ impl Books {
         user: IpAddr,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
-        let load = |backend: &Backend| {
-            let slot = usize::from(backend.slot);
-            self.parts.all_metrics.iter().map(|metrics| metrics.backends[slot].active.get()).sum()
-        };
-        let backend = balance::pick(service, &Question { user, load: &load, excluded })?;
+        let load = |backend: &Backend| self.load(backend.slot);
+        let question = Question { user, load: &load, excluded };
+        let backend = match service.terms.limits.backend_sessions {
+            None => balance::pick(service, &question),
+            Some(limit) => self.pick_with_room(service, &question, limit),
+        }?;
         Some(Choice { backend: backend.id, slot: backend.slot, address: backend.address })
     }
 
@@ -336,7 +356,8 @@ impl Books {
 
     /// Gives back a session's place and its seat. The seats are its service's for as long as that is in the
     /// snapshots, and a service without any takes its seats with it.
-    fn leave(&mut self, entry: Entry) {
+    fn leave(&mut self, mut entry: Entry) {
+        self.let_out(&mut entry);
         self.parts.shard.close(entry.place);
         if let Some(service) = self.snapshot.service(entry.service) {
             service.seats.give_back();
@@ -349,6 +370,10 @@ impl Books {
         match why {
             Refusal::NoBackend => counters.users_refused_no_backend.one(),
             Refusal::Full => counters.users_refused_full.one(),
+            Refusal::Barred(barrier) => {
+                counters.users_refused_barred.one();
+                self.barred(service, barrier, 1);
+            }
             Refusal::Unreachable => counters.users_refused_unreachable.one(),
             Refusal::Exhausted => counters.users_refused_exhausted.one(),
         }

@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, DoorId, Protocol, ServiceId, Snapshot};
+use crate::cluster::{BackendId, Barrier, DoorId, Protocol, ServiceId, Snapshot};
 use crate::http::trace::ID_BYTES_MAX;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{HOST_KEPT_MAX, Times};
@@ -106,6 +106,8 @@ pub enum Report {
 pub enum Shortage {
     /// A place in the table: it is full of sessions in use.
     Place,
+    /// Room within the limits of the service.
+    Service,
     /// A socket and local port towards the backend: all are in use.
     Pair,
     /// Room for either within the source's share.
@@ -179,6 +181,8 @@ impl RequestLine {
 pub enum Refusal {
     NoBackend,
     Full,
+    /// The service lets the user in no further.
+    Barred(Barrier),
     Unreachable,
     /// We have no descriptor, no local port or no memory left.
     Exhausted,

@@ -135,6 +135,7 @@ fn snapshot(config: &Config) -> Snapshot {
         name: named.name.as_str().into(),
         kind: named.protocol,
         terms: config.terms_of(named),
+        gate: Arc::default(),
         ..like.clone()
     };
     let named = (first.services.len() as u16..).zip(&config.services).map(service);

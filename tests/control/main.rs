@@ -8,6 +8,7 @@ mod harness;
 mod named;
 mod page;
 mod proof;
+mod rights;
 mod services;
 mod shown;
 mod verbs;

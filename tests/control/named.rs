@@ -2,10 +2,11 @@
 //! means, what is answered, and what is refused.
 
 use std::net::TcpListener;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lb::base::time::Now;
-use lb::cluster::{BackendId, OnBackendLoss, Policy, Protocol, ServiceId, Standing};
+use lb::cluster::{BackendId, Barrier, OnBackendLoss, Policy, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::config::services::ServiceConfig;
 use serde_json::{Value, json};
@@ -304,7 +305,13 @@ fn the_status_shows_each_service_with_what_it_has_of_its_own() {
     backend.ask(&json!({"cmd": "unregister", "protocol": "tcp", "port": port}));
     let (_, text) = core.get("/status");
     let status: Value = serde_json::from_str(&text).unwrap();
-    let of = |place: usize| status["services"][place].clone();
+    // A test of their own has the limits.
+    let of = |place: usize| {
+        let mut service = status["services"][place].clone();
+        let all = service.as_object_mut().unwrap();
+        all.retain(|key, _| key != "limits" && key != "turned_away");
+        service
+    };
     let none = json!({"serving": 0, "aside": 0, "failing": 0, "draining": 0});
     assert_eq!(
         of(0),
@@ -409,4 +416,74 @@ fn an_api_session_is_of_the_service_whose_backend_serves_it_now() {
             (&json!(service), &json!(client))
         );
     }
+}
+
+#[test]
+fn rule_13_registrations_beyond_the_most_backends_are_refused_with_the_reason() {
+    let core = core_with(|config| config.services[2].backends_max = NonZeroU32::new(2));
+    let mut backend = core.connect();
+    let mut register = |service: &str, port: u16| {
+        backend.ask(&json!({"cmd": "register", "service": service, "port": port}))
+    };
+    for port in [1, 2, 1] {
+        assert_eq!(register("dns", port)["ack"], "successful", "again is no other one");
+    }
+    assert_failed(&register("dns", 3), "service dns takes 2 backends at most, and has them");
+    assert_eq!(register("udp", 3)["ack"], "successful");
+    backend.ask(&json!({"cmd": "unregister", "service": "dns", "port": 1}));
+    assert_eq!(
+        backend.ask(&json!({"cmd": "register", "service": "dns", "port": 3}))["ack"],
+        "successful"
+    );
+}
+
+#[test]
+fn rule_13_the_limits_of_a_service_are_shown_with_their_use() {
+    let core = core_with(|config| {
+        config.services[1].sessions = NonZeroU32::new(5);
+        config.services[1].backend_sessions = NonZeroU32::new(3);
+        config.services[1].backends_max = NonZeroU32::new(9);
+        config.services[1].users = vec!["10.0.0.0/8".parse().unwrap()];
+    });
+    let mut backend = core.connect();
+    assert_eq!(backend.register(Protocol::Udp, 9)["ack"], "successful");
+    let snapshot = wait_for("a snapshot", || {
+        Some(core.worker.snapshot()).filter(|it| it.service(REDIS).is_some())
+    });
+    let redis = snapshot.service(REDIS).unwrap();
+    assert!(redis.gate.enter(None) && redis.gate.enter(None));
+    redis.gate.turn_away(Barrier::Users, 7);
+    let (_, text) = core.get("/status");
+    let status: Value = serde_json::from_str(&text).unwrap();
+    let shown = &status["services"][4];
+    assert_eq!(
+        shown["limits"],
+        json!({
+            "sessions": 5, "sessions_used": 2, "backend_sessions": 3, "backends_max": 9,
+            "users": ["10.0.0.0/8"]
+        })
+    );
+    assert_eq!(shown["turned_away"], json!({"users": 7, "sessions": 0, "backend_sessions": 0}));
+    assert_eq!(
+        shown["terms"],
+        json!([
+            "backends_max = 9",
+            "sessions = 5",
+            "backend_sessions = 3",
+            "users = [\"10.0.0.0/8\"]"
+        ])
+    );
+    assert_eq!(status["services"][3]["limits"]["sessions"], Value::Null);
+    let (_, metrics) = core.get("/metrics");
+    for line in [
+        r#"lb_service_sessions_limit{service="redis",protocol="tcp"} 5"#,
+        r#"lb_service_turned_away_total{service="redis",protocol="tcp",reason="users"} 7"#,
+        r#"lb_service_turned_away_total{service="redis",protocol="tcp",reason="sessions"} 0"#,
+    ] {
+        assert!(metrics.lines().any(|it| it == line), "{line} in {metrics}");
+    }
+    assert!(
+        !metrics.contains(r#"lb_service_turned_away_total{service="cache""#),
+        "it has no limit"
+    );
 }

@@ -67,8 +67,8 @@ fn add_named(weather: &Weather, snapshot: &mut Snapshot) {
     for place in 0..weather.services {
         let id = ServiceId(3 + place as u16);
         claimants.push(claimant(id, Some(host(weather, place))));
-        let (seats, turn) = (Arc::new(Seats::new(0)), Arc::default());
-        services.push(Service { id, seats, turn, ..built_in.clone() });
+        let (seats, turn, gate) = (Arc::new(Seats::new(0)), Arc::default(), Arc::default());
+        services.push(Service { id, seats, turn, gate, ..built_in.clone() });
     }
     snapshot.services = services.into();
     snapshot.doors = Arc::new(Doors::new(None, &claimants).expect("each host is claimed once"));

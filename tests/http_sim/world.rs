@@ -520,6 +520,8 @@ impl World {
         assert_eq!((self.sessions.live(), self.sessions.spares()), (0, 0));
         assert_eq!((self.sessions.held(), self.sessions.private()), (0, 0));
         assert!(self.wires.values().all(Wire::idle));
+        let inside = self.books.snapshot().services.iter().map(|service| service.gate.sessions());
+        assert!(inside.clone().all(|count| count == 0), "{:?}", inside.collect::<Vec<_>>());
         let free = (self.pool.free(Class::Small), self.pool.free(Class::Large));
         let kept = STOCK.min(self.weather.small_blocks / STOCK_SHARE);
         assert_eq!(free, (self.weather.small_blocks - kept, LARGE), "blocks were lost");

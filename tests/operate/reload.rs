@@ -1,9 +1,11 @@
 //! A reload: what it changes, what it leaves alone, and what it refuses whole.
 
 use std::fs;
-use std::io::Write;
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+
+use lb::control::auth::mac;
 
 use crate::harness::{Balancer, asked, echoes, private};
 use crate::wait::{PATIENCE, wait_for};
@@ -156,6 +158,66 @@ fn a_reload_reads_the_tokens_and_secrets_again() {
         format!("POST /backends/b9/drain HTTP/1.0\r\nHost: {admin}\r\n\r\n").as_bytes(),
     );
     assert!(answer.contains("changes over TCP are off"), "{answer}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// A control connection that has answered the challenge with this secret, and the answer to that.
+fn prove(door: SocketAddr, secret: &str) -> (BufReader<TcpStream>, String) {
+    let stream = TcpStream::connect(door).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut lines = BufReader::new(stream);
+    let mut challenge = String::new();
+    lines.read_line(&mut challenge).unwrap();
+    let challenge: serde_json::Value = serde_json::from_str(&challenge).expect(&challenge);
+    let mac = mac(secret.as_bytes(), challenge["nonce"].as_str().unwrap(), "web");
+    let answer = tell(&mut lines, &format!(r#"{{"cmd":"auth","id":"web","mac":"{mac}"}}"#));
+    (lines, answer)
+}
+
+/// Says something on a control connection; the answer to it.
+fn tell(lines: &mut BufReader<TcpStream>, words: &str) -> String {
+    lines.get_mut().write_all(words.as_bytes()).unwrap();
+    loop {
+        let mut answer = String::new();
+        lines.read_line(&mut answer).unwrap();
+        if !answer.contains(r#"{"cmd":"hello""#) {
+            return answer;
+        }
+        lines.get_mut().write_all(br#"{"ack":"hello"}"#).unwrap();
+    }
+}
+
+#[test]
+fn rule_12_a_reload_reads_the_secrets_and_networks_of_services_again() {
+    let folder = std::env::temp_dir().join(format!("lb-secrets-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("redis");
+    let (old, new) = ("an old secret of redis", "a new secret of redis");
+    private(&file, old);
+    let settings = |more: &str| {
+        format!("[service.redis]\nprotocol = \"udp\"\nlisten = \"127.0.0.1:0\"\n{more}")
+    };
+    let guarded = settings(&format!("secret_file = {file:?}"));
+    let balancer = Balancer::ready(&guarded);
+    let control = balancer.door("control");
+    let register = |port: u16| format!(r#"{{"cmd":"register","service":"redis","port":{port}}}"#);
+    let (mut member, answer) = prove(control, old);
+    assert!(answer.contains("successful"), "{answer}");
+    assert!(tell(&mut member, &register(9001)).contains("successful"));
+    private(&file, new);
+    assert!(balancer.change(&guarded).status.success());
+    assert!(prove(control, old).1.contains("the mac is wrong"));
+    let (mut newcomer, answer) = prove(control, new);
+    assert!(answer.contains("successful"), "{answer}");
+    assert!(tell(&mut newcomer, &register(9002)).contains("successful"));
+    let answer = tell(&mut member, &register(9003));
+    assert!(answer.contains("successful"), "whoever is in stays in: {answer}");
+    let listed = settings("allow = [\"10.0.0.0/8\"]");
+    assert!(balancer.change(&listed).status.success());
+    let answer = tell(&mut member, &register(9004));
+    assert!(answer.contains("service redis takes no registrations from 127.0.0.1"), "{answer}");
+    let answer = tell(&mut member, r#"{"cmd":"list"}"#);
+    assert!(answer.contains(":9001") && answer.contains(":9003"), "its backends stay: {answer}");
     fs::remove_dir_all(folder).unwrap();
 }
 

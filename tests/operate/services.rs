@@ -75,3 +75,37 @@ fn a_backend_joins_a_service_by_its_name_and_gets_the_users_of_its_door() {
     balancer.wait_for_log("reloaded now=0 after_restart=0");
     assert!(echoes(&mut user), "the session goes on");
 }
+
+#[test]
+fn rule_13_a_reload_changes_the_limits_of_a_service_at_once_and_ends_no_session() {
+    let balancer = Balancer::ready(SETTINGS);
+    let _backend = Joined::start(balancer.door("control"));
+    balancer.wait_for_log("protocol=tcp service=redis");
+    let door: SocketAddr = redis(&balancer.status())["doors"][0].as_str().unwrap().parse().unwrap();
+    let served = || {
+        let mut user = TcpStream::connect(door).unwrap();
+        user.set_read_timeout(Some(PATIENCE)).unwrap();
+        echoes(&mut user).then_some(user)
+    };
+    let mut users: Vec<TcpStream> =
+        (0..3).map(|_| wait_for("a user to be served", served)).collect();
+    let reload = |more: &str| {
+        let done = balancer.change(&format!("{SETTINGS}{more}"));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let turned_away = |barrier: &str, said: &str| {
+        wait_for("the worker to know", || served().is_none().then_some(()));
+        assert!(redis(&balancer.status())["turned_away"][barrier].as_u64() > Some(0));
+        balancer.wait_for_log(said);
+    };
+    reload("sessions = 2");
+    turned_away("sessions", "the service has as many sessions as it may");
+    assert_eq!(redis(&balancer.status())["limits"]["sessions_used"], 3);
+    reload("backend_sessions = 2");
+    turned_away("backend_sessions", "every backend has as many sessions as it may");
+    reload("users = [\"10.0.0.0/8\"]");
+    turned_away("users", "the service is not open to this address");
+    assert!(users.iter_mut().all(echoes), "whoever is in stays in");
+    reload("users = [\"127.0.0.0/8\"]\nsessions = 4");
+    wait_for("a fourth user to be served", served);
+}

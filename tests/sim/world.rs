@@ -420,8 +420,10 @@ impl World {
         let live = self.core.live();
         let counters = &self.control.end.metrics.counters;
         let active = counters.sessions_active.get() as usize;
-        let books = [self.laws.sessions.len(), active, self.seats.taken()];
-        check(books == [live; 3], law::BOOKS, || format!("{live} sessions, {books:?}"));
+        let tcp = self.books.snapshot().service(ServiceId::built_in(Protocol::Tcp));
+        let inside = tcp.map_or(live, |service| service.gate.sessions());
+        let books = [self.laws.sessions.len(), active, self.seats.taken(), inside];
+        check(books == [live; 4], law::BOOKS, || format!("{live} sessions, {books:?}"));
         if !self.turns.is_multiple_of(16) {
             return;
         }

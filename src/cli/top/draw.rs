@@ -289,7 +289,7 @@ mod tests {
     use super::super::screen::tests::{backend, screen as known, status};
     use super::*;
     use crate::cluster::Protocol;
-    use crate::control::status::ServiceStatus;
+    use crate::control::status::{ServiceLimits, ServiceStatus};
 
     fn drawn(state: &Screen, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -382,6 +382,8 @@ mod tests {
             backends: BTreeMap::new(),
             sessions_active: 0,
             terms: Vec::new(),
+            limits: ServiceLimits::default(),
+            turned_away: BTreeMap::new(),
         };
         look.services = vec![service("tcp"), service("redis")];
         state.looked(Ok(look));

@@ -23,8 +23,14 @@ const EVERY_KEY_CHANGED: &str = r#"
     retries = 9
     tunnel_idle_ms = 19
     register = false
+    allow = ["10.1.0.0/16"]
+    secret_file = "shop.secret"
     backends = ["10.0.0.11:80", { address = "[2001:db8::1]:80", weight = 3 }]
     fallback = "page"
+    backends_max = 15
+    sessions = 16
+    backend_sessions = 17
+    users = ["10.2.0.0/16"]
     maintenance = true
     [service.shop.check]
     kind = "http"
@@ -383,4 +389,17 @@ fn a_reload_takes_nothing_of_a_service_that_changes_its_protocol() {
     let transition = reload::between(&running, &read(&service("a", wanted)).unwrap());
     assert_eq!(transition.after_restart, ["service.a.protocol = \"tcp\""]);
     assert_eq!((transition.now.len(), &transition.config), (0, &running));
+}
+
+#[test]
+fn rule_13_a_service_lists_no_more_backends_than_it_may_have() {
+    let with = |max: u32| {
+        read(&format!(
+            "[service.a]\nprotocol = \"tcp\"\nlisten = 1\nbackends_max = {max}\n\
+             backends = [\"10.0.0.1:1\", \"10.0.0.2:1\"]"
+        ))
+    };
+    assert!(with(0).is_ok() && with(2).is_ok());
+    let said = with(1).unwrap_err();
+    assert!(said.starts_with("service.a.backends lists 2, more than service.a.backends_max (1)"));
 }

@@ -30,16 +30,7 @@ impl Gateway {
     pub fn refused(&mut self, why: Refused, backend: Option<BackendId>, cx: &mut Context<'_>) {
         debug_assert!(self.wants_backend(), "only who asked can be refused");
         self.exchange.backend = backend.or(self.exchange.backend);
-        let (status, detail) = match why {
-            Refused::NoBackend => (503, "no backend is registered"),
-            Refused::AllFail => (503, "every backend fails its check"),
-            Refused::AllDrain => (503, "every backend is draining"),
-            Refused::NoneServes => (503, "every backend fails its check or is draining"),
-            Refused::Maintenance => (503, "the service is under maintenance"),
-            Refused::Unreachable => (502, "no backend could be reached"),
-            Refused::TimedOut => (504, "no backend could be reached in time"),
-            Refused::Exhausted => (503, "no further connection can be opened"),
-        };
+        let (status, detail) = why.answer();
         self.answer_ourselves(status, detail, cx);
         self.advance(cx);
     }

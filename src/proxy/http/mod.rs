@@ -36,7 +36,7 @@ use ipnet::IpNet;
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, ServiceId, Snapshot};
+use crate::cluster::{BackendId, Barrier, ServiceId, Snapshot};
 use crate::config::Config;
 use crate::http::Limits;
 use crate::http::date::Date;
@@ -185,6 +185,8 @@ pub enum Refused {
     AllDrain,
     /// Some fail their check, and the others are draining.
     NoneServes,
+    /// The service lets the request in no further.
+    Barred(Barrier),
     /// The operator has taken the service out of use for a while.
     Maintenance,
     /// Every backend that was tried refused.

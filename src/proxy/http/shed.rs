@@ -3,13 +3,31 @@
 
 use std::net::SocketAddr;
 
-use super::Context;
 use super::exchange::Upload;
 use super::gateway::{Gateway, Phase};
 use super::stash::Stash;
+use super::{Context, Refused};
 use crate::base::time::Now;
-use crate::cluster::ServiceId;
+use crate::cluster::{Barrier, ServiceId};
 use crate::session::SessionId;
+
+impl Refused {
+    /// The status and the reason in the answer to a request without a backend.
+    pub(super) const fn answer(self) -> (u16, &'static str) {
+        match self {
+            Refused::NoBackend => (503, "no backend is registered"),
+            Refused::AllFail => (503, "every backend fails its check"),
+            Refused::AllDrain => (503, "every backend is draining"),
+            Refused::NoneServes => (503, "every backend fails its check or is draining"),
+            Refused::Barred(barrier @ Barrier::Users) => (403, barrier.why()),
+            Refused::Barred(barrier) => (503, barrier.why()),
+            Refused::Maintenance => (503, "the service is under maintenance"),
+            Refused::Unreachable => (502, "no backend could be reached"),
+            Refused::TimedOut => (504, "no backend could be reached in time"),
+            Refused::Exhausted => (503, "no further connection can be opened"),
+        }
+    }
+}
 
 impl Gateway {
     /// Welcomes a user for whom there is no room; it is told so when it sends a request.

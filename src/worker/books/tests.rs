@@ -7,7 +7,7 @@ use nix::sys::eventfd::EventFd;
 use super::*;
 use crate::base::publish::{Publisher, Subscriber};
 use crate::cluster::seats::Seats;
-use crate::cluster::{Policy, Protocol, Standing, Terms};
+use crate::cluster::{Barrier, Policy, Protocol, Standing, Terms};
 use crate::worker::link::{ControlEnd, DoorChange, Order, link};
 
 const NOW: Now = Now::from_nanos(1_000_000_000);
@@ -29,6 +29,7 @@ fn snapshot() -> Snapshot {
         service.terms = Terms { timeouts, ..service.terms };
         service.seats = Arc::new(Seats::new(number as usize));
         service.turn = Arc::default();
+        service.gate = Arc::default();
     }
     let backends: Vec<Backend> = services
         .iter()
@@ -90,6 +91,11 @@ fn client() -> SocketAddr {
 /// Seats taken, service by service.
 fn taken(books: &Books) -> Vec<usize> {
     books.snapshot().services.iter().map(|service| service.seats.taken()).collect()
+}
+
+/// Sessions that count towards the limits of each service.
+fn inside(books: &Books) -> Vec<usize> {
+    books.snapshot().services.iter().map(|service| service.gate.sessions()).collect()
 }
 
 /// The books after a change to every service.
@@ -194,6 +200,7 @@ fn a_full_shard_takes_nobody_and_no_seat() {
         assert_eq!(books.admit(service, client(), NOW).unwrap_err(), Refusal::Full);
     }
     assert_eq!(taken(&books), [1, 1, 0, 0]);
+    assert_eq!(inside(&books), [1, 1, 0, 0]);
     books.close(first, EndReason::Finished, NOW);
     books.withdraw(second);
     let again = [API, REDIS].map(|service| books.admit(service, client(), NOW).unwrap());
@@ -222,4 +229,72 @@ fn a_backend_that_failed_is_picked_only_when_there_is_no_other_until_the_next_sn
     assert!(picked.contains(&bad) && picked.contains(&good), "{picked:?}");
     books.close(entry, EndReason::Finished, NOW);
     assert_eq!(active(&books), [0, 0]);
+}
+
+#[test]
+fn rule_13_of_two_workers_only_one_takes_the_last_place_on_a_backend() {
+    let (mut books, _control) = books();
+    change(&mut books, |service| service.terms.limits.backend_sessions = Some(1));
+    let mut entry = books.admit(REDIS, client(), NOW).unwrap();
+    let active = |books: &Books, choice: Choice| {
+        books.metrics().backends[usize::from(choice.slot)].active.get()
+    };
+    let choice = books.choose(REDIS, client().ip(), &|_| false).unwrap();
+    // Another worker books a session there in between.
+    books.metrics().backends[usize::from(choice.slot)].active.one();
+    assert!(!books.book_if_room(REDIS, &mut entry, choice));
+    assert_eq!((active(&books, choice), entry.choice()), (1, None), "it is off the books again");
+    let other = books.assign(&mut entry, &[]).unwrap();
+    assert_ne!(other.backend, choice.backend);
+    assert!(books.is_full(REDIS, other) && books.is_full(REDIS, choice));
+    let mut late = books.admit(UDP, client(), NOW).unwrap();
+    assert_eq!(books.assign_from(REDIS, &mut late, &[]), None);
+    assert_eq!(books.nobody(REDIS), Refusal::Barred(Barrier::BackendSessions));
+    let nobody = books.nobody(ServiceId(99));
+    assert_eq!(nobody, Refusal::NoBackend);
+}
+
+#[test]
+fn rule_13_a_full_service_takes_no_seat_and_its_refusals_are_told_apart() {
+    let (mut books, _control) = books();
+    change(&mut books, |service| {
+        service.terms.limits.sessions = Some(1);
+        if service.id == REDIS {
+            service.users = ["10.0.0.0/8".parse().unwrap()].into();
+        }
+    });
+    let first = books.admit(UDP, client(), NOW).unwrap();
+    let barred = |books: &mut Books, service| books.admit(service, client(), NOW).unwrap_err();
+    assert_eq!(barred(&mut books, UDP), Refusal::Barred(Barrier::Sessions));
+    assert_eq!(barred(&mut books, REDIS), Refusal::Barred(Barrier::Users));
+    assert!(books.is_stranger(REDIS, client()) && !books.is_stranger(UDP, client()));
+    assert_eq!((taken(&books), inside(&books)), (vec![0, 1, 0, 0], vec![0, 1, 0, 0]));
+    books.refused(UDP, client(), Refusal::Barred(Barrier::Sessions));
+    let gate =
+        |books: &Books, service| Arc::clone(&books.snapshot().service(service).unwrap().gate);
+    assert_eq!(Barrier::ALL.map(|it| gate(&books, UDP).turned_away(it)), [0, 1, 0]);
+    let mapped = ([0, 0, 0, 0, 0, 0xffff, 0x0a01, 1], 7).into();
+    let second = books.admit(REDIS, mapped, NOW).expect("a mapped address is the plain one");
+    books.withdraw(first);
+    books.close(second, EndReason::Finished, NOW);
+    assert_eq!(inside(&books), [0; 4]);
+}
+
+#[test]
+fn rule_13_a_request_counts_at_its_own_service_until_it_is_over() {
+    let (mut books, _control) = books();
+    change(&mut books, |service| service.terms.limits.sessions = Some(1));
+    let mut user = books.admit(API, client(), NOW).unwrap();
+    assert_eq!(inside(&books), [0; 4], "a connection alone is none");
+    let mut other = books.admit(API, client(), NOW).unwrap();
+    books.let_in(&mut user, REDIS, false).unwrap();
+    assert_eq!(books.let_in(&mut other, REDIS, false), Err(Barrier::Sessions));
+    assert_eq!(books.let_in(&mut other, REDIS, true), Ok(()), "who was in before stays in");
+    assert_eq!(inside(&books), [0, 0, 0, 2]);
+    books.let_out(&mut other);
+    books.let_out(&mut other);
+    books.let_in(&mut user, TCP, false).unwrap();
+    assert_eq!(inside(&books), [1, 0, 0, 0], "one user has one request at a time");
+    books.close(user, EndReason::Finished, NOW);
+    assert_eq!(inside(&books), [0; 4]);
 }

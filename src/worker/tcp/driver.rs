@@ -2,6 +2,8 @@
 //! Owns their streams and the splice steps of the long ones; decides nothing about sessions (that is
 //! `sessions`'s).
 
+use std::os::fd::AsFd;
+
 use nix::errno::Errno;
 
 use super::sessions::{Cmd, Sessions};
@@ -125,8 +127,12 @@ impl TcpDriver {
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
         let accepted = self.sessions.accepted(user.service, user.client, cx);
-        if let Some(key) = accepted {
-            self.streams.keep((key, Side::Client), user.socket);
+        match accepted {
+            Some(key) => self.streams.keep((key, Side::Client), user.socket),
+            None if cx.books.is_stranger(user.service, user.client) => {
+                sys::reset_on_close(user.socket.as_fd());
+            }
+            None => {}
         }
     }
 

@@ -148,7 +148,8 @@ impl Sessions {
             }
         };
         let Some(choice) = cx.books.assign(&mut entry, &[]) else {
-            cx.books.refused(service, client, Refusal::NoBackend);
+            let why = cx.books.nobody(service);
+            cx.books.refused(service, client, why);
             cx.books.close(entry, EndReason::Unreachable, cx.now);
             return None;
         };

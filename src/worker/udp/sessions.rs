@@ -224,6 +224,9 @@ impl Sessions {
             Ok(up) | Err(up) => up,
         };
         if let Up::Drop(why) = up {
+            if let DropReason::Barred(barrier) = why {
+                books.barred(door.service, barrier, segments.datagrams());
+            }
             self.dropped(why, segments, books);
             self.shortages.note(now, why, segments.datagrams(), books);
         }

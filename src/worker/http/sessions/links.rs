@@ -13,12 +13,11 @@ use nix::errno::Errno;
 use super::looks::Leaving;
 use super::{Cmd, Conn, Cx, Link, Member, SWEEP_EVERY, Sessions, State, User};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, ServiceId, Standing};
+use crate::cluster::{BackendId, Barrier, ServiceId, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
 use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
-use crate::worker::books::Books;
-use crate::worker::books::Choice;
+use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::grace;
 use crate::worker::lack::Lack;
 use crate::worker::link::Refusal;
@@ -38,7 +37,7 @@ impl Sessions {
         if let State::Connecting { .. } = state {
             *state = State::Closing { line: Line::new(), connect: true, reset: false };
             user.link = None;
-            user.entry.iter_mut().for_each(|entry| cx.books.unassign(entry));
+            user.entry.iter_mut().for_each(|entry| over(cx.books, entry));
             cx.out.push(Cmd::CancelConnect { link });
         }
     }
@@ -52,6 +51,10 @@ impl Sessions {
         }
         let service = wish.service;
         user.service = service;
+        let Some(entry) = &mut user.entry else { return };
+        if let Err(barrier) = cx.books.let_in(entry, service, wish.attempt > 0) {
+            return self.refuse(key, Refused::Barred(barrier), cx);
+        }
         if is_under_maintenance(cx.books, service) {
             if self.fall_back(key, cx) {
                 return;
@@ -75,10 +78,12 @@ impl Sessions {
             books.metrics().counters.retries.one();
         }
         let Some(choice) = choice else {
-            if self.fall_back(key, cx) {
+            let why = nobody(books, service);
+            let is_full = matches!(why, Refused::Barred(_));
+            if !is_full && self.fall_back(key, cx) {
                 return;
             }
-            return self.refuse(key, nobody_serves(cx.books, service), cx);
+            return self.refuse(key, why, cx);
         };
         user.tried.push(choice.backend);
         let since = match wish.reuse {
@@ -112,7 +117,12 @@ impl Sessions {
             self.drop_spare(link, cx);
             return self.obtain(key, wish, cx);
         };
-        user.entry.iter_mut().for_each(|entry| books.book(entry, choice));
+        let Some(entry) = &mut user.entry else { return };
+        if !books.book_if_room(to.service, entry, choice) {
+            // The login outlasts the refusal.
+            user.private = Some(link);
+            return self.refuse(key, Refused::Barred(Barrier::BackendSessions), cx);
+        }
         user.tried.push(to.backend);
         self.private.forget(to, link);
         self.reuse(key, link, cx);
@@ -225,7 +235,7 @@ impl Sessions {
         let Some(to) = there.filter(|_| user.gateway.may_fall_back()) else { return false };
         user.tried.clear();
         user.portless = 0;
-        user.entry.iter_mut().for_each(|entry| cx.books.unassign(entry));
+        user.entry.iter_mut().for_each(|entry| over(cx.books, entry));
         cx.books.metrics().counters.api_fallbacks.one();
         self.lend(key, cx, |gateway, context| gateway.fall_back(to, context))
     }
@@ -236,12 +246,16 @@ impl Sessions {
         let last = user.tried.last().copied();
         let Some(entry) = &mut user.entry else { return };
         let books = &mut *cx.books;
-        books.unassign(entry);
-        if matches!(
-            why,
-            Refused::NoBackend | Refused::AllFail | Refused::AllDrain | Refused::NoneServes
-        ) {
-            books.refused(user.service, entry.client, Refusal::NoBackend);
+        over(books, entry);
+        let refusal = match why {
+            Refused::NoBackend | Refused::AllFail | Refused::AllDrain | Refused::NoneServes => {
+                Some(Refusal::NoBackend)
+            }
+            Refused::Barred(barrier) => Some(Refusal::Barred(barrier)),
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
+            books.refused(user.service, entry.client, refusal);
         }
         self.lend(key, cx, |gateway, context| gateway.refused(why, last, context));
     }
@@ -255,7 +269,7 @@ impl Sessions {
             debug_assert!(false, "what is released was assigned");
             return;
         };
-        user.entry.iter_mut().for_each(|entry| cx.books.unassign(entry));
+        user.entry.iter_mut().for_each(|entry| over(cx.books, entry));
         let Some(Link { to, .. }) = self.links.get(link) else { return };
         let to = *to;
         let serves = match private {
@@ -426,6 +440,20 @@ impl Sessions {
         for link in dropped {
             self.close_spare(link, cx);
         }
+    }
+}
+
+/// A request is no longer on a backend, nor one of its service's sessions.
+fn over(books: &mut Books, entry: &mut Entry) {
+    books.unassign(entry);
+    books.let_out(entry);
+}
+
+/// Why no backend of a service can serve a request.
+fn nobody(books: &Books, service: ServiceId) -> Refused {
+    match books.nobody(service) {
+        Refusal::Barred(barrier) => Refused::Barred(barrier),
+        _ => nobody_serves(books, service),
     }
 }
 

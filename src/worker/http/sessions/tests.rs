@@ -8,7 +8,7 @@ use super::*;
 use crate::cluster::doors::{Claimant, Doors};
 use crate::cluster::route::{Claim, Host};
 use crate::cluster::seats::Seats;
-use crate::cluster::{Backend, Protocol, Service, Snapshot, Standing};
+use crate::cluster::{Backend, Barrier, Protocol, Service, Snapshot, Standing};
 use crate::proxy::StreamCmd;
 use crate::proxy::http::Record;
 use crate::ring::pool::Class;
@@ -30,6 +30,7 @@ fn snapshot() -> Snapshot {
     for (id, name) in [(SHOP, "shop"), (BLOG, "blog"), (EMPTY, "empty")] {
         let mut service = Service { id, name: name.into(), ..services[2].clone() };
         service.seats = Arc::new(Seats::new(0));
+        service.gate = Arc::default();
         service.terms.timeouts.connect = Duration::from_secs(10 * u64::from(id.0));
         services.push(service);
     }
@@ -298,4 +299,58 @@ fn a_spare_connection_goes_with_the_backend_of_its_service() {
     stage.act(|sessions, cx| sessions.expire(cx));
     assert_eq!(stage.sessions.spares(), 1);
     assert!(stage.ask(user, SHOPPING).0.contains("/api/x"));
+}
+
+/// A user at `stage` is told that the shop is full, and by which limit, and is served elsewhere.
+fn is_full(stage: &mut Stage, user: Key, barrier: Barrier) {
+    let (said, attempt) = stage.ask(user, SHOPPING);
+    assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("Retry-After: "), "{said}");
+    assert!(said.contains(barrier.why()) && attempt.is_none(), "{said}");
+    assert_eq!(stage.refusals(), [(SHOP, Refusal::Barred(barrier))]);
+    stage.served(user, BLOGGING, BLOG, "");
+}
+
+#[test]
+fn rule_13_a_connection_whose_request_finds_a_service_full_is_served_by_others() {
+    let mut stage = Stage::new();
+    stage.change(|snapshot| snapshot.services[3].terms.limits.sessions = Some(1));
+    let [first, second] = [stage.user(), stage.user()];
+    let (_, attempt) = stage.ask(first, SHOPPING);
+    assert!(attempt.is_some());
+    is_full(&mut stage, second, Barrier::Sessions);
+    // The first user leaves while its connection is being made.
+    stage.act(|sessions, cx| sessions.end(first, EndReason::ClientReset, cx));
+    assert!(stage.ask(second, SHOPPING).1.is_some(), "its place is free again");
+}
+
+#[test]
+fn rule_13_a_login_outlasts_a_refusal_of_its_full_backend() {
+    let mut stage = Stage::new();
+    stage.change(|snapshot| snapshot.services[3].terms.limits.backend_sessions = Some(1));
+    let [first, second] = [stage.user(), stage.user()];
+    let link = stage.served(first, SHOPPING, SHOP, "WWW-Authenticate: NTLM\r\n");
+    assert!(stage.ask(second, SHOPPING).1.is_some());
+    is_full(&mut stage, first, Barrier::BackendSessions);
+    assert_eq!(stage.sessions.private(), 1);
+    stage.act(|sessions, cx| sessions.end(second, EndReason::ClientReset, cx));
+    let (said, attempt) = stage.ask(first, SHOPPING);
+    assert!(said.contains("/api/x") && attempt.is_none(), "the login still holds: {said}");
+    stage.answer(link, "");
+}
+
+#[test]
+fn a_service_whose_backends_all_fail_their_check_says_so() {
+    let mut stage = Stage::new();
+    let user = stage.user();
+    stage.change(|snapshot| {
+        let failing = Backend { standing: Standing::Failing, ..backend(SHOP) };
+        *snapshot = snapshot.with(&[failing]);
+    });
+    let (said, _) = stage.ask(user, SHOPPING);
+    assert!(
+        said.starts_with("HTTP/1.1 503 ") && said.contains("every backend fails its check"),
+        "{said}"
+    );
+    let (said, _) = stage.ask(user, BLOGGING);
+    assert!(said.contains("no backend is registered"), "{said}");
 }

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 
 use super::{DoorRef, DropReason, Segments, Session, Sessions, Up, payload_max, plain};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, ServiceId};
+use crate::cluster::{BackendId, Barrier, ServiceId};
 use crate::proxy::udp::{Family, PeerId};
 use crate::session::flows::FlowKey;
 use crate::session::sources::Exceeded;
 use crate::worker::books::{Books, Choice, Entry};
+use crate::worker::link::Refusal;
 
 /// Backends to try for a new session when one has no free pair.
 const CHOICES_MAX: usize = 4;
@@ -45,11 +46,14 @@ impl Sessions {
         }
         let (choice, peer) = self.choose_with_room(now, asker, segments, books)?;
         let (place, mut entry) = self.admit(now, asker, books).map_err(Up::Drop)?;
+        if !books.book_if_room(asker.service, &mut entry, choice) {
+            books.withdraw(entry);
+            return Err(Up::Drop(DropReason::Barred(Barrier::BackendSessions)));
+        }
         let Some(socket) = self.pairs.take(peer, place) else {
             books.withdraw(entry);
             return Err(Up::Drop(DropReason::UpstreamExhausted));
         };
-        books.book(&mut entry, choice);
         books.started(&entry);
         let source = self.sources.charge(client.ip(), now);
         let source = source.expect("there is room for a source for every session");
@@ -80,8 +84,16 @@ impl Sessions {
         if self.draining {
             return Err(DropReason::Draining);
         }
-        if books.snapshot().pool(service).is_none_or(|pool| pool.rotation.is_empty()) {
+        let found = books.snapshot().service(service).ok_or(DropReason::NoBackend)?;
+        if !found.lets_in(client.ip()) {
+            return Err(DropReason::Barred(Barrier::Users));
+        }
+        if found.pool.rotation.is_empty() {
             return Err(DropReason::NoBackend);
+        }
+        // Seen first, so that a service at its limit takes no place or pair from another.
+        if found.terms.limits.sessions.is_some_and(|max| found.gate.sessions() >= max as usize) {
+            return Err(DropReason::Barred(Barrier::Sessions));
         }
         self.sources.check(client.ip(), now).map_err(|exceeded| match exceeded {
             Exceeded::Sessions => DropReason::SourceLimit,
@@ -96,14 +108,19 @@ impl Sessions {
         Asker { client, service, .. }: Asker,
         books: &mut Books,
     ) -> Result<(u32, Entry), DropReason> {
-        if let Some(place) = self.flows.vacant()
-            && let Ok(entry) = books.admit(service, client, now)
-        {
-            return Ok((place, entry));
+        if let Some(place) = self.flows.vacant() {
+            match books.admit(service, client, now) {
+                Ok(entry) => return Ok((place, entry)),
+                Err(Refusal::Barred(barrier)) => return Err(DropReason::Barred(barrier)),
+                Err(_) => {}
+            }
         }
         self.make_place_free(now, client.ip(), books)?;
         let place = self.flows.vacant().ok_or(DropReason::TableFull)?;
-        let entry = books.admit(service, client, now).map_err(|_| DropReason::TableFull)?;
+        let entry = books.admit(service, client, now).map_err(|why| match why {
+            Refusal::Barred(barrier) => DropReason::Barred(barrier),
+            _ => DropReason::TableFull,
+        })?;
         Ok((place, entry))
     }
 
@@ -135,7 +152,12 @@ impl Sessions {
             }
             tried[turn] = Some(choice.backend);
         }
-        let Some((choice, why)) = refused else { return Err(Up::Drop(DropReason::NoBackend)) };
+        let Some((choice, why)) = refused else {
+            return Err(Up::Drop(match books.nobody(asker.service) {
+                Refusal::Barred(barrier) => DropReason::Barred(barrier),
+                _ => DropReason::NoBackend,
+            }));
+        };
         self.shortages.at(choice, segments.datagrams(), books);
         Err(Up::Drop(why))
     }
@@ -152,6 +174,7 @@ impl Sessions {
         let avoided = |id| self.backends.is_avoided(id, now) || is_tried(id);
         let elsewhere = self.settings.affinity.as_ref().and_then(|holder| holder.map.find(hash));
         let found = elsewhere.filter(|id| !avoided(*id)).and_then(|id| books.find(service, id));
+        let found = found.filter(|choice| !books.is_full(service, *choice));
         if found.is_some() {
             books.metrics().counters.udp_sessions_found.one();
             return found;

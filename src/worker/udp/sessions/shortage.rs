@@ -33,6 +33,7 @@ impl Shortages {
         let counters = &books.metrics().counters;
         match why {
             DropReason::NoBackend => counters.users_refused_no_backend.add(datagrams),
+            DropReason::Barred(_) => counters.users_refused_barred.add(datagrams),
             DropReason::TableFull => counters.users_refused_full.add(datagrams),
             DropReason::UpstreamExhausted | DropReason::SourceShare => {
                 counters.users_refused_exhausted.add(datagrams);

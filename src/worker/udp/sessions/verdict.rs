@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::cluster::ServiceId;
+use crate::cluster::{Barrier, ServiceId};
 use crate::metrics::{Counter, WorkerCounters};
 use crate::proxy::udp::SocketId;
 use crate::worker::link::Shortage;
@@ -86,6 +86,8 @@ pub enum Down {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum DropReason {
     NoBackend,
+    /// The service lets the user in no further.
+    Barred(Barrier),
     TableFull,
     SourceLimit,
     SourceRate,
@@ -106,6 +108,9 @@ impl DropReason {
     pub fn shortage(self) -> Option<Shortage> {
         match self {
             DropReason::TableFull => Some(Shortage::Place),
+            DropReason::Barred(Barrier::Sessions | Barrier::BackendSessions) => {
+                Some(Shortage::Service)
+            }
             DropReason::UpstreamExhausted => Some(Shortage::Pair),
             DropReason::SourceShare => Some(Shortage::Share),
             _ => None,
@@ -115,6 +120,7 @@ impl DropReason {
     pub fn counter(self, counters: &WorkerCounters) -> &Counter {
         match self {
             DropReason::NoBackend => &counters.udp_dropped_no_backend,
+            DropReason::Barred(_) => &counters.udp_dropped_barred,
             DropReason::TableFull => &counters.udp_dropped_table_full,
             DropReason::SourceLimit => &counters.udp_dropped_source_limit,
             DropReason::SourceRate => &counters.udp_dropped_source_rate,

@@ -1,0 +1,83 @@
+//! Lists of backends and services, as far as they go into one answer at a time.
+
+use std::sync::Arc;
+
+use super::Conversation;
+use crate::cluster::registry::Registered;
+use crate::cluster::{BackendId, ServiceId};
+use crate::control::api::{LISTED_MAX, Listed, Reply, SERVICES_BYTES_MAX, ServiceLine, Target};
+use crate::control::services;
+
+/// A list that does not fit into one answer.
+pub(super) enum Listing {
+    /// The backends that follow this one, of one service or of all.
+    Backends { of: Option<ServiceId>, after: BackendId },
+    /// The services that follow this many.
+    Services { after: usize },
+}
+
+impl Conversation {
+    pub(super) fn begin_list(&mut self, target: Option<&Target>) {
+        let meant = target.map(|target| {
+            services::meant(&self.hub.borrow().registry, target).map(|service| service.id)
+        });
+        match meant.transpose() {
+            Ok(of) => self.list(&Listing::Backends { of, after: BackendId(0) }),
+            Err(msg) => self.fail(&msg, Some("list"), target.map(|target| target.about(None))),
+        }
+    }
+
+    /// Sends one page of a list.
+    pub(super) fn list(&mut self, listing: &Listing) {
+        let (reply, rest) = match *listing {
+            Listing::Backends { of, after } => self.page_of_backends(of, after),
+            Listing::Services { after } => self.page_of_services(after),
+        };
+        self.listing = rest;
+        self.peer.mailbox.send(&reply);
+    }
+
+    fn page_of_backends(
+        &self,
+        of: Option<ServiceId>,
+        after: BackendId,
+    ) -> (Reply, Option<Listing>) {
+        let (hub, source) = (self.hub.borrow(), self.peer.source);
+        let wanted = |entry: &&Registered| of.is_none_or(|of| entry.backend.service == of);
+        let mut visible = hub.visible(source, after).filter(wanted);
+        let page: Vec<&Registered> = visible.by_ref().take(LISTED_MAX).collect();
+        let more = visible.next().is_some();
+        let listed = |entry: &&Registered| {
+            let sessions = hub.sessions_on(entry.backend.id);
+            let service = hub.registry.service(entry.backend.service);
+            Listed::of(service, &entry.backend, entry.source == source, sessions)
+        };
+        let backends = page.iter().map(listed).collect();
+        let last = page.last().filter(|_| more).map(|entry| entry.backend.id);
+        let service = of.map(|of| Arc::clone(&hub.registry.service(of).name));
+        let rest = last.map(|after| Listing::Backends { of, after });
+        (Reply::Listed { service, backends, more }, rest)
+    }
+
+    fn page_of_services(&self, after: usize) -> (Reply, Option<Listing>) {
+        let hub = self.hub.borrow();
+        let mut room = SERVICES_BYTES_MAX;
+        let mut page: Vec<ServiceLine> = Vec::new();
+        let mut rest = None;
+        let tallies = services::tallies(&hub);
+        for service in hub.registry.services().skip(after) {
+            let line = services::line(
+                &hub,
+                service,
+                tallies.get(&service.id).copied().unwrap_or_default(),
+            );
+            let Some(left) = room.checked_sub(line.bytes_max()) else {
+                rest = Some(Listing::Services { after: after + page.len() });
+                break;
+            };
+            room = left;
+            page.push(line);
+        }
+        (Reply::Services { services: page, more: rest.is_some() }, rest)
+    }
+}
