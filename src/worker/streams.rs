@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::door::{Arrival, Doors, Listener};
+use super::door::{Arrival, Doors};
 use super::driver::Turn;
+use super::link::DoorChange;
 use super::slots::{GENERATION_MASK, Key};
 use crate::cluster::ServiceId;
 use crate::proxy::outlook::Outlook;
@@ -60,9 +61,8 @@ pub enum Completion {
 }
 
 impl<const FAMILY: u8> Streams<FAMILY> {
-    /// `listeners`: those of the doors.
-    pub fn new(listeners: Vec<Listener>, farewell: Option<&'static [u8]>) -> Streams<FAMILY> {
-        let doors = Doors::new(listeners, FAMILY | ACCEPT);
+    pub fn new(farewell: Option<&'static [u8]>) -> Streams<FAMILY> {
+        let doors = Doors::new(FAMILY | ACCEPT);
         Streams { doors, farewell, sockets: Vec::new() }
     }
 
@@ -106,9 +106,25 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         None
     }
 
+    /// Changes a door. Users whom the kernel has accepted already at one that closes are handed out.
+    pub fn change_door(
+        &mut self,
+        change: DoorChange,
+        ring: &mut Ring,
+    ) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
+        let mut waiting = None;
+        match change {
+            DoorChange::Open(listener) => self.doors.open(listener, ring),
+            DoorChange::Assign { id, service } => self.doors.assign(id, service),
+            DoorChange::Close { id } => waiting = Some(self.doors.close(id, ring)),
+        }
+        let waiting = waiting.into_iter().flatten();
+        waiting.filter_map(|(socket, service)| Newcomer::new(socket, service))
+    }
+
     /// Stops accepting. Users whom the kernel has accepted already are handed out.
     pub fn close_doors(&mut self, ring: &mut Ring) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
-        self.doors.close(ring).filter_map(|(socket, service)| Newcomer::new(socket, service))
+        self.doors.close_all(ring).filter_map(|(socket, service)| Newcomer::new(socket, service))
     }
 
     /// Keeps a socket in its place; one that was there before is closed.
@@ -232,9 +248,10 @@ mod tests {
 
     use super::*;
     use crate::base::time::Now;
-    use crate::cluster::Snapshot;
+    use crate::cluster::{DoorId, Snapshot};
     use crate::ring::RingSettings;
     use crate::worker::books::tests::{Joined, joined};
+    use crate::worker::link::Listener;
 
     const FAMILY: u8 = 0x40;
     const KEY: Key = Key { place: 70_000, generation: GENERATION_MASK };
@@ -247,14 +264,13 @@ mod tests {
 
     impl Stage {
         fn new(farewell: Option<&'static [u8]>) -> Stage {
-            let ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
+            let mut ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            let door = Listener { socket: listener.into(), service: ServiceId(3) };
-            Stage {
-                streams: Streams::new(vec![door], farewell),
-                ring,
-                joined: joined(Snapshot::default(), 1),
-            }
+            let (id, service) = (DoorId(0), ServiceId(3));
+            let door = Listener { id, socket: listener.into(), service };
+            let mut streams = Streams::new(farewell);
+            streams.doors.open(door, &mut ring);
+            Stage { streams, ring, joined: joined(Snapshot::default(), 1) }
         }
 
         fn complete(
@@ -271,7 +287,7 @@ mod tests {
         }
 
         fn accept(&mut self, result: Result<u32, Errno>, came: Option<OwnedFd>) -> Completion {
-            let tag = Tag { kind: FAMILY | ACCEPT, generation: 0, slot: 0 };
+            let tag = Tag { kind: FAMILY | ACCEPT, generation: 1, slot: 0 };
             self.complete(tag, result, came)
         }
 
