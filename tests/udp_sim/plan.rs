@@ -119,10 +119,9 @@ pub fn settings(
     map: &Arc<Affinity>,
 ) -> UdpSettings {
     let holder = AffinityHandle { map: Arc::clone(map), worker: worker as u8 };
-    let responses = NonZeroU32::new(u32::from(pressure == Pressure::Answers));
     let sessions = if fault == Fault::NoSourceLimit { None } else { pressure.per_source() };
     UdpSettings {
-        udp: Udp { on_backend_loss: OnUdpLoss::Move, responses, ..Udp::default() },
+        udp: Udp { on_backend_loss: OnUdpLoss::Move, ..Udp::default() },
         waits: waits(fault),
         sessions: pressure.sessions(),
         share: pressure.sockets(),

@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,15 +120,17 @@ pub fn is_of_flood(flow: Flow) -> bool {
     matches!(flow.0.ip(), IpAddr::V4(v4) if v4.octets()[0] == FLOOD)
 }
 
-/// The UDP service, with this idle time. The others have no seats and no patience.
-fn services(idle: Duration, seats: &Arc<Seats>) -> Snapshot {
+/// The UDP service, whose sessions end under this pressure as they would. The others have no seats and no patience.
+fn services(pressure: Pressure, seats: &Arc<Seats>) -> Snapshot {
     let mut snapshot = Snapshot::built_in(Terms::default(), |protocol| match protocol {
         Protocol::Udp => Arc::clone(seats),
         _ => Arc::new(Seats::new(0)),
     });
     for service in &mut snapshot.services {
         let own = service.kind == Protocol::Udp;
-        service.terms.timeouts.udp_idle = if own { idle } else { Duration::from_millis(1) };
+        service.terms.responses = NonZeroU32::new(u32::from(pressure == Pressure::Answers));
+        service.terms.timeouts.udp_idle =
+            if own { pressure.idle() } else { Duration::from_millis(1) };
     }
     snapshot
 }
@@ -137,7 +140,7 @@ impl World {
         let now = Now::from_nanos(5_000_000_000);
         let map = Arc::new(Affinity::new(WORKERS * SESSIONS));
         let seats = Arc::new(Seats::new(SEATS));
-        let snapshot = Arc::new(services(pressure.idle(), &seats));
+        let snapshot = Arc::new(services(pressure, &seats));
         let metrics: Vec<Arc<WorkerMetrics>> = (0..WORKERS).map(|_| Arc::default()).collect();
         let all_metrics: Arc<[_]> = metrics.clone().into();
         let workers = (metrics.into_iter().enumerate())
