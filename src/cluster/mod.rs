@@ -1,10 +1,11 @@
 //! Services and their backends: who is registered, on which terms users are served, and the frozen
 //! [`Snapshot`] that workers balance over. `registry` is the one mutable truth, `service` and `snapshot`
-//! are what it is frozen into, `rotation` is the order in which a pool is served, and `route` and `doors`
-//! find the service for an API request. The choice for one user is up to `balance`.
+//! are what it is frozen into, `rotation` is the order in which a pool is served, `groups` splits it by shares, and
+//! `route` and `doors` find the service for an API request. The choice for one user is up to `balance`.
 
 pub mod backend;
 pub mod doors;
+pub mod groups;
 pub mod registry;
 pub mod rotation;
 pub mod route;
@@ -12,6 +13,7 @@ pub mod seats;
 pub mod service;
 pub mod snapshot;
 pub mod source;
+pub mod turn;
 
 pub use backend::{Backend, BackendId, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, takes_of};
 use super::kinds::{Kind, Millis, Number, NumberOrAuto, Switch, Word};
-use super::service_kinds::{Backends, Doors, Hosts, Name, OrGlobal, Paths, Statuses, Target};
-pub use super::service_kinds::{Expected, StaticBackend};
+use super::service_kinds::{
+    Backends, Doors, Groups, Hosts, Name, OrGlobal, Paths, Statuses, Target, is_word,
+};
+pub use super::service_kinds::{Expected, GroupShare, NAME_BYTES_MAX, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
 use crate::cluster::{Protocol, ServiceId, Terms, Timeouts, WhenAllFail};
 
 /// Named services, at most.
 pub const SERVICES_MAX: usize = 1024;
-/// Bytes of a service's name, at most.
-pub const NAME_BYTES_MAX: usize = 63;
 
 /// One `[service.NAME]` table.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +38,8 @@ pub struct ServiceConfig {
     pub register: bool,
     /// Backends that do not register.
     pub backends: Vec<StaticBackend>,
+    /// The groups of its backends, each with its share of the users; none: they share them all.
+    pub groups: Vec<GroupShare>,
     /// Whether its users are told to come back later.
     pub maintenance: bool,
     pub check: CheckConfig,
@@ -112,9 +114,15 @@ impl ServiceConfig {
             udp_idle: None,
             register: true,
             backends: Vec::new(),
+            groups: Vec::new(),
             maintenance: false,
             check: CheckConfig::default(),
         }
+    }
+
+    /// Its groups with their shares, as the registry takes them.
+    pub fn shares(&self) -> Vec<(&str, u8)> {
+        self.groups.iter().map(|group| (group.name.as_str(), group.share)).collect()
     }
 
     /// What an API service takes at each of its doors, known as `service`.
@@ -133,10 +141,7 @@ impl ServiceConfig {
 
     /// Whether a service may go by this name: letters, digits, `-` and `_`, and none of the built-in ones.
     pub fn is_name(name: &str) -> bool {
-        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        (1..=NAME_BYTES_MAX).contains(&name.len())
-            && name.bytes().all(letter)
-            && Protocol::ALL.iter().all(|protocol| protocol.name() != name)
+        is_word(name) && Protocol::ALL.iter().all(|protocol| protocol.name() != name)
     }
 }
 
@@ -192,7 +197,9 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "" "register", register: Switch, Now,
         "Whether backends may register themselves.";
     "" "backends", backends: Backends, Now,
-        "Backends that cannot register themselves: an address with its port, or a table with `address` and `weight`.";
+        "Backends that cannot register themselves: an address with its port, or a table with `address`, `weight` and `group`.";
+    "" "groups", groups: Groups, Now,
+        "Groups of backends, each with its share of the users, 0 to 100: `{ blue = 95, green = 5 }`. Shares are relative to each other; a group without anybody to serve leaves its users to the rest.";
     "" "maintenance", maintenance: Switch, Now,
         "Whether an API service answers every request with 503 and `Retry-After`.";
     "check" "kind", check.kind: Word(CHECKS), Now,

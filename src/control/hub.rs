@@ -6,6 +6,7 @@
 mod changes;
 pub mod checking;
 mod listed;
+pub mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -131,8 +132,8 @@ impl Hub {
         let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
         registry.agree(|service| config.terms_by_name(&service.name));
         registry.set_doors(Arc::clone(&snapshot.doors));
-        Hub {
-            config,
+        let mut hub = Hub {
+            config: Arc::clone(&config),
             registry,
             workers,
             counters: ControlCounters::default(),
@@ -153,7 +154,9 @@ impl Hub {
             published,
             pulse,
             next_connection: 1,
-        }
+        };
+        hub.follow_shares(&config);
+        hub
     }
 
     /// A control connection was accepted.
@@ -260,7 +263,9 @@ impl Hub {
     /// Applies new settings; the workers follow on their next turn.
     pub fn reloaded(&mut self, config: Config, now: Now) {
         let other_terms = self.registry.agree(|service| config.terms_by_name(&service.name));
-        if other_terms || config.reports_sessions() != self.snapshot.report_sessions {
+        if self.follow_shares(&config) | other_terms
+            || config.reports_sessions() != self.snapshot.report_sessions
+        {
             self.publication.ask();
         }
         self.config = Arc::new(config);

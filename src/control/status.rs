@@ -110,6 +110,23 @@ pub struct ServiceStatus {
     pub sessions_active: u64,
     /// The terms that differ from the global settings, as `key = value`.
     pub terms: Vec<String>,
+    /// Its groups, if it has any.
+    #[serde(default)]
+    pub groups: Vec<GroupStatus>,
+}
+
+/// One group of a service.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GroupStatus {
+    pub name: String,
+    /// Its part of the users relative to the other groups, as of now.
+    pub share: u8,
+    /// The same as the file has it. Differs after a shift, until the next reload.
+    pub file_share: u8,
+    /// Registered backends in it.
+    pub backends: u64,
+    /// Those that get new sessions while the group has a share.
+    pub serving: u64,
 }
 
 impl Status {
@@ -130,6 +147,9 @@ pub struct BackendStatus {
     pub protocol: Protocol,
     pub address: SocketAddr,
     pub name: Option<String>,
+    /// The group of its service that it has joined.
+    #[serde(default)]
+    pub group: Option<String>,
     pub weight: u16,
     pub state: BackendState,
     /// How often it has a turn in one round of the rotation, and how many turns a round has;
@@ -301,11 +321,14 @@ pub struct SessionStatus {
 }
 
 /// The admin door's answer to a change it made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Changed {
     pub schema: u32,
-    /// Sessions running on the changed backend; 1 for a session being ended.
+    /// Sessions running on the changed backend or service; 1 for a session being ended.
     pub sessions: u64,
+    /// After a shift: the groups of the service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupStatus>,
 }
 
 /// The admin door's answer to a request it cannot serve.

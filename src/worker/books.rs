@@ -138,22 +138,24 @@ impl Books {
         tried: &[BackendId],
     ) -> Option<Choice> {
         self.unassign(entry);
-        let choice = self.choose(service, entry.client.ip(), &|id| tried.contains(&id))?;
+        let after = tried.first().copied();
+        let choice = self.choose(service, entry.client.ip(), after, &|id| tried.contains(&id))?;
         self.book(entry, choice);
         Some(choice)
     }
 
     /// Picks a backend and books nothing. One that has just failed is picked only when there is no
-    /// other.
+    /// other. `after` is the backend that the user was given before, whose group comes first.
     pub fn choose(
         &self,
         service: ServiceId,
         user: IpAddr,
+        after: Option<BackendId>,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
         let service = self.snapshot.service(service)?;
-        let fresh = self.pick(service, user, &|id| excluded(id) || self.aside.contains(&id));
-        fresh.or_else(|| self.pick(service, user, excluded))
+        let fresh = self.pick(service, user, after, &|id| excluded(id) || self.aside.contains(&id));
+        fresh.or_else(|| self.pick(service, user, after, excluded))
     }
 
     /// Moves a session to a backend in the books.
@@ -188,13 +190,14 @@ impl Books {
         &self,
         service: &Service,
         user: IpAddr,
+        after: Option<BackendId>,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
         let load = |backend: &Backend| {
             let slot = usize::from(backend.slot);
             self.parts.all_metrics.iter().map(|metrics| metrics.backends[slot].active.get()).sum()
         };
-        let backend = balance::pick(service, &Question { user, load: &load, excluded })?;
+        let backend = balance::pick(service, &Question { user, load: &load, excluded, after })?;
         Some(Choice { backend: backend.id, slot: backend.slot, address: backend.address })
     }
 

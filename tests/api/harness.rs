@@ -60,6 +60,7 @@ impl Balancer {
             address: *address,
             weight: 1,
             name: None,
+            group: None,
             standing: Standing::Serving,
         });
         let backends: Vec<_> = backends.collect();

@@ -70,6 +70,7 @@ impl Balancer {
             address,
             weight: 1,
             name: None,
+            group: None,
             standing: Standing::Serving,
         });
         let snapshots = &self.plane.snapshots;

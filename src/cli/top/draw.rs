@@ -382,6 +382,7 @@ mod tests {
             backends: BTreeMap::new(),
             sessions_active: 0,
             terms: Vec::new(),
+            groups: Vec::new(),
         };
         look.services = vec![service("tcp"), service("redis")];
         state.looked(Ok(look));

@@ -72,7 +72,7 @@ fn offset(id: BackendId, interval: Duration) -> Duration {
 /// Whether nobody in this pool gets users because checks fail.
 pub fn is_failing(pool: Option<&Pool>) -> bool {
     let fails = |backend: &Backend| backend.standing == Standing::Failing;
-    pool.is_some_and(|pool| pool.rotation.is_empty() && pool.backends.iter().any(fails))
+    pool.is_some_and(|pool| pool.serves_nobody() && pool.backends.iter().any(fails))
 }
 
 impl Hub {

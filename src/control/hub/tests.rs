@@ -29,7 +29,11 @@ fn address(port: u16) -> SocketAddr {
 
 /// The service `pg` with these backends, by port and weight.
 fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
-    let listed = |&(port, weight): &(u16, u16)| StaticBackend { address: address(port), weight };
+    let listed = |&(port, weight): &(u16, u16)| StaticBackend {
+        address: address(port),
+        weight,
+        group: None,
+    };
     let backends = backends.iter().map(listed).collect();
     let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", Protocol::Tcp) };
     Config { services: vec![pg], ..Config::default() }
@@ -154,7 +158,7 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
     let (mut hub, _worker) = hub(config(&[], CheckConfig::default()));
     let source = Source::Connection(1);
     let (address, weight, name) = (address(1), 7, None);
-    let own = Registration { source, service: PG, address, weight, name };
+    let own = Registration { source, service: PG, address, weight, name, group: None };
     hub.apply(Change::Register(own), at(0)).unwrap();
     hub.reloaded(config(&[(1, 1)], CheckConfig::default()), at(1));
     hub.tick(at(5_000));
@@ -263,7 +267,7 @@ fn a_reload_begins_changes_and_ends_checks() {
 fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     let (mut hub, _worker) = hub(config(&[], check()));
     let (source, weight, name) = (Source::Connection(1), 1, None);
-    let own = Registration { source, service: PG, address: address(1), weight, name };
+    let own = Registration { source, service: PG, address: address(1), weight, name, group: None };
     let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
     assert_eq!(rotation(&mut hub), [0; 0]);
     checked(&mut hub, &[(1, true)], at(20));

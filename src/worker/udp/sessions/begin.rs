@@ -71,7 +71,7 @@ impl Sessions {
         if self.draining {
             return Err(DropReason::Draining);
         }
-        if books.snapshot().pool(service).is_none_or(|pool| pool.rotation.is_empty()) {
+        if books.snapshot().pool(service).is_none_or(|pool| pool.serves_nobody()) {
             return Err(DropReason::NoBackend);
         }
         self.sources.check(client.ip(), now).map_err(|exceeded| match exceeded {
@@ -139,6 +139,7 @@ impl Sessions {
         tried: &[Option<BackendId>],
         books: &Books,
     ) -> Option<Choice> {
+        let before = tried.first().copied().flatten();
         let is_tried = |id| tried.contains(&Some(id));
         let avoided = |id| self.backends.is_avoided(id, now) || is_tried(id);
         let elsewhere = self.settings.affinity.as_ref().and_then(|holder| holder.map.find(hash));
@@ -148,7 +149,7 @@ impl Sessions {
             return found;
         }
         books
-            .choose(service, client.ip(), &avoided)
-            .or_else(|| books.choose(service, client.ip(), &is_tried))
+            .choose(service, client.ip(), before, &avoided)
+            .or_else(|| books.choose(service, client.ip(), before, &is_tried))
     }
 }
