@@ -114,7 +114,7 @@ fn page(status: &Status, colour: bool) -> String {
     if status.backends.is_empty() {
         out.push_str("none: users are turned away until one registers (lb backend --help)\n");
     } else {
-        let row = |it: &BackendStatus| with_service(named, &membership(it), backend_row(it));
+        let row = |it: &BackendStatus| with_service(named, &it.membership(), backend_row(it));
         let rows: Vec<Vec<Cell>> = status.backends.iter().map(row).collect();
         let heads = [
             "id", "users", "address", "name", "state", "share", "hello", "active", "total",
@@ -195,12 +195,6 @@ fn settings(service: &ServiceStatus) -> Vec<String> {
         format!("{name}={share}{}", file.unwrap_or_default())
     };
     service.groups.iter().map(group).chain(service.terms.iter().cloned()).collect()
-}
-
-/// A backend's service, with its group.
-fn membership(backend: &BackendStatus) -> String {
-    let group = backend.group.as_ref().map(|group| format!("/{group}"));
-    format!("{}{}", backend.service, group.unwrap_or_default())
 }
 
 fn backend_row(backend: &BackendStatus) -> Vec<Cell> {

@@ -174,6 +174,14 @@ pub struct BackendStatus {
     pub bytes_down: u64,
 }
 
+impl BackendStatus {
+    /// Its service, with its group if it is in one: `shop/green`.
+    pub fn membership(&self) -> String {
+        let group = self.group.as_ref().map(|group| format!("/{group}"));
+        format!("{}{}", self.service, group.unwrap_or_default())
+    }
+}
+
 /// Whether a backend gets new sessions.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
