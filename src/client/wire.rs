@@ -194,6 +194,8 @@ mod tests {
             read(offer.register()),
             json!({"cmd": "register", "service": "redis", "port": 6379, "weight": 1})
         );
+        let in_green = Offer { group: Some("green".into()), ..offer.clone() };
+        assert_eq!(read(in_green.register())["group"], "green");
         assert_eq!(
             read(offer.unregister()),
             json!({"cmd": "unregister", "service": "redis", "port": 6379})

@@ -308,11 +308,14 @@ mod tests {
         let backend = BackendId(3);
         let session = SessionId { worker: 0, place: 17, generation: 4 };
         let lasts = Some(Duration::from_millis(50));
+        let shares = vec![("blue".to_owned(), 0), ("green".to_owned(), 100)];
+        let shift = Verb::Shift { service: "shop".to_owned(), shares };
         for (path, query, verb) in [
             ("/backends/b3/drain", "", Verb::Drain { backend, lasts: None }),
             ("/backends/b3/drain", "deadline_ms=50", Verb::Drain { backend, lasts }),
             ("/backends/b3/weight", "to=256", Verb::Weigh { backend, weight: 256 }),
             ("/sessions/0-17-4/end", "", Verb::End { session }),
+            ("/services/shop/shift", "blue=0&green=100", shift),
         ] {
             assert_eq!(Verb::parse(path, query), Ok(verb), "{path}?{query}");
         }
@@ -333,6 +336,10 @@ mod tests {
             ("/backends/b3/weight", "to=257", 400, "from 1 to 256"),
             ("/backends/b3/weight", "to=1&to=2", 400, "one parameter"),
             ("/sessions/17/end", "", 400, "like 0-17-4"),
+            ("/services/shop/shift", "", 400, "blue=0&green=100"),
+            ("/services/shop/shift", "blue=-1", 400, "from 0 to 100"),
+            ("/services/shop/shift", "blue=1&blue=2", 400, "each once"),
+            ("/services/shop/shift/now", "blue=1", 404, "POST to"),
         ] {
             let refusal = Verb::parse(path, query).unwrap_err();
             assert_eq!(refusal.code.as_u16(), code, "{path}?{query}");
