@@ -81,6 +81,7 @@ fn publish(plane: &mut DataPlane, service: ServiceId, address: SocketAddr) {
         address,
         weight: 1,
         name: None,
+        group: None,
         standing: Standing::Serving,
     };
     plane.snapshots.publish(plane.snapshots.current().with(&[backend]));

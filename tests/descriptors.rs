@@ -86,6 +86,7 @@ fn plane() -> DataPlane {
         address: backend(),
         weight: 1,
         name: None,
+        group: None,
         standing: Standing::Serving,
     };
     let backends = [backend(0, Protocol::Tcp), backend(1, Protocol::Api)];

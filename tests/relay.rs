@@ -53,18 +53,18 @@ impl Balancer {
 
     /// The same, without waking the workers.
     fn publish(&mut self, addresses: &[SocketAddr]) {
-        let backends = addresses.iter().enumerate().map(|(place, address)| Backend {
+        let backend = |(place, address): (usize, &SocketAddr)| Backend {
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: ServiceId::built_in(Protocol::Tcp),
             address: *address,
             weight: 1,
             name: None,
+            group: None,
             standing: Standing::Serving,
-        });
-        let backends: Vec<_> = backends.collect();
-        let snapshots = &self.plane.snapshots;
-        snapshots.publish(snapshots.current().with(&backends));
+        };
+        let backends: Vec<_> = addresses.iter().enumerate().map(backend).collect();
+        self.plane.snapshots.publish(self.plane.snapshots.current().with(&backends));
     }
 
     fn order(&mut self, order: Order) {

@@ -48,6 +48,7 @@ impl Balancer {
             address,
             weight: 1,
             name: None,
+            group: None,
             standing: Standing::Serving,
         };
         let backends = [backend(0, Protocol::Tcp, tcp), backend(1, Protocol::Api, api)];

@@ -243,6 +243,7 @@ fn rude_peers_get_whole_streams_or_resets() {
         address: backend(Arc::clone(&sessions)),
         weight: 1,
         name: None,
+        group: None,
         standing: Standing::Serving,
     };
     plane.snapshots.publish(plane.snapshots.current().with(&[backend]));

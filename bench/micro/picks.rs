@@ -26,6 +26,7 @@ fn pick(bencher: Bencher, policy: Policy, backends: u16) {
         user: [192, 0, 2, 1].into(),
         load: &|backend| u64::from(backend.slot) % 7,
         excluded: &|_| false,
+        after: None,
     };
     bencher.bench_local(|| balance::pick(&service, divan::black_box(&question)).map(|b| b.id));
 }
@@ -42,8 +43,9 @@ fn round_robin_weighted(bencher: Bencher) {
     let equals = service(Policy::RoundRobin, 1_000);
     let weights: Vec<_> = (0..1_000).map(|place| (place, 1 + place % 256)).collect();
     let (backends, rotation) = (equals.pool.backends.clone(), Rotation::weighted(&weights));
-    let service = Service { pool: Arc::new(Pool { backends, rotation }), ..equals };
-    let question = Question { user: [192, 0, 2, 1].into(), load: &|_| 0, excluded: &|_| false };
+    let service = Service { pool: Arc::new(Pool { backends, rotation, split: None }), ..equals };
+    let question =
+        Question { user: [192, 0, 2, 1].into(), load: &|_| 0, excluded: &|_| false, after: None };
     bencher.bench_local(|| balance::pick(&service, divan::black_box(&question)).map(|b| b.id));
 }
 
@@ -61,6 +63,7 @@ fn freeze(bencher: Bencher, weights: u16) {
             address: ([192, 0, 2, 1], 1_000 + number).into(),
             weight: 1 + number % weights,
             name: None,
+            group: None,
         };
         registry.apply(Change::Register(wanted), Now::default()).expect("a free place");
     }

@@ -191,6 +191,7 @@ pub fn snapshot(protocol: Protocol, count: u16) -> Snapshot {
         address: ([10, 0, (place >> 8) as u8, place as u8], 80).into(),
         weight: 1,
         name: None,
+        group: None,
         standing: Standing::Serving,
     };
     let backends: Vec<_> = (0..count).map(backend).collect();

@@ -6,6 +6,9 @@ mod source_hash;
 
 use std::net::IpAddr;
 
+use crate::cluster::groups::{Part, Split};
+use crate::cluster::rotation::Rotation;
+use crate::cluster::turn::Turn;
 use crate::cluster::{Backend, BackendId, Policy, Service};
 
 /// What a choice may depend on apart from the service.
@@ -15,15 +18,48 @@ pub struct Question<'a> {
     pub load: &'a dyn Fn(&Backend) -> u64,
     /// Backends that have refused this user or have just failed.
     pub excluded: &'a dyn Fn(BackendId) -> bool,
+    /// The backend that was picked for this user before, if this is another attempt.
+    pub after: Option<BackendId>,
 }
 
 /// The backend for a new session of this service, by its policy; `None` if every backend in the rotation
 /// is excluded.
 pub fn pick<'s>(service: &'s Service, question: &Question) -> Option<&'s Backend> {
-    let (pool, rotation) = (&service.pool, &service.pool.rotation);
+    match &service.pool.split {
+        Some(split) => by_group(service, split, question),
+        None => within(service, &service.pool.rotation, &service.turn, question),
+    }
+}
+
+/// As [`pick`], share first and weight within. Another attempt takes no turn of the groups and stays in
+/// the group that the user was given, while somebody there is left.
+fn by_group<'s>(
+    service: &'s Service,
+    split: &'s Split,
+    question: &Question,
+) -> Option<&'s Backend> {
+    let from = |part: &'s Part| within(service, &part.rotation, &part.group.turn, question);
+    let before = question.after.and_then(|id| service.pool.get(id));
+    let again = before.and_then(|backend| split.part_of(backend)).and_then(from);
+    again.or_else(|| match service.terms.policy {
+        Policy::RoundRobin | Policy::LeastSessions => {
+            split.from_turn(service.turn.take()).find_map(from)
+        }
+        Policy::SourceHash => source_hash::groups(split.parts(), question.user).find_map(from),
+    })
+}
+
+/// The backend among those of one rotation.
+fn within<'s>(
+    service: &'s Service,
+    rotation: &'s Rotation,
+    counter: &Turn,
+    question: &Question,
+) -> Option<&'s Backend> {
     if rotation.is_empty() {
         return None;
     }
+    let pool = &service.pool;
     let fit = |place: u16| {
         let backend = pool.backends.get(usize::from(place))?;
         (!(question.excluded)(backend.id)).then_some(backend)
@@ -31,20 +67,21 @@ pub fn pick<'s>(service: &'s Service, question: &Question) -> Option<&'s Backend
     let in_turn = |turn| rotation.from_turn(turn).filter_map(fit);
     match service.terms.policy {
         Policy::RoundRobin => {
-            let turn = service.turn.take();
+            let turn = counter.take();
             rotation.whose(turn).and_then(fit).or_else(|| in_turn(turn).next())
         }
-        Policy::LeastSessions => least_sessions::pick(in_turn(service.turn.take()), question.load),
+        Policy::LeastSessions => least_sessions::pick(in_turn(counter.take()), question.load),
         Policy::SourceHash => source_hash::pick(rotation.places().filter_map(fit), question.user),
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    mod shares;
+
     use std::sync::Arc;
 
     use super::*;
-    use crate::cluster::rotation::Rotation;
     use crate::cluster::service::Pool;
     use crate::cluster::{Protocol, ServiceId, Snapshot, Standing, Terms};
 
@@ -59,6 +96,7 @@ pub(crate) mod tests {
             address: format!("10.0.{}.{}:80", (place + 1) >> 8, (place + 1) & 255).parse().unwrap(),
             weight: *weight,
             name: None,
+            group: None,
             standing: Standing::Serving,
         };
         weights.iter().enumerate().map(backend).collect()
@@ -67,7 +105,7 @@ pub(crate) mod tests {
     /// A service with backends of these weights, in this rotation.
     fn service(policy: Policy, weights: &[u16], rotation: Rotation) -> Service {
         let terms = Terms { policy, ..Terms::default() };
-        let pool = Arc::new(Pool { backends: backends(weights).into(), rotation });
+        let pool = Arc::new(Pool { backends: backends(weights).into(), rotation, split: None });
         Service { terms, pool, ..Snapshot::default().service(TCP).unwrap().clone() }
     }
 
@@ -80,12 +118,19 @@ pub(crate) mod tests {
         service(policy, &[1; 3], in_order(&[0, 1, 2]))
     }
 
+    /// One user, while no session is running.
+    fn asked() -> Question<'static> {
+        let user = "192.0.2.1".parse().unwrap();
+        Question { user, load: &|_| 0, excluded: &|_| false, after: None }
+    }
+
     /// Backend 1 runs 10 sessions, backend 2 20, and so on.
     fn picks(service: &Service, not: &[u32], count: usize) -> Vec<u32> {
         let question = Question {
             user: "192.0.2.1".parse().unwrap(),
             load: &|backend| u64::from(backend.id.0) * 10,
             excluded: &|id| not.contains(&id.0),
+            after: None,
         };
         (0..count).filter_map(|_| pick(service, &question)).map(|b| b.id.0).collect()
     }
@@ -114,8 +159,7 @@ pub(crate) mod tests {
         let first = three(Policy::RoundRobin);
         let workers = [first.clone(), first];
         for turn in 0..300 {
-            let question =
-                Question { user: "192.0.2.1".parse().unwrap(), load: &|_| 0, excluded: &|_| false };
+            let question = asked();
             // Unevenly: every third user goes to the second worker.
             let backend = pick(&workers[usize::from(turn % 3 == 0)], &question).unwrap();
             counts[usize::from(backend.slot)] += 1;
@@ -129,8 +173,7 @@ pub(crate) mod tests {
         let places: Vec<(u16, u16)> = (0u16..).zip(weights.iter().copied()).collect();
         let first = service(Policy::RoundRobin, &weights, Rotation::weighted(&places));
         let workers = [first.clone(), first];
-        let question =
-            Question { user: "192.0.2.1".parse().unwrap(), load: &|_| 0, excluded: &|_| false };
+        let question = asked();
         let mut served = vec![0; weights.len()];
         let round: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
         for turn in 0..round {
@@ -166,7 +209,7 @@ pub(crate) mod tests {
             let question = Question {
                 user: "192.0.2.1".parse().unwrap(),
                 load: &|backend| loads[usize::from(backend.slot)],
-                excluded: &|_| false,
+                ..asked()
             };
             super::pick(&uneven, &question).map(|backend| backend.id.0)
         };

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use crate::cluster::Backend;
+use crate::cluster::groups::{GROUPS_MAX, Part};
 
 pub(super) fn pick<'s>(
     rotation: impl Iterator<Item = &'s Backend>,
@@ -16,12 +17,33 @@ pub(super) fn pick<'s>(
     rotation.max_by(|a, b| score(a, user).total_cmp(&score(b, user)))
 }
 
-/// Weighted by -weight / ln(u): a backend of weight 2 wins twice as often.
+/// The groups in the order in which the user falls to them, by the same rule: when shares change, no
+/// more users move than must, and always from a group that has lost to one that has gained. The
+/// backends in a group have no say in it.
+pub(super) fn groups(parts: &[Part], user: IpAddr) -> impl Iterator<Item = &Part> {
+    let user = fold(user);
+    let score = move |part: &Part| {
+        let name = part.group.name.bytes().fold(0, |so_far, byte| mix(so_far ^ u64::from(byte)));
+        weighted(mix(mix(user) ^ name), part.group.share.into())
+    };
+    let mut left = u16::MAX;
+    std::iter::from_fn(move || {
+        let among = (0..parts.len().min(GROUPS_MAX)).filter(|place| left & 1 << place != 0);
+        let next = among.max_by(|a, b| score(&parts[*a]).total_cmp(&score(&parts[*b])))?;
+        left &= !(1 << next);
+        Some(&parts[next])
+    })
+}
+
 fn score(backend: &Backend, user: u64) -> f64 {
     let address = fold(backend.address.ip()) ^ u64::from(backend.address.port()) << 48;
-    let hash = mix(mix(user).wrapping_add(address));
+    weighted(mix(mix(user).wrapping_add(address)), backend.weight)
+}
+
+/// -weight / ln(u): a weight of 2 wins twice as often.
+fn weighted(hash: u64, weight: u16) -> f64 {
     let unit = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    -f64::from(backend.weight) / unit.ln()
+    -f64::from(weight) / unit.ln()
 }
 
 fn fold(address: IpAddr) -> u64 {

@@ -11,6 +11,7 @@ use super::{Trouble, capacity, plans};
 use crate::base::publish::Publisher;
 use crate::base::thread;
 use crate::base::time::Now;
+use crate::cluster::groups;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Protocol, Service, ServiceId, Snapshot};
 use crate::config::{Config, rules};
@@ -147,6 +148,7 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
             name: named.name.as_str().into(),
             kind: named.protocol,
             terms: config.terms_among(&named.name, |name| number_of(config, name)),
+            groups: groups::regrouped(&[], &named.shares()),
             turn: Arc::default(),
             seats,
             gate: Arc::default(),

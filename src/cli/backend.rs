@@ -46,6 +46,9 @@ pub struct Arguments {
     #[arg(long, value_name = "W", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(WEIGHT_MAX)))]
     weight: u16,
+    /// The group of the service that the backend joins, where the service has groups
+    #[arg(long, value_name = "NAME", value_parser = name, requires = "service")]
+    group: Option<String>,
     /// What status and logs call the backend: letters, digits and . _ : -
     #[arg(long, value_name = "S", value_parser = name)]
     name: Option<String>,
@@ -82,6 +85,7 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
         port: arguments.port,
         weight: arguments.weight,
         name: arguments.name,
+        group: arguments.group,
     };
     if let (true, Some(protocol)) = (arguments.echo, offer.protocol) {
         offer.port = echo(&offer, protocol).await?;

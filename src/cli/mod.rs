@@ -10,6 +10,7 @@ mod papers;
 mod reload;
 mod running;
 mod serve;
+mod shift;
 mod status;
 mod table;
 mod top;
@@ -50,6 +51,7 @@ enum Command {
     Status(status::Arguments),
     Reload(reload::Arguments),
     Drain(drain::Arguments),
+    Shift(shift::Arguments),
     #[command(hide = true)]
     Man(papers::Pages),
     #[command(hide = true)]
@@ -90,6 +92,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => reload::run(arguments),
         Command::Drain(arguments) => drain::run(arguments),
+        Command::Shift(arguments) => shift::run(arguments),
         Command::Man(arguments) => papers::pages(CommandLine::command(), arguments),
         Command::Completions(arguments) => papers::completions(CommandLine::command(), arguments),
         Command::Top(arguments) => top::run(arguments),
@@ -144,6 +147,15 @@ fn peer(text: &str) -> Result<String, String> {
     match port {
         Some((false, Ok(1..))) => Ok(text.to_owned()),
         _ => Err("write HOST:PORT such as 127.0.0.1:8080, or a port of this host".to_owned()),
+    }
+}
+
+/// The first token in a file of the admin door.
+fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
+    let Some(secret) = secret(file)? else { return Ok(None) };
+    match String::from_utf8(secret) {
+        Ok(token) => Ok(Some(token)),
+        Err(_) => Err(Failure("a token is text: make one with `openssl rand -hex 32`".to_owned())),
     }
 }
 

@@ -9,8 +9,8 @@ use super::table::{Cell, Look, bytes, colour, drawn, number, painted, span, word
 use super::{Failure, peer, print, wait_for};
 use crate::client::admin;
 use crate::control::status::{
-    BackendState, BackendStatus, Doors, Percentiles, RunState, ServiceStatus, SessionStatus,
-    Status, WorkerStatus,
+    BackendState, BackendStatus, Doors, GroupStatus, Percentiles, RunState, ServiceStatus,
+    SessionStatus, Status, WorkerStatus,
 };
 
 /// Limit on the sessions shown; a script that wants more asks the admin door page by page.
@@ -114,7 +114,7 @@ fn page(status: &Status, colour: bool) -> String {
     if status.backends.is_empty() {
         out.push_str("none: users are turned away until one registers (lb backend --help)\n");
     } else {
-        let row = |it: &BackendStatus| with_service(named, &it.service, backend_row(it));
+        let row = |it: &BackendStatus| with_service(named, &it.membership(), backend_row(it));
         let rows: Vec<Vec<Cell>> = status.backends.iter().map(row).collect();
         let heads = [
             "id", "users", "address", "name", "state", "share", "hello", "active", "total",
@@ -183,8 +183,18 @@ fn service_row(service: &ServiceStatus) -> Vec<Cell> {
         serving,
         number(service.sessions_active),
         word(if service.register { "open" } else { "closed" }),
-        word(list(service.terms.clone())),
+        word(list(settings(service))),
     ]
+}
+
+/// What is particular about a service: its terms and its groups.
+fn settings(service: &ServiceStatus) -> Vec<String> {
+    let group = |group: &GroupStatus| {
+        let GroupStatus { name, share, file_share, .. } = group;
+        let file = (share != file_share).then(|| format!(" (file: {file_share})"));
+        format!("{name}={share}{}", file.unwrap_or_default())
+    };
+    service.groups.iter().map(group).chain(service.terms.iter().cloned()).collect()
 }
 
 fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
@@ -292,6 +302,7 @@ mod tests {
             protocol: Protocol::Tcp,
             address: "10.0.0.5:9991".parse().unwrap(),
             name: Some("web\x1b[2J".into()),
+            group: None,
             weight: 2,
             state: BackendState::Serving,
             turns: 2,
@@ -386,6 +397,7 @@ mod tests {
             terms: Vec::new(),
             limits: ServiceLimits::default(),
             turned_away: BTreeMap::new(),
+            groups: Vec::new(),
         }
     }
 

@@ -22,6 +22,8 @@ pub struct Offer {
     pub weight: u16,
     /// Its name in status and logs.
     pub name: Option<String>,
+    /// The group of its service that it joins, if the service has any.
+    pub group: Option<String>,
 }
 
 /// A message from the balancer. Unknown fields are ignored.
@@ -44,7 +46,7 @@ pub struct Said {
 impl Offer {
     /// An offer to the built-in service of a protocol.
     pub fn to_built_in(protocol: Protocol, port: u16) -> Offer {
-        Offer { service: None, protocol: Some(protocol), port, weight: 1, name: None }
+        Offer { service: None, protocol: Some(protocol), port, weight: 1, name: None, group: None }
     }
 
     /// The message that joins.
@@ -53,6 +55,9 @@ impl Offer {
         message["weight"] = json!(self.weight);
         if let Some(name) = &self.name {
             message["name"] = json!(name);
+        }
+        if let Some(group) = &self.group {
+            message["group"] = json!(group);
         }
         message.to_string()
     }
@@ -189,6 +194,8 @@ mod tests {
             read(offer.register()),
             json!({"cmd": "register", "service": "redis", "port": 6379, "weight": 1})
         );
+        let in_green = Offer { group: Some("green".into()), ..offer.clone() };
+        assert_eq!(read(in_green.register())["group"], "green");
         assert_eq!(
             read(offer.unregister()),
             json!({"cmd": "unregister", "service": "redis", "port": 6379})

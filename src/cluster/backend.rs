@@ -101,6 +101,8 @@ pub struct Backend {
     /// Share of new sessions relative to the others, 1 to [`WEIGHT_MAX`].
     pub weight: u16,
     pub name: Option<Arc<str>>,
+    /// The group of its service that it has joined.
+    pub group: Option<Arc<str>>,
     pub standing: Standing,
 }
 

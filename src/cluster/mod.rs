@@ -1,7 +1,7 @@
 //! Services and their backends: who is registered, on which terms users are served, and the frozen
 //! [`Snapshot`] that workers balance over. `registry` is the one mutable truth, `service` and `snapshot`
-//! are what it is frozen into, `rotation` is the order in which a pool is served, and `route` and `doors`
-//! find the service for an API request. The choice for one user is up to `balance`.
+//! are what it is frozen into, `rotation` is the order in which a pool is served, `groups` splits it by shares, and
+//! `route` and `doors` find the service for an API request. The choice for one user is up to `balance`.
 
 /// Fallbacks, one after the other, at most.
 pub const FALLBACKS_MAX: u8 = 8;
@@ -9,6 +9,7 @@ pub const FALLBACKS_MAX: u8 = 8;
 pub mod backend;
 pub mod doors;
 pub mod gate;
+pub mod groups;
 pub mod registry;
 pub mod rotation;
 pub mod route;
@@ -16,6 +17,7 @@ pub mod seats;
 pub mod service;
 pub mod snapshot;
 pub mod source;
+pub mod turn;
 
 pub use backend::{Backend, BackendId, DoorId, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use super::backend::{Backend, BackendId, ServiceId, Standing, WEIGHT_MAX};
 use super::doors::Doors;
+use super::groups::{self, Group};
 use super::service::{Pool, Service, Terms};
 use super::snapshot::Snapshot;
 use super::source::Source;
@@ -29,12 +30,14 @@ pub struct Registration {
     /// 1 to [`WEIGHT_MAX`].
     pub weight: u16,
     pub name: Option<Arc<str>>,
+    /// One of the service's groups if it has any, else none.
+    pub group: Option<Arc<str>>,
 }
 
 /// Something that happened to the backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Joins. Repeated by the same source, changes weight and name, ends a drain, and brings back a
+    /// Joins. Repeated by the same source, changes weight, name and group, ends a drain, and brings back a
     /// backend that was set aside, because the caller has just connected to it.
     Register(Registration),
     /// Leaves, at its source's request.
@@ -90,6 +93,13 @@ pub enum Fault {
         backend: BackendId,
     },
     WeightOutOfRange,
+    /// It named no group, or none of the service.
+    Group {
+        service: Arc<str>,
+        asked: Option<Arc<str>>,
+        /// The groups of the service.
+        groups: Arc<[Group]>,
+    },
     Full {
         places: usize,
     },
@@ -113,6 +123,24 @@ impl fmt::Display for Fault {
             Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
             Fault::Enough { service, backends } => {
                 write!(out, "service {service} takes {backends} backends at most, and has them")
+            }
+            Fault::Group { service, asked, groups } => {
+                let names: Vec<&str> = groups.iter().map(|group| &*group.name).collect();
+                let names = names.join(", ");
+                match asked {
+                    Some(asked) if groups.is_empty() => {
+                        write!(out, "service {service} has no groups, so leave out group {asked}")
+                    }
+                    Some(asked) => {
+                        write!(
+                            out,
+                            "service {service} has no group {asked}; its groups are {names}"
+                        )
+                    }
+                    None => {
+                        write!(out, "service {service} has groups, so name one of them: {names}")
+                    }
+                }
             }
             Fault::Full { places } => {
                 write!(out, "all {places} places for backends are taken, try again later")
@@ -245,6 +273,7 @@ impl Registry {
         if wanted.weight == 0 || wanted.weight > WEIGHT_MAX {
             return Err(Fault::WeightOutOfRange);
         }
+        self.check_group(wanted)?;
         let (service, address) = (wanted.service, wanted.address);
         match self.find(service, address) {
             Some(entry) if entry.source != wanted.source => {
@@ -267,6 +296,20 @@ impl Registry {
         let Some(roster) = self.rosters.get(&wanted.service) else { return false };
         let max = roster.service.terms.limits.backends;
         wanted.source != Source::File && max.is_some_and(|max| roster.members.len() >= max as usize)
+    }
+
+    /// Where a service has groups, a backend is in one of them; elsewhere it is in none.
+    fn check_group(&self, wanted: &Registration) -> Result<(), Fault> {
+        let service = self.service(wanted.service);
+        let fits = match &wanted.group {
+            Some(asked) => service.groups.iter().any(|group| group.name == *asked),
+            None => service.groups.is_empty(),
+        };
+        if fits {
+            return Ok(());
+        }
+        let (groups, asked) = (Arc::clone(&service.groups), wanted.group.clone());
+        Err(Fault::Group { service: Arc::clone(&service.name), asked, groups })
     }
 
     /// The last session of a backend that had left has ended: its place may be reused.
@@ -342,6 +385,18 @@ impl Registry {
         changed
     }
 
+    /// Gives a service these groups and shares. A group that it had before goes on with its turns. Returns
+    /// whether workers would see a difference, like [`Applied::changed`].
+    pub fn group(&mut self, service: ServiceId, wanted: &[(&str, u8)]) -> bool {
+        let roster = self.roster(service);
+        let changed = !groups::are(&roster.service.groups, wanted);
+        if changed {
+            roster.service.groups = groups::regrouped(&roster.service.groups, wanted);
+            roster.is_stale = true;
+        }
+        changed
+    }
+
     /// Every service, in the order of their ids.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.rosters.values().map(|roster| &roster.service)
@@ -387,6 +442,7 @@ impl Registry {
         let before = entry.backend.clone();
         entry.backend.weight = wanted.weight;
         entry.backend.name = wanted.name;
+        entry.backend.group = wanted.group;
         entry.against = Against { failing: entry.against.failing, ..Against::default() };
         entry.backend.standing = entry.against.standing();
         let changed = entry.backend != before;
@@ -406,6 +462,7 @@ impl Registry {
             address: wanted.address,
             weight: wanted.weight,
             name: wanted.name,
+            group: wanted.group,
             standing: against.standing(),
         };
         let roster = self.roster(backend.service);
@@ -470,7 +527,8 @@ impl Registry {
         self.version += 1;
         for roster in self.rosters.values_mut().filter(|roster| roster.is_stale) {
             let members = roster.members.iter().map(|id| self.entries[id].backend.clone());
-            let pool = Pool::frozen(members.collect(), &roster.service.terms);
+            let pool =
+                Pool::frozen(members.collect(), &roster.service.groups, &roster.service.terms);
             roster.service.pool = Arc::new(pool);
             roster.is_stale = false;
         }

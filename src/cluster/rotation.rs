@@ -212,7 +212,7 @@ fn gcd(a: u16, b: u16) -> u16 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::super::WEIGHT_MAX;
     use super::*;
 

@@ -5,15 +5,16 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::backend::{Backend, BackendId, Protocol, ServiceId, Standing};
 use super::gate::{Barrier, Gate, Limits};
+use super::groups::{Group, Split, place_of};
 use super::rotation::Rotation;
 use super::seats::Seats;
+use super::turn::Turn;
 
 /// A named pool of backends.
 #[derive(Clone, Debug)]
@@ -22,6 +23,9 @@ pub struct Service {
     pub name: Arc<str>,
     pub kind: Protocol,
     pub terms: Terms,
+    /// Blue and green, say. Without any, the backends share all users.
+    pub groups: Arc<[Group]>,
+    /// Counts the users of the service; within a group, its own counter does.
     pub turn: Arc<Turn>,
     /// The session limit that its sessions count towards. Services may share one.
     pub seats: Arc<Seats>,
@@ -176,43 +180,28 @@ impl Default for RequestLimits {
     }
 }
 
-/// The turn counter of a service, shared by all workers and by all snapshots that the service is in.
-///
-/// The only value that workers write together, besides the seats. Exact round robin across workers
-/// needs a single order, and it costs one atomic addition per session. Turns go on from snapshot to
-/// snapshot, so a backend at the front of the rotation gains nothing when others come and go.
-///
-/// Alone on its pair of cache lines, so that the users of one service do not slow down those of another.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub struct Turn(AtomicU64);
-
-impl Turn {
-    /// The number of the next turn.
-    pub fn take(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
 /// The backends of one service at one moment, frozen with the order in which they are served.
 #[derive(Debug, Default)]
 pub struct Pool {
     /// In the order of registration.
     pub backends: Box<[Backend]>,
-    /// Of places in `backends`.
+    /// Of places in `backends`. Empty if there is a split.
     pub rotation: Rotation,
+    /// The same where groups share the users.
+    pub split: Option<Box<Split>>,
 }
 
 impl Pool {
     /// A pool of these backends, which must be in the order of registration, served on these terms.
-    pub fn frozen(backends: Vec<Backend>, terms: &Terms) -> Pool {
-        Pool { rotation: rotation(&backends, terms), backends: backends.into() }
+    pub fn frozen(backends: Vec<Backend>, groups: &[Group], terms: &Terms) -> Pool {
+        let (rotation, split) = order(&backends, groups, terms);
+        Pool { rotation, split: split.map(Box::new), backends: backends.into() }
     }
 
     /// Whether nobody is in the rotation because of failed checks.
     pub fn is_failing(&self) -> bool {
         let fails = |backend: &Backend| backend.standing == Standing::Failing;
-        self.rotation.is_empty() && self.backends.iter().any(fails)
+        self.serves_nobody() && self.backends.iter().any(fails)
     }
 
     pub fn get(&self, id: BackendId) -> Option<&Backend> {
@@ -221,27 +210,51 @@ impl Pool {
         Some(&self.backends[place])
     }
 
+    /// Whether nobody is in the rotation.
+    pub fn serves_nobody(&self) -> bool {
+        self.rotation.is_empty() && self.split.is_none()
+    }
+
     /// The backends in the rotation, each once.
     pub fn in_rotation(&self) -> impl Iterator<Item = &Backend> {
-        self.rotation.places().filter_map(|place| self.backends.get(usize::from(place)))
+        let in_groups = self.split.iter().flat_map(|split| split.places());
+        let places = self.rotation.places().chain(in_groups);
+        places.filter_map(|place| self.backends.get(usize::from(place)))
+    }
+
+    /// Each of them with its turns in a round, and how many turns that round has.
+    pub fn turns(&self) -> impl Iterator<Item = (&Backend, u64, u64)> {
+        let all = self.rotation.round();
+        let alone = self.rotation.shares().iter();
+        let alone = alone.map(move |share| (share.place, u64::from(share.turns), all));
+        let turns = alone.chain(self.split.iter().flat_map(|split| split.turns()));
+        turns.map(|(place, turns, all)| (&self.backends[usize::from(place)], turns, all))
     }
 }
 
 /// The order in which the backends are served. When nobody serves, those set aside are tried anyway: a user
 /// who is refused in the end has lost nothing, and one of them may be back. Where only those are left that
 /// fail their check, the terms decide.
-fn rotation(backends: &[Backend], terms: &Terms) -> Rotation {
-    let weights_of = |standing| -> Vec<(u16, u16)> {
-        (0u16..)
+///
+/// Where there are groups, backends in none of them have users only while no group takes part: they joined
+/// before their service had groups, and their users would otherwise be refused until the first of them has
+/// joined one.
+fn order(backends: &[Backend], groups: &[Group], terms: &Terms) -> (Rotation, Option<Split>) {
+    let last = terms.checks == Some(WhenAllFail::Serve);
+    let tried = [Standing::Serving, Standing::Aside].into_iter();
+    for standing in tried.chain(last.then_some(Standing::Failing)) {
+        if let Some(split) = Split::of(groups, backends, standing) {
+            return (Rotation::default(), Some(split));
+        }
+        let weights: Vec<(u16, u16)> = (0u16..)
             .zip(backends)
             .filter(|(_, it)| it.standing == standing)
+            .filter(|(_, it)| groups.is_empty() || place_of(groups, it).is_none())
             .map(|(place, it)| (place, it.weight))
-            .collect()
-    };
-    let last = match terms.checks {
-        Some(WhenAllFail::Serve) => weights_of(Standing::Failing),
-        Some(WhenAllFail::Refuse) | None => Vec::new(),
-    };
-    let tried = [weights_of(Standing::Serving), weights_of(Standing::Aside), last];
-    Rotation::weighted(tried.iter().find(|weights| !weights.is_empty()).unwrap_or(&Vec::new()))
+            .collect();
+        if !weights.is_empty() {
+            return (Rotation::weighted(&weights), None);
+        }
+    }
+    (Rotation::default(), None)
 }

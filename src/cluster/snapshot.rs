@@ -39,6 +39,7 @@ impl Snapshot {
             name: protocol.name().into(),
             kind: protocol,
             terms,
+            groups: Arc::default(),
             turn: Arc::default(),
             seats: seats(protocol),
             gate: Arc::default(),
@@ -60,7 +61,7 @@ impl Snapshot {
         let of = |service: &Service| {
             let own = backends.iter().filter(|backend| backend.service == service.id).cloned();
             Service {
-                pool: Arc::new(Pool::frozen(own.collect(), &service.terms)),
+                pool: Arc::new(Pool::frozen(own.collect(), &service.groups, &service.terms)),
                 ..service.clone()
             }
         };
@@ -127,6 +128,7 @@ mod tests {
             address: ([192, 0, 2, 1], 80).into(),
             weight: 1,
             name: None,
+            group: None,
             standing: Standing::Serving,
         }
     }

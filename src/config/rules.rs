@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
-use super::services::{CheckConfig, CheckKind, ServiceConfig};
+use super::services::{CheckConfig, CheckKind, ServiceConfig, StaticBackend};
 use crate::cluster::doors::{self, Claimant};
 use crate::cluster::route::{self, Host};
 use crate::cluster::{Doors, FALLBACKS_MAX, Protocol, ServiceId};
@@ -196,6 +196,7 @@ fn services(config: &Config) -> Result<(), String> {
         }
         fallbacks(config, service)?;
         backends_fit(service)?;
+        groups(service)?;
         let check = &service.check;
         if check.timeout > check.interval {
             return Err(format!(
@@ -254,6 +255,37 @@ fn fallbacks(config: &Config, service: &ServiceConfig) -> Result<(), String> {
         "service.{name}.fallback begins a chain of more than {FALLBACKS_MAX} services, or a circle: \
          shorten it"
     ))
+}
+
+/// Where a service has groups, each of its backends is in one of them; elsewhere none is.
+fn groups(service: &ServiceConfig) -> Result<(), String> {
+    let ServiceConfig { name, groups, backends, .. } = service;
+    let is_group = |wanted: &str| groups.iter().any(|group| group.name == wanted);
+    for StaticBackend { address, group, .. } in backends {
+        match group {
+            Some(group) if groups.is_empty() => {
+                return Err(format!(
+                    "service.{name}.backends puts {address} in the group {group}, and {name} has none: \
+                     add `groups`, or leave the group out"
+                ));
+            }
+            Some(group) if !is_group(group) => {
+                return Err(format!(
+                    "service.{name}.backends puts {address} in the group {group}, which {name} does not \
+                     have: add it to `groups`, or name one of them"
+                ));
+            }
+            None if !groups.is_empty() => {
+                return Err(format!(
+                    "service.{name} has groups, and {address} is in none of them: list it as {{ address \
+                     = \"{address}\", group = \"{}\" }}",
+                    groups[0].name
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Which service the requests at each API door are for. The named services have the numbers that follow the

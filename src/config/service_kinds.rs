@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 
 use super::kinds::{DoorAddress, Given, Kind, list, quoted, texts};
 use crate::cluster::WEIGHT_MAX;
+use crate::cluster::groups::{GROUPS_MAX, SHARE_MAX};
 use crate::cluster::route::Host;
 
-/// Bytes of a service's name, at most.
+/// Bytes of the name of a service or a group, at most.
 pub const NAME_BYTES_MAX: usize = 63;
 /// Doors of one service, at most.
 pub const DOORS_MAX: usize = 16;
@@ -18,10 +19,18 @@ const PATH_BYTES_MAX: usize = 1024;
 const BACKENDS_MAX: usize = 1024;
 
 /// A backend named in the file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StaticBackend {
     pub address: SocketAddr,
     pub weight: u16,
+    pub group: Option<String>,
+}
+
+/// A group of backends and its share of the users.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupShare {
+    pub name: String,
+    pub share: u8,
 }
 
 /// The statuses of a passed check, from the first to the last.
@@ -123,7 +132,8 @@ impl Kind<Vec<String>> for Paths {
     }
 }
 
-/// Backends that do not register, each an address with its port, or a table with `address` and `weight`.
+/// Backends that do not register, each an address with its port, or a table with `address`, `weight` and
+/// `group`.
 pub struct Backends;
 
 impl Kind<Vec<StaticBackend>> for Backends {
@@ -151,16 +161,21 @@ impl Kind<Vec<StaticBackend>> for Backends {
     }
 
     fn show(&self, backends: &Vec<StaticBackend>) -> String {
-        let shown = backends.iter().map(|StaticBackend { address, weight }| match weight {
-            1 => format!("\"{address}\""),
-            _ => format!("{{ address = \"{address}\", weight = {weight} }}"),
-        });
-        format!("[{}]", shown.collect::<Vec<_>>().join(", "))
+        let shown = |StaticBackend { address, weight, group }: &StaticBackend| {
+            let weight = (*weight != 1).then(|| format!(", weight = {weight}"));
+            let group = group.as_ref().map(|group| format!(", group = {}", quoted(group)));
+            if weight.is_none() && group.is_none() {
+                return format!("\"{address}\"");
+            }
+            let (weight, group) = (weight.unwrap_or_default(), group.unwrap_or_default());
+            format!("{{ address = \"{address}\"{weight}{group} }}")
+        };
+        format!("[{}]", backends.iter().map(shown).collect::<Vec<_>>().join(", "))
     }
 }
 
 fn static_backend(item: &Given) -> Result<StaticBackend, String> {
-    let mut backend = StaticBackend { address: ([0, 0, 0, 0], 0).into(), weight: 1 };
+    let mut backend = StaticBackend { address: ([0, 0, 0, 0], 0).into(), weight: 1, group: None };
     let alone = [("address".to_owned(), item.clone())];
     let rows = if let Given::Table(rows) = item { rows.as_slice() } else { &alone };
     for (name, given) in rows {
@@ -173,13 +188,63 @@ fn static_backend(item: &Given) -> Result<StaticBackend, String> {
                 let fits = u16::try_from(*weight).ok().filter(|it| (1..=WEIGHT_MAX).contains(it));
                 backend.weight = fits.ok_or_else(|| format!("the weight {weight}"))?;
             }
-            ("address" | "weight", _) => return Err(format!("{name} = {}", given.described())),
+            ("group", Given::Text(group)) if is_word(group) => backend.group = Some(group.clone()),
+            ("address" | "weight" | "group", _) => {
+                return Err(format!("{name} = {}", given.described()));
+            }
             _ => return Err(format!("`{}`", name.escape_debug())),
         }
     }
     let address = backend.address;
     let reachable = address.port() != 0 && !address.ip().is_unspecified();
     if reachable { Ok(backend) } else { Err(item.described()) }
+}
+
+/// Whether these are letters, digits, `-` and `_`, few enough for a name.
+pub fn is_word(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(letter)
+}
+
+/// Groups, each with its share.
+pub struct Groups;
+
+impl Kind<Vec<GroupShare>> for Groups {
+    fn takes(&self) -> String {
+        format!(
+            "a table of up to {GROUPS_MAX} groups, each with a share from 0 to {SHARE_MAX} and one at \
+             least above 0, such as {{ blue = 95, green = 5 }}"
+        )
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<GroupShare>, String> {
+        let Given::Table(rows) = given else { return Err(given.described()) };
+        if rows.len() > GROUPS_MAX {
+            return Err(rows.len().to_string());
+        }
+        let read = |(name, given): &(String, Given)| {
+            if !is_word(name) {
+                return Err(quoted(name));
+            }
+            let share = match given {
+                Given::Number(share) => u8::try_from(*share).ok().filter(|it| *it <= SHARE_MAX),
+                _ => None,
+            };
+            let share = share.ok_or_else(|| format!("{name} = {}", given.described()))?;
+            Ok(GroupShare { name: name.clone(), share })
+        };
+        let groups: Vec<GroupShare> = rows.iter().map(read).collect::<Result<_, _>>()?;
+        match groups.is_empty() || groups.iter().any(|group| group.share > 0) {
+            true => Ok(groups),
+            false => Err("only shares of 0".to_owned()),
+        }
+    }
+
+    fn show(&self, groups: &Vec<GroupShare>) -> String {
+        let shown: Vec<String> =
+            groups.iter().map(|GroupShare { name, share }| format!("{name} = {share}")).collect();
+        if shown.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", shown.join(", ")) }
+    }
 }
 
 /// A status of HTTP, or a range of them.
@@ -231,12 +296,6 @@ impl Kind<Option<String>> for Name {
     }
 }
 
-/// Whether this can be the name of a service, be it a built-in one: letters, digits, `-` and `_`.
-pub fn is_service_name(name: &str) -> bool {
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(letter)
-}
-
 /// The name of another service, or nothing.
 pub struct ServiceName;
 
@@ -249,7 +308,7 @@ impl Kind<Option<String>> for ServiceName {
         let text = given.text().ok_or_else(|| given.described())?;
         match text {
             "" => Ok(None),
-            _ if is_service_name(text) => Ok(Some(text.to_owned())),
+            _ if is_word(text) => Ok(Some(text.to_owned())),
             _ => Err(given.described()),
         }
     }

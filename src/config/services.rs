@@ -13,9 +13,9 @@ use super::keys::{
 };
 use super::kinds::{Bytes, File, Kind, Millis, Networks, Number, NumberOrAuto, Switch, Word};
 use super::service_kinds::{
-    Backends, Doors, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_service_name,
+    Backends, Doors, Groups, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_word,
 };
-pub use super::service_kinds::{Expected, NAME_BYTES_MAX, StaticBackend};
+pub use super::service_kinds::{Expected, GroupShare, NAME_BYTES_MAX, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
 use crate::cluster::{Limits, Protocol, RequestLimits, ServiceId, Terms, Timeouts, WhenAllFail};
@@ -66,6 +66,8 @@ pub struct ServiceConfig {
     pub backend_sessions: Option<NonZeroU32>,
     /// Networks whose users are let in; none: everyone is.
     pub users: Vec<IpNet>,
+    /// The groups of its backends, each with its share of the users; none: they share them all.
+    pub groups: Vec<GroupShare>,
     /// Whether its users are told to come back later.
     pub maintenance: bool,
     pub check: CheckConfig,
@@ -153,9 +155,15 @@ impl ServiceConfig {
             sessions: None,
             backend_sessions: None,
             users: Vec::new(),
+            groups: Vec::new(),
             maintenance: false,
             check: CheckConfig::default(),
         }
+    }
+
+    /// Its groups with their shares, as the registry takes them.
+    pub fn shares(&self) -> Vec<(&str, u8)> {
+        self.groups.iter().map(|group| (group.name.as_str(), group.share)).collect()
     }
 
     /// What an API service takes at each of its doors, known as `service`.
@@ -186,7 +194,7 @@ impl ServiceConfig {
 
     /// Whether a service may go by this name: letters, digits, `-` and `_`, and none of the built-in ones.
     pub fn is_name(name: &str) -> bool {
-        is_service_name(name) && Protocol::ALL.iter().all(|protocol| protocol.name() != name)
+        is_word(name) && Protocol::ALL.iter().all(|protocol| protocol.name() != name)
     }
 }
 
@@ -282,7 +290,7 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "" "secret_file", secret_file: File, Now,
         "File of secrets, one per line, one of which its backends must prove; it then accepts no others. `\"\"` leaves it to `control.secret_file`.";
     "" "backends", backends: Backends, Now,
-        "Backends that cannot register themselves: an address with its port, or a table with `address` and `weight`.";
+        "Backends that cannot register themselves: an address with its port, or a table with `address`, `weight` and `group`.";
     "" "fallback", fallback: ServiceName, Now,
         "Another API service, which serves the requests of this one while nobody of it serves or can be reached, and during maintenance; `\"\"` leaves them to a 503 or 502.";
     "" "backends_max", backends_max: Number(0..=BACKENDS_MAX as u64), Now,
@@ -293,6 +301,8 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "Most of them on each backend; one that is full gets no more until it has room. 0 sets no limit.";
     "" "users", users: Networks, Now,
         "Networks whose users are let in, by the address they connect from; empty lets everyone in.";
+    "" "groups", groups: Groups, Now,
+        "Groups of backends, each with its share of the users, 0 to 100: `{ blue = 95, green = 5 }`. Shares are relative to each other; a group without anybody to serve leaves its users to the rest.";
     "" "maintenance", maintenance: Switch, Now,
         "Whether an API service answers every request with 503 and `Retry-After`, or leaves it to its `fallback`.";
     "check" "kind", check.kind: Word(CHECKS), Now,

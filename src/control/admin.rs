@@ -271,7 +271,7 @@ impl AdminDoor {
             "the balancer is stopping\n"
         } else if hub.is_stalled() {
             "a worker does not turn any more\n"
-        } else if !hub.snapshot.services.iter().any(|it| !it.pool.rotation.is_empty()) {
+        } else if !hub.snapshot.services.iter().any(|it| !it.pool.serves_nobody()) {
             match hub.snapshot.services.iter().any(|it| is_failing(Some(&it.pool))) {
                 true => "every backend fails its check\n",
                 false => "no backend is registered\n",

@@ -22,8 +22,8 @@ pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
 pub const NAME_BYTES_MAX: usize = 64;
 /// The longest drain a backend can request: a day.
 pub const DRAIN_MS_MAX: u64 = 86_400_000;
-/// Most backends in one answer to `list`: an entry takes up to 336 bytes, and a message up to 4 KiB.
-pub const LISTED_MAX: usize = 11;
+/// Most backends in one answer to `list`: an entry takes up to 410 bytes, and a message up to 4 KiB.
+pub const LISTED_MAX: usize = 9;
 /// What the services in one answer to `services` may take, by their [`ServiceLine::bytes_max`].
 pub const SERVICES_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 128;
 /// Most doors of one service that are listed: each takes up to 61 bytes.
@@ -46,6 +46,7 @@ pub enum Request {
         port: u16,
         weight: u16,
         name: Option<Arc<str>>,
+        group: Option<Arc<str>>,
     },
     Unregister {
         target: Target,
@@ -173,6 +174,7 @@ fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
             port: fields.port()?,
             weight: fields.number("weight", 1, WEIGHT_MAX.into())?.map_or(1, |it| it as u16),
             name: fields.name("name")?,
+            group: fields.name("group")?,
         },
         "unregister" => Request::Unregister { target: fields.target()?, port: fields.port()? },
         "drain" => Request::Drain {
@@ -374,6 +376,8 @@ pub struct Listed {
     pub weight: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     pub state: Standing,
     /// Whether the asking connection registered it.
     pub own: bool,
@@ -390,6 +394,7 @@ impl Listed {
             address: backend.address,
             weight: backend.weight,
             name: backend.name.as_deref().map(str::to_owned),
+            group: backend.group.as_deref().map(str::to_owned),
             state: backend.standing,
             own,
             sessions,

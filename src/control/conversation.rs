@@ -337,8 +337,8 @@ impl Conversation {
     /// changes nothing, so it is not held back.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
-            Request::Register { target, port, weight, name } => self
-                .wanted(target, *port, *weight, name.clone())
+            Request::Register { target, port, weight, name, group } => self
+                .wanted(target, *port, *weight, name.clone(), group.clone())
                 .is_ok_and(|wanted| self.fault_of(&wanted).is_none()),
             Request::Unregister { .. } | Request::Drain { .. } => true,
             Request::Hello | Request::Auth { .. } | Request::List { .. } | Request::Services => {
@@ -362,8 +362,8 @@ impl Conversation {
             }
             Request::List { target } => self.begin_list(target.as_ref()),
             Request::Services => self.list(&Listing::Services { after: 0 }),
-            Request::Register { target, port, weight, name } => {
-                match self.wanted(&target, port, weight, name) {
+            Request::Register { target, port, weight, name, group } => {
+                match self.wanted(&target, port, weight, name, group) {
                     Ok(wanted) => return self.register(wanted),
                     Err(msg) => self.fail(&msg, Some("register"), Some(target.about(Some(port)))),
                 }
@@ -422,6 +422,7 @@ impl Conversation {
         port: u16,
         weight: u16,
         name: Option<Arc<str>>,
+        group: Option<Arc<str>>,
     ) -> Result<Registration, String> {
         let (source, address) = (self.peer.source, self.address(port));
         let hub = self.hub.borrow();
@@ -429,7 +430,7 @@ impl Conversation {
         let service = service.id;
         let known = || hub.identity(source).map(|identity| Arc::clone(&identity.name));
         let name = name.or_else(known);
-        Ok(Registration { source, service, address, weight, name })
+        Ok(Registration { source, service, address, weight, name, group })
     }
 
     /// Whether the peer may register for that service.

@@ -90,6 +90,14 @@ fn services(hub: &Hub, text: &mut Text) {
             text.sample(&name, labels, count);
         }
     }
+    let help = "Share of new users of a service's group relative to its other groups.";
+    let name = text.family("service_", "group_share", Kind::Gauge, help);
+    for service in hub.registry.services() {
+        for group in service.groups.iter() {
+            let labels: Labels<'_> = &[("service", &service.name), ("group", &group.name)];
+            text.sample(&name, labels, group.share);
+        }
+    }
     let help = "Sessions running on the backends of this service now.";
     let name = text.family("service_", "sessions_active", Kind::Gauge, help);
     for service in hub.registry.services() {

@@ -6,6 +6,7 @@
 mod changes;
 pub mod checking;
 mod listed;
+pub mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -135,8 +136,8 @@ impl Hub {
         agree(&mut registry, &config);
         registry.let_in(|service| config.users_by_name(&service.name));
         registry.set_doors(Arc::clone(&snapshot.doors));
-        Hub {
-            config,
+        let mut hub = Hub {
+            config: Arc::clone(&config),
             registry,
             workers,
             counters: ControlCounters::default(),
@@ -158,7 +159,9 @@ impl Hub {
             published,
             pulse,
             next_connection: 1,
-        }
+        };
+        hub.follow_shares(&config);
+        hub
     }
 
     /// A control connection was accepted.
@@ -265,7 +268,11 @@ impl Hub {
     pub fn reloaded(&mut self, config: Config, now: Now) {
         let other_terms = agree(&mut self.registry, &config);
         let other_users = self.registry.let_in(|service| config.users_by_name(&service.name));
-        if other_terms || other_users || config.reports_sessions() != self.snapshot.report_sessions
+        let other_shares = self.follow_shares(&config);
+        if other_terms
+            || other_users
+            || other_shares
+            || config.reports_sessions() != self.snapshot.report_sessions
         {
             self.publication.ask();
         }

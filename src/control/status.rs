@@ -115,6 +115,9 @@ pub struct ServiceStatus {
     /// Users turned away at each barrier; for UDP, their datagrams.
     #[serde(default)]
     pub turned_away: BTreeMap<Barrier, u64>,
+    /// Its groups, if it has any.
+    #[serde(default)]
+    pub groups: Vec<GroupStatus>,
 }
 
 /// The limits of one service, which are `null` where it has none, and how much of them is used.
@@ -127,6 +130,20 @@ pub struct ServiceLimits {
     pub backends_max: Option<u32>,
     /// The networks whose users are let in; none: everyone is.
     pub users: Vec<String>,
+}
+
+/// One group of a service.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GroupStatus {
+    pub name: String,
+    /// Its part of the users relative to the other groups, as of now.
+    pub share: u8,
+    /// The same as the file has it. Differs after a shift, until the next reload.
+    pub file_share: u8,
+    /// Registered backends in it.
+    pub backends: u64,
+    /// Those that get new sessions while the group has a share.
+    pub serving: u64,
 }
 
 impl Status {
@@ -147,6 +164,9 @@ pub struct BackendStatus {
     pub protocol: Protocol,
     pub address: SocketAddr,
     pub name: Option<String>,
+    /// The group of its service that it has joined.
+    #[serde(default)]
+    pub group: Option<String>,
     pub weight: u16,
     pub state: BackendState,
     /// How often it has a turn in one round of the rotation, and how many turns a round has;
@@ -169,6 +189,14 @@ pub struct BackendStatus {
     pub turned_away: u64,
     pub bytes_up: u64,
     pub bytes_down: u64,
+}
+
+impl BackendStatus {
+    /// Its service, with its group if it is in one: `shop/green`.
+    pub fn membership(&self) -> String {
+        let group = self.group.as_ref().map(|group| format!("/{group}"));
+        format!("{}{}", self.service, group.unwrap_or_default())
+    }
 }
 
 /// Whether a backend gets new sessions.
@@ -318,11 +346,14 @@ pub struct SessionStatus {
 }
 
 /// The admin door's answer to a change it made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Changed {
     pub schema: u32,
-    /// Sessions running on the changed backend; 1 for a session being ended.
+    /// Sessions running on the changed backend or service; 1 for a session being ended.
     pub sessions: u64,
+    /// After a shift: the groups of the service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupStatus>,
 }
 
 /// The admin door's answer to a request it cannot serve.

@@ -9,6 +9,7 @@
 //! | `POST /backends/b3/drain?deadline_ms=30000` | no new sessions; those left at the deadline are ended (without one, after `timeouts.drain_ms`) |
 //! | `POST /backends/b3/weight?to=5` | share of new sessions relative to the others, until the backend registers again |
 //! | `POST /sessions/0-17-4/end` | ends one session |
+//! | `POST /services/shop/shift?blue=0&green=100` | gives groups of a service other shares of the users, until the next reload |
 //!
 //! # Who may ask
 //!
@@ -31,8 +32,11 @@ use tracing::info;
 use super::auth::Secrets;
 use super::hub::Hub;
 use super::peer::Peer;
-use super::status::{Changed, SCHEMA};
+use super::services;
+use super::status::{Changed, GroupStatus, SCHEMA};
+use super::view;
 use crate::base::time::Now;
+use crate::cluster::groups::{GROUPS_MAX, SHARE_MAX};
 use crate::cluster::registry::{Change, Fault};
 use crate::cluster::{BackendId, WEIGHT_MAX};
 use crate::session::{EndReason, SessionId};
@@ -44,11 +48,12 @@ const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
 static FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// A change that an operator requests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verb {
     Drain { backend: BackendId, lasts: Option<Duration> },
     Weigh { backend: BackendId, weight: u16 },
     End { session: SessionId },
+    Shift { service: String, shares: Vec<(String, u64)> },
 }
 
 /// Why a request was refused.
@@ -72,6 +77,9 @@ impl Verb {
         let mut parts = path.trim_start_matches('/').split('/');
         let parts = [parts.next(), parts.next(), parts.next(), parts.next()];
         let [Some(kind), Some(id), Some(verb), None] = parts else { return unknown() };
+        if (kind, verb) == ("services", "shift") {
+            return Ok(Verb::Shift { service: id.to_owned(), shares: shares(query)? });
+        }
         let parameter = parameter(query)?;
         let given = parameter.as_ref().map(|(key, value)| (key.as_str(), value.as_str()));
         match (kind, verb, given) {
@@ -98,7 +106,8 @@ impl Verb {
 fn unknown<T>() -> Result<T, Refusal> {
     refuse(
         StatusCode::NOT_FOUND,
-        "POST to /backends/ID/drain, /backends/ID/weight?to=N or /sessions/ID/end",
+        "POST to /backends/ID/drain, /backends/ID/weight?to=N, /sessions/ID/end or \
+         /services/NAME/shift?GROUP=SHARE",
     )
 }
 
@@ -110,6 +119,28 @@ fn parameter(query: &str) -> Result<Option<(String, String)>, Refusal> {
         None => Ok(first),
         Some(_) => refuse(StatusCode::BAD_REQUEST, "a verb takes one parameter at most"),
     }
+}
+
+/// Groups with the shares that a query gives them.
+fn shares(query: &str) -> Result<Vec<(String, u64)>, Refusal> {
+    let mut shares: Vec<(String, u64)> = Vec::new();
+    for (group, share) in form_urlencoded::parse(query.as_bytes()) {
+        // One that is no number, or too large for one, is out of the range.
+        let Ok(share) = share.parse() else {
+            let said = format!("a share is from 0 to {SHARE_MAX}, as in blue=0&green=100");
+            return refuse(StatusCode::BAD_REQUEST, said);
+        };
+        if shares.iter().any(|other| *other.0 == *group) || shares.len() == GROUPS_MAX {
+            let said = format!("shift takes up to {GROUPS_MAX} groups, each once");
+            return refuse(StatusCode::BAD_REQUEST, said);
+        }
+        shares.push((group.into_owned(), share));
+    }
+    if shares.is_empty() {
+        let said = "shift takes the share of each group to change, as in blue=0&green=100";
+        return refuse(StatusCode::BAD_REQUEST, said);
+    }
+    Ok(shares)
 }
 
 fn backend(id: &str) -> Result<BackendId, Refusal> {
@@ -202,17 +233,25 @@ pub fn is_no_name(host: &str) -> bool {
 /// If there is no such backend or session (any more), if the change itself is refused, or if the
 /// worker takes no more orders.
 pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Changed, Refusal> {
-    let sessions = match verb {
+    let mut groups = Vec::new();
+    let sessions = match &verb {
         Verb::Drain { backend, lasts } => {
-            change(hub, Change::DrainBackend { backend, lasts }, now)?
+            change(hub, Change::DrainBackend { backend: *backend, lasts: *lasts }, now)?
         }
-        Verb::Weigh { backend, weight } => change(hub, Change::Weigh { backend, weight }, now)?,
-        Verb::End { session } => end(hub, session)?,
+        Verb::Weigh { backend, weight } => {
+            change(hub, Change::Weigh { backend: *backend, weight: *weight }, now)?
+        }
+        Verb::End { session } => end(hub, *session)?,
+        Verb::Shift { service, shares } => {
+            let sessions;
+            (groups, sessions) = shift(hub, service, shares)?;
+            sessions
+        }
     };
     // An operator who is told that it is done may rely on the workers having been told.
     hub.publish();
     info!(%by, change = ?verb, sessions, "changed by an operator");
-    Ok(Changed { schema: SCHEMA, sessions })
+    Ok(Changed { schema: SCHEMA, sessions, groups })
 }
 
 fn change(hub: &mut Hub, change: Change, now: Now) -> Result<u64, Refusal> {
@@ -222,6 +261,24 @@ fn change(hub: &mut Hub, change: Change, now: Now) -> Result<u64, Refusal> {
             refuse(StatusCode::NOT_FOUND, format!("{fault}; /status lists them"))
         }
         Err(fault) => refuse(StatusCode::CONFLICT, fault.to_string()),
+    }
+}
+
+/// The groups of the service after the shift, and the sessions of the service, which stay where they are.
+fn shift(
+    hub: &mut Hub,
+    name: &str,
+    shares: &[(String, u64)],
+) -> Result<(Vec<GroupStatus>, u64), Refusal> {
+    if let Err(said) = services::named(&hub.registry, name) {
+        return refuse(StatusCode::NOT_FOUND, said);
+    }
+    match hub.shift(name, shares) {
+        Ok(id) => {
+            let sessions = services::tallies(hub).get(&id).map_or(0, |tally| tally.sessions);
+            Ok((view::groups(hub, hub.registry.service(id)), sessions))
+        }
+        Err(said) => refuse(StatusCode::CONFLICT, said),
     }
 }
 
@@ -251,11 +308,14 @@ mod tests {
         let backend = BackendId(3);
         let session = SessionId { worker: 0, place: 17, generation: 4 };
         let lasts = Some(Duration::from_millis(50));
+        let shares = vec![("blue".to_owned(), 0), ("green".to_owned(), 100)];
+        let shift = Verb::Shift { service: "shop".to_owned(), shares };
         for (path, query, verb) in [
             ("/backends/b3/drain", "", Verb::Drain { backend, lasts: None }),
             ("/backends/b3/drain", "deadline_ms=50", Verb::Drain { backend, lasts }),
             ("/backends/b3/weight", "to=256", Verb::Weigh { backend, weight: 256 }),
             ("/sessions/0-17-4/end", "", Verb::End { session }),
+            ("/services/shop/shift", "blue=0&green=100", shift),
         ] {
             assert_eq!(Verb::parse(path, query), Ok(verb), "{path}?{query}");
         }
@@ -276,6 +336,10 @@ mod tests {
             ("/backends/b3/weight", "to=257", 400, "from 1 to 256"),
             ("/backends/b3/weight", "to=1&to=2", 400, "one parameter"),
             ("/sessions/17/end", "", 400, "like 0-17-4"),
+            ("/services/shop/shift", "", 400, "blue=0&green=100"),
+            ("/services/shop/shift", "blue=-1", 400, "from 0 to 100"),
+            ("/services/shop/shift", "blue=1&blue=2", 400, "each once"),
+            ("/services/shop/shift/now", "blue=1", 404, "POST to"),
         ] {
             let refusal = Verb::parse(path, query).unwrap_err();
             assert_eq!(refusal.code.as_u16(), code, "{path}?{query}");

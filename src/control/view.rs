@@ -10,14 +10,17 @@ use super::hub::checking::Checked;
 use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
-    BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, HelloStatus, Percentiles,
-    RunState, SCHEMA, ServiceLimits, ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
+    BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, GroupStatus, HelloStatus,
+    Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus, SessionTotals, Status, Timings,
+    WorkerStatus,
 };
 use super::workers::BackendValues;
 use crate::base::time::Now;
+use crate::cluster::groups::place_of;
 use crate::cluster::registry::Registered;
 use crate::cluster::{
-    Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Service, Terms, WhenAllFail,
+    Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Service, Standing, Terms,
+    WhenAllFail,
 };
 use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
 
@@ -103,6 +106,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             limits: limits(service),
             turned_away: Barrier::ALL.map(|it| (it, service.gate.turned_away(it))).into(),
             terms: terms(service, &global).into_iter().chain(fallback).collect(),
+            groups: groups(hub, service),
         }
     };
     hub.registry.services().map(shown).collect()
@@ -126,6 +130,30 @@ fn terms(service: &Service, global: &Terms) -> Vec<String> {
         terms.push(format!("users = [{}]", users.join(", ")));
     }
     terms
+}
+
+/// The groups of a service with their backends.
+pub fn groups(hub: &Hub, service: &Service) -> Vec<GroupStatus> {
+    let mut shown: Vec<GroupStatus> = (service.groups.iter())
+        .map(|group| GroupStatus {
+            name: group.name.to_string(),
+            share: group.share,
+            file_share: hub.share_in_file(service, &group.name).unwrap_or(group.share),
+            backends: 0,
+            serving: 0,
+        })
+        .collect();
+    if shown.is_empty() {
+        return shown;
+    }
+    let own = hub.registry.entries().filter(|entry| entry.backend.service == service.id);
+    for backend in own.map(|entry| &entry.backend) {
+        if let Some(place) = place_of(&service.groups, backend) {
+            shown[place].backends += 1;
+            shown[place].serving += u64::from(backend.standing == Standing::Serving);
+        }
+    }
+    shown
 }
 
 /// The terms that are not the global ones, as `key = value`.
@@ -168,13 +196,14 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
 
 fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
     // A backend that has just joined is in the registry at once, and in the rotation a moment later.
-    let mut turns: BTreeMap<BackendId, u32> = BTreeMap::new();
+    let mut turns: BTreeMap<BackendId, (u64, u64)> = BTreeMap::new();
     for pool in hub.snapshot.services.iter().map(|service| &service.pool) {
-        for share in pool.rotation.shares() {
-            turns.insert(pool.backends[usize::from(share.place)].id, share.turns.into());
-        }
+        turns.extend(pool.turns().map(|(backend, turns, round)| (backend.id, (turns, round))));
     }
-    let turns_of = |entry: &Registered| turns.get(&entry.backend.id).copied().unwrap_or(0);
+    let turns_of = |entry: &Registered| {
+        let round = || hub.snapshot.pool(entry.backend.service).map_or(0, |it| it.rotation.round());
+        turns.get(&entry.backend.id).copied().unwrap_or_else(|| (0, round()))
+    };
     let mut all: Vec<BackendStatus> = (hub.registry.entries())
         .map(|entry| registered(hub, entry, turns_of(entry), now))
         .collect();
@@ -186,14 +215,13 @@ fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
     all
 }
 
-fn registered(hub: &Hub, entry: &Registered, turns: u32, now: Now) -> BackendStatus {
+fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> BackendStatus {
     let id = entry.backend.id;
-    let pool = hub.snapshot.pool(entry.backend.service);
-    let round = pool.map_or(0, |pool| pool.rotation.round());
+    let [turns, round] = [turns.0, turns.1].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
     let draining = hub.draining.get(&id);
     BackendStatus {
         turns,
-        round: u32::try_from(round).unwrap_or(u32::MAX),
+        round,
         registered_unix_ms: entry.since.unix_ms(),
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
         check: hub.check_result(id).map(check).unwrap_or_default(),
@@ -211,6 +239,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         protocol: service.kind,
         address: backend.address,
         name: backend.name.as_deref().map(str::to_owned),
+        group: backend.group.as_deref().map(str::to_owned),
         weight: backend.weight,
         state,
         turns: 0,

@@ -152,9 +152,9 @@ impl Books {
         tried: &[BackendId],
     ) -> Option<Choice> {
         self.unassign(entry);
-        let user = entry.client.ip();
+        let (user, after) = (entry.client.ip(), tried.first().copied());
         for _ in 0..BOOKINGS_MAX {
-            let choice = self.choose(service, user, &|id| tried.contains(&id))?;
+            let choice = self.choose(service, user, after, &|id| tried.contains(&id))?;
             if self.book_if_room(service, entry, choice) {
                 return Some(choice);
             }
@@ -163,16 +163,17 @@ impl Books {
     }
 
     /// Picks a backend and books nothing. One that has just failed is picked only when there is no
-    /// other.
+    /// other. `after` is the backend that the user was given before, whose group comes first.
     pub fn choose(
         &self,
         service: ServiceId,
         user: IpAddr,
+        after: Option<BackendId>,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
         let service = self.snapshot.service(service)?;
-        let fresh = self.pick(service, user, &|id| excluded(id) || self.aside.contains(&id));
-        fresh.or_else(|| self.pick(service, user, excluded))
+        let fresh = self.pick(service, user, after, &|id| excluded(id) || self.aside.contains(&id));
+        fresh.or_else(|| self.pick(service, user, after, excluded))
     }
 
     /// Moves a session to a backend in the books.
@@ -207,10 +208,11 @@ impl Books {
         &self,
         service: &Service,
         user: IpAddr,
+        after: Option<BackendId>,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
         let load = |backend: &Backend| self.load(backend.slot);
-        let question = Question { user, load: &load, excluded };
+        let question = Question { user, load: &load, excluded, after };
         let backend = match service.terms.limits.backend_sessions {
             None => balance::pick(service, &question),
             Some(limit) => self.pick_with_room(service, &question, limit),

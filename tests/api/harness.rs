@@ -67,6 +67,7 @@ impl Balancer {
             address: *address,
             weight: 1,
             name: None,
+            group: None,
             standing: *standing,
         });
         let backends: Vec<_> = backends.collect();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lb::base::time::Now;
 use lb::cluster::{BackendId, Barrier, OnBackendLoss, Policy, Protocol, ServiceId, Standing};
 use lb::config::Config;
-use lb::config::services::ServiceConfig;
+use lb::config::services::{GroupShare, ServiceConfig};
 use serde_json::{Value, json};
 
 use crate::harness::{Backend, Core, assert_failed, data_port};
@@ -317,7 +317,7 @@ fn the_status_shows_each_service_with_what_it_has_of_its_own() {
         of(0),
         json!({
             "name": "tcp", "protocol": "tcp", "doors": [], "register": true, "backends": none,
-            "sessions_active": 3, "terms": []
+            "sessions_active": 3, "terms": [], "groups": []
         }),
         "its backend has left with sessions"
     );
@@ -332,7 +332,8 @@ fn the_status_shows_each_service_with_what_it_has_of_its_own() {
                 "policy = \"least_sessions\"",
                 "on_backend_loss = \"close\"",
                 "connect_ms = 90",
-            ]
+            ],
+            "groups": []
         })
     );
     assert_eq!(of(5)["register"], false);
@@ -486,4 +487,37 @@ fn rule_13_the_limits_of_a_service_are_shown_with_their_use() {
         !metrics.contains(r#"lb_service_turned_away_total{service="cache""#),
         "it has no limit"
     );
+}
+
+#[test]
+fn a_backend_registers_in_a_group_of_its_service_and_is_shown_there() {
+    let core = core_with(|config| {
+        let share = |(name, share): (&str, u8)| GroupShare { name: name.into(), share };
+        config.services[1].groups = [("blue", 100), ("green", 0)].map(share).into();
+    });
+    let (_listener, port) = data_port();
+    let mut backend = core.connect();
+    let register =
+        |group: Value| json!({"cmd": "register", "service": "redis", "port": port, "group": group});
+    for (group, part) in [
+        (json!("red"), "service redis has no group red; its groups are blue, green"),
+        (json!(null), "service redis has groups, so name one of them: blue, green"),
+        (json!(5), "group must be a string"),
+    ] {
+        let answer = backend.ask(&register(group));
+        assert!(answer["msg"].as_str().unwrap().contains(part), "{answer}");
+    }
+    let elsewhere = json!({"cmd": "register", "service": "cache", "port": port, "group": "blue"});
+    let answer = backend.ask(&elsewhere);
+    assert_eq!(answer["msg"], "service cache has no groups, so leave out group blue");
+    assert_eq!(backend.ask(&register(json!("green")))["ack"], "successful");
+    wait_for_members(&core, REDIS, &[(port, Standing::Serving)]);
+    assert_eq!(backend.ask(&json!({"cmd": "list"}))["backends"][0]["group"], "green");
+    let (_, text) = core.get("/status");
+    let status: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status["backends"][0]["group"], "green");
+    let (_, metrics) = core.get("/metrics");
+    assert!(metrics.contains("lb_service_group_share{service=\"redis\",group=\"blue\"} 100"));
+    let unregister = json!({"cmd": "unregister", "service": "redis", "port": port});
+    assert_eq!(backend.ask(&unregister)["ack"], "successful", "the port alone tells which");
 }

@@ -86,6 +86,7 @@ pub fn backends(weather: &Weather) -> Vec<Backend> {
         address: address(place),
         weight: 1,
         name: None,
+        group: None,
         standing: Standing::Serving,
     };
     (0..weather.backends).map(backend).collect()

@@ -1,6 +1,7 @@
 //! The running program as an operator and a service manager meet it: readiness, health, reload and
 //! drain of a real `lb serve` with a user's session through it. Every wait is for a condition.
 
+mod groups;
 mod harness;
 mod lines;
 mod listed;

@@ -13,7 +13,7 @@ use crate::wait::wait_for;
 const USERS: usize = 24;
 
 /// A backend that answers every request with its letter in the field `Letter`.
-fn lettered(letter: char) -> std::net::SocketAddr {
+pub fn lettered(letter: char) -> std::net::SocketAddr {
     serve(move |connection| {
         let mut reader = BufReader::new(&connection);
         while head(&mut reader).is_some() {
@@ -42,7 +42,7 @@ fn head(reader: &mut impl BufRead) -> Option<Vec<String>> {
 }
 
 /// The status, and the letter of the backend that served the request.
-fn get(user: &TcpStream) -> (String, Option<String>) {
+pub fn get(user: &TcpStream) -> (String, Option<String>) {
     let request = "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
     (&mut &*user).write_all(request.as_bytes()).unwrap();
     let lines = head(&mut BufReader::new(user)).unwrap();

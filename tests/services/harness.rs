@@ -61,6 +61,11 @@ impl Balancer {
 
     /// Registers a backend, and waits until every worker knows it.
     pub fn register(&mut self, service: &str, address: SocketAddr) {
+        self.register_in(service, None, address);
+    }
+
+    /// The same in a group of the service.
+    pub fn register_in(&mut self, service: &str, group: Option<&str>, address: SocketAddr) {
         let number = self.registered.len();
         let service = self.service(service);
         self.registered.push(Backend {
@@ -70,6 +75,7 @@ impl Balancer {
             address,
             weight: 1,
             name: None,
+            group: group.map(Into::into),
             standing: Standing::Serving,
         });
         let snapshots = &self.plane.snapshots;

@@ -3,6 +3,7 @@
 
 mod api;
 mod datagrams;
+mod groups;
 mod harness;
 mod limits;
 mod streams;

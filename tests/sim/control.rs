@@ -138,6 +138,7 @@ impl Control {
             address: SocketAddr::new(Ipv4Addr::new(10, 1, 0, 1).into(), 1000 + number as u16),
             weight: random.between(1, 3) as u16,
             name: None,
+            group: None,
             standing: Standing::Serving,
         });
     }

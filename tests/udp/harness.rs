@@ -45,6 +45,7 @@ impl Balancer {
             address: *address,
             weight: 1,
             name: None,
+            group: None,
             standing: Standing::Serving,
         });
         let all: Vec<_> = all.collect();

@@ -223,6 +223,7 @@ impl World {
                 address: backend.address,
                 weight: 1,
                 name: None,
+                group: None,
                 standing: backend.standing,
             })
             .collect();

@@ -178,7 +178,7 @@ fn backend(row: &Row) -> [Line<'static>; BACKENDS.len()] {
     let number = |text: String| Line::from(text).right_aligned();
     [
         Line::from(backend.id.clone()),
-        Line::from(backend.service.clone()),
+        Line::from(backend.membership()),
         Line::from(backend.protocol.name()),
         Line::from(backend.address.to_string()),
         Line::from(backend.name.clone().unwrap_or_default()),
@@ -384,6 +384,7 @@ mod tests {
             terms: Vec::new(),
             limits: ServiceLimits::default(),
             turned_away: BTreeMap::new(),
+            groups: Vec::new(),
         };
         look.services = vec![service("tcp"), service("redis")];
         state.looked(Ok(look));

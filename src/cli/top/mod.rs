@@ -6,7 +6,7 @@ mod draw;
 mod screen;
 
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,7 +14,7 @@ use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifier
 use ratatui::DefaultTerminal;
 use tokio::sync::mpsc;
 
-use super::{Failure, peer, secret, wait_for};
+use super::{Failure, peer, token, wait_for};
 use crate::base::thread;
 use crate::client::admin;
 use crate::control::status::{SessionStatus, Status};
@@ -60,14 +60,6 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let outcome = wait_for(watch(&mut terminal, arguments.admin, arguments.token_file));
     ratatui::restore();
     outcome?.map_err(|error| Failure(format!("the terminal is gone: {error}")))
-}
-
-fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
-    let Some(secret) = secret(file)? else { return Ok(None) };
-    match String::from_utf8(secret) {
-        Ok(token) => Ok(Some(token)),
-        Err(_) => Err(Failure("a token is text: make one with `openssl rand -hex 32`".to_owned())),
-    }
 }
 
 async fn watch(

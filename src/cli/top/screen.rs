@@ -421,6 +421,7 @@ pub(super) mod tests {
             protocol: Protocol::Tcp,
             address: format!("10.0.0.{number}:80").parse().unwrap(),
             name: Some(format!("web-{number}")),
+            group: None,
             weight: 1,
             state: BackendState::Serving,
             turns: 1,

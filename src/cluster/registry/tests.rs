@@ -26,6 +26,7 @@ fn join(source: u64, service: ServiceId, port: u16, weight: u16) -> Change {
         address: address(port),
         weight,
         name: None,
+        group: None,
     })
 }
 
@@ -234,6 +235,7 @@ fn a_backend_of_the_configuration_is_nobody_elses() {
         address: address(80),
         weight: 1,
         name: None,
+        group: None,
     };
     registry.apply(Change::Register(listed), NOW).unwrap();
     let refused = registry.apply(join(1, TCP, 80, 1), NOW).unwrap_err();
@@ -432,7 +434,7 @@ fn assert_consistent(registry: &Registry, snapshot: &Snapshot) {
 
 /// Every backend in it belongs to this service, and is served as often as its weight says.
 fn assert_pool_is_consistent(service: &Service) {
-    let Pool { backends, rotation } = &*service.pool;
+    let Pool { backends, rotation, split: _ } = &*service.pool;
     assert!(backends.is_sorted_by(|a, b| a.id < b.id));
     let is_serving = |it: &&Backend| it.standing == Standing::Serving;
     let wanted = match backends.iter().filter(is_serving).count() {
@@ -448,4 +450,60 @@ fn assert_pool_is_consistent(service: &Service) {
         let expected = if due { u64::from(backend.weight) * rotation.round() } else { 0 };
         assert_eq!(turns * all, expected, "{backend:?} in {rotation:?}");
     }
+}
+
+/// A registration in a group.
+fn join_in(source: u64, port: u16, group: Option<&str>) -> Change {
+    let Change::Register(wanted) = join(source, TCP, port, 1) else { unreachable!() };
+    Change::Register(Registration { group: group.map(Into::into), ..wanted })
+}
+
+#[test]
+fn a_backend_joins_one_of_the_groups_of_its_service_if_there_are_any() {
+    let mut registry = registry(4);
+    let said = |registry: &mut Registry, group| {
+        registry.apply(join_in(1, 80, group), NOW).map(drop).map_err(|fault| fault.to_string())
+    };
+    assert_eq!(
+        said(&mut registry, Some("blue")).unwrap_err(),
+        "service tcp has no groups, so leave out group blue"
+    );
+    assert!(registry.group(TCP, &[("blue", 95), ("green", 5)]));
+    assert!(!registry.group(TCP, &[("blue", 95), ("green", 5)]), "nothing new");
+    assert_eq!(
+        said(&mut registry, Some("red")).unwrap_err(),
+        "service tcp has no group red; its groups are blue, green"
+    );
+    assert_eq!(
+        said(&mut registry, None).unwrap_err(),
+        "service tcp has groups, so name one of them: blue, green"
+    );
+    assert_eq!(said(&mut registry, Some("green")), Ok(()));
+    let again = registry.apply(join_in(1, 80, Some("blue")), NOW).unwrap();
+    assert!(again.changed && !again.joined, "a backend may change its group");
+    let snapshot = registry.freeze(true);
+    let [backend] = &snapshot.pool(TCP).unwrap().backends[..] else { panic!() };
+    assert_eq!(backend.group.as_deref(), Some("blue"));
+}
+
+#[test]
+fn rule_9_a_shift_rebuilds_one_pool_and_keeps_the_turns() {
+    let mut registry = registry(4);
+    registry.group(TCP, &[("blue", 95), ("green", 5)]);
+    for (port, group) in [(80, "blue"), (81, "green")] {
+        registry.apply(join_in(1, port, Some(group)), NOW).unwrap();
+    }
+    let before = registry.freeze(true);
+    let turns = |snapshot: &Snapshot| {
+        let groups = &snapshot.service(TCP).unwrap().groups;
+        groups.iter().map(|group| Arc::as_ptr(&group.turn)).collect::<Vec<_>>()
+    };
+    assert!(registry.group(TCP, &[("blue", 0), ("green", 100)]));
+    let after = registry.freeze(true);
+    assert_eq!(turns(&before), turns(&after));
+    assert!(Arc::ptr_eq(&before.service(UDP).unwrap().pool, &after.service(UDP).unwrap().pool));
+    let serving = |snapshot: &Snapshot| -> Vec<u16> {
+        snapshot.pool(TCP).unwrap().in_rotation().map(|it| it.address.port()).collect()
+    };
+    assert_eq!((serving(&before), serving(&after)), (vec![80, 81], vec![81]));
 }

@@ -25,12 +25,13 @@ const EVERY_KEY_CHANGED: &str = r#"
     register = false
     allow = ["10.1.0.0/16"]
     secret_file = "shop.secret"
-    backends = ["10.0.0.11:80", { address = "[2001:db8::1]:80", weight = 3 }]
     fallback = "page"
     backends_max = 15
     sessions = 16
     backend_sessions = 17
     users = ["10.2.0.0/16"]
+    backends = [{ address = "10.0.0.11:80", group = "a" }, { address = "[2001:db8::1]:80", weight = 3, group = "b" }]
+    groups = { a = 95, b = 5 }
     maintenance = true
     [service.shop.check]
     kind = "http"
@@ -402,4 +403,50 @@ fn rule_13_a_service_lists_no_more_backends_than_it_may_have() {
     assert!(with(0).is_ok() && with(2).is_ok());
     let said = with(1).unwrap_err();
     assert!(said.starts_with("service.a.backends lists 2, more than service.a.backends_max (1)"));
+}
+
+#[test]
+fn groups_have_shares_of_which_one_at_least_is_above_0() {
+    let groups = |groups: &str| {
+        read(&format!("[service.a]\nprotocol = \"tcp\"\nlisten = 1\ngroups = {groups}"))
+            .map(|config| config.services[0].shares().iter().map(|it| it.1).collect::<Vec<_>>())
+    };
+    assert_eq!(groups("{ blue = 0, green = 100 }"), Ok(vec![0, 100]));
+    assert_eq!(groups("{ a = 1, b = 1, c = 1 }"), Ok(vec![1, 1, 1]), "they need not add up to 100");
+    assert_eq!(groups("{}"), Ok(vec![]));
+    let many = |count: u8| {
+        let all: Vec<_> = (0..count).map(|number| format!("g{number} = 1")).collect();
+        format!("{{ {} }}", all.join(", "))
+    };
+    assert!(groups(&many(16)).is_ok());
+    for wrong in [
+        "{ blue = 0 }",
+        "{ blue = 101 }",
+        "{ blue = -1 }",
+        "{ blue = \"5\" }",
+        "{ \"b c\" = 5 }",
+        "[\"blue\"]",
+        &many(17),
+    ] {
+        let said = groups(wrong).unwrap_err();
+        assert!(said.contains("groups") && said.contains("share from 0 to 100"), "{wrong}: {said}");
+    }
+}
+
+#[test]
+fn a_listed_backend_is_in_one_of_the_groups_if_there_are_any() {
+    let said = |rest: &str| {
+        let text = format!("[service.a]\nprotocol = \"tcp\"\nlisten = 1\n{rest}");
+        read(&text).map(drop)
+    };
+    let in_blue = "backends = [{ address = \"10.0.0.1:1\", group = \"blue\" }]";
+    assert_eq!(said(&format!("{in_blue}\ngroups = {{ blue = 1 }}")), Ok(()));
+    for (text, part) in [
+        (in_blue.to_owned(), "and a has none"),
+        (format!("{in_blue}\ngroups = {{ green = 1 }}"), "which a does not have"),
+        ("backends = [\"10.0.0.1:1\"]\ngroups = { green = 1 }".to_owned(), "in none of them"),
+    ] {
+        let said = said(&text).unwrap_err();
+        assert!(said.contains(part), "{said}");
+    }
 }

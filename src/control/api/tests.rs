@@ -31,6 +31,7 @@ fn every_command_is_understood_with_and_without_optional_members() {
         port: 9991,
         weight,
         name: name.map(Into::into),
+        group: None,
     };
     let drain = |deadline| Request::Drain { target: API, port: 80, deadline };
     let cases = [
@@ -86,7 +87,10 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
         assert_eq!(of("drain"), [Ok(Request::Drain { target: all, port, deadline })], "{members}");
         let all = Some(target.clone()).filter(|target| *target != UDP);
         assert_eq!(of("list"), [Ok(Request::List { target: all })], "{members}");
-        assert_eq!(of("register"), [Ok(Request::Register { target, port, weight, name })]);
+        assert_eq!(
+            of("register"),
+            [Ok(Request::Register { target, port, weight, name, group: None })]
+        );
     }
 }
 
@@ -273,6 +277,7 @@ fn the_longest_list_is_a_message_like_any_other() {
         address: "[2001:db80:1111:2222:3333:4444:5555:6666%4294967295]:65535".parse().unwrap(),
         weight: WEIGHT_MAX,
         name: Some("n".repeat(NAME_BYTES_MAX)),
+        group: Some("g".repeat(NAME_BYTES_MAX)),
         state: Standing::Draining,
         own: false,
         sessions: u64::MAX,

@@ -136,6 +136,7 @@ fn a_line_names_the_service_unless_it_is_a_built_in_one() {
             address: host(9),
             weight: 2,
             name: None,
+            group: None,
             standing: Standing::Serving,
         };
         written(|console| {

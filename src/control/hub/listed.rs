@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::warn;
@@ -29,15 +30,18 @@ impl Hub {
     /// or given another weight is again what the file says.
     pub fn follow_file(&mut self, now: Now) {
         let wanted = self.listed();
-        let places: BTreeMap<(ServiceId, SocketAddr), u16> =
-            wanted.iter().map(|it| ((it.service, it.address), it.weight)).collect();
+        let places: BTreeMap<(ServiceId, SocketAddr), &Registration> =
+            wanted.iter().map(|it| ((it.service, it.address), it)).collect();
         let present: Vec<_> =
             self.registry.of_source(Source::File).map(|entry| entry.backend.clone()).collect();
         for backend in present {
             let (service, address, source) = (backend.service, backend.address, Source::File);
             match places.get(&(service, address)) {
                 None => self.make(Change::Unregister { source, service, address }, now),
-                Some(weight) => self.weigh(backend.id, *weight, now),
+                Some(it) if it.group != backend.group => {
+                    self.make(Change::Register((*it).clone()), now)
+                }
+                Some(it) => self.weigh(backend.id, it.weight, now),
             };
         }
         self.left_out = LeftOut { all: Vec::new(), next: now.plus(AGAIN_EVERY) };
@@ -71,6 +75,7 @@ impl Hub {
                     address: canonical(backend.address),
                     weight: backend.weight,
                     name: None,
+                    group: backend.group.as_deref().map(Arc::from),
                 })
             })
             .collect()

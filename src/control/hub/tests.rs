@@ -11,7 +11,9 @@ use super::*;
 use crate::base::publish::Publisher;
 use crate::cluster::registry::Registration;
 use crate::cluster::{Service, Snapshot, WhenAllFail};
-use crate::config::services::{CheckConfig, CheckKind, OnFail, ServiceConfig, StaticBackend};
+use crate::config::services::{
+    CheckConfig, CheckKind, GroupShare, OnFail, ServiceConfig, StaticBackend,
+};
 use crate::control::checks::Due;
 use crate::control::status::CheckVerdict;
 use crate::control::view;
@@ -29,7 +31,11 @@ fn address(port: u16) -> SocketAddr {
 
 /// The service `pg` with these backends, by port and weight.
 fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
-    let listed = |&(port, weight): &(u16, u16)| StaticBackend { address: address(port), weight };
+    let listed = |&(port, weight): &(u16, u16)| StaticBackend {
+        address: address(port),
+        weight,
+        group: None,
+    };
     let backends = backends.iter().map(listed).collect();
     let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", Protocol::Tcp) };
     Config { services: vec![pg], ..Config::default() }
@@ -154,7 +160,7 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
     let (mut hub, _worker) = hub(config(&[], CheckConfig::default()));
     let source = Source::Connection(1);
     let (address, weight, name) = (address(1), 7, None);
-    let own = Registration { source, service: PG, address, weight, name };
+    let own = Registration { source, service: PG, address, weight, name, group: None };
     hub.apply(Change::Register(own), at(0)).unwrap();
     hub.reloaded(config(&[(1, 1)], CheckConfig::default()), at(1));
     hub.tick(at(5_000));
@@ -263,7 +269,7 @@ fn a_reload_begins_changes_and_ends_checks() {
 fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     let (mut hub, _worker) = hub(config(&[], check()));
     let (source, weight, name) = (Source::Connection(1), 1, None);
-    let own = Registration { source, service: PG, address: address(1), weight, name };
+    let own = Registration { source, service: PG, address: address(1), weight, name, group: None };
     let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
     assert_eq!(rotation(&mut hub), [0; 0]);
     checked(&mut hub, &[(1, true)], at(20));
@@ -274,4 +280,63 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     hub.apply(Change::SourceLost { source, why: "it is gone" }, at(10_010)).unwrap();
     hub.checked(due, Ok(()), Duration::ZERO, at(10_020));
     assert!(hub.check_result(backend).is_none(), "it has left");
+}
+
+/// Backends of `pg` by port and group, with these shares.
+fn grouped(backends: &[(u16, &str)], shares: &[(&str, u8)]) -> Config {
+    let mut config = config(&[], CheckConfig::default());
+    let listed = |(port, group): &(u16, &str)| StaticBackend {
+        address: address(*port),
+        weight: 1,
+        group: Some((*group).to_owned()),
+    };
+    let share = |(name, share): &(&str, u8)| GroupShare { name: (*name).into(), share: *share };
+    config.services[0].backends = backends.iter().map(listed).collect();
+    config.services[0].groups = shares.iter().map(share).collect();
+    config
+}
+
+#[test]
+fn rule_9_a_shift_is_one_publication_and_lasts_until_the_next_reload() {
+    let both = [(1, "blue"), (2, "green")];
+    let file = grouped(&both, &[("blue", 95), ("green", 5)]);
+    let (mut hub, _worker) = hub(file.clone());
+    let shares = |hub: &Hub| -> Vec<(u8, u8)> {
+        let groups = view::groups(hub, hub.registry.service(PG));
+        groups.iter().map(|it| (it.share, it.file_share)).collect()
+    };
+    let before = hub.snapshot.version;
+    let wanted = [("blue".to_owned(), 0), ("green".to_owned(), 100)];
+    hub.shift("pg", &wanted).unwrap();
+    assert_eq!(rotation(&mut hub), [2]);
+    hub.shift("pg", &wanted).unwrap();
+    hub.publish();
+    assert_eq!(hub.snapshot.version, before + 1, "what changes nothing is not published");
+    assert_eq!(shares(&hub), [(0, 95), (100, 5)]);
+    for (wanted, part) in [
+        (("red".to_owned(), 5), "has no group red"),
+        (("green".to_owned(), 0), "give one of its groups a share above 0"),
+        (("green".to_owned(), 101), "from 0 to 100, not green=101"),
+    ] {
+        let said = hub.shift("pg", &[wanted]).unwrap_err();
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(shares(&hub), [(0, 95), (100, 5)], "what is refused leaves no trace");
+    hub.reloaded(file, at(1));
+    assert_eq!(hub.snapshot.version, before + 2);
+    assert_eq!((rotation(&mut hub), shares(&hub)), (vec![1, 2], vec![(95, 95), (5, 5)]));
+}
+
+#[test]
+fn a_reload_gives_listed_backends_the_groups_that_the_file_gives_them() {
+    let shares = [("blue", 100), ("green", 0)];
+    let (mut hub, _worker) = hub(config(&[(1, 1), (2, 1)], CheckConfig::default()));
+    let first = id_of(&hub, 1);
+    hub.reloaded(grouped(&[(1, "blue"), (2, "green")], &shares), at(1));
+    assert_eq!(rotation(&mut hub), [1]);
+    assert_eq!(id_of(&hub, 1), first, "it keeps its sessions");
+    hub.reloaded(grouped(&[(1, "green"), (2, "blue")], &shares), at(2));
+    assert_eq!(rotation(&mut hub), [2]);
+    hub.reloaded(config(&[(1, 1), (2, 1)], CheckConfig::default()), at(3));
+    assert_eq!(rotation(&mut hub), [1, 2], "without groups, everybody serves");
 }

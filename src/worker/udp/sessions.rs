@@ -438,8 +438,8 @@ impl Sessions {
         let user = flow.key.client().ip();
         let left = registered.filter(|_| session.refused);
         let avoided = |id| left == Some(id) || self.backends.is_avoided(id, now);
-        let choice = books.choose(service, user, &avoided).or_else(|| {
-            let anyone = || books.choose(service, user, &|_| false);
+        let choice = books.choose(service, user, registered, &avoided).or_else(|| {
+            let anyone = || books.choose(service, user, None, &|_| false);
             if registered.is_some() { None } else { anyone() }
         });
         let Some(choice) = choice else { return stay(DropReason::NoBackend) };

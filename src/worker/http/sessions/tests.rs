@@ -58,6 +58,7 @@ fn backend(service: ServiceId) -> Backend {
         address: address(service),
         weight: 1,
         name: None,
+        group: None,
         standing: Standing::Serving,
     }
 }

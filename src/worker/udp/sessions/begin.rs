@@ -88,7 +88,7 @@ impl Sessions {
         if !found.lets_in(client.ip()) {
             return Err(DropReason::Barred(Barrier::Users));
         }
-        if found.pool.rotation.is_empty() {
+        if found.pool.serves_nobody() {
             return Err(DropReason::NoBackend);
         }
         // Seen first, so that a service at its limit takes no place or pair from another.
@@ -170,6 +170,7 @@ impl Sessions {
         tried: &[Option<BackendId>],
         books: &Books,
     ) -> Option<Choice> {
+        let before = tried.first().copied().flatten();
         let is_tried = |id| tried.contains(&Some(id));
         let avoided = |id| self.backends.is_avoided(id, now) || is_tried(id);
         let elsewhere = self.settings.affinity.as_ref().and_then(|holder| holder.map.find(hash));
@@ -180,7 +181,7 @@ impl Sessions {
             return found;
         }
         books
-            .choose(service, client.ip(), &avoided)
-            .or_else(|| books.choose(service, client.ip(), &is_tried))
+            .choose(service, client.ip(), before, &avoided)
+            .or_else(|| books.choose(service, client.ip(), before, &is_tried))
     }
 }

@@ -113,6 +113,7 @@ impl World {
                 address: backend_at(*host),
                 weight: 1,
                 name: None,
+                group: None,
                 standing: *standing,
             })
             .collect();

@@ -29,6 +29,7 @@ impl World {
             address: backend_at(*host),
             weight: 1,
             name: None,
+            group: None,
             standing: Standing::Serving,
         };
         let backends: Vec<_> = all.iter().map(backend).collect();

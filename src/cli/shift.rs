@@ -1,0 +1,102 @@
+//! `lb shift`: gives the groups of a service other shares of its users, and says what they are now.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Failure, peer, print, token, wait_for};
+use crate::client::admin;
+use crate::cluster::groups::SHARE_MAX;
+use crate::control::status::GroupStatus;
+
+/// Change the shares of a service's groups: blue/green and canary.
+///
+/// New users are shared out anew at once, and running sessions stay where they are. Groups not named keep
+/// their shares. The file's shares are back with the next reload.
+#[derive(Args)]
+pub struct Arguments {
+    /// The service, as the balancer's file names it
+    service: String,
+    /// Groups with their new shares, such as blue=0 green=100
+    #[arg(required = true, value_name = "GROUP=SHARE", value_parser = share)]
+    shares: Vec<(String, u8)>,
+    /// The balancer's admin door, on this host
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = peer)]
+    admin: String,
+    /// The balancer's [admin] token_file
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+fn share(text: &str) -> Result<(String, u8), String> {
+    let parsed = text.split_once('=').map(|(group, share)| (group, share.parse()));
+    match parsed {
+        Some((group, Ok(share))) if !group.is_empty() && share <= SHARE_MAX => {
+            Ok((group.to_owned(), share))
+        }
+        _ => Err(format!("write GROUP=SHARE with a share from 0 to {SHARE_MAX}, such as green=5")),
+    }
+}
+
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let token = token(arguments.token_file.as_deref())?;
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (group, share) in &arguments.shares {
+        query.append_pair(group, &share.to_string());
+    }
+    let service: String = form_urlencoded::byte_serialize(arguments.service.as_bytes()).collect();
+    let path = format!("/services/{service}/shift?{}", query.finish());
+    let changed = wait_for(admin::change(&arguments.admin, &path, token.as_deref()))??;
+    print(&told(&arguments.service, &changed.groups, changed.sessions))
+}
+
+/// One line for each group, and one for those who stay.
+fn told(service: &str, groups: &[GroupStatus], sessions: u64) -> String {
+    let mut out = String::new();
+    for GroupStatus { name, share, file_share, backends, serving } in groups {
+        // Writing to a string cannot fail.
+        let _ = write!(out, "{service} {name}={share}: {serving} of {backends} backends serve");
+        if share != file_share {
+            let _ = write!(out, ", {file_share} again after the next reload");
+        }
+        if *share > 0 && *serving == 0 {
+            out += ", so the other groups have its users";
+        }
+        out.push('\n');
+    }
+    let _ = writeln!(out, "{sessions} sessions stay where they are");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_group_and_a_number_from_0_to_100() {
+        assert_eq!(share("blue=0"), Ok(("blue".to_owned(), 0)));
+        assert_eq!(share("green=100"), Ok(("green".to_owned(), 100)));
+        for wrong in ["blue", "=5", "blue=", "blue=101", "blue=-1", "blue=5%", "blue=256"] {
+            assert!(share(wrong).unwrap_err().contains("GROUP=SHARE"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_is_what_holds_now_and_where_it_differs_from_the_file() {
+        let group = |name: &str, share, file_share, serving| GroupStatus {
+            name: name.to_owned(),
+            share,
+            file_share,
+            backends: 2,
+            serving,
+        };
+        let groups = [group("blue", 0, 95, 2), group("green", 5, 5, 0)];
+        assert_eq!(
+            told("shop", &groups, 7),
+            "shop blue=0: 2 of 2 backends serve, 95 again after the next reload\n\
+             shop green=5: 0 of 2 backends serve, so the other groups have its users\n\
+             7 sessions stay where they are\n"
+        );
+    }
+}
