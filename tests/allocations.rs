@@ -248,7 +248,7 @@ fn routing_an_api_request_allocates_nothing() {
         paths: ["/other", "/some"].map(String::from).into(),
         ..ServiceConfig::new("shop", Protocol::Api)
     };
-    ask(ServiceId(3), |config| config.services = vec![shop]);
+    ask(ServiceId(3), |config| config.set_services(vec![shop]));
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn naming_an_api_request_and_leaving_it_to_a_fallback_allocates_nothing() {
     };
     ask(ServiceId(4), |config| {
         config.api.request_id = true;
-        config.services = vec![shop, page];
+        config.set_services(vec![shop, page]);
     });
 }
 

@@ -176,7 +176,7 @@ mod tests {
         let before = descriptors_for(100, &config);
         let listen: Vec<_> = (1..=4).map(|port| ([127, 0, 0, 1], port).into()).collect();
         let named = ServiceConfig { listen, ..ServiceConfig::new("named", Protocol::Tcp) };
-        config.services = vec![named, ServiceConfig::new("at-the-api-door", Protocol::Api)];
+        config.set_services(vec![named, ServiceConfig::new("at-the-api-door", Protocol::Api)]);
         assert_eq!(descriptors_for(100, &config), before + 3 * 4);
         assert_eq!(sessions_for(before + 3 * 4, &config), 100);
         assert_eq!(udp_sockets_for(u64::MAX, &config), 0);

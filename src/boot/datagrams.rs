@@ -153,17 +153,17 @@ mod tests {
             udp_idle: idle,
             ..ServiceConfig::new("named", protocol)
         };
-        config.services = vec![
+        config.set_services(vec![
             named(Protocol::Udp, Some(secs(300))),
             named(Protocol::Udp, Some(secs(5))),
             named(Protocol::Tcp, Some(secs(900))),
-        ];
+        ]);
         assert_eq!(quarantine(&config), secs(600));
         config.services.remove(0);
         assert_eq!(quarantine(&config), secs(120));
         config.listen.udp = None;
         assert_eq!(quarantine(&config), secs(10), "nobody comes to the built-in service");
-        config.services = vec![named(Protocol::Udp, None)];
+        config.set_services(vec![named(Protocol::Udp, None)]);
         assert_eq!(quarantine(&config), secs(120), "the global one");
         config.services[0].responses = Some(NonZeroU32::new(1));
         assert_eq!(quarantine(&config), secs(10), "with responses there are only late duplicates");

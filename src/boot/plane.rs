@@ -140,14 +140,14 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
         Protocol::Tcp | Protocol::Api => Arc::clone(seats),
     });
     let mut all = services.services.to_vec();
-    for (id, named) in (all.len() as u16..).zip(&config.services) {
+    for named in &config.services {
         let kin = services.service(ServiceId::built_in(named.protocol));
         let seats = Arc::clone(&kin.expect("the built-in ones are there").seats);
         all.push(Service {
-            id: ServiceId(id),
+            id: named.id,
             name: named.name.as_str().into(),
             kind: named.protocol,
-            terms: config.terms_among(&named.name, |name| number_of(config, name)),
+            terms: config.terms_among(&named.name, |name| config.api_service(name)),
             groups: groups::regrouped(&[], &named.shares()),
             turn: Arc::default(),
             seats,
@@ -159,15 +159,6 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
     let report_sessions = config.reports_sessions();
     let doors = Arc::new(rules::doors(config).map_err(Trouble)?);
     Ok(Snapshot { report_sessions, services: all.into(), doors, ..services })
-}
-
-/// The number of an API service from the start on: the built-in ones come first.
-fn number_of(config: &Config, name: &str) -> Option<ServiceId> {
-    if name == Protocol::Api.name() {
-        return Some(ServiceId::built_in(Protocol::Api));
-    }
-    let place = config.services.iter().position(|service| service.name == name)?;
-    Some(ServiceId((Protocol::ALL.len() + place) as u16))
 }
 
 /// A start for a sequence of random numbers, different each time.

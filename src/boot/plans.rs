@@ -62,11 +62,10 @@ pub struct DoorPlan {
 pub fn doors(config: &Config) -> Vec<DoorPlan> {
     let mut doors: Vec<DoorPlan> =
         Protocol::ALL.into_iter().filter_map(|it| built_in(config, it)).collect();
-    let ids = (Protocol::ALL.len() as u16..).map(ServiceId);
-    for (service, named) in ids.zip(&config.services) {
+    for named in &config.services {
         for address in &named.listen {
             let (name, protocol) = (Name::service(&named.name), named.protocol);
-            let door = DoorPlan { name, service, protocol, address: *address };
+            let door = DoorPlan { name, service: named.id, protocol, address: *address };
             if !doors.iter().any(|other| other.is_shared_with(&door)) {
                 doors.push(door);
             }
@@ -113,8 +112,8 @@ mod tests {
             listen: listen.iter().map(|at| at.parse().unwrap()).collect(),
             ..ServiceConfig::new(name, *protocol)
         };
-        let mut config =
-            Config { services: named.iter().map(service).collect(), ..Config::default() };
+        let mut config = Config::default();
+        config.set_services(named.iter().map(service).collect());
         config.listen.udp = None;
         config.listen.api = Some("192.0.2.1:80".parse().unwrap());
         config

@@ -301,10 +301,10 @@ mod tests {
             listen: listen.to_vec(),
             ..ServiceConfig::new(name, protocol)
         };
-        config.services = vec![
+        config.set_services(vec![
             service("redis", Protocol::Tcp, &[free, taken.0]),
             service("dns", Protocol::Udp, &[taken.0]),
-        ];
+        ]);
         let findings = doors_of(&config);
         let bad: Vec<_> = findings.iter().filter(|it| it.outcome.is_err()).collect();
         assert_eq!((findings.len(), bad.len()), (5 + 3, 1));

@@ -100,7 +100,7 @@ fn add_service(config: &mut Config, text: &str) -> Result<(), String> {
             Ok(())
         }
         None => {
-            config.services.push(wanted);
+            config.add_service(wanted);
             Ok(())
         }
     }

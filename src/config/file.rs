@@ -65,7 +65,7 @@ fn read_services(config: &mut Config, services: &DeTable) -> Result<(), Wrong> {
         return Err((tables[SERVICES_MAX].0.span(), said));
     }
     for (name, value) in tables {
-        config.services.push(read_service(name, value)?);
+        config.add_service(read_service(name, value)?);
     }
     Ok(())
 }

@@ -288,8 +288,8 @@ fn groups(service: &ServiceConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// Which service the requests at each API door are for. The named services have the numbers that follow the
-/// built-in ones, in the file's order; the built-in API service claims what is left at `listen.api`.
+/// Which service the requests at each API door are for. The built-in API service claims what is left at
+/// `listen.api`.
 ///
 /// # Errors
 /// One sentence that names the services and the fix.
@@ -299,19 +299,17 @@ pub fn doors(config: &Config) -> Result<Doors, String> {
         let claims = vec![route::Claim { host: Host::Rest, path: "".into(), service }];
         Claimant { service, listen: Vec::new(), claims }
     });
-    let numbers = (Protocol::ALL.len() as u16..).map(ServiceId);
-    let named = numbers.zip(&config.services);
-    let claimants = named.filter(|(_, it)| it.protocol == Protocol::Api).map(|(service, it)| {
-        Claimant { service, listen: it.listen.clone(), claims: it.claims(service) }
-    });
+    let named = config.services.iter().filter(|it| it.protocol == Protocol::Api);
+    let claimants =
+        named.map(|it| Claimant { service: it.id, listen: it.listen.clone(), claims: it.claims() });
     let claimants: Vec<Claimant> = built_in.into_iter().chain(claimants).collect();
     Doors::new(config.listen.api, &claimants).map_err(|fault| sentence(config, &fault))
 }
 
 fn sentence(config: &Config, fault: &doors::Fault) -> String {
-    let name = |id: &ServiceId| match usize::from(id.0).checked_sub(Protocol::ALL.len()) {
-        Some(number) => config.services[number].name.as_str(),
-        None => Protocol::Api.name(),
+    let name = |id: &ServiceId| {
+        let named = config.services.iter().find(|service| service.id == *id);
+        named.map_or(Protocol::Api.name(), |service| &service.name)
     };
     match fault {
         doors::Fault::Conflict(conflict) => {

@@ -27,6 +27,9 @@ pub const SERVICES_MAX: usize = 1024;
 /// One `[service.NAME]` table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceConfig {
+    /// Its number, which no other has had while the process runs; the file's services are numbered in its
+    /// order, behind the built-in ones.
+    pub id: ServiceId,
     pub name: String,
     pub protocol: Protocol,
     /// Where its users come in. An API service without any shares the door of `listen.api`.
@@ -129,6 +132,7 @@ impl ServiceConfig {
     /// A service of that name with the defaults.
     pub fn new(name: &str, protocol: Protocol) -> ServiceConfig {
         ServiceConfig {
+            id: ServiceId(Protocol::ALL.len() as u16),
             name: name.to_owned(),
             protocol,
             listen: Vec::new(),
@@ -166,8 +170,9 @@ impl ServiceConfig {
         self.groups.iter().map(|group| (group.name.as_str(), group.share)).collect()
     }
 
-    /// What an API service takes at each of its doors, known as `service`.
-    pub fn claims(&self, service: ServiceId) -> Vec<Claim> {
+    /// What an API service takes at each of its doors.
+    pub fn claims(&self) -> Vec<Claim> {
+        let service = self.id;
         let every = [Host::Rest];
         let hosts = if self.hosts.is_empty() { &every[..] } else { &self.hosts };
         let all = [String::new()];
@@ -199,6 +204,27 @@ impl ServiceConfig {
 }
 
 impl Config {
+    /// Adds a service behind those that are there, with the next number.
+    pub fn add_service(&mut self, service: ServiceConfig) {
+        let built_in = ServiceId(Protocol::ALL.len() as u16 - 1);
+        let last = self.services.iter().map(|it| it.id).max().unwrap_or(built_in);
+        self.services.push(ServiceConfig { id: ServiceId(last.0 + 1), ..service });
+    }
+
+    /// Has exactly these services, numbered in this order.
+    pub fn set_services(&mut self, services: Vec<ServiceConfig>) {
+        self.services.clear();
+        services.into_iter().for_each(|service| self.add_service(service));
+    }
+
+    /// The number of an API service that serves as a fallback.
+    pub fn api_service(&self, name: &str) -> Option<ServiceId> {
+        if name == Protocol::Api.name() {
+            return Some(ServiceId::built_in(Protocol::Api));
+        }
+        self.services.iter().find(|service| service.name == name).map(|service| service.id)
+    }
+
     /// The terms of a service by its name; those of the built-in ones are the global ones.
     pub fn terms_by_name(&self, name: &str) -> Terms {
         let named = self.services.iter().find(|service| service.name == name);

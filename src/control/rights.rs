@@ -356,7 +356,7 @@ mod tests {
         let mut config = config("0.0.0.0:80", &["10.1.0.0/16"], false);
         let mut service = ServiceConfig::new("a", Protocol::Tcp);
         service.allow = Some(vec!["192.168.0.0/16".parse().unwrap()]);
-        config.services = vec![service];
+        config.set_services(vec![service]);
         let admits = |config: &Config, address: &str| {
             who_may_register(config).unwrap().admits(address.parse().unwrap())
         };

@@ -29,7 +29,7 @@ fn balancer() -> Balancer {
         closed.maintenance = true;
         let mut page = service("page", "");
         page.retries = Some(0);
-        config.services = vec![service("shop", "old"), service("old", "page"), page, closed];
+        config.set_services(vec![service("shop", "old"), service("old", "page"), page, closed]);
     })
 }
 

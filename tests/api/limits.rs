@@ -45,7 +45,7 @@ fn the_limit_of_a_body_is_that_of_the_service_asked() {
         let (mut strict, mut lax) = (service("strict"), service("lax"));
         strict.body_bytes = Some(NonZeroU64::new(3));
         lax.body_bytes = Some(None);
-        config.services = vec![strict, lax];
+        config.set_services(vec![strict, lax]);
     });
     let backend = Backend::named("it");
     let api = ServiceId::built_in(Protocol::Api);

@@ -25,12 +25,12 @@ fn balancer() -> Balancer {
     let mut closed = service("closed", &["closed.example"], &[]);
     closed.maintenance = true;
     Balancer::start(|config| {
-        config.services = vec![
+        config.set_services(vec![
             service("shop", &["shop.example", "*.shop.example"], &[]),
             service("cart", &["shop.example"], &["/cart"]),
             service("blog", &["blog.example"], &["/posts"]),
             closed,
-        ];
+        ]);
     })
 }
 
@@ -105,7 +105,7 @@ fn a_service_with_a_door_of_its_own_is_reached_there_alone() {
     let mut balancer = Balancer::start(|config| {
         let mut admin = service("admin", &["admin.example"], &[]);
         admin.listen = vec!["127.0.0.1:0".parse().unwrap()];
-        config.services = vec![admin];
+        config.set_services(vec![admin]);
     });
     let [admin, other] = ["admin", "other"].map(Backend::named);
     balancer.register_for(&[(ServiceId(3), admin.address), (API, other.address)]);
@@ -124,7 +124,7 @@ fn a_refusal_says_why_nobody_serves() {
     let mut balancer = Balancer::start(|config| {
         let mut checked = service("checked", &["checked.example"], &[]);
         checked.check.kind = CheckKind::Tcp;
-        config.services = vec![checked];
+        config.set_services(vec![checked]);
     });
     let backend = Backend::named("it");
     let mut user = balancer.user();

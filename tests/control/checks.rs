@@ -28,7 +28,7 @@ fn core(protocol: Protocol, ports: &[u16], check: CheckConfig) -> Core {
     let backends = ports.iter().map(listed).collect();
     Core::start(|config| {
         let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", protocol) };
-        config.services = vec![pg];
+        config.set_services(vec![pg]);
     })
 }
 

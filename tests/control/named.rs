@@ -395,7 +395,7 @@ fn sessions_are_those_of_one_service_if_it_is_asked_for() {
 #[test]
 fn an_api_session_is_of_the_service_whose_backend_serves_it_now() {
     let core = Core::start(|config| {
-        config.services = vec![ServiceConfig::new("shop", Protocol::Api)];
+        config.set_services(vec![ServiceConfig::new("shop", Protocol::Api)]);
     });
     let (_listener, port) = data_port();
     let mut backend = core.connect();

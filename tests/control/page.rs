@@ -69,7 +69,7 @@ fn a_browser_shows_named_services_where_there_are_any() {
     for named in [false, true] {
         let core = Core::start(|config| {
             if named {
-                config.services = vec![ServiceConfig::new("resolvers", Protocol::Udp)];
+                config.set_services(vec![ServiceConfig::new("resolvers", Protocol::Udp)]);
             }
         });
         let mut backend = core.connect();

@@ -19,7 +19,7 @@ fn core() -> (Core, crate::harness::Backend) {
         let mut dns = ServiceConfig::new("dns", Protocol::Udp);
         dns.listen = vec!["127.0.0.1:53".parse().unwrap()];
         dns.policy = Some(Policy::SourceHash);
-        config.services = vec![dns];
+        config.set_services(vec![dns]);
     });
     let mut backend = core.connect();
     let wanted = json!({"cmd": "register", "protocol": "udp", "port": 9, "name": "dns-1"});

@@ -52,7 +52,7 @@ fn replies_of_doors_for_all_addresses_leave_from_the_address_that_was_asked() {
             listen: vec![at.parse().unwrap()],
             ..ServiceConfig::new(name, Udp)
         };
-        config.services = vec![service("red", "127.0.0.1:0"), service("green", "0.0.0.0:0")];
+        config.set_services(vec![service("red", "127.0.0.1:0"), service("green", "0.0.0.0:0")]);
     });
     balancer.register("red", lettered_datagrams(b'r'));
     balancer.register("green", lettered_datagrams(b'g'));
@@ -93,7 +93,7 @@ fn each_service_has_its_own_idle_time() {
             udp_idle: Some(Duration::from_millis(ms)),
             ..ServiceConfig::new(name, Udp)
         };
-        config.services = vec![service("brief", 20), service("lasting", 3_600_000)];
+        config.set_services(vec![service("brief", 20), service("lasting", 3_600_000)]);
     });
     balancer.register("brief", lettered_datagrams(b'b'));
     balancer.register("lasting", lettered_datagrams(b'l'));

@@ -18,7 +18,7 @@ fn shop(protocol: Protocol, policy: Policy) -> Balancer {
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
         let policy = Some(policy);
         let shop = ServiceConfig { listen, groups, policy, ..ServiceConfig::new("shop", protocol) };
-        config.services = vec![shop];
+        config.set_services(vec![shop]);
     })
 }
 

@@ -54,7 +54,7 @@ fn a_service_may_have_several_doors_beside_a_built_in_one() {
     let mut balancer = Balancer::start_with(|config| {
         config.listen.tcp = Some(any);
         let listen = vec![any, any];
-        config.services = vec![ServiceConfig { listen, ..ServiceConfig::new("red", Tcp) }];
+        config.set_services(vec![ServiceConfig { listen, ..ServiceConfig::new("red", Tcp) }]);
     });
     balancer.register("tcp", lettered(b't'));
     balancer.register("red", lettered(b'r'));
@@ -95,7 +95,7 @@ fn a_taken_door_is_told_with_its_service_and_the_cure() {
             listen: vec![at.parse().unwrap()],
             ..ServiceConfig::new(name, Tcp)
         };
-        config.services = vec![service("red", "127.0.0.1:0"), service("green", &at.to_string())];
+        config.set_services(vec![service("red", "127.0.0.1:0"), service("green", &at.to_string())]);
     });
     let said = started.err().expect("the port is taken").to_string();
     let wanted = format!(
