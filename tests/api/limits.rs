@@ -34,7 +34,7 @@ fn balancer(
         let mut services = [service("strict"), service("lax")];
         strict(&mut services[0]);
         lax(&mut services[1]);
-        config.services = services.into();
+        config.set_services(services.into());
     })
 }
 

@@ -27,7 +27,7 @@ impl Balancer {
                 let listen = vec!["127.0.0.1:0".parse().unwrap()];
                 ServiceConfig { listen, ..ServiceConfig::new(name, protocol) }
             };
-            config.services = names.iter().map(service).collect();
+            config.set_services(names.iter().map(service).collect());
         })
     }
 

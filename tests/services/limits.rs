@@ -23,7 +23,7 @@ fn start(protocol: Protocol, change: impl Fn(&mut ServiceConfig)) -> Balancer {
             let listen = vec!["127.0.0.1:0".parse().unwrap()];
             ServiceConfig { listen, ..ServiceConfig::new(name, protocol) }
         };
-        config.services = ["red", "green"].map(service).into();
+        config.set_services(["red", "green"].map(service).into());
         change(&mut config.services[0]);
     })
 }
