@@ -464,4 +464,4 @@ impl<T: Display> Display for Shown<T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::control) mod tests;

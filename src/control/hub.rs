@@ -107,6 +107,8 @@ pub struct Hub {
     /// The outcome of the last reload, for the status.
     pub reload: ReloadStatus,
     publication: Publication,
+    /// Who has registered since the last publication; the log has yet to say so.
+    unannounced: BTreeSet<BackendId>,
     pub console: Console,
     checking: Checking,
     left_out: LeftOut,
@@ -145,6 +147,7 @@ impl Hub {
             snapshot,
             reload: ReloadStatus::default(),
             publication: Publication::new(snapshots),
+            unannounced: BTreeSet::new(),
             console: Console::default(),
             checking: Checking::new(now),
             left_out: LeftOut::default(),
@@ -336,6 +339,7 @@ impl Hub {
         let snapshot = self.registry.freeze(self.config.reports_sessions());
         self.snapshot = self.publication.publish(snapshot);
         self.workers.wake();
+        self.announce(Now::read());
         self.counters.snapshots_published.one();
         let mark = self.workers.mark();
         let draining = self.draining.values_mut().map(|it| &mut it.mark);

@@ -109,11 +109,16 @@ impl Write for Page {
 
 /// The lines that are written, without time and level.
 fn written(write: impl FnOnce(&mut Console)) -> Vec<String> {
+    logged(|| write(&mut Console::new(7)))
+}
+
+/// The lines that are logged meanwhile, without time and level.
+pub(in crate::control) fn logged(scene: impl FnOnce()) -> Vec<String> {
     let page = Page::default();
     let into = page.clone();
     let log = tracing_subscriber::fmt().with_writer(move || into.clone()).without_time();
     let log = log.with_target(false).with_level(false).with_ansi(false).finish();
-    tracing::subscriber::with_default(log, || write(&mut Console::new(7)));
+    tracing::subscriber::with_default(log, scene);
     let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
     text.lines().map(|line| line.trim().to_owned()).collect()
 }

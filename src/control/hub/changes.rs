@@ -79,11 +79,20 @@ impl Hub {
             self.counters.backends_registered.one();
         }
         if applied.changed {
-            let of = Of::new(self.registry.service(backend.service));
-            self.console.backend_registered(now, of, backend, self.registry.len());
+            self.unannounced.insert(id);
         }
         if applied.joined {
             self.begin_checks(id, now);
+        }
+    }
+
+    /// Logs who has registered since the last publication: a line that says so may be relied on, as the
+    /// reply may.
+    pub(super) fn announce(&mut self, now: Now) {
+        for id in std::mem::take(&mut self.unannounced) {
+            let entry = self.registry.get(id).expect("whoever leaves is announced before");
+            let of = Of::new(self.registry.service(entry.backend.service));
+            self.console.backend_registered(now, of, &entry.backend, self.registry.len());
         }
     }
 
@@ -132,6 +141,9 @@ impl Hub {
         let sessions = self.workers.active(backend.slot);
         let service = self.registry.service(backend.service);
         let (of, protocol) = (Of::new(service), service.kind);
+        if self.unannounced.remove(&id) {
+            self.console.backend_registered(now, Of::new(service), &backend, self.registry.len());
+        }
         self.console.backend_left(now, of, &backend, why, sessions, self.registry.len());
         self.revivals.remove(&id);
         self.end_checks(&backend);
@@ -172,6 +184,7 @@ mod tests {
     use crate::cluster::{Policy, ServiceId, Snapshot, Standing};
     use crate::config::Config;
     use crate::control::api::Reply;
+    use crate::control::console::tests::logged;
     use crate::control::mailbox::Mailbox;
     use crate::control::workers::Workers;
     use crate::worker::link::{Order, WorkerEnd, link};
@@ -276,6 +289,27 @@ mod tests {
             &counted.backends_restored,
         ];
         assert_eq!(counted.map(|counter| counter.get()), [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_log_says_that_a_backend_has_registered_when_the_workers_know() {
+        let (mut hub, _worker) = hub(Config::default());
+        let early = logged(|| {
+            for port in [80, 81] {
+                hub.apply(join(UNCONNECTED, TCP, port), at(0)).unwrap();
+            }
+        });
+        assert_eq!(early, [""; 0]);
+        let first = |lines: Vec<String>| -> Vec<String> {
+            lines.iter().map(|line| line.split(" protocol").next().unwrap().to_owned()).collect()
+        };
+        let (service, address) = (TCP, address(81));
+        let leave = Change::Unregister { source: UNCONNECTED, service, address };
+        let gone = first(logged(|| drop(hub.apply(leave, at(0)).unwrap())));
+        assert_eq!(gone, ["backend registered backend=b2", "backend left backend=b2"]);
+        let told = first(logged(|| hub.publish()));
+        assert_eq!(told, ["backend registered backend=b1"]);
+        assert_eq!(logged(|| hub.publish()), [""; 0], "once");
     }
 
     #[tokio::test]
