@@ -17,7 +17,7 @@ use crate::stage::snapshot;
 fn service(policy: Policy, backends: u16) -> Service {
     let snapshot = snapshot(Protocol::Tcp, backends);
     let service = snapshot.service(ServiceId::built_in(Protocol::Tcp)).expect("it is built in");
-    Service { terms: Terms { policy, ..service.terms }, ..service.clone() }
+    Service { terms: Terms { policy, ..service.terms.clone() }, ..service.clone() }
 }
 
 fn pick(bencher: Bencher, policy: Policy, backends: u16) {

@@ -239,7 +239,7 @@ impl Plan {
         let features = self.features;
         let journal = Box::new(journal);
         let users = api::sessions::Sessions::new(self.api, features, journal, now);
-        let api = HttpDriver::new(users, self.api_doors);
+        let api = HttpDriver::new(users, self.api_doors, now);
         let udp = self.datagrams.build(now);
         let tcp = TcpDriver::new(features, self.tcp_doors, now);
         let drivers: Vec<(u8, Box<dyn Driver>)> = vec![

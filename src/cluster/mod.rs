@@ -15,5 +15,5 @@ pub mod source;
 
 pub use backend::{Backend, BackendId, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;
-pub use service::{OnBackendLoss, Policy, Service, Terms, Timeouts, WhenAllFail};
+pub use service::{OnBackendLoss, Policy, Proxies, Service, Terms, Timeouts, WhenAllFail};
 pub use snapshot::Snapshot;

@@ -297,7 +297,8 @@ impl Registry {
         for roster in self.rosters.values_mut() {
             let terms = terms_of(&roster.service);
             let before = std::mem::replace(&mut roster.service.terms, terms);
-            changed |= before != terms;
+            let terms = &roster.service.terms;
+            changed |= before != *terms;
             // Who is served when nobody passes is part of the pool.
             roster.is_stale |= before.checks != terms.checks;
             if terms.checks.is_none() {

@@ -2,9 +2,12 @@
 //! service consists of and how its pool is frozen; who is in the pool is up to `registry`, and the
 //! choice for one user is up to `balance`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::backend::{Backend, BackendId, Protocol, ServiceId, Standing};
 use super::rotation::Rotation;
@@ -26,7 +29,7 @@ pub struct Service {
 
 /// What the operator may change about a service while its sessions run. A session keeps its backend,
 /// and a deadline that is already set stands until the session next moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Terms {
     pub policy: Policy,
     pub on_backend_loss: OnBackendLoss,
@@ -35,6 +38,30 @@ pub struct Terms {
     pub checks: Option<WhenAllFail>,
     /// API requests are answered with 503 instead of being served.
     pub maintenance: bool,
+    /// Who must say for whom it connects; nobody at most doors.
+    pub proxies: Option<Arc<Proxies>>,
+}
+
+/// The proxies in front of a door.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Proxies {
+    pub networks: Vec<IpNet>,
+    /// How long the header of one may take to come.
+    pub patience: Duration,
+}
+
+impl Proxies {
+    /// The networks as a list.
+    pub fn shown(&self) -> String {
+        let shown: Vec<String> = self.networks.iter().map(|one| format!("\"{one}\"")).collect();
+        shown.join(", ")
+    }
+
+    /// Whether this address is a proxy's.
+    pub fn lists(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.networks.iter().any(|network| network.contains(&address))
+    }
 }
 
 /// What becomes of users while every backend fails its check.

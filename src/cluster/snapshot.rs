@@ -38,7 +38,7 @@ impl Snapshot {
             id: ServiceId::built_in(protocol),
             name: protocol.name().into(),
             kind: protocol,
-            terms,
+            terms: terms.clone(),
             turn: Arc::default(),
             seats: seats(protocol),
             pool: Arc::default(),

@@ -4,8 +4,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::keys::{DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, takes_of};
-use super::kinds::{Kind, Millis, Number, NumberOrAuto, Switch, Word};
+use super::kinds::{Kind, Millis, Networks, Number, NumberOrAuto, Switch, Word};
 use super::service_kinds::{Backends, Doors, Hosts, Name, OrGlobal, Paths, Statuses, Target};
 pub use super::service_kinds::{Expected, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
@@ -28,6 +30,8 @@ pub struct ServiceConfig {
     pub hosts: Vec<Host>,
     /// Paths that it takes of these hosts, each with all below it; none: all.
     pub paths: Vec<String>,
+    /// Who tells at its doors for whom it connects.
+    pub proxy_from: Vec<IpNet>,
     pub policy: Option<Policy>,
     pub on_backend_loss: Option<OnBackendLoss>,
     pub connect: Option<Duration>,
@@ -104,6 +108,7 @@ impl ServiceConfig {
             listen: Vec::new(),
             hosts: Vec::new(),
             paths: Vec::new(),
+            proxy_from: Vec::new(),
             policy: None,
             on_backend_loss: None,
             connect: None,
@@ -162,6 +167,10 @@ impl Config {
             timeouts,
             checks: (service.check.kind != CheckKind::Off).then_some(service.check.when_all_fail),
             maintenance: service.maintenance,
+            proxies: match service.listen.is_empty() {
+                true => global.proxies,
+                false => self.proxies(&service.proxy_from),
+            },
         }
     }
 }
@@ -177,6 +186,8 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "Hosts whose requests an API service takes, exact or `*.` with one label or more in front; empty takes what nobody else claims at its door.";
     "" "paths", paths: Paths, Restart,
         "Paths that an API service takes of these hosts, each with everything below it, whole segments; empty takes all.";
+    "" "proxy_from", proxy_from: Networks, Now,
+        "As `listen.proxy_from`, for the doors in `listen`: networks of proxies that must begin each TCP or API connection with a PROXY header. API services that share a door must agree.";
     "" "policy", policy: OrGlobal(Word(POLICIES)), Now,
         "As `balance.policy`.";
     "" "on_backend_loss", on_backend_loss: OrGlobal(Word(LOSSES)), Now,

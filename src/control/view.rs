@@ -103,7 +103,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
 /// The terms that are not the global ones, as `key = value`.
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
-        let Terms { policy: by, on_backend_loss, timeouts, checks, maintenance } = terms;
+        let Terms { policy: by, on_backend_loss, timeouts, checks, maintenance, proxies } = terms;
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
@@ -121,6 +121,7 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
             format!("half_close_ms = {}", ms(timeouts.half_close)),
             format!("udp_idle_ms = {}", ms(timeouts.udp_idle)),
             format!("maintenance = {maintenance}"),
+            format!("proxy_from = [{}]", proxies.as_ref().map_or(String::new(), |it| it.shown())),
             when_all_fail.to_owned(),
         ]
     };

@@ -44,6 +44,39 @@ pub struct Ends {
     pub destination: SocketAddr,
 }
 
+/// Whoever has connected, as far as is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// The user's: the connection's own, or what a proxy has told.
+    pub address: SocketAddr,
+    /// Where the user has connected to, if a proxy has told.
+    pub destination: Option<SocketAddr>,
+    /// It may send no header, and its first bytes have not been looked at.
+    pub is_stranger: bool,
+}
+
+impl From<SocketAddr> for Caller {
+    /// Somebody who speaks for itself.
+    fn from(address: SocketAddr) -> Caller {
+        Caller { address, destination: None, is_stranger: false }
+    }
+}
+
+impl Caller {
+    /// The same after a proxy's header.
+    pub fn told(self, hello: Hello) -> Caller {
+        let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
+        match hello.ends {
+            Some(ends) => Caller {
+                address: canonical(ends.source),
+                destination: Some(canonical(ends.destination)),
+                ..self
+            },
+            None => self,
+        }
+    }
+}
+
 /// Not the header of a proxy, or none that may be believed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Malformed {

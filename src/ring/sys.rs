@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
-    sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recv, recvmsg, sendmsg,
+    setsockopt, sockopt,
 };
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -300,6 +300,23 @@ pub fn say_and_close(socket: OwnedFd, what: &[u8]) {
     let _ = reads.find(|read| !matches!(read, Ok(1..)));
     // It fits into the send buffer of a new connection; if not, the peer is gone.
     let _ = stream.write_all(what);
+}
+
+/// Copies what has arrived on a connection, and leaves it there; never waits. Zero at the connection's end.
+///
+/// # Errors
+/// `EAGAIN` if nothing has arrived, or what ended the connection.
+pub fn peek(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
+    recv(socket.as_raw_fd(), into, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+}
+
+/// Takes as many bytes as fit into `into`, all of which a [`peek`] has shown.
+///
+/// # Errors
+/// What ended the connection.
+pub fn take(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<(), Errno> {
+    let taken = recv(socket.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT)?;
+    if taken == into.len() { Ok(()) } else { Err(Errno::ECONNRESET) }
 }
 
 /// Makes calls on a socket outside the ring return instead of waiting.

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::link::{Ended, Refusal, Report};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
-use crate::cluster::{Backend, BackendId, Service, ServiceId, Snapshot, Timeouts};
+use crate::cluster::{Backend, BackendId, Proxies, Service, ServiceId, Snapshot, Timeouts};
 use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
@@ -93,6 +93,27 @@ impl Books {
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.aside.clear();
+    }
+
+    /// Who must say for whom it connects to this service.
+    pub fn proxies(&self, service: ServiceId) -> Option<Arc<Proxies>> {
+        self.snapshot.service(service)?.terms.proxies.clone()
+    }
+
+    /// Takes a seat for a connection that has yet to say for whom it comes.
+    ///
+    /// # Errors
+    /// That there is none.
+    pub fn hold(&mut self, service: ServiceId) -> Result<(), Refusal> {
+        let service = self.snapshot.service(service).ok_or(Refusal::NoBackend)?;
+        if service.seats.take() { Ok(()) } else { Err(Refusal::Full) }
+    }
+
+    /// Gives back the seat of [`Books::hold`].
+    pub fn let_go(&mut self, service: ServiceId) {
+        if let Some(service) = self.snapshot.service(service) {
+            service.seats.give_back();
+        }
     }
 
     /// Takes a user into the books, or says why not.
@@ -338,9 +359,7 @@ impl Books {
     /// snapshots, and a service without any takes its seats with it.
     fn leave(&mut self, entry: Entry) {
         self.parts.shard.close(entry.place);
-        if let Some(service) = self.snapshot.service(entry.service) {
-            service.seats.give_back();
-        }
+        self.let_go(entry.service);
     }
 
     /// Counts a user who was turned away.
@@ -351,6 +370,8 @@ impl Books {
             Refusal::Full => counters.users_refused_full.one(),
             Refusal::Unreachable => counters.users_refused_unreachable.one(),
             Refusal::Exhausted => counters.users_refused_exhausted.one(),
+            Refusal::NoProxyHeader => counters.users_refused_no_proxy_header.one(),
+            Refusal::ProxyHeader => counters.users_refused_proxy_header.one(),
         }
         if self.snapshot.report_sessions {
             self.report(Report::Refused { service, client, why });

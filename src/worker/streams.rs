@@ -9,8 +9,9 @@ use nix::errno::Errno;
 
 use super::door::{Arrival, Doors, Listener};
 use super::driver::Turn;
+use super::greetings::{Greetings, Newcomer};
 use super::slots::{GENERATION_MASK, Key};
-use crate::cluster::ServiceId;
+use crate::base::time::Now;
 use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Received, Side};
 use crate::ring::outlook::outlook;
@@ -24,8 +25,9 @@ const CONNECT: u8 = 2;
 const RECEIVE: u8 = 3;
 const SEND: u8 = 4;
 const ROOM: u8 = 5;
+const GREETING: u8 = 6;
 /// The first of the operations that a driver defines itself.
-pub const OWN: u8 = 6;
+pub const OWN: u8 = 7;
 const OPERATION: u8 = 0x0f;
 
 /// A socket: the place of its session or connection, and its side.
@@ -34,24 +36,18 @@ pub type End = (Key, Side);
 /// The streams of the driver whose completions are of this family.
 pub struct Streams<const FAMILY: u8> {
     pub doors: Doors,
+    greetings: Greetings,
     /// The last words to a user turned away for want of descriptors, before the connection is closed.
     farewell: Option<&'static [u8]>,
     /// By place and side.
     sockets: Vec<[Option<OwnedFd>; 2]>,
 }
 
-/// A user who has just connected.
-pub struct Newcomer {
-    pub socket: OwnedFd,
-    pub client: SocketAddr,
-    /// The service of the door that it came by.
-    pub service: ServiceId,
-}
-
 /// What a completion means to the driver.
 pub enum Completion {
     Happened(Key, Event),
     Connected(Key, Result<(), Errno>),
+    /// Somebody who can be served.
     Arrived(Newcomer),
     /// Nothing that concerns a session.
     Nothing,
@@ -60,10 +56,31 @@ pub enum Completion {
 }
 
 impl<const FAMILY: u8> Streams<FAMILY> {
-    /// `listeners`: those of the doors.
-    pub fn new(listeners: Vec<Listener>, farewell: Option<&'static [u8]>) -> Streams<FAMILY> {
+    /// `listeners`: those of the doors. `farewell`: what users speak first for.
+    pub fn new(
+        listeners: Vec<Listener>,
+        farewell: Option<&'static [u8]>,
+        now: Now,
+    ) -> Streams<FAMILY> {
         let doors = Doors::new(listeners, FAMILY | ACCEPT);
-        Streams { doors, farewell, sockets: Vec::new() }
+        let greetings = Greetings::new(FAMILY | GREETING, farewell.is_some(), now);
+        Streams { doors, greetings, farewell, sockets: Vec::new() }
+    }
+
+    /// Connections of which it is not known yet for whom they come.
+    pub fn live(&self) -> usize {
+        self.greetings.live()
+    }
+
+    /// When [`Streams::housekeep`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Now> {
+        [self.doors.next_deadline(), self.greetings.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Accepts again where that has failed, and waits no longer for what should have come.
+    pub fn housekeep(&mut self, turn: &mut Turn<'_>) {
+        self.doors.housekeep(turn.now, turn.ring);
+        self.greetings.expire(turn);
     }
 
     /// The name of an operation on a socket; `what` is at least [`OWN`].
@@ -84,6 +101,10 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             }
             CONNECT => Completion::Connected(key, done.result.map(|_| ())),
             ACCEPT => self.arrived(done, turn).map_or(Completion::Nothing, Completion::Arrived),
+            GREETING => {
+                let user = self.greetings.complete(&done, turn);
+                user.map_or(Completion::Nothing, Completion::Arrived)
+            }
             _ => Completion::Own(done),
         }
     }
@@ -91,7 +112,9 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     fn arrived(&mut self, done: Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
         let counters = &turn.books.metrics().counters;
         match self.doors.complete(turn.now, done, turn.ring) {
-            Arrival::User(socket, service) => return Newcomer::new(socket, service),
+            Arrival::User(socket, service) => {
+                return self.greetings.meet(Newcomer::new(socket, service)?, turn);
+            }
             Arrival::Shed(socket) => {
                 match self.farewell {
                     Some(words) => sys::say_and_close(socket, words),
@@ -106,9 +129,19 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         None
     }
 
-    /// Stops accepting. Users whom the kernel has accepted already are handed out.
+    /// Stops accepting. Users whom the kernel has accepted already are handed out, each to be met.
     pub fn close_doors(&mut self, ring: &mut Ring) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
         self.doors.close(ring).filter_map(|(socket, service)| Newcomer::new(socket, service))
+    }
+
+    /// Hands a user back who can be served at once.
+    pub fn meet(&mut self, user: Newcomer, turn: &mut Turn<'_>) -> Option<Newcomer> {
+        self.greetings.meet(user, turn)
+    }
+
+    /// Waits for nobody any more.
+    pub fn stop(&mut self, ring: &mut Ring) {
+        self.greetings.stop(ring);
     }
 
     /// Keeps a socket in its place; one that was there before is closed.
@@ -190,14 +223,6 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     }
 }
 
-impl Newcomer {
-    /// `None` for a user who is gone already: the socket has no peer's address any more.
-    fn new(socket: OwnedFd, service: ServiceId) -> Option<Newcomer> {
-        let client = sys::peer(socket.as_fd()).ok()?;
-        Some(Newcomer { socket, client, service })
-    }
-}
-
 /// The socket that a driver's own operation was about.
 pub fn end_of(tag: Tag) -> End {
     let side = if tag.slot & 1 == 0 { Side::Client } else { Side::Backend };
@@ -231,8 +256,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::base::time::Now;
-    use crate::cluster::Snapshot;
+    use crate::cluster::{ServiceId, Snapshot};
     use crate::ring::RingSettings;
     use crate::worker::books::tests::{Joined, joined};
 
@@ -251,7 +275,7 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let door = Listener { socket: listener.into(), service: ServiceId(3) };
             Stage {
-                streams: Streams::new(vec![door], farewell),
+                streams: Streams::new(vec![door], farewell, Now::default()),
                 ring,
                 joined: joined(Snapshot::default(), 1),
             }

@@ -4,6 +4,7 @@
 mod api;
 mod datagrams;
 mod harness;
+mod proxies;
 mod streams;
 
 #[path = "../common/wait.rs"]

@@ -10,6 +10,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     listen = ["10.0.0.1:80", ":8443"]
     hosts = ["shop.example", "*.shop.example"]
     paths = ["/api", "/v2/"]
+    proxy_from = ["10.0.0.0/8", "192.0.2.7"]
     policy = "least_sessions"
     on_backend_loss = "close"
     connect_ms = 11

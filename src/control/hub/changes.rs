@@ -406,7 +406,7 @@ mod tests {
         let shown = worker.snapshots.changed().unwrap();
         assert!(worker.orders.pop().is_err(), "there is nothing to order");
         for (now, then) in shown.services.iter().zip(&before.services) {
-            assert_eq!((now.id, now.terms), (then.id, config.terms()));
+            assert_eq!((now.id, &now.terms), (then.id, &config.terms()));
             assert!(Arc::ptr_eq(&now.pool, &then.pool) && Arc::ptr_eq(&now.turn, &then.turn));
             assert!(Arc::ptr_eq(&now.seats, &then.seats));
         }

@@ -10,8 +10,9 @@ use crate::ring::{Done, Ring};
 use crate::worker::door::Listener;
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
+use crate::worker::greetings::Newcomer;
 use crate::worker::link::Order;
-use crate::worker::streams::{Completion, End, Newcomer, Streams};
+use crate::worker::streams::{Completion, End, Streams};
 
 /// Commands that may wait while one event is handled, before the list has to grow.
 const COMMANDS: usize = 64;
@@ -26,10 +27,10 @@ pub struct HttpDriver {
 
 impl HttpDriver {
     /// `listeners`: those of the API doors.
-    pub fn new(sessions: Sessions, listeners: Vec<Listener>) -> HttpDriver {
+    pub fn new(sessions: Sessions, listeners: Vec<Listener>, now: Now) -> HttpDriver {
         HttpDriver {
             sessions,
-            streams: Streams::new(listeners, Some(answer::NO_DESCRIPTOR)),
+            streams: Streams::new(listeners, Some(answer::NO_DESCRIPTOR), now),
             commands: Vec::with_capacity(COMMANDS),
         }
     }
@@ -45,14 +46,11 @@ impl Driver for HttpDriver {
     }
 
     fn live(&self) -> usize {
-        self.sessions.live()
+        self.sessions.live() + self.streams.live()
     }
 
     fn next_deadline(&self) -> Option<Now> {
-        [self.sessions.next_deadline(), self.streams.doors.next_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.sessions.next_deadline(), self.streams.next_deadline()].into_iter().flatten().min()
     }
 
     fn is_waiting(&self, _ring: &Ring) -> bool {
@@ -79,7 +77,7 @@ impl Driver for HttpDriver {
     }
 
     fn housekeep(&mut self, turn: &mut Turn<'_>) {
-        self.streams.doors.housekeep(turn.now, turn.ring);
+        self.streams.housekeep(turn);
         self.sessions.expire(&mut turn.cx(&mut self.commands));
         if self.sessions.is_starved() {
             self.sessions.relieve(&mut turn.cx(&mut self.commands));
@@ -93,9 +91,13 @@ impl Driver for HttpDriver {
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
             for user in self.streams.close_doors(turn.ring) {
+                let Some(user) = self.streams.meet(user, turn) else { continue };
                 self.welcome(user, turn);
                 self.execute(turn);
             }
+        }
+        if order == Order::Stop {
+            self.streams.stop(turn.ring);
         }
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
         self.execute(turn);
@@ -105,7 +107,7 @@ impl Driver for HttpDriver {
 impl HttpDriver {
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
-        let key = self.sessions.accepted(user.service, user.client, cx);
+        let key = self.sessions.welcome(user.service, user.caller, cx);
         self.streams.keep((key, Side::Client), user.socket);
     }
 

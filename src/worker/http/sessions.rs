@@ -30,6 +30,7 @@ use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, ServiceId};
 use crate::http::date::Date;
+use crate::proxy::greeting::Caller;
 use crate::proxy::http::spares::Spares;
 use crate::proxy::http::{self, Assigned, Context, Gateway, GatewaySettings, Journal, Kit};
 use crate::proxy::line::{Features, Line};
@@ -254,8 +255,14 @@ impl Sessions {
         self.kit.refill(0, pool);
     }
 
-    /// A user has connected at a door of this service.
+    /// A user has connected at a door of this service, and speaks for itself.
     pub fn accepted(&mut self, door: ServiceId, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
+        self.welcome(door, client.into(), cx)
+    }
+
+    /// A user has connected at a door of this service.
+    pub fn welcome(&mut self, door: ServiceId, caller: Caller, cx: &mut Cx<'_>) -> Key {
+        let client = caller.address;
         let books = &mut *cx.books;
         let entry = match books.admit(door, client, cx.now) {
             Ok(entry) => entry,
@@ -270,6 +277,9 @@ impl Sessions {
         let key = self.users.put(User::new(gateway, door, Some(entry)));
         self.make_room();
         self.act(key, cx, |gateway, context| gateway.start(context));
+        if self.draining {
+            self.act(key, cx, |gateway, context| gateway.drain(context));
+        }
         key
     }
 

@@ -13,9 +13,10 @@ use crate::ring::{Done, Ring, Until, sys};
 use crate::worker::door::Listener;
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
+use crate::worker::greetings::Newcomer;
 use crate::worker::link::Order;
 use crate::worker::slots::Key;
-use crate::worker::streams::{self, Completion, Newcomer, end_of};
+use crate::worker::streams::{self, Completion, end_of};
 
 type Streams = streams::Streams<{ family::TCP }>;
 
@@ -37,7 +38,7 @@ impl TcpDriver {
     pub fn new(features: Features, listeners: Vec<Listener>, now: Now) -> TcpDriver {
         TcpDriver {
             sessions: Sessions::new(features, now),
-            streams: Streams::new(listeners, None),
+            streams: Streams::new(listeners, None, now),
             splices: Splices::new(),
             commands: Vec::with_capacity(COMMANDS),
         }
@@ -50,13 +51,13 @@ impl Driver for TcpDriver {
     }
 
     fn live(&self) -> usize {
-        self.sessions.live()
+        self.sessions.live() + self.streams.live()
     }
 
     fn next_deadline(&self) -> Option<Now> {
         let all = [
             self.sessions.next_deadline(),
-            self.streams.doors.next_deadline(),
+            self.streams.next_deadline(),
             self.splices.next_deadline(),
         ];
         all.into_iter().flatten().min()
@@ -85,7 +86,7 @@ impl Driver for TcpDriver {
     }
 
     fn housekeep(&mut self, turn: &mut Turn<'_>) {
-        self.streams.doors.housekeep(turn.now, turn.ring);
+        self.streams.housekeep(turn);
         self.sessions.expire(&mut turn.cx(&mut self.commands));
         if self.sessions.is_starved() {
             self.sessions.relieve(&mut turn.cx(&mut self.commands));
@@ -107,9 +108,13 @@ impl Driver for TcpDriver {
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
             for user in self.streams.close_doors(turn.ring) {
+                let Some(user) = self.streams.meet(user, turn) else { continue };
                 self.welcome(user, turn);
                 self.execute(turn);
             }
+        }
+        if order == Order::Stop {
+            self.streams.stop(turn.ring);
         }
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
         self.execute(turn);
@@ -123,7 +128,7 @@ impl Driver for TcpDriver {
 impl TcpDriver {
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
-        let accepted = self.sessions.accepted(user.service, user.client, cx);
+        let accepted = self.sessions.welcome(user.service, user.caller, cx);
         if let Some(key) = accepted {
             self.streams.keep((key, Side::Client), user.socket);
         }
