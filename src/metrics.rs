@@ -83,6 +83,7 @@ table! {
         Counter users_refused_no_proxy_header: "Connections from hosts in `proxy_from` that were closed because no valid PROXY header came.",
         Counter users_refused_proxy_header: "Users turned away because they sent a PROXY header and are not in `proxy_from`.",
         Counter proxy_headers: "PROXY headers read from hosts in `proxy_from`.",
+        Counter proxy_headers_sent: "PROXY headers sent to backends that want one.",
         Counter connects_failed: "Connections to a backend that were refused or timed out.",
         Counter connects_without_port: "Connections to a backend that could not be started because every local port towards it was in use.",
         Counter retries: "Users passed on to another backend after a failed connection.",

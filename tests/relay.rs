@@ -54,6 +54,7 @@ impl Balancer {
     /// The same, without waking the workers.
     fn publish(&mut self, addresses: &[SocketAddr]) {
         let backends = addresses.iter().enumerate().map(|(place, address)| Backend {
+            proxy: false,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: ServiceId::built_in(Protocol::Tcp),

@@ -49,6 +49,9 @@ pub struct Arguments {
     /// What status and logs call the backend: letters, digits and . _ : -
     #[arg(long, value_name = "S", value_parser = name)]
     name: Option<String>,
+    /// Have each user's connection begin with a PROXY header of version 2, which tells the user's address
+    #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u8).range(2..=2))]
+    proxy: Option<u8>,
     /// File with the secret the balancer asks for
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -82,6 +85,7 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
         port: arguments.port,
         weight: arguments.weight,
         name: arguments.name,
+        proxy: arguments.proxy.is_some(),
     };
     if let (true, Some(protocol)) = (arguments.echo, offer.protocol) {
         offer.port = echo(&offer, protocol).await?;

@@ -285,6 +285,7 @@ mod tests {
 
     fn backend() -> BackendStatus {
         BackendStatus {
+            proxy: None,
             id: "b1".into(),
             service: "tcp".into(),
             protocol: Protocol::Tcp,

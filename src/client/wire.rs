@@ -22,6 +22,8 @@ pub struct Offer {
     pub weight: u16,
     /// Its name in status and logs.
     pub name: Option<String>,
+    /// Whether each connection to it is to begin with a PROXY header, of version 2.
+    pub proxy: bool,
 }
 
 /// A message from the balancer. Unknown fields are ignored.
@@ -44,7 +46,7 @@ pub struct Said {
 impl Offer {
     /// An offer to the built-in service of a protocol.
     pub fn to_built_in(protocol: Protocol, port: u16) -> Offer {
-        Offer { service: None, protocol: Some(protocol), port, weight: 1, name: None }
+        Offer { service: None, protocol: Some(protocol), port, weight: 1, name: None, proxy: false }
     }
 
     /// The message that joins.
@@ -53,6 +55,9 @@ impl Offer {
         message["weight"] = json!(self.weight);
         if let Some(name) = &self.name {
             message["name"] = json!(name);
+        }
+        if self.proxy {
+            message["proxy"] = json!(2);
         }
         message.to_string()
     }
@@ -169,6 +174,8 @@ mod tests {
             json!({"cmd": "register", "protocol": "tcp", "port": 9991, "weight": 2})
         );
         assert_eq!(offer.id(), "tcp-9991");
+        offer.proxy = true;
+        assert_eq!(read(offer.register())["proxy"], 2);
         offer.name = Some("a \"b\"".into());
         assert_eq!(read(offer.register())["name"], "a \"b\"");
         assert_eq!(

@@ -96,6 +96,8 @@ pub struct Backend {
     /// Share of new sessions relative to the others, 1 to [`WEIGHT_MAX`].
     pub weight: u16,
     pub name: Option<Arc<str>>,
+    /// Whether each connection to it begins with a PROXY header.
+    pub proxy: bool,
     pub standing: Standing,
 }
 

@@ -27,12 +27,14 @@ pub struct Registration {
     /// 1 to [`WEIGHT_MAX`].
     pub weight: u16,
     pub name: Option<Arc<str>>,
+    /// Whether each connection to it begins with a PROXY header.
+    pub proxy: bool,
 }
 
 /// Something that happened to the backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Joins. Repeated by the same source, changes weight and name, ends a drain, and brings back a
+    /// Joins. Repeated by the same source, changes weight, name and PROXY header, ends a drain, and brings back a
     /// backend that was set aside, because the caller has just connected to it.
     Register(Registration),
     /// Leaves, at its source's request.
@@ -353,6 +355,7 @@ impl Registry {
         let before = entry.backend.clone();
         entry.backend.weight = wanted.weight;
         entry.backend.name = wanted.name;
+        entry.backend.proxy = wanted.proxy;
         entry.against = Against { failing: entry.against.failing, ..Against::default() };
         entry.backend.standing = entry.against.standing();
         let changed = entry.backend != before;
@@ -372,6 +375,7 @@ impl Registry {
             address: wanted.address,
             weight: wanted.weight,
             name: wanted.name,
+            proxy: wanted.proxy,
             standing: against.standing(),
         };
         let roster = self.roster(backend.service);

@@ -113,6 +113,7 @@ mod tests {
 
     fn backend(id: u32, service: ServiceId) -> Backend {
         Backend {
+            proxy: false,
             id: BackendId(id),
             slot: id as u16,
             service,

@@ -205,6 +205,12 @@ fn proxies(config: &Config) -> Result<(), String> {
                 "service.{name}.proxy_from is for TCP and API services, and {name} is udp: leave it out"
             ));
         }
+        if service.protocol == Protocol::Udp && service.backends.iter().any(|it| it.proxy) {
+            return Err(format!(
+                "service.{name}.backends says proxy = 2, and {name} is udp: datagrams carry no PROXY \
+                 header, leave it out"
+            ));
+        }
         if service.listen.is_empty() && !proxies.is_empty() {
             return Err(format!(
                 "service.{name}.proxy_from has no effect without `listen` in [service.{name}], whose users \
@@ -352,6 +358,12 @@ mod tests {
             (
                 format!("[service.dns]\nprotocol = \"udp\"\nlisten = 53\n{PROXIES}"),
                 "service.dns.proxy_from is for TCP and API services, and dns is udp",
+            ),
+            (
+                "[service.dns]\nprotocol = \"udp\"\nlisten = 53\nbackends = [{ address = \"10.0.0.1:53\", \
+                 proxy = 2 }]"
+                    .to_owned(),
+                "service.dns.backends says proxy = 2, and dns is udp",
             ),
             (format!("[service.pg]\nprotocol = \"tcp\"\nlisten = 5432\n{PROXIES}"), ""),
             (api("a", "", PROXIES), "service.a.proxy_from has no effect without `listen`"),

@@ -20,6 +20,8 @@ const BACKENDS_MAX: usize = 1024;
 pub struct StaticBackend {
     pub address: SocketAddr,
     pub weight: u16,
+    /// Whether each connection to it begins with a PROXY header.
+    pub proxy: bool,
 }
 
 /// The statuses of a passed check, from the first to the last.
@@ -121,7 +123,7 @@ impl Kind<Vec<String>> for Paths {
     }
 }
 
-/// Backends that do not register, each an address with its port, or a table with `address` and `weight`.
+/// Backends that do not register, each an address with its port, or a table with `address`, `weight` and `proxy`.
 pub struct Backends;
 
 impl Kind<Vec<StaticBackend>> for Backends {
@@ -149,16 +151,20 @@ impl Kind<Vec<StaticBackend>> for Backends {
     }
 
     fn show(&self, backends: &Vec<StaticBackend>) -> String {
-        let shown = backends.iter().map(|StaticBackend { address, weight }| match weight {
-            1 => format!("\"{address}\""),
-            _ => format!("{{ address = \"{address}\", weight = {weight} }}"),
+        let shown = backends.iter().map(|StaticBackend { address, weight, proxy }| {
+            let weight = if *weight == 1 { "" } else { &format!(", weight = {weight}") };
+            let proxy = if *proxy { ", proxy = 2" } else { "" };
+            match [weight, proxy].concat().as_str() {
+                "" => format!("\"{address}\""),
+                rest => format!("{{ address = \"{address}\"{rest} }}"),
+            }
         });
         format!("[{}]", shown.collect::<Vec<_>>().join(", "))
     }
 }
 
 fn static_backend(item: &Given) -> Result<StaticBackend, String> {
-    let mut backend = StaticBackend { address: ([0, 0, 0, 0], 0).into(), weight: 1 };
+    let mut backend = StaticBackend { address: ([0, 0, 0, 0], 0).into(), weight: 1, proxy: false };
     let alone = [("address".to_owned(), item.clone())];
     let rows = if let Given::Table(rows) = item { rows.as_slice() } else { &alone };
     for (name, given) in rows {
@@ -171,7 +177,10 @@ fn static_backend(item: &Given) -> Result<StaticBackend, String> {
                 let fits = u16::try_from(*weight).ok().filter(|it| (1..=WEIGHT_MAX).contains(it));
                 backend.weight = fits.ok_or_else(|| format!("the weight {weight}"))?;
             }
-            ("address" | "weight", _) => return Err(format!("{name} = {}", given.described())),
+            ("proxy", Given::Number(2)) => backend.proxy = true,
+            ("address" | "weight" | "proxy", _) => {
+                return Err(format!("{name} = {}", given.described()));
+            }
             _ => return Err(format!("`{}`", name.escape_debug())),
         }
     }

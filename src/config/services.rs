@@ -203,7 +203,7 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "" "register", register: Switch, Now,
         "Whether backends may register themselves.";
     "" "backends", backends: Backends, Now,
-        "Backends that cannot register themselves: an address with its port, or a table with `address` and `weight`.";
+        "Backends that cannot register themselves: an address with its port, or a table with `address`, `weight` and `proxy` (2: each connection begins with a PROXY header of version 2 that tells the user's address).";
     "" "maintenance", maintenance: Switch, Now,
         "Whether an API service answers every request with 503 and `Retry-After`.";
     "check" "kind", check.kind: Word(CHECKS), Now,

@@ -46,6 +46,8 @@ pub enum Request {
         port: u16,
         weight: u16,
         name: Option<Arc<str>>,
+        /// Whether each connection is to begin with a PROXY header, of version 2.
+        proxy: bool,
     },
     Unregister {
         target: Target,
@@ -166,6 +168,7 @@ fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
             port: fields.port()?,
             weight: fields.number("weight", 1, WEIGHT_MAX.into())?.map_or(1, |it| it as u16),
             name: fields.name("name")?,
+            proxy: fields.proxy()?,
         },
         "unregister" => Request::Unregister { target: fields.target()?, port: fields.port()? },
         "drain" => Request::Drain {
@@ -220,6 +223,13 @@ impl Fields {
                 "{name} must be a whole number from {least} to {most}, not {}",
                 quoted(&value.to_string())
             )),
+        }
+    }
+
+    fn proxy(&self) -> Result<bool, String> {
+        match self.number("proxy", 2, 2) {
+            Ok(version) => Ok(version.is_some()),
+            Err(_) => Err("proxy must be 2, the version of the PROXY header, or left out".into()),
         }
     }
 

@@ -24,7 +24,7 @@ use super::home;
 use super::hub::Hub;
 use super::mailbox::Mailbox;
 use super::pace::Pace;
-use super::probe;
+use super::probe::{self, Port};
 use super::services;
 use super::status::Doors;
 use crate::base::time::Now;
@@ -327,8 +327,8 @@ impl Conversation {
     /// changes nothing, so it is not held back.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
-            Request::Register { target, port, weight, name } => self
-                .wanted(target, *port, *weight, name.clone())
+            Request::Register { target, port, weight, name, proxy } => self
+                .wanted(target, *port, (*weight, *proxy), name.clone())
                 .is_ok_and(|wanted| self.fault_of(&wanted).is_none()),
             Request::Unregister { .. } | Request::Drain { .. } => true,
             Request::Hello | Request::Auth { .. } | Request::List { .. } | Request::Services => {
@@ -352,8 +352,8 @@ impl Conversation {
             }
             Request::List { target } => self.begin_list(target.as_ref()),
             Request::Services => self.list(&Listing::Services { after: 0 }),
-            Request::Register { target, port, weight, name } => {
-                match self.wanted(&target, port, weight, name) {
+            Request::Register { target, port, weight, name, proxy } => {
+                match self.wanted(&target, port, (weight, proxy), name) {
                     Ok(wanted) => return self.register(wanted),
                     Err(msg) => self.fail(&msg, Some("register"), Some(target.about(Some(port)))),
                 }
@@ -410,16 +410,19 @@ impl Conversation {
         &self,
         target: &Target,
         port: u16,
-        weight: u16,
+        (weight, proxy): (u16, bool),
         name: Option<Arc<str>>,
     ) -> Result<Registration, String> {
         let (source, address) = (self.peer.source, self.address(port));
         let hub = self.hub.borrow();
         let service = services::meant(&hub.registry, target)?;
         services::may_register(&hub.config, service)?;
+        if proxy && service.kind == Protocol::Udp {
+            return Err("datagrams carry no PROXY header: leave proxy out".to_owned());
+        }
         let service = service.id;
         let name = name.or_else(|| hub.identity(source));
-        Ok(Registration { source, service, address, weight, name })
+        Ok(Registration { source, service, address, weight, name, proxy })
     }
 
     /// Why a registration is refused before its data port is tried, if it is.
@@ -456,7 +459,8 @@ impl Conversation {
         }
         let shared = Rc::clone(&self.shared);
         Some(Box::pin(async move {
-            let result = probe::connects(wanted.address, timeout, &shared.probes).await;
+            let port = Port { address: wanted.address, proxy: wanted.proxy };
+            let result = probe::connects(port, timeout, &shared.probes).await;
             Over::Tried(wanted, result)
         }))
     }

@@ -175,6 +175,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         address: backend.address,
         name: backend.name.as_deref().map(str::to_owned),
         weight: backend.weight,
+        proxy: backend.proxy.then_some(2),
         state,
         turns: 0,
         round: 0,

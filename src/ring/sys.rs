@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recv, recvmsg, sendmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recv, recvmsg, send, sendmsg,
     setsockopt, sockopt,
 };
 use nix::unistd::Pid;
@@ -317,6 +317,17 @@ pub fn peek(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
 pub fn take(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<(), Errno> {
     let taken = recv(socket.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT)?;
     if taken == into.len() { Ok(()) } else { Err(Errno::ECONNRESET) }
+}
+
+/// Sends the first bytes of a connection that has just been made; never waits. They fit into its empty
+/// send buffer.
+///
+/// # Errors
+/// What ended the connection, or the kernel's lack of memory.
+pub fn send_first(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let sent = send(socket.as_raw_fd(), bytes, flags)?;
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::ENOBUFS) }
 }
 
 /// Makes calls on a socket outside the ring return instead of waiting.

@@ -25,6 +25,15 @@ pub struct Choice {
     /// Its row of the counters.
     pub slot: u16,
     pub address: SocketAddr,
+    /// Whether a connection to it begins with a PROXY header.
+    pub proxy: bool,
+}
+
+impl From<&Backend> for Choice {
+    fn from(backend: &Backend) -> Choice {
+        let Backend { id, slot, address, proxy, .. } = *backend;
+        Choice { backend: id, slot, address, proxy }
+    }
 }
 
 /// A session in the books: its place in the table and where it is counted.
@@ -187,8 +196,7 @@ impl Books {
 
     /// A backend of a service by its id.
     pub fn find(&self, service: ServiceId, id: BackendId) -> Option<Choice> {
-        let backend = self.snapshot.get(service, id)?;
-        Some(Choice { backend: id, slot: backend.slot, address: backend.address })
+        self.snapshot.get(service, id).map(Choice::from)
     }
 
     /// The backend of a session has registered anew: books the session under its new id.
@@ -215,8 +223,7 @@ impl Books {
             let slot = usize::from(backend.slot);
             self.parts.all_metrics.iter().map(|metrics| metrics.backends[slot].active.get()).sum()
         };
-        let backend = balance::pick(service, &Question { user, load: &load, excluded })?;
-        Some(Choice { backend: backend.id, slot: backend.slot, address: backend.address })
+        balance::pick(service, &Question { user, load: &load, excluded }).map(Choice::from)
     }
 
     /// The session is on no backend until the next [`Books::assign`].

@@ -12,6 +12,7 @@ use super::driver::Turn;
 use super::greetings::{Greetings, Newcomer};
 use super::slots::{GENERATION_MASK, Key};
 use crate::base::time::Now;
+use crate::proxy::greeting::{self, Caller, Ends, WRITTEN_MAX};
 use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Received, Side};
 use crate::ring::outlook::outlook;
@@ -174,6 +175,25 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     pub fn cancel_connect(&self, key: Key, ring: &mut Ring) {
         ring.cancel(Self::tag(CONNECT, (key, Side::Backend)));
+    }
+
+    /// Sends a backend the PROXY header of a new connection to it, which is for the user on this socket.
+    ///
+    /// # Errors
+    /// The connection has failed already, or there is no memory for it.
+    pub fn introduce(
+        &self,
+        (user, caller): (Key, Caller),
+        to: Key,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), Errno> {
+        let ends = [(user, Side::Client), (to, Side::Backend)].map(|end| self.socket(end));
+        let [Some(user), Some(backend)] = ends else { return Err(Errno::ENOTCONN) };
+        let own = || sys::local(user).map_err(|_| Errno::ENOTCONN);
+        let destination = caller.destination.map_or_else(own, Ok)?;
+        let ends = Ends { source: caller.address, destination };
+        turn.books.metrics().counters.proxy_headers_sent.one();
+        sys::send_first(backend, greeting::write(Some(ends), &mut [0; WRITTEN_MAX]))
     }
 
     /// Carries out a command on a socket; splicing is left to its driver.

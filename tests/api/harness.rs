@@ -54,6 +54,7 @@ impl Balancer {
     /// The same for backends of several services.
     pub fn register_for(&mut self, backends: &[(ServiceId, SocketAddr)]) {
         let backends = backends.iter().enumerate().map(|(place, (service, address))| Registered {
+            proxy: false,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: *service,

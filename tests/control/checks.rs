@@ -24,7 +24,7 @@ const PG: ServiceId = ServiceId(3);
 
 /// A core whose service `pg` lists these ports.
 fn core(protocol: Protocol, ports: &[u16], check: CheckConfig) -> Core {
-    let listed = |port: &u16| StaticBackend { address: loopback(*port), weight: 1 };
+    let listed = |port: &u16| StaticBackend { proxy: false, address: loopback(*port), weight: 1 };
     let backends = ports.iter().map(listed).collect();
     Core::start(|config| {
         let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", protocol) };

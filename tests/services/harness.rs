@@ -61,9 +61,15 @@ impl Balancer {
 
     /// Registers a backend, and waits until every worker knows it.
     pub fn register(&mut self, service: &str, address: SocketAddr) {
+        self.register_with(service, address, false);
+    }
+
+    /// The same for one to which, with `proxy`, each connection begins with a PROXY header.
+    pub fn register_with(&mut self, service: &str, address: SocketAddr, proxy: bool) {
         let number = self.registered.len();
         let service = self.service(service);
         self.registered.push(Backend {
+            proxy,
             id: BackendId(number as u32 + 1),
             slot: number as u16,
             service,
@@ -72,6 +78,14 @@ impl Balancer {
             name: None,
             standing: Standing::Serving,
         });
+        let snapshots = &self.plane.snapshots;
+        snapshots.publish(snapshots.current().with(&self.registered));
+        self.let_workers_turn();
+    }
+
+    /// All backends have registered again, with or without a PROXY header.
+    pub fn change_proxy(&mut self, proxy: bool) {
+        self.registered.iter_mut().for_each(|backend| backend.proxy = proxy);
         let snapshots = &self.plane.snapshots;
         snapshots.publish(snapshots.current().with(&self.registered));
         self.let_workers_turn();

@@ -4,6 +4,7 @@
 mod api;
 mod datagrams;
 mod harness;
+mod introductions;
 mod proxies;
 mod streams;
 

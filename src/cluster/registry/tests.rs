@@ -21,6 +21,7 @@ fn address(port: u16) -> SocketAddr {
 
 fn join(source: u64, service: ServiceId, port: u16, weight: u16) -> Change {
     Change::Register(Registration {
+        proxy: false,
         source: Source::Connection(source),
         service,
         address: address(port),
@@ -52,6 +53,21 @@ fn ports(snapshot: &Snapshot, service: ServiceId) -> Vec<u16> {
 fn shown(registry: &mut Registry, change: Change) -> Snapshot {
     assert!(registry.apply(change, NOW).unwrap().changed);
     registry.freeze(true)
+}
+
+#[test]
+fn a_repeated_registration_says_anew_whether_connections_begin_with_a_header() {
+    let mut registry = registry(4);
+    let joins = |proxy| match join(1, TCP, 80, 1) {
+        Change::Register(wanted) => Change::Register(Registration { proxy, ..wanted }),
+        other => other,
+    };
+    for proxy in [true, false, true] {
+        let snapshot = shown(&mut registry, joins(proxy));
+        let backends = &snapshot.pool(TCP).unwrap().backends;
+        assert_eq!(backends.iter().map(|it| it.proxy).collect::<Vec<_>>(), [proxy]);
+        assert!(!registry.apply(joins(proxy), NOW).unwrap().changed, "the same again");
+    }
 }
 
 #[test]
@@ -229,6 +245,7 @@ fn a_check_that_comes_later_puts_nobody_out_and_one_that_goes_lets_everybody_bac
 fn a_backend_of_the_configuration_is_nobody_elses() {
     let mut registry = registry(4);
     let listed = Registration {
+        proxy: false,
         source: Source::File,
         service: TCP,
         address: address(80),

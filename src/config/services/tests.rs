@@ -18,7 +18,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     half_close_ms = 13
     udp_idle_ms = 14
     register = false
-    backends = ["10.0.0.11:80", { address = "[2001:db8::1]:80", weight = 3 }]
+    backends = ["10.0.0.11:80", { address = "[2001:db8::1]:80", weight = 3, proxy = 2 }]
     maintenance = true
     [service.shop.check]
     kind = "http"
@@ -53,7 +53,7 @@ fn every_key_of_a_service_is_read_and_reads_back_as_it_is_shown() {
     let terms = config.terms_of(service);
     assert_eq!(terms.policy, Policy::LeastSessions);
     assert_eq!(terms.timeouts.half_close, Duration::from_millis(13));
-    assert_eq!(service.backends[1].weight, 3);
+    assert_eq!((service.backends[1].weight, service.backends[1].proxy), (3, true));
 }
 
 #[test]

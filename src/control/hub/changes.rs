@@ -218,7 +218,7 @@ mod tests {
 
     fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
-        Change::Register(Registration { source, service, address, weight, name })
+        Change::Register(Registration { proxy: false, source, service, address, weight, name })
     }
 
     fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {

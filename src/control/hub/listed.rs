@@ -71,6 +71,7 @@ impl Hub {
                     address: canonical(backend.address),
                     weight: backend.weight,
                     name: None,
+                    proxy: backend.proxy,
                 })
             })
             .collect()
@@ -79,7 +80,9 @@ impl Hub {
     fn join_listed(&mut self, registration: Registration, is_first_try: bool, now: Now) {
         let known = self.registry.find(registration.service, registration.address);
         let serves = |entry: &&Registered| {
-            entry.source == Source::File && entry.backend.standing != Standing::Draining
+            entry.source == Source::File
+                && entry.backend.standing != Standing::Draining
+                && entry.backend.proxy == registration.proxy
         };
         if known.filter(serves).is_some() {
             return;

@@ -13,6 +13,7 @@ use crate::cluster::registry::Registration;
 use crate::cluster::{Service, Snapshot, WhenAllFail};
 use crate::config::services::{CheckConfig, CheckKind, OnFail, ServiceConfig, StaticBackend};
 use crate::control::checks::Due;
+use crate::control::probe::Port;
 use crate::control::status::CheckVerdict;
 use crate::control::view;
 use crate::worker::link::{Order, WorkerEnd, link};
@@ -29,7 +30,11 @@ fn address(port: u16) -> SocketAddr {
 
 /// The service `pg` with these backends, by port and weight.
 fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
-    let listed = |&(port, weight): &(u16, u16)| StaticBackend { address: address(port), weight };
+    let listed = |&(port, weight): &(u16, u16)| StaticBackend {
+        proxy: false,
+        address: address(port),
+        weight,
+    };
     let backends = backends.iter().map(listed).collect();
     let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", Protocol::Tcp) };
     Config { services: vec![pg], ..Config::default() }
@@ -154,7 +159,7 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
     let (mut hub, _worker) = hub(config(&[], CheckConfig::default()));
     let source = Source::Connection(1);
     let (address, weight, name) = (address(1), 7, None);
-    let own = Registration { source, service: PG, address, weight, name };
+    let own = Registration { proxy: false, source, service: PG, address, weight, name };
     hub.apply(Change::Register(own), at(0)).unwrap();
     hub.reloaded(config(&[(1, 1)], CheckConfig::default()), at(1));
     hub.tick(at(5_000));
@@ -250,7 +255,7 @@ fn a_reload_begins_changes_and_ends_checks() {
     assert_eq!(shown(&mut hub), [(1, 1, Failing)]);
     hub.reloaded(config(list, CheckConfig { port: Some(9009), ..check() }), at(5_010));
     let (due, target) = hub.next_check(at(10_000)).unwrap();
-    assert_eq!(target.address, address(9009));
+    assert_eq!(target.port, Port { address: address(9009), proxy: false });
     hub.reloaded(config(list, CheckConfig::default()), at(10_010));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)]);
     hub.checked(due, Err("it is broken".to_owned()), Duration::ZERO, at(10_020));
@@ -263,7 +268,7 @@ fn a_reload_begins_changes_and_ends_checks() {
 fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     let (mut hub, _worker) = hub(config(&[], check()));
     let (source, weight, name) = (Source::Connection(1), 1, None);
-    let own = Registration { source, service: PG, address: address(1), weight, name };
+    let own = Registration { proxy: false, source, service: PG, address: address(1), weight, name };
     let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
     assert_eq!(rotation(&mut hub), [0; 0]);
     checked(&mut hub, &[(1, true)], at(20));
@@ -274,4 +279,25 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     hub.apply(Change::SourceLost { source, why: "it is gone" }, at(10_010)).unwrap();
     hub.checked(due, Ok(()), Duration::ZERO, at(10_020));
     assert!(hub.check_result(backend).is_none(), "it has left");
+}
+
+#[test]
+fn a_reload_changes_whether_a_listed_backend_gets_proxy_headers() {
+    let of = |proxy: bool, weight: u16| {
+        let mut config = config(&[(1, weight), (2, 1)], CheckConfig::default());
+        config.services[0].backends[0].proxy = proxy;
+        config
+    };
+    let (mut hub, _worker) = hub(of(false, 1));
+    let listed = |hub: &mut Hub| {
+        hub.publish();
+        let backends = hub.snapshot.pool(PG).unwrap().backends.iter();
+        backends.map(|it| (it.id, it.proxy, it.weight)).collect::<Vec<_>>()
+    };
+    let before = listed(&mut hub);
+    assert_eq!(before.iter().map(|it| it.1).collect::<Vec<_>>(), [false, false]);
+    for (number, (proxy, weight)) in (1..).zip([(true, 1), (true, 2), (false, 2), (true, 3)]) {
+        hub.reloaded(of(proxy, weight), at(number * 10));
+        assert_eq!(listed(&mut hub), [(before[0].0, proxy, weight), before[1]], "{proxy} {weight}");
+    }
 }

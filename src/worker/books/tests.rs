@@ -41,6 +41,7 @@ fn snapshot() -> Snapshot {
 fn backend(service: ServiceId, which: u16) -> Backend {
     let slot = 2 * service.0 + which;
     Backend {
+        proxy: false,
         id: BackendId(u32::from(slot)),
         slot,
         service,

@@ -67,6 +67,10 @@ impl Driver for HttpDriver {
                 self.sessions.happened(conn, event, &mut turn.cx(&mut self.commands));
             }
             Completion::Connected(key, result) => {
+                let result = result.and_then(|()| match self.sessions.introduces(key) {
+                    Some(user) => self.streams.introduce(user, key, turn),
+                    None => Ok(()),
+                });
                 self.sessions.connected(key, result, &mut turn.cx(&mut self.commands));
             }
             Completion::Arrived(user) => self.welcome(user, turn),

@@ -76,6 +76,10 @@ impl Driver for TcpDriver {
                 self.sessions.relayed(key, event, &mut turn.cx(&mut self.commands));
             }
             Completion::Connected(key, result) => {
+                let result = result.and_then(|()| match self.sessions.introduces(key) {
+                    Some(caller) => self.streams.introduce((key, caller), key, turn),
+                    None => Ok(()),
+                });
                 self.sessions.connected(key, result, &mut turn.cx(&mut self.commands));
             }
             Completion::Arrived(user) => self.welcome(user, turn),

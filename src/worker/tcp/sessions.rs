@@ -91,6 +91,8 @@ struct Session {
     /// stranger's for a PROXY header.
     unseen: [bool; 2],
     screen: Screen,
+    /// Where the user has connected to, if a proxy has told.
+    destination: Option<SocketAddr>,
     /// Both connections were established at some time.
     relayed: bool,
     /// When its send queues are looked at next, and what the last looks said about each side's host.
@@ -149,7 +151,7 @@ impl Sessions {
 
     /// A user of this service has connected. `None`: turned away; close the connection.
     pub fn welcome(&mut self, service: ServiceId, caller: Caller, cx: &mut Cx<'_>) -> Option<Key> {
-        let Caller { address: client, is_stranger, .. } = caller;
+        let Caller { address: client, destination, is_stranger } = caller;
         let admitted = cx.books.admit(service, client, cx.now);
         let mut entry = match admitted {
             Ok(entry) => entry,
@@ -174,6 +176,7 @@ impl Sessions {
             half_closed: false,
             unseen: [is_stranger, true],
             screen: Screen::default(),
+            destination,
             relayed: false,
             look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
@@ -181,6 +184,14 @@ impl Sessions {
         self.deadlines.schedule(key.place, cx.now.plus(cx.books.timeouts(service).connect));
         cx.out.push(Cmd::Connect { key, to: choice.address });
         Some(key)
+    }
+
+    /// The user of whom the backend is told by a PROXY header, if it wants one. Asked once the connection to
+    /// it is established, before [`Sessions::connected`].
+    pub fn introduces(&mut self, key: Key) -> Option<Caller> {
+        let session = self.slots.get(key)?;
+        session.entry.choice().filter(|choice| choice.proxy)?;
+        Some(Caller { destination: session.destination, ..session.entry.client.into() })
     }
 
     /// A connection to a backend is established, or has failed.
