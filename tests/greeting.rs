@@ -1,7 +1,10 @@
 //! The reader of PROXY headers held against the crate `ppp`, over headers made up and spoilt at random:
-//! the same every time.
+//! the same every time. And, on request, against the Python package `proxy-protocol`, which `.ci/run`
+//! installs into `target/python`.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 
 use lb::proxy::greeting::{self, Ends, Hello, Malformed, WRITTEN_MAX};
 use ppp::{HeaderResult, PartialResult, v1, v2};
@@ -208,4 +211,97 @@ fn another_reader_finds_what_we_write() {
             assert_eq!(theirs(written), Some(Some(hello)));
         }
     }
+}
+
+/// Reads headers as lines of hex digits, and says of each what the package makes of it: source and
+/// destination and the header that it would write itself, `none` for other connections, `wrong` for others.
+const SCRIPT: &str = r#"
+import sys
+from socket import SOCK_STREAM
+from proxyprotocol.detect import ProxyProtocolDetect
+from proxyprotocol.result import is_ipv4, is_ipv6
+from proxyprotocol.v2 import ProxyProtocolV2
+reader, writer = ProxyProtocolDetect(), ProxyProtocolV2()
+def shown(it):
+    return ('[%s]:%d' if it[0].version == 6 else '%s:%d') % (it[0], it[1])
+for line in sys.stdin:
+    data = bytes.fromhex(line.strip())
+    try:
+        it = reader.unpack(data)
+        is_text = data.startswith(b'PROXY ')
+        if (is_ipv4(it) or is_ipv6(it)) and (is_text or it.protocol == SOCK_STREAM):
+            again = data if is_text else writer.pack(it)
+            print(shown(it.source), shown(it.dest), again.hex())
+        else:
+            print('none')
+    except Exception:
+        print('wrong')
+"#;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(digits).collect()
+}
+
+/// What the package says of these headers.
+fn in_python(headers: &[Vec<u8>]) -> Vec<String> {
+    let packages = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python");
+    let mut python = Command::new("python3")
+        .args(["-c", SCRIPT])
+        .env("PYTHONPATH", packages)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text: String = headers.iter().map(|header| hex(header) + "\n").collect();
+    let mut stdin = python.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()).unwrap());
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success(), "is proxy-protocol in {packages}?");
+    writer.join().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+#[ignore = "needs python3 and its package proxy-protocol in target/python"]
+fn a_reader_in_python_finds_the_same_addresses() {
+    let mut random = Random::new(20_260_104);
+    let mut headers: Vec<_> = (0..4_000).map(|_| header(&mut random)).collect();
+    let whole = headers.len();
+    for _ in 0..8_000 {
+        let mut bytes = header(&mut random);
+        spoil(&mut random, &mut bytes);
+        headers.push(bytes);
+    }
+    let mut agreed = [0; 2];
+    for (number, (header, said)) in headers.iter().zip(in_python(&headers)).enumerate() {
+        let ours = greeting::read(header);
+        // It takes no bytes beyond the header, nothing but ASCII in a Unix socket's name, and what stands
+        // in a proxy's own header for TLVs.
+        let complete = ours.ok().flatten().filter(|hello| hello.bytes == header.len());
+        let is_binary = header.starts_with(b"\r\n");
+        let may_differ =
+            is_binary && (header.get(12) == Some(&0x20) || header.get(13) >= Some(&0x30));
+        let (Some(hello), false) = (complete, said == "wrong") else {
+            assert!(number >= whole || may_differ, "{ours:?}, it {said}: {header:x?}");
+            continue;
+        };
+        match hello.ends {
+            None => assert_eq!(said, "none", "{header:x?}"),
+            Some(ends) => {
+                let wanted = format!("{} {} ", ends.source, ends.destination);
+                let written = said.strip_prefix(&wanted);
+                let written =
+                    written.unwrap_or_else(|| panic!("{said}, not {wanted}: {header:x?}"));
+                let again = greeting::read(&from_hex(written)).unwrap().unwrap();
+                assert_eq!(again.ends, Some(ends), "what it writes reads as what it read");
+            }
+        }
+        agreed[usize::from(number >= whole)] += 1;
+    }
+    assert!(agreed[0] > 3_000 && agreed[1] > 1_000, "{agreed:?}");
 }
