@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, value_name = "S", value_parser = name)]
     name: Option<String>,
     /// Have each user's connection begin with a PROXY header of version 2, which tells the user's address
-    #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u8).range(2..=2))]
+    #[arg(long, value_name = "VERSION", conflicts_with = "echo", value_parser = clap::value_parser!(u8).range(2..=2))]
     proxy: Option<u8>,
     /// File with the secret the balancer asks for
     #[arg(long, value_name = "FILE")]

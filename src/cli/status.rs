@@ -200,7 +200,10 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
     vec![
         word(&backend.id),
         word(backend.protocol.name()),
-        word(backend.address.to_string()),
+        word(match backend.proxy {
+            Some(version) => format!("{} (PROXY v{version})", backend.address),
+            None => backend.address.to_string(),
+        }),
         word(backend.name.as_deref().unwrap_or("-")),
         word(backend.state.name()).looking(look),
         word(share).right(),

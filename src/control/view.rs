@@ -71,6 +71,8 @@ fn sessions(hub: &Hub) -> SessionTotals {
             + counters.users_refused_full.get()
             + counters.users_refused_unreachable.get()
             + counters.users_refused_exhausted.get()
+            + counters.users_refused_no_proxy_header.get()
+            + counters.users_refused_proxy_header.get()
     };
     SessionTotals {
         active: hub.workers.sessions(),

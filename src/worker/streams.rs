@@ -104,6 +104,10 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             ACCEPT => self.arrived(done, turn).map_or(Completion::Nothing, Completion::Arrived),
             GREETING => {
                 let user = self.greetings.complete(&done, turn);
+                if user.is_none() {
+                    // Its descriptor may be free now.
+                    self.doors.refill();
+                }
                 user.map_or(Completion::Nothing, Completion::Arrived)
             }
             _ => Completion::Own(done),

@@ -369,6 +369,7 @@ fn an_api_stranger_is_served_without_a_header_and_refused_with_one() {
         assert_eq!(refusal(&mut balancer), (user.local_addr().unwrap(), Refusal::ProxyHeader));
     }
     assert_eq!(counted(&balancer, "users_refused_proxy_header"), 2);
+    wait_for("the first to leave", || (balancer.live("red") == 0).then_some(()));
     // One that cannot be told from a request yet is answered as the half of one.
     let mut user = connect(balancer.at("red"));
     user.set_nodelay(true).unwrap();
@@ -421,4 +422,27 @@ fn a_balancer_that_drains_waits_for_headers_and_one_that_stops_does_not() {
     assert_eq!(ask(&mut told), b'r');
     balancer.stop();
     is_closed(&mut silent);
+}
+
+#[test]
+fn an_api_user_told_while_the_balancer_drains_is_served_once() {
+    let mut balancer = Balancer::start_with(|config| {
+        config.workers = Some(1);
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let proxy_from = vec![LISTED.parse().unwrap()];
+        config.services =
+            vec![ServiceConfig { listen, proxy_from, ..ServiceConfig::new("red", Api) }];
+    });
+    balancer.register("red", mirror());
+    let at = balancer.at("red");
+    let mut user = connect(at);
+    let seats = balancer.plane.snapshots.current().services[3].seats.clone();
+    wait_for("it to be waited for", || (seats.taken() == 1).then_some(()));
+    balancer.order(Order::Drain);
+    wait_for("the door to close", || TcpStream::connect(at).is_err().then_some(()));
+    user.write_all(&[LINE, REQUEST].concat()).unwrap();
+    let mut all = String::new();
+    user.read_to_string(&mut all).unwrap();
+    assert!(all.starts_with("HTTP/1.1 200 ") && all.contains("Connection: close\r\n"), "{all}");
+    balancer.stop();
 }
