@@ -17,8 +17,7 @@ use crate::proxy::udp::PairLimits;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};
 use crate::session::sources::SourceLimits;
-use crate::worker::door::Listener;
-use crate::worker::udp::driver::{HandoffLink, SocketConfig, UdpDoor, UdpDriver};
+use crate::worker::udp::driver::{HandoffLink, SocketConfig, UdpDriver};
 use crate::worker::udp::handoff::HandoffQueues;
 use crate::worker::udp::local_addresses::LocalAddresses;
 use crate::worker::udp::sessions::{AffinityHandle, Sessions, UdpSettings};
@@ -37,7 +36,6 @@ pub struct Datagrams {
 
 /// All it takes to make one worker's driver on that worker's thread.
 pub struct DatagramPlan {
-    doors: Vec<UdpDoor>,
     settings: UdpSettings,
     sockets: SocketConfig,
     handoff: HandoffLink,
@@ -93,19 +91,14 @@ impl Datagrams {
         Ok(Datagrams { settings, map, sockets, queues: Arc::new(HandoffQueues::new(wakes)) })
     }
 
-    /// The plan for one worker, with its sockets at the doors.
-    ///
-    /// # Errors
-    /// The kernel does not say where a socket is bound.
-    pub fn driver(&self, worker: u8, doors: Vec<Listener>) -> Result<DatagramPlan, Trouble> {
-        let doors: std::io::Result<_> = doors.into_iter().map(UdpDoor::new).collect();
-        let doors = doors.map_err(|error| Trouble(format!("cannot ask a udp door: {error}")))?;
+    /// The plan for one worker.
+    pub fn driver(&self, worker: u8) -> DatagramPlan {
         let mut settings = self.settings.clone();
         // Gives each worker a random sequence of its own.
         settings.seed ^= u64::from(worker) << 56;
         settings.affinity = Some(AffinityHandle { map: Arc::clone(&self.map), worker });
         let handoff = HandoffLink { queues: Arc::clone(&self.queues), worker };
-        Ok(DatagramPlan { doors, settings, sockets: self.sockets.clone(), handoff })
+        DatagramPlan { settings, sockets: self.sockets.clone(), handoff }
     }
 }
 
@@ -137,7 +130,7 @@ pub fn local_addresses(addresses: &[IpAddr]) -> Result<(), Trouble> {
 impl DatagramPlan {
     pub fn build(self, now: Now) -> UdpDriver {
         let sessions = Sessions::new(self.settings, now);
-        UdpDriver::new(sessions, self.doors, self.sockets, self.handoff)
+        UdpDriver::new(sessions, self.sockets, self.handoff)
     }
 }
 

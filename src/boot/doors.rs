@@ -11,13 +11,14 @@ use tracing::warn;
 
 use super::Trouble;
 use super::plans::{DoorPlan, Name};
-use crate::cluster::{Protocol, ServiceId};
+use crate::cluster::{DoorId, Protocol, ServiceId};
 use crate::ring::sys;
-use crate::worker::door::Listener;
+use crate::worker::link::Listener;
 
 /// A users' door that is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenDoor {
+    pub id: DoorId,
     /// The service's.
     pub name: Arc<str>,
     pub service: ServiceId,
@@ -26,18 +27,10 @@ pub struct OpenDoor {
     pub address: SocketAddr,
 }
 
-/// The listeners of one worker, in the order of the doors.
-#[derive(Default)]
-pub struct Listeners {
-    pub tcp: Vec<Listener>,
-    pub udp: Vec<Listener>,
-    pub api: Vec<Listener>,
-}
-
 /// The users' doors, and by worker the listeners behind them.
 pub struct UserDoors {
     pub open: Vec<OpenDoor>,
-    pub listeners: Vec<Listeners>,
+    pub listeners: Vec<Vec<(Protocol, Listener)>>,
 }
 
 impl UserDoors {
@@ -61,8 +54,8 @@ pub fn open(address: Option<SocketAddr>, name: &str) -> Result<Option<TcpListene
 /// The first that cannot be opened; those before it are closed again.
 pub fn open_users(plans: &[DoorPlan], workers: usize, gro: bool) -> Result<UserDoors, Trouble> {
     let mut doors = UserDoors { open: Vec::new(), listeners: Vec::new() };
-    doors.listeners.resize_with(workers, Listeners::default);
-    for plan in plans {
+    doors.listeners.resize_with(workers, Vec::new);
+    for (id, plan) in (0..).map(DoorId).zip(plans) {
         let (sockets, address) = match plan.protocol {
             Protocol::Udp => {
                 shared(plan, workers, |address, shared| sys::datagram_door(address, shared, gro))?
@@ -71,15 +64,10 @@ pub fn open_users(plans: &[DoorPlan], workers: usize, gro: bool) -> Result<UserD
         };
         let DoorPlan { name, service, protocol, .. } = plan;
         for (of_worker, socket) in doors.listeners.iter_mut().zip(sockets) {
-            let of_protocol = match protocol {
-                Protocol::Tcp => &mut of_worker.tcp,
-                Protocol::Udp => &mut of_worker.udp,
-                Protocol::Api => &mut of_worker.api,
-            };
-            of_protocol.push(Listener { socket, service: *service });
+            of_worker.push((*protocol, Listener { id, socket, service: *service }));
         }
         let (name, service, protocol) = (Arc::clone(&name.name), *service, *protocol);
-        doors.open.push(OpenDoor { name, service, protocol, address });
+        doors.open.push(OpenDoor { id, name, service, protocol, address });
     }
     Ok(doors)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use super::datagrams::{DatagramPlan, Datagrams};
-use super::doors::{Listeners, OpenDoor, open_users};
+use super::doors::{OpenDoor, open_users};
 use super::{Trouble, capacity, plans};
 use crate::base::publish::Publisher;
 use crate::base::thread;
@@ -19,11 +19,10 @@ use crate::proxy::http;
 use crate::proxy::line::Features;
 use crate::ring::{Ring, RingSettings, sys};
 use crate::worker::books::{Books, Parts};
-use crate::worker::door::Listener;
 use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
 use crate::worker::http::requests::Requests;
-use crate::worker::link::{ControlEnd, WorkerEnd, link};
+use crate::worker::link::{ControlEnd, DoorChange, WorkerEnd, link};
 use crate::worker::shell::{Shell, WorkerLoop};
 use crate::worker::tcp::driver::TcpDriver;
 use crate::worker::{family, http as api};
@@ -95,18 +94,21 @@ impl DataPlane {
         // A reload may raise the limit as far as the descriptors reach.
         let room = capacity::most_sessions(config).max(sessions_max);
         let places = room + config.limits.udp_sessions;
-        let (ends, worker_ends) = links(workers, places, &snapshots, &urgent)?;
+        let (mut ends, worker_ends) = links(workers, places, &snapshots, &urgent)?;
         let wakes = ends.iter().map(|end| Arc::clone(&end.wake)).collect();
         let datagrams = Datagrams::new(config, wakes)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
         let mut plans = Vec::new();
-        for (number, (end, listeners)) in worker_ends.into_iter().zip(doors.listeners).enumerate() {
-            let Listeners { tcp, udp, api } = listeners;
+        for (end, listeners) in ends.iter_mut().zip(doors.listeners) {
+            for (protocol, listener) in listeners {
+                let opened = end.doors.push((protocol, DoorChange::Open(listener)));
+                opened.expect("the queue has room for every door that can be configured");
+            }
+        }
+        for (number, end) in worker_ends.into_iter().enumerate() {
             plans.push(Plan {
                 end,
-                tcp_doors: tcp,
-                datagrams: datagrams.driver(number as u8, udp)?,
-                api_doors: api,
+                datagrams: datagrams.driver(number as u8),
                 api: http::GatewaySettings {
                     held_bytes_max: heads(config, workers),
                     ..http::GatewaySettings::of(config, &via)
@@ -192,9 +194,7 @@ pub fn keep_off_workers(workers: usize) {
 /// What one worker thread is made from.
 struct Plan {
     end: WorkerEnd,
-    tcp_doors: Vec<Listener>,
     datagrams: DatagramPlan,
-    api_doors: Vec<Listener>,
     api: http::GatewaySettings,
     request_lines: u32,
     core: Option<usize>,
@@ -239,9 +239,9 @@ impl Plan {
         let features = self.features;
         let journal = Box::new(journal);
         let users = api::sessions::Sessions::new(self.api, features, journal, now);
-        let api = HttpDriver::new(users, self.api_doors, now);
+        let api = HttpDriver::new(users, now);
         let udp = self.datagrams.build(now);
-        let tcp = TcpDriver::new(features, self.tcp_doors, now);
+        let tcp = TcpDriver::new(features, now);
         let drivers: Vec<(u8, Box<dyn Driver>)> = vec![
             (family::TCP, Box::new(tcp)),
             (family::UDP, Box::new(udp)),
@@ -251,6 +251,7 @@ impl Plan {
             books,
             snapshots: self.end.snapshots,
             orders: self.end.orders,
+            doors: self.end.doors,
             wake: self.end.wake,
         };
         Shell::new(ring, drivers, rest)

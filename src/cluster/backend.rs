@@ -57,6 +57,11 @@ impl ServiceId {
     }
 }
 
+/// A users' door: its place at every worker. Another door gets the place only after this one has closed at
+/// all of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DoorId(pub u16);
+
 /// One registration. Never used again in the life of a process, so a late report about a backend
 /// that left cannot be taken for one about its successor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ pub mod service;
 pub mod snapshot;
 pub mod source;
 
-pub use backend::{Backend, BackendId, Protocol, ServiceId, Standing, WEIGHT_MAX};
+pub use backend::{Backend, BackendId, DoorId, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;
 pub use service::{OnBackendLoss, Policy, Proxies, Service, Terms, Timeouts, WhenAllFail};
 pub use snapshot::Snapshot;

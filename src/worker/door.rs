@@ -8,20 +8,15 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::link::Listener;
 use crate::base::time::Now;
-use crate::cluster::ServiceId;
-use crate::ring::{Done, Ring, Tag, sys};
+use crate::cluster::{DoorId, ServiceId};
+use crate::ring::{self, Done, Ring, Tag, sys};
 
 /// How long to wait when accepting again at once would not help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The most connections taken out of a closing listener's queue.
 const BACKLOG_MAX: usize = 4096;
-
-/// A listener and the service whose users come to it.
-pub struct Listener {
-    pub socket: OwnedFd,
-    pub service: ServiceId,
-}
 
 /// The outcome of an accept.
 pub enum Arrival {
@@ -34,11 +29,15 @@ pub enum Arrival {
     Nobody,
 }
 
-/// The doors of one driver. The slot of an accept's tag is the place of its door, which stays its place
-/// after the door has closed: users who were accepted before are still to come.
+/// The doors of one driver. The slot of an accept's tag is the place of its door, and the generation tells
+/// it from a door that had the place before.
 pub struct Doors {
     kind: u8,
-    all: Vec<Door>,
+    /// By the number of their ids, which count the doors of all drivers.
+    all: Vec<Option<Door>>,
+    /// The accepts of closed doors that have not ended: users whom they have accepted are still to come.
+    closing: Vec<(Tag, ServiceId)>,
+    generation: u32,
     /// One for all of them: whichever has an accept pending takes the descriptor that this frees.
     spare: Option<File>,
     /// The first `accept_at` of all.
@@ -47,58 +46,60 @@ pub struct Doors {
 
 struct Door {
     service: ServiceId,
-    /// `None` once it is closed.
-    listener: Option<OwnedFd>,
+    listener: OwnedFd,
+    /// Of its accept.
+    tag: Tag,
     /// When to accept again after accepting has failed.
     accept_at: Option<Now>,
 }
 
 impl Doors {
-    /// Doors over these listeners, whose accepts have this kind of tag.
-    pub fn new(listeners: Vec<Listener>, kind: u8) -> Doors {
-        let door = |Listener { socket, service }| Door {
-            service,
-            listener: Some(socket),
-            accept_at: None,
-        };
-        let all = listeners.into_iter().map(door).collect();
-        Doors { kind, all, spare: spare(), next_try: None }
+    /// No door yet. Accepts have this kind of tag.
+    pub fn new(kind: u8) -> Doors {
+        let (all, closing) = (Vec::new(), Vec::new());
+        Doors { kind, all, closing, generation: 0, spare: spare(), next_try: None }
     }
 
-    /// Whether any has a listener.
+    /// Whether there is any.
     pub fn is_open(&self) -> bool {
-        self.all.iter().any(|door| door.listener.is_some())
+        self.all.iter().any(Option::is_some)
     }
 
-    /// Begins to accept at all of them.
-    pub fn open(&mut self, ring: &mut Ring) {
-        (0..self.all.len()).for_each(|place| self.accept(place, ring));
+    /// Opens a door and begins to accept at it.
+    pub fn open(&mut self, Listener { id, socket, service }: Listener, ring: &mut Ring) {
+        let place = usize::from(id.0);
+        if self.all.len() <= place {
+            self.all.resize_with(place + 1, || None);
+        }
+        self.generation = self.generation.wrapping_add(1) & ring::GENERATION;
+        let tag = Tag { kind: self.kind, generation: self.generation, slot: place as u32 };
+        self.all[place] = Some(Door { service, listener: socket, tag, accept_at: None });
+        self.accept(place, ring);
     }
 
-    fn accept(&mut self, place: usize, ring: &mut Ring) {
-        let tag = self.tag(place);
-        let Some(door) = self.all.get_mut(place) else { return };
-        door.accept_at = None;
-        if let Some(listener) = &door.listener {
-            ring.accept_many(tag, listener.as_fd());
+    /// Users who come to this door from now on are another service's.
+    pub fn assign(&mut self, id: DoorId, service: ServiceId) {
+        if let Some(Some(door)) = self.all.get_mut(usize::from(id.0)) {
+            door.service = service;
         }
     }
 
-    fn tag(&self, place: usize) -> Tag {
-        Tag { kind: self.kind, generation: 0, slot: place as u32 }
+    fn accept(&mut self, place: usize, ring: &mut Ring) {
+        let Some(Some(door)) = self.all.get_mut(place) else { return };
+        door.accept_at = None;
+        ring.accept_many(door.tag, door.listener.as_fd());
     }
 
     /// Takes a completion of an accept.
     pub fn complete(&mut self, now: Now, mut done: Done, ring: &mut Ring) -> Arrival {
         let place = done.tag.slot as usize;
-        let Some(door) = self.all.get_mut(place) else {
-            debug_assert!(false, "only a door accepts");
-            return Arrival::Nobody;
+        let door = self.all.get_mut(place).and_then(Option::as_mut);
+        let Some(door) = door.filter(|door| door.tag == done.tag) else {
+            return self.came_before_closing(done);
         };
         let arrival = match done.accepted.take() {
             Some(socket) if self.spare.is_none() => Arrival::Shed(socket),
             Some(socket) => Arrival::User(socket, door.service),
-            None if done.result == Err(Errno::ECANCELED) => Arrival::Nobody,
             None => Arrival::Failed,
         };
         let helpless = match done.result {
@@ -119,13 +120,27 @@ impl Doors {
         arrival
     }
 
+    /// Takes a completion of the accept of a door that has closed.
+    fn came_before_closing(&mut self, mut done: Done) -> Arrival {
+        let Some(place) = self.closing.iter().position(|(tag, _)| *tag == done.tag) else {
+            debug_assert!(false, "only a door accepts");
+            return Arrival::Nobody;
+        };
+        let (_, service) = self.closing[place];
+        if !done.more {
+            self.closing.swap_remove(place);
+        }
+        done.accepted.take().map_or(Arrival::Nobody, |socket| Arrival::User(socket, service))
+    }
+
     /// Accepts again where it is time.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         if self.next_try.is_none_or(|at| now < at) {
             return;
         }
         for place in 0..self.all.len() {
-            if self.all[place].accept_at.is_some_and(|at| now >= at) {
+            let accept_at = self.all[place].as_ref().and_then(|door| door.accept_at);
+            if accept_at.is_some_and(|at| now >= at) {
                 self.accept(place, ring);
             }
         }
@@ -133,7 +148,7 @@ impl Doors {
     }
 
     fn plan_next_try(&mut self) {
-        self.next_try = self.all.iter().filter_map(|door| door.accept_at).min();
+        self.next_try = self.all.iter().flatten().filter_map(|door| door.accept_at).min();
     }
 
     /// Descriptors have come back.
@@ -147,28 +162,44 @@ impl Doors {
         self.next_try
     }
 
-    /// Stops accepting. Users already in the listeners' queues are handed out: the kernel has told them
-    /// that they are connected.
-    pub fn close(&mut self, ring: &mut Ring) -> impl Iterator<Item = (OwnedFd, ServiceId)> + use<> {
-        self.next_try = None;
-        let mut closed = Vec::new();
-        for place in 0..self.all.len() {
-            let tag = self.tag(place);
-            let Door { service, listener, accept_at } = &mut self.all[place];
-            *accept_at = None;
-            if let Some(socket) = listener.take() {
-                ring.cancel_accept(tag);
-                closed.push(Listener { socket, service: *service });
-            }
-        }
-        closed.into_iter().flat_map(waiting)
+    /// Stops accepting at a door. Users already in its listener's queue are handed out: the kernel has told
+    /// them that they are connected.
+    pub fn close(
+        &mut self,
+        id: DoorId,
+        ring: &mut Ring,
+    ) -> impl Iterator<Item = (OwnedFd, ServiceId)> + use<> {
+        let closed = self.all.get_mut(usize::from(id.0)).and_then(Option::take);
+        let closed = closed.map(|door| self.stop_accepting(door, ring));
+        self.plan_next_try();
+        closed.into_iter().flatten()
     }
-}
 
-/// Those in the queue of a listener that accepts no more.
-fn waiting(Listener { socket, service }: Listener) -> impl Iterator<Item = (OwnedFd, ServiceId)> {
-    let next = move || sys::accept_waiting(socket.as_fd()).ok().flatten();
-    std::iter::from_fn(next).take(BACKLOG_MAX).map(move |user| (user, service))
+    /// The same at all of them.
+    pub fn close_all(
+        &mut self,
+        ring: &mut Ring,
+    ) -> impl Iterator<Item = (OwnedFd, ServiceId)> + use<> {
+        self.next_try = None;
+        let all: Vec<_> = self.all.iter_mut().filter_map(Option::take).collect();
+        let queues: Vec<_> = all.into_iter().map(|door| self.stop_accepting(door, ring)).collect();
+        queues.into_iter().flatten()
+    }
+
+    /// Those in the queue of a door that accepts no more.
+    fn stop_accepting(
+        &mut self,
+        door: Door,
+        ring: &mut Ring,
+    ) -> impl Iterator<Item = (OwnedFd, ServiceId)> + use<> {
+        let Door { service, listener, tag, accept_at } = door;
+        if accept_at.is_none() {
+            ring.cancel_accept(tag);
+            self.closing.push((tag, service));
+        }
+        let next = move || sys::accept_waiting(listener.as_fd()).ok().flatten();
+        std::iter::from_fn(next).take(BACKLOG_MAX).map(move |user| (user, service))
+    }
 }
 
 fn spare() -> Option<File> {
@@ -177,7 +208,7 @@ fn spare() -> Option<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
 
     use super::*;
     use crate::ring::RingSettings;
@@ -186,20 +217,29 @@ mod tests {
         Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap()
     }
 
-    /// Doors of services 3, 4 and so on, with the addresses of their listeners.
-    fn doors(count: u16) -> (Doors, Vec<std::net::SocketAddr>) {
-        let listen = |number| {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.set_nonblocking(true).unwrap();
-            let at = listener.local_addr().unwrap();
-            (Listener { socket: listener.into(), service: ServiceId(3 + number) }, at)
-        };
-        let (listeners, at) = (0..count).map(listen).unzip();
-        (Doors::new(listeners, 1), at)
+    fn listener(id: u16, service: u16) -> (Listener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let at = listener.local_addr().unwrap();
+        let (id, service) = (DoorId(id), ServiceId(service));
+        (Listener { id, socket: listener.into(), service }, at)
     }
 
+    /// Doors of services 3, 4 and so on, with the addresses of their listeners.
+    fn doors(count: u16, ring: &mut Ring) -> (Doors, Vec<SocketAddr>) {
+        let mut doors = Doors::new(1);
+        let open = |number| {
+            let (listener, at) = listener(number, 3 + number);
+            doors.open(listener, ring);
+            at
+        };
+        let at = (0..count).map(open).collect();
+        (doors, at)
+    }
+
+    /// A completion at the door that was the first to have this place.
     fn done(door: u32, result: Result<u32, Errno>, accepted: Option<OwnedFd>) -> Done {
-        let tag = Tag { kind: 1, generation: 0, slot: door };
+        let tag = Tag { kind: 1, generation: door + 1, slot: door };
         Done { tag, result, accepted, buf: None, more: false, nonempty: false }
     }
 
@@ -218,7 +258,7 @@ mod tests {
         ] {
             // Whichever of the doors is the next to accept.
             for next in 0..2 {
-                let (mut doors, _) = doors(2);
+                let (mut doors, _) = doors(2, &mut ring);
                 let failed = done(0, Err(errno), None);
                 let failed = doors.complete(Now::default(), failed, &mut ring);
                 assert!(matches!(failed, Arrival::Failed), "{errno}");
@@ -231,7 +271,8 @@ mod tests {
 
     #[test]
     fn a_user_is_of_the_service_whose_door_it_came_by() {
-        let (mut ring, (mut doors, _)) = (ring(), doors(3));
+        let mut ring = ring();
+        let (mut doors, _) = doors(3, &mut ring);
         for door in [2, 0, 1, 1] {
             let came = doors.complete(Now::default(), done(door, Ok(3), user()), &mut ring);
             assert!(
@@ -239,14 +280,15 @@ mod tests {
                 "door {door}"
             );
         }
-        drop(doors.close(&mut ring));
+        drop(doors.close_all(&mut ring));
         let late = doors.complete(Now::default(), done(2, Ok(3), user()), &mut ring);
         assert!(matches!(late, Arrival::User(_, ServiceId(5))), "accepted before it closed");
     }
 
     #[test]
     fn a_door_that_failed_is_tried_again_whatever_the_others_do() {
-        let (mut ring, (mut doors, _)) = (ring(), doors(3));
+        let mut ring = ring();
+        let (mut doors, _) = doors(3, &mut ring);
         let at = |ms| Now::default().plus(Duration::from_millis(ms));
         for (door, ms) in [(2, 50), (0, 10)] {
             doors.complete(at(ms), done(door, Err(Errno::ENOMEM), None), &mut ring);
@@ -260,13 +302,44 @@ mod tests {
 
     #[test]
     fn a_closing_door_hands_out_its_own_queue_under_its_service() {
-        let (mut ring, (mut doors, at)) = (ring(), doors(2));
+        let mut ring = ring();
+        let (mut doors, at) = doors(2, &mut ring);
         let users: Vec<_> =
             [1, 0, 1].map(|door: usize| TcpStream::connect(at[door]).unwrap()).into();
-        let queued = doors.close(&mut ring).map(|(_, service)| service.0);
+        let queued = doors.close_all(&mut ring).map(|(_, service)| service.0);
         assert_eq!(queued.collect::<Vec<_>>(), [3, 4, 4]);
         assert!(!doors.is_open());
         assert!(at.iter().all(|at| TcpStream::connect(at).is_err()));
         drop(users);
+    }
+
+    #[test]
+    fn a_place_given_to_another_door_keeps_the_users_of_both_apart() {
+        let mut ring = ring();
+        let (mut doors, at) = doors(2, &mut ring);
+        let queued = TcpStream::connect(at[0]).unwrap();
+        let closed: Vec<_> = doors.close(DoorId(0), &mut ring).map(|it| it.1).collect();
+        assert_eq!(closed, [ServiceId(3)]);
+        assert!(TcpStream::connect(at[0]).is_err() && TcpStream::connect(at[1]).is_ok());
+        let (next, _) = listener(0, 9);
+        doors.open(next, &mut ring);
+        let more = Done { more: true, ..done(0, Ok(3), user()) };
+        for late in [more, done(0, Ok(3), user())] {
+            let late = doors.complete(Now::default(), late, &mut ring);
+            assert!(matches!(late, Arrival::User(_, ServiceId(3))), "it came before");
+        }
+        assert!(doors.closing.is_empty(), "that was the last of its accept");
+        let tag = Tag { kind: 1, generation: 3, slot: 0 };
+        let come = |doors: &mut Doors, ring: &mut Ring| {
+            let done = Done { tag, more: true, ..done(0, Ok(3), user()) };
+            match doors.complete(Now::default(), done, ring) {
+                Arrival::User(_, service) => service.0,
+                _ => panic!("a user has come"),
+            }
+        };
+        assert_eq!(come(&mut doors, &mut ring), 9);
+        doors.assign(DoorId(0), ServiceId(5));
+        assert_eq!(come(&mut doors, &mut ring), 5);
+        drop(queued);
     }
 }

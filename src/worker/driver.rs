@@ -3,7 +3,7 @@
 
 use super::books::Books;
 use super::cx::Cx;
-use super::link::Order;
+use super::link::{DoorChange, Order};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::ring::{Done, Ring};
@@ -24,8 +24,8 @@ impl Turn<'_> {
 
 /// One protocol between the ring and its sessions.
 pub trait Driver {
-    /// Opens the door and posts the first receives.
-    fn start(&mut self, ring: &mut Ring);
+    /// Opens or closes a door, or gives it to another service.
+    fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>);
 
     /// Sessions in any phase, and connections on which the kernel is still working.
     fn live(&self) -> usize;

@@ -3,13 +3,14 @@
 //! the bounds of the queues. Neither side ever waits for the other.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, ServiceId, Snapshot};
+use crate::cluster::{BackendId, DoorId, Protocol, ServiceId, Snapshot};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::Times;
 use crate::session::shards::{Shard, ShardWriter};
@@ -23,6 +24,9 @@ pub const REPORTS_MAX: usize = 16 * 1024;
 /// The most log lines about API requests that may wait for the control core. Any beyond that are
 /// dropped and counted.
 pub const REQUESTS_MAX: usize = 4096;
+/// The most changes of doors that may wait for a worker, which takes them every turn: more than there can be
+/// doors. Memory for them is taken from the system as they come.
+pub const DOOR_CHANGES_MAX: usize = 17 * 1024;
 /// The most bytes of method and target that such a line keeps.
 pub const LINE_BYTES_MAX: usize = 256;
 
@@ -37,6 +41,30 @@ pub enum Order {
     Drain,
     /// End every session and stop.
     Stop,
+}
+
+/// A worker's socket at a door, and the service whose users come to it.
+#[derive(Debug)]
+pub struct Listener {
+    pub id: DoorId,
+    pub socket: OwnedFd,
+    pub service: ServiceId,
+}
+
+/// A change of a worker's doors. A worker looks at the newest snapshot before it carries one out.
+#[derive(Debug)]
+pub enum DoorChange {
+    Open(Listener),
+    /// Users who come from now on are this service's.
+    Assign {
+        id: DoorId,
+        service: ServiceId,
+    },
+    /// Nobody comes in here any more. Those whom the kernel has told that they are connected are let in
+    /// first; a UDP door takes its sessions' way back with it.
+    Close {
+        id: DoorId,
+    },
 }
 
 /// News from a worker that a counter cannot carry.
@@ -144,11 +172,12 @@ pub enum Refusal {
 pub struct ControlEnd {
     pub worker: u8,
     pub orders: rtrb::Producer<Order>,
+    pub doors: rtrb::Producer<(Protocol, DoorChange)>,
     pub reports: rtrb::Consumer<Report>,
     pub requests: rtrb::Consumer<RequestLine>,
     pub metrics: Arc<WorkerMetrics>,
     pub shard: Arc<Shard>,
-    /// Written after an order or a snapshot, to make a sleeping worker look.
+    /// Written after an order, a snapshot or a change of doors, to make a sleeping worker look.
     pub wake: Arc<EventFd>,
 }
 
@@ -157,6 +186,7 @@ pub struct WorkerEnd {
     pub worker: u8,
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
+    pub doors: rtrb::Consumer<(Protocol, DoorChange)>,
     pub reports: rtrb::Producer<Report>,
     pub requests: rtrb::Producer<RequestLine>,
     pub metrics: Arc<WorkerMetrics>,
@@ -174,6 +204,7 @@ pub fn link(
     urgent: Arc<tokio::sync::Notify>,
 ) -> nix::Result<(ControlEnd, WorkerEnd)> {
     let (orders_in, orders_out) = rtrb::RingBuffer::new(ORDERS_MAX);
+    let (doors_in, doors_out) = rtrb::RingBuffer::new(DOOR_CHANGES_MAX);
     let (reports_in, reports_out) = rtrb::RingBuffer::new(REPORTS_MAX);
     let (requests_in, requests_out) = rtrb::RingBuffer::new(REQUESTS_MAX);
     let metrics = Arc::new(WorkerMetrics::default());
@@ -187,6 +218,7 @@ pub fn link(
     let control = ControlEnd {
         worker,
         orders: orders_in,
+        doors: doors_in,
         reports: reports_out,
         requests: requests_out,
         metrics: Arc::clone(&metrics),
@@ -197,6 +229,7 @@ pub fn link(
         worker,
         snapshots,
         orders: orders_out,
+        doors: doors_out,
         reports: reports_in,
         requests: requests_in,
         metrics,

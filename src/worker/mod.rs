@@ -23,10 +23,21 @@ pub mod udp;
 /// Which driver a completion is for: the upper four bits of `Tag::kind`. The lower four are the
 /// driver's own and not zero.
 pub mod family {
+    use crate::cluster::Protocol;
+
     pub const SHELL: u8 = 0x00;
     pub const TCP: u8 = 0x10;
     pub const UDP: u8 = 0x20;
     pub const API: u8 = 0x30;
+
+    /// The family of the driver that serves these users.
+    pub const fn of(protocol: Protocol) -> u8 {
+        match protocol {
+            Protocol::Tcp => TCP,
+            Protocol::Udp => UDP,
+            Protocol::Api => API,
+        }
+    }
 
     /// Counted from zero, the shell's; below 16.
     pub fn number(kind: u8) -> usize {

@@ -1,8 +1,8 @@
 //! The loop of one worker. Owns the ring, and what is the same for every protocol: waiting, time,
 //! orders, the snapshot. A completion goes to the driver of its family; the loop decides nothing itself.
 //!
-//! One turn: submit and wait, reap, look at the snapshot, handle completions, take orders, look after the
-//! drivers whose time has come, and take one step of one long stream. System calls outside the ring are
+//! One turn: submit and wait, reap, look at the snapshot, take changes of doors, handle completions, take
+//! orders, look after the drivers whose time has come, and take one step of one long stream. System calls outside the ring are
 //! made for such steps, and when a session starts or ends; never for a message.
 //!
 //! A worker with nothing to do sleeps at once. Staying awake for 10 us where messages come that close
@@ -19,10 +19,10 @@ use nix::sys::eventfd::EventFd;
 use super::books::Books;
 use super::driver::{Driver, Turn};
 use super::family;
-use super::link::Order;
+use super::link::{DoorChange, Order};
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
-use crate::cluster::Snapshot;
+use crate::cluster::{Protocol, Snapshot};
 use crate::ring::pool::Class;
 use crate::ring::{Done, REAP_MAX, Ring, Tag, sys};
 
@@ -45,7 +45,8 @@ pub struct WorkerLoop {
     pub books: Books,
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
-    /// Written when there is a new snapshot or an order.
+    pub doors: rtrb::Consumer<(Protocol, DoorChange)>,
+    /// Written when there is a new snapshot, an order or a change of doors.
     pub wake: Arc<EventFd>,
 }
 
@@ -95,9 +96,6 @@ impl Shell {
 
     /// Runs until told to stop. An error is the kernel refusing to go on with the ring.
     pub fn run(mut self) -> io::Result<()> {
-        for post in &mut self.posts {
-            post.driver.start(&mut self.ring);
-        }
         self.ring.watch(WAKE, self.parts.wake.as_fd());
         let mut completions = Vec::with_capacity(REAP_MAX);
         let mut more_wait = false;
@@ -108,6 +106,7 @@ impl Shell {
             // Before the completions, so that a user who comes after a backend was acknowledged finds
             // it.
             self.adopt();
+            self.change_doors(now);
             for done in completions.drain(..) {
                 self.complete(now, done);
             }
@@ -147,6 +146,20 @@ impl Shell {
             self.posts.iter_mut().for_each(|post| post.driver.adopt(&snapshot));
             self.parts.books.adopt(snapshot);
             self.all_due();
+        }
+    }
+
+    /// After the snapshot, in which the service of a new door is.
+    fn change_doors(&mut self, now: Now) {
+        while let Ok((protocol, change)) = self.parts.doors.pop() {
+            let post = self.by_family[family::number(family::of(protocol))];
+            let Some(post) = self.posts.get_mut(usize::from(post)) else {
+                debug_assert!(false, "every protocol has a driver");
+                continue;
+            };
+            post.due = now;
+            let (ring, books) = (&mut self.ring, &mut self.parts.books);
+            post.driver.change_door(change, &mut Turn { now, ring, books });
         }
     }
 
@@ -229,6 +242,7 @@ mod tests {
 
     use super::*;
     use crate::base::publish::Publisher;
+    use crate::cluster::DoorId;
     use crate::ring::RingSettings;
     use crate::session::EndReason;
     use crate::worker::books::tests::{Joined, joined};
@@ -252,7 +266,10 @@ mod tests {
     }
 
     impl Driver for Played {
-        fn start(&mut self, _: &mut Ring) {}
+        fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
+            let version = turn.books.snapshot().version;
+            self.says(format!("{change:?} at version {version}"));
+        }
 
         fn live(&self) -> usize {
             0
@@ -304,13 +321,14 @@ mod tests {
     impl Stage {
         /// Both drivers have had their first turn.
         fn new() -> Stage {
-            let Joined { books, control, publisher, snapshots, orders, wake } =
+            let Joined { books, control, publisher, snapshots, orders, doors, wake } =
                 joined(Snapshot::default(), 1);
             let scripts = [(); 2].map(|()| Rc::<RefCell<Script>>::default());
             let played = |number: usize| Box::new(Played(Rc::clone(&scripts[number])));
-            let drivers: Vec<(u8, Box<dyn Driver>)> = vec![(0x40, played(0)), (0x50, played(1))];
+            let drivers: Vec<(u8, Box<dyn Driver>)> =
+                vec![(family::TCP, played(0)), (family::UDP, played(1))];
             let ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
-            let parts = WorkerLoop { books, snapshots, orders, wake };
+            let parts = WorkerLoop { books, snapshots, orders, doors, wake };
             let shell = Shell::new(ring, drivers, parts);
             let mut stage = Stage { shell, scripts, control, publisher };
             stage.turn(AT, &[]);
@@ -322,6 +340,7 @@ mod tests {
         /// A turn of the loop in which operations of these kinds complete.
         fn turn(&mut self, now: Now, kinds: &[u8]) {
             self.shell.adopt();
+            self.shell.change_doors(now);
             for kind in kinds {
                 let tag = Tag { kind: *kind, ..WAKE };
                 let done = Done {
@@ -350,21 +369,21 @@ mod tests {
     #[test]
     fn a_completion_goes_to_the_driver_of_its_family_and_both_hear_of_it() {
         let mut stage = Stage::new();
-        stage.turn(Now::from_nanos(20), &[0x51, 0x52]);
-        assert_eq!(stage.said(), ["", "complete 51, complete 52, housekeep, step 0"]);
-        stage.turn(Now::from_nanos(30), &[0x4f]);
-        assert_eq!(stage.said(), ["complete 4f, housekeep, step 20", ""]);
-        stage.turn(Now::from_nanos(40), &[0x41, 0x51]);
+        stage.turn(Now::from_nanos(20), &[0x21, 0x22]);
+        assert_eq!(stage.said(), ["", "complete 21, complete 22, housekeep, step 0"]);
+        stage.turn(Now::from_nanos(30), &[0x1f]);
+        assert_eq!(stage.said(), ["complete 1f, housekeep, step 20", ""]);
+        stage.turn(Now::from_nanos(40), &[0x11, 0x21]);
         let [first, second] = stage.said();
-        assert_eq!(first, "complete 41, housekeep, step 40");
-        assert_eq!(second, "complete 51, housekeep, step 40");
+        assert_eq!(first, "complete 11, housekeep, step 40");
+        assert_eq!(second, "complete 21, housekeep, step 40");
     }
 
     #[test]
     fn a_driver_is_looked_after_when_its_time_has_come_or_it_waits_for_another() {
         let mut stage = Stage::new();
         stage.scripts[0].borrow_mut().deadline = Some(Now::from_nanos(30));
-        stage.turn(Now::from_nanos(20), &[0x41]);
+        stage.turn(Now::from_nanos(20), &[0x11]);
         stage.said();
         stage.turn(Now::from_nanos(29), &[]);
         assert_eq!(stage.said(), ["", ""]);
@@ -381,7 +400,7 @@ mod tests {
     fn an_eager_driver_is_looked_after_until_it_is_not() {
         let mut stage = Stage::new();
         stage.scripts[1].borrow_mut().eager = true;
-        stage.turn(AT, &[0x51]);
+        stage.turn(AT, &[0x21]);
         stage.said();
         stage.turn(AT, &[]);
         assert_eq!(stage.said(), ["", "housekeep, step 0"]);
@@ -390,6 +409,21 @@ mod tests {
         stage.said();
         stage.turn(AT, &[]);
         assert_eq!(stage.said(), ["", ""]);
+    }
+
+    #[test]
+    fn a_change_of_doors_reaches_its_driver_after_the_snapshot_that_it_relies_on() {
+        let mut stage = Stage::new();
+        stage.publisher.publish(Snapshot { version: 7, ..Snapshot::default() });
+        let change = DoorChange::Close { id: DoorId(4) };
+        stage.control.doors.push((Protocol::Udp, change)).unwrap();
+        stage.turn(AT, &[]);
+        let told = "Close { id: DoorId(4) } at version 7, housekeep, step 0";
+        let [other, driver] = stage.said();
+        assert_eq!(
+            (other, driver),
+            ("adopt 7, housekeep, step 0".into(), format!("adopt 7, {told}"))
+        );
     }
 
     #[test]
@@ -423,11 +457,11 @@ mod tests {
         let mut stage = Stage::new();
         assert_eq!(stage.shell.patience(false), PATIENCE_MAX);
         stage.scripts[1].borrow_mut().deadline = Some(Now::from_nanos(10));
-        stage.turn(AT, &[0x51]);
+        stage.turn(AT, &[0x21]);
         assert_eq!(stage.shell.patience(false), PATIENCE_MIN);
         assert_eq!(stage.shell.patience(true), Duration::ZERO, "completions wait already");
         stage.scripts[0].borrow_mut().eager = true;
-        stage.turn(AT, &[0x41]);
+        stage.turn(AT, &[0x11]);
         assert_eq!(stage.shell.patience(false), Duration::ZERO);
     }
 }

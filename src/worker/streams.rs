@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::door::{Arrival, Doors, Listener};
+use super::door::{Arrival, Doors};
 use super::driver::Turn;
 use super::greetings::{Greetings, Newcomer};
+use super::link::DoorChange;
 use super::slots::{GENERATION_MASK, Key};
 use crate::base::time::Now;
 use crate::proxy::greeting::{self, Caller, Ends, WRITTEN_MAX};
@@ -57,13 +58,9 @@ pub enum Completion {
 }
 
 impl<const FAMILY: u8> Streams<FAMILY> {
-    /// `listeners`: those of the doors. `farewell`: what users speak first for.
-    pub fn new(
-        listeners: Vec<Listener>,
-        farewell: Option<&'static [u8]>,
-        now: Now,
-    ) -> Streams<FAMILY> {
-        let doors = Doors::new(listeners, FAMILY | ACCEPT);
+    /// `farewell`: the last words to a user turned away for want of descriptors, where users speak first.
+    pub fn new(farewell: Option<&'static [u8]>, now: Now) -> Streams<FAMILY> {
+        let doors = Doors::new(FAMILY | ACCEPT);
         let greetings = Greetings::new(FAMILY | GREETING, farewell.is_some(), now);
         Streams { doors, greetings, farewell, sockets: Vec::new() }
     }
@@ -134,9 +131,26 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         None
     }
 
+    /// Changes a door. Users whom the kernel has accepted already at one that closes are handed out,
+    /// each to be met.
+    pub fn change_door(
+        &mut self,
+        change: DoorChange,
+        ring: &mut Ring,
+    ) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
+        let mut waiting = None;
+        match change {
+            DoorChange::Open(listener) => self.doors.open(listener, ring),
+            DoorChange::Assign { id, service } => self.doors.assign(id, service),
+            DoorChange::Close { id } => waiting = Some(self.doors.close(id, ring)),
+        }
+        let waiting = waiting.into_iter().flatten();
+        waiting.filter_map(|(socket, service)| Newcomer::new(socket, service))
+    }
+
     /// Stops accepting. Users whom the kernel has accepted already are handed out, each to be met.
     pub fn close_doors(&mut self, ring: &mut Ring) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
-        self.doors.close(ring).filter_map(|(socket, service)| Newcomer::new(socket, service))
+        self.doors.close_all(ring).filter_map(|(socket, service)| Newcomer::new(socket, service))
     }
 
     /// Hands a user back who can be served at once.
@@ -280,9 +294,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::cluster::{ServiceId, Snapshot};
+    use crate::cluster::{DoorId, ServiceId, Snapshot};
     use crate::ring::RingSettings;
     use crate::worker::books::tests::{Joined, joined};
+    use crate::worker::link::Listener;
 
     const FAMILY: u8 = 0x40;
     const KEY: Key = Key { place: 70_000, generation: GENERATION_MASK };
@@ -295,14 +310,13 @@ mod tests {
 
     impl Stage {
         fn new(farewell: Option<&'static [u8]>) -> Stage {
-            let ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
+            let mut ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            let door = Listener { socket: listener.into(), service: ServiceId(3) };
-            Stage {
-                streams: Streams::new(vec![door], farewell, Now::default()),
-                ring,
-                joined: joined(Snapshot::default(), 1),
-            }
+            let (id, service) = (DoorId(0), ServiceId(3));
+            let door = Listener { id, socket: listener.into(), service };
+            let mut streams = Streams::new(farewell, Now::default());
+            streams.doors.open(door, &mut ring);
+            Stage { streams, ring, joined: joined(Snapshot::default(), 1) }
         }
 
         fn complete(
@@ -319,7 +333,7 @@ mod tests {
         }
 
         fn accept(&mut self, result: Result<u32, Errno>, came: Option<OwnedFd>) -> Completion {
-            let tag = Tag { kind: FAMILY | ACCEPT, generation: 0, slot: 0 };
+            let tag = Tag { kind: FAMILY | ACCEPT, generation: 1, slot: 0 };
             self.complete(tag, result, came)
         }
 

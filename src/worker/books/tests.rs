@@ -8,7 +8,7 @@ use super::*;
 use crate::base::publish::{Publisher, Subscriber};
 use crate::cluster::seats::Seats;
 use crate::cluster::{Policy, Protocol, Standing, Terms};
-use crate::worker::link::{ControlEnd, Order, link};
+use crate::worker::link::{ControlEnd, DoorChange, Order, link};
 
 const NOW: Now = Now::from_nanos(1_000_000_000);
 const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
@@ -59,6 +59,7 @@ pub struct Joined {
     pub publisher: Publisher<Snapshot>,
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
+    pub doors: rtrb::Consumer<(Protocol, DoorChange)>,
     pub wake: Arc<EventFd>,
 }
 
@@ -74,8 +75,8 @@ pub fn joined(snapshot: Snapshot, places: usize) -> Joined {
         urgent: end.urgent,
     });
     books.adopt(publisher.current());
-    let (snapshots, orders, wake) = (end.snapshots, end.orders, end.wake);
-    Joined { books, control, publisher, snapshots, orders, wake }
+    let (snapshots, orders, doors, wake) = (end.snapshots, end.orders, end.doors, end.wake);
+    Joined { books, control, publisher, snapshots, orders, doors, wake }
 }
 
 fn books() -> (Books, ControlEnd) {

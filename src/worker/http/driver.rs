@@ -7,11 +7,10 @@ use crate::base::time::Now;
 use crate::http::answer;
 use crate::proxy::{self, Side};
 use crate::ring::{Done, Ring};
-use crate::worker::door::Listener;
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
-use crate::worker::link::Order;
+use crate::worker::link::{DoorChange, Order};
 use crate::worker::streams::{Completion, End, Streams};
 
 /// Commands that may wait while one event is handled, before the list has to grow.
@@ -26,23 +25,27 @@ pub struct HttpDriver {
 }
 
 impl HttpDriver {
-    /// `listeners`: those of the API doors.
-    pub fn new(sessions: Sessions, listeners: Vec<Listener>, now: Now) -> HttpDriver {
+    pub fn new(sessions: Sessions, now: Now) -> HttpDriver {
         HttpDriver {
             sessions,
-            streams: Streams::new(listeners, Some(answer::NO_DESCRIPTOR), now),
+            streams: Streams::new(Some(answer::NO_DESCRIPTOR), now),
             commands: Vec::with_capacity(COMMANDS),
         }
     }
 }
 
 impl Driver for HttpDriver {
-    fn start(&mut self, ring: &mut Ring) {
+    fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
         // Without doors there are no heads to write, and no blocks have to be kept back for them.
-        if self.streams.doors.is_open() {
-            self.sessions.start(ring.pool_mut());
+        let is_first = !self.streams.doors.is_open() && self.live() == 0;
+        if is_first && matches!(change, DoorChange::Open(_)) {
+            self.sessions.start(turn.ring.pool_mut());
         }
-        self.streams.doors.open(ring);
+        for user in self.streams.change_door(change, turn.ring) {
+            let Some(user) = self.streams.meet(user, turn) else { continue };
+            self.welcome(user, turn);
+            self.execute(turn);
+        }
     }
 
     fn live(&self) -> usize {

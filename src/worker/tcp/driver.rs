@@ -10,11 +10,10 @@ use crate::base::time::Now;
 use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
 use crate::ring::{Done, Ring, Until, sys};
-use crate::worker::door::Listener;
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
-use crate::worker::link::Order;
+use crate::worker::link::{DoorChange, Order};
 use crate::worker::slots::Key;
 use crate::worker::streams::{self, Completion, end_of};
 
@@ -34,11 +33,10 @@ pub struct TcpDriver {
 }
 
 impl TcpDriver {
-    /// `listeners`: those of the TCP doors.
-    pub fn new(features: Features, listeners: Vec<Listener>, now: Now) -> TcpDriver {
+    pub fn new(features: Features, now: Now) -> TcpDriver {
         TcpDriver {
             sessions: Sessions::new(features, now),
-            streams: Streams::new(listeners, None, now),
+            streams: Streams::new(None, now),
             splices: Splices::new(),
             commands: Vec::with_capacity(COMMANDS),
         }
@@ -46,8 +44,12 @@ impl TcpDriver {
 }
 
 impl Driver for TcpDriver {
-    fn start(&mut self, ring: &mut Ring) {
-        self.streams.doors.open(ring);
+    fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
+        for user in self.streams.change_door(change, turn.ring) {
+            let Some(user) = self.streams.meet(user, turn) else { continue };
+            self.welcome(user, turn);
+            self.execute(turn);
+        }
     }
 
     fn live(&self) -> usize {
@@ -241,7 +243,7 @@ mod tests {
         let mut joined = joined(Snapshot::default(), 1);
         let features = Features { receive_cap: true, splice: true };
         let now = Now::from_nanos(1_000_000_000);
-        let mut driver = TcpDriver::new(features, Vec::new(), now);
+        let mut driver = TcpDriver::new(features, now);
         let alone = driver.splices.bytes_max(now);
         let mut turn = Turn { now, ring: &mut ring, books: &mut joined.books };
         driver.step(Now::default(), &mut turn);

@@ -11,7 +11,7 @@ mod retry;
 mod seam;
 mod upstream;
 
-pub use door::UdpDoor;
+use door::UdpDoor;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::cluster::Snapshot;
 use crate::cluster::seats::Seats;
 use crate::ring::datagram::{PktInfo, RecvMeta, Transmit};
 use crate::ring::pool::{Buf, Class};
-use crate::ring::{Done, Ring, Tag, sys};
+use crate::ring::{Done, Tag, sys};
 use crate::worker::books::Books;
 use crate::worker::driver::Turn;
 use crate::worker::family;
@@ -43,11 +43,6 @@ const SEND: u8 = family::UDP | 3;
 const REPLY: u8 = family::UDP | 4;
 const RECEIVE_PENDING_AT_DOOR: u8 = family::UDP | 5;
 const RECEIVE_PENDING_UPSTREAM: u8 = family::UDP | 6;
-
-/// The receive at the door at this place.
-fn door_tag(place: usize) -> Tag {
-    Tag { kind: RECEIVE_AT_DOOR, generation: 0, slot: place as u32 }
-}
 
 /// How long to wait before receiving again on a socket where that failed for an unknown reason.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -64,8 +59,8 @@ struct Rearm {
 
 pub struct UdpDriver {
     sessions: Sessions,
-    /// The same ones in the same order at every worker.
-    doors: Vec<UdpDoor>,
+    /// By the number of their ids, the same at every worker.
+    doors: Vec<Option<UdpDoor>>,
     /// By `Family` and place.
     upstream: [Vec<Option<UpstreamSocket>>; 2],
     /// How many of those are open.
@@ -101,15 +96,10 @@ pub struct HandoffLink {
 }
 
 impl UdpDriver {
-    pub fn new(
-        sessions: Sessions,
-        doors: Vec<UdpDoor>,
-        config: SocketConfig,
-        handoff: HandoffLink,
-    ) -> UdpDriver {
+    pub fn new(sessions: Sessions, config: SocketConfig, handoff: HandoffLink) -> UdpDriver {
         UdpDriver {
             sessions,
-            doors,
+            doors: Vec::new(),
             upstream: Default::default(),
             open: 0,
             generation: 0,
@@ -119,12 +109,6 @@ impl UdpDriver {
             batches: Batches::new(config.offload),
             config,
             handoff,
-        }
-    }
-
-    pub fn start(&mut self, ring: &mut Ring) {
-        for (place, door) in self.doors.iter().enumerate() {
-            ring.receive_datagrams(door_tag(place), door.socket.as_fd());
         }
     }
 
@@ -191,7 +175,7 @@ impl UdpDriver {
 
     /// Relays a datagram that a user has sent.
     fn received_from_user(&mut self, tag: Tag, meta: RecvMeta, buf: Buf, turn: &mut Turn<'_>) {
-        let Some(door) = self.doors.get(tag.slot as usize) else {
+        let Some(door) = self.door_at(tag) else {
             return turn.ring.pool_mut().give_back(buf);
         };
         let segments = segments_of(&meta, &buf);
@@ -275,7 +259,9 @@ impl UdpDriver {
         let down = self.sessions.down(turn.now, socket, meta.from, segments, turn.books);
         match down {
             Down::Send { door: place, from, to } => {
-                let door = &self.doors[usize::from(place)];
+                let Some(Some(door)) = self.doors.get(usize::from(place)) else {
+                    return self.drop_datagrams(DropReason::UnknownReply, segments, buf, turn);
+                };
                 let (from, to) = (door.reply_source(from), door.in_family(to));
                 let tag = Tag { kind: REPLY, generation: 0, slot: u32::from(place) };
                 self.write(FourTuple { tag, to, from }, segments, buf, turn);
@@ -343,7 +329,9 @@ impl UdpDriver {
 
     fn burst(&mut self, tag: Tag) -> Option<&mut Burst> {
         if let RECEIVE_AT_DOOR | RECEIVE_PENDING_AT_DOOR = tag.kind {
-            return self.doors.get_mut(tag.slot as usize).map(|door| &mut door.burst);
+            let door = self.doors.get_mut(tag.slot as usize)?.as_mut();
+            let door = door.filter(|door| door.tag.generation == tag.generation);
+            return door.map(|door| &mut door.burst);
         }
         let (family, place) = place_of(tag.slot);
         let upstream = self.upstream[family as usize].get_mut(usize::from(place))?.as_mut();
@@ -389,8 +377,7 @@ impl UdpDriver {
             let tag = self.rearms.swap_remove(next).tag;
             let pending = match tag.kind {
                 RECEIVE_AT_DOOR => self
-                    .doors
-                    .get(tag.slot as usize)
+                    .door_at(tag)
                     .map(|door| (&door.socket, door.burst, RECEIVE_PENDING_AT_DOOR)),
                 _ => self.at(tag).map(|at| (&at.socket, at.burst, RECEIVE_PENDING_UPSTREAM)),
             };

@@ -24,7 +24,7 @@ const PAYLOADS_MAX: usize = 4096;
 /// What travels with a payload to the worker that takes it over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Handoff {
-    /// Every worker numbers the doors alike.
+    /// A door has the same place at every worker.
     pub origin: Origin,
     /// The length of each datagram but the last if several were coalesced, otherwise of the
     /// payload; in bytes.

@@ -5,11 +5,11 @@ use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::ring::{Done, Ring};
 use crate::worker::driver::{Driver, Turn};
-use crate::worker::link::Order;
+use crate::worker::link::{DoorChange, Order};
 
 impl Driver for UdpDriver {
-    fn start(&mut self, ring: &mut Ring) {
-        self.start(ring);
+    fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
+        self.change_door(change, turn.ring);
     }
 
     fn live(&self) -> usize {

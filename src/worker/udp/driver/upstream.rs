@@ -22,7 +22,8 @@ impl UdpDriver {
     /// The socket that a transmit with this tag leaves by.
     pub(super) fn sender(&self, tag: Tag) -> Option<BorrowedFd<'_>> {
         if tag.kind == REPLY {
-            return self.doors.get(tag.slot as usize).map(|door| door.socket.as_fd());
+            let door = self.doors.get(tag.slot as usize)?.as_ref();
+            return door.map(|door| door.socket.as_fd());
         }
         self.upstream(tag.slot).map(|upstream| upstream.socket.as_fd())
     }
@@ -61,10 +62,9 @@ impl UdpDriver {
 
     /// Takes a new socket into use and starts to receive on it.
     fn keep(&mut self, family: Family, place: u16, socket: OwnedFd, ring: &mut Ring) {
-        self.generation = self.generation.wrapping_add(1) & crate::ring::GENERATION;
         let upstream = UpstreamSocket {
             socket,
-            generation: self.generation,
+            generation: self.next_generation(),
             numbers: 1,
             burst: Burst::default(),
         };
@@ -76,8 +76,17 @@ impl UdpDriver {
         }
         all[place] = Some(upstream);
         self.open += 1;
-        // All receives may end in the same turn. Reserving here avoids an allocation while
-        // relaying.
+        self.make_room_for_rearms();
+    }
+
+    /// Tells one use of a place from the next.
+    pub(super) fn next_generation(&mut self) -> u32 {
+        self.generation = self.generation.wrapping_add(1) & crate::ring::GENERATION;
+        self.generation
+    }
+
+    /// All receives may end in the same turn. Reserving here avoids an allocation while relaying.
+    pub(super) fn make_room_for_rearms(&mut self) {
         let sockets = self.doors.len() + self.upstream.iter().map(Vec::len).sum::<usize>();
         self.rearms.reserve(sockets.saturating_sub(self.rearms.len()));
     }
@@ -95,16 +104,20 @@ impl UdpDriver {
         let Some(upstream) = there.take() else { return };
         self.open -= 1;
         self.config.seats.give_back();
-        let tag = receive_tag(socket.family, place, &upstream);
+        self.close_socket(receive_tag(socket.family, place, &upstream), upstream.socket, ring);
+    }
+
+    /// Closes a socket whose receive has this tag, once that has ended.
+    pub(super) fn close_socket(&mut self, tag: Tag, socket: OwnedFd, ring: &mut Ring) {
         match self.rearms.iter().position(|rearm| rearm.tag == tag) {
             // No receive is in flight on it.
             Some(place) => {
                 self.rearms.swap_remove(place);
-                ring.close(upstream.socket);
+                ring.close(socket);
             }
             None => {
                 ring.cancel(tag);
-                self.closing.push((tag, upstream.socket));
+                self.closing.push((tag, socket));
             }
         }
     }
