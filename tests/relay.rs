@@ -1,5 +1,4 @@
-//! The relay against the real kernel: workers and sockets of this process, and the test in the role
-//! of the control core.
+//! The relay against the real kernel: workers and sockets here, the test in the control core's role.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
