@@ -75,6 +75,7 @@ fn allocated(run: impl FnOnce()) -> u64 {
 /// Makes one backend known to the worker.
 fn publish(plane: &mut DataPlane, service: ServiceId, address: SocketAddr) {
     let backend = Backend {
+        proxy: false,
         id: BackendId(1),
         slot: 0,
         service,

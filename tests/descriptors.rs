@@ -80,6 +80,7 @@ fn plane() -> DataPlane {
     let features = Features { receive_cap: true, splice: true };
     let plane = DataPlane::start(&config, 100, features).unwrap();
     let backend = |number: u32, protocol| Backend {
+        proxy: false,
         id: BackendId(number),
         slot: number as u16,
         service: ServiceId::built_in(protocol),

@@ -1,5 +1,4 @@
-//! The relay against the real kernel: workers and sockets of this process, and the test in the role
-//! of the control core.
+//! The relay against the real kernel: workers and sockets here, the test in the control core's role.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -54,6 +53,7 @@ impl Balancer {
     /// The same, without waking the workers.
     fn publish(&mut self, addresses: &[SocketAddr]) {
         let backend = |(place, address): (usize, &SocketAddr)| Backend {
+            proxy: false,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: ServiceId::built_in(Protocol::Tcp),

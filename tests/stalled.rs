@@ -42,6 +42,7 @@ impl Balancer {
         config.api.via = Some("test".to_string());
         let plane = DataPlane::start(&config, 2000, features).unwrap();
         let backend = |place: usize, protocol, address| Backend {
+            proxy: false,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: ServiceId::built_in(protocol),

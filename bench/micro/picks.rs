@@ -17,7 +17,7 @@ use crate::stage::snapshot;
 fn service(policy: Policy, backends: u16) -> Service {
     let snapshot = snapshot(Protocol::Tcp, backends);
     let service = snapshot.service(ServiceId::built_in(Protocol::Tcp)).expect("it is built in");
-    Service { terms: Terms { policy, ..service.terms }, ..service.clone() }
+    Service { terms: Terms { policy, ..service.terms.clone() }, ..service.clone() }
 }
 
 fn pick(bencher: Bencher, policy: Policy, backends: u16) {
@@ -58,6 +58,7 @@ fn freeze(bencher: Bencher, weights: u16) {
     let mut registry = Registry::new(lb::metrics::BACKENDS_MAX, &services);
     for number in 0..1_000 {
         let wanted = Registration {
+            proxy: false,
             source: Source::Connection(1),
             service: ServiceId::built_in(Protocol::Udp),
             address: ([192, 0, 2, 1], 1_000 + number).into(),

@@ -185,6 +185,7 @@ impl Datagrams {
 /// Backends of one weight, in rotation.
 pub fn snapshot(protocol: Protocol, count: u16) -> Snapshot {
     let backend = |place| Backend {
+        proxy: false,
         id: BackendId(u32::from(place) + 1),
         slot: place,
         service: ServiceId::built_in(protocol),

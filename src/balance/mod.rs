@@ -90,6 +90,7 @@ pub(crate) mod tests {
     /// TCP backends with these weights.
     pub(crate) fn backends(weights: &[u16]) -> Vec<Backend> {
         let backend = |(place, weight): (usize, &u16)| Backend {
+            proxy: false,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: TCP,

@@ -60,7 +60,7 @@ mod tests {
             (Protocol::Udp, "127.0.0.1:8082", false),
         ] {
             let (weight, address) = (1, address.parse().unwrap());
-            let backends = vec![StaticBackend { address, weight, group: None }];
+            let backends = vec![StaticBackend { address, weight, group: None, proxy: false }];
             let listen = vec!["[::]:5432".parse().unwrap()];
             let door = ServiceConfig { listen, ..ServiceConfig::new("door", Protocol::Tcp) };
             let list = ServiceConfig { backends, ..ServiceConfig::new("list", protocol) };

@@ -252,7 +252,7 @@ impl Plan {
         let features = self.features;
         let journal = Box::new(journal);
         let users = api::sessions::Sessions::new(self.api, features, journal, now);
-        let api = HttpDriver::new(users);
+        let api = HttpDriver::new(users, now);
         let udp = self.datagrams.build(now);
         let tcp = TcpDriver::new(features, now);
         let drivers: Vec<(u8, Box<dyn Driver>)> = vec![

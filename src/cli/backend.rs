@@ -52,6 +52,9 @@ pub struct Arguments {
     /// What status and logs call the backend: letters, digits and . _ : -
     #[arg(long, value_name = "S", value_parser = name)]
     name: Option<String>,
+    /// Have each user's connection begin with a PROXY header of version 2, which tells the user's address
+    #[arg(long, value_name = "VERSION", conflicts_with = "echo", value_parser = clap::value_parser!(u8).range(2..=2))]
+    proxy: Option<u8>,
     /// File with the secret the balancer asks for
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -86,6 +89,7 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
         weight: arguments.weight,
         name: arguments.name,
         group: arguments.group,
+        proxy: arguments.proxy.is_some(),
     };
     if let (true, Some(protocol)) = (arguments.echo, offer.protocol) {
         offer.port = echo(&offer, protocol).await?;

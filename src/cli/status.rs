@@ -210,7 +210,10 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
     vec![
         word(&backend.id),
         word(backend.protocol.name()),
-        word(backend.address.to_string()),
+        word(match backend.proxy {
+            Some(version) => format!("{} (PROXY v{version})", backend.address),
+            None => backend.address.to_string(),
+        }),
         word(backend.name.as_deref().unwrap_or("-")),
         word(backend.state.name()).looking(look),
         word(share).right(),
@@ -297,6 +300,7 @@ mod tests {
 
     fn backend() -> BackendStatus {
         BackendStatus {
+            proxy: None,
             id: "b1".into(),
             service: "tcp".into(),
             protocol: Protocol::Tcp,

@@ -24,6 +24,8 @@ pub struct Offer {
     pub name: Option<String>,
     /// The group of its service that it joins, if the service has any.
     pub group: Option<String>,
+    /// Whether each connection to it is to begin with a PROXY header, of version 2.
+    pub proxy: bool,
 }
 
 /// A message from the balancer. Unknown fields are ignored.
@@ -46,7 +48,15 @@ pub struct Said {
 impl Offer {
     /// An offer to the built-in service of a protocol.
     pub fn to_built_in(protocol: Protocol, port: u16) -> Offer {
-        Offer { service: None, protocol: Some(protocol), port, weight: 1, name: None, group: None }
+        Offer {
+            service: None,
+            protocol: Some(protocol),
+            port,
+            weight: 1,
+            name: None,
+            group: None,
+            proxy: false,
+        }
     }
 
     /// The message that joins.
@@ -58,6 +68,9 @@ impl Offer {
         }
         if let Some(group) = &self.group {
             message["group"] = json!(group);
+        }
+        if self.proxy {
+            message["proxy"] = json!(2);
         }
         message.to_string()
     }
@@ -174,6 +187,8 @@ mod tests {
             json!({"cmd": "register", "protocol": "tcp", "port": 9991, "weight": 2})
         );
         assert_eq!(offer.id(), "tcp-9991");
+        offer.proxy = true;
+        assert_eq!(read(offer.register())["proxy"], 2);
         offer.name = Some("a \"b\"".into());
         assert_eq!(read(offer.register())["name"], "a \"b\"");
         assert_eq!(

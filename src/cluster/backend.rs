@@ -103,6 +103,8 @@ pub struct Backend {
     pub name: Option<Arc<str>>,
     /// The group of its service that it has joined.
     pub group: Option<Arc<str>>,
+    /// Whether each connection to it begins with a PROXY header.
+    pub proxy: bool,
     pub standing: Standing,
 }
 

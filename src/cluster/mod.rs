@@ -22,5 +22,7 @@ pub mod turn;
 pub use backend::{Backend, BackendId, DoorId, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;
 pub use gate::{Barrier, Limits};
-pub use service::{OnBackendLoss, Policy, RequestLimits, Service, Terms, Timeouts, WhenAllFail};
+pub use service::{
+    OnBackendLoss, Policy, Proxies, RequestLimits, Service, Terms, Timeouts, WhenAllFail,
+};
 pub use snapshot::Snapshot;

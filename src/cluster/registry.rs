@@ -32,12 +32,14 @@ pub struct Registration {
     pub name: Option<Arc<str>>,
     /// One of the service's groups if it has any, else none.
     pub group: Option<Arc<str>>,
+    /// Whether each connection to it begins with a PROXY header.
+    pub proxy: bool,
 }
 
 /// Something that happened to the backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Joins. Repeated by the same source, changes weight, name and group, ends a drain, and brings back a
+    /// Joins. Repeated by the same source, changes weight, name, group and PROXY header, ends a drain, and brings back a
     /// backend that was set aside, because the caller has just connected to it.
     Register(Registration),
     /// Leaves, at its source's request.
@@ -361,7 +363,8 @@ impl Registry {
         for roster in self.rosters.values_mut() {
             let terms = terms_of(&roster.service);
             let before = std::mem::replace(&mut roster.service.terms, terms);
-            changed |= before != terms;
+            let terms = &roster.service.terms;
+            changed |= before != *terms;
             // Who is served when nobody passes is part of the pool.
             roster.is_stale |= before.checks != terms.checks;
             if terms.checks.is_none() {
@@ -443,6 +446,7 @@ impl Registry {
         entry.backend.weight = wanted.weight;
         entry.backend.name = wanted.name;
         entry.backend.group = wanted.group;
+        entry.backend.proxy = wanted.proxy;
         entry.against = Against { failing: entry.against.failing, ..Against::default() };
         entry.backend.standing = entry.against.standing();
         let changed = entry.backend != before;
@@ -463,6 +467,7 @@ impl Registry {
             weight: wanted.weight,
             name: wanted.name,
             group: wanted.group,
+            proxy: wanted.proxy,
             standing: against.standing(),
         };
         let roster = self.roster(backend.service);

@@ -73,7 +73,7 @@ impl Service {
 
 /// What the operator may change about a service while its sessions run. A session keeps its backend,
 /// and a deadline that is already set stands until the session next moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Terms {
     pub policy: Policy,
     pub on_backend_loss: OnBackendLoss,
@@ -90,6 +90,30 @@ pub struct Terms {
     /// circle in any one snapshot.
     pub fallback: Option<ServiceId>,
     pub limits: Limits,
+    /// Who must say for whom it connects; nobody at most doors.
+    pub proxies: Option<Arc<Proxies>>,
+}
+
+/// The proxies in front of a door.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Proxies {
+    pub networks: Vec<IpNet>,
+    /// How long the header of one may take to come.
+    pub patience: Duration,
+}
+
+impl Proxies {
+    /// The networks as a list.
+    pub fn shown(&self) -> String {
+        let shown: Vec<String> = self.networks.iter().map(|one| format!("\"{one}\"")).collect();
+        shown.join(", ")
+    }
+
+    /// Whether this address is a proxy's.
+    pub fn lists(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.networks.iter().any(|network| network.contains(&address))
+    }
 }
 
 /// What becomes of users while every backend fails its check.

@@ -38,7 +38,7 @@ impl Snapshot {
             id: ServiceId::built_in(protocol),
             name: protocol.name().into(),
             kind: protocol,
-            terms,
+            terms: terms.clone(),
             groups: Arc::default(),
             turn: Arc::default(),
             seats: seats(protocol),
@@ -122,6 +122,7 @@ mod tests {
 
     fn backend(id: u32, service: ServiceId) -> Backend {
         Backend {
+            proxy: false,
             id: BackendId(id),
             slot: id as u16,
             service,

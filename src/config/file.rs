@@ -226,6 +226,7 @@ pub(super) mod tests {
         api = ":3"
         control = "[::1]:4"
         admin = "off"
+        proxy_from = ["10.0.0.0/8"]
         [balance]
         policy = "source_hash"
         on_backend_loss = "close"

@@ -122,6 +122,8 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Where backends register. Beyond loopback it needs `control.allow` or `control.secret_file`.";
     "listen" "admin", listen.admin: DoorAddress, Restart,
         "Where operators read status, sessions and metrics; written like `tcp`.";
+    "listen" "proxy_from", listen.proxy_from: Networks, Now,
+        "Proxies in front of `tcp` and `api`, in CIDR notation: they must begin each connection with a PROXY header (version 1 or 2), within `api.head_ms`, and the user's address is taken from it. From anybody else such a header is refused.";
     "balance" "policy", balance.policy: Word(POLICIES), Now,
         "Which backend gets the next user: `\"round_robin\"`, `\"least_sessions\"` or `\"source_hash\"`.";
     "balance" "on_backend_loss", balance.on_backend_loss: Word(LOSSES), Now,

@@ -15,10 +15,13 @@ pub mod services;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::cluster::{
-    Limits as ServiceLimits, OnBackendLoss, Policy, RequestLimits, Terms, Timeouts,
+    Limits as ServiceLimits, OnBackendLoss, Policy, Proxies, RequestLimits, Terms, Timeouts,
 };
 
 /// The whole configuration of `lb serve`.
@@ -62,7 +65,14 @@ impl Config {
             maintenance: false,
             fallback: None,
             limits: ServiceLimits::default(),
+            proxies: self.proxies(&self.listen.proxy_from),
         }
+    }
+
+    /// The proxies in these networks; `None` where there are none.
+    pub fn proxies(&self, networks: &[IpNet]) -> Option<Arc<Proxies>> {
+        let proxies = || Proxies { networks: networks.to_vec(), patience: self.api.head_timeout };
+        (!networks.is_empty()).then(|| Arc::new(proxies()))
     }
 
     /// Whether each session's start and end is told of in the log.
@@ -79,6 +89,8 @@ pub struct Listen {
     pub api: Option<SocketAddr>,
     pub control: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
+    /// Who tells at the doors of the built-in services for whom it connects.
+    pub proxy_from: Vec<IpNet>,
 }
 
 impl Default for Listen {
@@ -91,6 +103,7 @@ impl Default for Listen {
             api: anyone(8083),
             control: loopback(8080),
             admin: loopback(8084),
+            proxy_from: Vec::new(),
         }
     }
 }
@@ -249,7 +262,7 @@ pub struct Api {
     /// Each request is given an ID, which backend and user are told.
     pub request_id: bool,
     /// Proxies trusted to say who the user is.
-    pub trusted: Vec<ipnet::IpNet>,
+    pub trusted: Vec<IpNet>,
 }
 
 impl Default for Api {
@@ -279,7 +292,7 @@ impl Default for Api {
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Control {
     /// Networks whose hosts may register; empty allows loopback only.
-    pub allow: Vec<ipnet::IpNet>,
+    pub allow: Vec<IpNet>,
     /// File of shared secrets, one per line, any of which authenticates a backend.
     pub secret_file: Option<PathBuf>,
 }

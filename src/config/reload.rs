@@ -85,6 +85,7 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Listen;
     use super::super::file::{self, tests::EVERY_SETTING_CHANGED};
     use super::*;
 
@@ -98,6 +99,7 @@ mod tests {
     /// What a reload hands on: to the workers, the control core and its door, the session limit and the
     /// log. Every other setting is read only at startup.
     const TAKEN_OVER: &[&str] = &[
+        "listen.proxy_from",
         "balance.policy",
         "balance.on_backend_loss",
         "health.interval_ms",
@@ -141,7 +143,8 @@ mod tests {
             assert_eq!(key.show(&transition.config), key.show(source), "{line}");
         }
         assert!(transition.now.contains(&"balance.policy = \"source_hash\"".to_owned()));
-        assert_eq!(transition.config.listen, Config::default().listen);
+        let listen = Listen { proxy_from: wanted.listen.proxy_from, ..Listen::default() };
+        assert_eq!(transition.config.listen, listen);
         assert_eq!(transition.config.timeouts, wanted.timeouts);
     }
 }

@@ -1,7 +1,10 @@
 //! How settings constrain each other. Owns every relation between two keys; each key's own range is
 //! up to `keys`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
 
 use super::Config;
 use super::services::{CheckConfig, CheckKind, ServiceConfig, StaticBackend};
@@ -222,6 +225,7 @@ fn services(config: &Config) -> Result<(), String> {
             ));
         }
     }
+    proxies(config)?;
     doors(config).map(drop)
 }
 
@@ -283,6 +287,51 @@ fn groups(service: &ServiceConfig) -> Result<(), String> {
                 ));
             }
             _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What holds between the doors and the proxies in front of them.
+fn proxies(config: &Config) -> Result<(), String> {
+    let listen = &config.listen;
+    if !listen.proxy_from.is_empty() && listen.tcp.is_none() && listen.api.is_none() {
+        return Err("listen.proxy_from has no effect while listen.tcp and listen.api are \"off\": open one \
+             of them, or say proxy_from in the table of a service"
+            .to_owned());
+    }
+    let built_in = listen.api.map(|door| (door, ("listen", &listen.proxy_from)));
+    let mut by_door: BTreeMap<SocketAddr, (&str, &Vec<IpNet>)> = built_in.into_iter().collect();
+    for service in &config.services {
+        let (name, proxies) = (&service.name, &service.proxy_from);
+        if service.protocol == Protocol::Udp && !proxies.is_empty() {
+            return Err(format!(
+                "service.{name}.proxy_from is for TCP and API services, and {name} is udp: leave it out"
+            ));
+        }
+        if service.protocol == Protocol::Udp && service.backends.iter().any(|it| it.proxy) {
+            return Err(format!(
+                "service.{name}.backends says proxy = 2, and {name} is udp: datagrams carry no PROXY \
+                 header, leave it out"
+            ));
+        }
+        if service.listen.is_empty() && !proxies.is_empty() {
+            return Err(format!(
+                "service.{name}.proxy_from has no effect without `listen` in [service.{name}], whose users \
+                 come in by listen.api: say it in listen.proxy_from"
+            ));
+        }
+        let shared =
+            service.listen.iter().filter(|it| service.protocol == Protocol::Api && it.port() != 0);
+        for door in shared {
+            let (other, theirs) = *by_door.entry(*door).or_insert((name, proxies));
+            if theirs != proxies {
+                let other = if other == "listen" { "listen" } else { &format!("service.{other}") };
+                return Err(format!(
+                    "service.{name}.proxy_from and {other}.proxy_from differ, though both are about the door \
+                     {door}: make them equal"
+                ));
+            }
         }
     }
     Ok(())
@@ -389,6 +438,59 @@ mod tests {
             said,
             "listen.tcp and listen.control both want port 8080: give one of them another port"
         );
+    }
+
+    #[test]
+    fn proxies_are_said_where_there_is_a_door_for_them_and_once_for_each() {
+        const PROXIES: &str = "proxy_from = [\"10.0.0.0/8\"]";
+        let api = |name: &str, listen: &str, proxies: &str| {
+            format!(
+                "[service.{name}]\nprotocol = \"api\"\nhosts = [\"{name}.example\"]\n{listen}\n{proxies}\n"
+            )
+        };
+        let own = "listen = \"192.0.2.1:80\"";
+        let global = format!("[listen]\napi = \"192.0.2.1:80\"\n{PROXIES}\n");
+        for (text, fault) in [
+            (format!("listen.{PROXIES}"), ""),
+            (format!("listen.{PROXIES}\nlisten.tcp = \"off\""), ""),
+            (
+                format!("listen.{PROXIES}\nlisten.tcp = \"off\"\nlisten.api = \"off\""),
+                "listen.proxy_from has no effect while",
+            ),
+            (
+                format!("[service.dns]\nprotocol = \"udp\"\nlisten = 53\n{PROXIES}"),
+                "service.dns.proxy_from is for TCP and API services, and dns is udp",
+            ),
+            (
+                "[service.dns]\nprotocol = \"udp\"\nlisten = 53\nbackends = [{ address = \"10.0.0.1:53\", \
+                 proxy = 2 }]"
+                    .to_owned(),
+                "service.dns.backends says proxy = 2, and dns is udp",
+            ),
+            (format!("[service.pg]\nprotocol = \"tcp\"\nlisten = 5432\n{PROXIES}"), ""),
+            (api("a", "", PROXIES), "service.a.proxy_from has no effect without `listen`"),
+            (api("a", own, PROXIES) + &api("b", own, PROXIES), ""),
+            (
+                api("a", own, PROXIES) + &api("b", own, ""),
+                "service.b.proxy_from and service.a.proxy_from differ",
+            ),
+            (
+                api("a", own, "") + &api("b", own, PROXIES),
+                "service.b.proxy_from and service.a.proxy_from differ",
+            ),
+            (format!("{global}{}", api("a", own, PROXIES)), ""),
+            (
+                format!("{global}{}", api("a", own, "")),
+                "service.a.proxy_from and listen.proxy_from differ",
+            ),
+        ] {
+            let outcome = said(&text);
+            let fits = match &outcome {
+                Ok(()) => fault.is_empty(),
+                Err(said) => !fault.is_empty() && said.starts_with(fault),
+            };
+            assert!(fits, "{text}: {outcome:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ const BACKENDS_MAX: usize = 1024;
 pub struct StaticBackend {
     pub address: SocketAddr,
     pub weight: u16,
+    /// Whether each connection to it begins with a PROXY header.
+    pub proxy: bool,
     pub group: Option<String>,
 }
 
@@ -132,8 +134,8 @@ impl Kind<Vec<String>> for Paths {
     }
 }
 
-/// Backends that do not register, each an address with its port, or a table with `address`, `weight` and
-/// `group`.
+/// Backends that do not register, each an address with its port, or a table with `address`, `weight`,
+/// `group` and `proxy`.
 pub struct Backends;
 
 impl Kind<Vec<StaticBackend>> for Backends {
@@ -161,21 +163,23 @@ impl Kind<Vec<StaticBackend>> for Backends {
     }
 
     fn show(&self, backends: &Vec<StaticBackend>) -> String {
-        let shown = |StaticBackend { address, weight, group }: &StaticBackend| {
+        let shown = |StaticBackend { address, weight, group, proxy }: &StaticBackend| {
             let weight = (*weight != 1).then(|| format!(", weight = {weight}"));
             let group = group.as_ref().map(|group| format!(", group = {}", quoted(group)));
-            if weight.is_none() && group.is_none() {
+            if weight.is_none() && group.is_none() && !proxy {
                 return format!("\"{address}\"");
             }
             let (weight, group) = (weight.unwrap_or_default(), group.unwrap_or_default());
-            format!("{{ address = \"{address}\"{weight}{group} }}")
+            let proxy = if *proxy { ", proxy = 2" } else { "" };
+            format!("{{ address = \"{address}\"{weight}{group}{proxy} }}")
         };
         format!("[{}]", backends.iter().map(shown).collect::<Vec<_>>().join(", "))
     }
 }
 
 fn static_backend(item: &Given) -> Result<StaticBackend, String> {
-    let mut backend = StaticBackend { address: ([0, 0, 0, 0], 0).into(), weight: 1, group: None };
+    let address = ([0, 0, 0, 0], 0).into();
+    let mut backend = StaticBackend { address, weight: 1, group: None, proxy: false };
     let alone = [("address".to_owned(), item.clone())];
     let rows = if let Given::Table(rows) = item { rows.as_slice() } else { &alone };
     for (name, given) in rows {
@@ -189,7 +193,8 @@ fn static_backend(item: &Given) -> Result<StaticBackend, String> {
                 backend.weight = fits.ok_or_else(|| format!("the weight {weight}"))?;
             }
             ("group", Given::Text(group)) if is_word(group) => backend.group = Some(group.clone()),
-            ("address" | "weight" | "group", _) => {
+            ("proxy", Given::Number(2)) => backend.proxy = true,
+            ("address" | "weight" | "group" | "proxy", _) => {
                 return Err(format!("{name} = {}", given.described()));
             }
             _ => return Err(format!("`{}`", name.escape_debug())),

@@ -38,6 +38,8 @@ pub struct ServiceConfig {
     pub hosts: Vec<Host>,
     /// Paths that it takes of these hosts, each with all below it; none: all.
     pub paths: Vec<String>,
+    /// Who tells at its doors for whom it connects.
+    pub proxy_from: Vec<IpNet>,
     pub policy: Option<Policy>,
     pub on_backend_loss: Option<OnBackendLoss>,
     pub connect: Option<Duration>,
@@ -138,6 +140,7 @@ impl ServiceConfig {
             listen: Vec::new(),
             hosts: Vec::new(),
             paths: Vec::new(),
+            proxy_from: Vec::new(),
             policy: None,
             on_backend_loss: None,
             connect: None,
@@ -270,6 +273,10 @@ impl Config {
                 backend_sessions: service.backend_sessions.map(NonZeroU32::get),
                 backends: service.backends_max.map(NonZeroU32::get),
             },
+            proxies: match service.listen.is_empty() {
+                true => global.proxies,
+                false => self.proxies(&service.proxy_from),
+            },
         }
     }
 }
@@ -285,6 +292,8 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "Hosts whose requests an API service takes, exact or `*.` with one label or more in front; empty takes what nobody else claims at its door.";
     "" "paths", paths: Paths, Restart,
         "Paths that an API service takes of these hosts, each with everything below it, whole segments; empty takes all.";
+    "" "proxy_from", proxy_from: Networks, Now,
+        "As `listen.proxy_from`, for the doors in `listen`: networks of proxies that must begin each TCP or API connection with a PROXY header. API services that share a door must agree.";
     "" "policy", policy: OrGlobal(Word(POLICIES)), Now,
         "As `balance.policy`.";
     "" "on_backend_loss", on_backend_loss: OrGlobal(Word(LOSSES)), Now,
@@ -316,7 +325,7 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "" "secret_file", secret_file: File, Now,
         "File of secrets, one per line, one of which its backends must prove; it then accepts no others. `\"\"` leaves it to `control.secret_file`.";
     "" "backends", backends: Backends, Now,
-        "Backends that cannot register themselves: an address with its port, or a table with `address`, `weight` and `group`.";
+        "Backends that cannot register themselves: an address with its port, or a table with `address`, `weight`, `group` and `proxy` (2: each connection begins with a PROXY header of version 2 that tells the user's address).";
     "" "fallback", fallback: ServiceName, Now,
         "Another API service, which serves the requests of this one while nobody of it serves or can be reached, and during maintenance; `\"\"` leaves them to a 503 or 502.";
     "" "backends_max", backends_max: Number(0..=BACKENDS_MAX as u64), Now,

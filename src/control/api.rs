@@ -47,6 +47,8 @@ pub enum Request {
         weight: u16,
         name: Option<Arc<str>>,
         group: Option<Arc<str>>,
+        /// Whether each connection is to begin with a PROXY header, of version 2.
+        proxy: bool,
     },
     Unregister {
         target: Target,
@@ -175,6 +177,7 @@ fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
             weight: fields.number("weight", 1, WEIGHT_MAX.into())?.map_or(1, |it| it as u16),
             name: fields.name("name")?,
             group: fields.name("group")?,
+            proxy: fields.proxy()?,
         },
         "unregister" => Request::Unregister { target: fields.target()?, port: fields.port()? },
         "drain" => Request::Drain {
@@ -229,6 +232,13 @@ impl Fields {
                 "{name} must be a whole number from {least} to {most}, not {}",
                 quoted(&value.to_string())
             )),
+        }
+    }
+
+    fn proxy(&self) -> Result<bool, String> {
+        match self.number("proxy", 2, 2) {
+            Ok(version) => Ok(version.is_some()),
+            Err(_) => Err("proxy must be 2, the version of the PROXY header, or left out".into()),
         }
     }
 

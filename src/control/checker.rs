@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::probe;
+use super::probe::{self, Port};
 use crate::config::services::{CheckConfig, CheckKind, Expected};
 
 /// Bytes that an answer's head may have; the rest of an answer is not read.
@@ -25,7 +25,7 @@ const AGENT: &str = concat!("lb/", env!("CARGO_PKG_VERSION"), " (check)");
 /// What a check connects to, and what it wants to see there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
-    pub address: SocketAddr,
+    pub port: Port,
     pub timeout: Duration,
     /// `None`: that a connection is accepted is enough.
     pub question: Option<Question>,
@@ -40,15 +40,18 @@ pub struct Question {
 }
 
 impl Target {
-    /// How the backend at this address is checked.
-    pub fn of(check: &CheckConfig, backend: SocketAddr) -> Target {
-        let address = SocketAddr::new(backend.ip(), check.port.unwrap_or(backend.port()));
+    /// How the backend at this port is checked. A check on another port asks another server, which expects
+    /// no PROXY header.
+    pub fn of(check: &CheckConfig, backend: Port) -> Target {
+        let own = backend.address;
+        let address = SocketAddr::new(own.ip(), check.port.unwrap_or(own.port()));
+        let port = Port { address, proxy: backend.proxy && address == own };
         let question = (check.kind == CheckKind::Http).then(|| Question {
             path: check.path.clone(),
             host: check.host.clone().unwrap_or_else(|| address.to_string()),
             expect: check.expect,
         });
-        Target { address, timeout: check.timeout, question }
+        Target { port, timeout: check.timeout, question }
     }
 }
 
@@ -57,7 +60,7 @@ impl Target {
 /// # Errors
 /// Why it failed, for the log.
 pub async fn check(target: &Target) -> Result<(), String> {
-    let address = target.address;
+    let address = target.port.address;
     match timeout(target.timeout, attempt(target)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(format!("no answer from {address} within {} ms", target.timeout.as_millis())),
@@ -65,8 +68,8 @@ pub async fn check(target: &Target) -> Result<(), String> {
 }
 
 async fn attempt(target: &Target) -> Result<(), String> {
-    let address = target.address;
-    let connected = probe::meet(address).await;
+    let address = target.port.address;
+    let connected = probe::meet(target.port).await;
     let stream = connected.map_err(|error| format!("cannot connect to {address}: {error}"))?;
     let Some(question) = &target.question else { return Ok(()) };
     let answer = ask(stream, question).await;
@@ -118,6 +121,10 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
+    fn at(address: SocketAddr) -> Port {
+        Port { address, proxy: false }
+    }
+
     fn http() -> CheckConfig {
         CheckConfig {
             kind: CheckKind::Http,
@@ -147,7 +154,7 @@ mod tests {
             }
             String::from_utf8(asked).unwrap()
         };
-        let target = Target::of(&check, address);
+        let target = Target::of(&check, at(address));
         let (outcome, asked) = tokio::join!(super::check(&target), backend);
         (outcome, asked, address)
     }
@@ -162,6 +169,32 @@ mod tests {
         let named = CheckConfig { host: Some("db.example".to_owned()), ..http() };
         let (_, asked, _) = answers(named, "HTTP/1.0 200 OK\r\n\r\n", true).await;
         assert!(asked.contains("host: db.example\r\n"), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn a_check_on_the_backends_own_port_begins_with_the_header_that_it_expects() {
+        let backend = Port { address: "192.0.2.1:80".parse().unwrap(), proxy: true };
+        for (port, proxy) in [(None, true), (Some(80), true), (Some(8008), false)] {
+            let target = Target::of(&CheckConfig { port, ..http() }, backend);
+            let address = (backend.address.ip(), port.unwrap_or(80)).into();
+            assert_eq!(target.port, Port { address, proxy });
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = Port { address: listener.local_addr().unwrap(), proxy: true };
+        let backend = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") || asked.len() < 17 {
+                assert_ne!(stream.read_buf(&mut asked).await.unwrap(), 0);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            asked
+        };
+        let target = Target::of(&http(), port);
+        let (outcome, asked) = tokio::join!(super::check(&target), backend);
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(&asked[..16], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
+        assert!(asked[16..].starts_with(b"GET /primary HTTP/1.1\r\n"));
     }
 
     #[tokio::test]
@@ -194,16 +227,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let target =
-            Target::of(&CheckConfig { timeout: Duration::from_millis(50), ..http() }, address);
+            Target::of(&CheckConfig { timeout: Duration::from_millis(50), ..http() }, at(address));
         let why = check(&target).await.unwrap_err();
         assert_eq!(why, format!("no answer from {address} within 50 ms"));
         let tcp = CheckConfig { kind: CheckKind::Tcp, timeout: PATIENCE, ..CheckConfig::default() };
-        assert_eq!(check(&Target::of(&tcp, address)).await, Ok(()), "it accepts");
+        assert_eq!(check(&Target::of(&tcp, at(address))).await, Ok(()), "it accepts");
         let port = Some(address.port());
-        let elsewhere = Target::of(&CheckConfig { port, ..tcp.clone() }, (address.ip(), 9).into());
+        let elsewhere =
+            Target::of(&CheckConfig { port, ..tcp.clone() }, at((address.ip(), 9).into()));
         assert_eq!(check(&elsewhere).await, Ok(()), "the check has a port of its own");
         drop(listener);
-        let why = check(&Target::of(&tcp, address)).await.unwrap_err();
+        let why = check(&Target::of(&tcp, at(address))).await.unwrap_err();
         assert!(why.contains("cannot connect"), "{why}");
     }
 }

@@ -235,6 +235,8 @@ impl Console {
             Refusal::Barred(barrier) => barrier.why(),
             Refusal::Unreachable => "no backend could be connected to",
             Refusal::Exhausted => "descriptors, local ports or memory have run out",
+            Refusal::NoProxyHeader => "it is in proxy_from and sent no valid PROXY header",
+            Refusal::ProxyHeader => "it sent a PROXY header and is not in proxy_from",
         };
         let shown = self.shows(Topic::TurnedAway, client.ip(), now);
         line!(warn, shown, %protocol, service, %client, why, "user turned away");

@@ -23,7 +23,7 @@ use super::home;
 use super::hub::Hub;
 use super::mailbox::Mailbox;
 use super::pace::Pace;
-use super::probe;
+use super::probe::{self, Port};
 use super::rights::Keys;
 use super::services;
 use super::status::Doors;
@@ -337,8 +337,8 @@ impl Conversation {
     /// changes nothing, so it is not held back.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
-            Request::Register { target, port, weight, name, group } => self
-                .wanted(target, *port, *weight, name.clone(), group.clone())
+            Request::Register { target, port, weight, name, group, proxy } => self
+                .wanted(target, *port, (*weight, *proxy), name.clone(), group.clone())
                 .is_ok_and(|wanted| self.fault_of(&wanted).is_none()),
             Request::Unregister { .. } | Request::Drain { .. } => true,
             Request::Hello | Request::Auth { .. } | Request::List { .. } | Request::Services => {
@@ -362,8 +362,8 @@ impl Conversation {
             }
             Request::List { target } => self.begin_list(target.as_ref()),
             Request::Services => self.list(&Listing::Services { after: 0 }),
-            Request::Register { target, port, weight, name, group } => {
-                match self.wanted(&target, port, weight, name, group) {
+            Request::Register { target, port, weight, name, group, proxy } => {
+                match self.wanted(&target, port, (weight, proxy), name, group) {
                     Ok(wanted) => return self.register(wanted),
                     Err(msg) => self.fail(&msg, Some("register"), Some(target.about(Some(port)))),
                 }
@@ -420,17 +420,20 @@ impl Conversation {
         &self,
         target: &Target,
         port: u16,
-        weight: u16,
+        (weight, proxy): (u16, bool),
         name: Option<Arc<str>>,
         group: Option<Arc<str>>,
     ) -> Result<Registration, String> {
         let (source, address) = (self.peer.source, self.address(port));
         let hub = self.hub.borrow();
         let service = services::meant(&hub.registry, target)?;
+        if proxy && service.kind == Protocol::Udp {
+            return Err("datagrams carry no PROXY header: leave proxy out".to_owned());
+        }
         let service = service.id;
         let known = || hub.identity(source).map(|identity| Arc::clone(&identity.name));
         let name = name.or_else(known);
-        Ok(Registration { source, service, address, weight, name, group })
+        Ok(Registration { source, service, address, weight, name, group, proxy })
     }
 
     /// Whether the peer may register for that service.
@@ -480,7 +483,8 @@ impl Conversation {
         }
         let shared = Rc::clone(&self.shared);
         Some(Box::pin(async move {
-            let result = probe::connects(wanted.address, timeout, &shared.probes).await;
+            let port = Port { address: wanted.address, proxy: wanted.proxy };
+            let result = probe::connects(port, timeout, &shared.probes).await;
             Over::Tried(wanted, result)
         }))
     }

@@ -22,6 +22,7 @@ use super::console::{self, Console, Lost, Name, Of, named};
 use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
+use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
@@ -78,7 +79,7 @@ pub struct Attempt {
     /// How long to leave the backend alone first.
     pub wait: Duration,
     pub protocol: Protocol,
-    pub address: SocketAddr,
+    pub port: Port,
     pub timeout: Duration,
 }
 
@@ -299,7 +300,7 @@ impl Hub {
         Some(Attempt {
             wait: self.revivals.entry(id).or_default().wait(),
             protocol: service.kind,
-            address: entry.backend.address,
+            port: Port::of(&entry.backend),
             timeout: service.terms.timeouts.connect,
         })
     }

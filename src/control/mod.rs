@@ -309,7 +309,7 @@ async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
         let Some(next) = hub.borrow_mut().next_try(id) else { return };
         tokio::time::sleep(next.wait).await;
         if next.protocol == Protocol::Udp
-            || probe::connects(next.address, next.timeout, &probes).await.is_ok()
+            || probe::connects(next.port, next.timeout, &probes).await.is_ok()
         {
             hub.borrow_mut().restore(id, Now::read());
             return;

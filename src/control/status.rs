@@ -168,6 +168,9 @@ pub struct BackendStatus {
     #[serde(default)]
     pub group: Option<String>,
     pub weight: u16,
+    /// The version of the PROXY header that each connection to it begins with.
+    #[serde(default)]
+    pub proxy: Option<u8>,
     pub state: BackendState,
     /// How often it has a turn in one round of the rotation, and how many turns a round has;
     /// `turns / round` is its share of new sessions.

@@ -78,6 +78,8 @@ fn sessions(hub: &Hub) -> SessionTotals {
             + counters.users_refused_barred.get()
             + counters.users_refused_unreachable.get()
             + counters.users_refused_exhausted.get()
+            + counters.users_refused_no_proxy_header.get()
+            + counters.users_refused_proxy_header.get()
     };
     SessionTotals {
         active: hub.workers.sessions(),
@@ -160,7 +162,7 @@ pub fn groups(hub: &Hub, service: &Service) -> Vec<GroupStatus> {
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
         let Terms { policy: by, on_backend_loss, timeouts, responses, requests, .. } = terms;
-        let Terms { checks, maintenance, limits, .. } = terms;
+        let Terms { checks, maintenance, limits, proxies, .. } = terms;
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
@@ -187,6 +189,7 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
             format!("backends_max = {}", limits.backends.unwrap_or(0)),
             format!("sessions = {}", limits.sessions.unwrap_or(0)),
             format!("backend_sessions = {}", limits.backend_sessions.unwrap_or(0)),
+            format!("proxy_from = [{}]", proxies.as_ref().map_or(String::new(), |it| it.shown())),
             when_all_fail.to_owned(),
         ]
     };
@@ -241,6 +244,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         name: backend.name.as_deref().map(str::to_owned),
         group: backend.group.as_deref().map(str::to_owned),
         weight: backend.weight,
+        proxy: backend.proxy.then_some(2),
         state,
         turns: 0,
         round: 0,

@@ -1,6 +1,7 @@
 //! Relaying, as decisions: events in, commands out, no socket and no clock. Owns the words that the
 //! protocols and the worker's shell share.
 
+pub mod greeting;
 pub mod http;
 pub mod line;
 pub mod outlook;

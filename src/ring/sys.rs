@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
-    sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recv, recvmsg, send, sendmsg,
+    setsockopt, sockopt,
 };
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -300,6 +300,34 @@ pub fn say_and_close(socket: OwnedFd, what: &[u8]) {
     let _ = reads.find(|read| !matches!(read, Ok(1..)));
     // It fits into the send buffer of a new connection; if not, the peer is gone.
     let _ = stream.write_all(what);
+}
+
+/// Copies what has arrived on a connection, and leaves it there; never waits. Zero at the connection's end.
+///
+/// # Errors
+/// `EAGAIN` if nothing has arrived, or what ended the connection.
+pub fn peek(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
+    recv(socket.as_raw_fd(), into, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+}
+
+/// Takes as many bytes as fit into `into`, all of which a [`peek`] has shown.
+///
+/// # Errors
+/// What ended the connection.
+pub fn take(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<(), Errno> {
+    let taken = recv(socket.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT)?;
+    if taken == into.len() { Ok(()) } else { Err(Errno::ECONNRESET) }
+}
+
+/// Sends the first bytes of a connection that has just been made; never waits. They fit into its empty
+/// send buffer.
+///
+/// # Errors
+/// What ended the connection, or the kernel's lack of memory.
+pub fn send_first(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let sent = send(socket.as_raw_fd(), bytes, flags)?;
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::ENOBUFS) }
 }
 
 /// Makes calls on a socket outside the ring return instead of waiting.

@@ -74,6 +74,8 @@ pub enum EndReason {
     Stopping,
     /// Ended by the operator.
     Operator,
+    /// The user sent a PROXY header and is not in `proxy_from`.
+    ProxyHeader,
     /// A UDP session that was no longer in use and had been idle the longest; a new user needed its
     /// room.
     Displaced,
@@ -93,6 +95,7 @@ impl EndReason {
             | EndReason::CheckFailed
             | EndReason::Stopping
             | EndReason::Operator
+            | EndReason::ProxyHeader
             | EndReason::Displaced => true,
         }
     }
@@ -110,6 +113,7 @@ impl EndReason {
             EndReason::CheckFailed => "check_failed",
             EndReason::Stopping => "stopping",
             EndReason::Operator => "operator",
+            EndReason::ProxyHeader => "proxy_header",
             EndReason::Displaced => "displaced",
         }
     }

@@ -12,7 +12,9 @@ use nix::errno::Errno;
 use super::link::{Ended, Refusal, Report};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
-use crate::cluster::{Backend, BackendId, Protocol, Service, ServiceId, Snapshot, Timeouts};
+use crate::cluster::{
+    Backend, BackendId, Protocol, Proxies, Service, ServiceId, Snapshot, Timeouts,
+};
 use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
@@ -28,6 +30,15 @@ pub struct Choice {
     /// Its row of the counters.
     pub slot: u16,
     pub address: SocketAddr,
+    /// Whether a connection to it begins with a PROXY header.
+    pub proxy: bool,
+}
+
+impl From<&Backend> for Choice {
+    fn from(backend: &Backend) -> Choice {
+        let Backend { id, slot, address, proxy, .. } = *backend;
+        Choice { backend: id, slot, address, proxy }
+    }
 }
 
 /// A session in the books: its place in the table and where it is counted.
@@ -98,6 +109,27 @@ impl Books {
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.aside.clear();
+    }
+
+    /// Who must say for whom it connects to this service.
+    pub fn proxies(&self, service: ServiceId) -> Option<Arc<Proxies>> {
+        self.snapshot.service(service)?.terms.proxies.clone()
+    }
+
+    /// Takes a seat for a connection that has yet to say for whom it comes.
+    ///
+    /// # Errors
+    /// That there is none.
+    pub fn hold(&mut self, service: ServiceId) -> Result<(), Refusal> {
+        let service = self.snapshot.service(service).ok_or(Refusal::NoBackend)?;
+        if service.seats.take() { Ok(()) } else { Err(Refusal::Full) }
+    }
+
+    /// Gives back the seat of [`Books::hold`].
+    pub fn let_go(&mut self, service: ServiceId) {
+        if let Some(service) = self.snapshot.service(service) {
+            service.seats.give_back();
+        }
     }
 
     /// Takes a user into the books, or says why not. The requests of an API user are let in one by one, see
@@ -186,8 +218,7 @@ impl Books {
 
     /// A backend of a service by its id.
     pub fn find(&self, service: ServiceId, id: BackendId) -> Option<Choice> {
-        let backend = self.snapshot.get(service, id)?;
-        Some(Choice { backend: id, slot: backend.slot, address: backend.address })
+        self.snapshot.get(service, id).map(Choice::from)
     }
 
     /// The backend of a session has registered anew: books the session under its new id.
@@ -217,7 +248,7 @@ impl Books {
             None => balance::pick(service, &question),
             Some(limit) => self.pick_with_room(service, &question, limit),
         }?;
-        Some(Choice { backend: backend.id, slot: backend.slot, address: backend.address })
+        Some(Choice::from(backend))
     }
 
     /// The session is on no backend until the next [`Books::assign`].
@@ -361,9 +392,7 @@ impl Books {
     fn leave(&mut self, mut entry: Entry) {
         self.let_out(&mut entry);
         self.parts.shard.close(entry.place);
-        if let Some(service) = self.snapshot.service(entry.service) {
-            service.seats.give_back();
-        }
+        self.let_go(entry.service);
     }
 
     /// Counts a user who was turned away.
@@ -378,6 +407,8 @@ impl Books {
             }
             Refusal::Unreachable => counters.users_refused_unreachable.one(),
             Refusal::Exhausted => counters.users_refused_exhausted.one(),
+            Refusal::NoProxyHeader => counters.users_refused_no_proxy_header.one(),
+            Refusal::ProxyHeader => counters.users_refused_proxy_header.one(),
         }
         if self.snapshot.report_sessions {
             self.report(Report::Refused { service, client, why });

@@ -186,6 +186,10 @@ pub enum Refusal {
     Unreachable,
     /// We have no descriptor, no local port or no memory left.
     Exhausted,
+    /// A listed proxy sent no PROXY header, or one that cannot be believed.
+    NoProxyHeader,
+    /// A PROXY header came from a host that is not listed.
+    ProxyHeader,
 }
 
 /// The control core's end.

@@ -1,7 +1,7 @@
 //! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
 //! room (`tcp`, `udp`, `http`), in which a `driver` stands between the ring and `sessions`, the pure
 //! decisions. `driver` is what the loop asks of a driver, and `cx` the context of a decision. The
-//! protocols share the `books`, and the two that carry streams share `streams`; `link` is the link to
+//! protocols share the `books`, and the two that carry streams share `streams` and `greetings`; `link` is the link to
 //! the control core.
 
 pub mod books;
@@ -9,6 +9,7 @@ pub mod cx;
 pub mod door;
 pub mod driver;
 mod grace;
+mod greetings;
 pub mod http;
 mod lack;
 pub mod link;

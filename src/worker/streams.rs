@@ -9,9 +9,11 @@ use nix::errno::Errno;
 
 use super::door::{Arrival, Doors};
 use super::driver::Turn;
+use super::greetings::{Greetings, Newcomer};
 use super::link::DoorChange;
 use super::slots::{GENERATION_MASK, Key};
-use crate::cluster::ServiceId;
+use crate::base::time::Now;
+use crate::proxy::greeting::{self, Caller, Ends, WRITTEN_MAX};
 use crate::proxy::outlook::Outlook;
 use crate::proxy::{self, Event, Intake, Received, Side};
 use crate::ring::outlook::outlook;
@@ -25,8 +27,9 @@ const CONNECT: u8 = 2;
 const RECEIVE: u8 = 3;
 const SEND: u8 = 4;
 const ROOM: u8 = 5;
+const GREETING: u8 = 6;
 /// The first of the operations that a driver defines itself.
-pub const OWN: u8 = 6;
+pub const OWN: u8 = 7;
 const OPERATION: u8 = 0x0f;
 
 /// A socket: the place of its session or connection, and its side.
@@ -35,24 +38,18 @@ pub type End = (Key, Side);
 /// The streams of the driver whose completions are of this family.
 pub struct Streams<const FAMILY: u8> {
     pub doors: Doors,
+    greetings: Greetings,
     /// The last words to a user turned away for want of descriptors, before the connection is closed.
     farewell: Option<&'static [u8]>,
     /// By place and side.
     sockets: Vec<[Option<OwnedFd>; 2]>,
 }
 
-/// A user who has just connected.
-pub struct Newcomer {
-    pub socket: OwnedFd,
-    pub client: SocketAddr,
-    /// The service of the door that it came by.
-    pub service: ServiceId,
-}
-
 /// What a completion means to the driver.
 pub enum Completion {
     Happened(Key, Event),
     Connected(Key, Result<(), Errno>),
+    /// Somebody who can be served.
     Arrived(Newcomer),
     /// Nothing that concerns a session.
     Nothing,
@@ -61,9 +58,27 @@ pub enum Completion {
 }
 
 impl<const FAMILY: u8> Streams<FAMILY> {
-    pub fn new(farewell: Option<&'static [u8]>) -> Streams<FAMILY> {
+    /// `farewell`: the last words to a user turned away for want of descriptors, where users speak first.
+    pub fn new(farewell: Option<&'static [u8]>, now: Now) -> Streams<FAMILY> {
         let doors = Doors::new(FAMILY | ACCEPT);
-        Streams { doors, farewell, sockets: Vec::new() }
+        let greetings = Greetings::new(FAMILY | GREETING, farewell.is_some(), now);
+        Streams { doors, greetings, farewell, sockets: Vec::new() }
+    }
+
+    /// Connections of which it is not known yet for whom they come.
+    pub fn live(&self) -> usize {
+        self.greetings.live()
+    }
+
+    /// When [`Streams::housekeep`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Now> {
+        [self.doors.next_deadline(), self.greetings.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Accepts again where that has failed, and waits no longer for what should have come.
+    pub fn housekeep(&mut self, turn: &mut Turn<'_>) {
+        self.doors.housekeep(turn.now, turn.ring);
+        self.greetings.expire(turn);
     }
 
     /// The name of an operation on a socket; `what` is at least [`OWN`].
@@ -84,6 +99,14 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             }
             CONNECT => Completion::Connected(key, done.result.map(|_| ())),
             ACCEPT => self.arrived(done, turn).map_or(Completion::Nothing, Completion::Arrived),
+            GREETING => {
+                let user = self.greetings.complete(&done, turn);
+                if user.is_none() {
+                    // Its descriptor may be free now.
+                    self.doors.refill();
+                }
+                user.map_or(Completion::Nothing, Completion::Arrived)
+            }
             _ => Completion::Own(done),
         }
     }
@@ -91,7 +114,9 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     fn arrived(&mut self, done: Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
         let counters = &turn.books.metrics().counters;
         match self.doors.complete(turn.now, done, turn.ring) {
-            Arrival::User(socket, service) => return Newcomer::new(socket, service),
+            Arrival::User(socket, service) => {
+                return self.greetings.meet(Newcomer::new(socket, service)?, turn);
+            }
             Arrival::Shed(socket) => {
                 match self.farewell {
                     Some(words) => sys::say_and_close(socket, words),
@@ -106,7 +131,8 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         None
     }
 
-    /// Changes a door. Users whom the kernel has accepted already at one that closes are handed out.
+    /// Changes a door. Users whom the kernel has accepted already at one that closes are handed out,
+    /// each to be met.
     pub fn change_door(
         &mut self,
         change: DoorChange,
@@ -122,9 +148,19 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         waiting.filter_map(|(socket, service)| Newcomer::new(socket, service))
     }
 
-    /// Stops accepting. Users whom the kernel has accepted already are handed out.
+    /// Stops accepting. Users whom the kernel has accepted already are handed out, each to be met.
     pub fn close_doors(&mut self, ring: &mut Ring) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
         self.doors.close_all(ring).filter_map(|(socket, service)| Newcomer::new(socket, service))
+    }
+
+    /// Hands a user back who can be served at once.
+    pub fn meet(&mut self, user: Newcomer, turn: &mut Turn<'_>) -> Option<Newcomer> {
+        self.greetings.meet(user, turn)
+    }
+
+    /// Waits for nobody any more.
+    pub fn stop(&mut self, ring: &mut Ring) {
+        self.greetings.stop(ring);
     }
 
     /// Keeps a socket in its place; one that was there before is closed.
@@ -157,6 +193,25 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     pub fn cancel_connect(&self, key: Key, ring: &mut Ring) {
         ring.cancel(Self::tag(CONNECT, (key, Side::Backend)));
+    }
+
+    /// Sends a backend the PROXY header of a new connection to it, which is for the user on this socket.
+    ///
+    /// # Errors
+    /// The connection has failed already, or there is no memory for it.
+    pub fn introduce(
+        &self,
+        (user, caller): (Key, Caller),
+        to: Key,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), Errno> {
+        let ends = [(user, Side::Client), (to, Side::Backend)].map(|end| self.socket(end));
+        let [Some(user), Some(backend)] = ends else { return Err(Errno::ENOTCONN) };
+        let own = || sys::local(user).map_err(|_| Errno::ENOTCONN);
+        let destination = caller.destination.map_or_else(own, Ok)?;
+        let ends = Ends { source: caller.address, destination };
+        turn.books.metrics().counters.proxy_headers_sent.one();
+        sys::send_first(backend, greeting::write(Some(ends), &mut [0; WRITTEN_MAX]))
     }
 
     /// Carries out a command on a socket; splicing is left to its driver.
@@ -206,14 +261,6 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     }
 }
 
-impl Newcomer {
-    /// `None` for a user who is gone already: the socket has no peer's address any more.
-    fn new(socket: OwnedFd, service: ServiceId) -> Option<Newcomer> {
-        let client = sys::peer(socket.as_fd()).ok()?;
-        Some(Newcomer { socket, client, service })
-    }
-}
-
 /// The socket that a driver's own operation was about.
 pub fn end_of(tag: Tag) -> End {
     let side = if tag.slot & 1 == 0 { Side::Client } else { Side::Backend };
@@ -247,8 +294,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::base::time::Now;
-    use crate::cluster::{DoorId, Snapshot};
+    use crate::cluster::{DoorId, ServiceId, Snapshot};
     use crate::ring::RingSettings;
     use crate::worker::books::tests::{Joined, joined};
     use crate::worker::link::Listener;
@@ -268,7 +314,7 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let (id, service) = (DoorId(0), ServiceId(3));
             let door = Listener { id, socket: listener.into(), service };
-            let mut streams = Streams::new(farewell);
+            let mut streams = Streams::new(farewell, Now::default());
             streams.doors.open(door, &mut ring);
             Stage { streams, ring, joined: joined(Snapshot::default(), 1) }
         }

@@ -61,6 +61,7 @@ impl Balancer {
     pub fn register_as(&mut self, backends: &[(ServiceId, SocketAddr, Standing)]) {
         let backends = backends.iter().enumerate();
         let backends = backends.map(|(place, (service, address, standing))| Registered {
+            proxy: false,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: *service,

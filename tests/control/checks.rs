@@ -24,7 +24,10 @@ const PG: ServiceId = ServiceId(3);
 
 /// A core whose service `pg` lists these ports.
 fn core(protocol: Protocol, ports: &[u16], check: CheckConfig) -> Core {
-    let listed = |port: &u16| StaticBackend { address: loopback(*port), weight: 1, group: None };
+    let listed = |port: &u16| {
+        let (address, group) = (loopback(*port), None);
+        StaticBackend { address, weight: 1, group, proxy: false }
+    };
     let backends = ports.iter().map(listed).collect();
     Core::start(|config| {
         let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", protocol) };

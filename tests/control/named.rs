@@ -162,6 +162,38 @@ fn a_list_of_one_service_continues_with_that_service() {
 }
 
 #[test]
+fn a_backend_may_want_proxy_headers_and_one_of_datagrams_may_not() {
+    use std::io::Read;
+    let core = core();
+    let (listener, port) = data_port();
+    let mut backend = core.connect();
+    let wants =
+        |proxy: Value| json!({"cmd": "register", "service": "redis", "port": port, "proxy": proxy});
+    for proxy in [json!(2), json!(null), json!(2)] {
+        let wanted = proxy == 2;
+        let answer = backend.ask(&wants(proxy));
+        assert_eq!(answer["ack"], "successful", "{answer}");
+        assert_eq!(answer.get("proxy"), None, "the answer is what it always was");
+        wait_for("the workers to know", || {
+            let snapshot = core.worker.snapshot();
+            snapshot.pool(REDIS)?.backends.iter().any(|it| it.proxy == wanted).then_some(())
+        });
+        // The port was tried as it wants to be.
+        let mut tried = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut tried).unwrap();
+        let header = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+        assert_eq!(tried, if wanted { &header[..] } else { b"" });
+        let status: Value = serde_json::from_str(&core.get("/status").1).unwrap();
+        let shown = &status["backends"][0]["proxy"];
+        assert_eq!(*shown, if wanted { json!(2) } else { Value::Null });
+    }
+    let answer = backend.ask(&json!({"cmd": "register", "service": "dns", "port": 1, "proxy": 2}));
+    assert_failed(&answer, "datagrams carry no PROXY header: leave proxy out");
+    let answer = backend.ask(&wants(json!(1)));
+    assert_failed(&answer, "proxy must be 2, the version of the PROXY header, or left out");
+}
+
+#[test]
 fn a_service_that_does_not_exist_is_refused_with_the_nearest_name() {
     let core = core();
     let mut backend = core.connect();

@@ -77,6 +77,7 @@ fn add_named(weather: &Weather, snapshot: &mut Snapshot) {
 /// The backends of a run, of its services in turn.
 pub fn backends(weather: &Weather) -> Vec<Backend> {
     let backend = |place: usize| Backend {
+        proxy: false,
         id: BackendId(place as u32),
         slot: place as u16,
         service: match weather.services {

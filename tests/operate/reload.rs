@@ -39,6 +39,32 @@ fn a_reload_changes_settings_and_leaves_a_running_session_alone() {
 }
 
 #[test]
+fn a_reload_changes_which_proxies_tell_their_users_addresses() {
+    let balancer = Balancer::ready("");
+    let mut before = balancer.user();
+    let own = "listen.proxy_from = [\"127.0.0.0/8\"]";
+    let done = balancer.change(own);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(said.contains("in use from now on: listen.proxy_from = "), "{said}");
+    let connect = || {
+        let user = TcpStream::connect(balancer.door("tcp")).unwrap();
+        user.set_read_timeout(Some(PATIENCE)).unwrap();
+        user
+    };
+    assert!(!echoes(&mut connect()), "it must begin with a header now");
+    balancer.wait_for_log("it is in proxy_from and sent no valid PROXY header");
+    let mut told = connect();
+    told.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 123 5678\r\n").unwrap();
+    assert!(echoes(&mut told));
+    balancer.wait_for_log("client=192.0.2.1:123");
+    assert!(echoes(&mut before), "a session that ran goes on");
+    assert_eq!(balancer.status()["sessions"]["refused"], 1);
+    assert!(balancer.change("").status.success());
+    assert!(echoes(&mut connect()), "and need not any more");
+}
+
+#[test]
 fn a_reload_changes_the_rule_of_health_for_backends_that_are_there() {
     let patient = "health.interval_ms = 200\nhealth.timeout_ms = 100\nhealth.misses = ";
     let balancer = Balancer::ready(&format!("{patient} 100"));

@@ -61,14 +61,30 @@ impl Balancer {
 
     /// Registers a backend, and waits until every worker knows it.
     pub fn register(&mut self, service: &str, address: SocketAddr) {
-        self.register_in(service, None, address);
+        self.register_with(service, None, address, false);
     }
 
     /// The same in a group of the service.
     pub fn register_in(&mut self, service: &str, group: Option<&str>, address: SocketAddr) {
+        self.register_with(service, group, address, false);
+    }
+
+    /// The same for one to which each connection begins with a PROXY header.
+    pub fn register_introduced(&mut self, service: &str, address: SocketAddr) {
+        self.register_with(service, None, address, true);
+    }
+
+    fn register_with(
+        &mut self,
+        service: &str,
+        group: Option<&str>,
+        address: SocketAddr,
+        proxy: bool,
+    ) {
         let number = self.registered.len();
         let service = self.service(service);
         self.registered.push(Backend {
+            proxy,
             id: BackendId(number as u32 + 1),
             slot: number as u16,
             service,
@@ -78,6 +94,14 @@ impl Balancer {
             group: group.map(Into::into),
             standing: Standing::Serving,
         });
+        let snapshots = &self.plane.snapshots;
+        snapshots.publish(snapshots.current().with(&self.registered));
+        self.let_workers_turn();
+    }
+
+    /// All backends have registered again, with or without a PROXY header.
+    pub fn change_proxy(&mut self, proxy: bool) {
+        self.registered.iter_mut().for_each(|backend| backend.proxy = proxy);
         let snapshots = &self.plane.snapshots;
         snapshots.publish(snapshots.current().with(&self.registered));
         self.let_workers_turn();

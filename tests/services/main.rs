@@ -5,7 +5,9 @@ mod api;
 mod datagrams;
 mod groups;
 mod harness;
+mod introductions;
 mod limits;
+mod proxies;
 mod streams;
 
 #[path = "../common/wait.rs"]

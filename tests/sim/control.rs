@@ -132,6 +132,7 @@ impl Control {
         let number = self.registered;
         self.registered += 1;
         self.backends.push(Backend {
+            proxy: false,
             id: BackendId(number),
             slot: number as u16,
             service: ServiceId::built_in(Protocol::Tcp),

@@ -39,6 +39,7 @@ impl Balancer {
     /// Publishes these backends, numbered from 1, and waits until every worker has seen them.
     pub fn register(&mut self, backends: &[(Protocol, SocketAddr)]) {
         let all = backends.iter().enumerate().map(|(place, (protocol, address))| Registered {
+            proxy: false,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: ServiceId::built_in(*protocol),

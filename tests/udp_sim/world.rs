@@ -217,6 +217,7 @@ impl World {
     fn publish(&mut self) {
         let backends: Vec<Backend> = (self.backends.iter())
             .map(|(id, backend)| Backend {
+                proxy: false,
                 id: BackendId(*id),
                 slot: (*id % 512) as u16,
                 service: ServiceId::built_in(Protocol::Udp),

@@ -144,7 +144,7 @@ fn rule_6_those_set_aside_are_tried_when_nobody_in_any_group_serves() {
     assert_eq!(dealt(&aside, 0..100), counts(&[("blue", 100)]));
     let failing = standing(&shop, &[1, 2, 3, 4, 5], Standing::Failing);
     assert_eq!(dealt(&failing, 0..100), counts(&[]));
-    let terms = Terms { checks: Some(WhenAllFail::Serve), ..failing.terms };
+    let terms = Terms { checks: Some(WhenAllFail::Serve), ..failing.terms.clone() };
     let tried = with(&Service { terms, ..failing.clone() }, failing.pool.backends.to_vec());
     assert_eq!(dealt(&tried, 0..100), counts(&[("blue", 50), ("green", 50)]));
 }

@@ -416,6 +416,7 @@ pub(super) mod tests {
 
     pub fn backend(number: u32, sessions: u64) -> BackendStatus {
         BackendStatus {
+            proxy: None,
             id: format!("b{number}"),
             service: "tcp".into(),
             protocol: Protocol::Tcp,

@@ -21,6 +21,7 @@ fn address(port: u16) -> SocketAddr {
 
 fn join(source: u64, service: ServiceId, port: u16, weight: u16) -> Change {
     Change::Register(Registration {
+        proxy: false,
         source: Source::Connection(source),
         service,
         address: address(port),
@@ -53,6 +54,21 @@ fn ports(snapshot: &Snapshot, service: ServiceId) -> Vec<u16> {
 fn shown(registry: &mut Registry, change: Change) -> Snapshot {
     assert!(registry.apply(change, NOW).unwrap().changed);
     registry.freeze(true)
+}
+
+#[test]
+fn a_repeated_registration_says_anew_whether_connections_begin_with_a_header() {
+    let mut registry = registry(4);
+    let joins = |proxy| match join(1, TCP, 80, 1) {
+        Change::Register(wanted) => Change::Register(Registration { proxy, ..wanted }),
+        other => other,
+    };
+    for proxy in [true, false, true] {
+        let snapshot = shown(&mut registry, joins(proxy));
+        let backends = &snapshot.pool(TCP).unwrap().backends;
+        assert_eq!(backends.iter().map(|it| it.proxy).collect::<Vec<_>>(), [proxy]);
+        assert!(!registry.apply(joins(proxy), NOW).unwrap().changed, "the same again");
+    }
 }
 
 #[test]
@@ -215,12 +231,12 @@ fn a_check_that_comes_later_puts_nobody_out_and_one_that_goes_lets_everybody_bac
     let mut registry = registry(4);
     let backend = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
     let checked = Terms { checks: Some(WhenAllFail::Refuse), ..Terms::default() };
-    assert!(registry.agree(|_| checked));
+    assert!(registry.agree(|_| checked.clone()));
     assert_eq!(ports(&registry.freeze(true), TCP), [80], "it served already");
     assert_eq!(ports(&shown(&mut registry, judge(backend, false)), TCP), NOBODY);
-    registry.agree(|_| Terms { checks: Some(WhenAllFail::Serve), ..checked });
+    registry.agree(|_| Terms { checks: Some(WhenAllFail::Serve), ..checked.clone() });
     assert_eq!(ports(&registry.freeze(true), TCP), [80], "to be tried all the same");
-    registry.agree(|_| checked);
+    registry.agree(|_| checked.clone());
     assert_eq!(ports(&registry.freeze(true), TCP), NOBODY);
     registry.agree(|_| Terms::default());
     assert_eq!(ports(&registry.freeze(true), TCP), [80]);
@@ -230,6 +246,7 @@ fn a_check_that_comes_later_puts_nobody_out_and_one_that_goes_lets_everybody_bac
 fn a_backend_of_the_configuration_is_nobody_elses() {
     let mut registry = registry(4);
     let listed = Registration {
+        proxy: false,
         source: Source::File,
         service: TCP,
         address: address(80),
@@ -331,13 +348,13 @@ fn other_terms_change_neither_the_pools_nor_the_turns_nor_the_seats() {
     let before = registry.freeze(true);
     let terms = Terms { policy: Policy::SourceHash, ..Terms::default() };
     assert!(
-        registry.agree(|_| terms) && !registry.agree(|_| terms),
+        registry.agree(|_| terms.clone()) && !registry.agree(|_| terms.clone()),
         "only the first time is it new"
     );
     let after = registry.freeze(true);
     assert_eq!((after.version, refrozen(&before, &after)), (before.version + 1, vec![]));
     for (one, other) in before.services.iter().zip(&after.services) {
-        assert_eq!((one.terms, other.terms), (Terms::default(), terms));
+        assert_eq!((&one.terms, &other.terms), (&Terms::default(), &terms));
         assert!(Arc::ptr_eq(&one.turn, &other.turn) && Arc::ptr_eq(&one.seats, &other.seats));
     }
 }

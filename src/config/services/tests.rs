@@ -10,6 +10,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     listen = ["10.0.0.1:80", ":8443"]
     hosts = ["shop.example", "*.shop.example"]
     paths = ["/api", "/v2/"]
+    proxy_from = ["10.0.0.0/8", "192.0.2.7"]
     policy = "least_sessions"
     on_backend_loss = "close"
     connect_ms = 11
@@ -30,7 +31,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     sessions = 16
     backend_sessions = 17
     users = ["10.2.0.0/16"]
-    backends = [{ address = "10.0.0.11:80", group = "a" }, { address = "[2001:db8::1]:80", weight = 3, group = "b" }]
+    backends = [{ address = "10.0.0.11:80", group = "a" }, { address = "[2001:db8::1]:80", weight = 3, group = "b", proxy = 2 }]
     groups = { a = 95, b = 5 }
     maintenance = true
     [service.shop.check]
@@ -67,7 +68,7 @@ fn every_key_of_a_service_is_read_and_reads_back_as_it_is_shown() {
     let terms = config.terms_of(service);
     assert_eq!(terms.policy, Policy::LeastSessions);
     assert_eq!(terms.timeouts.half_close, Duration::from_millis(13));
-    assert_eq!(service.backends[1].weight, 3);
+    assert_eq!((service.backends[1].weight, service.backends[1].proxy), (3, true));
 }
 
 #[test]

@@ -27,6 +27,7 @@ fn said(reply: Reply) -> String {
 #[test]
 fn every_command_is_understood_with_and_without_optional_members() {
     let register = |weight, name: Option<&str>| Request::Register {
+        proxy: false,
         target: Target::BuiltIn(Protocol::Tcp),
         port: 9991,
         weight,
@@ -89,7 +90,7 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
         assert_eq!(of("list"), [Ok(Request::List { target: all })], "{members}");
         assert_eq!(
             of("register"),
-            [Ok(Request::Register { target, port, weight, name, group: None })]
+            [Ok(Request::Register { target, port, weight, name, group: None, proxy: false })]
         );
     }
 }
@@ -321,5 +322,29 @@ fn noise_of_any_kind_is_a_fault_and_never_a_panic() {
             inbox.push(portion, &mut in_portions);
         }
         assert_eq!(whole, in_portions, "{:?}", String::from_utf8_lossy(&bytes));
+    }
+}
+
+#[test]
+fn a_backend_may_ask_for_a_proxy_header_of_version_2_alone() {
+    let proxy = |member: &str| {
+        let text = format!(r#"{{"cmd":"register","protocol":"tcp","port":1{member}}}"#);
+        match heard(&text).remove(0) {
+            Ok(Request::Register { proxy, .. }) => Ok(proxy),
+            Ok(_) => panic!("it is a registration"),
+            Err(bad) => Err(bad.msg),
+        }
+    };
+    for (member, wanted) in [
+        ("", false),
+        (r#","proxy":null"#, false),
+        (r#","proxy":2"#, true),
+        (r#","proxy":2.0"#, true),
+    ] {
+        assert_eq!(proxy(member), Ok(wanted), "{member}");
+    }
+    for wrong in [r#","proxy":1"#, r#","proxy":3"#, r#","proxy":true"#, r#","proxy":"v2""#] {
+        let said = "proxy must be 2, the version of the PROXY header, or left out";
+        assert_eq!(proxy(wrong), Err(said.to_owned()), "{wrong}");
     }
 }

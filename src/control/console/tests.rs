@@ -130,6 +130,7 @@ fn a_line_names_the_service_unless_it_is_a_built_in_one() {
     let lines = |service: &Service| {
         let of = || Of::new(service);
         let backend = Backend {
+            proxy: false,
             id: BackendId(7),
             slot: 0,
             service: service.id,

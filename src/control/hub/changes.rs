@@ -218,7 +218,8 @@ mod tests {
 
     fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
-        Change::Register(Registration { source, service, address, weight, name, group: None })
+        let (group, proxy) = (None, false);
+        Change::Register(Registration { source, service, address, weight, name, group, proxy })
     }
 
     fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {
@@ -406,7 +407,7 @@ mod tests {
         let shown = worker.snapshots.changed().unwrap();
         assert!(worker.orders.pop().is_err(), "there is nothing to order");
         for (now, then) in shown.services.iter().zip(&before.services) {
-            assert_eq!((now.id, now.terms), (then.id, config.terms()));
+            assert_eq!((now.id, &now.terms), (then.id, &config.terms()));
             assert!(Arc::ptr_eq(&now.pool, &then.pool) && Arc::ptr_eq(&now.turn, &then.turn));
             assert!(Arc::ptr_eq(&now.seats, &then.seats));
         }

@@ -16,6 +16,7 @@ use crate::cluster::{Backend, BackendId, ServiceId, Standing};
 use crate::config::services::{CheckConfig, CheckKind, OnFail};
 use crate::control::checker::Target;
 use crate::control::checks::{Checks, Due, Rule, Verdict};
+use crate::control::probe::Port;
 use crate::session::EndReason;
 
 /// The longest wait for something to check. Whoever joins ends it.
@@ -85,9 +86,9 @@ impl Hub {
         loop {
             let due = self.checking.checks.begin(now)?;
             let backend = self.registry.get(due.id).map(|entry| &entry.backend);
-            let wanted = backend.and_then(|it| Some((self.check_of(it.service)?, it.address)));
-            if let Some((check, address)) = wanted {
-                return Some((due, Target::of(check, address)));
+            let wanted = backend.and_then(|it| Some((self.check_of(it.service)?, Port::of(it))));
+            if let Some((check, port)) = wanted {
+                return Some((due, Target::of(check, port)));
             }
             // Nobody is left whose check it would be.
             self.checking.checks.remove(due);

@@ -76,6 +76,7 @@ impl Hub {
                     weight: backend.weight,
                     name: None,
                     group: backend.group.as_deref().map(Arc::from),
+                    proxy: backend.proxy,
                 })
             })
             .collect()
@@ -84,7 +85,9 @@ impl Hub {
     fn join_listed(&mut self, registration: Registration, is_first_try: bool, now: Now) {
         let known = self.registry.find(registration.service, registration.address);
         let serves = |entry: &&Registered| {
-            entry.source == Source::File && entry.backend.standing != Standing::Draining
+            entry.source == Source::File
+                && entry.backend.standing != Standing::Draining
+                && entry.backend.proxy == registration.proxy
         };
         if known.filter(serves).is_some() {
             return;

@@ -15,6 +15,7 @@ use crate::config::services::{
     CheckConfig, CheckKind, GroupShare, OnFail, ServiceConfig, StaticBackend,
 };
 use crate::control::checks::Due;
+use crate::control::probe::Port;
 use crate::control::status::CheckVerdict;
 use crate::control::view;
 use crate::worker::link::{Order, WorkerEnd, link};
@@ -35,6 +36,7 @@ fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
         address: address(port),
         weight,
         group: None,
+        proxy: false,
     };
     let backends = backends.iter().map(listed).collect();
     let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", Protocol::Tcp) };
@@ -160,7 +162,8 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
     let (mut hub, _worker) = hub(config(&[], CheckConfig::default()));
     let source = Source::Connection(1);
     let (address, weight, name) = (address(1), 7, None);
-    let own = Registration { source, service: PG, address, weight, name, group: None };
+    let own =
+        Registration { source, service: PG, address, weight, name, group: None, proxy: false };
     hub.apply(Change::Register(own), at(0)).unwrap();
     hub.reloaded(config(&[(1, 1)], CheckConfig::default()), at(1));
     hub.tick(at(5_000));
@@ -256,7 +259,7 @@ fn a_reload_begins_changes_and_ends_checks() {
     assert_eq!(shown(&mut hub), [(1, 1, Failing)]);
     hub.reloaded(config(list, CheckConfig { port: Some(9009), ..check() }), at(5_010));
     let (due, target) = hub.next_check(at(10_000)).unwrap();
-    assert_eq!(target.address, address(9009));
+    assert_eq!(target.port, Port { address: address(9009), proxy: false });
     hub.reloaded(config(list, CheckConfig::default()), at(10_010));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)]);
     hub.checked(due, Err("it is broken".to_owned()), Duration::ZERO, at(10_020));
@@ -269,7 +272,15 @@ fn a_reload_begins_changes_and_ends_checks() {
 fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     let (mut hub, _worker) = hub(config(&[], check()));
     let (source, weight, name) = (Source::Connection(1), 1, None);
-    let own = Registration { source, service: PG, address: address(1), weight, name, group: None };
+    let own = Registration {
+        source,
+        service: PG,
+        address: address(1),
+        weight,
+        name,
+        group: None,
+        proxy: false,
+    };
     let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
     assert_eq!(rotation(&mut hub), [0; 0]);
     checked(&mut hub, &[(1, true)], at(20));
@@ -289,6 +300,7 @@ fn grouped(backends: &[(u16, &str)], shares: &[(&str, u8)]) -> Config {
         address: address(*port),
         weight: 1,
         group: Some((*group).to_owned()),
+        proxy: false,
     };
     let share = |(name, share): &(&str, u8)| GroupShare { name: (*name).into(), share: *share };
     config.services[0].backends = backends.iter().map(listed).collect();
@@ -339,4 +351,25 @@ fn a_reload_gives_listed_backends_the_groups_that_the_file_gives_them() {
     assert_eq!(rotation(&mut hub), [2]);
     hub.reloaded(config(&[(1, 1), (2, 1)], CheckConfig::default()), at(3));
     assert_eq!(rotation(&mut hub), [1, 2], "without groups, everybody serves");
+}
+
+#[test]
+fn a_reload_changes_whether_a_listed_backend_gets_proxy_headers() {
+    let of = |proxy: bool, weight: u16| {
+        let mut config = config(&[(1, weight), (2, 1)], CheckConfig::default());
+        config.services[0].backends[0].proxy = proxy;
+        config
+    };
+    let (mut hub, _worker) = hub(of(false, 1));
+    let listed = |hub: &mut Hub| {
+        hub.publish();
+        let backends = hub.snapshot.pool(PG).unwrap().backends.iter();
+        backends.map(|it| (it.id, it.proxy, it.weight)).collect::<Vec<_>>()
+    };
+    let before = listed(&mut hub);
+    assert_eq!(before.iter().map(|it| it.1).collect::<Vec<_>>(), [false, false]);
+    for (number, (proxy, weight)) in (1..).zip([(true, 1), (true, 2), (false, 2), (true, 3)]) {
+        hub.reloaded(of(proxy, weight), at(number * 10));
+        assert_eq!(listed(&mut hub), [(before[0].0, proxy, weight), before[1]], "{proxy} {weight}");
+    }
 }

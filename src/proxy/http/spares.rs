@@ -65,6 +65,12 @@ impl<B: Copy + Eq + Hash, K: Copy + Eq> Spares<B, K> {
         Some(spare.key)
     }
 
+    /// Whether this connection is kept, and was last used at `since` or later.
+    pub fn holds(&self, backend: B, key: K, now: Now, since: Now) -> bool {
+        let mut all = self.of.get(&backend).into_iter().flatten();
+        all.any(|spare| spare.key == key && spare.until > now && spare.since >= since)
+    }
+
     /// Forgets a connection that has ended by itself.
     pub fn forget(&mut self, backend: B, key: K) -> bool {
         let Some(stack) = self.of.get_mut(&backend) else { return false };

@@ -26,7 +26,7 @@ fn snapshot() -> Snapshot {
     for service in &mut services {
         let number = u64::from(service.id.0) + 1;
         let timeouts = Timeouts { connect: Duration::from_secs(number), ..service.terms.timeouts };
-        service.terms = Terms { timeouts, ..service.terms };
+        service.terms = Terms { timeouts, ..service.terms.clone() };
         service.seats = Arc::new(Seats::new(number as usize));
         service.turn = Arc::default();
         service.gate = Arc::default();
@@ -42,6 +42,7 @@ fn snapshot() -> Snapshot {
 fn backend(service: ServiceId, which: u16) -> Backend {
     let slot = 2 * service.0 + which;
     Backend {
+        proxy: false,
         id: BackendId(u32::from(slot)),
         slot,
         service,

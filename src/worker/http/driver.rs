@@ -9,8 +9,9 @@ use crate::proxy::{self, Side};
 use crate::ring::{Done, Ring};
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
+use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
-use crate::worker::streams::{Completion, End, Newcomer, Streams};
+use crate::worker::streams::{Completion, End, Streams};
 
 /// Commands that may wait while one event is handled, before the list has to grow.
 const COMMANDS: usize = 64;
@@ -24,10 +25,10 @@ pub struct HttpDriver {
 }
 
 impl HttpDriver {
-    pub fn new(sessions: Sessions) -> HttpDriver {
+    pub fn new(sessions: Sessions, now: Now) -> HttpDriver {
         HttpDriver {
             sessions,
-            streams: Streams::new(Some(answer::NO_DESCRIPTOR)),
+            streams: Streams::new(Some(answer::NO_DESCRIPTOR), now),
             commands: Vec::with_capacity(COMMANDS),
         }
     }
@@ -41,20 +42,18 @@ impl Driver for HttpDriver {
             self.sessions.start(turn.ring.pool_mut());
         }
         for user in self.streams.change_door(change, turn.ring) {
+            let Some(user) = self.streams.meet(user, turn) else { continue };
             self.welcome(user, turn);
             self.execute(turn);
         }
     }
 
     fn live(&self) -> usize {
-        self.sessions.live()
+        self.sessions.live() + self.streams.live()
     }
 
     fn next_deadline(&self) -> Option<Now> {
-        [self.sessions.next_deadline(), self.streams.doors.next_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.sessions.next_deadline(), self.streams.next_deadline()].into_iter().flatten().min()
     }
 
     fn is_waiting(&self, _ring: &Ring) -> bool {
@@ -71,6 +70,10 @@ impl Driver for HttpDriver {
                 self.sessions.happened(conn, event, &mut turn.cx(&mut self.commands));
             }
             Completion::Connected(key, result) => {
+                let result = result.and_then(|()| match self.sessions.introduces(key) {
+                    Some(user) => self.streams.introduce(user, key, turn),
+                    None => Ok(()),
+                });
                 self.sessions.connected(key, result, &mut turn.cx(&mut self.commands));
             }
             Completion::Arrived(user) => self.welcome(user, turn),
@@ -81,7 +84,7 @@ impl Driver for HttpDriver {
     }
 
     fn housekeep(&mut self, turn: &mut Turn<'_>) {
-        self.streams.doors.housekeep(turn.now, turn.ring);
+        self.streams.housekeep(turn);
         self.sessions.expire(&mut turn.cx(&mut self.commands));
         if self.sessions.is_starved() {
             self.sessions.relieve(&mut turn.cx(&mut self.commands));
@@ -95,9 +98,13 @@ impl Driver for HttpDriver {
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
             for user in self.streams.close_doors(turn.ring) {
+                let Some(user) = self.streams.meet(user, turn) else { continue };
                 self.welcome(user, turn);
                 self.execute(turn);
             }
+        }
+        if order == Order::Stop {
+            self.streams.stop(turn.ring);
         }
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
         self.execute(turn);
@@ -107,7 +114,7 @@ impl Driver for HttpDriver {
 impl HttpDriver {
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
-        let key = self.sessions.accepted(user.service, user.client, cx);
+        let key = self.sessions.welcome(user.service, user.caller, cx);
         self.streams.keep((key, Side::Client), user.socket);
     }
 

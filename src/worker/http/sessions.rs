@@ -30,6 +30,7 @@ use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, ServiceId};
 use crate::http::date::Date;
+use crate::proxy::greeting::Caller;
 use crate::proxy::http::spares::Spares;
 use crate::proxy::http::{self, Assigned, Context, Gateway, GatewaySettings, Journal, Kit};
 use crate::proxy::line::{Features, Line};
@@ -118,8 +119,11 @@ struct User {
     gateway: Gateway,
     /// `None` for a user who is turned away.
     entry: Option<Entry>,
+    /// Where it has connected to, if a proxy has told.
+    destination: Option<SocketAddr>,
     link: Option<Key>,
-    /// The link on which it has logged in, while no request is on it.
+    /// The link on which it has logged in, or whose backend knows it by a PROXY header, while no request is
+    /// on it.
     private: Option<Key>,
     /// Whose backends may serve the current request.
     service: ServiceId,
@@ -145,6 +149,7 @@ impl User {
         User {
             gateway,
             entry,
+            destination: None,
             link: None,
             private: None,
             service: door,
@@ -162,6 +167,10 @@ impl User {
 
 struct Link {
     to: Member,
+    /// It began with a PROXY header, and is for that user alone.
+    proxy: bool,
+    /// Its user has logged in on it, or may have.
+    login: bool,
     state: State,
 }
 
@@ -254,8 +263,14 @@ impl Sessions {
         self.kit.refill(0, pool);
     }
 
-    /// A user has connected at a door of this service.
+    /// A user has connected at a door of this service, and speaks for itself.
     pub fn accepted(&mut self, door: ServiceId, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
+        self.welcome(door, client.into(), cx)
+    }
+
+    /// A user has connected at a door of this service.
+    pub fn welcome(&mut self, door: ServiceId, caller: Caller, cx: &mut Cx<'_>) -> Key {
+        let Caller { address: client, destination, .. } = caller;
         let books = &mut *cx.books;
         let entry = match books.admit(door, client, cx.now) {
             Ok(entry) => entry,
@@ -267,16 +282,31 @@ impl Sessions {
         let address = client.ip().to_canonical();
         let trusted = self.settings.trusted.iter().any(|net| net.contains(&address));
         let gateway = Gateway::new(books.id(&entry), door, client, trusted, cx.now);
-        let key = self.users.put(User::new(gateway, door, Some(entry)));
+        let user = User { destination, ..User::new(gateway, door, Some(entry)) };
+        let key = self.users.put(user);
         self.make_room();
         self.act(key, cx, |gateway, context| gateway.start(context));
+        if self.draining {
+            self.act(key, cx, |gateway, context| gateway.drain(context));
+        }
         key
+    }
+
+    /// The user of whom the backend at the other end of a link is told by a PROXY header, if it wants one.
+    /// Asked once the link is established, before [`Sessions::connected`].
+    pub fn introduces(&mut self, link: Key) -> Option<(Key, Caller)> {
+        let link = self.links.get(link).filter(|link| link.proxy)?;
+        let State::Connecting { user, .. } = link.state else { return None };
+        let User { entry: Some(entry), destination, .. } = self.users.get(user)? else {
+            return None;
+        };
+        Some((user, Caller { destination: *destination, ..entry.client.into() }))
     }
 
     /// A connection to a backend is established, or has failed.
     pub fn connected(&mut self, link: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
         self.connects.cancel(link.place);
-        let Some(Link { to, state }) = self.links.get(link) else { return };
+        let Some(Link { to, state, .. }) = self.links.get(link) else { return };
         let backend = to.backend;
         match state {
             State::Connecting { user, begun, timed_out } => {

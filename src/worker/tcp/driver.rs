@@ -14,9 +14,10 @@ use crate::proxy::{self, Event, Side, Spliced, When};
 use crate::ring::{Done, Ring, Until, sys};
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::family;
+use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
 use crate::worker::slots::Key;
-use crate::worker::streams::{self, Completion, Newcomer, end_of};
+use crate::worker::streams::{self, Completion, end_of};
 
 type Streams = streams::Streams<{ family::TCP }>;
 
@@ -37,7 +38,7 @@ impl TcpDriver {
     pub fn new(features: Features, now: Now) -> TcpDriver {
         TcpDriver {
             sessions: Sessions::new(features, now),
-            streams: Streams::new(None),
+            streams: Streams::new(None, now),
             splices: Splices::new(),
             commands: Vec::with_capacity(COMMANDS),
         }
@@ -47,19 +48,20 @@ impl TcpDriver {
 impl Driver for TcpDriver {
     fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
         for user in self.streams.change_door(change, turn.ring) {
+            let Some(user) = self.streams.meet(user, turn) else { continue };
             self.welcome(user, turn);
             self.execute(turn);
         }
     }
 
     fn live(&self) -> usize {
-        self.sessions.live()
+        self.sessions.live() + self.streams.live()
     }
 
     fn next_deadline(&self) -> Option<Now> {
         let all = [
             self.sessions.next_deadline(),
-            self.streams.doors.next_deadline(),
+            self.streams.next_deadline(),
             self.splices.next_deadline(),
         ];
         all.into_iter().flatten().min()
@@ -78,6 +80,10 @@ impl Driver for TcpDriver {
                 self.sessions.relayed(key, event, &mut turn.cx(&mut self.commands));
             }
             Completion::Connected(key, result) => {
+                let result = result.and_then(|()| match self.sessions.introduces(key) {
+                    Some(caller) => self.streams.introduce((key, caller), key, turn),
+                    None => Ok(()),
+                });
                 self.sessions.connected(key, result, &mut turn.cx(&mut self.commands));
             }
             Completion::Arrived(user) => self.welcome(user, turn),
@@ -88,7 +94,7 @@ impl Driver for TcpDriver {
     }
 
     fn housekeep(&mut self, turn: &mut Turn<'_>) {
-        self.streams.doors.housekeep(turn.now, turn.ring);
+        self.streams.housekeep(turn);
         self.sessions.expire(&mut turn.cx(&mut self.commands));
         if self.sessions.is_starved() {
             self.sessions.relieve(&mut turn.cx(&mut self.commands));
@@ -110,9 +116,13 @@ impl Driver for TcpDriver {
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
             for user in self.streams.close_doors(turn.ring) {
+                let Some(user) = self.streams.meet(user, turn) else { continue };
                 self.welcome(user, turn);
                 self.execute(turn);
             }
+        }
+        if order == Order::Stop {
+            self.streams.stop(turn.ring);
         }
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
         self.execute(turn);
@@ -126,10 +136,10 @@ impl Driver for TcpDriver {
 impl TcpDriver {
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
-        let accepted = self.sessions.accepted(user.service, user.client, cx);
+        let accepted = self.sessions.welcome(user.service, user.caller, cx);
         match accepted {
             Some(key) => self.streams.keep((key, Side::Client), user.socket),
-            None if cx.books.is_stranger(user.service, user.client) => {
+            None if cx.books.is_stranger(user.service, user.caller.address) => {
                 sys::reset_on_close(user.socket.as_fd());
             }
             None => {}

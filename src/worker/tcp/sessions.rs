@@ -20,6 +20,8 @@ use nix::errno::Errno;
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, ServiceId, Timeouts};
+use crate::metrics::WorkerMetrics;
+use crate::proxy::greeting::{Caller, Screen, Screened};
 use crate::proxy::line::Features;
 use crate::proxy::outlook::Watch;
 use crate::proxy::tcp::{Progress, Relay};
@@ -85,7 +87,12 @@ struct Session {
     /// When the last connection was begun, or when the last byte moved.
     active: Now,
     half_closed: bool,
-    answered: bool,
+    /// By side, whether its first bytes are still to be looked at: the backend's for how long they took, a
+    /// stranger's for a PROXY header.
+    unseen: [bool; 2],
+    screen: Screen,
+    /// Where the user has connected to, if a proxy has told.
+    destination: Option<SocketAddr>,
     /// Both connections were established at some time.
     relayed: bool,
     /// When its send queues are looked at next, and what the last looks said about each side's host.
@@ -132,13 +139,19 @@ impl Sessions {
         self.slots.live()
     }
 
-    /// A user of this service has connected. `None`: turned away; close the connection.
+    /// A user of this service has connected, and speaks for itself.
     pub fn accepted(
         &mut self,
         service: ServiceId,
         client: SocketAddr,
         cx: &mut Cx<'_>,
     ) -> Option<Key> {
+        self.welcome(service, client.into(), cx)
+    }
+
+    /// A user of this service has connected. `None`: turned away; close the connection.
+    pub fn welcome(&mut self, service: ServiceId, caller: Caller, cx: &mut Cx<'_>) -> Option<Key> {
+        let Caller { address: client, destination, is_stranger } = caller;
         let admitted = cx.books.admit(service, client, cx.now);
         let mut entry = match admitted {
             Ok(entry) => entry,
@@ -162,7 +175,9 @@ impl Sessions {
             tried,
             active: cx.now,
             half_closed: false,
-            answered: false,
+            unseen: [is_stranger, true],
+            screen: Screen::default(),
+            destination,
             relayed: false,
             look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
@@ -170,6 +185,14 @@ impl Sessions {
         self.deadlines.schedule(key.place, cx.now.plus(cx.books.timeouts(service).connect));
         cx.out.push(Cmd::Connect { key, to: choice.address });
         Some(key)
+    }
+
+    /// The user of whom the backend is told by a PROXY header, if it wants one. Asked once the connection to
+    /// it is established, before [`Sessions::connected`].
+    pub fn introduces(&mut self, key: Key) -> Option<Caller> {
+        let session = self.slots.get(key)?;
+        session.entry.choice().filter(|choice| choice.proxy)?;
+        Some(Caller { destination: session.destination, ..session.entry.client.into() })
     }
 
     /// A connection to a backend is established, or has failed.
@@ -204,12 +227,12 @@ impl Sessions {
             Event::Received { side, what: Received::NoBuffers, .. } => Some(side),
             _ => None,
         };
-        if let Event::Received { side: Side::Backend, what: Received::Data(_), .. } = event
-            && !session.answered
+        if let Event::Received { side, what: Received::Data(ref buf), .. } = event
+            && session.unseen[side as usize]
+            && session.look_at_first(side, cx.pool.bytes(buf), cx.now, cx.books.metrics())
         {
-            session.answered = true;
-            let waited = cx.now.since(session.entry.started);
-            cx.books.metrics().first_byte_time.record(waited);
+            session.relay.settle(event, cx.pool);
+            return self.refuse_header(key, cx);
         }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         let was_unsure = session.relay.is_unsure();
@@ -233,6 +256,15 @@ impl Sessions {
             self.starve(cx.now, key, side);
         }
         self.follow(key, cx);
+    }
+
+    /// A stranger has sent a PROXY header, of which the backend has not seen enough to take it for one.
+    #[cold]
+    fn refuse_header(&mut self, key: Key, cx: &mut Cx<'_>) {
+        let Some(session) = self.slots.get(key) else { return };
+        let (service, client) = (session.entry.service, session.entry.client);
+        cx.books.refused(service, client, Refusal::ProxyHeader);
+        self.end(key, EndReason::ProxyHeader, cx);
     }
 
     /// Looks at what has been still for a while, or for too long.
@@ -411,6 +443,26 @@ impl Sessions {
 }
 
 impl Session {
+    /// Looks at the first bytes of a side; whether they may not be passed on.
+    #[cold]
+    fn look_at_first(
+        &mut self,
+        side: Side,
+        bytes: &[u8],
+        now: Now,
+        metrics: &WorkerMetrics,
+    ) -> bool {
+        let screened = match side {
+            Side::Client => self.screen.see(bytes),
+            Side::Backend => {
+                metrics.first_byte_time.record(now.since(self.entry.started));
+                Screened::Clean
+            }
+        };
+        self.unseen[side as usize] = screened == Screened::Undecided;
+        screened == Screened::Header
+    }
+
     /// How long things may take in it, by the terms that its service has now.
     fn timeouts<'c>(&self, cx: &'c Cx<'_>) -> &'c Timeouts {
         cx.books.timeouts(self.entry.service)

@@ -5,6 +5,9 @@
 //! A connection on which a user has logged in, or may have, belongs to that user as long as both last: no
 //! other user's request goes over it. Where too many are kept, the user idle for longest loses its own, and
 //! has to log in again.
+//!
+//! A connection that began with a PROXY header is its user's alone in the same way, but is kept only as long
+//! as others are, and used only where another would be.
 
 use std::time::Duration;
 
@@ -62,11 +65,13 @@ impl Sessions {
             cx.books.metrics().counters.api_maintenance.one();
             return self.refuse(key, Refused::Maintenance, cx);
         }
+        let since = since(wish.reuse, cx.now);
         if let Some(link) = user.private
-            && self.links.get(link).is_none_or(|link| link.to.service == service)
+            && self.is_fit(link, service, since, cx)
         {
             return self.obtain_private(key, link, wish, cx);
         }
+        let Some(user) = self.users.get(key) else { return };
         let Some(entry) = &mut user.entry else { return };
         let books = &mut *cx.books;
         let mut choice = books.assign_from(service, entry, &user.tried);
@@ -86,19 +91,23 @@ impl Sessions {
             return self.refuse(key, why, cx);
         };
         user.tried.push(choice.backend);
-        let since = match wish.reuse {
-            Reuse::Any => Some(Now::from_nanos(0)),
-            Reuse::Recent => {
-                Some(Now::from_nanos(cx.now.nanos().saturating_sub(RECENT.as_nanos() as u64)))
-            }
-            Reuse::No => None,
-        };
+        // One that others have used began without a header, or with theirs.
+        let since = since.filter(|_| !choice.proxy);
         let to = Member { service, backend: choice.backend };
         let spare = since.and_then(|since| self.spares.take(to, cx.now, since));
         match spare {
             Some(link) => self.reuse(key, link, cx),
             None => self.connect(key, choice, cx),
         }
+    }
+
+    /// Whether the user's own link will do for a request to this service. One with a login always does:
+    /// without it, the user would have to log in again.
+    fn is_fit(&mut self, link: Key, service: ServiceId, since: Option<Now>, cx: &Cx<'_>) -> bool {
+        let Some(Link { to, login, .. }) = self.links.get(link) else { return true };
+        let (to, login) = (*to, *login);
+        let fresh = || since.is_some_and(|since| self.private.holds(to, link, cx.now, since));
+        to.service == service && (login || fresh() && is_serving(cx.books, to))
     }
 
     /// Reuses the link on which the user has logged in, if its backend still takes requests; if not, the
@@ -129,8 +138,8 @@ impl Sessions {
     }
 
     fn reuse(&mut self, key: Key, link: Key, cx: &mut Cx<'_>) {
-        let Some(Link { to, state }) = self.links.get(link) else { return };
-        let backend = to.backend;
+        let Some(Link { to, state, login, .. }) = self.links.get(link) else { return };
+        let (backend, private) = (to.backend, *login);
         let before = std::mem::replace(state, State::Serving { user: key });
         let State::Spare { line, owner } = before else {
             debug_assert!(false, "a spare connection is free");
@@ -140,7 +149,7 @@ impl Sessions {
         if let Some(user) = self.users.get(key) {
             user.link = Some(link);
         }
-        let what = Assigned { line, reused: true, private: owner.is_some() };
+        let what = Assigned { line, reused: true, private };
         self.serve(key, backend, what, cx);
     }
 
@@ -148,7 +157,7 @@ impl Sessions {
         let Some(user) = self.users.get(key) else { return };
         let state = State::Connecting { user: key, begun: cx.now, timed_out: false };
         let to = Member { service: user.service, backend: choice.backend };
-        let link = self.links.put(Link { to, state });
+        let link = self.links.put(Link { to, proxy: choice.proxy, login: false, state });
         user.link = Some(link);
         self.make_room();
         let patience = cx.books.timeouts(to.service).connect;
@@ -270,8 +279,9 @@ impl Sessions {
             return;
         };
         user.entry.iter_mut().for_each(|entry| over(cx.books, entry));
-        let Some(Link { to, .. }) = self.links.get(link) else { return };
-        let to = *to;
+        let Some(Link { to, proxy, login, .. }) = self.links.get(link) else { return };
+        let (to, proxy) = (*to, *proxy);
+        *login = private;
         let serves = match private {
             true => may_go_on(cx.books, to),
             false => is_serving(cx.books, to),
@@ -279,14 +289,17 @@ impl Sessions {
         let Some(keep) = keep.filter(|_| !self.draining && serves) else {
             return self.close_link(link, line, reset, cx);
         };
-        let owner = private.then_some(key);
+        let owner = (private || proxy).then_some(key);
         if let Some(Link { state, .. }) = self.links.get(link) {
             *state = State::Spare { line, owner };
         }
         self.watch(link, cx);
         self.sweep_at = self.sweep_at.min(cx.now.plus(SWEEP_EVERY));
         match owner {
-            Some(owner) => self.keep_private(owner, link, to, cx),
+            Some(owner) => {
+                let until = if private { Now::NEVER } else { cx.now.plus(keep) };
+                self.keep_private(owner, (link, to), until, cx);
+            }
             None => {
                 let oldest = self.spares.keep(to, link, cx.now, cx.now.plus(keep));
                 if let Some(oldest) = oldest {
@@ -296,15 +309,15 @@ impl Sessions {
         }
     }
 
-    /// A user has one such link: where it has logged in last.
-    fn keep_private(&mut self, owner: Key, link: Key, to: Member, cx: &mut Cx<'_>) {
+    /// A user has one such link: where it has logged in, or been introduced, last.
+    fn keep_private(&mut self, owner: Key, (link, to): (Key, Member), until: Now, cx: &mut Cx<'_>) {
         if let Some(before) = self.users.get(owner).and_then(|user| user.private) {
             self.drop_spare(before, cx);
         }
         if let Some(user) = self.users.get(owner) {
             user.private = Some(link);
         }
-        if let Some(oldest) = self.private.keep(to, link, cx.now, Now::NEVER) {
+        if let Some(oldest) = self.private.keep(to, link, cx.now, until) {
             cx.books.metrics().counters.api_upstream_private_shed.one();
             self.close_spare(oldest, cx);
         }
@@ -382,7 +395,7 @@ impl Sessions {
     }
 
     pub(super) fn close_link_if_settled(&mut self, link: Key, cx: &mut Cx<'_>) {
-        let Some(Link { to, state }) = self.links.get(link) else { return };
+        let Some(Link { to, state, .. }) = self.links.get(link) else { return };
         if let State::Closing { line, connect: false, reset } = state
             && !line.in_flight()
         {
@@ -454,6 +467,17 @@ fn nobody(books: &Books, service: ServiceId) -> Refused {
     match books.nobody(service) {
         Refusal::Barred(barrier) => Refused::Barred(barrier),
         _ => nobody_serves(books, service),
+    }
+}
+
+/// Since when a connection must have been in use to do for a request; `None`: none will.
+fn since(reuse: Reuse, now: Now) -> Option<Now> {
+    match reuse {
+        Reuse::Any => Some(Now::from_nanos(0)),
+        Reuse::Recent => {
+            Some(Now::from_nanos(now.nanos().saturating_sub(RECENT.as_nanos() as u64)))
+        }
+        Reuse::No => None,
     }
 }
 

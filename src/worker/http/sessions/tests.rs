@@ -52,6 +52,7 @@ fn claimant(service: ServiceId, host: Host, path: &str) -> Claimant {
 
 fn backend(service: ServiceId) -> Backend {
     Backend {
+        proxy: false,
         id: BackendId(u32::from(service.0)),
         slot: service.0,
         service,
@@ -354,4 +355,64 @@ fn a_service_whose_backends_all_fail_their_check_says_so() {
     );
     let (said, _) = stage.ask(user, BLOGGING);
     assert!(said.contains("no backend is registered"), "{said}");
+}
+
+/// Everyone's connections begin with a PROXY header from now on.
+fn want_headers(snapshot: &mut Snapshot) {
+    let backends = [API, SHOP, BLOG].map(|service| Backend { proxy: true, ..backend(service) });
+    *snapshot = snapshot.with(&backends);
+}
+
+#[test]
+fn a_connection_with_a_proxy_header_serves_only_the_user_that_it_tells_of() {
+    let mut stage = Stage::new();
+    stage.change(want_headers);
+    let (one, other) = (stage.user(), stage.user());
+    let (_, attempt) = stage.ask(one, SHOPPING);
+    let link = attempt.unwrap().0;
+    let told = stage.sessions.introduces(link).expect("the backend wants to be told");
+    assert_eq!(told, (one, Caller::from(SocketAddr::from(([192, 0, 2, 7], 1_000)))));
+    stage.act(|sessions, cx| sessions.connected(link, Ok(()), cx));
+    assert_eq!(stage.sessions.introduces(link), None, "once");
+    stage.settle();
+    stage.answer(link, "");
+    assert_eq!((stage.sessions.private(), stage.sessions.spares()), (1, 0));
+    assert!(stage.ask(other, SHOPPING).1.is_some(), "the other gets one of its own");
+    assert_eq!(stage.ask(one, SHOPPING).1, None, "and this one uses its own again");
+    stage.answer(link, "");
+    stage.now = START.plus(Duration::from_secs(1));
+    let posting = SHOPPING.replace("GET", "POST");
+    assert!(stage.ask(one, &posting).1.is_some(), "a request that cannot be repeated");
+}
+
+#[test]
+fn a_connection_with_a_proxy_header_is_kept_no_longer_than_others() {
+    for (still, again) in [(0, true), (3600, false)] {
+        let mut stage = Stage::new();
+        stage.change(want_headers);
+        stage.sessions.settings.idle_timeout = Duration::from_secs(86_400);
+        let user = stage.user();
+        stage.served(user, SHOPPING, SHOP, "");
+        stage.now = START.plus(Duration::from_secs(still));
+        assert_eq!(stage.ask(user, SHOPPING).1.is_none(), again, "after {still} seconds");
+    }
+    // But one with a login as well is, until its user leaves.
+    let mut stage = Stage::new();
+    stage.change(want_headers);
+    stage.sessions.settings.idle_timeout = Duration::from_secs(86_400);
+    let user = stage.user();
+    stage.served(user, SHOPPING, SHOP, "WWW-Authenticate: NTLM\r\n");
+    stage.now = START.plus(Duration::from_secs(3600));
+    assert_eq!(stage.ask(user, SHOPPING).1, None);
+}
+
+#[test]
+fn a_connection_made_before_the_backend_wanted_a_header_is_not_used() {
+    let mut stage = Stage::new();
+    let user = stage.user();
+    stage.served(user, SHOPPING, SHOP, "");
+    assert_eq!(stage.sessions.spares(), 1);
+    stage.change(want_headers);
+    let (_, attempt) = stage.ask(user, SHOPPING);
+    assert!(stage.sessions.introduces(attempt.unwrap().0).is_some());
 }

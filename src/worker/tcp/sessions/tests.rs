@@ -495,3 +495,75 @@ fn bytes_that_are_delivered_while_a_session_ends_are_counted() {
     stage.relayed(key, Event::Sent { side: Backend, result: Ok(4) });
     assert_eq!(stage.ended().unwrap().bytes_up, 4);
 }
+
+/// Bytes that the session's user sends; whether any are sent on.
+fn says(stage: &mut Stage, key: Key, bytes: &[u8]) -> bool {
+    let mut buf = stage.pool.take(Class::Small).unwrap();
+    stage.pool.append(&mut buf, bytes);
+    let what = Received::Data(buf);
+    let event = Event::Received { side: Client, what, more: true, nonempty: false };
+    let said = stage.relayed(key, event);
+    let sent = said.iter().find_map(|cmd| match cmd {
+        Cmd::Relay { what: proxy::StreamCmd::Send { side: Backend, what }, .. } => Some(*what),
+        _ => None,
+    });
+    let Some(sent) = sent else { return false };
+    let count = stage.pool.pieces(sent).map(<[u8]>::len).sum::<usize>() as u32;
+    stage.relayed(key, Event::Sent { side: Backend, result: Ok(count) });
+    true
+}
+
+#[test]
+fn a_strangers_header_is_not_passed_on_once_it_can_be_told() {
+    for (pieces, refused) in [
+        (&[&b"PROXY UNKNOWN\r\n"[..]][..], true),
+        (&[b"P", b"ROXY", b" "], true),
+        (&[b"\r\n\r\n\0\r", b"\nQUIT\n!"], true),
+        (&[b"PROXY", b"!", b"PROXY UNKNOWN\r\n"], false),
+        (&[b"hello", b"PROXY UNKNOWN\r\n"], false),
+    ] {
+        for is_stranger in [true, false] {
+            let mut stage = Stage::new();
+            let free = stage.pool.free(Class::Small);
+            let address: SocketAddr = "192.0.2.1:1000".parse().unwrap();
+            let caller = Caller { is_stranger, ..Caller::from(address) };
+            let key = stage.act(|sessions, cx| sessions.welcome(SERVICE, caller, cx)).unwrap();
+            stage.act(|sessions, cx| sessions.connected(key, Ok(()), cx));
+            stage.said();
+            let (last, first) = pieces.split_last().unwrap();
+            assert!(first.iter().all(|piece| says(&mut stage, key, piece)), "{pieces:?}");
+            assert_eq!(says(&mut stage, key, last), !(refused && is_stranger), "{pieces:?}");
+            let counted = stage.control.metrics.counters.users_refused_proxy_header.get();
+            assert_eq!(counted, u64::from(refused && is_stranger));
+            if counted == 0 {
+                continue;
+            }
+            stage.over(key, Client, Received::Stopped);
+            let said = stage.over(key, Backend, Received::Stopped);
+            assert_eq!(said, [Cmd::Close { key, reset: true }]);
+            assert_eq!(stage.ended().unwrap().reason, EndReason::ProxyHeader);
+            assert_eq!(stage.pool.free(Class::Small), free, "no block is lost");
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_wants_a_header_is_told_of_the_user_at_each_attempt() {
+    let told = |proxy: bool| {
+        let mut all = backends(&[1, 1]);
+        all.iter_mut().for_each(|backend| backend.proxy = proxy);
+        let mut stage = Stage::new();
+        stage.books.adopt(Arc::new(Snapshot::default().with(&all)));
+        let destination = "192.0.2.9:80".parse().ok();
+        let user: SocketAddr = "192.0.2.1:1000".parse().unwrap();
+        let caller = Caller { destination, ..Caller::from(user) };
+        let key = stage.act(|sessions, cx| sessions.welcome(SERVICE, caller, cx)).unwrap();
+        let first = stage.sessions.introduces(key);
+        let refused = Err(Errno::ECONNREFUSED);
+        stage.act(|sessions, cx| sessions.connected(key, refused, cx));
+        (caller, [first, stage.sessions.introduces(key)])
+    };
+    let (caller, told_of) = told(true);
+    assert_eq!(told_of, [Some(caller); 2]);
+    assert_eq!(told(false).1, [None; 2]);
+}

@@ -107,6 +107,7 @@ impl World {
     fn register(&mut self, all: &[(u32, u8, Standing)]) {
         let backends: Vec<Backend> = (all.iter())
             .map(|(id, host, standing)| Backend {
+                proxy: false,
                 id: BackendId(*id),
                 slot: *id as u16,
                 service: SERVICE,

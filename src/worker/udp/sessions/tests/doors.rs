@@ -23,6 +23,7 @@ impl World {
     /// Replaces the backends of both services: identity, service, last byte of the address.
     fn register_in(&mut self, all: &[(u32, ServiceId, u8)]) {
         let backend = |(id, service, host): &(u32, ServiceId, u8)| Backend {
+            proxy: false,
             id: BackendId(*id),
             slot: *id as u16,
             service: *service,
