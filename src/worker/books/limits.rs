@@ -74,7 +74,7 @@ impl Books {
     pub fn nobody(&self, service: ServiceId) -> Refusal {
         let found = self.snapshot.service(service);
         let limited = found.filter(|service| service.terms.limits.backend_sessions.is_some());
-        match limited.is_some_and(|service| !service.pool.rotation.is_empty()) {
+        match limited.is_some_and(|service| !service.pool.serves_nobody()) {
             true => Refusal::Barred(Barrier::BackendSessions),
             false => Refusal::NoBackend,
         }

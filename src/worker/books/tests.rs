@@ -6,6 +6,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::*;
 use crate::base::publish::{Publisher, Subscriber};
+use crate::cluster::groups::regrouped;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Barrier, Policy, Protocol, Standing, Terms};
 use crate::worker::link::{ControlEnd, DoorChange, Order, link};
@@ -254,6 +255,14 @@ fn rule_13_of_two_workers_only_one_takes_the_last_place_on_a_backend() {
     assert_eq!(books.nobody(REDIS), Refusal::Barred(Barrier::BackendSessions));
     let nobody = books.nobody(ServiceId(99));
     assert_eq!(nobody, Refusal::NoBackend);
+    // The same where the users are shared out among groups.
+    let mut snapshot = books.snapshot().clone();
+    snapshot.services[3].groups = regrouped(&[], &[("blue", 1)]);
+    let blue = |which| Backend { group: Some("blue".into()), ..backend(REDIS, which) };
+    snapshot = snapshot.with(&[blue(0), blue(1)]);
+    books.adopt(Arc::new(snapshot));
+    assert_eq!(books.assign_from(REDIS, &mut late, &[]), None);
+    assert_eq!(books.nobody(REDIS), Refusal::Barred(Barrier::BackendSessions));
 }
 
 #[test]

@@ -110,16 +110,16 @@ impl Sessions {
         to.service == service && (login || fresh() && is_serving(cx.books, to))
     }
 
-    /// Reuses the link on which the user has logged in, if its backend still takes requests; if not, the
-    /// user has to log in again wherever the request goes.
+    /// Reuses the user's own link, if its backend still takes requests. If not, a user who has logged in there
+    /// has to log in again wherever the request goes.
     fn obtain_private(&mut self, key: Key, link: Key, wish: Wish, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         user.private = None;
-        let Some(Link { to, .. }) = self.links.get(link) else {
+        let Some(Link { to, login, .. }) = self.links.get(link) else {
             debug_assert!(false, "a user's own connection is there");
             return self.obtain(key, wish, cx);
         };
-        let to = *to;
+        let (to, login) = (*to, *login);
         let books = &mut *cx.books;
         let choice = books.find(to.service, to.backend).filter(|_| may_go_on(books, to));
         let Some(choice) = choice else {
@@ -127,7 +127,12 @@ impl Sessions {
             return self.obtain(key, wish, cx);
         };
         let Some(entry) = &mut user.entry else { return };
-        if !books.book_if_room(to.service, entry, choice) {
+        let has_room = books.book_if_room(to.service, entry, choice);
+        if !has_room && !login {
+            self.drop_spare(link, cx);
+            return self.obtain(key, wish, cx);
+        }
+        if !has_room {
             // The login outlasts the refusal.
             user.private = Some(link);
             return self.refuse(key, Refused::Barred(Barrier::BackendSessions), cx);

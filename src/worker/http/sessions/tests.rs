@@ -416,3 +416,24 @@ fn a_connection_made_before_the_backend_wanted_a_header_is_not_used() {
     let (_, attempt) = stage.ask(user, SHOPPING);
     assert!(stage.sessions.introduces(attempt.unwrap().0).is_some());
 }
+
+#[test]
+fn rule_13_a_connection_that_only_introduces_gives_way_when_its_backend_is_full() {
+    let mut stage = Stage::new();
+    stage.change(|snapshot| {
+        snapshot.services[3].terms.limits.backend_sessions = Some(1);
+        let other = Backend { id: BackendId(9), slot: 9, ..backend(SHOP) };
+        let other = Backend { address: address(ServiceId(9)), ..other };
+        let both = [backend(SHOP), other].map(|it| Backend { proxy: true, ..it });
+        *snapshot = snapshot.with(&both);
+    });
+    let users = [stage.user(), stage.user(), stage.user()];
+    stage.served(users[0], SHOPPING, SHOP, "");
+    stage.served(users[1], SHOPPING, ServiceId(9), "");
+    let (_, attempt) = stage.ask(users[2], SHOPPING);
+    assert_eq!(attempt.unwrap().1, address(SHOP));
+    let (said, attempt) = stage.ask(users[0], SHOPPING);
+    let to = attempt.unwrap_or_else(|| panic!("there is room at the other: {said}")).1;
+    assert_eq!(to, address(ServiceId(9)));
+    assert_eq!(stage.sessions.private(), 1, "its own connection has gone");
+}
