@@ -33,6 +33,7 @@ pub fn pick<'s>(service: &'s Service, question: &Question) -> Option<&'s Backend
 
 /// As [`pick`], share first and weight within. Another attempt takes no turn of the groups and stays in
 /// the group that the user was given, while somebody there is left.
+#[inline(never)]
 fn by_group<'s>(
     service: &'s Service,
     split: &'s Split,
@@ -50,6 +51,7 @@ fn by_group<'s>(
 }
 
 /// The backend among those of one rotation.
+#[inline]
 fn within<'s>(
     service: &'s Service,
     rotation: &'s Rotation,

@@ -18,7 +18,6 @@ use crate::cluster::{
 use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
-use limits::BOOKINGS_MAX;
 
 /// Backends that a worker avoids by itself between two snapshots.
 const ASIDE_MAX: usize = 16;
@@ -185,13 +184,13 @@ impl Books {
     ) -> Option<Choice> {
         self.unassign(entry);
         let (user, after) = (entry.client.ip(), tried.first().copied());
-        for _ in 0..BOOKINGS_MAX {
-            let choice = self.choose(service, user, after, &|id| tried.contains(&id))?;
-            if self.book_if_room(service, entry, choice) {
-                return Some(choice);
-            }
+        let excluded = |id| tried.contains(&id);
+        let choice = self.choose(service, user, after, &excluded)?;
+        if self.limits_backends(service) {
+            return self.book_where_there_is_room(service, entry, choice, tried);
         }
-        None
+        self.book(entry, choice);
+        Some(choice)
     }
 
     /// Picks a backend and books nothing. One that has just failed is picked only when there is no

@@ -6,11 +6,11 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::{Books, Choice, Entry};
 use crate::balance::{self, Question};
-use crate::cluster::{Backend, Barrier, Service, ServiceId};
+use crate::cluster::{Backend, BackendId, Barrier, Service, ServiceId};
 use crate::worker::link::Refusal;
 
 /// How often a session is booked on a backend that others have filled meanwhile.
-pub(super) const BOOKINGS_MAX: usize = 4;
+const BOOKINGS_MAX: usize = 4;
 
 impl Books {
     /// Lets a request of an API user in at its service, whose session it is until [`Books::let_out`]. One
@@ -39,6 +39,34 @@ impl Books {
     pub fn let_out(&self, entry: &mut Entry) {
         let service = entry.inside.take().and_then(|service| self.snapshot.service(service));
         service.inspect(|service| service.gate.leave());
+    }
+
+    /// Whether a service has a limit for each of its backends.
+    #[inline]
+    pub(super) fn limits_backends(&self, service: ServiceId) -> bool {
+        let service = self.snapshot.service(service);
+        service.is_some_and(|service| service.terms.limits.backend_sessions.is_some())
+    }
+
+    /// Moves a session in the books to this backend, or to another where there is room if others have filled
+    /// it meanwhile.
+    #[cold]
+    pub(super) fn book_where_there_is_room(
+        &mut self,
+        service: ServiceId,
+        entry: &mut Entry,
+        first: Choice,
+        tried: &[BackendId],
+    ) -> Option<Choice> {
+        let mut choice = first;
+        for _ in 0..BOOKINGS_MAX {
+            if self.book_if_room(service, entry, choice) {
+                return Some(choice);
+            }
+            let (user, after) = (entry.client.ip(), tried.first().copied());
+            choice = self.choose(service, user, after, &|id| tried.contains(&id))?;
+        }
+        None
     }
 
     /// Moves a session to a backend in the books, unless that has been filled by another worker since it was
