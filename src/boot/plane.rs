@@ -147,7 +147,7 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
             id: named.id,
             name: named.name.as_str().into(),
             kind: named.protocol,
-            terms: config.terms_among(&named.name, |name| config.api_service(name)),
+            terms: config.terms_of(named),
             groups: groups::regrouped(&[], &named.shares()),
             turn: Arc::default(),
             seats,

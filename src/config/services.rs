@@ -228,26 +228,22 @@ impl Config {
         self.services.iter().find(|service| service.name == name).map(|service| service.id)
     }
 
-    /// The terms of a service by its name; those of the built-in ones are the global ones.
-    pub fn terms_by_name(&self, name: &str) -> Terms {
-        let named = self.services.iter().find(|service| service.name == name);
-        named.map_or_else(|| self.terms(), |service| self.terms_of(service))
+    /// The table of a service; a built-in one has none.
+    pub fn service(&self, id: ServiceId) -> Option<&ServiceConfig> {
+        // Unless an earlier service has gone, they are numbered without a gap.
+        let place = usize::from(id.0).checked_sub(Protocol::ALL.len())?;
+        let at_home = self.services.get(place).filter(|service| service.id == id);
+        at_home.or_else(|| self.services.iter().find(|service| service.id == id))
     }
 
-    /// The terms of a service by its name, with its fallback known by the number that `id_of` gives it.
-    pub fn terms_among(&self, name: &str, id_of: impl Fn(&str) -> Option<ServiceId>) -> Terms {
-        let named = self.services.iter().find(|service| service.name == name);
-        let fallback = named.and_then(|service| service.fallback.as_deref());
-        Terms {
-            fallback: fallback.and_then(id_of),
-            ..named.map_or_else(|| self.terms(), |service| self.terms_of(service))
-        }
+    /// The terms of a service; those of the built-in ones are the global ones.
+    pub fn terms_for(&self, id: ServiceId) -> Terms {
+        self.service(id).map_or_else(|| self.terms(), |service| self.terms_of(service))
     }
 
-    /// The networks whose users a service lets in, by its name.
-    pub fn users_by_name(&self, name: &str) -> &[IpNet] {
-        let named = self.services.iter().find(|service| service.name == name);
-        named.map_or(&[], |service| &service.users)
+    /// The networks whose users a service lets in.
+    pub fn users_for(&self, id: ServiceId) -> &[IpNet] {
+        self.service(id).map_or(&[], |service| &service.users)
     }
 
     /// The terms of a named service: its own where it has any, else the global ones.
@@ -267,7 +263,7 @@ impl Config {
             requests: service.requests(&global.requests),
             checks: (service.check.kind != CheckKind::Off).then_some(service.check.when_all_fail),
             maintenance: service.maintenance,
-            fallback: None,
+            fallback: service.fallback.as_deref().and_then(|name| self.api_service(name)),
             limits: Limits {
                 sessions: service.sessions.map(NonZeroU32::get),
                 backend_sessions: service.backend_sessions.map(NonZeroU32::get),

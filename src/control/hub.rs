@@ -134,8 +134,8 @@ impl Hub {
         let pulse = Pulse::new(&workers, now);
         let snapshot = snapshots.current();
         let mut registry = Registry::new(BACKENDS_MAX, &snapshot.services);
-        agree(&mut registry, &config);
-        registry.let_in(|service| config.users_by_name(&service.name));
+        registry.agree(|service| config.terms_for(service.id));
+        registry.let_in(|service| config.users_for(service.id));
         registry.set_doors(Arc::clone(&snapshot.doors));
         let mut hub = Hub {
             config: Arc::clone(&config),
@@ -267,8 +267,8 @@ impl Hub {
 
     /// Applies new settings; the workers follow on their next turn.
     pub fn reloaded(&mut self, config: Config, now: Now) {
-        let other_terms = agree(&mut self.registry, &config);
-        let other_users = self.registry.let_in(|service| config.users_by_name(&service.name));
+        let other_terms = self.registry.agree(|service| config.terms_for(service.id));
+        let other_users = self.registry.let_in(|service| config.users_for(service.id));
         let other_shares = self.follow_shares(&config);
         if other_terms
             || other_users
@@ -561,13 +561,6 @@ impl Hub {
             error!(?order, workers = lost, "workers do not take orders any more");
         }
     }
-}
-
-/// Gives each service its terms; returns whether workers would see a difference.
-fn agree(registry: &mut Registry, config: &Config) -> bool {
-    let ids = registry.services().map(|it| (Arc::clone(&it.name), it.id));
-    let ids: BTreeMap<Arc<str>, ServiceId> = ids.collect();
-    registry.agree(|service| config.terms_among(&service.name, |name| ids.get(name).copied()))
 }
 
 #[cfg(test)]

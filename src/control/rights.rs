@@ -231,7 +231,7 @@ mod tests {
     fn services(files: &Files) -> Config {
         let mut config = Config::default();
         let service = |name| ServiceConfig::new(name, Protocol::Tcp);
-        config.services = ["a", "b", "c"].map(service).into();
+        config.set_services(["a", "b", "c"].map(service).into());
         config.services[0].secret_file = files.with("a", &format!("{OF_BOTH}\n{OF_A}\n"));
         config.services[1].secret_file = files.with("b", &format!("{OF_B}\n{OF_BOTH}\n"));
         config

@@ -54,14 +54,9 @@ fn unknown(registry: &Registry, name: &str) -> String {
     }
 }
 
-/// The table of a service in the file. A built-in one has none.
-fn table<'c>(config: &'c Config, service: &Service) -> Option<&'c ServiceConfig> {
-    config.services.iter().find(|table| *table.name == *service.name)
-}
-
 /// Where users of a service connect.
 pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
-    match table(config, service) {
+    match config.service(service.id) {
         // An API service without a door of its own shares that of the built-in one.
         Some(table) if !table.listen.is_empty() || table.protocol != Protocol::Api => {
             table.listen.clone()
@@ -87,7 +82,7 @@ pub fn named_doors(config: &Config, protocol: Protocol) -> Vec<SocketAddr> {
 
 /// Whether backends may register for a service.
 pub fn takes_registrations(config: &Config, service: &Service) -> bool {
-    table(config, service).is_none_or(|table| table.register)
+    config.service(service.id).is_none_or(|table| table.register)
 }
 
 /// Checks that a backend may register for a service.
@@ -100,7 +95,7 @@ pub fn may_register(
     from: IpAddr,
     identity: Option<&Identity>,
 ) -> Result<(), String> {
-    let (name, table) = (&service.name, table(config, service));
+    let (name, table) = (&service.name, config.service(service.id));
     if table.is_some_and(|table| !table.register) {
         return Err(format!(
             "service {name} takes no registrations: its backends are those in the balancer's file"

@@ -130,15 +130,15 @@ impl Drop for Worker {
 fn snapshot(config: &Config) -> Snapshot {
     let first = Snapshot::default();
     let like = first.services[0].clone();
-    let service = |(id, named): (u16, &ServiceConfig)| Service {
-        id: ServiceId(id),
+    let service = |named: &ServiceConfig| Service {
+        id: named.id,
         name: named.name.as_str().into(),
         kind: named.protocol,
         terms: config.terms_of(named),
         gate: Arc::default(),
         ..like.clone()
     };
-    let named = (first.services.len() as u16..).zip(&config.services).map(service);
+    let named = config.services.iter().map(service);
     Snapshot { services: first.services.iter().cloned().chain(named).collect(), ..first }
 }
 

@@ -27,7 +27,8 @@ fn core() -> Core {
 fn core_with(change: impl FnOnce(&mut Config)) -> Core {
     Core::start(|config| {
         let named = [("cache", Protocol::Tcp), ("redis", Protocol::Tcp), ("dns", Protocol::Udp)];
-        config.services = named.map(|(name, protocol)| ServiceConfig::new(name, protocol)).into();
+        config
+            .set_services(named.map(|(name, protocol)| ServiceConfig::new(name, protocol)).into());
         change(config);
     })
 }
@@ -269,7 +270,7 @@ fn a_list_of_many_services_comes_in_several_answers() {
     let names: Vec<String> = (0..200).map(|number| format!("service-{number}")).collect();
     let core = Core::start(|config| {
         let service = |name: &String| ServiceConfig::new(name, Protocol::Tcp);
-        config.services = names.iter().map(service).collect();
+        config.set_services(names.iter().map(service).collect());
     });
     let mut backend = core.connect();
     backend.say(r#"{"cmd":"services"}"#);

@@ -44,7 +44,7 @@ fn guarded(
     };
     let core = Core::start(|config| {
         let service = |name| ServiceConfig::new(name, Protocol::Udp);
-        config.services = ["redis", "cache", "open"].map(service).into();
+        config.set_services(["redis", "cache", "open"].map(service).into());
         config.services[0].secret_file = file(OF_REDIS);
         config.services[1].secret_file = file(OF_CACHE);
         change(config, &file);

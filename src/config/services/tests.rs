@@ -78,10 +78,10 @@ fn a_service_takes_the_global_terms_where_it_has_none_of_its_own() {
          [service.a]\nprotocol = \"tcp\"\nlisten = 1\npolicy = \"round_robin\"",
     );
     let config = config.unwrap();
-    let terms = config.terms_by_name("a");
+    let terms = config.terms_for(ServiceId(3));
     assert_eq!(terms.policy, Policy::RoundRobin);
     assert_eq!(terms.timeouts.connect, Duration::from_millis(7));
-    assert_eq!(config.terms_by_name("tcp"), config.terms());
+    assert_eq!(config.terms_for(ServiceId::built_in(Protocol::Tcp)), config.terms());
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_service_may_set_or_lift_the_limits_of_its_requests_and_sessions() {
     let global = RequestLimits { body_bytes: 10, retries: 5, answer: ms(70), ..Default::default() };
     assert_eq!(config.terms().requests, global);
     assert_eq!(
-        config.terms_by_name("a").requests,
+        config.terms_for(ServiceId(3)).requests,
         RequestLimits {
             body_bytes: u64::MAX,
             retries: 0,
@@ -107,9 +107,9 @@ fn a_service_may_set_or_lift_the_limits_of_its_requests_and_sessions() {
             ..global
         }
     );
-    assert_eq!(config.terms_by_name("b").requests, RequestLimits { answer: ms(90), ..global });
-    assert_eq!(config.terms_by_name("c").responses, None);
-    assert_eq!(config.terms_by_name("d").responses, NonZeroU32::new(3));
+    assert_eq!(config.terms_for(ServiceId(4)).requests, RequestLimits { answer: ms(90), ..global });
+    assert_eq!(config.terms_for(ServiceId(5)).responses, None);
+    assert_eq!(config.terms_for(ServiceId(6)).responses, NonZeroU32::new(3));
 }
 
 #[test]

@@ -177,8 +177,7 @@ impl Hub {
 
     /// The check of a service's backends, if they are checked.
     fn check_of(&self, service: ServiceId) -> Option<&CheckConfig> {
-        let name = &*self.registry.service(service).name;
-        let service = self.config.services.iter().find(|service| service.name == name)?;
+        let service = self.config.service(service)?;
         (service.check.kind != CheckKind::Off).then_some(&service.check)
     }
 

@@ -63,15 +63,12 @@ impl Hub {
 
     /// What the configuration lists, service by service.
     fn listed(&self) -> Vec<Registration> {
-        let ids: BTreeMap<&str, ServiceId> =
-            self.registry.services().map(|service| (&*service.name, service.id)).collect();
         let services = self.config.services.iter();
-        let known = services.filter_map(|service| Some((*ids.get(&*service.name)?, service)));
-        known
-            .flat_map(|(id, service)| {
+        services
+            .flat_map(|service| {
                 service.backends.iter().map(move |backend| Registration {
                     source: Source::File,
-                    service: id,
+                    service: service.id,
                     address: canonical(backend.address),
                     weight: backend.weight,
                     name: None,

@@ -1,9 +1,6 @@
 //! The shares of a service's groups. Owns the way there from the configuration and from an operator's shift:
 //! a shift applies until the next reload, with which the configuration's shares are back.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use tracing::info;
 
 use super::Hub;
@@ -16,11 +13,9 @@ impl Hub {
     /// Gives each service the groups and shares of this configuration. Returns whether the workers would see
     /// a difference.
     pub(super) fn follow_shares(&mut self, config: &Config) -> bool {
-        let ids: BTreeMap<Arc<str>, ServiceId> =
-            self.registry.services().map(|it| (Arc::clone(&it.name), it.id)).collect();
         let mut changed = false;
         for table in &config.services {
-            let Some(id) = ids.get(&*table.name).copied() else { continue };
+            let id = table.id;
             let shifted = self.is_shifted(self.registry.service(id));
             if self.registry.group(id, &table.shares()) {
                 changed = true;
@@ -72,7 +67,7 @@ impl Hub {
 
     /// The share that the configuration gives to a group.
     pub fn share_in_file(&self, service: &Service, group: &str) -> Option<u8> {
-        let table = self.config.services.iter().find(|table| *table.name == *service.name)?;
+        let table = self.config.service(service.id)?;
         table.groups.iter().find(|it| it.name == group).map(|it| it.share)
     }
 

@@ -57,7 +57,7 @@ fn check() -> CheckConfig {
 /// A hub that has read its configuration, and the one worker's end.
 fn hub(config: Config) -> (Hub, WorkerEnd) {
     let first = Snapshot::default();
-    let (name, terms) = ("pg".into(), config.terms_by_name("pg"));
+    let (name, terms) = ("pg".into(), config.terms_for(PG));
     let pg = Service { id: PG, name, terms, ..first.services[0].clone() };
     let services = first.services.iter().cloned().chain([pg]).collect();
     let snapshots = Publisher::new(Snapshot { services, ..first });
