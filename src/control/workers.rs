@@ -1,5 +1,5 @@
 //! The workers as the control core sees them: orders to them, reports and counters from them. Owns the
-//! orders and changes of doors held for a worker whose queue is full, and the knowledge of what the workers must have seen.
+//! orders held for a worker whose queue is full, and the knowledge of what the workers must have seen.
 //! Nothing here waits for a worker.
 
 use std::collections::VecDeque;
@@ -9,12 +9,11 @@ use std::time::Duration;
 use tracing::error;
 
 use crate::base::time::Now;
-use crate::cluster::Protocol;
 use crate::metrics::{
     BACKENDS_MAX, BackendCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
 };
 use crate::session::shards::Shard;
-use crate::worker::link::{ControlEnd, DoorChange, Order, Report, RequestLine};
+use crate::worker::link::{ControlEnd, Order, Report, RequestLine};
 
 /// The most orders held here while a worker's own queue is full.
 const WAITING_MAX: usize = 4096;
@@ -27,7 +26,6 @@ pub type BackendValues = [u64; BACKEND_ROWS];
 struct End {
     link: ControlEnd,
     waiting: VecDeque<Order>,
-    doors_waiting: VecDeque<(Protocol, DoorChange)>,
     /// By slot: the counts at the time the slot was given to its present backend.
     before: Box<[BackendValues]>,
 }
@@ -84,7 +82,6 @@ impl Workers {
         let ends = links.into_iter().map(|link| End {
             link,
             waiting: VecDeque::new(),
-            doors_waiting: VecDeque::new(),
             before: vec![[0; BACKEND_ROWS]; BACKENDS_MAX].into(),
         });
         Workers { ends: ends.collect() }
@@ -118,27 +115,12 @@ impl Workers {
         taken
     }
 
-    /// Changes a door at one worker, after the changes before. The caller wakes the workers after the last,
-    /// and has published what the change relies on. None is lost: there are no more than there are doors.
-    pub fn change_door(&mut self, worker: usize, protocol: Protocol, change: DoorChange) {
-        if let Some(end) = self.ends.get_mut(worker) {
-            end.doors_waiting.push_back((protocol, change));
-            end.flush_doors();
-        }
-    }
-
-    /// How many workers there are.
-    pub fn count(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// Passes on orders and changes of doors that had to wait. Returns whether none is left waiting.
+    /// Passes on orders that had to wait. Returns whether none is left waiting.
     pub fn flush(&mut self) -> bool {
         for end in &mut self.ends {
-            if end.waiting.is_empty() && end.doors_waiting.is_empty() {
+            if end.waiting.is_empty() {
                 continue;
             }
-            end.flush_doors();
             while let Some(order) = end.waiting.pop_front() {
                 if end.link.orders.push(order).is_err() {
                     end.waiting.push_front(order);
@@ -147,7 +129,7 @@ impl Workers {
             }
             let _ = end.link.wake.write(1);
         }
-        self.ends.iter().all(|end| end.waiting.is_empty() && end.doors_waiting.is_empty())
+        self.ends.iter().all(|end| end.waiting.is_empty())
     }
 
     /// Hands over the workers' reports, about `at_once` at most and an equal share from each. Returns
@@ -272,15 +254,6 @@ impl End {
             self.waiting.push_back(order);
         }
         room || self.waiting.contains(&order)
-    }
-
-    fn flush_doors(&mut self) {
-        while let Some(change) = self.doors_waiting.pop_front() {
-            if let Err(rtrb::PushError::Full(change)) = self.link.doors.push(change) {
-                self.doors_waiting.push_front(change);
-                return;
-            }
-        }
     }
 
     fn values(&self, slot: u16) -> BackendValues {

@@ -54,7 +54,7 @@ impl Balancer {
         of.map(|door| door.address).collect()
     }
 
-    fn service(&self, name: &str) -> ServiceId {
+    pub fn service(&self, name: &str) -> ServiceId {
         let snapshot = self.plane.snapshots.current();
         snapshot.services.iter().find(|service| &*service.name == name).expect("it is known").id
     }

@@ -3,6 +3,7 @@
 
 mod api;
 mod datagrams;
+mod doors;
 mod groups;
 mod harness;
 mod introductions;
