@@ -183,10 +183,11 @@ impl Books {
         tried: &[BackendId],
     ) -> Option<Choice> {
         self.unassign(entry);
+        let found = self.snapshot.service(service)?;
+        let is_limited = found.terms.limits.backend_sessions.is_some();
         let (user, after) = (entry.client.ip(), tried.first().copied());
-        let excluded = |id| tried.contains(&id);
-        let choice = self.choose(service, user, after, &excluded)?;
-        if self.limits_backends(service) {
+        let choice = self.choose_in(found, user, after, &|id| tried.contains(&id))?;
+        if is_limited {
             return self.book_where_there_is_room(service, entry, choice, tried);
         }
         self.book(entry, choice);
@@ -202,7 +203,16 @@ impl Books {
         after: Option<BackendId>,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
-        let service = self.snapshot.service(service)?;
+        self.choose_in(self.snapshot.service(service)?, user, after, excluded)
+    }
+
+    fn choose_in(
+        &self,
+        service: &Service,
+        user: IpAddr,
+        after: Option<BackendId>,
+        excluded: &dyn Fn(BackendId) -> bool,
+    ) -> Option<Choice> {
         let fresh = self.pick(service, user, after, &|id| excluded(id) || self.aside.contains(&id));
         fresh.or_else(|| self.pick(service, user, after, excluded))
     }

@@ -41,13 +41,6 @@ impl Books {
         service.inspect(|service| service.gate.leave());
     }
 
-    /// Whether a service has a limit for each of its backends.
-    #[inline]
-    pub(super) fn limits_backends(&self, service: ServiceId) -> bool {
-        let service = self.snapshot.service(service);
-        service.is_some_and(|service| service.terms.limits.backend_sessions.is_some())
-    }
-
     /// Moves a session in the books to this backend, or to another where there is room if others have filled
     /// it meanwhile.
     #[cold]

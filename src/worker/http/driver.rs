@@ -41,11 +41,8 @@ impl Driver for HttpDriver {
         if is_first && matches!(change, DoorChange::Open(_)) {
             self.sessions.start(turn.ring.pool_mut());
         }
-        for user in self.streams.change_door(change, turn.ring) {
-            let Some(user) = self.streams.meet(user, turn) else { continue };
-            self.welcome(user, turn);
-            self.execute(turn);
-        }
+        let users = self.streams.change_door(change, turn.ring);
+        self.welcome_all(users, turn);
     }
 
     fn live(&self) -> usize {
@@ -97,11 +94,8 @@ impl Driver for HttpDriver {
 
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         if matches!(order, Order::Drain | Order::Stop) {
-            for user in self.streams.close_doors(turn.ring) {
-                let Some(user) = self.streams.meet(user, turn) else { continue };
-                self.welcome(user, turn);
-                self.execute(turn);
-            }
+            let users = self.streams.close_doors(turn.ring);
+            self.welcome_all(users, turn);
         }
         if order == Order::Stop {
             self.streams.stop(turn.ring);
@@ -112,6 +106,16 @@ impl Driver for HttpDriver {
 }
 
 impl HttpDriver {
+    /// Those whom a closing door has let in.
+    fn welcome_all(&mut self, users: impl Iterator<Item = Newcomer>, turn: &mut Turn<'_>) {
+        for user in users {
+            if let Some(user) = self.streams.meet(user, turn) {
+                self.welcome(user, turn);
+                self.execute(turn);
+            }
+        }
+    }
+
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
         let key = self.sessions.welcome(user.service, user.caller, cx);
