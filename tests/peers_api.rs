@@ -10,15 +10,14 @@ use std::process::Command;
 
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/servers.rs"]
+mod servers;
 #[path = "common/wait.rs"]
 mod wait;
 
 use process::{Folder, Process, free_port};
-use wait::{PATIENCE, wait_for};
-
-fn listening(port: u16) {
-    wait_for("somebody to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
-}
+use servers::listening;
+use wait::PATIENCE;
 
 /// A balancer with these backends, which stay registered as long as it lives.
 struct Balancer {

@@ -9,15 +9,14 @@ use socket2::{Domain, Socket, Type};
 
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/servers.rs"]
+mod servers;
 #[path = "common/wait.rs"]
 mod wait;
 
 use process::{Folder, Process, free_port};
-use wait::{PATIENCE, wait_for};
-
-fn listening(port: u16) {
-    wait_for("somebody to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
-}
+use servers::listening;
+use wait::PATIENCE;
 
 /// A balancer that believes everybody on this host, and whose one backend wants headers.
 struct Balancer {

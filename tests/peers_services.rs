@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -17,15 +17,14 @@ use std::time::{Duration, Instant};
 
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/servers.rs"]
+mod servers;
 #[path = "common/wait.rs"]
 mod wait;
 
 use process::{Folder, Process, free_port};
+use servers::{free_udp_port, knot, listening};
 use wait::wait_for;
-
-fn listening(port: u16) {
-    wait_for("somebody to listen", || TcpStream::connect(("127.0.0.1", port)).ok());
-}
 
 /// What a program says that ends by itself; `None` if it fails.
 fn said(program: &str, arguments: &[&str]) -> Option<String> {
@@ -146,27 +145,6 @@ fn asked(port: u16, host: &str, path: &str) -> String {
     said("curl", &["-s", "--path-as-is", "-w", " %{http_code}", "-H", &host, &url]).unwrap()
 }
 
-/// An authoritative server for `example`, over UDP and TCP.
-fn knot(folder: &Folder) -> (Process, u16) {
-    let at = text(folder.path());
-    let zone = "$ORIGIN example.\n$TTL 60\n@ SOA ns admin 1 60 60 60 60\n@ NS ns\nns A 192.0.2.1\n";
-    folder.write("example.zone", format!("{zone}www A 198.51.100.7\n"));
-    // Another program may take its UDP port first.
-    for _ in 0..5 {
-        let port = free_port();
-        let settings = format!(
-            "server:\n    rundir: {at}\n    listen: 127.0.0.1@{port}\n\
-             database:\n    storage: {at}\n\
-             zone:\n  - domain: example\n    storage: {at}\n    file: example.zone\n"
-        );
-        let server = Process::start("knotd", &["-c", &folder.write("knot.conf", &settings)]);
-        if (0..20).any(|_| resolved(port, "+notcp").is_some()) {
-            return (server, port);
-        }
-    }
-    panic!("knotd answers on none of five ports");
-}
-
 /// The address of `www.example`, asked for at this port.
 fn resolved(port: u16, transport: &str) -> Option<String> {
     let at = port.to_string();
@@ -192,10 +170,6 @@ fn game_behind(port: u16) -> Option<String> {
     let at = format!("127.0.0.1:{}", port - 1);
     let said = said("quakestat", &["-raw", ",", "-timeout", "2", "-retry", "1", "-cubes", &at])?;
     said.split(',').nth(2).filter(|name| !["DOWN", "TIMEOUT"].contains(name)).map(str::to_owned)
-}
-
-fn free_udp_port() -> u16 {
-    UdpSocket::bind((LOCAL, 0)).unwrap().local_addr().unwrap().port()
 }
 
 const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -256,7 +230,8 @@ impl Host {
         });
         let stores = [(); 2].map(|()| self::redis());
         let sites = ["shop", "shop-api", "blog", "blog-feed"].map(|name| self::web(&folder, name));
-        let names = knot(&folder);
+        let answers = |port| (0..20).any(|_| resolved(port, "+notcp").is_some());
+        let names = knot(&folder, "www A 198.51.100.7\n", answers);
         let games = ["north", "south"].map(|name| game(&folder, name));
         let mut settings = format!(
             "listen = {{ tcp = \"off\", udp = \"off\", admin = \"off\", api = \"127.0.0.1:{web}\", \

@@ -13,10 +13,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/servers.rs"]
+mod servers;
 #[path = "common/wait.rs"]
 mod wait;
 
 use process::{Folder, Process, free_port};
+use servers::{free_udp_port, knot};
 use wait::{PATIENCE, wait_for};
 
 fn register(control: &mut BufReader<TcpStream>, port: u16) {
@@ -61,10 +64,6 @@ impl UdpBalancer {
         let open = std::fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).unwrap();
         open.count()
     }
-}
-
-fn free_udp_port() -> u16 {
-    UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Answers every datagram with itself, for as long as the process lives.
@@ -170,33 +169,6 @@ fn a_hundred_thousand_udp_sessions_over_four_backends_keep_their_answers_apart()
     assert_eq!(balancer.process.terminate(), Some(0));
 }
 
-/// An authoritative server with a small zone, once it answers.
-fn knot(folder: &Folder) -> (Process, u16) {
-    let mut zone =
-        "$ORIGIN example.\n$TTL 60\n@ SOA ns admin 1 60 60 60 60\n@ NS ns\nns A 192.0.2.1\n"
-            .to_owned();
-    for number in 0..500 {
-        zone += &format!("host{number} A 198.51.100.{}\n", number % 250 + 1);
-    }
-    folder.write("example.zone", &zone);
-    let at = text(folder.path());
-    // It wants its port for TCP as well, and another program may take either first.
-    for _ in 0..5 {
-        let port = free_port();
-        let settings = format!(
-            "server:\n    rundir: {at}\n    listen: 127.0.0.1@{port}\n\
-             database:\n    storage: {at}\n\
-             zone:\n  - domain: example\n    storage: {at}\n    file: example.zone\n"
-        );
-        let file = folder.write("knot.conf", &settings);
-        let server = Process::start("knotd", &["-c", &file]);
-        if (0..3).any(|_| dnsperf(folder, port).2 > 0) {
-            return (server, port);
-        }
-    }
-    panic!("knotd answers on none of five ports");
-}
-
 /// dnsperf's counts against a server at this port: queries sent, lost, and answered correctly.
 fn dnsperf(folder: &Folder, port: u16) -> (u64, u64, u64) {
     let queries: String = (0..500).map(|number| format!("host{number}.example A\n")).collect();
@@ -219,7 +191,10 @@ fn dnsperf(folder: &Folder, port: u16) -> (u64, u64, u64) {
 #[ignore = "needs knot and dnsperf"]
 fn no_answer_of_dns_is_lost_on_the_way_through_the_door() {
     let folder = Folder::new("dns");
-    let (_server, server) = knot(&folder);
+    let host = |number| format!("host{number} A 198.51.100.{}\n", number % 250 + 1);
+    let hosts: String = (0..500).map(host).collect();
+    let answers = |port| (0..3).any(|_| dnsperf(&folder, port).2 > 0);
+    let (_server, server) = knot(&folder, &hosts, answers);
     let direct = dnsperf(&folder, server);
     let balancer = UdpBalancer::start("dns-door", "", &[server]);
     let through = dnsperf(&folder, balancer.port);
