@@ -427,20 +427,7 @@ mod tests {
 
     #[test]
     fn sessions_are_shown_with_their_service_once_one_is_of_a_named_one() {
-        let session = |service: &str| SessionStatus {
-            id: "0-1-1".into(),
-            service: service.into(),
-            protocol: Protocol::Tcp,
-            client: "10.0.0.9:5".parse().unwrap(),
-            backend: None,
-            backend_address: None,
-            worker: 0,
-            started_unix_ms: 0,
-            age_ms: 0,
-            idle_ms: 0,
-            bytes_up: 0,
-            bytes_down: 0,
-        };
+        let session = |service: &str| SessionStatus::example("0-1-1", service);
         let plain = session_page(&[session("tcp"), session("")], false);
         assert!(!plain.contains("service"), "{plain}");
         let named = session_page(&[session("tcp"), session("redis")], false);

@@ -138,7 +138,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::cluster::Protocol;
     use crate::control::status::SCHEMA;
 
     /// A door that gives these answers, one per connection, and reports what it was asked.
@@ -168,20 +167,7 @@ mod tests {
     }
 
     fn page(ids: &[&str], next: Option<&str>) -> String {
-        let session = |id: &&str| SessionStatus {
-            id: (*id).to_owned(),
-            service: "tcp".into(),
-            protocol: Protocol::Tcp,
-            client: "192.0.2.1:7".parse().unwrap(),
-            backend: None,
-            backend_address: None,
-            worker: 0,
-            started_unix_ms: 0,
-            age_ms: 0,
-            idle_ms: 0,
-            bytes_up: 0,
-            bytes_down: 0,
-        };
+        let session = |id: &&str| SessionStatus::example(id, "tcp");
         let sessions = ids.iter().map(session).collect();
         let page = SessionsPage { schema: SCHEMA, sessions, next: next.map(str::to_owned) };
         http("200 OK", &serde_json::to_string(&page).unwrap())

@@ -3,9 +3,17 @@
 //! sessions together is up to `seats`.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+/// Whether an address is in one of these networks. That of an IPv4 host counts as such however it is written.
+pub fn lists(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
+}
 
 /// How many a service takes. What is `None` has no limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

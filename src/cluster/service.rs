@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::backend::{Backend, BackendId, Protocol, ServiceId, Standing};
-use super::gate::{Barrier, Gate, Limits};
+use super::gate::{Barrier, Gate, Limits, lists};
 use super::groups::{Group, Split, place_of};
 use super::rotation::Rotation;
 use super::seats::Seats;
@@ -50,12 +50,7 @@ impl Service {
     /// Whether users from this address are let in.
     #[inline]
     pub fn lets_in(&self, user: IpAddr) -> bool {
-        self.users.is_empty() || self.lists(user.to_canonical())
-    }
-
-    #[cold]
-    fn lists(&self, user: IpAddr) -> bool {
-        self.users.iter().any(|network| network.contains(&user))
+        self.users.is_empty() || lists(&self.users, user)
     }
 
     /// Counts one more session of a user, if it is let in.
@@ -111,8 +106,7 @@ impl Proxies {
 
     /// Whether this address is a proxy's.
     pub fn lists(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.networks.iter().any(|network| network.contains(&address))
+        lists(&self.networks, address)
     }
 }
 

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::Config;
 use super::services::ServiceConfig;
 use crate::cluster::Protocol;
+use crate::cluster::gate::lists;
 
 /// Whose secrets a backend has to prove.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,10 +41,9 @@ impl Joining<'_> {
     /// Whether a backend at `address` may join. Without a list, only this host may, or whoever proves a
     /// secret.
     pub fn admits(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
         match self.allow.is_empty() {
-            true => self.keyring.is_some() || address.is_loopback(),
-            false => self.allow.iter().any(|network| network.contains(&address)),
+            true => self.keyring.is_some() || address.to_canonical().is_loopback(),
+            false => lists(self.allow, address),
         }
     }
 

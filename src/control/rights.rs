@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::auth::{Challenge, Secrets};
+use crate::cluster::gate::lists;
 use crate::config::Config;
 use crate::config::joining::{Joining, Keyring};
 
@@ -136,10 +137,9 @@ impl Admission {
     /// Whether the door talks to a peer at `address` at all. Which services it may join is seen when it
     /// asks to.
     pub fn admits(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
         self.anywhere
-            || self.loopback && address.is_loopback()
-            || self.allow.iter().any(|network| network.contains(&address))
+            || self.loopback && address.to_canonical().is_loopback()
+            || lists(&self.allow, address)
     }
 }
 

@@ -348,6 +348,27 @@ pub struct SessionStatus {
     pub bytes_down: u64,
 }
 
+#[cfg(test)]
+impl SessionStatus {
+    /// A session that has just begun.
+    pub fn example(id: &str, service: &str) -> SessionStatus {
+        SessionStatus {
+            id: id.to_owned(),
+            service: service.to_owned(),
+            protocol: Protocol::Tcp,
+            client: ([192, 0, 2, 1], 7).into(),
+            backend: None,
+            backend_address: None,
+            worker: 0,
+            started_unix_ms: 0,
+            age_ms: 0,
+            idle_ms: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        }
+    }
+}
+
 /// The admin door's answer to a change it made.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Changed {

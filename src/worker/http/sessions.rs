@@ -28,6 +28,7 @@ use nix::errno::Errno;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
+use crate::cluster::gate::lists;
 use crate::cluster::{BackendId, ServiceId};
 use crate::http::date::Date;
 use crate::proxy::greeting::Caller;
@@ -279,8 +280,7 @@ impl Sessions {
                 return self.turn_away(door, client, why, cx);
             }
         };
-        let address = client.ip().to_canonical();
-        let trusted = self.settings.trusted.iter().any(|net| net.contains(&address));
+        let trusted = lists(&self.settings.trusted, client.ip());
         let gateway = Gateway::new(books.id(&entry), door, client, trusted, cx.now);
         let user = User { destination, ..User::new(gateway, door, Some(entry)) };
         let key = self.users.put(user);
