@@ -39,8 +39,8 @@ pub struct Registration {
 /// Something that happened to the backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Joins. Repeated by the same source, changes weight, name, group and PROXY header, ends a drain, and brings back a
-    /// backend that was set aside, because the caller has just connected to it.
+    /// Joins. Repeated by the same source, changes weight, name, group and PROXY header, ends a drain, and
+    /// brings back a backend that was set aside, because the caller has just connected to it.
     Register(Registration),
     /// Leaves, at its source's request.
     Unregister { source: Source, service: ServiceId, address: SocketAddr },

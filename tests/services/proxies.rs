@@ -382,16 +382,25 @@ fn an_api_stranger_is_served_without_a_header_and_refused_with_one() {
     balancer.stop();
 }
 
-#[test]
-fn connections_that_have_not_told_yet_take_seats_and_give_them_back() {
+/// One worker before a lettered backend, at whose door everybody must tell for whom it comes.
+fn alone() -> Balancer {
     let mut balancer = Balancer::start_with(|config| {
         config.workers = Some(1);
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
         let proxy_from = vec![LISTED.parse().unwrap()];
-        config.services =
-            vec![ServiceConfig { listen, proxy_from, ..ServiceConfig::new("red", Tcp) }];
+        config.set_services(vec![ServiceConfig {
+            listen,
+            proxy_from,
+            ..ServiceConfig::new("red", Tcp)
+        }]);
     });
     balancer.register("red", lettered(b'r'));
+    balancer
+}
+
+#[test]
+fn connections_that_have_not_told_yet_take_seats_and_give_them_back() {
+    let balancer = alone();
     let seats = balancer.plane.snapshots.current().services[3].seats.clone();
     let silent: Vec<_> = (0..3).map(|_| connect(balancer.at("red"))).collect();
     wait_for("all to have come", || (seats.taken() == 3).then_some(()));
@@ -406,14 +415,7 @@ fn connections_that_have_not_told_yet_take_seats_and_give_them_back() {
 
 #[test]
 fn a_balancer_that_drains_waits_for_headers_and_one_that_stops_does_not() {
-    let mut balancer = Balancer::start_with(|config| {
-        config.workers = Some(1);
-        let listen = vec!["127.0.0.1:0".parse().unwrap()];
-        let proxy_from = vec![LISTED.parse().unwrap()];
-        config.services =
-            vec![ServiceConfig { listen, proxy_from, ..ServiceConfig::new("red", Tcp) }];
-    });
-    balancer.register("red", lettered(b'r'));
+    let mut balancer = alone();
     let at = balancer.at("red");
     let (mut told, mut silent) = (connect(at), connect(at));
     balancer.order(Order::Drain);

@@ -21,14 +21,15 @@ impl Hub {
                 changed = true;
                 if shifted {
                     let shares = shown(&self.registry.service(id).groups);
-                    info!(service = %table.name, %shares, "reload: the shift is over");
+                    info!(service = %table.name, shares, "reload: the shift is over");
                 }
             }
         }
         changed
     }
 
-    /// Gives groups of a service other shares until the next reload; those not named keep theirs. The workers learn of it with the next publication, and running sessions stay.
+    /// Gives groups of a service other shares until the next reload; those not named keep theirs. The workers
+    /// learn of it with the next publication, and running sessions stay.
     ///
     /// # Errors
     /// Why not, in a sentence for the operator; nothing has changed.
@@ -61,7 +62,7 @@ impl Hub {
             self.publication.ask();
         }
         let (from, to) = (shown(&groups), shown(&self.registry.service(id).groups));
-        info!(service = name, %from, %to, "shares shifted");
+        info!(service = name, from, to, "shares shifted");
         Ok(id)
     }
 
