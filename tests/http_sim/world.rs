@@ -11,7 +11,7 @@ use std::time::Duration;
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::seats::Seats;
-use lb::cluster::{BackendId, Protocol, ServiceId, Snapshot, Standing};
+use lb::cluster::{BackendId, Snapshot, Standing};
 use lb::proxy::http::{GatewaySettings, Journal, Record};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
