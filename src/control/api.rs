@@ -354,6 +354,10 @@ pub enum Reply {
         about: About,
         left: u64,
     },
+    /// The service of one of the peer's backends has been removed; the backend drains.
+    Removed {
+        about: About,
+    },
     Drained {
         about: About,
     },
@@ -509,6 +513,7 @@ impl Reply {
             Reply::Draining { about, left } => {
                 Message { event: Some("draining"), left: Some(*left), ..none().about(about) }
             }
+            Reply::Removed { about } => Message { event: Some("removed"), ..none().about(about) },
             Reply::Drained { about } => Message { event: Some("drained"), ..none().about(about) },
             Reply::Listed { service, backends, more } => Message {
                 service: service.as_deref(),
