@@ -200,6 +200,9 @@ pub struct Registry {
     by_address: BTreeMap<(ServiceId, SocketAddr), BackendId>,
     /// The same by source.
     by_source: BTreeMap<Source, BTreeSet<BackendId>>,
+    /// Those whose standing is [`Standing::Aside`].
+    aside: BTreeSet<BackendId>,
+    by_name: BTreeMap<Arc<str>, ServiceId>,
     /// Backends that have left, and their places, which may still be counted in.
     departed: BTreeMap<BackendId, u16>,
     /// Places to give out, the one that has been free longest first.
@@ -225,6 +228,8 @@ impl Registry {
             entries: BTreeMap::new(),
             by_address: BTreeMap::new(),
             by_source: BTreeMap::new(),
+            aside: BTreeSet::new(),
+            by_name: services.iter().map(|it| (Arc::clone(&it.name), it.id)).collect(),
             departed: BTreeMap::new(),
             free: (0..last).collect(),
             places,
@@ -351,6 +356,22 @@ impl Registry {
         ids.filter_map(|id| self.entries.get(id))
     }
 
+    /// The backends of one service, in the order of registration.
+    pub fn of_service(&self, service: ServiceId) -> impl Iterator<Item = &Registered> {
+        let ids = self.rosters.get(&service).into_iter().flat_map(|roster| &roster.members);
+        ids.filter_map(|id| self.entries.get(id))
+    }
+
+    /// Those that are set aside.
+    pub fn aside(&self) -> impl Iterator<Item = BackendId> {
+        self.aside.iter().copied()
+    }
+
+    /// The service of this name.
+    pub fn named(&self, name: &str) -> Option<&Service> {
+        self.by_name.get(name).map(|id| self.service(*id))
+    }
+
     /// A service that has, or had, backends or sessions.
     pub fn service(&self, id: ServiceId) -> &Service {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service
@@ -368,7 +389,12 @@ impl Registry {
             // Who is served when nobody passes is part of the pool.
             roster.is_stale |= before.checks != terms.checks;
             if terms.checks.is_none() {
-                roster.members.iter().for_each(|id| pass(self.entries.get_mut(id)));
+                for id in &roster.members {
+                    // A backend that is checked no more cannot fail its check.
+                    let entry = self.entries.get_mut(id).expect("members are registered");
+                    entry.against.failing = false;
+                    stand(entry, &mut self.aside);
+                }
             }
         }
         changed
@@ -448,7 +474,7 @@ impl Registry {
         entry.backend.group = wanted.group;
         entry.backend.proxy = wanted.proxy;
         entry.against = Against { failing: entry.against.failing, ..Against::default() };
-        entry.backend.standing = entry.against.standing();
+        stand(entry, &mut self.aside);
         let changed = entry.backend != before;
         self.changed(id, changed)
     }
@@ -484,6 +510,7 @@ impl Registry {
         let left: Vec<Registered> = ids.iter().filter_map(|id| self.entries.remove(id)).collect();
         for Registered { backend, source, .. } in &left {
             self.departed.insert(backend.id, backend.slot);
+            self.aside.remove(&backend.id);
             let roster = self.roster(backend.service);
             roster.members.remove(&backend.id);
             roster.is_stale = true;
@@ -512,9 +539,8 @@ impl Registry {
     fn amend(&mut self, id: BackendId, change: impl FnOnce(&mut Against)) -> Applied {
         let Some(entry) = self.entries.get_mut(&id) else { return Applied::default() };
         change(&mut entry.against);
-        let standing = entry.against.standing();
-        let same = std::mem::replace(&mut entry.backend.standing, standing) == standing;
-        self.changed(id, !same)
+        let changed = stand(entry, &mut self.aside);
+        self.changed(id, changed)
     }
 
     /// The outcome of a change to a backend that stays registered.
@@ -543,12 +569,14 @@ impl Registry {
     }
 }
 
-/// A backend that is checked no more cannot fail its check.
-fn pass(entry: Option<&mut Registered>) {
-    if let Some(entry) = entry {
-        entry.against.failing = false;
-        entry.backend.standing = entry.against.standing();
-    }
+/// Gives a backend the standing that follows from what speaks against it. Returns whether it is another one.
+fn stand(entry: &mut Registered, aside: &mut BTreeSet<BackendId>) -> bool {
+    let (id, standing) = (entry.backend.id, entry.against.standing());
+    match standing {
+        Standing::Aside => aside.insert(id),
+        _ => aside.remove(&id),
+    };
+    std::mem::replace(&mut entry.backend.standing, standing) != standing
 }
 
 #[cfg(test)]

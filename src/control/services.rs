@@ -37,8 +37,7 @@ pub fn meant<'r>(registry: &'r Registry, target: &Target) -> Result<&'r Service,
 /// # Errors
 /// That there is none, with the name that comes nearest and how many there are.
 pub fn named<'r>(registry: &'r Registry, name: &str) -> Result<&'r Service, String> {
-    let found = registry.services().find(|service| &*service.name == name);
-    found.ok_or_else(|| unknown(registry, name))
+    registry.named(name).ok_or_else(|| unknown(registry, name))
 }
 
 fn unknown(registry: &Registry, name: &str) -> String {
@@ -74,10 +73,10 @@ fn built_in_door(config: &Config, protocol: Protocol) -> Option<SocketAddr> {
 }
 
 /// The doors of named services that what is sent to a backend of this protocol could come to.
-pub fn named_doors(config: &Config, protocol: Protocol) -> Vec<SocketAddr> {
+pub fn named_doors(config: &Config, protocol: Protocol) -> impl Iterator<Item = SocketAddr> {
     let is_datagrams = |protocol| protocol == Protocol::Udp;
-    let alike = |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
-    config.services.iter().filter(alike).flat_map(|it| it.listen.iter().copied()).collect()
+    let alike = move |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
+    config.services.iter().filter(alike).flat_map(|it| it.listen.iter().copied())
 }
 
 /// Whether backends may register for a service.

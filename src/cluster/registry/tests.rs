@@ -451,7 +451,7 @@ fn assert_consistent(registry: &Registry, snapshot: &Snapshot) {
 
 /// Every backend in it belongs to this service, and is served as often as its weight says.
 fn assert_pool_is_consistent(service: &Service) {
-    let Pool { backends, rotation, split: _ } = &*service.pool;
+    let Pool { backends, rotation, .. } = &*service.pool;
     assert!(backends.is_sorted_by(|a, b| a.id < b.id));
     let is_serving = |it: &&Backend| it.standing == Standing::Serving;
     let wanted = match backends.iter().filter(is_serving).count() {
