@@ -5,6 +5,7 @@ mod groups;
 mod harness;
 mod lines;
 mod listed;
+mod many;
 mod reload;
 mod services;
 mod signals;
