@@ -83,7 +83,7 @@ impl Manager {
         let turned = hub.workers.have_turned(&self.mark);
         if self.watchdog.as_mut().is_some_and(|watchdog| watchdog.is_due(now, turned)) {
             self.mark = hub.workers.mark();
-            tell(&[NotifyState::Watchdog]);
+            mention(&NotifyState::Watchdog);
         }
         if hub.stop != Stop::Serving && !self.stopping {
             self.stopping = true;
@@ -98,7 +98,7 @@ impl Manager {
 
     fn show(&mut self, line: String) {
         if line != self.line {
-            tell(&[NotifyState::Status(&line)]);
+            mention(&NotifyState::Status(&line));
             self.line = line;
         }
     }
@@ -124,12 +124,22 @@ fn many(number: u64, thing: &str) -> String {
     }
 }
 
+/// Says what the manager acts upon, and waits for it to have room.
 fn tell(states: &[NotifyState]) {
-    let Some(named) = env::var_os("NOTIFY_SOCKET") else { return };
     let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+    send(&message, UnixDatagram::unbound());
+}
+
+/// Says what the manager may miss: one that does not read must not hold up the control core.
+fn mention(state: &NotifyState) {
+    let socket = UnixDatagram::unbound().and_then(|it| it.set_nonblocking(true).map(|()| it));
+    send(&format!("{state}\n"), socket);
+}
+
+fn send(message: &str, socket: io::Result<UnixDatagram>) {
+    let Some(named) = env::var_os("NOTIFY_SOCKET") else { return };
     // A manager we cannot reach cannot be told so either; its own timeouts alert the operator.
-    let _ = place(&named)
-        .and_then(|manager| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &manager));
+    let _ = place(&named).and_then(|manager| socket?.send_to_addr(message.as_bytes(), &manager));
 }
 
 /// Where the manager listens: at a path or, after `@`, under a name in the abstract namespace, which

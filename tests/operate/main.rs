@@ -81,6 +81,19 @@ fn a_balancer_that_was_killed_starts_again_at_once_on_the_same_ports() {
 }
 
 #[test]
+fn a_manager_that_does_not_read_holds_nothing_up() {
+    let balancer = Balancer::ready("");
+    let other = UnixDatagram::unbound().unwrap();
+    other.set_nonblocking(true).unwrap();
+    let address = balancer.manager.local_addr().unwrap();
+    while other.send_to(b"full", address.as_pathname().unwrap()).is_ok() {}
+    let uptime = || balancer.status()["uptime_ms"].as_u64().unwrap();
+    let begun = uptime();
+    // The watchdog is fed every second.
+    wait_for("answers for longer than that", || (uptime() > begun + 2500).then_some(()));
+}
+
+#[test]
 fn a_manager_in_the_abstract_namespace_is_told() {
     let name = format!("lb-operate-abstract-{}", std::process::id());
     let address = UnixAddress::from_abstract_name(&name).unwrap();
