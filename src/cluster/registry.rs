@@ -372,6 +372,13 @@ impl Registry {
         self.by_name.get(name).map(|id| self.service(*id))
     }
 
+    /// The names before and after this one in the alphabet, up to `each` on either side.
+    pub fn names_near(&self, name: &str, each: usize) -> impl Iterator<Item = &str> {
+        let before = self.by_name.range::<str, _>((Bound::Unbounded, Bound::Excluded(name)));
+        let after = self.by_name.range::<str, _>((Bound::Excluded(name), Bound::Unbounded));
+        before.rev().take(each).chain(after.take(each)).map(|(name, _)| &**name)
+    }
+
     /// A service that has, or had, backends or sessions.
     pub fn service(&self, id: ServiceId) -> &Service {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service

@@ -448,7 +448,8 @@ impl PairTable {
         let ceiling = self.sockets[family as usize].ceiling;
         while let Some(id) = self.doubtful[family as usize].last() {
             let peer = self.peers[id.index()].as_mut();
-            if let Some(peer) = peer.filter(|it| it.registered && Family::of(it.address) == family) {
+            if let Some(peer) = peer.filter(|it| it.registered && Family::of(it.address) == family)
+            {
                 peer.offer(ceiling);
                 if peer.free.is_empty() {
                     return true;

@@ -278,7 +278,8 @@ fn two_hundred_services_each_reach_their_own_ten_backends() {
     assert_eq!(asked(doors[lost.number], b""), "", "nobody is there for its users");
     let streams = registrars.iter().filter(|registrar| registrar.service.kind != Kind::Udp);
     for registrar in streams.take(10) {
-        let users = reached(registrar.service, doors[registrar.service.number], registrar.ports.len());
+        let users =
+            reached(registrar.service, doors[registrar.service.number], registrar.ports.len());
         let met: BTreeSet<String> = users.into_iter().collect();
         assert_eq!(met, registrar.addresses(), "{} without {gone}", registrar.service.name());
     }
@@ -292,7 +293,9 @@ fn two_hundred_services_each_reach_their_own_ten_backends() {
 fn counted_demos(metrics: &str) -> usize {
     let of_demo = |line: &&str| {
         line.starts_with("lb_backend_weight{")
-            && ["tcp", "udp", "api"].iter().any(|name| line.contains(&format!("service=\"{name}\"")))
+            && ["tcp", "udp", "api"]
+                .iter()
+                .any(|name| line.contains(&format!("service=\"{name}\"")))
     };
     metrics.lines().filter(of_demo).count()
 }

@@ -215,7 +215,11 @@ fn a_failed_check_ends_the_sessions_if_the_service_says_so_and_once_more_when_al
     worker.metrics.backends[slot].active.set(2);
     let before = hub.snapshot.version;
     checked(&mut hub, &[(1, false), (2, true)], at(10_000));
-    assert_eq!((hub.snapshot.version, ended(&mut worker)), (before, vec![]), "first it is published");
+    assert_eq!(
+        (hub.snapshot.version, ended(&mut worker)),
+        (before, vec![]),
+        "first it is published"
+    );
     hub.publish();
     let one = [(failing, EndReason::CheckFailed)];
     assert_eq!((hub.snapshot.version, ended(&mut worker)), (before + 1, one.to_vec()));

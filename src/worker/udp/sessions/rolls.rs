@@ -60,7 +60,9 @@ impl Sessions {
     /// this version.
     fn leave(&mut self, service: ServiceId, before: &[PeerId], version: u64) {
         for peer in before {
-            let Some(state) = self.backends.remove_absent(*peer, service, version) else { continue };
+            let Some(state) = self.backends.remove_absent(*peer, service, version) else {
+                continue;
+            };
             if !self.backends.is_any_at(*peer) {
                 self.pairs.unregister(*peer);
             }
