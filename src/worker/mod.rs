@@ -8,6 +8,7 @@ pub mod books;
 pub mod cx;
 pub mod door;
 pub mod driver;
+pub mod ends;
 mod grace;
 mod greetings;
 pub mod http;

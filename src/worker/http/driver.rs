@@ -8,6 +8,7 @@ use crate::http::answer;
 use crate::proxy::{self, Side};
 use crate::ring::{Done, Ring};
 use crate::worker::driver::{Driver, Turn};
+use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
@@ -113,6 +114,11 @@ impl Driver for HttpDriver {
             self.streams.stop(turn.ring);
         }
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
+
+    fn end_backends(&mut self, ends: &Ends, turn: &mut Turn<'_>) {
+        self.sessions.end_backends(ends, &mut turn.cx(&mut self.commands));
         self.execute(turn);
     }
 }

@@ -13,6 +13,7 @@ use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
 use crate::ring::{Done, Ring, Until, sys};
 use crate::worker::driver::{Driver, Turn};
+use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
@@ -119,6 +120,11 @@ impl Driver for TcpDriver {
             self.streams.stop(turn.ring);
         }
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
+
+    fn end_backends(&mut self, ends: &Ends, turn: &mut Turn<'_>) {
+        self.sessions.end_backends(ends, &mut turn.cx(&mut self.commands));
         self.execute(turn);
     }
 

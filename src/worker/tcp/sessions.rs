@@ -30,6 +30,7 @@ use crate::ring::pool::Pool;
 use crate::session::EndReason;
 use crate::worker::books::Entry;
 use crate::worker::cx;
+use crate::worker::ends::Ends;
 use crate::worker::grace;
 use crate::worker::lack::Lack;
 use crate::worker::link::{Order, Refusal};
@@ -404,6 +405,17 @@ impl Sessions {
                 self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
             }
             Progress::Over(reason) => self.end(key, reason, cx),
+        }
+    }
+
+    /// As one [`Order::EndBackend`] for each of these.
+    pub fn end_backends(&mut self, ends: &Ends, cx: &mut Cx<'_>) {
+        let reason = |session: &Session| ends.reason_for(&session.entry);
+        for key in self.slots.keys(|session| reason(session).is_some()) {
+            let why = self.slots.get(key).and_then(|session| reason(session));
+            if let Some(why) = why {
+                self.end(key, why, cx);
+            }
         }
     }
 
