@@ -39,7 +39,7 @@ use crate::config::{OnUdpLoss, Udp};
 use crate::proxy::udp::{Family, LastUse, PairLimits, PairOwner, PairTable, PeerId, SocketId};
 use crate::session::EndReason;
 use crate::session::affinity::Affinity;
-use crate::session::flows::{Due, Flow, FlowHasher, FlowKey, Flows, Waits};
+use crate::session::flows::{Before, Due, Flow, FlowHasher, FlowKey, Flows, Waits};
 use crate::session::sources::{SourceId, SourceLimits, Sources};
 use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::link::Order;
@@ -464,19 +464,16 @@ impl Sessions {
     }
 
     /// Notes that a datagram passes in the session at `place`.
+    #[inline]
     fn touch(&mut self, now: Now, place: u32) -> Option<&mut Flow<Session>> {
-        let lapsed = self.flows.get(place).is_some_and(|flow| self.flows.in_use_until(flow) <= now);
-        let flow = self.flows.get_mut(place)?;
-        flow.last_seen = now;
-        if lapsed {
-            // The session was no longer in use: no reply to earlier datagrams is expected any more.
+        let (flow, before) = self.flows.pass(place, now)?;
+        if before != Before::InUse {
             flow.state.owed = 0;
+            if before == Before::Quiet {
+                self.eviction.remove(place);
+            }
         }
-        if flow.is_quiet() {
-            self.eviction.remove(place);
-            self.flows.stir(place);
-        }
-        self.flows.get_mut(place)
+        Some(flow)
     }
 
     fn end(&mut self, now: Now, place: u32, reason: EndReason, books: &mut Books) {
