@@ -398,6 +398,7 @@ mod tests {
             register: true,
             backends: BTreeMap::from([(BackendState::Serving, serving), (BackendState::Aside, 1)]),
             sessions_active: 7,
+            sessions_total: 0,
             terms: Vec::new(),
             limits: ServiceLimits::default(),
             turned_away: BTreeMap::new(),

@@ -104,6 +104,12 @@ fn services(hub: &Hub, text: &mut Text) {
         let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
         text.sample(&name, labels, tally(service).sessions);
     }
+    let help = "Sessions given to the backends of this service, including those that have left; for API, requests.";
+    let name = text.family("service_", "sessions", Kind::Counter, help);
+    for service in hub.registry.services() {
+        let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
+        text.sample(&name, labels, tally(service).given);
+    }
 }
 
 /// The limits of services. Where a service has none of its own there is nothing to tell.
@@ -218,23 +224,22 @@ impl Text {
         self.line(format_args!(" {value}"));
     }
 
+    /// The group is a label only where there is one, as Prometheus takes an empty label for none.
     fn of_backend(&mut self, name: &str, labelled: &Labelled, state: Option<&str>, value: u64) {
-        let Labelled { service, backend: Backend { id, address, name: given, .. } } = labelled;
+        let Labelled { service, backend } = labelled;
+        let Backend { id, address, name: given, group, .. } = backend;
         let given = given.as_deref().unwrap_or("");
-        let labels: Labels<'_> = &[
+        let mut labels: Vec<(&str, &dyn Display)> = vec![
             ("backend", id),
             ("service", &service.name),
             ("protocol", &service.kind),
             ("address", address),
             ("name", &given),
         ];
-        match state {
-            None => self.sample(name, labels, value),
-            Some(state) => {
-                let state: &dyn Display = &state;
-                self.sample(name, &[labels, &[("state", state)]].concat(), value);
-            }
-        }
+        let (group, state) = (group.as_deref(), state.as_ref());
+        labels.extend(group.as_ref().map(|group| ("group", group as &dyn Display)));
+        labels.extend(state.map(|state| ("state", state as &dyn Display)));
+        self.sample(name, &labels, value);
     }
 
     /// In the exposition, buckets are cumulative and the last one holds everything; our own are not.

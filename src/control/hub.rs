@@ -26,7 +26,7 @@ use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
-use super::workers::{Mark, Pulse, Workers};
+use super::workers::{Mark, Pulse, Workers, value};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registered, Registry};
@@ -105,6 +105,8 @@ pub struct Hub {
     pub members: BTreeMap<Source, Member>,
     pub draining: BTreeMap<BackendId, Draining>,
     pub departed: BTreeMap<BackendId, Departed>,
+    /// Sessions given to backends that have gone with the last of their sessions, by service.
+    pub given_before: BTreeMap<ServiceId, u64>,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
     /// The outcome of the last reload, for the status.
@@ -147,6 +149,7 @@ impl Hub {
             members: BTreeMap::new(),
             draining: BTreeMap::new(),
             departed: BTreeMap::new(),
+            given_before: BTreeMap::new(),
             started: now,
             snapshot,
             reload: ReloadStatus::default(),
@@ -495,8 +498,11 @@ impl Hub {
         for id in ids {
             let departed = &self.departed[&id];
             let settled = departed.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
-            let left = self.workers.active(departed.backend.slot);
+            let Backend { slot, service, .. } = departed.backend;
+            let left = self.workers.active(slot);
             if left == 0 && settled {
+                let given = value(&self.workers.backend(slot), "total");
+                *self.given_before.entry(service).or_default() += given;
                 self.departed.remove(&id);
                 self.registry.sessions_ended(id);
             } else if departed.repeat.is_some_and(|at| now >= at) {

@@ -92,6 +92,31 @@ fn exactly_the_existing_fields_are_documented_with_their_types() {
 }
 
 #[test]
+fn every_sample_about_a_service_or_backend_names_the_service_and_a_group_if_it_is_in_one() {
+    let (core, _backend) = core();
+    let mut dns = core.connect();
+    let wanted = json!({"cmd": "register", "service": "dns", "group": "blue", "port": 10});
+    assert_eq!(dns.ask(&wanted)["ack"], "successful");
+    core.worker.metrics.backends[1].total.add(7);
+    let (_, metrics) = core.get("/metrics");
+    let samples = metrics.lines().filter(|line| !line.starts_with('#'));
+    for line in samples.clone().filter(|line| line.starts_with("lb_backend_")) {
+        let (service, group) = match line.contains("backend=\"b2\"") {
+            true => ("dns", true),
+            false => ("udp", false),
+        };
+        assert!(line.contains(&format!("service=\"{service}\",protocol=\"udp\"")), "{line}");
+        assert_eq!(line.contains("group=\"blue\""), group, "{line}");
+    }
+    for line in samples.clone().filter(|line| line.starts_with("lb_service_")) {
+        let (_, labels) = line.split_once('{').expect(line);
+        assert!(labels.starts_with("service=\""), "{line}");
+    }
+    let given = "lb_service_sessions_total{service=\"dns\",protocol=\"udp\"} 7";
+    assert!(samples.clone().any(|line| line == given), "{metrics}");
+}
+
+#[test]
 fn every_metric_of_the_dashboard_exists() {
     let (core, _backend) = core();
     let (_, metrics) = core.get("/metrics");

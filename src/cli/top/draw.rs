@@ -381,6 +381,7 @@ mod tests {
             register: true,
             backends: BTreeMap::new(),
             sessions_active: 0,
+            sessions_total: 0,
             terms: Vec::new(),
             limits: ServiceLimits::default(),
             turned_away: BTreeMap::new(),

@@ -186,6 +186,7 @@ mod tests {
     use crate::control::api::Reply;
     use crate::control::console::tests::logged;
     use crate::control::mailbox::Mailbox;
+    use crate::control::services::tallies;
     use crate::control::workers::Workers;
     use crate::worker::link::{Order, WorkerEnd, link};
 
@@ -426,6 +427,27 @@ mod tests {
         hub.reloaded(config, at(1));
         hub.apply(Change::SourceLost { source: UNCONNECTED, why: "it is gone" }, at(1)).unwrap();
         assert!(matches!(worker.orders.pop(), Ok(Order::EndBackend { .. })));
+    }
+
+    #[test]
+    fn what_a_service_was_given_never_shrinks_and_is_counted_once() {
+        let (mut hub, worker) = hub(Config::default());
+        let given = |hub: &Hub| tallies(hub).get(&TCP).map_or(0, |tally| tally.given);
+        let (service, address) = (TCP, address(80));
+        for sessions in [5, 12] {
+            let id = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+            let slot = usize::from(hub.registry.get(id).unwrap().backend.slot);
+            worker.metrics.backends[slot].total.add(sessions - given(&hub));
+            assert_eq!(given(&hub), sessions);
+            hub.apply(Change::Unregister { source: UNCONNECTED, service, address }, at(1)).unwrap();
+            assert_eq!(given(&hub), sessions, "it has left");
+            hub.publish();
+            turn(&worker);
+            hub.tick(at(2));
+            assert!(hub.departed.is_empty());
+            assert_eq!(given(&hub), sessions, "its place is free");
+        }
+        assert_eq!(tallies(&hub).get(&UDP).map(|tally| tally.given), None);
     }
 
     #[test]
