@@ -66,16 +66,17 @@ fn quoted(name: &str) -> String {
     form_urlencoded::byte_serialize(name.as_bytes()).collect()
 }
 
-/// The first sessions of one backend, at most `most`, and whether there are more.
+/// The first sessions of one backend or service (`key` says which), at most `most`, and whether there are more.
 ///
 /// # Errors
 /// One sentence with the cure.
 pub async fn sessions_of(
     admin: &str,
-    backend: &str,
+    key: &str,
+    name: &str,
     most: usize,
 ) -> Result<(Vec<SessionStatus>, bool), String> {
-    let path = format!("/sessions?backend={backend}&limit={most}");
+    let path = format!("/sessions?{key}={}&limit={most}", quoted(name));
     let page: SessionsPage = read(admin, "/sessions", &get(admin, &path).await?)?;
     Ok((page.sessions, page.next.is_some()))
 }
