@@ -12,7 +12,7 @@ use ratatui::widgets::{Block, Clear, Paragraph, Table, TableState, Wrap};
 use super::columns::{Column, name, number, table, text};
 use super::rows::Rates;
 use super::screen::{List, Mode, Of, Row, Screen};
-use crate::cli::table::{grouped, lasting, sized};
+use crate::cli::table::{grouped, lasting, middled, sized};
 use crate::cli::trouble::{self, Trouble};
 use crate::control::status::{
     BackendState, BackendStatus, RunState, ServiceStatus, SessionStatus, Status,
@@ -28,7 +28,7 @@ pub fn screen(screen: &mut Screen, frame: &mut Frame) {
     // The heading of a table takes a row.
     let rows = screen.window(usize::from(middle.height.saturating_sub(1)));
     let mut head = head(screen);
-    head.push(title(screen, &rows));
+    head.push(title(screen, &rows, usize::from(top.width)));
     frame.render_widget(Paragraph::new(head), top);
     match (&screen.mode, &screen.list) {
         (Mode::Sessions { .. }, _) => sessions(screen, rows, frame, middle),
@@ -89,22 +89,24 @@ fn per_second(rate: Option<u64>, how: fn(u64) -> String) -> String {
 
 /// Which rows are in sight of how many, and what they are of. Says nothing where all of a balancer without
 /// named services is in sight.
-fn title(screen: &Screen, rows: &Range<usize>) -> Line<'static> {
+fn title(screen: &Screen, rows: &Range<usize>, width: usize) -> Line<'static> {
     let Some(now) = &screen.now else { return Line::default() };
     let count = screen.count();
     let place = |what: &str| match (rows.len() < count, count) {
         (true, _) => format!("{}-{} of {} {what}", rows.start + 1, rows.end, grouped(count as u64)),
         (false, _) => format!("{} {what}", grouped(count as u64)),
     };
+    // What is said about it is to be seen as well.
+    let short = |name: &str| middled(name, (width / 3).max(16));
     let (what, about) = match (&screen.mode, &screen.list) {
         (Mode::Sessions { of }, _) => {
             let more = if screen.more { ", and more" } else { "" };
-            (place("sessions"), format!(" of {}{more}", of.name()))
+            (place("sessions"), format!(" of {}{more}", short(of.name())))
         }
         (_, List::Services) => (place("services"), format!(": {}", trouble::summary(now))),
         (_, List::Backends { service: Some(name) }) => {
             let about = screen.service(name).map(about).unwrap_or_default();
-            (place("backends"), format!(" of {name}{about}"))
+            (place("backends"), format!(" of {}{about}", short(name)))
         }
         (_, List::Backends { service: None }) => (place("backends"), String::new()),
     };
