@@ -215,7 +215,11 @@ fn backends(
     let cells = in_sight.map(|row| backend(&row, groups.is_some())).collect();
     let named = groups.unwrap_or_else(|| screen.has_named_services());
     let hidden: &[usize] = if named { &[] } else { &[SERVICE] };
-    let table = table(&BACKENDS, cells, &longest(screen), hidden, area.width);
+    let mut columns = BACKENDS;
+    if groups.is_some() {
+        columns[SERVICE] = name("group", 8);
+    }
+    let table = table(&columns, cells, &longest(screen, groups.is_some()), hidden, area.width);
     show(table, screen.chosen - rows.start, frame, area);
     if screen.count() == 0 && screen.now.is_some() {
         let words = match screen.view().filter.is_empty() {
@@ -227,13 +231,17 @@ fn backends(
 }
 
 /// How wide the columns are that would otherwise jump about while the list is scrolled.
-fn longest(screen: &Screen) -> [(usize, usize); 4] {
+fn longest(screen: &Screen, one: bool) -> [(usize, usize); 4] {
     let longest = |of: fn(&BackendStatus) -> usize| {
         screen.rows().map(|row| of(row.backend)).max().unwrap_or(0)
     };
+    let group = |it: &BackendStatus| it.group.as_ref().map_or(0, String::len);
+    let membership = |it: &BackendStatus| {
+        it.service.len() + it.group.as_ref().map_or(0, |group| group.len() + 1)
+    };
     [
         (0, longest(|it| it.id.len())),
-        (SERVICE, longest(|it| it.service.len() + it.group.as_ref().map_or(0, |it| it.len() + 1))),
+        (SERVICE, longest(if one { group } else { membership })),
         // Fifteen digits and dots, a colon and a port; longer ones only where they are in sight.
         (3, longest(|it| if it.address.is_ipv4() { 0 } else { 21 })),
         (4, longest(|it| it.name.as_ref().map_or(0, |name| name.chars().count()))),

@@ -215,9 +215,10 @@ fn one_service_is_shown_with_its_backends_and_the_way_back() {
     let said = "5 backends of shop-frontend-of-the-eu-west-region-000, 5 of 5 serving, sessions 7, blue=95";
     assert!(text.lines().nth(2).unwrap().starts_with(said), "{text}");
     assert!(text.contains("b5 ") && !text.contains("b6 "), "{text}");
+    assert!(text.contains("id group users"), "{text}");
     assert!(text.contains("Esc services") && text.contains("u all sessions"), "{text}");
     let text = drawn(&mut state, 60, 14);
-    assert!(text.contains("5 backends of shop-front…region-000, 5 of 5 serving"), "{text}");
+    assert!(text.contains("5 backends of shop-front…egion-000, 5 of 5 serving"), "{text}");
     press(&mut state, [Press::Back]);
     let text = drawn(&mut state, 120, 14);
     assert!(text.contains("1 services with \"region-000\""), "{text}");
