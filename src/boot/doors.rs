@@ -23,6 +23,8 @@ pub struct OpenDoor {
     pub name: Arc<str>,
     pub service: ServiceId,
     pub protocol: Protocol,
+    /// As configured.
+    pub asked: SocketAddr,
     /// Its port was chosen by the kernel if the configuration said 0.
     pub address: SocketAddr,
 }
@@ -67,7 +69,8 @@ pub fn open_users(plans: &[DoorPlan], workers: usize, gro: bool) -> Result<UserD
             of_worker.push((*protocol, Listener { id, socket, service: *service }));
         }
         let (name, service, protocol) = (Arc::clone(&name.name), *service, *protocol);
-        doors.open.push(OpenDoor { id, name, service, protocol, address });
+        let asked = plan.address;
+        doors.open.push(OpenDoor { id, name, service, protocol, asked, address });
     }
     Ok(doors)
 }

@@ -13,7 +13,7 @@ use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::groups;
 use crate::cluster::seats::Seats;
-use crate::cluster::{Protocol, Service, ServiceId, Snapshot};
+use crate::cluster::{Doors, Protocol, Service, ServiceId, Snapshot};
 use crate::config::{Config, rules};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
@@ -91,7 +91,7 @@ impl DataPlane {
         let via = config.api.via.clone().unwrap_or_else(made_up_name);
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
-        let snapshots = Publisher::new(first_snapshot(config, &seats)?);
+        let snapshots = Publisher::new(first_snapshot(config, &seats, &doors.open)?);
         // A reload may raise the limit as far as the descriptors reach.
         let room = capacity::most_sessions(config).max(sessions_max);
         let places = room + config.limits.udp_sessions;
@@ -132,7 +132,11 @@ impl DataPlane {
 }
 
 /// The built-in services and the named ones, before anyone has registered.
-fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Trouble> {
+fn first_snapshot(
+    config: &Config,
+    seats: &Arc<Seats>,
+    open: &[OpenDoor],
+) -> Result<Snapshot, Trouble> {
     // UDP sessions cost no descriptors, and must not take the others' places.
     let udp_seats = Arc::new(Seats::new(config.limits.udp_sessions));
     let services = Snapshot::built_in(config.terms(), |protocol| match protocol {
@@ -157,7 +161,13 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
         });
     }
     let report_sessions = config.reports_sessions();
-    let doors = Arc::new(rules::doors(config).map_err(Trouble)?);
+    let claims = rules::claims(config).map_err(Trouble)?;
+    let mut doors = Doors::default();
+    for door in open.iter().filter(|door| door.protocol == Protocol::Api) {
+        let routing = claims.at(door.asked, door.service);
+        doors.set(door.id, routing.expect("a door is one that a service wants").clone());
+    }
+    let doors = Arc::new(doors);
     Ok(Snapshot { report_sessions, services: all.into(), doors, ..services })
 }
 

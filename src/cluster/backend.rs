@@ -62,6 +62,13 @@ impl ServiceId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DoorId(pub u16);
 
+/// A door that a user has come in by, and the service that the user was admitted for there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Doorway {
+    pub door: DoorId,
+    pub service: ServiceId,
+}
+
 /// One registration. Never used again in the life of a process, so a late report about a backend
 /// that left cannot be taken for one about its successor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]

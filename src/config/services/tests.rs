@@ -244,11 +244,6 @@ fn what_does_not_fit_together_is_refused_with_the_cure() {
             service("a", "protocol = \"api\""),
             "services api and a both claim every other host and the path / at one door: give one of them other hosts or paths",
         ),
-        (
-            service("a", "protocol = \"api\"\nlisten = [1, 2]\nhosts = [\"x\"]")
-                + &service("b", "protocol = \"api\"\nlisten = 2\nhosts = [\"y\"]"),
-            "service a shares its doors [::]:1 and [::]:2 with different services: give those that share a door the same `listen`",
-        ),
     ] {
         assert_eq!(read(&text), Err(said.to_owned()), "{text}");
     }
