@@ -194,10 +194,18 @@ impl Hub {
         self.console.stranger(now, peer);
     }
 
-    /// A peer's message was refused.
-    pub fn refused(&mut self, peer: SocketAddr, cmd: Option<&str>, why: &str) {
+    /// A peer's message was refused; `service` is the name of the one that it was about.
+    pub fn refused(
+        &mut self,
+        peer: SocketAddr,
+        cmd: Option<&str>,
+        service: Option<&str>,
+        why: &str,
+    ) {
         self.counters.messages_failed.one();
-        self.console.backend_refused(Now::read(), peer, cmd, why);
+        let is_named = |name: &&str| Protocol::ALL.iter().all(|protocol| protocol.name() != *name);
+        let service = service.filter(is_named);
+        self.console.backend_refused(Now::read(), peer, cmd, service, why);
     }
 
     /// A backend has proved its identity.
@@ -393,9 +401,8 @@ impl Hub {
                     let of = Of::new(self.registry.service(service));
                     self.console.user_refused(now, of, client, why, all_fail);
                 }
-                Report::OutOfRoom { shortage, backend, datagrams } => {
-                    let service = backend.and_then(|id| self.backend(id)).map(|it| it.service);
-                    let service = service.map(|id| self.registry.service(id)).and_then(named);
+                Report::OutOfRoom { service, shortage, backend, datagrams } => {
+                    let service = named(self.registry.service(self.serving(service, backend)));
                     let backend = backend.map(|id| (id, self.address_of(id)));
                     self.console.out_of_room(now, shortage, service, backend, datagrams);
                 }

@@ -430,6 +430,16 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_message_is_logged_with_the_service_that_it_was_about() {
+        let (mut hub, _worker) = hub(Config::default());
+        for (service, named) in [(Some("redis"), true), (Some("tcp"), false), (None, false)] {
+            let lines = logged(|| hub.refused(address(9), Some("register"), service, "no"));
+            assert_eq!(lines[0].contains("service=redis"), named, "{lines:?}");
+            assert_eq!(lines[0].contains("service="), named, "{lines:?}");
+        }
+    }
+
+    #[test]
     fn what_a_service_was_given_never_shrinks_and_is_counted_once() {
         let (mut hub, worker) = hub(Config::default());
         let given = |hub: &Hub| tallies(hub).get(&TCP).map_or(0, |tally| tally.given);
