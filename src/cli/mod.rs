@@ -14,6 +14,7 @@ mod shift;
 mod status;
 mod table;
 mod top;
+mod trouble;
 mod user;
 
 use std::ffi::OsString;

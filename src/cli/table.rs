@@ -112,6 +112,21 @@ fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// The text in at most `width` characters. Long names differ at their ends as often as at their beginnings, so
+/// what is left out is the middle.
+pub fn middled(text: &str, width: usize) -> String {
+    let count = text.chars().count();
+    if count <= width {
+        return text.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let (before, after) = (kept.div_ceil(2), kept / 2);
+    let mark = if width == 0 { "" } else { "…" };
+    let start: String = text.chars().take(before).collect();
+    let end: String = text.chars().skip(count - after).collect();
+    format!("{start}{mark}{end}")
+}
+
 /// A number with its digits in groups of three.
 pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
@@ -178,6 +193,16 @@ mod tests {
     #[test]
     fn nothing_from_the_network_reaches_the_terminal_as_an_order() {
         assert_eq!(word("a\x1b[2Jb\n").text, "a?[2Jb?");
+    }
+
+    #[test]
+    fn a_long_name_keeps_both_its_ends() {
+        for (width, shown) in
+            [(9, "shop-eu-1"), (8, "shop…u-1"), (7, "sho…u-1"), (2, "s…"), (1, "…"), (0, "")]
+        {
+            assert_eq!(middled("shop-eu-1", width), shown);
+        }
+        assert_eq!(middled("ééééé", 3), "é…é");
     }
 
     #[test]

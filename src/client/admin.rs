@@ -38,16 +38,21 @@ pub async fn status_text(admin: &str) -> Result<Bytes, String> {
     get(admin, "/status").await
 }
 
-/// Up to `most` sessions, page by page, and whether there are more.
+/// Up to `most` sessions, page by page, and whether there are more; those of one service, if it is named.
 ///
 /// # Errors
 /// One sentence with the cure.
-pub async fn sessions(admin: &str, most: usize) -> Result<(Vec<SessionStatus>, bool), String> {
+pub async fn sessions(
+    admin: &str,
+    service: Option<&str>,
+    most: usize,
+) -> Result<(Vec<SessionStatus>, bool), String> {
+    let of = service.map(|name| format!("&service={}", quoted(name))).unwrap_or_default();
     let mut sessions = Vec::new();
     let mut after = String::new();
     loop {
         let limit = PAGE.min(most - sessions.len());
-        let path = format!("/sessions?limit={limit}{after}");
+        let path = format!("/sessions?limit={limit}{of}{after}");
         let page: SessionsPage = read(admin, "/sessions", &get(admin, &path).await?)?;
         sessions.extend(page.sessions);
         match page.next {
@@ -57,16 +62,21 @@ pub async fn sessions(admin: &str, most: usize) -> Result<(Vec<SessionStatus>, b
     }
 }
 
-/// The first sessions of one backend, at most `most`, and whether there are more.
+fn quoted(name: &str) -> String {
+    form_urlencoded::byte_serialize(name.as_bytes()).collect()
+}
+
+/// The first sessions of one backend or service (`key` says which), at most `most`, and whether there are more.
 ///
 /// # Errors
 /// One sentence with the cure.
 pub async fn sessions_of(
     admin: &str,
-    backend: &str,
+    key: &str,
+    name: &str,
     most: usize,
 ) -> Result<(Vec<SessionStatus>, bool), String> {
-    let path = format!("/sessions?backend={backend}&limit={most}");
+    let path = format!("/sessions?{key}={}&limit={most}", quoted(name));
     let page: SessionsPage = read(admin, "/sessions", &get(admin, &path).await?)?;
     Ok((page.sessions, page.next.is_some()))
 }
@@ -176,19 +186,22 @@ mod tests {
     #[tokio::test]
     async fn sessions_are_read_page_by_page() {
         let (door, asked) = door(vec![page(&["a", "b"], Some("0-1-1")), page(&["c"], None)]).await;
-        let (read, more) = sessions(&door, 5).await.unwrap();
+        let (read, more) = sessions(&door, Some("shop"), 5).await.unwrap();
         let ids: Vec<&str> = read.iter().map(|session| session.id.as_str()).collect();
         assert_eq!((ids, more), (vec!["a", "b", "c"], false));
         assert_eq!(
             asked.await.unwrap(),
-            ["GET /sessions?limit=5 HTTP/1.1", "GET /sessions?limit=3&after=0-1-1 HTTP/1.1"]
+            [
+                "GET /sessions?limit=5&service=shop HTTP/1.1",
+                "GET /sessions?limit=3&service=shop&after=0-1-1 HTTP/1.1"
+            ]
         );
     }
 
     #[tokio::test]
     async fn no_more_sessions_are_read_than_asked_for() {
         let (door, _) = door(vec![page(&["a", "b"], Some("0-1-1"))]).await;
-        let (read, more) = sessions(&door, 2).await.unwrap();
+        let (read, more) = sessions(&door, None, 2).await.unwrap();
         assert_eq!((read.len(), more), (2, true));
     }
 

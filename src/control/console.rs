@@ -307,10 +307,18 @@ impl Console {
     }
 
     /// A backend's request was refused; `why` is the answer it got.
-    pub fn backend_refused(&mut self, now: Now, peer: SocketAddr, cmd: Option<&str>, why: &str) {
+    pub fn backend_refused(
+        &mut self,
+        now: Now,
+        peer: SocketAddr,
+        cmd: Option<&str>,
+        service: Option<&str>,
+        why: &str,
+    ) {
         let shown = self.shows(Topic::Refused, peer.ip(), now);
-        let (cmd, why) = (Shown(cmd), kept(why));
-        line!(warn, shown, %peer, %cmd, why = &*why, "backend refused");
+        let (cmd, why, service) = (Shown(cmd), kept(why), service.map(kept));
+        let service = service.as_deref().map(display);
+        line!(warn, shown, %peer, %cmd, service, why = &*why, "backend refused");
     }
 
     pub fn backend_registered(&mut self, now: Now, of: Of<'_>, backend: &Backend, backends: usize) {

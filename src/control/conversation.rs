@@ -543,7 +543,8 @@ impl Conversation {
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {
-        self.hub.borrow_mut().refused(self.peer.address, cmd, msg);
+        let service = about.as_ref().map(|about| &*about.service);
+        self.hub.borrow_mut().refused(self.peer.address, cmd, service, msg);
         self.peer.mailbox.send(&Reply::Failed { msg: msg.to_owned(), cmd, about });
     }
 }

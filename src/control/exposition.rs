@@ -104,6 +104,12 @@ fn services(hub: &Hub, text: &mut Text) {
         let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
         text.sample(&name, labels, tally(service).sessions);
     }
+    let help = "Sessions given to the backends of this service, including those that have left; for API, requests.";
+    let name = text.family("service_", "sessions", Kind::Counter, help);
+    for service in hub.registry.services() {
+        let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
+        text.sample(&name, labels, tally(service).given);
+    }
 }
 
 /// The limits of services. Where a service has none of its own there is nothing to tell.
@@ -186,6 +192,11 @@ impl Labelled<'_> {
             ("address", &backend.address),
             ("name", &given),
         ]);
+        // Prometheus takes an empty label for none.
+        if let Some(group) = &backend.group {
+            labels.0.push(',');
+            labels.labels(&[("group", group)]);
+        }
         Labelled { backend, labels: labels.0 }
     }
 }

@@ -28,7 +28,7 @@ use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
-use super::workers::{Mark, Pulse, Workers};
+use super::workers::{Mark, Pulse, Workers, value};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registered, Registry};
@@ -108,6 +108,8 @@ pub struct Hub {
     pub members: BTreeMap<Source, Member>,
     pub draining: BTreeMap<BackendId, Draining>,
     pub departed: BTreeMap<BackendId, Departed>,
+    /// Sessions given to backends that have gone with the last of their sessions, by service.
+    pub given_before: BTreeMap<ServiceId, u64>,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
     /// The users' doors. A hub on its own has none.
@@ -154,6 +156,7 @@ impl Hub {
             members: BTreeMap::new(),
             draining: BTreeMap::new(),
             departed: BTreeMap::new(),
+            given_before: BTreeMap::new(),
             started: now,
             snapshot,
             reload: ReloadStatus::default(),
@@ -200,10 +203,18 @@ impl Hub {
         self.console.stranger(now, peer);
     }
 
-    /// A peer's message was refused.
-    pub fn refused(&mut self, peer: SocketAddr, cmd: Option<&str>, why: &str) {
+    /// A peer's message was refused; `service` is the name of the one that it was about.
+    pub fn refused(
+        &mut self,
+        peer: SocketAddr,
+        cmd: Option<&str>,
+        service: Option<&str>,
+        why: &str,
+    ) {
         self.counters.messages_failed.one();
-        self.console.backend_refused(Now::read(), peer, cmd, why);
+        let is_named = |name: &&str| Protocol::ALL.iter().all(|protocol| protocol.name() != *name);
+        let service = service.filter(is_named);
+        self.console.backend_refused(Now::read(), peer, cmd, service, why);
     }
 
     /// A backend has proved its identity.
@@ -382,9 +393,8 @@ impl Hub {
                     let Some(service) = self.registry.find_service(service) else { continue };
                     self.console.user_refused(now, Of::new(service), client, why, all_fail);
                 }
-                Report::OutOfRoom { shortage, backend, datagrams } => {
-                    let service = backend.and_then(|id| self.backend(id)).map(|it| it.service);
-                    let service = service.map(|id| self.registry.service(id)).and_then(named);
+                Report::OutOfRoom { service, shortage, backend, datagrams } => {
+                    let service = named(self.registry.service(self.serving(service, backend)));
                     let backend = backend.map(|id| (id, self.address_of(id)));
                     self.console.out_of_room(now, shortage, service, backend, datagrams);
                 }
@@ -485,8 +495,11 @@ impl Hub {
         for id in ids {
             let departed = &self.departed[&id];
             let settled = departed.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
-            let left = self.workers.active(departed.backend.slot);
+            let Backend { slot, service, .. } = departed.backend;
+            let left = self.workers.active(slot);
             if left == 0 && settled {
+                let given = value(&self.workers.backend(slot), "total");
+                *self.given_before.entry(service).or_default() += given;
                 self.departed.remove(&id);
                 self.registry.sessions_ended(id);
             } else if departed.repeat.is_some_and(|at| now >= at) {

@@ -9,8 +9,9 @@ use super::api::{DOORS_LISTED_MAX, ServiceLine, Target};
 use super::hub::Hub;
 use super::rights::{self, Identity};
 use super::status::BackendState;
+use super::workers::value;
 use crate::cluster::registry::Registry;
-use crate::cluster::{Protocol, Service, ServiceId};
+use crate::cluster::{Backend, Protocol, Service, ServiceId};
 use crate::config::Config;
 use crate::config::services::ServiceConfig;
 
@@ -119,6 +120,8 @@ pub struct Tally {
     backends: [u64; BackendState::REGISTERED.len()],
     /// Sessions on its backends, including those that have left.
     pub sessions: u64,
+    /// Sessions given to its backends since the start, by whichever of them.
+    pub given: u64,
 }
 
 impl Tally {
@@ -127,24 +130,32 @@ impl Tally {
         BackendState::REGISTERED.into_iter().zip(self.backends)
     }
 
+    fn count(&mut self, hub: &Hub, backend: &Backend) {
+        let values = hub.workers.backend(backend.slot);
+        self.sessions += value(&values, "active");
+        self.given += value(&values, "total");
+    }
+
     fn in_state(&self, wanted: BackendState) -> u64 {
         self.by_state().filter(|(state, _)| *state == wanted).map(|(_, count)| count).sum()
     }
 }
 
-/// Every service that has backends, counted in one pass.
+/// Every service that has or had backends, counted in one pass.
 pub fn tallies(hub: &Hub) -> BTreeMap<ServiceId, Tally> {
-    let mut tallies: BTreeMap<ServiceId, Tally> = BTreeMap::new();
+    let before = |(service, given): (&ServiceId, &u64)| {
+        (*service, Tally { given: *given, ..Tally::default() })
+    };
+    let mut tallies: BTreeMap<ServiceId, Tally> = hub.given_before.iter().map(before).collect();
     for backend in hub.registry.entries().map(|entry| &entry.backend) {
         let tally = tallies.entry(backend.service).or_default();
         let state = BackendState::of(backend.standing);
         let place = BackendState::REGISTERED.into_iter().position(|it| it == state);
         tally.backends[place.expect("what is registered is in one of these states")] += 1;
-        tally.sessions += hub.workers.active(backend.slot);
+        tally.count(hub, backend);
     }
     for departed in hub.departed.values().map(|it| &it.backend) {
-        let tally = tallies.entry(departed.service).or_default();
-        tally.sessions += hub.workers.active(departed.slot);
+        tallies.entry(departed.service).or_default().count(hub, departed);
     }
     tallies
 }

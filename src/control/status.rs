@@ -111,6 +111,10 @@ pub struct ServiceStatus {
     pub backends: BTreeMap<BackendState, u64>,
     /// Sessions now running on its backends, including those that have left.
     pub sessions_active: u64,
+    /// Sessions given to its backends since the start, including those that are long gone. Each request of
+    /// an API user counts, and a UDP session once more when it moves to another backend.
+    #[serde(default)]
+    pub sessions_total: u64,
     /// The terms that differ from the global settings, as `key = value`.
     pub terms: Vec<String>,
     #[serde(default)]

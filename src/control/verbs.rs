@@ -23,10 +23,12 @@
 //! rebinding).
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN};
+use tracing::field::display;
 use tracing::info;
 
 use super::auth::Secrets;
@@ -234,6 +236,8 @@ pub fn is_no_name(host: &str) -> bool {
 /// worker takes no more orders.
 pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Changed, Refusal> {
     let mut groups = Vec::new();
+    // Known before the change, after which the backend or session may be gone.
+    let service = service_of(hub, &verb);
     let sessions = match &verb {
         Verb::Drain { backend, lasts } => {
             change(hub, Change::DrainBackend { backend: *backend, lasts: *lasts }, now)?
@@ -250,8 +254,27 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
     };
     // An operator who is told that it is done may rely on the workers having been told.
     hub.publish();
-    info!(%by, change = ?verb, sessions, "changed by an operator");
+    let service = service.as_deref().map(display);
+    info!(%by, service, change = ?verb, sessions, "changed by an operator");
     Ok(Changed { schema: SCHEMA, sessions, groups })
+}
+
+/// The name of the service that a change is about, unless it is a built-in one.
+fn service_of(hub: &Hub, verb: &Verb) -> Option<Arc<str>> {
+    let id = match verb {
+        Verb::Drain { backend, .. } | Verb::Weigh { backend, .. } => {
+            hub.registry.get(*backend)?.backend.service
+        }
+        Verb::End { session } => {
+            let shards = hub.workers.shards();
+            let shard = shards.iter().find(|shard| shard.worker() == session.worker)?;
+            let view = shard.read(session.place).filter(|it| it.id == *session)?;
+            hub.serving(view.service, view.backend)
+        }
+        Verb::Shift { service, .. } => services::named(&hub.registry, service).ok()?.id,
+    };
+    let service = hub.registry.service(id);
+    (!id.is_built_in()).then(|| Arc::clone(&service.name))
 }
 
 fn change(hub: &mut Hub, change: Change, now: Now) -> Result<u64, Refusal> {

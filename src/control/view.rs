@@ -14,7 +14,7 @@ use super::status::{
     Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus, SessionTotals, Status, Timings,
     WorkerStatus,
 };
-use super::workers::BackendValues;
+use super::workers::value;
 use crate::base::time::Now;
 use crate::cluster::groups::place_of;
 use crate::cluster::registry::Registered;
@@ -22,7 +22,7 @@ use crate::cluster::{
     Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Service, Standing, Terms,
     WhenAllFail,
 };
-use crate::metrics::{BOUNDS_US, BackendCounters, ControlCounters, Row, WorkerCounters};
+use crate::metrics::{BOUNDS_US, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
 pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
@@ -65,12 +65,6 @@ pub fn policy(policy: Policy) -> &'static str {
     }
 }
 
-/// One of a backend's counters, by the name of its row.
-pub fn value(values: &BackendValues, name: &str) -> u64 {
-    let row = BackendCounters::ROWS.iter().position(|row| row.name == name);
-    values[row.expect("the caller names a row of the table")]
-}
-
 fn sessions(hub: &Hub) -> SessionTotals {
     let refused = |counters: &WorkerCounters| {
         counters.users_refused_no_backend.get()
@@ -106,6 +100,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             leaving: hub.is_leaving(service.id),
             backends: tally.by_state().collect(),
             sessions_active: tally.sessions,
+            sessions_total: tally.given,
             limits: limits(service),
             turned_away: Barrier::ALL.map(|it| (it, service.gate.turned_away(it))).into(),
             terms: terms(service, &global).into_iter().chain(fallback).collect(),

@@ -28,6 +28,12 @@ const BACKEND_ROWS: usize = BackendCounters::ROWS.len();
 /// One backend's counters, in the order of [`BackendCounters::ROWS`].
 pub type BackendValues = [u64; BACKEND_ROWS];
 
+/// One of a backend's counters, by the name of its row.
+pub fn value(values: &BackendValues, name: &str) -> u64 {
+    let row = BackendCounters::ROWS.iter().position(|row| row.name == name);
+    values[row.expect("the caller names a row of the table")]
+}
+
 struct End {
     link: ControlEnd,
     waiting: VecDeque<Order>,

@@ -87,6 +87,8 @@ pub enum Report {
     },
     /// Datagrams of new UDP users were dropped for lack of room. Reported once in a while.
     OutOfRoom {
+        /// The service that the last of them were for.
+        service: ServiceId,
         shortage: Shortage,
         /// The backend for which no pair was left, if that was the shortage.
         backend: Option<BackendId>,

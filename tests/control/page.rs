@@ -42,8 +42,29 @@ fn crowded() -> (Core, crate::harness::Backend) {
     (core, backend)
 }
 
+/// 200 services with five backends each, one of which has failed.
+fn services() -> (Core, crate::harness::Backend) {
+    let name = |n: u16| format!("shop-frontend-of-the-european-west-region-{n:03}");
+    let core = Core::start(|config| {
+        config.health.interval = Duration::from_secs(3600);
+        let service = |n| ServiceConfig::new(&name(n), Protocol::Udp);
+        config.set_services((0..200).map(service).collect());
+    });
+    let mut backend = core.connect();
+    for n in 0..1000 {
+        let wanted = json!({"cmd": "register", "service": name(n / 5), "port": n + 1});
+        assert_eq!(backend.ask(&wanted)["ack"], "successful");
+    }
+    (core, backend)
+}
+
 /// The page as rendered after some seconds of the browser's own time.
 fn seen(core: &Core, into: &Path, dark: bool) -> String {
+    seen_at(core, "", into, dark)
+}
+
+/// The same with a fragment in its address.
+fn seen_at(core: &Core, fragment: &str, into: &Path, dark: bool) -> String {
     let look = if dark { "dark" } else { "light" };
     let profile = format!("--user-data-dir={}", into.join(look).display());
     let shot = format!("--screenshot={}", into.join(format!("{look}.png")).display());
@@ -51,7 +72,7 @@ fn seen(core: &Core, into: &Path, dark: bool) -> String {
     let outcome = Command::new("chromium")
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=9000"])
         .args(["--window-size=1280,1500", "--enable-logging=stderr", "--dump-dom"])
-        .args([profile, shot, scheme.to_owned(), format!("http://{}/", core.admin)])
+        .args([profile, shot, scheme.to_owned(), format!("http://{}/{fragment}", core.admin)])
         .stdin(Stdio::null())
         .output()
         .expect("chromium; install the package of that name");
@@ -77,9 +98,9 @@ fn a_browser_shows_named_services_where_there_are_any() {
         let wanted = json!({"cmd": "register", "service": service, "port": 9});
         assert_eq!(backend.ask(&wanted)["ack"], "successful");
         let dom = seen(&core, &into, false);
-        assert_eq!(dom.contains("<td>resolvers</td>"), named, "{dom}");
+        assert_eq!(dom.contains(">resolvers</a></td>"), named, "{dom}");
         assert_eq!(dom.contains("id=\"services-part\" hidden"), !named, "{dom}");
-        assert_eq!(dom.contains("<button>service</button>"), named, "{dom}");
+        assert_eq!(dom.contains("data-key=\"backend-headservice\""), named, "{dom}");
         assert!(dom.contains("1 of 1 serving"), "{dom}");
     }
     println!("screenshots are in {}", into.display());
@@ -99,5 +120,26 @@ fn a_browser_shows_two_hundred_backends_and_a_page_of_a_hundred_thousand_session
         assert!(dom.contains("dns-7<") && dom.contains("dns-200<"), "{dom}");
         assert!(dom.matches("<tr>").count() < 400, "only one page of sessions is drawn");
     }
+    println!("screenshots are in {}", into.display());
+}
+
+#[test]
+#[ignore = "needs the Debian package chromium"]
+fn a_browser_lists_two_hundred_services_and_draws_no_thousand_backends_unasked() {
+    let (core, _backend) = services();
+    let into = std::env::temp_dir().join(format!("lb-many-{}", std::process::id()));
+    std::fs::create_dir_all(&into).unwrap();
+    let dom = seen(&core, &into, true);
+    assert!(dom.contains("1,000 of 1,000 serving"), "{dom}");
+    assert!(dom.contains("200 of 203 are shown: show all"), "{dom}");
+    assert!(dom.contains("50 of 1,000 are shown: show all"), "{dom}");
+    assert!(dom.matches("<tr>").count() < 400, "no more is drawn than that");
+    let short = ">shop-frontend-of-the-e\u{2026}opean-west-region-190</a>";
+    assert!(dom.contains(short), "long names keep both ends: {dom}");
+    let one = "#service=shop-frontend-of-the-european-west-region-199";
+    let dom = seen_at(&core, one, &into, false);
+    assert!(dom.contains("5 of 5 serving") && dom.contains(">b1000</button>"), "{dom}");
+    assert!(dom.contains("id=\"services-part\" hidden"), "{dom}");
+    assert!(dom.matches("class=\"badge serving\"").count() == 6, "its own backends alone: {dom}");
     println!("screenshots are in {}", into.display());
 }

@@ -35,6 +35,11 @@ impl Drop for Joined {
     }
 }
 
+/// Where the users of the service connect.
+fn door_of(balancer: &Balancer) -> SocketAddr {
+    redis(&balancer.status())["doors"][0].as_str().unwrap().parse().unwrap()
+}
+
 fn redis(status: &Value) -> &Value {
     let services = status["services"].as_array().unwrap();
     services.iter().find(|it| it["name"] == "redis").expect("the service of the file")
@@ -77,11 +82,43 @@ fn a_backend_joins_a_service_by_its_name_and_gets_the_users_of_its_door() {
 }
 
 #[test]
+fn one_service_is_shown_by_its_name_and_an_unknown_one_is_an_error_with_similar_names() {
+    let balancer = Balancer::ready(SETTINGS);
+    let _backend = Joined::start(balancer.door("control"));
+    balancer.wait_for_log("protocol=tcp service=redis");
+    let asked = |arguments: &[&str]| {
+        let output = balancer.command("status").args(arguments).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap());
+        (output.status.code(), said.concat())
+    };
+    let (code, page) = asked(&["--service", "redis"]);
+    assert_eq!(code, Some(0), "{page}");
+    assert!(page.starts_with("service redis (tcp)") && page.contains("1 of 1"), "{page}");
+    assert!(page.contains("b2") && !page.contains("b1"), "{page}");
+    let (code, text) = asked(&["--service", "redis", "--json"]);
+    let narrow: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, narrow["backends"].as_array().unwrap().len()), (Some(0), 1), "{text}");
+    for arguments in [["--service", "rediss"].as_slice(), &["--service", "rediss", "--sessions"]] {
+        let (code, said) = asked(arguments);
+        let told = "lb: there is no service rediss; similar names among the 4 are: redis\n";
+        assert_eq!((code, said.as_str()), (Some(2), told));
+    }
+    let mut user = TcpStream::connect(door_of(&balancer)).unwrap();
+    user.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(echoes(&mut user));
+    let (_, listed) = asked(&["--service", "redis", "--sessions"]);
+    assert!(listed.contains("1 sessions"), "{listed}");
+    let (_, listed) = asked(&["--service", "api", "--sessions"]);
+    assert!(listed.contains("0 sessions"), "{listed}");
+    assert_eq!(redis(&balancer.status())["sessions_total"], 1);
+}
+
+#[test]
 fn rule_13_a_reload_changes_the_limits_of_a_service_at_once_and_ends_no_session() {
     let balancer = Balancer::ready(SETTINGS);
     let _backend = Joined::start(balancer.door("control"));
     balancer.wait_for_log("protocol=tcp service=redis");
-    let door: SocketAddr = redis(&balancer.status())["doors"][0].as_str().unwrap().parse().unwrap();
+    let door = door_of(&balancer);
     let served = || {
         let mut user = TcpStream::connect(door).unwrap();
         user.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -1,33 +1,51 @@
-//! How `lb top` looks. Owns columns and colours; decides nothing and only reads the screen's state.
+//! How `lb top` looks. Owns columns, colours and words; decides nothing and only reads the screen's state.
+//! Only the rows in sight are drawn.
+
+use std::ops::Range;
 
 use ratatui::Frame;
-use ratatui::layout::{Alignment, Constraint, Layout, Rect};
+use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Clear, Paragraph, Row as Cells, Table, TableState, Wrap};
+use ratatui::widgets::{Block, Clear, Paragraph, Table, TableState, Wrap};
 
-use super::screen::{Mode, Rates, Row, Screen};
-use crate::cli::table::{grouped, lasting, sized};
-use crate::control::status::{BackendState, BackendStatus, RunState, SessionStatus, Status};
+use super::columns::{Column, name, number, table, text};
+use super::rows::Rates;
+use super::screen::{List, Mode, Of, Row, Screen};
+use crate::cli::table::{grouped, lasting, middled, sized};
+use crate::cli::trouble::{self, Trouble};
+use crate::control::status::{
+    BackendState, BackendStatus, RunState, ServiceStatus, SessionStatus, Status,
+};
 
 const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
 const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
 
 /// Draws everything.
-pub fn screen(screen: &Screen, frame: &mut Frame) {
-    let rows = [Constraint::Length(3), Constraint::Min(3), Constraint::Length(1)];
-    let [top, middle, bottom] = Layout::vertical(rows).areas(frame.area());
-    frame.render_widget(Paragraph::new(head(screen)), top);
-    match &screen.mode {
-        Mode::Sessions { backend } => sessions(screen, backend, frame, middle),
-        _ => backends(screen, frame, middle),
+pub fn screen(screen: &mut Screen, frame: &mut Frame) {
+    let parts = [Constraint::Length(3), Constraint::Min(3), Constraint::Length(1)];
+    let [top, middle, bottom] = Layout::vertical(parts).areas(frame.area());
+    // The heading of a table takes a row.
+    let rows = screen.window(usize::from(middle.height.saturating_sub(1)));
+    let mut head = head(screen);
+    head.push(title(screen, &rows, usize::from(top.width)));
+    frame.render_widget(Paragraph::new(head), top);
+    match (&screen.mode, &screen.list) {
+        (Mode::Sessions { .. }, _) => sessions(screen, rows, frame, middle),
+        (_, List::Services) => services(screen, rows, frame, middle),
+        (_, List::Backends { service }) => {
+            let groups = service.as_ref().map(|name| screen.service(name));
+            let groups = groups.map(|it| it.is_some_and(|it| !it.groups.is_empty()));
+            backends(screen, groups, rows, frame, middle);
+        }
     }
-    frame.render_widget(Paragraph::new(foot(screen)), bottom);
+    frame.render_widget(Paragraph::new(foot(screen, usize::from(bottom.width))), bottom);
     if let Mode::Confirm { backend } = &screen.mode {
         confirm(screen, backend, frame);
     }
 }
 
+/// The balancer, in two lines.
 fn head(screen: &Screen) -> Vec<Line<'static>> {
     let Some(now) = &screen.now else {
         let words = if screen.stale { "no balancer" } else { "looking ..." };
@@ -69,97 +87,173 @@ fn per_second(rate: Option<u64>, how: fn(u64) -> String) -> String {
     rate.map_or("-".to_owned(), |rate| how(rate) + "/s")
 }
 
-/// A column of the backends. In a terminal that is too narrow, the columns of lowest rank go first.
-struct Column {
-    title: &'static str,
-    rank: u8,
-    number: bool,
+/// Which rows are in sight of how many, and what they are of. Says nothing where all of a balancer without
+/// named services is in sight.
+fn title(screen: &Screen, rows: &Range<usize>, width: usize) -> Line<'static> {
+    let Some(now) = &screen.now else { return Line::default() };
+    let count = screen.count();
+    let place = |what: &str| match (rows.len() < count, count) {
+        (true, _) => format!("{}-{} of {} {what}", rows.start + 1, rows.end, grouped(count as u64)),
+        (false, _) => format!("{} {what}", grouped(count as u64)),
+    };
+    // What is said about it is to be seen as well.
+    let short = |name: &str| middled(name, (width / 3).max(16));
+    let (what, about) = match (&screen.mode, &screen.list) {
+        (Mode::Sessions { of }, _) => {
+            let more = if screen.more { ", and more" } else { "" };
+            (place("sessions"), format!(" of {}{more}", short(of.name())))
+        }
+        (_, List::Services) => (place("services"), format!(": {}", trouble::summary(now))),
+        (_, List::Backends { service: Some(name) }) => {
+            let about = screen.service(name).map(about).unwrap_or_default();
+            (place("backends"), format!(" of {}{about}", short(name)))
+        }
+        (_, List::Backends { service: None }) => (place("backends"), String::new()),
+    };
+    let filter = &screen.view().filter;
+    let is_filtered = !filter.is_empty() && !matches!(screen.mode, Mode::Sessions { .. });
+    let of_all = matches!(screen.list, List::Backends { service: None });
+    let is_plain = of_all && matches!(screen.mode, Mode::List | Mode::Confirm { .. });
+    if is_plain && !is_filtered && rows.len() == count && !screen.has_named_services() {
+        return Line::default();
+    }
+    let with = if is_filtered { format!(" with \"{filter}\"") } else { String::new() };
+    Line::styled(format!("{what}{with}{about}"), Modifier::BOLD)
 }
 
-const fn column(title: &'static str, rank: u8, number: bool) -> Column {
-    Column { title, rank, number }
+/// One service in words.
+fn about(service: &ServiceStatus) -> String {
+    let serving = format!(", {} serving", trouble::serving(service));
+    let sessions = format!(", sessions {}", trouble::sessions(service));
+    let notes: String = notes(service).iter().map(|note| format!(", {note}")).collect();
+    format!("{serving}{sessions}{notes}")
+}
+
+/// What is particular about a service: that it has been removed, limits that are reached, and shares.
+fn notes(service: &ServiceStatus) -> Vec<String> {
+    let full = trouble::is_full(service).then(|| "at its limit".to_owned());
+    let maintenance = service.terms.iter().any(|term| term == "maintenance = true");
+    let maintenance = maintenance.then(|| "maintenance".to_owned());
+    let leaving = service.leaving.then(|| "leaving".to_owned());
+    leaving.into_iter().chain(full).chain(maintenance).chain(trouble::shares(service)).collect()
+}
+
+const SERVICES: [Column; 10] = [
+    name("service", 12),
+    text("users", 9),
+    number("serving", 11, 8),
+    number("failing", 10, 7),
+    number("sessions", 10, 9),
+    number("new/s", 8, 8),
+    number("up/s", 4, 10),
+    number("down/s", 4, 10),
+    number("turned away", 5, 11),
+    name("notes", 7),
+];
+
+fn services(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) {
+    let in_sight = screen.service_rows().skip(rows.start).take(rows.len());
+    let cells = in_sight.map(|(it, rates)| service(it, rates)).collect();
+    let longest = screen.service_rows().map(|(service, _)| service.name.chars().count()).max();
+    let longest = [(0, longest.unwrap_or(0))];
+    let table = table(&SERVICES, cells, &longest, &[], area.width);
+    show(table, screen.chosen - rows.start, frame, area);
+    if screen.count() == 0 {
+        told("No service matches the filter.", frame, area);
+    }
+}
+
+/// The contents of the columns of [`SERVICES`].
+fn service(service: &ServiceStatus, rates: Rates) -> Vec<Line<'static>> {
+    let serving = match Trouble::of(service) {
+        Trouble::Nobody => Color::Red,
+        Trouble::Short => Color::Yellow,
+        Trouble::Full | Trouble::None => Color::Reset,
+    };
+    let marked = |bad: bool| if bad { Color::Red } else { Color::Reset };
+    let (failing, turned_away) = (trouble::failing(service), trouble::turned_away(service));
+    vec![
+        Line::from(service.name.clone()),
+        Line::from(service.protocol.name()),
+        Line::styled(trouble::serving(service), serving),
+        Line::styled(grouped(failing), marked(failing > 0)),
+        Line::styled(trouble::sessions(service), marked(trouble::is_full(service))),
+        Line::from(rates.new.map_or("-".to_owned(), grouped)),
+        Line::from(rates.up.map_or("-".to_owned(), sized)),
+        Line::from(rates.down.map_or("-".to_owned(), sized)),
+        Line::styled(grouped(turned_away), marked(turned_away > 0)),
+        Line::from(notes(service).join(" ")),
+    ]
 }
 
 const BACKENDS: [Column; 13] = [
-    column("id", 12, false),
-    column("service", 8, false),
-    column("users", 6, false),
-    column("address", 11, false),
-    column("name", 3, false),
-    column("state", 9, false),
-    column("share", 2, true),
-    column("sessions", 10, true),
-    column("new/s", 5, true),
-    column("up/s", 4, true),
-    column("down/s", 4, true),
-    column("hello", 1, true),
-    column("failed", 7, true),
+    text("id", 12),
+    name("service", 8),
+    text("users", 6),
+    text("address", 11),
+    name("name", 3),
+    text("state", 9),
+    number("share", 2, 9),
+    number("sessions", 10, 9),
+    number("new/s", 5, 9),
+    number("up/s", 4, 9),
+    number("down/s", 4, 9),
+    number("hello", 1, 9),
+    number("failed", 7, 9),
 ];
 /// The place of the column that is shown only if there are named services.
 const SERVICE: usize = 1;
 
-/// Which columns fit into `room` with a space between each two, by their places, and their widths.
-fn fitting(widths: [u16; BACKENDS.len()], named: bool, room: u16) -> Vec<(usize, u16)> {
-    let mut shown: Vec<(usize, u16)> = widths.into_iter().enumerate().collect();
-    shown.retain(|(place, _)| named || *place != SERVICE);
-    let taken = |shown: &[(usize, u16)]| -> u16 { shown.iter().map(|(_, width)| width + 1).sum() };
-    while shown.len() > 1 && taken(&shown) > room + 1 {
-        let least = shown.iter().map(|(place, _)| BACKENDS[*place].rank).min();
-        shown.retain(|(place, _)| Some(BACKENDS[*place].rank) != least);
+/// The backends of all services, or of one; then `groups` says whether it has any.
+fn backends(
+    screen: &Screen,
+    groups: Option<bool>,
+    rows: Range<usize>,
+    frame: &mut Frame,
+    area: Rect,
+) {
+    let in_sight = screen.rows().skip(rows.start).take(rows.len());
+    let cells = in_sight.map(|row| backend(&row, groups.is_some())).collect();
+    let named = groups.unwrap_or_else(|| screen.has_named_services());
+    let hidden: &[usize] = if named { &[] } else { &[SERVICE] };
+    let mut columns = BACKENDS;
+    if groups.is_some() {
+        columns[SERVICE] = name("group", 8);
     }
-    shown
-}
-
-fn backends(screen: &Screen, frame: &mut Frame, area: Rect) {
-    let rows = screen.rows();
-    let cells: Vec<_> = rows.iter().map(backend).collect();
-    let widths = std::array::from_fn(|place| {
-        let title = Line::from(BACKENDS[place].title).width();
-        let widest = cells.iter().map(|row: &[Line; BACKENDS.len()]| row[place].width()).max();
-        // A name may be as long as 64 letters; rates change, and columns that jump about are hard
-        // to read.
-        let (least, most) = if BACKENDS[place].number { (9, 16) } else { (title, 46) };
-        u16::try_from(widest.unwrap_or(0).max(title).clamp(least, most)).unwrap_or(u16::MAX)
-    });
-    let named = screen.now.as_ref().is_some_and(Status::has_named_services);
-    let shown = fitting(widths, named, area.width);
-    let pick = |row: [Line<'static>; BACKENDS.len()]| {
-        Cells::new(shown.iter().map(|(place, _)| row[*place].clone()).collect::<Vec<_>>())
-    };
-    let titles = BACKENDS.map(|column| {
-        let side = if column.number { Alignment::Right } else { Alignment::Left };
-        Line::from(column.title).alignment(side)
-    });
-    let widths = shown.iter().map(|(_, width)| Constraint::Length(*width));
-    let table = Table::new(cells.into_iter().map(pick), widths)
-        .header(pick(titles).style(FAINT))
-        .row_highlight_style(CHOSEN);
-    let mut state = TableState::new().with_selected((!rows.is_empty()).then_some(screen.chosen));
-    frame.render_stateful_widget(table, area, &mut state);
-    if rows.is_empty() && screen.now.is_some() {
-        let words = match screen.filter.is_empty() {
+    let table = table(&columns, cells, &longest(screen, groups.is_some()), hidden, area.width);
+    show(table, screen.chosen - rows.start, frame, area);
+    if screen.count() == 0 && screen.now.is_some() {
+        let words = match screen.view().filter.is_empty() {
             true => "No backend is registered: users are turned away until one joins.",
             false => "No backend matches the filter.",
         };
-        let below = Rect { y: area.y + 1, height: area.height.saturating_sub(1), ..area };
-        frame.render_widget(Paragraph::new(words), below);
+        told(words, frame, area);
     }
 }
 
-/// Headings; those from `numbers` on are above numbers.
-fn header(titles: &[&'static str], numbers: usize) -> Cells<'static> {
-    let cell = |(place, title): (usize, &&'static str)| {
-        let side = if place < numbers { Alignment::Left } else { Alignment::Right };
-        Line::from(*title).alignment(side)
+/// How wide the columns are that would otherwise jump about while the list is scrolled.
+fn longest(screen: &Screen, one: bool) -> [(usize, usize); 4] {
+    let longest = |of: fn(&BackendStatus) -> usize| {
+        screen.rows().map(|row| of(row.backend)).max().unwrap_or(0)
     };
-    Cells::new(titles.iter().enumerate().map(cell).collect::<Vec<_>>()).style(FAINT)
+    let group = |it: &BackendStatus| it.group.as_ref().map_or(0, String::len);
+    let membership = |it: &BackendStatus| {
+        it.service.len() + it.group.as_ref().map_or(0, |group| group.len() + 1)
+    };
+    [
+        (0, longest(|it| it.id.len())),
+        (SERVICE, longest(if one { group } else { membership })),
+        // Fifteen digits and dots, a colon and a port; longer ones only where they are in sight.
+        (3, longest(|it| if it.address.is_ipv4() { 0 } else { 21 })),
+        (4, longest(|it| it.name.as_ref().map_or(0, |name| name.chars().count()))),
+    ]
 }
 
-/// The contents of the columns of [`BACKENDS`].
-fn backend(row: &Row) -> [Line<'static>; BACKENDS.len()] {
-    let backend = &row.backend;
+/// The contents of the columns of [`BACKENDS`]. `one`: all are of one service, so the group is enough.
+fn backend(row: &Row, one: bool) -> Vec<Line<'static>> {
+    let (backend, rates) = (row.backend, row.change.rates);
     let (state, colour) = match backend.state {
-        BackendState::Serving if row.no_room => ("no room", Color::Red),
+        BackendState::Serving if row.change.no_room => ("no room", Color::Red),
         BackendState::Serving => ("serving", Color::Green),
         state @ BackendState::Draining => (state.name(), Color::Yellow),
         state => (state.name(), Color::Red),
@@ -175,75 +269,114 @@ fn backend(row: &Row) -> [Line<'static>; BACKENDS.len()] {
         (0, None) => Line::from("-"),
     };
     let failed = if backend.connects_failed > 0 { Color::Red } else { Color::Reset };
-    let number = |text: String| Line::from(text).right_aligned();
-    [
+    let group = backend.group.clone().unwrap_or_default();
+    vec![
         Line::from(backend.id.clone()),
-        Line::from(backend.membership()),
+        Line::from(if one { group } else { backend.membership() }),
         Line::from(backend.protocol.name()),
         Line::from(backend.address.to_string()),
         Line::from(backend.name.clone().unwrap_or_default()),
         Line::styled(state, colour),
-        number(share),
-        number(grouped(backend.sessions_active)),
-        number(row.rates.new.map_or("-".to_owned(), grouped)),
-        number(row.rates.up.map_or("-".to_owned(), sized)),
-        number(row.rates.down.map_or("-".to_owned(), sized)),
-        hello.right_aligned(),
-        Line::styled(grouped(backend.connects_failed), failed).right_aligned(),
+        Line::from(share),
+        Line::from(grouped(backend.sessions_active)),
+        Line::from(rates.new.map_or("-".to_owned(), grouped)),
+        Line::from(rates.up.map_or("-".to_owned(), sized)),
+        Line::from(rates.down.map_or("-".to_owned(), sized)),
+        hello,
+        Line::styled(grouped(backend.connects_failed), failed),
     ]
 }
 
-fn sessions(screen: &Screen, backend: &str, frame: &mut Frame, area: Rect) {
-    let count = screen.sessions.len();
-    let more = if screen.more { " and more" } else { "" };
-    let rows = [Constraint::Length(1), Constraint::Min(1)];
-    let [title, body] = Layout::vertical(rows).areas(area);
-    let words = format!("sessions of {backend}: {count}{more}");
-    frame.render_widget(Paragraph::new(words).style(Modifier::BOLD), title);
-    let titles = ["session", "users", "client", "age", "idle", "up", "down"];
-    let widths = [18, 5, 46, 13, 13, 11, 11].map(Constraint::Length);
-    let table = Table::new(screen.sessions.iter().map(session), widths)
-        .header(header(&titles, 3))
-        .row_highlight_style(CHOSEN);
-    let mut state = TableState::new().with_selected((count > 0).then_some(screen.chosen));
-    frame.render_stateful_widget(table, body, &mut state);
+const SESSIONS: [Column; 8] = [
+    text("session", 9),
+    text("users", 4),
+    text("client", 10),
+    text("backend", 3),
+    number("age", 7, 9),
+    number("idle", 6, 9),
+    number("up", 5, 9),
+    number("down", 5, 9),
+];
+/// The place of the column that is shown only for the sessions of a whole service.
+const BACKEND: usize = 3;
+
+fn sessions(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) {
+    let cells = screen.sessions[rows.clone()].iter().map(session).collect();
+    let of_service = matches!(screen.mode, Mode::Sessions { of: Of::Service(_) });
+    let hidden: &[usize] = if of_service { &[] } else { &[BACKEND] };
+    let table = table(&SESSIONS, cells, &[], hidden, area.width);
+    show(table, screen.chosen - rows.start, frame, area);
 }
 
-fn session(session: &SessionStatus) -> Cells<'static> {
-    let number = |text: String| Line::from(text).right_aligned();
-    Cells::new(vec![
+/// The contents of the columns of [`SESSIONS`].
+fn session(session: &SessionStatus) -> Vec<Line<'static>> {
+    vec![
         Line::from(session.id.clone()),
         Line::from(session.protocol.name()),
         Line::from(session.client.to_string()),
-        number(lasting(session.age_ms)),
-        number(lasting(session.idle_ms)),
-        number(sized(session.bytes_up)),
-        number(sized(session.bytes_down)),
-    ])
+        Line::from(session.backend.clone().unwrap_or_default()),
+        Line::from(lasting(session.age_ms)),
+        Line::from(lasting(session.idle_ms)),
+        Line::from(sized(session.bytes_up)),
+        Line::from(sized(session.bytes_down)),
+    ]
 }
 
-fn foot(screen: &Screen) -> Line<'static> {
+fn show(table: Table<'_>, chosen: usize, frame: &mut Frame, area: Rect) {
+    let mut state = TableState::new().with_selected(chosen);
+    frame.render_stateful_widget(table.row_highlight_style(CHOSEN), area, &mut state);
+}
+
+/// A sentence in place of the rows.
+fn told(words: &str, frame: &mut Frame, area: Rect) {
+    let below = Rect { y: area.y + 1, height: area.height.saturating_sub(1), ..area };
+    frame.render_widget(Paragraph::new(words), below);
+}
+
+fn foot(screen: &Screen, width: usize) -> Line<'static> {
     if screen.mode == Mode::Filter {
-        return Line::from(format!("filter: {}_   Enter keeps it, Esc drops it", screen.filter));
+        let filter = &screen.view().filter;
+        return Line::from(format!("filter: {filter}_   Enter keeps it, Esc drops it"));
     }
     if !screen.message.is_empty() {
         return Line::styled(screen.message.clone(), Color::Yellow);
     }
-    let keys = match &screen.mode {
-        Mode::Sessions { .. } => "Esc backends   d drain   q quit".to_owned(),
-        _ => {
-            let way = if screen.reversed { ", reversed" } else { "" };
-            let order = screen.order.name();
-            let filter = match screen.filter.is_empty() {
-                true => String::new(),
-                false => format!("   showing \"{}\"", screen.filter),
-            };
-            format!(
-                "q quit   / filter   s sort ({order}{way})   r reverse   Enter sessions   d drain{filter}"
-            )
+    let view = screen.view();
+    let way = if view.reversed { ", reversed" } else { "" };
+    let sort = format!("s sort ({}{way})", view.order.name());
+    let (sort, named) = (sort.as_str(), screen.has_named_services());
+    // Those that matter most come first: what does not fit is left out.
+    let keys = match (&screen.mode, &screen.list) {
+        (Mode::Sessions { of: Of::Service(_) }, _) => vec!["q quit", "Esc backends"],
+        (Mode::Sessions { .. }, _) => vec!["q quit", "Esc backends", "d drain"],
+        (_, List::Services) => {
+            vec!["q quit", "/ filter", sort, "Enter backends", "b all backends", "r reverse"]
+        }
+        (_, List::Backends { service }) => {
+            let mut keys =
+                vec!["q quit", "/ filter", sort, "r reverse", "Enter sessions", "d drain"];
+            if named {
+                keys.insert(1, "Esc services");
+            }
+            keys.extend(service.as_ref().map(|_| "u all sessions"));
+            keys
         }
     };
-    Line::styled(keys, FAINT)
+    Line::styled(joined(&keys, width), FAINT)
+}
+
+/// As many of the keys as fit into one line.
+fn joined(keys: &[&str], width: usize) -> String {
+    let length = |gap: usize| keys.iter().map(|key| key.len() + gap).sum::<usize>() - gap;
+    let gap = if length(3) <= width { "   " } else { "  " };
+    let mut line = String::new();
+    for key in keys {
+        let before = if line.is_empty() { "" } else { gap };
+        if line.len() + before.len() + key.len() <= width {
+            line = line + before + key;
+        }
+    }
+    line
 }
 
 /// Whose users a backend gets: its service, which an older balancer does not say.
@@ -252,11 +385,11 @@ fn of(backend: &BackendStatus) -> &str {
 }
 
 fn confirm(screen: &Screen, backend: &str, frame: &mut Frame) {
-    let found = screen.rows().into_iter().find(|row| row.backend.id == backend);
+    let found = screen.rows().find(|row| row.backend.id == backend);
     let about = found.map_or(String::new(), |row| {
         format!(
             " ({} {}, {} sessions)",
-            of(&row.backend),
+            of(row.backend),
             row.backend.address,
             grouped(row.backend.sessions_active)
         )
@@ -279,156 +412,4 @@ fn confirm(screen: &Screen, backend: &str, frame: &mut Frame) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use ratatui::Terminal;
-    use ratatui::backend::TestBackend;
-
-    use super::super::screen::Press;
-    use super::super::screen::tests::{backend, screen as known, status};
-    use super::*;
-    use crate::cluster::Protocol;
-    use crate::control::status::{ServiceLimits, ServiceStatus};
-
-    fn drawn(state: &Screen, width: u16, height: u16) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| screen(state, frame)).unwrap();
-        let buffer = terminal.backend().buffer();
-        let rows = buffer.content.chunks(usize::from(width));
-        let lines = rows.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>());
-        lines.map(|line| line.trim_end().to_owned() + "\n").collect()
-    }
-
-    #[test]
-    fn a_backend_is_a_row_with_its_state_share_and_rates() {
-        let mut state = known();
-        let mut grown = backend(1, 2);
-        grown.sessions_total += 3000;
-        grown.bytes_down = 4 << 20;
-        state.looked(Ok(status(3000, vec![grown])));
-        let text = drawn(&state, 140, 8);
-        let row = text.lines().find(|line| line.starts_with("b1 ")).expect(&text);
-        let words: Vec<_> = row.split_whitespace().collect();
-        assert_eq!(
-            words,
-            [
-                "b1",
-                "tcp",
-                "10.0.0.1:80",
-                "web-1",
-                "serving",
-                "25.0",
-                "%",
-                "2",
-                "1,500",
-                "0",
-                "B",
-                "2.0",
-                "MiB",
-                "150",
-                "us",
-                "0"
-            ]
-        );
-        assert!(text.starts_with("lb 0.1.0 serving, up 3.0 s, round robin"), "{text}");
-    }
-
-    #[test]
-    fn a_backend_whose_users_are_turned_away_for_want_of_room_is_marked_while_they_are() {
-        let mut state = known();
-        let mut short = backend(1, 2);
-        for (turned_away, word) in [(5, "no room"), (5, "serving"), (6, "no room")] {
-            short.turned_away = turned_away;
-            let at = state.now.as_ref().map_or(0, |now| now.uptime_ms) + 1000;
-            state.looked(Ok(status(at, vec![short.clone()])));
-            let text = drawn(&state, 80, 8);
-            let row = text.lines().find(|line| line.starts_with("b1 ")).expect(&text);
-            assert!(row.contains(word), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_narrow_terminal_leaves_columns_out_and_cuts_none() {
-        let mut state = known();
-        let mut far = backend(1, 2);
-        far.address = "[2001:db8:1:2:3:4:5:6]:65535".parse().unwrap();
-        state.looked(Ok(status(2000, vec![far, backend(2, 1)])));
-        for width in [60, 80, 110, 200] {
-            let text = drawn(&state, width, 8);
-            assert!(
-                text.contains("b1 ") && text.contains("[2001:db8:1:2:3:4:5:6]:65535"),
-                "{text}"
-            );
-            assert!(text.contains("serving"), "{text}");
-            assert_eq!(text.contains("web-1"), width >= 110, "{text}");
-            assert_eq!(text.contains(" hello"), width >= 200, "{text}");
-        }
-    }
-
-    #[test]
-    fn the_service_is_a_column_once_there_are_named_ones_and_a_filter_finds_it() {
-        let mut state = known();
-        let mut redis = backend(2, 1);
-        redis.service = "redis".into();
-        let mut look = status(2000, vec![backend(1, 1), redis]);
-        state.looked(Ok(look.clone()));
-        assert!(!drawn(&state, 140, 8).contains("service"));
-        let service = |name: &str| ServiceStatus {
-            name: name.into(),
-            protocol: Protocol::Tcp,
-            doors: Vec::new(),
-            leaving: false,
-            register: true,
-            backends: BTreeMap::new(),
-            sessions_active: 0,
-            terms: Vec::new(),
-            limits: ServiceLimits::default(),
-            turned_away: BTreeMap::new(),
-            groups: Vec::new(),
-        };
-        look.services = vec![service("tcp"), service("redis")];
-        state.looked(Ok(look));
-        let text = drawn(&state, 140, 8);
-        assert!(text.contains("b2 redis   tcp"), "{text}");
-        state.filter = "redis".into();
-        let text = drawn(&state, 140, 8);
-        assert!(text.contains("b2 ") && !text.contains("b1 "), "{text}");
-        state.press(Press::Char('d'));
-        let text = drawn(&state, 100, 20);
-        assert!(text.contains("Drain b2 (redis 10.0.0.2:80, 1 sessions)?"), "{text}");
-    }
-
-    #[test]
-    fn the_question_names_what_would_be_drained() {
-        let mut state = known();
-        state.press(Press::Char('d'));
-        let text = drawn(&state, 100, 20);
-        assert!(text.contains("Drain b1 (tcp 10.0.0.1:80, 2 sessions)?"), "{text}");
-    }
-
-    #[test]
-    fn the_chosen_one_of_many_is_always_in_sight() {
-        let mut state = known();
-        state.looked(Ok(status(2000, (1..=200).map(|n| backend(n, 1)).collect())));
-        state.press(Press::End);
-        assert!(drawn(&state, 120, 12).contains("b200 "));
-    }
-
-    #[test]
-    fn a_tiny_terminal_and_a_hostile_name_do_no_harm() {
-        let mut state = known();
-        let mut hostile = backend(1, 1);
-        hostile.name = Some("a\u{1b}[2Jb\nc".into());
-        state.looked(Ok(status(2000, vec![hostile])));
-        assert!(!drawn(&state, 140, 8).contains('\u{1b}'));
-        for mode in [Press::Char('d'), Press::Enter, Press::Char('/')] {
-            state.press(mode);
-            for (width, height) in [(1, 1), (5, 2), (20, 4)] {
-                drawn(&state, width, height);
-            }
-            state.press(Press::Back);
-        }
-        drawn(&Screen::default(), 3, 3);
-    }
-}
+mod tests;

@@ -2,7 +2,9 @@
 //! what keys do is `screen`'s, how it looks is `draw`'s. The terminal is restored however the
 //! program ends.
 
+mod columns;
 mod draw;
+mod rows;
 mod screen;
 
 use std::io::{self, IsTerminal};
@@ -18,16 +20,16 @@ use super::{Failure, peer, token, wait_for};
 use crate::base::thread;
 use crate::client::admin;
 use crate::control::status::{SessionStatus, Status};
-use screen::{Press, Screen, Task};
+use screen::{Of, Press, Screen, Task};
 
 /// How often the balancer is asked.
 const EVERY: Duration = Duration::from_secs(1);
-/// Limit on the sessions read of one backend.
+/// Limit on the sessions read of one backend or service.
 const SESSIONS_MAX: usize = 500;
 /// How many events may wait to be shown.
 const NEWS_MAX: usize = 64;
 
-/// Watch a running balancer in the terminal, and drain backends
+/// Watch a running balancer in the terminal: its services, their backends and sessions; drain backends
 #[derive(Args)]
 pub struct Arguments {
     /// The balancer's admin door
@@ -43,7 +45,7 @@ enum News {
     Press(Press),
     Resized,
     Status(Result<Box<Status>, String>),
-    Sessions(String, Result<(Vec<SessionStatus>, bool), String>),
+    Sessions(Of, Result<(Vec<SessionStatus>, bool), String>),
     Drained(String, Result<u64, String>),
 }
 
@@ -75,7 +77,7 @@ async fn watch(
     tokio::spawn(look(door.clone(), tell.clone()));
     let mut screen = Screen::default();
     loop {
-        terminal.draw(|frame| draw::screen(&screen, frame))?;
+        terminal.draw(|frame| draw::screen(&mut screen, frame))?;
         let Some(heard) = news.recv().await else { return Ok(()) };
         let task = match heard {
             News::Press(key) => screen.press(key),
@@ -104,9 +106,13 @@ async fn watch(
 /// ends.
 async fn carry_out(task: Task, door: String, tokens: Option<PathBuf>, tell: mpsc::Sender<News>) {
     let news = match task {
-        Task::Sessions(backend) => {
-            let answer = admin::sessions_of(&door, &backend, SESSIONS_MAX).await;
-            News::Sessions(backend, answer)
+        Task::Sessions(of) => {
+            let (key, name) = match &of {
+                Of::Backend(id) => ("backend", id),
+                Of::Service(name) => ("service", name),
+            };
+            let answer = admin::sessions_of(&door, key, name, SESSIONS_MAX).await;
+            News::Sessions(of, answer)
         }
         Task::Drain(backend) => {
             let path = format!("/backends/{backend}/drain");

@@ -1,13 +1,14 @@
 //! What `lb top` knows and what a key does to it. Pure: a key or an answer comes in, a task goes
-//! out. Owns order, filter, the chosen row and the question before a drain; knows no terminal, no
+//! out. Owns which list is shown, the chosen row and the question before a drain; knows no terminal, no
 //! clock and no balancer.
 
-use crate::control::status::{BackendStatus, SessionStatus, Status};
+use std::ops::Range;
+
+use super::rows::{self, Change, Growth, Rates, SortBy, View};
+use crate::control::status::{BackendStatus, ServiceStatus, SessionStatus, Status};
 
 /// Limit on the letters of a filter.
 const FILTER_MAX: usize = 64;
-/// How many rows a page key moves.
-const PAGE: usize = 10;
 
 /// A key as the screen understands it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,25 +28,50 @@ pub enum Press {
     Leave,
 }
 
+/// Whose sessions are shown.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Of {
+    Backend(String),
+    Service(String),
+}
+
+impl Of {
+    /// The name on the screen.
+    pub fn name(&self) -> &str {
+        let (Of::Backend(name) | Of::Service(name)) = self;
+        name
+    }
+}
+
 /// What the shell must do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Task {
     Nothing,
     Quit,
-    /// Read the sessions of this backend.
-    Sessions(String),
+    /// Read these sessions.
+    Sessions(Of),
     /// Drain this backend.
     Drain(String),
+}
+
+/// The list that is shown, or lies below what is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum List {
+    Services,
+    /// Of one service, or of all.
+    Backends {
+        service: Option<String>,
+    },
 }
 
 /// What is shown, and which question is asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Mode {
-    Backends,
+    List,
     /// Letters go to the filter.
     Filter,
     Sessions {
-        backend: String,
+        of: Of,
     },
     /// `y` drains it; every other key cancels.
     Confirm {
@@ -53,74 +79,21 @@ pub enum Mode {
     },
 }
 
-/// What backends are sorted by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SortBy {
-    Id,
-    Address,
-    State,
-    Sessions,
-    New,
-    Bytes,
-    Hello,
-}
-
-impl SortBy {
-    const ALL: [SortBy; 7] = [
-        SortBy::Id,
-        SortBy::Address,
-        SortBy::State,
-        SortBy::Sessions,
-        SortBy::New,
-        SortBy::Bytes,
-        SortBy::Hello,
-    ];
-
-    /// Its name on the screen.
-    pub fn name(self) -> &'static str {
-        match self {
-            SortBy::Id => "id",
-            SortBy::Address => "address",
-            SortBy::State => "state",
-            SortBy::Sessions => "sessions",
-            SortBy::New => "new/s",
-            SortBy::Bytes => "bytes/s",
-            SortBy::Hello => "hello",
-        }
-    }
-
-    fn next(self) -> SortBy {
-        let place = SortBy::ALL.iter().position(|order| *order == self);
-        let place = place.expect("the list holds every order");
-        SortBy::ALL[(place + 1) % SortBy::ALL.len()]
-    }
-}
-
-/// Growth since the previous look, per second; `None` until there have been two looks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Rates {
-    pub new: Option<u64>,
-    pub up: Option<u64>,
-    pub down: Option<u64>,
-}
-
 /// A backend with its rates.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Row {
-    pub backend: BackendStatus,
-    pub rates: Rates,
-    /// Users were turned away from it for lack of room since the previous look.
-    pub no_room: bool,
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'s> {
+    pub backend: &'s BackendStatus,
+    pub change: Change,
 }
 
 /// The whole state.
 #[derive(Debug)]
 pub struct Screen {
     pub mode: Mode,
+    pub list: List,
     pub now: Option<Status>,
-    pub order: SortBy,
-    pub reversed: bool,
-    pub filter: String,
+    pub services: View,
+    pub backends: View,
     /// The index of the row with the cursor, among the rows shown.
     pub chosen: usize,
     pub sessions: Vec<SessionStatus>,
@@ -130,23 +103,35 @@ pub struct Screen {
     pub message: String,
     /// What is shown is out of date: the last look failed.
     pub stale: bool,
-    before: Option<Status>,
+    growth: Growth,
+    /// The places of the rows of the list in `now`, in order.
+    shown: Vec<usize>,
+    /// The name of the chosen row, which the cursor follows when the order changes. A cursor at the top stays
+    /// there.
+    anchor: Option<String>,
+    /// The first row in sight, and how many there is room for.
+    first: usize,
+    room: usize,
 }
 
 impl Default for Screen {
     fn default() -> Screen {
         Screen {
-            mode: Mode::Backends,
+            mode: Mode::List,
+            list: List::Backends { service: None },
             now: None,
-            order: SortBy::Id,
-            reversed: false,
-            filter: String::new(),
+            services: View::by(SortBy::Trouble),
+            backends: View::by(SortBy::Id),
             chosen: 0,
             sessions: Vec::new(),
             more: false,
             message: String::new(),
             stale: false,
-            before: None,
+            growth: Growth::default(),
+            shown: Vec::new(),
+            anchor: None,
+            first: 0,
+            room: 10,
         }
     }
 }
@@ -155,31 +140,47 @@ impl Screen {
     /// A look at the balancer succeeded or failed. Returns what else to read.
     pub fn looked(&mut self, answer: Result<Status, String>) -> Task {
         match answer {
-            Ok(status) => {
-                let same = |old: &Status| {
-                    (old.pid, old.started_unix_ms) == (status.pid, status.started_unix_ms)
-                };
-                self.before = self.now.take().filter(same);
-                self.now = Some(status);
-                if std::mem::take(&mut self.stale) {
-                    self.message.clear();
-                }
-            }
+            Ok(status) => self.saw(status),
             Err(said) => {
                 self.stale = true;
                 self.message = said;
             }
         }
-        self.keep_choice();
+        self.arrange();
         match &self.mode {
-            Mode::Sessions { backend } => Task::Sessions(backend.clone()),
+            Mode::Sessions { of } => Task::Sessions(of.clone()),
             _ => Task::Nothing,
         }
     }
 
-    /// The sessions of a backend were read.
-    pub fn read(&mut self, of: &str, answer: Result<(Vec<SessionStatus>, bool), String>) {
-        if self.mode != (Mode::Sessions { backend: of.to_owned() }) {
+    fn saw(&mut self, status: Status) {
+        let same =
+            |old: &&Status| (old.pid, old.started_unix_ms) == (status.pid, status.started_unix_ms);
+        self.growth = Growth::between(self.now.as_ref().filter(same), &status);
+        let is_first = self.now.is_none();
+        let named = status.has_named_services();
+        self.now = Some(status);
+        if std::mem::take(&mut self.stale) {
+            self.message.clear();
+        }
+        let gone = match &self.list {
+            List::Services => !named,
+            List::Backends { service: Some(name) } => self.service(name).is_none(),
+            List::Backends { service: None } => false,
+        };
+        if let List::Backends { service: Some(name) } = &self.list
+            && gone
+        {
+            self.message = format!("there is no service {name} any more");
+        }
+        if gone || (is_first && named) {
+            self.enter(if named { List::Services } else { List::Backends { service: None } });
+        }
+    }
+
+    /// Sessions were read.
+    pub fn read(&mut self, of: &Of, answer: Result<(Vec<SessionStatus>, bool), String>) {
+        if self.mode != (Mode::Sessions { of: of.clone() }) {
             return;
         }
         match answer {
@@ -203,11 +204,11 @@ impl Screen {
             return Task::Quit;
         }
         match self.mode.clone() {
-            Mode::Backends => self.press_on_backends(key),
+            Mode::List => self.press_on_list(key),
             Mode::Filter => self.press_on_filter(key),
-            Mode::Sessions { backend } => self.press_on_sessions(key, backend),
+            Mode::Sessions { of } => self.press_on_sessions(key, of),
             Mode::Confirm { backend } => {
-                self.mode = Mode::Backends;
+                self.mode = Mode::List;
                 match key {
                     Press::Char('y' | 'Y') => Task::Drain(backend),
                     _ => {
@@ -219,368 +220,255 @@ impl Screen {
         }
     }
 
-    fn press_on_backends(&mut self, key: Press) -> Task {
+    fn press_on_list(&mut self, key: Press) -> Task {
         match key {
             Press::Char('q') => return Task::Quit,
             Press::Char('/') => self.mode = Mode::Filter,
-            Press::Char('s') => self.order = self.order.next(),
-            Press::Char('r') => self.reversed = !self.reversed,
+            Press::Char('s') => {
+                let all = self.orders();
+                let view = self.view_mut();
+                view.order = view.order.next(all);
+                self.arrange();
+            }
+            Press::Char('r') => {
+                let view = self.view_mut();
+                view.reversed = !view.reversed;
+                self.arrange();
+            }
+            Press::Char('b') if self.list == List::Services => {
+                self.enter(List::Backends { service: None });
+            }
+            Press::Char('u') => {
+                if let List::Backends { service: Some(name) } = &self.list {
+                    return self.open(Of::Service(name.clone()));
+                }
+            }
             Press::Char('d') => {
                 if let Some(backend) = self.chosen_backend() {
                     self.mode = Mode::Confirm { backend };
                 }
             }
-            Press::Enter => {
-                if let Some(backend) = self.chosen_backend() {
-                    self.open(backend.clone());
-                    return Task::Sessions(backend);
-                }
+            Press::Enter => return self.enter_chosen(),
+            Press::Back if self.view().filter.is_empty() => self.back(),
+            Press::Back => {
+                self.view_mut().filter.clear();
+                self.arrange();
             }
-            Press::Back => self.filter.clear(),
             other => self.go(other),
         }
-        self.keep_choice();
         Task::Nothing
+    }
+
+    /// Shows what is in the chosen row.
+    fn enter_chosen(&mut self) -> Task {
+        match (&self.list, self.chosen_name()) {
+            (List::Services, Some(service)) => {
+                self.enter(List::Backends { service: Some(service) });
+                Task::Nothing
+            }
+            (List::Backends { .. }, Some(backend)) => self.open(Of::Backend(backend)),
+            (_, None) => Task::Nothing,
+        }
+    }
+
+    /// Returns from the backends to the services, if there are named ones.
+    fn back(&mut self) {
+        let List::Backends { service } = self.list.clone() else { return };
+        if self.has_named_services() {
+            self.enter(List::Services);
+            self.point_at(service);
+        }
     }
 
     fn press_on_filter(&mut self, key: Press) -> Task {
+        let filter = &mut self.view_mut().filter;
         match key {
-            Press::Char(letter) if self.filter.chars().count() < FILTER_MAX => {
-                self.filter.push(letter);
-            }
-            Press::Erase => {
-                self.filter.pop();
-            }
+            Press::Char(letter) if filter.chars().count() < FILTER_MAX => filter.push(letter),
+            Press::Erase => drop(filter.pop()),
             Press::Back => {
-                self.filter.clear();
-                self.mode = Mode::Backends;
+                filter.clear();
+                self.mode = Mode::List;
             }
-            Press::Enter => self.mode = Mode::Backends,
+            Press::Enter => self.mode = Mode::List,
             other => self.go(other),
         }
-        self.keep_choice();
+        self.arrange();
         Task::Nothing
     }
 
-    fn press_on_sessions(&mut self, key: Press, backend: String) -> Task {
-        match key {
-            Press::Char('q') => return Task::Quit,
-            Press::Char('d') => {
-                self.close(&backend);
+    fn press_on_sessions(&mut self, key: Press, of: Of) -> Task {
+        match (key, of) {
+            (Press::Char('q'), _) => return Task::Quit,
+            (Press::Char('d'), Of::Backend(backend)) => {
+                self.close(Of::Backend(backend.clone()));
                 self.mode = Mode::Confirm { backend };
             }
-            Press::Back | Press::Enter | Press::Erase => self.close(&backend),
-            other => self.go(other),
+            (Press::Back | Press::Enter | Press::Erase, of) => self.close(of),
+            (other, _) => self.go(other),
         }
-        self.keep_choice();
         Task::Nothing
     }
 
-    fn open(&mut self, backend: String) {
-        self.mode = Mode::Sessions { backend };
+    fn open(&mut self, of: Of) -> Task {
+        self.mode = Mode::Sessions { of: of.clone() };
         self.sessions.clear();
         self.more = false;
-        self.chosen = 0;
+        (self.chosen, self.first) = (0, 0);
+        Task::Sessions(of)
     }
 
-    /// Returns to the table, on the row that was left.
-    fn close(&mut self, backend: &str) {
-        self.mode = Mode::Backends;
-        self.chosen = self.rows().iter().position(|row| row.backend.id == backend).unwrap_or(0);
+    /// Returns to the list, on the row that was left.
+    fn close(&mut self, of: Of) {
+        self.mode = Mode::List;
+        self.point_at(match of {
+            Of::Backend(backend) => Some(backend),
+            Of::Service(_) => self.anchor.clone(),
+        });
+    }
+
+    fn enter(&mut self, list: List) {
+        self.list = list;
+        // Those of another service are other rows.
+        self.backends.filter.clear();
+        self.mode = Mode::List;
+        self.point_at(None);
+    }
+
+    /// Puts the cursor on the row of this name, or on the first.
+    fn point_at(&mut self, name: Option<String>) {
+        (self.chosen, self.first, self.anchor) = (0, 0, name);
+        self.arrange();
     }
 
     fn go(&mut self, key: Press) {
+        let page = self.room.max(1);
         self.chosen = match key {
             Press::Up | Press::Char('k') => self.chosen.saturating_sub(1),
             Press::Down | Press::Char('j') => self.chosen + 1,
-            Press::PageUp => self.chosen.saturating_sub(PAGE),
-            Press::PageDown => self.chosen + PAGE,
+            Press::PageUp => self.chosen.saturating_sub(page),
+            Press::PageDown => self.chosen + page,
             Press::Home => 0,
             Press::End => usize::MAX,
             _ => self.chosen,
         };
+        self.keep_choice();
+    }
+
+    /// The number of rows of what is shown.
+    pub fn count(&self) -> usize {
+        match self.mode {
+            Mode::Sessions { .. } => self.sessions.len(),
+            _ => self.shown.len(),
+        }
     }
 
     fn keep_choice(&mut self) {
-        let count = match self.mode {
-            Mode::Sessions { .. } => self.sessions.len(),
-            _ => self.rows().len(),
+        self.chosen = self.chosen.min(self.count().saturating_sub(1));
+        if !matches!(self.mode, Mode::Sessions { .. }) {
+            self.anchor = self.chosen_name().filter(|_| self.chosen > 0);
+        }
+    }
+
+    /// Sorts and filters the list anew. The cursor stays on the row that it was on, or where it was if that
+    /// has gone.
+    fn arrange(&mut self) {
+        let Some(now) = &self.now else { return };
+        self.shown = match &self.list {
+            List::Services => rows::services(now, &self.growth, &self.services),
+            List::Backends { service } => {
+                rows::backends(now, &self.growth, service.as_deref(), &self.backends)
+            }
         };
-        self.chosen = self.chosen.min(count.saturating_sub(1));
+        if matches!(self.mode, Mode::Sessions { .. }) {
+            return;
+        }
+        let wanted = self.anchor.as_deref();
+        let place = self.shown.iter().position(|place| Some(self.name_at(*place)) == wanted);
+        self.chosen = place.unwrap_or(self.chosen);
+        self.keep_choice();
+    }
+
+    /// The rows in sight when there is room for so many: the cursor is always among them.
+    pub fn window(&mut self, room: usize) -> Range<usize> {
+        let (count, room) = (self.count(), room.max(1));
+        let least = (self.chosen + 1).saturating_sub(room);
+        self.first = self.first.clamp(least, self.chosen).min(count.saturating_sub(room));
+        self.room = room;
+        self.first..count.min(self.first + room)
+    }
+
+    fn name_at(&self, place: usize) -> &str {
+        let Some(now) = &self.now else { return "" };
+        match self.list {
+            List::Services => &now.services[place].name,
+            List::Backends { .. } => &now.backends[place].id,
+        }
+    }
+
+    fn chosen_name(&self) -> Option<String> {
+        self.shown.get(self.chosen).map(|place| self.name_at(*place).to_owned())
     }
 
     fn chosen_backend(&self) -> Option<String> {
-        self.rows().get(self.chosen).map(|row| row.backend.id.clone())
+        self.chosen_name().filter(|_| self.list != List::Services)
+    }
+
+    pub fn view(&self) -> &View {
+        match self.list {
+            List::Services => &self.services,
+            List::Backends { .. } => &self.backends,
+        }
+    }
+
+    fn view_mut(&mut self) -> &mut View {
+        match self.list {
+            List::Services => &mut self.services,
+            List::Backends { .. } => &mut self.backends,
+        }
+    }
+
+    fn orders(&self) -> &'static [SortBy] {
+        match self.list {
+            List::Services => SortBy::SERVICES,
+            List::Backends { .. } => SortBy::BACKENDS,
+        }
+    }
+
+    pub fn has_named_services(&self) -> bool {
+        self.now.as_ref().is_some_and(Status::has_named_services)
+    }
+
+    pub fn service(&self, name: &str) -> Option<&ServiceStatus> {
+        self.now.as_ref()?.services.iter().find(|service| service.name == name)
     }
 
     /// The backends that the filter lets through, in order.
-    pub fn rows(&self) -> Vec<Row> {
-        let Some(now) = &self.now else { return Vec::new() };
-        let wanted = self.filter.to_lowercase();
-        let mut rows: Vec<Row> = now
-            .backends
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
+        let backends = match self.list {
+            List::Services => &[],
+            List::Backends { .. } => self.shown.as_slice(),
+        };
+        let all = self.now.as_ref().map_or(&[][..], |now| &now.backends);
+        backends
             .iter()
-            .filter(|backend| described(backend).contains(&wanted))
-            .map(|backend| Row {
-                rates: self.rates(backend),
-                no_room: self.is_short(backend),
-                backend: backend.clone(),
-            })
-            .collect();
-        rows.sort_by_key(|row| self.rank(row));
-        if self.reversed {
-            rows.reverse();
-        }
-        rows
+            .map(|place| Row { backend: &all[*place], change: self.growth.backends[*place] })
     }
 
-    /// Numbers sort in descending order, names in their own.
-    fn rank(&self, row: &Row) -> (u64, String, u64) {
-        let backend = &row.backend;
-        let id = backend.id.trim_start_matches('b').parse().unwrap_or(u64::MAX);
-        let greatest = |value: u64| (u64::MAX - value, String::new(), id);
-        match self.order {
-            SortBy::Id => (0, String::new(), id),
-            SortBy::Address => (0, backend.address.to_string(), id),
-            SortBy::State => (u64::MAX - backend.state as u64, String::new(), id),
-            SortBy::Sessions => greatest(backend.sessions_active),
-            SortBy::New => greatest(row.rates.new.unwrap_or(0)),
-            SortBy::Bytes => {
-                greatest(row.rates.up.unwrap_or(0).saturating_add(row.rates.down.unwrap_or(0)))
-            }
-            SortBy::Hello => {
-                let misses = u64::from(backend.hello.misses) << 40;
-                greatest(misses.saturating_add(backend.hello.took_us.unwrap_or(0)))
-            }
-        }
-    }
-
-    fn is_short(&self, backend: &BackendStatus) -> bool {
-        let before = self.before.as_ref().filter(|_| self.elapsed_ms().is_some());
-        let old = before.and_then(|it| it.backends.iter().find(|old| old.id == backend.id));
-        old.is_some_and(|old| backend.turned_away > old.turned_away)
-    }
-
-    fn rates(&self, backend: &BackendStatus) -> Rates {
-        let old = self.before.as_ref().and_then(|before| {
-            let old = before.backends.iter().find(|old| old.id == backend.id)?;
-            Some((old, self.elapsed_ms()?))
-        });
-        let Some((old, ms)) = old else { return Rates::default() };
-        let rate = |new: u64, old: u64| Some(new.saturating_sub(old).saturating_mul(1000) / ms);
-        Rates {
-            new: rate(backend.sessions_total, old.sessions_total),
-            up: rate(backend.bytes_up, old.bytes_up),
-            down: rate(backend.bytes_down, old.bytes_down),
-        }
+    /// The services that the filter lets through, in order.
+    pub fn service_rows(&self) -> impl ExactSizeIterator<Item = (&ServiceStatus, Rates)> {
+        let services = match self.list {
+            List::Services => self.shown.as_slice(),
+            List::Backends { .. } => &[],
+        };
+        let all = self.now.as_ref().map_or(&[][..], |now| &now.services);
+        services.iter().map(|place| (&all[*place], self.growth.services[*place]))
     }
 
     /// The traffic of all users together.
     pub fn totals(&self) -> Rates {
-        let looks = self.before.as_ref().zip(self.now.as_ref()).zip(self.elapsed_ms());
-        let Some(((old, new), ms)) = looks else { return Rates::default() };
-        let (old, new) = (&old.sessions, &new.sessions);
-        let rate = |new: u64, old: u64| Some(new.saturating_sub(old).saturating_mul(1000) / ms);
-        Rates {
-            new: rate(new.started, old.started),
-            up: rate(new.bytes_up, old.bytes_up),
-            down: rate(new.bytes_down, old.bytes_down),
-        }
+        self.growth.all
     }
-
-    /// The time between the two looks, by the balancer's own clock.
-    fn elapsed_ms(&self) -> Option<u64> {
-        let (before, now) = (self.before.as_ref()?, self.now.as_ref()?);
-        now.uptime_ms.checked_sub(before.uptime_ms).filter(|ms| *ms > 0)
-    }
-}
-
-/// The text that the filter searches.
-fn described(backend: &BackendStatus) -> String {
-    let name = backend.name.as_deref().unwrap_or("");
-    let (protocol, state) = (backend.protocol, backend.state.name());
-    let service = &backend.service;
-    format!("{} {service} {protocol} {} {name} {state}", backend.id, backend.address).to_lowercase()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-    use crate::cluster::Protocol;
-    use crate::control::status::{
-        BackendState, CheckStatus, Doors, HelloStatus, ReloadStatus, RunState, SCHEMA,
-        SessionTotals, Timings,
-    };
-
-    pub fn backend(number: u32, sessions: u64) -> BackendStatus {
-        BackendStatus {
-            proxy: None,
-            id: format!("b{number}"),
-            service: "tcp".into(),
-            protocol: Protocol::Tcp,
-            address: format!("10.0.0.{number}:80").parse().unwrap(),
-            name: Some(format!("web-{number}")),
-            group: None,
-            weight: 1,
-            state: BackendState::Serving,
-            turns: 1,
-            round: 4,
-            registered_unix_ms: 0,
-            hello: HelloStatus { answered_unix_ms: None, took_us: Some(150), misses: 0 },
-            check: CheckStatus::default(),
-            drains_in_ms: None,
-            sessions_active: sessions,
-            sessions_total: 100 * sessions,
-            connects_failed: 0,
-            turned_away: 0,
-            bytes_up: 0,
-            bytes_down: 0,
-        }
-    }
-
-    pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
-        Status {
-            schema: SCHEMA,
-            version: "0.1.0".into(),
-            pid: 7,
-            state: RunState::Serving,
-            started_unix_ms: 1,
-            uptime_ms,
-            stops_in_ms: None,
-            doors: Doors::default(),
-            policy: "round_robin".into(),
-            snapshot: 1,
-            services: Vec::new(),
-            sessions: SessionTotals { active: 6, limit: 100, ..SessionTotals::default() },
-            backends,
-            workers: Vec::new(),
-            timings: Timings::default(),
-            reload: ReloadStatus::default(),
-            control: BTreeMap::new(),
-        }
-    }
-
-    pub fn screen() -> Screen {
-        let mut screen = Screen::default();
-        screen.looked(Ok(status(1000, vec![backend(1, 2), backend(2, 3), backend(10, 1)])));
-        screen
-    }
-
-    fn ids(screen: &Screen) -> Vec<String> {
-        screen.rows().into_iter().map(|row| row.backend.id).collect()
-    }
-
-    fn type_in(screen: &mut Screen, text: &str) {
-        for letter in text.chars() {
-            screen.press(Press::Char(letter));
-        }
-    }
-
-    #[test]
-    fn rates_are_what_grew_between_two_looks_of_the_same_process() {
-        let mut screen = screen();
-        assert_eq!(screen.rows()[0].rates, Rates::default(), "one look tells no rate");
-        let mut grown = backend(1, 2);
-        grown.sessions_total += 50;
-        grown.bytes_up = 4000;
-        screen.looked(Ok(status(3000, vec![grown.clone(), backend(3, 9)])));
-        let rates = Rates { new: Some(25), up: Some(2000), down: Some(0) };
-        assert_eq!(screen.rows()[0].rates, rates);
-        assert_eq!(screen.rows()[1].rates, Rates::default(), "it was not there before");
-        screen.looked(Ok(Status { pid: 8, ..status(5000, vec![grown]) }));
-        assert_eq!(screen.rows()[0].rates, Rates::default(), "another process counts anew");
-    }
-
-    #[test]
-    fn backends_are_sorted_by_number_by_load_and_backwards() {
-        let mut screen = screen();
-        assert_eq!(ids(&screen), ["b1", "b2", "b10"]);
-        type_in(&mut screen, "sss");
-        assert_eq!(screen.order, SortBy::Sessions);
-        assert_eq!(ids(&screen), ["b2", "b1", "b10"]);
-        type_in(&mut screen, "r");
-        assert_eq!(ids(&screen), ["b10", "b1", "b2"]);
-        type_in(&mut screen, "ssss");
-        assert_eq!(screen.order, SortBy::Id, "after the last comes the first");
-    }
-
-    #[test]
-    fn a_filter_takes_every_letter_and_narrows_at_once() {
-        let mut screen = screen();
-        type_in(&mut screen, "/WEB-1");
-        assert_eq!(ids(&screen), ["b1", "b10"]);
-        screen.press(Press::Erase);
-        assert_eq!(ids(&screen).len(), 3);
-        type_in(&mut screen, "qd");
-        assert_eq!((screen.filter.as_str(), ids(&screen).len()), ("WEB-qd", 0));
-        screen.press(Press::Enter);
-        assert_eq!(screen.press(Press::Char('d')), Task::Nothing, "there is nothing to drain");
-        assert_eq!(screen.mode, Mode::Backends);
-        screen.press(Press::Back);
-        assert_eq!(ids(&screen).len(), 3);
-    }
-
-    #[test]
-    fn the_cursor_stays_on_the_rows() {
-        let mut screen = screen();
-        for (key, chosen) in [
-            (Press::Up, 0),
-            (Press::Down, 1),
-            (Press::Char('j'), 2),
-            (Press::Down, 2),
-            (Press::PageUp, 0),
-            (Press::PageDown, 2),
-            (Press::Home, 0),
-            (Press::End, 2),
-        ] {
-            screen.press(key);
-            assert_eq!(screen.chosen, chosen, "{key:?}");
-        }
-        screen.looked(Ok(status(2000, vec![backend(1, 1)])));
-        assert_eq!(screen.chosen, 0);
-    }
-
-    #[test]
-    fn enter_shows_a_backends_sessions_and_escape_goes_back_to_its_row() {
-        let mut screen = screen();
-        screen.press(Press::Down);
-        assert_eq!(screen.press(Press::Enter), Task::Sessions("b2".into()));
-        let again = screen.looked(Ok(status(2000, vec![backend(1, 2), backend(2, 3)])));
-        assert_eq!(again, Task::Sessions("b2".into()), "they are kept fresh");
-        screen.read("b1", Err("an answer of before".into()));
-        assert_eq!(screen.message, "");
-        screen.read("b2", Ok((Vec::new(), true)));
-        assert!(screen.more);
-        screen.press(Press::Back);
-        assert_eq!((screen.mode.clone(), screen.chosen), (Mode::Backends, 1));
-    }
-
-    #[test]
-    fn a_backend_is_drained_after_a_yes_and_by_nothing_else() {
-        let mut screen = screen();
-        for key in [Press::Enter, Press::Char('n'), Press::Back, Press::Char('d')] {
-            screen.press(Press::Char('d'));
-            assert_eq!(screen.mode, Mode::Confirm { backend: "b1".into() });
-            assert_eq!(screen.press(key), Task::Nothing, "{key:?}");
-            assert_eq!(screen.message, "b1 was not drained");
-        }
-        screen.press(Press::Char('d'));
-        assert_eq!(screen.press(Press::Char('y')), Task::Drain("b1".into()));
-        screen.drained("b1", Ok(2));
-        assert_eq!(screen.message, "b1 drains, 2 sessions left");
-        screen.press(Press::Char('d'));
-        assert_eq!(screen.press(Press::Leave), Task::Quit);
-    }
-
-    #[test]
-    fn a_balancer_that_is_away_is_told_until_it_is_back() {
-        let mut screen = screen();
-        screen.looked(Err("cannot be reached".into()));
-        assert!(screen.stale && screen.message == "cannot be reached");
-        assert_eq!(ids(&screen).len(), 3, "the last look is still shown");
-        screen.looked(Ok(status(2000, Vec::new())));
-        assert!(!screen.stale && screen.message.is_empty());
-    }
-}
+pub(super) mod tests;

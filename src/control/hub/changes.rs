@@ -187,6 +187,7 @@ mod tests {
     use crate::control::console::tests::logged;
     use crate::control::hub::tests::reload;
     use crate::control::mailbox::Mailbox;
+    use crate::control::services::tallies;
     use crate::control::workers::Workers;
     use crate::worker::link::{Order, WorkerEnd, link};
 
@@ -427,6 +428,37 @@ mod tests {
         reload(&mut hub, config, at(1));
         hub.apply(Change::SourceLost { source: UNCONNECTED, why: "it is gone" }, at(1)).unwrap();
         assert!(matches!(worker.orders.pop(), Ok(Order::EndBackend { .. })));
+    }
+
+    #[test]
+    fn a_refused_message_is_logged_with_the_service_that_it_was_about() {
+        let (mut hub, _worker) = hub(Config::default());
+        for (service, named) in [(Some("redis"), true), (Some("tcp"), false), (None, false)] {
+            let lines = logged(|| hub.refused(address(9), Some("register"), service, "no"));
+            assert_eq!(lines[0].contains("service=redis"), named, "{lines:?}");
+            assert_eq!(lines[0].contains("service="), named, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_service_was_given_never_shrinks_and_is_counted_once() {
+        let (mut hub, worker) = hub(Config::default());
+        let given = |hub: &Hub| tallies(hub).get(&TCP).map_or(0, |tally| tally.given);
+        let (service, address) = (TCP, address(80));
+        for sessions in [5, 12] {
+            let id = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+            let slot = usize::from(hub.registry.get(id).unwrap().backend.slot);
+            worker.metrics.backends[slot].total.add(sessions - given(&hub));
+            assert_eq!(given(&hub), sessions);
+            hub.apply(Change::Unregister { source: UNCONNECTED, service, address }, at(1)).unwrap();
+            assert_eq!(given(&hub), sessions, "it has left");
+            hub.publish();
+            turn(&worker);
+            hub.tick(at(2));
+            assert!(hub.departed.is_empty());
+            assert_eq!(given(&hub), sessions, "its place is free");
+        }
+        assert_eq!(tallies(&hub).get(&UDP).map(|tally| tally.given), None);
     }
 
     #[test]

@@ -220,6 +220,7 @@ impl Hub {
             return self.stage(id, Stage::Empty { look_at: now.plus(LOOK_EVERY) });
         }
         self.leaving.remove(&id);
+        self.given_before.remove(&id);
         let name = self.registry.forget(id);
         info!(service = &*name, "service gone: its last session has ended");
         self.publication.ask();

@@ -200,7 +200,7 @@ impl Sessions {
                 books.barred(door.service, barrier, segments.datagrams());
             }
             self.dropped(why, segments, books);
-            self.shortages.note(now, why, segments.datagrams(), books);
+            self.shortages.note(now, door.service, why, segments.datagrams(), books);
         }
         up
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::DropReason;
 use crate::base::time::Now;
-use crate::cluster::BackendId;
+use crate::cluster::{BackendId, ServiceId};
 use crate::worker::books::{Books, Choice};
 use crate::worker::link::Report;
 
@@ -29,7 +29,14 @@ impl Shortages {
 
     /// Counts users turned away, whose datagrams would have begun a session, and reports a lack of
     /// room.
-    pub(super) fn note(&mut self, now: Now, why: DropReason, datagrams: u64, books: &mut Books) {
+    pub(super) fn note(
+        &mut self,
+        now: Now,
+        service: ServiceId,
+        why: DropReason,
+        datagrams: u64,
+        books: &mut Books,
+    ) {
         let counters = &books.metrics().counters;
         match why {
             DropReason::NoBackend => counters.users_refused_no_backend.add(datagrams),
@@ -45,7 +52,7 @@ impl Shortages {
         if self.reported.is_none_or(|at| now.since(at) >= REPORT_EVERY) {
             self.reported = Some(now);
             let (backend, datagrams) = (self.backend.take(), std::mem::take(&mut self.unreported));
-            books.report(Report::OutOfRoom { shortage, backend, datagrams });
+            books.report(Report::OutOfRoom { service, shortage, backend, datagrams });
         }
     }
 }

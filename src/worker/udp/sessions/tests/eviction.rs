@@ -223,7 +223,7 @@ fn a_lack_of_room_is_reported_now_and_then_with_all_that_were_dropped() {
         let reports = world.reports().into_iter();
         reports
             .filter_map(|report| match report {
-                Report::OutOfRoom { shortage, backend, datagrams } => {
+                Report::OutOfRoom { shortage, backend, datagrams, .. } => {
                     Some((shortage, backend, datagrams))
                 }
                 _ => None,
