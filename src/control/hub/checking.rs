@@ -56,7 +56,7 @@ impl Checking {
 }
 
 fn due(backend: &Backend) -> Due {
-    Due { slot: backend.slot, id: backend.id }
+    Due { slot: backend.slot, id: backend.id, service: backend.service }
 }
 
 fn rule(check: &CheckConfig) -> Rule {
