@@ -34,13 +34,16 @@ pub struct Registration {
     pub group: Option<Arc<str>>,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// Whether it may be tried by a connection that is closed again at once.
+    pub probe: bool,
 }
 
 /// Something that happened to the backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Joins. Repeated by the same source, changes weight, name, group and PROXY header, ends a drain, and
-    /// brings back a backend that was set aside, because the caller has just connected to it.
+    /// Joins. Repeated by the same source, changes weight, name, group, PROXY header and whether it may be
+    /// tried, ends a drain, and brings back a backend that was set aside: the caller has just connected to
+    /// it, or may not.
     Register(Registration),
     /// Leaves, at its source's request.
     Unregister { source: Source, service: ServiceId, address: SocketAddr },
@@ -157,6 +160,8 @@ pub struct Registered {
     pub backend: Backend,
     pub source: Source,
     pub since: Now,
+    /// As in [`Registration::probe`].
+    pub probe: bool,
     against: Against,
 }
 
@@ -447,6 +452,7 @@ impl Registry {
         entry.backend.name = wanted.name;
         entry.backend.group = wanted.group;
         entry.backend.proxy = wanted.proxy;
+        entry.probe = wanted.probe;
         entry.against = Against { failing: entry.against.failing, ..Against::default() };
         entry.backend.standing = entry.against.standing();
         let changed = entry.backend != before;
@@ -475,7 +481,8 @@ impl Registry {
         roster.is_stale = true;
         self.by_address.insert((backend.service, backend.address), id);
         self.by_source.entry(wanted.source).or_default().insert(id);
-        let registered = Registered { backend, source: wanted.source, since: now, against };
+        let (source, probe) = (wanted.source, wanted.probe);
+        let registered = Registered { backend, source, since: now, probe, against };
         self.entries.insert(id, registered);
         Applied { backend: Some(id), joined: true, changed: true, ..Applied::default() }
     }

@@ -197,6 +197,12 @@ fn services(config: &Config) -> Result<(), String> {
                 service.protocol
             ));
         }
+        if service.protocol == Protocol::Udp && !service.probe {
+            return Err(format!(
+                "service.{name}.probe has no effect, since {name} is udp and its ports are never \
+                 tried: leave it out"
+            ));
+        }
         fallbacks(config, service)?;
         backends_fit(service)?;
         groups(service)?;

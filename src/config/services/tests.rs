@@ -24,6 +24,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     retries = 9
     tunnel_idle_ms = 19
     register = false
+    probe = false
     allow = ["10.1.0.0/16"]
     secret_file = "shop.secret"
     fallback = "page"
@@ -225,6 +226,10 @@ fn what_does_not_fit_together_is_refused_with_the_cure() {
         (
             service("a", "protocol = \"udp\"\nlisten = 1\ncheck.kind = \"tcp\""),
             "service.a.check needs a `port`: a UDP backend is checked over TCP or HTTP on another port",
+        ),
+        (
+            service("a", "protocol = \"udp\"\nlisten = 1\nprobe = false"),
+            "service.a.probe has no effect, since a is udp and its ports are never tried: leave it out",
         ),
         (
             service("a", "protocol = \"tcp\"\nlisten = 1\ncheck.timeout_ms = 2001"),

@@ -158,12 +158,50 @@ fn a_listed_backend_set_aside_stays_aside_through_a_reload() {
 }
 
 #[test]
+fn a_backend_that_must_not_be_tried_gets_users_again_after_a_wait() {
+    for (by_service, by_itself) in [(true, true), (false, true), (true, false)] {
+        let mut config = config(&[], CheckConfig::default());
+        config.services[0].probe = by_service;
+        let (mut hub, _worker) = hub(config);
+        let own = Registration {
+            source: Source::Connection(1),
+            service: PG,
+            address: address(1),
+            weight: 1,
+            name: None,
+            group: None,
+            proxy: false,
+            probe: by_itself,
+        };
+        let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
+        hub.apply(Change::SetAside { backend }, at(1)).unwrap();
+        let attempt = hub.next_try(backend).unwrap();
+        assert_eq!(attempt.probe, by_service && by_itself);
+        assert!(!attempt.wait.is_zero());
+        hub.restore(backend, at(2));
+        assert_eq!(shown(&mut hub), [(1, 1, Standing::Serving)]);
+        // Registered again, it says anew whether it may be tried.
+        let otherwise = Registration { probe: !by_itself, ..own };
+        hub.apply(Change::Register(otherwise), at(3)).unwrap();
+        assert_eq!(hub.registry.get(backend).unwrap().probe, !by_itself);
+    }
+}
+
+#[test]
 fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left() {
     let (mut hub, _worker) = hub(config(&[], CheckConfig::default()));
     let source = Source::Connection(1);
     let (address, weight, name) = (address(1), 7, None);
-    let own =
-        Registration { source, service: PG, address, weight, name, group: None, proxy: false };
+    let own = Registration {
+        source,
+        service: PG,
+        address,
+        weight,
+        name,
+        group: None,
+        proxy: false,
+        probe: true,
+    };
     hub.apply(Change::Register(own), at(0)).unwrap();
     hub.reloaded(config(&[(1, 1)], CheckConfig::default()), at(1));
     hub.tick(at(5_000));
@@ -280,6 +318,7 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
         name,
         group: None,
         proxy: false,
+        probe: true,
     };
     let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
     assert_eq!(rotation(&mut hub), [0; 0]);
