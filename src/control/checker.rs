@@ -29,6 +29,8 @@ pub struct Target {
     pub timeout: Duration,
     /// `None`: that a connection is accepted is enough.
     pub question: Option<Question>,
+    /// Whether a door of the balancer itself is there, which says nothing of the backend.
+    pub is_own_door: bool,
 }
 
 /// A request, and the statuses of a good answer.
@@ -51,7 +53,7 @@ impl Target {
             host: check.host.clone().unwrap_or_else(|| address.to_string()),
             expect: check.expect,
         });
-        Target { port, timeout: check.timeout, question }
+        Target { port, timeout: check.timeout, question, is_own_door: false }
     }
 }
 
@@ -61,6 +63,11 @@ impl Target {
 /// Why it failed, for the log.
 pub async fn check(target: &Target) -> Result<(), String> {
     let address = target.port.address;
+    if target.is_own_door {
+        return Err(format!(
+            "{address} is a door of the balancer itself: give the check another port"
+        ));
+    }
     match timeout(target.timeout, attempt(target)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(format!("no answer from {address} within {} ms", target.timeout.as_millis())),
@@ -251,6 +258,18 @@ mod tests {
                 Err(why) => assert!(!words.is_empty() && why.contains(words), "{why}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_check_that_would_ask_the_balancer_itself_fails_unasked() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let target = Target { is_own_door: true, ..Target::of(&http(), at(address)) };
+        let why = check(&target).await.unwrap_err();
+        let door = "is a door of the balancer itself: give the check another port";
+        assert_eq!(why, format!("{address} {door}"));
+        let nobody = timeout(Duration::ZERO, listener.accept()).await;
+        assert!(nobody.is_err(), "nobody has connected");
     }
 
     /// Checks a server that begins with `opening` and then sends `more` for ever, at this pace.

@@ -332,6 +332,54 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     assert!(hub.check_result(backend).is_none(), "it has left");
 }
 
+#[test]
+fn a_check_whose_port_is_a_door_of_the_balancer_is_known_for_one() {
+    let here: std::net::IpAddr = [127, 0, 0, 1].into();
+    // 8084 is the operators' door, and 6000 that of `pg`.
+    for (port, is_door) in
+        [(Some(8084), true), (Some(6000), true), (Some(8008), false), (None, false)]
+    {
+        let mut config = config(&[], CheckConfig { port, ..check() });
+        config.services[0].listen = vec![(here, 6000).into()];
+        let (mut hub, _worker) = hub(config);
+        for (ip, is_door, now) in [(here, is_door, at(20)), (address(1).ip(), false, at(60))] {
+            let own = Registration {
+                source: Source::Connection(1),
+                service: PG,
+                address: (ip, 1).into(),
+                weight: 1,
+                name: None,
+                group: None,
+                proxy: false,
+                probe: true,
+            };
+            hub.apply(Change::Register(own), now).unwrap();
+            let (due, target) = hub.next_check(now.plus(Duration::from_millis(20))).unwrap();
+            assert_eq!(target.is_own_door, is_door, "{:?}", target.port);
+            hub.checked(due, Ok(()), Duration::ZERO, now);
+        }
+    }
+}
+
+#[test]
+fn the_status_shows_of_a_check_what_the_table_says_and_nothing_else() {
+    let terms = |check: CheckConfig, probe: bool| {
+        let mut config = config(&[(1, 1)], check);
+        config.services[0].probe = probe;
+        let (hub, _worker) = hub(config);
+        let shown = view::status(&hub, super::super::status::Doors::default(), at(1));
+        shown.services[3].terms.clone()
+    };
+    assert_eq!(terms(CheckConfig::default(), true), [""; 0]);
+    let tcp = CheckConfig { kind: CheckKind::Tcp, ..CheckConfig::default() };
+    assert_eq!(terms(tcp.clone(), false), ["probe = false", "check.kind = \"tcp\""]);
+    let when_all_fail = WhenAllFail::Serve;
+    assert_eq!(
+        terms(CheckConfig { fall: 1, when_all_fail, ..tcp }, true),
+        ["check.kind = \"tcp\"", "check.fall = 1", "check.when_all_fail = \"serve\""]
+    );
+}
+
 /// Backends of `pg` by port and group, with these shares.
 fn grouped(backends: &[(u16, &str)], shares: &[(&str, u8)]) -> Config {
     let mut config = config(&[], CheckConfig::default());
