@@ -14,6 +14,9 @@ use crate::cluster::{Protocol, Service, ServiceId};
 use crate::config::Config;
 use crate::config::services::ServiceConfig;
 
+/// A name that is less like the one asked for is not proposed.
+const LIKENESS_MIN: f64 = 0.5;
+
 /// The service that a message is about.
 ///
 /// # Errors
@@ -45,12 +48,14 @@ fn unknown(registry: &Registry, name: &str) -> String {
     let likeness = |service: &Service| strsim::normalized_damerau_levenshtein(&service.name, name);
     let nearest = registry.services().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     let count = registry.services().count();
-    match nearest {
+    match nearest.filter(|service| likeness(service) >= LIKENESS_MIN) {
         Some(nearest) => format!(
             "there is no service {name}; the nearest name among the {count} is {}",
             nearest.name
         ),
-        None => format!("there is no service {name}"),
+        None => format!(
+            "there is no service {name} among the {count} of this balancer, and none with a name like it"
+        ),
     }
 }
 

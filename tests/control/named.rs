@@ -235,6 +235,10 @@ fn a_service_that_does_not_exist_is_refused_with_the_nearest_name() {
         assert_failed(&answer, "there is no service redsi; the nearest name among the 6 is redis");
         assert_eq!((&answer["service"], &answer["cmd"]), (&json!("redsi"), &json!(cmd)));
     }
+    let answer = backend.ask(&json!({"cmd": "register", "service": "postgres", "port": 9}));
+    let said =
+        "there is no service postgres among the 6 of this balancer, and none with a name like it";
+    assert_failed(&answer, said);
     assert!(core.worker.backends().is_empty());
 }
 

@@ -1,6 +1,7 @@
 //! A named service from its table in the file to its users: a backend that joins it by name, its door, and
 //! a reload that finds nothing changed.
 
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
@@ -74,6 +75,32 @@ fn a_backend_joins_a_service_by_its_name_and_gets_the_users_of_its_door() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     balancer.wait_for_log("reloaded now=0 after_restart=0");
     assert!(echoes(&mut user), "the session goes on");
+}
+
+#[test]
+fn a_backend_of_a_service_that_does_not_exist_is_told_why_on_both_sides_and_goes_on_trying() {
+    let balancer = Balancer::ready(SETTINGS);
+    let control = balancer.door("control").to_string();
+    let mut backend = Command::new(env!("CARGO_BIN_EXE_lb"))
+        .args(["backend", "--service", "redsi", "--port", "9", "--lb", &control])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let why = "there is no service redsi; the nearest name among the 4 is redis";
+    let lines = BufReader::new(backend.stdout.take().unwrap()).lines();
+    let tries: Vec<String> = lines.take(3).map(|line| line.unwrap()).collect();
+    let is_told = |line: &String| line.contains(&format!("not registered: {why}; trying again in"));
+    assert!(tries.iter().all(is_told), "{tries:?}");
+    let line = balancer.wait_for_log("backend refused");
+    assert!(line.contains("cmd=register") && line.contains(why), "{line}");
+    assert_eq!(backend.try_wait().unwrap(), None, "a reload may yet add the service");
+    let ask = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(backend.id() as i32),
+        nix::sys::signal::Signal::SIGTERM,
+    );
+    ask.unwrap();
+    assert_eq!(wait_for("it to end", || backend.try_wait().unwrap()).code(), Some(0));
 }
 
 #[test]
