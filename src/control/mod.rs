@@ -167,6 +167,8 @@ impl Control {
             runtime.block_on(async {
                 begin.await?;
                 hub.borrow_mut().follow_file(Now::read());
+                // Whoever hears that the balancer is ready finds the listed backends there.
+                hub.borrow_mut().publish();
                 let entrance = Entrance::new(&config).map_err(io::Error::other)?;
                 let entrance = Rc::new(RefCell::new(entrance));
                 open(&hub, &entrance, &config, listeners)?;
