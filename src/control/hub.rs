@@ -25,7 +25,7 @@ use super::mailbox::Mailbox;
 use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
-use super::status::ReloadStatus;
+use super::status::{ReloadStatus, ShiftEnded};
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
@@ -266,11 +266,11 @@ impl Hub {
         self.do_stop(step);
     }
 
-    /// Applies new settings; the workers follow on their next turn.
-    pub fn reloaded(&mut self, config: Config, now: Now) {
+    /// Applies new settings; the workers follow on their next turn. Returns the shifts that are over.
+    pub fn reloaded(&mut self, config: Config, now: Now) -> Vec<ShiftEnded> {
         let other_terms = self.registry.agree(|service| config.terms_for(service.id));
         let other_users = self.registry.let_in(|service| config.users_for(service.id));
-        let other_shares = self.follow_shares(&config);
+        let (other_shares, shifts_ended) = self.follow_shares(&config);
         if other_terms
             || other_users
             || other_shares
@@ -283,6 +283,7 @@ impl Hub {
         self.follow_file(now);
         self.publish();
         self.counters.reloads.one();
+        shifts_ended
     }
 
     /// The protocol of a service.

@@ -76,8 +76,8 @@ impl Reload {
                 say(&change);
                 let mut hub = hub.borrow_mut();
                 let Transition { config, now, after_restart } = change;
-                hub.reloaded(config, Now::read());
-                hub.reload = ReloadStatus { refused: None, now, after_restart };
+                let shifts_ended = hub.reloaded(config, Now::read());
+                hub.reload = ReloadStatus { refused: None, now, after_restart, shifts_ended };
             }
             Err(reason) => {
                 error!(%reason, "reload refused, nothing was changed");
