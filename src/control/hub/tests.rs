@@ -307,6 +307,61 @@ fn a_reload_begins_changes_and_ends_checks() {
 }
 
 #[test]
+fn what_a_reload_says_of_a_check_holds_for_the_failures_that_follow() {
+    use Standing::{Failing, Serving};
+    let list = &[(1, 1), (2, 1)];
+    let keep = CheckConfig { fall: 3, ..check() };
+    let (mut hub, mut worker) = hub(config(list, keep.clone()));
+    checked(&mut hub, &[(1, true), (2, true)], at(20));
+    // One failure, which counts on under the new rule.
+    checked(&mut hub, &[(1, false), (2, true)], at(10_000));
+    let close = CheckConfig { fall: 2, rise: 2, on_fail: OnFail::Close, ..keep.clone() };
+    hub.reloaded(config(list, close.clone()), at(10_010));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Serving)]);
+    checked(&mut hub, &[(1, false), (2, true)], at(20_000));
+    assert_eq!(shown(&mut hub), [(1, 1, Failing), (2, 1, Serving)]);
+    assert_eq!(ended(&mut worker), [(id_of(&hub, 1), EndReason::CheckFailed)]);
+    checked(&mut hub, &[(1, true), (2, true)], at(30_000));
+    assert_eq!(shown(&mut hub)[0], (1, 1, Failing), "once is not twice");
+    checked(&mut hub, &[(1, true), (2, true)], at(40_000));
+    assert_eq!(shown(&mut hub)[0], (1, 1, Serving));
+    hub.reloaded(config(list, CheckConfig { fall: 1, ..keep }), at(40_010));
+    checked(&mut hub, &[(1, true), (2, false)], at(50_000));
+    assert_eq!(shown(&mut hub)[1], (2, 1, Failing));
+    assert_eq!(ended(&mut worker), [], "sessions go on again");
+    let seldom = CheckConfig { interval: Duration::from_secs(60), ..close };
+    hub.reloaded(config(list, seldom.clone()), at(50_010));
+    for due in begin(&mut hub, at(55_000)) {
+        hub.checked(due, Ok(()), Duration::ZERO, at(55_000));
+    }
+    assert_eq!(begin(&mut hub, at(100_000)), [], "the new interval");
+    assert_eq!(begin(&mut hub, at(120_000)).len(), 2);
+}
+
+#[test]
+fn a_backend_that_fails_serves_again_once_a_reload_takes_its_check_away() {
+    use Standing::{Failing, Serving};
+    let list = &[(1, 1), (2, 1)];
+    let close = CheckConfig { on_fail: OnFail::Close, ..check() };
+    let (mut hub, mut worker) = hub(config(list, close.clone()));
+    checked(&mut hub, &[(1, false), (2, true)], at(20));
+    assert_eq!(shown(&mut hub), [(1, 1, Failing), (2, 1, Serving)]);
+    let failed = id_of(&hub, 1);
+    let slot = usize::from(hub.registry.get(failed).unwrap().backend.slot);
+    worker.metrics.backends[slot].active.set(1);
+    ended(&mut worker);
+    hub.reloaded(config(list, CheckConfig::default()), at(30));
+    assert_eq!(rotation(&mut hub), [1, 2]);
+    worker.metrics.counters.turns.add(2);
+    hub.tick(at(40));
+    assert_eq!(ended(&mut worker), [], "what was ordered for the failure is over");
+    hub.reloaded(config(list, close), at(50));
+    assert_eq!(rotation(&mut hub), [1, 2], "they serve until they fail");
+    checked(&mut hub, &[(1, false), (2, true)], at(100));
+    assert_eq!((rotation(&mut hub), ended(&mut worker).len()), (vec![2], 1));
+}
+
+#[test]
 fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     let (mut hub, _worker) = hub(config(&[], check()));
     let (source, weight, name) = (Source::Connection(1), 1, None);
