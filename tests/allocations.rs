@@ -132,7 +132,7 @@ fn relaying_a_message_allocates_nothing() {
         let mut plane =
             DataPlane::start(&config, 100, Features { receive_cap, splice: receive_cap }).unwrap();
         publish(&mut plane, ServiceId::built_in(Protocol::Tcp), echo_backend());
-        let door = plane.tcp.unwrap();
+        let door = plane.door(Protocol::Tcp).unwrap();
         let mut users: Vec<_> = (0..16).map(|_| served(door)).collect();
         let (small, large) = (vec![1; 64], vec![2; 100_000]);
         let mut answer = vec![0; large.len()];
@@ -180,7 +180,7 @@ fn relaying_a_datagram_allocates_nothing() {
         }
     });
     publish(&mut plane, ServiceId::built_in(Protocol::Udp), address);
-    let door = plane.udp.unwrap();
+    let door = plane.door(Protocol::Udp).unwrap();
     let users: Vec<UdpSocket> = (0..16).map(|_| answered(door)).collect();
     let mut answer = vec![0; 70_000];
     let mut exchange = |rounds: usize| {
@@ -284,7 +284,7 @@ fn ask(service: ServiceId, change: impl FnOnce(&mut Config)) {
     let end = Instant::now() + Duration::from_secs(10);
     let mut users: Vec<TcpStream> = Vec::new();
     while users.len() < 16 {
-        let mut user = TcpStream::connect(plane.api.unwrap()).unwrap();
+        let mut user = TcpStream::connect(plane.door(Protocol::Api).unwrap()).unwrap();
         user.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         if request(&mut user, &mut answer) {
             users.push(user);

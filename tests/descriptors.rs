@@ -101,7 +101,9 @@ fn a_user_for_whom_no_socket_can_be_opened_is_turned_away_and_no_backend_is_blam
     let mut plane = plane();
     let metrics = std::sync::Arc::clone(&plane.ends[0].metrics);
     let counters = &metrics.counters;
-    for (number, door) in [plane.tcp, plane.api].into_iter().flatten().enumerate() {
+    for (number, door) in
+        [plane.door(Protocol::Tcp), plane.door(Protocol::Api)].into_iter().flatten().enumerate()
+    {
         let served = || ask(door).ok().filter(|said| said.ends_with(b"ok"));
         wait_for("an answer", served);
         // A spare connection could serve the next request; it goes when its backend closes it.
@@ -114,7 +116,7 @@ fn a_user_for_whom_no_socket_can_be_opened_is_turned_away_and_no_backend_is_blam
         let refused = number as u64 + 1;
         let all_counted = || (counters.users_refused_exhausted.get() == refused).then_some(());
         wait_for("the refusal in the counters", all_counted);
-        match Some(door) == plane.api {
+        match Some(door) == plane.door(Protocol::Api) {
             true => assert!(said.starts_with(b"HTTP/1.1 503 "), "{said:?}"),
             false => assert_eq!(said, b""),
         }

@@ -81,7 +81,7 @@ impl Balancer {
     }
 
     fn user(&self) -> TcpStream {
-        let user = TcpStream::connect(self.plane.tcp.unwrap()).unwrap();
+        let user = TcpStream::connect(self.plane.door(Protocol::Tcp).unwrap()).unwrap();
         user.set_read_timeout(Some(PATIENCE)).unwrap();
         user.set_write_timeout(Some(PATIENCE)).unwrap();
         user
@@ -561,7 +561,7 @@ fn draining_turns_users_away_and_lets_sessions_end() {
     let mut user = balancer.served_user();
     balancer.order(Order::Drain);
     wait_for("the door to close", || {
-        TcpStream::connect(balancer.plane.tcp.unwrap()).is_err().then_some(())
+        TcpStream::connect(balancer.plane.door(Protocol::Tcp).unwrap()).is_err().then_some(())
     });
     user.write_all(b"still here").unwrap();
     let mut answer = [0; 10];
@@ -592,7 +592,7 @@ fn a_worker_that_is_woken_again_and_again_goes_on() {
 fn a_port_that_another_balancer_has_is_refused_with_the_cure() {
     let balancer = Balancer::start(|_| {});
     let mut config = Config { workers: Some(1), ..Config::default() };
-    config.listen.tcp = balancer.plane.tcp;
+    config.listen.tcp = balancer.plane.door(Protocol::Tcp);
     let trouble =
         DataPlane::start(&config, 10, Features { receive_cap: true, splice: true }).err().unwrap();
     assert!(trouble.to_string().contains("--tcp"), "{trouble}");

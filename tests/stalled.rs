@@ -64,11 +64,14 @@ impl Balancer {
 
     /// A TCP user, who says first what the backend is to do.
     fn user(&self, what: &[u8]) -> TcpStream {
-        said(TcpStream::connect(self.plane.tcp.unwrap()).unwrap(), what)
+        said(TcpStream::connect(self.plane.door(Protocol::Tcp).unwrap()).unwrap(), what)
     }
 
     fn api_user(&self, request: &str) -> TcpStream {
-        said(TcpStream::connect(self.plane.api.unwrap()).unwrap(), request.as_bytes())
+        said(
+            TcpStream::connect(self.plane.door(Protocol::Api).unwrap()).unwrap(),
+            request.as_bytes(),
+        )
     }
 
     /// Ends every session and request.
@@ -259,31 +262,40 @@ fn stall(features: Features, uploads: bool, begin: impl Fn(&Balancer) -> TcpStre
 #[test]
 fn downloads_that_nobody_reads_keep_nothing_from_others() {
     for features in [PIPES, BLOCKS_ONLY, ONE_BY_ONE] {
-        stall(features, false, |balancer| stalled(balancer.plane.tcp.unwrap(), b"d"));
+        stall(features, false, |balancer| {
+            stalled(balancer.plane.door(Protocol::Tcp).unwrap(), b"d")
+        });
     }
 }
 
 #[test]
 fn uploads_that_no_backend_reads_keep_nothing_from_others() {
     for features in [PIPES, BLOCKS_ONLY] {
-        stall(features, true, |balancer| stalled(balancer.plane.tcp.unwrap(), b"u"));
+        stall(features, true, |balancer| {
+            stalled(balancer.plane.door(Protocol::Tcp).unwrap(), b"u")
+        });
     }
 }
 
 #[test]
 fn answers_that_nobody_reads_keep_nothing_from_others() {
-    let get = |balancer: &Balancer| stalled(balancer.plane.api.unwrap(), GET_ALL.as_bytes());
+    let get = |balancer: &Balancer| {
+        stalled(balancer.plane.door(Protocol::Api).unwrap(), GET_ALL.as_bytes())
+    };
     stall(PIPES, false, get);
 }
 
 #[test]
 fn requests_that_no_backend_reads_keep_nothing_from_others() {
-    let post = |balancer: &Balancer| stalled(balancer.plane.api.unwrap(), POST.as_bytes());
+    let post =
+        |balancer: &Balancer| stalled(balancer.plane.door(Protocol::Api).unwrap(), POST.as_bytes());
     stall(PIPES, true, post);
 }
 
 #[test]
 fn tunnels_that_nobody_reads_keep_nothing_from_others() {
-    let upgrade = |balancer: &Balancer| stalled(balancer.plane.api.unwrap(), UPGRADE.as_bytes());
+    let upgrade = |balancer: &Balancer| {
+        stalled(balancer.plane.door(Protocol::Api).unwrap(), UPGRADE.as_bytes())
+    };
     stall(PIPES, false, upgrade);
 }

@@ -251,7 +251,7 @@ fn rude_peers_get_whole_streams_or_resets() {
     for end in &plane.ends {
         end.wake.write(1).unwrap();
     }
-    let door = plane.tcp.unwrap();
+    let door = plane.door(Protocol::Tcp).unwrap();
     thread::scope(|scope| {
         for first in 0..CROWD {
             let sessions = &sessions;

@@ -3,11 +3,11 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{Trouble, WORKERS_MAX, plans};
+use super::{Trouble, WORKERS_MAX};
 use crate::cluster::Protocol;
-use crate::config::Config;
 use crate::config::keys::SESSIONS_MAX;
 use crate::config::services::CheckKind;
+use crate::config::{Config, plans};
 use crate::control::checks;
 
 /// Limit on sessions when the configuration leaves it to the host.

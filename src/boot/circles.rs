@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::{Trouble, plans};
+use super::Trouble;
 use crate::cluster::Protocol;
-use crate::config::Config;
+use crate::config::{Config, plans};
 use crate::control::home;
 
 /// Refuses a configuration that lists a door of its own as a backend.

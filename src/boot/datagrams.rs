@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 
-use super::{Trouble, capacity, plans};
+use super::{Trouble, capacity};
 use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Protocol, Terms};
-use crate::config::{Config, Udp};
+use crate::config::{Config, Udp, plans};
 use crate::proxy::udp::PairLimits;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};

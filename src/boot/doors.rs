@@ -4,41 +4,15 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use tracing::warn;
 
 use super::Trouble;
-use super::plans::{DoorPlan, Name};
-use crate::cluster::{DoorId, Protocol, ServiceId};
+use crate::cluster::Protocol;
+use crate::config::plans::Name;
+use crate::control::doors::{NewDoor, Opened};
 use crate::ring::sys;
-use crate::worker::link::Listener;
-
-/// A users' door that is open.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenDoor {
-    pub id: DoorId,
-    /// The service's.
-    pub name: Arc<str>,
-    pub service: ServiceId,
-    pub protocol: Protocol,
-    /// Its port was chosen by the kernel if the configuration said 0.
-    pub address: SocketAddr,
-}
-
-/// The users' doors, and by worker the listeners behind them.
-pub struct UserDoors {
-    pub open: Vec<OpenDoor>,
-    pub listeners: Vec<Vec<(Protocol, Listener)>>,
-}
-
-impl UserDoors {
-    /// Where the first door of a service is.
-    pub fn at(&self, service: ServiceId) -> Option<SocketAddr> {
-        self.open.iter().find(|door| door.service == service).map(|door| door.address)
-    }
-}
 
 /// A door of the control core; `None` when it is off.
 pub fn open(address: Option<SocketAddr>, name: &str) -> Result<Option<TcpListener>, Trouble> {
@@ -47,49 +21,43 @@ pub fn open(address: Option<SocketAddr>, name: &str) -> Result<Option<TcpListene
     Ok(Some(door.into()))
 }
 
-/// Opens the users' doors, each with one listener for each worker on the same port. With `gro`, the kernel
-/// may deliver several datagrams as one.
+/// Opens users' doors, each with one listener for each worker on the same port. With `gro`, the kernel may
+/// deliver several datagrams as one.
 ///
 /// # Errors
 /// The first that cannot be opened; those before it are closed again.
-pub fn open_users(plans: &[DoorPlan], workers: usize, gro: bool) -> Result<UserDoors, Trouble> {
-    let mut doors = UserDoors { open: Vec::new(), listeners: Vec::new() };
-    doors.listeners.resize_with(workers, Vec::new);
-    for (id, plan) in (0..).map(DoorId).zip(plans) {
-        let (sockets, address) = match plan.protocol {
-            Protocol::Udp => {
-                shared(plan, workers, |address, shared| sys::datagram_door(address, shared, gro))?
-            }
-            Protocol::Tcp | Protocol::Api => shared(plan, workers, sys::listen)?,
-        };
-        let DoorPlan { name, service, protocol, .. } = plan;
-        for (of_worker, socket) in doors.listeners.iter_mut().zip(sockets) {
-            of_worker.push((*protocol, Listener { id, socket, service: *service }));
+pub fn open_users(doors: &[NewDoor], workers: usize, gro: bool) -> Result<Vec<Opened>, Trouble> {
+    let open = |door: &NewDoor| match door.plan.protocol {
+        Protocol::Udp => {
+            shared(door, workers, |address, shared| sys::datagram_door(address, shared, gro))
         }
-        let (name, service, protocol) = (Arc::clone(&name.name), *service, *protocol);
-        doors.open.push(OpenDoor { id, name, service, protocol, address });
-    }
-    Ok(doors)
+        Protocol::Tcp | Protocol::Api => shared(door, workers, sys::listen),
+    };
+    doors.iter().map(open).collect()
 }
 
 /// The listeners of a door, and where it is.
 fn shared(
-    plan: &DoorPlan,
+    door: &NewDoor,
     workers: usize,
     open: impl Fn(SocketAddr, bool) -> io::Result<OwnedFd>,
-) -> Result<(Vec<OwnedFd>, SocketAddr), Trouble> {
-    // The kernel would let a second balancer of the same user share the port, and take half of the
-    // users: a socket that shares with nobody finds out.
-    let (alone, at) = on_all(plan.address, &plan.name, |address| open(address, false))?;
-    let trouble = |error: io::Error| taken(&plan.name, at, &error);
-    let port = sys::local(alone.as_fd()).map_err(trouble)?.port();
-    let address = SocketAddr::new(at.ip(), port);
-    drop(alone);
-    let sockets: Result<Vec<_>, _> =
-        (0..workers).map(|_| open(address, true).map_err(trouble)).collect();
-    let sockets = sockets?;
-    let first = sockets.first().and_then(|socket| sys::local(socket.as_fd()).ok());
-    Ok((sockets, first.unwrap_or(address)))
+) -> Result<Opened, Trouble> {
+    let name = &door.plan.name;
+    let mut at = door.plan.address;
+    if !door.beside_own {
+        // The kernel would let a second balancer of the same user share the port, and take half of the
+        // users: a socket that shares with nobody finds out.
+        let (alone, there) = on_all(at, name, |address| open(address, false))?;
+        let own = sys::local(alone.as_fd()).map_err(|error| taken(name, there, &error))?;
+        at = SocketAddr::new(there.ip(), own.port());
+    }
+    // Of those that share, none may be closed again: users would be waiting in its queue.
+    let (first, at) = on_all(at, name, |address| open(address, true))?;
+    let trouble = |error: io::Error| taken(name, at, &error);
+    let address = sys::local(first.as_fd()).unwrap_or(at);
+    let others = (1..workers).map(|_| open(at, true).map_err(trouble));
+    let sockets = [Ok(first)].into_iter().chain(others).collect::<Result<_, _>>()?;
+    Ok(Opened { address, sockets })
 }
 
 /// Opens a door and returns where. A door for all addresses is opened for IPv4 alone if the kernel

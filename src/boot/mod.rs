@@ -6,7 +6,6 @@ pub mod circles;
 pub mod datagrams;
 pub mod doors;
 mod plane;
-pub mod plans;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,15 +15,17 @@ use tracing::info;
 
 use crate::client::demo;
 use crate::cluster::{Protocol, ServiceId};
-use crate::config::services::ServiceConfig;
+use crate::config::reload::Prepared;
+use crate::config::services::ServiceIds;
 use crate::config::{Config, Listen};
 use crate::control::auth::Secrets;
-use crate::control::reload::{Reload, Reread};
+use crate::control::doors::{NewDoor, OpenDoor};
+use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::rights::{Keys, who_may_register};
 use crate::control::{Control, Listeners};
 use crate::proxy::line::Features;
 use crate::ring::probe;
-pub use doors::OpenDoor;
+use doors::open_users;
 pub use plane::{DataPlane, WORKERS_MAX, buffers, workers};
 
 /// Why the balancer did not start: one sentence for the operator, with the cure.
@@ -50,7 +51,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
     let sessions = capacity::sessions(&config)?;
     config.limits.sessions = sessions;
-    let asked = Asked { listen: config.listen.clone(), services: config.services.clone() };
+    let asked = Asked::of(&config);
     let listeners = Listeners {
         control: doors::open(config.listen.control, "control")?,
         admin: doors::open(config.listen.admin, "admin")?,
@@ -60,23 +61,31 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     config.listen.admin = listeners.admin.as_ref().and_then(|door| door.local_addr().ok());
     let features = Features { receive_cap: kernel.receive_cap, splice: kernel.receive_cap };
     let plane = DataPlane::start(&config, sessions, features)?;
-    config.listen.tcp = plane.tcp;
-    config.listen.udp = plane.udp;
-    config.listen.api = plane.api;
-    put_real_doors(&mut config.services, &plane.doors);
-    tell_doors(&config.listen, &plane.doors);
+    config.listen.tcp = plane.door(Protocol::Tcp);
+    config.listen.udp = plane.door(Protocol::Udp);
+    config.listen.api = plane.door(Protocol::Api);
+    plane.doors.put_addresses(&mut config.services);
+    tell_doors(&config.listen, plane.doors.open());
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
     let demo = start_demo(&config, demo)?;
-    let open = Asked { listen: config.listen.clone(), services: config.services.clone() };
-    let reread = fitting(reread, asked, open);
-    let fits =
-        Box::new(|config: &Config| circles::refuse(config).map_err(|Trouble(sentence)| sentence));
-    let reload = Reload { fits, reread, seats: plane.seats };
+    let (workers, gro) = (plane.ends.len(), config.udp.gro);
+    let reload = Reload {
+        fit: Box::new(fit),
+        open: Box::new(move |doors: &[NewDoor]| {
+            open_users(doors, workers, gro).map_err(|Trouble(sentence)| sentence)
+        }),
+        reread,
+        seats: plane.seats,
+        asked,
+        ids: ServiceIds::behind(&config),
+        prepared: Prepared::for_doors_of(&config),
+    };
     let control = Control {
         config: Arc::new(config),
         listeners,
         ends: plane.ends,
         snapshots: plane.snapshots,
+        doors: plane.doors,
         urgent: plane.urgent,
     };
     plane::keep_off_workers(control.ends.len());
@@ -105,45 +114,12 @@ fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
     );
 }
 
-/// The settings that say where the doors are.
-struct Asked {
-    listen: Listen,
-    services: Vec<ServiceConfig>,
-}
-
-/// Gives services the addresses of their doors, including ports that the kernel chose. A door that API
-/// services share is known by the first of them, and the others keep what they asked for.
-fn put_real_doors(services: &mut [ServiceConfig], open: &[OpenDoor]) {
-    for service in services {
-        let own = open.iter().filter(|door| *door.name == *service.name);
-        let own: Vec<SocketAddr> = own.map(|door| door.address).collect();
-        if own.len() == service.listen.len() {
-            service.listen = own;
-        }
-    }
-}
-
-/// Settings that are read again must fit the host, as the first ones had to. A door `asked` for as
-/// before is the one that is `open`, even if the kernel chose its port.
-fn fitting(mut reread: Reread, asked: Asked, open: Asked) -> Reread {
-    Box::new(move || {
-        let mut config = reread()?;
-        if config.listen == asked.listen {
-            config.listen = open.listen.clone();
-        }
-        for service in &mut config.services {
-            let as_before =
-                |it: &&ServiceConfig| it.name == service.name && it.listen == service.listen;
-            let place = asked.services.iter().position(|it| as_before(&it));
-            if let Some(place) = place {
-                service.listen.clone_from(&open.services[place].listen);
-            }
-        }
-        circles::refuse(&config).map_err(|Trouble(sentence)| sentence)?;
-        config.limits.sessions =
-            capacity::sessions(&config).map_err(|Trouble(sentence)| sentence)?;
-        Ok(config)
-    })
+/// Settings that are read again must fit the host, as the first ones had to.
+fn fit(config: &mut Config) -> Result<(), String> {
+    let sentence = |Trouble(sentence)| sentence;
+    circles::refuse(config).map_err(sentence)?;
+    config.limits.sessions = capacity::sessions(config).map_err(sentence)?;
+    Ok(())
 }
 
 fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Trouble> {

@@ -2,19 +2,21 @@
 //! their end; knows nothing of the control core beyond its end of the links.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::datagrams::{DatagramPlan, Datagrams};
-use super::doors::{OpenDoor, open_users};
-use super::{Trouble, capacity, plans};
+use super::doors::open_users;
+use super::{Trouble, capacity};
 use crate::base::publish::Publisher;
 use crate::base::thread;
 use crate::base::time::Now;
-use crate::cluster::groups;
 use crate::cluster::seats::Seats;
-use crate::cluster::{Protocol, Service, ServiceId, Snapshot};
-use crate::config::{Config, rules};
+use crate::cluster::{Doors, Protocol, ServiceId, Snapshot};
+use crate::config::{Config, plans, rules};
+use crate::control::doors::{OpenDoor, UserDoors};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
 use crate::proxy::line::Features;
@@ -23,7 +25,7 @@ use crate::worker::books::{Books, Parts};
 use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
 use crate::worker::http::requests::Requests;
-use crate::worker::link::{ControlEnd, DoorChange, WorkerEnd, link};
+use crate::worker::link::{ControlEnd, DoorChange, Listener, WorkerEnd, link};
 use crate::worker::shell::{Shell, WorkerLoop};
 use crate::worker::tcp::driver::TcpDriver;
 use crate::worker::{family, http as api};
@@ -37,14 +39,7 @@ pub struct DataPlane {
     pub snapshots: Publisher<Snapshot>,
     pub urgent: Arc<tokio::sync::Notify>,
     pub seats: Arc<Seats>,
-    /// The users' doors, those of the built-in services first.
-    pub doors: Vec<OpenDoor>,
-    /// Where the door of the built-in TCP service is.
-    pub tcp: Option<SocketAddr>,
-    /// Where that of the built-in UDP service is.
-    pub udp: Option<SocketAddr>,
-    /// Where that of the built-in API service is.
-    pub api: Option<SocketAddr>,
+    pub doors: UserDoors,
     pub threads: Threads,
 }
 
@@ -78,6 +73,11 @@ impl Threads {
 }
 
 impl DataPlane {
+    /// Where users of a built-in service come in.
+    pub fn door(&self, protocol: Protocol) -> Option<SocketAddr> {
+        self.doors.at(ServiceId::built_in(protocol))
+    }
+
     /// Opens the users' doors and starts the workers; returns when every worker accepts users.
     pub fn start(
         config: &Config,
@@ -86,12 +86,11 @@ impl DataPlane {
     ) -> Result<DataPlane, Trouble> {
         let cores = sys::cores();
         let workers = workers(config);
-        let doors = open_users(&plans::doors(config), workers, config.udp.gro)?;
-        let [tcp, udp, api] = Protocol::ALL.map(|protocol| doors.at(ServiceId::built_in(protocol)));
+        let (doors, opened) = open_doors(config, workers)?;
         let via = config.api.via.clone().unwrap_or_else(made_up_name);
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
-        let snapshots = Publisher::new(first_snapshot(config, &seats)?);
+        let snapshots = Publisher::new(first_snapshot(config, &seats, &doors)?);
         // A reload may raise the limit as far as the descriptors reach.
         let room = capacity::most_sessions(config).max(sessions_max);
         let places = room + config.limits.udp_sessions;
@@ -100,11 +99,8 @@ impl DataPlane {
         let datagrams = Datagrams::new(config, wakes)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
         let mut plans = Vec::new();
-        for (end, listeners) in ends.iter_mut().zip(doors.listeners) {
-            for (protocol, listener) in listeners {
-                let opened = end.doors.push((protocol, DoorChange::Open(listener)));
-                opened.expect("the queue has room for every door that can be configured");
-            }
+        for (door, sockets) in doors.open().iter().zip(opened) {
+            hand_out(door, sockets, &mut ends);
         }
         for (number, end) in worker_ends.into_iter().enumerate() {
             plans.push(Plan {
@@ -126,13 +122,36 @@ impl DataPlane {
             });
         }
         let threads = Threads::start(plans)?;
-        let doors = doors.open;
-        Ok(DataPlane { ends, snapshots, urgent, seats, doors, tcp, udp, api, threads })
+        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads })
+    }
+}
+
+/// Opens every door; the sockets of each stand at its place.
+fn open_doors(config: &Config, workers: usize) -> Result<(UserDoors, Vec<Vec<OwnedFd>>), Trouble> {
+    let (mut doors, now) = (UserDoors::default(), Now::read());
+    let step = doors.step(&plans::doors(config), now).map_err(Trouble)?;
+    let opened = open_users(&step.open, workers, config.udp.gro)?;
+    let at: Vec<SocketAddr> = opened.iter().map(|door| door.address).collect();
+    doors.take(&step, &at, now, now, Duration::ZERO);
+    Ok((doors, opened.into_iter().map(|door| door.sockets).collect()))
+}
+
+/// Gives each worker its socket at a door.
+fn hand_out(door: &OpenDoor, sockets: Vec<OwnedFd>, ends: &mut [ControlEnd]) {
+    let OpenDoor { id, service, protocol, .. } = *door;
+    for (end, socket) in ends.iter_mut().zip(sockets) {
+        let listener = Listener { id, socket, service };
+        let opened = end.doors.push((protocol, DoorChange::Open(listener)));
+        opened.expect("the queue has room for every door that can be configured");
     }
 }
 
 /// The built-in services and the named ones, before anyone has registered.
-fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Trouble> {
+fn first_snapshot(
+    config: &Config,
+    seats: &Arc<Seats>,
+    doors: &UserDoors,
+) -> Result<Snapshot, Trouble> {
     // UDP sessions cost no descriptors, and must not take the others' places.
     let udp_seats = Arc::new(Seats::new(config.limits.udp_sessions));
     let services = Snapshot::built_in(config.terms(), |protocol| match protocol {
@@ -142,22 +161,11 @@ fn first_snapshot(config: &Config, seats: &Arc<Seats>) -> Result<Snapshot, Troub
     let mut all = services.services.to_vec();
     for named in &config.services {
         let kin = services.service(ServiceId::built_in(named.protocol));
-        let seats = Arc::clone(&kin.expect("the built-in ones are there").seats);
-        all.push(Service {
-            id: named.id,
-            name: named.name.as_str().into(),
-            kind: named.protocol,
-            terms: config.terms_of(named),
-            groups: groups::regrouped(&[], &named.shares()),
-            turn: Arc::default(),
-            seats,
-            gate: Arc::default(),
-            users: named.users.as_slice().into(),
-            pool: Arc::default(),
-        });
+        all.push(config.new_service(named, kin.expect("the built-in ones are there")));
     }
     let report_sessions = config.reports_sessions();
-    let doors = Arc::new(rules::doors(config).map_err(Trouble)?);
+    let claims = rules::claims(config).map_err(Trouble)?;
+    let doors = Arc::new(doors.routing(&claims, &Doors::default()));
     Ok(Snapshot { report_sessions, services: all.into(), doors, ..services })
 }
 

@@ -182,7 +182,11 @@ fn service_row(service: &ServiceStatus) -> Vec<Cell> {
         word(list(doors)),
         serving,
         number(service.sessions_active),
-        word(if service.register { "open" } else { "closed" }),
+        word(match service.register {
+            _ if service.leaving => "leaving",
+            true => "open",
+            false => "closed",
+        }),
         word(list(settings(service))),
     ]
 }
@@ -395,6 +399,7 @@ mod tests {
             name: name.into(),
             protocol: Protocol::Tcp,
             doors: vec!["[::]:8081".parse().unwrap()],
+            leaving: false,
             register: true,
             backends: BTreeMap::from([(BackendState::Serving, serving), (BackendState::Aside, 1)]),
             sessions_active: 7,

@@ -35,12 +35,15 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// One service for as long as the process lives: the same in every snapshot, and never given to
-/// another service, so a session can keep it whatever else comes and goes. At most 65,534.
+/// One service for as long as it has sessions: the same in every snapshot, and given to another service
+/// only long after this one has gone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServiceId(pub u16);
 
 impl ServiceId {
+    /// No service has this number: whoever comes to a door of it is turned away.
+    pub const NOBODY: ServiceId = ServiceId(u16::MAX - 1);
+
     /// The built-in service of a protocol: it serves the users of that protocol's door, and a message
     /// that names only the protocol means it.
     pub const fn built_in(protocol: Protocol) -> ServiceId {
@@ -61,6 +64,13 @@ impl ServiceId {
 /// all of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DoorId(pub u16);
+
+/// A door that a user has come in by, and the service that the user was admitted for there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Doorway {
+    pub door: DoorId,
+    pub service: ServiceId,
+}
 
 /// One registration. Never used again in the life of a process, so a late report about a backend
 /// that left cannot be taken for one about its successor.

@@ -1,15 +1,14 @@
-//! The API doors at which a request's host and path decide which service it is for. Owns which services
+//! The API doors, where a request's host and path may decide which service it is for. Owns which services
 //! share a door; what their claims mean is `route`'s.
 //!
-//! A door goes by the service that its users are admitted for: of those that listen there, the one with
-//! the lowest number. Where that one is alone and claims every request there are no routes, and nothing is
-//! looked up.
+//! Users are admitted for one of the services that listen at a door, whichever their requests are for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use super::ServiceId;
 use super::route::{Claim, Conflict, Host, Routes};
+use super::{DoorId, Doorway, Protocol, ServiceId};
 
 /// An API service, where it listens, and what it claims at each of these doors.
 #[derive(Clone, Debug)]
@@ -28,61 +27,94 @@ impl Claimant {
     }
 }
 
-/// Why the services cannot share their doors.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Fault {
-    /// Two services claim the same at one door.
-    Conflict(Conflict),
-    /// This service would stand for both doors, but they are not shared by the same services.
-    Unequal { service: ServiceId, doors: [SocketAddr; 2] },
+/// What the requests at one door are for.
+#[derive(Clone, Debug)]
+pub enum Routing {
+    /// All of them are for this service, and nothing is looked up.
+    All(ServiceId),
+    Split(Arc<Routes>),
 }
 
-/// The routes of every API door that has any.
+/// What the requests at each listening address of API services are for.
 #[derive(Default, Debug)]
-pub struct Doors(BTreeMap<ServiceId, Routes>);
+pub struct Claimed(BTreeMap<Address, Routing>);
+
+/// With its service where the port is 0: one that the kernel is to choose is never another's.
+type Address = (SocketAddr, Option<ServiceId>);
+
+fn address(listen: SocketAddr, service: ServiceId) -> Address {
+    (listen, (listen.port() == 0).then_some(service))
+}
+
+impl Claimed {
+    /// What these services claim; `common` is where those listen that name no door.
+    ///
+    /// # Errors
+    /// Two claims at one door that leave it open which service a request is for.
+    pub fn of(common: Option<SocketAddr>, claimants: &[Claimant]) -> Result<Claimed, Conflict> {
+        let mut at = BTreeMap::<Address, Vec<&Claimant>>::new();
+        for claimant in claimants {
+            let own = |door: &SocketAddr| address(*door, claimant.service);
+            let common = common.filter(|_| claimant.listen.is_empty());
+            let common = common.map(|door| address(door, ServiceId::built_in(Protocol::Api)));
+            for door in claimant.listen.iter().map(own).chain(common) {
+                at.entry(door).or_default().push(claimant);
+            }
+        }
+        let routing = |sharing: Vec<&Claimant>| match sharing[..] {
+            [only] if only.claims_everything() => Ok(Routing::All(only.service)),
+            _ => {
+                let claims = sharing.iter().flat_map(|claimant| claimant.claims.clone());
+                Ok(Routing::Split(Arc::new(Routes::new(claims)?)))
+            }
+        };
+        let all = at.into_iter().map(|(at, sharing)| Ok((at, routing(sharing)?)));
+        all.collect::<Result<_, _>>().map(Claimed)
+    }
+
+    /// What the requests at this address, where the service listens, are for.
+    pub fn at(&self, listen: SocketAddr, service: ServiceId) -> Option<&Routing> {
+        self.0.get(&address(listen, service))
+    }
+}
+
+/// The routing of every open API door.
+#[derive(Clone, Default, Debug)]
+pub struct Doors(
+    /// By the number of its id.
+    Vec<Option<Routing>>,
+);
 
 impl Doors {
-    /// Doors of these services; `common` is where those listen that name no door. Refuses what would
-    /// leave it open which service a request is for.
-    pub fn new(common: Option<SocketAddr>, claimants: &[Claimant]) -> Result<Doors, Fault> {
-        type Sharing<'a> = BTreeMap<ServiceId, &'a Claimant>;
-        let mut at = BTreeMap::<(SocketAddr, Option<ServiceId>), Sharing<'_>>::new();
-        for claimant in claimants {
-            let service = claimant.service;
-            // A port that the kernel is to choose is never another's.
-            let own = |door: &SocketAddr| (*door, (door.port() == 0).then_some(service));
-            let common = common.filter(|_| claimant.listen.is_empty()).map(|door| (door, None));
-            for door in claimant.listen.iter().map(own).chain(common) {
-                at.entry(door).or_default().insert(service, claimant);
-            }
+    pub fn set(&mut self, door: DoorId, routing: Routing) {
+        let place = usize::from(door.0);
+        if self.0.len() <= place {
+            self.0.resize(place + 1, None);
         }
-        let mut doors = Doors::default();
-        let mut known = BTreeMap::<ServiceId, (SocketAddr, BTreeSet<ServiceId>)>::new();
-        for ((address, _), sharing) in at {
-            let Some(first) = sharing.values().next() else { continue };
-            let service = first.service;
-            let ids = sharing.keys().copied().collect();
-            match known.get(&service) {
-                Some((_, others)) if *others == ids => continue,
-                Some((other, _)) => {
-                    return Err(Fault::Unequal { service, doors: [*other, address] });
-                }
-                None => drop(known.insert(service, (address, ids))),
-            }
-            if sharing.len() > 1 || !first.claims_everything() {
-                let claims = sharing.values().flat_map(|claimant| claimant.claims.clone());
-                doors.0.insert(service, Routes::new(claims).map_err(Fault::Conflict)?);
-            }
-        }
-        Ok(doors)
+        self.0[place] = Some(routing);
     }
 
-    /// The routes of a door, by the service that its users are admitted for. `None`: every request there
-    /// is for that service.
+    /// Which requests of a user are for whom. One whose door is not known is its service's.
     #[inline]
-    pub fn routes(&self, door: ServiceId) -> Option<&Routes> {
-        self.0.get(&door)
+    pub fn at(&self, user: Doorway) -> Requests<'_> {
+        match self.0.get(usize::from(user.door.0)) {
+            Some(Some(Routing::Split(routes))) => Requests::Split(routes),
+            Some(Some(Routing::All(service))) => Requests::All(*service),
+            _ => Requests::All(user.service),
+        }
     }
+
+    /// The routing of a door, to be kept while its last users are served.
+    pub fn get(&self, door: DoorId) -> Option<&Routing> {
+        self.0.get(usize::from(door.0))?.as_ref()
+    }
+}
+
+/// The requests of one user.
+#[derive(Clone, Copy, Debug)]
+pub enum Requests<'a> {
+    All(ServiceId),
+    Split(&'a Routes),
 }
 
 #[cfg(test)]
@@ -101,39 +133,59 @@ mod tests {
         let claim =
             |host: &Host, path: &str| Claim { host: host.clone(), path: path.into(), service };
         let claims = hosts.flat_map(|host| paths.iter().map(move |path| claim(&host, path)));
-        let listen = ports.iter().map(|port| ([192, 0, 2, 1], *port).into());
+        let listen = ports.iter().map(|port| at(*port));
         Claimant { service, listen: listen.collect(), claims: claims.collect() }
     }
 
-    fn found(doors: &Doors, door: ServiceId, host: &str, path: &str) -> Option<ServiceId> {
-        doors.routes(door).unwrap().find(host.as_bytes(), path.as_bytes())
+    fn at(port: u16) -> SocketAddr {
+        ([192, 0, 2, 1], port).into()
+    }
+
+    fn claimed(common: Option<u16>, claimants: &[Claimant]) -> Claimed {
+        Claimed::of(common.map(at), claimants).unwrap()
+    }
+
+    /// For whom a request at a port of a service is.
+    fn found(
+        claimed: &Claimed,
+        (port, of): (u16, ServiceId),
+        host: &str,
+        path: &str,
+    ) -> Option<ServiceId> {
+        match claimed.at(at(port), of).unwrap() {
+            Routing::All(service) => Some(*service),
+            Routing::Split(routes) => routes.find(host.as_bytes(), path.as_bytes()),
+        }
     }
 
     #[test]
     fn services_whose_ports_the_kernel_chooses_share_no_door() {
-        let doors = Doors::new(
-            None,
-            &[claimant(SHOP, &[0], &[""], &[""]), claimant(BLOG, &[0], &[""], &[""])],
-        );
-        let doors = doors.unwrap();
-        assert!(doors.routes(SHOP).is_none() && doors.routes(BLOG).is_none());
+        let all = [claimant(SHOP, &[0], &[""], &[""]), claimant(BLOG, &[0], &[""], &[""])];
+        let claimed = claimed(None, &all);
+        for service in [SHOP, BLOG] {
+            let routing = claimed.at(at(0), service);
+            assert!(matches!(routing, Some(Routing::All(only)) if *only == service));
+        }
     }
 
     #[test]
     fn a_door_of_one_service_that_claims_everything_needs_no_routes() {
         for paths in [&[""][..], &["/"]] {
-            let doors = Doors::new(
+            let claimed = claimed(
                 None,
                 &[claimant(API, &[80], &[""], &[""]), claimant(SHOP, &[81, 82], &[""], paths)],
             );
-            let doors = doors.unwrap();
-            assert!(doors.routes(API).is_none() && doors.routes(SHOP).is_none());
+            for (port, service) in [(80, API), (81, SHOP), (82, SHOP)] {
+                let routing = claimed.at(at(port), service);
+                assert!(matches!(routing, Some(Routing::All(only)) if *only == service));
+            }
+            assert!(claimed.at(at(83), SHOP).is_none());
         }
     }
 
     #[test]
     fn the_rest_of_a_door_is_for_whoever_claims_it_there() {
-        let doors = Doors::new(
+        let claimed = claimed(
             None,
             &[
                 claimant(API, &[80], &[""], &[""]),
@@ -141,73 +193,82 @@ mod tests {
                 claimant(SHOP, &[80], &["shop.example", "*.shop.example"], &["/api", "/cart"]),
             ],
         );
-        let doors = doors.unwrap();
-        assert_eq!(found(&doors, API, "blog.example", "/"), Some(BLOG));
-        assert_eq!(found(&doors, API, "other.example", "/"), Some(API));
+        let common = (80, API);
+        assert_eq!(found(&claimed, common, "blog.example", "/"), Some(BLOG));
+        assert_eq!(found(&claimed, common, "other.example", "/"), Some(API));
         for host in ["shop.example", "www.shop.example"] {
             for path in ["/api", "/cart/1"] {
-                assert_eq!(found(&doors, API, host, path), Some(SHOP));
+                assert_eq!(found(&claimed, common, host, path), Some(SHOP));
             }
-            assert_eq!(found(&doors, API, host, "/"), None, "the host is claimed, the path is not");
+            let other = found(&claimed, common, host, "/");
+            assert_eq!(other, None, "the host is claimed, the path is not");
         }
-        assert_eq!(found(&doors, BLOG, "blog.example", "/"), Some(BLOG));
-        assert_eq!(found(&doors, BLOG, "other.example", "/"), None, "nobody claims the rest there");
-        assert!(doors.routes(API).unwrap().by_path() && !doors.routes(BLOG).unwrap().by_path());
+        let own = (81, BLOG);
+        assert_eq!(found(&claimed, own, "blog.example", "/"), Some(BLOG));
+        assert_eq!(
+            found(&claimed, own, "other.example", "/"),
+            None,
+            "nobody claims the rest there"
+        );
+        for ((port, of), by_path) in [(common, true), (own, false)] {
+            let Some(Routing::Split(routes)) = claimed.at(at(port), of) else { panic!("{port}") };
+            assert_eq!(routes.by_path(), by_path);
+        }
     }
 
     #[test]
     fn equal_claims_at_one_door_are_refused_and_at_two_they_are_not() {
         let claims = |ports: &[u16]| {
-            Doors::new(
+            Claimed::of(
                 None,
                 &[claimant(API, &[80], &[""], &[""]), claimant(SHOP, ports, &[""], &[""])],
             )
         };
         let services = [API, SHOP];
         let conflict = Conflict { host: Host::Rest, path: "".into(), services };
-        assert_eq!(claims(&[80]).unwrap_err(), Fault::Conflict(conflict));
+        assert_eq!(claims(&[80]).unwrap_err(), conflict);
         assert!(claims(&[81]).is_ok());
     }
 
     #[test]
     fn services_without_a_door_share_the_common_one_and_a_chosen_port_is_never_shared() {
         for port in [0, 80] {
-            let common = Some(([192, 0, 2, 1], port).into());
-            let doors = Doors::new(
-                common,
+            let claimed = claimed(
+                Some(port),
                 &[
                     claimant(API, &[], &[""], &[""]),
                     claimant(SHOP, &[], &["shop.example"], &[""]),
                     claimant(BLOG, &[port], &["blog.example"], &[""]),
                 ],
             );
-            let doors = doors.unwrap();
-            assert_eq!(found(&doors, API, "shop.example", "/"), Some(SHOP));
+            assert_eq!(found(&claimed, (port, API), "shop.example", "/"), Some(SHOP));
             let blog = if port == 0 { API } else { BLOG };
-            assert_eq!(found(&doors, API, "blog.example", "/"), Some(blog));
-            assert_eq!(doors.routes(BLOG).is_some(), port == 0, "a door of its own");
+            assert_eq!(found(&claimed, (port, API), "blog.example", "/"), Some(blog));
+            assert_eq!(found(&claimed, (port, BLOG), "blog.example", "/"), Some(BLOG));
         }
     }
 
     #[test]
-    fn a_service_does_not_stand_for_two_doors_that_differ() {
-        let doors = Doors::new(
+    fn doors_of_one_service_may_be_shared_with_different_others() {
+        let claimed = claimed(
             None,
             &[
                 claimant(SHOP, &[80, 81], &["shop.example"], &[""]),
                 claimant(BLOG, &[81], &["blog.example"], &[""]),
             ],
         );
-        let [one, other] = [80, 81].map(|port| ([192, 0, 2, 1], port).into());
-        let fault = Fault::Unequal { service: SHOP, doors: [one, other] };
-        assert_eq!(doors.unwrap_err(), fault);
-        let doors = Doors::new(
-            None,
-            &[
-                claimant(SHOP, &[80, 81], &["shop.example"], &[""]),
-                claimant(BLOG, &[80, 81], &["blog.example"], &[""]),
-            ],
-        );
-        assert_eq!(found(&doors.unwrap(), SHOP, "blog.example", "/"), Some(BLOG));
+        assert_eq!(found(&claimed, (80, SHOP), "blog.example", "/"), None);
+        assert_eq!(found(&claimed, (81, SHOP), "blog.example", "/"), Some(BLOG));
+    }
+
+    #[test]
+    fn a_user_whose_door_is_not_known_is_its_services() {
+        let mut doors = Doors::default();
+        doors.set(DoorId(2), Routing::All(BLOG));
+        for (door, service) in [(0, SHOP), (2, BLOG), (3, SHOP)] {
+            let user = Doorway { door: DoorId(door), service: SHOP };
+            assert!(matches!(doors.at(user), Requests::All(found) if found == service), "{door}");
+        }
+        assert!(doors.get(DoorId(1)).is_none() && doors.get(DoorId(2)).is_some());
     }
 }

@@ -19,7 +19,7 @@ pub mod snapshot;
 pub mod source;
 pub mod turn;
 
-pub use backend::{Backend, BackendId, DoorId, Protocol, ServiceId, Standing, WEIGHT_MAX};
+pub use backend::{Backend, BackendId, DoorId, Doorway, Protocol, ServiceId, Standing, WEIGHT_MAX};
 pub use doors::Doors;
 pub use gate::{Barrier, Limits};
 pub use service::{

@@ -98,6 +98,8 @@ pub enum Fault {
         backend: BackendId,
     },
     WeightOutOfRange,
+    /// The service has been removed.
+    Removed,
     /// It named no group, or none of the service.
     Group {
         service: Arc<str>,
@@ -125,6 +127,7 @@ impl fmt::Display for Fault {
                 write!(out, "{service} {address} is not registered {}", by.own_way())
             }
             Fault::Unknown { backend } => write!(out, "no backend {backend} is registered"),
+            Fault::Removed => write!(out, "the service has been removed"),
             Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
             Fault::Enough { service, backends } => {
                 write!(out, "service {service} takes {backends} backends at most, and has them")
@@ -194,6 +197,14 @@ struct Roster {
     members: BTreeSet<BackendId>,
     /// Whether something about its backends has changed since.
     is_stale: bool,
+    /// Nobody finds it by its name any more.
+    is_leaving: bool,
+}
+
+impl Roster {
+    fn new(service: Service) -> Roster {
+        Roster { service, members: BTreeSet::new(), is_stale: true, is_leaving: false }
+    }
 }
 
 /// The services and their backends.
@@ -220,11 +231,7 @@ impl Registry {
     /// at most; one that has left keeps its place until its sessions have ended.
     pub fn new(places: usize, services: &[Service]) -> Registry {
         let last = u16::try_from(places).expect("places are numbered with 16 bits");
-        let roster = |service: &Service| Roster {
-            service: service.clone(),
-            members: BTreeSet::new(),
-            is_stale: true,
-        };
+        let roster = |service: &Service| Roster::new(service.clone());
         Registry {
             rosters: services.iter().map(|service| (service.id, roster(service))).collect(),
             entries: BTreeMap::new(),
@@ -277,6 +284,9 @@ impl Registry {
 
     /// Whether a registration would be accepted as things stand.
     pub fn check(&self, wanted: &Registration) -> Result<(), Fault> {
+        if !self.is_known(wanted.service) {
+            return Err(Fault::Removed);
+        }
         if wanted.weight == 0 || wanted.weight > WEIGHT_MAX {
             return Err(Fault::WeightOutOfRange);
         }
@@ -361,11 +371,52 @@ impl Registry {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service
     }
 
-    /// Gives each service its terms. Returns whether workers would see a difference, like
+    pub fn find_service(&self, id: ServiceId) -> Option<&Service> {
+        self.rosters.get(&id).map(|roster| &roster.service)
+    }
+
+    /// Whether this service is here to stay.
+    pub fn is_known(&self, id: ServiceId) -> bool {
+        self.rosters.get(&id).is_some_and(|roster| !roster.is_leaving)
+    }
+
+    pub fn has_service(&self, id: ServiceId) -> bool {
+        self.rosters.contains_key(&id)
+    }
+
+    /// Adds a service without backends, under a number that no other has.
+    pub fn add(&mut self, service: Service) {
+        let before = self.rosters.insert(service.id, Roster::new(service));
+        debug_assert!(before.is_none(), "numbers of services are not given twice");
+    }
+
+    /// A service is to leave: it is not found by its name any more, nobody joins it, and its terms stay as
+    /// they are.
+    pub fn retire(&mut self, id: ServiceId) {
+        self.roster(id).is_leaving = true;
+    }
+
+    /// Removes a service without backends and sessions. Returns its name.
+    pub fn forget(&mut self, id: ServiceId) -> Arc<str> {
+        let roster = self.rosters.remove(&id).expect("a service leaves once");
+        debug_assert!(roster.members.is_empty(), "its backends leave first");
+        roster.service.name
+    }
+
+    /// The backends of a service, in the order of registration.
+    pub fn members(&self, id: ServiceId) -> impl Iterator<Item = BackendId> {
+        self.rosters.get(&id).into_iter().flat_map(|roster| roster.members.iter().copied())
+    }
+
+    fn staying(&mut self) -> impl Iterator<Item = &mut Roster> {
+        self.rosters.values_mut().filter(|roster| !roster.is_leaving)
+    }
+
+    /// Gives each service that stays its terms. Returns whether workers would see a difference, like
     /// [`Applied::changed`].
     pub fn agree(&mut self, terms_of: impl Fn(&Service) -> Terms) -> bool {
         let mut changed = false;
-        for roster in self.rosters.values_mut() {
+        for roster in self.rosters.values_mut().filter(|roster| !roster.is_leaving) {
             let terms = terms_of(&roster.service);
             let before = std::mem::replace(&mut roster.service.terms, terms);
             let terms = &roster.service.terms;
@@ -383,7 +434,7 @@ impl Registry {
     /// difference.
     pub fn let_in<'u>(&mut self, users_of: impl Fn(&Service) -> &'u [IpNet]) -> bool {
         let mut changed = false;
-        for roster in self.rosters.values_mut() {
+        for roster in self.staying() {
             let users = users_of(&roster.service);
             if *roster.service.users != *users {
                 roster.service.users = users.into();
@@ -403,6 +454,11 @@ impl Registry {
             roster.is_stale = true;
         }
         changed
+    }
+
+    /// The services that are not about to leave, in the order of their ids.
+    pub fn known(&self) -> impl Iterator<Item = &Service> {
+        self.rosters.values().filter(|roster| !roster.is_leaving).map(|roster| &roster.service)
     }
 
     /// Every service, in the order of their ids.

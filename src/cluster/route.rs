@@ -64,7 +64,7 @@ impl fmt::Display for Host {
 }
 
 /// A service's claim to a host's requests below a path. The path `/` or an empty one is all of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Claim {
     pub host: Host,
     pub path: Box<str>,

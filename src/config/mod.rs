@@ -7,6 +7,7 @@ pub mod file;
 pub mod joining;
 pub mod keys;
 pub mod kinds;
+pub mod plans;
 pub mod reload;
 pub mod rules;
 mod service_kinds;

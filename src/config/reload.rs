@@ -2,9 +2,10 @@
 //! which take effect at once. Pure, so that the outcome of a reload is known before it is carried
 //! out.
 
-use super::Config;
 use super::keys::{Effect, KEYS, Key};
 use super::services::{SERVICE_KEYS, ServiceConfig};
+use super::{Config, plans};
+use crate::cluster::{Protocol, ServiceId};
 
 /// The outcome of a reload.
 #[derive(Clone, PartialEq, Debug)]
@@ -18,34 +19,71 @@ pub struct Transition {
     pub after_restart: Vec<String>,
 }
 
-/// Applies what can change while sessions run.
-pub fn between(running: &Config, wanted: &Config) -> Transition {
-    let mut transition =
-        Transition { config: running.clone(), now: Vec::new(), after_restart: Vec::new() };
-    let mut lines = Lines::default();
-    lines.compare(KEYS, "", running, wanted, &mut transition.config);
-    for service in &wanted.services {
-        let is_it = |other: &&ServiceConfig| other.name == service.name;
-        let before = running.services.iter().find(is_it);
-        let taken = transition.config.services.iter_mut().find(|it| it.name == service.name);
-        let (Some(before), Some(taken)) = (before, taken) else {
-            lines.after_restart.push(format!("service.{} is new", service.name));
+/// The protocols for whose users the balancer has set memory aside, which it does once, when it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    udp: bool,
+    api: bool,
+}
+
+impl Prepared {
+    /// For the users who come by the doors of these settings.
+    pub fn for_doors_of(config: &Config) -> Prepared {
+        let [_, udp, api] = Protocol::ALL.map(|protocol| plans::has_door(config, protocol));
+        Prepared { udp, api }
+    }
+
+    fn is_for(self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Tcp => true,
+            Protocol::Udp => self.udp,
+            Protocol::Api => self.api,
+        }
+    }
+}
+
+/// Applies what can change while sessions run. `number` gives each new service a number.
+///
+/// # Errors
+/// One sentence for the operator: a change that is not possible, whenever it is made.
+pub fn between(
+    running: &Config,
+    wanted: &Config,
+    prepared: Prepared,
+    number: &mut dyn FnMut() -> Result<ServiceId, String>,
+) -> Result<Transition, String> {
+    let (mut config, mut lines) = (running.clone(), Lines::default());
+    lines.compare(KEYS, "", running, wanted, &mut config);
+    let new = |service: &&ServiceConfig| running.find_service(&service.name).is_none();
+    config.services.clear();
+    // Those that stay keep their place, so that a door which API services share stays the same one's.
+    for before in &running.services {
+        let ServiceConfig { name, protocol, .. } = before;
+        let Some(service) = wanted.find_service(name) else {
+            lines.now.push(format!("service.{name} is gone"));
             continue;
         };
-        if before.protocol != service.protocol {
-            // The rest of the table is meant for users of the other kind.
-            let (name, protocol) = (&service.name, service.protocol);
-            lines.after_restart.push(format!("service.{name}.protocol = \"{protocol}\""));
-            continue;
+        if service.protocol != *protocol {
+            return Err(format!(
+                "service.{name}.protocol is {protocol} while users are served, not {}: give the new \
+                 service another name",
+                service.protocol
+            ));
         }
-        lines.compare(SERVICE_KEYS, &format!("service.{}.", service.name), before, service, taken);
+        let mut taken = before.clone();
+        lines.compare(SERVICE_KEYS, &format!("service.{name}."), before, service, &mut taken);
+        config.services.push(taken);
     }
-    for service in &running.services {
-        if !wanted.services.iter().any(|it| it.name == service.name) {
-            lines.after_restart.push(format!("service.{} is gone", service.name));
+    for service in wanted.services.iter().filter(new) {
+        let (name, protocol) = (&service.name, service.protocol);
+        if prepared.is_for(protocol) {
+            lines.now.push(format!("service.{name} is new"));
+            config.services.push(ServiceConfig { id: number()?, ..service.clone() });
+        } else {
+            lines.after_restart.push(format!("service.{name} is the first {protocol} service"));
         }
     }
-    Transition { now: lines.now, after_restart: lines.after_restart, ..transition }
+    Ok(Transition { config, now: lines.now, after_restart: lines.after_restart })
 }
 
 /// What has changed, as it is told.
@@ -84,14 +122,21 @@ impl Lines {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::Listen;
     use super::super::file::{self, tests::EVERY_SETTING_CHANGED};
     use super::*;
 
+    /// The outcome where new services get the numbers 100, 101 and so on.
+    pub fn change(running: &Config, wanted: &Config) -> Result<Transition, String> {
+        let mut numbers = (100..).map(ServiceId);
+        let prepared = Prepared::for_doors_of(&Config::default());
+        between(running, wanted, prepared, &mut || Ok(numbers.next().unwrap()))
+    }
+
     #[test]
     fn the_same_settings_again_change_nothing() {
-        let transition = between(&Config::default(), &Config::default());
+        let transition = change(&Config::default(), &Config::default()).unwrap();
         assert_eq!(transition.config, Config::default());
         assert!(transition.now.is_empty() && transition.after_restart.is_empty());
     }
@@ -133,7 +178,7 @@ mod tests {
     #[test]
     fn a_reload_applies_only_what_takes_effect_at_once() {
         let wanted = file::read("lb.toml", EVERY_SETTING_CHANGED).unwrap();
-        let transition = between(&Config::default(), &wanted);
+        let transition = change(&Config::default(), &wanted).unwrap();
         for key in KEYS {
             let line = format!("{} = {}", key.path(), key.show(&wanted));
             let taken = key.effect == Effect::Now;

@@ -8,9 +8,9 @@ use ipnet::IpNet;
 
 use super::Config;
 use super::services::{CheckConfig, CheckKind, ServiceConfig, StaticBackend};
-use crate::cluster::doors::{self, Claimant};
-use crate::cluster::route::{self, Host};
-use crate::cluster::{Doors, FALLBACKS_MAX, Protocol, ServiceId};
+use crate::cluster::doors::{Claimant, Claimed};
+use crate::cluster::route::{self, Conflict, Host};
+use crate::cluster::{FALLBACKS_MAX, Protocol, ServiceId};
 use crate::metrics::BACKENDS_MAX;
 
 /// Whether the settings are consistent.
@@ -255,7 +255,7 @@ fn services(config: &Config) -> Result<(), String> {
         }
     }
     proxies(config)?;
-    doors(config).map(drop)
+    claims(config).map(drop)
 }
 
 /// The fallback of a service must be another API service, and the chain of theirs must end.
@@ -371,7 +371,7 @@ fn proxies(config: &Config) -> Result<(), String> {
 ///
 /// # Errors
 /// One sentence that names the services and the fix.
-pub fn doors(config: &Config) -> Result<Doors, String> {
+pub fn claims(config: &Config) -> Result<Claimed, String> {
     let built_in = config.listen.api.map(|_| {
         let service = ServiceId::built_in(Protocol::Api);
         let claims = vec![route::Claim { host: Host::Rest, path: "".into(), service }];
@@ -381,30 +381,21 @@ pub fn doors(config: &Config) -> Result<Doors, String> {
     let claimants =
         named.map(|it| Claimant { service: it.id, listen: it.listen.clone(), claims: it.claims() });
     let claimants: Vec<Claimant> = built_in.into_iter().chain(claimants).collect();
-    Doors::new(config.listen.api, &claimants).map_err(|fault| sentence(config, &fault))
+    Claimed::of(config.listen.api, &claimants).map_err(|conflict| sentence(config, &conflict))
 }
 
-fn sentence(config: &Config, fault: &doors::Fault) -> String {
+fn sentence(config: &Config, conflict: &Conflict) -> String {
     let name = |id: &ServiceId| {
         let named = config.services.iter().find(|service| service.id == *id);
         named.map_or(Protocol::Api.name(), |service| &service.name)
     };
-    match fault {
-        doors::Fault::Conflict(conflict) => {
-            let [one, other] = conflict.services.each_ref().map(name);
-            let path = if conflict.path.is_empty() { "/" } else { &conflict.path };
-            format!(
-                "services {one} and {other} both claim {} and the path {path} at one door: give one of \
-                 them other hosts or paths",
-                conflict.host
-            )
-        }
-        doors::Fault::Unequal { service, doors: [one, other] } => format!(
-            "service {} shares its doors {one} and {other} with different services: give those that \
-             share a door the same `listen`",
-            name(service)
-        ),
-    }
+    let [one, other] = conflict.services.each_ref().map(name);
+    let path = if conflict.path.is_empty() { "/" } else { &conflict.path };
+    format!(
+        "services {one} and {other} both claim {} and the path {path} at one door: give one of them other \
+         hosts or paths",
+        conflict.host
+    )
 }
 
 fn collide(one: SocketAddr, two: SocketAddr) -> bool {

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -18,7 +19,9 @@ use super::service_kinds::{
 pub use super::service_kinds::{Expected, GroupShare, NAME_BYTES_MAX, StaticBackend};
 use super::{Config, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
-use crate::cluster::{Limits, Protocol, RequestLimits, ServiceId, Terms, Timeouts, WhenAllFail};
+use crate::cluster::{
+    Limits, Protocol, RequestLimits, Service, ServiceId, Terms, Timeouts, WhenAllFail, groups,
+};
 use crate::metrics::BACKENDS_MAX;
 
 /// Named services, at most.
@@ -209,12 +212,43 @@ impl ServiceConfig {
     }
 }
 
+/// Gives numbers to services, each one that no other has had for as long as possible: what is still said of a
+/// service that has gone must not be taken for its successor's.
+#[derive(Debug)]
+pub struct ServiceIds {
+    last: u16,
+}
+
+impl ServiceIds {
+    /// Numbers behind those of these settings.
+    pub fn behind(config: &Config) -> ServiceIds {
+        ServiceIds { last: config.last_service().0 }
+    }
+
+    /// The next number that is not taken, round and round. There must be one.
+    pub fn next(&mut self, is_taken: impl Fn(ServiceId) -> bool) -> ServiceId {
+        loop {
+            self.last = match self.last + 1 {
+                next if next < ServiceId::NOBODY.0 => next,
+                _ => Protocol::ALL.len() as u16,
+            };
+            if !is_taken(ServiceId(self.last)) {
+                return ServiceId(self.last);
+            }
+        }
+    }
+}
+
 impl Config {
+    fn last_service(&self) -> ServiceId {
+        let built_in = ServiceId(Protocol::ALL.len() as u16 - 1);
+        self.services.iter().map(|it| it.id).max().unwrap_or(built_in)
+    }
+
     /// Adds a service behind those that are there, with the next number.
     pub fn add_service(&mut self, service: ServiceConfig) {
-        let built_in = ServiceId(Protocol::ALL.len() as u16 - 1);
-        let last = self.services.iter().map(|it| it.id).max().unwrap_or(built_in);
-        self.services.push(ServiceConfig { id: ServiceId(last.0 + 1), ..service });
+        let id = ServiceId(self.last_service().0 + 1);
+        self.services.push(ServiceConfig { id, ..service });
     }
 
     /// Has exactly these services, numbered in this order.
@@ -223,12 +257,33 @@ impl Config {
         services.into_iter().for_each(|service| self.add_service(service));
     }
 
+    /// A service as its table describes it, before anybody has joined. It has the seats of `kin`.
+    pub fn new_service(&self, table: &ServiceConfig, kin: &Service) -> Service {
+        Service {
+            id: table.id,
+            name: table.name.as_str().into(),
+            kind: table.protocol,
+            terms: self.terms_of(table),
+            groups: groups::regrouped(&[], &table.shares()),
+            turn: Arc::default(),
+            seats: Arc::clone(&kin.seats),
+            gate: Arc::default(),
+            users: table.users.as_slice().into(),
+            pool: Arc::default(),
+        }
+    }
+
+    /// The table of the service of this name.
+    pub fn find_service(&self, name: &str) -> Option<&ServiceConfig> {
+        self.services.iter().find(|service| service.name == name)
+    }
+
     /// The number of an API service that serves as a fallback.
     pub fn api_service(&self, name: &str) -> Option<ServiceId> {
         if name == Protocol::Api.name() {
             return Some(ServiceId::built_in(Protocol::Api));
         }
-        self.services.iter().find(|service| service.name == name).map(|service| service.id)
+        self.find_service(name).map(|service| service.id)
     }
 
     /// The table of a service; a built-in one has none.
@@ -284,12 +339,12 @@ impl Config {
 /// `[service.NAME.check]`.
 pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConfig;
     "" "protocol", protocol: Word(PROTOCOLS), Restart,
-        "What its users speak: `\"tcp\"`, `\"udp\"` or `\"api\"` (HTTP/1.1). Required.";
-    "" "listen", listen: Doors, Restart,
+        "What its users speak: `\"tcp\"`, `\"udp\"` or `\"api\"` (HTTP/1.1). Required, and the same for as long as the name is in use.";
+    "" "listen", listen: Doors, Now,
         "Where its users come in, written like `listen.tcp`, one or a list. Required but for an API service, which otherwise shares the door of `listen.api`.";
-    "" "hosts", hosts: Hosts, Restart,
+    "" "hosts", hosts: Hosts, Now,
         "Hosts whose requests an API service takes, exact or `*.` with one label or more in front; empty takes what nobody else claims at its door.";
-    "" "paths", paths: Paths, Restart,
+    "" "paths", paths: Paths, Now,
         "Paths that an API service takes of these hosts, each with everything below it, whole segments; empty takes all.";
     "" "proxy_from", proxy_from: Networks, Now,
         "As `listen.proxy_from`, for the doors in `listen`: networks of proxies that must begin each TCP or API connection with a PROXY header. API services that share a door must agree.";

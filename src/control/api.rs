@@ -369,6 +369,10 @@ pub enum Reply {
         about: About,
         left: u64,
     },
+    /// The service of one of the peer's backends has been removed; the backend drains.
+    Removed {
+        about: About,
+    },
     Drained {
         about: About,
     },
@@ -524,6 +528,7 @@ impl Reply {
             Reply::Draining { about, left } => {
                 Message { event: Some("draining"), left: Some(*left), ..none().about(about) }
             }
+            Reply::Removed { about } => Message { event: Some("removed"), ..none().about(about) },
             Reply::Drained { about } => Message { event: Some("drained"), ..none().about(about) },
             Reply::Listed { service, backends, more } => Message {
                 service: service.as_deref(),

@@ -28,7 +28,7 @@ use super::rights::Keys;
 use super::services;
 use super::status::Doors;
 use crate::base::time::Now;
-use crate::cluster::registry::{Change, Registration};
+use crate::cluster::registry::{self, Change, Registration};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Protocol, ServiceId};
 use lists::Listing;
@@ -485,6 +485,10 @@ impl Conversation {
     }
 
     fn tried(&mut self, wanted: Registration, result: Result<(), String>) {
+        // A reload may have removed the service while the port was tried.
+        if !self.hub.borrow().registry.has_service(wanted.service) {
+            return self.fail(&registry::Fault::Removed.to_string(), Some("register"), None);
+        }
         let about = self.about(&wanted);
         if let Err(msg) = result {
             self.hub.borrow().counters.backends_unreachable.one();

@@ -83,7 +83,7 @@ fn services(hub: &Hub, text: &mut Text) {
     let help =
         "Registered backends of this service in this state: serving, aside, failing or draining.";
     let name = text.family("service_", "backends", Kind::Gauge, help);
-    for service in hub.registry.services() {
+    for service in hub.registry.known() {
         for (state, count) in tally(service).by_state() {
             let (of, protocol, state) = (&service.name, &service.kind, &state.name());
             let labels: Labels<'_> = &[("service", of), ("protocol", protocol), ("state", state)];
@@ -92,7 +92,7 @@ fn services(hub: &Hub, text: &mut Text) {
     }
     let help = "Share of new users of a service's group relative to its other groups.";
     let name = text.family("service_", "group_share", Kind::Gauge, help);
-    for service in hub.registry.services() {
+    for service in hub.registry.known() {
         for group in service.groups.iter() {
             let labels: Labels<'_> = &[("service", &service.name), ("group", &group.name)];
             text.sample(&name, labels, group.share);
@@ -100,7 +100,7 @@ fn services(hub: &Hub, text: &mut Text) {
     }
     let help = "Sessions running on the backends of this service now.";
     let name = text.family("service_", "sessions_active", Kind::Gauge, help);
-    for service in hub.registry.services() {
+    for service in hub.registry.known() {
         let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
         text.sample(&name, labels, tally(service).sessions);
     }
@@ -110,7 +110,7 @@ fn services(hub: &Hub, text: &mut Text) {
 fn limits(hub: &Hub, text: &mut Text) {
     let help = "Most sessions that this service may have at once.";
     let name = text.family("service_", "sessions_limit", Kind::Gauge, help);
-    for service in hub.registry.services() {
+    for service in hub.registry.known() {
         if let Some(limit) = service.terms.limits.sessions {
             let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
             text.sample(&name, labels, limit);
@@ -119,7 +119,7 @@ fn limits(hub: &Hub, text: &mut Text) {
     let help = "Users of this service turned away, or requests, or datagrams that began no session, by the key \
         that kept them out: users, sessions or backend_sessions.";
     let name = text.family("service_", "turned_away", Kind::Counter, help);
-    for service in hub.registry.services() {
+    for service in hub.registry.known() {
         for barrier in Barrier::ALL {
             let (count, reason) = (service.gate.turned_away(barrier), &barrier);
             if count > 0 || service.has(barrier) {

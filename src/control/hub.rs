@@ -6,6 +6,7 @@
 mod changes;
 pub mod checking;
 mod listed;
+mod reloading;
 pub mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,13 +20,14 @@ use tracing::{error, info, warn};
 
 use super::api::About;
 use super::console::{self, Console, Lost, Name, Of, named};
+use super::doors::UserDoors;
 use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
 use super::mailbox::Mailbox;
 use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
-use super::status::{ReloadStatus, ShiftEnded};
+use super::status::ReloadStatus;
 use super::workers::{Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
@@ -39,6 +41,7 @@ use crate::session::EndReason;
 use crate::worker::link::{Order, Report};
 use checking::{Checking, is_failing};
 use listed::LeftOut;
+use reloading::Leaving;
 
 /// How often an order to end a backend's sessions is repeated while any are left.
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
@@ -108,8 +111,12 @@ pub struct Hub {
     pub departed: BTreeMap<BackendId, Departed>,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
+    /// The users' doors. A hub on its own has none.
+    pub doors: UserDoors,
     /// The outcome of the last reload, for the status.
     pub reload: ReloadStatus,
+    /// Services that are no longer in the settings.
+    leaving: BTreeMap<ServiceId, Leaving>,
     publication: Publication,
     /// Who has registered since the last publication; the log has yet to say so.
     unannounced: BTreeSet<BackendId>,
@@ -151,6 +158,8 @@ impl Hub {
             started: now,
             snapshot,
             reload: ReloadStatus::default(),
+            doors: UserDoors::default(),
+            leaving: BTreeMap::new(),
             publication: Publication::new(snapshots),
             unannounced: BTreeSet::new(),
             console: Console::default(),
@@ -243,6 +252,7 @@ impl Hub {
         self.advance_drains(now);
         self.release_departed(now);
         self.advance_endings();
+        self.advance_leaving(!more, now);
         self.retry_left_out(now);
         self.pulse.feel(&self.workers, now);
         self.sum_up_lines(now);
@@ -264,26 +274,6 @@ impl Hub {
             self.stop_until = Some(now.plus(lasts));
         }
         self.do_stop(step);
-    }
-
-    /// Applies new settings; the workers follow on their next turn. Returns the shifts that are over.
-    pub fn reloaded(&mut self, config: Config, now: Now) -> Vec<ShiftEnded> {
-        let other_terms = self.registry.agree(|service| config.terms_for(service.id));
-        let other_users = self.registry.let_in(|service| config.users_for(service.id));
-        let (other_shares, shifts_ended) = self.follow_shares(&config);
-        if other_terms
-            || other_users
-            || other_shares
-            || config.reports_sessions() != self.snapshot.report_sessions
-        {
-            self.publication.ask();
-        }
-        self.config = Arc::new(config);
-        self.follow_checks(now);
-        self.follow_file(now);
-        self.publish();
-        self.counters.reloads.one();
-        shifts_ended
     }
 
     /// The protocol of a service.
@@ -399,8 +389,8 @@ impl Hub {
                 }
                 Report::Refused { service, client, why } => {
                     let all_fail = is_failing(self.snapshot.pool(service));
-                    let of = Of::new(self.registry.service(service));
-                    self.console.user_refused(now, of, client, why, all_fail);
+                    let Some(service) = self.registry.find_service(service) else { continue };
+                    self.console.user_refused(now, Of::new(service), client, why, all_fail);
                 }
                 Report::OutOfRoom { shortage, backend, datagrams } => {
                     let service = backend.and_then(|id| self.backend(id)).map(|it| it.service);

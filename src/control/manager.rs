@@ -1,6 +1,7 @@
 //! The service manager that started the balancer, if one did: systemd's protocol of sd_notify(3), with
-//! the watchdog of systemd.service(5). Owns what it is told and when. A manager that leaves some hundred
-//! messages unread holds up the control core, but never a worker.
+//! the watchdog of systemd.service(5). Owns what it is told and when. A manager that does not read misses
+//! meals of the watchdog and status lines; only changes of the state
+//! wait for it, for a moment.
 
 use std::env;
 use std::ffi::OsStr;
@@ -19,6 +20,8 @@ use crate::base::time::Now;
 
 /// How often the status line that the manager shows is updated.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// How long a manager may take to make room for a message about the state.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How often the watchdog is fed within its timeout, so that one late tick does no harm.
 const MEALS: u32 = 4;
 
@@ -83,7 +86,7 @@ impl Manager {
         let turned = hub.workers.have_turned(&self.mark);
         if self.watchdog.as_mut().is_some_and(|watchdog| watchdog.is_due(now, turned)) {
             self.mark = hub.workers.mark();
-            tell(&[NotifyState::Watchdog]);
+            tell_if_read(&[NotifyState::Watchdog]);
         }
         if hub.stop != Stop::Serving && !self.stopping {
             self.stopping = true;
@@ -97,8 +100,7 @@ impl Manager {
     }
 
     fn show(&mut self, line: String) {
-        if line != self.line {
-            tell(&[NotifyState::Status(&line)]);
+        if line != self.line && tell_if_read(&[NotifyState::Status(&line)]) {
             self.line = line;
         }
     }
@@ -125,11 +127,24 @@ fn many(number: u64, thing: &str) -> String {
 }
 
 fn tell(states: &[NotifyState]) {
-    let Some(named) = env::var_os("NOTIFY_SOCKET") else { return };
-    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
     // A manager we cannot reach cannot be told so either; its own timeouts alert the operator.
-    let _ = place(&named)
-        .and_then(|manager| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &manager));
+    let _ = send(states, true);
+}
+
+/// Tells what will soon be told again. Returns whether there was room for it.
+fn tell_if_read(states: &[NotifyState]) -> bool {
+    send(states, false).is_ok()
+}
+
+fn send(states: &[NotifyState], patiently: bool) -> io::Result<()> {
+    let Some(named) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    match patiently {
+        true => socket.set_write_timeout(Some(PATIENCE))?,
+        false => socket.set_nonblocking(true)?,
+    }
+    socket.send_to_addr(message.as_bytes(), &place(&named)?).map(drop)
 }
 
 /// Where the manager listens: at a path or, after `@`, under a name in the abstract namespace, which

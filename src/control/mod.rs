@@ -21,6 +21,7 @@
 //! | backends that the configuration lists | `hub::listed` |
 //! | pure: how fast a connection may make changes | [`pace`] |
 //! | who may register for what, which address, and who makes room | [`auth`], [`rights`], [`home`], [`crowd`] |
+//! | pure: the users' doors, and the way to others | [`doors`] |
 //! | whether a data port accepts connections | [`probe`] |
 //! | services by their names | [`services`] |
 //! | what the workers are told and report, and when | [`workers`], [`publication`] |
@@ -40,6 +41,7 @@ pub mod console;
 pub mod conversation;
 pub mod crowd;
 pub mod door;
+pub mod doors;
 pub mod drain;
 pub mod exposition;
 pub mod frame;
@@ -81,6 +83,7 @@ use crate::worker::link::{ControlEnd, Order};
 use admin::{AdminDoor, Listener};
 use conversation::Shared;
 use door::ControlDoor;
+use doors::UserDoors;
 use hub::Hub;
 use manager::Manager;
 use reload::{Entrance, Reload};
@@ -107,6 +110,7 @@ pub struct Control {
     /// One per worker.
     pub ends: Vec<ControlEnd>,
     pub snapshots: Publisher<Snapshot>,
+    pub doors: UserDoors,
     /// Notified by workers after an urgent report.
     pub urgent: Arc<Notify>,
 }
@@ -160,15 +164,14 @@ impl Control {
         reload: Option<(Reload, mpsc::Receiver<()>)>,
         begin: impl Future<Output = io::Result<()>>,
     ) -> io::Result<()> {
-        let Control { config, listeners, ends, snapshots, urgent } = self;
-        let hub = Hub::new(Arc::clone(&config), Workers::new(ends), snapshots, Now::read());
+        let Control { config, listeners, ends, snapshots, doors, urgent } = self;
+        let mut hub = Hub::new(Arc::clone(&config), Workers::new(ends), snapshots, Now::read());
+        hub.doors = doors;
         let hub = Rc::new(RefCell::new(hub));
         let outcome = runtime().and_then(|runtime| {
             runtime.block_on(async {
                 begin.await?;
-                hub.borrow_mut().follow_file(Now::read());
-                // Whoever hears that the balancer is ready finds the listed backends there.
-                hub.borrow_mut().publish();
+                hub.borrow_mut().start(Now::read());
                 let entrance = Entrance::new(&config).map_err(io::Error::other)?;
                 let entrance = Rc::new(RefCell::new(entrance));
                 open(&hub, &entrance, &config, listeners)?;

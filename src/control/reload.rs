@@ -3,33 +3,88 @@
 //! in `config::reload`; running sessions and control connections stay as they are.
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
 use super::auth::Secrets;
+use super::doors::{NewDoor, Opened, Step};
 use super::hub::Hub;
 use super::rights::{Admission, Keys, who_may_register};
 use super::status::ReloadStatus;
 use crate::base::time::Now;
 use crate::cluster::seats::Seats;
-use crate::config::Config;
-use crate::config::reload::{Transition, between};
-use crate::config::rules;
+use crate::config::reload::{Prepared, Transition, between};
+use crate::config::services::{SERVICES_MAX, ServiceConfig, ServiceIds};
+use crate::config::{Config, Listen, plans, rules};
 use crate::logs;
 
-/// Reads the settings again; they come complete, checked, and within what the host can hold.
+/// Removed services that may still have sessions, at most.
+const LEAVING_MAX: usize = 1024;
+const TOO_MANY_LEAVING: &str =
+    "too many removed services still have sessions: wait until some have ended";
+
+/// Reads the settings again; they come complete and checked.
 pub type Reread = Box<dyn FnMut() -> Result<Config, String>>;
 
-/// Whether settings fit this host and its doors. If not, a sentence for the operator.
-pub type Fits = Box<dyn Fn(&Config) -> Result<(), String>>;
+/// Fits settings to this host and its doors. If they do not fit, a sentence for the operator.
+pub type Fit = Box<dyn Fn(&mut Config) -> Result<(), String>>;
+
+/// Opens users' doors, all or none.
+pub type Open = Box<dyn Fn(&[NewDoor]) -> Result<Vec<Opened>, String>>;
 
 /// What a reload needs from the code that started the balancer.
 pub struct Reload {
-    pub fits: Fits,
+    pub fit: Fit,
+    pub open: Open,
     pub reread: Reread,
     pub seats: Arc<Seats>,
+    /// As in the settings last applied.
+    pub asked: Asked,
+    pub ids: ServiceIds,
+    pub prepared: Prepared,
+}
+
+/// Where settings say that the doors are. The settings in use say where they really are.
+pub struct Asked {
+    listen: Listen,
+    services: BTreeMap<String, Vec<SocketAddr>>,
+}
+
+impl Asked {
+    pub fn of(config: &Config) -> Asked {
+        let own = |service: &ServiceConfig| (service.name.clone(), service.listen.clone());
+        Asked { listen: config.listen.clone(), services: config.services.iter().map(own).collect() }
+    }
+
+    /// A door that is asked for as before is the one that is open, even if the kernel chose its port.
+    fn find_open(&self, wanted: &mut Config, running: &Config) {
+        let (before, open) = (&self.listen, &running.listen);
+        let of =
+            |listen: &Listen| [listen.tcp, listen.udp, listen.api, listen.control, listen.admin];
+        let listen = &mut wanted.listen;
+        let all = [
+            &mut listen.tcp,
+            &mut listen.udp,
+            &mut listen.api,
+            &mut listen.control,
+            &mut listen.admin,
+        ];
+        for ((wanted, before), open) in all.into_iter().zip(of(before)).zip(of(open)) {
+            if *wanted == before {
+                *wanted = open;
+            }
+        }
+        for service in &mut wanted.services {
+            let same = self.services.get(&service.name) == Some(&service.listen);
+            if let Some(running) = running.find_service(&service.name).filter(|_| same) {
+                service.listen.clone_from(&running.listen);
+            }
+        }
+    }
 }
 
 /// Who may enter by the control door and with what proof, and who may make changes over the admin
@@ -57,35 +112,72 @@ impl Entrance {
     }
 }
 
+/// A reload of which everything that can go wrong has gone well.
+struct Planned {
+    change: Transition,
+    asked: Asked,
+    entrance: Entrance,
+    doors: Step,
+    opened: Vec<Opened>,
+}
+
 impl Reload {
     /// Reads the settings again and applies them, or logs why not.
     pub fn run(&mut self, hub: &RefCell<Hub>, entrance: &RefCell<Entrance>) {
-        let planned = (self.reread)().and_then(|wanted| {
-            // What needs a restart does not change yet, so the door is judged as it is now.
-            let change = between(&hub.borrow().config, &wanted);
-            // Each file may fit together, and a mixture of the two still not.
-            rules::check(&change.config)?;
-            (self.fits)(&change.config)?;
-            Entrance::new(&change.config).map(|next| (change, next))
-        });
+        let now = Now::read();
+        let planned = self.plan(&hub.borrow(), now);
+        let mut hub = hub.borrow_mut();
         match planned {
-            Ok((change, next)) => {
+            Ok(Planned { change, asked, entrance: next, doors, opened }) => {
                 *entrance.borrow_mut() = next;
+                self.asked = asked;
                 self.seats.set_max(change.config.limits.sessions);
                 logs::set_level(change.config.log.level);
                 say(&change);
-                let mut hub = hub.borrow_mut();
-                let Transition { config, now, after_restart } = change;
-                let shifts_ended = hub.reloaded(config, Now::read());
-                hub.reload = ReloadStatus { refused: None, now, after_restart, shifts_ended };
+                let Transition { config, now: done, after_restart } = change;
+                let shifts_ended = hub.reloaded(config, doors, opened, now);
+                let refused = None;
+                hub.reload = ReloadStatus { refused, now: done, after_restart, shifts_ended };
             }
             Err(reason) => {
                 error!(%reason, "reload refused, nothing was changed");
-                let mut hub = hub.borrow_mut();
                 hub.counters.reloads_refused.one();
                 hub.reload = ReloadStatus { refused: Some(reason), ..ReloadStatus::default() };
             }
         }
+    }
+
+    /// Everything that can go wrong; opening the doors comes last.
+    fn plan(&mut self, hub: &Hub, now: Now) -> Result<Planned, String> {
+        let mut wanted = (self.reread)()?;
+        let asked = Asked::of(&wanted);
+        self.asked.find_open(&mut wanted, &hub.config);
+        (self.fit)(&mut wanted)?;
+        let mut added = BTreeSet::new();
+        let mut number = || {
+            let all = hub.registry.services().count() + added.len();
+            if all >= LEAVING_MAX + SERVICES_MAX {
+                return Err(TOO_MANY_LEAVING.to_owned());
+            }
+            let taken = |id| hub.registry.has_service(id) || added.contains(&id);
+            let id = self.ids.next(taken);
+            added.insert(id);
+            Ok(id)
+        };
+        // What needs a restart does not change yet, so the doors are judged as they are now.
+        let mut change = between(&hub.config, &wanted, self.prepared, &mut number)?;
+        // Each file may fit together, and a mixture of the two still not.
+        rules::check(&change.config)?;
+        (self.fit)(&mut change.config)?;
+        let entrance = Entrance::new(&change.config)?;
+        let doors = hub.doors.step(&plans::doors(&change.config), now)?;
+        if !hub.workers.can_change_doors(doors.changes()) {
+            return Err(
+                "the workers have yet to follow earlier reloads: try again in a moment".into()
+            );
+        }
+        let opened = (self.open)(&doors.open)?;
+        Ok(Planned { change, asked, entrance, doors, opened })
     }
 }
 

@@ -40,14 +40,14 @@ pub fn meant<'r>(registry: &'r Registry, target: &Target) -> Result<&'r Service,
 /// # Errors
 /// That there is none, with the name that comes nearest and how many there are.
 pub fn named<'r>(registry: &'r Registry, name: &str) -> Result<&'r Service, String> {
-    let found = registry.services().find(|service| &*service.name == name);
+    let found = registry.known().find(|service| &*service.name == name);
     found.ok_or_else(|| unknown(registry, name))
 }
 
 fn unknown(registry: &Registry, name: &str) -> String {
     let likeness = |service: &Service| strsim::normalized_damerau_levenshtein(&service.name, name);
-    let nearest = registry.services().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let count = registry.services().count();
+    let nearest = registry.known().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let count = registry.known().count();
     match nearest.filter(|service| likeness(service) >= LIKENESS_MIN) {
         Some(nearest) => format!(
             "there is no service {name}; the nearest name among the {count} is {}",
@@ -66,6 +66,7 @@ pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
         Some(table) if !table.listen.is_empty() || table.protocol != Protocol::Api => {
             table.listen.clone()
         }
+        None if !service.id.is_built_in() => Vec::new(),
         _ => built_in_door(config, service.kind).into_iter().collect(),
     }
 }
@@ -87,7 +88,8 @@ pub fn named_doors(config: &Config, protocol: Protocol) -> Vec<SocketAddr> {
 
 /// Whether backends may register for a service.
 pub fn takes_registrations(config: &Config, service: &Service) -> bool {
-    config.service(service.id).is_none_or(|table| table.register)
+    let table = config.service(service.id);
+    table.map_or(service.id.is_built_in(), |table| table.register)
 }
 
 /// Checks that a backend may register for a service.

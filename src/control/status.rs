@@ -115,6 +115,9 @@ pub struct ServiceStatus {
     pub doors: Vec<SocketAddr>,
     /// Whether backends may register themselves.
     pub register: bool,
+    /// Whether a reload has removed it: its last sessions have yet to end.
+    #[serde(default)]
+    pub leaving: bool,
     /// How many of its backends are in each state of [`BackendState::REGISTERED`].
     pub backends: BTreeMap<BackendState, u64>,
     /// Sessions now running on its backends, including those that have left.

@@ -104,6 +104,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             protocol: service.kind,
             doors: doors(&hub.config, service),
             register: takes_registrations(&hub.config, service),
+            leaving: hub.is_leaving(service.id),
             backends: tally.by_state().collect(),
             sessions_active: tally.sessions,
             limits: limits(service),

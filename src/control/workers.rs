@@ -3,17 +3,21 @@
 //! Nothing here waits for a worker.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::error;
 
+use super::doors::OpenDoor;
 use crate::base::time::Now;
+use crate::cluster::{DoorId, Protocol, ServiceId};
+use crate::config::plans::DoorPlan;
 use crate::metrics::{
     BACKENDS_MAX, BackendCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
 };
 use crate::session::shards::Shard;
-use crate::worker::link::{ControlEnd, Order, Report, RequestLine};
+use crate::worker::link::{ControlEnd, DoorChange, Listener, Order, Report, RequestLine};
 
 /// The most orders held here while a worker's own queue is full.
 const WAITING_MAX: usize = 4096;
@@ -130,6 +134,38 @@ impl Workers {
             let _ = end.link.wake.write(1);
         }
         self.ends.iter().all(|end| end.waiting.is_empty())
+    }
+
+    /// Whether every worker has room for this many changes of doors.
+    pub fn can_change_doors(&self, changes: usize) -> bool {
+        self.ends.iter().all(|end| end.link.doors.slots() >= changes)
+    }
+
+    /// Gives each worker its socket at a new door. This and the other changes of doors are for callers who
+    /// have asked whether there is room, and who wake the workers after the last.
+    pub fn open_door(&mut self, id: DoorId, plan: &DoorPlan, sockets: Vec<OwnedFd>) {
+        let mut sockets = sockets.into_iter();
+        self.change_door(plan.protocol, || {
+            let socket = sockets.next().expect("a door has a socket for each worker");
+            DoorChange::Open(Listener { id, socket, service: plan.service })
+        });
+    }
+
+    /// Users who come by a door from now on are this service's.
+    pub fn assign_door(&mut self, door: &OpenDoor, service: ServiceId) {
+        self.change_door(door.protocol, || DoorChange::Assign { id: door.id, service });
+    }
+
+    /// Nobody comes in by a door any more.
+    pub fn close_door(&mut self, door: &OpenDoor) {
+        self.change_door(door.protocol, || DoorChange::Close { id: door.id });
+    }
+
+    fn change_door(&mut self, protocol: Protocol, mut change: impl FnMut() -> DoorChange) {
+        for end in &mut self.ends {
+            let told = end.link.doors.push((protocol, change()));
+            told.expect("callers ask whether there is room");
+        }
     }
 
     /// Hands over the workers' reports, about `at_once` at most and an equal share from each. Returns

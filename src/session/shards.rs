@@ -182,6 +182,13 @@ impl ShardWriter {
         Some(Place(place))
     }
 
+    /// Records that the session is another service's from now on.
+    pub fn set_service(&mut self, place: &Place, service: ServiceId) {
+        self.shard
+            .record(place.0)
+            .change(|record| record.service.store(service.0 + 1, Ordering::Relaxed));
+    }
+
     /// Records which backend the session is on.
     pub fn set_backend(&mut self, place: &Place, backend: BackendId) {
         self.shard

@@ -268,6 +268,13 @@ impl Books {
         }
     }
 
+    /// The session of an API user is another service's from now on, which must share the first one's seats.
+    /// Who counts the request under way does not change.
+    pub fn move_home(&mut self, entry: &mut Entry, service: ServiceId) {
+        entry.service = service;
+        self.parts.shard.set_service(&entry.place, service);
+    }
+
     /// The session's backend answered: the user has been served.
     pub fn started(&mut self, entry: &Entry) {
         let Some(choice) = entry.choice else { return };

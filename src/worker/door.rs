@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::link::Listener;
 use crate::base::time::Now;
-use crate::cluster::{DoorId, ServiceId};
+use crate::cluster::{DoorId, Doorway, ServiceId};
 use crate::ring::{self, Done, Ring, Tag, sys};
 
 /// How long to wait when accepting again at once would not help.
@@ -20,7 +20,7 @@ const BACKLOG_MAX: usize = 4096;
 
 /// The outcome of an accept.
 pub enum Arrival {
-    User(OwnedFd, ServiceId),
+    User(OwnedFd, Doorway),
     /// Accepted only to be turned away: the process is out of descriptors.
     Shed(OwnedFd),
     /// Accepting failed.
@@ -36,7 +36,7 @@ pub struct Doors {
     /// By the number of their ids, which count the doors of all drivers.
     all: Vec<Option<Door>>,
     /// The accepts of closed doors that have not ended: users whom they have accepted are still to come.
-    closing: Vec<(Tag, ServiceId)>,
+    closing: Vec<(Tag, Doorway)>,
     generation: u32,
     /// One for all of them: whichever has an accept pending takes the descriptor that this frees.
     spare: Option<File>,
@@ -45,7 +45,7 @@ pub struct Doors {
 }
 
 struct Door {
-    service: ServiceId,
+    doorway: Doorway,
     listener: OwnedFd,
     /// Of its accept.
     tag: Tag,
@@ -73,14 +73,15 @@ impl Doors {
         }
         self.generation = self.generation.wrapping_add(1) & ring::GENERATION;
         let tag = Tag { kind: self.kind, generation: self.generation, slot: place as u32 };
-        self.all[place] = Some(Door { service, listener: socket, tag, accept_at: None });
+        let doorway = Doorway { door: id, service };
+        self.all[place] = Some(Door { doorway, listener: socket, tag, accept_at: None });
         self.accept(place, ring);
     }
 
     /// Users who come to this door from now on are another service's.
     pub fn assign(&mut self, id: DoorId, service: ServiceId) {
         if let Some(Some(door)) = self.all.get_mut(usize::from(id.0)) {
-            door.service = service;
+            door.doorway.service = service;
         }
     }
 
@@ -99,7 +100,7 @@ impl Doors {
         };
         let arrival = match done.accepted.take() {
             Some(socket) if self.spare.is_none() => Arrival::Shed(socket),
-            Some(socket) => Arrival::User(socket, door.service),
+            Some(socket) => Arrival::User(socket, door.doorway),
             None => Arrival::Failed,
         };
         let helpless = match done.result {
@@ -126,11 +127,11 @@ impl Doors {
             debug_assert!(false, "only a door accepts");
             return Arrival::Nobody;
         };
-        let (_, service) = self.closing[place];
+        let (_, doorway) = self.closing[place];
         if !done.more {
             self.closing.swap_remove(place);
         }
-        done.accepted.take().map_or(Arrival::Nobody, |socket| Arrival::User(socket, service))
+        done.accepted.take().map_or(Arrival::Nobody, |socket| Arrival::User(socket, doorway))
     }
 
     /// Accepts again where it is time.
@@ -168,7 +169,7 @@ impl Doors {
         &mut self,
         id: DoorId,
         ring: &mut Ring,
-    ) -> impl Iterator<Item = (OwnedFd, ServiceId)> + use<> {
+    ) -> impl Iterator<Item = (OwnedFd, Doorway)> + use<> {
         let closed = self.all.get_mut(usize::from(id.0)).and_then(Option::take);
         let closed = closed.map(|door| self.stop_accepting(door, ring));
         self.plan_next_try();
@@ -179,7 +180,7 @@ impl Doors {
     pub fn close_all(
         &mut self,
         ring: &mut Ring,
-    ) -> impl Iterator<Item = (OwnedFd, ServiceId)> + use<> {
+    ) -> impl Iterator<Item = (OwnedFd, Doorway)> + use<> {
         self.next_try = None;
         let all: Vec<_> = self.all.iter_mut().filter_map(Option::take).collect();
         let queues: Vec<_> = all.into_iter().map(|door| self.stop_accepting(door, ring)).collect();
@@ -191,14 +192,14 @@ impl Doors {
         &mut self,
         door: Door,
         ring: &mut Ring,
-    ) -> impl Iterator<Item = (OwnedFd, ServiceId)> + use<> {
-        let Door { service, listener, tag, accept_at } = door;
+    ) -> impl Iterator<Item = (OwnedFd, Doorway)> + use<> {
+        let Door { doorway, listener, tag, accept_at } = door;
         if accept_at.is_none() {
             ring.cancel_accept(tag);
-            self.closing.push((tag, service));
+            self.closing.push((tag, doorway));
         }
         let next = move || sys::accept_waiting(listener.as_fd()).ok().flatten();
-        std::iter::from_fn(next).take(BACKLOG_MAX).map(move |user| (user, service))
+        std::iter::from_fn(next).take(BACKLOG_MAX).map(move |user| (user, doorway))
     }
 }
 
@@ -243,6 +244,10 @@ mod tests {
         Done { tag, result, accepted, buf: None, more: false, nonempty: false }
     }
 
+    fn of(door: u16, service: u16) -> Doorway {
+        Doorway { door: DoorId(door), service: ServiceId(service) }
+    }
+
     fn user() -> Option<OwnedFd> {
         Some(File::open("/dev/null").unwrap().into())
     }
@@ -276,13 +281,16 @@ mod tests {
         for door in [2, 0, 1, 1] {
             let came = doors.complete(Now::default(), done(door, Ok(3), user()), &mut ring);
             assert!(
-                matches!(came, Arrival::User(_, service) if service.0 == 3 + door as u16),
+                matches!(came, Arrival::User(_, at) if at == of(door as u16, 3 + door as u16)),
                 "door {door}"
             );
         }
         drop(doors.close_all(&mut ring));
         let late = doors.complete(Now::default(), done(2, Ok(3), user()), &mut ring);
-        assert!(matches!(late, Arrival::User(_, ServiceId(5))), "accepted before it closed");
+        assert!(
+            matches!(late, Arrival::User(_, at) if at == of(2, 5)),
+            "accepted before it closed"
+        );
     }
 
     #[test]
@@ -306,7 +314,7 @@ mod tests {
         let (mut doors, at) = doors(2, &mut ring);
         let users: Vec<_> =
             [1, 0, 1].map(|door: usize| TcpStream::connect(at[door]).unwrap()).into();
-        let queued = doors.close_all(&mut ring).map(|(_, service)| service.0);
+        let queued = doors.close_all(&mut ring).map(|(_, at)| at.service.0);
         assert_eq!(queued.collect::<Vec<_>>(), [3, 4, 4]);
         assert!(!doors.is_open());
         assert!(at.iter().all(|at| TcpStream::connect(at).is_err()));
@@ -319,21 +327,21 @@ mod tests {
         let (mut doors, at) = doors(2, &mut ring);
         let queued = TcpStream::connect(at[0]).unwrap();
         let closed: Vec<_> = doors.close(DoorId(0), &mut ring).map(|it| it.1).collect();
-        assert_eq!(closed, [ServiceId(3)]);
+        assert_eq!(closed, [of(0, 3)]);
         assert!(TcpStream::connect(at[0]).is_err() && TcpStream::connect(at[1]).is_ok());
         let (next, _) = listener(0, 9);
         doors.open(next, &mut ring);
         let more = Done { more: true, ..done(0, Ok(3), user()) };
         for late in [more, done(0, Ok(3), user())] {
             let late = doors.complete(Now::default(), late, &mut ring);
-            assert!(matches!(late, Arrival::User(_, ServiceId(3))), "it came before");
+            assert!(matches!(late, Arrival::User(_, at) if at == of(0, 3)), "it came before");
         }
         assert!(doors.closing.is_empty(), "that was the last of its accept");
         let tag = Tag { kind: 1, generation: 3, slot: 0 };
         let come = |doors: &mut Doors, ring: &mut Ring| {
             let done = Done { tag, more: true, ..done(0, Ok(3), user()) };
             match doors.complete(Now::default(), done, ring) {
-                Arrival::User(_, service) => service.0,
+                Arrival::User(_, at) => at.service.0,
                 _ => panic!("a user has come"),
             }
         };

@@ -15,7 +15,7 @@ use super::link::Refusal;
 use super::slots::{Key, Slots};
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::ServiceId;
+use crate::cluster::{DoorId, Doorway, ServiceId};
 use crate::proxy::greeting::{self, BYTES_MAX, Caller, Hello, Screen, Screened};
 use crate::ring::{Done, Ring, Tag, Until, sys};
 
@@ -23,15 +23,14 @@ use crate::ring::{Done, Ring, Tag, Until, sys};
 pub struct Newcomer {
     pub socket: OwnedFd,
     pub caller: Caller,
-    /// The service of the door that it came by.
-    pub service: ServiceId,
+    pub doorway: Doorway,
 }
 
 impl Newcomer {
     /// `None` for a user who is gone already: the socket has no peer's address any more.
-    pub fn new(socket: OwnedFd, service: ServiceId) -> Option<Newcomer> {
+    pub fn new(socket: OwnedFd, doorway: Doorway) -> Option<Newcomer> {
         let caller = sys::peer(socket.as_fd()).ok()?.into();
-        Some(Newcomer { socket, caller, service })
+        Some(Newcomer { socket, caller, doorway })
     }
 }
 
@@ -102,15 +101,15 @@ impl Greetings {
 
     /// Hands a user back at once who need not be waited for.
     pub fn meet(&mut self, mut user: Newcomer, turn: &mut Turn<'_>) -> Option<Newcomer> {
-        let Some(proxies) = turn.books.proxies(user.service) else { return Some(user) };
+        let Some(proxies) = turn.books.proxies(user.doorway.service) else { return Some(user) };
         let is_listed = proxies.lists(user.caller.address.ip());
         let until = turn.now.plus(proxies.patience);
         if !is_listed && !self.users_speak_first {
             user.caller.is_stranger = true;
             return Some(user);
         }
-        if let Err(why) = turn.books.hold(user.service) {
-            turn.books.refused(user.service, user.caller.address, why);
+        if let Err(why) = turn.books.hold(user.doorway.service) {
+            turn.books.refused(user.doorway.service, user.caller.address, why);
             return None;
         }
         let waiting = Waiting { user, is_listed, head: Vec::new(), hurry: None };
@@ -118,6 +117,13 @@ impl Greetings {
         self.deadlines.schedule(key.place, until);
         self.wait(key, turn.ring);
         None
+    }
+
+    /// Those who came by this door are another service's from now on, which has the same seats.
+    pub fn assign(&mut self, id: DoorId, service: ServiceId) {
+        for waiting in self.waiting.iter_mut().filter(|it| it.user.doorway.door == id) {
+            waiting.user.doorway.service = service;
+        }
     }
 
     fn tag(&self, key: Key) -> Tag {
@@ -149,7 +155,7 @@ impl Greetings {
         };
         let Waiting { user, .. } = self.waiting.remove(key)?;
         self.deadlines.cancel(key.place);
-        turn.books.let_go(user.service);
+        turn.books.let_go(user.doorway.service);
         let counters = &turn.books.metrics().counters;
         match verdict {
             Some(Verdict::Greeted(hello)) => {
@@ -158,7 +164,7 @@ impl Greetings {
             }
             Some(Verdict::Ordinary) => Some(user),
             Some(Verdict::Refused(why)) => {
-                turn.books.refused(user.service, user.caller.address, why);
+                turn.books.refused(user.doorway.service, user.caller.address, why);
                 None
             }
             // It has gone, or has to.

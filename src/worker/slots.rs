@@ -49,6 +49,11 @@ impl<T> Slots<T> {
         if *generation == key.generation { slot.as_mut() } else { None }
     }
 
+    /// Everything in use.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().filter_map(|(_, value)| value.as_mut())
+    }
+
     pub fn remove(&mut self, key: Key) -> Option<T> {
         let (generation, slot) = self.slots.get_mut(key.place as usize)?;
         if *generation != key.generation {

@@ -114,8 +114,8 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     fn arrived(&mut self, done: Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
         let counters = &turn.books.metrics().counters;
         match self.doors.complete(turn.now, done, turn.ring) {
-            Arrival::User(socket, service) => {
-                return self.greetings.meet(Newcomer::new(socket, service)?, turn);
+            Arrival::User(socket, doorway) => {
+                return self.greetings.meet(Newcomer::new(socket, doorway)?, turn);
             }
             Arrival::Shed(socket) => {
                 match self.farewell {
@@ -141,16 +141,19 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         let mut waiting = None;
         match change {
             DoorChange::Open(listener) => self.doors.open(listener, ring),
-            DoorChange::Assign { id, service } => self.doors.assign(id, service),
+            DoorChange::Assign { id, service } => {
+                self.doors.assign(id, service);
+                self.greetings.assign(id, service);
+            }
             DoorChange::Close { id } => waiting = Some(self.doors.close(id, ring)),
         }
         let waiting = waiting.into_iter().flatten();
-        waiting.filter_map(|(socket, service)| Newcomer::new(socket, service))
+        waiting.filter_map(|(socket, doorway)| Newcomer::new(socket, doorway))
     }
 
     /// Stops accepting. Users whom the kernel has accepted already are handed out, each to be met.
     pub fn close_doors(&mut self, ring: &mut Ring) -> impl Iterator<Item = Newcomer> + use<FAMILY> {
-        self.doors.close_all(ring).filter_map(|(socket, service)| Newcomer::new(socket, service))
+        self.doors.close_all(ring).filter_map(|(socket, doorway)| Newcomer::new(socket, doorway))
     }
 
     /// Hands a user back who can be served at once.

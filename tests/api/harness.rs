@@ -125,7 +125,7 @@ impl Balancer {
     }
 
     pub fn door(&self) -> SocketAddr {
-        self.plane.api.unwrap()
+        self.plane.door(Protocol::Api).unwrap()
     }
 
     pub fn user(&self) -> User {

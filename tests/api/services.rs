@@ -109,7 +109,7 @@ fn a_service_with_a_door_of_its_own_is_reached_there_alone() {
     });
     let [admin, other] = ["admin", "other"].map(Backend::named);
     balancer.register_for(&[(ServiceId(3), admin.address), (API, other.address)]);
-    let door = balancer.plane.doors.iter().find(|door| door.service == ServiceId(3));
+    let door = balancer.plane.doors.open().iter().find(|door| door.service == ServiceId(3));
     let mut user = User::connect(door.expect("it is open").address);
     assert_eq!(get(&mut user, "admin.example", "/").text(), "admin");
     assert_eq!(get(&mut user, "other.example", "/").status(), 404);

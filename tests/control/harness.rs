@@ -13,6 +13,7 @@ use lb::base::publish::Publisher;
 use lb::cluster::{Backend as Registered, Protocol, Service, ServiceId, Snapshot};
 use lb::config::Config;
 use lb::config::services::ServiceConfig;
+use lb::control::doors::UserDoors;
 use lb::control::{Control, Listeners};
 use lb::metrics::WorkerMetrics;
 use lb::session::shards::ShardWriter;
@@ -170,7 +171,9 @@ impl Core {
         let listeners = Listeners { control: Some(control), admin: Some(admin) };
         let thread = std::thread::spawn(move || {
             let config = Arc::new(config);
-            Control { config, listeners, ends: vec![end], snapshots, urgent }.run_until(asked)
+            let doors = UserDoors::default();
+            Control { config, listeners, ends: vec![end], snapshots, doors, urgent }
+                .run_until(asked)
         });
         Core {
             control: address,

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb::cluster::doors::{Claimant, Doors};
+use lb::cluster::doors::{Claimant, Claimed, Doors};
 use lb::cluster::route::{Claim, Host};
 use lb::cluster::seats::Seats;
-use lb::cluster::{Backend, BackendId, Protocol, Service, ServiceId, Snapshot, Standing, Terms};
+use lb::cluster::{
+    Backend, BackendId, DoorId, Doorway, Protocol, Service, ServiceId, Snapshot, Standing, Terms,
+};
 
 use crate::weather::Weather;
 
@@ -51,6 +53,9 @@ pub fn services(weather: &Weather, seats: &Arc<Seats>) -> Snapshot {
     Snapshot { report_sessions: false, ..snapshot }
 }
 
+/// Where every user comes in.
+pub const DOORWAY: Doorway = Doorway { door: DoorId(0), service: API };
+
 /// Adds services that share the door of the built-in one, which claims nothing itself.
 fn add_named(weather: &Weather, snapshot: &mut Snapshot) {
     let built_in = snapshot.service(API).expect("it is built in").clone();
@@ -71,7 +76,11 @@ fn add_named(weather: &Weather, snapshot: &mut Snapshot) {
         services.push(Service { id, seats, turn, gate, ..built_in.clone() });
     }
     snapshot.services = services.into();
-    snapshot.doors = Arc::new(Doors::new(None, &claimants).expect("each host is claimed once"));
+    let claimed = Claimed::of(None, &claimants).expect("each host is claimed once");
+    let routing = claimed.at(claimants[0].listen[0], API).expect("all listen there");
+    let mut doors = Doors::default();
+    doors.set(DOORWAY.door, routing.clone());
+    snapshot.doors = Arc::new(doors);
 }
 
 /// The backends of a run, of its services in turn.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
 use lb::cluster::seats::Seats;
-use lb::cluster::{BackendId, Protocol, ServiceId, Snapshot, Standing};
+use lb::cluster::{BackendId, Snapshot, Standing};
 use lb::proxy::http::{GatewaySettings, Journal, Record};
 use lb::proxy::line::Features;
 use lb::proxy::outlook::Outlook;
@@ -27,7 +27,7 @@ use crate::backend::{Peer, Seen};
 use crate::client::{Client, Manner};
 use crate::dice::Dice;
 use crate::message::Request;
-use crate::services::{backends, host, host_at, services};
+use crate::services::{DOORWAY, backends, host, host_at, services};
 use crate::weather::Weather;
 use crate::wire::{End, Wire};
 
@@ -212,8 +212,7 @@ impl World {
             *next_id += 1;
         }
         let from = SocketAddr::from(([192, 0, 2, 1], 40_000 + self.order.len() as u16));
-        let key = self
-            .act(|sessions, cx| sessions.accepted(ServiceId::built_in(Protocol::Api), from, cx));
+        let key = self.act(|sessions, cx| sessions.accepted(DOORWAY, from, cx));
         let conn = Conn::User(key);
         self.wires.insert(conn, Wire::new(Side::Client));
         self.order.push(conn);

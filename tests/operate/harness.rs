@@ -8,7 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
@@ -127,7 +127,8 @@ impl Balancer {
 
     pub fn status(&self) -> serde_json::Value {
         let output = self.command("status").arg("--json").output().unwrap();
-        serde_json::from_slice(&output.stdout).expect("the balancer answers")
+        let said = String::from_utf8_lossy(&output.stderr);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
     }
 
     pub fn change(&self, settings: &str) -> Output {
@@ -157,6 +158,10 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+            eprintln!("the balancer's log:\n{log}");
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.folder);

@@ -64,18 +64,16 @@ fn a_reload_begins_and_ends_checks() {
     wait_for_list(&balancer, &both);
 }
 
-/// The wanted file is all right by itself; with the door that stays until a restart it would be a circle.
+/// The wanted file is all right by itself: only the balancer knows which port the kernel has chosen.
 #[test]
-fn a_reload_lists_no_door_that_is_still_open() {
+fn a_reload_lists_no_door_that_is_open() {
     let old = "[service.pg]\nprotocol = \"tcp\"\nlisten = \"127.7.0.9:0\"\n";
     let balancer = Balancer::ready(old);
     let status = balancer.status();
     let services = status["services"].as_array().unwrap();
     let service = services.iter().find(|service| service["name"] == "pg").unwrap();
     let door = service["doors"][0].as_str().unwrap();
-    let new = format!(
-        "[service.pg]\nprotocol = \"tcp\"\nlisten = \"127.7.0.8:0\"\nbackends = [\"{door}\"]\n"
-    );
+    let new = format!("{old}backends = [\"{door}\"]\n");
     let done = balancer.change(&new);
     assert!(!done.status.success());
     let told = String::from_utf8_lossy(&done.stderr).into_owned();

@@ -1,6 +1,7 @@
 //! The running program as an operator and a service manager meet it: readiness, health, reload and
 //! drain of a real `lb serve` with a user's session through it. Every wait is for a condition.
 
+mod coming;
 mod groups;
 mod harness;
 mod lines;
@@ -43,6 +44,20 @@ fn the_manager_is_told_of_readiness_health_reload_and_the_end() {
     balancer.wait_until_told("STATUS=draining: 1 session left");
     drop(user);
     assert_eq!(balancer.wait_for_exit(), Some(0));
+}
+
+#[test]
+fn a_manager_that_does_not_read_holds_nobody_up() {
+    let balancer = Balancer::ready("");
+    // Its queue is full soon: the watchdog is fed every second.
+    let unread = UnixDatagram::unbound().unwrap();
+    unread.set_nonblocking(true).unwrap();
+    let at = balancer.manager.local_addr().unwrap();
+    while unread.send_to_addr(b"x", &at).is_ok() {}
+    let uptime = || balancer.status()["uptime_ms"].as_u64().unwrap();
+    let before = uptime();
+    wait_for("meals and lines to have been due", || (uptime() > before + 2500).then_some(()));
+    assert!(balancer.change("log.level = \"warn\"").status.success(), "nor a reload");
 }
 
 #[test]

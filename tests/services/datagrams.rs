@@ -77,7 +77,7 @@ fn one_address_may_serve_two_services() {
         assert_eq!(doors.map(|door| ask(user, door, number)), *b"ss");
     }
     let sessions = || balancer.plane.ends.iter().flat_map(|end| end.shard.iter());
-    for (door, backend) in balancer.plane.doors.iter().zip(1..) {
+    for (door, backend) in balancer.plane.doors.open().iter().zip(1..) {
         let own = sessions().filter(|session| session.service == door.service);
         let backends: Vec<_> = own.filter_map(|session| session.backend).map(|id| id.0).collect();
         assert_eq!(backends, [backend; USERS as usize], "each is on its own service's backend");

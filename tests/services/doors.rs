@@ -3,8 +3,9 @@
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use lb::boot::doors::open_users;
-use lb::boot::plans::{DoorPlan, Name};
 use lb::cluster::{DoorId, Protocol};
+use lb::config::plans::{DoorPlan, Name};
+use lb::control::doors::NewDoor;
 use lb::worker::link::{DoorChange, Listener};
 
 use crate::api;
@@ -23,14 +24,14 @@ impl Balancer {
         let (name, id) = (Name::service(service), self.service(service));
         let address = "127.0.0.1:0".parse().unwrap();
         let plan = DoorPlan { name, service: id, protocol, address };
-        let opened = open_users(&[plan], self.plane.ends.len(), false).unwrap();
-        let at = opened.open[0].address;
-        let mut listeners = opened.listeners.into_iter().flatten();
+        let door = NewDoor { id: NEW, plan, beside_own: false };
+        let opened = open_users(&[door], self.plane.ends.len(), false).unwrap().remove(0);
+        let mut sockets = opened.sockets.into_iter();
         self.change(protocol, || {
-            let (_, listener) = listeners.next().unwrap();
-            DoorChange::Open(Listener { id: NEW, ..listener })
+            let socket = sockets.next().unwrap();
+            DoorChange::Open(Listener { id: NEW, socket, service: id })
         });
-        at
+        opened.address
     }
 
     fn change(&mut self, protocol: Protocol, mut change: impl FnMut() -> DoorChange) {

@@ -50,7 +50,7 @@ impl Balancer {
     }
 
     pub fn doors(&self, name: &str) -> Vec<SocketAddr> {
-        let of = self.plane.doors.iter().filter(|door| &*door.name == name);
+        let of = self.plane.doors.open().iter().filter(|door| &*door.name == name);
         of.map(|door| door.address).collect()
     }
 

@@ -33,7 +33,7 @@ fn users_reach_the_backends_of_the_service_whose_door_they_came_by() {
 fn a_service_without_backends_turns_its_users_away_under_its_own_name() {
     let mut balancer = Balancer::start(Tcp, &["red", "green"]);
     balancer.register("red", lettered(b'r'));
-    let green = balancer.plane.doors[1].service;
+    let green = balancer.plane.doors.open()[1].service;
     let mut user = connect(balancer.at("green"));
     assert!(matches!(user.read(&mut [0]), Ok(0) | Err(_)), "the other's backend is not asked");
     let why = wait_for("the refusal to be told", || {
@@ -58,7 +58,7 @@ fn a_service_may_have_several_doors_beside_a_built_in_one() {
     });
     balancer.register("tcp", lettered(b't'));
     balancer.register("red", lettered(b'r'));
-    let built_in = balancer.plane.tcp.unwrap();
+    let built_in = balancer.plane.door(Tcp).unwrap();
     assert_eq!(balancer.doors("tcp"), [built_in]);
     assert_eq!(ask(&mut connect(built_in)), b't');
     let doors = balancer.doors("red");

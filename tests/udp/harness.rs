@@ -73,7 +73,7 @@ impl Balancer {
     }
 
     pub fn at(&self) -> SocketAddr {
-        self.plane.udp.unwrap()
+        self.plane.door(Protocol::Udp).unwrap()
     }
 
     pub fn sum(&self, value: impl Fn(&WorkerCounters) -> u64) -> u64 {

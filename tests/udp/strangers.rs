@@ -70,7 +70,7 @@ fn a_flood_of_new_users_takes_nothing_from_those_who_are_there_or_from_tcp() {
             let _ = flooding.send_to(b"let me in", at(ip));
             let _ = flooding.send_to(&[round; 65_000], at(ip));
         }
-        let mut stream = TcpStream::connect(balancer.plane.tcp.unwrap()).unwrap();
+        let mut stream = TcpStream::connect(balancer.plane.door(Protocol::Tcp).unwrap()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&[round]).unwrap();
         let mut answer = [0];

@@ -378,6 +378,7 @@ mod tests {
             name: name.into(),
             protocol: Protocol::Tcp,
             doors: Vec::new(),
+            leaving: false,
             register: true,
             backends: BTreeMap::new(),
             sessions_active: 0,

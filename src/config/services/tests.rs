@@ -245,11 +245,6 @@ fn what_does_not_fit_together_is_refused_with_the_cure() {
             service("a", "protocol = \"api\""),
             "services api and a both claim every other host and the path / at one door: give one of them other hosts or paths",
         ),
-        (
-            service("a", "protocol = \"api\"\nlisten = [1, 2]\nhosts = [\"x\"]")
-                + &service("b", "protocol = \"api\"\nlisten = 2\nhosts = [\"y\"]"),
-            "service a shares its doors [::]:1 and [::]:2 with different services: give those that share a door the same `listen`",
-        ),
     ] {
         assert_eq!(read(&text), Err(said.to_owned()), "{text}");
     }
@@ -397,23 +392,65 @@ fn services_that_fit_together_are_accepted() {
 }
 
 #[test]
-fn a_reload_takes_the_terms_of_a_service_and_tells_what_needs_a_restart() {
-    let text = "[service.a]\nprotocol = \"tcp\"\nlisten = 1\n[service.gone]\nprotocol = \"tcp\"\nlisten = 2\n";
+fn a_reload_takes_services_in_and_out_and_whatever_their_tables_say() {
+    let text = "[service.gone]\nprotocol = \"tcp\"\nlisten = 2\n[service.a]\nprotocol = \"tcp\"\nlisten = 1\n";
     let running = read(text).unwrap();
     let wanted = read(
-        "[service.new]\nprotocol = \"tcp\"\nlisten = 4\n[service.a]\nprotocol = \"tcp\"\n\
+        "[service.new]\nprotocol = \"udp\"\nlisten = 4\n[service.a]\nprotocol = \"tcp\"\n\
          listen = 3\nconnect_ms = 7\ncheck.kind = \"tcp\"\n",
     );
-    let transition = reload::between(&running, &wanted.unwrap());
-    assert_eq!(transition.now, ["service.a.connect_ms = 7", "service.a.check.kind = \"tcp\""]);
+    let transition = reload::tests::change(&running, &wanted.unwrap()).unwrap();
     assert_eq!(
-        transition.after_restart,
-        ["service.new is new", "service.a.listen = [\":3\"]", "service.gone is gone"]
+        transition.now,
+        [
+            "service.gone is gone",
+            "service.a.listen = [\":3\"]",
+            "service.a.connect_ms = 7",
+            "service.a.check.kind = \"tcp\"",
+            "service.new is new"
+        ]
     );
-    let names: Vec<_> = transition.config.services.iter().map(|it| it.name.as_str()).collect();
-    assert_eq!(names, ["a", "gone"]);
-    assert_eq!(transition.config.services[0].listen, running.services[0].listen);
+    assert_eq!(transition.after_restart, [""; 0]);
+    let taken: Vec<_> = transition.config.services.iter().map(|it| (&*it.name, it.id.0)).collect();
+    assert_eq!(taken, [("a", 4), ("new", 100)], "nobody has the number of another");
     assert_eq!(transition.config.services[0].connect, Some(Duration::from_millis(7)));
+}
+
+#[test]
+fn rule_11_a_service_keeps_its_protocol() {
+    let running = read(&service("a", "protocol = \"udp\"\nlisten = 1")).unwrap();
+    let wanted = read(&service("a", "protocol = \"tcp\"\nlisten = 1\nconnect_ms = 7")).unwrap();
+    assert_eq!(
+        reload::tests::change(&running, &wanted).unwrap_err(),
+        "service.a.protocol is udp while users are served, not tcp: give the new service another name"
+    );
+}
+
+#[test]
+fn the_first_service_of_a_protocol_without_memory_waits_for_a_restart() {
+    let mut running = Config::default();
+    (running.listen.udp, running.listen.api) = (None, None);
+    let prepared = reload::Prepared::for_doors_of(&running);
+    let wanted = read(
+        &(service("a", "protocol = \"udp\"\nlisten = 1")
+            + &service("b", "protocol = \"tcp\"\nlisten = 2")),
+    );
+    let mut number = || Ok(ServiceId(9));
+    let transition = reload::between(&running, &wanted.unwrap(), prepared, &mut number).unwrap();
+    let names: Vec<_> = transition.config.services.iter().map(|it| &*it.name).collect();
+    assert_eq!(names, ["b"]);
+    assert!(transition.after_restart.contains(&"service.a is the first udp service".to_owned()));
+}
+
+#[test]
+fn a_number_is_given_again_only_after_all_others() {
+    let mut ids = ServiceIds::behind(&Config::default());
+    let free = |_| false;
+    assert_eq!([ids.next(free), ids.next(free)], [ServiceId(3), ServiceId(4)]);
+    assert_eq!(ids.next(|id| id.0 < 9), ServiceId(9));
+    let last = std::iter::from_fn(|| Some(ids.next(free))).find(|id| id.0 == u16::MAX - 2);
+    assert!(last.is_some());
+    assert_eq!(ids.next(|id| id.0 == 3), ServiceId(4), "neither nobody's nor a built-in one's");
 }
 
 #[test]
@@ -443,15 +480,6 @@ fn one_backend_in_two_spellings_is_listed_twice() {
     let text =
         "protocol = \"tcp\"\nlisten = 1\nbackends = [\"127.0.0.1:80\", \"[::ffff:127.0.0.1]:80\"]";
     assert!(read(&service("a", text)).unwrap_err().ends_with("127.0.0.1:80 twice"));
-}
-
-#[test]
-fn a_reload_takes_nothing_of_a_service_that_changes_its_protocol() {
-    let running = read(&service("a", "protocol = \"udp\"\nlisten = 1")).unwrap();
-    let wanted = "protocol = \"tcp\"\nlisten = 1\nconnect_ms = 7\ncheck.kind = \"http\"";
-    let transition = reload::between(&running, &read(&service("a", wanted)).unwrap());
-    assert_eq!(transition.after_restart, ["service.a.protocol = \"tcp\""]);
-    assert_eq!((transition.now.len(), &transition.config), (0, &running));
 }
 
 #[test]

@@ -211,6 +211,10 @@ fn messages_are_written_as_documented() {
             r#"{"event":"draining","left":4,"protocol":"tcp","port":9991,"service":"tcp"}"#,
         ),
         (
+            Reply::Removed { about: about() },
+            r#"{"event":"removed","protocol":"tcp","port":9991,"service":"tcp"}"#,
+        ),
+        (
             Reply::Drained { about: about() },
             r#"{"event":"drained","protocol":"tcp","port":9991,"service":"tcp"}"#,
         ),

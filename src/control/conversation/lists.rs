@@ -65,7 +65,7 @@ impl Conversation {
         let mut page: Vec<ServiceLine> = Vec::new();
         let mut rest = None;
         let tallies = services::tallies(&hub);
-        for service in hub.registry.services().skip(after) {
+        for service in hub.registry.known().skip(after) {
             let line = services::line(
                 &hub,
                 service,

@@ -185,6 +185,7 @@ mod tests {
     use crate::config::Config;
     use crate::control::api::Reply;
     use crate::control::console::tests::logged;
+    use crate::control::hub::tests::reload;
     use crate::control::mailbox::Mailbox;
     use crate::control::workers::Workers;
     use crate::worker::link::{Order, WorkerEnd, link};
@@ -402,7 +403,7 @@ mod tests {
         config.balance.policy = Policy::SourceHash;
         config.timeouts.connect = Duration::from_millis(11);
         for _ in 0..2 {
-            hub.reloaded(config.clone(), at(1));
+            reload(&mut hub, config.clone(), at(1));
             assert_eq!(hub.snapshot.version, 2, "the second time nothing is new");
         }
         let shown = worker.snapshots.changed().unwrap();
@@ -413,7 +414,7 @@ mod tests {
             assert!(Arc::ptr_eq(&now.seats, &then.seats));
         }
         config.log.level = tracing::Level::WARN;
-        hub.reloaded(config, at(1));
+        reload(&mut hub, config, at(1));
         assert!(shown.report_sessions && !hub.snapshot.report_sessions);
         assert_eq!(hub.counters.reloads.get(), 3);
     }
@@ -424,7 +425,7 @@ mod tests {
         let mut config = Config::default();
         config.balance.on_backend_loss = OnBackendLoss::Close;
         hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap();
-        hub.reloaded(config, at(1));
+        reload(&mut hub, config, at(1));
         hub.apply(Change::SourceLost { source: UNCONNECTED, why: "it is gone" }, at(1)).unwrap();
         assert!(matches!(worker.orders.pop(), Ok(Order::EndBackend { .. })));
     }

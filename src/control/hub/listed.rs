@@ -26,6 +26,12 @@ pub struct LeftOut {
 }
 
 impl Hub {
+    /// The listed backends join, and the workers know of them before anybody is told that the balancer is ready.
+    pub fn start(&mut self, now: Now) {
+        self.follow_file(now);
+        self.publish();
+    }
+
     /// Brings the registry in line with the configuration. A listed backend that an operator has drained
     /// or given another weight is again what the file says.
     pub fn follow_file(&mut self, now: Now) {
@@ -35,6 +41,10 @@ impl Hub {
         let present: Vec<_> =
             self.registry.of_source(Source::File).map(|entry| entry.backend.clone()).collect();
         for backend in present {
+            if !self.registry.is_known(backend.service) {
+                // It drains with its service.
+                continue;
+            }
             let (service, address, source) = (backend.service, backend.address, Source::File);
             match places.get(&(service, address)) {
                 None => self.make(Change::Unregister { source, service, address }, now),

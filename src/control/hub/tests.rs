@@ -15,6 +15,7 @@ use crate::config::services::{
     CheckConfig, CheckKind, GroupShare, OnFail, ServiceConfig, StaticBackend,
 };
 use crate::control::checks::Due;
+use crate::control::doors::Step;
 use crate::control::probe::Port;
 use crate::control::status::CheckVerdict;
 use crate::control::view;
@@ -69,6 +70,11 @@ fn hub(config: Config) -> (Hub, WorkerEnd) {
     (hub, worker)
 }
 
+/// These settings are in use from now on, at the same doors.
+pub fn reload(hub: &mut Hub, config: Config, now: Now) {
+    hub.reloaded(config, Step::default(), Vec::new(), now);
+}
+
 /// Port, weight and standing of each backend of `pg`.
 fn shown(hub: &mut Hub) -> Vec<(u16, u16, Standing)> {
     hub.publish();
@@ -116,12 +122,12 @@ fn listed_backends_come_go_and_weigh_as_the_file_says() {
     let (mut hub, _worker) = hub(config(&[(1, 1), (2, 3)], CheckConfig::default()));
     assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 3, Serving)]);
     let kept = id_of(&hub, 2);
-    hub.reloaded(config(&[(2, 5), (3, 1)], CheckConfig::default()), at(1));
+    reload(&mut hub, config(&[(2, 5), (3, 1)], CheckConfig::default()), at(1));
     assert_eq!(shown(&mut hub), [(2, 5, Serving), (3, 1, Serving)]);
     assert_eq!(id_of(&hub, 2), kept, "its sessions are still its own");
     assert_eq!(hub.counters.backends_left.get(), 1);
     let version = hub.snapshot.version;
-    hub.reloaded(config(&[(2, 5), (3, 1)], CheckConfig::default()), at(2));
+    reload(&mut hub, config(&[(2, 5), (3, 1)], CheckConfig::default()), at(2));
     assert_eq!(hub.snapshot.version, version, "nothing is told that is not new");
 }
 
@@ -134,7 +140,7 @@ fn what_an_operator_changes_about_a_listed_backend_lasts_until_the_next_reload()
     hub.apply(Change::Weigh { backend: second, weight: 9 }, at(1)).unwrap();
     hub.apply(Change::DrainBackend { backend: first, lasts: None }, at(1)).unwrap();
     assert_eq!(shown(&mut hub), [(1, 1, Draining), (2, 9, Serving)]);
-    hub.reloaded(list(), at(2));
+    reload(&mut hub, list(), at(2));
     assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Serving)]);
     hub.apply(Change::DrainBackend { backend: first, lasts: None }, at(3)).unwrap();
     hub.publish();
@@ -143,7 +149,7 @@ fn what_an_operator_changes_about_a_listed_backend_lasts_until_the_next_reload()
     assert_eq!(shown(&mut hub), [(2, 1, Serving)], "its drain is over");
     hub.tick(at(60_000));
     assert_eq!(shown(&mut hub), [(2, 1, Serving)], "and it stays away");
-    hub.reloaded(list(), at(60_001));
+    reload(&mut hub, list(), at(60_001));
     assert_eq!(shown(&mut hub), [(2, 1, Serving), (1, 1, Serving)]);
 }
 
@@ -152,7 +158,7 @@ fn a_listed_backend_set_aside_stays_aside_through_a_reload() {
     let (mut hub, _worker) = hub(config(&[(1, 1), (2, 1)], CheckConfig::default()));
     let backend = id_of(&hub, 1);
     hub.apply(Change::SetAside { backend }, at(1)).unwrap();
-    hub.reloaded(config(&[(1, 2), (2, 1)], CheckConfig::default()), at(2));
+    reload(&mut hub, config(&[(1, 2), (2, 1)], CheckConfig::default()), at(2));
     assert_eq!(shown(&mut hub)[0], (1, 2, Standing::Aside));
     assert!(hub.tick(at(3)).revive.contains(&backend), "it is tried like any other");
 }
@@ -203,7 +209,7 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
         probe: true,
     };
     hub.apply(Change::Register(own), at(0)).unwrap();
-    hub.reloaded(config(&[(1, 1)], CheckConfig::default()), at(1));
+    reload(&mut hub, config(&[(1, 1)], CheckConfig::default()), at(1));
     hub.tick(at(5_000));
     assert_eq!(shown(&mut hub), [(1, 7, Standing::Serving)]);
     hub.apply(Change::SourceLost { source, why: "it is gone" }, at(5_001)).unwrap();
@@ -289,16 +295,16 @@ fn a_reload_begins_changes_and_ends_checks() {
     let list = &[(1, 1)];
     let (mut hub, _worker) = hub(config(list, CheckConfig::default()));
     assert_eq!(begin(&mut hub, at(1_000)), []);
-    hub.reloaded(config(list, CheckConfig { fall: 2, ..check() }), at(1_000));
+    reload(&mut hub, config(list, CheckConfig { fall: 2, ..check() }), at(1_000));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)], "it served already");
     checked(&mut hub, &[(1, false)], at(1_020));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)], "once is not twice");
     checked(&mut hub, &[(1, false)], at(5_000));
     assert_eq!(shown(&mut hub), [(1, 1, Failing)]);
-    hub.reloaded(config(list, CheckConfig { port: Some(9009), ..check() }), at(5_010));
+    reload(&mut hub, config(list, CheckConfig { port: Some(9009), ..check() }), at(5_010));
     let (due, target) = hub.next_check(at(10_000)).unwrap();
     assert_eq!(target.port, Port { address: address(9009), proxy: false });
-    hub.reloaded(config(list, CheckConfig::default()), at(10_010));
+    reload(&mut hub, config(list, CheckConfig::default()), at(10_010));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)]);
     hub.checked(due, Err("it is broken".to_owned()), Duration::ZERO, at(10_020));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)], "nobody asks any more");
@@ -316,7 +322,7 @@ fn what_a_reload_says_of_a_check_holds_for_the_failures_that_follow() {
     // One failure, which counts on under the new rule.
     checked(&mut hub, &[(1, false), (2, true)], at(10_000));
     let close = CheckConfig { fall: 2, rise: 2, on_fail: OnFail::Close, ..keep.clone() };
-    hub.reloaded(config(list, close.clone()), at(10_010));
+    reload(&mut hub, config(list, close.clone()), at(10_010));
     assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Serving)]);
     checked(&mut hub, &[(1, false), (2, true)], at(20_000));
     assert_eq!(shown(&mut hub), [(1, 1, Failing), (2, 1, Serving)]);
@@ -325,12 +331,12 @@ fn what_a_reload_says_of_a_check_holds_for_the_failures_that_follow() {
     assert_eq!(shown(&mut hub)[0], (1, 1, Failing), "once is not twice");
     checked(&mut hub, &[(1, true), (2, true)], at(40_000));
     assert_eq!(shown(&mut hub)[0], (1, 1, Serving));
-    hub.reloaded(config(list, CheckConfig { fall: 1, ..keep }), at(40_010));
+    reload(&mut hub, config(list, CheckConfig { fall: 1, ..keep }), at(40_010));
     checked(&mut hub, &[(1, true), (2, false)], at(50_000));
     assert_eq!(shown(&mut hub)[1], (2, 1, Failing));
     assert_eq!(ended(&mut worker), [], "sessions go on again");
     let seldom = CheckConfig { interval: Duration::from_secs(60), ..close };
-    hub.reloaded(config(list, seldom.clone()), at(50_010));
+    reload(&mut hub, config(list, seldom.clone()), at(50_010));
     for due in begin(&mut hub, at(55_000)) {
         hub.checked(due, Ok(()), Duration::ZERO, at(55_000));
     }
@@ -350,12 +356,12 @@ fn a_backend_that_fails_serves_again_once_a_reload_takes_its_check_away() {
     let slot = usize::from(hub.registry.get(failed).unwrap().backend.slot);
     worker.metrics.backends[slot].active.set(1);
     ended(&mut worker);
-    hub.reloaded(config(list, CheckConfig::default()), at(30));
+    reload(&mut hub, config(list, CheckConfig::default()), at(30));
     assert_eq!(rotation(&mut hub), [1, 2]);
     worker.metrics.counters.turns.add(2);
     hub.tick(at(40));
     assert_eq!(ended(&mut worker), [], "what was ordered for the failure is over");
-    hub.reloaded(config(list, close), at(50));
+    reload(&mut hub, config(list, close), at(50));
     assert_eq!(rotation(&mut hub), [1, 2], "they serve until they fail");
     checked(&mut hub, &[(1, false), (2, true)], at(100));
     assert_eq!((rotation(&mut hub), ended(&mut worker).len()), (vec![2], 1));
@@ -476,7 +482,7 @@ fn rule_9_a_shift_is_one_publication_and_lasts_until_the_next_reload() {
         assert!(said.contains(part), "{said}");
     }
     assert_eq!(shares(&hub), [(0, 95), (100, 5)], "what is refused leaves no trace");
-    hub.reloaded(file, at(1));
+    reload(&mut hub, file, at(1));
     assert_eq!(hub.snapshot.version, before + 2);
     assert_eq!((rotation(&mut hub), shares(&hub)), (vec![1, 2], vec![(95, 95), (5, 5)]));
 }
@@ -486,12 +492,12 @@ fn a_reload_gives_listed_backends_the_groups_that_the_file_gives_them() {
     let shares = [("blue", 100), ("green", 0)];
     let (mut hub, _worker) = hub(config(&[(1, 1), (2, 1)], CheckConfig::default()));
     let first = id_of(&hub, 1);
-    hub.reloaded(grouped(&[(1, "blue"), (2, "green")], &shares), at(1));
+    reload(&mut hub, grouped(&[(1, "blue"), (2, "green")], &shares), at(1));
     assert_eq!(rotation(&mut hub), [1]);
     assert_eq!(id_of(&hub, 1), first, "it keeps its sessions");
-    hub.reloaded(grouped(&[(1, "green"), (2, "blue")], &shares), at(2));
+    reload(&mut hub, grouped(&[(1, "green"), (2, "blue")], &shares), at(2));
     assert_eq!(rotation(&mut hub), [2]);
-    hub.reloaded(config(&[(1, 1), (2, 1)], CheckConfig::default()), at(3));
+    reload(&mut hub, config(&[(1, 1), (2, 1)], CheckConfig::default()), at(3));
     assert_eq!(rotation(&mut hub), [1, 2], "without groups, everybody serves");
 }
 
@@ -511,7 +517,7 @@ fn a_reload_changes_whether_a_listed_backend_gets_proxy_headers() {
     let before = listed(&mut hub);
     assert_eq!(before.iter().map(|it| it.1).collect::<Vec<_>>(), [false, false]);
     for (number, (proxy, weight)) in (1..).zip([(true, 1), (true, 2), (false, 2), (true, 3)]) {
-        hub.reloaded(of(proxy, weight), at(number * 10));
+        reload(&mut hub, of(proxy, weight), at(number * 10));
         assert_eq!(listed(&mut hub), [(before[0].0, proxy, weight), before[1]], "{proxy} {weight}");
     }
 }

@@ -21,7 +21,7 @@ use super::exchange::{Answer, Exchange, Upload};
 use super::stash::Stash;
 use super::{Context, Ending, GatewayCmd, LINGER_MAX, Released};
 use crate::base::time::Now;
-use crate::cluster::{RequestLimits, ServiceId};
+use crate::cluster::{Doorway, RequestLimits};
 use crate::http::Malformed;
 use crate::http::write::User;
 use crate::proxy::line::Line;
@@ -34,7 +34,7 @@ pub struct Gateway {
     pub(super) session: SessionId,
     address: SocketAddr,
     /// The service that the user was admitted for.
-    pub(super) door: ServiceId,
+    pub door: Doorway,
     pub(super) user: User,
     pub(super) client: Line,
     pub(super) backend: Option<Line>,
@@ -75,11 +75,11 @@ pub(super) enum Phase {
 }
 
 impl Gateway {
-    /// A user has connected and was admitted for the service `door`. `trusted`: it is a proxy, and
+    /// A user has connected and was admitted. `trusted`: it is a proxy, and
     /// we believe what it says about its users. Begin with [`Gateway::start`].
     pub fn new(
         session: SessionId,
-        door: ServiceId,
+        door: Doorway,
         client: SocketAddr,
         trusted: bool,
         now: Now,
@@ -107,7 +107,7 @@ impl Gateway {
     }
 
     pub fn start(&mut self, cx: &mut Context<'_>) {
-        self.exchange.limits = cx.snapshot.request_limits(self.door);
+        self.exchange.limits = cx.snapshot.request_limits(self.door.service);
         self.advance(cx);
     }
 

@@ -39,7 +39,7 @@ impl Gateway {
     pub(super) fn read_block(&mut self, mut buf: Buf, cx: &mut Context<'_>) {
         let before = self.stash.len();
         if before == 0 {
-            self.exchange.begin(cx.snapshot.request_limits(self.door), cx.now);
+            self.exchange.begin(cx.snapshot.request_limits(self.door.service), cx.now);
         } else {
             self.stash.push(cx.pool.bytes(&buf));
         }
@@ -90,7 +90,7 @@ impl Gateway {
     /// Reads the next request from bytes that arrived before it was wanted.
     pub(super) fn read_stash(&mut self, cx: &mut Context<'_>) {
         if self.stash_seen == 0 {
-            self.exchange.begin(cx.snapshot.request_limits(self.door), cx.now);
+            self.exchange.begin(cx.snapshot.request_limits(self.door.service), cx.now);
         }
         let (bytes, seen) = (self.stash.bytes(), self.stash_seen);
         let entrance = Entrance { door: self.door, snapshot: cx.snapshot };
@@ -256,7 +256,7 @@ fn decide(
         return Err(Malformed::new(508, "the request has been here before"));
     }
     exchange.service = about.entrance.service_for(head)?;
-    if let Some(service) = exchange.service.filter(|it| *it != about.entrance.door) {
+    if let Some(service) = exchange.service.filter(|it| *it != about.entrance.door.service) {
         exchange.limits = about.entrance.snapshot.request_limits(service);
     }
     let body_bytes = exchange.limits.body_bytes;

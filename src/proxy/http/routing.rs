@@ -1,24 +1,25 @@
 //! Which service a request is for. Owns what is refused because a door routes by path; who serves the
 //! request is the worker's choice.
 
+use crate::cluster::doors::Requests;
 use crate::cluster::route::is_ambiguous;
-use crate::cluster::{ServiceId, Snapshot};
+use crate::cluster::{Doorway, ServiceId, Snapshot};
 use crate::http::Malformed;
 use crate::http::head::{RequestHead, Target};
 
 /// Where a user came in.
 #[derive(Clone, Copy, Debug)]
 pub struct Entrance<'a> {
-    /// The service that the user was admitted for.
-    pub door: ServiceId,
+    pub door: Doorway,
     pub snapshot: &'a Snapshot,
 }
 
 impl Entrance<'_> {
     /// The service for a request. `None`: nobody claims its host and path.
     pub fn service_for(&self, head: &RequestHead<'_, '_>) -> Result<Option<ServiceId>, Malformed> {
-        let Some(routes) = self.snapshot.doors.routes(self.door) else {
-            return Ok(Some(self.door));
+        let routes = match self.snapshot.doors.at(self.door) {
+            Requests::All(service) => return Ok(Some(service)),
+            Requests::Split(routes) => routes,
         };
         let path = path(head.target);
         if routes.by_path() && is_ambiguous(path) {
@@ -43,35 +44,39 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::cluster::Doors;
-    use crate::cluster::doors::Claimant;
+    use crate::cluster::doors::{Claimant, Claimed};
     use crate::cluster::route::{Claim, Host};
+    use crate::cluster::{DoorId, Doors};
     use crate::http::Limits;
     use crate::http::head::{self, Space};
 
     const API: ServiceId = ServiceId(2);
     const SHOP: ServiceId = ServiceId(3);
     const CART: ServiceId = ServiceId(4);
+    const AT: &str = "192.0.2.1:80";
 
     fn doors(services: &[(ServiceId, &str, &str)]) -> Snapshot {
         let claimant = |(service, host, path): &(ServiceId, &str, &str)| Claimant {
             service: *service,
-            listen: vec![([192, 0, 2, 1], 80).into()],
+            listen: vec![AT.parse().unwrap()],
             claims: vec![Claim {
                 host: Host::parse(host).unwrap(),
                 path: (*path).into(),
                 service: *service,
             }],
         };
-        let doors = Doors::new(None, &services.iter().map(claimant).collect::<Vec<_>>());
-        Snapshot { doors: Arc::new(doors.unwrap()), ..Snapshot::default() }
+        let claimed = Claimed::of(None, &services.iter().map(claimant).collect::<Vec<_>>());
+        let mut doors = Doors::default();
+        doors.set(DoorId(1), claimed.unwrap().at(AT.parse().unwrap(), SHOP).unwrap().clone());
+        Snapshot { doors: Arc::new(doors), ..Snapshot::default() }
     }
 
-    /// At the door of this service.
-    fn asked(snapshot: &Snapshot, door: ServiceId, request: &str) -> Result<Option<u16>, u16> {
+    /// At the door of this number.
+    fn asked(snapshot: &Snapshot, door: u16, request: &str) -> Result<Option<u16>, u16> {
         let head = format!("{request}\r\n\r\n");
         let mut space = Space::new();
         let head = head::request(head.as_bytes(), 0, &Limits::default(), &mut space);
+        let door = Doorway { door: DoorId(door), service: API };
         let found = Entrance { door, snapshot }.service_for(&head.unwrap().unwrap());
         found.map(|service| service.map(|id| id.0)).map_err(|fault| fault.status)
     }
@@ -93,7 +98,7 @@ mod tests {
             ("GET /cart HTTP/1.1\r\nHost: other.example", None),
             ("GET /cart HTTP/1.0", None),
         ] {
-            assert_eq!(asked(&doors, SHOP, request), Ok(service), "{request}");
+            assert_eq!(asked(&doors, 1, request), Ok(service), "{request}");
         }
     }
 
@@ -103,9 +108,9 @@ mod tests {
         let by_host = doors(&[(SHOP, "shop.example", ""), (CART, "cart.example", "")]);
         for path in ["/a/../cart", "/%2e%2E/cart", "/a%2fb", "/a%5Cb", "/a\\b", "/."] {
             let request = format!("GET {path} HTTP/1.1\r\nHost: shop.example");
-            assert_eq!(asked(&by_path, SHOP, &request), Err(400), "{request}");
-            assert_eq!(asked(&by_host, SHOP, &request), Ok(Some(3)), "{request}");
-            assert_eq!(asked(&by_host, API, &request), Ok(Some(2)), "that door has no routes");
+            assert_eq!(asked(&by_path, 1, &request), Err(400), "{request}");
+            assert_eq!(asked(&by_host, 1, &request), Ok(Some(3)), "{request}");
+            assert_eq!(asked(&by_host, 0, &request), Ok(Some(2)), "that door has no routes");
         }
     }
 }

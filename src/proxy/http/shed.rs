@@ -8,7 +8,7 @@ use super::gateway::{Gateway, Phase};
 use super::stash::Stash;
 use super::{Context, Refused};
 use crate::base::time::Now;
-use crate::cluster::{Barrier, ServiceId};
+use crate::cluster::{Barrier, Doorway};
 use crate::session::SessionId;
 
 impl Refused {
@@ -33,7 +33,7 @@ impl Gateway {
     /// Welcomes a user for whom there is no room; it is told so when it sends a request.
     pub fn refusing(
         session: SessionId,
-        door: ServiceId,
+        door: Doorway,
         client: SocketAddr,
         why: &'static str,
         now: Now,

@@ -41,8 +41,20 @@ impl Driver for HttpDriver {
         if is_first && matches!(change, DoorChange::Open(_)) {
             self.sessions.start(turn.ring.pool_mut());
         }
+        let closed = match &change {
+            DoorChange::Close { id } => Some(*id),
+            DoorChange::Assign { id, service } => {
+                self.sessions.assign(*id, *service, &mut turn.cx(&mut self.commands));
+                None
+            }
+            DoorChange::Open(_) => None,
+        };
         let users = self.streams.change_door(change, turn.ring);
         self.welcome_all(users, turn);
+        if let Some(id) = closed {
+            self.sessions.close_door(id, &mut turn.cx(&mut self.commands));
+            self.execute(turn);
+        }
     }
 
     fn live(&self) -> usize {
@@ -118,7 +130,7 @@ impl HttpDriver {
 
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
-        let key = self.sessions.welcome(user.service, user.caller, cx);
+        let key = self.sessions.welcome(user.doorway, user.caller, cx);
         self.streams.keep((key, Side::Client), user.socket);
     }
 

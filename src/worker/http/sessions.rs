@@ -14,6 +14,7 @@
 //! Users and links keep their places until the kernel has no operation left on their sockets, so that a
 //! completion never meets another user or link.
 
+mod doors;
 mod heads;
 mod links;
 mod looks;
@@ -29,7 +30,7 @@ use nix::errno::Errno;
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::gate::lists;
-use crate::cluster::{BackendId, ServiceId};
+use crate::cluster::{BackendId, Doorway, ServiceId};
 use crate::http::date::Date;
 use crate::proxy::greeting::Caller;
 use crate::proxy::http::spares::Spares;
@@ -146,14 +147,14 @@ struct User {
 
 impl User {
     /// Someone who has just connected.
-    fn new(gateway: Gateway, door: ServiceId, entry: Option<Entry>) -> User {
+    fn new(gateway: Gateway, service: ServiceId, entry: Option<Entry>) -> User {
         User {
             gateway,
             entry,
             destination: None,
             link: None,
             private: None,
-            service: door,
+            service,
             tried: Vec::new(),
             portless: 0,
             started: false,
@@ -264,25 +265,25 @@ impl Sessions {
         self.kit.refill(0, pool);
     }
 
-    /// A user has connected at a door of this service, and speaks for itself.
-    pub fn accepted(&mut self, door: ServiceId, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
+    /// A user has connected, and speaks for itself.
+    pub fn accepted(&mut self, door: Doorway, client: SocketAddr, cx: &mut Cx<'_>) -> Key {
         self.welcome(door, client.into(), cx)
     }
 
-    /// A user has connected at a door of this service.
-    pub fn welcome(&mut self, door: ServiceId, caller: Caller, cx: &mut Cx<'_>) -> Key {
+    /// A user has connected.
+    pub fn welcome(&mut self, door: Doorway, caller: Caller, cx: &mut Cx<'_>) -> Key {
         let Caller { address: client, destination, .. } = caller;
         let books = &mut *cx.books;
-        let entry = match books.admit(door, client, cx.now) {
+        let entry = match books.admit(door.service, client, cx.now) {
             Ok(entry) => entry,
             Err(why) => {
-                books.refused(door, client, why);
+                books.refused(door.service, client, why);
                 return self.turn_away(door, client, why, cx);
             }
         };
         let trusted = lists(&self.settings.trusted, client.ip());
         let gateway = Gateway::new(books.id(&entry), door, client, trusted, cx.now);
-        let user = User { destination, ..User::new(gateway, door, Some(entry)) };
+        let user = User { destination, ..User::new(gateway, door.service, Some(entry)) };
         let key = self.users.put(user);
         self.make_room();
         self.act(key, cx, |gateway, context| gateway.start(context));

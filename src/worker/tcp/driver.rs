@@ -140,10 +140,10 @@ impl TcpDriver {
 
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
-        let accepted = self.sessions.welcome(user.service, user.caller, cx);
+        let accepted = self.sessions.welcome(user.doorway.service, user.caller, cx);
         match accepted {
             Some(key) => self.streams.keep((key, Side::Client), user.socket),
-            None if cx.books.is_stranger(user.service, user.caller.address) => {
+            None if cx.books.is_stranger(user.doorway.service, user.caller.address) => {
                 sys::reset_on_close(user.socket.as_fd());
             }
             None => {}

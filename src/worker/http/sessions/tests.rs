@@ -5,10 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::*;
-use crate::cluster::doors::{Claimant, Doors};
+use crate::cluster::doors::{Claimant, Claimed, Doors, Routing};
 use crate::cluster::route::{Claim, Host};
 use crate::cluster::seats::Seats;
-use crate::cluster::{Backend, Barrier, Protocol, Service, Snapshot, Standing};
+use crate::cluster::{Backend, Barrier, DoorId, Doorway, Protocol, Service, Snapshot, Standing};
 use crate::proxy::StreamCmd;
 use crate::proxy::http::Record;
 use crate::ring::pool::Class;
@@ -18,6 +18,7 @@ use crate::worker::link::{ControlEnd, Refusal, Report};
 
 const START: Now = Now::from_nanos(1_000_000_000);
 const API: ServiceId = ServiceId::built_in(Protocol::Api);
+const DOORWAY: Doorway = Doorway { door: DoorId(0), service: API };
 const SHOP: ServiceId = ServiceId(3);
 const BLOG: ServiceId = ServiceId(4);
 const EMPTY: ServiceId = ServiceId(5);
@@ -40,7 +41,10 @@ fn snapshot() -> Snapshot {
         claimant(BLOG, Host::Exact("blog.example".into()), ""),
         claimant(EMPTY, Host::Exact("empty.example".into()), ""),
     ];
-    let doors = Arc::new(Doors::new(None, &claimants).unwrap());
+    let claimed = Claimed::of(None, &claimants).unwrap();
+    let mut doors = Doors::default();
+    doors.set(DOORWAY.door, claimed.at(claimants[0].listen[0], API).unwrap().clone());
+    let doors = Arc::new(doors);
     let snapshot = Snapshot { services: services.into(), doors, ..built_in };
     snapshot.with(&[API, SHOP, BLOG].map(backend))
 }
@@ -109,7 +113,7 @@ impl Stage {
 
     fn user(&mut self) -> Key {
         let client = ([192, 0, 2, 7], 1_000).into();
-        self.act(|sessions, cx| sessions.accepted(API, client, cx))
+        self.act(|sessions, cx| sessions.accepted(DOORWAY, client, cx))
     }
 
     fn happened(&mut self, conn: Conn, event: Event) {
@@ -210,6 +214,56 @@ fn the_requests_of_one_connection_reach_the_backends_of_their_services() {
     assert_eq!([API, SHOP, BLOG].map(served), [1, 2, 2]);
     let taken = |service| stage.books.snapshot().service(service).unwrap().seats.taken();
     assert_eq!([API, SHOP, BLOG].map(taken), [1, 0, 0], "it sits where it came in");
+}
+
+#[test]
+fn users_of_a_door_that_changes_hands_are_the_next_services_and_go_on() {
+    let mut stage = Stage::new();
+    let user = stage.user();
+    let shop = stage.served(user, SHOPPING, SHOP, "");
+    stage.change(|snapshot| {
+        let mut doors = Doors::default();
+        doors.set(DOORWAY.door, Routing::All(BLOG));
+        snapshot.doors = Arc::new(doors);
+    });
+    stage.act(|sessions, cx| sessions.assign(DoorId(7), EMPTY, cx));
+    stage.act(|sessions, cx| sessions.assign(DOORWAY.door, BLOG, cx));
+    let of = |stage: &Stage| stage.control.shard.iter().map(|it| it.service).collect::<Vec<_>>();
+    assert_eq!(of(&stage), [BLOG]);
+    stage.served(user, SHOPPING, BLOG, "");
+    // A door that nobody knows is its service's, which is the new one by now.
+    stage.change(|snapshot| snapshot.doors = Arc::default());
+    assert_eq!(stage.ask(user, SHOPPING).1, None, "the connection to it is kept");
+    assert_ne!(shop, stage.user());
+}
+
+#[test]
+fn users_of_a_door_that_closes_are_served_to_the_end_of_their_request() {
+    let mut stage = Stage::new();
+    let (idle, busy, new) = (stage.user(), stage.user(), stage.user());
+    stage.served(idle, SHOPPING, SHOP, "");
+    let (_, attempt) = stage.ask(busy, BLOGGING);
+    let (link, _) = attempt.unwrap();
+    stage.act(|sessions, cx| sessions.close_door(DoorId(7), cx));
+    assert!(stage.out.is_empty(), "it was another door");
+    stage.act(|sessions, cx| sessions.close_door(DOORWAY.door, cx));
+    let finished = |stage: &mut Stage| {
+        let ends = |cmd: &Cmd| match cmd {
+            Cmd::Wire { conn, what: StreamCmd::FinishWriting { .. } } => Some(*conn),
+            _ => None,
+        };
+        stage.out.iter().filter_map(ends).collect::<Vec<_>>()
+    };
+    assert_eq!(finished(&mut stage), [Conn::User(idle)]);
+    stage.out.clear();
+    stage.act(|sessions, cx| sessions.connected(link, Ok(()), cx));
+    stage.settle();
+    let text = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    stage.receives(Conn::Link(link), Side::Backend, text);
+    let (said, _) = stage.settle();
+    assert!(said.contains("Connection: close\r\n"), "{said}");
+    let (_, attempt) = stage.ask(new, OTHER);
+    assert!(attempt.is_some(), "it had found the door open");
 }
 
 #[test]

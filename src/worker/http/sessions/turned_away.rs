@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use super::{Cx, Sessions, User};
-use crate::cluster::ServiceId;
+use crate::cluster::Doorway;
 use crate::proxy::http::Gateway;
 use crate::session::EndReason;
 use crate::worker::link::Refusal;
@@ -18,7 +18,7 @@ const TURNED_AWAY_MAX: usize = 32;
 impl Sessions {
     pub(super) fn turn_away(
         &mut self,
-        door: ServiceId,
+        door: Doorway,
         client: SocketAddr,
         why: Refusal,
         cx: &mut Cx<'_>,
@@ -29,7 +29,7 @@ impl Sessions {
         };
         let name = cx.books.no_session();
         let gateway = Gateway::refusing(name, door, client, detail, cx.now);
-        let key = self.users.put(User::new(gateway, door, None));
+        let key = self.users.put(User::new(gateway, door.service, None));
         self.make_room();
         self.turned_away.push_back(key);
         self.act(key, cx, |gateway, context| gateway.start(context));

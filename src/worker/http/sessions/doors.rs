@@ -1,0 +1,25 @@
+//! What a change of a door means for the users who came by it. Owns that they are found; the sockets of
+//! doors are the driver's.
+
+use super::{Cx, Sessions};
+use crate::cluster::{DoorId, ServiceId};
+
+impl Sessions {
+    /// Users who came by this door are another service's from now on, which must share its seats. The
+    /// request under way stays where it is.
+    pub fn assign(&mut self, id: DoorId, service: ServiceId, cx: &mut Cx<'_>) {
+        for user in self.users.iter_mut().filter(|user| user.gateway.door.door == id) {
+            user.gateway.door.service = service;
+            if let Some(entry) = &mut user.entry {
+                cx.books.move_home(entry, service);
+            }
+        }
+    }
+
+    /// A door has closed. Its users are served to the end of what they have asked for.
+    pub fn close_door(&mut self, id: DoorId, cx: &mut Cx<'_>) {
+        for key in self.users.keys(|user| user.gateway.door.door == id) {
+            self.act(key, cx, |gateway, context| gateway.drain(context));
+        }
+    }
+}
