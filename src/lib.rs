@@ -38,7 +38,7 @@
 //!
 //! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
 //! `proxy`, `worker::link`, `worker::books`, `worker::slots`, `worker::starved`, `worker::lack`,
-//! `worker::grace`, `worker::cx` < `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` <
+//! `worker::grace`, `worker::ends`, `worker::cx` < `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` <
 //! `ring` < `worker`, `control`, `client`, `load` < `boot` < `cli`.
 //! A module uses only what is below it; `tests/tidy.rs` enforces this.
 

@@ -5,8 +5,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Most backends counted at once; also the limit on registrations.
-pub const BACKENDS_MAX: usize = 1024;
+/// Most backends counted at once; also the limit on registrations, and on what the file lists. Numbered with
+/// 16 bits. Each takes 112 bytes of counters for each worker, half of them in the control core; memory comes
+/// from the system only as places are first used.
+pub const BACKENDS_MAX: usize = 16_384;
 
 /// A number with one writer. Readers may see a slightly old value, never a torn one.
 #[derive(Debug, Default)]

@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "src/worker/starved.rs",
     "src/worker/lack.rs",
     "src/worker/grace.rs",
+    "src/worker/ends.rs",
     "src/worker/cx.rs",
     "src/worker/tcp/sessions",
     "src/worker/udp/sessions",

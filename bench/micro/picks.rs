@@ -43,7 +43,8 @@ fn round_robin_weighted(bencher: Bencher) {
     let equals = service(Policy::RoundRobin, 1_000);
     let weights: Vec<_> = (0..1_000).map(|place| (place, 1 + place % 256)).collect();
     let (backends, rotation) = (equals.pool.backends.clone(), Rotation::weighted(&weights));
-    let service = Service { pool: Arc::new(Pool { backends, rotation, split: None }), ..equals };
+    let service =
+        Service { pool: Arc::new(Pool { backends, rotation, ..Pool::default() }), ..equals };
     let question =
         Question { user: [192, 0, 2, 1].into(), load: &|_| 0, excluded: &|_| false, after: None };
     bencher.bench_local(|| balance::pick(&service, divan::black_box(&question)).map(|b| b.id));

@@ -108,7 +108,8 @@ pub(crate) mod tests {
     /// A service with backends of these weights, in this rotation.
     fn service(policy: Policy, weights: &[u16], rotation: Rotation) -> Service {
         let terms = Terms { policy, ..Terms::default() };
-        let pool = Arc::new(Pool { backends: backends(weights).into(), rotation, split: None });
+        let pool =
+            Arc::new(Pool { backends: backends(weights).into(), rotation, ..Pool::default() });
         Service { terms, pool, ..Snapshot::default().service(TCP).unwrap().clone() }
     }
 

@@ -87,11 +87,14 @@ impl Wheel {
         if place as usize >= self.timers.len() {
             self.timers.resize(place as usize + 1, UNSET);
         }
-        self.cancel(place);
         let due_tick = at.nanos().div_ceil(1 << TICK_BITS).max(self.now_tick + 1);
-        self.timers[place as usize].due_tick = due_tick;
-        self.set += 1;
-        self.insert(place);
+        let timer = self.timers[place as usize];
+        match timer.before {
+            NONE => self.set += 1,
+            _ if timer.due_tick == due_tick => return,
+            _ => self.unlink(place),
+        }
+        self.insert(place, due_tick);
     }
 
     /// Cancels the timer of `place`, if one is set.
@@ -159,15 +162,14 @@ impl Wheel {
             let mut place = std::mem::replace(&mut self.heads[slot], NONE);
             self.occupied[level] &= !bit_of(slot);
             while place != NONE {
-                let next = self.timers[place as usize].next;
-                self.insert(place);
+                let Timer { due_tick, next, .. } = self.timers[place as usize];
+                self.insert(place, due_tick);
                 place = next;
             }
         }
     }
 
-    fn insert(&mut self, place: u32) {
-        let due_tick = self.timers[place as usize].due_tick;
+    fn insert(&mut self, place: u32, due_tick: u64) {
         let ticks_left = due_tick.saturating_sub(self.tick).min(HORIZON_TICKS - 1);
         let level = ((ticks_left | 1).ilog2() / LEVEL_BITS) as usize;
         let slot = slot_of(level, self.tick + ticks_left);
@@ -255,6 +257,19 @@ mod tests {
         assert_eq!(popped(&mut wheel, after(6)), [1]);
         assert_eq!(popped(&mut wheel, after(11)), [3]);
         assert_eq!(popped(&mut wheel, after(21)), [2]);
+    }
+
+    #[test]
+    fn a_timer_that_is_set_to_the_time_it_has_already_fires_once() {
+        for seconds in [1, 70, 90_000] {
+            let mut wheel = Wheel::new(START);
+            (0..3).for_each(|_| wheel.schedule(7, after(seconds)));
+            assert_eq!(wheel.len(), 1);
+            assert_eq!(popped(&mut wheel, after(seconds - 1)), [0u32; 0]);
+            wheel.schedule(7, after(seconds));
+            assert_eq!(popped(&mut wheel, after(seconds + 1)), [7]);
+            assert!(wheel.is_empty());
+        }
     }
 
     #[test]

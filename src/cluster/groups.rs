@@ -119,6 +119,11 @@ impl Split {
         self.parts.iter().find(|part| *part.group.name == *group)
     }
 
+    /// Whether the backend at this place is served.
+    pub fn has(&self, place: u16) -> bool {
+        self.parts.iter().any(|part| part.rotation.has(place))
+    }
+
     /// The places of all backends that are served, each once.
     pub fn places(&self) -> impl Iterator<Item = u16> + '_ {
         self.parts.iter().flat_map(|part| part.rotation.places())

@@ -3,159 +3,23 @@
 //! opens no socket, reads no clock and knows no message; callers bring changes, learn whether workers
 //! would see a difference, and ask for one frozen [`Snapshot`] of as many changes as they like.
 
+mod changes;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::backend::{Backend, BackendId, ServiceId, Standing, WEIGHT_MAX};
 use super::doors::Doors;
-use super::groups::{self, Group};
+use super::groups;
 use super::service::{Pool, Service, Terms};
 use super::snapshot::Snapshot;
 use super::source::Source;
 use crate::base::time::Now;
-
-/// What a backend asks for when it joins.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Registration {
-    pub source: Source,
-    pub service: ServiceId,
-    /// Canonical: an IPv4 address is never written as a mapped IPv6 one.
-    pub address: SocketAddr,
-    /// 1 to [`WEIGHT_MAX`].
-    pub weight: u16,
-    pub name: Option<Arc<str>>,
-    /// One of the service's groups if it has any, else none.
-    pub group: Option<Arc<str>>,
-    /// Whether each connection to it begins with a PROXY header.
-    pub proxy: bool,
-    /// Whether it may be tried by a connection that is closed again at once.
-    pub probe: bool,
-}
-
-/// Something that happened to the backends.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Change {
-    /// Joins. Repeated by the same source, changes weight, name, group, PROXY header and whether it may be
-    /// tried, ends a drain, and brings back a backend that was set aside: the caller has just connected to
-    /// it, or may not.
-    Register(Registration),
-    /// Leaves, at its source's request.
-    Unregister { source: Source, service: ServiceId, address: SocketAddr },
-    /// Gets no new sessions, at its source's request, and leaves once its present ones have ended or
-    /// been ended. They have `lasts`; with `None`, as long as the settings say.
-    Drain { source: Source, service: ServiceId, address: SocketAddr, lasts: Option<Duration> },
-    /// Leaves because its drain is over.
-    Leave { backend: BackendId },
-    /// The source is lost, and all of its backends with it.
-    SourceLost { source: Source, why: &'static str },
-    /// Its data port refused.
-    SetAside { backend: BackendId },
-    /// Its data port can be connected to again.
-    Restore { backend: BackendId },
-    /// Its check passes, or fails.
-    Judge { backend: BackendId, passes: bool },
-    /// Like [`Change::Drain`], at the operator's request, whichever source the backend belongs to.
-    DrainBackend { backend: BackendId, lasts: Option<Duration> },
-    /// Gets a different share of the new sessions, at the operator's request.
-    Weigh { backend: BackendId, weight: u16 },
-}
-
-/// The outcome of a change.
-#[derive(Clone, Debug, Default)]
-pub struct Applied {
-    /// The backend that was registered, found or changed.
-    pub backend: Option<BackendId>,
-    /// Whether that backend has only just joined.
-    pub joined: bool,
-    /// Backends that are no longer registered. Their places stay taken until
-    /// [`Registry::sessions_ended`].
-    pub left: Vec<Registered>,
-    /// Whether workers would see a difference, and so whether a [`Registry::freeze`] is due.
-    pub changed: bool,
-}
-
-/// Why a change was refused. The sentence is for whoever requested it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Fault {
-    OwnedByAnother {
-        service: Arc<str>,
-        address: SocketAddr,
-        by: Source,
-    },
-    NotRegistered {
-        service: Arc<str>,
-        address: SocketAddr,
-        by: Source,
-    },
-    /// Asked for by its id.
-    Unknown {
-        backend: BackendId,
-    },
-    WeightOutOfRange,
-    /// The service has been removed.
-    Removed,
-    /// It named no group, or none of the service.
-    Group {
-        service: Arc<str>,
-        asked: Option<Arc<str>>,
-        /// The groups of the service.
-        groups: Arc<[Group]>,
-    },
-    Full {
-        places: usize,
-    },
-    /// The service has as many backends as it may.
-    Enough {
-        service: Arc<str>,
-        backends: u32,
-    },
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Fault::OwnedByAnother { service, address, by } => {
-                write!(out, "{service} {address} is registered {}", by.other_way())
-            }
-            Fault::NotRegistered { service, address, by } => {
-                write!(out, "{service} {address} is not registered {}", by.own_way())
-            }
-            Fault::Unknown { backend } => write!(out, "no backend {backend} is registered"),
-            Fault::Removed => write!(out, "the service has been removed"),
-            Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
-            Fault::Enough { service, backends } => {
-                write!(out, "service {service} takes {backends} backends at most, and has them")
-            }
-            Fault::Group { service, asked, groups } => {
-                let names: Vec<&str> = groups.iter().map(|group| &*group.name).collect();
-                let names = names.join(", ");
-                match asked {
-                    Some(asked) if groups.is_empty() => {
-                        write!(out, "service {service} has no groups, so leave out group {asked}")
-                    }
-                    Some(asked) => {
-                        write!(
-                            out,
-                            "service {service} has no group {asked}; its groups are {names}"
-                        )
-                    }
-                    None => {
-                        write!(out, "service {service} has groups, so name one of them: {names}")
-                    }
-                }
-            }
-            Fault::Full { places } => {
-                write!(out, "all {places} places for backends are taken, try again later")
-            }
-        }
-    }
-}
+pub use changes::{Applied, Change, Fault, Registration};
 
 /// A registered backend, with what workers need not know about it.
 #[derive(Clone, Debug)]
@@ -216,6 +80,10 @@ pub struct Registry {
     by_address: BTreeMap<(ServiceId, SocketAddr), BackendId>,
     /// The same by source.
     by_source: BTreeMap<Source, BTreeSet<BackendId>>,
+    /// Those whose standing is [`Standing::Aside`].
+    aside: BTreeSet<BackendId>,
+    /// Without those that are about to leave.
+    by_name: BTreeMap<Arc<str>, ServiceId>,
     /// Backends that have left, and their places, which may still be counted in.
     departed: BTreeMap<BackendId, u16>,
     /// Places to give out, the one that has been free longest first.
@@ -237,6 +105,8 @@ impl Registry {
             entries: BTreeMap::new(),
             by_address: BTreeMap::new(),
             by_source: BTreeMap::new(),
+            aside: BTreeSet::new(),
+            by_name: services.iter().map(|it| (Arc::clone(&it.name), it.id)).collect(),
             departed: BTreeMap::new(),
             free: (0..last).collect(),
             places,
@@ -366,6 +236,29 @@ impl Registry {
         ids.filter_map(|id| self.entries.get(id))
     }
 
+    /// The backends of one service, in the order of registration.
+    pub fn of_service(&self, service: ServiceId) -> impl Iterator<Item = &Registered> {
+        let ids = self.rosters.get(&service).into_iter().flat_map(|roster| &roster.members);
+        ids.filter_map(|id| self.entries.get(id))
+    }
+
+    /// Those that are set aside.
+    pub fn aside(&self) -> impl Iterator<Item = BackendId> {
+        self.aside.iter().copied()
+    }
+
+    /// The service of this name.
+    pub fn named(&self, name: &str) -> Option<&Service> {
+        self.by_name.get(name).map(|id| self.service(*id))
+    }
+
+    /// The names before and after this one in the alphabet, up to `each` on either side.
+    pub fn names_near(&self, name: &str, each: usize) -> impl Iterator<Item = &str> {
+        let before = self.by_name.range::<str, _>((Bound::Unbounded, Bound::Excluded(name)));
+        let after = self.by_name.range::<str, _>((Bound::Excluded(name), Bound::Unbounded));
+        before.rev().take(each).chain(after.take(each)).map(|(name, _)| &**name)
+    }
+
     /// A service that has, or had, backends or sessions.
     pub fn service(&self, id: ServiceId) -> &Service {
         &self.rosters.get(&id).expect("a service outlives its backends and sessions").service
@@ -386,6 +279,7 @@ impl Registry {
 
     /// Adds a service without backends, under a number that no other has.
     pub fn add(&mut self, service: Service) {
+        self.by_name.insert(Arc::clone(&service.name), service.id);
         let before = self.rosters.insert(service.id, Roster::new(service));
         debug_assert!(before.is_none(), "numbers of services are not given twice");
     }
@@ -393,7 +287,10 @@ impl Registry {
     /// A service is to leave: it is not found by its name any more, nobody joins it, and its terms stay as
     /// they are.
     pub fn retire(&mut self, id: ServiceId) {
-        self.roster(id).is_leaving = true;
+        let roster = self.roster(id);
+        roster.is_leaving = true;
+        let name = Arc::clone(&roster.service.name);
+        self.by_name.remove(&name);
     }
 
     /// Removes a service without backends and sessions. Returns its name.
@@ -424,7 +321,12 @@ impl Registry {
             // Who is served when nobody passes is part of the pool.
             roster.is_stale |= before.checks != terms.checks;
             if terms.checks.is_none() {
-                roster.members.iter().for_each(|id| pass(self.entries.get_mut(id)));
+                for id in &roster.members {
+                    // A backend that is checked no more cannot fail its check.
+                    let entry = self.entries.get_mut(id).expect("members are registered");
+                    entry.against.failing = false;
+                    stand(entry, &mut self.aside);
+                }
             }
         }
         changed
@@ -510,7 +412,7 @@ impl Registry {
         entry.backend.proxy = wanted.proxy;
         entry.probe = wanted.probe;
         entry.against = Against { failing: entry.against.failing, ..Against::default() };
-        entry.backend.standing = entry.against.standing();
+        stand(entry, &mut self.aside);
         let changed = entry.backend != before;
         self.changed(id, changed)
     }
@@ -547,6 +449,7 @@ impl Registry {
         let left: Vec<Registered> = ids.iter().filter_map(|id| self.entries.remove(id)).collect();
         for Registered { backend, source, .. } in &left {
             self.departed.insert(backend.id, backend.slot);
+            self.aside.remove(&backend.id);
             let roster = self.roster(backend.service);
             roster.members.remove(&backend.id);
             roster.is_stale = true;
@@ -575,9 +478,8 @@ impl Registry {
     fn amend(&mut self, id: BackendId, change: impl FnOnce(&mut Against)) -> Applied {
         let Some(entry) = self.entries.get_mut(&id) else { return Applied::default() };
         change(&mut entry.against);
-        let standing = entry.against.standing();
-        let same = std::mem::replace(&mut entry.backend.standing, standing) == standing;
-        self.changed(id, !same)
+        let changed = stand(entry, &mut self.aside);
+        self.changed(id, changed)
     }
 
     /// The outcome of a change to a backend that stays registered.
@@ -606,12 +508,14 @@ impl Registry {
     }
 }
 
-/// A backend that is checked no more cannot fail its check.
-fn pass(entry: Option<&mut Registered>) {
-    if let Some(entry) = entry {
-        entry.against.failing = false;
-        entry.backend.standing = entry.against.standing();
-    }
+/// Gives a backend the standing that follows from what speaks against it. Returns whether it is another one.
+fn stand(entry: &mut Registered, aside: &mut BTreeSet<BackendId>) -> bool {
+    let (id, standing) = (entry.backend.id, entry.against.standing());
+    match standing {
+        Standing::Aside => aside.insert(id),
+        _ => aside.remove(&id),
+    };
+    std::mem::replace(&mut entry.backend.standing, standing) != standing
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The longest round that is laid out as a table: every backend there is room for, twice. The table
-/// takes 4 KiB and is made in well under a millisecond.
+/// The longest round that is laid out as a table, which takes 4 KiB and is made in well under a
+/// millisecond.
 const TABLE_MAX: u64 = 2048;
 /// How many turns of a long round [`Rotation::from_turn`] looks ahead before it goes through all
 /// backends.
@@ -55,8 +55,8 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// A rotation of places with weights from 1 to [`super::WEIGHT_MAX`], reduced to the smallest
-    /// whole numbers in the same ratio.
+    /// A rotation of places, in ascending order, with weights from 1 to [`super::WEIGHT_MAX`], reduced to
+    /// the smallest whole numbers in the same ratio.
     pub fn weighted(weights: &[(u16, u16)]) -> Rotation {
         let divisor = weights.iter().fold(0, |so_far, weight| gcd(so_far, weight.1)).max(1);
         let shares: Vec<Share> = weights
@@ -88,6 +88,11 @@ impl Rotation {
     /// The places of all backends in the rotation, each once.
     pub fn places(&self) -> impl Iterator<Item = u16> + '_ {
         self.shares.iter().map(|share| share.place)
+    }
+
+    /// Whether this place is in the rotation.
+    pub fn has(&self, place: u16) -> bool {
+        self.shares.binary_search_by_key(&place, |share| share.place).is_ok()
     }
 
     /// One round, turn by turn.
@@ -158,9 +163,10 @@ impl FromIterator<u16> for Rotation {
     }
 }
 
-/// The quotient of whole numbers by way of floats, whose division is faster. Numbers up to 2^36 and
-/// divisors up to 2^18 are exact as floats, and a quotient that is not whole is at least 2^-18 below
-/// the next whole number, too far to be rounded up to it.
+/// The quotient of whole numbers by way of floats, whose division is faster. A round has 16,384 times 256
+/// turns at most, so divisors are up to 2^22, numbers below 2^45 and quotients up to 2^22. All are exact as
+/// floats, and a quotient that is not whole is at least 2^-22 below the next whole number, while rounding
+/// moves it by less than 2^-30.
 fn quotient(number: u64, divisor: u64) -> u64 {
     (number as f64 / divisor as f64) as u64
 }
@@ -255,7 +261,8 @@ pub(crate) mod tests {
         let one_heavy = (0..1024).map(|it| if it == 700 { WEIGHT_MAX } else { 1 }).collect();
         let halves = (0..1000).map(|it| if it < 500 { 255 } else { 256 }).collect();
         let few = vec![256, 255, 254, 253, 251, 241, 239, 233, 229, 227];
-        let pools = any.chain([all_weights, one_heavy, halves, few]);
+        let everyone = (0..16_384).map(|it| 1 + it % WEIGHT_MAX).collect();
+        let pools = any.chain([all_weights, one_heavy, halves, few, everyone]);
         pools.filter(|it| rotation(it).table.is_empty()).collect()
     }
 
@@ -334,10 +341,10 @@ pub(crate) mod tests {
     fn a_quotient_of_floats_is_exact() {
         let mut random = Random(3);
         for _ in 0..200_000 {
-            let divisor = 1 + random.below(1 << 18);
-            let whole = random.below(1 << 18) * divisor;
+            let divisor = 1 + random.below(1 << 22);
+            let whole = random.below(1 << 22) * divisor;
             for number in
-                [whole, whole + divisor - 1, whole.saturating_sub(1), random.below(1 << 36)]
+                [whole, whole + divisor - 1, whole.saturating_sub(1), random.below(1 << 45)]
             {
                 assert_eq!(quotient(number, divisor), number / divisor, "{number} / {divisor}");
             }

@@ -207,25 +207,35 @@ pub struct Pool {
     pub rotation: Rotation,
     /// The same where groups share the users.
     pub split: Option<Box<Split>>,
+    /// Whether nobody is in the rotation because of failed checks.
+    pub is_failing: bool,
 }
 
 impl Pool {
     /// A pool of these backends, which must be in the order of registration, served on these terms.
     pub fn frozen(backends: Vec<Backend>, groups: &[Group], terms: &Terms) -> Pool {
         let (rotation, split) = order(&backends, groups, terms);
-        Pool { rotation, split: split.map(Box::new), backends: backends.into() }
-    }
-
-    /// Whether nobody is in the rotation because of failed checks.
-    pub fn is_failing(&self) -> bool {
         let fails = |backend: &Backend| backend.standing == Standing::Failing;
-        self.serves_nobody() && self.backends.iter().any(fails)
+        let serves_nobody = rotation.is_empty() && split.is_none();
+        let is_failing = serves_nobody && backends.iter().any(fails);
+        Pool { rotation, split: split.map(Box::new), is_failing, backends: backends.into() }
     }
 
     pub fn get(&self, id: BackendId) -> Option<&Backend> {
+        Some(&self.backends[self.place_of(id)?])
+    }
+
+    fn place_of(&self, id: BackendId) -> Option<usize> {
         // Registration numbers only grow, and backends stand in the order of registration.
-        let place = self.backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
-        Some(&self.backends[place])
+        self.backends.binary_search_by_key(&id, |backend| backend.id).ok()
+    }
+
+    /// Whether this backend is in the rotation.
+    pub fn serves(&self, id: BackendId) -> bool {
+        let Some(place) = self.place_of(id).and_then(|place| u16::try_from(place).ok()) else {
+            return false;
+        };
+        self.rotation.has(place) || self.split.iter().any(|split| split.has(place))
     }
 
     /// Whether nobody is in the rotation.

@@ -1,11 +1,13 @@
 //! Kinds of values that only the table of a service has; otherwise like [`super::kinds`].
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::kinds::{DoorAddress, Given, Kind, list, quoted, texts};
 use crate::cluster::WEIGHT_MAX;
 use crate::cluster::groups::{GROUPS_MAX, SHARE_MAX};
 use crate::cluster::route::Host;
+use crate::metrics::BACKENDS_MAX;
 
 /// Bytes of the name of a service or a group, at most.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -15,8 +17,6 @@ pub const DOORS_MAX: usize = 16;
 const CLAIMS_MAX: usize = 64;
 /// Bytes of a path, at most.
 const PATH_BYTES_MAX: usize = 1024;
-/// Static backends of one service, at most.
-const BACKENDS_MAX: usize = 1024;
 
 /// A backend named in the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -163,9 +163,10 @@ impl Kind<Vec<StaticBackend>> for Backends {
             return Err(items.len().to_string());
         }
         let mut backends: Vec<StaticBackend> = Vec::new();
+        let mut addresses = BTreeSet::new();
         for item in items {
             let backend = static_backend(item)?;
-            if backends.iter().any(|other| other.address == backend.address) {
+            if !addresses.insert(backend.address) {
                 return Err(format!("{} twice", backend.address));
             }
             backends.push(backend);

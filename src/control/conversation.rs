@@ -450,7 +450,7 @@ impl Conversation {
         }
         let protocol = hub.protocol_of(service);
         let (doors, named) = (&self.shared.doors, services::named_doors(&hub.config, protocol));
-        let own = home::is_own_door(doors, &named, protocol, address, home::is_of_this_host);
+        let own = home::is_own_door(doors, named, protocol, address, home::is_of_this_host);
         own.then(|| format!("{address} is a door of the balancer itself"))
     }
 

@@ -4,7 +4,8 @@
 //! connection that has to go.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -45,13 +46,17 @@ struct Guest<T> {
 /// The connections yet to earn their place, in order of arrival.
 pub struct Crowd<T> {
     guests: BTreeMap<u64, Guest<T>>,
-    counts: BTreeMap<u64, usize>,
+    by_source: BTreeMap<u64, BTreeSet<u64>>,
+    /// Every source with how many it has and the oldest of them: first the one with the most, and among
+    /// equals the one that has waited longest.
+    ranks: BTreeSet<(Reverse<usize>, u64, u64)>,
     next: u64,
 }
 
 impl<T> Default for Crowd<T> {
     fn default() -> Crowd<T> {
-        Crowd { guests: BTreeMap::new(), counts: BTreeMap::new(), next: 0 }
+        let (guests, by_source) = (BTreeMap::new(), BTreeMap::new());
+        Crowd { guests, by_source, ranks: BTreeSet::new(), next: 0 }
     }
 }
 
@@ -68,32 +73,30 @@ impl<T> Crowd<T> {
     /// with the most makes room, so a newcomer from any other source finds a place.
     pub fn admit(&self, address: IpAddr, rule: Rule, now: Now) -> Admit {
         let source = network(address);
-        let own = self.counts.get(&source).copied().unwrap_or(0);
+        let others = self.by_source.get(&source);
+        let own = others.map_or(0, BTreeSet::len);
         if own < rule.each && !rule.full {
             return Admit::Yes;
         }
-        let greedy = self.guests.values().map(|it| self.counts[&it.source]).max().unwrap_or(0);
-        if own < rule.each && greedy > own {
-            let oldest = self.oldest(|guest| self.counts[&guest.source] == greedy);
-            return oldest.map_or(Admit::No, |(number, _)| Admit::InsteadOf(number));
+        if let Some((Reverse(most), oldest, _)) = self.ranks.first()
+            && own < rule.each
+            && *most > own
+        {
+            return Admit::InsteadOf(*oldest);
         }
-        match self.oldest(|guest| guest.source == source) {
+        let oldest = others.and_then(BTreeSet::first);
+        match oldest.and_then(|number| self.guests.get_key_value(number)) {
             Some((number, guest)) if rule.renews && now.since(guest.since) >= GRACE => {
-                Admit::InsteadOf(number)
+                Admit::InsteadOf(*number)
             }
             _ => Admit::No,
         }
     }
 
-    fn oldest(&self, fits: impl Fn(&Guest<T>) -> bool) -> Option<(u64, &Guest<T>)> {
-        let mut fitting = self.guests.iter().filter(|(_, guest)| fits(guest));
-        fitting.next().map(|(number, guest)| (*number, guest))
-    }
-
     fn enter(&mut self, address: IpAddr, what: T, now: Now) -> u64 {
         let (number, source) = (self.next, network(address));
         self.next += 1;
-        *self.counts.entry(source).or_default() += 1;
+        self.change(source, |numbers| numbers.insert(number));
         self.guests.insert(number, Guest { source, since: now, what });
         number
     }
@@ -101,13 +104,24 @@ impl<T> Crowd<T> {
     /// A connection has closed, or has earned its place.
     pub fn leave(&mut self, number: u64) -> Option<T> {
         let guest = self.guests.remove(&number)?;
-        if let Some(count) = self.counts.get_mut(&guest.source) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&guest.source);
-            }
-        }
+        self.change(guest.source, |numbers| numbers.remove(&number));
         Some(guest.what)
+    }
+
+    /// Changes which connections are of a source, and its rank with that.
+    fn change(&mut self, source: u64, change: impl FnOnce(&mut BTreeSet<u64>) -> bool) {
+        let rank = |numbers: &BTreeSet<u64>| {
+            numbers.first().map(|oldest| (Reverse(numbers.len()), *oldest, source))
+        };
+        let numbers = self.by_source.entry(source).or_default();
+        if let Some(before) = rank(numbers) {
+            self.ranks.remove(&before);
+        }
+        change(numbers);
+        match rank(numbers) {
+            Some(after) => drop(self.ranks.insert(after)),
+            None => drop(self.by_source.remove(&source)),
+        }
     }
 }
 
@@ -200,6 +214,7 @@ mod tests {
         let ticket = Ticket::take(&crowd, host(1), (), at(0));
         assert_eq!(crowd.borrow().len(), 1);
         drop(ticket);
-        assert!(crowd.borrow().is_empty() && crowd.borrow().counts.is_empty());
+        let crowd = crowd.borrow();
+        assert!(crowd.is_empty() && crowd.by_source.is_empty() && crowd.ranks.is_empty());
     }
 }

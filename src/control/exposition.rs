@@ -168,15 +168,25 @@ fn backends(hub: &Hub, text: &mut Text) {
     }
 }
 
-/// A backend with what its samples are labelled with.
+/// A backend with what its samples are labelled with, which is written once for all of them.
 struct Labelled<'h> {
-    service: &'h Service,
     backend: &'h Backend,
+    labels: String,
 }
 
 impl Labelled<'_> {
     fn new<'h>(hub: &'h Hub, backend: &'h Backend) -> Labelled<'h> {
-        Labelled { service: hub.registry.service(backend.service), backend }
+        let service = hub.registry.service(backend.service);
+        let given = backend.name.as_deref().unwrap_or("");
+        let mut labels = Text::default();
+        labels.labels(&[
+            ("backend", &backend.id),
+            ("service", &service.name),
+            ("protocol", &service.kind),
+            ("address", &backend.address),
+            ("name", &given),
+        ]);
+        Labelled { backend, labels: labels.0 }
     }
 }
 
@@ -207,33 +217,29 @@ impl Text {
 
     fn sample(&mut self, name: &str, labels: Labels<'_>, value: impl Display) {
         self.0.push_str(name);
-        for (place, (label, content)) in labels.iter().enumerate() {
-            let open = if place == 0 { '{' } else { ',' };
-            let content = escaped(&content.to_string());
-            write!(self.0, "{open}{label}=\"{content}\"").expect("memory takes every write");
-        }
         if !labels.is_empty() {
+            self.0.push('{');
+            self.labels(labels);
             self.0.push('}');
         }
         self.line(format_args!(" {value}"));
     }
 
-    fn of_backend(&mut self, name: &str, labelled: &Labelled, state: Option<&str>, value: u64) {
-        let Labelled { service, backend: Backend { id, address, name: given, .. } } = labelled;
-        let given = given.as_deref().unwrap_or("");
-        let labels: Labels<'_> = &[
-            ("backend", id),
-            ("service", &service.name),
-            ("protocol", &service.kind),
-            ("address", address),
-            ("name", &given),
-        ];
+    fn labels(&mut self, labels: Labels<'_>) {
+        for (place, (label, content)) in labels.iter().enumerate() {
+            let separator = if place == 0 { "" } else { "," };
+            let content = escaped(&content.to_string());
+            write!(self.0, "{separator}{label}=\"{content}\"").expect("memory takes every write");
+        }
+    }
+
+    fn of_backend(&mut self, name: &str, backend: &Labelled, state: Option<&str>, value: u64) {
+        for part in [name, "{", &backend.labels] {
+            self.0.push_str(part);
+        }
         match state {
-            None => self.sample(name, labels, value),
-            Some(state) => {
-                let state: &dyn Display = &state;
-                self.sample(name, &[labels, &[("state", state)]].concat(), value);
-            }
+            None => self.line(format_args!("}} {value}")),
+            Some(state) => self.line(format_args!(",state=\"{state}\"}} {value}")),
         }
     }
 

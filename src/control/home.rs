@@ -13,7 +13,7 @@ use crate::cluster::Protocol;
 /// every address that is `ours`, which is asked only if the port matches that of a door.
 pub fn is_own_door(
     doors: &Doors,
-    named: &[SocketAddr],
+    named: impl IntoIterator<Item = SocketAddr>,
     protocol: Protocol,
     address: SocketAddr,
     ours: impl Fn(SocketAddr) -> bool,
@@ -22,7 +22,8 @@ pub fn is_own_door(
         Protocol::Udp => [doors.udp, None, None, None],
         Protocol::Tcp | Protocol::Api => [doors.tcp, doors.api, doors.control, doors.admin],
     };
-    built_in.iter().flatten().chain(named).any(|door| leads_to(*door, address, &ours))
+    let mut all = built_in.into_iter().flatten().chain(named);
+    all.any(|door| leads_to(door, address, &ours))
 }
 
 /// Whether `address` is where this door is.
@@ -81,7 +82,7 @@ mod tests {
 
     fn own(doors: &Doors, protocol: Protocol, address: &str) -> bool {
         let ours = |it: SocketAddr| OURS.contains(&it.ip().to_canonical().to_string().as_str());
-        is_own_door(doors, &[], protocol, address.parse().unwrap(), ours)
+        is_own_door(doors, [], protocol, address.parse().unwrap(), ours)
     }
 
     #[test]

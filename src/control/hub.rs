@@ -352,6 +352,7 @@ impl Hub {
         let snapshot = self.registry.freeze(self.config.reports_sessions());
         self.snapshot = self.publication.publish(snapshot);
         self.workers.wake();
+        self.end_condemned();
         self.announce(Now::read());
         self.counters.snapshots_published.one();
         let mark = self.workers.mark();
@@ -440,9 +441,7 @@ impl Hub {
 
     /// Backends that are set aside and that nobody is trying to reach yet; from now on the caller is.
     fn unattended(&mut self) -> Vec<BackendId> {
-        let aside = self.registry.entries().filter(|it| it.backend.standing == Standing::Aside);
-        let ids: Vec<_> = aside.map(|entry| entry.backend.id).collect();
-        ids.into_iter().filter(|id| self.reviving.insert(*id)).collect()
+        self.registry.aside().filter(|id| self.reviving.insert(*id)).collect()
     }
 
     fn advance_drains(&mut self, now: Now) {

@@ -126,6 +126,7 @@ fn many(number: u64, thing: &str) -> String {
     }
 }
 
+/// Says what the manager acts upon, and waits for it to have room.
 fn tell(states: &[NotifyState]) {
     // A manager we cannot reach cannot be told so either; its own timeouts alert the operator.
     let _ = send(states, true);

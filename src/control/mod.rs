@@ -91,8 +91,11 @@ use workers::Workers;
 
 /// How often reports are read and deadlines checked.
 const TICK: Duration = Duration::from_millis(100);
-/// Changes that arrive this soon after a publication are published together in the next one.
+/// Changes that arrive this soon after a publication are published together in the next one,
 const GATHER: Duration = Duration::from_millis(1);
+/// or this many times as long as the publication took, if that is longer: with very many backends the core
+/// still has most of its time for other work.
+const GATHER_FACTOR: u32 = 4;
 /// Ring entries: one accept, and a read and a write for each of a few hundred connections. Beyond
 /// that, operations are submitted in several batches.
 const RING_ENTRIES: u32 = 1024;
@@ -275,8 +278,10 @@ async fn publish(hub: Rc<RefCell<Hub>>) {
     let wanted = hub.borrow().publication_wanted();
     loop {
         wanted.notified().await;
+        let begun = Now::read();
         hub.borrow_mut().publish();
-        tokio::time::sleep(GATHER).await;
+        let took = Now::read().since(begun);
+        tokio::time::sleep(GATHER.max(took * GATHER_FACTOR)).await;
     }
 }
 

@@ -16,6 +16,8 @@ use crate::config::services::ServiceConfig;
 
 /// A name that is less like the one asked for is not proposed.
 const LIKENESS_MIN: f64 = 0.5;
+/// Names that an unknown one is compared with, at most.
+const COMPARED_MAX: usize = 64;
 
 /// The service that a message is about.
 ///
@@ -40,19 +42,22 @@ pub fn meant<'r>(registry: &'r Registry, target: &Target) -> Result<&'r Service,
 /// # Errors
 /// That there is none, with the name that comes nearest and how many there are.
 pub fn named<'r>(registry: &'r Registry, name: &str) -> Result<&'r Service, String> {
-    let found = registry.known().find(|service| &*service.name == name);
-    found.ok_or_else(|| unknown(registry, name))
+    registry.named(name).ok_or_else(|| unknown(registry, name))
 }
 
+/// Comparing names takes microseconds each, so of very many only neighbours in the alphabet are compared.
 fn unknown(registry: &Registry, name: &str) -> String {
-    let likeness = |service: &Service| strsim::normalized_damerau_levenshtein(&service.name, name);
-    let nearest = registry.known().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let count = registry.known().count();
-    match nearest.filter(|service| likeness(service) >= LIKENESS_MIN) {
-        Some(nearest) => format!(
-            "there is no service {name}; the nearest name among the {count} is {}",
-            nearest.name
-        ),
+    let likeness = |other: &&str| strsim::normalized_damerau_levenshtein(other, name);
+    let count = registry.services().count();
+    let near = registry.names_near(name, COMPARED_MAX / 2);
+    let nearest = near.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    match nearest.filter(|other| likeness(other) >= LIKENESS_MIN) {
+        Some(nearest) if count <= COMPARED_MAX / 2 => {
+            format!("there is no service {name}; the nearest name among the {count} is {nearest}")
+        }
+        Some(similar) => {
+            format!("there is no service {name} among the {count}; a similar name is {similar}")
+        }
         None => format!(
             "there is no service {name} among the {count} of this balancer, and none with a name like it"
         ),
@@ -80,10 +85,10 @@ fn built_in_door(config: &Config, protocol: Protocol) -> Option<SocketAddr> {
 }
 
 /// The doors of named services that what is sent to a backend of this protocol could come to.
-pub fn named_doors(config: &Config, protocol: Protocol) -> Vec<SocketAddr> {
+pub fn named_doors(config: &Config, protocol: Protocol) -> impl Iterator<Item = SocketAddr> {
     let is_datagrams = |protocol| protocol == Protocol::Udp;
-    let alike = |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
-    config.services.iter().filter(alike).flat_map(|it| it.listen.iter().copied()).collect()
+    let alike = move |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
+    config.services.iter().filter(alike).flat_map(|it| it.listen.iter().copied())
 }
 
 /// Whether backends may register for a service.
@@ -158,5 +163,42 @@ pub fn line(hub: &Hub, service: &Service, tally: Tally) -> ServiceLine {
         doors,
         serving: tally.in_state(BackendState::Serving),
         register: takes_registrations(&hub.config, service),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Snapshot;
+
+    fn registry(names: &[String]) -> Registry {
+        let first = &Snapshot::default().services[0];
+        let service = |(id, name): (u16, &String)| Service {
+            id: ServiceId(id),
+            name: name.as_str().into(),
+            ..first.clone()
+        };
+        let services: Vec<Service> = (3u16..).zip(names).map(service).collect();
+        Registry::new(1, &services)
+    }
+
+    #[test]
+    fn a_name_that_is_unknown_is_answered_with_one_like_it_however_many_there_are() {
+        for (count, asked, said) in [
+            (0, "web-6x", "there is no service web-6x"),
+            (9, "web-6x", "there is no service web-6x; the nearest name among the 9 is web-6"),
+            (
+                1000,
+                "web-612x",
+                "there is no service web-612x among the 1000; a similar name is web-612",
+            ),
+        ] {
+            let names: Vec<String> = (0..count).map(|number| format!("web-{number}")).collect();
+            let registry = registry(&names);
+            assert_eq!(named(&registry, asked).map(|it| it.id), Err(said.to_owned()));
+            for (id, name) in (3..).zip(&names) {
+                assert_eq!(named(&registry, name).map(|it| it.id), Ok(ServiceId(id)));
+            }
+        }
     }
 }

@@ -163,8 +163,7 @@ pub fn groups(hub: &Hub, service: &Service) -> Vec<GroupStatus> {
     if shown.is_empty() {
         return shown;
     }
-    let own = hub.registry.entries().filter(|entry| entry.backend.service == service.id);
-    for backend in own.map(|entry| &entry.backend) {
+    for backend in hub.registry.of_service(service.id).map(|entry| &entry.backend) {
         if let Some(place) = place_of(&service.groups, backend) {
             shown[place].backends += 1;
             shown[place].serving += u64::from(backend.standing == Standing::Serving);

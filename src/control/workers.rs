@@ -2,7 +2,7 @@
 //! orders held for a worker whose queue is full, and the knowledge of what the workers must have seen.
 //! Nothing here waits for a worker.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +19,9 @@ use crate::metrics::{
 use crate::session::shards::Shard;
 use crate::worker::link::{ControlEnd, DoorChange, Listener, Order, Report, RequestLine};
 
-/// The most orders held here while a worker's own queue is full.
-const WAITING_MAX: usize = 4096;
+/// The most orders held here while a worker's own queue is full: one for each backend, and as many for
+/// single sessions as operators may ask for meanwhile. Memory for them is taken from the system as they come.
+const WAITING_MAX: usize = BACKENDS_MAX + 4096;
 
 const BACKEND_ROWS: usize = BackendCounters::ROWS.len();
 
@@ -30,6 +31,8 @@ pub type BackendValues = [u64; BACKEND_ROWS];
 struct End {
     link: ControlEnd,
     waiting: VecDeque<Order>,
+    /// The same, to tell at once which of them are in there.
+    waits: HashSet<Order>,
     /// By slot: the counts at the time the slot was given to its present backend.
     before: Box<[BackendValues]>,
 }
@@ -86,6 +89,7 @@ impl Workers {
         let ends = links.into_iter().map(|link| End {
             link,
             waiting: VecDeque::new(),
+            waits: HashSet::new(),
             before: vec![[0; BACKEND_ROWS]; BACKENDS_MAX].into(),
         });
         Workers { ends: ends.collect() }
@@ -125,11 +129,12 @@ impl Workers {
             if end.waiting.is_empty() {
                 continue;
             }
-            while let Some(order) = end.waiting.pop_front() {
-                if end.link.orders.push(order).is_err() {
-                    end.waiting.push_front(order);
+            while let Some(order) = end.waiting.front() {
+                if end.link.orders.push(*order).is_err() {
                     break;
                 }
+                end.waits.remove(order);
+                end.waiting.pop_front();
             }
             let _ = end.link.wake.write(1);
         }
@@ -285,11 +290,15 @@ impl End {
         if self.waiting.is_empty() && self.link.orders.push(order).is_ok() {
             return true;
         }
-        let room = self.waiting.len() < WAITING_MAX && !self.waiting.contains(&order);
+        if self.waits.contains(&order) {
+            return true;
+        }
+        let room = self.waiting.len() < WAITING_MAX;
         if room {
             self.waiting.push_back(order);
+            self.waits.insert(order);
         }
-        room || self.waiting.contains(&order)
+        room
     }
 
     fn values(&self, slot: u16) -> BackendValues {

@@ -1,6 +1,9 @@
 //! What names a request beyond one program: `X-Request-Id`, and the trace of `traceparent` (W3C Trace
 //! Context). Owns which of them are well-formed, and the making of new IDs from a seed.
 
+use rand_xoshiro::Xoroshiro128PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 /// Bytes of a request ID, at most: enough for a UUID, and for what load balancers and clouds send.
 pub const ID_BYTES_MAX: usize = 64;
 /// Bytes of an ID that is made here: 128 bits in hexadecimal digits.
@@ -38,36 +41,28 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// A sequence of IDs that do not repeat: xoroshiro128++ (D. Blackman and S. Vigna, "Scrambled linear
-/// pseudorandom number generators", ACM Transactions on Mathematical Software, 2021). They tell requests
-/// apart and are no secret: who has seen some can work out the next.
+/// A sequence of IDs that do not repeat. They tell requests apart and are no secret: who has seen some can
+/// work out the next.
 #[derive(Clone, Debug)]
-pub struct Ids([u64; 2]);
+pub struct Ids(Xoroshiro128PlusPlus);
 
 impl Ids {
-    /// Sequences with different seeds do not meet.
+    /// Another seed gives another sequence.
     pub fn new(seed: [u64; 2]) -> Ids {
-        // From zero the generator would never get away.
-        Ids(if seed == [0; 2] { [1, 0] } else { seed })
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(seed.map(u64::to_le_bytes).as_flattened());
+        Ids(Xoroshiro128PlusPlus::from_seed(bytes))
     }
 
     /// The next ID.
     pub fn make(&mut self) -> [u8; MADE_BYTES] {
-        let number = u128::from(self.next()) << 64 | u128::from(self.next());
+        let number = u128::from(self.0.next_u64()) << 64 | u128::from(self.0.next_u64());
         let mut text = [0; MADE_BYTES];
         for (two, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
             let digit = |value: u8| b"0123456789abcdef"[usize::from(value)];
             two.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
         }
         text
-    }
-
-    fn next(&mut self) -> u64 {
-        let [first, second] = self.0;
-        let result = first.wrapping_add(second).rotate_left(17).wrapping_add(first);
-        let mixed = first ^ second;
-        self.0 = [first.rotate_left(49) ^ mixed ^ (mixed << 21), mixed.rotate_left(28)];
-        result
     }
 }
 

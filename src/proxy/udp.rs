@@ -40,9 +40,9 @@ use peer::{FREE, Peer, QUARANTINED, Quarantined};
 use crate::base::time::Now;
 use crate::session::flows::FlowHasher;
 
-/// Backend addresses known at once, at most: those registered, and those that have left but still
-/// have pairs held or quarantined.
-pub const PEERS_MAX: usize = 4096;
+/// Backend addresses known at once, at most: as many as can be registered, and some that have left but
+/// still have pairs held or quarantined.
+pub const PEERS_MAX: usize = 20_480;
 /// Up to this many addresses, comparing them all is faster than hashing one.
 const FEW_PEERS: usize = 4;
 /// Sockets of one family at one worker, at most; each local address of a descriptor counts.
@@ -160,6 +160,10 @@ pub struct PairTable {
     due: BinaryHeap<Reverse<(Now, PeerId)>>,
     /// By [`PeerId::index`]: whether the peer has an entry in `due`.
     is_scheduled: Vec<bool>,
+    /// By [`Family`]: the peers that may have no free pair. Every registered one without is among them.
+    doubtful: [Vec<PeerId>; 2],
+    /// By [`PeerId::index`] and [`Family`]: whether it is in there.
+    is_doubtful: Vec<[bool; 2]>,
     surplus: Vec<SocketId>,
     /// By [`Family`]: no socket is wanted before this time.
     open_again: [Now; 2],
@@ -181,6 +185,8 @@ impl PairTable {
             quarantined: 0,
             due: BinaryHeap::new(),
             is_scheduled: Vec::new(),
+            doubtful: Default::default(),
+            is_doubtful: Vec::new(),
             surplus: Vec::new(),
             open_again: [now; 2],
             shrink_at: now.plus(SHRINK_EVERY),
@@ -202,6 +208,7 @@ impl PairTable {
     pub fn register(&mut self, address: SocketAddr) -> Option<PeerId> {
         if let Some(id) = self.find(address) {
             self.peer_mut(id).registered = true;
+            self.doubt(id);
             return Some(id);
         }
         let index = match self.free_peers.pop() {
@@ -209,6 +216,7 @@ impl PairTable {
             None if self.peers.len() < PEERS_MAX => {
                 self.peers.push(None);
                 self.is_scheduled.push(false);
+                self.is_doubtful.push([false; 2]);
                 self.peers.len() as u16 - 1
             }
             None => return None,
@@ -219,6 +227,7 @@ impl PairTable {
             let peer = peers[id.index()].as_ref();
             hasher.address(peer.expect("the index names known peers").address)
         });
+        self.doubt(PeerId(index));
         Some(PeerId(index))
     }
 
@@ -322,6 +331,9 @@ impl PairTable {
         peer.owners[usize::from(number)] = place;
         peer.busy += 1;
         sockets.all[usize::from(number)].busy += 1;
+        if peer.free.is_empty() {
+            self.doubt(id);
+        }
         Some(SocketId { family, number })
     }
 
@@ -430,15 +442,31 @@ impl PairTable {
         self.peers[id.index()].as_mut().expect("a peer in use is known")
     }
 
-    /// Whether a registered backend of this family has no free pair.
+    /// Whether a registered backend of this family has no free pair. Looks at each doubtful one once, so
+    /// that ten thousand backends cost a new session no more than ten.
     fn is_short(&mut self, family: Family) -> bool {
         let ceiling = self.sockets[family as usize].ceiling;
-        self.peers.iter_mut().flatten().any(|peer| {
-            peer.registered && Family::of(peer.address) == family && {
+        while let Some(id) = self.doubtful[family as usize].last() {
+            let peer = self.peers[id.index()].as_mut();
+            if let Some(peer) = peer.filter(|it| it.registered && Family::of(it.address) == family)
+            {
                 peer.offer(ceiling);
-                peer.free.is_empty()
+                if peer.free.is_empty() {
+                    return true;
+                }
             }
-        })
+            self.is_doubtful[id.index()][family as usize] = false;
+            self.doubtful[family as usize].pop();
+        }
+        false
+    }
+
+    /// This peer may have no free pair.
+    fn doubt(&mut self, id: PeerId) {
+        let family = Family::of(self.peer(id).address) as usize;
+        if !std::mem::replace(&mut self.is_doubtful[id.index()][family], true) {
+            self.doubtful[family].push(id);
+        }
     }
 
     /// Plans a look at a peer's quarantines at `at`, unless one is planned already, which is then
@@ -511,14 +539,20 @@ impl PairTable {
         }
         // Below the ceiling, which is a u16.
         sockets.ceiling = target as u16;
-        for peer in self.peers.iter_mut().flatten().filter(of_family) {
+        let mut drained = Vec::new();
+        for (index, peer) in (0u16..).zip(&mut self.peers) {
+            let Some(peer) = peer.as_mut().filter(|peer| of_family(peer)) else { continue };
             peer.withdraw(target as u16);
+            if peer.free.is_empty() {
+                drained.push(PeerId(index));
+            }
         }
         for (number, state) in sockets.all.iter().enumerate().skip(target) {
             if state.open && state.busy == 0 {
                 self.surplus.push(SocketId { family, number: number as u16 });
             }
         }
+        drained.into_iter().for_each(|id| self.doubt(id));
     }
 
     /// SplitMix64 (G. Steele, D. Lea, C. Flood, OOPSLA 2014).

@@ -151,8 +151,8 @@ impl FlowHasher {
 #[derive(Clone, Debug)]
 pub struct Flow<S> {
     pub key: FlowKey,
-    /// When a datagram last passed, in either direction. Updating this is all it takes to keep a
-    /// flow.
+    /// When a datagram last passed, in either direction. Updating this is all it takes to keep a flow;
+    /// [`Flows::pass`] does.
     pub last_seen: Now,
     service: ServiceId,
     /// An answer is outstanding.
@@ -200,15 +200,49 @@ impl Indexed {
 /// Up to `capacity` flows, found by key or by place, and ended after the idle time of their service.
 pub struct Flows<S> {
     hasher: FlowHasher,
-    /// By the number of the service; it has none until it is set.
-    idle: Vec<Duration>,
-    idle_max: Duration,
-    waits: Waits,
+    times: Times,
     capacity: usize,
     index: HashTable<Indexed>,
     places: Vec<Option<Flow<S>>>,
     free: Vec<u32>,
     timers: Wheel,
+}
+
+/// How long a flow lasts without datagrams.
+struct Times {
+    /// By the number of the service; it has none until it is set.
+    idle: Vec<Duration>,
+    idle_max: Duration,
+    waits: Waits,
+}
+
+impl Times {
+    /// Until when a flow counts as in use.
+    fn in_use_until<S>(&self, flow: &Flow<S>) -> Now {
+        let wait = if flow.awaiting { self.waits.answer } else { self.waits.quiet };
+        flow.last_seen.plus(wait)
+    }
+
+    /// When a flow is over if nothing passes.
+    fn ends<S>(&self, flow: &Flow<S>) -> Now {
+        let idle = self.idle.get(usize::from(flow.service.0)).copied();
+        flow.last_seen.plus(idle.unwrap_or(Duration::MAX).min(self.idle_max))
+    }
+
+    fn next_look<S>(&self, flow: &Flow<S>) -> Now {
+        let ends = self.ends(flow);
+        if flow.quiet { ends } else { ends.min(self.in_use_until(flow)) }
+    }
+}
+
+/// What a flow was until a datagram passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Before {
+    InUse,
+    /// No longer in use: no answer to earlier datagrams was expected any more.
+    Lapsed,
+    /// The same, and [`Flows::next_due`] had said so.
+    Quiet,
 }
 
 impl<S> Flows<S> {
@@ -217,9 +251,7 @@ impl<S> Flows<S> {
         let capacity = capacity.min(wheel::PLACES_MAX as usize);
         Flows {
             hasher,
-            idle: Vec::new(),
-            idle_max: Duration::MAX,
-            waits: Waits::default(),
+            times: Times { idle: Vec::new(), idle_max: Duration::MAX, waits: Waits::default() },
             capacity,
             index: HashTable::with_capacity(capacity.min(INDEX_AT_START)),
             places: Vec::with_capacity(capacity.min(PLACES_AT_START)),
@@ -230,12 +262,12 @@ impl<S> Flows<S> {
 
     /// The same table with other times than the default.
     pub fn waiting(self, waits: Waits) -> Flows<S> {
-        Flows { waits, ..self }
+        Flows { times: Times { waits, ..self.times }, ..self }
     }
 
     /// Until when a flow counts as in use, because more may be on its way to it.
     pub fn in_use_until(&self, flow: &Flow<S>) -> Now {
-        in_use_until(self.waits, flow)
+        self.times.in_use_until(flow)
     }
 
     pub fn len(&self) -> usize {
@@ -263,40 +295,49 @@ impl<S> Flows<S> {
     /// no earlier than it would have been.
     pub fn set_idle(&mut self, service: ServiceId, idle: Duration) {
         let place = usize::from(service.0);
-        if self.idle.len() <= place {
-            self.idle.resize(place + 1, Duration::MAX);
+        let all = &mut self.times.idle;
+        if all.len() <= place {
+            all.resize(place + 1, Duration::MAX);
         }
-        self.idle[place] = idle;
+        all[place] = idle;
     }
 
     /// Likewise bounds the idle time of every service.
     pub fn set_idle_max(&mut self, idle_max: Duration) {
-        self.idle_max = idle_max;
-    }
-
-    /// When a flow is over if nothing passes.
-    fn ends(&self, flow: &Flow<S>) -> Now {
-        let idle = self.idle.get(usize::from(flow.service.0)).copied();
-        flow.last_seen.plus(idle.unwrap_or(Duration::MAX).min(self.idle_max))
+        self.times.idle_max = idle_max;
     }
 
     /// Reschedules the check of the flow at `place` for the current idle time, even if that is
     /// earlier.
     pub fn look_anew(&mut self, place: u32) {
-        let Some(flow) = self.get(place) else { return };
-        let next = self.next_look(flow);
-        self.timers.schedule(place, next);
-        if let Some(flow) = self.get_mut(place) {
-            flow.look = next;
+        let Some(Some(flow)) = self.places.get_mut(place as usize) else { return };
+        flow.look = self.times.next_look(flow);
+        self.timers.schedule(place, flow.look);
+    }
+
+    /// Notes that a datagram passes through the flow at `place`, which is in use from now on.
+    pub fn pass(&mut self, place: u32, now: Now) -> Option<(&mut Flow<S>, Before)> {
+        let flow = self.places.get_mut(place as usize)?.as_mut()?;
+        let lapsed = self.times.in_use_until(flow) <= now;
+        debug_assert!(lapsed || !flow.quiet, "what is quiet is not in use");
+        flow.last_seen = now;
+        match (lapsed, flow.quiet) {
+            (false, _) => Some((flow, Before::InUse)),
+            (true, false) => Some((flow, Before::Lapsed)),
+            (true, true) => {
+                flow.quiet = false;
+                flow.look = self.times.next_look(flow);
+                self.timers.schedule(place, flow.look);
+                Some((flow, Before::Quiet))
+            }
         }
     }
 
     /// No further answer is expected, so the flow may stop being in use before its timer fires.
     pub fn answered(&mut self, place: u32) {
-        let waits = self.waits;
-        let Some(flow) = self.get_mut(place) else { return };
+        let Some(Some(flow)) = self.places.get_mut(place as usize) else { return };
         flow.awaiting = false;
-        if in_use_until(waits, flow) < flow.look {
+        if self.times.in_use_until(flow) < flow.look {
             self.look_anew(place);
         }
     }
@@ -307,11 +348,6 @@ impl<S> Flows<S> {
             flow.quiet = false;
             self.look_anew(place);
         }
-    }
-
-    fn next_look(&self, flow: &Flow<S>) -> Now {
-        let ends = self.ends(flow);
-        if flow.quiet { ends } else { ends.min(self.in_use_until(flow)) }
     }
 
     /// The place of the flow with this key. Takes the hash because callers need it too.
@@ -375,10 +411,9 @@ impl<S> Flows<S> {
         while *looks > 0 {
             let place = self.timers.pop(now)?;
             *looks -= 1;
-            let flow = self.places[place as usize].as_ref().expect("a timer ends with its flow");
-            let idle = self.ends(flow) <= now;
-            let flow = self.places[place as usize].as_mut().expect("it was just there");
-            let quiet = !flow.quiet && in_use_until(self.waits, flow) <= now;
+            let flow = self.places[place as usize].as_mut().expect("a timer ends with its flow");
+            let idle = self.times.ends(flow) <= now;
+            let quiet = !flow.quiet && self.times.in_use_until(flow) <= now;
             flow.quiet |= quiet;
             // Set again either way: a flow that the caller does not close stays in the table.
             self.look_anew(place);
@@ -395,11 +430,6 @@ impl<S> Flows<S> {
     pub fn next_deadline(&self) -> Option<Now> {
         self.timers.next_deadline()
     }
-}
-
-fn in_use_until<S>(waits: Waits, flow: &Flow<S>) -> Now {
-    let wait = if flow.awaiting { waits.answer } else { waits.quiet };
-    flow.last_seen.plus(wait)
 }
 
 #[cfg(test)]

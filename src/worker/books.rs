@@ -50,8 +50,9 @@ pub struct Entry {
     /// The service that counts it as one of its sessions.
     inside: Option<ServiceId>,
     choice: Option<Choice>,
-    /// The previous backend: bytes it sent may still be on their way to the user.
-    last: Option<Choice>,
+    /// The backend's row of the counters. It stays until the session has another: what the previous backend
+    /// sent may still be on its way to the user.
+    row: Option<u16>,
     bytes_up: u64,
     bytes_down: u64,
 }
@@ -162,7 +163,7 @@ impl Books {
             place,
             inside,
             choice: None,
-            last: None,
+            row: None,
             bytes_up: 0,
             bytes_down: 0,
         })
@@ -222,7 +223,7 @@ impl Books {
         self.unassign(entry);
         self.parts.shard.set_backend(&entry.place, choice.backend);
         self.parts.metrics.backends[usize::from(choice.slot)].active.one();
-        entry.choice = Some(choice);
+        (entry.choice, entry.row) = (Some(choice), Some(choice.slot));
     }
 
     /// A backend of a service by its id.
@@ -263,7 +264,6 @@ impl Books {
     /// The session is on no backend until the next [`Books::assign`].
     pub fn unassign(&mut self, entry: &mut Entry) {
         if let Some(before) = entry.choice.take() {
-            entry.last = Some(before);
             self.parts.metrics.backends[usize::from(before.slot)].active.less_one();
         }
     }
@@ -345,8 +345,7 @@ impl Books {
         entry.bytes_down += down;
         self.parts.shard.moved(&entry.place, entry.bytes_up, entry.bytes_down, now);
         let metrics = &self.parts.metrics;
-        let choice = entry.choice.as_ref().or(entry.last.as_ref());
-        let backend = choice.map(|choice| &metrics.backends[usize::from(choice.slot)]);
+        let backend = entry.row.map(|row| &metrics.backends[usize::from(row)]);
         // Usually one of the two is zero.
         if up > 0 {
             metrics.counters.bytes_up.add(up);
@@ -406,9 +405,15 @@ impl Books {
     /// Gives back a session's place and its seat. The seats are its service's for as long as that is in the
     /// snapshots, and a service without any takes its seats with it.
     fn leave(&mut self, mut entry: Entry) {
+        if let Some(service) = self.snapshot.service(entry.service) {
+            service.seats.give_back();
+            // An API user may be inside another service, which is looked up by itself.
+            if entry.inside.take_if(|inside| *inside == entry.service).is_some() {
+                service.gate.leave();
+            }
+        }
         self.let_out(&mut entry);
         self.parts.shard.close(entry.place);
-        self.let_go(entry.service);
     }
 
     /// Counts a user who was turned away.

@@ -3,6 +3,7 @@
 
 use super::books::Books;
 use super::cx::Cx;
+use super::ends::Ends;
 use super::link::{DoorChange, Order};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
@@ -45,6 +46,11 @@ pub trait Driver {
 
     /// Carries out an order of the control core, as far as it concerns this driver.
     fn order(&mut self, order: Order, turn: &mut Turn<'_>);
+
+    /// Ends the sessions on all of these backends.
+    fn end_backends(&mut self, ends: &Ends, turn: &mut Turn<'_>) {
+        ends.orders().for_each(|order| self.order(order, turn));
+    }
 
     /// Takes note of the backends now registered.
     fn adopt(&mut self, _snapshot: &Snapshot) {}

@@ -32,7 +32,7 @@ pub const DOOR_CHANGES_MAX: usize = 17 * 1024;
 pub const LINE_BYTES_MAX: usize = 256;
 
 /// An order from the control core to one worker.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Order {
     /// End every session on this backend.
     EndBackend { backend: BackendId, reason: EndReason },

@@ -1,13 +1,14 @@
 //! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
 //! room (`tcp`, `udp`, `http`), in which a `driver` stands between the ring and `sessions`, the pure
 //! decisions. `driver` is what the loop asks of a driver, and `cx` the context of a decision. The
-//! protocols share the `books`, and the two that carry streams share `streams` and `greetings`; `link` is the link to
-//! the control core.
+//! protocols share the `books`, and the two that carry streams share `streams`, `greetings` and
+//! `stream_driver`; `link` is the link to the control core.
 
 pub mod books;
 pub mod cx;
 pub mod door;
 pub mod driver;
+pub mod ends;
 mod grace;
 mod greetings;
 pub mod http;
@@ -16,6 +17,7 @@ pub mod link;
 pub mod shell;
 pub mod slots;
 mod starved;
+mod stream_driver;
 mod streams;
 pub mod tcp;
 pub mod udp;

@@ -18,6 +18,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::books::Books;
 use super::driver::{Driver, Turn};
+use super::ends::Ends;
 use super::family;
 use super::link::{DoorChange, Order};
 use crate::base::publish::Subscriber;
@@ -57,6 +58,8 @@ pub struct Shell {
     /// Which of them a completion is for, by its family.
     by_family: [u8; FAMILIES],
     parts: WorkerLoop,
+    /// Orders to end the sessions of backends, until all that have come are in.
+    ends: Ends,
     stop_at: Option<Now>,
 }
 
@@ -83,6 +86,7 @@ impl Shell {
             posts: Vec::with_capacity(drivers.len()),
             by_family: [NO_POST; FAMILIES],
             parts,
+            ends: Ends::default(),
             stop_at: None,
         };
         for (family, driver) in drivers {
@@ -165,6 +169,11 @@ impl Shell {
 
     fn take_orders(&mut self, now: Now) {
         while let Ok(order) = self.parts.orders.pop() {
+            self.all_due();
+            if self.ends.gather(order) {
+                continue;
+            }
+            self.end_backends(now);
             if order == Order::Stop {
                 self.stop_at = Some(now.plus(STOP_PATIENCE));
             }
@@ -172,8 +181,21 @@ impl Shell {
             for post in &mut self.posts {
                 post.driver.order(order, &mut Turn { now, ring, books });
             }
-            self.all_due();
         }
+        self.end_backends(now);
+    }
+
+    /// Carries out what has been gathered.
+    fn end_backends(&mut self, now: Now) {
+        if self.ends.is_empty() {
+            return;
+        }
+        self.ends.sort();
+        let (ring, books) = (&mut self.ring, &mut self.parts.books);
+        for post in &mut self.posts {
+            post.driver.end_backends(&self.ends, &mut Turn { now, ring, books });
+        }
+        self.ends.clear();
     }
 
     /// Looks after the drivers for which something completed, whose time has come, or which wait for
@@ -242,6 +264,7 @@ mod tests {
 
     use super::*;
     use crate::base::publish::Publisher;
+    use crate::cluster::BackendId;
     use crate::cluster::DoorId;
     use crate::ring::RingSettings;
     use crate::session::EndReason;
@@ -450,6 +473,22 @@ mod tests {
         assert_eq!(stage.shell.parts.books.snapshot().version, 7);
         stage.turn(AT, &[WAKE.kind]);
         assert_eq!(stage.said(), ["housekeep, step 0", "housekeep, step 0"]);
+    }
+
+    #[test]
+    fn orders_to_end_many_backends_are_carried_out_together_and_before_what_comes_later() {
+        let mut stage = Stage::new();
+        let end = |number| {
+            let (backend, reason) = (BackendId(number), EndReason::BackendLeft);
+            Order::EndBackend { backend, reason }
+        };
+        for order in [end(7), end(3), Order::Drain, end(5)] {
+            stage.control.orders.push(order).unwrap();
+        }
+        stage.turn(AT, &[]);
+        let [first, second, third] = [end(3), end(7), end(5)].map(|order| format!("{order:?}"));
+        let told = format!("{first}, {second}, Drain, {third}, housekeep, step 0");
+        assert_eq!(stage.said(), [told.clone(), told]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod groups;
 mod harness;
 mod lines;
 mod listed;
+mod many;
 mod reload;
 mod services;
 mod signals;

@@ -453,7 +453,7 @@ fn assert_consistent(registry: &Registry, snapshot: &Snapshot) {
 
 /// Every backend in it belongs to this service, and is served as often as its weight says.
 fn assert_pool_is_consistent(service: &Service) {
-    let Pool { backends, rotation, split: _ } = &*service.pool;
+    let Pool { backends, rotation, .. } = &*service.pool;
     assert!(backends.is_sorted_by(|a, b| a.id < b.id));
     let is_serving = |it: &&Backend| it.standing == Standing::Serving;
     let wanted = match backends.iter().filter(is_serving).count() {
@@ -525,4 +525,43 @@ fn rule_9_a_shift_rebuilds_one_pool_and_keeps_the_turns() {
         snapshot.pool(TCP).unwrap().in_rotation().map(|it| it.address.port()).collect()
     };
     assert_eq!((serving(&before), serving(&after)), (vec![80, 81], vec![81]));
+}
+
+#[test]
+fn who_is_set_aside_and_who_is_of_a_service_is_known_without_looking_at_everyone() {
+    let mut random = Random(23);
+    let mut registry = registry(40);
+    for _ in 0..4_000 {
+        let port = random.below(30) as u16;
+        let place = random.below(1 + registry.len() as u64) as usize;
+        let backend = registry.entries().nth(place).map_or(BackendId(0), |it| it.backend.id);
+        let (source, service) = (u64::from(port % 3), [TCP, UDP, API][usize::from(port % 2)]);
+        let change = match random.below(8) {
+            0 => join(source, service, port, 1),
+            1 => unregister(source, service, port),
+            2 => drain(source, service, port),
+            3 | 4 => Change::SetAside { backend },
+            5 => Change::Restore { backend },
+            6 => Change::Judge { backend, passes: random.below(2) == 0 },
+            _ if random.below(20) == 0 => source_lost(source),
+            _ => Change::Judge { backend, passes: true },
+        };
+        for gone in registry.apply(change, NOW).map_or_else(|_| Vec::new(), |it| it.left) {
+            registry.sessions_ended(gone.backend.id);
+        }
+        let of = |fits: &dyn Fn(&Backend) -> bool| -> Vec<BackendId> {
+            let all = registry.entries().map(|entry| &entry.backend);
+            all.filter(|backend| fits(backend)).map(|backend| backend.id).collect()
+        };
+        assert!(registry.aside().eq(of(&|it| it.standing == Standing::Aside)));
+        for service in [TCP, UDP, API] {
+            let own = registry.of_service(service).map(|entry| entry.backend.id);
+            assert!(own.eq(of(&|it| it.service == service)));
+        }
+        let snapshot = registry.freeze(true);
+        for pool in snapshot.services.iter().map(|service| &service.pool) {
+            let served: Vec<BackendId> = pool.in_rotation().map(|it| it.id).collect();
+            assert!(pool.backends.iter().all(|it| pool.serves(it.id) == served.contains(&it.id)));
+        }
+    }
 }

@@ -166,7 +166,7 @@ fn a_fault_in_a_service_is_reported_with_line_key_and_cure() {
         ),
         (
             "[service.a]\nprotocol = \"tcp\"\nbackends = [\"10.0.0.1:1\", \"10.0.0.1:1\"]",
-            "f line 3: service.a.backends takes a list of up to 1024 backends, each once, such as [\"10.0.0.11:5432\", { address = \"10.0.0.12:5432\", weight = 2 }], not 10.0.0.1:1 twice",
+            "f line 3: service.a.backends takes a list of up to 16384 backends, each once, such as [\"10.0.0.11:5432\", { address = \"10.0.0.12:5432\", weight = 2 }], not 10.0.0.1:1 twice",
         ),
     ] {
         assert_eq!(read(text), Err(said.to_owned()), "{text}");

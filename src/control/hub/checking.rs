@@ -2,7 +2,7 @@
 //! follows from an outcome. Owns what is known of each backend's check, and the sessions that end with a
 //! failure. When a check begins and what a run of outcomes means is decided in `checks`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -43,6 +43,8 @@ pub struct Checking {
     /// Backends whose sessions end because their check has failed, until every worker has seen that they
     /// get no new ones.
     ending: BTreeMap<BackendId, Mark>,
+    /// Those whose sessions end once it is published that they get no new ones.
+    condemned: BTreeSet<BackendId>,
     wanted: Rc<Notify>,
 }
 
@@ -52,6 +54,7 @@ impl Checking {
             checks: Checks::new(now),
             outcomes: BTreeMap::new(),
             ending: BTreeMap::new(),
+            condemned: BTreeSet::new(),
             wanted: Rc::default(),
         }
     }
@@ -74,7 +77,7 @@ fn offset(id: BackendId, interval: Duration) -> Duration {
 
 /// Whether nobody in this pool gets users because checks fail.
 pub fn is_failing(pool: Option<&Pool>) -> bool {
-    pool.is_some_and(Pool::is_failing)
+    pool.is_some_and(|pool| pool.is_failing)
 }
 
 impl Hub {
@@ -158,6 +161,7 @@ impl Hub {
         self.checking.checks.remove(due(backend));
         self.checking.outcomes.remove(&backend.id);
         self.checking.ending.remove(&backend.id);
+        self.checking.condemned.remove(&backend.id);
     }
 
     /// Every backend is checked as the settings say now.
@@ -207,17 +211,32 @@ impl Hub {
         self.console.backend_checked(now, &service, &backend, failure);
         let on_fail = self.check_of(backend.service).map(|check| check.on_fail);
         if failure.is_some() && on_fail == Some(OnFail::Close) {
-            // First that no session begins, then that those running end.
-            self.publish();
-            self.end_with_check(id);
+            // First that no session begins, then that those running end. Of a thousand that fail together,
+            // workers are told once.
+            self.checking.condemned.insert(id);
+            if !self.publication.is_due() {
+                self.end_condemned();
+            }
         } else {
             self.checking.ending.remove(&id);
+            self.checking.condemned.remove(&id);
         }
     }
 
+    /// Ends the sessions of those whose failure has been published.
+    pub(super) fn end_condemned(&mut self) {
+        let condemned = std::mem::take(&mut self.checking.condemned);
+        for id in &condemned {
+            self.end_with_check(*id);
+        }
+        if !condemned.is_empty() {
+            self.workers.wake();
+        }
+    }
+
+    /// Wakes no worker; the caller does that once for all.
     fn end_with_check(&mut self, id: BackendId) {
         self.end_sessions_of(id, EndReason::CheckFailed);
-        self.workers.wake();
         self.checking.ending.insert(id, self.workers.mark());
     }
 
@@ -225,7 +244,7 @@ impl Hub {
     fn is_out_of_rotation(&self, id: BackendId) -> bool {
         let Some(entry) = self.registry.get(id) else { return false };
         let pool = self.snapshot.pool(entry.backend.service);
-        let tried = pool.is_some_and(|pool| pool.in_rotation().any(|it| it.id == id));
+        let tried = pool.is_some_and(|pool| pool.serves(id));
         entry.backend.standing == Standing::Failing && !tried
     }
 }

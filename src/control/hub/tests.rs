@@ -259,6 +259,12 @@ fn a_failed_check_ends_the_sessions_if_the_service_says_so_and_once_more_when_al
     worker.metrics.backends[slot].active.set(2);
     let before = hub.snapshot.version;
     checked(&mut hub, &[(1, false), (2, true)], at(10_000));
+    assert_eq!(
+        (hub.snapshot.version, ended(&mut worker)),
+        (before, vec![]),
+        "first it is published"
+    );
+    hub.publish();
     let one = [(failing, EndReason::CheckFailed)];
     assert_eq!((hub.snapshot.version, ended(&mut worker)), (before + 1, one.to_vec()));
     hub.tick(at(10_010));
@@ -275,12 +281,28 @@ fn a_failed_check_ends_the_sessions_if_the_service_says_so_and_once_more_when_al
 }
 
 #[test]
+fn of_backends_that_fail_together_the_workers_are_told_once() {
+    let close = CheckConfig { on_fail: OnFail::Close, ..check() };
+    let ports: Vec<u16> = (1..=50).collect();
+    let listed: Vec<(u16, u16)> = ports.iter().map(|port| (*port, 1)).collect();
+    let (mut hub, mut worker) = hub(config(&listed, close));
+    let all = |passes: bool| ports.iter().map(move |port| (*port, passes)).collect::<Vec<_>>();
+    checked(&mut hub, &all(true), at(20));
+    hub.publish();
+    let before = hub.snapshot.version;
+    checked(&mut hub, &all(false), at(10_000));
+    hub.publish();
+    assert_eq!((hub.snapshot.version, ended(&mut worker).len()), (before + 1, 50));
+}
+
+#[test]
 fn sessions_begun_because_all_fail_are_not_ended_for_it() {
     let (on_fail, when_all_fail) = (OnFail::Close, WhenAllFail::Serve);
     let (mut hub, mut worker) =
         hub(config(&[(1, 1)], CheckConfig { on_fail, when_all_fail, ..check() }));
     checked(&mut hub, &[(1, true)], at(20));
     checked(&mut hub, &[(1, false)], at(10_000));
+    hub.publish();
     assert_eq!(ended(&mut worker).len(), 1);
     assert_eq!(rotation(&mut hub), [1], "somebody is better than nobody");
     worker.metrics.backends[0].active.set(1);

@@ -318,3 +318,20 @@ fn pairs_and_sockets_agree_with_a_plain_model_over_many_random_steps() {
     }
     assert!(pairs.open() <= 2 * SOCKETS_KEPT, "{} stay open", pairs.open());
 }
+
+#[test]
+fn of_many_peers_only_those_that_may_be_short_are_looked_at() {
+    let mut pairs = table(3);
+    let address = |n: u16| SocketAddr::from(([10, 1, (n >> 8) as u8, n as u8], 53));
+    let ids: Vec<PeerId> = (0..10_000).map(|n| pairs.register(address(n)).unwrap()).collect();
+    let socket = take(&mut pairs, ids[77], 1).unwrap();
+    assert!(pairs.wanted(at(0)).is_some(), "one of them has no free pair");
+    assert_eq!(pairs.doubtful[Family::V4 as usize], [ids[77]], "and nobody else may have none");
+    assert!(take(&mut pairs, ids[77], 2).is_some() && take(&mut pairs, ids[77], 3).is_some());
+    assert_eq!(pairs.wanted(at(0)), None, "no more sockets are allowed");
+    assert_eq!(take(&mut pairs, ids[77], 4), None);
+    give_back(&mut pairs, ids[77], socket, at(0));
+    settle(&mut pairs, at(120));
+    assert_eq!((pairs.wanted(at(120)), pairs.doubtful[Family::V4 as usize].len()), (None, 0));
+    assert!(take(&mut pairs, ids[9], 4).is_some());
+}

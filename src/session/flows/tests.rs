@@ -230,6 +230,25 @@ fn a_flow_is_quiet_when_nothing_passes_and_later_when_it_waits_for_an_answer() {
 }
 
 #[test]
+fn a_datagram_that_passes_keeps_the_flow_and_tells_what_it_was() {
+    let mut flows = table(10);
+    let place = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();
+    let pass = |flows: &mut Flows<u32>, ms: u64| {
+        flows.pass(place, at(ms)).map(|(flow, before)| (flow.last_seen, flow.is_quiet(), before))
+    };
+    assert_eq!(pass(&mut flows, 1_999), Some((at(1_999), false, Before::InUse)));
+    assert_eq!(pass(&mut flows, 3_999), Some((at(3_999), false, Before::Lapsed)));
+    flows.get_mut(place).unwrap().awaiting = true;
+    assert_eq!(pass(&mut flows, 8_998), Some((at(8_998), false, Before::InUse)));
+    assert_eq!(flows.next_due(at(14_020), &mut 10), Some((place, Due::Quiet)));
+    assert_eq!(pass(&mut flows, 14_020), Some((at(14_020), false, Before::Quiet)));
+    assert_eq!(flows.next_due(at(19_019), &mut 10), None, "its timer is set anew");
+    assert_eq!(flows.next_due(at(19_040), &mut 10), Some((place, Due::Quiet)));
+    flows.close(place);
+    assert_eq!(pass(&mut flows, 20_000), None);
+}
+
+#[test]
 fn a_flow_whose_answer_came_late_is_quiet_no_later_than_any_other() {
     let mut flows = table(10);
     let place = open(&mut flows, key("198.51.100.1:1"), 1, at(0)).unwrap();

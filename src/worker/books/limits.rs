@@ -65,7 +65,7 @@ impl Books {
     /// Moves a session to a backend in the books, unless that has been filled by another worker since it was
     /// chosen.
     pub fn book_if_room(&mut self, service: ServiceId, entry: &mut Entry, choice: Choice) -> bool {
-        let last = entry.last;
+        let row = entry.row;
         self.book(entry, choice);
         let limit = self.snapshot.service(service).and_then(|it| it.terms.limits.backend_sessions);
         let Some(limit) = limit else { return true };
@@ -75,7 +75,7 @@ impl Books {
         let has_room = self.load(choice.slot) <= u64::from(limit);
         if !has_room {
             self.unassign(entry);
-            entry.last = last;
+            entry.row = row;
         }
         has_room
     }

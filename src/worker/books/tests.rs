@@ -235,6 +235,30 @@ fn a_backend_that_failed_is_picked_only_when_there_is_no_other_until_the_next_sn
 }
 
 #[test]
+fn bytes_that_come_late_count_for_the_backend_that_sent_them_until_there_is_another() {
+    let (mut books, _control) = books();
+    change(&mut books, |service| service.terms.limits.backend_sessions = Some(1));
+    let mut entry = books.admit(REDIS, client(), NOW).unwrap();
+    let row = |which| usize::from(backend(REDIS, which).slot);
+    let down = |books: &Books| [0, 1].map(|which| books.metrics().backends[row(which)].down.get());
+    books.carried(&mut entry, 0, 1, NOW);
+    assert_eq!(down(&books), [0, 0], "it has been on none");
+    assert_eq!(books.assign(&mut entry, &[]).unwrap().slot, backend(REDIS, 0).slot);
+    books.unassign(&mut entry);
+    books.carried(&mut entry, 0, 2, NOW);
+    assert_eq!(down(&books), [2, 0]);
+    let other = books.find(REDIS, backend(REDIS, 1).id).unwrap();
+    books.metrics().backends[row(1)].active.one();
+    assert!(!books.book_if_room(REDIS, &mut entry, other), "another worker has filled it");
+    books.carried(&mut entry, 0, 4, NOW);
+    assert_eq!(down(&books), [6, 0]);
+    books.metrics().backends[row(1)].active.less_one();
+    assert!(books.book_if_room(REDIS, &mut entry, other));
+    books.carried(&mut entry, 0, 8, NOW);
+    assert_eq!(down(&books), [6, 8]);
+}
+
+#[test]
 fn rule_13_of_two_workers_only_one_takes_the_last_place_on_a_backend() {
     let (mut books, _control) = books();
     change(&mut books, |service| service.terms.limits.backend_sessions = Some(1));

@@ -8,13 +8,12 @@ use crate::http::answer;
 use crate::proxy::{self, Side};
 use crate::ring::{Done, Ring};
 use crate::worker::driver::{Driver, Turn};
+use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
+use crate::worker::stream_driver::{COMMANDS, StreamDriver};
 use crate::worker::streams::{Completion, End, Streams};
-
-/// Commands that may wait while one event is handled, before the list has to grow.
-const COMMANDS: usize = 64;
 
 pub struct HttpDriver {
     sessions: Sessions,
@@ -49,8 +48,7 @@ impl Driver for HttpDriver {
             }
             DoorChange::Open(_) => None,
         };
-        let users = self.streams.change_door(change, turn.ring);
-        self.welcome_all(users, turn);
+        self.change_stream_door(change, turn);
         if let Some(id) = closed {
             self.sessions.close_door(id, &mut turn.cx(&mut self.commands));
             self.execute(turn);
@@ -105,27 +103,26 @@ impl Driver for HttpDriver {
     }
 
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
-        if matches!(order, Order::Drain | Order::Stop) {
-            let users = self.streams.close_doors(turn.ring);
-            self.welcome_all(users, turn);
-        }
-        if order == Order::Stop {
-            self.streams.stop(turn.ring);
-        }
+        self.order_doors(order, turn);
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
+
+    fn end_backends(&mut self, ends: &Ends, turn: &mut Turn<'_>) {
+        self.sessions.end_backends(ends, &mut turn.cx(&mut self.commands));
         self.execute(turn);
     }
 }
 
-impl HttpDriver {
-    /// Those whom a closing door has let in.
-    fn welcome_all(&mut self, users: impl Iterator<Item = Newcomer>, turn: &mut Turn<'_>) {
-        for user in users {
-            if let Some(user) = self.streams.meet(user, turn) {
-                self.welcome(user, turn);
-                self.execute(turn);
-            }
-        }
+impl StreamDriver<{ family::API }> for HttpDriver {
+    type Cmd = Cmd;
+
+    fn streams(&mut self) -> &mut Streams<{ family::API }> {
+        &mut self.streams
+    }
+
+    fn commands(&mut self) -> &mut Vec<Cmd> {
+        &mut self.commands
     }
 
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
@@ -134,26 +131,22 @@ impl HttpDriver {
         self.streams.keep((key, Side::Client), user.socket);
     }
 
-    /// Turns commands into operations, in their order. A command may cause further ones at once.
-    fn execute(&mut self, turn: &mut Turn<'_>) {
-        let mut next = 0;
-        while let Some(command) = self.commands.get(next).copied() {
-            next += 1;
-            match command {
-                Cmd::Wire { conn, what } => self.operate(conn, what, turn),
-                Cmd::Connect { link, to } => {
-                    if let Err(errno) = self.streams.connect(link, to, turn.ring) {
-                        self.sessions.connected(link, Err(errno), &mut turn.cx(&mut self.commands));
-                    }
+    fn carry_out(&mut self, command: Cmd, turn: &mut Turn<'_>) {
+        match command {
+            Cmd::Wire { conn, what } => self.operate(conn, what, turn),
+            Cmd::Connect { link, to } => {
+                if let Err(errno) = self.streams.connect(link, to, turn.ring) {
+                    self.sessions.connected(link, Err(errno), &mut turn.cx(&mut self.commands));
                 }
-                Cmd::Look { conn } => self.look(conn, turn),
-                Cmd::CancelConnect { link } => self.streams.cancel_connect(link, turn.ring),
-                Cmd::Close { conn, reset } => self.streams.close(end_of(conn), reset, turn.ring),
             }
+            Cmd::Look { conn } => self.look(conn, turn),
+            Cmd::CancelConnect { link } => self.streams.cancel_connect(link, turn.ring),
+            Cmd::Close { conn, reset } => self.streams.close(end_of(conn), reset, turn.ring),
         }
-        self.commands.clear();
     }
+}
 
+impl HttpDriver {
     fn operate(&mut self, conn: Conn, what: proxy::StreamCmd, turn: &mut Turn<'_>) {
         let (key, side) = end_of(conn);
         debug_assert_eq!(side, what.side(), "users are clients, links lead to backends");

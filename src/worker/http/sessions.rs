@@ -41,6 +41,7 @@ use crate::ring::pool::Pool;
 use crate::session::EndReason;
 use crate::worker::books::Entry;
 use crate::worker::cx;
+use crate::worker::ends::Ends;
 use crate::worker::grace;
 use crate::worker::link::Order;
 use crate::worker::slots::{Key, Slots};
@@ -432,6 +433,19 @@ impl Sessions {
                     self.act(key, cx, |gateway, context| gateway.drain(context));
                 }
                 self.drop_all_spares(cx);
+            }
+        }
+    }
+
+    /// As one [`Order::EndBackend`] for each of these.
+    pub fn end_backends(&mut self, ends: &Ends, cx: &mut Cx<'_>) {
+        let reason = |user: &User| {
+            user.entry.as_ref().filter(|_| user.link.is_some()).and_then(|it| ends.reason_for(it))
+        };
+        for key in self.users.keys(|user| reason(user).is_some()) {
+            let why = self.users.get(key).and_then(|user| reason(user));
+            if let Some(why) = why {
+                self.end(key, why, cx);
             }
         }
     }

@@ -13,19 +13,18 @@ use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
 use crate::ring::{Done, Ring, Until, sys};
 use crate::worker::driver::{Driver, Turn};
+use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
 use crate::worker::slots::Key;
+use crate::worker::stream_driver::{COMMANDS, StreamDriver};
 use crate::worker::streams::{self, Completion, end_of};
 
 type Streams = streams::Streams<{ family::TCP }>;
 
 /// A socket of a stream that is spliced takes or has more.
 const SPLICE: u8 = streams::OWN;
-
-/// Commands that may wait while one event is handled, before the list has to grow.
-const COMMANDS: usize = 64;
 
 pub struct TcpDriver {
     sessions: Sessions,
@@ -47,8 +46,7 @@ impl TcpDriver {
 
 impl Driver for TcpDriver {
     fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
-        let users = self.streams.change_door(change, turn.ring);
-        self.welcome_all(users, turn);
+        self.change_stream_door(change, turn);
     }
 
     fn live(&self) -> usize {
@@ -111,14 +109,13 @@ impl Driver for TcpDriver {
     }
 
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
-        if matches!(order, Order::Drain | Order::Stop) {
-            let users = self.streams.close_doors(turn.ring);
-            self.welcome_all(users, turn);
-        }
-        if order == Order::Stop {
-            self.streams.stop(turn.ring);
-        }
+        self.order_doors(order, turn);
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
+
+    fn end_backends(&mut self, ends: &Ends, turn: &mut Turn<'_>) {
+        self.sessions.end_backends(ends, &mut turn.cx(&mut self.commands));
         self.execute(turn);
     }
 
@@ -127,15 +124,15 @@ impl Driver for TcpDriver {
     }
 }
 
-impl TcpDriver {
-    /// Those whom a closing door has let in.
-    fn welcome_all(&mut self, users: impl Iterator<Item = Newcomer>, turn: &mut Turn<'_>) {
-        for user in users {
-            if let Some(user) = self.streams.meet(user, turn) {
-                self.welcome(user, turn);
-                self.execute(turn);
-            }
-        }
+impl StreamDriver<{ family::TCP }> for TcpDriver {
+    type Cmd = Cmd;
+
+    fn streams(&mut self) -> &mut Streams {
+        &mut self.streams
+    }
+
+    fn commands(&mut self) -> &mut Vec<Cmd> {
+        &mut self.commands
     }
 
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
@@ -150,6 +147,22 @@ impl TcpDriver {
         }
     }
 
+    fn carry_out(&mut self, command: Cmd, turn: &mut Turn<'_>) {
+        match command {
+            Cmd::Relay { key, what } => self.relay(key, what, turn),
+            Cmd::Connect { key, to } => {
+                if let Err(errno) = self.streams.connect(key, to, turn.ring) {
+                    self.sessions.connected(key, Err(errno), &mut turn.cx(&mut self.commands));
+                }
+            }
+            Cmd::Look { key } => self.look(key, turn),
+            Cmd::CancelConnect { key } => self.streams.cancel_connect(key, turn.ring),
+            Cmd::Close { key, reset } => self.close(key, reset, turn.ring),
+        }
+    }
+}
+
+impl TcpDriver {
     /// A spliced stream can go on, or has been told not to wait for that.
     fn ready(&mut self, done: Done, turn: &mut Turn<'_>) {
         let step = end_of(done.tag);
@@ -157,26 +170,6 @@ impl TcpDriver {
             Err(Errno::ECANCELED) => self.spliced(step, (0, 0, Spliced::Stopped), turn),
             _ => self.splices.in_next_turn(step),
         }
-    }
-
-    /// Turns commands into operations, in their order. A command may cause further ones at once.
-    fn execute(&mut self, turn: &mut Turn<'_>) {
-        let mut next = 0;
-        while let Some(command) = self.commands.get(next).copied() {
-            next += 1;
-            match command {
-                Cmd::Relay { key, what } => self.relay(key, what, turn),
-                Cmd::Connect { key, to } => {
-                    if let Err(errno) = self.streams.connect(key, to, turn.ring) {
-                        self.sessions.connected(key, Err(errno), &mut turn.cx(&mut self.commands));
-                    }
-                }
-                Cmd::Look { key } => self.look(key, turn),
-                Cmd::CancelConnect { key } => self.streams.cancel_connect(key, turn.ring),
-                Cmd::Close { key, reset } => self.close(key, reset, turn.ring),
-            }
-        }
-        self.commands.clear();
     }
 
     fn relay(&mut self, key: Key, what: proxy::StreamCmd, turn: &mut Turn<'_>) {

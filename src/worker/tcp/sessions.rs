@@ -20,16 +20,16 @@ use nix::errno::Errno;
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, ServiceId, Timeouts};
-use crate::metrics::WorkerMetrics;
 use crate::proxy::greeting::{Caller, Screen, Screened};
 use crate::proxy::line::Features;
 use crate::proxy::outlook::Watch;
 use crate::proxy::tcp::{Progress, Relay};
 use crate::proxy::{self, Event, Received, SECOND_LOOK, Side};
-use crate::ring::pool::Pool;
+use crate::ring::pool::{Buf, Pool};
 use crate::session::EndReason;
 use crate::worker::books::Entry;
 use crate::worker::cx;
+use crate::worker::ends::Ends;
 use crate::worker::grace;
 use crate::worker::lack::Lack;
 use crate::worker::link::{Order, Refusal};
@@ -229,7 +229,7 @@ impl Sessions {
         };
         if let Event::Received { side, what: Received::Data(ref buf), .. } = event
             && session.unseen[side as usize]
-            && session.look_at_first(side, cx.pool.bytes(buf), cx.now, cx.books.metrics())
+            && session.look_at_first(side, buf, cx)
         {
             session.relay.settle(event, cx.pool);
             return self.refuse_header(key, cx);
@@ -407,6 +407,17 @@ impl Sessions {
         }
     }
 
+    /// As one [`Order::EndBackend`] for each of these.
+    pub fn end_backends(&mut self, ends: &Ends, cx: &mut Cx<'_>) {
+        let reason = |session: &Session| ends.reason_for(&session.entry);
+        for key in self.slots.keys(|session| reason(session).is_some()) {
+            let why = self.slots.get(key).and_then(|session| reason(session));
+            if let Some(why) = why {
+                self.end(key, why, cx);
+            }
+        }
+    }
+
     fn end_all(&mut self, which: impl Fn(&Session) -> bool, reason: EndReason, cx: &mut Cx<'_>) {
         for key in self.slots.keys(which) {
             self.end(key, reason, cx);
@@ -445,17 +456,12 @@ impl Sessions {
 impl Session {
     /// Looks at the first bytes of a side; whether they may not be passed on.
     #[cold]
-    fn look_at_first(
-        &mut self,
-        side: Side,
-        bytes: &[u8],
-        now: Now,
-        metrics: &WorkerMetrics,
-    ) -> bool {
+    fn look_at_first(&mut self, side: Side, buf: &Buf, cx: &Cx<'_>) -> bool {
         let screened = match side {
-            Side::Client => self.screen.see(bytes),
+            Side::Client => self.screen.see(cx.pool.bytes(buf)),
             Side::Backend => {
-                metrics.first_byte_time.record(now.since(self.entry.started));
+                let waited = cx.now.since(self.entry.started);
+                cx.books.metrics().first_byte_time.record(waited);
                 Screened::Clean
             }
         };

@@ -15,11 +15,12 @@ mod backends;
 mod begin;
 mod eviction;
 mod icmp;
+mod rolls;
 mod shortage;
 mod sweeps;
 mod verdict;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -27,17 +28,18 @@ use std::time::Duration;
 
 use backends::Backends;
 use eviction::Eviction;
+use rolls::Roll;
 use shortage::Shortages;
 use sweeps::{Sweep, Task};
 pub use verdict::{DoorRef, Down, DropReason, Origin, Segments, Up};
 
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol, ServiceId, Snapshot};
+use crate::cluster::{BackendId, ServiceId};
 use crate::config::{OnUdpLoss, Udp};
 use crate::proxy::udp::{Family, LastUse, PairLimits, PairOwner, PairTable, PeerId, SocketId};
 use crate::session::EndReason;
 use crate::session::affinity::Affinity;
-use crate::session::flows::{Due, Flow, FlowHasher, FlowKey, Flows, Waits};
+use crate::session::flows::{Before, Due, Flow, FlowHasher, FlowKey, Flows, Waits};
 use crate::session::sources::{SourceId, SourceLimits, Sources};
 use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::link::Order;
@@ -115,7 +117,8 @@ pub struct Sessions {
     backends: Backends,
     eviction: Eviction,
     shortages: Shortages,
-    registered: Vec<PeerId>,
+    /// The backends of each UDP service.
+    rolls: BTreeMap<ServiceId, Roll>,
     sweeps: VecDeque<Sweep>,
     draining: bool,
 }
@@ -130,7 +133,7 @@ impl Sessions {
             backends: Backends::default(),
             eviction: Eviction::new(sessions),
             shortages: Shortages::default(),
-            registered: Vec::new(),
+            rolls: BTreeMap::new(),
             sweeps: VecDeque::new(),
             draining: false,
             settings,
@@ -145,37 +148,6 @@ impl Sessions {
     /// How many upstream sockets are open.
     pub fn sockets(&self) -> usize {
         self.pairs.open()
-    }
-
-    /// Takes a new snapshot of the registered backends into use; the books already have it.
-    pub fn adopt(&mut self, snapshot: &Snapshot) {
-        self.adopt_terms(snapshot);
-        let before = std::mem::take(&mut self.registered);
-        self.backends.begin_update();
-        for backend in snapshot.of(Protocol::Udp) {
-            // If the pair table is full of addresses that have left and are still in quarantine,
-            // this backend has to wait for the next snapshot.
-            let Some(peer) = self.pairs.register(plain(backend.address)) else { continue };
-            self.registered.push(peer);
-            self.backends.update(peer, backend, snapshot.version);
-        }
-        for peer in before {
-            // An address that several services have is in the list once for each of them.
-            while let Some(state) = self.backends.remove_absent(peer, snapshot.version) {
-                if !self.backends.is_any_at(peer) {
-                    self.pairs.unregister(peer);
-                }
-                if self.settings.udp.on_backend_loss == OnUdpLoss::Drop {
-                    self.sweep(state.backend, EndReason::BackendLeft);
-                }
-            }
-        }
-    }
-
-    fn adopt_terms(&mut self, snapshot: &Snapshot) {
-        for service in snapshot.services.iter().filter(|it| it.kind == Protocol::Udp) {
-            self.flows.set_idle(service.id, service.terms.timeouts.udp_idle);
-        }
     }
 
     /// A datagram from a user.
@@ -492,19 +464,16 @@ impl Sessions {
     }
 
     /// Notes that a datagram passes in the session at `place`.
+    #[inline]
     fn touch(&mut self, now: Now, place: u32) -> Option<&mut Flow<Session>> {
-        let lapsed = self.flows.get(place).is_some_and(|flow| self.flows.in_use_until(flow) <= now);
-        let flow = self.flows.get_mut(place)?;
-        flow.last_seen = now;
-        if lapsed {
-            // The session was no longer in use: no reply to earlier datagrams is expected any more.
+        let (flow, before) = self.flows.pass(place, now)?;
+        if before != Before::InUse {
             flow.state.owed = 0;
+            if before == Before::Quiet {
+                self.eviction.remove(place);
+            }
         }
-        if flow.is_quiet() {
-            self.eviction.remove(place);
-            self.flows.stir(place);
-        }
-        self.flows.get_mut(place)
+        Some(flow)
     }
 
     fn end(&mut self, now: Now, place: u32, reason: EndReason, books: &mut Books) {

@@ -157,15 +157,17 @@ impl Sessions {
     /// Closes a session with nothing in flight. `lost`: bytes in each side's send queue that will not reach
     /// the peer.
     pub(super) fn close(&mut self, key: Key, reason: EndReason, lost: [u32; 2], cx: &mut Cx<'_>) {
-        let Some(mut session) = self.slots.remove(key) else { return };
+        let Some(session) = self.slots.get(key) else { return };
         // Known only now: operations in flight may have brought bytes that could not be passed on.
         let truncated = session.relay.is_truncated() || lost != [0; 2];
         let reset = reason.is_reset(truncated);
         session.relay.release(cx.pool);
-        self.deadlines.cancel(key.place);
         let [down, up] = lost.map(u64::from);
         cx.books.undelivered(&mut session.entry, up, down);
-        cx.books.close(session.entry, reason, cx.now);
+        if let Some(Session { entry, .. }) = self.slots.remove(key) {
+            cx.books.close(entry, reason, cx.now);
+        }
+        self.deadlines.cancel(key.place);
         cx.out.push(Cmd::Close { key, reset });
     }
 }

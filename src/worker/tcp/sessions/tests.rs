@@ -567,3 +567,25 @@ fn a_backend_that_wants_a_header_is_told_of_the_user_at_each_attempt() {
     assert_eq!(told_of, [Some(caller); 2]);
     assert_eq!(told(false).1, [None; 2]);
 }
+
+#[test]
+fn the_sessions_of_many_backends_end_in_one_go_each_for_its_reason() {
+    let mut stage = Stage::with(3);
+    let keys = [(); 6].map(|()| stage.session());
+    let mut ends = Ends::default();
+    for (backend, reason) in [(3, EndReason::BackendLeft), (1, EndReason::CheckFailed)] {
+        assert!(ends.gather(Order::EndBackend { backend: BackendId(backend), reason }));
+    }
+    assert!(!ends.gather(Order::Drain));
+    ends.sort();
+    stage.act(|sessions, cx| sessions.end_backends(&ends, cx));
+    let mut ended = Vec::new();
+    for key in [keys[0], keys[2], keys[3], keys[5]] {
+        Side::BOTH.into_iter().for_each(|side| drop(stage.over(key, side, Received::Stopped)));
+        let report = stage.ended().unwrap();
+        ended.push((report.backend.unwrap().0, report.reason));
+    }
+    let [left, failed] = [(3, EndReason::BackendLeft), (1, EndReason::CheckFailed)];
+    assert_eq!(ended, [failed, left, failed, left]);
+    assert_eq!(stage.sessions.live(), 2, "those on the second backend");
+}

@@ -1,6 +1,7 @@
 //! Which backend is registered at each address, and which backends the sessions of this worker
 //! avoid. Knows neither sessions nor sockets.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::base::time::Now;
@@ -49,16 +50,23 @@ impl PeerState {
     }
 }
 
+/// A backend that is avoided for a while.
+struct Avoided {
+    service: ServiceId,
+    backend: BackendId,
+    until: Now,
+}
+
 /// The backends of one worker's sessions, by address and service.
 #[derive(Default)]
 pub struct Backends {
     /// By [`PeerId::index`]: the only one at that address, or one of several.
     all: Vec<PeerState>,
     /// The others, where several services share an address. Seldom any.
-    shared: Vec<(PeerId, PeerState)>,
+    shared: BTreeMap<(PeerId, ServiceId), PeerState>,
     /// The avoided backends, by identity. Seldom any, so that the list a pick goes through is
     /// short.
-    avoided: Vec<(BackendId, Now)>,
+    avoided: Vec<Avoided>,
     /// How many are suspected. Seldom any, so that a reply need not look up its sender.
     suspected: usize,
 }
@@ -75,32 +83,28 @@ impl Backends {
 
     #[cold]
     fn shared_at(&self, peer: PeerId, service: ServiceId) -> &PeerState {
-        let mut shared =
-            self.shared.iter().filter(|(at, state)| *at == peer && state.is_of(service));
-        shared.next().map_or(&PeerState::UNKNOWN, |(_, state)| state)
+        self.shared.get(&(peer, service)).unwrap_or(&PeerState::UNKNOWN)
     }
 
     fn at_mut(&mut self, peer: PeerId, service: ServiceId) -> Option<&mut PeerState> {
         let first = self.all.get_mut(peer.index()).filter(|state| state.is_of(service));
-        first.or_else(|| {
-            let mut shared = self.shared.iter_mut().filter(|(at, _)| *at == peer);
-            shared.find(|(_, state)| state.is_of(service)).map(|(_, state)| state)
-        })
+        first.or_else(|| self.shared.get_mut(&(peer, service)))
     }
 
     /// Whether any service has a backend at this address.
     pub fn is_any_at(&self, peer: PeerId) -> bool {
         let first = self.all.get(peer.index()).is_some_and(|state| state.backend.is_some());
-        first || self.shared.iter().any(|(at, _)| *at == peer)
+        let shared = (peer, ServiceId(0))..=(peer, ServiceId(u16::MAX));
+        first || self.shared.range(shared).next().is_some()
     }
 
     pub fn is_avoided(&self, id: BackendId, now: Now) -> bool {
-        self.avoided.iter().any(|(other, until)| *other == id && now < *until)
+        self.avoided.iter().any(|it| it.backend == id && now < it.until)
     }
 
-    /// A new snapshot follows, backend by backend.
-    pub fn begin_update(&mut self) {
-        self.avoided.clear();
+    /// The backends of a service follow as they are in a new snapshot.
+    pub fn begin_update(&mut self, service: ServiceId) {
+        self.avoided.retain(|it| it.service != service);
     }
 
     /// Takes a backend of the new snapshot. What ICMP said about it stays valid; what the control
@@ -121,7 +125,7 @@ impl Backends {
         *state = PeerState { service, backend: Some(backend), avoided_until, suspected, version };
         self.suspected -= usize::from(cleared);
         if avoided_until > Now::default() {
-            self.avoided.push((backend, avoided_until));
+            self.avoided.push(Avoided { service, backend, until: avoided_until });
         }
     }
 
@@ -130,32 +134,26 @@ impl Backends {
         if self.all.len() <= peer.index() {
             self.all.resize(peer.index() + 1, PeerState::UNKNOWN);
         }
-        let mut shared = self.shared.iter();
-        let shared = shared.position(|(at, state)| *at == peer && state.service == service);
         let first = self.all[peer.index()];
-        match shared {
-            Some(place) => &mut self.shared[place].1,
-            None if first.backend.is_none() || first.service == service => {
-                &mut self.all[peer.index()]
-            }
-            None => {
-                self.shared.push((peer, PeerState::UNKNOWN));
-                &mut self.shared.last_mut().expect("it was just added").1
-            }
+        let is_free = first.backend.is_none() || first.service == service;
+        if is_free && !self.shared.contains_key(&(peer, service)) {
+            return &mut self.all[peer.index()];
         }
+        self.shared.entry((peer, service)).or_insert(PeerState::UNKNOWN)
     }
 
-    /// Removes one backend at this address that is not in the snapshot of this version. `None` if
-    /// there is none.
-    pub fn remove_absent(&mut self, peer: PeerId, version: u64) -> Option<PeerState> {
-        let absent = |state: &PeerState| state.backend.is_some() && state.version != version;
-        let removed = match self.all.get_mut(peer.index()).filter(|state| absent(state)) {
-            Some(first) => std::mem::replace(first, PeerState::UNKNOWN),
-            None => {
-                let mut shared = self.shared.iter();
-                let place = shared.position(|(at, state)| *at == peer && absent(state))?;
-                self.shared.swap_remove(place).1
-            }
+    /// Removes the backend of a service at this address, if it is not in the snapshot of this version.
+    pub fn remove_absent(
+        &mut self,
+        peer: PeerId,
+        service: ServiceId,
+        version: u64,
+    ) -> Option<PeerState> {
+        let is_absent = |state: &PeerState| state.backend.is_some() && state.version != version;
+        self.at_mut(peer, service).filter(|state| is_absent(state))?;
+        let removed = match self.shared.remove(&(peer, service)) {
+            Some(state) => state,
+            None => std::mem::replace(&mut self.all[peer.index()], PeerState::UNKNOWN),
         };
         self.suspected -= usize::from(removed.suspected);
         Some(removed)
@@ -185,8 +183,8 @@ impl Backends {
         }
         let until = now.plus(AVOIDED);
         state.avoided_until = until;
-        self.avoided.retain(|(_, until)| *until > now);
-        self.avoided.push((backend, until));
+        self.avoided.retain(|it| it.until > now);
+        self.avoided.push(Avoided { service, backend, until });
         true
     }
 }

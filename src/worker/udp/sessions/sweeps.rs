@@ -6,8 +6,10 @@ use crate::base::time::Now;
 use crate::cluster::BackendId;
 use crate::session::EndReason;
 use crate::worker::books::Books;
+use crate::worker::ends::Ends;
+use crate::worker::link::Order;
 
-/// Sweeps in progress, at most; with more, the first is completed at once.
+/// Sweeps in progress, at most; with more, those for single backends are completed at once and together.
 pub(super) const SWEEPS_MAX: usize = 64;
 
 /// One sweep and the next place it looks at.
@@ -33,6 +35,9 @@ impl Sessions {
 
     /// Continues the sweeps, within the bound of a turn unless there are too many.
     pub(super) fn continue_sweeps(&mut self, now: Now, books: &mut Books) {
+        if self.sweeps.len() > SWEEPS_MAX {
+            self.sweep_together(now, books);
+        }
         let mut looks = if self.sweeps.len() > SWEEPS_MAX { u32::MAX } else { LOOKS_MAX };
         while let Some(sweep) = self.sweeps.front_mut() {
             let Sweep { task, next } = *sweep;
@@ -51,6 +56,24 @@ impl Sessions {
                     self.end(now, next, reason, books);
                 }
                 Task::End { .. } => {}
+            }
+        }
+    }
+
+    /// Completes the sweeps for single backends in one walk, however many there are.
+    fn sweep_together(&mut self, now: Now, books: &mut Books) {
+        let mut ends = Ends::default();
+        self.sweeps.retain(|sweep| match sweep.task {
+            Task::End { backend: Some(backend), reason } => {
+                !ends.gather(Order::EndBackend { backend, reason })
+            }
+            Task::End { backend: None, .. } | Task::LookAnew => true,
+        });
+        ends.sort();
+        for place in 0..self.flows.places() {
+            let flow = self.flows.get(place);
+            if let Some(reason) = flow.and_then(|flow| ends.reason_for(&flow.state.entry)) {
+                self.end(now, place, reason, books);
             }
         }
     }

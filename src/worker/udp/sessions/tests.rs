@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use super::sweeps::SWEEPS_MAX;
 use super::*;
 use crate::cluster::seats::Seats;
-use crate::cluster::{Backend, Standing, Terms};
+use crate::cluster::{Backend, Protocol, Snapshot, Standing, Terms};
 use crate::metrics::WorkerMetrics;
 use crate::session::SessionId;
 use crate::session::shards::{SessionView, Shard};

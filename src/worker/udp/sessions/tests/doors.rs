@@ -181,3 +181,34 @@ fn a_session_is_over_after_the_answers_of_its_own_service() {
     }
     assert_eq!(world.sessions().iter().map(|it| it.service).collect::<Vec<_>>(), [SERVICE]);
 }
+
+#[test]
+fn services_whose_backends_are_the_same_go_on_and_one_that_is_gone_leaves_no_address() {
+    let mut world = two_services();
+    world.register_in(&[(1, SERVICE, 1), (2, OTHER, 2)]);
+    let before = world.books.snapshot().clone();
+    let pool_before = Arc::clone(&before.service(SERVICE).unwrap().pool);
+    world.register_in(&[(1, SERVICE, 1), (3, OTHER, 3)]);
+    let mut after = world.books.snapshot().clone();
+    let own = after.services.iter_mut().find(|service| service.id == SERVICE).unwrap();
+    own.pool = pool_before;
+    after.version += 1;
+    world.adopt(after.clone());
+    for version in 1..=3 {
+        world.adopt(Snapshot { version: after.version + version, ..after.clone() });
+        let number = 10 + version as u16;
+        assert_eq!(world.up_at(DOORS[0], number).map(|(_, host)| host), Ok(1));
+        assert_eq!(world.up_at(DOORS[1], number).map(|(_, host)| host), Ok(3));
+    }
+    let is_known = |world: &World, host| world.core.pairs.find(backend_at(host)).is_some();
+    assert_eq!([1, 2, 3].map(|host| is_known(&world, host)), [true, false, true]);
+
+    world.core.sweep(None, EndReason::Stopping);
+    world.now = world.now.plus(Duration::from_secs(1));
+    world.core.expire(world.now, &mut world.books);
+    let rest = after.services.iter().filter(|service| service.id != OTHER).cloned().collect();
+    world.adopt(Snapshot { version: after.version + 9, services: rest, ..after });
+    world.now = world.now.plus(2 * QUARANTINE);
+    world.core.expire(world.now, &mut world.books);
+    assert_eq!([1, 3].map(|host| is_known(&world, host)), [true, false]);
+}

@@ -92,6 +92,21 @@ fn with_responses_a_session_ends_when_every_question_is_answered() {
 }
 
 #[test]
+fn a_question_whose_answer_can_no_longer_come_is_not_waited_for() {
+    // Whether or not the timer has fired in between.
+    let fires: fn(&mut World) = |world| world.pass(Duration::from_secs(6));
+    let not_yet: fn(&mut World) = |world| world.now = world.now.plus(Duration::from_secs(6));
+    for pass in [fires, not_yet] {
+        let mut world = with_backends(1, |settings| settings.udp.responses = NonZeroU32::new(1));
+        let (socket, host) = world.up(1).unwrap();
+        pass(&mut world);
+        assert_eq!(world.up(1), Ok((socket, host)));
+        world.down(socket, host).unwrap();
+        assert_eq!(world.ends(), [EndReason::Finished], "one is answered, and the other lapsed");
+    }
+}
+
+#[test]
 fn every_datagram_of_a_burst_is_a_reply() {
     let burst = |datagrams: usize| Segments { bytes: 100 * datagrams, segment_size: 100 };
     for (asked, responses, answered, over) in

@@ -77,6 +77,20 @@ fn many_orders_at_once_are_all_carried_out() {
 }
 
 #[test]
+fn many_orders_at_once_concern_nobody_else() {
+    let mut world = with_backends(3, |settings| settings.sessions = 1000);
+    (1..=30).for_each(|number| assert!(world.up(number).is_ok()));
+    let others = (0..2 * SWEEPS_MAX as u32).filter(|number| *number != 2).map(BackendId);
+    for backend in others {
+        let order = Order::EndBackend { backend, reason: EndReason::CheckFailed };
+        world.core.order(world.now, order, &mut world.books);
+    }
+    world.pass(Duration::from_millis(500));
+    assert_eq!((world.core.live(), world.ends()), (10, vec![EndReason::CheckFailed; 20]));
+    assert!(world.core.sweeps.is_empty());
+}
+
+#[test]
 fn sessions_that_begin_after_a_reload_are_over_after_the_new_time() {
     let mut world = with_backends(1, |_| {});
     world.reload(Duration::from_secs(10));

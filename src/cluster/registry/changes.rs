@@ -1,0 +1,149 @@
+//! Changes to the set of backends, as values: what is asked for, what came of it, and why not. Owns their
+//! sentences; what they mean is up to the registry.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Registered;
+use crate::cluster::backend::{BackendId, ServiceId, WEIGHT_MAX};
+use crate::cluster::groups::Group;
+use crate::cluster::source::Source;
+
+/// What a backend asks for when it joins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registration {
+    pub source: Source,
+    pub service: ServiceId,
+    /// Canonical: an IPv4 address is never written as a mapped IPv6 one.
+    pub address: SocketAddr,
+    /// 1 to [`WEIGHT_MAX`].
+    pub weight: u16,
+    pub name: Option<Arc<str>>,
+    /// One of the service's groups if it has any, else none.
+    pub group: Option<Arc<str>>,
+    /// Whether each connection to it begins with a PROXY header.
+    pub proxy: bool,
+    /// Whether it may be tried by a connection that is closed again at once.
+    pub probe: bool,
+}
+
+/// Something that happened to the backends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Joins. Repeated by the same source, changes weight, name, group, PROXY header and whether it may be
+    /// tried, ends a drain, and brings back a backend that was set aside: the caller has just connected to
+    /// it, or may not.
+    Register(Registration),
+    /// Leaves, at its source's request.
+    Unregister { source: Source, service: ServiceId, address: SocketAddr },
+    /// Gets no new sessions, at its source's request, and leaves once its present ones have ended or
+    /// been ended. They have `lasts`; with `None`, as long as the settings say.
+    Drain { source: Source, service: ServiceId, address: SocketAddr, lasts: Option<Duration> },
+    /// Leaves because its drain is over.
+    Leave { backend: BackendId },
+    /// The source is lost, and all of its backends with it.
+    SourceLost { source: Source, why: &'static str },
+    /// Its data port refused.
+    SetAside { backend: BackendId },
+    /// Its data port can be connected to again.
+    Restore { backend: BackendId },
+    /// Its check passes, or fails.
+    Judge { backend: BackendId, passes: bool },
+    /// Like [`Change::Drain`], at the operator's request, whichever source the backend belongs to.
+    DrainBackend { backend: BackendId, lasts: Option<Duration> },
+    /// Gets a different share of the new sessions, at the operator's request.
+    Weigh { backend: BackendId, weight: u16 },
+}
+
+/// The outcome of a change.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// The backend that was registered, found or changed.
+    pub backend: Option<BackendId>,
+    /// Whether that backend has only just joined.
+    pub joined: bool,
+    /// Backends that are no longer registered. Their places stay taken until
+    /// [`Registry::sessions_ended`].
+    pub left: Vec<Registered>,
+    /// Whether workers would see a difference, and so whether a [`Registry::freeze`] is due.
+    pub changed: bool,
+}
+
+/// Why a change was refused. The sentence is for whoever requested it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fault {
+    OwnedByAnother {
+        service: Arc<str>,
+        address: SocketAddr,
+        by: Source,
+    },
+    NotRegistered {
+        service: Arc<str>,
+        address: SocketAddr,
+        by: Source,
+    },
+    /// Asked for by its id.
+    Unknown {
+        backend: BackendId,
+    },
+    WeightOutOfRange,
+    /// The service has been removed.
+    Removed,
+    /// It named no group, or none of the service.
+    Group {
+        service: Arc<str>,
+        asked: Option<Arc<str>>,
+        /// The groups of the service.
+        groups: Arc<[Group]>,
+    },
+    Full {
+        places: usize,
+    },
+    /// The service has as many backends as it may.
+    Enough {
+        service: Arc<str>,
+        backends: u32,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::OwnedByAnother { service, address, by } => {
+                write!(out, "{service} {address} is registered {}", by.other_way())
+            }
+            Fault::NotRegistered { service, address, by } => {
+                write!(out, "{service} {address} is not registered {}", by.own_way())
+            }
+            Fault::Unknown { backend } => write!(out, "no backend {backend} is registered"),
+            Fault::Removed => write!(out, "the service has been removed"),
+            Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
+            Fault::Enough { service, backends } => {
+                write!(out, "service {service} takes {backends} backends at most, and has them")
+            }
+            Fault::Group { service, asked, groups } => {
+                let names: Vec<&str> = groups.iter().map(|group| &*group.name).collect();
+                let names = names.join(", ");
+                match asked {
+                    Some(asked) if groups.is_empty() => {
+                        write!(out, "service {service} has no groups, so leave out group {asked}")
+                    }
+                    Some(asked) => {
+                        write!(
+                            out,
+                            "service {service} has no group {asked}; its groups are {names}"
+                        )
+                    }
+                    None => {
+                        write!(out, "service {service} has groups, so name one of them: {names}")
+                    }
+                }
+            }
+            Fault::Full { places } => {
+                write!(out, "all {places} places for backends are taken, try again later")
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What the drivers of streams do alike: carry out the commands of their sessions, one after another, and
+//! close their doors without forgetting whom these have let in. Owns that order of things; the streams and
+//! the sessions are the drivers' own.
+
+use super::driver::Turn;
+use super::greetings::Newcomer;
+use super::link::{DoorChange, Order};
+use super::streams::Streams;
+
+/// Commands that may wait while one event is handled, before the list has to grow.
+pub const COMMANDS: usize = 64;
+
+/// A driver whose users come over streams of this family.
+pub trait StreamDriver<const FAMILY: u8> {
+    /// A command of its sessions.
+    type Cmd: Copy;
+
+    fn streams(&mut self) -> &mut Streams<FAMILY>;
+
+    /// The list that takes the commands.
+    fn commands(&mut self) -> &mut Vec<Self::Cmd>;
+
+    /// Turns a command into operations. It may cause further commands at once.
+    fn carry_out(&mut self, command: Self::Cmd, turn: &mut Turn<'_>);
+
+    /// Begins a session for a user who can be served.
+    fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>);
+
+    /// Carries out all commands, in their order.
+    fn execute(&mut self, turn: &mut Turn<'_>) {
+        let mut next = 0;
+        while let Some(command) = self.commands().get(next).copied() {
+            next += 1;
+            self.carry_out(command, turn);
+        }
+        self.commands().clear();
+    }
+
+    /// Changes one of the doors.
+    fn change_stream_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
+        let users = self.streams().change_door(change, turn.ring);
+        self.welcome_all(users, turn);
+    }
+
+    /// Carries out an order as far as it concerns the doors, before the sessions hear of it.
+    fn order_doors(&mut self, order: Order, turn: &mut Turn<'_>) {
+        if matches!(order, Order::Drain | Order::Stop) {
+            let users = self.streams().close_doors(turn.ring);
+            self.welcome_all(users, turn);
+        }
+        if order == Order::Stop {
+            self.streams().stop(turn.ring);
+        }
+    }
+
+    /// Serves those whom a closing door has let in.
+    fn welcome_all(&mut self, users: impl Iterator<Item = Newcomer>, turn: &mut Turn<'_>) {
+        for user in users {
+            if let Some(user) = self.streams().meet(user, turn) {
+                self.welcome(user, turn);
+                self.execute(turn);
+            }
+        }
+    }
+}
