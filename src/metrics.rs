@@ -173,7 +173,7 @@ table! {
         Counter registrations_refused_rights: "Registrations refused because the service takes none, or none from that host or with that secret.",
         Counter backends_unreachable: "Registrations refused because the data port did not answer.",
         Counter backends_set_aside: "Backends taken out of the rotation because a connection failed.",
-        Counter backends_restored: "Backends brought back because a connection succeeded again.",
+        Counter backends_restored: "Backends brought back because a connection succeeded again, or after a wait where none is tried.",
         Counter checks: "Checks of backends, whether they passed or failed.",
         Counter checks_failed: "Checks of backends that failed.",
         Counter backends_check_failed: "Backends taken out of the rotation because their check failed.",

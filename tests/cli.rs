@@ -512,6 +512,43 @@ fn rule_14_a_backend_of_a_named_service_leaves_an_older_balancer_with_exit_code_
 }
 
 #[test]
+fn rule_14_a_shift_leaves_an_older_balancer_with_exit_code_2() {
+    let status = r#"{"schema":1,"services":[{"name":"shop","protocol":"api"}]}"#;
+    let unknown = r#"{"error":"a verb takes one parameter at most"}"#;
+    for (code, answer) in [
+        ("400 Bad Request", unknown),
+        ("404 Not Found", r#"{"error":"POST to /backends/ID/drain or /sessions/ID/end"}"#),
+        ("200 OK", r#"{"schema":1,"sessions":4}"#),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let shift = lb(&["shift", "shop", "blue=0", "green=100", "--admin", &address])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        for (start, code, body) in
+            [("POST /services/shop/shift", code, answer), ("GET /status", "200 OK", status)]
+        {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                asked.push(byte[0]);
+            }
+            assert!(asked.starts_with(start.as_bytes()), "{}", text(&asked));
+            let head = format!("HTTP/1.1 {code}\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all((head + body).as_bytes()).unwrap();
+        }
+        let output = shift.unwrap().wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()));
+        let said = text(&output.stderr);
+        assert!(said.contains("is older than groups and has shifted nothing: update it"), "{said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
 fn a_user_sends_the_lines_typed_and_prints_the_replies() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -60,6 +60,7 @@ fn freeze(bencher: Bencher, weights: u16) {
     for number in 0..1_000 {
         let wanted = Registration {
             proxy: false,
+            probe: true,
             source: Source::Connection(1),
             service: ServiceId::built_in(Protocol::Udp),
             address: ([192, 0, 2, 1], 1_000 + number).into(),

@@ -55,6 +55,10 @@ pub struct Arguments {
     /// Have each user's connection begin with a PROXY header of version 2, which tells the user's address
     #[arg(long, value_name = "VERSION", conflicts_with = "echo", value_parser = clap::value_parser!(u8).range(2..=2))]
     proxy: Option<u8>,
+    /// Have the balancer not try the port with an empty connection, for servers that take those for an
+    /// attack, such as MySQL
+    #[arg(long)]
+    no_probe: bool,
     /// File with the secret the balancer asks for
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -90,6 +94,7 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
         name: arguments.name,
         group: arguments.group,
         proxy: arguments.proxy.is_some(),
+        probe: !arguments.no_probe,
     };
     if let (true, Some(protocol)) = (arguments.echo, offer.protocol) {
         offer.port = echo(&offer, protocol).await?;

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{Failure, peer, print, running, wait_for};
-use crate::control::status::{ReloadStatus, Status};
+use crate::control::status::{ReloadStatus, ShiftEnded, Status};
 
 /// A balancer that has not answered by then is too busy or hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,7 +39,10 @@ fn told(outcome: &ReloadStatus) -> String {
     for setting in &outcome.after_restart {
         out += &format!("needs a restart: {setting}\n");
     }
-    let nothing = outcome.now.is_empty() && outcome.after_restart.is_empty();
+    for ShiftEnded { service, shares } in &outcome.shifts_ended {
+        out += &format!("the shift of {service} is over: {shares}\n");
+    }
+    let nothing = out.is_empty();
     out + if nothing { "reloaded, nothing had changed\n" } else { "reloaded\n" }
 }
 
@@ -66,4 +69,24 @@ async fn reload(door: &str) -> Result<ReloadStatus, Failure> {
 
 fn count(status: &Status, name: &str) -> u64 {
     status.control.get(name).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_reload_has_done_is_told_and_nothing_only_if_it_was_nothing() {
+        assert_eq!(told(&ReloadStatus::default()), "reloaded, nothing had changed\n");
+        let now = vec!["balance.policy = \"source_hash\"".to_owned()];
+        let after_restart = vec!["workers = 2".to_owned()];
+        let ended = ShiftEnded { service: "shop".into(), shares: "blue=95 green=5".into() };
+        let outcome = ReloadStatus { shifts_ended: vec![ended], ..ReloadStatus::default() };
+        assert_eq!(told(&outcome), "the shift of shop is over: blue=95 green=5\nreloaded\n");
+        assert_eq!(
+            told(&ReloadStatus { now, after_restart, ..outcome }),
+            "in use from now on: balance.policy = \"source_hash\"\nneeds a restart: workers = 2\n\
+             the shift of shop is over: blue=95 green=5\nreloaded\n"
+        );
+    }
 }

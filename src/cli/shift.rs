@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Failure, peer, print, token, wait_for};
 use crate::client::admin;
 use crate::cluster::groups::SHARE_MAX;
-use crate::control::status::GroupStatus;
+use crate::control::status::{Changed, GroupStatus};
 
 /// Change the shares of a service's groups: blue/green and canary.
 ///
@@ -47,8 +47,42 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let service: String = form_urlencoded::byte_serialize(arguments.service.as_bytes()).collect();
     let path = format!("/services/{service}/shift?{}", query.finish());
-    let changed = wait_for(admin::change(&arguments.admin, &path, token.as_deref()))??;
+    let changed = wait_for(shift(&arguments, &path, token.as_deref()))??;
     print(&told(&arguments.service, &changed.groups, changed.sessions))
+}
+
+/// A balancer without groups refuses the request as one that it does not know, or takes it for another.
+async fn shift(arguments: &Arguments, path: &str, token: Option<&str>) -> Result<Changed, String> {
+    let door = &arguments.admin;
+    let outcome = admin::change(door, path, token).await;
+    if outcome.as_ref().is_ok_and(|changed| has_shifted(&changed.groups, &arguments.shares)) {
+        return outcome;
+    }
+    let knows_groups = admin::status_text(door).await.map(|status| knows_groups(&status));
+    match (outcome, knows_groups) {
+        (_, Ok(false)) => Err(format!(
+            "the balancer at {door} is older than groups and has shifted nothing: update it"
+        )),
+        (Err(said), _) => Err(said),
+        (Ok(_), _) => Err(format!(
+            "the balancer at {door} does not say that the shares have changed: `lb status` shows what holds"
+        )),
+    }
+}
+
+/// Whether the groups of an answer have the shares that were asked for.
+fn has_shifted(groups: &[GroupStatus], wanted: &[(String, u8)]) -> bool {
+    let has = |(name, share): &(String, u8)| {
+        groups.iter().any(|it| (&it.name, it.share) == (name, *share))
+    };
+    wanted.iter().all(has)
+}
+
+/// Whether a balancer that describes itself so tells each service's groups, even where there are none.
+fn knows_groups(status: &[u8]) -> bool {
+    let status: serde_json::Value = serde_json::from_slice(status).unwrap_or_default();
+    let services = status["services"].as_array();
+    services.is_some_and(|all| all.iter().any(|service| service.get("groups").is_some()))
 }
 
 /// One line for each group, and one for those who stay.
@@ -80,6 +114,25 @@ mod tests {
         for wrong in ["blue", "=5", "blue=", "blue=101", "blue=-1", "blue=5%", "blue=256"] {
             assert!(share(wrong).unwrap_err().contains("GROUP=SHARE"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_balancer_knows_groups_if_it_shows_them_and_has_shifted_if_they_are_as_asked() {
+        for (status, knows) in [
+            (r#"{"services":[{"name":"tcp","groups":[]}]}"#, true),
+            (r#"{"services":[{"name":"tcp"}]}"#, false),
+            (r#"{"services":[]}"#, false),
+            (r#"{"schema":1}"#, false),
+            ("oh", false),
+        ] {
+            assert_eq!(knows_groups(status.as_bytes()), knows, "{status}");
+        }
+        let name = "blue".to_owned();
+        let blue =
+            GroupStatus { name: name.clone(), share: 5, file_share: 9, backends: 1, serving: 1 };
+        let groups = [blue];
+        assert!(has_shifted(&groups, &[(name.clone(), 5)]));
+        assert!(!has_shifted(&groups, &[(name.clone(), 6)]) && !has_shifted(&[], &[(name, 5)]));
     }
 
     #[test]

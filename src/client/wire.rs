@@ -26,6 +26,8 @@ pub struct Offer {
     pub group: Option<String>,
     /// Whether each connection to it is to begin with a PROXY header, of version 2.
     pub proxy: bool,
+    /// Whether the balancer may try the port with an empty connection.
+    pub probe: bool,
 }
 
 /// A message from the balancer. Unknown fields are ignored.
@@ -56,6 +58,7 @@ impl Offer {
             name: None,
             group: None,
             proxy: false,
+            probe: true,
         }
     }
 
@@ -71,6 +74,9 @@ impl Offer {
         }
         if self.proxy {
             message["proxy"] = json!(2);
+        }
+        if !self.probe {
+            message["probe"] = json!(false);
         }
         message.to_string()
     }
@@ -189,6 +195,8 @@ mod tests {
         assert_eq!(offer.id(), "tcp-9991");
         offer.proxy = true;
         assert_eq!(read(offer.register())["proxy"], 2);
+        offer.probe = false;
+        assert_eq!(read(offer.register())["probe"], false);
         offer.name = Some("a \"b\"".into());
         assert_eq!(read(offer.register())["name"], "a \"b\"");
         assert_eq!(

@@ -27,6 +27,8 @@ pub struct Registered {
     pub backend: Backend,
     pub source: Source,
     pub since: Now,
+    /// As in [`Registration::probe`].
+    pub probe: bool,
     against: Against,
 }
 
@@ -408,6 +410,7 @@ impl Registry {
         entry.backend.name = wanted.name;
         entry.backend.group = wanted.group;
         entry.backend.proxy = wanted.proxy;
+        entry.probe = wanted.probe;
         entry.against = Against { failing: entry.against.failing, ..Against::default() };
         stand(entry, &mut self.aside);
         let changed = entry.backend != before;
@@ -436,7 +439,8 @@ impl Registry {
         roster.is_stale = true;
         self.by_address.insert((backend.service, backend.address), id);
         self.by_source.entry(wanted.source).or_default().insert(id);
-        let registered = Registered { backend, source: wanted.source, since: now, against };
+        let (source, probe) = (wanted.source, wanted.probe);
+        let registered = Registered { backend, source, since: now, probe, against };
         self.entries.insert(id, registered);
         Applied { backend: Some(id), joined: true, changed: true, ..Applied::default() }
     }

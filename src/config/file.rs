@@ -33,6 +33,12 @@ pub fn read(name: &str, text: &str) -> Result<Config, String> {
             DeValue::Table(services) if key.get_ref() == SERVICES => {
                 read_services(&mut config, services)
             }
+            _ if key.get_ref() == SERVICES => Err((
+                key.span(),
+                format!(
+                    "`{SERVICES}` is a table of tables: write [{SERVICES}.NAME] and its keys below it"
+                ),
+            )),
             _ => GLOBAL.set(&mut config, key, value),
         };
         read.map_err(|(span, said)| format!("{}: {said}", at(span)))?;

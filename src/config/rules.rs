@@ -103,14 +103,24 @@ fn doors_apart(config: &Config) -> Result<(), String> {
             let shared = claim.protocol == Protocol::Api
                 && other.protocol == Protocol::Api
                 && claim.address == other.address;
-            if !apart && !shared && collide(claim.address, other.address) {
+            if apart || shared || !collide(claim.address, other.address) {
+                continue;
+            }
+            if claim.name == other.name {
                 return Err(format!(
-                    "{} and {} both want port {}: give one of them another port",
-                    other.name,
+                    "{} names port {} twice, and {} and {} overlap: leave one of them out",
                     claim.name,
-                    claim.address.port()
+                    claim.address.port(),
+                    other.address,
+                    claim.address
                 ));
             }
+            return Err(format!(
+                "{} and {} both want port {}: give one of them another port",
+                other.name,
+                claim.name,
+                claim.address.port()
+            ));
         }
     }
     Ok(())
@@ -162,6 +172,18 @@ fn key_of_another(service: &ServiceConfig) -> Option<(&'static str, &'static str
     })
 }
 
+/// A service whose users nobody could ever serve: it takes no registrations and lists no backends.
+fn somebody_may_serve(service: &ServiceConfig) -> Result<(), String> {
+    let ServiceConfig { name, register, backends, fallback, maintenance, .. } = service;
+    if *register || !backends.is_empty() || fallback.is_some() || *maintenance {
+        return Ok(());
+    }
+    Err(format!(
+        "service.{name}.register is false and service.{name}.backends lists nobody, so nobody could ever \
+         serve: list its backends, or let them register"
+    ))
+}
+
 /// A service may list no more backends than it takes.
 fn backends_fit(service: &ServiceConfig) -> Result<(), String> {
     let (name, listed) = (&service.name, service.backends.len());
@@ -197,7 +219,14 @@ fn services(config: &Config) -> Result<(), String> {
                 service.protocol
             ));
         }
+        if service.protocol == Protocol::Udp && !service.probe {
+            return Err(format!(
+                "service.{name}.probe has no effect, since {name} is udp and its ports are never \
+                 tried: leave it out"
+            ));
+        }
         fallbacks(config, service)?;
+        somebody_may_serve(service)?;
         backends_fit(service)?;
         groups(service)?;
         let check = &service.check;
@@ -520,7 +549,7 @@ mod tests {
             (&with("listen.tcp = 1", "secret_file = \"own\""), false),
             (&with("listen.tcp = \"off\"", "secret_file = \"own\""), true),
             (&with("listen.tcp = \"off\"", "allow = [\"10.0.0.0/8\"]"), true),
-            (&with("listen.tcp = \"off\"", "register = false"), true),
+            (&with("listen.tcp = \"off\"", "register = false\nbackends = [\"10.0.0.1:1\"]"), true),
             (&with("listen.tcp = \"off\"", "allow = []"), false),
             (&with("listen.tcp = \"off\"", ""), false),
             (&with("control.allow = [\"10.0.0.0/8\"]", "allow = []"), false),

@@ -67,7 +67,9 @@ pub struct Doors;
 
 impl Kind<Vec<SocketAddr>> for Doors {
     fn takes(&self) -> String {
-        format!("an address with its port or a port, or a list of up to {DOORS_MAX} of them")
+        format!(
+            "an address with its port or a port, or a list of up to {DOORS_MAX} of them, each once"
+        )
     }
 
     fn read(&self, given: &Given) -> Result<Vec<SocketAddr>, String> {
@@ -76,7 +78,16 @@ impl Kind<Vec<SocketAddr>> for Doors {
         if items.len() > DOORS_MAX {
             return Err(items.len().to_string());
         }
-        items.iter().map(|item| DoorAddress.read(item)?.ok_or_else(|| item.described())).collect()
+        let mut doors = Vec::new();
+        for item in items {
+            let door = DoorAddress.read(item)?.ok_or_else(|| item.described())?;
+            // The kernel gives out another port for each 0.
+            if door.port() != 0 && doors.contains(&door) {
+                return Err(format!("{} twice", item.described()));
+            }
+            doors.push(door);
+        }
+        Ok(doors)
     }
 
     fn show(&self, doors: &Vec<SocketAddr>) -> String {

@@ -58,6 +58,8 @@ pub struct ServiceConfig {
     pub tunnel_idle: Option<Duration>,
     /// Whether backends may register themselves.
     pub register: bool,
+    /// Whether a data port is tried by a connection without a user.
+    pub probe: bool,
     /// Networks whose hosts may; `None`: the global ones.
     pub allow: Option<Vec<IpNet>>,
     /// File of secrets, one of which its backends must prove; `None`: the global one.
@@ -157,6 +159,7 @@ impl ServiceConfig {
             retries: None,
             tunnel_idle: None,
             register: true,
+            probe: true,
             allow: None,
             secret_file: None,
             backends: Vec::new(),
@@ -371,6 +374,8 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "As `api.tunnel_idle_ms`.";
     "" "register", register: Switch, Now,
         "Whether backends may register themselves.";
+    "" "probe", probe: Switch, Now,
+        "Whether a backend's port is tried with an empty connection, when the backend registers and while it is set aside. `false` for servers that take such connections for an attack, as MySQL does.";
     "" "allow", allow: OrGlobal(Networks), Now,
         "Networks whose hosts may register for it, instead of those in `control.allow`.";
     "" "secret_file", secret_file: File, Now,

@@ -41,15 +41,7 @@ pub enum Request {
         id: Arc<str>,
         mac: String,
     },
-    Register {
-        target: Target,
-        port: u16,
-        weight: u16,
-        name: Option<Arc<str>>,
-        group: Option<Arc<str>>,
-        /// Whether each connection is to begin with a PROXY header, of version 2.
-        proxy: bool,
-    },
+    Register(Joining),
     Unregister {
         target: Target,
         port: u16,
@@ -64,6 +56,20 @@ pub enum Request {
         target: Option<Target>,
     },
     Services,
+}
+
+/// What a backend registers with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Joining {
+    pub target: Target,
+    pub port: u16,
+    pub weight: u16,
+    pub name: Option<Arc<str>>,
+    pub group: Option<Arc<str>>,
+    /// Whether each connection is to begin with a PROXY header, of version 2.
+    pub proxy: bool,
+    /// Whether the port may be tried by a connection without a user.
+    pub probe: bool,
 }
 
 impl Request {
@@ -171,14 +177,15 @@ fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
             id: fields.name("id")?.ok_or("id is missing")?,
             mac: fields.text("mac")?.ok_or("mac is missing")?.to_owned(),
         },
-        "register" => Request::Register {
+        "register" => Request::Register(Joining {
             target: fields.target()?,
             port: fields.port()?,
             weight: fields.number("weight", 1, WEIGHT_MAX.into())?.map_or(1, |it| it as u16),
             name: fields.name("name")?,
             group: fields.name("group")?,
             proxy: fields.proxy()?,
-        },
+            probe: fields.probe()?,
+        }),
         "unregister" => Request::Unregister { target: fields.target()?, port: fields.port()? },
         "drain" => Request::Drain {
             target: fields.target()?,
@@ -239,6 +246,14 @@ impl Fields {
         match self.number("proxy", 2, 2) {
             Ok(version) => Ok(version.is_some()),
             Err(_) => Err("proxy must be 2, the version of the PROXY header, or left out".into()),
+        }
+    }
+
+    fn probe(&self) -> Result<bool, String> {
+        match self.get("probe") {
+            None | Some(Value::Null) => Ok(true),
+            Some(Value::Bool(probe)) => Ok(*probe),
+            Some(_) => Err("probe must be true or false".to_owned()),
         }
     }
 

@@ -5,20 +5,20 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http_body_util::Empty;
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, HOST, USER_AGENT};
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::probe::{self, Port};
 use crate::config::services::{CheckConfig, CheckKind, Expected};
 
-/// Bytes that an answer's head may have; the rest of an answer is not read.
+/// Bytes that an answer's head may have, with all interim answers before it; the rest of an answer is not
+/// read.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Field lines of one head, at most.
+const FIELDS_MAX: usize = 100;
+/// Interim answers (1xx) that are passed over, at most.
+const INTERIM_MAX: usize = 8;
 /// Who asks, for the backend's log.
 const AGENT: &str = concat!("lb/", env!("CARGO_PKG_VERSION"), " (check)");
 
@@ -29,6 +29,8 @@ pub struct Target {
     pub timeout: Duration,
     /// `None`: that a connection is accepted is enough.
     pub question: Option<Question>,
+    /// Whether a door of the balancer itself is there, which says nothing of the backend.
+    pub is_own_door: bool,
 }
 
 /// A request, and the statuses of a good answer.
@@ -51,7 +53,7 @@ impl Target {
             host: check.host.clone().unwrap_or_else(|| address.to_string()),
             expect: check.expect,
         });
-        Target { port, timeout: check.timeout, question }
+        Target { port, timeout: check.timeout, question, is_own_door: false }
     }
 }
 
@@ -61,6 +63,11 @@ impl Target {
 /// Why it failed, for the log.
 pub async fn check(target: &Target) -> Result<(), String> {
     let address = target.port.address;
+    if target.is_own_door {
+        return Err(format!(
+            "{address} is a door of the balancer itself: give the check another port"
+        ));
+    }
     match timeout(target.timeout, attempt(target)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(format!("no answer from {address} within {} ms", target.timeout.as_millis())),
@@ -73,42 +80,68 @@ async fn attempt(target: &Target) -> Result<(), String> {
     let stream = connected.map_err(|error| format!("cannot connect to {address}: {error}"))?;
     let Some(question) = &target.question else { return Ok(()) };
     let answer = ask(stream, question).await;
-    let status = answer.map_err(|why| format!("no answer from {address}: {why}"))?.status();
+    let status = answer.map_err(|why| format!("no answer from {address}: {why}"))?;
     let Expected { first, last } = question.expect;
-    match status.as_u16() {
+    match status {
         good if (first..=last).contains(&good) => Ok(()),
         bad if first == last => Err(format!("{address} answered {bad} instead of {first}")),
         bad => Err(format!("{address} answered {bad} instead of {first} to {last}")),
     }
 }
 
-/// Sends the request over this connection and reads the head of the answer.
-async fn ask(stream: TcpStream, question: &Question) -> Result<Response<()>, String> {
-    let request = Request::get(&question.path)
-        .header(HOST, &question.host)
-        .header(USER_AGENT, AGENT)
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    let mut http = http1::Builder::new();
-    http.max_buf_size(HEAD_BYTES_MAX);
-    let opened = http.handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = opened.map_err(|error| error.to_string())?;
-    let mut answer = std::pin::pin!(sender.send_request(request));
-    // Whichever ends first: a connection that is over has handed on what there was of an answer.
-    let answer = tokio::select! {
-        biased;
-        answer = &mut answer => answer,
-        _ = connection => answer.await,
-    };
-    answer.map(|answer| answer.map(drop)).map_err(|error| in_full(&error))
+/// Sends the request over this connection and reads the status of the answer. Takes as long as the other end
+/// likes.
+async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, String> {
+    let Question { path, host, .. } = question;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {AGENT}\r\naccept: */*\r\n\
+         connection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    let (mut heard, mut interim) = (Vec::with_capacity(1024), 0);
+    loop {
+        let known = heard.len();
+        let mut room = (&mut stream).take((HEAD_BYTES_MAX - known) as u64);
+        if room.read_buf(&mut heard).await.map_err(|error| error.to_string())? == 0 {
+            return Err("it closed the connection before it had answered".to_owned());
+        }
+        // Every head ends with a line, so a byte at a time is not parsed a byte at a time.
+        if !heard[known..].contains(&b'\n') && heard.len() < HEAD_BYTES_MAX {
+            continue;
+        }
+        while let Some((status, length)) = head(&heard)? {
+            if !matches!(status, 100 | 102..=199) {
+                return Ok(status);
+            }
+            heard.drain(..length);
+            interim += 1;
+            if interim > INTERIM_MAX {
+                return Err(format!("it sent more than {INTERIM_MAX} interim answers"));
+            }
+        }
+        if heard.len() == HEAD_BYTES_MAX {
+            return Err(format!("the head of its answer is longer than {HEAD_BYTES_MAX} bytes"));
+        }
+    }
 }
 
-/// An error with what it came from, which is where hyper says what went wrong.
-fn in_full(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
+/// The status of an answer and the length of its head; `None` as long as that is incomplete. Not strict about
+/// the rest: it goes nowhere.
+fn head(heard: &[u8]) -> Result<Option<(u16, usize)>, String> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut answer = httparse::Response::new(&mut fields);
+    let read = httparse::ParserConfig::default()
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .ignore_invalid_headers_in_responses(true)
+        .parse_response(&mut answer, heard);
+    match read {
+        Ok(httparse::Status::Complete(length)) => Ok(answer.code.map(|status| (status, length))),
+        Ok(httparse::Status::Partial) => Ok(None),
+        Err(httparse::Error::TooManyHeaders) => {
+            Err(format!("the head of its answer has more than {FIELDS_MAX} fields"))
+        }
+        Err(error) => Err(format!("what it sent is no HTTP answer: {error}")),
     }
 }
 
@@ -166,6 +199,7 @@ mod tests {
         assert_eq!(outcome, Ok(()), "the rest of the answer is of no interest");
         assert!(asked.starts_with("GET /primary HTTP/1.1\r\n"), "{asked}");
         assert!(asked.contains(&format!("host: {address}\r\n")), "{asked}");
+        assert!(asked.contains("\r\nconnection: close\r\n"), "{asked}");
         let named = CheckConfig { host: Some("db.example".to_owned()), ..http() };
         let (_, asked, _) = answers(named, "HTTP/1.0 200 OK\r\n\r\n", true).await;
         assert!(asked.contains("host: db.example\r\n"), "{asked}");
@@ -206,13 +240,17 @@ mod tests {
             format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "a".repeat(40_000)).into_boxed_str(),
         );
         for (check, answer, words) in [
+            (http(), "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", ""),
             (http(), unavailable, "answered 503 instead of 200"),
             (range.clone(), unavailable, "answered 503 instead of 200 to 399"),
             (http(), found, "answered 302 instead of 200"),
             (range, found, ""),
-            (http(), "SSH-2.0-OpenSSH\r\n\r\n", "no answer from"),
-            (http(), "", "no answer from"),
-            (http(), long, "no answer from"),
+            (http(), "SSH-2.0-OpenSSH\r\n\r\n", "what it sent is no HTTP answer"),
+            (http(), "", "it closed the connection"),
+            (http(), "HTTP/1.1 200 OK\r\nserver: x\r\n", "it closed the connection"),
+            (http(), long, "longer than 16384 bytes"),
+            (http(), "HTTP/1.0 200\nserver: a shell\n\n", ""),
+            (http(), "HTTP/1.1 101 Switching Protocols\r\n\r\n", "answered 101 instead of 200"),
         ] {
             let (outcome, _, _) = answers(check, answer, true).await;
             match outcome {
@@ -220,6 +258,81 @@ mod tests {
                 Err(why) => assert!(!words.is_empty() && why.contains(words), "{why}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_check_that_would_ask_the_balancer_itself_fails_unasked() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let target = Target { is_own_door: true, ..Target::of(&http(), at(address)) };
+        let why = check(&target).await.unwrap_err();
+        let door = "is a door of the balancer itself: give the check another port";
+        assert_eq!(why, format!("{address} {door}"));
+        let nobody = timeout(Duration::ZERO, listener.accept()).await;
+        assert!(nobody.is_err(), "nobody has connected");
+    }
+
+    /// Checks a server that begins with `opening` and then sends `more` for ever, at this pace.
+    async fn endless(opening: &str, more: &str, pace: Duration, timeout: Duration) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (opening, more) = (opening.to_owned(), more.to_owned());
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut sent = stream.write_all(opening.as_bytes()).await;
+            while sent.is_ok() {
+                tokio::time::sleep(pace).await;
+                sent = stream.write_all(more.as_bytes()).await;
+            }
+        });
+        let outcome = check(&Target::of(&CheckConfig { timeout, ..http() }, at(address))).await;
+        // It ends because the check has hung up.
+        server.await.unwrap();
+        outcome.unwrap_err().replace(&address.to_string(), "it")
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_left_after_so_many_bytes_fields_and_interim_answers() {
+        let ok = "HTTP/1.1 200 OK\r\n";
+        let interim = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+        for (opening, more, said) in [
+            (
+                ok,
+                "field: value\r\n",
+                "no answer from it: the head of its answer has more than 100 fields",
+            ),
+            (
+                ok,
+                "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+                "no answer from it: the head of its answer is longer than 16384 bytes",
+            ),
+            ("", interim, "no answer from it: it sent more than 8 interim answers"),
+        ] {
+            assert_eq!(endless(opening, more, Duration::ZERO, PATIENCE).await, said);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_drips_ends_with_the_time_that_a_check_has_in_all() {
+        let begun = tokio::time::Instant::now();
+        let (pace, timeout) = (Duration::from_millis(5), Duration::from_millis(100));
+        let said = endless("HTTP/1.1 200 OK\r\nx: ", "a", pace, timeout).await;
+        assert_eq!(said, "no answer from it within 100 ms");
+        assert!(begun.elapsed() < PATIENCE);
+    }
+
+    #[tokio::test]
+    async fn interim_answers_are_passed_over_and_the_one_that_follows_decides() {
+        let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(7);
+        let all = format!("HTTP/1.1 100 Continue\r\n\r\n{hints}HTTP/1.1 200 OK\r\n\r\n");
+        let (outcome, ..) = answers(http(), Box::leak(all.into_boxed_str()), false).await;
+        assert_eq!(outcome, Ok(()));
+        let down = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\n\r\n";
+        let any = CheckConfig { expect: Expected { first: 100, last: 399 }, ..http() };
+        let (outcome, ..) = answers(any.clone(), down, false).await;
+        assert!(outcome.unwrap_err().ends_with("answered 503 instead of 100 to 399"));
+        let (outcome, ..) = answers(any, "HTTP/1.1 100 Continue\r\n\r\n", true).await;
+        assert!(outcome.unwrap_err().ends_with("it closed the connection before it had answered"));
     }
 
     #[tokio::test]

@@ -1,15 +1,19 @@
 //! When backends are checked, and what the outcomes mean. Owns the times of all checks, how many run at
-//! once, and whether each backend passes. Pure: what a check does on the network is `checker`'s, and what
-//! follows from a verdict is the hub's and the registry's.
+//! once and of which service, and whether each backend passes. Pure: what a check does on the network is
+//! `checker`'s, and what follows from a verdict is the hub's and the registry's.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
-use crate::cluster::BackendId;
+use crate::cluster::{BackendId, ServiceId};
 
-/// Checks that run at once. Beyond that they wait for their turn, the longest waiting first.
+/// Checks that run at once, of all services together. Beyond that they wait for their turn.
+///
+/// A service runs no more of them than it leaves free, so one whose backends all time out takes half of
+/// the places, two such services take two thirds, and there is a free place for another service at once as
+/// long as fewer than 255 are that slow.
 pub const AT_ONCE: usize = 256;
 
 /// How often a backend is checked, and how many outcomes in a row count.
@@ -30,24 +34,24 @@ pub enum Verdict {
     Failing,
 }
 
-/// A backend that is checked: `id`, which is counted in `slot`.
+/// A backend that is checked: `id`, which is counted in `slot` and serves `service`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Due {
     pub slot: u16,
     pub id: BackendId,
+    pub service: ServiceId,
 }
 
 /// The checks of all backends that have one, by the slot in which a backend is counted.
 pub struct Checks {
     places: Vec<Option<Check>>,
     due: Wheel,
-    /// Those whose time has come, until there is room for them.
-    waiting: VecDeque<Due>,
-    running: usize,
+    turns: Turns,
 }
 
 struct Check {
     id: BackendId,
+    service: ServiceId,
     rule: Rule,
     verdict: Verdict,
     /// Outcomes in a row that speak against the verdict.
@@ -56,13 +60,23 @@ struct Check {
     offset: Option<Duration>,
     /// When the next check begins, once one has begun.
     next: Now,
-    /// Whether it is the wheel that it waits for, and not its turn or its end.
-    planned: bool,
+    stage: Stage,
+}
+
+/// What a check waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Its time, which the wheel knows.
+    Planned,
+    /// A free place, under this number.
+    Waiting(u64),
+    /// Its end.
+    Running,
 }
 
 impl Checks {
     pub fn new(now: Now) -> Checks {
-        Checks { places: Vec::new(), due: Wheel::new(now), waiting: VecDeque::new(), running: 0 }
+        Checks { places: Vec::new(), due: Wheel::new(now), turns: Turns::default() }
     }
 
     /// Checks a backend from now on: at once, again after `offset`, and from there every interval. Offsets
@@ -75,22 +89,25 @@ impl Checks {
         }
         self.places[place] = Some(Check {
             id: due.id,
+            service: due.service,
             rule,
             verdict,
             contrary: 0,
             offset: Some(offset),
             next: now,
-            planned: true,
+            stage: Stage::Planned,
         });
         self.due.schedule(place as u32, now);
     }
 
     /// Checks the backend no more. The outcome of a check that runs is ignored when it comes.
     pub fn remove(&mut self, due: Due) {
-        if self.get(due).is_some() {
-            self.places[usize::from(due.slot)] = None;
-            self.due.cancel(u32::from(due.slot));
+        let Some(check) = self.get(due) else { return };
+        if let Stage::Waiting(number) = check.stage {
+            self.turns.give_up(due.service, number);
         }
+        self.places[usize::from(due.slot)] = None;
+        self.due.cancel(u32::from(due.slot));
     }
 
     /// A backend goes by another rule from now on.
@@ -99,8 +116,8 @@ impl Checks {
         check.rule = rule;
         // One that waits for an hour need not see it out.
         check.next = check.next.min(now.plus(rule.interval));
-        let (next, planned) = (check.next, check.planned);
-        if planned {
+        let (next, stage) = (check.next, check.stage);
+        if stage == Stage::Planned {
             self.due.schedule(u32::from(due.slot), next);
         }
     }
@@ -120,30 +137,28 @@ impl Checks {
     pub fn begin(&mut self, now: Now) -> Option<Due> {
         while let Some(place) = self.due.pop(now) {
             if let Some(check) = self.places.get_mut(place as usize).and_then(Option::as_mut) {
-                check.planned = false;
-                self.waiting.push_back(Due { slot: place as u16, id: check.id });
+                let (id, service) = (check.id, check.service);
+                let number = self.turns.wait(Due { slot: place as u16, id, service });
+                check.stage = Stage::Waiting(number);
             }
         }
-        while self.running < AT_ONCE {
-            let due = self.waiting.pop_front()?;
-            let Some(check) = self.get(due) else { continue };
-            check.next = match check.offset.take() {
-                Some(offset) => now.plus(offset),
-                None => check.next.plus(check.rule.interval).max(now),
-            };
-            self.running += 1;
-            return Some(due);
-        }
-        None
+        let due = self.turns.begin()?;
+        let check = self.get(due).expect("whoever is checked no more has given up its turn");
+        check.stage = Stage::Running;
+        check.next = match check.offset.take() {
+            Some(offset) => now.plus(offset),
+            None => check.next.plus(check.rule.interval).max(now),
+        };
+        Some(due)
     }
 
     /// A check has ended. The new verdict, if it has changed.
     pub fn ended(&mut self, due: Due, passed: bool, now: Now) -> Option<Verdict> {
-        self.running -= 1;
+        self.turns.ended(due.service);
         let check = self.get(due)?;
         let next = check.next.max(now);
         let verdict = check.judge(passed);
-        check.planned = true;
+        check.stage = Stage::Planned;
         self.due.schedule(u32::from(due.slot), next);
         verdict
     }
@@ -151,6 +166,80 @@ impl Checks {
     fn get(&mut self, due: Due) -> Option<&mut Check> {
         let check = self.places.get_mut(usize::from(due.slot))?.as_mut()?;
         (check.id == due.id).then_some(check)
+    }
+}
+
+/// Who runs and who waits, service by service.
+#[derive(Default)]
+struct Turns {
+    services: BTreeMap<ServiceId, Queue>,
+    /// Every service in which a check waits: first those that run the fewest, then those whose check has
+    /// waited the longest.
+    order: BTreeSet<(usize, u64, ServiceId)>,
+    running: usize,
+    /// Numbers given out; an earlier one has waited longer.
+    numbers: u64,
+}
+
+/// The checks of one service.
+#[derive(Default)]
+struct Queue {
+    waiting: BTreeMap<u64, Due>,
+    running: usize,
+}
+
+impl Queue {
+    fn rank(&self, service: ServiceId) -> Option<(usize, u64, ServiceId)> {
+        let (number, _) = self.waiting.first_key_value()?;
+        Some((self.running, *number, service))
+    }
+}
+
+impl Turns {
+    /// Queues a check behind those of its service, and gives it its number there.
+    fn wait(&mut self, due: Due) -> u64 {
+        let number = self.numbers;
+        self.numbers += 1;
+        self.change(due.service, |queue| queue.waiting.insert(number, due));
+        number
+    }
+
+    fn give_up(&mut self, service: ServiceId, number: u64) {
+        self.change(service, |queue| queue.waiting.remove(&number));
+    }
+
+    /// The check whose turn it is, if there is room for it.
+    fn begin(&mut self) -> Option<Due> {
+        let (running, number, service) = *self.order.first()?;
+        // Whoever comes behind it runs as many or more.
+        if running >= AT_ONCE - self.running {
+            return None;
+        }
+        self.running += 1;
+        self.change(service, |queue| {
+            queue.running += 1;
+            queue.waiting.remove(&number)
+        })
+    }
+
+    fn ended(&mut self, service: ServiceId) {
+        self.running -= 1;
+        self.change(service, |queue| queue.running -= 1);
+    }
+
+    /// Changes a queue and keeps the order.
+    fn change<T>(&mut self, service: ServiceId, change: impl FnOnce(&mut Queue) -> T) -> T {
+        let queue = self.services.entry(service).or_default();
+        if let Some(rank) = queue.rank(service) {
+            self.order.remove(&rank);
+        }
+        let changed = change(queue);
+        match queue.rank(service) {
+            Some(rank) => drop(self.order.insert(rank)),
+            None if queue.running == 0 => drop(self.services.remove(&service)),
+            None => {}
+        }
+        changed
     }
 }
 
@@ -181,7 +270,13 @@ mod tests {
     const RULE: Rule = Rule { interval: Duration::from_secs(2), rise: 2, fall: 3 };
 
     fn due(number: u16) -> Due {
-        Due { slot: number, id: BackendId(u32::from(number) + 100) }
+        of(0, number)
+    }
+
+    /// A backend of the service with this number.
+    fn of(service: u16, number: u16) -> Due {
+        let (id, service) = (BackendId(u32::from(number) + 100), ServiceId(service));
+        Due { slot: number, id, service }
     }
 
     fn after(ms: u64) -> Now {
@@ -250,20 +345,95 @@ mod tests {
         let mut checks = Checks::new(START);
         let all = AT_ONCE as u16 + 10;
         (0..all).for_each(|number| {
-            checks.add(due(number), RULE, Verdict::Unproven, Duration::ZERO, START)
+            let due = of(number % 16, number);
+            checks.add(due, RULE, Verdict::Unproven, Duration::ZERO, START)
         });
         let mut running: Vec<Due> = std::iter::from_fn(|| checks.begin(after(20))).collect();
-        assert_eq!(running.len(), AT_ONCE);
+        assert_eq!(running.len(), 16 * 15 + 1, "each runs 15, one 16, and 15 places are free");
         let mut seen: Vec<u16> = running.iter().map(|due| due.slot).collect();
         while let Some(ended) = running.pop() {
             checks.ended(ended, true, after(100));
-            if let Some(next) = checks.begin(after(100)) {
+            while let Some(next) = checks.begin(after(100)) {
                 seen.push(next.slot);
                 running.push(next);
+                assert!(running.len() <= AT_ONCE);
             }
         }
         seen.sort_unstable();
         assert_eq!(seen, (0..all).collect::<Vec<_>>());
+        assert!(checks.turns.services.is_empty() && checks.turns.order.is_empty());
+        for service in 0..=AT_ONCE as u16 {
+            let due = of(service, 1000 + service);
+            checks.add(due, RULE, Verdict::Unproven, Duration::ZERO, after(200));
+        }
+        let begun = std::iter::from_fn(|| checks.begin(after(220))).count();
+        assert_eq!(begun, AT_ONCE, "one of each service, as far as there is room");
+    }
+
+    /// Runs the checks of backends that take so long each, for a minute. How long each check waited beyond
+    /// its time, by backend.
+    fn simulate(backends: &[(Due, Duration)]) -> BTreeMap<u16, Vec<Duration>> {
+        let step = Duration::from_millis(1);
+        let mut checks = Checks::new(START);
+        for (due, _) in backends {
+            let offset = RULE.interval * u32::from(due.slot % 100) / 100;
+            checks.add(*due, RULE, Verdict::Unproven, offset, START);
+        }
+        let took: BTreeMap<u16, Duration> = backends.iter().map(|it| (it.0.slot, it.1)).collect();
+        let mut running: BTreeSet<(Now, u16)> = BTreeSet::new();
+        let mut waits: BTreeMap<u16, Vec<Duration>> = BTreeMap::new();
+        let mut now = START;
+        while now < after(60_000) {
+            now = now.plus(step);
+            while let Some((_, slot)) = running.first().copied().filter(|it| it.0 <= now) {
+                running.pop_first();
+                let due = backends.iter().find(|it| it.0.slot == slot).unwrap().0;
+                checks.ended(due, took[&slot] < RULE.interval / 2, now);
+            }
+            let planned = |checks: &Checks, due: Due| {
+                checks.places[usize::from(due.slot)].as_ref().unwrap().next
+            };
+            let times: Vec<Now> = backends.iter().map(|it| planned(&checks, it.0)).collect();
+            while let Some(due) = checks.begin(now) {
+                let place = backends.iter().position(|it| it.0 == due).unwrap();
+                waits.entry(due.slot).or_default().push(now.since(times[place]));
+                running.insert((now.plus(took[&due.slot]), due.slot));
+            }
+        }
+        waits
+    }
+
+    #[test]
+    fn a_service_whose_backends_time_out_does_not_delay_the_checks_of_another() {
+        let (slow, quick) = (Duration::from_secs(1), Duration::from_millis(2));
+        let jitter = |number: u16| Duration::from_millis(u64::from(number) * 37 % 60);
+        let dead = (0..600).map(|number| (of(1 + number % 2, number), slow + jitter(number)));
+        let sound = (600..620).map(|number| (of(3, number), quick));
+        let waits = simulate(&dead.chain(sound).collect::<Vec<_>>());
+        let late = waits.range(600..).flat_map(|(_, waits)| waits).max().unwrap();
+        assert!(*late <= crate::base::wheel::TICK + Duration::from_millis(2), "{late:?}");
+        let counts: Vec<usize> = waits.values().map(Vec::len).collect();
+        assert!(counts[600..].iter().all(|count| *count >= 29), "every interval: {counts:?}");
+        // Each of the two services runs 85 of its 300 at once, and a check takes about a second.
+        let is_fair = counts[..600].iter().all(|count| (15..=18).contains(count));
+        assert!(is_fair, "they take turns: {counts:?}");
+    }
+
+    #[test]
+    fn one_that_leaves_while_it_waits_leaves_nothing_behind() {
+        let mut checks = Checks::new(START);
+        for number in 0..AT_ONCE as u16 {
+            checks.add(due(number), RULE, Verdict::Unproven, Duration::ZERO, START);
+        }
+        let running: Vec<Due> = std::iter::from_fn(|| checks.begin(after(20))).collect();
+        assert_eq!(running.len(), AT_ONCE / 2);
+        (0..AT_ONCE as u16).for_each(|number| checks.remove(due(number)));
+        assert!(checks.turns.order.is_empty() && checks.turns.services.len() == 1);
+        assert_eq!(checks.begin(after(9_000)), None);
+        for due in running {
+            checks.ended(due, true, after(9_000));
+        }
+        assert!(checks.turns.services.is_empty());
     }
 
     #[test]

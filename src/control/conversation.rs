@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::api::{About, Inbox, Incoming, Reply, Request, Target};
+use super::api::{About, Inbox, Incoming, Joining, Reply, Request, Target};
 use super::auth::{AUTH_TIMEOUT, Challenge};
 use super::crowd::Ticket;
 use super::health::{Due, Hellos};
@@ -30,7 +30,7 @@ use super::status::Doors;
 use crate::base::time::Now;
 use crate::cluster::registry::{self, Change, Registration};
 use crate::cluster::source::Source;
-use crate::cluster::{BackendId, Protocol, Service, ServiceId};
+use crate::cluster::{BackendId, Protocol, ServiceId};
 use lists::Listing;
 
 /// Most requests queued behind the one in progress.
@@ -337,9 +337,9 @@ impl Conversation {
     /// changes nothing, so it is not held back.
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
-            Request::Register { target, port, weight, name, group, proxy } => self
-                .wanted(target, *port, (*weight, *proxy), name.clone(), group.clone())
-                .is_ok_and(|wanted| self.fault_of(&wanted).is_none()),
+            Request::Register(joining) => {
+                self.wanted(joining).is_ok_and(|wanted| self.fault_of(&wanted).is_none())
+            }
             Request::Unregister { .. } | Request::Drain { .. } => true,
             Request::Hello | Request::Auth { .. } | Request::List { .. } | Request::Services => {
                 false
@@ -362,12 +362,13 @@ impl Conversation {
             }
             Request::List { target } => self.begin_list(target.as_ref()),
             Request::Services => self.list(&Listing::Services { after: 0 }),
-            Request::Register { target, port, weight, name, group, proxy } => {
-                match self.wanted(&target, port, (weight, proxy), name, group) {
-                    Ok(wanted) => return self.register(wanted),
-                    Err(msg) => self.fail(&msg, Some("register"), Some(target.about(Some(port)))),
+            Request::Register(joining) => match self.wanted(&joining) {
+                Ok(wanted) => return self.register(wanted),
+                Err(msg) => {
+                    let about = joining.target.about(Some(joining.port));
+                    self.fail(&msg, Some("register"), Some(about));
                 }
-            }
+            },
             Request::Unregister { target, port } => {
                 let (source, address) = (self.peer.source, self.address(port));
                 let change = |service| Change::Unregister { source, service, address };
@@ -416,24 +417,18 @@ impl Conversation {
     }
 
     /// The registration a request asks for. Without a name, the peer's identity is used.
-    fn wanted(
-        &self,
-        target: &Target,
-        port: u16,
-        (weight, proxy): (u16, bool),
-        name: Option<Arc<str>>,
-        group: Option<Arc<str>>,
-    ) -> Result<Registration, String> {
+    fn wanted(&self, joining: &Joining) -> Result<Registration, String> {
+        let Joining { target, port, weight, name, group, proxy, probe } = joining.clone();
         let (source, address) = (self.peer.source, self.address(port));
         let hub = self.hub.borrow();
-        let service = services::meant(&hub.registry, target)?;
+        let service = services::meant(&hub.registry, &target)?;
         if proxy && service.kind == Protocol::Udp {
             return Err("datagrams carry no PROXY header: leave proxy out".to_owned());
         }
         let service = service.id;
         let known = || hub.identity(source).map(|identity| Arc::clone(&identity.name));
         let name = name.or_else(known);
-        Ok(Registration { source, service, address, weight, name, group, proxy })
+        Ok(Registration { source, service, address, weight, name, group, proxy, probe })
     }
 
     /// Whether the peer may register for that service.
@@ -474,10 +469,10 @@ impl Conversation {
             return None;
         }
         let hub = self.hub.borrow();
-        let Service { kind, terms, .. } = hub.registry.service(wanted.service);
-        let (is_datagrams, timeout) = (*kind == Protocol::Udp, terms.timeouts.connect);
+        let timeout = hub.registry.service(wanted.service).terms.timeouts.connect;
+        let probe = hub.probes(wanted.service, wanted.probe);
         drop(hub);
-        if is_datagrams {
+        if !probe {
             self.tried(wanted, Ok(()));
             return None;
         }

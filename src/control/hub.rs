@@ -81,7 +81,8 @@ pub struct Departed {
 pub struct Attempt {
     /// How long to leave the backend alone first.
     pub wait: Duration,
-    pub protocol: Protocol,
+    /// Whether a connection shows that it is back. Otherwise only users do, who get there after the wait.
+    pub probe: bool,
     pub port: Port,
     pub timeout: Duration,
 }
@@ -301,10 +302,16 @@ impl Hub {
         let service = self.registry.service(entry.backend.service);
         Some(Attempt {
             wait: self.revivals.entry(id).or_default().wait(),
-            protocol: service.kind,
+            probe: self.probes(service.id, entry.probe),
             port: Port::of(&entry.backend),
             timeout: service.terms.timeouts.connect,
         })
+    }
+
+    /// Whether a backend of this service is tried by connecting to it, if it lets itself be (`asked`).
+    pub fn probes(&self, service: ServiceId, asked: bool) -> bool {
+        let table = self.config.service(service);
+        asked && table.is_none_or(|it| it.probe) && self.protocol_of(service) != Protocol::Udp
     }
 
     /// A backend that was set aside accepts connections again.
@@ -312,7 +319,11 @@ impl Hub {
         self.reviving.remove(&id);
         if self.make(Change::Restore { backend: id }, now).changed {
             let service = self.named_service_of(id);
-            info!(backend = %id, service, "backend is back: a connection succeeded");
+            match self.registry.get(id).is_some_and(|it| self.probes(it.backend.service, it.probe))
+            {
+                true => info!(backend = %id, service, "backend is back: a connection succeeded"),
+                false => info!(backend = %id, service, "backend is back: it gets users again"),
+            }
         }
     }
 

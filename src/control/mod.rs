@@ -77,7 +77,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Protocol, Snapshot};
+use crate::cluster::{BackendId, Snapshot};
 use crate::config::Config;
 use crate::worker::link::{ControlEnd, Order};
 use admin::{AdminDoor, Listener};
@@ -312,15 +312,13 @@ async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Opti
 }
 
 /// Tries to connect to a backend that was set aside, until it succeeds or the backend is no longer
-/// aside. From here nothing shows whether a UDP backend is back, so it gets users again after the wait;
-/// if it refuses them, the next wait is longer.
+/// aside. From here nothing shows whether a UDP backend is back, or one that must not be tried, so it gets
+/// users again after the wait; if it refuses them, the next wait is longer.
 async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
     loop {
         let Some(next) = hub.borrow_mut().next_try(id) else { return };
         tokio::time::sleep(next.wait).await;
-        if next.protocol == Protocol::Udp
-            || probe::connects(next.port, next.timeout, &probes).await.is_ok()
-        {
+        if !next.probe || probe::connects(next.port, next.timeout, &probes).await.is_ok() {
             hub.borrow_mut().restore(id, Now::read());
             return;
         }

@@ -135,8 +135,9 @@ impl Reload {
                 logs::set_level(change.config.log.level);
                 say(&change);
                 let Transition { config, now: done, after_restart } = change;
-                hub.reloaded(config, doors, opened, now);
-                hub.reload = ReloadStatus { refused: None, now: done, after_restart };
+                let shifts_ended = hub.reloaded(config, doors, opened, now);
+                let refused = None;
+                hub.reload = ReloadStatus { refused, now: done, after_restart, shifts_ended };
             }
             Err(reason) => {
                 error!(%reason, "reload refused, nothing was changed");

@@ -15,6 +15,8 @@ use crate::cluster::{Backend, Protocol, Service, ServiceId};
 use crate::config::Config;
 use crate::config::services::ServiceConfig;
 
+/// A name that is less like the one asked for is not proposed.
+const LIKENESS_MIN: f64 = 0.5;
 /// Names that an unknown one is compared with, at most.
 const COMPARED_MAX: usize = 64;
 
@@ -47,17 +49,19 @@ pub fn named<'r>(registry: &'r Registry, name: &str) -> Result<&'r Service, Stri
 /// Comparing names takes microseconds each, so of very many only neighbours in the alphabet are compared.
 fn unknown(registry: &Registry, name: &str) -> String {
     let likeness = |other: &&str| strsim::normalized_damerau_levenshtein(other, name);
-    let count = registry.services().count();
+    let count = registry.known().count();
     let near = registry.names_near(name, COMPARED_MAX / 2);
     let nearest = near.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    match nearest {
+    match nearest.filter(|other| likeness(other) >= LIKENESS_MIN) {
         Some(nearest) if count <= COMPARED_MAX / 2 => {
             format!("there is no service {name}; the nearest name among the {count} is {nearest}")
         }
         Some(similar) => {
             format!("there is no service {name} among the {count}; a similar name is {similar}")
         }
-        None => format!("there is no service {name}"),
+        None => format!(
+            "there is no service {name} among the {count} of this balancer, and none with a name like it"
+        ),
     }
 }
 
@@ -192,7 +196,11 @@ mod tests {
     #[test]
     fn a_name_that_is_unknown_is_answered_with_one_like_it_however_many_there_are() {
         for (count, asked, said) in [
-            (0, "web-6x", "there is no service web-6x"),
+            (
+                1,
+                "mail",
+                "there is no service mail among the 1 of this balancer, and none with a name like it",
+            ),
             (9, "web-6x", "there is no service web-6x; the nearest name among the 9 is web-6"),
             (
                 1000,

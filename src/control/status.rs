@@ -56,6 +56,17 @@ pub struct ReloadStatus {
     pub now: Vec<String>,
     /// Changed, but not in use before a restart.
     pub after_restart: Vec<String>,
+    /// Services whose shift it has ended, with the shares that the file gives to their groups.
+    #[serde(default)]
+    pub shifts_ended: Vec<ShiftEnded>,
+}
+
+/// A shift that a reload has ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ShiftEnded {
+    pub service: String,
+    /// As `lb shift` takes them.
+    pub shares: String,
 }
 
 /// What the process is doing with new users.

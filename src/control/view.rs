@@ -20,8 +20,9 @@ use crate::cluster::groups::place_of;
 use crate::cluster::registry::Registered;
 use crate::cluster::{
     Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Service, Standing, Terms,
-    WhenAllFail,
 };
+use crate::config::Config;
+use crate::config::services::{SERVICE_KEYS, ServiceConfig};
 use crate::metrics::{BOUNDS_US, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -103,7 +104,10 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             sessions_total: tally.given,
             limits: limits(service),
             turned_away: Barrier::ALL.map(|it| (it, service.gate.turned_away(it))).into(),
-            terms: terms(service, &global).into_iter().chain(fallback).collect(),
+            terms: (terms(service, &global).into_iter())
+                .chain(fallback)
+                .chain(set_in_file(&hub.config, service))
+                .collect(),
             groups: groups(hub, service),
         }
     };
@@ -128,6 +132,16 @@ fn terms(service: &Service, global: &Terms) -> Vec<String> {
         terms.push(format!("users = [{}]", users.join(", ")));
     }
     terms
+}
+
+/// How the backends of a service are tried and checked, as far as its table says anything about that.
+fn set_in_file(config: &Config, service: &Service) -> Vec<String> {
+    let default = ServiceConfig::new(&service.name, service.kind);
+    let is_said = |it: &&ServiceConfig| (it.probe, &it.check) != (default.probe, &default.check);
+    let Some(table) = config.service(service.id).filter(is_said) else { return Vec::new() };
+    let keys = SERVICE_KEYS.iter().filter(|key| key.section == "check" || key.name == "probe");
+    let said = keys.map(|key| (key, key.show(table))).filter(|(key, it)| *it != key.show(&default));
+    said.map(|(key, value)| format!("{} = {value}", key.path())).collect()
 }
 
 /// The groups of a service with their backends.
@@ -157,15 +171,10 @@ pub fn groups(hub: &Hub, service: &Service) -> Vec<GroupStatus> {
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
         let Terms { policy: by, on_backend_loss, timeouts, responses, requests, .. } = terms;
-        let Terms { checks, maintenance, limits, proxies, .. } = terms;
+        let Terms { maintenance, limits, proxies, .. } = terms;
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
-        };
-        let when_all_fail = match checks {
-            None => "",
-            Some(WhenAllFail::Refuse) => "check.when_all_fail = \"refuse\"",
-            Some(WhenAllFail::Serve) => "check.when_all_fail = \"serve\"",
         };
         [
             format!("policy = \"{}\"", policy(*by)),
@@ -185,7 +194,6 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
             format!("sessions = {}", limits.sessions.unwrap_or(0)),
             format!("backend_sessions = {}", limits.backend_sessions.unwrap_or(0)),
             format!("proxy_from = [{}]", proxies.as_ref().map_or(String::new(), |it| it.shown())),
-            when_all_fail.to_owned(),
         ]
     };
     let both = shown(own).into_iter().zip(shown(global));

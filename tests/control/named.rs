@@ -194,6 +194,38 @@ fn a_backend_may_want_proxy_headers_and_one_of_datagrams_may_not() {
     assert_failed(&answer, "proxy must be 2, the version of the PROXY header, or left out");
 }
 
+/// Whether somebody has connected to the port.
+fn was_tried(listener: &TcpListener) -> bool {
+    listener.set_nonblocking(true).unwrap();
+    listener.accept().is_ok()
+}
+
+#[test]
+fn a_backend_joins_without_a_trial_if_it_or_its_service_says_so() {
+    let core = core_with(|config| config.services[1].probe = false);
+    let mut backend = core.connect();
+    for (service, probe, tried) in [
+        ("cache", json!(null), true),
+        ("cache", json!(true), true),
+        ("cache", json!(false), false),
+        ("redis", json!(null), false),
+        // What the file says stands.
+        ("redis", json!(true), false),
+    ] {
+        let (listener, port) = data_port();
+        let message = json!({"cmd": "register", "service": service, "port": port, "probe": probe});
+        let answer = backend.ask(&message);
+        assert_eq!(answer["ack"], "successful", "{answer}");
+        assert_eq!(was_tried(&listener), tried, "{message}");
+        drop(listener);
+        let again = backend.ask(&message);
+        assert_eq!(again["ack"] == "successful", !tried, "nobody listens there: {again}");
+    }
+    let answer =
+        backend.ask(&json!({"cmd": "register", "service": "cache", "port": 1, "probe": 0}));
+    assert_failed(&answer, "probe must be true or false");
+}
+
 #[test]
 fn a_service_that_does_not_exist_is_refused_with_the_nearest_name() {
     let core = core();
@@ -203,6 +235,10 @@ fn a_service_that_does_not_exist_is_refused_with_the_nearest_name() {
         assert_failed(&answer, "there is no service redsi; the nearest name among the 6 is redis");
         assert_eq!((&answer["service"], &answer["cmd"]), (&json!("redsi"), &json!(cmd)));
     }
+    let answer = backend.ask(&json!({"cmd": "register", "service": "postgres", "port": 9}));
+    let said =
+        "there is no service postgres among the 6 of this balancer, and none with a name like it";
+    assert_failed(&answer, said);
     assert!(core.worker.backends().is_empty());
 }
 

@@ -1,6 +1,7 @@
 //! A named service from its table in the file to its users: a backend that joins it by name, its door, and
 //! a reload that finds nothing changed.
 
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
@@ -111,6 +112,32 @@ fn one_service_is_shown_by_its_name_and_an_unknown_one_is_an_error_with_similar_
     let (_, listed) = asked(&["--service", "api", "--sessions"]);
     assert!(listed.contains("0 sessions"), "{listed}");
     assert_eq!(redis(&balancer.status())["sessions_total"], 1);
+}
+
+#[test]
+fn a_backend_of_a_service_that_does_not_exist_is_told_why_on_both_sides_and_goes_on_trying() {
+    let balancer = Balancer::ready(SETTINGS);
+    let control = balancer.door("control").to_string();
+    let mut backend = Command::new(env!("CARGO_BIN_EXE_lb"))
+        .args(["backend", "--service", "redsi", "--port", "9", "--lb", &control])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let why = "there is no service redsi; the nearest name among the 4 is redis";
+    let lines = BufReader::new(backend.stdout.take().unwrap()).lines();
+    let tries: Vec<String> = lines.take(3).map(|line| line.unwrap()).collect();
+    let is_told = |line: &String| line.contains(&format!("not registered: {why}; trying again in"));
+    assert!(tries.iter().all(is_told), "{tries:?}");
+    let line = balancer.wait_for_log("backend refused");
+    assert!(line.contains("cmd=register") && line.contains(why), "{line}");
+    assert_eq!(backend.try_wait().unwrap(), None, "a reload may yet add the service");
+    let ask = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(backend.id() as i32),
+        nix::sys::signal::Signal::SIGTERM,
+    );
+    ask.unwrap();
+    assert_eq!(wait_for("it to end", || backend.try_wait().unwrap()).code(), Some(0));
 }
 
 #[test]

@@ -25,13 +25,16 @@ pub struct Registration {
     pub group: Option<Arc<str>>,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// Whether it may be tried by a connection that is closed again at once.
+    pub probe: bool,
 }
 
 /// Something that happened to the backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Joins. Repeated by the same source, changes weight, name, group and PROXY header, ends a drain, and
-    /// brings back a backend that was set aside, because the caller has just connected to it.
+    /// Joins. Repeated by the same source, changes weight, name, group, PROXY header and whether it may be
+    /// tried, ends a drain, and brings back a backend that was set aside: the caller has just connected to
+    /// it, or may not.
     Register(Registration),
     /// Leaves, at its source's request.
     Unregister { source: Source, service: ServiceId, address: SocketAddr },

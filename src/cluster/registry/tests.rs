@@ -22,6 +22,7 @@ fn address(port: u16) -> SocketAddr {
 fn join(source: u64, service: ServiceId, port: u16, weight: u16) -> Change {
     Change::Register(Registration {
         proxy: false,
+        probe: true,
         source: Source::Connection(source),
         service,
         address: address(port),
@@ -247,6 +248,7 @@ fn a_backend_of_the_configuration_is_nobody_elses() {
     let mut registry = registry(4);
     let listed = Registration {
         proxy: false,
+        probe: true,
         source: Source::File,
         service: TCP,
         address: address(80),

@@ -24,6 +24,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     retries = 9
     tunnel_idle_ms = 19
     register = false
+    probe = false
     allow = ["10.1.0.0/16"]
     secret_file = "shop.secret"
     fallback = "page"
@@ -153,7 +154,7 @@ fn a_fault_in_a_service_is_reported_with_line_key_and_cure() {
         ),
         (
             "[service.a]\nprotocol = \"tcp\"\nlisten = \"off\"",
-            "f line 3: service.a.listen takes an address with its port or a port, or a list of up to 16 of them, not \"off\"",
+            "f line 3: service.a.listen takes an address with its port or a port, or a list of up to 16 of them, each once, not \"off\"",
         ),
         (
             "service.a = 1",
@@ -247,6 +248,66 @@ fn what_does_not_fit_together_is_refused_with_the_cure() {
     ] {
         assert_eq!(read(&text), Err(said.to_owned()), "{text}");
     }
+}
+
+#[test]
+fn one_door_listed_twice_is_refused_however_it_is_written() {
+    let takes = "f line 3: service.a.listen takes an address with its port or a port, or a list of up to \
+                 16 of them, each once, not";
+    for (protocol, doors, said) in [
+        ("tcp", "[\":1\", 1]", format!("{takes} 1 twice")),
+        ("api", "[\":1\", \":2\", \":1\"]", format!("{takes} \":1\" twice")),
+        (
+            "tcp",
+            "[\":1\", \":2\", \"127.0.0.1:1\"]",
+            "service.a.listen names port 1 twice, and [::]:1 and 127.0.0.1:1 overlap: leave one of them out"
+                .to_owned(),
+        ),
+    ] {
+        let rows = format!("protocol = \"{protocol}\"\nlisten = {doors}");
+        assert_eq!(read(&service("a", &rows)), Err(said), "{doors}");
+    }
+    assert!(
+        read(&tcp("a", "[\"127.0.0.1:0\", \"127.0.0.1:0\"]")).is_ok(),
+        "two ports of the kernel's"
+    );
+}
+
+#[test]
+fn services_are_a_table_of_tables() {
+    let said = "`service` is a table of tables: write [service.NAME] and its keys below it";
+    for (text, line) in [("workers = 1\nservice = 3", 2), ("[[service]]\nprotocol = \"tcp\"", 1)] {
+        assert_eq!(read(text), Err(format!("f line {line}: {said}")));
+    }
+}
+
+#[test]
+fn a_service_whose_users_nobody_could_ever_serve_is_refused() {
+    let of = |protocol: &str, rows: &str| {
+        let rows = format!("protocol = \"{protocol}\"\nlisten = 1\n{rows}");
+        read(&service("a", &rows)).map(drop)
+    };
+    let said = "service.a.register is false and service.a.backends lists nobody, so nobody could ever \
+                serve: list its backends, or let them register";
+    for protocol in ["tcp", "udp", "api"] {
+        assert_eq!(of(protocol, "register = false"), Err(said.to_owned()));
+        assert_eq!(of(protocol, "register = false\nbackends = [\"10.0.0.1:1\"]"), Ok(()));
+        assert_eq!(of(protocol, ""), Ok(()));
+    }
+    assert_eq!(of("api", "register = false\nfallback = \"api\""), Ok(()));
+    assert_eq!(of("api", "register = false\nmaintenance = true"), Ok(()));
+}
+
+#[test]
+fn a_udp_service_has_no_say_in_whether_its_ports_are_tried() {
+    let of = |protocol: &str| {
+        read(&service("a", &format!("protocol = \"{protocol}\"\nlisten = 1\nprobe = false")))
+            .map(drop)
+    };
+    let said =
+        "service.a.probe has no effect, since a is udp and its ports are never tried: leave it out";
+    assert_eq!(of("udp"), Err(said.to_owned()));
+    assert_eq!((of("tcp"), of("api")), (Ok(()), Ok(())));
 }
 
 #[test]

@@ -26,13 +26,16 @@ fn said(reply: Reply) -> String {
 
 #[test]
 fn every_command_is_understood_with_and_without_optional_members() {
-    let register = |weight, name: Option<&str>| Request::Register {
-        proxy: false,
-        target: Target::BuiltIn(Protocol::Tcp),
-        port: 9991,
-        weight,
-        name: name.map(Into::into),
-        group: None,
+    let register = |weight, name: Option<&str>| {
+        Request::Register(Joining {
+            proxy: false,
+            probe: true,
+            target: Target::BuiltIn(Protocol::Tcp),
+            port: 9991,
+            weight,
+            name: name.map(Into::into),
+            group: None,
+        })
     };
     let drain = |deadline| Request::Drain { target: API, port: 80, deadline };
     let cases = [
@@ -90,7 +93,15 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
         assert_eq!(of("list"), [Ok(Request::List { target: all })], "{members}");
         assert_eq!(
             of("register"),
-            [Ok(Request::Register { target, port, weight, name, group: None, proxy: false })]
+            [Ok(Request::Register(Joining {
+                target,
+                port,
+                weight,
+                name,
+                group: None,
+                proxy: false,
+                probe: true
+            }))]
         );
     }
 }
@@ -330,11 +341,35 @@ fn noise_of_any_kind_is_a_fault_and_never_a_panic() {
 }
 
 #[test]
+fn a_backend_may_ask_not_to_be_tried() {
+    let probe = |member: &str| {
+        let text = format!(r#"{{"cmd":"register","protocol":"tcp","port":1{member}}}"#);
+        match heard(&text).remove(0) {
+            Ok(Request::Register(joining)) => Ok(joining.probe),
+            Ok(_) => panic!("it is a registration"),
+            Err(bad) => Err(bad.msg),
+        }
+    };
+    for (member, probed) in [
+        ("", true),
+        (r#","probe":null"#, true),
+        (r#","probe":true"#, true),
+        (r#","probe":false"#, false),
+    ] {
+        assert_eq!(probe(member), Ok(probed), "{member}");
+    }
+    for wrong in ["0", "\"no\"", "[]"] {
+        let said = probe(&format!(r#","probe":{wrong}"#)).unwrap_err();
+        assert_eq!(said, "probe must be true or false");
+    }
+}
+
+#[test]
 fn a_backend_may_ask_for_a_proxy_header_of_version_2_alone() {
     let proxy = |member: &str| {
         let text = format!(r#"{{"cmd":"register","protocol":"tcp","port":1{member}}}"#);
         match heard(&text).remove(0) {
-            Ok(Request::Register { proxy, .. }) => Ok(proxy),
+            Ok(Request::Register(joining)) => Ok(joining.proxy),
             Ok(_) => panic!("it is a registration"),
             Err(bad) => Err(bad.msg),
         }

@@ -220,8 +220,9 @@ mod tests {
 
     fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
-        let (group, proxy) = (None, false);
-        Change::Register(Registration { source, service, address, weight, name, group, proxy })
+        let (group, proxy, probe) = (None, false, true);
+        let wanted = Registration { source, service, address, weight, name, group, proxy, probe };
+        Change::Register(wanted)
     }
 
     fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {

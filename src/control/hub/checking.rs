@@ -3,6 +3,7 @@
 //! failure. When a check begins and what a run of outcomes means is decided in `checks`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,10 +13,11 @@ use super::{Hub, Mark};
 use crate::base::time::Now;
 use crate::cluster::registry::Change;
 use crate::cluster::service::Pool;
-use crate::cluster::{Backend, BackendId, ServiceId, Standing};
+use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use crate::config::services::{CheckConfig, CheckKind, OnFail};
 use crate::control::checker::Target;
 use crate::control::checks::{Checks, Due, Rule, Verdict};
+use crate::control::home;
 use crate::control::probe::Port;
 use crate::session::EndReason;
 
@@ -59,7 +61,7 @@ impl Checking {
 }
 
 fn due(backend: &Backend) -> Due {
-    Due { slot: backend.slot, id: backend.id }
+    Due { slot: backend.slot, id: backend.id, service: backend.service }
 }
 
 fn rule(check: &CheckConfig) -> Rule {
@@ -91,12 +93,26 @@ impl Hub {
             let backend = self.registry.get(due.id).map(|entry| &entry.backend);
             let wanted = backend.and_then(|it| Some((self.check_of(it.service)?, Port::of(it))));
             if let Some((check, port)) = wanted {
-                return Some((due, Target::of(check, port)));
+                let mut target = Target::of(check, port);
+                target.is_own_door = check.port.is_some() && self.is_own_door(target.port.address);
+                return Some((due, target));
             }
             // Nobody is left whose check it would be.
             self.checking.checks.remove(due);
             self.checking.checks.ended(due, false, now);
         }
+    }
+
+    /// Whether a check there would ask the balancer itself.
+    fn is_own_door(&self, address: SocketAddr) -> bool {
+        let (listen, named) = (&self.config.listen, &self.config.services);
+        let global = [listen.tcp, listen.api, listen.control, listen.admin];
+        let named = named.iter().filter(|it| it.protocol != Protocol::Udp);
+        let named = named.flat_map(|it| it.listen.iter().copied());
+        let mut close = global.into_iter().flatten().chain(named);
+        close.any(|door| {
+            door.port() == address.port() && home::leads_to(door, address, &home::is_of_this_host)
+        })
     }
 
     /// How long there is nothing to check.

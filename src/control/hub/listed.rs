@@ -84,6 +84,7 @@ impl Hub {
                     name: None,
                     group: backend.group.as_deref().map(Arc::from),
                     proxy: backend.proxy,
+                    probe: true,
                 })
             })
             .collect()

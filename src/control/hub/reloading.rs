@@ -16,6 +16,7 @@ use crate::config::{Config, rules};
 use crate::control::api::{About, Reply};
 use crate::control::doors::{OpenDoor, Opened, Step};
 use crate::control::services;
+use crate::control::status::ShiftEnded;
 
 /// How long a service whose doors have closed goes on serving, for users who came by them last.
 const LAST_USERS: Duration = Duration::from_millis(200);
@@ -43,8 +44,15 @@ enum Stage {
 }
 
 impl Hub {
-    /// Applies new settings, for which these doors were opened; the workers follow on their next turn.
-    pub fn reloaded(&mut self, mut config: Config, step: Step, opened: Vec<Opened>, now: Now) {
+    /// Applies new settings, for which these doors were opened; the workers follow on their next turn. Returns
+    /// the shifts that are over.
+    pub fn reloaded(
+        &mut self,
+        mut config: Config,
+        step: Step,
+        opened: Vec<Opened>,
+        now: Now,
+    ) -> Vec<ShiftEnded> {
         let until = now.plus(config.balance.drain);
         let at: Vec<SocketAddr> = opened.iter().map(|door| door.address).collect();
         self.doors.take(&step, &at, now, until, config.api.head_timeout);
@@ -55,7 +63,8 @@ impl Hub {
         changed |= self.add_services(&config) | !gone.is_empty();
         changed |= self.registry.agree(|service| config.terms_for(service.id));
         changed |= self.registry.let_in(|service| config.users_for(service.id));
-        changed |= self.follow_shares(&config);
+        let (other_shares, shifts_ended) = self.follow_shares(&config);
+        changed |= other_shares;
         changed |= self.follow_claims(&config, &step);
         if changed {
             self.publication.ask();
@@ -68,6 +77,7 @@ impl Hub {
         self.change_doors(step, opened);
         self.begin_to_leave(gone, now, until);
         self.counters.reloads.one();
+        shifts_ended
     }
 
     /// The services that these settings do not have any more.

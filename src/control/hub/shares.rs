@@ -8,12 +8,13 @@ use crate::cluster::groups::{Group, SHARE_MAX};
 use crate::cluster::{Service, ServiceId};
 use crate::config::Config;
 use crate::control::services;
+use crate::control::status::ShiftEnded;
 
 impl Hub {
     /// Gives each service the groups and shares of this configuration. Returns whether the workers would see
-    /// a difference.
-    pub(super) fn follow_shares(&mut self, config: &Config) -> bool {
-        let mut changed = false;
+    /// a difference, and the shifts that are over.
+    pub(super) fn follow_shares(&mut self, config: &Config) -> (bool, Vec<ShiftEnded>) {
+        let (mut changed, mut ended) = (false, Vec::new());
         for table in &config.services {
             let id = table.id;
             let shifted = self.is_shifted(self.registry.service(id));
@@ -22,10 +23,11 @@ impl Hub {
                 if shifted {
                     let shares = shown(&self.registry.service(id).groups);
                     info!(service = %table.name, shares, "reload: the shift is over");
+                    ended.push(ShiftEnded { service: table.name.clone(), shares });
                 }
             }
         }
-        changed
+        (changed, ended)
     }
 
     /// Gives groups of a service other shares until the next reload; those not named keep theirs. The workers

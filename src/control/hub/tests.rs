@@ -164,12 +164,50 @@ fn a_listed_backend_set_aside_stays_aside_through_a_reload() {
 }
 
 #[test]
+fn a_backend_that_must_not_be_tried_gets_users_again_after_a_wait() {
+    for (by_service, by_itself) in [(true, true), (false, true), (true, false)] {
+        let mut config = config(&[], CheckConfig::default());
+        config.services[0].probe = by_service;
+        let (mut hub, _worker) = hub(config);
+        let own = Registration {
+            source: Source::Connection(1),
+            service: PG,
+            address: address(1),
+            weight: 1,
+            name: None,
+            group: None,
+            proxy: false,
+            probe: by_itself,
+        };
+        let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
+        hub.apply(Change::SetAside { backend }, at(1)).unwrap();
+        let attempt = hub.next_try(backend).unwrap();
+        assert_eq!(attempt.probe, by_service && by_itself);
+        assert!(!attempt.wait.is_zero());
+        hub.restore(backend, at(2));
+        assert_eq!(shown(&mut hub), [(1, 1, Standing::Serving)]);
+        // Registered again, it says anew whether it may be tried.
+        let otherwise = Registration { probe: !by_itself, ..own };
+        hub.apply(Change::Register(otherwise), at(3)).unwrap();
+        assert_eq!(hub.registry.get(backend).unwrap().probe, !by_itself);
+    }
+}
+
+#[test]
 fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left() {
     let (mut hub, _worker) = hub(config(&[], CheckConfig::default()));
     let source = Source::Connection(1);
     let (address, weight, name) = (address(1), 7, None);
-    let own =
-        Registration { source, service: PG, address, weight, name, group: None, proxy: false };
+    let own = Registration {
+        source,
+        service: PG,
+        address,
+        weight,
+        name,
+        group: None,
+        proxy: false,
+        probe: true,
+    };
     hub.apply(Change::Register(own), at(0)).unwrap();
     reload(&mut hub, config(&[(1, 1)], CheckConfig::default()), at(1));
     hub.tick(at(5_000));
@@ -297,6 +335,61 @@ fn a_reload_begins_changes_and_ends_checks() {
 }
 
 #[test]
+fn what_a_reload_says_of_a_check_holds_for_the_failures_that_follow() {
+    use Standing::{Failing, Serving};
+    let list = &[(1, 1), (2, 1)];
+    let keep = CheckConfig { fall: 3, ..check() };
+    let (mut hub, mut worker) = hub(config(list, keep.clone()));
+    checked(&mut hub, &[(1, true), (2, true)], at(20));
+    // One failure, which counts on under the new rule.
+    checked(&mut hub, &[(1, false), (2, true)], at(10_000));
+    let close = CheckConfig { fall: 2, rise: 2, on_fail: OnFail::Close, ..keep.clone() };
+    reload(&mut hub, config(list, close.clone()), at(10_010));
+    assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Serving)]);
+    checked(&mut hub, &[(1, false), (2, true)], at(20_000));
+    assert_eq!(shown(&mut hub), [(1, 1, Failing), (2, 1, Serving)]);
+    assert_eq!(ended(&mut worker), [(id_of(&hub, 1), EndReason::CheckFailed)]);
+    checked(&mut hub, &[(1, true), (2, true)], at(30_000));
+    assert_eq!(shown(&mut hub)[0], (1, 1, Failing), "once is not twice");
+    checked(&mut hub, &[(1, true), (2, true)], at(40_000));
+    assert_eq!(shown(&mut hub)[0], (1, 1, Serving));
+    reload(&mut hub, config(list, CheckConfig { fall: 1, ..keep }), at(40_010));
+    checked(&mut hub, &[(1, true), (2, false)], at(50_000));
+    assert_eq!(shown(&mut hub)[1], (2, 1, Failing));
+    assert_eq!(ended(&mut worker), [], "sessions go on again");
+    let seldom = CheckConfig { interval: Duration::from_secs(60), ..close };
+    reload(&mut hub, config(list, seldom.clone()), at(50_010));
+    for due in begin(&mut hub, at(55_000)) {
+        hub.checked(due, Ok(()), Duration::ZERO, at(55_000));
+    }
+    assert_eq!(begin(&mut hub, at(100_000)), [], "the new interval");
+    assert_eq!(begin(&mut hub, at(120_000)).len(), 2);
+}
+
+#[test]
+fn a_backend_that_fails_serves_again_once_a_reload_takes_its_check_away() {
+    use Standing::{Failing, Serving};
+    let list = &[(1, 1), (2, 1)];
+    let close = CheckConfig { on_fail: OnFail::Close, ..check() };
+    let (mut hub, mut worker) = hub(config(list, close.clone()));
+    checked(&mut hub, &[(1, false), (2, true)], at(20));
+    assert_eq!(shown(&mut hub), [(1, 1, Failing), (2, 1, Serving)]);
+    let failed = id_of(&hub, 1);
+    let slot = usize::from(hub.registry.get(failed).unwrap().backend.slot);
+    worker.metrics.backends[slot].active.set(1);
+    ended(&mut worker);
+    reload(&mut hub, config(list, CheckConfig::default()), at(30));
+    assert_eq!(rotation(&mut hub), [1, 2]);
+    worker.metrics.counters.turns.add(2);
+    hub.tick(at(40));
+    assert_eq!(ended(&mut worker), [], "what was ordered for the failure is over");
+    reload(&mut hub, config(list, close), at(50));
+    assert_eq!(rotation(&mut hub), [1, 2], "they serve until they fail");
+    checked(&mut hub, &[(1, false), (2, true)], at(100));
+    assert_eq!((rotation(&mut hub), ended(&mut worker).len()), (vec![2], 1));
+}
+
+#[test]
 fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     let (mut hub, _worker) = hub(config(&[], check()));
     let (source, weight, name) = (Source::Connection(1), 1, None);
@@ -308,6 +401,7 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
         name,
         group: None,
         proxy: false,
+        probe: true,
     };
     let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
     assert_eq!(rotation(&mut hub), [0; 0]);
@@ -319,6 +413,54 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
     hub.apply(Change::SourceLost { source, why: "it is gone" }, at(10_010)).unwrap();
     hub.checked(due, Ok(()), Duration::ZERO, at(10_020));
     assert!(hub.check_result(backend).is_none(), "it has left");
+}
+
+#[test]
+fn a_check_whose_port_is_a_door_of_the_balancer_is_known_for_one() {
+    let here: std::net::IpAddr = [127, 0, 0, 1].into();
+    // 8084 is the operators' door, and 6000 that of `pg`.
+    for (port, is_door) in
+        [(Some(8084), true), (Some(6000), true), (Some(8008), false), (None, false)]
+    {
+        let mut config = config(&[], CheckConfig { port, ..check() });
+        config.services[0].listen = vec![(here, 6000).into()];
+        let (mut hub, _worker) = hub(config);
+        for (ip, is_door, now) in [(here, is_door, at(20)), (address(1).ip(), false, at(60))] {
+            let own = Registration {
+                source: Source::Connection(1),
+                service: PG,
+                address: (ip, 1).into(),
+                weight: 1,
+                name: None,
+                group: None,
+                proxy: false,
+                probe: true,
+            };
+            hub.apply(Change::Register(own), now).unwrap();
+            let (due, target) = hub.next_check(now.plus(Duration::from_millis(20))).unwrap();
+            assert_eq!(target.is_own_door, is_door, "{:?}", target.port);
+            hub.checked(due, Ok(()), Duration::ZERO, now);
+        }
+    }
+}
+
+#[test]
+fn the_status_shows_of_a_check_what_the_table_says_and_nothing_else() {
+    let terms = |check: CheckConfig, probe: bool| {
+        let mut config = config(&[(1, 1)], check);
+        config.services[0].probe = probe;
+        let (hub, _worker) = hub(config);
+        let shown = view::status(&hub, super::super::status::Doors::default(), at(1));
+        shown.services[3].terms.clone()
+    };
+    assert_eq!(terms(CheckConfig::default(), true), [""; 0]);
+    let tcp = CheckConfig { kind: CheckKind::Tcp, ..CheckConfig::default() };
+    assert_eq!(terms(tcp.clone(), false), ["probe = false", "check.kind = \"tcp\""]);
+    let when_all_fail = WhenAllFail::Serve;
+    assert_eq!(
+        terms(CheckConfig { fall: 1, when_all_fail, ..tcp }, true),
+        ["check.kind = \"tcp\"", "check.fall = 1", "check.when_all_fail = \"serve\""]
+    );
 }
 
 /// Backends of `pg` by port and group, with these shares.
