@@ -48,6 +48,12 @@ fn fields(value: &Value, path: String, found: &mut BTreeMap<String, &'static str
         }
         // One service has groups, and tells what is in them.
         Value::Array(items) if items.is_empty() && path.ends_with(".groups") => {}
+        // No reload has ended a shift here.
+        Value::Array(items) if items.is_empty() && path.ends_with(".shifts_ended") => {
+            for name in ["service", "shares"] {
+                found.insert(format!("{path}[].{name}"), "text");
+            }
+        }
         // Every other list that can be empty here holds text.
         Value::Array(items) if items.is_empty() => drop(found.insert(path + "[]", "text")),
         Value::Array(items) => {
