@@ -5,27 +5,34 @@
 use std::fmt::Write;
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use clap::Args;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::flags::Flags;
 use super::table::{Look, colour, painted, sized};
-use super::{Failure, print};
+use super::{Failure, print, wait_for};
 use crate::boot::{self, Trouble, capacity, circles, datagrams, doors};
+use crate::client::admin;
 use crate::cluster::Protocol;
 use crate::config::Config;
 use crate::config::plans::{self, DoorPlan, Name};
 use crate::control::auth::Secrets;
+use crate::control::status::{Doors, Status};
 use crate::proxy::udp::SOCKETS_MAX;
 use crate::ring::{Ring, probe, sys};
 use crate::session::flows::Waits;
 
+/// How long the running balancer may take to say what it has.
+const RUNNING_WITHIN: Duration = Duration::from_secs(2);
+
 /// Report whether `lb serve` would start here with these settings, and how many sessions fit.
 ///
 /// Each line begins with "ok" or "bad"; a bad one ends with the fix. The exit code is 2 if serve
-/// would not start.
+/// would not start. A port that the balancer running here has is no fault, so that
+/// `lb check && lb reload` works beside it.
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -112,6 +119,15 @@ fn findings(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// A door that was tried.
+struct Tried {
+    name: String,
+    datagrams: bool,
+    /// `None` if it is off.
+    address: Option<SocketAddr>,
+    outcome: Result<String, String>,
+}
+
 /// Tries every door: those with a flag of their own, even if they are off, and those of the services in
 /// the file.
 fn doors_of(config: &Config) -> Vec<Finding> {
@@ -123,16 +139,54 @@ fn doors_of(config: &Config) -> Vec<Finding> {
         ("control", listen.control),
         ("admin", listen.admin),
     ];
-    let flags = flags.map(|(name, at)| match at {
-        Some(at) => (name.to_owned(), door(&Name::flag(name), name == "udp", at)),
-        None => (name.to_owned(), Ok("off".to_owned())),
-    });
+    let built_in = flags.map(|(name, at)| tried(&Name::flag(name), name == "udp", at));
     let named = plans::doors(config).into_iter().filter(|plan| !plan.name.is_flag());
     let named = named.map(|DoorPlan { name, protocol, address, .. }| {
-        (name.to_string(), door(&name, protocol == Protocol::Udp, address))
+        tried(&name, protocol == Protocol::Udp, Some(address))
     });
-    let all = flags.into_iter().chain(named);
-    all.map(|(name, outcome)| Finding::new(&format!("{name} door"), outcome)).collect()
+    let mut all: Vec<Tried> = built_in.into_iter().chain(named).collect();
+    if all.iter().any(|door| door.outcome.is_err())
+        && let Some(running) = running(config)
+    {
+        all.iter_mut().for_each(|door| recognise(door, &running));
+    }
+    let shown = |door: Tried| Finding::new(&format!("{} door", door.name), door.outcome);
+    all.into_iter().map(shown).collect()
+}
+
+fn tried(name: &Name, datagrams: bool, address: Option<SocketAddr>) -> Tried {
+    let outcome = address.map_or(Ok("off".to_owned()), |address| door(name, datagrams, address));
+    Tried { name: name.to_string(), datagrams, address, outcome }
+}
+
+/// The balancer that runs on this host, if it is the one of these settings: its admin door is where they say.
+fn running(config: &Config) -> Option<Status> {
+    let mut door = config.listen.admin?;
+    if door.ip().is_unspecified() {
+        door.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    if !door.ip().to_canonical().is_loopback() {
+        return None;
+    }
+    let door = door.to_string();
+    let answer = async { tokio::time::timeout(RUNNING_WITHIN, admin::status(&door)).await };
+    wait_for(answer).ok()?.ok()?.ok()
+}
+
+/// A door that could not be opened because the running balancer has it is none that is missing.
+fn recognise(door: &mut Tried, running: &Status) {
+    let Doors { tcp, udp, api, control, admin } = running.doors;
+    let named = running.services.iter().flat_map(|service| {
+        service.doors.iter().map(|door| (service.protocol == Protocol::Udp, *door))
+    });
+    let streams = [tcp, api, control, admin].into_iter().flatten().map(|door| (false, door));
+    let mut open = streams.chain(udp.map(|door| (true, door))).chain(named);
+    let Some(address) = door.address else { return };
+    let is_it = |it: (bool, SocketAddr)| (it.0, it.1.port()) == (door.datagrams, address.port());
+    if door.outcome.is_err() && open.any(is_it) {
+        let pid = running.pid;
+        door.outcome = Ok(format!("{address} is open in the running balancer (process {pid})"));
+    }
 }
 
 fn read(path: &str) -> String {

@@ -62,6 +62,32 @@ fn a_manager_that_does_not_read_holds_nobody_up() {
 }
 
 #[test]
+fn a_check_beside_the_running_balancer_knows_its_doors() {
+    let balancer = Balancer::start_on_loopback(
+        "[service.a]\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:0\"\n",
+        |_| (),
+    );
+    balancer.wait_until_told("READY=1");
+    let named = balancer.status()["services"][3]["doors"][0].as_str().unwrap().to_owned();
+    let check = |tcp: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+        command.args(["check", "--tcp", tcp, "--service", &format!("a=tcp@{named}")]);
+        for name in ["udp", "api", "control", "admin"] {
+            command.args([format!("--{name}"), balancer.door(name).to_string()]);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = check(&balancer.door("tcp").to_string());
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches(" is open in the running balancer (process ").count(), 6, "{said}");
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (code, said) = check(&other.local_addr().unwrap().to_string());
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("is taken by another program"), "{said}");
+}
+
+#[test]
 fn the_control_core_keeps_off_the_cores_of_workers() {
     let balancer = Balancer::ready("workers = 1");
     let cores = |thread: &Path| {
