@@ -384,3 +384,57 @@ fn a_reload_moves_the_doors_of_a_service_and_its_sessions_stay() {
     assert_eq!(ask(&connect(first)), Some(b'r'));
     assert_eq!(ask(&user), Some(b'r'));
 }
+
+#[test]
+fn users_of_a_door_for_datagrams_that_closed_are_served_when_it_is_back() {
+    let [kept, at] = [place(), place()].map(|it| it.to_string());
+    let drain = "timeouts.drain_ms = 100\n";
+    let backends = [datagrams(b'1')];
+    let one = table("one", "udp", &kept, &backends, "");
+    let both = one.replace(&format!("\"{kept}\""), &format!("[\"{kept}\", \"{at}\"]"));
+    let balancer = start(&format!("{drain}{both}"));
+    let at: SocketAddr = at.parse().unwrap();
+    let (user, other) = (udp_user(at), udp_user(kept.parse().unwrap()));
+    assert_eq!((udp_ask(&user), udp_ask(&other)), (Some(b'1'), Some(b'1')));
+    succeed(balancer.change(&format!("{drain}{one}")));
+    wait_for("the door to close", || UdpSocket::bind(at).ok().map(drop));
+    assert_eq!(udp_ask(&other), Some(b'1'));
+    let two = table("two", "udp", &at.to_string(), &[datagrams(b'2')], "");
+    succeed(balancer.change(&format!("{drain}{one}{two}")));
+    assert_eq!((udp_ask(&user), udp_ask(&other)), (Some(b'2'), Some(b'1')));
+}
+
+#[test]
+fn a_setting_that_needs_a_restart_is_named_by_every_reload_until_then() {
+    let asked = |port: u16| format!("listen.tcp = \"127.0.0.1:{port}\"\n");
+    let balancer = Balancer::start_as(&asked(0), |lb| {
+        lb.args(["--udp", "off", "--api", "off", "--control", ANY, "--admin", ANY]);
+    });
+    balancer.wait_until_told("READY=1");
+    let elsewhere = asked(place().port());
+    for _ in 0..2 {
+        let said = succeed(balancer.change(&elsewhere));
+        assert!(said.contains("listen.tcp"), "{said}");
+        let status = balancer.status();
+        assert_eq!(status["reload"]["after_restart"].as_array().unwrap().len(), 1, "{status}");
+    }
+    let said = succeed(balancer.change(&asked(0)));
+    assert!(!said.contains("listen.tcp"), "that is where it is open: {said}");
+}
+
+#[test]
+fn a_balancer_that_stops_opens_no_more_doors() {
+    let red = table("red", "tcp", ANY, &[lettered(b'r')], "");
+    let balancer = start(&format!("timeouts.drain_ms = 60000\n{red}"));
+    let user = connect(door(&balancer, "red"));
+    assert_eq!(ask(&user), Some(b'r'));
+    balancer.signal(nix::sys::signal::Signal::SIGTERM);
+    balancer.wait_for_log("stopping: no more users are accepted");
+    let at = place();
+    let blue = table("blue", "tcp", &at.to_string(), &[lettered(b'b')], "");
+    let refused = balancer.change(&format!("timeouts.drain_ms = 60000\n{red}{blue}"));
+    assert!(!refused.status.success());
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("is stopping"));
+    assert!(TcpStream::connect(at).is_err());
+    assert_eq!(ask(&user), Some(b'r'));
+}
