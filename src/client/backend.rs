@@ -10,6 +10,8 @@
 //!    |                                                            |         v        |   v
 //!    +---------------------------- unregistered, no connection ---+------ Guest <----+  Over
 //! ```
+//!
+//! A member whose service is removed keeps its connection, and joins again as soon as the service is back.
 
 use std::fmt;
 use std::time::Duration;
@@ -135,6 +137,12 @@ enum State {
     Leaving {
         until: Now,
     },
+    /// Connected but not registered, because its service has been removed. Its sessions may still run, so
+    /// the connection is kept while it asks for the service again.
+    Removed {
+        heard: Now,
+        again: Now,
+    },
     /// Connected but not registered, by the user's wish.
     Guest {
         heard: Now,
@@ -151,6 +159,8 @@ pub struct Registration {
     state: State,
     /// Why the program is to end as a failure, if it is.
     fault: Option<String>,
+    /// Whether its service was removed since it last registered on this connection.
+    is_removed: bool,
     /// Attempts since the last hello received as a member; each lengthens the pause.
     failures: u32,
     interval: Duration,
@@ -164,6 +174,7 @@ impl Registration {
             secret,
             wish: Wish::Registered,
             fault: None,
+            is_removed: false,
             state: State::Waiting { until: Now::default() },
             failures: 0,
             interval: INTERVAL,
@@ -186,6 +197,7 @@ impl Registration {
             | State::Joining { until }
             | State::Leaving { until } => Some(until),
             State::Member { heard } | State::Guest { heard } => Some(heard.plus(self.patience())),
+            State::Removed { heard, again } => Some(again.min(heard.plus(self.patience()))),
         }
     }
 
@@ -245,8 +257,31 @@ impl Registration {
         self.apart(now, random, why, acts);
     }
 
+    /// The balancer's file has its service no more.
+    fn removed(&mut self, now: Now, random: u64, acts: &mut Vec<Act>) {
+        if matches!(self.state, State::Member { .. }) {
+            self.is_removed = true;
+            let why = format!("the balancer has removed service {}", self.offer.whom());
+            self.ask_again(now, random, &why, acts);
+        }
+    }
+
+    /// Asks for a removed service again after a pause.
+    fn ask_again(&mut self, now: Now, random: u64, why: &str, acts: &mut Vec<Act>) {
+        let again_in = self.next_pause(random);
+        acts.push(Act::Tell(Notice::Failed { why: why.to_owned(), again_in }));
+        self.state = State::Removed { heard: now, again: now.plus(again_in) };
+    }
+
+    fn next_pause(&mut self, random: u64) -> Duration {
+        let pause = pause(self.failures, random);
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+
     /// Decides what follows now that there is no connection.
     fn apart(&mut self, now: Now, random: u64, why: &str, acts: &mut Vec<Act>) {
+        self.is_removed = false;
         match self.wish {
             Wish::Gone => self.stop(acts),
             Wish::Unregistered => {
@@ -256,8 +291,7 @@ impl Registration {
                 self.state = State::Apart;
             }
             Wish::Registered => {
-                let again_in = pause(self.failures, random);
-                self.failures = self.failures.saturating_add(1);
+                let again_in = self.next_pause(random);
                 acts.push(Act::Tell(Notice::Failed { why: why.to_owned(), again_in }));
                 self.state = State::Waiting { until: now.plus(again_in) };
             }
@@ -272,6 +306,9 @@ impl Registration {
     fn heard(&mut self, now: Now, random: u64, said: &Said, acts: &mut Vec<Act>) {
         if !self.has_connection() {
             return;
+        }
+        if said.event.as_deref() == Some("removed") {
+            return self.removed(now, random, acts);
         }
         match (said.cmd.as_deref(), said.ack.as_deref()) {
             (Some("hello"), None) => self.hello(now, acts),
@@ -290,7 +327,7 @@ impl Registration {
                 self.failures = 0;
                 acts.push(Act::Tell(Notice::Hello));
             }
-            State::Guest { heard } => *heard = now,
+            State::Guest { heard } | State::Removed { heard, .. } => *heard = now,
             _ => {}
         }
     }
@@ -316,6 +353,7 @@ impl Registration {
                 if let Some(interval) = said.interval_ms {
                     self.interval = Duration::from_millis(interval.clamp(10, 3_600_000));
                 }
+                self.is_removed = false;
                 acts.push(Act::Tell(Notice::Registered));
                 self.state = State::Member { heard: now };
             }
@@ -362,6 +400,7 @@ impl Registration {
                 self.wish = Wish::Gone;
                 self.give_up(now, random, why, acts);
             }
+            State::Joining { .. } if self.is_removed => self.ask_again(now, random, why, acts),
             State::Proving { .. } | State::Joining { .. } => self.give_up(now, random, why, acts),
             // What is not registered cannot be unregistered, so the aim is reached.
             State::Leaving { .. } if said.cmd.as_deref() != Some("register") => {
@@ -378,7 +417,7 @@ impl Registration {
         self.wish = wish;
         match (wish, self.state) {
             (Wish::Registered, State::Apart) => self.connect(now, acts),
-            (Wish::Registered, State::Guest { .. }) => self.join(now, acts),
+            (Wish::Registered, State::Guest { .. } | State::Removed { .. }) => self.join(now, acts),
             (Wish::Registered, _) | (_, State::Leaving { .. } | State::Over) => {}
             (_, State::Joining { .. } | State::Member { .. }) => self.leave(now, acts),
             (Wish::Unregistered, State::Guest { .. }) => {}
@@ -411,7 +450,8 @@ impl Registration {
             State::Proving { .. } | State::Joining { .. } | State::Leaving { .. } => {
                 self.give_up(now, random, "the balancer does not answer", acts);
             }
-            State::Member { .. } | State::Guest { .. } => {
+            State::Removed { again, .. } if now >= again => self.join(now, acts),
+            State::Member { .. } | State::Guest { .. } | State::Removed { .. } => {
                 let silent = self.patience().as_millis();
                 let why = format!("the balancer has said nothing for {silent} ms");
                 self.give_up(now, random, &why, acts);

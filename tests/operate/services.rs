@@ -83,6 +83,28 @@ fn a_backend_joins_a_service_by_its_name_and_gets_the_users_of_its_door() {
 }
 
 #[test]
+fn rule_11_a_backend_stays_while_its_service_is_removed_and_joins_when_it_is_back() {
+    let balancer = Balancer::ready(SETTINGS);
+    let backend = Joined::start(balancer.door("control"));
+    let joined = || {
+        let log = balancer.log.lock().unwrap();
+        let lines = log.lines().filter(|it| it.contains("backend registered"));
+        lines.filter(|it| it.contains("service=redis")).count()
+    };
+    wait_for("the backend to join", || (joined() == 1).then_some(()));
+    assert!(balancer.change("timeouts.drain_ms = 50").status.success());
+    let line = balancer.wait_for_log("backend refused");
+    assert!(line.contains("there is no service redis"), "{line}");
+    balancer.wait_for_log("service gone");
+    assert!(balancer.change(SETTINGS).status.success());
+    wait_for("it to join again", || (joined() == 2).then_some(()));
+    let log = balancer.log.lock().unwrap();
+    let connections = log.lines().filter(|it| it.contains("backend connected")).count();
+    assert_eq!(connections, 2, "the demo's backend and this one, once each");
+    drop((log, backend));
+}
+
+#[test]
 fn one_service_is_shown_by_its_name_and_an_unknown_one_is_an_error_with_similar_names() {
     let balancer = Balancer::ready(SETTINGS);
     let _backend = Joined::start(balancer.door("control"));

@@ -87,6 +87,50 @@ fn a_challenge_without_a_secret_is_told() {
 }
 
 #[test]
+fn rule_11_a_member_of_a_removed_service_keeps_its_connection_and_joins_when_it_is_back() {
+    const GONE: &str = r#"{"ack":"failed","cmd":"register","msg":"there is no service tcp"}"#;
+    let mut registration = registration(None);
+    member(&mut registration);
+    let acts = step(&mut registration, 10, said(r#"{"event":"removed","service":"tcp"}"#));
+    let [Act::Tell(Notice::Failed { why, again_in })] = &acts[..] else { panic!("{acts:?}") };
+    assert_eq!(why, "the balancer has removed service tcp");
+    let mut at = 10 + again_in.as_millis() as u64;
+    for _ in 0..20 {
+        assert_eq!(registration.deadline(), Some(ms(at)));
+        assert!(sent(&step(&mut registration, at, Event::Time), "register"));
+        let acts = step(&mut registration, at, said(GONE));
+        let [Act::Tell(Notice::Failed { why, again_in })] = &acts[..] else { panic!("{acts:?}") };
+        assert_eq!(why, "there is no service tcp");
+        at += again_in.as_millis() as u64;
+        let hello = step(&mut registration, at - 1, said(r#"{"cmd":"hello"}"#));
+        assert_eq!(hello, [Act::Send(HELLO_ANSWER.into())]);
+    }
+    assert!(sent(&step(&mut registration, at, Event::Time), "register"));
+    assert_eq!(step(&mut registration, at, said(GRANTED)), [Act::Tell(Notice::Registered)]);
+    // From then on a refusal is one like any other.
+    step(&mut registration, at, Event::Lost("it is gone".into()));
+    step(&mut registration, at + 20_000, Event::Time);
+    step(&mut registration, at + 20_000, Event::Connected);
+    let acts = step(&mut registration, at + 20_000, said(GONE));
+    assert_eq!(acts.first(), Some(&Act::Disconnect));
+}
+
+#[test]
+fn a_removed_member_gives_up_a_balancer_that_falls_silent_and_leaves_when_it_is_told_to() {
+    let removed = || {
+        let mut registration = registration(None);
+        member(&mut registration);
+        step(&mut registration, 10, said(r#"{"event":"removed","service":"tcp"}"#));
+        registration
+    };
+    let mut silent = removed();
+    assert!(sent(&step(&mut silent, 5_000, Event::Time), "register"));
+    assert_eq!(step(&mut silent, 30_000, Event::Time).first(), Some(&Act::Disconnect));
+    let acts = step(&mut removed(), 20, Event::Wished(Wish::Gone));
+    assert_eq!(acts, [Act::Disconnect, Act::Stop]);
+}
+
+#[test]
 fn a_refusal_is_told_and_tried_again_later_and_later() {
     let mut registration = registration(None);
     let mut at = 0;
