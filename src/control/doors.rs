@@ -207,9 +207,9 @@ impl UserDoors {
         due
     }
 
-    /// Whether any UDP door is.
-    pub fn any_closing(&self) -> bool {
-        !self.closing.is_empty()
+    /// How many UDP doors are still to be closed.
+    pub fn closing(&self) -> usize {
+        self.closing.len()
     }
 
     /// Whether a UDP door of this service is still to be closed.
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(due(&mut doors, at(1), 4), [1]);
         // Before that it can be had again.
         assert_eq!(go(&mut doors, &[plan("c", 5, Udp, 1)], at(2)), [vec![], vec![0], vec![]]);
-        assert_eq!((shown(&doors), doors.any_closing()), (vec![(0, 5, 1)], false));
+        assert_eq!((shown(&doors), doors.closing()), (vec![(0, 5, 1)], 0));
         go(&mut doors, &[], at(2));
         assert_eq!(due(&mut doors, at(6), 0), [0; 0]);
         assert_eq!(due(&mut doors, at(7), 0), [0]);

@@ -11,7 +11,7 @@ use crate::control::services;
 /// A list that does not fit into one answer.
 pub(super) enum Listing {
     /// The backends that follow this one, of one service or of all.
-    Backends { of: Option<ServiceId>, after: BackendId },
+    Backends { of: Option<(ServiceId, Arc<str>)>, after: BackendId },
     /// The services that follow this many.
     Services { after: usize },
 }
@@ -19,7 +19,8 @@ pub(super) enum Listing {
 impl Conversation {
     pub(super) fn begin_list(&mut self, target: Option<&Target>) {
         let meant = target.map(|target| {
-            services::meant(&self.hub.borrow().registry, target).map(|service| service.id)
+            services::meant(&self.hub.borrow().registry, target)
+                .map(|service| (service.id, Arc::clone(&service.name)))
         });
         match meant.transpose() {
             Ok(of) => self.list(&Listing::Backends { of, after: BackendId(0) }),
@@ -29,9 +30,9 @@ impl Conversation {
 
     /// Sends one page of a list.
     pub(super) fn list(&mut self, listing: &Listing) {
-        let (reply, rest) = match *listing {
-            Listing::Backends { of, after } => self.page_of_backends(of, after),
-            Listing::Services { after } => self.page_of_services(after),
+        let (reply, rest) = match listing {
+            Listing::Backends { of, after } => self.page_of_backends(of.clone(), *after),
+            Listing::Services { after } => self.page_of_services(*after),
         };
         self.listing = rest;
         self.peer.mailbox.send(&reply);
@@ -39,11 +40,12 @@ impl Conversation {
 
     fn page_of_backends(
         &self,
-        of: Option<ServiceId>,
+        of: Option<(ServiceId, Arc<str>)>,
         after: BackendId,
     ) -> (Reply, Option<Listing>) {
         let (hub, source) = (self.hub.borrow(), self.peer.source);
-        let wanted = |entry: &&Registered| of.is_none_or(|of| entry.backend.service == of);
+        let wanted =
+            |entry: &&Registered| of.as_ref().is_none_or(|of| entry.backend.service == of.0);
         let mut visible = hub.visible(source, after).filter(wanted);
         let page: Vec<&Registered> = visible.by_ref().take(LISTED_MAX).collect();
         let more = visible.next().is_some();
@@ -54,7 +56,8 @@ impl Conversation {
         };
         let backends = page.iter().map(listed).collect();
         let last = page.last().filter(|_| more).map(|entry| entry.backend.id);
-        let service = of.map(|of| Arc::clone(&hub.registry.service(of).name));
+        // Between two pages, a reload may have removed the service.
+        let service = of.as_ref().map(|(_, name)| Arc::clone(name));
         let rest = last.map(|after| Listing::Backends { of, after });
         (Reply::Listed { service, backends, more }, rest)
     }
@@ -79,5 +82,45 @@ impl Conversation {
             page.push(line);
         }
         (Reply::Services { services: page, more: rest.is_some() }, rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::super::{Caller, Shared};
+    use super::*;
+    use crate::base::publish::Publisher;
+    use crate::base::time::Now;
+    use crate::cluster::Snapshot;
+    use crate::cluster::source::Source;
+    use crate::config::Config;
+    use crate::control::hub::Hub;
+    use crate::control::mailbox::Mailbox;
+    use crate::control::status::Doors;
+    use crate::control::workers::Workers;
+
+    #[tokio::test]
+    async fn a_list_ends_when_its_service_has_been_removed_between_two_pages() {
+        let snapshots = Publisher::new(Snapshot::default());
+        let config = Arc::new(Config::default());
+        let hub = Hub::new(config, Workers::new(Vec::new()), snapshots, Now::read());
+        let shared = Rc::new(Shared::new(Rc::new(RefCell::new(hub)), Doors::default()));
+        let mailbox = Rc::new(Mailbox::default());
+        let address = ([127, 0, 0, 1], 7000).into();
+        let source = Source::Connection(1);
+        let caller = Caller { source, address, mailbox: Rc::clone(&mailbox), ticket: None };
+        let mut conversation = Conversation::new(shared, caller, None);
+        let of = Some((ServiceId(99), "gone".into()));
+        conversation.list(&Listing::Backends { of, after: BackendId(7) });
+        assert!(conversation.listing.is_none());
+        let said = mailbox.next().await.unwrap();
+        let said = String::from_utf8(said).unwrap();
+        assert!(
+            said.contains(r#""service":"gone""#) && said.contains(r#""backends":[]"#),
+            "{said}"
+        );
     }
 }
