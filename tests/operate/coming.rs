@@ -438,3 +438,20 @@ fn a_balancer_that_stops_opens_no_more_doors() {
     assert!(TcpStream::connect(at).is_err());
     assert_eq!(ask(&user), Some(b'r'));
 }
+
+#[test]
+fn a_user_who_says_for_whom_it_comes_after_its_door_has_closed_does_not_keep_the_service() {
+    let kept = "timeouts.drain_ms = 100\nlisten.proxy_from = [\"127.0.0.1\"]\n";
+    let blog = table("blog", "api", ANY, &[site('b')], "");
+    let balancer = start(&format!("{kept}{blog}"));
+    let at = door(&balancer, "blog");
+    let user = connect(at);
+    succeed(balancer.change(kept));
+    wait_for("the door to close", || TcpStream::connect(at).is_err().then_some(()));
+    (&user).write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").unwrap();
+    let (head, _) = get(&user, "blog.example").unwrap();
+    assert!(head.contains("Connection: close\r\n"), "{head}");
+    let mut rest = Vec::new();
+    (&user).read_to_end(&mut rest).unwrap();
+    balancer.wait_for_log("service gone: its last session has ended service=\"blog\"");
+}
