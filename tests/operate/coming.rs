@@ -455,3 +455,17 @@ fn a_user_who_says_for_whom_it_comes_after_its_door_has_closed_does_not_keep_the
     (&user).read_to_end(&mut rest).unwrap();
     balancer.wait_for_log("service gone: its last session has ended service=\"blog\"");
 }
+
+#[test]
+fn a_door_for_datagrams_that_becomes_one_for_all_addresses_serves_new_users_at_once() {
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (at, all) = (format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}"));
+    let drain = "timeouts.drain_ms = 60000\n";
+    let game = table("game", "udp", &at, &[datagrams(b'g')], "");
+    let balancer = start(&format!("{drain}{game}"));
+    let at: SocketAddr = at.parse().unwrap();
+    let user = udp_user(at);
+    assert_eq!(udp_ask(&user), Some(b'g'));
+    succeed(balancer.change(&format!("{drain}{}", game.replace(&at.to_string(), &all))));
+    assert_eq!((udp_ask(&user), udp_ask(&udp_user(at))), (Some(b'g'), Some(b'g')));
+}

@@ -136,7 +136,7 @@ impl Hub {
         for door in step.close {
             match door.protocol {
                 // Its sessions have no other way back to their users.
-                Protocol::Udp => self.workers.assign_door(&door, ServiceId::NOBODY),
+                Protocol::Udp => self.workers.assign_door(&door, self.doors.heir(&door)),
                 Protocol::Tcp | Protocol::Api => self.workers.close_door(&door),
             }
             tell_closed(&door);
