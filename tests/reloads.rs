@@ -19,6 +19,10 @@ use process::{Folder, Process};
 use wait::{PATIENCE, wait_for};
 
 const SERVICES: usize = 64;
+/// All users of UDP come from one address, and go to one server. Lest they be too many for it, their sessions
+/// are soon over, and their sockets are not kept from reuse.
+const COMMON: &str = "timeouts.drain_ms = 100\ntimeouts.udp_idle_ms = 1000\nudp.quarantine_ms = 0\n\
+                      log.level = \"error\"\n";
 /// Half of them add a service, and the next one removes it.
 const RELOADS: usize = 40;
 /// Sockets towards UDP backends that stay open for later sessions, at most, and a margin.
@@ -235,8 +239,7 @@ fn rule_10_nobody_notices_that_other_services_come_and_go() {
     let reloads = env::var("LB_RELOADS").map_or(RELOADS, |count| count.parse().unwrap());
     let servers = Servers { streams: streams(), datagrams: datagrams() };
     let tables = (0..SERVICES).map(|number| servers.table(number, door_of(number)));
-    let kept =
-        "timeouts.drain_ms = 100\ntimeouts.udp_idle_ms = 2000\nlog.level = \"error\"\n".to_owned();
+    let kept = COMMON.to_owned();
     let kept = tables.fold(kept, |all, table| all + &table);
     let balancer = Balancer::start(&kept);
     let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));

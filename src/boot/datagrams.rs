@@ -10,9 +10,9 @@ use nix::sys::eventfd::EventFd;
 
 use super::{Trouble, capacity};
 use crate::base::time::Now;
+use crate::cluster::Protocol;
 use crate::cluster::seats::Seats;
-use crate::cluster::{Protocol, Terms};
-use crate::config::{Config, Udp, plans};
+use crate::config::{Config, plans};
 use crate::proxy::udp::PairLimits;
 use crate::session::affinity::Affinity;
 use crate::session::flows::{FlowHasher, Waits};
@@ -69,7 +69,8 @@ impl Datagrams {
             share: capacity::udp_sessions_on(sockets_max, config) / workers.max(1),
             pairs: PairLimits {
                 sockets: capacity::udp_sessions_on(sockets_max, config),
-                quarantine: quarantine(config),
+                // The driver says how long, by the services that there are.
+                quarantine: Duration::ZERO,
                 quarantined_max: QUARANTINED_MAX,
             },
             sources: SourceLimits {
@@ -102,19 +103,6 @@ impl Datagrams {
     }
 }
 
-/// The longest quarantine that a service with UDP doors needs: sockets towards a backend are not any one
-/// service's, so they are kept from reuse for as long as a reply to any session may come.
-fn quarantine(config: &Config) -> Duration {
-    let needed = |terms: Terms| {
-        let udp = Udp { responses: terms.responses, ..config.udp };
-        udp.quarantine(terms.timeouts.udp_idle)
-    };
-    let named = config.services.iter().filter(|it| it.protocol == Protocol::Udp);
-    let named = named.map(|it| needed(config.terms_of(it)));
-    let built_in = config.listen.udp.map(|_| needed(config.terms()));
-    named.chain(built_in).max().unwrap_or_else(|| needed(config.terms()))
-}
-
 /// Checks that datagrams can be sent from these addresses.
 ///
 /// # Errors
@@ -141,33 +129,6 @@ impl DatagramPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::services::ServiceConfig;
-
-    #[test]
-    fn a_socket_is_kept_from_reuse_for_the_service_that_needs_it_longest() {
-        let secs = Duration::from_secs;
-        let mut config = Config::default();
-        config.timeouts.udp_idle = secs(60);
-        assert_eq!(quarantine(&config), secs(120));
-        let named = |protocol, idle| ServiceConfig {
-            udp_idle: idle,
-            ..ServiceConfig::new("named", protocol)
-        };
-        config.set_services(vec![
-            named(Protocol::Udp, Some(secs(300))),
-            named(Protocol::Udp, Some(secs(5))),
-            named(Protocol::Tcp, Some(secs(900))),
-        ]);
-        assert_eq!(quarantine(&config), secs(600));
-        config.services.remove(0);
-        assert_eq!(quarantine(&config), secs(120));
-        config.listen.udp = None;
-        assert_eq!(quarantine(&config), secs(10), "nobody comes to the built-in service");
-        config.set_services(vec![named(Protocol::Udp, None)]);
-        assert_eq!(quarantine(&config), secs(120), "the global one");
-        config.services[0].responses = Some(NonZeroU32::new(1));
-        assert_eq!(quarantine(&config), secs(10), "with responses there are only late duplicates");
-    }
 
     #[test]
     fn addresses_of_another_host_are_refused_with_the_cure() {

@@ -344,6 +344,12 @@ impl PairTable {
         !peer.free.is_empty()
     }
 
+    /// From now on, pairs are quarantined for this long. One that already is stays so for as long as was said,
+    /// and those behind it until then.
+    pub fn set_quarantine(&mut self, lasts: Duration) {
+        self.limits.quarantine = lasts;
+    }
+
     /// The session of this pair has ended or moved: the pair is quarantined.
     pub fn give_back(&mut self, id: PeerId, socket: SocketId, last_use: LastUse, now: Now) {
         let until = now.plus(self.limits.quarantine);

@@ -1,5 +1,6 @@
 //! Services that a reload adds, changes and removes while users are served.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Output;
@@ -299,6 +300,16 @@ fn rule_11_a_service_comes_back_while_the_one_before_it_drains() {
     let named = status["services"].as_array().unwrap().iter().filter(|it| it["name"] == "red");
     let leaving: Vec<bool> = named.map(|it| it["leaving"] == true).collect();
     assert_eq!(leaving, [true, false]);
+    let mut admin = connect(balancer.door("admin"));
+    admin.write_all(b"GET /metrics HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    admin.read_to_string(&mut metrics).unwrap();
+    assert!(metrics.contains("lb_service_sessions_total{service=\"red\""), "{metrics}");
+    let mut series = BTreeSet::new();
+    for line in metrics.lines().filter(|line| line.starts_with("lb_")) {
+        let (name, _) = line.rsplit_once(' ').unwrap();
+        assert!(series.insert(name), "{name} is there twice");
+    }
 }
 
 #[test]

@@ -129,6 +129,7 @@ impl UdpDriver {
     /// Takes a new snapshot of the registered backends into use.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
         self.sessions.adopt(snapshot);
+        self.follow_quarantine(snapshot);
     }
 
     pub fn order(&mut self, order: Order, turn: &mut Turn<'_>) {

@@ -3,12 +3,15 @@
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use super::burst::Burst;
 use super::{RECEIVE_AT_DOOR, UdpDriver};
-use crate::cluster::ServiceId;
+use crate::cluster::{Protocol, Service, ServiceId, Snapshot};
+use crate::config::Udp;
 use crate::ring::datagram::{PktInfo, RecvMeta};
 use crate::ring::{Ring, Tag, sys};
+use crate::worker::driver::Turn;
 use crate::worker::link::{DoorChange, Listener};
 
 /// This worker's socket in the group at a UDP door.
@@ -69,9 +72,12 @@ impl UdpDoor {
 }
 
 impl UdpDriver {
-    pub(super) fn change_door(&mut self, change: DoorChange, ring: &mut Ring) {
+    pub(super) fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
         match change {
-            DoorChange::Open(listener) => self.open_door(listener, ring),
+            DoorChange::Open(listener) => {
+                self.open_door(listener, turn.ring);
+                self.follow_quarantine(turn.books.snapshot());
+            }
             DoorChange::Assign { id, service } => {
                 if let Some(Some(door)) = self.doors.get_mut(usize::from(id.0)) {
                     door.service = service;
@@ -81,9 +87,17 @@ impl UdpDriver {
                 let door = self.doors.get_mut(usize::from(id.0)).and_then(Option::take);
                 if let Some(door) = door {
                     self.sessions.close_door(id.0);
-                    self.close_socket(door.tag, door.socket, ring);
+                    self.close_socket(door.tag, door.socket, turn.ring);
                 }
             }
+        }
+    }
+
+    /// Sockets towards a backend are not any one service's.
+    pub(super) fn follow_quarantine(&mut self, snapshot: &Snapshot) {
+        let has_door = |id| self.doors.iter().flatten().any(|door| door.service == id);
+        if let Some(lasts) = quarantine(&self.sessions.settings().udp, snapshot, has_door) {
+            self.sessions.set_quarantine(lasts);
         }
     }
 
@@ -104,5 +118,63 @@ impl UdpDriver {
     pub(super) fn door_at(&self, tag: Tag) -> Option<&UdpDoor> {
         let door = self.doors.get(tag.slot as usize)?.as_ref();
         door.filter(|door| door.tag.generation == tag.generation)
+    }
+}
+
+/// The longest quarantine that a service with users needs: a socket is kept from reuse for as long as a reply
+/// to any session may come. `None` where there is no such service. The built-in one has users if it has a door.
+fn quarantine(
+    udp: &Udp,
+    snapshot: &Snapshot,
+    has_door: impl Fn(ServiceId) -> bool,
+) -> Option<Duration> {
+    let services = snapshot.services.iter().filter(|it| it.kind == Protocol::Udp);
+    let used = services.filter(|it| !it.id.is_built_in() || has_door(it.id));
+    let needed = used.map(|Service { terms, .. }| {
+        Udp { responses: terms.responses, ..*udp }.quarantine(terms.timeouts.udp_idle)
+    });
+    needed.max()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_kept_from_reuse_for_the_service_that_needs_it_longest() {
+        let secs = Duration::from_secs;
+        let mut snapshot = Snapshot::default();
+        let built_in = snapshot.service(ServiceId::built_in(Protocol::Udp)).unwrap().clone();
+        let mut asked = |idle: Option<u64>, responses: Option<u32>, built_in_door: bool| {
+            let mut services: Vec<Service> = Snapshot::default().services.into();
+            let named = idle.map(|idle| {
+                let mut service = Service { id: ServiceId(9), ..built_in.clone() };
+                service.terms.timeouts.udp_idle = secs(idle);
+                service.terms.responses = responses.and_then(NonZeroU32::new);
+                service
+            });
+            services.extend(named);
+            snapshot.services = services.into();
+            quarantine(&Udp::default(), &snapshot, |id| id.is_built_in() && built_in_door)
+        };
+        assert_eq!(asked(None, None, true), Some(secs(120)));
+        assert_eq!(asked(None, None, false), None, "nobody comes to the built-in service");
+        assert_eq!(asked(Some(300), None, true), Some(secs(600)));
+        assert_eq!(asked(Some(5), None, true), Some(secs(120)));
+        assert_eq!(asked(Some(5), None, false), Some(secs(10)));
+        assert_eq!(
+            asked(Some(60), Some(1), false),
+            Some(secs(10)),
+            "only late duplicates can come"
+        );
+    }
+
+    #[test]
+    fn a_configured_quarantine_is_the_same_for_all() {
+        let udp = Udp { quarantine: Some(Duration::from_secs(7)), ..Udp::default() };
+        let lasts = quarantine(&udp, &Snapshot::default(), |_| true);
+        assert_eq!(lasts, Some(Duration::from_secs(7)));
     }
 }

@@ -9,7 +9,7 @@ use crate::worker::link::{DoorChange, Order};
 
 impl Driver for UdpDriver {
     fn change_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
-        self.change_door(change, turn.ring);
+        self.change_door(change, turn);
     }
 
     fn live(&self) -> usize {

@@ -2,8 +2,9 @@
 //! the next, which costs nothing for services whose backends are the same in both.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Sessions, plain};
+use super::{Sessions, UdpSettings, plain};
 use crate::cluster::service::Pool;
 use crate::cluster::{Protocol, Service, ServiceId, Snapshot};
 use crate::config::OnUdpLoss;
@@ -70,6 +71,15 @@ impl Sessions {
                 self.sweep(state.backend, EndReason::BackendLeft);
             }
         }
+    }
+
+    pub fn settings(&self) -> &UdpSettings {
+        &self.settings
+    }
+
+    /// How long sockets are kept from reuse after a session, from now on.
+    pub fn set_quarantine(&mut self, lasts: Duration) {
+        self.pairs.set_quarantine(lasts);
     }
 
     fn adopt_terms(&mut self, snapshot: &Snapshot) {
