@@ -301,7 +301,9 @@ fn rule_11_a_service_comes_back_while_the_one_before_it_drains() {
     let leaving: Vec<bool> = named.map(|it| it["leaving"] == true).collect();
     assert_eq!(leaving, [true, false]);
     let mut admin = connect(balancer.door("admin"));
-    admin.write_all(b"GET /metrics HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n").unwrap();
+    admin
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .unwrap();
     let mut metrics = String::new();
     admin.read_to_string(&mut metrics).unwrap();
     assert!(metrics.contains("lb_service_sessions_total{service=\"red\""), "{metrics}");
