@@ -222,7 +222,7 @@ impl Conversation {
                 return None;
             }
             if let Some(listing) = self.listing.take() {
-                self.list(&listing);
+                self.list(listing);
                 continue;
             }
             match self.pending.pop_front()? {
@@ -361,7 +361,7 @@ impl Conversation {
                 self.fail("no proof is asked for here", Some("auth"), None);
             }
             Request::List { target } => self.begin_list(target.as_ref()),
-            Request::Services => self.list(&Listing::Services { after: 0 }),
+            Request::Services => self.list(Listing::Services { after: None }),
             Request::Register(joining) => match self.wanted(&joining) {
                 Ok(wanted) => return self.register(wanted),
                 Err(msg) => {

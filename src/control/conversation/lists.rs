@@ -11,41 +11,43 @@ use crate::control::services;
 /// A list that does not fit into one answer.
 pub(super) enum Listing {
     /// The backends that follow this one, of one service or of all.
-    Backends { of: Option<(ServiceId, Arc<str>)>, after: BackendId },
-    /// The services that follow this many.
-    Services { after: usize },
+    Backends { of: Option<Named>, after: BackendId },
+    /// The services that follow this one.
+    Services { after: Option<ServiceId> },
 }
+
+/// A service and its name, which is still said when a reload has removed it meanwhile.
+type Named = (ServiceId, Arc<str>);
 
 impl Conversation {
     pub(super) fn begin_list(&mut self, target: Option<&Target>) {
         let meant = target.map(|target| {
-            services::meant(&self.hub.borrow().registry, target)
-                .map(|service| (service.id, Arc::clone(&service.name)))
+            let hub = self.hub.borrow();
+            let service = services::meant(&hub.registry, target)?;
+            Ok((service.id, Arc::clone(&service.name)))
         });
         match meant.transpose() {
-            Ok(of) => self.list(&Listing::Backends { of, after: BackendId(0) }),
-            Err(msg) => self.fail(&msg, Some("list"), target.map(|target| target.about(None))),
+            Ok(of) => self.list(Listing::Backends { of, after: BackendId(0) }),
+            Err::<_, String>(msg) => {
+                self.fail(&msg, Some("list"), target.map(|target| target.about(None)))
+            }
         }
     }
 
     /// Sends one page of a list.
-    pub(super) fn list(&mut self, listing: &Listing) {
+    pub(super) fn list(&mut self, listing: Listing) {
         let (reply, rest) = match listing {
-            Listing::Backends { of, after } => self.page_of_backends(of.clone(), *after),
-            Listing::Services { after } => self.page_of_services(*after),
+            Listing::Backends { of, after } => self.page_of_backends(of, after),
+            Listing::Services { after } => self.page_of_services(after),
         };
         self.listing = rest;
         self.peer.mailbox.send(&reply);
     }
 
-    fn page_of_backends(
-        &self,
-        of: Option<(ServiceId, Arc<str>)>,
-        after: BackendId,
-    ) -> (Reply, Option<Listing>) {
+    fn page_of_backends(&self, of: Option<Named>, after: BackendId) -> (Reply, Option<Listing>) {
         let (hub, source) = (self.hub.borrow(), self.peer.source);
-        let wanted =
-            |entry: &&Registered| of.as_ref().is_none_or(|of| entry.backend.service == of.0);
+        let only = of.as_ref().map(|(service, _)| *service);
+        let wanted = |entry: &&Registered| only.is_none_or(|it| entry.backend.service == it);
         let mut visible = hub.visible(source, after).filter(wanted);
         let page: Vec<&Registered> = visible.by_ref().take(LISTED_MAX).collect();
         let more = visible.next().is_some();
@@ -56,29 +58,28 @@ impl Conversation {
         };
         let backends = page.iter().map(listed).collect();
         let last = page.last().filter(|_| more).map(|entry| entry.backend.id);
-        // Between two pages, a reload may have removed the service.
         let service = of.as_ref().map(|(_, name)| Arc::clone(name));
         let rest = last.map(|after| Listing::Backends { of, after });
         (Reply::Listed { service, backends, more }, rest)
     }
 
-    fn page_of_services(&self, after: usize) -> (Reply, Option<Listing>) {
+    fn page_of_services(&self, after: Option<ServiceId>) -> (Reply, Option<Listing>) {
         let hub = self.hub.borrow();
         let mut room = SERVICES_BYTES_MAX;
         let mut page: Vec<ServiceLine> = Vec::new();
-        let mut rest = None;
+        let (mut rest, mut last) = (None, after);
         let tallies = services::tallies(&hub);
-        for service in hub.registry.known().skip(after) {
+        for service in hub.registry.known().filter(|it| Some(it.id) > after) {
             let line = services::line(
                 &hub,
                 service,
                 tallies.get(&service.id).copied().unwrap_or_default(),
             );
             let Some(left) = room.checked_sub(line.bytes_max()) else {
-                rest = Some(Listing::Services { after: after + page.len() });
+                rest = Some(Listing::Services { after: last });
                 break;
             };
-            room = left;
+            (room, last) = (left, Some(service.id));
             page.push(line);
         }
         (Reply::Services { services: page, more: rest.is_some() }, rest)
@@ -114,7 +115,7 @@ mod tests {
         let caller = Caller { source, address, mailbox: Rc::clone(&mailbox), ticket: None };
         let mut conversation = Conversation::new(shared, caller, None);
         let of = Some((ServiceId(99), "gone".into()));
-        conversation.list(&Listing::Backends { of, after: BackendId(7) });
+        conversation.list(Listing::Backends { of, after: BackendId(7) });
         assert!(conversation.listing.is_none());
         let said = mailbox.next().await.unwrap();
         let said = String::from_utf8(said).unwrap();

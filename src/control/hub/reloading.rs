@@ -16,7 +16,6 @@ use crate::cluster::{BackendId, Protocol, ServiceId};
 use crate::config::{Config, rules};
 use crate::control::api::{About, Reply};
 use crate::control::doors::{OpenDoor, Opened, Step};
-use crate::control::services;
 use crate::control::status::ShiftEnded;
 
 /// How long a service whose doors have closed goes on serving, for users who came by them last.
@@ -98,8 +97,7 @@ impl Hub {
             }
             let kin = self.registry.service(ServiceId::built_in(table.protocol));
             let service = config.new_service(table, kin);
-            let doors = services::doors(config, &service);
-            info!(service = %table.name, protocol = %table.protocol, ?doors, "service added");
+            info!(service = %table.name, protocol = %table.protocol, "service added");
             self.registry.add(service);
             added = true;
         }
