@@ -129,7 +129,7 @@ impl Hub {
         for (door, plan) in step.assign {
             self.workers.assign_door(&door, plan.service);
             let (service, address) = (&plan.name, door.address);
-            info!(%service, protocol = %plan.protocol, %address, from = &*door.name, "door taken over");
+            info!(%service, protocol = %plan.protocol, %address, from = %door.name, "door taken over");
         }
         for door in step.close {
             match door.protocol {
@@ -148,7 +148,7 @@ impl Hub {
             let sessions = service.gate.sessions();
             let seconds = until.since(now).as_secs_f64();
             info!(
-                service = &*service.name,
+                service = %service.name,
                 sessions, seconds, "service removed: its sessions may end"
             );
             let (mark, stage) = (self.workers.mark(), Stage::Closing);
@@ -246,7 +246,7 @@ impl Hub {
         self.leaving.remove(&id);
         self.given_before.remove(&id);
         let name = self.registry.forget(id);
-        info!(service = &*name, "service gone: its last session has ended");
+        info!(service = %name, "service gone: its last session has ended");
         self.publication.ask();
     }
 
@@ -273,5 +273,5 @@ impl Hub {
 
 fn tell_closed(door: &OpenDoor) {
     let OpenDoor { name, protocol, address, .. } = door;
-    info!(service = &**name, %protocol, %address, "door closed to new users");
+    info!(service = %name, %protocol, %address, "door closed to new users");
 }
