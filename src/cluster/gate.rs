@@ -72,6 +72,8 @@ impl fmt::Display for Barrier {
 #[repr(align(128))]
 pub struct Gate {
     sessions: AtomicUsize,
+    /// Users at its doors of whom it is not known yet for whom they come.
+    waiting: AtomicUsize,
     turned_away: [AtomicU64; Barrier::ALL.len()],
 }
 
@@ -95,6 +97,20 @@ impl Gate {
 
     pub fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Counts a user who has to wait outside, until [`Gate::wait_over`].
+    pub fn wait(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn wait_over(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether nobody is inside and nobody waits outside.
+    pub fn is_deserted(&self) -> bool {
+        self.sessions() == 0 && self.waiting.load(Ordering::Relaxed) == 0
     }
 
     /// Counts users, or datagrams that would have begun a session.

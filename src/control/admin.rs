@@ -41,6 +41,7 @@ use super::status::{Doors, Problem, RunState, SCHEMA, SessionStatus};
 use super::verbs::{self, Refusal, Verb};
 use super::view;
 use crate::base::time::Now;
+use crate::cluster::Service;
 use crate::session::shards::SessionView;
 
 /// How long a request's head may take, and how long a connection may idle between two requests.
@@ -316,12 +317,14 @@ async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Inf
         let now = Now::read();
         cursor = next_portion(&shards, query.worker, from, |session| {
             let hub = hub.borrow();
-            let service = hub.registry.service(hub.serving(session.service, session.backend));
+            let Some(service) = hub.find_serving(session.service, session.backend) else {
+                return true;
+            };
             if query.takes(&session, service, |id| hub.address_of(id), now) {
                 if left < query.limit {
                     piece.push(b',');
                 }
-                serde_json::to_writer(&mut piece, &shown(&hub, &session, now))
+                serde_json::to_writer(&mut piece, &shown(&hub, service, &session, now))
                     .expect("plain fields always have a JSON form, and memory takes every write");
                 left -= 1;
             }
@@ -342,9 +345,8 @@ async fn list(hub: Rc<RefCell<Hub>>, query: Query, mut sender: Sender<Bytes, Inf
     let _ = sender.send_data(piece.into()).await;
 }
 
-fn shown(hub: &Hub, session: &SessionView, now: Now) -> SessionStatus {
+fn shown(hub: &Hub, service: &Service, session: &SessionView, now: Now) -> SessionStatus {
     let ms = |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-    let service = hub.registry.service(hub.serving(session.service, session.backend));
     SessionStatus {
         id: session.id.to_string(),
         service: service.name.to_string(),

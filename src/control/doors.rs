@@ -207,9 +207,24 @@ impl UserDoors {
         due
     }
 
-    /// Whether any UDP door is.
-    pub fn any_closing(&self) -> bool {
-        !self.closing.is_empty()
+    /// Whose the new users are who come by a UDP door until it closes: those of the open one that is for all
+    /// addresses on its port, which the kernel leads past that one meanwhile. Nobody's if there is none.
+    pub fn heir(&self, closing: &OpenDoor) -> ServiceId {
+        let at = closing.address;
+        let takes_all = |door: &&OpenDoor| {
+            let OpenDoor { protocol, address, .. } = door;
+            let is_wider = address.is_ipv6() && address.ip() != at.ip() || at.is_ipv4();
+            *protocol == closing.protocol
+                && address.port() == at.port()
+                && address.ip().is_unspecified()
+                && is_wider
+        };
+        self.open.iter().find(takes_all).map_or(ServiceId::NOBODY, |door| door.service)
+    }
+
+    /// How many UDP doors are still to be closed.
+    pub fn closing(&self) -> usize {
+        self.closing.len()
     }
 
     /// Whether a UDP door of this service is still to be closed.
@@ -333,10 +348,37 @@ mod tests {
         assert_eq!(due(&mut doors, at(1), 4), [1]);
         // Before that it can be had again.
         assert_eq!(go(&mut doors, &[plan("c", 5, Udp, 1)], at(2)), [vec![], vec![0], vec![]]);
-        assert_eq!((shown(&doors), doors.any_closing()), (vec![(0, 5, 1)], false));
+        assert_eq!((shown(&doors), doors.closing()), (vec![(0, 5, 1)], 0));
         go(&mut doors, &[], at(2));
         assert_eq!(due(&mut doors, at(6), 0), [0; 0]);
         assert_eq!(due(&mut doors, at(7), 0), [0]);
+    }
+
+    #[test]
+    fn users_of_a_udp_door_that_closes_are_those_of_the_one_for_all_addresses() {
+        use Protocol::{Tcp, Udp};
+        let plan = |service, protocol, at: &str| DoorPlan {
+            address: at.parse().unwrap(),
+            ..plan("a", service, protocol, 1)
+        };
+        for (closing, all, heir) in [
+            ("192.0.2.1:53", plan(4, Udp, "0.0.0.0:53"), Some(4)),
+            ("192.0.2.1:53", plan(4, Udp, "[::]:53"), Some(4)),
+            ("[2001:db8::1]:53", plan(4, Udp, "[::]:53"), Some(4)),
+            ("0.0.0.0:53", plan(4, Udp, "[::]:53"), Some(4)),
+            ("[2001:db8::1]:53", plan(4, Udp, "0.0.0.0:53"), None),
+            ("[::]:53", plan(4, Udp, "0.0.0.0:53"), None),
+            ("192.0.2.1:53", plan(4, Udp, "[::]:54"), None),
+            ("192.0.2.1:53", plan(4, Udp, "192.0.2.2:53"), None),
+            ("192.0.2.1:53", plan(4, Tcp, "[::]:53"), None),
+        ] {
+            let mut doors = UserDoors::default();
+            go(&mut doors, &[plan(3, Udp, closing)], at(0));
+            let before = doors.open()[0].clone();
+            go(&mut doors, &[all], at(1));
+            let heir = heir.map_or(ServiceId::NOBODY, ServiceId);
+            assert_eq!(doors.heir(&before), heir, "{closing} {:?}", doors.open());
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! follow its conventions: an `lb_` prefix, base units, `_total` for what only grows. The values come
 //! from the workers and the control core; nothing is kept here.
 
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
 use super::hub::Hub;
@@ -106,7 +107,10 @@ fn services(hub: &Hub, text: &mut Text) {
     }
     let help = "Sessions given to the backends of this service, including those that have left; for API, requests.";
     let name = text.family("service_", "sessions", Kind::Counter, help);
-    for service in hub.registry.services() {
+    // One that leaves is told until it is gone, unless one that came later has its name and so its labels.
+    let labels = |service: &Service| (service.name.to_string(), service.kind.name());
+    let newest: BTreeMap<_, _> = hub.registry.services().map(|it| (labels(it), it.id)).collect();
+    for service in hub.registry.services().filter(|it| newest[&labels(it)] == it.id) {
         let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
         text.sample(&name, labels, tally(service).given);
     }

@@ -33,7 +33,7 @@ use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registered, Registry};
 use crate::cluster::source::Source;
-use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Snapshot, Standing};
+use crate::cluster::{Backend, BackendId, Protocol, Service, ServiceId, Snapshot, Standing};
 use crate::config::Config;
 use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
@@ -339,6 +339,11 @@ impl Hub {
         backend.map_or(service, |backend| backend.service)
     }
 
+    /// The same service, if it has not been forgotten since.
+    pub fn find_serving(&self, service: ServiceId, backend: Option<BackendId>) -> Option<&Service> {
+        self.registry.find_service(self.serving(service, backend))
+    }
+
     /// The name of a backend's service, unless it is a built-in one.
     fn named_service_of(&self, id: BackendId) -> Name<'_> {
         named(self.registry.service(self.backend(id)?.service))
@@ -390,14 +395,15 @@ impl Hub {
             match report {
                 Report::Started { service, client, backend, .. } => {
                     let service = self.serving(service, Some(backend));
-                    let of = Of::new(self.registry.service(service));
+                    let Some(service) = self.registry.find_service(service) else { continue };
+                    let of = Of::new(service);
                     let backend = (backend, self.address_of(backend));
                     self.console.user_connected(now, of, client, backend, sessions);
                 }
                 Report::Ended(ended) => {
                     let service = self.serving(ended.service, ended.backend);
-                    let of = Of::new(self.registry.service(service));
-                    self.console.user_left(now, of, &ended, sessions);
+                    let Some(service) = self.registry.find_service(service) else { continue };
+                    self.console.user_left(now, Of::new(service), &ended, sessions);
                 }
                 Report::Refused { service, client, why } => {
                     let all_fail = is_failing(self.snapshot.pool(service));
@@ -405,7 +411,8 @@ impl Hub {
                     self.console.user_refused(now, Of::new(service), client, why, all_fail);
                 }
                 Report::OutOfRoom { service, shortage, backend, datagrams } => {
-                    let service = named(self.registry.service(self.serving(service, backend)));
+                    let service = self.serving(service, backend);
+                    let service = self.registry.find_service(service).and_then(named);
                     let backend = backend.map(|id| (id, self.address_of(id)));
                     self.console.out_of_room(now, shortage, service, backend, datagrams);
                 }

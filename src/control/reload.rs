@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 use super::auth::Secrets;
 use super::doors::{NewDoor, Opened, Step};
+use super::drain::Stop;
 use super::hub::Hub;
 use super::rights::{Admission, Keys, who_may_register};
 use super::status::ReloadStatus;
@@ -42,7 +43,8 @@ pub struct Reload {
     pub open: Open,
     pub reread: Reread,
     pub seats: Arc<Seats>,
-    /// As in the settings last applied.
+    /// The doors of services as in the settings last applied, the others as in the first: they stay where
+    /// they are until a restart.
     pub asked: Asked,
     pub ids: ServiceIds,
     pub prepared: Prepared,
@@ -149,8 +151,11 @@ impl Reload {
 
     /// Everything that can go wrong; opening the doors comes last.
     fn plan(&mut self, hub: &Hub, now: Now) -> Result<Planned, String> {
+        if hub.stop != Stop::Serving {
+            return Err("the balancer is stopping".into());
+        }
         let mut wanted = (self.reread)()?;
-        let asked = Asked::of(&wanted);
+        let asked = Asked { listen: self.asked.listen.clone(), ..Asked::of(&wanted) };
         self.asked.find_open(&mut wanted, &hub.config);
         (self.fit)(&mut wanted)?;
         let mut added = BTreeSet::new();

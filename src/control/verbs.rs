@@ -273,7 +273,7 @@ fn service_of(hub: &Hub, verb: &Verb) -> Option<Arc<str>> {
         }
         Verb::Shift { service, .. } => services::named(&hub.registry, service).ok()?.id,
     };
-    let service = hub.registry.service(id);
+    let service = hub.registry.find_service(id)?;
     (!id.is_built_in()).then(|| Arc::clone(&service.name))
 }
 

@@ -66,7 +66,7 @@ pub enum EndReason {
     Unreachable,
     /// The worker had no relay buffers left.
     NoBuffers,
-    /// `on_backend_loss = "close"`, or the end of a backend's drain.
+    /// `on_backend_loss = "close"`, or the end of a backend's drain, or the UDP door was removed.
     BackendLeft,
     /// The backend's check failed, and `on_fail = "close"`.
     CheckFailed,

@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use super::link::{Ended, Refusal, Report};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
+use crate::cluster::gate::Gate;
+use crate::cluster::seats::Seats;
 use crate::cluster::{
     Backend, BackendId, Protocol, Proxies, Service, ServiceId, Snapshot, Timeouts,
 };
@@ -69,6 +71,21 @@ impl Entry {
     }
 }
 
+/// The seat of a connection that has yet to say for whom it comes. It keeps its service from being forgotten,
+/// and is given back when this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    seats: Arc<Seats>,
+    gate: Arc<Gate>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.seats.give_back();
+        self.gate.wait_over();
+    }
+}
+
 /// The parts that [`Books::new`] is made from.
 pub struct Parts {
     pub shard: ShardWriter,
@@ -101,8 +118,11 @@ impl Books {
 
     /// How long things may take in a session of this service.
     pub fn timeouts(&self, service: ServiceId) -> &Timeouts {
-        let service = self.snapshot.service(service);
-        &service.expect("a service stays in the snapshots while it has sessions").terms.timeouts
+        // A service stays in the snapshots while it has sessions.
+        let found = self.snapshot.service(service);
+        debug_assert!(found.is_some(), "service {service:?} has been forgotten too early");
+        let found = found.or_else(|| self.snapshot.service(ServiceId::built_in(Protocol::Tcp)));
+        &found.expect("the built-in services are in every snapshot").terms.timeouts
     }
 
     /// Switches to a newer snapshot, which already leaves out backends that failed.
@@ -120,16 +140,14 @@ impl Books {
     ///
     /// # Errors
     /// That there is none.
-    pub fn hold(&mut self, service: ServiceId) -> Result<(), Refusal> {
-        let service = self.snapshot.service(service).ok_or(Refusal::NoBackend)?;
-        if service.seats.take() { Ok(()) } else { Err(Refusal::Full) }
-    }
-
-    /// Gives back the seat of [`Books::hold`].
-    pub fn let_go(&mut self, service: ServiceId) {
-        if let Some(service) = self.snapshot.service(service) {
-            service.seats.give_back();
+    pub fn hold(&mut self, service: ServiceId) -> Result<Held, Refusal> {
+        let Service { seats, gate, .. } =
+            self.snapshot.service(service).ok_or(Refusal::NoBackend)?;
+        if !seats.take() {
+            return Err(Refusal::Full);
         }
+        gate.wait();
+        Ok(Held { seats: Arc::clone(seats), gate: Arc::clone(gate) })
     }
 
     /// Takes a user into the books, or says why not. The requests of an API user are let in one by one, see

@@ -65,6 +65,11 @@ impl Doors {
         self.all.iter().any(Option::is_some)
     }
 
+    /// Whether this one is open.
+    pub fn has(&self, id: DoorId) -> bool {
+        self.all.get(usize::from(id.0)).is_some_and(Option::is_some)
+    }
+
     /// Opens a door and begins to accept at it.
     pub fn open(&mut self, Listener { id, socket, service }: Listener, ring: &mut Ring) {
         let place = usize::from(id.0);

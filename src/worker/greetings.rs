@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
+use super::books::Held;
 use super::driver::Turn;
 use super::link::Refusal;
 use super::slots::{Key, Slots};
@@ -50,6 +51,7 @@ struct Waiting {
     head: Vec<u8>,
     /// Its time is up, or the balancer stops.
     hurry: Option<Hurry>,
+    _held: Held,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,11 +110,14 @@ impl Greetings {
             user.caller.is_stranger = true;
             return Some(user);
         }
-        if let Err(why) = turn.books.hold(user.doorway.service) {
-            turn.books.refused(user.doorway.service, user.caller.address, why);
-            return None;
-        }
-        let waiting = Waiting { user, is_listed, head: Vec::new(), hurry: None };
+        let held = match turn.books.hold(user.doorway.service) {
+            Ok(held) => held,
+            Err(why) => {
+                turn.books.refused(user.doorway.service, user.caller.address, why);
+                return None;
+            }
+        };
+        let waiting = Waiting { user, is_listed, head: Vec::new(), hurry: None, _held: held };
         let key = self.waiting.put(waiting);
         self.deadlines.schedule(key.place, until);
         self.wait(key, turn.ring);
@@ -155,7 +160,6 @@ impl Greetings {
         };
         let Waiting { user, .. } = self.waiting.remove(key)?;
         self.deadlines.cancel(key.place);
-        turn.books.let_go(user.doorway.service);
         let counters = &turn.books.metrics().counters;
         match verdict {
             Some(Verdict::Greeted(hello)) => {

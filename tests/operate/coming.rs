@@ -1,5 +1,6 @@
 //! Services that a reload adds, changes and removes while users are served.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Output;
@@ -298,6 +299,18 @@ fn rule_11_a_service_comes_back_while_the_one_before_it_drains() {
     let named = status["services"].as_array().unwrap().iter().filter(|it| it["name"] == "red");
     let leaving: Vec<bool> = named.map(|it| it["leaving"] == true).collect();
     assert_eq!(leaving, [true, false]);
+    let mut admin = connect(balancer.door("admin"));
+    admin
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut metrics = String::new();
+    admin.read_to_string(&mut metrics).unwrap();
+    assert!(metrics.contains("lb_service_sessions_total{service=\"red\""), "{metrics}");
+    let mut series = BTreeSet::new();
+    for line in metrics.lines().filter(|line| line.starts_with("lb_")) {
+        let (name, _) = line.rsplit_once(' ').unwrap();
+        assert!(series.insert(name), "{name} is there twice");
+    }
 }
 
 #[test]
@@ -382,4 +395,89 @@ fn a_reload_moves_the_doors_of_a_service_and_its_sessions_stay() {
     });
     assert_eq!(ask(&connect(first)), Some(b'r'));
     assert_eq!(ask(&user), Some(b'r'));
+}
+
+#[test]
+fn users_of_a_door_for_datagrams_that_closed_are_served_when_it_is_back() {
+    let [kept, at] = [place(), place()].map(|it| it.to_string());
+    let drain = "timeouts.drain_ms = 100\n";
+    let backends = [datagrams(b'1')];
+    let one = table("one", "udp", &kept, &backends, "");
+    let both = one.replace(&format!("\"{kept}\""), &format!("[\"{kept}\", \"{at}\"]"));
+    let balancer = start(&format!("{drain}{both}"));
+    let at: SocketAddr = at.parse().unwrap();
+    let (user, other) = (udp_user(at), udp_user(kept.parse().unwrap()));
+    assert_eq!((udp_ask(&user), udp_ask(&other)), (Some(b'1'), Some(b'1')));
+    succeed(balancer.change(&format!("{drain}{one}")));
+    wait_for("the door to close", || UdpSocket::bind(at).ok().map(drop));
+    assert_eq!(udp_ask(&other), Some(b'1'));
+    let two = table("two", "udp", &at.to_string(), &[datagrams(b'2')], "");
+    succeed(balancer.change(&format!("{drain}{one}{two}")));
+    assert_eq!((udp_ask(&user), udp_ask(&other)), (Some(b'2'), Some(b'1')));
+}
+
+#[test]
+fn a_setting_that_needs_a_restart_is_named_by_every_reload_until_then() {
+    let asked = |port: u16| format!("listen.tcp = \"127.0.0.1:{port}\"\n");
+    let balancer = Balancer::start_as(&asked(0), |lb| {
+        lb.args(["--udp", "off", "--api", "off", "--control", ANY, "--admin", ANY]);
+    });
+    balancer.wait_until_told("READY=1");
+    let elsewhere = asked(place().port());
+    for _ in 0..2 {
+        let said = succeed(balancer.change(&elsewhere));
+        assert!(said.contains("listen.tcp"), "{said}");
+        let status = balancer.status();
+        assert_eq!(status["reload"]["after_restart"].as_array().unwrap().len(), 1, "{status}");
+    }
+    let said = succeed(balancer.change(&asked(0)));
+    assert!(!said.contains("listen.tcp"), "that is where it is open: {said}");
+}
+
+#[test]
+fn a_balancer_that_stops_opens_no_more_doors() {
+    let red = table("red", "tcp", ANY, &[lettered(b'r')], "");
+    let balancer = start(&format!("timeouts.drain_ms = 60000\n{red}"));
+    let user = connect(door(&balancer, "red"));
+    assert_eq!(ask(&user), Some(b'r'));
+    balancer.signal(nix::sys::signal::Signal::SIGTERM);
+    balancer.wait_for_log("stopping: no more users are accepted");
+    let at = place();
+    let blue = table("blue", "tcp", &at.to_string(), &[lettered(b'b')], "");
+    let refused = balancer.change(&format!("timeouts.drain_ms = 60000\n{red}{blue}"));
+    assert!(!refused.status.success());
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("is stopping"));
+    assert!(TcpStream::connect(at).is_err());
+    assert_eq!(ask(&user), Some(b'r'));
+}
+
+#[test]
+fn a_user_who_says_for_whom_it_comes_after_its_door_has_closed_does_not_keep_the_service() {
+    let kept = "timeouts.drain_ms = 100\nlisten.proxy_from = [\"127.0.0.1\"]\n";
+    let blog = table("blog", "api", ANY, &[site('b')], "");
+    let balancer = start(&format!("{kept}{blog}"));
+    let at = door(&balancer, "blog");
+    let user = connect(at);
+    succeed(balancer.change(kept));
+    wait_for("the door to close", || TcpStream::connect(at).is_err().then_some(()));
+    (&user).write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").unwrap();
+    let (head, _) = get(&user, "blog.example").unwrap();
+    assert!(head.contains("Connection: close\r\n"), "{head}");
+    let mut rest = Vec::new();
+    (&user).read_to_end(&mut rest).unwrap();
+    balancer.wait_for_log("service gone: its last session has ended service=\"blog\"");
+}
+
+#[test]
+fn a_door_for_datagrams_that_becomes_one_for_all_addresses_serves_new_users_at_once() {
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (at, all) = (format!("127.0.0.1:{port}"), format!("0.0.0.0:{port}"));
+    let drain = "timeouts.drain_ms = 60000\n";
+    let game = table("game", "udp", &at, &[datagrams(b'g')], "");
+    let balancer = start(&format!("{drain}{game}"));
+    let at: SocketAddr = at.parse().unwrap();
+    let user = udp_user(at);
+    assert_eq!(udp_ask(&user), Some(b'g'));
+    succeed(balancer.change(&format!("{drain}{}", game.replace(&at.to_string(), &all))));
+    assert_eq!((udp_ask(&user), udp_ask(&udp_user(at))), (Some(b'g'), Some(b'g')));
 }

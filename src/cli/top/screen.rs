@@ -439,7 +439,7 @@ impl Screen {
     }
 
     pub fn service(&self, name: &str) -> Option<&ServiceStatus> {
-        self.now.as_ref()?.services.iter().find(|service| service.name == name)
+        self.now.as_ref()?.services.iter().rfind(|service| service.name == name)
     }
 
     /// The backends that the filter lets through, in order.

@@ -85,3 +85,43 @@ impl Conversation {
         (Reply::Services { services: page, more: rest.is_some() }, rest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::super::{Caller, Shared};
+    use super::*;
+    use crate::base::publish::Publisher;
+    use crate::base::time::Now;
+    use crate::cluster::Snapshot;
+    use crate::cluster::source::Source;
+    use crate::config::Config;
+    use crate::control::hub::Hub;
+    use crate::control::mailbox::Mailbox;
+    use crate::control::status::Doors;
+    use crate::control::workers::Workers;
+
+    #[tokio::test]
+    async fn a_list_ends_when_its_service_has_been_removed_between_two_pages() {
+        let snapshots = Publisher::new(Snapshot::default());
+        let config = Arc::new(Config::default());
+        let hub = Hub::new(config, Workers::new(Vec::new()), snapshots, Now::read());
+        let shared = Rc::new(Shared::new(Rc::new(RefCell::new(hub)), Doors::default()));
+        let mailbox = Rc::new(Mailbox::default());
+        let address = ([127, 0, 0, 1], 7000).into();
+        let source = Source::Connection(1);
+        let caller = Caller { source, address, mailbox: Rc::clone(&mailbox), ticket: None };
+        let mut conversation = Conversation::new(shared, caller, None);
+        let of = Some((ServiceId(99), "gone".into()));
+        conversation.list(Listing::Backends { of, after: BackendId(7) });
+        assert!(conversation.listing.is_none());
+        let said = mailbox.next().await.unwrap();
+        let said = String::from_utf8(said).unwrap();
+        assert!(
+            said.contains(r#""service":"gone""#) && said.contains(r#""backends":[]"#),
+            "{said}"
+        );
+    }
+}

@@ -2,6 +2,7 @@
 //! which a service leaves: its doors close, its users who are still in their queues are let in, its backends
 //! are told and drain, and when its last session has ended it is forgotten. Until then the workers know it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,8 @@ enum Stage {
     Draining,
     /// It has no backends any more. The session table is to be searched then.
     Empty { look_at: Now },
+    /// Nobody is left. What the workers said of the last one is to be heard.
+    Over,
 }
 
 impl Hub {
@@ -131,7 +134,7 @@ impl Hub {
         for door in step.close {
             match door.protocol {
                 // Its sessions have no other way back to their users.
-                Protocol::Udp => self.workers.assign_door(&door, ServiceId::NOBODY),
+                Protocol::Udp => self.workers.assign_door(&door, self.doors.heir(&door)),
                 Protocol::Tcp | Protocol::Api => self.workers.close_door(&door),
             }
             tell_closed(&door);
@@ -156,6 +159,7 @@ impl Hub {
     /// Moves the services on that leave. `all_heard`: the workers have said nothing that was not heard.
     pub(super) fn advance_leaving(&mut self, all_heard: bool, now: Now) {
         let ids: Vec<ServiceId> = self.leaving.keys().copied().collect();
+        let mut in_table = None;
         for id in ids {
             let leaving = &self.leaving[&id];
             let settled = self.workers.have_passed(&leaving.mark);
@@ -169,8 +173,15 @@ impl Hub {
                 }
                 Stage::Closing => {}
                 Stage::Draining => self.drained(id, now),
-                Stage::Empty { look_at } if now >= look_at && all_heard => self.look_for(id, now),
-                Stage::Empty { .. } => {}
+                Stage::Empty { look_at } if now >= look_at => {
+                    let is_over = self.is_deserted(id)
+                        && !in_table.get_or_insert_with(|| self.with_sessions()).contains(&id);
+                    // A worker reports a session that has ended before it takes it out of the table.
+                    let again = Stage::Empty { look_at: now.plus(LOOK_EVERY) };
+                    self.stage(id, if is_over { Stage::Over } else { again });
+                }
+                Stage::Over if all_heard => self.forget(id),
+                Stage::Empty { .. } | Stage::Over => {}
             }
         }
         self.close_udp_doors(now);
@@ -202,7 +213,7 @@ impl Hub {
     }
 
     fn drained(&mut self, id: ServiceId, now: Now) {
-        let Leaving { since, until, .. } = self.leaving[&id];
+        let until = self.leaving[&id].until;
         let mut is_empty = self.registry.members(id).next().is_none();
         for departed in self.departed.values_mut().filter(|it| it.backend.service == id) {
             // One that left before leaves its sessions no more time than the others.
@@ -212,21 +223,26 @@ impl Hub {
             is_empty = false;
         }
         if is_empty {
-            // Who came by its doors last may still be about to say for whom.
-            let patience = self.registry.service(id).terms.proxies.as_ref().map(|it| it.patience);
-            let look_at = since.plus(patience.unwrap_or_default()).max(now);
-            self.stage(id, Stage::Empty { look_at });
+            self.stage(id, Stage::Empty { look_at: now });
         }
     }
 
-    /// A service without backends and doors goes with its last session.
-    fn look_for(&mut self, id: ServiceId, now: Now) {
-        let is_over = self.registry.service(id).gate.sessions() == 0
-            && !self.doors.is_closing(id)
-            && !self.workers.shards().iter().any(|shard| shard.iter().any(|it| it.service == id));
-        if !is_over {
-            return self.stage(id, Stage::Empty { look_at: now.plus(LOOK_EVERY) });
+    /// The services of all sessions.
+    fn with_sessions(&self) -> BTreeSet<ServiceId> {
+        let mut found = BTreeSet::new();
+        for shard in self.workers.shards() {
+            found.extend(shard.iter().map(|session| session.service));
         }
+        found
+    }
+
+    /// Whether a service has no doors left, and nobody inside or before them.
+    fn is_deserted(&self, id: ServiceId) -> bool {
+        self.registry.service(id).gate.is_deserted() && !self.doors.is_closing(id)
+    }
+
+    /// A service without backends and doors goes with its last session.
+    fn forget(&mut self, id: ServiceId) {
         self.leaving.remove(&id);
         self.given_before.remove(&id);
         let name = self.registry.forget(id);
@@ -240,7 +256,7 @@ impl Hub {
     }
 
     fn close_udp_doors(&mut self, now: Now) {
-        if !self.doors.any_closing() || !self.workers.can_change_doors(self.doors.open().len()) {
+        if !self.workers.can_change_doors(self.doors.closing()) {
             return;
         }
         let empty = |id: ServiceId| {

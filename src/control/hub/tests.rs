@@ -543,3 +543,57 @@ fn a_reload_changes_whether_a_listed_backend_gets_proxy_headers() {
         assert_eq!(listed(&mut hub), [(before[0].0, proxy, weight), before[1]], "{proxy} {weight}");
     }
 }
+
+/// Two rounds of the tick, each after a whole turn of the worker.
+fn pass(hub: &mut Hub, worker: &WorkerEnd, from: u64, to: u64) {
+    for ms in (from..=to).step_by(100) {
+        worker.metrics.counters.turns.add(2);
+        hub.tick(at(ms));
+        hub.publish();
+    }
+}
+
+#[test]
+fn rule_11_what_a_worker_said_of_the_last_session_is_heard_before_its_service_is_forgotten() {
+    let (mut hub, mut worker) = hub(config(&[(1, 1)], CheckConfig::default()));
+    let place = worker.shard.open(PG, address(9), at(0)).unwrap();
+    reload(&mut hub, Config::default(), at(10));
+    pass(&mut hub, &worker, 400, 3_000);
+    assert!(hub.is_leaving(PG), "a session is left");
+    // It ends after the reports have been heard, and before the table is searched.
+    let id = worker.shard.id(&place);
+    worker.shard.close(place);
+    hub.advance_leaving(true, at(5_000));
+    let (client, started, ended) = (address(9), at(0), at(5_000));
+    let (backend, bytes_up, bytes_down, reason) = (None, 0, 0, EndReason::Finished);
+    let said = crate::worker::link::Ended {
+        id,
+        service: PG,
+        client,
+        backend,
+        started,
+        ended,
+        bytes_up,
+        bytes_down,
+        reason,
+    };
+    worker.reports.push(Report::Ended(said)).unwrap();
+    assert!(hub.registry.has_service(PG), "it may have been spoken of");
+    hub.tick(at(5_100));
+    assert!(!hub.registry.has_service(PG));
+    worker.reports.push(Report::Ended(said)).unwrap();
+    hub.tick(at(5_200));
+}
+
+#[test]
+fn rule_11_a_service_stays_while_somebody_has_yet_to_say_for_whom_it_connects() {
+    let (mut hub, worker) = hub(config(&[], CheckConfig::default()));
+    let gate = Arc::clone(&hub.registry.service(PG).gate);
+    gate.wait();
+    reload(&mut hub, Config::default(), at(10));
+    pass(&mut hub, &worker, 400, 60_000);
+    assert!(hub.is_leaving(PG), "whatever patience the settings have with such users meanwhile");
+    gate.wait_over();
+    pass(&mut hub, &worker, 62_000, 62_200);
+    assert!(!hub.is_leaving(PG) && !hub.registry.has_service(PG));
+}

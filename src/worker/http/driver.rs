@@ -129,6 +129,10 @@ impl StreamDriver<{ family::API }> for HttpDriver {
         let cx = &mut turn.cx(&mut self.commands);
         let key = self.sessions.welcome(user.doorway, user.caller, cx);
         self.streams.keep((key, Side::Client), user.socket);
+        if !self.streams.doors.has(user.doorway.door) {
+            // It came before the door closed, and has only now said for whom.
+            self.sessions.drain_user(key, &mut turn.cx(&mut self.commands));
+        }
     }
 
     fn carry_out(&mut self, command: Cmd, turn: &mut Turn<'_>) {

@@ -3,6 +3,7 @@
 
 use super::{Cx, Sessions};
 use crate::cluster::{DoorId, ServiceId};
+use crate::worker::slots::Key;
 
 impl Sessions {
     /// Users who came by this door are another service's from now on, which must share its seats. The
@@ -19,7 +20,12 @@ impl Sessions {
     /// A door has closed. Its users are served to the end of what they have asked for.
     pub fn close_door(&mut self, id: DoorId, cx: &mut Cx<'_>) {
         for key in self.users.keys(|user| user.gateway.door.door == id) {
-            self.act(key, cx, |gateway, context| gateway.drain(context));
+            self.drain_user(key, cx);
         }
+    }
+
+    /// A user is served to the end of what it has asked for, or if that is nothing yet, of its first request.
+    pub fn drain_user(&mut self, key: Key, cx: &mut Cx<'_>) {
+        self.act(key, cx, |gateway, context| gateway.drain(context));
     }
 }

@@ -86,6 +86,7 @@ impl UdpDriver {
             DoorChange::Close { id } => {
                 let door = self.doors.get_mut(usize::from(id.0)).and_then(Option::take);
                 if let Some(door) = door {
+                    self.sessions.close_door(id.0);
                     self.close_socket(door.tag, door.socket, turn.ring);
                 }
             }

@@ -212,3 +212,18 @@ fn services_whose_backends_are_the_same_go_on_and_one_that_is_gone_leaves_no_add
     world.core.expire(world.now, &mut world.books);
     assert_eq!([1, 3].map(|host| is_known(&world, host)), [true, false]);
 }
+
+#[test]
+fn the_sessions_of_a_closed_door_end_and_those_of_others_go_on() {
+    for doors in [1, 2 * SWEEPS_MAX as u16] {
+        let mut world = two_services();
+        world.register_in(&[(1, SERVICE, 1), (2, OTHER, 2)]);
+        assert!(DOORS.iter().all(|door| world.up_at(*door, 1).is_ok()));
+        world.reports();
+        (1..=doors).for_each(|door| world.core.close_door(door));
+        world.pass(Duration::from_millis(500));
+        assert_eq!(world.ends(), [EndReason::BackendLeft], "{doors} have closed");
+        assert_eq!(world.sessions().iter().map(|it| it.service).collect::<Vec<_>>(), [SERVICE]);
+        assert!(world.core.sweeps.is_empty());
+    }
+}
