@@ -465,7 +465,7 @@ fn a_user_who_says_for_whom_it_comes_after_its_door_has_closed_does_not_keep_the
     assert!(head.contains("Connection: close\r\n"), "{head}");
     let mut rest = Vec::new();
     (&user).read_to_end(&mut rest).unwrap();
-    balancer.wait_for_log("service gone: its last session has ended service=\"blog\"");
+    balancer.wait_for_log("service gone: its last session has ended service=blog");
 }
 
 #[test]
