@@ -390,14 +390,14 @@ impl Hub {
             match report {
                 Report::Started { service, client, backend, .. } => {
                     let service = self.serving(service, Some(backend));
-                    let of = Of::new(self.registry.service(service));
-                    let backend = (backend, self.address_of(backend));
+                    let Some(service) = self.registry.find_service(service) else { continue };
+                    let (of, backend) = (Of::new(service), (backend, self.address_of(backend)));
                     self.console.user_connected(now, of, client, backend, sessions);
                 }
                 Report::Ended(ended) => {
                     let service = self.serving(ended.service, ended.backend);
-                    let of = Of::new(self.registry.service(service));
-                    self.console.user_left(now, of, &ended, sessions);
+                    let Some(service) = self.registry.find_service(service) else { continue };
+                    self.console.user_left(now, Of::new(service), &ended, sessions);
                 }
                 Report::Refused { service, client, why } => {
                     let all_fail = is_failing(self.snapshot.pool(service));
@@ -405,7 +405,8 @@ impl Hub {
                     self.console.user_refused(now, Of::new(service), client, why, all_fail);
                 }
                 Report::OutOfRoom { service, shortage, backend, datagrams } => {
-                    let service = named(self.registry.service(self.serving(service, backend)));
+                    let service = self.serving(service, backend);
+                    let service = self.registry.find_service(service).and_then(named);
                     let backend = backend.map(|id| (id, self.address_of(id)));
                     self.console.out_of_room(now, shortage, service, backend, datagrams);
                 }

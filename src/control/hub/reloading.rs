@@ -41,6 +41,8 @@ enum Stage {
     Draining,
     /// It has no backends any more. The session table is to be searched then.
     Empty { look_at: Now },
+    /// Its last session has ended. What the workers said of it before that is to be heard.
+    Over,
 }
 
 impl Hub {
@@ -155,7 +157,7 @@ impl Hub {
         }
     }
 
-    /// Moves the services on that leave. `all_heard`: the workers have said nothing that was not heard.
+    /// Moves the services on that leave. `all_heard`: this tick has heard all that the workers had said.
     pub(super) fn advance_leaving(&mut self, all_heard: bool, now: Now) {
         let ids: Vec<ServiceId> = self.leaving.keys().copied().collect();
         for id in ids {
@@ -171,8 +173,10 @@ impl Hub {
                 }
                 Stage::Closing => {}
                 Stage::Draining => self.drained(id, now),
-                Stage::Empty { look_at } if now >= look_at && all_heard => self.look_for(id, now),
+                Stage::Empty { look_at } if now >= look_at => self.look_for(id, now),
                 Stage::Empty { .. } => {}
+                Stage::Over if all_heard => self.forget(id),
+                Stage::Over => {}
             }
         }
         self.close_udp_doors(now);
@@ -226,9 +230,14 @@ impl Hub {
         let is_over = self.registry.service(id).gate.sessions() == 0
             && !self.doors.is_closing(id)
             && !self.workers.shards().iter().any(|shard| shard.iter().any(|it| it.service == id));
-        if !is_over {
-            return self.stage(id, Stage::Empty { look_at: now.plus(LOOK_EVERY) });
-        }
+        // A worker says that a session has ended before it takes it out of its books, but that may have been
+        // after this tick had heard the workers.
+        let next =
+            if is_over { Stage::Over } else { Stage::Empty { look_at: now.plus(LOOK_EVERY) } };
+        self.stage(id, next);
+    }
+
+    fn forget(&mut self, id: ServiceId) {
         self.leaving.remove(&id);
         self.given_before.remove(&id);
         let name = self.registry.forget(id);
