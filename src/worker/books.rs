@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use super::link::{Ended, Refusal, Report};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
+use crate::cluster::seats::Seats;
 use crate::cluster::{
     Backend, BackendId, Protocol, Proxies, Service, ServiceId, Snapshot, Timeouts,
 };
@@ -116,20 +117,15 @@ impl Books {
         self.snapshot.service(service)?.terms.proxies.clone()
     }
 
-    /// Takes a seat for a connection that has yet to say for whom it comes.
+    /// Takes a seat for a connection that has yet to say for whom it comes. It is given back there, even if
+    /// the service has gone meanwhile.
     ///
     /// # Errors
     /// That there is none.
-    pub fn hold(&mut self, service: ServiceId) -> Result<(), Refusal> {
+    pub fn hold(&mut self, service: ServiceId) -> Result<Arc<Seats>, Refusal> {
         let service = self.snapshot.service(service).ok_or(Refusal::NoBackend)?;
-        if service.seats.take() { Ok(()) } else { Err(Refusal::Full) }
-    }
-
-    /// Gives back the seat of [`Books::hold`].
-    pub fn let_go(&mut self, service: ServiceId) {
-        if let Some(service) = self.snapshot.service(service) {
-            service.seats.give_back();
-        }
+        let taken = service.seats.take().then(|| Arc::clone(&service.seats));
+        taken.ok_or(Refusal::Full)
     }
 
     /// Takes a user into the books, or says why not. The requests of an API user are let in one by one, see

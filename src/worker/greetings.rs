@@ -7,6 +7,7 @@
 //! held here.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -15,6 +16,7 @@ use super::link::Refusal;
 use super::slots::{Key, Slots};
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
+use crate::cluster::seats::Seats;
 use crate::cluster::{DoorId, Doorway, ServiceId};
 use crate::proxy::greeting::{self, BYTES_MAX, Caller, Hello, Screen, Screened};
 use crate::ring::{Done, Ring, Tag, Until, sys};
@@ -45,6 +47,8 @@ pub struct Greetings {
 
 struct Waiting {
     user: Newcomer,
+    /// Where it has one.
+    seats: Arc<Seats>,
     is_listed: bool,
     /// What has been taken of a header that came in pieces.
     head: Vec<u8>,
@@ -108,11 +112,14 @@ impl Greetings {
             user.caller.is_stranger = true;
             return Some(user);
         }
-        if let Err(why) = turn.books.hold(user.doorway.service) {
-            turn.books.refused(user.doorway.service, user.caller.address, why);
-            return None;
-        }
-        let waiting = Waiting { user, is_listed, head: Vec::new(), hurry: None };
+        let seats = match turn.books.hold(user.doorway.service) {
+            Ok(seats) => seats,
+            Err(why) => {
+                turn.books.refused(user.doorway.service, user.caller.address, why);
+                return None;
+            }
+        };
+        let waiting = Waiting { user, seats, is_listed, head: Vec::new(), hurry: None };
         let key = self.waiting.put(waiting);
         self.deadlines.schedule(key.place, until);
         self.wait(key, turn.ring);
@@ -153,9 +160,9 @@ impl Greetings {
             },
             outcome => outcome.ok(),
         };
-        let Waiting { user, .. } = self.waiting.remove(key)?;
+        let Waiting { user, seats, .. } = self.waiting.remove(key)?;
         self.deadlines.cancel(key.place);
-        turn.books.let_go(user.doorway.service);
+        seats.give_back();
         let counters = &turn.books.metrics().counters;
         match verdict {
             Some(Verdict::Greeted(hello)) => {

@@ -208,7 +208,7 @@ impl Hub {
     }
 
     fn drained(&mut self, id: ServiceId, now: Now) {
-        let Leaving { since, until, .. } = self.leaving[&id];
+        let until = self.leaving[&id].until;
         let mut is_empty = self.registry.members(id).next().is_none();
         for departed in self.departed.values_mut().filter(|it| it.backend.service == id) {
             // One that left before leaves its sessions no more time than the others.
@@ -218,9 +218,10 @@ impl Hub {
             is_empty = false;
         }
         if is_empty {
-            // Who came by its doors last may still be about to say for whom.
+            // Who came by its doors last, up to when they had closed at every worker, may still be about to
+            // say for whom.
             let patience = self.registry.service(id).terms.proxies.as_ref().map(|it| it.patience);
-            let look_at = since.plus(patience.unwrap_or_default()).max(now);
+            let look_at = now.plus(patience.unwrap_or_default());
             self.stage(id, Stage::Empty { look_at });
         }
     }
