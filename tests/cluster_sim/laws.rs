@@ -24,6 +24,9 @@ use crate::worker::{DoorNews, Pick, Played};
 /// How long the place of a door stays empty.
 const REST: Duration = Duration::from_secs(30);
 
+/// How soon a backend reads what it was told.
+const SOON: Duration = Duration::from_secs(1);
+
 /// A service that was removed.
 struct Gone {
     name: String,
@@ -72,6 +75,10 @@ pub struct Laws {
     verdicts: BTreeMap<BackendId, Verdict>,
     /// Backends whose sessions are to have ended.
     closing: BTreeMap<BackendId, Now>,
+    /// When the sessions of each backend that drains are to have ended.
+    drains: BTreeMap<BackendId, Now>,
+    /// Backends that drain with their service, since when.
+    go_along: BTreeMap<BackendId, Now>,
     told: BTreeSet<(Source, String, u16)>,
     pub reloads: u64,
     pub refused: u64,
@@ -91,6 +98,8 @@ impl Laws {
         books_agree(hub, workers, seats);
         places_are_one_backends(hub, workers);
         self.removed(hub, workers, now);
+        self.drained(hub, workers, now);
+        self.all_told(hub, now);
         self.shares_are_as_said(hub);
         self.checks_stand(hub, workers, now);
         assert_eq!(hub.counters.orders_lost.get(), 0, "an order was lost");
@@ -154,8 +163,8 @@ impl Laws {
             assert_eq!(service.terms, gone.terms, "{name} is to leave on the terms it had");
             assert!(!hub.registry.is_known(*id), "{name} was removed");
             let settled = gone.removed.plus(LAG + Duration::from_secs(1));
-            if now >= settled {
-                self.all_told(hub, *id, gone);
+            for entry in hub.registry.of_service(*id).filter(|_| now >= settled) {
+                assert_eq!(entry.backend.standing, Standing::Draining, "{name} was removed");
             }
             let late = gone.until.max(settled).plus(LAG + LAG + Duration::from_secs(1));
             if now < late {
@@ -174,16 +183,42 @@ impl Laws {
         }
     }
 
-    fn all_told(&self, hub: &Hub, id: ServiceId, gone: &Gone) {
-        for entry in hub.registry.of_service(id) {
-            let about = (entry.source, gone.name.clone(), entry.backend.address.port());
-            let is_told = matches!(entry.source, Source::File) || self.told.contains(&about);
-            assert!(is_told, "{about:?} was not told that its service was removed");
-            assert_eq!(
-                entry.backend.standing,
-                Standing::Draining,
-                "{about:?} of a removed service"
-            );
+    /// Backends that drain because their service was removed have been told so.
+    fn all_told(&mut self, hub: &Hub, now: Now) {
+        for (id, gone) in &self.gone {
+            let draining = hub.registry.of_service(*id);
+            for entry in draining.filter(|it| it.backend.standing == Standing::Draining) {
+                let (id, port) = (entry.backend.id, entry.backend.address.port());
+                if self.drains.contains_key(&id) || entry.source == Source::File {
+                    continue;
+                }
+                let since = *self.go_along.entry(id).or_insert(now);
+                let about = (entry.source, gone.name.clone(), port);
+                let is_told = self.told.contains(&about) || now < since.plus(SOON);
+                assert!(is_told, "{about:?} was not told that its service was removed");
+            }
+        }
+        self.go_along.retain(|id, _| hub.registry.get(*id).is_some());
+    }
+
+    /// A backend is to drain.
+    pub fn drain_begins(&mut self, hub: &Hub, id: BackendId, until: Now) {
+        if hub.registry.get(id).is_some() {
+            self.drains.insert(id, until);
+        }
+    }
+
+    /// No session outlives the drain of its backend by much.
+    fn drained(&mut self, hub: &Hub, workers: &[Played], now: Now) {
+        let drains = |id: BackendId| match hub.registry.get(id) {
+            Some(entry) => entry.backend.standing == Standing::Draining,
+            None => hub.departed.contains_key(&id),
+        };
+        self.drains.retain(|id, _| drains(*id));
+        for (id, until) in self.drains.iter().filter(|it| now >= it.1.plus(LAG + LAG)) {
+            let left = workers.iter().flat_map(|it| &it.sessions).find(|it| it.entry.is_on(*id));
+            let left = left.map(|it| &it.entry);
+            assert!(left.is_none(), "{id} was to drain until {until:?}: {left:?}");
         }
     }
 
@@ -426,8 +461,9 @@ fn books_agree(hub: &Hub, workers: &[Played], seats: &[Arc<Seats>; 2]) {
         assert_eq!(service.gate.sessions(), inside, "the gate of {}", service.name);
     }
     let udp = all().filter(|it| it.protocol == Protocol::Udp).count();
+    let held: usize = workers.iter().map(|it| it.greetings.len()).sum();
     let taken = [seats[0].taken(), seats[1].taken()];
-    assert_eq!(taken, [all().count() - udp, udp], "seats");
+    assert_eq!(taken, [all().count() - udp + held, udp], "seats");
 }
 
 /// A place is one backend's for as long as somebody is counted there.

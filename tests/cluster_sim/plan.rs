@@ -124,6 +124,9 @@ pub fn service(name: &str, protocol: Protocol, random: &mut Random) -> ServiceCo
     table.backends = listed(&table.groups, random);
     table.sessions = random.one_in(6).then_some(NonZeroU32::new(5).unwrap());
     table.backend_sessions = random.one_in(6).then_some(NonZeroU32::new(3).unwrap());
+    if protocol == Protocol::Tcp && !table.listen.is_empty() && random.one_in(3) {
+        table.proxy_from = vec!["10.0.0.0/8".parse().unwrap()];
+    }
     table.connect = Some(Duration::from_millis(random.between(100, 400)));
     table
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use lb::base::publish::Subscriber;
 use lb::base::time::Now;
 use lb::cluster::doors::Requests;
+use lb::cluster::seats::Seats;
 use lb::cluster::{BackendId, DoorId, Doorway, Protocol, Service, ServiceId, Snapshot};
 use lb::metrics::WorkerMetrics;
 use lb::session::EndReason;
@@ -18,6 +19,9 @@ use nix::errno::Errno;
 
 use crate::plan::NAMES;
 use crate::random::Random;
+
+/// Of users who were admitted later than they came.
+const NO_DOOR: DoorId = DoorId(u16::MAX);
 
 /// A door as this worker has it.
 pub struct Door {
@@ -43,6 +47,8 @@ pub struct Session {
     /// Whose backends serve it.
     pub target: ServiceId,
     tried: Vec<BackendId>,
+    /// How many turns, about.
+    pub lasts: u64,
     /// Its door has closed, and it goes after the request under way.
     leaves: bool,
 }
@@ -74,6 +80,9 @@ pub struct Played {
     pub metrics: Arc<WorkerMetrics>,
     pub doors: BTreeMap<DoorId, Door>,
     pub sessions: Vec<Session>,
+    /// Users of whom a proxy has yet to say who they are, until when that is waited for, and where they
+    /// have a seat.
+    pub greetings: Vec<(Now, ServiceId, SocketAddr, Arc<Seats>)>,
     pub stalled_until: Now,
     pub turned: Now,
     mid_turn: bool,
@@ -114,6 +123,7 @@ impl Played {
             metrics,
             doors: BTreeMap::new(),
             sessions: Vec::new(),
+            greetings: Vec::new(),
             stalled_until: Now::default(),
             turned: Now::default(),
             mid_turn: false,
@@ -132,6 +142,8 @@ impl Played {
         } else {
             self.serve(weather);
             self.take_orders(weather.now);
+            // Who had to wait for room is looked after at the end.
+            self.let_in(weather, 1);
             self.metrics.counters.turns.one();
         }
         self.mid_turn = !self.mid_turn;
@@ -207,14 +219,34 @@ impl Played {
         }
     }
 
-    fn serve(&mut self, weather: &mut Weather<'_>) {
+    /// Lets in the users of about one door in `one_in`.
+    fn let_in(&mut self, weather: &mut Weather<'_>, one_in: u64) {
         let ids: Vec<DoorId> = self.doors.keys().copied().collect();
-        for id in ids {
+        for id in ids.into_iter().filter(|_| weather.random.one_in(one_in)) {
             let waiting = std::mem::take(&mut self.doors.get_mut(&id).unwrap().waiting);
             waiting.into_iter().for_each(|user| self.admit(id, user, weather.now));
         }
+    }
+
+    fn serve(&mut self, weather: &mut Weather<'_>) {
+        self.let_in(weather, 2);
+        self.greet(weather);
         for place in (0..self.sessions.len()).rev() {
             self.go_on(place, weather);
+        }
+    }
+
+    /// Some proxies say for whom they connect, and some never do.
+    fn greet(&mut self, weather: &mut Weather<'_>) {
+        for place in (0..self.greetings.len()).rev() {
+            let greets = weather.random.one_in(10);
+            if greets || weather.now >= self.greetings[place].0 {
+                let (_, service, user, seats) = self.greetings.swap_remove(place);
+                seats.give_back();
+                if greets {
+                    self.seat(NO_DOOR, service, Protocol::Tcp, user, weather.now);
+                }
+            }
         }
     }
 
@@ -224,13 +256,34 @@ impl Played {
             return self.books.refused(service, user, Refusal::NoBackend);
         }
         self.expect_known(door, service);
+        if let Some(proxies) = self.books.proxies(service) {
+            return match self.books.hold(service) {
+                Ok(seats) => {
+                    self.greetings.push((now.plus(proxies.patience), service, user, seats));
+                }
+                Err(why) => self.books.refused(service, user, why),
+            };
+        }
+        self.seat(door, service, protocol, user, now);
+    }
+
+    fn seat(
+        &mut self,
+        door: DoorId,
+        service: ServiceId,
+        protocol: Protocol,
+        user: SocketAddr,
+        now: Now,
+    ) {
         let entry = match self.books.admit(service, user, now) {
             Ok(entry) => entry,
             Err(why) => return self.books.refused(service, user, why),
         };
         let phase = if protocol == Protocol::Api { Phase::Idle } else { Phase::Connecting };
         let (tried, leaves) = (Vec::new(), false);
-        let session = Session { entry, protocol, door, phase, target: service, tried, leaves };
+        let lasts = if user.port().is_multiple_of(4) { 2000 } else { 25 };
+        let session =
+            Session { entry, protocol, door, phase, target: service, tried, lasts, leaves };
         self.sessions.push(session);
         if phase == Phase::Connecting {
             self.assign(self.sessions.len() - 1, now);
@@ -275,7 +328,7 @@ impl Played {
                 self.end(place, EndReason::Finished, weather.now);
             }
             Phase::Connecting if weather.random.one_in(3) => self.connected(place, weather),
-            Phase::Running if weather.random.one_in(25) => self.over(place, weather),
+            Phase::Running if weather.random.one_in(session.lasts) => self.over(place, weather),
             Phase::Running => {
                 let (up, down) = (weather.random.below(9), weather.random.below(9));
                 self.books.carried(&mut session.entry, up, down, weather.now);

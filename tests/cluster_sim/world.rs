@@ -209,10 +209,11 @@ impl World {
         }
         // One at a time, and never twice within the time that a mark may take.
         if self.now >= self.stall_at && self.random.one_in(30) {
-            let until = self.now.plus(self.random.any_time(STALL_MAX));
+            let most = STALL_MAX.as_millis() as u64;
+            let until = self.now.plus(Duration::from_millis(self.random.between(100, most)));
             let number = self.random.place(WORKERS);
             self.sky.workers.borrow_mut()[number].stalled_until = until;
-            self.stall_at = until.plus(plan::LAG);
+            self.stall_at = until.plus(Duration::from_millis(1200));
         }
     }
 
@@ -365,11 +366,15 @@ impl World {
             return;
         }
         let (service, address) = self.random.pick(&own);
-        let lasts = Some(Duration::from_millis(self.random.below(2000)));
+        let lasts = Duration::from_millis(self.random.below(2000));
         let change = match self.random.half() {
             true => Change::Unregister { source, service, address },
-            false => Change::Drain { source, service, address, lasts },
+            false => Change::Drain { source, service, address, lasts: Some(lasts) },
         };
+        if matches!(change, Change::Drain { .. }) {
+            let backend = hub.registry.find(service, address).unwrap().backend.id;
+            self.laws.drain_begins(&hub, backend, self.now.plus(lasts));
+        }
         hub.apply(change, self.now).expect("it is its own");
     }
 
@@ -380,7 +385,9 @@ impl World {
         let backend = if ids.is_empty() { BackendId(0) } else { self.random.pick(&ids) };
         match self.random.below(4) {
             0 => {
-                let lasts = Some(Duration::from_millis(self.random.below(1500)));
+                let lasts = Duration::from_millis(self.random.below(1500));
+                self.laws.drain_begins(&hub, backend, self.now.plus(lasts));
+                let lasts = Some(lasts);
                 let _ = hub.apply(Change::DrainBackend { backend, lasts }, self.now);
             }
             1 => {
@@ -471,6 +478,9 @@ impl World {
         self.read_file();
         let refused = self.hub.borrow().reload.refused.clone();
         assert_eq!(refused, None, "there is nothing wrong with the last file");
+        for worker in self.sky.workers.borrow_mut().iter_mut() {
+            worker.sessions.iter_mut().for_each(|session| session.lasts = 25);
+        }
         let over = self.now.plus(Duration::from_secs(30));
         while self.now < over {
             self.pass(Duration::from_millis(50));
