@@ -467,7 +467,7 @@ impl World {
         self.laws.after_reload(told, &hub, &file, &opened, self.now);
     }
 
-    /// Everybody leaves, and what is over ends.
+    /// Everybody leaves, and what is over ends; nobody stays for long any more.
     pub fn wind_down(&mut self) {
         self.sky.refusing.borrow_mut().clear();
         while !self.members.is_empty() {
@@ -478,11 +478,11 @@ impl World {
         self.read_file();
         let refused = self.hub.borrow().reload.refused.clone();
         assert_eq!(refused, None, "there is nothing wrong with the last file");
-        for worker in self.sky.workers.borrow_mut().iter_mut() {
-            worker.sessions.iter_mut().for_each(|session| session.lasts = 25);
-        }
         let over = self.now.plus(Duration::from_secs(30));
         while self.now < over {
+            for worker in self.sky.workers.borrow_mut().iter_mut() {
+                worker.sessions.iter_mut().for_each(|session| session.lasts = 25);
+            }
             self.pass(Duration::from_millis(50));
             self.beat();
         }
