@@ -77,6 +77,8 @@ pub struct Laws {
     closing: BTreeMap<BackendId, Now>,
     /// When the sessions of each backend that drains are to have ended.
     drains: BTreeMap<BackendId, Now>,
+    /// Those of them that leave by themselves.
+    on_their_own: BTreeSet<BackendId>,
     /// Backends that drain with their service, since when.
     go_along: BTreeMap<BackendId, Now>,
     told: BTreeSet<(Source, String, u16)>,
@@ -205,7 +207,29 @@ impl Laws {
     pub fn drain_begins(&mut self, hub: &Hub, id: BackendId, until: Now) {
         if hub.registry.get(id).is_some() {
             self.drains.insert(id, until);
+            self.on_their_own.insert(id);
         }
+    }
+
+    /// A drain is over only when no worker gives the backend users any more.
+    fn over_when_known(&mut self, hub: &Hub, workers: &[Played]) {
+        let has_left = |id: &BackendId| hub.registry.get(*id).is_none();
+        let over: Vec<BackendId> = self.on_their_own.iter().copied().filter(has_left).collect();
+        self.on_their_own.retain(|id| !over.contains(id));
+        for (id, worker) in over.iter().flat_map(|id| workers.iter().map(move |it| (id, it))) {
+            let services = &worker.books.snapshot().services;
+            let serves = services.iter().any(|service| in_rotation(service).contains(id));
+            assert!(
+                !serves,
+                "the drain of {id} is over, and worker {} gives it users",
+                worker.number
+            );
+        }
+    }
+
+    /// A backend goes, whether it drains or not.
+    pub fn taken_out(&mut self, id: BackendId) {
+        self.on_their_own.remove(&id);
     }
 
     /// No session outlives the drain of its backend by much.
@@ -214,6 +238,7 @@ impl Laws {
             Some(entry) => entry.backend.standing == Standing::Draining,
             None => hub.departed.contains_key(&id),
         };
+        self.over_when_known(hub, workers);
         self.drains.retain(|id, _| drains(*id));
         for (id, until) in self.drains.iter().filter(|it| now >= it.1.plus(LAG + LAG)) {
             let left = workers.iter().flat_map(|it| &it.sessions).find(|it| it.entry.is_on(*id));
@@ -245,6 +270,7 @@ impl Laws {
     ) {
         let service = hub.registry.service(service);
         self.told.remove(&(source, service.name.to_string(), at.port()));
+        self.on_their_own.remove(&id);
         if service.terms.checks.is_some() {
             self.verdicts.entry(id).or_insert_with(Verdict::fresh);
         }
@@ -354,6 +380,7 @@ impl Laws {
             return;
         }
         self.reloads += 1;
+        self.on_their_own.clear();
         let named = |name: &str| file.services.iter().any(|it| it.name == name);
         for table in &before.config.services {
             match hub.registry.named(&table.name) {

@@ -321,6 +321,9 @@ impl World {
 
     fn farewell(&mut self, place: usize) {
         let member = self.members.swap_remove(place);
+        let own = self.hub.borrow();
+        own.registry.of_source(member.source).for_each(|it| self.laws.taken_out(it.backend.id));
+        drop(own);
         self.hub.borrow_mut().farewell(member.source, "it has closed the connection", self.now);
     }
 
@@ -371,9 +374,12 @@ impl World {
             true => Change::Unregister { source, service, address },
             false => Change::Drain { source, service, address, lasts: Some(lasts) },
         };
-        if matches!(change, Change::Drain { .. }) {
-            let backend = hub.registry.find(service, address).unwrap().backend.id;
-            self.laws.drain_begins(&hub, backend, self.now.plus(lasts));
+        let backend = hub.registry.find(service, address).unwrap().backend.id;
+        match change {
+            Change::Drain { .. } => {
+                self.laws.drain_begins(&hub, backend, self.now.plus(lasts));
+            }
+            _ => self.laws.taken_out(backend),
         }
         hub.apply(change, self.now).expect("it is its own");
     }
