@@ -254,7 +254,7 @@ async fn turn(
             Some(()) = asked.recv() => hub.borrow_mut().ask_to_stop(Now::read()),
             Some(reload) = reload_asked(&mut reload) => {
                 manager.reloading();
-                reload.run(hub, entrance);
+                reload.run(hub, entrance, Now::read());
                 manager.ready();
             }
         }

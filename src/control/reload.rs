@@ -125,8 +125,7 @@ struct Planned {
 
 impl Reload {
     /// Reads the settings again and applies them, or logs why not.
-    pub fn run(&mut self, hub: &RefCell<Hub>, entrance: &RefCell<Entrance>) {
-        let now = Now::read();
+    pub fn run(&mut self, hub: &RefCell<Hub>, entrance: &RefCell<Entrance>, now: Now) {
         let planned = self.plan(&hub.borrow(), now);
         let mut hub = hub.borrow_mut();
         match planned {
