@@ -7,7 +7,7 @@
 //! | when is a request due? | [`plan`] |
 //! | what is sent, and is this its reply? | [`message`], [`client`], [`web`] |
 //! | who connects, sends, receives? | [`driver`], over `connection` |
-//! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`] |
+//! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`], [`units`] |
 //! | who answers when nobody else is there? | [`echo`] |
 
 pub mod blocks;
@@ -22,6 +22,7 @@ pub mod plot;
 pub mod process;
 pub mod report;
 pub mod tally;
+pub mod units;
 pub mod web;
 
 use std::io;
@@ -211,6 +212,7 @@ fn distrust(load: &Load, tally: &Tally) -> Option<String> {
     }
     let lag = Duration::from_nanos(tally.lag.value_at_quantile(0.99));
     (lag > plan::LAG_MAX).then(|| {
-        format!("the generator itself was late by {lag:.1?} (p99); more threads or a lower rate")
+        let lag = units::time(lag.as_nanos() as f64);
+        format!("the generator itself was late by {lag} (p99); more threads or a lower rate")
     })
 }

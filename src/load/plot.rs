@@ -5,6 +5,8 @@ use hdrhistogram::Histogram;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
+use super::units;
+
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 520;
 /// Distinguishable with colour blindness, too (Okabe and Ito's palette).
@@ -90,7 +92,7 @@ fn draw(
         .axis_desc_style(("sans-serif", 17))
         .label_style(("sans-serif", 16))
         .x_desc("share of requests that were faster")
-        .y_label_formatter(&|nanos| time(*nanos))
+        .y_label_formatter(&|nanos| units::time(*nanos))
         .draw()?;
     for (place, curve) in curves.iter().enumerate() {
         let colour = COLOURS[place % COLOURS.len()];
@@ -118,15 +120,6 @@ fn points(latency: &Histogram<u64>, nines: f64) -> Vec<(f64, f64)> {
             (at.min(nines), step.value_iterated_to().max(1) as f64)
         })
         .collect()
-}
-
-fn time(nanos: f64) -> String {
-    match nanos {
-        _ if nanos < 1e3 => format!("{nanos:.0} ns"),
-        _ if nanos < 1e6 => format!("{:.0} us", nanos / 1e3),
-        _ if nanos < 1e9 => format!("{:.0} ms", nanos / 1e6),
-        _ => format!("{:.0} s", nanos / 1e9),
-    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::load::message::Kind;
 use crate::load::plot::{self, Curve};
 use crate::load::report::{self, Report};
 use crate::load::web::{Payload, Request};
-use crate::load::{self, Load, Outcome, Progress, Shape, echo, process};
+use crate::load::{self, Load, Outcome, Progress, Shape, echo, process, units};
 
 /// How often the live line is rewritten.
 const LIVE: Duration = Duration::from_millis(500);
@@ -125,8 +125,8 @@ struct Run {
     /// A connection for every request (TCP).
     #[arg(long, conflicts_with = "bulk")]
     churn: bool,
-    /// Content without end, checked by its position; needs `lb bench serve` or `--echo` backends,
-    /// except `both`, for which any echo will do (TCP).
+    /// Content without end, checked by its position; needs backends of `lb bench serve`, except
+    /// `both`, for which any echo will do (TCP).
     #[arg(long, value_enum, value_name = "DIRECTION", num_args = 0..=1, default_missing_value = "down")]
     bulk: Option<Direction>,
     /// The path that API users ask for.
@@ -350,9 +350,10 @@ fn watched(load: &Load, quiet: bool, label: &str) -> Result<Outcome, String> {
 fn show(progress: &Progress, seen: u64, label: &str) -> u64 {
     let requests = progress.requests.load(Ordering::Relaxed);
     let rate = (requests - seen) as f64 / LIVE.as_secs_f64();
-    let gigabytes = progress.bytes.load(Ordering::Relaxed) as f64 / 1e9;
+    let bytes = units::bytes(progress.bytes.load(Ordering::Relaxed) as f64);
     let errors = progress.errors.load(Ordering::Relaxed);
-    eprint!("\r\x1b[K{label}: {rate:.0} requests/s, {gigabytes:.2} GB, {errors} errors");
+    let rate = units::rate(rate);
+    eprint!("\r\x1b[K{label}: {rate}, {bytes}, {errors} errors");
     let _ = std::io::stderr().flush();
     requests
 }
