@@ -183,6 +183,19 @@ impl Report {
         units::throughput(per_second(self.bytes(), self.seconds))
     }
 
+    /// What the figures of a closed loop mean: each connection asks again as soon as it is answered,
+    /// so that the service never rests.
+    pub fn loop_note(&self) -> Option<String> {
+        (self.rate_planned.is_none() && !self.is_bulk()).then(|| {
+            let half = (self.requests_per_second / 2.0).round().max(1.0);
+            format!(
+                "Measured at saturation: without a rate, every connection asks again as soon as it \
+                 is answered. For latencies at a load of your choice, add --rate, such as \
+                 --rate {half:.0}."
+            )
+        })
+    }
+
     /// Whether the run moved endless content, so that bytes count and not requests.
     pub fn is_bulk(&self) -> bool {
         self.shape.starts_with("bulk")
@@ -497,6 +510,19 @@ pub(super) mod tests {
                 assert!(!text.contains(word), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn only_a_closed_loop_is_said_to_measure_saturation() {
+        let closed = report("", 1);
+        let note = closed.loop_note().unwrap();
+        assert!(
+            note.starts_with("Measured at saturation") && note.ends_with("--rate 250."),
+            "{note}"
+        );
+        let planned = Report { rate_planned: Some(1), ..closed.clone() };
+        let bulk = Report { shape: "bulk down".to_owned(), ..closed };
+        assert_eq!((planned.loop_note(), bulk.loop_note()), (None, None));
     }
 
     #[test]
