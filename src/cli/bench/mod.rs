@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use own::Own;
 
-use super::{Failure, print, protocol};
+use super::{Failure, duration, print, protocol};
 use crate::base::thread;
 use crate::boot::capacity;
 use crate::cluster::Protocol;
@@ -423,34 +423,4 @@ fn resolve(address: &str) -> Result<SocketAddr, String> {
         .map_err(|error| format!("`{address}` is not an address with a port: {error}"))?
         .next()
         .ok_or_else(|| format!("`{address}` has no address"))
-}
-
-/// A length of time as a person writes it; a bare number means seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let factor = match &text[digits..] {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        unit => return Err(format!("`{unit}` is not a unit of time; use us, ms, s, m or h")),
-    };
-    let number: f64 = text[..digits].parse().map_err(|_| format!("`{text}` is no time"))?;
-    Duration::try_from_secs_f64(number * factor).map_err(|_| format!("`{text}` is too long"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_people_write_them() {
-        for (text, millis) in [("1.5s", 1_500), ("300ms", 300), ("2", 2_000), ("2m", 120_000)] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(millis)));
-        }
-        for text in ["", "s", "1d", "1.2.3s", "99999999999999999999h"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
 }
