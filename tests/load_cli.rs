@@ -129,6 +129,7 @@ fn too_few_descriptors_are_one_sentence_and_exit_code_2() {
     let to = deaf.local_addr().unwrap().to_string();
     for (limit, arguments, word) in [
         (60, &["--to", to.as_str(), "--connections", "100"][..], "the run needs 126 descriptors"),
+        (60, &["--to", to.as_str(), "--connections", "100", "--churn"], "needs 226 descriptors"),
         (100, &["--connections", "100"], "the run needs 238 descriptors"),
         (260, &["--connections", "100"], "connections through a balancer, not for 100"),
     ] {

@@ -125,9 +125,12 @@ impl Load {
         self.request.as_ref().map_or(self.size, |request| request.len())
     }
 
-    /// How many descriptors the run opens at most.
+    /// How many descriptors the run opens at most. In churn, a new connection is opened before the
+    /// kernel has closed the last.
     pub fn descriptors(&self) -> u64 {
-        DESCRIPTORS_BESIDE + DESCRIPTORS_PER_THREAD * self.threads as u64 + self.connections as u64
+        let each = if self.shape == Shape::Churn { 2 } else { 1 };
+        let threads = DESCRIPTORS_PER_THREAD * self.threads as u64;
+        DESCRIPTORS_BESIDE + threads + each * self.connections as u64
     }
 
     /// What is wrong with the load, in words for the person who asked for it.

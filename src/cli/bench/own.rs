@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::base::thread;
-use crate::boot::capacity;
+use crate::boot::{capacity, workers};
 use crate::client::backend::{Notice, Wish};
 use crate::client::stay::{Membership, stay};
 use crate::client::wire::Offer;
@@ -72,11 +72,16 @@ impl Own {
     /// of this process.
     pub fn fits(protocol: Protocol, backends: usize, connections: usize) -> Result<(), String> {
         let mut config = Config::default();
+        config.workers = Some(workers(&config));
         config.limits.control_connections = backends + CONTROL_SPARE;
         if protocol != Protocol::Udp {
             config.listen.udp = None;
         }
-        let most = capacity::most_sessions(&config);
+        let most = match (protocol, capacity::most_sessions(&config)) {
+            // A socket carries one flow to each backend.
+            (Protocol::Udp, 1..) => capacity::udp_sockets(&config) * backends,
+            (_, most) => most,
+        };
         if most >= connections {
             return Ok(());
         }
@@ -212,6 +217,9 @@ fn serve(
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
     if let Some(mut settings) = child.stdin.take() {
         let control_connections = backends + CONTROL_SPARE;
+        // Said in numbers, because without them the child keeps descriptors for many more.
+        let workers = workers(&Config::default());
+        writeln!(settings, "workers = {workers}")?;
         write!(settings, "{SETTINGS}[limits]\ncontrol_connections = {control_connections}\n")?;
     }
     Ok(child)
