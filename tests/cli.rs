@@ -547,34 +547,3 @@ fn rule_14_a_shift_leaves_an_older_balancer_with_exit_code_2() {
         assert_eq!(said.trim_end().lines().count(), 1, "{said}");
     }
 }
-
-#[test]
-fn a_user_sends_the_lines_typed_and_prints_the_replies() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let mut user = Running::start(&["user", "--protocol", "tcp", "--to", &address]);
-    user.0.stdin.take().unwrap().write_all(b"one\ntwo\n").unwrap();
-    let (mut stream, _) = listener.accept().unwrap();
-    let mut heard = String::new();
-    stream.read_to_string(&mut heard).unwrap();
-    assert_eq!(heard, "one\ntwo\n");
-    stream.write_all(b"both\n").unwrap();
-    drop(stream);
-    let mut said = String::new();
-    user.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "both\n");
-    assert_eq!(user.0.wait().unwrap().code(), Some(0));
-
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let address = socket.local_addr().unwrap().to_string();
-    let mut user = Running::start(&["user", "--protocol", "udp", "--to", &address]);
-    user.0.stdin.take().unwrap().write_all(b"ping\n").unwrap();
-    let mut datagram = [0; 16];
-    let (length, peer) = socket.recv_from(&mut datagram).unwrap();
-    assert_eq!(&datagram[..length], b"ping");
-    socket.send_to(b"pong", peer).unwrap();
-    let mut said = String::new();
-    user.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "pong\n");
-}

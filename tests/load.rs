@@ -387,13 +387,15 @@ fn what_cannot_be_run_is_refused_in_words() {
     let fine = load(Protocol::Tcp, anywhere());
     assert_eq!(fine.check(), Ok(()));
     type Spoil = fn(&mut Load);
-    let cases: [(Spoil, &str); 8] = [
+    let cases: [(Spoil, &str); 10] = [
         (|load| load.protocol = Protocol::Api, "needs a request"),
         (|load| load.connections = 0, "at least 1"),
         (|load| load.threads = 5, "fewer threads"),
         (|load| load.size = 23, "24 bytes"),
         (|load| load.size = 1 << 30, "under way"),
         (|load| load.rate = Some(0), "asks nothing"),
+        (|load| load.duration = Duration::ZERO, "--duration"),
+        (|load| load.patience = Duration::ZERO, "--timeout"),
         (|load| (load.shape, load.rate) = (Shape::Bulk(Kind::Echo), Some(1)), "no schedule"),
         (|load| (load.shape, load.protocol) = (Shape::Churn, Protocol::Udp), "for TCP"),
     ];

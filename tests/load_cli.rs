@@ -1,5 +1,6 @@
 //! `lb bench` as a person runs it: what it writes, what it says, and how it exits.
 
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -43,8 +44,16 @@ fn without_an_address_a_balancer_is_started_measured_and_ended() {
     ]));
     let said = text(&done.stdout);
     assert!(done.status.success(), "{said}{}", text(&done.stderr));
-    for word in ["direct", "balanced", "p99.9", "us/request", "The balancer adds", "met: errors=0"]
-    {
+    for word in [
+        "direct",
+        "balanced",
+        "p99.9",
+        "/request",
+        "The balancer adds",
+        "met: errors=0",
+        "saturation",
+        "--rate ",
+    ] {
         assert!(said.contains(word), "{word}:\n{said}");
     }
     let report: serde_json::Value =
@@ -71,6 +80,87 @@ fn what_was_expected_decides_the_exit_code() {
     assert!(!said.contains("met: errors"), "quiet says only what went wrong: {said}");
 }
 
+/// One sentence on standard error, exit code 2, and no figure anywhere.
+#[track_caller]
+fn refused(arguments: &[&str], done: &Output, word: &str) {
+    let (out, said) = (text(&done.stdout), text(&done.stderr));
+    assert_eq!(done.status.code(), Some(2), "{arguments:?}: {out}{said}");
+    assert!(said.starts_with("lb: ") && said.contains(word), "{arguments:?}: {said}");
+    assert_eq!((said.lines().count(), out.as_str()), (1, ""), "{arguments:?}: {said}");
+}
+
+#[test]
+fn nobody_who_answers_is_one_sentence_and_exit_code_2() {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (deaf, mute) = (TcpListener::bind(anywhere).unwrap(), UdpSocket::bind(anywhere).unwrap());
+    let deaf = deaf.local_addr().map(|at| (deaf, at.to_string())).unwrap();
+    let mute = mute.local_addr().map(|at| (mute, at.to_string())).unwrap();
+    let nobody = UdpSocket::bind(anywhere).unwrap().local_addr().unwrap().to_string();
+    let (json, svg) = (place("silent.json"), place("silent.svg"));
+    for (to, more) in [
+        (&deaf.1, &["--protocol", "tcp"][..]),
+        (&deaf.1, &["--protocol", "tcp", "--rate", "100"]),
+        (&deaf.1, &["--protocol", "tcp", "--churn"]),
+        (&deaf.1, &["--protocol", "tcp", "--bulk", "down"]),
+        (&deaf.1, &["--protocol", "tcp", "--bulk", "up"]),
+        (&deaf.1, &["--protocol", "tcp", "--bulk", "both"]),
+        (&deaf.1, &["--protocol", "api"]),
+        (&mute.1, &["--protocol", "udp"]),
+        (&nobody, &["--protocol", "udp"]),
+        (&nobody, &["--protocol", "tcp", "--churn"]),
+    ] {
+        let _ = std::fs::remove_file(&svg);
+        let files = ["--json", json.to_str().unwrap(), "--plot", svg.to_str().unwrap()];
+        let arguments = with_short(&[&["--timeout", "100ms", "--to", to], more, &files].concat());
+        refused(&arguments, &bench(&arguments), "not one right reply came from 127.0.0.1:");
+        let report = std::fs::read_to_string(&json).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        assert_eq!(
+            (&report["valid"], &report["requests_per_second"]),
+            (&false.into(), &0.0.into())
+        );
+        assert!(!svg.exists(), "there is nothing to draw");
+    }
+}
+
+#[test]
+fn too_few_descriptors_are_one_sentence_and_exit_code_2() {
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = deaf.local_addr().unwrap().to_string();
+    for (limit, arguments, word) in [
+        (60, &["--to", to.as_str(), "--connections", "100"][..], "the run needs 126 descriptors"),
+        (60, &["--to", to.as_str(), "--connections", "100", "--churn"], "needs 226 descriptors"),
+        (100, &["--connections", "100"], "the run needs 238 descriptors"),
+        (260, &["--connections", "100"], "connections through a balancer, not for 100"),
+    ] {
+        let done = Command::new("bash")
+            .args(["-c", "ulimit -n \"$1\"; shift; exec \"$@\"", "bash", &limit.to_string()])
+            .args([env!("CARGO_BIN_EXE_lb"), "bench"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        refused(arguments, &done, word);
+        assert!(text(&done.stderr).contains("ulimit -Hn"), "{}", text(&done.stderr));
+    }
+}
+
+#[test]
+fn unknown_stickiness_is_told_with_its_cure() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for user in listener.incoming().flatten() {
+            std::thread::spawn(move || std::io::copy(&mut &user, &mut &user));
+        }
+    });
+    let arguments = with_short(&["--to", &to, "--expect", "sticky=100%"]);
+    let done = bench(&arguments);
+    let said = text(&done.stdout);
+    assert_eq!(done.status.code(), Some(1), "{said}{}", text(&done.stderr));
+    assert!(said.contains("NOT MET: sticky=100 %, unknown: no reply named its backend"), "{said}");
+    assert!(said.contains("`lb bench serve`"), "{said}");
+}
+
 #[test]
 fn what_cannot_be_run_is_one_sentence_and_exit_code_2() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -81,6 +171,10 @@ fn what_cannot_be_run_is_one_sentence_and_exit_code_2() {
         (vec!["--to", nobody.as_str(), "--size", "3"], "24 bytes"),
         (vec!["--to", nobody.as_str(), "--churn", "--protocol", "udp"], "for TCP"),
         (vec!["--expect", "p99<fast"], "number"),
+        (vec!["--duration", "0"], "a longer --duration"),
+        (vec!["--timeout", "0ms"], "a longer one"),
+        (vec!["--protocol", "api", "--expect", "sticky=100%"], "one by one"),
+        (vec!["--expect", "lag<1ms"], "give --rate"),
         (vec!["--protocol", "api", "--path", "no slash", "--to", nobody.as_str()], "valid request"),
         (vec!["plot", "no-such-file.json", "-o", "x.svg"], "no-such-file.json"),
     ] {

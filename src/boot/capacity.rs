@@ -146,7 +146,7 @@ fn sessions_within(descriptors: u64, config: &Config) -> Result<usize, Trouble> 
 }
 
 /// Raises the soft limit of descriptors to the hard one; returns the result.
-fn raise_descriptors() -> u64 {
+pub fn raise_descriptors() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,

@@ -22,6 +22,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -89,7 +90,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(code) => return code,
             Err(failure) => Err(failure),
         },
-        Command::User(arguments) => user::run(arguments),
+        Command::User(arguments) => match user::run(arguments) {
+            Ok(code) => return code,
+            Err(failure) => Err(failure),
+        },
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => reload::run(arguments),
         Command::Drain(arguments) => drain::run(arguments),
@@ -128,6 +132,21 @@ fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     // A thread may still be reading the terminal; it ends with the process.
     runtime.shutdown_background();
     Ok(outcome)
+}
+
+/// A length of time as a person writes it; a bare number means seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let factor = match &text[digits..] {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        unit => return Err(format!("`{unit}` is not a unit of time; use us, ms, s, m or h")),
+    };
+    let number: f64 = text[..digits].parse().map_err(|_| format!("`{text}` is no time"))?;
+    Duration::try_from_secs_f64(number * factor).map_err(|_| format!("`{text}` is too long"))
 }
 
 /// `tcp`, `udp` or `api`.
@@ -169,6 +188,16 @@ fn secret(file: Option<&Path>) -> Result<Option<Vec<u8>>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        for (text, millis) in [("1.5s", 1_500), ("300ms", 300), ("2", 2_000), ("2m", 120_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)));
+        }
+        for text in ["", "s", "1d", "1.2.3s", "99999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

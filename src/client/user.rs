@@ -10,19 +10,30 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket, lookup_host};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::cluster::Protocol;
 
-/// How long to wait for the reply to a datagram before telling the user that there is none.
-const REPLY_WITHIN: Duration = Duration::from_secs(2);
+/// What a gateway says in place of a backend that does not answer.
+const NOBODY_SERVES: [StatusCode; 3] =
+    [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
 /// The largest datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
+
+/// Whether the service answered what the user said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answers {
+    /// Every datagram and request had its reply; on a stream, something came back. True of a user
+    /// who said nothing, too.
+    Came,
+    /// At least one did not come in time, or only the balancer's word that nobody serves.
+    Missing,
+}
 
 /// Why a user's session ended before its lines did.
 #[derive(Debug)]
@@ -45,61 +56,98 @@ fn unreachable(to: &str, error: &dyn fmt::Display) -> Trouble {
 }
 
 /// Sends every line to `to` and writes the replies to `out`, until the lines end and the last reply
-/// has come, or the other side closes.
+/// has come or is not to be expected after `patience`, or the other side closes.
 ///
 /// # Errors
 /// The balancer cannot be reached, the connection broke, or `out` takes no more.
 pub async fn talk(
     protocol: Protocol,
     to: &str,
+    patience: Duration,
     lines: mpsc::Receiver<String>,
     out: &mut impl Write,
-) -> Result<(), Trouble> {
+) -> Result<Answers, Trouble> {
     match protocol {
-        Protocol::Tcp => stream(to, lines, out).await,
-        Protocol::Udp => datagrams(to, lines, out).await,
-        Protocol::Api => requests(to, lines, out).await,
+        Protocol::Tcp => stream(to, patience, lines, out).await,
+        Protocol::Udp => datagrams(to, patience, lines, out).await,
+        Protocol::Api => requests(to, patience, lines, out).await,
+    }
+}
+
+/// Opens a connection, or says why it cannot be had in time.
+async fn reach(to: &str, patience: Duration) -> Result<TcpStream, Trouble> {
+    match timeout(patience, TcpStream::connect(to)).await {
+        Ok(opened) => opened.map_err(|error| unreachable(to, &error)),
+        Err(_) => Err(unreachable(to, &format!("nothing was heard within {patience:?}"))),
     }
 }
 
 /// Lines and replies overlap freely; the end of the lines is a half-close.
 async fn stream(
     to: &str,
+    patience: Duration,
     mut lines: mpsc::Receiver<String>,
     out: &mut impl Write,
-) -> Result<(), Trouble> {
-    let stream = TcpStream::connect(to).await.map_err(|error| unreachable(to, &error))?;
-    let (mut from, mut into) = stream.into_split();
-    let sending = tokio::spawn(async move {
+) -> Result<Answers, Trouble> {
+    let (mut from, mut into) = reach(to, patience).await?.into_split();
+    let mut sending = tokio::spawn(async move {
+        let mut said = false;
         while let Some(line) = lines.recv().await {
+            said = true;
             into.write_all(format!("{line}\n").as_bytes()).await?;
         }
-        into.shutdown().await
+        into.shutdown().await.map(|()| said)
     });
+    let (mut said, mut heard) = (None, false);
     let mut bytes = [0; 16 * 1024];
-    let ended = loop {
-        match from.read(&mut bytes).await {
-            Ok(0) => break Ok(()),
-            Ok(length) => {
+    loop {
+        let read = tokio::select! {
+            // While the user is still typing, nothing is overdue.
+            ended = &mut sending, if said.is_none() => {
+                // Lines that could not be sent were said as well.
+                said = Some(!matches!(ended, Ok(Ok(false))));
+                continue;
+            }
+            read = from.read(&mut bytes) => Some(read),
+            () = sleep(patience), if said.is_some() => None,
+        };
+        match read {
+            Some(Ok(0)) => break,
+            Some(Ok(length)) => {
+                heard = true;
                 out.write_all(&bytes[..length])?;
                 out.flush()?;
             }
-            Err(error) => break Err(Trouble(format!("the connection broke: {error}"))),
+            Some(Err(error)) => {
+                writeln!(out, "the connection broke: {error}")?;
+                return Ok(Answers::Missing);
+            }
+            None => {
+                writeln!(out, "nothing more was heard within {patience:?}")?;
+                break;
+            }
         }
-    };
-    if !sending.is_finished() {
+    }
+    if said.is_none() && !sending.is_finished() {
         sending.abort();
         writeln!(out, "the connection was closed by the other side")?;
+        return Ok(answers(heard));
     }
-    ended
+    let silent = said.unwrap_or(true) && !heard;
+    Ok(answers(!silent))
+}
+
+fn answers(came: bool) -> Answers {
+    if came { Answers::Came } else { Answers::Missing }
 }
 
 /// One datagram per line, and its reply.
 async fn datagrams(
     to: &str,
+    patience: Duration,
     mut lines: mpsc::Receiver<String>,
     out: &mut impl Write,
-) -> Result<(), Trouble> {
+) -> Result<Answers, Trouble> {
     let found = lookup_host(to).await.map_err(|error| unreachable(to, &error))?.next();
     let address = found.ok_or_else(|| unreachable(to, &"the name has no address"))?;
     let any: SocketAddr = match address {
@@ -109,41 +157,47 @@ async fn datagrams(
     let socket = UdpSocket::bind(any).await?;
     socket.connect(address).await?;
     let mut reply = vec![0; DATAGRAM_BYTES_MAX];
+    let mut all_came = true;
     while let Some(line) = lines.recv().await {
         let answered = async {
             socket.send(line.as_bytes()).await?;
             socket.recv(&mut reply).await
         };
-        match timeout(REPLY_WITHIN, answered).await {
+        let outcome = timeout(patience, answered).await;
+        all_came &= matches!(outcome, Ok(Ok(_)));
+        match outcome {
             Ok(Ok(length)) => {
                 out.write_all(&reply[..length])?;
                 writeln!(out)?;
             }
             Ok(Err(error)) => writeln!(out, "no reply: {error}")?,
-            Err(_) => writeln!(out, "no reply within {} s", REPLY_WITHIN.as_secs())?,
+            Err(_) => writeln!(out, "no reply within {patience:?}")?,
         }
         out.flush()?;
     }
-    Ok(())
+    Ok(answers(all_came))
 }
 
 /// One request per line, on one connection for as long as the other side keeps it open.
 async fn requests(
     to: &str,
+    patience: Duration,
     mut lines: mpsc::Receiver<String>,
     out: &mut impl Write,
-) -> Result<(), Trouble> {
+) -> Result<Answers, Trouble> {
     let mut connection: Option<SendRequest<Full<Bytes>>> = None;
+    let mut all_came = true;
     while let Some(line) = lines.recv().await {
         let request = match request(to, &line) {
             Ok(request) => request,
             Err(said) => {
+                all_came = false;
                 writeln!(out, "{said}")?;
                 continue;
             }
         };
         if connection.as_ref().is_none_or(SendRequest::is_closed) {
-            connection = Some(connect(to).await?);
+            connection = Some(connect(to, patience).await?);
         }
         let sender = connection.as_mut().expect("it was opened if it was not there");
         let answered = async {
@@ -152,26 +206,37 @@ async fn requests(
             let body = body.collect().await?.to_bytes();
             Ok::<_, hyper::Error>(Response::from_parts(head, body))
         };
-        match answered.await {
+        let outcome = match timeout(patience, answered).await {
+            Ok(outcome) => outcome.map_err(|error| format!("no answer: {error}")),
+            Err(_) => Err(format!("no answer within {patience:?}")),
+        };
+        match outcome {
             Ok(response) => {
-                writeln!(out, "{:?} {}", response.version(), response.status())?;
-                out.write_all(response.body())?;
-                if !response.body().ends_with(b"\n") {
-                    writeln!(out)?;
-                }
+                all_came &= !NOBODY_SERVES.contains(&response.status());
+                show(&response, out)?;
             }
-            Err(error) => {
-                writeln!(out, "no answer: {error}")?;
+            Err(said) => {
+                all_came = false;
                 connection = None;
+                writeln!(out, "{said}")?;
             }
         }
         out.flush()?;
     }
+    Ok(answers(all_came))
+}
+
+fn show(response: &Response<Bytes>, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "{:?} {}", response.version(), response.status())?;
+    out.write_all(response.body())?;
+    if !response.body().ends_with(b"\n") {
+        writeln!(out)?;
+    }
     Ok(())
 }
 
-async fn connect(to: &str) -> Result<SendRequest<Full<Bytes>>, Trouble> {
-    let stream = TcpStream::connect(to).await.map_err(|error| unreachable(to, &error))?;
+async fn connect(to: &str, patience: Duration) -> Result<SendRequest<Full<Bytes>>, Trouble> {
+    let stream = reach(to, patience).await?;
     let (sender, connection) =
         handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(to, &error))?;
     // It ends with the sender, which reports its errors as well.
@@ -205,6 +270,8 @@ mod tests {
     use super::super::echo::tests::{soon, started};
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(20);
+
     async fn talked(protocol: Protocol, to: &str, lines: &[&str]) -> String {
         let (say, said) = mpsc::channel(lines.len());
         for line in lines {
@@ -212,7 +279,7 @@ mod tests {
         }
         drop(say);
         let mut out = Vec::new();
-        soon(talk(protocol, to, said, &mut out)).await.unwrap();
+        soon(talk(protocol, to, PATIENCE, said, &mut out)).await.unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -239,9 +306,11 @@ mod tests {
         let (say, said) = mpsc::channel(1);
         let mut out = Vec::new();
         let hang_up = async { drop(listener.accept().await.unwrap()) };
-        let (ended, ()) =
-            soon(async { tokio::join!(talk(Protocol::Tcp, &to, said, &mut out), hang_up) }).await;
-        ended.unwrap();
+        let (ended, ()) = soon(async {
+            tokio::join!(talk(Protocol::Tcp, &to, PATIENCE, said, &mut out), hang_up)
+        })
+        .await;
+        assert_eq!(ended.unwrap(), Answers::Missing);
         drop(say);
         assert_eq!(out, b"the connection was closed by the other side\n");
     }
@@ -256,7 +325,8 @@ mod tests {
             for line in lines {
                 say.send(line).await.unwrap();
             }
-            let told = soon(talk(protocol, &to, said, &mut Vec::new())).await.unwrap_err();
+            let told =
+                soon(talk(protocol, &to, PATIENCE, said, &mut Vec::new())).await.unwrap_err();
             assert!(told.to_string().ends_with("is the balancer running there?"), "{told}");
         }
     }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::tally::{RequestFailure, Tally};
+use super::{Load, Shape, units};
+use crate::cluster::Protocol;
 
 /// One expectation.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -57,6 +59,25 @@ pub struct Verdict {
 }
 
 impl Expectation {
+    /// Refuses what this load can never show. The error is for the person who expects it.
+    pub fn check(self, load: &Load) -> Result<(), String> {
+        let bulk = matches!(load.shape, Shape::Bulk(_));
+        let reason = match self.measure {
+            Measure::Lag if load.rate.is_none() => "kept by a schedule only: give --rate",
+            Measure::Sticky if load.protocol == Protocol::Api => {
+                "unknown for API: its requests are balanced one by one; expect spread instead"
+            }
+            Measure::Percentile(_) | Measure::Least | Measure::Mean if bulk => {
+                "unknown with --bulk, which makes no requests; expect throughput instead"
+            }
+            Measure::Rate | Measure::Requests if bulk => {
+                "unknown with --bulk, which makes no requests; expect throughput instead"
+            }
+            _ => return Ok(()),
+        };
+        Err(format!("`{}` is {reason}", self.measure))
+    }
+
     /// Judges a run by it. `seconds` is the length of the measured window.
     pub fn judge(self, tally: &Tally, seconds: f64) -> Verdict {
         let found = self.measure.of(tally, seconds);
@@ -137,11 +158,11 @@ impl Measure {
     fn show(self, value: f64) -> String {
         match self {
             Measure::Percentile(_) | Measure::Least | Measure::Mean | Measure::Lag => {
-                format!("{:.1?}", std::time::Duration::from_nanos(value as u64))
+                units::time(value)
             }
-            Measure::Sticky => format!("{value:.4}%"),
-            Measure::Throughput => format!("{:.3} GB/s", value / 1e9),
-            Measure::Rate => format!("{value:.0}/s"),
+            Measure::Sticky => units::percent(value),
+            Measure::Throughput => units::throughput(value),
+            Measure::Rate => units::rate(value),
             _ => format!("{value}"),
         }
     }
@@ -184,6 +205,9 @@ impl Relation {
 
 const MEASURES: &str = "p50, p99, p99.9 and the like, min, mean, max, errors, sticky, spread, rate, \
                         requests, throughput, lag, or a kind of error by its name";
+
+/// Why nobody knows which backend had which session, and what to do about it.
+const UNNAMED: &str = "unknown: no reply named its backend; those of `lb bench serve` do";
 
 impl FromStr for Expectation {
     type Err = String;
@@ -240,9 +264,13 @@ impl fmt::Display for Measure {
 impl fmt::Display for Verdict {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Expectation { measure, relation, value } = self.expectation;
-        let found = self.found.map_or_else(|| "unknown".to_owned(), |found| measure.show(found));
         let word = if self.met { "met" } else { "NOT MET" };
-        write!(out, "{word}: {measure}{}{}, found {found}", relation.sign(), measure.show(value))
+        write!(out, "{word}: {measure}{}{}, ", relation.sign(), measure.show(value))?;
+        match (self.found, measure) {
+            (Some(found), _) => write!(out, "found {}", measure.show(found)),
+            (None, Measure::Sticky | Measure::Spread) => out.write_str(UNNAMED),
+            (None, _) => out.write_str("unknown: nothing was measured"),
+        }
     }
 }
 
@@ -326,8 +354,36 @@ mod tests {
     #[test]
     fn a_verdict_reads_as_it_was_written() {
         let verdict = "p99.9<2ms".parse::<Expectation>().unwrap().judge(&tally(), 1.0);
-        assert_eq!(verdict.to_string(), "NOT MET: p99.9<2.0ms, found 100.0ms");
+        assert_eq!(verdict.to_string(), "NOT MET: p99.9<2 ms, found 100 ms");
         let verdict = "sticky=100%".parse::<Expectation>().unwrap().judge(&tally(), 1.0);
-        assert_eq!(verdict.to_string(), "met: sticky=100.0000%, found 100.0000%");
+        assert_eq!(verdict.to_string(), "met: sticky=100 %, found 100 %");
+        let verdict = "sticky=100%".parse::<Expectation>().unwrap().judge(&Tally::new(), 1.0);
+        let told = verdict.to_string();
+        assert!(told.starts_with("NOT MET: sticky=100 %, unknown: no reply named its backend"));
+    }
+
+    #[test]
+    fn what_a_load_cannot_show_is_refused_before_it_runs() {
+        use crate::load::message::Kind;
+        use crate::load::report::tests::load;
+        let closed = load();
+        let bulk = Load { shape: Shape::Bulk(Kind::Echo), ..closed.clone() };
+        let api = Load { protocol: Protocol::Api, ..closed.clone() };
+        for (text, load, word) in [
+            ("lag<1ms", &closed, "--rate"),
+            ("p99<1ms", &bulk, "throughput"),
+            ("requests>0", &bulk, "throughput"),
+            ("sticky=100%", &api, "one by one"),
+        ] {
+            let error = text.parse::<Expectation>().unwrap().check(load).unwrap_err();
+            assert!(error.contains(text.split(['<', '=', '>']).next().unwrap()), "{error}");
+            assert!(error.contains(word), "{text}: {error}");
+        }
+        let planned = Load { rate: Some(1), ..closed.clone() };
+        for (text, load) in
+            [("lag<1ms", &planned), ("p99<1ms", &api), ("sticky=1%", &closed), ("errors=0", &bulk)]
+        {
+            assert_eq!(text.parse::<Expectation>().unwrap().check(load), Ok(()), "{text}");
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! | when is a request due? | [`plan`] |
 //! | what is sent, and is this its reply? | [`message`], [`client`], [`web`] |
 //! | who connects, sends, receives? | [`driver`], over `connection` |
-//! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`] |
+//! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`], [`units`] |
 //! | who answers when nobody else is there? | [`echo`] |
 
 pub mod blocks;
@@ -22,6 +22,7 @@ pub mod plot;
 pub mod process;
 pub mod report;
 pub mod tally;
+pub mod units;
 pub mod web;
 
 use std::io;
@@ -38,6 +39,11 @@ use tally::Tally;
 
 /// Limit on the bytes of requests in flight.
 pub const LOAD_BYTES_MAX: usize = 512 << 20;
+
+/// Descriptors beside the threads and their connections: standard streams, files of /proc, a runtime.
+const DESCRIPTORS_BESIDE: u64 = 24;
+/// A thread's ring, and a file of /proc.
+const DESCRIPTORS_PER_THREAD: u64 = 2;
 
 /// What is done on each connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,6 +125,14 @@ impl Load {
         self.request.as_ref().map_or(self.size, |request| request.len())
     }
 
+    /// How many descriptors the run opens at most. In churn, a new connection is opened before the
+    /// kernel has closed the last.
+    pub fn descriptors(&self) -> u64 {
+        let each = if self.shape == Shape::Churn { 2 } else { 1 };
+        let threads = DESCRIPTORS_PER_THREAD * self.threads as u64;
+        DESCRIPTORS_BESIDE + threads + each * self.connections as u64
+    }
+
     /// What is wrong with the load, in words for the person who asked for it.
     pub fn check(&self) -> Result<(), String> {
         if self.connections == 0 || self.threads == 0 || self.window == 0 {
@@ -126,6 +140,12 @@ impl Load {
         }
         if self.threads > self.connections {
             return Err("more threads than connections; give fewer threads".to_owned());
+        }
+        if self.duration.is_zero() {
+            return Err("a run of 0 s measures nothing; give a longer --duration".to_owned());
+        }
+        if self.patience.is_zero() {
+            return Err("a --timeout of 0 s waits for no reply; give a longer one".to_owned());
         }
         if (self.protocol == Protocol::Api) != self.request.is_some() {
             return Err("an API user needs a request, and nobody else".to_owned());
@@ -162,7 +182,8 @@ impl Load {
     }
 }
 
-/// Runs a load that [`Load::check`] has passed. Fails if there is no ring, or nobody to talk to.
+/// Runs a load that [`Load::check`] has passed. Fails if there is no ring, nobody to talk to, or no
+/// descriptor left.
 pub fn run(load: &Load, progress: &Arc<Progress>) -> io::Result<Outcome> {
     let shared = Arc::new(Shared {
         load: load.clone(),
@@ -196,10 +217,31 @@ fn gather(load: &Load, parts: Vec<driver::Part>) -> Outcome {
     Outcome { tally, watched_cpu, own_cpu, invalid }
 }
 
+/// Why a run has no figures at all, with the cure: nobody answered it.
+pub fn silence(load: &Load, tally: &Tally) -> Option<String> {
+    let answered = match load.shape {
+        Shape::Bulk(Kind::Sink) => !tally.backends.is_empty(),
+        Shape::Bulk(_) => tally.bytes_received > 0,
+        Shape::PingPong | Shape::Churn => tally.requests > 0,
+    };
+    (!answered).then(|| {
+        let (to, measured) = (load.to, units::time(load.duration.as_nanos() as f64));
+        let errors = match tally.errors() {
+            0 => "no errors".to_owned(),
+            _ => tally.kinds(),
+        };
+        format!(
+            "not one right reply came from {to} in the {measured} measured ({errors}); check that \
+             the service runs there and, if it is a balancer, has backends (`lb status`), or give \
+             a longer --duration"
+        )
+    })
+}
+
 /// Why a run's figures must not be believed.
 fn distrust(load: &Load, tally: &Tally) -> Option<String> {
-    if tally.requests == 0 && !matches!(load.shape, Shape::Bulk(_)) {
-        return Some("not one reply came in the measured time".to_owned());
+    if let Some(silence) = silence(load, tally) {
+        return Some(silence);
     }
     let rate = load.rate?;
     let planned = (u128::from(rate) * load.duration.as_millis()).div_ceil(1000);
@@ -211,6 +253,7 @@ fn distrust(load: &Load, tally: &Tally) -> Option<String> {
     }
     let lag = Duration::from_nanos(tally.lag.value_at_quantile(0.99));
     (lag > plan::LAG_MAX).then(|| {
-        format!("the generator itself was late by {lag:.1?} (p99); more threads or a lower rate")
+        let lag = units::time(lag.as_nanos() as f64);
+        format!("the generator itself was late by {lag} (p99); more threads or a lower rate")
     })
 }

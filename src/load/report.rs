@@ -13,7 +13,7 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer}
 use serde::{Deserialize, Serialize};
 
 use super::tally::RequestFailure;
-use super::{Load, Outcome, Shape};
+use super::{Load, Outcome, Shape, units};
 
 /// One run, complete: everything that the table, the checks and the plot need.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -144,7 +144,7 @@ impl Report {
             rate_planned: load.rate,
             seconds,
             requests: tally.requests,
-            requests_per_second: tally.requests as f64 / seconds,
+            requests_per_second: per_second(tally.requests as f64, seconds),
             bytes_sent: tally.bytes_sent,
             bytes_received: tally.bytes_received,
             latency_us: Latency::of(&tally.latency),
@@ -174,15 +174,37 @@ impl Report {
         }
     }
 
-    /// Payload both ways in GB (1e9 bytes) per second.
-    pub fn gigabytes_per_second(&self) -> f64 {
-        (self.bytes_sent + self.bytes_received) as f64 / 1e9 / self.seconds
+    /// Payload bytes both ways.
+    fn bytes(&self) -> f64 {
+        self.bytes_sent as f64 + self.bytes_received as f64
+    }
+
+    fn throughput(&self) -> String {
+        units::throughput(per_second(self.bytes(), self.seconds))
+    }
+
+    /// What the figures of a closed loop mean: each connection asks again as soon as it is answered,
+    /// so that the service never rests.
+    pub fn loop_note(&self) -> Option<String> {
+        (self.rate_planned.is_none() && !self.is_bulk()).then(|| {
+            let half = (self.requests_per_second / 2.0).round().max(1.0);
+            format!(
+                "Measured at saturation: without a rate, every connection asks again as soon as it \
+                 is answered. For latencies at a load of your choice, add --rate, such as \
+                 --rate {half:.0}."
+            )
+        })
     }
 
     /// Whether the run moved endless content, so that bytes count and not requests.
     pub fn is_bulk(&self) -> bool {
         self.shape.starts_with("bulk")
     }
+}
+
+/// Nothing comes of a window without a length.
+fn per_second(amount: f64, seconds: f64) -> f64 {
+    if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
 fn shape(shape: Shape) -> &'static str {
@@ -205,9 +227,9 @@ pub fn table(reports: &[Report]) -> String {
     row("", &|report| report.label.clone());
     if reports.iter().any(|report| !report.is_bulk()) {
         row("requests", &|report| format!("{}", report.requests));
-        row("requests/s", &|report| format!("{:.0}", report.requests_per_second));
+        row("rate", &|report| units::rate(report.requests_per_second));
     }
-    row("payload GB/s", &|report| format!("{:.3}", report.gigabytes_per_second()));
+    row("throughput", &Report::throughput);
     let latency = |of: fn(&Latency) -> f64| {
         move |report: &Report| report.latency_us.map_or_else(dash, |l| micros(of(&l)))
     };
@@ -225,9 +247,7 @@ pub fn table(reports: &[Report]) -> String {
     if reports.iter().any(|report| !report.backends.is_empty()) {
         row("backends", &|report| format!("{}", report.backends.len()));
         row("spread", &|report| report.spread.map_or_else(dash, |spread| spread.to_string()));
-        row("sticky", &|report| {
-            report.sticky_percent.map_or_else(dash, |percent| format!("{percent:.2} %"))
-        });
+        row("sticky", &|report| report.sticky_percent.map_or_else(dash, units::percent));
     }
     row("balancer CPU", &|report| cpu(report, report.balancer_cpu_ns));
     row("generator CPU", &|report| cpu(report, report.generator_cpu_ns));
@@ -239,14 +259,14 @@ pub fn difference(direct: &Report, balanced: &Report) -> String {
     let mut text = match (direct.latency_us, balanced.latency_us) {
         (Some(direct), Some(balanced)) => format!(
             "The balancer adds {} at p50, {} at p99 and {} at p99.9",
-            micros(balanced.p50 - direct.p50),
-            micros(balanced.p99 - direct.p99),
-            micros(balanced.p99_9 - direct.p99_9)
+            added(balanced.p50 - direct.p50),
+            added(balanced.p99 - direct.p99),
+            added(balanced.p99_9 - direct.p99_9)
         ),
         _ => format!(
-            "Through the balancer go {:.2} GB/s, directly {:.2} GB/s",
-            balanced.gigabytes_per_second(),
-            direct.gigabytes_per_second()
+            "Through the balancer go {}, directly {}",
+            balanced.throughput(),
+            direct.throughput()
         ),
     };
     if balanced.balancer_cpu_ns.is_some() {
@@ -254,6 +274,11 @@ pub fn difference(direct: &Report, balanced: &Report) -> String {
     }
     text.push('.');
     text
+}
+
+/// What the balancer adds, in microseconds. Less than nothing is noise, not a gain.
+fn added(by: f64) -> String {
+    if by > 0.0 { micros(by) } else { "nothing measurable".to_owned() }
 }
 
 fn errors(report: &Report) -> String {
@@ -268,14 +293,15 @@ fn errors(report: &Report) -> String {
 /// CPU per unit of work and as a share of one core.
 fn cpu(report: &Report, nanos: Option<u64>) -> String {
     let Some(nanos) = nanos else { return dash() };
-    let share = nanos as f64 / 1e7 / report.seconds;
-    let units = if report.is_bulk() {
-        let gigabytes = (report.bytes_sent + report.bytes_received) as f64 / 1e9;
-        format!("{:.1} ms/GB", nanos as f64 / 1e6 / gigabytes)
-    } else {
-        format!("{:.2} us/request", nanos as f64 / 1e3 / report.requests as f64)
+    let share = per_second(nanos as f64 / 1e7, report.seconds);
+    let (amount, unit) = match report.is_bulk() {
+        true => (report.bytes() / 1e9, "GB"),
+        false => (report.requests as f64, "request"),
     };
-    format!("{units}, {share:.0} %")
+    if amount == 0.0 {
+        return format!("{share:.0} %");
+    }
+    format!("{}/{unit}, {share:.0} %", units::time(nanos as f64 / amount))
 }
 
 fn dash() -> String {
@@ -283,13 +309,7 @@ fn dash() -> String {
 }
 
 fn micros(micros: f64) -> String {
-    if micros < 1e4 {
-        format!("{micros:.0} us")
-    } else if micros < 1e7 {
-        format!("{:.1} ms", micros / 1e3)
-    } else {
-        format!("{:.1} s", micros / 1e6)
-    }
+    units::time(micros * 1e3)
 }
 
 fn align(rows: &[(String, Vec<String>)]) -> String {
@@ -336,7 +356,7 @@ pub fn drawing(histogram: &Histogram<u64>) -> String {
         let width = (count as f64 / longest as f64 * DRAWING_WIDTH as f64).ceil() as usize;
         let share = count as f64 * 100.0 / histogram.len() as f64;
         let bar = "#".repeat(width);
-        let _ = writeln!(text, "  <={:>8}  {bar:DRAWING_WIDTH$} {share:6.2} %", micros(upto / 1e3));
+        let _ = writeln!(text, "  <={:>8}  {bar:DRAWING_WIDTH$} {share:6.2} %", units::time(upto));
     }
     text
 }
@@ -453,7 +473,7 @@ pub(super) mod tests {
         assert!(row("p99 ").contains("991 us") || row("p99 ").contains("990 us"), "{text}");
         assert!(row("p99 ").contains("19.8 ms"), "{text}");
         assert!(row("errors").contains("1 (moved 1)"), "{text}");
-        assert!(row("balancer CPU").contains("10.00 us/request, 0 %"), "{text}");
+        assert!(row("balancer CPU").contains("10 us/request, 0 %"), "{text}");
         let width = lines[0].chars().count();
         assert!(lines.iter().all(|line| line.chars().count() == width), "{text}");
     }
@@ -461,8 +481,48 @@ pub(super) mod tests {
     #[test]
     fn the_difference_is_one_sentence() {
         let text = difference(&report("direct", 1), &report("balanced", 3));
-        assert!(text.starts_with("The balancer adds 100"), "{text}");
-        assert!(text.ends_with("; it takes 10.00 us/request, 0 % of a core."), "{text}");
+        assert!(text.starts_with("The balancer adds 1 ms at p50, "), "{text}");
+        assert!(text.ends_with("; it takes 10 us/request, 0 % of a core."), "{text}");
+    }
+
+    #[test]
+    fn what_the_balancer_adds_is_never_negative() {
+        let text = difference(&report("direct", 3), &report("balanced", 1));
+        let nothing = "nothing measurable";
+        let told = format!("adds {nothing} at p50, {nothing} at p99 and {nothing} at p99.9; it");
+        assert!(text.contains(&told), "{text}");
+    }
+
+    #[test]
+    fn a_run_without_a_reply_has_no_figure_that_is_none() {
+        let (mut ping_pong, mut bulk) = (load(), load());
+        (ping_pong.duration, bulk.duration) = (Duration::ZERO, Duration::ZERO);
+        bulk.shape = Shape::Bulk(crate::load::message::Kind::Echo);
+        for load in [ping_pong, bulk] {
+            let cpu = Some(Duration::from_millis(10));
+            let outcome =
+                Outcome { tally: Tally::new(), watched_cpu: cpu, own_cpu: cpu, invalid: None };
+            let report = Report::new("", &load, &outcome);
+            let json = serde_json::to_value(&report).unwrap();
+            assert_eq!(json["requests_per_second"], 0.0);
+            let text = table(std::slice::from_ref(&report)) + &difference(&report, &report);
+            for word in ["inf", "NaN", "-0"] {
+                assert!(!text.contains(word), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_closed_loop_is_said_to_measure_saturation() {
+        let closed = report("", 1);
+        let note = closed.loop_note().unwrap();
+        assert!(
+            note.starts_with("Measured at saturation") && note.ends_with("--rate 250."),
+            "{note}"
+        );
+        let planned = Report { rate_planned: Some(1), ..closed.clone() };
+        let bulk = Report { shape: "bulk down".to_owned(), ..closed };
+        assert_eq!((planned.loop_note(), bulk.loop_note()), (None, None));
     }
 
     #[test]

@@ -166,6 +166,17 @@ impl Tally {
         self.faults.iter().sum()
     }
 
+    /// The faults that occurred, by kind: `refused 3, lost 1`.
+    pub fn kinds(&self) -> String {
+        let kinds =
+            RequestFailure::ALL.into_iter().map(|fault| (fault, self.faults[fault as usize]));
+        let kinds = kinds.filter(|(_, count)| *count > 0);
+        kinds
+            .map(|(fault, count)| format!("{} {count}", fault.name()))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
     /// Adds what another thread counted.
     pub fn merge(&mut self, other: &Tally) {
         self.requests += other.requests;

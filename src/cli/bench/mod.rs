@@ -1,5 +1,5 @@
 //! `lb bench`: the load generator from the command line. Owns its flags, the live line and the exit
-//! code: 0 if everything expected was met, 1 if not, 2 if it could not run.
+//! code: 0 if everything expected was met, 1 if not, 2 if it could not run or nobody answered.
 
 mod own;
 
@@ -13,23 +13,29 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use nix::errno::Errno;
 
 use own::Own;
 
-use super::{Failure, print, protocol};
+use super::{Failure, duration, print, protocol};
 use crate::base::thread;
+use crate::boot::capacity;
 use crate::cluster::Protocol;
 use crate::load::expect::Expectation;
 use crate::load::message::Kind;
 use crate::load::plot::{self, Curve};
 use crate::load::report::{self, Report};
 use crate::load::web::{Payload, Request};
-use crate::load::{self, Load, Outcome, Progress, Shape, echo, process};
+use crate::load::{self, Load, Outcome, Progress, Shape, echo, process, units};
 
 /// How often the live line is rewritten.
 const LIVE: Duration = Duration::from_millis(500);
 
 /// Measure a balancer or a backend, and check every reply.
+///
+/// The exit code is 0 if the run was measured and everything expected with --expect was met, 1 if
+/// something expected was not met or could not be known, and 2 if nothing was measured: faulty
+/// flags, too few descriptors, nobody there, or nobody who answered.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
@@ -125,8 +131,8 @@ struct Run {
     /// A connection for every request (TCP).
     #[arg(long, conflicts_with = "bulk")]
     churn: bool,
-    /// Content without end, checked by its position; needs `lb bench serve` or `--echo` backends,
-    /// except `both`, for which any echo will do (TCP).
+    /// Content without end, checked by its position; needs backends of `lb bench serve`, except
+    /// `both`, for which any echo will do (TCP).
     #[arg(long, value_enum, value_name = "DIRECTION", num_args = 0..=1, default_missing_value = "down")]
     bulk: Option<Direction>,
     /// The path that API users ask for.
@@ -210,31 +216,42 @@ fn measure(run: &Run) -> Result<ExitCode, Failure> {
 fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
     let mut load = run.load(resolve(to)?)?;
     load.watch = run.watch.or_else(|| process::listener(load.protocol, load.to));
+    afford(load.descriptors())?;
     let outcome = watched(&load, run.quiet, to)?;
     let report = Report::new(to, &load, &outcome);
+    run.answered(&load, &report, &outcome)?;
     run.write_files(&[(&report, &outcome)])?;
     if !run.quiet {
         print(&report::table(std::slice::from_ref(&report)))?;
         print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
+        print(&report.loop_note().map_or_else(String::new, |note| format!("\n{note}\n")))?;
     }
     run.verdict(&outcome)
 }
 
 /// Measures a balancer started for the purpose, and the direct path without it.
 fn measure_own(run: &Run) -> Result<ExitCode, Failure> {
-    let own = Own::start(run.protocol, usize::from(run.backends), run.gso)?;
-    let direct = run.load(own.backend())?;
+    let backends = usize::from(run.backends);
+    // Faulty flags are told before anything is started; the address is not known yet.
+    let load = run.load(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    afford(load.descriptors() + Own::descriptors(run.protocol, backends, run.connections))?;
+    Own::fits(run.protocol, backends, run.connections)?;
+    let own = Own::start(run.protocol, backends, run.gso)?;
+    let direct = Load { to: own.backend(), ..load };
     let balanced = Load { to: own.door(), watch: Some(own.pid()), ..direct.clone() };
     let direct_outcome = watched(&direct, run.quiet, "direct")?;
     let direct_report = Report::new("direct", &direct, &direct_outcome);
+    run.answered(&direct, &direct_report, &direct_outcome)?;
     let outcome = watched(&balanced, run.quiet, "balanced")?;
     let report = Report::new("balanced", &balanced, &outcome);
     drop(own);
+    run.answered(&balanced, &report, &outcome)?;
     run.write_files(&[(&report, &outcome), (&direct_report, &direct_outcome)])?;
     if !run.quiet {
         print(&report::table(&[direct_report.clone(), report.clone()]))?;
         print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
         print(&format!("\n{}\n", report::difference(&direct_report, &report)))?;
+        print(&report.loop_note().map_or_else(String::new, |note| format!("{note}\n")))?;
     }
     run.verdict(&outcome)
 }
@@ -263,7 +280,19 @@ impl Run {
             request: self.request()?,
             watch: self.watch,
         };
-        load.check().map(|()| load)
+        load.check()?;
+        self.expect.iter().try_for_each(|expectation| expectation.check(&load))?;
+        Ok(load)
+    }
+
+    /// Refuses a run that nobody answered. Only its JSON is written, for what reads that: it has no
+    /// latency to draw.
+    fn answered(&self, load: &Load, report: &Report, outcome: &Outcome) -> Result<(), Failure> {
+        let Some(silence) = load::silence(load, &outcome.tally) else { return Ok(()) };
+        if let Some(path) = &self.json {
+            write(path, &serde_json::to_string_pretty(report)?)?;
+        }
+        Err(silence.into())
     }
 
     /// The HTTP request to make.
@@ -343,16 +372,43 @@ fn watched(load: &Load, quiet: bool, label: &str) -> Result<Outcome, String> {
         eprint!("\r\x1b[K");
     }
     let _ = thread.join();
-    outcome
-        .map_err(|error| format!("cannot load {}: {error}; does something listen there?", load.to))
+    outcome.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE) => format!(
+            "no descriptor is left for {} connections: {error}; raise the limit (`ulimit -Hn`) or \
+             ask for fewer with --connections",
+            load.connections
+        ),
+        Some(Errno::ENOMEM) => format!(
+            "no memory may be locked for the generator: {error}; raise the limit (`ulimit -Hl`) or \
+             ask for fewer --connections or --threads"
+        ),
+        Some(Errno::EPERM | Errno::ENOSYS | Errno::EACCES) => {
+            format!("io_uring cannot be used: {error}; `lb check` says why")
+        }
+        _ => format!("cannot load {}: {error}; does something listen there?", load.to),
+    })
+}
+
+/// Whether this process may open that many descriptors. Raises its limit as far as the system lets
+/// it.
+fn afford(descriptors: u64) -> Result<(), String> {
+    let allowed = capacity::raise_descriptors();
+    if descriptors <= allowed {
+        return Ok(());
+    }
+    Err(format!(
+        "the run needs {descriptors} descriptors and may open {allowed}; raise the limit \
+         (`ulimit -Hn`) or ask for fewer with --connections"
+    ))
 }
 
 fn show(progress: &Progress, seen: u64, label: &str) -> u64 {
     let requests = progress.requests.load(Ordering::Relaxed);
     let rate = (requests - seen) as f64 / LIVE.as_secs_f64();
-    let gigabytes = progress.bytes.load(Ordering::Relaxed) as f64 / 1e9;
+    let bytes = units::bytes(progress.bytes.load(Ordering::Relaxed) as f64);
     let errors = progress.errors.load(Ordering::Relaxed);
-    eprint!("\r\x1b[K{label}: {rate:.0} requests/s, {gigabytes:.2} GB, {errors} errors");
+    let rate = units::rate(rate);
+    eprint!("\r\x1b[K{label}: {rate}, {bytes}, {errors} errors");
     let _ = std::io::stderr().flush();
     requests
 }
@@ -367,34 +423,4 @@ fn resolve(address: &str) -> Result<SocketAddr, String> {
         .map_err(|error| format!("`{address}` is not an address with a port: {error}"))?
         .next()
         .ok_or_else(|| format!("`{address}` has no address"))
-}
-
-/// A length of time as a person writes it; a bare number means seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let factor = match &text[digits..] {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        unit => return Err(format!("`{unit}` is not a unit of time; use us, ms, s, m or h")),
-    };
-    let number: f64 = text[..digits].parse().map_err(|_| format!("`{text}` is no time"))?;
-    Duration::try_from_secs_f64(number * factor).map_err(|_| format!("`{text}` is too long"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_people_write_them() {
-        for (text, millis) in [("1.5s", 1_500), ("300ms", 300), ("2", 2_000), ("2m", 120_000)] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(millis)));
-        }
-        for text in ["", "s", "1d", "1.2.3s", "99999999999999999999h"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
 }

@@ -13,10 +13,12 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::base::thread;
+use crate::boot::{capacity, workers};
 use crate::client::backend::{Notice, Wish};
 use crate::client::stay::{Membership, stay};
 use crate::client::wire::Offer;
 use crate::cluster::Protocol;
+use crate::config::Config;
 use crate::load::echo::{self, Backends};
 
 /// How long the balancer may take to start, and the backends to join.
@@ -28,6 +30,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Settings of the child apart from its doors. Writing a line for every session would be measured,
 /// too.
 const SETTINGS: &str = "[log]\nlevel = \"warn\"\n[timeouts]\ndrain_ms = 500\n";
+/// Control connections that the child keeps descriptors for, beside one of each backend.
+const CONTROL_SPARE: usize = 8;
+/// Descriptors of an echo backend before its first user: its door, and the ring or wake-up of it.
+const DESCRIPTORS_PER_BACKEND: u64 = 6;
 
 /// A running balancer with its backends; dropping it ends them all.
 pub struct Own {
@@ -47,12 +53,43 @@ impl Own {
         let backends = echo::start(protocol, &vec![anywhere; count], gso)
             .map_err(|error| format!("cannot start echo backends: {error}"))?;
         let (door, control) = free_ports(protocol).map_err(|error| format!("no port: {error}"))?;
-        let child = serve(protocol, door, control)
+        let child = serve(protocol, door, control, count)
             .map_err(|error| format!("cannot start a balancer: {error}"))?;
         let mut own = Own { door, backends, wishes: Vec::new(), members: None, child };
         let told = own.join(protocol, control)?;
         own.wait_for(&told, count)?;
         Ok(own)
+    }
+
+    /// How many descriptors this process opens for its own backends: one for each connection too,
+    /// except for datagrams.
+    pub fn descriptors(protocol: Protocol, backends: usize, connections: usize) -> u64 {
+        let connections = if protocol == Protocol::Udp { 0 } else { connections as u64 };
+        backends as u64 * DESCRIPTORS_PER_BACKEND + connections
+    }
+
+    /// Whether the child may open enough descriptors to carry `connections`. It inherits the limit
+    /// of this process.
+    pub fn fits(protocol: Protocol, backends: usize, connections: usize) -> Result<(), String> {
+        let mut config = Config::default();
+        config.workers = Some(workers(&config));
+        config.limits.control_connections = backends + CONTROL_SPARE;
+        if protocol != Protocol::Udp {
+            config.listen.udp = None;
+        }
+        let most = match (protocol, capacity::most_sessions(&config)) {
+            // A socket carries one flow to each backend.
+            (Protocol::Udp, 1..) => capacity::udp_sockets(&config) * backends,
+            (_, most) => most,
+        };
+        if most >= connections {
+            return Ok(());
+        }
+        Err(format!(
+            "{} descriptors are enough for {most} connections through a balancer, not for \
+             {connections}; raise the limit (`ulimit -Hn`) or ask for fewer with --connections",
+            capacity::raise_descriptors()
+        ))
     }
 
     /// Where users connect.
@@ -164,7 +201,12 @@ fn free_ports(protocol: Protocol) -> std::io::Result<(SocketAddr, SocketAddr)> {
 }
 
 /// Starts this program again as a balancer with one door. It ends with this process.
-fn serve(protocol: Protocol, door: SocketAddr, control: SocketAddr) -> std::io::Result<Child> {
+fn serve(
+    protocol: Protocol,
+    door: SocketAddr,
+    control: SocketAddr,
+    backends: usize,
+) -> std::io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["serve", "--with-parent", "--config", "/dev/stdin", "--admin", "off"]);
     for other in Protocol::ALL {
@@ -174,7 +216,11 @@ fn serve(protocol: Protocol, door: SocketAddr, control: SocketAddr) -> std::io::
     command.arg("--control").arg(control.to_string());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
     if let Some(mut settings) = child.stdin.take() {
-        settings.write_all(SETTINGS.as_bytes())?;
+        let control_connections = backends + CONTROL_SPARE;
+        // Said in numbers, because without them the child keeps descriptors for many more.
+        let workers = workers(&Config::default());
+        writeln!(settings, "workers = {workers}")?;
+        write!(settings, "{SETTINGS}[limits]\ncontrol_connections = {control_connections}\n")?;
     }
     Ok(child)
 }

@@ -16,22 +16,27 @@ use crate::ring::pool::Class;
 use crate::ring::sys;
 
 impl Driver<'_> {
-    pub(super) fn connect_some(&mut self) {
+    /// Opens what is to be opened. Fails for lack of descriptors, which is no fault of the service.
+    pub(super) fn connect_some(&mut self) -> io::Result<()> {
         let most = if self.load.shape == Shape::Churn { usize::MAX } else { CONNECTING_MAX };
         for _ in 0..self.to_connect.len() {
             if self.connecting >= most {
-                return;
+                return Ok(());
             }
-            let Some(slot) = self.to_connect.pop_front() else { return };
+            let Some(slot) = self.to_connect.pop_front() else { return Ok(()) };
             if self.connections[slot as usize].rest_until > self.now {
                 self.to_connect.push_back(slot);
                 continue;
             }
             if let Err(error) = self.connect(slot) {
                 let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                if matches!(errno, Errno::EMFILE | Errno::ENFILE) {
+                    return Err(error);
+                }
                 self.failed_to_connect(slot, errno);
             }
         }
+        Ok(())
     }
 
     pub(super) fn connect(&mut self, slot: u32) -> io::Result<()> {

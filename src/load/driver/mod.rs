@@ -200,7 +200,7 @@ impl<'a> Driver<'a> {
 
     /// Submits, waits, and handles completions.
     fn turn(&mut self, patience: Option<Duration>) -> io::Result<()> {
-        self.connect_some();
+        self.connect_some()?;
         self.ring.enter(patience)?;
         self.now = Now::read();
         self.cross_edges();
