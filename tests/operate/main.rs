@@ -14,7 +14,7 @@ mod signals;
 mod wait;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
@@ -283,4 +283,27 @@ fn manual_pages_and_completions_name_every_command_that_is_shown() {
         }
     }
     fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_backend_is_not_blamed_for_the_descriptors_that_the_balancer_lacks() {
+    let balancer = Balancer::ready("");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut backend = TcpStream::connect(balancer.door("control")).unwrap();
+    let mut answers = BufReader::new(backend.try_clone().unwrap()).lines();
+    let mut ask = |message: String| {
+        writeln!(backend, "{message}").unwrap();
+        let mut answers = answers.by_ref().map(Result::unwrap);
+        answers.find(|line| line.contains("\"ack\"")).expect("an answer")
+    };
+    assert!(ask(r#"{"cmd":"list"}"#.to_owned()).contains("list"), "the connection is served");
+    let pid = balancer.process.id().to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, "--nofile=3:"]).status().unwrap();
+    assert!(limited.success());
+    let port = listener.local_addr().unwrap().port();
+    let said = ask(format!(r#"{{"cmd":"register","protocol":"tcp","port":{port}}}"#));
+    assert!(said.contains("the balancer could not try"), "{said}");
+    assert!(said.contains("the backend may be fine"), "{said}");
+    let counted = ask(r#"{"cmd":"list"}"#.to_owned());
+    assert!(!counted.contains(&port.to_string()), "{counted}");
 }
