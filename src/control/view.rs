@@ -327,7 +327,8 @@ fn unlimited_as_zero(limit: u64) -> u64 {
     if limit == u64::MAX { 0 } else { limit }
 }
 
-fn ms(duration: std::time::Duration) -> u64 {
+/// A duration in whole milliseconds.
+pub fn ms(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
