@@ -8,6 +8,8 @@
 //! sd-daemon(3), which the journal strips and `journalctl -p` uses. Text then has no time, since
 //! the journal adds its own.
 
+mod fields;
+
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -29,6 +31,7 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::base::thread;
 use crate::config::{Log, LogFormat};
+pub use fields::Fields;
 
 /// Limit on the lines that wait for standard output.
 const LINES_MAX: usize = 8192;
@@ -41,6 +44,7 @@ const _: () = assert!(LINES_KEPT < LINES_MAX as u64);
 pub const TRAFFIC: &str = "lb::traffic";
 
 static LINES: OnceLock<Lines> = OnceLock::new();
+static ON_TERMINAL: OnceLock<bool> = OnceLock::new();
 static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// The running log. Dropping it writes what is queued, within a second.
@@ -52,6 +56,7 @@ pub struct Logs {
 pub fn start(log: &Log) -> Logs {
     let (lines, writer) = queue(io::stdout());
     let _ = LINES.set(lines.clone());
+    let _ = ON_TERMINAL.set(io::stdout().is_terminal());
     let reader = match io::stdout() {
         out if is_journal(&out) => Reader::Journal,
         out if out.is_terminal() && std::env::var_os("NO_COLOR").is_none() => Reader::Terminal,
@@ -72,6 +77,11 @@ pub fn last_words(said: &str) -> String {
 /// Lines lost since the start because standard output was slower than they came.
 pub fn dropped() -> u64 {
     LINES.get().map_or(0, Lines::dropped)
+}
+
+/// Whether the lines go to a terminal, where somebody may be watching.
+pub fn is_on_terminal() -> bool {
+    ON_TERMINAL.get().copied().unwrap_or_default()
 }
 
 /// From now on writes lines of this level and of more important ones.
@@ -239,6 +249,7 @@ fn subscriber(
 ) -> impl Subscriber + Send + Sync {
     let layer = fmt::layer().with_writer(lines);
     let text = layer.with_target(false).with_ansi(reader == Reader::Terminal);
+    let text = text.fmt_fields(Fields);
     let layer = match (format, reader) {
         (LogFormat::Text, Reader::Journal) => {
             text.without_time().map_event_format(|format| Prioritised { format, reader }).boxed()
@@ -306,6 +317,32 @@ mod tests {
         assert!(lines[0].ends_with("backend connected port=9991"), "{text}");
         assert!(lines[1].contains("a library's trouble"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn a_value_that_is_more_than_a_word_is_quoted() {
+        let page = Page::default();
+        let (lines, writer) = queue(page.clone());
+        let (levels, _) = reload::Layer::new(levels(Level::INFO));
+        let subscriber = subscriber(LogFormat::Text, levels, lines, Reader::Journal);
+        tracing::subscriber::with_default(subscriber, || {
+            let (name, reason) = ("my cache", "Connection refused (os error 111)");
+            tracing::info!(target: "lb", backend = %"b1", %name, %reason, port = 9, "set aside");
+            let (setting, why, forged) = ("a.b = 5", "stopped", "x level=error");
+            tracing::info!(target: "lb", %setting, why, %forged, empty = %"", ms = 2.0, "reload");
+            let escape = "\u{1b}[31m\nb\"";
+            tracing::info!(target: "lb", %escape, "said {escape}");
+        });
+        drop(writer);
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        let wanted = [
+            "<6> INFO set aside backend=b1 name=\"my cache\" \
+             reason=\"Connection refused (os error 111)\" port=9",
+            "<6> INFO reload setting=\"a.b = 5\" why=\"stopped\" forged=\"x level=error\" \
+             empty=\"\" ms=2.0",
+            r#"<6> INFO said \u{1b}[31m\nb" escape="\u{1b}[31m\nb\"""#,
+        ];
+        assert_eq!(text.lines().collect::<Vec<_>>(), wanted);
     }
 
     #[test]

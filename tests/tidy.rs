@@ -20,7 +20,6 @@ const PURE: &[&str] = &[
     "src/proxy/",
     "src/worker/slots.rs",
     "src/worker/starved.rs",
-    "src/worker/lack.rs",
     "src/worker/grace.rs",
     "src/worker/ends.rs",
     "src/worker/cx.rs",

@@ -94,6 +94,9 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     if let Some(demo) = demo {
         demo.stop();
     }
+    if outcome.is_ok() {
+        info!("stopped");
+    }
     outcome
 }
 

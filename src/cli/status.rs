@@ -211,15 +211,17 @@ fn head(status: &Status, colour: bool) -> String {
     let sessions = &status.sessions;
     format!(
         "lb {} (pid {}) {}{} for {} s, policy {}\n\
-         sessions {} of {}, started {}, ended {}, refused {}\n",
+         sessions {} of {}, udp {} of {}, started {}, ended {}, refused {}\n",
         status.version,
         status.pid,
         painted(word, look, colour),
         left.unwrap_or_default(),
         status.uptime_ms / 1000,
         status.policy,
-        sessions.active,
+        sessions.streams(),
         sessions.limit,
+        sessions.udp_active,
+        sessions.udp_limit,
         sessions.started,
         sessions.ended,
         sessions.refused,

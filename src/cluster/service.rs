@@ -243,6 +243,12 @@ impl Pool {
         self.rotation.is_empty() && self.split.is_none()
     }
 
+    /// Whether a new user can expect to be served: somebody is in the rotation, and not only as the last
+    /// resort that those set aside are.
+    pub fn serves_somebody(&self) -> bool {
+        self.in_rotation().any(|backend| backend.standing != Standing::Aside)
+    }
+
     /// The backends in the rotation, each once.
     pub fn in_rotation(&self) -> impl Iterator<Item = &Backend> {
         let in_groups = self.split.iter().flat_map(|split| split.places());

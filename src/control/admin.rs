@@ -30,11 +30,11 @@ use tracing::warn;
 
 use super::exposition;
 use super::hub::Hub;
-use super::hub::checking::is_failing;
 use super::listing::{Query, next_portion};
 use super::page;
 use super::peer::Peer;
 use super::places::{Places, Watched};
+use super::readiness::why_nobody_is_served;
 use super::reload::Entrance;
 use super::services;
 use super::status::{Doors, Problem, RunState, SCHEMA, SessionStatus};
@@ -269,18 +269,17 @@ impl AdminDoor {
     fn readiness(&self) -> Response<Body> {
         let hub = self.hub.borrow();
         let why_not = if view::run_state(&hub) != RunState::Serving {
-            "the balancer is stopping\n"
+            Some("the balancer is stopping".to_owned())
         } else if hub.is_stalled() {
-            "a worker does not turn any more\n"
-        } else if !hub.snapshot.services.iter().any(|it| !it.pool.serves_nobody()) {
-            match hub.snapshot.services.iter().any(|it| is_failing(Some(&it.pool))) {
-                true => "every backend fails its check\n",
-                false => "no backend is registered\n",
-            }
+            Some("a worker does not turn any more".to_owned())
         } else {
-            return plain(StatusCode::OK, "ready\n");
+            let services = hub.snapshot.services.iter().filter(|it| !hub.is_leaving(it.id));
+            why_nobody_is_served(services)
         };
-        plain(StatusCode::SERVICE_UNAVAILABLE, why_not)
+        match why_not {
+            Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
+            None => plain(StatusCode::OK, "ready\n"),
+        }
     }
 
     fn status(&self) -> Response<Body> {
@@ -386,7 +385,7 @@ fn page() -> Response<Body> {
     response
 }
 
-fn plain(code: StatusCode, text: &'static str) -> Response<Body> {
+fn plain(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     whole(code, "text/plain; charset=utf-8", text)
 }
 

@@ -16,13 +16,15 @@ use super::peer::Peer;
 use crate::base::quota::{Quota, Rate};
 use crate::base::time::Now;
 use crate::cluster::{Backend, BackendId, Protocol, Service};
-use crate::logs::TRAFFIC;
+use crate::logs::{self, TRAFFIC};
 use crate::worker::link::{Ended, Refusal, RequestLine, Shortage};
 
 /// Shortest time between two summaries of what was held back.
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);
 /// Shortest time between two lines about a lack of room.
 const ROOM_EVERY: Duration = Duration::from_secs(10);
+/// From how many backends on their answers to hello share a line.
+const GATHERED_FROM: usize = 8;
 /// Most bytes of somebody else's text in one line.
 const WORDS_MAX: usize = 200;
 
@@ -92,6 +94,39 @@ pub struct Console {
     summary: Summary,
     /// When a lack of room was last reported, and the datagrams dropped for it since.
     room: (Option<Now>, u64),
+    hellos: Hellos,
+    on_terminal: bool,
+}
+
+/// Answers to hello that share a line.
+#[derive(Default)]
+struct Hellos {
+    answers: u64,
+    slowest: Option<Duration>,
+    /// When the next line is due.
+    next: Now,
+    every: Duration,
+}
+
+impl Hellos {
+    fn add(&mut self, now: Now, took: Option<Duration>) {
+        // After a silence the line waits for the others.
+        if self.answers == 0 && now >= self.next.plus(self.every) {
+            self.next = now.plus(self.every);
+        }
+        self.answers += 1;
+        self.slowest = self.slowest.max(took);
+    }
+
+    /// How many there were and how long the slowest took, if a line is due.
+    fn due(&mut self, now: Now, interval: Duration) -> Option<(u64, Option<Duration>)> {
+        self.every = interval;
+        if self.answers == 0 || now < self.next {
+            return None;
+        }
+        self.next = now.plus(interval);
+        Some((std::mem::take(&mut self.answers), self.slowest.take()))
+    }
 }
 
 /// What has been reported about the lines held back.
@@ -136,7 +171,10 @@ pub struct Lost {
 
 impl Default for Console {
     fn default() -> Console {
-        Console::new(RandomState::new().hash_one(0))
+        Console {
+            on_terminal: logs::is_on_terminal(),
+            ..Console::new(RandomState::new().hash_one(0))
+        }
     }
 }
 
@@ -148,13 +186,15 @@ macro_rules! line {
 }
 
 impl Console {
-    /// A console whose quotas cannot be predicted without the seed.
+    /// A console away from any terminal, whose quotas cannot be predicted without the seed.
     fn new(seed: u64) -> Console {
         Console {
             quotas: Topic::ALL.map(|topic| topic.quota(seed)),
             held_back: [0; Topic::ALL.len()],
             summary: Summary::default(),
             room: (None, 0),
+            hellos: Hellos::default(),
+            on_terminal: false,
         }
     }
 
@@ -265,9 +305,29 @@ impl Console {
         warn!(%backend, service, %address, datagrams, why, cure, "udp users turned away for want of room");
     }
 
-    pub fn hello(&mut self, now: Now, peer: SocketAddr, backends: usize, took: Option<Duration>) {
-        let took_ms = took.map(|took| thousandths(took.as_secs_f64() * 1000.0));
-        line!(info, self.shows(Topic::Hellos, peer.ip(), now), %peer, backends, took_ms, "hello");
+    /// A hello was answered by a connection with this many `backends`, of `all` that are registered. On a
+    /// terminal somebody sees that the backends are alive; elsewhere these would be half of all lines.
+    pub fn hello(
+        &mut self,
+        now: Now,
+        peer: SocketAddr,
+        (backends, all): (usize, usize),
+        took: Option<Duration>,
+    ) {
+        let gathers = self.on_terminal && all >= GATHERED_FROM;
+        if gathers {
+            self.hellos.add(now, took);
+        }
+        let shown = self.on_terminal && !gathers && self.shows(Topic::Hellos, peer.ip(), now);
+        let took_ms = took.map(in_ms);
+        line!(info, shown, %peer, backends, took_ms, "hello");
+    }
+
+    /// Writes the line for the hellos gathered, once an interval.
+    pub fn sum_up_hellos(&mut self, now: Now, interval: Duration, backends: usize) {
+        if let Some((answers, slowest)) = self.hellos.due(now, interval) {
+            info!(answers, backends, slowest_ms = slowest.map(in_ms), "hello");
+        }
     }
 
     pub fn hello_missed(&mut self, now: Now, peer: SocketAddr, misses: u32, of: u32) {
@@ -467,6 +527,10 @@ pub fn request(
         total_ms = ms(Some(times.began), Some(times.ended)),
         retries = line.retries, %fault, "request"
     );
+}
+
+fn in_ms(took: Duration) -> f64 {
+    thousandths(took.as_secs_f64() * 1000.0)
 }
 
 /// Rounded to three decimals, which is as much as people read.

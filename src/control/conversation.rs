@@ -23,7 +23,7 @@ use super::home;
 use super::hub::Hub;
 use super::mailbox::Mailbox;
 use super::pace::Pace;
-use super::probe::{self, Port};
+use super::probe::{self, Port, Unreached};
 use super::rights::Keys;
 use super::services;
 use super::status::Doors;
@@ -49,7 +49,7 @@ type Waiting = Pin<Box<dyn Future<Output = Over>>>;
 /// How a wait ended.
 enum Over {
     /// A data port was tried.
-    Tried(Registration, Result<(), String>),
+    Tried(Registration, Result<(), Unreached>),
     /// Changes came too fast; now the next one may be made.
     Rested,
 }
@@ -484,15 +484,15 @@ impl Conversation {
         }))
     }
 
-    fn tried(&mut self, wanted: Registration, result: Result<(), String>) {
+    fn tried(&mut self, wanted: Registration, result: Result<(), Unreached>) {
         // A reload may have removed the service while the port was tried.
         if !self.hub.borrow().registry.has_service(wanted.service) {
             return self.fail(&registry::Fault::Removed.to_string(), Some("register"), None);
         }
         let about = self.about(&wanted);
-        if let Err(msg) = result {
-            self.hub.borrow().counters.backends_unreachable.one();
-            self.fail(&msg, Some("register"), Some(about));
+        if let Err(Unreached { sentence, is_ours }) = result {
+            self.hub.borrow().counters.backends_unreachable.add(u64::from(!is_ours));
+            self.fail(&sentence, Some("register"), Some(about));
             return;
         }
         // A reload may have changed the rule while the port was tried.

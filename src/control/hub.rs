@@ -236,7 +236,7 @@ impl Hub {
         let Some(member) = self.members.get_mut(&source) else { return };
         member.answered = Some((now, took));
         member.misses = 0;
-        self.console.hello(now, member.peer, backends, took);
+        self.console.hello(now, member.peer, (backends, self.registry.len()), took);
     }
 
     /// A hello went unanswered, the `misses`-th in a row.
@@ -432,6 +432,7 @@ impl Hub {
         self.counters.lines_held_back.set(self.console.held_back());
         self.counters.lines_dropped.set(lost.dropped);
         self.console.sum_up(now, lost);
+        self.console.sum_up_hellos(now, self.config.health.interval, self.registry.len());
     }
 
     /// Returns whether there are more.

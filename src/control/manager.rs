@@ -15,6 +15,7 @@ use sd_notify::NotifyState;
 
 use super::drain::Stop;
 use super::hub::Hub;
+use super::view;
 use super::workers::{Mark, Workers};
 use crate::base::time::Now;
 
@@ -109,7 +110,16 @@ impl Manager {
 fn line(hub: &Hub, now: Now) -> String {
     let (sessions, backends) = (hub.workers.sessions(), hub.snapshot.backends().count() as u64);
     match hub.stop {
-        Stop::Serving => format!("{} on {}", many(sessions, "session"), many(backends, "backend")),
+        Stop::Serving => {
+            let udp = view::udp_sessions(hub).min(sessions);
+            let limits = &hub.config.limits;
+            let of_udp = match udp {
+                0 => String::new(),
+                udp => format!(", udp {udp} of {}", limits.udp_sessions),
+            };
+            let (all, on) = (many(sessions, "session"), many(backends, "backend"));
+            format!("{all} on {on} (sessions {} of {}{of_udp})", sessions - udp, limits.sessions)
+        }
         Stop::Draining { until, .. } => {
             let left = until.since(now).as_secs();
             format!("draining: {} left, {left} s to end by themselves", many(sessions, "session"))

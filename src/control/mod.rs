@@ -28,7 +28,7 @@
 //! | what the service manager is told | [`manager`] |
 //! | changing settings at runtime | [`reload`] |
 //! | the log lines | [`console`] |
-//! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`page`], [`admin`] |
+//! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`readiness`], [`page`], [`admin`] |
 //! | who holds a connection to it | [`places`], [`peer`] |
 //! | what operators may change, and who | [`verbs`] |
 
@@ -57,6 +57,7 @@ pub mod peer;
 pub mod places;
 pub mod probe;
 pub mod publication;
+pub mod readiness;
 pub mod reload;
 pub mod rights;
 pub mod services;

@@ -6,10 +6,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::base::lack::Lack;
 use crate::cluster::Backend;
 use crate::proxy::greeting::{self, WRITTEN_MAX};
 
@@ -30,22 +32,54 @@ impl Port {
     }
 }
 
+/// Why there is no connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreached {
+    /// For the backend.
+    pub sentence: String,
+    /// Whether something was lacking on this side, so that nothing is known about the backend.
+    pub is_ours: bool,
+}
+
+impl Unreached {
+    fn by_error(address: SocketAddr, error: &io::Error) -> Unreached {
+        let is_ours = is_own_lack(error);
+        let sentence = match is_ours {
+            true => format!(
+                "the balancer could not try {address} for want of its own resources: {error}; the \
+                 backend may be fine, register it again later"
+            ),
+            false => {
+                format!("cannot connect to {address}: {error}; does the backend listen there?")
+            }
+        };
+        Unreached { sentence, is_ours }
+    }
+
+    fn in_time(address: SocketAddr, timeout: Duration) -> Unreached {
+        let ms = timeout.as_millis();
+        let sentence = format!(
+            "cannot connect to {address}: no answer within {ms} ms; is a firewall in between?"
+        );
+        Unreached { sentence, is_ours: false }
+    }
+}
+
+/// Whether there is no connection because this host has run out of descriptors, memory or local ports.
+fn is_own_lack(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|errno| Lack::of(Errno::from_raw(errno)) != Lack::None)
+}
+
 /// Connects and hangs up. `turns` bounds how many do so at once.
 ///
 /// # Errors
-/// A sentence for the backend.
-pub async fn connects(port: Port, timeout: Duration, turns: &Semaphore) -> Result<(), String> {
-    let address = port.address;
+/// If there is no connection within `timeout`.
+pub async fn connects(port: Port, timeout: Duration, turns: &Semaphore) -> Result<(), Unreached> {
     let _turn = turns.acquire().await;
     match tokio::time::timeout(timeout, meet(port)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => {
-            Err(format!("cannot connect to {address}: {error}; does the backend listen there?"))
-        }
-        Err(_) => Err(format!(
-            "cannot connect to {address}: no answer within {} ms; is a firewall in between?",
-            timeout.as_millis()
-        )),
+        Ok(Err(error)) => Err(Unreached::by_error(port.address, &error)),
+        Err(_) => Err(Unreached::in_time(port.address, timeout)),
     }
 }
 
@@ -69,6 +103,28 @@ pub async fn meet(port: Port) -> io::Result<TcpStream> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_this_host_lacks_is_not_put_down_to_the_backend() {
+        let address = ([192, 0, 2, 1], 9001).into();
+        let said = |errno: Errno| Unreached::by_error(address, &io::Error::from(errno));
+        for errno in
+            [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EADDRNOTAVAIL]
+        {
+            let Unreached { sentence, is_ours } = said(errno);
+            assert!(is_ours, "{errno}");
+            assert!(
+                sentence.starts_with("the balancer could not try 192.0.2.1:9001"),
+                "{sentence}"
+            );
+            assert!(!sentence.contains("does the backend listen"), "{sentence}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ETIMEDOUT] {
+            let Unreached { sentence, is_ours } = said(errno);
+            assert!(!is_ours, "{errno}");
+            assert!(sentence.ends_with("does the backend listen there?"), "{sentence}");
+        }
+    }
 
     #[tokio::test]
     async fn a_backend_that_expects_a_header_is_told_that_nobody_comes() {

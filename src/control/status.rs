@@ -92,10 +92,16 @@ pub struct Doors {
 /// Users and sessions, all workers together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SessionTotals {
-    /// Sessions running now.
+    /// Sessions running now, of every protocol.
     pub active: u64,
-    /// `[limits] sessions`.
+    /// `[limits] sessions`: most sessions of TCP and API users.
     pub limit: u64,
+    /// Those of the active ones that are of UDP users.
+    #[serde(default)]
+    pub udp_active: u64,
+    /// `[limits] udp_sessions`: most of these.
+    #[serde(default)]
+    pub udp_limit: u64,
     pub started: u64,
     pub ended: u64,
     /// Users turned away, for whatever reason.
@@ -104,6 +110,13 @@ pub struct SessionTotals {
     pub bytes_up: u64,
     /// Bytes from backends to users, ended sessions included.
     pub bytes_down: u64,
+}
+
+impl SessionTotals {
+    /// The sessions of TCP and API users, which `limit` is for.
+    pub fn streams(&self) -> u64 {
+        self.active.saturating_sub(self.udp_active)
+    }
 }
 
 /// One service.

@@ -254,9 +254,30 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
     };
     // An operator who is told that it is done may rely on the workers having been told.
     hub.publish();
-    let service = service.as_deref().map(display);
-    info!(%by, service, change = ?verb, sessions, "changed by an operator");
+    tell(&verb, by, service.as_deref(), sessions);
     Ok(Changed { schema: SCHEMA, sessions, groups })
+}
+
+/// Puts a change into the log, with the ids that the admin door takes and shows.
+fn tell(verb: &Verb, by: Peer, service: Option<&str>, sessions: u64) {
+    let service = service.map(display);
+    match verb {
+        Verb::Drain { backend, lasts } => {
+            let deadline_ms = lasts.map(view::ms);
+            info!(%by, service, change = "drain", %backend, deadline_ms, sessions, "changed by an operator");
+        }
+        Verb::Weigh { backend, weight } => {
+            info!(%by, service, change = "weight", %backend, weight, sessions, "changed by an operator");
+        }
+        Verb::End { session } => {
+            info!(%by, service, change = "end", %session, sessions, "changed by an operator");
+        }
+        Verb::Shift { shares, .. } => {
+            let shares: Vec<String> =
+                shares.iter().map(|(name, to)| format!("{name}={to}")).collect();
+            info!(%by, service, change = "shift", shares = shares.join(" "), sessions, "changed by an operator");
+        }
+    }
 }
 
 /// The name of the service that a change is about, unless it is a built-in one.

@@ -19,7 +19,7 @@ use crate::base::time::Now;
 use crate::cluster::groups::place_of;
 use crate::cluster::registry::Registered;
 use crate::cluster::{
-    Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Service, Standing, Terms,
+    Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Protocol, Service, Standing, Terms,
 };
 use crate::config::Config;
 use crate::config::services::{SERVICE_KEYS, ServiceConfig};
@@ -79,12 +79,20 @@ fn sessions(hub: &Hub) -> SessionTotals {
     SessionTotals {
         active: hub.workers.sessions(),
         limit: hub.config.limits.sessions as u64,
+        udp_active: udp_sessions(hub),
+        udp_limit: hub.config.limits.udp_sessions as u64,
         started: hub.workers.sum(|it| it.sessions_started.get()),
         ended: hub.workers.sum(|it| it.sessions_ended.get()),
         refused: hub.workers.sum(refused),
         bytes_up: hub.workers.sum(|it| it.bytes_up.get()),
         bytes_down: hub.workers.sum(|it| it.bytes_down.get()),
     }
+}
+
+/// The sessions of UDP users, in all services together.
+pub fn udp_sessions(hub: &Hub) -> u64 {
+    let udp = hub.registry.services().filter(|service| service.kind == Protocol::Udp);
+    udp.map(|service| service.gate.sessions() as u64).sum()
 }
 
 fn services(hub: &Hub) -> Vec<ServiceStatus> {
@@ -327,7 +335,8 @@ fn unlimited_as_zero(limit: u64) -> u64 {
     if limit == u64::MAX { 0 } else { limit }
 }
 
-fn ms(duration: std::time::Duration) -> u64 {
+/// A duration in whole milliseconds.
+pub fn ms(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

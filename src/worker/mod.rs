@@ -12,7 +12,6 @@ pub mod ends;
 mod grace;
 mod greetings;
 pub mod http;
-mod lack;
 pub mod link;
 pub mod shell;
 pub mod slots;

@@ -10,6 +10,7 @@ use lb::base::time::Now;
 use lb::cluster::{BackendId, Protocol, ServiceId};
 use lb::control::status::{BackendState, RunState, SessionsPage, Status};
 use lb::metrics::{BackendCounters, ControlCounters, WorkerCounters};
+use lb::worker::link::Report;
 use serde_json::json;
 
 use crate::harness::{Core, data_port};
@@ -213,6 +214,28 @@ fn it_is_ready_with_a_backend_but_not_while_stopping() {
     assert!(shown.stops_in_ms.is_some_and(|ms| ms <= 30_000));
     core.ask_to_stop();
     core.wait_until_stopped();
+}
+
+#[test]
+fn it_is_not_ready_with_a_sole_backend_that_is_aside() {
+    let core = Core::start(|_| {});
+    let mut backend = core.connect();
+    let (listener, port) = data_port();
+    backend.register(Protocol::Tcp, port);
+    core.worker.wait_for_rotation(Protocol::Tcp, &[port]);
+    assert_eq!(core.get("/readyz").0, 200);
+    let id = core.worker.backends()[0].id;
+    drop(listener);
+    core.worker.report(Report::ConnectFailed { backend: id, errno: nix::libc::ECONNREFUSED });
+    core.worker.urgent.notify_one();
+    let why = wait_for("a sole backend to be aside", || {
+        let (code, why) = core.get("/readyz");
+        (code == 503).then_some(why)
+    });
+    assert_eq!(why, "every backend is set aside: its port refused a connection\n");
+    let other = data_port();
+    backend.register(Protocol::Api, other.1);
+    wait_for("another service to serve", || (core.get("/readyz").0 == 200).then_some(()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -59,6 +60,33 @@ fn the_line_about_a_refused_request_names_it() {
         let line = request_line(&balancer, status);
         assert_eq!((&line["method"], &line["path"]), (&"PUT".into(), &"/which/one".into()));
     }
+}
+
+#[test]
+fn the_last_line_says_that_it_has_stopped_and_changes_name_ids_as_shown() {
+    let socket = std::env::temp_dir().join(format!("lb-operate-{}-lines.sock", std::process::id()));
+    let settings = format!("admin.socket = {socket:?}");
+    let mut balancer = Balancer::start_on_loopback(&settings, |_| {});
+    balancer.wait_until_told("READY=1");
+    let id = wait_for("a backend", || {
+        balancer.status()["backends"][0]["id"].as_str().map(str::to_owned)
+    });
+    let mut door = UnixStream::connect(&socket).unwrap();
+    let path = format!("/backends/{id}/drain?deadline_ms=1");
+    write!(door, "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let line = balancer.wait_for_log("changed by an operator");
+    let wanted = format!("change=\"drain\" backend={id} deadline_ms=1 sessions=0");
+    assert!(line.contains(&wanted) && line.contains(" by=\"uid "), "{line}");
+    let _ = fs::remove_file(&socket);
+    balancer.signal(Signal::SIGTERM);
+    assert_eq!(balancer.wait_for_exit(), Some(0));
+    let last = wait_for("the last line", || {
+        let log = balancer.log.lock().unwrap();
+        log.lines().last().filter(|line| line.ends_with(" stopped")).map(str::to_owned)
+    });
+    assert!(last.contains(" INFO "), "{last}");
+    let log = balancer.log.lock().unwrap();
+    assert!(!log.contains(" hello "), "nobody watches: {log}");
 }
 
 #[test]

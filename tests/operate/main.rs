@@ -14,8 +14,8 @@ mod signals;
 mod wait;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::os::unix::process::CommandExt;
@@ -309,4 +309,50 @@ fn manual_pages_and_completions_name_every_command_that_is_shown() {
         }
     }
     fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_backend_is_not_blamed_for_the_descriptors_that_the_balancer_lacks() {
+    let balancer = Balancer::ready("");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut backend = TcpStream::connect(balancer.door("control")).unwrap();
+    let mut answers = BufReader::new(backend.try_clone().unwrap()).lines();
+    let mut ask = |message: String| {
+        writeln!(backend, "{message}").unwrap();
+        let mut answers = answers.by_ref().map(Result::unwrap);
+        answers.find(|line| line.contains("\"ack\"")).expect("an answer")
+    };
+    assert!(ask(r#"{"cmd":"list"}"#.to_owned()).contains("list"), "the connection is served");
+    let pid = balancer.process.id().to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, "--nofile=3:"]).status().unwrap();
+    assert!(limited.success());
+    let port = listener.local_addr().unwrap().port();
+    let said = ask(format!(r#"{{"cmd":"register","protocol":"tcp","port":{port}}}"#));
+    assert!(said.contains("the balancer could not try"), "{said}");
+    assert!(said.contains("the backend may be fine"), "{said}");
+    let counted = ask(r#"{"cmd":"list"}"#.to_owned());
+    assert!(!counted.contains(&port.to_string()), "{counted}");
+}
+
+#[test]
+fn sessions_of_udp_users_are_not_counted_against_the_limit_of_the_others() {
+    let balancer = Balancer::start_on_loopback("limits.sessions = 10", |_| {});
+    balancer.wait_until_told("READY=1");
+    let door = balancer.door("udp");
+    let users: Vec<_> = (0..20).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    wait_for("20 udp sessions", || {
+        assert!(users.iter().all(|user| user.send_to(b"x", door).is_ok()));
+        (balancer.status()["sessions"]["udp_active"] == 20).then_some(())
+    });
+    let _user = balancer.user();
+    wait_for("the session of a tcp user", || {
+        let sessions = &balancer.status()["sessions"];
+        let shown = ["active", "limit", "udp_active", "udp_limit"].map(|it| sessions[it].as_u64());
+        (shown == [21, 10, 20, 100_000].map(Some)).then_some(())
+    });
+    let said = balancer.command("status").output().unwrap().stdout;
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.contains("\nsessions 1 of 10, udp 20 of 100000, started 21,"), "{said}");
+    let wanted = "STATUS=21 sessions on 3 backends (sessions 1 of 10, udp 20 of 100000)";
+    balancer.wait_until_told(wanted);
 }

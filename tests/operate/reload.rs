@@ -25,8 +25,9 @@ fn a_reload_changes_settings_and_leaves_a_running_session_alone() {
     let status = balancer.status();
     assert_eq!(status["policy"], "source_hash");
     assert_eq!(status["sessions"]["limit"], 1);
-    balancer.wait_for_log("in use from now on setting=balance.policy = \"source_hash\"");
-    balancer.wait_for_log("needs a restart setting=limits.buffer_bytes = 1048576");
+    let policy = r#"in use from now on setting="balance.policy = \"source_hash\"""#;
+    balancer.wait_for_log(policy);
+    balancer.wait_for_log("needs a restart setting=\"limits.buffer_bytes = 1048576\"");
     balancer.wait_for_log("reloaded now=3 after_restart=1");
     assert!(echoes(&mut user), "the session that ran goes on");
     let mut other = TcpStream::connect(balancer.door("tcp")).unwrap();

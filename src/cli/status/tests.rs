@@ -52,7 +52,13 @@ fn status() -> Status {
         policy: "round_robin".into(),
         snapshot: 3,
         services: vec![service("tcp", 2, 1)],
-        sessions: SessionTotals { active: 7, limit: 100, ..SessionTotals::default() },
+        sessions: SessionTotals {
+            active: 27,
+            limit: 100,
+            udp_active: 20,
+            udp_limit: 50,
+            ..SessionTotals::default()
+        },
         backends: vec![
             backend(),
             BackendStatus {
@@ -87,7 +93,7 @@ fn a_page_shows_every_part_aligned() {
     let page = page(&status(), WHOLE);
     for line in [
         "lb 0.1.0 (pid 42) serving for 65 s, policy round_robin",
-        "sessions 7 of 100, started 0, ended 0, refused 0",
+        "sessions 7 of 100, udp 20 of 50, started 0, ended 0, refused 0",
         "tcp      [::]:8081",
         "admin    off",
         "id   users  address        name      state     share     hello  active   total  failed  no room       up  down",

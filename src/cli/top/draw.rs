@@ -58,7 +58,8 @@ fn head(screen: &Screen) -> Vec<Line<'static>> {
     };
     let left = now.stops_in_ms.map(|ms| format!(", {} left", lasting(ms))).unwrap_or_default();
     let up = lasting(now.uptime_ms / 1000 * 1000);
-    let about = format!("{left}, up {up}, {}", now.policy.replace('_', " "));
+    let refused = grouped(now.sessions.refused);
+    let about = format!("{left}, up {up}, {}, {refused} turned away", now.policy.replace('_', " "));
     vec![
         Line::from(vec![
             Span::styled(format!("lb {} ", now.version), Modifier::BOLD),
@@ -73,13 +74,14 @@ fn head(screen: &Screen) -> Vec<Line<'static>> {
 fn users(now: &Status, rates: Rates) -> String {
     let totals = &now.sessions;
     format!(
-        "sessions {} of {}, {} new, {} up, {} down, {} turned away",
-        grouped(totals.active),
+        "sessions {} of {}, udp {} of {}, {} new, {} up, {} down",
+        grouped(totals.streams()),
         grouped(totals.limit),
+        grouped(totals.udp_active),
+        grouped(totals.udp_limit),
         per_second(rates.new, grouped),
         per_second(rates.up, sized),
         per_second(rates.down, sized),
-        grouped(totals.refused),
     )
 }
 

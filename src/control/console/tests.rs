@@ -117,7 +117,12 @@ pub(in crate::control) fn logged(scene: impl FnOnce()) -> Vec<String> {
     let page = Page::default();
     let into = page.clone();
     let log = tracing_subscriber::fmt().with_writer(move || into.clone()).without_time();
-    let log = log.with_target(false).with_level(false).with_ansi(false).finish();
+    let log = log
+        .fmt_fields(crate::logs::Fields)
+        .with_target(false)
+        .with_level(false)
+        .with_ansi(false)
+        .finish();
     tracing::subscriber::with_default(log, scene);
     let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
     text.lines().map(|line| line.trim().to_owned()).collect()
@@ -157,4 +162,48 @@ fn a_line_names_the_service_unless_it_is_a_built_in_one() {
     assert_eq!(lines(&tcp), plain);
     let named = |line: &str| line.replace("protocol=tcp", "protocol=tcp service=redis");
     assert_eq!(lines(&redis), plain.map(named));
+}
+
+#[test]
+fn hellos_are_shown_on_a_terminal_and_share_a_line_where_there_are_many() {
+    let took = Some(Duration::from_micros(1500));
+    let interval = Duration::from_secs(5);
+    let seen = |on_terminal: bool, all: usize| {
+        written(|console| {
+            console.on_terminal = on_terminal;
+            console.sum_up_hellos(at(0), interval, all);
+            for round in 0..2 {
+                for number in 1..=all {
+                    let now = at(round * 5000 + number as u64);
+                    let slow = took.map(|took| took * number as u32);
+                    console.hello(now, host(number), (1, all), slow);
+                }
+                for tick in 10..=50 {
+                    console.sum_up_hellos(at(round * 5000 + tick * 100), interval, all);
+                }
+                console.sum_up_hellos(at(round * 5000 + 5001), interval, all);
+            }
+        })
+    };
+    let each: Vec<String> = (1..=7)
+        .map(|it| format!("hello peer=10.0.0.{it}:5 backends=1 took_ms={:?}", 1.5 * f64::from(it)))
+        .collect();
+    assert_eq!(seen(true, 7), [each.clone(), each].concat());
+    assert_eq!(seen(true, 8), ["hello answers=8 backends=8 slowest_ms=12.0"; 2]);
+    assert_eq!(seen(true, 300), ["hello answers=300 backends=300 slowest_ms=450.0"; 2]);
+    assert!(seen(false, 7).is_empty() && seen(false, 8).is_empty());
+    // Each answer comes right before the tick that finds an interval to be over.
+    let lines = written(|console| {
+        console.on_terminal = true;
+        for tick in 0..=1000 {
+            if tick % 50 == 0 {
+                (0..8).for_each(|it| console.hello(at(tick * 100), host(it), (1, 8), took));
+            }
+            console.sum_up_hellos(at(tick * 100), interval, 8);
+        }
+    });
+    assert!((19..=21).contains(&lines.len()), "20 intervals: {lines:?}");
+    let mut console = Console::new(7);
+    (0..10_000).for_each(|it| console.hello(at(0), host(it), (1, 3), took));
+    assert_eq!(console.held_back(), 0, "what is not for this reader is not held back");
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use crate::base::lack::Lack;
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, ServiceId, Timeouts};
@@ -31,7 +32,6 @@ use crate::worker::books::Entry;
 use crate::worker::cx;
 use crate::worker::ends::Ends;
 use crate::worker::grace;
-use crate::worker::lack::Lack;
 use crate::worker::link::{Order, Refusal};
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 
 use super::looks::Leaving;
 use super::{Cmd, Conn, Cx, Link, Member, SWEEP_EVERY, Sessions, State, User};
+use crate::base::lack::Lack;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Barrier, ServiceId, Standing};
 use crate::proxy::http::{Assigned, Refused, Released, Reuse, Wish};
@@ -22,7 +23,6 @@ use crate::proxy::line::Line;
 use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::grace;
-use crate::worker::lack::Lack;
 use crate::worker::link::Refusal;
 use crate::worker::slots::Key;
 
