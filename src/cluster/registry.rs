@@ -300,15 +300,6 @@ impl Registry {
         roster.service.name
     }
 
-    /// The backends of a service, in the order of registration.
-    pub fn members(&self, id: ServiceId) -> impl Iterator<Item = BackendId> {
-        self.rosters.get(&id).into_iter().flat_map(|roster| roster.members.iter().copied())
-    }
-
-    fn staying(&mut self) -> impl Iterator<Item = &mut Roster> {
-        self.rosters.values_mut().filter(|roster| !roster.is_leaving)
-    }
-
     /// Gives each service that stays its terms. Returns whether workers would see a difference, like
     /// [`Applied::changed`].
     pub fn agree(&mut self, terms_of: impl Fn(&Service) -> Terms) -> bool {
@@ -336,7 +327,7 @@ impl Registry {
     /// difference.
     pub fn let_in<'u>(&mut self, users_of: impl Fn(&Service) -> &'u [IpNet]) -> bool {
         let mut changed = false;
-        for roster in self.staying() {
+        for roster in self.rosters.values_mut().filter(|roster| !roster.is_leaving) {
             let users = users_of(&roster.service);
             if *roster.service.users != *users {
                 roster.service.users = users.into();

@@ -207,8 +207,8 @@ impl UserDoors {
         due
     }
 
-    /// Whose the new users are who come by a UDP door until it closes: those of the open one that is for all
-    /// addresses on its port, which the kernel leads past that one meanwhile. Nobody's if there is none.
+    /// Which service gets the new users of a closing UDP door: that of the open door for all addresses on its
+    /// port, from which the kernel keeps them while the closing one is there. Nobody if there is none.
     pub fn heir(&self, closing: &OpenDoor) -> ServiceId {
         let at = closing.address;
         let takes_all = |door: &&OpenDoor| {

@@ -264,8 +264,7 @@ mod tests {
 
     use super::*;
     use crate::base::publish::Publisher;
-    use crate::cluster::BackendId;
-    use crate::cluster::DoorId;
+    use crate::cluster::{BackendId, DoorId};
     use crate::ring::RingSettings;
     use crate::session::EndReason;
     use crate::worker::books::tests::{Joined, joined};

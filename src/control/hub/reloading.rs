@@ -194,7 +194,8 @@ impl Hub {
     /// Its backends are told, and get no more users.
     fn drain_service(&mut self, id: ServiceId, now: Now) {
         let until = self.leaving[&id].until;
-        let members: Vec<BackendId> = self.registry.members(id).collect();
+        let own = self.registry.of_service(id);
+        let members: Vec<BackendId> = own.map(|entry| entry.backend.id).collect();
         for backend in members {
             self.tell_removed(backend);
             let lasts = Some(until.since(now));
@@ -214,7 +215,7 @@ impl Hub {
 
     fn drained(&mut self, id: ServiceId, now: Now) {
         let until = self.leaving[&id].until;
-        let mut is_empty = self.registry.members(id).next().is_none();
+        let mut is_empty = self.registry.of_service(id).next().is_none();
         for departed in self.departed.values_mut().filter(|it| it.backend.service == id) {
             // One that left before leaves its sessions no more time than the others.
             if departed.repeat.is_none_or(|at| now < until && until < at) {
