@@ -19,7 +19,7 @@ use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
 use crate::config::{Config, Listen};
 use crate::control::auth::Secrets;
-use crate::control::doors::{NewDoor, OpenDoor};
+use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::rights::{Keys, who_may_register};
 use crate::control::{Control, Listeners};
@@ -64,7 +64,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     config.listen.tcp = plane.door(Protocol::Tcp);
     config.listen.udp = plane.door(Protocol::Udp);
     config.listen.api = plane.door(Protocol::Api);
-    plane.doors.put_addresses(&mut config.services);
+    put_addresses(plane.doors.open(), &mut config.services);
     tell_doors(&config.listen, plane.doors.open());
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
     let demo = start_demo(&config, demo)?;

@@ -26,7 +26,7 @@ pub struct OpenDoor {
     pub name: Arc<str>,
     pub service: ServiceId,
     pub protocol: Protocol,
-    /// As configured.
+    /// As configured, if the port was said there or is new.
     pub asked: SocketAddr,
     /// Its port was chosen by the kernel if the configuration said 0.
     pub address: SocketAddr,
@@ -160,6 +160,10 @@ impl UserDoors {
         until: Now,
         patience: Duration,
     ) {
+        // A port that the kernel has chosen is one like any other from now on.
+        for door in self.open.iter_mut().filter(|door| door.asked.port() == 0) {
+            door.asked = door.address;
+        }
         for (door, plan) in &step.assign {
             let next = OpenDoor {
                 name: Arc::clone(&plan.name.name),
@@ -246,22 +250,26 @@ impl UserDoors {
         }
         doors
     }
+}
 
-    /// Gives services the addresses of their doors, including ports that the kernel chose.
-    pub fn put_addresses(&self, services: &mut [ServiceConfig]) {
-        for service in services {
-            let mut taken = Vec::new();
-            for listen in &mut service.listen {
-                let is_it = |door: &&OpenDoor| {
-                    let own = listen.port() != 0 || door.service == service.id;
-                    door.protocol == service.protocol && door.asked == *listen && own
-                };
-                let found = self.open.iter().filter(is_it).find(|door| !taken.contains(&door.id));
-                if let Some(door) = found {
-                    taken.push(door.id);
-                    *listen = door.address;
-                }
-            }
+/// Gives services the addresses of their doors, including ports that the kernel has just chosen.
+pub fn put_addresses(open: &[OpenDoor], services: &mut [ServiceConfig]) {
+    // A port that the kernel chose is one service's, and one entry's of its list.
+    let is_chosen = |listen: &SocketAddr| listen.port() == 0;
+    let key = |protocol: Protocol, listen: SocketAddr, service: ServiceId| {
+        (protocol, listen, is_chosen(&listen).then_some(service))
+    };
+    let mut left = BTreeMap::<_, VecDeque<SocketAddr>>::new();
+    for OpenDoor { protocol, asked, service, address, .. } in open {
+        left.entry(key(*protocol, *asked, *service)).or_default().push_back(*address);
+    }
+    for service in services {
+        for listen in &mut service.listen {
+            let Some(own) = left.get_mut(&key(service.protocol, *listen, service.id)) else {
+                continue;
+            };
+            let next = if is_chosen(listen) { own.pop_front() } else { own.front().copied() };
+            *listen = next.unwrap_or(*listen);
         }
     }
 }
@@ -319,6 +327,20 @@ mod tests {
         assert_eq!(go(&mut doors, &again, at(0)), [const { Vec::<u16>::new() }; 3]);
         // A port that the kernel is to choose is a new one.
         assert_eq!(go(&mut doors, &plans, at(0)), [vec![3], vec![], vec![1]]);
+    }
+
+    #[test]
+    fn a_service_that_wants_one_more_port_of_the_kernels_choice_keeps_the_first() {
+        let mut doors = UserDoors::default();
+        let tcp = |port| plan("a", 3, Protocol::Tcp, port);
+        go(&mut doors, &[tcp(0)], at(0));
+        let step = doors.step(&[tcp(9000), tcp(0)], at(0)).unwrap();
+        doors.take(&step, &[address(9001)], at(0), at(5), Duration::ZERO);
+        let listen = vec![address(9000), address(0)];
+        let mut services =
+            [ServiceConfig { id: ServiceId(3), listen, ..ServiceConfig::new("a", Protocol::Tcp) }];
+        put_addresses(doors.open(), &mut services);
+        assert_eq!(services[0].listen, [address(9000), address(9001)]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::cluster::registry::Change;
 use crate::cluster::{BackendId, Protocol, ServiceId};
 use crate::config::{Config, rules};
 use crate::control::api::{About, Reply};
-use crate::control::doors::{OpenDoor, Opened, Step};
+use crate::control::doors::{OpenDoor, Opened, Step, put_addresses};
 use crate::control::status::ShiftEnded;
 
 /// How long a service whose doors have closed goes on serving, for users who came by them last.
@@ -58,7 +58,7 @@ impl Hub {
         let until = now.plus(config.balance.drain);
         let at: Vec<SocketAddr> = opened.iter().map(|door| door.address).collect();
         self.doors.take(&step, &at, now, until, config.api.head_timeout);
-        self.doors.put_addresses(&mut config.services);
+        put_addresses(self.doors.open(), &mut config.services);
         let mut changed = config.reports_sessions() != self.snapshot.report_sessions;
         let gone = self.gone_from(&config);
         gone.iter().for_each(|id| self.registry.retire(*id));
