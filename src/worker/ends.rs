@@ -11,6 +11,13 @@ use crate::session::EndReason;
 pub struct Ends(Vec<(BackendId, EndReason)>);
 
 impl Ends {
+    /// A single one of these orders; nobody's end if it is another.
+    pub fn of(order: Order) -> Ends {
+        let mut ends = Ends::default();
+        ends.gather(order);
+        ends
+    }
+
     /// Takes in the order if it is one of these.
     pub fn gather(&mut self, order: Order) -> bool {
         let Order::EndBackend { backend, reason } = order else { return false };

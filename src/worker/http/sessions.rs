@@ -407,13 +407,7 @@ impl Sessions {
     /// Carries out an order that concerns API users.
     pub fn order(&mut self, order: Order, cx: &mut Cx<'_>) {
         match order {
-            Order::EndBackend { backend, reason } => {
-                let on_it = |user: &User| {
-                    let entry = user.entry.as_ref();
-                    user.link.is_some() && entry.is_some_and(|entry| entry.is_on(backend))
-                };
-                self.end_all(on_it, reason, cx);
-            }
+            Order::EndBackend { .. } => self.end_backends(&Ends::of(order), cx),
             Order::EndSession { id, reason } => {
                 let is_named = |entry: &Entry| cx.books.id(entry) == id;
                 let found = self.users.find(|user| user.entry.as_ref().is_some_and(is_named));

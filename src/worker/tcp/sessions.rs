@@ -323,9 +323,7 @@ impl Sessions {
     /// Carries out an order that concerns sessions.
     pub fn order(&mut self, order: Order, cx: &mut Cx<'_>) {
         match order {
-            Order::EndBackend { backend, reason } => {
-                self.end_all(|session| session.entry.is_on(backend), reason, cx);
-            }
+            Order::EndBackend { .. } => self.end_backends(&Ends::of(order), cx),
             Order::EndSession { id, reason } => {
                 let found = self.slots.find(|session| cx.books.id(&session.entry) == id);
                 if let Some(key) = found {
