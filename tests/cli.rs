@@ -237,7 +237,7 @@ fn a_reload_reaches_the_workers_and_the_log() {
         });
     };
     reload(&serving, "", 1);
-    assert_eq!(serving.says(IN_USE)["setting"], "timeouts.tcp_idle_ms = 100");
+    assert_eq!(serving.says(IN_USE)["setting"], "timeouts.tcp_idle_ms = \"100ms\"");
     let mut user = TcpStream::connect(serving.door("tcp")).unwrap();
     user.set_read_timeout(Some(PATIENCE)).unwrap();
     let end = user.read(&mut [0]);

@@ -186,10 +186,14 @@ fn made_up_name() -> String {
     format!("lb-{hex}")
 }
 
-/// Worker threads on this machine: one core is left to the control core.
+/// Worker threads on this machine: one core is left to the control core. Fewer if the descriptors are not
+/// enough for them.
 pub fn workers(config: &Config) -> usize {
-    let behind_control = sys::cores().len().saturating_sub(1);
-    config.workers.unwrap_or(behind_control).clamp(1, WORKERS_MAX)
+    let fit = || {
+        let behind_control = sys::cores().len().saturating_sub(1);
+        behind_control.min(capacity::workers_for(capacity::raise_descriptors()))
+    };
+    config.workers.unwrap_or_else(fit).clamp(1, WORKERS_MAX)
 }
 
 /// The buffers of one worker out of `workers`.
