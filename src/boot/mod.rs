@@ -5,24 +5,24 @@ pub mod capacity;
 pub mod circles;
 pub mod datagrams;
 pub mod doors;
+pub mod needs;
 mod plane;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::client::demo;
 use crate::cluster::{Protocol, ServiceId};
 use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, rules};
 use crate::control::auth::Secrets;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
-use crate::control::rights::{Keys, who_may_register};
-use crate::control::{Control, Listeners};
+use crate::control::{Control, Listeners, socket};
 use crate::proxy::line::Features;
 use crate::ring::probe;
 use doors::open_users;
@@ -43,18 +43,15 @@ impl std::error::Error for Trouble {}
 /// Runs a balancer until it is told to stop, with `demo` echo backends for each open door. `reread`
 /// is called for the settings again on SIGHUP.
 pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
-    who_may_register(&config).map_err(Trouble)?;
-    circles::refuse(&config)?;
-    // An unusable file is reported before the doors are said to be open.
-    Keys::load(&config).map_err(Trouble)?;
-    config.admin.token_file.as_deref().map(Secrets::load).transpose().map_err(Trouble)?;
+    needs::refuse(&config)?;
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
-    let sessions = capacity::sessions(&config)?;
-    config.limits.sessions = sessions;
     let asked = Asked::of(&config);
+    let derived = capacity::settle(&mut config)?;
+    let (sessions, workers) = (config.limits.sessions, plane::workers(&config));
     let listeners = Listeners {
         control: doors::open(config.listen.control, "control")?,
         admin: doors::open(config.listen.admin, "admin")?,
+        socket: config.admin.socket.as_deref().map(socket::open).transpose().map_err(Trouble)?,
     };
     // From here on the configuration has the real addresses, including ports that the kernel chose.
     config.listen.control = listeners.control.as_ref().and_then(|door| door.local_addr().ok());
@@ -66,11 +63,17 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     config.listen.api = plane.door(Protocol::Api);
     put_addresses(plane.doors.open(), &mut config.services);
     tell_doors(&config.listen, plane.doors.open());
-    info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
+    info!(kernel = %kernel.release, workers, sessions, "ready");
+    if !derived.is_empty() {
+        info!(settings = derived.join(", "), "left to this host");
+    }
+    for warning in rules::warnings(&config) {
+        warn!(%warning, "settings");
+    }
     let demo = start_demo(&config, demo)?;
-    let (workers, gro) = (plane.ends.len(), config.udp.gro);
+    let gro = config.udp.gro;
     let reload = Reload {
-        fit: Box::new(fit),
+        fit: Box::new(move |config| fit(config, workers)),
         open: Box::new(move |doors: &[NewDoor]| {
             open_users(doors, workers, gro).map_err(|Trouble(sentence)| sentence)
         }),
@@ -82,6 +85,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     };
     let control = Control {
         config: Arc::new(config),
+        derived,
         listeners,
         ends: plane.ends,
         snapshots: plane.snapshots,
@@ -117,12 +121,18 @@ fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
     );
 }
 
-/// Settings that are read again must fit the host, as the first ones had to.
-fn fit(config: &mut Config) -> Result<(), String> {
+/// Settings that are read again must fit the host, as the first ones had to. The workers stay as many as
+/// they are.
+fn fit(config: &mut Config, workers: usize) -> Result<Vec<String>, String> {
     let sentence = |Trouble(sentence)| sentence;
     circles::refuse(config).map_err(sentence)?;
-    config.limits.sessions = capacity::sessions(config).map_err(sentence)?;
-    Ok(())
+    let asked = config.workers;
+    config.workers = asked.or(Some(workers));
+    let mut derived = capacity::settle(config).map_err(sentence)?;
+    if asked.is_none() {
+        derived.insert(0, format!("workers = {workers}"));
+    }
+    Ok(derived)
 }
 
 fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Trouble> {

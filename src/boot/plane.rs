@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,11 +16,14 @@ use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Doors, Protocol, ServiceId, Snapshot};
 use crate::config::{Config, plans, rules};
-use crate::control::doors::{OpenDoor, UserDoors};
+use crate::control::{
+    self,
+    doors::{OpenDoor, UserDoors},
+};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
 use crate::proxy::line::Features;
-use crate::ring::{Ring, RingSettings, sys};
+use crate::ring::{Ring, RingSettings, probe, sys};
 use crate::worker::books::{Books, Parts};
 use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
@@ -32,6 +35,8 @@ use crate::worker::{family, http as api};
 
 /// The most workers; a session's name has eight bits for their number.
 pub const WORKERS_MAX: usize = 128;
+
+const ENDED: &str = "a worker ended while starting";
 
 /// The running workers, and what the control core needs of them.
 pub struct DataPlane {
@@ -46,6 +51,33 @@ pub struct DataPlane {
 /// The workers' threads.
 pub struct Threads(Vec<JoinHandle<()>>);
 
+/// Starts the thread of a worker.
+fn spawn<T: Send + 'static>(
+    number: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Trouble> {
+    thread::spawn(&format!("lb-worker-{number}"), work).map_err(|error| {
+        Trouble(format!(
+            "cannot start a worker thread: {error}; raise `ulimit -u` (systemd: TasksMax), or lower workers"
+        ))
+    })
+}
+
+/// The ring of the worker on whose thread this is called.
+fn ring(settings: RingSettings) -> Result<Ring, Trouble> {
+    Ring::new(settings).map_err(|error| Trouble(probe::explain(&error).to_string()))
+}
+
+/// Whether the workers and the control core would get their threads and their rings here.
+///
+/// # Errors
+/// What [`DataPlane::start`] or the control core would say.
+pub fn try_rings(config: &Config) -> Result<(), Trouble> {
+    let workers = workers(config);
+    Threads::try_out(workers, buffers(config, workers))?;
+    control::try_ring().map_err(|error| Trouble(error.to_string()))
+}
+
 impl Threads {
     /// Returns when every worker accepts users.
     fn start(plans: Vec<Plan>) -> Result<Threads, Trouble> {
@@ -53,14 +85,37 @@ impl Threads {
         let mut threads = Vec::new();
         for (number, plan) in plans.into_iter().enumerate() {
             let ready = ready.clone();
-            let thread = thread::spawn(&format!("lb-worker-{number}"), move || plan.run(ready))
-                .map_err(|error| Trouble(format!("cannot start a worker thread: {error}")))?;
-            threads.push(thread);
+            threads.push(spawn(number, move || plan.run(ready))?);
         }
         for _ in 0..workers {
-            started.recv().map_err(|_| Trouble("a worker ended while starting".into()))??;
+            started.recv().map_err(|_| Trouble(ENDED.into()))??;
         }
         Ok(Threads(threads))
+    }
+
+    /// Tries whether each worker would get a thread and a ring with its buffers, all at the same time.
+    ///
+    /// # Errors
+    /// What [`Threads::start`] would say.
+    fn try_out(workers: usize, each: RingSettings) -> Result<(), Trouble> {
+        let all = Arc::new(Barrier::new(workers));
+        let mut tried = Vec::new();
+        for number in 0..workers {
+            let others = Arc::clone(&all);
+            let attempt = move || {
+                let ring = ring(each);
+                // Nobody gives back what another may still need.
+                others.wait();
+                ring.map(drop)
+            };
+            tried.push(spawn(number, attempt));
+        }
+        // If one of them did not start, the others would wait for it for ever.
+        if let Some(fault) = tried.iter().position(Result::is_err) {
+            return tried.swap_remove(fault).map(drop);
+        }
+        let mut joined = tried.into_iter().flatten().map(JoinHandle::join);
+        joined.try_for_each(|it| it.unwrap_or_else(|_| Err(Trouble(ENDED.into()))))
     }
 
     /// Waits for the workers, which have been told to stop.
@@ -232,12 +287,10 @@ impl Plan {
     fn run(self, ready: mpsc::Sender<Result<(), Trouble>>) {
         sys::pin(self.core.as_slice());
         // The ring belongs to the thread that made it, and its memory to that thread's node.
-        let ring = match Ring::new(self.ring) {
+        let ring = match ring(self.ring) {
             Ok(ring) => ring,
-            Err(error) => {
-                let _ = ready.send(Err(Trouble(format!(
-                    "cannot set up io_uring: {error}; `lb check` says what is missing"
-                ))));
+            Err(trouble) => {
+                let _ = ready.send(Err(trouble));
                 return;
             }
         };

@@ -39,10 +39,13 @@ fn told(outcome: &ReloadStatus) -> String {
     for setting in &outcome.after_restart {
         out += &format!("needs a restart: {setting}\n");
     }
+    for warning in &outcome.warnings {
+        out += &format!("warning: {warning}\n");
+    }
     for ShiftEnded { service, shares } in &outcome.shifts_ended {
         out += &format!("the shift of {service} is over: {shares}\n");
     }
-    let nothing = out.is_empty();
+    let nothing = outcome.now.len() + outcome.after_restart.len() + outcome.shifts_ended.len() == 0;
     out + if nothing { "reloaded, nothing had changed\n" } else { "reloaded\n" }
 }
 

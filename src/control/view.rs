@@ -43,6 +43,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         backends: backends(hub, now),
         workers: workers(hub),
         timings: timings(hub),
+        derived: hub.derived.clone(),
         reload: hub.reload.clone(),
         control: named(ControlCounters::ROWS, &hub.counters.values()),
     }

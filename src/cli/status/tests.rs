@@ -48,6 +48,7 @@ fn status() -> Status {
         started_unix_ms: 0,
         uptime_ms: 65_000,
         stops_in_ms: None,
+        derived: Vec::new(),
         doors: Doors { tcp: Some("[::]:8081".parse().unwrap()), ..Doors::default() },
         policy: "round_robin".into(),
         snapshot: 3,
