@@ -391,7 +391,7 @@ fn unprivileged(limits: &str) -> Option<Output> {
 
 #[test]
 fn check_explains_limits_that_are_too_low() {
-    let Some(output) = unprivileged("-n 64") else { return };
+    let Some(output) = unprivileged("-n 32") else { return };
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(2), "{said}{}", text(&output.stderr));
     assert!(said.lines().any(|line| line.starts_with("bad  descriptors")), "{said}");

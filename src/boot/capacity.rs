@@ -29,8 +29,10 @@ const PORTS_USUAL: (usize, usize) = (32_768, 60_999);
 const DESCRIPTORS_PER_WORKER: u64 = 9;
 /// For standard streams, logs, operators' connections, probes, and a margin,
 const DESCRIPTORS_BESIDE: u64 = 256;
-/// or this share of the descriptors where there are few.
+/// or this share of the descriptors where there are few,
 const BESIDE_SHARE: u64 = 4;
+/// but never fewer than this.
+const BESIDE_LEAST: u64 = 32;
 /// Control connections may take this share of the descriptors unless their number is configured,
 const CONTROL_SHARE: u64 = 8;
 /// but never fewer than this.
@@ -108,7 +110,7 @@ pub fn port_range(text: &str) -> Option<(usize, usize)> {
 /// Descriptors that are needed before the first session.
 fn beside_sessions(descriptors: u64, config: &Config) -> u64 {
     let each = DESCRIPTORS_PER_WORKER + plans::named(config) as u64;
-    let margin = DESCRIPTORS_BESIDE.min(descriptors / BESIDE_SHARE);
+    let margin = (descriptors / BESIDE_SHARE).clamp(BESIDE_LEAST, DESCRIPTORS_BESIDE);
     let checked = config.services.iter().any(|service| service.check.kind != CheckKind::Off);
     let checks = if checked { checks::AT_ONCE as u64 } else { 0 };
     let control = control_connections_for(descriptors, config) as u64;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::cores::Cores;
 use super::datagrams::{DatagramPlan, Datagrams};
 use super::doors::open_users;
 use super::{Trouble, capacity};
@@ -46,6 +47,7 @@ pub struct DataPlane {
     pub seats: Arc<Seats>,
     pub doors: UserDoors,
     pub threads: Threads,
+    pub cores: Cores,
 }
 
 /// The workers' threads.
@@ -139,8 +141,8 @@ impl DataPlane {
         sessions_max: usize,
         features: Features,
     ) -> Result<DataPlane, Trouble> {
-        let cores = sys::cores();
         let workers = workers(config);
+        let cores = Cores::take(workers);
         let (doors, opened) = open_doors(config, workers)?;
         let via = config.api.via.clone().unwrap_or_else(made_up_name);
         let urgent = Arc::new(tokio::sync::Notify::new());
@@ -170,14 +172,14 @@ impl DataPlane {
                     true => config.log.requests_per_second,
                     false => 0,
                 },
-                core: core_for(number, workers, &cores),
+                core: cores.workers.get(number).copied(),
                 ring: buffers(config, workers),
                 features,
                 all_metrics: Arc::clone(&all_metrics),
             });
         }
         let threads = Threads::start(plans)?;
-        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads })
+        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads, cores })
     }
 }
 
@@ -265,12 +267,6 @@ fn heads(config: &Config, workers: usize) -> usize {
     }
 }
 
-/// Keeps the calling thread, the control core, off the cores of this many workers: a long answer to an
-/// operator would hold up the users of a worker on the same core.
-pub fn keep_off_workers(workers: usize) {
-    sys::pin(&left_over(workers, &sys::cores()));
-}
-
 /// What one worker thread is made from.
 struct Plan {
     end: WorkerEnd,
@@ -349,39 +345,4 @@ fn links(
         Trouble(format!("cannot make an eventfd ({errno}); raise `ulimit -n` or LimitNOFILE"))
     })?;
     Ok(joined.into_iter().unzip())
-}
-
-/// Workers take the cores after the first, which is left to the control core if there are enough.
-fn core_for(worker: usize, workers: usize, cores: &[usize]) -> Option<usize> {
-    let first = usize::from(cores.len() > workers);
-    cores.get((first + worker) % cores.len().max(1)).copied()
-}
-
-/// The cores of the control core: those without a worker; all of them if each has one.
-fn left_over(workers: usize, cores: &[usize]) -> Vec<usize> {
-    let taken: Vec<_> = (0..workers).filter_map(|it| core_for(it, workers, cores)).collect();
-    let free: Vec<_> = cores.iter().copied().filter(|core| !taken.contains(core)).collect();
-    if free.is_empty() { cores.to_vec() } else { free }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn workers_leave_the_first_core_to_control_when_they_can() {
-        assert_eq!(core_for(0, 1, &[4, 5]), Some(5));
-        assert_eq!([0, 1].map(|worker| core_for(worker, 2, &[4, 5])), [Some(4), Some(5)]);
-        assert_eq!(core_for(0, 1, &[7]), Some(7));
-        assert_eq!(core_for(2, 3, &[0, 1]), Some(0));
-    }
-
-    #[test]
-    fn control_keeps_off_the_cores_of_workers_when_it_can() {
-        assert_eq!(left_over(1, &[4, 5]), [4]);
-        assert_eq!(left_over(1, &[4, 5, 6, 7]), [4, 6, 7]);
-        assert_eq!(left_over(2, &[4, 5]), [4, 5]);
-        assert_eq!(left_over(3, &[4, 5]), [4, 5]);
-        assert!(left_over(1, &[]).is_empty());
-    }
 }

@@ -20,7 +20,7 @@ use crate::boot::needs::{self, About, Need};
 use crate::boot::{self, Trouble, capacity};
 use crate::client::admin;
 use crate::cluster::Protocol;
-use crate::config::{Config, plans, rules};
+use crate::config::{Config, doubts, plans};
 use crate::control::status::{Doors, Status};
 use crate::proxy::udp::SOCKETS_MAX;
 use crate::session::flows::Waits;
@@ -113,9 +113,9 @@ fn findings(config: &Config) -> Vec<Finding> {
     if let Ok(derived) = capacity::settle(&mut config.clone())
         && !derived.is_empty()
     {
-        findings.push(Finding::new("left to host", Outcome::Good(derived.join(", "))));
+        findings.push(Finding::new("auto", Outcome::Good(derived.join(", "))));
     }
-    let doubts = rules::warnings(config).into_iter();
+    let doubts = doubts::warnings(config).into_iter();
     findings.extend(doubts.map(|doubt| Finding::new("admin door", Outcome::Doubtful(doubt))));
     findings
 }

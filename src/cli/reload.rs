@@ -86,6 +86,11 @@ mod tests {
         let ended = ShiftEnded { service: "shop".into(), shares: "blue=95 green=5".into() };
         let outcome = ReloadStatus { shifts_ended: vec![ended], ..ReloadStatus::default() };
         assert_eq!(told(&outcome), "the shift of shop is over: blue=95 green=5\nreloaded\n");
+        let warnings = vec!["listen.admin is open".to_owned()];
+        assert_eq!(
+            told(&ReloadStatus { warnings, ..ReloadStatus::default() }),
+            "warning: listen.admin is open\nreloaded, nothing had changed\n"
+        );
         assert_eq!(
             told(&ReloadStatus { now, after_restart, ..outcome }),
             "in use from now on: balance.policy = \"source_hash\"\nneeds a restart: workers = 2\n\

@@ -111,7 +111,7 @@ pub(super) fn takes_of<T, V>(kind: &impl Kind<V>, _field: fn(&T) -> &V) -> Strin
 /// Every setting of the balancer, in display order.
 pub const KEYS: &[Key<Config>] = keys! { Config;
     "" "workers", workers: NumberOrAuto(1..=WORKERS_MAX as u64), Restart,
-        "Worker threads; `\"auto\"` starts one fewer than the machine has cores, but at least one.";
+        "Worker threads; `\"auto\"` starts one fewer than the machine has cores, but at least one, and no more than a third of the descriptors suffice for.";
     "listen" "tcp", listen.tcp: DoorAddress, Restart,
         "Where TCP users connect: an address with its port, a bare port for all addresses (IPv4 and IPv6), or `\"off\"`.";
     "listen" "udp", listen.udp: DoorAddress, Restart,

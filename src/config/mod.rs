@@ -1,8 +1,9 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
 //! command line nor file syntax (`config::file` reads TOML into this). `keys` is the table of
 //! settings, `kinds` how their values are written, `units` how times and sizes are, `rules` how settings
-//! constrain each other, `reload` what a reload applies.
+//! constrain each other, `doubts` what deserves a warning, `reload` what a reload applies.
 
+pub mod doubts;
 pub mod file;
 pub mod joining;
 pub mod keys;

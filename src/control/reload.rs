@@ -20,7 +20,7 @@ use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::config::reload::{Prepared, Transition, between};
 use crate::config::services::{SERVICES_MAX, ServiceConfig, ServiceIds};
-use crate::config::{Config, Listen, plans, rules};
+use crate::config::{Config, Listen, doubts, plans, rules};
 use crate::logs;
 
 /// Removed services that may still have sessions, at most.
@@ -161,7 +161,7 @@ impl Reload {
         let mut wanted = (self.reread)()?;
         let asked = Asked { listen: self.asked.listen.clone(), ..Asked::of(&wanted) };
         self.asked.find_open(&mut wanted, &hub.config);
-        let warnings = rules::warnings(&wanted);
+        let warnings = doubts::warnings(&wanted);
         let derived = (self.fit)(&mut wanted)?;
         let mut added = BTreeSet::new();
         let mut number = || {
