@@ -161,6 +161,38 @@ fn doors_that_keep_serve_from_starting_are_told_by_check_in_the_same_words() {
 }
 
 #[test]
+fn memory_that_may_not_be_locked_is_told_by_both_in_the_same_words() {
+    // Root may lock as much as it likes, so the program runs as somebody else, from where that one can read.
+    let places = Places::new();
+    let program = places.at("lb");
+    fs::copy(LB, &program).unwrap();
+    fs::set_permissions(places.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let file = places.folder.write("lb.toml", DOORS);
+    let user = match nix::unistd::geteuid().is_root() {
+        true => "setpriv --reuid=65534 --regid=65534 --clear-groups",
+        false => "",
+    };
+    for kib in [16, 200, 1024] {
+        let ran = |command: &str| {
+            let program = program.display();
+            let line = format!(
+                "ulimit -l {kib} && exec {user} timeout 5 {program} {command} --config {file}"
+            );
+            Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).output().unwrap()
+        };
+        let (served, checked) = (ran("serve"), ran("check"));
+        let (sentence, lines) = (text(&served.stderr), text(&checked.stdout));
+        let refused = served.status.code() == Some(2);
+        assert_eq!(checked.status.code() == Some(2), refused, "{kib} KiB: {sentence}{lines}");
+        assert!(refused || kib > 16, "{kib} KiB are too few for a ring");
+        let sentence = sentence.trim_end().trim_start_matches("lb: ");
+        let mut bad = lines.lines().filter(|line| line.starts_with("bad "));
+        assert!(!refused || bad.any(|line| line.ends_with(sentence)), "{sentence}\n{lines}");
+        assert!(!refused || sentence.contains("that this user may lock"), "{sentence}");
+    }
+}
+
+#[test]
 fn a_check_leaves_no_trace_and_finds_nothing_wrong_with_a_stale_socket() {
     let places = Places::new();
     let names = || {

@@ -47,7 +47,10 @@ impl Cores {
 
     /// Says in the log what was chosen.
     pub fn tell(&self) {
-        let (workers, control) = (listed(&self.workers), listed(&self.control));
+        let mut workers = self.workers.clone();
+        workers.sort_unstable();
+        workers.dedup();
+        let (workers, control) = (listed(&workers), listed(&self.control));
         info!(%workers, %control, "pinned to cores");
         if !self.shared.is_empty() {
             let cores = listed(&self.shared);

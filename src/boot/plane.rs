@@ -67,17 +67,20 @@ fn spawn<T: Send + 'static>(
 
 /// The ring of the worker on whose thread this is called.
 fn ring(settings: RingSettings) -> Result<Ring, Trouble> {
-    Ring::new(settings).map_err(|error| Trouble(probe::explain(&error).to_string()))
+    probe::patiently(|| Ring::new(settings))
+        .map_err(|error| Trouble(probe::explain(&error).to_string()))
 }
 
-/// Whether the workers and the control core would get their threads and their rings here.
+/// Whether the workers and the control core would get their threads and their rings here, all at the same
+/// time.
 ///
 /// # Errors
 /// What [`DataPlane::start`] or the control core would say.
 pub fn try_rings(config: &Config) -> Result<(), Trouble> {
     let workers = workers(config);
-    Threads::try_out(workers, buffers(config, workers))?;
-    control::try_ring().map_err(|error| Trouble(error.to_string()))
+    Threads::try_out(workers, buffers(config, workers), || {
+        control::try_ring().map_err(|error| Trouble(error.to_string()))
+    })
 }
 
 impl Threads {
@@ -95,29 +98,35 @@ impl Threads {
         Ok(Threads(threads))
     }
 
-    /// Tries whether each worker would get a thread and a ring with its buffers, all at the same time.
+    /// Tries whether each worker would get a thread and a ring with its buffers, all at the same time, and
+    /// whether there would still be enough for `rest`.
     ///
     /// # Errors
-    /// What [`Threads::start`] would say.
-    fn try_out(workers: usize, each: RingSettings) -> Result<(), Trouble> {
-        let all = Arc::new(Barrier::new(workers));
+    /// What [`Threads::start`] or `rest` would say.
+    fn try_out(
+        workers: usize,
+        each: RingSettings,
+        rest: impl FnOnce() -> Result<(), Trouble>,
+    ) -> Result<(), Trouble> {
+        // Nobody gives back what another may still need.
+        let (all, end) = (Arc::new(Barrier::new(workers + 1)), Arc::new(Barrier::new(workers + 1)));
         let mut tried = Vec::new();
         for number in 0..workers {
-            let others = Arc::clone(&all);
-            let attempt = move || {
+            let (all, end) = (Arc::clone(&all), Arc::clone(&end));
+            // If one of them does not start, the process ends, and with it the others who wait for it.
+            tried.push(spawn(number, move || {
                 let ring = ring(each);
-                // Nobody gives back what another may still need.
-                others.wait();
+                all.wait();
+                end.wait();
                 ring.map(drop)
-            };
-            tried.push(spawn(number, attempt));
+            })?);
         }
-        // If one of them did not start, the others would wait for it for ever.
-        if let Some(fault) = tried.iter().position(Result::is_err) {
-            return tried.swap_remove(fault).map(drop);
-        }
-        let mut joined = tried.into_iter().flatten().map(JoinHandle::join);
-        joined.try_for_each(|it| it.unwrap_or_else(|_| Err(Trouble(ENDED.into()))))
+        all.wait();
+        let outcome = rest();
+        end.wait();
+        let mut joined = tried.into_iter().map(JoinHandle::join);
+        joined.try_for_each(|it| it.unwrap_or_else(|_| Err(Trouble(ENDED.into()))))?;
+        outcome
     }
 
     /// Waits for the workers, which have been told to stop.

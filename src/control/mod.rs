@@ -211,7 +211,7 @@ fn runtime() -> io::Result<tokio_uring::Runtime> {
     ring.setup_cqsize(4 * RING_ENTRIES);
     let mut builder = tokio_uring::builder();
     builder.entries(RING_ENTRIES).uring_builder(&ring);
-    tokio_uring::Runtime::new(&builder)
+    crate::ring::probe::patiently(|| tokio_uring::Runtime::new(&builder))
         .map_err(|error| io::Error::other(crate::ring::probe::explain(&error)))
 }
 

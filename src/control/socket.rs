@@ -92,6 +92,9 @@ fn look(path: &Path) -> Result<Found, String> {
     }
     match knock(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Found::LeftBehind),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(format!(
+            "admin.socket names {shown}, which is the socket of another user: name another file"
+        )),
         // Somebody listens: a queue that is full says so too.
         Ok(()) | Err(_) => Err(format!(
             "another balancer answers on {shown}: stop it or name another [admin] socket"
