@@ -164,6 +164,9 @@ fn session_row(session: &SessionStatus) -> Vec<Cell> {
 fn page(status: &Status, list: List) -> String {
     let title = |text: &str| painted(text, Look::Faint, list.colour);
     let mut out = head(status, list.colour);
+    if !status.derived.is_empty() {
+        let _ = writeln!(out, "auto: {}", status.derived.join(", "));
+    }
     let named = status.has_named_services();
     if named {
         let count = grouped(status.services.len() as u64);
