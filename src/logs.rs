@@ -9,6 +9,7 @@
 //! the journal adds its own.
 
 mod fields;
+mod queue;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -19,7 +20,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -29,9 +29,9 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
-use crate::base::thread;
 use crate::config::{Log, LogFormat};
 pub use fields::Fields;
+use queue::{Queue, Writing};
 
 /// Limit on the lines that wait for standard output.
 const LINES_MAX: usize = 8192;
@@ -49,7 +49,7 @@ static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// The running log. Dropping it writes what is queued, within a second.
 pub struct Logs {
-    _writer: WorkerGuard,
+    _writer: Writing,
 }
 
 /// Starts the log of this process; only the first call has an effect.
@@ -84,6 +84,13 @@ pub fn is_on_terminal() -> bool {
     ON_TERMINAL.get().copied().unwrap_or_default()
 }
 
+/// Puts a text for the person at the terminal among the lines, if there is one.
+pub fn tell(text: &str) {
+    if let Some(lines) = LINES.get().filter(|_| is_on_terminal()) {
+        let _ = lines.make_writer().write(text.as_bytes());
+    }
+}
+
 /// From now on writes lines of this level and of more important ones.
 pub fn set_level(level: Level) {
     if let Some(handle) = LEVELS.get() {
@@ -92,19 +99,17 @@ pub fn set_level(level: Level) {
     }
 }
 
-fn queue(out: impl Write + Send + 'static) -> (Lines, WorkerGuard) {
+fn queue(out: impl Write + Send + 'static) -> (Lines, Writing) {
     let written = Arc::<AtomicU64>::default();
     let out = Counting { out, written: Arc::clone(&written) };
-    let (queue, guard) = thread::without_signals(|| {
-        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).finish(out)
-    });
-    (Lines { queue, put: Arc::default(), written, turned_away: Arc::default() }, guard)
+    let (queue, writing) = queue::start(LINES_MAX, out);
+    (Lines { queue, put: Arc::default(), written, turned_away: Arc::default() }, writing)
 }
 
 /// The end of the queue that loggers use.
 #[derive(Clone)]
 struct Lines {
-    queue: NonBlocking,
+    queue: Queue,
     /// Lines put into the queue, and lines that found no room in it.
     put: Arc<AtomicU64>,
     /// Lines that have left it.
@@ -115,7 +120,7 @@ struct Lines {
 
 impl Lines {
     fn found_no_room(&self) -> u64 {
-        self.queue.error_counter().dropped_lines() as u64
+        self.queue.found_no_room()
     }
 
     fn dropped(&self) -> u64 {
@@ -156,7 +161,8 @@ impl Write for Pen<'_> {
             return Ok(line.len());
         }
         self.lines.put.fetch_add(1, Ordering::Relaxed);
-        self.lines.queue.clone().write(line)
+        self.lines.queue.put(line);
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -22,8 +22,8 @@ pub fn accept_signals() {
 }
 
 /// Runs `start` with every signal blocked on this thread; threads created meanwhile inherit and keep
-/// that mask. For libraries that start threads of their own.
-pub fn without_signals<T>(start: impl FnOnce() -> T) -> T {
+/// that mask.
+fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     let before = SigSet::all()
         .thread_swap_mask(SigmaskHow::SIG_SETMASK)
         .expect("a full set is a valid mask");
