@@ -5,6 +5,7 @@ pub mod capacity;
 pub mod circles;
 pub mod datagrams;
 pub mod doors;
+mod next;
 mod plane;
 
 use std::fmt;
@@ -17,12 +18,13 @@ use crate::client::demo;
 use crate::cluster::{Protocol, ServiceId};
 use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, LogFormat};
 use crate::control::auth::Secrets;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::rights::{Keys, who_may_register};
 use crate::control::{Control, Listeners};
+use crate::logs;
 use crate::proxy::line::Features;
 use crate::ring::probe;
 use doors::open_users;
@@ -41,8 +43,14 @@ impl fmt::Display for Trouble {
 impl std::error::Error for Trouble {}
 
 /// Runs a balancer until it is told to stop, with `demo` echo backends for each open door. `reread`
-/// is called for the settings again on SIGHUP.
-pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
+/// is called for the settings again on SIGHUP. Whoever sits at a terminal is told what to type next,
+/// with `program` for the name of this program.
+pub fn serve(
+    mut config: Config,
+    demo: usize,
+    reread: Reread,
+    program: &str,
+) -> Result<(), Trouble> {
     who_may_register(&config).map_err(Trouble)?;
     circles::refuse(&config)?;
     // An unusable file is reported before the doors are said to be open.
@@ -67,7 +75,8 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     put_addresses(plane.doors.open(), &mut config.services);
     tell_doors(&config.listen, plane.doors.open());
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
-    let demo = start_demo(&config, demo)?;
+    let next = greets(&config).then(|| next::text(&config, program, demo)).unwrap_or_default();
+    let demo = start_demo(&config, demo, next)?;
     let (workers, gro) = (plane.ends.len(), config.udp.gro);
     let reload = Reload {
         fit: Box::new(fit),
@@ -125,19 +134,30 @@ fn fit(config: &mut Config) -> Result<(), String> {
     Ok(())
 }
 
-fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Trouble> {
-    let Some(control) = config.listen.control.filter(|_| each > 0) else { return Ok(None) };
+/// Whether there is a person to talk to: a program that reads the log expects nothing but its lines.
+fn greets(config: &Config) -> bool {
+    config.log.format == LogFormat::Text && logs::is_on_terminal()
+}
+
+/// Starts the echo backends, if any, and tells what to type next once they are there.
+fn start_demo(config: &Config, each: usize, next: String) -> Result<Option<demo::Demo>, Trouble> {
     let open = |protocol: &Protocol| match protocol {
         Protocol::Tcp => config.listen.tcp.is_some(),
         Protocol::Udp => config.listen.udp.is_some(),
         Protocol::Api => config.listen.api.is_some(),
     };
     let protocols: Vec<_> = Protocol::ALL.into_iter().filter(open).collect();
+    let any = each > 0 && !protocols.is_empty();
+    let Some(control) = config.listen.control.filter(|_| any) else {
+        logs::tell(&next);
+        return Ok(None);
+    };
     let secret = match &config.control.secret_file {
         Some(file) => Some(Secrets::load(file).map_err(Trouble)?),
         None => None,
     };
-    demo::start(each, control, secret.as_ref().map(Secrets::first), &protocols)
+    let secret = secret.as_ref().map(Secrets::first);
+    demo::start(each, control, secret, &protocols, move || logs::tell(&next))
         .map(Some)
         .map_err(|error| Trouble(format!("cannot start the demo backends: {error}")))
 }
