@@ -44,13 +44,8 @@ impl std::error::Error for Trouble {}
 
 /// Runs a balancer until it is told to stop, with `demo` echo backends for each open door. `reread`
 /// is called for the settings again on SIGHUP. Whoever sits at a terminal is told what to type next,
-/// with `program` for the name of this program.
-pub fn serve(
-    mut config: Config,
-    demo: usize,
-    reread: Reread,
-    program: &str,
-) -> Result<(), Trouble> {
+/// with the `name` that this program was called by.
+pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Result<(), Trouble> {
     who_may_register(&config).map_err(Trouble)?;
     circles::refuse(&config)?;
     // An unusable file is reported before the doors are said to be open.
@@ -75,8 +70,7 @@ pub fn serve(
     put_addresses(plane.doors.open(), &mut config.services);
     tell_doors(&config.listen, plane.doors.open());
     info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
-    let next = greets(&config).then(|| next::text(&config, program, demo)).unwrap_or_default();
-    let demo = start_demo(&config, demo, next)?;
+    let demo = start_demo(&config, demo, name)?;
     let (workers, gro) = (plane.ends.len(), config.udp.gro);
     let reload = Reload {
         fit: Box::new(fit),
@@ -140,7 +134,8 @@ fn greets(config: &Config) -> bool {
 }
 
 /// Starts the echo backends, if any, and tells what to type next once they are there.
-fn start_demo(config: &Config, each: usize, next: String) -> Result<Option<demo::Demo>, Trouble> {
+fn start_demo(config: &Config, each: usize, name: &str) -> Result<Option<demo::Demo>, Trouble> {
+    let next = greets(config).then(|| next::text(config, name, each)).unwrap_or_default();
     let open = |protocol: &Protocol| match protocol {
         Protocol::Tcp => config.listen.tcp.is_some(),
         Protocol::Udp => config.listen.udp.is_some(),
