@@ -314,16 +314,48 @@ fn the_profile_for_containers_lets_everything_through_that_a_balancer_calls() {
     assert!(refused.is_empty(), "{refused:?}");
 }
 
+fn project(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect(name)
+}
+
+#[test]
+fn what_is_installed_or_measured_is_optimised_as_a_whole_and_what_is_tried_is_not() {
+    let manifest: toml::Table = project("Cargo.toml").parse().unwrap();
+    let profile = |name: &str| manifest["profile"][name].clone();
+    for whole in ["dist", "bench"] {
+        assert_eq!(profile(whole)["lto"].as_str(), Some("fat"), "{whole}");
+        assert_eq!(profile(whole)["codegen-units"].as_integer(), Some(1), "{whole}");
+    }
+    assert!(profile("release").get("lto").is_none(), "it is for trying things out");
+    assert_eq!(profile("release")["panic"].as_str(), Some("abort"));
+    for script in
+        ["deploy/package", "deploy/Containerfile", "bench/compare", "bench/harness/slices.py"]
+    {
+        let text = project(script).replace("\", \"", " ");
+        assert!(text.contains("--profile dist") && !text.contains("--release"), "{script}");
+    }
+    let first = project("README.md");
+    let first = first.lines().find(|line| line.starts_with("    cargo ")).unwrap();
+    assert_eq!(first, "    cargo run -- serve --demo 3", "the first command is the quick one");
+    // Each takes long to compile, and each came with something of which little was used.
+    let locked = project("Cargo.lock");
+    for name in ["regex-automata", "regex-syntax", "tracing-appender", "tracing-attributes"] {
+        assert!(!locked.contains(&format!("name = \"{name}\"\n")), "{name} is compiled again");
+    }
+}
+
 #[test]
 fn the_image_is_built_as_the_package_is_and_ignores_what_is_built_here() {
     let recipe = text("Containerfile");
     assert!(recipe.contains("cargo build --profile dist --locked"));
     assert!(text("package").contains("cargo build --profile dist --locked"));
-    for line in recipe.lines().filter(|line| line.starts_with("COPY deploy/")) {
-        let from = line.split(' ').nth(1).unwrap().trim_start_matches("deploy/");
-        assert!(shipped(from).exists(), "{line}");
+    for word in recipe.split_whitespace().filter(|word| word.starts_with("deploy/")) {
+        assert!(
+            shipped(word.trim_start_matches("deploy/").trim_end_matches(';')).exists(),
+            "{word}"
+        );
     }
-    let ignored = fs::read_to_string(shipped("../.dockerignore")).unwrap();
+    let ignored = project(".dockerignore");
     assert!(ignored.lines().any(|line| line == "/target"), "{ignored}");
 }
 

@@ -135,7 +135,7 @@ fn greets(config: &Config) -> bool {
 
 /// Starts the echo backends, if any, and tells what to type next once they are there.
 fn start_demo(config: &Config, each: usize, name: &str) -> Result<Option<demo::Demo>, Trouble> {
-    let next = greets(config).then(|| next::text(config, name, each)).unwrap_or_default();
+    let next = if greets(config) { next::text(config, name, each) } else { String::new() };
     let open = |protocol: &Protocol| match protocol {
         Protocol::Tcp => config.listen.tcp.is_some(),
         Protocol::Udp => config.listen.udp.is_some(),
