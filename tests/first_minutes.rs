@@ -1,7 +1,7 @@
 //! What a newcomer sees in a terminal: the block at the end of a start, whose every line works as it
 //! stands there. Owns a terminal for each balancer, by way of script(1).
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -158,6 +158,11 @@ fn nobody_but_a_person_at_a_terminal_gets_the_block() {
     {
         let mut balancer = Balancer::start(&settings, "--demo 1", in_terminal);
         balancer.read_until("demo-api-1");
+        match in_terminal {
+            true => balancer.child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap(),
+            false => kill(Pid::from_raw(balancer.child.id() as i32), Signal::SIGTERM).unwrap(),
+        }
+        balancer.read_until("stopped");
         assert!(!balancer.seen.iter().any(|line| line.contains("next")), "{:#?}", balancer.seen);
     }
 }
