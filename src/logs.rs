@@ -84,6 +84,13 @@ pub fn is_on_terminal() -> bool {
     ON_TERMINAL.get().copied().unwrap_or_default()
 }
 
+/// Puts a text for the person at the terminal among the lines, if there is one.
+pub fn tell(text: &str) {
+    if let Some(lines) = LINES.get().filter(|_| is_on_terminal()) {
+        let _ = lines.make_writer().write(text.as_bytes());
+    }
+}
+
 /// From now on writes lines of this level and of more important ones.
 pub fn set_level(level: Level) {
     if let Some(handle) = LEVELS.get() {

@@ -4,8 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use lb::boot::capacity;
 use lb::config::keys::KEYS;
@@ -171,6 +175,190 @@ fn the_unit_leaves_room_for_the_default_sessions_and_their_drain() {
     assert!(mebibytes << 20 >= 2 * Config::default().limits.buffer_bytes, "{locked}");
 }
 
+/// The unit for one of several balancers, as made from the unit for the only one.
+fn written_from_the_unit() -> String {
+    let mut unit = text("lb.service");
+    for (one, several) in [
+        (
+            "# The balancer under systemd 247 or newer (Ubuntu 22.04, Debian 11). Change it with\n\
+             # `systemctl edit lb`, which keeps what you change across upgrades.\n",
+            "# One of several balancers on a host: lb@NAME.service reads /etc/lb/NAME.toml. Otherwise it is\n\
+             # lb.service, whose comments hold here too. Change all of them with `systemctl edit lb@`, one with\n\
+             # `systemctl edit lb@NAME`.\n",
+        ),
+        ("Description=Load balancer with", "Description=Load balancer %i with"),
+        ("--config /etc/lb/lb.toml", "--config /etc/lb/%i.toml"),
+        ("\"/run/lb/admin.sock\"", "\"/run/lb-%i/admin.sock\""),
+        // Not below /run/lb, which goes when lb.service stops.
+        ("RuntimeDirectory=lb\n", "RuntimeDirectory=lb-%i\n"),
+        ("/run/credentials/lb.service/", "/run/credentials/lb@%i.service/"),
+    ] {
+        assert_eq!(unit.matches(one).count(), 1, "{one}");
+        unit = unit.replace(one, several);
+    }
+    unit
+}
+
+#[test]
+fn the_unit_of_several_balancers_is_that_of_one_but_for_its_file_and_folders() {
+    let expected = written_from_the_unit();
+    if std::env::var_os("LB_WRITE_DEPLOY").is_some() {
+        fs::write(shipped("lb@.service"), &expected).unwrap();
+    }
+    assert!(
+        text("lb@.service") == expected,
+        "deploy/lb@.service is behind lb.service: LB_WRITE_DEPLOY=1 cargo test --test deploy"
+    );
+}
+
+/// The calls that the profile for containers allows, in some form at least.
+fn allowed_in_containers() -> BTreeSet<String> {
+    let profile: serde_json::Value = serde_json::from_str(&text("seccomp-lb.json")).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO", "what is not listed is refused");
+    let rules = profile["syscalls"].as_array().unwrap();
+    let allowing = rules.iter().filter(|rule| rule["action"] == "SCMP_ACT_ALLOW");
+    let names = allowing.flat_map(|rule| rule["names"].as_array().unwrap());
+    let allowed: BTreeSet<_> = names.map(|name| name.as_str().unwrap().to_owned()).collect();
+    // A C library that is told that there is no clone3 calls clone, whose flags can be looked at.
+    let clone3 = rules.iter().find(|rule| rule["names"] == serde_json::json!(["clone3"])).unwrap();
+    assert_eq!(clone3["errnoRet"], libc::ENOSYS);
+    assert!(!allowed.contains("clone3"));
+    allowed
+}
+
+#[test]
+fn the_profile_for_containers_lets_the_rings_through_and_nothing_that_leads_out() {
+    let allowed = allowed_in_containers();
+    for call in [
+        "io_uring_setup",
+        "io_uring_enter",
+        "io_uring_register",
+        "mmap",
+        "sched_setaffinity",
+        "eventfd2",
+        "prlimit64",
+        "clone",
+        "getsockopt",
+        "setsockopt",
+        "recvmsg",
+        "sendmsg",
+        "splice",
+        "prctl",
+        "execve",
+        "setuid",
+        "capset",
+    ] {
+        assert!(allowed.contains(call), "{call} is not allowed");
+    }
+    for call in [
+        "mount",
+        "ptrace",
+        "init_module",
+        "bpf",
+        "chroot",
+        "pivot_root",
+        "setns",
+        "unshare",
+        "kexec_load",
+        "keyctl",
+    ] {
+        assert!(!allowed.contains(call), "{call} is allowed");
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn the_profile_for_containers_lets_everything_through_that_a_balancer_calls() {
+    let folder = Folder::new("strace");
+    let log = folder.path().join("calls");
+    let doors = ["--tcp", "--udp", "--api", "--control", "--admin"];
+    let doors = doors.into_iter().flat_map(|door| [door, "127.0.0.1:0"]);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o"]).arg(&log).arg(env!("CARGO_BIN_EXE_lb"));
+    command.args(["serve", "--with-parent", "--demo", "1"]).args(doors);
+    let mut serving = command.stdout(Stdio::piped()).spawn().expect("strace is installed");
+    let mut lines = BufReader::new(serving.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let opened = lines.find(|line| line.contains("doors open")).expect("it opens its doors");
+    let door = |name: &str| {
+        let (_, rest) = opened.split_once(&format!(" {name}=\"")).expect(&opened);
+        rest.split('"').next().unwrap().to_owned()
+    };
+    assert!(lines.any(|line| line.contains("demo-api-1")), "the demo has joined");
+    for protocol in ["tcp", "udp", "api"] {
+        let words = if protocol == "api" { "/" } else { "hello" };
+        let user =
+            format!("echo {words} | \"$0\" user --protocol {protocol} --to {}", door(protocol));
+        let user = Command::new("sh").args(["-c", &user, env!("CARGO_BIN_EXE_lb")]).output();
+        succeeded(user.unwrap());
+    }
+    let mut status = Command::new(env!("CARGO_BIN_EXE_lb"));
+    let said =
+        succeeded(status.args(["status", "--json", "--admin", &door("admin")]).output().unwrap());
+    let status: serde_json::Value = serde_json::from_str(&said).expect(&said);
+    let pid = i32::try_from(status["pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    lines.for_each(drop);
+    serving.wait().unwrap();
+    let trace = fs::read_to_string(&log).unwrap();
+    let call = |line: &str| {
+        let (_, rest) = line.split_once(' ')?;
+        let name = rest.trim_start().split('(').next()?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        (!name.is_empty() && name.chars().all(is_name)).then(|| name.to_owned())
+    };
+    let called: BTreeSet<String> = trace.lines().filter_map(call).collect();
+    assert!(called.contains("io_uring_enter") && called.len() > 30, "{called:?}");
+    let mut allowed = allowed_in_containers();
+    allowed.insert("clone3".to_owned());
+    let refused: Vec<_> = called.difference(&allowed).cloned().collect();
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+fn project(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect(name)
+}
+
+#[test]
+fn what_is_installed_or_measured_is_optimised_as_a_whole_and_what_is_tried_is_not() {
+    let manifest: toml::Table = project("Cargo.toml").parse().unwrap();
+    let profile = |name: &str| manifest["profile"][name].clone();
+    for whole in ["dist", "bench"] {
+        assert_eq!(profile(whole)["lto"].as_str(), Some("fat"), "{whole}");
+        assert_eq!(profile(whole)["codegen-units"].as_integer(), Some(1), "{whole}");
+    }
+    assert!(profile("release").get("lto").is_none(), "it is for trying things out");
+    assert_eq!(profile("release")["panic"].as_str(), Some("abort"));
+    for script in
+        ["deploy/package", "deploy/Containerfile", "bench/compare", "bench/harness/slices.py"]
+    {
+        let text = project(script).replace("\", \"", " ");
+        assert!(text.contains("--profile dist") && !text.contains("--release"), "{script}");
+    }
+    let first = project("README.md");
+    let first = first.lines().find(|line| line.starts_with("    cargo ")).unwrap();
+    assert_eq!(first, "    cargo run -- serve --demo 3", "the first command is the quick one");
+    // Each takes long to compile, and each came with something of which little was used.
+    let locked = project("Cargo.lock");
+    for name in ["regex-automata", "regex-syntax", "tracing-appender", "tracing-attributes"] {
+        assert!(!locked.contains(&format!("name = \"{name}\"\n")), "{name} is compiled again");
+    }
+}
+
+#[test]
+fn the_image_is_built_as_the_package_is_and_ignores_what_is_built_here() {
+    let recipe = text("Containerfile");
+    assert!(recipe.contains("cargo build --profile dist --locked"));
+    assert!(text("package").contains("cargo build --profile dist --locked"));
+    for word in recipe.split_whitespace().filter(|word| word.starts_with("deploy/")) {
+        assert!(
+            shipped(word.trim_start_matches("deploy/").trim_end_matches([';', '.'])).exists(),
+            "{word}"
+        );
+    }
+    let ignored = project(".dockerignore");
+    assert!(ignored.lines().any(|line| line == "/target"), "{ignored}");
+}
+
 #[test]
 fn every_line_of_the_kernel_settings_has_its_reason_above() {
     let file = text("sysctl.d/60-lb.conf");
@@ -189,19 +377,22 @@ fn every_line_of_the_kernel_settings_has_its_reason_above() {
 #[test]
 #[ignore = "needs systemd-analyze"]
 fn systemd_accepts_the_unit_and_finds_it_confined() {
-    let folder = Folder::new("unit");
-    let here = text("lb.service").replace("/usr/bin/lb", env!("CARGO_BIN_EXE_lb"));
-    let unit = folder.write("lb.service", here);
-    let analyze = |arguments: &[&str]| {
-        let run = Command::new("systemd-analyze").args(arguments).arg(&unit).output();
-        run.expect("systemd-analyze is installed")
-    };
-    let verified = analyze(&["verify", "--man=no"]);
-    let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
-    succeeded(verified);
-    assert!(!complaints.contains("lb.service"), "{complaints}");
-    // The threshold is ten times the exposure: 20 means 2.0.
-    succeeded(analyze(&["security", "--offline=yes", "--threshold=20"]));
+    // Instances of a template are verified by their own names.
+    for (file, name) in [("lb.service", "lb.service"), ("lb@.service", "lb@two.service")] {
+        let folder = Folder::new("unit");
+        let here = text(file).replace("/usr/bin/lb", env!("CARGO_BIN_EXE_lb"));
+        let unit = folder.write(name, here);
+        let analyze = |arguments: &[&str]| {
+            let run = Command::new("systemd-analyze").args(arguments).arg(&unit).output();
+            run.expect("systemd-analyze is installed")
+        };
+        let verified = analyze(&["verify", "--man=no"]);
+        let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
+        succeeded(verified);
+        assert!(!complaints.contains(name), "{complaints}");
+        // The threshold is ten times the exposure: 20 means 2.0.
+        succeeded(analyze(&["security", "--offline=yes", "--threshold=20"]));
+    }
 }
 
 #[test]

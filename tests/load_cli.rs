@@ -1,8 +1,10 @@
 //! `lb bench` as a person runs it: what it writes, what it says, and how it exits.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 fn bench(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
@@ -141,6 +143,32 @@ fn too_few_descriptors_are_one_sentence_and_exit_code_2() {
             .unwrap();
         refused(arguments, &done, word);
         assert!(text(&done.stderr).contains("ulimit -Hn"), "{}", text(&done.stderr));
+    }
+}
+
+#[test]
+fn a_run_that_was_measured_but_means_nothing_exits_with_1_whatever_was_expected() {
+    // Answers, but never as fast as the schedule wants.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut user in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut message = [0; 64];
+                while user.read_exact(&mut message).is_ok() {
+                    std::thread::sleep(Duration::from_millis(20));
+                    let _ = user.write_all(&message);
+                }
+            });
+        }
+    });
+    for more in [&[][..], &["--expect", "requests>0"], &["--quiet"]] {
+        let arguments = with_short(&[&["--to", &to, "--rate", "4000"], more].concat());
+        let done = bench(&arguments);
+        let said = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains(&format!("INVALID: {to}: ")), "{said}");
+        assert!(said.contains("found no free connection"), "{said}");
     }
 }
 

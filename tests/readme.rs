@@ -19,9 +19,10 @@ fn root() -> &'static Path {
 }
 
 /// The README and the reference: every document checked against the program.
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "deploy/doc/operating.md",
+    "deploy/doc/containers.md",
     "deploy/doc/settings.md",
     "deploy/doc/joining.md",
     "deploy/doc/relaying.md",
@@ -54,6 +55,29 @@ fn the_readme_is_short_and_leads_to_every_document() {
         manifest.contains("\"deploy/doc/*.md\", \"usr/share/doc/lb/\""),
         "the package lacks them"
     );
+}
+
+#[test]
+fn the_changelog_keeps_its_form_and_begins_with_what_is_unreleased() {
+    let text = document("CHANGELOG.md");
+    let versions: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert_eq!(versions.first(), Some(&"[Unreleased]"), "{versions:?}");
+    for version in &versions[1..] {
+        let (number, day) = version.split_once("] - ").expect("## [1.2.3] - 2026-01-31");
+        let numbers = number.trim_start_matches('[').split('.').map(str::parse::<u32>);
+        assert_eq!(numbers.filter(Result::is_ok).count(), 3, "{version}");
+        let is_day = |(place, c): (usize, char)| {
+            if place % 5 == 4 || place == 7 { c == '-' } else { c.is_ascii_digit() }
+        };
+        assert!(day.len() == 10 && day.char_indices().all(is_day), "{version}");
+    }
+    let kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"];
+    for heading in text.lines().filter_map(|line| line.strip_prefix("### ")) {
+        assert!(kinds.contains(&heading), "{heading}");
+    }
+    let (_, unreleased) = text.split_once("## [Unreleased]").unwrap();
+    assert!(unreleased.lines().filter(|line| line.starts_with("- ")).count() > 5, "{unreleased}");
+    assert!(document("README.md").contains("](CHANGELOG.md)"), "and the README leads to it");
 }
 
 /// The document with `rows` between the marks called `name`.

@@ -7,6 +7,7 @@ pub mod cores;
 pub mod datagrams;
 pub mod doors;
 pub mod needs;
+mod next;
 mod plane;
 
 use std::fmt;
@@ -19,11 +20,12 @@ use crate::client::demo;
 use crate::cluster::{Protocol, ServiceId};
 use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
-use crate::config::{Admin, Config, Listen, doubts};
+use crate::config::{Admin, Config, Listen, LogFormat, doubts};
 use crate::control::auth::Secrets;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::{Control, Listeners, socket};
+use crate::logs;
 use crate::proxy::line::Features;
 use crate::ring::{probe, sys};
 use doors::open_users;
@@ -42,8 +44,9 @@ impl fmt::Display for Trouble {
 impl std::error::Error for Trouble {}
 
 /// Runs a balancer until it is told to stop, with `demo` echo backends for each open door. `reread`
-/// is called for the settings again on SIGHUP.
-pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
+/// is called for the settings again on SIGHUP. Whoever sits at a terminal is told what to type next,
+/// with the `name` that this program was called by.
+pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Result<(), Trouble> {
     needs::refuse(&config)?;
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
     let asked = Asked::of(&config);
@@ -60,7 +63,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     info!(kernel = %kernel.release, workers, sessions, "ready");
     plane.cores.tell();
     tell_settings(&config, &derived);
-    let demo = start_demo(&config, demo)?;
+    let demo = start_demo(&config, demo, name)?;
     let gro = config.udp.gro;
     let reload = Reload {
         fit: Box::new(move |config| fit(config, workers)),
@@ -174,19 +177,31 @@ fn fit(config: &mut Config, workers: usize) -> Result<Vec<String>, String> {
     Ok(derived)
 }
 
-fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Trouble> {
-    let Some(control) = config.listen.control.filter(|_| each > 0) else { return Ok(None) };
+/// Whether there is a person to talk to: a program that reads the log expects nothing but its lines.
+fn greets(config: &Config) -> bool {
+    config.log.format == LogFormat::Text && logs::is_on_terminal()
+}
+
+/// Starts the echo backends, if any, and tells what to type next once they are there.
+fn start_demo(config: &Config, each: usize, name: &str) -> Result<Option<demo::Demo>, Trouble> {
+    let next = if greets(config) { next::text(config, name, each) } else { String::new() };
     let open = |protocol: &Protocol| match protocol {
         Protocol::Tcp => config.listen.tcp.is_some(),
         Protocol::Udp => config.listen.udp.is_some(),
         Protocol::Api => config.listen.api.is_some(),
     };
     let protocols: Vec<_> = Protocol::ALL.into_iter().filter(open).collect();
+    let any = each > 0 && !protocols.is_empty();
+    let Some(control) = config.listen.control.filter(|_| any) else {
+        logs::tell(&next);
+        return Ok(None);
+    };
     let secret = match &config.control.secret_file {
         Some(file) => Some(Secrets::load(file).map_err(Trouble)?),
         None => None,
     };
-    demo::start(each, control, secret.as_ref().map(Secrets::first), &protocols)
+    let secret = secret.as_ref().map(Secrets::first);
+    demo::start(each, control, secret, &protocols, move || logs::tell(&next))
         .map(Some)
         .map_err(|error| Trouble(format!("cannot start the demo backends: {error}")))
 }

@@ -43,6 +43,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let _logs = logs::start(&config.log);
     let flags = arguments.flags;
     let reread = Box::new(move || flags.load().map_err(|Failure(said)| said));
-    boot::serve(config, usize::from(arguments.demo), reread)?;
+    let program = std::env::args_os().next().unwrap_or_default();
+    boot::serve(config, usize::from(arguments.demo), reread, &program.to_string_lossy())?;
     Ok(())
 }

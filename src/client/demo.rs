@@ -4,13 +4,14 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::backend::Wish;
+use super::backend::{Notice, Wish};
 use super::echo::Echo;
 use super::stay::{Membership, stay};
 use super::wire::Offer;
@@ -25,7 +26,7 @@ pub struct Demo {
 }
 
 /// Starts `each` echo backends for every protocol, on free ports, and keeps them registered at the
-/// control port `control`, which may open later.
+/// control port `control`, which may open later. `joined` is called once all of them have registered.
 ///
 /// # Errors
 /// The system is out of threads, descriptors or ports.
@@ -34,7 +35,9 @@ pub fn start(
     control: SocketAddr,
     secret: Option<&[u8]>,
     protocols: &[Protocol],
+    joined: impl Fn() + Send + Sync + 'static,
 ) -> io::Result<Demo> {
+    let missing = Arc::new((AtomicUsize::new(each * protocols.len()), joined));
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let mut members = JoinSet::new();
     let mut wishes = Vec::new();
@@ -54,7 +57,16 @@ pub fn start(
                 secret_file: None,
             };
             runtime.spawn(echo.run(Arc::clone(&name)));
-            let told = move |notice| tracing::debug!("{name}: {notice}");
+            let mut missing = Some(Arc::clone(&missing));
+            let told = move |notice| {
+                tracing::debug!("{name}: {notice}");
+                let arrived = missing.take_if(|_| matches!(notice, Notice::Registered));
+                if let Some((count, joined)) = arrived.as_deref()
+                    && count.fetch_sub(1, Ordering::Relaxed) == 1
+                {
+                    joined();
+                }
+            };
             members.spawn_on(stay(membership, wished, told), runtime.handle());
         }
     }
@@ -75,8 +87,8 @@ impl Demo {
     }
 }
 
-/// The address at which a control door is reached from its own host: loopback for a wildcard.
-fn reached(control: SocketAddr) -> SocketAddr {
+/// The address at which a door is reached from its own host: loopback for a wildcard.
+pub fn reached(control: SocketAddr) -> SocketAddr {
     let ip = if control.ip().is_unspecified() {
         // An IPv6 wildcard takes IPv4 as well.
         IpAddr::V4(Ipv4Addr::LOCALHOST)
@@ -103,7 +115,9 @@ mod tests {
     fn every_backend_registers_a_port_of_its_own_that_answers_and_leaves_at_the_end() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Api];
-        let demo = start(2, listener.local_addr().unwrap(), None, &protocols).unwrap();
+        let (say, said) = std::sync::mpsc::channel();
+        let joined = move || say.send(()).unwrap();
+        let demo = start(2, listener.local_addr().unwrap(), None, &protocols, joined).unwrap();
         let mut members = Vec::new();
         let mut seen = BTreeSet::new();
         for _ in 0..6 {
@@ -116,6 +130,7 @@ mod tests {
                 TcpStream::connect(("127.0.0.1", port)).unwrap();
             }
             seen.insert(message["name"].as_str().unwrap().to_owned());
+            assert!(said.try_recv().is_err(), "not all have joined");
             member.get_mut().write_all(b"{\"ack\":\"successful\",\"cmd\":\"register\"}\n").unwrap();
             members.push(member);
         }
@@ -124,6 +139,7 @@ mod tests {
             .flat_map(|protocol| [1, 2].map(|number| format!("demo-{protocol}-{number}")))
             .collect();
         assert_eq!(seen, BTreeSet::from_iter(all));
+        said.recv_timeout(std::time::Duration::from_secs(20)).expect("they have all joined");
 
         let stopping = std::thread::spawn(move || demo.stop());
         for mut member in members {

@@ -69,8 +69,15 @@ fn about(hub: &Hub, text: &mut Text) {
     let name = text.family("", "serving", Kind::Gauge, help);
     let serving = view::run_state(hub) == RunState::Serving;
     text.sample(&name, &[], u8::from(serving));
-    let name = text.family("", "sessions_limit", Kind::Gauge, "Most sessions at once.");
+    let help = "Most sessions of TCP and API users at once.";
+    let name = text.family("", "sessions_limit", Kind::Gauge, help);
     text.sample(&name, &[], hub.config.limits.sessions);
+    let help = "Sessions of UDP users running now, which `lb_sessions_active` counts too.";
+    let name = text.family("", "udp_sessions_active", Kind::Gauge, help);
+    text.sample(&name, &[], view::udp_sessions(hub));
+    let name =
+        text.family("", "udp_sessions_limit", Kind::Gauge, "Most sessions of UDP users at once.");
+    text.sample(&name, &[], hub.config.limits.udp_sessions);
     let name = text.family("", "backends", Kind::Gauge, "Registered backends.");
     for protocol in Protocol::ALL {
         let count = hub.snapshot.of(protocol).count();

@@ -124,9 +124,14 @@ fn every_sample_about_a_service_or_backend_names_the_service_and_a_group_if_it_i
     assert!(samples.clone().any(|line| line == given), "{metrics}");
 }
 
-fn dashboard() -> String {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana-lb.json");
+/// A file that is installed with the program.
+pub fn deployed(name: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
     std::fs::read_to_string(file).unwrap()
+}
+
+fn dashboard() -> String {
+    deployed("grafana-lb.json")
 }
 
 /// Every query of the dashboard's panels, those within rows included.
@@ -172,13 +177,11 @@ fn promtool_reads_every_query_of_the_dashboard() {
     assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
 }
 
-#[test]
-fn every_metric_of_the_dashboard_exists() {
+/// Checks that a balancer has every metric that a text names.
+#[track_caller]
+pub fn all_exist(text: &str) {
     let (core, _backend) = core();
     let (_, metrics) = core.get("/metrics");
-    let text = dashboard();
-    let dashboard: Value = serde_json::from_str(&text).unwrap();
-    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let named: BTreeSet<&str> =
         text.split(|c| !is_name(c)).filter(|word| word.starts_with("lb_")).collect();
@@ -188,6 +191,42 @@ fn every_metric_of_the_dashboard_exists() {
             |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
         assert!(metrics.lines().any(sample), "{name} is not in /metrics");
     }
+}
+
+#[test]
+fn every_metric_of_the_dashboard_exists() {
+    let text = dashboard();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+    all_exist(&text);
+}
+
+#[test]
+fn the_dashboard_has_api_and_udp_and_each_limit_beside_what_counts_towards_it() {
+    let queries = queries();
+    for metric in [
+        "lb_api_requests_total",
+        "lb_api_failed_total",
+        "lb_udp_datagrams_up_total",
+        "lb_udp_sockets",
+    ] {
+        assert!(queries.iter().any(|query| query.contains(metric)), "{metric} is in no panel");
+    }
+    let (core, _backend) = core();
+    let (_, metrics) = core.get("/metrics");
+    let helped = metrics.lines().filter_map(|line| line.strip_prefix("# HELP lb_udp_dropped_"));
+    let dropped: Vec<&str> = helped.filter_map(|line| line.split(' ').next()).collect();
+    assert!(dropped.len() >= 10, "{metrics}");
+    for reason in dropped {
+        let name = format!("lb_udp_dropped_{reason}");
+        assert!(queries.iter().any(|query| query.contains(&name)), "{name} is in no panel");
+    }
+    for query in queries.iter().filter(|query| query.contains(" / sum(lb_sessions_limit")) {
+        assert!(query.contains("- sum(lb_udp_sessions_active"), "UDP has its own limit: {query}");
+    }
+    assert!(queries.iter().any(|query| query.contains(" / sum(lb_udp_sessions_limit")));
+    let limit = lb::config::Config::default().limits.udp_sessions;
+    assert!(metrics.lines().any(|line| line == format!("lb_udp_sessions_limit {limit}")));
 }
 
 #[test]

@@ -284,8 +284,15 @@ fn every_file_to_deploy_is_packaged() {
         let all = folder.map(|(folder, _)| format!("{folder}/*.md"));
         packed.contains(name) || all.is_some_and(|all| packed.contains(&*all))
     };
-    // The unit and the scripts are found by their directories; `package` builds the package.
-    let otherwise = ["deploy/lb.service", "deploy/package", "deploy/debian"];
+    // The units and the scripts are found by their directories; `package` builds the package, and
+    // Containerfile the image.
+    let otherwise = [
+        "deploy/lb.service",
+        "deploy/lb@.service",
+        "deploy/package",
+        "deploy/debian",
+        "deploy/Containerfile",
+    ];
     assert_eq!(metadata["systemd-units"]["unit-scripts"].as_str(), Some("deploy"));
     assert_eq!(metadata["maintainer-scripts"].as_str(), Some("deploy/debian"));
     let mut folders = vec![project().join("deploy")];
@@ -317,6 +324,8 @@ fn the_package_holds_the_program_its_documents_and_its_settings() {
     let manuals = manuals.map(|name| format!("/usr/share/man/man1/lb{name}.1.gz"));
     let others = [
         "/usr/lib/systemd/system/lb.service",
+        "/usr/lib/systemd/system/lb@.service",
+        "/usr/share/man/man5/lb.toml.5.gz",
         "/usr/lib/sysctl.d/60-lb.conf",
         "/etc/lb/lb.toml",
         "/etc/ufw/applications.d/lb",
@@ -324,6 +333,10 @@ fn the_package_holds_the_program_its_documents_and_its_settings() {
         "/usr/share/zsh/vendor-completions/_lb",
         "/usr/share/fish/vendor_completions.d/lb.fish",
         "/usr/share/lb/grafana-lb.json",
+        "/usr/share/lb/alerts-lb.yml",
+        "/usr/share/lb/seccomp-lb.json",
+        "/usr/share/doc/lb/CHANGELOG.md",
+        "/usr/share/doc/lb/containers.md",
         "/usr/share/doc/lb/README.md",
         "/usr/share/doc/lb/operating.md",
         "/usr/share/doc/lb/settings.md",
@@ -356,7 +369,12 @@ fn the_package_holds_the_program_its_documents_and_its_settings() {
 fn installed_it_serves_as_its_own_user_within_the_limits_of_its_unit() {
     let root = Root::new("serve");
     root.install(package());
-    run(root.command("systemd-analyze").args(["verify", "--man=no", "lb.service"]));
+    run(root.command("systemd-analyze").args([
+        "verify",
+        "--man=no",
+        "lb.service",
+        "lb@two.service",
+    ]));
     let secret = root.text("/etc/lb/control.secret");
     assert!(secret.trim_end().len() == 64 && secret.ends_with('\n'), "{secret:?}");
     let owner = run(root.command("stat").args(["--format=%U %a", "/etc/lb/control.secret"]));

@@ -135,3 +135,34 @@ fn under_systemd_it_comes_back_from_a_crash_and_a_hang_and_not_from_wrong_settin
     run(machine.command("dpkg").args(["--purge", "lb"]));
     assert_eq!(machine.unit("LoadState"), "not-found");
 }
+
+#[test]
+#[ignore = "needs root, systemd, cgroup2, cargo-deb, dpkg-dev and iproute2"]
+fn under_systemd_several_balancers_run_side_by_side_until_the_package_goes() {
+    let Some(machine) = installed("several") else { return };
+    for (name, tens) in [("one", 908), ("two", 918)] {
+        let settings = format!(
+            "[listen]\ncontrol = \"127.0.0.1:{tens}0\"\ntcp = {tens}1\nudp = {tens}2\napi = {tens}3\n\
+             admin = \"127.0.0.1:{tens}4\"\n[admin]\nsocket = \"/run/lb-{name}/admin.sock\"\n\
+             [control]\nsecret_file = \"/run/credentials/lb@{name}.service/control.secret\"\n"
+        );
+        fs::write(machine.path(&format!("/etc/lb/{name}.toml")), settings).unwrap();
+    }
+    machine.shell("systemctl enable --now lb@one lb@two");
+    // What goes with lb.service is its own.
+    machine.shell("systemctl stop lb");
+    machine.shell("test ! -e /run/lb && test -S /run/lb-one/admin.sock");
+    for tens in [908, 918] {
+        let said = machine.shell(&format!("lb status --json --admin 127.0.0.1:{tens}4"));
+        let status: serde_json::Value = serde_json::from_str(&said).expect(&said);
+        let door = status["doors"]["tcp"].as_str().unwrap();
+        assert!(door.ends_with(&format!(":{tens}1")), "{door}");
+    }
+    machine.shell("systemctl reload lb@one && systemctl is-active lb@one lb@two");
+    let wanted = "/etc/systemd/system/multi-user.target.wants/lb@one.service";
+    machine.shell(&format!("test -L {wanted}"));
+    run(machine.command("dpkg").args(["--remove", "lb"]));
+    machine.shell("! systemctl is-active lb@one && ! systemctl is-active lb@two");
+    run(machine.command("dpkg").args(["--purge", "lb"]));
+    machine.shell(&format!("test ! -L {wanted} && test -e /etc/lb/one.toml"));
+}

@@ -1,5 +1,6 @@
 //! `lb bench`: the load generator from the command line. Owns its flags, the live line and the exit
-//! code: 0 if everything expected was met, 1 if not, 2 if it could not run or nobody answered.
+//! code: 0 if everything expected was met, 1 if not or if the figures mean nothing, 2 if it could not
+//! run or nobody answered.
 
 mod own;
 
@@ -34,8 +35,8 @@ const LIVE: Duration = Duration::from_millis(500);
 /// Measure a balancer or a backend, and check every reply.
 ///
 /// The exit code is 0 if the run was measured and everything expected with --expect was met, 1 if
-/// something expected was not met or could not be known, and 2 if nothing was measured: faulty
-/// flags, too few descriptors, nobody there, or nobody who answered.
+/// something expected was not met or the run is INVALID, so that its figures mean nothing, and 2 if
+/// nothing was measured: faulty flags, too few descriptors, nobody there, or nobody who answered.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
@@ -226,7 +227,7 @@ fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
         print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
         print(&report.loop_note().map_or_else(String::new, |note| format!("\n{note}\n")))?;
     }
-    run.verdict(&outcome)
+    run.verdict(&[(&report, &outcome)])
 }
 
 /// Measures a balancer started for the purpose, and the direct path without it.
@@ -253,7 +254,7 @@ fn measure_own(run: &Run) -> Result<ExitCode, Failure> {
         print(&format!("\n{}\n", report::difference(&direct_report, &report)))?;
         print(&report.loop_note().map_or_else(String::new, |note| format!("{note}\n")))?;
     }
-    run.verdict(&outcome)
+    run.verdict(&[(&report, &outcome), (&direct_report, &direct_outcome)])
 }
 
 impl Run {
@@ -332,11 +333,16 @@ impl Run {
         Ok(())
     }
 
-    fn verdict(&self, outcome: &Outcome) -> Result<ExitCode, Failure> {
+    /// Judges the runs. The first is the one expected to show something, but an invalid one beside it
+    /// spoils the comparison.
+    fn verdict(&self, runs: &[(&Report, &Outcome)]) -> Result<ExitCode, Failure> {
+        let Some((_, outcome)) = runs.first() else { return Ok(ExitCode::SUCCESS) };
         let mut met = true;
-        if let Some(reason) = &outcome.invalid {
-            eprintln!("INVALID: {reason}");
-            met = self.expect.is_empty();
+        for (report, outcome) in runs {
+            if let Some(reason) = &outcome.invalid {
+                eprintln!("INVALID: {}: {reason}", report.label);
+                met = false;
+            }
         }
         for expectation in &self.expect {
             let verdict = expectation.judge(&outcome.tally, self.duration.as_secs_f64());
