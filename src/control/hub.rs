@@ -7,6 +7,7 @@ mod changes;
 pub mod checking;
 mod listed;
 mod reloading;
+mod sampling;
 pub mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,12 +24,13 @@ use super::console::{self, Console, Lost, Name, Of, named};
 use super::doors::UserDoors;
 use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
 use super::health::Revival;
+use super::history::History;
 use super::mailbox::Mailbox;
 use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
-use super::workers::{Mark, Pulse, Workers, value};
+use super::workers::{Given, Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registered, Registry};
@@ -109,8 +111,9 @@ pub struct Hub {
     pub members: BTreeMap<Source, Member>,
     pub draining: BTreeMap<BackendId, Draining>,
     pub departed: BTreeMap<BackendId, Departed>,
-    /// Sessions given to backends that have gone with the last of their sessions, by service.
-    pub given_before: BTreeMap<ServiceId, u64>,
+    /// What backends were given that have gone with the last of their sessions, by service.
+    pub given_before: BTreeMap<ServiceId, Given>,
+    pub history: History,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
     /// The users' doors. A hub on its own has none.
@@ -158,6 +161,7 @@ impl Hub {
             draining: BTreeMap::new(),
             departed: BTreeMap::new(),
             given_before: BTreeMap::new(),
+            history: History::new(now),
             started: now,
             snapshot,
             reload: ReloadStatus::default(),
@@ -260,6 +264,7 @@ impl Hub {
     pub fn tick(&mut self, now: Now) -> Outcome {
         self.workers.flush();
         let mut more = self.hear_reports(now) | self.hear_requests();
+        self.sample(now);
         self.advance_drains(now);
         self.release_departed(now);
         self.advance_endings();
@@ -517,8 +522,8 @@ impl Hub {
             let Backend { slot, service, .. } = departed.backend;
             let left = self.workers.active(slot);
             if left == 0 && settled {
-                let given = value(&self.workers.backend(slot), "total");
-                *self.given_before.entry(service).or_default() += given;
+                let values = self.workers.backend(slot);
+                self.given_before.entry(service).or_default().add(&values);
                 self.departed.remove(&id);
                 self.registry.sessions_ended(id);
             } else if departed.repeat.is_some_and(|at| now >= at) {
