@@ -8,11 +8,14 @@
 //! show within the 15 minutes, and at most [`SERIES_MAX`] of them do, which is 7.4 MB. What other services did is
 //! in the series of their protocol and of the whole; how many these are is said.
 
+pub mod marks;
 pub mod page;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use marks::Marks;
 
 use crate::base::time::Now;
 use crate::cluster::{Protocol, ServiceId};
@@ -213,6 +216,7 @@ pub struct History {
     left_out: usize,
     whole_before: Totals,
     before: BTreeMap<ServiceId, Totals>,
+    pub marks: Marks,
 }
 
 impl History {
@@ -231,6 +235,7 @@ impl History {
             left_out: 0,
             whole_before: Totals::default(),
             before: BTreeMap::new(),
+            marks: Marks::default(),
         }
     }
 

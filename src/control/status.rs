@@ -206,6 +206,12 @@ pub struct BackendStatus {
     #[serde(default)]
     pub proxy: Option<u8>,
     pub state: BackendState,
+    /// Since when, in milliseconds since 1970, and how often its state has changed since it joined: a backend that
+    /// flaps has done so often.
+    #[serde(default)]
+    pub state_since_unix_ms: Option<u64>,
+    #[serde(default)]
+    pub state_changes: u32,
     /// How often it has a turn in one round of the rotation, and how many turns a round has;
     /// `turns / round` is its share of new sessions.
     pub turns: u32,

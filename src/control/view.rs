@@ -251,6 +251,7 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
 fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
     let values = hub.workers.backend(backend.slot);
     let service = hub.registry.service(backend.service);
+    let stood = hub.history.marks.stood(backend.id);
     BackendStatus {
         id: backend.id.to_string(),
         service: service.name.to_string(),
@@ -261,6 +262,8 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         weight: backend.weight,
         proxy: backend.proxy.then_some(2),
         state,
+        state_since_unix_ms: stood.map(|it| it.since.unix_ms()),
+        state_changes: stood.map_or(0, |it| it.changes),
         turns: 0,
         round: 0,
         registered_unix_ms: 0,

@@ -35,6 +35,7 @@ impl Hub {
     }
 
     fn follow(&mut self, change: Change, applied: &Applied, now: Now) {
+        self.mark(&change, applied, now);
         match change {
             Change::Register(wanted) => {
                 self.registered(applied, now);
