@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use lb::base::publish::Publisher;
 use lb::base::time::Now;
-use lb::cluster::registry::{Change, Registration, Registry};
+use lb::cluster::registry::{Change, Lasts, Registration, Registry};
 use lb::cluster::seats::Seats;
 use lb::cluster::source::Source;
 use lb::cluster::{BackendId, Protocol, ServiceId, Snapshot};
@@ -372,7 +372,7 @@ impl World {
         let lasts = Duration::from_millis(self.random.below(2000));
         let change = match self.random.half() {
             true => Change::Unregister { source, service, address },
-            false => Change::Drain { source, service, address, lasts: Some(lasts) },
+            false => Change::Drain { source, service, address, lasts: Lasts::For(lasts) },
         };
         let backend = hub.registry.find(service, address).unwrap().backend.id;
         match change {
@@ -393,7 +393,7 @@ impl World {
             0 => {
                 let lasts = Duration::from_millis(self.random.below(1500));
                 self.laws.drain_begins(&hub, backend, self.now.plus(lasts));
-                let lasts = Some(lasts);
+                let lasts = Lasts::For(lasts);
                 let _ = hub.apply(Change::DrainBackend { backend, lasts }, self.now);
             }
             1 => {
