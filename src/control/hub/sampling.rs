@@ -104,7 +104,7 @@ mod tests {
 
     use super::*;
     use crate::base::publish::Publisher;
-    use crate::cluster::registry::Registration;
+    use crate::cluster::registry::{Lasts, Registration};
     use crate::cluster::source::Source;
     use crate::cluster::{BackendId, ServiceId, Snapshot};
     use crate::config::Config;
@@ -168,11 +168,13 @@ mod tests {
             (10_000, Change::SetAside { backend }),
             (10_001, Change::SetAside { backend }),
             (20_000, Change::Restore { backend }),
+            (21_000, Change::DrainBackend { backend, lasts: Lasts::Never }),
+            (22_000, Change::UndrainBackend { backend }),
         ] {
             hub.apply(change, at(ms)).unwrap();
         }
         let stood = hub.history.marks.stood(backend).unwrap();
-        assert_eq!((stood.since, stood.changes), (at(20_000), 2));
+        assert_eq!((stood.since, stood.changes), (at(22_000), 4));
         reload(&mut hub, Config::default(), at(30_000));
         hub.apply(Change::SourceLost { source: FILE, why: "gone" }, at(40_000)).unwrap();
         let marks = hub.history.marks.recent(at(40_000), None);
@@ -181,7 +183,8 @@ mod tests {
         let expected = [
             (What::Joined, at(0), one, 1),
             (What::Aside, at(10_000), one, 1),
-            (What::Serving, at(20_000), one, 1),
+            (What::Serving, at(20_000), one, 2),
+            (What::Draining, at(21_000), one, 1),
             (What::Reload, at(30_000), none, 1),
             (What::Lost, at(40_000), one, 1),
         ];
