@@ -15,7 +15,7 @@ use super::table::{Cell, Look, bytes, colour, drawn, grouped, number, painted, w
 use super::{Failure, print, trouble, wait_for};
 use crate::client::admin as client;
 use crate::control::status::{
-    BackendState, BackendStatus, Doors, Percentiles, RunState, Status, WorkerStatus,
+    BackendState, BackendStatus, Doors, Quantiles, RunState, Status, WorkerStatus,
 };
 
 /// Limit on the sessions shown; a script that wants more asks the admin door page by page.
@@ -281,17 +281,24 @@ fn worker_row(worker: &WorkerStatus) -> Vec<Cell> {
 }
 
 fn times(status: &Status, colour: bool) -> String {
-    let row = |name: &str, times: &Percentiles| {
+    let row = |name: &str, times: Quantiles| {
         let at = |bound: Option<u64>| {
             word(bound.map_or("-".to_owned(), |us| format!("<= {}", microseconds(us)))).right()
         };
         vec![word(name), number(times.count), at(times.p50_us), at(times.p90_us), at(times.p99_us)]
     };
-    let rows = [
-        row("connect", &status.timings.connect),
-        row("first byte", &status.timings.first_byte),
-        row("session", &status.timings.session_length),
-    ];
+    let used = status.last_minute.iter().filter(|(_, minute)| minute.first_byte.count > 0);
+    let minute = used.map(|(protocol, minute)| {
+        row(&format!("first byte, {protocol}, last minute"), minute.first_byte)
+    });
+    let rows: Vec<Vec<Cell>> = [
+        row("connect", status.timings.connect.into()),
+        row("first byte", status.timings.first_byte.into()),
+        row("session", status.timings.session_length.into()),
+    ]
+    .into_iter()
+    .chain(minute)
+    .collect();
     drawn(&["time", "count", "p50", "p90", "p99"], &rows, colour)
 }
 

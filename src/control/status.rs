@@ -380,6 +380,13 @@ pub struct Quantiles {
     pub p99_us: Option<u64>,
 }
 
+impl From<Percentiles> for Quantiles {
+    fn from(brief: Percentiles) -> Quantiles {
+        let Percentiles { count, p50_us, p90_us, p99_us, .. } = brief;
+        Quantiles { count, p50_us, p90_us, p99_us }
+    }
+}
+
 /// A histogram in brief. Each percentile is the upper bound of the bucket it falls into, in
 /// microseconds, and `null` if nothing was counted or if it exceeds every bound.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

@@ -12,8 +12,8 @@ use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
     BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, DrainStatus, GroupStatus,
-    HelloStatus, LastMinute, Percentiles, Quantiles, RunState, SCHEMA, ServiceLimits,
-    ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
+    HelloStatus, LastMinute, Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus,
+    SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::value;
 use crate::base::time::Now;
@@ -351,14 +351,13 @@ fn timings(hub: &Hub) -> Timings {
 fn last_minute(hub: &Hub, protocol: Protocol) -> LastMinute {
     let Minute { took, sum } = hub.history.minute(protocol);
     let is_api = protocol == Protocol::Api;
-    let Percentiles { count, p50_us, p90_us, p99_us, .. } = percentiles(&sum.times, 0);
     LastMinute {
         took_ms: ms(took),
         new: (!is_api).then_some(sum.new),
         requests: is_api.then_some(sum.requests),
         errors: is_api.then_some(sum.errors),
         refused: sum.refused,
-        first_byte: Quantiles { count, p50_us, p90_us, p99_us },
+        first_byte: percentiles(&sum.times, 0).into(),
     }
 }
 

@@ -6,8 +6,8 @@ use super::*;
 use crate::cli::trouble::tests::service;
 use crate::cluster::Protocol;
 use crate::control::status::{
-    CheckStatus, DrainStatus, GroupStatus, HelloStatus, ReloadStatus, SCHEMA, ServiceStatus,
-    SessionStatus, SessionTotals, Timings,
+    CheckStatus, DrainStatus, GroupStatus, HelloStatus, LastMinute, Percentiles, Quantiles,
+    ReloadStatus, SCHEMA, ServiceStatus, SessionStatus, SessionTotals, Timings,
 };
 
 /// Every row, without colour.
@@ -82,7 +82,16 @@ pub fn status() -> Status {
                 ("users_refused_no_backend".into(), 3),
             ]),
         }],
-        last_minute: BTreeMap::new(),
+        last_minute: BTreeMap::from([
+            (Protocol::Tcp, LastMinute::default()),
+            (
+                Protocol::Udp,
+                LastMinute {
+                    first_byte: Quantiles { count: 4, p99_us: Some(500), ..Quantiles::default() },
+                    ..LastMinute::default()
+                },
+            ),
+        ]),
         timings: Timings {
             connect: Percentiles { count: 9, p50_us: Some(200), ..Percentiles::default() },
             ..Timings::default()
@@ -106,10 +115,12 @@ fn a_page_shows_every_part_aligned() {
         "worker  active  started  refused  retries  resets   up  down",
         "     0       7        0        5        0       0  0 B   0 B",
         "connect         9  <= 200 us    -    -",
+        "first byte, udp, last minute  4  -  -  <= 500 us",
     ] {
         let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(page.lines().any(|found| squeezed(found) == squeezed(line)), "{line}\n{page}");
     }
+    assert!(!page.contains("tcp, last minute"), "nothing was counted there");
     assert!(!page.contains('\x1b'), "{page}");
     let table: Vec<&str> = page.lines().filter(|line| line.starts_with("b1")).collect();
     assert_eq!(table[0].find("10.0.0.5"), table[1].find("10.0.0.5"), "{page}");
