@@ -294,9 +294,12 @@ impl AdminDoor {
         let hub = self.hub.borrow();
         let asked = history::Query::parse(request.uri().query().unwrap_or(""));
         let answer = asked.and_then(|query| {
-            let named = query.services.iter().map(|name| services::named(&hub.registry, name));
-            let known = named.map(|found| found.map(|it| (Arc::clone(&it.name), it.kind)));
-            let known = known.collect::<Result<Vec<_>, String>>()?;
+            let known = |name: &String| match services::named(&hub.registry, name) {
+                Ok(service) => Ok((Arc::clone(&service.name), service.kind)),
+                // What one did that has been removed since is still of interest.
+                Err(complaint) => hub.history.find(name).cloned().ok_or(complaint),
+            };
+            let known = query.services.iter().map(known).collect::<Result<Vec<_>, String>>()?;
             Ok(match (request.uri().path(), known.as_slice()) {
                 ("/history/services", known) => {
                     json(StatusCode::OK, &history::many(&hub.history, &query, known))

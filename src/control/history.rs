@@ -432,6 +432,11 @@ impl History {
         self.services.iter().filter(|(_, track)| track.samples.is_some()).map(|(key, _)| key)
     }
 
+    /// The one of this name that has a series.
+    pub fn find(&self, name: &str) -> Option<&(Arc<str>, Protocol)> {
+        self.with_series().find(|(of, _)| **of == *name)
+    }
+
     /// How many these are.
     pub fn kept(&self) -> usize {
         self.kept

@@ -138,6 +138,10 @@ fn a_browser_draws_the_last_minutes_with_what_changed_in_them_and_no_line_where_
     core.worker.metrics.counters.sessions_started.add(30);
     let of_the_service = || core.get("/history?service=resolvers").1;
     wait_for("two steps", || of_the_service().contains("\"new\":[30,0]").then_some(()));
+    core.worker.metrics.backends[0].active.add(2);
+    let drain =
+        json!({"cmd": "drain", "service": "resolvers", "port": 9, "deadline_ms": 3_600_000});
+    assert_eq!(backend.ask(&drain)["ack"], "successful");
     let into = std::env::temp_dir().join(format!("lb-charts-{}", std::process::id()));
     std::fs::create_dir_all(&into).unwrap();
     let dom = seen_at(&core, "#service=resolvers", &into, true);
@@ -154,6 +158,8 @@ fn a_browser_draws_the_last_minutes_with_what_changed_in_them_and_no_line_where_
     assert!(charts[2].contains(">none<"), "nobody was turned away: {}", charts[2]);
     assert!(charts[4].contains("class=\"s0\" d=\"\"") && charts[4].contains("nothing known"));
     assert!(dom.contains(">b1 joined \u{b7} resolvers<"), "{dom}");
+    let told = "Asked for by its owner: no new sessions; the 2 it has are ended in 59 min ";
+    assert!(dom.contains(told), "{dom}");
     assert!(charts.iter().all(|chart| chart.contains("class=\"mark\" d=\"M")), "{dom}");
     println!("screenshots are in {}", into.display());
 }

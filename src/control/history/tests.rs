@@ -184,6 +184,8 @@ fn a_removed_service_is_forgotten_when_its_last_traffic_is_old() {
         history.end_step(at(step * 5_000), &totals(0, 1), [].into_iter());
     }
     assert_eq!(service(&history, &web)[..2], [Some(1), None]);
+    assert_eq!(history.find("web"), Some(&(web.clone(), Protocol::Tcp)));
+    assert_eq!(history.find("we"), None);
     history.end_step(at((STEPS as u64 + 1) * 5_000), &totals(0, 1), [].into_iter());
     assert!(history.service(&web, Protocol::Tcp, STEPS).is_none());
     assert!(history.services.is_empty() && history.before.is_empty());
