@@ -91,18 +91,20 @@ fn the_step_after_a_gap_is_no_shorter_than_half_a_step() {
 #[test]
 fn a_clock_that_jumps_costs_a_gap_and_no_more() {
     let mut history = History::new(at(0));
+    let web: Arc<str> = "web".into();
     let end = |history: &mut History, ms: u64, new: u64| {
-        history.end_step(at(ms), &totals(0, new), [].into_iter());
+        history.end_step(at(ms), &totals(0, new), [seen(3, &web, totals(0, new))].into_iter());
     };
     end(&mut history, 5_000, 1);
     end(&mut history, 1 << 40, 3);
+    assert_eq!(history.minute(Protocol::Tcp).sum.new, 2);
     assert_eq!(whole(&history).len(), STEPS);
     assert_eq!(whole(&history)[STEPS - 1], Some(2), "the rest is unknown");
     assert!(whole(&history)[..STEPS - 1].iter().all(Option::is_none));
     assert!(history.is_due(at(9_000)), "it has been turned back");
     end(&mut history, 9_000, 8);
     assert_eq!(whole(&history)[STEPS - 1], None, "nobody knows how long that took");
-    assert_eq!(history.minute(Protocol::Api).sum, Totals::default());
+    assert_eq!(history.minute(Protocol::Tcp).sum.new, 2, "and so no rate either");
     assert!(!history.is_due(at(13_999)) && history.is_due(at(14_000)));
     end(&mut history, 14_000, 9);
     assert_eq!(whole(&history)[STEPS - 1], Some(1));

@@ -145,6 +145,8 @@ mod tests {
     #[test]
     fn a_service_keeps_what_backends_carried_that_have_gone_and_no_step_is_counted_twice() {
         let (mut hub, worker) = hub();
+        let (_, stays) = join(&mut hub, 81, at(0));
+        worker.metrics.backends[stays].up.add(5);
         for (round, carried) in [(0, 700), (1, 20)] {
             let (backend, slot) = join(&mut hub, 80, at(round * 10_000));
             worker.metrics.backends[slot].up.add(carried);
@@ -156,7 +158,7 @@ mod tests {
             assert!(hub.departed.is_empty());
             hub.tick(at(round * 10_000 + 10_000));
         }
-        assert_eq!(bytes(&hub, "tcp"), [Some(700), Some(0), Some(20), Some(0)]);
+        assert_eq!(bytes(&hub, "tcp"), [Some(705), Some(0), Some(20), Some(0)]);
     }
 
     #[test]
