@@ -206,16 +206,16 @@ pub struct BackendStatus {
     #[serde(default)]
     pub proxy: Option<u8>,
     pub state: BackendState,
-    /// Since when, in milliseconds since 1970, and how often its state has changed since it joined: a backend that
+    /// How often it has a turn in one round of the rotation, and how many turns a round has;
+    /// `turns / round` is its share of new sessions.
+    pub turns: u32,
+    pub round: u32,
+    /// Since when it is in its state, in milliseconds since 1970, and how often its state has changed since it joined: a backend that
     /// flaps has done so often.
     #[serde(default)]
     pub state_since_unix_ms: Option<u64>,
     #[serde(default)]
     pub state_changes: u32,
-    /// How often it has a turn in one round of the rotation, and how many turns a round has;
-    /// `turns / round` is its share of new sessions.
-    pub turns: u32,
-    pub round: u32,
     pub registered_unix_ms: u64,
     pub hello: HelloStatus,
     #[serde(default)]
