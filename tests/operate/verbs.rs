@@ -236,7 +236,7 @@ fn a_weight_is_set_and_the_owner_reads_it() {
     let stage = Stage::start("weight");
     let owner = stage.own("web1");
     let said = stage.done(&["weight", "web1", "3"], 0);
-    assert!(said.contains("has weight 3, not 1 any more, 75.0 % of the new users"), "{said}");
+    assert!(said.contains("now has weight 3 instead of 1, 75.0 % of the new users"), "{said}");
     owner.wait_for("an operator has given this backend weight 3");
     let json: Value =
         serde_json::from_str(&stage.done(&["weight", "web1", "3", "--json"], 0)).unwrap();
