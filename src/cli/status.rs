@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::door::door;
 use super::sessions;
-use super::table::{Cell, Look, bytes, colour, drawn, grouped, lasting, number, painted, word};
+use super::table::{
+    Cell, Look, bytes, colour, drawn, grouped, headed, lasting, number, painted, with_service, word,
+};
 use super::{Failure, print, trouble, wait_for};
 use crate::client::admin as client;
 use crate::control::status::{
@@ -113,23 +115,6 @@ fn narrowed(text: &[u8], name: &str) -> Result<String, String> {
         }
     }
     Ok(all.to_string() + "\n")
-}
-
-/// A row with its service in the second column, if there are named services.
-pub fn with_service(named: bool, service: &str, mut row: Vec<Cell>) -> Vec<Cell> {
-    if named {
-        row.insert(1, word(service));
-    }
-    row
-}
-
-/// The headings of such rows.
-pub fn headed(named: bool, heads: &[&'static str]) -> Vec<&'static str> {
-    let mut heads = heads.to_vec();
-    if named {
-        heads.insert(1, "service");
-    }
-    heads
 }
 
 /// The whole balancer on one page.
