@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::channel::{Channel, Sender};
@@ -27,6 +28,7 @@ use tokio::task::AbortHandle;
 use tracing::warn;
 
 use super::exposition;
+use super::history::page as history;
 use super::hub::Hub;
 use super::listing::{Query, next_portion};
 use super::page;
@@ -229,13 +231,14 @@ impl AdminDoor {
             "/readyz" => self.readiness(),
             "/status" => self.status(),
             "/sessions" => self.sessions(request),
+            "/history" | "/history/services" => self.history(request),
             "/metrics" => {
                 let text = exposition::text(&self.hub.borrow());
                 whole(StatusCode::OK, exposition::CONTENT_TYPE, text)
             }
             _ => problem(
                 StatusCode::NOT_FOUND,
-                "the paths are /, /healthz, /readyz, /status, /sessions and /metrics",
+                "the paths are /, /healthz, /readyz, /status, /sessions, /history, /history/services and /metrics",
             ),
         }
     }
@@ -268,6 +271,30 @@ impl AdminDoor {
     fn status(&self) -> Response<Body> {
         let status = view::status(&self.hub.borrow(), self.doors, Now::read());
         json(StatusCode::OK, &status)
+    }
+
+    fn history(&self, request: &Request<Incoming>) -> Response<Body> {
+        let hub = self.hub.borrow();
+        let asked = history::Query::parse(request.uri().query().unwrap_or(""));
+        let answer = asked.and_then(|query| {
+            let known = |name: &String| match services::named(&hub.registry, name) {
+                Ok(service) => Ok((Arc::clone(&service.name), service.kind)),
+                // What one did that has been removed since is still of interest.
+                Err(complaint) => hub.history.find(name).cloned().ok_or(complaint),
+            };
+            let known = query.services.iter().map(known).collect::<Result<Vec<_>, String>>()?;
+            Ok(match (request.uri().path(), known.as_slice()) {
+                ("/history/services", known) => {
+                    json(StatusCode::OK, &history::many(&hub.history, &query, known))
+                }
+                (_, [] | [_]) => json(
+                    StatusCode::OK,
+                    &history::page(&hub.history, &query, known.first(), Now::read()),
+                ),
+                _ => return Err("several services are shown by /history/services".to_owned()),
+            })
+        });
+        answer.unwrap_or_else(|complaint| problem(StatusCode::BAD_REQUEST, &complaint))
     }
 
     fn sessions(&self, request: &Request<Incoming>) -> Response<Body> {

@@ -3,6 +3,9 @@
 //! what is queued for a peer. Pure: what a request does is up to the hub, when a hello is due up to
 //! `health`.
 
+mod lists;
+mod outbox;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,7 +17,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
-use crate::cluster::{Backend, Protocol, Service, Standing, WEIGHT_MAX};
+use crate::cluster::registry::{DrainedBy, Lasts};
+use crate::cluster::{Protocol, Service, WEIGHT_MAX};
+pub use lists::{Listed, ServiceLine};
+pub use outbox::Outbox;
 
 /// Bytes queued for a peer that does not read; beyond this the connection is closed.
 pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
@@ -49,7 +55,12 @@ pub enum Request {
     Drain {
         target: Target,
         port: u16,
-        deadline: Option<Duration>,
+        lasts: Lasts,
+    },
+    /// Takes back such a request.
+    Undrain {
+        target: Target,
+        port: u16,
     },
     /// The backends of one service, or of all.
     List {
@@ -148,7 +159,7 @@ fn parse(object: &[u8]) -> Result<Option<Request>, BadMessage> {
         .map_err(|error| bad(None, &format!("not JSON as expected: {error}")))?;
     let Some(cmd) = fields.get("cmd") else { return acknowledgement(&fields) };
     let Value::String(cmd) = cmd else { return Err(bad(None, "cmd must be a string")) };
-    let known = ["hello", "auth", "register", "unregister", "drain", "list", "services"];
+    let known = ["hello", "auth", "register", "unregister", "drain", "undrain", "list", "services"];
     let Some(cmd) = known.into_iter().find(|known| known == cmd) else {
         return Err(bad(None, &format!("unknown cmd {}", quoted(cmd))));
     };
@@ -190,8 +201,9 @@ fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
         "drain" => Request::Drain {
             target: fields.target()?,
             port: fields.port()?,
-            deadline: fields.number("deadline_ms", 0, DRAIN_MS_MAX)?.map(Duration::from_millis),
+            lasts: fields.lasts()?,
         },
+        "undrain" => Request::Undrain { target: fields.target()?, port: fields.port()? },
         "services" => Request::Services,
         // A protocol alone has never narrowed the list.
         _ => {
@@ -257,6 +269,17 @@ impl Fields {
         }
     }
 
+    fn lasts(&self) -> Result<Lasts, String> {
+        if let Some(Value::String(never)) = self.get("deadline_ms")
+            && never == "never"
+        {
+            return Ok(Lasts::Never);
+        }
+        let ms =
+            self.number("deadline_ms", 0, DRAIN_MS_MAX).map_err(|said| said + ", or \"never\"")?;
+        Ok(ms.map_or(Lasts::AsSet, |ms| Lasts::For(Duration::from_millis(ms))))
+    }
+
     fn port(&self) -> Result<u16, String> {
         let port = self.number("port", 1, u16::MAX.into())?.ok_or("port is missing")?;
         Ok(u16::try_from(port).expect("the range was checked"))
@@ -301,6 +324,10 @@ impl<'de> Deserialize<'de> for Fields {
         }
         from.deserialize_map(Members)
     }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A whole number written with a point or an exponent, which makes no difference in JSON.
@@ -365,17 +392,12 @@ pub enum Reply {
         about: About,
         left: u64,
     },
-    Draining {
+    UndrainDone {
         about: About,
         left: u64,
     },
-    /// The service of one of the peer's backends has been removed; the backend drains.
-    Removed {
-        about: About,
-    },
-    Drained {
-        about: About,
-    },
+    /// Something has happened to the backend.
+    Happened(About, Event),
     /// At most [`LISTED_MAX`] backends; with `more`, another answer follows.
     Listed {
         /// The service that was asked for.
@@ -395,60 +417,44 @@ pub enum Reply {
     },
 }
 
-/// A backend in the answer to `list`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Listed {
-    pub id: String,
-    pub service: String,
-    pub protocol: Protocol,
-    pub address: SocketAddr,
-    pub weight: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub group: Option<String>,
-    pub state: Standing,
-    /// Whether the asking connection registered it.
-    pub own: bool,
-    pub sessions: u64,
+/// What a backend is told without having asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// It drains, and `left` sessions are still running.
+    Draining { left: u64 },
+    /// An operator drains it, or gives its drain another deadline: so long may the sessions that are `left`
+    /// go on; `None`: as long as they like.
+    DrainedByOperator { left: u64, deadline: Option<Duration> },
+    /// An operator has taken that back.
+    Undrained,
+    /// An operator has given it another weight.
+    Weighed { weight: u16 },
+    /// An operator has ended so many of its sessions.
+    Ended { sessions: u64 },
+    /// Its service has been removed; it drains.
+    Removed,
+    /// No session is left. `cut` of them were ended at the deadline.
+    Drained { cut: u64 },
 }
 
-impl Listed {
-    /// A backend as listed for a connection, its `own` or somebody else's.
-    pub fn of(service: &Service, backend: &Backend, own: bool, sessions: u64) -> Listed {
-        Listed {
-            id: backend.id.to_string(),
-            service: service.name.to_string(),
-            protocol: service.kind,
-            address: backend.address,
-            weight: backend.weight,
-            name: backend.name.as_deref().map(str::to_owned),
-            group: backend.group.as_deref().map(str::to_owned),
-            state: backend.standing,
-            own,
-            sessions,
+impl Event {
+    fn message(self) -> Message<'static> {
+        let event = |event| Message { event: Some(event), ..Message::default() };
+        let by = Some(DrainedBy::Operator.name());
+        match self {
+            Event::Draining { left } => Message { left: Some(left), ..event("draining") },
+            Event::DrainedByOperator { left, deadline } => {
+                let deadline_ms = Some(deadline.map(ms));
+                Message { by, deadline_ms, left: Some(left), ..event("draining") }
+            }
+            Event::Undrained => Message { by, ..event("undrained") },
+            Event::Weighed { weight } => Message { by, weight: Some(weight), ..event("weight") },
+            Event::Ended { sessions } => Message { by, sessions: Some(sessions), ..event("ended") },
+            Event::Removed => event("removed"),
+            Event::Drained { cut } => {
+                Message { cut: Some(cut).filter(|cut| *cut > 0), ..event("drained") }
+            }
         }
-    }
-}
-
-/// A service in the answer to `services`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct ServiceLine {
-    pub name: String,
-    pub protocol: Protocol,
-    /// Where its users connect, [`DOORS_LISTED_MAX`] at most.
-    pub doors: Vec<SocketAddr>,
-    /// Backends that get new sessions.
-    pub serving: u64,
-    /// Whether backends may register themselves.
-    pub register: bool,
-}
-
-impl ServiceLine {
-    /// Bytes that it takes in a message, at most.
-    pub fn bytes_max(&self) -> usize {
-        // {"name":"","protocol":"tcp","doors":[],"serving":65535,"register":false}, with a comma each.
-        80 + self.name.len() + 61 * self.doors.len()
     }
 }
 
@@ -463,6 +469,15 @@ struct Message<'a> {
     msg: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     left: Option<u64>,
+    /// `null` for no deadline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_ms: Option<Option<u64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cmd: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -516,7 +531,7 @@ impl Reply {
                 id: Some(id),
                 address: Some(*address),
                 weight: Some(*weight),
-                interval_ms: Some(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX)),
+                interval_ms: Some(ms(*interval)),
                 ..done("register").about(about)
             },
             Reply::Unregistered { about, left } => {
@@ -525,11 +540,10 @@ impl Reply {
             Reply::DrainStarted { about, left } => {
                 Message { left: Some(*left), ..done("drain").about(about) }
             }
-            Reply::Draining { about, left } => {
-                Message { event: Some("draining"), left: Some(*left), ..none().about(about) }
+            Reply::UndrainDone { about, left } => {
+                Message { left: Some(*left), ..done("undrain").about(about) }
             }
-            Reply::Removed { about } => Message { event: Some("removed"), ..none().about(about) },
-            Reply::Drained { about } => Message { event: Some("drained"), ..none().about(about) },
+            Reply::Happened(about, event) => event.message().about(about),
             Reply::Listed { service, backends, more } => Message {
                 service: service.as_deref(),
                 backends: Some(backends),
@@ -547,48 +561,6 @@ impl Reply {
                 }
             }
         }
-    }
-}
-
-/// One connection's writing side: what is queued until the peer reads.
-#[derive(Default)]
-pub struct Outbox {
-    waiting: Vec<u8>,
-}
-
-/// More than [`OUTBOX_BYTES_MAX`] would be queued: the peer does not read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Overflow;
-
-impl Outbox {
-    /// Appends a message as one line.
-    ///
-    /// # Errors
-    /// [`Overflow`] if the message does not fit; it is not queued then.
-    pub fn push(&mut self, reply: &Reply) -> Result<(), Overflow> {
-        let before = self.waiting.len();
-        serde_json::to_writer(&mut self.waiting, &reply.message())
-            .expect("plain fields always have a JSON form, and memory takes every write");
-        self.waiting.push(b'\n');
-        if self.waiting.len() > OUTBOX_BYTES_MAX {
-            self.waiting.truncate(before);
-            return Err(Overflow);
-        }
-        Ok(())
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// Bytes queued.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Takes everything queued, to be written now.
-    pub fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.waiting)
     }
 }
 

@@ -5,8 +5,10 @@
 
 mod changes;
 pub mod checking;
+mod drains;
 mod listed;
 mod reloading;
+mod sampling;
 pub mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,17 +20,18 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use super::api::About;
+use super::api::{About, Event, Reply};
 use super::console::{self, Console, Lost, Name, Of, named};
 use super::doors::UserDoors;
-use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
+use super::drain::{Stop, StopStep};
 use super::health::Revival;
+use super::history::History;
 use super::mailbox::Mailbox;
 use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
-use super::workers::{Mark, Pulse, Workers, value};
+use super::workers::{Given, Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registered, Registry};
@@ -40,6 +43,7 @@ use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
 use crate::worker::link::{Order, Report};
 use checking::{Checking, is_failing};
+use drains::Draining;
 use listed::LeftOut;
 use reloading::Leaving;
 
@@ -58,13 +62,6 @@ pub struct Member {
     /// The last answered hello: when, and how long it took.
     pub answered: Option<(Now, Option<Duration>)>,
     pub misses: u32,
-}
-
-/// A backend that is draining.
-pub struct Draining {
-    pub drain: Drain,
-    /// When the workers were told; `None` until they have been.
-    mark: Option<Mark>,
 }
 
 /// A backend that has left; some of its sessions may still be running.
@@ -109,8 +106,11 @@ pub struct Hub {
     pub members: BTreeMap<Source, Member>,
     pub draining: BTreeMap<BackendId, Draining>,
     pub departed: BTreeMap<BackendId, Departed>,
-    /// Sessions given to backends that have gone with the last of their sessions, by service.
-    pub given_before: BTreeMap<ServiceId, u64>,
+    /// Sessions that operators have ended and the backends have yet to hear of.
+    ended_by_operators: BTreeMap<BackendId, u64>,
+    /// What backends were given that have gone with the last of their sessions, by service.
+    pub given_before: BTreeMap<ServiceId, Given>,
+    pub history: History,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
     /// The users' doors. A hub on its own has none.
@@ -159,7 +159,9 @@ impl Hub {
             members: BTreeMap::new(),
             draining: BTreeMap::new(),
             departed: BTreeMap::new(),
+            ended_by_operators: BTreeMap::new(),
             given_before: BTreeMap::new(),
+            history: History::new(now),
             started: now,
             snapshot,
             reload: ReloadStatus::default(),
@@ -263,6 +265,8 @@ impl Hub {
     pub fn tick(&mut self, now: Now) -> Outcome {
         self.workers.flush();
         let mut more = self.hear_reports(now) | self.hear_requests();
+        self.sample(now);
+        self.tell_of_ended();
         self.advance_drains(now);
         self.release_departed(now);
         self.advance_endings();
@@ -465,48 +469,19 @@ impl Hub {
         self.registry.aside().filter(|id| self.reviving.insert(*id)).collect()
     }
 
-    fn advance_drains(&mut self, now: Now) {
-        let ids: Vec<_> = self.draining.keys().copied().collect();
-        let mut wake = false;
-        for id in ids {
-            wake |= self.advance_drain(id, now);
-        }
-        if wake {
-            self.workers.wake();
-        }
-    }
-
-    /// Returns whether the workers must be woken.
-    fn advance_drain(&mut self, id: BackendId, now: Now) -> bool {
-        let left = self.sessions_on(id);
-        let draining = self.draining.get_mut(&id).expect("nothing but its own step ends a drain");
-        let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
-        match draining.drain.step(now, left, settled) {
-            DrainStep::Nothing => return !settled,
-            DrainStep::Tell => {
-                let entry = self.registry.get(id).expect("a draining backend is registered");
-                self.tell(entry, Progress::Left(left));
-            }
-            DrainStep::Close => {
-                self.end_sessions_of(id, EndReason::BackendLeft);
-                return true;
-            }
-            DrainStep::Done => self.end_drain(id, now),
-        }
-        false
-    }
-
-    fn end_drain(&mut self, id: BackendId, now: Now) {
-        self.draining.remove(&id);
-        let applied = self.make(Change::Leave { backend: id }, now);
-        applied.left.iter().for_each(|entry| self.tell(entry, Progress::Over));
-    }
-
-    /// Tells a backend's source how the drain is going, if the source is a connection.
-    fn tell(&self, entry: &Registered, progress: Progress) {
+    /// Tells a backend's source what happens to it, if the source is a connection.
+    fn tell(&self, entry: &Registered, event: Event) {
         if let Some(member) = self.members.get(&entry.source) {
             let service = self.registry.service(entry.backend.service);
-            member.mailbox.tell(About::of(service, entry.backend.address.port()), progress);
+            let about = About::of(service, entry.backend.address.port());
+            member.mailbox.send(&Reply::Happened(about, event));
+        }
+    }
+
+    /// The same for a backend that may have left.
+    fn tell_backend(&self, id: BackendId, event: Event) {
+        if let Some(entry) = self.registry.get(id) {
+            self.tell(entry, event);
         }
     }
 
@@ -520,8 +495,8 @@ impl Hub {
             let Backend { slot, service, .. } = departed.backend;
             let left = self.workers.active(slot);
             if left == 0 && settled {
-                let given = value(&self.workers.backend(slot), "total");
-                *self.given_before.entry(service).or_default() += given;
+                let values = self.workers.backend(slot);
+                self.given_before.entry(service).or_default().add(&values);
                 self.departed.remove(&id);
                 self.registry.sessions_ended(id);
             } else if departed.repeat.is_some_and(|at| now >= at) {

@@ -43,6 +43,9 @@ pub struct Status {
     /// What the settings leave to the host and has been worked out, as `key = value`.
     #[serde(default)]
     pub derived: Vec<String>,
+    /// By protocol.
+    #[serde(default)]
+    pub last_minute: BTreeMap<Protocol, LastMinute>,
     /// The outcome of the last reload; empty before the first.
     #[serde(default)]
     pub reload: ReloadStatus,
@@ -213,11 +216,19 @@ pub struct BackendStatus {
     /// `turns / round` is its share of new sessions.
     pub turns: u32,
     pub round: u32,
+    /// Since when it is in its state, in milliseconds since 1970, and how often its state has changed since it joined: a backend that
+    /// flaps has done so often.
+    #[serde(default)]
+    pub state_since_unix_ms: Option<u64>,
+    #[serde(default)]
+    pub state_changes: u32,
     pub registered_unix_ms: u64,
     pub hello: HelloStatus,
     #[serde(default)]
     pub check: CheckStatus,
-    /// While draining: how long the remaining sessions still have.
+    #[serde(default)]
+    pub drain: DrainStatus,
+    /// While draining: how long the remaining sessions still have; `null` also if they end by themselves or none is left.
     pub drains_in_ms: Option<u64>,
     /// Sessions now running on it.
     pub sessions_active: u64,
@@ -292,6 +303,22 @@ pub struct HelloStatus {
     pub misses: u32,
 }
 
+/// How a backend drains. Says nothing of one that does not.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Whose request it is, and so who may take it back: `owner` or `operator`; `reload` if its service
+    /// has been removed.
+    pub by: Option<String>,
+    /// Since when, in milliseconds since 1970.
+    pub since_unix_ms: Option<u64>,
+    /// When the sessions that are left are ended; `null` if they end by themselves.
+    pub until_unix_ms: Option<u64>,
+    /// Whether no session is left: it waits to be undrained.
+    pub empty: bool,
+    /// Sessions that were ended at the deadline.
+    pub cut: u64,
+}
+
 /// How a backend's check goes. All is `null` where backends are not checked, and before the first check
 /// has ended.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -331,6 +358,39 @@ pub struct Timings {
     pub first_byte: Percentiles,
     /// From a session's start to its end.
     pub session_length: Percentiles,
+}
+
+/// What the services of one protocol did in the last minute, in whole steps of the history: the newest of them ended
+/// up to five seconds ago.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LastMinute {
+    /// How long it was; less than a minute after the start, and more if a step was late.
+    pub took_ms: u64,
+    /// Users that were given a backend; `null` for API services.
+    pub new: Option<u64>,
+    /// `null` for others than API services, as are `errors`.
+    pub requests: Option<u64>,
+    /// Requests answered with 5xx, or cut short.
+    pub errors: Option<u64>,
+    pub refused: u64,
+    /// Until the first byte came back.
+    pub first_byte: Quantiles,
+}
+
+/// The percentiles of [`Percentiles`] alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Quantiles {
+    pub count: u64,
+    pub p50_us: Option<u64>,
+    pub p90_us: Option<u64>,
+    pub p99_us: Option<u64>,
+}
+
+impl From<Percentiles> for Quantiles {
+    fn from(brief: Percentiles) -> Quantiles {
+        let Percentiles { count, p50_us, p90_us, p99_us, .. } = brief;
+        Quantiles { count, p50_us, p90_us, p99_us }
+    }
 }
 
 /// A histogram in brief. Each percentile is the upper bound of the bucket it falls into, in
@@ -412,6 +472,9 @@ pub struct Changed {
     pub schema: u32,
     /// Sessions running on the changed backend or service; 1 for a session being ended.
     pub sessions: u64,
+    /// The changed backend, as it is now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendStatus>,
     /// After a shift: the groups of the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupStatus>,

@@ -5,19 +5,20 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use super::checks::Verdict;
-use super::drain::Stop;
+use super::drain::{Drain, Stop};
+use super::history::{Minute, bucket_at};
 use super::hub::checking::Checked;
 use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
-    BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, GroupStatus, HelloStatus,
-    Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus, SessionTotals, Status, Timings,
-    WorkerStatus,
+    BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, DrainStatus, GroupStatus,
+    HelloStatus, LastMinute, Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus,
+    SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::value;
 use crate::base::time::Now;
 use crate::cluster::groups::place_of;
-use crate::cluster::registry::Registered;
+use crate::cluster::registry::{DrainedBy, Registered};
 use crate::cluster::{
     Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Protocol, Service, Standing, Terms,
 };
@@ -45,6 +46,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         workers: workers(hub),
         timings: timings(hub),
         derived: hub.derived.clone(),
+        last_minute: Protocol::ALL.into_iter().map(|it| (it, last_minute(hub, it))).collect(),
         reload: hub.reload.clone(),
         control: named(ControlCounters::ROWS, &hub.counters.values()),
     }
@@ -69,15 +71,6 @@ pub fn policy(policy: Policy) -> &'static str {
 }
 
 fn sessions(hub: &Hub) -> SessionTotals {
-    let refused = |counters: &WorkerCounters| {
-        counters.users_refused_no_backend.get()
-            + counters.users_refused_full.get()
-            + counters.users_refused_barred.get()
-            + counters.users_refused_unreachable.get()
-            + counters.users_refused_exhausted.get()
-            + counters.users_refused_no_proxy_header.get()
-            + counters.users_refused_proxy_header.get()
-    };
     SessionTotals {
         active: hub.workers.sessions(),
         limit: hub.config.limits.sessions as u64,
@@ -89,6 +82,17 @@ fn sessions(hub: &Hub) -> SessionTotals {
         bytes_up: hub.workers.sum(|it| it.bytes_up.get()),
         bytes_down: hub.workers.sum(|it| it.bytes_down.get()),
     }
+}
+
+/// Users turned away, for whatever reason.
+pub fn refused(counters: &WorkerCounters) -> u64 {
+    counters.users_refused_no_backend.get()
+        + counters.users_refused_full.get()
+        + counters.users_refused_barred.get()
+        + counters.users_refused_unreachable.get()
+        + counters.users_refused_exhausted.get()
+        + counters.users_refused_no_proxy_header.get()
+        + counters.users_refused_proxy_header.get()
 }
 
 /// The sessions of UDP users, in all services together.
@@ -111,7 +115,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             leaving: hub.is_leaving(service.id),
             backends: tally.by_state().collect(),
             sessions_active: tally.sessions,
-            sessions_total: tally.given,
+            sessions_total: tally.given.sessions,
             limits: limits(service),
             turned_away: Barrier::ALL.map(|it| (it, service.gate.turned_away(it))).into(),
             terms: (terms(service, &global).into_iter())
@@ -231,6 +235,15 @@ fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
     all
 }
 
+/// One registered backend.
+pub fn backend_now(hub: &Hub, id: BackendId, now: Now) -> Option<BackendStatus> {
+    let entry = hub.registry.get(id)?;
+    let pool = hub.snapshot.pool(entry.backend.service);
+    let all = pool.into_iter().flat_map(|pool| pool.turns());
+    let own = all.filter(|(backend, ..)| backend.id == id).map(|(_, turns, round)| (turns, round));
+    Some(registered(hub, entry, own.last().unwrap_or_default(), now))
+}
+
 fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> BackendStatus {
     let id = entry.backend.id;
     let [turns, round] = [turns.0, turns.1].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
@@ -241,7 +254,12 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
         registered_unix_ms: entry.since.unix_ms(),
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
         check: hub.check_result(id).map(check).unwrap_or_default(),
-        drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
+        drain: draining.map(|it| drain(hub, entry, &it.drain)).unwrap_or_default(),
+        drains_in_ms: draining
+            .map(|it| &it.drain)
+            .filter(|it| !it.is_empty)
+            .and_then(|it| it.remaining(now))
+            .map(ms),
         ..backend(hub, &entry.backend, BackendState::of(entry.backend.standing))
     }
 }
@@ -249,6 +267,7 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
 fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
     let values = hub.workers.backend(backend.slot);
     let service = hub.registry.service(backend.service);
+    let stood = hub.history.marks.stood(backend.id);
     BackendStatus {
         id: backend.id.to_string(),
         service: service.name.to_string(),
@@ -259,11 +278,14 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         weight: backend.weight,
         proxy: backend.proxy.then_some(2),
         state,
+        state_since_unix_ms: stood.map(|it| it.since.unix_ms()),
+        state_changes: stood.map_or(0, |it| it.changes),
         turns: 0,
         round: 0,
         registered_unix_ms: 0,
         hello: HelloStatus::default(),
         check: CheckStatus::default(),
+        drain: DrainStatus::default(),
         drains_in_ms: None,
         sessions_active: value(&values, "active"),
         sessions_total: value(&values, "total"),
@@ -271,6 +293,20 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         turned_away: value(&values, "turned_away"),
         bytes_up: value(&values, "up"),
         bytes_down: value(&values, "down"),
+    }
+}
+
+fn drain(hub: &Hub, entry: &Registered, drain: &Drain) -> DrainStatus {
+    let by = match entry.drained_by() {
+        Some(_) if hub.is_leaving(entry.backend.service) => Some("reload"),
+        by => by.map(DrainedBy::name),
+    };
+    DrainStatus {
+        by: by.map(str::to_owned),
+        since_unix_ms: Some(drain.since.unix_ms()),
+        until_unix_ms: drain.deadline.map(Now::unix_ms),
+        empty: drain.is_empty,
+        cut: drain.cut,
     }
 }
 
@@ -318,17 +354,22 @@ fn timings(hub: &Hub) -> Timings {
     }
 }
 
+fn last_minute(hub: &Hub, protocol: Protocol) -> LastMinute {
+    let Minute { took, sum } = hub.history.minute(protocol);
+    let is_api = protocol == Protocol::Api;
+    LastMinute {
+        took_ms: ms(took),
+        new: (!is_api).then_some(sum.new),
+        requests: is_api.then_some(sum.requests),
+        errors: is_api.then_some(sum.errors),
+        refused: sum.refused,
+        first_byte: percentiles(&sum.times, 0).into(),
+    }
+}
+
 fn percentiles(counts: &[u64], sum_us: u64) -> Percentiles {
     let count: u64 = counts.iter().sum();
-    let at = |percent: u64| {
-        let rank = (count * percent).div_ceil(100);
-        let mut so_far = 0;
-        let bucket = counts.iter().position(|bucket| {
-            so_far += bucket;
-            count > 0 && so_far >= rank
-        });
-        BOUNDS_US.get(bucket?).copied()
-    };
+    let at = |percent: u64| BOUNDS_US.get(bucket_at(counts, percent)?).copied();
     Percentiles { count, sum_us, p50_us: at(50), p90_us: at(90), p99_us: at(99) }
 }
 

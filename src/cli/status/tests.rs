@@ -6,14 +6,14 @@ use super::*;
 use crate::cli::trouble::tests::service;
 use crate::cluster::Protocol;
 use crate::control::status::{
-    CheckStatus, GroupStatus, HelloStatus, ReloadStatus, SCHEMA, ServiceStatus, SessionTotals,
-    Timings,
+    CheckStatus, DrainStatus, GroupStatus, HelloStatus, LastMinute, Percentiles, Quantiles,
+    ReloadStatus, SCHEMA, ServiceStatus, SessionStatus, SessionTotals, Timings,
 };
 
 /// Every row, without colour.
 const WHOLE: List = List { most: usize::MAX, colour: false };
 
-fn backend() -> BackendStatus {
+pub fn backend() -> BackendStatus {
     BackendStatus {
         proxy: None,
         id: "b1".into(),
@@ -24,11 +24,14 @@ fn backend() -> BackendStatus {
         group: None,
         weight: 2,
         state: BackendState::Serving,
+        state_since_unix_ms: None,
+        state_changes: 0,
         turns: 2,
         round: 3,
         registered_unix_ms: 0,
         hello: HelloStatus { answered_unix_ms: Some(1), took_us: Some(310), misses: 0 },
         check: CheckStatus::default(),
+        drain: DrainStatus::default(),
         drains_in_ms: None,
         sessions_active: 7,
         sessions_total: 12_345,
@@ -39,7 +42,7 @@ fn backend() -> BackendStatus {
     }
 }
 
-fn status() -> Status {
+pub fn status() -> Status {
     Status {
         schema: SCHEMA,
         version: "0.1.0".into(),
@@ -80,6 +83,16 @@ fn status() -> Status {
                 ("users_refused_no_backend".into(), 3),
             ]),
         }],
+        last_minute: BTreeMap::from([
+            (Protocol::Tcp, LastMinute::default()),
+            (
+                Protocol::Udp,
+                LastMinute {
+                    first_byte: Quantiles { count: 4, p99_us: Some(500), ..Quantiles::default() },
+                    ..LastMinute::default()
+                },
+            ),
+        ]),
         timings: Timings {
             connect: Percentiles { count: 9, p50_us: Some(200), ..Percentiles::default() },
             ..Timings::default()
@@ -104,10 +117,12 @@ fn a_page_shows_every_part_aligned() {
         "worker  active  started  refused  retries  resets   up  down",
         "     0       7        0        5        0       0  0 B   0 B",
         "connect         9  <= 200 us    -    -",
+        "first byte, udp, last minute  4  -  -  <= 500 us",
     ] {
         let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(page.lines().any(|found| squeezed(found) == squeezed(line)), "{line}\n{page}");
     }
+    assert!(!page.contains("tcp, last minute"), "nothing was counted there");
     assert!(!page.contains('\x1b'), "{page}");
     let table: Vec<&str> = page.lines().filter(|line| line.starts_with("b1")).collect();
     assert_eq!(table[0].find("10.0.0.5"), table[1].find("10.0.0.5"), "{page}");
@@ -137,9 +152,9 @@ fn services_are_shown_once_there_are_named_ones() {
 #[test]
 fn sessions_are_shown_with_their_service_once_one_is_of_a_named_one() {
     let session = |service: &str| SessionStatus::example("0-1-1", service);
-    let plain = session_page(&[session("tcp"), session("")], false);
+    let plain = sessions::page(&[session("tcp"), session("")], None);
     assert!(!plain.contains("service"), "{plain}");
-    let named = session_page(&[session("tcp"), session("redis")], false);
+    let named = sessions::page(&[session("tcp"), session("redis")], None);
     assert!(named.contains("service") && named.contains("redis"), "{named}");
 }
 

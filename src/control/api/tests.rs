@@ -1,6 +1,7 @@
 //! The messages of the control protocol: what is understood, what is refused, and how answers are written.
 
 use super::*;
+use crate::cluster::Standing;
 
 const UDP: Target = Target::BuiltIn(Protocol::Udp);
 const API: Target = Target::BuiltIn(Protocol::Api);
@@ -37,7 +38,7 @@ fn every_command_is_understood_with_and_without_optional_members() {
             group: None,
         })
     };
-    let drain = |deadline| Request::Drain { target: API, port: 80, deadline };
+    let drain = |lasts| Request::Drain { target: API, port: 80, lasts };
     let cases = [
         (r#"{"cmd": "register", "protocol": "tcp", "port": 9991}"#, register(1, None)),
         (
@@ -54,9 +55,17 @@ fn every_command_is_understood_with_and_without_optional_members() {
         ),
         (
             r#"{"cmd":"drain","protocol":"api","port":80,"deadline_ms":1500}"#,
-            drain(Some(Duration::from_millis(1500))),
+            drain(Lasts::For(Duration::from_millis(1500))),
         ),
-        (r#"{"cmd":"drain","protocol":"api","port":80}"#, drain(None)),
+        (r#"{"cmd":"drain","protocol":"api","port":80}"#, drain(Lasts::AsSet)),
+        (
+            r#"{"cmd":"drain","protocol":"api","port":80,"deadline_ms":"never"}"#,
+            drain(Lasts::Never),
+        ),
+        (
+            r#"{"cmd":"undrain","protocol":"udp","port":1}"#,
+            Request::Undrain { target: UDP, port: 1 },
+        ),
         (r#"{"cmd":"list"}"#, Request::List { target: None }),
         (r#"{"cmd":"list","protocol":"sctp"}"#, Request::List { target: None }),
         (r#"{"cmd":"services"}"#, Request::Services),
@@ -84,11 +93,11 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
         (r#""protocol":"tcp","service":"redis""#, named(Some(Protocol::Tcp))),
     ] {
         let of = |cmd: &str| heard(&format!(r#"{{"cmd":"{cmd}",{members},"port":6379}}"#));
-        let (port, weight, name, deadline) = (6379, 1, None, None);
+        let (port, weight, name, lasts) = (6379, 1, None, Lasts::AsSet);
         let all = target.clone();
         assert_eq!(of("unregister"), [Ok(Request::Unregister { target: all, port })], "{members}");
         let all = target.clone();
-        assert_eq!(of("drain"), [Ok(Request::Drain { target: all, port, deadline })], "{members}");
+        assert_eq!(of("drain"), [Ok(Request::Drain { target: all, port, lasts })], "{members}");
         let all = Some(target.clone()).filter(|target| *target != UDP);
         assert_eq!(of("list"), [Ok(Request::List { target: all })], "{members}");
         assert_eq!(
@@ -124,8 +133,8 @@ fn a_whole_number_is_the_same_however_it_is_written() {
     for (deadline, ms) in [("0.0", 0), ("-0.0", 0), ("-0", 0), ("8.64e7", DRAIN_MS_MAX)] {
         let input =
             format!(r#"{{"cmd":"drain","protocol":"api","port":80,"deadline_ms":{deadline}}}"#);
-        let deadline = Some(Duration::from_millis(ms));
-        let expected = Request::Drain { target: API, port: 80, deadline };
+        let lasts = Lasts::For(Duration::from_millis(ms));
+        let expected = Request::Drain { target: API, port: 80, lasts };
         assert_eq!(heard(&input), [Ok(expected)], "{input}");
     }
 }
@@ -185,10 +194,13 @@ fn a_peers_text_is_quoted_short_and_tame() {
     assert!(!fault.msg.chars().any(char::is_control), "{:?}", fault.msg);
 }
 
+/// A backend of the built-in TCP service.
+fn about() -> About {
+    About::of(&crate::cluster::Snapshot::default().services[0], 9991)
+}
+
 #[test]
 fn messages_are_written_as_documented() {
-    let tcp = &crate::cluster::Snapshot::default().services[0];
-    let about = || About::of(tcp, 9991);
     let cases = [
         (Reply::AskHello, r#"{"cmd":"hello"}"#),
         (Reply::AskAuth { nonce: "ab".into() }, r#"{"cmd":"auth","nonce":"ab","v":1}"#),
@@ -207,18 +219,6 @@ fn messages_are_written_as_documented() {
             ),
         ),
         (
-            Reply::Draining { about: about(), left: 4 },
-            r#"{"event":"draining","left":4,"protocol":"tcp","port":9991,"service":"tcp"}"#,
-        ),
-        (
-            Reply::Removed { about: about() },
-            r#"{"event":"removed","protocol":"tcp","port":9991,"service":"tcp"}"#,
-        ),
-        (
-            Reply::Drained { about: about() },
-            r#"{"event":"drained","protocol":"tcp","port":9991,"service":"tcp"}"#,
-        ),
-        (
             Reply::Failed { msg: "no".into(), cmd: None, about: None },
             r#"{"ack":"failed","msg":"no"}"#,
         ),
@@ -229,6 +229,42 @@ fn messages_are_written_as_documented() {
                 about: Some(About { service: "redis".into(), protocol: None, port: None }),
             },
             r#"{"ack":"failed","msg":"no","cmd":"drain","service":"redis"}"#,
+        ),
+    ];
+    for (reply, expected) in cases {
+        assert_eq!(said(reply), expected);
+    }
+}
+
+#[test]
+fn events_are_written_as_documented() {
+    let happened = |event| Reply::Happened(about(), event);
+    let cases = [
+        (
+            happened(Event::Draining { left: 4 }),
+            r#"{"event":"draining","left":4,"protocol":"tcp","port":9991,"service":"tcp"}"#,
+        ),
+        (
+            happened(Event::Removed),
+            r#"{"event":"removed","protocol":"tcp","port":9991,"service":"tcp"}"#,
+        ),
+        (
+            happened(Event::DrainedByOperator { left: 4, deadline: None }),
+            concat!(
+                r#"{"event":"draining","left":4,"deadline_ms":null,"by":"operator","#,
+                r#""protocol":"tcp","port":9991,"service":"tcp"}"#
+            ),
+        ),
+        (
+            happened(Event::Ended { sessions: 2 }),
+            concat!(
+                r#"{"event":"ended","sessions":2,"by":"operator","#,
+                r#""protocol":"tcp","port":9991,"service":"tcp"}"#
+            ),
+        ),
+        (
+            happened(Event::Drained { cut: 0 }),
+            r#"{"event":"drained","protocol":"tcp","port":9991,"service":"tcp"}"#,
         ),
     ];
     for (reply, expected) in cases {

@@ -2,17 +2,13 @@
 //! counters, log lines, drains begun and ended, and a publication. Who may change what is decided by
 //! the registry, and messages are up to the source.
 
-use std::time::Duration;
-
-use tracing::info;
-
-use super::{Departed, Draining, Hub, REPEAT_EVERY};
+use super::{Departed, Hub, REPEAT_EVERY};
 use crate::base::time::Now;
-use crate::cluster::registry::{Applied, Change, Fault, Registered};
+use crate::cluster::registry::{Applied, Change, DrainedBy, Fault, Registered};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, OnBackendLoss, Protocol};
-use crate::control::console::{Of, named};
-use crate::control::drain::Drain;
+use crate::control::api::Event;
+use crate::control::console::Of;
 use crate::session::EndReason;
 
 impl Hub {
@@ -35,6 +31,7 @@ impl Hub {
     }
 
     fn follow(&mut self, change: Change, applied: &Applied, now: Now) {
+        self.mark(&change, applied, now);
         match change {
             Change::Register(wanted) => {
                 self.registered(applied, now);
@@ -45,10 +42,25 @@ impl Hub {
                 self.hold(source);
             }
             Change::Drain { source, lasts, .. } => {
-                self.drain_begun(applied, lasts, now);
+                self.drain_begun(applied, lasts, DrainedBy::Owner, now);
                 self.hold(source);
             }
-            Change::DrainBackend { lasts, .. } => self.drain_begun(applied, lasts, now),
+            Change::DrainBackend { backend, lasts } => {
+                self.drain_begun(applied, lasts, DrainedBy::Operator, now);
+                self.tell_of_drain(backend, now);
+            }
+            Change::Undrain { source, .. } => {
+                self.drain_taken_back(applied);
+                self.hold(source);
+            }
+            Change::UndrainBackend { backend } => {
+                if self.drain_taken_back(applied) {
+                    self.tell_backend(backend, Event::Undrained);
+                }
+            }
+            Change::Weigh { backend, weight } if applied.changed => {
+                self.tell_backend(backend, Event::Weighed { weight });
+            }
             Change::Leave { .. } => self.left(applied, "drained", now),
             Change::SourceLost { why, .. } => self.lost(applied, why, now),
             Change::SetAside { backend } if applied.changed => {
@@ -72,8 +84,11 @@ impl Hub {
 
     fn registered(&mut self, applied: &Applied, now: Now) {
         let id = applied.backend.expect("a registration that succeeded has a backend");
-        let backend = &self.registry.get(id).expect("it was just registered").backend;
-        self.draining.remove(&id);
+        let entry = self.registry.get(id).expect("it was just registered");
+        let backend = &entry.backend;
+        if entry.drained_by().is_none() {
+            self.draining.remove(&id);
+        }
         if applied.joined {
             self.workers.begin(backend.slot);
             self.counters.backends_registered.one();
@@ -83,6 +98,10 @@ impl Hub {
         }
         if applied.joined {
             self.begin_checks(id, now);
+        }
+        // It has not got what it may have registered again for.
+        if self.draining.contains_key(&id) {
+            self.tell_of_drain(id, now);
         }
     }
 
@@ -96,18 +115,16 @@ impl Hub {
         }
     }
 
-    fn drain_begun(&mut self, applied: &Applied, lasts: Option<Duration>, now: Now) {
-        let id = applied.backend.expect("a drain that succeeded has a backend");
-        let entry = self.registry.get(id).expect("a draining backend is registered");
-        let address = entry.backend.address;
-        let service = named(self.registry.service(entry.backend.service));
-        let left = self.workers.active(entry.backend.slot);
-        let lasts = lasts.unwrap_or(self.config.balance.drain);
-        let drain = Drain::new(now, lasts);
-        // If it was draining already, the workers know, or will learn with the other changes.
-        let mark = (!self.publication.is_due()).then(|| self.workers.mark());
-        self.draining.insert(id, Draining { drain, mark });
-        info!(backend = %id, service, %address, left, seconds = lasts.as_secs_f64(), "backend draining");
+    /// An operator has ended a session of this backend.
+    pub fn ended_by_operator(&mut self, id: BackendId) {
+        *self.ended_by_operators.entry(id).or_default() += 1;
+    }
+
+    /// Tells backends how many of their sessions operators have ended, however many in one message.
+    pub(super) fn tell_of_ended(&mut self) {
+        for (id, sessions) in std::mem::take(&mut self.ended_by_operators) {
+            self.tell_backend(id, Event::Ended { sessions });
+        }
     }
 
     /// Backends left in good order: their sessions go on.
@@ -149,7 +166,7 @@ impl Hub {
         self.end_checks(&backend);
         // What happens to the UDP sessions of a lost backend is decided by the workers.
         let close = close && protocol != Protocol::Udp;
-        let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
+        let repeat = self.draining.remove(&id).and_then(|it| it.drain.deadline);
         if close {
             self.end_sessions_of(id, EndReason::BackendLeft);
         }
@@ -171,16 +188,17 @@ impl Hub {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::control::hub) mod tests {
     use std::net::SocketAddr;
     use std::rc::Rc;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use tokio::sync::Notify;
 
     use super::*;
     use crate::base::publish::Publisher;
-    use crate::cluster::registry::Registration;
+    use crate::cluster::registry::{Lasts, Registration};
     use crate::cluster::{Policy, ServiceId, Snapshot, Standing};
     use crate::config::Config;
     use crate::control::api::Reply;
@@ -192,21 +210,21 @@ mod tests {
     use crate::worker::link::{Order, WorkerEnd, link};
 
     /// A source without a connection, as a file would be.
-    const UNCONNECTED: Source = Source::Connection(1 << 40);
+    pub const UNCONNECTED: Source = Source::Connection(1 << 40);
 
-    const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
+    pub const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
     const UDP: ServiceId = ServiceId::built_in(Protocol::Udp);
 
-    fn at(ms: u64) -> Now {
+    pub fn at(ms: u64) -> Now {
         Now::from_nanos(ms * 1_000_000)
     }
 
-    fn address(port: u16) -> SocketAddr {
+    pub fn address(port: u16) -> SocketAddr {
         ([192, 0, 2, 1], port).into()
     }
 
     /// A hub with one worker, played by the test.
-    fn hub(config: Config) -> (Hub, WorkerEnd) {
+    pub fn hub(config: Config) -> (Hub, WorkerEnd) {
         let snapshots = Publisher::new(Snapshot::default());
         let (control, worker) = link(0, 4, snapshots.subscribe(), Arc::new(Notify::new())).unwrap();
         let workers = Workers::new(vec![control]);
@@ -214,18 +232,18 @@ mod tests {
     }
 
     /// The worker has seen everything that was published.
-    fn turn(worker: &WorkerEnd) {
+    pub fn turn(worker: &WorkerEnd) {
         worker.metrics.counters.turns.add(2);
     }
 
-    fn join(source: Source, service: ServiceId, port: u16) -> Change {
+    pub fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
         let (group, proxy, probe) = (None, false, true);
         let wanted = Registration { source, service, address, weight, name, group, proxy, probe };
         Change::Register(wanted)
     }
 
-    fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {
+    pub fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {
         hub.publish();
         let all = hub.snapshot.backends();
         all.map(|backend| (backend.address.port(), backend.standing)).collect()
@@ -246,7 +264,7 @@ mod tests {
         assert!(matches!(fault, Fault::OwnedByAnother { by: UNCONNECTED, .. }), "{fault:?}");
 
         hub.apply(Change::Weigh { backend: id, weight: 3 }, at(1)).unwrap();
-        let (service, lasts) = (TCP, Some(Duration::from_secs(9)));
+        let (service, lasts) = (TCP, Lasts::For(Duration::from_secs(9)));
         let drain = Change::Drain { source: UNCONNECTED, service, address: address(80), lasts };
         hub.apply(drain, at(1)).unwrap();
         turn(&worker);
@@ -324,7 +342,7 @@ mod tests {
         let (service, address) = (TCP, address(80));
         for change in [
             join(source, TCP, 80),
-            Change::Drain { source, service, address, lasts: None },
+            Change::Drain { source, service, address, lasts: Lasts::AsSet },
             Change::Unregister { source, service, address },
         ] {
             hub.apply(change.clone(), at(1)).unwrap();
@@ -336,30 +354,6 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_operators_drain_is_no_wish_of_the_source_which_hears_of_it() {
-        let (mut hub, worker) = hub(Config::default());
-        let mailbox = Rc::new(Mailbox::default());
-        let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
-        let backend = hub.apply(join(source, TCP, 80), at(0)).unwrap().backend.unwrap();
-        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
-        worker.metrics.backends[slot].active.set(2);
-        hub.publish();
-        hub.apply(Change::DrainBackend { backend, lasts: None }, at(0)).unwrap();
-        assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
-        let heard = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
-        hub.tick(at(1000));
-        let left = r#"{"event":"draining","left":2,"protocol":"tcp","port":80,"service":"tcp"}"#;
-        assert_eq!(heard().await.trim_end(), left);
-        turn(&worker);
-        worker.metrics.backends[slot].active.set(0);
-        hub.tick(at(1001));
-        let over = r#"{"event":"drained","protocol":"tcp","port":80,"service":"tcp"}"#;
-        assert_eq!(heard().await.trim_end(), over);
-        let gone = hub.apply(Change::DrainBackend { backend, lasts: None }, at(1002)).unwrap_err();
-        assert_eq!(gone, Fault::Unknown { backend });
-    }
-
     #[test]
     fn a_registration_ends_a_drain_and_begins_to_count_anew_only_if_it_is_one() {
         let (mut hub, worker) = hub(Config::default());
@@ -367,7 +361,7 @@ mod tests {
         let slot = hub.registry.get(id).unwrap().backend.slot;
         worker.metrics.backends[usize::from(slot)].total.add(5);
         let (service, address) = (TCP, address(80));
-        let drain = Change::Drain { source: UNCONNECTED, service, address, lasts: None };
+        let drain = Change::Drain { source: UNCONNECTED, service, address, lasts: Lasts::AsSet };
         hub.apply(drain, at(0)).unwrap();
         hub.apply(join(UNCONNECTED, TCP, 80), at(1)).unwrap();
         assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);
@@ -444,7 +438,7 @@ mod tests {
     #[test]
     fn what_a_service_was_given_never_shrinks_and_is_counted_once() {
         let (mut hub, worker) = hub(Config::default());
-        let given = |hub: &Hub| tallies(hub).get(&TCP).map_or(0, |tally| tally.given);
+        let given = |hub: &Hub| tallies(hub).get(&TCP).map_or(0, |tally| tally.given.sessions);
         let (service, address) = (TCP, address(80));
         for sessions in [5, 12] {
             let id = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
@@ -459,7 +453,7 @@ mod tests {
             assert!(hub.departed.is_empty());
             assert_eq!(given(&hub), sessions, "its place is free");
         }
-        assert_eq!(tallies(&hub).get(&UDP).map(|tally| tally.given), None);
+        assert_eq!(tallies(&hub).get(&UDP).map(|tally| tally.given.sessions), None);
     }
 
     #[test]

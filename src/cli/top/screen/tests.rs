@@ -6,8 +6,8 @@ use super::*;
 use crate::cli::trouble::tests::service;
 use crate::cluster::Protocol;
 use crate::control::status::{
-    BackendState, CheckStatus, Doors, HelloStatus, ReloadStatus, RunState, SCHEMA, SessionTotals,
-    Timings,
+    BackendState, CheckStatus, Doors, DrainStatus, HelloStatus, ReloadStatus, RunState, SCHEMA,
+    SessionTotals, Timings,
 };
 
 pub fn backend(number: u32, sessions: u64) -> BackendStatus {
@@ -21,11 +21,14 @@ pub fn backend(number: u32, sessions: u64) -> BackendStatus {
         group: None,
         weight: 1,
         state: BackendState::Serving,
+        state_since_unix_ms: None,
+        state_changes: 0,
         turns: 1,
         round: 4,
         registered_unix_ms: 0,
         hello: HelloStatus { answered_unix_ms: None, took_us: Some(150), misses: 0 },
         check: CheckStatus::default(),
+        drain: DrainStatus::default(),
         drains_in_ms: None,
         sessions_active: sessions,
         sessions_total: 100 * sessions,
@@ -54,6 +57,7 @@ pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
         backends,
         workers: Vec::new(),
         timings: Timings::default(),
+        last_minute: BTreeMap::new(),
         reload: ReloadStatus::default(),
         control: BTreeMap::new(),
     }
