@@ -227,7 +227,8 @@ fn sessions_are_listed_by_every_filter_and_ended_by_id_or_address() {
     assert_eq!(left, 2);
     stage.done(&["end", "127.0.0.1", "--all"], 0);
     wait_for("their end", || json(&[]).is_empty().then_some(()));
-    owner.wait_for("an operator has ended 1 session of this backend");
+    // How many share a message depends on the time between them.
+    owner.wait_for("an operator has ended ");
     stage.balancer.wait_for_log("change=\"end\"");
 }
 
