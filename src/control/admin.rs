@@ -10,6 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::channel::{Channel, Sender};
@@ -29,6 +30,7 @@ use tokio::task::AbortHandle;
 use tracing::warn;
 
 use super::exposition;
+use super::history::page as history;
 use super::hub::Hub;
 use super::listing::{Query, next_portion};
 use super::page;
@@ -246,13 +248,14 @@ impl AdminDoor {
             "/readyz" => self.readiness(),
             "/status" => self.status(),
             "/sessions" => self.sessions(request),
+            "/history" | "/history/services" => self.history(request),
             "/metrics" => {
                 let text = exposition::text(&self.hub.borrow());
                 whole(StatusCode::OK, exposition::CONTENT_TYPE, text)
             }
             _ => problem(
                 StatusCode::NOT_FOUND,
-                "the paths are /, /healthz, /readyz, /status, /sessions and /metrics",
+                "the paths are /, /healthz, /readyz, /status, /sessions, /history, /history/services and /metrics",
             ),
         }
     }
@@ -285,6 +288,26 @@ impl AdminDoor {
     fn status(&self) -> Response<Body> {
         let status = view::status(&self.hub.borrow(), self.doors, Now::read());
         json(StatusCode::OK, &status)
+    }
+
+    fn history(&self, request: &Request<Incoming>) -> Response<Body> {
+        let hub = self.hub.borrow();
+        let asked = history::Query::parse(request.uri().query().unwrap_or(""));
+        let answer = asked.and_then(|query| {
+            let named = query.services.iter().map(|name| services::named(&hub.registry, name));
+            let known = named.map(|found| found.map(|it| (Arc::clone(&it.name), it.kind)));
+            let known = known.collect::<Result<Vec<_>, String>>()?;
+            Ok(match (request.uri().path(), known.as_slice()) {
+                ("/history/services", known) => {
+                    json(StatusCode::OK, &history::many(&hub.history, &query, known))
+                }
+                (_, [] | [_]) => {
+                    json(StatusCode::OK, &history::page(&hub.history, &query, known.first()))
+                }
+                _ => return Err("several services are shown by /history/services".to_owned()),
+            })
+        });
+        answer.unwrap_or_else(|complaint| problem(StatusCode::BAD_REQUEST, &complaint))
     }
 
     fn sessions(&self, request: &Request<Incoming>) -> Response<Body> {

@@ -112,7 +112,7 @@ fn services(hub: &Hub, text: &mut Text) {
     let newest: BTreeMap<_, _> = hub.registry.services().map(|it| (labels(it), it.id)).collect();
     for service in hub.registry.services().filter(|it| newest[&labels(it)] == it.id) {
         let labels: Labels<'_> = &[("service", &service.name), ("protocol", &service.kind)];
-        text.sample(&name, labels, tally(service).given);
+        text.sample(&name, labels, tally(service).given.sessions);
     }
 }
 

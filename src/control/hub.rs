@@ -7,6 +7,7 @@ mod changes;
 pub mod checking;
 mod listed;
 mod reloading;
+mod sampling;
 pub mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,12 +24,13 @@ use super::console::{self, Console, Lost, Name, Of, named};
 use super::doors::UserDoors;
 use super::drain::{Drain, DrainStep, Stop, StopStep};
 use super::health::Revival;
+use super::history::History;
 use super::mailbox::Mailbox;
 use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
-use super::workers::{Mark, Pulse, Workers, value};
+use super::workers::{Given, Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registered, Registry};
@@ -111,8 +113,9 @@ pub struct Hub {
     pub departed: BTreeMap<BackendId, Departed>,
     /// Sessions that operators have ended and the backends have yet to hear of.
     ended_by_operators: BTreeMap<BackendId, u64>,
-    /// Sessions given to backends that have gone with the last of their sessions, by service.
-    pub given_before: BTreeMap<ServiceId, u64>,
+    /// What backends were given that have gone with the last of their sessions, by service.
+    pub given_before: BTreeMap<ServiceId, Given>,
+    pub history: History,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
     /// The users' doors. A hub on its own has none.
@@ -161,6 +164,7 @@ impl Hub {
             departed: BTreeMap::new(),
             ended_by_operators: BTreeMap::new(),
             given_before: BTreeMap::new(),
+            history: History::new(now),
             started: now,
             snapshot,
             reload: ReloadStatus::default(),
@@ -264,6 +268,7 @@ impl Hub {
         self.workers.flush();
         let mut more = self.hear_reports(now) | self.hear_requests();
         self.tell_of_ended();
+        self.sample(now);
         self.advance_drains(now);
         self.release_departed(now);
         self.advance_endings();
@@ -534,8 +539,8 @@ impl Hub {
             let Backend { slot, service, .. } = departed.backend;
             let left = self.workers.active(slot);
             if left == 0 && settled {
-                let given = value(&self.workers.backend(slot), "total");
-                *self.given_before.entry(service).or_default() += given;
+                let values = self.workers.backend(slot);
+                self.given_before.entry(service).or_default().add(&values);
                 self.departed.remove(&id);
                 self.registry.sessions_ended(id);
             } else if departed.repeat.is_some_and(|at| now >= at) {

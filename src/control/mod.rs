@@ -29,6 +29,7 @@
 //! | changing settings at runtime | [`reload`] |
 //! | the log lines | [`console`] |
 //! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`readiness`], [`page`], [`admin`] |
+//! | pure: the last 15 minutes | [`history`] |
 //! | who holds a connection to it | [`places`], [`peer`] |
 //! | what operators may change, and who | [`verbs`] |
 
@@ -46,6 +47,7 @@ pub mod drain;
 pub mod exposition;
 pub mod frame;
 pub mod health;
+pub mod history;
 pub mod home;
 pub mod hub;
 pub mod listing;

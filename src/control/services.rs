@@ -9,7 +9,7 @@ use super::api::{DOORS_LISTED_MAX, ServiceLine, Target};
 use super::hub::Hub;
 use super::rights::{self, Identity};
 use super::status::BackendState;
-use super::workers::value;
+use super::workers::{Given, value};
 use crate::cluster::registry::Registry;
 use crate::cluster::{Backend, Protocol, Service, ServiceId};
 use crate::config::Config;
@@ -124,8 +124,8 @@ pub struct Tally {
     backends: [u64; BackendState::REGISTERED.len()],
     /// Sessions on its backends, including those that have left.
     pub sessions: u64,
-    /// Sessions given to its backends since the start, by whichever of them.
-    pub given: u64,
+    /// What its backends were given, whichever of them.
+    pub given: Given,
 }
 
 impl Tally {
@@ -137,7 +137,7 @@ impl Tally {
     fn count(&mut self, hub: &Hub, backend: &Backend) {
         let values = hub.workers.backend(backend.slot);
         self.sessions += value(&values, "active");
-        self.given += value(&values, "total");
+        self.given.add(&values);
     }
 
     fn in_state(&self, wanted: BackendState) -> u64 {
@@ -147,7 +147,7 @@ impl Tally {
 
 /// Every service that has or had backends, counted in one pass.
 pub fn tallies(hub: &Hub) -> BTreeMap<ServiceId, Tally> {
-    let before = |(service, given): (&ServiceId, &u64)| {
+    let before = |(service, given): (&ServiceId, &Given)| {
         (*service, Tally { given: *given, ..Tally::default() })
     };
     let mut tallies: BTreeMap<ServiceId, Tally> = hub.given_before.iter().map(before).collect();

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 
 use super::checks::Verdict;
 use super::drain::{Drain, Stop};
+use super::history::bucket_at;
 use super::hub::checking::Checked;
 use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
@@ -67,15 +68,6 @@ pub fn policy(policy: Policy) -> &'static str {
 }
 
 fn sessions(hub: &Hub) -> SessionTotals {
-    let refused = |counters: &WorkerCounters| {
-        counters.users_refused_no_backend.get()
-            + counters.users_refused_full.get()
-            + counters.users_refused_barred.get()
-            + counters.users_refused_unreachable.get()
-            + counters.users_refused_exhausted.get()
-            + counters.users_refused_no_proxy_header.get()
-            + counters.users_refused_proxy_header.get()
-    };
     SessionTotals {
         active: hub.workers.sessions(),
         limit: hub.config.limits.sessions as u64,
@@ -87,6 +79,17 @@ fn sessions(hub: &Hub) -> SessionTotals {
         bytes_up: hub.workers.sum(|it| it.bytes_up.get()),
         bytes_down: hub.workers.sum(|it| it.bytes_down.get()),
     }
+}
+
+/// Users turned away, for whatever reason.
+pub fn refused(counters: &WorkerCounters) -> u64 {
+    counters.users_refused_no_backend.get()
+        + counters.users_refused_full.get()
+        + counters.users_refused_barred.get()
+        + counters.users_refused_unreachable.get()
+        + counters.users_refused_exhausted.get()
+        + counters.users_refused_no_proxy_header.get()
+        + counters.users_refused_proxy_header.get()
 }
 
 /// The sessions of UDP users, in all services together.
@@ -109,7 +112,7 @@ fn services(hub: &Hub) -> Vec<ServiceStatus> {
             leaving: hub.is_leaving(service.id),
             backends: tally.by_state().collect(),
             sessions_active: tally.sessions,
-            sessions_total: tally.given,
+            sessions_total: tally.given.sessions,
             limits: limits(service),
             turned_away: Barrier::ALL.map(|it| (it, service.gate.turned_away(it))).into(),
             terms: (terms(service, &global).into_iter())
@@ -343,15 +346,7 @@ fn timings(hub: &Hub) -> Timings {
 
 fn percentiles(counts: &[u64], sum_us: u64) -> Percentiles {
     let count: u64 = counts.iter().sum();
-    let at = |percent: u64| {
-        let rank = (count * percent).div_ceil(100);
-        let mut so_far = 0;
-        let bucket = counts.iter().position(|bucket| {
-            so_far += bucket;
-            count > 0 && so_far >= rank
-        });
-        BOUNDS_US.get(bucket?).copied()
-    };
+    let at = |percent: u64| BOUNDS_US.get(bucket_at(counts, percent)?).copied();
     Percentiles { count, sum_us, p50_us: at(50), p90_us: at(90), p99_us: at(99) }
 }
 

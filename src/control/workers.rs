@@ -34,6 +34,23 @@ pub fn value(values: &BackendValues, name: &str) -> u64 {
     values[row.expect("the caller names a row of the table")]
 }
 
+/// What backends were given since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Given {
+    pub sessions: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+}
+
+impl Given {
+    /// Adds one backend's counters.
+    pub fn add(&mut self, values: &BackendValues) {
+        self.sessions += value(values, "total");
+        self.bytes_up += value(values, "up");
+        self.bytes_down += value(values, "down");
+    }
+}
+
 struct End {
     link: ControlEnd,
     waiting: VecDeque<Order>,

@@ -13,6 +13,7 @@ use lb::config::services::{GroupShare, ServiceConfig};
 use serde_json::{Value, json};
 
 use crate::harness::Core;
+use crate::wait::wait_for;
 
 /// A balancer with one of everything that has a field or a label.
 fn core() -> (Core, crate::harness::Backend) {
@@ -96,6 +97,60 @@ fn exactly_the_existing_fields_are_documented_with_their_types() {
             let said = &documented[&field];
             assert!(said.split(" or ").any(|one| one == kind), "{field} is {kind}, not {said}");
         }
+    }
+}
+
+#[test]
+fn the_history_has_a_value_for_each_step_and_its_fields_are_documented() {
+    let (core, _backend) = core();
+    core.worker.metrics.backends[0].total.add(4);
+    core.worker.metrics.counters.sessions_started.add(4);
+    let history = |path: &str| -> Value {
+        let (code, body) = core.get(path);
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    };
+    let whole = wait_for("the first step", || {
+        let shown = history("/history");
+        (shown["took_ms"] != json!([])).then_some(shown)
+    });
+    assert_eq!(whole["whole"]["new"][0], 4);
+    assert_eq!(whole["protocols"]["udp"]["new"][0], 4);
+    assert_eq!(whole["protocols"]["tcp"]["new"][0], 0);
+    assert_eq!(whole["whole"]["p99_us"][0], Value::Null, "nothing was measured");
+    assert!(whole["protocols"]["udp"]["requests"].is_null(), "it does not apply");
+    let one = history("/history?service=dns&last=1");
+    assert_eq!((&one["service"], &one["whole"]["new"]), (&json!("dns"), &json!([0])));
+    assert_eq!(one["protocols"], json!({}));
+    let many = history("/history/services");
+    let of_udp = json!([{"name": "udp", "protocol": "udp", "new": [4]}]);
+    assert_eq!(many["services"], of_udp, "the others have nothing to show");
+    let named = history("/history/services?service=dns&service=api&fields=sessions,errors");
+    let dns = json!({"name": "dns", "protocol": "udp", "sessions": [0]});
+    let api = json!({"name": "api", "protocol": "api", "sessions": [0], "errors": [0]});
+    assert_eq!(named["services"], json!([dns, api]));
+
+    for (answer, path) in [(whole, "/history"), (many, "/history/services")] {
+        let mut found = BTreeMap::new();
+        fields(&answer, String::new(), &mut found);
+        let any_series = |path: String| match path.split('.').collect::<Vec<_>>()[..] {
+            ["protocols", _, _] => "protocols.*.*[]".to_owned(),
+            ["services[]", field] if field.ends_with("[]") => "services[].*[]".to_owned(),
+            _ => path,
+        };
+        let found: BTreeSet<String> = found.into_keys().map(any_series).collect();
+        let documented: BTreeSet<String> = documented(&format!("GET {path}")).into_keys().collect();
+        assert_eq!(found, documented, "{path}");
+    }
+    for (query, said) in [
+        ("?last=181", "last is a number of steps, 1 to 180"),
+        ("/services?fields=new,old", "fields are names, separated by commas: sessions, new, "),
+        ("?service=nds", "there is no service nds; the nearest name among the 4 is dns"),
+        ("?service=tcp&service=udp", "several services are shown by /history/services"),
+        ("?since=4", "the keys are service, last and fields"),
+    ] {
+        let (code, body) = core.get(&format!("/history{query}"));
+        assert!(code == 400 && body.contains(said), "{query}: {code} {body}");
     }
 }
 

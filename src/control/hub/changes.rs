@@ -567,7 +567,7 @@ mod tests {
     #[test]
     fn what_a_service_was_given_never_shrinks_and_is_counted_once() {
         let (mut hub, worker) = hub(Config::default());
-        let given = |hub: &Hub| tallies(hub).get(&TCP).map_or(0, |tally| tally.given);
+        let given = |hub: &Hub| tallies(hub).get(&TCP).map_or(0, |tally| tally.given.sessions);
         let (service, address) = (TCP, address(80));
         for sessions in [5, 12] {
             let id = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
@@ -582,7 +582,7 @@ mod tests {
             assert!(hub.departed.is_empty());
             assert_eq!(given(&hub), sessions, "its place is free");
         }
-        assert_eq!(tallies(&hub).get(&UDP).map(|tally| tally.given), None);
+        assert_eq!(tallies(&hub).get(&UDP).map(|tally| tally.given.sessions), None);
     }
 
     #[test]
