@@ -13,6 +13,7 @@ mod serve;
 mod shift;
 mod status;
 mod table;
+mod text;
 mod top;
 mod trouble;
 mod user;

@@ -29,6 +29,9 @@ pub struct Status {
     pub doors: Doors,
     /// `round_robin`, `least_sessions` or `source_hash`.
     pub policy: String,
+    /// `timeouts.drain_ms`: how long the sessions of a backend have that is drained without a deadline.
+    #[serde(default)]
+    pub drain_ms: Option<u64>,
     /// The version of the snapshot last published to the workers.
     pub snapshot: u64,
     pub sessions: SessionTotals,

@@ -38,6 +38,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         stops_in_ms: hub.stop_until.map(|until| ms(until.since(now))),
         doors,
         policy: policy(hub.config.balance.policy).to_owned(),
+        drain_ms: Some(ms(hub.config.balance.drain)),
         snapshot: hub.snapshot.version,
         sessions: sessions(hub),
         services: services(hub),

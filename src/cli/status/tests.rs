@@ -51,6 +51,7 @@ fn status() -> Status {
         stops_in_ms: None,
         doors: Doors { tcp: Some("[::]:8081".parse().unwrap()), ..Doors::default() },
         policy: "round_robin".into(),
+        drain_ms: Some(30_000),
         snapshot: 3,
         services: vec![service("tcp", 2, 1)],
         sessions: SessionTotals {

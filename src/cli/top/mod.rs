@@ -2,14 +2,16 @@
 //! what keys do is `screen`'s, how it looks is `draw`'s. The terminal is restored however the
 //! program ends.
 
+mod brief;
 mod columns;
 mod draw;
+mod question;
 mod rows;
 mod screen;
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
@@ -46,7 +48,7 @@ enum News {
     Resized,
     Status(Result<Box<Status>, String>),
     Sessions(Of, Result<(Vec<SessionStatus>, bool), String>),
-    Drained(String, Result<u64, String>),
+    Changed(Task, Result<u64, String>),
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -76,19 +78,26 @@ async fn watch(
     })?;
     tokio::spawn(look(door.clone(), tell.clone()));
     let mut screen = Screen::default();
+    let mut answered = Instant::now();
     loop {
         terminal.draw(|frame| draw::screen(&mut screen, frame))?;
         let Some(heard) = news.recv().await else { return Ok(()) };
         let task = match heard {
             News::Press(key) => screen.press(key),
             News::Resized => Task::Nothing,
-            News::Status(answer) => screen.looked(answer.map(|status| *status)),
+            News::Status(answer) => {
+                if answer.is_ok() {
+                    answered = Instant::now();
+                }
+                screen.silent = answered.elapsed();
+                screen.looked(answer.map(|status| *status))
+            }
             News::Sessions(of, answer) => {
                 screen.read(&of, answer);
                 Task::Nothing
             }
-            News::Drained(backend, answer) => {
-                screen.drained(&backend, answer);
+            News::Changed(task, answer) => {
+                screen.changed(&task, answer);
                 Task::Nothing
             }
         };
@@ -114,18 +123,28 @@ async fn carry_out(task: Task, door: String, tokens: Option<PathBuf>, tell: mpsc
             let answer = admin::sessions_of(&door, key, name, SESSIONS_MAX).await;
             News::Sessions(of, answer)
         }
-        Task::Drain(backend) => {
-            let path = format!("/backends/{backend}/drain");
-            // The balancer may have been given other tokens since the last change.
-            let answer = match token(tokens.as_deref()) {
-                Ok(token) => admin::change(&door, &path, token.as_deref()).await,
-                Err(Failure(said)) => Err(said),
-            };
-            News::Drained(backend, answer.map(|changed| changed.sessions))
+        Task::Drain(..) | Task::Undrain(_) => {
+            let answer = change(&task, &door, tokens.as_deref()).await;
+            News::Changed(task, answer)
         }
         Task::Nothing | Task::Quit => return,
     };
     let _ = tell.send(news).await;
+}
+
+/// Requests a change. Returns the number of sessions on the backend.
+async fn change(task: &Task, door: &str, tokens: Option<&Path>) -> Result<u64, String> {
+    let path = match task {
+        Task::Drain(backend, Some(lasts)) => {
+            format!("/backends/{backend}/drain?deadline_ms={}", lasts.as_millis())
+        }
+        Task::Drain(backend, None) => format!("/backends/{backend}/drain?deadline_ms=never"),
+        Task::Undrain(backend) => format!("/backends/{backend}/undrain"),
+        _ => return Ok(0),
+    };
+    // The balancer may have been given other tokens since the last change.
+    let token = token(tokens).map_err(|Failure(said)| said)?;
+    Ok(admin::change(door, &path, token.as_deref()).await?.sessions)
 }
 
 async fn look(door: String, tell: mpsc::Sender<News>) {
