@@ -5,6 +5,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::base::buckets::bucket_of;
+pub use crate::base::buckets::{BOUNDS_US, BUCKETS};
+
 /// Most backends counted at once; also the limit on registrations, and on what the file lists. Numbered with
 /// 16 bits. Each takes 112 bytes of counters for each worker, half of them in the control core; memory comes
 /// from the system only as places are first used.
@@ -104,6 +107,7 @@ table! {
         Counter api_requests: "Requests from API users, whatever their outcome.",
         Counter api_refused: "API requests refused because of an error on the user's side (4xx).",
         Counter api_failed: "API requests that the balancer answered with an error because no backend answered (5xx).",
+        Counter api_errors: "API requests answered with 5xx, by the balancer or by a backend, and those whose response broke off.",
         Counter api_unclaimed: "API requests refused because no service has their host and path (404).",
         Counter api_fallbacks: "API requests that a service left to its `fallback`, in maintenance or for want of a backend.",
         Counter api_maintenance: "API requests refused because their service is under maintenance (503).",
@@ -193,50 +197,22 @@ table! {
     }
 }
 
-/// Upper bounds of the histogram buckets, in microseconds: 50 us to one hour, roughly 1-2-5.
-pub const BOUNDS_US: [u64; 24] = [
-    50,
-    100,
-    200,
-    500,
-    1_000,
-    2_000,
-    5_000,
-    10_000,
-    20_000,
-    50_000,
-    100_000,
-    200_000,
-    500_000,
-    1_000_000,
-    2_000_000,
-    5_000_000,
-    10_000_000,
-    20_000_000,
-    60_000_000,
-    120_000_000,
-    300_000_000,
-    600_000_000,
-    1_800_000_000,
-    3_600_000_000,
-];
-
 /// Durations counted into [`BOUNDS_US`], plus one bucket for anything longer.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    buckets: [Counter; BOUNDS_US.len() + 1],
+    buckets: [Counter; BUCKETS],
     sum_us: Counter,
 }
 
 impl Histogram {
     pub fn record(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.buckets[BOUNDS_US.partition_point(|bound| *bound < us)].one();
+        self.buckets[bucket_of(us)].one();
         self.sum_us.add(us);
     }
 
     /// Counts per bucket, not cumulative; the last counts what exceeded every bound.
-    pub fn counts(&self) -> [u64; BOUNDS_US.len() + 1] {
+    pub fn counts(&self) -> [u64; BUCKETS] {
         std::array::from_fn(|place| self.buckets[place].get())
     }
 

@@ -1,5 +1,6 @@
 //! What every layer may use: time as a value, timers, rate limits, publication, threads, shortages. No sockets.
 
+pub mod buckets;
 pub mod lack;
 pub mod publish;
 pub mod quota;

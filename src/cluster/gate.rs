@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::answers::Answers;
+
 /// Whether an address is in one of these networks. That of an IPv4 host counts as such however it is written.
 pub fn lists(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
@@ -75,6 +77,8 @@ pub struct Gate {
     /// Users at its doors of whom it is not known yet for whom they come.
     waiting: AtomicUsize,
     turned_away: [AtomicU64; Barrier::ALL.len()],
+    /// What became of those inside, and of others who were turned away.
+    pub answers: Answers,
 }
 
 impl Gate {

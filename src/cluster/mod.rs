@@ -6,6 +6,7 @@
 /// Fallbacks, one after the other, at most.
 pub const FALLBACKS_MAX: u8 = 8;
 
+pub mod answers;
 pub mod backend;
 pub mod doors;
 pub mod gate;

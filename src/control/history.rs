@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::base::time::Now;
 use crate::cluster::{Protocol, ServiceId};
-use crate::metrics::BOUNDS_US;
+use crate::metrics::{BOUNDS_US, BUCKETS};
 
 /// How long a step lasts.
 pub const STEP: Duration = Duration::from_secs(5);
@@ -26,9 +26,6 @@ pub const STEPS: usize = 180;
 pub const MINUTE: usize = 12;
 /// Most services with a series of their own.
 pub const SERIES_MAX: usize = 1024;
-
-/// As many as a histogram has.
-pub const BUCKETS: usize = BOUNDS_US.len() + 1;
 
 const _: () = assert!(BUCKETS < NO_BUCKET as usize && MINUTE <= STEPS);
 const _: () = assert!(size_of::<Sample>() == 40);

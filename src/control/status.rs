@@ -43,6 +43,9 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Of all workers, since they started.
     pub timings: Timings,
+    /// By protocol.
+    #[serde(default)]
+    pub last_minute: BTreeMap<Protocol, LastMinute>,
     /// The outcome of the last reload; empty before the first.
     #[serde(default)]
     pub reload: ReloadStatus,
@@ -346,6 +349,32 @@ pub struct Timings {
     pub first_byte: Percentiles,
     /// From a session's start to its end.
     pub session_length: Percentiles,
+}
+
+/// What the services of one protocol did in the last minute, in whole steps of the history: the newest of them ended
+/// up to five seconds ago.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LastMinute {
+    /// How long it was; less than a minute after the start, and more if a step was late.
+    pub took_ms: u64,
+    /// Users that were given a backend; `null` for API services.
+    pub new: Option<u64>,
+    /// `null` for others than API services, as are `errors`.
+    pub requests: Option<u64>,
+    /// Requests answered with 5xx, or cut short.
+    pub errors: Option<u64>,
+    pub refused: u64,
+    /// Until the first byte came back.
+    pub first_byte: Quantiles,
+}
+
+/// The percentiles of [`Percentiles`] alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Quantiles {
+    pub count: u64,
+    pub p50_us: Option<u64>,
+    pub p90_us: Option<u64>,
+    pub p99_us: Option<u64>,
 }
 
 /// A histogram in brief. Each percentile is the upper bound of the bucket it falls into, in

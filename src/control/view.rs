@@ -6,14 +6,14 @@ use std::num::NonZeroU32;
 
 use super::checks::Verdict;
 use super::drain::{Drain, Stop};
-use super::history::bucket_at;
+use super::history::{Minute, bucket_at};
 use super::hub::checking::Checked;
 use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
     BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, DrainStatus, GroupStatus,
-    HelloStatus, Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus, SessionTotals,
-    Status, Timings, WorkerStatus,
+    HelloStatus, LastMinute, Percentiles, Quantiles, RunState, SCHEMA, ServiceLimits,
+    ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::value;
 use crate::base::time::Now;
@@ -45,6 +45,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         backends: backends(hub, now),
         workers: workers(hub),
         timings: timings(hub),
+        last_minute: Protocol::ALL.into_iter().map(|it| (it, last_minute(hub, it))).collect(),
         reload: hub.reload.clone(),
         control: named(ControlCounters::ROWS, &hub.counters.values()),
     }
@@ -342,6 +343,20 @@ fn timings(hub: &Hub) -> Timings {
         connect: brief(hub.workers.histogram(|it| &it.connect_time)),
         first_byte: brief(hub.workers.histogram(|it| &it.first_byte_time)),
         session_length: brief(hub.workers.histogram(|it| &it.session_length)),
+    }
+}
+
+fn last_minute(hub: &Hub, protocol: Protocol) -> LastMinute {
+    let Minute { took, sum } = hub.history.minute(protocol);
+    let is_api = protocol == Protocol::Api;
+    let Percentiles { count, p50_us, p90_us, p99_us, .. } = percentiles(&sum.times, 0);
+    LastMinute {
+        took_ms: ms(took),
+        new: (!is_api).then_some(sum.new),
+        requests: is_api.then_some(sum.requests),
+        errors: is_api.then_some(sum.errors),
+        refused: sum.refused,
+        first_byte: Quantiles { count, p50_us, p90_us, p99_us },
     }
 }
 

@@ -154,6 +154,11 @@ impl Record {
 }
 
 impl ShardWriter {
+    /// The number of the worker that writes here.
+    pub fn worker(&self) -> u8 {
+        self.shard.worker
+    }
+
     /// Adds a session; `None` when the shard is full.
     pub fn open(&mut self, service: ServiceId, client: SocketAddr, now: Now) -> Option<Place> {
         let place = self.free.pop().or_else(|| {

@@ -6,6 +6,7 @@ mod limits;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -63,6 +64,11 @@ impl Entry {
     /// The backend that the session is on, or is being connected to.
     pub fn choice(&self) -> Option<Choice> {
         self.choice
+    }
+
+    /// Whether nothing has come back yet.
+    pub fn is_unanswered(&self) -> bool {
+        self.bytes_down == 0
     }
 
     /// Whether the session is on this backend.
@@ -341,6 +347,28 @@ impl Books {
         self.parts.metrics.backends[usize::from(choice.slot)].turned_away.add(datagrams);
     }
 
+    /// The first byte of a session's backend has arrived.
+    pub fn first_byte(&self, entry: &Entry, now: Now) {
+        let waited = now.since(entry.started);
+        self.parts.metrics.first_byte_time.record(waited);
+        self.first_reply(entry, waited);
+    }
+
+    /// The same for a UDP session, which only its service counts: a stream's first byte and a datagram's answer
+    /// are no times to be added up.
+    pub fn first_reply(&self, entry: &Entry, waited: Duration) {
+        if let Some(service) = self.snapshot.service(entry.service) {
+            service.gate.answers.first_byte(self.parts.shard.worker(), waited);
+        }
+    }
+
+    /// Counts users whom something else than a barrier of their service has turned away, or their datagrams.
+    pub fn refuse(&self, service: ServiceId, count: u64) {
+        if let Some(service) = self.snapshot.service(service) {
+            service.gate.answers.refuse(self.parts.shard.worker(), count);
+        }
+    }
+
     /// The name that a session goes by outside its worker.
     pub fn id(&self, entry: &Entry) -> SessionId {
         self.parts.shard.id(&entry.place)
@@ -448,6 +476,9 @@ impl Books {
             Refusal::Exhausted => counters.users_refused_exhausted.one(),
             Refusal::NoProxyHeader => counters.users_refused_no_proxy_header.one(),
             Refusal::ProxyHeader => counters.users_refused_proxy_header.one(),
+        }
+        if !matches!(why, Refusal::Barred(_)) {
+            self.refuse(service, 1);
         }
         if self.snapshot.report_sessions {
             self.report(Report::Refused { service, client, why });

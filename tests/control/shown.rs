@@ -41,7 +41,10 @@ fn fields(value: &Value, path: String, found: &mut BTreeMap<String, &'static str
     match value {
         Value::Object(object) => {
             for (name, inner) in object {
-                let named = matches!(path.as_str(), "control" | "timings" | "workers[].counters");
+                let named = matches!(
+                    path.as_str(),
+                    "control" | "timings" | "last_minute" | "workers[].counters"
+                );
                 let name = if named { "*" } else { name.as_str() };
                 let dot = if path.is_empty() { "" } else { "." };
                 fields(inner, format!("{path}{dot}{name}"), found);

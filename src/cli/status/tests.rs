@@ -81,6 +81,7 @@ fn status() -> Status {
                 ("users_refused_no_backend".into(), 3),
             ]),
         }],
+        last_minute: BTreeMap::new(),
         timings: Timings {
             connect: Percentiles { count: 9, p50_us: Some(200), ..Percentiles::default() },
             ..Timings::default()

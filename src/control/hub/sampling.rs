@@ -33,7 +33,7 @@ impl Hub {
             sessions: workers.sessions(),
             new: workers.sum(|it| it.sessions_started.get()),
             requests: workers.sum(|it| it.api_requests.get()),
-            errors: workers.sum(|it| it.api_failed.get() + it.api_cut_short.get()),
+            errors: workers.sum(|it| it.api_errors.get()),
             refused: workers.sum(view::refused),
             bytes_up: workers.sum(|it| it.bytes_up.get()),
             bytes_down: workers.sum(|it| it.bytes_down.get()),
@@ -44,14 +44,16 @@ impl Hub {
 
 fn totals_of(service: &Service, tally: Tally) -> Totals {
     let is_api = service.kind == Protocol::Api;
+    let answered = service.gate.answers.sum();
+    let barred: u64 = Barrier::ALL.map(|it| service.gate.turned_away(it)).iter().sum();
     Totals {
         sessions: tally.sessions,
         new: if is_api { 0 } else { tally.given.sessions },
-        requests: if is_api { tally.given.sessions } else { 0 },
-        errors: 0,
-        refused: Barrier::ALL.map(|it| service.gate.turned_away(it)).iter().sum(),
+        requests: answered.requests,
+        errors: answered.errors,
+        refused: barred + answered.refused,
         bytes_up: tally.given.bytes_up,
         bytes_down: tally.given.bytes_down,
-        times: Times::default(),
+        times: answered.first_byte,
     }
 }

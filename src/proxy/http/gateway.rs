@@ -566,6 +566,14 @@ impl Gateway {
 
     fn log(&mut self, cx: &mut Context<'_>) {
         self.exchange.times.ended = cx.now;
-        cx.journal.record(&self.exchange.record(self.session, self.address));
+        let record = self.exchange.record(self.session, self.address);
+        if let Some(service) = record.service.and_then(|id| cx.snapshot.service(id)) {
+            let (answers, worker) = (&service.gate.answers, record.session.worker);
+            answers.request(worker, record.has_failed());
+            if let Some(took) = record.waited() {
+                answers.first_byte(worker, took);
+            }
+        }
+        cx.journal.record(&record);
     }
 }

@@ -241,6 +241,23 @@ pub struct Record<'a> {
     pub fault: Option<&'static str>,
 }
 
+impl Record<'_> {
+    /// How long the user waited until a backend's response began.
+    pub fn waited(&self) -> Option<Duration> {
+        let answered = self.times.answered.filter(|_| !self.own)?;
+        Some(answered.since(self.times.began))
+    }
+
+    /// Whether it failed other than by the user's doing: it was answered with 5xx by whomever, or its response broke
+    /// off while the user waited for it.
+    pub fn has_failed(&self) -> bool {
+        let by_user = |fault| {
+            [EndReason::ClientReset, EndReason::Finished].iter().any(|it| it.name() == fault)
+        };
+        self.status >= 500 || (!self.own && self.fault.is_some_and(|fault| !by_user(fault)))
+    }
+}
+
 /// When a request reached each stage.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Times {

@@ -194,6 +194,26 @@ fn a_service_that_is_not_in_the_snapshot_has_room_for_nobody() {
 }
 
 #[test]
+fn a_service_counts_whom_it_turned_away_once_and_how_long_the_others_waited() {
+    let (mut books, _control) = books();
+    let of = |books: &Books, service| {
+        let gate = Arc::clone(&books.snapshot().service(service).unwrap().gate);
+        (gate.answers.sum(), gate.turned_away(Barrier::Sessions))
+    };
+    for why in [Refusal::NoBackend, Refusal::Unreachable, Refusal::Barred(Barrier::Sessions)] {
+        books.refused(REDIS, client(), why);
+    }
+    let (answered, barred) = of(&books, REDIS);
+    assert_eq!((answered.refused, barred), (2, 1));
+    let entry = books.admit(REDIS, client(), NOW).unwrap();
+    books.first_byte(&entry, NOW.plus(Duration::from_micros(70)));
+    assert_eq!(of(&books, REDIS).0.first_byte[1], 1);
+    assert_eq!(books.metrics().first_byte_time.counts()[1], 1);
+    assert_eq!(of(&books, TCP).0, Default::default(), "another service");
+    books.close(entry, EndReason::Finished, NOW);
+}
+
+#[test]
 fn a_full_shard_takes_nobody_and_no_seat() {
     let mut books = joined(snapshot(), 2).books;
     let first = books.admit(TCP, client(), NOW).unwrap();

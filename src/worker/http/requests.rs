@@ -62,8 +62,11 @@ impl Requests {
         if record.reused {
             counters.api_upstream_reused.one();
         }
-        if let Some(answered) = record.times.answered.filter(|_| !record.own) {
-            self.metrics.first_byte_time.record(answered.since(record.times.began));
+        if record.has_failed() {
+            counters.api_errors.one();
+        }
+        if let Some(took) = record.waited() {
+            self.metrics.first_byte_time.record(took);
         }
     }
 }

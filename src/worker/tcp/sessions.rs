@@ -458,8 +458,7 @@ impl Session {
         let screened = match side {
             Side::Client => self.screen.see(cx.pool.bytes(buf)),
             Side::Backend => {
-                let waited = cx.now.since(self.entry.started);
-                cx.books.metrics().first_byte_time.record(waited);
+                cx.books.first_byte(&self.entry, cx.now);
                 Screened::Clean
             }
         };

@@ -237,6 +237,9 @@ impl Sessions {
         (session.unanswered, session.refused) = (false, false);
         let (peer, service) = (session.peer, session.entry.service);
         let responses = session.responses;
+        if session.entry.is_unanswered() {
+            books.first_reply(&session.entry, now.since(session.entry.started));
+        }
         books.carried(&mut session.entry, 0, segments.bytes as u64, now);
         books.metrics().counters.udp_datagrams_down.add(segments.datagrams());
         session.owed = session.owed.saturating_sub(segments.datagrams() as u32);

@@ -55,6 +55,7 @@ pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
         backends,
         workers: Vec::new(),
         timings: Timings::default(),
+        last_minute: BTreeMap::new(),
         reload: ReloadStatus::default(),
         control: BTreeMap::new(),
     }

@@ -217,6 +217,37 @@ fn the_requests_of_one_connection_reach_the_backends_of_their_services() {
 }
 
 #[test]
+fn a_service_counts_its_requests_those_that_failed_and_the_time_to_their_first_byte() {
+    let mut stage = Stage::new();
+    let user = stage.user();
+    let link = stage.served(user, SHOPPING, SHOP, "");
+    for (status, text) in [("503 Down", ""), ("404 Not Found", ""), ("200 OK", "torn")] {
+        assert_eq!(stage.ask(user, SHOPPING).1, None, "a spare connection is there");
+        stage.now = stage.now.plus(Duration::from_millis(4));
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", 9 * text.len());
+        stage.receives(Conn::Link(link), Side::Backend, &(head + text));
+        stage.settle();
+    }
+    let what = Received::End;
+    stage.happened(
+        Conn::Link(link),
+        Event::Received { side: Side::Backend, what, more: false, nonempty: false },
+    );
+    stage.settle();
+    let other = stage.user();
+    let (asked, _) = stage.ask(other, "GET / HTTP/1.1\r\nHost: empty.example");
+    assert!(asked.starts_with("HTTP/1.1 503 "), "{asked}");
+    let of = |service| stage.books.snapshot().service(service).unwrap().gate.answers.sum();
+    let shop = of(SHOP);
+    assert_eq!((shop.requests, shop.errors), (4, 2), "one with 503, and one broke off");
+    assert_eq!(shop.first_byte[crate::base::buckets::bucket_of(4_000)], 3);
+    assert_eq!(shop.first_byte.iter().sum::<u64>(), 4);
+    let empty = of(EMPTY);
+    assert_eq!((empty.requests, empty.errors, empty.refused), (1, 1, 1));
+    assert_eq!(empty.first_byte.iter().sum::<u64>(), 0, "no backend has answered");
+}
+
+#[test]
 fn users_of_a_door_that_changes_hands_are_the_next_services_and_go_on() {
     let mut stage = Stage::new();
     let user = stage.user();

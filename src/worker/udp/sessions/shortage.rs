@@ -38,14 +38,22 @@ impl Shortages {
         books: &mut Books,
     ) {
         let counters = &books.metrics().counters;
-        match why {
-            DropReason::NoBackend => counters.users_refused_no_backend.add(datagrams),
-            DropReason::Barred(_) => counters.users_refused_barred.add(datagrams),
-            DropReason::TableFull => counters.users_refused_full.add(datagrams),
+        let counter = match why {
+            DropReason::NoBackend => Some(&counters.users_refused_no_backend),
+            DropReason::TableFull => Some(&counters.users_refused_full),
             DropReason::UpstreamExhausted | DropReason::SourceShare => {
-                counters.users_refused_exhausted.add(datagrams);
+                Some(&counters.users_refused_exhausted)
             }
-            _ => {}
+            // The service has counted these.
+            DropReason::Barred(_) => {
+                counters.users_refused_barred.add(datagrams);
+                None
+            }
+            _ => None,
+        };
+        if let Some(counter) = counter {
+            counter.add(datagrams);
+            books.refuse(service, datagrams);
         }
         let Some(shortage) = why.shortage() else { return };
         self.unreported += datagrams;

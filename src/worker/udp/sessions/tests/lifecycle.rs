@@ -192,6 +192,26 @@ fn without_a_backend_a_session_waits_for_one() {
 }
 
 #[test]
+fn the_first_reply_of_a_session_tells_how_long_its_user_waited_and_no_later_one_does() {
+    let mut world = with_backends(1, |_| {});
+    let (socket, host) = world.up(1).unwrap();
+    world.pass(Duration::from_millis(3));
+    for _ in 0..2 {
+        world.down(socket, host).unwrap();
+        world.pass(Duration::from_millis(40));
+    }
+    let waited = || world.books.snapshot().service(SERVICE).unwrap().gate.answers.sum();
+    let bucket = crate::base::buckets::bucket_of(3_000);
+    assert_eq!(waited().first_byte[bucket], 1);
+    assert_eq!(waited().first_byte.iter().sum::<u64>(), 1);
+    world.register(&[]);
+    assert_eq!(world.up(2), Err(DropReason::NoBackend));
+    let refused = world.books.snapshot().service(SERVICE).unwrap().gate.answers.sum().refused;
+    assert_eq!(refused, world.metrics.counters.users_refused_no_backend.get());
+    assert_eq!(refused, 1);
+}
+
+#[test]
 fn the_books_agree_with_what_happened() {
     let mut world = with_backends(1, |_| {});
     let (socket, host) = world.up(1).unwrap();
