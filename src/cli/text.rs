@@ -6,7 +6,8 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// The columns that a text takes.
 pub fn width(text: &str) -> usize {
-    text.width()
+    // Most names are, and a list may be long.
+    if text.is_ascii() { text.len() } else { text.width() }
 }
 
 /// Text from the network may hold anything, including what a terminal would obey, what turns the direction of a

@@ -9,6 +9,7 @@ mod listed;
 mod reloading;
 mod sampling;
 pub mod shares;
+mod standings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
+use super::steadiness::Steadiness;
 use super::workers::{Given, Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
@@ -116,6 +118,7 @@ pub struct Hub {
     /// What backends were given that have gone with the last of their sessions, by service.
     pub given_before: BTreeMap<ServiceId, Given>,
     pub history: History,
+    pub steadiness: Steadiness,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
     /// The users' doors. A hub on its own has none.
@@ -165,6 +168,7 @@ impl Hub {
             ended_by_operators: BTreeMap::new(),
             given_before: BTreeMap::new(),
             history: History::new(now),
+            steadiness: Steadiness::new(now),
             started: now,
             snapshot,
             reload: ReloadStatus::default(),

@@ -209,6 +209,12 @@ pub struct BackendStatus {
     #[serde(default)]
     pub proxy: Option<u8>,
     pub state: BackendState,
+    /// Since when, in milliseconds since 1970; `null` once it has left.
+    #[serde(default)]
+    pub since_unix_ms: Option<u64>,
+    /// How often that has changed within the last 15 minutes; leaving and joining again count as well.
+    #[serde(default)]
+    pub changes: u32,
     /// How often it has a turn in one round of the rotation, and how many turns a round has;
     /// `turns / round` is its share of new sessions.
     pub turns: u32,

@@ -246,8 +246,12 @@ pub fn backend_now(hub: &Hub, id: BackendId, now: Now) -> Option<BackendStatus> 
 fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> BackendStatus {
     let id = entry.backend.id;
     let [turns, round] = [turns.0, turns.1].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
+    let Backend { service, address, .. } = entry.backend;
+    let steady = hub.steadiness.of(service, address, now);
     let draining = hub.draining.get(&id);
     BackendStatus {
+        since_unix_ms: steady.map(|(since, _)| since.unix_ms()),
+        changes: steady.map_or(0, |(_, changes)| changes),
         turns,
         round,
         registered_unix_ms: entry.since.unix_ms(),
@@ -272,6 +276,8 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         weight: backend.weight,
         proxy: backend.proxy.then_some(2),
         state,
+        since_unix_ms: None,
+        changes: 0,
         turns: 0,
         round: 0,
         registered_unix_ms: 0,

@@ -24,6 +24,8 @@ fn backend() -> BackendStatus {
         group: None,
         weight: 2,
         state: BackendState::Serving,
+        since_unix_ms: Some(0),
+        changes: 0,
         turns: 2,
         round: 3,
         registered_unix_ms: 0,

@@ -1,6 +1,7 @@
 //! How `lb top` looks: the parts of the screen, its head, its title and the keys. Owns colours and words; decides
 //! nothing and only reads the screen's state. Only the rows in sight are drawn.
 
+mod history;
 mod lists;
 mod overlay;
 
@@ -13,20 +14,24 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use super::brief;
-use super::rows::Rates;
+use super::rows::{ApiRates, Rates};
 use super::screen::{List, Mode, Of, Overlay, Screen};
 use crate::cli::table::{grouped, lasting};
 use crate::cli::text::{headed, middled, width};
 use crate::cli::trouble;
-use crate::control::status::{RunState, ServiceStatus, Status};
+use crate::cluster::Protocol;
+use crate::control::status::{LastMinute, RunState, ServiceStatus, Status};
 
 const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 
 /// Lines that a message may take. A sentence with its cure fits into them at 60 columns.
 const MESSAGE_LINES_MAX: usize = 4;
-/// The height from which there is room for all of the head.
+/// The heights from which there is room for all of the head, and for all but its curve.
+const TALLER: u16 = 20;
+const TALLER_LINES: usize = 5;
 const TALL: u16 = 14;
+const TALL_LINES: usize = 4;
 /// The height from which there is room for the most important part of it.
 const MIDDLING: u16 = 7;
 
@@ -35,8 +40,11 @@ pub fn screen(screen: &mut Screen, frame: &mut Frame) {
     let area = frame.area();
     let message = message(screen, usize::from(area.width));
     let mut head = head(screen, usize::from(area.width));
+    let is_history = matches!(screen.mode, Mode::History { .. });
     head.truncate(match area.height {
-        TALL.. => head.len(),
+        TALLER.. if is_history => TALL_LINES,
+        TALLER.. => TALLER_LINES,
+        TALL.. if !is_history => TALL_LINES,
         MIDDLING.. => 2,
         _ => 0,
     });
@@ -102,6 +110,8 @@ fn head(screen: &Screen, room: usize) -> Vec<Line<'static>> {
     };
     let mut lines = vec![state(screen, now, room), Line::from(users(now, screen.totals(), room))];
     lines.extend(api(screen, now, room));
+    lines.push(Line::from(latency(now, room)));
+    lines.extend(history::overview(screen, room));
     lines
 }
 
@@ -158,18 +168,48 @@ fn api(screen: &Screen, now: &Status, room: usize) -> Option<Line<'static>> {
         return None;
     }
     let rates = screen.api();
-    let of = |pick: fn(super::rows::ApiRates) -> u64| rate(rates.map(pick), brief::count);
+    let of = |pick: fn(ApiRates) -> u64| rate(rates.map(pick), brief::count);
     let [requests, refused, failed] =
         [of(|it| it.requests), of(|it| it.refused), of(|it| it.failed)];
-    let is_bad = rates.is_some_and(|it| it.failed > 0);
+    // An error is seen for a minute, in case nobody looks in the second in which it happens.
+    let minute = now.last_minute.get(&Protocol::Api).and_then(|it| it.errors);
+    let recent = minute.map(|errors| format!(", {} in the last minute", grouped(errors)));
+    let recent = recent.unwrap_or_default();
+    let is_bad = minute.is_some_and(|errors| errors > 0) || rates.is_some_and(|it| it.failed > 0);
     let marked = if is_bad { Style::new().fg(Color::Red) } else { Style::new() };
     let forms = [
-        format!(
-            "api {requests} requests/s, errors: {refused}/s for the user (4xx), {failed}/s for want of an answer (5xx)"
-        ),
-        format!("api {requests} requests/s, errors {refused}/s 4xx, {failed}/s 5xx"),
+        format!("api {requests} requests/s, {refused}/s refused, errors {failed}/s{recent}"),
+        format!("api {requests}/s, {refused}/s refused, errors {failed}/s{recent}"),
+        format!("api {requests}/s, {refused}/s refused, errors {failed}/s"),
     ];
     Some(Line::styled(fitting(&forms, room), marked))
+}
+
+/// How long users wait for the first byte, by protocol: lately, because the past hides what is wrong now.
+fn latency(now: &Status, room: usize) -> String {
+    let at = |us: Option<u64>| us.map_or("over 60s".to_owned(), brief::latency);
+    let times = |count: u64, p50: Option<u64>, p99: Option<u64>| match count {
+        0 => "-".to_owned(),
+        _ => format!("{}/{}", at(p50), at(p99)),
+    };
+    if now.last_minute.is_empty() {
+        let it = &now.timings.first_byte;
+        let all = times(it.count, it.p50_us, it.p99_us);
+        return fitting(&[format!("first byte p50/p99, since the start: {all}")], room);
+    }
+    let of = |(protocol, minute): (&Protocol, &LastMinute)| {
+        let LastMinute { first_byte: it, .. } = minute;
+        format!("{protocol} {}", times(it.count, it.p50_us, it.p99_us))
+    };
+    let all = now.last_minute.iter().map(of).collect::<Vec<_>>().join(", ");
+    fitting(
+        &[
+            format!("first byte p50/p99, last minute: {all}"),
+            format!("p50/p99, last min: {all}"),
+            format!("p50/p99: {all}"),
+        ],
+        room,
+    )
 }
 
 fn rate(rate: Option<u64>, how: fn(u64) -> String) -> String {
@@ -194,6 +234,10 @@ fn title(screen: &Screen, rows: &Range<usize>, room: usize) -> Line<'static> {
             let more = if screen.more { ", and more" } else { "" };
             (many("session"), format!(" of {}{more}", short(of.name())))
         }
+        (Mode::History { service }, _) => {
+            let of = service.as_deref().map_or("all services".to_owned(), short);
+            ("the last 15 minutes".to_owned(), format!(" of {of}"))
+        }
         (_, List::Services) => (many("service"), format!(": {}", trouble::summary(now))),
         (_, List::Backends { service: Some(name) }) => {
             let about = screen.service(name).map(about).unwrap_or_default();
@@ -202,7 +246,7 @@ fn title(screen: &Screen, rows: &Range<usize>, room: usize) -> Line<'static> {
         (_, List::Backends { service: None }) => (many("backend"), String::new()),
     };
     let filter = match screen.mode {
-        Mode::Sessions { .. } => "",
+        Mode::Sessions { .. } | Mode::History { .. } => "",
         _ => screen.view().filter.as_str(),
     };
     if filter.is_empty() {
@@ -248,24 +292,18 @@ fn foot(screen: &Screen, room: usize) -> Line<'static> {
     keys.extend(match (&screen.mode, &screen.list) {
         (Mode::Sessions { of: Of::Service(_) }, _) => vec!["Esc backends"],
         (Mode::Sessions { .. }, _) => vec!["Esc backends", "d drain", "u undrain"],
+        (Mode::History { service: Some(_) }, _) => vec!["Esc back", "h all services"],
+        (Mode::History { service: None }, _) => vec!["Esc back"],
         (_, List::Services) => {
-            vec!["/ filter", "Enter backends", sort, "b all backends", "r reverse"]
-        }
-        (_, List::Backends { service: None }) => {
-            vec!["/ filter", "d drain", "u undrain", "Enter sessions", sort, "r reverse"]
+            vec!["/ filter", "Enter backends", "h history", sort, "b all backends", "v other curve"]
         }
         (_, List::Backends { .. }) => {
-            vec![
-                "/ filter",
-                "d drain",
-                "u undrain",
-                "Enter sessions",
-                sort,
-                "a all sessions",
-                "r reverse",
-            ]
+            vec!["/ filter", "d drain", "u undrain", "Enter sessions", "h history", sort]
         }
     });
+    if matches!(screen.list, List::Backends { service: Some(_) }) && screen.mode == Mode::List {
+        keys.push("a all sessions");
+    }
     Line::styled(joined(&keys, room), FAINT)
 }
 

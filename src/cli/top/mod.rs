@@ -5,6 +5,7 @@
 mod brief;
 mod columns;
 mod draw;
+mod history;
 mod question;
 mod rows;
 mod screen;
@@ -21,7 +22,9 @@ use tokio::sync::mpsc;
 use super::{Failure, peer, token, wait_for};
 use crate::base::thread;
 use crate::client::admin;
+use crate::control::history::page::Field;
 use crate::control::status::{SessionStatus, Status};
+use history::{Answer, Ask};
 use screen::{Of, Press, Screen, Task};
 
 /// How often the balancer is asked.
@@ -49,6 +52,7 @@ enum News {
     Status(Result<Box<Status>, String>),
     Sessions(Of, Result<(Vec<SessionStatus>, bool), String>),
     Changed(Task, Result<u64, String>),
+    History(Ask, Result<Answer, String>),
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -96,6 +100,10 @@ async fn watch(
                 screen.read(&of, answer);
                 Task::Nothing
             }
+            News::History(ask, answer) => {
+                screen.past.read(ask, answer);
+                Task::Nothing
+            }
             News::Changed(task, answer) => {
                 screen.changed(&task, answer);
                 Task::Nothing
@@ -107,6 +115,9 @@ async fn watch(
             other => {
                 tokio::spawn(carry_out(other, door.clone(), tokens.clone(), tell.clone()));
             }
+        }
+        if let Some(ask) = screen.due() {
+            tokio::spawn(look_back(ask, door.clone(), tell.clone()));
         }
     }
 }
@@ -130,6 +141,27 @@ async fn carry_out(task: Task, door: String, tokens: Option<PathBuf>, tell: mpsc
         Task::Nothing | Task::Quit => return,
     };
     let _ = tell.send(news).await;
+}
+
+/// Reads the last 15 minutes.
+async fn look_back(ask: Ask, door: String, tell: mpsc::Sender<News>) {
+    let answer = match &ask {
+        Ask::Detail { service } => admin::history(&door, service.as_deref(), None)
+            .await
+            .map(|page| Answer { page: Some(page), services: None }),
+        Ask::Overview { field, services } => overview(&door, *field, services).await,
+    };
+    let _ = tell.send(News::History(ask, answer)).await;
+}
+
+async fn overview(door: &str, field: Field, services: &[String]) -> Result<Answer, String> {
+    let page = Some(admin::history(door, None, Some(field)).await?);
+    let services = match services {
+        [] => None,
+        // A service may have gone meanwhile; the others are asked for again with the next look.
+        names => admin::histories(door, names, field).await.ok(),
+    };
+    Ok(Answer { page, services })
 }
 
 /// Requests a change. Returns the number of sessions on the backend.

@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use super::history::{Ask, Past};
 use super::question::{Answer, Question};
 use super::rows::{self, ApiRates, Change, Growth, Rates, SortBy, View};
 use crate::cli::table::{grouped, lasting};
@@ -82,6 +83,10 @@ pub enum Mode {
     Sessions {
         of: Of,
     },
+    /// The last 15 minutes of a service, or of the whole.
+    History {
+        service: Option<String>,
+    },
 }
 
 /// What lies over it and gets the keys.
@@ -121,6 +126,7 @@ pub struct Screen {
     pub trouble: Option<String>,
     /// How long that has been so.
     pub silent: Duration,
+    pub past: Past,
     growth: Growth,
     /// The places of the rows of the list in `now`, in order.
     shown: Vec<usize>,
@@ -147,6 +153,7 @@ impl Default for Screen {
             message: String::new(),
             trouble: None,
             silent: Duration::ZERO,
+            past: Past::default(),
             growth: Growth::default(),
             shown: Vec::new(),
             anchor: None,
@@ -245,6 +252,7 @@ impl Screen {
                 Mode::List => self.press_on_list(key),
                 Mode::Filter => self.press_on_filter(key),
                 Mode::Sessions { of } => self.press_on_sessions(key, of),
+                Mode::History { service } => self.press_on_history(key, service),
             },
         }
     }
@@ -331,6 +339,14 @@ impl Screen {
             Press::Char('b') if self.list == List::Services => {
                 self.enter(List::Backends { service: None });
             }
+            Press::Char('h') => {
+                let service = match &self.list {
+                    List::Services => self.chosen_name(),
+                    List::Backends { service } => service.clone(),
+                };
+                self.mode = Mode::History { service };
+            }
+            Press::Char('v') => self.past.turn(),
             Press::Char('a') => {
                 if let List::Backends { service: Some(name) } = &self.list {
                     return self.open(Of::Service(name.clone()));
@@ -402,6 +418,31 @@ impl Screen {
             (other, _) => self.go(other),
         }
         Task::Nothing
+    }
+
+    fn press_on_history(&mut self, key: Press, service: Option<String>) -> Task {
+        match key {
+            Press::Char('q') => return Task::Quit,
+            Press::Char('h') if service.is_some() => self.mode = Mode::History { service: None },
+            Press::Back | Press::Enter | Press::Erase | Press::Char('h') => self.mode = Mode::List,
+            _ => {}
+        }
+        Task::Nothing
+    }
+
+    /// The question about the last 15 minutes that is due.
+    pub fn due(&mut self) -> Option<Ask> {
+        let now = self.now.as_ref().filter(|_| self.trouble.is_none())?;
+        let in_sight = self.shown.iter().skip(self.first).take(self.room);
+        let wanted = match (&self.mode, &self.list) {
+            (Mode::History { service }, _) => Ask::Detail { service: service.clone() },
+            (_, List::Services) => Ask::Overview {
+                field: self.past.field,
+                services: in_sight.map(|place| now.services[*place].name.clone()).collect(),
+            },
+            _ => Ask::Overview { field: self.past.field, services: Vec::new() },
+        };
+        self.past.due(wanted, now.uptime_ms)
     }
 
     fn open(&mut self, of: Of) -> Task {

@@ -25,6 +25,7 @@ impl Hub {
         if applied.changed {
             self.publication.ask();
         }
+        self.remember_standing(&applied, now);
         self.follow(change, &applied, now);
         Ok(applied)
     }

@@ -14,6 +14,7 @@ impl Hub {
         if !self.history.is_due(now) {
             return;
         }
+        self.steadiness.forget_gone(now);
         let (whole, tallies) = (self.totals(), tallies(self));
         let seen = self.registry.services().map(|service| Seen {
             id: service.id,

@@ -12,10 +12,11 @@ use super::super::brief;
 use super::super::columns::{Column, name, number, table, text};
 use super::super::rows::Rates;
 use super::super::screen::{List, Mode, Of, Row, Screen};
-use super::{FAINT, rate};
+use super::{FAINT, history, rate};
 use crate::cli::table::grouped;
 use crate::cli::text::{shown, width};
 use crate::cli::trouble::{self, Trouble};
+use crate::control::history::page::Field;
 use crate::control::status::{BackendState, BackendStatus, ServiceStatus, SessionStatus};
 
 const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
@@ -25,6 +26,9 @@ pub fn draw(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) 
     let is_cut = rows.len() < screen.count();
     let room = Rect { width: area.width.saturating_sub(if is_cut { 2 } else { 0 }), ..area };
     match (&screen.mode, &screen.list) {
+        (Mode::History { service }, _) => {
+            return history::draw(screen, service.as_deref(), frame, area);
+        }
         (Mode::Sessions { .. }, _) => sessions(screen, rows.clone(), frame, room),
         (_, List::Services) => services(screen, rows.clone(), frame, room),
         (_, List::Backends { service }) => {
@@ -66,7 +70,7 @@ pub fn notes(service: &ServiceStatus) -> Vec<String> {
     leaving.into_iter().chain(full).chain(maintenance).chain(trouble::shares(service)).collect()
 }
 
-const SERVICES: [Column; 10] = [
+const SERVICES: [Column; 11] = [
     name("service", 12, 12),
     text("users", 5),
     number("serving", 11, 8),
@@ -76,29 +80,54 @@ const SERVICES: [Column; 10] = [
     number("up/s", 7, 5),
     number("down/s", 7, 6),
     number("turned away", 3, 11),
+    text("last 15 min", 8),
     name("notes", 8, 8),
 ];
-/// The place of the column that is shown only if there is something in it.
-const NOTES: usize = 9;
+/// The places of the columns that are shown only if there is something in them.
+const CURVE: usize = 9;
+const NOTES: usize = 10;
+/// The columns of a curve in a row, and from which width of the table on there are more.
+const CURVE_WIDTH: usize = 15;
+const CURVE_WIDE: (u16, usize) = (110, 30);
 
 fn services(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) {
     let in_sight = screen.service_rows().skip(rows.start).take(rows.len());
-    let cells = in_sight.map(|(it, rates)| service(it, rates)).collect();
+    let curve = if area.width < CURVE_WIDE.0 { CURVE_WIDTH } else { CURVE_WIDE.1 };
+    let bars = |name: &str| Some(screen.past.of(name)?.bars(curve, 1).concat());
+    let cells = in_sight.map(|(it, rates)| service(it, rates, bars(&it.name))).collect();
     let longest = |of: fn(&ServiceStatus) -> usize| {
         screen.service_rows().map(|(service, _)| of(service)).max().unwrap_or(0)
     };
     let noted = longest(|it| width(&notes(it).join(" ")));
     let longest = [(0, longest(|it| width(&it.name))), (NOTES, noted)];
-    let hidden: &[usize] = if noted > 0 { &[] } else { &[NOTES] };
-    let table = table(&SERVICES, cells, &longest, hidden, area.width);
+    let hidden = [(NOTES, noted == 0), (CURVE, !screen.past.has_rows())];
+    let hidden: Vec<usize> = hidden.iter().filter(|(_, it)| *it).map(|(place, _)| *place).collect();
+    let mut columns = SERVICES;
+    columns[CURVE] = text(curve_title(screen.past.field), 8);
+    let table = table(&columns, cells, &longest, &hidden, area.width);
     show(table, screen, rows.start, frame, area);
     if screen.count() == 0 {
         told("No service matches the filter.", frame, area);
     }
 }
 
+/// What the curves in the rows are of, in no more columns than they take.
+const fn curve_title(field: Field) -> &'static str {
+    match field {
+        Field::Sessions => "sessions 15min",
+        Field::New => "new/s 15min",
+        Field::Requests => "requests 15min",
+        Field::Errors => "errors 15min",
+        Field::Refused => "refused 15min",
+        Field::BytesUp => "up/s 15min",
+        Field::BytesDown => "down/s 15min",
+        Field::P50 => "p50 15min",
+        Field::P99 => "p99 15min",
+    }
+}
+
 /// The contents of the columns of [`SERVICES`].
-fn service(service: &ServiceStatus, rates: Rates) -> Vec<Line<'static>> {
+fn service(service: &ServiceStatus, rates: Rates, bars: Option<String>) -> Vec<Line<'static>> {
     let serving = match Trouble::of(service) {
         Trouble::Nobody => Color::Red,
         Trouble::Short => Color::Yellow,
@@ -116,6 +145,7 @@ fn service(service: &ServiceStatus, rates: Rates) -> Vec<Line<'static>> {
         Line::from(rate(rates.up, brief::bytes)),
         Line::from(rate(rates.down, brief::bytes)),
         Line::styled(grouped(turned_away), marked(turned_away > 0)),
+        Line::from(bars.unwrap_or_default()),
         Line::from(notes(service).join(" ")),
     ]
 }
@@ -149,7 +179,8 @@ fn backends(
     area: Rect,
 ) {
     let in_sight = screen.rows().skip(rows.start).take(rows.len());
-    let cells = in_sight.map(|row| backend(&row, groups.is_some())).collect();
+    let now_ms = screen.now.as_ref().map_or(0, |now| now.started_unix_ms + now.uptime_ms);
+    let cells = in_sight.map(|row| backend(&row, groups.is_some(), now_ms)).collect();
     let longest = longest(screen, groups.is_some());
     let has_names = screen.rows().any(|row| row.backend.name.is_some());
     let hidden = [(SERVICE, groups == Some(false)), (NAME, !has_names)];
@@ -176,11 +207,16 @@ fn longest(screen: &Screen, one: bool) -> [(usize, usize); 5] {
     };
     [
         (0, longest(&|it| it.id.len())),
-        (SERVICE, longest(&|it| width(&belongs_to(it, one)))),
+        (SERVICE, longest(&|it| membership_width(it, one))),
         (NAME, longest(&|it| it.name.as_ref().map_or(0, |name| width(name)))),
         // Fifteen digits and dots, a colon and a port; longer ones only where they are in sight.
         (3, longest(&|it| if it.address.is_ipv4() { 0 } else { 21 })),
-        (4, longest(&|it| width(&state(it, false).0))),
+        (
+            4,
+            longest(&|it| {
+                if it.state == BackendState::Draining { state(it, false).0.len() } else { 0 }
+            }),
+        ),
     ]
 }
 
@@ -199,6 +235,15 @@ fn belongs_to(backend: &BackendStatus, one: bool) -> String {
     }
 }
 
+/// The width of that, without making it.
+fn membership_width(backend: &BackendStatus, one: bool) -> usize {
+    let group = backend.group.as_deref().map(width);
+    match one {
+        true => group.unwrap_or(0),
+        false => width(of(backend)) + group.map_or(0, |group| group + 1),
+    }
+}
+
 /// A backend's state in words: for one that drains, with the time that its sessions still have.
 fn state(backend: &BackendStatus, no_room: bool) -> (String, Color) {
     match backend.state {
@@ -214,8 +259,21 @@ fn state(backend: &BackendStatus, no_room: bool) -> (String, Color) {
     }
 }
 
+/// How long it has been in its state, and, if it does not keep to one, how often that has changed lately.
+fn since(backend: &BackendStatus, now_ms: u64) -> Line<'static> {
+    let Some(since) = backend.since_unix_ms else { return Line::from("-") };
+    let lasted = brief::span(now_ms.saturating_sub(since));
+    match backend.changes {
+        0..RESTLESS => Line::from(lasted),
+        changes => Line::styled(format!("{changes}x {lasted}"), Color::Red),
+    }
+}
+
+/// A drain and its end, or a restart, are two changes. Whoever changes more often than that flaps.
+const RESTLESS: u32 = 3;
+
 /// The contents of the columns of [`BACKENDS`].
-fn backend(row: &Row, one: bool) -> Vec<Line<'static>> {
+fn backend(row: &Row, one: bool, now_ms: u64) -> Vec<Line<'static>> {
     let (backend, rates) = (row.backend, row.change.rates);
     let (state, colour) = state(backend, row.change.no_room);
     let share = match backend.round {
@@ -234,7 +292,7 @@ fn backend(row: &Row, one: bool) -> Vec<Line<'static>> {
         Line::from(shown(backend.name.as_deref().unwrap_or_default())),
         Line::from(backend.address.to_string()),
         Line::styled(state, colour),
-        Line::from("-"),
+        since(backend, now_ms),
         Line::from(grouped(backend.sessions_active)),
         Line::from(rate(rates.new, brief::count)),
         Line::from(rate(rates.up, brief::bytes)),

@@ -100,7 +100,7 @@ fn warning(screen: &Screen, backend: &BackendStatus) -> Option<String> {
         .then(|| format!("Nobody else serves {}: its new users will be turned away.", service.name))
 }
 
-const KEYS: [(&str, &str); 18] = [
+const KEYS: [(&str, &str); 21] = [
     ("up, down, k, j", "the row above or below"),
     ("PgUp, PgDn", "a page up or down"),
     ("Home, End", "the first or last row"),
@@ -112,10 +112,13 @@ const KEYS: [(&str, &str); 18] = [
     ("a", "sessions of all backends of the service"),
     ("d", "drain the backend, with a deadline"),
     ("u", "undrain: take a drain back"),
+    ("h", "the last 15 minutes of the service; again: of all"),
+    ("v", "other curves: sessions, bytes, requests, errors ..."),
     ("q, Ctrl-C", "quit"),
     ("", ""),
     ("K M G", "steps of 1024 for bytes, of 1000 for counts"),
     ("new/s up/s down/s", "since the look before, a second ago"),
+    ("since", "how long in its state; 8x: changed 8 times in 15 min"),
     ("share", "part of the new sessions of its service"),
     ("failed", "connections to it that failed, since the start"),
     ("hello", "how long its last answer took"),

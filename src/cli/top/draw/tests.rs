@@ -5,12 +5,16 @@ use std::num::NonZero;
 use ratatui::backend::CrosstermBackend;
 use ratatui::{Terminal, TerminalOptions, Viewport};
 
+use super::super::history::tests::page;
+use super::super::history::{Answer, Ask};
 use super::super::screen::tests::{backend, screen as known, status};
 use super::super::screen::{Press, Task};
 use super::*;
 use crate::cli::trouble::tests::service;
+use crate::control::history::page::{ManyHistories, ServiceHistory};
 use crate::control::status::{
-    BackendState, BackendStatus, DrainStatus, GroupStatus, SessionStatus,
+    BackendState, BackendStatus, DrainStatus, GroupStatus, Percentiles, Quantiles, SessionStatus,
+    WorkerStatus,
 };
 
 /// What a terminal of this size shows, which shares nothing with what draws.
@@ -43,7 +47,7 @@ fn a_backend_is_a_row_with_its_state_share_and_rates() {
     let text = drawn(&mut state, 140, 8);
     let row = text.lines().find(|line| line.starts_with("b1 ")).expect(&text);
     let words: Vec<_> = row.split_whitespace().collect();
-    let shown = ["b1", "tcp", "web-1", "10.0.0.1:80", "serving", "-", "2", "1,500", "0", "2.0M"];
+    let shown = ["b1", "tcp", "web-1", "10.0.0.1:80", "serving", "3s", "2", "1,500", "0", "2.0M"];
     assert_eq!(words[..10], shown, "{text}");
     assert_eq!(words[10..], ["0", "150us", "25.0", "%"], "{text}");
     assert!(text.starts_with("lb 0.1.0 serving, up 3.0 s, round robin"), "{text}");
@@ -298,16 +302,16 @@ fn services_come_first_where_there_are_named_ones_and_those_in_trouble_before_th
     let text = drawn(&mut crowded(), 120, 14);
     let lines: Vec<&str> = text.lines().collect();
     assert!(
-        lines[2].starts_with("1-9 of 200 services: 1 with nobody serving, 1 at a limit of"),
+        lines[3].starts_with("1-8 of 200 services: 1 with nobody serving, 1 at a limit of"),
         "{text}"
     );
-    let words: Vec<&str> = lines[3].split_whitespace().collect();
+    let words: Vec<&str> = lines[4].split_whitespace().collect();
     let heads = ["service", "users", "serving", "failing", "sessions", "new/s", "up/s", "down/s"];
     assert_eq!(words[..8], heads, "{text}");
-    assert!(lines[4].contains("region-199 udp") && lines[4].contains("0 of 5"), "{text}");
-    assert!(lines[5].contains("region-198") && lines[5].contains("7 of 7"), "{text}");
-    assert!(lines[5].contains("at its limit"), "{text}");
-    assert!(lines[6].contains("region-000") && lines[6].contains("blue=95 green=5"), "{text}");
+    assert!(lines[5].contains("region-199 udp") && lines[5].contains("0 of 5"), "{text}");
+    assert!(lines[6].contains("region-198") && lines[6].contains("7 of 7"), "{text}");
+    assert!(lines[6].contains("at its limit"), "{text}");
+    assert!(lines[7].contains("region-000") && lines[7].contains("blue=95 green=5"), "{text}");
     assert!(lines[13].starts_with("q quit   ? help   / filter   Enter backends"), "{text}");
 }
 
@@ -322,14 +326,14 @@ fn every_service_and_backend_can_be_reached_and_what_is_out_of_sight_is_marked()
     assert!(marks(&text).starts_with('█') && marks(&text).ends_with('▼'), "{text}");
     press(&mut state, [Press::End]);
     let text = drawn(&mut state, 100, 24);
-    assert!(text.contains("182-200 of 200 services") && text.contains("gion-196 "), "{text}");
+    assert!(text.contains("183-200 of 200 services") && text.contains("gion-196 "), "{text}");
     assert!(marks(&text).starts_with('▲') && marks(&text).ends_with('█'), "{text}");
     press(&mut state, [Press::Char('b'), Press::End]);
     let text = drawn(&mut state, 100, 24);
-    assert!(text.contains("982-1000 of 1,000 backends") && text.contains("b1000 "), "{text}");
+    assert!(text.contains("983-1000 of 1,000 backends") && text.contains("b1000 "), "{text}");
     press(&mut state, [Press::PageUp, Press::Up]);
     let text = drawn(&mut state, 100, 24);
-    assert!(text.contains("980-998 of 1,000 backends"), "{text}");
+    assert!(text.contains("981-998 of 1,000 backends"), "{text}");
     assert!(marks(&text).starts_with('▲') && marks(&text).ends_with('▼'), "{text}");
     assert_eq!(marks(&drawn(&mut known(), 100, 24)), "", "nothing is out of sight");
 }
@@ -340,7 +344,7 @@ fn one_service_is_shown_with_its_backends_and_the_way_back() {
     press(&mut state, typed("/region-000").chain([Press::Enter, Press::Enter]));
     let text = drawn(&mut state, 120, 14);
     let said = "5 backends of shop-frontend-of-the-eu-west-region-000, 5 of 5 serving, sessions 7, blue=95";
-    assert!(text.lines().nth(2).unwrap().starts_with(said), "{text}");
+    assert!(text.lines().nth(3).unwrap().starts_with(said), "{text}");
     assert!(text.contains("b5 ") && !text.contains("b6 "), "{text}");
     assert!(text.contains("id group name"), "{text}");
     assert!(text.contains("Esc services") && text.contains("a all sessions"), "{text}");
@@ -391,6 +395,175 @@ fn help_names_every_key_and_is_scrolled_where_it_does_not_fit() {
     assert!(text.lines().last().unwrap().contains("Esc back"), "{text}");
     press(&mut state, [Press::Up]);
     assert!(drawn(&mut state, 60, 15).contains(" 1 below"));
+}
+
+#[test]
+fn waiting_times_and_errors_are_those_of_the_last_minute() {
+    let mut state = known();
+    let mut look = status(2000, vec![backend(1, 2)]);
+    look.doors.api = Some("127.0.0.1:8083".parse().unwrap());
+    let minute = |count, p50_us, p99_us, errors| {
+        let first_byte = Quantiles { count, p50_us, p90_us: None, p99_us };
+        LastMinute { first_byte, errors, ..LastMinute::default() }
+    };
+    look.last_minute = [
+        (Protocol::Tcp, minute(9, Some(100), Some(2500), None)),
+        (Protocol::Udp, minute(0, None, None, None)),
+        (Protocol::Api, minute(9, Some(5000), None, Some(3))),
+    ]
+    .into();
+    state.looked(Ok(look.clone()));
+    let text = drawn(&mut state, 80, 24);
+    let said = "first byte p50/p99, last minute: tcp 100us/2.5ms, udp -, api 5.0ms/over 60s\n";
+    assert!(text.contains(said), "{text}");
+    assert!(text.contains("errors 0/s, 3 in the last minute"), "{text}");
+    let text = drawn(&mut state, 60, 15);
+    assert!(text.contains("p50/p99: tcp 100us/2.5ms, udp -, api 5.0ms/over 60s\n"), "{text}");
+    look.last_minute.clear();
+    look.timings.first_byte =
+        Percentiles { count: 9, p50_us: Some(50), p99_us: Some(100), ..Percentiles::default() };
+    state.looked(Ok(look));
+    let text = drawn(&mut state, 60, 15);
+    assert!(text.contains("first byte p50/p99, since the start: 50us/100us"), "{text}");
+}
+
+#[test]
+fn requests_and_errors_of_the_api_door_are_rates_since_the_last_look() {
+    let mut state = known();
+    let mut look = status(3000, vec![backend(1, 2)]);
+    let counted = |requests, refused, failed| WorkerStatus {
+        worker: 0,
+        counters: [("api_requests", requests), ("api_refused", refused), ("api_failed", failed)]
+            .map(|(name, count)| (name.to_owned(), count))
+            .into(),
+    };
+    look.workers = vec![counted(1000, 10, 0), counted(500, 0, 2)];
+    state.looked(Ok(look.clone()));
+    (look.uptime_ms, look.workers) = (5000, vec![counted(2000, 14, 0), counted(1500, 0, 8)]);
+    state.looked(Ok(look));
+    for width in [60, 80, 120] {
+        let text = drawn(&mut state, width, 15);
+        assert!(text.contains("api 1,000 requests/s, 2/s refused, errors 3/s"), "{text}");
+    }
+}
+
+#[test]
+fn a_backend_that_flaps_shows_since_when_and_how_often() {
+    let mut state = known();
+    let mut flaps = backend(1, 2);
+    (flaps.since_unix_ms, flaps.changes) = (Some(57_001), 14);
+    let quiet = BackendStatus { since_unix_ms: Some(1), changes: 2, ..backend(2, 1) };
+    let old = BackendStatus { since_unix_ms: None, ..backend(3, 1) };
+    state.looked(Ok(status(60_000, vec![flaps, quiet, old])));
+    let text = drawn(&mut state, 80, 24);
+    let since = |id: &str| {
+        let row = text.lines().find(|line| line.starts_with(id)).expect(&text);
+        row.split("serving").nth(1).unwrap().trim_start().to_owned()
+    };
+    assert!(since("b1").starts_with("14x 3s "), "{text}");
+    assert!(since("b2").starts_with("1m ") && since("b3").starts_with("- "), "{text}");
+}
+
+fn seen(state: &mut Screen, services: &[&str], new: &[u64]) {
+    let ask = state.due().expect("it is due");
+    let whole = page(None, new);
+    let of = |name: &&str| ServiceHistory {
+        name: (*name).to_owned(),
+        protocol: Protocol::Tcp,
+        series: whole.whole.clone(),
+    };
+    let many = ManyHistories {
+        schema: 1,
+        step_ms: 5000,
+        ended_unix_ms: whole.ended_unix_ms,
+        took_ms: whole.took_ms.clone(),
+        services: services.iter().map(of).collect(),
+        kept: Default::default(),
+    };
+    let answer = match &ask {
+        Ask::Detail { service } => {
+            Answer { page: Some(page(service.as_deref(), new)), services: None }
+        }
+        Ask::Overview { .. } => Answer { page: Some(whole), services: Some(many) },
+    };
+    state.past.read(ask, Ok(answer));
+}
+
+/// Nothing for ten minutes, a burst, and nothing again.
+fn burst() -> Vec<u64> {
+    let mut new = vec![0; 180];
+    new[120..132].fill(500);
+    new
+}
+
+#[test]
+fn services_show_the_last_fifteen_minutes_as_curves_from_eighty_columns_on() {
+    let mut state = crowded();
+    drawn(&mut state, 80, 24);
+    seen(&mut state, &["shop-frontend-of-the-eu-west-region-199"], &burst());
+    for (width, height, bars) in [(80, 24, "▁▁▁▁▁▁▁▁▁▁█▁▁▁▁"), (120, 40, "▁██▁")]
+    {
+        let text = drawn(&mut state, width, height);
+        let row = text.lines().find(|line| line.contains("gion-199 ")).expect(&text);
+        assert!(text.contains(" new/s 15min") && row.contains(bars), "{text}");
+        let head = text.lines().find(|line| line.starts_with("15 min new/s ")).expect(&text);
+        assert!(head.contains("█▁") && head.ends_with(" now       0 max     100"), "{text}");
+    }
+    press(&mut state, typed("v"));
+    assert!(drawn(&mut state, 120, 40).contains(" sessions 15min"));
+    let text = drawn(&mut state, 60, 15);
+    assert!(!text.contains("15min") && text.contains("new/s"), "figures stay: {text}");
+}
+
+#[test]
+fn the_last_fifteen_minutes_of_one_service_are_drawn_at_every_size() {
+    let mut state = crowded();
+    press(&mut state, typed("h"));
+    let text = drawn(&mut state, 60, 15);
+    assert!(text.contains("the last 15 minutes of shop") && text.contains("looking ..."), "{text}");
+    seen(&mut state, &[], &burst());
+    for (width, height, lines) in [(60, 15, 3), (80, 24, 4), (120, 40, 4)] {
+        let text = drawn(&mut state, width, height);
+        for (name, now, max) in
+            [("sessions", "0", "500"), ("new/s", "0", "100"), ("p99", "0us", "500ms")]
+        {
+            let row = text
+                .lines()
+                .find(|line| line.starts_with(name) && line.contains("max"))
+                .expect(&text);
+            let words: Vec<&str> = row.split_whitespace().rev().take(4).collect();
+            assert_eq!(words, [max, "max", now, "now"], "{text}");
+            assert!(super::width(row) <= usize::from(width) && row.contains("█▁"), "{text}");
+        }
+        let full = text.lines().filter(|line| line.contains('█')).count();
+        assert_eq!(full, 3 * lines, "{text}");
+        let axis = text.lines().find(|line| line.contains("-15 min")).expect(&text);
+        let row = text.lines().find(|line| line.starts_with("p99")).expect(&text);
+        assert_eq!(column(axis, "now") + 3, column(row, " now "), "{text}");
+        assert!(text.lines().last().unwrap().contains("h all services"), "{text}");
+    }
+    press(&mut state, typed("h"));
+    assert!(drawn(&mut state, 80, 24).contains("the last 15 minutes of all services"));
+    press(&mut state, [Press::Back]);
+    assert!(drawn(&mut state, 80, 24).contains("1-"));
+}
+
+#[test]
+fn a_balancer_without_history_is_shown_without_it() {
+    let mut state = crowded();
+    drawn(&mut state, 120, 40);
+    let ask = state.due().unwrap();
+    state.past.read(ask, Err("refused: there is no /history".into()));
+    let text = drawn(&mut state, 120, 40);
+    assert!(
+        !text.contains("15min") && !text.contains("15 min") && !text.contains("refused"),
+        "{text}"
+    );
+    press(&mut state, typed("h"));
+    let ask = state.due().unwrap();
+    state.past.read(ask, Err("refused: there is no /history".into()));
+    let text = drawn(&mut state, 60, 15).replace('\n', " ");
+    assert!(text.contains("There is no history, which older balancers do not keep"), "{text}");
 }
 
 #[test]

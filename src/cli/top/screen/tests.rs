@@ -21,6 +21,8 @@ pub fn backend(number: u32, sessions: u64) -> BackendStatus {
         group: None,
         weight: 1,
         state: BackendState::Serving,
+        since_unix_ms: Some(0),
+        changes: 0,
         turns: 1,
         round: 4,
         registered_unix_ms: 0,
