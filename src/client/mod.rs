@@ -7,6 +7,7 @@ pub mod backend;
 pub mod demo;
 pub mod echo;
 mod echo_api;
+mod news;
 pub mod stay;
 pub mod user;
 pub mod wire;
