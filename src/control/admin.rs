@@ -301,9 +301,10 @@ impl AdminDoor {
                 ("/history/services", known) => {
                     json(StatusCode::OK, &history::many(&hub.history, &query, known))
                 }
-                (_, [] | [_]) => {
-                    json(StatusCode::OK, &history::page(&hub.history, &query, known.first()))
-                }
+                (_, [] | [_]) => json(
+                    StatusCode::OK,
+                    &history::page(&hub.history, &query, known.first(), Now::read()),
+                ),
                 _ => return Err("several services are shown by /history/services".to_owned()),
             })
         });

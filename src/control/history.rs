@@ -8,11 +8,14 @@
 //! show within the 15 minutes, and at most [`SERIES_MAX`] of them do, which is 7.4 MB. What other services did is
 //! in the series of their protocol and of the whole; how many these are is said.
 
+pub mod marks;
 pub mod page;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use marks::Marks;
 
 use crate::base::time::Now;
 use crate::cluster::{Protocol, ServiceId};
@@ -213,6 +216,7 @@ pub struct History {
     left_out: usize,
     whole_before: Totals,
     before: BTreeMap<ServiceId, Totals>,
+    pub marks: Marks,
 }
 
 impl History {
@@ -231,6 +235,7 @@ impl History {
             left_out: 0,
             whole_before: Totals::default(),
             before: BTreeMap::new(),
+            marks: Marks::default(),
         }
     }
 
@@ -248,9 +253,10 @@ impl History {
         services: impl Iterator<Item = Seen<'s>>,
     ) {
         let is_turned_back = now < self.ended;
-        let missed = now.since(self.due).as_nanos() / STEP.as_nanos();
-        let missed = usize::try_from(missed).unwrap_or(STEPS).min(STEPS);
-        (0..missed).for_each(|_| self.skip());
+        // To the nearest: a short step after a gap would be all that had waited for it, and so a peak that was none.
+        let missed = (now.since(self.due) + STEP / 2).as_nanos() / STEP.as_nanos();
+        let missed = u32::try_from(missed).unwrap_or(u32::MAX);
+        (0..missed.min(STEPS as u32)).for_each(|_| self.skip());
         let took = u32::try_from(now.since(self.ended).as_millis()).unwrap_or(u32::MAX);
         self.begin_place(if is_turned_back { 0 } else { took.max(1) });
         let added = whole.since(&self.whole_before);
@@ -260,9 +266,10 @@ impl History {
         self.steps += 1;
         self.ended = now;
         // Steps keep to the grid that the first one began, so that a tick's delay does not add up.
-        let late = now.since(self.due);
-        let into_next = Duration::from_nanos((late.as_nanos() % STEP.as_nanos()) as u64);
-        self.due = if is_turned_back { now } else { now.minus(into_next) }.plus(STEP);
+        self.due = match is_turned_back {
+            true => now.plus(STEP),
+            false => self.due.plus(STEP * missed).plus(STEP),
+        };
     }
 
     fn put_services<'s>(&mut self, whole: &Totals, services: impl Iterator<Item = Seen<'s>>) {

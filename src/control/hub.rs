@@ -10,7 +10,6 @@ mod listed;
 mod reloading;
 mod sampling;
 pub mod shares;
-mod standings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

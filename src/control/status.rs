@@ -211,10 +211,10 @@ pub struct BackendStatus {
     pub state: BackendState,
     /// Since when, in milliseconds since 1970; `null` once it has left.
     #[serde(default)]
-    pub since_unix_ms: Option<u64>,
+    pub state_since_unix_ms: Option<u64>,
     /// How often that has changed within the last 15 minutes; leaving and joining again count as well.
     #[serde(default)]
-    pub changes: u32,
+    pub state_changes: u32,
     /// How often it has a turn in one round of the rotation, and how many turns a round has;
     /// `turns / round` is its share of new sessions.
     pub turns: u32,

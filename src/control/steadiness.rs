@@ -69,25 +69,27 @@ impl Steadiness {
         Steadiness { began: now, tracks: BTreeMap::new() }
     }
 
-    /// A backend has this standing, or is not registered.
+    /// A backend has this standing, or is not registered. Returns whether that is another than before.
     pub fn saw(
         &mut self,
         service: ServiceId,
         address: SocketAddr,
         standing: Option<Standing>,
         now: Now,
-    ) {
+    ) -> bool {
         let minute = self.minute(now);
         if let Some(track) = self.tracks.get_mut(&(service, address)) {
-            if track.standing != standing {
+            let is_new = track.standing != standing;
+            if is_new {
                 track.change(standing, now, minute);
             }
-            return;
+            return is_new;
         }
         if self.tracks.len() >= REMEMBERED_MAX {
             self.tracks.retain(|_, track| track.standing.is_some());
         }
         self.tracks.insert((service, address), Track::new(standing, now, minute));
+        false
     }
 
     /// Since when a backend is in its state, and how often that has changed within the last 15 minutes.

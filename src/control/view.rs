@@ -250,8 +250,8 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
     let steady = hub.steadiness.of(service, address, now);
     let draining = hub.draining.get(&id);
     BackendStatus {
-        since_unix_ms: steady.map(|(since, _)| since.unix_ms()),
-        changes: steady.map_or(0, |(_, changes)| changes),
+        state_since_unix_ms: steady.map(|(since, _)| since.unix_ms()),
+        state_changes: steady.map_or(0, |(_, changes)| changes),
         turns,
         round,
         registered_unix_ms: entry.since.unix_ms(),
@@ -276,8 +276,8 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         weight: backend.weight,
         proxy: backend.proxy.then_some(2),
         state,
-        since_unix_ms: None,
-        changes: 0,
+        state_since_unix_ms: None,
+        state_changes: 0,
         turns: 0,
         round: 0,
         registered_unix_ms: 0,

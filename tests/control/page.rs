@@ -11,6 +11,7 @@ use lb::config::services::ServiceConfig;
 use serde_json::json;
 
 use crate::harness::Core;
+use crate::wait::wait_for;
 
 const BACKENDS: u16 = 200;
 const SESSIONS: u32 = 100_000;
@@ -120,6 +121,40 @@ fn a_browser_shows_two_hundred_backends_and_a_page_of_a_hundred_thousand_session
         assert!(dom.contains("dns-7<") && dom.contains("dns-200<"), "{dom}");
         assert!(dom.matches("<tr>").count() < 400, "only one page of sessions is drawn");
     }
+    println!("screenshots are in {}", into.display());
+}
+
+#[test]
+#[ignore = "needs the Debian package chromium"]
+fn a_browser_draws_the_last_minutes_with_what_changed_in_them_and_no_line_where_nothing_is_known() {
+    let core = Core::start(|config| {
+        config.health.interval = Duration::from_secs(3600);
+        config.set_services(vec![ServiceConfig::new("resolvers", Protocol::Udp)]);
+    });
+    let mut backend = core.connect();
+    let wanted = json!({"cmd": "register", "service": "resolvers", "port": 9});
+    assert_eq!(backend.ask(&wanted)["ack"], "successful");
+    core.worker.metrics.backends[0].total.add(30);
+    core.worker.metrics.counters.sessions_started.add(30);
+    let of_the_service = || core.get("/history?service=resolvers").1;
+    wait_for("two steps", || of_the_service().contains("\"new\":[30,0]").then_some(()));
+    let into = std::env::temp_dir().join(format!("lb-charts-{}", std::process::id()));
+    std::fs::create_dir_all(&into).unwrap();
+    let dom = seen_at(&core, "#service=resolvers", &into, true);
+    let charts =
+        dom.split("<figcaption").skip(1).map(|chart| chart.split("</figure>").next().unwrap());
+    let charts: Vec<&str> = charts.collect();
+    let titles = charts.iter().map(|chart| chart.split(['>', '<']).nth(1).unwrap());
+    let expected = ["Sessions", "New sessions", "Turned away", "Bytes", "First byte, within"];
+    assert_eq!(titles.collect::<Vec<_>>(), expected);
+    // 30 within the first five seconds, which end two steps ago at most.
+    let line = charts[1].split("class=\"s0\" d=\"").nth(1).unwrap().split('"').next().unwrap();
+    assert!(line.starts_with("M17") && line.contains('L'), "{line}");
+    assert_eq!(line.matches('M').count(), 1, "{line}");
+    assert!(charts[2].contains(">none<"), "nobody was turned away: {}", charts[2]);
+    assert!(charts[4].contains("class=\"s0\" d=\"\"") && charts[4].contains("nothing known"));
+    assert!(dom.contains(">b1 joined \u{b7} resolvers<"), "{dom}");
+    assert!(charts.iter().all(|chart| chart.contains("class=\"mark\" d=\"M")), "{dom}");
     println!("screenshots are in {}", into.display());
 }
 

@@ -268,6 +268,7 @@ pub(super) mod tests {
             service: service.map(str::to_owned),
             whole,
             protocols: Default::default(),
+            marks: Vec::new(),
             services: Default::default(),
         }
     }

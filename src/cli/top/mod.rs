@@ -19,7 +19,8 @@ use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifier
 use ratatui::DefaultTerminal;
 use tokio::sync::mpsc;
 
-use super::{Failure, peer, token, wait_for};
+use super::door::door;
+use super::{Failure, token, wait_for};
 use crate::base::thread;
 use crate::client::admin;
 use crate::control::history::page::Field;
@@ -37,10 +38,10 @@ const NEWS_MAX: usize = 64;
 /// Watch a running balancer in the terminal: its services, their backends and sessions; drain backends
 #[derive(Args)]
 pub struct Arguments {
-    /// The balancer's admin door
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = peer)]
+    /// The balancer's admin door, or the path of its admin.socket
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = door)]
     admin: String,
-    /// The balancer's [admin] token_file, which a drain needs
+    /// The balancer's [admin] token_file, which a drain needs; over its socket, root needs none
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::marks::{Mark, What};
 use super::{History, STEP, STEPS, Sample};
+use crate::base::time::Now;
 use crate::cluster::Protocol;
 use crate::control::status::SCHEMA;
 
@@ -28,7 +30,35 @@ pub struct HistoryPage {
     pub whole: Series,
     /// By protocol; none if a service was asked for.
     pub protocols: BTreeMap<Protocol, Series>,
+    /// What changed, the oldest first; of a service, what concerns it.
+    pub marks: Vec<MarkShown>,
     pub services: Kept,
+}
+
+/// Something that changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MarkShown {
+    /// In milliseconds since 1970.
+    pub unix_ms: u64,
+    pub what: What,
+    /// `null`: the balancer as a whole.
+    pub service: Option<String>,
+    /// The first backend that it happened to,
+    pub backend: Option<String>,
+    /// and how often it happened in that service in the five seconds from then on.
+    pub count: u32,
+}
+
+impl MarkShown {
+    fn of(mark: &Mark) -> MarkShown {
+        MarkShown {
+            unix_ms: mark.at.unix_ms(),
+            what: mark.what,
+            service: mark.service.as_deref().map(str::to_owned),
+            backend: mark.backend.map(|id| id.to_string()),
+            count: mark.count,
+        }
+    }
 }
 
 /// `GET /history/services`: chosen series of many services.
@@ -242,7 +272,7 @@ impl Query {
 pub type Known = (Arc<str>, Protocol);
 
 /// The answer to `/history`, for this service or for the whole.
-pub fn page(history: &History, query: &Query, service: Option<&Known>) -> HistoryPage {
+pub fn page(history: &History, query: &Query, service: Option<&Known>, now: Now) -> HistoryPage {
     let last = query.last.unwrap_or(STEPS);
     let fields = query.fields.as_deref().unwrap_or(&Field::ALL);
     let protocols = Protocol::ALL.into_iter().filter(|_| service.is_none()).map(|protocol| {
@@ -266,6 +296,7 @@ pub fn page(history: &History, query: &Query, service: Option<&Known>) -> Histor
         service: service.map(|(name, _)| name.to_string()),
         whole,
         protocols: protocols.collect(),
+        marks: history.marks.recent(now, service.map(|it| &*it.0)).map(MarkShown::of).collect(),
         services: kept(history),
     }
 }

@@ -77,6 +77,18 @@ fn a_tick_that_comes_steps_late_leaves_a_gap_and_spreads_what_was_added_over_it(
 }
 
 #[test]
+fn the_step_after_a_gap_is_no_shorter_than_half_a_step() {
+    for (ms, gaps, next) in [(12_400, 0, 15_000), (12_600, 1, 20_000), (44_600, 7, 50_000)] {
+        let mut history = History::new(at(0));
+        for end in [5_000, ms] {
+            history.end_step(at(end), &Totals::default(), [].into_iter());
+        }
+        assert_eq!(spans(&history).len(), gaps + 2, "at {ms}");
+        assert!(!history.is_due(at(next - 1)) && history.is_due(at(next)), "at {ms}");
+    }
+}
+
+#[test]
 fn a_clock_that_jumps_costs_a_gap_and_no_more() {
     let mut history = History::new(at(0));
     let end = |history: &mut History, ms: u64, new: u64| {

@@ -21,7 +21,6 @@ impl Hub {
         if applied.changed {
             self.publication.ask();
         }
-        self.remember_standing(&applied, now);
         self.follow(change, &applied, now);
         Ok(applied)
     }
@@ -32,6 +31,7 @@ impl Hub {
     }
 
     fn follow(&mut self, change: Change, applied: &Applied, now: Now) {
+        self.mark(&change, applied, now);
         match change {
             Change::Register(wanted) => {
                 self.registered(applied, now);

@@ -16,6 +16,7 @@ use crate::cluster::{BackendId, Protocol, ServiceId};
 use crate::config::{Config, rules};
 use crate::control::api::Event;
 use crate::control::doors::{OpenDoor, Opened, Step, put_addresses};
+use crate::control::history::marks::What;
 use crate::control::status::ShiftEnded;
 
 /// How long a service whose doors have closed goes on serving, for users who came by them last.
@@ -79,6 +80,7 @@ impl Hub {
         self.change_doors(step, opened);
         self.begin_to_leave(gone, now, until);
         self.counters.reloads.one();
+        self.history.marks.add(now, What::Reload, None, None);
         shifts_ended
     }
 

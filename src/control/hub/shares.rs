@@ -4,9 +4,11 @@
 use tracing::info;
 
 use super::Hub;
+use crate::base::time::Now;
 use crate::cluster::groups::{Group, SHARE_MAX};
 use crate::cluster::{Service, ServiceId};
 use crate::config::Config;
+use crate::control::history::marks::What;
 use crate::control::services;
 use crate::control::status::ShiftEnded;
 
@@ -62,6 +64,8 @@ impl Hub {
         }
         if self.registry.group(id, &shares) {
             self.publication.ask();
+            let name = &self.registry.service(id).name;
+            self.history.marks.add(Now::read(), What::Shift, Some(name), None);
         }
         let (from, to) = (shown(&groups), shown(&self.registry.service(id).groups));
         info!(service = name, from, to, "shares shifted");

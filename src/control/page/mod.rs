@@ -1,4 +1,4 @@
-//! `/`: the page for people. Owns one self-contained file that fetches only `/status` and `/sessions`,
+//! `/`: the page for people. Owns one self-contained file that fetches only `/status`, `/sessions` and `/history`,
 //! from the door that served it, and the policy by which browsers enforce this. It inserts everything it
 //! shows as text nodes, so a backend's name can never become markup.
 

@@ -261,9 +261,9 @@ fn state(backend: &BackendStatus, no_room: bool) -> (String, Color) {
 
 /// How long it has been in its state, and, if it does not keep to one, how often that has changed lately.
 fn since(backend: &BackendStatus, now_ms: u64) -> Line<'static> {
-    let Some(since) = backend.since_unix_ms else { return Line::from("-") };
+    let Some(since) = backend.state_since_unix_ms else { return Line::from("-") };
     let lasted = brief::span(now_ms.saturating_sub(since));
-    match backend.changes {
+    match backend.state_changes {
         0..RESTLESS => Line::from(lasted),
         changes => Line::styled(format!("{changes}x {lasted}"), Color::Red),
     }
