@@ -146,19 +146,23 @@ fn users(now: &Status, rates: Rates, room: usize) -> String {
         rate(rates.up, brief::bytes),
         rate(rates.down, brief::bytes),
     ];
-    let of = |used: u64, limit: u64, shown: fn(u64) -> String| match limit {
+    let of = |used: u64, limit: u64, shown: fn(u64) -> String, of: &str| match limit {
         // An older balancer has no limit of its own for UDP.
         0 => shown(used),
-        _ => format!("{} of {}", shown(used), shown(limit)),
+        _ => format!("{}{of}{}", shown(used), shown(limit)),
     };
-    let form = |shown: fn(u64) -> String, say: fn(&str, &str) -> String| {
-        let streams = of(totals.streams(), totals.limit, shown);
-        let udp = of(totals.udp_active, totals.udp_limit, shown);
-        let rates = [say("new", &new), say("up", &up), say("down", &down)].join(", ");
-        format!("sessions {streams}, udp {udp}, {rates}")
-    };
-    let long = form(grouped, |what, rate| format!("{rate}/s {what}"));
-    let short = form(brief::count, |what, rate| format!("{what} {rate}"));
+    let streams = |shown, by| of(totals.streams(), totals.limit, shown, by);
+    let udp = |shown, by| of(totals.udp_active, totals.udp_limit, shown, by);
+    let long = format!(
+        "sessions {}, udp {}, {new}/s new, {up}/s up, {down}/s down",
+        streams(grouped, " of "),
+        udp(grouped, " of ")
+    );
+    let short = format!(
+        "sessions {}, udp {}, new {new}/s, up {up}, down {down}",
+        streams(brief::count, "/"),
+        udp(brief::count, "/")
+    );
     fitting(&[long, short], room)
 }
 

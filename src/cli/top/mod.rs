@@ -53,7 +53,7 @@ enum News {
     Status(Result<Box<Status>, String>),
     Sessions(Of, Result<(Vec<SessionStatus>, bool), String>),
     Changed(Task, Result<u64, String>),
-    History(Ask, Result<Answer, String>),
+    History(Ask, Result<Box<Answer>, String>),
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -102,7 +102,7 @@ async fn watch(
                 Task::Nothing
             }
             News::History(ask, answer) => {
-                screen.past.read(ask, answer);
+                screen.past.read(ask, answer.map(|answer| *answer));
                 Task::Nothing
             }
             News::Changed(task, answer) => {
@@ -152,7 +152,7 @@ async fn look_back(ask: Ask, door: String, tell: mpsc::Sender<News>) {
             .map(|page| Answer { page: Some(page), services: None }),
         Ask::Overview { field, services } => overview(&door, *field, services).await,
     };
-    let _ = tell.send(News::History(ask, answer)).await;
+    let _ = tell.send(News::History(ask, answer.map(Box::new))).await;
 }
 
 async fn overview(door: &str, field: Field, services: &[String]) -> Result<Answer, String> {

@@ -293,13 +293,13 @@ impl Screen {
         self.overlay = Some(Overlay::Drain(Question::new(backend, default)));
     }
 
+    /// The balancer knows whether it drains: the last look may be older than the drain.
     fn undrain(&mut self, backend: String) -> Task {
-        match self.backend(&backend).map(|it| it.state) {
-            Some(BackendState::Draining) => return Task::Undrain(backend),
-            Some(_) => self.message = format!("{backend} does not drain"),
-            None => {}
+        if self.backend(&backend).is_some_and(|it| it.state == BackendState::Left) {
+            self.message = format!("{backend} has left: there is nothing to take back");
+            return Task::Nothing;
         }
-        Task::Nothing
+        Task::Undrain(backend)
     }
 
     fn close_question_of_one_that_left(&mut self) {

@@ -104,27 +104,27 @@ const KEYS: [(&str, &str); 21] = [
     ("up, down, k, j", "the row above or below"),
     ("PgUp, PgDn", "a page up or down"),
     ("Home, End", "the first or last row"),
-    ("Enter", "backends of the service, sessions of the backend"),
+    ("Enter", "a service's backends, their sessions"),
     ("Esc", "drops the filter, then goes back"),
-    ("/", "shows only rows with some text in them"),
-    ("s, r", "sort by another column; turn the order round"),
+    ("/", "only rows with some text in them"),
+    ("s, r", "sort otherwise; turn the order round"),
     ("b", "backends of all services"),
-    ("a", "sessions of all backends of the service"),
+    ("a", "sessions of the whole service"),
     ("d", "drain the backend, with a deadline"),
     ("u", "undrain: take a drain back"),
-    ("h", "the last 15 minutes of the service; again: of all"),
-    ("v", "other curves: sessions, bytes, requests, errors ..."),
+    ("h", "last 15 minutes; again: of all services"),
+    ("v", "other curves: bytes, errors, p99 ..."),
     ("q, Ctrl-C", "quit"),
     ("", ""),
-    ("K M G", "steps of 1024 for bytes, of 1000 for counts"),
-    ("new/s up/s down/s", "since the look before, a second ago"),
-    ("since", "how long in its state; 8x: changed 8 times in 15 min"),
-    ("share", "part of the new sessions of its service"),
-    ("failed", "connections to it that failed, since the start"),
+    ("K M G", "steps of 1024 for bytes, else of 1000"),
+    ("new/s, up, down", "between the last two looks"),
+    ("since", "in its state; 8x: changed 8x in 15 min"),
+    ("share", "part of its service's new sessions"),
+    ("failed", "failed connections, since the start"),
     ("hello", "how long its last answer took"),
 ];
 /// What the left of these takes.
-const KEY_WIDTH: usize = 19;
+const KEY_WIDTH: usize = 16;
 
 /// What the keys and columns mean, from line `first` on, which is brought back to what there is.
 pub fn help(first: &mut usize, frame: &mut Frame) {

@@ -200,10 +200,9 @@ fn draining(number: u32, by: &str) -> BackendStatus {
 #[test]
 fn a_drain_is_taken_back_where_there_is_one() {
     let mut screen = screen();
-    assert_eq!(screen.press(Press::Char('u')), Task::Nothing);
-    assert_eq!(screen.message, "b1 does not drain");
-    screen.looked(Ok(status(2000, vec![draining(1, "operator")])));
     let undrain = Task::Undrain("b1".into());
+    assert_eq!(screen.press(Press::Char('u')), undrain, "it may drain since the last look");
+    screen.looked(Ok(status(2000, vec![draining(1, "operator")])));
     assert_eq!(screen.press(Press::Char('u')), undrain);
     screen.changed(&undrain, Ok(2));
     assert_eq!(screen.message, "b1 no longer drains");
@@ -225,6 +224,8 @@ fn a_backend_that_leaves_takes_the_question_about_it_along() {
     assert_eq!((screen.message.as_str(), &screen.overlay), ("b1 has left", &None));
     screen.press(Press::Char('d'));
     assert_eq!(screen.message, "b1 has left: it gets no new sessions");
+    assert_eq!(screen.press(Press::Char('u')), Task::Nothing);
+    assert_eq!(screen.message, "b1 has left: there is nothing to take back");
     assert_eq!(screen.overlay, None);
 }
 
