@@ -280,6 +280,10 @@ mod tests {
             let line = told(&before, &changed, within);
             assert!(line.contains(words), "{line}");
         }
+    }
+
+    #[test]
+    fn what_an_older_balancer_does_not_say_is_left_out() {
         let older = Changed { schema: SCHEMA, sessions: 7, backend: None, groups: Vec::new() };
         let line = told(&backend(), &older, None);
         assert!(

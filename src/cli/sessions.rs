@@ -8,8 +8,7 @@ use ipnet::IpNet;
 
 use super::door::door;
 use super::naming::{self, Scope};
-use super::status::{headed, with_service};
-use super::table::{Cell, bytes, colour, drawn, span, word};
+use super::table::{Cell, bytes, colour, drawn, headed, span, with_service, word};
 use super::{Failure, duration, print, protocol, trouble, wait_for};
 use crate::client::admin;
 use crate::cluster::Protocol;

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::door::door;
 use super::sessions;
-use super::table::{Cell, Look, bytes, colour, drawn, grouped, number, painted, word};
+use super::table::{
+    Cell, Look, bytes, colour, drawn, grouped, headed, lasting, number, painted, with_service, word,
+};
 use super::{Failure, print, trouble, wait_for};
 use crate::client::admin as client;
 use crate::control::status::{
@@ -115,23 +117,6 @@ fn narrowed(text: &[u8], name: &str) -> Result<String, String> {
     Ok(all.to_string() + "\n")
 }
 
-/// A row with its service in the second column, if there are named services.
-pub fn with_service(named: bool, service: &str, mut row: Vec<Cell>) -> Vec<Cell> {
-    if named {
-        row.insert(1, word(service));
-    }
-    row
-}
-
-/// The headings of such rows.
-pub fn headed(named: bool, heads: &[&'static str]) -> Vec<&'static str> {
-    let mut heads = heads.to_vec();
-    if named {
-        heads.insert(1, "service");
-    }
-    heads
-}
-
 /// The whole balancer on one page.
 fn page(status: &Status, list: List) -> String {
     let title = |text: &str| painted(text, Look::Faint, list.colour);
@@ -232,7 +217,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
             None => backend.address.to_string(),
         }),
         word(backend.name.as_deref().unwrap_or("-")),
-        word(backend.state.name()).looking(look),
+        word(state(backend)).looking(look),
         word(share).right(),
         hello(backend),
         number(backend.sessions_active),
@@ -242,6 +227,15 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
         bytes(backend.bytes_up),
         bytes(backend.bytes_down),
     ]
+}
+
+/// The state, of one that drains with the time that its sessions still have.
+fn state(backend: &BackendStatus) -> String {
+    match (backend.state, backend.drains_in_ms) {
+        (BackendState::Draining, _) if backend.drain.empty => "drained".to_owned(),
+        (BackendState::Draining, Some(ms)) => format!("draining, {}", lasting(ms)),
+        (state, _) => state.name().to_owned(),
+    }
 }
 
 /// A number that should be zero.

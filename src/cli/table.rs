@@ -96,6 +96,23 @@ pub fn drawn(heads: &[&str], rows: &[Vec<Cell>], colour: bool) -> String {
     out
 }
 
+/// A row with its service in the second column, if there are named services.
+pub fn with_service(named: bool, service: &str, mut row: Vec<Cell>) -> Vec<Cell> {
+    if named {
+        row.insert(1, word(service));
+    }
+    row
+}
+
+/// The headings of such rows.
+pub fn headed(named: bool, heads: &[&'static str]) -> Vec<&'static str> {
+    let mut heads = heads.to_vec();
+    if named {
+        heads.insert(1, "service");
+    }
+    heads
+}
+
 /// The text in the colour of its look.
 pub fn painted(text: &str, look: Look, colour: bool) -> String {
     let code = match look {

@@ -70,7 +70,7 @@ fn told(before: &BackendStatus, changed: &Changed, weight: u16) -> String {
     };
     match before.weight == weight {
         true => format!("{who} has weight {weight} already{share}\n"),
-        false => format!("{who} has weight {weight}, not {} any more{share}\n", before.weight),
+        false => format!("{who} now has weight {weight} instead of {}{share}\n", before.weight),
     }
 }
 
@@ -99,7 +99,7 @@ mod tests {
         };
         let line = told(3, BackendState::Serving, 5);
         assert!(
-            line.ends_with("has weight 5, not 2 any more, 75.0 % of the new users\n"),
+            line.ends_with("now has weight 5 instead of 2, 75.0 % of the new users\n"),
             "{line}"
         );
         let line = told(0, BackendState::Draining, 2);

@@ -225,7 +225,7 @@ pub struct BackendStatus {
     pub check: CheckStatus,
     #[serde(default)]
     pub drain: DrainStatus,
-    /// While draining: how long the remaining sessions still have; `null` also if they end by themselves.
+    /// While draining: how long the remaining sessions still have; `null` also if they end by themselves or none is left.
     pub drains_in_ms: Option<u64>,
     /// Sessions now running on it.
     pub sessions_active: u64,

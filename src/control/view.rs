@@ -258,7 +258,11 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
         check: hub.check_result(id).map(check).unwrap_or_default(),
         drain: draining.map(|it| drain(hub, entry, &it.drain)).unwrap_or_default(),
-        drains_in_ms: draining.and_then(|it| it.drain.remaining(now)).map(ms),
+        drains_in_ms: draining
+            .map(|it| &it.drain)
+            .filter(|it| !it.is_empty)
+            .and_then(|it| it.remaining(now))
+            .map(ms),
         ..backend(hub, &entry.backend, BackendState::of(entry.backend.standing))
     }
 }
