@@ -57,6 +57,11 @@ pub fn latency(us: u64) -> String {
     }
 }
 
+/// `1 session`, `12 sessions`.
+pub fn sessions(count: u64) -> String {
+    format!("{} session{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

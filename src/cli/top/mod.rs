@@ -6,6 +6,7 @@ mod brief;
 mod columns;
 mod draw;
 mod history;
+mod press;
 mod question;
 mod rows;
 mod screen;

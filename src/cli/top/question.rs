@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::screen::Press;
+use super::press::Press;
 use crate::cli::duration;
 use crate::control::verbs::DRAIN_MAX;
 

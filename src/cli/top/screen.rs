@@ -5,10 +5,12 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use super::brief::sessions;
 use super::history::{Ask, Past};
+pub use super::press::Press;
 use super::question::{Answer, Question};
 use super::rows::{self, ApiRates, Change, Growth, Rates, SortBy, View};
-use crate::cli::table::{grouped, lasting};
+use crate::cli::table::lasting;
 use crate::control::status::{BackendState, BackendStatus, ServiceStatus, SessionStatus, Status};
 use crate::control::view::ms;
 
@@ -17,24 +19,6 @@ const FILTER_MAX: usize = 64;
 
 /// The deadline that is offered where the balancer does not say its own: the default of `timeouts.drain_ms`.
 const DRAIN_MS: u64 = 30_000;
-
-/// A key as the screen understands it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Press {
-    Up,
-    Down,
-    PageUp,
-    PageDown,
-    Home,
-    End,
-    Enter,
-    /// Escape.
-    Back,
-    Erase,
-    Char(char),
-    /// Control-C.
-    Leave,
-}
 
 /// Whose sessions are shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -609,11 +593,6 @@ impl Screen {
     pub fn api(&self) -> Option<ApiRates> {
         self.growth.api
     }
-}
-
-/// `1 session`, `12 sessions`.
-pub fn sessions(count: u64) -> String {
-    format!("{} session{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph};
 
-use super::super::brief;
+use super::super::brief::{self, sessions};
 use super::super::question::Question;
-use super::super::screen::{Overlay, Screen, sessions};
+use super::super::screen::{Overlay, Screen};
 use super::{BOLD, FAINT, centred, wrapped};
 use crate::cli::table::lasting;
 use crate::cli::text::{middled, shown};
