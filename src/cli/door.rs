@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::Value;
 
-use super::table::shown;
+use super::text::shown;
 use super::{Failure, peer, token};
 use crate::client::admin;
 use crate::control::status::{BackendStatus, Changed, Status};

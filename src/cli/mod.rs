@@ -18,6 +18,7 @@ mod shift;
 mod status;
 mod stop;
 mod table;
+mod text;
 mod top;
 mod trouble;
 mod undrain;

@@ -5,6 +5,8 @@ use std::env;
 use std::fmt::Write;
 use std::io::{self, IsTerminal};
 
+use super::text::{shown, width};
+
 /// How a cell looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Look {
@@ -63,11 +65,11 @@ pub fn colour() -> bool {
 
 /// The rows below their headings, each column as wide as its widest cell.
 pub fn drawn(heads: &[&str], rows: &[Vec<Cell>], colour: bool) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].text.chars().count());
-        cells.chain([heads[column].chars().count()]).max().unwrap_or(0)
+    let widest = |column: usize| {
+        let cells = rows.iter().map(|row| width(&row[column].text));
+        cells.chain([width(heads[column])]).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
+    let widths: Vec<usize> = (0..heads.len()).map(widest).collect();
     let right = |column: usize| rows.first().is_some_and(|row| row[column].right);
     let top: Vec<Cell> = heads
         .iter()
@@ -81,8 +83,8 @@ pub fn drawn(heads: &[&str], rows: &[Vec<Cell>], colour: bool) -> String {
     let mut out = String::new();
     for row in std::iter::once(&top).chain(rows) {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let pad = " ".repeat(width - cell.text.chars().count());
+        for (cell, wide) in row.iter().zip(&widths) {
+            let pad = " ".repeat(wide - width(&cell.text));
             let text = painted(&cell.text, cell.look, colour);
             let (before, after) = if cell.right { (pad.as_str(), "") } else { ("", pad.as_str()) };
             // Writing to a string cannot fail.
@@ -122,26 +124,6 @@ pub fn painted(text: &str, look: Look, colour: bool) -> String {
         Look::Faint => 2,
     };
     format!("\x1b[{code}m{text}\x1b[0m")
-}
-
-/// Text from the network may hold anything, including what a terminal would obey.
-pub fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// The text in at most `width` characters. Long names differ at their ends as often as at their beginnings, so
-/// what is left out is the middle.
-pub fn middled(text: &str, width: usize) -> String {
-    let count = text.chars().count();
-    if count <= width {
-        return text.to_owned();
-    }
-    let kept = width.saturating_sub(1);
-    let (before, after) = (kept.div_ceil(2), kept / 2);
-    let mark = if width == 0 { "" } else { "…" };
-    let start: String = text.chars().take(before).collect();
-    let end: String = text.chars().skip(count - after).collect();
-    format!("{start}{mark}{end}")
 }
 
 /// A number with its digits in groups of three.
@@ -213,13 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_keeps_both_its_ends() {
-        for (width, shown) in
-            [(9, "shop-eu-1"), (8, "shop…u-1"), (7, "sho…u-1"), (2, "s…"), (1, "…"), (0, "")]
-        {
-            assert_eq!(middled("shop-eu-1", width), shown);
-        }
-        assert_eq!(middled("ééééé", 3), "é…é");
+    fn wide_and_combining_characters_keep_the_columns_aligned() {
+        let rows = [
+            vec![word("数据库"), number(1)],
+            vec![word("cafe\u{301}"), number(2)],
+            vec![word("plain"), number(3)],
+        ];
+        let lines = ["name    n", "数据库  1", "cafe\u{301}    2", "plain   3"];
+        assert_eq!(drawn(&["name", "n"], &rows, false), lines.join("\n") + "\n");
     }
 
     #[test]

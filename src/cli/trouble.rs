@@ -79,6 +79,11 @@ pub fn backends(service: &ServiceStatus) -> u64 {
     service.backends.values().sum()
 }
 
+/// Those of them that get new sessions.
+pub fn serving_now(service: &ServiceStatus) -> u64 {
+    in_state(service, BackendState::Serving)
+}
+
 /// Those of them that should serve and do not.
 pub fn failing(service: &ServiceStatus) -> u64 {
     in_state(service, BackendState::Failing) + in_state(service, BackendState::Aside)

@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use crate::control::history::STEPS;
+use crate::control::history::page::{Field, HistoryPage, ManyHistories};
 use crate::control::status::{Changed, Problem, SessionStatus, SessionsPage, Status};
 
 /// How long one answer may take.
@@ -92,6 +94,36 @@ pub async fn sessions_of(
     let path = format!("/sessions?{key}={}&limit={most}", quoted(name));
     let page: SessionsPage = read(admin, "/sessions", &get(admin, &path).await?)?;
     Ok((page.sessions, page.next.is_some()))
+}
+
+/// The last 15 minutes, of one service or of the whole; these fields, or all.
+///
+/// # Errors
+/// One sentence with the cure.
+pub async fn history(
+    admin: &str,
+    service: Option<&str>,
+    fields: Option<Field>,
+) -> Result<HistoryPage, String> {
+    let of = service.map(|name| format!("service={}", quoted(name)));
+    let fields = fields.map(|field| format!("fields={}", field.name()));
+    let query: Vec<String> = of.into_iter().chain(fields).collect();
+    let path = format!("/history?{}", query.join("&"));
+    read(admin, "/history", &get(admin, &path).await?)
+}
+
+/// One field of these services over the last 15 minutes.
+///
+/// # Errors
+/// One sentence with the cure.
+pub async fn histories(
+    admin: &str,
+    services: &[String],
+    field: Field,
+) -> Result<ManyHistories, String> {
+    let of: String = services.iter().map(|name| format!("&service={}", quoted(name))).collect();
+    let path = format!("/history/services?last={STEPS}&fields={}{of}", field.name());
+    read(admin, "/history/services", &get(admin, &path).await?)
 }
 
 /// Requests a change (see `control::verbs`), with one of the balancer's tokens if there is one.

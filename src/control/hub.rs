@@ -31,6 +31,7 @@ use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
+use super::steadiness::Steadiness;
 use super::workers::{Given, Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
 use crate::base::time::Now;
@@ -111,6 +112,7 @@ pub struct Hub {
     /// What backends were given that have gone with the last of their sessions, by service.
     pub given_before: BTreeMap<ServiceId, Given>,
     pub history: History,
+    pub steadiness: Steadiness,
     pub started: Now,
     pub snapshot: Arc<Snapshot>,
     /// The users' doors. A hub on its own has none.
@@ -162,6 +164,7 @@ impl Hub {
             ended_by_operators: BTreeMap::new(),
             given_before: BTreeMap::new(),
             history: History::new(now),
+            steadiness: Steadiness::new(now),
             started: now,
             snapshot,
             reload: ReloadStatus::default(),

@@ -30,6 +30,7 @@
 //! | the log lines | [`console`] |
 //! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`readiness`], [`page`], [`admin`], [`socket`] |
 //! | pure: the last 15 minutes | [`history`] |
+//! | pure: since when a backend is in its state | [`steadiness`] |
 //! | who holds a connection to it | [`places`], [`peer`] |
 //! | what operators may change, and who | [`verbs`] |
 
@@ -65,6 +66,7 @@ pub mod rights;
 pub mod services;
 pub mod socket;
 pub mod status;
+pub mod steadiness;
 pub mod verbs;
 pub mod view;
 pub mod workers;

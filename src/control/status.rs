@@ -29,6 +29,9 @@ pub struct Status {
     pub doors: Doors,
     /// `round_robin`, `least_sessions` or `source_hash`.
     pub policy: String,
+    /// `timeouts.drain_ms`: how long the sessions of a backend have that is drained without a deadline.
+    #[serde(default)]
+    pub drain_ms: Option<u64>,
     /// The version of the snapshot last published to the workers.
     pub snapshot: u64,
     pub sessions: SessionTotals,
@@ -216,10 +219,10 @@ pub struct BackendStatus {
     /// `turns / round` is its share of new sessions.
     pub turns: u32,
     pub round: u32,
-    /// Since when it is in its state, in milliseconds since 1970, and how often its state has changed since it joined: a backend that
-    /// flaps has done so often.
+    /// Since when, in milliseconds since 1970; `null` once it has left.
     #[serde(default)]
     pub state_since_unix_ms: Option<u64>,
+    /// How often that has changed within the last 15 minutes; leaving and joining again count as well.
     #[serde(default)]
     pub state_changes: u32,
     pub registered_unix_ms: u64,

@@ -12,8 +12,8 @@ use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
     BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, DrainStatus, GroupStatus,
-    HelloStatus, LastMinute, Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus,
-    SessionTotals, Status, Timings, WorkerStatus,
+    HelloStatus, LastMinute, Percentiles, Quantiles, RunState, SCHEMA, ServiceLimits,
+    ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::value;
 use crate::base::time::Now;
@@ -39,6 +39,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         stops_in_ms: hub.stop_until.map(|until| ms(until.since(now))),
         doors,
         policy: policy(hub.config.balance.policy).to_owned(),
+        drain_ms: Some(ms(hub.config.balance.drain)),
         snapshot: hub.snapshot.version,
         sessions: sessions(hub),
         services: services(hub),
@@ -247,8 +248,12 @@ pub fn backend_now(hub: &Hub, id: BackendId, now: Now) -> Option<BackendStatus> 
 fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> BackendStatus {
     let id = entry.backend.id;
     let [turns, round] = [turns.0, turns.1].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
+    let Backend { service, address, .. } = entry.backend;
+    let steady = hub.steadiness.of(service, address, now);
     let draining = hub.draining.get(&id);
     BackendStatus {
+        state_since_unix_ms: steady.map(|(since, _)| since.unix_ms()),
+        state_changes: steady.map_or(0, |(_, changes)| changes),
         turns,
         round,
         registered_unix_ms: entry.since.unix_ms(),
@@ -267,7 +272,6 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
 fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
     let values = hub.workers.backend(backend.slot);
     let service = hub.registry.service(backend.service);
-    let stood = hub.history.marks.stood(backend.id);
     BackendStatus {
         id: backend.id.to_string(),
         service: service.name.to_string(),
@@ -278,8 +282,8 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         weight: backend.weight,
         proxy: backend.proxy.then_some(2),
         state,
-        state_since_unix_ms: stood.map(|it| it.since.unix_ms()),
-        state_changes: stood.map_or(0, |it| it.changes),
+        state_since_unix_ms: None,
+        state_changes: 0,
         turns: 0,
         round: 0,
         registered_unix_ms: 0,

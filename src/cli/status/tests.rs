@@ -54,6 +54,7 @@ pub fn status() -> Status {
         derived: vec!["workers = 1".into(), "limits.sessions = 100".into()],
         doors: Doors { tcp: Some("[::]:8081".parse().unwrap()), ..Doors::default() },
         policy: "round_robin".into(),
+        drain_ms: Some(30_000),
         snapshot: 3,
         services: vec![service("tcp", 2, 1)],
         sessions: SessionTotals {

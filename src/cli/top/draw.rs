@@ -1,5 +1,9 @@
-//! How `lb top` looks. Owns columns, colours and words; decides nothing and only reads the screen's state.
-//! Only the rows in sight are drawn.
+//! How `lb top` looks: the parts of the screen, its head, its title and the keys. Owns colours and words; decides
+//! nothing and only reads the screen's state. Only the rows in sight are drawn.
+
+mod history;
+mod lists;
+mod overlay;
 
 use std::ops::Range;
 
@@ -7,410 +11,325 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Clear, Paragraph, Table, TableState, Wrap};
+use ratatui::widgets::Paragraph;
 
-use super::columns::{Column, name, number, table, text};
-use super::rows::Rates;
-use super::screen::{List, Mode, Of, Row, Screen};
-use crate::cli::table::{grouped, lasting, middled, sized};
-use crate::cli::trouble::{self, Trouble};
-use crate::control::status::{
-    BackendState, BackendStatus, RunState, ServiceStatus, SessionStatus, Status,
-};
+use super::brief;
+use super::rows::{ApiRates, Rates};
+use super::screen::{List, Mode, Of, Overlay, Screen};
+use crate::cli::table::{grouped, lasting};
+use crate::cli::text::{headed, middled, width};
+use crate::cli::trouble;
+use crate::cluster::Protocol;
+use crate::control::status::{LastMinute, RunState, ServiceStatus, Status};
 
 const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
-const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
+const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
+
+/// Lines that a message may take. A sentence with its cure fits into them at 60 columns.
+const MESSAGE_LINES_MAX: usize = 4;
+/// The heights from which there is room for all of the head, and for all but its curve.
+const TALLER: u16 = 20;
+const TALLER_LINES: usize = 5;
+const TALL: u16 = 14;
+const TALL_LINES: usize = 4;
+/// The height from which there is room for the most important part of it.
+const MIDDLING: u16 = 7;
 
 /// Draws everything.
 pub fn screen(screen: &mut Screen, frame: &mut Frame) {
-    let parts = [Constraint::Length(3), Constraint::Min(3), Constraint::Length(1)];
-    let [top, middle, bottom] = Layout::vertical(parts).areas(frame.area());
+    let area = frame.area();
+    let message = message(screen, usize::from(area.width));
+    let mut head = head(screen, usize::from(area.width));
+    let is_history = matches!(screen.mode, Mode::History { .. });
+    head.truncate(match area.height {
+        TALLER.. if is_history => TALL_LINES,
+        TALLER.. => TALLER_LINES,
+        TALL.. if !is_history => TALL_LINES,
+        MIDDLING.. => 2,
+        _ => 0,
+    });
+    let lines = |count: usize| Constraint::Length(u16::try_from(count).unwrap_or(u16::MAX));
+    let parts = [lines(head.len()), lines(1), Constraint::Min(2), lines(message.len()), lines(1)];
+    let [top, above, middle, said, bottom] = Layout::vertical(parts).areas(area);
     // The heading of a table takes a row.
     let rows = screen.window(usize::from(middle.height.saturating_sub(1)));
-    let mut head = head(screen);
-    head.push(title(screen, &rows, usize::from(top.width)));
+    let title = title(screen, &rows, usize::from(above.width));
     frame.render_widget(Paragraph::new(head), top);
-    match (&screen.mode, &screen.list) {
-        (Mode::Sessions { .. }, _) => sessions(screen, rows, frame, middle),
-        (_, List::Services) => services(screen, rows, frame, middle),
-        (_, List::Backends { service }) => {
-            let groups = service.as_ref().map(|name| screen.service(name));
-            let groups = groups.map(|it| it.is_some_and(|it| !it.groups.is_empty()));
-            backends(screen, groups, rows, frame, middle);
-        }
-    }
+    frame.render_widget(Paragraph::new(title), above);
+    lists::draw(screen, rows, frame, middle);
+    frame.render_widget(Paragraph::new(message), said);
     frame.render_widget(Paragraph::new(foot(screen, usize::from(bottom.width))), bottom);
-    if let Mode::Confirm { backend } = &screen.mode {
-        confirm(screen, backend, frame);
+    match &mut screen.overlay {
+        None => {}
+        Some(Overlay::Help { first }) => overlay::help(first, frame),
+        Some(Overlay::Drain(question)) => {
+            let question = question.clone();
+            overlay::question(screen, &question, frame);
+        }
     }
 }
 
-/// The balancer, in two lines.
-fn head(screen: &Screen) -> Vec<Line<'static>> {
+/// What was done or refused, or why the balancer is silent, in lines of its own: the keys stay in sight.
+fn message(screen: &Screen, room: usize) -> Vec<Line<'static>> {
+    let (said, colour) = match (&*screen.message, &screen.trouble) {
+        ("", None) => return Vec::new(),
+        ("", Some(said)) => (&**said, Color::Red),
+        (said, _) => (said, Color::Yellow),
+    };
+    let mut lines = wrapped(said, room);
+    if lines.len() > MESSAGE_LINES_MAX {
+        let rest = lines.split_off(MESSAGE_LINES_MAX - 1).join(" ");
+        lines.push(headed(&rest, room));
+    }
+    lines.into_iter().map(|line| Line::styled(line, colour)).collect()
+}
+
+/// The words in lines of at most `room` columns.
+fn wrapped(text: &str, room: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if width(line) + 1 + width(word) <= room => *line = format!("{line} {word}"),
+            _ => lines.push(headed(word, room)),
+        }
+    }
+    lines
+}
+
+/// The first of these that fits, or the last without its end.
+fn fitting(forms: &[String], room: usize) -> String {
+    let found = forms.iter().find(|form| width(form) <= room);
+    found.cloned().unwrap_or_else(|| headed(forms.last().map_or("", |it| it), room))
+}
+
+/// The balancer: its state, its users, its API door.
+fn head(screen: &Screen, room: usize) -> Vec<Line<'static>> {
     let Some(now) = &screen.now else {
-        let words = if screen.stale { "no balancer" } else { "looking ..." };
+        let words = if screen.trouble.is_some() { "no balancer" } else { "looking ..." };
         return vec![Line::from(words.to_owned())];
     };
+    let mut lines = vec![state(screen, now, room), Line::from(users(now, screen.totals(), room))];
+    lines.extend(api(screen, now, room));
+    lines.push(Line::from(latency(now, room)));
+    lines.extend(history::overview(screen, room));
+    lines
+}
+
+fn state(screen: &Screen, now: &Status, room: usize) -> Line<'static> {
+    let name = Span::styled(format!("lb {} ", now.version), BOLD);
+    if screen.trouble.is_some() {
+        let silent = brief::span(u64::try_from(screen.silent.as_millis()).unwrap_or(u64::MAX));
+        let words = format!("NOT ANSWERING for {silent}; this is how it was");
+        return Line::from(vec![name, Span::styled(words, Color::Red)]);
+    }
     let (word, colour) = match now.state {
         RunState::Serving => ("serving", Color::Green),
         RunState::Draining => ("draining", Color::Yellow),
         RunState::Stopping => ("stopping", Color::Red),
     };
-    let left = now.stops_in_ms.map(|ms| format!(", {} left", lasting(ms))).unwrap_or_default();
+    let left = now.stops_in_ms.map(|ms| format!(", {} left", brief::left(ms))).unwrap_or_default();
     let up = lasting(now.uptime_ms / 1000 * 1000);
     let refused = grouped(now.sessions.refused);
-    let about = format!("{left}, up {up}, {}, {refused} turned away", now.policy.replace('_', " "));
-    vec![
-        Line::from(vec![
-            Span::styled(format!("lb {} ", now.version), Modifier::BOLD),
-            Span::styled(word, colour),
-            Span::raw(about),
-            Span::styled(if screen.stale { "  NOT ANSWERING" } else { "" }, Color::Red),
-        ]),
-        Line::from(users(now, screen.totals())),
-    ]
+    let policy = now.policy.replace('_', " ");
+    let forms = [
+        format!("{left}, up {up}, {policy}, {refused} turned away"),
+        format!("{left}, up {up}, {refused} turned away"),
+    ];
+    let about = fitting(&forms, room.saturating_sub(name.width() + word.len()));
+    Line::from(vec![name, Span::styled(word, colour), Span::raw(about)])
 }
 
-fn users(now: &Status, rates: Rates) -> String {
+fn users(now: &Status, rates: Rates, room: usize) -> String {
     let totals = &now.sessions;
-    format!(
-        "sessions {} of {}, udp {} of {}, {} new, {} up, {} down",
-        grouped(totals.streams()),
-        grouped(totals.limit),
-        grouped(totals.udp_active),
-        grouped(totals.udp_limit),
-        per_second(rates.new, grouped),
-        per_second(rates.up, sized),
-        per_second(rates.down, sized),
+    let [new, up, down] = [
+        rate(rates.new, brief::count),
+        rate(rates.up, brief::bytes),
+        rate(rates.down, brief::bytes),
+    ];
+    let of = |used: u64, limit: u64, shown: fn(u64) -> String, of: &str| match limit {
+        // An older balancer has no limit of its own for UDP.
+        0 => shown(used),
+        _ => format!("{}{of}{}", shown(used), shown(limit)),
+    };
+    let streams = |shown, by| of(totals.streams(), totals.limit, shown, by);
+    let udp = |shown, by| of(totals.udp_active, totals.udp_limit, shown, by);
+    let long = format!(
+        "sessions {}, udp {}, {new}/s new, {up}/s up, {down}/s down",
+        streams(grouped, " of "),
+        udp(grouped, " of ")
+    );
+    let short = format!(
+        "sessions {}, udp {}, new {new}/s, up {up}, down {down}",
+        streams(brief::count, "/"),
+        udp(brief::count, "/")
+    );
+    fitting(&[long, short], room)
+}
+
+/// Requests and errors of the API door, if there is one.
+fn api(screen: &Screen, now: &Status, room: usize) -> Option<Line<'static>> {
+    if now.doors.api.is_none() && super::rows::counted(now, "api_requests") == 0 {
+        return None;
+    }
+    let rates = screen.api();
+    let of = |pick: fn(ApiRates) -> u64| rate(rates.map(pick), brief::count);
+    let [requests, refused, failed] =
+        [of(|it| it.requests), of(|it| it.refused), of(|it| it.failed)];
+    // An error is seen for a minute, in case nobody looks in the second in which it happens.
+    let minute = now.last_minute.get(&Protocol::Api).and_then(|it| it.errors);
+    let recent = minute.map(|errors| format!(", {} in the last minute", grouped(errors)));
+    let recent = recent.unwrap_or_default();
+    let is_bad = minute.is_some_and(|errors| errors > 0) || rates.is_some_and(|it| it.failed > 0);
+    let marked = if is_bad { Style::new().fg(Color::Red) } else { Style::new() };
+    let forms = [
+        format!("api {requests} requests/s, {refused}/s refused, errors {failed}/s{recent}"),
+        format!("api {requests}/s, {refused}/s refused, errors {failed}/s{recent}"),
+        format!("api {requests}/s, {refused}/s refused, errors {failed}/s"),
+    ];
+    Some(Line::styled(fitting(&forms, room), marked))
+}
+
+/// How long users wait for the first byte, by protocol: lately, because the past hides what is wrong now.
+fn latency(now: &Status, room: usize) -> String {
+    let at = |us: Option<u64>| us.map_or("over 60s".to_owned(), brief::latency);
+    let times = |count: u64, p50: Option<u64>, p99: Option<u64>| match count {
+        0 => "-".to_owned(),
+        _ => format!("{}/{}", at(p50), at(p99)),
+    };
+    if now.last_minute.is_empty() {
+        let it = &now.timings.first_byte;
+        let all = times(it.count, it.p50_us, it.p99_us);
+        return fitting(&[format!("first byte p50/p99, since the start: {all}")], room);
+    }
+    let of = |(protocol, minute): (&Protocol, &LastMinute)| {
+        let LastMinute { first_byte: it, .. } = minute;
+        format!("{protocol} {}", times(it.count, it.p50_us, it.p99_us))
+    };
+    let all = now.last_minute.iter().map(of).collect::<Vec<_>>().join(", ");
+    fitting(
+        &[
+            format!("first byte p50/p99, last minute: {all}"),
+            format!("p50/p99, last min: {all}"),
+            format!("p50/p99: {all}"),
+        ],
+        room,
     )
 }
 
-fn per_second(rate: Option<u64>, how: fn(u64) -> String) -> String {
-    rate.map_or("-".to_owned(), |rate| how(rate) + "/s")
+fn rate(rate: Option<u64>, how: fn(u64) -> String) -> String {
+    rate.map_or("-".to_owned(), how)
 }
 
-/// Which rows are in sight of how many, and what they are of. Says nothing where all of a balancer without
-/// named services is in sight.
-fn title(screen: &Screen, rows: &Range<usize>, width: usize) -> Line<'static> {
+/// Which rows are in sight of how many, what they are of, and the filter that they have passed.
+fn title(screen: &Screen, rows: &Range<usize>, room: usize) -> Line<'static> {
     let Some(now) = &screen.now else { return Line::default() };
     let count = screen.count();
     let place = |what: &str| match (rows.len() < count, count) {
         (true, _) => format!("{}-{} of {} {what}", rows.start + 1, rows.end, grouped(count as u64)),
-        (false, _) => format!("{} {what}", grouped(count as u64)),
+        (false, 1) => format!("1 {what}"),
+        (false, _) => format!("{} {what}s", grouped(count as u64)),
     };
+    let many =
+        |what: &str| if rows.len() < count { place(&format!("{what}s")) } else { place(what) };
     // What is said about it is to be seen as well.
-    let short = |name: &str| middled(name, (width / 3).max(16));
+    let short = |name: &str| middled(name, (room / 3).max(16));
     let (what, about) = match (&screen.mode, &screen.list) {
         (Mode::Sessions { of }, _) => {
             let more = if screen.more { ", and more" } else { "" };
-            (place("sessions"), format!(" of {}{more}", short(of.name())))
+            (many("session"), format!(" of {}{more}", short(of.name())))
         }
-        (_, List::Services) => (place("services"), format!(": {}", trouble::summary(now))),
+        (Mode::History { service }, _) => {
+            let of = service.as_deref().map_or("all services".to_owned(), short);
+            ("the last 15 minutes".to_owned(), format!(" of {of}"))
+        }
+        (_, List::Services) => (many("service"), format!(": {}", trouble::summary(now))),
         (_, List::Backends { service: Some(name) }) => {
             let about = screen.service(name).map(about).unwrap_or_default();
-            (place("backends"), format!(" of {}{about}", short(name)))
+            (many("backend"), format!(" of {}{about}", short(name)))
         }
-        (_, List::Backends { service: None }) => (place("backends"), String::new()),
+        (_, List::Backends { service: None }) => (many("backend"), String::new()),
     };
-    let filter = &screen.view().filter;
-    let is_filtered = !filter.is_empty() && !matches!(screen.mode, Mode::Sessions { .. });
-    let of_all = matches!(screen.list, List::Backends { service: None });
-    let is_plain = of_all && matches!(screen.mode, Mode::List | Mode::Confirm { .. });
-    if is_plain && !is_filtered && rows.len() == count && !screen.has_named_services() {
-        return Line::default();
+    let filter = match screen.mode {
+        Mode::Sessions { .. } | Mode::History { .. } => "",
+        _ => screen.view().filter.as_str(),
+    };
+    if filter.is_empty() {
+        return Line::styled(headed(&format!("{what}{about}"), room), BOLD);
     }
-    let with = if is_filtered { format!(" with \"{filter}\"") } else { String::new() };
-    Line::styled(format!("{what}{with}{about}"), Modifier::BOLD)
+    let filter = Span::styled(format!("filter \"{}\"", middled(filter, room / 3)), FILTER);
+    let rest = headed(&format!(" {what}{about}"), room.saturating_sub(filter.width()));
+    Line::from(vec![filter, Span::styled(rest, BOLD)])
 }
+
+/// An active filter is easily forgotten, and then a row is missed that is only hidden.
+const FILTER: Style = Style::new().fg(Color::Yellow).add_modifier(Modifier::REVERSED);
 
 /// One service in words.
 fn about(service: &ServiceStatus) -> String {
     let serving = format!(", {} serving", trouble::serving(service));
     let sessions = format!(", sessions {}", trouble::sessions(service));
-    let notes: String = notes(service).iter().map(|note| format!(", {note}")).collect();
+    let notes: String = lists::notes(service).iter().map(|note| format!(", {note}")).collect();
     format!("{serving}{sessions}{notes}")
 }
 
-/// What is particular about a service: that it has been removed, limits that are reached, and shares.
-fn notes(service: &ServiceStatus) -> Vec<String> {
-    let full = trouble::is_full(service).then(|| "at its limit".to_owned());
-    let maintenance = service.terms.iter().any(|term| term == "maintenance = true");
-    let maintenance = maintenance.then(|| "maintenance".to_owned());
-    let leaving = service.leaving.then(|| "leaving".to_owned());
-    leaving.into_iter().chain(full).chain(maintenance).chain(trouble::shares(service)).collect()
-}
-
-const SERVICES: [Column; 10] = [
-    name("service", 12),
-    text("users", 9),
-    number("serving", 11, 8),
-    number("failing", 10, 7),
-    number("sessions", 10, 9),
-    number("new/s", 8, 8),
-    number("up/s", 4, 10),
-    number("down/s", 4, 10),
-    number("turned away", 5, 11),
-    name("notes", 7),
-];
-
-fn services(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) {
-    let in_sight = screen.service_rows().skip(rows.start).take(rows.len());
-    let cells = in_sight.map(|(it, rates)| service(it, rates)).collect();
-    let longest = screen.service_rows().map(|(service, _)| service.name.chars().count()).max();
-    let longest = [(0, longest.unwrap_or(0))];
-    let table = table(&SERVICES, cells, &longest, &[], area.width);
-    show(table, screen.chosen - rows.start, frame, area);
-    if screen.count() == 0 {
-        told("No service matches the filter.", frame, area);
+/// The keys, always.
+fn foot(screen: &Screen, room: usize) -> Line<'static> {
+    if let Some(overlay) = &screen.overlay {
+        return Line::styled(joined(&overlay::keys(overlay), room), FAINT);
     }
-}
-
-/// The contents of the columns of [`SERVICES`].
-fn service(service: &ServiceStatus, rates: Rates) -> Vec<Line<'static>> {
-    let serving = match Trouble::of(service) {
-        Trouble::Nobody => Color::Red,
-        Trouble::Short => Color::Yellow,
-        Trouble::Full | Trouble::None => Color::Reset,
-    };
-    let marked = |bad: bool| if bad { Color::Red } else { Color::Reset };
-    let (failing, turned_away) = (trouble::failing(service), trouble::turned_away(service));
-    vec![
-        Line::from(service.name.clone()),
-        Line::from(service.protocol.name()),
-        Line::styled(trouble::serving(service), serving),
-        Line::styled(grouped(failing), marked(failing > 0)),
-        Line::styled(trouble::sessions(service), marked(trouble::is_full(service))),
-        Line::from(rates.new.map_or("-".to_owned(), grouped)),
-        Line::from(rates.up.map_or("-".to_owned(), sized)),
-        Line::from(rates.down.map_or("-".to_owned(), sized)),
-        Line::styled(grouped(turned_away), marked(turned_away > 0)),
-        Line::from(notes(service).join(" ")),
-    ]
-}
-
-const BACKENDS: [Column; 13] = [
-    text("id", 12),
-    name("service", 8),
-    text("users", 6),
-    text("address", 11),
-    name("name", 3),
-    text("state", 9),
-    number("share", 2, 9),
-    number("sessions", 10, 9),
-    number("new/s", 5, 9),
-    number("up/s", 4, 9),
-    number("down/s", 4, 9),
-    number("hello", 1, 9),
-    number("failed", 7, 9),
-];
-/// The place of the column that is shown only if there are named services.
-const SERVICE: usize = 1;
-
-/// The backends of all services, or of one; then `groups` says whether it has any.
-fn backends(
-    screen: &Screen,
-    groups: Option<bool>,
-    rows: Range<usize>,
-    frame: &mut Frame,
-    area: Rect,
-) {
-    let in_sight = screen.rows().skip(rows.start).take(rows.len());
-    let cells = in_sight.map(|row| backend(&row, groups.is_some())).collect();
-    let named = groups.unwrap_or_else(|| screen.has_named_services());
-    let hidden: &[usize] = if named { &[] } else { &[SERVICE] };
-    let mut columns = BACKENDS;
-    if groups.is_some() {
-        columns[SERVICE] = name("group", 8);
-    }
-    let table = table(&columns, cells, &longest(screen, groups.is_some()), hidden, area.width);
-    show(table, screen.chosen - rows.start, frame, area);
-    if screen.count() == 0 && screen.now.is_some() {
-        let words = match screen.view().filter.is_empty() {
-            true => "No backend is registered: users are turned away until one joins.",
-            false => "No backend matches the filter.",
-        };
-        told(words, frame, area);
-    }
-}
-
-/// How wide the columns are that would otherwise jump about while the list is scrolled.
-fn longest(screen: &Screen, one: bool) -> [(usize, usize); 4] {
-    let longest = |of: fn(&BackendStatus) -> usize| {
-        screen.rows().map(|row| of(row.backend)).max().unwrap_or(0)
-    };
-    let group = |it: &BackendStatus| it.group.as_ref().map_or(0, String::len);
-    let membership = |it: &BackendStatus| {
-        it.service.len() + it.group.as_ref().map_or(0, |group| group.len() + 1)
-    };
-    [
-        (0, longest(|it| it.id.len())),
-        (SERVICE, longest(if one { group } else { membership })),
-        // Fifteen digits and dots, a colon and a port; longer ones only where they are in sight.
-        (3, longest(|it| if it.address.is_ipv4() { 0 } else { 21 })),
-        (4, longest(|it| it.name.as_ref().map_or(0, |name| name.chars().count()))),
-    ]
-}
-
-/// The contents of the columns of [`BACKENDS`]. `one`: all are of one service, so the group is enough.
-fn backend(row: &Row, one: bool) -> Vec<Line<'static>> {
-    let (backend, rates) = (row.backend, row.change.rates);
-    let (state, colour) = match backend.state {
-        BackendState::Serving if row.change.no_room => ("no room", Color::Red),
-        BackendState::Serving => ("serving", Color::Green),
-        state @ BackendState::Draining => (state.name(), Color::Yellow),
-        state => (state.name(), Color::Red),
-    };
-    let share = match backend.round {
-        0 => "-".to_owned(),
-        round => format!("{:.1} %", f64::from(backend.turns) * 100.0 / f64::from(round)),
-    };
-    let hello = match (backend.hello.misses, backend.hello.took_us) {
-        (1.., _) => Line::styled(format!("{} missed", backend.hello.misses), Color::Red),
-        (0, Some(us)) if us < 10_000 => Line::from(format!("{us} us")),
-        (0, Some(us)) => Line::from(format!("{} ms", us / 1000)),
-        (0, None) => Line::from("-"),
-    };
-    let failed = if backend.connects_failed > 0 { Color::Red } else { Color::Reset };
-    let group = backend.group.clone().unwrap_or_default();
-    vec![
-        Line::from(backend.id.clone()),
-        Line::from(if one { group } else { backend.membership() }),
-        Line::from(backend.protocol.name()),
-        Line::from(backend.address.to_string()),
-        Line::from(backend.name.clone().unwrap_or_default()),
-        Line::styled(state, colour),
-        Line::from(share),
-        Line::from(grouped(backend.sessions_active)),
-        Line::from(rates.new.map_or("-".to_owned(), grouped)),
-        Line::from(rates.up.map_or("-".to_owned(), sized)),
-        Line::from(rates.down.map_or("-".to_owned(), sized)),
-        hello,
-        Line::styled(grouped(backend.connects_failed), failed),
-    ]
-}
-
-const SESSIONS: [Column; 8] = [
-    text("session", 9),
-    text("users", 4),
-    text("client", 10),
-    text("backend", 3),
-    number("age", 7, 9),
-    number("idle", 6, 9),
-    number("up", 5, 9),
-    number("down", 5, 9),
-];
-/// The place of the column that is shown only for the sessions of a whole service.
-const BACKEND: usize = 3;
-
-fn sessions(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) {
-    let cells = screen.sessions[rows.clone()].iter().map(session).collect();
-    let of_service = matches!(screen.mode, Mode::Sessions { of: Of::Service(_) });
-    let hidden: &[usize] = if of_service { &[] } else { &[BACKEND] };
-    let table = table(&SESSIONS, cells, &[], hidden, area.width);
-    show(table, screen.chosen - rows.start, frame, area);
-}
-
-/// The contents of the columns of [`SESSIONS`].
-fn session(session: &SessionStatus) -> Vec<Line<'static>> {
-    vec![
-        Line::from(session.id.clone()),
-        Line::from(session.protocol.name()),
-        Line::from(session.client.to_string()),
-        Line::from(session.backend.clone().unwrap_or_default()),
-        Line::from(lasting(session.age_ms)),
-        Line::from(lasting(session.idle_ms)),
-        Line::from(sized(session.bytes_up)),
-        Line::from(sized(session.bytes_down)),
-    ]
-}
-
-fn show(table: Table<'_>, chosen: usize, frame: &mut Frame, area: Rect) {
-    let mut state = TableState::new().with_selected(chosen);
-    frame.render_stateful_widget(table.row_highlight_style(CHOSEN), area, &mut state);
-}
-
-/// A sentence in place of the rows.
-fn told(words: &str, frame: &mut Frame, area: Rect) {
-    let below = Rect { y: area.y + 1, height: area.height.saturating_sub(1), ..area };
-    frame.render_widget(Paragraph::new(words), below);
-}
-
-fn foot(screen: &Screen, width: usize) -> Line<'static> {
     if screen.mode == Mode::Filter {
-        let filter = &screen.view().filter;
-        return Line::from(format!("filter: {filter}_   Enter keeps it, Esc drops it"));
-    }
-    if !screen.message.is_empty() {
-        return Line::styled(screen.message.clone(), Color::Yellow);
+        let keys = "   Enter keeps it, Esc drops it";
+        let typed = middled(&screen.view().filter, room.saturating_sub(9 + keys.len()).max(8));
+        return Line::from(format!("filter: {typed}_{keys}"));
     }
     let view = screen.view();
     let way = if view.reversed { ", reversed" } else { "" };
     let sort = format!("s sort ({}{way})", view.order.name());
     let (sort, named) = (sort.as_str(), screen.has_named_services());
-    // Those that matter most come first: what does not fit is left out.
-    let keys = match (&screen.mode, &screen.list) {
-        (Mode::Sessions { of: Of::Service(_) }, _) => vec!["q quit", "Esc backends"],
-        (Mode::Sessions { .. }, _) => vec!["q quit", "Esc backends", "d drain"],
+    // Those that matter most come first: what does not fit is left out, and `?` has them all.
+    let mut keys = vec!["q quit", "? help"];
+    if !view.filter.is_empty() && screen.mode == Mode::List {
+        keys.push("Esc drops the filter");
+    } else if named && screen.mode == Mode::List && screen.list != List::Services {
+        keys.push("Esc services");
+    }
+    keys.extend(match (&screen.mode, &screen.list) {
+        (Mode::Sessions { of: Of::Service(_) }, _) => vec!["Esc backends"],
+        (Mode::Sessions { .. }, _) => vec!["Esc backends", "d drain", "u undrain"],
+        (Mode::History { service: Some(_) }, _) => vec!["Esc back", "h all services"],
+        (Mode::History { service: None }, _) => vec!["Esc back"],
         (_, List::Services) => {
-            vec!["q quit", "/ filter", sort, "Enter backends", "b all backends", "r reverse"]
+            vec!["/ filter", "Enter backends", "h history", sort, "b all backends", "v other curve"]
         }
-        (_, List::Backends { service }) => {
-            let mut keys =
-                vec!["q quit", "/ filter", sort, "r reverse", "Enter sessions", "d drain"];
-            if named {
-                keys.insert(1, "Esc services");
-            }
-            keys.extend(service.as_ref().map(|_| "u all sessions"));
-            keys
+        (_, List::Backends { .. }) => {
+            vec!["/ filter", "d drain", "u undrain", "Enter sessions", "h history", sort]
         }
-    };
-    Line::styled(joined(&keys, width), FAINT)
+    });
+    if matches!(screen.list, List::Backends { service: Some(_) }) && screen.mode == Mode::List {
+        keys.push("a all sessions");
+    }
+    Line::styled(joined(&keys, room), FAINT)
 }
 
 /// As many of the keys as fit into one line.
-fn joined(keys: &[&str], width: usize) -> String {
+fn joined(keys: &[&str], room: usize) -> String {
     let length = |gap: usize| keys.iter().map(|key| key.len() + gap).sum::<usize>() - gap;
-    let gap = if length(3) <= width { "   " } else { "  " };
+    let gap = if length(3) <= room { "   " } else { "  " };
     let mut line = String::new();
     for key in keys {
         let before = if line.is_empty() { "" } else { gap };
-        if line.len() + before.len() + key.len() <= width {
+        if line.len() + before.len() + key.len() <= room {
             line = line + before + key;
         }
     }
     line
 }
 
-/// Whose users a backend gets: its service, which an older balancer does not say.
-fn of(backend: &BackendStatus) -> &str {
-    if backend.service.is_empty() { backend.protocol.name() } else { &backend.service }
-}
-
-fn confirm(screen: &Screen, backend: &str, frame: &mut Frame) {
-    let found = screen.rows().find(|row| row.backend.id == backend);
-    let about = found.map_or(String::new(), |row| {
-        format!(
-            " ({} {}, {} sessions)",
-            of(row.backend),
-            row.backend.address,
-            grouped(row.backend.sessions_active)
-        )
-    });
-    let area = frame.area();
-    let (width, height) = (area.width.min(64), area.height.min(6));
-    let place = Rect {
-        x: area.x + (area.width - width) / 2,
-        y: area.y + (area.height - height) / 2,
-        width,
-        height,
-    };
-    let words = format!(
-        "Drain {backend}{about}? It gets no new sessions and leaves when those that it has have \
-         ended. y drains it, any other key does not."
-    );
-    frame.render_widget(Clear, place);
-    let question = Paragraph::new(words).wrap(Wrap { trim: true });
-    frame.render_widget(question.block(Block::bordered().title(" Drain ")), place);
+/// Where a box of this size stands in the middle.
+fn centred(area: Rect, width: u16, height: u16) -> Rect {
+    let (width, height) = (area.width.min(width), area.height.min(height));
+    let (x, y) = (area.x + (area.width - width) / 2, area.y + (area.height - height) / 2);
+    Rect { x, y, width, height }
 }
 
 #[cfg(test)]

@@ -2,24 +2,31 @@
 //! what keys do is `screen`'s, how it looks is `draw`'s. The terminal is restored however the
 //! program ends.
 
+mod brief;
 mod columns;
 mod draw;
+mod history;
+mod press;
+mod question;
 mod rows;
 mod screen;
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::DefaultTerminal;
 use tokio::sync::mpsc;
 
-use super::{Failure, peer, token, wait_for};
+use super::door::door;
+use super::{Failure, token, wait_for};
 use crate::base::thread;
 use crate::client::admin;
+use crate::control::history::page::Field;
 use crate::control::status::{SessionStatus, Status};
+use history::{Answer, Ask};
 use screen::{Of, Press, Screen, Task};
 
 /// How often the balancer is asked.
@@ -32,10 +39,10 @@ const NEWS_MAX: usize = 64;
 /// Watch a running balancer in the terminal: its services, their backends and sessions; drain backends
 #[derive(Args)]
 pub struct Arguments {
-    /// The balancer's admin door
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = peer)]
+    /// The balancer's admin door, or the path of its admin.socket
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = door)]
     admin: String,
-    /// The balancer's [admin] token_file, which a drain needs
+    /// The balancer's [admin] token_file, which a drain needs; over its socket, root needs none
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -46,7 +53,8 @@ enum News {
     Resized,
     Status(Result<Box<Status>, String>),
     Sessions(Of, Result<(Vec<SessionStatus>, bool), String>),
-    Drained(String, Result<u64, String>),
+    Changed(Task, Result<u64, String>),
+    History(Ask, Result<Box<Answer>, String>),
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -76,19 +84,30 @@ async fn watch(
     })?;
     tokio::spawn(look(door.clone(), tell.clone()));
     let mut screen = Screen::default();
+    let mut answered = Instant::now();
     loop {
         terminal.draw(|frame| draw::screen(&mut screen, frame))?;
         let Some(heard) = news.recv().await else { return Ok(()) };
         let task = match heard {
             News::Press(key) => screen.press(key),
             News::Resized => Task::Nothing,
-            News::Status(answer) => screen.looked(answer.map(|status| *status)),
+            News::Status(answer) => {
+                if answer.is_ok() {
+                    answered = Instant::now();
+                }
+                screen.silent = answered.elapsed();
+                screen.looked(answer.map(|status| *status))
+            }
             News::Sessions(of, answer) => {
                 screen.read(&of, answer);
                 Task::Nothing
             }
-            News::Drained(backend, answer) => {
-                screen.drained(&backend, answer);
+            News::History(ask, answer) => {
+                screen.past.read(ask, answer.map(|answer| *answer));
+                Task::Nothing
+            }
+            News::Changed(task, answer) => {
+                screen.changed(&task, answer);
                 Task::Nothing
             }
         };
@@ -98,6 +117,9 @@ async fn watch(
             other => {
                 tokio::spawn(carry_out(other, door.clone(), tokens.clone(), tell.clone()));
             }
+        }
+        if let Some(ask) = screen.due() {
+            tokio::spawn(look_back(ask, door.clone(), tell.clone()));
         }
     }
 }
@@ -114,18 +136,49 @@ async fn carry_out(task: Task, door: String, tokens: Option<PathBuf>, tell: mpsc
             let answer = admin::sessions_of(&door, key, name, SESSIONS_MAX).await;
             News::Sessions(of, answer)
         }
-        Task::Drain(backend) => {
-            let path = format!("/backends/{backend}/drain");
-            // The balancer may have been given other tokens since the last change.
-            let answer = match token(tokens.as_deref()) {
-                Ok(token) => admin::change(&door, &path, token.as_deref()).await,
-                Err(Failure(said)) => Err(said),
-            };
-            News::Drained(backend, answer.map(|changed| changed.sessions))
+        Task::Drain(..) | Task::Undrain(_) => {
+            let answer = change(&task, &door, tokens.as_deref()).await;
+            News::Changed(task, answer)
         }
         Task::Nothing | Task::Quit => return,
     };
     let _ = tell.send(news).await;
+}
+
+/// Reads the last 15 minutes.
+async fn look_back(ask: Ask, door: String, tell: mpsc::Sender<News>) {
+    let answer = match &ask {
+        Ask::Detail { service } => admin::history(&door, service.as_deref(), None)
+            .await
+            .map(|page| Answer { page: Some(page), services: None }),
+        Ask::Overview { field, services } => overview(&door, *field, services).await,
+    };
+    let _ = tell.send(News::History(ask, answer.map(Box::new))).await;
+}
+
+async fn overview(door: &str, field: Field, services: &[String]) -> Result<Answer, String> {
+    let page = Some(admin::history(door, None, Some(field)).await?);
+    let services = match services {
+        [] => None,
+        // A service may have gone meanwhile; the others are asked for again with the next look.
+        names => admin::histories(door, names, field).await.ok(),
+    };
+    Ok(Answer { page, services })
+}
+
+/// Requests a change. Returns the number of sessions on the backend.
+async fn change(task: &Task, door: &str, tokens: Option<&Path>) -> Result<u64, String> {
+    let path = match task {
+        Task::Drain(backend, Some(lasts)) => {
+            format!("/backends/{backend}/drain?deadline_ms={}", lasts.as_millis())
+        }
+        Task::Drain(backend, None) => format!("/backends/{backend}/drain?deadline_ms=never"),
+        Task::Undrain(backend) => format!("/backends/{backend}/undrain"),
+        _ => return Ok(0),
+    };
+    // The balancer may have been given other tokens since the last change.
+    let token = token(tokens).map_err(|Failure(said)| said)?;
+    Ok(admin::change(door, &path, token.as_deref()).await?.sessions)
 }
 
 async fn look(door: String, tell: mpsc::Sender<News>) {

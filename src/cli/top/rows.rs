@@ -110,6 +110,15 @@ pub struct Change {
     pub no_room: bool,
 }
 
+/// What the API door did since the previous look, per second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ApiRates {
+    pub requests: u64,
+    /// Answered with an error because of the user (4xx), or because no backend answered (5xx).
+    pub refused: u64,
+    pub failed: u64,
+}
+
 /// What grew between two looks at the same process.
 #[derive(Debug, Default)]
 pub struct Growth {
@@ -118,6 +127,7 @@ pub struct Growth {
     pub services: Vec<Rates>,
     /// The traffic of all users together.
     pub all: Rates,
+    pub api: Option<ApiRates>,
 }
 
 impl Growth {
@@ -129,6 +139,7 @@ impl Growth {
                 backends: vec![Change::default(); now.backends.len()],
                 services: vec![Rates::default(); now.services.len()],
                 all: Rates::default(),
+                api: None,
             };
         };
         let ms = now.uptime_ms - before.uptime_ms;
@@ -151,8 +162,23 @@ impl Growth {
             up: rate(new.bytes_up, old.bytes_up),
             down: rate(new.bytes_down, old.bytes_down),
         };
-        Growth { services: of_services(before, now, &backends, rate), backends, all }
+        let of_workers = |name: &str| {
+            let grown = rate(counted(now, name), counted(before, name));
+            grown.unwrap_or(0)
+        };
+        let api = ApiRates {
+            requests: of_workers("api_requests"),
+            refused: of_workers("api_refused"),
+            failed: of_workers("api_failed"),
+        };
+        let services = of_services(before, now, &backends, rate);
+        Growth { services, backends, all, api: Some(api) }
     }
+}
+
+/// What all workers together have counted under this name.
+pub fn counted(status: &Status, name: &str) -> u64 {
+    status.workers.iter().filter_map(|worker| worker.counters.get(name)).sum()
 }
 
 fn of_services(

@@ -1,32 +1,24 @@
 //! What `lb top` knows and what a key does to it. Pure: a key or an answer comes in, a task goes
-//! out. Owns which list is shown, the chosen row and the question before a drain; knows no terminal, no
-//! clock and no balancer.
+//! out. Owns which list is shown, the chosen row and what lies over it; knows no terminal, no clock and no
+//! balancer.
 
 use std::ops::Range;
+use std::time::Duration;
 
-use super::rows::{self, Change, Growth, Rates, SortBy, View};
-use crate::control::status::{BackendStatus, ServiceStatus, SessionStatus, Status};
+use super::brief::sessions;
+use super::history::{Ask, Past};
+pub use super::press::Press;
+use super::question::{Answer, Question};
+use super::rows::{self, ApiRates, Change, Growth, Rates, SortBy, View};
+use crate::cli::table::lasting;
+use crate::control::status::{BackendState, BackendStatus, ServiceStatus, SessionStatus, Status};
+use crate::control::view::ms;
 
 /// Limit on the letters of a filter.
 const FILTER_MAX: usize = 64;
 
-/// A key as the screen understands it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Press {
-    Up,
-    Down,
-    PageUp,
-    PageDown,
-    Home,
-    End,
-    Enter,
-    /// Escape.
-    Back,
-    Erase,
-    Char(char),
-    /// Control-C.
-    Leave,
-}
+/// The deadline that is offered where the balancer does not say its own: the default of `timeouts.drain_ms`.
+const DRAIN_MS: u64 = 30_000;
 
 /// Whose sessions are shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,8 +42,10 @@ pub enum Task {
     Quit,
     /// Read these sessions.
     Sessions(Of),
-    /// Drain this backend.
-    Drain(String),
+    /// Drain this backend, and cut what is left after so long; `None`: never.
+    Drain(String, Option<Duration>),
+    /// Take a drain back.
+    Undrain(String),
 }
 
 /// The list that is shown, or lies below what is.
@@ -64,7 +58,7 @@ pub enum List {
     },
 }
 
-/// What is shown, and which question is asked.
+/// What is shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Mode {
     List,
@@ -73,10 +67,20 @@ pub enum Mode {
     Sessions {
         of: Of,
     },
-    /// `y` drains it; every other key cancels.
-    Confirm {
-        backend: String,
+    /// The last 15 minutes of a service, or of the whole.
+    History {
+        service: Option<String>,
     },
+}
+
+/// What lies over it and gets the keys.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Overlay {
+    /// What the keys and columns mean, from this line on.
+    Help {
+        first: usize,
+    },
+    Drain(Question),
 }
 
 /// A backend with its rates.
@@ -90,6 +94,7 @@ pub struct Row<'s> {
 #[derive(Debug)]
 pub struct Screen {
     pub mode: Mode,
+    pub overlay: Option<Overlay>,
     pub list: List,
     pub now: Option<Status>,
     pub services: View,
@@ -99,10 +104,13 @@ pub struct Screen {
     pub sessions: Vec<SessionStatus>,
     /// There are more sessions than were read.
     pub more: bool,
-    /// What was done last, or what went wrong.
+    /// What was done last, or why it was refused; until the next key.
     pub message: String,
-    /// What is shown is out of date: the last look failed.
-    pub stale: bool,
+    /// Why the last look failed. What is shown is out of date.
+    pub trouble: Option<String>,
+    /// How long that has been so.
+    pub silent: Duration,
+    pub past: Past,
     growth: Growth,
     /// The places of the rows of the list in `now`, in order.
     shown: Vec<usize>,
@@ -118,6 +126,7 @@ impl Default for Screen {
     fn default() -> Screen {
         Screen {
             mode: Mode::List,
+            overlay: None,
             list: List::Backends { service: None },
             now: None,
             services: View::by(SortBy::Trouble),
@@ -126,7 +135,9 @@ impl Default for Screen {
             sessions: Vec::new(),
             more: false,
             message: String::new(),
-            stale: false,
+            trouble: None,
+            silent: Duration::ZERO,
+            past: Past::default(),
             growth: Growth::default(),
             shown: Vec::new(),
             anchor: None,
@@ -141,10 +152,7 @@ impl Screen {
     pub fn looked(&mut self, answer: Result<Status, String>) -> Task {
         match answer {
             Ok(status) => self.saw(status),
-            Err(said) => {
-                self.stale = true;
-                self.message = said;
-            }
+            Err(said) => self.trouble = Some(said),
         }
         self.arrange();
         match &self.mode {
@@ -158,11 +166,13 @@ impl Screen {
             |old: &&Status| (old.pid, old.started_unix_ms) == (status.pid, status.started_unix_ms);
         self.growth = Growth::between(self.now.as_ref().filter(same), &status);
         let is_first = self.now.is_none();
+        if self.now.as_ref().is_some_and(|old| !same(&old)) {
+            self.message = "the balancer has been restarted".to_owned();
+        }
         let named = status.has_named_services();
         self.now = Some(status);
-        if std::mem::take(&mut self.stale) {
-            self.message.clear();
-        }
+        (self.trouble, self.silent) = (None, Duration::ZERO);
+        self.close_question_of_one_that_left();
         let gone = match &self.list {
             List::Services => !named,
             List::Backends { service: Some(name) } => self.service(name).is_none(),
@@ -190,34 +200,109 @@ impl Screen {
         self.keep_choice();
     }
 
-    /// A drain was requested.
-    pub fn drained(&mut self, backend: &str, answer: Result<u64, String>) {
-        self.message = match answer {
-            Ok(left) => format!("{backend} drains, {left} sessions left"),
-            Err(said) => said,
+    /// A change was requested.
+    pub fn changed(&mut self, task: &Task, answer: Result<u64, String>) {
+        self.message = match (task, answer) {
+            (Task::Undrain(_), Err(_)) if self.is_old() => {
+                "this balancer is older than this program, and cannot take a drain back".to_owned()
+            }
+            (_, Err(said)) => said,
+            (Task::Drain(backend, _), Ok(0)) => format!("{backend} drains and has no session"),
+            (Task::Drain(backend, lasts), Ok(left)) => {
+                let cut = lasts.map_or("never cut".to_owned(), |lasts| {
+                    format!("cut after {}", lasting(ms(lasts)))
+                });
+                format!("{backend} drains: {} left, {cut}; u takes it back", sessions(left))
+            }
+            (Task::Undrain(backend), Ok(_)) => format!("{backend} no longer drains"),
+            (_, Ok(_)) => return,
         };
     }
 
     /// Handles a key.
     pub fn press(&mut self, key: Press) -> Task {
+        self.message.clear();
         if key == Press::Leave {
             return Task::Quit;
         }
-        match self.mode.clone() {
-            Mode::List => self.press_on_list(key),
-            Mode::Filter => self.press_on_filter(key),
-            Mode::Sessions { of } => self.press_on_sessions(key, of),
-            Mode::Confirm { backend } => {
-                self.mode = Mode::List;
-                match key {
-                    Press::Char('y' | 'Y') => Task::Drain(backend),
-                    _ => {
-                        self.message = format!("{backend} was not drained");
-                        Task::Nothing
-                    }
-                }
+        match self.overlay.take() {
+            Some(Overlay::Help { first }) => self.press_on_help(key, first),
+            Some(Overlay::Drain(question)) => self.press_on_question(key, question),
+            None if key == Press::Char('?') && self.mode != Mode::Filter => {
+                self.overlay = Some(Overlay::Help { first: 0 });
+                Task::Nothing
             }
+            None => match self.mode.clone() {
+                Mode::List => self.press_on_list(key),
+                Mode::Filter => self.press_on_filter(key),
+                Mode::Sessions { of } => self.press_on_sessions(key, of),
+                Mode::History { service } => self.press_on_history(key, service),
+            },
         }
+    }
+
+    /// Arrows scroll; every other key closes it.
+    fn press_on_help(&mut self, key: Press, first: usize) -> Task {
+        let page = self.room.max(1);
+        let first = match key {
+            Press::Up | Press::Char('k') => first.saturating_sub(1),
+            Press::Down | Press::Char('j') => first + 1,
+            Press::PageUp => first.saturating_sub(page),
+            Press::PageDown => first + page,
+            Press::Home => 0,
+            Press::End => usize::MAX / 2,
+            _ => return Task::Nothing,
+        };
+        self.overlay = Some(Overlay::Help { first });
+        Task::Nothing
+    }
+
+    fn press_on_question(&mut self, key: Press, mut question: Question) -> Task {
+        match question.press(key) {
+            Answer::Open => self.overlay = Some(Overlay::Drain(question)),
+            Answer::No => self.message = format!("{} was not drained", question.backend),
+            Answer::After(lasts) => return Task::Drain(question.backend, lasts),
+        }
+        Task::Nothing
+    }
+
+    /// Asks how long a backend's sessions may go on.
+    fn ask(&mut self, backend: String) {
+        let Some(found) = self.backend(&backend) else { return };
+        if found.state == BackendState::Left {
+            self.message = format!("{backend} has left: it gets no new sessions");
+            return;
+        }
+        let default = self.now.as_ref().and_then(|now| now.drain_ms).unwrap_or(DRAIN_MS);
+        self.overlay = Some(Overlay::Drain(Question::new(backend, default)));
+    }
+
+    /// The balancer knows whether it drains: the last look may be older than the drain.
+    fn undrain(&mut self, backend: String) -> Task {
+        if self.backend(&backend).is_some_and(|it| it.state == BackendState::Left) {
+            self.message = format!("{backend} has left: there is nothing to take back");
+            return Task::Nothing;
+        }
+        Task::Undrain(backend)
+    }
+
+    fn close_question_of_one_that_left(&mut self) {
+        let Some(Overlay::Drain(Question { backend, .. })) = &self.overlay else { return };
+        let is_here = |it: &BackendStatus| it.state != BackendState::Left;
+        if !self.backend(backend).is_some_and(is_here) {
+            self.message = format!("{backend} has left");
+            self.overlay = None;
+        }
+    }
+
+    /// Whether the balancer is of a version in which a backend that is drained leaves for good.
+    pub fn is_old(&self) -> bool {
+        self.now.as_ref().is_some_and(|now| now.drain_ms.is_none())
+    }
+
+    /// The backend of this id.
+    pub fn backend(&self, id: &str) -> Option<&BackendStatus> {
+        self.now.as_ref()?.backends.iter().find(|backend| backend.id == id)
     }
 
     fn press_on_list(&mut self, key: Press) -> Task {
@@ -238,16 +323,28 @@ impl Screen {
             Press::Char('b') if self.list == List::Services => {
                 self.enter(List::Backends { service: None });
             }
-            Press::Char('u') => {
+            Press::Char('h') => {
+                let service = match &self.list {
+                    List::Services => self.chosen_name(),
+                    List::Backends { service } => service.clone(),
+                };
+                self.mode = Mode::History { service };
+            }
+            Press::Char('v') => self.past.turn(),
+            Press::Char('a') => {
                 if let List::Backends { service: Some(name) } = &self.list {
                     return self.open(Of::Service(name.clone()));
                 }
             }
-            Press::Char('d') => {
-                if let Some(backend) = self.chosen_backend() {
-                    self.mode = Mode::Confirm { backend };
+            Press::Char('d' | 'u') => match self.chosen_backend() {
+                Some(backend) if key == Press::Char('d') => self.ask(backend),
+                Some(backend) => return self.undrain(backend),
+                None if self.list == List::Services => {
+                    self.message =
+                        "d and u are for backends: Enter shows those of a service".into();
                 }
-            }
+                None => {}
+            },
             Press::Enter => return self.enter_chosen(),
             Press::Back if self.view().filter.is_empty() => self.back(),
             Press::Back => {
@@ -299,14 +396,37 @@ impl Screen {
     fn press_on_sessions(&mut self, key: Press, of: Of) -> Task {
         match (key, of) {
             (Press::Char('q'), _) => return Task::Quit,
-            (Press::Char('d'), Of::Backend(backend)) => {
-                self.close(Of::Backend(backend.clone()));
-                self.mode = Mode::Confirm { backend };
-            }
+            (Press::Char('d'), Of::Backend(backend)) => self.ask(backend),
+            (Press::Char('u'), Of::Backend(backend)) => return self.undrain(backend),
             (Press::Back | Press::Enter | Press::Erase, of) => self.close(of),
             (other, _) => self.go(other),
         }
         Task::Nothing
+    }
+
+    fn press_on_history(&mut self, key: Press, service: Option<String>) -> Task {
+        match key {
+            Press::Char('q') => return Task::Quit,
+            Press::Char('h') if service.is_some() => self.mode = Mode::History { service: None },
+            Press::Back | Press::Enter | Press::Erase | Press::Char('h') => self.mode = Mode::List,
+            _ => {}
+        }
+        Task::Nothing
+    }
+
+    /// The question about the last 15 minutes that is due.
+    pub fn due(&mut self) -> Option<Ask> {
+        let now = self.now.as_ref().filter(|_| self.trouble.is_none())?;
+        let in_sight = self.shown.iter().skip(self.first).take(self.room);
+        let wanted = match (&self.mode, &self.list) {
+            (Mode::History { service }, _) => Ask::Detail { service: service.clone() },
+            (_, List::Services) => Ask::Overview {
+                field: self.past.field,
+                services: in_sight.map(|place| now.services[*place].name.clone()).collect(),
+            },
+            _ => Ask::Overview { field: self.past.field, services: Vec::new() },
+        };
+        self.past.due(wanted, now.uptime_ms)
     }
 
     fn open(&mut self, of: Of) -> Task {
@@ -467,6 +587,11 @@ impl Screen {
     /// The traffic of all users together.
     pub fn totals(&self) -> Rates {
         self.growth.all
+    }
+
+    /// What the API door does.
+    pub fn api(&self) -> Option<ApiRates> {
+        self.growth.api
     }
 }
 

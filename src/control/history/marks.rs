@@ -1,8 +1,7 @@
 //! What changed in the last 15 minutes, to be shown beside what came of it: backends that joined, left, were set
-//! aside and came back, and reloads. Owns the bound on these marks, and since when each backend has been in its
-//! state; pure.
+//! aside and came back, and reloads. Owns the bound on these marks; pure.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{STEP, STEPS};
 use crate::base::time::Now;
-use crate::cluster::{BackendId, Standing};
+use crate::cluster::BackendId;
 
 /// Most marks that are kept, 56 bytes each. What happens to several backends of one service within a step is one.
 pub const MARKS_MAX: usize = 512;
@@ -53,21 +52,11 @@ pub struct Mark {
     pub count: u32,
 }
 
-/// Since when a backend is in its state.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Stood {
-    standing: Standing,
-    pub since: Now,
-    /// How often its state has changed since it joined.
-    pub changes: u32,
-}
-
 /// The marks.
 #[derive(Debug, Default)]
 pub struct Marks {
     /// The oldest first.
     kept: VecDeque<Mark>,
-    stood: BTreeMap<BackendId, Stood>,
 }
 
 impl Marks {
@@ -92,27 +81,6 @@ impl Marks {
         }
         let service = service.cloned();
         self.kept.push_back(Mark { at: now, what, service, backend, count: 1 });
-    }
-
-    /// A backend is in this state. Returns whether that is another than it was in.
-    pub fn stands(&mut self, now: Now, backend: BackendId, standing: Standing) -> bool {
-        let new = Stood { standing, since: now, changes: 0 };
-        let stood = self.stood.entry(backend).or_insert(new);
-        let is_new = stood.standing != standing;
-        if is_new {
-            *stood = Stood { standing, since: now, changes: stood.changes.saturating_add(1) };
-        }
-        is_new
-    }
-
-    /// A backend is gone.
-    pub fn forget(&mut self, backend: BackendId) {
-        self.stood.remove(&backend);
-    }
-
-    /// Since when a backend is in its state.
-    pub fn stood(&self, backend: BackendId) -> Option<Stood> {
-        self.stood.get(&backend).copied()
     }
 
     /// The marks of the last 15 minutes, the oldest first: all of them, or those that concern a service.
@@ -174,23 +142,5 @@ mod tests {
             assert!(marks.kept.len() <= MARKS_MAX);
         }
         assert!(marks.kept[0].at > at(0));
-    }
-
-    #[test]
-    fn a_backend_that_flaps_shows_since_when_and_how_often() {
-        let mut marks = Marks::default();
-        let id = BackendId(7);
-        for (ms, standing, is_new) in [
-            (0, Standing::Serving, false),
-            (5, Standing::Serving, false),
-            (9, Standing::Aside, true),
-            (20, Standing::Serving, true),
-        ] {
-            assert_eq!(marks.stands(at(ms), id, standing), is_new, "at {ms}");
-        }
-        let stood = marks.stood(id).unwrap();
-        assert_eq!((stood.since, stood.changes), (at(20), 2));
-        marks.forget(id);
-        assert_eq!(marks.stood(id), None);
     }
 }

@@ -16,6 +16,7 @@ impl Hub {
         if !self.history.is_due(now) {
             return;
         }
+        self.steadiness.forget_gone(now);
         let (whole, tallies) = (self.totals(), tallies(self));
         let seen = self.registry.services().map(|service| Seen {
             id: service.id,
@@ -35,7 +36,8 @@ impl Hub {
         for entry in &applied.left {
             let name = &self.registry.service(entry.backend.service).name;
             self.history.marks.add(now, what, Some(name), Some(entry.backend.id));
-            self.history.marks.forget(entry.backend.id);
+            let (service, address) = (entry.backend.service, entry.backend.address);
+            self.steadiness.saw(service, address, None, now);
         }
         let changed = applied.backend.or(match change {
             Change::SetAside { backend }
@@ -44,8 +46,8 @@ impl Hub {
             _ => None,
         });
         let Some(entry) = changed.and_then(|id| self.registry.get(id)) else { return };
-        let Backend { id, standing, service, .. } = entry.backend;
-        let is_new = self.history.marks.stands(now, id, standing);
+        let Backend { id, standing, service, address, .. } = entry.backend;
+        let is_new = self.steadiness.saw(service, address, Some(standing), now);
         if is_new || applied.joined {
             let what = if applied.joined { What::Joined } else { what_became(standing) };
             let name = &self.registry.service(service).name;
@@ -175,8 +177,8 @@ mod tests {
         ] {
             hub.apply(change, at(ms)).unwrap();
         }
-        let stood = hub.history.marks.stood(backend).unwrap();
-        assert_eq!((stood.since, stood.changes), (at(22_000), 4));
+        let address = ([192, 0, 2, 1], 80).into();
+        assert_eq!(hub.steadiness.of(TCP, address, at(22_000)), Some((at(22_000), 4)));
         reload(&mut hub, Config::default(), at(30_000));
         hub.apply(Change::SourceLost { source: FILE, why: "gone" }, at(40_000)).unwrap();
         let marks = hub.history.marks.recent(at(40_000), None);
@@ -191,6 +193,8 @@ mod tests {
             (What::Lost, at(40_000), one, 1),
         ];
         assert_eq!(shown, expected);
-        assert_eq!(hub.history.marks.stood(backend), None, "it is gone");
+        join(&mut hub, 80, at(45_000));
+        let both = Some((at(45_000), 4));
+        assert_eq!(hub.steadiness.of(TCP, address, at(45_000)), both, "it was here before");
     }
 }

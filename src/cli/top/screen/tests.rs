@@ -21,7 +21,7 @@ pub fn backend(number: u32, sessions: u64) -> BackendStatus {
         group: None,
         weight: 1,
         state: BackendState::Serving,
-        state_since_unix_ms: None,
+        state_since_unix_ms: Some(0),
         state_changes: 0,
         turns: 1,
         round: 4,
@@ -51,6 +51,7 @@ pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
         derived: Vec::new(),
         doors: Doors::default(),
         policy: "round_robin".into(),
+        drain_ms: Some(30_000),
         snapshot: 1,
         services: Vec::new(),
         sessions: SessionTotals { active: 6, limit: 100, ..SessionTotals::default() },
@@ -169,28 +170,95 @@ fn enter_shows_a_backends_sessions_and_escape_goes_back_to_its_row() {
 #[test]
 fn a_backend_is_drained_after_a_yes_and_by_nothing_else() {
     let mut screen = screen();
-    for key in [Press::Enter, Press::Char('n'), Press::Back, Press::Char('d')] {
+    for key in [Press::Back, Press::Char('q')] {
         screen.press(Press::Char('d'));
-        assert_eq!(screen.mode, Mode::Confirm { backend: "b1".into() });
+        assert!(matches!(screen.overlay, Some(Overlay::Drain(_))));
         assert_eq!(screen.press(key), Task::Nothing, "{key:?}");
-        assert_eq!(screen.message, "b1 was not drained");
+        assert_eq!((screen.message.as_str(), &screen.overlay), ("b1 was not drained", &None));
     }
     screen.press(Press::Char('d'));
-    assert_eq!(screen.press(Press::Char('y')), Task::Drain("b1".into()));
-    screen.drained("b1", Ok(2));
-    assert_eq!(screen.message, "b1 drains, 2 sessions left");
+    assert_eq!(screen.message, "", "the next key takes a message away");
+    let after = |ms| Task::Drain("b1".into(), Some(Duration::from_millis(ms)));
+    assert_eq!(screen.press(Press::Enter), after(30_000), "as the balancer is set");
+    screen.changed(&after(30_000), Ok(2));
+    assert_eq!(screen.message, "b1 drains: 2 sessions left, cut after 30.0 s; u takes it back");
+    type_in(&mut screen, "d5m");
+    assert_eq!(screen.press(Press::Enter), after(300_000));
+    type_in(&mut screen, "dnever");
+    assert_eq!(screen.press(Press::Enter), Task::Drain("b1".into(), None));
+    screen.changed(&Task::Drain("b1".into(), None), Ok(1));
+    assert_eq!(screen.message, "b1 drains: 1 session left, never cut; u takes it back");
     screen.press(Press::Char('d'));
     assert_eq!(screen.press(Press::Leave), Task::Quit);
 }
 
+fn draining(number: u32, by: &str) -> BackendStatus {
+    let drain = DrainStatus { by: Some(by.into()), ..DrainStatus::default() };
+    let drains_in_ms = Some(25_000);
+    BackendStatus { state: BackendState::Draining, drain, drains_in_ms, ..backend(number, 2) }
+}
+
 #[test]
-fn a_balancer_that_is_away_is_told_until_it_is_back() {
+fn a_drain_is_taken_back_where_there_is_one() {
+    let mut screen = screen();
+    let undrain = Task::Undrain("b1".into());
+    assert_eq!(screen.press(Press::Char('u')), undrain, "it may drain since the last look");
+    screen.looked(Ok(status(2000, vec![draining(1, "operator")])));
+    assert_eq!(screen.press(Press::Char('u')), undrain);
+    screen.changed(&undrain, Ok(2));
+    assert_eq!(screen.message, "b1 no longer drains");
+    screen.changed(&undrain, Err("refused: you may not".into()));
+    assert_eq!(screen.message, "refused: you may not");
+    screen.looked(Ok(Status { drain_ms: None, ..status(3000, vec![draining(1, "operator")]) }));
+    screen.changed(&undrain, Err("POST to /backends/ID/drain".into()));
+    assert!(screen.message.starts_with("this balancer is older"), "{}", screen.message);
+}
+
+#[test]
+fn a_backend_that_leaves_takes_the_question_about_it_along() {
+    let mut screen = screen();
+    type_in(&mut screen, "d5");
+    screen.looked(Ok(status(2000, vec![backend(1, 2)])));
+    assert!(screen.overlay.is_some(), "it is asked until there is an answer");
+    let left = BackendStatus { state: BackendState::Left, ..backend(1, 2) };
+    screen.looked(Ok(status(3000, vec![left])));
+    assert_eq!((screen.message.as_str(), &screen.overlay), ("b1 has left", &None));
+    screen.press(Press::Char('d'));
+    assert_eq!(screen.message, "b1 has left: it gets no new sessions");
+    assert_eq!(screen.press(Press::Char('u')), Task::Nothing);
+    assert_eq!(screen.message, "b1 has left: there is nothing to take back");
+    assert_eq!(screen.overlay, None);
+}
+
+#[test]
+fn help_is_scrolled_by_arrows_and_closed_by_any_other_key() {
+    let mut screen = screen();
+    type_in(&mut screen, "/?");
+    assert_eq!((screen.backends.filter.as_str(), &screen.overlay), ("?", &None), "a letter");
+    screen.press(Press::Back);
+    type_in(&mut screen, "?");
+    for (key, first) in [(Press::Down, 1), (Press::Char('j'), 2), (Press::Up, 1), (Press::Home, 0)]
+    {
+        screen.press(key);
+        assert_eq!(screen.overlay, Some(Overlay::Help { first }));
+    }
+    assert_eq!((screen.press(Press::Char('q')), &screen.overlay), (Task::Nothing, &None));
+}
+
+#[test]
+fn a_balancer_that_is_away_is_told_until_it_is_back_and_a_refusal_goes_before() {
     let mut screen = screen();
     screen.looked(Err("cannot be reached".into()));
-    assert!(screen.stale && screen.message == "cannot be reached");
+    assert_eq!(screen.trouble.as_deref(), Some("cannot be reached"));
     assert_eq!(ids(&screen).len(), 3, "the last look is still shown");
-    screen.looked(Ok(status(2000, Vec::new())));
-    assert!(!screen.stale && screen.message.is_empty());
+    screen.changed(&Task::Undrain("b1".into()), Err("refused".into()));
+    screen.looked(Err("cannot be reached".into()));
+    assert_eq!(screen.message, "refused");
+    screen.press(Press::Down);
+    screen.looked(Ok(status(2000, vec![backend(1, 1)])));
+    assert_eq!((screen.trouble.as_deref(), screen.message.as_str()), (None, ""));
+    screen.looked(Ok(Status { pid: 8, ..status(10, Vec::new()) }));
+    assert_eq!(screen.message, "the balancer has been restarted");
 }
 
 fn shops(uptime_ms: u64) -> Status {
@@ -210,11 +278,12 @@ fn one_goes_from_the_services_to_one_of_them_to_its_sessions_and_back() {
     screen.looked(Ok(shops(1000)));
     assert_eq!(names(&screen), ["a", "b", "c"]);
     assert_eq!(screen.press(Press::Char('d')), Task::Nothing, "a service cannot be drained");
+    assert!(screen.message.starts_with("d and u are for backends"));
     screen.press(Press::Down);
     assert_eq!(screen.press(Press::Enter), Task::Nothing);
     assert_eq!(screen.list, List::Backends { service: Some("b".into()) });
     assert_eq!(ids(&screen), ["b2", "b3"]);
-    assert_eq!(screen.press(Press::Char('u')), Task::Sessions(Of::Service("b".into())));
+    assert_eq!(screen.press(Press::Char('a')), Task::Sessions(Of::Service("b".into())));
     screen.press(Press::Back);
     screen.press(Press::Down);
     assert_eq!(screen.press(Press::Enter), Task::Sessions(of("b3")));
