@@ -176,6 +176,7 @@ table! {
         Counter backends_restored: "Backends brought back because a connection succeeded again, or after a wait where none is tried.",
         Counter checks: "Checks of backends, whether they passed or failed.",
         Counter checks_failed: "Checks of backends that failed.",
+        Counter checks_not_run: "Checks of backends that could not be carried out because the balancer lacked descriptors, memory or local ports.",
         Counter backends_check_failed: "Backends taken out of the rotation because their check failed.",
         Counter backends_check_passed: "Backends put into the rotation because their check passed.",
         Counter hellos_sent: "Hellos sent to backends.",

@@ -1,7 +1,8 @@
 //! One check of a backend, on the network: a connection, or a request and the status of its answer. Owns the
-//! sentence that says why a check failed. When a backend is checked, and what a failure means, is `checks`'.
+//! sentence that says why a check failed, and whether that was the backend's doing. When a backend is checked, and what a failure means, is `checks`'.
 //! Uses the runtime's own sockets, as `probe` does and for the same reason.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -57,53 +58,108 @@ impl Target {
     }
 }
 
-/// Carries out a check.
-///
-/// # Errors
-/// Why it failed, for the log.
-pub async fn check(target: &Target) -> Result<(), String> {
-    let address = target.port.address;
-    if target.is_own_door {
-        return Err(format!(
-            "{address} is a door of the balancer itself: give the check another port"
-        ));
+/// Why a check has not passed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// For the log.
+    pub sentence: String,
+    /// Whether something was lacking on this side, so that nothing is known about the backend.
+    pub is_ours: bool,
+}
+
+impl Failure {
+    pub fn by_backend(sentence: String) -> Failure {
+        Failure { sentence, is_ours: false }
     }
-    match timeout(target.timeout, attempt(target)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(format!("no answer from {address} within {} ms", target.timeout.as_millis())),
+
+    /// Of the connection to `address`, while `what` was done.
+    fn by_error(what: &str, address: SocketAddr, error: &io::Error) -> Failure {
+        match probe::is_own_lack(error) {
+            true => Failure {
+                sentence: format!(
+                    "the balancer could not check {address} for want of its own resources: {error}"
+                ),
+                is_ours: true,
+            },
+            false => Failure::by_backend(format!("{what} {address}: {error}")),
+        }
     }
 }
 
-async fn attempt(target: &Target) -> Result<(), String> {
+/// Carries out a check.
+///
+/// # Errors
+/// Why it has not passed.
+pub async fn check(target: &Target) -> Result<(), Failure> {
+    let address = target.port.address;
+    if target.is_own_door {
+        return Err(Failure::by_backend(format!(
+            "{address} is a door of the balancer itself: give the check another port"
+        )));
+    }
+    match timeout(target.timeout, attempt(target)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let ms = target.timeout.as_millis();
+            Err(Failure::by_backend(format!("no answer from {address} within {ms} ms")))
+        }
+    }
+}
+
+async fn attempt(target: &Target) -> Result<(), Failure> {
     let address = target.port.address;
     let connected = probe::meet(target.port).await;
-    let stream = connected.map_err(|error| format!("cannot connect to {address}: {error}"))?;
+    let stream =
+        connected.map_err(|error| Failure::by_error("cannot connect to", address, &error))?;
     let Some(question) = &target.question else { return Ok(()) };
-    let answer = ask(stream, question).await;
-    let status = answer.map_err(|why| format!("no answer from {address}: {why}"))?;
+    let status = ask(stream, question).await.map_err(|broken| match broken {
+        Broken::Wire(error) => Failure::by_error("no answer from", address, &error),
+        Broken::Words(why) => Failure::by_backend(format!("no answer from {address}: {why}")),
+    })?;
     let Expected { first, last } = question.expect;
-    match status {
-        good if (first..=last).contains(&good) => Ok(()),
-        bad if first == last => Err(format!("{address} answered {bad} instead of {first}")),
-        bad => Err(format!("{address} answered {bad} instead of {first} to {last}")),
+    let instead = match status {
+        good if (first..=last).contains(&good) => return Ok(()),
+        _ if first == last => format!("{first}"),
+        _ => format!("{first} to {last}"),
+    };
+    Err(Failure::by_backend(format!("{address} answered {status} instead of {instead}")))
+}
+
+/// Why a question has no answer.
+enum Broken {
+    /// The connection failed.
+    Wire(io::Error),
+    /// What came was no answer.
+    Words(String),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Broken {
+        Broken::Wire(error)
+    }
+}
+
+impl From<String> for Broken {
+    fn from(why: String) -> Broken {
+        Broken::Words(why)
     }
 }
 
 /// Sends the request over this connection and reads the status of the answer. Takes as long as the other end
 /// likes.
-async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, String> {
+async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, Broken> {
     let Question { path, host, .. } = question;
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {AGENT}\r\naccept: */*\r\n\
          connection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    stream.write_all(request.as_bytes()).await?;
     let (mut heard, mut interim) = (Vec::with_capacity(1024), 0);
     loop {
         let known = heard.len();
         let mut room = (&mut stream).take((HEAD_BYTES_MAX - known) as u64);
-        if room.read_buf(&mut heard).await.map_err(|error| error.to_string())? == 0 {
-            return Err("it closed the connection before it had answered".to_owned());
+        if room.read_buf(&mut heard).await? == 0 {
+            return Err("it closed the connection before it had answered".to_owned().into());
         }
         // Every head ends with a line, so a byte at a time is not parsed a byte at a time.
         if !heard[known..].contains(&b'\n') && heard.len() < HEAD_BYTES_MAX {
@@ -116,11 +172,12 @@ async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, String> 
             heard.drain(..length);
             interim += 1;
             if interim > INTERIM_MAX {
-                return Err(format!("it sent more than {INTERIM_MAX} interim answers"));
+                return Err(format!("it sent more than {INTERIM_MAX} interim answers").into());
             }
         }
         if heard.len() == HEAD_BYTES_MAX {
-            return Err(format!("the head of its answer is longer than {HEAD_BYTES_MAX} bytes"));
+            let why = format!("the head of its answer is longer than {HEAD_BYTES_MAX} bytes");
+            return Err(why.into());
         }
     }
 }
@@ -147,6 +204,9 @@ fn head(heard: &[u8]) -> Result<Option<(u16, usize)>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use nix::errno::Errno;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -166,6 +226,14 @@ mod tests {
             expect: Expected { first: 200, last: 200 },
             ..CheckConfig::default()
         }
+    }
+
+    /// Carries out a check, and says why it has not passed.
+    async fn checked(target: &Target) -> Result<(), String> {
+        super::check(target).await.map_err(|failure| {
+            assert!(!failure.is_ours, "{failure:?}");
+            failure.sentence
+        })
     }
 
     /// Answers one connection with these bytes, and says what it was asked.
@@ -188,7 +256,7 @@ mod tests {
             String::from_utf8(asked).unwrap()
         };
         let target = Target::of(&check, at(address));
-        let (outcome, asked) = tokio::join!(super::check(&target), backend);
+        let (outcome, asked) = tokio::join!(checked(&target), backend);
         (outcome, asked, address)
     }
 
@@ -225,7 +293,7 @@ mod tests {
             asked
         };
         let target = Target::of(&http(), port);
-        let (outcome, asked) = tokio::join!(super::check(&target), backend);
+        let (outcome, asked) = tokio::join!(checked(&target), backend);
         assert_eq!(outcome, Ok(()));
         assert_eq!(&asked[..16], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
         assert!(asked[16..].starts_with(b"GET /primary HTTP/1.1\r\n"));
@@ -265,7 +333,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let target = Target { is_own_door: true, ..Target::of(&http(), at(address)) };
-        let why = check(&target).await.unwrap_err();
+        let why = checked(&target).await.unwrap_err();
         let door = "is a door of the balancer itself: give the check another port";
         assert_eq!(why, format!("{address} {door}"));
         let nobody = timeout(Duration::ZERO, listener.accept()).await;
@@ -285,7 +353,7 @@ mod tests {
                 sent = stream.write_all(more.as_bytes()).await;
             }
         });
-        let outcome = check(&Target::of(&CheckConfig { timeout, ..http() }, at(address))).await;
+        let outcome = checked(&Target::of(&CheckConfig { timeout, ..http() }, at(address))).await;
         // It ends because the check has hung up.
         server.await.unwrap();
         outcome.unwrap_err().replace(&address.to_string(), "it")
@@ -341,16 +409,36 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let target =
             Target::of(&CheckConfig { timeout: Duration::from_millis(50), ..http() }, at(address));
-        let why = check(&target).await.unwrap_err();
+        let why = checked(&target).await.unwrap_err();
         assert_eq!(why, format!("no answer from {address} within 50 ms"));
         let tcp = CheckConfig { kind: CheckKind::Tcp, timeout: PATIENCE, ..CheckConfig::default() };
-        assert_eq!(check(&Target::of(&tcp, at(address))).await, Ok(()), "it accepts");
+        assert_eq!(checked(&Target::of(&tcp, at(address))).await, Ok(()), "it accepts");
         let port = Some(address.port());
         let elsewhere =
             Target::of(&CheckConfig { port, ..tcp.clone() }, at((address.ip(), 9).into()));
-        assert_eq!(check(&elsewhere).await, Ok(()), "the check has a port of its own");
+        assert_eq!(checked(&elsewhere).await, Ok(()), "the check has a port of its own");
         drop(listener);
-        let why = check(&Target::of(&tcp, at(address))).await.unwrap_err();
+        let why = checked(&Target::of(&tcp, at(address))).await.unwrap_err();
         assert!(why.contains("cannot connect"), "{why}");
+    }
+
+    #[test]
+    fn what_this_host_lacks_says_nothing_about_the_backend() {
+        let address = at((Ipv4Addr::LOCALHOST, 80).into()).address;
+        for (errno, is_ours) in [
+            (Errno::EMFILE, true),
+            (Errno::ENFILE, true),
+            (Errno::ENOBUFS, true),
+            (Errno::ENOMEM, true),
+            (Errno::EADDRNOTAVAIL, true),
+            (Errno::ECONNREFUSED, false),
+            (Errno::ENETUNREACH, false),
+            (Errno::ECONNRESET, false),
+        ] {
+            let error = io::Error::from_raw_os_error(errno as i32);
+            let failure = Failure::by_error("cannot connect to", address, &error);
+            assert_eq!(failure.is_ours, is_ours, "{failure:?}");
+            assert_eq!(failure.sentence.contains("its own resources"), is_ours, "{failure:?}");
+        }
     }
 }

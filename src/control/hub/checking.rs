@@ -15,7 +15,7 @@ use crate::cluster::registry::Change;
 use crate::cluster::service::Pool;
 use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
 use crate::config::services::{CheckConfig, CheckKind, OnFail};
-use crate::control::checker::Target;
+use crate::control::checker::{Failure, Target};
 use crate::control::checks::{Checks, Due, Rule, Verdict};
 use crate::control::home;
 use crate::control::probe::Port;
@@ -99,7 +99,7 @@ impl Hub {
             }
             // Nobody is left whose check it would be.
             self.checking.checks.remove(due);
-            self.checking.checks.ended(due, false, now);
+            self.checking.checks.came_to_nothing(due, now);
         }
     }
 
@@ -121,7 +121,13 @@ impl Hub {
     }
 
     /// A check has ended.
-    pub fn checked(&mut self, due: Due, outcome: Result<(), String>, took: Duration, now: Now) {
+    pub fn checked(&mut self, due: Due, outcome: Result<(), Failure>, took: Duration, now: Now) {
+        let outcome = match outcome {
+            Err(Failure { sentence, is_ours: true }) => {
+                return self.check_came_to_nothing(due, &sentence, now);
+            }
+            outcome => outcome.map_err(|failure| failure.sentence),
+        };
         self.counters.checks.one();
         self.counters.checks_failed.add(u64::from(outcome.is_err()));
         let passed = outcome.is_ok();
@@ -136,6 +142,18 @@ impl Hub {
         }
         let checked = Checked { verdict, since, last: now, took, failure };
         self.checking.outcomes.insert(due.id, checked);
+    }
+
+    /// A check could not be carried out for want of something on this host, which is not held against the
+    /// backend.
+    fn check_came_to_nothing(&mut self, due: Due, why: &str, now: Now) {
+        self.counters.checks_not_run.one();
+        self.checking.checks.came_to_nothing(due, now);
+        self.checking.wanted.notify_one();
+        let Some(entry) = self.registry.get(due.id) else { return };
+        let service = Rc::from(&*self.registry.service(entry.backend.service).name);
+        let backend = entry.backend.clone();
+        self.console.check_not_run(now, &service, &backend, why);
     }
 
     /// What is known of a backend's check; `None` before the first has ended, and if there is none.
@@ -246,5 +264,29 @@ impl Hub {
         let pool = self.snapshot.pool(entry.backend.service);
         let tried = pool.is_some_and(|pool| pool.serves(id));
         entry.backend.standing == Standing::Failing && !tried
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::hub::tests::{at, check, config, hub, shown};
+
+    #[test]
+    fn a_check_that_could_not_be_run_is_held_against_nobody() {
+        let (mut hub, _worker) = hub(config(&[(1, 1)], check()));
+        let lack = || Failure { sentence: "no descriptor is left".to_owned(), is_ours: true };
+        let mut outcomes = [Err(lack()), Ok(()), Err(lack()), Err(lack()), Err(lack())].into_iter();
+        let mut now = at(20);
+        for state in [Standing::Failing, Standing::Serving, Standing::Serving, Standing::Serving] {
+            let (due, _) = hub.next_check(now).unwrap();
+            hub.checked(due, outcomes.next().unwrap(), Duration::ZERO, now);
+            assert_eq!(shown(&mut hub), [(1, 1, state)], "at {now:?}");
+            now = now.plus(Duration::from_secs(10));
+        }
+        let counted = &hub.counters;
+        let counted = [&counted.checks, &counted.checks_failed, &counted.checks_not_run];
+        assert_eq!(counted.map(|counter| counter.get()), [1, 0, 3]);
+        assert!(hub.check_result(hub.registry.entries().next().unwrap().backend.id).is_some());
     }
 }

@@ -14,6 +14,7 @@ use crate::cluster::{Service, Snapshot, WhenAllFail};
 use crate::config::services::{
     CheckConfig, CheckKind, GroupShare, OnFail, ServiceConfig, StaticBackend,
 };
+use crate::control::checker::Failure;
 use crate::control::checks::Due;
 use crate::control::doors::Step;
 use crate::control::probe::Port;
@@ -23,7 +24,7 @@ use crate::worker::link::{Order, WorkerEnd, link};
 
 const PG: ServiceId = ServiceId(3);
 
-fn at(ms: u64) -> Now {
+pub(super) fn at(ms: u64) -> Now {
     Now::from_nanos(1_000_000_000 + ms * 1_000_000)
 }
 
@@ -32,7 +33,7 @@ fn address(port: u16) -> SocketAddr {
 }
 
 /// The service `pg` with these backends, by port and weight.
-fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
+pub(super) fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
     let listed = |&(port, weight): &(u16, u16)| StaticBackend {
         address: address(port),
         weight,
@@ -45,7 +46,7 @@ fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
 }
 
 /// A check on a port of its own, which turns a verdict at once.
-fn check() -> CheckConfig {
+pub(super) fn check() -> CheckConfig {
     CheckConfig {
         kind: CheckKind::Tcp,
         port: Some(8008),
@@ -56,7 +57,7 @@ fn check() -> CheckConfig {
 }
 
 /// A hub that has read its configuration, and the one worker's end.
-fn hub(config: Config) -> (Hub, WorkerEnd) {
+pub(super) fn hub(config: Config) -> (Hub, WorkerEnd) {
     let first = Snapshot::default();
     let (name, terms) = ("pg".into(), config.terms_for(PG));
     let pg = Service { id: PG, name, terms, ..first.services[0].clone() };
@@ -76,7 +77,7 @@ pub fn reload(hub: &mut Hub, config: Config, now: Now) {
 }
 
 /// Port, weight and standing of each backend of `pg`.
-fn shown(hub: &mut Hub) -> Vec<(u16, u16, Standing)> {
+pub(super) fn shown(hub: &mut Hub) -> Vec<(u16, u16, Standing)> {
     hub.publish();
     let pool = hub.snapshot.pool(PG).unwrap();
     let all = pool.backends.iter();
@@ -102,7 +103,7 @@ fn checked(hub: &mut Hub, passes: &[(u16, bool)], now: Now) {
     for due in begin(hub, now) {
         let port = hub.registry.get(due.id).unwrap().backend.address.port();
         let passes = passes.iter().find(|it| it.0 == port).unwrap().1;
-        let outcome = if passes { Ok(()) } else { Err("it is broken".to_owned()) };
+        let outcome = if passes { Ok(()) } else { Err(Failure::by_backend("it is broken".into())) };
         hub.checked(due, outcome, Duration::from_millis(3), now);
     }
 }
@@ -328,7 +329,7 @@ fn a_reload_begins_changes_and_ends_checks() {
     assert_eq!(target.port, Port { address: address(9009), proxy: false });
     reload(&mut hub, config(list, CheckConfig::default()), at(10_010));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)]);
-    hub.checked(due, Err("it is broken".to_owned()), Duration::ZERO, at(10_020));
+    hub.checked(due, Err(Failure::by_backend("it is broken".into())), Duration::ZERO, at(10_020));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)], "nobody asks any more");
     assert_eq!(begin(&mut hub, at(60_000)), []);
     assert!(hub.check_result(id_of(&hub, 1)).is_none());
