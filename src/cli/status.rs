@@ -265,7 +265,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
         hello(backend),
         number(backend.sessions_active),
         number(backend.sessions_total),
-        number(backend.connects_failed),
+        number(backend.failures()),
         marked(backend.turned_away),
         bytes(backend.bytes_up),
         bytes(backend.bytes_down),

@@ -89,8 +89,8 @@ impl fmt::Display for BackendId {
 pub enum Standing {
     /// In the rotation.
     Serving,
-    /// Registered and answering hello, but its data port refused: out of the rotation until the
-    /// balancer has connected to it again.
+    /// Registered and answering hello, but its data port refused, or it leaves requests unanswered: out of
+    /// the rotation until the balancer has found it back.
     Aside,
     /// Its check fails, or has yet to pass for the first time: out of the rotation until it passes.
     Failing,

@@ -37,6 +37,7 @@ pub struct Target {
 /// A request, and the statuses of a good answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Question {
+    pub method: &'static str,
     pub path: String,
     pub host: String,
     pub expect: Expected,
@@ -50,11 +51,24 @@ impl Target {
         let address = SocketAddr::new(own.ip(), check.port.unwrap_or(own.port()));
         let port = Port { address, proxy: backend.proxy && address == own };
         let question = (check.kind == CheckKind::Http).then(|| Question {
+            method: "GET",
             path: check.path.clone(),
             host: check.host.clone().unwrap_or_else(|| address.to_string()),
             expect: check.expect,
         });
         Target { port, timeout: check.timeout, question, is_own_door: false }
+    }
+
+    /// Whether the backend at this port answers requests at all, whatever it says to one that asks for nothing
+    /// in particular (RFC 9110 9.3.7).
+    pub fn any_answer(port: Port, timeout: Duration) -> Target {
+        let question = Question {
+            method: "OPTIONS",
+            path: "*".to_owned(),
+            host: port.address.to_string(),
+            expect: Expected { first: 100, last: 599 },
+        };
+        Target { port, timeout, question: Some(question), is_own_door: false }
     }
 }
 
@@ -148,9 +162,9 @@ impl From<String> for Broken {
 /// Sends the request over this connection and reads the status of the answer. Takes as long as the other end
 /// likes.
 async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, Broken> {
-    let Question { path, host, .. } = question;
+    let Question { method, path, host, .. } = question;
     let request = format!(
-        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {AGENT}\r\naccept: */*\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {AGENT}\r\naccept: */*\r\n\
          connection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await?;

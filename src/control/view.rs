@@ -240,6 +240,11 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
         check: hub.check_result(id).map(check).unwrap_or_default(),
         drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
+        unanswered_in_row: hub.unanswered_in_row(id),
+        aside_because: (hub
+            .aside_because(id)
+            .filter(|_| entry.backend.standing == Standing::Aside))
+        .map(str::to_owned),
         ..backend(hub, &entry.backend, BackendState::of(entry.backend.standing))
     }
 }
@@ -266,6 +271,9 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         sessions_active: value(&values, "active"),
         sessions_total: value(&values, "total"),
         connects_failed: value(&values, "connect_failed"),
+        unanswered: value(&values, "unanswered"),
+        unanswered_in_row: 0,
+        aside_because: None,
         turned_away: value(&values, "turned_away"),
         bytes_up: value(&values, "up"),
         bytes_down: value(&values, "down"),

@@ -10,6 +10,7 @@ mod many;
 mod reload;
 mod services;
 mod signals;
+mod silent;
 #[path = "../common/wait.rs"]
 mod wait;
 

@@ -270,7 +270,7 @@ fn backend(row: &Row, one: bool) -> Vec<Line<'static>> {
         (0, Some(us)) => Line::from(format!("{} ms", us / 1000)),
         (0, None) => Line::from("-"),
     };
-    let failed = if backend.connects_failed > 0 { Color::Red } else { Color::Reset };
+    let failed = if backend.failures() > 0 { Color::Red } else { Color::Reset };
     let group = backend.group.clone().unwrap_or_default();
     vec![
         Line::from(backend.id.clone()),
@@ -285,7 +285,7 @@ fn backend(row: &Row, one: bool) -> Vec<Line<'static>> {
         Line::from(rates.up.map_or("-".to_owned(), sized)),
         Line::from(rates.down.map_or("-".to_owned(), sized)),
         hello,
-        Line::styled(grouped(backend.connects_failed), failed),
+        Line::styled(grouped(backend.failures()), failed),
     ]
 }
 

@@ -52,12 +52,10 @@ impl Hub {
             Change::Leave { .. } => self.left(applied, "drained", now),
             Change::SourceLost { why, .. } => self.lost(applied, why, now),
             Change::SetAside { backend } if applied.changed => {
-                self.revivals.entry(backend).or_default().set_aside(now);
-                self.counters.backends_set_aside.one();
+                self.is_set_aside(backend, now);
             }
             Change::Restore { backend } if applied.changed => {
-                self.revivals.entry(backend).or_default().restored(now);
-                self.counters.backends_restored.one();
+                self.is_restored(backend, now);
             }
             Change::Judge { passes: true, .. } if applied.changed => {
                 self.counters.backends_check_passed.one();
@@ -74,6 +72,7 @@ impl Hub {
         let id = applied.backend.expect("a registration that succeeded has a backend");
         let backend = &self.registry.get(id).expect("it was just registered").backend;
         self.draining.remove(&id);
+        self.asides.forgive(id);
         if applied.joined {
             self.workers.begin(backend.slot);
             self.counters.backends_registered.one();
@@ -145,7 +144,7 @@ impl Hub {
             self.console.backend_registered(now, Of::new(service), &backend, self.registry.len());
         }
         self.console.backend_left(now, of, &backend, why, sessions, self.registry.len());
-        self.revivals.remove(&id);
+        self.asides.forget(id);
         self.end_checks(&backend);
         // What happens to the UDP sessions of a lost backend is decided by the workers.
         let close = close && protocol != Protocol::Udp;

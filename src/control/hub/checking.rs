@@ -13,7 +13,7 @@ use super::{Hub, Mark};
 use crate::base::time::Now;
 use crate::cluster::registry::Change;
 use crate::cluster::service::Pool;
-use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
+use crate::cluster::{Backend, BackendId, Protocol, Standing};
 use crate::config::services::{CheckConfig, CheckKind, OnFail};
 use crate::control::checker::{Failure, Target};
 use crate::control::checks::{Checks, Due, Rule, Verdict};
@@ -91,7 +91,7 @@ impl Hub {
         loop {
             let due = self.checking.checks.begin(now)?;
             let backend = self.registry.get(due.id).map(|entry| &entry.backend);
-            let wanted = backend.and_then(|it| Some((self.check_of(it.service)?, Port::of(it))));
+            let wanted = backend.and_then(|it| Some((self.check_of(it)?, Port::of(it))));
             if let Some((check, port)) = wanted {
                 let mut target = Target::of(check, port);
                 target.is_own_door = check.port.is_some() && self.is_own_door(target.port.address);
@@ -168,7 +168,7 @@ impl Hub {
 
     fn check_from(&mut self, id: BackendId, verdict: Verdict, now: Now) {
         let Some(entry) = self.registry.get(id) else { return };
-        let Some(check) = self.check_of(entry.backend.service) else { return };
+        let Some(check) = self.check_of(&entry.backend) else { return };
         let (due, rule) = (due(&entry.backend), rule(check));
         self.checking.checks.add(due, rule, verdict, offset(id, rule.interval), now);
         self.checking.wanted.notify_one();
@@ -187,7 +187,7 @@ impl Hub {
         let all: Vec<Backend> = self.registry.entries().map(|it| it.backend.clone()).collect();
         for backend in all {
             let is_checked = self.checking.checks.verdict(due(&backend)).is_some();
-            match self.check_of(backend.service).map(rule) {
+            match self.check_of(&backend).map(rule) {
                 Some(rule) if is_checked => self.checking.checks.follow(due(&backend), rule, now),
                 // One that serves already has to fail as often as any other.
                 Some(_) => self.check_from(backend.id, Verdict::Passing, now),
@@ -213,9 +213,9 @@ impl Hub {
         }
     }
 
-    /// The check of a service's backends, if they are checked.
-    fn check_of(&self, service: ServiceId) -> Option<&CheckConfig> {
-        let service = self.config.service(service)?;
+    /// How a backend is checked, if it is.
+    pub(super) fn check_of(&self, backend: &Backend) -> Option<&CheckConfig> {
+        let service = self.config.service(backend.service)?;
         (service.check.kind != CheckKind::Off).then_some(&service.check)
     }
 
@@ -227,7 +227,7 @@ impl Hub {
         let service = Rc::from(&*self.registry.service(entry.backend.service).name);
         let backend = entry.backend.clone();
         self.console.backend_checked(now, &service, &backend, failure);
-        let on_fail = self.check_of(backend.service).map(|check| check.on_fail);
+        let on_fail = self.check_of(&backend).map(|check| check.on_fail);
         if failure.is_some() && on_fail == Some(OnFail::Close) {
             // First that no session begins, then that those running end. Of a thousand that fail together,
             // workers are told once.

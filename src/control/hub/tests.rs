@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::base::publish::Publisher;
 use crate::cluster::registry::Registration;
-use crate::cluster::{Service, Snapshot, WhenAllFail};
+use crate::cluster::{Service, Snapshot, Standing, WhenAllFail};
 use crate::config::services::{
     CheckConfig, CheckKind, GroupShare, OnFail, ServiceConfig, StaticBackend,
 };
@@ -22,13 +22,13 @@ use crate::control::status::CheckVerdict;
 use crate::control::view;
 use crate::worker::link::{Order, WorkerEnd, link};
 
-const PG: ServiceId = ServiceId(3);
+pub(super) const PG: ServiceId = ServiceId(3);
 
 pub(super) fn at(ms: u64) -> Now {
     Now::from_nanos(1_000_000_000 + ms * 1_000_000)
 }
 
-fn address(port: u16) -> SocketAddr {
+pub(super) fn address(port: u16) -> SocketAddr {
     ([192, 0, 2, 1], port).into()
 }
 
@@ -89,7 +89,7 @@ fn rotation(hub: &mut Hub) -> Vec<u16> {
     hub.snapshot.pool(PG).unwrap().in_rotation().map(|it| it.address.port()).collect()
 }
 
-fn id_of(hub: &Hub, port: u16) -> BackendId {
+pub(super) fn id_of(hub: &Hub, port: u16) -> BackendId {
     hub.registry.find(PG, address(port)).unwrap().backend.id
 }
 
@@ -162,36 +162,6 @@ fn a_listed_backend_set_aside_stays_aside_through_a_reload() {
     reload(&mut hub, config(&[(1, 2), (2, 1)], CheckConfig::default()), at(2));
     assert_eq!(shown(&mut hub)[0], (1, 2, Standing::Aside));
     assert!(hub.tick(at(3)).revive.contains(&backend), "it is tried like any other");
-}
-
-#[test]
-fn a_backend_that_must_not_be_tried_gets_users_again_after_a_wait() {
-    for (by_service, by_itself) in [(true, true), (false, true), (true, false)] {
-        let mut config = config(&[], CheckConfig::default());
-        config.services[0].probe = by_service;
-        let (mut hub, _worker) = hub(config);
-        let own = Registration {
-            source: Source::Connection(1),
-            service: PG,
-            address: address(1),
-            weight: 1,
-            name: None,
-            group: None,
-            proxy: false,
-            probe: by_itself,
-        };
-        let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
-        hub.apply(Change::SetAside { backend }, at(1)).unwrap();
-        let attempt = hub.next_try(backend).unwrap();
-        assert_eq!(attempt.probe, by_service && by_itself);
-        assert!(!attempt.wait.is_zero());
-        hub.restore(backend, at(2));
-        assert_eq!(shown(&mut hub), [(1, 1, Standing::Serving)]);
-        // Registered again, it says anew whether it may be tried.
-        let otherwise = Registration { probe: !by_itself, ..own };
-        hub.apply(Change::Register(otherwise), at(3)).unwrap();
-        assert_eq!(hub.registry.get(backend).unwrap().probe, !by_itself);
-    }
 }
 
 #[test]
