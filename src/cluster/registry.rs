@@ -19,7 +19,7 @@ use super::service::{Pool, Service, Terms};
 use super::snapshot::Snapshot;
 use super::source::Source;
 use crate::base::time::Now;
-pub use changes::{Applied, Change, Fault, Registration};
+pub use changes::{Applied, Change, DrainedBy, Fault, Lasts, Registration};
 
 /// A registered backend, with what workers need not know about it.
 #[derive(Clone, Debug)]
@@ -32,11 +32,18 @@ pub struct Registered {
     against: Against,
 }
 
+impl Registered {
+    /// Who has asked for its drain, if it drains.
+    pub fn drained_by(&self) -> Option<DrainedBy> {
+        self.against.draining
+    }
+}
+
 /// What speaks against new sessions of a backend. Each comes and goes by itself: a check that passes says
 /// nothing of a data port that refused, and the port that accepts again nothing of the check.
 #[derive(Clone, Copy, Debug, Default)]
 struct Against {
-    draining: bool,
+    draining: Option<DrainedBy>,
     failing: bool,
     refused: bool,
 }
@@ -46,7 +53,7 @@ impl Against {
     /// of more rotations has the say.
     const fn standing(self) -> Standing {
         match self {
-            Against { draining: true, .. } => Standing::Draining,
+            Against { draining: Some(_), .. } => Standing::Draining,
             Against { failing: true, .. } => Standing::Failing,
             Against { refused: true, .. } => Standing::Aside,
             _ => Standing::Serving,
@@ -131,7 +138,11 @@ impl Registry {
             }
             Change::Drain { source, service, address, lasts: _ } => {
                 let id = self.owned(source, service, address)?;
-                Ok(self.amend(id, |against| against.draining = true))
+                Ok(self.amend(id, |against| against.draining = Some(DrainedBy::Owner)))
+            }
+            Change::Undrain { source, service, address } => {
+                let id = self.owned(source, service, address)?;
+                self.undrain(id, DrainedBy::Owner)
             }
             Change::Leave { backend } => Ok(self.remove(&[backend])),
             Change::SourceLost { source, why: _ } => {
@@ -145,9 +156,13 @@ impl Registry {
             Change::Restore { backend } => Ok(self.amend(backend, |it| it.refused = false)),
             Change::Judge { backend, passes } => Ok(self.amend(backend, |it| it.failing = !passes)),
             Change::DrainBackend { backend, lasts: _ } => match self.get(backend) {
-                Some(_) => Ok(self.amend(backend, |against| against.draining = true)),
+                // One that drains at its source's request goes on doing so.
+                Some(_) => Ok(self.amend(backend, |against| {
+                    against.draining = against.draining.or(Some(DrainedBy::Operator));
+                })),
                 None => Err(Fault::Unknown { backend }),
             },
+            Change::UndrainBackend { backend } => self.undrain(backend, DrainedBy::Operator),
             Change::Weigh { backend, weight } => self.weigh(backend, weight),
         }
     }
@@ -402,7 +417,12 @@ impl Registry {
         entry.backend.group = wanted.group;
         entry.backend.proxy = wanted.proxy;
         entry.probe = wanted.probe;
-        entry.against = Against { failing: entry.against.failing, ..Against::default() };
+        let by_operator = |by: &DrainedBy| *by == DrainedBy::Operator;
+        let stays = entry.against.draining.filter(by_operator);
+        // The file is the operator's own word, so reading it again ends what an operator asked for before.
+        let draining = stays.filter(|_| wanted.source != Source::File);
+        let failing = entry.against.failing;
+        entry.against = Against { draining, failing, ..Against::default() };
         stand(entry, &mut self.aside);
         let changed = entry.backend != before;
         self.changed(id, changed)
@@ -463,6 +483,16 @@ impl Registry {
         let entry = self.entries.get_mut(&id).ok_or(Fault::Unknown { backend: id })?;
         let same = std::mem::replace(&mut entry.backend.weight, weight) == weight;
         Ok(self.changed(id, !same))
+    }
+
+    /// Takes back a drain, if it was asked for by this party. A backend that does not drain stays as it is.
+    fn undrain(&mut self, id: BackendId, by: DrainedBy) -> Result<Applied, Fault> {
+        let entry = self.entries.get(&id).ok_or(Fault::Unknown { backend: id })?;
+        match entry.against.draining {
+            Some(_) if !self.is_known(entry.backend.service) => Err(Fault::Removed),
+            Some(other) if other != by => Err(Fault::Drains { backend: id, by: other }),
+            _ => Ok(self.amend(id, |against| against.draining = None)),
+        }
     }
 
     /// Changes what speaks against a backend, and its standing with that.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
+use crate::cluster::registry::{DrainedBy, Lasts};
 use crate::cluster::{Backend, Protocol, Service, Standing, WEIGHT_MAX};
 
 /// Bytes queued for a peer that does not read; beyond this the connection is closed.
@@ -49,7 +50,12 @@ pub enum Request {
     Drain {
         target: Target,
         port: u16,
-        deadline: Option<Duration>,
+        lasts: Lasts,
+    },
+    /// Takes back such a request.
+    Undrain {
+        target: Target,
+        port: u16,
     },
     /// The backends of one service, or of all.
     List {
@@ -148,7 +154,7 @@ fn parse(object: &[u8]) -> Result<Option<Request>, BadMessage> {
         .map_err(|error| bad(None, &format!("not JSON as expected: {error}")))?;
     let Some(cmd) = fields.get("cmd") else { return acknowledgement(&fields) };
     let Value::String(cmd) = cmd else { return Err(bad(None, "cmd must be a string")) };
-    let known = ["hello", "auth", "register", "unregister", "drain", "list", "services"];
+    let known = ["hello", "auth", "register", "unregister", "drain", "undrain", "list", "services"];
     let Some(cmd) = known.into_iter().find(|known| known == cmd) else {
         return Err(bad(None, &format!("unknown cmd {}", quoted(cmd))));
     };
@@ -190,8 +196,9 @@ fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
         "drain" => Request::Drain {
             target: fields.target()?,
             port: fields.port()?,
-            deadline: fields.number("deadline_ms", 0, DRAIN_MS_MAX)?.map(Duration::from_millis),
+            lasts: fields.lasts()?,
         },
+        "undrain" => Request::Undrain { target: fields.target()?, port: fields.port()? },
         "services" => Request::Services,
         // A protocol alone has never narrowed the list.
         _ => {
@@ -257,6 +264,17 @@ impl Fields {
         }
     }
 
+    fn lasts(&self) -> Result<Lasts, String> {
+        if let Some(Value::String(never)) = self.get("deadline_ms")
+            && never == "never"
+        {
+            return Ok(Lasts::Never);
+        }
+        let ms =
+            self.number("deadline_ms", 0, DRAIN_MS_MAX).map_err(|said| said + ", or \"never\"")?;
+        Ok(ms.map_or(Lasts::AsSet, |ms| Lasts::For(Duration::from_millis(ms))))
+    }
+
     fn port(&self) -> Result<u16, String> {
         let port = self.number("port", 1, u16::MAX.into())?.ok_or("port is missing")?;
         Ok(u16::try_from(port).expect("the range was checked"))
@@ -301,6 +319,10 @@ impl<'de> Deserialize<'de> for Fields {
         }
         from.deserialize_map(Members)
     }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A whole number written with a point or an exponent, which makes no difference in JSON.
@@ -369,12 +391,39 @@ pub enum Reply {
         about: About,
         left: u64,
     },
+    /// An operator drains the backend, or gives its drain another deadline: so long may the sessions that are
+    /// `left` go on; `None`: as long as they like.
+    DrainedByOperator {
+        about: About,
+        left: u64,
+        deadline: Option<Duration>,
+    },
+    UndrainDone {
+        about: About,
+        left: u64,
+    },
+    /// An operator has taken back that the backend drains.
+    Undrained {
+        about: About,
+    },
+    /// An operator has given the backend another weight.
+    Weighed {
+        about: About,
+        weight: u16,
+    },
+    /// An operator has ended so many of its sessions.
+    Ended {
+        about: About,
+        sessions: u64,
+    },
     /// The service of one of the peer's backends has been removed; the backend drains.
     Removed {
         about: About,
     },
+    /// No session is left. `cut` of them were ended at the deadline.
     Drained {
         about: About,
+        cut: u64,
     },
     /// At most [`LISTED_MAX`] backends; with `more`, another answer follows.
     Listed {
@@ -463,6 +512,15 @@ struct Message<'a> {
     msg: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     left: Option<u64>,
+    /// `null` for no deadline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_ms: Option<Option<u64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cmd: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -492,6 +550,15 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
+    fn event(event: &'static str, about: &'a About) -> Message<'a> {
+        Message { event: Some(event), ..Message::default().about(about) }
+    }
+
+    /// An operator has done this to the backend.
+    fn by_operator(event: &'static str, about: &'a About) -> Message<'a> {
+        Message { by: Some(DrainedBy::Operator.name()), ..Message::event(event, about) }
+    }
+
     /// The message about this backend.
     fn about(self, about: &'a About) -> Message<'a> {
         let About { service, protocol, port } = about;
@@ -502,6 +569,7 @@ impl<'a> Message<'a> {
 impl Reply {
     fn message(&self) -> Message<'_> {
         let none = Message::default;
+        let (event, by_operator) = (Message::event, Message::by_operator);
         let done = |cmd| Message { ack: Some("successful"), cmd: Some(cmd), ..none() };
         match self {
             Reply::AskHello => Message { cmd: Some("hello"), ..none() },
@@ -516,7 +584,7 @@ impl Reply {
                 id: Some(id),
                 address: Some(*address),
                 weight: Some(*weight),
-                interval_ms: Some(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX)),
+                interval_ms: Some(ms(*interval)),
                 ..done("register").about(about)
             },
             Reply::Unregistered { about, left } => {
@@ -525,11 +593,29 @@ impl Reply {
             Reply::DrainStarted { about, left } => {
                 Message { left: Some(*left), ..done("drain").about(about) }
             }
-            Reply::Draining { about, left } => {
-                Message { event: Some("draining"), left: Some(*left), ..none().about(about) }
+            Reply::UndrainDone { about, left } => {
+                Message { left: Some(*left), ..done("undrain").about(about) }
             }
-            Reply::Removed { about } => Message { event: Some("removed"), ..none().about(about) },
-            Reply::Drained { about } => Message { event: Some("drained"), ..none().about(about) },
+            Reply::Draining { about, left } => {
+                Message { left: Some(*left), ..event("draining", about) }
+            }
+            Reply::DrainedByOperator { about, left, deadline } => Message {
+                left: Some(*left),
+                deadline_ms: Some(deadline.map(ms)),
+                ..by_operator("draining", about)
+            },
+            Reply::Undrained { about } => by_operator("undrained", about),
+            Reply::Weighed { about, weight } => {
+                Message { weight: Some(*weight), ..by_operator("weight", about) }
+            }
+            Reply::Ended { about, sessions } => {
+                Message { sessions: Some(*sessions), ..by_operator("ended", about) }
+            }
+            Reply::Removed { about } => event("removed", about),
+            Reply::Drained { about, cut } => {
+                let cut = Some(*cut).filter(|cut| *cut > 0);
+                Message { cut, ..event("drained", about) }
+            }
             Reply::Listed { service, backends, more } => Message {
                 service: service.as_deref(),
                 backends: Some(backends),

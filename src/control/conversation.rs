@@ -340,7 +340,7 @@ impl Conversation {
             Request::Register(joining) => {
                 self.wanted(joining).is_ok_and(|wanted| self.fault_of(&wanted).is_none())
             }
-            Request::Unregister { .. } | Request::Drain { .. } => true,
+            Request::Unregister { .. } | Request::Drain { .. } | Request::Undrain { .. } => true,
             Request::Hello | Request::Auth { .. } | Request::List { .. } | Request::Services => {
                 false
             }
@@ -372,14 +372,22 @@ impl Conversation {
             Request::Unregister { target, port } => {
                 let (source, address) = (self.peer.source, self.address(port));
                 let change = |service| Change::Unregister { source, service, address };
-                self.leave("unregister", &target, port, change, |about, left| {
+                self.amend("unregister", &target, port, change, |about, left| {
                     Reply::Unregistered { about, left }
                 });
             }
-            Request::Drain { target, port, deadline: lasts } => {
+            Request::Drain { target, port, lasts } => {
                 let (source, address) = (self.peer.source, self.address(port));
                 let change = |service| Change::Drain { source, service, address, lasts };
-                self.leave("drain", &target, port, change, |about, left| Reply::DrainStarted {
+                self.amend("drain", &target, port, change, |about, left| Reply::DrainStarted {
+                    about,
+                    left,
+                });
+            }
+            Request::Undrain { target, port } => {
+                let (source, address) = (self.peer.source, self.address(port));
+                let change = |service| Change::Undrain { source, service, address };
+                self.amend("undrain", &target, port, change, |about, left| Reply::UndrainDone {
                     about,
                     left,
                 });
@@ -388,8 +396,8 @@ impl Conversation {
         None
     }
 
-    /// Makes a change by which a backend of the peer leaves, and answers with the sessions it has left.
-    fn leave(
+    /// Makes a change to a backend of the peer, and answers with the sessions it has left.
+    fn amend(
         &self,
         cmd: &'static str,
         target: &Target,

@@ -18,47 +18,67 @@ pub enum DrainStep {
     Tell,
     /// The deadline has come: end what is left.
     Close,
+    /// No session is left, and the backend stays.
+    Empty,
     /// Over; the backend leaves.
     Done,
-}
-
-/// News of a drain for the backend's source.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Progress {
-    /// The number of sessions left.
-    Left(u64),
-    /// The backend has left.
-    Over,
 }
 
 /// One backend's drain: reported every second, closed at the deadline, over when no session is left.
 #[derive(Clone, Debug)]
 pub struct Drain {
-    deadline: Now,
+    pub since: Now,
+    /// When the sessions that are left are ended; `None` if they end by themselves.
+    pub deadline: Option<Now>,
+    /// Sessions that were ended at the deadline.
+    pub cut: u64,
+    /// Whether no session is left of a backend that stays.
+    pub is_empty: bool,
+    stays: bool,
     tell: Now,
     closing: Option<Now>,
 }
 
 impl Drain {
-    pub fn new(now: Now, lasts: Duration) -> Drain {
-        Drain { deadline: now.plus(lasts), tell: now.plus(TELL_EVERY), closing: None }
+    /// A drain whose deadline comes after `lasts`, if ever. A backend that `stays` waits empty to be given
+    /// users again.
+    pub fn new(now: Now, lasts: Option<Duration>, stays: bool) -> Drain {
+        let tell = now.plus(TELL_EVERY);
+        let deadline = lasts.map(|lasts| now.plus(lasts));
+        Drain { since: now, deadline, cut: 0, is_empty: false, stays, tell, closing: None }
     }
 
-    /// How long the remaining sessions still have.
-    pub fn remaining(&self, now: Now) -> Duration {
-        self.deadline.since(now)
+    /// Gives the sessions that are left another deadline.
+    pub fn set_deadline(&mut self, now: Now, lasts: Option<Duration>) {
+        self.deadline = lasts.map(|lasts| now.plus(lasts));
+        self.closing = None;
+    }
+
+    /// How long the remaining sessions still have; `None` if they end by themselves.
+    pub fn remaining(&self, now: Now) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.since(now))
     }
 
     /// The step that is due. `left` is final only when `settled`, that is, once every worker knows of
     /// the drain; until then a session may still begin.
     pub fn step(&mut self, now: Now, left: u64, settled: bool) -> DrainStep {
-        if left == 0 && settled || self.closing.is_some_and(|until| now >= until) {
-            return DrainStep::Done;
+        if left == 0 && settled {
+            let was_empty = std::mem::replace(&mut self.is_empty, self.stays);
+            return match (self.stays, was_empty) {
+                (false, _) => DrainStep::Done,
+                (true, false) => DrainStep::Empty,
+                (true, true) => DrainStep::Nothing,
+            };
         }
-        if self.closing.is_some() {
+        if self.closing.is_some_and(|until| now < until) {
             return DrainStep::Nothing;
         }
-        if now >= self.deadline {
+        if self.closing.is_some() && !self.stays {
+            return DrainStep::Done;
+        }
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            // An order to end them that a worker did not take is given again, and counts once.
+            self.cut += if self.closing.is_none() { left } else { 0 };
             self.closing = Some(now.plus(CLOSE_TIME));
             return DrainStep::Close;
         }
@@ -142,29 +162,54 @@ mod tests {
 
     #[test]
     fn a_drain_is_told_of_every_second_and_over_when_nothing_is_left() {
-        let mut drain = Drain::new(at(0), Duration::from_secs(10));
+        let mut drain = Drain::new(at(0), Some(Duration::from_secs(10)), false);
         assert_eq!(drain.step(at(999), 3, true), DrainStep::Nothing);
         assert_eq!(drain.step(at(1000), 3, true), DrainStep::Tell);
         assert_eq!(drain.step(at(1001), 3, true), DrainStep::Nothing);
         assert_eq!(drain.step(at(2000), 1, true), DrainStep::Tell);
-        assert_eq!(drain.remaining(at(2000)), Duration::from_secs(8));
+        assert_eq!(drain.remaining(at(2000)), Some(Duration::from_secs(8)));
         assert_eq!(drain.step(at(2100), 0, true), DrainStep::Done);
     }
 
     #[test]
     fn a_drain_is_not_over_while_a_worker_may_still_start_a_session() {
-        let mut drain = Drain::new(at(0), Duration::from_secs(10));
+        let mut drain = Drain::new(at(0), Some(Duration::from_secs(10)), false);
         assert_eq!(drain.step(at(100), 0, false), DrainStep::Nothing);
         assert_eq!(drain.step(at(200), 0, true), DrainStep::Done);
     }
 
     #[test]
     fn a_drain_ends_what_is_left_at_its_deadline_and_does_not_wait_for_ever() {
-        let mut drain = Drain::new(at(0), Duration::from_millis(500));
+        let mut drain = Drain::new(at(0), Some(Duration::from_millis(500)), false);
         assert_eq!(drain.step(at(500), 2, true), DrainStep::Close);
         assert_eq!(drain.step(at(600), 2, true), DrainStep::Nothing);
         assert_eq!(drain.clone().step(at(700), 0, true), DrainStep::Done);
         assert_eq!(drain.step(at(1500), 2, true), DrainStep::Done);
+    }
+
+    #[test]
+    fn what_stays_is_empty_once_and_its_sessions_are_ended_until_they_have() {
+        let mut drain = Drain::new(at(0), Some(Duration::ZERO), true);
+        assert_eq!(drain.step(at(0), 3, false), DrainStep::Close);
+        assert_eq!(drain.step(at(500), 1, true), DrainStep::Nothing);
+        assert_eq!(drain.step(at(1000), 1, true), DrainStep::Close, "a worker may have missed it");
+        assert_eq!(drain.step(at(1001), 0, true), DrainStep::Empty);
+        assert_eq!(drain.step(at(1002), 0, true), DrainStep::Nothing);
+        assert_eq!((drain.cut, drain.is_empty), (3, true));
+    }
+
+    #[test]
+    fn a_deadline_can_be_moved_and_taken_away() {
+        let second = Some(Duration::from_secs(1));
+        let mut drain = Drain::new(at(0), second, true);
+        drain.set_deadline(at(900), second);
+        assert_eq!(drain.step(at(1899), 2, true), DrainStep::Tell);
+        drain.set_deadline(at(1899), None);
+        assert_eq!(drain.remaining(at(1899)), None);
+        assert_eq!(drain.step(at(86_400_000), 2, true), DrainStep::Tell, "it goes on for a day");
+        drain.set_deadline(at(86_400_000), Some(Duration::ZERO));
+        assert_eq!(drain.step(at(86_400_000), 2, true), DrainStep::Close);
+        assert_eq!(drain.cut, 2);
     }
 
     #[test]

@@ -19,10 +19,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{error, info};
 
-use super::api::About;
+use super::api::{About, Reply};
 use super::console::{self, Console, Lost, Name, Of, named};
 use super::doors::UserDoors;
-use super::drain::{Drain, DrainStep, Progress, Stop, StopStep};
+use super::drain::{Drain, DrainStep, Stop, StopStep};
 use super::mailbox::Mailbox;
 use super::publication::Publication;
 use super::rights::Identity;
@@ -99,6 +99,8 @@ pub struct Hub {
     pub members: BTreeMap<Source, Member>,
     pub draining: BTreeMap<BackendId, Draining>,
     pub departed: BTreeMap<BackendId, Departed>,
+    /// Sessions that operators have ended and the backends have yet to hear of.
+    ended_by_operators: BTreeMap<BackendId, u64>,
     /// Sessions given to backends that have gone with the last of their sessions, by service.
     pub given_before: BTreeMap<ServiceId, u64>,
     pub started: Now,
@@ -146,6 +148,7 @@ impl Hub {
             members: BTreeMap::new(),
             draining: BTreeMap::new(),
             departed: BTreeMap::new(),
+            ended_by_operators: BTreeMap::new(),
             given_before: BTreeMap::new(),
             started: now,
             snapshot,
@@ -248,6 +251,7 @@ impl Hub {
     pub fn tick(&mut self, now: Now) -> Outcome {
         self.workers.flush();
         let mut more = self.hear_reports(now) | self.hear_requests();
+        self.tell_of_ended();
         self.advance_drains(now);
         self.release_departed(now);
         self.advance_endings();
@@ -424,12 +428,16 @@ impl Hub {
         match draining.drain.step(now, left, settled) {
             DrainStep::Nothing => return !settled,
             DrainStep::Tell => {
-                let entry = self.registry.get(id).expect("a draining backend is registered");
-                self.tell(entry, Progress::Left(left));
+                self.tell_backend(id, |about| Reply::Draining { about, left });
             }
             DrainStep::Close => {
                 self.end_sessions_of(id, EndReason::BackendLeft);
                 return true;
+            }
+            DrainStep::Empty => {
+                let cut = draining.drain.cut;
+                self.tell_backend(id, |about| Reply::Drained { about, cut });
+                self.log_drained(id, cut);
             }
             DrainStep::Done => self.end_drain(id, now),
         }
@@ -437,16 +445,25 @@ impl Hub {
     }
 
     fn end_drain(&mut self, id: BackendId, now: Now) {
-        self.draining.remove(&id);
+        let cut = self.draining.remove(&id).map_or(0, |it| it.drain.cut);
         let applied = self.make(Change::Leave { backend: id }, now);
-        applied.left.iter().for_each(|entry| self.tell(entry, Progress::Over));
+        for entry in &applied.left {
+            self.tell(entry, |about| Reply::Drained { about, cut });
+        }
     }
 
-    /// Tells a backend's source how the drain is going, if the source is a connection.
-    fn tell(&self, entry: &Registered, progress: Progress) {
+    /// Tells a backend's source what happens to it, if the source is a connection.
+    fn tell(&self, entry: &Registered, news: impl FnOnce(About) -> Reply) {
         if let Some(member) = self.members.get(&entry.source) {
             let service = self.registry.service(entry.backend.service);
-            member.mailbox.tell(About::of(service, entry.backend.address.port()), progress);
+            member.mailbox.send(&news(About::of(service, entry.backend.address.port())));
+        }
+    }
+
+    /// The same for a backend that may have left.
+    fn tell_backend(&self, id: BackendId, news: impl FnOnce(About) -> Reply) {
+        if let Some(entry) = self.registry.get(id) {
+            self.tell(entry, news);
         }
     }
 

@@ -5,8 +5,7 @@ use std::cell::{Cell, RefCell};
 
 use tokio::sync::Notify;
 
-use super::api::{About, Outbox, Reply};
-use super::drain::Progress;
+use super::api::{Outbox, Reply};
 use super::frame::MESSAGE_BYTES_MAX;
 
 /// Above this, a peer's further requests wait until it has read the answers queued for it.
@@ -31,14 +30,6 @@ impl Mailbox {
             self.give_up("it does not read");
         }
         self.filled.notify_one();
-    }
-
-    /// Reports how the drain of one of the peer's backends is progressing.
-    pub fn tell(&self, about: About, progress: Progress) {
-        self.send(&match progress {
-            Progress::Left(left) => Reply::Draining { about, left },
-            Progress::Over => Reply::Drained { about },
-        });
     }
 
     /// The connection is no longer of use.

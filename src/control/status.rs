@@ -211,7 +211,9 @@ pub struct BackendStatus {
     pub hello: HelloStatus,
     #[serde(default)]
     pub check: CheckStatus,
-    /// While draining: how long the remaining sessions still have.
+    #[serde(default)]
+    pub drain: DrainStatus,
+    /// While draining: how long the remaining sessions still have; `null` also if they end by themselves.
     pub drains_in_ms: Option<u64>,
     /// Sessions now running on it.
     pub sessions_active: u64,
@@ -298,6 +300,22 @@ pub struct HelloStatus {
     pub took_us: Option<u64>,
     /// Unanswered hellos in a row, as of now.
     pub misses: u32,
+}
+
+/// How a backend drains. Says nothing of one that does not.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Whose request it is, and so who may take it back: `owner` or `operator`; `reload` if its service
+    /// has been removed.
+    pub by: Option<String>,
+    /// Since when, in milliseconds since 1970.
+    pub since_unix_ms: Option<u64>,
+    /// When the sessions that are left are ended; `null` if they end by themselves.
+    pub until_unix_ms: Option<u64>,
+    /// Whether no session is left: it waits to be undrained.
+    pub empty: bool,
+    /// Sessions that were ended at the deadline.
+    pub cut: u64,
 }
 
 /// How a backend's check goes. All is `null` where backends are not checked, and before the first check
@@ -420,6 +438,9 @@ pub struct Changed {
     pub schema: u32,
     /// Sessions running on the changed backend or service; 1 for a session being ended.
     pub sessions: u64,
+    /// The changed backend, as it is now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendStatus>,
     /// After a shift: the groups of the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupStatus>,

@@ -6,7 +6,8 @@
 //!
 //! | request | does |
 //! |---|---|
-//! | `POST /backends/b3/drain?deadline_ms=30000` | no new sessions; those left at the deadline are ended (without one, after `timeouts.drain_ms`) |
+//! | `POST /backends/b3/drain?deadline_ms=30000` | no new sessions; those left at the deadline are ended (`never`: none are; without one, after `timeouts.drain_ms`) |
+//! | `POST /backends/b3/undrain` | takes back a drain that an operator asked for |
 //! | `POST /backends/b3/weight?to=5` | share of new sessions relative to the others, until the backend registers again |
 //! | `POST /sessions/0-17-4/end` | ends one session |
 //! | `POST /services/shop/shift?blue=0&green=100` | gives groups of a service other shares of the users, until the next reload |
@@ -39,20 +40,22 @@ use super::status::{Changed, GroupStatus, SCHEMA};
 use super::view;
 use crate::base::time::Now;
 use crate::cluster::groups::{GROUPS_MAX, SHARE_MAX};
-use crate::cluster::registry::{Change, Fault};
+use crate::cluster::registry::{Change, Fault, Lasts};
 use crate::cluster::{BackendId, WEIGHT_MAX};
+use crate::session::shards::SessionView;
 use crate::session::{EndReason, SessionId};
 use crate::worker::link::Order;
 
 /// The longest deadline that a drain may be given.
-const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+pub const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The header in which a browser says where a request comes from (Fetch Metadata).
 static FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// A change that an operator requests.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verb {
-    Drain { backend: BackendId, lasts: Option<Duration> },
+    Drain { backend: BackendId, lasts: Lasts },
+    Undrain { backend: BackendId },
     Weigh { backend: BackendId, weight: u16 },
     End { session: SessionId },
     Shift { service: String, shares: Vec<(String, u64)> },
@@ -71,6 +74,16 @@ fn refuse<T>(code: StatusCode, sentence: impl Into<String>) -> Result<T, Refusal
 }
 
 impl Verb {
+    /// The backend that it changes, if it changes one.
+    const fn backend(&self) -> Option<BackendId> {
+        match self {
+            Verb::Drain { backend, .. }
+            | Verb::Undrain { backend }
+            | Verb::Weigh { backend, .. } => Some(*backend),
+            Verb::End { .. } | Verb::Shift { .. } => None,
+        }
+    }
+
     /// Reads a request's path and query.
     ///
     /// # Errors
@@ -85,10 +98,13 @@ impl Verb {
         let parameter = parameter(query)?;
         let given = parameter.as_ref().map(|(key, value)| (key.as_str(), value.as_str()));
         match (kind, verb, given) {
-            ("backends", "drain", None) => Ok(Verb::Drain { backend: backend(id)?, lasts: None }),
-            ("backends", "drain", Some(("deadline_ms", ms))) => {
-                Ok(Verb::Drain { backend: backend(id)?, lasts: Some(lasts(ms)?) })
+            ("backends", "drain", None) => {
+                Ok(Verb::Drain { backend: backend(id)?, lasts: Lasts::AsSet })
             }
+            ("backends", "drain", Some(("deadline_ms", ms))) => {
+                Ok(Verb::Drain { backend: backend(id)?, lasts: lasts(ms)? })
+            }
+            ("backends", "undrain", None) => Ok(Verb::Undrain { backend: backend(id)? }),
             ("backends", "weight", Some(("to", to))) => {
                 Ok(Verb::Weigh { backend: backend(id)?, weight: weight(to)? })
             }
@@ -96,9 +112,9 @@ impl Verb {
                 Ok(session) => Ok(Verb::End { session }),
                 Err(()) => refuse(StatusCode::BAD_REQUEST, "a session's id looks like 0-17-4"),
             },
-            ("backends", "drain" | "weight", _) | ("sessions", "end", _) => refuse(
+            ("backends", "drain" | "undrain" | "weight", _) | ("sessions", "end", _) => refuse(
                 StatusCode::BAD_REQUEST,
-                "drain takes deadline_ms or nothing, weight takes to, end takes nothing",
+                "drain takes deadline_ms or nothing, weight takes to, undrain and end take nothing",
             ),
             _ => unknown(),
         }
@@ -108,8 +124,8 @@ impl Verb {
 fn unknown<T>() -> Result<T, Refusal> {
     refuse(
         StatusCode::NOT_FOUND,
-        "POST to /backends/ID/drain, /backends/ID/weight?to=N, /sessions/ID/end or \
-         /services/NAME/shift?GROUP=SHARE",
+        "POST to /backends/ID/drain, /backends/ID/undrain, /backends/ID/weight?to=N, /sessions/ID/end \
+         or /services/NAME/shift?GROUP=SHARE",
     )
 }
 
@@ -152,12 +168,15 @@ fn backend(id: &str) -> Result<BackendId, Refusal> {
     }
 }
 
-fn lasts(ms: &str) -> Result<Duration, Refusal> {
+fn lasts(ms: &str) -> Result<Lasts, Refusal> {
+    if ms == "never" {
+        return Ok(Lasts::Never);
+    }
     match ms.parse().map(Duration::from_millis) {
-        Ok(lasts) if lasts <= DRAIN_MAX => Ok(lasts),
+        Ok(lasts) if lasts <= DRAIN_MAX => Ok(Lasts::For(lasts)),
         _ => refuse(
             StatusCode::BAD_REQUEST,
-            format!("deadline_ms must be from 0 to {}", DRAIN_MAX.as_millis()),
+            format!("deadline_ms must be from 0 to {}, or never", DRAIN_MAX.as_millis()),
         ),
     }
 }
@@ -242,6 +261,9 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
         Verb::Drain { backend, lasts } => {
             change(hub, Change::DrainBackend { backend: *backend, lasts: *lasts }, now)?
         }
+        Verb::Undrain { backend } => {
+            change(hub, Change::UndrainBackend { backend: *backend }, now)?
+        }
         Verb::Weigh { backend, weight } => {
             change(hub, Change::Weigh { backend: *backend, weight: *weight }, now)?
         }
@@ -255,7 +277,8 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
     // An operator who is told that it is done may rely on the workers having been told.
     hub.publish();
     tell(&verb, by, service.as_deref(), sessions);
-    Ok(Changed { schema: SCHEMA, sessions, groups })
+    let backend = verb.backend().and_then(|id| view::backend_now(hub, id, now));
+    Ok(Changed { schema: SCHEMA, sessions, backend, groups })
 }
 
 /// Puts a change into the log, with the ids that the admin door takes and shows.
@@ -263,8 +286,15 @@ fn tell(verb: &Verb, by: Peer, service: Option<&str>, sessions: u64) {
     let service = service.map(display);
     match verb {
         Verb::Drain { backend, lasts } => {
-            let deadline_ms = lasts.map(view::ms);
-            info!(%by, service, change = "drain", %backend, deadline_ms, sessions, "changed by an operator");
+            let deadline_ms = match lasts {
+                Lasts::For(lasts) => Some(view::ms(*lasts)),
+                Lasts::AsSet | Lasts::Never => None,
+            };
+            let never = (*lasts == Lasts::Never).then_some(true);
+            info!(%by, service, change = "drain", %backend, deadline_ms, never, sessions, "changed by an operator");
+        }
+        Verb::Undrain { backend } => {
+            info!(%by, service, change = "undrain", %backend, sessions, "changed by an operator");
         }
         Verb::Weigh { backend, weight } => {
             info!(%by, service, change = "weight", %backend, weight, sessions, "changed by an operator");
@@ -283,13 +313,11 @@ fn tell(verb: &Verb, by: Peer, service: Option<&str>, sessions: u64) {
 /// The name of the service that a change is about, unless it is a built-in one.
 fn service_of(hub: &Hub, verb: &Verb) -> Option<Arc<str>> {
     let id = match verb {
-        Verb::Drain { backend, .. } | Verb::Weigh { backend, .. } => {
+        Verb::Drain { backend, .. } | Verb::Undrain { backend } | Verb::Weigh { backend, .. } => {
             hub.registry.get(*backend)?.backend.service
         }
         Verb::End { session } => {
-            let shards = hub.workers.shards();
-            let shard = shards.iter().find(|shard| shard.worker() == session.worker)?;
-            let view = shard.read(session.place).filter(|it| it.id == *session)?;
+            let view = running(hub, *session)?;
             hub.serving(view.service, view.backend)
         }
         Verb::Shift { service, .. } => services::named(&hub.registry, service).ok()?.id,
@@ -327,18 +355,23 @@ fn shift(
 }
 
 fn end(hub: &mut Hub, id: SessionId) -> Result<u64, Refusal> {
-    let shards = hub.workers.shards();
-    let shard = shards.iter().find(|shard| shard.worker() == id.worker);
-    let running = shard.and_then(|shard| shard.read(id.place)).is_some_and(|it| it.id == id);
-    if !running {
+    let Some(session) = running(hub, id) else {
         return refuse(StatusCode::NOT_FOUND, format!("no session {id} is running"));
-    }
+    };
     let order = Order::EndSession { id, reason: EndReason::Operator };
     if hub.workers.order_one(id.worker, order) {
+        session.backend.into_iter().for_each(|backend| hub.ended_by_operator(backend));
         return Ok(1);
     }
     hub.counters.orders_lost.one();
     refuse(StatusCode::SERVICE_UNAVAILABLE, "the worker takes no more orders; try again")
+}
+
+/// A session, if it still runs.
+fn running(hub: &Hub, id: SessionId) -> Option<SessionView> {
+    let shards = hub.workers.shards();
+    let shard = shards.iter().find(|shard| shard.worker() == id.worker)?;
+    shard.read(id.place).filter(|it| it.id == id)
 }
 
 #[cfg(test)]
@@ -351,12 +384,18 @@ mod tests {
     fn a_path_and_a_query_are_a_verb() {
         let backend = BackendId(3);
         let session = SessionId { worker: 0, place: 17, generation: 4 };
-        let lasts = Some(Duration::from_millis(50));
+        let lasts = Lasts::For(Duration::from_millis(50));
         let shares = vec![("blue".to_owned(), 0), ("green".to_owned(), 100)];
         let shift = Verb::Shift { service: "shop".to_owned(), shares };
         for (path, query, verb) in [
-            ("/backends/b3/drain", "", Verb::Drain { backend, lasts: None }),
+            ("/backends/b3/drain", "", Verb::Drain { backend, lasts: Lasts::AsSet }),
             ("/backends/b3/drain", "deadline_ms=50", Verb::Drain { backend, lasts }),
+            (
+                "/backends/b3/drain",
+                "deadline_ms=never",
+                Verb::Drain { backend, lasts: Lasts::Never },
+            ),
+            ("/backends/b3/undrain", "", Verb::Undrain { backend }),
             ("/backends/b3/weight", "to=256", Verb::Weigh { backend, weight: 256 }),
             ("/sessions/0-17-4/end", "", Verb::End { session }),
             ("/services/shop/shift", "blue=0&green=100", shift),
@@ -375,6 +414,8 @@ mod tests {
             ("/backends/b3/drain", "deadline_ms=-1", 400, "from 0 to 86400000"),
             ("/backends/b3/drain", "deadline_ms=86400001", 400, "from 0 to 86400000"),
             ("/backends/b3/drain", "after=1", 400, "deadline_ms or nothing"),
+            ("/backends/b3/drain", "deadline_ms=soon", 400, "or never"),
+            ("/backends/b3/undrain", "deadline_ms=1", 400, "undrain and end take nothing"),
             ("/backends/b3/weight", "", 400, "weight takes to"),
             ("/backends/b3/weight", "to=0", 400, "from 1 to 256"),
             ("/backends/b3/weight", "to=257", 400, "from 1 to 256"),

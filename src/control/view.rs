@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use super::checks::Verdict;
-use super::drain::Stop;
+use super::drain::{Drain, Stop};
 use super::hub::checking::Checked;
 use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
-    BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, GroupStatus, HelloStatus,
-    Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus, SessionTotals, Status, Timings,
-    WorkerStatus,
+    BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, DrainStatus, GroupStatus,
+    HelloStatus, Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus, SessionTotals,
+    Status, Timings, WorkerStatus,
 };
 use super::workers::value;
 use crate::base::time::Now;
 use crate::cluster::groups::place_of;
-use crate::cluster::registry::Registered;
+use crate::cluster::registry::{DrainedBy, Registered};
 use crate::cluster::{
     Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Protocol, Service, Standing, Terms,
 };
@@ -229,6 +229,15 @@ fn backends(hub: &Hub, now: Now) -> Vec<BackendStatus> {
     all
 }
 
+/// One registered backend.
+pub fn backend_now(hub: &Hub, id: BackendId, now: Now) -> Option<BackendStatus> {
+    let entry = hub.registry.get(id)?;
+    let pool = hub.snapshot.pool(entry.backend.service);
+    let all = pool.into_iter().flat_map(|pool| pool.turns());
+    let own = all.filter(|(backend, ..)| backend.id == id).map(|(_, turns, round)| (turns, round));
+    Some(registered(hub, entry, own.last().unwrap_or_default(), now))
+}
+
 fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> BackendStatus {
     let id = entry.backend.id;
     let [turns, round] = [turns.0, turns.1].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
@@ -239,12 +248,10 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
         registered_unix_ms: entry.since.unix_ms(),
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
         check: hub.check_result(id).map(check).unwrap_or_default(),
-        drains_in_ms: draining.map(|it| ms(it.drain.remaining(now))),
+        drain: draining.map(|it| drain(hub, entry, &it.drain)).unwrap_or_default(),
+        drains_in_ms: draining.and_then(|it| it.drain.remaining(now)).map(ms),
         unanswered_in_row: hub.unanswered_in_row(id),
-        aside_because: (hub
-            .aside_because(id)
-            .filter(|_| entry.backend.standing == Standing::Aside))
-        .map(str::to_owned),
+        aside_because: hub.aside_because(id).map(str::to_owned),
         ..backend(hub, &entry.backend, BackendState::of(entry.backend.standing))
     }
 }
@@ -267,6 +274,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         registered_unix_ms: 0,
         hello: HelloStatus::default(),
         check: CheckStatus::default(),
+        drain: DrainStatus::default(),
         drains_in_ms: None,
         sessions_active: value(&values, "active"),
         sessions_total: value(&values, "total"),
@@ -277,6 +285,20 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         turned_away: value(&values, "turned_away"),
         bytes_up: value(&values, "up"),
         bytes_down: value(&values, "down"),
+    }
+}
+
+fn drain(hub: &Hub, entry: &Registered, drain: &Drain) -> DrainStatus {
+    let by = match entry.drained_by() {
+        Some(_) if hub.is_leaving(entry.backend.service) => Some("reload"),
+        by => by.map(DrainedBy::name),
+    };
+    DrainStatus {
+        by: by.map(str::to_owned),
+        since_unix_ms: Some(drain.since.unix_ms()),
+        until_unix_ms: drain.deadline.map(Now::unix_ms),
+        empty: drain.is_empty,
+        cut: drain.cut,
     }
 }
 

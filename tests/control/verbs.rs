@@ -59,7 +59,7 @@ fn a_drain_takes_a_backend_out_and_tells_it() {
     wait_for("word that it has drained", || {
         (backend.hear().expect("a message")["event"] == "drained").then_some(())
     });
-    assert_eq!(post(&core, "/backends/b1/drain", &authorised()).0, 404);
+    assert_eq!(post(&core, "/backends/b2/drain", &authorised()).0, 404);
     assert!(core.get("/metrics").1.contains("lb_control_admin_changes_total 1\n"));
     assert!(core.get("/metrics").1.contains("lb_control_admin_refused_total 1\n"));
 }

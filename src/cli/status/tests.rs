@@ -6,8 +6,8 @@ use super::*;
 use crate::cli::trouble::tests::service;
 use crate::cluster::Protocol;
 use crate::control::status::{
-    CheckStatus, GroupStatus, HelloStatus, ReloadStatus, SCHEMA, ServiceStatus, SessionTotals,
-    Timings,
+    CheckStatus, DrainStatus, GroupStatus, HelloStatus, ReloadStatus, SCHEMA, ServiceStatus,
+    SessionTotals, Timings,
 };
 
 /// Every row, without colour.
@@ -29,6 +29,7 @@ fn backend() -> BackendStatus {
         registered_unix_ms: 0,
         hello: HelloStatus { answered_unix_ms: Some(1), took_us: Some(310), misses: 0 },
         check: CheckStatus::default(),
+        drain: DrainStatus::default(),
         drains_in_ms: None,
         sessions_active: 7,
         sessions_total: 12_345,

@@ -29,18 +29,49 @@ pub struct Registration {
     pub probe: bool,
 }
 
+/// How long the sessions of a backend that drains may go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lasts {
+    /// As long as the settings say; for the operator of a backend that drains already, as long as it was
+    /// given before.
+    AsSet,
+    For(Duration),
+    /// Until they end by themselves.
+    Never,
+}
+
+/// Whose request a drain is, which is also who may take it back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DrainedBy {
+    /// The source of the backend, which then leaves.
+    Owner,
+    Operator,
+}
+
+impl DrainedBy {
+    /// The word in JSON and in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DrainedBy::Owner => "owner",
+            DrainedBy::Operator => "operator",
+        }
+    }
+}
+
 /// Something that happened to the backends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// Joins. Repeated by the same source, changes weight, name, group, PROXY header and whether it may be
-    /// tried, ends a drain, and brings back a backend that was set aside: the caller has just connected to
-    /// it, or may not.
+    /// tried, ends a drain that the source had asked for, and brings back a backend that was set aside: the
+    /// caller has just connected to it, or may not.
     Register(Registration),
     /// Leaves, at its source's request.
     Unregister { source: Source, service: ServiceId, address: SocketAddr },
     /// Gets no new sessions, at its source's request, and leaves once its present ones have ended or
-    /// been ended. They have `lasts`; with `None`, as long as the settings say.
-    Drain { source: Source, service: ServiceId, address: SocketAddr, lasts: Option<Duration> },
+    /// been ended.
+    Drain { source: Source, service: ServiceId, address: SocketAddr, lasts: Lasts },
+    /// The source takes back such a request.
+    Undrain { source: Source, service: ServiceId, address: SocketAddr },
     /// Leaves because its drain is over.
     Leave { backend: BackendId },
     /// The source is lost, and all of its backends with it.
@@ -51,8 +82,12 @@ pub enum Change {
     Restore { backend: BackendId },
     /// Its check passes, or fails.
     Judge { backend: BackendId, passes: bool },
-    /// Like [`Change::Drain`], at the operator's request, whichever source the backend belongs to.
-    DrainBackend { backend: BackendId, lasts: Option<Duration> },
+    /// Gets no new sessions, at the operator's request, whichever source the backend belongs to. It stays
+    /// registered when its sessions have ended, so that the operator can take the request back. Of one that
+    /// drains already, changes when its sessions are ended.
+    DrainBackend { backend: BackendId, lasts: Lasts },
+    /// The operator takes back such a request.
+    UndrainBackend { backend: BackendId },
     /// Gets a different share of the new sessions, at the operator's request.
     Weigh { backend: BackendId, weight: u16 },
 }
@@ -88,6 +123,11 @@ pub enum Fault {
     Unknown {
         backend: BackendId,
     },
+    /// A drain is taken back by whoever did not ask for it.
+    Drains {
+        backend: BackendId,
+        by: DrainedBy,
+    },
     WeightOutOfRange,
     /// The service has been removed.
     Removed,
@@ -118,6 +158,14 @@ impl fmt::Display for Fault {
                 write!(out, "{service} {address} is not registered {}", by.own_way())
             }
             Fault::Unknown { backend } => write!(out, "no backend {backend} is registered"),
+            Fault::Drains { backend, by: DrainedBy::Owner } => write!(
+                out,
+                "{backend} drains because it asked to, and only it can take that back: it has to undrain \
+                 or register again"
+            ),
+            Fault::Drains { backend, by: DrainedBy::Operator } => {
+                write!(out, "an operator drains {backend}, and only an operator can undrain it")
+            }
             Fault::Removed => write!(out, "the service has been removed"),
             Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
             Fault::Enough { service, backends } => {

@@ -36,9 +36,14 @@ fn unregister(source: u64, service: ServiceId, port: u16) -> Change {
     Change::Unregister { source: Source::Connection(source), service, address: address(port) }
 }
 
+fn undrain(source: u64, service: ServiceId, port: u16) -> Change {
+    let (source, address) = (Source::Connection(source), address(port));
+    Change::Undrain { source, service, address }
+}
+
 fn drain(source: u64, service: ServiceId, port: u16) -> Change {
     let (source, address) = (Source::Connection(source), address(port));
-    Change::Drain { source, service, address, lasts: None }
+    Change::Drain { source, service, address, lasts: Lasts::AsSet }
 }
 
 fn source_lost(source: u64) -> Change {
@@ -216,9 +221,10 @@ fn a_backend_serves_only_if_neither_its_check_nor_its_port_says_no_and_it_does_n
         (join(1, TCP, 80, 1), Failing),
         (judge(backend, true), Serving),
         (judge(backend, false), Failing),
-        (Change::DrainBackend { backend, lasts: None }, Draining),
+        (Change::DrainBackend { backend, lasts: Lasts::AsSet }, Draining),
         (judge(backend, true), Draining),
-        (join(1, TCP, 80, 1), Serving),
+        (join(1, TCP, 80, 1), Draining),
+        (Change::UndrainBackend { backend }, Serving),
     ] {
         let before = registry.get(backend).unwrap().backend.standing;
         let changed = registry.apply(change.clone(), NOW).unwrap().changed;
@@ -302,13 +308,49 @@ fn an_operator_drains_a_backend_of_any_source_by_its_id() {
     let mut registry = registry(4);
     let id = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
     registry.apply(join(2, TCP, 81, 1), NOW).unwrap();
-    let drain = |backend| Change::DrainBackend { backend, lasts: None };
+    let drain = |backend| Change::DrainBackend { backend, lasts: Lasts::AsSet };
     assert_eq!(ports(&shown(&mut registry, drain(id)), TCP), [81]);
     let again = registry.apply(drain(id), NOW).unwrap();
     assert_eq!((again.backend, again.changed), (Some(id), false));
     let backend = BackendId(99);
     assert_eq!(registry.apply(drain(backend), NOW).unwrap_err(), Fault::Unknown { backend });
     assert!(registry.apply(unregister(1, TCP, 80), NOW).is_ok(), "it still belongs to its source");
+}
+
+#[test]
+fn a_drain_is_taken_back_by_whoever_asked_for_it() {
+    use Standing::{Draining, Serving};
+    let mut registry = registry(4);
+    let backend = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend.unwrap();
+    let by_operator = Change::DrainBackend { backend, lasts: Lasts::AsSet };
+    let back = Change::UndrainBackend { backend };
+    for (change, refused, standing) in [
+        (back.clone(), None, Serving),
+        (undrain(1, TCP, 80), None, Serving),
+        (by_operator.clone(), None, Draining),
+        (undrain(1, TCP, 80), Some(DrainedBy::Operator), Draining),
+        (back.clone(), None, Serving),
+        (drain(1, TCP, 80), None, Draining),
+        (by_operator.clone(), None, Draining),
+        (back.clone(), Some(DrainedBy::Owner), Draining),
+        (undrain(1, TCP, 80), None, Serving),
+        (by_operator.clone(), None, Draining),
+        (drain(1, TCP, 80), None, Draining),
+        (back.clone(), Some(DrainedBy::Owner), Draining),
+        (join(1, TCP, 80, 1), None, Serving),
+        (by_operator, None, Draining),
+        (join(1, TCP, 80, 7), None, Draining),
+    ] {
+        let outcome = registry.apply(change.clone(), NOW).map(|_| ());
+        let fault = refused.map(|by| Fault::Drains { backend, by });
+        assert_eq!(outcome.err(), fault, "{change:?}");
+        assert_eq!(registry.get(backend).unwrap().backend.standing, standing, "{change:?}");
+    }
+    let fault = registry.apply(undrain(2, TCP, 80), NOW).unwrap_err();
+    assert!(matches!(fault, Fault::NotRegistered { .. }), "of somebody else: {fault}");
+    registry.retire(TCP);
+    let fault = registry.apply(back, NOW).unwrap_err();
+    assert_eq!(fault, Fault::Removed, "there is nobody to come back for");
 }
 
 /// The services whose pool in the second snapshot is not that of the first.
@@ -331,7 +373,7 @@ fn only_the_pool_about_which_something_has_changed_is_frozen_anew() {
         (Change::SetAside { backend }, vec![TCP]),
         (Change::Restore { backend }, vec![TCP]),
         (drain(2, UDP, 80), vec![UDP]),
-        (Change::DrainBackend { backend, lasts: None }, vec![TCP]),
+        (Change::DrainBackend { backend, lasts: Lasts::AsSet }, vec![TCP]),
         (unregister(2, UDP, 80), vec![UDP]),
         (source_lost(1), vec![TCP, API]),
     ] {
@@ -424,7 +466,11 @@ fn random_change(random: &mut Random) -> Change {
         6 if random.below(4) == 0 => source_lost(number),
         6 => Change::Leave { backend },
         7 => Change::SetAside { backend },
-        8 => Change::DrainBackend { backend, lasts: None },
+        8 => match random.below(3) {
+            0 => Change::UndrainBackend { backend },
+            1 => undrain(number, service, port),
+            _ => Change::DrainBackend { backend, lasts: Lasts::AsSet },
+        },
         9 | 10 => judge(backend, random.below(3) > 0),
         _ => Change::Restore { backend },
     }

@@ -37,7 +37,7 @@ fn every_command_is_understood_with_and_without_optional_members() {
             group: None,
         })
     };
-    let drain = |deadline| Request::Drain { target: API, port: 80, deadline };
+    let drain = |lasts| Request::Drain { target: API, port: 80, lasts };
     let cases = [
         (r#"{"cmd": "register", "protocol": "tcp", "port": 9991}"#, register(1, None)),
         (
@@ -54,9 +54,17 @@ fn every_command_is_understood_with_and_without_optional_members() {
         ),
         (
             r#"{"cmd":"drain","protocol":"api","port":80,"deadline_ms":1500}"#,
-            drain(Some(Duration::from_millis(1500))),
+            drain(Lasts::For(Duration::from_millis(1500))),
         ),
-        (r#"{"cmd":"drain","protocol":"api","port":80}"#, drain(None)),
+        (r#"{"cmd":"drain","protocol":"api","port":80}"#, drain(Lasts::AsSet)),
+        (
+            r#"{"cmd":"drain","protocol":"api","port":80,"deadline_ms":"never"}"#,
+            drain(Lasts::Never),
+        ),
+        (
+            r#"{"cmd":"undrain","protocol":"udp","port":1}"#,
+            Request::Undrain { target: UDP, port: 1 },
+        ),
         (r#"{"cmd":"list"}"#, Request::List { target: None }),
         (r#"{"cmd":"list","protocol":"sctp"}"#, Request::List { target: None }),
         (r#"{"cmd":"services"}"#, Request::Services),
@@ -84,11 +92,11 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
         (r#""protocol":"tcp","service":"redis""#, named(Some(Protocol::Tcp))),
     ] {
         let of = |cmd: &str| heard(&format!(r#"{{"cmd":"{cmd}",{members},"port":6379}}"#));
-        let (port, weight, name, deadline) = (6379, 1, None, None);
+        let (port, weight, name, lasts) = (6379, 1, None, Lasts::AsSet);
         let all = target.clone();
         assert_eq!(of("unregister"), [Ok(Request::Unregister { target: all, port })], "{members}");
         let all = target.clone();
-        assert_eq!(of("drain"), [Ok(Request::Drain { target: all, port, deadline })], "{members}");
+        assert_eq!(of("drain"), [Ok(Request::Drain { target: all, port, lasts })], "{members}");
         let all = Some(target.clone()).filter(|target| *target != UDP);
         assert_eq!(of("list"), [Ok(Request::List { target: all })], "{members}");
         assert_eq!(
@@ -124,8 +132,8 @@ fn a_whole_number_is_the_same_however_it_is_written() {
     for (deadline, ms) in [("0.0", 0), ("-0.0", 0), ("-0", 0), ("8.64e7", DRAIN_MS_MAX)] {
         let input =
             format!(r#"{{"cmd":"drain","protocol":"api","port":80,"deadline_ms":{deadline}}}"#);
-        let deadline = Some(Duration::from_millis(ms));
-        let expected = Request::Drain { target: API, port: 80, deadline };
+        let lasts = Lasts::For(Duration::from_millis(ms));
+        let expected = Request::Drain { target: API, port: 80, lasts };
         assert_eq!(heard(&input), [Ok(expected)], "{input}");
     }
 }
@@ -215,7 +223,21 @@ fn messages_are_written_as_documented() {
             r#"{"event":"removed","protocol":"tcp","port":9991,"service":"tcp"}"#,
         ),
         (
-            Reply::Drained { about: about() },
+            Reply::DrainedByOperator { about: about(), left: 4, deadline: None },
+            concat!(
+                r#"{"event":"draining","left":4,"deadline_ms":null,"by":"operator","#,
+                r#""protocol":"tcp","port":9991,"service":"tcp"}"#
+            ),
+        ),
+        (
+            Reply::Ended { about: about(), sessions: 2 },
+            concat!(
+                r#"{"event":"ended","sessions":2,"by":"operator","#,
+                r#""protocol":"tcp","port":9991,"service":"tcp"}"#
+            ),
+        ),
+        (
+            Reply::Drained { about: about(), cut: 0 },
             r#"{"event":"drained","protocol":"tcp","port":9991,"service":"tcp"}"#,
         ),
         (

@@ -130,7 +130,9 @@ impl Hub {
 
     /// Why a backend is set aside, if it is.
     pub fn aside_because(&self, id: BackendId) -> Option<&str> {
-        self.asides.reasons.get(&id).map(|reason| &**reason)
+        let entry = self.registry.get(id)?;
+        let reason = self.asides.reasons.get(&id)?;
+        (entry.backend.standing == Standing::Aside).then_some(reason)
     }
 
     /// How many API requests in a row a backend has left unanswered.

@@ -2,15 +2,15 @@
 //! counters, log lines, drains begun and ended, and a publication. Who may change what is decided by
 //! the registry, and messages are up to the source.
 
-use std::time::Duration;
-
+use tracing::field::display;
 use tracing::info;
 
 use super::{Departed, Draining, Hub, REPEAT_EVERY};
 use crate::base::time::Now;
-use crate::cluster::registry::{Applied, Change, Fault, Registered};
+use crate::cluster::registry::{Applied, Change, DrainedBy, Fault, Lasts, Registered};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, OnBackendLoss, Protocol};
+use crate::control::api::Reply;
 use crate::control::console::{Of, named};
 use crate::control::drain::Drain;
 use crate::session::EndReason;
@@ -45,10 +45,25 @@ impl Hub {
                 self.hold(source);
             }
             Change::Drain { source, lasts, .. } => {
-                self.drain_begun(applied, lasts, now);
+                self.drain_begun(applied, lasts, DrainedBy::Owner, now);
                 self.hold(source);
             }
-            Change::DrainBackend { lasts, .. } => self.drain_begun(applied, lasts, now),
+            Change::DrainBackend { backend, lasts } => {
+                self.drain_begun(applied, lasts, DrainedBy::Operator, now);
+                self.tell_of_drain(backend, now);
+            }
+            Change::Undrain { source, .. } => {
+                self.drain_taken_back(applied);
+                self.hold(source);
+            }
+            Change::UndrainBackend { backend } => {
+                if self.drain_taken_back(applied) {
+                    self.tell_backend(backend, |about| Reply::Undrained { about });
+                }
+            }
+            Change::Weigh { backend, weight } if applied.changed => {
+                self.tell_backend(backend, |about| Reply::Weighed { about, weight });
+            }
             Change::Leave { .. } => self.left(applied, "drained", now),
             Change::SourceLost { why, .. } => self.lost(applied, why, now),
             Change::SetAside { backend } if applied.changed => {
@@ -70,9 +85,12 @@ impl Hub {
 
     fn registered(&mut self, applied: &Applied, now: Now) {
         let id = applied.backend.expect("a registration that succeeded has a backend");
-        let backend = &self.registry.get(id).expect("it was just registered").backend;
-        self.draining.remove(&id);
+        let entry = self.registry.get(id).expect("it was just registered");
+        let backend = &entry.backend;
         self.asides.forgive(id);
+        if entry.drained_by().is_none() {
+            self.draining.remove(&id);
+        }
         if applied.joined {
             self.workers.begin(backend.slot);
             self.counters.backends_registered.one();
@@ -95,18 +113,68 @@ impl Hub {
         }
     }
 
-    fn drain_begun(&mut self, applied: &Applied, lasts: Option<Duration>, now: Now) {
+    fn drain_begun(&mut self, applied: &Applied, lasts: Lasts, by: DrainedBy, now: Now) {
         let id = applied.backend.expect("a drain that succeeded has a backend");
         let entry = self.registry.get(id).expect("a draining backend is registered");
         let address = entry.backend.address;
         let service = named(self.registry.service(entry.backend.service));
         let left = self.workers.active(entry.backend.slot);
-        let lasts = lasts.unwrap_or(self.config.balance.drain);
-        let drain = Drain::new(now, lasts);
-        // If it was draining already, the workers know, or will learn with the other changes.
-        let mark = (!self.publication.is_due()).then(|| self.workers.mark());
-        self.draining.insert(id, Draining { drain, mark });
-        info!(backend = %id, service, %address, left, seconds = lasts.as_secs_f64(), "backend draining");
+        let time = match lasts {
+            Lasts::AsSet => Some(self.config.balance.drain),
+            Lasts::For(time) => Some(time),
+            Lasts::Never => None,
+        };
+        let by_operator = by == DrainedBy::Operator;
+        match self.draining.get_mut(&id) {
+            Some(_) if by_operator && lasts == Lasts::AsSet => return,
+            Some(draining) if by_operator => draining.drain.set_deadline(now, time),
+            _ => {
+                let drain = Drain::new(now, time, by_operator);
+                // If it was draining already, the workers know, or will learn with the other changes.
+                let mark = (!self.publication.is_due()).then(|| self.workers.mark());
+                self.draining.insert(id, Draining { drain, mark });
+            }
+        }
+        let (by, seconds) = (by.name(), time.map(|it| it.as_secs_f64()));
+        info!(backend = %id, service, %address, by, left, seconds, "backend draining");
+    }
+
+    /// Tells a backend that an operator drains it, and until when.
+    fn tell_of_drain(&self, id: BackendId, now: Now) {
+        let Some(draining) = self.draining.get(&id) else { return };
+        let (deadline, left) = (draining.drain.remaining(now), self.sessions_on(id));
+        self.tell_backend(id, |about| Reply::DrainedByOperator { about, left, deadline });
+    }
+
+    /// Returns whether the backend drained.
+    fn drain_taken_back(&mut self, applied: &Applied) -> bool {
+        let id = applied.backend.expect("a drain that was taken back has a backend");
+        if self.draining.remove(&id).is_none() {
+            return false;
+        }
+        let service = self.named_service_of(id);
+        let (address, sessions) = (self.address_of(id).map(display), self.sessions_on(id));
+        info!(backend = %id, service, address, sessions, "backend undrained: it gets users again");
+        true
+    }
+
+    /// The sessions of a backend that stays have ended.
+    pub(super) fn log_drained(&self, id: BackendId, cut: u64) {
+        let service = self.named_service_of(id);
+        let address = self.address_of(id).map(display);
+        info!(backend = %id, service, address, cut, "backend drained: no session is left");
+    }
+
+    /// An operator has ended a session of this backend.
+    pub fn ended_by_operator(&mut self, id: BackendId) {
+        *self.ended_by_operators.entry(id).or_default() += 1;
+    }
+
+    /// Tells backends how many of their sessions operators have ended, however many in one message.
+    pub(super) fn tell_of_ended(&mut self) {
+        for (id, sessions) in std::mem::take(&mut self.ended_by_operators) {
+            self.tell_backend(id, |about| Reply::Ended { about, sessions });
+        }
     }
 
     /// Backends left in good order: their sessions go on.
@@ -148,7 +216,7 @@ impl Hub {
         self.end_checks(&backend);
         // What happens to the UDP sessions of a lost backend is decided by the workers.
         let close = close && protocol != Protocol::Udp;
-        let repeat = self.draining.remove(&id).map(|it| now.plus(it.drain.remaining(now)));
+        let repeat = self.draining.remove(&id).and_then(|it| it.drain.deadline);
         if close {
             self.end_sessions_of(id, EndReason::BackendLeft);
         }
@@ -174,6 +242,7 @@ mod tests {
     use std::net::SocketAddr;
     use std::rc::Rc;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use tokio::sync::Notify;
 
@@ -182,7 +251,6 @@ mod tests {
     use crate::cluster::registry::Registration;
     use crate::cluster::{Policy, ServiceId, Snapshot, Standing};
     use crate::config::Config;
-    use crate::control::api::Reply;
     use crate::control::console::tests::logged;
     use crate::control::hub::tests::reload;
     use crate::control::mailbox::Mailbox;
@@ -245,7 +313,7 @@ mod tests {
         assert!(matches!(fault, Fault::OwnedByAnother { by: UNCONNECTED, .. }), "{fault:?}");
 
         hub.apply(Change::Weigh { backend: id, weight: 3 }, at(1)).unwrap();
-        let (service, lasts) = (TCP, Some(Duration::from_secs(9)));
+        let (service, lasts) = (TCP, Lasts::For(Duration::from_secs(9)));
         let drain = Change::Drain { source: UNCONNECTED, service, address: address(80), lasts };
         hub.apply(drain, at(1)).unwrap();
         turn(&worker);
@@ -323,7 +391,7 @@ mod tests {
         let (service, address) = (TCP, address(80));
         for change in [
             join(source, TCP, 80),
-            Change::Drain { source, service, address, lasts: None },
+            Change::Drain { source, service, address, lasts: Lasts::AsSet },
             Change::Unregister { source, service, address },
         ] {
             hub.apply(change.clone(), at(1)).unwrap();
@@ -344,19 +412,74 @@ mod tests {
         let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
         worker.metrics.backends[slot].active.set(2);
         hub.publish();
-        hub.apply(Change::DrainBackend { backend, lasts: None }, at(0)).unwrap();
+        hub.apply(Change::DrainBackend { backend, lasts: Lasts::AsSet }, at(0)).unwrap();
         assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
         let heard = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
+        let of = r#""protocol":"tcp","port":80,"service":"tcp"}"#;
+        let told = r#"{"event":"draining","left":2,"deadline_ms":30000,"by":"operator","#;
+        assert_eq!(heard().await.trim_end(), format!("{told}{of}"));
         hub.tick(at(1000));
-        let left = r#"{"event":"draining","left":2,"protocol":"tcp","port":80,"service":"tcp"}"#;
-        assert_eq!(heard().await.trim_end(), left);
+        assert_eq!(heard().await.trim_end(), format!(r#"{{"event":"draining","left":2,{of}"#));
         turn(&worker);
         worker.metrics.backends[slot].active.set(0);
         hub.tick(at(1001));
-        let over = r#"{"event":"drained","protocol":"tcp","port":80,"service":"tcp"}"#;
-        assert_eq!(heard().await.trim_end(), over);
-        let gone = hub.apply(Change::DrainBackend { backend, lasts: None }, at(1002)).unwrap_err();
-        assert_eq!(gone, Fault::Unknown { backend });
+        hub.tick(at(1002));
+        assert_eq!(heard().await.trim_end(), format!(r#"{{"event":"drained",{of}"#));
+        assert_eq!(standings(&mut hub), [(80, Standing::Draining)], "it stays, to be undrained");
+        hub.apply(Change::UndrainBackend { backend }, at(1003)).unwrap();
+        hub.apply(Change::UndrainBackend { backend }, at(1003)).unwrap();
+        hub.apply(Change::Weigh { backend, weight: 7 }, at(1003)).unwrap();
+        hub.ended_by_operator(backend);
+        hub.ended_by_operator(backend);
+        hub.tick(at(1004));
+        assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);
+        let by = r#""by":"operator","protocol":"tcp","port":80,"#;
+        let expected = [
+            format!(r#"{{"event":"undrained",{by}"service":"tcp"}}"#),
+            format!(r#"{{"event":"weight",{by}"service":"tcp","weight":7}}"#),
+            format!(r#"{{"event":"ended","sessions":2,{by}"service":"tcp"}}"#),
+        ];
+        assert_eq!(heard().await.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_operator_moves_a_deadline_and_asking_again_without_one_does_not() {
+        let (mut hub, mut worker) = hub(Config::default());
+        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        worker.metrics.backends[slot].active.set(2);
+        let mut drained = |lasts, ms| {
+            hub.apply(Change::DrainBackend { backend, lasts }, at(ms)).unwrap();
+            hub.draining[&backend].drain.deadline
+        };
+        assert_eq!(drained(Lasts::Never, 0), None);
+        assert_eq!(drained(Lasts::AsSet, 1), None);
+        assert_eq!(drained(Lasts::For(Duration::from_millis(500)), 10), Some(at(510)));
+        assert_eq!(drained(Lasts::AsSet, 20), Some(at(510)));
+        hub.publish();
+        turn(&worker);
+        hub.tick(at(509));
+        assert!(worker.orders.pop().is_err(), "not yet");
+        hub.tick(at(510));
+        let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
+        assert_eq!(worker.orders.pop(), Ok(order));
+        assert_eq!(hub.draining[&backend].drain.cut, 2);
+    }
+
+    #[test]
+    fn of_a_drain_that_the_backend_asked_for_an_operator_only_moves_the_deadline() {
+        let (mut hub, worker) = hub(Config::default());
+        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let (service, address) = (TCP, address(80));
+        let lasts = Lasts::AsSet;
+        hub.apply(Change::Drain { source: UNCONNECTED, service, address, lasts }, at(0)).unwrap();
+        hub.apply(Change::DrainBackend { backend, lasts: Lasts::Never }, at(0)).unwrap();
+        assert_eq!(hub.draining[&backend].drain.deadline, None);
+        assert!(hub.apply(Change::UndrainBackend { backend }, at(1)).is_err());
+        hub.publish();
+        turn(&worker);
+        hub.tick(at(2));
+        assert!(hub.registry.is_empty());
     }
 
     #[test]
@@ -366,7 +489,7 @@ mod tests {
         let slot = hub.registry.get(id).unwrap().backend.slot;
         worker.metrics.backends[usize::from(slot)].total.add(5);
         let (service, address) = (TCP, address(80));
-        let drain = Change::Drain { source: UNCONNECTED, service, address, lasts: None };
+        let drain = Change::Drain { source: UNCONNECTED, service, address, lasts: Lasts::AsSet };
         hub.apply(drain, at(0)).unwrap();
         hub.apply(join(UNCONNECTED, TCP, 80), at(1)).unwrap();
         assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);

@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::{Hub, Mark};
 use crate::base::time::Now;
-use crate::cluster::registry::Change;
+use crate::cluster::registry::{Change, Lasts};
 use crate::cluster::{BackendId, Protocol, ServiceId};
 use crate::config::{Config, rules};
 use crate::control::api::{About, Reply};
@@ -198,8 +198,10 @@ impl Hub {
         let members: Vec<BackendId> = own.map(|entry| entry.backend.id).collect();
         for backend in members {
             self.tell_removed(backend);
-            let lasts = Some(until.since(now));
-            self.make(Change::DrainBackend { backend, lasts }, now);
+            let Some(entry) = self.registry.get(backend) else { continue };
+            let (source, address) = (entry.source, entry.backend.address);
+            let lasts = Lasts::For(until.since(now));
+            self.make(Change::Drain { source, service: id, address, lasts }, now);
         }
         self.stage(id, Stage::Draining);
     }

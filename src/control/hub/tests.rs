@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::base::publish::Publisher;
-use crate::cluster::registry::Registration;
+use crate::cluster::registry::{Lasts, Registration};
 use crate::cluster::{Service, Snapshot, Standing, WhenAllFail};
 use crate::config::services::{
     CheckConfig, CheckKind, GroupShare, OnFail, ServiceConfig, StaticBackend,
@@ -139,19 +139,20 @@ fn what_an_operator_changes_about_a_listed_backend_lasts_until_the_next_reload()
     let (mut hub, worker) = hub(list());
     let (first, second) = (id_of(&hub, 1), id_of(&hub, 2));
     hub.apply(Change::Weigh { backend: second, weight: 9 }, at(1)).unwrap();
-    hub.apply(Change::DrainBackend { backend: first, lasts: None }, at(1)).unwrap();
+    hub.apply(Change::DrainBackend { backend: first, lasts: Lasts::AsSet }, at(1)).unwrap();
     assert_eq!(shown(&mut hub), [(1, 1, Draining), (2, 9, Serving)]);
     reload(&mut hub, list(), at(2));
     assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Serving)]);
-    hub.apply(Change::DrainBackend { backend: first, lasts: None }, at(3)).unwrap();
+    hub.apply(Change::DrainBackend { backend: first, lasts: Lasts::AsSet }, at(3)).unwrap();
     hub.publish();
     worker.metrics.counters.turns.add(2);
     hub.tick(at(4));
-    assert_eq!(shown(&mut hub), [(2, 1, Serving)], "its drain is over");
+    assert!(hub.draining[&first].drain.is_empty, "its drain is over");
     hub.tick(at(60_000));
-    assert_eq!(shown(&mut hub), [(2, 1, Serving)], "and it stays away");
+    assert_eq!(shown(&mut hub), [(1, 1, Draining), (2, 1, Serving)], "and it stays out");
     reload(&mut hub, list(), at(60_001));
-    assert_eq!(shown(&mut hub), [(2, 1, Serving), (1, 1, Serving)]);
+    assert_eq!(shown(&mut hub), [(1, 1, Serving), (2, 1, Serving)]);
+    assert_eq!(id_of(&hub, 1), first);
 }
 
 #[test]

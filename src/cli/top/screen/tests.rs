@@ -6,8 +6,8 @@ use super::*;
 use crate::cli::trouble::tests::service;
 use crate::cluster::Protocol;
 use crate::control::status::{
-    BackendState, CheckStatus, Doors, HelloStatus, ReloadStatus, RunState, SCHEMA, SessionTotals,
-    Timings,
+    BackendState, CheckStatus, Doors, DrainStatus, HelloStatus, ReloadStatus, RunState, SCHEMA,
+    SessionTotals, Timings,
 };
 
 pub fn backend(number: u32, sessions: u64) -> BackendStatus {
@@ -26,6 +26,7 @@ pub fn backend(number: u32, sessions: u64) -> BackendStatus {
         registered_unix_ms: 0,
         hello: HelloStatus { answered_unix_ms: None, took_us: Some(150), misses: 0 },
         check: CheckStatus::default(),
+        drain: DrainStatus::default(),
         drains_in_ms: None,
         sessions_active: sessions,
         sessions_total: 100 * sessions,
