@@ -322,6 +322,9 @@ pub struct DrainStatus {
 /// has ended.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CheckStatus {
+    /// What is checked: `tcp`, or `http:` and a path; `null` if nothing is.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// What the outcomes so far have come to.
     pub verdict: Option<CheckVerdict>,
     /// Since when, in milliseconds since 1970.

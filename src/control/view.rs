@@ -22,7 +22,7 @@ use crate::cluster::{
     Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Protocol, Service, Standing, Terms,
 };
 use crate::config::Config;
-use crate::config::services::{SERVICE_KEYS, ServiceConfig};
+use crate::config::services::{CheckKind, SERVICE_KEYS, ServiceConfig};
 use crate::metrics::{BOUNDS_US, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -247,7 +247,7 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
         round,
         registered_unix_ms: entry.since.unix_ms(),
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
-        check: hub.check_result(id).map(check).unwrap_or_default(),
+        check: check(hub, &entry.backend),
         drain: draining.map(|it| drain(hub, entry, &it.drain)).unwrap_or_default(),
         drains_in_ms: draining.and_then(|it| it.drain.remaining(now)).map(ms),
         unanswered_in_row: hub.unanswered_in_row(id),
@@ -311,8 +311,18 @@ fn hello(member: &Member) -> HelloStatus {
     }
 }
 
-fn check(checked: &Checked) -> CheckStatus {
+fn check(hub: &Hub, backend: &Backend) -> CheckStatus {
+    let kind = hub.check_of(backend).map(|check| match check.kind {
+        CheckKind::Http => format!("http:{}", check.path),
+        _ => "tcp".to_owned(),
+    });
+    let outcomes = hub.check_result(backend.id).map(outcomes).unwrap_or_default();
+    CheckStatus { kind, ..outcomes }
+}
+
+fn outcomes(checked: &Checked) -> CheckStatus {
     CheckStatus {
+        kind: None,
         verdict: match checked.verdict {
             Verdict::Unproven => None,
             Verdict::Passing => Some(CheckVerdict::Passing),

@@ -363,6 +363,7 @@ impl World {
             group,
             proxy: false,
             probe: self.random.half(),
+            check: None,
         };
         let address = wanted.address;
         if let Ok(applied) = hub.apply(Change::Register(wanted), self.now) {

@@ -2,6 +2,7 @@
 //! laws of joining and leaving, of proofs and hellos, and of refusals.
 
 mod admin;
+mod asking;
 mod burst;
 mod checks;
 mod harness;

@@ -95,7 +95,7 @@ impl Hub {
                 Trial::Connect(port, connect)
             }
             _ if !self.is_silent(id) => Trial::None,
-            Some(check) => Trial::Ask(Target::of(check, port)),
+            Some(check) => Trial::Ask(Target::of(&check, port)),
             None if self.probes(entry.backend.service, entry.probe) => Trial::Ask(
                 Target::any_answer(port, connect.max(terms.requests.answer.min(TRIAL_MAX))),
             ),
@@ -233,6 +233,7 @@ mod tests {
                 group: None,
                 proxy: false,
                 probe: by_itself,
+                check: None,
             };
             let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
             hub.apply(Change::SetAside { backend }, at(1)).unwrap();

@@ -98,8 +98,10 @@ impl Hub {
         if applied.changed {
             self.unannounced.insert(id);
         }
-        if applied.joined {
-            self.begin_checks(id, now);
+        match self.registry.get(id).map(|entry| entry.backend.clone()) {
+            Some(_) if applied.joined => self.begin_checks(id, now),
+            Some(backend) => self.follow_check(&backend, now),
+            None => {}
         }
     }
 
@@ -287,8 +289,9 @@ mod tests {
 
     fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
-        let (group, proxy, probe) = (None, false, true);
-        let wanted = Registration { source, service, address, weight, name, group, proxy, probe };
+        let (group, proxy, probe, check) = (None, false, true, None);
+        let wanted =
+            Registration { source, service, address, weight, name, group, proxy, probe, check };
         Change::Register(wanted)
     }
 

@@ -13,7 +13,7 @@ use super::{Hub, Mark};
 use crate::base::time::Now;
 use crate::cluster::registry::Change;
 use crate::cluster::service::Pool;
-use crate::cluster::{Backend, BackendId, Protocol, Standing};
+use crate::cluster::{AskedCheck, Backend, BackendId, Protocol, ServiceId, Standing};
 use crate::config::services::{CheckConfig, CheckKind, OnFail};
 use crate::control::checker::{Failure, Target};
 use crate::control::checks::{Checks, Due, Rule, Verdict};
@@ -93,7 +93,7 @@ impl Hub {
             let backend = self.registry.get(due.id).map(|entry| &entry.backend);
             let wanted = backend.and_then(|it| Some((self.check_of(it)?, Port::of(it))));
             if let Some((check, port)) = wanted {
-                let mut target = Target::of(check, port);
+                let mut target = Target::of(&check, port);
                 target.is_own_door = check.port.is_some() && self.is_own_door(target.port.address);
                 return Some((due, target));
             }
@@ -169,7 +169,7 @@ impl Hub {
     fn check_from(&mut self, id: BackendId, verdict: Verdict, now: Now) {
         let Some(entry) = self.registry.get(id) else { return };
         let Some(check) = self.check_of(&entry.backend) else { return };
-        let (due, rule) = (due(&entry.backend), rule(check));
+        let (due, rule) = (due(&entry.backend), rule(&check));
         self.checking.checks.add(due, rule, verdict, offset(id, rule.interval), now);
         self.checking.wanted.notify_one();
     }
@@ -186,13 +186,18 @@ impl Hub {
     pub(super) fn follow_checks(&mut self, now: Now) {
         let all: Vec<Backend> = self.registry.entries().map(|it| it.backend.clone()).collect();
         for backend in all {
-            let is_checked = self.checking.checks.verdict(due(&backend)).is_some();
-            match self.check_of(&backend).map(rule) {
-                Some(rule) if is_checked => self.checking.checks.follow(due(&backend), rule, now),
-                // One that serves already has to fail as often as any other.
-                Some(_) => self.check_from(backend.id, Verdict::Passing, now),
-                None => self.end_checks(&backend),
-            }
+            self.follow_check(&backend, now);
+        }
+    }
+
+    /// A backend is checked as it is to be checked now.
+    pub(super) fn follow_check(&mut self, backend: &Backend, now: Now) {
+        let is_checked = self.checking.checks.verdict(due(backend)).is_some();
+        match self.check_of(backend).map(|check| rule(&check)) {
+            Some(rule) if is_checked => self.checking.checks.follow(due(backend), rule, now),
+            // One that serves already has to fail as often as any other.
+            Some(_) => self.check_from(backend.id, Verdict::Passing, now),
+            None => self.end_checks(backend),
         }
         self.checking.wanted.notify_one();
     }
@@ -213,10 +218,26 @@ impl Hub {
         }
     }
 
-    /// How a backend is checked, if it is.
-    pub(super) fn check_of(&self, backend: &Backend) -> Option<&CheckConfig> {
-        let service = self.config.service(backend.service)?;
-        (service.check.kind != CheckKind::Off).then_some(&service.check)
+    /// How a backend is checked, if it is: as its service says or, where that says nothing, as it has asked.
+    pub fn check_of(&self, backend: &Backend) -> Option<CheckConfig> {
+        let table = self.config.service(backend.service).map(|table| &table.check);
+        if let Some(check) = table.filter(|check| check.kind != CheckKind::Off) {
+            return Some(check.clone());
+        }
+        let asked = self.registry.get(backend.id)?.check.as_ref()?;
+        let otherwise = table.cloned().unwrap_or_default();
+        Some(match asked {
+            AskedCheck::Tcp => CheckConfig { kind: CheckKind::Tcp, ..otherwise },
+            AskedCheck::Http(path) => {
+                CheckConfig { kind: CheckKind::Http, path: path.to_string(), ..otherwise }
+            }
+        })
+    }
+
+    /// Whether a service's backends are checked as its table says.
+    pub fn is_checked(&self, service: ServiceId) -> bool {
+        let table = self.config.service(service);
+        table.is_some_and(|table| table.check.kind != CheckKind::Off)
     }
 
     /// The verdict on a backend has turned: it fails for this reason, or passes.

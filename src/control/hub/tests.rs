@@ -179,6 +179,7 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
         group: None,
         proxy: false,
         probe: true,
+        check: None,
     };
     hub.apply(Change::Register(own), at(0)).unwrap();
     reload(&mut hub, config(&[(1, 1)], CheckConfig::default()), at(1));
@@ -374,6 +375,7 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
         group: None,
         proxy: false,
         probe: true,
+        check: None,
     };
     let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
     assert_eq!(rotation(&mut hub), [0; 0]);
@@ -407,6 +409,7 @@ fn a_check_whose_port_is_a_door_of_the_balancer_is_known_for_one() {
                 group: None,
                 proxy: false,
                 probe: true,
+                check: None,
             };
             hub.apply(Change::Register(own), now).unwrap();
             let (due, target) = hub.next_check(now.plus(Duration::from_millis(20))).unwrap();
