@@ -17,7 +17,7 @@ use fields::{Fields, quoted, unknown};
 
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
 use crate::cluster::registry::{DrainedBy, Lasts};
-use crate::cluster::{AskedCheck, Backend, Protocol, Service, Standing, WEIGHT_MAX};
+use crate::cluster::{AskedCheck, Backend, Protocol, Service, Standing};
 
 /// Bytes queued for a peer that does not read; beyond this the connection is closed.
 pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;

@@ -191,7 +191,10 @@ fn a_backend_may_want_proxy_headers_and_one_of_datagrams_may_not() {
     let answer = backend.ask(&json!({"cmd": "register", "service": "dns", "port": 1, "proxy": 2}));
     assert_failed(&answer, "datagrams carry no PROXY header: leave proxy out");
     let answer = backend.ask(&wants(json!(1)));
-    assert_failed(&answer, "proxy must be 2, the version of the PROXY header, or false, or left out");
+    assert_failed(
+        &answer,
+        "proxy must be 2, the version of the PROXY header, or false, or left out",
+    );
 }
 
 /// Whether somebody has connected to the port.

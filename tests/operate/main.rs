@@ -4,6 +4,7 @@
 mod coming;
 mod groups;
 mod harness;
+mod joining;
 mod lines;
 mod listed;
 mod many;

@@ -1,6 +1,7 @@
 //! The messages of the control protocol: what is understood, what is refused, and how answers are written.
 
 use super::*;
+use crate::cluster::WEIGHT_MAX;
 
 const UDP: Target = Target::BuiltIn(Protocol::Udp);
 const API: Target = Target::BuiltIn(Protocol::Api);
