@@ -4,18 +4,25 @@
 mod backend;
 mod bench;
 mod check;
+mod door;
 mod drain;
+mod end;
 mod flags;
+mod naming;
 mod papers;
 mod reload;
 mod running;
 mod serve;
+mod sessions;
 mod shift;
 mod status;
+mod stop;
 mod table;
 mod top;
 mod trouble;
+mod undrain;
 mod user;
+mod weight;
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -51,9 +58,14 @@ enum Command {
     Bench(Box<bench::Arguments>),
     User(user::Arguments),
     Status(status::Arguments),
-    Reload(reload::Arguments),
+    Sessions(sessions::Arguments),
     Drain(drain::Arguments),
+    Undrain(undrain::Arguments),
+    Weight(weight::Arguments),
     Shift(shift::Arguments),
+    End(end::Arguments),
+    Reload(reload::Arguments),
+    Stop(stop::Arguments),
     #[command(hide = true)]
     Man(papers::Pages),
     #[command(hide = true)]
@@ -96,7 +108,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         },
         Command::Status(arguments) => status::run(arguments),
         Command::Reload(arguments) => reload::run(arguments),
-        Command::Drain(arguments) => drain::run(arguments),
+        Command::Sessions(arguments) => sessions::run(arguments),
+        Command::Drain(arguments) => match drain::run(arguments) {
+            Ok(code) => return code,
+            Err(failure) => Err(failure),
+        },
+        Command::Undrain(arguments) => undrain::run(arguments),
+        Command::Weight(arguments) => weight::run(arguments),
+        Command::End(arguments) => end::run(arguments),
+        Command::Stop(arguments) => stop::run(arguments),
         Command::Shift(arguments) => shift::run(arguments),
         Command::Man(arguments) => papers::pages(CommandLine::command(), arguments),
         Command::Completions(arguments) => papers::completions(CommandLine::command(), arguments),

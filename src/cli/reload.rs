@@ -6,7 +6,8 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{Failure, peer, print, running, wait_for};
+use super::door::door;
+use super::{Failure, print, running, wait_for};
 use crate::control::status::{ReloadStatus, ShiftEnded, Status};
 
 /// A balancer that has not answered by then is too busy or hangs.
@@ -20,8 +21,8 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 /// restart. A faulty file changes nothing, and the exit code is 2.
 #[derive(Args)]
 pub struct Arguments {
-    /// The balancer's admin door, on this host
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = peer)]
+    /// The balancer's admin door on this host, or the path of its admin.socket
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = door)]
     admin: String,
 }
 

@@ -14,6 +14,9 @@ use crate::control::status::Status;
 
 /// What the balancer behind the admin door says about itself, if it runs on this host.
 pub async fn status(door: &str) -> Result<Status, Failure> {
+    if admin::is_socket(door) {
+        return Ok(admin::status(door).await?);
+    }
     let mut addresses = tokio::net::lookup_host(door)
         .await
         .map_err(|error| format!("cannot find {door}: {error}; check --admin"))?;

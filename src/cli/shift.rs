@@ -1,11 +1,11 @@
 //! `lb shift`: gives the groups of a service other shares of its users, and says what they are now.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Failure, peer, print, token, wait_for};
+use super::door::Door;
+use super::{Failure, print, wait_for};
 use crate::client::admin;
 use crate::cluster::groups::SHARE_MAX;
 use crate::control::status::{Changed, GroupStatus};
@@ -21,12 +21,8 @@ pub struct Arguments {
     /// Groups with their new shares, such as blue=0 green=100
     #[arg(required = true, value_name = "GROUP=SHARE", value_parser = share)]
     shares: Vec<(String, u8)>,
-    /// The balancer's admin door, on this host
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = peer)]
-    admin: String,
-    /// The balancer's [admin] token_file
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    door: Door,
 }
 
 fn share(text: &str) -> Result<(String, u8), String> {
@@ -40,21 +36,20 @@ fn share(text: &str) -> Result<(String, u8), String> {
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    let token = token(arguments.token_file.as_deref())?;
     let mut query = form_urlencoded::Serializer::new(String::new());
     for (group, share) in &arguments.shares {
         query.append_pair(group, &share.to_string());
     }
     let service: String = form_urlencoded::byte_serialize(arguments.service.as_bytes()).collect();
     let path = format!("/services/{service}/shift?{}", query.finish());
-    let changed = wait_for(shift(&arguments, &path, token.as_deref()))??;
+    let changed = wait_for(shift(&arguments, &path))??;
     print(&told(&arguments.service, &changed.groups, changed.sessions))
 }
 
 /// A balancer without groups refuses the request as one that it does not know, or takes it for another.
-async fn shift(arguments: &Arguments, path: &str, token: Option<&str>) -> Result<Changed, String> {
-    let door = &arguments.admin;
-    let outcome = admin::change(door, path, token).await;
+async fn shift(arguments: &Arguments, path: &str) -> Result<Changed, String> {
+    let door = &arguments.door.admin;
+    let outcome = arguments.door.change(path).await;
     if outcome.as_ref().is_ok_and(|changed| has_shifted(&changed.groups, &arguments.shares)) {
         return outcome;
     }

@@ -9,11 +9,13 @@ use std::io::{self, IsTerminal};
 use clap::Args;
 use serde_json::Value;
 
-use super::table::{Cell, Look, bytes, colour, drawn, grouped, number, painted, span, word};
-use super::{Failure, peer, print, trouble, wait_for};
-use crate::client::admin;
+use super::door::door;
+use super::sessions;
+use super::table::{Cell, Look, bytes, colour, drawn, grouped, number, painted, word};
+use super::{Failure, print, trouble, wait_for};
+use crate::client::admin as client;
 use crate::control::status::{
-    BackendState, BackendStatus, Doors, Percentiles, RunState, SessionStatus, Status, WorkerStatus,
+    BackendState, BackendStatus, Doors, Percentiles, RunState, Status, WorkerStatus,
 };
 
 /// Limit on the sessions shown; a script that wants more asks the admin door page by page.
@@ -36,27 +38,27 @@ pub struct Arguments {
     /// List every service and backend on a terminal too, not only the first 50 of each
     #[arg(long)]
     all: bool,
-    /// The balancer's admin door
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = peer)]
+    /// The balancer's admin door, or the path of its admin.socket
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084", value_parser = door)]
     admin: String,
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    let (door, service) = (arguments.admin.as_str(), arguments.service.as_deref());
+    let (admin, service) = (arguments.admin.as_str(), arguments.service.as_deref());
     // What a program reads, or a person searches, is whole.
     let everything = arguments.all || service.is_some() || !io::stdout().is_terminal();
     let list = List { most: if everything { usize::MAX } else { ROWS_MAX }, colour: colour() };
     let text = wait_for(async {
         match (arguments.sessions, arguments.json) {
             (false, true) => {
-                let text = admin::status_text(door).await?;
+                let text = client::status_text(admin).await?;
                 match service {
                     Some(name) => narrowed(&text, name),
                     None => Ok(String::from_utf8_lossy(&text).trim_end().to_owned() + "\n"),
                 }
             }
             (false, false) => {
-                let status = admin::status(door).await?;
+                let status = client::status(admin).await?;
                 match service {
                     Some(name) => Ok(services::one(&status, trouble::find(&status, name)?, list)),
                     None => Ok(page(&status, list)),
@@ -64,10 +66,13 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
             }
             (true, json) => {
                 if let Some(name) = service {
-                    trouble::find(&admin::status(door).await?, name)?;
+                    trouble::find(&client::status(admin).await?, name)?;
                 }
-                let (sessions, more) = admin::sessions(door, service, SESSIONS_MAX).await?;
-                Ok(if json { session_lines(&sessions) } else { session_page(&sessions, more) })
+                let of = service.map(|name| ("service", name.to_owned()));
+                let filters = Vec::from_iter(of);
+                let (found, next) = client::sessions(admin, &filters, None, SESSIONS_MAX).await?;
+                let next = next.as_deref();
+                Ok(if json { sessions::lines(&found) } else { sessions::page(&found, next) })
             }
         }
     })?;
@@ -110,26 +115,8 @@ fn narrowed(text: &[u8], name: &str) -> Result<String, String> {
     Ok(all.to_string() + "\n")
 }
 
-/// One JSON object per line, as in the admin door's pages.
-fn session_lines(sessions: &[SessionStatus]) -> String {
-    let line = |session| serde_json::to_string(session).expect("a session is plain values");
-    sessions.iter().map(|session| line(session) + "\n").collect()
-}
-
-fn session_page(sessions: &[SessionStatus], more: bool) -> String {
-    let named = sessions.iter().any(|it| !matches!(&*it.service, "" | "tcp" | "udp" | "api"));
-    let rows: Vec<Vec<Cell>> =
-        sessions.iter().map(|it| with_service(named, &it.service, session_row(it))).collect();
-    let heads = ["session", "users", "client", "backend", "at", "age", "idle", "up", "down"];
-    let mut out = drawn(&headed(named, &heads), &rows, colour());
-    let count = sessions.len();
-    // Writing to a string cannot fail.
-    let _ = writeln!(out, "{count} sessions{}", if more { ", and more" } else { "" });
-    out
-}
-
 /// A row with its service in the second column, if there are named services.
-fn with_service(named: bool, service: &str, mut row: Vec<Cell>) -> Vec<Cell> {
+pub fn with_service(named: bool, service: &str, mut row: Vec<Cell>) -> Vec<Cell> {
     if named {
         row.insert(1, word(service));
     }
@@ -137,27 +124,12 @@ fn with_service(named: bool, service: &str, mut row: Vec<Cell>) -> Vec<Cell> {
 }
 
 /// The headings of such rows.
-fn headed(named: bool, heads: &[&'static str]) -> Vec<&'static str> {
+pub fn headed(named: bool, heads: &[&'static str]) -> Vec<&'static str> {
     let mut heads = heads.to_vec();
     if named {
         heads.insert(1, "service");
     }
     heads
-}
-
-fn session_row(session: &SessionStatus) -> Vec<Cell> {
-    let at = session.backend_address.map(|address| address.to_string());
-    vec![
-        word(&session.id),
-        word(session.protocol.name()),
-        word(session.client.to_string()),
-        word(session.backend.as_deref().unwrap_or("-")),
-        word(at.as_deref().unwrap_or("-")),
-        span(session.age_ms),
-        span(session.idle_ms),
-        bytes(session.bytes_up),
-        bytes(session.bytes_down),
-    ]
 }
 
 /// The whole balancer on one page.
@@ -332,4 +304,4 @@ fn microseconds(us: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -108,7 +108,7 @@ pub fn painted(text: &str, look: Look, colour: bool) -> String {
 }
 
 /// Text from the network may hold anything, including what a terminal would obey.
-fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

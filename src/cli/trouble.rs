@@ -145,15 +145,7 @@ pub fn find<'s>(status: &'s Status, name: &str) -> Result<&'s ServiceStatus, Str
     if let Some(found) = status.services.iter().rfind(|service| service.name == name) {
         return Ok(found);
     }
-    let likeness = |known: &str| match known.contains(name) || name.contains(known) {
-        true => 1.0,
-        false => strsim::normalized_damerau_levenshtein(known, name),
-    };
-    let names = status.services.iter().map(|service| service.name.as_str());
-    let mut near: Vec<(f64, &str)> = names.map(|known| (likeness(known), known)).collect();
-    near.retain(|(likeness, _)| *likeness >= ALIKE);
-    near.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let near: Vec<&str> = near.into_iter().take(SUGGESTED_MAX).map(|(_, known)| known).collect();
+    let near = near(status.services.iter().map(|it| (it.name.as_str(), it.name.as_str())), name);
     let count = status.services.len();
     Err(match near.as_slice() {
         [] => format!("there is no service {name}; `lb status` lists the {count} that there are"),
@@ -162,6 +154,24 @@ pub fn find<'s>(status: &'s Status, name: &str) -> Result<&'s ServiceStatus, Str
             near.join(", ")
         ),
     })
+}
+
+/// The things whose names come nearest to this one, the nearest first and each once.
+pub fn near<'s, T: PartialEq>(names: impl Iterator<Item = (&'s str, T)>, said: &str) -> Vec<T> {
+    let likeness = |known: &str| match known.contains(said) || said.contains(known) {
+        true => 1.0,
+        false => strsim::normalized_damerau_levenshtein(known, said),
+    };
+    let mut near: Vec<(f64, T)> = names.map(|(known, it)| (likeness(known), it)).collect();
+    near.retain(|(likeness, _)| *likeness >= ALIKE);
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut found: Vec<T> = Vec::new();
+    for (_, it) in near {
+        if found.len() < SUGGESTED_MAX && !found.contains(&it) {
+            found.push(it);
+        }
+    }
+    found
 }
 
 #[cfg(test)]

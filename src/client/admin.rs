@@ -2,15 +2,17 @@
 //! what the answers mean is `control::status`.
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::handshake;
 use hyper::header::{AUTHORIZATION, HOST};
 use hyper::http::request::Builder;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use std::io;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::control::status::{Changed, Problem, SessionStatus, SessionsPage, Status};
@@ -38,18 +40,29 @@ pub async fn status_text(admin: &str) -> Result<Bytes, String> {
     get(admin, "/status").await
 }
 
-/// Up to `most` sessions, page by page, and whether there are more; those of one service, if it is named.
+/// Reads what [`status_text`] has returned.
+///
+/// # Errors
+/// One sentence with the cure.
+pub fn read_status(admin: &str, text: &[u8]) -> Result<Status, String> {
+    read(admin, "/status", text)
+}
+
+/// Up to `most` sessions that pass these filters, page by page from `after` on, and where the rest begins if
+/// there are more. The filters are those of `/sessions`.
 ///
 /// # Errors
 /// One sentence with the cure.
 pub async fn sessions(
     admin: &str,
-    service: Option<&str>,
+    filters: &[(&str, String)],
+    after: Option<&str>,
     most: usize,
-) -> Result<(Vec<SessionStatus>, bool), String> {
-    let of = service.map(|name| format!("&service={}", quoted(name))).unwrap_or_default();
+) -> Result<(Vec<SessionStatus>, Option<String>), String> {
+    let filter = |(key, value): &(&str, String)| format!("&{key}={}", quoted(value));
+    let of: String = filters.iter().map(filter).collect();
     let mut sessions = Vec::new();
-    let mut after = String::new();
+    let mut after = after.map(|after| format!("&after={}", quoted(after))).unwrap_or_default();
     loop {
         let limit = PAGE.min(most - sessions.len());
         let path = format!("/sessions?limit={limit}{of}{after}");
@@ -57,7 +70,7 @@ pub async fn sessions(
         sessions.extend(page.sessions);
         match page.next {
             Some(next) if sessions.len() < most => after = format!("&after={next}"),
-            next => return Ok((sessions, next.is_some())),
+            next => return Ok((sessions, next)),
         }
     }
 }
@@ -108,20 +121,22 @@ async fn ask(admin: &str, request: Builder) -> Result<Bytes, String> {
 }
 
 async fn answer(admin: &str, request: Builder) -> Result<Bytes, String> {
-    let stream = TcpStream::connect(admin).await.map_err(|error| {
-        format!(
-            "the admin door at {admin} cannot be reached: {error}; start `lb serve` or name its \
-             door with --admin"
-        )
-    })?;
-    let strange = |what: &dyn std::fmt::Display| {
-        format!("what listens at {admin} does not answer as a balancer's admin door: {what}")
+    let has_token = request.headers_ref().is_some_and(|them| them.contains_key(AUTHORIZATION));
+    let stream = connect(admin).await?;
+    let strange = |what: &dyn std::fmt::Display| match is_socket(admin) {
+        true => format!(
+            "{admin} lets in root and the balancer's own user only ({what}); use sudo, or check --admin"
+        ),
+        false => {
+            format!("what listens at {admin} does not answer as a balancer's admin door: {what}")
+        }
     };
     let (mut sender, connection) =
         handshake(TokioIo::new(stream)).await.map_err(|error| strange(&error))?;
     tokio::spawn(connection);
+    let host = if is_socket(admin) { "localhost" } else { admin };
     let request =
-        request.header(HOST, admin).body(Empty::<Bytes>::new()).map_err(|error| strange(&error))?;
+        request.header(HOST, host).body(Empty::<Bytes>::new()).map_err(|error| strange(&error))?;
     let response = sender.send_request(request).await.map_err(|error| strange(&error))?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
@@ -129,8 +144,50 @@ async fn answer(admin: &str, request: Builder) -> Result<Bytes, String> {
     if status.is_success() {
         return Ok(body);
     }
+    if status == StatusCode::UNAUTHORIZED {
+        return Err(untrusted(admin, has_token));
+    }
     let problem = serde_json::from_slice(&body).map(|problem: Problem| problem.error);
     Err(format!("the admin door at {admin} refused: {}", problem.unwrap_or(status.to_string())))
+}
+
+/// Whether an admin door is the path of a unix socket.
+pub fn is_socket(admin: &str) -> bool {
+    admin.contains('/')
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+async fn connect(admin: &str) -> Result<Box<dyn Stream>, String> {
+    let (stream, door): (io::Result<Box<dyn Stream>>, _) = match is_socket(admin) {
+        true => (UnixStream::connect(admin).await.map(|it| Box::new(it) as _), "socket"),
+        false => (TcpStream::connect(admin).await.map(|it| Box::new(it) as _), "door"),
+    };
+    stream.map_err(|error| match (is_socket(admin), error.kind()) {
+        (true, io::ErrorKind::PermissionDenied) => {
+            format!("the admin socket at {admin} is for root and the balancer's own user; use sudo")
+        }
+        _ => format!(
+            "the admin {door} at {admin} cannot be reached: {error}; start `lb serve` or name its \
+             door with --admin"
+        ),
+    })
+}
+
+/// Why a change was refused for want of a token, with the cure.
+fn untrusted(admin: &str, has_token: bool) -> String {
+    match has_token {
+        true => format!(
+            "the admin door at {admin} does not know this token: give the balancer's own \
+             [admin] token_file with --token-file"
+        ),
+        false => format!(
+            "the admin door at {admin} takes changes only with a token: give the balancer's \
+             [admin] token_file with --token-file, or as root the path of its [admin] socket with \
+             --admin"
+        ),
+    }
 }
 
 fn read<T: DeserializeOwned>(admin: &str, path: &str, body: &[u8]) -> Result<T, String> {
@@ -186,9 +243,10 @@ mod tests {
     #[tokio::test]
     async fn sessions_are_read_page_by_page() {
         let (door, asked) = door(vec![page(&["a", "b"], Some("0-1-1")), page(&["c"], None)]).await;
-        let (read, more) = sessions(&door, Some("shop"), 5).await.unwrap();
+        let (read, more) =
+            sessions(&door, &[("service", "shop".to_owned())], None, 5).await.unwrap();
         let ids: Vec<&str> = read.iter().map(|session| session.id.as_str()).collect();
-        assert_eq!((ids, more), (vec!["a", "b", "c"], false));
+        assert_eq!((ids, more), (vec!["a", "b", "c"], None));
         assert_eq!(
             asked.await.unwrap(),
             [
@@ -201,8 +259,8 @@ mod tests {
     #[tokio::test]
     async fn no_more_sessions_are_read_than_asked_for() {
         let (door, _) = door(vec![page(&["a", "b"], Some("0-1-1"))]).await;
-        let (read, more) = sessions(&door, None, 2).await.unwrap();
-        assert_eq!((read.len(), more), (2, true));
+        let (read, more) = sessions(&door, &[], None, 2).await.unwrap();
+        assert_eq!((read.len(), more.as_deref()), (2, Some("0-1-1")));
     }
 
     #[tokio::test]

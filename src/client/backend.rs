@@ -16,6 +16,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::news;
 use super::wire::{HELLO_ANSWER, Offer, Said, proof};
 use crate::base::time::Now;
 use crate::control::auth;
@@ -82,6 +83,8 @@ pub enum Notice {
         why: String,
         again_in: Duration,
     },
+    /// What has been done to the backend.
+    News(String),
     /// The balancer asked for a proof, and there is no secret.
     NoSecret,
     /// The balancer found something odd about the registration.
@@ -102,6 +105,7 @@ impl fmt::Display for Notice {
             Notice::Registered => out.write_str("registered"),
             Notice::Unregistered => out.write_str("unregistered"),
             Notice::Hello => out.write_str("hello"),
+            Notice::News(news) => out.write_str(news),
             Notice::Failed { why, again_in } => {
                 write!(out, "not registered: {why}; trying again in {} ms", again_in.as_millis())
             }
@@ -323,6 +327,9 @@ impl Registration {
         }
         if said.event.as_deref() == Some("removed") {
             return self.removed(now, random, acts);
+        }
+        if let Some(news) = news::told(said) {
+            return acts.push(Act::Tell(Notice::News(news)));
         }
         match (said.cmd.as_deref(), said.ack.as_deref()) {
             (Some("hello"), None) => self.hello(now, acts),

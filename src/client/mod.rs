@@ -8,6 +8,7 @@ pub mod board;
 pub mod demo;
 pub mod echo;
 mod echo_api;
+mod news;
 pub mod stay;
 pub mod user;
 pub mod wire;

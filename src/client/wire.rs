@@ -53,6 +53,17 @@ pub struct Said {
     pub check: Option<String>,
     /// How often the balancer will say hello, stated in its answer to `register`.
     pub interval_ms: Option<u64>,
+    /// Who has caused an event, if not the backend itself.
+    pub by: Option<String>,
+    /// Sessions of a backend that drains.
+    pub left: Option<u64>,
+    /// How long they may go on; absent too if they end by themselves.
+    pub deadline_ms: Option<u64>,
+    /// Sessions that were ended at the deadline.
+    pub cut: Option<u64>,
+    /// Sessions that an operator has ended.
+    pub sessions: Option<u64>,
+    pub weight: Option<u16>,
 }
 
 impl Offer {

@@ -4,6 +4,8 @@
 //! `health`.
 
 mod fields;
+mod lists;
+mod outbox;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,7 +19,9 @@ use fields::{Fields, quoted, unknown};
 
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
 use crate::cluster::registry::{DrainedBy, Lasts};
-use crate::cluster::{AskedCheck, Backend, Protocol, Service, Standing};
+use crate::cluster::{AskedCheck, Protocol, Service};
+pub use lists::{Listed, ServiceLine};
+pub use outbox::Outbox;
 
 /// Bytes queued for a peer that does not read; beyond this the connection is closed.
 pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
@@ -251,44 +255,12 @@ pub enum Reply {
         about: About,
         left: u64,
     },
-    Draining {
-        about: About,
-        left: u64,
-    },
-    /// An operator drains the backend, or gives its drain another deadline: so long may the sessions that are
-    /// `left` go on; `None`: as long as they like.
-    DrainedByOperator {
-        about: About,
-        left: u64,
-        deadline: Option<Duration>,
-    },
     UndrainDone {
         about: About,
         left: u64,
     },
-    /// An operator has taken back that the backend drains.
-    Undrained {
-        about: About,
-    },
-    /// An operator has given the backend another weight.
-    Weighed {
-        about: About,
-        weight: u16,
-    },
-    /// An operator has ended so many of its sessions.
-    Ended {
-        about: About,
-        sessions: u64,
-    },
-    /// The service of one of the peer's backends has been removed; the backend drains.
-    Removed {
-        about: About,
-    },
-    /// No session is left. `cut` of them were ended at the deadline.
-    Drained {
-        about: About,
-        cut: u64,
-    },
+    /// Something has happened to the backend.
+    Happened(About, Event),
     /// At most [`LISTED_MAX`] backends; with `more`, another answer follows.
     Listed {
         /// The service that was asked for.
@@ -315,60 +287,44 @@ pub enum Reply {
     },
 }
 
-/// A backend in the answer to `list`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Listed {
-    pub id: String,
-    pub service: String,
-    pub protocol: Protocol,
-    pub address: SocketAddr,
-    pub weight: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub group: Option<String>,
-    pub state: Standing,
-    /// Whether the asking connection registered it.
-    pub own: bool,
-    pub sessions: u64,
+/// What a backend is told without having asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// It drains, and `left` sessions are still running.
+    Draining { left: u64 },
+    /// An operator drains it, or gives its drain another deadline: so long may the sessions that are `left`
+    /// go on; `None`: as long as they like.
+    DrainedByOperator { left: u64, deadline: Option<Duration> },
+    /// An operator has taken that back.
+    Undrained,
+    /// An operator has given it another weight.
+    Weighed { weight: u16 },
+    /// An operator has ended so many of its sessions.
+    Ended { sessions: u64 },
+    /// Its service has been removed; it drains.
+    Removed,
+    /// No session is left. `cut` of them were ended at the deadline.
+    Drained { cut: u64 },
 }
 
-impl Listed {
-    /// A backend as listed for a connection, its `own` or somebody else's.
-    pub fn of(service: &Service, backend: &Backend, own: bool, sessions: u64) -> Listed {
-        Listed {
-            id: backend.id.to_string(),
-            service: service.name.to_string(),
-            protocol: service.kind,
-            address: backend.address,
-            weight: backend.weight,
-            name: backend.name.as_deref().map(str::to_owned),
-            group: backend.group.as_deref().map(str::to_owned),
-            state: backend.standing,
-            own,
-            sessions,
+impl Event {
+    fn message(self) -> Message<'static> {
+        let event = |event| Message { event: Some(event), ..Message::default() };
+        let by = Some(DrainedBy::Operator.name());
+        match self {
+            Event::Draining { left } => Message { left: Some(left), ..event("draining") },
+            Event::DrainedByOperator { left, deadline } => {
+                let deadline_ms = Some(deadline.map(ms));
+                Message { by, deadline_ms, left: Some(left), ..event("draining") }
+            }
+            Event::Undrained => Message { by, ..event("undrained") },
+            Event::Weighed { weight } => Message { by, weight: Some(weight), ..event("weight") },
+            Event::Ended { sessions } => Message { by, sessions: Some(sessions), ..event("ended") },
+            Event::Removed => event("removed"),
+            Event::Drained { cut } => {
+                Message { cut: Some(cut).filter(|cut| *cut > 0), ..event("drained") }
+            }
         }
-    }
-}
-
-/// A service in the answer to `services`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct ServiceLine {
-    pub name: String,
-    pub protocol: Protocol,
-    /// Where its users connect, [`DOORS_LISTED_MAX`] at most.
-    pub doors: Vec<SocketAddr>,
-    /// Backends that get new sessions.
-    pub serving: u64,
-    /// Whether backends may register themselves.
-    pub register: bool,
-}
-
-impl ServiceLine {
-    /// Bytes that it takes in a message, at most.
-    pub fn bytes_max(&self) -> usize {
-        // {"name":"","protocol":"tcp","doors":[],"serving":65535,"register":false}, with a comma each.
-        80 + self.name.len() + 61 * self.doors.len()
     }
 }
 
@@ -427,15 +383,6 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    fn event(event: &'static str, about: &'a About) -> Message<'a> {
-        Message { event: Some(event), ..Message::default().about(about) }
-    }
-
-    /// An operator has done this to the backend.
-    fn by_operator(event: &'static str, about: &'a About) -> Message<'a> {
-        Message { by: Some(DrainedBy::Operator.name()), ..Message::event(event, about) }
-    }
-
     /// The message about this backend.
     fn about(self, about: &'a About) -> Message<'a> {
         let About { service, protocol, port } = about;
@@ -446,7 +393,6 @@ impl<'a> Message<'a> {
 impl Reply {
     fn message(&self) -> Message<'_> {
         let none = Message::default;
-        let (event, by_operator) = (Message::event, Message::by_operator);
         let done = |cmd| Message { ack: Some("successful"), cmd: Some(cmd), ..none() };
         match self {
             Reply::AskHello => Message { cmd: Some("hello"), ..none() },
@@ -474,26 +420,7 @@ impl Reply {
             Reply::UndrainDone { about, left } => {
                 Message { left: Some(*left), ..done("undrain").about(about) }
             }
-            Reply::Draining { about, left } => {
-                Message { left: Some(*left), ..event("draining", about) }
-            }
-            Reply::DrainedByOperator { about, left, deadline } => Message {
-                left: Some(*left),
-                deadline_ms: Some(deadline.map(ms)),
-                ..by_operator("draining", about)
-            },
-            Reply::Undrained { about } => by_operator("undrained", about),
-            Reply::Weighed { about, weight } => {
-                Message { weight: Some(*weight), ..by_operator("weight", about) }
-            }
-            Reply::Ended { about, sessions } => {
-                Message { sessions: Some(*sessions), ..by_operator("ended", about) }
-            }
-            Reply::Removed { about } => event("removed", about),
-            Reply::Drained { about, cut } => {
-                let cut = Some(*cut).filter(|cut| *cut > 0);
-                Message { cut, ..event("drained", about) }
-            }
+            Reply::Happened(about, event) => event.message().about(about),
             Reply::Listed { service, backends, more } => Message {
                 service: service.as_deref(),
                 backends: Some(backends),
@@ -516,48 +443,6 @@ impl Reply {
                 }
             }
         }
-    }
-}
-
-/// One connection's writing side: what is queued until the peer reads.
-#[derive(Default)]
-pub struct Outbox {
-    waiting: Vec<u8>,
-}
-
-/// More than [`OUTBOX_BYTES_MAX`] would be queued: the peer does not read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Overflow;
-
-impl Outbox {
-    /// Appends a message as one line.
-    ///
-    /// # Errors
-    /// [`Overflow`] if the message does not fit; it is not queued then.
-    pub fn push(&mut self, reply: &Reply) -> Result<(), Overflow> {
-        let before = self.waiting.len();
-        serde_json::to_writer(&mut self.waiting, &reply.message())
-            .expect("plain fields always have a JSON form, and memory takes every write");
-        self.waiting.push(b'\n');
-        if self.waiting.len() > OUTBOX_BYTES_MAX {
-            self.waiting.truncate(before);
-            return Err(Overflow);
-        }
-        Ok(())
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// Bytes queued.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Takes everything queued, to be written now.
-    pub fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.waiting)
     }
 }
 

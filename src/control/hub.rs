@@ -6,6 +6,7 @@
 pub mod aside;
 mod changes;
 pub mod checking;
+mod drains;
 mod listed;
 mod reloading;
 pub mod shares;
@@ -19,10 +20,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{error, info};
 
-use super::api::{About, Reply};
+use super::api::{About, Event, Reply};
 use super::console::{self, Console, Lost, Name, Of, named};
 use super::doors::UserDoors;
-use super::drain::{Drain, DrainStep, Stop, StopStep};
+use super::drain::{Stop, StopStep};
 use super::mailbox::Mailbox;
 use super::publication::Publication;
 use super::rights::Identity;
@@ -40,6 +41,7 @@ use crate::session::EndReason;
 use crate::worker::link::{Order, Report};
 use aside::Asides;
 use checking::{Checking, is_failing};
+use drains::Draining;
 use listed::LeftOut;
 use reloading::Leaving;
 
@@ -58,13 +60,6 @@ pub struct Member {
     /// The last answered hello: when, and how long it took.
     pub answered: Option<(Now, Option<Duration>)>,
     pub misses: u32,
-}
-
-/// A backend that is draining.
-pub struct Draining {
-    pub drain: Drain,
-    /// When the workers were told; `None` until they have been.
-    mark: Option<Mark>,
 }
 
 /// A backend that has left; some of its sessions may still be running.
@@ -409,61 +404,19 @@ impl Hub {
         more
     }
 
-    fn advance_drains(&mut self, now: Now) {
-        let ids: Vec<_> = self.draining.keys().copied().collect();
-        let mut wake = false;
-        for id in ids {
-            wake |= self.advance_drain(id, now);
-        }
-        if wake {
-            self.workers.wake();
-        }
-    }
-
-    /// Returns whether the workers must be woken.
-    fn advance_drain(&mut self, id: BackendId, now: Now) -> bool {
-        let left = self.sessions_on(id);
-        let draining = self.draining.get_mut(&id).expect("nothing but its own step ends a drain");
-        let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
-        match draining.drain.step(now, left, settled) {
-            DrainStep::Nothing => return !settled,
-            DrainStep::Tell => {
-                self.tell_backend(id, |about| Reply::Draining { about, left });
-            }
-            DrainStep::Close => {
-                self.end_sessions_of(id, EndReason::BackendLeft);
-                return true;
-            }
-            DrainStep::Empty => {
-                let cut = draining.drain.cut;
-                self.tell_backend(id, |about| Reply::Drained { about, cut });
-                self.log_drained(id, cut);
-            }
-            DrainStep::Done => self.end_drain(id, now),
-        }
-        false
-    }
-
-    fn end_drain(&mut self, id: BackendId, now: Now) {
-        let cut = self.draining.remove(&id).map_or(0, |it| it.drain.cut);
-        let applied = self.make(Change::Leave { backend: id }, now);
-        for entry in &applied.left {
-            self.tell(entry, |about| Reply::Drained { about, cut });
-        }
-    }
-
     /// Tells a backend's source what happens to it, if the source is a connection.
-    fn tell(&self, entry: &Registered, news: impl FnOnce(About) -> Reply) {
+    fn tell(&self, entry: &Registered, event: Event) {
         if let Some(member) = self.members.get(&entry.source) {
             let service = self.registry.service(entry.backend.service);
-            member.mailbox.send(&news(About::of(service, entry.backend.address.port())));
+            let about = About::of(service, entry.backend.address.port());
+            member.mailbox.send(&Reply::Happened(about, event));
         }
     }
 
     /// The same for a backend that may have left.
-    fn tell_backend(&self, id: BackendId, news: impl FnOnce(About) -> Reply) {
+    fn tell_backend(&self, id: BackendId, event: Event) {
         if let Some(entry) = self.registry.get(id) {
-            self.tell(entry, news);
+            self.tell(entry, event);
         }
     }
 

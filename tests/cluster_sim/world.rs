@@ -400,14 +400,15 @@ impl World {
         let mut hub = self.hub.borrow_mut();
         let ids: Vec<BackendId> = hub.registry.entries().map(|entry| entry.backend.id).collect();
         let backend = if ids.is_empty() { BackendId(0) } else { self.random.pick(&ids) };
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 => {
                 let lasts = Duration::from_millis(self.random.below(1500));
                 self.laws.drain_begins(&hub, backend, self.now.plus(lasts));
                 let lasts = Lasts::For(lasts);
                 let _ = hub.apply(Change::DrainBackend { backend, lasts }, self.now);
             }
-            1 => {
+            1 => drop(hub.apply(Change::UndrainBackend { backend }, self.now)),
+            2 => {
                 let weight = self.random.between(1, 4) as u16;
                 let _ = hub.apply(Change::Weigh { backend, weight }, self.now);
             }

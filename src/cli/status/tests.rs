@@ -7,13 +7,13 @@ use crate::cli::trouble::tests::service;
 use crate::cluster::Protocol;
 use crate::control::status::{
     CheckStatus, DrainStatus, GroupStatus, HelloStatus, ReloadStatus, SCHEMA, ServiceStatus,
-    SessionTotals, Timings,
+    SessionStatus, SessionTotals, Timings,
 };
 
 /// Every row, without colour.
 const WHOLE: List = List { most: usize::MAX, colour: false };
 
-fn backend() -> BackendStatus {
+pub fn backend() -> BackendStatus {
     BackendStatus {
         proxy: None,
         id: "b1".into(),
@@ -43,7 +43,7 @@ fn backend() -> BackendStatus {
     }
 }
 
-fn status() -> Status {
+pub fn status() -> Status {
     Status {
         schema: SCHEMA,
         version: "0.1.0".into(),
@@ -139,9 +139,9 @@ fn services_are_shown_once_there_are_named_ones() {
 #[test]
 fn sessions_are_shown_with_their_service_once_one_is_of_a_named_one() {
     let session = |service: &str| SessionStatus::example("0-1-1", service);
-    let plain = session_page(&[session("tcp"), session("")], false);
+    let plain = sessions::page(&[session("tcp"), session("")], None);
     assert!(!plain.contains("service"), "{plain}");
-    let named = session_page(&[session("tcp"), session("redis")], false);
+    let named = sessions::page(&[session("tcp"), session("redis")], None);
     assert!(named.contains("service") && named.contains("redis"), "{named}");
 }
 

@@ -1,7 +1,7 @@
 //! The messages of the control protocol: what is understood, what is refused, and how answers are written.
 
 use super::*;
-use crate::cluster::WEIGHT_MAX;
+use crate::cluster::{Standing, WEIGHT_MAX};
 
 const UDP: Target = Target::BuiltIn(Protocol::Udp);
 const API: Target = Target::BuiltIn(Protocol::Api);
@@ -204,10 +204,13 @@ fn a_peers_text_is_quoted_short_and_tame() {
     assert!(!fault.msg.chars().any(char::is_control), "{:?}", fault.msg);
 }
 
+/// A backend of the built-in TCP service.
+fn about() -> About {
+    About::of(&crate::cluster::Snapshot::default().services[0], 9991)
+}
+
 #[test]
 fn messages_are_written_as_documented() {
-    let tcp = &crate::cluster::Snapshot::default().services[0];
-    let about = || About::of(tcp, 9991);
     let warning = "unknown member x".to_owned();
     let cases = [
         (
@@ -232,32 +235,6 @@ fn messages_are_written_as_documented() {
             ),
         ),
         (
-            Reply::Draining { about: about(), left: 4 },
-            r#"{"event":"draining","left":4,"protocol":"tcp","port":9991,"service":"tcp"}"#,
-        ),
-        (
-            Reply::Removed { about: about() },
-            r#"{"event":"removed","protocol":"tcp","port":9991,"service":"tcp"}"#,
-        ),
-        (
-            Reply::DrainedByOperator { about: about(), left: 4, deadline: None },
-            concat!(
-                r#"{"event":"draining","left":4,"deadline_ms":null,"by":"operator","#,
-                r#""protocol":"tcp","port":9991,"service":"tcp"}"#
-            ),
-        ),
-        (
-            Reply::Ended { about: about(), sessions: 2 },
-            concat!(
-                r#"{"event":"ended","sessions":2,"by":"operator","#,
-                r#""protocol":"tcp","port":9991,"service":"tcp"}"#
-            ),
-        ),
-        (
-            Reply::Drained { about: about(), cut: 0 },
-            r#"{"event":"drained","protocol":"tcp","port":9991,"service":"tcp"}"#,
-        ),
-        (
             Reply::Failed { msg: "no".into(), cmd: None, about: None, needs_secret: true },
             r#"{"ack":"failed","msg":"no","needs":"secret"}"#,
         ),
@@ -269,6 +246,42 @@ fn messages_are_written_as_documented() {
                 needs_secret: false,
             },
             r#"{"ack":"failed","msg":"no","cmd":"drain","service":"redis"}"#,
+        ),
+    ];
+    for (reply, expected) in cases {
+        assert_eq!(said(reply), expected);
+    }
+}
+
+#[test]
+fn events_are_written_as_documented() {
+    let happened = |event| Reply::Happened(about(), event);
+    let cases = [
+        (
+            happened(Event::Draining { left: 4 }),
+            r#"{"event":"draining","left":4,"protocol":"tcp","port":9991,"service":"tcp"}"#,
+        ),
+        (
+            happened(Event::Removed),
+            r#"{"event":"removed","protocol":"tcp","port":9991,"service":"tcp"}"#,
+        ),
+        (
+            happened(Event::DrainedByOperator { left: 4, deadline: None }),
+            concat!(
+                r#"{"event":"draining","left":4,"deadline_ms":null,"by":"operator","#,
+                r#""protocol":"tcp","port":9991,"service":"tcp"}"#
+            ),
+        ),
+        (
+            happened(Event::Ended { sessions: 2 }),
+            concat!(
+                r#"{"event":"ended","sessions":2,"by":"operator","#,
+                r#""protocol":"tcp","port":9991,"service":"tcp"}"#
+            ),
+        ),
+        (
+            happened(Event::Drained { cut: 0 }),
+            r#"{"event":"drained","protocol":"tcp","port":9991,"service":"tcp"}"#,
         ),
     ];
     for (reply, expected) in cases {

@@ -2,17 +2,13 @@
 //! counters, log lines, drains begun and ended, and a publication. Who may change what is decided by
 //! the registry, and messages are up to the source.
 
-use tracing::field::display;
-use tracing::info;
-
-use super::{Departed, Draining, Hub, REPEAT_EVERY};
+use super::{Departed, Hub, REPEAT_EVERY};
 use crate::base::time::Now;
-use crate::cluster::registry::{Applied, Change, DrainedBy, Fault, Lasts, Registered};
+use crate::cluster::registry::{Applied, Change, DrainedBy, Fault, Registered};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, OnBackendLoss, Protocol};
-use crate::control::api::Reply;
-use crate::control::console::{Of, named};
-use crate::control::drain::Drain;
+use crate::control::api::Event;
+use crate::control::console::Of;
 use crate::session::EndReason;
 
 impl Hub {
@@ -58,11 +54,11 @@ impl Hub {
             }
             Change::UndrainBackend { backend } => {
                 if self.drain_taken_back(applied) {
-                    self.tell_backend(backend, |about| Reply::Undrained { about });
+                    self.tell_backend(backend, Event::Undrained);
                 }
             }
             Change::Weigh { backend, weight } if applied.changed => {
-                self.tell_backend(backend, |about| Reply::Weighed { about, weight });
+                self.tell_backend(backend, Event::Weighed { weight });
             }
             Change::Leave { .. } => self.left(applied, "drained", now),
             Change::SourceLost { why, .. } => self.lost(applied, why, now),
@@ -103,6 +99,10 @@ impl Hub {
             Some(backend) => self.follow_check(&backend, now),
             None => {}
         }
+        // It has not got what it may have registered again for.
+        if self.draining.contains_key(&id) {
+            self.tell_of_drain(id, now);
+        }
     }
 
     /// Logs who has registered since the last publication: a line that says so may be relied on, as the
@@ -115,58 +115,6 @@ impl Hub {
         }
     }
 
-    fn drain_begun(&mut self, applied: &Applied, lasts: Lasts, by: DrainedBy, now: Now) {
-        let id = applied.backend.expect("a drain that succeeded has a backend");
-        let entry = self.registry.get(id).expect("a draining backend is registered");
-        let address = entry.backend.address;
-        let service = named(self.registry.service(entry.backend.service));
-        let left = self.workers.active(entry.backend.slot);
-        let time = match lasts {
-            Lasts::AsSet => Some(self.config.balance.drain),
-            Lasts::For(time) => Some(time),
-            Lasts::Never => None,
-        };
-        let by_operator = by == DrainedBy::Operator;
-        match self.draining.get_mut(&id) {
-            Some(_) if by_operator && lasts == Lasts::AsSet => return,
-            Some(draining) if by_operator => draining.drain.set_deadline(now, time),
-            _ => {
-                let drain = Drain::new(now, time, by_operator);
-                // If it was draining already, the workers know, or will learn with the other changes.
-                let mark = (!self.publication.is_due()).then(|| self.workers.mark());
-                self.draining.insert(id, Draining { drain, mark });
-            }
-        }
-        let (by, seconds) = (by.name(), time.map(|it| it.as_secs_f64()));
-        info!(backend = %id, service, %address, by, left, seconds, "backend draining");
-    }
-
-    /// Tells a backend that an operator drains it, and until when.
-    fn tell_of_drain(&self, id: BackendId, now: Now) {
-        let Some(draining) = self.draining.get(&id) else { return };
-        let (deadline, left) = (draining.drain.remaining(now), self.sessions_on(id));
-        self.tell_backend(id, |about| Reply::DrainedByOperator { about, left, deadline });
-    }
-
-    /// Returns whether the backend drained.
-    fn drain_taken_back(&mut self, applied: &Applied) -> bool {
-        let id = applied.backend.expect("a drain that was taken back has a backend");
-        if self.draining.remove(&id).is_none() {
-            return false;
-        }
-        let service = self.named_service_of(id);
-        let (address, sessions) = (self.address_of(id).map(display), self.sessions_on(id));
-        info!(backend = %id, service, address, sessions, "backend undrained: it gets users again");
-        true
-    }
-
-    /// The sessions of a backend that stays have ended.
-    pub(super) fn log_drained(&self, id: BackendId, cut: u64) {
-        let service = self.named_service_of(id);
-        let address = self.address_of(id).map(display);
-        info!(backend = %id, service, address, cut, "backend drained: no session is left");
-    }
-
     /// An operator has ended a session of this backend.
     pub fn ended_by_operator(&mut self, id: BackendId) {
         *self.ended_by_operators.entry(id).or_default() += 1;
@@ -175,7 +123,7 @@ impl Hub {
     /// Tells backends how many of their sessions operators have ended, however many in one message.
     pub(super) fn tell_of_ended(&mut self) {
         for (id, sessions) in std::mem::take(&mut self.ended_by_operators) {
-            self.tell_backend(id, |about| Reply::Ended { about, sessions });
+            self.tell_backend(id, Event::Ended { sessions });
         }
     }
 
@@ -240,7 +188,7 @@ impl Hub {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::control::hub) mod tests {
     use std::net::SocketAddr;
     use std::rc::Rc;
     use std::sync::Arc;
@@ -250,9 +198,10 @@ mod tests {
 
     use super::*;
     use crate::base::publish::Publisher;
-    use crate::cluster::registry::Registration;
+    use crate::cluster::registry::{Lasts, Registration};
     use crate::cluster::{Policy, ServiceId, Snapshot, Standing};
     use crate::config::Config;
+    use crate::control::api::Reply;
     use crate::control::console::tests::logged;
     use crate::control::hub::tests::reload;
     use crate::control::mailbox::Mailbox;
@@ -261,21 +210,21 @@ mod tests {
     use crate::worker::link::{Order, WorkerEnd, link};
 
     /// A source without a connection, as a file would be.
-    const UNCONNECTED: Source = Source::Connection(1 << 40);
+    pub const UNCONNECTED: Source = Source::Connection(1 << 40);
 
-    const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
+    pub const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
     const UDP: ServiceId = ServiceId::built_in(Protocol::Udp);
 
-    fn at(ms: u64) -> Now {
+    pub fn at(ms: u64) -> Now {
         Now::from_nanos(ms * 1_000_000)
     }
 
-    fn address(port: u16) -> SocketAddr {
+    pub fn address(port: u16) -> SocketAddr {
         ([192, 0, 2, 1], port).into()
     }
 
     /// A hub with one worker, played by the test.
-    fn hub(config: Config) -> (Hub, WorkerEnd) {
+    pub fn hub(config: Config) -> (Hub, WorkerEnd) {
         let snapshots = Publisher::new(Snapshot::default());
         let (control, worker) = link(0, 4, snapshots.subscribe(), Arc::new(Notify::new())).unwrap();
         let workers = Workers::new(vec![control]);
@@ -283,11 +232,11 @@ mod tests {
     }
 
     /// The worker has seen everything that was published.
-    fn turn(worker: &WorkerEnd) {
+    pub fn turn(worker: &WorkerEnd) {
         worker.metrics.counters.turns.add(2);
     }
 
-    fn join(source: Source, service: ServiceId, port: u16) -> Change {
+    pub fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
         let (group, proxy, probe, check) = (None, false, true, None);
         let wanted =
@@ -295,7 +244,7 @@ mod tests {
         Change::Register(wanted)
     }
 
-    fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {
+    pub fn standings(hub: &mut Hub) -> Vec<(u16, Standing)> {
         hub.publish();
         let all = hub.snapshot.backends();
         all.map(|backend| (backend.address.port(), backend.standing)).collect()
@@ -404,85 +353,6 @@ mod tests {
             hub.publish();
             assert!(mailbox.next().await.is_some());
         }
-    }
-
-    #[tokio::test]
-    async fn an_operators_drain_is_no_wish_of_the_source_which_hears_of_it() {
-        let (mut hub, worker) = hub(Config::default());
-        let mailbox = Rc::new(Mailbox::default());
-        let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
-        let backend = hub.apply(join(source, TCP, 80), at(0)).unwrap().backend.unwrap();
-        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
-        worker.metrics.backends[slot].active.set(2);
-        hub.publish();
-        hub.apply(Change::DrainBackend { backend, lasts: Lasts::AsSet }, at(0)).unwrap();
-        assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
-        let heard = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
-        let of = r#""protocol":"tcp","port":80,"service":"tcp"}"#;
-        let told = r#"{"event":"draining","left":2,"deadline_ms":30000,"by":"operator","#;
-        assert_eq!(heard().await.trim_end(), format!("{told}{of}"));
-        hub.tick(at(1000));
-        assert_eq!(heard().await.trim_end(), format!(r#"{{"event":"draining","left":2,{of}"#));
-        turn(&worker);
-        worker.metrics.backends[slot].active.set(0);
-        hub.tick(at(1001));
-        hub.tick(at(1002));
-        assert_eq!(heard().await.trim_end(), format!(r#"{{"event":"drained",{of}"#));
-        assert_eq!(standings(&mut hub), [(80, Standing::Draining)], "it stays, to be undrained");
-        hub.apply(Change::UndrainBackend { backend }, at(1003)).unwrap();
-        hub.apply(Change::UndrainBackend { backend }, at(1003)).unwrap();
-        hub.apply(Change::Weigh { backend, weight: 7 }, at(1003)).unwrap();
-        hub.ended_by_operator(backend);
-        hub.ended_by_operator(backend);
-        hub.tick(at(1004));
-        assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);
-        let by = r#""by":"operator","protocol":"tcp","port":80,"#;
-        let expected = [
-            format!(r#"{{"event":"undrained",{by}"service":"tcp"}}"#),
-            format!(r#"{{"event":"weight",{by}"service":"tcp","weight":7}}"#),
-            format!(r#"{{"event":"ended","sessions":2,{by}"service":"tcp"}}"#),
-        ];
-        assert_eq!(heard().await.lines().collect::<Vec<_>>(), expected);
-    }
-
-    #[test]
-    fn an_operator_moves_a_deadline_and_asking_again_without_one_does_not() {
-        let (mut hub, mut worker) = hub(Config::default());
-        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
-        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
-        worker.metrics.backends[slot].active.set(2);
-        let mut drained = |lasts, ms| {
-            hub.apply(Change::DrainBackend { backend, lasts }, at(ms)).unwrap();
-            hub.draining[&backend].drain.deadline
-        };
-        assert_eq!(drained(Lasts::Never, 0), None);
-        assert_eq!(drained(Lasts::AsSet, 1), None);
-        assert_eq!(drained(Lasts::For(Duration::from_millis(500)), 10), Some(at(510)));
-        assert_eq!(drained(Lasts::AsSet, 20), Some(at(510)));
-        hub.publish();
-        turn(&worker);
-        hub.tick(at(509));
-        assert!(worker.orders.pop().is_err(), "not yet");
-        hub.tick(at(510));
-        let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
-        assert_eq!(worker.orders.pop(), Ok(order));
-        assert_eq!(hub.draining[&backend].drain.cut, 2);
-    }
-
-    #[test]
-    fn of_a_drain_that_the_backend_asked_for_an_operator_only_moves_the_deadline() {
-        let (mut hub, worker) = hub(Config::default());
-        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
-        let (service, address) = (TCP, address(80));
-        let lasts = Lasts::AsSet;
-        hub.apply(Change::Drain { source: UNCONNECTED, service, address, lasts }, at(0)).unwrap();
-        hub.apply(Change::DrainBackend { backend, lasts: Lasts::Never }, at(0)).unwrap();
-        assert_eq!(hub.draining[&backend].drain.deadline, None);
-        assert!(hub.apply(Change::UndrainBackend { backend }, at(1)).is_err());
-        hub.publish();
-        turn(&worker);
-        hub.tick(at(2));
-        assert!(hub.registry.is_empty());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::base::time::Now;
 use crate::cluster::registry::{Change, Lasts};
 use crate::cluster::{BackendId, Protocol, ServiceId};
 use crate::config::{Config, rules};
-use crate::control::api::{About, Reply};
+use crate::control::api::Event;
 use crate::control::doors::{OpenDoor, Opened, Step, put_addresses};
 use crate::control::status::ShiftEnded;
 
@@ -197,22 +197,13 @@ impl Hub {
         let own = self.registry.of_service(id);
         let members: Vec<BackendId> = own.map(|entry| entry.backend.id).collect();
         for backend in members {
-            self.tell_removed(backend);
+            self.tell_backend(backend, Event::Removed);
             let Some(entry) = self.registry.get(backend) else { continue };
             let (source, address) = (entry.source, entry.backend.address);
             let lasts = Lasts::For(until.since(now));
             self.make(Change::Drain { source, service: id, address, lasts }, now);
         }
         self.stage(id, Stage::Draining);
-    }
-
-    fn tell_removed(&self, backend: BackendId) {
-        let Some(entry) = self.registry.get(backend) else { return };
-        if let Some(member) = self.members.get(&entry.source) {
-            let service = self.registry.service(entry.backend.service);
-            let about = About::of(service, entry.backend.address.port());
-            member.mailbox.send(&Reply::Removed { about });
-        }
     }
 
     fn drained(&mut self, id: ServiceId, now: Now) {

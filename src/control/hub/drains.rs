@@ -1,0 +1,210 @@
+//! Backends that drain. Owns how each drain begins, is told of, and ends; when its steps are due is up to
+//! `drain`, and who may ask for it or take it back is up to the registry.
+
+use tracing::field::display;
+use tracing::info;
+
+use super::{Hub, Mark};
+use crate::base::time::Now;
+use crate::cluster::BackendId;
+use crate::cluster::registry::{Applied, Change, DrainedBy, Lasts};
+use crate::control::api::Event;
+use crate::control::console::named;
+use crate::control::drain::{Drain, DrainStep};
+use crate::session::EndReason;
+
+/// A backend that is draining.
+pub struct Draining {
+    pub drain: Drain,
+    /// When the workers were told; `None` until they have been.
+    pub(super) mark: Option<Mark>,
+}
+
+impl Hub {
+    pub(super) fn drain_begun(&mut self, applied: &Applied, lasts: Lasts, by: DrainedBy, now: Now) {
+        let id = applied.backend.expect("a drain that succeeded has a backend");
+        let entry = self.registry.get(id).expect("a draining backend is registered");
+        let address = entry.backend.address;
+        let service = named(self.registry.service(entry.backend.service));
+        let left = self.workers.active(entry.backend.slot);
+        let time = match lasts {
+            Lasts::AsSet => Some(self.config.balance.drain),
+            Lasts::For(time) => Some(time),
+            Lasts::Never => None,
+        };
+        let by_operator = by == DrainedBy::Operator;
+        match self.draining.get_mut(&id) {
+            Some(_) if by_operator && lasts == Lasts::AsSet => return,
+            Some(draining) if by_operator => draining.drain.set_deadline(now, time),
+            _ => {
+                let drain = Drain::new(now, time, by_operator);
+                // If it was draining already, the workers know, or will learn with the other changes.
+                let mark = (!self.publication.is_due()).then(|| self.workers.mark());
+                self.draining.insert(id, Draining { drain, mark });
+            }
+        }
+        let (by, seconds) = (by.name(), time.map(|it| it.as_secs_f64()));
+        info!(backend = %id, service, %address, by, left, seconds, "backend draining");
+    }
+
+    /// Tells a backend that an operator drains it, and until when.
+    pub(super) fn tell_of_drain(&self, id: BackendId, now: Now) {
+        let Some(draining) = self.draining.get(&id) else { return };
+        let (deadline, left) = (draining.drain.remaining(now), self.sessions_on(id));
+        self.tell_backend(id, Event::DrainedByOperator { left, deadline });
+    }
+
+    /// Returns whether the backend drained.
+    pub(super) fn drain_taken_back(&mut self, applied: &Applied) -> bool {
+        let id = applied.backend.expect("a drain that was taken back has a backend");
+        if self.draining.remove(&id).is_none() {
+            return false;
+        }
+        let service = self.named_service_of(id);
+        let (address, sessions) = (self.address_of(id).map(display), self.sessions_on(id));
+        info!(backend = %id, service, address, sessions, "backend undrained: it gets users again");
+        true
+    }
+
+    /// The sessions of a backend that stays have ended.
+    fn log_drained(&self, id: BackendId, cut: u64) {
+        let service = self.named_service_of(id);
+        let address = self.address_of(id).map(display);
+        info!(backend = %id, service, address, cut, "backend drained: no session is left");
+    }
+
+    pub(super) fn advance_drains(&mut self, now: Now) {
+        let ids: Vec<_> = self.draining.keys().copied().collect();
+        let mut wake = false;
+        for id in ids {
+            wake |= self.advance_drain(id, now);
+        }
+        if wake {
+            self.workers.wake();
+        }
+    }
+
+    /// Returns whether the workers must be woken.
+    fn advance_drain(&mut self, id: BackendId, now: Now) -> bool {
+        let left = self.sessions_on(id);
+        let draining = self.draining.get_mut(&id).expect("nothing but its own step ends a drain");
+        let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
+        match draining.drain.step(now, left, settled) {
+            DrainStep::Nothing => return !settled,
+            DrainStep::Tell => {
+                self.tell_backend(id, Event::Draining { left });
+            }
+            DrainStep::Close => {
+                self.end_sessions_of(id, EndReason::BackendLeft);
+                return true;
+            }
+            DrainStep::Empty => {
+                let cut = draining.drain.cut;
+                self.tell_backend(id, Event::Drained { cut });
+                self.log_drained(id, cut);
+            }
+            DrainStep::Done => self.end_drain(id, now),
+        }
+        false
+    }
+
+    fn end_drain(&mut self, id: BackendId, now: Now) {
+        let cut = self.draining.remove(&id).map_or(0, |it| it.drain.cut);
+        let applied = self.make(Change::Leave { backend: id }, now);
+        for entry in &applied.left {
+            self.tell(entry, Event::Drained { cut });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::super::changes::tests::{TCP, UNCONNECTED, address, at, hub, join, standings, turn};
+    use super::*;
+    use crate::cluster::Standing;
+    use crate::config::Config;
+    use crate::control::mailbox::Mailbox;
+    use crate::worker::link::Order;
+
+    #[tokio::test]
+    async fn an_operators_drain_is_no_wish_of_the_source_which_hears_of_it() {
+        let (mut hub, worker) = hub(Config::default());
+        let mailbox = Rc::new(Mailbox::default());
+        let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
+        let backend = hub.apply(join(source, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        worker.metrics.backends[slot].active.set(2);
+        hub.publish();
+        hub.apply(Change::DrainBackend { backend, lasts: Lasts::AsSet }, at(0)).unwrap();
+        assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
+        let heard = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
+        let of = r#""protocol":"tcp","port":80,"service":"tcp"}"#;
+        let told = r#"{"event":"draining","left":2,"deadline_ms":30000,"by":"operator","#;
+        assert_eq!(heard().await.trim_end(), format!("{told}{of}"));
+        hub.tick(at(1000));
+        assert_eq!(heard().await.trim_end(), format!(r#"{{"event":"draining","left":2,{of}"#));
+        turn(&worker);
+        worker.metrics.backends[slot].active.set(0);
+        hub.tick(at(1001));
+        hub.tick(at(1002));
+        assert_eq!(heard().await.trim_end(), format!(r#"{{"event":"drained",{of}"#));
+        assert_eq!(standings(&mut hub), [(80, Standing::Draining)], "it stays, to be undrained");
+        hub.apply(Change::UndrainBackend { backend }, at(1003)).unwrap();
+        hub.apply(Change::UndrainBackend { backend }, at(1003)).unwrap();
+        hub.apply(Change::Weigh { backend, weight: 7 }, at(1003)).unwrap();
+        hub.ended_by_operator(backend);
+        hub.ended_by_operator(backend);
+        hub.tick(at(1004));
+        assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);
+        let by = r#""by":"operator","protocol":"tcp","port":80,"#;
+        let expected = [
+            format!(r#"{{"event":"undrained",{by}"service":"tcp"}}"#),
+            format!(r#"{{"event":"weight",{by}"service":"tcp","weight":7}}"#),
+            format!(r#"{{"event":"ended","sessions":2,{by}"service":"tcp"}}"#),
+        ];
+        assert_eq!(heard().await.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_operator_moves_a_deadline_and_asking_again_without_one_does_not() {
+        let (mut hub, mut worker) = hub(Config::default());
+        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        worker.metrics.backends[slot].active.set(2);
+        let mut drained = |lasts, ms| {
+            hub.apply(Change::DrainBackend { backend, lasts }, at(ms)).unwrap();
+            hub.draining[&backend].drain.deadline
+        };
+        assert_eq!(drained(Lasts::Never, 0), None);
+        assert_eq!(drained(Lasts::AsSet, 1), None);
+        assert_eq!(drained(Lasts::For(Duration::from_millis(500)), 10), Some(at(510)));
+        assert_eq!(drained(Lasts::AsSet, 20), Some(at(510)));
+        hub.publish();
+        turn(&worker);
+        hub.tick(at(509));
+        assert!(worker.orders.pop().is_err(), "not yet");
+        hub.tick(at(510));
+        let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
+        assert_eq!(worker.orders.pop(), Ok(order));
+        assert_eq!(hub.draining[&backend].drain.cut, 2);
+    }
+
+    #[test]
+    fn of_a_drain_that_the_backend_asked_for_an_operator_only_moves_the_deadline() {
+        let (mut hub, worker) = hub(Config::default());
+        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let (service, address) = (TCP, address(80));
+        let lasts = Lasts::AsSet;
+        hub.apply(Change::Drain { source: UNCONNECTED, service, address, lasts }, at(0)).unwrap();
+        hub.apply(Change::DrainBackend { backend, lasts: Lasts::Never }, at(0)).unwrap();
+        assert_eq!(hub.draining[&backend].drain.deadline, None);
+        assert!(hub.apply(Change::UndrainBackend { backend }, at(1)).is_err());
+        hub.publish();
+        turn(&worker);
+        hub.tick(at(2));
+        assert!(hub.registry.is_empty());
+    }
+}
