@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::door::door;
 use super::sessions;
-use super::table::{Cell, Look, bytes, colour, drawn, grouped, number, painted, word};
+use super::table::{Cell, Look, bytes, colour, drawn, grouped, lasting, number, painted, word};
 use super::{Failure, print, trouble, wait_for};
 use crate::client::admin as client;
 use crate::control::status::{
@@ -232,7 +232,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
             None => backend.address.to_string(),
         }),
         word(backend.name.as_deref().unwrap_or("-")),
-        word(backend.state.name()).looking(look),
+        word(state(backend)).looking(look),
         word(share).right(),
         hello(backend),
         number(backend.sessions_active),
@@ -242,6 +242,15 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
         bytes(backend.bytes_up),
         bytes(backend.bytes_down),
     ]
+}
+
+/// The state, of one that drains with the time that its sessions still have.
+fn state(backend: &BackendStatus) -> String {
+    match (backend.state, backend.drains_in_ms) {
+        (BackendState::Draining, _) if backend.drain.empty => "drained".to_owned(),
+        (BackendState::Draining, Some(ms)) => format!("draining, {}", lasting(ms)),
+        (state, _) => state.name().to_owned(),
+    }
 }
 
 /// A number that should be zero.

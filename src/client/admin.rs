@@ -144,11 +144,16 @@ async fn answer(admin: &str, request: Builder) -> Result<Bytes, String> {
     if status.is_success() {
         return Ok(body);
     }
-    if status == StatusCode::UNAUTHORIZED {
-        return Err(untrusted(admin, has_token));
-    }
     let problem = serde_json::from_slice(&body).map(|problem: Problem| problem.error);
-    Err(format!("the admin door at {admin} refused: {}", problem.unwrap_or(status.to_string())))
+    let problem = problem.unwrap_or(status.to_string());
+    let cure = match (status, has_token) {
+        (StatusCode::UNAUTHORIZED, true) => "; --token-file has another token than the balancer",
+        (StatusCode::UNAUTHORIZED, false) => {
+            "; name that file with --token-file, or as root the path of [admin] socket with --admin"
+        }
+        _ => "",
+    };
+    Err(format!("the admin door at {admin} refused: {problem}{cure}"))
 }
 
 /// Whether an admin door is the path of a unix socket.
@@ -160,34 +165,23 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 async fn connect(admin: &str) -> Result<Box<dyn Stream>, String> {
-    let (stream, door): (io::Result<Box<dyn Stream>>, _) = match is_socket(admin) {
-        true => (UnixStream::connect(admin).await.map(|it| Box::new(it) as _), "socket"),
-        false => (TcpStream::connect(admin).await.map(|it| Box::new(it) as _), "door"),
+    let stream: io::Result<Box<dyn Stream>> = match is_socket(admin) {
+        true => UnixStream::connect(admin).await.map(|it| Box::new(it) as _),
+        false => TcpStream::connect(admin).await.map(|it| Box::new(it) as _),
     };
     stream.map_err(|error| match (is_socket(admin), error.kind()) {
         (true, io::ErrorKind::PermissionDenied) => {
             format!("the admin socket at {admin} is for root and the balancer's own user; use sudo")
         }
+        (true, _) => format!(
+            "the admin socket at {admin} cannot be reached: {error}; start `lb serve` with that as its \
+             [admin] socket"
+        ),
         _ => format!(
-            "the admin {door} at {admin} cannot be reached: {error}; start `lb serve` or name its \
+            "the admin door at {admin} cannot be reached: {error}; start `lb serve` or name its \
              door with --admin"
         ),
     })
-}
-
-/// Why a change was refused for want of a token, with the cure.
-fn untrusted(admin: &str, has_token: bool) -> String {
-    match has_token {
-        true => format!(
-            "the admin door at {admin} does not know this token: give the balancer's own \
-             [admin] token_file with --token-file"
-        ),
-        false => format!(
-            "the admin door at {admin} takes changes only with a token: give the balancer's \
-             [admin] token_file with --token-file, or as root the path of its [admin] socket with \
-             --admin"
-        ),
-    }
 }
 
 fn read<T: DeserializeOwned>(admin: &str, path: &str, body: &[u8]) -> Result<T, String> {

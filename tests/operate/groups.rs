@@ -169,5 +169,8 @@ fn rule_9_a_shift_says_what_holds_now_or_why_it_was_refused() {
     assert_eq!(shop.groups(), json!([group("blue", 95, 95), group("green", 10, 5)]));
     let stranger = shop.balancer.command("shift").args(["shop", "green=1"]).output().unwrap();
     let said = String::from_utf8(stranger.stderr).unwrap();
-    assert!(said.contains("Authorization"), "a shift needs a token: {said}");
+    assert!(
+        said.contains("Authorization") && said.contains("--token-file"),
+        "a shift needs a token: {said}"
+    );
 }

@@ -12,6 +12,7 @@ mod reload;
 mod services;
 mod signals;
 mod silent;
+mod verbs;
 #[path = "../common/wait.rs"]
 mod wait;
 
@@ -272,15 +273,15 @@ fn a_file_of_secrets_that_is_no_good_is_told_before_anything_is_open() {
 }
 
 #[test]
-fn lb_drain_turns_new_users_away_and_lets_the_running_session_end() {
+fn lb_stop_turns_new_users_away_and_lets_the_running_session_end() {
     let mut balancer = Balancer::ready("");
     let mut user = balancer.user();
-    let mut drain = balancer.command("drain").stdout(Stdio::piped()).spawn().unwrap();
+    let mut stop = balancer.command("stop").stdout(Stdio::piped()).spawn().unwrap();
     balancer.wait_for_log("stopping: no more users are accepted");
     let door = balancer.door("tcp");
     wait_for("the door to be shut", || TcpStream::connect(door).err());
     assert!(echoes(&mut user), "the session that ran goes on");
-    let mut said = BufReader::new(drain.stdout.take().unwrap());
+    let mut said = BufReader::new(stop.stdout.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("1 sessions left, ") {
         line.clear();
@@ -288,7 +289,7 @@ fn lb_drain_turns_new_users_away_and_lets_the_running_session_end() {
     }
     drop(user);
     assert_eq!(balancer.wait_for_exit(), Some(0));
-    let code = wait_for("lb drain to return", || drain.try_wait().unwrap());
+    let code = wait_for("lb stop to return", || stop.try_wait().unwrap());
     assert!(code.success());
     assert_eq!(said.lines().last().unwrap().unwrap(), "stopped");
 }
@@ -303,7 +304,7 @@ fn manual_pages_and_completions_name_every_command_that_is_shown() {
     for shell in ["bash", "zsh", "fish"] {
         let script = lb().args(["completions", shell]).output().unwrap();
         let script = String::from_utf8(script.stdout).unwrap();
-        for command in ["serve", "check", "backend", "user", "status", "reload", "drain"] {
+        for command in ["serve", "check", "backend", "user", "status", "reload", "stop"] {
             let page = fs::read_to_string(folder.join(format!("lb-{command}.1"))).unwrap();
             assert!(page.contains(".TH lb-"), "{page}");
             assert!(overview.contains(&format!("lb\\-{command}(1)")), "{overview}");
