@@ -52,7 +52,7 @@ pub enum Event {
     Connected,
     /// The connection ended or was never established; half a sentence says why.
     Lost(String),
-    Said(Said),
+    Said(Box<Said>),
     Wished(Wish),
     /// A deadline may have passed.
     Time,

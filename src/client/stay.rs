@@ -117,7 +117,9 @@ impl Link {
                     Err(error) => Err(format!("the connection to the balancer broke: {error}")),
                 };
                 match said {
-                    Ok(messages) => messages.into_iter().map(Event::Said).collect(),
+                    Ok(messages) => {
+                        messages.into_iter().map(|said| Event::Said(Box::new(said))).collect()
+                    }
                     Err(why) => self.lost(why),
                 }
             }
