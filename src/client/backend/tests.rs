@@ -514,7 +514,7 @@ fn what_the_balancer_finds_odd_is_passed_on() {
     };
     let registered = Act::Tell(Notice::Registered);
     let granted = r#"{"ack":"successful","cmd":"register","check":"http:/up"}"#;
-    assert_eq!(step(&mut asking(), 2, said(granted)), [registered.clone()]);
+    assert_eq!(step(&mut asking(), 2, said(granted)), std::slice::from_ref(&registered));
     let unchecked = Act::Tell(Notice::Unchecked);
     assert_eq!(step(&mut asking(), 2, said(GRANTED)), [registered.clone(), unchecked]);
     let warned = r#"{"ack":"successful","cmd":"register","warning":"it has its own"}"#;
