@@ -36,6 +36,33 @@ pub fn open_users(doors: &[NewDoor], workers: usize, gro: bool) -> Result<Vec<Op
     doors.iter().map(open).collect()
 }
 
+/// Where a door could be opened: what [`open`] and [`open_users`] find out first.
+///
+/// # Errors
+/// What they would say.
+pub fn try_out(
+    name: &Name,
+    protocol: Protocol,
+    address: SocketAddr,
+) -> Result<SocketAddr, Trouble> {
+    match protocol {
+        Protocol::Udp => alone(name, address, |at, shared| sys::datagram_door(at, shared, false)),
+        Protocol::Tcp | Protocol::Api => alone(name, address, sys::listen),
+    }
+}
+
+/// Where a door is that shares its port with nobody, which is closed again. The kernel would let a second
+/// balancer of the same user share the port, and take half of the users.
+fn alone(
+    name: &Name,
+    address: SocketAddr,
+    open: impl Fn(SocketAddr, bool) -> io::Result<OwnedFd>,
+) -> Result<SocketAddr, Trouble> {
+    let (door, there) = on_all(address, name, |address| open(address, false))?;
+    let own = sys::local(door.as_fd()).map_err(|error| taken(name, there, &error))?;
+    Ok(SocketAddr::new(there.ip(), own.port()))
+}
+
 /// The listeners of a door, and where it is.
 fn shared(
     door: &NewDoor,
@@ -45,11 +72,7 @@ fn shared(
     let name = &door.plan.name;
     let mut at = door.plan.address;
     if !door.beside_own {
-        // The kernel would let a second balancer of the same user share the port, and take half of the
-        // users: a socket that shares with nobody finds out.
-        let (alone, there) = on_all(at, name, |address| open(address, false))?;
-        let own = sys::local(alone.as_fd()).map_err(|error| taken(name, there, &error))?;
-        at = SocketAddr::new(there.ip(), own.port());
+        at = alone(name, at, &open)?;
     }
     // Of those that share, none may be closed again: users would be waiting in its queue.
     let (first, at) = on_all(at, name, |address| open(address, true))?;

@@ -3,28 +3,29 @@
 
 pub mod capacity;
 pub mod circles;
+pub mod cores;
 pub mod datagrams;
 pub mod doors;
+pub mod needs;
 mod plane;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::client::demo;
 use crate::cluster::{Protocol, ServiceId};
 use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
-use crate::config::{Config, Listen};
+use crate::config::{Admin, Config, Listen, doubts};
 use crate::control::auth::Secrets;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
-use crate::control::rights::{Keys, who_may_register};
-use crate::control::{Control, Listeners};
+use crate::control::{Control, Listeners, socket};
 use crate::proxy::line::Features;
-use crate::ring::probe;
+use crate::ring::{probe, sys};
 use doors::open_users;
 pub use plane::{DataPlane, WORKERS_MAX, buffers, workers};
 
@@ -43,22 +44,12 @@ impl std::error::Error for Trouble {}
 /// Runs a balancer until it is told to stop, with `demo` echo backends for each open door. `reread`
 /// is called for the settings again on SIGHUP.
 pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trouble> {
-    who_may_register(&config).map_err(Trouble)?;
-    circles::refuse(&config)?;
-    // An unusable file is reported before the doors are said to be open.
-    Keys::load(&config).map_err(Trouble)?;
-    config.admin.token_file.as_deref().map(Secrets::load).transpose().map_err(Trouble)?;
+    needs::refuse(&config)?;
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
-    let sessions = capacity::sessions(&config)?;
-    config.limits.sessions = sessions;
     let asked = Asked::of(&config);
-    let listeners = Listeners {
-        control: doors::open(config.listen.control, "control")?,
-        admin: doors::open(config.listen.admin, "admin")?,
-    };
-    // From here on the configuration has the real addresses, including ports that the kernel chose.
-    config.listen.control = listeners.control.as_ref().and_then(|door| door.local_addr().ok());
-    config.listen.admin = listeners.admin.as_ref().and_then(|door| door.local_addr().ok());
+    let derived = capacity::settle(&mut config)?;
+    let (sessions, workers) = (config.limits.sessions, plane::workers(&config));
+    let listeners = open_own(&mut config)?;
     let features = Features { receive_cap: kernel.receive_cap, splice: kernel.receive_cap };
     let plane = DataPlane::start(&config, sessions, features)?;
     config.listen.tcp = plane.door(Protocol::Tcp);
@@ -66,11 +57,13 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     config.listen.api = plane.door(Protocol::Api);
     put_addresses(plane.doors.open(), &mut config.services);
     tell_doors(&config.listen, plane.doors.open());
-    info!(kernel = %kernel.release, workers = plane.ends.len(), sessions, "ready");
+    info!(kernel = %kernel.release, workers, sessions, "ready");
+    plane.cores.tell();
+    tell_settings(&config, &derived);
     let demo = start_demo(&config, demo)?;
-    let (workers, gro) = (plane.ends.len(), config.udp.gro);
+    let gro = config.udp.gro;
     let reload = Reload {
-        fit: Box::new(fit),
+        fit: Box::new(move |config| fit(config, workers)),
         open: Box::new(move |doors: &[NewDoor]| {
             open_users(doors, workers, gro).map_err(|Trouble(sentence)| sentence)
         }),
@@ -82,13 +75,15 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
     };
     let control = Control {
         config: Arc::new(config),
+        derived,
         listeners,
         ends: plane.ends,
         snapshots: plane.snapshots,
         doors: plane.doors,
         urgent: plane.urgent,
     };
-    plane::keep_off_workers(control.ends.len());
+    // A long answer to an operator would hold up the users of a worker on the same core.
+    sys::pin(&plane.cores.control);
     let outcome = control.run(reload).map_err(|error| Trouble(error.to_string()));
     plane.threads.join();
     if let Some(demo) = demo {
@@ -98,6 +93,32 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread) -> Result<(), Trou
         info!("stopped");
     }
     outcome
+}
+
+/// Opens the doors of the control core. From then on the configuration has the real addresses, including ports
+/// that the kernel chose.
+fn open_own(config: &mut Config) -> Result<Listeners, Trouble> {
+    let listeners = Listeners {
+        control: doors::open(config.listen.control, "control")?,
+        admin: doors::open(config.listen.admin, "admin")?,
+        socket: config.admin.socket.as_deref().map(socket::open).transpose().map_err(Trouble)?,
+    };
+    config.listen.control = listeners.control.as_ref().and_then(|door| door.local_addr().ok());
+    config.listen.admin = listeners.admin.as_ref().and_then(|door| door.local_addr().ok());
+    Ok(listeners)
+}
+
+/// Tells what the settings have come to, beyond the doors.
+fn tell_settings(config: &Config, derived: &[String]) {
+    if !derived.is_empty() {
+        info!(settings = derived.join(", "), "auto stands for");
+    }
+    for warning in doubts::warnings(config) {
+        warn!(%warning, "settings");
+    }
+    if let Some(door) = config.listen.admin {
+        info!(address = %page_at(door), changes = changes(&config.admin), "page for browsers");
+    }
 }
 
 fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
@@ -117,12 +138,40 @@ fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
     );
 }
 
-/// Settings that are read again must fit the host, as the first ones had to.
-fn fit(config: &mut Config) -> Result<(), String> {
+/// Where a browser on this host finds the page of an admin door.
+fn page_at(door: SocketAddr) -> String {
+    let port = door.port();
+    match door.ip().to_canonical() {
+        // It takes connections over IPv4 too, except where the kernel has been told otherwise.
+        IpAddr::V6(ip) if ip.is_unspecified() => format!("http://localhost:{port}/"),
+        IpAddr::V4(ip) if ip.is_unspecified() => format!("http://127.0.0.1:{port}/"),
+        ip => format!("http://{}/", SocketAddr::new(ip, port)),
+    }
+}
+
+/// With what an operator may make changes.
+fn changes(admin: &Admin) -> String {
+    let token = admin.token_file.as_ref().map(|file| format!("with a token of {}", file.display()));
+    let socket = admin.socket.as_ref().map(|path| format!("over the socket {}", path.display()));
+    let ways: Vec<String> = token.into_iter().chain(socket).collect();
+    match ways.is_empty() {
+        true => "none: set admin.token_file or admin.socket to allow them".to_owned(),
+        false => ways.join(" or "),
+    }
+}
+
+/// Settings that are read again must fit the host, as the first ones had to. The workers stay as many as
+/// they are.
+fn fit(config: &mut Config, workers: usize) -> Result<Vec<String>, String> {
     let sentence = |Trouble(sentence)| sentence;
     circles::refuse(config).map_err(sentence)?;
-    config.limits.sessions = capacity::sessions(config).map_err(sentence)?;
-    Ok(())
+    let asked = config.workers;
+    config.workers = asked.or(Some(workers));
+    let mut derived = capacity::settle(config).map_err(sentence)?;
+    if asked.is_none() {
+        derived.insert(0, format!("workers = {workers}"));
+    }
+    Ok(derived)
 }
 
 fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Trouble> {
@@ -140,4 +189,37 @@ fn start_demo(config: &Config, each: usize) -> Result<Option<demo::Demo>, Troubl
     demo::start(each, control, secret.as_ref().map(Secrets::first), &protocols)
         .map(Some)
         .map_err(|error| Trouble(format!("cannot start the demo backends: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_where_a_browser_on_this_host_can_go() {
+        for (door, address) in [
+            ("127.0.0.1:8084", "http://127.0.0.1:8084/"),
+            ("0.0.0.0:8084", "http://127.0.0.1:8084/"),
+            ("[::]:8084", "http://localhost:8084/"),
+            ("[::1]:8084", "http://[::1]:8084/"),
+            ("192.168.1.5:80", "http://192.168.1.5:80/"),
+            ("[::ffff:127.0.0.1]:1", "http://127.0.0.1:1/"),
+            ("[2001:db8::1]:8084", "http://[2001:db8::1]:8084/"),
+        ] {
+            assert_eq!(page_at(door.parse().unwrap()), address);
+        }
+    }
+
+    #[test]
+    fn an_operator_is_told_with_what_changes_can_be_made() {
+        let mut admin = Admin::default();
+        assert!(changes(&admin).starts_with("none: set admin.token_file"));
+        admin.socket = Some("/run/lb/admin.sock".into());
+        assert_eq!(changes(&admin), "over the socket /run/lb/admin.sock");
+        admin.token_file = Some("/etc/lb/token".into());
+        assert_eq!(
+            changes(&admin),
+            "with a token of /etc/lb/token or over the socket /run/lb/admin.sock"
+        );
+    }
 }

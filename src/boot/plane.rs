@@ -3,10 +3,11 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::cores::Cores;
 use super::datagrams::{DatagramPlan, Datagrams};
 use super::doors::open_users;
 use super::{Trouble, capacity};
@@ -16,11 +17,14 @@ use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Doors, Protocol, ServiceId, Snapshot};
 use crate::config::{Config, plans, rules};
-use crate::control::doors::{OpenDoor, UserDoors};
+use crate::control::{
+    self,
+    doors::{OpenDoor, UserDoors},
+};
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
 use crate::proxy::line::Features;
-use crate::ring::{Ring, RingSettings, sys};
+use crate::ring::{Ring, RingSettings, probe, sys};
 use crate::worker::books::{Books, Parts};
 use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
@@ -33,6 +37,8 @@ use crate::worker::{family, http as api};
 /// The most workers; a session's name has eight bits for their number.
 pub const WORKERS_MAX: usize = 128;
 
+const ENDED: &str = "a worker ended while starting";
+
 /// The running workers, and what the control core needs of them.
 pub struct DataPlane {
     pub ends: Vec<ControlEnd>,
@@ -41,10 +47,41 @@ pub struct DataPlane {
     pub seats: Arc<Seats>,
     pub doors: UserDoors,
     pub threads: Threads,
+    pub cores: Cores,
 }
 
 /// The workers' threads.
 pub struct Threads(Vec<JoinHandle<()>>);
+
+/// Starts the thread of a worker.
+fn spawn<T: Send + 'static>(
+    number: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Trouble> {
+    thread::spawn(&format!("lb-worker-{number}"), work).map_err(|error| {
+        Trouble(format!(
+            "cannot start a worker thread: {error}; raise `ulimit -u` (systemd: TasksMax), or lower workers"
+        ))
+    })
+}
+
+/// The ring of the worker on whose thread this is called.
+fn ring(settings: RingSettings) -> Result<Ring, Trouble> {
+    probe::patiently(|| Ring::new(settings))
+        .map_err(|error| Trouble(probe::explain(&error).to_string()))
+}
+
+/// Whether the workers and the control core would get their threads and their rings here, all at the same
+/// time.
+///
+/// # Errors
+/// What [`DataPlane::start`] or the control core would say.
+pub fn try_rings(config: &Config) -> Result<(), Trouble> {
+    let workers = workers(config);
+    Threads::try_out(workers, buffers(config, workers), || {
+        control::try_ring().map_err(|error| Trouble(error.to_string()))
+    })
+}
 
 impl Threads {
     /// Returns when every worker accepts users.
@@ -53,14 +90,43 @@ impl Threads {
         let mut threads = Vec::new();
         for (number, plan) in plans.into_iter().enumerate() {
             let ready = ready.clone();
-            let thread = thread::spawn(&format!("lb-worker-{number}"), move || plan.run(ready))
-                .map_err(|error| Trouble(format!("cannot start a worker thread: {error}")))?;
-            threads.push(thread);
+            threads.push(spawn(number, move || plan.run(ready))?);
         }
         for _ in 0..workers {
-            started.recv().map_err(|_| Trouble("a worker ended while starting".into()))??;
+            started.recv().map_err(|_| Trouble(ENDED.into()))??;
         }
         Ok(Threads(threads))
+    }
+
+    /// Tries whether each worker would get a thread and a ring with its buffers, all at the same time, and
+    /// whether there would still be enough for `rest`.
+    ///
+    /// # Errors
+    /// What [`Threads::start`] or `rest` would say.
+    fn try_out(
+        workers: usize,
+        each: RingSettings,
+        rest: impl FnOnce() -> Result<(), Trouble>,
+    ) -> Result<(), Trouble> {
+        // Nobody gives back what another may still need.
+        let (all, end) = (Arc::new(Barrier::new(workers + 1)), Arc::new(Barrier::new(workers + 1)));
+        let mut tried = Vec::new();
+        for number in 0..workers {
+            let (all, end) = (Arc::clone(&all), Arc::clone(&end));
+            // If one of them does not start, the process ends, and with it the others who wait for it.
+            tried.push(spawn(number, move || {
+                let ring = ring(each);
+                all.wait();
+                end.wait();
+                ring.map(drop)
+            })?);
+        }
+        all.wait();
+        let outcome = rest();
+        end.wait();
+        let mut joined = tried.into_iter().map(JoinHandle::join);
+        joined.try_for_each(|it| it.unwrap_or_else(|_| Err(Trouble(ENDED.into()))))?;
+        outcome
     }
 
     /// Waits for the workers, which have been told to stop.
@@ -84,8 +150,8 @@ impl DataPlane {
         sessions_max: usize,
         features: Features,
     ) -> Result<DataPlane, Trouble> {
-        let cores = sys::cores();
         let workers = workers(config);
+        let cores = Cores::take(workers);
         let (doors, opened) = open_doors(config, workers)?;
         let via = config.api.via.clone().unwrap_or_else(made_up_name);
         let urgent = Arc::new(tokio::sync::Notify::new());
@@ -115,14 +181,14 @@ impl DataPlane {
                     true => config.log.requests_per_second,
                     false => 0,
                 },
-                core: core_for(number, workers, &cores),
+                core: cores.workers.get(number).copied(),
                 ring: buffers(config, workers),
                 features,
                 all_metrics: Arc::clone(&all_metrics),
             });
         }
         let threads = Threads::start(plans)?;
-        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads })
+        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads, cores })
     }
 }
 
@@ -186,10 +252,14 @@ fn made_up_name() -> String {
     format!("lb-{hex}")
 }
 
-/// Worker threads on this machine: one core is left to the control core.
+/// Worker threads on this machine: one core is left to the control core. Fewer if the descriptors are not
+/// enough for them.
 pub fn workers(config: &Config) -> usize {
-    let behind_control = sys::cores().len().saturating_sub(1);
-    config.workers.unwrap_or(behind_control).clamp(1, WORKERS_MAX)
+    let fit = || {
+        let behind_control = sys::cores().len().saturating_sub(1);
+        behind_control.min(capacity::workers_for(capacity::raise_descriptors()))
+    };
+    config.workers.unwrap_or_else(fit).clamp(1, WORKERS_MAX)
 }
 
 /// The buffers of one worker out of `workers`.
@@ -204,12 +274,6 @@ fn heads(config: &Config, workers: usize) -> usize {
         true => config.limits.buffer_bytes / workers / http::HELD_SHARE,
         false => 0,
     }
-}
-
-/// Keeps the calling thread, the control core, off the cores of this many workers: a long answer to an
-/// operator would hold up the users of a worker on the same core.
-pub fn keep_off_workers(workers: usize) {
-    sys::pin(&left_over(workers, &sys::cores()));
 }
 
 /// What one worker thread is made from.
@@ -228,12 +292,10 @@ impl Plan {
     fn run(self, ready: mpsc::Sender<Result<(), Trouble>>) {
         sys::pin(self.core.as_slice());
         // The ring belongs to the thread that made it, and its memory to that thread's node.
-        let ring = match Ring::new(self.ring) {
+        let ring = match ring(self.ring) {
             Ok(ring) => ring,
-            Err(error) => {
-                let _ = ready.send(Err(Trouble(format!(
-                    "cannot set up io_uring: {error}; `lb check` says what is missing"
-                ))));
+            Err(trouble) => {
+                let _ = ready.send(Err(trouble));
                 return;
             }
         };
@@ -292,39 +354,4 @@ fn links(
         Trouble(format!("cannot make an eventfd ({errno}); raise `ulimit -n` or LimitNOFILE"))
     })?;
     Ok(joined.into_iter().unzip())
-}
-
-/// Workers take the cores after the first, which is left to the control core if there are enough.
-fn core_for(worker: usize, workers: usize, cores: &[usize]) -> Option<usize> {
-    let first = usize::from(cores.len() > workers);
-    cores.get((first + worker) % cores.len().max(1)).copied()
-}
-
-/// The cores of the control core: those without a worker; all of them if each has one.
-fn left_over(workers: usize, cores: &[usize]) -> Vec<usize> {
-    let taken: Vec<_> = (0..workers).filter_map(|it| core_for(it, workers, cores)).collect();
-    let free: Vec<_> = cores.iter().copied().filter(|core| !taken.contains(core)).collect();
-    if free.is_empty() { cores.to_vec() } else { free }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn workers_leave_the_first_core_to_control_when_they_can() {
-        assert_eq!(core_for(0, 1, &[4, 5]), Some(5));
-        assert_eq!([0, 1].map(|worker| core_for(worker, 2, &[4, 5])), [Some(4), Some(5)]);
-        assert_eq!(core_for(0, 1, &[7]), Some(7));
-        assert_eq!(core_for(2, 3, &[0, 1]), Some(0));
-    }
-
-    #[test]
-    fn control_keeps_off_the_cores_of_workers_when_it_can() {
-        assert_eq!(left_over(1, &[4, 5]), [4]);
-        assert_eq!(left_over(1, &[4, 5, 6, 7]), [4, 6, 7]);
-        assert_eq!(left_over(2, &[4, 5]), [4, 5]);
-        assert_eq!(left_over(3, &[4, 5]), [4, 5]);
-        assert!(left_over(1, &[]).is_empty());
-    }
 }

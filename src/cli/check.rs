@@ -4,25 +4,25 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::flags::Flags;
-use super::table::{Look, colour, painted, sized};
+use super::table::{Look, colour, painted};
 use super::{Failure, print, wait_for};
-use crate::boot::{self, Trouble, capacity, circles, datagrams, doors};
+use crate::boot::needs::{self, About, Need};
+use crate::boot::{self, Trouble, capacity};
 use crate::client::admin;
 use crate::cluster::Protocol;
-use crate::config::Config;
-use crate::config::plans::{self, DoorPlan, Name};
-use crate::control::auth::Secrets;
+use crate::config::{Config, doubts, plans};
 use crate::control::status::{Doors, Status};
 use crate::proxy::udp::SOCKETS_MAX;
-use crate::ring::{Ring, probe, sys};
 use crate::session::flows::Waits;
 
 /// How long the running balancer may take to say what it has.
@@ -30,7 +30,7 @@ const RUNNING_WITHIN: Duration = Duration::from_secs(2);
 
 /// Report whether `lb serve` would start here with these settings, and how many sessions fit.
 ///
-/// Each line begins with "ok" or "bad"; a bad one ends with the fix. The exit code is 2 if serve
+/// Each line begins with "ok", "warn" or "bad"; a bad one ends with the fix. The exit code is 2 if serve
 /// would not start. A port that the balancer running here has is no fault, so that
 /// `lb check && lb reload` works beside it.
 #[derive(Args)]
@@ -42,11 +42,18 @@ pub struct Arguments {
 /// One thing that serve needs: what it is, and its state or the cure.
 struct Finding {
     what: String,
-    outcome: Result<String, String>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Good(String),
+    /// Serve starts all the same.
+    Doubtful(String),
+    Bad(String),
 }
 
 impl Finding {
-    fn new(what: &str, outcome: Result<String, String>) -> Finding {
+    fn new(what: &str, outcome: Outcome) -> Finding {
         Finding { what: what.to_owned(), outcome }
     }
 }
@@ -55,7 +62,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = match arguments.flags.load() {
         Ok(config) => config,
         Err(Failure(said)) => {
-            let finding = Finding::new("settings", Err(said));
+            let finding = Finding::new("settings", Outcome::Bad(said));
             return conclude(&[finding], None);
         }
     };
@@ -64,7 +71,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 
 fn conclude(findings: &[Finding], capacity: Option<&str>) -> Result<(), Failure> {
     let mut out = shown(findings, colour());
-    let bad = findings.iter().filter(|finding| finding.outcome.is_err()).count();
+    let is_bad = |finding: &&Finding| matches!(finding.outcome, Outcome::Bad(_));
+    let bad = findings.iter().filter(is_bad).count();
     if let Some(capacity) = capacity.filter(|_| bad == 0) {
         out.push_str(capacity);
     }
@@ -83,80 +91,71 @@ fn shown(findings: &[Finding], colour: bool) -> String {
     let mut out = String::new();
     for Finding { what, outcome } in findings {
         let (mark, said) = match outcome {
-            Ok(said) => (painted("ok ", Look::Good, colour), said),
-            Err(said) => (painted("bad", Look::Bad, colour), said),
+            Outcome::Good(said) => (painted("ok  ", Look::Good, colour), said),
+            Outcome::Doubtful(said) => (painted("warn", Look::Warning, colour), said),
+            Outcome::Bad(said) => (painted("bad ", Look::Bad, colour), said),
         };
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "{mark}  {what:width$}  {said}");
+        let _ = writeln!(out, "{mark} {what:width$}  {said}");
     }
     out
 }
 
+/// Everything that serve needs, what it would work out for itself, and what deserves a warning.
 fn findings(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![
-        Finding::new("settings", Ok("the file and the flags fit together".into())),
-        Finding::new("io_uring", io_uring()),
-        Finding::new("rings", rings(config, boot::workers(config))),
-        Finding::new("memory", memory(config, available(&read("/proc/meminfo")))),
-        Finding::new("descriptors", descriptors(config)),
-    ];
-    let own = config.services.iter().map(|service| ("secret", &service.secret_file));
-    let global = [("secret", &config.control.secret_file), ("tokens", &config.admin.token_file)];
-    for (what, path) in global.into_iter().chain(own) {
-        let Some(path) = path else { continue };
-        let outcome = Secrets::load(path).map(|_| format!("{} holds secrets", path.display()));
-        findings.push(Finding::new(what, outcome));
+    let mut all: Vec<Tried> = needs::all(config).into_iter().map(Tried::of).collect();
+    if all.iter().any(|it| it.about != About::Host && it.outcome.is_err())
+        && let Some(running) = running(config)
+    {
+        all.iter_mut().for_each(|tried| tried.recognise(&running));
     }
-    if !config.udp_local_addresses.is_empty() {
-        let usable = datagrams::local_addresses(&config.udp_local_addresses);
-        let outcome = usable.map(|()| "can be sent from".to_owned()).map_err(|it| it.to_string());
-        findings.push(Finding::new("addresses", outcome));
+    let mut findings: Vec<Finding> = all.into_iter().map(Tried::found).collect();
+    if let Ok(derived) = capacity::settle(&mut config.clone())
+        && !derived.is_empty()
+    {
+        findings.push(Finding::new("auto", Outcome::Good(derived.join(", "))));
     }
-    if let Err(Trouble(said)) = circles::refuse(config) {
-        findings.push(Finding::new("backends", Err(said)));
-    }
-    findings.extend(doors_of(config));
+    let doubts = doubts::warnings(config).into_iter();
+    findings.extend(doubts.map(|doubt| Finding::new("admin door", Outcome::Doubtful(doubt))));
     findings
 }
 
-/// A door that was tried.
-struct Tried {
-    name: String,
-    datagrams: bool,
-    /// `None` if it is off.
-    address: Option<SocketAddr>,
-    outcome: Result<String, String>,
+/// A need that was tried.
+struct Tried<'a> {
+    what: String,
+    about: About<'a>,
+    outcome: Result<String, Trouble>,
 }
 
-/// Tries every door: those with a flag of their own, even if they are off, and those of the services in
-/// the file.
-fn doors_of(config: &Config) -> Vec<Finding> {
-    let listen = &config.listen;
-    let flags = [
-        ("tcp", listen.tcp),
-        ("udp", listen.udp),
-        ("api", listen.api),
-        ("control", listen.control),
-        ("admin", listen.admin),
-    ];
-    let built_in = flags.map(|(name, at)| tried(&Name::flag(name), name == "udp", at));
-    let named = plans::doors(config).into_iter().filter(|plan| !plan.name.is_flag());
-    let named = named.map(|DoorPlan { name, protocol, address, .. }| {
-        tried(&name, protocol == Protocol::Udp, Some(address))
-    });
-    let mut all: Vec<Tried> = built_in.into_iter().chain(named).collect();
-    if all.iter().any(|door| door.outcome.is_err())
-        && let Some(running) = running(config)
-    {
-        all.iter_mut().for_each(|door| recognise(door, &running));
+impl<'a> Tried<'a> {
+    fn of(need: Need<'a>) -> Tried<'a> {
+        Tried { what: need.what.clone(), about: need.about, outcome: need.outcome() }
     }
-    let shown = |door: Tried| Finding::new(&format!("{} door", door.name), door.outcome);
-    all.into_iter().map(shown).collect()
-}
 
-fn tried(name: &Name, datagrams: bool, address: Option<SocketAddr>) -> Tried {
-    let outcome = address.map_or(Ok("off".to_owned()), |address| door(name, datagrams, address));
-    Tried { name: name.to_string(), datagrams, address, outcome }
+    /// What could not be opened because the running balancer has it is not missing.
+    fn recognise(&mut self, running: &Status) {
+        let place = match self.about {
+            About::Door { datagrams, address } if has_door(running, datagrams, address) => {
+                address.to_string()
+            }
+            About::Socket(path) if listener(path) == Some(running.pid) => {
+                path.display().to_string()
+            }
+            _ => return,
+        };
+        if self.outcome.is_err() {
+            let pid = running.pid;
+            self.outcome = Ok(format!("{place} is open in the running balancer (process {pid})"));
+        }
+    }
+
+    fn found(self) -> Finding {
+        let outcome = match self.outcome {
+            Ok(said) => Outcome::Good(said),
+            Err(Trouble(said)) => Outcome::Bad(said),
+        };
+        Finding { what: self.what, outcome }
+    }
 }
 
 /// The balancer that runs on this host, if it is the one of these settings: its admin door is where they say.
@@ -173,80 +172,30 @@ fn running(config: &Config) -> Option<Status> {
     wait_for(answer).ok()?.ok()?.ok()
 }
 
-/// A door that could not be opened because the running balancer has it is none that is missing.
-fn recognise(door: &mut Tried, running: &Status) {
+fn has_door(running: &Status, datagrams: bool, address: SocketAddr) -> bool {
     let Doors { tcp, udp, api, control, admin } = running.doors;
     let named = running.services.iter().flat_map(|service| {
         service.doors.iter().map(|door| (service.protocol == Protocol::Udp, *door))
     });
     let streams = [tcp, api, control, admin].into_iter().flatten().map(|door| (false, door));
     let mut open = streams.chain(udp.map(|door| (true, door))).chain(named);
-    let Some(address) = door.address else { return };
-    let is_it = |it: (bool, SocketAddr)| (it.0, it.1.port()) == (door.datagrams, address.port());
-    if door.outcome.is_err() && open.any(is_it) {
-        let pid = running.pid;
-        door.outcome = Ok(format!("{address} is open in the running balancer (process {pid})"));
-    }
+    open.any(|it| (it.0, it.1.port()) == (datagrams, address.port()))
+}
+
+/// The process that listens on a unix socket.
+fn listener(path: &Path) -> Option<u32> {
+    let stream = UnixStream::connect(path).ok()?;
+    let peer = getsockopt(&stream, PeerCredentials).ok()?;
+    u32::try_from(peer.pid()).ok()
 }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn io_uring() -> Result<String, String> {
-    probe::probe().map(|features| features.to_string()).map_err(|error| error.to_string())
-}
-
-/// Sets up as many rings as there will be workers, all at the same time, as serve does.
-fn rings(config: &Config, workers: usize) -> Result<String, String> {
-    let each = boot::buffers(config, workers);
-    let rings: io::Result<Vec<Ring>> = (0..workers).map(|_| Ring::new(each)).collect();
-    let bytes = sized(config.limits.buffer_bytes as u64);
-    let are = if workers == 1 { "worker" } else { "workers" };
-    rings
-        .map(|rings| format!("{} {are} with {bytes} of buffers", rings.len()))
-        .map_err(|error| probe::explain(&error).to_string())
-}
-
-/// Memory that is available without swapping, in bytes; `None` if the kernel does not say.
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-fn memory(config: &Config, available: Option<u64>) -> Result<String, String> {
-    let wanted = config.limits.buffer_bytes as u64;
-    match available {
-        Some(there) if there < wanted => Err(format!(
-            "limits.buffer_bytes = {wanted}, and {there} bytes can be had: lower it, or free memory"
-        )),
-        Some(there) => Ok(format!("{} can be had", sized(there))),
-        None => Ok("the kernel does not say how much can be had".to_owned()),
-    }
-}
-
-fn descriptors(config: &Config) -> Result<String, String> {
-    let sessions = capacity::sessions(config).map_err(|trouble| trouble.to_string())?;
-    Ok(format!("{} may be open, enough for {sessions} sessions", descriptors_allowed()))
-}
-
-/// The hard limit of descriptors, to which serve raises its own.
-fn descriptors_allowed() -> u64 {
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard)
-}
-
-/// Opens a door as serve would, and closes it again.
-fn door(name: &Name, datagrams: bool, address: SocketAddr) -> Result<String, String> {
-    let opened = match datagrams {
-        true => doors::on_all(address, name, |address| UdpSocket::bind(address).map(drop)),
-        false => doors::on_all(address, name, |address| sys::listen(address, false).map(drop)),
-    };
-    opened.map(|((), at)| format!("{at} is free")).map_err(|trouble| trouble.to_string())
-}
-
 /// How many sessions the host can hold, and what limits them.
 fn capacity(config: &Config) -> String {
-    let descriptors = descriptors_allowed();
+    let descriptors = capacity::raise_descriptors();
     let fit = capacity::sessions_for(descriptors, config);
     let ports = capacity::port_range(&read("/proc/sys/net/ipv4/ip_local_port_range"));
     let tcp = told_capacity(config.limits.sessions, fit, ports);
@@ -304,77 +253,19 @@ fn told_udp_capacity(sockets: usize, config: &Config) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
-    use crate::config::services::ServiceConfig;
 
     #[test]
     fn every_finding_is_one_aligned_line() {
         let findings = [
-            Finding::new("rings", Ok("fine".into())),
-            Finding::new("admin door", Err("taken: move".into())),
+            Finding::new("rings", Outcome::Good("fine".into())),
+            Finding::new("admin door", Outcome::Bad("taken: move".into())),
+            Finding::new("admin door", Outcome::Doubtful("open".into())),
         ];
         assert_eq!(
             shown(&findings, false),
-            "ok   rings       fine\nbad  admin door  taken: move\n"
+            "ok   rings       fine\nbad  admin door  taken: move\nwarn admin door  open\n"
         );
-    }
-
-    #[test]
-    fn the_host_is_read_from_what_the_kernel_says() {
-        assert_eq!(available("MemTotal:  9 kB\nMemAvailable:    7936 kB\n"), Some(7936 * 1024));
-        assert_eq!(available("MemTotal:  9 kB\n"), None);
-        assert!(available(&read("/proc/meminfo")) > Some(0));
-    }
-
-    #[test]
-    fn a_door_that_another_program_has_is_told_with_the_flag_that_moves_it() {
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = other.local_addr().unwrap();
-        let said = door(&Name::flag("tcp"), false, address).unwrap_err();
-        assert!(said.contains("is taken") && said.contains("--tcp"), "{said}");
-        assert!(door(&Name::flag("udp"), true, address).is_ok(), "UDP has ports of its own");
-        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let said = door(&Name::flag("udp"), true, other.local_addr().unwrap()).unwrap_err();
-        assert!(said.contains("is taken") && said.contains("--udp"), "{said}");
-        let elsewhere = "192.0.2.1:80".parse().unwrap();
-        assert!(door(&Name::flag("api"), false, elsewhere).unwrap_err().contains("ip address"));
-    }
-
-    #[test]
-    fn every_door_of_a_service_is_tried() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let taken = taken.local_addr().map(|at| (at, taken)).unwrap();
-        let free = "127.0.0.1:0".parse().unwrap();
-        let mut config = Config::default();
-        let listen = &mut config.listen;
-        (listen.tcp, listen.udp, listen.api) = (None, None, None);
-        (listen.control, listen.admin) = (None, None);
-        let service = |name, protocol, listen: &[SocketAddr]| ServiceConfig {
-            listen: listen.to_vec(),
-            ..ServiceConfig::new(name, protocol)
-        };
-        config.set_services(vec![
-            service("redis", Protocol::Tcp, &[free, taken.0]),
-            service("dns", Protocol::Udp, &[taken.0]),
-        ]);
-        let findings = doors_of(&config);
-        let bad: Vec<_> = findings.iter().filter(|it| it.outcome.is_err()).collect();
-        assert_eq!((findings.len(), bad.len()), (5 + 3, 1));
-        let said = bad[0].outcome.as_ref().unwrap_err();
-        assert_eq!(bad[0].what, "redis door");
-        assert!(said.ends_with("choose another in [service.redis]"), "{said}");
-        assert_eq!(findings[7].what, "dns door");
-    }
-
-    #[test]
-    fn buffers_that_do_not_fit_are_told() {
-        let mut config = Config::default();
-        assert_eq!(memory(&config, Some(1 << 30)).unwrap(), "1.0 GiB can be had");
-        config.limits.buffer_bytes = 2 << 30;
-        let said = memory(&config, Some(1 << 30)).unwrap_err();
-        assert!(said.contains("limits.buffer_bytes = 2147483648"), "{said}");
     }
 
     #[test]

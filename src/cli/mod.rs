@@ -163,9 +163,17 @@ fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        unit => return Err(format!("`{unit}` is not a unit of time; use us, ms, s, m or h")),
+        "d" => 86_400.0,
+        _ if digits == 0 => return Err("write a time such as 3s, 250ms or 2m".to_owned()),
+        unit => {
+            return Err(format!(
+                "`{unit}` is none of the units us, ms, s, m, h, d: write a time such as 3s, 250ms or 2m"
+            ));
+        }
     };
-    let number: f64 = text[..digits].parse().map_err(|_| format!("`{text}` is no time"))?;
+    let number: f64 = text[..digits]
+        .parse()
+        .map_err(|_| format!("`{text}` is no time: write one such as 3s, 250ms or 2m"))?;
     Duration::try_from_secs_f64(number * factor).map_err(|_| format!("`{text}` is too long"))
 }
 
@@ -211,11 +219,16 @@ mod tests {
 
     #[test]
     fn times_are_read_as_people_write_them() {
-        for (text, millis) in [("1.5s", 1_500), ("300ms", 300), ("2", 2_000), ("2m", 120_000)] {
+        for (text, millis) in
+            [("1.5s", 1_500), ("300ms", 300), ("2", 2_000), ("2m", 120_000), ("1d", 86_400_000)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)));
         }
-        for text in ["", "s", "1d", "1.2.3s", "99999999999999999999h"] {
+        for text in ["", "s", "-3s", "1x", "3 s", "1m30s", "1.2.3s", "99999999999999999999h"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+        for text in ["", "-3s", "1x", "1.2.3s"] {
+            assert!(duration(text).unwrap_err().ends_with("such as 3s, 250ms or 2m"), "{text}");
         }
     }
 

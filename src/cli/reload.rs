@@ -40,10 +40,13 @@ fn told(outcome: &ReloadStatus) -> String {
     for setting in &outcome.after_restart {
         out += &format!("needs a restart: {setting}\n");
     }
+    for warning in &outcome.warnings {
+        out += &format!("warning: {warning}\n");
+    }
     for ShiftEnded { service, shares } in &outcome.shifts_ended {
         out += &format!("the shift of {service} is over: {shares}\n");
     }
-    let nothing = out.is_empty();
+    let nothing = outcome.now.len() + outcome.after_restart.len() + outcome.shifts_ended.len() == 0;
     out + if nothing { "reloaded, nothing had changed\n" } else { "reloaded\n" }
 }
 
@@ -84,6 +87,11 @@ mod tests {
         let ended = ShiftEnded { service: "shop".into(), shares: "blue=95 green=5".into() };
         let outcome = ReloadStatus { shifts_ended: vec![ended], ..ReloadStatus::default() };
         assert_eq!(told(&outcome), "the shift of shop is over: blue=95 green=5\nreloaded\n");
+        let warnings = vec!["listen.admin is open".to_owned()];
+        assert_eq!(
+            told(&ReloadStatus { warnings, ..ReloadStatus::default() }),
+            "warning: listen.admin is open\nreloaded, nothing had changed\n"
+        );
         assert_eq!(
             told(&ReloadStatus { now, after_restart, ..outcome }),
             "in use from now on: balance.policy = \"source_hash\"\nneeds a restart: workers = 2\n\

@@ -136,6 +136,9 @@ pub fn headed(named: bool, heads: &[&'static str]) -> Vec<&'static str> {
 fn page(status: &Status, list: List) -> String {
     let title = |text: &str| painted(text, Look::Faint, list.colour);
     let mut out = head(status, list.colour);
+    if !status.derived.is_empty() {
+        let _ = writeln!(out, "auto: {}", status.derived.join(", "));
+    }
     let named = status.has_named_services();
     if named {
         let count = grouped(status.services.len() as u64);

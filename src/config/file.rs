@@ -365,9 +365,9 @@ pub(super) mod tests {
     fn a_value_that_does_not_fit_is_reported_with_its_line_and_what_the_key_takes() {
         refuses(&[
             (
-                "[health]\ninterval_ms = \"5s\"",
-                "f line 2: health.interval_ms takes a whole number of milliseconds from 10 to \
-                 3600000, not \"5s\"",
+                "[health]\ninterval_ms = \"5x\"",
+                "f line 2: health.interval_ms takes a time from 10ms to 1h, such as \"3s\", \"250ms\" or \
+                 3000 (milliseconds), not \"5x\", whose unit is none of ms, s, m, h, d: write \"3s\"",
             ),
             (
                 "[health]\nmisses = 2.5",
@@ -405,6 +405,56 @@ pub(super) mod tests {
                  64 bits",
             ),
         ]);
+    }
+
+    #[test]
+    fn a_time_or_a_size_has_a_unit_or_is_a_bare_number() {
+        for (one, other) in [
+            ("health.interval_ms = \"3s\"", "health.interval_ms = 3000"),
+            ("timeouts.tcp_idle_ms = \"30d\"", "timeouts.tcp_idle_ms = 2_592_000_000"),
+            ("limits.buffer_bytes = \"64M\"", "limits.buffer_bytes = 67108864"),
+            ("limits.buffer_bytes = \"64MiB\"", "limits.buffer_bytes = 67108864"),
+            ("api.body_bytes = \"0B\"", "api.body_bytes = 0"),
+            ("udp.quarantine_ms = \"0s\"", "udp.quarantine_ms = 0"),
+            (
+                "service.a = { protocol = \"tcp\", connect_ms = \"250ms\" }",
+                "service.a = { protocol = \"tcp\", connect_ms = 250 }",
+            ),
+            (
+                "[service.a]\nprotocol = \"tcp\"\ncheck = { kind = \"tcp\", interval_ms = \"1m\" }",
+                "[service.a]\nprotocol = \"tcp\"\ncheck = { kind = \"tcp\", interval_ms = 60_000 }",
+            ),
+        ] {
+            assert_eq!(read("f", one), read("f", other), "{one}");
+            assert!(read("f", one).is_ok(), "{one}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_time_or_size_is_told_with_its_line_its_key_and_an_example() {
+        const SIZE: &str = "limits.buffer_bytes takes a size from 1MiB to 64GiB, such as \"48MiB\", \
+                            \"48M\" or 50331648 (bytes), not ";
+        for (value, fault) in [
+            ("\"48MB\"", "\"48MB\", whose unit is unclear: write \"48MiB\""),
+            ("\"1.5GiB\"", "\"1.5GiB\", which is a fraction: write \"1536MiB\""),
+            ("\"65GiB\"", "\"65GiB\""),
+            ("\"1B\"", "\"1B\""),
+            ("\"-1M\"", "\"-1M\", which is below zero"),
+            ("\"99999999999999999999G\"", "\"99999999999999999999G\", which is too large"),
+            ("99999999999999999999", "a number beyond 64 bits"),
+            ("1.5", "a floating-point number"),
+            ("-1", "-1"),
+            ("\"50331648\"", "\"50331648\", which has no unit: write \"50331648B\" or 50331648"),
+        ] {
+            let text = format!("\n[limits]\nbuffer_bytes = {value}");
+            assert_eq!(read("f", &text), Err(format!("f line 3: {SIZE}{fault}")), "{value}");
+        }
+        let text = "[service.a]\nprotocol = \"tcp\"\n[service.a.check]\ntimeout_ms = \"2min\"";
+        let said = read("f", text).unwrap_err();
+        assert!(
+            said.starts_with("f line 4: service.a.check.timeout_ms takes a time from 1ms to 1m")
+        );
+        assert!(said.ends_with("not \"2min\", whose unit is unclear: write \"2m\""), "{said}");
     }
 
     #[test]

@@ -111,7 +111,7 @@ pub(super) fn takes_of<T, V>(kind: &impl Kind<V>, _field: fn(&T) -> &V) -> Strin
 /// Every setting of the balancer, in display order.
 pub const KEYS: &[Key<Config>] = keys! { Config;
     "" "workers", workers: NumberOrAuto(1..=WORKERS_MAX as u64), Restart,
-        "Worker threads; `\"auto\"` starts one fewer than the machine has cores, but at least one.";
+        "Worker threads; `\"auto\"` starts one fewer than the machine has cores, but at least one, and no more than a third of the descriptors suffice for.";
     "listen" "tcp", listen.tcp: DoorAddress, Restart,
         "Where TCP users connect: an address with its port, a bare port for all addresses (IPv4 and IPv6), or `\"off\"`.";
     "listen" "udp", listen.udp: DoorAddress, Restart,
@@ -130,8 +130,8 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "What happens to running sessions of a backend whose control connection is lost: `\"keep\"` or `\"close\"`.";
     "health" "interval_ms", health.interval: Millis(10..=HOUR_MS), Now,
         "How often a backend is sent `hello`.";
-    "health" "timeout_ms", health.timeout: Millis(1..=HOUR_MS), Now,
-        "How long a backend may take to answer `hello`; less than `interval_ms`.";
+    "health" "timeout_ms", health.timeout: MillisOrAuto(1..=HOUR_MS), Now,
+        "How long a backend may take to answer `hello`; less than `interval_ms`. `\"auto\"` is half of it, 2 s at most.";
     "health" "misses", health.misses: Number(1..=100), Now,
         "A backend is considered gone after this many unanswered hellos in a row.";
     "timeouts" "connect_ms", timeouts.connect: Millis(1..=HOUR_MS), Now,
@@ -146,14 +146,14 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "How long running sessions have to end by themselves after SIGTERM.";
     "limits" "sessions", limits.sessions: NumberOrAuto(1..=SESSIONS_MAX as u64), Now,
         "Most sessions at once, across all workers; users beyond that are refused and counted. `\"auto\"` takes as many as the descriptors allow, 100000 at most.";
-    "limits" "control_connections", limits.control_connections: Number(1..=65_536), Now,
-        "Most control connections at once.";
+    "limits" "control_connections", limits.control_connections: NumberOrAuto(1..=65_536), Now,
+        "Most control connections at once. `\"auto\"` takes an eighth of the descriptors, 1024 at most.";
     "limits" "buffer_bytes", limits.buffer_bytes: Bytes(1 << 20..=64 << 30), Restart,
         "Bytes of relay buffers, across all workers. With an API door, an eighth of them is for incomplete requests.";
     "limits" "udp_sessions", limits.udp_sessions: Number(1..=SESSIONS_MAX as u64), Restart,
         "Most UDP sessions at once, across all workers; not counted towards `sessions`.";
-    "limits" "udp_sockets", limits.udp_sockets: Number(0..=UDP_SOCKETS_MAX), Restart,
-        "Most sockets towards UDP backends, across all workers. Each serves one session per backend and local address (`udp.local_addresses`), and is taken until the quarantine of that session is over. 0 takes as many as descriptors and local ports allow.";
+    "limits" "udp_sockets", limits.udp_sockets: NumberOrAuto(0..=UDP_SOCKETS_MAX), Restart,
+        "Most sockets towards UDP backends, across all workers. Each serves one session per backend and local address (`udp.local_addresses`), and is taken until the quarantine of that session is over. `\"auto\"` takes as many as descriptors and local ports allow.";
     "udp" "on_backend_loss", udp.on_backend_loss: Word(UDP_LOSSES), Restart,
         "What happens to running UDP sessions of a backend that is lost: `\"move\"`, `\"drop\"` or `\"keep\"`.";
     "udp" "responses", udp.responses: Number(0..=U32_MAX), Now,
@@ -308,7 +308,8 @@ mod tests {
             assert!(!accepts(least - 1), "{path} below {least}");
             assert!(greatest.checked_add(1).is_none_or(|above| !accepts(above)), "{path}");
         }
-        let takes_numbers = |key: &&Key<Config>| key.takes().contains(" number");
+        let amounts = [" number", "a time", "a size"];
+        let takes_numbers = |key: &&Key<Config>| amounts.iter().any(|it| key.takes().contains(it));
         let paths: Vec<String> = KEYS.iter().filter(takes_numbers).map(Key::path).collect();
         assert_eq!(paths, RANGES.iter().map(|range| range.0).collect::<Vec<_>>());
     }
@@ -320,7 +321,8 @@ mod tests {
         for (name, given, shown) in [
             ("responses", Given::Number(1), "1"),
             ("responses", Given::Number(0), "0"),
-            ("quarantine_ms", Given::Number(500), "500"),
+            ("quarantine_ms", Given::Number(500), "\"500ms\""),
+            ("quarantine_ms", text("2m"), "\"2m\""),
             ("quarantine_ms", text("auto"), "\"auto\""),
             ("gro", Given::Switch(false), "false"),
             ("on_backend_loss", text("keep"), "\"keep\""),

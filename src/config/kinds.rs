@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::units::{SIZES, TIMES, Units};
+
+/// How a setting that is left to the balancer is shown.
+pub const AUTO: &str = "\"auto\"";
 /// Longest name in `Via`, in bytes.
 const VIA_BYTES_MAX: usize = 64;
 /// Most addresses to send datagrams from.
@@ -147,7 +151,7 @@ pub struct Number(pub RangeInclusive<u64>);
 
 impl<V: Whole> Kind<V> for Number {
     fn takes(&self) -> String {
-        range_of("", &self.0)
+        range_of(&self.0)
     }
 
     fn read(&self, given: &Given) -> Result<V, String> {
@@ -159,20 +163,27 @@ impl<V: Whole> Kind<V> for Number {
     }
 }
 
-/// A whole number of bytes in a range.
+/// A size in a range: with its unit, or a whole number of bytes.
 pub struct Bytes(pub RangeInclusive<u64>);
 
 impl<V: Whole> Kind<V> for Bytes {
     fn takes(&self) -> String {
-        range_of(" of bytes", &self.0)
+        const EXAMPLES: [(u64, &str); 2] = [
+            (48 << 20, "\"48MiB\", \"48M\" or 50331648"),
+            (16 << 10, "\"16KiB\", \"16K\" or 16384"),
+        ];
+        let fits = |it: &&(u64, &str)| self.0.contains(&it.0);
+        let example = EXAMPLES.iter().find(fits).unwrap_or(&EXAMPLES[1]).1;
+        format!("a size{}, such as {example} (bytes)", amounts(&SIZES, &self.0))
     }
 
     fn read(&self, given: &Given) -> Result<V, String> {
-        Number(self.0.clone()).read(given)
+        amount(given, &self.0, &SIZES)
+            .and_then(|bytes| V::from_whole(bytes).ok_or_else(|| given.described()))
     }
 
     fn show(&self, value: &V) -> String {
-        value.to_whole().to_string()
+        SIZES.show(value.to_whole())
     }
 }
 
@@ -192,7 +203,7 @@ impl<V: Whole> Kind<Option<V>> for NumberOrAuto {
     }
 
     fn show(&self, value: &Option<V>) -> String {
-        value.as_ref().map_or("\"auto\"".to_owned(), |value| value.to_whole().to_string())
+        value.as_ref().map_or(AUTO.to_owned(), |value| value.to_whole().to_string())
     }
 }
 
@@ -211,29 +222,30 @@ impl Kind<usize> for NumberOrAuto {
     }
 }
 
-/// A duration in milliseconds.
+/// A time in a range: with its unit, or a whole number of milliseconds.
 pub struct Millis(pub RangeInclusive<u64>);
 
 impl Kind<Duration> for Millis {
     fn takes(&self) -> String {
-        range_of(" of milliseconds", &self.0)
+        let range = amounts(&TIMES, &self.0);
+        format!("a time{range}, such as \"3s\", \"250ms\" or 3000 (milliseconds)")
     }
 
     fn read(&self, given: &Given) -> Result<Duration, String> {
-        within(given, &self.0).map(Duration::from_millis).ok_or_else(|| given.described())
+        amount(given, &self.0, &TIMES).map(Duration::from_millis)
     }
 
     fn show(&self, time: &Duration) -> String {
-        time.as_millis().to_string()
+        TIMES.show(time.as_millis() as u64)
     }
 }
 
-/// A duration in milliseconds, or `auto` to derive it from other settings.
+/// The same, or `auto` to derive it from other settings.
 pub struct MillisOrAuto(pub RangeInclusive<u64>);
 
 impl Kind<Option<Duration>> for MillisOrAuto {
     fn takes(&self) -> String {
-        format!("{} or \"auto\"", range_of(" of milliseconds", &self.0))
+        format!("{} or \"auto\"", Millis(self.0.clone()).takes())
     }
 
     fn read(&self, given: &Given) -> Result<Option<Duration>, String> {
@@ -244,7 +256,7 @@ impl Kind<Option<Duration>> for MillisOrAuto {
     }
 
     fn show(&self, time: &Option<Duration>) -> String {
-        time.map_or("\"auto\"".to_owned(), |time| time.as_millis().to_string())
+        time.map_or(AUTO.to_owned(), |time| Millis(self.0.clone()).show(&time))
     }
 }
 
@@ -406,8 +418,25 @@ fn within(given: &Given, range: &RangeInclusive<u64>) -> Option<u64> {
     }
 }
 
-fn range_of(unit: &str, range: &RangeInclusive<u64>) -> String {
-    format!("a whole number{unit} from {} to {}", range.start(), range.end())
+/// An amount that a range holds: with its unit, or a number of the smallest one.
+fn amount(given: &Given, range: &RangeInclusive<u64>, units: &Units) -> Result<u64, String> {
+    let read = match given {
+        Given::Text(text) => units.read(text).map_err(|fault| given.described() + &fault)?,
+        _ => within(given, range).ok_or_else(|| given.described())?,
+    };
+    if range.contains(&read) { Ok(read) } else { Err(given.described()) }
+}
+
+/// The range as it follows "a time" or "a size"; nothing where it has no end worth telling.
+fn amounts(units: &Units, range: &RangeInclusive<u64>) -> String {
+    if *range.end() == i64::MAX as u64 {
+        return String::new();
+    }
+    format!(" from {} to {}", units.bare(*range.start()), units.bare(*range.end()))
+}
+
+fn range_of(range: &RangeInclusive<u64>) -> String {
+    format!("a whole number from {} to {}", range.start(), range.end())
 }
 
 pub(super) fn quoted(text: &str) -> String {

@@ -1,8 +1,9 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
 //! command line nor file syntax (`config::file` reads TOML into this). `keys` is the table of
-//! settings, `kinds` how their values are written, `rules` how settings constrain each other,
-//! `reload` what a reload applies.
+//! settings, `kinds` how their values are written, `units` how times and sizes are, `rules` how settings
+//! constrain each other, `doubts` what deserves a warning, `reload` what a reload applies.
 
+pub mod doubts;
 pub mod file;
 pub mod joining;
 pub mod keys;
@@ -12,6 +13,7 @@ pub mod reload;
 pub mod rules;
 mod service_kinds;
 pub mod services;
+pub mod units;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64};
@@ -131,15 +133,24 @@ impl Default for Balance {
 pub struct Health {
     /// How often a backend is sent `hello`.
     pub interval: Duration,
-    /// How long a backend may take to answer.
-    pub timeout: Duration,
+    /// How long a backend may take to answer; `None` derives it: see [`Health::timeout`].
+    pub timeout: Option<Duration>,
     /// Unanswered hellos in a row after which a backend is considered gone.
     pub misses: u32,
 }
 
 impl Default for Health {
     fn default() -> Health {
-        Health { interval: Duration::from_secs(5), timeout: Duration::from_secs(2), misses: 3 }
+        Health { interval: Duration::from_secs(5), timeout: None, misses: 3 }
+    }
+}
+
+impl Health {
+    /// How long a backend may take to answer. Unless configured, that is half the interval, and 2 s at
+    /// most.
+    pub fn timeout(&self) -> Duration {
+        const MOST: Duration = Duration::from_secs(2);
+        self.timeout.unwrap_or_else(|| MOST.min(self.interval / 2))
     }
 }
 
@@ -148,7 +159,8 @@ pub struct Limits {
     /// Most sessions at once, across all workers; users beyond that are refused and counted. Zero: as
     /// many as the descriptors allow, at most 100,000.
     pub sessions: usize,
-    /// Most control connections at once.
+    /// Most control connections at once. Zero: as many as the descriptors allow, at most
+    /// [`CONTROL_CONNECTIONS_DEFAULT`].
     pub control_connections: usize,
     /// Bytes of relay buffers, across all workers.
     pub buffer_bytes: usize,
@@ -160,11 +172,24 @@ pub struct Limits {
     pub udp_sockets: usize,
 }
 
+/// Limit on control connections when the configuration leaves it to the host.
+pub const CONTROL_CONNECTIONS_DEFAULT: usize = 1024;
+
+impl Limits {
+    /// Most control connections at once, where nobody has worked out what the host allows.
+    pub fn control_connections(&self) -> usize {
+        match self.control_connections {
+            0 => CONTROL_CONNECTIONS_DEFAULT,
+            limit => limit,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             sessions: 0,
-            control_connections: 1024,
+            control_connections: 0,
             buffer_bytes: 48 << 20,
             udp_sessions: 100_000,
             udp_sockets: 0,
@@ -331,6 +356,20 @@ impl Default for Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_automatic_timeout_is_half_the_interval_and_two_seconds_at_most() {
+        let ms = Duration::from_millis;
+        for (interval, timeout) in
+            [(10, 5), (1000, 500), (4000, 2000), (5000, 2000), (3_600_000, 2000)]
+        {
+            let health = Health { interval: ms(interval), ..Health::default() };
+            assert_eq!(health.timeout(), ms(timeout), "{interval}");
+            assert!(health.timeout() < health.interval);
+        }
+        let configured = Health { timeout: Some(ms(700)), ..Health::default() };
+        assert_eq!(configured.timeout(), ms(700));
+    }
 
     #[test]
     fn an_automatic_quarantine_is_twice_the_idle_time_or_ten_seconds_with_responses() {

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::Config;
 use super::services::{CheckConfig, CheckKind, ServiceConfig, StaticBackend};
+use super::units::{SIZES, TIMES};
 use crate::cluster::doors::{Claimant, Claimed};
 use crate::cluster::route::{self, Conflict, Host};
 use crate::cluster::{FALLBACKS_MAX, Protocol, ServiceId};
@@ -19,12 +21,12 @@ use crate::metrics::BACKENDS_MAX;
 /// One sentence that names the keys and the fix.
 pub fn check(config: &Config) -> Result<(), String> {
     let health = &config.health;
-    if health.timeout >= health.interval {
+    if health.timeout() >= health.interval {
         return Err(format!(
             "health.timeout_ms ({}) must be less than health.interval_ms ({}): lower the first or \
-             raise the second",
-            health.timeout.as_millis(),
-            health.interval.as_millis()
+             raise the second, or leave the first out",
+            shown(health.timeout()),
+            shown(health.interval)
         ));
     }
     let listen = &config.listen;
@@ -36,7 +38,6 @@ pub fn check(config: &Config) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    let is_open = |door: &SocketAddr| !door.ip().to_canonical().is_loopback();
     if let Some(address) = listen.control.filter(is_open)
         && let Some(name) = config.unguarded()
     {
@@ -54,14 +55,25 @@ pub fn check(config: &Config) -> Result<(), String> {
     {
         if bytes > api.head_bytes {
             return Err(format!(
-                "{name} ({bytes}) must not be more than api.head_bytes ({}): lower the first or \
-                 raise the second",
-                api.head_bytes
+                "{name} ({}) must not be more than api.head_bytes ({}): lower the first or raise the \
+                 second",
+                SIZES.bare(bytes as u64),
+                SIZES.bare(api.head_bytes as u64)
             ));
         }
     }
     doors_apart(config)?;
     services(config)
+}
+
+/// Whether a door is open to other hosts.
+pub(super) fn is_open(door: &SocketAddr) -> bool {
+    !door.ip().to_canonical().is_loopback()
+}
+
+/// A time as the file writes it.
+fn shown(time: Duration) -> String {
+    TIMES.bare(time.as_millis() as u64)
 }
 
 /// A listening address and what the file calls it.
@@ -231,12 +243,12 @@ fn services(config: &Config) -> Result<(), String> {
         backends_fit(service)?;
         groups(service)?;
         let check = &service.check;
-        if check.timeout > check.interval {
+        if check.timeout() > check.interval {
             return Err(format!(
                 "service.{name}.check.timeout_ms ({}) must not be more than interval_ms ({}): lower the \
-                 first or raise the second",
-                check.timeout.as_millis(),
-                check.interval.as_millis()
+                 first or raise the second, or leave the first out",
+                shown(check.timeout()),
+                shown(check.interval)
             ));
         }
         if let Some(key) = unused_key(check, service.protocol) {
@@ -426,12 +438,15 @@ mod tests {
     #[test]
     fn an_answer_must_come_before_the_next_question() {
         assert_eq!(
-            said("[health]\ninterval_ms = 1000"),
-            Err("health.timeout_ms (2000) must be less than health.interval_ms (1000): lower the \
-                 first or raise the second"
+            said("[health]\ninterval_ms = 1000\ntimeout_ms = \"2s\""),
+            Err("health.timeout_ms (2s) must be less than health.interval_ms (1s): lower the first or \
+                 raise the second, or leave the first out"
                 .to_owned())
         );
-        assert_eq!(said("[health]\ninterval_ms = 2001"), Ok(()));
+        assert_eq!(said("[health]\ninterval_ms = 2001\ntimeout_ms = 2000"), Ok(()));
+        for alone in ["10", "1000", "\"1s\"", "\"1h\""] {
+            assert_eq!(said(&format!("[health]\ninterval_ms = {alone}")), Ok(()), "{alone}");
+        }
     }
 
     #[test]

@@ -12,7 +12,9 @@ use ipnet::IpNet;
 use super::keys::{
     DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, SESSIONS_MAX, U32_MAX, takes_of,
 };
-use super::kinds::{Bytes, File, Kind, Millis, Networks, Number, NumberOrAuto, Switch, Word};
+use super::kinds::{
+    Bytes, File, Kind, Millis, MillisOrAuto, Networks, Number, NumberOrAuto, Switch, Word,
+};
 use super::service_kinds::{
     Backends, Doors, Groups, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_word,
 };
@@ -94,7 +96,8 @@ pub struct CheckConfig {
     pub host: Option<String>,
     pub expect: Expected,
     pub interval: Duration,
-    pub timeout: Duration,
+    /// How long a check may take; `None` derives it: see [`CheckConfig::timeout`].
+    pub timeout: Option<Duration>,
     pub rise: u32,
     pub fall: u32,
     pub on_fail: OnFail,
@@ -126,12 +129,20 @@ impl Default for CheckConfig {
             host: None,
             expect: Expected { first: 200, last: 399 },
             interval: Duration::from_secs(2),
-            timeout: Duration::from_secs(1),
+            timeout: None,
             rise: 2,
             fall: 3,
             on_fail: OnFail::Keep,
             when_all_fail: WhenAllFail::Refuse,
         }
+    }
+}
+
+impl CheckConfig {
+    /// How long a check may take. Unless configured, that is half the interval, and 1 s at most.
+    pub fn timeout(&self) -> Duration {
+        const MOST: Duration = Duration::from_secs(1);
+        self.timeout.unwrap_or_else(|| MOST.min(self.interval / 2))
     }
 }
 
@@ -408,8 +419,8 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "The statuses of a passed HTTP check, one or a range.";
     "check" "interval_ms", check.interval: Millis(10..=HOUR_MS), Now,
         "How often a backend is checked.";
-    "check" "timeout_ms", check.timeout: Millis(1..=60_000), Now,
-        "How long a check may take.";
+    "check" "timeout_ms", check.timeout: MillisOrAuto(1..=60_000), Now,
+        "How long a check may take, `interval_ms` at most. `\"auto\"` is half of it, 1 s at most.";
     "check" "rise", check.rise: Number(1..=100), Now,
         "A failing backend serves again after this many passed checks in a row.";
     "check" "fall", check.fall: Number(1..=100), Now,

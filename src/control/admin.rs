@@ -6,9 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::Path;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -87,28 +85,13 @@ impl Listener {
         TcpListener::from_std(listener).map(Listener::Tcp)
     }
 
-    /// The unix socket at `path`. A socket left behind by an earlier run is replaced.
+    /// The unix socket, which is already open.
     ///
     /// # Errors
-    /// A sentence for the operator that includes the cure.
-    pub fn socket(path: &Path) -> Result<Listener, String> {
-        let shown = path.display();
-        let left_over = path.symlink_metadata().is_ok_and(|about| about.file_type().is_socket());
-        if left_over {
-            if StdUnixStream::connect(path).is_ok() {
-                return Err(format!(
-                    "another balancer answers on {shown}: stop it or name another [admin] socket"
-                ));
-            }
-            // If this fails, the error from binding says why.
-            let _ = std::fs::remove_file(path);
-        }
-        UnixListener::bind(path).map(Listener::Unix).map_err(|error| {
-            format!(
-                "cannot open the unix socket {shown}: {error}; name another [admin] socket, in a \
-                 directory the balancer's user may write to"
-            )
-        })
+    /// When the runtime cannot watch it.
+    pub fn socket(listener: StdUnixListener) -> io::Result<Listener> {
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener).map(Listener::Unix)
     }
 
     async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {

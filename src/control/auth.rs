@@ -90,6 +90,9 @@ impl Secrets {
             )
         })?;
         let about = file.metadata().map_err(|error| format!("cannot look at {shown}: {error}"))?;
+        if about.is_dir() {
+            return Err(format!("{shown} is a folder: name a file of secrets in it"));
+        }
         if about.permissions().mode() & 0o027 != 0 {
             return Err(format!(
                 "others may read or change the secret file {shown}: run `chmod 600 {shown}`"

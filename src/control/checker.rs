@@ -56,7 +56,7 @@ impl Target {
             host: check.host.clone().unwrap_or_else(|| address.to_string()),
             expect: check.expect,
         });
-        Target { port, timeout: check.timeout, question, is_own_door: false }
+        Target { port, timeout: check.timeout(), question, is_own_door: false }
     }
 
     /// Whether the backend at this port answers requests at all, whatever it says to one that asks for nothing
@@ -236,7 +236,7 @@ mod tests {
         CheckConfig {
             kind: CheckKind::Http,
             path: "/primary".to_owned(),
-            timeout: PATIENCE,
+            timeout: Some(PATIENCE),
             expect: Expected { first: 200, last: 200 },
             ..CheckConfig::default()
         }
@@ -367,7 +367,9 @@ mod tests {
                 sent = stream.write_all(more.as_bytes()).await;
             }
         });
-        let outcome = checked(&Target::of(&CheckConfig { timeout, ..http() }, at(address))).await;
+        let outcome =
+            checked(&Target::of(&CheckConfig { timeout: Some(timeout), ..http() }, at(address)))
+                .await;
         // It ends because the check has hung up.
         server.await.unwrap();
         outcome.unwrap_err().replace(&address.to_string(), "it")
@@ -421,11 +423,14 @@ mod tests {
     async fn a_backend_that_accepts_and_says_nothing_fails_in_time() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let target =
-            Target::of(&CheckConfig { timeout: Duration::from_millis(50), ..http() }, at(address));
+        let target = Target::of(
+            &CheckConfig { timeout: Some(Duration::from_millis(50)), ..http() },
+            at(address),
+        );
         let why = checked(&target).await.unwrap_err();
         assert_eq!(why, format!("no answer from {address} within 50 ms"));
-        let tcp = CheckConfig { kind: CheckKind::Tcp, timeout: PATIENCE, ..CheckConfig::default() };
+        let tcp =
+            CheckConfig { kind: CheckKind::Tcp, timeout: Some(PATIENCE), ..CheckConfig::default() };
         assert_eq!(checked(&Target::of(&tcp, at(address))).await, Ok(()), "it accepts");
         let port = Some(address.port());
         let elsewhere =

@@ -131,7 +131,7 @@ impl ControlDoor {
     /// proved or registered nothing so far.
     fn has_room_for(&self, address: IpAddr) -> bool {
         let hub = self.shared.hub.borrow();
-        let (open, limit) = (self.open.get(), hub.config.limits.control_connections);
+        let (open, limit) = (self.open.get(), hub.config.limits.control_connections());
         if open >= limit + LEAVING_MAX {
             return false;
         }

@@ -64,7 +64,7 @@ impl Hellos {
 
     /// When [`Hellos::step`] has something to do.
     pub fn deadline(&self) -> Now {
-        self.asked.map_or(self.next, |asked| asked.plus(self.rule.timeout + self.pardoned))
+        self.asked.map_or(self.next, |asked| asked.plus(self.rule.timeout() + self.pardoned))
     }
 
     /// What is due at `now`. Call it again until it returns [`Due::Nothing`].
@@ -198,8 +198,11 @@ impl Silence {
 mod tests {
     use super::*;
 
-    const RULE: Health =
-        Health { interval: Duration::from_secs(5), timeout: Duration::from_secs(2), misses: 3 };
+    const RULE: Health = Health {
+        interval: Duration::from_secs(5),
+        timeout: Some(Duration::from_secs(2)),
+        misses: 3,
+    };
 
     fn at(ms: u64) -> Now {
         Now::from_nanos(ms * 1_000_000)
@@ -254,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_timeout_longer_than_the_interval_delays_the_next_hello() {
-        let rule = Health { timeout: Duration::from_secs(8), misses: 2, ..RULE };
+        let rule = Health { timeout: Some(Duration::from_secs(8)), misses: 2, ..RULE };
         let mut hellos = Hellos::new(rule, at(0));
         let expected =
             [(5000, Due::Ask), (13_000, Due::Missed(1)), (13_000, Due::Ask), (21_000, Due::Lost)];
@@ -265,7 +268,7 @@ mod tests {
     fn a_changed_rule_holds_from_the_next_hello_on() {
         let mut hellos = Hellos::new(RULE, at(0));
         let faster = Duration::from_secs(1);
-        hellos.follow(Health { interval: faster, timeout: faster / 2, misses: 2 });
+        hellos.follow(Health { interval: faster, timeout: Some(faster / 2), misses: 2 });
         let expected =
             [(5000, Due::Ask), (5500, Due::Missed(1)), (6000, Due::Ask), (6500, Due::Lost)];
         assert_eq!(run(&mut hellos, 60_000), expected);

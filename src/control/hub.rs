@@ -104,6 +104,8 @@ pub struct Hub {
     pub doors: UserDoors,
     /// The outcome of the last reload, for the status.
     pub reload: ReloadStatus,
+    /// What the settings leave to the host and has been worked out, as `key = value`.
+    pub derived: Vec<String>,
     /// Services that are no longer in the settings.
     leaving: BTreeMap<ServiceId, Leaving>,
     publication: Publication,
@@ -148,6 +150,7 @@ impl Hub {
             started: now,
             snapshot,
             reload: ReloadStatus::default(),
+            derived: Vec::new(),
             doors: UserDoors::default(),
             leaving: BTreeMap::new(),
             publication: Publication::new(snapshots),

@@ -28,7 +28,7 @@
 //! | what the service manager is told | [`manager`] |
 //! | changing settings at runtime | [`reload`] |
 //! | the log lines | [`console`] |
-//! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`readiness`], [`page`], [`admin`] |
+//! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`readiness`], [`page`], [`admin`], [`socket`] |
 //! | who holds a connection to it | [`places`], [`peer`] |
 //! | what operators may change, and who | [`verbs`] |
 
@@ -61,6 +61,7 @@ pub mod readiness;
 pub mod reload;
 pub mod rights;
 pub mod services;
+pub mod socket;
 pub mod status;
 pub mod verbs;
 pub mod view;
@@ -105,11 +106,15 @@ const RING_ENTRIES: u32 = 1024;
 pub struct Listeners {
     pub control: Option<std::net::TcpListener>,
     pub admin: Option<std::net::TcpListener>,
+    /// The unix socket for operators.
+    pub socket: Option<std::os::unix::net::UnixListener>,
 }
 
 /// Everything the control core needs to run.
 pub struct Control {
     pub config: Arc<Config>,
+    /// What the settings leave to the host and has been worked out, as `key = value`.
+    pub derived: Vec<String>,
     pub listeners: Listeners,
     /// One per worker.
     pub ends: Vec<ControlEnd>,
@@ -168,9 +173,9 @@ impl Control {
         reload: Option<(Reload, mpsc::Receiver<()>)>,
         begin: impl Future<Output = io::Result<()>>,
     ) -> io::Result<()> {
-        let Control { config, listeners, ends, snapshots, doors, urgent } = self;
+        let Control { config, derived, listeners, ends, snapshots, doors, urgent } = self;
         let mut hub = Hub::new(Arc::clone(&config), Workers::new(ends), snapshots, Now::read());
-        hub.doors = doors;
+        (hub.doors, hub.derived) = (doors, derived);
         let hub = Rc::new(RefCell::new(hub));
         let outcome = runtime().and_then(|runtime| {
             runtime.block_on(async {
@@ -193,12 +198,21 @@ impl Control {
     }
 }
 
+/// Whether the control core could set up its own ring here.
+///
+/// # Errors
+/// A sentence for the operator that includes the cure.
+pub fn try_ring() -> io::Result<()> {
+    runtime().map(drop)
+}
+
 fn runtime() -> io::Result<tokio_uring::Runtime> {
     let mut ring = tokio_uring::uring_builder();
     ring.setup_cqsize(4 * RING_ENTRIES);
     let mut builder = tokio_uring::builder();
     builder.entries(RING_ENTRIES).uring_builder(&ring);
-    tokio_uring::Runtime::new(&builder)
+    crate::ring::probe::patiently(|| tokio_uring::Runtime::new(&builder))
+        .map_err(|error| io::Error::other(crate::ring::probe::explain(&error)))
 }
 
 /// Opens the doors for backends and operators.
@@ -225,9 +239,8 @@ fn open(
         tokio_uring::spawn(door.accept(listener));
     }
     let admin = AdminDoor { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(entrance) };
-    if let Some(path) = &config.admin.socket {
-        let socket = Listener::socket(path).map_err(io::Error::other)?;
-        tokio_uring::spawn(admin::serve(admin.clone(), socket));
+    if let Some(socket) = listeners.socket {
+        tokio_uring::spawn(admin::serve(admin.clone(), Listener::socket(socket)?));
     }
     if let Some(listener) = listeners.admin {
         tokio_uring::spawn(admin::serve(admin, Listener::door(listener)?));

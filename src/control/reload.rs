@@ -14,13 +14,13 @@ use super::auth::Secrets;
 use super::doors::{NewDoor, Opened, Step};
 use super::drain::Stop;
 use super::hub::Hub;
-use super::rights::{Admission, Keys, who_may_register};
+use super::rights::{self, Admission, Keys, who_may_register};
 use super::status::ReloadStatus;
 use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::config::reload::{Prepared, Transition, between};
 use crate::config::services::{SERVICES_MAX, ServiceConfig, ServiceIds};
-use crate::config::{Config, Listen, plans, rules};
+use crate::config::{Config, Listen, doubts, plans, rules};
 use crate::logs;
 
 /// Removed services that may still have sessions, at most.
@@ -31,8 +31,9 @@ const TOO_MANY_LEAVING: &str =
 /// Reads the settings again; they come complete and checked.
 pub type Reread = Box<dyn FnMut() -> Result<Config, String>>;
 
-/// Fits settings to this host and its doors. If they do not fit, a sentence for the operator.
-pub type Fit = Box<dyn Fn(&mut Config) -> Result<(), String>>;
+/// Fits settings to this host and its doors, and says what it has worked out. If they do not fit, a
+/// sentence for the operator.
+pub type Fit = Box<dyn Fn(&mut Config) -> Result<Vec<String>, String>>;
 
 /// Opens users' doors, all or none.
 pub type Open = Box<dyn Fn(&[NewDoor]) -> Result<Vec<Opened>, String>>;
@@ -105,7 +106,7 @@ impl Entrance {
     pub fn new(config: &Config) -> Result<Entrance, String> {
         let admission = who_may_register(config)?;
         let keys = Keys::load(config)?.map(Rc::new);
-        let tokens = config.admin.token_file.as_deref().map(Secrets::load).transpose()?;
+        let tokens = rights::tokens(config)?;
         if let Some(service) = &admission.everyone {
             let service = &**service;
             warn!(service, "allow lets every host register, and so receive users' traffic");
@@ -117,6 +118,8 @@ impl Entrance {
 /// A reload of which everything that can go wrong has gone well.
 struct Planned {
     change: Transition,
+    derived: Vec<String>,
+    warnings: Vec<String>,
     asked: Asked,
     entrance: Entrance,
     doors: Step,
@@ -129,16 +132,18 @@ impl Reload {
         let planned = self.plan(&hub.borrow(), now);
         let mut hub = hub.borrow_mut();
         match planned {
-            Ok(Planned { change, asked, entrance: next, doors, opened }) => {
+            Ok(Planned { change, derived, warnings, asked, entrance: next, doors, opened }) => {
                 *entrance.borrow_mut() = next;
-                self.asked = asked;
+                (self.asked, hub.derived) = (asked, derived);
                 self.seats.set_max(change.config.limits.sessions);
                 logs::set_level(change.config.log.level);
                 say(&change);
                 let Transition { config, now: done, after_restart } = change;
                 let shifts_ended = hub.reloaded(config, doors, opened, now);
+                warnings.iter().for_each(|warning| warn!(%warning, "settings"));
                 let refused = None;
-                hub.reload = ReloadStatus { refused, now: done, after_restart, shifts_ended };
+                hub.reload =
+                    ReloadStatus { refused, now: done, after_restart, warnings, shifts_ended };
             }
             Err(reason) => {
                 error!(%reason, "reload refused, nothing was changed");
@@ -156,7 +161,8 @@ impl Reload {
         let mut wanted = (self.reread)()?;
         let asked = Asked { listen: self.asked.listen.clone(), ..Asked::of(&wanted) };
         self.asked.find_open(&mut wanted, &hub.config);
-        (self.fit)(&mut wanted)?;
+        let warnings = doubts::warnings(&wanted);
+        let derived = (self.fit)(&mut wanted)?;
         let mut added = BTreeSet::new();
         let mut number = || {
             let all = hub.registry.services().count() + added.len();
@@ -181,7 +187,7 @@ impl Reload {
             );
         }
         let opened = (self.open)(&doors.open)?;
-        Ok(Planned { change, asked, entrance, doors, opened })
+        Ok(Planned { change, derived, warnings, asked, entrance, doors, opened })
     }
 }
 

@@ -86,11 +86,7 @@ impl Keys {
         let mut keyrings: BTreeMap<Box<[u8]>, Vec<Keyring<Arc<str>>>> = BTreeMap::new();
         for (path, keyring) in files(config) {
             if !read.contains_key(path) {
-                let secrets = Secrets::load(path).map_err(|fault| match &keyring {
-                    Keyring::Global => fault,
-                    Keyring::Service(name) => format!("service.{name}.secret_file: {fault}"),
-                })?;
-                read.insert(path, secrets);
+                read.insert(path, load(path, &keyring)?);
             }
             for secret in read[path].iter() {
                 let known = keyrings.entry(secret.into()).or_default();
@@ -116,8 +112,28 @@ impl Keys {
     }
 }
 
+/// Reads one file of secrets.
+///
+/// # Errors
+/// A sentence for the operator.
+pub fn load(path: &Path, of: &Keyring<Arc<str>>) -> Result<Secrets, String> {
+    Secrets::load(path).map_err(|fault| match of {
+        Keyring::Global => fault,
+        Keyring::Service(name) => format!("service.{name}.secret_file: {fault}"),
+    })
+}
+
+/// The tokens that permit changes over TCP, if the settings name a file of them.
+///
+/// # Errors
+/// A sentence for the operator.
+pub fn tokens(config: &Config) -> Result<Option<Secrets>, String> {
+    let read = |path| Secrets::load(path).map_err(|fault| format!("admin.token_file: {fault}"));
+    config.admin.token_file.as_deref().map(read).transpose()
+}
+
 /// Every file of secrets that the settings name, and whose it is.
-fn files(config: &Config) -> impl Iterator<Item = (&Path, Keyring<Arc<str>>)> {
+pub fn files(config: &Config) -> impl Iterator<Item = (&Path, Keyring<Arc<str>>)> {
     let global = config.control.secret_file.as_deref().map(|path| (path, Keyring::Global));
     let own = config.services.iter().filter_map(|table| {
         let keyring = Keyring::Service(table.name.as_str().into());

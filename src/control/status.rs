@@ -40,6 +40,9 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Of all workers, since they started.
     pub timings: Timings,
+    /// What the settings leave to the host and has been worked out, as `key = value`.
+    #[serde(default)]
+    pub derived: Vec<String>,
     /// The outcome of the last reload; empty before the first.
     #[serde(default)]
     pub reload: ReloadStatus,
@@ -56,6 +59,9 @@ pub struct ReloadStatus {
     pub now: Vec<String>,
     /// Changed, but not in use before a restart.
     pub after_restart: Vec<String>,
+    /// What deserves a warning in the settings, although they were applied.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Services whose shift it has ended, with the shares that the file gives to their groups.
     #[serde(default)]
     pub shifts_ended: Vec<ShiftEnded>,

@@ -23,6 +23,7 @@ use crate::cluster::{
 };
 use crate::config::Config;
 use crate::config::services::{CheckKind, SERVICE_KEYS, ServiceConfig};
+use crate::config::units::{SIZES, TIMES};
 use crate::metrics::{BOUNDS_US, ControlCounters, Row, WorkerCounters};
 
 /// The whole balancer at one moment.
@@ -43,6 +44,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         backends: backends(hub, now),
         workers: workers(hub),
         timings: timings(hub),
+        derived: hub.derived.clone(),
         reload: hub.reload.clone(),
         control: named(ControlCounters::ROWS, &hub.counters.values()),
     }
@@ -187,16 +189,16 @@ fn differing(own: &Terms, global: &Terms) -> Vec<String> {
         [
             format!("policy = \"{}\"", policy(*by)),
             format!("on_backend_loss = \"{loss}\""),
-            format!("connect_ms = {}", ms(timeouts.connect)),
-            format!("tcp_idle_ms = {}", ms(timeouts.tcp_idle)),
-            format!("half_close_ms = {}", ms(timeouts.half_close)),
-            format!("udp_idle_ms = {}", ms(timeouts.udp_idle)),
+            format!("connect_ms = {}", TIMES.show(ms(timeouts.connect))),
+            format!("tcp_idle_ms = {}", TIMES.show(ms(timeouts.tcp_idle))),
+            format!("half_close_ms = {}", TIMES.show(ms(timeouts.half_close))),
+            format!("udp_idle_ms = {}", TIMES.show(ms(timeouts.udp_idle))),
             format!("responses = {}", responses.map_or(0, NonZeroU32::get)),
-            format!("answer_ms = {}", ms(requests.answer)),
-            format!("body_ms = {}", ms(requests.body)),
-            format!("body_bytes = {}", unlimited_as_zero(requests.body_bytes)),
+            format!("answer_ms = {}", TIMES.show(ms(requests.answer))),
+            format!("body_ms = {}", TIMES.show(ms(requests.body))),
+            format!("body_bytes = {}", SIZES.show(unlimited_as_zero(requests.body_bytes))),
             format!("retries = {}", requests.retries),
-            format!("tunnel_idle_ms = {}", ms(requests.tunnel_idle)),
+            format!("tunnel_idle_ms = {}", TIMES.show(ms(requests.tunnel_idle))),
             format!("maintenance = {maintenance}"),
             format!("backends_max = {}", limits.backends.unwrap_or(0)),
             format!("sessions = {}", limits.sessions.unwrap_or(0)),

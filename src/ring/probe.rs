@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
@@ -23,6 +24,9 @@ const SETTINGS: RingSettings =
     RingSettings { small_blocks: 64, large_blocks: 4, datagram_blocks: 0 };
 /// Everything tried here completes at once or never.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How often a ring is tried for which there is no memory, and the pause in between.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(20);
 /// `IORING_RECVSEND_BUNDLE`.
 const BUNDLE: u16 = 1 << 4;
 const RECEIVE: Tag = Tag { kind: 1, generation: 1, slot: 1 };
@@ -168,13 +172,14 @@ impl std::error::Error for ProbeError {}
 pub fn probe() -> Result<Features, ProbeError> {
     let wrong = |error: io::Error| Surroundings::read().explain(&error);
     // The plainest ring there is: if this fails, it is not for lack of a feature.
-    IoUring::new(1).map_err(wrong)?;
+    patiently(|| IoUring::new(1)).map_err(wrong)?;
     let builder = IoUring::<squeue::Entry>::builder;
+    let has = |set_up: &dyn Fn() -> io::Result<IoUring>| is_known(patiently(set_up)).map_err(wrong);
     let mut features = Features {
         release: release(),
-        single_issuer: builder().setup_single_issuer().build(1).is_ok(),
-        defer_taskrun: builder().setup_single_issuer().setup_defer_taskrun().build(1).is_ok(),
-        coop_taskrun: builder().setup_coop_taskrun().build(1).is_ok(),
+        single_issuer: has(&|| builder().setup_single_issuer().build(1))?,
+        defer_taskrun: has(&|| builder().setup_single_issuer().setup_defer_taskrun().build(1))?,
+        coop_taskrun: has(&|| builder().setup_coop_taskrun().build(1))?,
         opcodes: unknown_opcodes().is_empty(),
         buffer_ring: false,
         multishot_receive: false,
@@ -182,13 +187,37 @@ pub fn probe() -> Result<Features, ProbeError> {
         bundle: false,
     };
     if features.defer_taskrun {
-        let mut ring = match Ring::new(SETTINGS) {
+        let mut ring = match patiently(|| Ring::new(SETTINGS)) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return lacking(features),
             ring => ring.map_err(wrong)?,
         };
         try_receives(&mut ring, &mut features).map_err(wrong)?;
     }
     lacking(features)
+}
+
+/// Whether the kernel knows what a ring was asked to be. Any other refusal says nothing about that.
+fn is_known(ring: io::Result<IoUring>) -> io::Result<bool> {
+    match ring {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets up a ring where others have just been closed: the kernel takes a moment to count their memory as
+/// unlocked.
+///
+/// # Errors
+/// As `set_up`.
+pub fn patiently<T>(set_up: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..ATTEMPTS {
+        match set_up() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
+    set_up()
 }
 
 /// The features, if they suffice.
@@ -211,7 +240,8 @@ fn lacking(features: Features) -> Result<Features, ProbeError> {
 /// The names of those opcodes that the kernel does not know.
 fn unknown_opcodes() -> Vec<&'static str> {
     let mut probe = Probe::new();
-    let asked = IoUring::new(1).and_then(|ring| ring.submitter().register_probe(&mut probe));
+    let asked =
+        patiently(|| IoUring::new(1)).and_then(|ring| ring.submitter().register_probe(&mut probe));
     let known = |code| asked.is_ok() && probe.is_supported(code);
     OPCODES.iter().filter(|(_, code)| !known(*code)).map(|(name, _)| *name).collect()
 }
@@ -390,6 +420,23 @@ mod tests {
             assert!(said.contains(cure), "{errno} {said}");
             assert!(!said.contains(['\n', ';']) && !said.ends_with('.'), "{said}");
         }
+    }
+
+    #[test]
+    fn a_lack_of_memory_is_waited_out_and_not_taken_for_an_old_kernel() {
+        let lack = || Err(Errno::ENOMEM.into());
+        let left = std::cell::Cell::new(3);
+        let after_a_while = || match left.get() {
+            0 => Ok(()),
+            more => {
+                left.set(more - 1);
+                lack()
+            }
+        };
+        assert!(patiently(after_a_while).is_ok());
+        let for_ever = patiently(|| lack().map(|()| IoUring::new(1).unwrap()));
+        assert_eq!(is_known(for_ever).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+        assert!(!is_known(Err(Errno::EINVAL.into())).unwrap());
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn check(protocol: Protocol, random: &mut Random) -> CheckConfig {
         kind: CheckKind::Tcp,
         port: (protocol == Protocol::Udp).then_some(8008),
         interval: Duration::from_millis(random.between(200, 800)),
-        timeout: Duration::from_millis(100),
+        timeout: Some(Duration::from_millis(100)),
         rise: random.between(1, 2) as u32,
         fall: random.between(1, 3) as u32,
         on_fail: random.pick(&[OnFail::Keep, OnFail::Close]),

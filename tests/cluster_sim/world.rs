@@ -107,7 +107,7 @@ fn opened(outside: &Outside, doors: &[NewDoor]) -> Result<Vec<Opened>, String> {
 fn reload(config: &Config, seats: &Arc<Seats>, outside: &Rc<Outside>) -> Reload {
     let (file, door) = (Rc::clone(outside), Rc::clone(outside));
     Reload {
-        fit: Box::new(|_| Ok(())),
+        fit: Box::new(|_| Ok(Vec::new())),
         open: Box::new(move |doors| opened(&door, doors)),
         reread: Box::new(move || match file.unreadable.replace(false) {
             true => Err("the file cannot be read".into()),

@@ -20,7 +20,7 @@ fn core(change: impl FnOnce(&mut ServiceConfig)) -> Core {
     Core::start(|config| {
         let mut shop = ServiceConfig::new("shop", Protocol::Tcp);
         shop.check.interval = Duration::from_millis(20);
-        shop.check.timeout = Duration::from_millis(20);
+        shop.check.timeout = Some(Duration::from_millis(20));
         change(&mut shop);
         config.set_services(vec![shop]);
     })

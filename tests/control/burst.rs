@@ -98,7 +98,7 @@ fn a_health_page_came_between(agents: usize, each: u16) -> bool {
 fn trying_many_ports_in_turn_does_not_cost_a_backend_its_hellos() {
     let core = Core::start(|config| {
         config.health.interval = Duration::from_millis(50);
-        config.health.timeout = Duration::from_millis(50);
+        config.health.timeout = Some(Duration::from_millis(50));
         config.health.misses = 2;
     });
     let services: Vec<_> = (0..300).map(|_| data_port()).collect();

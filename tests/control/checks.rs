@@ -44,7 +44,7 @@ fn tcp() -> CheckConfig {
     CheckConfig {
         kind: CheckKind::Tcp,
         interval: Duration::from_millis(20),
-        timeout: Duration::from_secs(5),
+        timeout: Some(Duration::from_secs(5)),
         rise: 2,
         fall: 2,
         ..CheckConfig::default()

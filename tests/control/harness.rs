@@ -14,7 +14,7 @@ use lb::cluster::{Backend as Registered, Protocol, Service, ServiceId, Snapshot}
 use lb::config::Config;
 use lb::config::services::ServiceConfig;
 use lb::control::doors::UserDoors;
-use lb::control::{Control, Listeners};
+use lb::control::{Control, Listeners, socket};
 use lb::metrics::WorkerMetrics;
 use lb::session::shards::ShardWriter;
 use lb::worker::link::{Order, Report, WorkerEnd, link};
@@ -168,12 +168,13 @@ impl Core {
         let (end, worker) =
             link(0, 200_000, snapshots.subscribe(), Arc::clone(&urgent)).expect("an eventfd");
         let (ask, asked) = mpsc::channel(4);
-        let listeners = Listeners { control: Some(control), admin: Some(admin) };
+        let socket = config.admin.socket.as_deref().map(|path| socket::open(path).unwrap());
+        let listeners = Listeners { control: Some(control), admin: Some(admin), socket };
         let thread = std::thread::spawn(move || {
             let config = Arc::new(config);
             let doors = UserDoors::default();
-            Control { config, listeners, ends: vec![end], snapshots, doors, urgent }
-                .run_until(asked)
+            let (ends, derived) = (vec![end], Vec::new());
+            Control { config, derived, listeners, ends, snapshots, doors, urgent }.run_until(asked)
         });
         Core {
             control: address,

@@ -205,7 +205,7 @@ fn a_lost_connection_takes_its_backends_at_once_and_their_sessions_if_so_configu
 fn a_backend_that_answers_hello_stays_and_one_that_does_not_leaves() {
     let core = Core::start(|config| {
         config.health.interval = Duration::from_millis(40);
-        config.health.timeout = Duration::from_millis(400);
+        config.health.timeout = Some(Duration::from_millis(400));
         config.health.misses = 2;
     });
     let (_listener, port) = data_port();
@@ -331,7 +331,7 @@ fn megabytes_without_a_newline_end_that_connection_only() {
 fn a_peer_that_never_reads_does_not_grow_and_disturbs_nobody() {
     let core = Core::start(|config| {
         config.health.interval = Duration::from_millis(300);
-        config.health.timeout = Duration::from_millis(300);
+        config.health.timeout = Some(Duration::from_millis(300));
         config.health.misses = 2;
     });
     let mut deaf = core.connect();

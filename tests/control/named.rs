@@ -404,7 +404,7 @@ fn the_status_shows_each_service_with_what_it_has_of_its_own() {
             "terms": [
                 "policy = \"least_sessions\"",
                 "on_backend_loss = \"close\"",
-                "connect_ms = 90",
+                "connect_ms = \"90ms\"",
             ],
             "groups": []
         })

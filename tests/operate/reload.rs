@@ -21,13 +21,13 @@ fn a_reload_changes_settings_and_leaves_a_running_session_alone() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let said = String::from_utf8(done.stdout).unwrap();
     assert!(said.contains("in use from now on: balance.policy = \"source_hash\"\n"), "{said}");
-    assert!(said.contains("needs a restart: limits.buffer_bytes = 1048576\n"), "{said}");
+    assert!(said.contains("needs a restart: limits.buffer_bytes = \"1MiB\"\n"), "{said}");
     let status = balancer.status();
     assert_eq!(status["policy"], "source_hash");
     assert_eq!(status["sessions"]["limit"], 1);
     let policy = r#"in use from now on setting="balance.policy = \"source_hash\"""#;
     balancer.wait_for_log(policy);
-    balancer.wait_for_log("needs a restart setting=\"limits.buffer_bytes = 1048576\"");
+    balancer.wait_for_log("needs a restart setting=\"limits.buffer_bytes = \\\"1MiB\\\"\"");
     balancer.wait_for_log("reloaded now=3 after_restart=1");
     assert!(echoes(&mut user), "the session that ran goes on");
     let mut other = TcpStream::connect(balancer.door("tcp")).unwrap();
@@ -256,7 +256,10 @@ fn a_reload_with_a_fault_changes_nothing_and_says_why() {
     let balancer = Balancer::ready("balance.policy = \"least_sessions\"");
     for (settings, reason) in [
         ("balance.policy = \"random\"", "balance.policy takes one of"),
-        ("health.interval_ms = 1000", "health.timeout_ms (2000) must be less"),
+        (
+            "health = { interval_ms = 1000, timeout_ms = 2000 }",
+            "health.timeout_ms (2s) must be less",
+        ),
         ("control.secret_file = \"no/such/file\"", "cannot read the secret file"),
         ("limits.sessions = 16777216", "raise LimitNOFILE"),
     ] {

@@ -52,6 +52,7 @@ pub fn status() -> Status {
         started_unix_ms: 0,
         uptime_ms: 65_000,
         stops_in_ms: None,
+        derived: vec!["workers = 1".into(), "limits.sessions = 100".into()],
         doors: Doors { tcp: Some("[::]:8081".parse().unwrap()), ..Doors::default() },
         policy: "round_robin".into(),
         snapshot: 3,
@@ -98,6 +99,7 @@ fn a_page_shows_every_part_aligned() {
     for line in [
         "lb 0.1.0 (pid 42) serving for 65 s, policy round_robin",
         "sessions 7 of 100, udp 20 of 50, started 0, ended 0, refused 0",
+        "auto: workers = 1, limits.sessions = 100",
         "tcp      [::]:8081",
         "admin    off",
         "id   users  address        name      state     share     hello  active   total  failed  no room       up  down",

@@ -229,7 +229,7 @@ fn what_does_not_fit_together_is_refused_with_the_cure() {
         ),
         (
             service("a", "protocol = \"tcp\"\nlisten = 1\ncheck.timeout_ms = 2001"),
-            "service.a.check.timeout_ms (2001) must not be more than interval_ms (2000): lower the first or raise the second",
+            "service.a.check.timeout_ms (2001ms) must not be more than interval_ms (2s): lower the first or raise the second, or leave the first out",
         ),
         (
             service("a", "protocol = \"api\"\nhosts = [\"x.y\"]")
@@ -405,7 +405,7 @@ fn a_reload_takes_services_in_and_out_and_whatever_their_tables_say() {
         [
             "service.gone is gone",
             "service.a.listen = [\":3\"]",
-            "service.a.connect_ms = 7",
+            "service.a.connect_ms = \"7ms\"",
             "service.a.check.kind = \"tcp\"",
             "service.new is new"
         ]

@@ -49,6 +49,7 @@ pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
         started_unix_ms: 1,
         uptime_ms,
         stops_in_ms: None,
+        derived: Vec::new(),
         doors: Doors::default(),
         policy: "round_robin".into(),
         snapshot: 1,
