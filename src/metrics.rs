@@ -9,7 +9,7 @@ use crate::base::buckets::bucket_of;
 pub use crate::base::buckets::{BOUNDS_US, BUCKETS};
 
 /// Most backends counted at once; also the limit on registrations, and on what the file lists. Numbered with
-/// 16 bits. Each takes 112 bytes of counters for each worker, half of them in the control core; memory comes
+/// 16 bits. Each takes 136 bytes of counters for each worker, almost half of them in the control core; memory comes
 /// from the system only as places are first used.
 pub const BACKENDS_MAX: usize = 16_384;
 
@@ -108,6 +108,7 @@ table! {
         Counter api_refused: "API requests refused because of an error on the user's side (4xx).",
         Counter api_failed: "API requests that the balancer answered with an error because no backend answered (5xx).",
         Counter api_errors: "API requests answered with 5xx, by the balancer or by a backend, and those whose response broke off.",
+        Counter api_unanswered: "API requests that their backend did not answer, or not take, in time (502 or 504).",
         Counter api_unclaimed: "API requests refused because no service has their host and path (404).",
         Counter api_fallbacks: "API requests that a service left to its `fallback`, in maintenance or for want of a backend.",
         Counter api_maintenance: "API requests refused because their service is under maintenance (503).",
@@ -154,6 +155,7 @@ table! {
         Counter total: "Sessions given to this backend.",
         Counter connect_failed: "Connections to this backend that were refused or timed out.",
         Counter connect_without_port: "Connections to this backend that could not be started because every local port towards it was in use.",
+        Counter unanswered: "API requests that this backend did not answer in time.",
         Counter turned_away: "Datagrams from users dropped because no socket or local port towards this backend was available.",
         Counter up: "Bytes from users to this backend.",
         Counter down: "Bytes from this backend to users.",
@@ -180,6 +182,7 @@ table! {
         Counter backends_restored: "Backends brought back because a connection succeeded again, or after a wait where none is tried.",
         Counter checks: "Checks of backends, whether they passed or failed.",
         Counter checks_failed: "Checks of backends that failed.",
+        Counter checks_not_run: "Checks of backends that could not be carried out because the balancer lacked descriptors, memory or local ports.",
         Counter backends_check_failed: "Backends taken out of the rotation because their check failed.",
         Counter backends_check_passed: "Backends put into the rotation because their check passed.",
         Counter hellos_sent: "Hellos sent to backends.",
@@ -227,6 +230,8 @@ pub struct WorkerMetrics {
     pub counters: WorkerCounters,
     /// By `Backend::slot`.
     pub backends: Box<[BackendCounters]>,
+    /// When each of them last began to answer an API request, in nanoseconds; likewise by slot.
+    pub answered: Box<[Counter]>,
     pub connect_time: Histogram,
     pub first_byte_time: Histogram,
     pub session_length: Histogram,
@@ -237,6 +242,7 @@ impl Default for WorkerMetrics {
         WorkerMetrics {
             counters: WorkerCounters::default(),
             backends: (0..BACKENDS_MAX).map(|_| BackendCounters::default()).collect(),
+            answered: (0..BACKENDS_MAX).map(|_| Counter::default()).collect(),
             connect_time: Histogram::default(),
             first_byte_time: Histogram::default(),
             session_length: Histogram::default(),

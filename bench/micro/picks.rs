@@ -61,6 +61,7 @@ fn freeze(bencher: Bencher, weights: u16) {
         let wanted = Registration {
             proxy: false,
             probe: true,
+            check: None,
             source: Source::Connection(1),
             service: ServiceId::built_in(Protocol::Udp),
             address: ([192, 0, 2, 1], 1_000 + number).into(),

@@ -1,47 +1,60 @@
 //! `lb backend`: keeps a backend registered from its own host; on a terminal, with the menu of the
 //! original system.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::{Failure, peer, print, protocol, secret, wait_for};
 use crate::base::thread;
 use crate::client::backend::{Notice, Wish};
+use crate::client::board::{Board, Line};
 use crate::client::echo::Echo;
-use crate::client::stay::{Membership, stay};
+use crate::client::stay::{Membership, stay, stay_with};
 use crate::client::wire::Offer;
-use crate::cluster::{Protocol, WEIGHT_MAX};
+use crate::cluster::{AskedCheck, Protocol, WEIGHT_MAX};
 use crate::config::Log;
 use crate::control::api::NAME_BYTES_MAX;
 use crate::logs;
 
 const MENU: &str = "1: register, 2: unregister, q: quit\n";
+/// How long a balancer is left alone that bars one registration of several.
+const BARRED_PAUSE: Duration = Duration::from_secs(10);
 
 /// Keep a backend registered: answers hello, registers again after the balancer was away, and
 /// unregisters at the end.
 ///
 /// Run it on the backend's own host: the balancer takes the address this connection comes from and
 /// connects to the port given here.
+///
+/// --service and --lb may be given several times, or with commas: each service is registered with each
+/// balancer over a connection of its own, and one line for each balancer tells how that stands. It ends
+/// with code 2 where no balancer takes it for want of the right secret.
 #[derive(Args)]
 pub struct Arguments {
-    /// The service the backend joins, as the balancer's file names it; without one, the built-in
+    /// The service the backend joins, as the balancer's file names it, with its group and port if they
+    /// are not those of --group and --port: NAME, NAME=PORT, NAME/GROUP=PORT; without one, the built-in
     /// service of --protocol
-    #[arg(long, value_name = "NAME", value_parser = name)]
-    service: Option<String>,
+    #[arg(long, value_name = "NAME[=PORT]", value_delimiter = ',')]
+    service: Vec<Member>,
     /// The kind of users the backend serves; with --service it may be left out
     #[arg(long, value_parser = protocol(), required_unless_present = "service")]
     protocol: Option<Protocol>,
     /// The backend's port on this host; with --echo, 0 takes any free one
-    #[arg(long, value_name = "N")]
-    port: u16,
+    #[arg(long, value_name = "N", required_unless_present = "service")]
+    port: Option<u16>,
     /// The balancer's control port
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = peer)]
-    lb: String,
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = peer,
+          value_delimiter = ',')]
+    lb: Vec<String>,
     /// The backend's share of new users relative to the others
     #[arg(long, value_name = "W", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(WEIGHT_MAX)))]
@@ -59,12 +72,43 @@ pub struct Arguments {
     /// attack, such as MySQL
     #[arg(long)]
     no_probe: bool,
+    /// Have the balancer check the port, and send users there only while that passes: tcp for a
+    /// connection, http:/PATH for a request
+    #[arg(long, value_name = "tcp|http:/PATH", value_parser = AskedCheck::from_str)]
+    check: Option<AskedCheck>,
     /// File with the secret the balancer asks for
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Be the backend as well: send back whatever arrives, by the rules of --protocol
     #[arg(long, requires = "protocol")]
     echo: bool,
+}
+
+/// A service to join, as a person writes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Member {
+    service: String,
+    group: Option<String>,
+    port: Option<u16>,
+}
+
+impl FromStr for Member {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Member, String> {
+        let (whom, port) = match text.split_once('=') {
+            None => (text, None),
+            Some((whom, port)) => {
+                let port = port.parse().map_err(|_| format!("write a port after {whom}="))?;
+                (whom, Some(port))
+            }
+        };
+        let (service, group) = match whom.split_once('/') {
+            None => (whom, None),
+            Some((service, group)) => (service, Some(name(group)?)),
+        };
+        Ok(Member { service: name(service)?, group, port })
+    }
 }
 
 /// A name that the balancer accepts, checked here first.
@@ -77,27 +121,80 @@ fn name(text: &str) -> Result<String, String> {
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    if arguments.port == 0 && !arguments.echo {
-        return Err(Failure("--port 0 works with --echo only: name the backend's port".to_owned()));
-    }
+    let offers = offers(&arguments)?;
     let secret = secret(arguments.secret_file.as_deref())?;
     let _logs = logs::start(&Log::default());
-    wait_for(serve(arguments, secret))?
+    wait_for(serve(arguments, offers, secret))?
 }
 
-async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Failure> {
-    let mut offer = Offer {
-        service: arguments.service,
-        protocol: arguments.protocol,
-        port: arguments.port,
-        weight: arguments.weight,
-        name: arguments.name,
-        group: arguments.group,
-        proxy: arguments.proxy.is_some(),
-        probe: !arguments.no_probe,
+/// What is to be registered with each balancer.
+fn offers(arguments: &Arguments) -> Result<Vec<Offer>, Failure> {
+    let offer = |member: Option<&Member>| {
+        let own = member.and_then(|it| it.port).or(arguments.port);
+        let service = member.map(|it| it.service.clone());
+        let port = own.ok_or_else(|| {
+            let service = service.as_deref().unwrap_or_default();
+            format!("service {service} has no port: write --service {service}=PORT, or --port PORT")
+        })?;
+        Ok::<Offer, String>(Offer {
+            service,
+            protocol: arguments.protocol,
+            port,
+            weight: arguments.weight,
+            name: arguments.name.clone(),
+            group: member.and_then(|it| it.group.clone()).or_else(|| arguments.group.clone()),
+            proxy: arguments.proxy.is_some(),
+            probe: !arguments.no_probe,
+            check: arguments.check.clone(),
+        })
     };
-    if let (true, Some(protocol)) = (arguments.echo, offer.protocol) {
-        offer.port = echo(&offer, protocol).await?;
+    let offers: Result<Vec<Offer>, String> = match arguments.service.is_empty() {
+        true => offer(None).map(|one| vec![one]),
+        false => arguments.service.iter().map(|it| offer(Some(it))).collect(),
+    };
+    let offers = offers?;
+    make_sense(arguments, &offers)?;
+    Ok(offers)
+}
+
+/// Checks what the balancer would refuse, or take for one registration where two are meant.
+fn make_sense(arguments: &Arguments, offers: &[Offer]) -> Result<(), Failure> {
+    if offers.iter().any(|offer| offer.port == 0) && !arguments.echo {
+        return Err(Failure("--port 0 works with --echo only: name the backend's port".to_owned()));
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) =
+        offers.iter().find(|it| it.port > 0 && !seen.insert((it.whom().to_owned(), it.port)))
+    {
+        return Err(Failure(format!(
+            "{} port {} is given twice: leave one out",
+            twice.whom(),
+            twice.port
+        )));
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = arguments.lb.iter().find(|address| !seen.insert(*address)) {
+        return Err(Failure(format!("--lb {twice} is given twice: leave one out")));
+    }
+    let no_check = match (&arguments.check, arguments.protocol) {
+        (Some(_), Some(Protocol::Udp)) => {
+            "a port for datagrams cannot be checked: leave out --check"
+        }
+        (Some(AskedCheck::Tcp), _) if arguments.no_probe => {
+            "--check tcp tries the port, which --no-probe forbids: leave out one of the two"
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure(no_check.to_owned()))
+}
+
+async fn serve(
+    arguments: Arguments,
+    mut offers: Vec<Offer>,
+    secret: Option<Vec<u8>>,
+) -> Result<(), Failure> {
+    if let (true, Some(protocol)) = (arguments.echo, arguments.protocol) {
+        echo_all(&mut offers, protocol).await?;
     }
     let (wish, wishes) = mpsc::channel(8);
     watch_signals(&wish)?;
@@ -105,16 +202,153 @@ async fn serve(arguments: Arguments, secret: Option<Vec<u8>>) -> Result<(), Fail
         print(MENU)?;
         thread::spawn("menu", move || menu(&wish))?;
     }
-    let what = format!("{} port {} at {}", offer.whom(), offer.port, arguments.lb);
-    let secret_file = arguments.secret_file;
-    let membership = Membership { balancer: arguments.lb, offer, secret, secret_file };
-    stay(membership, wishes, |notice| match notice {
-        Notice::Failed { .. } | Notice::NoSecret | Notice::SecretKept { .. } => {
-            tracing::warn!("{what}: {notice}")
-        }
+    let membership = |balancer: &String, offer: &Offer| Membership {
+        balancer: balancer.clone(),
+        offer: offer.clone(),
+        secret: secret.clone(),
+        secret_file: arguments.secret_file.clone(),
+    };
+    if let ([balancer], [offer]) = (&arguments.lb[..], &offers[..]) {
+        let what = format!("{} port {} at {balancer}", offer.whom(), offer.port);
+        stay(membership(balancer, offer), wishes, |notice| tell(&what, &notice)).await?;
+        return Ok(());
+    }
+    let all = arguments.lb.iter().map(|lb| offers.iter().map(|it| membership(lb, it)).collect());
+    let names = offers.iter().map(named).collect();
+    stay_everywhere(all.collect(), Board::new(&arguments.lb, names), wishes).await
+}
+
+fn tell(what: &str, notice: &Notice) {
+    match notice {
+        Notice::Failed { .. }
+        | Notice::NoSecret
+        | Notice::Warned { .. }
+        | Notice::Unchecked
+        | Notice::SecretKept { .. } => tracing::warn!("{what}: {notice}"),
         _ => tracing::info!("{what}: {notice}"),
-    })
-    .await?;
+    }
+}
+
+/// What is registered, in the line about a balancer.
+fn named(offer: &Offer) -> String {
+    let group = offer.group.as_ref().map(|group| format!("/{group}")).unwrap_or_default();
+    format!("{}{group} port {}", offer.whom(), offer.port)
+}
+
+/// Keeps every registration with every balancer until it is wished gone.
+async fn stay_everywhere(
+    all: Vec<Vec<Membership>>,
+    board: Board,
+    mut wishes: mpsc::Receiver<Wish>,
+) -> Result<(), Failure> {
+    let board = Arc::new(Mutex::new(board));
+    let (mut members, mut wished) = (JoinSet::new(), Vec::new());
+    for (balancer, memberships) in all.into_iter().enumerate() {
+        for (which, membership) in memberships.into_iter().enumerate() {
+            let (wish, own) = mpsc::channel(8);
+            wished.push(wish);
+            let place = Place { board: Arc::clone(&board), balancer, which };
+            members.spawn(place.keep(membership, own));
+        }
+    }
+    loop {
+        tokio::select! {
+            ended = members.join_next() => match ended {
+                None => return Ok(()),
+                Some(Ok(Ok(())) | Err(_)) => {}
+                Some(Ok(Err(why))) => return Err(Failure(why)),
+            },
+            Some(wish) = wishes.recv() => {
+                for member in &wished {
+                    // One that has ended has no wishes left.
+                    let _ = member.send(wish).await;
+                }
+            }
+        }
+    }
+}
+
+/// A registration's place on the board.
+struct Place {
+    board: Arc<Mutex<Board>>,
+    balancer: usize,
+    which: usize,
+}
+
+impl Place {
+    /// Keeps one registration, and tries again later what a balancer bars as long as another may take it.
+    ///
+    /// # Errors
+    /// Why nothing can be registered anywhere.
+    async fn keep(
+        self,
+        membership: Membership,
+        mut wishes: mpsc::Receiver<Wish>,
+    ) -> Result<(), String> {
+        let what = format!("{} at {}", named(&membership.offer), membership.balancer);
+        loop {
+            let told = |notice: Notice| self.said(&what, &notice);
+            let Err(why) = stay_with(membership.clone(), &mut wishes, told).await else {
+                return Ok(());
+            };
+            let (line, is_hopeless) = {
+                let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+                (board.barred(self.balancer, self.which, &why), board.is_hopeless())
+            };
+            line.iter().for_each(show);
+            if is_hopeless {
+                return Err(why);
+            }
+            let pause = tokio::time::sleep(BARRED_PAUSE);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    wish = wishes.recv() => if let Wish::Gone = wish.unwrap_or(Wish::Gone) {
+                        return Ok(());
+                    },
+                }
+            }
+        }
+    }
+
+    fn said(&self, what: &str, notice: &Notice) {
+        match notice {
+            // The line about the balancer says it.
+            Notice::Registered
+            | Notice::Unregistered
+            | Notice::Hello
+            | Notice::Failed { .. }
+            | Notice::NoSecret => {
+                tracing::debug!("{what}: {notice}");
+            }
+            _ => tell(what, notice),
+        }
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.said(self.balancer, self.which, notice).iter().for_each(show);
+    }
+}
+
+fn show(line: &Line) {
+    match line.is_trouble {
+        true => tracing::warn!("{}", line.text),
+        false => tracing::info!("{}", line.text),
+    }
+}
+
+/// Starts an echo backend for each port that is registered. Where several services have the same one, it is
+/// the same backend; each 0 is another.
+async fn echo_all(offers: &mut [Offer], protocol: Protocol) -> Result<(), Failure> {
+    let mut opened = BTreeMap::new();
+    for offer in offers {
+        let known = opened.get(&offer.port).copied().filter(|_| offer.port > 0);
+        let port = match known {
+            Some(port) => port,
+            None => echo(offer, protocol).await?,
+        };
+        opened.insert(offer.port, port);
+        offer.port = port;
+    }
     Ok(())
 }
 
@@ -161,6 +395,55 @@ fn menu(wish: &mpsc::Sender<Wish>) {
         };
         if wish.blocking_send(chosen).is_err() {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    /// What is registered, or why nothing is.
+    fn registered(words: &str) -> Result<Vec<String>, String> {
+        let words = std::iter::once("backend").chain(words.split_whitespace());
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        let offers = offers(&line.arguments).map_err(|failure| failure.0)?;
+        Ok(offers.iter().map(named).collect())
+    }
+
+    #[test]
+    fn several_services_are_written_with_their_groups_and_ports() {
+        for (words, expected) in [
+            ("--protocol tcp --port 9", vec!["tcp port 9"]),
+            ("--service redis --port 9", vec!["redis port 9"]),
+            ("--service redis --service pg=7 --port 9", vec!["redis port 9", "pg port 7"]),
+            ("--service a=1,b/green=2", vec!["a port 1", "b/green port 2"]),
+            ("--service a/blue,b --group green --port 3", vec!["a/blue port 3", "b/green port 3"]),
+            ("--service a=1 --lb :1,:2 --lb 10.0.0.1:3", vec!["a port 1"]),
+        ] {
+            assert_eq!(registered(words).unwrap(), expected, "{words}");
+        }
+        for (words, why) in [
+            ("--service redis", "service redis has no port: write --service redis=PORT"),
+            ("--service redis=x", "write a port after redis="),
+            ("--service a=1,a=1", "a port 1 is given twice"),
+            ("--service a=1 --lb :1,:1", "--lb 127.0.0.1:1 is given twice"),
+            ("--service a=0", "works with --echo only"),
+            ("--protocol udp --port 1 --check tcp", "datagrams cannot be checked"),
+            ("--protocol tcp --port 1 --check tcp --no-probe", "which --no-probe forbids"),
+            ("--protocol tcp --port 1 --check icmp", "write tcp, or http: and a path"),
+            ("--protocol tcp", "--port"),
+        ] {
+            let said = registered(words).unwrap_err();
+            assert!(said.contains(why), "{words}: {said}");
         }
     }
 }

@@ -158,7 +158,20 @@ fn backend_table(mut backends: Vec<&BackendStatus>, named: bool, list: List) -> 
         "id", "users", "address", "name", "state", "share", "hello", "active", "total", "failed",
         "no room", "up", "down",
     ];
-    drawn(&headed(named, &heads), &rows, list.colour) + &list.left(backends.len(), "backends")
+    let reasons: String = backends.iter().take(list.most).filter_map(|it| reason(it)).collect();
+    let table = drawn(&headed(named, &heads), &rows, list.colour);
+    table + &list.left(backends.len(), "backends") + &reasons
+}
+
+/// Why a backend gets no users, in a line.
+fn reason(backend: &BackendStatus) -> Option<String> {
+    let why = match backend.state {
+        BackendState::Aside => backend.aside_because.as_ref(),
+        BackendState::Failing => backend.check.failure.as_ref(),
+        _ => None,
+    }?;
+    let why: String = why.chars().filter(|letter| !letter.is_control()).collect();
+    Some(format!("{} {}: {why}\n", backend.id, backend.state.name()))
 }
 
 fn head(status: &Status, colour: bool) -> String {
@@ -225,7 +238,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
         hello(backend),
         number(backend.sessions_active),
         number(backend.sessions_total),
-        number(backend.connects_failed),
+        number(backend.failures()),
         marked(backend.turned_away),
         bytes(backend.bytes_up),
         bytes(backend.bytes_down),

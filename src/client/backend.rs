@@ -87,6 +87,12 @@ pub enum Notice {
     News(String),
     /// The balancer asked for a proof, and there is no secret.
     NoSecret,
+    /// The balancer found something odd about the registration.
+    Warned {
+        of: String,
+    },
+    /// It has not said that it checks the backend.
+    Unchecked,
     /// The secret's file has become unusable, so the secret stays as it was.
     SecretKept {
         why: String,
@@ -106,6 +112,11 @@ impl fmt::Display for Notice {
             Notice::NoSecret => out.write_str(
                 "the balancer asks for a proof of a secret: unless the service needs none, give it with \
                  --secret-file",
+            ),
+            Notice::Warned { of } => write!(out, "the balancer warns: {of}"),
+            Notice::Unchecked => out.write_str(
+                "the balancer does not check this backend, because it knows no checks that are asked for: \
+                 update it, or leave --check out",
             ),
             Notice::SecretKept { why } => write!(out, "going on with the secret as it was: {why}"),
         }
@@ -163,6 +174,8 @@ pub struct Registration {
     state: State,
     /// Why the program is to end as a failure, if it is.
     fault: Option<String>,
+    /// Whether it has ever been registered: whoever has, had the right secret then.
+    was_member: bool,
     /// Whether its service was removed since it last registered on this connection.
     is_removed: bool,
     /// Attempts since the last hello received as a member; each lengthens the pause.
@@ -178,6 +191,7 @@ impl Registration {
             secret,
             wish: Wish::Registered,
             fault: None,
+            was_member: false,
             is_removed: false,
             state: State::Waiting { until: Now::default() },
             failures: 0,
@@ -361,7 +375,9 @@ impl Registration {
                     self.interval = Duration::from_millis(interval.clamp(10, 3_600_000));
                 }
                 self.is_removed = false;
+                self.was_member = true;
                 acts.push(Act::Tell(Notice::Registered));
+                self.oddities(said, acts);
                 self.state = State::Member { heard: now };
             }
             State::Leaving { .. } if said.cmd.as_deref() != Some("register") => {
@@ -371,12 +387,41 @@ impl Registration {
         }
     }
 
+    /// What the answer to a registration says beside that it was granted.
+    fn oddities(&self, said: &Said, acts: &mut Vec<Act>) {
+        if let Some(of) = &said.warning {
+            acts.push(Act::Tell(Notice::Warned { of: of.clone() }));
+        } else if self.offer.check.is_some() && said.check.is_none() {
+            acts.push(Act::Tell(Notice::Unchecked));
+        }
+    }
+
+    /// Why trying again with this secret, or without one, is of no use.
+    fn barred(&self, why: &str) -> String {
+        match self.secret {
+            None => format!(
+                "the balancer wants a secret ({why}): give --secret-file the file that its \
+                 control.secret_file names, or secret_file of the service"
+            ),
+            Some(_) => format!(
+                "the secret in --secret-file is not the balancer's ({why}): give it the first line of \
+                 the file that control.secret_file names there, or secret_file of the service"
+            ),
+        }
+    }
+
     /// Whether this answer to a registration comes from a balancer that does not know services by name.
     /// It ignored the name, and if it granted the registration then for the built-in service, whose
     /// users are none of ours.
     fn is_older(&self, said: &Said) -> bool {
         let is_answer = said.cmd.as_deref() == Some("register");
         is_answer && self.offer.service.is_some() && said.service.is_none()
+    }
+
+    /// Whether only another secret would help. Whoever has been registered had the right one: it is being
+    /// changed, and not yet on both sides.
+    fn lacks_secret(&self, said: &Said) -> bool {
+        !self.was_member && said.needs.as_deref() == Some("secret")
     }
 
     fn older(&self) -> String {
@@ -404,6 +449,11 @@ impl Registration {
         match self.state {
             State::Joining { .. } if self.is_older(said) => {
                 self.fault = Some(self.older());
+                self.wish = Wish::Gone;
+                self.give_up(now, random, why, acts);
+            }
+            State::Proving { .. } | State::Joining { .. } if self.lacks_secret(said) => {
+                self.fault = Some(self.barred(why));
                 self.wish = Wish::Gone;
                 self.give_up(now, random, why, acts);
             }

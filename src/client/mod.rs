@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod backend;
+pub mod board;
 pub mod demo;
 pub mod echo;
 mod echo_api;

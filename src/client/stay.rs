@@ -45,6 +45,18 @@ enum Link {
 pub async fn stay(
     membership: Membership,
     mut wishes: mpsc::Receiver<Wish>,
+    tell: impl FnMut(Notice),
+) -> Result<(), String> {
+    stay_with(membership, &mut wishes, tell).await
+}
+
+/// Likewise; whoever still has the wishes afterwards can try again.
+///
+/// # Errors
+/// As [`stay`].
+pub async fn stay_with(
+    membership: Membership,
+    wishes: &mut mpsc::Receiver<Wish>,
     mut tell: impl FnMut(Notice),
 ) -> Result<(), String> {
     let mut registration = Registration::new(membership.offer, membership.secret);

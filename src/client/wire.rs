@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cluster::Protocol;
+use crate::cluster::{AskedCheck, Protocol};
 
 /// Limit on the bytes that wait for their line end. A balancer's message is far shorter.
 const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -28,6 +28,8 @@ pub struct Offer {
     pub proxy: bool,
     /// Whether the balancer may try the port with an empty connection.
     pub probe: bool,
+    /// How the balancer is to check it.
+    pub check: Option<AskedCheck>,
 }
 
 /// A message from the balancer. Unknown fields are ignored.
@@ -43,6 +45,12 @@ pub struct Said {
     pub msg: Option<String>,
     /// The challenge of `{"cmd":"auth"}`.
     pub nonce: Option<String>,
+    /// What a refused message would have needed.
+    pub needs: Option<String>,
+    /// What the balancer found odd about the message that it answers.
+    pub warning: Option<String>,
+    /// The check that was asked for, in the answer to `register`.
+    pub check: Option<String>,
     /// How often the balancer will say hello, stated in its answer to `register`.
     pub interval_ms: Option<u64>,
     /// Who has caused an event, if not the backend itself.
@@ -70,6 +78,7 @@ impl Offer {
             group: None,
             proxy: false,
             probe: true,
+            check: None,
         }
     }
 
@@ -88,6 +97,9 @@ impl Offer {
         }
         if !self.probe {
             message["probe"] = json!(false);
+        }
+        if let Some(check) = &self.check {
+            message["check"] = json!(check.to_string());
         }
         message.to_string()
     }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -89,8 +90,8 @@ impl fmt::Display for BackendId {
 pub enum Standing {
     /// In the rotation.
     Serving,
-    /// Registered and answering hello, but its data port refused: out of the rotation until the
-    /// balancer has connected to it again.
+    /// Registered and answering hello, but its data port refused, or it leaves requests unanswered: out of
+    /// the rotation until the balancer has found it back.
     Aside,
     /// Its check fails, or has yet to pass for the first time: out of the rotation until it passes.
     Failing,
@@ -116,6 +117,52 @@ pub struct Backend {
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
     pub standing: Standing,
+}
+
+/// The longest path that a backend may ask to be checked at, in bytes.
+const PATH_BYTES_MAX: usize = 256;
+
+/// A check that a backend asks for itself, on the port that it registers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AskedCheck {
+    /// A connection is accepted.
+    Tcp,
+    /// A request for this path is answered well.
+    Http(Arc<str>),
+}
+
+impl fmt::Display for AskedCheck {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AskedCheck::Tcp => out.write_str("tcp"),
+            AskedCheck::Http(path) => write!(out, "http:{path}"),
+        }
+    }
+}
+
+impl FromStr for AskedCheck {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<AskedCheck, String> {
+        if text == "tcp" {
+            return Ok(AskedCheck::Tcp);
+        }
+        let path = text.strip_prefix("http:").filter(|path| path.starts_with('/'));
+        // It goes into a request line as it is.
+        let fits = |path: &&str| {
+            path.len() <= PATH_BYTES_MAX
+                && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+        };
+        match path {
+            None => Err("write tcp, or http: and a path, such as http:/healthz".to_owned()),
+            Some(path) => match Some(path).filter(fits) {
+                Some(path) => Ok(AskedCheck::Http(path.into())),
+                None => Err(format!(
+                    "the path is up to {PATH_BYTES_MAX} visible ASCII characters without #"
+                )),
+            },
+        }
+    }
 }
 
 /// The largest weight that a backend may ask for.

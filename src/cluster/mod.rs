@@ -20,7 +20,9 @@ pub mod snapshot;
 pub mod source;
 pub mod turn;
 
-pub use backend::{Backend, BackendId, DoorId, Doorway, Protocol, ServiceId, Standing, WEIGHT_MAX};
+pub use backend::{
+    AskedCheck, Backend, BackendId, DoorId, Doorway, Protocol, ServiceId, Standing, WEIGHT_MAX,
+};
 pub use doors::Doors;
 pub use gate::{Barrier, Limits};
 pub use service::{

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::backend::{Backend, BackendId, ServiceId, Standing, WEIGHT_MAX};
+use super::backend::{AskedCheck, Backend, BackendId, ServiceId, Standing, WEIGHT_MAX};
 use super::doors::Doors;
 use super::groups;
 use super::service::{Pool, Service, Terms};
@@ -29,6 +29,8 @@ pub struct Registered {
     pub since: Now,
     /// As in [`Registration::probe`].
     pub probe: bool,
+    /// As in [`Registration::check`].
+    pub check: Option<AskedCheck>,
     against: Against,
 }
 
@@ -330,7 +332,7 @@ impl Registry {
                 for id in &roster.members {
                     // A backend that is checked no more cannot fail its check.
                     let entry = self.entries.get_mut(id).expect("members are registered");
-                    entry.against.failing = false;
+                    entry.against.failing &= entry.check.is_some();
                     stand(entry, &mut self.aside);
                 }
             }
@@ -412,6 +414,7 @@ impl Registry {
     fn register_again(&mut self, id: BackendId, wanted: Registration) -> Applied {
         let entry = self.entries.get_mut(&id).expect("it has just been found");
         let before = entry.backend.clone();
+        let checks = self.rosters.get(&before.service).and_then(|it| it.service.terms.checks);
         entry.backend.weight = wanted.weight;
         entry.backend.name = wanted.name;
         entry.backend.group = wanted.group;
@@ -421,7 +424,9 @@ impl Registry {
         let stays = entry.against.draining.filter(by_operator);
         // The file is the operator's own word, so reading it again ends what an operator asked for before.
         let draining = stays.filter(|_| wanted.source != Source::File);
-        let failing = entry.against.failing;
+        let is_checked = checks.is_some() || wanted.check.is_some();
+        entry.check = wanted.check;
+        let failing = entry.against.failing && is_checked;
         entry.against = Against { draining, failing, ..Against::default() };
         stand(entry, &mut self.aside);
         let changed = entry.backend != before;
@@ -432,7 +437,8 @@ impl Registry {
         let id = BackendId(self.next);
         self.next += 1;
         // Where backends are checked, one serves only after it has passed.
-        let failing = self.service(wanted.service).terms.checks.is_some();
+        let by_service = self.service(wanted.service).terms.checks.is_some();
+        let failing = by_service || wanted.check.is_some();
         let against = Against { failing, ..Against::default() };
         let backend = Backend {
             id,
@@ -450,8 +456,8 @@ impl Registry {
         roster.is_stale = true;
         self.by_address.insert((backend.service, backend.address), id);
         self.by_source.entry(wanted.source).or_default().insert(id);
-        let (source, probe) = (wanted.source, wanted.probe);
-        let registered = Registered { backend, source, since: now, probe, against };
+        let (source, probe, check) = (wanted.source, wanted.probe, wanted.check);
+        let registered = Registered { backend, source, since: now, probe, check, against };
         self.entries.insert(id, registered);
         Applied { backend: Some(id), joined: true, changed: true, ..Applied::default() }
     }

@@ -139,7 +139,7 @@ fn doors_apart(config: &Config) -> Result<(), String> {
 }
 
 /// A key of a check that was given a value and that this kind of check does not look at.
-fn unused_key(check: &CheckConfig) -> Option<&'static str> {
+fn unused_key(check: &CheckConfig, protocol: Protocol) -> Option<&'static str> {
     let default = CheckConfig::default();
     let of_http = [
         ("path", check.path != default.path),
@@ -149,7 +149,8 @@ fn unused_key(check: &CheckConfig) -> Option<&'static str> {
     let of_any = [
         ("port", check.port != default.port),
         ("rise", check.rise != default.rise),
-        ("fall", check.fall != default.fall),
+        // Unanswered requests count towards it, whether there are checks or not.
+        ("fall", check.fall != default.fall && protocol != Protocol::Api),
         ("on_fail", check.on_fail != default.on_fail),
         ("when_all_fail", check.when_all_fail != default.when_all_fail),
     ];
@@ -250,7 +251,7 @@ fn services(config: &Config) -> Result<(), String> {
                 shown(check.interval)
             ));
         }
-        if let Some(key) = unused_key(check) {
+        if let Some(key) = unused_key(check, service.protocol) {
             let kind =
                 if check.kind == CheckKind::Off { "\"tcp\" or \"http\"" } else { "\"http\"" };
             return Err(format!(

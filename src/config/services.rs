@@ -424,7 +424,7 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "check" "rise", check.rise: Number(1..=100), Now,
         "A failing backend serves again after this many passed checks in a row.";
     "check" "fall", check.fall: Number(1..=100), Now,
-        "A backend gets no more new users after this many failed checks in a row.";
+        "A backend gets no more new users after this many failed checks in a row; one of an API service also after as many requests in a row that it left unanswered for `answer_ms`.";
     "check" "on_fail", check.on_fail: Word(ON_FAIL), Now,
         "What happens to running sessions of a backend whose check fails: `\"keep\"` or `\"close\"`.";
     "check" "when_all_fail", check.when_all_fail: Word(WHEN_ALL_FAIL), Now,

@@ -3,22 +3,23 @@
 //! what is queued for a peer. Pure: what a request does is up to the hub, when a hello is due up to
 //! `health`.
 
+mod fields;
 mod lists;
 mod outbox;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
 use serde_json::Value;
+
+use fields::{Fields, quoted, unknown};
 
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
 use crate::cluster::registry::{DrainedBy, Lasts};
-use crate::cluster::{Protocol, Service, WEIGHT_MAX};
+use crate::cluster::{AskedCheck, Protocol, Service};
 pub use lists::{Listed, ServiceLine};
 pub use outbox::Outbox;
 
@@ -69,18 +70,20 @@ pub enum Request {
     Services,
 }
 
-/// What a backend registers with.
+/// What a backend registers with. What is `None` was not said: it stays as it was, or is as by default.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Joining {
     pub target: Target,
     pub port: u16,
-    pub weight: u16,
+    pub weight: Option<u16>,
     pub name: Option<Arc<str>>,
     pub group: Option<Arc<str>>,
     /// Whether each connection is to begin with a PROXY header, of version 2.
-    pub proxy: bool,
+    pub proxy: Option<bool>,
     /// Whether the port may be tried by a connection without a user.
-    pub probe: bool,
+    pub probe: Option<bool>,
+    /// How it wants to be checked; `Some(None)`: not at all.
+    pub check: Option<Option<AskedCheck>>,
 }
 
 impl Request {
@@ -129,6 +132,19 @@ pub struct BadMessage {
 /// A message received: a request, or why it is not one.
 pub type Incoming = Result<Request, BadMessage>;
 
+/// The same, and what its answer is to warn of: members that mean nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Heard {
+    pub what: Incoming,
+    pub warning: Option<String>,
+}
+
+impl From<BadMessage> for Heard {
+    fn from(bad: BadMessage) -> Heard {
+        Heard { what: Err(bad), warning: None }
+    }
+}
+
 /// One connection's reading side.
 #[derive(Default)]
 pub struct Inbox {
@@ -137,217 +153,62 @@ pub struct Inbox {
 
 impl Inbox {
     /// Takes bytes as they arrive and appends the messages they complete.
-    pub fn push(&mut self, input: &[u8], into: &mut VecDeque<Incoming>) {
+    pub fn push(&mut self, input: &[u8], into: &mut VecDeque<Heard>) {
         self.framer.push(input, &mut |piece| match piece {
-            Piece::Object(object) => into.extend(parse(object).transpose()),
-            Piece::Broken(msg) => into.push_back(Err(bad(None, &msg))),
-            Piece::Foreign => into.push_back(Err(BadMessage {
-                fatal: true,
-                ..bad(None, &format!("{NO_OBJECT}; this is the control port"))
-            })),
-            Piece::TooLong => into.push_back(Err(BadMessage {
-                fatal: true,
-                ..bad(None, &format!("a message is at most {MESSAGE_BYTES_MAX} bytes long"))
-            })),
+            Piece::Object(object) => into.extend(parse(object)),
+            Piece::Broken(msg) => into.push_back(bad(None, &msg).into()),
+            Piece::Foreign => {
+                into.push_back(fatal(&format!("{NO_OBJECT}; this is the control port")).into());
+            }
+            Piece::TooLong => {
+                let msg = format!("a message is at most {MESSAGE_BYTES_MAX} bytes long");
+                into.push_back(fatal(&msg).into());
+            }
         });
     }
 }
 
+const COMMANDS: [&str; 8] =
+    ["hello", "auth", "register", "unregister", "drain", "undrain", "list", "services"];
+
 /// Parses one object. `None` is an acknowledgement that nothing waits for.
-fn parse(object: &[u8]) -> Result<Option<Request>, BadMessage> {
-    let fields: Fields = serde_json::from_slice(object)
-        .map_err(|error| bad(None, &format!("not JSON as expected: {error}")))?;
-    let Some(cmd) = fields.get("cmd") else { return acknowledgement(&fields) };
-    let Value::String(cmd) = cmd else { return Err(bad(None, "cmd must be a string")) };
-    let known = ["hello", "auth", "register", "unregister", "drain", "undrain", "list", "services"];
-    let Some(cmd) = known.into_iter().find(|known| known == cmd) else {
-        return Err(bad(None, &format!("unknown cmd {}", quoted(cmd))));
+fn parse(object: &[u8]) -> Option<Heard> {
+    let fields: Fields = match serde_json::from_slice(object) {
+        Ok(fields) => fields,
+        Err(error) => return Some(bad(None, &format!("not JSON as expected: {error}")).into()),
     };
-    request(cmd, &fields).map(Some).map_err(|msg| BadMessage {
-        service: fields.name("service").ok().flatten(),
-        ..bad(Some(cmd), &msg)
-    })
+    let cmd = match fields.get("cmd") {
+        None => None,
+        Some(Value::String(cmd)) => match COMMANDS.into_iter().find(|known| known == cmd) {
+            Some(cmd) => Some(cmd),
+            None => {
+                let near = fields::nearest(cmd, &COMMANDS);
+                let near = near.map_or(String::new(), |near| format!(": perhaps {near}"));
+                return Some(bad(None, &format!("unknown cmd {}{near}", quoted(cmd))).into());
+            }
+        },
+        Some(_) => return Some(bad(None, "cmd must be a string").into()),
+    };
+    let what = match cmd {
+        None => fields::acknowledgement(&fields).transpose()?,
+        Some(cmd) => fields::request(cmd, &fields).map_err(|msg| BadMessage {
+            service: fields.name("service").ok().flatten(),
+            ..bad(Some(cmd), &msg)
+        }),
+    };
+    Some(Heard { what, warning: unknown(cmd, &fields) })
+}
+
+fn fatal(msg: &str) -> BadMessage {
+    BadMessage { fatal: true, ..bad(None, msg) }
 }
 
 fn bad(cmd: Option<&'static str>, msg: &str) -> BadMessage {
     BadMessage { msg: msg.to_owned(), cmd, service: None, fatal: false }
 }
 
-fn acknowledgement(fields: &Fields) -> Result<Option<Request>, BadMessage> {
-    match fields.get("ack") {
-        Some(Value::String(ack)) if ack == "hello" => Ok(Some(Request::Hello)),
-        Some(_) => Ok(None),
-        None => Err(bad(None, "cmd is missing")),
-    }
-}
-
-fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
-    Ok(match cmd {
-        "hello" => Request::Hello,
-        "auth" => Request::Auth {
-            id: fields.name("id")?.ok_or("id is missing")?,
-            mac: fields.text("mac")?.ok_or("mac is missing")?.to_owned(),
-        },
-        "register" => Request::Register(Joining {
-            target: fields.target()?,
-            port: fields.port()?,
-            weight: fields.number("weight", 1, WEIGHT_MAX.into())?.map_or(1, |it| it as u16),
-            name: fields.name("name")?,
-            group: fields.name("group")?,
-            proxy: fields.proxy()?,
-            probe: fields.probe()?,
-        }),
-        "unregister" => Request::Unregister { target: fields.target()?, port: fields.port()? },
-        "drain" => Request::Drain {
-            target: fields.target()?,
-            port: fields.port()?,
-            lasts: fields.lasts()?,
-        },
-        "undrain" => Request::Undrain { target: fields.target()?, port: fields.port()? },
-        "services" => Request::Services,
-        // A protocol alone has never narrowed the list.
-        _ => {
-            Request::List { target: fields.name("service")?.map(|_| fields.target()).transpose()? }
-        }
-    })
-}
-
-/// The members of an object; no two may share a name.
-struct Fields(Vec<(String, Value)>);
-
-impl Fields {
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.0.iter().find(|field| field.0 == name).map(|field| &field.1)
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&str>, String> {
-        match self.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(format!("{name} must be a string")),
-        }
-    }
-
-    fn name(&self, field: &str) -> Result<Option<Arc<str>>, String> {
-        let Some(text) = self.text(field)? else { return Ok(None) };
-        let fits = (1..=NAME_BYTES_MAX).contains(&text.len())
-            && text.bytes().all(|it| it.is_ascii_alphanumeric() || b"._:-".contains(&it));
-        if !fits {
-            return Err(format!(
-                "{field} must be 1 to {NAME_BYTES_MAX} letters, digits or any of . _ : -"
-            ));
-        }
-        Ok(Some(text.into()))
-    }
-
-    fn number(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, String> {
-        let value = match self.get(name) {
-            None | Some(Value::Null) => return Ok(None),
-            Some(value) => value,
-        };
-        match value.as_u64().or_else(|| value.as_f64().and_then(whole)) {
-            Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
-            _ => Err(format!(
-                "{name} must be a whole number from {least} to {most}, not {}",
-                quoted(&value.to_string())
-            )),
-        }
-    }
-
-    fn proxy(&self) -> Result<bool, String> {
-        match self.number("proxy", 2, 2) {
-            Ok(version) => Ok(version.is_some()),
-            Err(_) => Err("proxy must be 2, the version of the PROXY header, or left out".into()),
-        }
-    }
-
-    fn probe(&self) -> Result<bool, String> {
-        match self.get("probe") {
-            None | Some(Value::Null) => Ok(true),
-            Some(Value::Bool(probe)) => Ok(*probe),
-            Some(_) => Err("probe must be true or false".to_owned()),
-        }
-    }
-
-    fn lasts(&self) -> Result<Lasts, String> {
-        if let Some(Value::String(never)) = self.get("deadline_ms")
-            && never == "never"
-        {
-            return Ok(Lasts::Never);
-        }
-        let ms =
-            self.number("deadline_ms", 0, DRAIN_MS_MAX).map_err(|said| said + ", or \"never\"")?;
-        Ok(ms.map_or(Lasts::AsSet, |ms| Lasts::For(Duration::from_millis(ms))))
-    }
-
-    fn port(&self) -> Result<u16, String> {
-        let port = self.number("port", 1, u16::MAX.into())?.ok_or("port is missing")?;
-        Ok(u16::try_from(port).expect("the range was checked"))
-    }
-
-    fn target(&self) -> Result<Target, String> {
-        let protocol = self.protocol()?;
-        match self.name("service")? {
-            Some(service) => Ok(Target::Named { service, protocol }),
-            None => protocol.map(Target::BuiltIn).ok_or("protocol is missing".to_owned()),
-        }
-    }
-
-    fn protocol(&self) -> Result<Option<Protocol>, String> {
-        let Some(name) = self.text("protocol")? else { return Ok(None) };
-        let known = Protocol::ALL.into_iter().find(|known| known.name() == name);
-        let unknown = || format!("unknown protocol {}: it is tcp, udp or api", quoted(name));
-        known.map(Some).ok_or_else(unknown)
-    }
-}
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Fields, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Fields;
-
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields(Vec::new());
-                while let Some((name, value)) = map.next_entry::<String, Value>()? {
-                    if fields.get(&name).is_some() {
-                        return Err(A::Error::custom(format!("{} twice", quoted(&name))));
-                    }
-                    fields.0.push((name, value));
-                }
-                Ok(fields)
-            }
-        }
-        from.deserialize_map(Members)
-    }
-}
-
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A whole number written with a point or an exponent, which makes no difference in JSON.
-fn whole(number: f64) -> Option<u64> {
-    // A float holds every whole number up to 2^53 exactly, and anything larger is out of every range.
-    let exact = number.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&number);
-    exact.then_some(number as u64)
-}
-
-/// A peer's own text, quoted back to it: shortened, and without the control characters a terminal obeys.
-fn quoted(words: &str) -> String {
-    let mut shown: String = words
-        .chars()
-        .take(QUOTED_CHARS_MAX)
-        .map(|it| if it.is_control() { '?' } else { it })
-        .collect();
-    if words.chars().nth(QUOTED_CHARS_MAX).is_some() {
-        shown.push_str("...");
-    }
-    shown
 }
 
 /// Which of a connection's backends a message is about. What is not known, because the message that is
@@ -382,6 +243,8 @@ pub enum Reply {
         weight: u16,
         /// How often hellos are sent, so that the backend notices when they stop.
         interval: Duration,
+        /// The check that it has asked for and is given.
+        check: Option<AskedCheck>,
     },
     /// It gets no new sessions; `left` are still running.
     Unregistered {
@@ -414,6 +277,13 @@ pub enum Reply {
         msg: String,
         cmd: Option<&'static str>,
         about: Option<About>,
+        /// Whether proving a secret, or another one, would have helped.
+        needs_secret: bool,
+    },
+    /// An answer with something that the peer should know about its message.
+    Warned {
+        answer: Box<Reply>,
+        warning: String,
     },
 }
 
@@ -504,6 +374,12 @@ struct Message<'a> {
     services: Option<&'a [ServiceLine]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     more: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    needs: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<&'a str>,
 }
 
 impl<'a> Message<'a> {
@@ -527,7 +403,8 @@ impl Reply {
                 ..none()
             },
             Reply::Authenticated => done("auth"),
-            Reply::Registered { about, id, address, weight, interval } => Message {
+            Reply::Registered { about, id, address, weight, interval, check } => Message {
+                check: check.as_ref().map(AskedCheck::to_string),
                 id: Some(id),
                 address: Some(*address),
                 weight: Some(*weight),
@@ -553,8 +430,13 @@ impl Reply {
             Reply::Services { services, more } => {
                 Message { services: Some(services), more: Some(*more), ..done("services") }
             }
-            Reply::Failed { msg, cmd, about } => {
+            Reply::Warned { answer, warning } => {
+                Message { warning: Some(warning), ..answer.message() }
+            }
+            Reply::Failed { msg, cmd, about, needs_secret } => {
+                let needs = needs_secret.then_some("secret");
                 let failed = Message { ack: Some("failed"), msg: Some(msg), cmd: *cmd, ..none() };
+                let failed = Message { needs, ..failed };
                 match about {
                     Some(about) => failed.about(about),
                     None => failed,

@@ -1,7 +1,8 @@
 //! One check of a backend, on the network: a connection, or a request and the status of its answer. Owns the
-//! sentence that says why a check failed. When a backend is checked, and what a failure means, is `checks`'.
+//! sentence that says why a check failed, and whether that was the backend's doing. When a backend is checked, and what a failure means, is `checks`'.
 //! Uses the runtime's own sockets, as `probe` does and for the same reason.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ pub struct Target {
 /// A request, and the statuses of a good answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Question {
+    pub method: &'static str,
     pub path: String,
     pub host: String,
     pub expect: Expected,
@@ -49,61 +51,129 @@ impl Target {
         let address = SocketAddr::new(own.ip(), check.port.unwrap_or(own.port()));
         let port = Port { address, proxy: backend.proxy && address == own };
         let question = (check.kind == CheckKind::Http).then(|| Question {
+            method: "GET",
             path: check.path.clone(),
             host: check.host.clone().unwrap_or_else(|| address.to_string()),
             expect: check.expect,
         });
         Target { port, timeout: check.timeout(), question, is_own_door: false }
     }
+
+    /// Whether the backend at this port answers requests at all, whatever it says to one that asks for nothing
+    /// in particular (RFC 9110 9.3.7).
+    pub fn any_answer(port: Port, timeout: Duration) -> Target {
+        let question = Question {
+            method: "OPTIONS",
+            path: "*".to_owned(),
+            host: port.address.to_string(),
+            expect: Expected { first: 100, last: 599 },
+        };
+        Target { port, timeout, question: Some(question), is_own_door: false }
+    }
+}
+
+/// Why a check has not passed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// For the log.
+    pub sentence: String,
+    /// Whether something was lacking on this side, so that nothing is known about the backend.
+    pub is_ours: bool,
+}
+
+impl Failure {
+    pub fn by_backend(sentence: String) -> Failure {
+        Failure { sentence, is_ours: false }
+    }
+
+    /// Of the connection to `address`, while `what` was done.
+    fn by_error(what: &str, address: SocketAddr, error: &io::Error) -> Failure {
+        match probe::is_own_lack(error) {
+            true => Failure {
+                sentence: format!(
+                    "the balancer could not check {address} for want of its own resources: {error}"
+                ),
+                is_ours: true,
+            },
+            false => Failure::by_backend(format!("{what} {address}: {error}")),
+        }
+    }
 }
 
 /// Carries out a check.
 ///
 /// # Errors
-/// Why it failed, for the log.
-pub async fn check(target: &Target) -> Result<(), String> {
+/// Why it has not passed.
+pub async fn check(target: &Target) -> Result<(), Failure> {
     let address = target.port.address;
     if target.is_own_door {
-        return Err(format!(
+        return Err(Failure::by_backend(format!(
             "{address} is a door of the balancer itself: give the check another port"
-        ));
+        )));
     }
     match timeout(target.timeout, attempt(target)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(format!("no answer from {address} within {} ms", target.timeout.as_millis())),
+        Err(_) => {
+            let ms = target.timeout.as_millis();
+            Err(Failure::by_backend(format!("no answer from {address} within {ms} ms")))
+        }
     }
 }
 
-async fn attempt(target: &Target) -> Result<(), String> {
+async fn attempt(target: &Target) -> Result<(), Failure> {
     let address = target.port.address;
     let connected = probe::meet(target.port).await;
-    let stream = connected.map_err(|error| format!("cannot connect to {address}: {error}"))?;
+    let stream =
+        connected.map_err(|error| Failure::by_error("cannot connect to", address, &error))?;
     let Some(question) = &target.question else { return Ok(()) };
-    let answer = ask(stream, question).await;
-    let status = answer.map_err(|why| format!("no answer from {address}: {why}"))?;
+    let status = ask(stream, question).await.map_err(|broken| match broken {
+        Broken::Wire(error) => Failure::by_error("no answer from", address, &error),
+        Broken::Words(why) => Failure::by_backend(format!("no answer from {address}: {why}")),
+    })?;
     let Expected { first, last } = question.expect;
-    match status {
-        good if (first..=last).contains(&good) => Ok(()),
-        bad if first == last => Err(format!("{address} answered {bad} instead of {first}")),
-        bad => Err(format!("{address} answered {bad} instead of {first} to {last}")),
+    let instead = match status {
+        good if (first..=last).contains(&good) => return Ok(()),
+        _ if first == last => format!("{first}"),
+        _ => format!("{first} to {last}"),
+    };
+    Err(Failure::by_backend(format!("{address} answered {status} instead of {instead}")))
+}
+
+/// Why a question has no answer.
+enum Broken {
+    /// The connection failed.
+    Wire(io::Error),
+    /// What came was no answer.
+    Words(String),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Broken {
+        Broken::Wire(error)
+    }
+}
+
+impl From<String> for Broken {
+    fn from(why: String) -> Broken {
+        Broken::Words(why)
     }
 }
 
 /// Sends the request over this connection and reads the status of the answer. Takes as long as the other end
 /// likes.
-async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, String> {
-    let Question { path, host, .. } = question;
+async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, Broken> {
+    let Question { method, path, host, .. } = question;
     let request = format!(
-        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {AGENT}\r\naccept: */*\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {AGENT}\r\naccept: */*\r\n\
          connection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    stream.write_all(request.as_bytes()).await?;
     let (mut heard, mut interim) = (Vec::with_capacity(1024), 0);
     loop {
         let known = heard.len();
         let mut room = (&mut stream).take((HEAD_BYTES_MAX - known) as u64);
-        if room.read_buf(&mut heard).await.map_err(|error| error.to_string())? == 0 {
-            return Err("it closed the connection before it had answered".to_owned());
+        if room.read_buf(&mut heard).await? == 0 {
+            return Err("it closed the connection before it had answered".to_owned().into());
         }
         // Every head ends with a line, so a byte at a time is not parsed a byte at a time.
         if !heard[known..].contains(&b'\n') && heard.len() < HEAD_BYTES_MAX {
@@ -116,11 +186,12 @@ async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, String> 
             heard.drain(..length);
             interim += 1;
             if interim > INTERIM_MAX {
-                return Err(format!("it sent more than {INTERIM_MAX} interim answers"));
+                return Err(format!("it sent more than {INTERIM_MAX} interim answers").into());
             }
         }
         if heard.len() == HEAD_BYTES_MAX {
-            return Err(format!("the head of its answer is longer than {HEAD_BYTES_MAX} bytes"));
+            let why = format!("the head of its answer is longer than {HEAD_BYTES_MAX} bytes");
+            return Err(why.into());
         }
     }
 }
@@ -147,6 +218,9 @@ fn head(heard: &[u8]) -> Result<Option<(u16, usize)>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use nix::errno::Errno;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -166,6 +240,14 @@ mod tests {
             expect: Expected { first: 200, last: 200 },
             ..CheckConfig::default()
         }
+    }
+
+    /// Carries out a check, and says why it has not passed.
+    async fn checked(target: &Target) -> Result<(), String> {
+        super::check(target).await.map_err(|failure| {
+            assert!(!failure.is_ours, "{failure:?}");
+            failure.sentence
+        })
     }
 
     /// Answers one connection with these bytes, and says what it was asked.
@@ -188,7 +270,7 @@ mod tests {
             String::from_utf8(asked).unwrap()
         };
         let target = Target::of(&check, at(address));
-        let (outcome, asked) = tokio::join!(super::check(&target), backend);
+        let (outcome, asked) = tokio::join!(checked(&target), backend);
         (outcome, asked, address)
     }
 
@@ -225,7 +307,7 @@ mod tests {
             asked
         };
         let target = Target::of(&http(), port);
-        let (outcome, asked) = tokio::join!(super::check(&target), backend);
+        let (outcome, asked) = tokio::join!(checked(&target), backend);
         assert_eq!(outcome, Ok(()));
         assert_eq!(&asked[..16], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
         assert!(asked[16..].starts_with(b"GET /primary HTTP/1.1\r\n"));
@@ -265,7 +347,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let target = Target { is_own_door: true, ..Target::of(&http(), at(address)) };
-        let why = check(&target).await.unwrap_err();
+        let why = checked(&target).await.unwrap_err();
         let door = "is a door of the balancer itself: give the check another port";
         assert_eq!(why, format!("{address} {door}"));
         let nobody = timeout(Duration::ZERO, listener.accept()).await;
@@ -286,7 +368,7 @@ mod tests {
             }
         });
         let outcome =
-            check(&Target::of(&CheckConfig { timeout: Some(timeout), ..http() }, at(address)))
+            checked(&Target::of(&CheckConfig { timeout: Some(timeout), ..http() }, at(address)))
                 .await;
         // It ends because the check has hung up.
         server.await.unwrap();
@@ -345,17 +427,37 @@ mod tests {
             &CheckConfig { timeout: Some(Duration::from_millis(50)), ..http() },
             at(address),
         );
-        let why = check(&target).await.unwrap_err();
+        let why = checked(&target).await.unwrap_err();
         assert_eq!(why, format!("no answer from {address} within 50 ms"));
         let tcp =
             CheckConfig { kind: CheckKind::Tcp, timeout: Some(PATIENCE), ..CheckConfig::default() };
-        assert_eq!(check(&Target::of(&tcp, at(address))).await, Ok(()), "it accepts");
+        assert_eq!(checked(&Target::of(&tcp, at(address))).await, Ok(()), "it accepts");
         let port = Some(address.port());
         let elsewhere =
             Target::of(&CheckConfig { port, ..tcp.clone() }, at((address.ip(), 9).into()));
-        assert_eq!(check(&elsewhere).await, Ok(()), "the check has a port of its own");
+        assert_eq!(checked(&elsewhere).await, Ok(()), "the check has a port of its own");
         drop(listener);
-        let why = check(&Target::of(&tcp, at(address))).await.unwrap_err();
+        let why = checked(&Target::of(&tcp, at(address))).await.unwrap_err();
         assert!(why.contains("cannot connect"), "{why}");
+    }
+
+    #[test]
+    fn what_this_host_lacks_says_nothing_about_the_backend() {
+        let address = at((Ipv4Addr::LOCALHOST, 80).into()).address;
+        for (errno, is_ours) in [
+            (Errno::EMFILE, true),
+            (Errno::ENFILE, true),
+            (Errno::ENOBUFS, true),
+            (Errno::ENOMEM, true),
+            (Errno::EADDRNOTAVAIL, true),
+            (Errno::ECONNREFUSED, false),
+            (Errno::ENETUNREACH, false),
+            (Errno::ECONNRESET, false),
+        ] {
+            let error = io::Error::from_raw_os_error(errno as i32);
+            let failure = Failure::by_error("cannot connect to", address, &error);
+            assert_eq!(failure.is_ours, is_ours, "{failure:?}");
+            assert_eq!(failure.sentence.contains("its own resources"), is_ours, "{failure:?}");
+        }
     }
 }

@@ -154,13 +154,22 @@ impl Checks {
 
     /// A check has ended. The new verdict, if it has changed.
     pub fn ended(&mut self, due: Due, passed: bool, now: Now) -> Option<Verdict> {
+        self.again(due, now)?.judge(passed)
+    }
+
+    /// A check has come to nothing: it says neither this nor that, and the next one follows in its time.
+    pub fn came_to_nothing(&mut self, due: Due, now: Now) {
+        self.again(due, now);
+    }
+
+    /// Plans the next check of a backend, one of whose checks is over.
+    fn again(&mut self, due: Due, now: Now) -> Option<&mut Check> {
         self.turns.ended(due.service);
         let check = self.get(due)?;
-        let next = check.next.max(now);
-        let verdict = check.judge(passed);
         check.stage = Stage::Planned;
+        let next = check.next.max(now);
         self.due.schedule(u32::from(due.slot), next);
-        verdict
+        self.get(due)
     }
 
     fn get(&mut self, due: Due) -> Option<&mut Check> {

@@ -412,6 +412,13 @@ impl Console {
         }
     }
 
+    /// A backend could not be checked, for want of something on this host.
+    pub fn check_not_run(&mut self, now: Now, service: &str, backend: &Backend, reason: &str) {
+        let Backend { id, address, .. } = backend;
+        let shown = self.shows(Topic::Backends, address.ip(), now);
+        line!(warn, shown, backend = %id, %service, %address, reason, "check not run");
+    }
+
     pub fn backend_left(
         &mut self,
         now: Now,

@@ -2,6 +2,7 @@
 //! proof, hellos and queue of requests. Bytes come and go through queues, so the only socket anything
 //! here waits on is that of a data port being tried.
 
+mod joining;
 mod lists;
 
 use std::cell::RefCell;
@@ -15,22 +16,21 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::api::{About, Inbox, Incoming, Joining, Reply, Request, Target};
+use super::api::{About, Heard, Inbox, Reply, Request, Target};
 use super::auth::{AUTH_TIMEOUT, Challenge};
 use super::crowd::Ticket;
 use super::health::{Due, Hellos};
-use super::home;
 use super::hub::Hub;
 use super::mailbox::Mailbox;
 use super::pace::Pace;
-use super::probe::{self, Port, Unreached};
+use super::probe::{self, Unreached};
 use super::rights::Keys;
 use super::services;
 use super::status::Doors;
 use crate::base::time::Now;
-use crate::cluster::registry::{self, Change, Registration};
+use crate::cluster::registry::{Change, Registration};
 use crate::cluster::source::Source;
-use crate::cluster::{BackendId, Protocol, ServiceId};
+use crate::cluster::{BackendId, ServiceId};
 use lists::Listing;
 
 /// Most requests queued behind the one in progress.
@@ -89,7 +89,9 @@ pub struct Conversation {
     inbox: Inbox,
     /// Bytes received and not yet parsed.
     unheard: Option<Vec<u8>>,
-    pending: VecDeque<Incoming>,
+    pending: VecDeque<Heard>,
+    /// What the answer to the present request is to warn of.
+    warning: RefCell<Option<String>>,
     hellos: Hellos,
     pace: Pace,
     proof: Option<ToProve>,
@@ -130,6 +132,7 @@ impl Conversation {
             inbox: Inbox::default(),
             unheard: None,
             pending: VecDeque::new(),
+            warning: RefCell::default(),
             hellos,
             pace: Pace::new(now),
             proof,
@@ -225,7 +228,9 @@ impl Conversation {
                 self.list(listing);
                 continue;
             }
-            match self.pending.pop_front()? {
+            let Heard { what, warning } = self.pending.pop_front()?;
+            self.warning.replace(warning);
+            match what {
                 Ok(request) => match self.proof.take() {
                     Some(proof) if proof.keys.is_required || request.is_proof() => {
                         if let Err(why) = self.check_proof(proof, request) {
@@ -264,9 +269,9 @@ impl Conversation {
             return;
         }
         let now = Now::read();
-        let is_hello = |incoming: &Incoming| *incoming == Ok(Request::Hello);
+        let is_hello = |heard: &Heard| heard.what == Ok(Request::Hello);
         if self.pending.iter().skip(before).any(is_hello) {
-            self.pending.retain(|incoming| !is_hello(incoming));
+            self.pending.retain(|heard| !is_hello(heard));
             let took = self.hellos.answered(now);
             self.hub.borrow_mut().answered(self.peer.source, took, now);
         }
@@ -284,7 +289,7 @@ impl Conversation {
                 return None;
             }
             self.hub.borrow().counters.proofs_failed.one();
-            self.fail("no proof of the secret within 5 seconds", Some("auth"), None);
+            self.fail_for_secret("no proof of the secret within 5 seconds", Some("auth"), None);
             return Some("it did not prove the secret in time");
         }
         self.hellos.busy(now, self.is_behind(waiting));
@@ -312,17 +317,17 @@ impl Conversation {
     fn check_proof(&mut self, proof: ToProve, request: Request) -> Result<(), Why> {
         let Request::Auth { id, mac } = request else {
             self.hub.borrow().counters.proofs_failed.one();
-            self.fail("prove the secret first, see cmd auth", None, None);
+            self.fail_for_secret("prove the secret first, see cmd auth", None, None);
             return Err("it did not prove the secret");
         };
         let Some(identity) = proof.keys.identify(proof.challenge, Arc::clone(&id), &mac) else {
             self.hub.borrow().counters.proofs_failed.one();
             self.hub.borrow_mut().console.secret_unknown(Now::read(), self.peer.address, &id);
-            self.fail("the mac is wrong: check the secret", Some("auth"), None);
+            self.fail_for_secret("the mac is wrong: check the secret", Some("auth"), None);
             return Err("it does not know the secret");
         };
         self.peer.ticket = None;
-        self.peer.mailbox.send(&Reply::Authenticated);
+        self.reply(Reply::Authenticated);
         self.hub.borrow_mut().proved(self.peer.source, identity);
         self.begin_hellos();
         Ok(())
@@ -346,7 +351,8 @@ impl Conversation {
             }
         };
         let wait = if changes { self.pace.ask(Now::read()).err()? } else { return None };
-        self.pending.push_front(Ok(request.clone()));
+        let warning = self.warning.take();
+        self.pending.push_front(Heard { what: Ok(request.clone()), warning });
         Some(Box::pin(async move {
             tokio::time::sleep(wait).await;
             Over::Rested
@@ -424,103 +430,6 @@ impl Conversation {
         address
     }
 
-    /// The registration a request asks for. Without a name, the peer's identity is used.
-    fn wanted(&self, joining: &Joining) -> Result<Registration, String> {
-        let Joining { target, port, weight, name, group, proxy, probe } = joining.clone();
-        let (source, address) = (self.peer.source, self.address(port));
-        let hub = self.hub.borrow();
-        let service = services::meant(&hub.registry, &target)?;
-        if proxy && service.kind == Protocol::Udp {
-            return Err("datagrams carry no PROXY header: leave proxy out".to_owned());
-        }
-        let service = service.id;
-        let known = || hub.identity(source).map(|identity| Arc::clone(&identity.name));
-        let name = name.or_else(known);
-        Ok(Registration { source, service, address, weight, name, group, proxy, probe })
-    }
-
-    /// Whether the peer may register for that service.
-    fn may_join(&self, wanted: &Registration) -> Result<(), String> {
-        let hub = self.hub.borrow();
-        let (service, from) = (hub.registry.service(wanted.service), wanted.address.ip());
-        services::may_register(&hub.config, service, from, hub.identity(wanted.source))
-    }
-
-    /// Why a registration is refused before its data port is tried, if it is.
-    fn fault_of(&self, wanted: &Registration) -> Option<String> {
-        let Registration { service, address, .. } = *wanted;
-        if let Err(msg) = self.may_join(wanted) {
-            return Some(msg);
-        }
-        let hub = self.hub.borrow();
-        if let Err(fault) = hub.registry.check(wanted) {
-            return Some(fault.to_string());
-        }
-        let protocol = hub.protocol_of(service);
-        let (doors, named) = (&self.shared.doors, services::named_doors(&hub.config, protocol));
-        let own = home::is_own_door(doors, named, protocol, address, home::is_of_this_host);
-        own.then(|| format!("{address} is a door of the balancer itself"))
-    }
-
-    fn about(&self, wanted: &Registration) -> About {
-        let hub = self.hub.borrow();
-        About::of(hub.registry.service(wanted.service), wanted.address.port())
-    }
-
-    fn register(&mut self, wanted: Registration) -> Option<Waiting> {
-        if let Some(msg) = self.fault_of(&wanted) {
-            let about = self.about(&wanted);
-            if self.may_join(&wanted).is_err() {
-                self.hub.borrow().counters.registrations_refused_rights.one();
-            }
-            self.fail(&msg, Some("register"), Some(about));
-            return None;
-        }
-        let hub = self.hub.borrow();
-        let timeout = hub.registry.service(wanted.service).terms.timeouts.connect;
-        let probe = hub.probes(wanted.service, wanted.probe);
-        drop(hub);
-        if !probe {
-            self.tried(wanted, Ok(()));
-            return None;
-        }
-        let shared = Rc::clone(&self.shared);
-        Some(Box::pin(async move {
-            let port = Port { address: wanted.address, proxy: wanted.proxy };
-            let result = probe::connects(port, timeout, &shared.probes).await;
-            Over::Tried(wanted, result)
-        }))
-    }
-
-    fn tried(&mut self, wanted: Registration, result: Result<(), Unreached>) {
-        // A reload may have removed the service while the port was tried.
-        if !self.hub.borrow().registry.has_service(wanted.service) {
-            return self.fail(&registry::Fault::Removed.to_string(), Some("register"), None);
-        }
-        let about = self.about(&wanted);
-        if let Err(Unreached { sentence, is_ours }) = result {
-            self.hub.borrow().counters.backends_unreachable.add(u64::from(!is_ours));
-            self.fail(&sentence, Some("register"), Some(about));
-            return;
-        }
-        // A reload may have changed the rule while the port was tried.
-        if let Err(msg) = self.may_join(&wanted) {
-            self.hub.borrow().counters.registrations_refused_rights.one();
-            self.fail(&msg, Some("register"), Some(about));
-            return;
-        }
-        let said = about.clone();
-        let done = self.change(Change::Register(wanted), "register", about, |hub, id| {
-            let backend = &hub.registry.get(id).expect("it has just been registered").backend;
-            let (address, weight) = (backend.address, backend.weight);
-            let interval = hub.config.health.interval;
-            Reply::Registered { about: said, id: id.to_string(), address, weight, interval }
-        });
-        if done && self.proof.is_none() {
-            self.peer.ticket = None;
-        }
-    }
-
     /// Makes a change to one backend and sends the answer. Returns whether it was made.
     fn change(
         &self,
@@ -534,7 +443,7 @@ impl Conversation {
         match outcome {
             Ok(applied) => {
                 let id = applied.backend.expect("a change that was made has its backend");
-                self.peer.mailbox.send(&answer(&hub, id));
+                self.reply(answer(&hub, id));
                 true
             }
             Err(fault) => {
@@ -546,9 +455,40 @@ impl Conversation {
     }
 
     fn fail(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {
+        self.refuse(msg, cmd, about, false);
+    }
+
+    /// Likewise, for want of the right secret.
+    fn fail_for_secret(&self, msg: &str, cmd: Option<&'static str>, about: Option<About>) {
+        self.refuse(msg, cmd, about, true);
+    }
+
+    fn refuse(
+        &self,
+        msg: &str,
+        cmd: Option<&'static str>,
+        about: Option<About>,
+        needs_secret: bool,
+    ) {
         let service = about.as_ref().map(|about| &*about.service);
         self.hub.borrow_mut().refused(self.peer.address, cmd, service, msg);
-        self.peer.mailbox.send(&Reply::Failed { msg: msg.to_owned(), cmd, about });
+        self.reply(Reply::Failed { msg: msg.to_owned(), cmd, about, needs_secret });
+    }
+
+    /// Sends the answer to the present request, with what there is to warn of.
+    fn reply(&self, answer: Reply) {
+        match self.warning.take() {
+            Some(warning) => {
+                self.peer.mailbox.send(&Reply::Warned { answer: Box::new(answer), warning });
+            }
+            None => self.peer.mailbox.send(&answer),
+        }
+    }
+
+    /// Has the answer to the present request warn of this as well.
+    fn warn(&self, of: &str) {
+        let mut warning = self.warning.borrow_mut();
+        *warning = Some(warning.take().map_or(of.to_owned(), |before| format!("{before}; {of}")));
     }
 }
 

@@ -231,7 +231,7 @@ async fn close(stream: &TcpStream, reader: JoinHandle<()>, writer: JoinHandle<()
 async fn turn_away(stream: TcpStream) {
     let msg = "too many control connections, try again later".to_owned();
     let mut outbox = Outbox::default();
-    if outbox.push(&Reply::Failed { msg, cmd: None, about: None }).is_ok() {
+    if outbox.push(&Reply::Failed { msg, cmd: None, about: None, needs_secret: false }).is_ok() {
         let _ = stream.write_all(outbox.take()).await;
     }
 }

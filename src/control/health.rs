@@ -1,6 +1,6 @@
 //! When a backend is asked whether it is alive, and when it counts as gone. Owns two small state
-//! machines: the hellos of one control connection, and the way back of a backend whose data port refused
-//! a connection. Pure: callers pass in the time and act on the result.
+//! machines: the hellos of one control connection, and the way back of a backend that was set aside; and
+//! how many requests in a row one has left unanswered. Pure: callers pass in the time and act on the result.
 
 use std::time::Duration;
 
@@ -145,9 +145,11 @@ impl Default for Revival {
 }
 
 impl Revival {
-    /// The data port refused a user's connection.
-    pub fn set_aside(&mut self, now: Now) {
-        if self.restored.is_some_and(|restored| now.since(restored) > RETRY_MAX) {
+    /// The backend is set aside. It has been well if it was back for longer than [`RETRY_MAX`] and `patience`,
+    /// the time that its failure took to show.
+    pub fn set_aside(&mut self, patience: Duration, now: Now) {
+        let well = RETRY_MAX.saturating_add(patience);
+        if self.restored.is_some_and(|restored| now.since(restored) > well) {
             self.wait = RETRY_MIN;
         }
         self.restored = None;
@@ -163,6 +165,32 @@ impl Revival {
     /// A try succeeded, and the backend gets users again.
     pub fn restored(&mut self, now: Now) {
         self.restored = Some(now);
+    }
+}
+
+/// How many API requests in a row a backend has let wait for too long. One that took longer than others
+/// which were answered meanwhile is slow itself, and says nothing about the backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silence {
+    row: u32,
+    last: Now,
+}
+
+impl Silence {
+    /// A request that the backend has had from `since` to `now` was not answered in time; it last began to
+    /// answer any at `answered`. Returns how many in a row that makes.
+    pub fn unanswered(&mut self, since: Now, now: Now, answered: Now) -> u32 {
+        if answered >= since {
+            return 0;
+        }
+        self.row = self.in_row(answered).saturating_add(1);
+        self.last = now;
+        self.row
+    }
+
+    /// How many in a row there are, if the backend last began to answer at `answered`.
+    pub fn in_row(&self, answered: Now) -> u32 {
+        if answered >= self.last { 0 } else { self.row }
     }
 }
 
@@ -281,7 +309,7 @@ mod tests {
     #[test]
     fn retries_of_a_backend_grow_apart_up_to_a_bound() {
         let mut revival = Revival::default();
-        revival.set_aside(at(0));
+        revival.set_aside(Duration::ZERO, at(0));
         let waits: Vec<u128> = (0..8).map(|_| revival.wait().as_millis()).collect();
         assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
     }
@@ -289,13 +317,51 @@ mod tests {
     #[test]
     fn a_backend_that_soon_fails_again_keeps_its_interval() {
         let mut revival = Revival::default();
-        revival.set_aside(at(0));
+        revival.set_aside(Duration::ZERO, at(0));
         revival.wait();
         revival.restored(at(1000));
-        revival.set_aside(at(2000));
+        revival.set_aside(Duration::ZERO, at(2000));
         assert_eq!(revival.wait().as_millis(), 400);
         revival.restored(at(3000));
-        revival.set_aside(at(3000 + 10_001));
+        revival.set_aside(Duration::ZERO, at(3000 + 10_001));
         assert_eq!(revival.wait(), RETRY_MIN);
+    }
+
+    #[test]
+    fn a_request_counts_only_if_nothing_was_answered_while_it_waited() {
+        let mut silence = Silence::default();
+        let steps = [
+            // (sent, given up, last answer, in a row)
+            (100, 400, 50, 1),
+            (100, 400, 50, 2),
+            (300, 600, 50, 3),
+            (500, 800, 700, 0),
+            (701, 1_001, 700, 1),
+            (702, 1_002, 700, 2),
+            (1_100, 1_400, 1_050, 1),
+            (1_101, 1_401, 1_050, 2),
+        ];
+        for (since, now, answered, row) in steps {
+            assert_eq!(
+                silence.unanswered(at(since), at(now), at(answered)),
+                row,
+                "sent at {since}"
+            );
+        }
+        assert_eq!(silence.in_row(at(1_050)), 2);
+        assert_eq!(silence.in_row(at(1_401)), 0, "an answer ends the row");
+    }
+
+    #[test]
+    fn what_took_long_to_show_is_remembered_for_longer() {
+        let patience = Duration::from_secs(30);
+        for (later, wait) in [(39_000, 2 * RETRY_MIN), (41_000, RETRY_MIN)] {
+            let mut revival = Revival::default();
+            revival.set_aside(patience, at(0));
+            revival.wait();
+            revival.restored(at(0));
+            revival.set_aside(patience, at(later));
+            assert_eq!(revival.wait(), wait, "set aside again after {later} ms");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! through [`Hub::apply`]. Lives on one thread, is borrowed only between awaits, and opens no socket:
 //! work that has to be awaited is returned to `mod`.
 
+pub mod aside;
 mod changes;
 pub mod checking;
 mod drains;
@@ -18,16 +19,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::api::{About, Event, Reply};
 use super::console::{self, Console, Lost, Name, Of, named};
 use super::doors::UserDoors;
 use super::drain::{Stop, StopStep};
-use super::health::Revival;
 use super::history::History;
 use super::mailbox::Mailbox;
-use super::probe::Port;
 use super::publication::Publication;
 use super::rights::Identity;
 use super::status::ReloadStatus;
@@ -37,12 +36,13 @@ use crate::base::publish::Publisher;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registered, Registry};
 use crate::cluster::source::Source;
-use crate::cluster::{Backend, BackendId, Protocol, Service, ServiceId, Snapshot, Standing};
+use crate::cluster::{Backend, BackendId, Protocol, Service, ServiceId, Snapshot};
 use crate::config::Config;
 use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
 use crate::worker::link::{Order, Report};
+use aside::Asides;
 use checking::{Checking, is_failing};
 use drains::Draining;
 use listed::LeftOut;
@@ -73,16 +73,6 @@ pub struct Departed {
     mark: Option<Mark>,
     /// When to order the end of its sessions (again); `None` if they may go on.
     repeat: Option<Now>,
-}
-
-/// An attempt to connect to a backend that was set aside.
-pub struct Attempt {
-    /// How long to leave the backend alone first.
-    pub wait: Duration,
-    /// Whether a connection shows that it is back. Otherwise only users do, who get there after the wait.
-    pub probe: bool,
-    pub port: Port,
-    pub timeout: Duration,
 }
 
 /// What a tick leaves for its caller, which can await.
@@ -129,8 +119,7 @@ pub struct Hub {
     pub console: Console,
     checking: Checking,
     left_out: LeftOut,
-    revivals: BTreeMap<BackendId, Revival>,
-    reviving: BTreeSet<BackendId>,
+    asides: Asides,
     published: Mark,
     pulse: Pulse,
     next_connection: u64,
@@ -176,8 +165,7 @@ impl Hub {
             console: Console::default(),
             checking: Checking::new(now),
             left_out: LeftOut::default(),
-            revivals: BTreeMap::new(),
-            reviving: BTreeSet::new(),
+            asides: Asides::default(),
             published,
             pulse,
             next_connection: 1,
@@ -302,41 +290,6 @@ impl Hub {
         self.registry.service(service).kind
     }
 
-    /// The next attempt to reach a backend that was set aside; `None` once it no longer is.
-    pub fn next_try(&mut self, id: BackendId) -> Option<Attempt> {
-        let entry = self.registry.get(id).filter(|it| it.backend.standing == Standing::Aside);
-        let Some(entry) = entry else {
-            self.reviving.remove(&id);
-            return None;
-        };
-        let service = self.registry.service(entry.backend.service);
-        Some(Attempt {
-            wait: self.revivals.entry(id).or_default().wait(),
-            probe: self.probes(service.id, entry.probe),
-            port: Port::of(&entry.backend),
-            timeout: service.terms.timeouts.connect,
-        })
-    }
-
-    /// Whether a backend of this service is tried by connecting to it, if it lets itself be (`asked`).
-    pub fn probes(&self, service: ServiceId, asked: bool) -> bool {
-        let table = self.config.service(service);
-        asked && table.is_none_or(|it| it.probe) && self.protocol_of(service) != Protocol::Udp
-    }
-
-    /// A backend that was set aside accepts connections again.
-    pub fn restore(&mut self, id: BackendId, now: Now) {
-        self.reviving.remove(&id);
-        if self.make(Change::Restore { backend: id }, now).changed {
-            let service = self.named_service_of(id);
-            match self.registry.get(id).is_some_and(|it| self.probes(it.backend.service, it.probe))
-            {
-                true => info!(backend = %id, service, "backend is back: a connection succeeded"),
-                false => info!(backend = %id, service, "backend is back: it gets users again"),
-            }
-        }
-    }
-
     /// The address of a backend, which may have left already, for a session or a log line.
     pub fn address_of(&self, id: BackendId) -> Option<SocketAddr> {
         self.backend(id).map(|backend| backend.address)
@@ -426,7 +379,10 @@ impl Hub {
                     let backend = backend.map(|id| (id, self.address_of(id)));
                     self.console.out_of_room(now, shortage, service, backend, datagrams);
                 }
-                Report::ConnectFailed { backend, errno } => self.set_aside(backend, errno, now),
+                Report::ConnectFailed { backend, errno } => self.port_failed(backend, errno, now),
+                Report::Unanswered { backend, since, now: until } => {
+                    self.unanswered(backend, since, until, now);
+                }
             }
         }
         more
@@ -457,19 +413,6 @@ impl Hub {
             console::request(&line, service, asked, address);
         }
         more
-    }
-
-    fn set_aside(&mut self, id: BackendId, errno: i32, now: Now) {
-        let reason = std::io::Error::from_raw_os_error(errno);
-        if self.make(Change::SetAside { backend: id }, now).changed {
-            let service = self.named_service_of(id);
-            warn!(backend = %id, service, %reason, "backend set aside: its data port failed");
-        }
-    }
-
-    /// Backends that are set aside and that nobody is trying to reach yet; from now on the caller is.
-    fn unattended(&mut self) -> Vec<BackendId> {
-        self.registry.aside().filter(|id| self.reviving.insert(*id)).collect()
     }
 
     /// Tells a backend's source what happens to it, if the source is a connection.

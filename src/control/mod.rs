@@ -329,15 +329,14 @@ async fn reload_asked(reload: &mut Option<(Reload, mpsc::Receiver<()>)>) -> Opti
     asked.recv().await.map(|()| reload)
 }
 
-/// Tries to connect to a backend that was set aside, until it succeeds or the backend is no longer
-/// aside. From here nothing shows whether a UDP backend is back, or one that must not be tried, so it gets
+/// Tries a backend that was set aside until it is found to be back, or is no longer aside. From here nothing shows whether a UDP backend is back, or one that must not be tried, so it gets
 /// users again after the wait; if it refuses them, the next wait is longer.
 async fn revive(hub: Rc<RefCell<Hub>>, id: BackendId, probes: Rc<Semaphore>) {
     loop {
         let Some(next) = hub.borrow_mut().next_try(id) else { return };
         tokio::time::sleep(next.wait).await;
-        if !next.probe || probe::connects(next.port, next.timeout, &probes).await.is_ok() {
-            hub.borrow_mut().restore(id, Now::read());
+        if next.trial.succeeds(&probes).await {
+            hub.borrow_mut().restore(id, &next.trial, Now::read());
             return;
         }
     }

@@ -66,7 +66,7 @@ impl Unreached {
 }
 
 /// Whether there is no connection because this host has run out of descriptors, memory or local ports.
-fn is_own_lack(error: &io::Error) -> bool {
+pub fn is_own_lack(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| Lack::of(Errno::from_raw(errno)) != Lack::None)
 }
 

@@ -51,6 +51,12 @@ pub fn may_join(
     }
 }
 
+/// Whether a secret, or another one, is what a backend lacks to join.
+pub fn needs_secret(joining: &Joining<'_>, from: IpAddr, identity: Option<&Identity>) -> bool {
+    let proved = |keyring| identity.is_some_and(|identity| identity.holds(keyring));
+    joining.admits(from) && joining.keyring.is_some_and(|keyring| !proved(keyring))
+}
+
 /// Every secret there is.
 pub struct Keys {
     keys: Vec<Key>,

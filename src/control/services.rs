@@ -117,6 +117,18 @@ pub fn may_register(
     rights::may_join(name, config.joining(table), from, identity)
 }
 
+/// Whether a backend that may not register would have to prove a secret, or another one, to do so.
+pub fn needs_secret(
+    config: &Config,
+    service: &Service,
+    from: IpAddr,
+    identity: Option<&Identity>,
+) -> bool {
+    let table = config.service(service.id);
+    let takes = table.is_none_or(|table| table.register);
+    takes && rights::needs_secret(&config.joining(table), from, identity)
+}
+
 /// The backends and sessions of one service, counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {

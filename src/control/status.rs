@@ -238,6 +238,15 @@ pub struct BackendStatus {
     pub sessions_total: u64,
     /// Connections to it that were refused or timed out.
     pub connects_failed: u64,
+    /// API requests that it did not answer in time.
+    #[serde(default)]
+    pub unanswered: u64,
+    /// How many in a row, as of now; each with no request answered while it waited.
+    #[serde(default)]
+    pub unanswered_in_row: u32,
+    /// Why it is set aside, if it is.
+    #[serde(default)]
+    pub aside_because: Option<String>,
     /// Datagrams from users dropped because no socket or local port towards it was free.
     #[serde(default)]
     pub turned_away: u64,
@@ -246,6 +255,11 @@ pub struct BackendStatus {
 }
 
 impl BackendStatus {
+    /// Connections that failed, and requests that were not answered.
+    pub fn failures(&self) -> u64 {
+        self.connects_failed + self.unanswered
+    }
+
     /// Its service, with its group if it is in one: `shop/green`.
     pub fn membership(&self) -> String {
         let group = self.group.as_ref().map(|group| format!("/{group}"));
@@ -258,7 +272,7 @@ impl BackendStatus {
 #[serde(rename_all = "lowercase")]
 pub enum BackendState {
     Serving,
-    /// Its data port refused a connection; it returns once one succeeds.
+    /// Its data port refused a connection, or it left requests unanswered; it returns once that is over.
     Aside,
     /// Its check fails, or has yet to pass for the first time.
     Failing,
@@ -326,6 +340,9 @@ pub struct DrainStatus {
 /// has ended.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CheckStatus {
+    /// What is checked: `tcp`, or `http:` and a path; `null` if nothing is.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// What the outcomes so far have come to.
     pub verdict: Option<CheckVerdict>,
     /// Since when, in milliseconds since 1970.

@@ -12,8 +12,8 @@ use super::hub::{Hub, Member};
 use super::services::{doors, takes_registrations, tallies};
 use super::status::{
     BackendState, BackendStatus, CheckStatus, CheckVerdict, Doors, DrainStatus, GroupStatus,
-    HelloStatus, LastMinute, Percentiles, Quantiles, RunState, SCHEMA, ServiceLimits,
-    ServiceStatus, SessionTotals, Status, Timings, WorkerStatus,
+    HelloStatus, LastMinute, Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus,
+    SessionTotals, Status, Timings, WorkerStatus,
 };
 use super::workers::value;
 use crate::base::time::Now;
@@ -23,7 +23,7 @@ use crate::cluster::{
     Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Protocol, Service, Standing, Terms,
 };
 use crate::config::Config;
-use crate::config::services::{SERVICE_KEYS, ServiceConfig};
+use crate::config::services::{CheckKind, SERVICE_KEYS, ServiceConfig};
 use crate::config::units::{SIZES, TIMES};
 use crate::metrics::{BOUNDS_US, ControlCounters, Row, WorkerCounters};
 
@@ -258,13 +258,15 @@ fn registered(hub: &Hub, entry: &Registered, turns: (u64, u64), now: Now) -> Bac
         round,
         registered_unix_ms: entry.since.unix_ms(),
         hello: hub.members.get(&entry.source).map(hello).unwrap_or_default(),
-        check: hub.check_result(id).map(check).unwrap_or_default(),
+        check: check(hub, &entry.backend),
         drain: draining.map(|it| drain(hub, entry, &it.drain)).unwrap_or_default(),
         drains_in_ms: draining
             .map(|it| &it.drain)
             .filter(|it| !it.is_empty)
             .and_then(|it| it.remaining(now))
             .map(ms),
+        unanswered_in_row: hub.unanswered_in_row(id),
+        aside_because: hub.aside_because(id).map(str::to_owned),
         ..backend(hub, &entry.backend, BackendState::of(entry.backend.standing))
     }
 }
@@ -294,6 +296,9 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         sessions_active: value(&values, "active"),
         sessions_total: value(&values, "total"),
         connects_failed: value(&values, "connect_failed"),
+        unanswered: value(&values, "unanswered"),
+        unanswered_in_row: 0,
+        aside_because: None,
         turned_away: value(&values, "turned_away"),
         bytes_up: value(&values, "up"),
         bytes_down: value(&values, "down"),
@@ -323,8 +328,18 @@ fn hello(member: &Member) -> HelloStatus {
     }
 }
 
-fn check(checked: &Checked) -> CheckStatus {
+fn check(hub: &Hub, backend: &Backend) -> CheckStatus {
+    let kind = hub.check_of(backend).map(|check| match check.kind {
+        CheckKind::Http => format!("http:{}", check.path),
+        _ => "tcp".to_owned(),
+    });
+    let outcomes = hub.check_result(backend.id).map(outcomes).unwrap_or_default();
+    CheckStatus { kind, ..outcomes }
+}
+
+fn outcomes(checked: &Checked) -> CheckStatus {
     CheckStatus {
+        kind: None,
         verdict: match checked.verdict {
             Verdict::Unproven => None,
             Verdict::Passing => Some(CheckVerdict::Passing),

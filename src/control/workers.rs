@@ -265,6 +265,12 @@ impl Workers {
         sum
     }
 
+    /// When the backend in `slot`, or one before it there, last began to answer an API request.
+    pub fn answered(&self, slot: u16) -> Now {
+        let of = |end: &End| end.link.metrics.answered[usize::from(slot)].get();
+        Now::from_nanos(self.ends.iter().map(of).max().unwrap_or(0))
+    }
+
     /// Sessions running on the backend in `slot`.
     pub fn active(&self, slot: u16) -> u64 {
         let of = |end: &End| end.link.metrics.backends[usize::from(slot)].active.get();

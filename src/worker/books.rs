@@ -333,6 +333,22 @@ impl Books {
         self.parts.urgent.notify_one();
     }
 
+    /// The session's backend has begun to answer an API request.
+    pub fn backend_answered(&self, entry: &Entry, now: Now) {
+        if let Some(choice) = entry.choice {
+            self.parts.metrics.answered[usize::from(choice.slot)].set(now.nanos());
+        }
+    }
+
+    /// The session's backend has had a request since then, and let the time for its answer pass.
+    pub fn backend_silent(&mut self, entry: &Entry, since: Now, now: Now) {
+        let Some(choice) = entry.choice else { return };
+        self.parts.metrics.counters.api_unanswered.one();
+        self.parts.metrics.backends[usize::from(choice.slot)].unanswered.one();
+        self.report(Report::Unanswered { backend: choice.backend, since, now });
+        self.parts.urgent.notify_one();
+    }
+
     /// No local port towards the session's backend was free, which says nothing about the backend: it stays
     /// in the rotation, and a port is free again when a connection to it ends.
     pub fn backend_out_of_ports(&self, entry: &Entry) {

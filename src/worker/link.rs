@@ -95,11 +95,17 @@ pub enum Report {
         /// How many since the worker's last such report.
         datagrams: u64,
     },
-    /// A backend's data port refused, reset or did not answer in time; the only urgent report. A
-    /// worker's own shortage is never reported this way.
+    /// A backend's data port refused, reset or did not answer in time. Urgent, as is the next; a worker's
+    /// own shortage is never reported this way.
     ConnectFailed {
         backend: BackendId,
         errno: i32,
+    },
+    /// A backend has had an API request since then, and by now let the time for its answer pass.
+    Unanswered {
+        backend: BackendId,
+        since: Now,
+        now: Now,
     },
 }
 
@@ -218,7 +224,7 @@ pub struct WorkerEnd {
     pub metrics: Arc<WorkerMetrics>,
     pub shard: ShardWriter,
     pub wake: Arc<EventFd>,
-    /// Notified after [`Report::ConnectFailed`] only; other reports wait for the control core's tick.
+    /// Notified after [`Report::ConnectFailed`] and [`Report::Unanswered`] only; other reports wait for the control core's tick.
     pub urgent: Arc<tokio::sync::Notify>,
 }
 

@@ -12,6 +12,7 @@ mod random;
 mod reading;
 mod refusals;
 mod services;
+mod silence;
 mod smuggling;
 mod techniques;
 mod troubles;

@@ -19,10 +19,13 @@ use lb::cluster::{BackendId, Protocol, ServiceId, Snapshot};
 use lb::config::reload::Prepared;
 use lb::config::services::ServiceIds;
 use lb::config::{Config, plans};
+use lb::control::checker::Failure;
 use lb::control::checks::Due;
 use lb::control::doors::{NewDoor, Opened, UserDoors};
 use lb::control::hub::Hub;
+use lb::control::hub::aside::Trial;
 use lb::control::mailbox::Mailbox;
+use lb::control::probe::Port;
 use lb::control::reload::{Asked, Entrance, Reload};
 use lb::control::workers::Workers;
 use lb::session::{EndReason, SessionId};
@@ -237,11 +240,17 @@ impl World {
                 self.revivals.swap_remove(place);
                 continue;
             };
-            let refuses = self.sky.refusing.borrow().contains(&attempt.port.address);
-            if attempt.probe && refuses {
+            let is_back = match &attempt.trial {
+                Trial::None => true,
+                Trial::Connect(Port { address, .. }, _) => {
+                    !self.sky.refusing.borrow().contains(address)
+                }
+                Trial::Ask(_) => unreachable!("nobody here leaves requests unanswered"),
+            };
+            if !is_back {
                 self.revivals[place].0 = self.now.plus(Duration::from_millis(300));
             } else {
-                hub.restore(backend, self.now);
+                hub.restore(backend, &attempt.trial, self.now);
                 self.revivals.swap_remove(place);
             }
         }
@@ -262,7 +271,8 @@ impl World {
             self.checks.swap_remove(place);
             let address = hub.registry.get(due.id).map(|entry| entry.backend.address);
             let fails = address.is_some_and(|it| self.sick.get(&it) == Some(&true));
-            let outcome = if fails { Err("it is sick".to_owned()) } else { Ok(()) };
+            let sick = || Err(Failure::by_backend("it is sick".to_owned()));
+            let outcome = if fails { sick() } else { Ok(()) };
             hub.checked(due, outcome, Duration::from_millis(3), self.now);
             self.laws.checked(&hub, due, !fails, self.now);
         }
@@ -353,6 +363,7 @@ impl World {
             group,
             proxy: false,
             probe: self.random.half(),
+            check: None,
         };
         let address = wanted.address;
         if let Ok(applied) = hub.apply(Change::Register(wanted), self.now) {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod alerts;
+mod asking;
 mod burst;
 mod checks;
 mod harness;

@@ -170,7 +170,7 @@ fn a_backend_may_want_proxy_headers_and_one_of_datagrams_may_not() {
     let mut backend = core.connect();
     let wants =
         |proxy: Value| json!({"cmd": "register", "service": "redis", "port": port, "proxy": proxy});
-    for proxy in [json!(2), json!(null), json!(2)] {
+    for proxy in [json!(2), json!(false), json!(2)] {
         let wanted = proxy == 2;
         let answer = backend.ask(&wants(proxy));
         assert_eq!(answer["ack"], "successful", "{answer}");
@@ -191,7 +191,10 @@ fn a_backend_may_want_proxy_headers_and_one_of_datagrams_may_not() {
     let answer = backend.ask(&json!({"cmd": "register", "service": "dns", "port": 1, "proxy": 2}));
     assert_failed(&answer, "datagrams carry no PROXY header: leave proxy out");
     let answer = backend.ask(&wants(json!(1)));
-    assert_failed(&answer, "proxy must be 2, the version of the PROXY header, or left out");
+    assert_failed(
+        &answer,
+        "proxy must be 2, the version of the PROXY header, or false, or left out",
+    );
 }
 
 /// Whether somebody has connected to the port.

@@ -4,12 +4,14 @@
 mod coming;
 mod groups;
 mod harness;
+mod joining;
 mod lines;
 mod listed;
 mod many;
 mod reload;
 mod services;
 mod signals;
+mod silent;
 mod verbs;
 #[path = "../common/wait.rs"]
 mod wait;

@@ -361,7 +361,8 @@ impl Laws {
                 let alone = fate.ended == 0 || why != Refusal::Full;
                 check(alone, law::BOOKS, || format!("{client} is refused and served"));
             }
-            Report::ConnectFailed { .. } | Report::OutOfRoom { .. } => {}
+            Report::ConnectFailed { .. } | Report::Unanswered { .. } | Report::OutOfRoom { .. } => {
+            }
         }
     }
 

@@ -36,6 +36,9 @@ pub fn backend() -> BackendStatus {
         sessions_active: 7,
         sessions_total: 12_345,
         connects_failed: 0,
+        unanswered: 0,
+        unanswered_in_row: 0,
+        aside_because: None,
         turned_away: 0,
         bytes_up: 1024,
         bytes_down: 0,
@@ -266,4 +269,33 @@ fn json_of_one_service_is_the_same_status_with_less_in_its_lists() {
     let read: Status = serde_json::from_str(&narrow).unwrap();
     assert_eq!((read.schema, read.services.len(), read.backends.len()), (SCHEMA, 1, 5));
     assert!(narrowed(&text, "shop-").unwrap_err().contains("similar names"));
+}
+
+#[test]
+fn a_backend_that_gets_no_users_is_shown_with_the_reason() {
+    let silent = "3 requests in a row were not answered in time";
+    let aside = BackendStatus {
+        state: BackendState::Aside,
+        aside_because: Some(silent.to_owned()),
+        unanswered: 3,
+        connects_failed: 1,
+        ..backend()
+    };
+    let failure = Some("no answer\x1b[2J from 10.0.0.5:9991".to_owned());
+    let check = CheckStatus { failure, ..CheckStatus::default() };
+    let failing = BackendStatus {
+        id: "b2".into(),
+        state: BackendState::Failing,
+        check: check.clone(),
+        ..backend()
+    };
+    // One whose last check failed and that still serves has no reason not to.
+    let serving = BackendStatus { id: "b3".into(), check, ..backend() };
+    let table = backend_table(vec![&aside, &failing, &serving], false, WHOLE);
+    let reasons: Vec<&str> = table.lines().filter(|line| line.contains(": ")).collect();
+    let expected =
+        [format!("b1 aside: {silent}"), "b2 failing: no answer[2J from 10.0.0.5:9991".into()];
+    assert_eq!(reasons, expected, "{table}");
+    let row = table.lines().find(|line| line.starts_with("b1 ")).unwrap();
+    assert!(row.split_whitespace().any(|cell| cell == "4"), "failures of both kinds: {row}");
 }

@@ -466,3 +466,58 @@ fn a_balancer_that_names_the_service_is_current_whether_it_grants_or_refuses() {
     let acts = step(&mut full, 2, said(r#"{"ack":"failed","msg":"too many control connections"}"#));
     assert!(matches!(acts[1], Act::Tell(Notice::Failed { .. })), "not about it: {acts:?}");
 }
+
+#[test]
+fn without_the_right_secret_it_ends_at_once_and_says_what_to_do() {
+    let missing = "give --secret-file the file";
+    let wrong = "the secret in --secret-file is not the balancer's";
+    let challenge = r#"{"cmd":"auth","nonce":"00","v":1}"#;
+    let needs = |cmd: &str| {
+        said(&format!(r#"{{"ack":"failed","cmd":"{cmd}","msg":"no","needs":"secret"}}"#))
+    };
+    for (secret, words) in [(None, missing), (Some("a secret that is none"), wrong)] {
+        let mut registration = registration(secret);
+        step(&mut registration, 0, Event::Time);
+        step(&mut registration, 1, Event::Connected);
+        step(&mut registration, 2, said(challenge));
+        let refused = needs(if secret.is_some() { "auth" } else { "register" });
+        let acts = step(&mut registration, 3, refused);
+        let [Act::Disconnect, Act::Fail(why)] = &acts[..] else { panic!("{acts:?}") };
+        assert!(why.contains(words) && why.contains("(no)"), "{why}");
+        assert_eq!(registration.deadline(), None);
+    }
+    // A refusal for any other reason is tried again, and so is a secret that was right before.
+    let mut registration = registration(None);
+    step(&mut registration, 0, Event::Time);
+    step(&mut registration, 1, Event::Connected);
+    let other = said(r#"{"ack":"failed","cmd":"register","msg":"there is no service redis"}"#);
+    assert_eq!(step(&mut registration, 2, other)[0], Act::Disconnect);
+    step(&mut registration, 1_000, Event::Time);
+    step(&mut registration, 1_001, Event::Connected);
+    step(&mut registration, 1_002, said(GRANTED));
+    step(&mut registration, 1_003, Event::Lost("it was restarted".into()));
+    step(&mut registration, 2_000, Event::Time);
+    step(&mut registration, 2_001, Event::Connected);
+    let acts = step(&mut registration, 2_002, needs("register"));
+    assert!(matches!(acts[..], [Act::Disconnect, Act::Tell(Notice::Failed { .. })]), "{acts:?}");
+}
+
+#[test]
+fn what_the_balancer_finds_odd_is_passed_on() {
+    let asking = || {
+        let offer = Offer::to_built_in(Protocol::Tcp, 9991);
+        let check = Some("http:/up".parse().unwrap());
+        let mut registration = Registration::new(Offer { check, ..offer }, None);
+        step(&mut registration, 0, Event::Time);
+        assert!(sent(&step(&mut registration, 1, Event::Connected), r#""check":"http:/up""#));
+        registration
+    };
+    let registered = Act::Tell(Notice::Registered);
+    let granted = r#"{"ack":"successful","cmd":"register","check":"http:/up"}"#;
+    assert_eq!(step(&mut asking(), 2, said(granted)), std::slice::from_ref(&registered));
+    let unchecked = Act::Tell(Notice::Unchecked);
+    assert_eq!(step(&mut asking(), 2, said(GRANTED)), [registered.clone(), unchecked]);
+    let warned = r#"{"ack":"successful","cmd":"register","warning":"it has its own"}"#;
+    let notice = Act::Tell(Notice::Warned { of: "it has its own".into() });
+    assert_eq!(step(&mut asking(), 2, said(warned)), [registered, notice]);
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Registered;
-use crate::cluster::backend::{BackendId, ServiceId, WEIGHT_MAX};
+use crate::cluster::backend::{AskedCheck, BackendId, ServiceId, WEIGHT_MAX};
 use crate::cluster::groups::Group;
 use crate::cluster::source::Source;
 
@@ -27,6 +27,8 @@ pub struct Registration {
     pub proxy: bool,
     /// Whether it may be tried by a connection that is closed again at once.
     pub probe: bool,
+    /// How it wants to be checked. Where the service has a check of its own, that goes first.
+    pub check: Option<AskedCheck>,
 }
 
 /// How long the sessions of a backend that drains may go on.

@@ -25,6 +25,7 @@ fn join(source: u64, service: ServiceId, port: u16, weight: u16) -> Change {
     Change::Register(Registration {
         proxy: false,
         probe: true,
+        check: None,
         source: Source::Connection(source),
         service,
         address: address(port),
@@ -257,6 +258,7 @@ fn a_backend_of_the_configuration_is_nobody_elses() {
     let listed = Registration {
         proxy: false,
         probe: true,
+        check: None,
         source: Source::File,
         service: TCP,
         address: address(80),

@@ -1,7 +1,7 @@
 //! The messages of the control protocol: what is understood, what is refused, and how answers are written.
 
 use super::*;
-use crate::cluster::Standing;
+use crate::cluster::{Standing, WEIGHT_MAX};
 
 const UDP: Target = Target::BuiltIn(Protocol::Udp);
 const API: Target = Target::BuiltIn(Protocol::Api);
@@ -9,7 +9,15 @@ const API: Target = Target::BuiltIn(Protocol::Api);
 fn heard(input: &str) -> Vec<Incoming> {
     let mut into = VecDeque::new();
     Inbox::default().push(input.as_bytes(), &mut into);
-    into.into()
+    into.into_iter().map(|heard| heard.what).collect()
+}
+
+/// What the answer to the only message warns of.
+fn warning_of(input: &str) -> Option<String> {
+    let mut into = VecDeque::new();
+    Inbox::default().push(input.as_bytes(), &mut into);
+    assert_eq!(into.len(), 1, "{input}");
+    into.pop_front().unwrap().warning
 }
 
 fn fault_of(input: &str) -> BadMessage {
@@ -29,8 +37,9 @@ fn said(reply: Reply) -> String {
 fn every_command_is_understood_with_and_without_optional_members() {
     let register = |weight, name: Option<&str>| {
         Request::Register(Joining {
-            proxy: false,
-            probe: true,
+            proxy: None,
+            probe: None,
+            check: None,
             target: Target::BuiltIn(Protocol::Tcp),
             port: 9991,
             weight,
@@ -40,14 +49,14 @@ fn every_command_is_understood_with_and_without_optional_members() {
     };
     let drain = |lasts| Request::Drain { target: API, port: 80, lasts };
     let cases = [
-        (r#"{"cmd": "register", "protocol": "tcp", "port": 9991}"#, register(1, None)),
+        (r#"{"cmd": "register", "protocol": "tcp", "port": 9991}"#, register(None, None)),
         (
             r#"{"cmd":"register","protocol":"tcp","port":9991,"weight":256,"name":"a-b.c:1_"}"#,
-            register(256, Some("a-b.c:1_")),
+            register(Some(256), Some("a-b.c:1_")),
         ),
         (
             r#"{"port":9991,"later":{"x":[1]},"protocol":"tcp","cmd":"register","name":null}"#,
-            register(1, None),
+            register(None, None),
         ),
         (
             r#"{"cmd":"unregister","protocol":"udp","port":1}"#,
@@ -93,7 +102,7 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
         (r#""protocol":"tcp","service":"redis""#, named(Some(Protocol::Tcp))),
     ] {
         let of = |cmd: &str| heard(&format!(r#"{{"cmd":"{cmd}",{members},"port":6379}}"#));
-        let (port, weight, name, lasts) = (6379, 1, None, Lasts::AsSet);
+        let (port, weight, name, lasts) = (6379, None, None, Lasts::AsSet);
         let all = target.clone();
         assert_eq!(of("unregister"), [Ok(Request::Unregister { target: all, port })], "{members}");
         let all = target.clone();
@@ -108,8 +117,9 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
                 weight,
                 name,
                 group: None,
-                proxy: false,
-                probe: true
+                proxy: None,
+                probe: None,
+                check: None
             }))]
         );
     }
@@ -201,7 +211,12 @@ fn about() -> About {
 
 #[test]
 fn messages_are_written_as_documented() {
+    let warning = "unknown member x".to_owned();
     let cases = [
+        (
+            Reply::Warned { answer: Reply::Authenticated.into(), warning },
+            r#"{"ack":"successful","cmd":"auth","warning":"unknown member x"}"#,
+        ),
         (Reply::AskHello, r#"{"cmd":"hello"}"#),
         (Reply::AskAuth { nonce: "ab".into() }, r#"{"cmd":"auth","nonce":"ab","v":1}"#),
         (Reply::Authenticated, r#"{"ack":"successful","cmd":"auth"}"#),
@@ -212,6 +227,7 @@ fn messages_are_written_as_documented() {
                 address: "10.0.0.5:9991".parse().unwrap(),
                 weight: 2,
                 interval: Duration::from_secs(5),
+                check: None,
             },
             concat!(
                 r#"{"ack":"successful","cmd":"register","protocol":"tcp","port":9991,"#,
@@ -219,14 +235,15 @@ fn messages_are_written_as_documented() {
             ),
         ),
         (
-            Reply::Failed { msg: "no".into(), cmd: None, about: None },
-            r#"{"ack":"failed","msg":"no"}"#,
+            Reply::Failed { msg: "no".into(), cmd: None, about: None, needs_secret: true },
+            r#"{"ack":"failed","msg":"no","needs":"secret"}"#,
         ),
         (
             Reply::Failed {
                 msg: "no".into(),
                 cmd: Some("drain"),
                 about: Some(About { service: "redis".into(), protocol: None, port: None }),
+                needs_secret: false,
             },
             r#"{"ack":"failed","msg":"no","cmd":"drain","service":"redis"}"#,
         ),
@@ -387,10 +404,10 @@ fn a_backend_may_ask_not_to_be_tried() {
         }
     };
     for (member, probed) in [
-        ("", true),
-        (r#","probe":null"#, true),
-        (r#","probe":true"#, true),
-        (r#","probe":false"#, false),
+        ("", None),
+        (r#","probe":null"#, None),
+        (r#","probe":true"#, Some(true)),
+        (r#","probe":false"#, Some(false)),
     ] {
         assert_eq!(probe(member), Ok(probed), "{member}");
     }
@@ -411,15 +428,93 @@ fn a_backend_may_ask_for_a_proxy_header_of_version_2_alone() {
         }
     };
     for (member, wanted) in [
-        ("", false),
-        (r#","proxy":null"#, false),
-        (r#","proxy":2"#, true),
-        (r#","proxy":2.0"#, true),
+        ("", None),
+        (r#","proxy":null"#, None),
+        (r#","proxy":false"#, Some(false)),
+        (r#","proxy":2"#, Some(true)),
+        (r#","proxy":2.0"#, Some(true)),
     ] {
         assert_eq!(proxy(member), Ok(wanted), "{member}");
     }
     for wrong in [r#","proxy":1"#, r#","proxy":3"#, r#","proxy":true"#, r#","proxy":"v2""#] {
-        let said = "proxy must be 2, the version of the PROXY header, or left out";
+        let said = "proxy must be 2, the version of the PROXY header, or false, or left out";
         assert_eq!(proxy(wrong), Err(said.to_owned()), "{wrong}");
     }
+}
+
+#[test]
+fn a_backend_may_ask_to_be_checked() {
+    let check = |member: &str| {
+        let text = format!(r#"{{"cmd":"register","protocol":"tcp","port":1{member}}}"#);
+        match heard(&text).remove(0) {
+            Ok(Request::Register(joining)) => {
+                Ok(joining.check.map(|asked| asked.map_or("off".to_owned(), |it| it.to_string())))
+            }
+            Ok(_) => panic!("it is a registration"),
+            Err(bad) => Err(bad.msg),
+        }
+    };
+    for (member, wanted) in [
+        ("", None),
+        (r#","check":null"#, None),
+        (r#","check":"off""#, Some("off")),
+        (r#","check":"tcp""#, Some("tcp")),
+        (r#","check":"http:/up?deep=1""#, Some("http:/up?deep=1")),
+    ] {
+        assert_eq!(check(member), Ok(wanted.map(str::to_owned)), "{member}");
+    }
+    let how = "write tcp, or http: and a path, such as http:/healthz";
+    for wrong in ["", "TCP", "http", "http:", "http:up", "http://x/up", "udp"] {
+        let outcome = check(&format!(r#","check":"{wrong}""#));
+        match wrong {
+            "http://x/up" => assert!(outcome.is_ok(), "a path may begin with two slashes"),
+            _ => assert_eq!(outcome, Err(format!("check {wrong}: {how}"))),
+        }
+    }
+    for wrong in ["http:/a b", r"http:/a\r\nHost: b", "http:/#x", "http:/\u{e4}"] {
+        let said = check(&format!(r#","check":"{wrong}""#)).unwrap_err();
+        assert!(said.ends_with("visible ASCII characters without #"), "{said}");
+    }
+    assert_eq!(check(r#","check":true"#), Err("check must be a string".to_owned()));
+}
+
+#[test]
+fn members_that_mean_nothing_are_named_in_the_answer() {
+    for (message, warning) in [
+        (r#"{"cmd":"register","protocol":"tcp","port":1,"weight":2,"check":"tcp"}"#, ""),
+        (
+            r#"{"cmd":"register","protocol":"tcp","port":1,"wieght":2}"#,
+            "unknown member wieght: perhaps weight",
+        ),
+        (
+            r#"{"cmd":"register","protocol":"tcp","port":1,"Name":"a","later":{"x":[1]}}"#,
+            "unknown member Name: perhaps name; unknown member later",
+        ),
+        (
+            r#"{"cmd":"register","protocl":"tcp","port":1}"#,
+            "unknown member protocl: perhaps protocol",
+        ),
+        (
+            r#"{"cmd":"register","protocol":"tcp","port":1,"deadline_ms":9}"#,
+            "deadline_ms means nothing in register",
+        ),
+        (r#"{"cmd":"drain","protocol":"tcp","port":1,"deadline_ms":9,"name":"a"}"#, ""),
+        (r#"{"cmd":"unregister","protocol":"tcp","port":1,"weight":9}"#, ""),
+        (r#"{"cmd":"list","servise":"redis"}"#, "unknown member servise: perhaps service"),
+        (r#"{"cmd":"auth","id":"a","mac":"b","nonce":"c","v":1}"#, ""),
+        (
+            r#"{"cmd":"services","qqqq":1,"zzzz":2,"xx\u001bx":3,"jjjj":4,"kkkk":5}"#,
+            "unknown member qqqq; unknown member zzzz; unknown member xx?x; and 2 more",
+        ),
+        (r#"{"comand":"register"}"#, "unknown member comand: perhaps cmd"),
+        (r#"{"ack":"hello","took":5}"#, ""),
+        (r#"{"cmd":"hello","took":5}"#, ""),
+    ] {
+        let wanted = Some(warning.to_owned()).filter(|warning| !warning.is_empty());
+        assert_eq!(warning_of(message), wanted, "{message}");
+    }
+    let long = "x".repeat(3_000);
+    let warning = warning_of(&format!(r#"{{"cmd":"services","{long}":1}}"#)).unwrap();
+    assert!(warning.len() < 80, "{warning}");
+    assert_eq!(fault_of(r#"{"cmd":"regster"}"#).msg, "unknown cmd regster: perhaps register");
 }

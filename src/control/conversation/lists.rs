@@ -41,7 +41,7 @@ impl Conversation {
             Listing::Services { after } => self.page_of_services(after),
         };
         self.listing = rest;
-        self.peer.mailbox.send(&reply);
+        self.reply(reply);
     }
 
     fn page_of_backends(&self, of: Option<Named>, after: BackendId) -> (Reply, Option<Listing>) {

@@ -64,12 +64,10 @@ impl Hub {
             Change::Leave { .. } => self.left(applied, "drained", now),
             Change::SourceLost { why, .. } => self.lost(applied, why, now),
             Change::SetAside { backend } if applied.changed => {
-                self.revivals.entry(backend).or_default().set_aside(now);
-                self.counters.backends_set_aside.one();
+                self.is_set_aside(backend, now);
             }
             Change::Restore { backend } if applied.changed => {
-                self.revivals.entry(backend).or_default().restored(now);
-                self.counters.backends_restored.one();
+                self.is_restored(backend, now);
             }
             Change::Judge { passes: true, .. } if applied.changed => {
                 self.counters.backends_check_passed.one();
@@ -86,6 +84,7 @@ impl Hub {
         let id = applied.backend.expect("a registration that succeeded has a backend");
         let entry = self.registry.get(id).expect("it was just registered");
         let backend = &entry.backend;
+        self.asides.forgive(id);
         if entry.drained_by().is_none() {
             self.draining.remove(&id);
         }
@@ -96,8 +95,10 @@ impl Hub {
         if applied.changed {
             self.unannounced.insert(id);
         }
-        if applied.joined {
-            self.begin_checks(id, now);
+        match self.registry.get(id).map(|entry| entry.backend.clone()) {
+            Some(_) if applied.joined => self.begin_checks(id, now),
+            Some(backend) => self.follow_check(&backend, now),
+            None => {}
         }
         // It has not got what it may have registered again for.
         if self.draining.contains_key(&id) {
@@ -162,7 +163,7 @@ impl Hub {
             self.console.backend_registered(now, Of::new(service), &backend, self.registry.len());
         }
         self.console.backend_left(now, of, &backend, why, sessions, self.registry.len());
-        self.revivals.remove(&id);
+        self.asides.forget(id);
         self.end_checks(&backend);
         // What happens to the UDP sessions of a lost backend is decided by the workers.
         let close = close && protocol != Protocol::Udp;
@@ -238,8 +239,9 @@ pub(in crate::control::hub) mod tests {
 
     pub fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
-        let (group, proxy, probe) = (None, false, true);
-        let wanted = Registration { source, service, address, weight, name, group, proxy, probe };
+        let (group, proxy, probe, check) = (None, false, true, None);
+        let wanted =
+            Registration { source, service, address, weight, name, group, proxy, probe, check };
         Change::Register(wanted)
     }
 

@@ -13,9 +13,9 @@ use super::{Hub, Mark};
 use crate::base::time::Now;
 use crate::cluster::registry::Change;
 use crate::cluster::service::Pool;
-use crate::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
+use crate::cluster::{AskedCheck, Backend, BackendId, Protocol, ServiceId, Standing};
 use crate::config::services::{CheckConfig, CheckKind, OnFail};
-use crate::control::checker::Target;
+use crate::control::checker::{Failure, Target};
 use crate::control::checks::{Checks, Due, Rule, Verdict};
 use crate::control::home;
 use crate::control::probe::Port;
@@ -91,15 +91,15 @@ impl Hub {
         loop {
             let due = self.checking.checks.begin(now)?;
             let backend = self.registry.get(due.id).map(|entry| &entry.backend);
-            let wanted = backend.and_then(|it| Some((self.check_of(it.service)?, Port::of(it))));
+            let wanted = backend.and_then(|it| Some((self.check_of(it)?, Port::of(it))));
             if let Some((check, port)) = wanted {
-                let mut target = Target::of(check, port);
+                let mut target = Target::of(&check, port);
                 target.is_own_door = check.port.is_some() && self.is_own_door(target.port.address);
                 return Some((due, target));
             }
             // Nobody is left whose check it would be.
             self.checking.checks.remove(due);
-            self.checking.checks.ended(due, false, now);
+            self.checking.checks.came_to_nothing(due, now);
         }
     }
 
@@ -121,7 +121,13 @@ impl Hub {
     }
 
     /// A check has ended.
-    pub fn checked(&mut self, due: Due, outcome: Result<(), String>, took: Duration, now: Now) {
+    pub fn checked(&mut self, due: Due, outcome: Result<(), Failure>, took: Duration, now: Now) {
+        let outcome = match outcome {
+            Err(Failure { sentence, is_ours: true }) => {
+                return self.check_came_to_nothing(due, &sentence, now);
+            }
+            outcome => outcome.map_err(|failure| failure.sentence),
+        };
         self.counters.checks.one();
         self.counters.checks_failed.add(u64::from(outcome.is_err()));
         let passed = outcome.is_ok();
@@ -138,6 +144,18 @@ impl Hub {
         self.checking.outcomes.insert(due.id, checked);
     }
 
+    /// A check could not be carried out for want of something on this host, which is not held against the
+    /// backend.
+    fn check_came_to_nothing(&mut self, due: Due, why: &str, now: Now) {
+        self.counters.checks_not_run.one();
+        self.checking.checks.came_to_nothing(due, now);
+        self.checking.wanted.notify_one();
+        let Some(entry) = self.registry.get(due.id) else { return };
+        let service = Rc::from(&*self.registry.service(entry.backend.service).name);
+        let backend = entry.backend.clone();
+        self.console.check_not_run(now, &service, &backend, why);
+    }
+
     /// What is known of a backend's check; `None` before the first has ended, and if there is none.
     pub fn check_result(&self, id: BackendId) -> Option<&Checked> {
         self.checking.outcomes.get(&id)
@@ -150,8 +168,8 @@ impl Hub {
 
     fn check_from(&mut self, id: BackendId, verdict: Verdict, now: Now) {
         let Some(entry) = self.registry.get(id) else { return };
-        let Some(check) = self.check_of(entry.backend.service) else { return };
-        let (due, rule) = (due(&entry.backend), rule(check));
+        let Some(check) = self.check_of(&entry.backend) else { return };
+        let (due, rule) = (due(&entry.backend), rule(&check));
         self.checking.checks.add(due, rule, verdict, offset(id, rule.interval), now);
         self.checking.wanted.notify_one();
     }
@@ -168,13 +186,18 @@ impl Hub {
     pub(super) fn follow_checks(&mut self, now: Now) {
         let all: Vec<Backend> = self.registry.entries().map(|it| it.backend.clone()).collect();
         for backend in all {
-            let is_checked = self.checking.checks.verdict(due(&backend)).is_some();
-            match self.check_of(backend.service).map(rule) {
-                Some(rule) if is_checked => self.checking.checks.follow(due(&backend), rule, now),
-                // One that serves already has to fail as often as any other.
-                Some(_) => self.check_from(backend.id, Verdict::Passing, now),
-                None => self.end_checks(&backend),
-            }
+            self.follow_check(&backend, now);
+        }
+    }
+
+    /// A backend is checked as it is to be checked now.
+    pub(super) fn follow_check(&mut self, backend: &Backend, now: Now) {
+        let is_checked = self.checking.checks.verdict(due(backend)).is_some();
+        match self.check_of(backend).map(|check| rule(&check)) {
+            Some(rule) if is_checked => self.checking.checks.follow(due(backend), rule, now),
+            // One that serves already has to fail as often as any other.
+            Some(_) => self.check_from(backend.id, Verdict::Passing, now),
+            None => self.end_checks(backend),
         }
         self.checking.wanted.notify_one();
     }
@@ -195,10 +218,26 @@ impl Hub {
         }
     }
 
-    /// The check of a service's backends, if they are checked.
-    fn check_of(&self, service: ServiceId) -> Option<&CheckConfig> {
-        let service = self.config.service(service)?;
-        (service.check.kind != CheckKind::Off).then_some(&service.check)
+    /// How a backend is checked, if it is: as its service says or, where that says nothing, as it has asked.
+    pub fn check_of(&self, backend: &Backend) -> Option<CheckConfig> {
+        let table = self.config.service(backend.service).map(|table| &table.check);
+        if let Some(check) = table.filter(|check| check.kind != CheckKind::Off) {
+            return Some(check.clone());
+        }
+        let asked = self.registry.get(backend.id)?.check.as_ref()?;
+        let otherwise = table.cloned().unwrap_or_default();
+        Some(match asked {
+            AskedCheck::Tcp => CheckConfig { kind: CheckKind::Tcp, ..otherwise },
+            AskedCheck::Http(path) => {
+                CheckConfig { kind: CheckKind::Http, path: path.to_string(), ..otherwise }
+            }
+        })
+    }
+
+    /// Whether a service's backends are checked as its table says.
+    pub fn is_checked(&self, service: ServiceId) -> bool {
+        let table = self.config.service(service);
+        table.is_some_and(|table| table.check.kind != CheckKind::Off)
     }
 
     /// The verdict on a backend has turned: it fails for this reason, or passes.
@@ -209,7 +248,7 @@ impl Hub {
         let service = Rc::from(&*self.registry.service(entry.backend.service).name);
         let backend = entry.backend.clone();
         self.console.backend_checked(now, &service, &backend, failure);
-        let on_fail = self.check_of(backend.service).map(|check| check.on_fail);
+        let on_fail = self.check_of(&backend).map(|check| check.on_fail);
         if failure.is_some() && on_fail == Some(OnFail::Close) {
             // First that no session begins, then that those running end. Of a thousand that fail together,
             // workers are told once.
@@ -246,5 +285,29 @@ impl Hub {
         let pool = self.snapshot.pool(entry.backend.service);
         let tried = pool.is_some_and(|pool| pool.serves(id));
         entry.backend.standing == Standing::Failing && !tried
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::hub::tests::{at, check, config, hub, shown};
+
+    #[test]
+    fn a_check_that_could_not_be_run_is_held_against_nobody() {
+        let (mut hub, _worker) = hub(config(&[(1, 1)], check()));
+        let lack = || Failure { sentence: "no descriptor is left".to_owned(), is_ours: true };
+        let mut outcomes = [Err(lack()), Ok(()), Err(lack()), Err(lack()), Err(lack())].into_iter();
+        let mut now = at(20);
+        for state in [Standing::Failing, Standing::Serving, Standing::Serving, Standing::Serving] {
+            let (due, _) = hub.next_check(now).unwrap();
+            hub.checked(due, outcomes.next().unwrap(), Duration::ZERO, now);
+            assert_eq!(shown(&mut hub), [(1, 1, state)], "at {now:?}");
+            now = now.plus(Duration::from_secs(10));
+        }
+        let counted = &hub.counters;
+        let counted = [&counted.checks, &counted.checks_failed, &counted.checks_not_run];
+        assert_eq!(counted.map(|counter| counter.get()), [1, 0, 3]);
+        assert!(hub.check_result(hub.registry.entries().next().unwrap().backend.id).is_some());
     }
 }

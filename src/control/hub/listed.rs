@@ -85,6 +85,7 @@ impl Hub {
                     group: backend.group.as_deref().map(Arc::from),
                     proxy: backend.proxy,
                     probe: true,
+                    check: None,
                 })
             })
             .collect()

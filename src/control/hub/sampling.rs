@@ -134,7 +134,17 @@ mod tests {
         let address = ([192, 0, 2, 1], port).into();
         let (weight, name, group, proxy, probe) = (1, None, None, false, true);
         let (source, service) = (FILE, TCP);
-        let wanted = Registration { source, service, address, weight, name, group, proxy, probe };
+        let wanted = Registration {
+            source,
+            service,
+            address,
+            weight,
+            name,
+            group,
+            proxy,
+            probe,
+            check: None,
+        };
         let id = hub.apply(Change::Register(wanted), now).unwrap().backend.unwrap();
         (id, usize::from(hub.registry.get(id).unwrap().backend.slot))
     }

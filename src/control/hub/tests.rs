@@ -10,10 +10,11 @@ use tokio::sync::Notify;
 use super::*;
 use crate::base::publish::Publisher;
 use crate::cluster::registry::{Lasts, Registration};
-use crate::cluster::{Service, Snapshot, WhenAllFail};
+use crate::cluster::{Service, Snapshot, Standing, WhenAllFail};
 use crate::config::services::{
     CheckConfig, CheckKind, GroupShare, OnFail, ServiceConfig, StaticBackend,
 };
+use crate::control::checker::Failure;
 use crate::control::checks::Due;
 use crate::control::doors::Step;
 use crate::control::probe::Port;
@@ -21,18 +22,18 @@ use crate::control::status::CheckVerdict;
 use crate::control::view;
 use crate::worker::link::{Order, WorkerEnd, link};
 
-const PG: ServiceId = ServiceId(3);
+pub(super) const PG: ServiceId = ServiceId(3);
 
-fn at(ms: u64) -> Now {
+pub(super) fn at(ms: u64) -> Now {
     Now::from_nanos(1_000_000_000 + ms * 1_000_000)
 }
 
-fn address(port: u16) -> SocketAddr {
+pub(super) fn address(port: u16) -> SocketAddr {
     ([192, 0, 2, 1], port).into()
 }
 
 /// The service `pg` with these backends, by port and weight.
-fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
+pub(super) fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
     let listed = |&(port, weight): &(u16, u16)| StaticBackend {
         address: address(port),
         weight,
@@ -45,7 +46,7 @@ fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
 }
 
 /// A check on a port of its own, which turns a verdict at once.
-fn check() -> CheckConfig {
+pub(super) fn check() -> CheckConfig {
     CheckConfig {
         kind: CheckKind::Tcp,
         port: Some(8008),
@@ -56,7 +57,7 @@ fn check() -> CheckConfig {
 }
 
 /// A hub that has read its configuration, and the one worker's end.
-fn hub(config: Config) -> (Hub, WorkerEnd) {
+pub(super) fn hub(config: Config) -> (Hub, WorkerEnd) {
     let first = Snapshot::default();
     let (name, terms) = ("pg".into(), config.terms_for(PG));
     let pg = Service { id: PG, name, terms, ..first.services[0].clone() };
@@ -76,7 +77,7 @@ pub fn reload(hub: &mut Hub, config: Config, now: Now) {
 }
 
 /// Port, weight and standing of each backend of `pg`.
-fn shown(hub: &mut Hub) -> Vec<(u16, u16, Standing)> {
+pub(super) fn shown(hub: &mut Hub) -> Vec<(u16, u16, Standing)> {
     hub.publish();
     let pool = hub.snapshot.pool(PG).unwrap();
     let all = pool.backends.iter();
@@ -88,7 +89,7 @@ fn rotation(hub: &mut Hub) -> Vec<u16> {
     hub.snapshot.pool(PG).unwrap().in_rotation().map(|it| it.address.port()).collect()
 }
 
-fn id_of(hub: &Hub, port: u16) -> BackendId {
+pub(super) fn id_of(hub: &Hub, port: u16) -> BackendId {
     hub.registry.find(PG, address(port)).unwrap().backend.id
 }
 
@@ -102,7 +103,7 @@ fn checked(hub: &mut Hub, passes: &[(u16, bool)], now: Now) {
     for due in begin(hub, now) {
         let port = hub.registry.get(due.id).unwrap().backend.address.port();
         let passes = passes.iter().find(|it| it.0 == port).unwrap().1;
-        let outcome = if passes { Ok(()) } else { Err("it is broken".to_owned()) };
+        let outcome = if passes { Ok(()) } else { Err(Failure::by_backend("it is broken".into())) };
         hub.checked(due, outcome, Duration::from_millis(3), now);
     }
 }
@@ -165,36 +166,6 @@ fn a_listed_backend_set_aside_stays_aside_through_a_reload() {
 }
 
 #[test]
-fn a_backend_that_must_not_be_tried_gets_users_again_after_a_wait() {
-    for (by_service, by_itself) in [(true, true), (false, true), (true, false)] {
-        let mut config = config(&[], CheckConfig::default());
-        config.services[0].probe = by_service;
-        let (mut hub, _worker) = hub(config);
-        let own = Registration {
-            source: Source::Connection(1),
-            service: PG,
-            address: address(1),
-            weight: 1,
-            name: None,
-            group: None,
-            proxy: false,
-            probe: by_itself,
-        };
-        let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
-        hub.apply(Change::SetAside { backend }, at(1)).unwrap();
-        let attempt = hub.next_try(backend).unwrap();
-        assert_eq!(attempt.probe, by_service && by_itself);
-        assert!(!attempt.wait.is_zero());
-        hub.restore(backend, at(2));
-        assert_eq!(shown(&mut hub), [(1, 1, Standing::Serving)]);
-        // Registered again, it says anew whether it may be tried.
-        let otherwise = Registration { probe: !by_itself, ..own };
-        hub.apply(Change::Register(otherwise), at(3)).unwrap();
-        assert_eq!(hub.registry.get(backend).unwrap().probe, !by_itself);
-    }
-}
-
-#[test]
 fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left() {
     let (mut hub, _worker) = hub(config(&[], CheckConfig::default()));
     let source = Source::Connection(1);
@@ -208,6 +179,7 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
         group: None,
         proxy: false,
         probe: true,
+        check: None,
     };
     hub.apply(Change::Register(own), at(0)).unwrap();
     reload(&mut hub, config(&[(1, 1)], CheckConfig::default()), at(1));
@@ -329,7 +301,7 @@ fn a_reload_begins_changes_and_ends_checks() {
     assert_eq!(target.port, Port { address: address(9009), proxy: false });
     reload(&mut hub, config(list, CheckConfig::default()), at(10_010));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)]);
-    hub.checked(due, Err("it is broken".to_owned()), Duration::ZERO, at(10_020));
+    hub.checked(due, Err(Failure::by_backend("it is broken".into())), Duration::ZERO, at(10_020));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)], "nobody asks any more");
     assert_eq!(begin(&mut hub, at(60_000)), []);
     assert!(hub.check_result(id_of(&hub, 1)).is_none());
@@ -403,6 +375,7 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
         group: None,
         proxy: false,
         probe: true,
+        check: None,
     };
     let backend = hub.apply(Change::Register(own.clone()), at(0)).unwrap().backend.unwrap();
     assert_eq!(rotation(&mut hub), [0; 0]);
@@ -436,6 +409,7 @@ fn a_check_whose_port_is_a_door_of_the_balancer_is_known_for_one() {
                 group: None,
                 proxy: false,
                 probe: true,
+                check: None,
             };
             hub.apply(Change::Register(own), now).unwrap();
             let (due, target) = hub.next_check(now.plus(Duration::from_millis(20))).unwrap();

@@ -127,6 +127,10 @@ pub enum GatewayCmd {
     Obtain(Wish),
     /// The backend's connection is no longer needed; [`Gateway::take_released`] hands it out.
     Release,
+    /// The backend has begun to answer the request.
+    Answered,
+    /// The backend has had all that there is of the request since then, and let the time for its answer pass.
+    Unanswered { since: Now },
 }
 
 /// Which connection a request wants.

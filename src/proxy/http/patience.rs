@@ -105,15 +105,15 @@ impl Gateway {
                 self.end(EndReason::Idle, true, cx);
             }
             Answer::Head if self.request_is_out() => {
-                self.answer_ourselves(504, "the backend did not answer in time", cx);
+                self.unanswered(504, "the backend did not answer in time", cx);
             }
             Answer::Head if matches!(self.exchange.upload, Upload::Abandoned) => {
-                self.answer_ourselves(502, "the backend did not take the request", cx);
+                self.unanswered(502, "the backend did not take the request", cx);
             }
             Answer::Head if starving_backend => {
                 self.answer_ourselves(408, "the request's body did not come in time", cx);
             }
-            Answer::Head => self.answer_ourselves(504, "the backend did not read in time", cx),
+            Answer::Head => self.unanswered(504, "the backend did not read in time", cx),
             Answer::Flowing(_) if unread => self.end(EndReason::Idle, true, cx),
             Answer::Flowing(_) if self.downward.is_empty() && self.client.sending().is_empty() => {
                 self.active = cx.now;
@@ -127,5 +127,11 @@ impl Gateway {
             Answer::Flowing(_) | Answer::Done => self.end(EndReason::Idle, true, cx),
             Answer::Obtaining => {}
         }
+    }
+
+    /// The backend has let its time pass, and the user is answered in its place.
+    fn unanswered(&mut self, status: u16, detail: &'static str, cx: &mut Context<'_>) {
+        cx.out.push(GatewayCmd::Unanswered { since: self.active });
+        self.answer_ourselves(status, detail, cx);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::exchange::{Answer, Cut, Download, Exchange, Upload, Wrap};
 use super::gateway::Gateway;
 use super::stash::Stash;
-use super::{Context, Full, GatewaySettings, RETRY_AFTER};
+use super::{Context, Full, GatewayCmd, GatewaySettings, RETRY_AFTER};
 use crate::http::answer;
 use crate::http::body::{self, Body, Framing};
 use crate::http::chunked::Passed;
@@ -129,6 +129,7 @@ impl Gateway {
     fn start_answer(&mut self, buf: Buf, answer: Answer, cx: &mut Context<'_>) {
         cx.pool.give_back_chain(self.exchange.kept.take());
         self.exchange.times.answered = Some(cx.now);
+        cx.out.push(GatewayCmd::Answered);
         self.exchange.answer = answer;
         // A user that was not asked for the body does not send it, and one that is told of an error
         // should stop sending (RFC 9110 10.1.1, RFC 9112 9.5).

@@ -13,6 +13,7 @@ impl Gateway {
     pub(super) fn change_protocol(&mut self, rest: Buf, cx: &mut Context<'_>) {
         self.exchange.status = 101;
         self.exchange.times.answered = Some(cx.now);
+        cx.out.push(GatewayCmd::Answered);
         self.write_scratch(cx);
         // The request has been answered, and will not be sent again.
         cx.pool.give_back_chain(self.exchange.kept.take());

@@ -500,6 +500,16 @@ impl Sessions {
                 http::GatewayCmd::Wire(what) => self.wire(key, what, cx),
                 http::GatewayCmd::Obtain(wish) => self.obtain(key, wish, cx),
                 http::GatewayCmd::Release => self.release(key, cx),
+                http::GatewayCmd::Answered => {
+                    if let Some(entry) = self.entry(key) {
+                        cx.books.backend_answered(entry, cx.now);
+                    }
+                }
+                http::GatewayCmd::Unanswered { since } => {
+                    if let Some(entry) = self.entry(key) {
+                        cx.books.backend_silent(entry, since, cx.now);
+                    }
+                }
             }
         }
         self.wanted.clear();
@@ -519,6 +529,10 @@ impl Sessions {
         self.weigh(key);
         self.schedule(key);
         self.close_user_if_settled(key, cx);
+    }
+
+    fn entry(&mut self, key: Key) -> Option<&Entry> {
+        self.users.get(key)?.entry.as_ref()
     }
 
     fn wire(&mut self, key: Key, what: proxy::StreamCmd, cx: &mut Cx<'_>) {

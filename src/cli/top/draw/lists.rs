@@ -285,7 +285,7 @@ fn backend(row: &Row, one: bool, now_ms: u64) -> Vec<Line<'static>> {
         (0, Some(us)) => Line::from(brief::latency(us)),
         (0, None) => Line::from("-"),
     };
-    let failed = if backend.connects_failed > 0 { Color::Red } else { Color::Reset };
+    let failed = if backend.failures() > 0 { Color::Red } else { Color::Reset };
     vec![
         Line::from(backend.id.clone()),
         Line::from(belongs_to(backend, one)),
@@ -297,7 +297,7 @@ fn backend(row: &Row, one: bool, now_ms: u64) -> Vec<Line<'static>> {
         Line::from(rate(rates.new, brief::count)),
         Line::from(rate(rates.up, brief::bytes)),
         Line::from(rate(rates.down, brief::bytes)),
-        Line::styled(brief::count(backend.connects_failed), failed),
+        Line::styled(brief::count(backend.failures()), failed),
         hello,
         Line::from(share),
     ]
