@@ -202,13 +202,14 @@ mod tests {
             ("30", time(30_000)),
             ("500ms", time(500)),
             ("24h", time(86_400_000)),
+            ("1d", time(86_400_000)),
             ("now", time(0)),
             ("0", time(0)),
             ("never", Ok(Within::Never)),
         ] {
             assert_eq!(within(text), expected, "{text}");
         }
-        for text in ["", "soon", "1d", "25h", "-1", "30 s"] {
+        for text in ["", "soon", "2d", "25h", "-1", "30 s"] {
             assert!(within(text).unwrap_err().contains("never"), "{text}");
         }
     }

@@ -204,7 +204,7 @@ mod tests {
         ];
         assert_eq!(shown, expected);
         join(&mut hub, 80, at(45_000));
-        let both = Some((at(45_000), 4));
+        let both = Some((at(45_000), 6));
         assert_eq!(hub.steadiness.of(TCP, address, at(45_000)), both, "it was here before");
     }
 }
