@@ -70,6 +70,15 @@ fn exits(page: &str) -> Exits {
             ("1", "An answer is missing, or says that no backend answered."),
             ("2", "The balancer cannot be reached. One sentence on standard error says why."),
         ],
+        "lb-drain" => &[
+            ("0", "The backends drain; with --wait, they have no session any more."),
+            ("1", "With --wait: some sessions had to be ended at the deadline."),
+            (
+                "2",
+                "They do not drain, or with --wait it cannot tell how the drain ended. One sentence \
+                   on standard error says why, and what to do.",
+            ),
+        ],
         "lb-bench" => &[
             ("0", "The run was measured, and everything expected of it was met."),
             (
