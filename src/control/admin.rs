@@ -182,8 +182,9 @@ impl AdminDoor {
             Method::GET | Method::HEAD => self.show(request),
             Method::POST => self.change(request, peer),
             _ => {
-                let mut response =
-                    problem(StatusCode::METHOD_NOT_ALLOWED, "use GET to read and POST to change");
+                let sentence = "use GET to read and POST to change";
+                self.note_refused(request, peer, sentence);
+                let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, sentence);
                 let allowed = HeaderValue::from_static("GET, HEAD, POST");
                 response.headers_mut().insert(ALLOW, allowed);
                 response
@@ -200,20 +201,18 @@ impl AdminDoor {
     }
 
     fn change(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
-        let mut hub = self.hub.borrow_mut();
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or(""));
         let tokens = self.entrance.borrow().tokens.clone();
         let outcome = verbs::admit(peer, request.headers(), tokens.as_deref())
             .and_then(|()| Verb::parse(path, query))
-            .and_then(|verb| verbs::carry_out(&mut hub, verb, peer, Now::read()));
+            .and_then(|verb| verbs::carry_out(&mut self.hub.borrow_mut(), verb, peer, Now::read()));
         match outcome {
             Ok(changed) => {
-                hub.counters.admin_changes.one();
+                self.hub.borrow().counters.admin_changes.one();
                 json(StatusCode::ACCEPTED, &changed)
             }
             Err(Refusal { code, sentence }) => {
-                hub.counters.admin_refused.one();
-                hub.console.change_refused(Now::read(), peer, path, &sentence);
+                self.note_refused(request, peer, &sentence);
                 let mut response = problem(code, &sentence);
                 if code == StatusCode::UNAUTHORIZED {
                     let bearer = HeaderValue::from_static("Bearer");
@@ -222,6 +221,14 @@ impl AdminDoor {
                 response
             }
         }
+    }
+
+    /// Counts a change that was refused, and says so in the log.
+    fn note_refused(&self, request: &Request<Incoming>, peer: Peer, why: &str) {
+        let mut hub = self.hub.borrow_mut();
+        hub.counters.admin_refused.one();
+        let asked = (request.method().as_str(), request.uri().path());
+        hub.console.change_refused(Now::read(), peer, asked, why);
     }
 
     fn show(&self, request: &Request<Incoming>) -> Response<Body> {

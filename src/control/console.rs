@@ -437,10 +437,11 @@ impl Console {
         }
     }
 
-    /// A change requested over the admin door was refused.
-    pub fn change_refused(&mut self, now: Now, by: Peer, path: &str, why: &str) {
-        let (shown, path) = (self.shows(Topic::Admin, by.source(), now), kept(path));
-        line!(warn, shown, %by, path = &*path, why, "a change was refused");
+    /// A change requested over the admin door was refused. `asked` is its method and path.
+    pub fn change_refused(&mut self, now: Now, by: Peer, asked: (&str, &str), why: &str) {
+        let shown = self.shows(Topic::Admin, by.source(), now);
+        let (method, path) = (kept(asked.0), kept(asked.1));
+        line!(warn, shown, %by, method = &*method, path = &*path, why, "a change was refused");
     }
 
     /// Somebody connected to the admin socket without being allowed to.

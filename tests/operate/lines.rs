@@ -161,6 +161,8 @@ fn strangers_are_told_of_by_a_bounded_number_of_bounded_lines_and_a_summary() {
     let changes = flood(|| {
         asked(admin, post.as_bytes());
     });
+    let refused = balancer.wait_for_log("a change was refused");
+    assert!(refused.contains(r#" method="POST" path="/AAA"#), "{refused}");
     let summary = balancer.wait_for_log("lines were held back");
     assert!(summary.contains("WARN") && summary.contains("proofs="), "{summary}");
     // This line comes after the floods.
