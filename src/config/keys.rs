@@ -143,7 +143,7 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
     "timeouts" "udp_idle_ms", timeouts.udp_idle: Millis(10..=DAY_MS), Now,
         "How long a UDP session may go without a datagram in either direction.";
     "timeouts" "drain_ms", balance.drain: Millis(0..=DAY_MS), Now,
-        "How long running sessions have to end by themselves after SIGTERM.";
+        "How long running sessions have to end by themselves after SIGTERM, and those of a backend that an operator drains without saying how long.";
     "limits" "sessions", limits.sessions: NumberOrAuto(1..=SESSIONS_MAX as u64), Now,
         "Most sessions at once, across all workers; users beyond that are refused and counted. `\"auto\"` takes as many as the descriptors allow, 100000 at most.";
     "limits" "control_connections", limits.control_connections: NumberOrAuto(1..=65_536), Now,
