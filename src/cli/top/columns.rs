@@ -41,6 +41,8 @@ pub const fn number(title: &'static str, rank: u8, least: u16) -> Column {
 /// What a long name gets before figures of a rank up to [`EXTRA`] are shown.
 const NAME_GOOD: u16 = 16;
 const EXTRA: u8 = 7;
+/// Figures from this rank on stay even where names are then hard to read: how many sessions wait for a drain.
+const VITAL: u8 = 11;
 
 /// A column that is shown: its place, and the least and the most that it takes.
 struct Shown {
@@ -79,10 +81,20 @@ fn fitting(columns: &[Column], widest: &[Option<usize>], room: u16) -> Vec<(usiz
     // The space after the last column is not needed.
     let room = room.saturating_add(1);
     leave_out(&mut shown, room, NAME_GOOD, |it| it.rank <= EXTRA && !columns[it.place].is_name());
+    leave_out(&mut shown, room, 0, |it| it.rank < VITAL && !columns[it.place].is_name());
+    if shown.iter().any(|it| !columns[it.place].is_name()) && taken(&shown, 0) > room {
+        let names = shown.iter_mut().filter(|it| columns[it.place].is_name());
+        names.for_each(|it| it.least = squeezed(it.least));
+    }
     leave_out(&mut shown, room, 0, |it| !columns[it.place].is_name());
     leave_out(&mut shown, room, 0, |_| true);
     widen(&mut shown, room);
     shown.into_iter().map(|it| (it.place, it.least)).collect()
+}
+
+/// The width of a name that makes room for a vital figure.
+const fn squeezed(least: u16) -> u16 {
+    least - least * 2 / 5
 }
 
 /// What the columns take if each gets `name`, as far as it has a use for it.
@@ -183,6 +195,12 @@ mod tests {
         ] {
             assert_eq!(fitting(&COLUMNS, &widest, room), shown, "{room}");
         }
+        let vital = [name("name", 1, 10), number("new/s", 8, 6), number("sessions", VITAL, 8)];
+        let of = |room| fitting(&vital, &[Some(20), Some(2), Some(2)], room);
+        assert_eq!(of(26), [(0, 10), (1, 6), (2, 8)]);
+        assert_eq!(of(25), [(0, 16), (2, 8)]);
+        assert_eq!(of(15), [(0, 6), (2, 8)], "a name gives way to a vital figure");
+        assert_eq!(of(14), [(0, 14)]);
         assert_eq!(fitting(&COLUMNS[..4], &[Some(3), None, None, Some(3)], 80), [(0, 7), (3, 4)]);
     }
 }

@@ -9,6 +9,8 @@ use crate::control::verbs::DRAIN_MAX;
 
 /// The deadline that does not come.
 pub const NEVER: &str = "never";
+/// The deadline that has come.
+const NOW: &str = "now";
 /// Limit on the letters of a deadline.
 const LETTERS_MAX: usize = 12;
 
@@ -78,13 +80,16 @@ impl Question {
         if self.deadline == NEVER {
             return Ok(None);
         }
+        if self.deadline == NOW {
+            return Ok(Some(Duration::ZERO));
+        }
         match duration(&self.deadline) {
             Ok(lasts) if lasts <= DRAIN_MAX => Ok(Some(lasts)),
             Ok(_) => Err("at most 24h, or never".to_owned()),
             Err(_) if self.deadline.is_empty() => {
-                Err("say how long: 30s, 5m, 1h, never".to_owned())
+                Err("say how long: 30s, 5m, 1h, now, never".to_owned())
             }
-            Err(_) => Err(format!("`{}` is no time: 30s, 5m, 1h, never", self.deadline)),
+            Err(_) => Err(format!("`{}` is no time: 30s, 5m, now, never", self.deadline)),
         }
     }
 }
@@ -123,6 +128,7 @@ mod tests {
             ("250ms", after(250)),
             ("0", after(0)),
             ("24h", after(86_400_000)),
+            ("now", after(0)),
             ("never", Answer::After(None)),
             ("n", Answer::Open),
             ("<", after(30_000)),
@@ -136,8 +142,8 @@ mod tests {
             assert_eq!(typed(keys).1, answer, "{keys}");
         }
         let said = |keys| typed(keys).0.fault.unwrap();
-        assert_eq!(said("5x"), "`5x` is no time: 30s, 5m, 1h, never");
-        assert_eq!(said("<<<"), "say how long: 30s, 5m, 1h, never");
+        assert_eq!(said("5x"), "`5x` is no time: 30s, 5m, now, never");
+        assert_eq!(said("<<<"), "say how long: 30s, 5m, 1h, now, never");
         assert_eq!(said("25h"), "at most 24h, or never");
     }
 

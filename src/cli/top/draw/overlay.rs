@@ -140,7 +140,7 @@ pub fn help(first: &mut usize, frame: &mut Frame) {
     let below = KEYS.len().saturating_sub(*first + tall);
     let title = match (*first, below) {
         (0, 0) => " Help ".to_owned(),
-        (above, below) => format!(" Help: {above} lines above, {below} below "),
+        (above, below) => format!(" Help: {above} above, {below} below "),
     };
     boxed(&title, width, lines, frame);
 }
