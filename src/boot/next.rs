@@ -27,7 +27,7 @@ pub fn text(config: &Config, program: &str, demo: usize) -> String {
         let many = if demo == 1 { "echo backend has" } else { "echo backends have" };
         rows.push(("demo", format!("{demo} {many} joined each of the built-in services")));
     }
-    rows.extend(users(config, &program).into_iter().map(|line| ("a user", line)));
+    rows.extend(users(config, &program, demo > 0).into_iter().map(|line| ("a user", line)));
     rows.extend(backend(config, &program).map(|line| ("a backend", line)));
     rows.extend(watching(config, &program));
     rows.push(("stop", "Ctrl-C lets running sessions end, a second one ends them".to_owned()));
@@ -60,14 +60,18 @@ fn flag(name: &str, address: SocketAddr, default: SocketAddr) -> String {
     if address == default { String::new() } else { format!(" {name} {address}") }
 }
 
-/// A command for each service: the named ones first, since somebody gave them their names.
-fn users(config: &Config, program: &str) -> Vec<String> {
+/// A command for each service: the named ones first, since somebody gave them their names. With a demo, those
+/// that its backends have joined are first, so that the first command gets an answer.
+fn users(config: &Config, program: &str, demo: bool) -> Vec<String> {
     let named = config.services.iter().filter(|table| !table.maintenance);
     let named = named.filter_map(|table| user_of_named(config, table, program));
     let built_in = Protocol::ALL.into_iter().filter_map(|protocol| {
         user(config, protocol, built_in_door(&config.listen, protocol)?, None, program)
     });
-    let mut lines: Vec<String> = named.chain(built_in).collect();
+    let mut lines: Vec<String> = match demo {
+        true => built_in.chain(named).collect(),
+        false => named.chain(built_in).collect(),
+    };
     let more = lines.len().saturating_sub(SERVICES_MAX);
     if more > 0 {
         lines.truncate(SERVICES_MAX);
@@ -153,7 +157,7 @@ fn backend(config: &Config, program: &str) -> Option<String> {
     if let Some(file) = file {
         line += &format!(" --secret-file {}", quoted(&file.display().to_string()));
     }
-    Some(line + "   # its port")
+    Some(line + "   # where it listens")
 }
 
 /// The flag for the control door, as seen from a host that may register.
@@ -206,7 +210,7 @@ mod tests {
             r"  a user     printf 'hello\n' | lb user --protocol tcp",
             r"             printf 'hello\n' | lb user --protocol udp",
             r"             curl -i http://127.0.0.1:8083/",
-            r"  a backend  lb backend --protocol tcp --port 9991   # its port",
+            r"  a backend  lb backend --protocol tcp --port 9991   # where it listens",
             r"  watch      lb top",
             r"             lb status",
             r"  page       http://127.0.0.1:8084/",
@@ -221,7 +225,7 @@ mod tests {
             "  demo       3 echo backends have joined each of the built-in services",
             r"  a user     printf 'hello\n' | target/release/lb user --protocol tcp --to [::1]:1",
             "             curl -i http://127.0.0.1:3/",
-            "  a backend  target/release/lb backend --protocol tcp --port 9991 --lb 127.0.0.1:4   # its port",
+            "  a backend  target/release/lb backend --protocol tcp --port 9991 --lb 127.0.0.1:4   # where it listens",
             "  watch      target/release/lb top --admin 127.0.0.1:5",
             "             target/release/lb status --admin 127.0.0.1:5",
             "  page       http://127.0.0.1:5/",
@@ -264,9 +268,12 @@ mod tests {
             r"             printf 'hello\n' | lb user --protocol tcp",
             r"             printf 'hello\n' | lb user --protocol udp",
             "             (and 1 more: lb status)",
-            "  a backend  lb backend --service shop --group green --port 9991 --secret-file /etc/lb/all   # its port",
+            "  a backend  lb backend --service shop --group green --port 9991 --secret-file /etc/lb/all   # where it listens",
         ];
         assert_eq!(lines(services, "lb", 0)[..7], expected);
+        let demo = lines(services, "lb", 2);
+        assert_eq!(demo[1], r"  a user     printf 'hello\n' | lb user --protocol tcp");
+        assert!(demo[4].contains("www.shop.example"), "{demo:?}");
     }
 
     #[test]
@@ -280,8 +287,7 @@ mod tests {
     fn a_backend_that_may_not_join_from_here_is_told_whom_to_reach_from_there() {
         let config = "listen.control = \"0.0.0.0:8080\"\ncontrol.allow = [\"10.0.0.0/8\"]";
         let lines = lines(config, "lb", 0);
-        let expected =
-            "  a backend  lb backend --protocol tcp --port 9991 --lb THIS-HOST:8080   # its port";
+        let expected = "  a backend  lb backend --protocol tcp --port 9991 --lb THIS-HOST:8080   # where it listens";
         assert_eq!(lines[3], expected);
     }
 }
