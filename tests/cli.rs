@@ -207,7 +207,7 @@ fn serve_relays_a_session_to_its_demo_backends() {
     assert_eq!(status["sessions"]["active"], 1);
     let page = text(&ran(&["status", "--sessions", "--admin", &admin]).stdout);
     let client = user.local_addr().unwrap().to_string();
-    assert!(page.contains(&client) && page.contains("1 sessions"), "{page}");
+    assert!(page.contains(&client) && page.contains("1 session\n"), "{page}");
     let output = ran(&["status", "--sessions", "--json", "--admin", &admin]);
     let session: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(session["client"], client);

@@ -130,11 +130,12 @@ fn told(before: &BackendStatus, changed: &Changed, within: Option<Within>) -> St
         (BackendState::Draining, Some(_)) => "was draining already and has a new deadline",
         _ => "drains",
     };
+    let are = if changed.sessions == 1 { "is" } else { "are" };
     let what = match (changed.sessions, left_ms, drain) {
         (0, ..) => "no session is left".to_owned(),
-        (_, Some(0), _) => format!("its {left} are ended now"),
-        (_, Some(ms), _) => format!("{left} left, which are ended in {}", lasting(ms)),
-        (_, None, None) => format!("{left} left, which are ended after timeouts.drain_ms"),
+        (_, Some(0), _) => format!("its {left} {are} ended now"),
+        (_, Some(ms), _) => format!("{left} left, which {are} ended in {}", lasting(ms)),
+        (_, None, None) => format!("{left} left, which {are} ended after timeouts.drain_ms"),
         (_, None, Some(_)) => format!("{left} left, which may end by themselves"),
     };
     let back = match drain.and_then(|drain| drain.by.as_deref()) {

@@ -130,6 +130,7 @@ fn unknown(word: &str, all: &[&BackendStatus], scope: Scope<'_>) -> String {
         near.iter().filter_map(|id| all.iter().copied().find(|it| it.id == *id)).collect();
     match near.as_slice() {
         [] => format!("{none}; `lb status` lists the {} that there are", all.len()),
+        [one] => format!("{none}; the nearest of {} is {}", all.len(), called(one)),
         near => format!("{none}; the nearest of {} are: {}", all.len(), listed(near)),
     }
 }
@@ -234,6 +235,9 @@ pub(super) mod tests {
             let said = found(&[word], service, false).unwrap_err();
             assert!(said.contains(words) && !said.contains('\n'), "{word}: {said}");
         }
+        let only = Status { backends: vec![example().backends.swap_remove(0)], ..status() };
+        let said = registered(&only, &["wbe1".into()], Scope::default()).unwrap_err();
+        assert!(said.contains("; the nearest of 1 is b1 web1 (shop 10.0.0.1:80)"), "{said}");
         let nobody = Status { backends: Vec::new(), ..status() };
         let said = registered(&nobody, &["b1".into()], Scope::default()).unwrap_err();
         assert!(said.contains("nor any other"), "{said}");

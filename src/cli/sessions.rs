@@ -98,10 +98,10 @@ pub fn page(sessions: &[SessionStatus], next: Option<&str>) -> String {
         sessions.iter().map(|it| with_service(named, &it.service, row(it))).collect();
     let heads = ["session", "users", "client", "backend", "at", "age", "idle", "up", "down"];
     let mut out = drawn(&headed(named, &heads), &rows, colour());
-    let count = sessions.len();
+    let count = super::door::sessions(sessions.len() as u64);
     let more = next.map(|next| format!(", and more: --after {next} shows the next"));
     // Writing to a string cannot fail.
-    let _ = writeln!(out, "{count} sessions{}", more.unwrap_or_default());
+    let _ = writeln!(out, "{count}{}", more.unwrap_or_default());
     out
 }
 

@@ -52,7 +52,7 @@ async fn stop(door: &str) -> Result<(), Failure> {
 }
 
 fn line(status: &Status) -> String {
-    let mut line = format!("{} sessions left", status.sessions.active);
+    let mut line = format!("{} left", super::door::sessions(status.sessions.active));
     if let Some(ms) = status.stops_in_ms {
         // Writing to a string cannot fail.
         let _ = write!(line, ", {} s for them to end", ms.div_ceil(1000));

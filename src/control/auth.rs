@@ -69,8 +69,8 @@ impl Secrets {
         }
         if let Some(short) = secrets.iter().position(|it| it.len() < SECRET_BYTES_MIN) {
             return Err(format!(
-                "secret {} is shorter than {SECRET_BYTES_MIN} bytes: make a longer one, for example \
-                 with `openssl rand -hex 32`",
+                "holds a secret that is shorter than {SECRET_BYTES_MIN} bytes (number {}): make a \
+                 longer one, for example with `openssl rand -hex 32`",
                 short + 1
             ));
         }
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn secrets_that_are_missing_or_short_are_refused_with_the_cure() {
-        for (text, words) in [("", "no secret"), (" \n\n", "no secret"), ("short\n", "secret 1")] {
+        for (text, words) in [("", "no secret"), (" \n\n", "no secret"), ("short\n", "number 1")] {
             let fault = Secrets::parse(text.as_bytes()).unwrap_err();
             assert!(fault.contains(words) && fault.contains("openssl"), "{fault}");
         }

@@ -283,7 +283,7 @@ fn lb_stop_turns_new_users_away_and_lets_the_running_session_end() {
     assert!(echoes(&mut user), "the session that ran goes on");
     let mut said = BufReader::new(stop.stdout.take().unwrap());
     let mut line = String::new();
-    while !line.starts_with("1 sessions left, ") {
+    while !line.starts_with("1 session left, ") {
         line.clear();
         assert!(said.read_line(&mut line).unwrap() > 0, "it never counted down");
     }

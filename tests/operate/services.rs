@@ -130,7 +130,7 @@ fn one_service_is_shown_by_its_name_and_an_unknown_one_is_an_error_with_similar_
     user.set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(echoes(&mut user));
     let (_, listed) = asked(&["--service", "redis", "--sessions"]);
-    assert!(listed.contains("1 sessions"), "{listed}");
+    assert!(listed.contains("1 session\n"), "{listed}");
     let (_, listed) = asked(&["--service", "api", "--sessions"]);
     assert!(listed.contains("0 sessions"), "{listed}");
     assert_eq!(redis(&balancer.status())["sessions_total"], 1);

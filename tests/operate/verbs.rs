@@ -133,7 +133,7 @@ fn a_drained_backend_keeps_its_sessions_is_empty_and_comes_back() {
     let said = stage.done(&["drain", "web1"], 0);
     assert!(said.contains("was draining already: 1 session left, which may end"), "{said}");
     let said = stage.done(&["drain", &id, "--within", "1h"], 0);
-    assert!(said.contains("has a new deadline: 1 session left, which are ended in 1 h"), "{said}");
+    assert!(said.contains("has a new deadline: 1 session left, which is ended in 1 h"), "{said}");
     assert!(stage.backend(&id)["drains_in_ms"].as_u64().unwrap() > 3_500_000);
     let page = String::from_utf8(stage.balancer.command("status").output().unwrap().stdout);
     let page = page.unwrap();
@@ -254,7 +254,7 @@ fn what_is_typed_wrongly_changes_nothing_and_is_told_with_the_cure() {
         (&["drain", "web3"], "there is no backend web3; the nearest of 5 are: b"),
         (&["drain", "127.0.0.1"], "127.0.0.1 may be any of 5 backends: b1"),
         (&["drain", "web1", "--service", "tpc"], "there is no service tpc; similar names"),
-        (&["drain", "web1", "--within", "1d"], "`d` is not a unit of time"),
+        (&["drain", "web1", "--within", "5x"], "`x` is none of the units"),
         (&["drain", "web1", "--within", "48h"], "at most 24h, or never"),
         (&["drain", "web1", "web3"], "there is no backend web3"),
         (&["undrain", "b99"], "there is no backend b99"),
