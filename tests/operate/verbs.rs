@@ -254,7 +254,7 @@ fn what_is_typed_wrongly_changes_nothing_and_is_told_with_the_cure() {
         (&["drain", "web3"], "there is no backend web3; the nearest of 5 are: b"),
         (&["drain", "127.0.0.1"], "127.0.0.1 may be any of 5 backends: b1"),
         (&["drain", "web1", "--service", "tpc"], "there is no service tpc; similar names"),
-        (&["drain", "web1", "--within", "5x"], "`x` is not a unit of time"),
+        (&["drain", "web1", "--within", "5x"], "`x` is none of the units"),
         (&["drain", "web1", "--within", "48h"], "at most 24h, or never"),
         (&["drain", "web1", "web3"], "there is no backend web3"),
         (&["undrain", "b99"], "there is no backend b99"),
