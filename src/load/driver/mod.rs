@@ -21,7 +21,7 @@ use super::{Load, Progress, Shape, Shared, blocks, process};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
 use crate::ring::pool::{BLOCKS_MAX, Chain, Class, SMALL_BYTES};
-use crate::ring::{Done, REAP_MAX, Ring, RingSettings, Tag};
+use crate::ring::{Done, REAP_MAX, Ring, RingSettings, Tag, probe};
 
 const CONNECT: u8 = 1;
 const SEND: u8 = 2;
@@ -116,7 +116,7 @@ struct Driver<'a> {
 impl<'a> Driver<'a> {
     fn new(shared: &'a Shared, place: usize) -> io::Result<Driver<'a>> {
         let load = &shared.load;
-        let mut ring = Ring::new(settings(load))?;
+        let mut ring = probe::patiently(|| Ring::new(settings(load)))?;
         let content = Content::new();
         let mut flood = Chain::EMPTY;
         if matches!(load.shape, Shape::Bulk(_)) {

@@ -14,7 +14,7 @@ use crate::cluster::Protocol;
 use crate::load::blocks;
 use crate::load::message::{Content, PERIOD};
 use crate::ring::pool::{Chain, Class, GATHER_MAX, LARGE_BYTES};
-use crate::ring::{Done, Ring, RingSettings, Tag, sys};
+use crate::ring::{Done, Ring, RingSettings, Tag, probe, sys};
 
 const ACCEPT: u8 = 1;
 const STOP: u8 = 2;
@@ -81,7 +81,7 @@ pub fn serve(
 
 impl Server {
     fn new(protocol: Protocol, listeners: Vec<OwnedFd>) -> io::Result<Server> {
-        let mut ring = Ring::new(SETTINGS)?;
+        let mut ring = probe::patiently(|| Ring::new(SETTINGS))?;
         let content = Content::new();
         let flood = blocks::content_chain(ring.pool_mut(), &content, PERIOD)
             .expect("a new pool holds a period of content");
