@@ -127,7 +127,7 @@ fn tell_settings(config: &Config, derived: &[String]) {
 fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
     let built_in = |door: &&OpenDoor| door.service == ServiceId::built_in(door.protocol);
     for OpenDoor { name, protocol, address, .. } in users.iter().filter(|door| !built_in(door)) {
-        info!(service = &**name, %protocol, %address, "door of a service open");
+        info!(service = %name, %protocol, %address, "door of a service open");
     }
     let at =
         |door: Option<SocketAddr>| door.map_or("off".to_owned(), |address| address.to_string());

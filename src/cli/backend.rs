@@ -45,7 +45,7 @@ pub struct Arguments {
     /// service of --protocol
     #[arg(long, value_name = "NAME[=PORT]", value_delimiter = ',')]
     service: Vec<Member>,
-    /// The kind of users the backend serves; with --service it may be left out
+    /// The kind of users the backend serves; with --service, and without --echo, it may be left out
     #[arg(long, value_parser = protocol(), required_unless_present = "service")]
     protocol: Option<Protocol>,
     /// The backend's port on this host; with --echo, 0 takes any free one

@@ -138,7 +138,7 @@ fn rule_9_a_shift_under_load_fails_no_request_and_a_reload_ends_it() {
     assert_eq!(String::from_utf8(again.stdout).unwrap(), "reloaded, nothing had changed\n");
     assert_eq!(shop.groups(), json!([group("blue", 100, 100), group("green", 0, 0)]));
     assert!((0..20).all(|_| get(door).1 == "b"), "the file's shares are back");
-    shop.balancer.wait_for_log("shares shifted");
+    shop.balancer.wait_for_log("shares shifted service=shop ");
     shop.balancer.wait_for_log("reload: the shift is over");
 }
 

@@ -68,7 +68,7 @@ impl Hub {
             self.history.marks.add(Now::read(), What::Shift, Some(name), None);
         }
         let (from, to) = (shown(&groups), shown(&self.registry.service(id).groups));
-        info!(service = name, from, to, "shares shifted");
+        info!(service = %name, from, to, "shares shifted");
         Ok(id)
     }
 
