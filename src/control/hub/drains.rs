@@ -109,7 +109,8 @@ impl Hub {
     }
 
     fn end_drain(&mut self, id: BackendId, now: Now) {
-        let cut = self.draining.remove(&id).map_or(0, |it| it.drain.cut);
+        // Not taken out here: what is left of it is ended at the deadline that its departure reads.
+        let cut = self.draining.get(&id).map_or(0, |it| it.drain.cut);
         let applied = self.make(Change::Leave { backend: id }, now);
         for entry in &applied.left {
             self.tell(entry, Event::Drained { cut });
@@ -190,6 +191,32 @@ mod tests {
         let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
         assert_eq!(worker.orders.pop(), Ok(order));
         assert_eq!(hub.draining[&backend].drain.cut, 2);
+    }
+
+    #[test]
+    fn what_a_late_worker_gave_a_drained_backend_ends_too() {
+        let (mut hub, mut worker) = hub(Config::default());
+        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        let (service, address) = (TCP, address(80));
+        let lasts = Lasts::For(Duration::ZERO);
+        worker.metrics.backends[slot].active.set(2);
+        hub.apply(Change::Drain { source: UNCONNECTED, service, address, lasts }, at(0)).unwrap();
+        hub.publish();
+        hub.tick(at(0));
+        let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
+        assert_eq!(worker.orders.pop(), Ok(order));
+        // The worker has obeyed, and then begun another with the snapshot that it had.
+        worker.metrics.backends[slot].active.set(1);
+        hub.tick(at(1000));
+        assert!(hub.registry.is_empty() && hub.departed.contains_key(&backend));
+        hub.publish();
+        turn(&worker);
+        hub.tick(at(1001));
+        assert_eq!(worker.orders.pop(), Ok(order), "the backend has left with a session");
+        worker.metrics.backends[slot].active.set(0);
+        hub.tick(at(1002));
+        assert!(hub.departed.is_empty() && worker.orders.pop().is_err());
     }
 
     #[test]
