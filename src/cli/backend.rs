@@ -299,17 +299,33 @@ impl Place {
             if is_hopeless {
                 return Err(why);
             }
-            let pause = tokio::time::sleep(BARRED_PAUSE);
-            tokio::pin!(pause);
-            loop {
-                tokio::select! {
-                    () = &mut pause => break,
-                    wish = wishes.recv() => if let Wish::Gone = wish.unwrap_or(Wish::Gone) {
-                        return Ok(());
-                    },
-                }
+            if !self.rest(&what, BARRED_PAUSE, &mut wishes).await {
+                return Ok(());
             }
         }
+    }
+
+    /// Leaves the balancer alone for so long, and for as long as nobody wants the registration. Returns whether
+    /// it is wanted then.
+    async fn rest(&self, what: &str, pause: Duration, wishes: &mut mpsc::Receiver<Wish>) -> bool {
+        let pause = tokio::time::sleep(pause);
+        tokio::pin!(pause);
+        let (mut is_over, mut is_wanted) = (false, true);
+        while !(is_over && is_wanted) {
+            tokio::select! {
+                biased;
+                wish = wishes.recv() => match wish.unwrap_or(Wish::Gone) {
+                    Wish::Gone => return false,
+                    Wish::Registered => is_wanted = true,
+                    Wish::Unregistered => {
+                        is_wanted = false;
+                        self.said(what, &Notice::Unregistered);
+                    }
+                },
+                () = &mut pause, if !is_over => is_over = true,
+            }
+        }
+        true
     }
 
     fn said(&self, what: &str, notice: &Notice) {
@@ -417,6 +433,29 @@ mod tests {
         let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
         let offers = offers(&line.arguments).map_err(|failure| failure.0)?;
         Ok(offers.iter().map(named).collect())
+    }
+
+    #[tokio::test]
+    async fn what_a_person_has_unregistered_is_not_tried_again() {
+        let names = vec!["redis port 1".to_owned()];
+        let board = Arc::new(Mutex::new(Board::new(&["a:1".to_owned()], names)));
+        board.lock().unwrap().barred(0, 0, "no secret");
+        let place = Place { board: Arc::clone(&board), balancer: 0, which: 0 };
+        let (wish, mut wishes) = mpsc::channel(8);
+        wish.send(Wish::Unregistered).await.unwrap();
+        {
+            let mut rest = std::pin::pin!(place.rest("redis", Duration::ZERO, &mut wishes));
+            let a_while = tokio::time::sleep(Duration::from_millis(20));
+            tokio::select! {
+                _ = &mut rest => panic!("nobody wants it"),
+                () = a_while => {}
+            }
+            assert!(!board.lock().unwrap().is_hopeless(), "a person may register it again");
+            wish.send(Wish::Registered).await.unwrap();
+            assert!(rest.await);
+        }
+        wish.send(Wish::Gone).await.unwrap();
+        assert!(!place.rest("redis", Duration::ZERO, &mut wishes).await);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub struct Registered {
 impl Registered {
     /// Who has asked for its drain, if it drains.
     pub fn drained_by(&self) -> Option<DrainedBy> {
-        self.against.draining
+        self.against.drained_by()
     }
 }
 
@@ -45,7 +45,10 @@ impl Registered {
 /// nothing of a data port that refused, and the port that accepts again nothing of the check.
 #[derive(Clone, Copy, Debug, Default)]
 struct Against {
-    draining: Option<DrainedBy>,
+    /// Its source has asked for a drain,
+    drained_by_owner: bool,
+    /// or an operator has. Neither takes back what the other has asked for.
+    drained_by_operator: bool,
     failing: bool,
     refused: bool,
 }
@@ -55,10 +58,20 @@ impl Against {
     /// of more rotations has the say.
     const fn standing(self) -> Standing {
         match self {
-            Against { draining: Some(_), .. } => Standing::Draining,
+            Against { drained_by_owner: true, .. } => Standing::Draining,
+            Against { drained_by_operator: true, .. } => Standing::Draining,
             Against { failing: true, .. } => Standing::Failing,
             Against { refused: true, .. } => Standing::Aside,
             _ => Standing::Serving,
+        }
+    }
+
+    /// Whose drain decides how it ends: who asked to leave leaves.
+    const fn drained_by(self) -> Option<DrainedBy> {
+        match self {
+            Against { drained_by_owner: true, .. } => Some(DrainedBy::Owner),
+            Against { drained_by_operator: true, .. } => Some(DrainedBy::Operator),
+            _ => None,
         }
     }
 }
@@ -140,7 +153,7 @@ impl Registry {
             }
             Change::Drain { source, service, address, lasts: _ } => {
                 let id = self.owned(source, service, address)?;
-                Ok(self.amend(id, |against| against.draining = Some(DrainedBy::Owner)))
+                Ok(self.amend(id, |against| against.drained_by_owner = true))
             }
             Change::Undrain { source, service, address } => {
                 let id = self.owned(source, service, address)?;
@@ -160,7 +173,7 @@ impl Registry {
             Change::DrainBackend { backend, lasts: _ } => match self.get(backend) {
                 // One that drains at its source's request goes on doing so.
                 Some(_) => Ok(self.amend(backend, |against| {
-                    against.draining = against.draining.or(Some(DrainedBy::Operator));
+                    against.drained_by_operator |= !against.drained_by_owner;
                 })),
                 None => Err(Fault::Unknown { backend }),
             },
@@ -420,14 +433,13 @@ impl Registry {
         entry.backend.group = wanted.group;
         entry.backend.proxy = wanted.proxy;
         entry.probe = wanted.probe;
-        let by_operator = |by: &DrainedBy| *by == DrainedBy::Operator;
-        let stays = entry.against.draining.filter(by_operator);
         // The file is the operator's own word, so reading it again ends what an operator asked for before.
-        let draining = stays.filter(|_| wanted.source != Source::File);
+        let drained_by_operator =
+            entry.against.drained_by_operator && wanted.source != Source::File;
         let is_checked = checks.is_some() || wanted.check.is_some();
         entry.check = wanted.check;
         let failing = entry.against.failing && is_checked;
-        entry.against = Against { draining, failing, ..Against::default() };
+        entry.against = Against { drained_by_operator, failing, ..Against::default() };
         stand(entry, &mut self.aside);
         let changed = entry.backend != before;
         self.changed(id, changed)
@@ -491,13 +503,17 @@ impl Registry {
         Ok(self.changed(id, !same))
     }
 
-    /// Takes back a drain, if it was asked for by this party. A backend that does not drain stays as it is.
+    /// Takes back a drain, if it was asked for by this party; one that the other party has asked for goes on. A
+    /// backend that does not drain stays as it is.
     fn undrain(&mut self, id: BackendId, by: DrainedBy) -> Result<Applied, Fault> {
         let entry = self.entries.get(&id).ok_or(Fault::Unknown { backend: id })?;
-        match entry.against.draining {
+        match entry.against.drained_by() {
             Some(_) if !self.is_known(entry.backend.service) => Err(Fault::Removed),
             Some(other) if other != by => Err(Fault::Drains { backend: id, by: other }),
-            _ => Ok(self.amend(id, |against| against.draining = None)),
+            _ => Ok(self.amend(id, |against| match by {
+                DrainedBy::Owner => against.drained_by_owner = false,
+                DrainedBy::Operator => against.drained_by_operator = false,
+            })),
         }
     }
 

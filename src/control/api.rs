@@ -29,9 +29,11 @@ pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
 pub const NAME_BYTES_MAX: usize = 64;
 /// The longest drain a backend can request: a day.
 pub const DRAIN_MS_MAX: u64 = 86_400_000;
-/// Most backends in one answer to `list`: an entry takes up to 410 bytes, and a message up to 4 KiB.
+/// Most backends in one answer to `list`, fewer beside a warning: an entry takes up to this many bytes, and a
+/// message up to 4 KiB.
 pub const LISTED_MAX: usize = 9;
-/// What the services in one answer to `services` may take, by their [`ServiceLine::bytes_max`].
+pub const LISTED_BYTES: usize = 410;
+/// What the services in one answer to `services` may take, by their [`ServiceLine::bytes_max`], with a warning.
 pub const SERVICES_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 128;
 /// Most doors of one service that are listed: each takes up to 61 bytes.
 pub const DOORS_LISTED_MAX: usize = 32;

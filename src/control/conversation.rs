@@ -485,6 +485,14 @@ impl Conversation {
         }
     }
 
+    /// Bytes that the warning takes in that answer.
+    fn warning_bytes(&self) -> usize {
+        const MEMBER: usize = r#","warning":"#.len();
+        let warning = self.warning.borrow();
+        let written = warning.as_ref().and_then(|words| serde_json::to_string(words).ok());
+        written.map_or(0, |words| MEMBER + words.len())
+    }
+
     /// Has the answer to the present request warn of this as well.
     fn warn(&self, of: &str) {
         let mut warning = self.warning.borrow_mut();

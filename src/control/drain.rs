@@ -54,6 +54,17 @@ impl Drain {
         self.closing = None;
     }
 
+    /// Ends the sessions that are left by then, if not before.
+    pub fn not_after(&mut self, deadline: Option<Now>) {
+        let earlier = [self.deadline, deadline].into_iter().flatten().min();
+        self.deadline = earlier;
+    }
+
+    /// Whether the backend waits to be given users again when no session is left.
+    pub fn stays(&self) -> bool {
+        self.stays
+    }
+
     /// How long the remaining sessions still have; `None` if they end by themselves.
     pub fn remaining(&self, now: Now) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.since(now))

@@ -445,7 +445,7 @@ impl Hub {
                 self.given_before.entry(service).or_default().add(&values);
                 self.departed.remove(&id);
                 self.registry.sessions_ended(id);
-            } else if departed.repeat.is_some_and(|at| now >= at) {
+            } else if left > 0 && departed.repeat.is_some_and(|at| now >= at) {
                 self.end_sessions_of(id, EndReason::BackendLeft);
                 let again = Some(now.plus(REPEAT_EVERY));
                 self.departed.entry(id).and_modify(|departed| departed.repeat = again);

@@ -40,12 +40,9 @@ pub fn open(path: &Path) -> Result<UnixListener, String> {
 /// # Errors
 /// What `open` would say.
 pub fn try_out(path: &Path) -> Result<(), String> {
-    if look(path)? == Found::Nothing {
-        drop(UnixListener::bind(path).map_err(|error| cannot(path, &error))?);
-        let _ = fs::remove_file(path);
-        return Ok(());
-    }
-    // What was left behind has to stay: another socket beside it shows what the folder allows.
+    let found = look(path)?;
+    // Nothing is opened at the path itself, where a balancer that starts at this moment would find it; and
+    // what was left behind has to stay. Another socket beside it shows what the folder allows.
     let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let beside = folder.join(format!(".lb-{}", std::process::id()));
     let taken = || cannot(path, &io::Error::from_raw_os_error(libc::EADDRINUSE));
@@ -58,8 +55,10 @@ pub fn try_out(path: &Path) -> Result<(), String> {
         return Err(taken());
     }
     let fits = beside.as_os_str().len() <= PATH_BYTES_MAX;
-    match UnixListener::bind(&beside) {
-        Ok(_) => fs::remove_file(&beside).map_err(|_| taken()),
+    let trial = if fits || found == Found::LeftBehind { beside.as_path() } else { path };
+    match UnixListener::bind(trial) {
+        Ok(_) => fs::remove_file(trial).map_err(|_| taken()),
+        Err(error) if found == Found::Nothing => Err(cannot(path, &error)),
         Err(_) if fits => Err(taken()),
         Err(_) => Ok(()),
     }
@@ -119,6 +118,8 @@ fn cannot(path: &Path, error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -174,6 +175,28 @@ mod tests {
             drop(open(&at(free)).unwrap());
         }
         drop(live);
+    }
+
+    #[test]
+    fn a_balancer_that_starts_meanwhile_finds_nothing_in_its_place() {
+        let folder = Folder::new("meanwhile");
+        let path = folder.0.join("admin.sock");
+        let over = Arc::new(AtomicBool::new(false));
+        let (tried, until) = (path.clone(), Arc::clone(&over));
+        let trying = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                // It is free, or the balancer's.
+                let _ = try_out(&tried);
+            }
+        });
+        for round in 0..2000 {
+            let opened = open(&path);
+            assert!(opened.is_ok(), "round {round}: {opened:?}");
+            assert!(path.exists(), "round {round}");
+            fs::remove_file(&path).unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        trying.join().unwrap();
     }
 
     #[test]

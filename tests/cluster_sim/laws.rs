@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb::base::time::Now;
+use lb::cluster::registry::{Change, DrainedBy, Registered};
 use lb::cluster::seats::Seats;
 use lb::cluster::source::Source;
 use lb::cluster::{BackendId, DoorId, Protocol, ServiceId, Snapshot, Standing, Terms};
@@ -77,10 +78,13 @@ pub struct Laws {
     closing: BTreeMap<BackendId, Now>,
     /// When the sessions of each backend that drains are to have ended.
     drains: BTreeMap<BackendId, Now>,
-    /// Those of them that leave by themselves.
+    /// The backends that somebody has asked to drain,
+    asked: BTreeSet<BackendId>,
+    /// and those of them of which no reload has been heard since.
     on_their_own: BTreeSet<BackendId>,
-    /// Backends that drain with their service, since when.
+    /// Backends that drain with their service, since when, and those of them that have been told.
     go_along: BTreeMap<BackendId, Now>,
+    informed: BTreeSet<BackendId>,
     told: BTreeSet<(Source, String, u16)>,
     pub reloads: u64,
     pub refused: u64,
@@ -191,23 +195,51 @@ impl Laws {
             let draining = hub.registry.of_service(*id);
             for entry in draining.filter(|it| it.backend.standing == Standing::Draining) {
                 let (id, port) = (entry.backend.id, entry.backend.address.port());
-                if self.drains.contains_key(&id) || entry.source == Source::File {
+                // One that drained before is told when the others are, which may be later.
+                if self.asked.contains(&id) || entry.source == Source::File {
                     continue;
                 }
                 let since = *self.go_along.entry(id).or_insert(now);
                 let about = (entry.source, gone.name.clone(), port);
-                let is_told = self.told.contains(&about) || now < since.plus(SOON);
+                if self.told.contains(&about) {
+                    // Another service may have its name by the next look.
+                    self.informed.insert(id);
+                }
+                let is_told = self.informed.contains(&id) || now < since.plus(SOON);
                 assert!(is_told, "{about:?} was not told that its service was removed");
             }
         }
         self.go_along.retain(|id, _| hub.registry.get(*id).is_some());
+        self.informed.retain(|id| hub.registry.get(*id).is_some());
+        self.asked.retain(|id| hub.registry.get(*id).is_some());
     }
 
-    /// A backend is to drain.
-    pub fn drain_begins(&mut self, hub: &Hub, id: BackendId, until: Now) {
-        if hub.registry.get(id).is_some() {
-            self.drains.insert(id, until);
-            self.on_their_own.insert(id);
+    /// A backend drains, until another time, or no more.
+    pub fn drain_changes(&mut self, hub: &Hub, id: BackendId, change: &Change) {
+        let Some(entry) = hub.registry.get(id) else { return };
+        let by = entry.drained_by();
+        let expected = match change {
+            Change::Drain { .. } => Some(DrainedBy::Owner),
+            Change::DrainBackend { .. } if by == Some(DrainedBy::Owner) => by,
+            Change::DrainBackend { .. } => Some(DrainedBy::Operator),
+            // What the operator has asked for is not the source's to take back.
+            Change::Undrain { .. } => by.filter(|by| *by == DrainedBy::Operator),
+            Change::UndrainBackend { .. } => None,
+            _ => return,
+        };
+        assert_eq!(by, expected, "{change:?}");
+        assert_eq!(by.is_some(), hub.draining.contains_key(&id), "{change:?}");
+        let draining = entry.backend.standing == Standing::Draining;
+        assert_eq!(by.is_some(), draining, "{change:?}");
+        match hub.draining.get(&id).and_then(|it| it.drain.deadline) {
+            Some(until) => drop(self.drains.insert(id, until)),
+            None => drop(self.drains.remove(&id)),
+        }
+        for drained in [&mut self.asked, &mut self.on_their_own] {
+            match by {
+                Some(_) => drop(drained.insert(id)),
+                None => drop(drained.remove(&id)),
+            }
         }
     }
 
@@ -266,13 +298,29 @@ impl Laws {
         source: Source,
         service: ServiceId,
         at: SocketAddr,
-        id: BackendId,
+        (id, is_new): (BackendId, bool),
     ) {
         let service = hub.registry.service(service);
         self.told.remove(&(source, service.name.to_string(), at.port()));
-        self.on_their_own.remove(&id);
-        if service.terms.checks.is_some() {
-            self.verdicts.entry(id).or_insert_with(Verdict::fresh);
+        let entry = hub.registry.get(id).expect("it has just registered");
+        if entry.drained_by().is_none() {
+            self.on_their_own.remove(&id);
+            self.asked.remove(&id);
+            self.drains.remove(&id);
+        } else if let Some(draining) = hub.draining.get(&id) {
+            let until = draining.drain.deadline;
+            self.drains.remove(&id);
+            until.map(|until| self.drains.insert(id, until));
+        }
+        if !is_checked(hub, entry) {
+            self.verdicts.remove(&id);
+            self.closing.remove(&id);
+        } else {
+            let fresh = match is_new {
+                true => Verdict::fresh(),
+                false => Verdict { fails: false, unproven: false, contrary: 0 },
+            };
+            self.verdicts.entry(id).or_insert(fresh);
         }
     }
 
@@ -295,12 +343,10 @@ impl Laws {
 
     /// A check has ended.
     pub fn checked(&mut self, hub: &Hub, due: Due, passed: bool, now: Now) {
-        let Some(table) = hub.config.service(due.service) else { return };
+        let check = hub.registry.get(due.id).and_then(|entry| hub.check_of(&entry.backend));
+        let Some(check) = check else { return };
         let Some(verdict) = self.verdicts.get_mut(&due.id) else { return };
-        if hub.registry.get(due.id).is_none() {
-            return;
-        }
-        let needed = if passed { table.check.rise } else { table.check.fall };
+        let needed = if passed { check.rise } else { check.fall };
         verdict.contrary = if passed == verdict.fails { verdict.contrary + 1 } else { 0 };
         let turned = verdict.contrary >= needed || verdict.unproven;
         let (was_unproven, failed) = (verdict.unproven, verdict.fails);
@@ -308,7 +354,7 @@ impl Laws {
             *verdict = Verdict { fails: !passed, unproven: false, contrary: 0 };
         }
         let fell = turned && !passed && (was_unproven || !failed);
-        if fell && table.check.on_fail == OnFail::Close {
+        if fell && check.on_fail == OnFail::Close {
             self.closing.insert(due.id, now);
         } else if turned && passed {
             self.closing.remove(&due.id);
@@ -320,8 +366,7 @@ impl Laws {
         self.verdicts.retain(|id, _| hub.registry.get(*id).is_some());
         for entry in hub.registry.entries() {
             let backend = &entry.backend;
-            let is_checked = hub.registry.service(backend.service).terms.checks.is_some();
-            if is_checked && !self.gone.contains_key(&backend.service) {
+            if is_checked(hub, entry) && !self.gone.contains_key(&backend.service) {
                 // Listed, and its place was taken until now.
                 self.verdicts.entry(backend.id).or_insert_with(Verdict::fresh);
             }
@@ -445,7 +490,7 @@ impl Laws {
             let service = hub.registry.service(entry.backend.service);
             let is_checked = match self.gone.contains_key(&service.id) {
                 true => verdicts.contains_key(&entry.backend.id),
-                false => service.terms.checks.is_some(),
+                false => is_checked(hub, entry),
             };
             if !is_checked {
                 continue;
@@ -478,6 +523,12 @@ impl Laws {
             assert_eq!(closed + if is_open { WORKERS } else { 0 }, *times, "door {id:?}");
         }
     }
+}
+
+/// Whether a backend is checked, by its service or as it has asked.
+fn is_checked(hub: &Hub, entry: &Registered) -> bool {
+    let service = hub.registry.service(entry.backend.service);
+    service.terms.checks.is_some() || entry.check.is_some()
 }
 
 /// Gates and seats count what is there.

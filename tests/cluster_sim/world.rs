@@ -15,7 +15,7 @@ use lb::base::time::Now;
 use lb::cluster::registry::{Change, Lasts, Registration, Registry};
 use lb::cluster::seats::Seats;
 use lb::cluster::source::Source;
-use lb::cluster::{BackendId, Protocol, ServiceId, Snapshot};
+use lb::cluster::{AskedCheck, BackendId, Protocol, ServiceId, Snapshot};
 use lb::config::reload::Prepared;
 use lb::config::services::ServiceIds;
 use lb::config::{Config, plans};
@@ -245,7 +245,9 @@ impl World {
                 Trial::Connect(Port { address, .. }, _) => {
                     !self.sky.refusing.borrow().contains(address)
                 }
-                Trial::Ask(_) => unreachable!("nobody here leaves requests unanswered"),
+                Trial::Ask(target) => {
+                    !self.sky.refusing.borrow().contains(&target.port.address) && self.random.half()
+                }
             };
             if !is_back {
                 self.revivals[place].0 = self.now.plus(Duration::from_millis(300));
@@ -354,6 +356,12 @@ impl World {
         let groups = Arc::clone(&hub.registry.service(service).groups);
         let group =
             (!groups.is_empty()).then(|| Arc::clone(&groups[self.random.place(groups.len())].name));
+        let is_udp = hub.registry.service(service).kind == Protocol::Udp;
+        let asks = !is_udp && self.random.one_in(4);
+        let check = asks.then(|| match self.random.half() {
+            true => AskedCheck::Tcp,
+            false => AskedCheck::Http("/up".into()),
+        });
         let wanted = Registration {
             source,
             service,
@@ -362,12 +370,13 @@ impl World {
             name: None,
             group,
             proxy: false,
-            probe: self.random.half(),
-            check: None,
+            probe: self.random.half() || check == Some(AskedCheck::Tcp),
+            check,
         };
         let address = wanted.address;
         if let Ok(applied) = hub.apply(Change::Register(wanted), self.now) {
-            self.laws.registered(&hub, source, service, address, applied.backend.unwrap());
+            let which = (applied.backend.unwrap(), applied.joined);
+            self.laws.registered(&hub, source, service, address, which);
         }
     }
 
@@ -380,19 +389,20 @@ impl World {
             return;
         }
         let (service, address) = self.random.pick(&own);
-        let lasts = Duration::from_millis(self.random.below(2000));
-        let change = match self.random.half() {
-            true => Change::Unregister { source, service, address },
-            false => Change::Drain { source, service, address, lasts: Lasts::For(lasts) },
-        };
         let backend = hub.registry.find(service, address).unwrap().backend.id;
-        match change {
-            Change::Drain { .. } => {
-                self.laws.drain_begins(&hub, backend, self.now.plus(lasts));
+        let change = match self.random.below(5) {
+            0..=1 => {
+                self.laws.taken_out(backend);
+                Change::Unregister { source, service, address }
             }
-            _ => self.laws.taken_out(backend),
+            2 => Change::Undrain { source, service, address },
+            _ => Change::Drain { source, service, address, lasts: lasts(&mut self.random, 2000) },
+        };
+        match hub.apply(change.clone(), self.now) {
+            Ok(_) => self.laws.drain_changes(&hub, backend, &change),
+            // What is drained with its service, or by an operator, stays so.
+            Err(fault) => assert!(matches!(change, Change::Undrain { .. }), "its own: {fault}"),
         }
-        hub.apply(change, self.now).expect("it is its own");
     }
 
     /// An operator does something to a backend, or shifts users.
@@ -401,13 +411,15 @@ impl World {
         let ids: Vec<BackendId> = hub.registry.entries().map(|entry| entry.backend.id).collect();
         let backend = if ids.is_empty() { BackendId(0) } else { self.random.pick(&ids) };
         match self.random.below(5) {
-            0 => {
-                let lasts = Duration::from_millis(self.random.below(1500));
-                self.laws.drain_begins(&hub, backend, self.now.plus(lasts));
-                let lasts = Lasts::For(lasts);
-                let _ = hub.apply(Change::DrainBackend { backend, lasts }, self.now);
+            which @ 0..=1 => {
+                let change = match which {
+                    0 => Change::DrainBackend { backend, lasts: lasts(&mut self.random, 1500) },
+                    _ => Change::UndrainBackend { backend },
+                };
+                if hub.apply(change.clone(), self.now).is_ok() {
+                    self.laws.drain_changes(&hub, backend, &change);
+                }
             }
-            1 => drop(hub.apply(Change::UndrainBackend { backend }, self.now)),
             2 => {
                 let weight = self.random.between(1, 4) as u16;
                 let _ = hub.apply(Change::Weigh { backend, weight }, self.now);
@@ -432,6 +444,25 @@ impl World {
             true => {}
             false => drop(self.sick.insert(address, self.random.half())),
         }
+        drop(refusing);
+        self.leave_unanswered();
+    }
+
+    /// A backend leaves a few requests unanswered, with which workers come one by one.
+    fn leave_unanswered(&mut self) {
+        let hub = self.hub.borrow();
+        let is_api = |id: ServiceId| hub.registry.service(id).kind == Protocol::Api;
+        let all = hub.registry.entries().filter(|it| is_api(it.backend.service));
+        let all: Vec<BackendId> = all.map(|it| it.backend.id).collect();
+        if all.is_empty() {
+            return;
+        }
+        let backend = self.random.pick(&all);
+        for _ in 0..self.random.between(1, 4) {
+            let since = self.now.minus(self.random.any_time(Duration::from_secs(2)));
+            let report = Report::Unanswered { backend, since, now: self.now };
+            self.sky.workers.borrow_mut()[self.random.place(WORKERS)].say_late(report);
+        }
     }
 
     /// A worker speaks of what is long gone.
@@ -439,7 +470,8 @@ impl World {
         let Some((service, backend)) = self.laws.somebody_gone(&mut self.random) else { return };
         let client = ([10, 0, 0, 1], 5000).into();
         let id = SessionId { worker: 0, place: 3, generation: 9 };
-        let report = match self.random.below(4) {
+        let report = match self.random.below(5) {
+            4 => Report::Unanswered { backend, since: self.now, now: self.now },
             0 => Report::Refused { service, client, why: Refusal::NoBackend },
             1 => Report::Started { id, service, client, backend },
             2 => Report::ConnectFailed { backend, errno: 111 },
@@ -506,6 +538,15 @@ impl World {
         }
         let hub = self.hub.borrow();
         self.laws.over(&hub, &self.sky.workers.borrow());
+    }
+}
+
+/// How long a drain may last, in whichever way it is said.
+fn lasts(random: &mut Random, ms_max: u64) -> Lasts {
+    match random.below(6) {
+        0 => Lasts::Never,
+        1 => Lasts::AsSet,
+        _ => Lasts::For(Duration::from_millis(random.below(ms_max))),
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::Conversation;
 use crate::cluster::registry::Registered;
 use crate::cluster::{BackendId, ServiceId};
-use crate::control::api::{LISTED_MAX, Listed, Reply, SERVICES_BYTES_MAX, ServiceLine, Target};
+use crate::control::api::{
+    LISTED_BYTES, LISTED_MAX, Listed, Reply, SERVICES_BYTES_MAX, ServiceLine, Target,
+};
 use crate::control::services;
 
 /// A list that does not fit into one answer.
@@ -49,7 +51,8 @@ impl Conversation {
         let only = of.as_ref().map(|(service, _)| *service);
         let wanted = |entry: &&Registered| only.is_none_or(|it| entry.backend.service == it);
         let mut visible = hub.visible(source, after).filter(wanted);
-        let page: Vec<&Registered> = visible.by_ref().take(LISTED_MAX).collect();
+        let fit = LISTED_MAX.saturating_sub(self.warning_bytes().div_ceil(LISTED_BYTES));
+        let page: Vec<&Registered> = visible.by_ref().take(fit.max(1)).collect();
         let more = visible.next().is_some();
         let listed = |entry: &&Registered| {
             let sessions = hub.sessions_on(entry.backend.id);
@@ -65,7 +68,7 @@ impl Conversation {
 
     fn page_of_services(&self, after: Option<ServiceId>) -> (Reply, Option<Listing>) {
         let hub = self.hub.borrow();
-        let mut room = SERVICES_BYTES_MAX;
+        let mut room = SERVICES_BYTES_MAX.saturating_sub(self.warning_bytes());
         let mut page: Vec<ServiceLine> = Vec::new();
         let (mut rest, mut last) = (None, after);
         let tallies = services::tallies(&hub);
@@ -95,25 +98,50 @@ mod tests {
     use super::*;
     use crate::base::publish::Publisher;
     use crate::base::time::Now;
-    use crate::cluster::Snapshot;
+    use crate::cluster::seats::Seats;
     use crate::cluster::source::Source;
+    use crate::cluster::{Protocol, Snapshot};
     use crate::config::Config;
+    use crate::config::services::ServiceConfig;
+    use crate::control::frame::MESSAGE_BYTES_MAX;
     use crate::control::hub::Hub;
     use crate::control::mailbox::Mailbox;
     use crate::control::status::Doors;
     use crate::control::workers::Workers;
 
-    #[tokio::test]
-    async fn a_list_ends_when_its_service_has_been_removed_between_two_pages() {
-        let snapshots = Publisher::new(Snapshot::default());
-        let config = Arc::new(Config::default());
-        let hub = Hub::new(config, Workers::new(Vec::new()), snapshots, Now::read());
+    fn conversation(config: Config) -> (Conversation, Rc<Mailbox>) {
+        let mut first = Snapshot::built_in(config.terms(), |_| Arc::new(Seats::new(1)));
+        let kin = first.services[0].clone();
+        let named = config.services.iter().map(|table| config.new_service(table, &kin));
+        first.services = first.services.iter().cloned().chain(named).collect();
+        let workers = Workers::new(Vec::new());
+        let hub = Hub::new(Arc::new(config), workers, Publisher::new(first), Now::read());
         let shared = Rc::new(Shared::new(Rc::new(RefCell::new(hub)), Doors::default()));
         let mailbox = Rc::new(Mailbox::default());
         let address = ([127, 0, 0, 1], 7000).into();
         let source = Source::Connection(1);
         let caller = Caller { source, address, mailbox: Rc::clone(&mailbox), ticket: None };
-        let mut conversation = Conversation::new(shared, caller, None);
+        (Conversation::new(shared, caller, None), mailbox)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_warns_is_no_longer_than_any_other() {
+        let mut config = Config::default();
+        let names = (0..80).map(|number| format!("{number:064}"));
+        config.set_services(names.map(|it| ServiceConfig::new(&it, Protocol::Tcp)).collect());
+        let (mut conversation, mailbox) = conversation(config);
+        for warning in ["", &"\"".repeat(700)] {
+            conversation.warn(warning);
+            conversation.list(Listing::Services { after: None });
+            let said = mailbox.next().await.unwrap().len();
+            assert!(said < MESSAGE_BYTES_MAX, "{said}");
+        }
+        assert!(conversation.listing.is_some(), "there are more");
+    }
+
+    #[tokio::test]
+    async fn a_list_ends_when_its_service_has_been_removed_between_two_pages() {
+        let (mut conversation, mailbox) = conversation(Config::default());
         let of = Some((ServiceId(99), "gone".into()));
         conversation.list(Listing::Backends { of, after: BackendId(7) });
         assert!(conversation.listing.is_none());

@@ -50,11 +50,11 @@ impl Hub {
                 self.tell_of_drain(backend, now);
             }
             Change::Undrain { source, .. } => {
-                self.drain_taken_back(applied);
+                self.drain_taken_back(applied, now);
                 self.hold(source);
             }
             Change::UndrainBackend { backend } => {
-                if self.drain_taken_back(applied) {
+                if self.drain_taken_back(applied, now) {
                     self.tell_backend(backend, Event::Undrained);
                 }
             }
@@ -85,9 +85,7 @@ impl Hub {
         let entry = self.registry.get(id).expect("it was just registered");
         let backend = &entry.backend;
         self.asides.forgive(id);
-        if entry.drained_by().is_none() {
-            self.draining.remove(&id);
-        }
+        let goes_on = entry.drained_by().is_some();
         if applied.joined {
             self.workers.begin(backend.slot);
             self.counters.backends_registered.one();
@@ -100,10 +98,7 @@ impl Hub {
             Some(backend) => self.follow_check(&backend, now),
             None => {}
         }
-        // It has not got what it may have registered again for.
-        if self.draining.contains_key(&id) {
-            self.tell_of_drain(id, now);
-        }
+        self.owner_drains_no_more(id, goes_on, now);
     }
 
     /// Logs who has registered since the last publication: a line that says so may be relied on, as the

@@ -16,8 +16,16 @@ use crate::session::EndReason;
 /// A backend that is draining.
 pub struct Draining {
     pub drain: Drain,
+    /// That of the operator, which goes on if the source takes its own back.
+    beneath: Option<Drain>,
     /// When the workers were told; `None` until they have been.
     pub(super) mark: Option<Mark>,
+}
+
+impl Draining {
+    fn drains(&mut self) -> impl Iterator<Item = &mut Drain> {
+        [&mut self.drain].into_iter().chain(&mut self.beneath)
+    }
 }
 
 impl Hub {
@@ -35,12 +43,19 @@ impl Hub {
         let by_operator = by == DrainedBy::Operator;
         match self.draining.get_mut(&id) {
             Some(_) if by_operator && lasts == Lasts::AsSet => return,
-            Some(draining) if by_operator => draining.drain.set_deadline(now, time),
-            _ => {
-                let drain = Drain::new(now, time, by_operator);
+            Some(draining) if by_operator => {
+                draining.drains().for_each(|it| it.set_deadline(now, time));
+            }
+            before => {
+                let beneath = before.and_then(|it| match it.drain.stays() {
+                    true => Some(it.drain.clone()),
+                    false => it.beneath.take(),
+                });
+                let mut drain = Drain::new(now, time, by_operator);
+                drain.not_after(beneath.as_ref().and_then(|it| it.deadline));
                 // If it was draining already, the workers know, or will learn with the other changes.
                 let mark = (!self.publication.is_due()).then(|| self.workers.mark());
-                self.draining.insert(id, Draining { drain, mark });
+                self.draining.insert(id, Draining { drain, beneath, mark });
             }
         }
         let (by, seconds) = (by.name(), time.map(|it| it.as_secs_f64()));
@@ -54,10 +69,28 @@ impl Hub {
         self.tell_backend(id, Event::DrainedByOperator { left, deadline });
     }
 
-    /// Returns whether the backend drained.
-    pub(super) fn drain_taken_back(&mut self, applied: &Applied) -> bool {
+    /// The source of a backend wants it to drain no more, which `goes_on` as an operator has asked for it, or
+    /// does not.
+    pub(super) fn owner_drains_no_more(&mut self, id: BackendId, goes_on: bool, now: Now) {
+        match self.draining.get_mut(&id) {
+            Some(draining) if goes_on => {
+                draining.drain = draining.beneath.take().unwrap_or_else(|| draining.drain.clone());
+                // It has not got what it asked for.
+                self.tell_of_drain(id, now);
+            }
+            _ => drop(self.draining.remove(&id)),
+        }
+    }
+
+    /// Returns whether the backend drained, and does so no more.
+    pub(super) fn drain_taken_back(&mut self, applied: &Applied, now: Now) -> bool {
         let id = applied.backend.expect("a drain that was taken back has a backend");
-        if self.draining.remove(&id).is_none() {
+        if !self.draining.contains_key(&id) {
+            return false;
+        }
+        let goes_on = self.registry.get(id).is_some_and(|entry| entry.drained_by().is_some());
+        self.owner_drains_no_more(id, goes_on, now);
+        if goes_on {
             return false;
         }
         let service = self.named_service_of(id);
@@ -109,7 +142,8 @@ impl Hub {
     }
 
     fn end_drain(&mut self, id: BackendId, now: Now) {
-        let cut = self.draining.remove(&id).map_or(0, |it| it.drain.cut);
+        // Not taken out here: what is left of it is ended at the deadline that its departure reads.
+        let cut = self.draining.get(&id).map_or(0, |it| it.drain.cut);
         let applied = self.make(Change::Leave { backend: id }, now);
         for entry in &applied.left {
             self.tell(entry, Event::Drained { cut });
@@ -190,6 +224,74 @@ mod tests {
         let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
         assert_eq!(worker.orders.pop(), Ok(order));
         assert_eq!(hub.draining[&backend].drain.cut, 2);
+    }
+
+    #[tokio::test]
+    async fn a_source_takes_back_its_own_drain_and_not_that_of_an_operator() {
+        let (mut hub, worker) = hub(Config::default());
+        let mailbox = Rc::new(Mailbox::default());
+        let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
+        let backend = hub.apply(join(source, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        worker.metrics.backends[slot].active.set(2);
+        let by_operator = |ms| {
+            let lasts = Lasts::For(Duration::from_millis(ms));
+            Change::DrainBackend { backend, lasts }
+        };
+        let deadline = |hub: &Hub| hub.draining[&backend].drain.deadline;
+        let (service, address, lasts) = (TCP, address(80), Lasts::AsSet);
+        let own = Change::Drain { source, service, address, lasts };
+        let back = Change::Undrain { source, service, address };
+        hub.apply(by_operator(5_000), at(0)).unwrap();
+        for (again, moved) in [(back, 7_000), (join(source, TCP, 80), 3_000)] {
+            let before = deadline(&hub);
+            hub.apply(own.clone(), at(10)).unwrap();
+            hub.apply(own.clone(), at(20)).unwrap();
+            assert_eq!(deadline(&hub), before, "the operator's comes first, and holds");
+            hub.apply(by_operator(moved), at(30)).unwrap();
+            let told = async || String::from_utf8(mailbox.next().await.unwrap()).unwrap();
+            hub.publish();
+            told().await;
+            hub.apply(again, at(40)).unwrap();
+            assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
+            assert_eq!(deadline(&hub), Some(at(30 + moved)));
+            let last = told().await.lines().last().unwrap().to_owned();
+            assert!(last.contains(r#""by":"operator""#), "{last}");
+        }
+        worker.metrics.backends[slot].active.set(0);
+        turn(&worker);
+        hub.tick(at(50));
+        hub.tick(at(51));
+        assert_eq!(standings(&mut hub), [(80, Standing::Draining)], "it stays, as it has not left");
+        hub.apply(Change::UndrainBackend { backend }, at(60)).unwrap();
+        assert_eq!(standings(&mut hub), [(80, Standing::Serving)]);
+        assert!(hub.draining.is_empty());
+    }
+
+    #[test]
+    fn what_a_late_worker_gave_a_drained_backend_ends_too() {
+        let (mut hub, mut worker) = hub(Config::default());
+        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        let (service, address) = (TCP, address(80));
+        let lasts = Lasts::For(Duration::ZERO);
+        worker.metrics.backends[slot].active.set(2);
+        hub.apply(Change::Drain { source: UNCONNECTED, service, address, lasts }, at(0)).unwrap();
+        hub.publish();
+        hub.tick(at(0));
+        let order = Order::EndBackend { backend, reason: EndReason::BackendLeft };
+        assert_eq!(worker.orders.pop(), Ok(order));
+        // The worker has obeyed, and then begun another with the snapshot that it had.
+        worker.metrics.backends[slot].active.set(1);
+        hub.tick(at(1000));
+        assert!(hub.registry.is_empty() && hub.departed.contains_key(&backend));
+        hub.publish();
+        turn(&worker);
+        hub.tick(at(1001));
+        assert_eq!(worker.orders.pop(), Ok(order), "the backend has left with a session");
+        worker.metrics.backends[slot].active.set(0);
+        hub.tick(at(1002));
+        assert!(hub.departed.is_empty() && worker.orders.pop().is_err());
     }
 
     #[test]

@@ -36,7 +36,11 @@ fn a_drain_is_taken_back_by_whoever_asked_for_it() {
         (by_operator.clone(), None, Draining),
         (drain(1, TCP, 80), None, Draining),
         (back.clone(), Some(DrainedBy::Owner), Draining),
-        (join(1, TCP, 80, 1), None, Serving),
+        (undrain(1, TCP, 80), None, Draining),
+        (undrain(1, TCP, 80), Some(DrainedBy::Operator), Draining),
+        (drain(1, TCP, 80), None, Draining),
+        (join(1, TCP, 80, 1), None, Draining),
+        (back.clone(), None, Serving),
         (by_operator, None, Draining),
         (join(1, TCP, 80, 7), None, Draining),
     ] {
