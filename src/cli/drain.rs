@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::{Instant, sleep};
 
-use super::door::{Door, called, json_line, path_of, sessions};
-use super::naming::{self, Scope};
+use super::door::{called, json_line, path_of, sessions};
+use super::naming::{self, Among};
 use super::table::lasting;
 use super::{Failure, duration, print, wait_for};
 use crate::client::admin;
@@ -41,17 +41,8 @@ pub struct Arguments {
     /// Return only when no session is left
     #[arg(long)]
     wait: bool,
-    /// Look among the backends of this service only
-    #[arg(long, value_name = "NAME")]
-    service: Option<String>,
-    /// Drain every backend that a name or address means, not only a single one
-    #[arg(long)]
-    all: bool,
-    /// Print the balancer's answers as JSON, one a line
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    door: Door,
+    among: Among,
 }
 
 /// How long sessions may go on.
@@ -85,17 +76,16 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
 }
 
 async fn drain(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let door = &arguments.door;
+    let door = &arguments.among.door;
     let (status, is_known) = door.look().await?;
-    let scope = Scope { service: arguments.service.as_deref(), all: arguments.all };
-    let targets = naming::registered(&status, &arguments.backends, scope)?;
+    let targets = naming::registered(&status, &arguments.backends, arguments.among.scope())?;
     if !is_known && arguments.within == Some(Within::Never) {
         return Err(Failure(door.too_old("lb drain --within never")));
     }
     for before in &targets {
         let changed = door.change(&path(before, arguments.within)).await?;
         let line = told(before, &changed, arguments.within);
-        print(&if arguments.json { json_line(&changed) } else { line })?;
+        print(&if arguments.among.json { json_line(&changed) } else { line })?;
     }
     for service in deserted(&status, &targets) {
         let said = format!("no other backend of service {service} is serving now");
@@ -170,13 +160,13 @@ async fn wait(
     let began = Instant::now();
     let mut waits: Vec<Wait> = targets.iter().map(|it| Wait::new(it)).collect();
     while waits.iter().any(|it| !it.is_over()) {
-        let status = admin::status(&arguments.door.admin).await?;
+        let status = admin::status(&arguments.among.door.admin).await?;
         if status.pid != before.pid {
             return Err(Failure("the balancer was restarted meanwhile; drain again".to_owned()));
         }
         for wait in waits.iter_mut().filter(|it| !it.is_over()) {
             if let Some(line) = wait.look(&status, began.elapsed())?
-                && !arguments.json
+                && !arguments.among.json
             {
                 print(&line)?;
             }

@@ -3,12 +3,36 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::door::{called, sessions};
+use clap::Args;
+
+use super::door::{Door, called, sessions};
 use super::trouble;
 use crate::control::status::{BackendState, BackendStatus, Status};
 
 /// Most backends listed in one sentence.
 const LISTED_MAX: usize = 8;
+
+/// Which backends a command is about, and how its answer is shown.
+#[derive(Args)]
+pub struct Among {
+    /// Look among the backends of this service only
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// Take every backend that a name or address means, not only a single one
+    #[arg(long)]
+    all: bool,
+    /// Print the balancer's answers as JSON, one a line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub door: Door,
+}
+
+impl Among {
+    pub fn scope(&self) -> Scope<'_> {
+        Scope { service: self.service.as_deref(), all: self.all }
+    }
+}
 
 /// What narrows or widens a match.
 #[derive(Clone, Copy, Debug, Default)]

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::door::{Door, called, json_line, path_of};
-use super::naming::{self, Scope};
+use super::door::{called, json_line, path_of};
+use super::naming::{self, Among};
 use super::{Failure, print, wait_for};
 use crate::control::status::{BackendState, BackendStatus, Changed};
 
@@ -16,17 +16,8 @@ pub struct Arguments {
     /// Backends, each by its id, name or address as in `lb status`
     #[arg(value_name = "BACKEND", required = true)]
     backends: Vec<String>,
-    /// Look among the backends of this service only
-    #[arg(long, value_name = "NAME")]
-    service: Option<String>,
-    /// Undrain every backend that a name or address means, not only a single one
-    #[arg(long)]
-    all: bool,
-    /// Print the balancer's answers as JSON, one a line
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    door: Door,
+    among: Among,
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -34,16 +25,15 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn undrain(arguments: &Arguments) -> Result<(), Failure> {
-    let door = &arguments.door;
+    let door = &arguments.among.door;
     let (status, is_known) = door.look().await?;
-    let scope = Scope { service: arguments.service.as_deref(), all: arguments.all };
-    let targets = naming::registered(&status, &arguments.backends, scope)?;
+    let targets = naming::registered(&status, &arguments.backends, arguments.among.scope())?;
     if !is_known {
         return Err(Failure(door.too_old("lb undrain")));
     }
     for before in targets {
         let changed = door.change(&path_of(before, "undrain")).await?;
-        print(&if arguments.json { json_line(&changed) } else { told(before, &changed) })?;
+        print(&if arguments.among.json { json_line(&changed) } else { told(before, &changed) })?;
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::door::{Door, called, json_line, path_of};
-use super::naming::{self, Scope};
+use super::door::{called, json_line, path_of};
+use super::naming::{self, Among};
 use super::{Failure, print, wait_for};
 use crate::cluster::WEIGHT_MAX;
 use crate::control::status::{BackendStatus, Changed};
@@ -18,17 +18,8 @@ pub struct Arguments {
     /// Its weight, 1 to 256
     #[arg(value_parser = weight)]
     weight: u16,
-    /// Look among the backends of this service only
-    #[arg(long, value_name = "NAME")]
-    service: Option<String>,
-    /// Change every backend that the name or address means, not only a single one
-    #[arg(long)]
-    all: bool,
-    /// Print the balancer's answers as JSON, one a line
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    door: Door,
+    among: Among,
 }
 
 fn weight(text: &str) -> Result<u16, String> {
@@ -44,15 +35,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn weigh(arguments: &Arguments) -> Result<(), Failure> {
-    let door = &arguments.door;
+    let door = &arguments.among.door;
     let (status, _) = door.look().await?;
-    let scope = Scope { service: arguments.service.as_deref(), all: arguments.all };
     let words = std::slice::from_ref(&arguments.backend);
-    for before in naming::registered(&status, words, scope)? {
+    for before in naming::registered(&status, words, arguments.among.scope())? {
         let path = format!("{}?to={}", path_of(before, "weight"), arguments.weight);
         let changed = door.change(&path).await?;
         let line = told(before, &changed, arguments.weight);
-        print(&if arguments.json { json_line(&changed) } else { line })?;
+        print(&if arguments.among.json { json_line(&changed) } else { line })?;
     }
     Ok(())
 }
