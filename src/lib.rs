@@ -26,6 +26,7 @@
 //! | what happens to a datagram? | [`worker::udp`], then [`worker::udp::sessions`] |
 //! | what happens to a request? | [`worker::http::driver`], then [`worker::http::sessions`] and [`proxy::http`] |
 //! | what is a protocol to its worker's loop? | [`worker::driver`], held by [`worker::shell`] |
+//! | what lies between a user who speaks TLS and its session? | [`worker::lobby`], then [`proxy::tls`] and [`tls`] |
 //! | who gets the next user? | [`balance`] |
 //! | what is a service, and what do workers see of it? | [`cluster::service`], [`cluster::snapshot`] |
 //! | which service is an API request for? | [`cluster::route`], [`cluster::doors`] |
@@ -36,7 +37,7 @@
 //!
 //! # Layers, low to high
 //!
-//! `base` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
+//! `base` < `tls` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
 //! `proxy`, `worker::link`, `worker::books`, `worker::slots`, `worker::starved`, `worker::lack`,
 //! `worker::grace`, `worker::ends`, `worker::cx` < `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` <
 //! `ring` < `worker`, `control`, `client`, `load` < `boot` < `cli`.
@@ -57,4 +58,5 @@ pub mod metrics;
 pub mod proxy;
 pub mod ring;
 pub mod session;
+pub mod tls;
 pub mod worker;

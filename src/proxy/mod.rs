@@ -8,6 +8,7 @@ pub mod outlook;
 mod pace;
 mod room;
 pub mod tcp;
+pub mod tls;
 pub mod udp;
 
 use std::time::Duration;

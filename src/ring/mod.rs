@@ -11,6 +11,7 @@
 //! The order of calls is the caller's duty: close a socket only when nothing is in flight on it.
 
 pub mod datagram;
+pub mod lowat;
 pub mod outlook;
 pub mod pipe;
 pub mod pool;

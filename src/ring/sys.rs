@@ -330,6 +330,32 @@ pub fn send_first(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
     if sent == bytes.len() { Ok(()) } else { Err(Errno::ENOBUFS) }
 }
 
+/// Reads what has arrived on a connection; never waits. Zero at the connection's end.
+///
+/// # Errors
+/// `EAGAIN` if nothing has arrived, or what ended the connection.
+pub fn read(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
+    recv(socket.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT)
+}
+
+/// A connection as something to write to that never waits.
+pub struct Outlet<'a>(pub BorrowedFd<'a>);
+
+impl Write for Outlet<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        Ok(sendmsg::<()>(self.0.as_raw_fd(), bytes, &[], flags, None)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Makes calls on a socket outside the ring return instead of waiting.
 pub fn never_block(socket: BorrowedFd<'_>) -> io::Result<()> {
     SockRef::from(&socket).set_nonblocking(true)

@@ -1,0 +1,520 @@
+//! Tests of `proxy::tls`: a user on rustls' own client side, a network that cuts and holds back, and a
+//! session above that asks, sends and changes its mind, all from one seed.
+
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::crypto::cipher::OutboundPlainMessage;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::{ConnectionTrafficSecrets, ContentType, ProtocolVersion};
+
+use super::*;
+use crate::ring::pool::Chain;
+use crate::tls::keys::Identities;
+use crate::tls::keys::tests::{identities_and_pem, versions};
+
+/// xorshift64*: the same numbers for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, count: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % count
+    }
+
+    fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+}
+
+/// A socket that takes so many bytes more.
+struct Outlet<'a> {
+    to: &'a mut Vec<u8>,
+    room: &'a mut usize,
+}
+
+impl Write for Outlet<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(*self.room);
+        if taken == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        *self.room -= taken;
+        self.to.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct World {
+    dice: Dice,
+    user: ClientConnection,
+    session: Option<Session>,
+    pool: Pool,
+    /// Ciphertext on its way to us and to the user.
+    up: Vec<u8>,
+    down: Vec<u8>,
+    /// How much more the socket takes.
+    room: usize,
+    below: Vec<Below>,
+    above: Vec<Event>,
+    armed: Option<Intake>,
+    cancelled: bool,
+    room_awaited: bool,
+    fin_sent: bool,
+    /// The user's stream ends behind what is on its way.
+    fin: bool,
+    asked: bool,
+    sending: Chain,
+    /// What was received above and by the user.
+    heard: Vec<u8>,
+    user_heard: Vec<u8>,
+    /// How the receiving side ended.
+    end: Option<Result<(), Errno>>,
+    broken: bool,
+}
+
+fn client(
+    identities_pem: &str,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> ClientConnection {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(identities_pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.enable_secret_extraction = true;
+    ClientConnection::new(Arc::new(config), ServerName::try_from("a.example").unwrap()).unwrap()
+}
+
+/// A user and an engine after their handshake; what the user has sent with its last flight is in `up`.
+fn shake_hands(user: &mut ClientConnection, terms: &Identities, up: &mut Vec<u8>) -> Engine {
+    let mut hello = Vec::new();
+    user.write_tls(&mut hello).unwrap();
+    let mut engine = Engine::accept(&hello, &terms.http).unwrap();
+    loop {
+        let mut down = Vec::new();
+        engine.flush(&mut down).unwrap();
+        let mut down = down.as_slice();
+        while !down.is_empty() {
+            user.read_tls(&mut down).unwrap();
+            user.process_new_packets().unwrap();
+        }
+        up.clear();
+        while user.wants_write() {
+            user.write_tls(up).unwrap();
+        }
+        if !engine.is_handshaking() {
+            return engine;
+        }
+        let mut rest = up.as_slice();
+        engine.take(&mut rest).unwrap();
+        up.clear();
+    }
+}
+
+impl World {
+    fn new(seed: u64, blocks: usize, takes_ragged_ends: bool) -> World {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let (identities, pem) = identities_and_pem();
+        let mut user = client(pem, versions(dice.below(3)));
+        let mut up = Vec::new();
+        let engine = shake_hands(&mut user, identities, &mut up);
+        World {
+            user,
+            session: Some(Session::new(Side::Client, engine, takes_ragged_ends)),
+            pool: Pool::new(blocks, blocks / 4),
+            up,
+            down: Vec::new(),
+            room: 100_000,
+            below: Vec::new(),
+            above: Vec::new(),
+            armed: None,
+            cancelled: false,
+            room_awaited: false,
+            fin_sent: false,
+            fin: false,
+            asked: false,
+            sending: Chain::EMPTY,
+            heard: Vec::new(),
+            user_heard: Vec::new(),
+            end: None,
+            broken: false,
+            dice,
+        }
+    }
+
+    fn call(&mut self, act: impl FnOnce(&mut Session, &mut Wire<'_>)) {
+        let World { pool, below, above, down, room, session, .. } = self;
+        let mut outlet = Outlet { to: down, room };
+        act(session.as_mut().unwrap(), &mut Wire { pool, outlet: &mut outlet, below, above });
+        self.carry_out();
+    }
+
+    fn carry_out(&mut self) {
+        for what in std::mem::take(&mut self.below) {
+            match what {
+                Below::Receive(how) => {
+                    assert!(self.armed.replace(how).is_none(), "one receive at a time");
+                }
+                Below::CancelReceive => self.cancelled = true,
+                Below::AwaitRoom => self.room_awaited = true,
+                Below::CancelRoom => assert!(self.room_awaited),
+                Below::FinishWriting => self.fin_sent = true,
+            }
+        }
+        for event in std::mem::take(&mut self.above) {
+            match event {
+                Event::Received { what, more, .. } => {
+                    assert!(std::mem::take(&mut self.asked) && !more);
+                    match what {
+                        Received::Data(buf) => {
+                            assert!(!buf.is_empty() && self.end.is_none());
+                            self.heard.extend_from_slice(self.pool.bytes(&buf));
+                            self.pool.give_back(buf);
+                        }
+                        Received::End => self.end = Some(Ok(())),
+                        Received::Failed(errno) => self.end = Some(Err(errno)),
+                        Received::NoBuffers | Received::Stopped => {}
+                    }
+                }
+                Event::Sent { result, .. } => {
+                    assert!(!self.sending.is_empty());
+                    match result {
+                        Ok(bytes) => assert_eq!(bytes as usize, self.sending.bytes()),
+                        Err(_) => self.broken = true,
+                    }
+                    let sent = self.sending.take();
+                    self.pool.give_back_chain(sent);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        if self.asked || self.end.is_some() {
+            return;
+        }
+        self.asked = true;
+        let how = match self.dice.below(4) {
+            0 => Intake::Many { bytes_max: 65_536 },
+            1 => Intake::Once { class: Class::Small, wait_first: false },
+            2 => Intake::Once { class: Class::Large, wait_first: true },
+            _ => Intake::Last { wait_first: true },
+        };
+        self.call(|session, wire| {
+            session.command(StreamCmd::Receive { side: Side::Client, how }, wire);
+        });
+    }
+
+    fn cancel(&mut self) {
+        if self.asked {
+            self.call(|session, wire| {
+                session.command(StreamCmd::CancelReceive { side: Side::Client }, wire);
+            });
+        }
+    }
+
+    /// The kernel completes the receive, if it can.
+    fn receive(&mut self) {
+        let Some(how) = self.armed else { return };
+        let what = if std::mem::take(&mut self.cancelled) && self.dice.one_in(2) {
+            Received::Stopped
+        } else if !self.up.is_empty() {
+            let Some(mut buf) = self.pool.take(class(how)) else {
+                self.armed = None;
+                return self.call(|it, wire| it.received(Received::NoBuffers, true, wire));
+            };
+            let most = match self.dice.below(4) {
+                0 => 1,
+                1 => 100,
+                _ => usize::MAX,
+            };
+            let count = self.up.len().min(most);
+            let taken = self.pool.append(&mut buf, &self.up[..count]);
+            self.up.drain(..taken);
+            Received::Data(buf)
+        } else if self.fin {
+            Received::End
+        } else {
+            return;
+        };
+        self.armed = None;
+        let nonempty = !self.up.is_empty();
+        self.call(|session, wire| session.received(what, nonempty, wire));
+    }
+
+    fn make_room(&mut self) {
+        self.room += [1, 1_000, 100_000][self.dice.below(3)];
+        if std::mem::take(&mut self.room_awaited) {
+            self.call(Session::room);
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        if !self.sending.is_empty() || self.broken {
+            return 0;
+        }
+        let mut at = 0;
+        while at < bytes.len() && self.sending.blocks() < 8 {
+            let class = if self.dice.one_in(2) { Class::Small } else { Class::Large };
+            let Some(mut buf) = self.pool.take(class) else { break };
+            let most = bytes.len().min(at + 1 + self.dice.below(70_000));
+            at += self.pool.append(&mut buf, &bytes[at..most]);
+            self.pool.push(&mut self.sending, buf);
+        }
+        if at > 0 {
+            let what = self.sending.outgoing();
+            self.call(|session, wire| {
+                session.command(StreamCmd::Send { side: Side::Client, what }, wire);
+            });
+        }
+        at
+    }
+
+    fn user_reads(&mut self) {
+        let mut down = self.down.as_slice();
+        while !down.is_empty() {
+            self.user.read_tls(&mut down).unwrap();
+            let state = self.user.process_new_packets().expect("our records are sound");
+            let mut plain = vec![0; state.plaintext_bytes_to_read()];
+            io::Read::read_exact(&mut self.user.reader(), &mut plain).unwrap();
+            self.user_heard.extend(plain);
+        }
+        self.down.clear();
+        self.user_flushes();
+    }
+
+    fn user_flushes(&mut self) {
+        while !self.fin && self.user.wants_write() {
+            self.user.write_tls(&mut self.up).unwrap();
+        }
+    }
+
+    fn user_writes(&mut self, bytes: &[u8]) -> usize {
+        let most = bytes.len().min(1 + self.dice.below(40_000));
+        let taken = self.user.writer().write(&bytes[..most]).unwrap();
+        if self.dice.one_in(20) {
+            let _ = self.user.refresh_traffic_keys();
+        }
+        self.user_flushes();
+        taken
+    }
+
+    fn close(mut self) {
+        let session = self.session.take().unwrap();
+        let World { pool, below, above, down, room, .. } = &mut self;
+        let mut outlet = Outlet { to: down, room };
+        session.close(false, &mut Wire { pool, outlet: &mut outlet, below, above });
+        assert!(self.sending.is_empty());
+        for class in [Class::Small, Class::Large] {
+            assert_eq!(self.pool.free(class), self.pool.blocks(class), "all blocks are back");
+        }
+    }
+}
+
+fn bytes(dice: &mut Dice, count: usize) -> Vec<u8> {
+    (0..count).map(|_| dice.below(256) as u8).collect()
+}
+
+/// Both sides send and end in the way of TLS, whatever happens in between.
+fn relay(seed: u64) {
+    let blocks = [4, 8, 64][seed as usize % 3];
+    let mut world = World::new(seed, blocks, false);
+    let lengths = [0, 1, 5_000, 200_000];
+    let pick = |world: &mut World| {
+        let length = lengths[world.dice.below(4)];
+        bytes(&mut world.dice, length)
+    };
+    let (to_us, to_user) = (pick(&mut world), pick(&mut world));
+    let (mut from_user, mut from_us) = (0, 0);
+    let (mut user_done, mut we_are_done) = (false, false);
+    for step in 0.. {
+        assert!(step < 200_000, "seed {seed} hangs: {} of {}", world.heard.len(), to_us.len());
+        match world.dice.below(8) {
+            0 if from_user < to_us.len() => from_user += world.user_writes(&to_us[from_user..]),
+            0 if !user_done => {
+                user_done = true;
+                world.user.send_close_notify();
+                world.user_flushes();
+                world.fin = world.dice.one_in(2);
+            }
+            1 if from_us < to_user.len() => from_us += world.send(&to_user[from_us..]),
+            1 if !we_are_done && world.sending.is_empty() => {
+                we_are_done = true;
+                world.call(|session, wire| {
+                    let what = StreamCmd::FinishWriting { side: Side::Client };
+                    session.command(what, wire);
+                });
+            }
+            2 | 3 => world.ask(),
+            4 if world.dice.one_in(4) => world.cancel(),
+            4 | 5 => world.receive(),
+            6 => world.make_room(),
+            7 => world.user_reads(),
+            _ => {}
+        }
+        if user_done && we_are_done && world.fin_sent && world.end.is_some() {
+            break;
+        }
+    }
+    world.user_reads();
+    assert_eq!(world.heard, to_us, "seed {seed}");
+    assert_eq!(world.user_heard, to_user, "seed {seed}");
+    assert_eq!(world.end, Some(Ok(())), "seed {seed}");
+    let mut none = [0];
+    assert_eq!(io::Read::read(&mut world.user.reader(), &mut none).unwrap(), 0, "close_notify");
+    world.close();
+}
+
+#[test]
+fn no_byte_is_lost_or_changed_whatever_is_cut_and_held_back() {
+    let seeds = std::env::var("LB_TLS_SIM_SEEDS").map_or(150, |text| text.parse().unwrap());
+    (1..=seeds).for_each(relay);
+}
+
+/// Receives until it is over.
+fn drain(world: &mut World) {
+    for _ in 0..1000 {
+        world.ask();
+        world.receive();
+        if world.end.is_some() {
+            return;
+        }
+    }
+    panic!("it does not end");
+}
+
+#[test]
+fn an_end_that_was_cut_off_is_a_reset_unless_it_may_be_ragged() {
+    for (ragged, end) in [(false, Err(Errno::ECONNRESET)), (true, Ok(()))] {
+        let mut world = World::new(7, 8, ragged);
+        world.user_writes(b"all of it");
+        world.fin = true;
+        drain(&mut world);
+        assert_eq!((world.heard.as_slice(), world.end), (&b"all of it"[..], Some(end)));
+        world.close();
+    }
+}
+
+#[test]
+fn a_record_that_was_changed_ends_both_ways_with_an_alert() {
+    let mut world = World::new(9, 8, false);
+    world.up.clear();
+    world.user.writer().write_all(b"good").unwrap();
+    world.user_flushes();
+    world.user.writer().write_all(b"not so good").unwrap();
+    world.user_flushes();
+    *world.up.last_mut().unwrap() ^= 1;
+    drain(&mut world);
+    assert_eq!((world.heard.as_slice(), world.end), (&b"good"[..], Some(Err(Errno::EPROTO))));
+    assert_eq!(world.send(b"an answer"), 9);
+    assert!(world.broken, "nothing can be sent any more");
+    let mut down = world.down.as_slice();
+    let told = std::iter::from_fn(|| {
+        (!down.is_empty()).then(|| {
+            world.user.read_tls(&mut down).unwrap();
+            world.user.process_new_packets().err()
+        })
+    });
+    let told = told.flatten().next();
+    assert_eq!(told, Some(rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac)));
+    world.close();
+}
+
+#[test]
+fn a_session_that_lets_go_is_not_waited_for() {
+    let mut world = World::new(5, 8, false);
+    world.room = 0;
+    assert_eq!(world.send(b"held back"), 9);
+    assert!(world.room_awaited && world.session.as_ref().unwrap().in_flight());
+    world.call(|session, wire| {
+        session.command(StreamCmd::CancelSend { side: Side::Client }, wire);
+    });
+    assert!(world.broken && world.sending.is_empty());
+    world.close();
+}
+
+/// Seals a handshake message in pieces, each in a record of its own.
+fn handshake_records(user: ClientConnection, message: &[u8], piece: usize) -> Vec<u8> {
+    let secrets = user.dangerous_extract_secrets().unwrap();
+    let (first, secrets) = secrets.tx;
+    let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else {
+        panic!("another cipher was agreed");
+    };
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384.tls13().unwrap();
+    let mut sealer = suite.aead_alg.encrypter(key, iv);
+    let records = message.chunks(piece).zip(first..).map(|(piece, number)| {
+        let plain = OutboundPlainMessage {
+            typ: ContentType::Handshake,
+            version: ProtocolVersion::TLSv1_2,
+            payload: piece.into(),
+        };
+        sealer.encrypt(plain, number).unwrap().encode()
+    });
+    records.flatten().collect()
+}
+
+#[test]
+fn a_message_in_pieces_that_never_ends_ends_the_connection() {
+    let (identities, pem) = identities_and_pem();
+    let mut user = client(pem, &[&rustls::version::TLS13]);
+    let mut up = Vec::new();
+    let mut engine = shake_hands(&mut user, identities, &mut up);
+    engine.take(&mut up.as_slice()).unwrap();
+    // A NewSessionTicket of 60,000 bytes.
+    let mut message = vec![0; 60_000];
+    message[..4].copy_from_slice(&[4, 0, 0xea, 0x5c]);
+    let records = handshake_records(user, &message[..59_000], 8);
+    for some in records.chunks(4096) {
+        let mut rest = some;
+        match engine.take(&mut rest) {
+            Ok(()) => assert!(rest.is_empty(), "nothing to read, and no room"),
+            Err(fault) => return assert_eq!(fault, Fault::Protocol),
+        }
+    }
+    panic!("it was taken");
+}
+
+/// What the user makes of the stream's end.
+fn told_the_end(world: World) -> bool {
+    let World { mut user, down, .. } = world;
+    let mut down = down.as_slice();
+    while !down.is_empty() {
+        user.read_tls(&mut down).unwrap();
+        user.process_new_packets().unwrap();
+    }
+    user.read_tls(&mut io::empty()).unwrap();
+    io::Read::read_to_end(&mut user.reader(), &mut Vec::new()).is_ok()
+}
+
+#[test]
+fn a_connection_that_is_closed_is_ended_in_the_way_of_tls_unless_it_is_reset_or_cut() {
+    for (reset, cut) in [(false, false), (true, false), (false, true)] {
+        let mut world = World::new(3, 8, false);
+        if cut {
+            world.room = 0;
+            world.send(b"cut off");
+            world.call(|session, wire| {
+                session.command(StreamCmd::CancelSend { side: Side::Client }, wire);
+            });
+            world.room = 100;
+        }
+        let session = world.session.take().unwrap();
+        let World { pool, below, above, down, room, .. } = &mut world;
+        let mut outlet = Outlet { to: down, room };
+        session.close(reset, &mut Wire { pool, outlet: &mut outlet, below, above });
+        assert_eq!(told_the_end(world), !reset && !cut);
+    }
+}

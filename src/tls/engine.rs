@@ -1,0 +1,247 @@
+//! One TLS connection with a user: rustls between ciphertext and plaintext. Owns every call that a
+//! connection makes into rustls, and what its errors mean here; moves no byte through a socket.
+
+use std::io::{self, BufRead, Write};
+
+use rustls::server::{Acceptor, ServerConnection};
+use rustls::{AlertDescription, Error, HandshakeKind};
+
+use super::keys::Terms;
+
+/// The most ciphertext that is held for a socket that takes no more, in bytes.
+pub const SEALED_BYTES_MAX: usize = 64 * 1024;
+
+/// Why a connection cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Fault {
+    /// No certificate is for the host asked for.
+    UnknownHost,
+    /// No version, cipher, group or protocol in common.
+    NothingInCommon,
+    /// The user did not accept our certificate, and said so.
+    CertificateRefused,
+    /// The user ended it with another fatal alert.
+    Alert,
+    /// A record that was changed on its way, or sealed with another key.
+    BadRecord,
+    /// Messages that are not TLS, or not in their order.
+    Protocol,
+    /// Our own lack or error.
+    Internal,
+}
+
+/// A user who cannot be answered, and the last bytes to send: an alert.
+#[derive(Debug)]
+pub struct Refused {
+    pub fault: Fault,
+    pub alert: Vec<u8>,
+}
+
+/// A connection whose ClientHello has come.
+#[derive(Debug)]
+pub struct Engine {
+    connection: ServerConnection,
+    /// The user has said that nothing more comes (close_notify).
+    ended: bool,
+    fault: Option<Fault>,
+    /// Of the signature in its handshake, in those with an elliptic curve.
+    cost: u32,
+    second: Second,
+}
+
+/// A second ClientHello, which a user is asked for whose key shares do not serve (RFC 8446 section 4.1.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Second {
+    None,
+    Awaited,
+    Answered,
+}
+
+impl Engine {
+    /// Answers a ClientHello; `hello` are its records, whole.
+    ///
+    /// # Errors
+    /// Why there is no answer but an alert.
+    pub fn accept(mut hello: &[u8], terms: &Terms) -> Result<Engine, Refused> {
+        let mut acceptor = Acceptor::default();
+        while !hello.is_empty() && acceptor.read_tls(&mut hello).is_ok_and(|taken| taken > 0) {
+            let accepted = match acceptor.accept() {
+                Ok(None) => continue,
+                Ok(Some(accepted)) => accepted,
+                Err((error, mut alert)) => return Err(refused(&error, |to| alert.write_all(to))),
+            };
+            let is_known = terms.knows(accepted.client_hello().server_name());
+            let cost = terms.cost_for(&accepted.client_hello());
+            return match accepted.into_connection(terms.config()) {
+                Ok(connection) => Engine::begun(connection, cost, hello),
+                Err((error, mut alert)) => {
+                    let refused = refused(&error, |to| alert.write_all(to));
+                    let fault = if is_known { refused.fault } else { Fault::UnknownHost };
+                    Err(Refused { fault, ..refused })
+                }
+            };
+        }
+        Err(Refused { fault: Fault::Protocol, alert: Vec::new() })
+    }
+
+    fn begun(
+        mut connection: ServerConnection,
+        cost: u32,
+        mut rest: &[u8],
+    ) -> Result<Engine, Refused> {
+        connection.set_buffer_limit(Some(SEALED_BYTES_MAX));
+        let is_asked_again =
+            connection.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
+        let second = if is_asked_again { Second::Awaited } else { Second::None };
+        let mut engine = Engine { connection, ended: false, fault: None, cost, second };
+        match engine.take(&mut rest) {
+            Ok(()) => Ok(engine),
+            Err(fault) => {
+                let mut alert = Vec::new();
+                // Writing to memory cannot fail.
+                let _ = engine.flush(&mut alert);
+                Err(Refused { fault, alert })
+            }
+        }
+    }
+
+    /// Takes ciphertext off the front of `bytes`: all of it, or as much as there is room for before
+    /// [`Engine::plaintext`] has been read.
+    ///
+    /// # Errors
+    /// Why the connection is over. An alert is left for [`Engine::flush`].
+    pub fn take(&mut self, bytes: &mut &[u8]) -> Result<(), Fault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        while !bytes.is_empty() {
+            match self.connection.read_tls(bytes) {
+                // Nothing counts after a close_notify.
+                Ok(0) => *bytes = &[],
+                Ok(_) => {}
+                Err(_) if !self.plaintext().is_empty() => break,
+                // It is full of a message in pieces that never ends.
+                Err(_) => {
+                    self.fault = Some(Fault::Protocol);
+                    return Err(Fault::Protocol);
+                }
+            }
+            self.process()?;
+        }
+        Ok(())
+    }
+
+    fn process(&mut self) -> Result<(), Fault> {
+        match self.connection.process_new_packets() {
+            Ok(state) => {
+                self.ended = state.peer_has_closed();
+                if self.second == Second::Awaited && self.connection.wants_write() {
+                    self.second = Second::Answered;
+                }
+            }
+            Err(error) => {
+                let fault = fault(&error);
+                self.fault = Some(fault);
+                return Err(fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the user has said and nobody has [consumed](Engine::consume): a part of it, empty only if there
+    /// is none.
+    pub fn plaintext(&mut self) -> &[u8] {
+        self.connection.reader().into_first_chunk().unwrap_or_default()
+    }
+
+    /// Drops the first bytes of [`Engine::plaintext`].
+    pub fn consume(&mut self, bytes: usize) {
+        self.connection.reader().consume(bytes);
+    }
+
+    /// Seals as much of `plain` as there is room for, and says how many bytes that was.
+    pub fn seal(&mut self, plain: &[u8]) -> usize {
+        self.connection.writer().write(plain).unwrap_or(0)
+    }
+
+    /// Tells the user that nothing more will come (close_notify).
+    pub fn finish(&mut self) {
+        self.connection.send_close_notify();
+    }
+
+    /// Whether something is ready for the socket.
+    pub fn has_sealed(&self) -> bool {
+        self.connection.wants_write()
+    }
+
+    /// Writes what is ready until all of it is out.
+    ///
+    /// # Errors
+    /// Those of `outlet`; what it took is gone.
+    pub fn flush(&mut self, outlet: &mut impl Write) -> io::Result<usize> {
+        let mut out = 0;
+        while self.connection.wants_write() {
+            match self.connection.write_tls(outlet)? {
+                0 => break,
+                bytes => out += bytes,
+            }
+        }
+        Ok(out)
+    }
+
+    pub fn is_handshaking(&self) -> bool {
+        self.connection.is_handshaking()
+    }
+
+    /// Whether the user has ended the connection in the way of TLS.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// What the signature of its handshake costs, in those with an elliptic curve.
+    pub fn cost(&self) -> u32 {
+        self.cost
+    }
+
+    /// Whether the user has been asked for another ClientHello, and nothing is signed before it comes.
+    pub fn awaits_second_hello(&self) -> bool {
+        self.second == Second::Awaited
+    }
+
+    /// Whether keys of an earlier connection were used again.
+    pub fn is_resumed(&self) -> bool {
+        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// The host that the user has asked for.
+    pub fn host(&self) -> Option<&str> {
+        self.connection.server_name()
+    }
+}
+
+fn refused(error: &Error, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Refused {
+    let mut alert = Vec::new();
+    // Writing to memory cannot fail.
+    let _ = write(&mut alert);
+    Refused { fault: fault(error), alert }
+}
+
+fn fault(error: &Error) -> Fault {
+    match error {
+        Error::AlertReceived(
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA,
+        ) => Fault::CertificateRefused,
+        Error::AlertReceived(_) => Fault::Alert,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Fault::NothingInCommon,
+        Error::DecryptError => Fault::BadRecord,
+        Error::EncryptError | Error::FailedToGetRandomBytes | Error::FailedToGetCurrentTime => {
+            Fault::Internal
+        }
+        _ => Fault::Protocol,
+    }
+}

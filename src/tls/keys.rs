@@ -1,0 +1,338 @@
+//! Certificates with their keys, and what is agreed with users at a door: read from files, checked, chosen
+//! by the host that a user asks for. Owns every call into rustls that comes before a connection, and all
+//! that is read out of a certificate.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::public_key::PublicKey;
+
+/// The most bits of an RSA key: a signature with 4,096 takes some four milliseconds already, in which the
+/// worker does nothing else.
+pub const RSA_BITS_MAX: usize = 4096;
+/// The most bytes of a file with certificates or a key.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Tickets that a user is given with a full handshake (RFC 8446 section 4.6.1).
+const TICKETS: usize = 2;
+
+/// Names and files of one `[[tls.certificate]]`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Files {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// What the authority says about the certificate (OCSP, RFC 6960), passed on to users.
+    pub ocsp: Option<PathBuf>,
+}
+
+/// A certificate and its key.
+#[derive(Debug)]
+pub struct Identity {
+    pub files: Files,
+    /// The hosts that it is for, in lower case; a wildcard begins with `*.`.
+    pub names: Vec<String>,
+    /// When it ends, in seconds of Unix time.
+    pub not_after: i64,
+    pub kind: KeyKind,
+    key: Arc<CertifiedKey>,
+}
+
+/// What a signature costs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum KeyKind {
+    /// ECDSA or EdDSA.
+    Curve,
+    /// RSA with a modulus of this many bits.
+    Rsa(usize),
+}
+
+impl KeyKind {
+    /// The work of one full handshake, in those with an elliptic curve.
+    pub fn cost(self) -> u32 {
+        match self {
+            KeyKind::Curve => 1,
+            KeyKind::Rsa(bits) if bits <= 2048 => 4,
+            KeyKind::Rsa(_) => 8,
+        }
+    }
+}
+
+impl fmt::Display for KeyKind {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeyKind::Curve => to.write_str("elliptic curve"),
+            KeyKind::Rsa(bits) => write!(to, "RSA-{bits}"),
+        }
+    }
+}
+
+impl Identity {
+    /// Reads and checks a certificate and its key.
+    ///
+    /// # Errors
+    /// One sentence that names the file and what is wrong with it.
+    pub fn read(files: &Files) -> Result<Identity, String> {
+        let ocsp = files.ocsp.as_deref().map(read).transpose()?;
+        let chain = read(&files.certificate)?;
+        let key = read(&files.key)?;
+        Identity::from_pem(files, &chain, &key, ocsp)
+    }
+
+    /// The same from the files' contents.
+    ///
+    /// # Errors
+    /// As [`Identity::read`].
+    pub fn from_pem(
+        files: &Files,
+        chain: &[u8],
+        key: &[u8],
+        ocsp: Option<Vec<u8>>,
+    ) -> Result<Identity, String> {
+        let at = files.certificate.display();
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("{at} holds no certificate in PEM: {error}"))?;
+        let first = chain.first().ok_or(format!("{at} holds no certificate in PEM"))?;
+        let Facts { names, not_after, kind } =
+            facts(first).map_err(|what| format!("{at} {what}"))?;
+        let mut certified = certify(&chain, key, files)?;
+        certified.ocsp = ocsp;
+        let key = Arc::new(certified);
+        Ok(Identity { files: files.clone(), names, not_after, kind, key })
+    }
+
+    /// Whole days until it ends; negative once it has. `now` in seconds of Unix time.
+    pub fn days_left(&self, now: i64) -> i64 {
+        (self.not_after - now).div_euclid(24 * 60 * 60)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let told = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let length = std::fs::metadata(path).map_err(told)?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(format!("{} has {length} bytes, more than {FILE_BYTES_MAX}", path.display()));
+    }
+    std::fs::read(path).map_err(told)
+}
+
+fn certify(
+    chain: &[CertificateDer<'static>],
+    key: &[u8],
+    files: &Files,
+) -> Result<CertifiedKey, String> {
+    let at = files.key.display();
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|error| format!("{at} holds no private key in PEM without a password: {error}"))?;
+    let provider = aws_lc_rs::default_provider();
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|error| format!("{at} holds a key that cannot be used: {error}"))?;
+    let certified = CertifiedKey::new(chain.to_vec(), key);
+    let other = |_| format!("the key in {at} is not that of {}", files.certificate.display());
+    certified.keys_match().map_err(other)?;
+    Ok(certified)
+}
+
+struct Facts {
+    names: Vec<String>,
+    not_after: i64,
+    kind: KeyKind,
+}
+
+/// What a certificate says of itself.
+fn facts(der: &CertificateDer<'_>) -> Result<Facts, String> {
+    let (_, certificate) = X509Certificate::from_der(der)
+        .map_err(|error| format!("holds a certificate that cannot be read: {error}"))?;
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names = names.map(|names| names.value.general_names.iter().filter_map(dns).collect());
+    let kind = match certificate.public_key().parsed() {
+        Ok(PublicKey::RSA(key)) => KeyKind::Rsa(key.key_size().next_multiple_of(8)),
+        _ => KeyKind::Curve,
+    };
+    if let KeyKind::Rsa(bits) = kind
+        && bits > RSA_BITS_MAX
+    {
+        return Err(format!(
+            "has a key of {bits} bits, with which a worker would serve nobody else for long; use one of at most {RSA_BITS_MAX}, or better an elliptic curve"
+        ));
+    }
+    let not_after = certificate.validity().not_after.timestamp();
+    Ok(Facts { names: names.unwrap_or_default(), not_after, kind })
+}
+
+fn dns(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),
+        _ => None,
+    }
+}
+
+/// Which certificate is for whom.
+#[derive(Debug)]
+struct Choice {
+    /// In the order of the file.
+    identities: Vec<Arc<Identity>>,
+    /// By whole name, and by what follows the `*` of a wildcard.
+    exact: HashMap<String, Vec<usize>>,
+    wildcard: HashMap<String, Vec<usize>>,
+    /// Those for a user who names no host, or one that none is for.
+    others: Vec<usize>,
+    /// There are none for a host that none is for.
+    is_strict: bool,
+}
+
+impl Choice {
+    fn new(identities: Vec<Arc<Identity>>, is_strict: bool) -> Choice {
+        let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
+        for (place, identity) in identities.iter().enumerate() {
+            for name in &identity.names {
+                let (map, name) = match name.strip_prefix('*') {
+                    Some(parent) => (&mut wildcard, parent),
+                    None => (&mut exact, name.as_str()),
+                };
+                map.entry(name.to_owned()).or_insert_with(Vec::new).push(place);
+            }
+        }
+        // A pair with keys of two kinds for the same names counts as one.
+        let first = identities.first().map(|it| &it.names);
+        let others = identities.iter().enumerate().filter(|(_, it)| Some(&it.names) == first);
+        let others = others.map(|(place, _)| place).collect();
+        Choice { identities, exact, wildcard, others, is_strict }
+    }
+
+    /// Those for this host; without a host, the first.
+    fn of(&self, host: Option<&str>) -> &[usize] {
+        let Some(host) = host else { return &self.others };
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let wildcard = || host.find('.').and_then(|dot| self.wildcard.get(&host[dot..]));
+        let found = self.exact.get(host).or_else(wildcard);
+        match found {
+            Some(found) => found,
+            None if self.is_strict => &[],
+            None => &self.others,
+        }
+    }
+}
+
+impl Choice {
+    /// Of those for the host, the cheapest whose signature the user understands.
+    fn pick(&self, hello: &ClientHello<'_>) -> Option<&Arc<Identity>> {
+        let fits = |identity: &&Arc<Identity>| {
+            identity.key.key.choose_scheme(hello.signature_schemes()).is_some()
+        };
+        let candidates = self.of(hello.server_name()).iter().map(|place| &self.identities[*place]);
+        candidates.filter(fits).min_by_key(|identity| identity.kind.cost())
+    }
+}
+
+impl ResolvesServerCert for Choice {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.pick(&hello).map(|found| Arc::clone(&found.key))
+    }
+}
+
+/// What is agreed with users at a door.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    config: Arc<ServerConfig>,
+    choice: Arc<Choice>,
+}
+
+impl Terms {
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// Whether somebody has a certificate for this host.
+    pub(super) fn knows(&self, host: Option<&str>) -> bool {
+        !self.choice.of(host).is_empty()
+    }
+
+    /// What a full handshake with this user costs, in those with an elliptic curve.
+    pub(super) fn cost_for(&self, hello: &ClientHello<'_>) -> u32 {
+        self.choice.pick(hello).map_or(1, |identity| identity.kind.cost())
+    }
+
+    /// The least that one with a user who asks for this host may cost; which signatures the user understands
+    /// is not known yet.
+    pub fn cost(&self, host: Option<&str>) -> u32 {
+        let identities = self.choice.of(host).iter().map(|place| &self.choice.identities[*place]);
+        identities.map(|identity| identity.kind.cost()).min().unwrap_or(1)
+    }
+}
+
+/// The certificates of a balancer and what is agreed at its doors. Workers hold it until the next reload.
+#[derive(Clone, Debug)]
+pub struct Identities {
+    all: Vec<Arc<Identity>>,
+    /// At a door whose users speak HTTP/1.1, and at one whose users speak anything.
+    pub http: Terms,
+    pub stream: Terms,
+}
+
+impl Identities {
+    /// `is_strict`: a user who asks for a host that no certificate is for is refused. `tickets` seals what
+    /// a user resumes with, for all workers alike.
+    ///
+    /// # Errors
+    /// One sentence on what is missing.
+    pub fn new(
+        all: Vec<Arc<Identity>>,
+        is_strict: bool,
+        tickets: &Tickets,
+    ) -> Result<Identities, String> {
+        if all.is_empty() {
+            return Err("TLS needs a [[tls.certificate]] with its key".to_owned());
+        }
+        let choice = Arc::new(Choice::new(all.clone(), is_strict));
+        let terms = |protocols: &[&[u8]]| terms(&choice, protocols, tickets);
+        Ok(Identities { all, http: terms(&[b"http/1.1"])?, stream: terms(&[])? })
+    }
+
+    /// In the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Identity> {
+        self.all.iter().map(Arc::as_ref)
+    }
+}
+
+fn terms(choice: &Arc<Choice>, protocols: &[&[u8]], tickets: &Tickets) -> Result<Terms, String> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)
+        .map_err(|error| format!("TLS cannot be set up: {error}"))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::clone(choice) as Arc<dyn ResolvesServerCert>);
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = Arc::clone(tickets);
+    config.send_tls13_tickets = TICKETS;
+    // What could be replayed is not taken, and nothing is said before the user has finished.
+    config.max_early_data_size = 0;
+    config.send_half_rtt_data = false;
+    Ok(Terms { config: Arc::new(config), choice: Arc::clone(choice) })
+}
+
+/// What seals tickets and opens them.
+pub type Tickets = Arc<dyn ProducesTickets>;
+
+/// Tickets sealed by keys that change while the process runs.
+///
+/// # Errors
+/// The kernel gave no random bytes.
+pub fn tickets() -> Result<Tickets, String> {
+    aws_lc_rs::Ticketer::new().map_err(|error| format!("TLS tickets cannot be set up: {error}"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,43 @@
+//! TLS of the user doors: what is read before anybody answers, the certificates, and what is agreed with a
+//! user. `engine` and `keys` hold all calls into rustls, which does handshake and records.
+
+use std::time::Duration;
+
+pub mod demo;
+pub mod engine;
+pub mod hello;
+pub mod keys;
+
+/// What workers need to know of TLS at one moment.
+#[derive(Debug, Default)]
+pub struct Tls {
+    /// `None` without certificates: then TLS is at most passed through.
+    pub agreed: Option<Agreed>,
+    pub limits: Limits,
+    /// At doors of streams, an end without a close_notify counts as one with it. Requests and responses
+    /// say their length, so at an API door it always does.
+    pub takes_ragged_ends: bool,
+}
+
+/// What is agreed with users whose TLS ends here.
+#[derive(Debug)]
+pub struct Agreed {
+    pub identities: keys::Identities,
+    /// Seals what users resume with, at all workers alike.
+    pub tickets: keys::Tickets,
+}
+
+/// Bounds of handshakes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// How many may be under way in one worker.
+    pub handshakes: usize,
+    /// How long one may take in all.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { handshakes: 1024, patience: Duration::from_secs(5) }
+    }
+}
