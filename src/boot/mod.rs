@@ -9,6 +9,7 @@ pub mod doors;
 pub mod needs;
 mod next;
 mod plane;
+pub mod tls;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,12 +17,14 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use crate::base::time::Now;
 use crate::client::demo;
 use crate::cluster::{Protocol, ServiceId};
 use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
 use crate::config::{Admin, Config, Listen, LogFormat, doubts};
 use crate::control::auth::Secrets;
+use crate::control::certificates::Watch;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::{Control, Listeners, socket};
@@ -58,6 +61,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Res
     config.listen.tcp = plane.door(Protocol::Tcp);
     config.listen.udp = plane.door(Protocol::Udp);
     config.listen.api = plane.door(Protocol::Api);
+    config.listen.api_tls = plane.doors.api_tls();
     put_addresses(plane.doors.open(), &mut config.services);
     tell_doors(&config.listen, plane.doors.open());
     info!(kernel = %kernel.release, workers, sessions, "ready");
@@ -70,11 +74,13 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Res
         open: Box::new(move |doors: &[NewDoor]| {
             open_users(doors, workers, gro).map_err(|Trouble(sentence)| sentence)
         }),
+        certify: Box::new(move |wanted, before| tls::load(wanted, workers, Some(before))),
         reread,
         seats: plane.seats,
         asked,
         ids: ServiceIds::behind(&config),
         prepared: Prepared::for_doors_of(&config),
+        watch: Watch::new(&config.tls.certificates, Now::read()),
     };
     let control = Control {
         config: Arc::new(config),
@@ -135,6 +141,7 @@ fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
         tcp = at(listen.tcp),
         udp = at(listen.udp),
         api = at(listen.api),
+        api_tls = at(listen.api_tls),
         control = at(listen.control),
         admin = at(listen.admin),
         "doors open"

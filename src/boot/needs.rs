@@ -11,10 +11,12 @@ use crate::cluster::Protocol;
 use crate::config::plans::{self, Name};
 use crate::config::units::SIZES;
 use crate::config::{Config, rules};
+use crate::control::certificates::CertificateStatus;
 use crate::control::doors::UserDoors;
 use crate::control::rights::{self, who_may_register};
 use crate::control::socket;
 use crate::ring::probe;
+use crate::tls::keys::{Files, Identity};
 
 /// What a need is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +73,7 @@ pub fn refuse(config: &Config) -> Result<(), Trouble> {
 pub fn all(config: &Config) -> Vec<Need<'_>> {
     let mut needs = vec![Need::new("settings", || fit_together(config))];
     needs.extend(files(config));
+    needs.extend(certificates(config));
     needs.push(Need::new("io_uring", || {
         probe::probe().map(|found| found.to_string()).map_err(|error| Trouble(error.to_string()))
     }));
@@ -119,6 +122,23 @@ fn files(config: &Config) -> Vec<Need<'_>> {
         }));
     }
     needs
+}
+
+/// The files of certificates, each of which is read.
+fn certificates(config: &Config) -> Vec<Need<'_>> {
+    let now = (Now::read().unix_ms() / 1000) as i64;
+    let read = move |files: &Files| {
+        let identity = Identity::read(files).map_err(Trouble)?;
+        let names = match identity.names.is_empty() {
+            true => "no host".to_owned(),
+            false => identity.names.join(", "),
+        };
+        let status = CertificateStatus::of(&identity, now);
+        let (at, key, remaining) = (status.file.display(), &status.key, status.remaining());
+        Ok(format!("{at} is for {names} ({key}) and {remaining}"))
+    };
+    let need = |files| Need::new("certificate", move || read(files));
+    config.tls.certificates.iter().map(need).collect()
 }
 
 /// Memory that is available without swapping, in bytes; `None` if the kernel does not say.

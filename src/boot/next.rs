@@ -68,6 +68,8 @@ fn users(config: &Config, program: &str, demo: bool) -> Vec<String> {
     let built_in = Protocol::ALL.into_iter().filter_map(|protocol| {
         user(config, protocol, built_in_door(&config.listen, protocol)?, None, program)
     });
+    let https = config.listen.api_tls.map(|door| request_by_https(config, door));
+    let built_in = built_in.chain(https);
     let mut lines: Vec<String> = match demo {
         true => built_in.chain(named).collect(),
         false => named.chain(built_in).collect(),
@@ -122,6 +124,13 @@ fn request(to: SocketAddr, table: Option<&ServiceConfig>, is_proxy: bool) -> Str
         host.map_or(String::new(), |host| format!(" -H {}", quoted(&format!("Host: {host}"))));
     let path = table.and_then(|table| table.paths.first()).map_or("/", String::as_str);
     format!("curl -i{header}{host} {}", quoted(&format!("http://{to}{path}")))
+}
+
+/// Nobody vouches for a certificate that was made a moment ago; others are for hosts that need not lead here.
+fn request_by_https(config: &Config, door: SocketAddr) -> String {
+    let is_proxy = lists(&config.listen.proxy_from, reached(door).ip());
+    let header = if is_proxy { " --haproxy-protocol" } else { "" };
+    format!("curl -ik{header} https://localhost:{}/", door.port())
 }
 
 /// A host that a rule about hosts takes.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::cores::Cores;
 use super::datagrams::{DatagramPlan, Datagrams};
 use super::doors::open_users;
-use super::{Trouble, capacity};
+use super::{Trouble, capacity, tls};
 use crate::base::publish::Publisher;
 use crate::base::thread;
 use crate::base::time::Now;
@@ -174,6 +174,7 @@ impl DataPlane {
                 datagrams: datagrams.driver(number as u8),
                 api: http::GatewaySettings {
                     held_bytes_max: heads(config, workers),
+                    https_port: doors.api_tls().map(|door| door.port()),
                     ids_seed: config.api.request_id.then(seed),
                     ..http::GatewaySettings::of(config, &via)
                 },
@@ -204,9 +205,9 @@ fn open_doors(config: &Config, workers: usize) -> Result<(UserDoors, Vec<Vec<Own
 
 /// Gives each worker its socket at a door.
 fn hand_out(door: &OpenDoor, sockets: Vec<OwnedFd>, ends: &mut [ControlEnd]) {
-    let OpenDoor { id, service, protocol, .. } = *door;
+    let OpenDoor { id, service, protocol, is_tls, .. } = *door;
     for (end, socket) in ends.iter_mut().zip(sockets) {
-        let listener = Listener { id, socket, service };
+        let listener = Listener { id, socket, service, is_tls };
         let opened = end.doors.push((protocol, DoorChange::Open(listener)));
         opened.expect("the queue has room for every door that can be configured");
     }
@@ -232,7 +233,8 @@ fn first_snapshot(
     let report_sessions = config.reports_sessions();
     let claims = rules::claims(config).map_err(Trouble)?;
     let doors = Arc::new(doors.routing(&claims, &Doors::default()));
-    Ok(Snapshot { report_sessions, services: all.into(), doors, ..services })
+    let tls = tls::load(&config.tls, workers(config), None).map_err(Trouble)?;
+    Ok(Snapshot { report_sessions, services: all.into(), doors, tls, ..services })
 }
 
 /// A start for a sequence of random numbers, different each time.

@@ -173,11 +173,12 @@ fn running(config: &Config) -> Option<Status> {
 }
 
 fn has_door(running: &Status, datagrams: bool, address: SocketAddr) -> bool {
-    let Doors { tcp, udp, api, control, admin } = running.doors;
+    let Doors { tcp, udp, api, api_tls, control, admin } = running.doors;
     let named = running.services.iter().flat_map(|service| {
         service.doors.iter().map(|door| (service.protocol == Protocol::Udp, *door))
     });
-    let streams = [tcp, api, control, admin].into_iter().flatten().map(|door| (false, door));
+    let streams =
+        [tcp, api, api_tls, control, admin].into_iter().flatten().map(|door| (false, door));
     let mut open = streams.chain(udp.map(|door| (true, door))).chain(named);
     open.any(|it| (it.0, it.1.port()) == (datagrams, address.port()))
 }

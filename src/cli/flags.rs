@@ -27,6 +27,9 @@ pub struct Flags {
     /// Where API (HTTP) users connect; written like --tcp
     #[arg(long, value_name = "ADDR")]
     api: Option<String>,
+    /// Where API users connect by HTTPS; written like --tcp, and needs a certificate in the file
+    #[arg(long, value_name = "ADDR")]
+    api_tls: Option<String>,
     /// Where backends register; written like --tcp
     #[arg(long, value_name = "ADDR")]
     control: Option<String>,
@@ -49,6 +52,7 @@ impl Flags {
             ("listen", "tcp", &self.tcp),
             ("listen", "udp", &self.udp),
             ("listen", "api", &self.api),
+            ("listen", "api_tls", &self.api_tls),
             ("listen", "control", &self.control),
             ("listen", "admin", &self.admin),
             ("", "workers", &self.workers),
@@ -56,7 +60,8 @@ impl Flags {
         for (section, name, flag) in flags {
             if let Some(text) = flag {
                 let key = keys::find(KEYS, section, name).expect("every flag stands for a key");
-                key.set(&mut config, &given(text)).map_err(|said| format!("--{name} {said}"))?;
+                key.set(&mut config, &given(text))
+                    .map_err(|said| format!("--{} {said}", name.replace('_', "-")))?;
             }
         }
         for text in &self.services {

@@ -1,15 +1,22 @@
 //! `lb serve`: runs the balancer until it is told to stop.
 
+use std::net::{SocketAddr, TcpListener};
+
 use clap::Args;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use tracing::warn;
 
 use super::Failure;
 use super::flags::Flags;
+use crate::config::{Config, Listen};
+use crate::tls::demo::Made;
 use crate::{boot, logs};
 
 /// Limit on echo backends per protocol.
 const DEMO_MAX: i64 = 64;
+/// Where a demo speaks HTTPS.
+const HTTPS_PORT: u16 = 8443;
 
 /// Run the balancer: users in front, backends that register themselves behind.
 ///
@@ -19,7 +26,7 @@ const DEMO_MAX: i64 = 64;
 pub struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// Also start N echo backends per protocol, which register like any other
+    /// Also start N echo backends per protocol, which register like any other, and open an HTTPS door
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u16).range(0..=DEMO_MAX))]
     demo: u16,
@@ -28,11 +35,45 @@ pub struct Arguments {
     with_parent: bool,
 }
 
+/// The HTTPS door of a demo, with a certificate made at its start.
+struct DemoHttps {
+    door: SocketAddr,
+    certificate: Made,
+}
+
+impl DemoHttps {
+    /// Beside the API door, unless the settings say themselves how TLS is spoken. Without it, a demo starts all
+    /// the same.
+    fn beside(config: &Config) -> Option<DemoHttps> {
+        let api = config.listen.api?;
+        if config.listen.api_tls.is_some() || !config.tls.certificates.is_empty() {
+            return None;
+        }
+        // A demo elsewhere must not take the port of one that is where everybody looks for it.
+        let port = if Some(api) == Listen::default().api { HTTPS_PORT } else { 0 };
+        let door = SocketAddr::new(api.ip(), port);
+        let free = TcpListener::bind(door).map(drop);
+        let made = free.and_then(|()| Made::new());
+        match made {
+            Ok(certificate) => Some(DemoHttps { door, certificate }),
+            Err(error) => {
+                warn!(address = %door, %error, "the demo goes without HTTPS");
+                None
+            }
+        }
+    }
+
+    fn open_in(&self, config: &mut Config) {
+        config.listen.api_tls = Some(self.door);
+        config.tls.certificates = vec![self.certificate.files.clone()];
+    }
+}
+
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.with_parent {
         prctl::set_pdeathsig(Signal::SIGTERM)?;
     }
-    let config = arguments.flags.load()?;
+    let mut config = arguments.flags.load()?;
     if arguments.demo > 0 && config.listen.control.is_none() {
         return Err(Failure(
             "--demo registers its backends over the control port, which is \"off\": give it an \
@@ -42,7 +83,13 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let _logs = logs::start(&config.log);
     let flags = arguments.flags;
-    let reread = Box::new(move || flags.load().map_err(|Failure(said)| said));
+    let https = if arguments.demo > 0 { DemoHttps::beside(&config) } else { None };
+    https.iter().for_each(|https| https.open_in(&mut config));
+    let reread = Box::new(move || {
+        let mut config = flags.load().map_err(|Failure(said)| said)?;
+        https.iter().for_each(|https| https.open_in(&mut config));
+        Ok(config)
+    });
     let program = std::env::args_os().next().unwrap_or_default();
     boot::serve(config, usize::from(arguments.demo), reread, &program.to_string_lossy())?;
     Ok(())

@@ -124,6 +124,10 @@ fn page(status: &Status, list: List) -> String {
     if !status.derived.is_empty() {
         let _ = writeln!(out, "auto: {}", status.derived.join(", "));
     }
+    for one in status.certificates.iter().filter(|it| it.is_due()) {
+        let said = format!("certificate {} {}", one.name(), one.remaining());
+        let _ = writeln!(out, "{}: {}", painted(&said, Look::Bad, list.colour), one.file.display());
+    }
     let named = status.has_named_services();
     if named {
         let count = grouped(status.services.len() as u64);
@@ -206,6 +210,7 @@ fn doors(doors: &Doors, colour: bool) -> String {
         ("tcp", doors.tcp),
         ("udp", doors.udp),
         ("api", doors.api),
+        ("api-tls", doors.api_tls),
         ("control", doors.control),
         ("admin", doors.admin),
     ];

@@ -71,6 +71,8 @@ pub struct DoorId(pub u16);
 pub struct Doorway {
     pub door: DoorId,
     pub service: ServiceId,
+    /// Users speak TLS here, whatever their service says.
+    pub is_tls: bool,
 }
 
 /// One registration. Never used again in the life of a process, so a late report about a backend

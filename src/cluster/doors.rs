@@ -47,16 +47,16 @@ fn address(listen: SocketAddr, service: ServiceId) -> Address {
 }
 
 impl Claimed {
-    /// What these services claim; `common` is where those listen that name no door.
+    /// What these services claim; `common` are where those listen that name no door.
     ///
     /// # Errors
     /// Two claims at one door that leave it open which service a request is for.
-    pub fn of(common: Option<SocketAddr>, claimants: &[Claimant]) -> Result<Claimed, Conflict> {
+    pub fn of(common: &[SocketAddr], claimants: &[Claimant]) -> Result<Claimed, Conflict> {
         let mut at = BTreeMap::<Address, Vec<&Claimant>>::new();
         for claimant in claimants {
             let own = |door: &SocketAddr| address(*door, claimant.service);
-            let common = common.filter(|_| claimant.listen.is_empty());
-            let common = common.map(|door| address(door, ServiceId::built_in(Protocol::Api)));
+            let common = common.iter().filter(|_| claimant.listen.is_empty());
+            let common = common.map(|door| address(*door, ServiceId::built_in(Protocol::Api)));
             for door in claimant.listen.iter().map(own).chain(common) {
                 at.entry(door).or_default().push(claimant);
             }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     fn claimed(common: Option<u16>, claimants: &[Claimant]) -> Claimed {
-        Claimed::of(common.map(at), claimants).unwrap()
+        Claimed::of(common.map(at).as_slice(), claimants).unwrap()
     }
 
     /// For whom a request at a port of a service is.
@@ -220,7 +220,7 @@ mod tests {
     fn equal_claims_at_one_door_are_refused_and_at_two_they_are_not() {
         let claims = |ports: &[u16]| {
             Claimed::of(
-                None,
+                &[],
                 &[claimant(API, &[80], &[""], &[""]), claimant(SHOP, ports, &[""], &[""])],
             )
         };
@@ -266,7 +266,7 @@ mod tests {
         let mut doors = Doors::default();
         doors.set(DoorId(2), Routing::All(BLOG));
         for (door, service) in [(0, SHOP), (2, BLOG), (3, SHOP)] {
-            let user = Doorway { door: DoorId(door), service: SHOP };
+            let user = Doorway { door: DoorId(door), service: SHOP, is_tls: false };
             assert!(matches!(doors.at(user), Requests::All(found) if found == service), "{door}");
         }
         assert!(doors.get(DoorId(1)).is_none() && doors.get(DoorId(2)).is_some());

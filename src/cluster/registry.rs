@@ -19,6 +19,7 @@ use super::service::{Pool, Service, Terms};
 use super::snapshot::Snapshot;
 use super::source::Source;
 use crate::base::time::Now;
+use crate::tls::Tls;
 pub use changes::{Applied, Change, DrainedBy, Fault, Lasts, Registration};
 
 /// A registered backend, with what workers need not know about it.
@@ -114,6 +115,7 @@ pub struct Registry {
     next: u32,
     version: u64,
     doors: Arc<Doors>,
+    tls: Arc<Tls>,
 }
 
 impl Registry {
@@ -135,12 +137,18 @@ impl Registry {
             next: 1,
             version: 0,
             doors: Arc::default(),
+            tls: Arc::default(),
         }
     }
 
     /// Says which service an API request is for, as of the next [`Registry::freeze`].
     pub fn set_doors(&mut self, doors: Arc<Doors>) {
         self.doors = doors;
+    }
+
+    /// Says what is agreed with users who speak TLS, as of the next [`Registry::freeze`].
+    pub fn set_tls(&mut self, tls: Arc<Tls>) {
+        self.tls = tls;
     }
 
     /// Applies one change. Nothing has changed when it is refused.
@@ -547,7 +555,8 @@ impl Registry {
         }
         let services = self.rosters.values().map(|roster| roster.service.clone()).collect();
         let doors = Arc::clone(&self.doors);
-        Snapshot { version: self.version, report_sessions, services, doors }
+        let tls = Arc::clone(&self.tls);
+        Snapshot { version: self.version, report_sessions, services, doors, tls }
     }
 }
 

@@ -87,6 +87,10 @@ pub struct Terms {
     pub limits: Limits,
     /// Who must say for whom it connects; nobody at most doors.
     pub proxies: Option<Arc<Proxies>>,
+    /// Users of a TCP service speak TLS, and its backends do not.
+    pub tls: bool,
+    /// API requests in the clear are sent to the HTTPS door.
+    pub https_only: bool,
 }
 
 /// The proxies in front of a door.

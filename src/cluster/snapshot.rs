@@ -7,6 +7,7 @@ use super::backend::{Backend, BackendId, Protocol, ServiceId};
 use super::doors::Doors;
 use super::seats::Seats;
 use super::service::{Pool, RequestLimits, Service, Terms};
+use crate::tls::Tls;
 
 /// Every service with its backends, frozen. Membership, standing, rotation and terms come as one value
 /// and so can never disagree.
@@ -22,6 +23,7 @@ pub struct Snapshot {
     pub services: Box<[Service]>,
     /// Which of them an API request is for.
     pub doors: Arc<Doors>,
+    pub tls: Arc<Tls>,
 }
 
 /// The built-in services on the default terms, with seats for everybody.
@@ -52,6 +54,7 @@ impl Snapshot {
             report_sessions: true,
             services: services.into(),
             doors: Arc::default(),
+            tls: Arc::default(),
         }
     }
 

@@ -230,6 +230,7 @@ pub(super) mod tests {
         tcp = "10.0.0.1:1"
         udp = 2
         api = ":3"
+        api_tls = ":5"
         control = "[::1]:4"
         admin = "off"
         proxy_from = ["10.0.0.0/8"]
@@ -278,6 +279,15 @@ pub(super) mod tests {
         via = "edge"
         request_id = true
         trusted = ["10.0.0.0/8"]
+        [tls]
+        strict_sni = true
+        ragged_end = "end"
+        handshake_ms = 33
+        handshakes = 34
+        [[tls.certificate]]
+        certificate = "a.pem"
+        key = "a.key"
+        ocsp = "a.ocsp"
         [control]
         allow = ["10.0.0.0/8"]
         secret_file = "secrets"

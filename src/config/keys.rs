@@ -4,8 +4,8 @@
 //! ([`super::kinds`]); how keys relate is up to `rules`.
 
 use super::kinds::{
-    Addresses, Bytes, DoorAddress, File, Given, Kind, Millis, MillisOrAuto, Networks, Number,
-    NumberOrAuto, Switch, Via, Word,
+    Addresses, Bytes, Certificates, DoorAddress, File, Given, Kind, Millis, MillisOrAuto, Networks,
+    Number, NumberOrAuto, Switch, Via, Word,
 };
 use super::{Config, LogFormat, OnUdpLoss};
 use crate::cluster::{OnBackendLoss, Policy};
@@ -118,6 +118,8 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Where UDP users send; written like `tcp`.";
     "listen" "api", listen.api: DoorAddress, Restart,
         "Where API users (HTTP/1.1) connect; written like `tcp`.";
+    "listen" "api_tls", listen.api_tls: DoorAddress, Restart,
+        "Where API users connect by HTTPS; written like `tcp`. It needs a `[[tls.certificate]]`.";
     "listen" "control", listen.control: DoorAddress, Restart,
         "Where backends register. Beyond loopback it needs `control.allow` or `control.secret_file`.";
     "listen" "admin", listen.admin: DoorAddress, Restart,
@@ -202,6 +204,16 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Give each request an ID in `X-Request-Id`, for its backend, its user and the log. One from a proxy in `trusted` is kept if it is up to 64 visible ASCII letters; any other is replaced.";
     "api" "trusted", api.trusted: Networks, Restart,
         "Proxies in front of this one, in CIDR notation: what they send in `X-Forwarded-*` and `Forwarded` is extended instead of dropped.";
+    "tls" "certificate", tls.certificates: Certificates, Now,
+        "Certificates of the TLS doors, each a `[[tls.certificate]]` with the files `certificate` (a chain in PEM, the server's own first), `key` (in PEM, without a password) and, if there is one, `ocsp` (a response in DER). A user is given one that names the host it asks for, else the first. Read again on every reload.";
+    "tls" "strict_sni", tls.strict_sni: Switch, Now,
+        "Refuse users who ask for a host that no certificate names.";
+    "tls" "ragged_end", tls.takes_ragged_ends: Word(RAGGED_ENDS), Now,
+        "What the end of a TCP user's connection means when TLS has not announced it: `\"reset\"`, since it may have been cut off, or `\"end\"`. HTTP says its lengths itself.";
+    "tls" "handshake_ms", tls.handshake: Millis(10..=HOUR_MS), Now,
+        "How long a TLS handshake may take in all.";
+    "tls" "handshakes", tls.handshakes: Number(1..=1 << 20), Now,
+        "Most TLS handshakes under way at once; each worker allows an even share, rounded up. Beyond that, whoever has not sent a whole ClientHello goes, longest first.";
     "control" "allow", control.allow: Networks, Now,
         "Networks whose hosts may register, in CIDR notation; empty allows only this host.";
     "control" "secret_file", control.secret_file: File, Now,
@@ -229,6 +241,8 @@ pub(super) const LOSSES: &[(&str, OnBackendLoss)] =
 
 const UDP_LOSSES: &[(&str, OnUdpLoss)] =
     &[("move", OnUdpLoss::Move), ("drop", OnUdpLoss::Drop), ("keep", OnUdpLoss::Keep)];
+
+const RAGGED_ENDS: &[(&str, bool)] = &[("reset", false), ("end", true)];
 
 const LEVELS: &[(&str, tracing::Level)] = &[
     ("error", tracing::Level::ERROR),
@@ -295,6 +309,8 @@ mod tests {
         ("api.upstream_idle_max", 0, 65_536),
         ("api.upstream_private_max", 0, 65_536),
         ("api.retries", 0, 10),
+        ("tls.handshake_ms", 10, 3_600_000),
+        ("tls.handshakes", 1, 1_048_576),
         ("log.requests_per_second", 0, 10_000_000),
     ];
 
@@ -355,8 +371,8 @@ mod tests {
         let mut sections: Vec<&str> = KEYS.iter().map(|key| key.section).collect();
         sections.dedup();
         let all = [
-            "", "listen", "balance", "health", "timeouts", "limits", "udp", "api", "control",
-            "admin", "log",
+            "", "listen", "balance", "health", "timeouts", "limits", "udp", "api", "tls",
+            "control", "admin", "log",
         ];
         assert_eq!(sections, all);
     }

@@ -4,10 +4,12 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::tls::keys::Files;
 
 use super::units::{SIZES, TIMES, Units};
 
@@ -102,6 +104,58 @@ impl Kind<Option<SocketAddr>> for DoorAddress {
             Some(address) => format!("\"{address}\""),
         }
     }
+}
+
+/// Most certificates.
+const CERTIFICATES_MAX: usize = 1024;
+
+/// Certificates with their keys: tables of paths.
+pub struct Certificates;
+
+impl Kind<Vec<Files>> for Certificates {
+    fn takes(&self) -> String {
+        format!(
+            "up to {CERTIFICATES_MAX} tables with the paths `certificate` and `key`, and perhaps `ocsp`, \
+             each under [[tls.certificate]]"
+        )
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<Files>, String> {
+        let Given::List(all) = given else { return Err(given.described()) };
+        if all.len() > CERTIFICATES_MAX {
+            return Err(format!("{} of them", all.len()));
+        }
+        all.iter().map(files).collect()
+    }
+
+    fn show(&self, value: &Vec<Files>) -> String {
+        let path = |path: &Path| quoted(&path.display().to_string());
+        let one = |files: &Files| {
+            let ocsp = files.ocsp.iter().map(|ocsp| format!(", ocsp = {}", path(ocsp)));
+            let (certificate, key) = (path(&files.certificate), path(&files.key));
+            let ocsp: String = ocsp.collect();
+            format!("{{ certificate = {certificate}, key = {key}{ocsp} }}")
+        };
+        format!("[{}]", value.iter().map(one).collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn files(given: &Given) -> Result<Files, String> {
+    let Given::Table(rows) = given else { return Err(given.described()) };
+    let known = ["certificate", "key", "ocsp"];
+    if let Some((name, _)) = rows.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+        return Err(format!("one with `{}`", name.escape_debug()));
+    }
+    let path = |name: &str| -> Result<Option<PathBuf>, String> {
+        let Some((_, given)) = rows.iter().find(|(known, _)| known == name) else {
+            return Ok(None);
+        };
+        let path = given.text().filter(|path| !path.is_empty());
+        path.map(|path| Some(path.into()))
+            .ok_or_else(|| format!("one whose `{name}` is {}", given.described()))
+    };
+    let needed = |name: &str| path(name)?.ok_or_else(|| format!("one without `{name}`"));
+    Ok(Files { certificate: needed("certificate")?, key: needed("key")?, ocsp: path("ocsp")? })
 }
 
 /// Types a whole number can become. Where zero means "none", the type is an `Option`.

@@ -26,6 +26,7 @@ use ipnet::IpNet;
 use crate::cluster::{
     Limits as ServiceLimits, OnBackendLoss, Policy, Proxies, RequestLimits, Terms, Timeouts,
 };
+use crate::tls::keys::Files;
 
 /// The whole configuration of `lb serve`.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -41,6 +42,7 @@ pub struct Config {
     /// Addresses of this host to send to backends from; none leaves the choice to the kernel.
     pub udp_local_addresses: Vec<IpAddr>,
     pub api: Api,
+    pub tls: Tls,
     pub control: Control,
     pub admin: Admin,
     pub log: Log,
@@ -69,6 +71,8 @@ impl Config {
             fallback: None,
             limits: ServiceLimits::default(),
             proxies: self.proxies(&self.listen.proxy_from),
+            tls: false,
+            https_only: false,
         }
     }
 
@@ -90,6 +94,7 @@ pub struct Listen {
     pub tcp: Option<SocketAddr>,
     pub udp: Option<SocketAddr>,
     pub api: Option<SocketAddr>,
+    pub api_tls: Option<SocketAddr>,
     pub control: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
     /// Who tells at the doors of the built-in services for whom it connects.
@@ -104,9 +109,37 @@ impl Default for Listen {
             tcp: anyone(8081),
             udp: anyone(8082),
             api: anyone(8083),
+            api_tls: None,
             control: loopback(8080),
             admin: loopback(8084),
             proxy_from: Vec::new(),
+        }
+    }
+}
+
+/// TLS with users.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    /// Certificates with their keys, the first of them for whoever asks for no host of theirs.
+    pub certificates: Vec<Files>,
+    /// A user who asks for a host that no certificate is for is refused.
+    pub strict_sni: bool,
+    /// An end of a TCP user's connection without a close_notify counts as one with it.
+    pub takes_ragged_ends: bool,
+    /// How long a handshake may take.
+    pub handshake: Duration,
+    /// How many handshakes may be under way.
+    pub handshakes: u32,
+}
+
+impl Default for Tls {
+    fn default() -> Tls {
+        Tls {
+            certificates: Vec::new(),
+            strict_sni: false,
+            takes_ragged_ends: false,
+            handshake: Duration::from_secs(5),
+            handshakes: 1024,
         }
     }
 }

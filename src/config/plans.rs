@@ -55,17 +55,22 @@ pub struct DoorPlan {
     pub service: ServiceId,
     pub protocol: Protocol,
     pub address: SocketAddr,
+    /// Users speak TLS here, whatever their service says.
+    pub is_tls: bool,
 }
 
-/// Every door: those of the built-in services, then those of the named ones in the order of the file. API
-/// services that want the same address share one door, which belongs to the first of them.
+/// Every door: those of the built-in services, that of TLS after its plain one, then those of the named ones in
+/// the order of the file. Services that want the same address share one door, which belongs to the first of
+/// them.
 pub fn doors(config: &Config) -> Vec<DoorPlan> {
     let mut doors: Vec<DoorPlan> =
         Protocol::ALL.into_iter().filter_map(|it| built_in(config, it)).collect();
+    doors.extend(api_tls(config));
     for named in &config.services {
         for address in &named.listen {
             let (name, protocol) = (Name::service(&named.name), named.protocol);
-            let door = DoorPlan { name, service: named.id, protocol, address: *address };
+            let door =
+                DoorPlan { name, service: named.id, protocol, address: *address, is_tls: false };
             if !doors.iter().any(|other| other.is_shared_with(&door)) {
                 doors.push(door);
             }
@@ -81,14 +86,22 @@ fn built_in(config: &Config, protocol: Protocol) -> Option<DoorPlan> {
         Protocol::Api => config.listen.api,
     };
     let (name, service) = (Name::flag(protocol.name()), ServiceId::built_in(protocol));
-    address.map(|address| DoorPlan { name, service, protocol, address })
+    address.map(|address| DoorPlan { name, service, protocol, address, is_tls: false })
+}
+
+fn api_tls(config: &Config) -> Option<DoorPlan> {
+    let (name, protocol) = (Name::flag("api-tls"), Protocol::Api);
+    let service = ServiceId::built_in(protocol);
+    let plan = |address| DoorPlan { name, service, protocol, address, is_tls: true };
+    config.listen.api_tls.map(plan)
 }
 
 impl DoorPlan {
     /// A port that the kernel is to choose is never another's.
     fn is_shared_with(&self, other: &DoorPlan) -> bool {
-        let api = [self, other].iter().all(|door| door.protocol == Protocol::Api);
-        api && self.address == other.address && self.address.port() != 0
+        // Of TCP, only those that hosts tell apart get here with one address.
+        let alike = self.protocol == other.protocol && self.protocol != Protocol::Udp;
+        alike && self.address == other.address && self.address.port() != 0
     }
 }
 
@@ -121,7 +134,7 @@ mod tests {
 
     fn told(config: &Config) -> Vec<String> {
         let told = |door: DoorPlan| {
-            let DoorPlan { name, service, protocol, address } = door;
+            let DoorPlan { name, service, protocol, address, .. } = door;
             format!("{name} {} {protocol} {address}", service.0)
         };
         doors(config).into_iter().map(told).collect()

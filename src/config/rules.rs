@@ -30,7 +30,7 @@ pub fn check(config: &Config) -> Result<(), String> {
         ));
     }
     let listen = &config.listen;
-    let built_in = [listen.tcp, listen.udp, listen.api];
+    let built_in = [listen.tcp, listen.udp, listen.api, listen.api_tls];
     if built_in.iter().all(Option::is_none) && config.services.is_empty() {
         return Err(
             "listen.tcp, listen.udp and listen.api are all \"off\", so no user could ever connect: \
@@ -81,6 +81,23 @@ struct Claim {
     name: String,
     address: SocketAddr,
     protocol: Protocol,
+    /// Whether it is of a service, and this is for certain hosts only.
+    has_hosts: Option<bool>,
+}
+
+impl Claim {
+    /// Several services may share a door if what comes in says for which of them it is.
+    fn is_shared_with(&self, other: &Claim) -> bool {
+        let is_told = match (self.protocol, other.protocol) {
+            (Protocol::Api, Protocol::Api) => true,
+            (Protocol::Tcp, Protocol::Tcp) => match (self.has_hosts, other.has_hosts) {
+                (Some(one), Some(two)) => one || two,
+                _ => false,
+            },
+            _ => false,
+        };
+        is_told && self.address == other.address && self.name != other.name
+    }
 }
 
 /// No two doors may want the same port. UDP has its own port space, and several API services may share a
@@ -91,18 +108,21 @@ fn doors_apart(config: &Config) -> Result<(), String> {
         ("listen.tcp", listen.tcp, Protocol::Tcp),
         ("listen.udp", listen.udp, Protocol::Udp),
         ("listen.api", listen.api, Protocol::Api),
-        // These two are TCP, and nobody shares them.
+        // Nobody shares a door with TLS, nor the two behind it.
+        ("listen.api_tls", listen.api_tls, Protocol::Tcp),
         ("listen.control", listen.control, Protocol::Tcp),
         ("listen.admin", listen.admin, Protocol::Tcp),
     ];
     let claim = |(name, address, protocol): (&str, Option<SocketAddr>, Protocol)| {
-        address.map(|address| Claim { name: name.to_owned(), address, protocol })
+        address.map(|address| Claim { name: name.to_owned(), address, protocol, has_hosts: None })
     };
     let mut claims: Vec<Claim> = global.into_iter().filter_map(claim).collect();
     for service in &config.services {
         for address in &service.listen {
             let name = format!("service.{}.listen", service.name);
-            claims.push(Claim { name, address: *address, protocol: service.protocol });
+            let has_hosts = Some(!service.hosts.is_empty());
+            let (address, protocol) = (*address, service.protocol);
+            claims.push(Claim { name, address, protocol, has_hosts });
         }
     }
     // By port, so that a thousand services are not a million pairs.
@@ -112,10 +132,7 @@ fn doors_apart(config: &Config) -> Result<(), String> {
             claims[..place].iter().rev().take_while(|it| it.address.port() == claim.address.port());
         for other in same_port {
             let apart = (claim.protocol == Protocol::Udp) != (other.protocol == Protocol::Udp);
-            let shared = claim.protocol == Protocol::Api
-                && other.protocol == Protocol::Api
-                && claim.address == other.address;
-            if apart || shared || !collide(claim.address, other.address) {
+            if apart || claim.is_shared_with(other) || !collide(claim.address, other.address) {
                 continue;
             }
             if claim.name == other.name {
@@ -163,7 +180,8 @@ fn unused_key(check: &CheckConfig, protocol: Protocol) -> Option<&'static str> {
 fn key_of_another(service: &ServiceConfig) -> Option<(&'static str, &'static str)> {
     use Protocol::{Api, Tcp, Udp};
     let keys = [
-        ("hosts", Api, !service.hosts.is_empty()),
+        // Those of a TCP service are asked for by TLS.
+        ("hosts", if service.protocol == Tcp { Tcp } else { Api }, !service.hosts.is_empty()),
         ("paths", Api, !service.paths.is_empty()),
         ("tcp_idle_ms", Tcp, service.tcp_idle.is_some()),
         ("half_close_ms", Tcp, service.half_close.is_some()),
@@ -219,13 +237,7 @@ fn services(config: &Config) -> Result<(), String> {
     }
     for service in &config.services {
         let name = &service.name;
-        let is_api = service.protocol == Protocol::Api;
-        if service.listen.is_empty() && !(is_api && config.listen.api.is_some()) {
-            return Err(format!(
-                "service {name} has no door: say `listen` in [service.{name}]{}",
-                if is_api { ", or open listen.api" } else { "" }
-            ));
-        }
+        somewhere(config, service)?;
         if let Some((key, of)) = key_of_another(service) {
             return Err(format!(
                 "service.{name}.{key} is for {of} services, and {name} is {}: leave it out",
@@ -268,7 +280,24 @@ fn services(config: &Config) -> Result<(), String> {
         }
     }
     proxies(config)?;
+    tls(config)?;
     claims(config).map(drop)
+}
+
+/// A service has a door, of its own or a common one.
+fn somewhere(
+    config: &Config,
+    ServiceConfig { name, protocol, listen, .. }: &ServiceConfig,
+) -> Result<(), String> {
+    let is_api = *protocol == Protocol::Api;
+    let common = [config.listen.api, config.listen.api_tls];
+    if !listen.is_empty() || is_api && common.iter().any(Option::is_some) {
+        return Ok(());
+    }
+    Err(format!(
+        "service {name} has no door: say `listen` in [service.{name}]{}",
+        if is_api { ", or open listen.api" } else { "" }
+    ))
 }
 
 /// The fallback of a service must be another API service, and the chain of theirs must end.
@@ -337,7 +366,8 @@ fn groups(service: &ServiceConfig) -> Result<(), String> {
 /// What holds between the doors and the proxies in front of them.
 fn proxies(config: &Config) -> Result<(), String> {
     let listen = &config.listen;
-    if !listen.proxy_from.is_empty() && listen.tcp.is_none() && listen.api.is_none() {
+    let listed = [listen.tcp, listen.api, listen.api_tls];
+    if !listen.proxy_from.is_empty() && listed.iter().all(Option::is_none) {
         return Err("listen.proxy_from has no effect while listen.tcp and listen.api are \"off\": open one \
              of them, or say proxy_from in the table of a service"
             .to_owned());
@@ -364,7 +394,7 @@ fn proxies(config: &Config) -> Result<(), String> {
             ));
         }
         let shared =
-            service.listen.iter().filter(|it| service.protocol == Protocol::Api && it.port() != 0);
+            service.listen.iter().filter(|it| service.protocol != Protocol::Udp && it.port() != 0);
         for door in shared {
             let (other, theirs) = *by_door.entry(*door).or_insert((name, proxies));
             if theirs != proxies {
@@ -379,22 +409,68 @@ fn proxies(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// Which service the requests at each API door are for. The built-in API service claims what is left at
-/// `listen.api`.
+/// What holds between the doors with TLS and the certificates.
+fn tls(config: &Config) -> Result<(), String> {
+    let of_other =
+        config.services.iter().find(|service| service.tls && service.protocol != Protocol::Tcp);
+    if let Some(ServiceConfig { name, protocol, .. }) = of_other {
+        let cure = match protocol {
+            Protocol::Api => "open listen.api_tls, by which its users come in as well",
+            _ => "leave it out",
+        };
+        return Err(format!(
+            "service.{name}.tls is for TCP services, and {name} is {protocol}: {cure}"
+        ));
+    }
+    for ServiceConfig { name, protocol, .. } in config.services.iter().filter(|it| it.https_only) {
+        if *protocol != Protocol::Api {
+            return Err(format!(
+                "service.{name}.https_only is for API services, and {name} is {protocol}: leave it out"
+            ));
+        }
+        if config.listen.api_tls.is_none() {
+            return Err(format!(
+                "service.{name}.https_only sends users to listen.api_tls, which is \"off\": give it an \
+                 address"
+            ));
+        }
+    }
+    let service = config.services.iter().find(|service| service.tls);
+    let wants = service.map(|service| format!("service.{}.tls", service.name));
+    let wants = config.listen.api_tls.map(|_| "listen.api_tls".to_owned()).or(wants);
+    match wants.filter(|_| config.tls.certificates.is_empty()) {
+        Some(wants) => Err(format!(
+            "{wants} needs a certificate: add [[tls.certificate]] with the paths `certificate` and `key`"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Which service the requests at each API door are for, and the streams at a door that several share. The
+/// built-in API service claims what is left at `listen.api`.
 ///
 /// # Errors
 /// One sentence that names the services and the fix.
 pub fn claims(config: &Config) -> Result<Claimed, String> {
-    let built_in = config.listen.api.map(|_| {
+    let common = [config.listen.api, config.listen.api_tls];
+    let common: Vec<SocketAddr> = common.into_iter().flatten().collect();
+    let built_in = common.first().map(|_| {
         let service = ServiceId::built_in(Protocol::Api);
         let claims = vec![route::Claim { host: Host::Rest, path: "".into(), service }];
         Claimant { service, listen: Vec::new(), claims }
     });
-    let named = config.services.iter().filter(|it| it.protocol == Protocol::Api);
+    // Streams are looked at only where some are told apart by their hosts.
+    let by_host =
+        config.services.iter().any(|it| it.protocol == Protocol::Tcp && !it.hosts.is_empty());
+    let named = config.services.iter().filter(|it| match it.protocol {
+        Protocol::Api => true,
+        Protocol::Tcp => by_host,
+        Protocol::Udp => false,
+    });
     let claimants =
         named.map(|it| Claimant { service: it.id, listen: it.listen.clone(), claims: it.claims() });
     let claimants: Vec<Claimant> = built_in.into_iter().chain(claimants).collect();
-    Claimed::of(config.listen.api, &claimants).map_err(|conflict| sentence(config, &conflict))
+    Claimed::of(&common, &claimants).map_err(|conflict| sentence(config, &conflict))
 }
 
 fn sentence(config: &Config, conflict: &Conflict) -> String {
@@ -422,161 +498,4 @@ fn collide(one: SocketAddr, two: SocketAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::file;
-    use super::*;
-
-    fn said(text: &str) -> Result<(), String> {
-        check(&file::read("f", text).unwrap())
-    }
-
-    #[test]
-    fn the_defaults_fit_together() {
-        assert_eq!(check(&Config::default()), Ok(()));
-    }
-
-    #[test]
-    fn an_answer_must_come_before_the_next_question() {
-        assert_eq!(
-            said("[health]\ninterval_ms = 1000\ntimeout_ms = \"2s\""),
-            Err("health.timeout_ms (2s) must be less than health.interval_ms (1s): lower the first or \
-                 raise the second, or leave the first out"
-                .to_owned())
-        );
-        assert_eq!(said("[health]\ninterval_ms = 2001\ntimeout_ms = 2000"), Ok(()));
-        for alone in ["10", "1000", "\"1s\"", "\"1h\""] {
-            assert_eq!(said(&format!("[health]\ninterval_ms = {alone}")), Ok(()), "{alone}");
-        }
-    }
-
-    #[test]
-    fn two_doors_on_one_port_are_refused_where_their_addresses_meet() {
-        for (tcp, admin, fits) in [
-            ("9000", "9000", false),
-            ("9000", "127.0.0.1:9000", false),
-            ("9000", "[::1]:9000", false),
-            ("0.0.0.0:9000", "127.0.0.1:9000", false),
-            ("127.0.0.1:9000", "[::]:9000", false),
-            ("127.0.0.1:9000", "127.0.0.1:9000", false),
-            ("0.0.0.0:9000", "[::1]:9000", true),
-            ("127.0.0.1:9000", "127.0.0.2:9000", true),
-            ("9000", "9001", true),
-            ("0", "0", true),
-            ("9000", "off", true),
-        ] {
-            let outcome = said(&format!("[listen]\ntcp = \"{tcp}\"\nadmin = \"{admin}\""));
-            assert_eq!(outcome.is_ok(), fits, "{tcp} {admin} {outcome:?}");
-        }
-        let outcome = said("[listen]\nudp = 8081");
-        assert_eq!(outcome, Ok(()), "UDP and TCP may share a number");
-        let said = said("[listen]\ntcp = 8080").unwrap_err();
-        assert_eq!(
-            said,
-            "listen.tcp and listen.control both want port 8080: give one of them another port"
-        );
-    }
-
-    #[test]
-    fn proxies_are_said_where_there_is_a_door_for_them_and_once_for_each() {
-        const PROXIES: &str = "proxy_from = [\"10.0.0.0/8\"]";
-        let api = |name: &str, listen: &str, proxies: &str| {
-            format!(
-                "[service.{name}]\nprotocol = \"api\"\nhosts = [\"{name}.example\"]\n{listen}\n{proxies}\n"
-            )
-        };
-        let own = "listen = \"192.0.2.1:80\"";
-        let global = format!("[listen]\napi = \"192.0.2.1:80\"\n{PROXIES}\n");
-        for (text, fault) in [
-            (format!("listen.{PROXIES}"), ""),
-            (format!("listen.{PROXIES}\nlisten.tcp = \"off\""), ""),
-            (
-                format!("listen.{PROXIES}\nlisten.tcp = \"off\"\nlisten.api = \"off\""),
-                "listen.proxy_from has no effect while",
-            ),
-            (
-                format!("[service.dns]\nprotocol = \"udp\"\nlisten = 53\n{PROXIES}"),
-                "service.dns.proxy_from is for TCP and API services, and dns is udp",
-            ),
-            (
-                "[service.dns]\nprotocol = \"udp\"\nlisten = 53\nbackends = [{ address = \"10.0.0.1:53\", \
-                 proxy = 2 }]"
-                    .to_owned(),
-                "service.dns.backends says proxy = 2, and dns is udp",
-            ),
-            (format!("[service.pg]\nprotocol = \"tcp\"\nlisten = 5432\n{PROXIES}"), ""),
-            (api("a", "", PROXIES), "service.a.proxy_from has no effect without `listen`"),
-            (api("a", own, PROXIES) + &api("b", own, PROXIES), ""),
-            (
-                api("a", own, PROXIES) + &api("b", own, ""),
-                "service.b.proxy_from and service.a.proxy_from differ",
-            ),
-            (
-                api("a", own, "") + &api("b", own, PROXIES),
-                "service.b.proxy_from and service.a.proxy_from differ",
-            ),
-            (format!("{global}{}", api("a", own, PROXIES)), ""),
-            (
-                format!("{global}{}", api("a", own, "")),
-                "service.a.proxy_from and listen.proxy_from differ",
-            ),
-        ] {
-            let outcome = said(&text);
-            let fits = match &outcome {
-                Ok(()) => fault.is_empty(),
-                Err(said) => !fault.is_empty() && said.starts_with(fault),
-            };
-            assert!(fits, "{text}: {outcome:?}");
-        }
-    }
-
-    #[test]
-    fn the_services_together_list_no_more_backends_than_can_be_registered() {
-        let list = |name: &str, first: usize, count: usize| {
-            let address = |number| format!("\"10.0.{}.{}:80\"", number / 256, number % 256);
-            let all: Vec<_> = (first..first + count).map(address).collect();
-            let backends = all.join(", ");
-            format!(
-                "[service.{name}]\nprotocol = \"api\"\nhosts = [\"{name}.example\"]\nbackends = [{backends}]\n"
-            )
-        };
-        let rest = BACKENDS_MAX - 1000;
-        assert_eq!(said(&(list("a", 0, 1000) + &list("b", 1000, rest))), Ok(()));
-        let outcome = said(&(list("a", 0, 1000) + &list("b", 1000, rest + 1))).unwrap_err();
-        assert!(outcome.contains("list 16385 backends, and 16384 can be"), "{outcome}");
-    }
-
-    #[test]
-    fn a_control_door_beyond_loopback_needs_a_list_or_a_secret_for_every_service() {
-        let with = |global: &str, own: &str| {
-            format!(
-                "listen.control = 8080\nlisten.udp = \"off\"\nlisten.api = \"off\"\n{global}\n\
-                 [service.a]\nprotocol = \"tcp\"\nlisten = 1\n{own}"
-            )
-        };
-        for (text, fits) in [
-            ("[listen]\ncontrol = 8080", false),
-            ("[listen]\ncontrol = \"192.0.2.1:8080\"", false),
-            ("[listen]\ncontrol = \"127.9.9.9:8080\"", true),
-            ("[listen]\ncontrol = \"[::1]:8080\"", true),
-            ("[listen]\ncontrol = \"[::ffff:127.0.0.1]:8080\"", true),
-            ("[listen]\ncontrol = \"off\"", true),
-            ("listen.control = 8080\ncontrol.allow = [\"10.0.0.0/8\"]", true),
-            ("listen.control = 8080\ncontrol.secret_file = \"secrets\"", true),
-            (&with("listen.tcp = 1", "secret_file = \"own\""), false),
-            (&with("listen.tcp = \"off\"", "secret_file = \"own\""), true),
-            (&with("listen.tcp = \"off\"", "allow = [\"10.0.0.0/8\"]"), true),
-            (&with("listen.tcp = \"off\"", "register = false\nbackends = [\"10.0.0.1:1\"]"), true),
-            (&with("listen.tcp = \"off\"", "allow = []"), false),
-            (&with("listen.tcp = \"off\"", ""), false),
-            (&with("control.allow = [\"10.0.0.0/8\"]", "allow = []"), false),
-        ] {
-            assert_eq!(said(text).is_ok(), fits, "{text} {:?}", said(text));
-        }
-    }
-
-    #[test]
-    fn a_balancer_without_a_door_for_users_is_refused() {
-        let all_off = said("listen.tcp = \"off\"\nlisten.udp = \"off\"\nlisten.api = \"off\"");
-        assert!(all_off.unwrap_err().contains("give one of them an address"));
-    }
-}
+mod tests;

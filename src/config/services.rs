@@ -45,6 +45,10 @@ pub struct ServiceConfig {
     pub paths: Vec<String>,
     /// Who tells at its doors for whom it connects.
     pub proxy_from: Vec<IpNet>,
+    /// Users of a TCP service speak TLS, and its backends do not.
+    pub tls: bool,
+    /// An API service sends requests in the clear to the HTTPS door.
+    pub https_only: bool,
     pub policy: Option<Policy>,
     pub on_backend_loss: Option<OnBackendLoss>,
     pub connect: Option<Duration>,
@@ -157,6 +161,8 @@ impl ServiceConfig {
             hosts: Vec::new(),
             paths: Vec::new(),
             proxy_from: Vec::new(),
+            tls: false,
+            https_only: false,
             policy: None,
             on_backend_loss: None,
             connect: None,
@@ -342,6 +348,8 @@ impl Config {
                 true => global.proxies,
                 false => self.proxies(&service.proxy_from),
             },
+            tls: service.tls,
+            https_only: service.https_only,
         }
     }
 }
@@ -354,11 +362,15 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "" "listen", listen: Doors, Now,
         "Where its users come in, written like `listen.tcp`, one or a list. Required but for an API service, which otherwise shares the door of `listen.api`.";
     "" "hosts", hosts: Hosts, Now,
-        "Hosts whose requests an API service takes, exact or `*.` with one label or more in front; empty takes what nobody else claims at its door.";
+        "Hosts whose requests an API service takes, exact or `*.` with one label or more in front; empty takes what nobody else claims at its door. A TCP service takes connections that ask for these hosts in their ClientHello (TLS), which go on as they are unless `tls` is true.";
     "" "paths", paths: Paths, Now,
         "Paths that an API service takes of these hosts, each with everything below it, whole segments; empty takes all.";
     "" "proxy_from", proxy_from: Networks, Now,
         "As `listen.proxy_from`, for the doors in `listen`: networks of proxies that must begin each TCP or API connection with a PROXY header. API services that share a door must agree.";
+    "" "tls", tls: Switch, Now,
+        "Whether users of a TCP service speak TLS, which ends here. It needs a `[[tls.certificate]]`.";
+    "" "https_only", https_only: Switch, Now,
+        "Whether an API service answers requests in the clear only with the way to `listen.api_tls` (308). A proxy in `api.trusted` that says `X-Forwarded-Proto: https` has spoken TLS itself.";
     "" "policy", policy: OrGlobal(Word(POLICIES)), Now,
         "As `balance.policy`.";
     "" "on_backend_loss", on_backend_loss: OrGlobal(Word(LOSSES)), Now,

@@ -30,6 +30,8 @@ pub struct OpenDoor {
     pub asked: SocketAddr,
     /// Its port was chosen by the kernel if the configuration said 0.
     pub address: SocketAddr,
+    /// Users speak TLS here, whatever their service says.
+    pub is_tls: bool,
 }
 
 /// A door to be opened, and the number that it gets.
@@ -111,9 +113,15 @@ impl UserDoors {
         &self.open
     }
 
-    /// Where the first door of a service is.
+    /// Where the first door of a service is at which users need not speak TLS.
     pub fn at(&self, service: ServiceId) -> Option<SocketAddr> {
-        self.open.iter().find(|door| door.service == service).map(|door| door.address)
+        let mut open = self.open.iter();
+        open.find(|door| door.service == service && !door.is_tls).map(|door| door.address)
+    }
+
+    /// Where API users speak TLS.
+    pub fn api_tls(&self) -> Option<SocketAddr> {
+        self.open.iter().find(|door| door.is_tls).map(|door| door.address)
     }
 
     /// The way to the doors of these plans.
@@ -187,6 +195,7 @@ impl UserDoors {
             protocol: plan.protocol,
             asked: plan.address,
             address: *address,
+            is_tls: plan.is_tls,
         });
         self.open.extend(opened);
         self.open.retain(|door| !step.close.iter().any(|gone| gone.id == door.id));
@@ -236,17 +245,21 @@ impl UserDoors {
         self.closing.iter().any(|(door, _)| door.service == service)
     }
 
-    /// What the requests at every API door are for. Those who came by one that has closed since `before`
+    /// What the requests at every API door are for, and the streams at a TCP door that several share. Those who came by one that has closed since `before`
     /// are served as they were there.
     pub fn routing(&self, claims: &Claimed, before: &Doors) -> Doors {
         let mut doors = Doors::default();
         for (id, _) in &self.resting {
             before.get(*id).inspect(|routing| doors.set(*id, (*routing).clone()));
         }
-        for door in self.open.iter().filter(|door| door.protocol == Protocol::Api) {
+        for door in self.open.iter().filter(|door| door.protocol != Protocol::Udp) {
             let routing = claims.at(door.address, door.service);
             let routing = routing.or_else(|| claims.at(door.asked, door.service));
-            doors.set(door.id, routing.expect("a service listens at each door").clone());
+            debug_assert!(
+                routing.is_some() || door.protocol == Protocol::Tcp,
+                "a service listens at each door"
+            );
+            routing.into_iter().for_each(|routing| doors.set(door.id, routing.clone()));
         }
         doors
     }
@@ -292,7 +305,7 @@ mod tests {
 
     fn plan(name: &str, service: u16, protocol: Protocol, port: u16) -> DoorPlan {
         let (name, service) = (Name::service(name), ServiceId(service));
-        DoorPlan { name, service, protocol, address: address(port) }
+        DoorPlan { name, service, protocol, address: address(port), is_tls: false }
     }
 
     /// Takes the step to these plans. The kernel chooses 9000 where it is left to it. Returns the numbers of
@@ -436,7 +449,7 @@ mod tests {
                 let claims = vec![Claim { host: Host::Rest, path: "".into(), service }];
                 Claimant { service, listen: vec![address(port)], claims }
             };
-            Claimed::of(None, &services.iter().map(claim).collect::<Vec<_>>()).unwrap()
+            Claimed::of(&[], &services.iter().map(claim).collect::<Vec<_>>()).unwrap()
         };
         let mut doors = UserDoors::default();
         go(&mut doors, &[plan("a", 3, Api, 1), plan("b", 4, Api, 2)], at(0));
@@ -444,7 +457,7 @@ mod tests {
         go(&mut doors, &[plan("b", 4, Api, 1)], at(0));
         let after = doors.routing(&claimed(&[(4, 1)]), &before);
         for (door, wanted) in [(0, 4), (1, 4)] {
-            let user = Doorway { door: DoorId(door), service: ServiceId(9) };
+            let user = Doorway { door: DoorId(door), service: ServiceId(9), is_tls: false };
             let found = after.at(user);
             assert!(matches!(found, Requests::All(id) if id.0 == wanted), "{door}: {found:?}");
         }

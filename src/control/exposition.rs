@@ -32,6 +32,17 @@ const TIMINGS: [Timing; 3] = [
     ("session_seconds", "From a session's start to its end.", |it| &it.session_length),
 ];
 
+/// When each certificate ends.
+fn certificates(hub: &Hub, text: &mut Text) {
+    let name = "lb_tls_certificate_not_after_timestamp_seconds";
+    text.head(name, "gauge", "When a certificate ends, in seconds since 1970.");
+    for identity in hub.snapshot.tls.agreed.iter().flat_map(|agreed| agreed.identities.iter()) {
+        let (file, host) = (identity.files.certificate.display(), identity.names.first());
+        let host = host.map_or("", String::as_str);
+        text.sample(name, &[("file", &file), ("host", &host)], identity.not_after);
+    }
+}
+
 /// All metrics, as text.
 pub fn text(hub: &Hub) -> String {
     let mut text = Text::default();
@@ -48,6 +59,7 @@ pub fn text(hub: &Hub) -> String {
             text.histogram(&format!("lb_{name}"), worker, of(metrics));
         }
     }
+    certificates(hub, &mut text);
     services(hub, &mut text);
     limits(hub, &mut text);
     backends(hub, &mut text);

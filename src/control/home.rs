@@ -19,8 +19,10 @@ pub fn is_own_door(
     ours: impl Fn(SocketAddr) -> bool,
 ) -> bool {
     let built_in = match protocol {
-        Protocol::Udp => [doors.udp, None, None, None],
-        Protocol::Tcp | Protocol::Api => [doors.tcp, doors.api, doors.control, doors.admin],
+        Protocol::Udp => [doors.udp, None, None, None, None],
+        Protocol::Tcp | Protocol::Api => {
+            [doors.tcp, doors.api, doors.api_tls, doors.control, doors.admin]
+        }
     };
     let mut all = built_in.into_iter().flatten().chain(named);
     all.any(|door| leads_to(door, address, &ours))
@@ -91,6 +93,7 @@ mod tests {
             tcp: at("0.0.0.0:81"),
             udp: at("0.0.0.0:82"),
             api: at("[::]:83"),
+            api_tls: at("[::]:443"),
             control: at("[::]:80"),
             admin: at("127.0.0.1:84"),
         };

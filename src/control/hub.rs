@@ -140,6 +140,7 @@ impl Hub {
         registry.agree(|service| config.terms_for(service.id));
         registry.let_in(|service| config.users_for(service.id));
         registry.set_doors(Arc::clone(&snapshot.doors));
+        registry.set_tls(Arc::clone(&snapshot.tls));
         let mut hub = Hub {
             config: Arc::clone(&config),
             registry,

@@ -37,6 +37,7 @@
 pub mod admin;
 pub mod api;
 pub mod auth;
+pub mod certificates;
 pub mod checker;
 pub mod checks;
 pub mod console;
@@ -233,6 +234,7 @@ fn open(
         tcp: config.listen.tcp,
         udp: config.listen.udp,
         api: config.listen.api,
+        api_tls: config.listen.api_tls,
         control: at(&listeners.control)?,
         admin: at(&listeners.admin)?,
     };
@@ -275,6 +277,9 @@ async fn turn(
                 reload.run(hub, entrance, Now::read());
                 manager.ready();
             }
+        }
+        if let Some((reload, _)) = &mut reload {
+            reload.look_at_certificates(hub, Now::read());
         }
         let outcome = hub.borrow_mut().tick(Now::read());
         if outcome.more {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tracing::{error, info, warn};
 
 use super::auth::Secrets;
+use super::certificates::{self, Watch};
 use super::doors::{NewDoor, Opened, Step};
 use super::drain::Stop;
 use super::hub::Hub;
@@ -20,8 +21,9 @@ use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::config::reload::{Prepared, Transition, between};
 use crate::config::services::{SERVICES_MAX, ServiceConfig, ServiceIds};
-use crate::config::{Config, Listen, doubts, plans, rules};
+use crate::config::{self, Config, Listen, doubts, plans, rules};
 use crate::logs;
+use crate::tls::Tls;
 
 /// Removed services that may still have sessions, at most.
 const LEAVING_MAX: usize = 1024;
@@ -38,10 +40,15 @@ pub type Fit = Box<dyn Fn(&mut Config) -> Result<Vec<String>, String>>;
 /// Opens users' doors, all or none.
 pub type Open = Box<dyn Fn(&[NewDoor]) -> Result<Vec<Opened>, String>>;
 
+/// Reads the certificates that settings name, in place of those in use. If one is at fault, a sentence for the
+/// operator.
+pub type Certify = Box<dyn Fn(&config::Tls, &Tls) -> Result<Arc<Tls>, String>>;
+
 /// What a reload needs from the code that started the balancer.
 pub struct Reload {
     pub fit: Fit,
     pub open: Open,
+    pub certify: Certify,
     pub reread: Reread,
     pub seats: Arc<Seats>,
     /// The doors of services as in the settings last applied, the others as in the first: they stay where
@@ -49,6 +56,7 @@ pub struct Reload {
     pub asked: Asked,
     pub ids: ServiceIds,
     pub prepared: Prepared,
+    pub watch: Watch,
 }
 
 /// Where settings say that the doors are. The settings in use say where they really are.
@@ -66,13 +74,13 @@ impl Asked {
     /// A door that is asked for as before is the one that is open, even if the kernel chose its port.
     fn find_open(&self, wanted: &mut Config, running: &Config) {
         let (before, open) = (&self.listen, &running.listen);
-        let of =
-            |listen: &Listen| [listen.tcp, listen.udp, listen.api, listen.control, listen.admin];
+        let of = |it: &Listen| [it.tcp, it.udp, it.api, it.api_tls, it.control, it.admin];
         let listen = &mut wanted.listen;
         let all = [
             &mut listen.tcp,
             &mut listen.udp,
             &mut listen.api,
+            &mut listen.api_tls,
             &mut listen.control,
             &mut listen.admin,
         ];
@@ -122,6 +130,7 @@ struct Planned {
     warnings: Vec<String>,
     asked: Asked,
     entrance: Entrance,
+    tls: Arc<Tls>,
     doors: Step,
     opened: Vec<Opened>,
 }
@@ -132,14 +141,23 @@ impl Reload {
         let planned = self.plan(&hub.borrow(), now);
         let mut hub = hub.borrow_mut();
         match planned {
-            Ok(Planned { change, derived, warnings, asked, entrance: next, doors, opened }) => {
+            Ok(Planned {
+                change,
+                derived,
+                warnings,
+                asked,
+                entrance: next,
+                tls,
+                doors,
+                opened,
+            }) => {
                 *entrance.borrow_mut() = next;
                 (self.asked, hub.derived) = (asked, derived);
                 self.seats.set_max(change.config.limits.sessions);
                 logs::set_level(change.config.log.level);
                 say(&change);
                 let Transition { config, now: done, after_restart } = change;
-                let shifts_ended = hub.reloaded(config, doors, opened, now);
+                let shifts_ended = hub.reloaded(config, tls, (doors, opened), now);
                 warnings.iter().for_each(|warning| warn!(%warning, "settings"));
                 let refused = None;
                 hub.reload =
@@ -180,6 +198,7 @@ impl Reload {
         rules::check(&change.config)?;
         (self.fit)(&mut change.config)?;
         let entrance = Entrance::new(&change.config)?;
+        let tls = (self.certify)(&change.config.tls, &hub.snapshot.tls)?;
         let doors = hub.doors.step(&plans::doors(&change.config), now)?;
         if !hub.workers.can_change_doors(doors.changes()) {
             return Err(
@@ -187,7 +206,36 @@ impl Reload {
             );
         }
         let opened = (self.open)(&doors.open)?;
-        Ok(Planned { change, derived, warnings, asked, entrance, doors, opened })
+        Ok(Planned { change, derived, warnings, asked, entrance, tls, doors, opened })
+    }
+}
+
+impl Reload {
+    /// Reads the certificates again if their files have changed. A fault in them is told, and those in use
+    /// stay; half of a pair that is being replaced is one, until the other half has come.
+    pub fn look_at_certificates(&mut self, hub: &RefCell<Hub>, now: Now) {
+        let config = Arc::clone(&hub.borrow().config);
+        if self.watch.finds_change(&config.tls.certificates, now) {
+            let read = (self.certify)(&config.tls, &hub.borrow().snapshot.tls);
+            match read {
+                Ok(tls) => {
+                    hub.borrow_mut().certified(tls);
+                    info!("certificates read again");
+                    self.watch.renewed(now);
+                }
+                Err(reason) => {
+                    hub.borrow_mut().counters.certificates_refused.one();
+                    error!(%reason, "certificates not read again, those in use stay");
+                }
+            }
+        }
+        if self.watch.warns(now) {
+            let all = certificates::all(&hub.borrow().snapshot, now);
+            for one in all.iter().filter(|it| it.is_due()) {
+                let (names, days, file) = (one.names.join(" "), one.days_left, one.file.display());
+                warn!(%names, days, %file, "certificate ends soon");
+            }
+        }
     }
 }
 

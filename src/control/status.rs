@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::certificates::CertificateStatus;
 use crate::cluster::{Barrier, Protocol, Standing};
 
 /// The version of this schema, sent with every answer.
@@ -43,6 +44,9 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Of all workers, since they started.
     pub timings: Timings,
+    /// In the order of the file.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
     /// What the settings leave to the host and has been worked out, as `key = value`.
     #[serde(default)]
     pub derived: Vec<String>,
@@ -97,6 +101,8 @@ pub struct Doors {
     pub tcp: Option<SocketAddr>,
     pub udp: Option<SocketAddr>,
     pub api: Option<SocketAddr>,
+    #[serde(default)]
+    pub api_tls: Option<SocketAddr>,
     pub control: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
+use super::certificates;
 use super::checks::Verdict;
 use super::drain::{Drain, Stop};
 use super::history::{Minute, bucket_at};
@@ -46,6 +47,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         backends: backends(hub, now),
         workers: workers(hub),
         timings: timings(hub),
+        certificates: certificates::all(&hub.snapshot, now),
         derived: hub.derived.clone(),
         last_minute: Protocol::ALL.into_iter().map(|it| (it, last_minute(hub, it))).collect(),
         reload: hub.reload.clone(),

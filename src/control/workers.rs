@@ -175,7 +175,7 @@ impl Workers {
         let mut sockets = sockets.into_iter();
         self.change_door(plan.protocol, || {
             let socket = sockets.next().expect("a door has a socket for each worker");
-            DoorChange::Open(Listener { id, socket, service: plan.service })
+            DoorChange::Open(Listener { id, socket, service: plan.service, is_tls: plan.is_tls })
         });
     }
 

@@ -57,6 +57,8 @@ pub struct Answer<'a> {
     pub request_id: Option<&'a [u8]>,
     /// The value of `Retry-After`, in seconds.
     pub retry_after: Option<u32>,
+    /// Where the user finds it instead.
+    pub location: Option<&'a [u8]>,
     pub date: &'a Date,
 }
 
@@ -102,6 +104,9 @@ fn put_head(out: &mut Vec<u8>, answer: &Answer<'_>, kind: &[u8], length: u64) {
         write::put_number(out, u64::from(seconds));
         out.extend_from_slice(b"\r\n");
     }
+    if let Some(location) = answer.location {
+        [&b"Location: "[..], location, b"\r\n"].iter().for_each(|it| out.extend_from_slice(it));
+    }
     write::put_id(out, answer.request_id);
     if answer.close {
         out.extend_from_slice(b"Connection: close\r\n");
@@ -121,6 +126,7 @@ pub const fn phrase(status: u16) -> &'static str {
     match status {
         100 => "Continue",
         200 => "OK",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         404 => "Not Found",
         408 => "Request Timeout",
@@ -190,6 +196,7 @@ mod tests {
             to_head_request: false,
             request_id: None,
             retry_after: None,
+            location: None,
             date: &date,
         };
         change(&mut answer);

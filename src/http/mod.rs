@@ -11,6 +11,7 @@ pub mod field;
 pub mod head;
 pub mod login;
 pub mod trace;
+pub mod user;
 pub mod write;
 
 use std::fmt;

@@ -2,60 +2,11 @@
 //! backend (RFC 9110 7.6) and back. Nothing is copied from the wire except names and values that
 //! `head` has read. Decides neither framing nor persistence; the caller says.
 
-use std::fmt::Write as _;
-use std::net::IpAddr;
-
 use super::body::Framing;
 use super::date::Date;
 use super::field::{self, Name};
 use super::head::{Connection, Field, Fields, RequestHead, ResponseHead, Target};
-
-/// The address of a user in the forms that backends are told. Made once per connection.
-#[derive(Clone, Copy, Debug)]
-pub struct User {
-    /// Fits an IPv6 address of 39 characters in brackets and quotes.
-    text: [u8; 48],
-    length: u8,
-    /// The range of `text` without quotes and brackets.
-    plain: (u8, u8),
-    trusted: bool,
-}
-
-impl User {
-    /// `trusted`: the peer is a proxy, and we believe what it says about the user.
-    pub fn new(address: IpAddr, trusted: bool) -> User {
-        let address = address.to_canonical();
-        let mut written = String::with_capacity(48);
-        let around = match address {
-            IpAddr::V4(_) => ("", ""),
-            IpAddr::V6(_) => ("\"[", "]\""),
-        };
-        let _ = write!(written, "{}{address}{}", around.0, around.1);
-        let mut text = [0; 48];
-        text[..written.len()].copy_from_slice(written.as_bytes());
-        let end = written.len() - around.1.len();
-        User {
-            text,
-            length: written.len() as u8,
-            plain: (around.0.len() as u8, end as u8),
-            trusted,
-        }
-    }
-
-    /// Whether the peer is a proxy that we believe.
-    pub fn trusted(&self) -> bool {
-        self.trusted
-    }
-
-    fn plain(&self) -> &[u8] {
-        &self.text[usize::from(self.plain.0)..usize::from(self.plain.1)]
-    }
-
-    /// The form used in `Forwarded` (RFC 7239 6).
-    fn node(&self) -> &[u8] {
-        &self.text[..usize::from(self.length)]
-    }
-}
+use super::user::User;
 
 /// What a forwarded request says in addition to what it arrived with.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +52,7 @@ pub fn request(
             Name::RequestId if route.id.is_none() => put_line(out, line),
             Name::Expect if head.expects_continue => put_line(out, line),
             Name::MaxForwards => put_max_forwards(out, head.method, line),
-            Name::ProxyClaim if route.user.trusted => put_line(out, line),
+            Name::ProxyClaim if route.user.trusted() => put_line(out, line),
             _ => {}
         }
     }
@@ -201,11 +152,11 @@ fn put_connection(out: &mut Vec<u8>, head: &RequestHead<'_, '_>, upgrade: bool) 
 /// untrusted peer claims about it is dropped; what a trusted proxy said is kept, and the proxy's
 /// own address is added.
 fn put_forwarded(out: &mut Vec<u8>, fields: &Fields<'_, '_>, host: &str, user: &User) {
-    let said = |name: Name| fields.values(name).filter(|_| user.trusted);
+    let said = |name: Name| fields.values(name).filter(|_| user.trusted());
     out.extend_from_slice(b"X-Forwarded-For: ");
     put_list(out, said(Name::XForwardedFor).chain([user.plain()]));
     out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
-    put_list_or(out, said(Name::XForwardedProto), b"http");
+    put_list_or(out, said(Name::XForwardedProto), user.scheme());
     out.extend_from_slice(b"\r\nX-Forwarded-Host: ");
     put_list_or(out, said(Name::XForwardedHost), host.as_bytes());
     out.extend_from_slice(b"\r\nForwarded: ");
@@ -215,7 +166,7 @@ fn put_forwarded(out: &mut Vec<u8>, fields: &Fields<'_, '_>, host: &str, user: &
     // A port's colon, or an address in brackets, has to be quoted (RFC 7239 4).
     let quote: &[u8] = if host.contains([':', '[']) { b"\"" } else { b"" };
     put(out, &[b"for=", user.node(), b";host=", quote, host.as_bytes(), quote]);
-    out.extend_from_slice(b";proto=http\r\n");
+    put(out, &[b";proto=", user.scheme(), b"\r\n"]);
 }
 
 /// How the head of a response is written.
@@ -342,7 +293,7 @@ mod tests {
         let mut space = Space::new();
         let head = head::request(text.as_bytes(), 0, &Limits::default(), &mut space);
         let head = head.unwrap().unwrap();
-        let user = User::new(address.parse().unwrap(), trusted);
+        let user = User::new(address.parse().unwrap(), trusted, false);
         let route = Route { user: &user, via: "lb-1", host: "10.0.0.1:80", id: None };
         let upgrade = head.connection.upgrade && offers(&head).next().is_some();
         let mut out = Vec::new();
@@ -459,7 +410,7 @@ mod tests {
     #[test]
     fn the_longest_address_fits() {
         let address = "1111:2222:3333:4444:5555:6666:7777:8888";
-        let user = User::new(address.parse().unwrap(), false);
+        let user = User::new(address.parse().unwrap(), false, false);
         assert_eq!(user.plain(), address.as_bytes());
         assert_eq!(user.node(), format!("\"[{address}]\"").as_bytes());
     }

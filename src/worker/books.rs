@@ -13,14 +13,16 @@ use nix::errno::Errno;
 use super::link::{Ended, Refusal, Report};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
+use crate::cluster::doors::Requests;
 use crate::cluster::gate::Gate;
 use crate::cluster::seats::Seats;
 use crate::cluster::{
-    Backend, BackendId, Protocol, Proxies, Service, ServiceId, Snapshot, Timeouts,
+    Backend, BackendId, Doorway, Protocol, Proxies, Service, ServiceId, Snapshot, Timeouts,
 };
 use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
+use crate::tls::Tls;
 
 /// Backends that a worker avoids by itself between two snapshots.
 const ASIDE_MAX: usize = 16;
@@ -140,6 +142,28 @@ impl Books {
     /// Who must say for whom it connects to this service.
     pub fn proxies(&self, service: ServiceId) -> Option<Arc<Proxies>> {
         self.snapshot.service(service)?.terms.proxies.clone()
+    }
+
+    pub fn tls(&self) -> &Tls {
+        &self.snapshot.tls
+    }
+
+    /// Whether the TLS of users who come in here ends here.
+    pub fn speaks_tls(&self, at: Doorway) -> bool {
+        at.is_tls || self.snapshot.service(at.service).is_some_and(|service| service.terms.tls)
+    }
+
+    /// Whether a stream says in its ClientHello which service it is for.
+    pub fn is_split(&self, at: Doorway) -> bool {
+        matches!(self.snapshot.doors.at(at), Requests::Split(_))
+    }
+
+    /// The service of a stream that asks for this host. `None`: nobody claims it.
+    pub fn service_for(&self, at: Doorway, host: &str) -> Option<ServiceId> {
+        match self.snapshot.doors.at(at) {
+            Requests::All(service) => Some(service),
+            Requests::Split(routes) => routes.find(host.as_bytes(), b"/"),
+        }
     }
 
     /// Takes a seat for a connection that has yet to say for whom it comes.

@@ -71,14 +71,14 @@ impl Doors {
     }
 
     /// Opens a door and begins to accept at it.
-    pub fn open(&mut self, Listener { id, socket, service }: Listener, ring: &mut Ring) {
+    pub fn open(&mut self, Listener { id, socket, service, is_tls }: Listener, ring: &mut Ring) {
         let place = usize::from(id.0);
         if self.all.len() <= place {
             self.all.resize_with(place + 1, || None);
         }
         self.generation = self.generation.wrapping_add(1) & ring::GENERATION;
         let tag = Tag { kind: self.kind, generation: self.generation, slot: place as u32 };
-        let doorway = Doorway { door: id, service };
+        let doorway = Doorway { door: id, service, is_tls };
         self.all[place] = Some(Door { doorway, listener: socket, tag, accept_at: None });
         self.accept(place, ring);
     }
@@ -228,7 +228,7 @@ mod tests {
         listener.set_nonblocking(true).unwrap();
         let at = listener.local_addr().unwrap();
         let (id, service) = (DoorId(id), ServiceId(service));
-        (Listener { id, socket: listener.into(), service }, at)
+        (Listener { id, socket: listener.into(), service, is_tls: false }, at)
     }
 
     /// Doors of services 3, 4 and so on, with the addresses of their listeners.
@@ -250,7 +250,7 @@ mod tests {
     }
 
     fn of(door: u16, service: u16) -> Doorway {
-        Doorway { door: DoorId(door), service: ServiceId(service) }
+        Doorway { door: DoorId(door), service: ServiceId(service), is_tls: false }
     }
 
     fn user() -> Option<OwnedFd> {

@@ -19,19 +19,22 @@ use crate::base::wheel::Wheel;
 use crate::cluster::{DoorId, Doorway, ServiceId};
 use crate::proxy::greeting::{self, BYTES_MAX, Caller, Hello, Screen, Screened};
 use crate::ring::{Done, Ring, Tag, Until, sys};
+use crate::tls::engine::Engine;
 
 /// A user who has just connected.
 pub struct Newcomer {
     pub socket: OwnedFd,
     pub caller: Caller,
     pub doorway: Doorway,
+    /// After its handshake, if it speaks TLS.
+    pub engine: Option<Box<Engine>>,
 }
 
 impl Newcomer {
     /// `None` for a user who is gone already: the socket has no peer's address any more.
     pub fn new(socket: OwnedFd, doorway: Doorway) -> Option<Newcomer> {
         let caller = sys::peer(socket.as_fd()).ok()?.into();
-        Some(Newcomer { socket, caller, doorway })
+        Some(Newcomer { socket, caller, doorway, engine: None })
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Listener {
     pub id: DoorId,
     pub socket: OwnedFd,
     pub service: ServiceId,
+    /// Users speak TLS here, whatever their service says.
+    pub is_tls: bool,
 }
 
 /// A change of a worker's doors. A worker looks at the newest snapshot before it carries one out.

@@ -1,8 +1,8 @@
 //! A worker: one thread, one ring, its share of the users. `shell` is its loop; each protocol has a
 //! room (`tcp`, `udp`, `http`), in which a `driver` stands between the ring and `sessions`, the pure
 //! decisions. `driver` is what the loop asks of a driver, and `cx` the context of a decision. The
-//! protocols share the `books`, and the two that carry streams share `streams`, `greetings` and
-//! `stream_driver`; `link` is the link to the control core.
+//! protocols share the `books`, and the two that carry streams share `streams`, `greetings`, `lobby`
+//! (handshakes), `secured` (TLS beyond them) and `stream_driver`; `link` is the link to the control core.
 
 pub mod books;
 pub mod cx;
@@ -13,6 +13,8 @@ mod grace;
 mod greetings;
 pub mod http;
 pub mod link;
+mod lobby;
+mod secured;
 pub mod shell;
 pub mod slots;
 mod starved;

@@ -49,6 +49,11 @@ impl<T> Slots<T> {
         if *generation == key.generation { slot.as_mut() } else { None }
     }
 
+    /// Whether this one is still there.
+    pub fn has(&self, key: Key) -> bool {
+        self.at(key.place) == Some(key)
+    }
+
     /// Everything in use.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.slots.iter_mut().filter_map(|(_, value)| value.as_mut())

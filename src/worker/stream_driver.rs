@@ -5,7 +5,9 @@
 use super::driver::Turn;
 use super::greetings::Newcomer;
 use super::link::{DoorChange, Order};
+use super::slots::Key;
 use super::streams::Streams;
+use crate::proxy::Event;
 
 /// Commands that may wait while one event is handled, before the list has to grow.
 pub const COMMANDS: usize = 64;
@@ -23,17 +25,25 @@ pub trait StreamDriver<const FAMILY: u8> {
     /// Turns a command into operations. It may cause further commands at once.
     fn carry_out(&mut self, command: Self::Cmd, turn: &mut Turn<'_>);
 
+    /// Tells a session what has happened to one of its connections.
+    fn happened(&mut self, key: Key, event: Event, turn: &mut Turn<'_>);
+
     /// Begins a session for a user who can be served.
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>);
 
-    /// Carries out all commands, in their order.
+    /// Carries out all commands, in their order, and those that follow from what they bring about at once.
     fn execute(&mut self, turn: &mut Turn<'_>) {
-        let mut next = 0;
-        while let Some(command) = self.commands().get(next).copied() {
-            next += 1;
-            self.carry_out(command, turn);
+        loop {
+            let mut next = 0;
+            while let Some(command) = self.commands().get(next).copied() {
+                next += 1;
+                self.carry_out(command, turn);
+            }
+            self.commands().clear();
+            // Under TLS, one receive may bring several messages: as many as one block holds.
+            let Some((key, event)) = self.streams().next_event() else { break };
+            self.happened(key, event, turn);
         }
-        self.commands().clear();
     }
 
     /// Changes one of the doors.

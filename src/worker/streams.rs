@@ -1,7 +1,9 @@
 //! The stream sockets of one driver: accepted and connected, received from and sent to, shut down,
-//! looked at and closed. Owns the doors, the sockets by session, and the way from a completion back to
-//! its socket; what to do with them is decided elsewhere.
+//! looked at and closed. Owns the doors, the sockets by session, the way from a completion back to its
+//! socket, and what lies between the two where a socket speaks TLS; what to do with them is decided
+//! elsewhere.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,10 +13,13 @@ use super::door::{Arrival, Doors};
 use super::driver::Turn;
 use super::greetings::{Greetings, Newcomer};
 use super::link::DoorChange;
+use super::lobby::Lobby;
+use super::secured::Secured;
 use super::slots::{GENERATION_MASK, Key};
 use crate::base::time::Now;
 use crate::proxy::greeting::{self, Caller, Ends, WRITTEN_MAX};
 use crate::proxy::outlook::Outlook;
+use crate::proxy::tls::{Below, Session, Wire};
 use crate::proxy::{self, Event, Intake, Received, Side};
 use crate::ring::outlook::outlook;
 use crate::ring::{self, Done, Ring, Tag, Until, sys};
@@ -28,8 +33,11 @@ const RECEIVE: u8 = 3;
 const SEND: u8 = 4;
 const ROOM: u8 = 5;
 const GREETING: u8 = 6;
+const LOBBY: u8 = 7;
+/// What TLS has sealed can go on.
+const SEALED_ROOM: u8 = 8;
 /// The first of the operations that a driver defines itself.
-pub const OWN: u8 = 7;
+pub const OWN: u8 = 9;
 const OPERATION: u8 = 0x0f;
 
 /// A socket: the place of its session or connection, and its side.
@@ -39,10 +47,14 @@ pub type End = (Key, Side);
 pub struct Streams<const FAMILY: u8> {
     pub doors: Doors,
     greetings: Greetings,
+    lobby: Lobby,
     /// The last words to a user turned away for want of descriptors, before the connection is closed.
     farewell: Option<&'static [u8]>,
     /// By place and side.
     sockets: Vec<[Option<OwnedFd>; 2]>,
+    secured: Secured,
+    /// What has happened to sessions whose connections speak TLS, and has not been told them.
+    happened: VecDeque<(Key, Event)>,
 }
 
 /// What a completion means to the driver.
@@ -62,23 +74,36 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     pub fn new(farewell: Option<&'static [u8]>, now: Now) -> Streams<FAMILY> {
         let doors = Doors::new(FAMILY | ACCEPT);
         let greetings = Greetings::new(FAMILY | GREETING, farewell.is_some(), now);
-        Streams { doors, greetings, farewell, sockets: Vec::new() }
+        // Users who speak first speak HTTP.
+        let lobby = Lobby::new(FAMILY | LOBBY, farewell.is_some(), now);
+        let (secured, happened) = (Secured::default(), VecDeque::new());
+        Streams { doors, greetings, lobby, farewell, sockets: Vec::new(), secured, happened }
     }
 
     /// Connections of which it is not known yet for whom they come.
     pub fn live(&self) -> usize {
-        self.greetings.live()
+        self.greetings.live() + self.lobby.live()
+    }
+
+    /// Whether the next turn must not wait for a completion.
+    pub fn is_eager(&self) -> bool {
+        self.lobby.is_busy()
     }
 
     /// When [`Streams::housekeep`] has something to do next.
     pub fn next_deadline(&self) -> Option<Now> {
-        [self.doors.next_deadline(), self.greetings.next_deadline()].into_iter().flatten().min()
+        let (greetings, lobby) = (self.greetings.next_deadline(), self.lobby.next_deadline());
+        [self.doors.next_deadline(), greetings, lobby].into_iter().flatten().min()
     }
 
     /// Accepts again where that has failed, and waits no longer for what should have come.
     pub fn housekeep(&mut self, turn: &mut Turn<'_>) {
         self.doors.housekeep(turn.now, turn.ring);
         self.greetings.expire(turn);
+        if self.lobby.live() > 0 {
+            self.lobby.housekeep(turn);
+            self.doors.refill();
+        }
     }
 
     /// The name of an operation on a socket; `what` is at least [`OWN`].
@@ -91,6 +116,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     pub fn complete(&mut self, done: Done, turn: &mut Turn<'_>) -> Completion {
         let (key, side) = end_of(done.tag);
         match done.tag.kind & OPERATION {
+            RECEIVE if self.secured.has((key, side)) => self.opened((key, side), done, turn),
             RECEIVE => Completion::Happened(key, received(side, done)),
             SEND => Completion::Happened(key, Event::Sent { side, result: done.result }),
             ROOM => {
@@ -101,21 +127,34 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             ACCEPT => self.arrived(done, turn).map_or(Completion::Nothing, Completion::Arrived),
             GREETING => {
                 let user = self.greetings.complete(&done, turn);
-                if user.is_none() {
-                    // Its descriptor may be free now.
-                    self.doors.refill();
-                }
-                user.map_or(Completion::Nothing, Completion::Arrived)
+                let user = user.and_then(|user| self.secure(user, turn));
+                self.arrived_late(user)
+            }
+            LOBBY => {
+                let user = self.lobby.complete(&done, turn);
+                self.arrived_late(user)
+            }
+            SEALED_ROOM => {
+                self.call((key, side), turn, Session::room);
+                Completion::Nothing
             }
             _ => Completion::Own(done),
         }
+    }
+
+    fn arrived_late(&mut self, user: Option<Newcomer>) -> Completion {
+        if user.is_none() {
+            // Its descriptor may be free now.
+            self.doors.refill();
+        }
+        user.map_or(Completion::Nothing, Completion::Arrived)
     }
 
     fn arrived(&mut self, done: Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
         let counters = &turn.books.metrics().counters;
         match self.doors.complete(turn.now, done, turn.ring) {
             Arrival::User(socket, doorway) => {
-                return self.greetings.meet(Newcomer::new(socket, doorway)?, turn);
+                return self.meet(Newcomer::new(socket, doorway)?, turn);
             }
             Arrival::Shed(socket) => {
                 match self.farewell {
@@ -144,6 +183,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             DoorChange::Assign { id, service } => {
                 self.doors.assign(id, service);
                 self.greetings.assign(id, service);
+                self.lobby.assign(id, service);
             }
             DoorChange::Close { id } => waiting = Some(self.doors.close(id, ring)),
         }
@@ -158,12 +198,25 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     /// Hands a user back who can be served at once.
     pub fn meet(&mut self, user: Newcomer, turn: &mut Turn<'_>) -> Option<Newcomer> {
-        self.greetings.meet(user, turn)
+        let user = self.greetings.meet(user, turn)?;
+        self.secure(user, turn)
+    }
+
+    /// The same for one of whom it is known for whom it comes.
+    fn secure(&mut self, user: Newcomer, turn: &mut Turn<'_>) -> Option<Newcomer> {
+        // The requests of API users are routed one by one.
+        let is_split = self.farewell.is_none() && turn.books.is_split(user.doorway);
+        if !is_split && !turn.books.speaks_tls(user.doorway) {
+            return Some(user);
+        }
+        self.lobby.meet(user, turn);
+        None
     }
 
     /// Waits for nobody any more.
     pub fn stop(&mut self, ring: &mut Ring) {
         self.greetings.stop(ring);
+        self.lobby.stop(ring);
     }
 
     /// Keeps a socket in its place; one that was there before is closed.
@@ -173,6 +226,55 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             self.sockets.resize_with(place + 1, Default::default);
         }
         self.sockets[place][side as usize] = Some(socket);
+    }
+
+    /// Keeps a user's socket in its place, under TLS if it speaks that.
+    pub fn seat(&mut self, key: Key, user: Newcomer, turn: &Turn<'_>) {
+        let end = (key, Side::Client);
+        self.keep(end, user.socket);
+        if let Some(engine) = user.engine {
+            let is_ragged = turn.books.tls().takes_ragged_ends;
+            let takes_ragged_ends = is_ragged || self.farewell.is_some();
+            self.secured.put(end, Session::new(end.1, *engine, takes_ragged_ends));
+        }
+    }
+
+    /// The next thing that has happened to a session whose connection speaks TLS.
+    pub fn next_event(&mut self) -> Option<(Key, Event)> {
+        self.happened.pop_front()
+    }
+
+    /// A receive below TLS is over.
+    fn opened(&mut self, end: End, done: Done, turn: &mut Turn<'_>) -> Completion {
+        if let Event::Received { what, nonempty, .. } = received(end.1, done) {
+            self.call(end, turn, |session, wire| session.received(what, nonempty, wire));
+        }
+        Completion::Nothing
+    }
+
+    /// Calls what lies between a session and its connection, and does what it asks for on either side.
+    fn call(
+        &mut self,
+        (key, side): End,
+        turn: &mut Turn<'_>,
+        act: impl FnOnce(&mut Session, &mut Wire<'_>),
+    ) {
+        let socket = self.sockets.get(key.place as usize);
+        let Some(socket) = socket.and_then(|sides| sides[side as usize].as_ref()) else { return };
+        let Some((session, below, above)) = self.secured.get((key, side)) else { return };
+        let (pool, socket) = (turn.ring.pool_mut(), socket.as_fd());
+        act(session, &mut Wire { pool, outlet: &mut sys::Outlet(socket), below, above });
+        self.happened.extend(above.drain(..).map(|event| (key, event)));
+        let tag = |operation| Self::tag(operation, (key, side));
+        for what in below.drain(..) {
+            match what {
+                Below::Receive(how) => receive(tag(RECEIVE), socket, how, turn.ring),
+                Below::CancelReceive => turn.ring.cancel(tag(RECEIVE)),
+                Below::AwaitRoom => turn.ring.wait(tag(SEALED_ROOM), socket, Until::Writable),
+                Below::CancelRoom => turn.ring.cancel(tag(SEALED_ROOM)),
+                Below::FinishWriting => sys::finish_writing(socket),
+            }
+        }
     }
 
     pub fn socket(&self, (key, side): End) -> Option<BorrowedFd<'_>> {
@@ -219,7 +321,14 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     /// Carries out a command on a socket; splicing is left to its driver.
     #[inline]
-    pub fn operate(&self, key: Key, what: proxy::StreamCmd, turn: &mut Turn<'_>) {
+    pub fn operate(&mut self, key: Key, what: proxy::StreamCmd, turn: &mut Turn<'_>) {
+        let is_of_room = matches!(
+            what,
+            proxy::StreamCmd::AwaitRoom { .. } | proxy::StreamCmd::CancelRoom { .. }
+        );
+        if self.secured.has((key, what.side())) && !is_of_room {
+            return self.call((key, what.side()), turn, |it, wire| it.command(what, wire));
+        }
         let socket = |side| self.socket((key, side)).expect("commands are about open connections");
         let tag = |operation, side| Self::tag(operation, (key, side));
         let ring = &mut *turn.ring;
@@ -254,6 +363,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     /// Closes a socket on which nothing is in flight, if there is one; `reset` sends RST instead of FIN.
     pub fn close(&mut self, (key, side): End, reset: bool, ring: &mut Ring) {
+        self.unseat((key, side), reset, ring);
         let sides = self.sockets.get_mut(key.place as usize);
         let Some(socket) = sides.and_then(|sides| sides[side as usize].take()) else { return };
         if reset {
@@ -261,6 +371,19 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         }
         ring.close(socket);
         self.doors.refill();
+    }
+}
+
+impl<const FAMILY: u8> Streams<FAMILY> {
+    /// Takes TLS off a socket that is about to be closed.
+    fn unseat(&mut self, end: End, reset: bool, ring: &mut Ring) {
+        let (key, side) = end;
+        let socket = self.sockets.get(key.place as usize);
+        let Some(socket) = socket.and_then(|sides| sides[side as usize].as_ref()) else { return };
+        let outlet = &mut sys::Outlet(socket.as_fd());
+        if self.secured.close(end, reset, outlet, ring.pool_mut()) {
+            ring.cancel(Self::tag(SEALED_ROOM, end));
+        }
     }
 }
 
@@ -316,7 +439,7 @@ mod tests {
             let mut ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let (id, service) = (DoorId(0), ServiceId(3));
-            let door = Listener { id, socket: listener.into(), service };
+            let door = Listener { id, socket: listener.into(), service, is_tls: false };
             let mut streams = Streams::new(farewell, Now::default());
             streams.doors.open(door, &mut ring);
             Stage { streams, ring, joined: joined(Snapshot::default(), 1) }

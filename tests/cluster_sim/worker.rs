@@ -339,7 +339,7 @@ impl Played {
     /// An API user asks for something, at whatever host.
     fn ask(&mut self, place: usize, weather: &mut Weather<'_>) {
         let session = &mut self.sessions[place];
-        let doorway = Doorway { door: session.door, service: session.entry.service };
+        let doorway = Doorway { door: session.door, service: session.entry.service, is_tls: false };
         let (name, _) = weather.random.pick(&NAMES);
         let target = match self.books.snapshot().doors.at(doorway) {
             Requests::All(service) => Some(service),

@@ -19,6 +19,7 @@ use lb::cluster::{AskedCheck, BackendId, Protocol, ServiceId, Snapshot};
 use lb::config::reload::Prepared;
 use lb::config::services::ServiceIds;
 use lb::config::{Config, plans};
+use lb::control::certificates::Watch;
 use lb::control::checker::Failure;
 use lb::control::checks::Due;
 use lb::control::doors::{NewDoor, Opened, UserDoors};
@@ -109,6 +110,7 @@ fn reload(config: &Config, seats: &Arc<Seats>, outside: &Rc<Outside>) -> Reload 
     Reload {
         fit: Box::new(|_| Ok(Vec::new())),
         open: Box::new(move |doors| opened(&door, doors)),
+        certify: Box::new(|_, _| Ok(Arc::default())),
         reread: Box::new(move || match file.unreadable.replace(false) {
             true => Err("the file cannot be read".into()),
             false => Ok(file.file.borrow().clone()),
@@ -117,6 +119,7 @@ fn reload(config: &Config, seats: &Arc<Seats>, outside: &Rc<Outside>) -> Reload 
         asked: Asked::of(config),
         ids: ServiceIds::behind(config),
         prepared: Prepared::for_doors_of(config),
+        watch: Watch::new(&[], Now::default()),
     }
 }
 
@@ -559,7 +562,7 @@ fn first_doors(config: &Config, control: &mut [ControlEnd], now: Now) -> UserDoo
     for door in doors.open() {
         for end in &mut *control {
             let socket = std::fs::File::open("/dev/null").unwrap().into();
-            let listener = Listener { id: door.id, socket, service: door.service };
+            let listener = Listener { id: door.id, socket, service: door.service, is_tls: false };
             end.doors.push((door.protocol, DoorChange::Open(listener))).unwrap();
         }
     }

@@ -163,7 +163,8 @@ impl Core {
         config.listen.control = Some(address);
         let admin = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin_address = admin.local_addr().unwrap();
-        let snapshots = Publisher::new(snapshot(&config));
+        let tls = lb::boot::tls::load(&config.tls, 1, None).unwrap();
+        let snapshots = Publisher::new(Snapshot { tls, ..snapshot(&config) });
         let urgent = Arc::new(Notify::new());
         let (end, worker) =
             link(0, 200_000, snapshots.subscribe(), Arc::clone(&urgent)).expect("an eventfd");

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use lb::base::time::Now;
 use lb::cluster::{BackendId, Policy, Protocol, ServiceId};
 use lb::config::services::{GroupShare, ServiceConfig};
+use lb::tls::demo::Made;
 use serde_json::{Value, json};
 
 use crate::harness::Core;
@@ -17,7 +18,9 @@ use crate::wait::wait_for;
 
 /// A balancer with one of everything that has a field or a label.
 fn core() -> (Core, crate::harness::Backend) {
+    let made = Made::new().unwrap();
     let core = Core::start(|config| {
+        config.tls.certificates = vec![made.files.clone()];
         let mut dns = ServiceConfig::new("dns", Protocol::Udp);
         dns.listen = vec!["127.0.0.1:53".parse().unwrap()];
         dns.policy = Some(Policy::SourceHash);

@@ -5,7 +5,8 @@
 use lb::http::body::{self, Body, Framing};
 use lb::http::field::{self, Name};
 use lb::http::head::{self, RequestHead, Space};
-use lb::http::write::{self, ResponseForm, Route, User};
+use lb::http::user::User;
+use lb::http::write::{self, ResponseForm, Route};
 use lb::http::{Limits, Malformed};
 
 /// A head by the plain reader: its start line, its fields, and how long it is.
@@ -137,7 +138,7 @@ fn framed_request(plain: &Plain<'_>, framing: Framing) {
 
 /// Nothing that a backend could understand in another way than we did may be in what it gets.
 fn forwarded_request(head: &RequestHead<'_, '_>, framing: Framing) {
-    let user = User::new([192, 0, 2, 1].into(), false);
+    let user = User::new([192, 0, 2, 1].into(), false, false);
     let route = Route { user: &user, via: "lb-test", host: "fallback", id: None };
     let upgrade = head.connection.upgrade && write::offers(head).next().is_some();
     let mut out = Vec::new();

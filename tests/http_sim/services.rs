@@ -54,7 +54,7 @@ pub fn services(weather: &Weather, seats: &Arc<Seats>) -> Snapshot {
 }
 
 /// Where every user comes in.
-pub const DOORWAY: Doorway = Doorway { door: DoorId(0), service: API };
+pub const DOORWAY: Doorway = Doorway { door: DoorId(0), service: API, is_tls: false };
 
 /// Adds services that share the door of the built-in one, which claims nothing itself.
 fn add_named(weather: &Weather, snapshot: &mut Snapshot) {
@@ -76,7 +76,7 @@ fn add_named(weather: &Weather, snapshot: &mut Snapshot) {
         services.push(Service { id, seats, turn, gate, ..built_in.clone() });
     }
     snapshot.services = services.into();
-    let claimed = Claimed::of(None, &claimants).expect("each host is claimed once");
+    let claimed = Claimed::of(&[], &claimants).expect("each host is claimed once");
     let routing = claimed.at(claimants[0].listen[0], API).expect("all listen there");
     let mut doors = Doors::default();
     doors.set(DOORWAY.door, routing.clone());

@@ -23,13 +23,13 @@ impl Balancer {
     fn open(&mut self, protocol: Protocol, service: &str) -> SocketAddr {
         let (name, id) = (Name::service(service), self.service(service));
         let address = "127.0.0.1:0".parse().unwrap();
-        let plan = DoorPlan { name, service: id, protocol, address };
+        let plan = DoorPlan { name, service: id, protocol, address, is_tls: false };
         let door = NewDoor { id: NEW, plan, beside_own: false };
         let opened = open_users(&[door], self.plane.ends.len(), false).unwrap().remove(0);
         let mut sockets = opened.sockets.into_iter();
         self.change(protocol, || {
             let socket = sockets.next().unwrap();
-            DoorChange::Open(Listener { id: NEW, socket, service: id })
+            DoorChange::Open(Listener { id: NEW, socket, service: id, is_tls: false })
         });
         opened.address
     }

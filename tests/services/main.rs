@@ -10,6 +10,8 @@ mod introductions;
 mod limits;
 mod proxies;
 mod streams;
+mod tls;
+mod tls_user;
 
 #[path = "../common/wait.rs"]
 mod wait;

@@ -1,5 +1,6 @@
 //! The tables of a fixed status.
 
+use crate::control::certificates::CertificateStatus;
 use std::collections::BTreeMap;
 
 use super::*;
@@ -45,6 +46,12 @@ pub fn backend() -> BackendStatus {
     }
 }
 
+fn last_minute() -> BTreeMap<Protocol, LastMinute> {
+    let first_byte = Quantiles { count: 4, p99_us: Some(500), ..Quantiles::default() };
+    let udp = LastMinute { first_byte, ..LastMinute::default() };
+    BTreeMap::from([(Protocol::Tcp, LastMinute::default()), (Protocol::Udp, udp)])
+}
+
 pub fn status() -> Status {
     Status {
         schema: SCHEMA,
@@ -54,6 +61,7 @@ pub fn status() -> Status {
         started_unix_ms: 0,
         uptime_ms: 65_000,
         stops_in_ms: None,
+        certificates: Vec::new(),
         derived: vec!["workers = 1".into(), "limits.sessions = 100".into()],
         doors: Doors { tcp: Some("[::]:8081".parse().unwrap()), ..Doors::default() },
         policy: "round_robin".into(),
@@ -87,16 +95,7 @@ pub fn status() -> Status {
                 ("users_refused_no_backend".into(), 3),
             ]),
         }],
-        last_minute: BTreeMap::from([
-            (Protocol::Tcp, LastMinute::default()),
-            (
-                Protocol::Udp,
-                LastMinute {
-                    first_byte: Quantiles { count: 4, p99_us: Some(500), ..Quantiles::default() },
-                    ..LastMinute::default()
-                },
-            ),
-        ]),
+        last_minute: last_minute(),
         timings: Timings {
             connect: Percentiles { count: 9, p50_us: Some(200), ..Percentiles::default() },
             ..Timings::default()
@@ -104,6 +103,27 @@ pub fn status() -> Status {
         reload: ReloadStatus::default(),
         control: BTreeMap::new(),
     }
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_named_above_everything_else() {
+    let of = |name: &str, days_left| CertificateStatus {
+        names: vec![name.into(), "other.example".into()],
+        file: format!("/etc/lb/{name}.pem").into(),
+        key: "elliptic curve".into(),
+        not_after_unix_ms: 0,
+        days_left,
+    };
+    let certificates = vec![of("a.example", 21), of("b.example", 20), of("c.example", -3)];
+    let page = page(&Status { certificates, ..status() }, WHOLE);
+    let said: Vec<&str> = page.lines().filter(|line| line.starts_with("certificate")).collect();
+    assert_eq!(
+        said,
+        [
+            "certificate b.example ends in 20 days: /etc/lb/b.example.pem",
+            "certificate c.example has ended: /etc/lb/c.example.pem"
+        ]
+    );
 }
 
 #[test]

@@ -69,10 +69,21 @@ pub fn screen(screen: &mut Screen, frame: &mut Frame) {
     }
 }
 
-/// What was done or refused, or why the balancer is silent, in lines of its own: the keys stay in sight.
+/// The certificate that ends first, if that is soon.
+fn due_certificate(screen: &Screen) -> Option<String> {
+    let all = screen.now.iter().flat_map(|now| &now.certificates);
+    let first = all.filter(|it| it.is_due()).min_by_key(|it| it.days_left)?;
+    Some(format!("certificate {} {}", first.name(), first.remaining()))
+}
+
+/// What was done or refused, a certificate to be renewed, or why the balancer is silent, in lines of its own: the keys stay in sight.
 fn message(screen: &Screen, room: usize) -> Vec<Line<'static>> {
+    let due = due_certificate(screen);
     let (said, colour) = match (&*screen.message, &screen.trouble) {
-        ("", None) => return Vec::new(),
+        ("", None) => match &due {
+            Some(said) => (&**said, Color::Yellow),
+            None => return Vec::new(),
+        },
         ("", Some(said)) => (&**said, Color::Red),
         (said, _) => (said, Color::Yellow),
     };

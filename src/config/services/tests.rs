@@ -11,6 +11,8 @@ const EVERY_KEY_CHANGED: &str = r#"
     hosts = ["shop.example", "*.shop.example"]
     paths = ["/api", "/v2/"]
     proxy_from = ["10.0.0.0/8", "192.0.2.7"]
+    tls = true
+    https_only = true
     policy = "least_sessions"
     on_backend_loss = "close"
     connect_ms = 11
@@ -318,7 +320,7 @@ fn a_key_of_another_protocol_is_refused() {
     for (rows, of) in [
         (&["tcp_idle_ms = 10", "half_close_ms = 10"][..], "tcp"),
         (&["udp_idle_ms = 10", "responses = 0"], "udp"),
-        (&["hosts = [\"x\"]", "paths = [\"/x\"]", "maintenance = true", "retries = 2"], "api"),
+        (&["paths = [\"/x\"]", "maintenance = true", "retries = 2"], "api"),
         (&["fallback = \"api\""], "api"),
         (&["answer_ms = 10", "body_ms = 10", "body_bytes = 0", "tunnel_idle_ms = 10"], "api"),
     ] {

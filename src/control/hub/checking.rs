@@ -106,7 +106,7 @@ impl Hub {
     /// Whether a check there would ask the balancer itself.
     fn is_own_door(&self, address: SocketAddr) -> bool {
         let (listen, named) = (&self.config.listen, &self.config.services);
-        let global = [listen.tcp, listen.api, listen.control, listen.admin];
+        let global = [listen.tcp, listen.api, listen.api_tls, listen.control, listen.admin];
         let named = named.iter().filter(|it| it.protocol != Protocol::Udp);
         let named = named.flat_map(|it| it.listen.iter().copied());
         let mut close = global.into_iter().flatten().chain(named);

@@ -18,6 +18,7 @@ use crate::control::api::Event;
 use crate::control::doors::{OpenDoor, Opened, Step, put_addresses};
 use crate::control::history::marks::What;
 use crate::control::status::ShiftEnded;
+use crate::tls::Tls;
 
 /// How long a service whose doors have closed goes on serving, for users who came by them last.
 const LAST_USERS: Duration = Duration::from_millis(200);
@@ -52,8 +53,8 @@ impl Hub {
     pub fn reloaded(
         &mut self,
         mut config: Config,
-        step: Step,
-        opened: Vec<Opened>,
+        tls: Arc<Tls>,
+        (step, opened): (Step, Vec<Opened>),
         now: Now,
     ) -> Vec<ShiftEnded> {
         let until = now.plus(config.balance.drain);
@@ -69,6 +70,9 @@ impl Hub {
         let (other_shares, shifts_ended) = self.follow_shares(&config);
         changed |= other_shares;
         changed |= self.follow_claims(&config, &step);
+        // The files may have changed where their names have not.
+        changed |= tls.agreed.is_some() || self.snapshot.tls.agreed.is_some();
+        self.registry.set_tls(tls);
         if changed {
             self.publication.ask();
         }
@@ -82,6 +86,12 @@ impl Hub {
         self.counters.reloads.one();
         self.history.marks.add(now, What::Reload, None, None);
         shifts_ended
+    }
+
+    /// The files of certificates have changed, and say this now.
+    pub fn certified(&mut self, tls: Arc<Tls>) {
+        self.registry.set_tls(tls);
+        self.publication.ask();
     }
 
     /// The services that these settings do not have any more.
@@ -109,7 +119,7 @@ impl Hub {
     /// Which requests are for whom may have changed. Returns whether the workers would see a difference.
     fn follow_claims(&mut self, config: &Config, step: &Step) -> bool {
         let claimants = |config: &Config| {
-            let all = config.services.iter().filter(|it| it.protocol == Protocol::Api);
+            let all = config.services.iter().filter(|it| it.protocol != Protocol::Udp);
             all.map(|it| (it.id, it.listen.clone(), it.claims())).collect::<Vec<_>>()
         };
         let same = claimants(config) == claimants(&self.config);

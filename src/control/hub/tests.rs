@@ -73,7 +73,7 @@ pub(super) fn hub(config: Config) -> (Hub, WorkerEnd) {
 
 /// These settings are in use from now on, at the same doors.
 pub fn reload(hub: &mut Hub, config: Config, now: Now) {
-    hub.reloaded(config, Step::default(), Vec::new(), now);
+    hub.reloaded(config, Arc::default(), (Step::default(), Vec::new()), now);
 }
 
 /// Port, weight and standing of each backend of `pg`.

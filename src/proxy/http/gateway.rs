@@ -23,7 +23,7 @@ use super::{Context, Ending, GatewayCmd, LINGER_MAX, Released};
 use crate::base::time::Now;
 use crate::cluster::{Doorway, RequestLimits};
 use crate::http::Malformed;
-use crate::http::write::User;
+use crate::http::user::User;
 use crate::proxy::line::Line;
 use crate::proxy::tcp::Relay;
 use crate::proxy::{self, Event, Received, Side};
@@ -88,7 +88,7 @@ impl Gateway {
             session,
             address: client,
             door,
-            user: User::new(client.ip(), trusted),
+            user: User::new(client.ip(), trusted, door.is_tls),
             client: Line::new(),
             backend: None,
             released: None,

@@ -71,6 +71,8 @@ pub struct GatewaySettings {
     pub ids_seed: Option<[u64; 2]>,
     /// Peers that we believe about who the user is.
     pub trusted: Vec<IpNet>,
+    /// The port of the HTTPS door, if there is one.
+    pub https_port: Option<u16>,
 }
 
 impl GatewaySettings {
@@ -93,6 +95,7 @@ impl GatewaySettings {
             via: via.to_string(),
             ids_seed: None,
             trusted: api.trusted.clone(),
+            https_port: config.listen.api_tls.map(|door| door.port()),
         }
     }
 }
@@ -286,6 +289,8 @@ pub trait Journal {
 pub struct Kit {
     /// Where heads are written before they go into blocks.
     scratch: Vec<u8>,
+    /// Where a request is sent that must come by HTTPS.
+    location: Vec<u8>,
     name: String,
     /// The IDs of requests; `None`: they have none.
     ids: Option<Ids>,
@@ -313,6 +318,7 @@ impl Kit {
     pub fn new(ids: Option<[u64; 2]>) -> Kit {
         Kit {
             scratch: Vec::with_capacity(64 << 10),
+            location: Vec::new(),
             name: String::with_capacity(64),
             ids: ids.map(Ids::new),
             stock: Vec::with_capacity(STOCK_MIN),

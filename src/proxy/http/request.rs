@@ -6,15 +6,20 @@ use super::gateway::Gateway;
 use super::routing::Entrance;
 use super::stash::Stash;
 use super::{Context, GatewayCmd, GatewaySettings, Kit};
+use crate::cluster::ServiceId;
 use crate::http::body::{self, Body, Framing};
 use crate::http::chunked::Passed;
+use crate::http::field::{self, Name};
 use crate::http::head::{self, RequestHead, Space, Target};
-use crate::http::write::{self, Route, User};
+use crate::http::user::User;
+use crate::http::write::{self, Route};
 use crate::http::{Malformed, Version};
 use crate::ring::pool::{Buf, Pool};
 
 /// The `Host` sent to a backend for a request that came without one.
 const NO_HOST: &str = "localhost";
+/// The port that need not be named.
+const HTTPS_PORT: u16 = 443;
 
 /// What the bytes at the beginning of a request are.
 enum Read {
@@ -32,6 +37,49 @@ struct About<'a> {
     user: &'a User,
     entrance: Entrance<'a>,
     settings: &'a GatewaySettings,
+}
+
+impl About<'_> {
+    /// Whether its service serves requests only by HTTPS, and this one has come in the clear. A proxy that we
+    /// believe may have spoken TLS with the user itself.
+    fn must_come_by_https(&self, service: Option<ServiceId>, head: &RequestHead<'_, '_>) -> bool {
+        let Entrance { door, snapshot } = self.entrance;
+        let is_asked_for = !door.is_tls
+            && service
+                .and_then(|id| snapshot.service(id))
+                .is_some_and(|service| service.terms.https_only);
+        let is_secure = |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"https");
+        let said = || head.fields.values(Name::XForwardedProto).flat_map(field::list).next();
+        is_asked_for && !(self.user.trusted() && said().is_some_and(is_secure))
+    }
+}
+
+/// Sends a request to the same host and path by HTTPS (RFC 9110 section 15.4.9).
+fn elsewhere(head: &RequestHead<'_, '_>, port: Option<u16>, location: &mut Vec<u8>) -> Malformed {
+    let (Some(host), Some(port)) = (head.host.filter(|host| !host.is_empty()), port) else {
+        return Malformed::new(400, "this service is reached by HTTPS, and no host was named");
+    };
+    let target = match head.target {
+        Target::Origin(target) | Target::Absolute { path: target, .. } => target,
+        Target::Asterisk => "/",
+    };
+    location.clear();
+    location.extend_from_slice(b"https://");
+    location.extend_from_slice(without_port(host).as_bytes());
+    if port != HTTPS_PORT {
+        location.push(b':');
+        write::put_number(location, u64::from(port));
+    }
+    location.extend_from_slice(target.as_bytes());
+    Malformed::new(308, "this service is reached by HTTPS")
+}
+
+/// The colons of an IPv6 address are in brackets.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
 }
 
 impl Gateway {
@@ -236,6 +284,9 @@ fn read(
         Ok(framing) => framing,
         Err(fault) => return Read::Refused(fault),
     };
+    if about.must_come_by_https(exchange.service, &head) {
+        return Read::Refused(elsewhere(&head, settings.https_port, &mut kit.location));
+    }
     if write::ends_here(&head) && exchange.upload_is_done() {
         return Read::ForUs(head.length);
     }

@@ -292,6 +292,7 @@ impl Gateway {
                 to_head_request: exchange.to_head_request,
                 request_id: exchange.id(),
                 retry_after: (status == 503).then_some(RETRY_AFTER),
+                location: (status == 308).then_some(cx.kit.location.as_slice()),
                 date: cx.date,
             },
         );

@@ -65,7 +65,7 @@ mod tests {
                 service: *service,
             }],
         };
-        let claimed = Claimed::of(None, &services.iter().map(claimant).collect::<Vec<_>>());
+        let claimed = Claimed::of(&[], &services.iter().map(claimant).collect::<Vec<_>>());
         let mut doors = Doors::default();
         doors.set(DoorId(1), claimed.unwrap().at(AT.parse().unwrap(), SHOP).unwrap().clone());
         Snapshot { doors: Arc::new(doors), ..Snapshot::default() }
@@ -76,7 +76,7 @@ mod tests {
         let head = format!("{request}\r\n\r\n");
         let mut space = Space::new();
         let head = head::request(head.as_bytes(), 0, &Limits::default(), &mut space);
-        let door = Doorway { door: DoorId(door), service: API };
+        let door = Doorway { door: DoorId(door), service: API, is_tls: false };
         let found = Entrance { door, snapshot }.service_for(&head.unwrap().unwrap());
         found.map(|service| service.map(|id| id.0)).map_err(|fault| fault.status)
     }

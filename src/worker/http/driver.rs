@@ -5,13 +5,14 @@
 use super::sessions::{Cmd, Conn, Sessions};
 use crate::base::time::Now;
 use crate::http::answer;
-use crate::proxy::{self, Side};
+use crate::proxy::{self, Event, Side};
 use crate::ring::{Done, Ring};
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
+use crate::worker::slots::Key;
 use crate::worker::stream_driver::{COMMANDS, StreamDriver};
 use crate::worker::streams::{Completion, End, Streams};
 
@@ -64,18 +65,12 @@ impl Driver for HttpDriver {
     }
 
     fn is_waiting(&self, _ring: &Ring) -> bool {
-        self.sessions.wants_blocks()
+        self.sessions.wants_blocks() || self.streams.is_eager()
     }
 
     fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
         match self.streams.complete(done, turn) {
-            Completion::Happened(key, event) => {
-                let conn = match event.side() {
-                    Side::Client => Conn::User(key),
-                    Side::Backend => Conn::Link(key),
-                };
-                self.sessions.happened(conn, event, &mut turn.cx(&mut self.commands));
-            }
+            Completion::Happened(key, event) => self.happened(key, event, turn),
             Completion::Connected(key, result) => {
                 let result = result.and_then(|()| match self.sessions.introduces(key) {
                     Some(user) => self.streams.introduce(user, key, turn),
@@ -102,6 +97,10 @@ impl Driver for HttpDriver {
         counters.api_upstream_private.set(self.sessions.private() as u64);
     }
 
+    fn is_eager(&self) -> bool {
+        self.streams.is_eager()
+    }
+
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         self.order_doors(order, turn);
         self.sessions.order(order, &mut turn.cx(&mut self.commands));
@@ -125,11 +124,20 @@ impl StreamDriver<{ family::API }> for HttpDriver {
         &mut self.commands
     }
 
+    fn happened(&mut self, key: Key, event: Event, turn: &mut Turn<'_>) {
+        let conn = match event.side() {
+            Side::Client => Conn::User(key),
+            Side::Backend => Conn::Link(key),
+        };
+        self.sessions.happened(conn, event, &mut turn.cx(&mut self.commands));
+    }
+
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
+        let door = user.doorway.door;
         let key = self.sessions.welcome(user.doorway, user.caller, cx);
-        self.streams.keep((key, Side::Client), user.socket);
-        if !self.streams.doors.has(user.doorway.door) {
+        self.streams.seat(key, user, turn);
+        if !self.streams.doors.has(door) {
             // It came before the door closed, and has only now said for whom.
             self.sessions.drain_user(key, &mut turn.cx(&mut self.commands));
         }

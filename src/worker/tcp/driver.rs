@@ -63,17 +63,12 @@ impl Driver for TcpDriver {
     }
 
     fn is_waiting(&self, _ring: &Ring) -> bool {
-        self.sessions.is_starved()
+        self.sessions.is_starved() || self.streams.is_eager()
     }
 
     fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
         match self.streams.complete(done, turn) {
-            Completion::Happened(key, event) => {
-                if !matches!(event, Event::Room { .. }) {
-                    self.splices.note_message(turn.now);
-                }
-                self.sessions.relayed(key, event, &mut turn.cx(&mut self.commands));
-            }
+            Completion::Happened(key, event) => self.happened(key, event, turn),
             Completion::Connected(key, result) => {
                 let result = result.and_then(|()| match self.sessions.introduces(key) {
                     Some(caller) => self.streams.introduce((key, caller), key, turn),
@@ -120,7 +115,7 @@ impl Driver for TcpDriver {
     }
 
     fn is_eager(&self) -> bool {
-        self.splices.is_eager()
+        self.splices.is_eager() || self.streams.is_eager()
     }
 }
 
@@ -135,11 +130,19 @@ impl StreamDriver<{ family::TCP }> for TcpDriver {
         &mut self.commands
     }
 
+    fn happened(&mut self, key: Key, event: Event, turn: &mut Turn<'_>) {
+        if !matches!(event, Event::Room { .. }) {
+            self.splices.note_message(turn.now);
+        }
+        self.sessions.relayed(key, event, &mut turn.cx(&mut self.commands));
+    }
+
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let cx = &mut turn.cx(&mut self.commands);
-        let accepted = self.sessions.welcome(user.doorway.service, user.caller, cx);
+        let (service, is_sealed) = (user.doorway.service, user.engine.is_some());
+        let accepted = self.sessions.welcome(service, user.caller, is_sealed, cx);
         match accepted {
-            Some(key) => self.streams.keep((key, Side::Client), user.socket),
+            Some(key) => self.streams.seat(key, user, turn),
             None if cx.books.is_stranger(user.doorway.service, user.caller.address) => {
                 sys::reset_on_close(user.socket.as_fd());
             }

@@ -95,6 +95,7 @@ struct Session {
     destination: Option<SocketAddr>,
     /// Both connections were established at some time.
     relayed: bool,
+    features: Features,
     /// When its send queues are looked at next, and what the last looks said about each side's host.
     look_at: Now,
     watches: [Watch; 2],
@@ -146,11 +147,18 @@ impl Sessions {
         client: SocketAddr,
         cx: &mut Cx<'_>,
     ) -> Option<Key> {
-        self.welcome(service, client.into(), cx)
+        self.welcome(service, client.into(), false, cx)
     }
 
-    /// A user of this service has connected. `None`: turned away; close the connection.
-    pub fn welcome(&mut self, service: ServiceId, caller: Caller, cx: &mut Cx<'_>) -> Option<Key> {
+    /// A user of this service has connected. `None`: turned away; close the connection. `is_sealed`: it
+    /// speaks TLS, so its bytes cannot stay in the kernel.
+    pub fn welcome(
+        &mut self,
+        service: ServiceId,
+        caller: Caller,
+        is_sealed: bool,
+        cx: &mut Cx<'_>,
+    ) -> Option<Key> {
         let Caller { address: client, destination, is_stranger } = caller;
         let admitted = cx.books.admit(service, client, cx.now);
         let mut entry = match admitted {
@@ -179,6 +187,7 @@ impl Sessions {
             screen: Screen::default(),
             destination,
             relayed: false,
+            features: Features { splice: self.features.splice && !is_sealed, ..self.features },
             look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
         });
@@ -236,7 +245,7 @@ impl Sessions {
         }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         let was_unsure = session.relay.is_unsure();
-        session.relay.handle(event, cx.pool, self.features, relay_out);
+        session.relay.handle(event, cx.pool, session.features, relay_out);
         if !was_unsure && session.relay.is_unsure() {
             self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         }
@@ -311,7 +320,7 @@ impl Sessions {
             return false;
         }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
-        session.relay.feed(side, cx.pool, self.features, relay_out);
+        session.relay.feed(side, cx.pool, session.features, relay_out);
         true
     }
 
@@ -344,7 +353,7 @@ impl Sessions {
         session.active = cx.now;
         self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
-        session.relay.advance(cx.pool, self.features, relay_out);
+        session.relay.advance(cx.pool, session.features, relay_out);
     }
 
     fn retry(&mut self, key: Key, errno: Errno, cx: &mut Cx<'_>) {

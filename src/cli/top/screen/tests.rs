@@ -51,6 +51,7 @@ pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
         started_unix_ms: 1,
         uptime_ms,
         stops_in_ms: None,
+        certificates: Vec::new(),
         derived: Vec::new(),
         doors: Doors::default(),
         policy: "round_robin".into(),

@@ -18,7 +18,7 @@ use crate::worker::link::{ControlEnd, Refusal, Report};
 
 const START: Now = Now::from_nanos(1_000_000_000);
 const API: ServiceId = ServiceId::built_in(Protocol::Api);
-const DOORWAY: Doorway = Doorway { door: DoorId(0), service: API };
+const DOORWAY: Doorway = Doorway { door: DoorId(0), service: API, is_tls: false };
 const SHOP: ServiceId = ServiceId(3);
 const BLOG: ServiceId = ServiceId(4);
 const EMPTY: ServiceId = ServiceId(5);
@@ -41,7 +41,7 @@ fn snapshot() -> Snapshot {
         claimant(BLOG, Host::Exact("blog.example".into()), ""),
         claimant(EMPTY, Host::Exact("empty.example".into()), ""),
     ];
-    let claimed = Claimed::of(None, &claimants).unwrap();
+    let claimed = Claimed::of(&[], &claimants).unwrap();
     let mut doors = Doors::default();
     doors.set(DOORWAY.door, claimed.at(claimants[0].listen[0], API).unwrap().clone());
     let doors = Arc::new(doors);

@@ -527,7 +527,8 @@ fn a_strangers_header_is_not_passed_on_once_it_can_be_told() {
             let free = stage.pool.free(Class::Small);
             let address: SocketAddr = "192.0.2.1:1000".parse().unwrap();
             let caller = Caller { is_stranger, ..Caller::from(address) };
-            let key = stage.act(|sessions, cx| sessions.welcome(SERVICE, caller, cx)).unwrap();
+            let key =
+                stage.act(|sessions, cx| sessions.welcome(SERVICE, caller, false, cx)).unwrap();
             stage.act(|sessions, cx| sessions.connected(key, Ok(()), cx));
             stage.said();
             let (last, first) = pieces.split_last().unwrap();
@@ -557,7 +558,7 @@ fn a_backend_that_wants_a_header_is_told_of_the_user_at_each_attempt() {
         let destination = "192.0.2.9:80".parse().ok();
         let user: SocketAddr = "192.0.2.1:1000".parse().unwrap();
         let caller = Caller { destination, ..Caller::from(user) };
-        let key = stage.act(|sessions, cx| sessions.welcome(SERVICE, caller, cx)).unwrap();
+        let key = stage.act(|sessions, cx| sessions.welcome(SERVICE, caller, false, cx)).unwrap();
         let first = stage.sessions.introduces(key);
         let refused = Err(Errno::ECONNREFUSED);
         stage.act(|sessions, cx| sessions.connected(key, refused, cx));

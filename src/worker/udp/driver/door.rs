@@ -101,7 +101,7 @@ impl UdpDriver {
         }
     }
 
-    fn open_door(&mut self, Listener { id, socket, service }: Listener, ring: &mut Ring) {
+    fn open_door(&mut self, Listener { id, socket, service, .. }: Listener, ring: &mut Ring) {
         let place = usize::from(id.0);
         let generation = self.next_generation();
         let tag = Tag { kind: RECEIVE_AT_DOOR, generation, slot: place as u32 };

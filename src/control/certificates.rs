@@ -1,0 +1,199 @@
+//! The certificates in use as operators see them, and when their files are looked at. Owns how many days before
+//! its end a certificate is spoken of, and what counts as a change of a file; reading them is up to `reload`.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::time::Now;
+use crate::cluster::Snapshot;
+use crate::tls::keys::{Files, Identity};
+
+/// A certificate that ends within these days is spoken of wherever an operator looks.
+pub const DAYS_MIN: i64 = 21;
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How often the log speaks of a certificate that ends soon.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// One certificate.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The hosts that it is for.
+    pub names: Vec<String>,
+    /// Where it was read from.
+    pub file: PathBuf,
+    /// The kind of its key.
+    pub key: String,
+    /// When it ends, in milliseconds since 1970.
+    pub not_after_unix_ms: i64,
+    /// Whole days until then; negative once it has ended.
+    pub days_left: i64,
+}
+
+impl CertificateStatus {
+    /// What the certificate is as of `now`, in seconds of Unix time.
+    pub fn of(identity: &Identity, now: i64) -> CertificateStatus {
+        CertificateStatus {
+            names: identity.names.clone(),
+            file: identity.files.certificate.clone(),
+            key: identity.kind.to_string(),
+            not_after_unix_ms: identity.not_after.saturating_mul(1000),
+            days_left: identity.days_left(now),
+        }
+    }
+
+    /// Whether it ends soon.
+    pub fn is_due(&self) -> bool {
+        self.days_left < DAYS_MIN
+    }
+
+    /// The first of its names, or its file if it has none.
+    pub fn name(&self) -> String {
+        self.names.first().cloned().unwrap_or_else(|| self.file.display().to_string())
+    }
+
+    /// How long it has, as it follows its name in a sentence.
+    pub fn remaining(&self) -> String {
+        match self.days_left {
+            ..0 => "has ended".to_owned(),
+            0 => "ends today".to_owned(),
+            1 => "ends in 1 day".to_owned(),
+            days => format!("ends in {days} days"),
+        }
+    }
+}
+
+/// Those in use, in the order of the file.
+pub fn all(snapshot: &Snapshot, now: Now) -> Vec<CertificateStatus> {
+    let now = (now.unix_ms() / 1000) as i64;
+    let identities = snapshot.tls.agreed.iter().flat_map(|agreed| agreed.identities.iter());
+    identities.map(|identity| CertificateStatus::of(identity, now)).collect()
+}
+
+/// What tells a file from what it was: when its content was last changed, when anything about it was (who may
+/// read it, or which file has its name), its number and its length.
+type Stamp = Option<(SystemTime, (i64, i64), u64, u64)>;
+
+/// The look at the files.
+pub struct Watch {
+    seen: Vec<(PathBuf, Stamp)>,
+    look_at: Now,
+    warn_at: Now,
+}
+
+impl Watch {
+    /// The files as they are.
+    pub fn new(files: &[Files], now: Now) -> Watch {
+        Watch { seen: stamps(files), look_at: now.plus(LOOK_EVERY), warn_at: now }
+    }
+
+    /// Whether it is time to look, and any of them has changed since.
+    pub fn finds_change(&mut self, files: &[Files], now: Now) -> bool {
+        if now < self.look_at {
+            return false;
+        }
+        self.look_at = now.plus(LOOK_EVERY);
+        self.has_changed(files)
+    }
+
+    /// Whether it is time to speak of those that end soon: once a day, and when they have been read.
+    pub fn warns(&mut self, now: Now) -> bool {
+        let is_time = now >= self.warn_at;
+        if is_time {
+            self.warn_at = now.plus(WARN_EVERY);
+        }
+        is_time
+    }
+
+    /// They have been read again.
+    pub fn renewed(&mut self, now: Now) {
+        self.warn_at = now;
+    }
+
+    fn has_changed(&mut self, files: &[Files]) -> bool {
+        let before = std::mem::replace(&mut self.seen, stamps(files));
+        before != self.seen
+    }
+}
+
+fn stamps(files: &[Files]) -> Vec<(PathBuf, Stamp)> {
+    let of_one = |files: &Files| {
+        [Some(&files.certificate), Some(&files.key), files.ocsp.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    let paths = files.iter().flat_map(of_one);
+    paths.map(|path| (path.clone(), stamp(&path))).collect()
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let about = fs::metadata(path).ok()?;
+    let changed = (about.ctime(), about.ctime_nsec());
+    Some((about.modified().ok()?, changed, about.ino(), about.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn status(days_left: i64) -> CertificateStatus {
+        CertificateStatus {
+            names: vec!["a.example".into(), "b.example".into()],
+            file: "a.pem".into(),
+            key: "RSA-2048".into(),
+            not_after_unix_ms: 0,
+            days_left,
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_spoken_of_three_weeks_before_its_end() {
+        for (days, due, said) in [
+            (22, false, "ends in 22 days"),
+            (21, false, "ends in 21 days"),
+            (20, true, "ends in 20 days"),
+            (1, true, "ends in 1 day"),
+            (0, true, "ends today"),
+            (-1, true, "has ended"),
+        ] {
+            let status = status(days);
+            assert_eq!((status.is_due(), status.remaining().as_str()), (due, said));
+        }
+        assert_eq!(status(1).name(), "a.example");
+        assert_eq!(CertificateStatus { names: Vec::new(), ..status(1) }.name(), "a.pem");
+    }
+
+    #[test]
+    fn a_file_that_comes_goes_or_changes_is_noticed_once() {
+        let folder = std::env::temp_dir().join(format!("lb-watch-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let at = |name: &str| folder.join(name);
+        let files = [Files { certificate: at("a.pem"), key: at("a.key"), ocsp: None }];
+        fs::write(at("a.pem"), "one").unwrap();
+        let mut watch = Watch::new(&files, Now::default());
+        assert!(!watch.has_changed(&files));
+        fs::write(at("a.pem"), "another").unwrap();
+        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        fs::write(at("a.key"), "key").unwrap();
+        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        // Another file of the same length and age, and one that may be read now.
+        let age = fs::metadata(at("a.key")).unwrap().modified().unwrap();
+        fs::write(at("b.key"), "yek").unwrap();
+        fs::File::options().write(true).open(at("b.key")).unwrap().set_modified(age).unwrap();
+        fs::rename(at("b.key"), at("a.key")).unwrap();
+        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        fs::set_permissions(at("a.key"), fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        fs::remove_file(at("a.key")).unwrap();
+        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,547 @@
+//! Users at doors with TLS, from their arrival until the handshake is over. Owns how their ClientHello is
+//! waited for and answered, or only read for the service that it asks for and passed on; how many there may
+//! be and how long each may take. A session hears of a user only afterwards.
+//!
+//! ```text
+//!   arrived --> Greeting: its ClientHello is looked at in the kernel until it is whole, and costs us nothing
+//!                  |      but a seat; when seats run out, the longest of these goes first
+//!                  v
+//!               in the queue (order)  -- one turn has time for a few -->  Shaking: rustls and the socket
+//!                                                                            |
+//!                                                              served  <-----+-----> an alert, counted
+//! ```
+
+mod order;
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+use super::books::Held;
+use super::driver::Turn;
+use super::greetings::Newcomer;
+use super::slots::{Key, Slots};
+use crate::base::time::Now;
+use crate::base::wheel::Wheel;
+use crate::cluster::{DoorId, Doorway, ServiceId};
+use crate::metrics::WorkerCounters;
+use crate::ring::{Done, Ring, Tag, Until, lowat, sys};
+use crate::tls::engine::{Engine, Fault};
+use crate::tls::hello::{self, Hello, Malformed};
+use crate::tls::keys::Terms;
+use order::Order;
+
+/// The most ciphertext that is read at once, in bytes.
+const READ_BYTES: usize = hello::BYTES_MAX;
+/// Said to a user of plain HTTP before the connection is closed.
+const PLAIN_HTTP: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 56\r\n\
+    Connection: close\r\n\r\nThis door speaks HTTPS: begin the address with https://\n";
+/// A fatal alert in the clear: unrecognized_name (RFC 6066 section 3).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 1, 0, 2, 2, 112];
+/// Another: decode_error (RFC 8446 section 6).
+const DECODE_ERROR: [u8; 7] = [21, 3, 1, 0, 2, 2, 50];
+
+/// The users of one driver.
+pub struct Lobby {
+    kind: u8,
+    /// Its users speak HTTP once they are let in.
+    speaks_http: bool,
+    guests: Slots<Guest>,
+    /// In the order of their arrival; some are gone, or further.
+    arrivals: VecDeque<Key>,
+    order: Order,
+    deadlines: Wheel,
+}
+
+struct Guest {
+    user: Newcomer,
+    state: State,
+    /// Its operation is to end, and it with it.
+    is_leaving: bool,
+    /// Because its time is up.
+    is_late: bool,
+    _held: Held,
+}
+
+enum State {
+    /// Its ClientHello is not whole; so many of its bytes have been seen.
+    Greeting {
+        seen: usize,
+    },
+    /// It is answered when there is time.
+    Ready(Hello),
+    Shaking(Box<Engine>),
+    /// The second ClientHello has come that it was asked for; it is answered when there is time.
+    Again(Box<Engine>),
+}
+
+/// What a look at a guest's socket has led to.
+enum Step {
+    /// It is waited for until this.
+    Wait(Until),
+    Queue(Hello),
+    QueueAgain,
+    Served,
+    /// Its bytes go on as they are.
+    Passed,
+    Over,
+}
+
+impl Lobby {
+    /// `kind`: of the tags of its operations.
+    pub fn new(kind: u8, speaks_http: bool, now: Now) -> Lobby {
+        Lobby {
+            kind,
+            speaks_http,
+            guests: Slots::default(),
+            arrivals: VecDeque::new(),
+            order: Order::default(),
+            deadlines: Wheel::new(now),
+        }
+    }
+
+    /// Users whose handshake is not over.
+    pub fn live(&self) -> usize {
+        self.guests.live()
+    }
+
+    pub fn next_deadline(&self) -> Option<Now> {
+        self.deadlines.next_deadline()
+    }
+
+    /// Whether somebody waits for the next turn's time for handshakes.
+    pub fn is_busy(&self) -> bool {
+        !self.order.is_empty()
+    }
+
+    /// Takes in a user who has just arrived at a door with TLS.
+    pub fn meet(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
+        let limits = turn.books.tls().limits;
+        if self.guests.live() >= limits.handshakes && !self.make_room(turn) {
+            turn.books.metrics().counters.tls_refused_full.one();
+            return;
+        }
+        let held = match turn.books.hold(user.doorway.service) {
+            Ok(held) => held,
+            Err(why) => {
+                turn.books.refused(user.doorway.service, user.caller.address, why);
+                return;
+            }
+        };
+        let guest = Guest {
+            user,
+            state: State::Greeting { seen: 0 },
+            is_leaving: false,
+            is_late: false,
+            _held: held,
+        };
+        let key = self.guests.put(guest);
+        self.forget_arrivals();
+        self.arrivals.push_back(key);
+        self.deadlines.schedule(key.place, turn.now.plus(limits.patience));
+        self.wait(key, Until::Readable, turn.ring);
+    }
+
+    /// Lets the longest go of those who have not said anything whole.
+    fn make_room(&mut self, turn: &mut Turn<'_>) -> bool {
+        while let Some(key) = self.arrivals.pop_front() {
+            let Some(guest) = self.guests.get(key) else { continue };
+            if matches!(guest.state, State::Greeting { .. }) && !guest.is_leaving {
+                guest.is_leaving = true;
+                turn.books.metrics().counters.tls_refused_full.one();
+                turn.ring.cancel(self.tag(key));
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Drops the first who are gone or further: nobody stays in the list for longer than its time, or that of
+    /// those before it.
+    fn forget_arrivals(&mut self) {
+        while let Some(key) = self.arrivals.front() {
+            match self.guests.get(*key) {
+                Some(Guest { state: State::Greeting { .. }, is_leaving: false, .. }) => return,
+                _ => drop(self.arrivals.pop_front()),
+            }
+        }
+    }
+
+    /// Those who came by this door are another service's from now on, which has the same seats; but whoever has
+    /// said for whom it comes stays with that one.
+    pub fn assign(&mut self, id: DoorId, service: ServiceId) {
+        let at_door = |guest: &&mut Guest| guest.user.doorway.door == id;
+        for guest in self.guests.iter_mut().filter(at_door) {
+            if matches!(guest.state, State::Greeting { .. }) {
+                guest.user.doorway.service = service;
+            }
+        }
+    }
+
+    fn tag(&self, key: Key) -> Tag {
+        Tag { kind: self.kind, generation: key.generation, slot: key.place }
+    }
+
+    fn wait(&mut self, key: Key, until: Until, ring: &mut Ring) {
+        let tag = self.tag(key);
+        if let Some(guest) = self.guests.get(key) {
+            ring.wait(tag, guest.user.socket.as_fd(), until);
+        }
+    }
+
+    /// A socket can be read or written, or its time is up. Returns a user whose handshake is over.
+    pub fn complete(&mut self, done: &Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
+        let key = Key { place: done.tag.slot, generation: done.tag.generation };
+        let guest = self.guests.get(key)?;
+        if guest.is_leaving {
+            let silent = guest.passes_silently(turn).then_some(Step::Passed);
+            return self.follow(key, silent.unwrap_or(Step::Over), turn);
+        }
+        let step = guest.step(self.speaks_http, turn);
+        self.follow(key, step, turn)
+    }
+
+    fn follow(&mut self, key: Key, step: Step, turn: &mut Turn<'_>) -> Option<Newcomer> {
+        match step {
+            Step::Wait(until) => self.wait(key, until, turn.ring),
+            Step::Queue(hello) => self.queue(key, hello, turn),
+            Step::QueueAgain => self.queue_again(key, turn),
+            Step::Over => drop(self.let_go(key)),
+            Step::Served => return self.served(key, turn),
+            Step::Passed => {
+                turn.books.metrics().counters.tls_passed.one();
+                return self.let_go(key).map(|guest| guest.user);
+            }
+        }
+        None
+    }
+
+    fn queue(&mut self, key: Key, hello: Hello, turn: &Turn<'_>) {
+        let Some(guest) = self.guests.get(key) else { return };
+        let terms = terms(self.speaks_http, turn);
+        let cost = terms.map_or(1, |terms| terms.cost(hello.host.as_deref()));
+        guest.state = State::Ready(hello);
+        self.order.put(key, turn.now, cost);
+    }
+
+    fn queue_again(&mut self, key: Key, turn: &Turn<'_>) {
+        let Some(guest) = self.guests.get(key) else { return };
+        match std::mem::replace(&mut guest.state, State::Greeting { seen: 0 }) {
+            State::Shaking(engine) => {
+                self.order.put(key, turn.now, engine.cost());
+                guest.state = State::Again(engine);
+            }
+            other => guest.state = other,
+        }
+    }
+
+    fn let_go(&mut self, key: Key) -> Option<Guest> {
+        self.deadlines.cancel(key.place);
+        let gone = self.guests.remove(key);
+        if self.guests.live() == 0 {
+            self.arrivals.clear();
+        }
+        gone
+    }
+
+    fn served(&mut self, key: Key, turn: &Turn<'_>) -> Option<Newcomer> {
+        let Guest { mut user, state, .. } = self.let_go(key)?;
+        let State::Shaking(engine) = state else { return None };
+        let counters = &turn.books.metrics().counters;
+        counters.tls_handshakes.one();
+        if !self.speaks_http {
+            // Settings may have changed meanwhile; what is opened here is not for a service that is to get it
+            // sealed.
+            let host = engine.host().unwrap_or_default();
+            let host = host.strip_suffix('.').unwrap_or(host);
+            let service = turn.books.service_for(user.doorway, host);
+            let doorway = service.map(|service| Doorway { service, ..user.doorway });
+            let Some(doorway) = doorway.filter(|at| turn.books.speaks_tls(*at)) else {
+                counters.tls_refused_host.one();
+                return None;
+            };
+            user.doorway = doorway;
+        }
+        if engine.is_resumed() {
+            counters.tls_resumed.one();
+        }
+        // A header before the first record would have been no TLS.
+        user.caller.is_stranger = false;
+        Some(Newcomer { engine: Some(engine), ..user })
+    }
+
+    /// Answers as many of those in the queue as a turn has time for, and waits no longer for those whose time
+    /// is up.
+    pub fn housekeep(&mut self, turn: &mut Turn<'_>) {
+        while let Some(place) = self.deadlines.pop(turn.now) {
+            if let Some(key) = self.guests.at(place) {
+                self.expire(key, turn);
+            }
+        }
+        self.order.turn();
+        loop {
+            let Lobby { order, guests, .. } = self;
+            order.forget(|key| !guests.has(key));
+            let Some(key) = order.next(turn.now) else { break };
+            let Some(guest) = guests.get(key) else { continue };
+            let (step, cost) = guest.answer(self.speaks_http, turn);
+            order.has_cost(cost);
+            let served = self.follow(key, step, turn);
+            debug_assert!(served.is_none(), "a user has the last word of a handshake");
+        }
+    }
+
+    fn expire(&mut self, key: Key, turn: &mut Turn<'_>) {
+        // One that was sent away already has been counted.
+        if let Some(guest) = self.guests.get(key).filter(|guest| !guest.is_leaving) {
+            guest.is_late = true;
+            if !guest.passes_silently(turn) {
+                turn.books.metrics().counters.tls_refused_late.one();
+            }
+        }
+        self.hurry(key, turn.ring);
+    }
+
+    /// Lets everybody go.
+    pub fn stop(&mut self, ring: &mut Ring) {
+        for key in self.guests.keys(|_| true) {
+            self.hurry(key, ring);
+        }
+    }
+
+    fn hurry(&mut self, key: Key, ring: &mut Ring) {
+        let tag = self.tag(key);
+        match self.guests.get(key) {
+            // Nothing is under way that could end.
+            Some(Guest { state: State::Ready(_) | State::Again(_), .. }) => drop(self.let_go(key)),
+            Some(guest) => {
+                guest.is_leaving = true;
+                ring.cancel(tag);
+            }
+            None => {}
+        }
+    }
+}
+
+impl Guest {
+    /// Whether it has said nothing in its time, at a door with a service whose users need not.
+    fn passes_silently(&mut self, turn: &Turn<'_>) -> bool {
+        let is_silent = matches!(self.state, State::Greeting { seen: 0 });
+        is_silent && self.is_late && self.passes_in_the_clear(turn)
+    }
+
+    /// Goes to the service for those of whom nobody knows which host they are for, if there is one that does
+    /// not end TLS here.
+    fn passes_in_the_clear(&mut self, turn: &Turn<'_>) -> bool {
+        let doorway = self.user.doorway;
+        let rest = turn.books.is_split(doorway).then(|| turn.books.service_for(doorway, ""));
+        let rest = rest.flatten().map(|service| Doorway { service, ..doorway });
+        let Some(rest) = rest.filter(|rest| !turn.books.speaks_tls(*rest)) else { return false };
+        self.user.doorway = rest;
+        true
+    }
+
+    /// Its ClientHello is whole.
+    fn greeted(&mut self, hello: Hello, speaks_http: bool, turn: &Turn<'_>) -> Step {
+        let (doorway, host) = (self.user.doorway, hello.host.as_deref().unwrap_or_default());
+        if !speaks_http {
+            match turn.books.service_for(doorway, host) {
+                Some(service) => self.user.doorway = Doorway { service, ..doorway },
+                None => {
+                    turn.books.metrics().counters.tls_refused_host.one();
+                    self.turn_away(&UNRECOGNIZED_NAME);
+                    return Step::Over;
+                }
+            }
+        }
+        match turn.books.speaks_tls(self.user.doorway) {
+            true => Step::Queue(hello),
+            false => Step::Passed,
+        }
+    }
+
+    /// Its bytes are no ClientHello.
+    fn misspoke(&mut self, how: Malformed, speaks_http: bool, turn: &Turn<'_>) -> Step {
+        if !speaks_http && self.passes_in_the_clear(turn) {
+            return Step::Passed;
+        }
+        let counters = &turn.books.metrics().counters;
+        if how == Malformed::PlainHttp {
+            counters.tls_refused_plain_http.one();
+            self.turn_away(PLAIN_HTTP);
+        } else {
+            counters.tls_refused_hello.one();
+            self.turn_away(&DECODE_ERROR);
+        }
+        Step::Over
+    }
+
+    /// What it has said is read first: closing with bytes unread would send a reset, which most hosts heed
+    /// before they read the words.
+    fn turn_away(&self, words: &[u8]) {
+        let socket = self.user.socket.as_fd();
+        let _ = sys::read(socket, &mut [0; READ_BYTES]);
+        say(socket, words);
+    }
+
+    fn step(&mut self, speaks_http: bool, turn: &mut Turn<'_>) -> Step {
+        let counters = &turn.books.metrics().counters;
+        match &mut self.state {
+            State::Greeting { seen } => match listen(self.user.socket.as_fd(), seen) {
+                Heard::Waits => Step::Wait(Until::Readable),
+                Heard::Gone => Step::Over,
+                Heard::Ended if !speaks_http && self.passes_in_the_clear(turn) => Step::Passed,
+                Heard::Ended => Step::Over,
+                Heard::Whole(hello) => self.greeted(hello, speaks_http, turn),
+                Heard::Misspoke(how) => self.misspoke(how, speaks_http, turn),
+            },
+            State::Shaking(engine) if engine.awaits_second_hello() && !engine.has_sealed() => {
+                Step::QueueAgain
+            }
+            State::Shaking(engine) => {
+                shake(engine, self.user.socket.as_fd(), counters).unwrap_or(Step::Over)
+            }
+            State::Ready(_) | State::Again(_) => {
+                debug_assert!(false, "nothing is under way");
+                Step::Over
+            }
+        }
+    }
+
+    /// Answers the ClientHello. Returns what follows, and what it has cost.
+    fn answer(&mut self, speaks_http: bool, turn: &mut Turn<'_>) -> (Step, u32) {
+        match std::mem::replace(&mut self.state, State::Greeting { seen: 0 }) {
+            State::Ready(hello) => {
+                let Some((engine, until)) = self.begin(&hello, speaks_http, turn) else {
+                    return (Step::Over, 0);
+                };
+                // The signature comes with the answer to the second.
+                let cost = if engine.awaits_second_hello() { 0 } else { engine.cost() };
+                self.state = State::Shaking(engine);
+                (Step::Wait(until), cost)
+            }
+            State::Again(mut engine) => {
+                let counters = &turn.books.metrics().counters;
+                let step = shake(&mut engine, self.user.socket.as_fd(), counters);
+                let cost = engine.cost();
+                self.state = State::Shaking(engine);
+                (step.unwrap_or(Step::Over), cost)
+            }
+            State::Greeting { .. } | State::Shaking(_) => (Step::Over, 0),
+        }
+    }
+
+    fn begin(
+        &self,
+        hello: &Hello,
+        speaks_http: bool,
+        turn: &Turn<'_>,
+    ) -> Option<(Box<Engine>, Until)> {
+        let counters = &turn.books.metrics().counters;
+        let mut bytes = [0; READ_BYTES];
+        let bytes = bytes.get_mut(..hello.bytes)?;
+        let socket = self.user.socket.as_fd();
+        sys::take(socket, bytes).ok()?;
+        match Engine::accept(bytes, terms(speaks_http, turn)?) {
+            Ok(engine) => {
+                let mut engine = Box::new(engine);
+                let until = flush(&mut engine, socket).ok()?;
+                Some((engine, until))
+            }
+            Err(refused) => {
+                count(refused.fault, counters);
+                say(socket, &refused.alert);
+                None
+            }
+        }
+    }
+}
+
+fn terms<'a>(speaks_http: bool, turn: &'a Turn<'_>) -> Option<&'a Terms> {
+    let identities = &turn.books.tls().agreed.as_ref()?.identities;
+    Some(if speaks_http { &identities.http } else { &identities.stream })
+}
+
+/// What has been seen of a ClientHello.
+enum Heard {
+    Waits,
+    Gone,
+    /// The user says no more.
+    Ended,
+    Whole(Hello),
+    Misspoke(Malformed),
+}
+
+/// Looks whether the ClientHello is whole. It stays in the kernel; `before` is how much of it had been seen.
+fn listen(socket: BorrowedFd<'_>, before: &mut usize) -> Heard {
+    let mut bytes = [0; READ_BYTES];
+    let seen = match sys::peek(socket, &mut bytes) {
+        Err(Errno::EAGAIN) => return Heard::Waits,
+        // Woken by the connection's end: the rest will not come.
+        Ok(seen) if seen <= *before => {
+            lowat::wake_at(socket, 1);
+            return Heard::Ended;
+        }
+        Ok(seen) => seen,
+        Err(_) => return Heard::Gone,
+    };
+    *before = seen;
+    let hello = hello::read(&bytes[..seen]);
+    lowat::wake_at(socket, if hello == Ok(None) { seen + 1 } else { 1 });
+    match hello {
+        Ok(Some(hello)) => Heard::Whole(hello),
+        Ok(None) => Heard::Waits,
+        Err(how) => Heard::Misspoke(how),
+    }
+}
+
+/// Takes what has come of a handshake, and answers.
+fn shake(engine: &mut Engine, socket: BorrowedFd<'_>, counters: &WorkerCounters) -> Option<Step> {
+    let mut bytes = [0; READ_BYTES];
+    if !engine.has_sealed() {
+        let seen = match sys::read(socket, &mut bytes) {
+            Ok(0) => return None,
+            Ok(seen) => seen,
+            Err(Errno::EAGAIN) => return Some(Step::Wait(Until::Readable)),
+            Err(_) => return None,
+        };
+        let mut rest = &bytes[..seen];
+        if let Err(fault) = engine.take(&mut rest) {
+            count(fault, counters);
+            let _ = engine.flush(&mut sys::Outlet(socket));
+            return None;
+        }
+        debug_assert!(rest.is_empty(), "it takes as much as is read at once");
+    }
+    let until = flush(engine, socket).ok()?;
+    let is_over = !engine.is_handshaking() && until == Until::Readable;
+    Some(if is_over { Step::Served } else { Step::Wait(until) })
+}
+
+/// Sends what is ready, and says what is waited for next.
+fn flush(engine: &mut Engine, socket: BorrowedFd<'_>) -> io::Result<Until> {
+    match engine.flush(&mut sys::Outlet(socket)) {
+        Ok(_) => Ok(Until::Readable),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Until::Writable),
+        Err(error) => Err(error),
+    }
+}
+
+/// The last words to somebody who is turned away.
+fn say(socket: BorrowedFd<'_>, words: &[u8]) {
+    let _ = sys::send_first(socket, words);
+    sys::finish_writing(socket);
+}
+
+fn count(fault: Fault, counters: &WorkerCounters) {
+    match fault {
+        Fault::UnknownHost => counters.tls_refused_host.one(),
+        Fault::NothingInCommon => counters.tls_refused_nothing_in_common.one(),
+        Fault::CertificateRefused => counters.tls_refused_by_user.one(),
+        Fault::Alert | Fault::BadRecord | Fault::Protocol => counters.tls_refused_protocol.one(),
+        Fault::Internal => counters.tls_failed.one(),
+    }
+}

@@ -1,0 +1,78 @@
+//! Which connections of a driver speak TLS, and what lies between them and their sessions. Owns these by
+//! place, and checks that the one found belongs to the key asked for.
+
+use std::io::Write;
+
+use super::slots::Key;
+use crate::proxy::tls::{Below, Session, Wire};
+use crate::proxy::{Event, Side};
+use crate::ring::pool::Pool;
+
+/// The place of a session or connection, and the side.
+type End = (Key, Side);
+
+/// By place and side; nothing as long as nobody speaks TLS.
+#[derive(Default)]
+pub struct Secured {
+    all: Vec<[Option<Box<Seat>>; 2]>,
+    below: Vec<Below>,
+    above: Vec<Event>,
+}
+
+struct Seat {
+    generation: u32,
+    session: Session,
+}
+
+impl Secured {
+    /// Whether this connection speaks TLS.
+    #[inline]
+    pub fn has(&self, (key, side): End) -> bool {
+        !self.all.is_empty() && self.find(key, side as usize).is_some()
+    }
+
+    fn find(&self, key: Key, side: usize) -> Option<&Seat> {
+        let seat = self.all.get(key.place as usize)?[side].as_deref()?;
+        (seat.generation == key.generation).then_some(seat)
+    }
+
+    /// From now on this connection does.
+    pub fn put(&mut self, (key, side): End, session: Session) {
+        let place = key.place as usize;
+        if self.all.len() <= place {
+            self.all.resize_with(place + 1, Default::default);
+        }
+        let seat = Seat { generation: key.generation, session };
+        let before = self.all[place][side as usize].replace(Box::new(seat));
+        debug_assert!(before.is_none(), "a connection is closed before its place is used again");
+    }
+
+    /// The session, and the lists for what it asks of the driver and tells its own session.
+    pub fn get(
+        &mut self,
+        (key, side): End,
+    ) -> Option<(&mut Session, &mut Vec<Below>, &mut Vec<Event>)> {
+        let Secured { all, below, above } = self;
+        let seat = all.get_mut(key.place as usize)?[side as usize].as_deref_mut()?;
+        let is_its_own = seat.generation == key.generation;
+        is_its_own.then_some((&mut seat.session, below, above))
+    }
+
+    /// Takes a session off its connection, which is about to be closed. Returns whether the driver waits for
+    /// room on its behalf, and is to stop.
+    pub fn close(
+        &mut self,
+        (key, side): End,
+        reset: bool,
+        outlet: &mut dyn Write,
+        pool: &mut Pool,
+    ) -> bool {
+        let Secured { all, below, above } = self;
+        let Some(seats) = all.get_mut(key.place as usize) else { return false };
+        let Some(seat) = seats[side as usize].take() else { return false };
+        seat.session.close(reset, &mut Wire { pool, outlet, below, above });
+        let is_awaited = below.drain(..).any(|what| what == Below::CancelRoom);
+        debug_assert!(above.is_empty(), "nobody is there to be told");
+        is_awaited
+    }
+}
