@@ -7,12 +7,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SupportedCipherSuite};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
@@ -21,6 +22,19 @@ use x509_parser::public_key::PublicKey;
 pub const RSA_BITS_MAX: usize = 4096;
 /// The most bytes of a file with certificates or a key.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
+/// The ciphers, all with ephemeral keys and authenticated encryption, those first that cost least where the
+/// processor has instructions for AES; the order counts, not the user's.
+const CIPHER_SUITES: [SupportedCipherSuite; 9] = [
+    cipher_suite::TLS13_AES_128_GCM_SHA256,
+    cipher_suite::TLS13_AES_256_GCM_SHA384,
+    cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];
 /// Tickets that a user is given with a full handshake (RFC 8446 section 4.6.1).
 const TICKETS: usize = 2;
 
@@ -306,13 +320,15 @@ impl Identities {
 }
 
 fn terms(choice: &Arc<Choice>, protocols: &[&[u8]], tickets: &Tickets) -> Result<Terms, String> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let cipher_suites = CIPHER_SUITES.to_vec();
+    let provider = Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() });
     let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&versions)
         .map_err(|error| format!("TLS cannot be set up: {error}"))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::clone(choice) as Arc<dyn ResolvesServerCert>);
+    config.ignore_client_order = true;
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = Arc::clone(tickets);

@@ -88,6 +88,11 @@ fn requests_come_by_https_and_backends_are_told() {
         }
     }
     assert_eq!(counted(&balancer, "tls_handshakes"), 2);
+    // The user prefers 256 bits, and the balancer what is cheaper and as good.
+    let mut user = user(&client, "a.example", at);
+    shake(&mut user).unwrap();
+    let chosen = user.conn.negotiated_cipher_suite().unwrap().suite();
+    assert_eq!(chosen, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
     balancer.stop();
 }
 
