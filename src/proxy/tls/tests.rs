@@ -450,10 +450,10 @@ fn a_session_that_lets_go_is_not_waited_for() {
 fn handshake_records(user: ClientConnection, message: &[u8], piece: usize) -> Vec<u8> {
     let secrets = user.dangerous_extract_secrets().unwrap();
     let (first, secrets) = secrets.tx;
-    let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else {
+    let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else {
         panic!("another cipher was agreed");
     };
-    let suite = aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384.tls13().unwrap();
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().unwrap();
     let mut sealer = suite.aead_alg.encrypter(key, iv);
     let records = message.chunks(piece).zip(first..).map(|(piece, number)| {
         let plain = OutboundPlainMessage {
