@@ -192,12 +192,7 @@ fn greets(config: &Config) -> bool {
 /// Starts the echo backends, if any, and tells what to type next once they are there.
 fn start_demo(config: &Config, each: usize, name: &str) -> Result<Option<demo::Demo>, Trouble> {
     let next = if greets(config) { next::text(config, name, each) } else { String::new() };
-    let open = |protocol: &Protocol| match protocol {
-        Protocol::Tcp => config.listen.tcp.is_some(),
-        Protocol::Udp => config.listen.udp.is_some(),
-        Protocol::Api => config.listen.api.is_some(),
-    };
-    let protocols: Vec<_> = Protocol::ALL.into_iter().filter(open).collect();
+    let protocols: Vec<_> = Protocol::ALL.into_iter().filter(|it| config.listen.has(*it)).collect();
     let any = each > 0 && !protocols.is_empty();
     let Some(control) = config.listen.control.filter(|_| any) else {
         logs::tell(&next);

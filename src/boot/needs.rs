@@ -187,6 +187,7 @@ fn doors_of(config: &Config) -> Vec<Need<'_>> {
         ("tcp", Protocol::Tcp, listen.tcp),
         ("udp", Protocol::Udp, listen.udp),
         ("api", Protocol::Api, listen.api),
+        ("api-tls", Protocol::Api, listen.api_tls),
     ];
     let flags = flags.map(|(name, protocol, at)| door(Name::flag(name), protocol, at));
     let named = plans::doors(config).into_iter().filter(|plan| !plan.name.is_flag());
@@ -263,11 +264,21 @@ mod tests {
         let tried: Vec<_> =
             doors_of(&config).into_iter().map(|it| (it.what.clone(), it.outcome())).collect();
         let bad: Vec<_> = tried.iter().filter(|it| it.1.is_err()).collect();
-        assert_eq!((tried.len(), bad.len()), (5 + 3, 1));
+        assert_eq!((tried.len(), bad.len()), (6 + 3, 1));
         let said = bad[0].1.as_ref().unwrap_err().to_string();
         assert_eq!(bad[0].0, "redis door");
         assert!(said.ends_with("choose another in [service.redis]"), "{said}");
-        assert_eq!(tried[7].0, "dns door");
+        assert_eq!(tried[8].0, "dns door");
+    }
+
+    #[test]
+    fn a_door_for_https_is_tried_like_any_other() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::default();
+        config.listen.api_tls = taken.local_addr().ok();
+        let door = doors_of(&config).into_iter().find(|it| it.what == "api-tls door").unwrap();
+        let said = door.outcome().unwrap_err().to_string();
+        assert!(said.contains("is taken") && said.contains("--api-tls"), "{said}");
     }
 
     #[test]

@@ -21,8 +21,7 @@ const SERVICES_MAX: usize = 5;
 pub fn text(config: &Config, program: &str, demo: usize) -> String {
     let program = called(program);
     let mut rows = Vec::new();
-    let built_in =
-        Protocol::ALL.into_iter().filter(|it| built_in_door(&config.listen, *it).is_some());
+    let built_in = Protocol::ALL.into_iter().filter(|it| config.listen.has(*it));
     if demo > 0 && built_in.count() > 0 {
         let many = if demo == 1 { "echo backend has" } else { "echo backends have" };
         rows.push(("demo", format!("{demo} {many} joined each of the built-in services")));
@@ -66,7 +65,7 @@ fn users(config: &Config, program: &str, demo: bool) -> Vec<String> {
     let named = config.services.iter().filter(|table| !table.maintenance);
     let named = named.filter_map(|table| user_of_named(config, table, program));
     let built_in = Protocol::ALL.into_iter().filter_map(|protocol| {
-        user(config, protocol, built_in_door(&config.listen, protocol)?, None, program)
+        user(config, protocol, config.listen.plain(protocol)?, None, program)
     });
     let https = config.listen.api_tls.map(|door| request_by_https(config, door));
     let built_in = built_in.chain(https);
@@ -80,14 +79,6 @@ fn users(config: &Config, program: &str, demo: bool) -> Vec<String> {
         lines.push(format!("(and {more} more: {program} status{})", admin(config)));
     }
     lines
-}
-
-fn built_in_door(listen: &Listen, protocol: Protocol) -> Option<SocketAddr> {
-    match protocol {
-        Protocol::Tcp => listen.tcp,
-        Protocol::Udp => listen.udp,
-        Protocol::Api => listen.api,
-    }
 }
 
 fn user_of_named(config: &Config, table: &ServiceConfig, program: &str) -> Option<String> {
@@ -111,8 +102,7 @@ fn user(
     if protocol == Protocol::Api {
         return Some(request(to, table, is_proxy));
     }
-    let default = Listen::default();
-    let default = reached(built_in_door(&default, protocol)?);
+    let default = reached(Listen::default().plain(protocol)?);
     let to = flag("--to", to, default);
     (!is_proxy).then(|| format!("printf 'hello\\n' | {program} user --protocol {protocol}{to}"))
 }

@@ -72,10 +72,8 @@ impl Config {
 
     /// Every service that has users and takes registrations, by name, with who may join it.
     pub fn joinable(&self) -> impl Iterator<Item = (&str, Joining<'_>)> {
-        let listen = &self.listen;
-        let doors = [listen.tcp, listen.udp, listen.api];
-        let open = Protocol::ALL.into_iter().zip(doors).filter(|(_, door)| door.is_some());
-        let built_in = open.map(|(protocol, _)| (protocol.name(), self.joining(None)));
+        let open = Protocol::ALL.into_iter().filter(|it| self.listen.has(*it));
+        let built_in = open.map(|protocol| (protocol.name(), self.joining(None)));
         let named = self.services.iter().filter(|table| table.register);
         built_in.chain(named.map(|table| (table.name.as_str(), self.joining(Some(table)))))
     }
@@ -152,6 +150,8 @@ mod tests {
         let off = "listen.tcp = \"off\"\nlisten.udp = \"off\"\nlisten.api = \"off\"";
         assert_eq!(config("").unguarded(), Some("tcp"));
         assert_eq!(config(off).unguarded(), Some("plain"), "what is closed needs no guard");
+        let sealed = format!("{off}\nlisten.api_tls = 8443");
+        assert_eq!(config(&sealed).unguarded(), Some("api"), "it is open for HTTPS alone");
         for guard in ["allow = [\"10.0.0.0/8\"]", "secret_file = \"all\""] {
             assert_eq!(config(&format!("control.{guard}")).unguarded(), None);
         }

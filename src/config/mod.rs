@@ -24,7 +24,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::cluster::{
-    Limits as ServiceLimits, OnBackendLoss, Policy, Proxies, RequestLimits, Terms, Timeouts,
+    Limits as ServiceLimits, OnBackendLoss, Policy, Protocol, Proxies, RequestLimits, Terms,
+    Timeouts,
 };
 use crate::tls::keys::Files;
 
@@ -99,6 +100,28 @@ pub struct Listen {
     pub admin: Option<SocketAddr>,
     /// Who tells at the doors of the built-in services for whom it connects.
     pub proxy_from: Vec<IpNet>,
+}
+
+impl Listen {
+    /// Where users of a built-in service come in who need not speak TLS.
+    pub fn plain(&self, protocol: Protocol) -> Option<SocketAddr> {
+        match protocol {
+            Protocol::Tcp => self.tcp,
+            Protocol::Udp => self.udp,
+            Protocol::Api => self.api,
+        }
+    }
+
+    /// Every door of a built-in service, the plain one first.
+    pub fn of(&self, protocol: Protocol) -> impl Iterator<Item = SocketAddr> + use<> {
+        let sealed = self.api_tls.filter(|_| protocol == Protocol::Api);
+        self.plain(protocol).into_iter().chain(sealed)
+    }
+
+    /// Whether users of a built-in service come in anywhere.
+    pub fn has(&self, protocol: Protocol) -> bool {
+        self.of(protocol).next().is_some()
+    }
 }
 
 impl Default for Listen {

@@ -80,13 +80,9 @@ pub fn doors(config: &Config) -> Vec<DoorPlan> {
 }
 
 fn built_in(config: &Config, protocol: Protocol) -> Option<DoorPlan> {
-    let address = match protocol {
-        Protocol::Tcp => config.listen.tcp,
-        Protocol::Udp => config.listen.udp,
-        Protocol::Api => config.listen.api,
-    };
     let (name, service) = (Name::flag(protocol.name()), ServiceId::built_in(protocol));
-    address.map(|address| DoorPlan { name, service, protocol, address, is_tls: false })
+    let plan = |address| DoorPlan { name, service, protocol, address, is_tls: false };
+    config.listen.plain(protocol).map(plan)
 }
 
 fn api_tls(config: &Config) -> Option<DoorPlan> {
@@ -110,9 +106,9 @@ pub fn has_door(config: &Config, protocol: Protocol) -> bool {
     doors(config).iter().any(|door| door.protocol == protocol)
 }
 
-/// How many doors there are besides those of the built-in services.
+/// How many doors there are besides the plain ones of the built-in services.
 pub fn named(config: &Config) -> usize {
-    doors(config).iter().filter(|door| !door.name.is_flag()).count()
+    doors(config).iter().filter(|door| door.is_tls || !door.name.is_flag()).count()
 }
 
 #[cfg(test)]
@@ -157,6 +153,18 @@ mod tests {
         assert_eq!(told(&config), wanted);
         assert_eq!(named(&config), 3);
         assert!(has_door(&config, Udp), "though listen.udp is off");
+    }
+
+    #[test]
+    fn a_door_for_https_comes_beside_the_plain_one_or_alone() {
+        let mut config = config(&[]);
+        (config.listen.tcp, config.listen.api_tls) = (None, "192.0.2.1:443".parse().ok());
+        assert_eq!(told(&config), ["api 2 api 192.0.2.1:80", "api-tls 2 api 192.0.2.1:443"]);
+        assert_eq!(named(&config), 1, "it takes a listener more");
+        config.listen.api = None;
+        assert_eq!(told(&config), ["api-tls 2 api 192.0.2.1:443"]);
+        assert!(has_door(&config, Protocol::Api) && config.listen.has(Protocol::Api));
+        assert!(!config.listen.has(Protocol::Tcp) && !config.listen.has(Protocol::Udp));
     }
 
     #[test]

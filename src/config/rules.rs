@@ -30,8 +30,7 @@ pub fn check(config: &Config) -> Result<(), String> {
         ));
     }
     let listen = &config.listen;
-    let built_in = [listen.tcp, listen.udp, listen.api, listen.api_tls];
-    if built_in.iter().all(Option::is_none) && config.services.is_empty() {
+    if !Protocol::ALL.iter().any(|it| listen.has(*it)) && config.services.is_empty() {
         return Err(
             "listen.tcp, listen.udp and listen.api are all \"off\", so no user could ever connect: \
              give one of them an address"
@@ -290,8 +289,7 @@ fn somewhere(
     ServiceConfig { name, protocol, listen, .. }: &ServiceConfig,
 ) -> Result<(), String> {
     let is_api = *protocol == Protocol::Api;
-    let common = [config.listen.api, config.listen.api_tls];
-    if !listen.is_empty() || is_api && common.iter().any(Option::is_some) {
+    if !listen.is_empty() || is_api && config.listen.has(Protocol::Api) {
         return Ok(());
     }
     Err(format!(
@@ -366,8 +364,8 @@ fn groups(service: &ServiceConfig) -> Result<(), String> {
 /// What holds between the doors and the proxies in front of them.
 fn proxies(config: &Config) -> Result<(), String> {
     let listen = &config.listen;
-    let listed = [listen.tcp, listen.api, listen.api_tls];
-    if !listen.proxy_from.is_empty() && listed.iter().all(Option::is_none) {
+    let has_streams = [Protocol::Tcp, Protocol::Api].iter().any(|it| listen.has(*it));
+    if !listen.proxy_from.is_empty() && !has_streams {
         return Err("listen.proxy_from has no effect while listen.tcp and listen.api are \"off\": open one \
              of them, or say proxy_from in the table of a service"
             .to_owned());
@@ -452,8 +450,7 @@ fn tls(config: &Config) -> Result<(), String> {
 /// # Errors
 /// One sentence that names the services and the fix.
 pub fn claims(config: &Config) -> Result<Claimed, String> {
-    let common = [config.listen.api, config.listen.api_tls];
-    let common: Vec<SocketAddr> = common.into_iter().flatten().collect();
+    let common: Vec<SocketAddr> = config.listen.of(Protocol::Api).collect();
     let built_in = common.first().map(|_| {
         let service = ServiceId::built_in(Protocol::Api);
         let claims = vec![route::Claim { host: Host::Rest, path: "".into(), service }];

@@ -68,20 +68,12 @@ fn unknown(registry: &Registry, name: &str) -> String {
 /// Where users of a service connect.
 pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
     match config.service(service.id) {
-        // An API service without a door of its own shares that of the built-in one.
+        // An API service without a door of its own shares those of the built-in one.
         Some(table) if !table.listen.is_empty() || table.protocol != Protocol::Api => {
             table.listen.clone()
         }
         None if !service.id.is_built_in() => Vec::new(),
-        _ => built_in_door(config, service.kind).into_iter().collect(),
-    }
-}
-
-fn built_in_door(config: &Config, protocol: Protocol) -> Option<SocketAddr> {
-    match protocol {
-        Protocol::Tcp => config.listen.tcp,
-        Protocol::Udp => config.listen.udp,
-        Protocol::Api => config.listen.api,
+        _ => config.listen.of(service.kind).collect(),
     }
 }
 

@@ -179,7 +179,8 @@ fn users(now: &Status, rates: Rates, room: usize) -> String {
 
 /// Requests and errors of the API door, if there is one.
 fn api(screen: &Screen, now: &Status, room: usize) -> Option<Line<'static>> {
-    if now.doors.api.is_none() && super::rows::counted(now, "api_requests") == 0 {
+    let door = now.doors.api.or(now.doors.api_tls);
+    if door.is_none() && super::rows::counted(now, "api_requests") == 0 {
         return None;
     }
     let rates = screen.api();
