@@ -1,7 +1,8 @@
-//! What every layer may use: time as a value, timers, rate limits, publication, threads, shortages. No sockets.
+//! What every layer may use: time as a value, timers, rate limits, publication, threads, shortages, likeness of names. No sockets.
 
 pub mod buckets;
 pub mod lack;
+pub mod likeness;
 pub mod publish;
 pub mod quota;
 #[cfg(test)]

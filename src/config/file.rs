@@ -12,10 +12,8 @@ use super::Config;
 use super::keys::{KEYS, Key, find};
 use super::kinds::Given;
 use super::services::{NAME_BYTES_MAX, SERVICE_KEYS, SERVICES_MAX, ServiceConfig};
+use crate::base::likeness;
 use crate::cluster::Protocol;
-
-/// A key whose edit distance exceeds this share of its letters is not suggested.
-const LIKENESS_MIN: f64 = 0.5;
 
 /// Reads a whole file on top of the defaults. `name` is what error messages call the file.
 ///
@@ -163,10 +161,9 @@ impl<T> Table<T> {
     }
 
     fn nearest(&self, section: &str, name: &str) -> Option<String> {
-        let likeness = |known: &str| strsim::normalized_damerau_levenshtein(known, name);
-        let mut known = self.known_in(section);
-        known.sort_by(|one, other| likeness(bare(other)).total_cmp(&likeness(bare(one))));
-        known.into_iter().next().filter(|best| likeness(bare(best)) >= LIKENESS_MIN)
+        let known = self.known_in(section);
+        let near = likeness::nearest(name, known.iter().map(|known| bare(known)))?;
+        known.iter().find(|known| bare(known) == near).cloned()
     }
 
     /// The names allowed in a section; at the top level, these include the tables.

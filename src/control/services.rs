@@ -10,13 +10,12 @@ use super::hub::Hub;
 use super::rights::{self, Identity};
 use super::status::BackendState;
 use super::workers::{Given, value};
+use crate::base::likeness;
 use crate::cluster::registry::Registry;
 use crate::cluster::{Backend, Protocol, Service, ServiceId};
 use crate::config::Config;
 use crate::config::services::ServiceConfig;
 
-/// A name that is less like the one asked for is not proposed.
-const LIKENESS_MIN: f64 = 0.5;
 /// Names that an unknown one is compared with, at most.
 const COMPARED_MAX: usize = 64;
 
@@ -48,11 +47,8 @@ pub fn named<'r>(registry: &'r Registry, name: &str) -> Result<&'r Service, Stri
 
 /// Comparing names takes microseconds each, so of very many only neighbours in the alphabet are compared.
 fn unknown(registry: &Registry, name: &str) -> String {
-    let likeness = |other: &&str| strsim::normalized_damerau_levenshtein(other, name);
     let count = registry.known().count();
-    let near = registry.names_near(name, COMPARED_MAX / 2);
-    let nearest = near.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    match nearest.filter(|other| likeness(other) >= LIKENESS_MIN) {
+    match likeness::nearest(name, registry.names_near(name, COMPARED_MAX / 2)) {
         Some(nearest) if count <= COMPARED_MAX / 2 => {
             format!("there is no service {name}; the nearest name among the {count} is {nearest}")
         }

@@ -10,11 +10,10 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::{BadMessage, DRAIN_MS_MAX, Joining, NAME_BYTES_MAX, QUOTED_CHARS_MAX, Request, Target};
+use crate::base::likeness;
 use crate::cluster::registry::Lasts;
 use crate::cluster::{AskedCheck, Protocol, WEIGHT_MAX};
 
-/// A name that is less like the one that was sent is not proposed.
-const LIKENESS_MIN: f64 = 0.5;
 /// Unknown members that are named in an answer, at most.
 const NAMED_MAX: usize = 3;
 /// What a message about a backend may say; what one command needs is no fault in another.
@@ -52,9 +51,7 @@ pub fn unknown(cmd: Option<&str>, fields: &Fields) -> Option<String> {
 pub fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     // Very long names are like none, and comparing them takes a while.
     let name = Some(name).filter(|name| name.len() <= QUOTED_CHARS_MAX)?.to_lowercase();
-    let likeness = |other: &&str| strsim::normalized_damerau_levenshtein(other, &name);
-    let nearest = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    nearest.filter(|other| likeness(other) >= LIKENESS_MIN)
+    likeness::nearest(&name, known.iter().copied())
 }
 
 /// What a message without a command is.
