@@ -189,11 +189,6 @@ impl Session {
         self.advance(wire);
     }
 
-    /// Whether the driver has something under way that it was asked for.
-    pub fn in_flight(&self) -> bool {
-        self.armed != Armed::No || self.room != Room::Unknown
-    }
-
     /// The session above has let go of the connection: gives back what it held, and makes what is under way
     /// end. Nothing is sent any more but what the socket takes at once; unless it is a `reset`, the user is
     /// told that this is the end.
@@ -280,23 +275,14 @@ impl Session {
 
     /// Has the engine take ciphertext, and lets it answer.
     fn open(&mut self, wire: &mut Wire<'_>) {
-        let taken = match &mut self.raw {
-            Some(raw) => {
-                let mut bytes = wire.pool.bytes(raw);
-                let all = bytes.len();
-                let taken = self.engine.take(&mut bytes);
-                let left = bytes.len();
-                wire.pool.skip(raw, all - left);
-                taken
-            }
-            None => {
-                let mut bytes = self.spilt.as_slice();
-                let taken = self.engine.take(&mut bytes);
-                let left = bytes.len();
-                self.spilt.drain(..self.spilt.len() - left);
-                taken
-            }
-        };
+        let all = self.raw.as_ref().map_or(self.spilt.as_slice(), |raw| wire.pool.bytes(raw));
+        let mut left = all;
+        let taken = self.engine.take(&mut left);
+        let used = all.len() - left.len();
+        match &mut self.raw {
+            Some(raw) => wire.pool.skip(raw, used),
+            None => drop(self.spilt.drain(..used)),
+        }
         if let Err(fault) = taken {
             self.source = Source::Failed(errno(fault));
             self.spilt = Vec::new();

@@ -1,7 +1,6 @@
 //! The first message of a TLS connection, as far as a balancer must know it before anybody answers: the
-//! host that it names and the protocols that it offers (RFC 8446 section 4.1.2, RFC 6066 section 3, RFC
-//! 7301). Owns how a ClientHello is found in bytes that may be cut at any place, and its limits; changes
-//! and keeps nothing.
+//! host that it names (RFC 8446 section 4.1.2, RFC 6066 section 3). Owns how a ClientHello is found in bytes
+//! that may be cut at any place, and its limits; changes and keeps nothing.
 
 /// The most bytes up to the end of a ClientHello, record headers included. With post-quantum key shares
 /// and tickets they take about two thousand.
@@ -15,7 +14,6 @@ const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const VERSION_MAJOR: u8 = 3;
 const SERVER_NAME: u16 = 0;
-const ALPN: u16 = 16;
 const HOST_NAME: u8 = 0;
 /// RFC 1035 section 2.3.4, as text and without the last dot.
 const NAME_BYTES_MAX: usize = 253;
@@ -27,8 +25,6 @@ pub struct Hello {
     pub bytes: usize,
     /// The host that it asks for (SNI) in lower case, without a dot at its end.
     pub host: Option<String>,
-    /// Whether it offers HTTP/1.1 or offers no protocol at all (ALPN).
-    pub speaks_http1: bool,
 }
 
 /// Not the start of a connection that we can serve.
@@ -53,9 +49,8 @@ pub fn read(bytes: &[u8]) -> Result<Option<Hello>, Malformed> {
         return Err(Malformed::PlainHttp);
     }
     let Some(Gathered { message, taken }) = gather(bytes)? else { return Ok(None) };
-    let mut hello = parse(&message).unwrap_or(Err(Malformed::Broken))?;
-    hello.bytes = taken;
-    Ok(Some(hello))
+    let host = host_of(&message[MESSAGE_HEAD_BYTES..]).ok_or(Malformed::Broken)?;
+    Ok(Some(Hello { bytes: taken, host }))
 }
 
 /// A user's browser was sent here without `https`.
@@ -66,7 +61,7 @@ fn is_plain_http(bytes: &[u8]) -> bool {
 }
 
 struct Gathered {
-    /// The message after its own head.
+    /// The message with its own head.
     message: Vec<u8>,
     taken: usize,
 }
@@ -86,7 +81,8 @@ fn gather(bytes: &[u8]) -> Result<Option<Gathered>, Malformed> {
         {
             let taken = bytes.len() - after.len();
             // Whatever shares its last record is for whoever answers it.
-            return Ok(Some(Gathered { message: joined[MESSAGE_HEAD_BYTES..end].to_vec(), taken }));
+            joined.truncate(end);
+            return Ok(Some(Gathered { message: joined, taken }));
         }
         if part.len() < length {
             return more(bytes.len());
@@ -133,36 +129,32 @@ fn message_end(joined: &[u8]) -> Result<Option<usize>, Malformed> {
     if end <= BYTES_MAX { Ok(Some(end)) } else { Err(Malformed::TooLong) }
 }
 
-/// The outer `None` is a message that is shorter than its own lengths say.
-fn parse(message: &[u8]) -> Option<Result<Hello, Malformed>> {
+/// The host that a message asks for, if it asks for one. The outer `None`: it contradicts its own lengths, or
+/// asks for none that can be one.
+fn host_of(message: &[u8]) -> Option<Option<String>> {
     // Version and random.
     let (_, rest) = message.split_at_checked(2 + 32)?;
     let (_session, rest) = short(rest)?;
     let (_ciphers, rest) = long(rest)?;
     let (_compressions, rest) = short(rest)?;
-    let mut hello = Hello { speaks_http1: true, ..Hello::default() };
     if rest.is_empty() {
         // The oldest hellos have no extensions.
-        return Some(Ok(hello));
+        return Some(None);
     }
     let (mut extensions, rest) = long(rest)?;
     if !rest.is_empty() {
         return None;
     }
+    let mut found = None;
     while !extensions.is_empty() {
         let (kind, after) = extensions.split_first_chunk::<2>()?;
         let (value, after) = long(after)?;
-        match u16::from_be_bytes(*kind) {
-            SERVER_NAME => match host(value)? {
-                Some(host) => hello.host = Some(host),
-                None => return Some(Err(Malformed::Broken)),
-            },
-            ALPN => hello.speaks_http1 = offers_http1(value)?,
-            _ => {}
+        if u16::from_be_bytes(*kind) == SERVER_NAME {
+            found = Some(host(value)?);
         }
         extensions = after;
     }
-    Some(Ok(hello))
+    Some(found)
 }
 
 /// A vector with one byte of length, and what follows it.
@@ -177,17 +169,17 @@ fn long(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
 }
 
-/// The inner `None` is a name that no host has.
-fn host(value: &[u8]) -> Option<Option<String>> {
+/// The first host of a list of names.
+fn host(value: &[u8]) -> Option<String> {
     let (mut names, _) = long(value)?;
     while let Some((&kind, after)) = names.split_first() {
         let (name, after) = long(after)?;
         if kind == HOST_NAME {
-            return Some(plain(name));
+            return plain(name);
         }
         names = after;
     }
-    Some(None)
+    None
 }
 
 fn plain(name: &[u8]) -> Option<String> {
@@ -195,17 +187,6 @@ fn plain(name: &[u8]) -> Option<String> {
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
     let is_name = !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.iter().all(fits);
     is_name.then(|| String::from_utf8_lossy(name).to_ascii_lowercase())
-}
-
-fn offers_http1(value: &[u8]) -> Option<bool> {
-    let (mut names, _) = long(value)?;
-    let mut offers = false;
-    while !names.is_empty() {
-        let (name, after) = short(names)?;
-        offers |= name == b"http/1.1";
-        names = after;
-    }
-    Some(offers)
 }
 
 #[cfg(test)]

@@ -11,19 +11,24 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use rustls::{ConnectionTrafficSecrets, ContentType, ProtocolVersion};
 
 use super::*;
+use crate::base::random::xorshift;
 use crate::ring::pool::Chain;
 use crate::tls::keys::Identities;
 use crate::tls::keys::tests::{identities_and_pem, versions};
 
-/// xorshift64*: the same numbers for the same seed.
-struct Dice(u64);
+impl Session {
+    /// Whether the driver has something under way that it was asked for.
+    fn in_flight(&self) -> bool {
+        self.armed != Armed::No || self.room != Room::Unknown
+    }
+}
+
+/// The same numbers for the same seed.
+struct Dice(Box<dyn FnMut(u64) -> u64>);
 
 impl Dice {
     fn below(&mut self, count: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % count
+        (self.0)(count as u64) as usize
     }
 
     fn one_in(&mut self, count: usize) -> bool {
@@ -125,7 +130,7 @@ fn shake_hands(user: &mut ClientConnection, terms: &Identities, up: &mut Vec<u8>
 
 impl World {
     fn new(seed: u64, blocks: usize, takes_ragged_ends: bool) -> World {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut dice = Dice(Box::new(xorshift(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)));
         let (identities, pem) = identities_and_pem();
         let mut user = client(pem, versions(dice.below(3)));
         let mut up = Vec::new();

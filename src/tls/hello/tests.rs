@@ -1,6 +1,7 @@
 //! Tests of `tls::hello`.
 
 use super::*;
+use crate::base::random::xorshift;
 
 fn vector<const N: usize>(bytes: &[u8]) -> Vec<u8> {
     let length = (bytes.len() as u32).to_be_bytes();
@@ -21,7 +22,8 @@ fn message(host: Option<&str>, protocols: &[&str]) -> Vec<u8> {
     }
     if !protocols.is_empty() {
         let names: Vec<u8> = protocols.iter().flat_map(|it| vector::<1>(it.as_bytes())).collect();
-        add(ALPN, vector::<2>(&names));
+        // ALPN, RFC 7301.
+        add(16, vector::<2>(&names));
     }
     let session = vector::<1>(&[7; 32]);
     let body = [vec![3, 3], vec![9; 32], session, vector::<2>(&[0x13, 1]), vector::<1>(&[0])];
@@ -40,8 +42,7 @@ fn a_hello_cut_at_any_byte_and_in_any_records_says_the_same() {
     let message = message(Some("Shop.Example."), &["h2", "http/1.1"]);
     for size in [message.len().div_ceil(RECORDS_MAX), 50, 101, 1000] {
         let bytes = records(&message, size);
-        let whole =
-            Hello { bytes: bytes.len(), host: Some("shop.example".to_owned()), speaks_http1: true };
+        let whole = Hello { bytes: bytes.len(), host: Some("shop.example".to_owned()) };
         for cut in 0..bytes.len() {
             assert_eq!(read(&bytes[..cut]), Ok(None), "{cut} bytes of records of {size}");
         }
@@ -52,15 +53,14 @@ fn a_hello_cut_at_any_byte_and_in_any_records_says_the_same() {
 }
 
 #[test]
-fn protocols_that_leave_out_http_are_told() {
-    for (protocols, speaks) in [
-        (&[][..], true),
-        (&["http/1.1"][..], true),
-        (&["h2"][..], false),
-        (&["h2", "http/1.1"][..], true),
-    ] {
-        let hello = read(&records(&message(None, protocols), 1000)).unwrap().unwrap();
-        assert_eq!((hello.speaks_http1, hello.host), (speaks, None), "{protocols:?}");
+fn a_hello_without_a_host_is_whole_whatever_else_it_offers() {
+    for protocols in [&[][..], &["http/1.1"][..], &["h2"][..], &["h2", "http/1.1"][..]] {
+        let bytes = records(&message(None, protocols), 1000);
+        assert_eq!(
+            read(&bytes),
+            Ok(Some(Hello { bytes: bytes.len(), host: None })),
+            "{protocols:?}"
+        );
     }
 }
 
@@ -153,13 +153,8 @@ fn damaged(mut message: Vec<u8>, dice: &mut impl FnMut(usize) -> usize) -> Vec<u
 
 #[test]
 fn no_hello_that_rustls_takes_asks_for_another_host_here() {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut dice = |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 33) as usize % below
-    };
+    let mut roll = xorshift(0x9e37_79b9_7f4a_7c15);
+    let mut dice = |below: usize| roll(below as u64) as usize;
     let hosts = [None, Some("a.example"), Some("Shop.Example."), Some("192.0.2.1"), Some("x")];
     let mut taken = 0;
     for round in 0..20_000 {
