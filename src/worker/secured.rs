@@ -8,8 +8,8 @@ use crate::proxy::tls::{Below, Session, Wire};
 use crate::proxy::{Event, Side};
 use crate::ring::pool::Pool;
 
-/// The place of a session or connection, and the side.
-type End = (Key, Side);
+/// A socket: the place of its session or connection, and its side.
+pub type End = (Key, Side);
 
 /// By place and side; nothing as long as nobody speaks TLS.
 #[derive(Default)]

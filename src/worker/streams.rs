@@ -14,6 +14,7 @@ use super::driver::Turn;
 use super::greetings::{Greetings, Newcomer};
 use super::link::DoorChange;
 use super::lobby::Lobby;
+pub use super::secured::End;
 use super::secured::Secured;
 use super::slots::{GENERATION_MASK, Key};
 use crate::base::time::Now;
@@ -40,9 +41,6 @@ const SEALED_ROOM: u8 = 8;
 pub const OWN: u8 = 9;
 const OPERATION: u8 = 0x0f;
 
-/// A socket: the place of its session or connection, and its side.
-pub type End = (Key, Side);
-
 /// The streams of the driver whose completions are of this family.
 pub struct Streams<const FAMILY: u8> {
     pub doors: Doors,
@@ -50,12 +48,14 @@ pub struct Streams<const FAMILY: u8> {
     lobby: Lobby,
     /// The last words to a user turned away for want of descriptors, before the connection is closed.
     farewell: Option<&'static [u8]>,
-    /// By place and side.
-    sockets: Vec<[Option<OwnedFd>; 2]>,
+    sockets: Sockets,
     secured: Secured,
     /// What has happened to sessions whose connections speak TLS, and has not been told them.
     happened: VecDeque<(Key, Event)>,
 }
+
+/// By place and side.
+type Sockets = Vec<[Option<OwnedFd>; 2]>;
 
 /// What a completion means to the driver.
 pub enum Completion {
@@ -255,17 +255,16 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     /// Calls what lies between a session and its connection, and does what it asks for on either side.
     fn call(
         &mut self,
-        (key, side): End,
+        end: End,
         turn: &mut Turn<'_>,
         act: impl FnOnce(&mut Session, &mut Wire<'_>),
     ) {
-        let socket = self.sockets.get(key.place as usize);
-        let Some(socket) = socket.and_then(|sides| sides[side as usize].as_ref()) else { return };
-        let Some((session, below, above)) = self.secured.get((key, side)) else { return };
-        let (pool, socket) = (turn.ring.pool_mut(), socket.as_fd());
-        act(session, &mut Wire { pool, outlet: &mut sys::Outlet(socket), below, above });
-        self.happened.extend(above.drain(..).map(|event| (key, event)));
-        let tag = |operation| Self::tag(operation, (key, side));
+        let Some(socket) = socket_of(&self.sockets, end) else { return };
+        let Some((session, below, above)) = self.secured.get(end) else { return };
+        let (pool, outlet) = (turn.ring.pool_mut(), &mut sys::Outlet(socket));
+        act(session, &mut Wire { pool, outlet, below, above });
+        self.happened.extend(above.drain(..).map(|event| (end.0, event)));
+        let tag = |operation| Self::tag(operation, end);
         for what in below.drain(..) {
             match what {
                 Below::Receive(how) => receive(tag(RECEIVE), socket, how, turn.ring),
@@ -277,8 +276,8 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         }
     }
 
-    pub fn socket(&self, (key, side): End) -> Option<BorrowedFd<'_>> {
-        self.sockets.get(key.place as usize)?[side as usize].as_ref().map(OwnedFd::as_fd)
+    pub fn socket(&self, end: End) -> Option<BorrowedFd<'_>> {
+        socket_of(&self.sockets, end)
     }
 
     /// Opens a socket for the backend's side and connects it. An older one there has failed; nothing is
@@ -372,19 +371,19 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         ring.close(socket);
         self.doors.refill();
     }
-}
 
-impl<const FAMILY: u8> Streams<FAMILY> {
     /// Takes TLS off a socket that is about to be closed.
     fn unseat(&mut self, end: End, reset: bool, ring: &mut Ring) {
-        let (key, side) = end;
-        let socket = self.sockets.get(key.place as usize);
-        let Some(socket) = socket.and_then(|sides| sides[side as usize].as_ref()) else { return };
-        let outlet = &mut sys::Outlet(socket.as_fd());
+        let Some(socket) = socket_of(&self.sockets, end) else { return };
+        let outlet = &mut sys::Outlet(socket);
         if self.secured.close(end, reset, outlet, ring.pool_mut()) {
             ring.cancel(Self::tag(SEALED_ROOM, end));
         }
     }
+}
+
+fn socket_of(sockets: &Sockets, (key, side): End) -> Option<BorrowedFd<'_>> {
+    sockets.get(key.place as usize)?[side as usize].as_ref().map(OwnedFd::as_fd)
 }
 
 /// The socket that a driver's own operation was about.
