@@ -120,6 +120,11 @@ pub const NO_DESCRIPTOR: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
 Content-Type: text/plain; charset=utf-8\r\nContent-Length: 56\r\nRetry-After: 5\r\nConnection: close\r\n\r\n\
 503 Service Unavailable: there is no room for a request\n";
 
+/// Another, for a user of plain HTTP at a door that speaks HTTPS.
+pub const PLAIN_HTTP: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 56\r\n\
+Connection: close\r\n\r\nThis door speaks HTTPS: begin the address with https://\n";
+
 /// The reason phrase of each status that the balancer itself answers with (RFC 9110 15, RFC 6585,
 /// RFC 5842).
 pub const fn phrase(status: u16) -> &'static str {
@@ -158,13 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_that_is_ready_is_whole() {
-        let mut space = Space::new();
-        let head = head::response(NO_DESCRIPTOR, 0, &Limits::default(), &mut space);
-        let head = head.unwrap().unwrap();
-        assert_eq!((head.status, head.connection.close), (503, true));
-        let rest = NO_DESCRIPTOR.len() - head.length;
-        assert_eq!(body::content_length(&head.fields).unwrap(), Some(rest as u64));
+    fn answers_that_are_ready_are_whole() {
+        for (answer, status) in [(NO_DESCRIPTOR, 503), (PLAIN_HTTP, 400)] {
+            let mut space = Space::new();
+            let head = head::response(answer, 0, &Limits::default(), &mut space);
+            let head = head.unwrap().unwrap();
+            assert_eq!((head.status, head.connection.close), (status, true));
+            let rest = answer.len() - head.length;
+            assert_eq!(body::content_length(&head.fields).unwrap(), Some(rest as u64));
+        }
     }
 
     #[test]

@@ -144,6 +144,7 @@ impl Books {
         self.snapshot.service(service)?.terms.proxies.clone()
     }
 
+    /// The certificates and rules of the doors with TLS.
     pub fn tls(&self) -> &Tls {
         &self.snapshot.tls
     }

@@ -5,8 +5,11 @@
 //! ```text
 //!   arrived --> Greeting: its ClientHello is looked at in the kernel until it is whole, and costs us nothing
 //!                  |      but a seat; when seats run out, the longest of these goes first
+//!                  +-----> passed on as it is, to a service that does not end TLS here
 //!                  v
 //!               in the queue (order)  -- one turn has time for a few -->  Shaking: rustls and the socket
+//!                  ^                                                         |
+//!                  +---- Again: its second ClientHello, if it is asked for ---+
 //!                                                                            |
 //!                                                              served  <-----+-----> an alert, counted
 //! ```
@@ -26,6 +29,7 @@ use super::slots::{Key, Slots};
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{DoorId, Doorway, ServiceId};
+use crate::http::answer::PLAIN_HTTP;
 use crate::metrics::WorkerCounters;
 use crate::ring::{Done, Ring, Tag, Until, lowat, sys};
 use crate::tls::engine::{Engine, Fault};
@@ -35,10 +39,6 @@ use order::Order;
 
 /// The most ciphertext that is read at once, in bytes.
 const READ_BYTES: usize = hello::BYTES_MAX;
-/// Said to a user of plain HTTP before the connection is closed.
-const PLAIN_HTTP: &[u8] =
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 56\r\n\
-    Connection: close\r\n\r\nThis door speaks HTTPS: begin the address with https://\n";
 /// A fatal alert in the clear: unrecognized_name (RFC 6066 section 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 1, 0, 2, 2, 112];
 /// Another: decode_error (RFC 8446 section 6).
@@ -60,10 +60,16 @@ struct Guest {
     user: Newcomer,
     state: State,
     /// Its operation is to end, and it with it.
-    is_leaving: bool,
-    /// Because its time is up.
-    is_late: bool,
+    hurry: Option<Hurry>,
     _held: Held,
+}
+
+/// Why a guest is to leave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hurry {
+    Late,
+    /// Its seat is needed, or the balancer stops.
+    SentAway,
 }
 
 enum State {
@@ -131,13 +137,7 @@ impl Lobby {
                 return;
             }
         };
-        let guest = Guest {
-            user,
-            state: State::Greeting { seen: 0 },
-            is_leaving: false,
-            is_late: false,
-            _held: held,
-        };
+        let guest = Guest { user, state: State::Greeting { seen: 0 }, hurry: None, _held: held };
         let key = self.guests.put(guest);
         self.forget_arrivals();
         self.arrivals.push_back(key);
@@ -149,8 +149,8 @@ impl Lobby {
     fn make_room(&mut self, turn: &mut Turn<'_>) -> bool {
         while let Some(key) = self.arrivals.pop_front() {
             let Some(guest) = self.guests.get(key) else { continue };
-            if matches!(guest.state, State::Greeting { .. }) && !guest.is_leaving {
-                guest.is_leaving = true;
+            if guest.is_greeting() {
+                guest.hurry = Some(Hurry::SentAway);
                 turn.books.metrics().counters.tls_refused_full.one();
                 turn.ring.cancel(self.tag(key));
                 return true;
@@ -163,10 +163,10 @@ impl Lobby {
     /// those before it.
     fn forget_arrivals(&mut self) {
         while let Some(key) = self.arrivals.front() {
-            match self.guests.get(*key) {
-                Some(Guest { state: State::Greeting { .. }, is_leaving: false, .. }) => return,
-                _ => drop(self.arrivals.pop_front()),
+            if self.guests.get(*key).is_some_and(|guest| guest.is_greeting()) {
+                return;
             }
+            self.arrivals.pop_front();
         }
     }
 
@@ -196,7 +196,7 @@ impl Lobby {
     pub fn complete(&mut self, done: &Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
         let key = Key { place: done.tag.slot, generation: done.tag.generation };
         let guest = self.guests.get(key)?;
-        if guest.is_leaving {
+        if guest.hurry.is_some() {
             let silent = guest.passes_silently(turn).then_some(Step::Passed);
             return self.follow(key, silent.unwrap_or(Step::Over), turn);
         }
@@ -296,29 +296,29 @@ impl Lobby {
 
     fn expire(&mut self, key: Key, turn: &mut Turn<'_>) {
         // One that was sent away already has been counted.
-        if let Some(guest) = self.guests.get(key).filter(|guest| !guest.is_leaving) {
-            guest.is_late = true;
+        if let Some(guest) = self.guests.get(key).filter(|guest| guest.hurry.is_none()) {
+            guest.hurry = Some(Hurry::Late);
             if !guest.passes_silently(turn) {
                 turn.books.metrics().counters.tls_refused_late.one();
             }
         }
-        self.hurry(key, turn.ring);
+        self.hurry(key, Hurry::Late, turn.ring);
     }
 
     /// Lets everybody go.
     pub fn stop(&mut self, ring: &mut Ring) {
         for key in self.guests.keys(|_| true) {
-            self.hurry(key, ring);
+            self.hurry(key, Hurry::SentAway, ring);
         }
     }
 
-    fn hurry(&mut self, key: Key, ring: &mut Ring) {
+    fn hurry(&mut self, key: Key, why: Hurry, ring: &mut Ring) {
         let tag = self.tag(key);
         match self.guests.get(key) {
             // Nothing is under way that could end.
             Some(Guest { state: State::Ready(_) | State::Again(_), .. }) => drop(self.let_go(key)),
             Some(guest) => {
-                guest.is_leaving = true;
+                guest.hurry.get_or_insert(why);
                 ring.cancel(tag);
             }
             None => {}
@@ -327,10 +327,15 @@ impl Lobby {
 }
 
 impl Guest {
+    /// Whether its ClientHello is waited for.
+    fn is_greeting(&self) -> bool {
+        matches!(self.state, State::Greeting { .. }) && self.hurry.is_none()
+    }
+
     /// Whether it has said nothing in its time, at a door with a service whose users need not.
     fn passes_silently(&mut self, turn: &Turn<'_>) -> bool {
         let is_silent = matches!(self.state, State::Greeting { seen: 0 });
-        is_silent && self.is_late && self.passes_in_the_clear(turn)
+        is_silent && self.hurry == Some(Hurry::Late) && self.passes_in_the_clear(turn)
     }
 
     /// Goes to the service for those of whom nobody knows which host they are for, if there is one that does

@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::base::time::Now;
 use crate::worker::slots::Key;
 
-/// The work on handshakes in one turn of the worker, in handshakes with an elliptic curve: about two
-/// milliseconds. One that costs more by itself is made all the same.
+/// The work on handshakes in one turn of the worker, in handshakes with an elliptic curve. One that costs
+/// more by itself is made all the same.
 const UNITS_A_TURN: u32 = 8;
 /// Once the first in the queue has waited for this long, the newest are served first: a queue that is
 /// longer than its users' patience would otherwise serve only those who have left.
