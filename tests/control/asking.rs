@@ -153,7 +153,8 @@ fn a_second_registration_leaves_what_it_does_not_name_as_it_was() {
     // On another connection it is another backend, which begins anew.
     drop(backend);
     core.worker.wait_for_rotation(Protocol::Tcp, &[]);
-    let answer = core.connect().ask(&of(json!({})));
+    let mut other = core.connect();
+    let answer = other.ask(&of(json!({})));
     assert_eq!((&answer["weight"], answer["id"] == id), (&json!(1), false));
     assert_eq!(shown(&core, port)["name"], Value::Null);
 }
