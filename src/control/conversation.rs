@@ -343,7 +343,7 @@ impl Conversation {
     fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
         let changes = match request {
             Request::Register(joining) => {
-                self.wanted(joining).is_ok_and(|wanted| self.fault_of(&wanted).is_none())
+                self.wanted(joining).is_ok_and(|wanted| !self.is_futile(&wanted))
             }
             Request::Unregister { .. } | Request::Drain { .. } | Request::Undrain { .. } => true,
             Request::Hello | Request::Auth { .. } | Request::List { .. } | Request::Services => {

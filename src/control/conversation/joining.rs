@@ -69,12 +69,14 @@ impl Conversation {
         services::may_register(&hub.config, service, from, hub.identity(wanted.source))
     }
 
-    /// Why a registration is refused before its data port is tried, if it is.
-    pub(super) fn fault_of(&self, wanted: &Registration) -> Option<String> {
+    /// Whether a registration will be refused before its data port is tried.
+    pub(super) fn is_futile(&self, wanted: &Registration) -> bool {
+        self.may_join(wanted).is_err() || self.fault_of(wanted).is_some()
+    }
+
+    /// Why a registration by one who may register is refused before its data port is tried, if it is.
+    fn fault_of(&self, wanted: &Registration) -> Option<String> {
         let Registration { service, address, .. } = *wanted;
-        if let Err(msg) = self.may_join(wanted) {
-            return Some(msg);
-        }
         if let Some(msg) = self.check_forbidden(wanted) {
             return Some(msg);
         }
@@ -108,12 +110,13 @@ impl Conversation {
     }
 
     pub(super) fn register(&mut self, wanted: Registration) -> Option<Waiting> {
+        let about = self.about(&wanted);
+        if let Err(msg) = self.may_join(&wanted) {
+            self.barred(&wanted, &msg, about);
+            return None;
+        }
         if let Some(msg) = self.fault_of(&wanted) {
-            let about = self.about(&wanted);
-            match self.may_join(&wanted) {
-                Ok(()) => self.fail(&msg, Some("register"), Some(about)),
-                Err(_) => self.barred(&wanted, &msg, about),
-            }
+            self.fail(&msg, Some("register"), Some(about));
             return None;
         }
         let hub = self.hub.borrow();
