@@ -121,15 +121,8 @@ impl Watch {
 }
 
 fn stamps(files: &[Files]) -> Vec<(PathBuf, Stamp)> {
-    let of_one = |files: &Files| {
-        [Some(&files.certificate), Some(&files.key), files.ocsp.as_ref()]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect::<Vec<_>>()
-    };
-    let paths = files.iter().flat_map(of_one);
-    paths.map(|path| (path.clone(), stamp(&path))).collect()
+    let paths = files.iter().flat_map(|it| [&it.certificate, &it.key].into_iter().chain(&it.ocsp));
+    paths.map(|path| (path.clone(), stamp(path))).collect()
 }
 
 fn stamp(path: &Path) -> Stamp {

@@ -11,8 +11,9 @@ use super::{STEP, STEPS};
 use crate::base::time::Now;
 use crate::cluster::BackendId;
 
-/// Most marks that are kept, 56 bytes each. What happens to several backends of one service within a step is one.
+/// Most marks that are kept, 40 bytes each. What happens to several backends of one service within a step is one.
 pub const MARKS_MAX: usize = 512;
+const _: () = assert!(size_of::<Mark>() == 40);
 
 const KEPT_FOR: Duration = Duration::from_secs(STEP.as_secs() * STEPS as u64);
 
