@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::thread;
 
 use lb::cluster::Protocol;
+use lb::cluster::route::Host;
 use lb::config::Config;
 use lb::config::services::ServiceConfig;
 use rustls::{AlertDescription, Error, HandshakeKind};
@@ -65,6 +66,12 @@ fn stream(certificates: &Certificates) -> (Balancer, SocketAddr) {
     balancer.register("mail", echoing());
     let at = balancer.at("mail");
     (balancer, at)
+}
+
+/// A TCP service for the users of these hosts at a door.
+fn of_hosts(door: SocketAddr, name: &str, hosts: &[&str]) -> ServiceConfig {
+    let hosts = hosts.iter().map(|host| Host::parse(host).unwrap()).collect();
+    ServiceConfig { listen: vec![door], hosts, ..ServiceConfig::new(name, Protocol::Tcp) }
 }
 
 fn counted(balancer: &Balancer, what: &str) -> u64 {
@@ -264,7 +271,7 @@ fn a_service_for_https_only_sends_users_there_unless_a_proxy_has_spoken_tls() {
         certificates.put(config);
         config.api.trusted = vec!["127.0.0.1/32".parse().unwrap()];
         let new = ServiceConfig::new("shop", Protocol::Api);
-        let hosts = vec![lb::cluster::route::Host::parse("a.example").unwrap()];
+        let hosts = vec![Host::parse("a.example").unwrap()];
         config.set_services(vec![ServiceConfig { hosts, https_only: true, ..new }]);
     });
     balancer.register("shop", telling());
@@ -321,12 +328,8 @@ fn hello_in(mut user: User, pieces: usize) -> String {
 fn services_share_a_door_by_the_host_in_the_hello_and_nothing_of_it_is_lost() {
     let certificates = Certificates::new("split", &[&["here.example"]]);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let service = |name, hosts| of_hosts(free, name, hosts);
     let mut balancer = Balancer::start_with(|config: &mut Config| {
-        let service = |name: &str, hosts: &[&str]| {
-            let hosts = hosts.iter().map(|host| lb::cluster::route::Host::parse(host).unwrap());
-            let new = ServiceConfig::new(name, Protocol::Tcp);
-            ServiceConfig { listen: vec![free], hosts: hosts.collect(), ..new }
-        };
         certificates.put(config);
         config.tls.handshake = std::time::Duration::from_millis(300);
         config.set_services(vec![
@@ -396,12 +399,8 @@ fn half_shaken(mut user: User) -> (User, Vec<u8>) {
 fn whoever_has_asked_for_a_host_stays_with_it_when_the_door_becomes_anothers() {
     let certificates = Certificates::new("assign", &[&["here.example"]]);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let service = |name, hosts| of_hosts(free, name, hosts);
     let mut balancer = Balancer::start_with(|config: &mut Config| {
-        let service = |name: &str, hosts: &[&str]| {
-            let hosts = hosts.iter().map(|host| lb::cluster::route::Host::parse(host).unwrap());
-            let new = ServiceConfig::new(name, Protocol::Tcp);
-            ServiceConfig { listen: vec![free], hosts: hosts.collect(), ..new }
-        };
         certificates.put(config);
         config.set_services(vec![
             service("rest", &[]),

@@ -160,17 +160,24 @@ mod tests {
     use super::*;
     use crate::cluster::Standing;
     use crate::config::Config;
+    use crate::control::hub::Source;
     use crate::control::mailbox::Mailbox;
-    use crate::worker::link::Order;
+    use crate::worker::link::{Order, WorkerEnd};
+
+    /// A backend with two sessions, and the row of its counters.
+    fn busy(hub: &mut Hub, worker: &WorkerEnd, source: Source) -> (BackendId, usize) {
+        let backend = hub.apply(join(source, TCP, 80), at(0)).unwrap().backend.unwrap();
+        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        worker.metrics.backends[slot].active.set(2);
+        (backend, slot)
+    }
 
     #[tokio::test]
     async fn an_operators_drain_is_no_wish_of_the_source_which_hears_of_it() {
         let (mut hub, worker) = hub(Config::default());
         let mailbox = Rc::new(Mailbox::default());
         let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
-        let backend = hub.apply(join(source, TCP, 80), at(0)).unwrap().backend.unwrap();
-        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
-        worker.metrics.backends[slot].active.set(2);
+        let (backend, slot) = busy(&mut hub, &worker, source);
         hub.publish();
         hub.apply(Change::DrainBackend { backend, lasts: Lasts::AsSet }, at(0)).unwrap();
         assert_eq!(standings(&mut hub), [(80, Standing::Draining)]);
@@ -205,9 +212,7 @@ mod tests {
     #[test]
     fn an_operator_moves_a_deadline_and_asking_again_without_one_does_not() {
         let (mut hub, mut worker) = hub(Config::default());
-        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
-        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
-        worker.metrics.backends[slot].active.set(2);
+        let (backend, _) = busy(&mut hub, &worker, UNCONNECTED);
         let mut drained = |lasts, ms| {
             hub.apply(Change::DrainBackend { backend, lasts }, at(ms)).unwrap();
             hub.draining[&backend].drain.deadline
@@ -231,9 +236,7 @@ mod tests {
         let (mut hub, worker) = hub(Config::default());
         let mailbox = Rc::new(Mailbox::default());
         let source = hub.welcome(address(9), Rc::clone(&mailbox), at(0));
-        let backend = hub.apply(join(source, TCP, 80), at(0)).unwrap().backend.unwrap();
-        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
-        worker.metrics.backends[slot].active.set(2);
+        let (backend, slot) = busy(&mut hub, &worker, source);
         let by_operator = |ms| {
             let lasts = Lasts::For(Duration::from_millis(ms));
             Change::DrainBackend { backend, lasts }
@@ -271,11 +274,9 @@ mod tests {
     #[test]
     fn what_a_late_worker_gave_a_drained_backend_ends_too() {
         let (mut hub, mut worker) = hub(Config::default());
-        let backend = hub.apply(join(UNCONNECTED, TCP, 80), at(0)).unwrap().backend.unwrap();
-        let slot = usize::from(hub.registry.get(backend).unwrap().backend.slot);
+        let (backend, slot) = busy(&mut hub, &worker, UNCONNECTED);
         let (service, address) = (TCP, address(80));
         let lasts = Lasts::For(Duration::ZERO);
-        worker.metrics.backends[slot].active.set(2);
         hub.apply(Change::Drain { source: UNCONNECTED, service, address, lasts }, at(0)).unwrap();
         hub.publish();
         hub.tick(at(0));
