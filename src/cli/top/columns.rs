@@ -123,19 +123,19 @@ fn widen(shown: &mut [Shown], room: u16) {
 }
 
 /// A table of rows with one line for each column. `longest` holds for columns whose widest cell may be out
-/// of sight; `hidden` are the places of columns that have nothing to say.
+/// of sight; `hidden` says of columns whether they have nothing to say.
 pub fn table<'l>(
     columns: &[Column],
     rows: Vec<Vec<Line<'l>>>,
     longest: &[(usize, usize)],
-    hidden: &[usize],
+    hidden: &[(usize, bool)],
     room: u16,
 ) -> Table<'l> {
     let widest: Vec<Option<usize>> = (0..columns.len())
         .map(|place| {
             let in_sight = rows.iter().map(|row| row[place].width());
             let known = longest.iter().filter(|(it, _)| *it == place).map(|(_, width)| *width);
-            (!hidden.contains(&place)).then(|| in_sight.chain(known).max().unwrap_or(0))
+            (!hidden.contains(&(place, true))).then(|| in_sight.chain(known).max().unwrap_or(0))
         })
         .collect();
     let shown = fitting(columns, &widest, room);

@@ -101,7 +101,6 @@ fn services(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) 
     let noted = longest(|it| width(&notes(it).join(" ")));
     let longest = [(0, longest(|it| width(&it.name))), (NOTES, noted)];
     let hidden = [(NOTES, noted == 0), (CURVE, !screen.past.has_rows())];
-    let hidden: Vec<usize> = hidden.iter().filter(|(_, it)| *it).map(|(place, _)| *place).collect();
     let mut columns = SERVICES;
     columns[CURVE] = text(curve_title(screen.past.field), 8);
     let table = table(&columns, cells, &longest, &hidden, area.width);
@@ -184,7 +183,6 @@ fn backends(
     let longest = longest(screen, groups.is_some());
     let has_names = screen.rows().any(|row| row.backend.name.is_some());
     let hidden = [(SERVICE, groups == Some(false)), (NAME, !has_names)];
-    let hidden: Vec<usize> = hidden.iter().filter(|(_, it)| *it).map(|(place, _)| *place).collect();
     let mut columns = BACKENDS;
     if groups.is_some() {
         columns[SERVICE] = name("group", 14, 6);
@@ -319,8 +317,7 @@ const BACKEND: usize = 3;
 fn sessions(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) {
     let cells = screen.sessions[rows.clone()].iter().map(session).collect();
     let of_service = matches!(screen.mode, Mode::Sessions { of: Of::Service(_) });
-    let hidden: &[usize] = if of_service { &[] } else { &[BACKEND] };
-    let table = table(&SESSIONS, cells, &[], hidden, area.width);
+    let table = table(&SESSIONS, cells, &[], &[(BACKEND, !of_service)], area.width);
     show(table, screen, rows.start, frame, area);
 }
 
