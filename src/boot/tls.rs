@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::config;
+use crate::tls::backends::Backends;
 use crate::tls::keys::{Identities, Identity, tickets};
 use crate::tls::{Agreed, Limits, Tls};
 
@@ -35,5 +36,6 @@ pub fn load(
             patience: wanted.handshake,
         },
         takes_ragged_ends: wanted.takes_ragged_ends,
+        backends: Backends::default(),
     }))
 }

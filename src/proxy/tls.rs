@@ -1,4 +1,4 @@
-//! A user's connection under TLS, between the stream's driver and the session above, as a transformer: it
+//! A user's or a backend's connection under TLS, between the stream's driver and the session above, as a transformer: it
 //! takes the session's commands and the driver's completions, and answers both in their own words, so that
 //! neither knows of it. Owns the order in which bytes are opened, sealed and ended; rustls is behind
 //! [`Engine`], and the socket behind whatever is passed to write to.
@@ -190,8 +190,8 @@ impl Session {
     }
 
     /// The session above has let go of the connection: gives back what it held, and makes what is under way
-    /// end. Nothing is sent any more but what the socket takes at once; unless it is a `reset`, the user is
-    /// told that this is the end.
+    /// end. Nothing is sent any more but what the socket takes at once; unless it is a `reset`, the other
+    /// end is told that this is the end.
     pub fn close(mut self, reset: bool, wire: &mut Wire<'_>) {
         if !reset && self.sink == Sink::Open {
             self.engine.finish();
@@ -435,7 +435,7 @@ fn single(how: Intake, nonempty: bool) -> Intake {
 /// What a session without TLS would have been told.
 fn errno(fault: Fault) -> Errno {
     match fault {
-        Fault::Alert | Fault::CertificateRefused => Errno::ECONNRESET,
+        Fault::Alert | Fault::CertificateRefused | Fault::CutOff => Errno::ECONNRESET,
         _ => Errno::EPROTO,
     }
 }

@@ -1,10 +1,15 @@
-//! One TLS connection with a user: rustls between ciphertext and plaintext. Owns every call that a
+//! One TLS connection with a user or a backend: rustls between ciphertext and plaintext. Owns every call that a
 //! connection makes into rustls, and what its errors mean here; moves no byte through a socket.
 
 use std::io::{self, BufRead, Write};
+use std::sync::Arc;
 
+use rustls::pki_types::ServerName;
 use rustls::server::{Acceptor, ServerConnection};
-use rustls::{AlertDescription, Error, HandshakeKind};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, Error,
+    HandshakeKind,
+};
 
 use super::keys::Terms;
 
@@ -18,16 +23,33 @@ pub enum Fault {
     UnknownHost,
     /// No version, cipher, group or protocol in common.
     NothingInCommon,
-    /// The user did not accept our certificate, and said so.
+    /// The other end did not accept our certificate, or wants one, and said so.
     CertificateRefused,
-    /// The user ended it with another fatal alert.
+    /// A backend's certificate is not one that we accept.
+    Distrusted(Distrust),
+    /// The other end ended it with another fatal alert.
     Alert,
+    /// The other end closed the connection during the handshake.
+    CutOff,
     /// A record that was changed on its way, or sealed with another key.
     BadRecord,
     /// Messages that are not TLS, or not in their order.
     Protocol,
     /// Our own lack or error.
     Internal,
+}
+
+/// What is wrong with a backend's certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Distrust {
+    UnknownAuthority,
+    OtherName,
+    HasEnded,
+    HasNotBegun,
+    Revoked,
+    /// It is an authority's own, or for another use.
+    NoServer,
+    Unreadable,
 }
 
 /// A user who cannot be answered, and the last bytes to send: an alert.
@@ -37,11 +59,11 @@ pub struct Refused {
     pub alert: Vec<u8>,
 }
 
-/// A connection whose ClientHello has come.
+/// A connection whose ClientHello has come, or is to go out.
 #[derive(Debug)]
 pub struct Engine {
-    connection: ServerConnection,
-    /// The user has said that nothing more comes (close_notify).
+    connection: Connection,
+    /// The other end has said that nothing more comes (close_notify).
     ended: bool,
     fault: Option<Fault>,
     /// Of the signature in its handshake, in those with an elliptic curve.
@@ -93,6 +115,7 @@ impl Engine {
         let is_asked_again =
             connection.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
         let second = if is_asked_again { Second::Awaited } else { Second::None };
+        let connection = Connection::Server(connection);
         let mut engine = Engine { connection, ended: false, fault: None, cost, second };
         match engine.take(&mut rest) {
             Ok(()) => Ok(engine),
@@ -103,6 +126,21 @@ impl Engine {
                 Err(Refused { fault, alert })
             }
         }
+    }
+
+    /// Begins a connection with a backend that must show a certificate for this name. Its ClientHello is ready.
+    ///
+    /// # Errors
+    /// Something is lacking on this side.
+    pub(super) fn connect(
+        config: &Arc<ClientConfig>,
+        name: &ServerName<'static>,
+    ) -> Result<Engine, Fault> {
+        let connection = ClientConnection::new(Arc::clone(config), name.clone());
+        let mut connection = connection.map_err(|_| Fault::Internal)?;
+        connection.set_buffer_limit(Some(SEALED_BYTES_MAX));
+        let connection = Connection::Client(connection);
+        Ok(Engine { connection, ended: false, fault: None, cost: 0, second: Second::None })
     }
 
     /// Takes ciphertext off the front of `bytes`: all of it, or as much as there is room for before
@@ -148,7 +186,7 @@ impl Engine {
         Ok(())
     }
 
-    /// What the user has said and nobody has [consumed](Engine::consume): a part of it, empty only if there
+    /// What the other end has said and nobody has [consumed](Engine::consume): a part of it, empty only if there
     /// is none.
     pub fn plaintext(&mut self) -> &[u8] {
         self.connection.reader().into_first_chunk().unwrap_or_default()
@@ -164,7 +202,7 @@ impl Engine {
         self.connection.writer().write(plain).unwrap_or(0)
     }
 
-    /// Tells the user that nothing more will come (close_notify).
+    /// Tells the other end that nothing more will come (close_notify).
     pub fn finish(&mut self) {
         self.connection.send_close_notify();
     }
@@ -193,7 +231,7 @@ impl Engine {
         self.connection.is_handshaking()
     }
 
-    /// Whether the user has ended the connection in the way of TLS.
+    /// Whether the other end has ended the connection in the way of TLS.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
@@ -215,7 +253,10 @@ impl Engine {
 
     /// The host that the user has asked for.
     pub fn host(&self) -> Option<&str> {
-        self.connection.server_name()
+        match &self.connection {
+            Connection::Server(connection) => connection.server_name(),
+            Connection::Client(_) => None,
+        }
     }
 }
 
@@ -234,14 +275,35 @@ fn fault(error: &Error) -> Fault {
             | AlertDescription::CertificateRevoked
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA,
+            | AlertDescription::UnknownCA
+            | AlertDescription::CertificateRequired,
         ) => Fault::CertificateRefused,
         Error::AlertReceived(_) => Fault::Alert,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Fault::NothingInCommon,
+        Error::InvalidCertificate(why) => Fault::Distrusted(distrust(why)),
         Error::DecryptError => Fault::BadRecord,
         Error::EncryptError | Error::FailedToGetRandomBytes | Error::FailedToGetCurrentTime => {
             Fault::Internal
         }
         _ => Fault::Protocol,
+    }
+}
+
+fn distrust(why: &CertificateError) -> Distrust {
+    match why {
+        CertificateError::UnknownIssuer => Distrust::UnknownAuthority,
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            Distrust::OtherName
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => Distrust::HasEnded,
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            Distrust::HasNotBegun
+        }
+        CertificateError::Revoked => Distrust::Revoked,
+        // The last is what rustls passes on from its verifier without a word of its own.
+        CertificateError::InvalidPurpose
+        | CertificateError::InvalidPurposeContext { .. }
+        | CertificateError::Other(_) => Distrust::NoServer,
+        _ => Distrust::Unreadable,
     }
 }

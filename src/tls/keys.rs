@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, SupportedCipherSuite};
+use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
@@ -35,6 +35,9 @@ const CIPHER_SUITES: [SupportedCipherSuite; 9] = [
     cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
     cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
+/// The versions that are spoken.
+pub(super) const VERSIONS: [&SupportedProtocolVersion; 2] =
+    [&rustls::version::TLS13, &rustls::version::TLS12];
 /// Tickets that a user is given with a full handshake (RFC 8446 section 4.6.1).
 const TICKETS: usize = 2;
 
@@ -129,7 +132,8 @@ impl Identity {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+/// The content of a file, unless it is too long for one of ours.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let told = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let length = std::fs::metadata(path).map_err(told)?.len();
     if length > FILE_BYTES_MAX {
@@ -319,12 +323,15 @@ impl Identities {
     }
 }
 
-fn terms(choice: &Arc<Choice>, protocols: &[&[u8]], tickets: &Tickets) -> Result<Terms, String> {
+/// The cryptography, with our choice of ciphers.
+pub(super) fn provider() -> Arc<CryptoProvider> {
     let cipher_suites = CIPHER_SUITES.to_vec();
-    let provider = Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() });
-    let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&versions)
+    Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
+}
+
+fn terms(choice: &Arc<Choice>, protocols: &[&[u8]], tickets: &Tickets) -> Result<Terms, String> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&VERSIONS)
         .map_err(|error| format!("TLS cannot be set up: {error}"))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::clone(choice) as Arc<dyn ResolvesServerCert>);

@@ -1,8 +1,9 @@
-//! TLS of the user doors: what is read before anybody answers, the certificates, and what is agreed with a
-//! user. `engine` and `keys` hold all calls into rustls, which does handshake and records.
+//! TLS with users and with backends: what is read before anybody answers, the certificates, and what is agreed
+//! with either. `engine`, `keys` and `backends` hold all calls into rustls, which does handshake and records.
 
 use std::time::Duration;
 
+pub mod backends;
 pub mod demo;
 pub mod engine;
 pub mod hello;
@@ -17,6 +18,8 @@ pub struct Tls {
     /// At doors of streams, an end without a close_notify counts as one with it. Requests and responses
     /// say their length, so at an API door it always does.
     pub takes_ragged_ends: bool,
+    /// How backends are verified that are reached by TLS.
+    pub backends: backends::Backends,
 }
 
 /// What is agreed with users whose TLS ends here.

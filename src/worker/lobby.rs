@@ -547,6 +547,8 @@ fn count(fault: Fault, counters: &WorkerCounters) {
         Fault::NothingInCommon => counters.tls_refused_nothing_in_common.one(),
         Fault::CertificateRefused => counters.tls_refused_by_user.one(),
         Fault::Alert | Fault::BadRecord | Fault::Protocol => counters.tls_refused_protocol.one(),
+        // Of backends only.
+        Fault::Distrusted(_) | Fault::CutOff => counters.tls_refused_protocol.one(),
         Fault::Internal => counters.tls_failed.one(),
     }
 }

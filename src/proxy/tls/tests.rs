@@ -1,18 +1,21 @@
-//! Tests of `proxy::tls`: a user on rustls' own client side, a network that cuts and holds back, and a
-//! session above that asks, sends and changes its mind, all from one seed.
+//! Tests of `proxy::tls`: a user on rustls' own client side or a backend on its server side, a network that
+//! cuts and holds back, and a session above that asks, sends and changes its mind, all from one seed.
 
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, OnceLock};
 
 use rustls::crypto::aws_lc_rs;
 use rustls::crypto::cipher::OutboundPlainMessage;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore};
 use rustls::{ConnectionTrafficSecrets, ContentType, ProtocolVersion};
+use rustls::{ServerConfig, ServerConnection};
 
 use super::*;
 use crate::base::random::xorshift;
 use crate::ring::pool::Chain;
+use crate::tls::backends::{BackendTls, Backends};
 use crate::tls::keys::Identities;
 use crate::tls::keys::tests::{identities_and_pem, versions};
 
@@ -60,7 +63,9 @@ impl Write for Outlet<'_> {
 
 struct World {
     dice: Dice,
-    user: ClientConnection,
+    side: Side,
+    /// The other end: a user, or a backend.
+    user: Connection,
     session: Option<Session>,
     pool: Pool,
     /// Ciphertext on its way to us and to the user.
@@ -103,7 +108,7 @@ fn client(
 }
 
 /// A user and an engine after their handshake; what the user has sent with its last flight is in `up`.
-fn shake_hands(user: &mut ClientConnection, terms: &Identities, up: &mut Vec<u8>) -> Engine {
+fn shake_hands(user: &mut Connection, terms: &Identities, up: &mut Vec<u8>) -> Engine {
     let mut hello = Vec::new();
     user.write_tls(&mut hello).unwrap();
     let mut engine = Engine::accept(&hello, &terms.http).unwrap();
@@ -128,16 +133,75 @@ fn shake_hands(user: &mut ClientConnection, terms: &Identities, up: &mut Vec<u8>
     }
 }
 
+/// A backend with a certificate of its own.
+fn backend(versions: &[&'static rustls::SupportedProtocolVersion]) -> Connection {
+    static PAIR: OnceLock<(String, String)> = OnceLock::new();
+    let (certificate, key) = PAIR.get_or_init(|| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names = ["b.example".to_owned()];
+        let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    });
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    Connection::Server(ServerConnection::new(Arc::new(config)).unwrap())
+}
+
+/// The engine of a connection with a backend after the handshake; what the backend has sent behind it is in `up`.
+fn shake_hands_with(backend: &mut Connection, up: &mut Vec<u8>) -> Engine {
+    static BACKENDS: OnceLock<Backends> = OnceLock::new();
+    let backends =
+        BACKENDS.get_or_init(|| Backends::read(None, false, std::iter::empty()).unwrap());
+    let at = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut engine = backends.client(&BackendTls::default(), at, false).begin().unwrap();
+    loop {
+        let mut down = Vec::new();
+        engine.flush(&mut down).unwrap();
+        let mut down = down.as_slice();
+        while !down.is_empty() {
+            backend.read_tls(&mut down).unwrap();
+            backend.process_new_packets().unwrap();
+        }
+        up.clear();
+        while backend.wants_write() {
+            backend.write_tls(up).unwrap();
+        }
+        if !engine.is_handshaking() && !backend.is_handshaking() {
+            return engine;
+        }
+        engine.take(&mut up.as_slice()).unwrap();
+    }
+}
+
 impl World {
     fn new(seed: u64, blocks: usize, takes_ragged_ends: bool) -> World {
         let mut dice = Dice(Box::new(xorshift(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)));
-        let (identities, pem) = identities_and_pem();
-        let mut user = client(pem, versions(dice.below(3)));
-        let mut up = Vec::new();
-        let engine = shake_hands(&mut user, identities, &mut up);
+        let side = if seed.is_multiple_of(2) { Side::Backend } else { Side::Client };
+        let (mut up, versions) = (Vec::new(), versions(dice.below(3)));
+        let (user, engine) = match side {
+            Side::Client => {
+                let (identities, pem) = identities_and_pem();
+                let mut user = Connection::Client(client(pem, versions));
+                let engine = shake_hands(&mut user, identities, &mut up);
+                (user, engine)
+            }
+            Side::Backend => {
+                let mut backend = backend(versions);
+                let engine = shake_hands_with(&mut backend, &mut up);
+                (backend, engine)
+            }
+        };
         World {
+            side,
             user,
-            session: Some(Session::new(Side::Client, engine, takes_ragged_ends)),
+            session: Some(Session::new(side, engine, takes_ragged_ends)),
             pool: Pool::new(blocks, blocks / 4),
             up,
             down: Vec::new(),
@@ -218,16 +282,14 @@ impl World {
             2 => Intake::Once { class: Class::Large, wait_first: true },
             _ => Intake::Last { wait_first: true },
         };
-        self.call(|session, wire| {
-            session.command(StreamCmd::Receive { side: Side::Client, how }, wire);
-        });
+        let side = self.side;
+        self.call(|session, wire| session.command(StreamCmd::Receive { side, how }, wire));
     }
 
     fn cancel(&mut self) {
         if self.asked {
-            self.call(|session, wire| {
-                session.command(StreamCmd::CancelReceive { side: Side::Client }, wire);
-            });
+            let side = self.side;
+            self.call(|session, wire| session.command(StreamCmd::CancelReceive { side }, wire));
         }
     }
 
@@ -280,10 +342,8 @@ impl World {
             self.pool.push(&mut self.sending, buf);
         }
         if at > 0 {
-            let what = self.sending.outgoing();
-            self.call(|session, wire| {
-                session.command(StreamCmd::Send { side: Side::Client, what }, wire);
-            });
+            let (what, side) = (self.sending.outgoing(), self.side);
+            self.call(|session, wire| session.command(StreamCmd::Send { side, what }, wire));
         }
         at
     }
@@ -358,10 +418,8 @@ fn relay(seed: u64) {
             1 if from_us < to_user.len() => from_us += world.send(&to_user[from_us..]),
             1 if !we_are_done && world.sending.is_empty() => {
                 we_are_done = true;
-                world.call(|session, wire| {
-                    let what = StreamCmd::FinishWriting { side: Side::Client };
-                    session.command(what, wire);
-                });
+                let what = StreamCmd::FinishWriting { side: world.side };
+                world.call(|session, wire| session.command(what, wire));
             }
             2 | 3 => world.ask(),
             4 if world.dice.one_in(4) => world.cancel(),
@@ -403,8 +461,9 @@ fn drain(world: &mut World) {
 
 #[test]
 fn an_end_that_was_cut_off_is_a_reset_unless_it_may_be_ragged() {
-    for (ragged, end) in [(false, Err(Errno::ECONNRESET)), (true, Ok(()))] {
-        let mut world = World::new(7, 8, ragged);
+    let (cut, ok) = ((false, Err(Errno::ECONNRESET)), (true, Ok(())));
+    for (seed, (ragged, end)) in [(7, cut), (7, ok), (8, cut), (8, ok)] {
+        let mut world = World::new(seed, 8, ragged);
         world.user_writes(b"all of it");
         world.fin = true;
         drain(&mut world);
@@ -444,15 +503,14 @@ fn a_session_that_lets_go_is_not_waited_for() {
     world.room = 0;
     assert_eq!(world.send(b"held back"), 9);
     assert!(world.room_awaited && world.session.as_ref().unwrap().in_flight());
-    world.call(|session, wire| {
-        session.command(StreamCmd::CancelSend { side: Side::Client }, wire);
-    });
+    let what = StreamCmd::CancelSend { side: world.side };
+    world.call(|session, wire| session.command(what, wire));
     assert!(world.broken && world.sending.is_empty());
     world.close();
 }
 
 /// Seals a handshake message in pieces, each in a record of its own.
-fn handshake_records(user: ClientConnection, message: &[u8], piece: usize) -> Vec<u8> {
+fn handshake_records(user: Connection, message: &[u8], piece: usize) -> Vec<u8> {
     let secrets = user.dangerous_extract_secrets().unwrap();
     let (first, secrets) = secrets.tx;
     let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else {
@@ -474,7 +532,7 @@ fn handshake_records(user: ClientConnection, message: &[u8], piece: usize) -> Ve
 #[test]
 fn a_message_in_pieces_that_never_ends_ends_the_connection() {
     let (identities, pem) = identities_and_pem();
-    let mut user = client(pem, &[&rustls::version::TLS13]);
+    let mut user = Connection::Client(client(pem, &[&rustls::version::TLS13]));
     let mut up = Vec::new();
     let mut engine = shake_hands(&mut user, identities, &mut up);
     engine.take(&mut up.as_slice()).unwrap();
@@ -506,14 +564,14 @@ fn told_the_end(world: World) -> bool {
 
 #[test]
 fn a_connection_that_is_closed_is_ended_in_the_way_of_tls_unless_it_is_reset_or_cut() {
-    for (reset, cut) in [(false, false), (true, false), (false, true)] {
-        let mut world = World::new(3, 8, false);
+    let ways = [(false, false), (true, false), (false, true)];
+    for (seed, (reset, cut)) in [3, 4].into_iter().flat_map(|seed| ways.map(|way| (seed, way))) {
+        let mut world = World::new(seed, 8, false);
         if cut {
             world.room = 0;
             world.send(b"cut off");
-            world.call(|session, wire| {
-                session.command(StreamCmd::CancelSend { side: Side::Client }, wire);
-            });
+            let what = StreamCmd::CancelSend { side: world.side };
+            world.call(|session, wire| session.command(what, wire));
             world.room = 100;
         }
         let session = world.session.take().unwrap();

@@ -1,0 +1,373 @@
+//! TLS with backends, where we are the client: whom a backend's certificate must come from and be for, and what
+//! is kept of earlier connections. Owns the calls into rustls that come before such a connection, and the
+//! words for what went wrong with one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+
+use super::engine::{Distrust, Engine, Fault};
+use super::keys;
+
+/// Where Linux distributions keep the authorities that a host trusts: Debian, Red Hat, SUSE, Alpine.
+const SYSTEM: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// The most backends of which a worker keeps sessions to resume.
+const REMEMBERED_MAX: usize = 512;
+/// What rustls takes for the tickets of one name, of which it then keeps 8.
+const TICKETS: usize = 8;
+
+/// Why there is no TLS connection to a backend, for the log and for its owner.
+pub fn reason(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Distrusted(Distrust::UnknownAuthority) => {
+            "its certificate comes from no authority that we trust (backend_tls.ca)"
+        }
+        Fault::Distrusted(Distrust::OtherName) => "its certificate is for another name",
+        Fault::Distrusted(Distrust::HasEnded) => "its certificate has ended",
+        Fault::Distrusted(Distrust::HasNotBegun) => "its certificate is not valid yet",
+        Fault::Distrusted(Distrust::Revoked) => "its certificate has been revoked",
+        Fault::Distrusted(Distrust::NoServer) => {
+            "its certificate is not one for a server, such as that of an authority (CA:TRUE)"
+        }
+        Fault::Distrusted(Distrust::Unreadable) => "its certificate cannot be read or verified",
+        Fault::CutOff => "it closed the connection during the handshake: does it speak TLS there?",
+        Fault::Protocol => "its answer was no TLS: does it speak TLS there?",
+        Fault::NothingInCommon => "it shares no version, cipher or protocol with us",
+        Fault::Alert | Fault::UnknownHost => "it refused the handshake",
+        Fault::CertificateRefused => "it asks for a certificate of ours, which it did not get",
+        Fault::BadRecord => "a record of its handshake was damaged",
+        Fault::Internal => "something was lacking on this side",
+    }
+}
+
+/// That a backend is reached by TLS, and how it is verified.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BackendTls {
+    /// The host that its certificate must be for; `None`: its address.
+    pub name: Option<Arc<str>>,
+    /// A file of authorities for it alone.
+    pub ca: Option<Arc<Path>>,
+}
+
+/// How a connection to one backend is to be made: by what terms, and to whom.
+#[derive(Clone)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.name, to)
+    }
+}
+
+impl PartialEq for Client {
+    fn eq(&self, other: &Client) -> bool {
+        Arc::ptr_eq(&self.config, &other.config) && self.name == other.name
+    }
+}
+
+impl Eq for Client {}
+
+impl Client {
+    /// Begins a connection: its ClientHello is ready.
+    ///
+    /// # Errors
+    /// Something is lacking on this side.
+    pub fn begin(&self) -> Result<Engine, Fault> {
+        Engine::connect(&self.config, &self.name)
+    }
+
+    /// The name, or address, that the backend's certificate must be for.
+    pub fn name(&self) -> String {
+        self.name.to_str().into_owned()
+    }
+}
+
+/// Whether a certificate can be for this name.
+pub fn is_name(text: &str) -> bool {
+    ServerName::try_from(text).is_ok()
+}
+
+/// What is agreed with backends that are verified by the same authorities.
+#[derive(Clone, Debug)]
+struct Terms {
+    /// With those that speak HTTP/1.1, and with those that speak anything.
+    http: Arc<ClientConfig>,
+    stream: Arc<ClientConfig>,
+}
+
+impl Terms {
+    fn new(verifier: &Arc<dyn ServerCertVerifier>) -> Terms {
+        Terms { http: config(verifier, &[b"http/1.1"]), stream: config(verifier, &[]) }
+    }
+}
+
+/// How backends are verified. Workers hold it until the next reload.
+#[derive(Clone, Debug)]
+pub struct Backends {
+    usual: Terms,
+    /// By files of authorities that backends have for themselves.
+    own: BTreeMap<PathBuf, Terms>,
+    trusts_somebody: bool,
+    verifies: bool,
+}
+
+/// Nobody is trusted.
+impl Default for Backends {
+    fn default() -> Backends {
+        let usual = Terms::new(&trusting(RootCertStore::empty()));
+        Backends { usual, own: BTreeMap::new(), trusts_somebody: false, verifies: true }
+    }
+}
+
+impl Backends {
+    /// Reads the authorities: those in `ca`, else those that this host trusts; and those of single backends.
+    /// Without `verifies`, whoever answers is taken for the backend.
+    ///
+    /// # Errors
+    /// One sentence that names the file and what is wrong with it.
+    pub fn read<'a>(
+        ca: Option<&Path>,
+        verifies: bool,
+        own: impl Iterator<Item = &'a Path>,
+    ) -> Result<Backends, String> {
+        let usual = match ca {
+            Some(path) => authorities(path)?,
+            None => of_this_host(),
+        };
+        let trusts_somebody = !usual.is_empty();
+        let verifier = |roots| match verifies {
+            true => trusting(roots),
+            false => Arc::new(Unverified::new()) as Arc<dyn ServerCertVerifier>,
+        };
+        let mut all = BTreeMap::new();
+        for path in own {
+            if !all.contains_key(path) {
+                let roots = authorities(path)?;
+                all.insert(path.to_owned(), Terms::new(&verifier(roots)));
+            }
+        }
+        Ok(Backends { usual: Terms::new(&verifier(usual)), own: all, trusts_somebody, verifies })
+    }
+
+    /// Why no backend without authorities of its own can be verified, if that is so.
+    pub fn lack(&self) -> Option<&'static str> {
+        (self.verifies && !self.trusts_somebody).then_some(
+            "this host has no file of authorities to verify backends by: install ca-certificates, \
+             or name one in backend_tls.ca",
+        )
+    }
+
+    /// How a connection to this backend is made.
+    pub fn client(&self, tls: &BackendTls, address: IpAddr, speaks_http: bool) -> Client {
+        let own = tls.ca.as_deref().map(|path| self.own.get(path));
+        // One whose file has not been read yet trusts nobody.
+        let terms = own.unwrap_or(Some(&self.usual)).cloned();
+        let terms = terms.unwrap_or_else(|| Terms::new(&trusting(RootCertStore::empty())));
+        let config = if speaks_http { terms.http } else { terms.stream };
+        let named = tls.name.as_deref().and_then(|name| ServerName::try_from(name).ok());
+        let name = named.map(|name| name.to_owned());
+        Client { config, name: name.unwrap_or(ServerName::IpAddress(address.into())) }
+    }
+}
+
+/// What one worker has kept of its connections: by the number of the backend, and for each by name, so that no session of one
+/// is ever offered to another.
+#[derive(Debug, Default)]
+pub struct Memory {
+    all: HashMap<u32, Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// What was agreed when it was made, and the same with a memory.
+    plain: Arc<ClientConfig>,
+    keeping: Arc<ClientConfig>,
+}
+
+impl Memory {
+    /// The same connection to this backend, in which an earlier one may be taken up. Sessions of before a
+    /// reload are forgotten: they were verified by other terms.
+    pub fn recall(&mut self, backend: u32, client: &Client) -> Client {
+        if self.all.len() >= REMEMBERED_MAX && !self.all.contains_key(&backend) {
+            self.all.clear();
+        }
+        let new = || {
+            let mut keeping = ClientConfig::clone(&client.config);
+            let store = Arc::new(ClientSessionMemoryCache::new(TICKETS));
+            keeping.resumption = Resumption::store(store);
+            Kept { plain: Arc::clone(&client.config), keeping: Arc::new(keeping) }
+        };
+        let kept = self.all.entry(backend).or_insert_with(new);
+        if !Arc::ptr_eq(&kept.plain, &client.config) {
+            *kept = new();
+        }
+        Client { config: Arc::clone(&kept.keeping), name: client.name.clone() }
+    }
+}
+
+/// Those in a file, all of which must be readable.
+fn authorities(path: &Path) -> Result<RootCertStore, String> {
+    let at = path.display();
+    let pem = keys::read(path)?;
+    let mut roots = RootCertStore::empty();
+    for one in CertificateDer::pem_slice_iter(&pem) {
+        let one = one.map_err(|error| format!("{at} holds no certificate in PEM: {error}"))?;
+        roots
+            .add(one)
+            .map_err(|error| format!("{at} holds a certificate that cannot be read: {error}"))?;
+    }
+    match roots.is_empty() {
+        true => Err(format!("{at} holds no certificate in PEM")),
+        false => Ok(roots),
+    }
+}
+
+/// Those that this host trusts; none if there is no such file.
+fn of_this_host() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let pem = SYSTEM.iter().find_map(|path| keys::read(Path::new(path)).ok());
+    // A few that nobody can read are not this balancer's fault.
+    let all = pem.iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem).flatten());
+    roots.add_parsable_certificates(all);
+    roots
+}
+
+fn config(verifier: &Arc<dyn ServerCertVerifier>, protocols: &[&[u8]]) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_provider(keys::provider())
+        .with_protocol_versions(&keys::VERSIONS)
+        .expect("the ciphers are for these versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    // A memory shared by several backends would offer one the sessions of another.
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Arc::new(config)
+}
+
+/// Takes what these authorities have signed for the name asked for.
+fn trusting(roots: RootCertStore) -> Arc<dyn ServerCertVerifier> {
+    let provider = keys::provider();
+    let unverifying = Unverified { provider: Arc::clone(&provider) };
+    match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() {
+        Ok(verifier) => verifier,
+        // There are none, or no lists of what is revoked, and no such list is given.
+        Err(_) => Arc::new(Nobody(unverifying)),
+    }
+}
+
+/// Takes whoever answers: `verify = "off"`.
+struct Unverified {
+    provider: Arc<CryptoProvider>,
+}
+
+impl Unverified {
+    fn new() -> Unverified {
+        Unverified { provider: keys::provider() }
+    }
+}
+
+impl fmt::Debug for Unverified {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str("Unverified")
+    }
+}
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Takes nobody, for want of authorities.
+#[derive(Debug)]
+struct Nobody(Unverified);
+
+impl ServerCertVerifier for Nobody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Err(CertificateError::UnknownIssuer.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
