@@ -8,6 +8,9 @@ pub enum Name {
     Other,
     Accept,
     Authorization,
+    /// `Client-Cert` and `Client-Cert-Chain` (RFC 9440): who has shown a certificate here. Only the balancer
+    /// says that.
+    ClientCert,
     Connection,
     ContentLength,
     ContentType,
@@ -75,6 +78,7 @@ impl Name {
             10 if folds_to(name, b"connection") => Name::Connection,
             10 if folds_to(name, b"keep-alive") => Name::KeepAlive,
             11 if folds_to(name, b"traceparent") => Name::Traceparent,
+            11 if folds_to(name, b"client-cert") => Name::ClientCert,
             12 if folds_to(name, b"content-type") => Name::ContentType,
             12 if folds_to(name, b"max-forwards") => Name::MaxForwards,
             12 if folds_to(name, b"x-request-id") => Name::RequestId,
@@ -87,6 +91,7 @@ impl Name {
             16 if folds_to(name, b"x-forwarded-host") => Name::XForwardedHost,
             17 if folds_to(name, b"transfer-encoding") => Name::TransferEncoding,
             17 if folds_to(name, b"x-forwarded-proto") => Name::XForwardedProto,
+            17 if folds_to(name, b"client-cert-chain") => Name::ClientCert,
             18 if folds_to(name, b"proxy-authenticate") => Name::ProxyAuthenticate,
             19 if folds_to(name, b"proxy-authorization") => Name::ProxyAuthorization,
             12.. if folds_to(&name[..CLAIM_PREFIX.len()], CLAIM_PREFIX) => Name::ProxyClaim,
@@ -224,6 +229,9 @@ mod tests {
             ("proxy-authorization", Name::ProxyAuthorization),
             ("X-Request-ID", Name::RequestId),
             ("TraceParent", Name::Traceparent),
+            ("client-CERT", Name::ClientCert),
+            ("Client-Cert-Chain", Name::ClientCert),
+            ("Client-Certs", Name::Other),
             ("Hosts", Name::Other),
             ("X-Forwarded", Name::Other),
             ("User-Agent", Name::Other),
@@ -235,7 +243,14 @@ mod tests {
 
     #[test]
     fn an_underscore_does_not_make_a_known_name_unknown() {
-        for text in ["Content_Length", "transfer_ENCODING", "X_Forwarded-For", "x-forwarded_port"] {
+        for text in [
+            "Content_Length",
+            "transfer_ENCODING",
+            "X_Forwarded-For",
+            "x-forwarded_port",
+            "Client_Cert",
+            "client-cert_chain",
+        ] {
             assert_eq!(Name::of(text), Name::Disguised, "{text}");
         }
         assert_eq!(Name::of("user_id"), Name::Other);
@@ -287,6 +302,8 @@ mod tests {
             "Connection",
             "Trailer",
             "Content_Length",
+            "Client-Cert",
+            "Client_Cert_Chain",
         ] {
             assert!(!may_be_trailer(name), "{name}");
         }
