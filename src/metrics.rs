@@ -99,6 +99,7 @@ table! {
         Counter tls_refused_nothing_in_common: "TLS users turned away because they share no version, cipher or protocol with us.",
         Counter tls_refused_by_user: "TLS users who did not accept our certificate.",
         Counter tls_refused_protocol: "TLS handshakes that broke the protocol or were given up by the user.",
+        Counter tls_gone: "TLS users whose connection ended in the middle of the handshake.",
         Counter tls_failed: "TLS handshakes that failed for a lack of ours.",
         Counter proxy_headers: "PROXY headers read from hosts in `proxy_from`.",
         Counter proxy_headers_sent: "PROXY headers sent to backends that want one.",

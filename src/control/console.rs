@@ -17,7 +17,7 @@ use crate::base::quota::{Quota, Rate};
 use crate::base::time::Now;
 use crate::cluster::{Backend, BackendId, Protocol, Service};
 use crate::logs::{self, TRAFFIC};
-use crate::worker::link::{Ended, Refusal, RequestLine, Shortage};
+use crate::worker::link::{Ended, HostAsked, Refusal, RequestLine, Shortage};
 
 /// Shortest time between two summaries of what was held back.
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);
@@ -35,6 +35,8 @@ pub enum Topic {
     Users,
     /// Users turned away.
     TurnedAway,
+    /// TLS that could not be agreed on with a user.
+    Handshakes,
     /// Control connections opened and closed, and hosts that may not open one.
     Connections,
     /// Requests from backends that were refused.
@@ -51,9 +53,10 @@ pub enum Topic {
 }
 
 impl Topic {
-    const ALL: [Topic; 9] = [
+    const ALL: [Topic; 10] = [
         Topic::Users,
         Topic::TurnedAway,
+        Topic::Handshakes,
         Topic::Connections,
         Topic::Refused,
         Topic::Proofs,
@@ -70,7 +73,7 @@ impl Topic {
             Topic::TurnedAway | Topic::Connections => (Rate::new(50, 20), Rate::new(10, 2)),
             Topic::Refused | Topic::Hellos => (Rate::new(20, 20), Rate::new(10, 2)),
             Topic::Silences => (Rate::new(100, 50), Rate::new(20, 10)),
-            Topic::Proofs | Topic::Admin => (Rate::new(20, 5), Rate::new(5, 1)),
+            Topic::Handshakes | Topic::Proofs | Topic::Admin => (Rate::new(20, 5), Rate::new(5, 1)),
             // When a host restarts, all of its backends register at once.
             Topic::Backends => (Rate::new(1024, 100), Rate::new(256, 20)),
         }
@@ -217,6 +220,7 @@ impl Console {
         warn!(
             users = of(Topic::Users),
             turned_away = of(Topic::TurnedAway),
+            handshakes = of(Topic::Handshakes),
             connections = of(Topic::Connections),
             refused = of(Topic::Refused),
             proofs = of(Topic::Proofs),
@@ -280,6 +284,26 @@ impl Console {
         };
         let shown = self.shows(Topic::TurnedAway, client.ip(), now);
         line!(warn, shown, %protocol, service, %client, why, "user turned away");
+    }
+
+    /// The TLS of a user could not be agreed on, mostly because it is a scanner's, or does not know who signed
+    /// the certificate; what is ours is worth a warning.
+    pub fn handshake_failed(
+        &mut self,
+        now: Now,
+        of: Of<'_>,
+        client: SocketAddr,
+        host: HostAsked,
+        (why, is_ours): (&str, bool),
+    ) {
+        let Of { protocol, service } = of;
+        let shown = self.shows(Topic::Handshakes, client.ip(), now);
+        let host = Shown(host.shown());
+        if is_ours {
+            line!(warn, shown, %protocol, service, %client, %host, why, "TLS handshake failed");
+        } else {
+            line!(info, shown, %protocol, service, %client, %host, why, "TLS handshake failed");
+        }
     }
 
     /// New UDP users were turned away for want of room. The line gives the cure and the number of

@@ -374,6 +374,11 @@ impl Hub {
                     let Some(service) = self.registry.find_service(service) else { continue };
                     self.console.user_refused(now, Of::new(service), client, why, all_fail);
                 }
+                Report::HandshakeFailed { service, client, host, why, is_ours } => {
+                    let Some(service) = self.registry.find_service(service) else { continue };
+                    let of = Of::new(service);
+                    self.console.handshake_failed(now, of, client, host, (why, is_ours));
+                }
                 Report::OutOfRoom { service, shortage, backend, datagrams } => {
                     let service = self.serving(service, backend);
                     let service = self.registry.find_service(service).and_then(named);

@@ -8,13 +8,16 @@ use rustls::pki_types::ServerName;
 use rustls::server::{Acceptor, ServerConnection};
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, Error,
-    HandshakeKind,
+    HandshakeKind, PeerIncompatible,
 };
 
 use super::keys::Terms;
 
 /// The most ciphertext that is held for a socket that takes no more, in bytes.
 pub const SEALED_BYTES_MAX: usize = 64 * 1024;
+
+const NOT_TLS: &str = "it sent something that is no TLS";
+const ENDLESS: &str = "it sent a message that never ends";
 
 /// Why a connection cannot go on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -56,6 +59,8 @@ pub enum Distrust {
 #[derive(Debug)]
 pub struct Refused {
     pub fault: Fault,
+    /// The fault in words.
+    pub why: &'static str,
     pub alert: Vec<u8>,
 }
 
@@ -66,6 +71,8 @@ pub struct Engine {
     /// The other end has said that nothing more comes (close_notify).
     ended: bool,
     fault: Option<Fault>,
+    /// The fault in words.
+    why: &'static str,
     /// Of the signature in its handshake, in those with an elliptic curve.
     cost: u32,
     second: Second,
@@ -98,12 +105,15 @@ impl Engine {
                 Ok(connection) => Engine::begun(connection, cost, hello),
                 Err((error, mut alert)) => {
                     let refused = refused(&error, |to| alert.write_all(to));
-                    let fault = if is_known { refused.fault } else { Fault::UnknownHost };
-                    Err(Refused { fault, ..refused })
+                    if is_known {
+                        return Err(refused);
+                    }
+                    let (fault, why) = (Fault::UnknownHost, "no certificate is for this host");
+                    Err(Refused { fault, why, ..refused })
                 }
             };
         }
-        Err(Refused { fault: Fault::Protocol, alert: Vec::new() })
+        Err(Refused { fault: Fault::Protocol, why: NOT_TLS, alert: Vec::new() })
     }
 
     fn begun(
@@ -116,14 +126,15 @@ impl Engine {
             connection.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
         let second = if is_asked_again { Second::Awaited } else { Second::None };
         let connection = Connection::Server(connection);
-        let mut engine = Engine { connection, ended: false, fault: None, cost, second };
+        let (fault, why) = (None, "");
+        let mut engine = Engine { connection, ended: false, fault, why, cost, second };
         match engine.take(&mut rest) {
             Ok(()) => Ok(engine),
             Err(fault) => {
                 let mut alert = Vec::new();
                 // Writing to memory cannot fail.
                 let _ = engine.flush(&mut alert);
-                Err(Refused { fault, alert })
+                Err(Refused { fault, why: engine.why, alert })
             }
         }
     }
@@ -140,7 +151,7 @@ impl Engine {
         let mut connection = connection.map_err(|_| Fault::Internal)?;
         connection.set_buffer_limit(Some(SEALED_BYTES_MAX));
         let connection = Connection::Client(connection);
-        Ok(Engine { connection, ended: false, fault: None, cost: 0, second: Second::None })
+        Ok(Engine { connection, ended: false, fault: None, why: "", cost: 0, second: Second::None })
     }
 
     /// Takes ciphertext off the front of `bytes`: all of it, or as much as there is room for before
@@ -160,7 +171,7 @@ impl Engine {
                 Err(_) if !self.plaintext().is_empty() => break,
                 // It is full of a message in pieces that never ends.
                 Err(_) => {
-                    self.fault = Some(Fault::Protocol);
+                    (self.fault, self.why) = (Some(Fault::Protocol), ENDLESS);
                     return Err(Fault::Protocol);
                 }
             }
@@ -179,7 +190,7 @@ impl Engine {
             }
             Err(error) => {
                 let fault = fault(&error);
-                self.fault = Some(fault);
+                (self.fault, self.why) = (Some(fault), why(&error));
                 return Err(fault);
             }
         }
@@ -251,6 +262,11 @@ impl Engine {
         self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
+    /// What [`Engine::take`] has failed of, for the log.
+    pub fn why(&self) -> &'static str {
+        self.why
+    }
+
     /// The host that the user has asked for.
     pub fn host(&self) -> Option<&str> {
         match &self.connection {
@@ -264,7 +280,7 @@ fn refused(error: &Error, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) ->
     let mut alert = Vec::new();
     // Writing to memory cannot fail.
     let _ = write(&mut alert);
-    Refused { fault: fault(error), alert }
+    Refused { fault: fault(error), why: why(error), alert }
 }
 
 fn fault(error: &Error) -> Fault {
@@ -305,5 +321,67 @@ fn distrust(why: &CertificateError) -> Distrust {
         | CertificateError::InvalidPurposeContext { .. }
         | CertificateError::Other(_) => Distrust::NoServer,
         _ => Distrust::Unreadable,
+    }
+}
+
+/// An error in words. What the user has sent is not quoted.
+fn why(error: &Error) -> &'static str {
+    match error {
+        Error::AlertReceived(alert) => told(*alert),
+        Error::PeerIncompatible(lack) => lacking(lack),
+        Error::NoApplicationProtocol => "it offers no protocol (ALPN) that is spoken here",
+        Error::DecryptError => "it sent a record that was changed on its way or has another key",
+        Error::InvalidMessage(_) => NOT_TLS,
+        Error::EncryptError | Error::FailedToGetRandomBytes | Error::FailedToGetCurrentTime => {
+            "for a lack of ours"
+        }
+        _ => "it broke the protocol",
+    }
+}
+
+/// What a user lacks that we need.
+fn lacking(what: &PeerIncompatible) -> &'static str {
+    match what {
+        PeerIncompatible::ServerDoesNotSupportTls12Or13
+        | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+        | PeerIncompatible::SupportedVersionsExtensionRequired
+        | PeerIncompatible::Tls12NotOffered
+        | PeerIncompatible::Tls12NotOfferedOrEnabled => "it offers neither TLS 1.2 nor 1.3",
+        PeerIncompatible::NoCipherSuitesInCommon => {
+            "it offers no cipher that is spoken here with these certificates"
+        }
+        PeerIncompatible::NoKxGroupsInCommon
+        | PeerIncompatible::NamedGroupsExtensionRequired
+        | PeerIncompatible::KeyShareExtensionRequired => {
+            "it offers no group for the key exchange that is spoken here"
+        }
+        PeerIncompatible::NoSignatureSchemesInCommon
+        | PeerIncompatible::SignatureAlgorithmsExtensionRequired => {
+            "it understands the signature of no certificate"
+        }
+        _ => "it offers nothing that is spoken here",
+    }
+}
+
+/// What a user says before it goes (RFC 8446 section 6.2).
+fn told(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::UnknownCA => "it does not know who signed our certificate (unknown_ca)",
+        AlertDescription::CertificateExpired => {
+            "it holds our certificate for expired (certificate_expired)"
+        }
+        AlertDescription::BadCertificate => "it rejects our certificate (bad_certificate)",
+        AlertDescription::CertificateUnknown => "it rejects our certificate (certificate_unknown)",
+        AlertDescription::CertificateRevoked => "it rejects our certificate (certificate_revoked)",
+        AlertDescription::UnsupportedCertificate => {
+            "it rejects our certificate (unsupported_certificate)"
+        }
+        AlertDescription::HandshakeFailure => "it gave up (handshake_failure)",
+        AlertDescription::ProtocolVersion => "it gave up (protocol_version)",
+        AlertDescription::IllegalParameter => "it gave up (illegal_parameter)",
+        AlertDescription::DecryptError => "it gave up (decrypt_error)",
+        AlertDescription::InternalError => "it gave up (internal_error)",
+        AlertDescription::UserCanceled => "it gave up (user_canceled)",
+        _ => "it gave up with an alert",
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::link::{Ended, Refusal, Report};
+use super::link::{Ended, HostAsked, Refusal, Report};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
 use crate::cluster::doors::Requests;
@@ -523,6 +523,20 @@ impl Books {
         }
         if self.snapshot.report_sessions {
             self.report(Report::Refused { service, client, why });
+        }
+    }
+
+    /// Tells why the TLS of a user could not be agreed on, who may have said already which host it asks for.
+    pub fn handshake_failed(
+        &mut self,
+        (service, client): (ServiceId, SocketAddr),
+        host: Option<&str>,
+        why: &'static str,
+        is_ours: bool,
+    ) {
+        if self.snapshot.report_sessions {
+            let host = HostAsked::new(host);
+            self.report(Report::HandshakeFailed { service, client, host, why, is_ours });
         }
     }
 

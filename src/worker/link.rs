@@ -87,6 +87,15 @@ pub enum Report {
         client: SocketAddr,
         why: Refusal,
     },
+    /// The TLS of a user could not be agreed on.
+    HandshakeFailed {
+        service: ServiceId,
+        client: SocketAddr,
+        host: HostAsked,
+        why: &'static str,
+        /// Whether the fault or the lack is ours.
+        is_ours: bool,
+    },
     /// Datagrams of new UDP users were dropped for lack of room. Reported once in a while.
     OutOfRoom {
         /// The service that the last of them were for.
@@ -109,6 +118,36 @@ pub enum Report {
         since: Now,
         now: Now,
     },
+}
+
+/// The host that a TLS user has asked for, as far as a line has room for it. It is plain: see
+/// [`crate::tls::hello`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostAsked {
+    /// Its end, where it tells most.
+    text: [u8; HOST_ASKED_MAX],
+    kept: u8,
+    is_cut: bool,
+}
+
+/// The most bytes of it that a report keeps.
+const HOST_ASKED_MAX: usize = 60;
+
+impl HostAsked {
+    pub fn new(host: Option<&str>) -> HostAsked {
+        let host = host.unwrap_or_default().as_bytes();
+        let kept = host.len().min(HOST_ASKED_MAX);
+        let mut text = [0; HOST_ASKED_MAX];
+        text[..kept].copy_from_slice(&host[host.len() - kept..]);
+        HostAsked { text, kept: kept as u8, is_cut: kept < host.len() }
+    }
+
+    /// `None`: it has asked for none, or not yet.
+    pub fn shown(&self) -> Option<String> {
+        let text = str::from_utf8(&self.text[..usize::from(self.kept)]).unwrap_or_default();
+        let cut = if self.is_cut { "..." } else { "" };
+        (!text.is_empty()).then(|| format!("{cut}{text}"))
+    }
 }
 
 /// What was lacking for a new UDP session.
@@ -280,6 +319,16 @@ mod tests {
 
     use super::*;
     use crate::base::publish::Publisher;
+
+    #[test]
+    fn a_host_that_is_too_long_for_a_report_keeps_its_end() {
+        let shown = |host: Option<&str>| HostAsked::new(host).shown();
+        assert_eq!(shown(None), None);
+        assert_eq!(shown(Some("a.example")).as_deref(), Some("a.example"));
+        let (fits, long) = ("b".repeat(60), format!("{}.example", "a".repeat(245)));
+        assert_eq!(shown(Some(&fits)), Some(fits.clone()));
+        assert_eq!(shown(Some(&long)), Some(format!("...{}.example", "a".repeat(52))));
+    }
 
     #[test]
     fn a_wake_up_that_was_read_already_is_not_waited_for() {

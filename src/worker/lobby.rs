@@ -14,10 +14,11 @@
 //!                                                              served  <-----+-----> an alert, counted
 //! ```
 
+mod failure;
 mod order;
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -30,11 +31,11 @@ use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{DoorId, Doorway, ServiceId};
 use crate::http::answer::PLAIN_HTTP;
-use crate::metrics::WorkerCounters;
 use crate::ring::{Done, Ring, Tag, Until, lowat, sys};
-use crate::tls::engine::{Engine, Fault};
+use crate::tls::engine::{Engine, Fault, Refused};
 use crate::tls::hello::{self, Hello, Malformed};
 use crate::tls::keys::Terms;
+use failure::Failure;
 use order::Order;
 
 /// The most ciphertext that is read at once, in bytes.
@@ -43,6 +44,10 @@ const READ_BYTES: usize = hello::BYTES_MAX;
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 1, 0, 2, 2, 112];
 /// Another: decode_error (RFC 8446 section 6).
 const DECODE_ERROR: [u8; 7] = [21, 3, 1, 0, 2, 2, 50];
+
+/// A reload has taken the certificates away.
+const NO_CERTIFICATE: Failure =
+    Failure::Answer { fault: Fault::Internal, why: "there is no certificate any more" };
 
 /// The users of one driver.
 pub struct Lobby {
@@ -127,8 +132,7 @@ impl Lobby {
     pub fn meet(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
         let limits = turn.books.tls().limits;
         if self.guests.live() >= limits.handshakes && !self.make_room(turn) {
-            turn.books.metrics().counters.tls_refused_full.one();
-            return;
+            return Failure::Full.tell(&user, None, turn);
         }
         let held = match turn.books.hold(user.doorway.service) {
             Ok(held) => held,
@@ -151,7 +155,7 @@ impl Lobby {
             let Some(guest) = self.guests.get(key) else { continue };
             if guest.is_greeting() {
                 guest.hurry = Some(Hurry::SentAway);
-                turn.books.metrics().counters.tls_refused_full.one();
+                Failure::Full.tell(&guest.user, None, turn);
                 turn.ring.cancel(self.tag(key));
                 return true;
             }
@@ -247,11 +251,10 @@ impl Lobby {
         gone
     }
 
-    fn served(&mut self, key: Key, turn: &Turn<'_>) -> Option<Newcomer> {
+    fn served(&mut self, key: Key, turn: &mut Turn<'_>) -> Option<Newcomer> {
         let Guest { mut user, state, .. } = self.let_go(key)?;
         let State::Shaking(engine) = state else { return None };
-        let counters = &turn.books.metrics().counters;
-        counters.tls_handshakes.one();
+        turn.books.metrics().counters.tls_handshakes.one();
         if !self.speaks_http {
             // Settings may have changed meanwhile; what is opened here is not for a service that is to get it
             // sealed.
@@ -260,13 +263,13 @@ impl Lobby {
             let service = turn.books.service_for(user.doorway, host);
             let doorway = service.map(|service| Doorway { service, ..user.doorway });
             let Some(doorway) = doorway.filter(|at| turn.books.speaks_tls(*at)) else {
-                counters.tls_refused_host.one();
+                Failure::NoService.tell(&user, Some(host), turn);
                 return None;
             };
             user.doorway = doorway;
         }
         if engine.is_resumed() {
-            counters.tls_resumed.one();
+            turn.books.metrics().counters.tls_resumed.one();
         }
         // A header before the first record would have been no TLS.
         user.caller.is_stranger = false;
@@ -299,7 +302,7 @@ impl Lobby {
         if let Some(guest) = self.guests.get(key).filter(|guest| guest.hurry.is_none()) {
             guest.hurry = Some(Hurry::Late);
             if !guest.passes_silently(turn) {
-                turn.books.metrics().counters.tls_refused_late.one();
+                Failure::Late.tell(&guest.user, guest.host(), turn);
             }
         }
         self.hurry(key, Hurry::Late, turn.ring);
@@ -349,14 +352,23 @@ impl Guest {
         true
     }
 
+    /// The host that it has asked for by now.
+    fn host(&self) -> Option<&str> {
+        match &self.state {
+            State::Greeting { .. } => None,
+            State::Ready(hello) => hello.host.as_deref(),
+            State::Shaking(engine) | State::Again(engine) => engine.host(),
+        }
+    }
+
     /// Its ClientHello is whole.
-    fn greeted(&mut self, hello: Hello, speaks_http: bool, turn: &Turn<'_>) -> Step {
+    fn greeted(&mut self, hello: Hello, speaks_http: bool, turn: &mut Turn<'_>) -> Step {
         let (doorway, host) = (self.user.doorway, hello.host.as_deref().unwrap_or_default());
         if !speaks_http {
             match turn.books.service_for(doorway, host) {
                 Some(service) => self.user.doorway = Doorway { service, ..doorway },
                 None => {
-                    turn.books.metrics().counters.tls_refused_host.one();
+                    Failure::NoService.tell(&self.user, Some(host), turn);
                     self.turn_away(&UNRECOGNIZED_NAME);
                     return Step::Over;
                 }
@@ -369,18 +381,12 @@ impl Guest {
     }
 
     /// Its bytes are no ClientHello.
-    fn misspoke(&mut self, how: Malformed, speaks_http: bool, turn: &Turn<'_>) -> Step {
+    fn misspoke(&mut self, how: Malformed, speaks_http: bool, turn: &mut Turn<'_>) -> Step {
         if !speaks_http && self.passes_in_the_clear(turn) {
             return Step::Passed;
         }
-        let counters = &turn.books.metrics().counters;
-        if how == Malformed::PlainHttp {
-            counters.tls_refused_plain_http.one();
-            self.turn_away(PLAIN_HTTP);
-        } else {
-            counters.tls_refused_hello.one();
-            self.turn_away(&DECODE_ERROR);
-        }
+        Failure::Hello(how).tell(&self.user, None, turn);
+        self.turn_away(if how == Malformed::PlainHttp { PLAIN_HTTP } else { &DECODE_ERROR });
         Step::Over
     }
 
@@ -393,13 +399,11 @@ impl Guest {
     }
 
     fn step(&mut self, speaks_http: bool, turn: &mut Turn<'_>) -> Step {
-        let counters = &turn.books.metrics().counters;
         match &mut self.state {
             State::Greeting { seen } => match listen(self.user.socket.as_fd(), seen) {
                 Heard::Waits => Step::Wait(Until::Readable),
-                Heard::Gone => Step::Over,
                 Heard::Ended if !speaks_http && self.passes_in_the_clear(turn) => Step::Passed,
-                Heard::Ended => Step::Over,
+                Heard::Gone | Heard::Ended => self.left(turn),
                 Heard::Whole(hello) => self.greeted(hello, speaks_http, turn),
                 Heard::Misspoke(how) => self.misspoke(how, speaks_http, turn),
             },
@@ -407,7 +411,8 @@ impl Guest {
                 Step::QueueAgain
             }
             State::Shaking(engine) => {
-                shake(engine, self.user.socket.as_fd(), counters).unwrap_or(Step::Over)
+                let step = shake(engine, self.user.socket.as_fd());
+                step.unwrap_or_else(|failure| self.fails(failure, turn))
             }
             State::Ready(_) | State::Again(_) => {
                 debug_assert!(false, "nothing is under way");
@@ -419,49 +424,67 @@ impl Guest {
     /// Answers the ClientHello. Returns what follows, and what it has cost.
     fn answer(&mut self, speaks_http: bool, turn: &mut Turn<'_>) -> (Step, u32) {
         match std::mem::replace(&mut self.state, State::Greeting { seen: 0 }) {
-            State::Ready(hello) => {
-                let Some((engine, until)) = self.begin(&hello, speaks_http, turn) else {
-                    return (Step::Over, 0);
-                };
-                // The signature comes with the answer to the second.
-                let cost = if engine.awaits_second_hello() { 0 } else { engine.cost() };
-                self.state = State::Shaking(engine);
-                (Step::Wait(until), cost)
-            }
+            State::Ready(hello) => match self.begin(&hello, terms(speaks_http, turn)) {
+                Ok((engine, until)) => {
+                    // The signature comes with the answer to the second.
+                    let cost = if engine.awaits_second_hello() { 0 } else { engine.cost() };
+                    self.state = State::Shaking(engine);
+                    (Step::Wait(until), cost)
+                }
+                Err((failure, alert)) => {
+                    failure.tell(&self.user, hello.host.as_deref(), turn);
+                    say(self.user.socket.as_fd(), &alert);
+                    (Step::Over, 0)
+                }
+            },
             State::Again(mut engine) => {
-                let counters = &turn.books.metrics().counters;
-                let step = shake(&mut engine, self.user.socket.as_fd(), counters);
+                let step = shake(&mut engine, self.user.socket.as_fd());
                 let cost = engine.cost();
                 self.state = State::Shaking(engine);
-                (step.unwrap_or(Step::Over), cost)
+                (step.unwrap_or_else(|failure| self.fails(failure, turn)), cost)
             }
             State::Greeting { .. } | State::Shaking(_) => (Step::Over, 0),
         }
     }
 
+    /// # Errors
+    /// Why there is no answer but this alert.
     fn begin(
         &self,
         hello: &Hello,
-        speaks_http: bool,
-        turn: &Turn<'_>,
-    ) -> Option<(Box<Engine>, Until)> {
-        let counters = &turn.books.metrics().counters;
+        terms: Option<&Terms>,
+    ) -> Result<(Box<Engine>, Until), (Failure, Vec<u8>)> {
+        let silent = |failure| (failure, Vec::new());
         let mut bytes = [0; READ_BYTES];
-        let bytes = bytes.get_mut(..hello.bytes)?;
+        let bytes = &mut bytes[..hello.bytes.min(READ_BYTES)];
         let socket = self.user.socket.as_fd();
-        sys::take(socket, bytes).ok()?;
-        match Engine::accept(bytes, terms(speaks_http, turn)?) {
-            Ok(engine) => {
-                let mut engine = Box::new(engine);
-                let until = flush(&mut engine, socket).ok()?;
-                Some((engine, until))
-            }
-            Err(refused) => {
-                count(refused.fault, counters);
-                say(socket, &refused.alert);
-                None
-            }
+        sys::take(socket, bytes).map_err(|_| silent(Failure::Gone))?;
+        let terms = terms.ok_or_else(|| silent(NO_CERTIFICATE))?;
+        let engine = Engine::accept(bytes, terms).map_err(|refused| {
+            let Refused { fault, why, alert } = refused;
+            (Failure::Answer { fault, why }, alert)
+        })?;
+        let mut engine = Box::new(engine);
+        let until = flush(&mut engine, socket).map_err(silent)?;
+        Ok((engine, until))
+    }
+
+    /// Its connection has ended before its ClientHello was whole. Whoever has said nothing at all has only
+    /// looked whether somebody is here.
+    fn left(&mut self, turn: &mut Turn<'_>) -> Step {
+        match self.state {
+            State::Greeting { seen: 0 } => Step::Over,
+            _ => self.fails(Failure::Gone, turn),
         }
+    }
+
+    /// Tells why it is not served, and only then itself, by an alert if there is one.
+    fn fails(&mut self, failure: Failure, turn: &mut Turn<'_>) -> Step {
+        failure.tell(&self.user, self.host(), turn);
+        if let State::Shaking(engine) = &mut self.state {
+            let _ = flush(engine, self.user.socket.as_fd());
+        }
+        Step::Over
     }
 }
 
@@ -504,34 +527,30 @@ fn listen(socket: BorrowedFd<'_>, before: &mut usize) -> Heard {
 }
 
 /// Takes what has come of a handshake, and answers.
-fn shake(engine: &mut Engine, socket: BorrowedFd<'_>, counters: &WorkerCounters) -> Option<Step> {
+fn shake(engine: &mut Engine, socket: BorrowedFd<'_>) -> Result<Step, Failure> {
     let mut bytes = [0; READ_BYTES];
     if !engine.has_sealed() {
         let seen = match sys::read(socket, &mut bytes) {
-            Ok(0) => return None,
+            Ok(0) => return Err(Failure::Gone),
             Ok(seen) => seen,
-            Err(Errno::EAGAIN) => return Some(Step::Wait(Until::Readable)),
-            Err(_) => return None,
+            Err(Errno::EAGAIN) => return Ok(Step::Wait(Until::Readable)),
+            Err(_) => return Err(Failure::Gone),
         };
         let mut rest = &bytes[..seen];
-        if let Err(fault) = engine.take(&mut rest) {
-            count(fault, counters);
-            let _ = engine.flush(&mut sys::Outlet(socket));
-            return None;
-        }
+        engine.take(&mut rest).map_err(|fault| Failure::Answer { fault, why: engine.why() })?;
         debug_assert!(rest.is_empty(), "it takes as much as is read at once");
     }
-    let until = flush(engine, socket).ok()?;
+    let until = flush(engine, socket)?;
     let is_over = !engine.is_handshaking() && until == Until::Readable;
-    Some(if is_over { Step::Served } else { Step::Wait(until) })
+    Ok(if is_over { Step::Served } else { Step::Wait(until) })
 }
 
 /// Sends what is ready, and says what is waited for next.
-fn flush(engine: &mut Engine, socket: BorrowedFd<'_>) -> io::Result<Until> {
+fn flush(engine: &mut Engine, socket: BorrowedFd<'_>) -> Result<Until, Failure> {
     match engine.flush(&mut sys::Outlet(socket)) {
         Ok(_) => Ok(Until::Readable),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Until::Writable),
-        Err(error) => Err(error),
+        Err(_) => Err(Failure::Gone),
     }
 }
 
@@ -539,16 +558,4 @@ fn flush(engine: &mut Engine, socket: BorrowedFd<'_>) -> io::Result<Until> {
 fn say(socket: BorrowedFd<'_>, words: &[u8]) {
     let _ = sys::send_first(socket, words);
     sys::finish_writing(socket);
-}
-
-fn count(fault: Fault, counters: &WorkerCounters) {
-    match fault {
-        Fault::UnknownHost => counters.tls_refused_host.one(),
-        Fault::NothingInCommon => counters.tls_refused_nothing_in_common.one(),
-        Fault::CertificateRefused => counters.tls_refused_by_user.one(),
-        Fault::Alert | Fault::BadRecord | Fault::Protocol => counters.tls_refused_protocol.one(),
-        // Of backends only.
-        Fault::Distrusted(_) | Fault::CutOff => counters.tls_refused_protocol.one(),
-        Fault::Internal => counters.tls_failed.one(),
-    }
 }

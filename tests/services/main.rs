@@ -11,6 +11,7 @@ mod limits;
 mod proxies;
 mod streams;
 mod tls;
+mod tls_failures;
 mod tls_user;
 
 #[path = "../common/wait.rs"]

@@ -361,8 +361,10 @@ impl Laws {
                 let alone = fate.ended == 0 || why != Refusal::Full;
                 check(alone, law::BOOKS, || format!("{client} is refused and served"));
             }
-            Report::ConnectFailed { .. } | Report::Unanswered { .. } | Report::OutOfRoom { .. } => {
-            }
+            Report::ConnectFailed { .. }
+            | Report::Unanswered { .. }
+            | Report::OutOfRoom { .. }
+            | Report::HandshakeFailed { .. } => {}
         }
     }
 

@@ -31,6 +31,7 @@ fn every_topic_has_a_limit_for_one_source_and_one_for_all() {
     for (topic, one, all) in [
         (Topic::Users, 1050, 1100),
         (Topic::TurnedAway, 30, 250),
+        (Topic::Handshakes, 15, 70),
         (Topic::Connections, 30, 250),
         (Topic::Refused, 30, 220),
         (Topic::Proofs, 15, 70),
@@ -148,6 +149,9 @@ fn a_line_names_the_service_unless_it_is_a_built_in_one() {
         written(|console| {
             console.user_connected(at(0), of(), host(1), (BackendId(7), None), 4);
             console.user_refused(at(0), of(), host(1), Refusal::Full, false);
+            let asked = HostAsked::new(Some("a.example"));
+            console.handshake_failed(at(0), of(), host(1), asked, ("it gave up", false));
+            console.handshake_failed(at(0), of(), host(1), HostAsked::new(None), ("late", false));
             console.backend_registered(at(0), of(), &backend, 1);
             console.backend_left(at(0), of(), &backend, "unregistered", 0, 0);
         })
@@ -155,6 +159,8 @@ fn a_line_names_the_service_unless_it_is_a_built_in_one() {
     let plain = [
         "user connected protocol=tcp client=10.0.0.1:5 backend=b7 address=- sessions=4",
         "user turned away protocol=tcp client=10.0.0.1:5 why=\"the session limit is reached\"",
+        "TLS handshake failed protocol=tcp client=10.0.0.1:5 host=a.example why=\"it gave up\"",
+        "TLS handshake failed protocol=tcp client=10.0.0.1:5 host=- why=\"late\"",
         "backend registered backend=b7 protocol=tcp address=10.0.0.9:5 weight=2 name=- backends=1",
         "backend left backend=b7 protocol=tcp address=10.0.0.9:5 why=\"unregistered\" sessions=0 \
          backends=0",
