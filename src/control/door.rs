@@ -1,7 +1,7 @@
-//! The control door: accepts, reads and writes on tokio-uring's ring. Owns the sockets of the control
-//! connections and the limits that apply before a peer has said anything.
+//! The control door: lets connections in, reads and writes. Owns the limits that apply before a peer has
+//! said anything, and how a connection ends; the sockets are [`stream`](super::stream)'s.
 //!
-//! A tokio-uring operation that is dropped continues in the kernel and leaks its result. So nothing here
+//! A wait on the ring that is dropped continues in the kernel and keeps its socket open. So nothing here
 //! is raced against a timer: an accept is awaited forever by a task of its own, and a read or write that
 //! must end is ended by shutting down its socket, and then awaited.
 
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_uring::net::{TcpListener, TcpStream};
 use tracing::{error, warn};
 
 use super::api::{Outbox, Reply};
@@ -22,6 +21,7 @@ use super::conversation::{Caller, Conversation, Shared, ToProve};
 use super::crowd::{Admit, Crowd, Rule, Ticket};
 use super::mailbox::Mailbox;
 use super::reload::Entrance;
+use super::stream::{Listener, Stream};
 use crate::base::time::Now;
 use crate::config::Health;
 
@@ -77,9 +77,7 @@ pub fn prepare(listener: &std::net::TcpListener, health: Health) -> io::Result<(
         .with_interval(health.interval.max(Duration::from_secs(1)))
         .with_retries(health.misses.max(1));
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_nodelay(true)?;
-    // On a non-blocking listener, an accept on the ring reports "would block" instead of waiting.
-    listener.set_nonblocking(false)
+    socket.set_tcp_nodelay(true)
 }
 
 impl ControlDoor {
@@ -88,8 +86,7 @@ impl ControlDoor {
     }
 
     /// Accepts forever.
-    pub async fn accept(self, listener: std::net::TcpListener) {
-        let listener = TcpListener::from_std(listener);
+    pub async fn accept(self, listener: Listener) {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => self.enter(stream, canonical(peer)).await,
@@ -102,7 +99,7 @@ impl ControlDoor {
     }
 
     /// Turns a connection away or starts its conversation.
-    async fn enter(&self, stream: TcpStream, peer: SocketAddr) {
+    async fn enter(&self, stream: Stream, peer: SocketAddr) {
         if !self.entrance.borrow().admission.admits(peer.ip()) {
             self.shared.hub.borrow_mut().stranger(peer, Now::read());
             return;
@@ -164,16 +161,15 @@ impl ControlDoor {
 /// Looks after one connection from its first byte to its last.
 async fn attend(
     shared: Rc<Shared>,
-    stream: TcpStream,
+    stream: Stream,
     peer: Caller,
     to_prove: Option<ToProve>,
     counted: Counted,
 ) {
-    let stream = Rc::new(stream);
     let (source, mailbox) = (peer.source, Rc::clone(&peer.mailbox));
     let (segments_in, segments_out) = mpsc::channel(1);
-    let reader = tokio_uring::spawn(read(Rc::clone(&stream), segments_in));
-    let writer = tokio_uring::spawn(write(Rc::clone(&stream), Rc::clone(&mailbox)));
+    let reader = tokio_uring::spawn(read(stream.clone(), segments_in));
+    let writer = tokio_uring::spawn(write(stream.clone(), Rc::clone(&mailbox)));
     let conversation = Conversation::new(Rc::clone(&shared), peer, to_prove);
     let why = conversation.run(segments_out).await;
     shared.hub.borrow_mut().farewell(source, why, Now::read());
@@ -189,33 +185,31 @@ async fn attend(
 /// Reads until the peer is done or the connection breaks. Once nobody is listening, it discards what
 /// arrives for a while: closing a socket with unread bytes would reset the connection, and the peer
 /// would lose our last message.
-async fn read(stream: Rc<TcpStream>, segments: mpsc::Sender<Vec<u8>>) {
-    let mut buffer = Vec::with_capacity(READ_BYTES);
+async fn read(stream: Stream, segments: mpsc::Sender<Vec<u8>>) {
+    let mut buffer = [0; READ_BYTES];
     let mut discarded = 0;
     while discarded < DISCARDED_BYTES_MAX {
-        let (result, filled) = stream.read(buffer).await;
-        let count = match result {
+        let count = match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(count) => count,
         };
-        if segments.send(filled[..count].to_vec()).await.is_err() {
+        if segments.send(buffer[..count].to_vec()).await.is_err() {
             discarded += count;
         }
-        buffer = filled;
     }
 }
 
 /// Writes what is queued, until the conversation is over or the connection breaks.
-async fn write(stream: Rc<TcpStream>, mailbox: Rc<Mailbox>) {
+async fn write(stream: Stream, mailbox: Rc<Mailbox>) {
     while let Some(bytes) = mailbox.next().await {
-        if stream.write_all(bytes).await.0.is_err() {
+        if stream.write_all(&bytes).await.is_err() {
             mailbox.give_up("its connection broke");
         }
     }
 }
 
 /// Gives the last message [`LAST_WORDS`] to reach the peer, then ends both operations on the socket.
-async fn close(stream: &TcpStream, reader: JoinHandle<()>, writer: JoinHandle<()>) {
+async fn close(stream: &Stream, reader: JoinHandle<()>, writer: JoinHandle<()>) {
     let mut tasks = [writer, reader];
     for task in &mut tasks {
         if tokio::time::timeout(LAST_WORDS, &mut *task).await.is_err() {
@@ -228,11 +222,11 @@ async fn close(stream: &TcpStream, reader: JoinHandle<()>, writer: JoinHandle<()
 }
 
 /// Sends the reason and hangs up. A new connection has room for one line, so this does not wait.
-async fn turn_away(stream: TcpStream) {
+async fn turn_away(stream: Stream) {
     let msg = "too many control connections, try again later".to_owned();
     let mut outbox = Outbox::default();
     if outbox.push(&Reply::Failed { msg, cmd: None, about: None, needs_secret: false }).is_ok() {
-        let _ = stream.write_all(outbox.take()).await;
+        let _ = stream.write_all(&outbox.take()).await;
     }
 }
 

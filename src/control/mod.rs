@@ -9,12 +9,23 @@
 //! measured it: for the same messages, a relay that reads and writes through tokio-uring took 1.12 to
 //! 1.28 times HAProxy's CPU, and a bare ring with buffer rings 0.71 to 0.80 times.
 //!
+//! # What tokio-uring does here
+//!
+//! It runs every task and timer of this thread, and its ring waits for the control connections: each
+//! accept, read and write that cannot go on is one poll operation there ([`stream`]), and its completion
+//! wakes the task. The accept, read or write itself is then an ordinary call that does not block. The
+//! ring holds no operation that carries data, because one in flight takes bytes as they come, whether or
+//! not anybody is still there to be given them; so a connection can be left alone, or handed to somebody
+//! else, at any moment, and everything its peer has sent is still in its socket. The sockets that time
+//! limits are put on (operators, checks and probes) are the runtime's own, which wait by epoll and may be
+//! dropped at any time.
+//!
 //! # Files
 //!
 //! | noun | file |
 //! |---|---|
 //! | the state, and the only way to change it | [`hub`], its `changes` |
-//! | one connection: dialogue, sockets, send queue | [`conversation`], [`door`], [`mailbox`] |
+//! | one connection: dialogue, its way through the door, socket, send queue | [`conversation`], [`door`], [`stream`], [`mailbox`] |
 //! | pure: from bytes to objects to requests | [`frame`], [`api`] |
 //! | pure: hellos and revivals, drains and shutdown | [`health`], [`drain`] |
 //! | checks of backends: when, what they come to, and how one goes | [`checks`], [`checker`], `hub::checking` |
@@ -68,6 +79,7 @@ pub mod services;
 pub mod socket;
 pub mod status;
 pub mod steadiness;
+pub mod stream;
 pub mod verbs;
 pub mod view;
 pub mod workers;
@@ -103,8 +115,8 @@ const GATHER: Duration = Duration::from_millis(1);
 /// or this many times as long as the publication took, if that is longer: with very many backends the core
 /// still has most of its time for other work.
 const GATHER_FACTOR: u32 = 4;
-/// Ring entries: one accept, and a read and a write for each of a few hundred connections. Beyond
-/// that, operations are submitted in several batches.
+/// Ring entries: one accept, and a read and a write to wait for on each of a few hundred connections.
+/// Beyond that, operations are submitted in several batches.
 const RING_ENTRIES: u32 = 1024;
 
 /// The bound listeners of the control core; `None` means `off`.
@@ -242,7 +254,7 @@ fn open(
         door::prepare(&listener, config.health)?;
         let shared = Shared::new(Rc::clone(hub), bound);
         let door = ControlDoor::new(shared, Rc::clone(entrance));
-        tokio_uring::spawn(door.accept(listener));
+        tokio_uring::spawn(door.accept(stream::Listener::new(listener)?));
     }
     let admin = AdminDoor { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(entrance) };
     if let Some(socket) = listeners.socket {
