@@ -8,6 +8,8 @@
 //!   (`IORING_FEAT_SUBMIT_STABLE`, `io_uring_setup(2)`), so they live in a desk that is wiped only
 //!   after that.
 //!
+//! Each ring is restricted to what is done here (see [`restrict`]).
+//!
 //! The order of calls is the caller's duty: close a socket only when nothing is in flight on it.
 
 pub mod datagram;
@@ -17,6 +19,7 @@ pub mod pipe;
 pub mod pool;
 pub mod probe;
 mod provided;
+mod restrict;
 pub mod sys;
 
 use std::io;
@@ -171,8 +174,10 @@ impl Ring {
             .setup_clamp()
             .setup_cqsize(COMPLETIONS)
             .dontfork()
+            .setup_r_disabled()
             .build(SUBMISSIONS)?;
         assert!(io.params().is_feature_submit_stable(), "every kernel since 5.5 has it");
+        restrict::enable(&io)?;
         let RingSettings { small_blocks, large_blocks, datagram_blocks } = settings;
         let pool = Pool::with_datagrams(small_blocks, large_blocks, datagram_blocks);
         let provided = [

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::pool::Class;
+use super::restrict::OPERATIONS;
 use super::{Done, Ring, RingSettings, Tag};
 
 /// The first kernel with everything that the workers need (`DEFER_TASKRUN`).
@@ -30,19 +31,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// `IORING_RECVSEND_BUNDLE`.
 const BUNDLE: u16 = 1 << 4;
 const RECEIVE: Tag = Tag { kind: 1, generation: 1, slot: 1 };
-
-/// Operations that the workers submit.
-const OPCODES: [(&str, u8); 9] = [
-    ("accept", opcode::AcceptMulti::CODE),
-    ("connect", opcode::Connect::CODE),
-    ("recv", opcode::Recv::CODE),
-    ("recvmsg", opcode::RecvMsg::CODE),
-    ("send", opcode::Send::CODE),
-    ("sendmsg", opcode::SendMsg::CODE),
-    ("poll", opcode::PollAdd::CODE),
-    ("cancel", opcode::AsyncCancel::CODE),
-    ("close", opcode::Close::CODE),
-];
 
 /// What this kernel has. The workers cannot start without the first five features; they use the
 /// others if they are there.
@@ -60,6 +48,8 @@ pub struct Features {
     pub receive_cap: bool,
     /// One receive can fill several buffers (6.10).
     pub bundle: bool,
+    /// A ring refuses what the workers never ask of it.
+    pub restrictions: bool,
 }
 
 impl fmt::Display for Features {
@@ -74,6 +64,7 @@ impl fmt::Display for Features {
             ("multishot receive", self.multishot_receive),
             ("receive cap", self.receive_cap),
             ("bundles", self.bundle),
+            ("restrictions", self.restrictions),
         ];
         for (name, there) in all {
             write!(out, ", {}{name}", if there { "" } else { "no " })?;
@@ -185,6 +176,7 @@ pub fn probe() -> Result<Features, ProbeError> {
         multishot_receive: false,
         receive_cap: false,
         bundle: false,
+        restrictions: false,
     };
     if features.defer_taskrun {
         let mut ring = match patiently(|| Ring::new(SETTINGS)) {
@@ -243,7 +235,7 @@ fn unknown_opcodes() -> Vec<&'static str> {
     let asked =
         patiently(|| IoUring::new(1)).and_then(|ring| ring.submitter().register_probe(&mut probe));
     let known = |code| asked.is_ok() && probe.is_supported(code);
-    OPCODES.iter().filter(|(_, code)| !known(*code)).map(|(name, _)| *name).collect()
+    OPERATIONS.iter().filter(|(_, code)| !known(*code)).map(|(name, _)| *name).collect()
 }
 
 fn try_receives(ring: &mut Ring, features: &mut Features) -> io::Result<()> {
@@ -268,8 +260,18 @@ fn try_receives(ring: &mut Ring, features: &mut Features) -> io::Result<()> {
     ring.cancel(RECEIVE);
     received(ring)?;
 
+    features.restrictions = refuses(ring)?;
     features.bundle = ring.io.params().is_feature_recvsend_bundle() && bundle(ring)?;
     Ok(())
+}
+
+/// Whether an operation and a registration are refused that no worker asks for.
+fn refuses(ring: &mut Ring) -> io::Result<bool> {
+    ring.push(RECEIVE.pack(), opcode::Nop::new().build());
+    let operation = received(ring)? == [(Err(Errno::EACCES), false)];
+    let registration = ring.io.submitter().register_files_sparse(1);
+    let errno = registration.err().and_then(|error| error.raw_os_error());
+    Ok(operation && errno == Some(libc::EACCES))
 }
 
 /// Whether one receive fills more than one block. Must be the last thing tried on a ring: the
@@ -366,7 +368,7 @@ mod tests {
         let version = (numbers.next().unwrap(), numbers.next().unwrap());
         assert_eq!(features.bundle, version >= (6, 10), "{features}");
         assert_eq!(features.receive_cap, version >= (6, 17), "{features}");
-        assert!(features.coop_taskrun, "{features}");
+        assert!(features.coop_taskrun && features.restrictions, "{features}");
         let line = features.to_string();
         assert!(line.contains("buffer rings, multishot receive"), "{line}");
         assert!(!line.contains('\n'));
@@ -384,6 +386,7 @@ mod tests {
             coop_taskrun: true,
             receive_cap: false,
             bundle: false,
+            restrictions: false,
         };
         let line = features.to_string();
         assert!(line.contains("no single issuer") && line.contains("no bundles"), "{line}");

@@ -169,6 +169,30 @@ fn a_cancelled_receive_says_so() {
 }
 
 #[test]
+fn a_ring_does_only_what_this_program_uses() {
+    let mut ring = ring(64, 4);
+    let (near, _far) = pair();
+    let fd = types::Fd(near.as_raw_fd());
+    let poll = || opcode::PollAdd::new(fd, libc::POLLOUT as u32).build();
+    let path = c"/etc/passwd".as_ptr();
+    let forbidden = [
+        opcode::Nop::new().build(),
+        opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path).build(),
+        opcode::Read::new(fd, std::ptr::null_mut(), 0).build(),
+        poll().flags(squeue::Flags::ASYNC),
+    ];
+    for entry in forbidden {
+        ring.push(tag(SEND).pack(), entry);
+        assert_eq!(next(&mut ring).result, Err(Errno::EACCES));
+    }
+    ring.push(tag(SEND).pack(), poll());
+    assert!(next(&mut ring).result.is_ok());
+    let refused = ring.io.submitter().register_files_sparse(1).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+    ring.io.submitter().unregister_buf_ring(group(Class::Large, Stock::Common)).unwrap();
+}
+
+#[test]
 fn a_connect_and_its_accept_find_each_other() {
     let mut ring = ring(64, 4);
     let listener = sys::listen("[::1]:0".parse().unwrap(), true).unwrap();
