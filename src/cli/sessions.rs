@@ -109,7 +109,7 @@ fn row(session: &SessionStatus) -> Vec<Cell> {
     let at = session.backend_address.map(|address| address.to_string());
     vec![
         word(&session.id),
-        word(session.protocol.name()),
+        word(session.spoken()),
         word(session.client.to_string()),
         word(session.backend.as_deref().unwrap_or("-")),
         word(at.as_deref().unwrap_or("-")),

@@ -368,6 +368,7 @@ fn shown(hub: &Hub, service: &Service, session: &SessionView, now: Now) -> Sessi
         service: service.name.to_string(),
         protocol: service.kind,
         client: session.client,
+        tls: session.is_tls,
         backend: session.backend.map(|id| id.to_string()),
         backend_address: session.backend.and_then(|id| hub.address_of(id)),
         worker: session.id.worker,

@@ -144,6 +144,8 @@ struct Summary {
 #[derive(Clone, Debug)]
 pub struct Of<'a> {
     protocol: Protocol,
+    /// Only if the user speaks TLS.
+    tls: Option<bool>,
     service: Name<'a>,
 }
 
@@ -152,7 +154,12 @@ pub type Name<'a> = Option<DisplayValue<&'a str>>;
 
 impl Of<'_> {
     pub fn new(service: &Service) -> Of<'_> {
-        Of { protocol: service.kind, service: named(service) }
+        Of { protocol: service.kind, tls: None, service: named(service) }
+    }
+
+    /// Of a user who speaks TLS, if so.
+    pub fn secured(self, is_tls: bool) -> Self {
+        Of { tls: is_tls.then_some(true), ..self }
     }
 }
 
@@ -243,21 +250,21 @@ impl Console {
         backend: (BackendId, Option<SocketAddr>),
         sessions: u64,
     ) {
-        let (address, Of { protocol, service }) = (Shown(backend.1), of);
+        let (address, Of { protocol, tls, service }) = (Shown(backend.1), of);
         line!(
             info, self.shows(Topic::Users, client.ip(), now),
-            %protocol, service, %client, backend = %backend.0, %address, sessions, "user connected"
+            %protocol, tls, service, %client, backend = %backend.0, %address, sessions, "user connected"
         );
     }
 
     pub fn user_left(&mut self, now: Now, of: Of<'_>, ended: &Ended, sessions: u64) {
-        let Of { protocol, service } = of;
+        let Of { protocol, tls, service } = of;
         let client = ended.client;
         let backend = Shown(ended.backend);
         let seconds = thousandths(ended.ended.since(ended.started).as_secs_f64());
         line!(
             info, self.shows(Topic::Users, client.ip(), now),
-            %protocol, service, %client, %backend, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
+            %protocol, tls, service, %client, %backend, bytes_up = ended.bytes_up, bytes_down = ended.bytes_down,
             seconds, reason = ended.reason.name(), sessions, "user left"
         );
     }
@@ -271,7 +278,7 @@ impl Console {
         why: Refusal,
         all_fail: bool,
     ) {
-        let Of { protocol, service } = of;
+        let Of { protocol, service, .. } = of;
         let why = match why {
             Refusal::NoBackend if all_fail => "every backend fails its check",
             Refusal::NoBackend => "no backend is registered",
@@ -296,7 +303,7 @@ impl Console {
         host: HostAsked,
         (why, is_ours): (&str, bool),
     ) {
-        let Of { protocol, service } = of;
+        let Of { protocol, service, .. } = of;
         let shown = self.shows(Topic::Handshakes, client.ip(), now);
         let host = Shown(host.shown());
         if is_ours {
@@ -407,7 +414,7 @@ impl Console {
 
     pub fn backend_registered(&mut self, now: Now, of: Of<'_>, backend: &Backend, backends: usize) {
         let Backend { id, address, weight, .. } = backend;
-        let Of { protocol, service } = of;
+        let Of { protocol, service, .. } = of;
         let name = Shown(backend.name.as_deref());
         if self.shows(Topic::Backends, address.ip(), now) {
             info!(backend = %id, %protocol, service, %address, weight, %name, backends, "backend registered");
@@ -453,7 +460,7 @@ impl Console {
         backends: usize,
     ) {
         let Backend { id, address, .. } = backend;
-        let Of { protocol, service } = of;
+        let Of { protocol, service, .. } = of;
         if self.shows(Topic::Backends, address.ip(), now) {
             info!(backend = %id, %protocol, service, %address, why, sessions, backends, "backend left");
         } else {
@@ -541,6 +548,7 @@ pub fn request(
     let (method, path) = line.request();
     let request_id = Some(line.id()).filter(|id| !id.is_empty());
     let trace_id = (line.trace != 0).then(|| display(format!("{:032x}", line.trace)));
+    let scheme = line.is_tls.then_some("https");
     let host = Some(line.host()).filter(|host| !host.is_empty());
     let times = &line.times;
     let ms = |from: Option<Now>, to: Option<Now>| {
@@ -551,7 +559,7 @@ pub fn request(
     info!(
         target: TRAFFIC,
         request = %format_args!("{}-{}", line.session, line.number), request_id, trace_id,
-        client = %line.client, service, asked, host, %backend, %address, method, path, status = line.status,
+        client = %line.client, service, asked, scheme, host, %backend, %address, method, path, status = line.status,
         bytes_up = line.bytes_up, bytes_down = line.bytes_down,
         wait_ms = ms(Some(times.began), Some(times.read)),
         connect_ms = ms(Some(times.read), times.connected),

@@ -357,17 +357,18 @@ impl Hub {
         let sessions = self.workers.sessions();
         for report in heard {
             match report {
-                Report::Started { service, client, backend, .. } => {
+                Report::Started { service, client, is_tls, backend, .. } => {
                     let service = self.serving(service, Some(backend));
                     let Some(service) = self.registry.find_service(service) else { continue };
-                    let of = Of::new(service);
+                    let of = Of::new(service).secured(is_tls);
                     let backend = (backend, self.address_of(backend));
                     self.console.user_connected(now, of, client, backend, sessions);
                 }
                 Report::Ended(ended) => {
                     let service = self.serving(ended.service, ended.backend);
                     let Some(service) = self.registry.find_service(service) else { continue };
-                    self.console.user_left(now, Of::new(service), &ended, sessions);
+                    let of = Of::new(service).secured(ended.is_tls);
+                    self.console.user_left(now, of, &ended, sessions);
                 }
                 Report::Refused { service, client, why } => {
                     let all_fail = is_failing(self.snapshot.pool(service));

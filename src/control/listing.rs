@@ -230,6 +230,7 @@ mod tests {
             id: SessionId { worker: 0, place: 0, generation: 1 },
             service: ServiceId::built_in(Protocol::Tcp),
             client: "10.1.2.3:5".parse().unwrap(),
+            is_tls: false,
             backend: Some(BackendId(7)),
             started: Now::from_nanos(0),
             active: Now::from_nanos(0),

@@ -459,6 +459,9 @@ pub struct SessionStatus {
     pub service: String,
     pub protocol: Protocol,
     pub client: SocketAddr,
+    /// Whether its user speaks TLS with us.
+    #[serde(default)]
+    pub tls: bool,
     /// The backend's id; `null` until one has been chosen.
     pub backend: Option<String>,
     pub backend_address: Option<SocketAddr>,
@@ -471,6 +474,14 @@ pub struct SessionStatus {
     pub bytes_down: u64,
 }
 
+impl SessionStatus {
+    /// What its user speaks, such as `tcp`, or `api+tls`.
+    pub fn spoken(&self) -> String {
+        let tls = if self.tls { "+tls" } else { "" };
+        format!("{}{tls}", self.protocol.name())
+    }
+}
+
 #[cfg(test)]
 impl SessionStatus {
     /// A session that has just begun.
@@ -480,6 +491,7 @@ impl SessionStatus {
             service: service.to_owned(),
             protocol: Protocol::Tcp,
             client: ([192, 0, 2, 1], 7).into(),
+            tls: false,
             backend: None,
             backend_address: None,
             worker: 0,

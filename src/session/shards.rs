@@ -6,7 +6,7 @@
 //! slightly out of date.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use super::SessionId;
@@ -28,6 +28,8 @@ pub struct SessionView {
     pub id: SessionId,
     pub service: ServiceId,
     pub client: SocketAddr,
+    /// Whether its user speaks TLS with us.
+    pub is_tls: bool,
     /// `None` until the first connection to a backend has been chosen.
     pub backend: Option<BackendId>,
     pub started: Now,
@@ -37,8 +39,8 @@ pub struct SessionView {
     pub bytes_down: u64,
 }
 
-/// Alone on its pair of cache lines, and fits into one: the byte counts and `active` change with every
-/// message, the rest only when a session starts, ends or changes backends.
+/// Alone on its pair of cache lines. The byte counts and `active`, which share one, change with every message,
+/// the rest only when a session starts, ends or changes backends.
 #[derive(Default)]
 #[repr(align(128))]
 struct Record {
@@ -54,6 +56,7 @@ struct Record {
     address_high: AtomicU64,
     address_low: AtomicU64,
     started: AtomicU64,
+    is_tls: AtomicBool,
 }
 
 /// One worker's part of the table, as readers see it.
@@ -131,6 +134,7 @@ impl Record {
                 self.address_low.load(Ordering::Relaxed),
                 self.port.load(Ordering::Relaxed),
             ),
+            is_tls: self.is_tls.load(Ordering::Relaxed),
             backend: (backend != NO_BACKEND).then_some(BackendId(backend)),
             started: Now::from_nanos(self.started.load(Ordering::Relaxed)),
             active: Now::from_nanos(self.active.load(Ordering::Relaxed)),
@@ -176,6 +180,7 @@ impl ShardWriter {
             );
             record.service.store(service.0 + 1, Ordering::Relaxed);
             record.port.store(client.port(), Ordering::Relaxed);
+            record.is_tls.store(false, Ordering::Relaxed);
             record.backend.store(NO_BACKEND, Ordering::Relaxed);
             record.address_high.store(high, Ordering::Relaxed);
             record.address_low.store(low, Ordering::Relaxed);
@@ -192,6 +197,11 @@ impl ShardWriter {
         self.shard
             .record(place.0)
             .change(|record| record.service.store(service.0 + 1, Ordering::Relaxed));
+    }
+
+    /// Records that the session's user speaks TLS with us.
+    pub fn set_tls(&mut self, place: &Place) {
+        self.shard.record(place.0).change(|record| record.is_tls.store(true, Ordering::Relaxed));
     }
 
     /// Records which backend the session is on.
@@ -258,6 +268,7 @@ mod tests {
         let (mut writer, shard) = Shard::new(2, 10);
         let place = writer.open(SERVICE, CLIENT.parse().unwrap(), Now::from_nanos(5)).unwrap();
         writer.set_backend(&place, BackendId(9));
+        writer.set_tls(&place);
         writer.moved(&place, 100, 7, Now::from_nanos(8));
         let seen: Vec<_> = shard.iter().collect();
         assert_eq!(
@@ -266,6 +277,7 @@ mod tests {
                 id: writer.id(&place),
                 service: SERVICE,
                 client: CLIENT.parse().unwrap(),
+                is_tls: true,
                 backend: Some(BackendId(9)),
                 started: Now::from_nanos(5),
                 active: Now::from_nanos(8),
@@ -280,14 +292,16 @@ mod tests {
 
     #[test]
     fn a_place_used_again_is_another_session() {
-        let (mut writer, _shard) = Shard::new(0, 1);
+        let (mut writer, shard) = Shard::new(0, 1);
         let client = "[2001:db8::1]:1".parse().unwrap();
         let first = writer.open(SERVICE, client, Now::default()).unwrap();
         let first_id = writer.id(&first);
+        writer.set_tls(&first);
         assert!(writer.open(SERVICE, client, Now::default()).is_none(), "the shard is full");
         writer.close(first);
         let second = writer.open(SERVICE, client, Now::default()).unwrap();
         assert_ne!(writer.id(&second), first_id);
+        assert!(shard.iter().all(|session| !session.is_tls), "the one before it was");
     }
 
     #[test]

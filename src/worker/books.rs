@@ -51,6 +51,7 @@ pub struct Entry {
     pub service: ServiceId,
     pub client: SocketAddr,
     pub started: Now,
+    is_tls: bool,
     place: Place,
     /// The service that counts it as one of its sessions.
     inside: Option<ServiceId>,
@@ -209,6 +210,7 @@ impl Books {
             service,
             client,
             started: now,
+            is_tls: false,
             place,
             inside,
             choice: None,
@@ -216,6 +218,12 @@ impl Books {
             bytes_up: 0,
             bytes_down: 0,
         })
+    }
+
+    /// The session's user speaks TLS with us.
+    pub fn secured(&mut self, entry: &mut Entry) {
+        entry.is_tls = true;
+        self.parts.shard.set_tls(&entry.place);
     }
 
     /// Picks a backend for a session and moves the session there in the books. A backend that has just
@@ -334,6 +342,7 @@ impl Books {
                 id: self.id(entry),
                 service: entry.service,
                 client: entry.client,
+                is_tls: entry.is_tls,
                 backend: choice.backend,
             });
         }
@@ -477,6 +486,7 @@ impl Books {
                 id: self.id(&entry),
                 service: entry.service,
                 client: entry.client,
+                is_tls: entry.is_tls,
                 backend: entry.choice.map(|choice| choice.backend),
                 started: entry.started,
                 ended: now,

@@ -78,6 +78,7 @@ pub enum Report {
         id: SessionId,
         service: ServiceId,
         client: SocketAddr,
+        is_tls: bool,
         backend: BackendId,
     },
     Ended(Ended),
@@ -169,6 +170,7 @@ pub struct Ended {
     pub id: SessionId,
     pub service: ServiceId,
     pub client: SocketAddr,
+    pub is_tls: bool,
     pub backend: Option<BackendId>,
     pub started: Now,
     pub ended: Now,
@@ -184,6 +186,8 @@ pub struct RequestLine {
     /// The request's number on its connection, from one.
     pub number: u32,
     pub client: SocketAddr,
+    /// It came by HTTPS.
+    pub is_tls: bool,
     /// Who was to serve it, or did.
     pub service: Option<ServiceId>,
     /// The service that left it to that one.

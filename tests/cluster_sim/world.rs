@@ -476,7 +476,7 @@ impl World {
         let report = match self.random.below(5) {
             4 => Report::Unanswered { backend, since: self.now, now: self.now },
             0 => Report::Refused { service, client, why: Refusal::NoBackend },
-            1 => Report::Started { id, service, client, backend },
+            1 => Report::Started { id, service, client, is_tls: false, backend },
             2 => Report::ConnectFailed { backend, errno: 111 },
             _ => Report::OutOfRoom {
                 service,

@@ -82,7 +82,7 @@ fn counted(balancer: &Balancer, what: &str) -> u64 {
 #[test]
 fn requests_come_by_https_and_backends_are_told() {
     let certificates = Certificates::new("https", &[&["a.example"], &["*.b.example"]]);
-    let (balancer, at) = https(&certificates);
+    let (mut balancer, at) = https(&certificates);
     let client = certificates.client();
     for host in ["a.example", "www.b.example"] {
         let mut user = user(&client, host, at);
@@ -93,8 +93,12 @@ fn requests_come_by_https_and_backends_are_told() {
             assert!(answer.contains("\r\nX-Forwarded-Proto: https\r\n"), "{answer}");
             assert!(answer.contains(&format!(";host={host};proto=https\r\n")), "{answer}");
         }
+        let sessions = || balancer.plane.ends.iter().flat_map(|end| end.shard.iter());
+        assert!(sessions().count() > 0 && sessions().all(|session| session.is_tls));
     }
     assert_eq!(counted(&balancer, "tls_handshakes"), 2);
+    let line = balancer.plane.ends.iter_mut().find_map(|end| end.requests.pop().ok());
+    assert!(line.expect("the log has a line for each").is_tls);
     // The user prefers 256 bits, and the balancer what is cheaper and as good.
     let mut user = user(&client, "a.example", at);
     shake(&mut user).unwrap();

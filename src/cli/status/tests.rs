@@ -180,6 +180,8 @@ fn sessions_are_shown_with_their_service_once_one_is_of_a_named_one() {
     assert!(!plain.contains("service"), "{plain}");
     let named = sessions::page(&[session("tcp"), session("redis")], None);
     assert!(named.contains("service") && named.contains("redis"), "{named}");
+    let sealed = sessions::page(&[SessionStatus { tls: true, ..session("tcp") }], None);
+    assert!(sealed.contains(" tcp+tls "), "{sealed}");
 }
 
 #[test]

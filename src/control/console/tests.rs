@@ -168,6 +168,10 @@ fn a_line_names_the_service_unless_it_is_a_built_in_one() {
     assert_eq!(lines(&tcp), plain);
     let named = |line: &str| line.replace("protocol=tcp", "protocol=tcp service=redis");
     assert_eq!(lines(&redis), plain.map(named));
+    let backend = (BackendId(7), None);
+    let of = Of::new(&tcp).secured(true);
+    let lines = written(|console| console.user_connected(at(0), of, host(1), backend, 4));
+    assert_eq!(lines, [plain[0].replace("protocol=tcp", "protocol=tcp tls=true")]);
 }
 
 #[test]

@@ -545,6 +545,7 @@ fn rule_11_what_a_worker_said_of_the_last_session_is_heard_before_its_service_is
         id,
         service: PG,
         client,
+        is_tls: false,
         backend,
         started,
         ended,

@@ -322,12 +322,13 @@ impl Exchange {
             && matches!(self.answer, Answer::Head)
     }
 
-    pub fn record(&self, session: SessionId, client: SocketAddr) -> Record<'_> {
+    pub fn record(&self, session: SessionId, client: SocketAddr, is_tls: bool) -> Record<'_> {
         let (host, rest) = self.line.split_at(usize::from(self.host_kept));
         let (id, line) = rest.split_at(usize::from(self.id_kept));
         Record {
             session,
             client,
+            is_tls,
             number: self.number,
             service: self.service,
             asked: self.asked,

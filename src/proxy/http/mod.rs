@@ -217,6 +217,8 @@ pub struct Ending {
 pub struct Record<'a> {
     pub session: SessionId,
     pub client: SocketAddr,
+    /// It came by HTTPS.
+    pub is_tls: bool,
     /// The request's number on its connection, from one.
     pub number: u32,
     /// Who was to serve it, or did; `None` if nobody claims it or its head was never read.

@@ -98,6 +98,7 @@ fn line(record: &Record<'_>) -> RequestLine {
         session: record.session,
         number: record.number,
         client: record.client,
+        is_tls: record.is_tls,
         service: record.service,
         asked: record.asked,
         backend: record.backend,
@@ -124,6 +125,7 @@ mod tests {
         Record {
             session: SessionId { worker: 0, place: 0, generation: 0 },
             client: "192.0.2.1:5".parse().unwrap(),
+            is_tls: false,
             number: 1,
             service: None,
             asked: None,

@@ -275,13 +275,16 @@ impl Sessions {
     pub fn welcome(&mut self, door: Doorway, caller: Caller, cx: &mut Cx<'_>) -> Key {
         let Caller { address: client, destination, .. } = caller;
         let books = &mut *cx.books;
-        let entry = match books.admit(door.service, client, cx.now) {
+        let mut entry = match books.admit(door.service, client, cx.now) {
             Ok(entry) => entry,
             Err(why) => {
                 books.refused(door.service, client, why);
                 return self.turn_away(door, client, why, cx);
             }
         };
+        if door.is_tls {
+            books.secured(&mut entry);
+        }
         let trusted = lists(&self.settings.trusted, client.ip());
         let gateway = Gateway::new(books.id(&entry), door, client, trusted, cx.now);
         let user = User { destination, ..User::new(gateway, door.service, Some(entry)) };

@@ -168,6 +168,9 @@ impl Sessions {
                 return None;
             }
         };
+        if is_sealed {
+            cx.books.secured(&mut entry);
+        }
         let Some(choice) = cx.books.assign(&mut entry, &[]) else {
             let why = cx.books.nobody(service);
             cx.books.refused(service, client, why);

@@ -325,7 +325,7 @@ fn sessions(screen: &Screen, rows: Range<usize>, frame: &mut Frame, area: Rect) 
 fn session(session: &SessionStatus) -> Vec<Line<'static>> {
     vec![
         Line::from(session.id.clone()),
-        Line::from(session.protocol.name()),
+        Line::from(session.spoken()),
         Line::from(session.client.to_string()),
         Line::from(session.backend.clone().unwrap_or_default()),
         Line::from(brief::span(session.age_ms)),
