@@ -343,10 +343,15 @@ pub struct Outlet<'a>(pub BorrowedFd<'a>);
 
 impl Write for Outlet<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(bytes)])
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        Ok(send(self.0.as_raw_fd(), bytes, flags)?)
     }
 
     fn write_vectored(&mut self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+        // A list costs the kernel more than one piece.
+        if let [bytes] = bytes {
+            return self.write(bytes);
+        }
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         Ok(sendmsg::<()>(self.0.as_raw_fd(), bytes, &[], flags, None)?)
     }

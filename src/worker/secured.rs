@@ -1,11 +1,12 @@
 //! Which connections of a driver speak TLS, and what lies between them and their sessions. Owns these by
-//! place, and checks that the one found belongs to the key asked for.
+//! place, checks that the one found belongs to the key asked for, and keeps the sends that wait for the end of
+//! a turn.
 
 use std::io::Write;
 
 use super::slots::Key;
 use crate::proxy::tls::{Below, Session, Wire};
-use crate::proxy::{Event, Side};
+use crate::proxy::{Event, Side, StreamCmd};
 use crate::ring::pool::Pool;
 
 /// A socket: the place of its session or connection, and its side.
@@ -17,6 +18,7 @@ pub struct Secured {
     all: Vec<[Option<Box<Seat>>; 2]>,
     below: Vec<Below>,
     above: Vec<Event>,
+    unsealed: Vec<(Key, StreamCmd)>,
 }
 
 struct Seat {
@@ -52,10 +54,28 @@ impl Secured {
         &mut self,
         (key, side): End,
     ) -> Option<(&mut Session, &mut Vec<Below>, &mut Vec<Event>)> {
-        let Secured { all, below, above } = self;
+        let Secured { all, below, above, .. } = self;
         let seat = all.get_mut(key.place as usize)?[side as usize].as_deref_mut()?;
         let is_its_own = seat.generation == key.generation;
         is_its_own.then_some((&mut seat.session, below, above))
+    }
+
+    /// Has a send wait for the end of the turn.
+    pub fn put_off(&mut self, key: Key, what: StreamCmd) {
+        self.unsealed.push((key, what));
+    }
+
+    pub fn has_unsealed(&self) -> bool {
+        !self.unsealed.is_empty()
+    }
+
+    /// One of the sends that wait, in their order.
+    pub fn unsealed(&self, place: usize) -> Option<(Key, StreamCmd)> {
+        self.unsealed.get(place).copied()
+    }
+
+    pub fn forget_unsealed(&mut self) {
+        self.unsealed.clear();
     }
 
     /// Takes a session off its connection, which is about to be closed. Returns whether the driver waits for
@@ -67,7 +87,7 @@ impl Secured {
         outlet: &mut dyn Write,
         pool: &mut Pool,
     ) -> bool {
-        let Secured { all, below, above } = self;
+        let Secured { all, below, above, .. } = self;
         let Some(seats) = all.get_mut(key.place as usize) else { return false };
         let Some(seat) = seats[side as usize].take() else { return false };
         seat.session.close(reset, &mut Wire { pool, outlet, below, above });

@@ -46,6 +46,14 @@ pub trait StreamDriver<const FAMILY: u8> {
         }
     }
 
+    /// The same at the end of a turn, when what is to be sealed goes out too.
+    fn settle(&mut self, turn: &mut Turn<'_>) {
+        self.execute(turn);
+        while self.streams().seal(turn) {
+            self.execute(turn);
+        }
+    }
+
     /// Changes one of the doors.
     fn change_stream_door(&mut self, change: DoorChange, turn: &mut Turn<'_>) {
         let users = self.streams().change_door(change, turn.ring);

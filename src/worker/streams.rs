@@ -87,7 +87,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     /// Whether the next turn must not wait for a completion.
     pub fn is_eager(&self) -> bool {
-        self.lobby.is_busy()
+        self.lobby.is_busy() || self.secured.has_unsealed()
     }
 
     /// When [`Streams::housekeep`] has something to do next.
@@ -239,6 +239,19 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         }
     }
 
+    /// Seals and writes what sessions send under TLS, one after another: each between the work of others
+    /// would find neither the cipher nor the kernel's way to the network in the processor's caches. False if
+    /// there was nothing.
+    pub fn seal(&mut self, turn: &mut Turn<'_>) -> bool {
+        let waited = self.secured.has_unsealed();
+        for place in 0.. {
+            let Some((key, what)) = self.secured.unsealed(place) else { break };
+            self.call((key, what.side()), turn, |it, wire| it.command(what, wire));
+        }
+        self.secured.forget_unsealed();
+        waited
+    }
+
     /// The next thing that has happened to a session whose connection speaks TLS.
     pub fn next_event(&mut self) -> Option<(Key, Event)> {
         self.happened.pop_front()
@@ -326,7 +339,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             proxy::StreamCmd::AwaitRoom { .. } | proxy::StreamCmd::CancelRoom { .. }
         );
         if self.secured.has((key, what.side())) && !is_of_room {
-            return self.call((key, what.side()), turn, |it, wire| it.command(what, wire));
+            return self.operate_secured(key, what, turn);
         }
         let socket = |side| self.socket((key, side)).expect("commands are about open connections");
         let tag = |operation, side| Self::tag(operation, (key, side));
@@ -353,6 +366,16 @@ impl<const FAMILY: u8> Streams<FAMILY> {
                 debug_assert!(false, "sessions without pipes are not offered splicing");
             }
         }
+    }
+
+    fn operate_secured(&mut self, key: Key, what: proxy::StreamCmd, turn: &mut Turn<'_>) {
+        match what {
+            proxy::StreamCmd::Send { .. } => return self.secured.put_off(key, what),
+            // It may be about one that waits.
+            proxy::StreamCmd::CancelSend { .. } => drop(self.seal(turn)),
+            _ => {}
+        }
+        self.call((key, what.side()), turn, |it, wire| it.command(what, wire));
     }
 
     /// The state of a socket's send queue; a socket that could not be opened has an empty one.

@@ -91,7 +91,7 @@ impl Driver for HttpDriver {
         if self.sessions.is_starved() {
             self.sessions.relieve(&mut turn.cx(&mut self.commands));
         }
-        self.execute(turn);
+        self.settle(turn);
         let counters = &turn.books.metrics().counters;
         counters.api_upstream_idle.set(self.sessions.spares() as u64);
         counters.api_upstream_private.set(self.sessions.private() as u64);

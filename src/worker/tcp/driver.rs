@@ -89,7 +89,7 @@ impl Driver for TcpDriver {
         if self.sessions.is_starved() {
             self.sessions.relieve(&mut turn.cx(&mut self.commands));
         }
-        self.execute(turn);
+        self.settle(turn);
     }
 
     /// A message that comes meanwhile waits for one stream's step, not for all; and one that came before
