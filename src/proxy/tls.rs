@@ -15,7 +15,7 @@
 //! more blocks than one without. What is sealed waits in the engine, 64 KiB at most, and is written to the
 //! socket from there; so sealing never waits for a block.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 
 use nix::errno::Errno;
 
@@ -25,6 +25,9 @@ use crate::tls::engine::{Engine, Fault};
 
 /// The most ciphertext that is written before somebody else has a turn, in bytes.
 const WRITTEN_IN_TURN_MAX: usize = 256 * 1024;
+/// The most blocks that are sealed at once. Each by itself would be a record, and the head of a response has
+/// a block of its own.
+const SEALED_TOGETHER_MAX: usize = 16;
 
 /// What the driver is to do on the socket. Receives are single ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -394,23 +397,22 @@ impl Session {
     }
 }
 
-/// Seals the next bytes of a send, and says how many.
+/// Seals the next bytes of a send, blocks that lie one behind the other as one message, and says how many.
 fn seal(engine: &mut Engine, sending: &mut Sending, pool: &Pool) -> usize {
-    let (before, mut skip) = (sending.sealed, sending.sealed);
+    let mut pieces = [IoSlice::new(&[]); SEALED_TOGETHER_MAX];
+    let (mut count, mut skip) = (0, sending.sealed);
     for piece in pool.pieces(sending.what) {
         if skip >= piece.len() {
             skip -= piece.len();
             continue;
         }
-        let piece = &piece[skip..];
-        skip = 0;
-        let sealed = engine.seal(piece);
-        sending.sealed += sealed;
-        if sealed < piece.len() {
-            break;
-        }
+        let Some(next) = pieces.get_mut(count) else { break };
+        *next = IoSlice::new(&piece[skip..]);
+        (count, skip) = (count + 1, 0);
     }
-    sending.sealed - before
+    let sealed = engine.seal(&pieces[..count]);
+    sending.sealed += sealed;
+    sealed
 }
 
 fn length(what: Outgoing, pool: &Pool) -> usize {

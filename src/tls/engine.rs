@@ -1,7 +1,7 @@
 //! One TLS connection with a user or a backend: rustls between ciphertext and plaintext. Owns every call that a
 //! connection makes into rustls, and what its errors mean here; moves no byte through a socket.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, IoSlice, Write};
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
@@ -208,9 +208,10 @@ impl Engine {
         self.connection.reader().consume(bytes);
     }
 
-    /// Seals as much of `plain` as there is room for, and says how many bytes that was.
-    pub fn seal(&mut self, plain: &[u8]) -> usize {
-        self.connection.writer().write(plain).unwrap_or(0)
+    /// Seals as much of these pieces as there is room for, in as few records as hold them, and says how many
+    /// bytes that was.
+    pub fn seal(&mut self, pieces: &[IoSlice<'_>]) -> usize {
+        self.connection.writer().write_vectored(pieces).unwrap_or(0)
     }
 
     /// Tells the other end that nothing more will come (close_notify).
