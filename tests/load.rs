@@ -32,6 +32,7 @@ fn load(protocol: Protocol, to: SocketAddr) -> Load {
         threads: 1,
         patience: Duration::from_secs(5),
         request: None,
+        tls: None,
         watch: Some(std::process::id()),
     }
 }
@@ -83,6 +84,15 @@ fn a_connection_for_every_request_is_a_session_for_every_request() {
     all_right(&outcome);
     assert!(outcome.tally.requests > 4);
     assert!(outcome.tally.sessions_known >= outcome.tally.requests);
+}
+
+#[test]
+fn a_connection_for_every_request_of_the_api_too() {
+    let outcome = honest(Protocol::Api, |load| {
+        (load.shape, load.request) = (Shape::Churn, request("GET", "/bytes/100", Payload::None));
+    });
+    let tally = &outcome.tally;
+    assert_eq!((tally.errors(), tally.requests > 4), (0, true), "{}", tally.kinds());
 }
 
 #[test]

@@ -74,6 +74,91 @@ fn without_an_address_a_balancer_is_started_measured_and_ended() {
 }
 
 #[test]
+fn under_tls_the_report_tells_of_the_handshakes() {
+    let json = place("tls.json");
+    for (more, resumed, bulk) in [
+        (&["--protocol", "api", "--expect", "handshakes=4"][..], false, false),
+        (&["--protocol", "api", "--churn", "--tls-resume", "--expect", "resumed>0%"], true, false),
+        (&["--churn", "--expect", "resumed=0", "--insecure"], false, false),
+        (&["--bulk", "down", "--tls-group", "X25519"], false, true),
+        (&["--bulk", "up"], false, true),
+        (&["--bulk", "both"], false, true),
+    ] {
+        let files = ["--tls", "--json", json.to_str().unwrap(), "--expect", "errors=0"];
+        let arguments = with_short(&[&files, more].concat());
+        let done = bench(&arguments);
+        let said = text(&done.stdout);
+        assert!(done.status.success(), "{arguments:?}: {said}{}", text(&done.stderr));
+        for word in
+            ["handshakes", "their p99", "Agreed with the server: TLS 1.3, AES_128_GCM, X25519"]
+        {
+            assert!(said.contains(word), "{arguments:?}: {word}: {said}");
+        }
+        let report: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+        assert_eq!((&report["label"], &report["errors_total"]), (&"balanced".into(), &0.into()));
+        let tls = &report["tls"];
+        let number = |name: &str| tls[name].as_u64().unwrap();
+        assert_eq!(number("handshakes"), number("full") + number("resumed"));
+        assert_eq!((number("resumed") > 0, number("failed")), (resumed, 0));
+        assert!(tls["latency_us"]["p50"].as_f64().unwrap() > 0.0);
+        assert_eq!(said.contains("The balancer and TLS add"), !bulk, "{said}");
+    }
+}
+
+#[test]
+fn a_certificate_that_is_not_trusted_is_one_sentence_and_exit_code_2() {
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::{ServerConfig, ServerConnection, pki_types::PrivateKeyDer};
+
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["a.example".to_owned()];
+    let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider);
+    let config = builder
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    let config = std::sync::Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut user in listener.incoming().flatten() {
+            let mut connection = ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
+            std::thread::spawn(move || {
+                while connection.complete_io(&mut user).is_ok_and(|(read, _)| read > 0) {}
+            });
+        }
+    });
+    let ca = place("a.pem");
+    std::fs::write(&ca, certificate.pem()).unwrap();
+    let other = place("other.pem");
+    let of_other = KeyPair::generate().unwrap();
+    let of_other = CertificateParams::new(vec![]).unwrap().self_signed(&of_other).unwrap();
+    std::fs::write(&other, of_other.pem()).unwrap();
+    let (ca, other) = (ca.to_str().unwrap(), other.to_str().unwrap());
+    for (more, word) in [
+        (&["--tls-ca", other][..], "comes from no trusted authority; name one with --tls-ca"),
+        (
+            &["--tls-ca", other, "--churn"],
+            "comes from no trusted authority; name one with --tls-ca",
+        ),
+        (&["--tls-ca", ca], "is not for 127.0.0.1; ask for another host with --tls-name"),
+        (&["--tls-ca", "no-such.pem"], "cannot read no-such.pem"),
+        (&["--tls-ca", ca, "--tls-name", "a b"], "`a b` is no name"),
+    ] {
+        let arguments = with_short(&[&["--tls", "--to", &to], more].concat());
+        refused(&arguments, &bench(&arguments), word);
+    }
+}
+
+#[test]
 fn what_was_expected_decides_the_exit_code() {
     let done = bench(&with_short(&["--quiet", "--expect", "p50<1ns", "--expect", "errors=0"]));
     assert_eq!(done.status.code(), Some(1), "{}", text(&done.stderr));
@@ -197,12 +282,15 @@ fn what_cannot_be_run_is_one_sentence_and_exit_code_2() {
         (vec!["--to", nobody.as_str()], "does something listen there"),
         (vec!["--to", "nowhere"], "not an address with a port"),
         (vec!["--to", nobody.as_str(), "--size", "3"], "24 bytes"),
-        (vec!["--to", nobody.as_str(), "--churn", "--protocol", "udp"], "for TCP"),
+        (vec!["--to", nobody.as_str(), "--churn", "--protocol", "udp"], "for TCP and API"),
         (vec!["--expect", "p99<fast"], "number"),
         (vec!["--duration", "0"], "a longer --duration"),
         (vec!["--timeout", "0ms"], "a longer one"),
         (vec!["--protocol", "api", "--expect", "sticky=100%"], "one by one"),
         (vec!["--expect", "lag<1ms"], "give --rate"),
+        (vec!["--expect", "resumed>0"], "give --tls"),
+        (vec!["--tls", "--protocol", "udp"], "TLS is for TCP and API"),
+        (vec!["--insecure"], "--tls"),
         (vec!["--protocol", "api", "--path", "no slash", "--to", nobody.as_str()], "valid request"),
         (vec!["plot", "no-such-file.json", "-o", "x.svg"], "no-such-file.json"),
     ] {

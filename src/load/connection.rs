@@ -3,8 +3,9 @@
 //!
 //! ```text
 //!   Down --connect--> Connecting --connected--> Up --fault, end of a short session--> Closing
-//!    ^                     |                                                            |
-//!    +------ refused ------+------------------ nothing in flight, closed ---------------+
+//!    ^                  |     |                  ^                                      |
+//!    |                  |     +---> Shaking -----+  under TLS                           |
+//!    +----- refused ----+--------------------- nothing in flight, closed ---------------+
 //! ```
 
 use std::io;
@@ -20,14 +21,35 @@ use super::tally::{Home, RequestFailure};
 use super::web::Web;
 use crate::base::time::Now;
 use crate::ring::pool::Chain;
+use crate::tls::client::Client;
 
 /// The state of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     Down,
     Connecting,
+    /// In its TLS handshake.
+    Shaking,
     Up,
     Closing,
+}
+
+impl Phase {
+    /// Whether something may be sent and received.
+    pub fn is_open(self) -> bool {
+        matches!(self, Phase::Shaking | Phase::Up)
+    }
+}
+
+/// What lies between a connection and its socket.
+pub struct Secured {
+    pub client: Client,
+    /// When its ClientHello was made.
+    pub began: Now,
+    /// Bytes of plaintext in what is being sent.
+    pub plain: u32,
+    /// Nothing follows what is being sent.
+    pub finishing: bool,
 }
 
 /// What is spoken on a connection.
@@ -44,6 +66,7 @@ pub struct Connection {
     pub generation: u32,
     pub phase: Phase,
     pub talk: Talk,
+    pub secured: Option<Box<Secured>>,
     pub home: Home,
     /// The request being sent, on streams.
     pub sending: Chain,
@@ -68,6 +91,7 @@ impl Connection {
             generation: 0,
             phase: Phase::Down,
             talk,
+            secured: None,
             home: Home::default(),
             sending: Chain::EMPTY,
             sends: 0,

@@ -37,6 +37,9 @@ enum Measure {
     Throughput,
     /// The generator's own lateness at the 99th percentile.
     Lag,
+    /// TLS handshakes that were made, and the percentage of them that took up an earlier session.
+    Handshakes,
+    Resumed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +67,9 @@ impl Expectation {
         let bulk = matches!(load.shape, Shape::Bulk(_));
         let reason = match self.measure {
             Measure::Lag if load.rate.is_none() => "kept by a schedule only: give --rate",
+            Measure::Handshakes | Measure::Resumed if load.tls.is_none() => {
+                "known under TLS only: give --tls"
+            }
             Measure::Sticky if load.protocol == Protocol::Api => {
                 "unknown for API: its requests are balanced one by one; expect spread instead"
             }
@@ -104,6 +110,8 @@ impl Measure {
             Measure::Lag => {
                 (!tally.lag.is_empty()).then(|| tally.lag.value_at_quantile(0.99) as f64)
             }
+            Measure::Handshakes => Some(tally.handshakes.total() as f64),
+            Measure::Resumed => tally.handshakes.resumed_percent(),
         }
     }
 
@@ -132,6 +140,8 @@ impl Measure {
             "requests" => Measure::Requests,
             "throughput" => Measure::Throughput,
             "lag" => Measure::Lag,
+            "handshakes" => Measure::Handshakes,
+            "resumed" => Measure::Resumed,
             _ => return fault(),
         })
     }
@@ -145,7 +155,7 @@ impl Measure {
             (_, "us" | "µs") if time => Some(1e3),
             (_, "ms") if time => Some(1e6),
             (_, "s") if time => Some(1e9),
-            (Measure::Sticky, "%" | "") => Some(1.0),
+            (Measure::Sticky | Measure::Resumed, "%" | "") => Some(1.0),
             (Measure::Throughput, "B/s" | "") => Some(1.0),
             (Measure::Throughput, "MB/s") => Some(1e6),
             (Measure::Throughput, "GB/s") => Some(1e9),
@@ -160,7 +170,7 @@ impl Measure {
             Measure::Percentile(_) | Measure::Least | Measure::Mean | Measure::Lag => {
                 units::time(value)
             }
-            Measure::Sticky => units::percent(value),
+            Measure::Sticky | Measure::Resumed => units::percent(value),
             Measure::Throughput => units::throughput(value),
             Measure::Rate => units::rate(value),
             _ => format!("{value}"),
@@ -204,7 +214,7 @@ impl Relation {
 }
 
 const MEASURES: &str = "p50, p99, p99.9 and the like, min, mean, max, errors, sticky, spread, rate, \
-                        requests, throughput, lag, or a kind of error by its name";
+                        requests, throughput, lag, handshakes, resumed, or a kind of error by its name";
 
 /// Why nobody knows which backend had which session, and what to do about it.
 const UNNAMED: &str = "unknown: no reply named its backend; those of `lb bench serve` do";
@@ -257,6 +267,8 @@ impl fmt::Display for Measure {
             Measure::Requests => out.write_str("requests"),
             Measure::Throughput => out.write_str("throughput"),
             Measure::Lag => out.write_str("lag"),
+            Measure::Handshakes => out.write_str("handshakes"),
+            Measure::Resumed => out.write_str("resumed"),
         }
     }
 }

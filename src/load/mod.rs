@@ -16,6 +16,8 @@ mod connection;
 pub mod driver;
 pub mod echo;
 pub mod expect;
+pub mod handshakes;
+mod latencies;
 pub mod message;
 pub mod plan;
 pub mod plot;
@@ -34,6 +36,7 @@ use std::time::Duration;
 use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::Protocol;
+use crate::tls;
 use message::{HEAD_BYTES, Kind};
 use tally::Tally;
 
@@ -81,6 +84,8 @@ pub struct Load {
     pub patience: Duration,
     /// What API users ask for.
     pub request: Option<Arc<web::Request>>,
+    /// Connections are made under TLS, as agreed here.
+    pub tls: Option<tls::client::Terms>,
     /// A process whose CPU time is read at both ends of the measured window.
     pub watch: Option<u32>,
 }
@@ -175,8 +180,14 @@ impl Load {
         if self.rate.is_some() && matches!(self.shape, Shape::Bulk(_)) {
             return Err("bulk has no schedule; leave out the rate".to_owned());
         }
-        if self.shape != Shape::PingPong && self.protocol != Protocol::Tcp {
-            return Err("churn and bulk are for TCP".to_owned());
+        if matches!(self.shape, Shape::Bulk(_)) && self.protocol != Protocol::Tcp {
+            return Err("bulk is for TCP".to_owned());
+        }
+        if self.shape == Shape::Churn && self.protocol == Protocol::Udp {
+            return Err("churn is for TCP and API".to_owned());
+        }
+        if self.tls.is_some() && self.protocol == Protocol::Udp {
+            return Err("TLS is for TCP and API".to_owned());
         }
         Ok(())
     }
@@ -230,8 +241,10 @@ pub fn silence(load: &Load, tally: &Tally) -> Option<String> {
             0 => "no errors".to_owned(),
             _ => tally.kinds(),
         };
+        let why = tally.handshakes.first_failure.as_ref();
+        let why = why.map_or_else(String::new, |words| format!(": {words}"));
         format!(
-            "not one right reply came from {to} in the {measured} measured ({errors}); check that \
+            "not one right reply came from {to} in the {measured} measured ({errors}{why}); check that \
              the service runs there and, if it is a balancer, has backends (`lb status`), or give \
              a longer --duration"
         )

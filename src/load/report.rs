@@ -1,6 +1,8 @@
 //! A run as others read it: JSON for machines, a table and a drawing for people, `.hgrm` for the
 //! usual plotters. Owns the names in the JSON; only formats, measures nothing.
 
+mod tls;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tally::RequestFailure;
 use super::{Load, Outcome, Shape, units};
+pub use tls::Tls;
 
 /// One run, complete: everything that the table, the checks and the plot need.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,6 +55,8 @@ pub struct Report {
     pub backends: BTreeMap<String, Backend>,
     pub sticky_percent: Option<f64>,
     pub spread: Option<u64>,
+    /// `null` without TLS.
+    pub tls: Option<Tls>,
     /// CPU time within the measured window.
     pub balancer_cpu_ns: Option<u64>,
     pub generator_cpu_ns: Option<u64>,
@@ -166,6 +171,7 @@ impl Report {
                 .collect(),
             sticky_percent: tally.sticky_percent(),
             spread: tally.spread(),
+            tls: load.tls.as_ref().map(|_| Tls::new(&tally.handshakes, seconds)),
             balancer_cpu_ns: nanos(outcome.watched_cpu),
             generator_cpu_ns: nanos(outcome.own_cpu),
             valid: outcome.invalid.is_none(),
@@ -181,6 +187,12 @@ impl Report {
 
     fn throughput(&self) -> String {
         units::throughput(per_second(self.bytes(), self.seconds))
+    }
+
+    /// What was agreed on under TLS.
+    pub fn tls_note(&self) -> Option<String> {
+        let agreed = self.tls.as_ref()?.agreed.as_ref()?;
+        Some(format!("Agreed with the server: {agreed}."))
     }
 
     /// What the figures of a closed loop mean: each connection asks again as soon as it is answered,
@@ -243,6 +255,9 @@ pub fn table(reports: &[Report]) -> String {
     if reports.iter().any(|report| report.lag_us.is_some()) {
         row("own lag p99", &|report| report.lag_us.map_or_else(dash, |l| micros(l.p99)));
     }
+    if reports.iter().any(|report| report.tls.is_some()) {
+        handshakes(&mut row);
+    }
     row("errors", &errors);
     if reports.iter().any(|report| !report.backends.is_empty()) {
         row("backends", &|report| format!("{}", report.backends.len()));
@@ -254,11 +269,31 @@ pub fn table(reports: &[Report]) -> String {
     align(&rows)
 }
 
+/// Adds a row: its name, and the cell of each report.
+type Row<'a> = dyn FnMut(&str, &dyn Fn(&Report) -> String) + 'a;
+
+fn handshakes(row: &mut Row<'_>) {
+    let of = |report: &Report, cell: &dyn Fn(&Tls) -> String| {
+        report.tls.as_ref().map_or_else(dash, cell)
+    };
+    let latency = |of: fn(&Latency) -> f64| {
+        move |tls: &Tls| tls.latency_us.map_or_else(dash, |l| micros(of(&l)))
+    };
+    row("handshakes", &|report| of(report, &Tls::counts));
+    row("their rate", &|report| of(report, &|tls| units::rate(tls.handshakes_per_second)));
+    row("their p50", &|report| of(report, &latency(|l| l.p50)));
+    row("their p99", &|report| of(report, &latency(|l| l.p99)));
+}
+
 /// The difference between two runs of the same load in one sentence.
 pub fn difference(direct: &Report, balanced: &Report) -> String {
+    let who = match balanced.tls {
+        Some(_) => "The balancer and TLS add",
+        None => "The balancer adds",
+    };
     let mut text = match (direct.latency_us, balanced.latency_us) {
         (Some(direct), Some(balanced)) => format!(
-            "The balancer adds {} at p50, {} at p99 and {} at p99.9",
+            "{who} {} at p50, {} at p99 and {} at p99.9",
             added(balanced.p50 - direct.p50),
             added(balanced.p99 - direct.p99),
             added(balanced.p99_9 - direct.p99_9)
@@ -415,6 +450,7 @@ pub(super) mod tests {
             threads: 1,
             patience: Duration::from_secs(1),
             request: None,
+            tls: None,
             watch: None,
         }
     }

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::handshakes::{Handshakes, Reason};
+use super::latencies::{histogram, nanos};
+
 /// What can go wrong with a request or its connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RequestFailure {
@@ -37,10 +40,12 @@ pub enum RequestFailure {
     Status,
     /// A response that is not HTTP/1.1.
     Malformed,
+    /// The TLS handshake failed; why is counted beside it.
+    Tls,
 }
 
 impl RequestFailure {
-    pub const ALL: [RequestFailure; 14] = [
+    pub const ALL: [RequestFailure; 15] = [
         RequestFailure::Refused,
         RequestFailure::Unreachable,
         RequestFailure::Reset,
@@ -55,6 +60,7 @@ impl RequestFailure {
         RequestFailure::Moved,
         RequestFailure::Status,
         RequestFailure::Malformed,
+        RequestFailure::Tls,
     ];
 
     /// The name in reports and in `--expect`.
@@ -74,6 +80,18 @@ impl RequestFailure {
             RequestFailure::Moved => "moved",
             RequestFailure::Status => "status",
             RequestFailure::Malformed => "malformed",
+            RequestFailure::Tls => "tls",
+        }
+    }
+}
+
+/// Why a handshake has failed whose connection has.
+impl From<RequestFailure> for Reason {
+    fn from(failure: RequestFailure) -> Reason {
+        match failure {
+            RequestFailure::Reset => Reason::Reset,
+            RequestFailure::TimedOut => Reason::TimedOut,
+            _ => Reason::Closed,
         }
     }
 }
@@ -107,19 +125,14 @@ pub struct Tally {
     /// Sessions whose backend is known, and how many of them had more than one.
     pub sessions_known: u64,
     pub sessions_moved: u64,
+    /// Of connections under TLS.
+    pub handshakes: Handshakes,
 }
 
 impl Default for Tally {
     fn default() -> Tally {
         Tally::new()
     }
-}
-
-/// Latencies range from a nanosecond to this; longer ones count as this long.
-const LATENCY_MAX_NS: u64 = 3_600_000_000_000;
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3).expect("three digits up to an hour are valid")
 }
 
 impl Tally {
@@ -135,6 +148,7 @@ impl Tally {
             backends: BTreeMap::new(),
             sessions_known: 0,
             sessions_moved: 0,
+            handshakes: Handshakes::default(),
         }
     }
 
@@ -195,6 +209,7 @@ impl Tally {
         }
         self.sessions_known += other.sessions_known;
         self.sessions_moved += other.sessions_moved;
+        self.handshakes.merge(&other.handshakes);
     }
 
     /// The percentage of the known sessions that stayed on one backend; `None` if no reply named
@@ -214,10 +229,6 @@ impl Tally {
         let sessions = || self.backends.values().map(|share| share.sessions);
         Some(sessions().max()? - sessions().min()?)
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What a client remembers about a session's backend from reply to reply, so that counting needs no
@@ -330,6 +341,6 @@ mod tests {
     fn a_latency_beyond_the_histogram_counts_as_its_longest() {
         let mut tally = Tally::new();
         tally.answered(Duration::from_secs(10 * 3600));
-        assert!(tally.latency.max() >= LATENCY_MAX_NS);
+        assert!(tally.latency.max() >= crate::load::latencies::MAX_NS);
     }
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 pub mod backends;
+pub mod client;
 pub mod demo;
 pub mod engine;
 pub mod hello;

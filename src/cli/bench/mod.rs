@@ -3,6 +3,7 @@
 //! run or nobody answered.
 
 mod own;
+mod tls;
 
 use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -28,6 +29,8 @@ use crate::load::plot::{self, Curve};
 use crate::load::report::{self, Report};
 use crate::load::web::{Payload, Request};
 use crate::load::{self, Load, Outcome, Progress, Shape, echo, process, units};
+use crate::tls::client::Terms;
+use crate::tls::demo::Made;
 
 /// How often the live line is rewritten.
 const LIVE: Duration = Duration::from_millis(500);
@@ -129,13 +132,15 @@ struct Run {
     /// How long a reply may take before it counts as lost.
     #[arg(long, value_name = "T", default_value = "2s", value_parser = duration)]
     timeout: Duration,
-    /// A connection for every request (TCP).
+    /// A connection for every request (TCP and API).
     #[arg(long, conflicts_with = "bulk")]
     churn: bool,
     /// Content without end, checked by its position; needs backends of `lb bench serve`, except
     /// `both`, for which any echo will do (TCP).
     #[arg(long, value_enum, value_name = "DIRECTION", num_args = 0..=1, default_missing_value = "down")]
     bulk: Option<Direction>,
+    #[command(flatten)]
+    tls: tls::Flags,
     /// The path that API users ask for.
     #[arg(long, value_name = "PATH", default_value = "/")]
     path: String,
@@ -215,7 +220,8 @@ fn measure(run: &Run) -> Result<ExitCode, Failure> {
 
 /// Measures what is already running.
 fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
-    let mut load = run.load(resolve(to)?)?;
+    let terms = run.tls.terms(to, run.protocol == Protocol::Api)?;
+    let mut load = run.load(resolve(to)?, terms)?;
     load.watch = run.watch.or_else(|| process::listener(load.protocol, load.to));
     afford(load.descriptors())?;
     let outcome = watched(&load, run.quiet, to)?;
@@ -225,6 +231,7 @@ fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
     if !run.quiet {
         print(&report::table(std::slice::from_ref(&report)))?;
         print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
+        print(&report.tls_note().map_or_else(String::new, |note| format!("\n{note}\n")))?;
         print(&report.loop_note().map_or_else(String::new, |note| format!("\n{note}\n")))?;
     }
     run.verdict(&[(&report, &outcome)])
@@ -233,13 +240,18 @@ fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
 /// Measures a balancer started for the purpose, and the direct path without it.
 fn measure_own(run: &Run) -> Result<ExitCode, Failure> {
     let backends = usize::from(run.backends);
+    let certificate = run.tls.is_on().then(Made::new).transpose();
+    let certificate = certificate.map_err(|error| format!("no certificate: {error}"))?;
+    let files = certificate.as_ref().map(|made| &made.files);
+    let terms = files.map(|files| run.tls.own_terms(files, run.protocol == Protocol::Api));
     // Faulty flags are told before anything is started; the address is not known yet.
-    let load = run.load(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let load = run.load(SocketAddr::from(([127, 0, 0, 1], 0)), terms.transpose()?.flatten())?;
     afford(load.descriptors() + Own::descriptors(run.protocol, backends, run.connections))?;
     Own::fits(run.protocol, backends, run.connections)?;
-    let own = Own::start(run.protocol, backends, run.gso)?;
-    let direct = Load { to: own.backend(), ..load };
-    let balanced = Load { to: own.door(), watch: Some(own.pid()), ..direct.clone() };
+    let own = Own::start(run.protocol, backends, run.gso, files)?;
+    let balanced = Load { to: own.door(), watch: Some(own.pid()), ..load };
+    // Backends speak in the clear.
+    let direct = Load { to: own.backend(), watch: run.watch, tls: None, ..balanced.clone() };
     let direct_outcome = watched(&direct, run.quiet, "direct")?;
     let direct_report = Report::new("direct", &direct, &direct_outcome);
     run.answered(&direct, &direct_report, &direct_outcome)?;
@@ -252,13 +264,14 @@ fn measure_own(run: &Run) -> Result<ExitCode, Failure> {
         print(&report::table(&[direct_report.clone(), report.clone()]))?;
         print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
         print(&format!("\n{}\n", report::difference(&direct_report, &report)))?;
+        print(&report.tls_note().map_or_else(String::new, |note| format!("{note}\n")))?;
         print(&report.loop_note().map_or_else(String::new, |note| format!("{note}\n")))?;
     }
     run.verdict(&[(&report, &outcome), (&direct_report, &direct_outcome)])
 }
 
 impl Run {
-    fn load(&self, to: SocketAddr) -> Result<Load, String> {
+    fn load(&self, to: SocketAddr, tls: Option<Terms>) -> Result<Load, String> {
         let load = Load {
             protocol: self.protocol,
             to,
@@ -279,6 +292,7 @@ impl Run {
             threads: self.threads,
             patience: self.timeout,
             request: self.request()?,
+            tls,
             watch: self.watch,
         };
         load.check()?;
@@ -309,8 +323,12 @@ impl Run {
             (None, Some(count)) if count > 0 => Payload::Content(count),
             _ => Payload::None,
         };
-        let host = self.to.as_deref().unwrap_or("localhost");
-        let request = Request::new(&self.method, &self.path, host, &self.header, payload)?;
+        let host = self.tls.name().or(self.to.as_deref()).unwrap_or("localhost");
+        let mut header = self.header.clone();
+        if self.churn {
+            header.push("connection: close".to_owned());
+        }
+        let request = Request::new(&self.method, &self.path, host, &header, payload)?;
         Ok(Some(Arc::new(request)))
     }
 
@@ -391,7 +409,8 @@ fn watched(load: &Load, quiet: bool, label: &str) -> Result<Outcome, String> {
         Some(Errno::EPERM | Errno::ENOSYS | Errno::EACCES) => {
             format!("io_uring cannot be used: {error}; `lb check` says why")
         }
-        _ => format!("cannot load {}: {error}; does something listen there?", load.to),
+        Some(_) => format!("cannot load {}: {error}; does something listen there?", load.to),
+        None => format!("cannot load {}: {error}", load.to),
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -20,6 +21,7 @@ use crate::client::wire::Offer;
 use crate::cluster::Protocol;
 use crate::config::Config;
 use crate::load::echo::{self, Backends};
+use crate::tls::keys::Files;
 
 /// How long the balancer may take to start, and the backends to join.
 const START_MAX: Duration = Duration::from_secs(15);
@@ -30,6 +32,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Settings of the child apart from its doors. Writing a line for every session would be measured,
 /// too.
 const SETTINGS: &str = "[log]\nlevel = \"warn\"\n[timeouts]\ndrain_ms = 500\n";
+/// The TCP service whose users speak TLS.
+const SECURED: &str = "bench";
 /// Control connections that the child keeps descriptors for, beside one of each backend.
 const CONTROL_SPARE: usize = 8;
 /// Descriptors of an echo backend before its first user: its door, and the ring or wake-up of it.
@@ -46,17 +50,24 @@ pub struct Own {
 }
 
 impl Own {
-    /// Starts `count` backends and a balancer in front of them. The error is for the person who
-    /// asked.
-    pub fn start(protocol: Protocol, count: usize, gso: bool) -> Result<Own, String> {
+    /// Starts `count` backends and a balancer in front of them, which speaks TLS with users if it has a
+    /// certificate. The error is for the person who asked.
+    pub fn start(
+        protocol: Protocol,
+        count: usize,
+        gso: bool,
+        certificate: Option<&Files>,
+    ) -> Result<Own, String> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let backends = echo::start(protocol, &vec![anywhere; count], gso)
             .map_err(|error| format!("cannot start echo backends: {error}"))?;
         let (door, control) = free_ports(protocol).map_err(|error| format!("no port: {error}"))?;
-        let child = serve(protocol, door, control, count)
+        let child = serve(protocol, (door, certificate), control, count)
             .map_err(|error| format!("cannot start a balancer: {error}"))?;
         let mut own = Own { door, backends, wishes: Vec::new(), members: None, child };
-        let told = own.join(protocol, control)?;
+        // Streams under TLS are those of a service of its own.
+        let service = certificate.filter(|_| protocol == Protocol::Tcp).map(|_| SECURED);
+        let told = own.join(protocol, service, control)?;
         own.wait_for(&told, count)?;
         Ok(own)
     }
@@ -111,6 +122,7 @@ impl Own {
     fn join(
         &mut self,
         protocol: Protocol,
+        service: Option<&str>,
         control: SocketAddr,
     ) -> Result<Receiver<Notice>, String> {
         let (tell, told) = channel();
@@ -120,7 +132,10 @@ impl Own {
             self.wishes.push(wish);
             let membership = Membership {
                 balancer: control.to_string(),
-                offer: Offer::to_built_in(protocol, address.port()),
+                offer: Offer {
+                    service: service.map(str::to_owned),
+                    ..Offer::to_built_in(protocol, address.port())
+                },
                 secret: None,
                 secret_file: None,
             };
@@ -203,15 +218,19 @@ fn free_ports(protocol: Protocol) -> std::io::Result<(SocketAddr, SocketAddr)> {
 /// Starts this program again as a balancer with one door. It ends with this process.
 fn serve(
     protocol: Protocol,
-    door: SocketAddr,
+    (door, certificate): (SocketAddr, Option<&Files>),
     control: SocketAddr,
     backends: usize,
 ) -> std::io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["serve", "--with-parent", "--config", "/dev/stdin", "--admin", "off"]);
     for other in Protocol::ALL {
-        let address = if other == protocol { door.to_string() } else { "off".to_owned() };
+        let is_plain = other == protocol && certificate.is_none();
+        let address = if is_plain { door.to_string() } else { "off".to_owned() };
         command.arg(format!("--{other}")).arg(address);
+    }
+    if protocol == Protocol::Api && certificate.is_some() {
+        command.arg("--api-tls").arg(door.to_string());
     }
     command.arg("--control").arg(control.to_string());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
@@ -221,6 +240,20 @@ fn serve(
         let workers = workers(&Config::default());
         writeln!(settings, "workers = {workers}")?;
         write!(settings, "{SETTINGS}[limits]\ncontrol_connections = {control_connections}\n")?;
+        if let Some(files) = certificate {
+            let [chain, key] = [&files.certificate, &files.key].map(|path| of_this_process(path));
+            writeln!(settings, "[[tls.certificate]]\ncertificate = \"{chain}\"\nkey = \"{key}\"")?;
+            if protocol == Protocol::Tcp {
+                let doors = format!("protocol = \"tcp\"\nlisten = \"{door}\"\ntls = true");
+                writeln!(settings, "[service.{SECURED}]\n{doors}")?;
+            }
+        }
     }
     Ok(child)
+}
+
+/// A file of this process as another finds it.
+fn of_this_process(path: &Path) -> String {
+    let own = format!("/proc/{}/", std::process::id());
+    path.display().to_string().replace("/proc/self/", &own)
 }

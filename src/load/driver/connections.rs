@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::super::Shape;
 use super::super::connection::{self, Phase, Talk, socket_of};
+use super::super::handshakes::Reason;
 use super::super::tally::RequestFailure;
 use super::{BURST_BYTES, CONNECT, CONNECTING_MAX, Driver, RECEIVE, REST, tag, talk};
 use crate::base::time::Now;
@@ -28,14 +29,26 @@ impl Driver<'_> {
                 self.to_connect.push_back(slot);
                 continue;
             }
-            if let Err(error) = self.connect(slot) {
-                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-                if matches!(errno, Errno::EMFILE | Errno::ENFILE) {
-                    return Err(error);
-                }
-                self.failed_to_connect(slot, errno);
-            }
+            self.try_to_connect(slot)?;
         }
+        Ok(())
+    }
+
+    fn try_to_connect(&mut self, slot: u32) -> io::Result<()> {
+        if let Err(error) = self.connect(slot) {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            if matches!(errno, Errno::EMFILE | Errno::ENFILE) {
+                return Err(error);
+            }
+            self.failed_to_connect(slot, errno);
+        }
+        Ok(())
+    }
+
+    /// Opens a short connection whose request is due.
+    pub(super) fn open_for(&mut self, slot: u32, due: Now) -> io::Result<()> {
+        self.try_to_connect(slot)?;
+        self.connections[slot as usize].since = due;
         Ok(())
     }
 
@@ -85,7 +98,7 @@ impl Driver<'_> {
     pub(super) fn receive(&mut self, slot: u32) {
         let connection = &mut self.connections[slot as usize];
         let Some(socket) = socket_of(&connection.socket) else { return };
-        if connection.receiving || connection.phase != Phase::Up {
+        if connection.receiving || !connection.phase.is_open() {
             return;
         }
         connection.receiving = true;
@@ -101,13 +114,17 @@ impl Driver<'_> {
     }
 
     pub(super) fn connect_done(&mut self, slot: u32, result: Result<u32, Errno>) {
-        self.connecting -= 1;
         let connection = &mut self.connections[slot as usize];
         connection.linking = false;
         match result {
-            _ if connection.phase == Phase::Closing => {}
-            Ok(_) => self.connected(slot),
+            _ if connection.phase == Phase::Closing => self.connecting -= 1,
+            Ok(_) if self.load.tls.is_some() => self.shake(slot),
+            Ok(_) => {
+                self.connecting -= 1;
+                self.connected(slot);
+            }
             Err(errno) => {
+                self.connecting -= 1;
                 connection.phase = Phase::Up;
                 self.failed_to_connect(slot, errno);
             }
@@ -116,6 +133,14 @@ impl Driver<'_> {
 
     /// Counts a fault and ends the connection.
     pub(super) fn fault(&mut self, slot: u32, fault: RequestFailure) {
+        if self.connections[slot as usize].phase == Phase::Shaking {
+            let reason = Reason::from(fault);
+            return self.fail_handshake(slot, reason, || reason.words().to_owned());
+        }
+        self.count_fault(slot, fault);
+    }
+
+    pub(super) fn count_fault(&mut self, slot: u32, fault: RequestFailure) {
         let connection = &mut self.connections[slot as usize];
         if connection.phase != Phase::Closing {
             self.tally.fault(fault);
@@ -130,6 +155,11 @@ impl Driver<'_> {
         if connection.phase == Phase::Closing {
             return;
         }
+        self.say_farewell(slot);
+        let connection = &mut self.connections[slot as usize];
+        if connection.phase == Phase::Shaking {
+            self.connecting -= 1;
+        }
         connection.phase = Phase::Closing;
         if connection.busy() {
             connection.interrupt();
@@ -142,6 +172,7 @@ impl Driver<'_> {
         if connection.phase != Phase::Closing || connection.busy() {
             return;
         }
+        connection.secured = None;
         if let Some(socket) = connection.socket.take() {
             self.ring.close(socket);
         }
@@ -149,7 +180,9 @@ impl Driver<'_> {
         connection.generation = (connection.generation + 1) & 0x7f_ffff;
         connection.phase = Phase::Down;
         connection.home.end(&mut self.tally);
-        if self.asking || self.start == Now::default() {
+        if self.load.shape == Shape::Churn && self.plan.is_some() {
+            self.await_plan(slot);
+        } else if self.asking || self.start == Now::default() {
             self.to_connect.push_back(slot);
         }
     }
@@ -163,7 +196,9 @@ impl Driver<'_> {
             self.end(slot);
         } else if connection.sends == 0 && connection.phase == Phase::Up {
             stream.finish();
-            if let Some(socket) = socket_of(&connection.socket) {
+            if connection.secured.is_some() {
+                self.finish_sealed(slot);
+            } else if let Some(socket) = socket_of(&connection.socket) {
                 sys::finish_writing(socket);
             }
         }

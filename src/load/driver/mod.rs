@@ -2,8 +2,10 @@
 //! own. Reads the clock once a turn. What is said and checked is `client`'s; when it is due is
 //! `plan`'s.
 
+mod checked;
 mod connections;
 mod requests;
+mod secure;
 
 use std::collections::VecDeque;
 use std::io;
@@ -171,6 +173,11 @@ impl<'a> Driver<'a> {
             {
                 return Err(errno.into());
             }
+            if up == 0
+                && let Some(words) = self.tally.handshakes.first_failure.take()
+            {
+                return Err(io::Error::other(words));
+            }
         }
         if up == 0 { Err(Errno::ETIMEDOUT.into()) } else { Ok(()) }
     }
@@ -183,6 +190,11 @@ impl<'a> Driver<'a> {
         self.next_tick = now.plus(TICK);
         self.asking = true;
         self.plan = self.load.rate.map(|rate| Plan::new(now, rate, self.place, self.load.threads));
+        if self.load.shape == Shape::Churn && self.plan.is_some() {
+            for slot in std::mem::take(&mut self.to_connect) {
+                self.await_plan(slot);
+            }
+        }
         for slot in 0..self.connections.len() as u32 {
             if self.connections[slot as usize].phase == Phase::Up {
                 self.next(slot);
@@ -218,7 +230,7 @@ impl<'a> Driver<'a> {
         for slot in std::mem::take(&mut self.starved) {
             self.resume(slot);
         }
-        self.keep_to_plan();
+        self.keep_to_plan()?;
         if self.now >= self.next_tick {
             self.next_tick = self.now.plus(TICK);
             self.tick();
@@ -319,6 +331,7 @@ impl<'a> Driver<'a> {
                     }
                 }
                 (_, Phase::Connecting) if overdue => self.fault(slot, RequestFailure::Unreachable),
+                (_, Phase::Shaking) if overdue => self.fault(slot, RequestFailure::TimedOut),
                 (Talk::Stream(_), _) => {}
                 (_, Phase::Up) if overdue && waiting => self.fault(slot, RequestFailure::TimedOut),
                 _ => {}
@@ -361,10 +374,11 @@ fn first_class(load: &Load) -> Class {
 /// ring never posts, and as many as needed to receive into.
 fn settings(load: &Load) -> RingSettings {
     let requests = load.connections.div_ceil(load.threads) * load.window;
+    let bytes = secure::sent_at_once(load);
     // A long request has a short end.
-    let large = match blocks::class_for(load.request_bytes()) {
+    let large = match blocks::class_for(bytes) {
         Class::Small => 0,
-        Class::Large | Class::Datagram => requests * (blocks::blocks_for(load.request_bytes()) + 1),
+        Class::Large | Class::Datagram => requests * (blocks::blocks_for(bytes) + 1),
     };
     RingSettings {
         small_blocks: (requests * 4 + 1024).min(BLOCKS_MAX),

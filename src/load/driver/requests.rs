@@ -1,14 +1,18 @@
 //! The requests and replies of one thread: what an idle connection sends, and what becomes of what
 //! comes back.
 
+use std::io;
+
 use nix::errno::Errno;
 
 use super::super::connection::{self, Phase, Talk, socket_of};
-use super::super::message::{HEAD_BYTES, Head, content_position};
+use super::super::message::{HEAD_BYTES, Head, PERIOD, content_position};
 use super::super::plan;
 use super::super::tally::RequestFailure;
 use super::super::web::{Payload, Response};
 use super::super::{Shape, blocks};
+use super::checked::{Checked, check};
+use super::secure::sent_at_once;
 use super::{DATAGRAM, DATAGRAM_BYTES_MAX, Driver, SEGMENTS_MAX, SEND, tag};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
@@ -24,9 +28,16 @@ impl Driver<'_> {
         if !self.asking || unsent {
             return;
         }
-        if self.plan.is_none() {
+        // Short connections are opened when their requests are due.
+        if self.plan.is_none() || self.load.shape == Shape::Churn {
             return self.ask(slot, self.now);
         }
+        self.await_plan(slot);
+    }
+
+    /// Has a connection wait until a request is due.
+    pub(super) fn await_plan(&mut self, slot: u32) {
+        let connection = &mut self.connections[slot as usize];
         if !connection.queued {
             connection.queued = true;
             connection.free_since = self.now;
@@ -35,13 +46,14 @@ impl Driver<'_> {
     }
 
     /// Sends the requests that are due, as far as there are idle connections.
-    pub(super) fn keep_to_plan(&mut self) {
-        let Some(mut plan) = self.plan else { return };
+    pub(super) fn keep_to_plan(&mut self) -> io::Result<()> {
+        let Some(mut plan) = self.plan else { return Ok(()) };
         while self.asking && plan.due() <= self.now {
             let Some(slot) = self.free.pop_front() else { break };
             let connection = &mut self.connections[slot as usize];
             connection.queued = false;
-            if connection.phase != Phase::Up {
+            let phase = connection.phase;
+            if phase != Phase::Up && self.load.shape != Shape::Churn {
                 // It broke while it waited; the next one takes the request.
                 continue;
             }
@@ -50,9 +62,13 @@ impl Driver<'_> {
             if self.measuring {
                 self.tally.lagged(lag);
             }
-            self.ask(slot, due);
+            match phase {
+                Phase::Down => self.open_for(slot, due)?,
+                _ => self.ask(slot, due),
+            }
         }
         self.plan = Some(plan);
+        Ok(())
     }
 
     /// Makes requests on an open connection: one on a stream, as many as have room on a flow.
@@ -72,7 +88,10 @@ impl Driver<'_> {
                 self.send_head(slot, head);
             }
             Talk::Web(web) => {
-                (connection.since, connection.sent) = (since, self.now);
+                if self.load.shape != Shape::Churn {
+                    connection.since = since;
+                }
+                connection.sent = self.now;
                 let Some(request) = &self.load.request else { return };
                 self.head.clear();
                 web.request(request, &mut self.head);
@@ -92,7 +111,7 @@ impl Driver<'_> {
 
     /// Whether the pool has room for one more request.
     fn has_blocks(&self) -> bool {
-        let size = self.load.request_bytes();
+        let size = sent_at_once(self.load);
         self.ring.pool().free(blocks::class_for(size)) > blocks::blocks_for(size)
     }
 
@@ -109,45 +128,45 @@ impl Driver<'_> {
 
     /// Sends a head with the content that belongs to it.
     pub(super) fn send_head(&mut self, slot: u32, head: Head) {
-        let connection = &mut self.connections[slot as usize];
-        let Some(socket) = socket_of(&connection.socket) else { return };
+        let connection = &self.connections[slot as usize];
         let count = if matches!(connection.talk, Talk::Stream(_)) {
             0
         } else {
             self.load.size - HEAD_BYTES
         };
         let position = content_position(head.connection, head.sequence) + HEAD_BYTES as u64;
-        let (pool, chain) = (self.ring.pool_mut(), &mut connection.sending);
-        let bytes = head.encode();
-        if blocks::write_with_content(pool, chain, &bytes, &self.content, position, count).is_err()
-        {
-            // Only a stream's opening gets here without having checked for blocks.
-            return self.fault(slot, RequestFailure::Closed);
-        }
-        connection.sends += 1;
-        let outgoing = connection.sending.outgoing();
-        let tag = tag(SEND, slot, connection);
-        self.ring.send(tag, socket, outgoing);
+        self.say(slot, &head.encode(), position, count);
     }
 
     /// Sends the head that has been written and the request's body.
     fn send_web(&mut self, slot: u32) {
         let Some(request) = &self.load.request else { return };
-        let connection = &mut self.connections[slot as usize];
-        let Some(socket) = socket_of(&connection.socket) else { return };
         let mut count = 0;
         match &request.payload {
             Payload::None => {}
             Payload::Content(bytes) => count = *bytes,
             Payload::Bytes(bytes) => self.head.extend_from_slice(bytes),
         }
+        let head = std::mem::take(&mut self.head);
+        self.say(slot, &head, 0, count);
+        self.head = head;
+    }
+
+    /// Sends `head` and then `count` bytes of content from `position`.
+    fn say(&mut self, slot: u32, head: &[u8], position: u64, count: usize) {
+        let connection = &mut self.connections[slot as usize];
+        if connection.secured.is_some() {
+            return self.seal(slot, head, position, count);
+        }
+        let Some(socket) = socket_of(&connection.socket) else { return };
         let (pool, chain) = (self.ring.pool_mut(), &mut connection.sending);
         let written = if count == 0 {
-            blocks::write(pool, chain, &self.head)
+            blocks::write(pool, chain, head)
         } else {
-            blocks::write_with_content(pool, chain, &self.head, &self.content, 0, count)
+            blocks::write_with_content(pool, chain, head, &self.content, position, count)
         };
         if written.is_err() {
+            // Only a stream's opening gets here without having checked for blocks.
             return self.fault(slot, RequestFailure::Closed);
         }
         connection.sends += 1;
@@ -222,12 +241,26 @@ impl Driver<'_> {
         match result {
             // The receive side says why, unless no receive is under way.
             Err(errno) => self.fault(slot, connection::fault_of(errno)),
-            Ok(_) if connection.asks_singly() => {
-                if connection.phase == Phase::Up && !connection.waiting() {
-                    self.next(slot);
+            Ok(_) if connection.secured.is_some() => {
+                if let Some(count) = self.sealed_sent(slot) {
+                    self.went_out(slot, count);
                 }
             }
-            Ok(count) => self.stream_on(slot, count),
+            Ok(count) => self.went_out(slot, count),
+        }
+    }
+
+    /// All that was to be sent is out.
+    fn went_out(&mut self, slot: u32, count: u32) {
+        let connection = &self.connections[slot as usize];
+        if connection.phase != Phase::Up {
+            return;
+        }
+        if !connection.asks_singly() {
+            return self.stream_on(slot, count);
+        }
+        if !connection.waiting() {
+            self.next(slot);
         }
     }
 
@@ -247,7 +280,9 @@ impl Driver<'_> {
         if !self.asking && self.start != Now::default() {
             return self.wind_down(slot);
         }
-        if let Some(socket) = socket_of(&connection.socket) {
+        if connection.secured.is_some() {
+            self.seal(slot, &[], 0, PERIOD);
+        } else if let Some(socket) = socket_of(&connection.socket) {
             connection.sends += 1;
             let tag = tag(SEND, slot, connection);
             self.ring.send(tag, socket, self.flood.outgoing());
@@ -258,8 +293,11 @@ impl Driver<'_> {
         let connection = &mut self.connections[slot as usize];
         connection.receiving = done.more;
         if let Some(buf) = done.buf {
-            if connection.phase == Phase::Up && done.result.is_ok() && !buf.is_empty() {
-                self.take(slot, &buf);
+            if connection.phase.is_open() && done.result.is_ok() && !buf.is_empty() {
+                match connection.secured {
+                    Some(_) => self.open(slot, &buf),
+                    None => self.take(slot, &buf),
+                }
             }
             self.ring.pool_mut().give_back(buf);
         }
@@ -278,6 +316,7 @@ impl Driver<'_> {
     /// Continues what starvation interrupted.
     pub(super) fn resume(&mut self, slot: u32) {
         self.receive(slot);
+        self.send_sealed(slot);
         let connection = &self.connections[slot as usize];
         let free = match &connection.talk {
             Talk::Flow(flow) => flow.has_room(),
@@ -291,32 +330,29 @@ impl Driver<'_> {
 
     /// Checks what arrived on a connection.
     pub(super) fn take(&mut self, slot: u32, buf: &Buf) {
-        let bytes = self.ring.pool().bytes(buf);
         let connection = &mut self.connections[slot as usize];
-        match &mut connection.talk {
-            Talk::Exchange(exchange) => match exchange.received(&self.content, bytes) {
-                Ok(None) => {}
-                Ok(Some(backend)) => self.answered(slot, backend, self.load.size as u64),
-                Err(fault) => self.fault(slot, fault),
-            },
-            Talk::Web(web) => {
-                let Some(request) = &self.load.request else { return };
-                match web.received(request, &self.content, bytes) {
-                    Ok(None) => {}
-                    Ok(Some(response)) => self.responded(slot, response),
-                    Err(fault) => self.fault(slot, fault),
+        if let Talk::Flow(_) = connection.talk {
+            return self.take_datagrams(slot, buf);
+        }
+        let bytes = self.ring.pool().bytes(buf);
+        let checked = check(&mut connection.talk, self.load, &self.content, bytes);
+        self.conclude(slot, checked);
+    }
+
+    /// Draws the consequences of what was received.
+    pub(super) fn conclude(&mut self, slot: u32, checked: Result<Checked, RequestFailure>) {
+        match checked {
+            Ok(Checked::Incomplete) => {}
+            Ok(Checked::Answered(backend)) => self.answered(slot, backend, self.load.size as u64),
+            Ok(Checked::Responded(response)) => self.responded(slot, response),
+            Ok(Checked::Streamed { backend, count }) => {
+                let home = &mut self.connections[slot as usize].home;
+                home.answered_by(backend, &mut self.tally);
+                if self.measuring {
+                    self.tally.bytes_received += count as u64;
                 }
             }
-            Talk::Flow(_) => self.take_datagrams(slot, buf),
-            Talk::Stream(stream) => match stream.received(&self.content, bytes) {
-                Ok(count) => {
-                    connection.home.answered_by(stream.backend(), &mut self.tally);
-                    if self.measuring {
-                        self.tally.bytes_received += count as u64;
-                    }
-                }
-                Err(fault) => self.fault(slot, fault),
-            },
+            Err(fault) => self.fault(slot, fault),
         }
     }
 
@@ -346,10 +382,10 @@ impl Driver<'_> {
     /// connection.
     fn answered(&mut self, slot: u32, backend: u32, received: u64) {
         self.count_answer(slot, backend, received);
-        if self.load.shape == Shape::Churn {
-            self.end(slot);
-        } else {
+        if self.load.shape != Shape::Churn {
             self.next(slot);
+        } else if self.connections[slot as usize].phase == Phase::Up {
+            self.end(slot);
         }
     }
 
@@ -389,6 +425,10 @@ impl Driver<'_> {
         if connection.phase == Phase::Closing {
             return;
         }
+        if self.is_cut_off(slot) {
+            return self.fault(slot, RequestFailure::Closed);
+        }
+        let connection = &mut self.connections[slot as usize];
         let verdict = match (&mut connection.talk, &self.load.request) {
             (Talk::Stream(stream), _) => stream.ended(),
             (Talk::Web(web), Some(request)) if web.waiting() => match web.ended(request) {
