@@ -7,7 +7,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from . import registration
+from . import certificates, registration
 from .processes import Process, Trouble, sessions, wait_for_port
 
 RELAY_CORE = 0
@@ -27,12 +27,34 @@ class Variant:
     # Sessions that it must be able to hold; None is all that the host's descriptors allow. HAProxy
     # counts splice's pipes against them.
     sessions: int | None = None
+    # Ends a stream both ways when its user ends one under TLS. That is after the measured window, but the
+    # word of how much has arrived is lost.
+    cuts_off: bool = False
 
 
 DIRECT = Variant("direct", "direct")
 NGINX_BULK = "proxy_buffer_size 64k;"
 SPLICE = "option splice-auto"
 HAPROXY_PIPES = "tune.pipesize 1048576"
+# Everyone speaks TLS 1.3 with AES-128-GCM.
+HAPROXY_TLS = """ssl-default-bind-options ssl-min-ver TLSv1.3
+    ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256
+    ssl-default-bind-curves X25519"""
+NGINX_TLS = """ssl_certificate {chain};
+        ssl_certificate_key {key};
+        ssl_protocols TLSv1.3;
+        ssl_ecdh_curve X25519;
+        ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;"""
+LB_TLS = """[[tls.certificate]]
+certificate = "{chain}"
+key = "{key}"
+"""
+# A TCP service under TLS has a door of its own.
+LB_SECURED = """[service.secured]
+protocol = "tcp"
+listen = "127.0.0.1:{port}"
+tls = true
+"""
 
 
 def variants(names, workload):
@@ -40,6 +62,12 @@ def variants(names, workload):
     chosen = []
     for name in names:
         if name == "haproxy" and workload.protocol == "udp":
+            continue
+        # Backends do not speak TLS.
+        if name == "direct" and workload.key:
+            continue
+        if name == "nginx" and workload.key and workload.unit == "GB":
+            chosen.append(Variant("nginx 64k", "nginx", options=NGINX_BULK, cuts_off=True))
             continue
         if name == "haproxy" and workload.bulk:
             chosen.append(Variant("haproxy splice", "haproxy", options=SPLICE, sessions=1000))
@@ -54,9 +82,13 @@ def variants(names, workload):
 class Relay:
     """A running relay of one variant, or the direct path when there is no process."""
 
-    def __init__(self, variant, protocol, place, binaries, directory):
+    def __init__(self, variant, protocol, place, binaries, directory, key=None):
+        """`key`: that of its certificate, where its users speak TLS."""
         self.variant = variant
+        self.key = key
+        self.certificate = certificates.files(directory, key) if key else ()
         self.name = variant.name
+        self.stream = protocol == "tcp"
         self.process = None
         self.registration = None
         self.port = 19000 + 10 * place
@@ -92,7 +124,9 @@ class Relay:
 
     def _lb(self, binary, protocol, first, second):
         doors = {"tcp": "off", "udp": "off", "api": "off"}
-        doors[protocol] = f"127.0.0.1:{self.port}"
+        service = "secured" if self.key and protocol == "tcp" else None
+        if not service:
+            doors["api-tls" if self.key else protocol] = f"127.0.0.1:{self.port}"
         command = [binary, "serve", "--config", self._configuration("lb.toml", first, second)]
         for door, address in doors.items():
             command += [f"--{door}", address]
@@ -101,20 +135,34 @@ class Relay:
         wait_for_port(self.port + 1, self.process)
         self.registration = registration.connected(self.port + 1)
         for port in (first, second):
-            self.registration.register(protocol, port)
+            self.registration.register(protocol, port, service)
         self.registration.keep()
 
     def _configuration(self, template, first, second):
         with open(os.path.join(CONFIGURATIONS, template)) as file:
             text = string.Template(file.read()).substitute(
                 port=self.port, first=first, second=second, directory=self.directory,
-                tuning=self.variant.tuning, options=self.variant.options,
+                options=self.variant.options, **self._secured(template),
                 sessions=self.variant.sessions or sessions(), connections=2 * sessions() + 100,
             )
         path = os.path.join(self.directory, template)
         with open(path, "w") as file:
             file.write(text)
         return path
+
+    def _secured(self, template):
+        """What the configuration says of TLS, and the tuning, which HAProxy has it among."""
+        tuning = self.variant.tuning
+        if not self.key:
+            return {"tuning": tuning, "tls": "", "bind": ""}
+        chain, key, both = self.certificate
+        if template.startswith("haproxy"):
+            alpn = " alpn http/1.1" if "http" in template else ""
+            return {"tuning": f"{tuning}\n    {HAPROXY_TLS}", "tls": "", "bind": f"ssl crt {both}{alpn}"}
+        if template.startswith("nginx"):
+            return {"tuning": tuning, "tls": NGINX_TLS.format(chain=chain, key=key), "bind": "ssl"}
+        stream = LB_SECURED.format(port=self.port) if self.stream else ""
+        return {"tuning": tuning, "tls": LB_TLS.format(chain=chain, key=key) + stream, "bind": ""}
 
     def check_cores(self):
         if self.process and self.process.strays():

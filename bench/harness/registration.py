@@ -17,8 +17,9 @@ class Registration:
         self.lines = self.socket.makefile("r")
         self.keeper = None
 
-    def register(self, protocol, port):
-        self._say({"cmd": "register", "protocol": protocol, "port": port})
+    def register(self, protocol, port, service=None):
+        named = {"service": service} if service else {}
+        self._say({"cmd": "register", "protocol": protocol, "port": port, **named})
         while True:
             line = self.lines.readline()
             if not line:

@@ -133,14 +133,14 @@ def _once(workload, relay, backends, settings, number, rate, alone=False):
         beside=finished[1][1] if beside else {},
     )
     watched = (RELAY_CORE, OTHER_CORE) if relay.process else (OTHER_CORE,)
-    run.thrown_out = _fault(run, others, stolen, watched, settings)
+    run.thrown_out = _fault(run, relay.variant, others, stolen, watched, settings)
     return run
 
 
-def _fault(run, others, stolen, cores, settings):
+def _fault(run, variant, others, stolen, cores, settings):
     """Why a run does not count, in words, or None."""
     report = run.report
-    if report["errors_total"]:
+    if report["errors_total"] and not (variant.cuts_off and set(report["errors"]) == {"closed"}):
         return f"{report['errors_total']} errors: {report['errors']}"
     if not report["valid"]:
         return f"invalid: {report['invalid_reason']}"

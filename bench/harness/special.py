@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 
-from . import generator, peers, registration
+from . import generator, overload, peers, registration, workloads
 from .processes import Process, Trouble, sessions
 
 IDLE_SESSIONS = min(10_000, sessions())
@@ -17,7 +17,11 @@ REACTION_TIMES = 9
 def measure(name, names, found, settings):
     """The lines of one special workload for the page."""
     print(f"\n{name}", flush=True)
-    lines = {"idle": idle, "react": react, "generator": generator.measure}[name](names, found, settings)
+    measures = {
+        "idle": idle, "react": react, "generator": generator.measure,
+        "tlsidle": idle_secured, "tlsoverload": overload.measure,
+    }
+    lines = measures[name](names, found, settings)
     print("\n".join(lines), flush=True)
     return lines
 
@@ -25,27 +29,47 @@ def measure(name, names, found, settings):
 def idle(names, found, settings):
     """Resident memory before and with thousands of sessions that say nothing after their first request."""
     lines = [f"| relay | before MiB | with {IDLE_SESSIONS} sessions MiB | each KiB |", "|---|---|---|---|"]
-    backends = peers.start_backends(found["generator"], "tcp", settings.directory)
-    try:
-        for place, name in enumerate(name for name in names if name != "direct"):
-            relay = peers.Relay(peers.Variant(name, name), "tcp", place, found, settings.directory)
-            try:
-                before, during = _memory(relay, found["generator"])
-            finally:
-                relay.stop()
-            each = (during - before) / IDLE_SESSIONS
-            lines.append(f"| {name} | {before / 1024:.1f} | {during / 1024:.1f} | {each:.2f} |")
-    finally:
-        backends.stop()
+    for name, before, during in _idle("tcp", names, found, settings):
+        each = (during - before) / IDLE_SESSIONS
+        lines.append(f"| {name} | {before / 1024:.1f} | {during / 1024:.1f} | {each:.2f} |")
     return lines
 
 
-def _memory(relay, generator):
+def idle_secured(names, found, settings):
+    """The same under TLS, at a door of streams and at one of HTTPS, whose users hold no connection to a
+    backend."""
+    lines = [f"| door | relay | before MiB | with {IDLE_SESSIONS} connections MiB | each KiB | ours / this |",
+             "|---|---|---|---|---|---|"]
+    for door, protocol in (("TCP", "tcp"), ("HTTPS", "api")):
+        ours = None
+        for name, before, during in _idle(protocol, names, found, settings, key="ec"):
+            each = (during - before) / IDLE_SESSIONS
+            ours = ours or each
+            ratio = "-" if each == ours else f"{ours / each:.2f}"
+            lines.append(f"| {door} | {name} | {before / 1024:.1f} | {during / 1024:.1f} | {each:.2f} | {ratio} |")
+    return lines
+
+
+def _idle(protocol, names, found, settings, key=None):
+    """Of each relay: its name, KiB before and KiB with idle sessions."""
+    backends = peers.start_backends(found["generator"], protocol, settings.directory)
+    try:
+        for place, name in enumerate(name for name in names if name != "direct"):
+            relay = peers.Relay(peers.Variant(name, name), protocol, place, found, settings.directory, key)
+            try:
+                yield name, *_memory(relay, protocol, found["generator"], workloads.SECURED if key else ())
+            finally:
+                relay.stop()
+    finally:
+        backends.stop()
+
+
+def _memory(relay, protocol, generator, flags):
     before, _ = relay.process.memory_kib()
     log = open(os.path.join(relay.directory, "load"), "w+")
     load = Process(
-        [generator, "bench", "--quiet", "--protocol", "tcp", "--to", f"127.0.0.1:{relay.port}",
-         "--connections", IDLE_SESSIONS, "--rate", "200", "--warmup", "2s", "--duration", "4s"],
+        [generator, "bench", "--quiet", "--protocol", protocol, "--to", f"127.0.0.1:{relay.port}", *flags,
+         "--connections", IDLE_SESSIONS, "--rate", "200", "--warmup", "2s", "--duration", "4s", "--timeout", "20s"],
         peers.OTHER_CORE, log,
     )
     most = before

@@ -22,6 +22,8 @@ class Workload:
     beside: tuple = ()
     # The backends' flags.
     backends: tuple = ()
+    # The key of the relay's certificate where users speak TLS: "ec" (P-256) or "rsa" (2,048 bits).
+    key: str | None = None
 
 
 def _tcp(connections):
@@ -62,6 +64,30 @@ def _http(name, title, connections, *flags):
     )
 
 
+# What every relay under TLS can do alike; who it is makes no difference to it.
+SECURED = ("--tls", "--insecure", "--tls-group", "X25519")
+
+
+def _tls(name, title, protocol, *flags, key="ec", **more):
+    return Workload(f"tls{name}", f"TLS: {title}", protocol, (*SECURED, *flags), key=key, **more)
+
+
+def _handshakes(name, title, *flags, key="ec"):
+    return _tls(name, f"{title} and one GET, 32 at once", "api",
+                "--churn", "--connections", 32, "--path", "/bytes/64", *flags, key=key)
+
+
+def _https(name, title, connections, *flags):
+    return _tls(f"{name}{connections}", f"{title}, {connections} connections", "api",
+                "--connections", connections, *flags)
+
+
+def _tls_bulk(streams, direction):
+    says = {"down": "to the user", "up": "to the backend"}[direction]
+    return _tls(f"bulk{streams}{direction}", f"TCP bulk {says}, {streams} stream{'s' if streams > 1 else ''}",
+                "tcp", "--bulk", direction, "--connections", streams, unit="GB")
+
+
 ALL = [
     _tcp(1),
     _tcp(64),
@@ -88,6 +114,14 @@ ALL = [
     Workload("mixed", "TCP requests on a schedule beside four bulk streams", "tcp",
              ("--connections", 16, "--size", 64), load=0.1,
              beside=("--bulk", "down", "--connections", 4)),
+    _handshakes("full", "a full handshake"),
+    _handshakes("rsa", "a full handshake with RSA-2048", key="rsa"),
+    _handshakes("resumed", "a resumed handshake", "--tls-resume"),
+    *(_https("get", "small GET", connections, "--path", "/bytes/64") for connections in (64, 512)),
+    *(_https("get64k-", "64 KiB GET", connections, "--path", "/bytes/65536") for connections in (64, 512)),
+    *(_https("post", "POST of 64 KiB", connections, "--method", "POST", "--path", "/count",
+             "--body-bytes", 65536) for connections in (64, 512)),
+    *(_tls_bulk(streams, direction) for direction in ("down", "up") for streams in (1, 4)),
 ]
 
 BY_NAME = {workload.name: workload for workload in ALL}
@@ -96,4 +130,14 @@ SPECIAL = {
     "idle": "memory of 10,000 idle TCP sessions",
     "react": "registered to first user, killed to out of the rotation",
     "generator": "what the load generator itself costs",
+    "tlsidle": "TLS: memory of 10,000 idle connections",
+    "tlsoverload": "TLS: standing users beside twice the handshakes that a core can make",
 }
+
+# Names that stand for several.
+GROUPS = {"tls": [name for name in (*BY_NAME, *SPECIAL) if name.startswith("tls")]}
+
+
+def named(names):
+    """The workloads that a list names, groups written out."""
+    return [one for name in names for one in GROUPS.get(name, [name])]
