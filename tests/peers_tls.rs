@@ -14,6 +14,8 @@ use rcgen::{
 mod process;
 #[path = "common/servers.rs"]
 mod servers;
+#[path = "peers_tls/tickets.rs"]
+mod tickets;
 #[path = "common/wait.rs"]
 mod wait;
 

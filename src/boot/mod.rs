@@ -80,7 +80,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Res
         asked,
         ids: ServiceIds::behind(&config),
         prepared: Prepared::for_doors_of(&config),
-        watch: Watch::new(&config.tls.certificates, Now::read()),
+        watch: Watch::new(&config.tls.files(), Now::read()),
     };
     let control = Control {
         config: Arc::new(config),

@@ -17,6 +17,7 @@ use crate::control::rights::{self, who_may_register};
 use crate::control::socket;
 use crate::ring::probe;
 use crate::tls::keys::{Files, Identity};
+use crate::tls::tickets::Keyring;
 
 /// What a need is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -138,7 +139,14 @@ fn certificates(config: &Config) -> Vec<Need<'_>> {
         Ok(format!("{at} is for {names} ({key}) and {remaining}"))
     };
     let need = |files| Need::new("certificate", move || read(files));
-    config.tls.certificates.iter().map(need).collect()
+    let mut needs: Vec<Need<'_>> = config.tls.certificates.iter().map(need).collect();
+    if let Some(path) = &config.tls.ticket_file {
+        needs.push(Need::new("tickets", || {
+            let keys = Keyring::shared(path).map_err(Trouble)?;
+            Ok(format!("{} holds {} keys", path.display(), keys.count()))
+        }));
+    }
+    needs
 }
 
 /// Memory that is available without swapping, in bytes; `None` if the kernel does not say.

@@ -233,7 +233,7 @@ fn first_snapshot(
     let report_sessions = config.reports_sessions();
     let claims = rules::claims(config).map_err(Trouble)?;
     let doors = Arc::new(doors.routing(&claims, &Doors::default()));
-    let tls = tls::load(&config.tls, workers(config), None).map_err(Trouble)?;
+    let tls = tls::load(config, workers(config), None).map_err(Trouble)?;
     Ok(Snapshot { report_sessions, services: all.into(), doors, tls, ..services })
 }
 

@@ -1,30 +1,38 @@
-//! The certificates that a configuration names, read and ready for the workers. Owns when files are read:
-//! all of them, whenever settings are.
+//! The certificates and keys that a configuration names, read and ready for the workers. Owns when files are
+//! read: all of them, whenever settings are.
 
+use std::env;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config;
+use tracing::warn;
+
+use crate::base::time::Now;
+use crate::config::Config;
 use crate::tls::backends::Backends;
-use crate::tls::keys::{Identities, Identity, tickets};
+use crate::tls::keys::{Identities, Identity};
+use crate::tls::tickets::Keyring;
 use crate::tls::{Agreed, Limits, Tls};
+
+/// The folder that outlasts a restart of the service but not of the host, as systemd names it. There may be
+/// several, the first of which is meant.
+const FOLDER: &str = "RUNTIME_DIRECTORY";
+/// The file in it that keeps the keys of tickets.
+const KEPT: &str = "ticket-keys";
 
 /// What workers need to know of TLS. `before` is what it replaces, whose tickets stay good.
 ///
 /// # Errors
 /// One sentence that names the file at fault.
-pub fn load(
-    wanted: &config::Tls,
-    workers: usize,
-    before: Option<&Tls>,
-) -> Result<Arc<Tls>, String> {
+pub fn load(config: &Config, workers: usize, before: Option<&Tls>) -> Result<Arc<Tls>, String> {
+    let wanted = &config.tls;
     let all = wanted.certificates.iter().map(|files| Identity::read(files).map(Arc::new));
     let all = all.collect::<Result<Vec<_>, _>>()?;
     let before = before.and_then(|before| before.agreed.as_ref());
     let agreed = match all.is_empty() {
         true => None,
         false => {
-            let kept = before.map(|before| Arc::clone(&before.tickets));
-            let tickets = kept.map_or_else(tickets, Ok)?;
+            let tickets = tickets(config, before)?;
             let identities = Identities::new(all, wanted.strict_sni, &tickets)?;
             Some(Agreed { identities, tickets })
         }
@@ -38,4 +46,25 @@ pub fn load(
         takes_ragged_ends: wanted.takes_ragged_ends,
         backends: Backends::default(),
     }))
+}
+
+/// The keys of an operator's file, or our own: those in use, or those that a process before this one has kept.
+fn tickets(config: &Config, before: Option<&Agreed>) -> Result<Arc<Keyring>, String> {
+    if let Some(file) = &config.tls.ticket_file {
+        return Keyring::shared(file).map(Arc::new);
+    }
+    if let Some(own) = before.map(|before| &before.tickets).filter(|tickets| tickets.is_own()) {
+        return Ok(Arc::clone(own));
+    }
+    let folder = env::var(FOLDER).ok();
+    let folder =
+        folder.as_deref().and_then(|all| all.split(':').next()).filter(|it| !it.is_empty());
+    let kept = folder.map(|folder| PathBuf::from(folder).join(KEPT));
+    let now = (Now::read().unix_ms() / 1000) as i64;
+    let own = Keyring::own(kept.as_deref(), now)?;
+    // Users who come back after a restart then set up TLS anew, and nothing else.
+    if let Err(reason) = own.keep() {
+        warn!(%reason, "ticket keys not kept");
+    }
+    Ok(Arc::new(own))
 }

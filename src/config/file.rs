@@ -279,6 +279,7 @@ pub(super) mod tests {
         [tls]
         strict_sni = true
         ragged_end = "end"
+        ticket_file = "tickets"
         handshake_ms = 33
         handshakes = 34
         [[tls.certificate]]

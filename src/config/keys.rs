@@ -210,6 +210,8 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Refuse users who ask for a host that no certificate names.";
     "tls" "ragged_end", tls.takes_ragged_ends: Word(RAGGED_ENDS), Now,
         "What the end of a TCP user's connection means when TLS has not announced it: `\"reset\"`, since it may have been cut off, or `\"end\"`. HTTP says its lengths itself.";
+    "tls" "ticket_file", tls.ticket_file: File, Now,
+        "File of keys with which users take up earlier connections, for several balancers that share their users: 2 to 16 of them, each 48 or 80 bytes in Base64 on a line of its own, the oldest first. The last but one seals, all of them open. `\"\"` makes keys here, new ones every 6 hours, and keeps them over a restart in the folder that systemd names in RUNTIME_DIRECTORY.";
     "tls" "handshake_ms", tls.handshake: Millis(10..=HOUR_MS), Now,
         "How long a TLS handshake may take in all.";
     "tls" "handshakes", tls.handshakes: Number(1..=1 << 20), Now,

@@ -149,10 +149,22 @@ pub struct Tls {
     pub strict_sni: bool,
     /// An end of a TCP user's connection without a close_notify counts as one with it.
     pub takes_ragged_ends: bool,
+    /// Keys of tickets that several balancers share; without it, each makes its own.
+    pub ticket_file: Option<PathBuf>,
     /// How long a handshake may take.
     pub handshake: Duration,
     /// How many handshakes may be under way.
     pub handshakes: u32,
+}
+
+impl Tls {
+    /// Every file of certificates and keys; their changes are looked for.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let certificates = self.certificates.iter();
+        let own =
+            certificates.flat_map(|it| [&it.certificate, &it.key].into_iter().chain(&it.ocsp));
+        own.chain(&self.ticket_file).cloned().collect()
+    }
 }
 
 impl Default for Tls {
@@ -161,6 +173,7 @@ impl Default for Tls {
             certificates: Vec::new(),
             strict_sni: false,
             takes_ragged_ends: false,
+            ticket_file: None,
             handshake: Duration::from_secs(5),
             handshakes: 1024,
         }

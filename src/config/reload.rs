@@ -166,6 +166,7 @@ pub(super) mod tests {
         "tls.certificate",
         "tls.strict_sni",
         "tls.ragged_end",
+        "tls.ticket_file",
         "tls.handshake_ms",
         "tls.handshakes",
         "control.allow",

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
-use crate::tls::keys::{Files, Identity};
+use crate::tls::keys::Identity;
 
 /// A certificate that ends within these days is spoken of wherever an operator looks.
 pub const DAYS_MIN: i64 = 21;
@@ -58,20 +59,38 @@ impl CertificateStatus {
 
     /// How long it has, as it follows its name in a sentence.
     pub fn remaining(&self) -> String {
-        match self.days_left {
-            ..0 => "has ended".to_owned(),
-            0 => "ends today".to_owned(),
-            1 => "ends in 1 day".to_owned(),
-            days => format!("ends in {days} days"),
-        }
+        remaining(self.days_left)
     }
+}
+
+/// How long something has that ends in so many days, as it follows its name in a sentence.
+pub fn remaining(days: i64) -> String {
+    match days {
+        ..0 => "has ended".to_owned(),
+        0 => "ends today".to_owned(),
+        1 => "ends in 1 day".to_owned(),
+        days => format!("ends in {days} days"),
+    }
+}
+
+/// As certificates count time, in seconds since 1970.
+pub fn unix(now: Now) -> i64 {
+    (now.unix_ms() / 1000) as i64
 }
 
 /// Those in use, in the order of the file.
 pub fn all(snapshot: &Snapshot, now: Now) -> Vec<CertificateStatus> {
-    let now = (now.unix_ms() / 1000) as i64;
+    let now = unix(now);
     let identities = snapshot.tls.agreed.iter().flat_map(|agreed| agreed.identities.iter());
     identities.map(|identity| CertificateStatus::of(identity, now)).collect()
+}
+
+/// Says in the log which certificates end soon.
+pub fn warn(snapshot: &Snapshot, now: Now) {
+    for one in all(snapshot, now).iter().filter(|it| it.is_due()) {
+        let (names, days, file) = (one.names.join(" "), one.days_left, one.file.display());
+        warn!(%names, days, %file, "certificate ends soon");
+    }
 }
 
 /// What tells a file from what it was: when its content was last changed, when anything about it was (who may
@@ -87,17 +106,23 @@ pub struct Watch {
 
 impl Watch {
     /// The files as they are.
-    pub fn new(files: &[Files], now: Now) -> Watch {
+    pub fn new(files: &[PathBuf], now: Now) -> Watch {
         Watch { seen: stamps(files), look_at: now.plus(LOOK_EVERY), warn_at: now }
     }
 
-    /// Whether it is time to look, and any of them has changed since.
-    pub fn finds_change(&mut self, files: &[Files], now: Now) -> bool {
-        if now < self.look_at {
-            return false;
+    /// Whether it is time to look.
+    pub fn looks(&mut self, now: Now) -> bool {
+        let is_time = now >= self.look_at;
+        if is_time {
+            self.look_at = now.plus(LOOK_EVERY);
         }
-        self.look_at = now.plus(LOOK_EVERY);
-        self.has_changed(files)
+        is_time
+    }
+
+    /// Whether any of them has changed since the last look.
+    pub fn finds_change(&mut self, files: &[PathBuf]) -> bool {
+        let before = std::mem::replace(&mut self.seen, stamps(files));
+        before != self.seen
     }
 
     /// Whether it is time to speak of those that end soon: once a day, and when they have been read.
@@ -113,16 +138,10 @@ impl Watch {
     pub fn renewed(&mut self, now: Now) {
         self.warn_at = now;
     }
-
-    fn has_changed(&mut self, files: &[Files]) -> bool {
-        let before = std::mem::replace(&mut self.seen, stamps(files));
-        before != self.seen
-    }
 }
 
-fn stamps(files: &[Files]) -> Vec<(PathBuf, Stamp)> {
-    let paths = files.iter().flat_map(|it| [&it.certificate, &it.key].into_iter().chain(&it.ocsp));
-    paths.map(|path| (path.clone(), stamp(path))).collect()
+fn stamps(files: &[PathBuf]) -> Vec<(PathBuf, Stamp)> {
+    files.iter().map(|path| (path.clone(), stamp(path))).collect()
 }
 
 fn stamp(path: &Path) -> Stamp {
@@ -165,28 +184,36 @@ mod tests {
     }
 
     #[test]
+    fn files_are_looked_at_once_a_minute() {
+        let at = |seconds: u64| Now::from_nanos(seconds * 1_000_000_000);
+        let mut watch = Watch::new(&[], at(0));
+        let looks = [0, 59, 60, 61, 119, 120].map(|second| watch.looks(at(second)));
+        assert_eq!(looks, [false, false, true, false, false, true]);
+    }
+
+    #[test]
     fn a_file_that_comes_goes_or_changes_is_noticed_once() {
         let folder = std::env::temp_dir().join(format!("lb-watch-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let at = |name: &str| folder.join(name);
-        let files = [Files { certificate: at("a.pem"), key: at("a.key"), ocsp: None }];
+        let files = [at("a.pem"), at("a.key")];
         fs::write(at("a.pem"), "one").unwrap();
         let mut watch = Watch::new(&files, Now::default());
-        assert!(!watch.has_changed(&files));
+        assert!(!watch.finds_change(&files));
         fs::write(at("a.pem"), "another").unwrap();
-        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        assert!(watch.finds_change(&files) && !watch.finds_change(&files));
         fs::write(at("a.key"), "key").unwrap();
-        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        assert!(watch.finds_change(&files) && !watch.finds_change(&files));
         // Another file of the same length and age, and one that may be read now.
         let age = fs::metadata(at("a.key")).unwrap().modified().unwrap();
         fs::write(at("b.key"), "yek").unwrap();
         fs::File::options().write(true).open(at("b.key")).unwrap().set_modified(age).unwrap();
         fs::rename(at("b.key"), at("a.key")).unwrap();
-        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        assert!(watch.finds_change(&files) && !watch.finds_change(&files));
         fs::set_permissions(at("a.key"), fs::Permissions::from_mode(0o600)).unwrap();
-        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        assert!(watch.finds_change(&files) && !watch.finds_change(&files));
         fs::remove_file(at("a.key")).unwrap();
-        assert!(watch.has_changed(&files) && !watch.has_changed(&files));
+        assert!(watch.finds_change(&files) && !watch.finds_change(&files));
         fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -21,7 +21,7 @@ use crate::base::time::Now;
 use crate::cluster::seats::Seats;
 use crate::config::reload::{Prepared, Transition, between};
 use crate::config::services::{SERVICES_MAX, ServiceConfig, ServiceIds};
-use crate::config::{self, Config, Listen, doubts, plans, rules};
+use crate::config::{Config, Listen, doubts, plans, rules};
 use crate::logs;
 use crate::tls::Tls;
 
@@ -40,9 +40,9 @@ pub type Fit = Box<dyn Fn(&mut Config) -> Result<Vec<String>, String>>;
 /// Opens users' doors, all or none.
 pub type Open = Box<dyn Fn(&[NewDoor]) -> Result<Vec<Opened>, String>>;
 
-/// Reads the certificates that settings name, in place of those in use. If one is at fault, a sentence for the
-/// operator.
-pub type Certify = Box<dyn Fn(&config::Tls, &Tls) -> Result<Arc<Tls>, String>>;
+/// Reads the certificates and keys that settings name, in place of those in use. If one is at fault, a sentence
+/// for the operator.
+pub type Certify = Box<dyn Fn(&Config, &Tls) -> Result<Arc<Tls>, String>>;
 
 /// What a reload needs from the code that started the balancer.
 pub struct Reload {
@@ -198,7 +198,7 @@ impl Reload {
         rules::check(&change.config)?;
         (self.fit)(&mut change.config)?;
         let entrance = Entrance::new(&change.config)?;
-        let tls = (self.certify)(&change.config.tls, &hub.snapshot.tls)?;
+        let tls = (self.certify)(&change.config, &hub.snapshot.tls)?;
         let doors = hub.doors.step(&plans::doors(&change.config), now)?;
         if !hub.workers.can_change_doors(doors.changes()) {
             return Err(
@@ -211,32 +211,61 @@ impl Reload {
 }
 
 impl Reload {
-    /// Reads the certificates again if their files have changed. A fault in them is told, and those in use
-    /// stay; half of a pair that is being replaced is one, until the other half has come.
+    /// Reads certificates and keys again if their files have changed, and turns the keys of tickets. A fault in a
+    /// file is told, and those in use stay; half of a pair that is being replaced is one, until the other half
+    /// has come.
     pub fn look_at_certificates(&mut self, hub: &RefCell<Hub>, now: Now) {
-        let config = Arc::clone(&hub.borrow().config);
-        if self.watch.finds_change(&config.tls.certificates, now) {
-            let read = (self.certify)(&config.tls, &hub.borrow().snapshot.tls);
-            match read {
-                Ok(tls) => {
-                    hub.borrow_mut().certified(tls);
-                    info!("certificates read again");
-                    self.watch.renewed(now);
-                }
-                Err(reason) => {
-                    hub.borrow_mut().counters.certificates_refused.one();
-                    error!(%reason, "certificates not read again, those in use stay");
-                }
+        if self.watch.looks(now) {
+            let (config, before) = {
+                let hub = hub.borrow();
+                (Arc::clone(&hub.config), Arc::clone(&hub.snapshot.tls))
+            };
+            let read = match self.watch.finds_change(&config.tls.files()) {
+                true => self.read_again(&config, &before, hub, now),
+                false => None,
+            };
+            let turned = turned(read.as_ref().unwrap_or(&before), now);
+            if let Some(tls) = turned.or(read) {
+                hub.borrow_mut().certified(tls);
             }
         }
         if self.watch.warns(now) {
-            let all = certificates::all(&hub.borrow().snapshot, now);
-            for one in all.iter().filter(|it| it.is_due()) {
-                let (names, days, file) = (one.names.join(" "), one.days_left, one.file.display());
-                warn!(%names, days, %file, "certificate ends soon");
+            certificates::warn(&hub.borrow().snapshot, now);
+        }
+    }
+
+    fn read_again(
+        &mut self,
+        config: &Config,
+        before: &Tls,
+        hub: &RefCell<Hub>,
+        now: Now,
+    ) -> Option<Arc<Tls>> {
+        match (self.certify)(config, before) {
+            Ok(tls) => {
+                info!("certificates read again");
+                self.watch.renewed(now);
+                Some(tls)
+            }
+            Err(reason) => {
+                hub.borrow_mut().counters.certificates_refused.one();
+                error!(%reason, "certificates not read again, those in use stay");
+                None
             }
         }
     }
+}
+
+/// The same with new keys for tickets, if those have had their time.
+fn turned(tls: &Tls, now: Now) -> Option<Arc<Tls>> {
+    let turned = tls.turned(certificates::unix(now));
+    let turned = turned.inspect_err(|reason| error!(%reason, "ticket keys not turned")).ok()??;
+    if let Some(agreed) = &turned.agreed
+        && let Err(reason) = agreed.tickets.keep()
+    {
+        warn!(%reason, "ticket keys not kept");
+    }
+    Some(Arc::new(turned))
 }
 
 fn say(change: &Transition) {

@@ -11,11 +11,13 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use x509_parser::public_key::PublicKey;
+
+use super::tickets::{self, Keyring};
 
 /// The most bits of an RSA key: a signature with 4,096 takes some four milliseconds already, in which the
 /// worker does nothing else.
@@ -128,16 +130,26 @@ impl Identity {
 
     /// Whole days until it ends; negative once it has. `now` in seconds of Unix time.
     pub fn days_left(&self, now: i64) -> i64 {
-        (self.not_after - now).div_euclid(24 * 60 * 60)
+        days(self.not_after, now)
     }
+}
+
+/// Whole days from `now` to then, both in seconds of Unix time; negative if it is over.
+pub fn days(then: i64, now: i64) -> i64 {
+    (then - now).div_euclid(24 * 60 * 60)
 }
 
 /// The content of a file, unless it is too long for one of ours.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
+    read_up_to(path, FILE_BYTES_MAX)
+}
+
+/// A file of so many bytes at most.
+pub(super) fn read_up_to(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let told = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let length = std::fs::metadata(path).map_err(told)?.len();
-    if length > FILE_BYTES_MAX {
-        return Err(format!("{} has {length} bytes, more than {FILE_BYTES_MAX}", path.display()));
+    if length > bytes_max {
+        return Err(format!("{} has {length} bytes, more than {bytes_max}", path.display()));
     }
     std::fs::read(path).map_err(told)
 }
@@ -267,6 +279,25 @@ pub struct Terms {
 }
 
 impl Terms {
+    fn new(choice: &Arc<Choice>, speech: Speech, tickets: &Arc<Keyring>) -> Result<Terms, String> {
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&VERSIONS)
+            .map_err(|error| format!("TLS cannot be set up: {error}"))?
+            .with_no_client_auth();
+        let mut config =
+            builder.with_cert_resolver(Arc::clone(choice) as Arc<dyn ResolvesServerCert>);
+        config.ignore_client_order = true;
+        config.alpn_protocols =
+            speech.protocols().iter().map(|protocol| protocol.to_vec()).collect();
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = tickets.sealer(speech.tickets());
+        config.send_tls13_tickets = TICKETS;
+        // What could be replayed is not taken, and nothing is said before the user has finished.
+        config.max_early_data_size = 0;
+        config.send_half_rtt_data = false;
+        Ok(Terms { config: Arc::new(config), choice: Arc::clone(choice) })
+    }
+
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }
@@ -289,13 +320,58 @@ impl Terms {
     }
 }
 
+/// What users speak at a door under TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Speech {
+    /// HTTP/1.1.
+    Http,
+    /// Whatever they like.
+    Stream,
+}
+
+impl Speech {
+    fn protocols(self) -> &'static [&'static [u8]] {
+        match self {
+            Speech::Http => &[b"http/1.1"],
+            Speech::Stream => &[],
+        }
+    }
+
+    /// What a ticket is good for: users who speak this.
+    fn tickets(self) -> tickets::Binding {
+        let speech: &[u8] = match self {
+            Speech::Http => b"http",
+            Speech::Stream => b"stream",
+        };
+        tickets::Binding::of([speech])
+    }
+}
+
+/// The cryptography, with our choice of ciphers.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    let cipher_suites = CIPHER_SUITES.to_vec();
+    Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
+}
+
 /// The certificates of a balancer and what is agreed at its doors. Workers hold it until the next reload.
 #[derive(Clone, Debug)]
 pub struct Identities {
-    all: Vec<Arc<Identity>>,
-    /// At a door whose users speak HTTP/1.1, and at one whose users speak anything.
-    pub http: Terms,
-    pub stream: Terms,
+    choice: Arc<Choice>,
+    open: Pair,
+}
+
+/// The terms for both kinds of speech.
+#[derive(Clone, Debug)]
+struct Pair {
+    http: Terms,
+    stream: Terms,
+}
+
+impl Pair {
+    fn new(choice: &Arc<Choice>, tickets: &Arc<Keyring>) -> Result<Pair, String> {
+        let terms = |speech| Terms::new(choice, speech, tickets);
+        Ok(Pair { http: terms(Speech::Http)?, stream: terms(Speech::Stream)? })
+    }
 }
 
 impl Identities {
@@ -307,54 +383,37 @@ impl Identities {
     pub fn new(
         all: Vec<Arc<Identity>>,
         is_strict: bool,
-        tickets: &Tickets,
+        tickets: &Arc<Keyring>,
     ) -> Result<Identities, String> {
         if all.is_empty() {
             return Err("TLS needs a [[tls.certificate]] with its key".to_owned());
         }
-        let choice = Arc::new(Choice::new(all.clone(), is_strict));
-        let terms = |protocols: &[&[u8]]| terms(&choice, protocols, tickets);
-        Ok(Identities { all, http: terms(&[b"http/1.1"])?, stream: terms(&[])? })
+        let choice = Arc::new(Choice::new(all, is_strict));
+        let open = Pair::new(&choice, tickets)?;
+        Ok(Identities { choice, open })
+    }
+
+    /// The same with other keys for tickets.
+    ///
+    /// # Errors
+    /// As [`Identities::new`].
+    pub fn with_tickets(&self, tickets: &Arc<Keyring>) -> Result<Identities, String> {
+        let choice = Arc::clone(&self.choice);
+        Ok(Identities { open: Pair::new(&choice, tickets)?, choice })
+    }
+
+    /// The terms for users who speak this.
+    pub fn terms(&self, speech: Speech) -> &Terms {
+        match speech {
+            Speech::Http => &self.open.http,
+            Speech::Stream => &self.open.stream,
+        }
     }
 
     /// In the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &Identity> {
-        self.all.iter().map(Arc::as_ref)
+        self.choice.identities.iter().map(Arc::as_ref)
     }
-}
-
-/// The cryptography, with our choice of ciphers.
-pub(super) fn provider() -> Arc<CryptoProvider> {
-    let cipher_suites = CIPHER_SUITES.to_vec();
-    Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
-}
-
-fn terms(choice: &Arc<Choice>, protocols: &[&[u8]], tickets: &Tickets) -> Result<Terms, String> {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&VERSIONS)
-        .map_err(|error| format!("TLS cannot be set up: {error}"))?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::clone(choice) as Arc<dyn ResolvesServerCert>);
-    config.ignore_client_order = true;
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = Arc::clone(tickets);
-    config.send_tls13_tickets = TICKETS;
-    // What could be replayed is not taken, and nothing is said before the user has finished.
-    config.max_early_data_size = 0;
-    config.send_half_rtt_data = false;
-    Ok(Terms { config: Arc::new(config), choice: Arc::clone(choice) })
-}
-
-/// What seals tickets and opens them.
-pub type Tickets = Arc<dyn ProducesTickets>;
-
-/// Tickets sealed by keys that change while the process runs.
-///
-/// # Errors
-/// The kernel gave no random bytes.
-pub fn tickets() -> Result<Tickets, String> {
-    aws_lc_rs::Ticketer::new().map_err(|error| format!("TLS tickets cannot be set up: {error}"))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! TLS with users and with backends: what is read before anybody answers, the certificates, and what is agreed
 //! with either. `engine`, `keys` and `backends` hold all calls into rustls, which does handshake and records.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub mod backends;
@@ -9,6 +10,7 @@ pub mod demo;
 pub mod engine;
 pub mod hello;
 pub mod keys;
+pub mod tickets;
 
 /// What workers need to know of TLS at one moment.
 #[derive(Debug, Default)]
@@ -27,8 +29,24 @@ pub struct Tls {
 #[derive(Debug)]
 pub struct Agreed {
     pub identities: keys::Identities,
-    /// Seals what users resume with, at all workers alike.
-    pub tickets: keys::Tickets,
+    /// The keys of what users resume with, at all workers alike.
+    pub tickets: Arc<tickets::Keyring>,
+}
+
+impl Tls {
+    /// What follows this at `now`, in seconds of Unix time, because keys of tickets have had their time. `None`
+    /// if nothing does.
+    ///
+    /// # Errors
+    /// There are no random numbers.
+    pub fn turned(&self, now: i64) -> Result<Option<Tls>, String> {
+        let Some(agreed) = &self.agreed else { return Ok(None) };
+        let Some(tickets) = agreed.tickets.turned(now)?.map(Arc::new) else { return Ok(None) };
+        let identities = agreed.identities.with_tickets(&tickets)?;
+        let Tls { limits, takes_ragged_ends, .. } = *self;
+        let agreed = Some(Agreed { identities, tickets });
+        Ok(Some(Tls { agreed, limits, takes_ragged_ends, backends: self.backends.clone() }))
+    }
 }
 
 /// Bounds of handshakes.

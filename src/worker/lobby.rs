@@ -34,7 +34,7 @@ use crate::http::answer::PLAIN_HTTP;
 use crate::ring::{Done, Ring, Tag, Until, lowat, sys};
 use crate::tls::engine::{Engine, Fault, Refused};
 use crate::tls::hello::{self, Hello, Malformed};
-use crate::tls::keys::Terms;
+use crate::tls::keys::{Speech, Terms};
 use failure::Failure;
 use order::Order;
 
@@ -490,7 +490,7 @@ impl Guest {
 
 fn terms<'a>(speaks_http: bool, turn: &'a Turn<'_>) -> Option<&'a Terms> {
     let identities = &turn.books.tls().agreed.as_ref()?.identities;
-    Some(if speaks_http { &identities.http } else { &identities.stream })
+    Some(identities.terms(if speaks_http { Speech::Http } else { Speech::Stream }))
 }
 
 /// What has been seen of a ClientHello.

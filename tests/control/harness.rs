@@ -163,7 +163,7 @@ impl Core {
         config.listen.control = Some(address);
         let admin = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin_address = admin.local_addr().unwrap();
-        let tls = lb::boot::tls::load(&config.tls, 1, None).unwrap();
+        let tls = lb::boot::tls::load(&config, 1, None).unwrap();
         let snapshots = Publisher::new(Snapshot { tls, ..snapshot(&config) });
         let urgent = Arc::new(Notify::new());
         let (end, worker) =

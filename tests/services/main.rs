@@ -10,6 +10,7 @@ mod introductions;
 mod limits;
 mod proxies;
 mod streams;
+mod tickets;
 mod tls;
 mod tls_failures;
 mod tls_user;

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -40,6 +41,14 @@ impl Certificates {
         let files = Files { certificate: at("pem"), key: at("key"), ocsp: None };
         self.files.push(files);
         self.renew(number, names);
+    }
+
+    /// Writes a file that only this user may read.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let at = self.folder.join(name);
+        std::fs::write(&at, text).unwrap();
+        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o600)).unwrap();
+        at
     }
 
     /// Writes another certificate with another key into the files of one.

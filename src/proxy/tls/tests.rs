@@ -16,8 +16,8 @@ use super::*;
 use crate::base::random::xorshift;
 use crate::ring::pool::Chain;
 use crate::tls::backends::{BackendTls, Backends};
-use crate::tls::keys::Identities;
 use crate::tls::keys::tests::{identities_and_pem, versions};
+use crate::tls::keys::{Identities, Speech};
 
 impl Session {
     /// Whether the driver has something under way that it was asked for.
@@ -111,7 +111,7 @@ fn client(
 fn shake_hands(user: &mut Connection, terms: &Identities, up: &mut Vec<u8>) -> Engine {
     let mut hello = Vec::new();
     user.write_tls(&mut hello).unwrap();
-    let mut engine = Engine::accept(&hello, &terms.http).unwrap();
+    let mut engine = Engine::accept(&hello, terms.terms(Speech::Http)).unwrap();
     loop {
         let mut down = Vec::new();
         engine.flush(&mut down).unwrap();

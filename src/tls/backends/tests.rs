@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tls::keys::tests::identities_and_pem;
-use crate::tls::keys::{Identities, Terms as UserTerms};
+use crate::tls::keys::{Identities, Speech, Terms as UserTerms};
 
 const AT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -60,7 +60,7 @@ fn identities() -> &'static Identities {
 
 fn outcome(client: &Client) -> Result<(), Fault> {
     let mut ours = client.begin().unwrap();
-    shake(&mut ours, &identities().stream)?;
+    shake(&mut ours, identities().terms(Speech::Stream))?;
     assert!(!ours.is_handshaking());
     Ok(())
 }
@@ -126,7 +126,7 @@ fn a_session_is_taken_up_with_the_same_backend_by_the_same_name_and_terms_alone(
     let mut memory = Memory::default();
     let mut is_resumed = |backend: u32, client: &Client| {
         let mut ours = memory.recall(backend, client).begin().unwrap();
-        shake(&mut ours, &identities().stream).map(|_| ours.is_resumed())
+        shake(&mut ours, identities().terms(Speech::Stream)).map(|_| ours.is_resumed())
     };
     assert_eq!(is_resumed(1, &client), Ok(false));
     assert_eq!(is_resumed(1, &client), Ok(true));

@@ -38,7 +38,8 @@ pub(crate) fn identities_and_pem() -> (&'static Identities, &'static str) {
         let (certificate, key) = pem(&["a.example"], &PKCS_ECDSA_P256_SHA256);
         let (files, chain) = (files("a"), certificate.as_bytes());
         let one = Identity::from_pem(&files, chain, key.as_bytes(), None).unwrap();
-        let all = Identities::new(vec![Arc::new(one)], false, &tickets().unwrap()).unwrap();
+        let tickets = Arc::new(Keyring::own(None, 0).unwrap());
+        let all = Identities::new(vec![Arc::new(one)], false, &tickets).unwrap();
         (all, certificate)
     });
     (identities, pem)
@@ -110,6 +111,7 @@ fn what_is_wrong_with_files_is_said_with_their_names() {
     assert!(read(&broken, &key).starts_with("a.pem holds a certificate that cannot be read"));
     let missing = Identity::read(&at).unwrap_err();
     assert_eq!(missing, "cannot read a.pem: No such file or directory (os error 2)");
-    let none = Identities::new(Vec::new(), false, &tickets().unwrap()).unwrap_err();
+    let tickets = Arc::new(Keyring::own(None, 0).unwrap());
+    let none = Identities::new(Vec::new(), false, &tickets).unwrap_err();
     assert_eq!(none, "TLS needs a [[tls.certificate]] with its key");
 }
