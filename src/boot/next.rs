@@ -67,7 +67,7 @@ fn users(config: &Config, program: &str, demo: bool) -> Vec<String> {
     let built_in = Protocol::ALL.into_iter().filter_map(|protocol| {
         user(config, protocol, config.listen.plain(protocol)?, None, program)
     });
-    let https = config.listen.api_tls.map(|door| request_by_https(config, door));
+    let https = config.listen.api_tls.map(|door| request_by_https(config, door, None));
     let built_in = built_in.chain(https);
     let mut lines: Vec<String> = match demo {
         true => built_in.chain(named).collect(),
@@ -82,6 +82,9 @@ fn users(config: &Config, program: &str, demo: bool) -> Vec<String> {
 }
 
 fn user_of_named(config: &Config, table: &ServiceConfig, program: &str) -> Option<String> {
+    if let (true, Some(door)) = (table.listen.is_empty(), table.listen_tls.first()) {
+        return Some(request_by_https(config, *door, Some(table)));
+    }
     let shared = if table.protocol == Protocol::Api { config.listen.api } else { None };
     let door = table.listen.first().copied().or(shared)?;
     user(config, table.protocol, door, Some(table), program)
@@ -117,10 +120,22 @@ fn request(to: SocketAddr, table: Option<&ServiceConfig>, is_proxy: bool) -> Str
 }
 
 /// Nobody vouches for a certificate that was made a moment ago; others are for hosts that need not lead here.
-fn request_by_https(config: &Config, door: SocketAddr) -> String {
-    let is_proxy = lists(&config.listen.proxy_from, reached(door).ip());
-    let header = if is_proxy { " --haproxy-protocol" } else { "" };
-    format!("curl -ik{header} https://localhost:{}/", door.port())
+fn request_by_https(config: &Config, door: SocketAddr, table: Option<&ServiceConfig>) -> String {
+    let to = reached(door);
+    let proxies = table.map_or(&config.listen.proxy_from, |table| &table.proxy_from);
+    let header = if lists(proxies, to.ip()) { " --haproxy-protocol" } else { "" };
+    let path = table.and_then(|table| table.paths.first()).map_or("/", String::as_str);
+    match table.and_then(|table| table.hosts.iter().find_map(example)) {
+        // The host is asked for in the handshake as well.
+        Some(host) => format!(
+            "curl -ik{header} --connect-to ::{to} {}",
+            quoted(&format!("https://{host}{path}"))
+        ),
+        None => format!(
+            "curl -ik{header} {}",
+            quoted(&format!("https://localhost:{}{path}", door.port()))
+        ),
+    }
 }
 
 /// A host that a rule about hosts takes.
@@ -270,6 +285,11 @@ mod tests {
             "  a backend  lb backend --service shop --group green --port 9991 --secret-file /etc/lb/all   # where it listens",
         ];
         assert_eq!(lines(services, "lb", 0)[..7], expected);
+        let sealed =
+            services.replace("protocol = \"api\"", "protocol = \"api\"\nlisten_tls = 8444");
+        let wanted =
+            "  a user     curl -ik --connect-to ::127.0.0.1:8444 https://www.shop.example/cart";
+        assert_eq!(lines(&sealed, "lb", 0)[0], wanted);
         let demo = lines(services, "lb", 2);
         assert_eq!(demo[1], r"  a user     printf 'hello\n' | lb user --protocol tcp");
         assert!(demo[4].contains("www.shop.example"), "{demo:?}");

@@ -19,7 +19,7 @@ use crate::cluster::{Doors, Protocol, ServiceId, Snapshot};
 use crate::config::{Config, plans, rules};
 use crate::control::{
     self,
-    doors::{OpenDoor, UserDoors},
+    doors::{OpenDoor, UserDoors, put_addresses},
 };
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
@@ -156,6 +156,7 @@ impl DataPlane {
         let via = config.api.via.clone().unwrap_or_else(made_up_name);
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
+        let config = &with_addresses(config, &doors);
         let snapshots = Publisher::new(first_snapshot(config, &seats, &doors)?);
         // A reload may raise the limit as far as the descriptors reach.
         let room = capacity::most_sessions(config).max(sessions_max);
@@ -191,6 +192,13 @@ impl DataPlane {
         let threads = Threads::start(plans)?;
         Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads, cores })
     }
+}
+
+/// The settings with the ports that the kernel chose for services.
+fn with_addresses(config: &Config, doors: &UserDoors) -> Config {
+    let mut config = config.clone();
+    put_addresses(doors.open(), &mut config.services);
+    config
 }
 
 /// Opens every door; the sockets of each stand at its place.

@@ -91,6 +91,8 @@ pub struct Terms {
     pub tls: bool,
     /// API requests in the clear are sent to the HTTPS door.
     pub https_only: bool,
+    /// The port of its own HTTPS door; `None`: of the common one.
+    pub https_port: Option<u16>,
 }
 
 /// The proxies in front of a door.

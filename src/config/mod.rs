@@ -74,6 +74,7 @@ impl Config {
             proxies: self.proxies(&self.listen.proxy_from),
             tls: false,
             https_only: false,
+            https_port: None,
         }
     }
 

@@ -67,10 +67,10 @@ pub fn doors(config: &Config) -> Vec<DoorPlan> {
         Protocol::ALL.into_iter().filter_map(|it| built_in(config, it)).collect();
     doors.extend(api_tls(config));
     for named in &config.services {
-        for address in &named.listen {
+        let plain = named.listen.iter().map(|address| (*address, false));
+        for (address, is_tls) in plain.chain(named.listen_tls.iter().map(|it| (*it, true))) {
             let (name, protocol) = (Name::service(&named.name), named.protocol);
-            let door =
-                DoorPlan { name, service: named.id, protocol, address: *address, is_tls: false };
+            let door = DoorPlan { name, service: named.id, protocol, address, is_tls };
             if !doors.iter().any(|other| other.is_shared_with(&door)) {
                 doors.push(door);
             }
@@ -97,7 +97,10 @@ impl DoorPlan {
     fn is_shared_with(&self, other: &DoorPlan) -> bool {
         // Of TCP, only those that hosts tell apart get here with one address.
         let alike = self.protocol == other.protocol && self.protocol != Protocol::Udp;
-        alike && self.address == other.address && self.address.port() != 0
+        alike
+            && self.is_tls == other.is_tls
+            && self.address == other.address
+            && self.address.port() != 0
     }
 }
 
@@ -130,8 +133,9 @@ mod tests {
 
     fn told(config: &Config) -> Vec<String> {
         let told = |door: DoorPlan| {
-            let DoorPlan { name, service, protocol, address, .. } = door;
-            format!("{name} {} {protocol} {address}", service.0)
+            let DoorPlan { name, service, protocol, address, is_tls } = door;
+            let tls = if is_tls { " tls" } else { "" };
+            format!("{name} {} {protocol} {address}{tls}", service.0)
         };
         doors(config).into_iter().map(told).collect()
     }
@@ -159,12 +163,32 @@ mod tests {
     fn a_door_for_https_comes_beside_the_plain_one_or_alone() {
         let mut config = config(&[]);
         (config.listen.tcp, config.listen.api_tls) = (None, "192.0.2.1:443".parse().ok());
-        assert_eq!(told(&config), ["api 2 api 192.0.2.1:80", "api-tls 2 api 192.0.2.1:443"]);
+        assert_eq!(told(&config), ["api 2 api 192.0.2.1:80", "api-tls 2 api 192.0.2.1:443 tls"]);
         assert_eq!(named(&config), 1, "it takes a listener more");
         config.listen.api = None;
-        assert_eq!(told(&config), ["api-tls 2 api 192.0.2.1:443"]);
+        assert_eq!(told(&config), ["api-tls 2 api 192.0.2.1:443 tls"]);
         assert!(has_door(&config, Protocol::Api) && config.listen.has(Protocol::Api));
         assert!(!config.listen.has(Protocol::Tcp) && !config.listen.has(Protocol::Udp));
+    }
+
+    #[test]
+    fn a_service_may_have_doors_for_https_which_are_shared_like_others() {
+        let mut config =
+            config(&[("shop", Protocol::Api, &["192.0.2.1:81"]), ("blog", Protocol::Api, &[])]);
+        let sealed = ["192.0.2.1:443", "192.0.2.1:444"].map(|at| at.parse().unwrap());
+        config.listen.tcp = None;
+        config.services.iter_mut().for_each(|it| it.listen_tls = vec![sealed[0]]);
+        config.services[1].listen_tls.push(sealed[1]);
+        let wanted = [
+            "api 2 api 192.0.2.1:80",
+            "shop 3 api 192.0.2.1:81",
+            "shop 3 api 192.0.2.1:443 tls",
+            "blog 4 api 192.0.2.1:444 tls",
+        ];
+        assert_eq!(told(&config), wanted);
+        config.listen.api_tls = Some(sealed[0]);
+        assert_eq!(told(&config)[1], "api-tls 2 api 192.0.2.1:443 tls");
+        assert_eq!(told(&config).len(), 4, "it is the common one");
     }
 
     #[test]

@@ -80,6 +80,7 @@ struct Claim {
     name: String,
     address: SocketAddr,
     protocol: Protocol,
+    is_tls: bool,
     /// Whether it is of a service, and this is for certain hosts only.
     has_hosts: Option<bool>,
 }
@@ -95,7 +96,8 @@ impl Claim {
             },
             _ => false,
         };
-        is_told && self.address == other.address && self.name != other.name
+        let is_alike = self.address == other.address && self.is_tls == other.is_tls;
+        is_told && is_alike && self.name != other.name
     }
 }
 
@@ -107,21 +109,24 @@ fn doors_apart(config: &Config) -> Result<(), String> {
         ("listen.tcp", listen.tcp, Protocol::Tcp),
         ("listen.udp", listen.udp, Protocol::Udp),
         ("listen.api", listen.api, Protocol::Api),
-        // Nobody shares a door with TLS, nor the two behind it.
-        ("listen.api_tls", listen.api_tls, Protocol::Tcp),
+        ("listen.api_tls", listen.api_tls, Protocol::Api),
+        // Nobody shares these.
         ("listen.control", listen.control, Protocol::Tcp),
         ("listen.admin", listen.admin, Protocol::Tcp),
     ];
     let claim = |(name, address, protocol): (&str, Option<SocketAddr>, Protocol)| {
-        address.map(|address| Claim { name: name.to_owned(), address, protocol, has_hosts: None })
+        let (name, is_tls, has_hosts) = (name.to_owned(), name == "listen.api_tls", None);
+        address.map(|address| Claim { name, address, protocol, is_tls, has_hosts })
     };
     let mut claims: Vec<Claim> = global.into_iter().filter_map(claim).collect();
     for service in &config.services {
-        for address in &service.listen {
-            let name = format!("service.{}.listen", service.name);
+        let plain = service.listen.iter().map(|address| (address, "listen", false));
+        let sealed = service.listen_tls.iter().map(|address| (address, "listen_tls", true));
+        for (address, key, is_tls) in plain.chain(sealed) {
+            let name = format!("service.{}.{key}", service.name);
             let has_hosts = Some(!service.hosts.is_empty());
             let (address, protocol) = (*address, service.protocol);
-            claims.push(Claim { name, address, protocol, has_hosts });
+            claims.push(Claim { name, address, protocol, is_tls, has_hosts });
         }
     }
     // By port, so that a thousand services are not a million pairs.
@@ -284,12 +289,10 @@ fn services(config: &Config) -> Result<(), String> {
 }
 
 /// A service has a door, of its own or a common one.
-fn somewhere(
-    config: &Config,
-    ServiceConfig { name, protocol, listen, .. }: &ServiceConfig,
-) -> Result<(), String> {
+fn somewhere(config: &Config, service: &ServiceConfig) -> Result<(), String> {
+    let ServiceConfig { name, protocol, .. } = service;
     let is_api = *protocol == Protocol::Api;
-    if !listen.is_empty() || is_api && config.listen.has(Protocol::Api) {
+    if service.has_doors() || is_api && config.listen.has(Protocol::Api) {
         return Ok(());
     }
     Err(format!(
@@ -370,8 +373,8 @@ fn proxies(config: &Config) -> Result<(), String> {
              of them, or say proxy_from in the table of a service"
             .to_owned());
     }
-    let built_in = listen.api.map(|door| (door, ("listen", &listen.proxy_from)));
-    let mut by_door: BTreeMap<SocketAddr, (&str, &Vec<IpNet>)> = built_in.into_iter().collect();
+    let built_in = listen.of(Protocol::Api).map(|door| (door, ("listen", &listen.proxy_from)));
+    let mut by_door: BTreeMap<SocketAddr, (&str, &Vec<IpNet>)> = built_in.collect();
     for service in &config.services {
         let (name, proxies) = (&service.name, &service.proxy_from);
         if service.protocol == Protocol::Udp && !proxies.is_empty() {
@@ -385,16 +388,16 @@ fn proxies(config: &Config) -> Result<(), String> {
                  header, leave it out"
             ));
         }
-        if service.listen.is_empty() && !proxies.is_empty() {
+        if !service.has_doors() && !proxies.is_empty() {
             return Err(format!(
                 "service.{name}.proxy_from has no effect without `listen` in [service.{name}], whose users \
                  come in by listen.api: say it in listen.proxy_from"
             ));
         }
         let shared =
-            service.listen.iter().filter(|it| service.protocol != Protocol::Udp && it.port() != 0);
+            service.doors().filter(|it| service.protocol != Protocol::Udp && it.port() != 0);
         for door in shared {
-            let (other, theirs) = *by_door.entry(*door).or_insert((name, proxies));
+            let (other, theirs) = *by_door.entry(door).or_insert((name, proxies));
             if theirs != proxies {
                 let other = if other == "listen" { "listen" } else { &format!("service.{other}") };
                 return Err(format!(
@@ -413,28 +416,23 @@ fn tls(config: &Config) -> Result<(), String> {
         config.services.iter().find(|service| service.tls && service.protocol != Protocol::Tcp);
     if let Some(ServiceConfig { name, protocol, .. }) = of_other {
         let cure = match protocol {
-            Protocol::Api => "open listen.api_tls, by which its users come in as well",
+            Protocol::Api => {
+                "say in listen_tls where its users come in by HTTPS, or open listen.api_tls"
+            }
             _ => "leave it out",
         };
         return Err(format!(
             "service.{name}.tls is for TCP services, and {name} is {protocol}: {cure}"
         ));
     }
-    for ServiceConfig { name, protocol, .. } in config.services.iter().filter(|it| it.https_only) {
-        if *protocol != Protocol::Api {
-            return Err(format!(
-                "service.{name}.https_only is for API services, and {name} is {protocol}: leave it out"
-            ));
-        }
-        if config.listen.api_tls.is_none() {
-            return Err(format!(
-                "service.{name}.https_only sends users to listen.api_tls, which is \"off\": give it an \
-                 address"
-            ));
-        }
+    for service in &config.services {
+        https(config, service)?;
     }
-    let service = config.services.iter().find(|service| service.tls);
-    let wants = service.map(|service| format!("service.{}.tls", service.name));
+    let wants =
+        config.services.iter().find_map(|ServiceConfig { name, tls, listen_tls, .. }| {
+            let key = if *tls { "tls" } else { "listen_tls" };
+            (*tls || !listen_tls.is_empty()).then(|| format!("service.{name}.{key}"))
+        });
     let wants = config.listen.api_tls.map(|_| "listen.api_tls".to_owned()).or(wants);
     match wants.filter(|_| config.tls.certificates.is_empty()) {
         Some(wants) => Err(format!(
@@ -442,6 +440,38 @@ fn tls(config: &Config) -> Result<(), String> {
         )),
         None => Ok(()),
     }
+}
+
+/// What holds for the HTTPS of a service.
+fn https(config: &Config, service: &ServiceConfig) -> Result<(), String> {
+    let ServiceConfig { name, protocol, listen_tls, https_only, .. } = service;
+    let is_api = *protocol == Protocol::Api;
+    if !listen_tls.is_empty() && !is_api {
+        let cure = match protocol {
+            Protocol::Tcp => "say tls = true, and its doors in listen speak TLS",
+            _ => "leave it out",
+        };
+        return Err(format!(
+            "service.{name}.listen_tls is for API services, and {name} is {protocol}: {cure}"
+        ));
+    }
+    if *https_only && !is_api {
+        return Err(format!(
+            "service.{name}.https_only is for API services, and {name} is {protocol}: leave it out"
+        ));
+    }
+    if *https_only && service.has_doors() && listen_tls.is_empty() {
+        return Err(format!(
+            "service.{name}.https_only sends users to service.{name}.listen_tls, where nothing is said: \
+             give it an address"
+        ));
+    }
+    if *https_only && !service.has_doors() && config.listen.api_tls.is_none() {
+        return Err(format!(
+            "service.{name}.https_only sends users to listen.api_tls, which is \"off\": give it an address"
+        ));
+    }
+    Ok(())
 }
 
 /// Which service the requests at each API door are for, and the streams at a door that several share. The
@@ -464,8 +494,11 @@ pub fn claims(config: &Config) -> Result<Claimed, String> {
         Protocol::Tcp => by_host,
         Protocol::Udp => false,
     });
-    let claimants =
-        named.map(|it| Claimant { service: it.id, listen: it.listen.clone(), claims: it.claims() });
+    let claimants = named.map(|it| Claimant {
+        service: it.id,
+        listen: it.doors().collect(),
+        claims: it.claims(),
+    });
     let claimants: Vec<Claimant> = built_in.into_iter().chain(claimants).collect();
     Claimed::of(&common, &claimants).map_err(|conflict| sentence(config, &conflict))
 }

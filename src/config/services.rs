@@ -37,8 +37,11 @@ pub struct ServiceConfig {
     pub id: ServiceId,
     pub name: String,
     pub protocol: Protocol,
-    /// Where its users come in. An API service without any shares the door of `listen.api`.
+    /// Where its users come in, those of an API service in the clear.
     pub listen: Vec<SocketAddr>,
+    /// Where users of an API service come in by HTTPS. One with any of these doors shares none of the common
+    /// ones.
+    pub listen_tls: Vec<SocketAddr>,
     /// Hosts whose requests it takes; none: what nobody else claims at its door.
     pub hosts: Vec<Host>,
     /// Paths that it takes of these hosts, each with all below it; none: all.
@@ -158,6 +161,7 @@ impl ServiceConfig {
             name: name.to_owned(),
             protocol,
             listen: Vec::new(),
+            listen_tls: Vec::new(),
             hosts: Vec::new(),
             paths: Vec::new(),
             proxy_from: Vec::new(),
@@ -189,6 +193,17 @@ impl ServiceConfig {
             maintenance: false,
             check: CheckConfig::default(),
         }
+    }
+
+    /// Its own doors, those in the clear first. An API service without any shares those of `listen.api` and
+    /// `listen.api_tls`.
+    pub fn doors(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listen.iter().chain(&self.listen_tls).copied()
+    }
+
+    /// Whether it has any.
+    pub fn has_doors(&self) -> bool {
+        self.doors().next().is_some()
     }
 
     /// Its groups with their shares, as the registry takes them.
@@ -344,12 +359,13 @@ impl Config {
                 backend_sessions: service.backend_sessions.map(NonZeroU32::get),
                 backends: service.backends_max.map(NonZeroU32::get),
             },
-            proxies: match service.listen.is_empty() {
-                true => global.proxies,
-                false => self.proxies(&service.proxy_from),
+            proxies: match service.has_doors() {
+                true => self.proxies(&service.proxy_from),
+                false => global.proxies,
             },
             tls: service.tls,
             https_only: service.https_only,
+            https_port: service.listen_tls.first().map(SocketAddr::port),
         }
     }
 }
@@ -360,17 +376,19 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "" "protocol", protocol: Word(PROTOCOLS), Restart,
         "What its users speak: `\"tcp\"`, `\"udp\"` or `\"api\"` (HTTP/1.1). Required, and the same for as long as the name is in use.";
     "" "listen", listen: Doors, Now,
-        "Where its users come in, written like `listen.tcp`, one or a list. Required but for an API service, which otherwise shares the door of `listen.api`.";
+        "Where its users come in, written like `listen.tcp`, one or a list. Required but for an API service, which otherwise shares the doors of `listen.api` and `listen.api_tls`.";
+    "" "listen_tls", listen_tls: Doors, Now,
+        "Where users of an API service with doors of its own come in by HTTPS, written like `listen`, beside it or instead. It needs a `[[tls.certificate]]`.";
     "" "hosts", hosts: Hosts, Now,
         "Hosts whose requests an API service takes, exact or `*.` with one label or more in front; empty takes what nobody else claims at its door. A TCP service takes connections that ask for these hosts in their ClientHello (TLS), which go on as they are unless `tls` is true.";
     "" "paths", paths: Paths, Now,
         "Paths that an API service takes of these hosts, each with everything below it, whole segments; empty takes all.";
     "" "proxy_from", proxy_from: Networks, Now,
-        "As `listen.proxy_from`, for the doors in `listen`: networks of proxies that must begin each TCP or API connection with a PROXY header. API services that share a door must agree.";
+        "As `listen.proxy_from`, for the doors in `listen` and `listen_tls`: networks of proxies that must begin each TCP or API connection with a PROXY header. API services that share a door must agree.";
     "" "tls", tls: Switch, Now,
         "Whether users of a TCP service speak TLS, which ends here. It needs a `[[tls.certificate]]`.";
     "" "https_only", https_only: Switch, Now,
-        "Whether an API service answers requests in the clear only with the way to `listen.api_tls` (308). A proxy in `api.trusted` that says `X-Forwarded-Proto: https` has spoken TLS itself.";
+        "Whether an API service answers requests in the clear only with the way to the first door of `listen_tls`, or without doors of its own to `listen.api_tls` (308). A proxy in `api.trusted` that says `X-Forwarded-Proto: https` has spoken TLS itself.";
     "" "policy", policy: OrGlobal(Word(POLICIES)), Now,
         "As `balance.policy`.";
     "" "on_backend_loss", on_backend_loss: OrGlobal(Word(LOSSES)), Now,

@@ -119,9 +119,11 @@ impl UserDoors {
         open.find(|door| door.service == service && !door.is_tls).map(|door| door.address)
     }
 
-    /// Where API users speak TLS.
+    /// Where users of the built-in API service speak TLS.
     pub fn api_tls(&self) -> Option<SocketAddr> {
-        self.open.iter().find(|door| door.is_tls).map(|door| door.address)
+        let common = ServiceId::built_in(Protocol::Api);
+        let mut open = self.open.iter();
+        open.find(|door| door.service == common && door.is_tls).map(|door| door.address)
     }
 
     /// The way to the doors of these plans.
@@ -136,7 +138,9 @@ impl UserDoors {
         for plan in plans {
             let found = known.by_address.get(&(plan.protocol, plan.address));
             if let Some(door) = found.filter(|door| kept.insert(door.id)) {
-                let same = door.service == plan.service && door.name == plan.name.name;
+                let same = door.service == plan.service
+                    && door.name == plan.name.name
+                    && door.is_tls == plan.is_tls;
                 if !same || is_closing.contains(&door.id) {
                     step.assign.push(((*door).clone(), plan.clone()));
                 }
@@ -176,6 +180,7 @@ impl UserDoors {
             let next = OpenDoor {
                 name: Arc::clone(&plan.name.name),
                 service: plan.service,
+                is_tls: plan.is_tls,
                 ..door.clone()
             };
             self.closing.retain(|(other, _)| other.id != door.id);
@@ -269,16 +274,18 @@ impl UserDoors {
 pub fn put_addresses(open: &[OpenDoor], services: &mut [ServiceConfig]) {
     // A port that the kernel chose is one service's, and one entry's of its list.
     let is_chosen = |listen: &SocketAddr| listen.port() == 0;
-    let key = |protocol: Protocol, listen: SocketAddr, service: ServiceId| {
-        (protocol, listen, is_chosen(&listen).then_some(service))
+    let key = |protocol: Protocol, listen: SocketAddr, service: ServiceId, is_tls: bool| {
+        (protocol, listen, is_chosen(&listen).then_some(service), is_tls)
     };
     let mut left = BTreeMap::<_, VecDeque<SocketAddr>>::new();
-    for OpenDoor { protocol, asked, service, address, .. } in open {
-        left.entry(key(*protocol, *asked, *service)).or_default().push_back(*address);
+    for OpenDoor { protocol, asked, service, address, is_tls, .. } in open {
+        left.entry(key(*protocol, *asked, *service, *is_tls)).or_default().push_back(*address);
     }
     for service in services {
-        for listen in &mut service.listen {
-            let Some(own) = left.get_mut(&key(service.protocol, *listen, service.id)) else {
+        let (protocol, id) = (service.protocol, service.id);
+        let plain = service.listen.iter_mut().map(|listen| (listen, false));
+        for (listen, is_tls) in plain.chain(service.listen_tls.iter_mut().map(|it| (it, true))) {
+            let Some(own) = left.get_mut(&key(protocol, *listen, id, is_tls)) else {
                 continue;
             };
             let next = if is_chosen(listen) { own.pop_front() } else { own.front().copied() };
@@ -367,6 +374,32 @@ mod tests {
         let beside: Vec<bool> = step.open.iter().map(|door| door.beside_own).collect();
         assert_eq!(beside, [true, false], "the port is ours for streams only");
         assert_eq!(step.close.len(), 1);
+    }
+
+    #[test]
+    fn a_door_at_which_tls_is_spoken_from_now_on_is_the_same_door() {
+        let mut doors = UserDoors::default();
+        let plain = plan("a", 3, Protocol::Api, 1);
+        let sealed = DoorPlan { is_tls: true, ..plain.clone() };
+        go(&mut doors, &[plain], at(0));
+        assert_eq!(go(&mut doors, std::slice::from_ref(&sealed), at(0)), [vec![], vec![0], vec![]]);
+        assert!(doors.open()[0].is_tls);
+        assert_eq!(go(&mut doors, &[sealed], at(0)), [const { Vec::<u16>::new() }; 3]);
+        assert_eq!((doors.at(ServiceId(3)), doors.api_tls()), (None, None), "it is its service's");
+    }
+
+    #[test]
+    fn a_service_keeps_apart_which_ports_of_the_kernels_choice_speak_tls() {
+        let mut doors = UserDoors::default();
+        let plain = plan("a", 3, Protocol::Api, 0);
+        let plans = [DoorPlan { is_tls: true, ..plain.clone() }, plain];
+        let step = doors.step(&plans, at(0)).unwrap();
+        doors.take(&step, &[address(9000), address(9001)], at(0), at(5), Duration::ZERO);
+        let (listen, listen_tls) = (vec![address(0)], vec![address(0)]);
+        let new = ServiceConfig::new("a", Protocol::Api);
+        let mut services = [ServiceConfig { id: ServiceId(3), listen, listen_tls, ..new }];
+        put_addresses(doors.open(), &mut services);
+        assert_eq!(services[0].doors().collect::<Vec<_>>(), [address(9001), address(9000)]);
     }
 
     #[test]

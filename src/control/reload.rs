@@ -62,12 +62,15 @@ pub struct Reload {
 /// Where settings say that the doors are. The settings in use say where they really are.
 pub struct Asked {
     listen: Listen,
-    services: BTreeMap<String, Vec<SocketAddr>>,
+    /// In the clear, and by HTTPS.
+    services: BTreeMap<String, [Vec<SocketAddr>; 2]>,
 }
 
 impl Asked {
     pub fn of(config: &Config) -> Asked {
-        let own = |service: &ServiceConfig| (service.name.clone(), service.listen.clone());
+        let own = |service: &ServiceConfig| {
+            (service.name.clone(), [service.listen.clone(), service.listen_tls.clone()])
+        };
         Asked { listen: config.listen.clone(), services: config.services.iter().map(own).collect() }
     }
 
@@ -90,9 +93,13 @@ impl Asked {
             }
         }
         for service in &mut wanted.services {
-            let same = self.services.get(&service.name) == Some(&service.listen);
-            if let Some(running) = running.find_service(&service.name).filter(|_| same) {
+            let Some(running) = running.find_service(&service.name) else { continue };
+            let Some([plain, sealed]) = self.services.get(&service.name) else { continue };
+            if service.listen == *plain {
                 service.listen.clone_from(&running.listen);
+            }
+            if service.listen_tls == *sealed {
+                service.listen_tls.clone_from(&running.listen_tls);
             }
         }
     }

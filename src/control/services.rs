@@ -65,8 +65,8 @@ fn unknown(registry: &Registry, name: &str) -> String {
 pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
     match config.service(service.id) {
         // An API service without a door of its own shares those of the built-in one.
-        Some(table) if !table.listen.is_empty() || table.protocol != Protocol::Api => {
-            table.listen.clone()
+        Some(table) if table.has_doors() || table.protocol != Protocol::Api => {
+            table.doors().collect()
         }
         None if !service.id.is_built_in() => Vec::new(),
         _ => config.listen.of(service.kind).collect(),
@@ -77,7 +77,7 @@ pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
 pub fn named_doors(config: &Config, protocol: Protocol) -> impl Iterator<Item = SocketAddr> {
     let is_datagrams = |protocol| protocol == Protocol::Udp;
     let alike = move |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
-    config.services.iter().filter(alike).flat_map(|it| it.listen.iter().copied())
+    config.services.iter().filter(alike).flat_map(ServiceConfig::doors)
 }
 
 /// Whether backends may register for a service.

@@ -179,9 +179,9 @@ impl Workers {
         });
     }
 
-    /// Users who come by a door from now on are this service's.
-    pub fn assign_door(&mut self, door: &OpenDoor, service: ServiceId) {
-        self.change_door(door.protocol, || DoorChange::Assign { id: door.id, service });
+    /// Users who come by a door from now on are this service's, and speak TLS there or need not.
+    pub fn assign_door(&mut self, door: &OpenDoor, service: ServiceId, is_tls: bool) {
+        self.change_door(door.protocol, || DoorChange::Assign { id: door.id, service, is_tls });
     }
 
     /// Nobody comes in by a door any more.

@@ -83,10 +83,10 @@ impl Doors {
         self.accept(place, ring);
     }
 
-    /// Users who come to this door from now on are another service's.
-    pub fn assign(&mut self, id: DoorId, service: ServiceId) {
+    /// Users who come to this door from now on are another service's, or speak TLS as they did not before.
+    pub fn assign(&mut self, id: DoorId, service: ServiceId, is_tls: bool) {
         if let Some(Some(door)) = self.all.get_mut(usize::from(id.0)) {
-            door.doorway.service = service;
+            door.doorway = Doorway { service, is_tls, ..door.doorway };
         }
     }
 
@@ -346,13 +346,13 @@ mod tests {
         let come = |doors: &mut Doors, ring: &mut Ring| {
             let done = Done { tag, more: true, ..done(0, Ok(3), user()) };
             match doors.complete(Now::default(), done, ring) {
-                Arrival::User(_, at) => at.service.0,
+                Arrival::User(_, at) => (at.service.0, at.is_tls),
                 _ => panic!("a user has come"),
             }
         };
-        assert_eq!(come(&mut doors, &mut ring), 9);
-        doors.assign(DoorId(0), ServiceId(5));
-        assert_eq!(come(&mut doors, &mut ring), 5);
+        assert_eq!(come(&mut doors, &mut ring), (9, false));
+        doors.assign(DoorId(0), ServiceId(5), true);
+        assert_eq!(come(&mut doors, &mut ring), (5, true));
         drop(queued);
     }
 }

@@ -27,7 +27,7 @@ pub const REPORTS_MAX: usize = 16 * 1024;
 pub const REQUESTS_MAX: usize = 4096;
 /// The most changes of doors that may wait for a worker, which takes them every turn: more than there can be
 /// doors. Memory for them is taken from the system as they come.
-pub const DOOR_CHANGES_MAX: usize = 17 * 1024;
+pub const DOOR_CHANGES_MAX: usize = 33 * 1024;
 /// The most bytes of method and target that such a line keeps, beside the host.
 pub const LINE_BYTES_MAX: usize = 256;
 
@@ -62,6 +62,8 @@ pub enum DoorChange {
     Assign {
         id: DoorId,
         service: ServiceId,
+        /// As in [`Listener`].
+        is_tls: bool,
     },
     /// Nobody comes in here any more. Those whom the kernel has told that they are connected are let in
     /// first; a UDP door takes its sessions' way back with it.

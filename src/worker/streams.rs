@@ -180,8 +180,8 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         let mut waiting = None;
         match change {
             DoorChange::Open(listener) => self.doors.open(listener, ring),
-            DoorChange::Assign { id, service } => {
-                self.doors.assign(id, service);
+            DoorChange::Assign { id, service, is_tls } => {
+                self.doors.assign(id, service, is_tls);
                 self.greetings.assign(id, service);
                 self.lobby.assign(id, service);
             }

@@ -168,7 +168,7 @@ impl Played {
                 self.news.push(DoorNews::Opened(listener.id));
                 self.expect_known(listener.id, service);
             }
-            DoorChange::Assign { id, service } => {
+            DoorChange::Assign { id, service, .. } => {
                 let door = self.doors.get_mut(&id).expect("an open door is given away");
                 door.service = service;
                 if service != ServiceId::NOBODY {

@@ -43,7 +43,7 @@ impl Balancer {
 
     fn assign(&mut self, protocol: Protocol, service: &str) {
         let service = self.service(service);
-        self.change(protocol, || DoorChange::Assign { id: NEW, service });
+        self.change(protocol, || DoorChange::Assign { id: NEW, service, is_tls: false });
     }
 
     fn close(&mut self, protocol: Protocol) {

@@ -299,6 +299,43 @@ fn a_service_for_https_only_sends_users_there_unless_a_proxy_has_spoken_tls() {
     balancer.stop();
 }
 
+#[test]
+fn services_have_https_at_doors_of_their_own_and_send_users_there() {
+    let certificates = Certificates::new("own", &[&["shop.example", "blog.example"]]);
+    let mut balancer = Balancer::start_with(|config: &mut Config| {
+        let any = || vec!["127.0.0.1:0".parse().unwrap()];
+        certificates.put(config);
+        config.listen.api_tls = Some("127.0.0.1:0".parse().unwrap());
+        let service = |name: &str, listen_tls| {
+            let new = ServiceConfig::new(name, Protocol::Api);
+            ServiceConfig { listen: any(), listen_tls, https_only: true, ..new }
+        };
+        config.set_services(vec![service("shop", any()), service("blog", any())]);
+    });
+    balancer.register("shop", telling());
+    let [plain, sealed] = balancer.doors("shop")[..] else { panic!("two doors") };
+    let mut early = connect(plain);
+    early.write_all(b"GET /a HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).unwrap();
+    let location = format!("\r\nLocation: https://shop.example:{}/a\r\n", sealed.port());
+    assert!(answer.starts_with("HTTP/1.1 308 ") && answer.contains(&location), "{answer}");
+    let client = certificates.client();
+    let mut user_of_shop = user(&client, "shop.example", sealed);
+    let answer = get(&mut user_of_shop, "shop.example", "/a").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\r\nX-Forwarded-Proto: https\r\n"), "{answer}");
+    assert!(answer.contains(";host=shop.example;proto=https\r\n"), "{answer}");
+    // Each door is its service's, and nobody is there for the others.
+    let others = [balancer.doors("blog")[1], balancer.plane.doors.api_tls().unwrap()];
+    for at in others {
+        assert_ne!(at, sealed);
+        let answer = get(&mut user(&client, "shop.example", at), "shop.example", "/a").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    }
+    balancer.stop();
+}
+
 /// A backend that says which one it is and what came first, and ends.
 fn named(name: &'static str) -> SocketAddr {
     serve(move |mut connection| {
@@ -418,7 +455,7 @@ fn whoever_has_asked_for_a_host_stays_with_it_when_the_door_becomes_anothers() {
     for end in &mut balancer.plane.ends {
         for place in 0..8 {
             let id = lb::cluster::DoorId(id.0 + place);
-            let change = lb::worker::link::DoorChange::Assign { id, service };
+            let change = lb::worker::link::DoorChange::Assign { id, service, is_tls: false };
             end.doors.push((Protocol::Tcp, change)).unwrap();
         }
     }

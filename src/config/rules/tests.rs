@@ -153,6 +153,86 @@ fn a_control_door_beyond_loopback_needs_a_list_or_a_secret_for_every_service() {
     }
 }
 
+const CERTIFICATE: &str = "[[tls.certificate]]\ncertificate = \"a.pem\"\nkey = \"a.key\"\n";
+const BLOG: &str = "[service.b]\nprotocol = \"api\"\nhosts = [\"b.example\"]\n";
+
+/// A certificate, and a service with these rows.
+fn a_service(protocol: &str, rows: &str) -> String {
+    format!("{CERTIFICATE}[service.a]\nprotocol = \"{protocol}\"\n{rows}\n")
+}
+
+/// Each text is refused with a sentence that begins so; or taken, if that is empty.
+fn all_said(cases: &[(String, &str)]) {
+    for (text, fault) in cases {
+        let outcome = said(text);
+        let fits = match &outcome {
+            Ok(()) => fault.is_empty(),
+            Err(said) => !fault.is_empty() && said.starts_with(fault),
+        };
+        assert!(fits, "{text}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_door_for_https_is_an_api_services_has_a_certificate_and_is_shared_with_its_like() {
+    let sealed = a_service("api", "hosts = [\"a.example\"]\nlisten_tls = 443");
+    all_said(&[
+        (sealed.clone(), ""),
+        (format!("{sealed}{BLOG}listen_tls = 443"), ""),
+        // It is at the common door as well.
+        (format!("listen.api_tls = 443\n{sealed}"), ""),
+        (sealed.replace(CERTIFICATE, ""), "service.a.listen_tls needs a certificate"),
+        (
+            a_service("tcp", "listen_tls = 443"),
+            "service.a.listen_tls is for API services, and a is tcp: say tls = true",
+        ),
+        (
+            a_service("udp", "listen_tls = 443"),
+            "service.a.listen_tls is for API services, and a is udp: leave it out",
+        ),
+        (
+            a_service("api", "listen = 443\ntls = true"),
+            "service.a.tls is for TCP services, and a is api: say in listen_tls",
+        ),
+        (
+            format!("{sealed}{BLOG}listen = 443"),
+            "service.a.listen_tls and service.b.listen both want port 443",
+        ),
+        (
+            a_service("api", "listen = 443\nlisten_tls = 443"),
+            "service.a.listen and service.a.listen_tls both want port 443",
+        ),
+        (
+            format!("listen.api_tls = 443\n{}", a_service("api", "listen = 443")),
+            "listen.api_tls and service.a.listen both want port 443",
+        ),
+        (
+            a_service("api", "listen_tls = 443\nproxy_from = [\"10.0.0.0/8\"]")
+                + BLOG
+                + "listen_tls = 443",
+            "service.b.proxy_from and service.a.proxy_from differ",
+        ),
+    ]);
+}
+
+#[test]
+fn users_are_sent_to_https_only_where_their_service_has_it() {
+    let own = a_service("api", "listen = 80\nhttps_only = true");
+    let common = a_service("api", "hosts = [\"a.example\"]\nhttps_only = true");
+    let door = "listen.api_tls = 443\n";
+    all_said(&[
+        (format!("{own}listen_tls = 443"), ""),
+        (format!("{door}{common}"), ""),
+        (own.clone(), "service.a.https_only sends users to service.a.listen_tls"),
+        (format!("{door}{own}"), "service.a.https_only sends users to service.a.listen_tls"),
+        (common, "service.a.https_only sends users to listen.api_tls, which is \"off\""),
+        (
+            a_service("tcp", "listen = 80\nhttps_only = true"),
+            "service.a.https_only is for API services",
+        ),
+    ]);
+}
+
 #[test]
 fn a_balancer_without_a_door_for_users_is_refused() {
     let all_off = said("listen.tcp = \"off\"\nlisten.udp = \"off\"\nlisten.api = \"off\"");

@@ -8,6 +8,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     [service.shop]
     protocol = "api"
     listen = ["10.0.0.1:80", ":8443"]
+    listen_tls = [":443"]
     hosts = ["shop.example", "*.shop.example"]
     paths = ["/api", "/v2/"]
     proxy_from = ["10.0.0.0/8", "192.0.2.7"]

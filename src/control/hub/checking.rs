@@ -14,7 +14,7 @@ use crate::base::time::Now;
 use crate::cluster::registry::Change;
 use crate::cluster::service::Pool;
 use crate::cluster::{AskedCheck, Backend, BackendId, Protocol, ServiceId, Standing};
-use crate::config::services::{CheckConfig, CheckKind, OnFail};
+use crate::config::services::{CheckConfig, CheckKind, OnFail, ServiceConfig};
 use crate::control::checker::{Failure, Target};
 use crate::control::checks::{Checks, Due, Rule, Verdict};
 use crate::control::home;
@@ -108,7 +108,7 @@ impl Hub {
         let (listen, named) = (&self.config.listen, &self.config.services);
         let global = [listen.tcp, listen.api, listen.api_tls, listen.control, listen.admin];
         let named = named.iter().filter(|it| it.protocol != Protocol::Udp);
-        let named = named.flat_map(|it| it.listen.iter().copied());
+        let named = named.flat_map(ServiceConfig::doors);
         let mut close = global.into_iter().flatten().chain(named);
         close.any(|door| {
             door.port() == address.port() && home::leads_to(door, address, &home::is_of_this_host)

@@ -120,7 +120,7 @@ impl Hub {
     fn follow_claims(&mut self, config: &Config, step: &Step) -> bool {
         let claimants = |config: &Config| {
             let all = config.services.iter().filter(|it| it.protocol != Protocol::Udp);
-            all.map(|it| (it.id, it.listen.clone(), it.claims())).collect::<Vec<_>>()
+            all.map(|it| (it.id, it.doors().collect::<Vec<_>>(), it.claims())).collect::<Vec<_>>()
         };
         let same = claimants(config) == claimants(&self.config);
         if same && step.changes() == 0 {
@@ -139,14 +139,16 @@ impl Hub {
             self.workers.open_door(id, &plan, opened.sockets);
         }
         for (door, plan) in step.assign {
-            self.workers.assign_door(&door, plan.service);
+            self.workers.assign_door(&door, plan.service, plan.is_tls);
             let (service, address) = (&plan.name, door.address);
             info!(%service, protocol = %plan.protocol, %address, from = %door.name, "door taken over");
         }
         for door in step.close {
             match door.protocol {
                 // Its sessions have no other way back to their users.
-                Protocol::Udp => self.workers.assign_door(&door, self.doors.heir(&door)),
+                Protocol::Udp => {
+                    self.workers.assign_door(&door, self.doors.heir(&door), false);
+                }
                 Protocol::Tcp | Protocol::Api => self.workers.close_door(&door),
             }
             tell_closed(&door);

@@ -6,7 +6,7 @@ use super::gateway::Gateway;
 use super::routing::Entrance;
 use super::stash::Stash;
 use super::{Context, GatewayCmd, GatewaySettings, Kit};
-use crate::cluster::ServiceId;
+use crate::cluster::{ServiceId, Terms};
 use crate::http::body::{self, Body, Framing};
 use crate::http::chunked::Passed;
 use crate::http::field::{self, Name};
@@ -40,17 +40,19 @@ struct About<'a> {
 }
 
 impl About<'_> {
-    /// Whether its service serves requests only by HTTPS, and this one has come in the clear. A proxy that we
-    /// believe may have spoken TLS with the user itself.
-    fn must_come_by_https(&self, service: Option<ServiceId>, head: &RequestHead<'_, '_>) -> bool {
+    /// The terms of its service, if that serves requests only by HTTPS and this one has come in the clear. A proxy
+    /// that we believe may have spoken TLS with the user itself.
+    fn must_come_by_https<'s>(
+        &'s self,
+        service: Option<ServiceId>,
+        head: &RequestHead<'_, '_>,
+    ) -> Option<&'s Terms> {
         let Entrance { door, snapshot } = self.entrance;
-        let is_asked_for = !door.is_tls
-            && service
-                .and_then(|id| snapshot.service(id))
-                .is_some_and(|service| service.terms.https_only);
+        let service = service.filter(|_| !door.is_tls).and_then(|id| snapshot.service(id))?;
         let is_secure = |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"https");
         let said = || head.fields.values(Name::XForwardedProto).flat_map(field::list).next();
-        is_asked_for && !(self.user.trusted() && said().is_some_and(is_secure))
+        let has_come = || self.user.trusted() && said().is_some_and(is_secure);
+        (service.terms.https_only && !has_come()).then_some(&service.terms)
     }
 }
 
@@ -284,8 +286,9 @@ fn read(
         Ok(framing) => framing,
         Err(fault) => return Read::Refused(fault),
     };
-    if about.must_come_by_https(exchange.service, &head) {
-        return Read::Refused(elsewhere(&head, settings.https_port, &mut kit.location));
+    if let Some(terms) = about.must_come_by_https(exchange.service, &head) {
+        let port = terms.https_port.or(settings.https_port);
+        return Read::Refused(elsewhere(&head, port, &mut kit.location));
     }
     if write::ends_here(&head) && exchange.upload_is_done() {
         return Read::ForUs(head.length);

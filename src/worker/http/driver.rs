@@ -43,7 +43,7 @@ impl Driver for HttpDriver {
         }
         let closed = match &change {
             DoorChange::Close { id } => Some(*id),
-            DoorChange::Assign { id, service } => {
+            DoorChange::Assign { id, service, .. } => {
                 self.sessions.assign(*id, *service, &mut turn.cx(&mut self.commands));
                 None
             }

@@ -78,7 +78,7 @@ impl UdpDriver {
                 self.open_door(listener, turn.ring);
                 self.follow_quarantine(turn.books.snapshot());
             }
-            DoorChange::Assign { id, service } => {
+            DoorChange::Assign { id, service, .. } => {
                 if let Some(Some(door)) = self.doors.get_mut(usize::from(id.0)) {
                     door.service = service;
                 }
