@@ -5,7 +5,7 @@ use std::sync::Arc;
 use divan::Bencher;
 use lb::balance::{self, Question};
 use lb::base::time::Now;
-use lb::cluster::registry::{Change, Registration, Registry};
+use lb::cluster::registry::{Change, Lasts, Registration, Registry};
 use lb::cluster::rotation::Rotation;
 use lb::cluster::service::Pool;
 use lb::cluster::source::Source;
@@ -15,15 +15,17 @@ use crate::stage::snapshot;
 
 /// The TCP service with `backends` backends.
 fn service(policy: Policy, backends: u16) -> Service {
-    let snapshot = snapshot(Protocol::Tcp, backends);
-    let service = snapshot.service(ServiceId::built_in(Protocol::Tcp)).expect("it is built in");
-    Service { terms: Terms { policy, ..service.terms.clone() }, ..service.clone() }
+    let mut before = snapshot(Protocol::Tcp, backends);
+    before.services.iter_mut().for_each(|service| service.terms.policy = policy);
+    let all: Vec<_> = before.backends().cloned().collect();
+    let snapshot = before.with(&all);
+    snapshot.service(ServiceId::built_in(Protocol::Tcp)).expect("it is built in").clone()
 }
 
 fn pick(bencher: Bencher, policy: Policy, backends: u16) {
     let service = service(policy, backends);
     let question = Question {
-        user: [192, 0, 2, 1].into(),
+        user: ([192, 0, 2, 1], 1000).into(),
         load: &|backend| u64::from(backend.slot) % 7,
         excluded: &|_| false,
         after: None,
@@ -45,8 +47,12 @@ fn round_robin_weighted(bencher: Bencher) {
     let (backends, rotation) = (equals.pool.backends.clone(), Rotation::weighted(&weights));
     let service =
         Service { pool: Arc::new(Pool { backends, rotation, ..Pool::default() }), ..equals };
-    let question =
-        Question { user: [192, 0, 2, 1].into(), load: &|_| 0, excluded: &|_| false, after: None };
+    let question = Question {
+        user: ([192, 0, 2, 1], 1000).into(),
+        load: &|_| 0,
+        excluded: &|_| false,
+        after: None,
+    };
     bencher.bench_local(|| balance::pick(&service, divan::black_box(&question)).map(|b| b.id));
 }
 
@@ -55,9 +61,22 @@ fn round_robin_weighted(bencher: Bencher) {
 /// may do without a pause.
 #[divan::bench(args = [1, 3, 256])]
 fn freeze(bencher: Bencher, weights: u16) {
+    let mut registry = registry(1_000, weights);
+    let backend = BackendId(1);
+    let mut standings =
+        [Change::SetAside { backend }, Change::Restore { backend }].into_iter().cycle();
+    bencher.bench_local(|| {
+        let change = standings.next().expect("a cycle has no end");
+        registry.apply(change, Now::default()).expect("it is registered");
+        registry.freeze(false).version
+    });
+}
+
+/// UDP backends of the weights 1 to `weights`.
+fn registry(backends: u16, weights: u16) -> Registry {
     let services = Snapshot::default().services;
     let mut registry = Registry::new(lb::metrics::BACKENDS_MAX, &services);
-    for number in 0..1_000 {
+    for number in 0..backends {
         let wanted = Registration {
             proxy: false,
             probe: true,
@@ -71,14 +90,7 @@ fn freeze(bencher: Bencher, weights: u16) {
         };
         registry.apply(Change::Register(wanted), Now::default()).expect("a free place");
     }
-    let backend = BackendId(1);
-    let mut standings =
-        [Change::SetAside { backend }, Change::Restore { backend }].into_iter().cycle();
-    bencher.bench_local(|| {
-        let change = standings.next().expect("a cycle has no end");
-        registry.apply(change, Now::default()).expect("it is registered");
-        registry.freeze(false).version
-    });
+    registry
 }
 
 /// Budget: 30 ns for 3 backends, 3,000 ns for 256.
@@ -87,8 +99,26 @@ fn least_sessions(bencher: Bencher, backends: u16) {
     pick(bencher, Policy::LeastSessions, backends);
 }
 
-/// Budget: 180 ns for 3 backends, 16,000 ns for 256.
-#[divan::bench(args = [3, 256])]
+/// The cost does not depend on the number of backends. Budget: 20 ns.
+#[divan::bench(args = [1, 10, 1_024])]
 fn source_hash(bencher: Bencher, backends: u16) {
     pick(bencher, Policy::SourceHash, backends);
+}
+
+/// A table, each time one backend more or fewer drains, with everything else that a snapshot takes. Budget: 5 ms.
+#[divan::bench(args = [10, 100, 1_024])]
+fn fill(bencher: Bencher, backends: u16) {
+    let mut registry = registry(backends, 3);
+    registry.agree(|service| Terms { policy: Policy::SourceHash, ..service.terms.clone() });
+    let backend = BackendId(1);
+    let mut drains =
+        [Change::DrainBackend { backend, lasts: Lasts::Never }, Change::UndrainBackend { backend }]
+            .into_iter()
+            .cycle();
+    bencher.bench_local(|| {
+        registry
+            .apply(drains.next().expect("a cycle has no end"), Now::default())
+            .expect("it is there");
+        registry.freeze(false).version
+    });
 }

@@ -1,19 +1,24 @@
 //! Picks the backend for the next user. Owns the policies, as one pure function of a service and a
-//! question about it; knows no socket and no clock. Health, membership and turns come with the service.
+//! question about it; knows no socket and no clock. Health, membership, turns and tables come with the
+//! service.
 
 mod least_sessions;
+mod rendezvous;
 mod source_hash;
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use crate::cluster::groups::{Part, Split};
 use crate::cluster::rotation::Rotation;
+use crate::cluster::service::Pool;
+use crate::cluster::table::Table;
 use crate::cluster::turn::Turn;
 use crate::cluster::{Backend, BackendId, Policy, Service};
+use source_hash::User;
 
 /// What a choice may depend on apart from the service.
 pub struct Question<'a> {
-    pub user: IpAddr,
+    pub user: SocketAddr,
     /// Running sessions of a backend, across all workers.
     pub load: &'a dyn Fn(&Backend) -> u64,
     /// Backends that have refused this user or have just failed.
@@ -27,7 +32,10 @@ pub struct Question<'a> {
 pub fn pick<'s>(service: &'s Service, question: &Question) -> Option<&'s Backend> {
     match &service.pool.split {
         Some(split) => by_group(service, split, question),
-        None => within(service, &service.pool.rotation, &service.turn, question),
+        None => {
+            let Pool { rotation, table, .. } = &*service.pool;
+            within(service, rotation, table.as_ref(), &service.turn, question)
+        }
     }
 }
 
@@ -39,15 +47,23 @@ fn by_group<'s>(
     split: &'s Split,
     question: &Question,
 ) -> Option<&'s Backend> {
-    let from = |part: &'s Part| within(service, &part.rotation, &part.group.turn, question);
+    let from = |part: &'s Part| {
+        within(service, &part.rotation, part.table.as_ref(), &part.group.turn, question)
+    };
     let before = question.after.and_then(|id| service.pool.get(id));
     let again = before.and_then(|backend| split.part_of(backend)).and_then(from);
     again.or_else(|| match service.terms.policy {
         Policy::RoundRobin | Policy::LeastSessions => {
             split.from_turn(service.turn.take()).find_map(from)
         }
-        Policy::SourceHash => source_hash::groups(split.parts(), question.user).find_map(from),
+        Policy::SourceHash => {
+            source_hash::groups(split.parts(), user(service, question)).find_map(from)
+        }
     })
+}
+
+fn user(service: &Service, question: &Question) -> User {
+    User::new(service.pool.key, service.terms.hash.purpose(), question.user)
 }
 
 /// The backend among those of one rotation.
@@ -55,6 +71,7 @@ fn by_group<'s>(
 fn within<'s>(
     service: &'s Service,
     rotation: &'s Rotation,
+    table: Option<&'s Table>,
     counter: &Turn,
     question: &Question,
 ) -> Option<&'s Backend> {
@@ -73,21 +90,27 @@ fn within<'s>(
             rotation.whose(turn).and_then(fit).or_else(|| in_turn(turn).next())
         }
         Policy::LeastSessions => least_sessions::pick(in_turn(counter.take()), question.load),
-        Policy::SourceHash => source_hash::pick(rotation.places().filter_map(fit), question.user),
+        Policy::SourceHash => {
+            let user = user(service, question);
+            let home = table.and_then(|table| source_hash::pick(table, fit, user));
+            home.or_else(|| source_hash::compare(rotation.places().filter_map(fit), user))
+        }
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    mod returning;
     mod shares;
 
+    use std::net::{IpAddr, Ipv4Addr};
     use std::sync::Arc;
 
     use super::*;
-    use crate::cluster::service::Pool;
     use crate::cluster::{Protocol, ServiceId, Snapshot, Standing, Terms};
 
     const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
+    const USER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 1000);
 
     /// TCP backends with these weights.
     pub(crate) fn backends(weights: &[u16]) -> Vec<Backend> {
@@ -124,17 +147,15 @@ pub(crate) mod tests {
 
     /// One user, while no session is running.
     fn asked() -> Question<'static> {
-        let user = "192.0.2.1".parse().unwrap();
-        Question { user, load: &|_| 0, excluded: &|_| false, after: None }
+        Question { user: USER, load: &|_| 0, excluded: &|_| false, after: None }
     }
 
     /// Backend 1 runs 10 sessions, backend 2 20, and so on.
     fn picks(service: &Service, not: &[u32], count: usize) -> Vec<u32> {
         let question = Question {
-            user: "192.0.2.1".parse().unwrap(),
             load: &|backend| u64::from(backend.id.0) * 10,
             excluded: &|id| not.contains(&id.0),
-            after: None,
+            ..asked()
         };
         (0..count).filter_map(|_| pick(service, &question)).map(|b| b.id.0).collect()
     }
@@ -210,11 +231,8 @@ pub(crate) mod tests {
     fn among_equals_least_sessions_takes_the_one_whose_turn_it_is() {
         let uneven = service(Policy::LeastSessions, &[1, 2, 1], in_order(&[0, 1, 2]));
         let pick = |loads: [u64; 3]| {
-            let question = Question {
-                user: "192.0.2.1".parse().unwrap(),
-                load: &|backend| loads[usize::from(backend.slot)],
-                ..asked()
-            };
+            let question =
+                Question { load: &|backend| loads[usize::from(backend.slot)], ..asked() };
             super::pick(&uneven, &question).map(|backend| backend.id.0)
         };
         // The second has twice the weight.

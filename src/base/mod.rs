@@ -1,8 +1,9 @@
-//! What every layer may use: time as a value, timers, rate limits, publication, threads, shortages, likeness of names. No sockets.
+//! What every layer may use: time as a value, timers, rate limits, publication, threads, shortages, likeness of names, mixing. No sockets.
 
 pub mod buckets;
 pub mod lack;
 pub mod likeness;
+pub mod mix;
 pub mod publish;
 pub mod quota;
 #[cfg(test)]

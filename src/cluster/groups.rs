@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::backend::{Backend, Standing};
 use super::rotation::Rotation;
+use super::table::{Mould, Table};
 use super::turn::Turn;
 
 /// Groups of one service, at most. One pick keeps those it has tried in the bits of a `u16`.
@@ -48,6 +49,8 @@ pub struct Part {
     pub group: Group,
     /// Of places among all backends of the service.
     pub rotation: Rotation,
+    /// Whom users of the group return to, if the policy wants it.
+    pub table: Option<Table>,
 }
 
 /// The order in which the groups of a service are served, and within each the backends.
@@ -73,8 +76,14 @@ pub fn are(groups: &[Group], wanted: &[(&str, u8)]) -> bool {
 }
 
 impl Split {
-    /// The split of the backends in this standing. `None` if no group takes part.
-    pub fn of(groups: &[Group], backends: &[Backend], standing: Standing) -> Option<Split> {
+    /// The split of the backends in this standing, with tables if there is a mould for them. `None` if no group
+    /// takes part.
+    pub fn of(
+        groups: &[Group],
+        backends: &[Backend],
+        standing: Standing,
+        mould: Option<&Mould<'_>>,
+    ) -> Option<Split> {
         if groups.is_empty() {
             return None;
         }
@@ -84,11 +93,13 @@ impl Split {
                 members[group].push((place, backend.weight));
             }
         }
-        let parts: Box<[Part]> = (groups.iter().zip(&members))
-            .filter(|(group, members)| group.share > 0 && !members.is_empty())
-            .map(|(group, members)| Part {
+        let table = |place| mould?.cast(|backend| place_of(groups, backend) == Some(place));
+        let parts: Box<[Part]> = (groups.iter().zip(&members).enumerate())
+            .filter(|(_, (group, members))| group.share > 0 && !members.is_empty())
+            .map(|(place, (group, members))| Part {
                 group: group.clone(),
                 rotation: Rotation::weighted(members),
+                table: table(place),
             })
             .collect();
         let shares: Vec<(u16, u16)> =

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use super::backend::{AskedCheck, Backend, BackendId, ServiceId, Standing, WEIGHT_MAX};
 use super::doors::Doors;
 use super::groups;
+use super::hash_key::HashKey;
 use super::service::{Pool, Service, Terms};
 use super::snapshot::Snapshot;
 use super::source::Source;
@@ -116,6 +117,7 @@ pub struct Registry {
     version: u64,
     doors: Arc<Doors>,
     tls: Arc<Tls>,
+    key: HashKey,
 }
 
 impl Registry {
@@ -138,7 +140,13 @@ impl Registry {
             version: 0,
             doors: Arc::default(),
             tls: Arc::default(),
+            key: HashKey::default(),
         }
+    }
+
+    /// Says by which key users are hashed, before the first [`Registry::freeze`].
+    pub fn set_key(&mut self, key: HashKey) {
+        self.key = key;
     }
 
     /// Says which service an API request is for, as of the next [`Registry::freeze`].
@@ -347,8 +355,9 @@ impl Registry {
             let before = std::mem::replace(&mut roster.service.terms, terms);
             let terms = &roster.service.terms;
             changed |= before != *terms;
-            // Who is served when nobody passes is part of the pool.
-            roster.is_stale |= before.checks != terms.checks;
+            // Who is served when nobody passes is part of the pool, and so is the table of a policy.
+            roster.is_stale |=
+                before.checks != terms.checks || before.has_table() != terms.has_table();
             if terms.checks.is_none() {
                 for id in &roster.members {
                     // A backend that is checked no more cannot fail its check.
@@ -548,15 +557,15 @@ impl Registry {
         self.version += 1;
         for roster in self.rosters.values_mut().filter(|roster| roster.is_stale) {
             let members = roster.members.iter().map(|id| self.entries[id].backend.clone());
-            let pool =
-                Pool::frozen(members.collect(), &roster.service.groups, &roster.service.terms);
+            let pool = Pool::frozen(members.collect(), &roster.service, self.key);
             roster.service.pool = Arc::new(pool);
             roster.is_stale = false;
         }
         let services = self.rosters.values().map(|roster| roster.service.clone()).collect();
         let doors = Arc::clone(&self.doors);
         let tls = Arc::clone(&self.tls);
-        Snapshot { version: self.version, report_sessions, services, doors, tls }
+        let (version, key) = (self.version, self.key);
+        Snapshot { version, report_sessions, services, doors, tls, key }
     }
 }
 

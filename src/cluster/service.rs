@@ -12,8 +12,10 @@ use ipnet::IpNet;
 use super::backend::{Backend, BackendId, Protocol, ServiceId, Standing};
 use super::gate::{Barrier, Gate, Limits, lists};
 use super::groups::{Group, Split, place_of};
+use super::hash_key::{HashKey, Purpose};
 use super::rotation::Rotation;
 use super::seats::Seats;
+use super::table::{Mould, Table};
 use super::turn::Turn;
 
 /// A named pool of backends.
@@ -71,6 +73,8 @@ impl Service {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Terms {
     pub policy: Policy,
+    /// What [`Policy::SourceHash`] goes by.
+    pub hash: HashBy,
     pub on_backend_loss: OnBackendLoss,
     pub timeouts: Timeouts,
     /// A UDP session ends once each of the user's datagrams has been answered this many times.
@@ -93,6 +97,13 @@ pub struct Terms {
     pub https_only: bool,
     /// The port of its own HTTPS door; `None`: of the common one.
     pub https_port: Option<u16>,
+}
+
+impl Terms {
+    /// Whether a pool that is served on these terms has a table of whom its users return to.
+    pub fn has_table(&self) -> bool {
+        self.policy == Policy::SourceHash
+    }
 }
 
 /// The proxies in front of a door.
@@ -136,6 +147,27 @@ pub enum Policy {
     LeastSessions,
     /// By the user's address, so that a user returns to the same backend while it is registered.
     SourceHash,
+}
+
+/// What a user is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HashBy {
+    /// All connections from one address go to one backend.
+    #[default]
+    Address,
+    /// Each connection goes by itself, so that many users behind one address are spread; a UDP session stays
+    /// where it is.
+    AddressPort,
+}
+
+impl HashBy {
+    /// The purpose of a user's hash.
+    pub const fn purpose(self) -> Purpose {
+        match self {
+            HashBy::Address => Purpose::User,
+            HashBy::AddressPort => Purpose::Connection,
+        }
+    }
 }
 
 /// What happens to running TCP sessions when their backend's control connection is lost.
@@ -211,20 +243,31 @@ pub struct Pool {
     pub backends: Box<[Backend]>,
     /// Of places in `backends`. Empty if there is a split.
     pub rotation: Rotation,
+    /// Whom users of that rotation return to, if the policy wants it.
+    pub table: Option<Table>,
     /// The same where groups share the users.
     pub split: Option<Box<Split>>,
+    /// Of every hash by which a user is given a backend.
+    pub key: HashKey,
     /// Whether nobody is in the rotation because of failed checks.
     pub is_failing: bool,
 }
 
 impl Pool {
-    /// A pool of these backends, which must be in the order of registration, served on these terms.
-    pub fn frozen(backends: Vec<Backend>, groups: &[Group], terms: &Terms) -> Pool {
-        let (rotation, split) = order(&backends, groups, terms);
+    /// The next pool of a service: these backends, which must be in the order of registration, served on its
+    /// terms. A table that the present pool has is not filled again.
+    pub fn frozen(backends: Vec<Backend>, service: &Service, key: HashKey) -> Pool {
+        let Order { rotation, table, split } = order(&backends, service, key);
         let fails = |backend: &Backend| backend.standing == Standing::Failing;
         let serves_nobody = rotation.is_empty() && split.is_none();
         let is_failing = serves_nobody && backends.iter().any(fails);
-        Pool { rotation, split: split.map(Box::new), is_failing, backends: backends.into() }
+        let split = split.map(Box::new);
+        Pool { rotation, table, split, key, is_failing, backends: backends.into() }
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Table> {
+        let parts = self.split.iter().flat_map(|split| split.parts());
+        self.table.iter().chain(parts.filter_map(|part| part.table.as_ref()))
     }
 
     pub fn get(&self, id: BackendId) -> Option<&Backend> {
@@ -272,6 +315,13 @@ impl Pool {
     }
 }
 
+#[derive(Default)]
+struct Order {
+    rotation: Rotation,
+    table: Option<Table>,
+    split: Option<Split>,
+}
+
 /// The order in which the backends are served. When nobody serves, those set aside are tried anyway: a user
 /// who is refused in the end has lost nothing, and one of them may be back. Where only those are left that
 /// fail their check, the terms decide.
@@ -279,22 +329,27 @@ impl Pool {
 /// Where there are groups, backends in none of them have users only while no group takes part: they joined
 /// before their service had groups, and their users would otherwise be refused until the first of them has
 /// joined one.
-fn order(backends: &[Backend], groups: &[Group], terms: &Terms) -> (Rotation, Option<Split>) {
+fn order(backends: &[Backend], service: &Service, key: HashKey) -> Order {
+    let Service { groups, terms, pool: before, .. } = service;
     let last = terms.checks == Some(WhenAllFail::Serve);
     let tried = [Standing::Serving, Standing::Aside].into_iter();
     for standing in tried.chain(last.then_some(Standing::Failing)) {
-        if let Some(split) = Split::of(groups, backends, standing) {
-            return (Rotation::default(), Some(split));
+        let tables = if before.key == key { before.tables().collect() } else { Vec::new() };
+        let mould = Mould { key, backends, standing, before: (tables, &before.backends) };
+        let mould = terms.has_table().then_some(mould);
+        if let Some(split) = Split::of(groups, backends, standing, mould.as_ref()) {
+            return Order { split: Some(split), ..Order::default() };
         }
+        let belongs = |it: &Backend| groups.is_empty() || place_of(groups, it).is_none();
         let weights: Vec<(u16, u16)> = (0u16..)
             .zip(backends)
-            .filter(|(_, it)| it.standing == standing)
-            .filter(|(_, it)| groups.is_empty() || place_of(groups, it).is_none())
+            .filter(|(_, it)| it.standing == standing && belongs(it))
             .map(|(place, it)| (place, it.weight))
             .collect();
         if !weights.is_empty() {
-            return (Rotation::weighted(&weights), None);
+            let table = mould.and_then(|mould| mould.cast(belongs));
+            return Order { rotation: Rotation::weighted(&weights), table, split: None };
         }
     }
-    (Rotation::default(), None)
+    Order::default()
 }

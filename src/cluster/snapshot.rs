@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::backend::{Backend, BackendId, Protocol, ServiceId};
 use super::doors::Doors;
+use super::hash_key::HashKey;
 use super::seats::Seats;
 use super::service::{Pool, RequestLimits, Service, Terms};
 use crate::tls::Tls;
@@ -24,6 +25,8 @@ pub struct Snapshot {
     /// Which of them an API request is for.
     pub doors: Arc<Doors>,
     pub tls: Arc<Tls>,
+    /// Of every hash by which a user is given a backend; the same for as long as the process runs.
+    pub key: HashKey,
 }
 
 /// The built-in services on the default terms, with seats for everybody.
@@ -55,6 +58,7 @@ impl Snapshot {
             services: services.into(),
             doors: Arc::default(),
             tls: Arc::default(),
+            key: HashKey::default(),
         }
     }
 
@@ -64,7 +68,7 @@ impl Snapshot {
         let of = |service: &Service| {
             let own = backends.iter().filter(|backend| backend.service == service.id).cloned();
             Service {
-                pool: Arc::new(Pool::frozen(own.collect(), &service.groups, &service.terms)),
+                pool: Arc::new(Pool::frozen(own.collect(), service, self.key)),
                 ..service.clone()
             }
         };

@@ -233,6 +233,7 @@ pub(super) mod tests {
         proxy_from = ["10.0.0.0/8"]
         [balance]
         policy = "source_hash"
+        hash = "address_port"
         on_backend_loss = "close"
         [health]
         interval_ms = 900

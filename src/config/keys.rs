@@ -8,7 +8,7 @@ use super::kinds::{
     Number, NumberOrAuto, Switch, Via, Word,
 };
 use super::{Config, LogFormat, OnUdpLoss};
-use crate::cluster::{OnBackendLoss, Policy};
+use crate::cluster::{HashBy, OnBackendLoss, Policy};
 use crate::http::head;
 
 /// Most workers; a session ID holds its worker in eight bits.
@@ -128,6 +128,8 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Proxies in front of `tcp` and `api`, in CIDR notation: they must begin each connection with a PROXY header (version 1 or 2), within `api.head_ms`, and the user's address is taken from it. From anybody else such a header is refused.";
     "balance" "policy", balance.policy: Word(POLICIES), Now,
         "Which backend gets the next user: `\"round_robin\"`, `\"least_sessions\"` or `\"source_hash\"`.";
+    "balance" "hash", balance.hash: Word(HASHES), Now,
+        "What `\"source_hash\"` knows a user by: `\"address\"`, or `\"address_port\"`, which spreads the connections of many users behind one address.";
     "balance" "on_backend_loss", balance.on_backend_loss: Word(LOSSES), Now,
         "What happens to running sessions of a backend whose control connection is lost: `\"keep\"` or `\"close\"`.";
     "health" "interval_ms", health.interval: Millis(10..=HOUR_MS), Now,
@@ -237,6 +239,9 @@ pub(super) const POLICIES: &[(&str, Policy)] = &[
     ("least_sessions", Policy::LeastSessions),
     ("source_hash", Policy::SourceHash),
 ];
+
+pub(super) const HASHES: &[(&str, HashBy)] =
+    &[("address", HashBy::Address), ("address_port", HashBy::AddressPort)];
 
 pub(super) const LOSSES: &[(&str, OnBackendLoss)] =
     &[("keep", OnBackendLoss::Keep), ("close", OnBackendLoss::Close)];

@@ -24,8 +24,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::cluster::{
-    Limits as ServiceLimits, OnBackendLoss, Policy, Protocol, Proxies, RequestLimits, Terms,
-    Timeouts,
+    HashBy, Limits as ServiceLimits, OnBackendLoss, Policy, Protocol, Proxies, RequestLimits,
+    Terms, Timeouts,
 };
 use crate::tls::keys::Files;
 
@@ -57,6 +57,7 @@ impl Config {
         let api = &self.api;
         Terms {
             policy: self.balance.policy,
+            hash: self.balance.hash,
             on_backend_loss: self.balance.on_backend_loss,
             timeouts: self.timeouts,
             responses: self.udp.responses,
@@ -184,6 +185,7 @@ impl Default for Tls {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Balance {
     pub policy: Policy,
+    pub hash: HashBy,
     pub on_backend_loss: OnBackendLoss,
     /// How long running sessions have to end when the balancer stops or their backend drains.
     pub drain: Duration,
@@ -193,6 +195,7 @@ impl Default for Balance {
     fn default() -> Balance {
         Balance {
             policy: Policy::default(),
+            hash: HashBy::default(),
             on_backend_loss: OnBackendLoss::default(),
             drain: Duration::from_secs(30),
         }

@@ -146,6 +146,7 @@ pub(super) mod tests {
     const TAKEN_OVER: &[&str] = &[
         "listen.proxy_from",
         "balance.policy",
+        "balance.hash",
         "balance.on_backend_loss",
         "health.interval_ms",
         "health.timeout_ms",

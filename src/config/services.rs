@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::keys::{
-    DAY_MS, Effect, HOUR_MS, Key, LOSSES, POLICIES, SESSIONS_MAX, U32_MAX, takes_of,
+    DAY_MS, Effect, HASHES, HOUR_MS, Key, LOSSES, POLICIES, SESSIONS_MAX, U32_MAX, takes_of,
 };
 use super::kinds::{
     Bytes, File, Kind, Millis, MillisOrAuto, Networks, Number, NumberOrAuto, Switch, Word,
@@ -19,7 +19,7 @@ use super::service_kinds::{
     Backends, Doors, Groups, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_word,
 };
 pub use super::service_kinds::{Expected, GroupShare, NAME_BYTES_MAX, StaticBackend};
-use super::{Config, OnBackendLoss, Policy};
+use super::{Config, HashBy, OnBackendLoss, Policy};
 use crate::cluster::route::{Claim, Host};
 use crate::cluster::{
     Limits, Protocol, RequestLimits, Service, ServiceId, Terms, Timeouts, WhenAllFail, groups,
@@ -53,6 +53,7 @@ pub struct ServiceConfig {
     /// An API service sends requests in the clear to the HTTPS door.
     pub https_only: bool,
     pub policy: Option<Policy>,
+    pub hash: Option<HashBy>,
     pub on_backend_loss: Option<OnBackendLoss>,
     pub connect: Option<Duration>,
     pub tcp_idle: Option<Duration>,
@@ -168,6 +169,7 @@ impl ServiceConfig {
             tls: false,
             https_only: false,
             policy: None,
+            hash: None,
             on_backend_loss: None,
             connect: None,
             tcp_idle: None,
@@ -347,6 +349,7 @@ impl Config {
         };
         Terms {
             policy: service.policy.unwrap_or(global.policy),
+            hash: service.hash.unwrap_or(global.hash),
             on_backend_loss: service.on_backend_loss.unwrap_or(global.on_backend_loss),
             timeouts,
             responses: service.responses.unwrap_or(global.responses),
@@ -391,6 +394,8 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "Whether an API service answers requests in the clear only with the way to the first door of `listen_tls`, or without doors of its own to `listen.api_tls` (308). A proxy in `api.trusted` that says `X-Forwarded-Proto: https` has spoken TLS itself.";
     "" "policy", policy: OrGlobal(Word(POLICIES)), Now,
         "As `balance.policy`.";
+    "" "hash", hash: OrGlobal(Word(HASHES)), Now,
+        "As `balance.hash`.";
     "" "on_backend_loss", on_backend_loss: OrGlobal(Word(LOSSES)), Now,
         "As `balance.on_backend_loss`.";
     "" "connect_ms", connect: OrGlobal(Millis(1..=HOUR_MS)), Now,

@@ -141,6 +141,7 @@ impl Hub {
         registry.let_in(|service| config.users_for(service.id));
         registry.set_doors(Arc::clone(&snapshot.doors));
         registry.set_tls(Arc::clone(&snapshot.tls));
+        registry.set_key(snapshot.key);
         let mut hub = Hub {
             config: Arc::clone(&config),
             registry,

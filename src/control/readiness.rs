@@ -72,8 +72,9 @@ mod tests {
             group: None,
             standing: *standing,
         });
-        let pool = Arc::new(Pool::frozen(backends.collect(), &[], &terms));
-        Service { pool, terms, ..Snapshot::default().services[0].clone() }
+        let service = Service { terms, ..Snapshot::default().services[0].clone() };
+        let pool = Pool::frozen(backends.collect(), &service, service.pool.key);
+        Service { pool: Arc::new(pool), ..service }
     }
 
     #[test]

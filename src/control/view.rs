@@ -21,7 +21,8 @@ use crate::base::time::Now;
 use crate::cluster::groups::place_of;
 use crate::cluster::registry::{DrainedBy, Registered};
 use crate::cluster::{
-    Backend, BackendId, Barrier, Limits, OnBackendLoss, Policy, Protocol, Service, Standing, Terms,
+    Backend, BackendId, Barrier, HashBy, Limits, OnBackendLoss, Policy, Protocol, Service,
+    Standing, Terms,
 };
 use crate::config::Config;
 use crate::config::services::{CheckKind, SERVICE_KEYS, ServiceConfig};
@@ -187,14 +188,19 @@ pub fn groups(hub: &Hub, service: &Service) -> Vec<GroupStatus> {
 /// The terms that are not the global ones, as `key = value`.
 fn differing(own: &Terms, global: &Terms) -> Vec<String> {
     let shown = |terms: &Terms| {
-        let Terms { policy: by, on_backend_loss, timeouts, responses, requests, .. } = terms;
+        let Terms { policy: by, hash, on_backend_loss, timeouts, responses, requests, .. } = terms;
         let Terms { maintenance, limits, proxies, .. } = terms;
+        let hashed = match hash {
+            HashBy::Address => "address",
+            HashBy::AddressPort => "address_port",
+        };
         let loss = match on_backend_loss {
             OnBackendLoss::Keep => "keep",
             OnBackendLoss::Close => "close",
         };
         [
             format!("policy = \"{}\"", policy(*by)),
+            format!("hash = \"{hashed}\""),
             format!("on_backend_loss = \"{loss}\""),
             format!("connect_ms = {}", TIMES.show(ms(timeouts.connect))),
             format!("tcp_idle_ms = {}", TIMES.show(ms(timeouts.tcp_idle))),

@@ -4,7 +4,7 @@
 
 mod limits;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -243,7 +243,7 @@ impl Books {
         self.unassign(entry);
         let found = self.snapshot.service(service)?;
         let is_limited = found.terms.limits.backend_sessions.is_some();
-        let (user, after) = (entry.client.ip(), tried.first().copied());
+        let (user, after) = (entry.client, tried.first().copied());
         let choice = self.choose_in(found, user, after, &|id| tried.contains(&id))?;
         if is_limited {
             return self.book_where_there_is_room(service, entry, choice, tried);
@@ -257,7 +257,7 @@ impl Books {
     pub fn choose(
         &self,
         service: ServiceId,
-        user: IpAddr,
+        user: SocketAddr,
         after: Option<BackendId>,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
@@ -267,7 +267,7 @@ impl Books {
     fn choose_in(
         &self,
         service: &Service,
-        user: IpAddr,
+        user: SocketAddr,
         after: Option<BackendId>,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
@@ -305,7 +305,7 @@ impl Books {
     fn pick(
         &self,
         service: &Service,
-        user: IpAddr,
+        user: SocketAddr,
         after: Option<BackendId>,
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {

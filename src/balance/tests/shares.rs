@@ -1,13 +1,12 @@
 //! How users are shared out among the groups of a service, as a table of behaviour.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::super::*;
 use super::backends;
 use crate::cluster::groups::regrouped;
-use crate::cluster::service::Pool;
 use crate::cluster::{Protocol, ServiceId, Snapshot, Standing, Terms, WhenAllFail};
 
 /// A service with these shares, and with backends of these groups and weights.
@@ -25,7 +24,7 @@ fn service(policy: Policy, shares: &[(&str, u8)], members: &[(&str, u16)]) -> Se
 
 /// The same service with other backends.
 fn with(service: &Service, backends: Vec<Backend>) -> Service {
-    let pool = Arc::new(Pool::frozen(backends, &service.groups, &service.terms));
+    let pool = Arc::new(Pool::frozen(backends, service, service.pool.key));
     Service { pool, ..service.clone() }
 }
 
@@ -42,8 +41,8 @@ fn standing(service: &Service, which: &[u32], standing: Standing) -> Service {
     with(service, backends)
 }
 
-fn user(number: u32) -> IpAddr {
-    Ipv4Addr::from(0x0a00_0000 | number).into()
+fn user(number: u32) -> SocketAddr {
+    (Ipv4Addr::from(0x0a00_0000 | number), 1000).into()
 }
 
 fn asked(number: u32) -> Question<'static> {

@@ -344,7 +344,7 @@ fn other_terms_change_neither_the_pools_nor_the_turns_nor_the_seats() {
     let mut registry = registry(4);
     registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
     let before = registry.freeze(true);
-    let terms = Terms { policy: Policy::SourceHash, ..Terms::default() };
+    let terms = Terms { policy: Policy::LeastSessions, ..Terms::default() };
     assert!(
         registry.agree(|_| terms.clone()) && !registry.agree(|_| terms.clone()),
         "only the first time is it new"
@@ -354,6 +354,20 @@ fn other_terms_change_neither_the_pools_nor_the_turns_nor_the_seats() {
     for (one, other) in before.services.iter().zip(&after.services) {
         assert_eq!((&one.terms, &other.terms), (&Terms::default(), &terms));
         assert!(Arc::ptr_eq(&one.turn, &other.turn) && Arc::ptr_eq(&one.seats, &other.seats));
+    }
+}
+
+#[test]
+fn a_pool_has_a_table_while_its_policy_goes_by_one() {
+    let mut registry = registry(4);
+    registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
+    registry.apply(join(1, TCP, 81, 1), NOW).unwrap();
+    for policy in [Policy::RoundRobin, Policy::SourceHash, Policy::LeastSessions] {
+        registry.agree(|_| Terms { policy, ..Terms::default() });
+        let snapshot = registry.freeze(true);
+        let has_table = |id| snapshot.pool(id).unwrap().table.is_some();
+        assert_eq!(has_table(TCP), policy == Policy::SourceHash, "{policy:?}");
+        assert!(!has_table(UDP), "nobody is there");
     }
 }
 

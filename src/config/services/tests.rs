@@ -15,6 +15,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     tls = true
     https_only = true
     policy = "least_sessions"
+    hash = "address_port"
     on_backend_loss = "close"
     connect_ms = 11
     tcp_idle_ms = 12

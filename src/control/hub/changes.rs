@@ -392,7 +392,7 @@ pub(in crate::control::hub) mod tests {
         hub.publish();
         let before = Arc::clone(&hub.snapshot);
         let mut config = Config::default();
-        config.balance.policy = Policy::SourceHash;
+        config.balance.policy = Policy::LeastSessions;
         config.timeouts.connect = Duration::from_millis(11);
         for _ in 0..2 {
             reload(&mut hub, config.clone(), at(1));

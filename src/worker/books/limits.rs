@@ -56,7 +56,7 @@ impl Books {
             if self.book_if_room(service, entry, choice) {
                 return Some(choice);
             }
-            let (user, after) = (entry.client.ip(), tried.first().copied());
+            let (user, after) = (entry.client, tried.first().copied());
             choice = self.choose(service, user, after, &|id| tried.contains(&id))?;
         }
         None

@@ -129,7 +129,7 @@ fn a_user_is_given_a_backend_of_its_own_service_in_that_services_turn() {
     let (mut books, _control) = books();
     for service in [TCP, UDP, API, REDIS] {
         for which in [0, 1, 0] {
-            let choice = books.choose(service, client().ip(), None, &|_| false).unwrap();
+            let choice = books.choose(service, client(), None, &|_| false).unwrap();
             assert_eq!(choice.address, backend(service, which).address);
         }
         let own = backend(service, 0).id;
@@ -156,7 +156,7 @@ fn each_service_is_served_by_its_own_terms_and_by_other_ones_from_the_next_snaps
     });
     assert_eq!(connects(&books), [10, 20, 30, 80]);
     let different = |service| {
-        let choose = || books.choose(service, client().ip(), None, &|_| false).unwrap();
+        let choose = || books.choose(service, client(), None, &|_| false).unwrap();
         choose() != choose()
     };
     assert!(different(TCP) && !different(REDIS), "a user stays where its address leads");
@@ -189,7 +189,7 @@ fn a_service_that_is_not_in_the_snapshot_has_room_for_nobody() {
     let (mut books, _control) = books();
     let unknown = ServiceId(99);
     assert_eq!(books.admit(unknown, client(), NOW).unwrap_err(), Refusal::NoBackend);
-    assert_eq!(books.choose(unknown, client().ip(), None, &|_| false), None);
+    assert_eq!(books.choose(unknown, client(), None, &|_| false), None);
     assert_eq!(taken(&books), [0; 4]);
 }
 
@@ -286,7 +286,7 @@ fn rule_13_of_two_workers_only_one_takes_the_last_place_on_a_backend() {
     let active = |books: &Books, choice: Choice| {
         books.metrics().backends[usize::from(choice.slot)].active.get()
     };
-    let choice = books.choose(REDIS, client().ip(), None, &|_| false).unwrap();
+    let choice = books.choose(REDIS, client(), None, &|_| false).unwrap();
     // Another worker books a session there in between.
     books.metrics().backends[usize::from(choice.slot)].active.one();
     assert!(!books.book_if_room(REDIS, &mut entry, choice));

@@ -410,7 +410,7 @@ impl Sessions {
         let registered = self.backends.at(session.peer, service).backend;
         // A backend that is registered but avoided keeps the session if no other can take it.
         let stay = |why| if registered.is_some() { Ok(place) } else { Err(Up::Drop(why)) };
-        let user = flow.key.client().ip();
+        let user = flow.key.client();
         let left = registered.filter(|_| session.refused);
         let avoided = |id| left == Some(id) || self.backends.is_avoided(id, now);
         let choice = books.choose(service, user, registered, &avoided).or_else(|| {

@@ -181,7 +181,7 @@ impl Sessions {
             return found;
         }
         books
-            .choose(service, client.ip(), before, &avoided)
-            .or_else(|| books.choose(service, client.ip(), before, &is_tried))
+            .choose(service, client, before, &avoided)
+            .or_else(|| books.choose(service, client, before, &is_tried))
     }
 }
