@@ -27,6 +27,7 @@
 //! | what happens to a request? | [`worker::http::driver`], then [`worker::http::sessions`] and [`proxy::http`] |
 //! | what is a protocol to its worker's loop? | [`worker::driver`], held by [`worker::shell`] |
 //! | what lies between a user who speaks TLS and its session? | [`worker::lobby`], then [`proxy::tls`] and [`tls`] |
+//! | and between a session and a backend that is reached by TLS? | [`worker::approach`], then the same |
 //! | who gets the next user? | [`balance`] |
 //! | what is a service, and what do workers see of it? | [`cluster::service`], [`cluster::snapshot`] |
 //! | which service is an API request for? | [`cluster::route`], [`cluster::doors`] |
@@ -38,7 +39,7 @@
 //! # Layers, low to high
 //!
 //! `base` < `tls` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
-//! `proxy`, `worker::link`, `worker::books`, `worker::slots`, `worker::starved`, `worker::lack`,
+//! `proxy`, `worker::link`, `worker::opening`, `worker::books`, `worker::slots`, `worker::starved`,
 //! `worker::grace`, `worker::ends`, `worker::cx` < `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` <
 //! `ring` < `worker`, `control`, `client`, `load` < `boot` < `cli`.
 //! A module uses only what is below it; `tests/tidy.rs` enforces this.

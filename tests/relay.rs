@@ -54,6 +54,7 @@ impl Balancer {
     fn publish(&mut self, addresses: &[SocketAddr]) {
         let backend = |(place, address): (usize, &SocketAddr)| Backend {
             proxy: false,
+            tls: None,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: ServiceId::built_in(Protocol::Tcp),
@@ -282,10 +283,9 @@ fn a_dead_backend_is_passed_over_before_the_user_notices() {
     let answers: Vec<_> = (0..12).map(|_| ask(&mut balancer.user())).collect();
     assert_eq!(answers, [b'b'; 12]);
     assert!(balancer.sum(|metrics| metrics.counters.retries.get()) > 0);
-    assert!(balancer.reports().iter().any(|report| matches!(
-        report,
-        Report::ConnectFailed { backend, .. } if backend.0 != 2
-    )));
+    let failed =
+        |it: &Report| matches!(it, Report::ConnectFailed { backend, .. } if backend.0 != 2);
+    assert!(balancer.reports().iter().any(failed));
     balancer.stop();
 }
 

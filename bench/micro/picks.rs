@@ -79,6 +79,7 @@ fn registry(backends: u16, weights: u16) -> Registry {
     for number in 0..backends {
         let wanted = Registration {
             proxy: false,
+            tls: None,
             probe: true,
             check: None,
             source: Source::Connection(1),

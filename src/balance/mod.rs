@@ -116,6 +116,7 @@ pub(crate) mod tests {
     pub(crate) fn backends(weights: &[u16]) -> Vec<Backend> {
         let backend = |(place, weight): (usize, &u16)| Backend {
             proxy: false,
+            tls: None,
             id: BackendId(place as u32 + 1),
             slot: place as u16,
             service: TCP,

@@ -2,13 +2,13 @@
 //! read: all of them, whenever settings are.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tracing::warn;
 
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::tls::backends::Backends;
 use crate::tls::keys::{Identities, Identity};
 use crate::tls::tickets::Keyring;
@@ -44,7 +44,7 @@ pub fn load(config: &Config, workers: usize, before: Option<&Tls>) -> Result<Arc
             patience: wanted.handshake,
         },
         takes_ragged_ends: wanted.takes_ragged_ends,
-        backends: Backends::default(),
+        backends: backends(config)?,
     }))
 }
 
@@ -67,4 +67,26 @@ fn tickets(config: &Config, before: Option<&Agreed>) -> Result<Arc<Keyring>, Str
         warn!(%reason, "ticket keys not kept");
     }
     Ok(Arc::new(own))
+}
+
+/// Whom we trust where backends are reached by TLS.
+fn backends(config: &Config) -> Result<Backends, String> {
+    let config::BackendTls { ca, verifies } = &config.backend_tls;
+    let backends = Backends::read(ca.as_deref(), *verifies, own_authorities(config))?;
+    match backends.lack().filter(|_| needs_authorities(config)) {
+        Some(lack) => Err(lack.to_owned()),
+        None => Ok(backends),
+    }
+}
+
+/// The files of authorities that single backends have.
+pub fn own_authorities(config: &Config) -> impl Iterator<Item = &Path> {
+    let backends = config.services.iter().flat_map(|service| &service.backends);
+    backends.filter_map(|backend| backend.tls.as_ref()?.ca.as_deref())
+}
+
+/// Whether a backend of the file is to be verified by the authorities that all have in common.
+fn needs_authorities(config: &Config) -> bool {
+    let mut backends = config.services.iter().flat_map(|service| &service.backends);
+    backends.any(|backend| backend.tls.as_ref().is_some_and(|tls| tls.ca.is_none()))
 }

@@ -68,6 +68,12 @@ pub struct Arguments {
     /// Have each user's connection begin with a PROXY header of version 2, which tells the user's address
     #[arg(long, value_name = "VERSION", conflicts_with = "echo", value_parser = clap::value_parser!(u8).range(2..=2))]
     proxy: Option<u8>,
+    /// Be reached by TLS, with a certificate from an authority that the balancer trusts
+    #[arg(long, conflicts_with = "echo")]
+    tls: bool,
+    /// The host that this certificate is for, if it is not for the backend's address
+    #[arg(long, value_name = "HOST", requires = "tls")]
+    tls_name: Option<String>,
     /// Have the balancer not try the port with an empty connection, for servers that take those for an
     /// attack, such as MySQL
     #[arg(long)]
@@ -144,6 +150,8 @@ fn offers(arguments: &Arguments) -> Result<Vec<Offer>, Failure> {
             name: arguments.name.clone(),
             group: member.and_then(|it| it.group.clone()).or_else(|| arguments.group.clone()),
             proxy: arguments.proxy.is_some(),
+            tls: arguments.tls,
+            tls_name: arguments.tls_name.clone(),
             probe: !arguments.no_probe,
             check: arguments.check.clone(),
         })

@@ -233,10 +233,7 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
     vec![
         word(&backend.id),
         word(backend.protocol.name()),
-        word(match backend.proxy {
-            Some(version) => format!("{} (PROXY v{version})", backend.address),
-            None => backend.address.to_string(),
-        }),
+        word(address(backend)),
         word(backend.name.as_deref().unwrap_or("-")),
         word(state(backend)).looking(look),
         word(share).right(),
@@ -248,6 +245,17 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
         bytes(backend.bytes_up),
         bytes(backend.bytes_down),
     ]
+}
+
+/// Where it is, and how a connection to it begins.
+fn address(backend: &BackendStatus) -> String {
+    let proxy = backend.proxy.map(|version| format!("PROXY v{version}"));
+    let tls = backend.tls.as_ref().map(|_| "TLS".to_owned());
+    let said: Vec<String> = proxy.into_iter().chain(tls).collect();
+    match said.is_empty() {
+        true => backend.address.to_string(),
+        false => format!("{} ({})", backend.address, said.join(", ")),
+    }
 }
 
 /// The state, of one that drains with the time that its sessions still have.

@@ -26,6 +26,9 @@ pub struct Offer {
     pub group: Option<String>,
     /// Whether each connection to it is to begin with a PROXY header, of version 2.
     pub proxy: bool,
+    /// Whether it is to be reached by TLS, and the host that its certificate is for.
+    pub tls: bool,
+    pub tls_name: Option<String>,
     /// Whether the balancer may try the port with an empty connection.
     pub probe: bool,
     /// How the balancer is to check it.
@@ -77,6 +80,8 @@ impl Offer {
             name: None,
             group: None,
             proxy: false,
+            tls: false,
+            tls_name: None,
             probe: true,
             check: None,
         }
@@ -94,6 +99,12 @@ impl Offer {
         }
         if self.proxy {
             message["proxy"] = json!(2);
+        }
+        if self.tls {
+            message["tls"] = json!(true);
+        }
+        if let Some(name) = &self.tls_name {
+            message["tls_name"] = json!(name);
         }
         if !self.probe {
             message["probe"] = json!(false);
@@ -218,6 +229,10 @@ mod tests {
         assert_eq!(offer.id(), "tcp-9991");
         offer.proxy = true;
         assert_eq!(read(offer.register())["proxy"], 2);
+        assert_eq!(read(offer.register()).get("tls"), None);
+        (offer.tls, offer.tls_name) = (true, Some("shop.internal".into()));
+        let sealed = read(offer.register());
+        assert_eq!((&sealed["tls"], &sealed["tls_name"]), (&json!(true), &json!("shop.internal")));
         offer.probe = false;
         assert_eq!(read(offer.register())["probe"], false);
         offer.name = Some("a \"b\"".into());

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::tls::backends::BackendTls;
+
 /// The three kinds of user, and so of service.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -118,6 +120,8 @@ pub struct Backend {
     pub group: Option<Arc<str>>,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// How it is verified, if it is reached by TLS.
+    pub tls: Option<BackendTls>,
     pub standing: Standing,
 }
 

@@ -213,6 +213,8 @@ impl Registry {
                 let service = self.name_of(service);
                 Err(Fault::OwnedByAnother { service, address, by: entry.source })
             }
+            // What was said to it in the clear, or to one that was verified otherwise, is not gone on with.
+            Some(entry) if entry.backend.tls != wanted.tls => Err(Fault::TlsChanges { address }),
             None if self.has_enough(wanted) => Err(Fault::Enough {
                 service: self.name_of(service),
                 backends: self.service(service).terms.limits.backends.unwrap_or(u32::MAX),
@@ -478,6 +480,7 @@ impl Registry {
             name: wanted.name,
             group: wanted.group,
             proxy: wanted.proxy,
+            tls: wanted.tls,
             standing: against.standing(),
         };
         let roster = self.roster(backend.service);

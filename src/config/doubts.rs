@@ -6,22 +6,42 @@ use super::rules::is_open;
 
 /// What is allowed and deserves a second thought, each in one sentence.
 pub fn warnings(config: &Config) -> Vec<String> {
-    let Some(door) = config.listen.admin.filter(is_open) else { return Vec::new() };
+    open_admin(config).into_iter().chain(unverified(config)).collect()
+}
+
+fn unverified(config: &Config) -> Option<String> {
+    (!config.backend_tls.verifies).then(|| {
+        "backend_tls.verify is \"off\", so whoever answers at a backend's address is taken for it, and reads \
+         and changes what users send: name the authority in backend_tls.ca instead"
+            .to_owned()
+    })
+}
+
+fn open_admin(config: &Config) -> Option<String> {
+    let door = config.listen.admin.filter(is_open)?;
     let changes = match config.admin.token_file {
         Some(_) => "; the tokens of admin.token_file guard changes only, and no reader needs one",
         None => "",
     };
-    vec![format!(
+    Some(format!(
         "listen.admin is {door}, where anybody who can reach it reads the status, the addresses of users and \
          backends and the metrics{changes}: keep it on 127.0.0.1 and reach it with `ssh -L`, or let a \
          firewall choose who may"
-    )]
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::file;
     use super::*;
+
+    #[test]
+    fn backends_that_nobody_verifies_deserve_a_warning() {
+        let warned = |text: &str| warnings(&file::read("f", text).unwrap());
+        assert!(warned("backend_tls.verify = \"full\"").is_empty());
+        let told = warned("backend_tls.verify = \"off\"").concat();
+        assert!(told.starts_with("backend_tls.verify is \"off\""), "{told}");
+    }
 
     #[test]
     fn an_admin_door_that_other_hosts_can_reach_deserves_a_warning_with_tokens_too() {

@@ -287,6 +287,9 @@ pub(super) mod tests {
         certificate = "a.pem"
         key = "a.key"
         ocsp = "a.ocsp"
+        [backend_tls]
+        ca = "authorities.pem"
+        verify = "off"
         [control]
         allow = ["10.0.0.0/8"]
         secret_file = "secrets"

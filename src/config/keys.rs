@@ -211,13 +211,17 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
     "tls" "strict_sni", tls.strict_sni: Switch, Now,
         "Refuse users who ask for a host that no certificate names.";
     "tls" "ragged_end", tls.takes_ragged_ends: Word(RAGGED_ENDS), Now,
-        "What the end of a TCP user's connection means when TLS has not announced it: `\"reset\"`, since it may have been cut off, or `\"end\"`. HTTP says its lengths itself.";
+        "What the end of a TCP user's or backend's connection means when TLS has not announced it: `\"reset\"`, since it may have been cut off, or `\"end\"`. Users of HTTP say their lengths themselves.";
     "tls" "ticket_file", tls.ticket_file: File, Now,
         "File of keys with which users take up earlier connections, for several balancers that share their users: 2 to 16 of them, each 48 or 80 bytes in Base64 on a line of its own, the oldest first. The last but one seals, all of them open. `\"\"` makes keys here, new ones every 6 hours, and keeps them over a restart in the folder that systemd names in RUNTIME_DIRECTORY.";
     "tls" "handshake_ms", tls.handshake: Millis(10..=HOUR_MS), Now,
         "How long a TLS handshake may take in all.";
     "tls" "handshakes", tls.handshakes: Number(1..=1 << 20), Now,
         "Most TLS handshakes under way at once; each worker allows an even share, rounded up. Beyond that, whoever has not sent a whole ClientHello goes, longest first.";
+    "backend_tls" "ca", backend_tls.ca: File, Now,
+        "File of authorities in PEM, one of which must have signed the certificate of a backend that is reached by TLS; `\"\"` takes those that this host trusts. Read again on every reload.";
+    "backend_tls" "verify", backend_tls.verifies: Word(VERIFIES), Now,
+        "Whether such a certificate must be sound and for the backend's name or address: `\"full\"`, or `\"off\"`, which takes whoever answers for the backend.";
     "control" "allow", control.allow: Networks, Now,
         "Networks whose hosts may register, in CIDR notation; empty allows only this host.";
     "control" "secret_file", control.secret_file: File, Now,
@@ -250,6 +254,8 @@ const UDP_LOSSES: &[(&str, OnUdpLoss)] =
     &[("move", OnUdpLoss::Move), ("drop", OnUdpLoss::Drop), ("keep", OnUdpLoss::Keep)];
 
 const RAGGED_ENDS: &[(&str, bool)] = &[("reset", false), ("end", true)];
+
+const VERIFIES: &[(&str, bool)] = &[("full", true), ("off", false)];
 
 const LEVELS: &[(&str, tracing::Level)] = &[
     ("error", tracing::Level::ERROR),
@@ -378,8 +384,19 @@ mod tests {
         let mut sections: Vec<&str> = KEYS.iter().map(|key| key.section).collect();
         sections.dedup();
         let all = [
-            "", "listen", "balance", "health", "timeouts", "limits", "udp", "api", "tls",
-            "control", "admin", "log",
+            "",
+            "listen",
+            "balance",
+            "health",
+            "timeouts",
+            "limits",
+            "udp",
+            "api",
+            "tls",
+            "backend_tls",
+            "control",
+            "admin",
+            "log",
         ];
         assert_eq!(sections, all);
     }

@@ -44,6 +44,7 @@ pub struct Config {
     pub udp_local_addresses: Vec<IpAddr>,
     pub api: Api,
     pub tls: Tls,
+    pub backend_tls: BackendTls,
     pub control: Control,
     pub admin: Admin,
     pub log: Log,
@@ -179,6 +180,21 @@ impl Default for Tls {
             handshake: Duration::from_secs(5),
             handshakes: 1024,
         }
+    }
+}
+
+/// TLS with backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendTls {
+    /// A file of authorities; `None`: those that this host trusts.
+    pub ca: Option<PathBuf>,
+    /// Whether a backend's certificate is looked at.
+    pub verifies: bool,
+}
+
+impl Default for BackendTls {
+    fn default() -> BackendTls {
+        BackendTls { ca: None, verifies: true }
     }
 }
 

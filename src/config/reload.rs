@@ -170,6 +170,8 @@ pub(super) mod tests {
         "tls.ticket_file",
         "tls.handshake_ms",
         "tls.handshakes",
+        "backend_tls.ca",
+        "backend_tls.verify",
         "control.allow",
         "control.secret_file",
         "admin.token_file",

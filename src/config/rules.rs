@@ -388,6 +388,11 @@ fn proxies(config: &Config) -> Result<(), String> {
                  header, leave it out"
             ));
         }
+        if service.protocol == Protocol::Udp && service.backends.iter().any(|it| it.tls.is_some()) {
+            return Err(format!(
+                "service.{name}.backends says tls, and {name} is udp: datagrams are not sealed, leave it out"
+            ));
+        }
         if !service.has_doors() && !proxies.is_empty() {
             return Err(format!(
                 "service.{name}.proxy_from has no effect without `listen` in [service.{name}], whose users \

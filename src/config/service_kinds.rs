@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use super::kinds::{DoorAddress, Given, Kind, list, quoted, texts};
 use crate::cluster::WEIGHT_MAX;
 use crate::cluster::groups::{GROUPS_MAX, SHARE_MAX};
 use crate::cluster::route::Host;
 use crate::metrics::BACKENDS_MAX;
+use crate::tls::backends::{self, BackendTls};
 
 /// Bytes of the name of a service or a group, at most.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -25,6 +27,8 @@ pub struct StaticBackend {
     pub weight: u16,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// How it is verified, if it is reached by TLS.
+    pub tls: Option<BackendTls>,
     pub group: Option<String>,
 }
 
@@ -146,7 +150,7 @@ impl Kind<Vec<String>> for Paths {
 }
 
 /// Backends that do not register, each an address with its port, or a table with `address`, `weight`,
-/// `group` and `proxy`.
+/// `group`, `proxy` and `tls`.
 pub struct Backends;
 
 impl Kind<Vec<StaticBackend>> for Backends {
@@ -175,15 +179,17 @@ impl Kind<Vec<StaticBackend>> for Backends {
     }
 
     fn show(&self, backends: &Vec<StaticBackend>) -> String {
-        let shown = |StaticBackend { address, weight, group, proxy }: &StaticBackend| {
+        let shown = |StaticBackend { address, weight, group, proxy, tls }: &StaticBackend| {
             let weight = (*weight != 1).then(|| format!(", weight = {weight}"));
             let group = group.as_ref().map(|group| format!(", group = {}", quoted(group)));
-            if weight.is_none() && group.is_none() && !proxy {
+            if weight.is_none() && group.is_none() && !proxy && tls.is_none() {
                 return format!("\"{address}\"");
             }
             let (weight, group) = (weight.unwrap_or_default(), group.unwrap_or_default());
             let proxy = if *proxy { ", proxy = 2" } else { "" };
-            format!("{{ address = \"{address}\"{weight}{group}{proxy} }}")
+            let tls = tls.as_ref().map(|tls| format!(", tls = {}", tls_shown(tls)));
+            let tls = tls.unwrap_or_default();
+            format!("{{ address = \"{address}\"{weight}{group}{proxy}{tls} }}")
         };
         format!("[{}]", backends.iter().map(shown).collect::<Vec<_>>().join(", "))
     }
@@ -191,7 +197,7 @@ impl Kind<Vec<StaticBackend>> for Backends {
 
 fn static_backend(item: &Given) -> Result<StaticBackend, String> {
     let address = ([0, 0, 0, 0], 0).into();
-    let mut backend = StaticBackend { address, weight: 1, group: None, proxy: false };
+    let mut backend = StaticBackend { address, weight: 1, group: None, proxy: false, tls: None };
     let alone = [("address".to_owned(), item.clone())];
     let rows = if let Given::Table(rows) = item { rows.as_slice() } else { &alone };
     for (name, given) in rows {
@@ -206,6 +212,7 @@ fn static_backend(item: &Given) -> Result<StaticBackend, String> {
             }
             ("group", Given::Text(group)) if is_word(group) => backend.group = Some(group.clone()),
             ("proxy", Given::Number(2)) => backend.proxy = true,
+            ("tls", given) => backend.tls = backend_tls(given)?,
             ("address" | "weight" | "group" | "proxy", _) => {
                 return Err(format!("{name} = {}", given.described()));
             }
@@ -215,6 +222,36 @@ fn static_backend(item: &Given) -> Result<StaticBackend, String> {
     let address = backend.address;
     let reachable = address.port() != 0 && !address.ip().is_unspecified();
     if reachable { Ok(backend) } else { Err(item.described()) }
+}
+
+/// How a backend is verified: `true`, or a table with a `name`, or a `ca`, or both.
+fn backend_tls(given: &Given) -> Result<Option<BackendTls>, String> {
+    let rows = match given {
+        Given::Switch(on) => return Ok(on.then(BackendTls::default)),
+        Given::Table(rows) => rows,
+        other => return Err(format!("tls = {}", other.described())),
+    };
+    let mut tls = BackendTls::default();
+    for (key, given) in rows {
+        match (key.as_str(), given) {
+            ("name", Given::Text(name)) if backends::is_name(name) => {
+                tls.name = Some(name.as_str().into());
+            }
+            ("ca", Given::Text(path)) if !path.is_empty() => {
+                tls.ca = Some(Path::new(path).into());
+            }
+            ("name" | "ca", _) => return Err(format!("tls with {key} = {}", given.described())),
+            _ => return Err(format!("tls with `{}`", key.escape_debug())),
+        }
+    }
+    Ok(Some(tls))
+}
+
+fn tls_shown(tls: &BackendTls) -> String {
+    let name = tls.name.as_ref().map(|name| format!("name = {}", quoted(name)));
+    let ca = tls.ca.as_ref().map(|path| format!("ca = {}", quoted(&path.display().to_string())));
+    let both: Vec<String> = name.into_iter().chain(ca).collect();
+    if both.is_empty() { "true".to_owned() } else { format!("{{ {} }}", both.join(", ")) }
 }
 
 /// Whether these are letters, digits, `-` and `_`, few enough for a name.

@@ -82,6 +82,9 @@ pub struct Joining {
     pub group: Option<Arc<str>>,
     /// Whether each connection is to begin with a PROXY header, of version 2.
     pub proxy: Option<bool>,
+    /// Whether it is reached by TLS, and the host that its certificate must be for.
+    pub tls: Option<bool>,
+    pub tls_name: Option<Arc<str>>,
     /// Whether the port may be tried by a connection without a user.
     pub probe: Option<bool>,
     /// How it wants to be checked; `Some(None)`: not at all.

@@ -11,6 +11,7 @@ use tracing::warn;
 
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
+use crate::config::Config;
 use crate::tls::keys::Identity;
 
 /// A certificate that ends within these days is spoken of wherever an operator looks.
@@ -96,6 +97,14 @@ pub fn warn(snapshot: &Snapshot, now: Now) {
 /// What tells a file from what it was: when its content was last changed, when anything about it was (who may
 /// read it, or which file has its name), its number and its length.
 type Stamp = Option<(SystemTime, (i64, i64), u64, u64)>;
+
+/// The files of certificates, keys and authorities that settings name.
+pub fn files_of(config: &Config) -> Vec<PathBuf> {
+    let listed = config.services.iter().flat_map(|service| &service.backends);
+    let own = listed.filter_map(|backend| backend.tls.as_ref()?.ca.as_deref());
+    let authorities = config.backend_tls.ca.as_deref().into_iter().chain(own).map(Path::to_owned);
+    config.tls.files().into_iter().chain(authorities).collect()
+}
 
 /// The look at the files.
 pub struct Watch {

@@ -6,11 +6,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::probe::{self, Port};
+use super::contact::{Contact, Missed, Port};
+use super::probe;
 use crate::config::services::{CheckConfig, CheckKind, Expected};
 
 /// Bytes that an answer's head may have, with all interim answers before it; the rest of an answer is not
@@ -45,11 +44,12 @@ pub struct Question {
 
 impl Target {
     /// How the backend at this port is checked. A check on another port asks another server, which expects
-    /// no PROXY header.
+    /// no PROXY header and speaks no TLS.
     pub fn of(check: &CheckConfig, backend: Port) -> Target {
         let own = backend.address;
         let address = SocketAddr::new(own.ip(), check.port.unwrap_or(own.port()));
-        let port = Port { address, proxy: backend.proxy && address == own };
+        let proxy = backend.proxy && address == own;
+        let port = Port { address, proxy, tls: backend.tls.filter(|_| address == own) };
         let question = (check.kind == CheckKind::Http).then(|| Question {
             method: "GET",
             path: check.path.clone(),
@@ -84,6 +84,14 @@ pub struct Failure {
 impl Failure {
     pub fn by_backend(sentence: String) -> Failure {
         Failure { sentence, is_ours: false }
+    }
+
+    /// The same where TLS may have been what failed.
+    fn by_missed(what: &str, address: SocketAddr, missed: &Missed) -> Failure {
+        match missed {
+            Missed::Wire(error) => Failure::by_error(what, address, error),
+            Missed::Tls(_) => Failure::by_backend(format!("{what} {address}: {missed}")),
+        }
     }
 
     /// Of the connection to `address`, while `what` was done.
@@ -122,12 +130,12 @@ pub async fn check(target: &Target) -> Result<(), Failure> {
 
 async fn attempt(target: &Target) -> Result<(), Failure> {
     let address = target.port.address;
-    let connected = probe::meet(target.port).await;
-    let stream =
-        connected.map_err(|error| Failure::by_error("cannot connect to", address, &error))?;
+    let connected = Contact::make(&target.port).await;
+    let contact =
+        connected.map_err(|missed| Failure::by_missed("cannot connect to", address, &missed))?;
     let Some(question) = &target.question else { return Ok(()) };
-    let status = ask(stream, question).await.map_err(|broken| match broken {
-        Broken::Wire(error) => Failure::by_error("no answer from", address, &error),
+    let status = ask(contact, question).await.map_err(|broken| match broken {
+        Broken::Wire(missed) => Failure::by_missed("no answer from", address, &missed),
         Broken::Words(why) => Failure::by_backend(format!("no answer from {address}: {why}")),
     })?;
     let Expected { first, last } = question.expect;
@@ -142,14 +150,14 @@ async fn attempt(target: &Target) -> Result<(), Failure> {
 /// Why a question has no answer.
 enum Broken {
     /// The connection failed.
-    Wire(io::Error),
+    Wire(Missed),
     /// What came was no answer.
     Words(String),
 }
 
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Broken {
-        Broken::Wire(error)
+impl From<Missed> for Broken {
+    fn from(missed: Missed) -> Broken {
+        Broken::Wire(missed)
     }
 }
 
@@ -161,18 +169,17 @@ impl From<String> for Broken {
 
 /// Sends the request over this connection and reads the status of the answer. Takes as long as the other end
 /// likes.
-async fn ask(mut stream: TcpStream, question: &Question) -> Result<u16, Broken> {
+async fn ask(mut contact: Contact, question: &Question) -> Result<u16, Broken> {
     let Question { method, path, host, .. } = question;
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {AGENT}\r\naccept: */*\r\n\
          connection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes()).await?;
+    contact.send(request.as_bytes()).await.map_err(Missed::Wire)?;
     let (mut heard, mut interim) = (Vec::with_capacity(1024), 0);
     loop {
         let known = heard.len();
-        let mut room = (&mut stream).take((HEAD_BYTES_MAX - known) as u64);
-        if room.read_buf(&mut heard).await? == 0 {
+        if contact.receive(&mut heard, HEAD_BYTES_MAX - known).await? == 0 {
             return Err("it closed the connection before it had answered".to_owned().into());
         }
         // Every head ends with a line, so a byte at a time is not parsed a byte at a time.
@@ -229,7 +236,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     fn at(address: SocketAddr) -> Port {
-        Port { address, proxy: false }
+        Port { address, proxy: false, tls: None }
     }
 
     fn http() -> CheckConfig {
@@ -289,14 +296,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_check_on_the_backends_own_port_begins_with_the_header_that_it_expects() {
-        let backend = Port { address: "192.0.2.1:80".parse().unwrap(), proxy: true };
+        let backend = Port { address: "192.0.2.1:80".parse().unwrap(), proxy: true, tls: None };
         for (port, proxy) in [(None, true), (Some(80), true), (Some(8008), false)] {
-            let target = Target::of(&CheckConfig { port, ..http() }, backend);
+            let target = Target::of(&CheckConfig { port, ..http() }, backend.clone());
             let address = (backend.address.ip(), port.unwrap_or(80)).into();
-            assert_eq!(target.port, Port { address, proxy });
+            assert_eq!(target.port, Port { address, proxy, tls: None });
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = Port { address: listener.local_addr().unwrap(), proxy: true };
+        let port = Port { address: listener.local_addr().unwrap(), proxy: true, tls: None };
         let backend = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut asked = Vec::new();

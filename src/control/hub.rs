@@ -41,6 +41,7 @@ use crate::config::Config;
 use crate::logs;
 use crate::metrics::{BACKENDS_MAX, ControlCounters};
 use crate::session::EndReason;
+use crate::tls::backends::reason;
 use crate::worker::link::{Order, Report};
 use aside::Asides;
 use checking::{Checking, is_failing};
@@ -387,7 +388,13 @@ impl Hub {
                     let backend = backend.map(|id| (id, self.address_of(id)));
                     self.console.out_of_room(now, shortage, service, backend, datagrams);
                 }
-                Report::ConnectFailed { backend, errno } => self.port_failed(backend, errno, now),
+                Report::ConnectFailed { backend, errno } => {
+                    let why = std::io::Error::from_raw_os_error(errno).to_string();
+                    self.port_failed(backend, &why, now);
+                }
+                Report::UpstreamTlsFailed { backend, why } => {
+                    self.port_failed(backend, &format!("TLS: {}", reason(why)), now);
+                }
                 Report::Unanswered { backend, since, now: until } => {
                     self.unanswered(backend, since, until, now);
                 }

@@ -52,6 +52,7 @@ pub mod certificates;
 pub mod checker;
 pub mod checks;
 pub mod console;
+pub mod contact;
 pub mod conversation;
 pub mod crowd;
 pub mod door;

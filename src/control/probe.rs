@@ -7,30 +7,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use super::contact::{Contact, Missed, Port};
 use crate::base::lack::Lack;
-use crate::cluster::Backend;
-use crate::proxy::greeting::{self, WRITTEN_MAX};
+use crate::tls::backends::{Client, reason};
+use crate::tls::engine::Fault;
 
 /// Most ports tried at once for backends that register, and as many again for those set aside.
 pub const AT_ONCE: usize = 64;
-
-/// Where a backend serves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Port {
-    pub address: SocketAddr,
-    /// Whether it expects a PROXY header.
-    pub proxy: bool,
-}
-
-impl Port {
-    pub fn of(backend: &Backend) -> Port {
-        Port { address: backend.address, proxy: backend.proxy }
-    }
-}
 
 /// Why there is no connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,6 +41,13 @@ impl Unreached {
         Unreached { sentence, is_ours }
     }
 
+    fn by_fault(port: &Port, fault: Fault) -> Unreached {
+        let (address, why) = (port.address, reason(fault));
+        let name = port.tls.as_ref().map_or_else(String::new, Client::name);
+        let sentence = format!("no TLS with {address} as {name}: {why}");
+        Unreached { sentence, is_ours: fault == Fault::Internal }
+    }
+
     fn in_time(address: SocketAddr, timeout: Duration) -> Unreached {
         let ms = timeout.as_millis();
         let sentence = format!(
@@ -76,28 +68,12 @@ pub fn is_own_lack(error: &io::Error) -> bool {
 /// If there is no connection within `timeout`.
 pub async fn connects(port: Port, timeout: Duration, turns: &Semaphore) -> Result<(), Unreached> {
     let _turn = turns.acquire().await;
-    match tokio::time::timeout(timeout, meet(port)).await {
+    match tokio::time::timeout(timeout, Contact::make(&port)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(Unreached::by_error(port.address, &error)),
+        Ok(Err(Missed::Wire(error))) => Err(Unreached::by_error(port.address, &error)),
+        Ok(Err(Missed::Tls(fault))) => Err(Unreached::by_fault(&port, fault)),
         Err(_) => Err(Unreached::in_time(port.address, timeout)),
     }
-}
-
-/// Connects, and makes sure that the other end is not this one: if the port is among those the kernel
-/// gives out, a connection may get it as its own and meet itself, which shows that nobody listens there.
-/// A backend that expects a header is told that this connection is for nobody (`LOCAL`).
-///
-/// # Errors
-/// Why there is no connection, in the kernel's words.
-pub async fn meet(port: Port) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(port.address).await?;
-    if stream.local_addr()? == stream.peer_addr()? {
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    if port.proxy {
-        stream.write_all(greeting::write(None, &mut [0; WRITTEN_MAX])).await?;
-    }
-    Ok(stream)
 }
 
 #[cfg(test)]
@@ -132,7 +108,7 @@ mod tests {
         let turns = Semaphore::new(1);
         for (proxy, wanted) in [(false, &b""[..]), (true, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")] {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let port = Port { address: listener.local_addr().unwrap(), proxy };
+            let port = Port { address: listener.local_addr().unwrap(), proxy, tls: None };
             let backend = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut said = Vec::new();
@@ -154,7 +130,7 @@ mod tests {
         let port = (bounds[0]..bounds[1]).step_by(2).filter(is_free).nth(100).unwrap();
         for _ in 0..usize::from(bounds[1] - bounds[0]) {
             let address = ([127, 0, 0, 1], port).into();
-            let met = meet(Port { address, proxy: false }).await;
+            let met = Contact::make(&Port { address, proxy: false, tls: None }).await;
             assert!(met.is_err(), "nobody listens on {port}");
         }
     }

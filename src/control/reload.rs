@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tracing::{error, info, warn};
 
 use super::auth::Secrets;
-use super::certificates::{self, Watch};
+use super::certificates::{self, Watch, files_of};
 use super::doors::{NewDoor, Opened, Step};
 use super::drain::Stop;
 use super::hub::Hub;
@@ -40,8 +40,8 @@ pub type Fit = Box<dyn Fn(&mut Config) -> Result<Vec<String>, String>>;
 /// Opens users' doors, all or none.
 pub type Open = Box<dyn Fn(&[NewDoor]) -> Result<Vec<Opened>, String>>;
 
-/// Reads the certificates and keys that settings name, in place of those in use. If one is at fault, a sentence
-/// for the operator.
+/// Reads the certificates, keys and authorities that settings name, in place of those in use. If one is at fault,
+/// a sentence for the operator.
 pub type Certify = Box<dyn Fn(&Config, &Tls) -> Result<Arc<Tls>, String>>;
 
 /// What a reload needs from the code that started the balancer.
@@ -227,7 +227,7 @@ impl Reload {
                 let hub = hub.borrow();
                 (Arc::clone(&hub.config), Arc::clone(&hub.snapshot.tls))
             };
-            let read = match self.watch.finds_change(&config.tls.files()) {
+            let read = match self.watch.finds_change(&files_of(&config)) {
                 true => self.read_again(&config, &before, hub, now),
                 false => None,
             };

@@ -220,6 +220,9 @@ pub struct BackendStatus {
     /// The version of the PROXY header that each connection to it begins with.
     #[serde(default)]
     pub proxy: Option<u8>,
+    /// The name or address that its certificate must be for, if it is reached by TLS.
+    #[serde(default)]
+    pub tls: Option<String>,
     pub state: BackendState,
     /// How often it has a turn in one round of the rotation, and how many turns a round has;
     /// `turns / round` is its share of new sessions.

@@ -291,6 +291,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         group: backend.group.as_deref().map(str::to_owned),
         weight: backend.weight,
         proxy: backend.proxy.then_some(2),
+        tls: backend.tls.as_ref().map(|tls| tls.name_for(backend.address.ip())),
         state,
         state_since_unix_ms: None,
         state_changes: 0,

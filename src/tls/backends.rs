@@ -65,6 +65,13 @@ pub struct BackendTls {
     pub ca: Option<Arc<Path>>,
 }
 
+impl BackendTls {
+    /// The name, or address, that the certificate of the backend at this address must be for.
+    pub fn name_for(&self, address: IpAddr) -> String {
+        self.name.as_deref().map_or_else(|| address.to_string(), str::to_owned)
+    }
+}
+
 /// How a connection to one backend is to be made: by what terms, and to whom.
 #[derive(Clone)]
 pub struct Client {

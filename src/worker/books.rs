@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::link::{Ended, HostAsked, Refusal, Report};
+use super::opening::{Opening, Unconnected};
 use crate::balance::{self, Question};
 use crate::base::time::Now;
 use crate::cluster::doors::Requests;
@@ -36,12 +37,14 @@ pub struct Choice {
     pub address: SocketAddr,
     /// Whether a connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// Whether it is reached by TLS.
+    pub tls: bool,
 }
 
 impl From<&Backend> for Choice {
     fn from(backend: &Backend) -> Choice {
-        let Backend { id, slot, address, proxy, .. } = *backend;
-        Choice { backend: id, slot, address, proxy }
+        let Backend { id, slot, address, proxy, ref tls, .. } = *backend;
+        Choice { backend: id, slot, address, proxy, tls: tls.is_some() }
     }
 }
 
@@ -153,6 +156,28 @@ impl Books {
     /// Whether the TLS of users who come in here ends here.
     pub fn speaks_tls(&self, at: Doorway) -> bool {
         at.is_tls || self.snapshot.service(at.service).is_some_and(|service| service.terms.tls)
+    }
+
+    /// How TLS is spoken with a backend that was picked, if it is reached by that. One that has left meanwhile
+    /// is refused.
+    ///
+    /// # Errors
+    /// It is not known any more how.
+    pub fn opening(
+        &self,
+        service: ServiceId,
+        choice: Choice,
+        is_late: bool,
+    ) -> Result<Option<Opening>, Errno> {
+        if !choice.tls {
+            return Ok(None);
+        }
+        let found = self.snapshot.service(service).ok_or(Errno::ECONNABORTED)?;
+        let backend = found.pool.get(choice.backend).ok_or(Errno::ECONNABORTED)?;
+        let tls = backend.tls.as_ref().ok_or(Errno::ECONNABORTED)?;
+        let speaks_http = found.kind == Protocol::Api;
+        let client = self.tls().backends.client(tls, backend.address.ip(), speaks_http);
+        Ok(Some(Opening { backend: choice.backend.0, client, is_late }))
     }
 
     /// Whether a stream says in its ClientHello which service it is for.
@@ -356,14 +381,18 @@ impl Books {
     }
 
     /// The session's backend refused, or did not answer in time: avoided until the control core knows.
-    pub fn backend_failed(&mut self, entry: &Entry, errno: Errno) {
+    pub fn backend_failed(&mut self, entry: &Entry, why: impl Into<Unconnected>) {
         let Some(choice) = entry.choice else { return };
         self.parts.metrics.counters.connects_failed.one();
         self.parts.metrics.backends[usize::from(choice.slot)].connect_failed.one();
         if self.aside.len() < ASIDE_MAX && !self.aside.contains(&choice.backend) {
             self.aside.push(choice.backend);
         }
-        self.report(Report::ConnectFailed { backend: choice.backend, errno: errno as i32 });
+        let backend = choice.backend;
+        self.report(match why.into() {
+            Unconnected::Errno(errno) => Report::ConnectFailed { backend, errno: errno as i32 },
+            Unconnected::Tls(why) => Report::UpstreamTlsFailed { backend, why },
+        });
         self.parts.urgent.notify_one();
     }
 

@@ -16,6 +16,7 @@ use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{HOST_KEPT_MAX, Times};
 use crate::session::shards::{Shard, ShardWriter};
 use crate::session::{EndReason, SessionId};
+use crate::tls::engine::Fault;
 
 /// The most orders that may wait for a worker, which takes them every turn.
 pub const ORDERS_MAX: usize = 1024;
@@ -109,11 +110,16 @@ pub enum Report {
         /// How many since the worker's last such report.
         datagrams: u64,
     },
-    /// A backend's data port refused, reset or did not answer in time. Urgent, as is the next; a worker's
+    /// A backend's data port refused, reset or did not answer in time. Urgent, as are the next; a worker's
     /// own shortage is never reported this way.
     ConnectFailed {
         backend: BackendId,
         errno: i32,
+    },
+    /// A TLS handshake with a backend has failed. Urgent as well.
+    UpstreamTlsFailed {
+        backend: BackendId,
+        why: Fault,
     },
     /// A backend has had an API request since then, and by now let the time for its answer pass.
     Unanswered {
@@ -271,7 +277,8 @@ pub struct WorkerEnd {
     pub metrics: Arc<WorkerMetrics>,
     pub shard: ShardWriter,
     pub wake: Arc<EventFd>,
-    /// Notified after [`Report::ConnectFailed`] and [`Report::Unanswered`] only; other reports wait for the control core's tick.
+    /// Notified after [`Report::ConnectFailed`], [`Report::UpstreamTlsFailed`] and [`Report::Unanswered`] only; other
+    /// reports wait for the control core's tick.
     pub urgent: Arc<tokio::sync::Notify>,
 }
 

@@ -4,6 +4,7 @@
 //! protocols share the `books`, and the two that carry streams share `streams`, `greetings`, `lobby`
 //! (handshakes), `secured` (TLS beyond them) and `stream_driver`; `link` is the link to the control core.
 
+mod approach;
 pub mod books;
 pub mod cx;
 pub mod door;
@@ -14,6 +15,7 @@ mod greetings;
 pub mod http;
 pub mod link;
 mod lobby;
+mod opening;
 mod secured;
 pub mod shell;
 pub mod slots;

@@ -5,8 +5,9 @@
 use super::driver::Turn;
 use super::greetings::Newcomer;
 use super::link::{DoorChange, Order};
+use super::opening::Unconnected;
 use super::slots::Key;
-use super::streams::Streams;
+use super::streams::{News, Streams};
 use crate::proxy::Event;
 
 /// Commands that may wait while one event is handled, before the list has to grow.
@@ -28,6 +29,9 @@ pub trait StreamDriver<const FAMILY: u8> {
     /// Tells a session what has happened to one of its connections.
     fn happened(&mut self, key: Key, event: Event, turn: &mut Turn<'_>);
 
+    /// Tells a session that its connection to a backend is good to use, or why there is none.
+    fn connected(&mut self, key: Key, result: Result<(), Unconnected>, turn: &mut Turn<'_>);
+
     /// Begins a session for a user who can be served.
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>);
 
@@ -41,8 +45,11 @@ pub trait StreamDriver<const FAMILY: u8> {
             }
             self.commands().clear();
             // Under TLS, one receive may bring several messages: as many as one block holds.
-            let Some((key, event)) = self.streams().next_event() else { break };
-            self.happened(key, event, turn);
+            let Some((key, news)) = self.streams().next_news() else { break };
+            match news {
+                News::Happened(event) => self.happened(key, event, turn),
+                News::Connected(result) => self.connected(key, result, turn),
+            }
         }
     }
 

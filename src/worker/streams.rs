@@ -9,11 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
+use super::approach::{Approaches, Step};
 use super::door::{Arrival, Doors};
 use super::driver::Turn;
 use super::greetings::{Greetings, Newcomer};
 use super::link::DoorChange;
 use super::lobby::Lobby;
+use super::opening::{Opening, Unconnected};
 pub use super::secured::End;
 use super::secured::Secured;
 use super::slots::{GENERATION_MASK, Key};
@@ -37,8 +39,10 @@ const GREETING: u8 = 6;
 const LOBBY: u8 = 7;
 /// What TLS has sealed can go on.
 const SEALED_ROOM: u8 = 8;
+/// A handshake with a backend can go on.
+const APPROACH: u8 = 9;
 /// The first of the operations that a driver defines itself.
-pub const OWN: u8 = 9;
+pub const OWN: u8 = 10;
 const OPERATION: u8 = 0x0f;
 
 /// The streams of the driver whose completions are of this family.
@@ -50,16 +54,25 @@ pub struct Streams<const FAMILY: u8> {
     farewell: Option<&'static [u8]>,
     sockets: Sockets,
     secured: Secured,
+    approaches: Approaches,
     /// What has happened to sessions whose connections speak TLS, and has not been told them.
-    happened: VecDeque<(Key, Event)>,
+    happened: VecDeque<(Key, News)>,
 }
 
 /// By place and side.
 type Sockets = Vec<[Option<OwnedFd>; 2]>;
 
+/// What TLS has brought about.
+pub enum News {
+    Happened(Event),
+    /// The handshake with a backend is over, or has failed.
+    Connected(Result<(), Unconnected>),
+}
+
 /// What a completion means to the driver.
 pub enum Completion {
     Happened(Key, Event),
+    /// The kernel has connected to a backend, or could not; whether TLS follows is the driver's matter.
     Connected(Key, Result<(), Errno>),
     /// Somebody who can be served.
     Arrived(Newcomer),
@@ -76,8 +89,16 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         let greetings = Greetings::new(FAMILY | GREETING, farewell.is_some(), now);
         // Users who speak first speak HTTP.
         let lobby = Lobby::new(FAMILY | LOBBY, farewell.is_some(), now);
-        let (secured, happened) = (Secured::default(), VecDeque::new());
-        Streams { doors, greetings, lobby, farewell, sockets: Vec::new(), secured, happened }
+        Streams {
+            doors,
+            greetings,
+            lobby,
+            farewell,
+            sockets: Vec::new(),
+            secured: Secured::default(),
+            approaches: Approaches::default(),
+            happened: VecDeque::new(),
+        }
     }
 
     /// Connections of which it is not known yet for whom they come.
@@ -87,7 +108,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
 
     /// Whether the next turn must not wait for a completion.
     pub fn is_eager(&self) -> bool {
-        self.lobby.is_busy() || self.secured.has_unsealed()
+        self.lobby.is_busy() || self.approaches.is_busy() || self.secured.has_unsealed()
     }
 
     /// When [`Streams::housekeep`] has something to do next.
@@ -103,6 +124,9 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         if self.lobby.live() > 0 {
             self.lobby.housekeep(turn);
             self.doors.refill();
+        }
+        for _ in 0..self.approaches.due() {
+            self.step(turn);
         }
     }
 
@@ -133,6 +157,10 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             LOBBY => {
                 let user = self.lobby.complete(&done, turn);
                 self.arrived_late(user)
+            }
+            APPROACH => {
+                self.approaches.wake(key);
+                Completion::Nothing
             }
             SEALED_ROOM => {
                 self.call((key, side), turn, Session::room);
@@ -253,7 +281,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     }
 
     /// The next thing that has happened to a session whose connection speaks TLS.
-    pub fn next_event(&mut self) -> Option<(Key, Event)> {
+    pub fn next_news(&mut self) -> Option<(Key, News)> {
         self.happened.pop_front()
     }
 
@@ -276,7 +304,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         let Some((session, below, above)) = self.secured.get(end) else { return };
         let (pool, outlet) = (turn.ring.pool_mut(), &mut sys::Outlet(socket));
         act(session, &mut Wire { pool, outlet, below, above });
-        self.happened.extend(above.drain(..).map(|event| (end.0, event)));
+        self.happened.extend(above.drain(..).map(|event| (end.0, News::Happened(event))));
         let tag = |operation| Self::tag(operation, end);
         for what in below.drain(..) {
             match what {
@@ -308,8 +336,44 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         Ok(())
     }
 
-    pub fn cancel_connect(&self, key: Key, ring: &mut Ring) {
-        ring.cancel(Self::tag(CONNECT, (key, Side::Backend)));
+    /// Gives up a connection that is being made, in whatever stage it is.
+    pub fn cancel_connect(&mut self, key: Key, ring: &mut Ring) {
+        let end = (key, Side::Backend);
+        ring.cancel(Self::tag(CONNECT, end));
+        if self.approaches.cancel(key) {
+            ring.cancel(Self::tag(APPROACH, end));
+        }
+    }
+
+    /// Begins TLS on a connection to a backend that has just been established. How it ends is told among the
+    /// [news](Streams::next_news).
+    pub fn approach(&mut self, key: Key, opening: Opening) {
+        self.approaches.begin(key, opening);
+    }
+
+    /// Takes a step of a handshake with a backend.
+    fn step(&mut self, turn: &mut Turn<'_>) {
+        let Streams { approaches, sockets, .. } = self;
+        let of = |key| socket_of(sockets, (key, Side::Backend));
+        let Some((key, step)) = approaches.step(&turn.books.metrics().counters, of) else { return };
+        let end = (key, Side::Backend);
+        let result = match step {
+            Step::Wait(until) => {
+                if let Some(socket) = of(key) {
+                    turn.ring.wait(Self::tag(APPROACH, end), socket, until);
+                }
+                return;
+            }
+            Step::Over(engine) => {
+                // Only HTTP has an end that is the end of a message.
+                let takes_ragged_ends =
+                    turn.books.tls().takes_ragged_ends && self.farewell.is_none();
+                self.secured.put(end, Session::new(end.1, *engine, takes_ragged_ends));
+                Ok(())
+            }
+            Step::Failed(why) => Err(why),
+        };
+        self.happened.push_back((key, News::Connected(result)));
     }
 
     /// Sends a backend the PROXY header of a new connection to it, which is for the user on this socket.
@@ -436,151 +500,4 @@ fn received(side: Side, done: Done) -> Event {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-    use crate::cluster::{DoorId, ServiceId, Snapshot};
-    use crate::ring::RingSettings;
-    use crate::worker::books::tests::{Joined, joined};
-    use crate::worker::link::Listener;
-
-    const FAMILY: u8 = 0x40;
-    const KEY: Key = Key { place: 70_000, generation: GENERATION_MASK };
-
-    struct Stage {
-        streams: Streams<FAMILY>,
-        ring: Ring,
-        joined: Joined,
-    }
-
-    impl Stage {
-        fn new(farewell: Option<&'static [u8]>) -> Stage {
-            let mut ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            let (id, service) = (DoorId(0), ServiceId(3));
-            let door = Listener { id, socket: listener.into(), service, is_tls: false };
-            let mut streams = Streams::new(farewell, Now::default());
-            streams.doors.open(door, &mut ring);
-            Stage { streams, ring, joined: joined(Snapshot::default(), 1) }
-        }
-
-        fn complete(
-            &mut self,
-            tag: Tag,
-            result: Result<u32, Errno>,
-            came: Option<OwnedFd>,
-        ) -> Completion {
-            let (buf, more, nonempty) = (None, true, false);
-            let done = Done { tag, result, buf, accepted: came, more, nonempty };
-            let Stage { streams, ring, joined } = self;
-            let books = &mut joined.books;
-            streams.complete(done, &mut Turn { now: Now::default(), ring, books })
-        }
-
-        fn accept(&mut self, result: Result<u32, Errno>, came: Option<OwnedFd>) -> Completion {
-            let tag = Tag { kind: FAMILY | ACCEPT, generation: 1, slot: 0 };
-            self.complete(tag, result, came)
-        }
-
-        fn counted(&self, what: impl Fn(&crate::metrics::WorkerMetrics) -> u64) -> u64 {
-            what(self.joined.books.metrics())
-        }
-    }
-
-    #[test]
-    fn a_completion_finds_back_to_its_socket() {
-        let mut stage = Stage::new(None);
-        for side in Side::BOTH {
-            let tag = |what| Streams::<FAMILY>::tag(what, (KEY, side));
-            assert_eq!(end_of(tag(SEND)), (KEY, side));
-            let sent = stage.complete(tag(SEND), Ok(7), None);
-            assert!(
-                matches!(sent, Completion::Happened(KEY, Event::Sent { side: to, result: Ok(7) }) if to == side)
-            );
-            let ended = stage.complete(tag(RECEIVE), Ok(0), None);
-            let Completion::Happened(KEY, event) = ended else {
-                panic!("a receive is about a session")
-            };
-            assert_eq!(event.side(), side);
-            assert!(matches!(event, Event::Received { what: Received::End, more: true, .. }));
-            let own = stage.complete(tag(OWN), Ok(0), None);
-            assert!(matches!(own, Completion::Own(done) if done.tag == tag(OWN)));
-        }
-        let refused = Streams::<FAMILY>::tag(CONNECT, (KEY, Side::Backend));
-        let refused = stage.complete(refused, Err(Errno::ECONNREFUSED), None);
-        assert!(matches!(refused, Completion::Connected(KEY, Err(Errno::ECONNREFUSED))));
-    }
-
-    #[test]
-    fn why_a_receive_ended_is_told_apart() {
-        let mut stage = Stage::new(None);
-        let mut ended = |errno| {
-            let tag = Streams::<FAMILY>::tag(RECEIVE, (KEY, Side::Client));
-            match stage.complete(tag, Err(errno), None) {
-                Completion::Happened(_, Event::Received { what, .. }) => what,
-                _ => panic!("a receive is about a session"),
-            }
-        };
-        assert!(matches!(ended(Errno::ENOBUFS), Received::NoBuffers));
-        for errno in [Errno::ECANCELED, Errno::EINTR, Errno::EAGAIN] {
-            assert!(matches!(ended(errno), Received::Stopped), "{errno}");
-        }
-        assert!(matches!(ended(Errno::ECONNRESET), Received::Failed(Errno::ECONNRESET)));
-    }
-
-    #[test]
-    fn who_is_shed_hears_why_until_a_closed_socket_gives_a_descriptor_back() {
-        let mut stage = Stage::new(Some(b"no room"));
-        let pair = || UnixStream::pair().unwrap();
-        assert!(matches!(stage.accept(Err(Errno::EMFILE), None), Completion::Nothing));
-        let refused = |stage: &Stage| stage.counted(|it| it.counters.users_refused_exhausted.get());
-        let (mut user, ours) = pair();
-        assert!(matches!(stage.accept(Ok(0), Some(ours.into())), Completion::Nothing));
-        let mut said = String::new();
-        user.read_to_string(&mut said).unwrap();
-        assert_eq!((said.as_str(), refused(&stage)), ("no room", 1));
-        assert_eq!(stage.counted(|it| it.counters.accept_failed.get()), 1);
-
-        assert!(matches!(stage.accept(Err(Errno::EMFILE), None), Completion::Nothing));
-        stage.streams.keep((KEY, Side::Backend), File::open("/dev/null").unwrap().into());
-        stage.streams.close((KEY, Side::Backend), false, &mut stage.ring);
-        assert!(stage.streams.socket((KEY, Side::Backend)).is_none());
-        // Nobody is shed any more: this one is a user, though without an address.
-        let (mut user, ours) = pair();
-        assert!(matches!(stage.accept(Ok(0), Some(ours.into())), Completion::Nothing));
-        assert_eq!((user.read_to_string(&mut said).unwrap(), refused(&stage)), (0, 1));
-    }
-
-    #[test]
-    fn held_back_flows_are_counted_until_they_are_answered() {
-        let mut stage = Stage::new(None);
-        let (ours, _peer) = UnixStream::pair().unwrap();
-        stage.streams.keep((KEY, Side::Client), ours.into());
-        let Stage { streams, ring, joined } = &mut stage;
-        let books = &mut joined.books;
-        let what = proxy::StreamCmd::AwaitRoom { side: Side::Client, first: false };
-        streams.operate(KEY, what, &mut Turn { now: Now::default(), ring, books });
-        assert_eq!(stage.counted(|it| it.counters.flows_held_back.get()), 1);
-        let room = Streams::<FAMILY>::tag(ROOM, (KEY, Side::Client));
-        let room = stage.complete(room, Ok(0), None);
-        assert!(matches!(room, Completion::Happened(KEY, Event::Room { side: Side::Client })));
-        assert_eq!(stage.counted(|it| it.counters.flows_held_back.get()), 0);
-    }
-
-    #[test]
-    fn what_a_peer_has_not_taken_is_seen() {
-        let mut stage = Stage::new(None);
-        let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut ours = std::net::TcpStream::connect(door.local_addr().unwrap()).unwrap();
-        let (_peer, _) = door.accept().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        while ours.write(&[0; 65_536]).is_ok() {}
-        let end = (KEY, Side::Client);
-        assert_eq!(stage.streams.look(end), Outlook::default(), "there is no socket yet");
-        stage.streams.keep(end, ours.into());
-        assert!(stage.streams.look(end).queued > 0);
-    }
-}
+mod tests;

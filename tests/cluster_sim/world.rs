@@ -22,11 +22,11 @@ use lb::config::{Config, plans};
 use lb::control::certificates::Watch;
 use lb::control::checker::Failure;
 use lb::control::checks::Due;
+use lb::control::contact::Port;
 use lb::control::doors::{NewDoor, Opened, UserDoors};
 use lb::control::hub::Hub;
 use lb::control::hub::aside::Trial;
 use lb::control::mailbox::Mailbox;
-use lb::control::probe::Port;
 use lb::control::reload::{Asked, Entrance, Reload};
 use lb::control::workers::Workers;
 use lb::session::{EndReason, SessionId};
@@ -373,6 +373,7 @@ impl World {
             name: None,
             group,
             proxy: false,
+            tls: None,
             probe: self.random.half() || check == Some(AskedCheck::Tcp),
             check,
         };

@@ -61,39 +61,42 @@ impl Balancer {
 
     /// Registers a backend, and waits until every worker knows it.
     pub fn register(&mut self, service: &str, address: SocketAddr) {
-        self.register_with(service, None, address, false);
+        self.register_as(service, address, |_| {});
     }
 
     /// The same in a group of the service.
     pub fn register_in(&mut self, service: &str, group: Option<&str>, address: SocketAddr) {
-        self.register_with(service, group, address, false);
+        self.register_as(service, address, |backend| backend.group = group.map(Into::into));
     }
 
     /// The same for one to which each connection begins with a PROXY header.
     pub fn register_introduced(&mut self, service: &str, address: SocketAddr) {
-        self.register_with(service, None, address, true);
+        self.register_as(service, address, |backend| backend.proxy = true);
     }
 
-    fn register_with(
+    /// The same for one that is changed before.
+    pub fn register_as(
         &mut self,
         service: &str,
-        group: Option<&str>,
         address: SocketAddr,
-        proxy: bool,
+        change: impl FnOnce(&mut Backend),
     ) {
         let number = self.registered.len();
         let service = self.service(service);
-        self.registered.push(Backend {
-            proxy,
+        let mut backend = Backend {
+            proxy: false,
+            tls: None,
             id: BackendId(number as u32 + 1),
             slot: number as u16,
             service,
             address,
             weight: 1,
             name: None,
-            group: group.map(Into::into),
+            group: None,
             standing: Standing::Serving,
-        });
+        };
+        change(&mut backend);
+        self.registered.push(backend);
         let snapshots = &self.plane.snapshots;
         snapshots.publish(snapshots.current().with(&self.registered));
         self.let_workers_turn();

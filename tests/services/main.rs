@@ -12,6 +12,7 @@ mod proxies;
 mod streams;
 mod tickets;
 mod tls;
+mod tls_backends;
 mod tls_failures;
 mod tls_user;
 

@@ -63,6 +63,14 @@ impl Certificates {
         self.trusted.add(der).unwrap();
     }
 
+    /// A file with all of them, for whoever is to trust them.
+    pub fn authorities(&self) -> PathBuf {
+        let all = self.files.iter().map(|it| std::fs::read_to_string(&it.certificate).unwrap());
+        let at = self.folder.join("authorities.pem");
+        std::fs::write(&at, all.collect::<String>()).unwrap();
+        at
+    }
+
     /// What a user trusts and has kept of earlier connections.
     pub fn client(&self) -> Arc<ClientConfig> {
         self.client_with(rustls::crypto::aws_lc_rs::default_provider())

@@ -362,6 +362,7 @@ impl Laws {
                 check(alone, law::BOOKS, || format!("{client} is refused and served"));
             }
             Report::ConnectFailed { .. }
+            | Report::UpstreamTlsFailed { .. }
             | Report::Unanswered { .. }
             | Report::OutOfRoom { .. }
             | Report::HandshakeFailed { .. } => {}

@@ -17,6 +17,7 @@ const WHOLE: List = List { most: usize::MAX, colour: false };
 pub fn backend() -> BackendStatus {
     BackendStatus {
         proxy: None,
+        tls: None,
         id: "b1".into(),
         service: "tcp".into(),
         protocol: Protocol::Tcp,

@@ -10,6 +10,7 @@ use super::Registered;
 use crate::cluster::backend::{AskedCheck, BackendId, ServiceId, WEIGHT_MAX};
 use crate::cluster::groups::Group;
 use crate::cluster::source::Source;
+use crate::tls::backends::BackendTls;
 
 /// What a backend asks for when it joins.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +26,8 @@ pub struct Registration {
     pub group: Option<Arc<str>>,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// How it is verified, if it is reached by TLS.
+    pub tls: Option<BackendTls>,
     /// Whether it may be tried by a connection that is closed again at once.
     pub probe: bool,
     /// How it wants to be checked. Where the service has a check of its own, that goes first.
@@ -131,6 +134,10 @@ pub enum Fault {
         by: DrainedBy,
     },
     WeightOutOfRange,
+    /// It is registered already, and reached otherwise.
+    TlsChanges {
+        address: SocketAddr,
+    },
     /// The service has been removed.
     Removed,
     /// It named no group, or none of the service.
@@ -169,6 +176,11 @@ impl fmt::Display for Fault {
                 write!(out, "an operator drains {backend}, and only an operator can undrain it")
             }
             Fault::Removed => write!(out, "the service has been removed"),
+            Fault::TlsChanges { address } => write!(
+                out,
+                "{address} is registered with another tls or tls_name, which cannot change: unregister it \
+                 first"
+            ),
             Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
             Fault::Enough { service, backends } => {
                 write!(out, "service {service} takes {backends} backends at most, and has them")

@@ -117,6 +117,7 @@ fn another_key_deals_anew() {
 fn backend(place: u16, standing: Standing) -> Backend {
     Backend {
         proxy: false,
+        tls: None,
         id: BackendId(u32::from(place)),
         slot: place,
         service: ServiceId::built_in(Protocol::Tcp),

@@ -82,6 +82,12 @@ fn proxies_are_said_where_there_is_a_door_for_them_and_once_for_each() {
                 .to_owned(),
             "service.dns.backends says proxy = 2, and dns is udp",
         ),
+        (
+            "[service.dns]\nprotocol = \"udp\"\nlisten = 53\nbackends = [{ address = \"10.0.0.1:53\", \
+             tls = true }]"
+                .to_owned(),
+            "service.dns.backends says tls, and dns is udp",
+        ),
         (format!("[service.pg]\nprotocol = \"tcp\"\nlisten = 5432\n{PROXIES}"), ""),
         (api("a", "", PROXIES), "service.a.proxy_from has no effect without `listen`"),
         (api("a", own, PROXIES) + &api("b", own, PROXIES), ""),

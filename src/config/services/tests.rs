@@ -2,6 +2,9 @@
 
 use super::super::{file, reload, rules};
 use super::*;
+use crate::config::kinds::Kind;
+use crate::config::service_kinds::Backends;
+use crate::tls::backends::BackendTls;
 
 /// A service in which every key has a value other than its default.
 const EVERY_KEY_CHANGED: &str = r#"
@@ -36,7 +39,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     sessions = 16
     backend_sessions = 17
     users = ["10.2.0.0/16"]
-    backends = [{ address = "10.0.0.11:80", group = "a" }, { address = "[2001:db8::1]:80", weight = 3, group = "b", proxy = 2 }]
+    backends = [{ address = "10.0.0.11:80", group = "a" }, { address = "[2001:db8::1]:80", weight = 3, group = "b", proxy = 2, tls = { name = "b.example", ca = "own.pem" } }]
     groups = { a = 95, b = 5 }
     maintenance = true
     [service.shop.check]
@@ -74,6 +77,11 @@ fn every_key_of_a_service_is_read_and_reads_back_as_it_is_shown() {
     assert_eq!(terms.policy, Policy::LeastSessions);
     assert_eq!(terms.timeouts.half_close, Duration::from_millis(13));
     assert_eq!((service.backends[1].weight, service.backends[1].proxy), (3, true));
+    let tls = service.backends[1].tls.as_ref().unwrap();
+    assert_eq!(
+        (tls.name.as_deref(), tls.ca.as_deref()),
+        (Some("b.example"), Some("own.pem".as_ref()))
+    );
 }
 
 #[test]
@@ -542,5 +550,33 @@ fn a_listed_backend_is_in_one_of_the_groups_if_there_are_any() {
     ] {
         let said = said(&text).unwrap_err();
         assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn a_listed_backend_says_how_it_is_verified() {
+    let backend = |tls: &str| {
+        let text = format!(
+            "[service.s]\nprotocol = \"api\"\nbackends = [{{ address = \"10.0.0.1:443\", tls = {tls} }}]"
+        );
+        let config = file::read("f", &text).map_err(|fault| fault.to_string())?;
+        Ok::<_, String>(config.services[0].backends[0].clone())
+    };
+    let shown = |tls: &str| Backends.show(&vec![backend(tls).unwrap()]);
+    assert_eq!(backend("true").unwrap().tls, Some(BackendTls::default()));
+    assert_eq!(backend("false").unwrap().tls, None);
+    assert_eq!(shown("false"), "[\"10.0.0.1:443\"]");
+    assert_eq!(shown("true"), "[{ address = \"10.0.0.1:443\", tls = true }]");
+    let both = "{ name = \"a.example\", ca = \"/etc/lb/ca.pem\" }";
+    assert_eq!(shown(both), format!("[{{ address = \"10.0.0.1:443\", tls = {both} }}]"));
+    for (wrong, said) in [
+        ("1", "tls = 1"),
+        ("\"a.example\"", "tls = "),
+        ("{ name = \"a b\" }", "tls with name"),
+        ("{ ca = \"\" }", "tls with ca"),
+        ("{ verify = \"off\" }", "tls with `verify`"),
+    ] {
+        let told = backend(wrong).unwrap_err();
+        assert!(told.contains(said), "{wrong}: {told}");
     }
 }

@@ -13,12 +13,15 @@ use super::{BadMessage, DRAIN_MS_MAX, Joining, NAME_BYTES_MAX, QUOTED_CHARS_MAX,
 use crate::base::likeness;
 use crate::cluster::registry::Lasts;
 use crate::cluster::{AskedCheck, Protocol, WEIGHT_MAX};
+use crate::tls::backends;
 
 /// Unknown members that are named in an answer, at most.
 const NAMED_MAX: usize = 3;
 /// What a message about a backend may say; what one command needs is no fault in another.
-const OF_BACKENDS: [&str; 10] =
-    ["cmd", "protocol", "service", "port", "weight", "name", "group", "proxy", "probe", "check"];
+const OF_BACKENDS: [&str; 12] = [
+    "cmd", "protocol", "service", "port", "weight", "name", "group", "proxy", "tls", "tls_name",
+    "probe", "check",
+];
 const OF_PROOFS: [&str; 5] = ["cmd", "id", "mac", "nonce", "v"];
 const OF_DRAINS: &str = "deadline_ms";
 
@@ -78,7 +81,9 @@ pub fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
             name: fields.name("name")?,
             group: fields.name("group")?,
             proxy: fields.proxy()?,
-            probe: fields.probe()?,
+            tls: fields.switch("tls")?,
+            tls_name: fields.tls_name()?,
+            probe: fields.switch("probe")?,
             check: fields.check()?,
         }),
         "unregister" => Request::Unregister { target: fields.target()?, port: fields.port()? },
@@ -151,11 +156,21 @@ impl Fields {
         }
     }
 
-    pub fn probe(&self) -> Result<Option<bool>, String> {
-        match self.get("probe") {
+    pub fn switch(&self, name: &str) -> Result<Option<bool>, String> {
+        match self.get(name) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(probe)) => Ok(Some(*probe)),
-            Some(_) => Err("probe must be true or false".to_owned()),
+            Some(Value::Bool(on)) => Ok(Some(*on)),
+            Some(_) => Err(format!("{name} must be true or false")),
+        }
+    }
+
+    pub fn tls_name(&self) -> Result<Option<Arc<str>>, String> {
+        match self.text("tls_name")? {
+            None => Ok(None),
+            Some(name) if backends::is_name(name) => Ok(Some(name.into())),
+            Some(name) => {
+                Err(format!("tls_name must be a host or an address, not {}", quoted(name)))
+            }
         }
     }
 

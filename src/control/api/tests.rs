@@ -38,6 +38,8 @@ fn every_command_is_understood_with_and_without_optional_members() {
     let register = |weight, name: Option<&str>| {
         Request::Register(Joining {
             proxy: None,
+            tls: None,
+            tls_name: None,
             probe: None,
             check: None,
             target: Target::BuiltIn(Protocol::Tcp),
@@ -118,6 +120,8 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
                 name,
                 group: None,
                 proxy: None,
+                tls: None,
+                tls_name: None,
                 probe: None,
                 check: None
             }))]
@@ -439,6 +443,35 @@ fn a_backend_may_ask_for_a_proxy_header_of_version_2_alone() {
     for wrong in [r#","proxy":1"#, r#","proxy":3"#, r#","proxy":true"#, r#","proxy":"v2""#] {
         let said = "proxy must be 2, the version of the PROXY header, or false, or left out";
         assert_eq!(proxy(wrong), Err(said.to_owned()), "{wrong}");
+    }
+}
+
+#[test]
+fn a_backend_may_ask_for_tls_by_a_name_that_a_certificate_can_be_for() {
+    let tls = |members: &str| {
+        let text = format!(r#"{{"cmd":"register","protocol":"tcp","port":1{members}}}"#);
+        match heard(&text).remove(0) {
+            Ok(Request::Register(joining)) => Ok((joining.tls, joining.tls_name)),
+            Ok(_) => panic!("it is a registration"),
+            Err(bad) => Err(bad.msg),
+        }
+    };
+    for (members, wanted) in [
+        ("", (None, None)),
+        (r#","tls":null,"tls_name":null"#, (None, None)),
+        (r#","tls":false"#, (Some(false), None)),
+        (r#","tls":true"#, (Some(true), None)),
+        (r#","tls":true,"tls_name":"shop.internal""#, (Some(true), Some("shop.internal"))),
+        (r#","tls":true,"tls_name":"10.0.0.1""#, (Some(true), Some("10.0.0.1"))),
+    ] {
+        let wanted = (wanted.0, wanted.1.map(Arc::from));
+        assert_eq!(tls(members), Ok(wanted), "{members}");
+    }
+    assert_eq!(tls(r#","tls":1"#), Err("tls must be true or false".to_owned()));
+    for wrong in ["", "a b", "*.example"] {
+        let told = tls(&format!(r#","tls":true,"tls_name":"{wrong}""#));
+        let said = format!("tls_name must be a host or an address, not {wrong}");
+        assert_eq!(told, Err(said));
     }
 }
 

@@ -9,14 +9,16 @@ use crate::cluster::registry::{self, Change, Registration};
 use crate::cluster::{AskedCheck, Protocol};
 use crate::control::api::{About, Joining, Reply};
 use crate::control::home;
-use crate::control::probe::{self, Port, Unreached};
+use crate::control::probe::{self, Unreached};
 use crate::control::services;
+use crate::tls::backends::BackendTls;
 
 impl Conversation {
     /// The registration a request asks for: what it does not say stays as it was. Without a name, the peer's
     /// identity is used.
     pub(super) fn wanted(&self, joining: &Joining) -> Result<Registration, String> {
-        let Joining { target, port, weight, name, group, proxy, probe, check } = joining.clone();
+        let Joining { target, port, weight, name, group, proxy, probe, check, .. } =
+            joining.clone();
         let (source, address) = (self.peer.source, self.address(port));
         let hub = self.hub.borrow();
         let service = services::meant(&hub.registry, &target)?;
@@ -32,11 +34,18 @@ impl Conversation {
             name: name.or_else(|| was.and_then(|it| it.name.clone())).or_else(known),
             group: group.or_else(|| was.and_then(|it| it.group.clone())),
             proxy: proxy.or(was.map(|it| it.proxy)).unwrap_or(false),
+            tls: tls_of(joining, was.and_then(|it| it.tls.as_ref()))?,
             probe: probe.or(before.map(|it| it.probe)).unwrap_or(true),
             check: check.unwrap_or_else(|| before.and_then(|it| it.check.clone())),
         };
         if wanted.proxy && kind == Protocol::Udp {
             return Err("datagrams carry no PROXY header: leave proxy out".to_owned());
+        }
+        if wanted.tls.is_some() && kind == Protocol::Udp {
+            return Err("datagrams are not sealed: leave tls out".to_owned());
+        }
+        if let Some(lack) = hub.snapshot.tls.backends.lack().filter(|_| wanted.tls.is_some()) {
+            return Err(format!("the balancer cannot verify a backend: {lack}"));
         }
         if wanted.check.is_some() && kind == Protocol::Udp {
             return Err("a port for datagrams cannot be checked: leave check out".to_owned());
@@ -128,8 +137,8 @@ impl Conversation {
             return None;
         }
         let shared = Rc::clone(&self.shared);
+        let port = self.hub.borrow().port_wanted(&wanted);
         Some(Box::pin(async move {
-            let port = Port { address: wanted.address, proxy: wanted.proxy };
             let result = probe::connects(port, timeout, &shared.probes).await;
             Over::Tried(wanted, result)
         }))
@@ -167,6 +176,57 @@ impl Conversation {
         });
         if done && self.proof.is_none() {
             self.peer.ticket = None;
+        }
+    }
+}
+
+/// How a backend that registers is to be verified, if it is reached by TLS.
+fn tls_of(joining: &Joining, was: Option<&BackendTls>) -> Result<Option<BackendTls>, String> {
+    let Joining { tls, tls_name, .. } = joining;
+    if !tls.unwrap_or(was.is_some()) {
+        return match tls_name {
+            Some(_) => Err("tls_name means nothing without tls: say \"tls\":true".to_owned()),
+            None => Ok(None),
+        };
+    }
+    let name = tls_name.clone().or_else(|| was.and_then(|was| was.name.clone()));
+    Ok(Some(BackendTls { name, ca: None }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::Target;
+
+    #[test]
+    fn what_a_backend_does_not_say_of_tls_stays_as_it_was() {
+        let was = BackendTls { name: Some("a.example".into()), ca: None };
+        let said = |tls, tls_name: Option<&str>, was| {
+            let joining = Joining {
+                target: Target::BuiltIn(Protocol::Tcp),
+                port: 1,
+                weight: None,
+                name: None,
+                group: None,
+                proxy: None,
+                tls,
+                tls_name: tls_name.map(Arc::from),
+                probe: None,
+                check: None,
+            };
+            tls_of(&joining, was)
+        };
+        let by_address = Ok(Some(BackendTls::default()));
+        assert_eq!(said(None, None, None), Ok(None));
+        assert_eq!(said(Some(true), None, None), by_address);
+        assert_eq!(said(Some(true), Some("a.example"), None), Ok(Some(was.clone())));
+        for tls in [None, Some(true)] {
+            assert_eq!(said(tls, None, Some(&was)), Ok(Some(was.clone())));
+        }
+        assert_eq!(said(Some(false), None, Some(&was)), Ok(None));
+        for tls in [None, Some(false)] {
+            let told = said(tls, Some("a.example"), None).unwrap_err();
+            assert_eq!(told, "tls_name means nothing without tls: say \"tls\":true");
         }
     }
 }

@@ -13,8 +13,9 @@ use crate::cluster::registry::Change;
 use crate::cluster::{BackendId, Protocol, ServiceId, Standing};
 use crate::config::services::{CheckConfig, CheckKind};
 use crate::control::checker::{self, Failure, Target};
+use crate::control::contact::Port;
 use crate::control::health::{Revival, Silence};
-use crate::control::probe::{self, Port};
+use crate::control::probe;
 
 /// The longest that a backend which left requests unanswered may take to answer a trial.
 const TRIAL_MAX: Duration = Duration::from_secs(5);
@@ -43,7 +44,9 @@ impl Trial {
     pub async fn succeeds(&self, turns: &tokio::sync::Semaphore) -> bool {
         match self {
             Trial::None => true,
-            Trial::Connect(port, timeout) => probe::connects(*port, *timeout, turns).await.is_ok(),
+            Trial::Connect(port, timeout) => {
+                probe::connects(port.clone(), *timeout, turns).await.is_ok()
+            }
             Trial::Ask(target) => {
                 let _turn = turns.acquire().await;
                 let outcome: Result<(), Failure> = checker::check(target).await;
@@ -87,7 +90,7 @@ impl Hub {
             self.asides.reviving.remove(&id);
             return None;
         };
-        let port = Port::of(&entry.backend);
+        let port = self.port_of(&entry.backend);
         let terms = &self.registry.service(entry.backend.service).terms;
         let connect = terms.timeouts.connect;
         let trial = match self.check_of(&entry.backend).filter(|it| it.kind == CheckKind::Http) {
@@ -143,12 +146,11 @@ impl Hub {
     }
 
     /// A backend's data port has failed.
-    pub(super) fn port_failed(&mut self, id: BackendId, errno: i32, now: Now) {
-        let reason = std::io::Error::from_raw_os_error(errno);
+    pub(super) fn port_failed(&mut self, id: BackendId, reason: &str, now: Now) {
         if self.make(Change::SetAside { backend: id }, now).changed {
             let service = self.named_service_of(id);
             warn!(backend = %id, service, %reason, "backend set aside: its data port failed");
-            self.asides.reasons.insert(id, reason.to_string().into());
+            self.asides.reasons.insert(id, reason.into());
         }
     }
 
@@ -232,6 +234,7 @@ mod tests {
                 name: None,
                 group: None,
                 proxy: false,
+                tls: None,
                 probe: by_itself,
                 check: None,
             };

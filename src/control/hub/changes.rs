@@ -235,8 +235,19 @@ pub(in crate::control::hub) mod tests {
     pub fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
         let (group, proxy, probe, check) = (None, false, true, None);
-        let wanted =
-            Registration { source, service, address, weight, name, group, proxy, probe, check };
+        let tls = None;
+        let wanted = Registration {
+            source,
+            service,
+            address,
+            weight,
+            name,
+            group,
+            proxy,
+            tls,
+            probe,
+            check,
+        };
         Change::Register(wanted)
     }
 

@@ -11,15 +11,16 @@ use tokio::sync::Notify;
 
 use super::{Hub, Mark};
 use crate::base::time::Now;
-use crate::cluster::registry::Change;
+use crate::cluster::registry::{Change, Registration};
 use crate::cluster::service::Pool;
 use crate::cluster::{AskedCheck, Backend, BackendId, Protocol, ServiceId, Standing};
 use crate::config::services::{CheckConfig, CheckKind, OnFail, ServiceConfig};
 use crate::control::checker::{Failure, Target};
 use crate::control::checks::{Checks, Due, Rule, Verdict};
+use crate::control::contact::Port;
 use crate::control::home;
-use crate::control::probe::Port;
 use crate::session::EndReason;
+use crate::tls::backends::{BackendTls, Client};
 
 /// The longest wait for something to check. Whoever joins ends it.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -91,7 +92,7 @@ impl Hub {
         loop {
             let due = self.checking.checks.begin(now)?;
             let backend = self.registry.get(due.id).map(|entry| &entry.backend);
-            let wanted = backend.and_then(|it| Some((self.check_of(it)?, Port::of(it))));
+            let wanted = backend.and_then(|it| Some((self.check_of(it)?, self.port_of(it))));
             if let Some((check, port)) = wanted {
                 let mut target = Target::of(&check, port);
                 target.is_own_door = check.port.is_some() && self.is_own_door(target.port.address);
@@ -232,6 +233,28 @@ impl Hub {
                 CheckConfig { kind: CheckKind::Http, path: path.to_string(), ..otherwise }
             }
         })
+    }
+
+    /// Where a backend serves, and how a connection to it begins.
+    pub fn port_of(&self, backend: &Backend) -> Port {
+        let Backend { service, address, proxy, ref tls, .. } = *backend;
+        Port { address, proxy, tls: self.client(service, address, tls.as_ref()) }
+    }
+
+    /// The same for one that wants to join.
+    pub fn port_wanted(&self, wanted: &Registration) -> Port {
+        let Registration { service, address, proxy, ref tls, .. } = *wanted;
+        Port { address, proxy, tls: self.client(service, address, tls.as_ref()) }
+    }
+
+    fn client(
+        &self,
+        service: ServiceId,
+        address: SocketAddr,
+        tls: Option<&BackendTls>,
+    ) -> Option<Client> {
+        let speaks_http = self.protocol_of(service) == Protocol::Api;
+        Some(self.snapshot.tls.backends.client(tls?, address.ip(), speaks_http))
     }
 
     /// Whether a service's backends are checked as its table says.

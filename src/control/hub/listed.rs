@@ -48,6 +48,10 @@ impl Hub {
             let (service, address, source) = (backend.service, backend.address, Source::File);
             match places.get(&(service, address)) {
                 None => self.make(Change::Unregister { source, service, address }, now),
+                // It joins again below as another.
+                Some(it) if it.tls != backend.tls => {
+                    self.make(Change::Unregister { source, service, address }, now)
+                }
                 Some(it) if it.group != backend.group => {
                     self.make(Change::Register((*it).clone()), now)
                 }
@@ -84,6 +88,7 @@ impl Hub {
                     name: None,
                     group: backend.group.as_deref().map(Arc::from),
                     proxy: backend.proxy,
+                    tls: backend.tls.clone(),
                     probe: true,
                     check: None,
                 })
@@ -119,4 +124,39 @@ impl Hub {
 /// An IPv4 address is never written as a mapped IPv6 one.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::services::CheckConfig;
+    use crate::control::hub::Hub;
+    use crate::control::hub::tests::{PG, at, config, hub, reload};
+    use crate::tls::backends::BackendTls;
+
+    #[test]
+    fn a_listed_backend_that_is_reached_by_tls_from_now_on_is_another_one() {
+        let of = |tls: Option<BackendTls>| {
+            let mut config = config(&[(1, 1), (2, 1)], CheckConfig::default());
+            config.services[0].backends[0].tls = tls;
+            config
+        };
+        let (mut hub, _worker) = hub(of(None));
+        let listed = |hub: &mut Hub| {
+            hub.publish();
+            let mut all: Vec<_> = hub.snapshot.pool(PG).unwrap().backends.to_vec();
+            all.sort_by_key(|it| it.address);
+            all.into_iter().map(|it| (it.id, it.tls)).collect::<Vec<_>>()
+        };
+        let named = |name: &str| Some(BackendTls { name: Some(name.into()), ca: None });
+        let mut before = listed(&mut hub);
+        for (number, tls) in (1..).zip([named("a.example"), named("b.example"), None]) {
+            reload(&mut hub, of(tls.clone()), at(number * 10));
+            let now = listed(&mut hub);
+            assert_ne!(now[0].0, before[0].0, "no connection of the one before is used for it");
+            assert_eq!((&now[0].1, &now[1]), (&tls, &before[1]));
+            before = now;
+        }
+        reload(&mut hub, of(None), at(100));
+        assert_eq!(listed(&mut hub), before);
+    }
 }

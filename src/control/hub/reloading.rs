@@ -72,6 +72,8 @@ impl Hub {
         changed |= self.follow_claims(&config, &step);
         // The files may have changed where their names have not.
         changed |= tls.agreed.is_some() || self.snapshot.tls.agreed.is_some();
+        changed |= config.backend_tls != self.config.backend_tls
+            || self.registry.entries().any(|entry| entry.backend.tls.is_some());
         self.registry.set_tls(tls);
         if changed {
             self.publication.ask();

@@ -142,6 +142,7 @@ mod tests {
             name,
             group,
             proxy,
+            tls: None,
             probe,
             check: None,
         };

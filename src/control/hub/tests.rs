@@ -16,8 +16,8 @@ use crate::config::services::{
 };
 use crate::control::checker::Failure;
 use crate::control::checks::Due;
+use crate::control::contact::Port;
 use crate::control::doors::Step;
-use crate::control::probe::Port;
 use crate::control::status::CheckVerdict;
 use crate::control::view;
 use crate::worker::link::{Order, WorkerEnd, link};
@@ -39,6 +39,7 @@ pub(super) fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
         weight,
         group: None,
         proxy: false,
+        tls: None,
     };
     let backends = backends.iter().map(listed).collect();
     let pg = ServiceConfig { backends, check, ..ServiceConfig::new("pg", Protocol::Tcp) };
@@ -178,6 +179,7 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
         name,
         group: None,
         proxy: false,
+        tls: None,
         probe: true,
         check: None,
     };
@@ -298,7 +300,7 @@ fn a_reload_begins_changes_and_ends_checks() {
     assert_eq!(shown(&mut hub), [(1, 1, Failing)]);
     reload(&mut hub, config(list, CheckConfig { port: Some(9009), ..check() }), at(5_010));
     let (due, target) = hub.next_check(at(10_000)).unwrap();
-    assert_eq!(target.port, Port { address: address(9009), proxy: false });
+    assert_eq!(target.port, Port { address: address(9009), proxy: false, tls: None });
     reload(&mut hub, config(list, CheckConfig::default()), at(10_010));
     assert_eq!(shown(&mut hub), [(1, 1, Serving)]);
     hub.checked(due, Err(Failure::by_backend("it is broken".into())), Duration::ZERO, at(10_020));
@@ -374,6 +376,7 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
         name,
         group: None,
         proxy: false,
+        tls: None,
         probe: true,
         check: None,
     };
@@ -408,6 +411,7 @@ fn a_check_whose_port_is_a_door_of_the_balancer_is_known_for_one() {
                 name: None,
                 group: None,
                 proxy: false,
+                tls: None,
                 probe: true,
                 check: None,
             };
@@ -446,6 +450,7 @@ fn grouped(backends: &[(u16, &str)], shares: &[(&str, u8)]) -> Config {
         weight: 1,
         group: Some((*group).to_owned()),
         proxy: false,
+        tls: None,
     };
     let share = |(name, share): &(&str, u8)| GroupShare { name: (*name).into(), share: *share };
     config.services[0].backends = backends.iter().map(listed).collect();

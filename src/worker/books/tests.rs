@@ -44,6 +44,7 @@ fn backend(service: ServiceId, which: u16) -> Backend {
     let slot = 2 * service.0 + which;
     Backend {
         proxy: false,
+        tls: None,
         id: BackendId(u32::from(slot)),
         slot,
         service,

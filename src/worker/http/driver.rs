@@ -12,6 +12,7 @@ use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
+use crate::worker::opening::Unconnected;
 use crate::worker::slots::Key;
 use crate::worker::stream_driver::{COMMANDS, StreamDriver};
 use crate::worker::streams::{Completion, End, Streams};
@@ -76,7 +77,13 @@ impl Driver for HttpDriver {
                     Some(user) => self.streams.introduce(user, key, turn),
                     None => Ok(()),
                 });
-                self.sessions.connected(key, result, &mut turn.cx(&mut self.commands));
+                let cx = &mut turn.cx(&mut self.commands);
+                let opening = result.and_then(|()| self.sessions.opening(key, cx));
+                match opening {
+                    Ok(Some(opening)) => self.streams.approach(key, opening),
+                    Ok(None) => self.sessions.connected(key, Ok(()), cx),
+                    Err(errno) => self.sessions.connected(key, Err(errno), cx),
+                }
             }
             Completion::Arrived(user) => self.welcome(user, turn),
             Completion::Own(_) => debug_assert!(false, "this driver names no operations"),
@@ -130,6 +137,10 @@ impl StreamDriver<{ family::API }> for HttpDriver {
             Side::Backend => Conn::Link(key),
         };
         self.sessions.happened(conn, event, &mut turn.cx(&mut self.commands));
+    }
+
+    fn connected(&mut self, key: Key, result: Result<(), Unconnected>, turn: &mut Turn<'_>) {
+        self.sessions.tried(key, result, &mut turn.cx(&mut self.commands));
     }
 
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {

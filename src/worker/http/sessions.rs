@@ -39,11 +39,12 @@ use crate::proxy::line::{Features, Line};
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
-use crate::worker::books::Entry;
+use crate::worker::books::{Choice, Entry};
 use crate::worker::cx;
 use crate::worker::ends::Ends;
 use crate::worker::grace;
 use crate::worker::link::Order;
+use crate::worker::opening::Unconnected;
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use looks::{Leaving, Looks};
@@ -170,8 +171,8 @@ impl User {
 
 struct Link {
     to: Member,
-    /// It began with a PROXY header, and is for that user alone.
-    proxy: bool,
+    /// As it was picked. With a PROXY header, it is for that user alone.
+    choice: Choice,
     /// Its user has logged in on it, or may have.
     login: bool,
     state: State,
@@ -300,7 +301,7 @@ impl Sessions {
     /// The user of whom the backend at the other end of a link is told by a PROXY header, if it wants one.
     /// Asked once the link is established, before [`Sessions::connected`].
     pub fn introduces(&mut self, link: Key) -> Option<(Key, Caller)> {
-        let link = self.links.get(link).filter(|link| link.proxy)?;
+        let link = self.links.get(link).filter(|link| link.choice.proxy)?;
         let State::Connecting { user, .. } = link.state else { return None };
         let User { entry: Some(entry), destination, .. } = self.users.get(user)? else {
             return None;
@@ -308,8 +309,13 @@ impl Sessions {
         Some((user, Caller { destination: *destination, ..entry.client.into() }))
     }
 
-    /// A connection to a backend is established, or has failed.
+    /// A connection to a backend is good to use, or has failed.
     pub fn connected(&mut self, link: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
+        self.tried(link, result.map_err(Unconnected::Errno), cx);
+    }
+
+    /// The same, and TLS may have been what has failed.
+    pub fn tried(&mut self, link: Key, result: Result<(), Unconnected>, cx: &mut Cx<'_>) {
         self.connects.cancel(link.place);
         let Some(Link { to, state, .. }) = self.links.get(link) else { return };
         let backend = to.backend;
@@ -324,10 +330,10 @@ impl Sessions {
                         let what = Assigned { line: Line::new(), reused: false, private: false };
                         self.serve(user, backend, what, cx);
                     }
-                    Err(errno) => {
+                    Err(why) => {
                         self.links.remove(link);
                         cx.out.push(Cmd::Close { conn: Conn::Link(link), reset: false });
-                        self.connect_failed(user, errno, timed_out, cx);
+                        self.connect_failed(user, why, timed_out, cx);
                     }
                 }
             }

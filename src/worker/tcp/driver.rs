@@ -17,6 +17,7 @@ use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
+use crate::worker::opening::Unconnected;
 use crate::worker::slots::Key;
 use crate::worker::stream_driver::{COMMANDS, StreamDriver};
 use crate::worker::streams::{self, Completion, end_of};
@@ -74,7 +75,13 @@ impl Driver for TcpDriver {
                     Some(caller) => self.streams.introduce((key, caller), key, turn),
                     None => Ok(()),
                 });
-                self.sessions.connected(key, result, &mut turn.cx(&mut self.commands));
+                let cx = &mut turn.cx(&mut self.commands);
+                let opening = result.and_then(|()| self.sessions.opening(key, cx));
+                match opening {
+                    Ok(Some(opening)) => self.streams.approach(key, opening),
+                    Ok(None) => self.sessions.connected(key, Ok(()), cx),
+                    Err(errno) => self.sessions.connected(key, Err(errno), cx),
+                }
             }
             Completion::Arrived(user) => self.welcome(user, turn),
             Completion::Own(done) => self.ready(done, turn),
@@ -135,6 +142,10 @@ impl StreamDriver<{ family::TCP }> for TcpDriver {
             self.splices.note_message(turn.now);
         }
         self.sessions.relayed(key, event, &mut turn.cx(&mut self.commands));
+    }
+
+    fn connected(&mut self, key: Key, result: Result<(), Unconnected>, turn: &mut Turn<'_>) {
+        self.sessions.tried(key, result, &mut turn.cx(&mut self.commands));
     }
 
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {

@@ -33,6 +33,7 @@ use crate::worker::cx;
 use crate::worker::ends::Ends;
 use crate::worker::grace;
 use crate::worker::link::{Order, Refusal};
+use crate::worker::opening::{Opening, Unconnected};
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use parting::Parting;
@@ -207,8 +208,28 @@ impl Sessions {
         Some(Caller { destination: session.destination, ..session.entry.client.into() })
     }
 
-    /// A connection to a backend is established, or has failed.
+    /// How TLS is to be spoken on the connection, if it is and somebody still waits for it. Asked once the
+    /// connection is established, before [`Sessions::connected`].
+    ///
+    /// # Errors
+    /// The backend has left.
+    pub fn opening(&mut self, key: Key, cx: &Cx<'_>) -> Result<Option<Opening>, Errno> {
+        let waits = self.slots.get(key).filter(|session| session.phase == Phase::Connecting);
+        let Some(session) = waits else { return Ok(None) };
+        let Some(choice) = session.entry.choice().filter(|choice| choice.tls) else {
+            return Ok(None);
+        };
+        let is_late = session.due(session.timeouts(cx)) <= cx.now;
+        cx.books.opening(session.entry.service, choice, is_late)
+    }
+
+    /// A connection to a backend is good to use, or has failed.
     pub fn connected(&mut self, key: Key, result: Result<(), Errno>, cx: &mut Cx<'_>) {
+        self.tried(key, result.map_err(Unconnected::Errno), cx);
+    }
+
+    /// The same, and TLS may have been what has failed.
+    pub fn tried(&mut self, key: Key, result: Result<(), Unconnected>, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         match (session.phase, result) {
             (Phase::Ending { reason, ordered, .. }, _) => {
@@ -216,7 +237,7 @@ impl Sessions {
                 self.close_if_settled(key, cx);
             }
             (_, Ok(())) => self.start(key, cx),
-            (_, Err(errno)) => self.retry(key, errno, cx),
+            (_, Err(why)) => self.retry(key, why, cx),
         }
     }
 
@@ -353,20 +374,23 @@ impl Sessions {
         cx.books.started(&session.entry);
         session.phase = Phase::Relaying;
         session.relayed = true;
+        // Bytes under TLS cannot stay in the kernel.
+        session.features.splice &= session.entry.choice().is_none_or(|choice| !choice.tls);
         session.active = cx.now;
         self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         session.relay.advance(cx.pool, session.features, relay_out);
     }
 
-    fn retry(&mut self, key: Key, errno: Errno, cx: &mut Cx<'_>) {
+    fn retry(&mut self, key: Key, why: Unconnected, cx: &mut Cx<'_>) {
         let Some(session) = self.slots.get(key) else { return };
         // Only its deadline cancels an attempt that is still wanted.
-        let errno = if errno == Errno::ECANCELED { Errno::ETIMEDOUT } else { errno };
-        let lack = Lack::of(errno);
+        let is_late = why == Unconnected::Errno(Errno::ECANCELED);
+        let why = if is_late { Unconnected::Errno(Errno::ETIMEDOUT) } else { why };
+        let lack = why.lack();
         if lack != Lack::Everywhere {
             match lack {
-                Lack::None => cx.books.backend_failed(&session.entry, errno),
+                Lack::None => cx.books.backend_failed(&session.entry, why),
                 _ => cx.books.backend_out_of_ports(&session.entry),
             }
             session.tried.portless += usize::from(lack == Lack::Ports);

@@ -24,6 +24,7 @@ use crate::proxy::{Event, Received, SECOND_LOOK, Side};
 use crate::worker::books::{Books, Choice, Entry};
 use crate::worker::grace;
 use crate::worker::link::Refusal;
+use crate::worker::opening::{Opening, Unconnected};
 use crate::worker::slots::Key;
 
 /// Backends without a free local port towards them, after which a request is offered no more.
@@ -32,6 +33,19 @@ const PORTLESS_MAX: usize = 8;
 const RECENT: Duration = Duration::from_millis(500);
 
 impl Sessions {
+    /// How TLS is to be spoken on a link, if it is and somebody still waits for it. Asked once the link is
+    /// established, before [`Sessions::connected`].
+    ///
+    /// # Errors
+    /// The backend has left.
+    pub fn opening(&mut self, link: Key, cx: &Cx<'_>) -> Result<Option<Opening>, Errno> {
+        let Some(link) = self.links.get(link).filter(|link| link.choice.tls) else {
+            return Ok(None);
+        };
+        let State::Connecting { timed_out, .. } = link.state else { return Ok(None) };
+        cx.books.opening(link.to.service, link.choice, timed_out)
+    }
+
     /// Gives up a connection that is still being made.
     pub(super) fn forgo(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
@@ -162,7 +176,7 @@ impl Sessions {
         let Some(user) = self.users.get(key) else { return };
         let state = State::Connecting { user: key, begun: cx.now, timed_out: false };
         let to = Member { service: user.service, backend: choice.backend };
-        let link = self.links.put(Link { to, proxy: choice.proxy, login: false, state });
+        let link = self.links.put(Link { to, choice, login: false, state });
         user.link = Some(link);
         self.make_room();
         let patience = cx.books.timeouts(to.service).connect;
@@ -191,14 +205,14 @@ impl Sessions {
     pub(super) fn connect_failed(
         &mut self,
         key: Key,
-        errno: Errno,
+        why: Unconnected,
         timed_out: bool,
         cx: &mut Cx<'_>,
     ) {
         let Some(user) = self.users.get(key) else { return };
         user.link = None;
         let Some(entry) = &mut user.entry else { return };
-        let lack = Lack::of(errno);
+        let lack = why.lack();
         if lack == Lack::Everywhere {
             // Closing spare connections frees descriptors and ports for the next request.
             let client = entry.client;
@@ -207,15 +221,15 @@ impl Sessions {
             self.refuse(key, Refused::Exhausted, cx);
             return self.follow(key, cx);
         }
-        let errno = if timed_out { Errno::ETIMEDOUT } else { errno };
+        let why = if timed_out { Unconnected::Errno(Errno::ETIMEDOUT) } else { why };
         let (service, client) = (user.service, entry.client);
         let books = &mut *cx.books;
         match lack {
-            Lack::None => books.backend_failed(entry, errno),
+            Lack::None => books.backend_failed(entry, why),
             _ => books.backend_out_of_ports(entry),
         }
         user.portless += usize::from(lack == Lack::Ports);
-        let (why, refusal) = match (user.portless, timed_out) {
+        let (refused, refusal) = match (user.portless, timed_out) {
             (1.., _) => (Refused::Exhausted, Refusal::Exhausted),
             (0, true) => (Refused::TimedOut, Refusal::Unreachable),
             (0, false) => (Refused::Unreachable, Refusal::Unreachable),
@@ -234,7 +248,7 @@ impl Sessions {
             None if self.fall_back(key, cx) => self.follow(key, cx),
             None => {
                 cx.books.refused(service, client, refusal);
-                self.refuse(key, why, cx);
+                self.refuse(key, refused, cx);
                 self.follow(key, cx);
             }
         }
@@ -284,8 +298,8 @@ impl Sessions {
             return;
         };
         user.entry.iter_mut().for_each(|entry| over(cx.books, entry));
-        let Some(Link { to, proxy, login, .. }) = self.links.get(link) else { return };
-        let (to, proxy) = (*to, *proxy);
+        let Some(Link { to, choice, login, .. }) = self.links.get(link) else { return };
+        let (to, proxy) = (*to, choice.proxy);
         *login = private;
         let serves = match private {
             true => may_go_on(cx.books, to),

@@ -108,6 +108,7 @@ impl World {
         let backends: Vec<Backend> = (all.iter())
             .map(|(id, host, standing)| Backend {
                 proxy: false,
+                tls: None,
                 id: BackendId(*id),
                 slot: *id as u16,
                 service: SERVICE,
