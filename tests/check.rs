@@ -114,6 +114,15 @@ fn settings_that_keep_serve_from_starting_are_told_by_check_in_the_same_words() 
             service(&format!("secret_file = {:?}", places.at("none"))),
             "service.a.secret_file: cannot",
         ),
+        (file("backend_tls.ca", "none"), "cannot read "),
+        (file("backend_tls.ca", "empty"), "holds no certificate in PEM"),
+        (
+            service(&format!(
+                "backends = [{{ address = \"192.0.2.1:443\", tls = {{ ca = {:?} }} }}]",
+                places.at("none")
+            )),
+            "cannot read ",
+        ),
         (file("admin.socket", "folder"), "admin.socket names the folder"),
         (file("admin.socket", "good"), "which is there and is no socket"),
         (file("admin.socket", "live.sock"), "another balancer answers on"),
@@ -243,6 +252,26 @@ fn few_descriptors_are_enough_and_what_they_allow_is_told_everywhere() {
         let shown = text(&status.stdout);
         let auto = shown.lines().find(|line| line.starts_with("auto: ")).expect(&shown);
         assert!(auto.contains(wanted) && auto.contains("limits.sessions = "), "{auto}");
+        assert_eq!(running.terminate(), Some(0));
+    }
+}
+
+#[test]
+fn backends_that_nobody_verifies_are_warned_of_by_both() {
+    let folder = Folder::new("unverified");
+    for (verify, warned) in [("full", false), ("off", true)] {
+        let file = folder.write("lb.toml", format!("{DOORS}backend_tls.verify = \"{verify}\""));
+        let checked = run("", "check", &file);
+        let said = text(&checked.stdout);
+        assert_eq!(checked.status.code(), Some(0), "{said}");
+        assert_eq!(said.lines().any(|line| line.starts_with("warn backend TLS")), warned, "{said}");
+        let log = folder.write("log", "");
+        let (running, said) = started("", &format!("--config {file}"), &log);
+        assert_eq!(
+            said.contains("WARN settings warning=\"backend_tls.verify is"),
+            warned,
+            "{said}"
+        );
         assert_eq!(running.terminate(), Some(0));
     }
 }

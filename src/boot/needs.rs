@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::{Trouble, capacity, circles, datagrams, doors, plane};
+use super::{Trouble, capacity, circles, datagrams, doors, plane, tls};
 use crate::base::time::Now;
 use crate::cluster::Protocol;
 use crate::config::plans::{self, Name};
@@ -75,6 +75,13 @@ pub fn all(config: &Config) -> Vec<Need<'_>> {
     let mut needs = vec![Need::new("settings", || fit_together(config))];
     needs.extend(files(config));
     needs.extend(certificates(config));
+    if tls::concerns_backends(config) {
+        needs.push(Need::new("authorities", || {
+            let backends = tls::backends(config).map_err(Trouble)?;
+            let count = backends.authorities();
+            Ok(format!("backends that are reached by TLS are verified by {count} of them"))
+        }));
+    }
     needs.push(Need::new("io_uring", || {
         probe::probe().map(|found| found.to_string()).map_err(|error| Trouble(error.to_string()))
     }));

@@ -70,7 +70,10 @@ fn tickets(config: &Config, before: Option<&Agreed>) -> Result<Arc<Keyring>, Str
 }
 
 /// Whom we trust where backends are reached by TLS.
-fn backends(config: &Config) -> Result<Backends, String> {
+///
+/// # Errors
+/// One sentence that names the file at fault, or says that there is none.
+pub fn backends(config: &Config) -> Result<Backends, String> {
     let config::BackendTls { ca, verifies } = &config.backend_tls;
     let backends = Backends::read(ca.as_deref(), *verifies, own_authorities(config))?;
     match backends.lack().filter(|_| needs_authorities(config)) {
@@ -83,6 +86,12 @@ fn backends(config: &Config) -> Result<Backends, String> {
 pub fn own_authorities(config: &Config) -> impl Iterator<Item = &Path> {
     let backends = config.services.iter().flat_map(|service| &service.backends);
     backends.filter_map(|backend| backend.tls.as_ref()?.ca.as_deref())
+}
+
+/// Whether the settings say anything of TLS with backends.
+pub fn concerns_backends(config: &Config) -> bool {
+    let mut listed = config.services.iter().flat_map(|service| &service.backends);
+    config.backend_tls.ca.is_some() || listed.any(|backend| backend.tls.is_some())
 }
 
 /// Whether a backend of the file is to be verified by the authorities that all have in common.

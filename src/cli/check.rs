@@ -115,8 +115,8 @@ fn findings(config: &Config) -> Vec<Finding> {
     {
         findings.push(Finding::new("auto", Outcome::Good(derived.join(", "))));
     }
-    let doubts = doubts::warnings(config).into_iter();
-    findings.extend(doubts.map(|doubt| Finding::new("admin door", Outcome::Doubtful(doubt))));
+    let doubts = doubts::named(config).into_iter();
+    findings.extend(doubts.map(|(what, doubt)| Finding::new(what, Outcome::Doubtful(doubt))));
     findings
 }
 

@@ -6,7 +6,13 @@ use super::rules::is_open;
 
 /// What is allowed and deserves a second thought, each in one sentence.
 pub fn warnings(config: &Config) -> Vec<String> {
-    open_admin(config).into_iter().chain(unverified(config)).collect()
+    named(config).into_iter().map(|(_, doubt)| doubt).collect()
+}
+
+/// The same, each with what it is about.
+pub fn named(config: &Config) -> Vec<(&'static str, String)> {
+    let admin = open_admin(config).map(|doubt| ("admin door", doubt));
+    admin.into_iter().chain(unverified(config).map(|doubt| ("backend TLS", doubt))).collect()
 }
 
 fn unverified(config: &Config) -> Option<String> {

@@ -133,7 +133,9 @@ pub struct Backends {
     usual: Terms,
     /// By files of authorities that backends have for themselves.
     own: BTreeMap<PathBuf, Terms>,
-    trusts_somebody: bool,
+    /// How many authorities all have in common, and how many there are besides.
+    common: usize,
+    besides: usize,
     verifies: bool,
 }
 
@@ -141,7 +143,7 @@ pub struct Backends {
 impl Default for Backends {
     fn default() -> Backends {
         let usual = Terms::new(&trusting(RootCertStore::empty()));
-        Backends { usual, own: BTreeMap::new(), trusts_somebody: false, verifies: true }
+        Backends { usual, own: BTreeMap::new(), common: 0, besides: 0, verifies: true }
     }
 }
 
@@ -160,7 +162,7 @@ impl Backends {
             Some(path) => authorities(path)?,
             None => of_this_host(),
         };
-        let trusts_somebody = !usual.is_empty();
+        let (common, mut besides) = (usual.len(), 0);
         let verifier = |roots| match verifies {
             true => trusting(roots),
             false => Arc::new(Unverified::new()) as Arc<dyn ServerCertVerifier>,
@@ -169,18 +171,24 @@ impl Backends {
         for path in own {
             if !all.contains_key(path) {
                 let roots = authorities(path)?;
+                besides += roots.len();
                 all.insert(path.to_owned(), Terms::new(&verifier(roots)));
             }
         }
-        Ok(Backends { usual: Terms::new(&verifier(usual)), own: all, trusts_somebody, verifies })
+        Ok(Backends { usual: Terms::new(&verifier(usual)), own: all, common, besides, verifies })
     }
 
     /// Why no backend without authorities of its own can be verified, if that is so.
     pub fn lack(&self) -> Option<&'static str> {
-        (self.verifies && !self.trusts_somebody).then_some(
+        (self.verifies && self.common == 0).then_some(
             "this host has no file of authorities to verify backends by: install ca-certificates, \
              or name one in backend_tls.ca",
         )
+    }
+
+    /// How many authorities there are in all.
+    pub fn authorities(&self) -> usize {
+        self.common + self.besides
     }
 
     /// How a connection to this backend is made.

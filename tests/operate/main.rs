@@ -9,6 +9,7 @@ mod lines;
 mod listed;
 mod many;
 mod reload;
+mod sealed;
 mod services;
 mod signals;
 mod silent;
