@@ -88,11 +88,14 @@ fn a_connection_for_every_request_is_a_session_for_every_request() {
 
 #[test]
 fn a_connection_for_every_request_of_the_api_too() {
-    let outcome = honest(Protocol::Api, |load| {
-        (load.shape, load.request) = (Shape::Churn, request("GET", "/bytes/100", Payload::None));
-    });
-    let tally = &outcome.tally;
-    assert_eq!((tally.errors(), tally.requests > 4), (0, true), "{}", tally.kinds());
+    for fields in [&[][..], &["connection: close".to_owned()]] {
+        let outcome = honest(Protocol::Api, |load| {
+            let request = Request::new("GET", "/bytes/100", "localhost", fields, Payload::None);
+            (load.shape, load.request) = (Shape::Churn, Some(Arc::new(request.unwrap())));
+        });
+        let tally = &outcome.tally;
+        assert_eq!((tally.errors(), tally.requests > 4), (0, true), "{}", tally.kinds());
+    }
 }
 
 #[test]
