@@ -26,6 +26,7 @@ fn pick(bencher: Bencher, policy: Policy, backends: u16) {
     let service = service(policy, backends);
     let question = Question {
         user: ([192, 0, 2, 1], 1000).into(),
+        random: 0x1234_5678_9abc_def0,
         load: &|backend| u64::from(backend.slot) % 7,
         excluded: &|_| false,
         after: None,
@@ -34,7 +35,7 @@ fn pick(bencher: Bencher, policy: Policy, backends: u16) {
 }
 
 /// The cost does not depend on the number of backends. Budget: 12 ns.
-#[divan::bench(args = [3, 256])]
+#[divan::bench(args = [1, 10, 1_024])]
 fn round_robin(bencher: Bencher, backends: u16) {
     pick(bencher, Policy::RoundRobin, backends);
 }
@@ -49,6 +50,7 @@ fn round_robin_weighted(bencher: Bencher) {
         Service { pool: Arc::new(Pool { backends, rotation, ..Pool::default() }), ..equals };
     let question = Question {
         user: ([192, 0, 2, 1], 1000).into(),
+        random: 0x1234_5678_9abc_def0,
         load: &|_| 0,
         excluded: &|_| false,
         after: None,
@@ -98,6 +100,12 @@ fn registry(backends: u16, weights: u16) -> Registry {
 #[divan::bench(args = [3, 256])]
 fn least_sessions(bencher: Bencher, backends: u16) {
     pick(bencher, Policy::LeastSessions, backends);
+}
+
+/// The cost does not depend on the number of backends. Budget: 60 ns.
+#[divan::bench(args = [1, 10, 1_024])]
+fn two_choices(bencher: Bencher, backends: u16) {
+    pick(bencher, Policy::TwoChoices, backends);
 }
 
 /// The cost does not depend on the number of backends. Budget: 20 ns.

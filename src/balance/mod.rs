@@ -1,10 +1,11 @@
 //! Picks the backend for the next user. Owns the policies, as one pure function of a service and a
-//! question about it; knows no socket and no clock. Health, membership, turns and tables come with the
+//! question about it; knows no socket, no clock and no chance. Health, membership, turns and tables come with the
 //! service.
 
 mod least_sessions;
 mod rendezvous;
 mod source_hash;
+mod two_choices;
 
 use std::net::SocketAddr;
 
@@ -19,6 +20,8 @@ use source_hash::User;
 /// What a choice may depend on apart from the service.
 pub struct Question<'a> {
     pub user: SocketAddr,
+    /// Any number, another one each time, for the policy that draws lots.
+    pub random: u64,
     /// Running sessions of a backend, across all workers.
     pub load: &'a dyn Fn(&Backend) -> u64,
     /// Backends that have refused this user or have just failed.
@@ -53,7 +56,7 @@ fn by_group<'s>(
     let before = question.after.and_then(|id| service.pool.get(id));
     let again = before.and_then(|backend| split.part_of(backend)).and_then(from);
     again.or_else(|| match service.terms.policy {
-        Policy::RoundRobin | Policy::LeastSessions => {
+        Policy::RoundRobin | Policy::LeastSessions | Policy::TwoChoices => {
             split.from_turn(service.turn.take()).find_map(from)
         }
         Policy::SourceHash => {
@@ -90,6 +93,7 @@ fn within<'s>(
             rotation.whose(turn).and_then(fit).or_else(|| in_turn(turn).next())
         }
         Policy::LeastSessions => least_sessions::pick(in_turn(counter.take()), question.load),
+        Policy::TwoChoices => two_choices::pick(rotation, fit, question.load, question.random),
         Policy::SourceHash => {
             let user = user(service, question);
             let home = table.and_then(|table| source_hash::pick(table, fit, user));
@@ -98,15 +102,23 @@ fn within<'s>(
     }
 }
 
+/// Whether the first has fewer sessions for its weight than the second. Compared by cross-multiplication (a/b < c/d
+/// as a*d < c*b), so that nothing is lost to rounding.
+fn is_less_loaded(first: (u64, u16), second: (u64, u16)) -> bool {
+    u128::from(first.0) * u128::from(second.1) < u128::from(second.0) * u128::from(first.1)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     mod returning;
     mod shares;
 
+    use std::cell::Cell;
     use std::net::{IpAddr, Ipv4Addr};
     use std::sync::Arc;
 
     use super::*;
+    use crate::base::random::xorshift;
     use crate::cluster::{Protocol, ServiceId, Snapshot, Standing, Terms};
 
     const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
@@ -148,7 +160,7 @@ pub(crate) mod tests {
 
     /// One user, while no session is running.
     fn asked() -> Question<'static> {
-        Question { user: USER, load: &|_| 0, excluded: &|_| false, after: None }
+        Question { user: USER, random: 0, load: &|_| 0, excluded: &|_| false, after: None }
     }
 
     /// Backend 1 runs 10 sessions, backend 2 20, and so on.
@@ -174,7 +186,7 @@ pub(crate) mod tests {
 
     #[test]
     fn nobody_registered_is_nobody_picked() {
-        for policy in [Policy::RoundRobin, Policy::LeastSessions, Policy::SourceHash] {
+        for policy in Policy::ALL {
             assert_eq!(picks(&service(policy, &[], Rotation::default()), &[], 2), [0; 0]);
         }
     }
@@ -217,6 +229,63 @@ pub(crate) mod tests {
         assert_eq!(picks(&of(&two), &[], 5), [1, 2, 1, 2, 1]);
         assert_eq!(picks(&of(&three), &[], 2), [3, 1], "the sixth turn, and the seventh");
         assert_eq!(picks(&of(&two), &[], 1), [2]);
+    }
+
+    /// The backends of users for whom these numbers are drawn.
+    fn drawn(service: &Service, load: &dyn Fn(&Backend) -> u64, draws: u32) -> Vec<u32> {
+        let mut random = xorshift(7);
+        let of = |random| Question { random, load, ..asked() };
+        (0..draws).map(|_| pick(service, &of(random(u64::MAX))).unwrap().id.0).collect()
+    }
+
+    #[test]
+    fn two_choices_never_take_the_one_with_most_sessions_for_its_weight() {
+        let service = service(Policy::TwoChoices, &[1, 4, 1], in_order(&[1, 0, 1, 2, 1, 1]));
+        let load = |backend: &Backend| [10, 20, 30][usize::from(backend.slot)];
+        let picked = drawn(&service, &load, 300);
+        assert!(!picked.contains(&3), "30 for 1 is most");
+        let of_heavy = picked.iter().filter(|id| **id == 2).count();
+        assert!(of_heavy > 200, "20 for 4 is least, and drawn most often: {of_heavy}");
+    }
+
+    #[test]
+    fn among_equals_two_choices_go_by_weight() {
+        let weights: Vec<(u16, u16)> = vec![(0, 1), (1, 2), (2, 5)];
+        let service = service(Policy::TwoChoices, &[1, 2, 5], Rotation::weighted(&weights));
+        let picked = drawn(&service, &|_| 0, 8000);
+        for (id, weight) in [(1, 1), (2, 2), (3, 5)] {
+            let count = picked.iter().filter(|it| **it == id).count();
+            assert!(count.abs_diff(1000 * weight) < 150, "{count} of weight {weight}");
+        }
+    }
+
+    #[test]
+    fn two_choices_fill_many_backends_almost_evenly() {
+        let service = service(Policy::TwoChoices, &[1; 100], (0..100).collect());
+        let loads: Vec<Cell<u64>> = vec![Cell::new(0); 100];
+        let mut random = xorshift(3);
+        for _ in 0..10_000 {
+            let load = |backend: &Backend| loads[usize::from(backend.slot)].get();
+            let question = Question { random: random(u64::MAX), load: &load, ..asked() };
+            let slot = usize::from(pick(&service, &question).unwrap().slot);
+            loads[slot].set(loads[slot].get() + 1);
+        }
+        let (least, most) = (loads.iter().min().unwrap().get(), loads.iter().max().unwrap().get());
+        assert!(least >= 96 && most <= 104, "{least} to {most}; one choice makes 70 to 130");
+    }
+
+    #[test]
+    fn two_choices_pass_over_the_excluded_and_take_one_where_there_is_no_other() {
+        let three = three(Policy::TwoChoices);
+        for random in (0..50).map(crate::base::mix::mix) {
+            let of = |not: &[u32]| {
+                let excluded = |id: BackendId| not.contains(&id.0);
+                let question = Question { random, excluded: &excluded, ..asked() };
+                pick(&three, &question).map(|backend| backend.id.0)
+            };
+            assert_ne!(of(&[2]), Some(2));
+            assert_eq!((of(&[1, 3]), of(&[1, 2, 3])), (Some(2), None));
+        }
     }
 
     #[test]

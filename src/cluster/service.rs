@@ -145,8 +145,15 @@ pub enum Policy {
     RoundRobin,
     /// The one with the fewest running sessions for its weight.
     LeastSessions,
+    /// The one of two chosen by chance that has fewer running sessions for its weight.
+    TwoChoices,
     /// By the user's address, so that a user returns to the same backend while it is registered.
     SourceHash,
+}
+
+impl Policy {
+    pub const ALL: [Policy; 4] =
+        [Policy::RoundRobin, Policy::LeastSessions, Policy::TwoChoices, Policy::SourceHash];
 }
 
 /// What a user is known by.

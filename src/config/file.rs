@@ -389,7 +389,7 @@ pub(super) mod tests {
             (
                 "[balance]\npolicy = \"random\"",
                 "f line 2: balance.policy takes one of \"round_robin\", \"least_sessions\", \
-                 \"source_hash\", not \"random\"",
+                 \"p2c\", \"source_hash\", not \"random\"",
             ),
             (
                 "[control]\nallow = [\"10.0.0.0/33\"]",

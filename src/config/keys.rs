@@ -127,7 +127,7 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
     "listen" "proxy_from", listen.proxy_from: Networks, Now,
         "Proxies in front of `tcp` and `api`, in CIDR notation: they must begin each connection with a PROXY header (version 1 or 2), within `api.head_ms`, and the user's address is taken from it. From anybody else such a header is refused.";
     "balance" "policy", balance.policy: Word(POLICIES), Now,
-        "Which backend gets the next user: `\"round_robin\"`, `\"least_sessions\"` or `\"source_hash\"`.";
+        "Which backend gets the next user: `\"round_robin\"`, `\"least_sessions\"`, `\"p2c\"` (of two chosen by chance, the one with fewer sessions) or `\"source_hash\"`.";
     "balance" "hash", balance.hash: Word(HASHES), Now,
         "What `\"source_hash\"` knows a user by: `\"address\"`, or `\"address_port\"`, which spreads the connections of many users behind one address.";
     "balance" "on_backend_loss", balance.on_backend_loss: Word(LOSSES), Now,
@@ -241,6 +241,7 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
 pub(super) const POLICIES: &[(&str, Policy)] = &[
     ("round_robin", Policy::RoundRobin),
     ("least_sessions", Policy::LeastSessions),
+    ("p2c", Policy::TwoChoices),
     ("source_hash", Policy::SourceHash),
 ];
 

@@ -70,6 +70,7 @@ pub fn policy(policy: Policy) -> &'static str {
     match policy {
         Policy::RoundRobin => "round_robin",
         Policy::LeastSessions => "least_sessions",
+        Policy::TwoChoices => "p2c",
         Policy::SourceHash => "source_hash",
     }
 }

@@ -4,6 +4,7 @@
 
 mod limits;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use nix::errno::Errno;
 use super::link::{Ended, HostAsked, Refusal, Report};
 use super::opening::{Opening, Unconnected};
 use crate::balance::{self, Question};
+use crate::base::mix::mix;
 use crate::base::time::Now;
 use crate::cluster::doors::Requests;
 use crate::cluster::gate::Gate;
@@ -113,11 +115,22 @@ pub struct Books {
     snapshot: Arc<Snapshot>,
     /// Backends whose data port failed since the snapshot was made.
     aside: Vec<BackendId>,
+    /// How many lots have been drawn, from another start at each worker.
+    draws: Cell<u64>,
 }
 
 impl Books {
     pub fn new(parts: Parts) -> Books {
-        Books { parts, snapshot: Arc::default(), aside: Vec::with_capacity(ASIDE_MAX) }
+        let draws = Cell::new(u64::from(parts.shard.worker()) << 56);
+        let aside = Vec::with_capacity(ASIDE_MAX);
+        Books { parts, snapshot: Arc::default(), aside, draws }
+    }
+
+    /// A number that looks drawn by chance. It need not be a secret: which two backends are compared says nothing of
+    /// which has fewer sessions.
+    fn draw(&self) -> u64 {
+        self.draws.set(self.draws.get().wrapping_add(1));
+        mix(self.draws.get())
     }
 
     pub fn metrics(&self) -> &WorkerMetrics {
@@ -335,7 +348,8 @@ impl Books {
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
         let load = |backend: &Backend| self.load(backend.slot);
-        let question = Question { user, load: &load, excluded, after };
+        let random = self.draw();
+        let question = Question { user, random, load: &load, excluded, after };
         let backend = match service.terms.limits.backend_sessions {
             None => balance::pick(service, &question),
             Some(limit) => self.pick_with_room(service, &question, limit),

@@ -117,8 +117,7 @@ pub fn service(name: &str, protocol: Protocol, random: &mut Random) -> ServiceCo
     if random.one_in(3) {
         table.groups = groups(random);
     }
-    let policies = [Policy::RoundRobin, Policy::LeastSessions, Policy::SourceHash];
-    table.policy = Some(random.pick(&policies));
+    table.policy = Some(random.pick(&Policy::ALL));
     table.on_backend_loss = Some(random.pick(&[OnBackendLoss::Keep, OnBackendLoss::Close]));
     table.check = check(protocol, random);
     table.backends = listed(&table.groups, random);

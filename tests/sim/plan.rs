@@ -103,7 +103,7 @@ impl Plan {
             receive_cap: random.half(),
             splice: random.half(),
             pipes: Bounds { pipes: 16, pipe_bytes: 1 << 20, step_bytes: 512 << 10 },
-            policy: random.pick(&[Policy::RoundRobin, Policy::LeastSessions, Policy::SourceHash]),
+            policy: random.pick(&Policy::ALL),
             timeouts: Timeouts {
                 connect: Duration::from_secs(3),
                 tcp_idle: Duration::from_secs(120),

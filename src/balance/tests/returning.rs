@@ -24,7 +24,7 @@ fn user(number: u32) -> SocketAddr {
 }
 
 fn asked(user: SocketAddr) -> Question<'static> {
-    Question { user, load: &|_| 0, excluded: &|_| false, after: None }
+    Question { user, random: 0, load: &|_| 0, excluded: &|_| false, after: None }
 }
 
 /// The address of each user's backend.

@@ -46,7 +46,7 @@ fn user(number: u32) -> SocketAddr {
 }
 
 fn asked(number: u32) -> Question<'static> {
-    Question { user: user(number), load: &|_| 0, excluded: &|_| false, after: None }
+    Question { user: user(number), random: 0, load: &|_| 0, excluded: &|_| false, after: None }
 }
 
 fn group_of(backend: &Backend) -> &str {
@@ -185,7 +185,7 @@ fn rule_6_least_sessions_looks_within_the_group_whose_turn_it_is() {
 
 #[test]
 fn rule_6_another_attempt_stays_in_the_group_and_takes_no_turn_of_the_groups() {
-    for policy in [Policy::RoundRobin, Policy::LeastSessions, Policy::SourceHash] {
+    for policy in Policy::ALL {
         let shop = service(policy, &[("blue", 95), ("green", 5)], &SHOP);
         let after = Some(BackendId(3));
         let again = |failed: &[u32]| {
