@@ -208,7 +208,7 @@ fn longest(screen: &Screen, one: bool) -> [(usize, usize); 5] {
         (SERVICE, longest(&|it| membership_width(it, one))),
         (NAME, longest(&|it| it.name.as_ref().map_or(0, |name| width(name)))),
         // Fifteen digits and dots, a colon and a port; longer ones only where they are in sight.
-        (3, longest(&|it| if it.address.is_ipv4() { 0 } else { 21 })),
+        (3, longest(&|it| address_width(it))),
         (
             4,
             longest(&|it| {
@@ -216,6 +216,20 @@ fn longest(screen: &Screen, one: bool) -> [(usize, usize); 5] {
             }),
         ),
     ]
+}
+
+fn address_width(backend: &BackendStatus) -> usize {
+    match backend.tls {
+        Some(_) => address(backend).len(),
+        None if backend.address.is_ipv4() => 0,
+        None => 21,
+    }
+}
+
+/// Where it is, and whether it is reached by TLS.
+fn address(backend: &BackendStatus) -> String {
+    let tls = if backend.tls.is_some() { " TLS" } else { "" };
+    format!("{}{tls}", backend.address)
 }
 
 /// Whose users a backend gets: its service, which an older balancer does not say.
@@ -288,7 +302,7 @@ fn backend(row: &Row, one: bool, now_ms: u64) -> Vec<Line<'static>> {
         Line::from(backend.id.clone()),
         Line::from(belongs_to(backend, one)),
         Line::from(shown(backend.name.as_deref().unwrap_or_default())),
-        Line::from(backend.address.to_string()),
+        Line::from(address(backend)),
         Line::styled(state, colour),
         since(backend, now_ms),
         Line::from(grouped(backend.sessions_active)),

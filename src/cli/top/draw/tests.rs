@@ -56,6 +56,15 @@ fn a_backend_is_a_row_with_its_state_share_and_rates() {
 }
 
 #[test]
+fn a_backend_that_is_reached_by_tls_says_so_behind_its_address() {
+    let mut state = known();
+    let sealed = BackendStatus { tls: Some("a.example".into()), ..backend(1, 2) };
+    state.looked(Ok(status(3000, vec![sealed])));
+    let text = drawn(&mut state, 140, 8);
+    assert!(text.contains(" 10.0.0.1:80 TLS serving "), "{text}");
+}
+
+#[test]
 fn a_backend_whose_users_are_turned_away_for_want_of_room_is_marked_while_they_are() {
     let mut state = known();
     let mut short = backend(1, 2);
