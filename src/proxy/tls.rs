@@ -15,13 +15,17 @@
 //! more blocks than one without. What is sealed waits in the engine, 64 KiB at most, and is written to the
 //! socket from there; so sealing never waits for a block.
 
+mod records;
+
 use std::io::{self, ErrorKind, IoSlice, Write};
 
 use nix::errno::Errno;
 
 use super::{Event, Intake, Received, Side, StreamCmd};
+use crate::base::time::Now;
 use crate::ring::pool::{Buf, Class, Outgoing, Pool};
 use crate::tls::engine::{Engine, Fault};
+use records::Records;
 
 /// The most ciphertext that is written before somebody else has a turn, in bytes.
 const WRITTEN_IN_TURN_MAX: usize = 256 * 1024;
@@ -43,6 +47,7 @@ pub enum Below {
 
 /// What a session works with while it is called.
 pub struct Wire<'a> {
+    pub now: Now,
     pub pool: &'a mut Pool,
     /// The socket; it never waits.
     pub outlet: &'a mut dyn Write,
@@ -55,6 +60,7 @@ pub struct Wire<'a> {
 pub struct Session {
     side: Side,
     engine: Engine,
+    records: Records,
     /// An end without a close_notify counts as one with it.
     takes_ragged_ends: bool,
     asked: Asked,
@@ -124,6 +130,7 @@ impl Session {
         Session {
             side,
             engine,
+            records: Records::default(),
             takes_ragged_ends,
             asked: Asked::Nothing,
             armed: Armed::No,
@@ -194,19 +201,17 @@ impl Session {
 
     /// The session above has let go of the connection: gives back what it held, and makes what is under way
     /// end. Nothing is sent any more but what the socket takes at once; unless it is a `reset`, the other
-    /// end is told that this is the end.
-    pub fn close(mut self, reset: bool, wire: &mut Wire<'_>) {
+    /// end is told that this is the end. Returns whether the driver waits for room on its behalf, and is to stop.
+    pub fn close(mut self, reset: bool, mut outlet: &mut dyn Write, pool: &mut Pool) -> bool {
         if !reset && self.sink == Sink::Open {
             self.engine.finish();
         }
-        let _ = self.engine.flush(&mut wire.outlet);
-        if self.room == Room::Awaited {
-            wire.below.push(Below::CancelRoom);
-        }
+        let _ = self.engine.flush(&mut outlet);
         debug_assert!(self.armed == Armed::No, "a session waits for its receives");
         if let Some(raw) = self.raw.take() {
-            wire.pool.give_back(raw);
+            pool.give_back(raw);
         }
+        self.room == Room::Awaited
     }
 
     fn cancel_receive(&mut self, wire: &mut Wire<'_>) {
@@ -347,7 +352,8 @@ impl Session {
             if written >= WRITTEN_IN_TURN_MAX {
                 return self.await_room(wire);
             }
-            if seal(&mut self.engine, sending, wire.pool) == 0 && !self.engine.has_sealed() {
+            let sealed = seal(&mut self.engine, &mut self.records, sending, wire);
+            if sealed == 0 && !self.engine.has_sealed() {
                 let (sealed, all) = (sending.sealed, length(sending.what, wire.pool));
                 // The engine takes everything as long as the connection is sound.
                 let result = if sealed == all { Ok(sealed as u32) } else { Err(Errno::EPROTO) };
@@ -398,21 +404,46 @@ impl Session {
 }
 
 /// Seals the next bytes of a send, blocks that lie one behind the other as one message, and says how many.
-fn seal(engine: &mut Engine, sending: &mut Sending, pool: &Pool) -> usize {
-    let mut pieces = [IoSlice::new(&[]); SEALED_TOGETHER_MAX];
-    let (mut count, mut skip) = (0, sending.sealed);
+fn seal(
+    engine: &mut Engine,
+    records: &mut Records,
+    sending: &mut Sending,
+    wire: &Wire<'_>,
+) -> usize {
+    let before = sending.sealed;
+    loop {
+        let most = records.most(wire.now);
+        let mut pieces = [IoSlice::new(&[]); SEALED_TOGETHER_MAX];
+        let (count, bytes) = gather(&mut pieces, sending, most, wire.pool);
+        let sealed = engine.seal(&pieces[..count]);
+        records.sealed(sealed, wire.now);
+        sending.sealed += sealed;
+        if sealed < bytes || bytes < most {
+            return sending.sealed - before;
+        }
+    }
+}
+
+/// Lays out what comes next of a send, `most` bytes of it: how many pieces that takes, and their bytes.
+fn gather<'p>(
+    pieces: &mut [IoSlice<'p>],
+    sending: &Sending,
+    most: usize,
+    pool: &'p Pool,
+) -> (usize, usize) {
+    let (mut count, mut bytes, mut skip) = (0, 0, sending.sealed);
     for piece in pool.pieces(sending.what) {
         if skip >= piece.len() {
             skip -= piece.len();
             continue;
         }
-        let Some(next) = pieces.get_mut(count) else { break };
-        *next = IoSlice::new(&piece[skip..]);
-        (count, skip) = (count + 1, 0);
+        let Some(next) = pieces.get_mut(count).filter(|_| bytes < most) else { break };
+        let piece = &piece[skip..];
+        let piece = &piece[..piece.len().min(most - bytes)];
+        *next = IoSlice::new(piece);
+        (count, bytes, skip) = (count + 1, bytes + piece.len(), 0);
     }
-    let sealed = engine.seal(&pieces[..count]);
-    sending.sealed += sealed;
-    sealed
+    (count, bytes)
 }
 
 fn length(what: Outgoing, pool: &Pool) -> usize {

@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use super::slots::Key;
-use crate::proxy::tls::{Below, Session, Wire};
+use crate::proxy::tls::{Below, Session};
 use crate::proxy::{Event, Side, StreamCmd};
 use crate::ring::pool::Pool;
 
@@ -87,12 +87,8 @@ impl Secured {
         outlet: &mut dyn Write,
         pool: &mut Pool,
     ) -> bool {
-        let Secured { all, below, above, .. } = self;
-        let Some(seats) = all.get_mut(key.place as usize) else { return false };
-        let Some(seat) = seats[side as usize].take() else { return false };
-        seat.session.close(reset, &mut Wire { pool, outlet, below, above });
-        let is_awaited = below.drain(..).any(|what| what == Below::CancelRoom);
-        debug_assert!(above.is_empty(), "nobody is there to be told");
-        is_awaited
+        let Some(seats) = self.all.get_mut(key.place as usize) else { return false };
+        let seat = seats[side as usize].take();
+        seat.is_some_and(|seat| seat.session.close(reset, outlet, pool))
     }
 }

@@ -302,8 +302,8 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     ) {
         let Some(socket) = socket_of(&self.sockets, end) else { return };
         let Some((session, below, above)) = self.secured.get(end) else { return };
-        let (pool, outlet) = (turn.ring.pool_mut(), &mut sys::Outlet(socket));
-        act(session, &mut Wire { pool, outlet, below, above });
+        let (now, pool, outlet) = (turn.now, turn.ring.pool_mut(), &mut sys::Outlet(socket));
+        act(session, &mut Wire { now, pool, outlet, below, above });
         self.happened.extend(above.drain(..).map(|event| (end.0, News::Happened(event))));
         let tag = |operation| Self::tag(operation, end);
         for what in below.drain(..) {

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
 use rustls::crypto::cipher::OutboundPlainMessage;
@@ -63,6 +64,7 @@ impl Write for Outlet<'_> {
 
 struct World {
     dice: Dice,
+    now: Now,
     side: Side,
     /// The other end: a user, or a backend.
     user: Connection,
@@ -201,6 +203,7 @@ impl World {
         World {
             side,
             user,
+            now: Now::default(),
             session: Some(Session::new(side, engine, takes_ragged_ends)),
             pool: Pool::new(blocks, blocks / 4),
             up,
@@ -224,9 +227,10 @@ impl World {
     }
 
     fn call(&mut self, act: impl FnOnce(&mut Session, &mut Wire<'_>)) {
-        let World { pool, below, above, down, room, session, .. } = self;
+        let World { now, pool, below, above, down, room, session, .. } = self;
         let mut outlet = Outlet { to: down, room };
-        act(session.as_mut().unwrap(), &mut Wire { pool, outlet: &mut outlet, below, above });
+        let (outlet, now) = (&mut outlet, *now);
+        act(session.as_mut().unwrap(), &mut Wire { now, pool, outlet, below, above });
         self.carry_out();
     }
 
@@ -379,9 +383,8 @@ impl World {
 
     fn close(mut self) {
         let session = self.session.take().unwrap();
-        let World { pool, below, above, down, room, .. } = &mut self;
-        let mut outlet = Outlet { to: down, room };
-        session.close(false, &mut Wire { pool, outlet: &mut outlet, below, above });
+        let World { pool, down, room, .. } = &mut self;
+        session.close(false, &mut Outlet { to: down, room }, pool);
         assert!(self.sending.is_empty());
         for class in [Class::Small, Class::Large] {
             assert_eq!(self.pool.free(class), self.pool.blocks(class), "all blocks are back");
@@ -407,6 +410,7 @@ fn relay(seed: u64) {
     let (mut user_done, mut we_are_done) = (false, false);
     for step in 0.. {
         assert!(step < 200_000, "seed {seed} hangs: {} of {}", world.heard.len(), to_us.len());
+        world.now = world.now.plus(Duration::from_millis(world.dice.below(50) as u64));
         match world.dice.below(8) {
             0 if from_user < to_us.len() => from_user += world.user_writes(&to_us[from_user..]),
             0 if !user_done => {
@@ -575,9 +579,46 @@ fn a_connection_that_is_closed_is_ended_in_the_way_of_tls_unless_it_is_reset_or_
             world.room = 100;
         }
         let session = world.session.take().unwrap();
-        let World { pool, below, above, down, room, .. } = &mut world;
-        let mut outlet = Outlet { to: down, room };
-        session.close(reset, &mut Wire { pool, outlet: &mut outlet, below, above });
+        let World { pool, down, room, .. } = &mut world;
+        session.close(reset, &mut Outlet { to: down, room }, pool);
         assert_eq!(told_the_end(world), !reset && !cut);
     }
+}
+
+/// The lengths of the records on their way to the user, without their heads.
+fn record_lengths(mut down: &[u8]) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    while let [_, _, _, high, low, ..] = down {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        lengths.push(length);
+        down = &down[5 + length..];
+    }
+    lengths
+}
+
+#[test]
+fn records_are_short_while_a_connection_starts_and_long_once_it_streams() {
+    let mut world = World::new(3, 64, false);
+    world.room = usize::MAX;
+    world.down.clear();
+    let bytes = vec![7; 60_000];
+    let send_all = |world: &mut World| {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            sent += world.send(&bytes[sent..]);
+        }
+        let lengths = record_lengths(&world.down);
+        world.user_reads();
+        lengths
+    };
+    world.now = Now::from_nanos(10_000_000_000);
+    let first = send_all(&mut world);
+    assert!(first[..20].iter().all(|length| (17..=1400).contains(length)), "{first:?}");
+    assert!(first.iter().any(|length| *length > 4000), "{first:?}");
+    let next = send_all(&mut world);
+    assert!(next.iter().any(|length| *length > 4000) && next.len() < first.len(), "{next:?}");
+    world.now = world.now.plus(Duration::from_secs(1));
+    let rested = send_all(&mut world);
+    assert!(rested[..20].iter().all(|length| *length <= 1400), "{rested:?}");
+    world.close();
 }
