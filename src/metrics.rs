@@ -100,6 +100,7 @@ table! {
         Counter tls_refused_by_user: "TLS users who did not accept our certificate.",
         Counter tls_refused_protocol: "TLS handshakes that broke the protocol or were given up by the user.",
         Counter tls_gone: "TLS users whose connection ended in the middle of the handshake.",
+        Counter tls_broken: "TLS connections that ended after their handshake because the user broke the protocol, or with its alert.",
         Counter tls_failed: "TLS handshakes that failed for a lack of ours.",
         Counter tls_upstream_handshakes: "TLS handshakes with backends that were completed.",
         Counter tls_upstream_resumed: "Those of them that took up an earlier session.",

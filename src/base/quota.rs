@@ -33,18 +33,20 @@ impl Rate {
 /// When everything taken so far is paid for (the theoretical arrival time of the generic cell rate
 /// algorithm, ITU-T I.371).
 #[derive(Clone, Copy, Default, Debug)]
-struct Meter(u64);
+pub struct Meter(u64);
 
 impl Meter {
     fn owed(self, now: Now) -> u64 {
         self.0.saturating_sub(now.nanos())
     }
 
-    fn has_room(self, rate: Rate, now: Now) -> bool {
+    /// Whether one more is within the rate.
+    pub fn has_room(self, rate: Rate, now: Now) -> bool {
         self.owed(now) + rate.each <= rate.room
     }
 
-    fn take(&mut self, rate: Rate, now: Now) {
+    /// Takes one more.
+    pub fn take(&mut self, rate: Rate, now: Now) {
         self.0 = now.nanos() + self.owed(now) + rate.each;
     }
 }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::base::time::Now;
 use crate::proxy::greeting::{self, WRITTEN_MAX};
 use crate::tls::backends::{Client, reason};
 use crate::tls::engine::{Engine, Fault};
@@ -29,6 +30,8 @@ pub struct Port {
 pub struct Contact {
     stream: TcpStream,
     engine: Option<Box<Engine>>,
+    /// Ciphertext that the engine has had no room for.
+    raw: Vec<u8>,
 }
 
 /// Why there is none.
@@ -64,7 +67,7 @@ impl Contact {
     /// Why there is no connection.
     pub async fn make(port: &Port) -> Result<Contact, Missed> {
         let stream = connect(port.address).await?;
-        let mut contact = Contact { stream, engine: None };
+        let mut contact = Contact { stream, engine: None, raw: Vec::new() };
         if port.proxy {
             contact.send(greeting::write(None, &mut [0; WRITTEN_MAX])).await?;
         }
@@ -87,12 +90,21 @@ impl Contact {
             if count == 0 {
                 return Err(Missed::Tls(Fault::CutOff));
             }
-            if let Err(fault) = engine.take(&mut &bytes[..count]) {
+            if let Err(fault) = self.take(&mut engine, &bytes[..count]) {
                 // It is told why, if it still listens.
                 let _ = self.flush(&mut engine).await;
                 return Err(Missed::Tls(fault));
             }
         }
+    }
+
+    fn take(&mut self, engine: &mut Engine, bytes: &[u8]) -> Result<(), Fault> {
+        self.raw.extend_from_slice(bytes);
+        let mut left = self.raw.as_slice();
+        let taken = engine.take(&mut left, Now::read());
+        let used = self.raw.len() - left.len();
+        self.raw.drain(..used);
+        taken
     }
 
     async fn flush(&mut self, engine: &mut Engine) -> io::Result<()> {
@@ -121,23 +133,31 @@ impl Contact {
     /// # Errors
     /// Those of the connection, or of its records.
     pub async fn receive(&mut self, into: &mut Vec<u8>, most: usize) -> Result<usize, Missed> {
-        let Some(engine) = &mut self.engine else {
+        let Some(mut engine) = self.engine.take() else {
             let mut room = (&mut self.stream).take(most as u64);
             return Ok(room.read_buf(into).await?);
         };
-        let mut bytes = vec![0; READ_BYTES];
-        while engine.plaintext().is_empty() && !engine.has_ended() {
-            let count = self.stream.read(&mut bytes).await?;
-            if count == 0 {
-                return Ok(0);
-            }
-            engine.take(&mut &bytes[..count]).map_err(Missed::Tls)?;
-        }
+        let opened = self.open(&mut engine).await;
         let plain = engine.plaintext();
         let count = plain.len().min(most);
         into.extend_from_slice(&plain[..count]);
         engine.consume(count);
-        Ok(count)
+        self.engine = Some(engine);
+        opened.map(|()| count)
+    }
+
+    /// Waits until there is plaintext, or none comes any more.
+    async fn open(&mut self, engine: &mut Engine) -> Result<(), Missed> {
+        let mut bytes = vec![0; READ_BYTES];
+        self.take(engine, &[]).map_err(Missed::Tls)?;
+        while engine.plaintext().is_empty() && !engine.has_ended() {
+            let count = self.stream.read(&mut bytes).await?;
+            if count == 0 {
+                break;
+            }
+            self.take(engine, &bytes[..count]).map_err(Missed::Tls)?;
+        }
+        Ok(())
     }
 }
 
@@ -191,7 +211,7 @@ mod tests {
         loop {
             engine.flush(connection).ok()?;
             let count = connection.read(&mut bytes).ok().filter(|count| *count > 0)?;
-            engine.take(&mut &bytes[..count]).ok()?;
+            engine.take(&mut &bytes[..count], Now::default()).ok()?;
             request.extend_from_slice(engine.plaintext());
             let heard = engine.plaintext().len();
             engine.consume(heard);

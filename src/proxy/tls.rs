@@ -43,6 +43,8 @@ pub enum Below {
     CancelRoom,
     /// Tell the peer that no more will come.
     FinishWriting,
+    /// Count that it has broken the protocol.
+    CountBroken,
 }
 
 /// What a session works with while it is called.
@@ -285,7 +287,7 @@ impl Session {
     fn open(&mut self, wire: &mut Wire<'_>) {
         let all = self.raw.as_ref().map_or(self.spilt.as_slice(), |raw| wire.pool.bytes(raw));
         let mut left = all;
-        let taken = self.engine.take(&mut left);
+        let taken = self.engine.take(&mut left, wire.now);
         let used = all.len() - left.len();
         match &mut self.raw {
             Some(raw) => wire.pool.skip(raw, used),
@@ -294,6 +296,7 @@ impl Session {
         if let Err(fault) = taken {
             self.source = Source::Failed(errno(fault));
             self.spilt = Vec::new();
+            wire.below.push(Below::CountBroken);
             self.break_off(errno(fault), wire);
         }
         if taken.is_err() || self.raw.as_ref().is_some_and(Buf::is_empty) {

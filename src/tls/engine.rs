@@ -11,12 +11,21 @@ use rustls::{
     HandshakeKind, PeerIncompatible,
 };
 
+use super::boundary::Boundary;
 use super::keys::Terms;
+use crate::base::quota::{Meter, Rate};
+use crate::base::time::Now;
 
 /// The most ciphertext that is held for a socket that takes no more, in bytes.
 pub const SEALED_BYTES_MAX: usize = 64 * 1024;
 
+/// Records without data after the handshake: in TLS 1.3, most likely changes of keys, each of which costs more
+/// than the reading of many bytes. rustls itself bounds those without any data between (32), empty ones (32 in
+/// a row) and warnings (4).
+const DATALESS: Rate = Rate::new(100, 100);
+
 const NOT_TLS: &str = "it sent something that is no TLS";
+const RESTLESS: &str = "it sent too many records without data";
 const ENDLESS: &str = "it sent a message that never ends";
 
 /// Why a connection cannot go on.
@@ -76,6 +85,10 @@ pub struct Engine {
     /// Of the signature in its handshake, in those with an elliptic curve.
     cost: u32,
     second: Second,
+    boundary: Boundary,
+    /// Plaintext that nobody has consumed, in bytes.
+    unread: usize,
+    dataless: Meter,
 }
 
 /// A second ClientHello, which a user is asked for whose key shares do not serve (RFC 8446 section 4.1.4).
@@ -125,10 +138,8 @@ impl Engine {
         let is_asked_again =
             connection.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
         let second = if is_asked_again { Second::Awaited } else { Second::None };
-        let connection = Connection::Server(connection);
-        let (fault, why) = (None, "");
-        let mut engine = Engine { connection, ended: false, fault, why, cost, second };
-        match engine.take(&mut rest) {
+        let mut engine = Engine::new(Connection::Server(connection), cost, second);
+        match engine.take(&mut rest, Now::default()) {
             Ok(()) => Ok(engine),
             Err(fault) => {
                 let mut alert = Vec::new();
@@ -150,8 +161,21 @@ impl Engine {
         let connection = ClientConnection::new(Arc::clone(config), name.clone());
         let mut connection = connection.map_err(|_| Fault::Internal)?;
         connection.set_buffer_limit(Some(SEALED_BYTES_MAX));
-        let connection = Connection::Client(connection);
-        Ok(Engine { connection, ended: false, fault: None, why: "", cost: 0, second: Second::None })
+        Ok(Engine::new(Connection::Client(connection), 0, Second::None))
+    }
+
+    fn new(connection: Connection, cost: u32, second: Second) -> Engine {
+        Engine {
+            connection,
+            ended: false,
+            fault: None,
+            why: "",
+            cost,
+            second,
+            boundary: Boundary::default(),
+            unread: 0,
+            dataless: Meter::default(),
+        }
     }
 
     /// Takes ciphertext off the front of `bytes`: all of it, or as much as there is room for before
@@ -159,31 +183,45 @@ impl Engine {
     ///
     /// # Errors
     /// Why the connection is over. An alert is left for [`Engine::flush`].
-    pub fn take(&mut self, bytes: &mut &[u8]) -> Result<(), Fault> {
+    pub fn take(&mut self, bytes: &mut &[u8], now: Now) -> Result<(), Fault> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
         while !bytes.is_empty() {
-            match self.connection.read_tls(bytes) {
+            let mut record = self.boundary.cut(bytes);
+            let is_whole = match self.connection.read_tls(&mut record) {
+                Ok(taken @ 1..) => {
+                    let (taken, rest) = bytes.split_at(taken);
+                    *bytes = rest;
+                    self.boundary.pass(taken)
+                }
                 // Nothing counts after a close_notify.
-                Ok(0) => *bytes = &[],
-                Ok(_) => {}
+                Ok(0) => {
+                    *bytes = &[];
+                    false
+                }
                 Err(_) if !self.plaintext().is_empty() => break,
                 // It is full of a message in pieces that never ends.
                 Err(_) => {
                     (self.fault, self.why) = (Some(Fault::Protocol), ENDLESS);
                     return Err(Fault::Protocol);
                 }
-            }
-            self.process()?;
+            };
+            self.process(is_whole, now)?;
         }
         Ok(())
     }
 
-    fn process(&mut self) -> Result<(), Fault> {
+    /// `is_whole`: a record ends with what has been taken.
+    fn process(&mut self, is_whole: bool, now: Now) -> Result<(), Fault> {
+        let was_handshaking = self.connection.is_handshaking();
         match self.connection.process_new_packets() {
             Ok(state) => {
                 self.ended = state.peer_has_closed();
+                let before = std::mem::replace(&mut self.unread, state.plaintext_bytes_to_read());
+                if is_whole && !was_handshaking && self.unread == before {
+                    self.bear_dataless(now)?;
+                }
                 if self.second == Second::Awaited && self.connection.wants_write() {
                     self.second = Second::Answered;
                 }
@@ -197,6 +235,16 @@ impl Engine {
         Ok(())
     }
 
+    /// A record has come without data.
+    fn bear_dataless(&mut self, now: Now) -> Result<(), Fault> {
+        if !self.dataless.has_room(DATALESS, now) {
+            (self.fault, self.why) = (Some(Fault::Protocol), RESTLESS);
+            return Err(Fault::Protocol);
+        }
+        self.dataless.take(DATALESS, now);
+        Ok(())
+    }
+
     /// What the other end has said and nobody has [consumed](Engine::consume): a part of it, empty only if there
     /// is none.
     pub fn plaintext(&mut self) -> &[u8] {
@@ -206,6 +254,7 @@ impl Engine {
     /// Drops the first bytes of [`Engine::plaintext`].
     pub fn consume(&mut self, bytes: usize) {
         self.connection.reader().consume(bytes);
+        self.unread -= bytes;
     }
 
     /// Seals as much of these pieces as there is room for, in as few records as hold them, and says how many

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod backends;
+mod boundary;
 pub mod client;
 pub mod demo;
 pub mod engine;

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 
 use super::opening::{Opening, Unconnected};
 use super::slots::Key;
+use crate::base::time::Now;
 use crate::metrics::WorkerCounters;
 use crate::ring::{Until, sys};
 use crate::tls::backends::{Client, Memory};
@@ -103,6 +104,7 @@ impl Approaches {
     pub fn step<'s>(
         &mut self,
         counters: &WorkerCounters,
+        now: Now,
         socket: impl Fn(Key) -> Option<BorrowedFd<'s>>,
     ) -> Option<(Key, Step)> {
         let key = self.ready.pop_front()?;
@@ -113,7 +115,7 @@ impl Approaches {
         let Some(socket) = socket(key).filter(|_| !is_cancelled) else {
             return Some((key, Step::Failed(canceled)));
         };
-        let (engine, until) = match self.advance(state, socket) {
+        let (engine, until) = match self.advance(state, socket, now) {
             Ok(advanced) => advanced,
             Err(why) => {
                 if matches!(why, Unconnected::Tls(_)) {
@@ -140,6 +142,7 @@ impl Approaches {
         &mut self,
         state: State,
         socket: BorrowedFd<'_>,
+        now: Now,
     ) -> Result<(Box<Engine>, Option<Until>), Unconnected> {
         let mut engine = match state {
             State::New(backend, client) => {
@@ -149,7 +152,7 @@ impl Approaches {
             State::Shaking(engine) => engine,
         };
         if !engine.has_sealed() {
-            hear(&mut engine, socket)?;
+            hear(&mut engine, socket, now)?;
         }
         let until = flush(&mut engine, socket)?;
         let is_over = !engine.is_handshaking() && until == Until::Readable;
@@ -158,7 +161,7 @@ impl Approaches {
 }
 
 /// Takes what has come of a handshake.
-fn hear(engine: &mut Engine, socket: BorrowedFd<'_>) -> Result<(), Unconnected> {
+fn hear(engine: &mut Engine, socket: BorrowedFd<'_>, now: Now) -> Result<(), Unconnected> {
     let mut bytes = [0; READ_BYTES];
     let count = match sys::read(socket, &mut bytes) {
         Ok(0) => return Err(Unconnected::Tls(Fault::CutOff)),
@@ -167,7 +170,7 @@ fn hear(engine: &mut Engine, socket: BorrowedFd<'_>) -> Result<(), Unconnected> 
         Err(errno) => return Err(errno.into()),
     };
     let mut rest = &bytes[..count];
-    engine.take(&mut rest).map_err(|fault| {
+    engine.take(&mut rest, now).map_err(|fault| {
         // It is told why, if its socket takes that at once.
         let _ = engine.flush(&mut sys::Outlet(socket));
         Unconnected::Tls(fault)

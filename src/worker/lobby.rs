@@ -411,7 +411,7 @@ impl Guest {
                 Step::QueueAgain
             }
             State::Shaking(engine) => {
-                let step = shake(engine, self.user.socket.as_fd());
+                let step = shake(engine, self.user.socket.as_fd(), turn.now);
                 step.unwrap_or_else(|failure| self.fails(failure, turn))
             }
             State::Ready(_) | State::Again(_) => {
@@ -438,7 +438,7 @@ impl Guest {
                 }
             },
             State::Again(mut engine) => {
-                let step = shake(&mut engine, self.user.socket.as_fd());
+                let step = shake(&mut engine, self.user.socket.as_fd(), turn.now);
                 let cost = engine.cost();
                 self.state = State::Shaking(engine);
                 (step.unwrap_or_else(|failure| self.fails(failure, turn)), cost)
@@ -527,7 +527,7 @@ fn listen(socket: BorrowedFd<'_>, before: &mut usize) -> Heard {
 }
 
 /// Takes what has come of a handshake, and answers.
-fn shake(engine: &mut Engine, socket: BorrowedFd<'_>) -> Result<Step, Failure> {
+fn shake(engine: &mut Engine, socket: BorrowedFd<'_>, now: Now) -> Result<Step, Failure> {
     let mut bytes = [0; READ_BYTES];
     if !engine.has_sealed() {
         let seen = match sys::read(socket, &mut bytes) {
@@ -537,7 +537,9 @@ fn shake(engine: &mut Engine, socket: BorrowedFd<'_>) -> Result<Step, Failure> {
             Err(_) => return Err(Failure::Gone),
         };
         let mut rest = &bytes[..seen];
-        engine.take(&mut rest).map_err(|fault| Failure::Answer { fault, why: engine.why() })?;
+        engine
+            .take(&mut rest, now)
+            .map_err(|fault| Failure::Answer { fault, why: engine.why() })?;
         debug_assert!(rest.is_empty(), "it takes as much as is read at once");
     }
     let until = flush(engine, socket)?;

@@ -313,6 +313,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
                 Below::AwaitRoom => turn.ring.wait(tag(SEALED_ROOM), socket, Until::Writable),
                 Below::CancelRoom => turn.ring.cancel(tag(SEALED_ROOM)),
                 Below::FinishWriting => sys::finish_writing(socket),
+                Below::CountBroken => turn.books.metrics().counters.tls_broken.one(),
             }
         }
     }
@@ -355,7 +356,10 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     fn step(&mut self, turn: &mut Turn<'_>) {
         let Streams { approaches, sockets, .. } = self;
         let of = |key| socket_of(sockets, (key, Side::Backend));
-        let Some((key, step)) = approaches.step(&turn.books.metrics().counters, of) else { return };
+        let Some((key, step)) = approaches.step(&turn.books.metrics().counters, turn.now, of)
+        else {
+            return;
+        };
         let end = (key, Side::Backend);
         let result = match step {
             Step::Wait(until) => {

@@ -6,11 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
-use rustls::crypto::cipher::OutboundPlainMessage;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore};
-use rustls::{ConnectionTrafficSecrets, ContentType, ProtocolVersion};
 use rustls::{ServerConfig, ServerConnection};
 
 use super::*;
@@ -19,6 +17,8 @@ use crate::ring::pool::Chain;
 use crate::tls::backends::{BackendTls, Backends};
 use crate::tls::keys::tests::{identities_and_pem, versions};
 use crate::tls::keys::{Identities, Speech};
+
+mod hostile;
 
 impl Session {
     /// Whether the driver has something under way that it was asked for.
@@ -130,7 +130,7 @@ fn shake_hands(user: &mut Connection, terms: &Identities, up: &mut Vec<u8>) -> E
             return engine;
         }
         let mut rest = up.as_slice();
-        engine.take(&mut rest).unwrap();
+        engine.take(&mut rest, Now::default()).unwrap();
         up.clear();
     }
 }
@@ -178,7 +178,7 @@ fn shake_hands_with(backend: &mut Connection, up: &mut Vec<u8>) -> Engine {
         if !engine.is_handshaking() && !backend.is_handshaking() {
             return engine;
         }
-        engine.take(&mut up.as_slice()).unwrap();
+        engine.take(&mut up.as_slice(), Now::default()).unwrap();
     }
 }
 
@@ -244,6 +244,7 @@ impl World {
                 Below::AwaitRoom => self.room_awaited = true,
                 Below::CancelRoom => assert!(self.room_awaited),
                 Below::FinishWriting => self.fin_sent = true,
+                Below::CountBroken => {}
             }
         }
         for event in std::mem::take(&mut self.above) {
@@ -511,47 +512,6 @@ fn a_session_that_lets_go_is_not_waited_for() {
     world.call(|session, wire| session.command(what, wire));
     assert!(world.broken && world.sending.is_empty());
     world.close();
-}
-
-/// Seals a handshake message in pieces, each in a record of its own.
-fn handshake_records(user: Connection, message: &[u8], piece: usize) -> Vec<u8> {
-    let secrets = user.dangerous_extract_secrets().unwrap();
-    let (first, secrets) = secrets.tx;
-    let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else {
-        panic!("another cipher was agreed");
-    };
-    let suite = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().unwrap();
-    let mut sealer = suite.aead_alg.encrypter(key, iv);
-    let records = message.chunks(piece).zip(first..).map(|(piece, number)| {
-        let plain = OutboundPlainMessage {
-            typ: ContentType::Handshake,
-            version: ProtocolVersion::TLSv1_2,
-            payload: piece.into(),
-        };
-        sealer.encrypt(plain, number).unwrap().encode()
-    });
-    records.flatten().collect()
-}
-
-#[test]
-fn a_message_in_pieces_that_never_ends_ends_the_connection() {
-    let (identities, pem) = identities_and_pem();
-    let mut user = Connection::Client(client(pem, &[&rustls::version::TLS13]));
-    let mut up = Vec::new();
-    let mut engine = shake_hands(&mut user, identities, &mut up);
-    engine.take(&mut up.as_slice()).unwrap();
-    // A NewSessionTicket of 60,000 bytes.
-    let mut message = vec![0; 60_000];
-    message[..4].copy_from_slice(&[4, 0, 0xea, 0x5c]);
-    let records = handshake_records(user, &message[..59_000], 8);
-    for some in records.chunks(4096) {
-        let mut rest = some;
-        match engine.take(&mut rest) {
-            Ok(()) => assert!(rest.is_empty(), "nothing to read, and no room"),
-            Err(fault) => return assert_eq!(fault, Fault::Protocol),
-        }
-    }
-    panic!("it was taken");
 }
 
 /// What the user makes of the stream's end.

@@ -1,6 +1,7 @@
 //! Tests of `tls::backends`, and handshakes with backends for those of others.
 
 use super::*;
+use crate::base::time::Now;
 use crate::tls::keys::tests::identities_and_pem;
 use crate::tls::keys::{Identities, Speech, Terms as UserTerms};
 
@@ -36,12 +37,12 @@ pub(crate) fn shake(ours: &mut Engine, backend: &UserTerms) -> Result<Engine, Fa
     loop {
         bytes.clear();
         theirs.flush(&mut bytes).unwrap();
-        ours.take(&mut bytes.as_slice())?;
+        ours.take(&mut bytes.as_slice(), Now::default())?;
         bytes.clear();
         if ours.flush(&mut bytes).unwrap() == 0 {
             return Ok(theirs);
         }
-        theirs.take(&mut bytes.as_slice())?;
+        theirs.take(&mut bytes.as_slice(), Now::default())?;
     }
 }
 
