@@ -548,7 +548,7 @@ pub fn request(
     let (method, path) = line.request();
     let request_id = Some(line.id()).filter(|id| !id.is_empty());
     let trace_id = (line.trace != 0).then(|| display(format!("{:032x}", line.trace)));
-    let scheme = line.is_tls.then_some("https");
+    let scheme = line.is_tls.then(|| display("https"));
     let host = Some(line.host()).filter(|host| !host.is_empty());
     let times = &line.times;
     let ms = |from: Option<Now>, to: Option<Now>| {

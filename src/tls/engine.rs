@@ -73,6 +73,22 @@ pub struct Refused {
     pub alert: Vec<u8>,
 }
 
+/// A refusal of our own: its alert is a fatal one in the clear, of this number (RFC 8446 section 6.2).
+struct Own(Fault, &'static str, u8);
+
+const UNKNOWN_HOST: Own = Own(Fault::UnknownHost, "no certificate is for this host", 112);
+const UNSUITED: Own = Own(
+    Fault::NothingInCommon,
+    "it offers no cipher or signature that goes with the certificates of this host",
+    40,
+);
+
+impl From<Own> for Refused {
+    fn from(Own(fault, why, alert): Own) -> Refused {
+        Refused { fault, why, alert: vec![21, 3, 3, 0, 2, 2, alert] }
+    }
+}
+
 /// A connection whose ClientHello has come, or is to go out.
 #[derive(Debug)]
 pub struct Engine {
@@ -116,14 +132,10 @@ impl Engine {
             let cost = terms.cost_for(&accepted.client_hello());
             return match accepted.into_connection(terms.config()) {
                 Ok(connection) => Engine::begun(connection, cost, hello),
-                Err((error, mut alert)) => {
-                    let refused = refused(&error, |to| alert.write_all(to));
-                    if is_known {
-                        return Err(refused);
-                    }
-                    let (fault, why) = (Fault::UnknownHost, "no certificate is for this host");
-                    Err(Refused { fault, why, ..refused })
-                }
+                // No certificate was found. rustls would say access_denied, which tells a user nothing.
+                Err((Error::General(_), _)) if is_known => Err(UNSUITED.into()),
+                Err((Error::General(_), _)) => Err(UNKNOWN_HOST.into()),
+                Err((error, mut alert)) => Err(refused(&error, |to| alert.write_all(to))),
             };
         }
         Err(Refused { fault: Fault::Protocol, why: NOT_TLS, alert: Vec::new() })

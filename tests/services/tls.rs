@@ -241,7 +241,7 @@ fn a_host_that_nobody_has_is_refused_only_where_that_is_asked_for() {
     let at = balancer.plane.doors.api_tls().unwrap();
     let error = shake(&mut user(&client, "other.example", at)).unwrap_err();
     let error = error.downcast::<Error>().unwrap();
-    assert_eq!(error, Error::AlertReceived(AlertDescription::AccessDenied));
+    assert_eq!(error, Error::AlertReceived(AlertDescription::UnrecognisedName));
     assert_eq!(counted(&balancer, "tls_refused_host"), 1);
     balancer.stop();
 }

@@ -95,6 +95,21 @@ fn who_cannot_be_served_is_told_with_address_host_and_reason() {
     assert_eq!(told.why, "it does not know who signed our certificate (unknown_ca)");
     assert_eq!(stage.counted("tls_refused_by_user"), 1);
 
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    let is_of_rsa = |suite: &rustls::SupportedCipherSuite| {
+        format!("{:?}", suite.suite()).starts_with("TLS_ECDHE_RSA")
+    };
+    provider.cipher_suites.retain(is_of_rsa);
+    let other = rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    shake(&mut user(&other.into(), "a.example", stage.at)).unwrap_err();
+    let wanted = "it offers no cipher or signature that goes with the certificates of this host";
+    assert_eq!(stage.told().why, wanted);
+    assert_eq!(stage.counted("tls_refused_nothing_in_common"), 1);
+
     let mut http2 = (*config).clone();
     http2.alpn_protocols = vec![b"h2".to_vec()];
     shake(&mut user(&http2.into(), "a.example", stage.at)).unwrap_err();
