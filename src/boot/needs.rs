@@ -2,8 +2,10 @@
 //! opens anything, and `lb check` shows it, so that neither knows a refusal that the other does not. What a
 //! start opens for itself (doors, rings) is only tried for `lb check`, by the code that opens it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Trouble, capacity, circles, datagrams, doors, plane, tls};
 use crate::base::time::Now;
@@ -11,12 +13,13 @@ use crate::cluster::Protocol;
 use crate::config::plans::{self, Name};
 use crate::config::units::SIZES;
 use crate::config::{Config, rules};
-use crate::control::certificates::CertificateStatus;
+use crate::control::certificates::{CertificateStatus, remaining};
 use crate::control::doors::UserDoors;
 use crate::control::rights::{self, who_may_register};
 use crate::control::socket;
 use crate::ring::probe;
-use crate::tls::keys::{Files, Identity};
+use crate::tls::clients::{Authorities, ClientPolicy};
+use crate::tls::keys::{Files, Identity, days, provider};
 use crate::tls::tickets::Keyring;
 
 /// What a need is about.
@@ -147,6 +150,9 @@ fn certificates(config: &Config) -> Vec<Need<'_>> {
     };
     let need = |files| Need::new("certificate", move || read(files));
     let mut needs: Vec<Need<'_>> = config.tls.certificates.iter().map(need).collect();
+    for policy in config.client_policies().collect::<BTreeSet<_>>() {
+        needs.push(Need::new("client CA", move || authorities(&policy, now)));
+    }
     if let Some(path) = &config.tls.ticket_file {
         needs.push(Need::new("tickets", || {
             let keys = Keyring::shared(path).map_err(Trouble)?;
@@ -154,6 +160,23 @@ fn certificates(config: &Config) -> Vec<Need<'_>> {
         }));
     }
     needs
+}
+
+/// Who judges the certificates of users, and how old are the lists of what they have revoked.
+fn authorities(policy: &Arc<ClientPolicy>, now: i64) -> Result<String, Trouble> {
+    let read = Authorities::read(policy, provider()).map_err(Trouble)?;
+    let (at, remaining) = (policy.ca.display(), remaining(days(read.not_after, now)));
+    let mut said = match read.count {
+        1 => format!("{at} holds one authority, which {remaining}"),
+        count => format!("{at} holds {count} authorities, the first of which {remaining}"),
+    };
+    for list in &read.lists {
+        said += &format!("; {} revokes {}", list.file.display(), list.revoked);
+        if list.is_overdue(now) {
+            said += ", and is out of date: what was revoked since is not known";
+        }
+    }
+    Ok(said)
 }
 
 /// Memory that is available without swapping, in bytes; `None` if the kernel does not say.

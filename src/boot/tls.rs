@@ -10,7 +10,8 @@ use tracing::warn;
 use crate::base::time::Now;
 use crate::config::{self, Config};
 use crate::tls::backends::Backends;
-use crate::tls::keys::{Identities, Identity};
+use crate::tls::clients;
+use crate::tls::keys::{Identities, Identity, provider};
 use crate::tls::tickets::Keyring;
 use crate::tls::{Agreed, Limits, Tls};
 
@@ -32,8 +33,9 @@ pub fn load(config: &Config, workers: usize, before: Option<&Tls>) -> Result<Arc
     let agreed = match all.is_empty() {
         true => None,
         false => {
+            let authorities = clients::all(config.client_policies(), &provider())?;
             let tickets = tickets(config, before)?;
-            let identities = Identities::new(all, wanted.strict_sni, &tickets)?;
+            let identities = Identities::new(all, wanted.strict_sni, authorities, &tickets)?;
             Some(Agreed { identities, tickets })
         }
     };

@@ -125,6 +125,12 @@ impl Routes {
         self.paths(host).find(path)
     }
 
+    /// A service for requests of this host, whatever their path; all of its services ask the same of users before
+    /// it is known. `None`: nobody claims it.
+    pub fn find_any(&self, host: &[u8]) -> Option<ServiceId> {
+        self.paths(host).0.first().map(|entry| entry.service)
+    }
+
     fn paths(&self, host: &[u8]) -> &Paths {
         let mut lower = [0; HOST_MAX];
         let Some(name) = canonical(host, &mut lower) else { return &self.rest };

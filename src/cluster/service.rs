@@ -17,6 +17,7 @@ use super::rotation::Rotation;
 use super::seats::Seats;
 use super::table::{Mould, Table};
 use super::turn::Turn;
+use crate::tls::clients::ClientPolicy;
 
 /// A named pool of backends.
 #[derive(Clone, Debug)]
@@ -97,6 +98,8 @@ pub struct Terms {
     pub https_only: bool,
     /// The port of its own HTTPS door; `None`: of the common one.
     pub https_port: Option<u16>,
+    /// Whether its users are asked for a certificate where they speak TLS, and for which.
+    pub clients: Option<Arc<ClientPolicy>>,
 }
 
 impl Terms {

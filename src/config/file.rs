@@ -280,6 +280,10 @@ pub(super) mod tests {
         [tls]
         strict_sni = true
         ragged_end = "end"
+        clients = "required"
+        client_ca = "ca.pem"
+        client_crl = ["ca.crl"]
+        client_chain = true
         ticket_file = "tickets"
         handshake_ms = 33
         handshakes = 34

@@ -3,9 +3,10 @@
 //! reload applies and the error texts all derive from it. How a value is read is up to its kind
 //! ([`super::kinds`]); how keys relate is up to `rules`.
 
+use super::clients::Demand;
 use super::kinds::{
-    Addresses, Bytes, Certificates, DoorAddress, File, Given, Kind, Millis, MillisOrAuto, Networks,
-    Number, NumberOrAuto, Switch, Via, Word,
+    Addresses, Bytes, Certificates, DoorAddress, File, Files, Given, Kind, Millis, MillisOrAuto,
+    Networks, Number, NumberOrAuto, Switch, Via, Word,
 };
 use super::{Config, LogFormat, OnUdpLoss};
 use crate::cluster::{HashBy, OnBackendLoss, Policy};
@@ -212,6 +213,14 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Refuse users who ask for a host that no certificate names.";
     "tls" "ragged_end", tls.takes_ragged_ends: Word(RAGGED_ENDS), Now,
         "What the end of a TCP user's or backend's connection means when TLS has not announced it: `\"reset\"`, since it may have been cut off, or `\"end\"`. Users of HTTP say their lengths themselves.";
+    "tls" "clients", tls.clients.demand: Word(DEMANDS), Now,
+        "Whether users whose TLS ends here are asked for a certificate: `\"none\"`, `\"optional\"` or `\"required\"`. One that is shown must be good either way, and is told to the backends of API services in `Client-Cert` (RFC 9440). A service may say otherwise (`tls_clients`).";
+    "tls" "client_ca", tls.clients.ca: File, Now,
+        "File with the certificates, in PEM, of the authorities that vouch for users. Read again on every reload, as the lists are.";
+    "tls" "client_crl", tls.clients.crl: Files, Now,
+        "Files of the certificates that these authorities have revoked (CRL, in PEM or DER). With any, each authority on the way to a user's certificate needs one.";
+    "tls" "client_chain", tls.clients.tells_chain: Switch, Now,
+        "Whether backends are also told, in `Client-Cert-Chain`, the certificates between a user's and the authority.";
     "tls" "ticket_file", tls.ticket_file: File, Now,
         "File of keys with which users take up earlier connections, for several balancers that share their users: 2 to 16 of them, each 48 or 80 bytes in Base64 on a line of its own, the oldest first. The last but one seals, all of them open. `\"\"` makes keys here, new ones every 6 hours, and keeps them over a restart in the folder that systemd names in RUNTIME_DIRECTORY.";
     "tls" "handshake_ms", tls.handshake: Millis(10..=HOUR_MS), Now,
@@ -257,6 +266,8 @@ const UDP_LOSSES: &[(&str, OnUdpLoss)] =
 const RAGGED_ENDS: &[(&str, bool)] = &[("reset", false), ("end", true)];
 
 const VERIFIES: &[(&str, bool)] = &[("full", true), ("off", false)];
+pub(super) const DEMANDS: &[(&str, Demand)] =
+    &[("none", Demand::None), ("optional", Demand::Optional), ("required", Demand::Required)];
 
 const LEVELS: &[(&str, tracing::Level)] = &[
     ("error", tracing::Level::ERROR),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::tls::keys::Files;
+use crate::tls::keys;
 
 use super::units::{SIZES, TIMES, Units};
 
@@ -112,7 +112,7 @@ const CERTIFICATES_MAX: usize = 1024;
 /// Certificates with their keys: tables of paths.
 pub struct Certificates;
 
-impl Kind<Vec<Files>> for Certificates {
+impl Kind<Vec<keys::Files>> for Certificates {
     fn takes(&self) -> String {
         format!(
             "up to {CERTIFICATES_MAX} tables with the paths `certificate` and `key`, and perhaps `ocsp`, \
@@ -120,7 +120,7 @@ impl Kind<Vec<Files>> for Certificates {
         )
     }
 
-    fn read(&self, given: &Given) -> Result<Vec<Files>, String> {
+    fn read(&self, given: &Given) -> Result<Vec<keys::Files>, String> {
         let Given::List(all) = given else { return Err(given.described()) };
         if all.len() > CERTIFICATES_MAX {
             return Err(format!("{} of them", all.len()));
@@ -128,9 +128,9 @@ impl Kind<Vec<Files>> for Certificates {
         all.iter().map(files).collect()
     }
 
-    fn show(&self, value: &Vec<Files>) -> String {
+    fn show(&self, value: &Vec<keys::Files>) -> String {
         let path = |path: &Path| quoted(&path.display().to_string());
-        let one = |files: &Files| {
+        let one = |files: &keys::Files| {
             let ocsp = files.ocsp.iter().map(|ocsp| format!(", ocsp = {}", path(ocsp)));
             let (certificate, key) = (path(&files.certificate), path(&files.key));
             let ocsp: String = ocsp.collect();
@@ -140,7 +140,7 @@ impl Kind<Vec<Files>> for Certificates {
     }
 }
 
-fn files(given: &Given) -> Result<Files, String> {
+fn files(given: &Given) -> Result<keys::Files, String> {
     let Given::Table(rows) = given else { return Err(given.described()) };
     let known = ["certificate", "key", "ocsp"];
     if let Some((name, _)) = rows.iter().find(|(name, _)| !known.contains(&name.as_str())) {
@@ -155,7 +155,11 @@ fn files(given: &Given) -> Result<Files, String> {
             .ok_or_else(|| format!("one whose `{name}` is {}", given.described()))
     };
     let needed = |name: &str| path(name)?.ok_or_else(|| format!("one without `{name}`"));
-    Ok(Files { certificate: needed("certificate")?, key: needed("key")?, ocsp: path("ocsp")? })
+    Ok(keys::Files {
+        certificate: needed("certificate")?,
+        key: needed("key")?,
+        ocsp: path("ocsp")?,
+    })
 }
 
 /// Types a whole number can become. Where zero means "none", the type is an `Option`.
@@ -448,6 +452,33 @@ impl Kind<Option<PathBuf>> for File {
 
     fn show(&self, path: &Option<PathBuf>) -> String {
         format!("\"{}\"", path.as_deref().map_or("".into(), |path| path.to_string_lossy()))
+    }
+}
+
+/// Most paths in a list.
+const FILES_MAX: usize = 16;
+
+/// The paths of files.
+pub struct Files;
+
+impl Kind<Vec<PathBuf>> for Files {
+    fn takes(&self) -> String {
+        format!("a list of up to {FILES_MAX} paths in quotes")
+    }
+
+    fn read(&self, given: &Given) -> Result<Vec<PathBuf>, String> {
+        let paths = texts(given)?;
+        if paths.len() > FILES_MAX {
+            return Err(paths.len().to_string());
+        }
+        let path = |path: &str| (!path.is_empty()).then(|| path.into());
+        paths.into_iter().map(|text| path(text).ok_or_else(|| quoted(text))).collect()
+    }
+
+    fn show(&self, paths: &Vec<PathBuf>) -> String {
+        let paths: Vec<String> =
+            paths.iter().map(|path| quoted(&path.display().to_string())).collect();
+        format!("[{}]", paths.join(", "))
     }
 }
 

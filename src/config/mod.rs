@@ -1,8 +1,10 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
 //! command line nor file syntax (`config::file` reads TOML into this). `keys` is the table of
-//! settings, `kinds` how their values are written, `units` how times and sizes are, `rules` how settings
+//! settings, `clients` and `asking` of whom certificates are asked, `kinds` how their values are written, `units` how times and sizes are, `rules` how settings
 //! constrain each other, `doubts` what deserves a warning, `reload` what a reload applies.
 
+mod asking;
+pub mod clients;
 pub mod doubts;
 pub mod file;
 pub mod joining;
@@ -77,6 +79,7 @@ impl Config {
             tls: false,
             https_only: false,
             https_port: None,
+            clients: self.clients_of_built_in(),
         }
     }
 
@@ -152,6 +155,8 @@ pub struct Tls {
     pub strict_sni: bool,
     /// An end of a TCP user's connection without a close_notify counts as one with it.
     pub takes_ragged_ends: bool,
+    /// What users are asked for where their service does not say.
+    pub clients: clients::Clients,
     /// Keys of tickets that several balancers share; without it, each makes its own.
     pub ticket_file: Option<PathBuf>,
     /// How long a handshake may take.
@@ -160,22 +165,13 @@ pub struct Tls {
     pub handshakes: u32,
 }
 
-impl Tls {
-    /// Every file of certificates and keys; their changes are looked for.
-    pub fn files(&self) -> Vec<PathBuf> {
-        let certificates = self.certificates.iter();
-        let own =
-            certificates.flat_map(|it| [&it.certificate, &it.key].into_iter().chain(&it.ocsp));
-        own.chain(&self.ticket_file).cloned().collect()
-    }
-}
-
 impl Default for Tls {
     fn default() -> Tls {
         Tls {
             certificates: Vec::new(),
             strict_sni: false,
             takes_ragged_ends: false,
+            clients: clients::Clients::default(),
             ticket_file: None,
             handshake: Duration::from_secs(5),
             handshakes: 1024,

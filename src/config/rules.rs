@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Config;
 use super::services::{CheckConfig, CheckKind, ServiceConfig, StaticBackend};
 use super::units::{SIZES, TIMES};
+use super::{Config, asking};
 use crate::cluster::doors::{Claimant, Claimed};
 use crate::cluster::route::{self, Conflict, Host};
 use crate::cluster::{FALLBACKS_MAX, Protocol, ServiceId};
@@ -285,6 +285,7 @@ fn services(config: &Config) -> Result<(), String> {
     }
     proxies(config)?;
     tls(config)?;
+    asking::check(config)?;
     claims(config).map(drop)
 }
 

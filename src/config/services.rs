@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::clients::ServiceClients;
 use super::keys::{
-    DAY_MS, Effect, HASHES, HOUR_MS, Key, LOSSES, POLICIES, SESSIONS_MAX, U32_MAX, takes_of,
+    DAY_MS, DEMANDS, Effect, HASHES, HOUR_MS, Key, LOSSES, POLICIES, SESSIONS_MAX, U32_MAX,
+    takes_of,
 };
 use super::kinds::{
-    Bytes, File, Kind, Millis, MillisOrAuto, Networks, Number, NumberOrAuto, Switch, Word,
+    Bytes, File, Files, Kind, Millis, MillisOrAuto, Networks, Number, NumberOrAuto, Switch, Word,
 };
 use super::service_kinds::{
     Backends, Doors, Groups, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_word,
@@ -50,6 +52,8 @@ pub struct ServiceConfig {
     pub proxy_from: Vec<IpNet>,
     /// Users of a TCP service speak TLS, and its backends do not.
     pub tls: bool,
+    /// What its users are asked for when they set up TLS.
+    pub clients: ServiceClients,
     /// An API service sends requests in the clear to the HTTPS door.
     pub https_only: bool,
     pub policy: Option<Policy>,
@@ -167,6 +171,7 @@ impl ServiceConfig {
             paths: Vec::new(),
             proxy_from: Vec::new(),
             tls: false,
+            clients: ServiceClients::default(),
             https_only: false,
             policy: None,
             hash: None,
@@ -369,6 +374,7 @@ impl Config {
             tls: service.tls,
             https_only: service.https_only,
             https_port: service.listen_tls.first().map(SocketAddr::port),
+            clients: self.clients_of(service),
         }
     }
 }
@@ -390,6 +396,14 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
         "As `listen.proxy_from`, for the doors in `listen` and `listen_tls`: networks of proxies that must begin each TCP or API connection with a PROXY header. API services that share a door must agree.";
     "" "tls", tls: Switch, Now,
         "Whether users of a TCP service speak TLS, which ends here. It needs a `[[tls.certificate]]`.";
+    "" "tls_clients", clients.demand: OrGlobal(Word(DEMANDS)), Now,
+        "As `tls.clients`. API services that have requests for the same host must agree in this and the three keys that follow.";
+    "" "tls_client_ca", clients.ca: File, Now,
+        "As `tls.client_ca`; `\"\"` leaves it to that.";
+    "" "tls_client_crl", clients.crl: Files, Now,
+        "As `tls.client_crl`, for the authorities of `tls_client_ca`.";
+    "" "tls_client_chain", clients.tells_chain: OrGlobal(Switch), Now,
+        "As `tls.client_chain`.";
     "" "https_only", https_only: Switch, Now,
         "Whether an API service answers requests in the clear only with the way to the first door of `listen_tls`, or without doors of its own to `listen.api_tls` (308). A proxy in `api.trusted` that says `X-Forwarded-Proto: https` has spoken TLS itself.";
     "" "policy", policy: OrGlobal(Word(POLICIES)), Now,

@@ -12,7 +12,8 @@ use tracing::warn;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
 use crate::config::Config;
-use crate::tls::keys::Identity;
+use crate::tls::clients::Authorities;
+use crate::tls::keys::{Identity, days};
 
 /// A certificate that ends within these days is spoken of wherever an operator looks.
 pub const DAYS_MIN: i64 = 21;
@@ -86,11 +87,28 @@ pub fn all(snapshot: &Snapshot, now: Now) -> Vec<CertificateStatus> {
     identities.map(|identity| CertificateStatus::of(identity, now)).collect()
 }
 
-/// Says in the log which certificates end soon.
+/// Those who judge the certificates of users, by policy.
+pub fn authorities(snapshot: &Snapshot) -> &[Authorities] {
+    let agreed = snapshot.tls.agreed.as_ref();
+    agreed.map_or(&[], |agreed| agreed.identities.authorities())
+}
+
+/// Says in the log which certificates end soon, and which lists of revoked ones are out of date.
 pub fn warn(snapshot: &Snapshot, now: Now) {
     for one in all(snapshot, now).iter().filter(|it| it.is_due()) {
         let (names, days, file) = (one.names.join(" "), one.days_left, one.file.display());
         warn!(%names, days, %file, "certificate ends soon");
+    }
+    let now = unix(now);
+    for authorities in authorities(snapshot) {
+        let (file, days) = (authorities.policy.ca.display(), days(authorities.not_after, now));
+        if days < DAYS_MIN {
+            warn!(%file, days, "an authority for the certificates of users ends soon");
+        }
+        for list in authorities.lists.iter().filter(|list| list.is_overdue(now)) {
+            let file = list.file.display();
+            warn!(%file, "list of revoked certificates is out of date");
+        }
     }
 }
 
@@ -103,7 +121,7 @@ pub fn files_of(config: &Config) -> Vec<PathBuf> {
     let listed = config.services.iter().flat_map(|service| &service.backends);
     let own = listed.filter_map(|backend| backend.tls.as_ref()?.ca.as_deref());
     let authorities = config.backend_tls.ca.as_deref().into_iter().chain(own).map(Path::to_owned);
-    config.tls.files().into_iter().chain(authorities).collect()
+    config.tls_files().into_iter().chain(authorities).collect()
 }
 
 /// The look at the files.

@@ -206,7 +206,8 @@ mod tests {
             let count = connection.read(&mut bytes).ok().filter(|count| *count > 0)?;
             heard.extend_from_slice(&bytes[..count]);
         }
-        let mut engine = Engine::accept(&heard, identities_and_pem().0.terms(Speech::Http)).ok()?;
+        let mut engine =
+            Engine::accept(&heard, identities_and_pem().0.terms(Speech::Http, None)?).ok()?;
         let mut request = Vec::new();
         loop {
             engine.flush(connection).ok()?;

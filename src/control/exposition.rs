@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
+use super::certificates::authorities;
 use super::hub::Hub;
 use super::services::tallies;
 use super::status::{BackendState, RunState};
@@ -43,6 +44,18 @@ fn certificates(hub: &Hub, text: &mut Text) {
     }
 }
 
+/// When each list of what was revoked of users' certificates is out of date. Several policies may have it.
+fn lists(hub: &Hub, text: &mut Text) {
+    let name = "lb_tls_crl_next_update_timestamp_seconds";
+    let help = "When a newer list of revoked certificates is due, in seconds since 1970.";
+    text.head(name, "gauge", help);
+    let lists = authorities(&hub.snapshot).iter().flat_map(|it| &it.lists);
+    let due: BTreeMap<_, _> = lists.filter_map(|it| Some((&it.file, it.next_update?))).collect();
+    for (file, due) in due {
+        text.sample(name, &[("file", &file.display())], due);
+    }
+}
+
 /// All metrics, as text.
 pub fn text(hub: &Hub) -> String {
     let mut text = Text::default();
@@ -60,6 +73,7 @@ pub fn text(hub: &Hub) -> String {
         }
     }
     certificates(hub, &mut text);
+    lists(hub, &mut text);
     services(hub, &mut text);
     limits(hub, &mut text);
     backends(hub, &mut text);

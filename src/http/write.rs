@@ -18,6 +18,8 @@ pub struct Route<'a> {
     pub host: &'a str,
     /// Its `X-Request-Id`; `None` passes on what it came with.
     pub id: Option<&'a [u8]>,
+    /// Field lines about the certificate that the user has shown, if any.
+    pub certificate: &'a [u8],
 }
 
 /// Writes the head of a request to a backend. `upgrade` offers its protocols to the backend (RFC 9110
@@ -61,7 +63,7 @@ pub fn request(
     put(out, &[b"Via: 1.1 ", route.via.as_bytes(), b"\r\n"]);
     put_id(out, route.id);
     put_forwarded(out, &head.fields, host, route.user);
-    out.extend_from_slice(b"\r\n");
+    put(out, &[route.certificate, b"\r\n"]);
 }
 
 /// Writes the ID of a request, if it has one of ours.
@@ -290,11 +292,15 @@ mod tests {
     const MAPPED: &str = "::ffff:192.0.2.7";
 
     fn forwarded(text: &str, address: &str, trusted: bool) -> String {
+        forwarded_with(text, address, trusted, b"")
+    }
+
+    fn forwarded_with(text: &str, address: &str, trusted: bool, certificate: &[u8]) -> String {
         let mut space = Space::new();
         let head = head::request(text.as_bytes(), 0, &Limits::default(), &mut space);
         let head = head.unwrap().unwrap();
         let user = User::new(address.parse().unwrap(), trusted, false);
-        let route = Route { user: &user, via: "lb-1", host: "10.0.0.1:80", id: None };
+        let route = Route { user: &user, via: "lb-1", host: "10.0.0.1:80", id: None, certificate };
         let upgrade = head.connection.upgrade && offers(&head).next().is_some();
         let mut out = Vec::new();
         request(&mut out, &head, body::of_request(&head).unwrap(), upgrade, &route);
@@ -405,6 +411,21 @@ mod tests {
              X-Forwarded-Proto: https\r\nX-Forwarded-Host: pub\r\n\
              Forwarded: for=1.1.1.1, for=\"[2001:db8::7]\";host=x;proto=http\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn nobody_says_but_the_balancer_who_has_shown_a_certificate() {
+        let said = "Client-Cert: :AAAA:\r\nclient_cert: :AAAA:\r\nCLIENT-CERT-CHAIN: :AAAA:\r\n\
+                    Connection: client-cert\r\n";
+        let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{said}\r\n");
+        for trusted in [false, true] {
+            let written = forwarded(&text, "192.0.2.1", trusted).to_ascii_lowercase();
+            assert!(!written.contains("client"), "{written}");
+            let told = b"Client-Cert: :MIIB:\r\n";
+            let written = forwarded_with(&text, "192.0.2.1", trusted, told).to_ascii_lowercase();
+            assert!(written.ends_with(";proto=http\r\nclient-cert: :miib:\r\n\r\n"), "{written}");
+            assert_eq!(written.matches("client").count(), 1, "{written}");
+        }
     }
 
     #[test]

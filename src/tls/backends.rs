@@ -18,7 +18,7 @@ use rustls::{
 };
 
 use super::engine::{Distrust, Engine, Fault};
-use super::keys;
+use super::{files, keys};
 
 /// Where Linux distributions keep the authorities that a host trusts: Debian, Red Hat, SUSE, Alpine.
 const SYSTEM: [&str; 4] = [
@@ -38,19 +38,14 @@ pub fn reason(fault: Fault) -> &'static str {
         Fault::Distrusted(Distrust::UnknownAuthority) => {
             "its certificate comes from no authority that we trust (backend_tls.ca)"
         }
-        Fault::Distrusted(Distrust::OtherName) => "its certificate is for another name",
-        Fault::Distrusted(Distrust::HasEnded) => "its certificate has ended",
-        Fault::Distrusted(Distrust::HasNotBegun) => "its certificate is not valid yet",
-        Fault::Distrusted(Distrust::Revoked) => "its certificate has been revoked",
-        Fault::Distrusted(Distrust::NoServer) => {
-            "its certificate is not one for a server, such as that of an authority (CA:TRUE)"
-        }
-        Fault::Distrusted(Distrust::Unreadable) => "its certificate cannot be read or verified",
+        Fault::Distrusted(what) => what.told(),
         Fault::CutOff => "it closed the connection during the handshake: does it speak TLS there?",
         Fault::Protocol => "its answer was no TLS: does it speak TLS there?",
         Fault::NothingInCommon => "it shares no version, cipher or protocol with us",
         Fault::Alert | Fault::UnknownHost => "it refused the handshake",
-        Fault::CertificateRefused => "it asks for a certificate of ours, which it did not get",
+        Fault::NoClientCertificate | Fault::CertificateRefused => {
+            "it asks for a certificate of ours, which it did not get"
+        }
         Fault::BadRecord => "a record of its handshake was damaged",
         Fault::Internal => "something was lacking on this side",
     }
@@ -242,7 +237,7 @@ impl Memory {
 /// Those in a file, all of which must be readable.
 fn authorities(path: &Path) -> Result<RootCertStore, String> {
     let at = path.display();
-    let pem = keys::read(path)?;
+    let pem = files::read(path)?;
     let mut roots = RootCertStore::empty();
     for one in CertificateDer::pem_slice_iter(&pem) {
         let one = one.map_err(|error| format!("{at} holds no certificate in PEM: {error}"))?;
@@ -259,7 +254,7 @@ fn authorities(path: &Path) -> Result<RootCertStore, String> {
 /// Those that this host trusts; none if there is no such file.
 fn of_this_host() -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    let pem = SYSTEM.iter().find_map(|path| keys::read(Path::new(path)).ok());
+    let pem = SYSTEM.iter().find_map(|path| files::read(Path::new(path)).ok());
     // A few that nobody can read are not this balancer's fault.
     let all = pem.iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem).flatten());
     roots.add_parsable_certificates(all);

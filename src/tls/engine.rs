@@ -12,6 +12,7 @@ use rustls::{
 };
 
 use super::boundary::Boundary;
+use super::clients::{ClientPolicy, Shown};
 use super::keys::Terms;
 use crate::base::quota::{Meter, Rate};
 use crate::base::time::Now;
@@ -37,7 +38,9 @@ pub enum Fault {
     NothingInCommon,
     /// The other end did not accept our certificate, or wants one, and said so.
     CertificateRefused,
-    /// A backend's certificate is not one that we accept.
+    /// A user has shown no certificate, and nobody is served without.
+    NoClientCertificate,
+    /// The other end has shown a certificate that we do not accept.
     Distrusted(Distrust),
     /// The other end ended it with another fatal alert.
     Alert,
@@ -51,7 +54,7 @@ pub enum Fault {
     Internal,
 }
 
-/// What is wrong with a backend's certificate.
+/// What is wrong with the certificate of the other end.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Distrust {
     UnknownAuthority,
@@ -60,7 +63,7 @@ pub enum Distrust {
     HasNotBegun,
     Revoked,
     /// It is an authority's own, or for another use.
-    NoServer,
+    OtherUse,
     Unreadable,
 }
 
@@ -105,6 +108,8 @@ pub struct Engine {
     /// Plaintext that nobody has consumed, in bytes.
     unread: usize,
     dataless: Meter,
+    /// What was asked of its user.
+    clients: Option<Arc<ClientPolicy>>,
 }
 
 /// A second ClientHello, which a user is asked for whose key shares do not serve (RFC 8446 section 4.1.4).
@@ -131,7 +136,7 @@ impl Engine {
             let is_known = terms.knows(accepted.client_hello().server_name());
             let cost = terms.cost_for(&accepted.client_hello());
             return match accepted.into_connection(terms.config()) {
-                Ok(connection) => Engine::begun(connection, cost, hello),
+                Ok(connection) => Engine::begun(connection, cost, terms.clients(), hello),
                 // No certificate was found. rustls would say access_denied, which tells a user nothing.
                 Err((Error::General(_), _)) if is_known => Err(UNSUITED.into()),
                 Err((Error::General(_), _)) => Err(UNKNOWN_HOST.into()),
@@ -144,6 +149,7 @@ impl Engine {
     fn begun(
         mut connection: ServerConnection,
         cost: u32,
+        clients: Option<&Arc<ClientPolicy>>,
         mut rest: &[u8],
     ) -> Result<Engine, Refused> {
         connection.set_buffer_limit(Some(SEALED_BYTES_MAX));
@@ -151,6 +157,7 @@ impl Engine {
             connection.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
         let second = if is_asked_again { Second::Awaited } else { Second::None };
         let mut engine = Engine::new(Connection::Server(connection), cost, second);
+        engine.clients = clients.cloned();
         match engine.take(&mut rest, Now::default()) {
             Ok(()) => Ok(engine),
             Err(fault) => {
@@ -187,6 +194,7 @@ impl Engine {
             boundary: Boundary::default(),
             unread: 0,
             dataless: Meter::default(),
+            clients: None,
         }
     }
 
@@ -329,6 +337,17 @@ impl Engine {
         self.why
     }
 
+    /// What was asked of the user, if it was asked for a certificate.
+    pub fn clients(&self) -> Option<&ClientPolicy> {
+        self.clients.as_deref()
+    }
+
+    /// The certificate that it has shown, for others to be told; `None` if it was not asked for one.
+    pub fn shown(&self) -> Option<Shown> {
+        let policy = self.clients.as_ref()?;
+        Some(Shown::new(policy, self.connection.peer_certificates().unwrap_or_default()))
+    }
+
     /// The host that the user has asked for.
     pub fn host(&self) -> Option<&str> {
         match &self.connection {
@@ -358,12 +377,30 @@ fn fault(error: &Error) -> Fault {
         ) => Fault::CertificateRefused,
         Error::AlertReceived(_) => Fault::Alert,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Fault::NothingInCommon,
+        Error::NoCertificatesPresented => Fault::NoClientCertificate,
         Error::InvalidCertificate(why) => Fault::Distrusted(distrust(why)),
         Error::DecryptError => Fault::BadRecord,
         Error::EncryptError | Error::FailedToGetRandomBytes | Error::FailedToGetCurrentTime => {
             Fault::Internal
         }
         _ => Fault::Protocol,
+    }
+}
+
+impl Distrust {
+    /// The same in words.
+    pub fn told(self) -> &'static str {
+        match self {
+            Distrust::UnknownAuthority => "its certificate comes from no authority that we trust",
+            Distrust::OtherName => "its certificate is for another name",
+            Distrust::HasEnded => "its certificate has ended",
+            Distrust::HasNotBegun => "its certificate is not valid yet",
+            Distrust::Revoked => "its certificate has been revoked",
+            Distrust::OtherUse => {
+                "its certificate is for another use, or that of an authority (CA:TRUE)"
+            }
+            Distrust::Unreadable => "its certificate cannot be read or verified",
+        }
     }
 }
 
@@ -381,7 +418,7 @@ fn distrust(why: &CertificateError) -> Distrust {
         // The last is what rustls passes on from its verifier without a word of its own.
         CertificateError::InvalidPurpose
         | CertificateError::InvalidPurposeContext { .. }
-        | CertificateError::Other(_) => Distrust::NoServer,
+        | CertificateError::Other(_) => Distrust::OtherUse,
         _ => Distrust::Unreadable,
     }
 }
@@ -394,6 +431,8 @@ fn why(error: &Error) -> &'static str {
         Error::NoApplicationProtocol => "it offers no protocol (ALPN) that is spoken here",
         Error::DecryptError => "it sent a record that was changed on its way or has another key",
         Error::InvalidMessage(_) => NOT_TLS,
+        Error::NoCertificatesPresented => "it has shown no certificate",
+        Error::InvalidCertificate(what) => distrust(what).told(),
         Error::EncryptError | Error::FailedToGetRandomBytes | Error::FailedToGetCurrentTime => {
             "for a lack of ours"
         }

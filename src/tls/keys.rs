@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -17,13 +17,13 @@ use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
+use super::clients::{Authorities, ClientPolicy};
+use super::files::read;
 use super::tickets::{self, Keyring};
 
 /// The most bits of an RSA key: a signature with 4,096 takes some four milliseconds already, in which the
 /// worker does nothing else.
 pub const RSA_BITS_MAX: usize = 4096;
-/// The most bytes of a file with certificates or a key.
-pub const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The ciphers, all with ephemeral keys and authenticated encryption, those first that cost least where the
 /// processor has instructions for AES; the order counts, not the user's.
 const CIPHER_SUITES: [SupportedCipherSuite; 9] = [
@@ -137,21 +137,6 @@ impl Identity {
 /// Whole days from `now` to then, both in seconds of Unix time; negative if it is over.
 pub fn days(then: i64, now: i64) -> i64 {
     (then - now).div_euclid(24 * 60 * 60)
-}
-
-/// The content of a file, unless it is too long for one of ours.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    read_up_to(path, FILE_BYTES_MAX)
-}
-
-/// A file of so many bytes at most.
-pub(super) fn read_up_to(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let told = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let length = std::fs::metadata(path).map_err(told)?.len();
-    if length > bytes_max {
-        return Err(format!("{} has {length} bytes, more than {bytes_max}", path.display()));
-    }
-    std::fs::read(path).map_err(told)
 }
 
 fn certify(
@@ -276,30 +261,50 @@ impl ResolvesServerCert for Choice {
 pub struct Terms {
     config: Arc<ServerConfig>,
     choice: Arc<Choice>,
+    /// Whether they are asked for a certificate, and for which.
+    clients: Option<Arc<ClientPolicy>>,
 }
 
 impl Terms {
-    fn new(choice: &Arc<Choice>, speech: Speech, tickets: &Arc<Keyring>) -> Result<Terms, String> {
+    fn new(
+        choice: &Arc<Choice>,
+        speech: Speech,
+        clients: Option<&Authorities>,
+        tickets: &Arc<Keyring>,
+    ) -> Result<Terms, String> {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&VERSIONS)
-            .map_err(|error| format!("TLS cannot be set up: {error}"))?
-            .with_no_client_auth();
+            .map_err(|error| format!("TLS cannot be set up: {error}"))?;
+        let builder = match clients {
+            Some(clients) => builder.with_client_cert_verifier(clients.verifier()),
+            None => builder.with_no_client_auth(),
+        };
         let mut config =
             builder.with_cert_resolver(Arc::clone(choice) as Arc<dyn ResolvesServerCert>);
         config.ignore_client_order = true;
         config.alpn_protocols =
             speech.protocols().iter().map(|protocol| protocol.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.ticketer = tickets.sealer(speech.tickets());
-        config.send_tls13_tickets = TICKETS;
+        config.send_tls13_tickets = 0;
+        // Whoever takes up an earlier connection shows no certificate, and that of then may have ended or been
+        // revoked.
+        if clients.is_none() {
+            config.ticketer = tickets.sealer(speech.tickets());
+            config.send_tls13_tickets = TICKETS;
+        }
         // What could be replayed is not taken, and nothing is said before the user has finished.
         config.max_early_data_size = 0;
         config.send_half_rtt_data = false;
-        Ok(Terms { config: Arc::new(config), choice: Arc::clone(choice) })
+        let clients = clients.map(|clients| Arc::clone(&clients.policy));
+        Ok(Terms { config: Arc::new(config), choice: Arc::clone(choice), clients })
     }
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
+    }
+
+    pub(super) fn clients(&self) -> Option<&Arc<ClientPolicy>> {
+        self.clients.as_ref()
     }
 
     /// Whether somebody has a certificate for this host.
@@ -337,18 +342,18 @@ impl Speech {
         }
     }
 
-    /// What a ticket is good for: users who speak this.
+    /// What a ticket is good for: users of whom no certificate is asked, and who speak this.
     fn tickets(self) -> tickets::Binding {
         let speech: &[u8] = match self {
             Speech::Http => b"http",
             Speech::Stream => b"stream",
         };
-        tickets::Binding::of([speech])
+        tickets::Binding::of([speech, b"no client certificates"])
     }
 }
 
 /// The cryptography, with our choice of ciphers.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+pub fn provider() -> Arc<CryptoProvider> {
     let cipher_suites = CIPHER_SUITES.to_vec();
     Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
 }
@@ -357,7 +362,11 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 #[derive(Clone, Debug)]
 pub struct Identities {
     choice: Arc<Choice>,
+    /// Those who judge the certificates of users.
+    authorities: Vec<Authorities>,
+    /// Where users are asked for none, and where they are asked.
     open: Pair,
+    asking: HashMap<Arc<ClientPolicy>, Pair>,
 }
 
 /// The terms for both kinds of speech.
@@ -368,29 +377,39 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(choice: &Arc<Choice>, tickets: &Arc<Keyring>) -> Result<Pair, String> {
-        let terms = |speech| Terms::new(choice, speech, tickets);
+    fn new(
+        choice: &Arc<Choice>,
+        clients: Option<&Authorities>,
+        tickets: &Arc<Keyring>,
+    ) -> Result<Pair, String> {
+        let terms = |speech| Terms::new(choice, speech, clients, tickets);
         Ok(Pair { http: terms(Speech::Http)?, stream: terms(Speech::Stream)? })
     }
 }
 
 impl Identities {
-    /// `is_strict`: a user who asks for a host that no certificate is for is refused. `tickets` seals what
-    /// a user resumes with, for all workers alike.
+    /// `is_strict`: a user who asks for a host that no certificate is for is refused. `authorities`: of every
+    /// policy that asks users for certificates. `tickets` seals what the others resume with, for all workers
+    /// alike.
     ///
     /// # Errors
     /// One sentence on what is missing.
     pub fn new(
         all: Vec<Arc<Identity>>,
         is_strict: bool,
+        authorities: Vec<Authorities>,
         tickets: &Arc<Keyring>,
     ) -> Result<Identities, String> {
         if all.is_empty() {
             return Err("TLS needs a [[tls.certificate]] with its key".to_owned());
         }
         let choice = Arc::new(Choice::new(all, is_strict));
-        let open = Pair::new(&choice, tickets)?;
-        Ok(Identities { choice, open })
+        let asking = authorities.iter().map(|clients| {
+            Ok((Arc::clone(&clients.policy), Pair::new(&choice, Some(clients), tickets)?))
+        });
+        let asking = asking.collect::<Result<HashMap<_, _>, String>>()?;
+        let open = Pair::new(&choice, None, tickets)?;
+        Ok(Identities { choice, authorities, open, asking })
     }
 
     /// The same with other keys for tickets.
@@ -398,21 +417,30 @@ impl Identities {
     /// # Errors
     /// As [`Identities::new`].
     pub fn with_tickets(&self, tickets: &Arc<Keyring>) -> Result<Identities, String> {
-        let choice = Arc::clone(&self.choice);
-        Ok(Identities { open: Pair::new(&choice, tickets)?, choice })
+        Ok(Identities { open: Pair::new(&self.choice, None, tickets)?, ..self.clone() })
     }
 
-    /// The terms for users who speak this.
-    pub fn terms(&self, speech: Speech) -> &Terms {
-        match speech {
-            Speech::Http => &self.open.http,
-            Speech::Stream => &self.open.stream,
-        }
+    /// The terms for users who speak this and of whom this is asked. `None` if the policy is not one of those
+    /// that were read.
+    pub fn terms(&self, speech: Speech, clients: Option<&ClientPolicy>) -> Option<&Terms> {
+        let pair = match clients {
+            None => &self.open,
+            Some(policy) => self.asking.get(policy)?,
+        };
+        Some(match speech {
+            Speech::Http => &pair.http,
+            Speech::Stream => &pair.stream,
+        })
     }
 
     /// In the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &Identity> {
         self.choice.identities.iter().map(Arc::as_ref)
+    }
+
+    /// Those who judge the certificates of users.
+    pub fn authorities(&self) -> &[Authorities] {
+        &self.authorities
     }
 }
 

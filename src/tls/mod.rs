@@ -1,5 +1,6 @@
 //! TLS with users and with backends: what is read before anybody answers, the certificates, and what is agreed
-//! with either. `engine`, `keys` and `backends` hold all calls into rustls, which does handshake and records.
+//! with either. `engine`, `keys`, `clients`, `backends` and `tickets` hold all calls into rustls, which does
+//! handshake and records.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +8,10 @@ use std::time::Duration;
 pub mod backends;
 mod boundary;
 pub mod client;
+pub mod clients;
 pub mod demo;
 pub mod engine;
+mod files;
 pub mod hello;
 pub mod keys;
 pub mod tickets;

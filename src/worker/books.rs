@@ -26,6 +26,7 @@ use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
 use crate::tls::Tls;
+use crate::tls::clients::ClientPolicy;
 
 /// Backends that a worker avoids by itself between two snapshots.
 const ASIDE_MAX: usize = 16;
@@ -204,6 +205,21 @@ impl Books {
             Requests::All(service) => Some(service),
             Requests::Split(routes) => routes.find(host.as_bytes(), b"/"),
         }
+    }
+
+    /// What is asked of users of a service before they are served.
+    pub fn clients(&self, service: ServiceId) -> Option<&ClientPolicy> {
+        self.snapshot.service(service)?.terms.clients.as_deref()
+    }
+
+    /// The same for the requests of an API user whose ClientHello asks for this host. Of one whom nobody claims,
+    /// nothing is.
+    pub fn clients_for(&self, at: Doorway, host: &str) -> Option<&ClientPolicy> {
+        let service = match self.snapshot.doors.at(at) {
+            Requests::All(service) => service,
+            Requests::Split(routes) => routes.find_any(host.as_bytes())?,
+        };
+        self.clients(service)
     }
 
     /// Takes a seat for a connection that has yet to say for whom it comes.

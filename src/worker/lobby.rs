@@ -225,8 +225,9 @@ impl Lobby {
 
     fn queue(&mut self, key: Key, hello: Hello, turn: &Turn<'_>) {
         let Some(guest) = self.guests.get(key) else { return };
-        let terms = terms(self.speaks_http, turn);
-        let cost = terms.map_or(1, |terms| terms.cost(hello.host.as_deref()));
+        let host = hello.host.as_deref();
+        let terms = terms(guest.user.doorway, host, self.speaks_http, turn);
+        let cost = terms.map_or(1, |terms| terms.cost(host));
         guest.state = State::Ready(hello);
         self.order.put(key, turn.now, cost);
     }
@@ -262,7 +263,11 @@ impl Lobby {
             let host = host.strip_suffix('.').unwrap_or(host);
             let service = turn.books.service_for(user.doorway, host);
             let doorway = service.map(|service| Doorway { service, ..user.doorway });
-            let Some(doorway) = doorway.filter(|at| turn.books.speaks_tls(*at)) else {
+            let is_as_agreed = |at: &Doorway| {
+                let books = &turn.books;
+                books.speaks_tls(*at) && books.clients(at.service) == engine.clients()
+            };
+            let Some(doorway) = doorway.filter(is_as_agreed) else {
                 Failure::NoService.tell(&user, Some(host), turn);
                 return None;
             };
@@ -424,7 +429,9 @@ impl Guest {
     /// Answers the ClientHello. Returns what follows, and what it has cost.
     fn answer(&mut self, speaks_http: bool, turn: &mut Turn<'_>) -> (Step, u32) {
         match std::mem::replace(&mut self.state, State::Greeting { seen: 0 }) {
-            State::Ready(hello) => match self.begin(&hello, terms(speaks_http, turn)) {
+            State::Ready(hello) => match self
+                .begin(&hello, terms(self.user.doorway, hello.host.as_deref(), speaks_http, turn))
+            {
                 Ok((engine, until)) => {
                     // The signature comes with the answer to the second.
                     let cost = if engine.awaits_second_hello() { 0 } else { engine.cost() };
@@ -488,9 +495,22 @@ impl Guest {
     }
 }
 
-fn terms<'a>(speaks_http: bool, turn: &'a Turn<'_>) -> Option<&'a Terms> {
+/// What is agreed with a user who asks for this host. A stream is for its service by now; the requests of an API
+/// user are still to come, and must then be for hosts that ask the same of users.
+fn terms<'a>(
+    at: Doorway,
+    host: Option<&str>,
+    speaks_http: bool,
+    turn: &'a Turn<'_>,
+) -> Option<&'a Terms> {
     let identities = &turn.books.tls().agreed.as_ref()?.identities;
-    Some(identities.terms(if speaks_http { Speech::Http } else { Speech::Stream }))
+    match speaks_http {
+        true => {
+            let clients = turn.books.clients_for(at, host.unwrap_or_default());
+            identities.terms(Speech::Http, clients)
+        }
+        false => identities.terms(Speech::Stream, turn.books.clients(at.service)),
+    }
 }
 
 /// What has been seen of a ClientHello.

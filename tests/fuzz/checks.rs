@@ -139,7 +139,8 @@ fn framed_request(plain: &Plain<'_>, framing: Framing) {
 /// Nothing that a backend could understand in another way than we did may be in what it gets.
 fn forwarded_request(head: &RequestHead<'_, '_>, framing: Framing) {
     let user = User::new([192, 0, 2, 1].into(), false, false);
-    let route = Route { user: &user, via: "lb-test", host: "fallback", id: None };
+    let (host, certificate) = ("fallback", &b""[..]);
+    let route = Route { user: &user, via: "lb-test", host, id: None, certificate };
     let upgrade = head.connection.upgrade && write::offers(head).next().is_some();
     let mut out = Vec::new();
     write::request(&mut out, head, framing, upgrade, &route);

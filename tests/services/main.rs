@@ -2,6 +2,7 @@
 //! users of one never reach those of another.
 
 mod api;
+mod clients;
 mod datagrams;
 mod doors;
 mod groups;
@@ -16,5 +17,7 @@ mod tls_backends;
 mod tls_failures;
 mod tls_user;
 
+#[path = "../common/authority.rs"]
+mod authority;
 #[path = "../common/wait.rs"]
 mod wait;

@@ -15,7 +15,7 @@ use crate::tls_user::{Certificates, User, get, shake, user};
 use crate::wait::wait_for;
 
 /// A backend that answers each request with the head that it got.
-fn telling() -> SocketAddr {
+pub fn telling() -> SocketAddr {
     serve(|mut connection| {
         let (mut head, mut byte) = (Vec::new(), [0]);
         while let Ok(1) = connection.read(&mut byte) {
@@ -33,7 +33,7 @@ fn telling() -> SocketAddr {
 }
 
 /// A backend that sends back what it gets, and ends when its user does.
-fn echoing() -> SocketAddr {
+pub fn echoing() -> SocketAddr {
     serve(|mut connection| {
         let mut bytes = [0; 65_536];
         while let Ok(count @ 1..) = connection.read(&mut bytes) {
@@ -74,7 +74,7 @@ fn of_hosts(door: SocketAddr, name: &str, hosts: &[&str]) -> ServiceConfig {
     ServiceConfig { listen: vec![door], hosts, ..ServiceConfig::new(name, Protocol::Tcp) }
 }
 
-fn counted(balancer: &Balancer, what: &str) -> u64 {
+pub fn counted(balancer: &Balancer, what: &str) -> u64 {
     let place = lb::metrics::WorkerCounters::ROWS.iter().position(|row| row.name == what).unwrap();
     balancer.plane.ends.iter().map(|end| end.metrics.counters.values()[place]).sum()
 }

@@ -12,8 +12,11 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{
+    ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned,
+    SupportedProtocolVersion,
+};
 
 use crate::harness::connect;
 
@@ -87,6 +90,29 @@ impl Certificates {
         Arc::new(config)
     }
 
+    /// What a user trusts who shows a chain of certificates in DER, its own first, with the key in PEM of that.
+    pub fn client_showing(
+        &self,
+        chain: &[&[u8]],
+        key: Option<String>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(self.trusted.clone());
+        let chain = chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        let config = match key {
+            None => builder.with_no_client_auth(),
+            Some(key) => {
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        Arc::new(config)
+    }
+
     /// Settings with these certificates.
     pub fn put(&self, config: &mut Config) {
         config.tls.certificates = self.files.clone();
@@ -128,4 +154,11 @@ pub fn get(user: &mut User, host: &str, path: &str) -> io::Result<String> {
     let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
     user.read_exact(&mut body)?;
     Ok(head + &String::from_utf8(body).unwrap())
+}
+
+/// Both versions of TLS, or one of them.
+pub fn versions(which: usize) -> &'static [&'static SupportedProtocolVersion] {
+    use rustls::version::{TLS12, TLS13};
+    const ALL: [&[&SupportedProtocolVersion]; 3] = [&[&TLS13, &TLS12], &[&TLS12], &[&TLS13]];
+    ALL[which]
 }

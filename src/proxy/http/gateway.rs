@@ -29,6 +29,7 @@ use crate::proxy::tcp::Relay;
 use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::{Buf, Chain, Pool};
 use crate::session::{EndReason, SessionId};
+use crate::tls::clients::Shown;
 
 pub struct Gateway {
     pub(super) session: SessionId,
@@ -36,6 +37,8 @@ pub struct Gateway {
     /// The service that the user was admitted for.
     pub door: Doorway,
     pub(super) user: User,
+    /// What it was asked for when it set up TLS, and has shown.
+    pub(super) shown: Option<Box<Shown>>,
     pub(super) client: Line,
     pub(super) backend: Option<Line>,
     released: Option<Released>,
@@ -89,6 +92,7 @@ impl Gateway {
             address: client,
             door,
             user: User::new(client.ip(), trusted, door.is_tls),
+            shown: None,
             client: Line::new(),
             backend: None,
             released: None,
@@ -104,6 +108,11 @@ impl Gateway {
             refuses: None,
             moved: [0; 2],
         }
+    }
+
+    /// The user was asked for a certificate. Comes before anything that it says.
+    pub fn identify(&mut self, shown: Shown) {
+        self.shown = Some(Box::new(shown));
     }
 
     pub fn start(&mut self, cx: &mut Context<'_>) {

@@ -15,11 +15,15 @@ use crate::http::user::User;
 use crate::http::write::{self, Route};
 use crate::http::{Malformed, Version};
 use crate::ring::pool::{Buf, Pool};
+use crate::tls::clients::Shown;
 
 /// The `Host` sent to a backend for a request that came without one.
 const NO_HOST: &str = "localhost";
 /// The port that need not be named.
 const HTTPS_PORT: u16 = 443;
+
+const MISDIRECTED: Malformed =
+    Malformed::new(421, "this host asks for other client certificates than this connection did");
 
 /// What the bytes at the beginning of a request are.
 enum Read {
@@ -35,6 +39,7 @@ enum Read {
 /// What the reading of a head goes by.
 struct About<'a> {
     user: &'a User,
+    shown: Option<&'a Shown>,
     entrance: Entrance<'a>,
     settings: &'a GatewaySettings,
 }
@@ -52,8 +57,27 @@ impl About<'_> {
         let is_secure = |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"https");
         let said = || head.fields.values(Name::XForwardedProto).flat_map(field::list).next();
         let has_come = || self.user.trusted() && said().is_some_and(is_secure);
-        (service.terms.https_only && !has_come()).then_some(&service.terms)
+        let terms = &service.terms;
+        let is_asked_for = terms.https_only || demands_certificate(terms);
+        (is_asked_for && !has_come()).then_some(terms)
     }
+
+    /// Whether its service asks for other certificates than the user was asked for when it connected (RFC 9110
+    /// section 15.5.20). In the clear nobody is asked, which serves where none is required.
+    fn is_misdirected(&self, service: Option<ServiceId>) -> bool {
+        let Entrance { door, snapshot } = self.entrance;
+        let Some(service) = service.and_then(|id| snapshot.service(id)) else { return false };
+        let (wanted, asked) = (&service.terms.clients, self.shown.map(|shown| &shown.policy));
+        match (wanted, asked) {
+            (None, None) => false,
+            (Some(_), None) if !door.is_tls => demands_certificate(&service.terms),
+            (wanted, asked) => wanted.as_ref() != asked,
+        }
+    }
+}
+
+fn demands_certificate(terms: &Terms) -> bool {
+    terms.clients.as_ref().is_some_and(|clients| clients.is_required)
 }
 
 /// Sends a request to the same host and path by HTTPS (RFC 9110 section 15.4.9).
@@ -95,7 +119,8 @@ impl Gateway {
         }
         let bytes = if before == 0 { cx.pool.bytes(&buf) } else { self.stash.bytes() };
         let entrance = Entrance { door: self.door, snapshot: cx.snapshot };
-        let about = About { user: &self.user, entrance, settings: cx.settings };
+        let shown = self.shown.as_deref();
+        let about = About { user: &self.user, shown, entrance, settings: cx.settings };
         match read(&mut self.exchange, bytes, before, &about, cx.kit) {
             Read::More => {
                 if before == 0 {
@@ -144,7 +169,8 @@ impl Gateway {
         }
         let (bytes, seen) = (self.stash.bytes(), self.stash_seen);
         let entrance = Entrance { door: self.door, snapshot: cx.snapshot };
-        let about = About { user: &self.user, entrance, settings: cx.settings };
+        let shown = self.shown.as_deref();
+        let about = About { user: &self.user, shown, entrance, settings: cx.settings };
         match read(&mut self.exchange, bytes, seen, &about, cx.kit) {
             Read::More => self.stash_seen = self.stash.len(),
             Read::Refused(fault) => self.malformed(fault, cx),
@@ -290,10 +316,15 @@ fn read(
         let port = terms.https_port.or(settings.https_port);
         return Read::Refused(elsewhere(&head, port, &mut kit.location));
     }
+    if about.is_misdirected(exchange.service) {
+        return Read::Refused(MISDIRECTED);
+    }
     if write::ends_here(&head) && exchange.upload_is_done() {
         return Read::ForUs(head.length);
     }
-    let route = Route { user: about.user, via: &settings.via, host: NO_HOST, id: exchange.id() };
+    let certificate = about.shown.map_or(&[][..], |shown| &shown.fields);
+    let (user, via, id) = (about.user, settings.via.as_str(), exchange.id());
+    let route = Route { user, via, host: NO_HOST, id, certificate };
     kit.scratch.clear();
     write::request(&mut kit.scratch, &head, framing, !exchange.offers.is_empty(), &route);
     Read::Whole(head.length)

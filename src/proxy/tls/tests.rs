@@ -113,7 +113,7 @@ fn client(
 fn shake_hands(user: &mut Connection, terms: &Identities, up: &mut Vec<u8>) -> Engine {
     let mut hello = Vec::new();
     user.write_tls(&mut hello).unwrap();
-    let mut engine = Engine::accept(&hello, terms.terms(Speech::Http)).unwrap();
+    let mut engine = Engine::accept(&hello, terms.terms(Speech::Http, None).unwrap()).unwrap();
     loop {
         let mut down = Vec::new();
         engine.flush(&mut down).unwrap();

@@ -61,7 +61,7 @@ fn identities() -> &'static Identities {
 
 fn outcome(client: &Client) -> Result<(), Fault> {
     let mut ours = client.begin().unwrap();
-    shake(&mut ours, identities().terms(Speech::Stream))?;
+    shake(&mut ours, identities().terms(Speech::Stream, None).unwrap())?;
     assert!(!ours.is_handshaking());
     Ok(())
 }
@@ -127,7 +127,8 @@ fn a_session_is_taken_up_with_the_same_backend_by_the_same_name_and_terms_alone(
     let mut memory = Memory::default();
     let mut is_resumed = |backend: u32, client: &Client| {
         let mut ours = memory.recall(backend, client).begin().unwrap();
-        shake(&mut ours, identities().terms(Speech::Stream)).map(|_| ours.is_resumed())
+        shake(&mut ours, identities().terms(Speech::Stream, None).unwrap())
+            .map(|_| ours.is_resumed())
     };
     assert_eq!(is_resumed(1, &client), Ok(false));
     assert_eq!(is_resumed(1, &client), Ok(true));

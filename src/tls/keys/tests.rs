@@ -39,7 +39,7 @@ pub(crate) fn identities_and_pem() -> (&'static Identities, &'static str) {
         let (files, chain) = (files("a"), certificate.as_bytes());
         let one = Identity::from_pem(&files, chain, key.as_bytes(), None).unwrap();
         let tickets = Arc::new(Keyring::own(None, 0).unwrap());
-        let all = Identities::new(vec![Arc::new(one)], false, &tickets).unwrap();
+        let all = Identities::new(vec![Arc::new(one)], false, Vec::new(), &tickets).unwrap();
         (all, certificate)
     });
     (identities, pem)
@@ -112,6 +112,6 @@ fn what_is_wrong_with_files_is_said_with_their_names() {
     let missing = Identity::read(&at).unwrap_err();
     assert_eq!(missing, "cannot read a.pem: No such file or directory (os error 2)");
     let tickets = Arc::new(Keyring::own(None, 0).unwrap());
-    let none = Identities::new(Vec::new(), false, &tickets).unwrap_err();
+    let none = Identities::new(Vec::new(), false, Vec::new(), &tickets).unwrap_err();
     assert_eq!(none, "TLS needs a [[tls.certificate]] with its key");
 }

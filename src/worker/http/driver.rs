@@ -147,6 +147,9 @@ impl StreamDriver<{ family::API }> for HttpDriver {
         let cx = &mut turn.cx(&mut self.commands);
         let door = user.doorway.door;
         let key = self.sessions.welcome(user.doorway, user.caller, cx);
+        if let Some(shown) = user.engine.as_ref().and_then(|engine| engine.shown()) {
+            self.sessions.identify(key, shown);
+        }
         self.streams.seat(key, user, turn);
         if !self.streams.doors.has(door) {
             // It came before the door closed, and has only now said for whom.

@@ -52,6 +52,11 @@ impl Requests {
                 counters.api_refused.one();
                 counters.api_unclaimed.one();
             }
+            // Nor this.
+            421 => {
+                counters.api_refused.one();
+                counters.api_misdirected.one();
+            }
             400..=499 => counters.api_refused.one(),
             500.. => counters.api_failed.one(),
             _ => {}
@@ -152,15 +157,15 @@ mod tests {
         let mut requests = Requests::new(Arc::clone(&metrics), lines, 4);
         let second = |second: u64| Now::from_nanos(second * 1_000_000_000);
         let given =
-            [(200, false, 1), (404, true, 1), (503, true, 1), (200, false, 2), (0, false, 2)];
+            [(200, false, 1), (404, true, 1), (503, true, 1), (421, true, 2), (0, false, 2)];
         for (status, own, at) in given {
             requests.record(&record(status, own, second(at)));
         }
         let counters = &metrics.counters;
         assert_eq!(counters.api_requests.get(), 5);
-        assert_eq!((counters.api_refused.get(), counters.api_failed.get()), (1, 1));
-        assert_eq!(counters.api_unclaimed.get(), 1);
-        assert_eq!((counters.api_cut_short.get(), counters.api_upstream_reused.get()), (1, 3));
+        assert_eq!((counters.api_refused.get(), counters.api_failed.get()), (2, 1));
+        assert_eq!((counters.api_unclaimed.get(), counters.api_misdirected.get()), (1, 1));
+        assert_eq!((counters.api_cut_short.get(), counters.api_upstream_reused.get()), (1, 2));
         // One beyond the half that one user may have at once, one beyond the queue.
         assert_eq!(counters.api_requests_unlogged.get(), 2);
         let first = heard.pop().unwrap();

@@ -3,7 +3,7 @@
 
 use super::Turn;
 use crate::metrics::WorkerCounters;
-use crate::tls::engine::Fault;
+use crate::tls::engine::{Distrust, Fault};
 use crate::tls::hello::Malformed;
 use crate::worker::greetings::Newcomer;
 
@@ -50,7 +50,15 @@ impl Failure {
                     counters.tls_refused_protocol.one();
                 }
                 // Of backends only.
-                Fault::Distrusted(_) | Fault::CutOff => counters.tls_refused_protocol.one(),
+                Fault::CutOff => counters.tls_refused_protocol.one(),
+                Fault::NoClientCertificate => counters.tls_refused_no_client_certificate.one(),
+                Fault::Distrusted(Distrust::HasEnded | Distrust::HasNotBegun) => {
+                    counters.tls_refused_client_certificate_expired.one();
+                }
+                Fault::Distrusted(Distrust::Revoked) => {
+                    counters.tls_refused_client_certificate_revoked.one();
+                }
+                Fault::Distrusted(_) => counters.tls_refused_client_certificate_untrusted.one(),
                 Fault::Internal => counters.tls_failed.one(),
             },
         }

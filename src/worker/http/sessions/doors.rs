@@ -3,9 +3,17 @@
 
 use super::{Cx, Sessions};
 use crate::cluster::{DoorId, ServiceId};
+use crate::tls::clients::Shown;
 use crate::worker::slots::Key;
 
 impl Sessions {
+    /// A user who has just connected was asked for a certificate.
+    pub fn identify(&mut self, key: Key, shown: Shown) {
+        if let Some(user) = self.users.get(key) {
+            user.gateway.identify(shown);
+        }
+    }
+
     /// Users who came by this door are another service's from now on, which must share its seats. The
     /// request under way stays where it is.
     pub fn assign(&mut self, id: DoorId, service: ServiceId, cx: &mut Cx<'_>) {
