@@ -10,6 +10,10 @@ use rcgen::{
     CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, SignatureAlgorithm,
 };
 
+#[path = "common/authority.rs"]
+mod authority;
+#[path = "peers_tls/clients.rs"]
+mod clients;
 #[path = "common/process.rs"]
 mod process;
 #[path = "common/servers.rs"]
