@@ -8,11 +8,14 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+#[path = "common/authority.rs"]
+mod authority;
 #[path = "common/process.rs"]
 mod process;
 #[path = "common/wait.rs"]
 mod wait;
 
+use authority::Authority;
 use process::{Folder, Process};
 use wait::wait_for;
 
@@ -145,6 +148,37 @@ fn settings_that_keep_serve_from_starting_are_told_by_check_in_the_same_words() 
     both_refuse("", "no/such.toml", "check the path that follows --config");
     let sound = places.folder.write("lb.toml", DOORS);
     both_refuse("ulimit -n 32 &&", &sound, "descriptors are enough for 0 sessions");
+}
+
+#[test]
+fn files_about_certificates_of_users_are_read_by_both_and_an_old_list_is_told() {
+    let (folder, authority) = (Folder::new("check-clients"), Authority::new("users"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+    let own = folder.write("own.pem", params.self_signed(&key).unwrap().pem());
+    let key = folder.write("own.key", key.serialize_pem());
+    let ca = folder.write("ca.pem", authority.pem());
+    let crl = folder.write("ca.crl", authority.revokes(&[1, 2], 2021));
+    let tickets = folder.write("tickets", "AAAA\n");
+    let settings = |more: &str| {
+        let doors = DOORS.replace("{ tcp", "{ api_tls = \"127.0.0.1:0\", tcp");
+        let own = format!("[[tls.certificate]]\ncertificate = \"{own}\"\nkey = \"{key}\"\n");
+        let asked = format!("[tls]\nclients = \"optional\"\nclient_ca = \"{ca}\"\n");
+        let lists = format!("client_crl = [\"{crl}\"]\n");
+        folder.write("lb.toml", doors + &asked + &lists + more + "\n" + &own)
+    };
+    let checked = run("", "check", &settings(""));
+    let lines = text(&checked.stdout);
+    assert_eq!(checked.status.code(), Some(0), "{lines}");
+    let wanted =
+        format!("{crl} revokes 2, and is out of date: what was revoked since is not known");
+    assert!(lines.contains(&format!("{ca} holds one authority, which ends in ")), "{lines}");
+    assert!(lines.contains(&wanted), "{lines}");
+    let wrong = format!("ticket_file = \"{tickets}\"");
+    fs::set_permissions(&tickets, fs::Permissions::from_mode(0o600)).unwrap();
+    both_refuse("", &settings(&wrong), "holds 1 keys for tickets, not 2 to 16");
+    folder.write("ca.crl", "torn");
+    both_refuse("", &settings(""), "ca.crl holds no certificate list that can be read");
 }
 
 #[test]
