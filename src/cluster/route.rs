@@ -332,6 +332,14 @@ mod tests {
     }
 
     #[test]
+    fn a_host_has_a_service_before_the_path_is_known() {
+        let routes = routes(&[("a.example", "/x", 1), ("a.example", "/y", 2), ("*.b", "/", 3)]);
+        let found = |host: &str| routes.find_any(host.as_bytes()).map(|service| service.0);
+        assert!(matches!(found("A.example."), Some(1 | 2)));
+        assert_eq!((found("x.b"), found("b"), found("")), (Some(3), None, None));
+    }
+
+    #[test]
     fn the_longest_path_wins_whole_segments_at_a_time() {
         let routes = routes(&[
             ("a", "/api", 1),

@@ -281,4 +281,4 @@ impl ClientCertVerifier for Bounded {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

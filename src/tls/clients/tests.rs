@@ -40,6 +40,13 @@ fn read_in(ca: PathBuf, crl: Vec<PathBuf>) -> Result<Authorities, String> {
     Authorities::read(&policy(ca, crl), provider())
 }
 
+/// Those who judge the certificates of users, who are required to have one.
+pub fn required(test: &str) -> Authorities {
+    let folder = Folder::new(test);
+    let ca = folder.write("ca.pem", Authority::new("one").pem());
+    read_in(ca, Vec::new()).unwrap()
+}
+
 #[test]
 fn a_certificate_is_told_as_a_structured_field() {
     let [own, middle, top] =

@@ -7,6 +7,7 @@ use rcgen::{
 };
 
 use super::*;
+use crate::tls::{Agreed, Tls};
 
 /// A self-signed certificate in PEM, and its key.
 fn pem(names: &[&str], algorithm: &'static SignatureAlgorithm) -> (String, String) {
@@ -114,4 +115,39 @@ fn what_is_wrong_with_files_is_said_with_their_names() {
     let tickets = Arc::new(Keyring::own(None, 0).unwrap());
     let none = Identities::new(Vec::new(), false, Vec::new(), &tickets).unwrap_err();
     assert_eq!(none, "TLS needs a [[tls.certificate]] with its key");
+}
+
+#[test]
+fn tickets_turn_with_their_keys_and_whoever_is_asked_for_a_certificate_gets_none() {
+    let now = 1_800_000_000;
+    let tickets = Arc::new(Keyring::own(None, now).unwrap());
+    let required = super::super::clients::tests::required("keys");
+    let policy = Arc::clone(&required.policy);
+    let all = vec![identity(&["a.example"])];
+    let identities = Identities::new(all, false, vec![required], &tickets).unwrap();
+    let agreed = Some(Agreed { identities, tickets });
+    let before = Tls { agreed, takes_ragged_ends: true, ..Tls::default() };
+    assert!(before.turned(now + 1).unwrap().is_none());
+    let after = before.turned(now + 7 * 60 * 60).unwrap().unwrap();
+    assert!(after.takes_ragged_ends && after.limits == before.limits);
+    let config = |tls: &Tls, speech, clients: Option<&ClientPolicy>| {
+        tls.agreed.as_ref().unwrap().identities.terms(speech, clients).unwrap().config()
+    };
+    for speech in [Speech::Http, Speech::Stream] {
+        let [old, new] = [&before, &after].map(|tls| config(tls, speech, None).ticketer.clone());
+        let [ticket, newer] = [&old, &new].map(|it| it.encrypt(b"state").unwrap());
+        assert!(new.decrypt(&ticket).is_some() && old.decrypt(&newer).is_none());
+        for tls in [&before, &after] {
+            let asking = config(tls, speech, Some(&policy));
+            assert!(!asking.ticketer.enabled() && asking.send_tls13_tickets == 0);
+            assert!(!asking.session_storage.can_cache());
+            assert_eq!(asking.ticketer.decrypt(&ticket), None);
+        }
+    }
+    let [http, stream] =
+        [Speech::Http, Speech::Stream].map(|it| config(&after, it, None).ticketer.clone());
+    assert_eq!(stream.decrypt(&http.encrypt(b"state").unwrap()), None);
+    let other = ClientPolicy { is_required: false, ..(*policy).clone() };
+    let identities = &after.agreed.as_ref().unwrap().identities;
+    assert!(identities.terms(Speech::Http, Some(&other)).is_none(), "its files were not read");
 }
