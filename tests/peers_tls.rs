@@ -1,6 +1,7 @@
 //! TLS with programs that share nothing with rustls: curl, OpenSSL's s_client, GnuTLS, Python and Node in
-//! front of `lb serve`. Needs Debian's `curl`, `openssl`, `gnutls-bin`, `python3` and `nodejs`, so these
-//! tests run only on request: `cargo test --test peers_tls -- --ignored`.
+//! front of `lb serve`; users who bend it, and scanners. Needs Debian's `curl`, `openssl`, `gnutls-bin`,
+//! `python3`, `nodejs`, `wrk` and `testssl.sh`, and PyPI's tlslite-ng and sslyze, which `.ci/run` installs into
+//! `target/python`; so these tests run only on request: `cargo test --test peers_tls -- --ignored`.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -14,6 +15,11 @@ use rcgen::{
 mod authority;
 #[path = "peers_tls/clients.rs"]
 mod clients;
+#[path = "peers_tls/scanners.rs"]
+mod scanners;
+#[path = "peers_tls/swaps.rs"]
+mod swaps;
+
 #[path = "common/process.rs"]
 mod process;
 #[path = "common/servers.rs"]
@@ -32,6 +38,7 @@ struct Balancer {
     _process: Process,
     folder: Folder,
     port: u16,
+    admin: u16,
 }
 
 const HOST: &str = "a.example";
@@ -45,18 +52,18 @@ impl Balancer {
         let certificate = certificate.self_signed(&key).unwrap().pem();
         let (at, key) =
             (folder.write("ca.pem", certificate), folder.write("a.key", key.serialize_pem()));
+        let [port, api, control, admin] = [(); 4].map(|()| free_port());
         let settings = format!(
-            "workers = 2\n[listen]\ntcp = \"off\"\nudp = \"off\"\nadmin = \"off\"\n\
+            "workers = 2\n[listen]\ntcp = \"off\"\nudp = \"off\"\nadmin = \"127.0.0.1:{admin}\"\n\
              [[tls.certificate]]\ncertificate = \"{at}\"\nkey = \"{key}\"\n"
         );
         let file = folder.write("lb.toml", settings);
-        let [port, api, control] = [free_port(), free_port(), free_port()];
         let at = |port| format!("127.0.0.1:{port}");
         let doors = ["--api-tls", &at(port), "--api", &at(api), "--control", &at(control)];
         let flags = [&["serve", "--demo", "1", "--config", &file][..], &doors].concat();
         let process = Process::start(env!("CARGO_BIN_EXE_lb"), &flags);
         listening(port);
-        let balancer = Balancer { _process: process, folder, port };
+        let balancer = Balancer { _process: process, folder, port, admin };
         wait_for("the backend", || {
             let answer = balancer.curl(&[]);
             answer.status.success().then_some(())
@@ -96,8 +103,13 @@ const PAUSE: Duration = Duration::from_millis(300);
 
 /// Runs a program on this input; what it has said on both of its outputs.
 fn run(program: &str, arguments: &[&str], inputs: &[&[u8]]) -> String {
+    run_within("20", program, arguments, inputs)
+}
+
+/// The same for one that may take so many seconds.
+fn run_within(seconds: &str, program: &str, arguments: &[&str], inputs: &[&[u8]]) -> String {
     let mut command = Command::new("timeout");
-    command.arg("20").arg(program).args(arguments);
+    command.arg(seconds).arg(program).args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
