@@ -11,22 +11,14 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 
 use super::engine::{Distrust, Engine, Fault};
-use super::{files, keys};
+use super::{authorities, keys};
 
-/// Where Linux distributions keep the authorities that a host trusts: Debian, Red Hat, SUSE, Alpine.
-const SYSTEM: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 /// The most backends of which a worker keeps sessions to resume.
 const REMEMBERED_MAX: usize = 512;
 /// What rustls takes for the tickets of one name, of which it then keeps 8.
@@ -154,8 +146,8 @@ impl Backends {
         own: impl Iterator<Item = &'a Path>,
     ) -> Result<Backends, String> {
         let usual = match ca {
-            Some(path) => authorities(path)?,
-            None => of_this_host(),
+            Some(path) => authorities::in_file(path)?,
+            None => authorities::of_this_host(),
         };
         let (common, mut besides) = (usual.len(), 0);
         let verifier = |roots| match verifies {
@@ -165,7 +157,7 @@ impl Backends {
         let mut all = BTreeMap::new();
         for path in own {
             if !all.contains_key(path) {
-                let roots = authorities(path)?;
+                let roots = authorities::in_file(path)?;
                 besides += roots.len();
                 all.insert(path.to_owned(), Terms::new(&verifier(roots)));
             }
@@ -232,33 +224,6 @@ impl Memory {
         }
         Client { config: Arc::clone(&kept.keeping), name: client.name.clone() }
     }
-}
-
-/// Those in a file, all of which must be readable.
-fn authorities(path: &Path) -> Result<RootCertStore, String> {
-    let at = path.display();
-    let pem = files::read(path)?;
-    let mut roots = RootCertStore::empty();
-    for one in CertificateDer::pem_slice_iter(&pem) {
-        let one = one.map_err(|error| format!("{at} holds no certificate in PEM: {error}"))?;
-        roots
-            .add(one)
-            .map_err(|error| format!("{at} holds a certificate that cannot be read: {error}"))?;
-    }
-    match roots.is_empty() {
-        true => Err(format!("{at} holds no certificate in PEM")),
-        false => Ok(roots),
-    }
-}
-
-/// Those that this host trusts; none if there is no such file.
-fn of_this_host() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    let pem = SYSTEM.iter().find_map(|path| files::read(Path::new(path)).ok());
-    // A few that nobody can read are not this balancer's fault.
-    let all = pem.iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem).flatten());
-    roots.add_parsable_certificates(all);
-    roots
 }
 
 fn config(verifier: &Arc<dyn ServerCertVerifier>, protocols: &[&[u8]]) -> Arc<ClientConfig> {

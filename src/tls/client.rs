@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufRead, IoSlice, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -14,20 +14,14 @@ use rustls::client::{
     Tls13ClientSessionValue,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, HandshakeKind, NamedGroup,
     ProtocolVersion, RootCertStore, SignatureScheme,
 };
 
-/// Where distributions keep the authorities that a host trusts: Debian, Red Hat, SUSE, Alpine.
-const SYSTEM: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
+use super::authorities;
+
 /// The most tickets that are kept; the oldest go first.
 const TICKETS_MAX: usize = 16_384;
 
@@ -107,7 +101,7 @@ impl Terms {
             .map_err(|error| format!("TLS cannot be set up: {error}"))?;
         let builder = match &wishes.trust {
             Trust::Host => builder.with_root_certificates(of_this_host()?),
-            Trust::File(path) => builder.with_root_certificates(authorities(path)?),
+            Trust::File(path) => builder.with_root_certificates(authorities::in_file(path)?),
             Trust::Anybody => {
                 builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
             }
@@ -132,31 +126,14 @@ fn provider(group: Option<Group>) -> CryptoProvider {
     provider
 }
 
-/// Those in a file, all of which must be readable.
-fn authorities(path: &Path) -> Result<RootCertStore, String> {
-    let at = path.display();
-    let pem = std::fs::read(path).map_err(|error| format!("cannot read {at}: {error}"))?;
-    let mut roots = RootCertStore::empty();
-    for one in CertificateDer::pem_slice_iter(&pem) {
-        let one = one.map_err(|error| format!("{at} holds no certificate in PEM: {error}"))?;
-        roots
-            .add(one)
-            .map_err(|error| format!("{at} holds a certificate that cannot be read: {error}"))?;
-    }
-    match roots.is_empty() {
-        true => Err(format!("{at} holds no certificate in PEM")),
-        false => Ok(roots),
-    }
-}
-
 fn of_this_host() -> Result<RootCertStore, String> {
-    let pem = SYSTEM.iter().find_map(|path| std::fs::read(path).ok()).ok_or(
-        "this host has no file of authorities to verify the server by: install ca-certificates, \
-         name a file with --tls-ca, or trust anybody with --insecure",
-    )?;
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
-    Ok(roots)
+    let roots = authorities::of_this_host();
+    match roots.is_empty() {
+        false => Ok(roots),
+        true => Err("this host has no file of authorities to verify the server by: install \
+            ca-certificates, name a file with --tls-ca, or trust anybody with --insecure"
+            .to_owned()),
+    }
 }
 
 /// Why a connection cannot go on.

@@ -1,10 +1,11 @@
 //! TLS with users and with backends: what is read before anybody answers, the certificates, and what is agreed
-//! with either. `engine`, `keys`, `clients`, `backends` and `tickets` hold all calls into rustls, which does
-//! handshake and records.
+//! with either. `engine`, `keys`, `clients`, `backends`, `authorities`, `tickets` and, for the load generator,
+//! `client` hold all calls into rustls, which does handshake and records.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+mod authorities;
 pub mod backends;
 mod boundary;
 pub mod client;
