@@ -219,6 +219,17 @@ mod tests {
     }
 
     #[test]
+    fn the_files_of_users_doors_and_of_backends_are_looked_at() {
+        let text = "backend_tls.ca = \"ca.pem\"\n[[tls.certificate]]\ncertificate = \"a.pem\"\n\
+                    key = \"a.key\"\n[service.s]\nprotocol = \"api\"\nbackends = [{ address = \
+                    \"192.0.2.1:443\", tls = { ca = \"own.pem\" } }, \"192.0.2.2:80\"]";
+        let config = crate::config::file::read("f", text).unwrap();
+        let names = ["a.pem", "a.key", "ca.pem", "own.pem"].map(PathBuf::from);
+        assert_eq!(files_of(&config), names);
+        assert!(files_of(&Config::default()).is_empty());
+    }
+
+    #[test]
     fn a_file_that_comes_goes_or_changes_is_noticed_once() {
         let folder = std::env::temp_dir().join(format!("lb-watch-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();

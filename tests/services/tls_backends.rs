@@ -13,7 +13,10 @@ use lb::config::services::ServiceConfig;
 use lb::tls::backends::BackendTls;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    HandshakeKind, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion,
+};
 
 use crate::harness::{Balancer, connect, serve};
 use crate::tls_user::{Certificates, User, get, shake, user};
@@ -36,17 +39,26 @@ fn sealed(
 }
 
 fn server(certificates: &Certificates, number: usize) -> Arc<ServerConfig> {
+    server_of(certificates, number, &[&TLS13, &TLS12])
+}
+
+fn server_of(
+    certificates: &Certificates,
+    number: usize,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ServerConfig> {
     let files = &certificates.files[number];
     let chain = vec![CertificateDer::from_pem_file(&files.certificate).unwrap()];
     let key = PrivateKeyDer::from_pem_file(&files.key).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.send_half_rtt_data = true;
     Arc::new(config)
 }
 
@@ -265,7 +277,8 @@ fn a_failed_handshake_is_a_failed_connection_and_the_next_backend_is_tried() {
 #[test]
 fn bytes_of_a_stream_come_back_whole_from_a_backend_under_tls_whatever_its_user_speaks() {
     let certificates = Certificates::new("to-stream", &[&["b.example"]]);
-    for user_speaks_tls in [false, true] {
+    // The backend of the one speaks TLS 1.3, that of the other 1.2.
+    for (user_speaks_tls, version) in [(false, &TLS13), (true, &TLS12)] {
         let mut balancer = balancer_with(Tcp, &certificates, |config| {
             let mut service = config.services[0].clone();
             service.tls = user_speaks_tls;
@@ -274,7 +287,13 @@ fn bytes_of_a_stream_come_back_whole_from_a_backend_under_tls_whatever_its_user_
                 certificates.put(config);
             }
         });
-        balancer.register_as("shop", sealed(&certificates, 0, echo), named("b.example"));
+        let config = server_of(&certificates, 0, &[version]);
+        let backend = serve(move |connection| {
+            if let Some(mut sealed) = shaken(&config, connection) {
+                echo(&mut sealed);
+            }
+        });
+        balancer.register_as("shop", backend, named("b.example"));
         let at = balancer.at("shop");
         for length in [0, 1, 16_384, 100_000, 3_000_000] {
             let sent: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
@@ -393,6 +412,29 @@ fn an_end_of_a_stream_that_was_cut_off_is_passed_on_as_a_reset_unless_it_may_be_
         wait_for("the session to end", || (balancer.live("shop") == 0).then_some(()));
         balancer.stop();
     }
+}
+
+#[test]
+fn what_a_backend_says_before_its_handshake_is_over_is_not_lost() {
+    let certificates = Certificates::new("to-first", &[&["b.example"]]);
+    let config = server(&certificates, 0);
+    let greeting = serve(move |connection| {
+        let mut server = ServerConnection::new(Arc::clone(&config)).unwrap();
+        server.writer().write_all(b"220 ready").unwrap();
+        let mut sealed = StreamOwned::new(server, connection);
+        while sealed.conn.is_handshaking() {
+            sealed.conn.complete_io(&mut sealed.sock).unwrap();
+        }
+        echo(&mut sealed);
+    });
+    let mut balancer = balancer(Tcp, &certificates);
+    balancer.register_as("shop", greeting, named("b.example"));
+    let mut user = connect(balancer.at("shop"));
+    let mut said = [0; 9];
+    user.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"220 ready");
+    assert_eq!(exchange(user, b"hello"), b"hello");
+    balancer.stop();
 }
 
 #[test]
