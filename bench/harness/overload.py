@@ -23,8 +23,8 @@ def measure(names, found, settings):
         "Offered is what the newcomers could make of twice what a core can do. Kept is the share of half their",
         "own rate that standing users had.",
         "",
-        "| key | relay | handshakes/s a core can make | offered/s | made/s | standing alone/s | kept | p99 ms |",
-        "|---|---|---|---|---|---|---|---|",
+        "| key | relay | handshakes/s a core can make | offered/s | made/s | standing alone/s | kept | p99 ms | p99 without newcomers ms |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, title in (("rsa", "RSA-2048"), ("ec", "P-256")):
         backends = peers.start_backends(found["generator"], "api", settings.directory, realtime=rounds.BEFORE_OTHERS)
@@ -42,19 +42,20 @@ def measure(names, found, settings):
 
 
 def _row(title, name, cells):
-    most, offered, made, alone, kept, p99 = (statistics.median(column) for column in zip(*cells))
+    most, offered, made, alone, kept, p99, calm_p99 = (statistics.median(column) for column in zip(*cells))
     return (f"| {title} | {name} | {most:.0f} | {offered:.0f} | {made:.0f} | {alone:.0f} | {kept:.0%} | "
-            f"{p99 / 1e3:.1f} |")
+            f"{p99 / 1e3:.1f} | {calm_p99 / 1e3:.1f} |")
 
 
 def _round(relay, settings):
     """Handshakes a core can make, those offered and made, the rate of standing users alone, the share of half
-    of it that they keep, and their p99 in microseconds."""
+    of it that they keep, and their p99 in microseconds, beside newcomers and without."""
     newcomers = workloads.Workload("newcomers", "", "api", (
         *workloads.SECURED, "--churn", "--path", "/bytes/64", "--timeout", f"{PATIENCE_S}s"))
     alone = _finished(_started(newcomers, relay, settings, ("--connections", 32)), relay)
     most = 1e9 * alone["requests"] / alone["balancer_cpu_ns"]
     rate = _finished(_started(STANDING, relay, settings), relay)["requests_per_second"]
+    calm = _finished(_started(STANDING, relay, settings, (), rate / 2, rounds.BEFORE_ALL), relay)
     around = _with(settings, BEFORE_S, settings.warmup + settings.duration + AFTER_S)
     crowd = _started(newcomers, relay, around, ("--connections", NEWCOMERS), 2 * most)
     within = _with(settings, BEFORE_S + settings.warmup, settings.duration)
@@ -64,7 +65,8 @@ def _round(relay, settings):
         raise Trouble(f"standing users of {relay.name} met errors: {kept['errors']}")
     offered = crowd["rate_planned"] - crowd["unsent"] / (around.warmup + around.duration)
     made = crowd["tls"]["handshakes_per_second"]
-    return most, offered, made, rate, kept["requests_per_second"] / (rate / 2), kept["latency_us"]["p99"]
+    share = kept["requests_per_second"] / (rate / 2)
+    return most, offered, made, rate, share, kept["latency_us"]["p99"], calm["latency_us"]["p99"]
 
 
 def _with(settings, warmup, duration):

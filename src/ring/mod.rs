@@ -141,6 +141,8 @@ pub struct Ring {
     pool: ManuallyDrop<Pool>,
     desk: Desk,
     datagrams: DatagramIo,
+    /// Completions that have been handed out.
+    reaped: u64,
 }
 
 /// `struct io_uring_getevents_arg` (io_uring_enter2(2)): which signals end the wait (none), how
@@ -192,7 +194,7 @@ impl Ring {
         let calm = io.params().is_feature_no_iowait();
         let wait_flags = if calm { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
         let (desk, datagrams) = (Desk::new(), DatagramIo::new());
-        let mut ring = Ring { io, wait_flags, provided, pool, desk, datagrams };
+        let mut ring = Ring { io, wait_flags, provided, pool, desk, datagrams, reaped: 0 };
         ring.replenish();
         Ok(ring)
     }
@@ -363,10 +365,16 @@ impl Ring {
                 continue;
             }
             if let Some(done) = done(&entry, &mut self.pool, &mut self.provided) {
+                self.reaped += 1;
                 into.push(done);
             }
         }
         true
+    }
+
+    /// How many completions [`Ring::reap`] has handed out in all: what there was to do.
+    pub fn reaped(&self) -> u64 {
+        self.reaped
     }
 
     fn submit_and_wait(&mut self, patience: Option<Duration>) -> io::Result<usize> {

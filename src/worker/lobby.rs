@@ -59,6 +59,9 @@ pub struct Lobby {
     arrivals: VecDeque<Key>,
     order: Order,
     deadlines: Wheel,
+    /// Completions up to the last look after the order, and those since that were about guests.
+    reaped: u64,
+    own: u64,
 }
 
 struct Guest {
@@ -111,6 +114,8 @@ impl Lobby {
             arrivals: VecDeque::new(),
             order: Order::default(),
             deadlines: Wheel::new(now),
+            reaped: 0,
+            own: 0,
         }
     }
 
@@ -130,6 +135,7 @@ impl Lobby {
 
     /// Takes in a user who has just arrived at a door with TLS.
     pub fn meet(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
+        self.own += 1;
         let limits = turn.books.tls().limits;
         if self.guests.live() >= limits.handshakes && !self.make_room(turn) {
             return Failure::Full.tell(&user, None, turn);
@@ -198,6 +204,7 @@ impl Lobby {
 
     /// A socket can be read or written, or its time is up. Returns a user whose handshake is over.
     pub fn complete(&mut self, done: &Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
+        self.own += 1;
         let key = Key { place: done.tag.slot, generation: done.tag.generation };
         let guest = self.guests.get(key)?;
         if guest.hurry.is_some() {
@@ -289,7 +296,8 @@ impl Lobby {
                 self.expire(key, turn);
             }
         }
-        self.order.turn();
+        let others = self.others(turn.ring);
+        self.order.turn(others);
         loop {
             let Lobby { order, guests, .. } = self;
             order.forget(|key| !guests.has(key));
@@ -300,6 +308,13 @@ impl Lobby {
             let served = self.follow(key, step, turn);
             debug_assert!(served.is_none(), "a user has the last word of a handshake");
         }
+    }
+
+    /// What there was to do for others since the last time, in completions.
+    fn others(&mut self, ring: &Ring) -> u32 {
+        let reaped = ring.reaped() - std::mem::replace(&mut self.reaped, ring.reaped());
+        let others = reaped.saturating_sub(std::mem::take(&mut self.own));
+        u32::try_from(others).unwrap_or(u32::MAX)
     }
 
     fn expire(&mut self, key: Key, turn: &mut Turn<'_>) {
