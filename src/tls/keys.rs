@@ -314,14 +314,20 @@ impl Terms {
 
     /// What a full handshake with this user costs, in those with an elliptic curve.
     pub(super) fn cost_for(&self, hello: &ClientHello<'_>) -> u32 {
-        self.choice.pick(hello).map_or(1, |identity| identity.kind.cost())
+        self.choice.pick(hello).map_or(1, |identity| identity.kind.cost()) + self.judging()
     }
 
     /// The least that one with a user who asks for this host may cost; which signatures the user understands
     /// is not known yet.
     pub fn cost(&self, host: Option<&str>) -> u32 {
         let identities = self.choice.of(host).iter().map(|place| &self.choice.identities[*place]);
-        identities.map(|identity| identity.kind.cost()).min().unwrap_or(1)
+        identities.map(|identity| identity.kind.cost()).min().unwrap_or(1) + self.judging()
+    }
+
+    /// What a user's certificate costs: two signatures are checked, its own and that of its authority, and one
+    /// more for each between them.
+    fn judging(&self) -> u32 {
+        u32::from(self.clients.is_some())
     }
 }
 

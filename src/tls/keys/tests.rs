@@ -147,6 +147,11 @@ fn tickets_turn_with_their_keys_and_whoever_is_asked_for_a_certificate_gets_none
     let [http, stream] =
         [Speech::Http, Speech::Stream].map(|it| config(&after, it, None).ticketer.clone());
     assert_eq!(stream.decrypt(&http.encrypt(b"state").unwrap()), None);
+    let cost = |clients| {
+        let identities = &after.agreed.as_ref().unwrap().identities;
+        identities.terms(Speech::Http, clients).unwrap().cost(Some("a.example"))
+    };
+    assert_eq!((cost(None), cost(Some(&policy))), (1, 2), "its signatures are checked as well");
     let other = ClientPolicy { is_required: false, ..(*policy).clone() };
     let identities = &after.agreed.as_ref().unwrap().identities;
     assert!(identities.terms(Speech::Http, Some(&other)).is_none(), "its files were not read");
