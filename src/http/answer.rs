@@ -133,6 +133,7 @@ pub const fn phrase(status: u16) -> &'static str {
         200 => "OK",
         308 => "Permanent Redirect",
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         408 => "Request Timeout",
         413 => "Content Too Large",

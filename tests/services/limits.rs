@@ -315,7 +315,7 @@ fn rule_13_requests_from_elsewhere_are_answered_with_403() {
     for _ in 0..2 {
         let (status, rest) = get(&stranger);
         assert_eq!(status, "403");
-        assert!(rest.contains("the service is not open to this address"), "{rest}");
+        assert!(rest.contains("403 Forbidden: the service is not open to this address"), "{rest}");
         assert!(!rest.to_lowercase().contains("retry-after"), "{rest}");
     }
     assert_eq!(get(&connect_from(7, at)).0, "200");
