@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::base::buckets::bucket_of;
 pub use crate::base::buckets::{BOUNDS_US, BUCKETS};
+use crate::base::recent::Recent;
 
 /// Most backends counted at once; also the limit on registrations, and on what the file lists. Numbered with
 /// 16 bits. Each takes 136 bytes of counters for each worker, almost half of them in the control core; memory comes
@@ -253,6 +254,8 @@ pub struct WorkerMetrics {
     pub counters: WorkerCounters,
     /// By `Backend::slot`.
     pub backends: Box<[BackendCounters]>,
+    /// Slots whose `active` has changed, each time it has.
+    pub changed: Recent,
     /// When each of them last began to answer an API request, in nanoseconds; likewise by slot.
     pub answered: Box<[Counter]>,
     pub connect_time: Histogram,
@@ -260,11 +263,26 @@ pub struct WorkerMetrics {
     pub session_length: Histogram,
 }
 
+impl WorkerMetrics {
+    /// A session is on the backend in this slot.
+    pub fn session_begun(&self, slot: u16) {
+        self.backends[usize::from(slot)].active.one();
+        self.changed.push(slot);
+    }
+
+    /// It no longer is.
+    pub fn session_over(&self, slot: u16) {
+        self.backends[usize::from(slot)].active.less_one();
+        self.changed.push(slot);
+    }
+}
+
 impl Default for WorkerMetrics {
     fn default() -> WorkerMetrics {
         WorkerMetrics {
             counters: WorkerCounters::default(),
             backends: (0..BACKENDS_MAX).map(|_| BackendCounters::default()).collect(),
+            changed: Recent::default(),
             answered: (0..BACKENDS_MAX).map(|_| Counter::default()).collect(),
             connect_time: Histogram::default(),
             first_byte_time: Histogram::default(),

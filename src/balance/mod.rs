@@ -15,6 +15,7 @@ use crate::cluster::service::Pool;
 use crate::cluster::table::Table;
 use crate::cluster::turn::Turn;
 use crate::cluster::{Backend, BackendId, Policy, Service};
+pub use least_sessions::{Contest, Tally};
 use source_hash::User;
 
 /// What a choice may depend on apart from the service.
@@ -24,6 +25,8 @@ pub struct Question<'a> {
     pub random: u64,
     /// Running sessions of a backend, across all workers.
     pub load: &'a dyn Fn(&Backend) -> u64,
+    /// Who has the fewest for the weight: see [`Tally::least`].
+    pub least: &'a dyn Fn(&Contest<'_>) -> Option<u16>,
     /// Backends that have refused this user or have just failed.
     pub excluded: &'a dyn Fn(BackendId) -> bool,
     /// The backend that was picked for this user before, if this is another attempt.
@@ -92,7 +95,11 @@ fn within<'s>(
             let turn = counter.take();
             rotation.whose(turn).and_then(fit).or_else(|| in_turn(turn).next())
         }
-        Policy::LeastSessions => least_sessions::pick(in_turn(counter.take()), question.load),
+        Policy::LeastSessions => {
+            let (backends, first) = (&pool.backends, rotation.whose(counter.take())?);
+            let contest = Contest { backends, rotation, first, excluded: question.excluded };
+            (question.least)(&contest).and_then(|place| backends.get(usize::from(place)))
+        }
         Policy::TwoChoices => two_choices::pick(rotation, fit, question.load, question.random),
         Policy::SourceHash => {
             let user = user(service, question);
@@ -158,15 +165,39 @@ pub(crate) mod tests {
         service(policy, &[1; 3], in_order(&[0, 1, 2]))
     }
 
+    /// Who is least busy where backends have these sessions.
+    pub(crate) fn least_by(
+        load: &dyn Fn(&Backend) -> u64,
+    ) -> impl Fn(&Contest<'_>) -> Option<u16> + '_ {
+        move |contest| {
+            let mut tally = Tally::new(contest.backends.len());
+            contest.backends.iter().for_each(|it| tally.set(it.slot, load(it) as u32));
+            tally.least(contest)
+        }
+    }
+
+    pub(super) fn idle(contest: &Contest<'_>) -> Option<u16> {
+        least_by(&|_| 0)(contest)
+    }
+
     /// One user, while no session is running.
     fn asked() -> Question<'static> {
-        Question { user: USER, random: 0, load: &|_| 0, excluded: &|_| false, after: None }
+        Question {
+            user: USER,
+            random: 0,
+            load: &|_| 0,
+            least: &idle,
+            excluded: &|_| false,
+            after: None,
+        }
     }
 
     /// Backend 1 runs 10 sessions, backend 2 20, and so on.
     fn picks(service: &Service, not: &[u32], count: usize) -> Vec<u32> {
+        let load = |backend: &Backend| u64::from(backend.id.0) * 10;
         let question = Question {
-            load: &|backend| u64::from(backend.id.0) * 10,
+            load: &load,
+            least: &least_by(&load),
             excluded: &|id| not.contains(&id.0),
             ..asked()
         };
@@ -301,8 +332,8 @@ pub(crate) mod tests {
     fn among_equals_least_sessions_takes_the_one_whose_turn_it_is() {
         let uneven = service(Policy::LeastSessions, &[1, 2, 1], in_order(&[0, 1, 2]));
         let pick = |loads: [u64; 3]| {
-            let question =
-                Question { load: &|backend| loads[usize::from(backend.slot)], ..asked() };
+            let load = |backend: &Backend| loads[usize::from(backend.slot)];
+            let question = Question { least: &least_by(&load), ..asked() };
             super::pick(&uneven, &question).map(|backend| backend.id.0)
         };
         // The second has twice the weight.

@@ -1,4 +1,4 @@
-//! What every layer may use: time as a value, timers, rate limits, publication, threads, shortages, likeness of names, mixing. No sockets.
+//! What every layer may use: time as a value, timers, rate limits, publication, news between threads, threads, shortages, likeness of names, mixing. No sockets.
 
 pub mod buckets;
 pub mod lack;
@@ -8,6 +8,7 @@ pub mod publish;
 pub mod quota;
 #[cfg(test)]
 pub mod random;
+pub mod recent;
 pub mod thread;
 pub mod time;
 pub mod wheel;

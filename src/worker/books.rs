@@ -2,9 +2,10 @@
 //! sessions. Owns the worker's view of the services, its shard of the session table, its counters and
 //! its reports; holds no socket and no session state.
 
+mod census;
 mod limits;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use nix::errno::Errno;
 
 use super::link::{Ended, HostAsked, Refusal, Report};
 use super::opening::{Opening, Unconnected};
-use crate::balance::{self, Question};
+use crate::balance::{self, Contest, Question};
 use crate::base::mix::mix;
 use crate::base::time::Now;
 use crate::cluster::doors::Requests;
@@ -27,6 +28,7 @@ use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
 use crate::tls::Tls;
 use crate::tls::clients::ClientPolicy;
+use census::Census;
 
 /// Backends that a worker avoids by itself between two snapshots.
 const ASIDE_MAX: usize = 16;
@@ -118,13 +120,15 @@ pub struct Books {
     aside: Vec<BackendId>,
     /// How many lots have been drawn, from another start at each worker.
     draws: Cell<u64>,
+    /// Since a choice first needed it.
+    census: RefCell<Option<Census>>,
 }
 
 impl Books {
     pub fn new(parts: Parts) -> Books {
         let draws = Cell::new(u64::from(parts.shard.worker()) << 56);
         let aside = Vec::with_capacity(ASIDE_MAX);
-        Books { parts, snapshot: Arc::default(), aside, draws }
+        Books { parts, snapshot: Arc::default(), aside, draws, census: RefCell::default() }
     }
 
     /// A number that looks drawn by chance. It need not be a secret: which two backends are compared says nothing of
@@ -155,6 +159,7 @@ impl Books {
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
         self.aside.clear();
+        self.census.get_mut().iter_mut().for_each(Census::forget_rotations);
     }
 
     /// Who must say for whom it connects to this service.
@@ -333,7 +338,7 @@ impl Books {
     pub fn book(&mut self, entry: &mut Entry, choice: Choice) {
         self.unassign(entry);
         self.parts.shard.set_backend(&entry.place, choice.backend);
-        self.parts.metrics.backends[usize::from(choice.slot)].active.one();
+        self.parts.metrics.session_begun(choice.slot);
         (entry.choice, entry.row) = (Some(choice), Some(choice.slot));
     }
 
@@ -364,8 +369,9 @@ impl Books {
         excluded: &dyn Fn(BackendId) -> bool,
     ) -> Option<Choice> {
         let load = |backend: &Backend| self.load(backend.slot);
+        let least = |contest: &Contest<'_>| self.least(contest);
         let random = self.draw();
-        let question = Question { user, random, load: &load, excluded, after };
+        let question = Question { user, random, load: &load, least: &least, excluded, after };
         let backend = match service.terms.limits.backend_sessions {
             None => balance::pick(service, &question),
             Some(limit) => self.pick_with_room(service, &question, limit),
@@ -373,10 +379,17 @@ impl Books {
         Some(Choice::from(backend))
     }
 
+    /// The place of the least busy backend, by the sessions of all workers.
+    fn least(&self, contest: &Contest<'_>) -> Option<u16> {
+        let all = &self.parts.all_metrics;
+        let mut census = self.census.borrow_mut();
+        census.get_or_insert_with(|| Census::new(all.len())).least(contest, all)
+    }
+
     /// The session is on no backend until the next [`Books::assign`].
     pub fn unassign(&mut self, entry: &mut Entry) {
         if let Some(before) = entry.choice.take() {
-            self.parts.metrics.backends[usize::from(before.slot)].active.less_one();
+            self.parts.metrics.session_over(before.slot);
         }
     }
 

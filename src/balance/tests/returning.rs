@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::super::*;
-use super::backends;
+use super::{backends, idle};
 use crate::base::random::xorshift;
 use crate::base::time::Now;
 use crate::cluster::registry::{Change, Registration, Registry};
@@ -24,7 +24,7 @@ fn user(number: u32) -> SocketAddr {
 }
 
 fn asked(user: SocketAddr) -> Question<'static> {
-    Question { user, random: 0, load: &|_| 0, excluded: &|_| false, after: None }
+    Question { user, random: 0, load: &|_| 0, least: &idle, excluded: &|_| false, after: None }
 }
 
 /// The address of each user's backend.

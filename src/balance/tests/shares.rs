@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::super::*;
-use super::backends;
+use super::{backends, idle, least_by};
 use crate::cluster::groups::regrouped;
 use crate::cluster::{Protocol, ServiceId, Snapshot, Standing, Terms, WhenAllFail};
 
@@ -46,7 +46,14 @@ fn user(number: u32) -> SocketAddr {
 }
 
 fn asked(number: u32) -> Question<'static> {
-    Question { user: user(number), random: 0, load: &|_| 0, excluded: &|_| false, after: None }
+    Question {
+        user: user(number),
+        random: 0,
+        load: &|_| 0,
+        least: &idle,
+        excluded: &|_| false,
+        after: None,
+    }
 }
 
 fn group_of(backend: &Backend) -> &str {
@@ -176,8 +183,8 @@ fn rule_6_turns_go_on_over_shifts() {
 #[test]
 fn rule_6_least_sessions_looks_within_the_group_whose_turn_it_is() {
     let shop = service(Policy::LeastSessions, &[("blue", 1), ("green", 1)], &SHOP);
-    let question =
-        Question { load: &|backend| [90, 10, 7, 9, 80][usize::from(backend.slot)], ..asked(0) };
+    let load = |backend: &Backend| [90, 10, 7, 9, 80][usize::from(backend.slot)];
+    let question = Question { least: &least_by(&load), ..asked(0) };
     let picked: Vec<u32> = (0..4).map(|_| pick(&shop, &question).unwrap().id.0).collect();
     // 10 for weight 1 in blue, 7 for weight 2 in green.
     assert_eq!(picked, [2, 3, 2, 3]);

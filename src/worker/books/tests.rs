@@ -6,6 +6,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::*;
 use crate::base::publish::{Publisher, Subscriber};
+use crate::base::random::xorshift;
 use crate::cluster::groups::regrouped;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Barrier, Policy, Protocol, Standing, Terms};
@@ -353,4 +354,43 @@ fn rule_13_a_request_counts_at_its_own_service_until_it_is_over() {
     assert_eq!(inside(&books), [1, 0, 0, 0], "one user has one request at a time");
     books.close(user, EndReason::Finished, NOW);
     assert_eq!(inside(&books), [0; 4]);
+}
+
+#[test]
+fn the_fewest_sessions_are_those_of_all_workers_however_long_this_one_has_not_looked() {
+    let publisher = Publisher::new(snapshot());
+    let (_control, end) = link(0, 100, publisher.subscribe(), Arc::default()).unwrap();
+    let (own, other) = (end.metrics, Arc::new(WorkerMetrics::default()));
+    let mut books = Books::new(Parts {
+        shard: end.shard,
+        metrics: Arc::clone(&own),
+        all_metrics: Arc::from([Arc::clone(&own), Arc::clone(&other)]),
+        reports: end.reports,
+        urgent: end.urgent,
+    });
+    books.adopt(publisher.current());
+    change(&mut books, |service| service.terms.policy = Policy::LeastSessions);
+    let slots = [TCP, UDP, API, REDIS].map(|id| [0, 1].map(|which| backend(id, which).slot));
+    let mut random = xorshift(21);
+    for round in 0..300 {
+        // Now and then far more happens than the others keep.
+        let news = if round % 50 == 7 { 9_000 } else { random(9) };
+        for _ in 0..news {
+            let metrics = if random(3) == 0 { &own } else { &other };
+            let slot = slots[random(4) as usize][random(2) as usize];
+            let active = metrics.backends[usize::from(slot)].active.get();
+            match active > 0 && (active > 20 || random(2) == 0) {
+                true => metrics.session_over(slot),
+                false => metrics.session_begun(slot),
+            }
+        }
+        if random(20) == 0 {
+            change(&mut books, |_| ());
+        }
+        for (id, pair) in [TCP, UDP, API, REDIS].into_iter().zip(slots) {
+            let choice = books.choose(id, client(), None, &|_| false).unwrap();
+            let least = pair.into_iter().map(|slot| books.load(slot)).min().unwrap();
+            assert_eq!(books.load(choice.slot), least, "round {round}, {id:?}");
+        }
+    }
 }
