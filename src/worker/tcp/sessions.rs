@@ -7,9 +7,13 @@
 //!                 +retry+  +--every backend refused, ordered ------------------+  +--never relayed-----+
 //! ```
 //!
+//! While the worker is frozen (`freeze`), an accepted session waits instead of connecting, and one that
+//! relays only keeps what comes.
+//!
 //! A session leaves its place only when the kernel has no operation left on either socket, so that a
 //! completion never meets another session.
 
+mod freeze;
 mod parting;
 
 use std::net::SocketAddr;
@@ -78,6 +82,7 @@ pub struct Sessions {
     slots: Slots<Session>,
     deadlines: Wheel,
     starved: Starved<(Key, Side)>,
+    is_frozen: bool,
 }
 
 struct Session {
@@ -97,6 +102,8 @@ struct Session {
     /// Both connections were established at some time.
     relayed: bool,
     features: Features,
+    /// Its user speaks TLS, so that sends to it are no operations of the kernel's.
+    is_sealed: bool,
     /// When its send queues are looked at next, and what the last looks said about each side's host.
     look_at: Now,
     watches: [Watch; 2],
@@ -104,7 +111,11 @@ struct Session {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
+    /// Connects to its backend when the worker is not frozen any more.
+    Waiting,
     Connecting,
+    /// A freeze has taken its attempt back, which may yet succeed.
+    Recalled,
     Relaying,
     /// Waits for operations in flight; `connect`: a connection attempt is one of them. `ordered`: who has
     /// ordered the end meanwhile.
@@ -133,6 +144,7 @@ impl Sessions {
             slots: Slots::default(),
             deadlines: Wheel::new(now),
             starved: Starved::new(now),
+            is_frozen: false,
         }
     }
 
@@ -181,7 +193,7 @@ impl Sessions {
         let mut tried = Tried::default();
         tried.add(choice.backend);
         let key = self.place(Session {
-            phase: Phase::Connecting,
+            phase: if self.is_frozen { Phase::Waiting } else { Phase::Connecting },
             relay: Relay::new(),
             entry,
             tried,
@@ -191,12 +203,15 @@ impl Sessions {
             screen: Screen::default(),
             destination,
             relayed: false,
+            is_sealed,
             features: Features { splice: self.features.splice && !is_sealed, ..self.features },
             look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
         });
         self.deadlines.schedule(key.place, cx.now.plus(cx.books.timeouts(service).connect));
-        cx.out.push(Cmd::Connect { key, to: choice.address });
+        if !self.is_frozen {
+            cx.out.push(Cmd::Connect { key, to: choice.address });
+        }
         Some(key)
     }
 
@@ -237,6 +252,10 @@ impl Sessions {
                 self.close_if_settled(key, cx);
             }
             (_, Ok(())) => self.start(key, cx),
+            (Phase::Recalled, Err(_)) => {
+                session.phase = Phase::Waiting;
+                self.connect_again(key, cx);
+            }
             (_, Err(why)) => self.retry(key, why, cx),
         }
     }
@@ -255,7 +274,12 @@ impl Sessions {
             cx.books.moved(&mut session.entry, up, down, cx.now);
             return self.close_if_settled(key, cx);
         }
-        let sent = matches!(event, Event::Sent { .. } | Event::Spliced { moved: 1.., .. });
+        let sent = match event {
+            // A freeze took it back, which is no life in the session.
+            Event::Sent { result, .. } => result != Err(Errno::ECANCELED),
+            Event::Spliced { moved, .. } => moved > 0,
+            _ => false,
+        };
         let starved = match event {
             Event::Received { side, what: Received::NoBuffers, .. } => Some(side),
             _ => None,
@@ -269,20 +293,25 @@ impl Sessions {
         }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         let was_unsure = session.relay.is_unsure();
-        session.relay.handle(event, cx.pool, session.features, relay_out);
+        match self.is_frozen {
+            true => session.relay.note(event, cx.pool, relay_out),
+            false => session.relay.handle(event, cx.pool, session.features, relay_out),
+        }
         if !was_unsure && session.relay.is_unsure() {
             self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         }
         if session.look_at == Now::NEVER && (sent || session.relay.is_sending()) {
-            let timeouts = session.timeouts(cx);
-            session.look_at = session.next_look(cx.now, timeouts);
-            self.deadlines.schedule(key.place, session.due(timeouts));
+            let due = session.begin_to_look(cx);
+            self.deadlines.schedule(key.place, due);
         }
         if sent {
             session.active = cx.now;
             let up = session.relay.delivered(Side::Client);
             let down = session.relay.delivered(Side::Backend);
             cx.books.moved(&mut session.entry, up, down, cx.now);
+        }
+        if self.is_frozen {
+            return;
         }
         if let Some(side) = starved {
             cx.books.metrics().counters.buffers_exhausted.one();
@@ -311,6 +340,7 @@ impl Sessions {
                 continue;
             }
             match session.phase {
+                Phase::Waiting | Phase::Recalled => {}
                 // Its completion says ECANCELED, and `retry` goes on from there.
                 Phase::Connecting => cx.out.push(Cmd::CancelConnect { key }),
                 Phase::Relaying if session.rests_until(session.timeouts(cx)) > cx.now => {
@@ -378,6 +408,9 @@ impl Sessions {
         session.features.splice &= session.entry.choice().is_none_or(|choice| !choice.tls);
         session.active = cx.now;
         self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
+        if self.is_frozen {
+            return;
+        }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         session.relay.advance(cx.pool, session.features, relay_out);
     }
@@ -462,11 +495,11 @@ impl Sessions {
         let Some(session) = self.slots.get(key) else { return };
         let connect = match session.phase {
             Phase::Ending { .. } | Phase::Parting(_) => return self.hurry(cx.now, key, reason),
-            Phase::Connecting => {
+            Phase::Connecting | Phase::Recalled => {
                 cx.out.push(Cmd::CancelConnect { key });
                 true
             }
-            Phase::Relaying => false,
+            Phase::Waiting | Phase::Relaying => false,
         };
         let ordered = Some(reason).filter(|reason| grace::is_order(*reason));
         session.phase = Phase::Ending { reason, connect, ordered };
@@ -507,6 +540,13 @@ impl Session {
         cx.books.timeouts(self.entry.service)
     }
 
+    /// Plans the first look at its send queues; when something is due from now on.
+    fn begin_to_look(&mut self, cx: &Cx<'_>) -> Now {
+        let timeouts = self.timeouts(cx);
+        self.look_at = self.next_look(cx.now, timeouts);
+        self.due(timeouts)
+    }
+
     /// When something must be done about it if it stays still.
     fn due(&self, timeouts: &Timeouts) -> Now {
         let look = self.phase == Phase::Relaying && self.relay.is_unsure();
@@ -530,7 +570,7 @@ impl Session {
     /// How long it may be still.
     fn patience(&self, timeouts: &Timeouts) -> Duration {
         match self.phase {
-            Phase::Connecting => timeouts.connect,
+            Phase::Waiting | Phase::Connecting | Phase::Recalled => timeouts.connect,
             _ if self.half_closed => timeouts.half_close,
             _ => timeouts.tcp_idle,
         }
