@@ -18,7 +18,8 @@ impl Config {
     fn ends_tls(&self, service: &ServiceConfig) -> bool {
         match service.protocol {
             Protocol::Api => {
-                service.tls || service.listen.is_empty() && self.listen.api_tls.is_some()
+                let is_shared = !service.has_doors() && self.listen.api_tls.is_some();
+                is_shared || !service.listen_tls.is_empty()
             }
             Protocol::Tcp => service.tls,
             Protocol::Udp => false,
@@ -103,7 +104,7 @@ fn own(config: &Config, service: &ServiceConfig) -> Result<(), String> {
         let cure = match service.protocol {
             Protocol::Udp => "leave it out",
             Protocol::Tcp => "set `tls = true` there, or leave it out",
-            Protocol::Api => "open listen.api_tls, or leave it out",
+            Protocol::Api => "open listen.api_tls, or a `listen_tls` of its own, or leave it out",
         };
         return Err(format!(
             "service.{name} speaks of certificates of users, and no TLS of its users ends here: {cure}"
@@ -144,8 +145,8 @@ fn hosts_agree(config: &Config) -> Result<(), String> {
     }
     for service in config.services.iter().filter(|it| it.protocol == Protocol::Api) {
         let asked = config.clients_of(service);
-        let own = service.listen.iter().filter(|door| door.port() != 0).copied().map(Some);
-        let common = service.listen.is_empty().then_some(None);
+        let own = service.listen_tls.iter().filter(|door| door.port() != 0).copied().map(Some);
+        let common = (!service.has_doors()).then_some(None);
         let doors: Vec<_> = own.chain(common).collect();
         for claim in service.claims() {
             for door in &doors {
@@ -238,6 +239,9 @@ mod tests {
             [service.door]
             protocol = "api"
             listen = 3
+            [service.sealed]
+            protocol = "api"
+            listen_tls = 4
             "#,
         );
         rules::check(&config).unwrap();
@@ -246,7 +250,8 @@ mod tests {
             [told(config.clients_of_built_in())].into_iter().chain(all).collect();
         let common = r#"optional ca ["l1", "l2"] false"#;
         let strict = r#"required ca ["l1", "l2"] true"#;
-        let wanted = [common, common, strict, "optional other [] false", "none", "none", "none"];
+        let own = "optional other [] false";
+        let wanted = [common, common, strict, own, "none", "none", "none", common];
         assert_eq!(all, wanted);
         let files: Vec<String> =
             config.tls_files().iter().map(|it| it.display().to_string()).collect();
@@ -316,6 +321,10 @@ mod tests {
             "{said}"
         );
         rules::check(&read(&two("", &format!("hosts = [\"*.x.example\"]\n{required}")))).unwrap();
+        let own = |port: u16| format!("listen_tls = {port}\n{same_host}");
+        rules::check(&read(&two("", &own(4)))).unwrap();
+        let said = wrong(&two("listen_tls = 4", &own(4)));
+        assert!(said.starts_with("services a and b both have requests for x.example"), "{said}");
     }
 
     #[test]
