@@ -6,6 +6,7 @@ use std::sync::Arc;
 use divan::Bencher;
 use lb::balance::{self, Question, Tally};
 use lb::base::time::Now;
+use lb::cluster::hash_key::Purpose;
 use lb::cluster::registry::{Change, Lasts, Registration, Registry};
 use lb::cluster::rotation::Rotation;
 use lb::cluster::service::Pool;
@@ -119,7 +120,16 @@ fn two_choices(bencher: Bencher, backends: u16) {
     pick(bencher, Policy::TwoChoices, backends);
 }
 
-/// The cost does not depend on the number of backends. Budget: 20 ns.
+/// A user's address hashed and looked up in the table alone. Budget: 20 ns.
+#[divan::bench(args = [10, 1_024])]
+fn lookup(bencher: Bencher, backends: u16) {
+    let pool = service(Policy::SourceHash, backends).pool;
+    let table = pool.table.as_ref().expect("the policy goes by it");
+    let user = ([192, 0, 2, 1], 1000).into();
+    bencher.bench_local(|| table.home(pool.key.address(Purpose::User, 0, divan::black_box(user))));
+}
+
+/// The cost does not depend on the number of backends. Budget: 40 ns.
 #[divan::bench(args = [1, 10, 1_024])]
 fn source_hash(bencher: Bencher, backends: u16) {
     pick(bencher, Policy::SourceHash, backends);

@@ -102,6 +102,9 @@ fn within<'s>(
         }
         Policy::TwoChoices => two_choices::pick(rotation, fit, question.load, question.random),
         Policy::SourceHash => {
+            if let [alone] = rotation.shares() {
+                return fit(alone.place);
+            }
             let user = user(service, question);
             let home = table.and_then(|table| source_hash::pick(table, fit, user));
             home.or_else(|| source_hash::compare(rotation.places().filter_map(fit), user))

@@ -3,6 +3,7 @@
 //! choice.
 
 use std::fmt;
+use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
 
 use siphasher::sip::SipHasher13;
@@ -55,29 +56,27 @@ impl HashKey {
     #[inline]
     pub fn address(self, purpose: Purpose, again: u8, address: SocketAddr) -> u64 {
         let port = if purpose == Purpose::User { 0 } else { address.port() };
-        let [high, low] = port.to_be_bytes();
-        let mut bytes = [0; 20];
-        bytes[..4].copy_from_slice(&[purpose as u8, again, high, low]);
-        let length = match address.ip() {
-            IpAddr::V4(v4) => {
-                bytes[4..8].copy_from_slice(&v4.octets());
-                8
-            }
+        let head = u64::from(purpose as u8) << 56 | u64::from(again) << 48 | u64::from(port) << 32;
+        let mut hasher = self.hasher();
+        // Word by word, least significant byte first; an IPv4 address takes one word with all that goes with it.
+        match address.ip() {
+            IpAddr::V4(v4) => hasher.write_u64(head | u64::from(v4.to_bits())),
             IpAddr::V6(v6) => {
-                bytes[4..].copy_from_slice(&v6.octets());
-                20
+                let bits = v6.to_bits();
+                let words = [head, (bits >> 64) as u64, bits as u64];
+                words.into_iter().for_each(|word| hasher.write_u64(word));
             }
-        };
-        self.hash(&bytes[..length])
+        }
+        hasher.finish()
     }
 
     /// The hash of a name.
     pub fn name(self, name: &str) -> u64 {
-        self.hash(name.as_bytes())
+        self.hasher().hash(name.as_bytes())
     }
 
-    fn hash(self, bytes: &[u8]) -> u64 {
-        SipHasher13::new_with_keys(self.0[0], self.0[1]).hash(bytes)
+    fn hasher(self) -> SipHasher13 {
+        SipHasher13::new_with_keys(self.0[0], self.0[1])
     }
 }
 
@@ -101,12 +100,23 @@ mod tests {
     }
 
     const HASHES: [u64; 5] = [
-        17_730_045_744_654_862_875,
-        7_685_856_453_635_029_991,
-        13_298_938_891_606_483_774,
-        13_702_416_781_949_907_940,
+        12_880_351_722_954_823_811,
+        16_803_845_659_286_549_885,
+        8_346_019_140_699_082_585,
+        4_927_181_040_753_892_703,
         1_271_795_346_187_319_988,
     ];
+
+    #[test]
+    fn what_is_hashed_is_a_row_of_bytes() {
+        let key = HashKey::default();
+        let v4 = key.address(Purpose::Connection, 3, "192.0.2.1:258".parse().unwrap());
+        assert_eq!(v4, key.hasher().hash(&[1, 2, 0, 192, 2, 1, 3, 2]));
+        let v6 = key.address(Purpose::User, 0, "[2001:db8::1]:258".parse().unwrap());
+        let words = [1 << 56, 0x2001_0db8_0000_0000, 1];
+        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        assert_eq!(v6, key.hasher().hash(&bytes));
+    }
 
     #[test]
     fn the_port_of_a_user_counts_only_where_it_should() {

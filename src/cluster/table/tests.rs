@@ -83,18 +83,24 @@ fn weights_count_by_their_ratio_only() {
 
 #[test]
 fn whoever_joins_takes_little_more_than_its_share_and_whoever_leaves_moves_few_of_the_others() {
+    const DRAWS: usize = 16;
     let mut random = xorshift(10);
-    for _ in 0..4 {
+    let (mut all, mut others) = (0.0, 0.0);
+    for _ in 0..DRAWS {
         let eleven = set(11, || 1, &mut random);
         let after = owners(&eleven);
         let mut ten = eleven.clone();
         let (joins, _) = ten.remove(random(11) as usize);
         let before = owners(&ten);
-        let all = moved(&before, &after, None);
-        assert!(all <= 0.096, "{all} moved for one that joined ten");
-        let others = moved(&before, &after, Some(joins));
-        assert!(others <= 0.005, "{others} of the others moved");
+        let (of_all, of_others) =
+            (moved(&before, &after, None), moved(&before, &after, Some(joins)));
+        // Of 300 sets, one came this far.
+        assert!(of_all <= 0.1 && of_others <= 0.01, "{of_all} moved, {of_others} of the others");
+        (all, others) = (all + of_all, others + of_others);
     }
+    let [all, others] = [all, others].map(|it| it / DRAWS as f64);
+    assert!(all <= 0.096, "{all} moved for one that joined ten; 0.091 is fair");
+    assert!(others <= 0.005, "{others} of the others moved");
 }
 
 #[test]
