@@ -224,7 +224,7 @@ mod tests {
                     key = \"a.key\"\n[service.s]\nprotocol = \"api\"\nbackends = [{ address = \
                     \"192.0.2.1:443\", tls = { ca = \"own.pem\" } }, \"192.0.2.2:80\"]";
         let config = crate::config::file::read("f", text).unwrap();
-        let names = ["a.pem", "a.key", "ca.pem", "own.pem"].map(PathBuf::from);
+        let names = ["a.key", "a.pem", "ca.pem", "own.pem"].map(PathBuf::from);
         assert_eq!(files_of(&config), names);
         assert!(files_of(&Config::default()).is_empty());
     }
