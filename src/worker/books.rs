@@ -4,16 +4,15 @@
 
 mod census;
 mod limits;
+mod reached;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::errno::Errno;
-
 use super::link::{Ended, HostAsked, Refusal, Report};
-use super::opening::{Opening, Unconnected};
+use super::opening::Unconnected;
 use crate::balance::{self, Contest, Question};
 use crate::base::mix::mix;
 use crate::base::time::Now;
@@ -175,28 +174,6 @@ impl Books {
     /// Whether the TLS of users who come in here ends here.
     pub fn speaks_tls(&self, at: Doorway) -> bool {
         at.is_tls || self.snapshot.service(at.service).is_some_and(|service| service.terms.tls)
-    }
-
-    /// How TLS is spoken with a backend that was picked, if it is reached by that. One that has left meanwhile
-    /// is refused.
-    ///
-    /// # Errors
-    /// It is not known any more how.
-    pub fn opening(
-        &self,
-        service: ServiceId,
-        choice: Choice,
-        is_late: bool,
-    ) -> Result<Option<Opening>, Errno> {
-        if !choice.tls {
-            return Ok(None);
-        }
-        let found = self.snapshot.service(service).ok_or(Errno::ECONNABORTED)?;
-        let backend = found.pool.get(choice.backend).ok_or(Errno::ECONNABORTED)?;
-        let tls = backend.tls.as_ref().ok_or(Errno::ECONNABORTED)?;
-        let speaks_http = found.kind == Protocol::Api;
-        let client = self.tls().backends.client(tls, backend.address.ip(), speaks_http);
-        Ok(Some(Opening { backend: choice.backend.0, client, is_late }))
     }
 
     /// Whether a stream says in its ClientHello which service it is for.

@@ -1,11 +1,11 @@
 //! How the registry responds to changes, as a table of behaviour.
 
 mod drains;
+mod reached;
 
 use super::*;
 use crate::cluster::rotation::tests::Random;
 use crate::cluster::{Policy, Protocol, WhenAllFail};
-use crate::tls::backends::BackendTls;
 
 const NOW: Now = Now::from_nanos(7);
 const TCP: ServiceId = ServiceId::built_in(Protocol::Tcp);
@@ -35,26 +35,6 @@ fn join(source: u64, service: ServiceId, port: u16, weight: u16) -> Change {
         name: None,
         group: None,
     })
-}
-
-#[test]
-fn how_a_backend_is_reached_stays_as_long_as_it_is_registered() {
-    let mut registry = registry(4);
-    let sealed = |name: Option<&str>| {
-        let Change::Register(wanted) = join(1, TCP, 80, 1) else { panic!() };
-        let tls = BackendTls { name: name.map(Into::into), ca: None };
-        Change::Register(Registration { tls: Some(tls), ..wanted })
-    };
-    registry.apply(sealed(None), Now::default()).unwrap();
-    assert!(registry.freeze(true).backends().all(|backend| backend.tls.is_some()));
-    assert!(registry.apply(sealed(None), Now::default()).is_ok(), "it says the same again");
-    for other in [sealed(Some("a.example")), join(1, TCP, 80, 1)] {
-        let fault = registry.apply(other, Now::default()).unwrap_err();
-        assert_eq!(fault, Fault::TlsChanges { address: address(80) });
-        assert!(fault.to_string().ends_with("unregister it first"), "{fault}");
-    }
-    registry.apply(unregister(1, TCP, 80), Now::default()).unwrap();
-    assert!(registry.apply(join(1, TCP, 80, 1), Now::default()).is_ok());
 }
 
 fn unregister(source: u64, service: ServiceId, port: u16) -> Change {
