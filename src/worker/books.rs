@@ -5,28 +5,26 @@
 mod census;
 mod limits;
 mod reached;
+mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::link::{Ended, HostAsked, Refusal, Report};
+use super::link::{Ended, Refusal, Report};
 use super::opening::Unconnected;
 use crate::balance::{self, Contest, Question};
 use crate::base::mix::mix;
 use crate::base::time::Now;
-use crate::cluster::doors::Requests;
 use crate::cluster::gate::Gate;
 use crate::cluster::seats::Seats;
 use crate::cluster::{
-    Backend, BackendId, Doorway, Protocol, Proxies, Service, ServiceId, Snapshot, Timeouts,
+    Backend, BackendId, Protocol, Proxies, Service, ServiceId, Snapshot, Timeouts,
 };
 use crate::metrics::WorkerMetrics;
 use crate::session::shards::{Place, ShardWriter};
 use crate::session::{EndReason, SessionId};
-use crate::tls::Tls;
-use crate::tls::clients::ClientPolicy;
 use census::Census;
 
 /// Backends that a worker avoids by itself between two snapshots.
@@ -164,44 +162,6 @@ impl Books {
     /// Who must say for whom it connects to this service.
     pub fn proxies(&self, service: ServiceId) -> Option<Arc<Proxies>> {
         self.snapshot.service(service)?.terms.proxies.clone()
-    }
-
-    /// The certificates and rules of the doors with TLS.
-    pub fn tls(&self) -> &Tls {
-        &self.snapshot.tls
-    }
-
-    /// Whether the TLS of users who come in here ends here.
-    pub fn speaks_tls(&self, at: Doorway) -> bool {
-        at.is_tls || self.snapshot.service(at.service).is_some_and(|service| service.terms.tls)
-    }
-
-    /// Whether a stream says in its ClientHello which service it is for.
-    pub fn is_split(&self, at: Doorway) -> bool {
-        matches!(self.snapshot.doors.at(at), Requests::Split(_))
-    }
-
-    /// The service of a stream that asks for this host. `None`: nobody claims it.
-    pub fn service_for(&self, at: Doorway, host: &str) -> Option<ServiceId> {
-        match self.snapshot.doors.at(at) {
-            Requests::All(service) => Some(service),
-            Requests::Split(routes) => routes.find(host.as_bytes(), b"/"),
-        }
-    }
-
-    /// What is asked of users of a service before they are served.
-    pub fn clients(&self, service: ServiceId) -> Option<&ClientPolicy> {
-        self.snapshot.service(service)?.terms.clients.as_deref()
-    }
-
-    /// The same for the requests of an API user whose ClientHello asks for this host. Of one whom nobody claims,
-    /// nothing is.
-    pub fn clients_for(&self, at: Doorway, host: &str) -> Option<&ClientPolicy> {
-        let service = match self.snapshot.doors.at(at) {
-            Requests::All(service) => service,
-            Requests::Split(routes) => routes.find_any(host.as_bytes())?,
-        };
-        self.clients(service)
     }
 
     /// Takes a seat for a connection that has yet to say for whom it comes.
@@ -582,20 +542,6 @@ impl Books {
         }
         if self.snapshot.report_sessions {
             self.report(Report::Refused { service, client, why });
-        }
-    }
-
-    /// Tells why the TLS of a user could not be agreed on, who may have said already which host it asks for.
-    pub fn handshake_failed(
-        &mut self,
-        (service, client): (ServiceId, SocketAddr),
-        host: Option<&str>,
-        why: &'static str,
-        is_ours: bool,
-    ) {
-        if self.snapshot.report_sessions {
-            let host = HostAsked::new(host);
-            self.report(Report::HandshakeFailed { service, client, host, why, is_ours });
         }
     }
 

@@ -13,11 +13,11 @@
 //! A session leaves its place only when the kernel has no operation left on either socket, so that a
 //! completion never meets another session.
 
+mod deadlines;
 mod freeze;
 mod parting;
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -29,7 +29,7 @@ use crate::proxy::greeting::{Caller, Screen, Screened};
 use crate::proxy::line::Features;
 use crate::proxy::outlook::Watch;
 use crate::proxy::tcp::{Progress, Relay};
-use crate::proxy::{self, Event, Received, SECOND_LOOK, Side};
+use crate::proxy::{self, Event, Received, Side};
 use crate::ring::pool::{Buf, Pool};
 use crate::session::EndReason;
 use crate::worker::books::Entry;
@@ -538,42 +538,6 @@ impl Session {
     /// How long things may take in it, by the terms that its service has now.
     fn timeouts<'c>(&self, cx: &'c Cx<'_>) -> &'c Timeouts {
         cx.books.timeouts(self.entry.service)
-    }
-
-    /// Plans the first look at its send queues; when something is due from now on.
-    fn begin_to_look(&mut self, cx: &Cx<'_>) -> Now {
-        let timeouts = self.timeouts(cx);
-        self.look_at = self.next_look(cx.now, timeouts);
-        self.due(timeouts)
-    }
-
-    /// When something must be done about it if it stays still.
-    fn due(&self, timeouts: &Timeouts) -> Now {
-        let look = self.phase == Phase::Relaying && self.relay.is_unsure();
-        let again = if look { self.active.plus(SECOND_LOOK) } else { Now::NEVER };
-        self.rests_until(timeouts).min(again)
-    }
-
-    /// When its queues are looked at or it is over, if it stays still.
-    fn rests_until(&self, timeouts: &Timeouts) -> Now {
-        match self.phase {
-            Phase::Parting(_) => self.look_at,
-            _ => self.ends_at(timeouts).min(self.look_at),
-        }
-    }
-
-    /// When it is over if it stays still.
-    fn ends_at(&self, timeouts: &Timeouts) -> Now {
-        self.active.plus(self.patience(timeouts))
-    }
-
-    /// How long it may be still.
-    fn patience(&self, timeouts: &Timeouts) -> Duration {
-        match self.phase {
-            Phase::Waiting | Phase::Connecting | Phase::Recalled => timeouts.connect,
-            _ if self.half_closed => timeouts.half_close,
-            _ => timeouts.tcp_idle,
-        }
     }
 }
 
