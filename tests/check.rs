@@ -262,7 +262,15 @@ fn started(before: &str, arguments: &str, log: &str) -> (Process, String) {
         let said = fs::read_to_string(log).unwrap_or_default();
         said.contains("page for browsers").then_some(said)
     });
+    // Once it answers, it also heeds signals.
+    let answered = Command::new(LB).args(["status", "--admin", admin(&said)]).output().unwrap();
+    assert!(answered.status.success(), "{}", text(&answered.stderr));
     (running, said)
+}
+
+/// Where its admin door is, by what it has said.
+fn admin(said: &str) -> &str {
+    said.split("http://").nth(1).and_then(|rest| rest.split('/').next()).expect(said)
 }
 
 #[test]
@@ -281,8 +289,7 @@ fn few_descriptors_are_enough_and_what_they_allow_is_told_everywhere() {
         let log = folder.write("log", "");
         let (running, said) = started(&before, &format!("--config {file}"), &log);
         assert!(said.contains("auto stands for") && said.contains(wanted), "{said}");
-        let admin = said.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
-        let status = Command::new(LB).args(["status", "--admin", admin]).output().unwrap();
+        let status = Command::new(LB).args(["status", "--admin", admin(&said)]).output().unwrap();
         let shown = text(&status.stdout);
         let auto = shown.lines().find(|line| line.starts_with("auto: ")).expect(&shown);
         assert!(auto.contains(wanted) && auto.contains("limits.sessions = "), "{auto}");
