@@ -105,9 +105,18 @@ fn user(
     if protocol == Protocol::Api {
         return Some(request(to, table, is_proxy));
     }
+    if is_proxy {
+        return None;
+    }
+    // It must say hello in the way of TLS, if only to be told apart by its host.
+    if let Some(table) = table.filter(|table| table.tls || !table.hosts.is_empty()) {
+        let host = table.hosts.iter().find_map(example);
+        let host = host.map_or(String::new(), |host| format!(" -servername {}", quoted(&host)));
+        return Some(format!("openssl s_client -quiet{host} -connect {to}"));
+    }
     let default = reached(Listen::default().plain(protocol)?);
     let to = flag("--to", to, default);
-    (!is_proxy).then(|| format!("printf 'hello\\n' | {program} user --protocol {protocol}{to}"))
+    Some(format!("printf 'hello\\n' | {program} user --protocol {protocol}{to}"))
 }
 
 fn request(to: SocketAddr, table: Option<&ServiceConfig>, is_proxy: bool) -> String {
@@ -293,6 +302,25 @@ mod tests {
         let demo = lines(services, "lb", 2);
         assert_eq!(demo[1], r"  a user     printf 'hello\n' | lb user --protocol tcp");
         assert!(demo[4].contains("www.shop.example"), "{demo:?}");
+    }
+
+    #[test]
+    fn a_stream_under_tls_is_begun_by_a_program_that_speaks_it() {
+        let services = r#"
+            [service.mail]
+            protocol = "tcp"
+            listen = 1
+            hosts = ["mail.example"]
+            [service.rest]
+            protocol = "tcp"
+            listen = 2
+            tls = true
+        "#;
+        let expected = [
+            "  a user     openssl s_client -quiet -servername mail.example -connect 127.0.0.1:1",
+            "             openssl s_client -quiet -connect 127.0.0.1:2",
+        ];
+        assert_eq!(lines(services, "lb", 0)[..2], expected);
     }
 
     #[test]
