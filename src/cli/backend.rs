@@ -184,16 +184,17 @@ fn make_sense(arguments: &Arguments, offers: &[Offer]) -> Result<(), Failure> {
     if let Some(twice) = arguments.lb.iter().find(|address| !seen.insert(*address)) {
         return Err(Failure(format!("--lb {twice} is given twice: leave one out")));
     }
-    let no_check = match (&arguments.check, arguments.protocol) {
+    let why = match (&arguments.check, arguments.protocol) {
         (Some(_), Some(Protocol::Udp)) => {
             "a port for datagrams cannot be checked: leave out --check"
         }
         (Some(AskedCheck::Tcp), _) if arguments.no_probe => {
             "--check tcp tries the port, which --no-probe forbids: leave out one of the two"
         }
+        (_, Some(Protocol::Udp)) if arguments.tls => "datagrams are not sealed: leave out --tls",
         _ => return Ok(()),
     };
-    Err(Failure(no_check.to_owned()))
+    Err(Failure(why.to_owned()))
 }
 
 async fn serve(
@@ -486,6 +487,8 @@ mod tests {
             ("--service a=0", "works with --echo only"),
             ("--protocol udp --port 1 --check tcp", "datagrams cannot be checked"),
             ("--protocol tcp --port 1 --check tcp --no-probe", "which --no-probe forbids"),
+            ("--protocol udp --port 1 --tls", "leave out --tls"),
+            ("--protocol api --port 0 --echo --tls", "cannot be used with '--tls'"),
             ("--protocol tcp --port 1 --check icmp", "write tcp, or http: and a path"),
             ("--protocol tcp", "--port"),
         ] {
