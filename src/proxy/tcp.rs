@@ -12,13 +12,8 @@
 //! While blocks are scarce, one is taken for a stream only when its reader has been seen to have
 //! room (see `room`).
 //!
-//! A worker that is frozen only has events noted ([`Relay::note`]): what they bring is kept, and nothing is
-//! begun until [`Relay::thaw`].
-//!
 //! A reset is passed on as a reset, after what was received before it. That a side can no longer be
 //! sent to does not end what it has sent: its last words before it went are still delivered.
-
-use nix::errno::Errno;
 
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
@@ -82,13 +77,6 @@ impl Relay {
         features: Features,
         out: &mut impl FnMut(StreamCmd),
     ) {
-        self.note(event, pool, out);
-        self.advance(pool, features, out);
-    }
-
-    /// Takes an event and begins nothing that would move a byte.
-    #[inline]
-    pub fn note(&mut self, event: Event, pool: &mut Pool, out: &mut impl FnMut(StreamCmd)) {
         match event {
             Event::Received { side, what, more, nonempty } => {
                 self.lines[side as usize].received(&what, more, nonempty);
@@ -99,8 +87,6 @@ impl Relay {
                 }
             }
             Event::Sent { side, result: Ok(bytes) } => self.sent(side, bytes, pool),
-            // [`Relay::cancel_sends`] came before the first byte.
-            Event::Sent { side, result: Err(Errno::ECANCELED) } => self.sent(side, 0, pool),
             Event::Sent { side, result: Err(_) } => self.send_failed(side, pool, out),
             Event::Room { side } => self.lines[side as usize].room_answered(),
             Event::Spliced { side, moved, held, how } => {
@@ -117,24 +103,7 @@ impl Relay {
                 }
             }
         }
-    }
-
-    /// Goes on after events that were only noted, and asks anew where there was no block.
-    pub fn thaw(&mut self, pool: &mut Pool, features: Features, out: &mut impl FnMut(StreamCmd)) {
-        self.lines.iter_mut().for_each(Line::feed);
         self.advance(pool, features, out);
-    }
-
-    /// Takes back what is in a send to these sides and has not gone out, although the session goes on.
-    pub fn cancel_sends(&mut self, to: &[Side], out: &mut impl FnMut(StreamCmd)) {
-        for side in to.iter().copied().filter(|side| self.is_sent_to(*side)) {
-            out(StreamCmd::CancelSend { side });
-        }
-    }
-
-    /// Whether the kernel has a send to this side.
-    pub fn is_sent_to(&self, side: Side) -> bool {
-        !self.lines[side as usize].sending().is_empty()
     }
 
     /// The one place that decides what to do next, from the present state.

@@ -40,8 +40,6 @@ pub struct Session {
     /// Both peers would get to the end by themselves.
     pub diligent: bool,
     pub attempt: Option<Attempt>,
-    /// Its worker was frozen before it was connected: the backend that it has is due.
-    pub held: bool,
     pub tried: Vec<BackendId>,
     /// How many of them could not be tried for lack of a local port.
     pub portless: usize,
@@ -72,8 +70,6 @@ pub struct Session {
 pub struct Attempt {
     pub since: Now,
     pub cancelled: bool,
-    /// Taken back by a freeze, after which it is made again.
-    pub recalled: bool,
 }
 
 /// The operations on one side's socket.
@@ -102,8 +98,6 @@ pub struct Ways {
 #[derive(Default)]
 pub struct InFlight {
     pub cancelled: bool,
-    /// Taken back by a freeze, after which the rest is sent again.
-    pub hurried: bool,
 }
 
 #[derive(Default)]
@@ -213,15 +207,6 @@ impl Session {
         };
         in_flight.cancelled = true;
         self.given_up |= matches!(what, StreamCmd::CancelSend { .. });
-    }
-
-    pub fn asks_to_hurry(&mut self, side: Side) {
-        let user = self.user;
-        let send = self.sides[side as usize].send.as_mut();
-        let Some(send) = send.filter(|send| !send.cancelled && !send.hurried) else {
-            panic!("broken law: {}: user {user}: no send to {side:?}", law::CANCEL);
-        };
-        send.hurried = true;
     }
 
     pub fn asks_to_finish(&mut self, now: Now, side: Side, conns: &[Conn]) {
@@ -390,8 +375,8 @@ impl Session {
     pub fn is_out_of_work(&self) -> bool {
         let idle = |side: &Side| {
             let (ways, to) = (&self.sides[*side as usize], &self.sides[side.other() as usize]);
-            // A block is of no use for what could no longer be sent, or for what is to end.
-            let waits = ways.starved && !to.gone && self.ordered.is_empty();
+            // A block is of no use for what could no longer be sent.
+            let waits = ways.starved && !to.gone;
             ways.receive.is_none() && ways.send.is_none() && !waits
         };
         self.relaying && Side::BOTH.iter().all(idle)

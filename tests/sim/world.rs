@@ -3,7 +3,6 @@
 //! in `worker::shell`.
 
 mod commands;
-mod freezes;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -30,7 +29,6 @@ use super::peer::{End, Habits, Peer, Script};
 use super::pipes::Pipes;
 use super::plan::{Plan, Weather};
 use super::random::Random;
-use freezes::Frost;
 
 /// Every run must be over by then: it is all timeouts in a row, several times.
 const LAST_MOMENT: Now = Now::from_nanos(3_600_000_000_000);
@@ -54,8 +52,6 @@ pub struct Story {
     pub starved: u64,
     /// Bytes that went through pipes.
     pub spliced: u64,
-    /// How often the worker stood still.
-    pub stills: u64,
 }
 
 pub struct World {
@@ -86,10 +82,6 @@ pub struct World {
     mark: u64,
     starved: u64,
     spliced: u64,
-    frost: Option<Frost>,
-    /// When the next freeze may begin.
-    freezes_at: Now,
-    stills: u64,
     traced: bool,
 }
 
@@ -173,9 +165,6 @@ impl World {
             mark: 0,
             starved: 0,
             spliced: 0,
-            frost: None,
-            freezes_at: now,
-            stills: 0,
             traced,
             plan,
             random,
@@ -222,7 +211,6 @@ impl World {
         for done in done {
             self.complete(done);
         }
-        moved |= self.freeze();
         moved |= self.housekeep();
         self.laws.turn_ends(self.now, &self.pool, &self.kernel, &self.pipes);
         self.check_books();
@@ -266,9 +254,7 @@ impl World {
         let core = self.core.next_deadline();
         let answer = self.kernel.next_answer();
         let step = self.pipes.next_at();
-        let thaw = self.frost.as_ref().map(|frost| frost.next_at());
-        let (core, step) = if thaw.is_some() { (None, None) } else { (core, step) };
-        let all = [peers, given_up.min(), arrival, act, core, answer, step, thaw];
+        let all = [peers, given_up.min(), arrival, act, core, answer, step];
         all.into_iter().flatten().min()
     }
 
@@ -306,10 +292,6 @@ impl World {
             return self.conns[conn].close(false);
         };
         self.laws.accepted(self.now, key, number, conn);
-        if self.frost.is_some() {
-            let view = self.control.end.shard.read(key.place);
-            self.laws.holds(key, view.and_then(|view| view.backend));
-        }
         let place = key.place as usize;
         if self.sockets.len() <= place {
             self.sockets.resize(place + 1, [None; 2]);
@@ -384,9 +366,6 @@ impl World {
                 let event = Event::Room { side };
                 self.act(|core, cx| core.relayed(key, event, cx));
             }
-            (Kind::Splice(side), Outcome::Ready(Ok(()))) if self.frost.is_some() => {
-                self.pipes.in_next_turn((key, side), now);
-            }
             (Kind::Splice(side), Outcome::Ready(Ok(()))) => self.splice((key, side)),
             (Kind::Splice(side), Outcome::Ready(Err(_))) => {
                 self.spliced((key, side), (0, 0, Spliced::Stopped));
@@ -409,9 +388,6 @@ impl World {
             self.act(|core, cx| core.order(order, cx));
             self.take_reports();
             self.execute();
-        }
-        if self.frost.is_some() {
-            return false;
         }
         self.act(Sessions::expire);
         if self.core.is_starved() {
@@ -498,7 +474,6 @@ impl World {
             mark: self.mark,
             starved: self.starved,
             spliced: self.spliced,
-            stills: self.stills,
         }
     }
 

@@ -7,14 +7,10 @@
 //!                 +retry+  +--every backend refused, ordered ------------------+  +--never relayed-----+
 //! ```
 //!
-//! While the worker is frozen (`freeze`), an accepted session waits instead of connecting, and one that
-//! relays only keeps what comes.
-//!
 //! A session leaves its place only when the kernel has no operation left on either socket, so that a
 //! completion never meets another session.
 
 mod deadlines;
-mod freeze;
 mod parting;
 
 use std::net::SocketAddr;
@@ -82,7 +78,6 @@ pub struct Sessions {
     slots: Slots<Session>,
     deadlines: Wheel,
     starved: Starved<(Key, Side)>,
-    is_frozen: bool,
 }
 
 struct Session {
@@ -102,8 +97,6 @@ struct Session {
     /// Both connections were established at some time.
     relayed: bool,
     features: Features,
-    /// Its user speaks TLS, so that sends to it are no operations of the kernel's.
-    is_sealed: bool,
     /// When its send queues are looked at next, and what the last looks said about each side's host.
     look_at: Now,
     watches: [Watch; 2],
@@ -111,11 +104,7 @@ struct Session {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    /// Connects to its backend when the worker is not frozen any more.
-    Waiting,
     Connecting,
-    /// A freeze has taken its attempt back, which may yet succeed.
-    Recalled,
     Relaying,
     /// Waits for operations in flight; `connect`: a connection attempt is one of them. `ordered`: who has
     /// ordered the end meanwhile.
@@ -144,7 +133,6 @@ impl Sessions {
             slots: Slots::default(),
             deadlines: Wheel::new(now),
             starved: Starved::new(now),
-            is_frozen: false,
         }
     }
 
@@ -193,7 +181,7 @@ impl Sessions {
         let mut tried = Tried::default();
         tried.add(choice.backend);
         let key = self.place(Session {
-            phase: if self.is_frozen { Phase::Waiting } else { Phase::Connecting },
+            phase: Phase::Connecting,
             relay: Relay::new(),
             entry,
             tried,
@@ -203,15 +191,12 @@ impl Sessions {
             screen: Screen::default(),
             destination,
             relayed: false,
-            is_sealed,
             features: Features { splice: self.features.splice && !is_sealed, ..self.features },
             look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
         });
         self.deadlines.schedule(key.place, cx.now.plus(cx.books.timeouts(service).connect));
-        if !self.is_frozen {
-            cx.out.push(Cmd::Connect { key, to: choice.address });
-        }
+        cx.out.push(Cmd::Connect { key, to: choice.address });
         Some(key)
     }
 
@@ -252,10 +237,6 @@ impl Sessions {
                 self.close_if_settled(key, cx);
             }
             (_, Ok(())) => self.start(key, cx),
-            (Phase::Recalled, Err(_)) => {
-                session.phase = Phase::Waiting;
-                self.connect_again(key, cx);
-            }
             (_, Err(why)) => self.retry(key, why, cx),
         }
     }
@@ -274,12 +255,7 @@ impl Sessions {
             cx.books.moved(&mut session.entry, up, down, cx.now);
             return self.close_if_settled(key, cx);
         }
-        let sent = match event {
-            // A freeze took it back, which is no life in the session.
-            Event::Sent { result, .. } => result != Err(Errno::ECANCELED),
-            Event::Spliced { moved, .. } => moved > 0,
-            _ => false,
-        };
+        let sent = matches!(event, Event::Sent { .. } | Event::Spliced { moved: 1.., .. });
         let starved = match event {
             Event::Received { side, what: Received::NoBuffers, .. } => Some(side),
             _ => None,
@@ -293,25 +269,20 @@ impl Sessions {
         }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         let was_unsure = session.relay.is_unsure();
-        match self.is_frozen {
-            true => session.relay.note(event, cx.pool, relay_out),
-            false => session.relay.handle(event, cx.pool, session.features, relay_out),
-        }
+        session.relay.handle(event, cx.pool, session.features, relay_out);
         if !was_unsure && session.relay.is_unsure() {
             self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
         }
         if session.look_at == Now::NEVER && (sent || session.relay.is_sending()) {
-            let due = session.begin_to_look(cx);
-            self.deadlines.schedule(key.place, due);
+            let timeouts = session.timeouts(cx);
+            session.look_at = session.next_look(cx.now, timeouts);
+            self.deadlines.schedule(key.place, session.due(timeouts));
         }
         if sent {
             session.active = cx.now;
             let up = session.relay.delivered(Side::Client);
             let down = session.relay.delivered(Side::Backend);
             cx.books.moved(&mut session.entry, up, down, cx.now);
-        }
-        if self.is_frozen {
-            return;
         }
         if let Some(side) = starved {
             cx.books.metrics().counters.buffers_exhausted.one();
@@ -340,7 +311,6 @@ impl Sessions {
                 continue;
             }
             match session.phase {
-                Phase::Waiting | Phase::Recalled => {}
                 // Its completion says ECANCELED, and `retry` goes on from there.
                 Phase::Connecting => cx.out.push(Cmd::CancelConnect { key }),
                 Phase::Relaying if session.rests_until(session.timeouts(cx)) > cx.now => {
@@ -408,9 +378,6 @@ impl Sessions {
         session.features.splice &= session.entry.choice().is_none_or(|choice| !choice.tls);
         session.active = cx.now;
         self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
-        if self.is_frozen {
-            return;
-        }
         let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
         session.relay.advance(cx.pool, session.features, relay_out);
     }
@@ -495,11 +462,11 @@ impl Sessions {
         let Some(session) = self.slots.get(key) else { return };
         let connect = match session.phase {
             Phase::Ending { .. } | Phase::Parting(_) => return self.hurry(cx.now, key, reason),
-            Phase::Connecting | Phase::Recalled => {
+            Phase::Connecting => {
                 cx.out.push(Cmd::CancelConnect { key });
                 true
             }
-            Phase::Waiting | Phase::Relaying => false,
+            Phase::Relaying => false,
         };
         let ordered = Some(reason).filter(|reason| grace::is_order(*reason));
         session.phase = Phase::Ending { reason, connect, ordered };

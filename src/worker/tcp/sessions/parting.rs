@@ -51,7 +51,7 @@ impl Sessions {
         match session.phase {
             Phase::Relaying => self.go_on(key, outlooks, standings, cx),
             Phase::Parting(parting) => self.part(key, parting, outlooks, standings, cx),
-            Phase::Waiting | Phase::Connecting | Phase::Recalled | Phase::Ending { .. } => {}
+            Phase::Connecting | Phase::Ending { .. } => {}
         }
     }
 
@@ -92,7 +92,7 @@ impl Sessions {
                 session.look_at = session.look_at.min(parting.until);
                 self.deadlines.schedule(key.place, session.look_at);
             }
-            Phase::Waiting | Phase::Connecting | Phase::Recalled | Phase::Relaying => {}
+            Phase::Connecting | Phase::Relaying => {}
         }
     }
 
