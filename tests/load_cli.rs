@@ -4,7 +4,13 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
+
+#[path = "common/certified.rs"]
+mod certified;
+
+use certified::certified;
 
 fn bench(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
@@ -108,40 +114,23 @@ fn under_tls_the_report_tells_of_the_handshakes() {
 
 #[test]
 fn a_certificate_that_is_not_trusted_is_one_sentence_and_exit_code_2() {
-    use rcgen::{CertificateParams, KeyPair};
-    use rustls::{ServerConfig, ServerConnection, pki_types::PrivateKeyDer};
-
-    let key = KeyPair::generate().unwrap();
-    let names = vec!["a.example".to_owned()];
-    let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider);
-    let config = builder
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let config = std::sync::Arc::new(config);
+    let (pem, config) = certified("a.example");
+    let config = Arc::new(config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
         for mut user in listener.incoming().flatten() {
-            let mut connection = ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
+            let mut connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
             std::thread::spawn(move || {
                 while connection.complete_io(&mut user).is_ok_and(|(read, _)| read > 0) {}
             });
         }
     });
     let ca = place("a.pem");
-    std::fs::write(&ca, certificate.pem()).unwrap();
+    std::fs::write(&ca, pem).unwrap();
     let other = place("other.pem");
-    let of_other = KeyPair::generate().unwrap();
-    let of_other = CertificateParams::new(vec![]).unwrap().self_signed(&of_other).unwrap();
-    std::fs::write(&other, of_other.pem()).unwrap();
+    let (of_other, _) = certified("other.example");
+    std::fs::write(&other, of_other).unwrap();
     let (ca, other) = (ca.to_str().unwrap(), other.to_str().unwrap());
     for (more, word) in [
         (&["--tls-ca", other][..], "comes from no trusted authority; name one with --tls-ca"),

@@ -14,10 +14,13 @@ use lb::load::tally::RequestFailure;
 use lb::load::web::{Payload, Request};
 use lb::load::{Load, Outcome, Progress, Shape, run};
 use lb::tls::client::{Group, Terms, Trust, Wishes};
-use rcgen::{CertificateParams, KeyPair};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+#[path = "common/certified.rs"]
+mod certified;
+
+use certified::certified;
 
 type User = StreamOwned<ServerConnection, TcpStream>;
 
@@ -33,21 +36,9 @@ fn serve(
     change: impl FnOnce(&mut ServerConfig),
     act: fn(User) -> std::io::Result<()>,
 ) -> Server {
-    let key = KeyPair::generate().unwrap();
-    let names = vec!["a.example".to_owned()];
-    let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let (pem, mut config) = certified("a.example");
     let ca = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("load-{test}.pem"));
-    std::fs::write(&ca, certificate.pem()).unwrap();
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
+    std::fs::write(&ca, pem).unwrap();
     config.ticketer = aws_lc_rs::Ticketer::new().unwrap();
     change(&mut config);
     let config = Arc::new(config);

@@ -200,6 +200,16 @@ fn bytes_come_back(tcp: u16) {
     assert_eq!(user.read(&mut [0]).unwrap(), 0, "an end in good order");
 }
 
+/// Those of requests, and that of the part, which has so many bytes.
+fn bodies_pass(stage: &Stage, api: u16, part: usize) {
+    let body = stage.folder.write("body", vec![b'y'; 1 << 20]);
+    let sent = format!("@{body}");
+    let took = curl(&["--data-binary", &sent, &format!("http://127.0.0.1:{api}/took")]);
+    assert_eq!(took, "1048576\n");
+    let big = curl(&[&format!("http://127.0.0.1:{api}/big/part")]);
+    assert!(big.len() == part && big.bytes().all(|byte| byte == b'x'));
+}
+
 #[test]
 #[ignore = "needs curl, nginx and its stream module"]
 fn nginx_serves_requests_bodies_and_streams_with_both_kinds_of_key() {
@@ -210,12 +220,7 @@ fn nginx_serves_requests_bodies_and_streams_with_both_kinds_of_key() {
         // Once its user has ended, its stream module ends without a close_notify.
         let [api, tcp, admin] = stage.balancer(both, "end");
         requests_are_answered(api, admin);
-        let body = stage.folder.write("body", vec![b'y'; 1 << 20]);
-        let sent = format!("@{body}");
-        let took = curl(&["--data-binary", &sent, &format!("http://127.0.0.1:{api}/took")]);
-        assert_eq!(took, "1048576\n");
-        let big = curl(&[&format!("http://127.0.0.1:{api}/big/part")]);
-        assert!(big.len() == 1 << 20 && big.bytes().all(|byte| byte == b'x'));
+        bodies_pass(&stage, api, 1 << 20);
         let log = std::fs::read_to_string(stage.at("own.log")).unwrap();
         assert!(log.contains(&format!("{HOST} http/1.1")), "{log}");
         bytes_come_back(tcp);
@@ -231,12 +236,7 @@ fn haproxy_serves_requests_bodies_and_streams_with_both_kinds_of_key() {
         let both = stage.haproxy(echo());
         let [api, tcp, admin] = stage.balancer(both, "reset");
         requests_are_answered(api, admin);
-        let body = stage.folder.write("body", vec![b'y'; 1 << 20]);
-        let sent = format!("@{body}");
-        let took = curl(&["--data-binary", &sent, &format!("http://127.0.0.1:{api}/took")]);
-        assert_eq!(took, "1048576\n");
-        let big = curl(&[&format!("http://127.0.0.1:{api}/big/part")]);
-        assert!(big.len() == 8 << 10 && big.bytes().all(|byte| byte == b'x'));
+        bodies_pass(&stage, api, 8 << 10);
         bytes_come_back(tcp);
     }
 }

@@ -1,4 +1,5 @@
-//! What every layer may use: time as a value, timers, rate limits, publication, news between threads, threads, shortages, likeness of names, mixing. No sockets.
+//! What every layer may use: time as a value, timers, rate limits, publication, news between threads, threads,
+//! shortages, likeness of names, mixing. No sockets.
 
 pub mod buckets;
 pub mod lack;

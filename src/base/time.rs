@@ -67,6 +67,11 @@ impl Now {
         let ahead = clock().ahead_ms.load(Ordering::Relaxed);
         (self.0 / 1_000_000).saturating_add_signed(ahead)
     }
+
+    /// The same in whole seconds, as certificates count time.
+    pub fn unix_seconds(self) -> i64 {
+        (self.unix_ms() / 1000) as i64
+    }
 }
 
 /// Both clocks of the process.

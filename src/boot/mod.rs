@@ -24,7 +24,7 @@ use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
 use crate::config::{Admin, Config, Listen, LogFormat, doubts};
 use crate::control::auth::Secrets;
-use crate::control::certificates::{Watch, files_of};
+use crate::control::certificates::Watch;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::{Control, Listeners, socket};
@@ -80,7 +80,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Res
         asked,
         ids: ServiceIds::behind(&config),
         prepared: Prepared::for_doors_of(&config),
-        watch: Watch::new(&files_of(&config), Now::read()),
+        watch: Watch::new(&config.tls_files(), Now::read()),
     };
     let control = Control {
         config: Arc::new(config),

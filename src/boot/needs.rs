@@ -137,7 +137,7 @@ fn files(config: &Config) -> Vec<Need<'_>> {
 
 /// The files of certificates, each of which is read.
 fn certificates(config: &Config) -> Vec<Need<'_>> {
-    let now = (Now::read().unix_ms() / 1000) as i64;
+    let now = Now::read().unix_seconds();
     let read = move |files: &Files| {
         let identity = Identity::read(files).map_err(Trouble)?;
         let names = match identity.names.is_empty() {

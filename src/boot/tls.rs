@@ -2,7 +2,7 @@
 //! read: all of them, whenever settings are.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tracing::warn;
@@ -62,8 +62,7 @@ fn tickets(config: &Config, before: Option<&Agreed>) -> Result<Arc<Keyring>, Str
     let folder =
         folder.as_deref().and_then(|all| all.split(':').next()).filter(|it| !it.is_empty());
     let kept = folder.map(|folder| PathBuf::from(folder).join(KEPT));
-    let now = (Now::read().unix_ms() / 1000) as i64;
-    let own = Keyring::own(kept.as_deref(), now)?;
+    let own = Keyring::own(kept.as_deref(), Now::read().unix_seconds())?;
     // Users who come back after a restart then set up TLS anew, and nothing else.
     if let Err(reason) = own.keep() {
         warn!(%reason, "ticket keys not kept");
@@ -77,17 +76,11 @@ fn tickets(config: &Config, before: Option<&Agreed>) -> Result<Arc<Keyring>, Str
 /// One sentence that names the file at fault, or says that there is none.
 pub fn backends(config: &Config) -> Result<Backends, String> {
     let config::BackendTls { ca, verifies } = &config.backend_tls;
-    let backends = Backends::read(ca.as_deref(), *verifies, own_authorities(config))?;
+    let backends = Backends::read(ca.as_deref(), *verifies, config.backend_authorities())?;
     match backends.lack().filter(|_| needs_authorities(config)) {
         Some(lack) => Err(lack.to_owned()),
         None => Ok(backends),
     }
-}
-
-/// The files of authorities that single backends have.
-pub fn own_authorities(config: &Config) -> impl Iterator<Item = &Path> {
-    let backends = config.services.iter().flat_map(|service| &service.backends);
-    backends.filter_map(|backend| backend.tls.as_ref()?.ca.as_deref())
 }
 
 /// Whether the settings say anything of TLS with backends.

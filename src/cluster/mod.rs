@@ -1,7 +1,8 @@
 //! Services and their backends: who is registered, on which terms users are served, and the frozen
 //! [`Snapshot`] that workers balance over. `registry` is the one mutable truth, `service` and `snapshot`
-//! are what it is frozen into, `rotation` is the order in which a pool is served, `table` says which backend of it a
-//! user returns to, `groups` splits it by shares, and `route` and `doors` find the service for an API request. The choice for one user is up to `balance`.
+//! are what it is frozen into, `rotation` is the order in which a pool is served, `table` says which backend of it
+//! a user returns to, `groups` splits it by shares, and `route` and `doors` find the service for an API request.
+//! The choice for one user is up to `balance`.
 
 /// Fallbacks, one after the other, at most.
 pub const FALLBACKS_MAX: u8 = 8;

@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Config;
 use super::clients::{Clients, Demand, ServiceClients};
 use super::services::ServiceConfig;
-use super::{Config, Tls};
 use crate::cluster::Protocol;
 use crate::cluster::route::Host;
 use crate::tls::clients::ClientPolicy;
@@ -40,29 +39,6 @@ impl Config {
     pub fn client_policies(&self) -> impl Iterator<Item = Arc<ClientPolicy>> {
         let named = self.services.iter().filter_map(|service| self.clients_of(service));
         self.clients_of_built_in().into_iter().chain(named)
-    }
-}
-
-impl Tls {
-    /// The files of certificates and keys, whose changes are looked for.
-    fn files(&self) -> impl Iterator<Item = &Path> {
-        let certificates = self.certificates.iter();
-        let own =
-            certificates.flat_map(|it| [&it.certificate, &it.key].into_iter().chain(&it.ocsp));
-        own.chain(&self.ticket_file).map(PathBuf::as_path)
-    }
-}
-
-impl Config {
-    /// Every file that says whom to trust in TLS, and who we are; each once.
-    pub fn tls_files(&self) -> Vec<PathBuf> {
-        let mut all: Vec<PathBuf> = self.tls.files().map(Path::to_owned).collect();
-        for policy in self.client_policies() {
-            all.extend(policy.files().map(Path::to_owned));
-        }
-        all.sort();
-        all.dedup();
-        all
     }
 }
 
@@ -187,6 +163,8 @@ fn fallback(config: &Config, service: &ServiceConfig) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::super::{file, rules};
     use super::*;
 
@@ -261,6 +239,17 @@ mod tests {
         }
         let plain = Config { listen: super::super::Listen::default(), ..config };
         assert_eq!(told(plain.terms().clients), "none", "nobody speaks TLS");
+    }
+
+    #[test]
+    fn the_files_of_users_doors_and_of_backends_are_looked_at() {
+        let text = "backend_tls.ca = \"ca.pem\"\n[[tls.certificate]]\ncertificate = \"a.pem\"\n\
+                    key = \"a.key\"\n[service.s]\nprotocol = \"api\"\nbackends = [{ address = \
+                    \"192.0.2.1:443\", tls = { ca = \"own.pem\" } }, \"192.0.2.2:80\"]";
+        let config = file::read("f", text).unwrap();
+        let names = ["a.key", "a.pem", "ca.pem", "own.pem"].map(PathBuf::from);
+        assert_eq!(config.tls_files(), names);
+        assert!(Config::default().tls_files().is_empty());
     }
 
     #[test]

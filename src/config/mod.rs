@@ -1,7 +1,8 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
 //! command line nor file syntax (`config::file` reads TOML into this). `keys` is the table of
-//! settings, `clients` and `asking` of whom certificates are asked, `kinds` how their values are written, `units` how times and sizes are, `rules` how settings
-//! constrain each other, `doubts` what deserves a warning, `reload` what a reload applies.
+//! settings, `clients` and `asking` of whom certificates are asked, `kinds` how their values are written, `units`
+//! how times and sizes are, `rules` how settings constrain each other, `doubts` what deserves a warning, `reload`
+//! what a reload applies.
 
 mod asking;
 pub mod clients;
@@ -19,7 +20,7 @@ pub mod units;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -176,6 +177,36 @@ impl Default for Tls {
             handshake: Duration::from_secs(5),
             handshakes: 1024,
         }
+    }
+}
+
+impl Tls {
+    /// The files of certificates and keys.
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let certificates = self.certificates.iter();
+        let own =
+            certificates.flat_map(|it| [&it.certificate, &it.key].into_iter().chain(&it.ocsp));
+        own.chain(&self.ticket_file).map(PathBuf::as_path)
+    }
+}
+
+impl Config {
+    /// Every file that says whom to trust in TLS, and who we are; each once.
+    pub fn tls_files(&self) -> Vec<PathBuf> {
+        let backends = self.backend_tls.ca.as_deref().into_iter().chain(self.backend_authorities());
+        let mut all: Vec<PathBuf> = self.tls.files().chain(backends).map(Path::to_owned).collect();
+        for policy in self.client_policies() {
+            all.extend(policy.files().map(Path::to_owned));
+        }
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// The files of authorities that single backends have.
+    pub fn backend_authorities(&self) -> impl Iterator<Item = &Path> {
+        let backends = self.services.iter().flat_map(|service| &service.backends);
+        backends.filter_map(|backend| backend.tls.as_ref()?.ca.as_deref())
     }
 }
 

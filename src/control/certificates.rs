@@ -11,7 +11,6 @@ use tracing::warn;
 
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
-use crate::config::Config;
 use crate::tls::clients::Authorities;
 use crate::tls::keys::{Identity, days};
 
@@ -75,14 +74,9 @@ pub fn remaining(days: i64) -> String {
     }
 }
 
-/// As certificates count time, in seconds since 1970.
-pub fn unix(now: Now) -> i64 {
-    (now.unix_ms() / 1000) as i64
-}
-
 /// Those in use, in the order of the file.
 pub fn all(snapshot: &Snapshot, now: Now) -> Vec<CertificateStatus> {
-    let now = unix(now);
+    let now = now.unix_seconds();
     let identities = snapshot.tls.agreed.iter().flat_map(|agreed| agreed.identities.iter());
     identities.map(|identity| CertificateStatus::of(identity, now)).collect()
 }
@@ -99,7 +93,7 @@ pub fn warn(snapshot: &Snapshot, now: Now) {
         let (names, days, file) = (one.names.join(" "), one.days_left, one.file.display());
         warn!(%names, days, %file, "certificate ends soon");
     }
-    let now = unix(now);
+    let now = now.unix_seconds();
     for authorities in authorities(snapshot) {
         let (file, days) = (authorities.policy.ca.display(), days(authorities.not_after, now));
         if days < DAYS_MIN {
@@ -115,14 +109,6 @@ pub fn warn(snapshot: &Snapshot, now: Now) {
 /// What tells a file from what it was: when its content was last changed, when anything about it was (who may
 /// read it, or which file has its name), its number and its length.
 type Stamp = Option<(SystemTime, (i64, i64), u64, u64)>;
-
-/// The files of certificates, keys and authorities that settings name.
-pub fn files_of(config: &Config) -> Vec<PathBuf> {
-    let listed = config.services.iter().flat_map(|service| &service.backends);
-    let own = listed.filter_map(|backend| backend.tls.as_ref()?.ca.as_deref());
-    let authorities = config.backend_tls.ca.as_deref().into_iter().chain(own).map(Path::to_owned);
-    config.tls_files().into_iter().chain(authorities).collect()
-}
 
 /// The look at the files.
 pub struct Watch {
@@ -216,17 +202,6 @@ mod tests {
         let mut watch = Watch::new(&[], at(0));
         let looks = [0, 59, 60, 61, 119, 120].map(|second| watch.looks(at(second)));
         assert_eq!(looks, [false, false, true, false, false, true]);
-    }
-
-    #[test]
-    fn the_files_of_users_doors_and_of_backends_are_looked_at() {
-        let text = "backend_tls.ca = \"ca.pem\"\n[[tls.certificate]]\ncertificate = \"a.pem\"\n\
-                    key = \"a.key\"\n[service.s]\nprotocol = \"api\"\nbackends = [{ address = \
-                    \"192.0.2.1:443\", tls = { ca = \"own.pem\" } }, \"192.0.2.2:80\"]";
-        let config = crate::config::file::read("f", text).unwrap();
-        let names = ["a.key", "a.pem", "ca.pem", "own.pem"].map(PathBuf::from);
-        assert_eq!(files_of(&config), names);
-        assert!(files_of(&Config::default()).is_empty());
     }
 
     #[test]

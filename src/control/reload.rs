@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tracing::{error, info, warn};
 
 use super::auth::Secrets;
-use super::certificates::{self, Watch, files_of};
+use super::certificates::{self, Watch};
 use super::doors::{NewDoor, Opened, Step};
 use super::drain::Stop;
 use super::hub::Hub;
@@ -227,7 +227,7 @@ impl Reload {
                 let hub = hub.borrow();
                 (Arc::clone(&hub.config), Arc::clone(&hub.snapshot.tls))
             };
-            let read = match self.watch.finds_change(&files_of(&config)) {
+            let read = match self.watch.finds_change(&config.tls_files()) {
                 true => self.read_again(&config, &before, hub, now),
                 false => None,
             };
@@ -265,7 +265,7 @@ impl Reload {
 
 /// The same with new keys for tickets, if those have had their time.
 fn turned(tls: &Tls, now: Now) -> Option<Arc<Tls>> {
-    let turned = tls.turned(certificates::unix(now));
+    let turned = tls.turned(now.unix_seconds());
     let turned = turned.inspect_err(|reason| error!(%reason, "ticket keys not turned")).ok()??;
     if let Some(agreed) = &turned.agreed
         && let Err(reason) = agreed.tickets.keep()

@@ -1,6 +1,6 @@
-//! A user's or a backend's connection under TLS, between the stream's driver and the session above, as a transformer: it
-//! takes the session's commands and the driver's completions, and answers both in their own words, so that
-//! neither knows of it. Owns the order in which bytes are opened, sealed and ended; rustls is behind
+//! A user's or a backend's connection under TLS, between the stream's driver and the session above, as a
+//! transformer: it takes the session's commands and the driver's completions, and answers both in their own words,
+//! so that neither knows of it. Owns the order in which bytes are opened, sealed and ended; rustls is behind
 //! [`Engine`], and the socket behind whatever is passed to write to.
 //!
 //! ```text

@@ -120,6 +120,8 @@ pub struct Backends {
     usual: Terms,
     /// By files of authorities that backends have for themselves.
     own: BTreeMap<PathBuf, Terms>,
+    /// With those whose file has not been read yet: nobody is trusted.
+    unread: Terms,
     /// How many authorities all have in common, and how many there are besides.
     common: usize,
     besides: usize,
@@ -129,8 +131,9 @@ pub struct Backends {
 /// Nobody is trusted.
 impl Default for Backends {
     fn default() -> Backends {
-        let usual = Terms::new(&trusting(RootCertStore::empty()));
-        Backends { usual, own: BTreeMap::new(), common: 0, besides: 0, verifies: true }
+        let unread = Terms::new(&unlooked(false));
+        let usual = unread.clone();
+        Backends { usual, own: BTreeMap::new(), unread, common: 0, besides: 0, verifies: true }
     }
 }
 
@@ -152,7 +155,7 @@ impl Backends {
         let (common, mut besides) = (usual.len(), 0);
         let verifier = |roots| match verifies {
             true => trusting(roots),
-            false => Arc::new(Unverified::new()) as Arc<dyn ServerCertVerifier>,
+            false => unlooked(true),
         };
         let mut all = BTreeMap::new();
         for path in own {
@@ -162,7 +165,8 @@ impl Backends {
                 all.insert(path.to_owned(), Terms::new(&verifier(roots)));
             }
         }
-        Ok(Backends { usual: Terms::new(&verifier(usual)), own: all, common, besides, verifies })
+        let usual = Terms::new(&verifier(usual));
+        Ok(Backends { usual, own: all, common, besides, verifies, ..Backends::default() })
     }
 
     /// Why no backend without authorities of its own can be verified, if that is so.
@@ -180,19 +184,19 @@ impl Backends {
 
     /// How a connection to this backend is made.
     pub fn client(&self, tls: &BackendTls, address: IpAddr, speaks_http: bool) -> Client {
-        let own = tls.ca.as_deref().map(|path| self.own.get(path));
-        // One whose file has not been read yet trusts nobody.
-        let terms = own.unwrap_or(Some(&self.usual)).cloned();
-        let terms = terms.unwrap_or_else(|| Terms::new(&trusting(RootCertStore::empty())));
-        let config = if speaks_http { terms.http } else { terms.stream };
+        let terms = match tls.ca.as_deref() {
+            Some(path) => self.own.get(path).unwrap_or(&self.unread),
+            None => &self.usual,
+        };
+        let config = Arc::clone(if speaks_http { &terms.http } else { &terms.stream });
         let named = tls.name.as_deref().and_then(|name| ServerName::try_from(name).ok());
         let name = named.map(|name| name.to_owned());
         Client { config, name: name.unwrap_or(ServerName::IpAddress(address.into())) }
     }
 }
 
-/// What one worker has kept of its connections: by the number of the backend, and for each by name, so that no session of one
-/// is ever offered to another.
+/// What one worker has kept of its connections: by the number of the backend, and for each by name, so that no
+/// session of one is ever offered to another.
 #[derive(Debug, Default)]
 pub struct Memory {
     all: HashMap<u32, Kept>,
@@ -242,33 +246,25 @@ fn config(verifier: &Arc<dyn ServerCertVerifier>, protocols: &[&[u8]]) -> Arc<Cl
 
 /// Takes what these authorities have signed for the name asked for.
 fn trusting(roots: RootCertStore) -> Arc<dyn ServerCertVerifier> {
-    let provider = keys::provider();
-    let unverifying = Unverified { provider: Arc::clone(&provider) };
-    match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() {
+    match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), keys::provider()).build() {
         Ok(verifier) => verifier,
         // There are none, or no lists of what is revoked, and no such list is given.
-        Err(_) => Arc::new(Nobody(unverifying)),
+        Err(_) => unlooked(false),
     }
 }
 
-/// Takes whoever answers: `verify = "off"`.
-struct Unverified {
+fn unlooked(accepts: bool) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(Verdict { accepts, provider: keys::provider() })
+}
+
+/// Looks at no certificate: takes whoever answers (`verify = "off"`), or nobody, for want of authorities.
+#[derive(Debug)]
+struct Verdict {
+    accepts: bool,
     provider: Arc<CryptoProvider>,
 }
 
-impl Unverified {
-    fn new() -> Unverified {
-        Unverified { provider: keys::provider() }
-    }
-}
-
-impl fmt::Debug for Unverified {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("Unverified")
-    }
-}
-
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for Verdict {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -277,7 +273,10 @@ impl ServerCertVerifier for Unverified {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
+        match self.accepts {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(CertificateError::UnknownIssuer.into()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -302,45 +301,6 @@ impl ServerCertVerifier for Unverified {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Takes nobody, for want of authorities.
-#[derive(Debug)]
-struct Nobody(Unverified);
-
-impl ServerCertVerifier for Nobody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Err(CertificateError::UnknownIssuer.into())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
     }
 }
 

@@ -69,13 +69,16 @@ impl Secured {
         !self.unsealed.is_empty()
     }
 
-    /// One of the sends that wait, in their order.
-    pub fn unsealed(&self, place: usize) -> Option<(Key, StreamCmd)> {
-        self.unsealed.get(place).copied()
+    /// The sends that wait, in their order; once they have been carried out, the list comes back by
+    /// [`Secured::keep_list`].
+    pub fn take_unsealed(&mut self) -> Vec<(Key, StreamCmd)> {
+        std::mem::take(&mut self.unsealed)
     }
 
-    pub fn forget_unsealed(&mut self) {
-        self.unsealed.clear();
+    /// Keeps an empty list for its memory.
+    pub fn keep_list(&mut self, list: Vec<(Key, StreamCmd)>) {
+        debug_assert!(list.is_empty() && self.unsealed.is_empty(), "sealing puts nothing off");
+        self.unsealed = list;
     }
 
     /// Takes a session off its connection, which is about to be closed. Returns whether the driver waits for

@@ -1,14 +1,17 @@
-//! What the drivers of streams do alike: carry out the commands of their sessions, one after another, and
-//! close their doors without forgetting whom these have let in. Owns that order of things; the streams and
+//! What the drivers of streams do alike: carry out the commands of their sessions, one after another, begin
+//! connections to backends, and close their doors without forgetting whom these have let in. Owns that order of things; the streams and
 //! the sessions are the drivers' own.
+
+use nix::errno::Errno;
 
 use super::driver::Turn;
 use super::greetings::Newcomer;
 use super::link::{DoorChange, Order};
-use super::opening::Unconnected;
+use super::opening::{Opening, Unconnected};
 use super::slots::Key;
 use super::streams::{News, Streams};
 use crate::proxy::Event;
+use crate::proxy::greeting::Caller;
 
 /// Commands that may wait while one event is handled, before the list has to grow.
 pub const COMMANDS: usize = 64;
@@ -29,11 +32,34 @@ pub trait StreamDriver<const FAMILY: u8> {
     /// Tells a session what has happened to one of its connections.
     fn happened(&mut self, key: Key, event: Event, turn: &mut Turn<'_>);
 
+    /// The user of whom the backend at the other end of a new connection is told by a PROXY header, if it wants one.
+    fn introduces(&mut self, key: Key) -> Option<(Key, Caller)>;
+
+    /// How TLS is begun on a new connection to a backend, if it is.
+    ///
+    /// # Errors
+    /// The backend has left.
+    fn opening(&mut self, key: Key, turn: &mut Turn<'_>) -> Result<Option<Opening>, Errno>;
+
     /// Tells a session that its connection to a backend is good to use, or why there is none.
     fn connected(&mut self, key: Key, result: Result<(), Unconnected>, turn: &mut Turn<'_>);
 
     /// Begins a session for a user who can be served.
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>);
+
+    /// The kernel has connected to a backend, or could not. Whatever the backend wants first goes out before its
+    /// session hears of it.
+    fn established(&mut self, key: Key, result: Result<(), Errno>, turn: &mut Turn<'_>) {
+        let result = result.and_then(|()| match self.introduces(key) {
+            Some(user) => self.streams().introduce(user, key, turn),
+            None => Ok(()),
+        });
+        match result.and_then(|()| self.opening(key, turn)) {
+            Ok(Some(opening)) => self.streams().approach(key, opening),
+            Ok(None) => self.connected(key, Ok(()), turn),
+            Err(errno) => self.connected(key, Err(errno.into()), turn),
+        }
+    }
 
     /// Carries out all commands, in their order, and those that follow from what they bring about at once.
     fn execute(&mut self, turn: &mut Turn<'_>) {

@@ -271,13 +271,13 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     /// would find neither the cipher nor the kernel's way to the network in the processor's caches. False if
     /// there was nothing.
     pub fn seal(&mut self, turn: &mut Turn<'_>) -> bool {
-        let waited = self.secured.has_unsealed();
-        for place in 0.. {
-            let Some((key, what)) = self.secured.unsealed(place) else { break };
+        let mut waiting = self.secured.take_unsealed();
+        let is_any = !waiting.is_empty();
+        for (key, what) in waiting.drain(..) {
             self.call((key, what.side()), turn, |it, wire| it.command(what, wire));
         }
-        self.secured.forget_unsealed();
-        waited
+        self.secured.keep_list(waiting);
+        is_any
     }
 
     /// The next thing that has happened to a session whose connection speaks TLS.

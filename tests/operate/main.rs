@@ -1,6 +1,8 @@
 //! The running program as an operator and a service manager meet it: readiness, health, reload and
 //! drain of a real `lb serve` with a user's session through it. Every wait is for a condition.
 
+#[path = "../common/certified.rs"]
+mod certified;
 mod coming;
 mod groups;
 mod harness;

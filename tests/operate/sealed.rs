@@ -7,29 +7,12 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
+use crate::certified::certified;
 use crate::harness::Balancer;
 use crate::wait::{PATIENCE, wait_for};
-
-/// A certificate for this host in PEM, and the settings of whoever shows it.
-fn certificate(host: &str) -> (String, Arc<ServerConfig>) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new([host.to_owned()]).unwrap();
-    let pem = certificate.self_signed(&key).unwrap().pem();
-    let chain = vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()];
-    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key);
-    (pem, Arc::new(config.unwrap()))
-}
 
 /// A backend that sends back what it gets, with a certificate that can be changed.
 fn echo(config: &Arc<Mutex<Arc<ServerConfig>>>) -> SocketAddr {
@@ -102,8 +85,8 @@ fn owner(balancer: &Balancer) -> impl FnMut(String) -> String {
 
 #[test]
 fn a_backend_joins_by_tls_once_it_is_verified_and_operators_see_it() {
-    let (pem, config) = certificate("red.internal");
-    let port = echo(&Arc::new(Mutex::new(config))).port();
+    let (pem, config) = certified("red.internal");
+    let port = echo(&Arc::new(Mutex::new(Arc::new(config)))).port();
     let (balancer, _) = balancer(&pem, "");
     let mut ask = owner(&balancer);
     let mut register =
@@ -144,8 +127,8 @@ fn a_backend_joins_by_tls_once_it_is_verified_and_operators_see_it() {
 
 #[test]
 fn what_is_registered_by_tls_cannot_be_registered_in_the_clear_before_it_has_left() {
-    let (pem, config) = certificate("red.internal");
-    let port = echo(&Arc::new(Mutex::new(config))).port();
+    let (pem, config) = certified("red.internal");
+    let port = echo(&Arc::new(Mutex::new(Arc::new(config)))).port();
     let (balancer, _) = balancer(&pem, "");
     let mut ask = owner(&balancer);
     let red =
@@ -162,8 +145,8 @@ fn what_is_registered_by_tls_cannot_be_registered_in_the_clear_before_it_has_lef
 
 #[test]
 fn a_backend_whose_certificate_is_no_good_any_more_is_set_aside_until_its_authority_is_trusted() {
-    let (pem, config) = certificate("red.internal");
-    let shown = Arc::new(Mutex::new(config));
+    let (pem, config) = certified("red.internal");
+    let shown = Arc::new(Mutex::new(Arc::new(config)));
     let port = echo(&shown).port();
     let (balancer, ca) = balancer(
         &pem,
@@ -173,8 +156,8 @@ fn a_backend_whose_certificate_is_no_good_any_more_is_set_aside_until_its_author
     );
     let door = door(&balancer);
     assert!(is_served(door));
-    let (pem, config) = certificate("red.internal");
-    *shown.lock().unwrap() = config;
+    let (pem, config) = certified("red.internal");
+    *shown.lock().unwrap() = Arc::new(config);
     let because = wait_for("it to be set aside", || {
         let _ = is_served(door);
         of_red(&balancer)?["aside_because"].as_str().map(str::to_owned)

@@ -20,7 +20,7 @@ use crate::control::checks::{Checks, Due, Rule, Verdict};
 use crate::control::contact::Port;
 use crate::control::home;
 use crate::session::EndReason;
-use crate::tls::backends::{BackendTls, Client};
+use crate::tls::backends::BackendTls;
 
 /// The longest wait for something to check. Whoever joins ends it.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -238,23 +238,25 @@ impl Hub {
     /// Where a backend serves, and how a connection to it begins.
     pub fn port_of(&self, backend: &Backend) -> Port {
         let Backend { service, address, proxy, ref tls, .. } = *backend;
-        Port { address, proxy, tls: self.client(service, address, tls.as_ref()) }
+        self.port(service, address, proxy, tls.as_ref())
     }
 
     /// The same for one that wants to join.
     pub fn port_wanted(&self, wanted: &Registration) -> Port {
         let Registration { service, address, proxy, ref tls, .. } = *wanted;
-        Port { address, proxy, tls: self.client(service, address, tls.as_ref()) }
+        self.port(service, address, proxy, tls.as_ref())
     }
 
-    fn client(
+    fn port(
         &self,
         service: ServiceId,
         address: SocketAddr,
+        proxy: bool,
         tls: Option<&BackendTls>,
-    ) -> Option<Client> {
+    ) -> Port {
         let speaks_http = self.protocol_of(service) == Protocol::Api;
-        Some(self.snapshot.tls.backends.client(tls?, address.ip(), speaks_http))
+        let client = |tls| self.snapshot.tls.backends.client(tls, address.ip(), speaks_http);
+        Port { address, proxy, tls: tls.map(client) }
     }
 
     /// Whether a service's backends are checked as its table says.

@@ -6,7 +6,7 @@ use super::gateway::Gateway;
 use super::routing::Entrance;
 use super::stash::Stash;
 use super::{Context, GatewayCmd, GatewaySettings, Kit};
-use crate::cluster::{ServiceId, Terms};
+use crate::cluster::Terms;
 use crate::http::body::{self, Body, Framing};
 use crate::http::chunked::Passed;
 use crate::http::field::{self, Name};
@@ -45,32 +45,24 @@ struct About<'a> {
 }
 
 impl About<'_> {
-    /// The terms of its service, if that serves requests only by HTTPS and this one has come in the clear. A proxy
-    /// that we believe may have spoken TLS with the user itself.
-    fn must_come_by_https<'s>(
-        &'s self,
-        service: Option<ServiceId>,
-        head: &RequestHead<'_, '_>,
-    ) -> Option<&'s Terms> {
-        let Entrance { door, snapshot } = self.entrance;
-        let service = service.filter(|_| !door.is_tls).and_then(|id| snapshot.service(id))?;
+    /// Whether its service serves requests only by HTTPS, and this one has come in the clear. A proxy that we
+    /// believe may have spoken TLS with the user itself.
+    fn must_come_by_https(&self, terms: &Terms, head: &RequestHead<'_, '_>) -> bool {
+        if self.entrance.door.is_tls || !(terms.https_only || demands_certificate(terms)) {
+            return false;
+        }
         let is_secure = |scheme: &[u8]| scheme.eq_ignore_ascii_case(b"https");
         let said = || head.fields.values(Name::XForwardedProto).flat_map(field::list).next();
-        let has_come = || self.user.trusted() && said().is_some_and(is_secure);
-        let terms = &service.terms;
-        let is_asked_for = terms.https_only || demands_certificate(terms);
-        (is_asked_for && !has_come()).then_some(terms)
+        !(self.user.trusted() && said().is_some_and(is_secure))
     }
 
     /// Whether its service asks for other certificates than the user was asked for when it connected (RFC 9110
     /// section 15.5.20). In the clear nobody is asked, which serves where none is required.
-    fn is_misdirected(&self, service: Option<ServiceId>) -> bool {
-        let Entrance { door, snapshot } = self.entrance;
-        let Some(service) = service.and_then(|id| snapshot.service(id)) else { return false };
-        let (wanted, asked) = (&service.terms.clients, self.shown.map(|shown| &shown.policy));
+    fn is_misdirected(&self, terms: &Terms) -> bool {
+        let (wanted, asked) = (&terms.clients, self.shown.map(|shown| &shown.policy));
         match (wanted, asked) {
             (None, None) => false,
-            (Some(_), None) if !door.is_tls => demands_certificate(&service.terms),
+            (Some(_), None) if !self.entrance.door.is_tls => demands_certificate(terms),
             (wanted, asked) => wanted.as_ref() != asked,
         }
     }
@@ -312,12 +304,15 @@ fn read(
         Ok(framing) => framing,
         Err(fault) => return Read::Refused(fault),
     };
-    if let Some(terms) = about.must_come_by_https(exchange.service, &head) {
-        let port = terms.https_port.or(settings.https_port);
-        return Read::Refused(elsewhere(&head, port, &mut kit.location));
-    }
-    if about.is_misdirected(exchange.service) {
-        return Read::Refused(MISDIRECTED);
+    let service = exchange.service.and_then(|id| about.entrance.snapshot.service(id));
+    if let Some(terms) = service.map(|service| &service.terms) {
+        if about.must_come_by_https(terms, &head) {
+            let port = terms.https_port.or(settings.https_port);
+            return Read::Refused(elsewhere(&head, port, &mut kit.location));
+        }
+        if about.is_misdirected(terms) {
+            return Read::Refused(MISDIRECTED);
+        }
     }
     if write::ends_here(&head) && exchange.upload_is_done() {
         return Read::ForUs(head.length);

@@ -2,9 +2,12 @@
 //! operations. Owns their streams and those towards backends; decides nothing about them (that is
 //! `sessions`'s).
 
+use nix::errno::Errno;
+
 use super::sessions::{Cmd, Conn, Sessions};
 use crate::base::time::Now;
 use crate::http::answer;
+use crate::proxy::greeting::Caller;
 use crate::proxy::{self, Event, Side};
 use crate::ring::{Done, Ring};
 use crate::worker::driver::{Driver, Turn};
@@ -12,7 +15,7 @@ use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
-use crate::worker::opening::Unconnected;
+use crate::worker::opening::{Opening, Unconnected};
 use crate::worker::slots::Key;
 use crate::worker::stream_driver::{COMMANDS, StreamDriver};
 use crate::worker::streams::{Completion, End, Streams};
@@ -72,19 +75,7 @@ impl Driver for HttpDriver {
     fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
         match self.streams.complete(done, turn) {
             Completion::Happened(key, event) => self.happened(key, event, turn),
-            Completion::Connected(key, result) => {
-                let result = result.and_then(|()| match self.sessions.introduces(key) {
-                    Some(user) => self.streams.introduce(user, key, turn),
-                    None => Ok(()),
-                });
-                let cx = &mut turn.cx(&mut self.commands);
-                let opening = result.and_then(|()| self.sessions.opening(key, cx));
-                match opening {
-                    Ok(Some(opening)) => self.streams.approach(key, opening),
-                    Ok(None) => self.sessions.connected(key, Ok(()), cx),
-                    Err(errno) => self.sessions.connected(key, Err(errno), cx),
-                }
-            }
+            Completion::Connected(key, result) => self.established(key, result, turn),
             Completion::Arrived(user) => self.welcome(user, turn),
             Completion::Own(_) => debug_assert!(false, "this driver names no operations"),
             Completion::Nothing => {}
@@ -137,6 +128,14 @@ impl StreamDriver<{ family::API }> for HttpDriver {
             Side::Backend => Conn::Link(key),
         };
         self.sessions.happened(conn, event, &mut turn.cx(&mut self.commands));
+    }
+
+    fn introduces(&mut self, key: Key) -> Option<(Key, Caller)> {
+        self.sessions.introduces(key)
+    }
+
+    fn opening(&mut self, key: Key, turn: &mut Turn<'_>) -> Result<Option<Opening>, Errno> {
+        self.sessions.opening(key, &turn.cx(&mut self.commands))
     }
 
     fn connected(&mut self, key: Key, result: Result<(), Unconnected>, turn: &mut Turn<'_>) {

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use super::sessions::{Cmd, Sessions};
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
+use crate::proxy::greeting::Caller;
 use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
 use crate::ring::{Done, Ring, Until, sys};
@@ -17,7 +18,7 @@ use crate::worker::ends::Ends;
 use crate::worker::family;
 use crate::worker::greetings::Newcomer;
 use crate::worker::link::{DoorChange, Order};
-use crate::worker::opening::Unconnected;
+use crate::worker::opening::{Opening, Unconnected};
 use crate::worker::slots::Key;
 use crate::worker::stream_driver::{COMMANDS, StreamDriver};
 use crate::worker::streams::{self, Completion, end_of};
@@ -70,19 +71,7 @@ impl Driver for TcpDriver {
     fn complete(&mut self, done: Done, turn: &mut Turn<'_>) {
         match self.streams.complete(done, turn) {
             Completion::Happened(key, event) => self.happened(key, event, turn),
-            Completion::Connected(key, result) => {
-                let result = result.and_then(|()| match self.sessions.introduces(key) {
-                    Some(caller) => self.streams.introduce((key, caller), key, turn),
-                    None => Ok(()),
-                });
-                let cx = &mut turn.cx(&mut self.commands);
-                let opening = result.and_then(|()| self.sessions.opening(key, cx));
-                match opening {
-                    Ok(Some(opening)) => self.streams.approach(key, opening),
-                    Ok(None) => self.sessions.connected(key, Ok(()), cx),
-                    Err(errno) => self.sessions.connected(key, Err(errno), cx),
-                }
-            }
+            Completion::Connected(key, result) => self.established(key, result, turn),
             Completion::Arrived(user) => self.welcome(user, turn),
             Completion::Own(done) => self.ready(done, turn),
             Completion::Nothing => {}
@@ -142,6 +131,14 @@ impl StreamDriver<{ family::TCP }> for TcpDriver {
             self.splices.note_message(turn.now);
         }
         self.sessions.relayed(key, event, &mut turn.cx(&mut self.commands));
+    }
+
+    fn introduces(&mut self, key: Key) -> Option<(Key, Caller)> {
+        self.sessions.introduces(key).map(|caller| (key, caller))
+    }
+
+    fn opening(&mut self, key: Key, turn: &mut Turn<'_>) -> Result<Option<Opening>, Errno> {
+        self.sessions.opening(key, &turn.cx(&mut self.commands))
     }
 
     fn connected(&mut self, key: Key, result: Result<(), Unconnected>, turn: &mut Turn<'_>) {
