@@ -262,9 +262,6 @@ fn started(before: &str, arguments: &str, log: &str) -> (Process, String) {
         let said = fs::read_to_string(log).unwrap_or_default();
         said.contains("page for browsers").then_some(said)
     });
-    // Once it answers, it also heeds signals.
-    let answered = Command::new(LB).args(["status", "--admin", admin(&said)]).output().unwrap();
-    assert!(answered.status.success(), "{}", text(&answered.stderr));
     (running, said)
 }
 

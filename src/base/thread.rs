@@ -21,6 +21,13 @@ pub fn accept_signals() {
     ours.thread_unblock().expect("a set of known signals is a valid mask");
 }
 
+/// Has those signals wait until [`accept_signals`] is called again: one that comes before anybody handles it would
+/// end the program where it stands.
+pub fn hold_signals() {
+    let ours: SigSet = OURS.into_iter().collect();
+    ours.thread_block().expect("a set of known signals is a valid mask");
+}
+
 /// Runs `start` with every signal blocked on this thread; threads created meanwhile inherit and keep
 /// that mask. For libraries that start threads of their own.
 pub fn without_signals<T>(start: impl FnOnce() -> T) -> T {

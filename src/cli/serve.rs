@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::Failure;
 use super::flags::Flags;
+use crate::base::thread;
 use crate::config::{Config, Listen};
 use crate::tls::demo::Made;
 use crate::{boot, logs};
@@ -81,6 +82,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
                 .to_owned(),
         ));
     }
+    // Until the control core hears them.
+    thread::hold_signals();
     let _logs = logs::start(&config.log);
     let flags = arguments.flags;
     let https = if arguments.demo > 0 { DemoHttps::beside(&config) } else { None };

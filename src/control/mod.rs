@@ -33,7 +33,7 @@
 //! | pure: how fast a connection may make changes | [`pace`] |
 //! | who may register for what, which address, and who makes room | [`auth`], [`rights`], [`home`], [`crowd`] |
 //! | pure: the users' doors, and the way to others | [`doors`] |
-//! | whether a data port accepts connections | [`probe`] |
+//! | whether a data port accepts connections, and a connection of our own to it | [`probe`], [`contact`] |
 //! | services by their names | [`services`] |
 //! | what the workers are told and report, and when | [`workers`], [`publication`] |
 //! | what the service manager is told | [`manager`] |
@@ -96,6 +96,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::base::publish::Publisher;
+use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Snapshot};
 use crate::config::Config;
@@ -172,6 +173,7 @@ impl Control {
                     let _ = ask.try_send(());
                 }
             });
+            thread::accept_signals();
             Ok(())
         })
     }

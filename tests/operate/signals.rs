@@ -51,3 +51,13 @@ fn signals_that_the_parent_ignored_are_heard() {
         assert_eq!(balancer.wait_for_exit(), Some(0), "{end}");
     }
 }
+
+#[test]
+fn signals_that_come_before_it_runs_are_heeded_once_it_does() {
+    for _ in 0..10 {
+        let mut balancer = Balancer::start_on_loopback("", |_| {});
+        balancer.wait_for_log("pinned to cores");
+        balancer.signal(Signal::SIGTERM);
+        assert_eq!(balancer.wait_for_exit(), Some(0));
+    }
+}
