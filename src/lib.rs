@@ -34,11 +34,12 @@
 //! | how does a backend join and leave? | [`control`], then [`cluster::registry`] |
 //! | where are the system calls, and all the `unsafe`? | [`ring`] |
 //! | how are live sessions read from outside? | [`session::shards`] |
+//! | what does a balancer leave to its successor? | [`estate`] |
 //! | what can be configured, and what is limited? | [`config`] |
 //!
 //! # Layers, low to high
 //!
-//! `base` < `tls` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session` <
+//! `base` < `tls` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session`, `estate` <
 //! `proxy`, `worker::link`, `worker::opening`, `worker::books`, `worker::slots`, `worker::starved`,
 //! `worker::grace`, `worker::ends`, `worker::cx` < `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` <
 //! `ring` < `worker`, `control`, `client`, `load` < `boot` < `cli`.
@@ -52,6 +53,7 @@ pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod control;
+pub mod estate;
 pub mod http;
 pub mod load;
 pub mod logs;

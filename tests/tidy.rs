@@ -17,6 +17,7 @@ const PURE: &[&str] = &[
     "src/http/",
     "src/balance/",
     "src/session/",
+    "src/estate/",
     "src/proxy/",
     "src/worker/slots.rs",
     "src/worker/starved.rs",
