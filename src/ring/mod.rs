@@ -323,6 +323,31 @@ impl Ring {
         self.push(0, entry.flags(squeue::Flags::SKIP_SUCCESS));
     }
 
+    /// From now on no receive finds a block, and what arrives stays in its socket: those that are armed end
+    /// with `ENOBUFS` once there is something to read. Completions from before may still bring bytes.
+    ///
+    /// # Errors
+    /// The kernel does not let go of the blocks.
+    pub fn withdraw(&mut self) -> io::Result<()> {
+        self.provided.iter_mut().try_for_each(|provided| provided.withdraw(&self.io))
+    }
+
+    /// Lets receives find blocks again; those that are still armed go on. False if completions from before
+    /// [`Ring::withdraw`] may still have to be reaped, with blocks in them.
+    ///
+    /// # Errors
+    /// The kernel does not take the blocks back.
+    pub fn restock(&mut self) -> io::Result<bool> {
+        if self.io.submission().cq_overflow() || !self.io.completion().is_empty() {
+            return Ok(false);
+        }
+        for provided in &mut self.provided {
+            let pool = &mut self.pool;
+            probe::patiently(|| provided.restock(&self.io, pool))?;
+        }
+        Ok(true)
+    }
+
     /// Submits what is queued, and waits for a completion for at most `patience` (`None`: for
     /// ever).
     pub fn enter(&mut self, patience: Option<Duration>) -> io::Result<()> {

@@ -441,6 +441,22 @@ impl Pool {
         (Buf { block, start: 0, len: len as u32 }, stock)
     }
 
+    /// Takes back all blocks of a stock that were handed to the kernel, which has been made to forget them.
+    /// Returns how many these were.
+    pub(super) fn reclaim(&mut self, class: Class, stock: Stock) -> usize {
+        let mut count = 0;
+        for block in self.first(class)..self.ends[class as usize] {
+            let entry = &mut self.blocks[usize::from(block)];
+            if entry.holder == Holder::Kernel(stock) {
+                entry.holder = Holder::User;
+                self.took(class, stock);
+                self.release(block);
+                count += 1;
+            }
+        }
+        count
+    }
+
     fn class_of(&self, block: u16) -> Class {
         match block {
             block if block < self.ends[0] => Class::Small,

@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::pool::Class;
 use super::restrict::OPERATIONS;
-use super::{Done, Ring, RingSettings, Tag};
+use super::{Done, Ring, RingSettings, Tag, sys};
 
 /// The first kernel with everything that the workers need (`DEFER_TASKRUN`).
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -50,6 +50,8 @@ pub struct Features {
     pub bundle: bool,
     /// A ring refuses what the workers never ask of it.
     pub restrictions: bool,
+    /// Armed receives whose buffer ring is taken away leave what comes in the socket.
+    pub withdrawal: bool,
 }
 
 impl fmt::Display for Features {
@@ -65,6 +67,7 @@ impl fmt::Display for Features {
             ("receive cap", self.receive_cap),
             ("bundles", self.bundle),
             ("restrictions", self.restrictions),
+            ("withdrawal", self.withdrawal),
         ];
         for (name, there) in all {
             write!(out, ", {}{name}", if there { "" } else { "no " })?;
@@ -177,6 +180,7 @@ pub fn probe() -> Result<Features, ProbeError> {
         receive_cap: false,
         bundle: false,
         restrictions: false,
+        withdrawal: false,
     };
     if features.defer_taskrun {
         let mut ring = match patiently(|| Ring::new(SETTINGS)) {
@@ -202,7 +206,7 @@ fn is_known(ring: io::Result<IoUring>) -> io::Result<bool> {
 ///
 /// # Errors
 /// As `set_up`.
-pub fn patiently<T>(set_up: impl Fn() -> io::Result<T>) -> io::Result<T> {
+pub fn patiently<T>(mut set_up: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..ATTEMPTS {
         match set_up() {
             Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => thread::sleep(PAUSE),
@@ -261,8 +265,27 @@ fn try_receives(ring: &mut Ring, features: &mut Features) -> io::Result<()> {
     received(ring)?;
 
     features.restrictions = refuses(ring)?;
+    features.withdrawal = leaves(ring)?;
     features.bundle = ring.io.params().is_feature_recvsend_bundle() && bundle(ring)?;
     Ok(())
+}
+
+/// Whether a receive that is armed when the blocks are withdrawn leaves in the socket what comes then.
+fn leaves(ring: &mut Ring) -> io::Result<bool> {
+    let (mut far, near) = UnixStream::pair()?;
+    ring.receive(RECEIVE, near.as_fd(), Class::Small, true);
+    ring.enter(Some(Duration::ZERO))?;
+    ring.withdraw()?;
+    far.write_all(b"later")?;
+    let is_left = received(ring)? == [(Err(Errno::ENOBUFS), false)];
+    // An armed receive must not outlive its socket.
+    ring.cancel(RECEIVE);
+    ring.enter(Some(Duration::ZERO))?;
+    received(ring)?;
+    let is_restocked = ring.restock()?;
+    let is_whole = sys::peek(near.as_fd(), &mut [0; 8]) == Ok(5);
+    ring.receive(RECEIVE, near.as_fd(), Class::Small, false);
+    Ok(is_left && is_restocked && is_whole && received(ring)? == [(Ok(5), false)])
 }
 
 /// Whether an operation and a registration are refused that no worker asks for.
@@ -369,6 +392,7 @@ mod tests {
         assert_eq!(features.bundle, version >= (6, 10), "{features}");
         assert_eq!(features.receive_cap, version >= (6, 17), "{features}");
         assert!(features.coop_taskrun && features.restrictions, "{features}");
+        assert!(features.withdrawal, "{features}");
         let line = features.to_string();
         assert!(line.contains("buffer rings, multishot receive"), "{line}");
         assert!(!line.contains('\n'));
@@ -387,6 +411,7 @@ mod tests {
             receive_cap: false,
             bundle: false,
             restrictions: false,
+            withdrawal: false,
         };
         let line = features.to_string();
         assert!(line.contains("no single issuer") && line.contains("no bundles"), "{line}");

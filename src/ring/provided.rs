@@ -5,6 +5,9 @@
 //! The shared ring is first in, first out, so every posted block passes through the cache in turn.
 //! Therefore only a few are posted at a time, and topped up once a turn from the pool's
 //! last-in-first-out list; a receive that finds the ring empty doubles their number.
+//!
+//! A ring can be taken from the kernel and given back later. In between, a receive that names its group
+//! ends without having touched its socket, and what arrives stays there.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
@@ -47,6 +50,8 @@ pub(super) struct Provided {
     target: u16,
     /// The highest value of `target`.
     posted_max: u16,
+    /// `target` while the kernel does not have the ring; nothing is posted meanwhile.
+    resting: Option<u16>,
 }
 
 impl Provided {
@@ -66,16 +71,6 @@ impl Provided {
         let Some(entries) = NonNull::new(memory.cast::<BufRingEntry>()) else {
             handle_alloc_error(layout)
         };
-        // SAFETY: `entries` is zeroed memory of `size` entries, aligned to a page, and never freed:
-        // the kernel keeps it for as long as the ring lives.
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                memory as u64,
-                size,
-                group(class, stock),
-                0,
-            )?
-        };
         // The rest is for bytes written by hand: if every block were posted, a worker that must send before
         // it receives anything would wait for ever.
         let written_share = match stock {
@@ -84,7 +79,51 @@ impl Provided {
         };
         let posted_max = (blocks - blocks / written_share).clamp(1, usize::from(size)) as u16;
         let target = POSTED_FIRST.min(posted_max);
-        Ok(Provided { class, stock, entries, size, tail: 0, posted: 0, target, posted_max })
+        let resting = None;
+        let provided = Provided {
+            class,
+            stock,
+            entries,
+            size,
+            tail: 0,
+            posted: 0,
+            target,
+            posted_max,
+            resting,
+        };
+        provided.enlist(ring)?;
+        Ok(provided)
+    }
+
+    fn enlist(&self, ring: &IoUring) -> io::Result<()> {
+        let (memory, group) = (self.entries.as_ptr() as u64, group(self.class, self.stock));
+        // SAFETY: `entries` is initialised memory of `size` entries, aligned to a page, and never freed:
+        // the kernel keeps it for as long as the ring lives. Its tail is zero, so that none is read.
+        unsafe { ring.submitter().register_buf_ring_with_flags(memory, self.size, group, 0) }
+    }
+
+    /// Has the kernel forget the ring.
+    pub(super) fn withdraw(&mut self, ring: &IoUring) -> io::Result<()> {
+        ring.submitter().unregister_buf_ring(group(self.class, self.stock))?;
+        self.resting = Some(std::mem::take(&mut self.target));
+        Ok(())
+    }
+
+    /// Gives the kernel the ring back, empty. Every completion from before it was withdrawn must have been
+    /// handled: what is still posted then is the kernel's no more.
+    pub(super) fn restock(&mut self, ring: &IoUring, pool: &mut Pool) -> io::Result<()> {
+        if self.resting.is_none() {
+            return Ok(());
+        }
+        if self.posted > 0 {
+            let back = pool.reclaim(self.class, self.stock);
+            assert_eq!(back, usize::from(self.posted), "what was not taken is still there");
+        }
+        (self.tail, self.posted) = (0, 0);
+        self.publish();
+        self.enlist(ring)?;
+        self.target = self.resting.take().unwrap_or_default();
+        Ok(())
     }
 
     /// Posts blocks from the pool until `target` is reached.

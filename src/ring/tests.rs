@@ -193,6 +193,54 @@ fn a_ring_does_only_what_this_program_uses() {
 }
 
 #[test]
+fn bytes_that_come_while_blocks_are_withdrawn_stay_in_their_socket() {
+    let mut ring = ring(64, 4);
+    let ((mut user, near), (mut other, idle)) = (pair(), pair());
+    ring.receive(tag(READ), near.as_fd(), Class::Small, true);
+    ring.receive_many(tag(ACCEPT), idle.as_fd(), 100);
+    ring.enter(Some(Duration::ZERO)).unwrap();
+    for round in 0..3 {
+        ring.withdraw().unwrap();
+        user.write_all(b"left alone").unwrap();
+        assert_eq!(next(&mut ring).result, Err(Errno::ENOBUFS), "round {round}");
+        ring.receive(tag(READ), near.as_fd(), Class::Large, false);
+        assert_eq!(next(&mut ring).result, Err(Errno::ENOBUFS), "round {round}");
+        assert_eq!(sys::peek(near.as_fd(), &mut [0; 64]), Ok(10));
+        assert!(ring.restock().unwrap());
+        assert_eq!(ring.pool().free(Class::Small), 64, "all blocks are back");
+        ring.receive(tag(READ), near.as_fd(), Class::Small, false);
+        let done = next(&mut ring);
+        assert_eq!(ring.pool().bytes(done.buf.as_ref().unwrap()), b"left alone");
+        ring.pool_mut().give_back(done.buf.unwrap());
+        ring.receive(tag(READ), near.as_fd(), Class::Small, true);
+        ring.enter(Some(Duration::ZERO)).unwrap();
+    }
+    other.write_all(b"on and on").unwrap();
+    let done = next(&mut ring);
+    assert_eq!((done.tag, done.result, done.more), (tag(ACCEPT), Ok(9), true));
+    ring.pool_mut().give_back(done.buf.unwrap());
+}
+
+#[test]
+fn what_was_received_before_blocks_are_withdrawn_is_handed_out_and_nothing_is_posted_meanwhile() {
+    let mut ring = ring(64, 4);
+    let (mut user, near) = pair();
+    user.write_all(b"before").unwrap();
+    ring.receive(tag(READ), near.as_fd(), Class::Small, false);
+    ring.enter(Some(Duration::ZERO)).unwrap();
+    ring.withdraw().unwrap();
+    assert!(!ring.restock().unwrap(), "a completion may hold a block");
+    let done = next(&mut ring);
+    assert_eq!(ring.pool().bytes(done.buf.as_ref().unwrap()), b"before");
+    ring.pool_mut().give_back(done.buf.unwrap());
+    let posted = ring.pool().blocks(Class::Small) - ring.pool().free(Class::Small);
+    ring.enter(Some(Duration::ZERO)).unwrap();
+    assert_eq!(ring.pool().blocks(Class::Small) - ring.pool().free(Class::Small), posted);
+    assert!(ring.restock().unwrap());
+    assert!(ring.restock().unwrap(), "once is enough");
+}
+
+#[test]
 fn a_connect_and_its_accept_find_each_other() {
     let mut ring = ring(64, 4);
     let listener = sys::listen("[::1]:0".parse().unwrap(), true).unwrap();
