@@ -4,7 +4,9 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
 
 /// How often a reading of the clock also checks the wall clock, in nanoseconds: a fraction of the
 /// second that `Date` shows, and negligible next to the turns of a busy worker.
@@ -17,23 +19,38 @@ const STEP_MIN_MS: u64 = 100;
 /// this, the thread was not running in between, and the result is too imprecise to use.
 const GAP_MAX: Duration = Duration::from_millis(10);
 
-/// A moment on the monotonic clock, in nanoseconds since the process first read it.
+/// A moment on the monotonic clock (`CLOCK_MONOTONIC`, clock_gettime(2)), in nanoseconds since the
+/// process first read it, or since the origin that it has inherited.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Now(u64);
 
 impl Now {
-    /// A moment from its nanoseconds: for tests and simulations, and for values read back from a
-    /// table.
     /// Later than anything that is planned: a deadline that has not been set.
     pub const NEVER: Now = Now(u64::MAX);
 
+    /// A moment from its nanoseconds: for tests and simulations, and for values read back from a
+    /// table.
     pub const fn from_nanos(nanos: u64) -> Now {
         Now(nanos)
     }
 
-    /// Nanoseconds since the process first read the clock.
+    /// Nanoseconds since the origin.
     pub const fn nanos(self) -> u64 {
         self.0
+    }
+
+    /// Counts from this origin, so that the moments of the process it comes from mean the same here; see
+    /// [`Now::origin`].
+    ///
+    /// # Errors
+    /// The clock has been read already: moments from before would mean something else.
+    pub fn inherit(origin: u64) -> Result<(), TooLate> {
+        CLOCK.set(Clock::from(origin)).map_err(|_| TooLate)
+    }
+
+    /// What the monotonic clock of this host showed at the moment zero, in nanoseconds.
+    pub fn origin() -> u64 {
+        clock().origin
     }
 
     /// Reads the clock. Only shells call this; decisions take the value as an argument.
@@ -74,9 +91,15 @@ impl Now {
     }
 }
 
+/// The clock has been read already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TooLate;
+
 /// Both clocks of the process.
+#[derive(Debug)]
 struct Clock {
-    origin: Instant,
+    /// What the monotonic clock showed at the moment zero, in nanoseconds.
+    origin: u64,
     /// What the wall clock, as it is set now, would have shown at the origin, in milliseconds since
     /// 1970.
     ahead_ms: AtomicI64,
@@ -84,7 +107,19 @@ struct Clock {
     look_at: AtomicU64,
 }
 
+static CLOCK: OnceLock<Clock> = OnceLock::new();
+
 impl Clock {
+    fn from(origin: u64) -> Clock {
+        let clock =
+            Clock { origin, ahead_ms: AtomicI64::new(0), look_at: AtomicU64::new(LOOK_EVERY) };
+        let elapsed = clock.elapsed();
+        let ahead = unix_ms().saturating_sub((elapsed.0 / 1_000_000) as i64);
+        clock.ahead_ms.store(ahead, Ordering::Relaxed);
+        clock.look_at.store(elapsed.0.saturating_add(LOOK_EVERY), Ordering::Relaxed);
+        clock
+    }
+
     fn read(&self) -> Now {
         let now = self.elapsed();
         if now.0 >= self.look_at.load(Ordering::Relaxed) {
@@ -94,7 +129,7 @@ impl Clock {
     }
 
     fn elapsed(&self) -> Now {
-        Now(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        Now(monotonic_nanos().saturating_sub(self.origin))
     }
 
     #[cold]
@@ -117,12 +152,12 @@ fn stepped(known: i64, before: Now, unix_ms: i64, after: Now) -> Option<i64> {
 }
 
 fn clock() -> &'static Clock {
-    static CLOCK: OnceLock<Clock> = OnceLock::new();
-    CLOCK.get_or_init(|| Clock {
-        ahead_ms: AtomicI64::new(unix_ms()),
-        origin: Instant::now(),
-        look_at: AtomicU64::new(LOOK_EVERY),
-    })
+    CLOCK.get_or_init(|| Clock::from(monotonic_nanos()))
+}
+
+fn monotonic_nanos() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has this clock");
+    (time.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64)
 }
 
 /// The wall clock; 1970 if it is set to an earlier time.
@@ -133,6 +168,8 @@ fn unix_ms() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -167,9 +204,9 @@ mod tests {
     #[test]
     fn reading_the_clock_notices_that_the_wall_clock_was_set() {
         let clock = Clock {
-            origin: Instant::now(),
             ahead_ms: AtomicI64::new(unix_ms() - 48 * 3_600_000),
             look_at: AtomicU64::new(0),
+            ..Clock::from(monotonic_nanos())
         };
         let end = Instant::now() + Duration::from_secs(10);
         let off = || clock.ahead_ms.load(Ordering::Relaxed).abs_diff(unix_ms());
@@ -177,6 +214,23 @@ mod tests {
             assert!(Instant::now() < end, "it is off by {} ms", off());
             assert!(clock.look_at.load(Ordering::Relaxed) <= clock.read().0 + LOOK_EVERY);
         }
+    }
+
+    #[test]
+    fn an_inherited_origin_gives_every_moment_the_meaning_that_it_had() {
+        let hour = Duration::from_secs(3600);
+        let first = Clock::from(monotonic_nanos().saturating_sub(hour.as_nanos() as u64));
+        let before = first.read();
+        let heir = Clock::from(first.origin);
+        let after = heir.read();
+        assert!(before >= Now::default().plus(hour) && after >= before);
+        assert!(after.since(before) < hour, "it does not begin anew");
+        let wall = |clock: &Clock| clock.ahead_ms.load(Ordering::Relaxed);
+        assert!(wall(&first).abs_diff(wall(&heir)) < STEP_MIN_MS);
+        assert!(heir.look_at.load(Ordering::Relaxed) > before.0, "a wall clock just read is known");
+        Now::read();
+        assert_eq!(Now::inherit(first.origin), Err(TooLate));
+        assert!(Now::read().nanos() <= monotonic_nanos() - Now::origin());
     }
 
     #[test]
