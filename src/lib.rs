@@ -39,7 +39,7 @@
 //!
 //! # Layers, low to high
 //!
-//! `base` < `tls` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session`, `estate` <
+//! `base` < `tls` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session`, `estate` < `handover`,
 //! `proxy`, `worker::link`, `worker::opening`, `worker::books`, `worker::slots`, `worker::starved`,
 //! `worker::grace`, `worker::ends`, `worker::cx` < `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` <
 //! `ring` < `worker`, `control`, `client`, `load` < `boot` < `cli`.
@@ -54,6 +54,7 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod estate;
+pub mod handover;
 pub mod http;
 pub mod load;
 pub mod logs;

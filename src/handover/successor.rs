@@ -1,0 +1,169 @@
+//! The successor, as the old process sees it: its start, and what it is told and says until it serves. Owns the
+//! child and the patience with it. Nothing here decides what the old process does meanwhile.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::channel::{Channel, Fault, Packet, Token};
+use super::words::{Hello, Offer, Word};
+use crate::estate::format::{NEWEST, OLDEST};
+
+/// How long a successor may take from its start until it could go on: settings, rings, threads, doors.
+pub const START_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a message may wait for a successor to make room.
+const SEND_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How this program was started, so that it can be started again as it is installed then.
+#[derive(Clone, Debug)]
+pub struct Program {
+    path: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// As this process was started. Called before anything could replace the file, whose path would be
+    /// `(deleted)` from then on.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn of_this_process() -> io::Result<Program> {
+        Ok(Program {
+            path: std::env::current_exe()?,
+            arguments: std::env::args_os().skip(1).collect(),
+        })
+    }
+}
+
+/// A successor under way.
+#[derive(Debug)]
+pub struct Successor {
+    child: Child,
+    channel: Channel,
+    /// Who takes it serves.
+    token: Token,
+}
+
+impl Successor {
+    /// Starts one. It inherits the log's stream, the working directory and the cores of this thread.
+    ///
+    /// # Errors
+    /// A sentence with the cure.
+    pub fn start(program: &Program) -> Result<Successor, String> {
+        let path = program.path.display();
+        let lack =
+            |error| format!("out of descriptors ({error}): raise `ulimit -n` or LimitNOFILE");
+        let (channel, other) = Channel::pair().map_err(lack)?;
+        let token = Token::new().map_err(lack)?;
+        let child = Command::new(&program.path)
+            .args(&program.arguments)
+            .stdin(Stdio::from(other))
+            // The service manager's watchdog goes from one main process to the next.
+            .env_remove("WATCHDOG_PID")
+            .spawn()
+            .map_err(|error| format!("cannot start {path}: {error}; install it again"))?;
+        Ok(Successor { child, channel, token })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Says hello and waits until it could go on.
+    ///
+    /// # Errors
+    /// Why it cannot, as a sentence.
+    pub fn greet(&mut self, hello: &Hello, descriptors: &[RawFd]) -> Result<Offer, String> {
+        let body = serde_json::to_vec(hello).map_err(|error| error.to_string())?;
+        let sent = self.channel.send(&Word::Hello, &body, descriptors, SEND_PATIENCE);
+        sent.map_err(|fault| self.failed(&fault))?;
+        let packet = self.hear(START_PATIENCE)?;
+        let offer: Offer = match packet.word {
+            Word::Offer => serde_json::from_slice(&packet.body)
+                .map_err(|error| format!("the new process made an offer that reads {error}"))?,
+            word => return Err(format!("the new process said {word:?} in place of an offer")),
+        };
+        if !(OLDEST..=NEWEST).contains(&offer.format) {
+            return Err(format!(
+                "the new process reads another format of sessions ({}) than this one writes \
+                 ({OLDEST} to {NEWEST}): restart in place of upgrading",
+                offer.format
+            ));
+        }
+        Ok(offer)
+    }
+
+    /// Sends everything; this process stands still.
+    ///
+    /// # Errors
+    /// It is gone, or does not take it in time.
+    pub fn leave_to(
+        &mut self,
+        state: &[u8],
+        sockets: &[RawFd],
+        patience: Duration,
+    ) -> Result<(), String> {
+        let mut descriptors = vec![self.token.as_raw_fd()];
+        descriptors.extend_from_slice(sockets);
+        let sent = self.channel.send(&Word::State, state, &descriptors, patience);
+        sent.map_err(|fault| self.failed(&fault))
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// Why it has not said so; it may serve all the same, which [`Successor::call_off`] finds out.
+    pub fn await_running(&mut self, patience: Duration) -> Result<(), String> {
+        match self.hear(patience)?.word {
+            Word::Running => Ok(()),
+            word => Err(format!("the new process said {word:?} in place of serving")),
+        }
+    }
+
+    /// Takes everything back, and ends the successor. False: it has taken over, and everything is its.
+    pub fn call_off(&mut self) -> bool {
+        let is_ours = self.token.take();
+        if is_ours {
+            self.end();
+        }
+        is_ours
+    }
+
+    /// Ends one that was left nothing.
+    pub fn end(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Tells it that it is the service manager's main process now.
+    pub fn is_main(&self) {
+        // If it is gone, the service manager knows.
+        let _ = self.channel.send(&Word::Main, &[], &[], SEND_PATIENCE);
+    }
+
+    /// Tells it by how much counters have grown here since the state was written. False: it was not told.
+    pub fn add(&self, difference: &[u8]) -> bool {
+        self.channel.send(&Word::Difference, difference, &[], SEND_PATIENCE).is_ok()
+    }
+
+    fn hear(&mut self, patience: Duration) -> Result<Packet<Word>, String> {
+        match self.channel.receive(patience) {
+            Ok(Packet { word: Word::No(why), .. }) => Err(why),
+            Ok(packet) => Ok(packet),
+            Err(fault) => Err(self.failed(&fault)),
+        }
+    }
+
+    fn failed(&mut self, fault: &Fault) -> String {
+        match (fault, self.child.try_wait()) {
+            (Fault::Gone, Ok(Some(status))) => {
+                format!("the new process ended ({status}) before it could go on: see its log lines")
+            }
+            _ => format!("the new process failed: {fault}"),
+        }
+    }
+}
