@@ -47,6 +47,26 @@ enum Kind {
     Legacy = 1,
     Tcp = 2,
     Udp = 3,
+    Places = 4,
+    Upstream = 5,
+    Rests = 6,
+    Sources = 7,
+}
+
+impl Kind {
+    /// Those of an estate, in the order in which they are written.
+    const OF_ESTATE: [Kind; 6] =
+        [Kind::Places, Kind::Tcp, Kind::Udp, Kind::Upstream, Kind::Rests, Kind::Sources];
+
+    /// The parcel of an estate that is of this kind.
+    fn parcel<S>(number: u16, estate: &mut Estate<S>) -> Option<&mut Parcel<S>> {
+        let mut all = Kind::OF_ESTATE.into_iter().zip(estate.parcels_mut());
+        all.find(|(kind, _)| *kind as u16 == number).map(|(_, parcel)| parcel)
+    }
+
+    fn is_of_estate(number: u16) -> bool {
+        Kind::OF_ESTATE.into_iter().any(|kind| kind as u16 == number)
+    }
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -74,15 +94,21 @@ struct SectionHead {
 impl<S> State<S> {
     /// The sections, and the descriptors in their order.
     pub fn write(self) -> (Vec<u8>, Vec<S>) {
-        let sections = 1 + 2 * self.estates.len();
-        let head =
-            Head { mark: MARK, format: U16::new(NEWEST), sections: U16::new(sections as u16) };
-        let mut writer = Writer { out: head.as_bytes().to_vec(), sockets: Vec::new() };
+        let mut sections = Vec::new();
         let (bytes, sockets) = self.legacy;
-        writer.section(Kind::Legacy, 0, Parcel { bytes, sockets, ..Parcel::default() });
+        sections.push((Kind::Legacy, 0, Parcel { bytes, sockets, ..Parcel::default() }));
         for estate in self.estates {
-            writer.section(Kind::Tcp, estate.worker, estate.tcp);
-            writer.section(Kind::Udp, estate.worker, estate.udp);
+            let worker = estate.worker;
+            let all = Kind::OF_ESTATE.into_iter().zip(estate.parcels());
+            // One of them is always there, and tells of the worker.
+            let worth = all.filter(|(kind, parcel)| *kind == Kind::Places || !parcel.is_void());
+            sections.extend(worth.map(|(kind, parcel)| (kind, worker, parcel)));
+        }
+        let (format, count) = (U16::new(NEWEST), U16::new(sections.len() as u16));
+        let head = Head { mark: MARK, format, sections: count };
+        let mut writer = Writer { out: head.as_bytes().to_vec(), sockets: Vec::new() };
+        for (kind, worker, parcel) in sections {
+            writer.section(kind, worker, parcel);
         }
         (writer.out, writer.sockets)
     }
@@ -117,8 +143,11 @@ impl<S> State<S> {
                     legacies += 1;
                     state.legacy = (parcel.bytes, parcel.sockets);
                 }
-                kind if kind == Kind::Tcp as u16 => state.estate(&section)?.tcp = parcel,
-                kind if kind == Kind::Udp as u16 => state.estate(&section)?.udp = parcel,
+                kind if Kind::is_of_estate(kind) => {
+                    let place = Kind::parcel(kind, state.estate(&section)?);
+                    let place = place.filter(|place| place.is_void());
+                    *place.ok_or("a section comes twice")? = parcel;
+                }
                 kind if section.flags.get() & CRITICAL != 0 => {
                     return Err(format!(
                         "it has a section of kind {kind}, which is not known here"
@@ -284,9 +313,9 @@ mod tests {
                 passed += usize::from(read(&text, sockets.clone()).is_ok());
             }
         }
-        // The unused field of five sections, three bits of flags that nobody reads, owners and sizes of
+        // The unused field of seven sections, three bits of flags that nobody reads, owners and sizes of
         // records that are possible as well.
-        assert!(passed < 5 * (2 * 2 + 4 + 2 + 4), "{passed} changes passed");
+        assert!(passed < 7 * (2 * 2 + 4 + 2 + 4), "{passed} changes passed");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! what an older release did: a reader that knows more than the writer finds zeros, and one that knows less
 //! does not look at the tail.
 
+pub mod entry;
 pub mod format;
 
 use zerocopy::little_endian::U32;
@@ -25,8 +26,16 @@ impl<T: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned> Record for 
 pub struct Estate<S> {
     /// Its number.
     pub worker: u8,
+    /// How far the places for sessions were used: one record.
+    pub places: Parcel<S>,
     pub tcp: Parcel<S>,
     pub udp: Parcel<S>,
+    /// The sockets towards backends, which UDP sessions share.
+    pub upstream: Parcel<S>,
+    /// The pairs of UDP sessions that have ended.
+    pub rests: Parcel<S>,
+    /// What is remembered of those who open UDP sessions.
+    pub sources: Parcel<S>,
 }
 
 /// Records of one kind, and what they point to by place.
@@ -52,14 +61,27 @@ pub struct Span {
 impl<S> Estate<S> {
     /// Nothing yet.
     pub fn new(worker: u8) -> Estate<S> {
-        Estate { worker, tcp: Parcel::default(), udp: Parcel::default() }
+        let [places, tcp, udp, upstream, rests, sources] = [(); 6].map(|()| Parcel::default());
+        Estate { worker, places, tcp, udp, upstream, rests, sources }
+    }
+
+    /// All parcels, in the order in which they are written.
+    pub fn parcels(self) -> [Parcel<S>; 6] {
+        let Estate { worker: _, places, tcp, udp, upstream, rests, sources } = self;
+        [places, tcp, udp, upstream, rests, sources]
+    }
+
+    fn parcels_mut(&mut self) -> [&mut Parcel<S>; 6] {
+        let Estate { worker: _, places, tcp, udp, upstream, rests, sources } = self;
+        [places, tcp, udp, upstream, rests, sources]
     }
 
     /// The same with other handles for the descriptors, in the same order.
     pub fn map<T>(self, mut socket: impl FnMut(S) -> T) -> Estate<T> {
-        let Estate { worker, tcp, udp } = self;
-        let tcp = tcp.map(&mut socket);
-        Estate { worker, tcp, udp: udp.map(&mut socket) }
+        let worker = self.worker;
+        let parcels = self.parcels().map(|parcel| parcel.map(&mut socket));
+        let [places, tcp, udp, upstream, rests, sources] = parcels;
+        Estate { worker, places, tcp, udp, upstream, rests, sources }
     }
 }
 
@@ -103,6 +125,11 @@ impl<S> Parcel<S> {
 
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
+    }
+
+    /// Whether there is nothing in it at all.
+    fn is_void(&self) -> bool {
+        self.is_empty() && self.bytes.is_empty() && self.sockets.is_empty()
     }
 
     /// All records, as far as this release knows their fields.
