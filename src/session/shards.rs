@@ -62,6 +62,8 @@ struct Record {
 /// One worker's part of the table, as readers see it.
 pub struct Shard {
     worker: u8,
+    /// The generation of places that were never used.
+    generation: AtomicU32,
     chunks: Box<[OnceLock<Box<[Record]>>]>,
 }
 
@@ -74,6 +76,15 @@ pub struct ShardWriter {
     live: u32,
 }
 
+/// How far the places of a shard were used.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Extent {
+    /// Places that were ever used.
+    pub places: u32,
+    /// The highest generation of any of them.
+    pub generation: u32,
+}
+
 /// A record in use by a worker. Returned to [`ShardWriter::close`].
 #[derive(PartialEq, Eq, Debug)]
 pub struct Place(u32);
@@ -82,7 +93,7 @@ impl Shard {
     /// A shard of up to `capacity` sessions and its only writer.
     pub fn new(worker: u8, capacity: usize) -> (ShardWriter, Arc<Shard>) {
         let chunks = (0..capacity.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
-        let shard = Arc::new(Shard { worker, chunks });
+        let shard = Arc::new(Shard { worker, generation: AtomicU32::new(0), chunks });
         let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
         let writer =
             ShardWriter { shard: Arc::clone(&shard), free: Vec::new(), used: 0, capacity, live: 0 };
@@ -111,13 +122,23 @@ impl Shard {
     }
 
     fn record(&self, place: u32) -> &Record {
-        let chunk = self.chunks[place as usize / CHUNK]
-            .get_or_init(|| (0..CHUNK).map(|_| Record::default()).collect());
+        let chunk = self.chunks[place as usize / CHUNK].get_or_init(|| {
+            let unused = || Record::unused(self.generation.load(Ordering::Relaxed));
+            (0..CHUNK).map(|_| unused()).collect()
+        });
         &chunk[place as usize % CHUNK]
     }
 }
 
 impl Record {
+    fn unused(generation: u32) -> Record {
+        Record { generation: AtomicU32::new(generation), ..Record::default() }
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.service.load(Ordering::Relaxed) != 0
+    }
+
     /// `None`: the record changed during the read, try again. `Some(None)`: no session.
     fn look(&self, worker: u8, place: u32) -> Option<Option<SessionView>> {
         let before = self.sequence.load(Ordering::Acquire);
@@ -171,6 +192,10 @@ impl ShardWriter {
                 self.used - 1
             })
         })?;
+        Some(self.enter(place, service, client, now))
+    }
+
+    fn enter(&mut self, place: u32, service: ServiceId, client: SocketAddr, now: Now) -> Place {
         self.live += 1;
         let (high, low) = address_to(client.ip());
         self.shard.record(place).change(|record| {
@@ -189,7 +214,44 @@ impl ShardWriter {
             record.bytes_up.store(0, Ordering::Relaxed);
             record.bytes_down.store(0, Ordering::Relaxed);
         });
-        Some(Place(place))
+        Place(place)
+    }
+
+    /// How far the places were used, for [`ShardWriter::succeed`] of another shard.
+    pub fn extent(&self) -> Extent {
+        let generation = |place| self.shard.record(place).generation.load(Ordering::Relaxed);
+        Extent { places: self.used, generation: (0..self.used).map(generation).max().unwrap_or(0) }
+    }
+
+    /// This shard begins where another one has stopped, so that no name is given twice. Comes before its first
+    /// session; until [`ShardWriter::settle`] no newcomer gets a place that was used there.
+    pub fn succeed(&mut self, extent: Extent) {
+        assert_eq!(self.used, 0, "a shard succeeds another before it has sessions");
+        self.used = extent.places.min(self.capacity);
+        self.shard.generation.store(extent.generation, Ordering::Relaxed);
+    }
+
+    /// Adds a session of the shard that this one succeeds, in its old place; `None` if that cannot be its
+    /// place.
+    pub fn open_at(
+        &mut self,
+        (place, generation): (u32, u32),
+        service: ServiceId,
+        client: SocketAddr,
+        started: Now,
+    ) -> Option<Place> {
+        if place >= self.used || self.shard.record(place).is_in_use() {
+            return None;
+        }
+        let before = generation.wrapping_sub(1);
+        self.shard.record(place).generation.store(before, Ordering::Relaxed);
+        Some(self.enter(place, service, client, started))
+    }
+
+    /// All sessions of the other shard are in their places: newcomers get the others.
+    pub fn settle(&mut self) {
+        let is_free = |place: &u32| !self.shard.record(*place).is_in_use();
+        self.free = (0..self.used).rev().filter(is_free).collect();
     }
 
     /// Records that the session is another service's from now on.
@@ -302,6 +364,58 @@ mod tests {
         let second = writer.open(SERVICE, client, Now::default()).unwrap();
         assert_ne!(writer.id(&second), first_id);
         assert!(shard.iter().all(|session| !session.is_tls), "the one before it was");
+    }
+
+    #[test]
+    fn a_shard_that_succeeds_another_keeps_its_names_and_gives_none_twice() {
+        let (mut old, _) = Shard::new(0, 4000);
+        let client = "192.0.2.1:1000".parse().unwrap();
+        let open = |writer: &mut ShardWriter| writer.open(SERVICE, client, Now::default()).unwrap();
+        let mut all: Vec<Place> = (0..5).map(|_| open(&mut old)).collect();
+        for _ in 0..3 {
+            let last = all.pop().unwrap();
+            old.close(last);
+            all.push(open(&mut old));
+        }
+        let (left, kept) = (all.remove(1), all);
+        let left_id = old.id(&left);
+        old.close(left);
+        let extent = old.extent();
+        assert_eq!(extent, Extent { places: 5, generation: 4 });
+        let (mut new, shard) = Shard::new(0, 4000);
+        new.succeed(extent);
+        let started = Now::from_nanos(77);
+        for place in &kept {
+            let id = old.id(place);
+            let there = (id.place, id.generation);
+            let place = new.open_at(there, SERVICE, client, started).unwrap();
+            assert_eq!(new.id(&place), id);
+            assert_eq!(new.open_at(there, SERVICE, client, started), None, "it is taken");
+        }
+        assert_eq!(new.open_at((5, 1), SERVICE, client, started), None, "it was never used");
+        let early = open(&mut new);
+        assert_eq!((new.id(&early).place, new.id(&early).generation), (5, 5));
+        new.settle();
+        let name = |_| {
+            let place = open(&mut new);
+            new.id(&place)
+        };
+        let names: Vec<SessionId> = (0..3000).map(name).collect();
+        assert!(names.iter().all(|id| id.generation == 5 && *id != left_id), "{:?}", &names[..9]);
+        assert_eq!(shard.iter().filter(|view| view.started == started).count(), 4);
+        assert_eq!(names[0].place, 1, "what is free comes first");
+    }
+
+    #[test]
+    fn a_smaller_shard_takes_what_fits() {
+        let (mut new, _) = Shard::new(0, 2);
+        new.succeed(Extent { places: 9, generation: 1 });
+        let client = "192.0.2.1:1000".parse().unwrap();
+        assert_eq!(new.open_at((2, 1), SERVICE, client, Now::default()), None);
+        assert!(new.open_at((1, 1), SERVICE, client, Now::default()).is_some());
+        assert!(new.open(SERVICE, client, Now::default()).is_none());
+        new.settle();
+        assert!(new.open(SERVICE, client, Now::default()).is_some());
     }
 
     #[test]
