@@ -240,12 +240,22 @@ impl ShardWriter {
         client: SocketAddr,
         started: Now,
     ) -> Option<Place> {
-        if place >= self.used || self.shard.record(place).is_in_use() {
+        if place >= self.used || self.is_taken(place) {
             return None;
         }
         let before = generation.wrapping_sub(1);
         self.shard.record(place).generation.store(before, Ordering::Relaxed);
         Some(self.enter(place, service, client, started))
+    }
+
+    /// Whether a session is at this place.
+    pub fn is_taken(&self, place: u32) -> bool {
+        place < self.used && self.shard.record(place).is_in_use()
+    }
+
+    /// When bytes of a session last moved.
+    pub fn active(&self, place: &Place) -> Now {
+        Now::from_nanos(self.shard.record(place.0).active.load(Ordering::Relaxed))
     }
 
     /// All sessions of the other shard are in their places: newcomers get the others.

@@ -3,6 +3,7 @@
 //! its reports; holds no socket and no session state.
 
 mod census;
+pub mod estate;
 mod limits;
 mod reached;
 mod tls;
