@@ -142,11 +142,13 @@ pub type Incoming = Result<Request, BadMessage>;
 pub struct Heard {
     pub what: Incoming,
     pub warning: Option<String>,
+    /// The object itself, from which the rest can be read again; empty if there was none.
+    pub said: Box<[u8]>,
 }
 
 impl From<BadMessage> for Heard {
     fn from(bad: BadMessage) -> Heard {
-        Heard { what: Err(bad), warning: None }
+        Heard { what: Err(bad), warning: None, said: Box::default() }
     }
 }
 
@@ -160,7 +162,7 @@ impl Inbox {
     /// Takes bytes as they arrive and appends the messages they complete.
     pub fn push(&mut self, input: &[u8], into: &mut VecDeque<Heard>) {
         self.framer.push(input, &mut |piece| match piece {
-            Piece::Object(object) => into.extend(parse(object)),
+            Piece::Object(object) => into.extend(read(object)),
             Piece::Broken(msg) => into.push_back(bad(None, &msg).into()),
             Piece::Foreign => {
                 into.push_back(fatal(&format!("{NO_OBJECT}; this is the control port")).into());
@@ -176,7 +178,11 @@ impl Inbox {
 const COMMANDS: [&str; 8] =
     ["hello", "auth", "register", "unregister", "drain", "undrain", "list", "services"];
 
-/// Parses one object. `None` is an acknowledgement that nothing waits for.
+/// Reads one object. `None` is an acknowledgement that nothing waits for.
+pub fn read(object: &[u8]) -> Option<Heard> {
+    parse(object).map(|heard| Heard { said: object.into(), ..heard })
+}
+
 fn parse(object: &[u8]) -> Option<Heard> {
     let fields: Fields = match serde_json::from_slice(object) {
         Ok(fields) => fields,
@@ -201,7 +207,7 @@ fn parse(object: &[u8]) -> Option<Heard> {
             ..bad(Some(cmd), &msg)
         }),
     };
-    Some(Heard { what, warning: unknown(cmd, &fields) })
+    Some(Heard { what, warning: unknown(cmd, &fields), said: Box::default() })
 }
 
 fn fatal(msg: &str) -> BadMessage {

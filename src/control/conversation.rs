@@ -1,6 +1,9 @@
 //! One control connection as a conversation: requests and their answers, in order. Owns the connection's
 //! proof, hellos and queue of requests. Bytes come and go through queues, so the only socket anything
 //! here waits on is that of a data port being tried.
+//!
+//! All that a conversation knows is in [`Conversation`], which nobody borrows while [`run`] waits: a request whose
+//! answer has to wait for something is still there as well.
 
 mod joining;
 mod lists;
@@ -14,13 +17,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use super::api::{About, Heard, Inbox, Reply, Request, Target};
 use super::auth::{AUTH_TIMEOUT, Challenge};
 use super::crowd::Ticket;
 use super::health::{Due, Hellos};
 use super::hub::Hub;
+use super::intake::Intake;
 use super::mailbox::Mailbox;
 use super::pace::Pace;
 use super::probe::{self, Unreached};
@@ -77,6 +81,7 @@ pub struct Caller {
     /// In canonical form.
     pub address: SocketAddr,
     pub mailbox: Rc<Mailbox>,
+    pub intake: Rc<Intake>,
     /// Its place among the connections that have proved or registered nothing yet; `None` once it has.
     pub ticket: Option<Ticket<Rc<Mailbox>>>,
 }
@@ -90,6 +95,10 @@ pub struct Conversation {
     /// Bytes received and not yet parsed.
     unheard: Option<Vec<u8>>,
     pending: VecDeque<Heard>,
+    /// The registration whose data port is being tried.
+    trying: Option<Heard>,
+    /// When the rest of its requests is given up, once the peer has closed its side.
+    ended: Option<Now>,
     /// What the answer to the present request is to warn of.
     warning: RefCell<Option<String>>,
     hellos: Hellos,
@@ -116,6 +125,59 @@ impl ToProve {
 /// Why a conversation ended, in the words of the log.
 type Why = &'static str;
 
+/// What a conversation has to do.
+enum Next {
+    Over(Why),
+    /// Something that can be done at once.
+    Work,
+    /// Nothing before then, unless something happens; bytes are taken if it is `listening`.
+    Wait {
+        listening: bool,
+        until: Now,
+    },
+}
+
+/// Runs a conversation until one side is done, and returns the reason.
+pub async fn run(talk: Rc<RefCell<Conversation>>) -> Why {
+    let (shared, mailbox, intake) = {
+        let talk = talk.borrow();
+        let Caller { mailbox, intake, .. } = &talk.peer;
+        (Rc::clone(&talk.shared), Rc::clone(mailbox), Rc::clone(intake))
+    };
+    let mut waiting: Option<Waiting> = None;
+    loop {
+        let next = talk.borrow_mut().next(waiting.is_some());
+        let (listening, until) = match next {
+            Next::Over(why) => return why,
+            Next::Work => {
+                let floor = shared.floor.acquire().await;
+                let over = talk.borrow_mut().advance(&mut waiting);
+                drop(floor);
+                if let Some(why) = over {
+                    return why;
+                }
+                tokio::task::yield_now().await;
+                continue;
+            }
+            Next::Wait { listening, until } => (listening, until),
+        };
+        tokio::select! {
+            bytes = intake.next(), if listening => talk.borrow_mut().received(bytes),
+            over = end_of(&mut waiting), if waiting.is_some() => {
+                waiting = None;
+                talk.borrow_mut().waited(over);
+            }
+            () = tokio::time::sleep(until.since(Now::read())) => {
+                let over = talk.borrow_mut().on_time(waiting.is_some());
+                if let Some(why) = over {
+                    return why;
+                }
+            }
+            () = mailbox.drained() => {}
+        }
+    }
+}
+
 impl Conversation {
     /// Begins a conversation, with a challenge if the peer has to prove a secret.
     pub fn new(shared: Rc<Shared>, peer: Caller, proof: Option<ToProve>) -> Conversation {
@@ -132,6 +194,8 @@ impl Conversation {
             inbox: Inbox::default(),
             unheard: None,
             pending: VecDeque::new(),
+            trying: None,
+            ended: None,
             warning: RefCell::default(),
             hellos,
             pace: Pace::new(now),
@@ -140,50 +204,42 @@ impl Conversation {
         }
     }
 
-    /// Runs until one side is done, and returns the reason.
-    pub async fn run(mut self, mut segments: mpsc::Receiver<Vec<u8>>) -> Why {
-        let shared = Rc::clone(&self.shared);
-        let mut waiting: Option<Waiting> = None;
-        let mut ended: Option<Now> = None;
-        loop {
-            if let Some(why) = self.peer.mailbox.broken() {
-                return why;
-            }
-            self.hellos.busy(Now::read(), self.is_behind(waiting.is_some()));
-            if self.is_ready(waiting.is_some()) {
-                let floor = shared.floor.acquire().await;
-                let over = self.advance(&mut waiting);
-                drop(floor);
-                if let Some(why) = over {
-                    return why;
-                }
-                tokio::task::yield_now().await;
-                continue;
-            }
-            let is_done = waiting.is_none() && !self.has_work();
-            if ended.is_some_and(|until| is_done || Now::read() >= until) {
-                return "it closed the connection";
-            }
-            let listening = ended.is_none() && self.has_room();
-            let deadline = ended.into_iter().fold(self.deadline(), Now::min).since(Now::read());
-            tokio::select! {
-                segment = segments.recv(), if listening => match segment {
-                    bytes @ Some(_) => self.unheard = bytes,
-                    None => ended = Some(Now::read().plus(AFTER_END)),
-                },
-                over = end_of(&mut waiting), if waiting.is_some() => {
-                    waiting = None;
-                    if let Over::Tried(wanted, result) = over {
-                        self.tried(wanted, result);
-                    }
-                }
-                () = tokio::time::sleep(deadline) => {
-                    if let Some(why) = self.on_time(waiting.is_some()) {
-                        return why;
-                    }
-                }
-                () = self.peer.mailbox.drained() => {}
-            }
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Caller {
+        &self.peer
+    }
+
+    /// What comes next, while a request is `waiting` for something or none is.
+    fn next(&mut self, waiting: bool) -> Next {
+        if let Some(why) = self.peer.mailbox.broken() {
+            return Next::Over(why);
+        }
+        let now = Now::read();
+        self.hellos.busy(now, self.is_behind(waiting));
+        if self.is_ready(waiting) {
+            return Next::Work;
+        }
+        let is_done = !waiting && !self.has_work();
+        if self.ended.is_some_and(|until| is_done || now >= until) {
+            return Next::Over("it closed the connection");
+        }
+        let listening = self.ended.is_none() && self.has_room();
+        Next::Wait { listening, until: self.ended.into_iter().fold(self.deadline(), Now::min) }
+    }
+
+    /// Bytes have come, or the end of them.
+    fn received(&mut self, bytes: Option<Vec<u8>>) {
+        match bytes {
+            Some(_) => self.unheard = bytes,
+            None => self.ended = Some(Now::read().plus(AFTER_END)),
+        }
+    }
+
+    /// What a request has waited for is there.
+    fn waited(&mut self, over: Over) {
+        self.trying = None;
+        if let Over::Tried(wanted, result) = over {
+            self.tried(wanted, result);
         }
     }
 
@@ -228,9 +284,9 @@ impl Conversation {
                 self.list(listing);
                 continue;
             }
-            let Heard { what, warning } = self.pending.pop_front()?;
-            self.warning.replace(warning);
-            match what {
+            let heard = self.pending.pop_front()?;
+            self.warning.replace(heard.warning.clone());
+            match heard.what.clone() {
                 Ok(request) => match self.proof.take() {
                     Some(proof) if proof.keys.is_required || request.is_proof() => {
                         if let Err(why) = self.check_proof(proof, request) {
@@ -241,7 +297,11 @@ impl Conversation {
                         if waived.is_some() {
                             self.begin_hellos();
                         }
-                        *waiting = self.rest_before(&request).or_else(|| self.answer(request));
+                        *waiting = self.rest_before(&request, &heard);
+                        if waiting.is_none() {
+                            *waiting = self.answer(request);
+                            self.trying = waiting.is_some().then_some(heard);
+                        }
                     }
                 },
                 Err(bad) => {
@@ -340,7 +400,7 @@ impl Conversation {
 
     /// Puts a change back into the queue if too many came before it. A registration that will be refused
     /// changes nothing, so it is not held back.
-    fn rest_before(&mut self, request: &Request) -> Option<Waiting> {
+    fn rest_before(&mut self, request: &Request, heard: &Heard) -> Option<Waiting> {
         let changes = match request {
             Request::Register(joining) => {
                 self.wanted(joining).is_ok_and(|wanted| !self.is_futile(&wanted))
@@ -352,7 +412,7 @@ impl Conversation {
         };
         let wait = if changes { self.pace.ask(Now::read()).err()? } else { return None };
         let warning = self.warning.take();
-        self.pending.push_front(Heard { what: Ok(request.clone()), warning });
+        self.pending.push_front(Heard { warning, ..heard.clone() });
         Some(Box::pin(async move {
             tokio::time::sleep(wait).await;
             Over::Rested

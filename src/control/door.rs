@@ -6,23 +6,25 @@
 //! must end is ended by shutting down its socket, and then awaited.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tracing::{error, warn};
 
 use super::api::{Outbox, Reply};
 use super::auth::{Challenge, UNPROVEN_EACH_MAX, UNPROVEN_MAX};
-use super::conversation::{Caller, Conversation, Shared, ToProve};
+use super::conversation::{self, Caller, Conversation, Shared, ToProve};
 use super::crowd::{Admit, Crowd, Rule, Ticket};
+use super::intake::Intake;
 use super::mailbox::Mailbox;
 use super::reload::Entrance;
 use super::stream::{Listener, Stream};
 use crate::base::time::Now;
+use crate::cluster::source::Source;
 use crate::config::Health;
 
 /// Most bytes per read.
@@ -46,6 +48,34 @@ pub struct ControlDoor {
     open: Rc<Cell<usize>>,
     /// Connections that have proved nothing yet or, without a secret, registered nothing.
     crowd: Rc<RefCell<Crowd<Rc<Mailbox>>>>,
+    lines: Rc<Lines>,
+}
+
+/// The control connections whose conversations go on. All that is known of each is here, and in the hub.
+#[derive(Default)]
+pub struct Lines(RefCell<BTreeMap<Source, Line>>);
+
+/// One of them.
+pub struct Line {
+    pub stream: Stream,
+    pub intake: Rc<Intake>,
+    pub mailbox: Rc<Mailbox>,
+    pub talk: Rc<RefCell<Conversation>>,
+    tasks: [AbortHandle; 3],
+}
+
+impl Lines {
+    /// Calls `each` for every connection, in the order in which they came.
+    pub fn each(&self, mut each: impl FnMut(Source, &Line)) {
+        self.0.borrow().iter().for_each(|(source, line)| each(*source, line));
+    }
+
+    /// Lets go of all connections without a word: nothing is written, shut down or unregistered.
+    pub fn let_go(&self) {
+        for line in std::mem::take(&mut *self.0.borrow_mut()).into_values() {
+            line.tasks.iter().for_each(AbortHandle::abort);
+        }
+    }
 }
 
 /// Counts as one until it is dropped.
@@ -82,7 +112,18 @@ pub fn prepare(listener: &std::net::TcpListener, health: Health) -> io::Result<(
 
 impl ControlDoor {
     pub fn new(shared: Shared, entrance: Rc<RefCell<Entrance>>) -> ControlDoor {
-        ControlDoor { shared: Rc::new(shared), entrance, open: Rc::default(), crowd: Rc::default() }
+        ControlDoor {
+            shared: Rc::new(shared),
+            entrance,
+            open: Rc::default(),
+            crowd: Rc::default(),
+            lines: Rc::default(),
+        }
+    }
+
+    /// The connections that have come by this door.
+    pub fn lines(&self) -> Rc<Lines> {
+        Rc::clone(&self.lines)
     }
 
     /// Accepts forever.
@@ -119,9 +160,31 @@ impl ControlDoor {
         let (mailbox, now) = (Rc::new(Mailbox::default()), Now::read());
         let ticket = Some(Ticket::take(&self.crowd, peer.ip(), Rc::clone(&mailbox), now));
         let source = self.shared.hub.borrow_mut().welcome(peer, Rc::clone(&mailbox), now);
-        let peer = Caller { source, address: peer, mailbox, ticket };
-        let counted = Counted::new(&self.open);
-        tokio_uring::spawn(attend(Rc::clone(&self.shared), stream, peer, to_prove, counted));
+        let intake = Rc::default();
+        let peer = Caller { source, address: peer, mailbox, intake, ticket };
+        self.begin(stream, Conversation::new(Rc::clone(&self.shared), peer, to_prove));
+    }
+
+    /// Goes on with a conversation over this connection.
+    pub fn begin(&self, stream: Stream, conversation: Conversation) {
+        let Caller { source, mailbox, intake, .. } = conversation.peer();
+        let (source, mailbox, intake) = (*source, Rc::clone(mailbox), Rc::clone(intake));
+        let talk = Rc::new(RefCell::new(conversation));
+        let reader = tokio_uring::spawn(read(stream.clone(), Rc::clone(&intake)));
+        let writer = tokio_uring::spawn(write(stream.clone(), Rc::clone(&mailbox)));
+        let ways = [reader.abort_handle(), writer.abort_handle()];
+        let served = Served {
+            shared: Rc::clone(&self.shared),
+            lines: Rc::clone(&self.lines),
+            stream: stream.clone(),
+            source,
+            _counted: Counted::new(&self.open),
+        };
+        let task = tokio_uring::spawn(attend(served, Rc::clone(&talk), reader, writer));
+        let [reader, writer] = ways;
+        let tasks = [task.abort_handle(), reader, writer];
+        let line = Line { stream, intake, mailbox, talk, tasks };
+        self.lines.0.borrow_mut().insert(source, line);
     }
 
     /// Whether one more connection may come from `address`, if necessary in exchange for one that has
@@ -158,20 +221,29 @@ impl ControlDoor {
     }
 }
 
+/// A connection that is looked after.
+struct Served {
+    shared: Rc<Shared>,
+    lines: Rc<Lines>,
+    stream: Stream,
+    source: Source,
+    _counted: Counted,
+}
+
 /// Looks after one connection from its first byte to its last.
 async fn attend(
-    shared: Rc<Shared>,
-    stream: Stream,
-    peer: Caller,
-    to_prove: Option<ToProve>,
-    counted: Counted,
+    served: Served,
+    talk: Rc<RefCell<Conversation>>,
+    reader: JoinHandle<()>,
+    writer: JoinHandle<()>,
 ) {
-    let (source, mailbox) = (peer.source, Rc::clone(&peer.mailbox));
-    let (segments_in, segments_out) = mpsc::channel(1);
-    let reader = tokio_uring::spawn(read(stream.clone(), segments_in));
-    let writer = tokio_uring::spawn(write(stream.clone(), Rc::clone(&mailbox)));
-    let conversation = Conversation::new(Rc::clone(&shared), peer, to_prove);
-    let why = conversation.run(segments_out).await;
+    let Served { shared, lines, stream, source, _counted } = served;
+    let why = conversation::run(talk).await;
+    let Some(Line { intake, mailbox, talk, .. }) = lines.0.borrow_mut().remove(&source) else {
+        return;
+    };
+    drop(talk);
+    intake.close();
     shared.hub.borrow_mut().farewell(source, why, Now::read());
     mailbox.finish();
     if mailbox.broken().is_some() {
@@ -179,30 +251,36 @@ async fn attend(
         let _ = stream.shutdown(Shutdown::Both);
     }
     close(&stream, reader, writer).await;
-    drop(counted);
 }
 
 /// Reads until the peer is done or the connection breaks. Once nobody is listening, it discards what
 /// arrives for a while: closing a socket with unread bytes would reset the connection, and the peer
 /// would lose our last message.
-async fn read(stream: Stream, segments: mpsc::Sender<Vec<u8>>) {
+async fn read(stream: Stream, intake: Rc<Intake>) {
     let mut buffer = [0; READ_BYTES];
     let mut discarded = 0;
     while discarded < DISCARDED_BYTES_MAX {
+        intake.is_wanted().await;
         let count = match stream.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => break,
             Ok(count) => count,
         };
-        if segments.send(buffer[..count].to_vec()).await.is_err() {
+        if !intake.put(&buffer[..count]) {
             discarded += count;
         }
     }
+    intake.end();
 }
 
 /// Writes what is queued, until the conversation is over or the connection breaks.
 async fn write(stream: Stream, mailbox: Rc<Mailbox>) {
-    while let Some(bytes) = mailbox.next().await {
-        if stream.write_all(&bytes).await.is_err() {
+    while mailbox.is_filled().await {
+        let outcome = match mailbox.write(|bytes| stream.write(bytes)) {
+            Ok(true) => Ok(()),
+            Ok(false) => stream.writable().await,
+            Err(error) => Err(error),
+        };
+        if outcome.is_err() {
             mailbox.give_up("its connection broke");
         }
     }

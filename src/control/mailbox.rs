@@ -1,7 +1,11 @@
 //! The send queue of one control connection, between those that produce messages (the conversation and
 //! the hub) and the task that writes them. Owns the hand-over; lives on the control core's thread only.
+//!
+//! Bytes that the socket has yet to take are here and nowhere else, as those that it has given are in
+//! [`intake`](super::intake).
 
 use std::cell::{Cell, RefCell};
+use std::io;
 
 use tokio::sync::Notify;
 
@@ -11,10 +15,25 @@ use super::frame::MESSAGE_BYTES_MAX;
 /// Above this, a peer's further requests wait until it has read the answers queued for it.
 const CROWDED_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
 
+/// Bytes on their way into the socket, of which it has taken the first `taken`.
+#[derive(Default)]
+struct Writing {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Writing {
+    fn left(&self) -> &[u8] {
+        &self.bytes[self.taken..]
+    }
+}
+
 /// One connection's outgoing messages.
 #[derive(Default)]
 pub struct Mailbox {
     outbox: RefCell<Outbox>,
+    /// What is being written; it was queued before everything in `outbox`.
+    writing: RefCell<Writing>,
     /// Why the peer was given up, in the words of the log.
     broken: Cell<Option<&'static str>>,
     held: Cell<bool>,
@@ -66,26 +85,52 @@ impl Mailbox {
         self.filled.notify_one();
     }
 
-    /// For the writer: waits for the next bytes to write; `None` at the end.
-    pub async fn next(&self) -> Option<Vec<u8>> {
+    /// For the writer: waits until there is something to [`Mailbox::write`]; false at the end.
+    pub async fn is_filled(&self) -> bool {
         loop {
             if self.broken().is_some() {
-                return None;
+                return false;
             }
-            if self.held.get() {
-                self.filled.notified().await;
-                continue;
+            if !self.writing.borrow().left().is_empty() {
+                return true;
             }
-            let waiting = self.outbox.borrow_mut().take();
-            if !waiting.is_empty() {
-                self.drained.notify_one();
-                return Some(waiting);
-            }
-            if self.finished.get() {
-                return None;
+            if !self.held.get() {
+                let bytes = self.outbox.borrow_mut().take();
+                if !bytes.is_empty() {
+                    self.drained.notify_one();
+                    self.writing.replace(Writing { bytes, taken: 0 });
+                    return true;
+                }
+                if self.finished.get() {
+                    return false;
+                }
             }
             self.filled.notified().await;
         }
+    }
+
+    /// Has `write` take as much as it can of what there is, and tells whether it has taken anything.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn write(
+        &self,
+        write: impl FnOnce(&[u8]) -> io::Result<Option<usize>>,
+    ) -> io::Result<bool> {
+        let mut writing = self.writing.borrow_mut();
+        let taken = write(writing.left())?;
+        writing.taken += taken.unwrap_or(0);
+        Ok(taken.is_some())
+    }
+
+    /// For a writer that takes all that there is at once: waits for it; `None` at the end.
+    pub async fn next(&self) -> Option<Vec<u8>> {
+        if !self.is_filled().await {
+            return None;
+        }
+        let mut writing = self.writing.borrow_mut();
+        let taken = writing.taken;
+        Some(std::mem::take(&mut *writing).bytes.split_off(taken))
     }
 
     /// For the conversation: waits until there is room again, or the peer has been given up.
@@ -107,5 +152,26 @@ mod tests {
         });
         assert!(sent.count() > 1000);
         assert!(mailbox.is_crowded());
+    }
+
+    #[tokio::test]
+    async fn what_a_socket_takes_in_parts_is_neither_lost_nor_written_twice() {
+        let (mailbox, mut socket) = (Mailbox::default(), Vec::new());
+        mailbox.send(&Reply::AskHello);
+        while socket.len() < 10 {
+            assert!(mailbox.is_filled().await);
+            let took = mailbox.write(|bytes| {
+                socket.extend_from_slice(&bytes[..1]);
+                Ok(Some(1))
+            });
+            assert!(took.unwrap() && !mailbox.write(|_| Ok(None)).unwrap());
+        }
+        mailbox.send(&Reply::Authenticated);
+        while socket.last() != Some(&b'}') || !socket.ends_with(b"auth\"}") {
+            socket.extend(mailbox.next().await.unwrap());
+            socket.pop();
+        }
+        let expected = "{\"cmd\":\"hello\"}{\"ack\":\"successful\",\"cmd\":\"auth\"}";
+        assert_eq!(String::from_utf8(socket).unwrap(), expected);
     }
 }

@@ -64,6 +64,7 @@ pub mod health;
 pub mod history;
 pub mod home;
 pub mod hub;
+pub mod intake;
 pub mod listing;
 pub mod mailbox;
 pub mod manager;

@@ -8,7 +8,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::marker::PhantomData;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 
 use io_uring_06::{cqueue, opcode, types};
@@ -47,6 +47,12 @@ impl Listener {
     }
 }
 
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 impl Stream {
     /// # Errors
     /// When the kernel does not let it be non-blocking.
@@ -68,15 +74,32 @@ impl Stream {
         }
     }
 
+    /// Writes as much as the connection takes at once; `None`: it takes nothing before it is
+    /// [`Stream::writable`].
+    ///
+    /// # Errors
+    /// What broke the connection.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        at_once(|| (&*self.0).write(bytes))
+    }
+
+    /// Waits until the connection takes more.
+    ///
+    /// # Errors
+    /// What broke the connection.
+    pub async fn writable(&self) -> io::Result<()> {
+        ready(&self.0, WRITABLE).await
+    }
+
     /// Writes all of it; waits only if the connection takes no more.
     ///
     /// # Errors
     /// What broke the connection.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            match at_once(|| (&*self.0).write(bytes))? {
+            match self.write(bytes)? {
                 Some(count) => bytes = &bytes[count..],
-                None => ready(&self.0, WRITABLE).await?,
+                None => self.writable().await?,
             }
         }
         Ok(())

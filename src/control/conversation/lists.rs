@@ -120,7 +120,8 @@ mod tests {
         let mailbox = Rc::new(Mailbox::default());
         let address = ([127, 0, 0, 1], 7000).into();
         let source = Source::Connection(1);
-        let caller = Caller { source, address, mailbox: Rc::clone(&mailbox), ticket: None };
+        let intake = Rc::default();
+        let caller = Caller { source, address, mailbox: Rc::clone(&mailbox), intake, ticket: None };
         (Conversation::new(shared, caller, None), mailbox)
     }
 
