@@ -3,7 +3,9 @@
 //! opens no socket, reads no clock and knows no message; callers bring changes, learn whether workers
 //! would see a difference, and ask for one frozen [`Snapshot`] of as many changes as they like.
 
+mod against;
 mod changes;
+mod claims;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -21,6 +23,7 @@ use super::snapshot::Snapshot;
 use super::source::Source;
 use crate::base::time::Now;
 use crate::tls::Tls;
+use against::Against;
 pub use changes::{Applied, Change, DrainedBy, Fault, Lasts, Registration};
 
 /// A registered backend, with what workers need not know about it.
@@ -33,6 +36,8 @@ pub struct Registered {
     pub probe: bool,
     /// As in [`Registration::check`].
     pub check: Option<AskedCheck>,
+    /// Whether other balancers have registered it, be it besides its source or as that.
+    pub is_claimed: bool,
     against: Against,
 }
 
@@ -40,41 +45,6 @@ impl Registered {
     /// Who has asked for its drain, if it drains.
     pub fn drained_by(&self) -> Option<DrainedBy> {
         self.against.drained_by()
-    }
-}
-
-/// What speaks against new sessions of a backend. Each comes and goes by itself: a check that passes says
-/// nothing of a data port that refused, and the port that accepts again nothing of the check.
-#[derive(Clone, Copy, Debug, Default)]
-struct Against {
-    /// Its source has asked for a drain,
-    drained_by_owner: bool,
-    /// or an operator has. Neither takes back what the other has asked for.
-    drained_by_operator: bool,
-    failing: bool,
-    refused: bool,
-}
-
-impl Against {
-    /// A backend serves if nothing speaks against it. Where several things do, the one that keeps it out
-    /// of more rotations has the say.
-    const fn standing(self) -> Standing {
-        match self {
-            Against { drained_by_owner: true, .. } => Standing::Draining,
-            Against { drained_by_operator: true, .. } => Standing::Draining,
-            Against { failing: true, .. } => Standing::Failing,
-            Against { refused: true, .. } => Standing::Aside,
-            _ => Standing::Serving,
-        }
-    }
-
-    /// Whose drain decides how it ends: who asked to leave leaves.
-    const fn drained_by(self) -> Option<DrainedBy> {
-        match self {
-            Against { drained_by_owner: true, .. } => Some(DrainedBy::Owner),
-            Against { drained_by_operator: true, .. } => Some(DrainedBy::Operator),
-            _ => None,
-        }
     }
 }
 
@@ -163,9 +133,11 @@ impl Registry {
     pub fn apply(&mut self, change: Change, now: Now) -> Result<Applied, Fault> {
         match change {
             Change::Register(registration) => self.register(registration, now),
+            Change::Claim { wanted, drains, prevails } => self.claim(wanted, drains, prevails, now),
+            Change::Unclaim { service, address, .. } => Ok(self.unclaim(service, address)),
             Change::Unregister { source, service, address } => {
                 let id = self.owned(source, service, address)?;
-                Ok(self.remove(&[id]))
+                Ok(self.release(&[id]))
             }
             Change::Drain { source, service, address, lasts: _ } => {
                 let id = self.owned(source, service, address)?;
@@ -175,10 +147,10 @@ impl Registry {
                 let id = self.owned(source, service, address)?;
                 self.undrain(id, DrainedBy::Owner)
             }
-            Change::Leave { backend } => Ok(self.remove(&[backend])),
+            Change::Leave { backend } => Ok(self.release(&[backend])),
             Change::SourceLost { source, why: _ } => {
                 let ids: Vec<_> = self.of_source(source).map(|entry| entry.backend.id).collect();
-                Ok(self.remove(&ids))
+                Ok(self.release(&ids))
             }
             // Of one that gets no new sessions, a late report says nothing new.
             Change::SetAside { backend } => Ok(self.amend(backend, |against| {
@@ -209,7 +181,7 @@ impl Registry {
         self.check_group(wanted)?;
         let (service, address) = (wanted.service, wanted.address);
         match self.find(service, address) {
-            Some(entry) if entry.source != wanted.source => {
+            Some(entry) if !entry.source.agrees_with(wanted.source) => {
                 let service = self.name_of(service);
                 Err(Fault::OwnedByAnother { service, address, by: entry.source })
             }
@@ -226,11 +198,13 @@ impl Registry {
         }
     }
 
-    /// Whether a service takes no further registration. What is in the file is not held against it.
+    /// Whether a service takes no further registration. What is in the file is not held against it, nor what
+    /// another balancer has taken.
     fn has_enough(&self, wanted: &Registration) -> bool {
         let Some(roster) = self.rosters.get(&wanted.service) else { return false };
         let max = roster.service.terms.limits.backends;
-        wanted.source != Source::File && max.is_some_and(|max| roster.members.len() >= max as usize)
+        let is_asked = matches!(wanted.source, Source::Connection(_));
+        is_asked && max.is_some_and(|max| roster.members.len() >= max as usize)
     }
 
     /// Where a service has groups, a backend is in one of them; elsewhere it is in none.
@@ -438,7 +412,10 @@ impl Registry {
         self.check(&wanted)?;
         let known = self.find(wanted.service, wanted.address).map(|entry| entry.backend.id);
         match known {
-            Some(id) => Ok(self.register_again(id, wanted)),
+            Some(id) => {
+                self.hand_over(id, wanted.source);
+                Ok(self.register_again(id, wanted))
+            }
             None => Ok(self.register_new(wanted, now)),
         }
     }
@@ -488,8 +465,10 @@ impl Registry {
         roster.is_stale = true;
         self.by_address.insert((backend.service, backend.address), id);
         self.by_source.entry(wanted.source).or_default().insert(id);
-        let (source, probe, check) = (wanted.source, wanted.probe, wanted.check);
-        let registered = Registered { backend, source, since: now, probe, check, against };
+        let Registration { source, probe, check, .. } = wanted;
+        let is_claimed = source == Source::Cluster;
+        let registered =
+            Registered { backend, source, since: now, probe, check, is_claimed, against };
         self.entries.insert(id, registered);
         Applied { backend: Some(id), joined: true, changed: true, ..Applied::default() }
     }

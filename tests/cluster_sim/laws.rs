@@ -476,7 +476,7 @@ impl Laws {
             // What is drained is listed anew, under another name, only once it has left.
             let stays = match source {
                 Source::File => is_listed() || self.gone.contains_key(service),
-                Source::Connection(_) => true,
+                Source::Connection(_) | Source::Cluster => true,
             };
             let after = hub.registry.find(*service, *address).map(|it| it.backend.id);
             assert!(!stays || after == Some(*id), "{id} at {address} is {after:?} now");

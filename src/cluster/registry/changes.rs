@@ -70,6 +70,17 @@ pub enum Change {
     /// tried, ends a drain that the source had asked for, and brings back a backend that was set aside: the
     /// caller has just connected to it, or may not.
     Register(Registration),
+    /// Other balancers say that it is registered at them, for how many of them this is said once. They are one
+    /// source ([`Source::Cluster`]); a backend that has one of its own here keeps that.
+    Claim {
+        wanted: Registration,
+        /// Who has asked for its drain at one of them.
+        drains: Option<DrainedBy>,
+        /// Whether that is newer than what was said here.
+        prevails: bool,
+    },
+    /// None of them says so any more; `why` is for the log.
+    Unclaim { service: ServiceId, address: SocketAddr, is_lost: bool, why: &'static str },
     /// Leaves, at its source's request.
     Unregister { source: Source, service: ServiceId, address: SocketAddr },
     /// Gets no new sessions, at its source's request, and leaves once its present ones have ended or
@@ -107,6 +118,8 @@ pub struct Applied {
     /// Backends that are no longer registered. Their places stay taken until
     /// [`Registry::sessions_ended`].
     pub left: Vec<Registered>,
+    /// Backends that their source is done with, and that go on as those of other balancers.
+    pub kept: Vec<BackendId>,
     /// Whether workers would see a difference, and so whether a [`Registry::freeze`] is due.
     pub changed: bool,
 }

@@ -37,6 +37,9 @@ impl Hub {
                 self.registered(applied, now);
                 self.hold(wanted.source);
             }
+            Change::Claim { .. } => self.claimed(applied, now),
+            Change::Unclaim { is_lost: true, why, .. } => self.lost(applied, why, now),
+            Change::Unclaim { why, .. } => self.left(applied, why, now),
             Change::Unregister { source, .. } => {
                 self.left(applied, source.why_left(), now);
                 self.hold(source);
@@ -101,6 +104,17 @@ impl Hub {
         self.owner_drains_no_more(id, goes_on, now);
     }
 
+    /// Other balancers say that it is registered at them.
+    fn claimed(&mut self, applied: &Applied, now: Now) {
+        self.left(applied, Source::Cluster.why_left(), now);
+        if applied.joined {
+            self.registered(applied, now);
+        } else if let Some(entry) = applied.backend.and_then(|id| self.registry.get(id)) {
+            let backend = entry.backend.clone();
+            self.follow_check(&backend, now);
+        }
+    }
+
     /// Logs who has registered since the last publication: a line that says so may be relied on, as the
     /// reply may.
     pub(super) fn announce(&mut self, now: Now) {
@@ -125,14 +139,23 @@ impl Hub {
 
     /// Backends left in good order: their sessions go on.
     fn left(&mut self, applied: &Applied, why: &str, now: Now) {
+        self.kept(applied);
         self.counters.backends_left.add(applied.left.len() as u64);
         for entry in &applied.left {
             self.depart(entry, why, false, now);
         }
     }
 
+    /// What their source had asked for is over; other balancers go on with them.
+    fn kept(&mut self, applied: &Applied) {
+        for id in &applied.kept {
+            self.draining.remove(id);
+        }
+    }
+
     /// Backends were lost with their source.
     fn lost(&mut self, applied: &Applied, why: &str, now: Now) {
+        self.kept(applied);
         self.counters.backends_lost.add(applied.left.len() as u64);
         let mut any_closed = false;
         for entry in &applied.left {

@@ -30,7 +30,7 @@ impl Hub {
     /// Marks a change in the set of backends.
     pub(super) fn mark(&mut self, change: &Change, applied: &Applied, now: Now) {
         let what = match change {
-            Change::SourceLost { .. } => What::Lost,
+            Change::SourceLost { .. } | Change::Unclaim { is_lost: true, .. } => What::Lost,
             _ => What::Left,
         };
         for entry in &applied.left {
