@@ -12,6 +12,9 @@
 //! While blocks are scarce, one is taken for a stream only when its reader has been seen to have
 //! room (see `room`).
 //!
+//! In a worker that stands still events are only noted ([`Relay::note`]): what they bring is kept, and nothing is
+//! begun until [`Relay::thaw`].
+//!
 //! A reset is passed on as a reset, after what was received before it. That a side can no longer be
 //! sent to does not end what it has sent: its last words before it went are still delivered.
 
@@ -77,6 +80,13 @@ impl Relay {
         features: Features,
         out: &mut impl FnMut(StreamCmd),
     ) {
+        self.note(event, pool, out);
+        self.advance(pool, features, out);
+    }
+
+    /// Takes an event and begins nothing that would move a byte.
+    #[inline(always)]
+    pub fn note(&mut self, event: Event, pool: &mut Pool, out: &mut impl FnMut(StreamCmd)) {
         match event {
             Event::Received { side, what, more, nonempty } => {
                 self.lines[side as usize].received(&what, more, nonempty);
@@ -103,7 +113,24 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// Goes on after events that were only noted, and asks anew where there was no block.
+    pub fn thaw(&mut self, pool: &mut Pool, features: Features, out: &mut impl FnMut(StreamCmd)) {
+        self.lines.iter_mut().for_each(Line::feed);
         self.advance(pool, features, out);
+    }
+
+    /// Takes back what is in a send and has not gone out, although the session may go on.
+    pub fn cancel_sends(&self, out: &mut impl FnMut(StreamCmd)) {
+        for side in Side::BOTH.into_iter().filter(|side| self.is_sent_to(*side)) {
+            out(StreamCmd::CancelSend { side });
+        }
+    }
+
+    /// Whether the kernel has a send to this side.
+    pub fn is_sent_to(&self, side: Side) -> bool {
+        !self.lines[side as usize].sending().is_empty()
     }
 
     /// The one place that decides what to do next, from the present state.

@@ -7,11 +7,15 @@
 //!                 +retry+  +--every backend refused, ordered ------------------+  +--never relayed-----+
 //! ```
 //!
+//! While the worker stands still (`still`), a session that is not connected waits, and one that relays only keeps
+//! what comes.
+//!
 //! A session leaves its place only when the kernel has no operation left on either socket, so that a
 //! completion never meets another session.
 
 mod deadlines;
 mod parting;
+mod still;
 
 use std::net::SocketAddr;
 
@@ -37,6 +41,7 @@ use crate::worker::opening::{Opening, Unconnected};
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use parting::Parting;
+use still::Waiting;
 
 /// Backends that may fail one user before it is turned away.
 const ATTEMPTS_MAX: usize = 3;
@@ -78,6 +83,8 @@ pub struct Sessions {
     slots: Slots<Session>,
     deadlines: Wheel,
     starved: Starved<(Key, Side)>,
+    /// While the worker stands still.
+    waiting: Vec<Waiting>,
 }
 
 struct Session {
@@ -96,6 +103,8 @@ struct Session {
     destination: Option<SocketAddr>,
     /// Both connections were established at some time.
     relayed: bool,
+    /// It goes on in another process, and is forgotten here once nothing is in flight.
+    is_elsewhere: bool,
     features: Features,
     /// When its send queues are looked at next, and what the last looks said about each side's host.
     look_at: Now,
@@ -133,6 +142,7 @@ impl Sessions {
             slots: Slots::default(),
             deadlines: Wheel::new(now),
             starved: Starved::new(now),
+            waiting: Vec::new(),
         }
     }
 
@@ -160,6 +170,20 @@ impl Sessions {
         is_sealed: bool,
         cx: &mut Cx<'_>,
     ) -> Option<Key> {
+        let (key, to) = self.begin(service, caller, is_sealed, cx)?;
+        cx.out.push(Cmd::Connect { key, to });
+        Some(key)
+    }
+
+    /// The same, and where to connect to for it.
+    #[inline]
+    fn begin(
+        &mut self,
+        service: ServiceId,
+        caller: Caller,
+        is_sealed: bool,
+        cx: &mut Cx<'_>,
+    ) -> Option<(Key, SocketAddr)> {
         let Caller { address: client, destination, is_stranger } = caller;
         let admitted = cx.books.admit(service, client, cx.now);
         let mut entry = match admitted {
@@ -191,13 +215,13 @@ impl Sessions {
             screen: Screen::default(),
             destination,
             relayed: false,
+            is_elsewhere: false,
             features: Features { splice: self.features.splice && !is_sealed, ..self.features },
             look_at: Now::NEVER,
             watches: [Watch::NEW; 2],
         });
         self.deadlines.schedule(key.place, cx.now.plus(cx.books.timeouts(service).connect));
-        cx.out.push(Cmd::Connect { key, to: choice.address });
-        Some(key)
+        Some((key, choice.address))
     }
 
     /// The user of whom the backend is told by a PROXY header, if it wants one. Asked once the connection to
@@ -369,7 +393,15 @@ impl Sessions {
     }
 
     fn start(&mut self, key: Key, cx: &mut Cx<'_>) {
-        let Some(session) = self.slots.get(key) else { return };
+        let Some(session) = self.begin_to_relay(key, cx) else { return };
+        let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
+        session.relay.advance(cx.pool, session.features, relay_out);
+    }
+
+    /// Its connection is there; nothing is received yet.
+    #[inline]
+    fn begin_to_relay(&mut self, key: Key, cx: &mut Cx<'_>) -> Option<&mut Session> {
+        let session = self.slots.get(key)?;
         cx.books.metrics().connect_time.record(cx.now.since(session.active));
         cx.books.started(&session.entry);
         session.phase = Phase::Relaying;
@@ -378,8 +410,7 @@ impl Sessions {
         session.features.splice &= session.entry.choice().is_none_or(|choice| !choice.tls);
         session.active = cx.now;
         self.deadlines.schedule(key.place, session.due(session.timeouts(cx)));
-        let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
-        session.relay.advance(cx.pool, session.features, relay_out);
+        Some(session)
     }
 
     fn retry(&mut self, key: Key, why: Unconnected, cx: &mut Cx<'_>) {
@@ -480,9 +511,10 @@ impl Sessions {
         if session.relay.in_flight() {
             return;
         }
-        match session.relayed {
-            true => self.begin_to_part(key, reason, ordered, cx),
-            false => self.close(key, reason, [0; 2], cx),
+        match (session.is_elsewhere, session.relayed) {
+            (true, _) => self.forget(key, cx),
+            (false, true) => self.begin_to_part(key, reason, ordered, cx),
+            (false, false) => self.close(key, reason, [0; 2], cx),
         }
     }
 }
