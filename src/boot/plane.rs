@@ -345,6 +345,7 @@ impl Plan {
             snapshots: self.end.snapshots,
             orders: self.end.orders,
             doors: self.end.doors,
+            brake: self.end.brake,
             wake: self.end.wake,
         };
         Shell::new(ring, drivers, rest)

@@ -86,6 +86,11 @@ impl Approaches {
         !approach.is_ready
     }
 
+    /// Whether a handshake on this connection is not over.
+    pub fn has(&self, key: Key) -> bool {
+        self.all.get(&key.place).is_some_and(|it| it.generation == key.generation)
+    }
+
     fn get(&mut self, key: Key) -> Option<&mut Approach> {
         self.all.get_mut(&key.place).filter(|it| it.generation == key.generation)
     }

@@ -429,6 +429,11 @@ impl Books {
         }
     }
 
+    /// The worker's number.
+    pub fn worker(&self) -> u8 {
+        self.parts.shard.worker()
+    }
+
     /// The name that a session goes by outside its worker.
     pub fn id(&self, entry: &Entry) -> SessionId {
         self.parts.shard.id(&entry.place)

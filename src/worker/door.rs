@@ -139,6 +139,46 @@ impl Doors {
         done.accepted.take().map_or(Arrival::Nobody, |socket| Arrival::User(socket, doorway))
     }
 
+    /// Leaves newcomers in the queues of the listeners. Some may have been accepted already, and still come. Does no
+    /// harm when done again.
+    pub fn freeze(&mut self, ring: &mut Ring) {
+        for door in self.all.iter().flatten().filter(|door| door.accept_at.is_none()) {
+            ring.cancel_accept(door.tag);
+        }
+    }
+
+    /// Takes a completion of an accept after [`Doors::freeze`].
+    pub fn note(&mut self, mut done: Done) -> Arrival {
+        let door = self.all.get_mut(done.tag.slot as usize).and_then(Option::as_mut);
+        let Some(door) = door.filter(|door| door.tag == done.tag) else {
+            return self.came_before_closing(done);
+        };
+        if !done.more {
+            door.accept_at = Some(Now::default());
+        }
+        match done.accepted.take() {
+            Some(socket) if self.spare.is_none() => Arrival::Shed(socket),
+            Some(socket) => Arrival::User(socket, door.doorway),
+            None => Arrival::Nobody,
+        }
+    }
+
+    /// Whether nobody can come any more before [`Doors::thaw`].
+    pub fn is_still(&self) -> bool {
+        self.closing.is_empty() && self.all.iter().flatten().all(|door| door.accept_at.is_some())
+    }
+
+    /// Accepts again from the next [`Doors::housekeep`] on.
+    pub fn thaw(&mut self) {
+        self.plan_next_try();
+    }
+
+    /// Lets go of all doors, which are others' now, and so are those in their queues. Everything is still.
+    pub fn leave(&mut self) {
+        self.all.clear();
+        self.next_try = None;
+    }
+
     /// Accepts again where it is time.
     pub fn housekeep(&mut self, now: Now, ring: &mut Ring) {
         if self.next_try.is_none_or(|at| now < at) {

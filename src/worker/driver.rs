@@ -1,12 +1,15 @@
 //! What the loop asks of a protocol. Owns the seam between `shell` and the rooms: a room implements
 //! [`Driver`], and the loop knows nothing else of it.
 
+use std::os::fd::{OwnedFd, RawFd};
+
 use super::books::Books;
 use super::cx::Cx;
 use super::ends::Ends;
 use super::link::{DoorChange, Order};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
+use crate::estate::Estate;
 use crate::ring::{Done, Ring};
 
 /// What a driver works with while it is called: the time, the ring, the books of its worker.
@@ -64,4 +67,41 @@ pub trait Driver {
     fn is_eager(&self) -> bool {
         false
     }
+
+    /// From now on begins nothing that would move a byte or let somebody in. Until [`Driver::thaw`] nothing but
+    /// the following is called, and no receive finds a block ([`Ring::withdraw`]).
+    fn freeze(&mut self, turn: &mut Turn<'_>);
+
+    /// As [`Driver::complete`], while the worker is to stand still.
+    fn note(&mut self, done: Done, turn: &mut Turn<'_>);
+
+    /// Takes back what is still under way. Called again and again until everything [is still](Driver::is_still):
+    /// an operation that the kernel is about to go on with cannot be taken back at that moment.
+    fn take_back(&mut self, _turn: &mut Turn<'_>) {}
+
+    /// Whether nothing is under way any more that could move a byte or let somebody in.
+    fn is_still(&mut self) -> bool;
+
+    /// Describes what could go on elsewhere, and remembers what that is until [`Driver::leave`] or
+    /// [`Driver::thaw`]. Everything is still.
+    fn describe(&mut self, _estate: &mut Estate<RawFd>, _turn: &mut Turn<'_>) {}
+
+    /// Takes over what another worker has described; takes it out of the estate. Everything is still.
+    ///
+    /// # Errors
+    /// Why it cannot go on here. Nothing of it is kept then.
+    fn inherit(
+        &mut self,
+        _estate: &mut Estate<OwnedFd>,
+        _turn: &mut Turn<'_>,
+    ) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Begins to forget what has been described, and all doors, where others go on now. What the kernel still
+    /// has of it is taken back; once everything is still again, [`Driver::thaw`] follows.
+    fn leave(&mut self, _turn: &mut Turn<'_>) {}
+
+    /// Goes on. Receives find blocks again.
+    fn thaw(&mut self, turn: &mut Turn<'_>);
 }

@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::brake::{Brake, Request};
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Barrier, DoorId, Protocol, ServiceId, Snapshot};
+use crate::estate::Estate;
 use crate::http::trace::ID_BYTES_MAX;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{HOST_KEPT_MAX, Times};
@@ -262,8 +264,24 @@ pub struct ControlEnd {
     pub requests: rtrb::Consumer<RequestLine>,
     pub metrics: Arc<WorkerMetrics>,
     pub shard: Arc<Shard>,
+    /// By which the worker is made to stand still, and to go on.
+    pub brake: Arc<Brake>,
     /// Written after an order, a snapshot or a change of doors, to make a sleeping worker look.
     pub wake: Arc<EventFd>,
+}
+
+impl ControlEnd {
+    /// Makes a request of the worker, and wakes it; [`Brake::is_done`] says when it has been carried out.
+    pub fn ask(&self, what: Request) {
+        self.brake.ask(what);
+        let _ = self.wake.write(1);
+    }
+
+    /// Has the worker stand still and take over what another one has described.
+    pub fn give(&self, estate: Estate<OwnedFd>) {
+        self.brake.give(estate);
+        let _ = self.wake.write(1);
+    }
 }
 
 /// The worker's end.
@@ -276,6 +294,7 @@ pub struct WorkerEnd {
     pub requests: rtrb::Producer<RequestLine>,
     pub metrics: Arc<WorkerMetrics>,
     pub shard: ShardWriter,
+    pub brake: Arc<Brake>,
     pub wake: Arc<EventFd>,
     /// Notified after [`Report::ConnectFailed`], [`Report::UpstreamTlsFailed`] and [`Report::Unanswered`] only; other
     /// reports wait for the control core's tick.
@@ -301,6 +320,7 @@ pub fn link(
         // a third.
         EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
     )?);
+    let brake = Arc::<Brake>::default();
     let control = ControlEnd {
         worker,
         orders: orders_in,
@@ -309,6 +329,7 @@ pub fn link(
         requests: requests_out,
         metrics: Arc::clone(&metrics),
         shard,
+        brake: Arc::clone(&brake),
         wake: Arc::clone(&wake),
     };
     let worker = WorkerEnd {
@@ -320,6 +341,7 @@ pub fn link(
         requests: requests_in,
         metrics,
         shard: writer,
+        brake,
         wake,
         urgent,
     };

@@ -2,10 +2,12 @@
 //! room (`tcp`, `udp`, `http`), in which a `driver` stands between the ring and `sessions`, the pure
 //! decisions. `driver` is what the loop asks of a driver, and `cx` the context of a decision. The
 //! protocols share the `books`, and the two that carry streams share `streams`, `greetings`, `lobby`
-//! (handshakes), `secured` (TLS beyond them) and `stream_driver`; `link` is the link to the control core.
+//! (handshakes), `secured` (TLS beyond them) and `stream_driver`; `link` is the link to the control core,
+//! which has a worker stand still and go on by its `brake`; `standstill` carries that out.
 
 mod approach;
 pub mod books;
+pub mod brake;
 pub mod cx;
 pub mod door;
 pub mod driver;
@@ -19,6 +21,7 @@ mod opening;
 mod secured;
 pub mod shell;
 pub mod slots;
+mod standstill;
 mod starved;
 mod stream_driver;
 mod streams;

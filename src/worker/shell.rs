@@ -5,6 +5,8 @@
 //! orders, look after the drivers whose time has come, and take one step of one long stream. System calls outside the ring are
 //! made for such steps, and when a session starts or ends; never for a message.
 //!
+//! A worker that is to stand still leaves this loop for another (`standstill`), and comes back when it goes on.
+//!
 //! A worker with nothing to do sleeps at once. Staying awake for 10 us where messages come that close
 //! together cost as much CPU as the wake-ups it saved (64 connections, 21 alternating rounds: 1.00), and
 //! would show an operator a core that looks full.
@@ -17,6 +19,7 @@ use std::time::Duration;
 use nix::sys::eventfd::EventFd;
 
 use super::books::Books;
+use super::brake::Brake;
 use super::driver::{Driver, Turn};
 use super::ends::Ends;
 use super::family;
@@ -47,25 +50,36 @@ pub struct WorkerLoop {
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
     pub doors: rtrb::Consumer<(Protocol, DoorChange)>,
-    /// Written when there is a new snapshot, an order or a change of doors.
+    pub brake: Arc<Brake>,
+    /// Written when there is a new snapshot, an order, a change of doors or a request to stand still.
     pub wake: Arc<EventFd>,
 }
 
 pub struct Shell {
-    ring: Ring,
+    pub(super) ring: Ring,
     /// In the order in which a turn looks after them.
-    posts: Vec<Post>,
+    pub(super) posts: Vec<Post>,
     /// Which of them a completion is for, by its family.
-    by_family: [u8; FAMILIES],
-    parts: WorkerLoop,
+    pub(super) by_family: [u8; FAMILIES],
+    pub(super) parts: WorkerLoop,
     /// Orders to end the sessions of backends, until all that have come are in.
     ends: Ends,
-    stop_at: Option<Now>,
+    course: Course,
+}
+
+/// What the loop is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Course {
+    Serving,
+    /// It stands still from the end of this turn on.
+    Braking,
+    /// It ends when there are no more sessions, and at this time at the latest.
+    Stopping(Now),
 }
 
 /// A driver in the loop.
-struct Post {
-    driver: Box<dyn Driver>,
+pub(super) struct Post {
+    pub(super) driver: Box<dyn Driver>,
     /// When to look after it even if nothing completes for it. The turn of a single message is short,
     /// and the timers of two idle drivers would be a good part of it.
     due: Now,
@@ -87,7 +101,7 @@ impl Shell {
             by_family: [NO_POST; FAMILIES],
             parts,
             ends: Ends::default(),
-            stop_at: None,
+            course: Course::Serving,
         };
         for (family, driver) in drivers {
             let post = &mut shell.by_family[family::number(family)];
@@ -103,6 +117,11 @@ impl Shell {
         self.ring.watch(WAKE, self.parts.wake.as_fd());
         let mut completions = Vec::with_capacity(REAP_MAX);
         let mut more_wait = false;
+        self.look_at_brake();
+        if self.course == Course::Braking {
+            self.course = Course::Serving;
+            self.stand_still(&mut completions)?;
+        }
         loop {
             self.ring.enter(Some(self.patience(more_wait)))?;
             more_wait = self.ring.reap(&mut completions);
@@ -116,8 +135,14 @@ impl Shell {
             }
             self.take_orders(now);
             self.housekeep(now);
-            if self.stop_at.is_some_and(|at| self.live() == 0 || now >= at) {
-                return Ok(());
+            match self.course {
+                Course::Serving => {}
+                Course::Braking => {
+                    self.course = Course::Serving;
+                    self.stand_still(&mut completions)?;
+                }
+                Course::Stopping(at) if self.live() == 0 || now >= at => return Ok(()),
+                Course::Stopping(_) => {}
             }
         }
     }
@@ -139,13 +164,16 @@ impl Shell {
 
     fn complete(&mut self, now: Now, done: Done) {
         let post = usize::from(self.by_family[family::number(done.tag.kind)]);
-        let Some(post) = self.posts.get_mut(post) else { return self.woken(done) };
+        let Some(post) = self.posts.get_mut(post) else {
+            self.woken(done);
+            return self.look_at_brake();
+        };
         (post.due, post.heard_at) = (now, now);
         let (ring, books) = (&mut self.ring, &mut self.parts.books);
         post.driver.complete(done, &mut Turn { now, ring, books });
     }
 
-    fn adopt(&mut self) {
+    pub(super) fn adopt(&mut self) {
         if let Some(snapshot) = self.parts.snapshots.changed() {
             self.posts.iter_mut().for_each(|post| post.driver.adopt(&snapshot));
             self.parts.books.adopt(snapshot);
@@ -154,7 +182,7 @@ impl Shell {
     }
 
     /// After the snapshot, in which the service of a new door is.
-    fn change_doors(&mut self, now: Now) {
+    pub(super) fn change_doors(&mut self, now: Now) {
         while let Ok((protocol, change)) = self.parts.doors.pop() {
             let post = self.by_family[family::number(family::of(protocol))];
             let Some(post) = self.posts.get_mut(usize::from(post)) else {
@@ -175,7 +203,7 @@ impl Shell {
             }
             self.end_backends(now);
             if order == Order::Stop {
-                self.stop_at = Some(now.plus(STOP_PATIENCE));
+                self.course = Course::Stopping(now.plus(STOP_PATIENCE));
             }
             let (ring, books) = (&mut self.ring, &mut self.parts.books);
             for post in &mut self.posts {
@@ -234,7 +262,7 @@ impl Shell {
         others.map(|(_, post)| post.heard_at).max().unwrap_or_default()
     }
 
-    fn woken(&mut self, done: Done) {
+    pub(super) fn woken(&mut self, done: Done) {
         debug_assert_eq!(done.tag, WAKE, "the shell itself waits for nothing else");
         sys::drain(&self.parts.wake);
         // There is an order, or a datagram from another worker.
@@ -244,8 +272,15 @@ impl Shell {
         }
     }
 
+    /// Looks whether there is a request. One that a worker which stops has no time for is never carried out.
+    fn look_at_brake(&mut self) {
+        if self.course == Course::Serving && self.parts.brake.wish().is_some() {
+            self.course = Course::Braking;
+        }
+    }
+
     /// Has this turn look after every driver.
-    fn all_due(&mut self) {
+    pub(super) fn all_due(&mut self) {
         self.posts.iter_mut().for_each(|post| post.due = Now::default());
     }
 }
@@ -260,11 +295,13 @@ impl Post {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::os::fd::{OwnedFd, RawFd};
     use std::rc::Rc;
 
     use super::*;
     use crate::base::publish::Publisher;
     use crate::cluster::{BackendId, DoorId};
+    use crate::estate::Estate;
     use crate::ring::RingSettings;
     use crate::session::EndReason;
     use crate::worker::books::tests::{Joined, joined};
@@ -328,6 +365,35 @@ mod tests {
         fn is_eager(&self) -> bool {
             self.0.borrow().eager
         }
+
+        fn freeze(&mut self, _: &mut Turn<'_>) {
+            self.says("freeze".into());
+        }
+
+        fn note(&mut self, done: Done, _: &mut Turn<'_>) {
+            self.says(format!("note {:x}", done.tag.kind));
+        }
+
+        fn is_still(&mut self) -> bool {
+            true
+        }
+
+        fn describe(&mut self, _: &mut Estate<RawFd>, _: &mut Turn<'_>) {
+            self.says("describe".into());
+        }
+
+        fn inherit(&mut self, _: &mut Estate<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), String> {
+            self.says(format!("inherit at version {}", turn.books.snapshot().version));
+            Ok(())
+        }
+
+        fn leave(&mut self, _: &mut Turn<'_>) {
+            self.says("leave".into());
+        }
+
+        fn thaw(&mut self, _: &mut Turn<'_>) {
+            self.says("thaw".into());
+        }
     }
 
     /// A loop with two scripted drivers of neighbouring families.
@@ -343,14 +409,14 @@ mod tests {
     impl Stage {
         /// Both drivers have had their first turn.
         fn new() -> Stage {
-            let Joined { books, control, publisher, snapshots, orders, doors, wake } =
+            let Joined { books, control, publisher, snapshots, orders, doors, brake, wake } =
                 joined(Snapshot::default(), 1);
             let scripts = [(); 2].map(|()| Rc::<RefCell<Script>>::default());
             let played = |number: usize| Box::new(Played(Rc::clone(&scripts[number])));
             let drivers: Vec<(u8, Box<dyn Driver>)> =
                 vec![(family::TCP, played(0)), (family::UDP, played(1))];
             let ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
-            let parts = WorkerLoop { books, snapshots, orders, doors, wake };
+            let parts = WorkerLoop { books, snapshots, orders, doors, brake, wake };
             let shell = Shell::new(ring, drivers, parts);
             let mut stage = Stage { shell, scripts, control, publisher };
             stage.turn(AT, &[]);
@@ -464,7 +530,7 @@ mod tests {
         stage.turn(AT, &[]);
         let told = format!("{order:?}, Stop, housekeep, step 0");
         assert_eq!(stage.said(), [told.clone(), told]);
-        assert_eq!(stage.shell.stop_at, Some(AT.plus(STOP_PATIENCE)));
+        assert_eq!(stage.shell.course, Course::Stopping(AT.plus(STOP_PATIENCE)));
         stage.publisher.publish(Snapshot { version: 7, ..Snapshot::default() });
         stage.turn(AT, &[]);
         let told = "adopt 7, housekeep, step 0";

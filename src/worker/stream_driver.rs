@@ -4,7 +4,7 @@
 
 use nix::errno::Errno;
 
-use super::driver::Turn;
+use super::driver::{Driver, Turn};
 use super::greetings::Newcomer;
 use super::link::{DoorChange, Order};
 use super::opening::{Opening, Unconnected};
@@ -17,7 +17,7 @@ use crate::proxy::greeting::Caller;
 pub const COMMANDS: usize = 64;
 
 /// A driver whose users come over streams of this family.
-pub trait StreamDriver<const FAMILY: u8> {
+pub trait StreamDriver<const FAMILY: u8>: Driver {
     /// A command of its sessions.
     type Cmd: Copy;
 
@@ -85,6 +85,13 @@ pub trait StreamDriver<const FAMILY: u8> {
         while self.streams().seal(turn) {
             self.execute(turn);
         }
+    }
+
+    /// Lets those in, and completes what, waited while the worker stood still.
+    fn thaw_streams(&mut self, turn: &mut Turn<'_>) {
+        let (held, late) = self.streams().thaw();
+        held.into_iter().for_each(|done| self.complete(done, turn));
+        self.welcome_all(late.into_iter(), turn);
     }
 
     /// Changes one of the doors.

@@ -57,6 +57,10 @@ pub struct Streams<const FAMILY: u8> {
     approaches: Approaches,
     /// What has happened to sessions whose connections speak TLS, and has not been told them.
     happened: VecDeque<(Key, News)>,
+    /// What has completed while the worker stood still, and waits until it goes on.
+    held: Vec<Done>,
+    /// Those who have been accepted meanwhile, and wait for the same.
+    late: Vec<Newcomer>,
 }
 
 /// By place and side.
@@ -98,6 +102,8 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             secured: Secured::default(),
             approaches: Approaches::default(),
             happened: VecDeque::new(),
+            held: Vec::new(),
+            late: Vec::new(),
         }
     }
 
@@ -148,7 +154,10 @@ impl<const FAMILY: u8> Streams<FAMILY> {
                 Completion::Happened(key, Event::Room { side })
             }
             CONNECT => Completion::Connected(key, done.result.map(|_| ())),
-            ACCEPT => self.arrived(done, turn).map_or(Completion::Nothing, Completion::Arrived),
+            ACCEPT => {
+                let arrival = self.doors.complete(turn.now, done, turn.ring);
+                self.arrived(arrival, turn).map_or(Completion::Nothing, Completion::Arrived)
+            }
             GREETING => {
                 let user = self.greetings.complete(&done, turn);
                 let user = user.and_then(|user| self.secure(user, turn));
@@ -178,12 +187,15 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         user.map_or(Completion::Nothing, Completion::Arrived)
     }
 
-    fn arrived(&mut self, done: Done, turn: &mut Turn<'_>) -> Option<Newcomer> {
+    fn arrived(&mut self, arrival: Arrival, turn: &mut Turn<'_>) -> Option<Newcomer> {
+        let user = self.let_in(arrival, turn)?;
+        self.meet(user, turn)
+    }
+
+    fn let_in(&mut self, arrival: Arrival, turn: &Turn<'_>) -> Option<Newcomer> {
         let counters = &turn.books.metrics().counters;
-        match self.doors.complete(turn.now, done, turn.ring) {
-            Arrival::User(socket, doorway) => {
-                return self.meet(Newcomer::new(socket, doorway)?, turn);
-            }
+        match arrival {
+            Arrival::User(socket, doorway) => return Newcomer::new(socket, doorway),
             Arrival::Shed(socket) => {
                 match self.farewell {
                     Some(words) => sys::say_and_close(socket, words),
@@ -196,6 +208,48 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             Arrival::Nobody => {}
         }
         None
+    }
+
+    /// As [`Streams::complete`], while the worker is to stand still. What concerns sessions that are
+    /// [apart](Streams::is_apart), or nobody's yet, waits until it goes on.
+    pub fn note(&mut self, done: Done, turn: &mut Turn<'_>) -> Completion {
+        match done.tag.kind & OPERATION {
+            ACCEPT => {
+                let arrival = self.doors.note(done);
+                return self
+                    .arrived(arrival, turn)
+                    .map_or(Completion::Nothing, Completion::Arrived);
+            }
+            CONNECT | RECEIVE | SEND | ROOM if !self.is_apart(end_of(done.tag).0) => {}
+            OWN.. => {}
+            _ => {
+                self.held.push(done);
+                return Completion::Nothing;
+            }
+        }
+        self.complete(done, turn)
+    }
+
+    /// The same where all sessions are apart.
+    pub fn hold(&mut self, done: Done, turn: &mut Turn<'_>) {
+        if done.tag.kind & OPERATION != ACCEPT {
+            return self.held.push(done);
+        }
+        let arrival = self.doors.note(done);
+        let user = self.let_in(arrival, turn);
+        self.late.extend(user);
+    }
+
+    /// Whether a session has a connection that speaks TLS, or is about to: what it has is not all in the kernel and
+    /// in blocks, so it cannot go on elsewhere.
+    pub fn is_apart(&self, key: Key) -> bool {
+        self.approaches.has(key) || Side::BOTH.into_iter().any(|side| self.secured.has((key, side)))
+    }
+
+    /// Goes on, and returns what has waited for that.
+    pub fn thaw(&mut self) -> (Vec<Done>, Vec<Newcomer>) {
+        self.doors.thaw();
+        (std::mem::take(&mut self.held), std::mem::take(&mut self.late))
     }
 
     /// Changes a door. Users whom the kernel has accepted already at one that closes are handed out,

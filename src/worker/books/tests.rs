@@ -11,6 +11,7 @@ use crate::base::random::xorshift;
 use crate::cluster::groups::regrouped;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Barrier, Policy, Protocol, Standing, Terms};
+use crate::worker::brake::Brake;
 use crate::worker::link::{ControlEnd, DoorChange, Order, link};
 
 const NOW: Now = Now::from_nanos(1_000_000_000);
@@ -66,6 +67,7 @@ pub struct Joined {
     pub snapshots: Subscriber<Snapshot>,
     pub orders: rtrb::Consumer<Order>,
     pub doors: rtrb::Consumer<(Protocol, DoorChange)>,
+    pub brake: Arc<Brake>,
     pub wake: Arc<EventFd>,
 }
 
@@ -81,8 +83,9 @@ pub fn joined(snapshot: Snapshot, places: usize) -> Joined {
         urgent: end.urgent,
     });
     books.adopt(publisher.current());
-    let (snapshots, orders, doors, wake) = (end.snapshots, end.orders, end.doors, end.wake);
-    Joined { books, control, publisher, snapshots, orders, doors, wake }
+    let (snapshots, orders, doors) = (end.snapshots, end.orders, end.doors);
+    let (brake, wake) = (end.brake, end.wake);
+    Joined { books, control, publisher, snapshots, orders, doors, brake, wake }
 }
 
 fn books() -> (Books, ControlEnd) {

@@ -99,6 +99,31 @@ impl Driver for HttpDriver {
         self.streams.is_eager()
     }
 
+    fn freeze(&mut self, turn: &mut Turn<'_>) {
+        self.streams.doors.freeze(turn.ring);
+    }
+
+    /// All its sessions stay, and go on when the worker does.
+    fn note(&mut self, done: Done, turn: &mut Turn<'_>) {
+        self.streams.hold(done, turn);
+    }
+
+    fn take_back(&mut self, turn: &mut Turn<'_>) {
+        self.streams.doors.freeze(turn.ring);
+    }
+
+    fn is_still(&mut self) -> bool {
+        self.streams.doors.is_still()
+    }
+
+    fn leave(&mut self, _turn: &mut Turn<'_>) {
+        self.streams.doors.leave();
+    }
+
+    fn thaw(&mut self, turn: &mut Turn<'_>) {
+        self.thaw_streams(turn);
+    }
+
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
         self.order_doors(order, turn);
         self.sessions.order(order, &mut turn.cx(&mut self.commands));

@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use super::sessions::{Cmd, Sessions};
+use super::sessions::{Cmd, Cx, Sessions};
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
+use crate::cluster::ServiceId;
 use crate::proxy::greeting::Caller;
 use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
@@ -33,6 +34,8 @@ pub struct TcpDriver {
     streams: Streams,
     splices: Splices,
     commands: Vec<Cmd>,
+    /// Those that have been described while the worker stands still.
+    described: Vec<Key>,
 }
 
 impl TcpDriver {
@@ -42,6 +45,7 @@ impl TcpDriver {
             streams: Streams::new(None, now),
             splices: Splices::new(),
             commands: Vec::with_capacity(COMMANDS),
+            described: Vec::new(),
         }
     }
 }
@@ -113,6 +117,58 @@ impl Driver for TcpDriver {
     fn is_eager(&self) -> bool {
         self.splices.is_eager() || self.streams.is_eager()
     }
+
+    fn freeze(&mut self, turn: &mut Turn<'_>) {
+        self.streams.doors.freeze(turn.ring);
+        let streams = &self.streams;
+        self.sessions.freeze(|key| streams.is_apart(key), &mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
+
+    fn note(&mut self, done: Done, turn: &mut Turn<'_>) {
+        match self.streams.note(done, turn) {
+            Completion::Happened(key, event) => {
+                self.sessions.note(key, event, &mut turn.cx(&mut self.commands));
+            }
+            Completion::Connected(key, result) => {
+                self.sessions.recalled(key, result, &mut turn.cx(&mut self.commands));
+            }
+            Completion::Arrived(user) => {
+                self.take_in(user, turn, |sessions, service, caller, _, cx| {
+                    sessions.seat(service, caller, cx)
+                });
+            }
+            Completion::Own(done) => self.note_ready(done, turn),
+            Completion::Nothing => {}
+        }
+        self.execute(turn);
+    }
+
+    fn take_back(&mut self, turn: &mut Turn<'_>) {
+        self.streams.doors.freeze(turn.ring);
+        let streams = &self.streams;
+        self.sessions.take_back(|key| streams.is_apart(key), &mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
+
+    fn is_still(&mut self) -> bool {
+        let streams = &self.streams;
+        streams.doors.is_still() && self.sessions.is_still(|key| streams.is_apart(key))
+    }
+
+    fn leave(&mut self, turn: &mut Turn<'_>) {
+        self.streams.doors.leave();
+        let described = std::mem::take(&mut self.described);
+        self.sessions.leave(&described, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
+
+    fn thaw(&mut self, turn: &mut Turn<'_>) {
+        self.described.clear();
+        self.thaw_streams(turn);
+        self.sessions.thaw(&mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
 }
 
 impl StreamDriver<{ family::TCP }> for TcpDriver {
@@ -146,16 +202,7 @@ impl StreamDriver<{ family::TCP }> for TcpDriver {
     }
 
     fn welcome(&mut self, user: Newcomer, turn: &mut Turn<'_>) {
-        let cx = &mut turn.cx(&mut self.commands);
-        let (service, is_sealed) = (user.doorway.service, user.engine.is_some());
-        let accepted = self.sessions.welcome(service, user.caller, is_sealed, cx);
-        match accepted {
-            Some(key) => self.streams.seat(key, user, turn),
-            None if cx.books.is_stranger(user.doorway.service, user.caller.address) => {
-                sys::reset_on_close(user.socket.as_fd());
-            }
-            None => {}
-        }
+        self.take_in(user, turn, Sessions::welcome);
     }
 
     fn carry_out(&mut self, command: Cmd, turn: &mut Turn<'_>) {
@@ -174,6 +221,36 @@ impl StreamDriver<{ family::TCP }> for TcpDriver {
 }
 
 impl TcpDriver {
+    /// Begins a session for a user by this.
+    #[inline]
+    fn take_in(
+        &mut self,
+        user: Newcomer,
+        turn: &mut Turn<'_>,
+        welcome: impl FnOnce(&mut Sessions, ServiceId, Caller, bool, &mut Cx<'_>) -> Option<Key>,
+    ) {
+        let cx = &mut turn.cx(&mut self.commands);
+        let (service, is_sealed) = (user.doorway.service, user.engine.is_some());
+        let accepted = welcome(&mut self.sessions, service, user.caller, is_sealed, cx);
+        match accepted {
+            Some(key) => self.streams.seat(key, user, turn),
+            None if cx.books.is_stranger(user.doorway.service, user.caller.address) => {
+                sys::reset_on_close(user.socket.as_fd());
+            }
+            None => {}
+        }
+    }
+
+    /// As [`TcpDriver::ready`], while the worker is to stand still.
+    fn note_ready(&mut self, done: Done, turn: &mut Turn<'_>) {
+        let (key, side) = end_of(done.tag);
+        if done.result != Err(Errno::ECANCELED) {
+            return self.splices.in_next_turn((key, side));
+        }
+        let event = Event::Spliced { side, moved: 0, held: 0, how: Spliced::Stopped };
+        self.sessions.note(key, event, &mut turn.cx(&mut self.commands));
+    }
+
     /// A spliced stream can go on, or has been told not to wait for that.
     fn ready(&mut self, done: Done, turn: &mut Turn<'_>) {
         let step = end_of(done.tag);

@@ -9,6 +9,7 @@ mod burst;
 mod door;
 mod retry;
 mod seam;
+mod still;
 mod upstream;
 
 use door::UdpDoor;
@@ -74,6 +75,8 @@ pub struct UdpDriver {
     batches: Batches,
     config: SocketConfig,
     handoff: HandoffLink,
+    /// Everything has been described while the worker stands still.
+    described: bool,
 }
 
 /// How the sockets towards backends are opened and used.
@@ -109,6 +112,7 @@ impl UdpDriver {
             batches: Batches::new(config.offload),
             config,
             handoff,
+            described: false,
         }
     }
 
@@ -156,10 +160,7 @@ impl UdpDriver {
     /// looks after sessions and sockets.
     pub fn housekeep(&mut self, turn: &mut Turn<'_>) {
         self.take_handoffs(turn);
-        while let Some(transmit) = self.batches.pop() {
-            self.send(transmit, turn);
-        }
-        self.retry_returned(turn);
+        self.send_gathered(turn);
         self.batches.forget_refusals(turn.now);
         self.sessions.expire(turn.now, turn.books);
         let mut closed = 0;
@@ -172,6 +173,13 @@ impl UdpDriver {
         self.more_to_close = closed == CLOSES_MAX;
         turn.books.metrics().counters.udp_sockets.set(self.open as u64);
         self.rearm_receives(turn);
+    }
+
+    fn send_gathered(&mut self, turn: &mut Turn<'_>) {
+        while let Some(transmit) = self.batches.pop() {
+            self.send(transmit, turn);
+        }
+        self.retry_returned(turn);
     }
 
     /// Relays a datagram that a user has sent.

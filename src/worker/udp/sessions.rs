@@ -283,6 +283,16 @@ impl Sessions {
         }
     }
 
+    /// Forgets all sessions, which go on elsewhere.
+    pub fn forget_all(&mut self, now: Now, books: &mut Books) {
+        for place in 0..self.flows.places() {
+            if let Some(flow) = self.take_out(place) {
+                books.withdraw(flow.state.entry);
+            }
+        }
+        *self = Sessions::new(self.settings.clone(), now);
+    }
+
     /// Ends sessions that are idle or ordered to end, and quarantines that are over.
     pub fn expire(&mut self, now: Now, books: &mut Books) {
         self.end_idle(now, books);

@@ -1,8 +1,11 @@
 //! What the worker's loop asks of the UDP driver. Owns nothing: the driver's own methods do it.
 
+use std::os::fd::RawFd;
+
 use super::UdpDriver;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
+use crate::estate::Estate;
 use crate::ring::{Done, Ring};
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::link::{DoorChange, Order};
@@ -38,5 +41,27 @@ impl Driver for UdpDriver {
 
     fn adopt(&mut self, snapshot: &Snapshot) {
         self.adopt(snapshot);
+    }
+
+    fn freeze(&mut self, _turn: &mut Turn<'_>) {}
+
+    fn note(&mut self, done: Done, turn: &mut Turn<'_>) {
+        self.note(done, turn);
+    }
+
+    fn is_still(&mut self) -> bool {
+        UdpDriver::is_still(self)
+    }
+
+    fn describe(&mut self, _estate: &mut Estate<RawFd>, turn: &mut Turn<'_>) {
+        self.settle(turn);
+    }
+
+    fn leave(&mut self, turn: &mut Turn<'_>) {
+        self.leave(turn);
+    }
+
+    fn thaw(&mut self, _turn: &mut Turn<'_>) {
+        self.described = false;
     }
 }

@@ -123,7 +123,7 @@ impl UdpDriver {
     }
 }
 
-fn receive_tag(family: Family, place: u16, upstream: &UpstreamSocket) -> Tag {
+pub(super) fn receive_tag(family: Family, place: u16, upstream: &UpstreamSocket) -> Tag {
     let slot = slot_of(family, place);
     Tag { kind: RECEIVE_UPSTREAM, generation: upstream.generation, slot }
 }
