@@ -25,8 +25,9 @@ mod sim {
 use std::thread;
 
 use lb::session::EndReason;
-use sim::plan::Weather;
-use sim::world::{Story, run};
+use sim::plan::{Plan, Weather};
+use sim::random::Random;
+use sim::world::{Story, run, run_plan};
 
 /// Seeds of each weather in a normal run.
 const SEEDS: u64 = 150;
@@ -108,6 +109,29 @@ fn an_end_behind_the_word_of_a_send_is_no_true_end() {
 }
 
 #[test]
+fn a_freeze_at_any_event_equals_none() {
+    let mut stills = 0;
+    for seed in 0..seeds() {
+        let story = told(Weather::Winter, seed);
+        for fate in &story.fates {
+            assert_eq!(fate.reason, Some(EndReason::Finished), "seed {seed}: {fate:?}");
+        }
+        let mut random = Random::new(seed ^ (Weather::Winter as u64) << 56);
+        let plan = Plan::draw(Weather::Winter, &mut random);
+        let unfrozen = run_plan(Plan { freezes: 0, ..plan }, random, false);
+        assert_eq!(format!("{:?}", story.fates), format!("{:?}", unfrozen.fates), "seed {seed}");
+        stills += story.stills;
+    }
+    assert!(stills > seeds(), "this weather is there to freeze: {stills}");
+}
+
+#[test]
+fn sessions_keep_the_laws_while_their_worker_freezes_in_any_weather() {
+    let stills: u64 = (0..2 * seeds()).map(|seed| told(Weather::Frost, seed).stills).sum();
+    assert!(stills > seeds(), "this weather is there to freeze: {stills}");
+}
+
+#[test]
 fn a_seed_tells_the_same_story_twice() {
     for weather in Weather::ALL {
         let [once, again] = [0; 2].map(|_| told(weather, 7));
@@ -120,7 +144,7 @@ fn replay() {
     let Ok(which) = std::env::var("LB_SIM") else { return };
     let (weather, seed) = which.split_once(':').expect("LB_SIM is a weather and a seed: fair:1");
     let weather = Weather::ALL.into_iter().find(|known| known.name() == weather);
-    let weather = weather.expect("a weather is fair, hostile, starved, churn, streams or stalled");
+    let weather = weather.expect("a weather is one of Weather::ALL");
     let seed = seed.parse().expect("a seed is a number");
     let _banner = Banner(weather, seed);
     let story = run(weather, seed, true);

@@ -109,6 +109,8 @@ struct Provided {
     posted: VecDeque<Buf>,
     target: usize,
     posted_max: usize,
+    /// The kernel has been asked to forget them.
+    withdrawn: bool,
 }
 
 enum Entry {
@@ -237,13 +239,25 @@ impl Kernel {
         self.completed.iter().filter(holds).count()
     }
 
-    /// Returns the posted blocks at the end of a run.
+    /// From now on no receive finds a block: `Ring::withdraw`, or the end of a run.
     pub fn withdraw(&mut self, pool: &mut Pool) {
         for provided in &mut self.provided {
+            provided.withdrawn = true;
             while let Some(buf) = provided.pop(pool) {
                 pool.give_back(buf);
             }
         }
+    }
+
+    /// Blocks are posted again.
+    pub fn restock(&mut self) {
+        self.provided.iter_mut().for_each(|provided| provided.withdrawn = false);
+    }
+
+    /// Whether anything is under way that could send a byte, connect, or has filled a block.
+    pub fn could_move(&self) -> bool {
+        let moves = |work: &Work| matches!(work, Work::Send { .. } | Work::Connect { .. });
+        self.ops.iter().any(|op| moves(&op.work)) || !self.is_idle()
     }
 
     fn start(&mut self, op: Op, around: &mut Around) {
@@ -446,11 +460,12 @@ impl Provided {
             posted: VecDeque::new(),
             target: first.min(posted_max),
             posted_max,
+            withdrawn: false,
         }
     }
 
     fn replenish(&mut self, pool: &mut Pool) {
-        while self.posted.len() < self.target {
+        while !self.withdrawn && self.posted.len() < self.target {
             let Some(buf) = pool.set_aside(self.class, self.stock) else { return };
             self.posted.push_back(buf);
         }
@@ -463,6 +478,9 @@ impl Provided {
     }
 
     fn ran_dry(&mut self) {
+        if self.withdrawn {
+            return;
+        }
         self.target = (self.target * 2).min(self.posted_max);
     }
 }

@@ -33,6 +33,7 @@ laws! {
     WAKE = "nothing that could move lies still";
     SPIN = "waiting for blocks costs no turns";
     ORDERS = "an order is carried out at once";
+    STILL = "no byte moves in a worker that stands still";
     TURNED_AWAY = "a user is turned away only for want of a backend or a seat";
 }
 

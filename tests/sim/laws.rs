@@ -48,6 +48,10 @@ pub struct Laws {
     dry_flows: u64,
     /// When a turn last ended with no small block available.
     dry_at: Now,
+    /// The worker is frozen.
+    pub frozen: bool,
+    /// A freeze takes back what is under way.
+    pub hurries: bool,
 }
 
 impl Laws {
@@ -62,7 +66,14 @@ impl Laws {
             dry_since: Now::default(),
             dry_flows: 0,
             dry_at: Now::default(),
+            frozen: false,
+            hurries: false,
         }
+    }
+
+    /// A freeze begins or ends.
+    pub fn freezes(&mut self, frozen: bool) {
+        (self.frozen, self.dry) = (frozen, 0);
     }
 
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
@@ -87,6 +98,7 @@ impl Laws {
             user,
             diligent: false,
             attempt: None,
+            held: false,
             tried: Vec::new(),
             portless: 0,
             wants_next: false,
@@ -109,12 +121,33 @@ impl Laws {
         check(before.is_none(), law::BOOKS, || format!("{key:?} is two sessions"));
     }
 
+    /// The worker is frozen, so a newcomer waits with its backend.
+    pub fn holds(&mut self, key: Key, backend: Option<BackendId>) {
+        let session = self.session(key);
+        session.held = true;
+        session.tried.extend(backend);
+    }
+
     pub fn turned_away(&self, user: usize, full: bool) {
         let why = full || self.rotation().next().is_none();
         check(why, law::TURNED_AWAY, || format!("user {user}"));
     }
 
     pub fn connects(&mut self, now: Now, key: Key, backend: Option<BackendId>, conn: usize) {
+        check(!self.frozen, law::STILL, || format!("{key:?} connects"));
+        let adopted = Arc::clone(&self.adopted);
+        let session = self.session(key);
+        if std::mem::take(&mut session.held) {
+            let given = session.tried.last().copied();
+            // It may have left meanwhile, and its address may be another's.
+            let is_there = adopted.backends().any(|backend| Some(backend.id) == given);
+            let same = backend == given || !is_there;
+            let alone = session.attempt.is_none() && !session.relaying;
+            check(same && alone, law::STAYS, || format!("{key:?} goes on to {backend:?}"));
+            session.attempt = Some(Attempt { since: now, cancelled: false, recalled: false });
+            session.sides[Side::Backend as usize].conn = Some(conn);
+            return;
+        }
         let Some(backend) = backend.filter(|id| self.rotation().any(|other| other == *id)) else {
             panic!("broken law: {}: {backend:?} is offered", law::STAYS);
         };
@@ -129,22 +162,29 @@ impl Laws {
         check(!wrong, law::RETRY, || format!("{backend} has just failed, {rotation:?}"));
         session.wants_next = false;
         session.tried.push(backend);
-        session.attempt = Some(Attempt { since: now, cancelled: false });
+        session.attempt = Some(Attempt { since: now, cancelled: false, recalled: false });
         session.sides[Side::Backend as usize].conn = Some(conn);
     }
 
     pub fn cancels_connect(&mut self, key: Key) {
+        let hurries = self.hurries;
         let session = self.session(key);
         let Some(attempt) = &mut session.attempt else {
             panic!("broken law: {}: no attempt of {key:?}", law::CANCEL);
         };
         attempt.cancelled = true;
+        attempt.recalled |= hurries;
     }
 
     pub fn connected(&mut self, now: Now, key: Key, result: Result<(), Errno>, ours: bool) {
         let session = self.session(key);
-        session.attempt = None;
+        let attempt = session.attempt.take();
+        let recalled = attempt.is_some_and(|attempt| attempt.recalled);
         let ordered = !session.ordered.is_empty();
+        if recalled && result.is_err() && !ordered {
+            session.held = true;
+            return;
+        }
         let backend = session.tried.last().copied();
         if result.is_ok() && !ordered {
             session.relaying = true;
@@ -197,14 +237,18 @@ impl Laws {
         let session = self.session(key);
         let ways = &mut session.sides[side as usize];
         // A send that completes after the session was ended does not count as movement.
-        let asked = ways.send.take().is_some_and(|send| !send.cancelled);
-        if asked {
+        let send = ways.send.take();
+        let hurried = send.as_ref().is_some_and(|send| send.hurried && !send.cancelled);
+        let asked = send.is_some_and(|send| !send.cancelled);
+        let recalled = hurried && result == Err(Errno::ECANCELED);
+        if asked && !recalled {
             session.touched_at = now;
         }
         let flow = &mut session.flows[side.other() as usize];
+        let result = if recalled { Ok(0) } else { result };
         match result {
             Ok(bytes) => {
-                if asked {
+                if asked && bytes > 0 {
                     session.delivered_at = now;
                     session.hungry = false;
                 }
@@ -276,10 +320,17 @@ impl Laws {
 
     /// A command of the relay, before it is carried out.
     pub fn asks(&mut self, now: Now, key: Key, what: &StreamCmd, pool: &Pool, conns: &[Conn]) {
+        let (frozen, hurries) = (self.frozen, self.hurries);
         let session = self.session(key);
         let told = || format!("user {}: {what:?}", session.user);
         check(session.relaying, law::AFTER_END, told);
+        let begins = matches!(
+            what,
+            StreamCmd::Receive { .. } | StreamCmd::Send { .. } | StreamCmd::Splice { .. }
+        );
+        check(!(frozen && begins), law::STILL, told);
         match *what {
+            StreamCmd::CancelSend { side } if hurries => session.asks_to_hurry(side),
             StreamCmd::Receive { side, how } => session.asks_to_receive(side, how, pool, conns),
             StreamCmd::AwaitRoom { side, .. } => session.asks_for_room(side),
             StreamCmd::CancelRoom { side } => {
@@ -399,6 +450,9 @@ impl Laws {
         if pool.free(Class::Small) + kernel.posted(Class::Small) == 0 {
             self.dry_at = now;
         }
+        if self.frozen {
+            return;
+        }
         for session in self.sessions.values() {
             session.judge_deadline(now, &self.timeouts);
             session.judge_held();
@@ -421,6 +475,9 @@ impl Laws {
         pipes: &Pipes,
         conns: &[Conn],
     ) {
+        if self.frozen {
+            return;
+        }
         let blocks = pool.free(Class::Small) + kernel.posted(Class::Small);
         for session in self.sessions.values_mut() {
             let carried_out = session.ordered.iter().all(|(reason, at)| {

@@ -25,16 +25,22 @@ pub enum Weather {
     Streams,
     /// Far too few blocks, and most readers stop for ever.
     Stalled,
+    /// As fair, and the worker is frozen again and again.
+    Winter,
+    /// Any of the others, and the worker is frozen again and again.
+    Frost,
 }
 
 impl Weather {
-    pub const ALL: [Weather; 6] = [
+    pub const ALL: [Weather; 8] = [
         Weather::Fair,
         Weather::Hostile,
         Weather::Starved,
         Weather::Churn,
         Weather::Streams,
         Weather::Stalled,
+        Weather::Winter,
+        Weather::Frost,
     ];
 
     pub fn name(self) -> &'static str {
@@ -45,6 +51,8 @@ impl Weather {
             Weather::Churn => "churn",
             Weather::Streams => "streams",
             Weather::Stalled => "stalled",
+            Weather::Winter => "winter",
+            Weather::Frost => "frost",
         }
     }
 }
@@ -87,6 +95,8 @@ pub struct Plan {
     pub orders: u64,
     pub changes: u64,
     pub stops: bool,
+    /// Turns in which the worker begins to freeze.
+    pub freezes: u64,
 }
 
 impl Plan {
@@ -127,6 +137,7 @@ impl Plan {
             orders: 0,
             changes: 0,
             stops: false,
+            freezes: 0,
         };
         match weather {
             Weather::Fair => calm,
@@ -135,6 +146,8 @@ impl Plan {
             Weather::Churn => churn(calm, random),
             Weather::Streams => streams(calm, random),
             Weather::Stalled => stalled(calm, random),
+            Weather::Winter => Plan { freezes: random.between(20, 500), ..calm },
+            Weather::Frost => frost(calm, random),
         }
     }
 
@@ -294,6 +307,17 @@ fn streams(calm: Plan, random: &mut Random) -> Plan {
         stops: random.in_thousand(100),
         ..calm
     }
+}
+
+fn frost(calm: Plan, random: &mut Random) -> Plan {
+    let freezes = random.between(20, 500);
+    let plan = match random.below(4) {
+        0 => hostile(calm, random),
+        1 => starved(calm, random),
+        2 => churn(calm, random),
+        _ => streams(calm, random),
+    };
+    Plan { freezes, ..plan }
 }
 
 fn temper(random: &mut Random) -> Temper {

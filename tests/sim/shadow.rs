@@ -40,6 +40,8 @@ pub struct Session {
     /// Both peers would get to the end by themselves.
     pub diligent: bool,
     pub attempt: Option<Attempt>,
+    /// Its worker was frozen before it was connected: the backend that it has is due.
+    pub held: bool,
     pub tried: Vec<BackendId>,
     /// How many of them could not be tried for lack of a local port.
     pub portless: usize,
@@ -70,6 +72,8 @@ pub struct Session {
 pub struct Attempt {
     pub since: Now,
     pub cancelled: bool,
+    /// Taken back by a freeze, after which it is made again.
+    pub recalled: bool,
 }
 
 /// The operations on one side's socket.
@@ -98,6 +102,8 @@ pub struct Ways {
 #[derive(Default)]
 pub struct InFlight {
     pub cancelled: bool,
+    /// Taken back by a freeze, after which the rest is sent again.
+    pub hurried: bool,
 }
 
 #[derive(Default)]
@@ -207,6 +213,14 @@ impl Session {
         };
         in_flight.cancelled = true;
         self.given_up |= matches!(what, StreamCmd::CancelSend { .. });
+    }
+
+    pub fn asks_to_hurry(&mut self, side: Side) {
+        let user = self.user;
+        let Some(send) = self.sides[side as usize].send.as_mut() else {
+            panic!("broken law: {}: user {user}: no send to {side:?}", law::CANCEL);
+        };
+        send.hurried = true;
     }
 
     pub fn asks_to_finish(&mut self, now: Now, side: Side, conns: &[Conn]) {
@@ -375,8 +389,8 @@ impl Session {
     pub fn is_out_of_work(&self) -> bool {
         let idle = |side: &Side| {
             let (ways, to) = (&self.sides[*side as usize], &self.sides[side.other() as usize]);
-            // A block is of no use for what could no longer be sent.
-            let waits = ways.starved && !to.gone;
+            // A block is of no use for what could no longer be sent, or for what is to end.
+            let waits = ways.starved && !to.gone && self.ordered.is_empty();
             ways.receive.is_none() && ways.send.is_none() && !waits
         };
         self.relaying && Side::BOTH.iter().all(idle)

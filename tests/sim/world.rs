@@ -3,6 +3,7 @@
 //! in `worker::shell`.
 
 mod commands;
+mod freezes;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use lb::ring::pool::{Class, Pool};
 use lb::session::EndReason;
 use lb::worker::books::{Books, Parts};
 use lb::worker::link::{Order, WorkerEnd, link};
+use lb::worker::slots::Key;
 use lb::worker::tcp::sessions::{Cmd, Cx, Sessions};
 
 use super::control::Control;
@@ -29,6 +31,7 @@ use super::peer::{End, Habits, Peer, Script};
 use super::pipes::Pipes;
 use super::plan::{Plan, Weather};
 use super::random::Random;
+use freezes::Frost;
 
 /// Every run must be over by then: it is all timeouts in a row, several times.
 const LAST_MOMENT: Now = Now::from_nanos(3_600_000_000_000);
@@ -52,6 +55,8 @@ pub struct Story {
     pub starved: u64,
     /// Bytes that went through pipes.
     pub spliced: u64,
+    /// How often the worker stood still.
+    pub stills: u64,
 }
 
 pub struct World {
@@ -82,6 +87,10 @@ pub struct World {
     mark: u64,
     starved: u64,
     spliced: u64,
+    frost: Option<Frost>,
+    /// When the next freeze may begin.
+    freezes_at: Now,
+    stills: u64,
     traced: bool,
 }
 
@@ -165,6 +174,9 @@ impl World {
             mark: 0,
             starved: 0,
             spliced: 0,
+            frost: None,
+            freezes_at: now,
+            stills: 0,
             traced,
             plan,
             random,
@@ -211,6 +223,7 @@ impl World {
         for done in done {
             self.complete(done);
         }
+        moved |= self.freeze();
         moved |= self.housekeep();
         self.laws.turn_ends(self.now, &self.pool, &self.kernel, &self.pipes);
         self.check_books();
@@ -254,7 +267,9 @@ impl World {
         let core = self.core.next_deadline();
         let answer = self.kernel.next_answer();
         let step = self.pipes.next_at();
-        let all = [peers, given_up.min(), arrival, act, core, answer, step];
+        let thaw = self.frost.as_ref().map(|frost| frost.next_at());
+        let (core, step) = if thaw.is_some() { (None, None) } else { (core, step) };
+        let all = [peers, given_up.min(), arrival, act, core, answer, step, thaw];
         all.into_iter().flatten().min()
     }
 
@@ -282,8 +297,11 @@ impl World {
         let peer = Peer::new(conn, Side::Client, user.script, user.habits, self.now);
         self.enters(peer);
         let full = self.seats.taken() >= self.seats.max();
-        let accepted = self.act(|core, cx| {
-            core.accepted(ServiceId::built_in(Protocol::Tcp), address_of(number), cx)
+        let (service, is_frozen) = (ServiceId::built_in(Protocol::Tcp), self.frost.is_some());
+        let client = address_of(number);
+        let accepted = self.act(|core, cx| match is_frozen {
+            true => core.seat(service, client.into(), cx),
+            false => core.accepted(service, client, cx),
         });
         self.trace(|_| format!("user {number} arrives: {accepted:?}"));
         let Some(key) = accepted else {
@@ -292,6 +310,10 @@ impl World {
             return self.conns[conn].close(false);
         };
         self.laws.accepted(self.now, key, number, conn);
+        if self.frost.is_some() {
+            let view = self.control.end.shard.read(key.place);
+            self.laws.holds(key, view.and_then(|view| view.backend));
+        }
         let place = key.place as usize;
         if self.sockets.len() <= place {
             self.sockets.resize(place + 1, [None; 2]);
@@ -349,22 +371,26 @@ impl World {
             (Kind::Receive(side), Outcome::Received { what, more, nonempty }) => {
                 self.starved += u64::from(matches!(what, proxy::Received::NoBuffers));
                 self.laws.received(now, key, side, &what, more);
-                let event = Event::Received { side, what, more, nonempty };
-                self.act(|core, cx| core.relayed(key, event, cx));
+                self.happened(key, Event::Received { side, what, more, nonempty });
             }
             (Kind::Send(side), Outcome::Sent(result)) => {
                 self.laws.sent(now, key, side, result);
-                let event = Event::Sent { side, result };
-                self.act(|core, cx| core.relayed(key, event, cx));
+                self.happened(key, Event::Sent { side, result });
             }
             (Kind::Connect, Outcome::Connected(result)) => {
                 self.laws.connected(now, key, result, false);
-                self.act(|core, cx| core.connected(key, result, cx));
+                let is_frozen = self.frost.is_some();
+                self.act(|core, cx| match is_frozen {
+                    true => core.recalled(key, result, cx),
+                    false => core.connected(key, result, cx),
+                });
             }
             (Kind::Room(side), Outcome::Ready(result)) => {
                 self.laws.answered(key, side, result.is_ok());
-                let event = Event::Room { side };
-                self.act(|core, cx| core.relayed(key, event, cx));
+                self.happened(key, Event::Room { side });
+            }
+            (Kind::Splice(side), Outcome::Ready(Ok(()))) if self.frost.is_some() => {
+                self.pipes.in_next_turn((key, side), now);
             }
             (Kind::Splice(side), Outcome::Ready(Ok(()))) => self.splice((key, side)),
             (Kind::Splice(side), Outcome::Ready(Err(_))) => {
@@ -376,12 +402,28 @@ impl World {
         self.execute();
     }
 
-    /// False when no splice step was due.
-    fn housekeep(&mut self) -> bool {
+    /// Tells a session, in the way of a worker that moves or stands still.
+    fn happened(&mut self, key: Key, event: Event) {
+        let is_frozen = self.frost.is_some();
+        self.act(|core, cx| match is_frozen {
+            true => core.note(key, event, cx),
+            false => core.relayed(key, event, cx),
+        });
+    }
+
+    fn adopt(&mut self) {
         if let Some(snapshot) = self.worker.snapshots.changed() {
             self.laws.adopt(Arc::clone(&snapshot));
             self.books.adopt(snapshot);
         }
+    }
+
+    /// False when no splice step was due.
+    fn housekeep(&mut self) -> bool {
+        if self.frost.is_some() {
+            return false;
+        }
+        self.adopt();
         while let Ok(order) = self.worker.orders.pop() {
             self.trace(|_| format!("{order:?}"));
             self.laws.orders(self.now, order, self.user_of(order));
@@ -474,6 +516,7 @@ impl World {
             mark: self.mark,
             starved: self.starved,
             spliced: self.spliced,
+            stills: self.stills,
         }
     }
 
