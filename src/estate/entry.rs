@@ -120,6 +120,9 @@ impl EntryRecord {
     pub const PROXY: u8 = 1;
 }
 
+/// Bytes that one session can have carried; no session has ever had more.
+pub const CARRIED_MAX: u64 = 1 << 62;
+
 /// How far the places for sessions were used: nobody's name may be given to another.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,

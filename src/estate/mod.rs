@@ -8,6 +8,7 @@
 
 pub mod entry;
 pub mod format;
+pub mod tcp;
 
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -46,6 +47,24 @@ pub struct Parcel<S> {
     records: Vec<u8>,
     bytes: Vec<u8>,
     pub sockets: Vec<S>,
+}
+
+/// The descriptors of a parcel while they are given out, each of them once.
+pub struct Unclaimed<S>(Vec<Option<S>>);
+
+impl<S> Unclaimed<S> {
+    pub fn new(sockets: Vec<S>) -> Unclaimed<S> {
+        Unclaimed(sockets.into_iter().map(Some).collect())
+    }
+
+    /// The descriptor at a place.
+    ///
+    /// # Errors
+    /// There is none, or it was given out before.
+    pub fn claim(&mut self, place: U32) -> Result<S, String> {
+        let place = self.0.get_mut(place.get() as usize).ok_or("a descriptor is missing")?;
+        place.take().ok_or_else(|| "a descriptor is claimed twice".into())
+    }
 }
 
 /// Some of a parcel's bytes.
@@ -219,6 +238,14 @@ mod tests {
             let span = Span { offset: U32::new(offset), len: U32::new(len) };
             assert_eq!(parcel.bytes(span), None, "{offset} {len}");
         }
+    }
+
+    #[test]
+    fn a_descriptor_is_claimed_once() {
+        let mut all = Unclaimed::new(vec![7, 9]);
+        assert_eq!(all.claim(U32::new(1)), Ok(9));
+        assert!(all.claim(U32::new(1)).unwrap_err().contains("twice"));
+        assert!(all.claim(U32::new(2)).unwrap_err().contains("missing"));
     }
 
     #[test]

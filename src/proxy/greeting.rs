@@ -148,6 +148,11 @@ pub enum Screened {
 }
 
 impl Screen {
+    /// The bytes that are known, for whoever takes the connection up.
+    pub fn seen(&self) -> &[u8] {
+        &self.seen[..self.count]
+    }
+
     /// Takes note of the next bytes of the connection.
     pub fn see(&mut self, bytes: &[u8]) -> Screened {
         let new = bytes.len().min(self.seen.len() - self.count);

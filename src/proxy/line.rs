@@ -18,6 +18,7 @@
 use super::pace::Pace;
 use super::room::{Question, Room};
 use super::{Event, Received, Side, Splice, Spliced, StreamCmd};
+use crate::estate::tcp::LineBits;
 use crate::ring::pool::{Chain, GATHER_MAX, Pool};
 
 /// Which of the kernel's newer features may be used.
@@ -82,6 +83,47 @@ impl Line {
             sink: Sink::Open,
             room: Room::UNKNOWN,
         }
+    }
+
+    /// What is known about a connection with no send under way, for whoever takes it up.
+    pub fn describe(&self) -> u8 {
+        debug_assert!(self.sending.is_empty(), "what is in a send cannot be described");
+        let source = match self.source {
+            Source::Open => 0,
+            Source::Ended => LineBits::ENDED,
+            Source::Failed => LineBits::FAILED,
+        };
+        let sink = match self.sink {
+            Sink::Open => 0,
+            Sink::Finished => LineBits::FINISHED,
+            Sink::Gone => LineBits::GONE,
+        };
+        source | sink | if self.short { LineBits::SHORT } else { 0 }
+    }
+
+    /// A connection that another has described, on which nothing is in flight here. `spliced`: what comes from
+    /// it next goes through a pipe.
+    ///
+    /// # Errors
+    /// What is wrong with the description.
+    pub fn taken_up(bits: u8, spliced: bool) -> Result<Line, String> {
+        let source = match bits & (LineBits::ENDED | LineBits::FAILED) {
+            0 => Source::Open,
+            LineBits::ENDED => Source::Ended,
+            LineBits::FAILED => Source::Failed,
+            _ => return Err("a connection has ended and failed".into()),
+        };
+        let sink = match bits & (LineBits::FINISHED | LineBits::GONE) {
+            0 => Sink::Open,
+            LineBits::FINISHED => Sink::Finished,
+            LineBits::GONE => Sink::Gone,
+            _ => return Err("a connection was finished and is gone".into()),
+        };
+        if bits & !LineBits::ALL != 0 {
+            return Err("a connection has unknown flags".into());
+        }
+        let pace = if spliced { Pace::SPLICED } else { Pace::new() };
+        Ok(Line { source, sink, pace, short: bits & LineBits::SHORT != 0, ..Line::new() })
     }
 
     /// Records the result of a receive. Its bytes are the caller's.

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use crate::base::time::Now;
+use crate::estate::tcp::WatchRecord;
 
 /// A host that has owed an answer for this long has vanished. Keepalive gives an idle host as long.
 pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
@@ -83,9 +84,26 @@ impl Watch {
         }
     }
 
+    /// What is remembered, for whoever takes the session up.
+    pub fn describe(&self) -> WatchRecord {
+        let acknowledged = self.acknowledged.map_or(0, |count| count.saturating_add(1));
+        let since = self.owing_since.map_or(0, |since| since.nanos().max(1));
+        WatchRecord { acknowledged: acknowledged.into(), owing_since: since.into() }
+    }
+
     /// When the host will have vanished unless it answers.
     pub fn gives_up_at(&self) -> Option<Now> {
         self.owing_since.map(|since| since.plus(GIVEN_UP_AFTER))
+    }
+}
+
+impl From<WatchRecord> for Watch {
+    fn from(record: WatchRecord) -> Watch {
+        let since = Some(record.owing_since.get()).filter(|since| *since > 0);
+        Watch {
+            acknowledged: record.acknowledged.get().checked_sub(1),
+            owing_since: since.map(Now::from_nanos),
+        }
     }
 }
 
@@ -153,6 +171,16 @@ mod tests {
         assert_eq!(watch.gives_up_at(), Some(at(90)));
         watch.look(at(60), at(0), &Outlook { owed: false, ..owing(0) });
         assert_eq!(watch.gives_up_at(), None);
+    }
+
+    #[test]
+    fn a_watch_goes_on_elsewhere_as_it_was() {
+        let mut watch = Watch::NEW;
+        watch.look(at(7), at(5), &owing(2));
+        for watch in [Watch::NEW, watch] {
+            let again = Watch::from(watch.describe());
+            assert_eq!(format!("{again:?}"), format!("{watch:?}"));
+        }
     }
 
     #[test]

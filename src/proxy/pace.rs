@@ -46,6 +46,9 @@ impl Pace {
         Pace { class: Class::Small, row: 0, stream: 0, splice: None, nonempty: false }
     }
 
+    /// That of a stream whose pipe holds bytes.
+    pub(super) const SPLICED: Pace = Pace { splice: Some(When::NextTurn), ..Pace::new() };
+
     /// Learns from a splice step when to take the next one, or that this is no longer a stream.
     pub(super) fn note_splice(&mut self, moved: u64, how: Spliced) {
         let waited = matches!(self.splice, Some(When::Writable | When::Later));

@@ -21,8 +21,14 @@
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
 use super::{Event, Received, Side, Splice, Spliced, StreamCmd};
+use crate::estate::Parcel;
+use crate::estate::entry::CARRIED_MAX;
+use crate::estate::tcp::{FlowRecord, RelayRecord};
 use crate::ring::pool::{Buf, Chain, Pool};
 use crate::session::EndReason;
+
+/// Bytes wait that there are no blocks for.
+const NO_BLOCKS: &str = "the bytes on their way do not fit into limits.buffer_bytes";
 
 /// How far a relay has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +69,67 @@ impl Relay {
             delivered: [0; 2],
             lost: false,
         }
+    }
+
+    /// What another could go on with while no send is under way; bytes that wait are copied. What is said of
+    /// pipes is only what they hold.
+    pub fn describe<S>(&self, pool: &Pool, parcel: &mut Parcel<S>) -> RelayRecord {
+        let flow = |side: Side| FlowRecord {
+            waiting: parcel.add_bytes(pool.pieces(self.waiting[side as usize].outgoing())),
+            delivered: self.delivered[side as usize].into(),
+            // A pipe holds less than that.
+            piped: (self.piped[side as usize] as u32).into(),
+            ..FlowRecord::NEW
+        };
+        RelayRecord {
+            flows: Side::BOTH.map(flow),
+            lines: self.lines.each_ref().map(Line::describe),
+            lost: self.lost.into(),
+            unused: 0,
+        }
+    }
+
+    /// A relay that another has described, in which nothing is in flight. Begin with [`Relay::advance`].
+    ///
+    /// # Errors
+    /// What is wrong with the description, or what is lacking here.
+    pub fn taken_up<S>(
+        record: &RelayRecord,
+        parcel: &Parcel<S>,
+        pool: &mut Pool,
+    ) -> Result<Relay, String> {
+        let line = |side: Side| {
+            let piped = record.flows[side as usize].piped.get();
+            Line::taken_up(record.lines[side as usize], piped > 0)
+        };
+        let lines = [line(Side::Client)?, line(Side::Backend)?];
+        let mut waiting = [&[][..]; 2];
+        for side in Side::BOTH {
+            let FlowRecord { waiting: span, piped, delivered, .. } = record.flows[side as usize];
+            let bytes = parcel.bytes(span).ok_or("bytes of a session are missing")?;
+            let (from, to) = (&lines[side as usize], &lines[side.other() as usize]);
+            let (waits, is_piped) = (!bytes.is_empty(), piped.get() > 0);
+            if (waits || is_piped) && !to.takes() {
+                return Err("bytes wait for a connection that takes none".into());
+            }
+            if is_piped && (waits || !from.is_open()) {
+                return Err("a pipe holds bytes out of turn".into());
+            }
+            if delivered.get() > CARRIED_MAX {
+                return Err("a session has carried more bytes than there are".into());
+            }
+            waiting[side as usize] = bytes;
+        }
+        let mut chain = |side| pool.chain(waiting[side as usize]);
+        let (up, down) = (chain(Side::Client), chain(Side::Backend));
+        let (Some(up), Some(down)) = (up, down) else { return Err(NO_BLOCKS.into()) };
+        let [client, backend] = lines;
+        Ok(Relay {
+            piped: record.flows.map(|flow| flow.piped.get() as usize),
+            delivered: record.flows.map(|flow| flow.delivered.get()),
+            lost: record.lost != 0,
+            ..Relay::resume((client, down), (backend, up))
+        })
     }
 
     /// Takes the relay apart again, giving back what was never sent. What is in flight goes on.

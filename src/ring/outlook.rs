@@ -1,5 +1,5 @@
 //! What the kernel says about a connection's send queue: its length (`SIOCOUTQ`) and `tcp_info`
-//! (tcp(7)). Owns where the fields are; what they mean is `proxy::outlook`'s. Called when a session
+//! (tcp(7)), and how much a pipe holds. Owns where the fields are; what they mean is `proxy::outlook`'s. Called when a session
 //! ends or has been still for a while, never per message.
 
 use std::mem::MaybeUninit;
@@ -39,6 +39,14 @@ fn queued(socket: BorrowedFd<'_>) -> u32 {
     // returns.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
     if result == 0 { u32::try_from(queued).unwrap_or(0) } else { 0 }
+}
+
+/// Bytes that wait in a pipe (`FIONREAD`, pipe(7)); `None`: the kernel does not say.
+pub(super) fn unread(pipe: BorrowedFd<'_>) -> Option<usize> {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, to one that lives until the call returns.
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+    if result == 0 { usize::try_from(unread).ok() } else { None }
 }
 
 fn info(socket: BorrowedFd<'_>) -> Option<[u8; INFO_BYTES]> {

@@ -8,7 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::sys::stat::fstat;
 
+use super::outlook;
+use super::sys::{self, Kind};
 use crate::proxy::Splice;
 
 /// A pipe's capacity in bytes. Large enough that a fast sender needs some hundred microseconds to
@@ -29,6 +32,26 @@ impl Pipe {
     /// Bytes that have left the source and not reached the sink.
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// Its ends, for reading and for writing.
+    pub fn ends(&self) -> [BorrowedFd<'_>; 2] {
+        [self.read.as_fd(), self.write.as_fd()]
+    }
+
+    /// A pipe that another process has filled with `held` bytes; `None` if these are not its ends, or it holds
+    /// another number of bytes.
+    pub fn taken_up([read, write]: [OwnedFd; 2], held: usize) -> Option<Pipe> {
+        let is_end = |end: &OwnedFd, mode: OFlag| {
+            let flags = fcntl(end.as_fd(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+            let is_mode = flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == mode);
+            sys::kind(end.as_fd()) == Kind::Pipe && is_mode
+        };
+        let inode = |end: &OwnedFd| fstat(end.as_fd()).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        let is_pipe = is_end(&read, OFlag::O_RDONLY) && is_end(&write, OFlag::O_WRONLY);
+        let is_whole = is_pipe && inode(&read) == inode(&write);
+        let is_full = is_whole && outlook::unread(read.as_fd()) == Some(held);
+        is_full.then_some(Pipe { read, write, held })
     }
 
     /// Moves what it can, up to `bytes_max`; returns how much reached the sink, and why it was not
@@ -93,7 +116,7 @@ impl Pipes {
         if let Some(pipe) = self.idle.pop() {
             return Some(pipe);
         }
-        if self.made == PIPES_MAX {
+        if self.made >= PIPES_MAX {
             return None;
         }
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
@@ -102,9 +125,15 @@ impl Pipes {
         Some(Pipe { read, write, held: 0 })
     }
 
+    /// Counts a pipe that was made elsewhere and is on loan. There may be more than the limit then, until the
+    /// first come back.
+    pub fn take_up(&mut self) {
+        self.made += 1;
+    }
+
     /// Takes a pipe back. One with bytes in it must never serve another flow, and is closed.
     pub fn give_back(&mut self, pipe: Pipe) {
-        if pipe.held > 0 {
+        if pipe.held > 0 || self.made > PIPES_MAX {
             self.made -= 1;
         } else {
             self.idle.push(pipe);
@@ -201,6 +230,37 @@ mod tests {
         assert_eq!(pipe.held(), 0);
         drop(sink);
         assert_eq!(reader.join().unwrap(), moved);
+    }
+
+    #[test]
+    fn a_pipe_goes_on_elsewhere_with_what_it_holds() {
+        let mut pipes = Pipes::new();
+        let mut pipe = pipes.lend().unwrap();
+        let (near, mut backend) = pair();
+        nix::unistd::write(&pipe.write, b"held").unwrap();
+        pipe.held = 4;
+        let copies = || pipe.ends().map(|end| end.try_clone_to_owned().unwrap());
+        let other = pipes.lend().unwrap();
+        let [read, write] = copies();
+        assert!(Pipe::taken_up([write, read], 4).is_none(), "the ends are mixed up");
+        let [read, _] = copies();
+        let [_, write] = other.ends().map(|end| end.try_clone_to_owned().unwrap());
+        assert!(Pipe::taken_up([read, write], 4).is_none(), "these are two pipes");
+        assert!([3, 5].into_iter().all(|held| Pipe::taken_up(copies(), held).is_none()));
+        let sockets = [near.as_fd(), near.as_fd()].map(|it| it.try_clone_to_owned().unwrap());
+        assert!(Pipe::taken_up(sockets, 0).is_none(), "these are sockets");
+        let mut again = Pipe::taken_up(copies(), 4).unwrap();
+        let mut fewer = Pipes::new();
+        fewer.made = PIPES_MAX;
+        fewer.take_up();
+        assert!(fewer.lend().is_none());
+        let (source, _user) = pair();
+        assert_eq!(again.step(source.as_fd(), near.as_fd(), STEP), (4, Splice::Empty));
+        let mut got = [0; 4];
+        backend.read_exact(&mut got).unwrap();
+        assert_eq!((&got, again.held()), (b"held", 0));
+        fewer.give_back(again);
+        assert_eq!((fewer.made, fewer.idle.len()), (PIPES_MAX, 0), "it was one too many");
     }
 
     #[test]

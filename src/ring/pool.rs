@@ -70,6 +70,9 @@ const RESERVE_SHARE: usize = 4;
 /// receives still bring in unasked finds a place outside it.
 const SCARCE_SHARE: usize = 2;
 
+/// Bytes that would fill more small blocks than this go into a large one.
+const LARGE_SHARE: usize = 4;
+
 const PAGE: usize = 4096;
 const NONE: u16 = u16::MAX;
 
@@ -281,6 +284,24 @@ impl Pool {
         }
         buf.len += count as u32;
         count
+    }
+
+    /// Copies bytes into as few blocks as there may be; `None` if there are not enough.
+    pub fn chain(&mut self, mut bytes: &[u8]) -> Option<Chain> {
+        let mut chain = Chain::EMPTY;
+        while !bytes.is_empty() {
+            let is_long = bytes.len() > SMALL_BYTES * LARGE_SHARE || self.free(Class::Small) == 0;
+            let is_large = is_long && self.free(Class::Large) > 0;
+            let Some(mut buf) = self.take(if is_large { Class::Large } else { Class::Small })
+            else {
+                self.give_back_chain(chain);
+                return None;
+            };
+            let count = self.append(&mut buf, bytes);
+            bytes = &bytes[count..];
+            self.push(&mut chain, buf);
+        }
+        Some(chain)
     }
 
     /// The bytes of a buffer.

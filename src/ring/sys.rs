@@ -14,6 +14,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recv, recvmsg, send, sendmsg,
     setsockopt, sockopt,
 };
+use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
@@ -280,6 +281,39 @@ fn address_of(address: socket2::SockAddr) -> io::Result<SocketAddr> {
     Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
+/// What a descriptor is, as far as another process may hand one over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A TCP connection, or a socket that may become one.
+    Stream,
+    Listener,
+    /// A UDP socket.
+    Datagrams {
+        v6: bool,
+    },
+    Pipe,
+    Other,
+}
+
+/// What a descriptor is (`SO_DOMAIN`, `SO_TYPE`, `SO_ACCEPTCONN`, socket(7); fstat(2)).
+pub fn kind(of: BorrowedFd<'_>) -> Kind {
+    let socket = SockRef::from(&of);
+    let Ok(domain) = socket.domain() else {
+        let mode = fstat(of).map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+        return if mode == Ok(SFlag::S_IFIFO) { Kind::Pipe } else { Kind::Other };
+    };
+    let v6 = domain == Domain::IPV6;
+    if !v6 && domain != Domain::IPV4 {
+        return Kind::Other;
+    }
+    match socket.r#type() {
+        Ok(Type::STREAM) if socket.is_listener().unwrap_or(false) => Kind::Listener,
+        Ok(Type::STREAM) => Kind::Stream,
+        Ok(Type::DGRAM) => Kind::Datagrams { v6 },
+        _ => Kind::Other,
+    }
+}
+
 /// Tells the peer that no more bytes will come (shutdown(2), half of a close).
 pub fn finish_writing(socket: BorrowedFd<'_>) {
     // Fails only if the peer is already gone, which the receive side reports.
@@ -405,6 +439,24 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn a_descriptor_is_what_it_is() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let upstream = |v4: bool| Kind::Datagrams { v6: !v4 };
+        for v4 in [true, false] {
+            let socket = datagram_upstream(v4, false, false).unwrap();
+            assert_eq!(kind(socket.as_fd()), upstream(v4));
+        }
+        assert_eq!(kind(stream.as_fd()), Kind::Stream);
+        assert_eq!(kind(listener.as_fd()), Kind::Listener);
+        let (read, write) = nix::unistd::pipe().unwrap();
+        assert_eq!([&read, &write].map(|end| kind(end.as_fd())), [Kind::Pipe; 2]);
+        let (unix, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!([kind(unix.as_fd()), kind(file.as_fd())], [Kind::Other; 2]);
+    }
 
     #[test]
     fn who_is_closed_to_at_once_still_reads_what_was_said() {

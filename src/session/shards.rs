@@ -74,6 +74,8 @@ pub struct ShardWriter {
     used: u32,
     capacity: u32,
     live: u32,
+    /// It succeeds another shard, and newcomers get none of its places yet.
+    succeeds: bool,
 }
 
 /// How far the places of a shard were used.
@@ -95,8 +97,14 @@ impl Shard {
         let chunks = (0..capacity.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
         let shard = Arc::new(Shard { worker, generation: AtomicU32::new(0), chunks });
         let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
-        let writer =
-            ShardWriter { shard: Arc::clone(&shard), free: Vec::new(), used: 0, capacity, live: 0 };
+        let writer = ShardWriter {
+            shard: Arc::clone(&shard),
+            free: Vec::new(),
+            used: 0,
+            capacity,
+            live: 0,
+            succeeds: false,
+        };
         (writer, shard)
     }
 
@@ -228,6 +236,7 @@ impl ShardWriter {
     pub fn succeed(&mut self, extent: Extent) {
         assert_eq!(self.used, 0, "a shard succeeds another before it has sessions");
         self.used = extent.places.min(self.capacity);
+        self.succeeds = true;
         self.shard.generation.store(extent.generation, Ordering::Relaxed);
     }
 
@@ -260,8 +269,10 @@ impl ShardWriter {
 
     /// All sessions of the other shard are in their places: newcomers get the others.
     pub fn settle(&mut self) {
-        let is_free = |place: &u32| !self.shard.record(*place).is_in_use();
-        self.free = (0..self.used).rev().filter(is_free).collect();
+        if std::mem::take(&mut self.succeeds) {
+            let is_free = |place: &u32| !self.shard.record(*place).is_in_use();
+            self.free = (0..self.used).rev().filter(is_free).collect();
+        }
     }
 
     /// Records that the session is another service's from now on.

@@ -1,5 +1,7 @@
 //! A relay between sockets that the tests play by hand.
 
+mod estate;
+
 use nix::errno::Errno;
 
 use super::super::{Intake, When};

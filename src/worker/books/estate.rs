@@ -5,15 +5,11 @@
 use std::collections::BTreeMap;
 
 use super::{Books, Choice, Entry};
-use crate::base::time::Now;
 use crate::cluster::{BackendId, Protocol, Service, ServiceId};
-use crate::estate::entry::{Address, EntryRecord, PlacesRecord, moment, nanos};
+use crate::estate::entry::{CARRIED_MAX, EntryRecord, PlacesRecord, moment, nanos};
 use crate::estate::{Parcel, Span};
 use crate::metrics::BACKENDS_MAX;
 use crate::session::shards::{Extent, Place};
-
-/// Bytes that one session can have carried. What is beyond no session has ever had.
-pub const CARRIED_MAX: u64 = 1 << 62;
 
 /// The names of services in a parcel that is being written: each stands there once.
 #[derive(Default)]
@@ -189,7 +185,9 @@ mod tests {
 
     use super::*;
     use crate::base::random::xorshift;
+    use crate::base::time::Now;
     use crate::cluster::{Backend, Snapshot, Standing};
+    use crate::estate::entry::Address;
     use crate::session::EndReason;
     use crate::worker::books::tests::{Joined, joined};
     use zerocopy::{FromBytes, IntoBytes};
