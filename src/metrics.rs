@@ -2,6 +2,8 @@
 //! line in `/metrics` and its help text. Every value has a single writer (its worker) and any number
 //! of readers, so counting costs a load and a store on a cache line that no other core writes.
 
+pub mod named;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -56,6 +58,18 @@ pub struct Row {
     pub help: &'static str,
 }
 
+/// A table of counters and gauges.
+pub trait Table {
+    /// Its rows, in display order.
+    fn rows() -> &'static [Row];
+
+    /// The values, in the same order.
+    fn all(&self) -> Box<[u64]>;
+
+    /// Adds to what a row has; for its one writer.
+    fn add(&self, row: usize, by: u64);
+}
+
 macro_rules! table {
     ($(#[$about:meta])* $table:ident { $($kind:ident $field:ident: $help:literal,)* }) => {
         $(#[$about])*
@@ -71,6 +85,20 @@ macro_rules! table {
             /// The values, in the order of [`Self::ROWS`].
             pub fn values(&self) -> [u64; Self::ROWS.len()] {
                 [$(self.$field.get(),)*]
+            }
+        }
+
+        impl Table for $table {
+            fn rows() -> &'static [Row] {
+                Self::ROWS
+            }
+
+            fn all(&self) -> Box<[u64]> {
+                self.values().into()
+            }
+
+            fn add(&self, row: usize, by: u64) {
+                [$(&self.$field,)*][row].add(by);
             }
         }
     };
@@ -245,6 +273,12 @@ impl Histogram {
 
     pub fn sum_us(&self) -> u64 {
         self.sum_us.get()
+    }
+
+    /// Adds what another has counted; for its one writer.
+    pub fn add(&self, counts: &[u64; BUCKETS], sum_us: u64) {
+        self.buckets.iter().zip(counts).for_each(|(bucket, more)| bucket.add(*more));
+        self.sum_us.add(sum_us);
     }
 }
 

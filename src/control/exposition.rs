@@ -10,27 +10,24 @@ use super::hub::Hub;
 use super::services::tallies;
 use super::status::{BackendState, RunState};
 use super::view;
+use super::workers::Timing;
 use crate::cluster::{Backend, Barrier, Protocol, Service};
-use crate::metrics::{
-    BOUNDS_US, BackendCounters, ControlCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
-};
+use crate::metrics::{BOUNDS_US, BUCKETS, BackendCounters, ControlCounters, Kind, WorkerCounters};
 
 /// The media type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Labels<'a> = &'a [(&'a str, &'a dyn Display)];
 
-/// A worker's histogram: its name, its help text, and where to find it.
-type Timing = (&'static str, &'static str, fn(&WorkerMetrics) -> &Histogram);
-
-const TIMINGS: [Timing; 3] = [
-    ("connect_seconds", "From a user's arrival until a backend was connected.", |it| {
-        &it.connect_time
-    }),
-    ("first_byte_seconds", "From a user's arrival until the first byte came back.", |it| {
-        &it.first_byte_time
-    }),
-    ("session_seconds", "From a session's start to its end.", |it| &it.session_length),
+/// The workers' histograms: the name of each, its help text, and which it is.
+const TIMINGS: [(&str, &str, Timing); 3] = [
+    ("connect_seconds", "From a user's arrival until a backend was connected.", Timing::Connect),
+    (
+        "first_byte_seconds",
+        "From a user's arrival until the first byte came back.",
+        Timing::FirstByte,
+    ),
+    ("session_seconds", "From a session's start to its end.", Timing::SessionLength),
 ];
 
 /// When each certificate ends.
@@ -62,14 +59,14 @@ pub fn text(hub: &Hub) -> String {
     about(hub, &mut text);
     for (row, about) in WorkerCounters::ROWS.iter().enumerate() {
         let name = text.family("", about.name, about.kind, about.help);
-        for (worker, metrics) in hub.workers.metrics() {
-            text.sample(&name, &[("worker", &worker)], metrics.counters.values()[row]);
+        for (worker, values) in hub.workers.counters() {
+            text.sample(&name, &[("worker", &worker)], values[row]);
         }
     }
-    for (name, help, of) in TIMINGS {
+    for (name, help, timing) in TIMINGS {
         text.head(&format!("lb_{name}"), "histogram", help);
-        for (worker, metrics) in hub.workers.metrics() {
-            text.histogram(&format!("lb_{name}"), worker, of(metrics));
+        for (worker, counts, sum_us) in hub.workers.histograms(timing) {
+            text.histogram(&format!("lb_{name}"), worker, counts, sum_us);
         }
     }
     certificates(hub, &mut text);
@@ -292,16 +289,16 @@ impl Text {
     }
 
     /// In the exposition, buckets are cumulative and the last one holds everything; our own are not.
-    fn histogram(&mut self, name: &str, worker: u8, histogram: &Histogram) {
+    fn histogram(&mut self, name: &str, worker: u8, counts: [u64; BUCKETS], sum_us: u64) {
         let bucket = format!("{name}_bucket");
         let mut so_far = 0u64;
-        for (place, count) in histogram.counts().into_iter().enumerate() {
+        for (place, count) in counts.into_iter().enumerate() {
             so_far += count;
             let bound = BOUNDS_US.get(place).map(|us| (*us as f64 / 1e6).to_string());
             let bound = bound.unwrap_or("+Inf".to_owned());
             self.sample(&bucket, &[("worker", &worker), ("le", &bound)], so_far);
         }
-        let sum = histogram.sum_us() as f64 / 1e6;
+        let sum = sum_us as f64 / 1e6;
         self.sample(&format!("{name}_sum"), &[("worker", &worker)], sum);
         self.sample(&format!("{name}_count"), &[("worker", &worker)], so_far);
     }
@@ -316,6 +313,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::metrics::Histogram;
 
     #[test]
     fn a_histogram_is_cumulative_and_ends_with_everything() {
@@ -324,7 +322,7 @@ mod tests {
             histogram.record(Duration::from_micros(us));
         }
         let mut text = Text::default();
-        text.histogram("lb_x_seconds", 3, &histogram);
+        text.histogram("lb_x_seconds", 3, histogram.counts(), histogram.sum_us());
         let lines: Vec<_> = text.0.lines().collect();
         assert_eq!(lines[0], r#"lb_x_seconds_bucket{worker="3",le="0.00005"} 1"#);
         assert_eq!(lines[1], r#"lb_x_seconds_bucket{worker="3",le="0.0001"} 3"#);

@@ -16,7 +16,7 @@ use super::status::{
     HelloStatus, LastMinute, Percentiles, RunState, SCHEMA, ServiceLimits, ServiceStatus,
     SessionTotals, Status, Timings, WorkerStatus,
 };
-use super::workers::value;
+use super::workers::{Timing, WorkerValues, value};
 use crate::base::time::Now;
 use crate::cluster::groups::place_of;
 use crate::cluster::registry::{DrainedBy, Registered};
@@ -363,11 +363,11 @@ fn outcomes(checked: &Checked) -> CheckStatus {
 }
 
 fn workers(hub: &Hub) -> Vec<WorkerStatus> {
-    let shown = |(worker, metrics): (u8, &crate::metrics::WorkerMetrics)| WorkerStatus {
+    let shown = |(worker, values): (u8, WorkerValues)| WorkerStatus {
         worker,
-        counters: named(WorkerCounters::ROWS, &metrics.counters.values()),
+        counters: named(WorkerCounters::ROWS, &values),
     };
-    hub.workers.metrics().map(shown).collect()
+    hub.workers.counters().map(shown).collect()
 }
 
 fn named(rows: &[Row], values: &[u64]) -> BTreeMap<String, u64> {
@@ -377,9 +377,9 @@ fn named(rows: &[Row], values: &[u64]) -> BTreeMap<String, u64> {
 fn timings(hub: &Hub) -> Timings {
     let brief = |(counts, sum_us): (Vec<u64>, u64)| percentiles(&counts, sum_us);
     Timings {
-        connect: brief(hub.workers.histogram(|it| &it.connect_time)),
-        first_byte: brief(hub.workers.histogram(|it| &it.first_byte_time)),
-        session_length: brief(hub.workers.histogram(|it| &it.session_length)),
+        connect: brief(hub.workers.histogram(Timing::Connect)),
+        first_byte: brief(hub.workers.histogram(Timing::FirstByte)),
+        session_length: brief(hub.workers.histogram(Timing::SessionLength)),
     }
 }
 

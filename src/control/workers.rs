@@ -2,20 +2,25 @@
 //! orders held for a worker whose queue is full, and the knowledge of what the workers must have seen.
 //! Nothing here waits for a worker.
 
-use std::collections::{HashSet, VecDeque};
+mod inherited;
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::error;
+
+pub use inherited::Timing;
+use inherited::{Backends, Base};
 
 use super::doors::OpenDoor;
 use crate::base::time::Now;
 use crate::cluster::{DoorId, Protocol, ServiceId};
 use crate::config::plans::DoorPlan;
-use crate::metrics::{
-    BACKENDS_MAX, BackendCounters, Histogram, Kind, WorkerCounters, WorkerMetrics,
-};
+use crate::metrics::named::Named;
+use crate::metrics::{BACKENDS_MAX, BUCKETS, BackendCounters, Kind, WorkerCounters};
 use crate::session::shards::Shard;
 use crate::worker::link::{ControlEnd, DoorChange, Listener, Order, Report, RequestLine};
 
@@ -28,6 +33,9 @@ const BACKEND_ROWS: usize = BackendCounters::ROWS.len();
 /// One backend's counters, in the order of [`BackendCounters::ROWS`].
 pub type BackendValues = [u64; BACKEND_ROWS];
 
+/// One worker's counters, in the order of [`WorkerCounters::ROWS`].
+pub type WorkerValues = [u64; WorkerCounters::ROWS.len()];
+
 /// One of a backend's counters, by the name of its row.
 pub fn value(values: &BackendValues, name: &str) -> u64 {
     let row = BackendCounters::ROWS.iter().position(|row| row.name == name);
@@ -35,7 +43,8 @@ pub fn value(values: &BackendValues, name: &str) -> u64 {
 }
 
 /// What backends were given since the start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Given {
     pub sessions: u64,
     pub bytes_up: u64,
@@ -58,6 +67,7 @@ struct End {
     waits: HashSet<Order>,
     /// By slot: the counts at the time the slot was given to its present backend.
     before: Box<[BackendValues]>,
+    base: Base,
 }
 
 /// How many turns each worker had made at some moment.
@@ -105,6 +115,7 @@ impl Pulse {
 /// All workers.
 pub struct Workers {
     ends: Vec<End>,
+    inherited: Backends,
 }
 
 impl Workers {
@@ -114,8 +125,9 @@ impl Workers {
             waiting: VecDeque::new(),
             waits: HashSet::new(),
             before: vec![[0; BACKEND_ROWS]; BACKENDS_MAX].into(),
+            base: Base::default(),
         });
-        Workers { ends: ends.collect() }
+        Workers { ends: ends.collect(), inherited: Backends::default() }
     }
 
     /// Makes sleeping workers look at their orders and at the snapshot.
@@ -244,6 +256,7 @@ impl Workers {
 
     /// Starts counting a new backend in `slot`, without what its predecessor left there.
     pub fn begin(&mut self, slot: u16) {
+        self.inherited.begin(slot);
         for end in &mut self.ends {
             end.before[usize::from(slot)] = end.values(slot);
         }
@@ -262,19 +275,56 @@ impl Workers {
                 sum[row] = sum[row].wrapping_add(own);
             }
         }
+        self.inherited.add_to(slot, &mut sum);
         sum
     }
 
     /// When the backend in `slot`, or one before it there, last began to answer an API request.
     pub fn answered(&self, slot: u16) -> Now {
         let of = |end: &End| end.link.metrics.answered[usize::from(slot)].get();
-        Now::from_nanos(self.ends.iter().map(of).max().unwrap_or(0))
+        let here = Now::from_nanos(self.ends.iter().map(of).max().unwrap_or(0));
+        here.max(self.inherited.answered(slot))
     }
 
-    /// Sessions running on the backend in `slot`.
+    /// Sessions running on the backend in `slot`, those that a predecessor still has among them.
     pub fn active(&self, slot: u16) -> u64 {
+        self.active_here(slot) + self.inherited.elsewhere(slot)
+    }
+
+    /// Those at the workers.
+    pub fn active_here(&self, slot: u16) -> u64 {
         let of = |end: &End| end.link.metrics.backends[usize::from(slot)].active.get();
         self.ends.iter().map(of).sum()
+    }
+
+    /// The backend in `slot` goes on with what a predecessor has counted of it.
+    pub fn inherit(&mut self, slot: u16, more: &Named<BackendCounters>) {
+        self.inherited.add(slot, more);
+    }
+
+    /// When a predecessor has last seen it begin to answer a request.
+    pub fn inherit_answered(&mut self, slot: u16, answered: Now) {
+        self.inherited.set_answered(slot, answered);
+    }
+
+    /// The sessions that a predecessor still has, by the place of the backend.
+    pub fn set_elsewhere(&mut self, sessions: BTreeMap<u16, u64>) {
+        self.inherited.set_elsewhere(sessions);
+    }
+
+    /// The worker of this number, or else the first, goes on with what one of a predecessor has counted.
+    pub fn inherit_worker(
+        &mut self,
+        number: usize,
+        counters: &Named<WorkerCounters>,
+        timings: [(&[u64; BUCKETS], u64); Timing::ALL.len()],
+    ) {
+        let place = if number < self.ends.len() { number } else { 0 };
+        let Some(end) = self.ends.get(place) else { return };
+        counters.add_to(&end.base.counters);
+        for (timing, (counts, sum_us)) in Timing::ALL.into_iter().zip(timings) {
+            end.base.histogram(timing).add(counts, sum_us);
+        }
     }
 
     /// All running sessions.
@@ -284,26 +334,45 @@ impl Workers {
 
     /// One of the workers' own counters, over all workers.
     pub fn sum(&self, counter: impl Fn(&WorkerCounters) -> u64) -> u64 {
-        self.ends.iter().map(|end| counter(&end.link.metrics.counters)).sum()
+        let of = |end: &End| {
+            counter(&end.link.metrics.counters).wrapping_add(counter(&end.base.counters))
+        };
+        self.ends.iter().map(of).fold(0, u64::wrapping_add)
     }
 
     /// One of the workers' histograms, over all workers: the counts by bucket, and the sum in
     /// microseconds.
-    pub fn histogram(&self, of: impl Fn(&WorkerMetrics) -> &Histogram) -> (Vec<u64>, u64) {
-        let mut counts = Vec::new();
+    pub fn histogram(&self, timing: Timing) -> (Vec<u64>, u64) {
+        let mut counts = vec![0; BUCKETS];
         let mut sum_us = 0u64;
-        for histogram in self.ends.iter().map(|end| of(&end.link.metrics)) {
-            let next = histogram.counts();
-            counts.resize(next.len(), 0);
+        for (_, next, more_us) in self.histograms(timing) {
             counts.iter_mut().zip(next).for_each(|(count, more)| *count += more);
-            sum_us = sum_us.wrapping_add(histogram.sum_us());
+            sum_us = sum_us.wrapping_add(more_us);
         }
         (counts, sum_us)
     }
 
-    /// Each worker's number and metrics.
-    pub fn metrics(&self) -> impl Iterator<Item = (u8, &WorkerMetrics)> {
-        self.ends.iter().map(|end| (end.link.worker, &*end.link.metrics))
+    /// The same of each worker, behind its number.
+    pub fn histograms(
+        &self,
+        timing: Timing,
+    ) -> impl Iterator<Item = (u8, [u64; BUCKETS], u64)> + '_ {
+        self.ends.iter().map(move |end| {
+            let (own, base) = (timing.of(&end.link.metrics), end.base.histogram(timing));
+            let (mut counts, before) = (own.counts(), base.counts());
+            counts.iter_mut().zip(before).for_each(|(count, more)| *count += more);
+            (end.link.worker, counts, own.sum_us().wrapping_add(base.sum_us()))
+        })
+    }
+
+    /// Each worker's number and counters, in the order of [`WorkerCounters::ROWS`].
+    pub fn counters(&self) -> impl Iterator<Item = (u8, WorkerValues)> + '_ {
+        self.ends.iter().map(|end| {
+            let (mut values, base) =
+                (end.link.metrics.counters.values(), end.base.counters.values());
+            values.iter_mut().zip(base).for_each(|(value, more)| *value = value.wrapping_add(more));
+            (end.link.worker, values)
+        })
     }
 
     /// Every worker's part of the session table.

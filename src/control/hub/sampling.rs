@@ -9,6 +9,7 @@ use crate::control::history::marks::What;
 use crate::control::history::{Seen, Times, Totals};
 use crate::control::services::{Tally, tallies};
 use crate::control::view;
+use crate::control::workers::Timing;
 
 impl Hub {
     /// Ends the step of the history, if it is time.
@@ -57,7 +58,7 @@ impl Hub {
 
     fn totals(&self) -> Totals {
         let workers = &self.workers;
-        let (counts, _) = workers.histogram(|it| &it.first_byte_time);
+        let (counts, _) = workers.histogram(Timing::FirstByte);
         let mut times = Times::default();
         times.iter_mut().zip(counts).for_each(|(time, count)| *time = count);
         Totals {
